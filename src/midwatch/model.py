@@ -1,0 +1,278 @@
+"""The values that flow through Midwatch.
+
+All are frozen. Times are aware datetimes in UTC, durations are seconds, money is US
+dollars, sizes are bytes, shares are ratios between 0 and 1, unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from typing import Any, Literal
+
+Fact = str | int | float | bool | None
+Facts = Mapping[str, Fact]
+Json = dict[str, Any]
+
+
+class Severity(IntEnum):
+    """How urgent a ticket is; sorts with the most urgent first."""
+
+    CRITICAL = 0
+    WARNING = 1
+    INFO = 2
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+    @classmethod
+    def parse(cls, label: str) -> Severity:
+        """The severity called `label`; raises KeyError for an unknown one."""
+        return cls[label.upper()]
+
+
+class TicketStatus(StrEnum):
+    OPEN = "open"
+    ACKNOWLEDGED = "acknowledged"
+    DIAGNOSED = "diagnosed"
+    RESOLVED = "resolved"
+
+
+# ------------------------------------------------------------------ what is watched
+
+
+class Unit(StrEnum):
+    """What a limit and the values held against it are counted in."""
+
+    SECONDS = "seconds"
+    BYTES = "bytes"
+    RATIO = "ratio"
+    COUNT = "count"
+    NONE = ""  # the invariant has no limit: the subject itself says whether it holds
+
+
+@dataclass(frozen=True, slots=True)
+class Invariant:
+    """A condition that must hold on a subject, with everything that documents it.
+
+    `limit` is in `unit`. With `above` true the invariant is broken by a value greater than
+    the limit, else by a smaller one. It must be broken for `hold_for` seconds on end before a
+    ticket opens.
+    """
+
+    id: str
+    title: str
+    description: str
+    severity: Severity = Severity.WARNING
+    unit: Unit = Unit.NONE
+    limit: float | None = None
+    above: bool = True
+    hold_for: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What one observation says of one invariant on one component.
+
+    `holds` is given where the subject itself decides; where it is None, `value` is held
+    against the invariant's limit. `message` is the one line a ticket shows if the invariant
+    turns out to be broken. `facts` name what a playbook needs (a pid, a user, a query).
+    `severity` and `hold_for` take the place of the invariant's own where they are given.
+    """
+
+    invariant: str
+    component: str
+    message: str
+    value: float | None = None
+    holds: bool | None = None
+    facts: Facts = field(default_factory=dict)
+    severity: Severity | None = None
+    hold_for: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One look at a subject.
+
+    `covered` names the invariants whose whole state was seen: a component that has no signal
+    there is known to be well. "*" covers all of them. What is not covered is unknown, never
+    clear; `unavailable` says why, by invariant. `state` is what the next observation is compared with
+    (counters, sizes); it is kept across restarts and must be small and of JSON types.
+    """
+
+    signals: tuple[Signal, ...]
+    covered: frozenset[str]
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+    state: Json = field(default_factory=dict)
+
+    def covers(self, invariant: str) -> bool:
+        return invariant in self.covered or (
+            "*" in self.covered and invariant not in self.unavailable
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a ticket is about: at most one unresolved ticket exists per key."""
+
+    subject: str
+    invariant: str
+    component: str
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One observed break of an invariant on one component."""
+
+    key: Key
+    severity: Severity
+    message: str
+    value: float | None = None
+    limit: float | None = None
+    facts: Facts = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------ tickets
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The durable record of a violation until it clears.
+
+    `attempts`, `next_attempt_at` and `last_error` are those of its batch, the unit of
+    diagnosis. `seen` is true while the last good observation still showed the violation.
+    """
+
+    id: int
+    key: Key
+    severity: Severity
+    status: TicketStatus
+    held: bool
+    message: str
+    facts: Facts
+    first_seen_at: datetime
+    last_seen_at: datetime
+    occurrence_count: int
+    batch: int
+    seen: bool = True
+    flapping: bool = False
+    previous_id: int | None = None
+    acknowledged_at: datetime | None = None
+    acknowledged_by: str | None = None
+    resolved_at: datetime | None = None
+    resolution: str | None = None
+    first_aid: Json | None = None
+    diagnosis_id: int | None = None
+    attempts: int = 0
+    next_attempt_at: datetime | None = None
+    last_error: str | None = None
+
+    @property
+    def resolved(self) -> bool:
+        return self.status is TicketStatus.RESOLVED
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """One change of a ticket: who or what, from, to, why, when."""
+
+    ticket_id: int
+    at: datetime
+    actor: str
+    action: str
+    before: str | None
+    after: str | None
+    why: str
+
+
+# ------------------------------------------------------------------ evidence and diagnosis
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One numbered, redacted, size-bounded piece of text with its source and time.
+
+    `id` is "E1", "E2", … within its context. `available` is false where the source failed;
+    the text then says how.
+    """
+
+    id: str
+    title: str
+    source: str
+    at: datetime
+    text: str
+    available: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a diagnosis is made from: the tickets of a batch and the evidence, in order."""
+
+    tickets: tuple[Ticket, ...]
+    evidence: tuple[Evidence, ...]
+    gathered_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that an answer cost, as the API counts them."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cache_read_tokens + other.cache_read_tokens,
+            self.cache_write_tokens + other.cache_write_tokens,
+        )
+
+
+DiagnosisOutcome = Literal[
+    "running",  # the call is under way, or its daemon died before it ended
+    "lost",  # its daemon died or lost its claim before an answer was stored
+    "late",  # an answer came after the claim had passed to another; paid, not used
+    "answered",
+    "refused",
+    "cut",  # what a max_tokens answer still told
+    "error",  # the error is the diagnosis: no answer will come without a person
+    "retry",  # failed in a way that will be tried again
+]
+FINAL_OUTCOMES: frozenset[str] = frozenset({"answered", "refused", "cut", "error"})
+
+
+@dataclass(frozen=True, slots=True)
+class Grounded:
+    """How many of an answer's claims were found in the evidence they cite."""
+
+    verified: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """One stored attempt at diagnosing a batch; the answer is as `midwatch.answer` has it."""
+
+    id: int
+    batch: int
+    outcome: DiagnosisOutcome
+    model: str
+    prompt_version: str
+    started_at: datetime
+    finished_at: datetime | None = None
+    answer: Json | None = None
+    markdown: str | None = None
+    confidence: str | None = None
+    grounded: Grounded | None = None
+    usage: Usage = Usage()
+    cost_usd: float = 0.0
+    error: str | None = None
+    request_id: str | None = None
+    evidence: tuple[Evidence, ...] = ()
+    explains: tuple[int, ...] = ()

@@ -1,0 +1,1 @@
+"""Secrets out of text: known values and known shapes, over whole strings."""

@@ -1,0 +1,123 @@
+"""Durations, sizes and shares as people write them, and back again."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+from .model import Unit
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+
+
+def parse_duration(value: object) -> float:
+    """Seconds in `10s`, `1h30m`, `500ms`, `2d`, a number of seconds or a timedelta.
+
+    Raises ValueError for anything else, negative durations included.
+    """
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        text = str(value).strip().lower()
+        parts = _DURATION.findall(text)
+        if parts and not _DURATION.sub("", text).strip():
+            seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+        else:
+            try:
+                seconds = float(text)
+            except ValueError:
+                raise ValueError(
+                    f"{value!r} is no duration; write it like 10s, 5m or 1h30m"
+                ) from None
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{value!r} is no duration from 0 upwards")
+    return seconds
+
+
+def parse_size(value: object) -> float:
+    """Bytes in `512MB` (powers of 1000), `512MiB` (of 1024) or a number of bytes."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    match = _SIZE.fullmatch(str(value).strip())
+    if not match:
+        raise ValueError(f"{value!r} is no size; write it like 500MB or 2GiB")
+    number, prefix, binary = match.groups()
+    base = 1024.0 if binary else 1000.0
+    return float(number) * base ** _POWERS[prefix.lower()]
+
+
+def parse_ratio(value: object) -> float:
+    """A ratio in `90%` or 0.9."""
+    try:
+        if isinstance(value, str) and value.strip().endswith("%"):
+            return float(value.strip()[:-1]) / 100
+        return float(str(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is no share; write it like 90% or 0.9") from None
+
+
+def parse_limit(value: object, unit: Unit) -> float:
+    """A limit written by a person, in `unit`. Raises ValueError with an example of the right form."""
+    if unit is Unit.SECONDS:
+        return parse_duration(value)
+    if unit is Unit.BYTES:
+        return parse_size(value)
+    if unit is Unit.RATIO:
+        return parse_ratio(value)
+    try:
+        return float(str(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is no number") from None
+
+
+def format_duration(seconds: float) -> str:
+    """`850ms`, `4.2s`, `3m 20s`, `2h 5m`, `3d 4h`: two parts at most."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 10:
+        return f"{seconds:.1f}s".replace(".0s", "s")
+    total = round(seconds)
+    if total < 60:
+        return f"{total}s"
+    parts: list[str] = []
+    for name, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, total = divmod(total, size)
+        if count or parts:
+            parts.append(f"{count}{name}" if count else "")
+        if len(parts) == 2:
+            break
+    return " ".join(part for part in parts if part)
+
+
+def format_size(size: float) -> str:
+    """`640 B`, `1.5 MB`, in powers of 1000."""
+    for prefix in ("B", "kB", "MB", "GB", "TB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} B" if prefix == "B" else f"{size:.1f} {prefix}"
+        size /= 1000
+    return f"{size:.1f} PB"
+
+
+def format_value(value: float, unit: Unit) -> str:
+    """A value as a person reads it, with its unit."""
+    if unit is Unit.SECONDS:
+        return format_duration(value)
+    if unit is Unit.BYTES:
+        return format_size(value)
+    if unit is Unit.RATIO:
+        return f"{value:.0%}" if value >= 0.01 or value == 0 else f"{value:.2%}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+
+
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
+"""A duration setting, in seconds once read."""
+Bytes = Annotated[float, BeforeValidator(parse_size)]
+Ratio = Annotated[float, BeforeValidator(parse_ratio)]
