@@ -144,6 +144,7 @@ class Ticket:
 
     `attempts`, `next_attempt_at` and `last_error` are those of its batch, the unit of
     diagnosis. `seen` is true while the last good observation still showed the violation.
+    `first_seen_at` is before `opened_at` where the invariant had to be broken for a while.
     """
 
     id: int
@@ -154,6 +155,7 @@ class Ticket:
     message: str
     facts: Facts
     first_seen_at: datetime
+    opened_at: datetime
     last_seen_at: datetime
     occurrence_count: int
     batch: int

@@ -45,9 +45,10 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A violation that becomes a ticket."""
+    """A violation that becomes a ticket; it was first seen `seen_for` seconds ago."""
 
     violation: Violation
+    seen_for: float = 0.0
     previous_id: int | None = None
     flapping: bool = False
 
@@ -234,7 +235,7 @@ class Store(Protocol):
         """Take up to `limit` due batches: critical first, then oldest first."""
         ...
 
-    async def renew(self, token: str, *, lease: float) -> bool:
+    async def renew(self, claim: Claim, *, lease: float) -> bool:
         """Prolong the lease; false when the claim is no longer ours."""
         ...
 

@@ -1,0 +1,206 @@
+"""Where transactions run: SQLite on a thread of its own, PostgreSQL on an async pool.
+
+The statements are written once, as plain functions of a `Connection`. On SQLite a whole
+transaction is one hop to a thread, where the async adapter would need one for every cursor
+call (docs/architecture.md has the figures).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from ..errors import SettingsError, StoreUnavailable
+from .translation import translated
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SQLITE_BUSY_SECONDS = 3.0
+POSTGRES_SECONDS = 10.0
+"""Longest statement; a connection is given half of it to be made."""
+
+
+class Transactions(Protocol):
+    """Runs functions of a connection, each in one transaction."""
+
+    dialect: str
+
+    async def run(
+        self,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T: ...
+
+    async def close(self) -> None: ...
+
+
+def parse_database(database: str) -> URL:
+    """The URL of a supported database. Raises SettingsError that never shows a password."""
+    hint = "write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+    try:
+        url = make_url(database)
+    except (ArgumentError, ValueError):
+        raise SettingsError("is no database URL", path="database", hint=hint) from None
+    kind = url.get_backend_name()
+    if kind == "sqlite":
+        return url.set(drivername="sqlite")
+    if kind in ("postgresql", "postgres"):
+        return url.set(drivername="postgresql+psycopg")
+    raise SettingsError(
+        f"{kind} is not a supported database", path="database", hint=hint
+    )
+
+
+def open_transactions(url: URL) -> Transactions:
+    """The right way to run transactions on this database. Does not connect yet."""
+    if url.get_backend_name() == "sqlite":
+        return SqliteTransactions(url)
+    return PostgresTransactions(url)
+
+
+class SqliteTransactions:
+    """Every transaction begins immediate: one that reads first and writes later would fail
+    with BUSY_SNAPSHOT whatever the time-out."""
+
+    dialect = "sqlite"
+
+    def __init__(self, url: URL) -> None:
+        self._file = url.database if url.database not in (None, "", ":memory:") else ""
+        self.engine = sqlite_engine(url)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="midwatch-sqlite")
+        self._lock = threading.Lock()
+
+    async def run(
+        self,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        call = self.call_later(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def call_later(
+        self,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Callable[[], T]:
+        def call() -> T:
+            with translated(self._file), self._lock, self.engine.begin() as connection:
+                return function(connection, *args, **kwargs)
+
+        return call
+
+    async def close(self) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._thread, self.engine.dispose)
+        self._thread.shutdown(wait=True)
+
+
+def sqlite_engine(url: URL) -> Engine:
+    """A synchronous SQLite engine with our pragmas. The file is made readable by its owner only."""
+    memory = url.database in (None, "", ":memory:")
+    options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
+    engine = create_engine(
+        url,
+        connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False},
+        **options,
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def before(dialect: Any, record: Any, args: Any, kwargs: Any) -> None:
+        if not memory and url.database is not None:
+            _create_private(url.database)
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # begin is ours, see below
+        cursor = connection.cursor()
+        if not memory:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _create_private(path: str) -> None:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    except OSError as error:
+        raise StoreUnavailable(
+            f"cannot open the database file {path}: {error.strerror}",
+            hint="its folder must exist and be writable",
+        ) from error
+
+
+class PostgresTransactions:
+    """A small pool; connections are checked before use, so a restarted server is no event."""
+
+    dialect = "postgresql"
+
+    def __init__(self, url: URL) -> None:
+        self._url = url
+        self._engine: AsyncEngine | None = None
+
+    @property
+    def engine(self) -> AsyncEngine:
+        if self._engine is None:
+            from sqlalchemy.ext.asyncio import create_async_engine
+
+            milliseconds = int(POSTGRES_SECONDS * 1000)
+            self._engine = create_async_engine(
+                self._url,
+                pool_size=4,
+                max_overflow=4,
+                pool_timeout=POSTGRES_SECONDS,
+                pool_pre_ping=True,
+                connect_args={
+                    "connect_timeout": int(POSTGRES_SECONDS / 2),
+                    "application_name": "midwatch",
+                    "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds // 2}"
+                    f" -c idle_in_transaction_session_timeout={milliseconds * 3}",
+                    "tcp_user_timeout": milliseconds,
+                },
+            )
+        return self._engine
+
+    async def run(
+        self,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        with translated():
+            try:
+                async with asyncio.timeout(2 * POSTGRES_SECONDS):
+                    async with self.engine.begin() as connection:
+                        return await connection.run_sync(function, *args, **kwargs)
+            except TimeoutError as error:
+                raise StoreUnavailable("the database did not answer in time") from error
+
+    async def close(self) -> None:
+        if self._engine is not None:
+            try:
+                await self._engine.dispose()
+            except SQLAlchemyError:
+                pass  # the connections are gone with the server

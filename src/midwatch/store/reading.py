@@ -1,0 +1,184 @@
+"""What people and daemons read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from statistics import median
+from typing import Any
+
+from sqlalchemy import and_, func, or_, select
+
+from ..errors import NotFound
+from ..model import AuditRow, Diagnosis, Ticket, TicketStatus, Usage
+from .protocol import Past, Stats, TicketFilter
+from .rows import (
+    RESOLVED_BY_OBSERVATION,
+    diagnosis_of,
+    select_diagnoses,
+    select_tickets,
+    ticket_of,
+    usage_of,
+)
+from .schema import audit, diagnoses, diagnosis_tickets, tickets
+from .work import Work
+
+
+def ticket(work: Work, ticket_id: int) -> Ticket:
+    row = work.one(select_tickets().where(tickets.c.id == ticket_id))
+    if row is None:
+        raise NotFound(
+            f"there is no ticket {ticket_id}", hint="see `midwatch tickets list --all`"
+        )
+    return ticket_of(row)
+
+
+def list_tickets(work: Work, query: TicketFilter) -> list[Ticket]:
+    statement = select_tickets().order_by(
+        tickets.c.severity, tickets.c.opened_at, tickets.c.id
+    )
+    if not query.statuses:
+        # The newest history matters most; the open ones are worked through oldest first.
+        statement = select_tickets().order_by(
+            tickets.c.opened_at.desc(), tickets.c.id.desc()
+        )
+    elif TicketStatus.RESOLVED not in query.statuses:
+        statement = statement.where(tickets.c.status != TicketStatus.RESOLVED.value)
+    if query.statuses:
+        statement = statement.where(tickets.c.status.in_(list(query.statuses)))
+    if query.subject is not None:
+        statement = statement.where(tickets.c.subject == query.subject)
+    if query.severity is not None:
+        statement = statement.where(tickets.c.severity == query.severity)
+    if query.batch is not None:
+        statement = statement.where(tickets.c.batch_id == query.batch)
+    return list(map(ticket_of, work.all(statement.limit(query.limit))))
+
+
+def history(work: Work, ticket_id: int) -> list[AuditRow]:
+    rows = work.all(
+        select(audit).where(audit.c.ticket_id == ticket_id).order_by(audit.c.id)
+    )
+    if not rows:
+        ticket(work, ticket_id)
+    return [
+        AuditRow(
+            row.ticket_id, row.at, row.actor, row.action, row.before, row.after, row.why
+        )
+        for row in rows
+    ]
+
+
+def diagnosis(work: Work, diagnosis_id: int) -> Diagnosis:
+    row = work.one(select_diagnoses().where(diagnoses.c.id == diagnosis_id))
+    if row is None:
+        raise NotFound(f"there is no diagnosis {diagnosis_id}")
+    return diagnosis_of(row)
+
+
+def list_diagnoses(work: Work, ticket_id: int) -> list[Diagnosis]:
+    link = diagnosis_tickets.c
+    rows = work.all(
+        select_diagnoses()
+        .join(diagnosis_tickets, link.diagnosis_id == diagnoses.c.id)
+        .where(link.ticket_id == ticket_id)
+        .order_by(diagnoses.c.id)
+    )
+    return list(map(diagnosis_of, rows))
+
+
+def past(work: Work, about: Sequence[Ticket], limit: int) -> list[Past]:
+    """Resolved tickets that somebody learnt from: diagnosed with an answer, or resolved by hand."""
+    if not about:
+        return []
+    subject = about[0].key.subject
+    keys = {(ticket.key.invariant, ticket.key.component) for ticket in about}
+    invariants = {ticket.key.invariant for ticket in about}
+    rows = work.all(
+        select_tickets()
+        .add_columns(diagnoses.c.answer)
+        .outerjoin(
+            diagnoses,
+            and_(
+                diagnoses.c.id == tickets.c.diagnosis_id,
+                diagnoses.c.outcome == "answered",
+            ),
+        )
+        .where(
+            tickets.c.status == TicketStatus.RESOLVED.value,
+            tickets.c.invariant.in_(invariants),
+            or_(
+                diagnoses.c.id.is_not(None),
+                tickets.c.resolution != RESOLVED_BY_OBSERVATION,
+            ),
+        )
+        .order_by(
+            (tickets.c.subject == subject).desc(),
+            tickets.c.opened_at.desc(),
+            tickets.c.id.desc(),
+        )
+        .limit(limit * 4)
+    )
+    found = [_past_of(row, subject, keys) for row in rows]
+    return sorted(found, key=lambda past: not past.same_key)[:limit]
+
+
+def _past_of(row: Any, subject: str, keys: set[tuple[str, str]]) -> Past:
+    answer = row.answer or {}
+    same = row.subject == subject and (row.invariant, row.component) in keys
+    return Past(ticket_of(row), answer.get("summary"), answer.get("root_cause"), same)
+
+
+def stats(work: Work, within: float) -> Stats:
+    since = work.now - timedelta(seconds=within)
+    rows = work.all(
+        select(
+            tickets.c.first_seen_at,
+            tickets.c.opened_at,
+            tickets.c.resolved_at,
+            tickets.c.status,
+            diagnoses.c.finished_at,
+            diagnoses.c.outcome,
+        )
+        .outerjoin(diagnoses, diagnoses.c.id == tickets.c.diagnosis_id)
+        .where(tickets.c.opened_at > since)
+    )
+    calls = work.all(
+        select(
+            diagnoses.c.outcome,
+            func.count().label("calls"),
+            *(func.sum(diagnoses.c[name]).label(name) for name in _SUMS),
+        )
+        .where(diagnoses.c.started_at > since)
+        .group_by(diagnoses.c.outcome)
+    )
+    resolved = [row for row in rows if row.status == TicketStatus.RESOLVED]
+    return Stats(
+        since=since,
+        opened=len(rows),
+        unresolved=len(rows) - len(resolved),
+        resolved=len(resolved),
+        outcomes=Counter({row.outcome: row.calls for row in calls}),
+        to_detect=_median(row.opened_at - row.first_seen_at for row in rows),
+        to_diagnose=_median(
+            row.finished_at - row.opened_at for row in rows if row.outcome == "answered"
+        ),
+        to_resolve=_median(row.resolved_at - row.opened_at for row in resolved),
+        usage=sum((usage_of(row) for row in calls), Usage()),
+        cost_usd=sum(row.cost_usd for row in calls),
+    )
+
+
+_SUMS = (
+    "input_tokens",
+    "output_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "cost_usd",
+)
+
+
+def _median(spans: Any) -> float | None:
+    seconds = [span.total_seconds() for span in spans]
+    return median(seconds) if seconds else None

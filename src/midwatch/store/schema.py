@@ -1,0 +1,252 @@
+"""The tables, as both databases have them.
+
+Instants are ``timestamptz`` on PostgreSQL and whole milliseconds since 1970 on SQLite, where
+comparing integers is exact and cheap.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
+from sqlalchemy.types import TypeEngine
+
+REVISION = "0001"
+"""The migration that makes the database what these tables say."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware datetime in UTC."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(TIMESTAMP(timezone=True))
+        return dialect.type_descriptor(BigInteger())
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return (value - _EPOCH) // _MILLISECOND
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if isinstance(value, datetime):
+            return value.astimezone(UTC)
+        return _EPOCH + int(value) * _MILLISECOND
+
+
+_NOW = {
+    "postgresql": text("SELECT clock_timestamp()"),
+    # SQLite 3.40 has no unixepoch('subsec'); both parts are of the same moment.
+    "sqlite": text(
+        "SELECT CAST(strftime('%s','now') AS INTEGER) * 1000"
+        " + CAST(substr(strftime('%f','now'), 4) AS INTEGER)"
+    ),
+}
+
+
+def database_now(connection: Connection) -> datetime:
+    """The database's own clock."""
+    value = connection.scalar(_NOW[connection.dialect.name])
+    if isinstance(value, datetime):
+        return value.astimezone(UTC)
+    return _EPOCH + int(value or 0) * _MILLISECOND
+
+
+Document = JSON().with_variant(JSONB(), "postgresql")
+Id = BigInteger().with_variant(Integer(), "sqlite")
+metadata = MetaData()
+
+subjects = Table(
+    "subjects",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("revision", Integer, nullable=False, default=0),
+    # Good looks so far. A ticket that is seen all the time derives its count from it, so a
+    # cycle in which nothing changed writes one row.
+    Column("cycle", Integer, nullable=False, default=0),
+    Column("failures", Integer, nullable=False, default=0),
+    Column("last_error", Text),
+    Column("last_good_at", Instant),
+    Column("last_look_at", Instant),
+    Column("state", Document, nullable=False, default=dict),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("subject", Text, nullable=False),
+    Column("severity", Integer, nullable=False),
+    Column("opened_at", Instant, nullable=False),
+    Column("queued", Boolean, nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_attempt_at", Instant),
+    Column("last_error", Text),
+    Column("claim_holder", Text),
+    Column("claim_token", Text),
+    Column("claim_until", Instant),
+)
+Index(
+    "batches_queue",
+    batches.c.severity,
+    batches.c.opened_at,
+    batches.c.id,
+    sqlite_where=text("queued"),
+    postgresql_where=text("queued"),
+)
+Index("batches_subject", batches.c.subject, batches.c.id)
+
+tickets = Table(
+    "tickets",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("subject", Text, nullable=False),
+    Column("invariant", Text, nullable=False),
+    Column("component", Text, nullable=False),
+    Column("severity", Integer, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("held", Boolean, nullable=False, default=False),
+    Column("message", Text, nullable=False),
+    Column("facts", Document, nullable=False),
+    Column("first_seen_at", Instant, nullable=False),
+    Column("opened_at", Instant, nullable=False),
+    Column("last_seen_at", Instant, nullable=False),
+    Column("occurrence_count", Integer, nullable=False),
+    # The subject's cycle at which the two columns above were written, while the violation
+    # is seen without a break; null otherwise.
+    Column("seen_cycle", Integer),
+    Column("flapping", Boolean, nullable=False, default=False),
+    Column("previous_id", Id),
+    Column("batch_id", Id, ForeignKey("batches.id"), nullable=False),
+    Column("acknowledged_at", Instant),
+    Column("acknowledged_by", Text),
+    Column("resolved_at", Instant),
+    Column("resolution", Text),
+    Column("first_aid", Document),
+    Column("diagnosis_id", Id),
+)
+_UNRESOLVED = text("status <> 'resolved'")
+Index(
+    "tickets_one_unresolved_per_key",
+    tickets.c.subject,
+    tickets.c.invariant,
+    tickets.c.component,
+    unique=True,
+    sqlite_where=_UNRESOLVED,
+    postgresql_where=_UNRESOLVED,
+)
+Index(
+    "tickets_unresolved",
+    tickets.c.severity,
+    tickets.c.opened_at,
+    tickets.c.id,
+    sqlite_where=_UNRESOLVED,
+    postgresql_where=_UNRESOLVED,
+)
+Index("tickets_batch", tickets.c.batch_id)
+Index("tickets_past", tickets.c.invariant, tickets.c.subject, tickets.c.opened_at)
+Index("tickets_opened", tickets.c.opened_at)
+
+diagnoses = Table(
+    "diagnoses",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("batch_id", Id, ForeignKey("batches.id"), nullable=False),
+    Column("token", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("prompt_version", Text, nullable=False),
+    Column("started_at", Instant, nullable=False),
+    Column("finished_at", Instant),
+    Column("answer", Document),
+    Column("markdown", Text),
+    Column("confidence", Text),
+    Column("verified_claims", Integer),
+    Column("total_claims", Integer),
+    Column("input_tokens", Integer, nullable=False, default=0),
+    Column("output_tokens", Integer, nullable=False, default=0),
+    Column("cache_read_tokens", Integer, nullable=False, default=0),
+    Column("cache_write_tokens", Integer, nullable=False, default=0),
+    # While the call runs: its worst case, set aside from the day's budget.
+    Column("cost_usd", Float, nullable=False),
+    Column("error", Text),
+    Column("request_id", Text),
+    Column("evidence", Document, nullable=False),
+    Column("explains", Document, nullable=False),
+)
+Index("diagnoses_batch", diagnoses.c.batch_id)
+Index("diagnoses_started", diagnoses.c.started_at)
+
+diagnosis_tickets = Table(
+    "diagnosis_tickets",
+    metadata,
+    Column("diagnosis_id", Id, ForeignKey("diagnoses.id"), primary_key=True),
+    Column("ticket_id", Id, ForeignKey("tickets.id"), primary_key=True),
+)
+Index("diagnosis_tickets_ticket", diagnosis_tickets.c.ticket_id)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("ticket_id", Id, ForeignKey("tickets.id"), nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("before", Text),
+    Column("after", Text),
+    Column("why", Text, nullable=False),
+)
+Index("audit_ticket", audit.c.ticket_id, audit.c.id)
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("until", Instant, nullable=False),
+    Column("set_at", Instant, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+)
+
+spending = Table(
+    "spending",
+    metadata,
+    Column("day", Text, primary_key=True),  # 2026-11-21, in UTC
+    Column("usd", Float, nullable=False),
+)
+
+daemons = Table(
+    "daemons",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("beat_at", Instant, nullable=False),
+    Column("info", Document, nullable=False),
+)
