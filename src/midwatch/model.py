@@ -6,6 +6,8 @@ dollars, sizes are bytes, shares are ratios between 0 and 1, unless a name says 
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +17,15 @@ from typing import Any, Literal
 Fact = str | int | float | bool | None
 Facts = Mapping[str, Fact]
 Json = dict[str, Any]
+_UNKEEPABLE = re.compile("[\x00\ud800-\udfff]")
+_KEY_BYTES = 800  # three of them must fit one index entry of PostgreSQL, 2704 bytes
+
+
+def keepable(text: str) -> str:
+    """`text` as every database can keep it: NUL and lone surrogates become U+FFFD."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return _UNKEEPABLE.sub("\ufffd", text)
 
 
 class Severity(IntEnum):
@@ -121,6 +132,23 @@ class Key:
     subject: str
     invariant: str
     component: str
+
+    def __post_init__(self) -> None:
+        # A key that changed on its way through a store would never be found again.
+        for name in ("subject", "invariant", "component"):
+            part = getattr(self, name)
+            if len(part) > _KEY_BYTES // 4 or not part.isascii() or "\0" in part:
+                object.__setattr__(self, name, _key_part(part))
+
+
+def _key_part(text: str) -> str:
+    """Keepable and short; two long ones stay different when they are cut."""
+    clean = keepable(text)
+    data = clean.encode()
+    if len(data) <= _KEY_BYTES:
+        return clean
+    start = data[: _KEY_BYTES - 20].decode(errors="ignore")
+    return f"{start}…~{hashlib.sha256(data).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,397 @@
-"""Secrets out of text: known values and known shapes, over whole strings."""
+"""Secrets out of text: known values and known shapes, over whole strings.
+
+Redact before shortening: half a secret has no shape. Every pattern here takes linear time on
+any input: it starts at a fixed word, its repetitions are possessive or bounded, and no two
+starts scan the same stretch. What is hidden becomes ``[redacted:<label>]``; a second run
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from datetime import date
+from html import escape
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+SHORTEST_KNOWN = 6
+"""Known values of fewer characters are ignored: they would shred ordinary text."""
+DEEPEST = 60
+"""Levels of nesting that `Redactor.value` follows; what lies deeper is hidden."""
+_PASSES = 6  # a hidden value can uncover a neighbour; two passes are the rule
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """A secret's shape. A text that has it contains one of `hints` in lower case."""
+
+    hints: tuple[str, ...]
+    pattern: re.Pattern[str]
+    replace: Callable[[re.Match[str]], str]
+
+
+def _marker(label: str) -> str:
+    return f"[redacted:{label}]"
+
+
+# ------------------------------------------------------------------ tokens that show by themselves
+
+_TOKENS: tuple[tuple[str, str, str], ...] = (  # label, hint, pattern
+    ("anthropic-key", "sk-ant-", r"sk-ant-[\w-]{8,}+"),
+    # A stretch of 16 without a dash, and a digit, tell a key from a name with dashes.
+    (
+        "api-key",
+        "sk-",
+        r"sk-(?=[\w-]{0,200}[0-9])(?:[A-Za-z0-9]{1,12}-){0,3}[A-Za-z0-9_]{16}[\w-]*+",
+    ),
+    ("aws-key-id", "akia", r"AKIA[A-Z0-9]{16}(?![A-Za-z0-9])"),
+    ("aws-key-id", "asia", r"ASIA[A-Z0-9]{16}(?![A-Za-z0-9])"),
+    ("github-token", "gh", r"gh[pousr]_[A-Za-z0-9]{20,}+"),
+    ("github-token", "github_pat_", r"github_pat_[A-Za-z0-9_]{20,}+"),
+    ("gitlab-token", "gl", r"gl(?:pat|ptt|dt|rt|cbt|soat|ft|agent)-[\w.-]{16,}+"),
+    ("slack-token", "xox", r"xox[a-z](?:\.[a-z]{4})?-[A-Za-z0-9-]{10,}+"),
+    ("slack-token", "xapp-", r"xapp-[0-9]-[A-Za-z0-9-]{10,}+"),
+    (
+        "slack-webhook",
+        "hooks.slack.com",
+        r"hooks\.slack\.com/(?:services|workflows)/[\w/-]{8,}+",
+    ),
+    ("google-key", "aiza", r"AIza[\w-]{35,}+"),
+    ("google-token", "ya29.", r"ya29\.[\w-]{20,}+"),
+    ("stripe-key", "k_live_", r"[sr]k_live_[A-Za-z0-9]{10,}+"),
+    ("stripe-key", "k_test_", r"[sr]k_test_[A-Za-z0-9]{10,}+"),
+    ("stripe-key", "whsec_", r"whsec_[A-Za-z0-9+/]{16,}+"),
+    ("npm-token", "npm_", r"npm_[A-Za-z0-9]{30,}+"),
+    ("pypi-token", "pypi-", r"pypi-AgE[\w-]{20,}+"),
+    ("vault-token", "hv", r"hv[sbr]\.[\w-]{20,}+"),
+    ("sendgrid-key", "sg.", r"SG\.[\w-]{16,64}\.[\w-]{16,}+"),
+    ("huggingface-token", "hf_", r"hf_[A-Za-z0-9]{30,}+"),
+    ("docker-token", "dckr_", r"dckr_[ps]at_[\w-]{20,}+"),
+    ("digitalocean-token", "_v1_", r"do[opr]_v1_[a-f0-9]{40,}+"),
+    ("jwt", "eyj", r"eyJ[\w-]{8,}+\.[\w-]{8,}+(?:\.[\w-]*+){0,3}"),
+)
+_LABELS = {label for label, _, _ in _TOKENS} | {
+    "authorization",
+    "cookie",
+    "password",
+    "private-key",
+    "secret",
+    "token",
+    "url-password",
+}
+# Only our own labels count as hidden already; text that merely looks so does not.
+_MARKER = rf"\[redacted:(?:{'|'.join(sorted(_LABELS))})\]"
+# One start per run of such characters, so that a long run is scanned once. A JSON escape or
+# a percent code right before it ends with a letter, but is no part of the run.
+_LEFT = r"(?:(?<![\w-])|(?<=\\[nrt])|(?<=%[0-9A-Fa-f]{2}))"
+
+
+def _constant(label: str) -> Callable[[re.Match[str]], str]:
+    return lambda match: _marker(label)
+
+
+def _token_shapes() -> Iterator[_Shape]:
+    for label, hint, pattern in _TOKENS:
+        # Letters first, the look behind second: only so does the search skip ahead quickly.
+        first = re.match(r"\[\w+\]|\w", pattern)
+        assert first is not None
+        ahead = rf"(?={first[0]}){_LEFT}{pattern}"
+        yield _Shape((hint,), re.compile(ahead, re.ASCII), _constant(label))
+
+
+# ------------------------------------------------------------------ keys, addresses, headers
+
+_PEM = re.compile(
+    r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"
+    # Either all up to its end mark, or what looks like the beginning of a key cut short.
+    r"(?:[^-]*+(?:-(?!----)[^-]*+)*+-----END [A-Z0-9 ]{1,60}-----"
+    r"|(?:(?:\s|\\+[nr])*+[A-Za-z0-9+/=]{20,}+)*+)"
+)
+# The authority up to its last "@"; or, with a slash in the password, up to the next "@",
+# unless what stands there is a port.
+_URL = re.compile(
+    rf"(://(?:{_MARKER}|(?!{_MARKER})[^\s/?#:@\"'<>]){{0,200}}:)"
+    r"(?:(?:[^\s/?#@\"'<>]*+@)++(?<!:@)"
+    r"|(?!\d{1,5}[/?#])(?:[^\s@/\"'<>]|/(?!/))++@)"
+)
+# Values that speak of a secret without being one, and placeholders.
+_ORDINARY = (
+    r"(?!(?:null|none|nil|true|false|yes|no|on|off|undefined|unset|empty|missing|invalid"
+    r"|expired|required|rejected|denied|unknown|unexpected|incorrect|wrong|failed|failure"
+    r"|changed|authentication|scram-sha-256|md5|not|is|was|are|in|at|near|and|or|for|of|from"
+    r"|by|to|the|an?|\$\d{1,3}|%s|\?|\*{3,}|x{4,}|<[\w -]{1,40}>)[,;.:!?)}\]\"']{0,3}(?:\s|$)"
+    r"|\$\{|\$\()"
+)
+_TO_VALUE = r"\\{0,8}[\"']?[ \t]{0,4}[:=][ \t]{0,4}\\{0,8}[\"']?"
+_AUTHORIZATION = re.compile(
+    rf"([aA](?i:uthorization){_TO_VALUE})(?i:"
+    rf"((?:bearer|basic|token|apikey|negotiate|ntlm)[ \t]{{1,4}}){_ORDINARY}[^\s\"'\\,;]++"
+    r"|((?:digest|aws4-hmac-sha256)[ \t]{1,4})[^\r\n\"'\\]++"
+    r"|(?=[\w.~+/-]{0,200}[0-9])[\w.~+/-]{12,}+={0,3})"
+)
+_BEARER = re.compile(
+    r"([bB](?<![\w-].)(?i:earer)[ \t]{1,4})(?=[\w.~+/-]{0,60}[0-9])[\w.~+/-]{8,}+={0,3}"
+)
+_BASIC = re.compile(r"([bB](?<![\w-].)(?i:asic)[ \t]{1,4})([A-Za-z0-9+/_-]{6,}+)={0,3}")
+_COOKIE = re.compile(rf"([cC](?i:ookie){_TO_VALUE})(?=[\w.-]{{1,80}}=)[^\r\n\"'\\]++")
+
+
+def _url(match: re.Match[str]) -> str:
+    return f"{match[1]}{_marker('url-password')}@"
+
+
+def _authorization(match: re.Match[str]) -> str:
+    scheme = match[2] or match[3] or ""
+    return f"{match[1]}{scheme}{_marker('authorization')}"
+
+
+def _bearer(match: re.Match[str]) -> str:
+    return match[1] + _marker("authorization")
+
+
+def _basic(match: re.Match[str]) -> str:
+    """Only what decodes to user:password; "Basic authentication failed" stays."""
+    token = match[2].replace("-", "+").replace("_", "/")
+    try:
+        decoded = base64.b64decode(token + "=" * (-len(token) % 4))
+    except binascii.Error:
+        return match[0]
+    return match[1] + _marker("authorization") if b":" in decoded else match[0]
+
+
+def _cookie(match: re.Match[str]) -> str:
+    return match[1] + _marker("cookie")
+
+
+# ------------------------------------------------------------------ key=value
+
+# A key names a secret by its end: password_encryption, max_tokens and secretName do not. The
+# class in front lets the search skip ahead.
+_KEY = (
+    r"(?P<key>[acepstACEPST](?i:(?<=p)(?:ass(?:word|wd|phrase|wort)|wd)|(?<=[_-]p)ass"
+    r"|(?<=t)oken|(?<=c)redentials?|(?<=s)ecret(?:[_-]?(?:access[_-]?)?key(?:_base)?)?"
+    r"|(?:(?<=a)(?:ccess|ccount|pi|uth)|(?<=e)ncryption|(?<=p)rivate|(?<=s)(?:ession|igning))"
+    r"[_-]?key))"
+)
+# What encloses or separates ends a value only where the text goes on as if it did: a
+# password may contain any of these.
+_STOP = r"(?:[\"'`,;&)}\]|](?=\s|$|[\"'`,;&:>)}\]|]|[\w.-]{1,40}=)|</|\\+[\"'nrt])"
+_PLAIN = rf"(?:(?!{_STOP})\S)++"
+_VALUE = (
+    rf"(?P<value>{_MARKER}(?:{_PLAIN})?"
+    r"|(?P<deep>\\{1,8}[\"'])(?:[^\"'\\\r\n]|\\(?!\\*[\"']))*+(?:\\{1,8}[\"'])?"
+    r"|\"(?:[^\"\\\r\n]|\\.)*+\"?|[eE]?'(?:[^'\\\r\n]|\\.|'')*+'?"
+    r"|\w{1,40}\(\s{0,3}[eE]?'(?:[^'\\\r\n]|\\.|'')*+'?"  # crypt('…'
+    rf"|(?![\[{{(,;&|)}}\]]){_PLAIN})"
+)
+_PAIR = re.compile(
+    rf"{_KEY}(?P<between>\\{{0,8}}[\"'`]?\s{{0,3}}(?:=>|:=|==?|:)\s{{0,3}}(?![=:])"
+    r"|(?<=[dD])\s{1,3}(?=[eE]?')"  # ALTER ROLE … PASSWORD '…'
+    rf"|>(?=[^<>\s]{{1,500}}</))(?i:{_ORDINARY}){_VALUE}"
+)
+_OPTION = re.compile(
+    rf"-(?<!\S-)-?(?:[A-Za-z0-9]{{1,20}}[_-]){{0,3}}{_KEY}"
+    rf"(?P<between>[ \t]{{1,3}})(?!-)(?i:{_ORDINARY}){_VALUE}"
+)
+_KEY_HINTS = ("pass", "pwd", "token", "credential", "secret", "key")
+_HIDDEN = re.compile(rf"{_MARKER}|(?:\\*[\"']|[eE]')(?:{_MARKER})?(?:\\*[\"'])?")
+
+
+def _label_of(key: str) -> str:
+    key = key.lower()
+    if "pass" in key or "pwd" in key:
+        return "password"
+    if "token" in key:
+        return "token"
+    return "api-key" if key.endswith("key") and "secret" not in key else "secret"
+
+
+def _pair(match: re.Match[str]) -> str:
+    """The key and the quotes stay, what they hold goes."""
+    key, value = match["key"], match["value"]
+    directory = key.lower() == "pwd" and value.startswith(("/", "~"))
+    if directory or _HIDDEN.fullmatch(value):
+        return match[0]
+    before = match[0][: match.start("value") - match.start()]
+    opening = re.match(r"\\*[\"']|[eE]'", value)
+    closing = re.search(r"\\{0,8}[\"']$", value[opening.end() :]) if opening else None
+    quotes = (opening[0] if opening else "", closing[0] if closing else "")
+    return before + _marker(_label_of(key)).join(quotes)
+
+
+_SHAPES: tuple[_Shape, ...] = (
+    _Shape(("private key",), _PEM, _constant("private-key")),
+    _Shape(("://",), _URL, _url),
+    *_token_shapes(),
+    _Shape(("authorization",), _AUTHORIZATION, _authorization),
+    _Shape(("bearer",), _BEARER, _bearer),
+    _Shape(("basic",), _BASIC, _basic),
+    _Shape(("cookie",), _COOKIE, _cookie),
+    _Shape(_KEY_HINTS, _PAIR, _pair),
+    _Shape(_KEY_HINTS, _OPTION, _pair),
+)
+
+# ------------------------------------------------------------------ known values
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """The ways in which a known value is written down elsewhere."""
+    yield secret
+    for encoded in (quote(secret, safe=""), quote(secret), quote_plus(secret)):
+        yield encoded
+        yield re.sub(r"%[0-9A-F]{2}", lambda code: code[0].lower(), encoded)
+    yield json.dumps(secret)[1:-1]
+    yield json.dumps(secret, ensure_ascii=False)[1:-1]
+    yield escape(secret)
+    yield secret.replace("'", "''")
+    yield from _base64_forms(secret.encode("utf-8", "surrogatepass"))
+
+
+def _base64_forms(secret: bytes) -> Iterator[str]:
+    """Base64 of the value wherever it stands in longer data: at each of three alignments.
+
+    Characters that share bits with what is before or behind the value are left out.
+    """
+    for shift, skip in ((0, 0), (1, 2), (2, 3)):
+        data = bytes(shift) + secret
+        encoded = base64.b64encode(data).decode().rstrip("=")
+        stable = encoded[skip : len(encoded) - (len(data) % 3 > 0)]
+        if len(stable) >= 8:
+            yield stable
+            yield stable.replace("+", "-").replace("/", "_")
+
+
+class Redactor:
+    """Takes secrets out of text and of JSON-like values.
+
+    `known` are secret values; they go in plain, URL-encoded, JSON-escaped and base64 form.
+    """
+
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        self._known = frozenset(
+            value.strip() for value in known if len(value.strip()) >= SHORTEST_KNOWN
+        )
+        forms = {form for value in self._known for form in _forms(value)}
+        self._forms = sorted(forms, key=lambda form: (-len(form), form))
+        alternatives = "|".join(re.escape(form) for form in self._forms)
+        self._pattern = re.compile(f"({_MARKER})|{alternatives}")
+
+    def with_known(self, *known: str) -> Redactor:
+        """One that knows these values as well."""
+        return Redactor(self._known.union(known))
+
+    def text(self, text: str) -> str:
+        """`text` without its secrets. Give it whole strings: a cut secret has no shape."""
+        for _ in range(_PASSES):
+            redacted = self._pass(text)
+            if redacted == text:
+                break
+            text = redacted
+        return text
+
+    def _pass(self, text: str) -> str:
+        if any(form in text for form in self._forms):
+            text = self._pattern.sub(lambda found: found[1] or _marker("secret"), text)
+        lower = text.lower()
+        for shape in _SHAPES:
+            if any(hint in lower for hint in shape.hints):
+                text = shape.pattern.sub(shape.replace, text)
+        return text
+
+    def value(self, value: Any) -> Any:
+        """A JSON-like value without its secrets; a key that names a secret hides all below it.
+
+        Mappings become dicts, sequences lists; numbers, booleans, None and dates stay; what
+        else there is becomes its text.
+        """
+        return self._value(value, 0)
+
+    def _value(self, value: Any, depth: int) -> Any:
+        if value is None or isinstance(value, (bool, int, float, date)):
+            return value
+        if isinstance(value, str):
+            return self.text(value)
+        if depth >= DEEPEST:
+            return _marker("secret")
+        if isinstance(value, Mapping):
+            return {
+                self.text(str(key)): self._entry(str(key), item, depth + 1)
+                for key, item in value.items()
+            }
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return [self._value(item, depth + 1) for item in value]
+        if isinstance(value, (bytes, bytearray)):
+            return self.text(value.decode("utf-8", "replace"))
+        return self.text(str(value))
+
+    def _entry(self, key: str, value: Any, depth: int) -> Any:
+        label = _secret_key(key)
+        if label is None or value is None or isinstance(value, bool) or value == "":
+            return self._value(value, depth)
+        if isinstance(value, str) and _HIDDEN.fullmatch(value):
+            return value
+        return _marker(label)
+
+
+_SECRET_HEADERS = {
+    "authorization": "authorization",
+    "proxy-authorization": "authorization",
+    "cookie": "cookie",
+    "set-cookie": "cookie",
+}
+
+
+def _secret_key(key: str) -> str | None:
+    """The label of the secret that a key of this name holds, if it names one."""
+    name = key.strip().lower()[-200:]
+    if name in _SECRET_HEADERS:
+        return _SECRET_HEADERS[name]
+    if name.endswith("tokens"):  # a number of tokens, as the API counts them
+        return None
+    named = re.search(rf"{_KEY}s?\Z", name)
+    return _label_of(named["key"]) if named else None
+
+
+# ------------------------------------------------------------------ log events
+
+_OF_STRUCTLOG = (
+    "_record",
+    "_from_structlog",
+)  # objects that its formatter takes out again
+
+
+def redacting(
+    redactor: Redactor,
+) -> Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]:
+    """A structlog processor that redacts every value of an event, its exception included.
+
+    Place it right before the renderer.
+    """
+
+    def process(
+        logger: Any, method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        trace = _trace(event.pop("exc_info", None))
+        if trace:
+            event["exception"] = trace
+        own = {name: event.pop(name) for name in _OF_STRUCTLOG if name in event}
+        return {**redactor.value(event), **own}
+
+    return process
+
+
+def _trace(exc_info: Any) -> str:
+    if exc_info is True:
+        exc_info = sys.exc_info()
+    if isinstance(exc_info, tuple):
+        exc_info = exc_info[1]
+    if not isinstance(exc_info, BaseException):
+        return ""
+    return "".join(traceback.format_exception(exc_info)).rstrip()

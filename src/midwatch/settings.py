@@ -1,22 +1,13 @@
-"""Settings: documented groups, read once at the edge from `midwatch.yaml` and the environment."""
+"""Settings: documented groups; `midwatch.loading` reads them, once, at the edge."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from .errors import SettingsError
 from .units import Ratio, Seconds
 
 DEFAULT_FILE = "midwatch.yaml"
@@ -67,7 +58,7 @@ class AgentSettings(Group):
         30.0, ge=1, description="A claim not renewed for so long is free again."
     )
     grace: Seconds = Field(
-        4.0, ge=0, le=4.5, description="What a call in flight gets at a stop."
+        3.5, ge=0, le=4, description="What a call in flight gets at a stop."
     )
     rate_limit_pause: Seconds = Field(
         60.0, gt=0, description="Pause after a 429 that names no time."

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import and_, exists, select, update
+from sqlalchemy import and_, case, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ..errors import StaleWatch
 from ..model import Json, Key, Severity, Ticket, TicketStatus
-from .protocol import Changes, Opening, Saved, Watch
+from .protocol import Changes, Earlier, Opening, Saved, Watch
 from .rows import RESOLVED_BY_OBSERVATION, UNDIAGNOSED, select_tickets, ticket_of
 from .schema import batches, subjects, tickets
 from .work import Work, audit_row
 
 _UNRESOLVED = tickets.c.status != TicketStatus.RESOLVED.value
 _CHUNK = 500
+T = TypeVar("T")
 
 
 def watch(work: Work, subject: str) -> Watch:
@@ -49,6 +50,7 @@ def save_cycle(
     expected: int,
     changes: Changes,
     state: Json | None,
+    error: str | None,
     group_wait: float,
 ) -> Saved:
     before = work.one(
@@ -59,34 +61,52 @@ def save_cycle(
     if before is None:
         raise StaleWatch()
     after = expected + bool(changes)
-    good_look: Json = {
-        "cycle": before.cycle + 1,
-        "revision": after,
+    cycle = before.cycle + (error is None)
+    look = _good_look(work, cycle) if error is None else _failed_look(work, error)
+    if state is not None:
+        look["state"] = state
+    work.execute(
+        update(subjects)
+        .where(subjects.c.name == subject)
+        .values(revision=after, **look)
+    )
+    if not changes:
+        return Saved(after)
+    settle(work, (*changes.again, *changes.missing, *changes.resolved), before)
+    _return(work, changes.again, None)
+    _return(work, changes.returned, cycle)
+    _resolve(work, changes.resolved)
+    try:
+        seen_cycle = cycle if error is None else None
+        opened = _open(work, subject, changes.openings, seen_cycle, group_wait)
+    except IntegrityError as conflict:
+        raise StaleWatch() from conflict
+    return Saved(after, opened)
+
+
+def _good_look(work: Work, cycle: int) -> Json:
+    return {
+        "cycle": cycle,
         "failures": 0,
         "last_error": None,
         "last_good_at": work.now,
         "last_look_at": work.now,
     }
-    if state is not None:
-        good_look["state"] = state
-    work.execute(update(subjects).where(subjects.c.name == subject).values(good_look))
-    if not changes:
-        return Saved(after)
-    _settle(work, (*changes.missing, *changes.resolved), before)
-    _return(work, changes.returned, before.cycle + 1)
-    _resolve(work, changes.resolved)
-    try:
-        opened = _open(work, subject, changes.openings, before.cycle + 1, group_wait)
-    except IntegrityError as error:
-        raise StaleWatch() from error
-    return Saved(after, opened)
 
 
-def _chunks(ids: Sequence[int]) -> list[Sequence[int]]:
-    return [ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK)]
+def _failed_look(work: Work, error: str) -> Json:
+    return {
+        "failures": subjects.c.failures + 1,
+        "last_error": error,
+        "last_look_at": work.now,
+    }
 
 
-def _settle(work: Work, ids: Sequence[int], before: Any) -> None:
+def _chunks(items: Sequence[T]) -> list[Sequence[T]]:
+    return [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+
+
+def settle(work: Work, ids: Sequence[int], before: Any) -> None:
     """Write down the count and the time that were derived while the ticket was seen."""
     for chunk in _chunks(ids):
         work.execute(
@@ -102,7 +122,7 @@ def _settle(work: Work, ids: Sequence[int], before: Any) -> None:
         )
 
 
-def _return(work: Work, ids: Sequence[int], cycle: int) -> None:
+def _return(work: Work, ids: Sequence[int], cycle: int | None) -> None:
     for chunk in _chunks(ids):
         work.execute(
             update(tickets)
@@ -151,7 +171,11 @@ def resolve_rows(work: Work, rows: Sequence[Any], actor: str, why: str) -> None:
 
 
 def _open(
-    work: Work, subject: str, openings: Sequence[Opening], cycle: int, group_wait: float
+    work: Work,
+    subject: str,
+    openings: Sequence[Opening],
+    cycle: int | None,
+    group_wait: float,
 ) -> tuple[Ticket, ...]:
     if not openings:
         return ()
@@ -217,6 +241,7 @@ def new_batch(work: Work, subject: str, severity: Severity, wait: float = 0.0) -
             queued=True,
             attempts=0,
             next_attempt_at=work.now + timedelta(seconds=wait) if wait else None,
+            set_at=work.now,
         )
     )
     key = inserted.inserted_primary_key
@@ -224,7 +249,7 @@ def new_batch(work: Work, subject: str, severity: Severity, wait: float = 0.0) -
     return int(key[0])
 
 
-def _ticket_row(work: Work, opening: Opening, cycle: int, batch: int) -> Json:
+def _ticket_row(work: Work, opening: Opening, cycle: int | None, batch: int) -> Json:
     violation = opening.violation
     facts = dict(violation.facts)
     if violation.value is not None:
@@ -251,20 +276,29 @@ def _ticket_row(work: Work, opening: Opening, cycle: int, batch: int) -> Json:
     }
 
 
-def save_failure(work: Work, subject: str, error: str) -> int:
-    work.insert_or_update(
-        subjects,
-        {"name": subject, "revision": 0, "cycle": 0, "failures": 0, "state": {}},
-    )
-    row = work.execute(
-        update(subjects)
-        .where(subjects.c.name == subject)
-        .values(
-            failures=subjects.c.failures + 1, last_error=error, last_look_at=work.now
-        )
-        .returning(subjects.c.failures)
-    ).one()
-    return int(row.failures)
+def earlier(
+    work: Work, subject: str, keys: Sequence[Key], within: float
+) -> dict[Key, Earlier]:
+    recent = tickets.c.opened_at > work.now - timedelta(seconds=within)
+    found: dict[Key, Earlier] = {}
+    for chunk in _chunks(sorted({key.component for key in keys})):
+        for row in work.all(
+            select(
+                tickets.c.invariant,
+                tickets.c.component,
+                func.max(tickets.c.id).label("last"),
+                func.sum(case((recent, 1), else_=0)).label("recent"),
+            )
+            .where(
+                tickets.c.subject == subject,
+                tickets.c.invariant.in_({key.invariant for key in keys}),
+                tickets.c.component.in_(chunk),
+            )
+            .group_by(tickets.c.invariant, tickets.c.component)
+        ):
+            key = Key(subject, row.invariant, row.component)
+            found[key] = Earlier(row.last, int(row.recent))
+    return {key: found[key] for key in keys if key in found}
 
 
 def openings(work: Work, key: Key, within: float) -> list[Ticket]:

@@ -21,6 +21,7 @@ from sqlalchemy.pool import StaticPool
 
 from ..errors import SettingsError, StoreUnavailable
 from .translation import translated
+from .words import dump_json
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -117,6 +118,7 @@ def sqlite_engine(url: URL) -> Engine:
     options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
     engine = create_engine(
         url,
+        json_serializer=dump_json,
         connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False},
         **options,
     )
@@ -174,6 +176,7 @@ class PostgresTransactions:
                 max_overflow=4,
                 pool_timeout=POSTGRES_SECONDS,
                 pool_pre_ping=True,
+                json_serializer=dump_json,
                 connect_args={
                     "connect_timeout": int(POSTGRES_SECONDS / 2),
                     "application_name": "midwatch",

@@ -9,9 +9,7 @@ from sqlalchemy import delete, select
 from ..model import Json
 from .protocol import Daemon, Pause, PauseKind
 from .schema import daemons, pauses
-from .work import Work
-
-_CLOCK_SLACK = timedelta(seconds=5)
+from .work import CLOCK_SLACK, Work
 
 
 def pause(work: Work, kind: PauseKind, seconds: float, reason: str, actor: str) -> None:
@@ -32,7 +30,7 @@ def in_force(work: Work) -> list[Pause]:
     went back, and void."""
     rows = work.all(
         select(pauses)
-        .where(pauses.c.until > work.now, pauses.c.set_at <= work.now + _CLOCK_SLACK)
+        .where(pauses.c.until > work.now, pauses.c.set_at <= work.now + CLOCK_SLACK)
         .order_by(pauses.c.until.desc())
     )
     return [

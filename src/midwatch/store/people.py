@@ -6,13 +6,13 @@ from typing import Any
 
 from sqlalchemy import Row, select, update
 
-from ..errors import Conflict, NotFound
+from ..errors import Conflict
 from ..model import Json, Severity, Ticket, TicketStatus
-from .cycles import new_batch, resolve_rows
+from .cycles import new_batch, resolve_rows, settle
 from .reading import ticket
 from .rows import UNDIAGNOSED
 from .schema import batches, subjects, tickets
-from .work import Work, audit_row
+from .work import CLOCK_SLACK, Work, audit_row
 
 
 def acknowledge(work: Work, ticket_id: int, actor: str, why: str) -> Ticket:
@@ -33,6 +33,8 @@ def hold(work: Work, ticket_id: int, held: bool, actor: str, why: str) -> Ticket
 
 def resolve(work: Work, ticket_id: int, actor: str, why: str) -> Ticket:
     row = _unresolved(work, ticket_id)
+    looks = work.one(select(subjects).where(subjects.c.name == row.subject))
+    settle(work, [ticket_id], looks)
     resolve_rows(work, [row], actor, why)
     _bump(work, row.subject)
     return ticket(work, ticket_id)
@@ -43,7 +45,7 @@ def retry(work: Work, ticket_id: int, actor: str, why: str) -> Ticket:
     old = work.one(
         select(batches).where(batches.c.id == row.batch_id).with_for_update()
     )
-    if old is not None and old.claim_token is not None and old.claim_until > work.now:
+    if old is not None and _being_diagnosed(work, old):
         raise Conflict(
             f"ticket {ticket_id} is being diagnosed by {old.claim_holder}",
             hint="wait for it to end",
@@ -59,12 +61,18 @@ def retry(work: Work, ticket_id: int, actor: str, why: str) -> Ticket:
     return changed
 
 
+def _being_diagnosed(work: Work, batch: Row[Any]) -> bool:
+    return (
+        batch.claim_token is not None
+        and batch.claim_until > work.now
+        and batch.set_at <= work.now + CLOCK_SLACK
+    )
+
+
 def _unresolved(work: Work, ticket_id: int) -> Row[Any]:
+    ticket(work, ticket_id)
     row = work.one(select(tickets).where(tickets.c.id == ticket_id).with_for_update())
-    if row is None:
-        raise NotFound(
-            f"there is no ticket {ticket_id}", hint="see `midwatch tickets list --all`"
-        )
+    assert row is not None  # tickets are never deleted
     if row.status == TicketStatus.RESOLVED:
         raise Conflict(f"ticket {ticket_id} is resolved already")
     return row

@@ -57,17 +57,33 @@ class Opening:
 class Changes:
     """What one cycle changes. An empty one costs one row, however many tickets are open.
 
-    `missing`: tickets whose violation was not seen, without their being resolved (held, or
+    `again`: tickets seen by a failed look, such as that of a subject that cannot be
+    observed. `missing`: tickets whose violation was not seen, without their being resolved (held, or
     the invariant was not covered). `returned`: tickets that are seen again after that.
     """
 
     openings: tuple[Opening, ...] = ()
+    again: tuple[int, ...] = ()
     missing: tuple[int, ...] = ()
     returned: tuple[int, ...] = ()
     resolved: tuple[int, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.openings or self.missing or self.returned or self.resolved)
+        return bool(
+            self.openings
+            or self.again
+            or self.missing
+            or self.returned
+            or self.resolved
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A key's latest ticket, and how often it opened within the window asked for."""
+
+    previous_id: int
+    openings: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +117,8 @@ class Finish:
     """How one call ended, and what becomes of the batch.
 
     `keep` is true when the same claim goes on with another call. `explains` are the tickets that the answer
-    explains; the claim's others go back to the queue as a batch of their own. For the outcome
+    explains; the claim's others go back to the queue as a batch of their own; an answer that
+    explains none of them is taken to be for all. For the outcome
     "retry", the batch is free again after `retry_in` seconds, and the attempt is not
     counted where `counted` is false.
     """
@@ -206,20 +223,25 @@ class Store(Protocol):
         subject: str,
         revision: int,
         changes: Changes,
-        state: Json | None,
         *,
+        state: Json | None = None,
+        error: str | None = None,
         group_wait: float = 0.0,
     ) -> Saved:
-        """Save a good look. `state` None means unchanged.
+        """Save one look. `state` None means unchanged.
 
-        Openings join the subject's latest batch if that is younger than `group_wait` and
-        not yet claimed, else they make one new batch, which can be claimed `group_wait`
-        seconds from now. Raises StaleWatch when `revision` is not the present one.
+        With an `error` the look failed: it is counted, and what tickets derive from good
+        looks (count, last seen) stands still. Openings join the subject's latest batch if
+        that is younger than `group_wait` and not yet claimed, else they make one new batch,
+        which can be claimed `group_wait` seconds from now. Raises StaleWatch when `revision`
+        is not the present one.
         """
         ...
 
-    async def save_failure(self, subject: str, error: str) -> int:
-        """Count a failed look; returns how many failed in a row."""
+    async def earlier(
+        self, subject: str, keys: Sequence[Key], within: float
+    ) -> Mapping[Key, Earlier]:
+        """What is known of keys about to open; a key without a past is not in the answer."""
         ...
 
     async def openings(self, key: Key, within: float) -> list[Ticket]:
@@ -231,8 +253,16 @@ class Store(Protocol):
     ) -> None: ...
 
     # -------------------------------------------------- the agent
-    async def claim(self, holder: str, *, lease: float, limit: int = 1) -> list[Claim]:
-        """Take up to `limit` due batches: critical first, then oldest first."""
+    async def claim(
+        self,
+        holder: str,
+        *,
+        lease: float,
+        limit: int = 1,
+        least: Severity = Severity.INFO,
+    ) -> list[Claim]:
+        """Take up to `limit` due batches that are at least so severe: critical first, then
+        oldest first."""
         ...
 
     async def renew(self, claim: Claim, *, lease: float) -> bool:

@@ -19,17 +19,16 @@ from .cycles import new_batch
 from .protocol import Budget, Claim, Finish
 from .rows import UNDIAGNOSED, evidence_document, select_tickets, ticket_of
 from .schema import batches, diagnoses, diagnosis_tickets, spending, tickets
-from .work import Work, audit_row
-
-_LONGEST_WAIT = timedelta(days=1)
-"""Nothing waits longer than this; a later time means that the clock went back."""
+from .work import CLOCK_SLACK, Work, audit_row
 
 
-def claim(work: Work, holder: str, lease: float, limit: int) -> list[Claim]:
+def claim(
+    work: Work, holder: str, lease: float, limit: int, least: Severity = Severity.INFO
+) -> list[Claim]:
     until = work.now + timedelta(seconds=lease)
     due = work.all(
         select(batches.c.id, batches.c.claim_token)
-        .where(_due(work.now, lease))
+        .where(_due(work.now), batches.c.severity <= least)
         .order_by(batches.c.severity, batches.c.opened_at, batches.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -45,6 +44,7 @@ def claim(work: Work, holder: str, lease: float, limit: int) -> list[Claim]:
             claim_holder=holder,
             claim_token=token,
             claim_until=until,
+            set_at=work.now,
             attempts=batches.c.attempts + 1,
             next_attempt_at=None,
         )
@@ -66,20 +66,13 @@ def claim(work: Work, holder: str, lease: float, limit: int) -> list[Claim]:
     ]
 
 
-def _due(now: datetime, lease: float) -> ColumnElement[bool]:
-    """Queued, not waiting, not held. Times too far ahead come from before a clock went back."""
+def _due(now: datetime) -> ColumnElement[bool]:
+    """Queued, not waiting, not held; or its times are from before the clock went back."""
+    free = or_(batches.c.claim_token.is_(None), batches.c.claim_until <= now)
+    rested = or_(batches.c.next_attempt_at.is_(None), batches.c.next_attempt_at <= now)
     return and_(
         batches.c.queued,
-        or_(
-            batches.c.claim_token.is_(None),
-            batches.c.claim_until <= now,
-            batches.c.claim_until > now + timedelta(seconds=2 * lease),
-        ),
-        or_(
-            batches.c.next_attempt_at.is_(None),
-            batches.c.next_attempt_at <= now,
-            batches.c.next_attempt_at > now + _LONGEST_WAIT,
-        ),
+        or_(and_(free, rested), batches.c.set_at > now + CLOCK_SLACK),
     )
 
 
@@ -115,7 +108,7 @@ def renew(work: Work, claimed: Claim, lease: float) -> bool:
     renewed = work.execute(
         update(batches)
         .where(_held(claimed))
-        .values(claim_until=work.now + timedelta(seconds=lease))
+        .values(claim_until=work.now + timedelta(seconds=lease), set_at=work.now)
     )
     return renewed.rowcount == 1
 
@@ -238,7 +231,8 @@ def _diagnosed(
 ) -> None:
     """The explained tickets get the diagnosis, whatever their state; the others queue again."""
     ids = [ticket.id for ticket in claimed.tickets]
-    explained = set(ids if ending.explains is None else ending.explains) & set(ids)
+    # An answer that explains none is for all: else they would be asked without an end.
+    explained = set(ending.explains or ids) & set(ids) or set(ids)
     rows = work.all(
         select(tickets.c.id, tickets.c.status, tickets.c.severity)
         .where(tickets.c.id.in_(ids), tickets.c.batch_id == claimed.batch)
@@ -307,12 +301,14 @@ _NO_CLAIM = {"claim_holder": None, "claim_token": None, "claim_until": None}
 def _free(
     work: Work, claimed: Claim, retry_in: float, error: str | None, counted: bool
 ) -> bool:
-    wait = min(timedelta(seconds=retry_in), _LONGEST_WAIT)
     freed = work.execute(
         update(batches)
         .where(_held(claimed))
         .values(
-            next_attempt_at=work.now + wait if retry_in else None,
+            next_attempt_at=(
+                work.now + timedelta(seconds=retry_in) if retry_in else None
+            ),
+            set_at=work.now,
             last_error=error if error is not None else batches.c.last_error,
             attempts=batches.c.attempts - (0 if counted else 1),
             **_NO_CLAIM,
@@ -324,4 +320,7 @@ def _free(
 def release(
     work: Work, claimed: Claim, retry_in: float, error: str | None, counted: bool
 ) -> bool:
-    return _free(work, claimed, retry_in, error, counted)
+    freed = _free(work, claimed, retry_in, error, counted)
+    if freed:
+        _mark_lost(work, [claimed.batch])
+    return freed

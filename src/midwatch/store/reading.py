@@ -8,7 +8,7 @@ from datetime import timedelta
 from statistics import median
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, func, or_, select, tuple_
 
 from ..errors import NotFound
 from ..model import AuditRow, Diagnosis, Ticket, TicketStatus, Usage
@@ -21,12 +21,13 @@ from .rows import (
     ticket_of,
     usage_of,
 )
-from .schema import audit, diagnoses, diagnosis_tickets, tickets
+from .schema import LARGEST_ID, audit, diagnoses, diagnosis_tickets, tickets
 from .work import Work
 
 
 def ticket(work: Work, ticket_id: int) -> Ticket:
-    row = work.one(select_tickets().where(tickets.c.id == ticket_id))
+    known = 0 < ticket_id <= LARGEST_ID
+    row = work.one(select_tickets().where(tickets.c.id == ticket_id)) if known else None
     if row is None:
         raise NotFound(
             f"there is no ticket {ticket_id}", hint="see `midwatch tickets list --all`"
@@ -53,15 +54,14 @@ def list_tickets(work: Work, query: TicketFilter) -> list[Ticket]:
         statement = statement.where(tickets.c.severity == query.severity)
     if query.batch is not None:
         statement = statement.where(tickets.c.batch_id == query.batch)
-    return list(map(ticket_of, work.all(statement.limit(query.limit))))
+    return list(map(ticket_of, work.all(statement.limit(max(query.limit, 0)))))
 
 
 def history(work: Work, ticket_id: int) -> list[AuditRow]:
+    ticket(work, ticket_id)
     rows = work.all(
         select(audit).where(audit.c.ticket_id == ticket_id).order_by(audit.c.id)
     )
-    if not rows:
-        ticket(work, ticket_id)
     return [
         AuditRow(
             row.ticket_id, row.at, row.actor, row.action, row.before, row.after, row.why
@@ -71,7 +71,9 @@ def history(work: Work, ticket_id: int) -> list[AuditRow]:
 
 
 def diagnosis(work: Work, diagnosis_id: int) -> Diagnosis:
-    row = work.one(select_diagnoses().where(diagnoses.c.id == diagnosis_id))
+    known = 0 < diagnosis_id <= LARGEST_ID
+    statement = select_diagnoses().where(diagnoses.c.id == diagnosis_id)
+    row = work.one(statement) if known else None
     if row is None:
         raise NotFound(f"there is no diagnosis {diagnosis_id}")
     return diagnosis_of(row)
@@ -93,6 +95,7 @@ def past(work: Work, about: Sequence[Ticket], limit: int) -> list[Past]:
     if not about:
         return []
     subject = about[0].key.subject
+    same_subject = tickets.c.subject == subject
     keys = {(ticket.key.invariant, ticket.key.component) for ticket in about}
     invariants = {ticket.key.invariant for ticket in about}
     rows = work.all(
@@ -114,14 +117,16 @@ def past(work: Work, about: Sequence[Ticket], limit: int) -> list[Past]:
             ),
         )
         .order_by(
-            (tickets.c.subject == subject).desc(),
+            and_(
+                same_subject, tuple_(tickets.c.invariant, tickets.c.component).in_(keys)
+            ).desc(),
+            same_subject.desc(),
             tickets.c.opened_at.desc(),
             tickets.c.id.desc(),
         )
-        .limit(limit * 4)
+        .limit(limit)
     )
-    found = [_past_of(row, subject, keys) for row in rows]
-    return sorted(found, key=lambda past: not past.same_key)[:limit]
+    return [_past_of(row, subject, keys) for row in rows]
 
 
 def _past_of(row: Any, subject: str, keys: set[tuple[str, str]]) -> Past:

@@ -22,12 +22,13 @@ from sqlalchemy import (
     Integer,
     MetaData,
     Table,
-    Text,
     TypeDecorator,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.types import TypeEngine
+
+from .words import Words
 
 REVISION = "0001"
 """The migration that makes the database what these tables say."""
@@ -80,18 +81,19 @@ def database_now(connection: Connection) -> datetime:
 
 Document = JSON().with_variant(JSONB(), "postgresql")
 Id = BigInteger().with_variant(Integer(), "sqlite")
+LARGEST_ID = 2**63 - 1
 metadata = MetaData()
 
 subjects = Table(
     "subjects",
     metadata,
-    Column("name", Text, primary_key=True),
+    Column("name", Words, primary_key=True),
     Column("revision", Integer, nullable=False, default=0),
     # Good looks so far. A ticket that is seen all the time derives its count from it, so a
     # cycle in which nothing changed writes one row.
     Column("cycle", Integer, nullable=False, default=0),
     Column("failures", Integer, nullable=False, default=0),
-    Column("last_error", Text),
+    Column("last_error", Words),
     Column("last_good_at", Instant),
     Column("last_look_at", Instant),
     Column("state", Document, nullable=False, default=dict),
@@ -101,16 +103,19 @@ batches = Table(
     "batches",
     metadata,
     Column("id", Id, primary_key=True),
-    Column("subject", Text, nullable=False),
+    Column("subject", Words, nullable=False),
     Column("severity", Integer, nullable=False),
     Column("opened_at", Instant, nullable=False),
     Column("queued", Boolean, nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
     Column("next_attempt_at", Instant),
-    Column("last_error", Text),
-    Column("claim_holder", Text),
-    Column("claim_token", Text),
+    Column("last_error", Words),
+    Column("claim_holder", Words),
+    Column("claim_token", Words),
     Column("claim_until", Instant),
+    # When the times above were set. Where that is in the future, the clock went back since,
+    # and they are void.
+    Column("set_at", Instant, nullable=False),
 )
 Index(
     "batches_queue",
@@ -126,13 +131,13 @@ tickets = Table(
     "tickets",
     metadata,
     Column("id", Id, primary_key=True),
-    Column("subject", Text, nullable=False),
-    Column("invariant", Text, nullable=False),
-    Column("component", Text, nullable=False),
+    Column("subject", Words, nullable=False),
+    Column("invariant", Words, nullable=False),
+    Column("component", Words, nullable=False),
     Column("severity", Integer, nullable=False),
-    Column("status", Text, nullable=False),
+    Column("status", Words, nullable=False),
     Column("held", Boolean, nullable=False, default=False),
-    Column("message", Text, nullable=False),
+    Column("message", Words, nullable=False),
     Column("facts", Document, nullable=False),
     Column("first_seen_at", Instant, nullable=False),
     Column("opened_at", Instant, nullable=False),
@@ -145,9 +150,9 @@ tickets = Table(
     Column("previous_id", Id),
     Column("batch_id", Id, ForeignKey("batches.id"), nullable=False),
     Column("acknowledged_at", Instant),
-    Column("acknowledged_by", Text),
+    Column("acknowledged_by", Words),
     Column("resolved_at", Instant),
-    Column("resolution", Text),
+    Column("resolution", Words),
     Column("first_aid", Document),
     Column("diagnosis_id", Id),
 )
@@ -178,15 +183,15 @@ diagnoses = Table(
     metadata,
     Column("id", Id, primary_key=True),
     Column("batch_id", Id, ForeignKey("batches.id"), nullable=False),
-    Column("token", Text, nullable=False),
-    Column("outcome", Text, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("prompt_version", Text, nullable=False),
+    Column("token", Words, nullable=False),
+    Column("outcome", Words, nullable=False),
+    Column("model", Words, nullable=False),
+    Column("prompt_version", Words, nullable=False),
     Column("started_at", Instant, nullable=False),
     Column("finished_at", Instant),
     Column("answer", Document),
-    Column("markdown", Text),
-    Column("confidence", Text),
+    Column("markdown", Words),
+    Column("confidence", Words),
     Column("verified_claims", Integer),
     Column("total_claims", Integer),
     Column("input_tokens", Integer, nullable=False, default=0),
@@ -195,8 +200,8 @@ diagnoses = Table(
     Column("cache_write_tokens", Integer, nullable=False, default=0),
     # While the call runs: its worst case, set aside from the day's budget.
     Column("cost_usd", Float, nullable=False),
-    Column("error", Text),
-    Column("request_id", Text),
+    Column("error", Words),
+    Column("request_id", Words),
     Column("evidence", Document, nullable=False),
     Column("explains", Document, nullable=False),
 )
@@ -217,36 +222,36 @@ audit = Table(
     Column("id", Id, primary_key=True),
     Column("ticket_id", Id, ForeignKey("tickets.id"), nullable=False),
     Column("at", Instant, nullable=False),
-    Column("actor", Text, nullable=False),
-    Column("action", Text, nullable=False),
-    Column("before", Text),
-    Column("after", Text),
-    Column("why", Text, nullable=False),
+    Column("actor", Words, nullable=False),
+    Column("action", Words, nullable=False),
+    Column("before", Words),
+    Column("after", Words),
+    Column("why", Words, nullable=False),
 )
 Index("audit_ticket", audit.c.ticket_id, audit.c.id)
 
 pauses = Table(
     "pauses",
     metadata,
-    Column("kind", Text, primary_key=True),
+    Column("kind", Words, primary_key=True),
     Column("until", Instant, nullable=False),
     Column("set_at", Instant, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("actor", Text, nullable=False),
+    Column("reason", Words, nullable=False),
+    Column("actor", Words, nullable=False),
 )
 
 spending = Table(
     "spending",
     metadata,
-    Column("day", Text, primary_key=True),  # 2026-11-21, in UTC
+    Column("day", Words, primary_key=True),  # 2026-11-21, in UTC
     Column("usd", Float, nullable=False),
 )
 
 daemons = Table(
     "daemons",
     metadata,
-    Column("name", Text, primary_key=True),
-    Column("kind", Text, nullable=False),
+    Column("name", Words, primary_key=True),
+    Column("kind", Words, nullable=False),
     Column("beat_at", Instant, nullable=False),
     Column("info", Document, nullable=False),
 )

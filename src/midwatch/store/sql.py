@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from ..model import AuditRow, Diagnosis, Json, Key, Ticket
+from ..model import AuditRow, Diagnosis, Json, Key, Severity, Ticket
 from . import cycles, pauses, people, queue, reading
 from .engine import Transactions, open_transactions, parse_database
 from .protocol import (
@@ -15,6 +15,7 @@ from .protocol import (
     Changes,
     Claim,
     Daemon,
+    Earlier,
     Finish,
     Past,
     Pause,
@@ -82,16 +83,19 @@ class SqlStore:
         subject: str,
         revision: int,
         changes: Changes,
-        state: Json | None,
         *,
+        state: Json | None = None,
+        error: str | None = None,
         group_wait: float = 0.0,
     ) -> Saved:
         return await self._run(
-            cycles.save_cycle, subject, revision, changes, state, group_wait
+            cycles.save_cycle, subject, revision, changes, state, error, group_wait
         )
 
-    async def save_failure(self, subject: str, error: str) -> int:
-        return await self._run(cycles.save_failure, subject, error)
+    async def earlier(
+        self, subject: str, keys: Sequence[Key], within: float
+    ) -> Mapping[Key, Earlier]:
+        return await self._run(cycles.earlier, subject, keys, within)
 
     async def openings(self, key: Key, within: float) -> list[Ticket]:
         return await self._run(cycles.openings, key, within)
@@ -100,8 +104,15 @@ class SqlStore:
         await self._run(cycles.save_first_aid, ticket_ids, first_aid)
 
     # -------------------------------------------------- the agent
-    async def claim(self, holder: str, *, lease: float, limit: int = 1) -> list[Claim]:
-        return await self._run(queue.claim, holder, lease, limit)
+    async def claim(
+        self,
+        holder: str,
+        *,
+        lease: float,
+        limit: int = 1,
+        least: Severity = Severity.INFO,
+    ) -> list[Claim]:
+        return await self._run(queue.claim, holder, lease, limit, least)
 
     async def renew(self, claim: Claim, *, lease: float) -> bool:
         return await self._run(queue.renew, claim, lease)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..model import Json
 from .schema import audit
 
 DatabaseClock = Callable[[Connection], datetime]
+CLOCK_SLACK = timedelta(seconds=5)
+"""What was set further in the future than this is from before the clock went back, and void."""
 
 
 @dataclass(eq=False)

@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("claim_holder", sa.Text(), nullable=True),
         sa.Column("claim_token", sa.Text(), nullable=True),
         sa.Column("claim_until", _INSTANT, nullable=True),
+        sa.Column("set_at", _INSTANT, nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index(

@@ -1,0 +1,311 @@
+"""One claim, from the first piece of evidence to the write that ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from .context import ContextGatherer
+from .diagnosis import Step, conclude, next_step, paid
+from .errors import ClaimLost, MidwatchError, TemporaryError
+from .lifecycle import Clock, Stop
+from .logs import Log
+from .prompt import PROMPT_VERSION, Prompt
+from .redaction import Redactor
+from .reply import Kind, Reply
+from .settings import AgentSettings
+from .store.protocol import Budget, Claim, Finish, PauseKind, Store
+from .text import clean, one_line
+
+_GATHER_SECONDS = 15.0
+_SPEND_PROBE_SECONDS = 3600.0
+"""A spent account limit renews at a time the API does not tell: look again every hour."""
+_LAST_WRITE_SECONDS = 1.0
+_WRITE_TRIES = 20
+_LONGEST_WRITE_WAIT = 30.0
+
+
+class Model(Protocol):
+    """Who is asked: `midwatch.claude.Claude`, or a stand-in."""
+
+    model: str
+
+    async def ask(self, prompt: Prompt, max_tokens: int) -> Reply: ...
+
+
+@dataclass(slots=True)
+class Desk:
+    """What all attempts of a runner share. `failures` counts calls in a row that got no answer."""
+
+    store: Store
+    gatherer: ContextGatherer
+    settings: AgentSettings
+    max_tokens: int
+    redactor: Redactor
+    clock: Clock
+    log: Log
+    random: Callable[[], float]
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How an attempt ended: an outcome, or "lost", "stopped", "budget"."""
+
+    outcome: str
+    cost_usd: float = 0.0
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A claim being worked on. `call` is the diagnosis row of the call in flight."""
+
+    desk: Desk
+    claim: Claim
+    model: Model
+    call: int | None = None
+    reserved: float = 0.0
+    why_cancelled: str = ""
+    began: float = 0.0
+
+    async def run(self, stop: Stop) -> Ended:
+        """Work until the claim is settled, the lease is lost, or the stop's grace is over."""
+        self.began = self.desk.clock.monotonic()
+        work = asyncio.create_task(
+            self._work(), name=f"diagnose batch {self.claim.batch}"
+        )
+        keepers = [
+            asyncio.create_task(self._keep_lease(work)),
+            asyncio.create_task(self._grant_grace(stop, work)),
+        ]
+        try:
+            await asyncio.wait({work})
+        finally:
+            for task in (work, *keepers):
+                task.cancel()
+            await asyncio.gather(work, *keepers, return_exceptions=True)
+        if work.cancelled():
+            return await self._abandon()
+        if error := work.exception():
+            return await self._unexpected(error)
+        return work.result()
+
+    # ------------------------------------------------------------------ the steps
+
+    async def _work(self) -> Ended:
+        settings = self.desk.settings
+        if self.claim.attempt > settings.max_attempts:
+            return await self._give_up()
+        context = await self.desk.gatherer.gather(
+            self.claim.tickets,
+            timeout=_GATHER_SECONDS,
+            tokens=settings.context_tokens,
+        )
+        step: Step | None = Step(context, settings.context_tokens, self.desk.max_tokens)
+        while step is not None:
+            if not await self._begin(step):
+                return Ended("budget")
+            reply = await self.model.ask(step.prompt, step.max_tokens)
+            following = next_step(step, reply)
+            if following is None:
+                return await self._settle(step, reply)
+            await self._finish(replace(paid(reply, "retry", step.context), keep=True))
+            step = following
+        raise AssertionError("unreachable")
+
+    async def _begin(self, step: Step) -> bool:
+        settings = self.desk.settings
+        self.reserved = step.worst_case_usd(self.model.model)
+        self.call = await self.desk.store.begin(
+            self.claim,
+            model=self.model.model,
+            prompt_version=PROMPT_VERSION,
+            reserve_usd=self.reserved,
+            budget=Budget(settings.daily_budget_usd, settings.critical_reserve),
+        )
+        if self.call is None:
+            await self.desk.store.release(self.claim)
+        return self.call is not None
+
+    async def _settle(self, step: Step, reply: Reply) -> Ended:
+        """The row of the outcome table that this reply is on."""
+        if reply.kind is Kind.UNREACHABLE:
+            return await self._unreachable(step, reply)
+        self.desk.failures = 0
+        pause = self._pause_for(reply)
+        if pause is None:
+            return await self._finish(conclude(reply, step, self.desk.redactor))
+        kind, seconds = pause
+        # The pause comes first: between the two writes nobody may claim and call again.
+        await self.desk.store.pause(
+            kind, seconds, self._tidy(reply.error), self.claim.holder
+        )
+        return await self._finish(
+            replace(paid(reply, "retry", step.context), counted=False)
+        )
+
+    def _pause_for(self, reply: Reply) -> tuple[PauseKind, float] | None:
+        settings = self.desk.settings
+        if reply.kind is Kind.RATE_LIMITED:
+            return "rate_limit", reply.retry_after or settings.rate_limit_pause
+        if reply.kind is Kind.SPEND_LIMIT:
+            return "spend_limit", reply.retry_after or _SPEND_PROBE_SECONDS
+        if reply.kind is Kind.UNAUTHORISED:
+            return "auth", settings.auth_probe_interval
+        return None
+
+    async def _unreachable(self, step: Step, reply: Reply) -> Ended:
+        """Back off; in an outage pause everybody instead of burning attempts."""
+        settings = self.desk.settings
+        self.desk.failures += 1
+        outage = self.desk.failures >= settings.outage_after
+        if outage:
+            await self.desk.store.pause(
+                "outage",
+                settings.outage_pause,
+                self._tidy(reply.error),
+                self.claim.holder,
+            )
+        elif self.claim.attempt >= settings.max_attempts:
+            return await self._finish(paid(reply, "error", step.context))
+        wait = min(
+            settings.backoff * 2 ** (self.claim.attempt - 1), settings.backoff_max
+        )
+        jittered = wait * (0.5 + self.desk.random() / 2)
+        retry = paid(reply, "retry", step.context)
+        return await self._finish(replace(retry, retry_in=jittered, counted=not outage))
+
+    async def _give_up(self) -> Ended:
+        """Every try so far ended without an ending: the daemon died in the middle of each."""
+        last = (
+            self.claim.tickets[0].last_error or "the daemon ended during each of them"
+        )
+        return await self._store_error(
+            f"gave up after {self.claim.attempt - 1} attempts: {last}"
+        )
+
+    # ------------------------------------------------------------------ the writes
+
+    async def _finish(self, finish: Finish) -> Ended:
+        """Store how the call ended; an answer that was paid for is not dropped for a locked file."""
+        assert self.call is not None
+        if finish.error:
+            finish = replace(finish, error=self._tidy(finish.error))
+        call, wait = self.call, 0.5
+        for tries in range(1, _WRITE_TRIES + 1):
+            try:
+                ours = await self.desk.store.finish(self.claim, call, finish)
+                break
+            except TemporaryError as error:
+                self.desk.log.warning(
+                    "answer not stored yet", batch=self.claim.batch, error=error.line()
+                )
+                if tries == _WRITE_TRIES:
+                    raise
+                await self.desk.clock.sleep(wait)
+                wait = min(wait * 2, _LONGEST_WRITE_WAIT)
+        self.call = None
+        self._tell(finish, ours)
+        return Ended(finish.outcome if ours else "lost", finish.cost_usd)
+
+    async def _abandon(self) -> Ended:
+        """The last write of an attempt that was cancelled: it costs the ticket nothing."""
+        try:
+            async with asyncio.timeout(_LAST_WRITE_SECONDS):
+                await asyncio.shield(self._write_abandoned())
+        except (TimeoutError, MidwatchError) as error:
+            self.desk.log.warning(
+                "claim not released; its lease will end",
+                batch=self.claim.batch,
+                error=str(error),
+            )
+        return Ended(self.why_cancelled or "stopped")
+
+    async def _write_abandoned(self) -> None:
+        if self.call is None:
+            await self.desk.store.release(self.claim)
+            return
+        finish = Finish(
+            "lost",
+            cost_usd=self.reserved,  # the API may have worked and billed all the same
+            error=f"{self.why_cancelled or 'stopped'} during the call",
+            counted=False,
+        )
+        await self.desk.store.finish(self.claim, self.call, finish)
+        self._tell(finish, True)
+
+    async def _unexpected(self, error: BaseException) -> Ended:
+        if isinstance(error, ClaimLost):
+            self.desk.log.warning("claim lost", batch=self.claim.batch)
+            return Ended("lost")
+        if isinstance(error, MidwatchError):  # the store; the lease will end
+            self.desk.log.error(
+                "attempt not stored", batch=self.claim.batch, error=error.line()
+            )
+            return Ended("failed")
+        self.desk.log.error("attempt failed", batch=self.claim.batch, exc_info=error)
+        try:
+            return await self._store_error(f"{type(error).__name__}: {error}")
+        except MidwatchError as unsaved:
+            self.desk.log.error(
+                "attempt not stored", batch=self.claim.batch, error=unsaved.line()
+            )
+            return Ended("failed")
+
+    async def _store_error(self, text: str) -> Ended:
+        """The error becomes the diagnosis: the ticket leaves the queue and says why."""
+        if self.call is None:
+            self.reserved = 0.0
+            self.call = await self.desk.store.begin(
+                self.claim,
+                model=self.model.model,
+                prompt_version=PROMPT_VERSION,
+                reserve_usd=0.0,
+                budget=Budget(None),
+            )
+        return await self._finish(Finish("error", error=text, cost_usd=self.reserved))
+
+    def _tidy(self, text: str) -> str:
+        return one_line(self.desk.redactor.text(clean(text)), 500)
+
+    def _tell(self, finish: Finish, ours: bool) -> None:
+        usage = finish.usage
+        self.desk.log.info(
+            "diagnosed" if finish.outcome == "answered" and ours else "attempt ended",
+            tickets=[ticket.id for ticket in self.claim.tickets],
+            batch=self.claim.batch,
+            attempt=self.claim.attempt,
+            outcome=finish.outcome if ours else "late",
+            seconds=round(self.desk.clock.monotonic() - self.began, 2),
+            tokens=usage.input_tokens
+            + usage.cache_read_tokens
+            + usage.cache_write_tokens
+            + usage.output_tokens,
+            usd=round(finish.cost_usd, 4),
+            **({"error": finish.error} if finish.error else {}),
+        )
+
+    # ------------------------------------------------------------------ keepers
+
+    async def _keep_lease(self, work: asyncio.Task[Ended]) -> None:
+        """Renew until cancelled; a claim that passed to somebody else ends the work."""
+        lease = self.desk.settings.lease
+        while True:
+            await self.desk.clock.sleep(lease / 3)
+            try:
+                if not await self.desk.store.renew(self.claim, lease=lease):
+                    self.why_cancelled = "lost"
+                    work.cancel()
+                    return
+            except MidwatchError as error:
+                self.desk.log.warning(
+                    "lease not renewed", batch=self.claim.batch, error=error.line()
+                )
+
+    async def _grant_grace(self, stop: Stop, work: asyncio.Task[Ended]) -> None:
+        await stop.wait()
+        await self.desk.clock.sleep(self.desk.settings.grace)
+        self.why_cancelled = "stopped"
+        work.cancel()

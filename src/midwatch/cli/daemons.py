@@ -1,0 +1,79 @@
+"""`midwatch monitor`, `midwatch agent`, `midwatch up`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from ..lifecycle import Stop, signals_set
+from .main import app
+from .wiring import App, Edge, open_app
+
+Once = Annotated[bool, typer.Option("--once", help="One round, then exit.")]
+
+
+@app.command()
+def monitor(context: typer.Context, once: Once = False) -> None:
+    """Watch: open a ticket for what breaks, resolve it when it holds again."""
+    asyncio.run(_monitor(context.obj, once))
+
+
+async def _monitor(edge: Edge, once: bool) -> None:
+    async with open_app(edge, sys.stdout) as opened:
+        loop = opened.monitor()
+        stop = Stop()
+        with signals_set(stop):
+            if once:
+                await loop.cycle()
+            else:
+                opened.log.info("monitor started", subjects=len(opened.subjects))
+                await loop.run(stop)
+                opened.log.info("monitor stopped", reason=stop.reason)
+
+
+@app.command()
+def agent(context: typer.Context, once: Once = False) -> None:
+    """Diagnose what is queued, with evidence that is checked."""
+    if reason := asyncio.run(_agent(context.obj, once)):
+        print(f"midwatch: not diagnosing: {reason}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+async def _agent(edge: Edge, once: bool) -> str | None:
+    async with open_app(edge, sys.stdout) as opened:
+        runner = opened.agent()
+        stop = Stop()
+        with signals_set(stop):
+            if once:
+                blocked = await runner.drain(stop)
+                return blocked.reason if blocked else None
+            opened.log.info("agent started", model=opened.settings.anthropic.model)
+            await runner.run(stop)
+            opened.log.info("agent stopped", reason=stop.reason)
+    return None
+
+
+@app.command()
+def up(context: typer.Context) -> None:
+    """Monitor and agent in one process."""
+    asyncio.run(_up(context.obj))
+
+
+async def _up(edge: Edge) -> None:
+    async with open_app(edge, sys.stdout) as opened:
+        stop = Stop()
+        with signals_set(stop):
+            opened.log.info("started", subjects=len(opened.subjects))
+            await run_both(opened, stop)
+            opened.log.info("stopped", reason=stop.reason)
+
+
+async def run_both(opened: App, stop: Stop) -> None:
+    """Monitor and agent until the stop."""
+    monitor, agent = opened.monitor(), opened.agent()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(monitor.run(stop), name="monitor")
+        group.create_task(agent.run(stop), name="agent")

@@ -1,0 +1,58 @@
+"""The command line: `midwatch`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import MidwatchError
+from .wiring import Edge
+
+app = typer.Typer(
+    name="midwatch",
+    help="An on-call engineer that your team runs itself.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"midwatch {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def edge(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="Settings file (default: midwatch.yaml)."),
+    ] = None,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Say which."),
+    ] = False,
+) -> None:
+    """Read what the process was started with, once."""
+    context.obj = Edge(dict(os.environ), config)
+
+
+def main() -> None:
+    """Run a command. A known error is one line on stderr and a non-zero exit."""
+    try:
+        app()
+    except MidwatchError as error:
+        print(f"midwatch: {error.line()}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+from . import daemons  # noqa: E402, F401  (the commands add themselves to the app)

@@ -1,0 +1,211 @@
+"""The composition root: settings to a store, subjects, a monitor and an agent."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from ..errors import SettingsError
+from ..lifecycle import SystemClock
+from ..loading import load
+from ..redaction import Redactor
+from ..settings import Settings
+from ..store.protocol import Store
+from ..store.sql import open_store
+
+if TYPE_CHECKING:
+    from ..claude import Claude
+    from ..context import ContextGatherer
+    from ..logs import Log
+    from ..monitor import MonitorLoop
+    from ..runner import AgentRunner
+    from ..subjects.base import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """What the process was started with; nothing below reads it for itself."""
+
+    environ: Mapping[str, str]
+    config: Path | None
+
+    def settings(self) -> Settings:
+        return load(self.environ, self.config)
+
+
+def here() -> str:
+    """Who this process is, in claims and heartbeats."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def api_key(settings: Settings, environ: Mapping[str, str]) -> str | None:
+    """The key: ANTHROPIC_API_KEY, else the file's present content. Raises SettingsError."""
+    if key := environ.get("ANTHROPIC_API_KEY", "").strip():
+        return key
+    file = settings.anthropic.api_key_file
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"cannot read {file}: {error}",
+            path="anthropic.api_key_file",
+            hint="the file holds the key and nothing else",
+        ) from error
+
+
+class ModelFromKey:
+    """The model to ask, as long as there is a key; a key file that is replaced is read again."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._key: str | None = None
+        self._model: Claude | None = None
+        self._old: list[Claude] = []
+
+    def __call__(self) -> Claude | None:
+        try:
+            key = api_key(self._settings, self._environ)
+        except SettingsError:
+            return None
+        if key != self._key:
+            self._key = key
+            if self._model is not None:
+                self._old.append(self._model)
+            self._model = self._open(key) if key else None
+        return self._model
+
+    def _open(self, key: str) -> Claude:
+        from ..claude import Claude  # a second and 60 MB: only where Claude is asked
+
+        settings = self._settings.anthropic
+        return Claude(
+            settings.model,
+            settings.timeout,
+            key,
+            self._environ.get("ANTHROPIC_BASE_URL") or None,
+        )
+
+    async def close(self) -> None:
+        for model in (*self._old, self._model):
+            if model is not None:
+                await model.close()
+
+
+def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    """Secret values that this process knows of, beside those of its subjects."""
+    from sqlalchemy.engine import make_url
+
+    known = [environ.get("ANTHROPIC_API_KEY", "")]
+    try:
+        known.append(api_key(settings, environ) or "")
+    except SettingsError:
+        pass
+    if "@" in settings.database:
+        known.append(str(make_url(settings.database).password or ""))
+    return [secret for secret in known if secret]
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """Everything a daemon needs, wired."""
+
+    settings: Settings
+    store: Store
+    subjects: Sequence[Subject]
+    redactor: Redactor
+    gatherer: ContextGatherer
+    model: ModelFromKey
+    log: Log
+
+    def monitor(self) -> MonitorLoop:
+        from ..first_aid import FirstAidDesk
+        from ..monitor import MonitorLoop
+        from ..playbooks.registry import playbooks
+
+        if not self.subjects:
+            raise SettingsError(
+                "there is nothing to watch",
+                path="subjects",
+                hint="name a system, such as {name: orders-db, kind: postgres, dsn: …}",
+            )
+        monitor = self.settings.monitor
+        desk = FirstAidDesk(
+            self.store,
+            self.gatherer,
+            playbooks(),
+            {subject.name: subject.kind for subject in self.subjects},
+            SystemClock(),
+            monitor.first_aid_timeout,
+        )
+        return MonitorLoop(
+            self.store,
+            self.subjects,
+            monitor,
+            first_aid=desk,
+            redactor=self.redactor,
+            log=self.log,
+            name=f"monitor {here()}",
+        )
+
+    def agent(self) -> AgentRunner:
+        from ..runner import AgentRunner
+
+        return AgentRunner(
+            self.store,
+            self.gatherer,
+            self.model,
+            self.settings.agent,
+            max_tokens=self.settings.anthropic.max_tokens,
+            redactor=self.redactor,
+            log=self.log,
+            name=f"agent {here()}",
+        )
+
+
+@asynccontextmanager
+async def open_app(edge: Edge, log_to: TextIO) -> AsyncIterator[App]:
+    """Build everything from the settings, and close it again."""
+    from ..context import ContextGatherer
+    from ..logs import open_log
+    from ..subjects.registry import build_subjects
+
+    settings = edge.settings()
+    subjects = build_subjects(settings.subjects)
+    known = secrets_of(settings, edge.environ)
+    redactor = Redactor(
+        [*known, *(secret for subject in subjects for secret in subject.secrets)]
+    )
+    store = await open_store(settings.database)
+    gatherer = ContextGatherer(
+        {subject.name: subject for subject in subjects},
+        redactor,
+        SystemClock(),
+        store.past,
+    )
+    model = ModelFromKey(settings, edge.environ)
+    log = open_log(settings.log, log_to, redactor)
+    try:
+        yield App(settings, store, subjects, redactor, gatherer, model, log)
+    finally:
+        for subject in subjects:
+            await subject.close()
+        await model.close()
+        await store.close()
+
+
+@asynccontextmanager
+async def open_database(edge: Edge) -> AsyncIterator[Store]:
+    """Just the store, for commands that read and change tickets: quick to start."""
+    store = await open_store(edge.settings().database)
+    try:
+        yield store
+    finally:
+        await store.close()

@@ -1,0 +1,151 @@
+"""First aid: what a playbook can say of a ticket in the second it opens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+from .answer import Citation, DiagnosisOutput, Finding
+from .context import ContextGatherer
+from .grounding import ground
+from .lifecycle import Clock
+from .model import Context, Evidence, Json, Ticket
+from .playbooks.base import Playbook
+from .render import first_aid_markdown
+from .store.protocol import Store
+from .store.rows import evidence_document
+
+_TOKENS = 6000
+_CITED_CHARACTERS = 4000
+_WITH_EVIDENCE = 20
+"""Tickets of one opening that keep the evidence itself; a thousand copies would help nobody."""
+
+
+class FirstAidDesk:
+    """Writes first aid on tickets that just opened."""
+
+    def __init__(
+        self,
+        store: Store,
+        gatherer: ContextGatherer,
+        playbooks: Sequence[Playbook],
+        kinds: Mapping[str, str],
+        clock: Clock,
+        timeout: float,
+    ) -> None:
+        self._store = store
+        self._gatherer = gatherer
+        self._playbooks = playbooks
+        self._kinds = kinds
+        self._clock = clock
+        self._timeout = timeout
+
+    async def give(self, opened: Sequence[Ticket]) -> None:
+        """Gather evidence, apply the playbooks, store what they say. Raises errors of the store."""
+        ordered = sorted(opened, key=lambda ticket: (ticket.key.subject, ticket.id))
+        for subject, group in groupby(ordered, key=lambda ticket: ticket.key.subject):
+            await self._give(self._kinds.get(subject, ""), list(group))
+
+    async def _give(self, kind: str, tickets: list[Ticket]) -> None:
+        context = await self._gatherer.gather(
+            tickets, timeout=self._timeout, tokens=_TOKENS
+        )
+        for ids, output in preliminary(self._playbooks, kind, tickets, context):
+            document = self._document(output, context)
+            await self._store.save_first_aid(ids[:_WITH_EVIDENCE], document)
+            if rest := ids[_WITH_EVIDENCE:]:
+                await self._store.save_first_aid(rest, {**document, "evidence": []})
+
+    def _document(self, output: DiagnosisOutput, context: Context) -> Json:
+        grounding = ground(output, context.evidence)
+        return {
+            "summary": output.summary,
+            "root_cause": output.root_cause,
+            "verdict": grounding.verdict,
+            "confidence": grounding.confidence,
+            "grounded": {"verified": grounding.verified, "total": grounding.total},
+            "written_at": self._clock.now().isoformat(),
+            "markdown": first_aid_markdown(output, grounding, context.evidence),
+            "answer": output.model_dump(mode="json"),
+            "evidence": evidence_document(tuple(_cited(output, context.evidence))),
+        }
+
+
+def preliminary(
+    playbooks: Iterable[Playbook],
+    kind: str,
+    tickets: Sequence[Ticket],
+    context: Context,
+) -> list[tuple[list[int], DiagnosisOutput]]:
+    """What the playbooks say, by the tickets it is said of; the general note for the rest."""
+    waiting = {ticket.id: ticket for ticket in tickets}
+    said: list[tuple[list[int], DiagnosisOutput]] = []
+    for playbook in playbooks:
+        mine = [
+            ticket
+            for ticket in waiting.values()
+            if playbook.kind == kind and ticket.key.invariant in playbook.invariants
+        ]
+        output = playbook.first_aid(mine, context) if mine else None
+        if output is not None:
+            ids = [ticket.id for ticket in mine]
+            said.append((ids, output))
+            for ticket_id in ids:
+                del waiting[ticket_id]
+    said += [
+        ([ticket.id], general_note(ticket, context)) for ticket in waiting.values()
+    ]
+    return said
+
+
+def general_note(ticket: Ticket, context: Context) -> DiagnosisOutput:
+    """What can be said without a playbook: what is broken, and where to look."""
+    first = context.evidence[0] if context.evidence else None
+    quote = _line_with(first, ticket.message) if first else None
+    cited = [Citation(evidence_id=first.id, quote=quote)] if first and quote else []
+    available = [piece.title for piece in context.evidence[1:] if piece.available]
+    missing = [
+        f"{piece.title}: {piece.text}"
+        for piece in context.evidence
+        if not piece.available
+    ]
+    return DiagnosisOutput(
+        summary=f"{ticket.message}. No playbook knows more.",
+        verdict="insufficient_data",
+        root_cause="",
+        root_cause_citations=[],
+        confidence="low",
+        confidence_reason="no playbook matched",
+        explained_tickets=[ticket.id],
+        timeline=[],
+        affected_components=[ticket.key.component],
+        metric_readings=[],
+        supporting_evidence=[Finding(statement=ticket.message, citations=cited)],
+        alternatives_considered=[],
+        recommended_actions=[],
+        severity=ticket.severity.label,
+        risks=[],
+        missing=missing or [f"Look at: {title}" for title in available[:5]],
+    )
+
+
+def _line_with(evidence: Evidence, text: str) -> str | None:
+    for line in evidence.text.splitlines():
+        if text in line:
+            return text
+    return None
+
+
+def _cited(output: DiagnosisOutput, evidence: Sequence[Evidence]) -> Iterable[Evidence]:
+    """The pieces that the output cites, bounded."""
+    dumped = output.model_dump_json()
+    for piece in evidence:
+        if f'"{piece.id}"' in dumped:
+            yield Evidence(
+                piece.id,
+                piece.title,
+                piece.source,
+                piece.at,
+                piece.text[:_CITED_CHARACTERS],
+                piece.available,
+            )

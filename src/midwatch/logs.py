@@ -1,0 +1,51 @@
+"""Structured log lines: for people on a terminal, JSON elsewhere, without secrets in either."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import FilteringBoundLogger, Processor
+
+from .redaction import Redactor, redacting
+from .settings import LogSettings
+
+Log = FilteringBoundLogger
+
+
+def open_log(settings: LogSettings, stream: TextIO, redactor: Redactor) -> Log:
+    """A log that writes to `stream` as the settings say."""
+    pretty = settings.format == "console" or (
+        settings.format == "auto" and stream.isatty()
+    )
+    processors: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(
+            fmt="%H:%M:%S" if pretty else "iso", utc=not pretty
+        ),
+        structlog.processors.format_exc_info,
+        redacting(redactor),
+    ]
+    if pretty:
+        processors.append(structlog.dev.ConsoleRenderer(colors=stream.isatty()))
+    else:
+        processors.append(structlog.processors.JSONRenderer(ensure_ascii=False))
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    return _wrap(structlog.PrintLogger(stream), processors, level)
+
+
+def quiet_log() -> Log:
+    """A log that says nothing, for libraries' users who give none."""
+    return _wrap(structlog.ReturnLogger(), [], logging.CRITICAL + 1)
+
+
+def _wrap(logger: Any, processors: list[Processor], level: int) -> Log:
+    bound: Log = structlog.wrap_logger(
+        logger,
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        context_class=dict,
+        cache_logger_on_first_use=True,
+    )
+    return bound

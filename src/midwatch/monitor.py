@@ -1,0 +1,94 @@
+"""MonitorLoop: observe, check, reconcile, save."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from .errors import MidwatchError
+from .first_aid import FirstAidDesk
+from .intake import Intake
+from .lifecycle import Clock, Stop, SystemClock
+from .logs import Log, quiet_log
+from .redaction import Redactor
+from .settings import MonitorSettings
+from .store.protocol import Store
+from .subjects.base import Subject
+from .watching import Cycle, SubjectWatch
+
+
+class MonitorLoop:
+    """Watches all subjects at once, every `settings.interval` seconds, until the stop."""
+
+    def __init__(
+        self,
+        store: Store,
+        subjects: Sequence[Subject],
+        settings: MonitorSettings = MonitorSettings(),
+        *,
+        first_aid: FirstAidDesk | None = None,
+        redactor: Redactor | None = None,
+        clock: Clock | None = None,
+        log: Log | None = None,
+        name: str = "monitor",
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.first_aid = first_aid
+        self.clock = clock or SystemClock()
+        self.log = log or quiet_log()
+        self.name = name
+        intake = Intake(redactor or Redactor())
+        self.watches = [
+            SubjectWatch(subject, store, settings, intake, self.clock, self.log)
+            for subject in subjects
+        ]
+
+    async def run(self, stop: Stop) -> None:
+        """Cycle until `stop`. Errors of subjects and of the store are logged, never raised."""
+        while not stop:
+            cycle = await self.cycle()
+            await self._beat(cycle)
+            await stop.pause(max(0.0, self.settings.interval - cycle.seconds))
+
+    async def cycle(self) -> Cycle:
+        """Look at every subject once, save what changed, and give first aid to what opened."""
+        began = self.clock.monotonic()
+        parts = await asyncio.gather(*map(self._watch, self.watches))
+        return Cycle(
+            subjects=len(parts),
+            unobservable=sum(part.unobservable for part in parts),
+            unsaved=sum(part.unsaved for part in parts),
+            open=sum(part.open for part in parts),
+            opened=tuple(ticket for part in parts for ticket in part.opened),
+            resolved=sum(part.resolved for part in parts),
+            seconds=self.clock.monotonic() - began,
+        )
+
+    async def close(self) -> None:
+        await asyncio.gather(*(watch.close() for watch in self.watches))
+
+    async def _watch(self, watch: SubjectWatch) -> Cycle:
+        cycle = await watch.cycle()
+        if cycle.opened and self.first_aid is not None:
+            try:
+                await self.first_aid.give(cycle.opened)
+            except MidwatchError as error:
+                self.log.warning("first aid not saved", error=error.line())
+        return cycle
+
+    async def _beat(self, cycle: Cycle) -> None:
+        facts = {
+            "subjects": cycle.subjects,
+            "unobservable": cycle.unobservable,
+            "unsaved": cycle.unsaved,
+            "open": cycle.open,
+            "opened": len(cycle.opened),
+            "resolved": cycle.resolved,
+            "seconds": round(cycle.seconds, 3),
+        }
+        self.log.info("cycle", **facts)
+        try:
+            await self.store.beat(self.name, "monitor", facts)
+        except MidwatchError as error:
+            self.log.warning("heartbeat not saved", error=error.line())

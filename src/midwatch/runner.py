@@ -1,0 +1,189 @@
+"""AgentRunner: claim, gather, diagnose, store, back off."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .attempt import Attempt, Desk, Model
+from .context import ContextGatherer
+from .errors import MidwatchError
+from .lifecycle import Clock, Stop, SystemClock
+from .logs import Log, quiet_log
+from .model import Severity
+from .redaction import Redactor
+from .settings import AgentSettings
+from .store.protocol import Claim, Store
+
+_BUDGET_RECHECK = 60.0
+"""Seconds until a spent budget is looked at again: calls that ended cheaper make room, and
+a new day does."""
+
+ModelSource = Callable[[], Model | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Why no call is made now, and for how many seconds at least."""
+
+    reason: str
+    seconds: float
+
+
+class AgentRunner:
+    """Diagnoses what is queued, until the stop.
+
+    `model` gives the model to ask now, or None while there is no key. One runner keeps
+    `settings.concurrency` calls in flight; any number of runners share one store.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        gatherer: ContextGatherer,
+        model: ModelSource,
+        settings: AgentSettings = AgentSettings(),
+        *,
+        max_tokens: int = 8000,
+        redactor: Redactor | None = None,
+        clock: Clock | None = None,
+        log: Log | None = None,
+        random: Callable[[], float] = random.random,
+        name: str = "agent",
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.name = name
+        self.clock = clock or SystemClock()
+        self.log = log or quiet_log()
+        self.outcomes: Counter[str] = Counter()
+        self._model = model
+        self._desk = Desk(
+            store,
+            gatherer,
+            settings,
+            max_tokens,
+            redactor or Redactor(),
+            self.clock,
+            self.log,
+            random,
+        )
+        self._said = ""
+        self._tight: dict[Severity, float] = {}
+
+    async def run(self, stop: Stop) -> None:
+        """Work until `stop`; what happens to a call or to the store is logged, never raised."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._beat(stop), name="agent heartbeat")
+            for number in range(self.settings.concurrency):
+                group.create_task(self._work(stop), name=f"agent worker {number}")
+
+    async def drain(self, stop: Stop) -> Blocked | None:
+        """Diagnose what is due now and return; Blocked when something stands in the way.
+
+        Raises the store's errors.
+        """
+        while not stop:
+            if blocked := await self._blocked():
+                return blocked
+            claim = await self._claim()
+            if claim is None:
+                return None
+            await self._attempt(claim, stop)
+        return Blocked("stopped", 0.0)
+
+    async def _work(self, stop: Stop) -> None:
+        while not stop:
+            await stop.pause(await self._turn(stop))
+
+    async def _turn(self, stop: Stop) -> float:
+        """Diagnose one batch if there is one; returns the seconds to wait before the next."""
+        idle = self.settings.poll_interval
+        try:
+            if blocked := await self._blocked():
+                self._say(blocked.reason)
+                return min(blocked.seconds, idle)
+            claim = await self._claim()
+        except MidwatchError as error:
+            self._say(f"the store cannot be used: {error.line()}")
+            return idle
+        self._say("")
+        if claim is None:
+            return idle
+        await self._attempt(claim, stop)
+        return 0.0
+
+    # ------------------------------------------------------------------ may we?
+
+    async def _blocked(self) -> Blocked | None:
+        if self._model() is None:
+            return Blocked(
+                "no API key: tickets get first aid only (set ANTHROPIC_API_KEY or anthropic.api_key_file)",
+                self.settings.auth_probe_interval,
+            )
+        if pauses := await self.store.pauses():
+            longest = pauses[0]
+            return Blocked(f"{longest.kind}: {longest.reason}", longest.seconds)
+        wait = self._tight.get(Severity.CRITICAL, 0.0) - self.clock.monotonic()
+        if wait > 0:
+            return Blocked("the budget of the day is spent", wait)
+        return None
+
+    async def _claim(self) -> Claim | None:
+        tight = self._tight.get(Severity.INFO, 0.0) > self.clock.monotonic()
+        claims = await self.store.claim(
+            self.name,
+            lease=self.settings.lease,
+            least=Severity.CRITICAL if tight else Severity.INFO,
+        )
+        return claims[0] if claims else None
+
+    async def _attempt(self, claim: Claim, stop: Stop) -> None:
+        model = self._model()
+        if model is None:  # the key went away between two lines
+            await self.store.release(claim)
+            return
+        ended = await Attempt(self._desk, claim, model).run(stop)
+        self.outcomes[ended.outcome] += 1
+        if ended.outcome == "budget":
+            self._budget_spent(claim.severity)
+
+    def _budget_spent(self, severity: Severity) -> None:
+        """The rest of the budget is for critical tickets; then it is for nobody."""
+        again = self.clock.monotonic() + _BUDGET_RECHECK
+        critical = severity is Severity.CRITICAL
+        self._tight[Severity.CRITICAL if critical else Severity.INFO] = again
+        left = "nothing" if critical else "only critical tickets"
+        self.log.warning(
+            "the budget of the day is spent",
+            usd=self.settings.daily_budget_usd,
+            diagnosing=left,
+        )
+
+    # ------------------------------------------------------------------ telling
+
+    def _say(self, reason: str) -> None:
+        """Say a standstill once, and once that it is over."""
+        if reason == self._said:
+            return
+        self._said = reason
+        if reason:
+            self.log.warning("not diagnosing", reason=reason)
+        else:
+            self.log.info("diagnosing")
+
+    async def _beat(self, stop: Stop) -> None:
+        while not stop:
+            info = {
+                "state": self._said or "diagnosing",
+                "concurrency": self.settings.concurrency,
+                **self.outcomes,
+            }
+            try:
+                await self.store.beat(self.name, "agent", info)
+            except MidwatchError as error:
+                self.log.warning("heartbeat not saved", error=error.line())
+            await stop.pause(max(self.settings.poll_interval, 10.0))

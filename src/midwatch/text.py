@@ -1,0 +1,315 @@
+"""Outside text made harmless, short enough, and unable to leave its place.
+
+What enters goes through `clean`. What goes into a prompt is held to a budget by `shorten` and
+delimited by `fence`. What is shown as Markdown goes through `markdown_escape`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+LONGEST_LINE = 4000
+"""Characters that `clean` leaves of a line unless told otherwise."""
+
+# ------------------------------------------------------------------ harmless
+
+_TERMINAL = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*+[ -/]*+[@-~]?"  # CSI: colours, cursor
+    # OSC, DCS, SOS, PM, APC with their payload; an open one loses only its beginning
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])(?:[^\x07\x1b\x9c\n]*+(?:\x07|\x1b\\|\x9c))?"
+    r"|\x1b[ -/]*+[0-~]?"
+)
+_RETURNS = re.compile(r"\r\n?")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_CONTROLS = re.compile("[\x01-\x08\x0b-\x1f\x7f]")
+# C1, line separators, and everything that is there without being seen: directions (bidi),
+# zero widths, fillers, tags, and variation selectors beyond the two that emoji need.
+_UNSEEN = re.compile(
+    "([\x80-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff])\\1*+"
+)
+
+
+def clean(text: str | bytes, *, longest: int | None = LONGEST_LINE) -> str:
+    """Outside text without anything that acts on a terminal, a page or a reader's eye.
+
+    Invalid UTF-8 and lone surrogates become U+FFFD, terminal escapes and NUL go, other
+    control characters become their pictures (␇), what cannot be seen becomes ``<U+202E>``.
+    Line feeds and tabs stay; other line ends become line feeds. Lines of more than `longest` characters lose
+    their middle, with a note of how much; None leaves them whole, for what is yet to be
+    redacted.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    text = _RETURNS.sub("\n", text)
+    text = _TERMINAL.sub("", text).replace("\0", "")
+    text = _SURROGATES.sub("\ufffd", text)
+    text = _CONTROLS.sub(_picture, text)
+    text = _UNSEEN.sub(_code_point, text)
+    return text if longest is None else cut_lines(text, longest)
+
+
+def _picture(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return "\u2421" if code == 0x7F else chr(0x2400 + code)
+
+
+def _code_point(match: re.Match[str]) -> str:
+    run = len(match[0])
+    return f"<U+{ord(match[1]):04X}{f' ×{run}' if run > 1 else ''}>"
+
+
+def cut_lines(text: str, longest: int = LONGEST_LINE) -> str:
+    """`text` with every line of at most `longest` characters (60 at least)."""
+    if len(text) <= longest:
+        return text
+    return "\n".join(_cut_line(line, longest) for line in text.split("\n"))
+
+
+def _cut_line(line: str, longest: int) -> str:
+    """Three quarters of what stays is the beginning, one quarter the end."""
+    if len(line) <= longest:
+        return line
+    kept = max(longest, 60) - 40
+    head = kept * 3 // 4
+    tail = kept - head
+    return f"{line[:head]} [… {len(line) - kept:,} characters cut …] {line[-tail:]}"
+
+
+def one_line(text: str | bytes, limit: int = 200) -> str:
+    """Cleaned text on one line of at most `limit` characters."""
+    flat = " ".join(clean(text, longest=None).split())
+    return flat if len(flat) <= limit else flat[: max(limit - 1, 0)].rstrip() + "…"
+
+
+# ------------------------------------------------------------------ short enough
+
+_LOWER = b"abcdefghijklmnopqrstuvwxyz "
+_UPPER = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_BEYOND_ASCII = bytes(range(128, 256))
+
+
+def estimate_tokens(text: str) -> int:
+    """How many tokens Claude counts in `text`, rather too many than too few.
+
+    No tokenizer is needed. Anthropic's glossary gives 3.5 characters of English a token, and
+    newer tokenizers take up to 35% more tokens (the notes on Opus 4.7): 2.6 characters, for
+    lower-case letters and spaces. Digits, punctuation and line ends, of which logs and code
+    are full, mostly stand alone or in pairs: 1.3. Capitals are half identifiers, half
+    base64: 1.5. Beyond ASCII two bytes of UTF-8 are a token: 1.5 for a CJK character, 2 for
+    an emoji. No tokenizer on bytes can need more than one token a byte.
+    """
+    return math.ceil(_weight(text))
+
+
+def _weight(text: str) -> float:
+    """The estimate before rounding: the weight of joined texts is the sum of theirs."""
+    data = text.encode("utf-8", "surrogatepass")
+    size = len(data)
+    lower = size - len(data.translate(None, _LOWER))
+    upper = size - len(data.translate(None, _UPPER))
+    beyond = size - len(data.translate(None, _BEYOND_ASCII))
+    rest = size - lower - upper - beyond
+    return lower / 2.6 + upper / 1.5 + beyond / 2 + rest / 1.3
+
+
+_PONDERED = 1_000_000  # characters at each end that `shorten` looks at line by line
+_SHAPED = 300  # characters of a line that make its shape
+_VARYING = re.compile(r"\s+|0x[0-9a-fA-F]+|[0-9a-fA-F-]{8,}|\d+")
+_TROUBLE = re.compile(
+    r"(?i)\b(?:error|fatal|panic|crit|critical|fail|failed|failure|exception|traceback"
+    r"|denied|refused|timeout|timed out|deadlock|killed|oom|out of memory|corrupt\w*"
+    r"|abort\w*|cannot|unable|terminat\w*|crash\w*|no space)\b"
+)
+_CUT_NOTE = re.compile(r"\[… ([\d,]{1,20}) lines? cut …\]")
+
+
+def shorten(text: str, tokens: int) -> str:
+    """`text` within a budget of tokens: its head, its tail, and its most unusual lines.
+
+    A line is unusual when few lines have its shape (digits, hex and ids aside), more so with
+    a word of trouble in it. The order stays. Where lines are left out, a line says how many.
+    """
+    budget = float(tokens)
+    if _weight(text) <= budget:
+        return text
+    lines = _pondered(text)
+    share = budget * 0.9 / min(len(lines), 6)
+    lines = [_fitted(line, share) for line in lines]
+    kept = _chosen(lines, budget)
+    shortened = "\n".join(_with_notes(lines, kept))
+    return shortened if _weight(shortened) <= budget else _fitted(text, budget)
+
+
+def _pondered(text: str) -> list[str]:
+    """The lines of a text; of a huge one, those of its two ends and a note between."""
+    if len(text) <= 2 * _PONDERED:
+        return text.split("\n")
+    start = text.rfind("\n", 0, _PONDERED)
+    end = text.find("\n", len(text) - _PONDERED)
+    if start < 0 or end < 0 or start == end:
+        return text.split("\n")
+    note = _note(text.count("\n", start + 1, end) + 1)
+    return [*text[:start].split("\n"), note, *text[end + 1 :].split("\n")]
+
+
+def _note(lines: int) -> str:
+    return f"[… {lines:,} line{'s' if lines != 1 else ''} cut …]"
+
+
+def _fitted(line: str, budget: float) -> str:
+    """A line within a budget, its middle cut if need be; empty if not even a note fits."""
+    if _weight(line) <= budget:
+        return line
+    longest = min(len(line) - 1, int(budget * 2.7))
+    while longest >= 60:
+        cut = _cut_line(line, longest)
+        if _weight(cut) <= budget:
+            return cut
+        longest = longest * 3 // 4
+    return "…" if budget >= 2 else ""
+
+
+def _chosen(lines: Sequence[str], budget: float) -> set[int]:
+    """Which lines stay: the first quarter of the budget, the last third, the unusual."""
+    gap = _weight(_note(10**9) + "\n")
+    costs = [_weight(line) + 1 for line in lines]
+    head, spent = _run(range(len(lines)), costs, budget * 0.25)
+    tail, more = _run(range(len(lines) - 1, len(head) - 1, -1), costs, budget * 0.35)
+    left = budget - spent - more - gap
+    kept = {*head, *tail}
+    middle = range(len(head), len(lines) - len(tail))
+    for index in _by_rarity(lines, middle):
+        price = costs[index] + gap
+        if price <= left:
+            kept.add(index)
+            left -= price
+        elif left < gap:
+            break
+    return kept
+
+
+def _run(
+    indexes: range, costs: Sequence[float], budget: float
+) -> tuple[list[int], float]:
+    """As many lines, from the first index on, as the budget allows, and their cost."""
+    taken: list[int] = []
+    spent = 0.0
+    for index in indexes:
+        if spent + costs[index] > budget:
+            break
+        taken.append(index)
+        spent += costs[index]
+    return taken, spent
+
+
+def _by_rarity(lines: Sequence[str], middle: range) -> list[int]:
+    """Lines of the middle, the most telling first: one of each shape before a second one."""
+    shapes = Counter(_shape(line) for line in lines)
+    seen: Counter[str] = Counter()
+    ranked: list[tuple[int, float, int]] = []
+    for index in middle:
+        line = lines[index]
+        if not line.strip() or _CUT_NOTE.fullmatch(line):
+            continue
+        shape = _shape(line)
+        weight = 16 if _TROUBLE.search(line, 0, _SHAPED) else 1
+        ranked.append((seen[shape], shapes[shape] / weight, index))
+        seen[shape] += 1
+    return [index for _, _, index in sorted(ranked)]
+
+
+def _shape(line: str) -> str:
+    """What a line has in common with its like: digits, hex, ids and spacing do not count."""
+    return _VARYING.sub("#", line[:_SHAPED])
+
+
+def _with_notes(lines: Sequence[str], kept: set[int]) -> Iterator[str]:
+    missing = 0
+    for index, line in enumerate(lines):
+        if index not in kept:
+            earlier = _CUT_NOTE.fullmatch(line)
+            missing += int(earlier[1].replace(",", "") or 0) if earlier else 1
+            continue
+        if missing:
+            yield _note(missing)
+            missing = 0
+        yield line
+    if missing:
+        yield _note(missing)
+
+
+# ------------------------------------------------------------------ in its place
+
+
+def fence(text: str, tag: str, **attributes: str) -> str:
+    """`text` between ``<tag …>`` and ``</tag>`` for a prompt, unable to close or open one.
+
+    Wherever the text itself has such a tag, opening or closing, in any letter case or
+    spacing, a backslash goes behind its "<". Nothing else changes, so that quotes still
+    match the text. Attribute values become one line and lose their markup.
+    """
+    inner = re.sub(rf"(?i)[<＜﹤](?=[\s/／\\]{{0,200}}{re.escape(tag)})", r"<\\", text)
+    told = "".join(
+        f' {name}="{_attribute(value)}"' for name, value in attributes.items()
+    )
+    return f"<{tag}{told}>\n{inner}\n</{tag}>"
+
+
+def _attribute(value: str) -> str:
+    return (
+        one_line(value, 300)
+        .replace("&", "&amp;")
+        .replace('"', "&quot;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+    )
+
+
+_ADDRESS = re.compile(r"\S*(?:://|@|(?i:www)\.|(?i:mailto|xmpp):)\S*")
+_SPECIAL = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
+_LINE_START = re.compile(r"(?m)^[^\S\n]*([#+=-]|\d{1,9}(?=[.)]))?")
+
+
+def markdown_escape(text: str) -> str:
+    """Text that Markdown (CommonMark or GitHub's) shows letter by letter, and nothing live.
+
+    No image, link, HTML, heading, list, quote, table or formula comes of it. What a renderer
+    would link by itself (addresses with "://", "@" or "www.") becomes code, which none links.
+    Indentation is lost.
+    """
+    text = _unindented(clean(text))
+    parts: list[str] = []
+    position = 0
+    for match in _ADDRESS.finditer(text):
+        parts.append(_SPECIAL.sub(r"\\\g<0>", text[position : match.start()]))
+        parts.append(code_span(match[0]))
+        position = match.end()
+    parts.append(_SPECIAL.sub(r"\\\g<0>", text[position:]))
+    return _LINE_START.sub(_inert_start, "".join(parts))
+
+
+def _unindented(text: str) -> str:
+    return "\n".join(line.strip() for line in text.split("\n"))
+
+
+def _inert_start(match: re.Match[str]) -> str:
+    start = match[1] or ""
+    return f"{start}\\" if start.isdigit() else f"\\{start}" if start else ""
+
+
+def code_span(text: str) -> str:
+    """`text`, one line, as inline code that it cannot end."""
+    ticks = "`" * (longest_run(text, "`") + 1)
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
+
+
+def longest_run(text: str, character: str) -> int:
+    """How many times `character` stands in a row at most."""
+    runs = re.findall(f"{re.escape(character)}+", text)
+    return max(map(len, runs), default=0)
