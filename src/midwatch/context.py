@@ -150,7 +150,7 @@ class ContextGatherer:
         lines = [
             f"Past ticket {ticket.id}: {self._say(ticket.key.invariant)}"
             f" on {self._say(ticket.key.component)} ({same})",
-            f"opened {_time(ticket.first_seen_at)}, resolved {_time(ticket.resolved_at)}",
+            f"opened {_time(ticket.opened_at)}, resolved {_time(ticket.resolved_at)}",
             f"message: {self._say(ticket.message)}",
             f"what was found: {self._say(past.summary or 'nothing was noted')}",
         ]
@@ -223,6 +223,7 @@ class ContextGatherer:
             f"message: {self._say(ticket.message)}",
             *self._rule(ticket),
             f"first seen: {_time(ticket.first_seen_at)}",
+            f"ticket opened: {_time(ticket.opened_at)}",
             f"last seen: {_time(ticket.last_seen_at)}, seen {ticket.occurrence_count} times",
             f"status: {ticket.status}{', held' if ticket.held else ''}",
         ]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-)
-from pydantic_settings import SettingsError as PydanticSettingsError
 
 from .errors import SettingsError
 from .settings import DEFAULT_FILE, Settings
+
+PREFIX = "MIDWATCH_"
 
 
 def load(environ: Mapping[str, str], file: Path | None = None) -> Settings:
@@ -34,77 +32,94 @@ def load(environ: Mapping[str, str], file: Path | None = None) -> Settings:
     variables = {
         name: value
         for name, value in environ.items()
-        if name.upper().startswith("MIDWATCH_") and name.upper() != "MIDWATCH_CONFIG"
+        if name.upper().startswith(PREFIX) and name.upper() != "MIDWATCH_CONFIG"
     }
-    _refuse_unknown_variables(variables)
+    overridden = _override(_expand(written, environ, ""), variables)
     try:
-        return _Loading(_expand(written, environ, ""), variables).settings()
+        return Settings.model_validate(overridden)
     except ValidationError as error:
-        raise explain(error, Settings) from None
-    except PydanticSettingsError as error:
+        raise _naming_variable(explain(error, Settings), variables) from None
+
+
+# ------------------------------------------------------------------ the environment
+
+
+def _override(written: dict[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
+    """`written` with MIDWATCH_AGENT__POLL_INTERVAL and its like laid over it.
+
+    The variable of a whole group holds JSON; those of its parts come after it.
+    """
+    for name in sorted(variables, key=lambda name: len(_parts(name))):
+        parts = _parts(name)
+        annotation = _annotation_at(name, parts)
+        value = _variable_value(name, variables[name], annotation)
+        written = _laid_over(written, parts, value)
+    return written
+
+
+def _parts(name: str) -> list[str]:
+    return name[len(PREFIX) :].lower().split("__")
+
+
+def _annotation_at(name: str, parts: list[str]) -> Any:
+    """The type of the setting that a variable names; a misspelt one would be ignored in silence."""
+    current: Any = Settings
+    for depth, part in enumerate(parts):
+        fields = getattr(current, "model_fields", {})
+        if part not in fields:
+            raise SettingsError(
+                "unknown setting",
+                path=f"{name} ({'.'.join(parts[: depth + 1])})",
+                hint=_suggest(part, fields),
+            )
+        current = fields[part].annotation
+    return current
+
+
+def _variable_value(name: str, value: str, annotation: Any) -> Any:
+    """A variable's text as the setting wants it: groups, lists and mappings are JSON."""
+    if value == "null" and NoneType in get_args(annotation):
+        return None
+    is_group = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    if not is_group and get_origin(annotation) not in (list, dict):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
         raise SettingsError(
-            str(error.__cause__ or error), hint="check the MIDWATCH_ variables"
+            "is not valid JSON",
+            path=name,
+            hint="groups and lists in a variable are written as JSON",
         ) from None
 
 
-class _Loading:
-    """Builds Settings from explicit sources, so that nothing reads the process's environment."""
-
-    def __init__(self, written: dict[str, Any], variables: Mapping[str, str]) -> None:
-        self._written = written
-        self._variables = variables
-
-    def settings(self) -> Settings:
-        variables = self._variables
-
-        class FromHere(Settings):
-            @classmethod
-            def settings_customise_sources(
-                cls,
-                settings_cls: type[BaseSettings],
-                init_settings: PydanticBaseSettingsSource,
-                env_settings: PydanticBaseSettingsSource,
-                dotenv_settings: PydanticBaseSettingsSource,
-                file_secret_settings: PydanticBaseSettingsSource,
-            ) -> tuple[PydanticBaseSettingsSource, ...]:
-                return _Variables(settings_cls, variables), init_settings
-
-        return FromHere(**self._written)
+def _laid_over(base: Any, parts: list[str], value: Any) -> dict[str, Any]:
+    """A copy of `base` with `value` at the path `parts`; mappings are merged."""
+    present = dict(base) if isinstance(base, Mapping) else {}
+    first, rest = parts[0], parts[1:]
+    under = present.get(first)
+    if rest:
+        present[first] = _laid_over(under, rest, value)
+    elif isinstance(value, dict) and isinstance(under, Mapping):
+        present[first] = {**under, **value}
+    else:
+        present[first] = value
+    return present
 
 
-class _Variables(EnvSettingsSource):
-    """MIDWATCH_AGENT__POLL_INTERVAL and its like, from a mapping that is handed in."""
-
-    def __init__(
-        self, settings_cls: type[BaseSettings], variables: Mapping[str, str]
-    ) -> None:
-        self._given = {name.lower(): value for name, value in variables.items()}
-        super().__init__(settings_cls)
-
-    def _load_env_vars(self) -> Mapping[str, str | None]:
-        return self._given
-
-
-def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
-    """A misspelt variable would be ignored in silence."""
+def _naming_variable(
+    error: SettingsError, variables: Mapping[str, str]
+) -> SettingsError:
+    """The error, under the variable's name where the wrong value came from one."""
     for name in variables:
-        parts = name[len("MIDWATCH_") :].lower().split("__")
-        model: type[BaseModel] | None = Settings
-        for depth, part in enumerate(parts):
-            fields = model.model_fields if model is not None else {}
-            if part not in fields:
-                path = ".".join(parts[: depth + 1])
-                raise SettingsError(
-                    "unknown setting",
-                    path=f"{name} ({path})",
-                    hint=_suggest(part, fields),
-                )
-            inner = fields[part].annotation
-            model = (
-                inner
-                if isinstance(inner, type) and issubclass(inner, BaseModel)
-                else None
-            )
+        if error.path == ".".join(_parts(name)):
+            said = error.message.removeprefix(f"{error.path}: ")
+            path = f"{name} ({error.path})"
+            return SettingsError(said, path=path, hint=error.hint)
+    return error
+
+
+# ------------------------------------------------------------------ the file
 
 
 def _read_yaml(file: Path, *, must_exist: bool) -> dict[str, Any]:
@@ -160,6 +175,9 @@ def _expand(value: Any, environ: Mapping[str, str], path: str) -> Any:
         return environ[name]
 
     return _REFERENCE.sub(replacement, value)
+
+
+# ------------------------------------------------------------------ what is wrong
 
 
 def explain(

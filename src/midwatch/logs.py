@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import MutableMapping
 from typing import Any, TextIO
 
 import structlog
@@ -37,7 +38,11 @@ def open_log(settings: LogSettings, stream: TextIO, redactor: Redactor) -> Log:
 
 def quiet_log() -> Log:
     """A log that says nothing, for libraries' users who give none."""
-    return _wrap(structlog.ReturnLogger(), [], logging.CRITICAL + 1)
+    return _wrap(structlog.ReturnLogger(), [_drop], logging.CRITICAL)
+
+
+def _drop(logger: Any, name: str, event: MutableMapping[str, Any]) -> Any:
+    raise structlog.DropEvent
 
 
 def _wrap(logger: Any, processors: list[Processor], level: int) -> Log:

@@ -60,7 +60,7 @@ class AgentRunner:
         self.clock = clock or SystemClock()
         self.log = log or quiet_log()
         self.outcomes: Counter[str] = Counter()
-        self._model = model
+        self.model = model
         self._desk = Desk(
             store,
             gatherer,
@@ -119,7 +119,7 @@ class AgentRunner:
     # ------------------------------------------------------------------ may we?
 
     async def _blocked(self) -> Blocked | None:
-        if self._model() is None:
+        if self.model() is None:
             return Blocked(
                 "no API key: tickets get first aid only (set ANTHROPIC_API_KEY or anthropic.api_key_file)",
                 self.settings.auth_probe_interval,
@@ -142,7 +142,7 @@ class AgentRunner:
         return claims[0] if claims else None
 
     async def _attempt(self, claim: Claim, stop: Stop) -> None:
-        model = self._model()
+        model = self.model()
         if model is None:  # the key went away between two lines
             await self.store.release(claim)
             return

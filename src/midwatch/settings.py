@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from .units import Ratio, Seconds
 
@@ -133,16 +132,8 @@ class LogSettings(Group):
     )
 
 
-class Settings(BaseSettings):
+class Settings(Group):
     """All settings. `subjects` stay as written until their kinds are built."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="MIDWATCH_",
-        env_nested_delimiter="__",
-        extra="forbid",
-        frozen=True,
-        validate_default=True,
-    )
 
     database: str = Field(
         "sqlite:///midwatch.db",

@@ -1,0 +1,191 @@
+"""A script as a JSON file: rules, answers and faults as plain data (format: `messages_api`)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ArgsKwargs
+
+from midwatch.errors import SettingsError
+
+from . import answers, errors, faults
+from .answers import Answer
+from .exchange import Reply
+from .hold import Hold
+from .rules import Rule
+
+FAULTS: Mapping[str, Callable[..., Reply]] = {
+    "bad_request": errors.bad_request,
+    "context_window_exceeded": answers.context_window_exceeded,
+    "cut": faults.Cut,
+    "cut_by_max_tokens": answers.cut_by_max_tokens,
+    "delay": faults.Delay,
+    "drip": faults.Drip,
+    "empty_body": faults.empty_body,
+    "error": errors.Error,
+    "forbidden": errors.forbidden,
+    "garbled": faults.Garbled,
+    "hang": faults.Hang,
+    "html_page": faults.html_page,
+    "overloaded": errors.overloaded,
+    "pings": faults.Pings,
+    "prompt_too_long": errors.prompt_too_long,
+    "rate_limited": errors.rate_limited,
+    "raw": faults.Raw,
+    "refusal": answers.refusal,
+    "request_too_large": errors.request_too_large,
+    "reset": faults.Reset,
+    "server_error": errors.server_error,
+    "spend_limit_reached": errors.spend_limit_reached,
+    "stream_error": faults.StreamError,
+    "truncated": faults.Truncated,
+    "unauthorized": errors.unauthorized,
+    "unknown_model": errors.unknown_model,
+}
+"""Every fault that a file can name, beside `hold`; the other fields are its arguments."""
+_NESTED = ("answer", "then", "error")
+Built = TypeVar("Built")
+
+
+@dataclass(frozen=True)
+class LoadedScript:
+    """What a script file says."""
+
+    rules: tuple[Rule, ...]
+    default: Reply
+    holds: Mapping[str, Hold] = field(default_factory=dict)
+
+
+class _RuleData(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    answer: Any = None
+    answers: list[Any] | None = None
+    model: str | None = None
+    contains: str | None = None
+    matches: str | None = None
+    tools: bool | None = None
+    stream: bool | None = None
+    structured: bool | None = None
+    path: str = "/v1/messages"
+    method: str = "POST"
+
+
+class _ScriptData(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    rules: list[_RuleData] = []
+    default: Any = None
+
+
+def load_script(path: Path) -> LoadedScript:
+    """Read a script file. Raises SettingsError that names the file and the place in it."""
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(error.strerror or str(error), path=str(path)) from None
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"not JSON: {error}", path=str(path)) from None
+    try:
+        return read_script(data)
+    except SettingsError as error:
+        raise SettingsError(error.message, path=str(path), hint=error.hint) from None
+
+
+def read_script(data: object) -> LoadedScript:
+    """The script in parsed JSON. Raises SettingsError that names the place."""
+    try:
+        script = _ScriptData.model_validate(data)
+    except ValidationError as error:
+        raise _wrong("", error) from None
+    reader = _Reader()
+    rules = tuple(
+        reader.rule(rule, f"rules[{place}]") for place, rule in enumerate(script.rules)
+    )
+    default: Reply = Answer()
+    if script.default is not None:
+        default = reader.reply(script.default, "default")
+    return LoadedScript(rules, default, reader.holds)
+
+
+class _Reader:
+    """Turns data into replies; collects the holds by name."""
+
+    def __init__(self) -> None:
+        self.holds: dict[str, Hold] = {}
+
+    def rule(self, data: _RuleData, where: str) -> Rule:
+        if (data.answer is None) == (data.answers is None):
+            raise SettingsError("give either `answer` or `answers`", path=where)
+        listed = data.answers if data.answers is not None else [data.answer]
+        name = "answers" if data.answers is not None else "answer"
+        replies = [
+            self.reply(one, f"{where}.{name}" + (f"[{place}]" if data.answers else ""))
+            for place, one in enumerate(listed)
+        ]
+        try:
+            return Rule(replies, **data.model_dump(exclude={"answer", "answers"}))
+        except re.error as error:
+            raise SettingsError(str(error), path=f"{where}.matches") from None
+        except ValueError as error:
+            raise SettingsError(str(error), path=where) from None
+
+    def reply(self, data: object, where: str) -> Reply:
+        if isinstance(data, str):
+            return Answer(data)
+        if not isinstance(data, dict):
+            raise SettingsError("an answer is a text or an object", path=where)
+        fields = dict(data)
+        name = fields.pop("fault", None)
+        if name is None:
+            return _build(Answer, fields, where)
+        for nested in _NESTED:
+            if nested in fields:
+                fields[nested] = self.reply(fields[nested], f"{where}.{nested}")
+        if name == "hold":
+            return self._hold(fields, where)
+        if not isinstance(name, str) or name not in FAULTS:
+            known = ", ".join(sorted([*FAULTS, "hold"]))
+            raise SettingsError(
+                f"there is no fault {name!r}", path=where, hint=f"there are: {known}"
+            )
+        return _build(FAULTS[name], fields, where)
+
+    def _hold(self, fields: dict[str, Any], where: str) -> Hold:
+        name = fields.pop("name", None)
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+            raise SettingsError("a hold needs a `name` of letters", path=where)
+        if name in self.holds:
+            raise SettingsError(f"there are two holds {name!r}", path=where)
+        then = fields.pop("then", Answer())
+        if fields:
+            raise SettingsError("not a field of a hold", path=f"{where}.{min(fields)}")
+        self.holds[name] = Hold(then)
+        return self.holds[name]
+
+
+def _build(make: Callable[..., Built], fields: dict[str, Any], where: str) -> Built:
+    """Call `make` with the fields, each checked against the type it is declared with."""
+    # A dataclass brings its own configuration; pydantic takes no second one.
+    nesting = None if is_dataclass(make) else ConfigDict(arbitrary_types_allowed=True)
+    anything: Any = make
+    adapter: TypeAdapter[Built] = TypeAdapter(anything, config=nesting)
+    try:
+        return adapter.validate_python(ArgsKwargs((), fields))
+    except ValidationError as error:
+        raise _wrong(where, error) from None
+
+
+def _wrong(where: str, error: ValidationError) -> SettingsError:
+    """The first complaint, with its place written as `rules[0].answers[1].text`."""
+    first = error.errors(include_url=False)[0]
+    path = where
+    for step in first["loc"]:
+        path += f"[{step}]" if isinstance(step, int) else f".{step}"
+    return SettingsError(first["msg"], path=path.lstrip("."))
