@@ -19,7 +19,8 @@ from .settings import AgentSettings
 from .store.protocol import Budget, Claim, Finish, PauseKind, Store
 from .text import clean, one_line
 
-_GATHER_SECONDS = 15.0
+GATHER_SECONDS = 15.0
+"""Longest wait for the evidence of a diagnosis."""
 _SPEND_PROBE_SECONDS = 3600.0
 """A spent account limit renews at a time the API does not tell: look again every hour."""
 _LAST_WRITE_SECONDS = 1.0
@@ -100,7 +101,7 @@ class Attempt:
             return await self._give_up()
         context = await self.desk.gatherer.gather(
             self.claim.tickets,
-            timeout=_GATHER_SECONDS,
+            timeout=GATHER_SECONDS,
             tokens=settings.context_tokens,
         )
         step: Step | None = Step(context, settings.context_tokens, self.desk.max_tokens)

@@ -54,6 +54,7 @@ def check(
     ripe: list[Ripe] = []
     since: dict[Key, float] = {}
     undecided: set[Key] = set()
+    holding: set[Key] = set()
     for signal in _worst_first(observation.signals):
         key = Key(subject, signal.invariant, signal.component)
         if key in since:
@@ -62,14 +63,19 @@ def check(
         holds = _holds(signal, invariant)
         if holds is None:
             undecided.add(key)
-        elif not holds:
+        elif holds:
+            holding.add(key)
+        else:
             since[key] = pending.get(key, now)
             lasted = now - since[key]
             if lasted >= _hold_for(signal, invariant):
                 ripe.append(Ripe(_violation(key, signal, invariant), lasted))
 
     def known(key: Key) -> bool:
-        return key not in undecided and observation.covers(key.invariant)
+        # What was seen to hold is known, even where the rest of its invariant was hidden.
+        if key in holding or key in undecided:
+            return key not in undecided
+        return observation.covers(key.invariant)
 
     # A break that is out of sight goes on counting: unknown is never clear.
     carried = {

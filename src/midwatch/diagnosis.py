@@ -80,9 +80,11 @@ def conclude(reply: Reply, step: Step, redactor: Redactor) -> Finish:
         return finish
     output = DiagnosisOutput.model_validate(redactor.value(reply.output.model_dump()))
     grounding = ground(output, step.context.evidence)
+    # What is stored is what held: `markdown` says what the answer claimed beyond that.
+    held = {"verdict": grounding.verdict, "confidence": grounding.confidence}
     return replace(
         finish,
-        answer=output.model_dump(mode="json"),
+        answer={**output.model_dump(mode="json"), **held},
         markdown=diagnosis_markdown(output, grounding, step.context.evidence),
         confidence=grounding.confidence,
         grounded=Grounded(grounding.verified, grounding.total),

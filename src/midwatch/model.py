@@ -89,7 +89,9 @@ class Signal:
     """What one observation says of one invariant on one component.
 
     `holds` is given where the subject itself decides; where it is None, `value` is held
-    against the invariant's limit. `message` is the one line a ticket shows if the invariant
+    against the invariant's limit. Neither of them, or a NaN, means that the state of this
+    component is unknown. A signal of an invariant that is not among `Subject.invariants`
+    carries `holds` and `severity`. `message` is the one line a ticket shows if the invariant
     turns out to be broken. `facts` name what a playbook needs (a pid, a user, a query).
     `severity` and `hold_for` take the place of the invariant's own where they are given.
     """

@@ -69,12 +69,16 @@ class MonitorLoop:
         await asyncio.gather(*(watch.close() for watch in self.watches))
 
     async def _watch(self, watch: SubjectWatch) -> Cycle:
-        cycle = await watch.cycle()
-        if cycle.opened and self.first_aid is not None:
-            try:
+        """One subject's part; whatever goes wrong in it stays in it."""
+        cycle = Cycle(1, unsaved=1)
+        try:
+            cycle = await watch.cycle()
+            if cycle.opened and self.first_aid is not None:
                 await self.first_aid.give(cycle.opened)
-            except MidwatchError as error:
-                self.log.warning("first aid not saved", error=error.line())
+        except MidwatchError as error:
+            self.log.warning("first aid not saved", error=error.line())
+        except Exception:  # a fault of ours or of a playbook must not end the watch
+            self.log.exception("cycle failed", subject=watch.subject.name)
         return cycle
 
     async def _beat(self, cycle: Cycle) -> None:

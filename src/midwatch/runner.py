@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .attempt import Attempt, Desk, Model
+from .attempt import Attempt, Desk, Ended, Model
 from .context import ContextGatherer
 from .errors import MidwatchError
 from .lifecycle import Clock, Stop, SystemClock
@@ -95,9 +95,26 @@ class AgentRunner:
             await self._attempt(claim, stop)
         return Blocked("stopped", 0.0)
 
+    async def diagnose(self, batch: int, stop: Stop) -> Ended | Blocked | None:
+        """Diagnose this batch now, even one that waits for its next attempt.
+
+        None when it is not in the queue or another daemon has it. Raises the store's errors.
+        """
+        if blocked := await self._blocked():
+            return blocked
+        claims = await self.store.claim(
+            self.name, lease=self.settings.lease, batch=batch
+        )
+        return await self._attempt(claims[0], stop) if claims else None
+
     async def _work(self, stop: Stop) -> None:
         while not stop:
-            await stop.pause(await self._turn(stop))
+            try:
+                wait = await self._turn(stop)
+            except Exception:  # a fault of ours must not end the daemon
+                self.log.exception("turn failed")
+                wait = self.settings.poll_interval
+            await stop.pause(wait)
 
     async def _turn(self, stop: Stop) -> float:
         """Diagnose one batch if there is one; returns the seconds to wait before the next."""
@@ -141,15 +158,16 @@ class AgentRunner:
         )
         return claims[0] if claims else None
 
-    async def _attempt(self, claim: Claim, stop: Stop) -> None:
+    async def _attempt(self, claim: Claim, stop: Stop) -> Ended | None:
         model = self.model()
         if model is None:  # the key went away between two lines
             await self.store.release(claim)
-            return
+            return None
         ended = await Attempt(self._desk, claim, model).run(stop)
         self.outcomes[ended.outcome] += 1
         if ended.outcome == "budget":
             self._budget_spent(claim.severity)
+        return ended
 
     def _budget_spent(self, severity: Severity) -> None:
         """The rest of the budget is for critical tickets; then it is for nobody."""

@@ -57,7 +57,7 @@ class AgentSettings(Group):
         30.0, ge=1, description="A claim not renewed for so long is free again."
     )
     grace: Seconds = Field(
-        3.5, ge=0, le=4, description="What a call in flight gets at a stop."
+        3.0, ge=0, le=4, description="What a call in flight gets at a stop."
     )
     rate_limit_pause: Seconds = Field(
         60.0, gt=0, description="Pause after a 429 that names no time."

@@ -471,7 +471,7 @@ async def test_a_stop_grants_grace_then_gives_the_ticket_back(
     ticket, _, draining = await during_a_call(bench, script)
     bench.stop.set("SIGTERM")
     await asyncio.sleep(0)
-    await bench.clock.advance(3.4)
+    await bench.clock.advance(2.9)
     assert not draining.done()
     await bench.clock.advance(0.2)
     blocked = await asyncio.wait_for(draining, 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -45,14 +45,32 @@ def edge(
 
 
 def main() -> None:
-    """Run a command. A known error is one line on stderr and a non-zero exit."""
+    """Run a command. An error is one line on stderr and a non-zero exit."""
     try:
         app()
     except MidwatchError as error:
-        print(f"midwatch: {error.line()}", file=sys.stderr)
-        sys.exit(1)
+        _fail(error.line(), 1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python would complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except BaseExceptionGroup as group:
+        known = group.subgroup(MidwatchError)
+        if known is None:
+            raise
+        _fail(_first(known).line(), 1)
+
+
+def _first(group: BaseExceptionGroup[MidwatchError]) -> MidwatchError:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _fail(line: str, code: int) -> NoReturn:
+    print(f"midwatch: {line}", file=sys.stderr)
+    sys.exit(code)
 
 
 from . import daemons  # noqa: E402, F401  (the commands add themselves to the app)

@@ -84,6 +84,7 @@ class SqliteTransactions:
         self.engine = sqlite_engine(url)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="midwatch-sqlite")
         self._lock = threading.Lock()
+        self._identity: tuple[int, int] | None = None
 
     async def run(
         self,
@@ -101,10 +102,24 @@ class SqliteTransactions:
         **kwargs: P.kwargs,
     ) -> Callable[[], T]:
         def call() -> T:
-            with translated(self._file), self._lock, self.engine.begin() as connection:
-                return function(connection, *args, **kwargs)
+            with translated(self._file), self._lock:
+                self._follow_file()
+                with self.engine.begin() as connection:
+                    self._identity = self._identity or _identity(self._file)
+                    return function(connection, *args, **kwargs)
 
         return call
+
+    def _follow_file(self) -> None:
+        """A file that was removed or replaced under us would swallow our writes."""
+        if self._identity is None or self._identity == (found := _identity(self._file)):
+            return
+        self.engine.dispose()
+        if found is None:
+            raise StoreUnavailable(
+                f"the database file {self._file} is gone", hint="put it back"
+            )
+        self._identity = found
 
     async def close(self) -> None:
         loop = asyncio.get_running_loop()
@@ -143,6 +158,15 @@ def sqlite_engine(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Which file the path leads to; None for no file, or memory."""
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
 
 
 def _create_private(path: str) -> None:

@@ -183,6 +183,15 @@ class TicketFilter:
 
 
 @dataclass(frozen=True, slots=True)
+class Brief:
+    """A diagnosis in a few words, for lists."""
+
+    outcome: DiagnosisOutcome
+    verdict: str | None = None
+    confidence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Past:
     """A resolved ticket that teaches something: what was found and what resolved it."""
 
@@ -260,9 +269,11 @@ class Store(Protocol):
         lease: float,
         limit: int = 1,
         least: Severity = Severity.INFO,
+        batch: int | None = None,
     ) -> list[Claim]:
         """Take up to `limit` due batches that are at least so severe: critical first, then
-        oldest first."""
+        oldest first. With `batch` it is that one or none, though it may be waiting for its
+        next attempt: a person who asks for it does not wait for a back-off."""
         ...
 
     async def renew(self, claim: Claim, *, lease: float) -> bool:
@@ -326,6 +337,10 @@ class Store(Protocol):
     async def history(self, ticket_id: int) -> list[AuditRow]: ...
 
     async def diagnosis(self, diagnosis_id: int) -> Diagnosis: ...
+
+    async def briefs(self, diagnosis_ids: Sequence[int]) -> Mapping[int, Brief]:
+        """Diagnoses by id, without their long texts; an unknown id is not in the answer."""
+        ...
 
     async def diagnoses(self, ticket_id: int) -> list[Diagnosis]:
         """Every attempt at a ticket, oldest first."""

@@ -23,12 +23,18 @@ from .work import CLOCK_SLACK, Work, audit_row
 
 
 def claim(
-    work: Work, holder: str, lease: float, limit: int, least: Severity = Severity.INFO
+    work: Work,
+    holder: str,
+    lease: float,
+    limit: int,
+    least: Severity = Severity.INFO,
+    only: int | None = None,
 ) -> list[Claim]:
     until = work.now + timedelta(seconds=lease)
+    wanted = _due(work.now) if only is None else _asked_for(work.now, only)
     due = work.all(
         select(batches.c.id, batches.c.claim_token)
-        .where(_due(work.now), batches.c.severity <= least)
+        .where(wanted, batches.c.severity <= least)
         .order_by(batches.c.severity, batches.c.opened_at, batches.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -66,13 +72,22 @@ def claim(
     ]
 
 
+def _unclaimed(now: datetime) -> ColumnElement[bool]:
+    return or_(batches.c.claim_token.is_(None), batches.c.claim_until <= now)
+
+
+def _asked_for(now: datetime, batch: int) -> ColumnElement[bool]:
+    """This batch, queued and not held, though its wait may not be over."""
+    ours = or_(_unclaimed(now), batches.c.set_at > now + CLOCK_SLACK)
+    return and_(batches.c.id == batch, batches.c.queued, ours)
+
+
 def _due(now: datetime) -> ColumnElement[bool]:
     """Queued, not waiting, not held; or its times are from before the clock went back."""
-    free = or_(batches.c.claim_token.is_(None), batches.c.claim_until <= now)
     rested = or_(batches.c.next_attempt_at.is_(None), batches.c.next_attempt_at <= now)
     return and_(
         batches.c.queued,
-        or_(and_(free, rested), batches.c.set_at > now + CLOCK_SLACK),
+        or_(and_(_unclaimed(now), rested), batches.c.set_at > now + CLOCK_SLACK),
     )
 
 

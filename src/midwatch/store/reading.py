@@ -12,7 +12,7 @@ from sqlalchemy import and_, func, or_, select, tuple_
 
 from ..errors import NotFound
 from ..model import AuditRow, Diagnosis, Ticket, TicketStatus, Usage
-from .protocol import Past, Stats, TicketFilter
+from .protocol import Brief, Past, Stats, TicketFilter
 from .rows import (
     RESOLVED_BY_OBSERVATION,
     diagnosis_of,
@@ -23,6 +23,9 @@ from .rows import (
 )
 from .schema import LARGEST_ID, audit, diagnoses, diagnosis_tickets, tickets
 from .work import Work
+
+
+_AT_ONCE = 500  # ids in one statement
 
 
 def ticket(work: Work, ticket_id: int) -> Ticket:
@@ -77,6 +80,22 @@ def diagnosis(work: Work, diagnosis_id: int) -> Diagnosis:
     if row is None:
         raise NotFound(f"there is no diagnosis {diagnosis_id}")
     return diagnosis_of(row)
+
+
+def briefs(work: Work, diagnosis_ids: Sequence[int]) -> dict[int, Brief]:
+    found: dict[int, Brief] = {}
+    for start in range(0, len(diagnosis_ids), _AT_ONCE):
+        some = diagnosis_ids[start : start + _AT_ONCE]
+        for row in work.all(
+            select(
+                diagnoses.c.id,
+                diagnoses.c.outcome,
+                diagnoses.c.confidence,
+                diagnoses.c.answer["verdict"].as_string().label("verdict"),
+            ).where(diagnoses.c.id.in_(some))
+        ):
+            found[row.id] = Brief(row.outcome, row.verdict, row.confidence)
+    return found
 
 
 def list_diagnoses(work: Work, ticket_id: int) -> list[Diagnosis]:

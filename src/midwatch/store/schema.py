@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    TIMESTAMP,
     BigInteger,
     Boolean,
     Column,
@@ -25,7 +26,6 @@ from sqlalchemy import (
     TypeDecorator,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP
 from sqlalchemy.types import TypeEngine
 
 from .words import Words
@@ -61,6 +61,20 @@ class Instant(TypeDecorator[datetime]):
         return _EPOCH + int(value) * _MILLISECOND
 
 
+class Document(TypeDecorator[Any]):
+    """JSON; `jsonb` on PostgreSQL, whose dialect is imported only where it is spoken."""
+
+    impl = JSON
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name != "postgresql":
+            return dialect.type_descriptor(JSON())
+        from sqlalchemy.dialects.postgresql import JSONB
+
+        return dialect.type_descriptor(JSONB())
+
+
 _NOW = {
     "postgresql": text("SELECT clock_timestamp()"),
     # SQLite 3.40 has no unixepoch('subsec'); both parts are of the same moment.
@@ -79,7 +93,6 @@ def database_now(connection: Connection) -> datetime:
     return _EPOCH + int(value or 0) * _MILLISECOND
 
 
-Document = JSON().with_variant(JSONB(), "postgresql")
 Id = BigInteger().with_variant(Integer(), "sqlite")
 LARGEST_ID = 2**63 - 1
 metadata = MetaData()

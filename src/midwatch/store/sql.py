@@ -11,6 +11,7 @@ from ..model import AuditRow, Diagnosis, Json, Key, Severity, Ticket
 from . import cycles, pauses, people, queue, reading
 from .engine import Transactions, open_transactions, parse_database
 from .protocol import (
+    Brief,
     Budget,
     Changes,
     Claim,
@@ -111,8 +112,9 @@ class SqlStore:
         lease: float,
         limit: int = 1,
         least: Severity = Severity.INFO,
+        batch: int | None = None,
     ) -> list[Claim]:
-        return await self._run(queue.claim, holder, lease, limit, least)
+        return await self._run(queue.claim, holder, lease, limit, least, batch)
 
     async def renew(self, claim: Claim, *, lease: float) -> bool:
         return await self._run(queue.renew, claim, lease)
@@ -172,6 +174,9 @@ class SqlStore:
 
     async def diagnosis(self, diagnosis_id: int) -> Diagnosis:
         return await self._run(reading.diagnosis, diagnosis_id)
+
+    async def briefs(self, diagnosis_ids: Sequence[int]) -> Mapping[int, Brief]:
+        return await self._run(reading.briefs, diagnosis_ids)
 
     async def diagnoses(self, ticket_id: int) -> list[Diagnosis]:
         return await self._run(reading.list_diagnoses, ticket_id)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+    StatementError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ..errors import (
@@ -23,25 +29,72 @@ from ..errors import (
 _FULL_BELOW = 1 << 20
 """An I/O error on a disk with less free space than this many bytes is a full disk."""
 
-# SQLSTATE classes and codes: PostgreSQL manual, appendix A.
+# Classes and codes of SQLSTATE: PostgreSQL manual, appendix A. The longest that fits decides.
 _POSTGRES: dict[str, type[MidwatchError]] = {
-    "08": StoreUnavailable,
-    "57P": StoreUnavailable,
-    "53300": StoreUnavailable,
-    "53400": StoreUnavailable,
-    "53100": StoreFull,
-    "53200": StoreBusy,
-    "40": StoreBusy,
-    "55P03": StoreBusy,
-    "57014": StoreBusy,
+    **dict.fromkeys(
+        "02 03 09 0A 0B 0F 0L 0P 0Z 10 20 21 22 23 24 25 26 27 28 2B 2D 2F 34 38 39 3B 3D 3F"
+        " 42 44 54 55 F0 HV P0 XX".split(),
+        StoreRejected,
+    ),
+    "08": StoreUnavailable,  # connection
+    "25006": StoreUnavailable,  # read-only: a standby, until it is promoted
     "25P03": StoreBusy,
     "25P04": StoreBusy,
+    "40": StoreBusy,  # serialization, deadlock
     "42P01": SchemaMismatch,
     "42703": SchemaMismatch,
-    "58": StoreUnavailable,
+    "53": StoreUnavailable,  # too many connections and the like
+    "53100": StoreFull,
+    "53200": StoreBusy,
+    "55P03": StoreBusy,
+    "57": StoreUnavailable,  # starting, stopping, connection ended by an administrator
+    "57014": StoreBusy,
+    "57P04": StoreRejected,
+    "58": StoreUnavailable,  # I/O of the server
+    "72": StoreBusy,
 }
+# psycopg gives no state when the connection failed or the error is its own.
+_WITHOUT_STATE: dict[str, type[MidwatchError]] = {
+    "InterfaceError": StoreUnavailable,
+    "OperationalError": StoreUnavailable,
+    "InternalError": StoreUnavailable,
+    "DatabaseError": StoreRejected,
+    "DataError": StoreRejected,
+    "IntegrityError": StoreRejected,
+    "ProgrammingError": StoreRejected,
+    "NotSupportedError": StoreRejected,
+}
+_NO_ENTRY = (
+    "authentication failed",
+    "no pg_hba.conf entry",
+    "no password supplied",
+    "is not permitted to log in",
+)
 # Primary result codes: sqlite.org/rescode.html.
 _SQLITE: dict[int, type[MidwatchError]] = {
+    **dict.fromkeys(
+        (
+            sqlite3.SQLITE_ERROR,
+            sqlite3.SQLITE_INTERNAL,
+            sqlite3.SQLITE_PERM,
+            sqlite3.SQLITE_ABORT,
+            sqlite3.SQLITE_READONLY,
+            sqlite3.SQLITE_CORRUPT,
+            sqlite3.SQLITE_NOTFOUND,
+            sqlite3.SQLITE_EMPTY,
+            sqlite3.SQLITE_TOOBIG,
+            sqlite3.SQLITE_CONSTRAINT,
+            sqlite3.SQLITE_MISMATCH,
+            sqlite3.SQLITE_MISUSE,
+            sqlite3.SQLITE_NOLFS,
+            sqlite3.SQLITE_AUTH,
+            sqlite3.SQLITE_FORMAT,
+            sqlite3.SQLITE_RANGE,
+            sqlite3.SQLITE_NOTADB,
+        ),
+        StoreRejected,
+    ),
+    sqlite3.SQLITE_SCHEMA: StoreBusy,
     sqlite3.SQLITE_BUSY: StoreBusy,
     sqlite3.SQLITE_LOCKED: StoreBusy,
     sqlite3.SQLITE_PROTOCOL: StoreBusy,
@@ -64,60 +117,71 @@ def translated(file: str | None = None) -> Iterator[None]:
         raise StoreBusy("every connection to the database is in use") from error
     except NoSuchModuleError as error:
         raise StoreRejected(str(error)) from error
+    except StatementError as error:  # its own text has the statement and the values
+        raise StoreRejected(f"a statement failed: {_one_line(error.orig)}") from error
     except SQLAlchemyError as error:
         raise StoreRejected(f"{type(error).__name__}: {error}") from error
+    except OverflowError as error:  # SQLite's driver raises it bare
+        raise StoreRejected(f"a number is too large: {error}") from error
 
 
 def translate(error: DBAPIError, file: str | None = None) -> MidwatchError:
     """Our error for one of a driver. Statements and values stay out of the message."""
     original = error.orig
-    said = " ".join(str(original).split())[:300]
     if isinstance(original, sqlite3.Error):
-        return _from_sqlite(original, said, file)
+        return _from_sqlite(original, _one_line(original), file)
     state = getattr(original, "sqlstate", None)
-    if state is None:
-        # psycopg gives no state when the connection itself failed.
-        kind = StoreUnavailable if _of_connection(error) else StoreRejected
-        return _login(said) or kind(f"the database does not answer: {said}")
+    if not state:
+        return _without_state(error, _one_line(original))
+    # The whole text would show the statement and, of a conflict, the values.
+    diagnostics = getattr(original, "diag", None)
+    said = _one_line(getattr(diagnostics, "message_primary", None) or original)
+    if state[:2] in ("28", "3D"):
+        return _login(said) or _with_hint(StoreRejected, said)
     for length in (5, 3, 2):
-        if kind_of := _POSTGRES.get(state[:length]):
-            return kind_of(f"the database says: {said}")
-    return StoreRejected(f"the database refused: {said}")
+        if kind := _POSTGRES.get(state[:length]):
+            return _with_hint(kind, said)
+    return _with_hint(StoreRejected, said)
 
 
-def _of_connection(error: DBAPIError) -> bool:
-    return error.connection_invalidated or type(error).__name__ in (
-        "OperationalError",
-        "InterfaceError",
-        "InternalError",
-    )
+def _with_hint(kind: type[MidwatchError], said: str) -> MidwatchError:
+    if kind is StoreRejected:
+        hint = "check what `database` names, and the database's own log"
+        return kind(f"the database refused: {said}", hint=hint)
+    return kind(f"the database says: {said}")
+
+
+def _one_line(said: object) -> str:
+    return " ".join(str(said).split())[:300]
+
+
+def _without_state(error: DBAPIError, said: str) -> MidwatchError:
+    if login := _login(said):
+        return login
+    kind = _WITHOUT_STATE.get(type(error).__name__, StoreRejected)
+    if error.connection_invalidated or kind is StoreUnavailable:
+        return StoreUnavailable(f"the database does not answer: {said}")
+    return _with_hint(kind, said)
 
 
 def _login(said: str) -> MidwatchError | None:
-    if "password authentication failed" in said or "no pg_hba.conf entry" in said:
-        return StoreRejected(
-            f"the database refused the log-in: {said}",
-            hint="check the user and the password in `database`",
-        )
-    if "does not exist" in said:
-        return StoreRejected(
-            f"the database refused the log-in: {said}",
-            hint="create the database or correct `database`",
-        )
-    return None
+    if any(text in said for text in _NO_ENTRY):
+        hint = "check the user and the password in `database`"
+    elif re.search(r'\b(role|database) ".*" does not exist', said):
+        hint = "create the database or correct `database`"
+    else:
+        return None
+    return StoreRejected(f"the database refused the log-in: {said}", hint=hint)
 
 
 def _from_sqlite(error: sqlite3.Error, said: str, file: str | None) -> MidwatchError:
     code = getattr(error, "sqlite_errorcode", 0)
-    if code & 0xFF == sqlite3.SQLITE_IOERR and file and _disk_is_full(file):
+    unclear = code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+    if unclear and file and _disk_is_full(file):
         return StoreFull(f"the database's disk is full: {said}")
     if "no such table" in said or "no such column" in said:
         return SchemaMismatch(f"the database is not ours or not up to date: {said}")
-    if kind := _SQLITE.get(code & 0xFF):
-        return kind(f"the database says: {said}")
-    return StoreRejected(
-        f"the database refused: {said}", hint="check the file that `database` names"
-    )
+    return _with_hint(_SQLITE.get(code & 0xFF, StoreRejected), said)
 
 
 def _disk_is_full(file: str) -> bool:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Executable, Insert, Row, Table
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 from ..model import Json
 from .schema import audit
@@ -31,27 +31,24 @@ class Work:
         return self.clock(self.connection)
 
     def execute(
-        self, statement: Executable, rows: Sequence[Json] | None = None
+        self, statement: Executable, values: Json | Sequence[Json] | None = None
     ) -> CursorResult[Any]:
-        if rows is None:
-            return self.connection.execute(statement)
-        return self.connection.execute(statement, rows)
+        """Run a statement; `values` are its parameters, or one row of them each."""
+        return self.connection.execute(statement, values)
 
-    def one(self, statement: Executable) -> Row[Any] | None:
-        return self.connection.execute(statement).first()
+    def one(self, statement: Executable, values: Json | None = None) -> Row[Any] | None:
+        return self.connection.execute(statement, values).first()
 
-    def all(self, statement: Executable) -> Sequence[Row[Any]]:
-        return self.connection.execute(statement).all()
+    def all(
+        self, statement: Executable, values: Json | None = None
+    ) -> Sequence[Row[Any]]:
+        return self.connection.execute(statement, values).all()
 
     def insert_or_update(
         self, table: Table, row: Json, update: Json | None = None
     ) -> None:
         """Insert `row`; where its primary key exists, set `update`, or leave it alone if None."""
-        insert: Any = (
-            postgresql.insert
-            if self.connection.dialect.name == "postgresql"
-            else sqlite.insert
-        )(table).values(row)
+        insert: Any = self._insert(table).values(row)
         key = list(table.primary_key.columns)
         statement: Insert = (
             insert.on_conflict_do_nothing(index_elements=key)
@@ -59,6 +56,14 @@ class Work:
             else insert.on_conflict_do_update(index_elements=key, set_=update)
         )
         self.execute(statement)
+
+    def _insert(self, table: Table) -> Any:
+        """An insert that knows ON CONFLICT."""
+        if self.connection.dialect.name == "postgresql":
+            from sqlalchemy.dialects import postgresql  # slow to import
+
+            return postgresql.insert(table)
+        return sqlite.insert(table)
 
     def note(self, rows: Sequence[Json]) -> None:
         """Append audit rows; their time is now."""

@@ -39,6 +39,11 @@ class Subject(Protocol):
     def kind(self) -> str: ...
 
     @property
+    def timeout(self) -> float:
+        """Seconds that one observation may take."""
+        ...
+
+    @property
     def invariants(self) -> Sequence[Invariant]:
         """The enabled invariants, with the limits that this subject's settings give them."""
         ...

@@ -1,0 +1,276 @@
+"""First aid for sessions in each other's way: lock queues, open transactions, long statements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...answer import Action, Citation, DiagnosisOutput
+from ...model import Context, Ticket
+from ..base import find
+from .drafting import finding, integer, log_lines, of, session_line, step, word, write
+
+ROLLBACK = "its transaction is rolled back and its client sees an error"
+
+
+def _look(pid: int) -> Action:
+    return step(
+        "See first whether it still does so, and ask its owner",
+        "SELECT pid, state, xact_start, state_change, application_name, query "
+        f"FROM pg_stat_activity WHERE pid = {pid};",
+    )
+
+
+def _terminate(pid: int, what: str) -> Action:
+    return step(
+        what,
+        f"SELECT pg_terminate_backend({pid});",
+        risk=f"{ROLLBACK}; what it has not committed is lost",
+        undo=False,
+    )
+
+
+def _cancel(pid: int) -> Action:
+    return step(
+        "Cancel its statement",
+        f"SELECT pg_cancel_backend({pid});",
+        risk="the statement's work is lost and its client sees an error; the session stays",
+        undo=False,
+    )
+
+
+def _idle_limit() -> Action:
+    return step(
+        "Let the server end such transactions by itself from now on",
+        "ALTER SYSTEM SET idle_in_transaction_session_timeout = '60s';",
+        "SELECT pg_reload_conf();",
+        risk="clients that pause inside a transaction for longer are disconnected",
+    )
+
+
+def _named(ticket: Ticket, prefix: str = "") -> str:
+    user = word(ticket, f"{prefix}user", "unknown")
+    application = word(ticket, f"{prefix}application")
+    return f"user {user}" + (f", application {application}" if application else "")
+
+
+class LockPileUp:
+    """Sessions wait for one that itself waits for nobody."""
+
+    kind = "postgres"
+    invariants: Sequence[str] = ("blocked_sessions",)
+
+    def first_aid(
+        self, tickets: Sequence[Ticket], context: Context
+    ) -> DiagnosisOutput | None:
+        for ticket in of(tickets, *self.invariants):
+            pid = integer(ticket, "blocker_pid")
+            if pid is None:
+                return self._prepared(ticket, context)
+            return self._behind(ticket, pid, tickets, context)
+        return None
+
+    def _behind(
+        self, ticket: Ticket, pid: int, tickets: Sequence[Ticket], context: Context
+    ) -> DiagnosisOutput | None:
+        idle = word(ticket, "blocker_state").startswith("idle in transaction")
+        root = find(context, "root: blocks", f"pid {pid}:") or session_line(
+            context, pid
+        )
+        count = integer(ticket, "blocked_count") or 0
+        who = f"pid {pid} ({_named(ticket, 'blocker_')})"
+        if idle:
+            does = "keeps a transaction open while it does nothing"
+        else:
+            does = f"is {word(ticket, 'blocker_state', 'in an unknown state')}"
+        return write(
+            self._explained(ticket, pid, tickets),
+            summary=f"{who} {does} and holds a lock that {count} session"
+            f"{' waits' if count == 1 else 's wait'} for.",
+            cause=f"{who} {does}; what it ran last: {word(ticket, 'blocker_query', 'unknown')}",
+            cited=[root],
+            reason="the server itself names it as the root of the queue",
+            findings=[
+                finding(
+                    f"pid {one} waits for it", find(context, f"pid {one} has waited")
+                )
+                for one in _pids(ticket)[:5]
+            ],
+            actions=self._actions(pid, idle),
+            risks=["New sessions queue up behind it until connections run out."],
+            missing=["Why the client does not end its transaction."] if idle else [],
+        )
+
+    def _actions(self, pid: int, idle: bool) -> list[Action]:
+        if idle:  # there is no statement that could be cancelled
+            end = _terminate(pid, "End the session; the queue then moves on")
+            return [_look(pid), end, _idle_limit()]
+        return [
+            _look(pid),
+            _cancel(pid),
+            _terminate(pid, "If that is not enough, end it"),
+        ]
+
+    def _explained(
+        self, ticket: Ticket, pid: int, tickets: Sequence[Ticket]
+    ) -> list[Ticket]:
+        same = of(tickets, "idle_in_transaction", "long_queries")
+        blocked = [
+            one
+            for one in of(tickets, "blocked_sessions")
+            if integer(one, "blocker_pid") == pid
+        ]
+        return blocked + [one for one in same if integer(one, "pid") == pid]
+
+    def _prepared(self, ticket: Ticket, context: Context) -> DiagnosisOutput | None:
+        root = find(context, "root: a prepared transaction")
+        return write(
+            [ticket],
+            summary="A prepared transaction that nobody finished holds a lock others wait for.",
+            cause="a transaction was prepared (two-phase commit) and neither committed nor "
+            "rolled back",
+            cited=[root],
+            reason="the server reports a blocker without a process",
+            actions=[
+                step(
+                    "Find it, and ask its transaction manager what became of it",
+                    "SELECT gid, prepared, owner, database FROM pg_prepared_xacts ORDER BY prepared;",
+                ),
+                step(
+                    "Then commit it or roll it back",
+                    "ROLLBACK PREPARED 'gid';",
+                    risk="the transaction may have been committed elsewhere",
+                    undo=False,
+                ),
+            ],
+            missing=["Which prepared transaction it is, if there are several."],
+        )
+
+
+def _pids(ticket: Ticket) -> list[int]:
+    parts = word(ticket, "blocked_pids").split(",")
+    return [int(part) for part in parts if part.strip().isdigit()]
+
+
+class IdleInTransaction:
+    """A transaction left open, with nobody waiting for it yet."""
+
+    kind = "postgres"
+    invariants: Sequence[str] = ("idle_in_transaction",)
+
+    def first_aid(
+        self, tickets: Sequence[Ticket], context: Context
+    ) -> DiagnosisOutput | None:
+        ticket, pid, line = _session_ticket(tickets, context, "idle_in_transaction")
+        if ticket is None or pid is None:
+            return None
+        who = f"pid {pid} ({_named(ticket)})"
+        return write(
+            [ticket],
+            summary=f"{who} left a transaction open and does nothing in it.",
+            cause=f"{who} does not end its transaction; what it ran last: "
+            f"{word(ticket, 'query', 'unknown')}",
+            cited=[line],
+            reason="the session's state is seen; why its client stopped is not",
+            confidence="medium",
+            actions=[
+                _look(pid),
+                _terminate(pid, "End the session if its owner agrees"),
+                _idle_limit(),
+            ],
+            risks=[
+                "It keeps its locks, and vacuum cannot remove rows it may still see."
+            ],
+            missing=["What its client waits for."],
+        )
+
+
+class LongQuery:
+    """A statement that has been running for too long."""
+
+    kind = "postgres"
+    invariants: Sequence[str] = ("long_queries",)
+
+    def first_aid(
+        self, tickets: Sequence[Ticket], context: Context
+    ) -> DiagnosisOutput | None:
+        ticket, pid, line = _session_ticket(tickets, context, "long_queries")
+        if ticket is None or pid is None:
+            return None
+        who = f"pid {pid} ({_named(ticket)})"
+        return write(
+            [ticket],
+            summary=f"{who} has been running one statement for too long.",
+            cause=f"{who} runs: {word(ticket, 'query', 'unknown')}",
+            cited=[line],
+            reason="the statement is seen; whether it is meant to take so long is not",
+            confidence="medium",
+            actions=[
+                _look(pid),
+                _cancel(pid),
+                _terminate(pid, "If it does not react, end its session"),
+                step(
+                    "Limit the statements of its role from now on",
+                    "ALTER ROLE the_role SET statement_timeout = '5min';",
+                    risk="longer statements of that role fail",
+                ),
+            ],
+            risks=["It takes CPU and disk from others and holds vacuum back."],
+            missing=["Its plan (EXPLAIN) and how long it usually takes."],
+        )
+
+
+def _session_ticket(
+    tickets: Sequence[Ticket], context: Context, invariant: str
+) -> tuple[Ticket | None, int | None, Citation | None]:
+    for ticket in of(tickets, invariant):
+        pid = integer(ticket, "pid")
+        if pid is not None:
+            return ticket, pid, session_line(context, pid)
+    return None, None, None
+
+
+class Deadlocks:
+    """Transactions that took the same locks in a different order."""
+
+    kind = "postgres"
+    invariants: Sequence[str] = ("deadlocks",)
+
+    def first_aid(
+        self, tickets: Sequence[Ticket], context: Context
+    ) -> DiagnosisOutput | None:
+        ours = of(tickets, *self.invariants)
+        lines = log_lines(context, "deadlock detected")
+        counter = None
+        if ours:
+            counter = find(context, f"database={ours[0].key.component} ", "deadlocks=")
+        if not ours or not (lines or counter):
+            return None
+        parties = find(context, "waits for", "blocked by process")
+        return write(
+            ours,
+            summary="Transactions locked each other out; the server ended one of each pair.",
+            cause="two or more transactions take the same locks in a different order",
+            cited=[lines[0]] if lines else [counter],
+            reason=(
+                "the log names the processes and their statements"
+                if parties
+                else "only the counter is seen, not the statements"
+            ),
+            confidence="high" if parties else "low",
+            verdict="identified" if parties else "suspected",
+            findings=[
+                finding("who waited for whom", parties),
+                finding("what the server counts", counter),
+            ],
+            actions=[
+                step(
+                    "Read the statements in the log's DETAIL lines and let every transaction "
+                    "take its locks in the same order"
+                ),
+                step(
+                    "Make the clients repeat a transaction that fails with SQLSTATE 40P01",
+                    risk="none where the transaction can be repeated as a whole",
+                ),
+            ],
+            missing=[] if parties else ["The log lines of the deadlock."],
+        )

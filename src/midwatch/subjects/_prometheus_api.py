@@ -1,0 +1,241 @@
+"""Prometheus' HTTP API, as far as it is asked here, turned into values.
+
+The forms are those of https://prometheus.io/docs/prometheus/latest/querying/api/. Everything that
+does not have them is an error and not an empty answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ..errors import ObservationFailed
+from ._text import one_line
+from ._web import Answer, WebClient
+
+ANSWER_LIMIT = 8_000_000  # bytes
+T = TypeVar("T")
+
+
+class QueryRefused(ObservationFailed):
+    """The server answered this request with an error, or with what is of no use."""
+
+
+class NotPrometheus(ObservationFailed):
+    """What answered does not speak Prometheus' API."""
+
+    hint = "check that `url` is that of a Prometheus server, and the log-in"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One series at one time."""
+
+    labels: Mapping[str, str]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One series over time: pairs of Unix seconds and value."""
+
+    labels: Mapping[str, str]
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a query returned; `warnings` say that it may not be everything."""
+
+    samples: tuple[Sample, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One instance of an alert, with the labels and annotations that the server filled in."""
+
+    name: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    state: str  # firing, pending or inactive
+    active_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRule:
+    """An alerting rule and how its last evaluation went."""
+
+    name: str
+    group: str
+    query: str
+    duration: float
+    health: str  # ok, err or unknown
+    error: str
+    alerts: tuple[Alert, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A scrape target."""
+
+    labels: Mapping[str, str]
+    health: str
+    error: str
+    last_scrape: str
+
+
+class PrometheusApi:
+    """Each method is one request. All raise WebFailure, QueryRefused or NotPrometheus."""
+
+    def __init__(
+        self, web: WebClient, url: str, headers: Callable[[], Mapping[str, str]]
+    ) -> None:
+        self._web = web
+        self._base = url.rstrip("/") + "/api/v1/"
+        self._headers = headers
+
+    async def query(self, expr: str, timeout: float) -> Result:
+        data, warnings = await self._get("query", {"query": expr}, timeout)
+        return _shaped(lambda: Result(tuple(_samples(data)), warnings))
+
+    async def query_range(
+        self, expr: str, start: float, end: float, step: float, timeout: float
+    ) -> tuple[Line, ...]:
+        """`start` and `end` in Unix seconds, `step` in seconds."""
+        params = {
+            "query": expr,
+            "start": f"{start:.3f}",
+            "end": f"{end:.3f}",
+            "step": f"{step:.0f}",
+        }
+        data, _ = await self._get("query_range", params, timeout)
+        return _shaped(lambda: tuple(_line(item) for item in data["result"]))
+
+    async def alert_rules(self, timeout: float) -> tuple[AlertRule, ...]:
+        """The alerting rules with their alerts: one request, so that both are of one moment."""
+        data, _ = await self._get("rules", {"type": "alert"}, timeout)
+        return _shaped(lambda: tuple(_rules(data)))
+
+    async def targets(self, timeout: float) -> tuple[Target, ...]:
+        data, _ = await self._get("targets", {"state": "active"}, timeout)
+        return _shaped(lambda: tuple(_target(item) for item in data["activeTargets"]))
+
+    async def build(self, timeout: float) -> Mapping[str, str]:
+        data, _ = await self._get("status/buildinfo", {}, timeout)
+        return _shaped(lambda: _labels(data))
+
+    async def _get(
+        self, path: str, params: Mapping[str, str], timeout: float
+    ) -> tuple[Any, tuple[str, ...]]:
+        answer = await self._web.fetch(
+            "GET",
+            self._base + path,
+            params=params,
+            headers=self._headers(),
+            timeout=timeout,
+            limit=ANSWER_LIMIT,
+        )
+        envelope = _envelope(answer)
+        if envelope.get("status") != "success":
+            raise _refusal(answer, envelope)
+        warnings = envelope.get("warnings") or []
+        if not isinstance(warnings, list):
+            raise NotPrometheus("the answer does not have Prometheus' form")
+        return envelope.get("data"), tuple(one_line(str(w), 200) for w in warnings[:10])
+
+
+def _envelope(answer: Answer) -> Mapping[str, Any]:
+    if answer.cut:
+        raise QueryRefused(
+            f"the answer is larger than {ANSWER_LIMIT // 1_000_000} MB",
+            hint="narrow the expression",
+        )
+    try:
+        value = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        kind = answer.header("content-type") or "nothing known"
+        raise NotPrometheus(
+            f"status {answer.status} and {one_line(kind, 60)} instead of Prometheus' JSON"
+        )
+    return value
+
+
+def _refusal(answer: Answer, envelope: Mapping[str, Any]) -> QueryRefused:
+    kind = one_line(str(envelope.get("errorType", "")), 40)
+    said = one_line(str(envelope.get("error", "")), 300)
+    text = f"the server refused with status {answer.status}"
+    return QueryRefused(
+        ": ".join(part for part in (text, kind, said) if part),
+        hint="correct the expression" if kind == "bad_data" else None,
+    )
+
+
+def _shaped(build: Callable[[], T]) -> T:
+    try:
+        return build()
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise NotPrometheus("the answer does not have Prometheus' form") from None
+
+
+def _samples(data: Any) -> Iterator[Sample]:
+    kind, result = data["resultType"], data["result"]
+    if kind == "scalar":
+        yield Sample({}, float(result[1]))
+    elif kind == "vector":
+        for item in result:
+            if "histogram" in item and "value" not in item:
+                raise QueryRefused("the expression returns histograms, not numbers")
+            yield Sample(_labels(item["metric"]), float(item["value"][1]))
+    else:
+        raise QueryRefused(
+            f"the expression returns a {one_line(str(kind), 20)}, not one number a series",
+            hint="it must be an instant vector or a scalar",
+        )
+
+
+def _line(item: Any) -> Line:
+    points = tuple((float(at), float(value)) for at, value in item["values"])
+    return Line(_labels(item["metric"]), points)
+
+
+def _rules(data: Any) -> Iterator[AlertRule]:
+    for group in data["groups"]:
+        for rule in group["rules"]:
+            name = str(rule["name"])
+            yield AlertRule(
+                name=name,
+                group=str(group["name"]),
+                query=str(rule["query"]),
+                duration=float(rule.get("duration") or 0),
+                health=str(rule["health"]),
+                error=one_line(str(rule.get("lastError") or "")),
+                alerts=tuple(_alert(name, item) for item in rule.get("alerts") or ()),
+            )
+
+
+def _alert(name: str, item: Any) -> Alert:
+    return Alert(
+        name=name,
+        labels=_labels(item["labels"]),
+        annotations=_labels(item.get("annotations") or {}),
+        state=str(item["state"]),
+        active_at=str(item.get("activeAt") or ""),
+    )
+
+
+def _target(item: Any) -> Target:
+    return Target(
+        labels=_labels(item["labels"]),
+        health=str(item["health"]),
+        error=one_line(str(item.get("lastError") or "")),
+        last_scrape=str(item.get("lastScrape") or ""),
+    )
+
+
+def _labels(item: Any) -> dict[str, str]:
+    return {str(name): str(value) for name, value in item.items()}

@@ -1,0 +1,228 @@
+"""One short-lived connection, and the only place where errors of psycopg are translated.
+
+It is in autocommit: no transaction outlives its statement. No message carries the DSN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import psycopg
+from psycopg import conninfo
+from psycopg.abc import Buffer
+from psycopg.adapt import Loader
+from psycopg.rows import dict_row
+
+from ...errors import ObservationFailed, SettingsError
+from . import queries
+from .settings import PostgresSettings
+from .wording import Row, text
+
+PATIENCE = 0.5  # seconds past statement_timeout until a silent server is given up
+
+
+class Unreachable(ObservationFailed):
+    """The server does not answer."""
+
+
+class Exhausted(ObservationFailed):
+    """The server answers that it has no free connection; `component` is what is full."""
+
+    def __init__(self, message: str, component: str) -> None:
+        super().__init__(message, hint="see who holds the connections")
+        self.component = component
+
+
+class QueryFailed(ObservationFailed):
+    """One statement failed; others may work."""
+
+
+# What the server or libpq says when nothing can be reached; everything else that ends a
+# connection attempt is an answer, and one that we do not understand leaves us not knowing.
+_UNREACHABLE = re.compile(
+    r"connection refused|no such file or directory|could not connect|no route to host"
+    r"|network is unreachable|connection reset|timed out|timeout expired|failed to resolve"
+    r"|could not translate host name|server closed the connection unexpectedly"
+    r"|is starting up|is shutting down|in recovery mode|not yet accepting connections"
+    r"|not accepting connections|host is down|broken pipe|connection aborted"
+    r"|terminating connection due to",
+    re.IGNORECASE,
+)
+_FULL = re.compile(
+    r"too many clients already|remaining connection slots are reserved"
+    r'|too many connections for (?P<kind>role|database) "(?P<name>[^"]*)"',
+    re.IGNORECASE,
+)
+
+
+class _LenientText(Loader):
+    """Text of other databases may be in another encoding: a wrong byte must not hide a row."""
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data).decode("utf-8", "replace")
+
+
+class Connection:
+    """Use it as a context manager; entering raises Unreachable, Exhausted or ObservationFailed."""
+
+    def __init__(self, settings: PostgresSettings) -> None:
+        self._settings = settings
+        self._connection: psycopg.AsyncConnection[dict[str, Any]] | None = None
+        self.all_stats = False
+        self.pid = 0
+
+    async def __aenter__(self) -> Self:
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout):
+                self._connection = await _connect(self._settings)
+        except TimeoutError:
+            raise Unreachable(
+                f"time-out: no connection within {self._settings.connect_timeout:g}s"
+            ) from None
+        except psycopg.Error as error:
+            raise _refusal(error, self._settings) from None
+        try:
+            await self._set_up()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def rows(
+        self, sql: str, params: Mapping[str, object] | None = None
+    ) -> list[Row]:
+        """Run one statement; raises QueryFailed."""
+        if self._connection is None or self._connection.closed:
+            raise QueryFailed("the connection was lost before")
+        # The server ends a slow statement itself. Where even that does not come, the socket is
+        # shut: psycopg's own cancelling would wait for the silent server again.
+        limit = self._settings.statement_timeout + PATIENCE
+        timer = asyncio.get_running_loop().call_later(limit, self._hang_up)
+        try:
+            cursor = await self._connection.execute(sql.encode(), params)
+            return list(await cursor.fetchall())
+        except psycopg.errors.QueryCanceled:
+            raise QueryFailed(
+                f"the statement took longer than {self._settings.statement_timeout:g}s",
+                hint="raise statement_timeout if the server is merely slow",
+            ) from None
+        except psycopg.Error as error:
+            raise QueryFailed(text(_words(error, self._settings), 300)) from None
+        finally:
+            timer.cancel()
+
+    async def _set_up(self) -> None:
+        milliseconds = str(max(1, round(self._settings.statement_timeout * 1000)))
+        try:
+            rows = await self.rows(
+                queries.SETUP, {"statement": milliseconds, "lock": milliseconds}
+            )
+        except QueryFailed as error:
+            raise Unreachable(
+                f"connected, but a trivial statement was not answered: {error.message}"
+            ) from None
+        self.all_stats, self.pid = bool(rows[0]["all_stats"]), int(rows[0]["pid"])
+
+    def _hang_up(self) -> None:
+        if self._connection is None or self._connection.closed:
+            return
+        with contextlib.suppress(OSError):
+            with socket.socket(fileno=os.dup(self._connection.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
+
+
+async def _connect(
+    settings: PostgresSettings,
+) -> psycopg.AsyncConnection[dict[str, Any]]:
+    connection = await psycopg.AsyncConnection.connect(
+        plain_dsn(settings),
+        autocommit=True,
+        prepare_threshold=None,
+        row_factory=dict_row,
+        application_name="midwatch",
+        client_encoding="utf8",
+        connect_timeout=max(2, round(settings.connect_timeout)),
+    )
+    for name in ("text", "varchar", "name", "bpchar"):
+        connection.adapters.register_loader(name, _LenientText)
+    return connection
+
+
+def _refusal(error: psycopg.Error, settings: PostgresSettings) -> ObservationFailed:
+    """What a failed attempt to connect means."""
+    words = text(_words(error, settings), 300)
+    full = _FULL.search(words)
+    if full:
+        name = full["name"] and f"{full['kind'].lower()} {text(full['name'], 64)}"
+        return Exhausted(words, name or "server")
+    if isinstance(error, psycopg.errors.ConnectionTimeout):
+        return Unreachable(f"time-out: {words}")
+    if _UNREACHABLE.search(words):
+        return Unreachable(words)
+    return ObservationFailed(
+        f"the log-in failed: {words}",
+        hint=f"check user, password and database in the dsn of subject {settings.name}",
+    )
+
+
+def _words(error: psycopg.Error, settings: PostgresSettings) -> str:
+    words = error.diag.message_primary or str(error) or type(error).__name__
+    for secret in secrets_of(settings):
+        words = words.replace(secret, "…")
+    return words
+
+
+def plain_dsn(settings: PostgresSettings) -> str:
+    """The DSN as libpq reads it: SQLAlchemy's `postgresql+driver://` is understood too."""
+    return re.sub(
+        r"^(postgres(?:ql)?)\+\w+://", r"\1://", settings.dsn.get_secret_value()
+    )
+
+
+def check_dsn(settings: PostgresSettings) -> None:
+    """Raises SettingsError, which does not repeat the DSN (libpq's own words would)."""
+    try:
+        conninfo.conninfo_to_dict(plain_dsn(settings))
+    except (psycopg.Error, UnicodeError):
+        raise SettingsError(
+            "the DSN is not understood",
+            path=f"subjects.{settings.name}.dsn",
+            hint="write it like postgresql://user:password@host:5432/database and "
+            "%-encode special characters of the password",
+        ) from None
+
+
+def secrets_of(settings: PostgresSettings) -> tuple[str, ...]:
+    """The passwords in the DSN, plain and in the forms a URL may have them."""
+    try:
+        fields = conninfo.conninfo_to_dict(plain_dsn(settings))
+    except (psycopg.Error, UnicodeError):
+        return (settings.dsn.get_secret_value(),)
+    found = [str(fields[key]) for key in ("password", "sslpassword") if fields.get(key)]
+    written = re.findall(
+        r"//[^/@]*?:([^@/]*)@|[?&](?:ssl)?password=([^&]*)", plain_dsn(settings)
+    )
+    forms = [*found, *map(quote, found), *(quote(one, safe="") for one in found)]
+    forms += [part for pair in written for part in pair if part]
+    return tuple(sorted(set(forms), key=len, reverse=True))

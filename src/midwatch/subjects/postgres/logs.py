@@ -1,0 +1,229 @@
+"""The server's log: what is new in it, and which lines tell of a disaster.
+
+Everything in it may have been written by a client. Lines are classified by the severity that
+the server put in front; nothing else of them is interpreted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import stat
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ...model import Json, Signal
+from ...units import format_duration
+from . import queries, series
+from .connection import Connection, QueryFailed
+from .round import NothingToSee
+from .settings import PostgresSettings
+from .wording import text
+
+PART = 1_000_000  # bytes looked at in one go; of more, the last ones
+TAIL = 64_000
+
+_SEVERITY = re.compile(
+    r"\b(DEBUG\d?|LOG|INFO|NOTICE|WARNING|ERROR|FATAL|PANIC"
+    r"|STATEMENT|DETAIL|HINT|CONTEXT|QUERY|LOCATION|BACKTRACE):  ?"
+)
+# "client backend (PID 7)", "background worker "x" (PID 7)": no colon, so no logged statement.
+_ENDED = r'[a-z][a-z ]{0,40}(?:"[^"]{0,80}" )?\(PID \d+\) was terminated by '
+_KINDS: tuple[tuple[str, str, re.Pattern[str]], ...] = (
+    ("panic", "PANIC", re.compile("")),
+    ("crash", "LOG", re.compile(_ENDED)),
+    ("crash", "LOG", re.compile(r"database system was not properly shut down")),
+    ("disk full", "ERROR FATAL LOG", re.compile("could not .*No space left on device")),
+    ("out of memory", "ERROR FATAL", re.compile("out of memory")),
+    (
+        "damaged data",
+        "ERROR FATAL WARNING",
+        re.compile(
+            r"invalid page in block|could not read block|page verification failed"
+            r"|unexpected data beyond EOF|missing chunk number|found xmin \d+ from before"
+        ),
+    ),
+)
+
+
+def kind_of(line: str) -> str | None:
+    """The kind of disaster that a line of the log tells of."""
+    if line[:1].isspace():  # the second line of a message, whoever wrote it
+        return None
+    found = _SEVERITY.search(line[:2000])
+    if not found:
+        return None
+    message = line[found.end() : 4000]
+    for kind, severities, pattern in _KINDS:
+        if found[1] in severities.split() and pattern.match(message):
+            return kind
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Up to where the log was read. `file` is its inode number; 0 on the server's side."""
+
+    path: str
+    file: int
+    offset: int
+
+    @classmethod
+    def of(cls, raw: Any) -> Place | None:
+        try:
+            return cls(str(raw["path"]), int(raw["file"]), int(raw["offset"]))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def follows(self, previous: Place | None) -> bool:
+        """Whether `previous` is an earlier place in the same file."""
+        return previous is not None and (
+            (self.path, self.file) == (previous.path, previous.file)
+            and self.offset >= previous.offset
+        )
+
+
+async def part_since(
+    settings: PostgresSettings, connection: Connection | None, previous: Place | None
+) -> tuple[bytes, Place]:
+    """Whole lines added after `previous`, and the place after them.
+
+    Of a first look, nothing; of another file (rotated), all of it. Raises QueryFailed.
+    """
+    end = await _end(settings, connection)
+    if previous is None:
+        return b"", end
+    start = previous.offset if end.follows(previous) else 0
+    start = max(start, end.offset - PART)
+    part = await _read(settings, connection, end.path, start, end.offset - start)
+    whole = part[: part.rfind(b"\n") + 1]
+    return whole, Place(end.path, end.file, start + len(whole))
+
+
+async def tail(settings: PostgresSettings, connection: Connection | None) -> str:
+    """The last 200 lines. Raises QueryFailed."""
+    end = await _end(settings, connection)
+    start = max(0, end.offset - TAIL)
+    part = await _read(settings, connection, end.path, start, end.offset - start)
+    lines = part.decode("utf-8", "replace").splitlines()
+    return "\n".join((lines[1:] if start else lines)[-200:])
+
+
+async def _end(settings: PostgresSettings, connection: Connection | None) -> Place:
+    if settings.log_file is not None:
+        return await asyncio.to_thread(_local_end, settings.log_file)
+    if connection is None:
+        raise NothingToSee("without log_file the log is read through the server")
+    found = (await connection.rows(queries.LOG_PLACE))[0]
+    if not found["path"] or not found["may_read"]:
+        raise NothingToSee(
+            "the log cannot be read through the server",
+            hint="set log_file, or turn on logging_collector and grant "
+            "pg_read_server_files and EXECUTE on pg_read_binary_file to the role",
+        )
+    path = str(found["path"])
+    sizes = await connection.rows(queries.LOG_SIZE, {"name": PurePosixPath(path).name})
+    return Place(path, 0, int(sizes[0]["size"]) if sizes else 0)
+
+
+async def _read(
+    settings: PostgresSettings,
+    connection: Connection | None,
+    path: str,
+    start: int,
+    length: int,
+) -> bytes:
+    if settings.log_file is not None:
+        return await asyncio.to_thread(_local_read, settings.log_file, start, length)
+    if connection is None:
+        raise QueryFailed("without log_file the log is read through the server")
+    rows = await connection.rows(
+        queries.LOG_PART, {"path": path, "start": start, "length": length}
+    )
+    return bytes(rows[0]["part"] or b"")
+
+
+def _local_end(path: Path) -> Place:
+    try:
+        info = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if not stat.S_ISREG(info.st_mode):
+        raise QueryFailed(f"log_file {path} is not a regular file")
+    return Place(str(path), info.st_ino, info.st_size)
+
+
+def _local_read(path: Path, start: int, length: int) -> bytes:
+    try:
+        with path.open("rb") as log:
+            log.seek(start, os.SEEK_SET)
+            return log.read(length)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> QueryFailed:
+    return QueryFailed(
+        f"log_file {path}: {error.strerror}",
+        hint="let the user that runs midwatch read it",
+    )
+
+
+async def see_log(
+    settings: PostgresSettings,
+    connection: Connection | None,
+    previous: Json,
+    state: Json,
+    at: float,
+) -> list[Signal]:
+    """One signal for each kind of disaster within the window. Raises QueryFailed."""
+    before = previous.get("log")
+    known = before if isinstance(before, dict) else {}
+    last = Place.of(known.get("place"))
+    part, place = await part_since(settings, connection, last)
+    news = _news(part.decode("utf-8", "replace"))
+    counts = known.get("counts")
+    counted = counts if isinstance(counts, dict) else {}
+    lines = known.get("lines")
+    latest = {**(lines if isinstance(lines, dict) else {})}
+    kept: dict[str, series.Series] = {}
+    for kind in dict.fromkeys(name for name, _, _ in _KINDS):
+        old = series.read(counted.get(kind)) or [[at, 0.0]]
+        found = news.get(kind, [])
+        kept[kind] = series.stepped(
+            old, at, old[-1][1] + len(found), settings.event_window
+        )
+        if found:
+            latest[kind] = text(found[-1], 300)
+    state["log"] = {"place": asdict(place), "counts": kept, "lines": latest}
+    if last is None:
+        raise NothingToSee("the first look: the log is read from here on")
+    return [
+        _signal(kind, points, latest.get(kind, ""), settings.event_window)
+        for kind, points in kept.items()
+        if points[-1][1] > points[0][1]
+    ]
+
+
+def _news(new: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in new.split("\n"):
+        kind = kind_of(line)
+        if kind is not None:
+            found.setdefault(kind, []).append(line)
+    return found
+
+
+def _signal(kind: str, points: series.Series, line: object, window: float) -> Signal:
+    count = points[-1][1] - points[0][1]
+    within = f"within {format_duration(window)}" if window else "since the last look"
+    plural = "" if count == 1 else "s"
+    return Signal(
+        "log_errors",
+        kind,
+        f"the log tells of: {kind}, {count:.0f} line{plural} {within}; last: {text(line, 200)}",
+        count,
+        facts={"kind": kind, "count": int(count), "line": text(line, 300)},
+    )

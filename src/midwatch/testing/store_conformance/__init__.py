@@ -1,0 +1,53 @@
+"""What every store must do, as checks that any implementation can be put through.
+
+With pytest, and no plug-in::
+
+    import asyncio, pytest
+    from midwatch.testing.store_conformance import CHECKS, run_check
+
+    async def make_store(clock):          # a new, empty store whose clock is `clock`
+        return await open_store("sqlite://", clock=clock)
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_conforms(check):
+        asyncio.run(run_check(check, make_store))
+
+A check fails with AssertionError; its name and docstring say which promise was broken. Call
+`pytest.register_assert_rewrite("midwatch.testing.store_conformance")` in a `conftest.py` to see
+the values too.
+"""
+
+from __future__ import annotations
+
+from . import (
+    budgets,
+    calls,
+    claims,
+    clocks,
+    cycles,
+    hostile_text,
+    incidents,
+    people,
+    reading,
+    shared,
+)
+from ._stand import Check, MakeStore, MovableClock, Stand, run_check
+
+CHECKS: tuple[Check, ...] = tuple(
+    check
+    for module in (
+        cycles,
+        incidents,
+        claims,
+        calls,
+        budgets,
+        clocks,
+        shared,
+        people,
+        reading,
+        hostile_text,
+    )
+    for check in module.CHECKS
+)
+
+__all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "Stand", "run_check"]

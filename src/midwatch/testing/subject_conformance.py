@@ -1,0 +1,201 @@
+"""What every subject must do; a new kind that passes is done.
+
+::
+
+    async def test_it_conforms():
+        check_kind(MySubject)
+        await check_subject(MySubject(settings))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from ..errors import MidwatchError, ObservationFailed
+from ..model import (
+    Invariant,
+    Key,
+    Observation,
+    Severity,
+    Signal,
+    Ticket,
+    TicketStatus,
+    Unit,
+)
+from ..settings import SubjectSettings
+from ..subjects.base import Subject, SubjectKind
+
+STATE_LIMIT = 256_000  # bytes of JSON
+TEXT_LIMIT = 1000  # characters of a message, 300 of a component
+_ID = re.compile(r"[A-Za-z0-9][^\x00-\x1f\x7f]*")
+
+
+def check_kind(kind: SubjectKind) -> None:
+    """Raises AssertionError when the class, or what stands for it, breaks the contract."""
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", kind.kind), "kind is no name"
+    assert issubclass(kind.settings_model, SubjectSettings), "settings_model is foreign"
+    _check_invariants(kind.default_invariants)
+    assert kind.default_invariants, f"{kind.kind} documents no invariant"
+
+
+async def check_subject(
+    subject: Subject, tickets: Sequence[Ticket] = (), *, observable: bool = True
+) -> Observation | None:
+    """Look twice, fetch all evidence, close twice; raises AssertionError at what is wrong.
+
+    `tickets` are those that evidence is asked for; made from the look's broken signals when not
+    given. With `observable` false the subject must say ObservationFailed. Returns the second look.
+    """
+    assert subject.name and subject.kind, "a subject has a name and a kind"
+    assert subject.timeout > 0, "an observation needs time"
+    _check_invariants(subject.invariants)
+    observation = None
+    try:
+        if observable:
+            first = await _look(subject, {})
+            observation = await _look(subject, json.loads(json.dumps(first.state)))
+        else:
+            await _check_failure(subject)
+        made = tickets or tickets_for(subject, observation)
+        await _check_sources(subject, made)
+    finally:
+        await subject.close()
+        await subject.close()
+    return observation
+
+
+def tickets_for(subject: Subject, observation: Observation | None) -> list[Ticket]:
+    """Tickets to ask a subject's evidence with: one for each signal that does not say that all is
+    well, or one for each invariant where there is no such signal.
+    """
+    keys: list[tuple[Key, Signal | None]] = [
+        (Key(subject.name, signal.invariant, signal.component), signal)
+        for signal in (observation.signals if observation else ())
+        if signal.holds is not True
+    ]
+    if not keys:
+        keys = [
+            (Key(subject.name, i.id, "component"), None) for i in subject.invariants
+        ]
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    return [
+        Ticket(
+            id=number,
+            key=key,
+            severity=Severity.WARNING,
+            status=TicketStatus.OPEN,
+            held=False,
+            message=signal.message if signal else "made by the conformance check",
+            facts=signal.facts if signal else {},
+            opened_at=at,
+            first_seen_at=at,
+            last_seen_at=at,
+            occurrence_count=1,
+            batch=1,
+        )
+        for number, (key, signal) in enumerate(keys[:20], 1)
+    ]
+
+
+def _check_invariants(invariants: Sequence[Invariant]) -> None:
+    ids = [invariant.id for invariant in invariants]
+    assert len(set(ids)) == len(ids), f"invariants share an id: {sorted(ids)}"
+    for invariant in invariants:
+        where = f"invariant {invariant.id!r}"
+        assert _ID.fullmatch(invariant.id) and invariant.id != "*", f"{where}: bad id"
+        assert invariant.title and invariant.description, f"{where}: not documented"
+        assert invariant.hold_for >= 0, f"{where}: hold_for is negative"
+        measured = invariant.unit is not Unit.NONE
+        assert measured == (invariant.limit is not None), f"{where}: limit without unit"
+        assert invariant.limit is None or math.isfinite(invariant.limit), where
+
+
+async def _look(subject: Subject, previous: dict[str, object]) -> Observation:
+    try:
+        observation = await asyncio.wait_for(subject.observe(previous), subject.timeout)
+    except TimeoutError:
+        raise AssertionError(
+            f"a look took more than its own {subject.timeout:g} s"
+        ) from None
+    known = {invariant.id: invariant for invariant in subject.invariants}
+    for signal in observation.signals:
+        _check_signal(signal, known, subject.secrets)
+    _check_coverage(observation, known)
+    state = json.dumps(observation.state, allow_nan=False)
+    assert len(state) <= STATE_LIMIT, f"the state has {len(state)} bytes"
+    _check_clean(state, subject.secrets, "the state")
+    return observation
+
+
+def _check_signal(
+    signal: Signal, known: dict[str, Invariant], secrets: Sequence[str]
+) -> None:
+    where = f"signal {signal.invariant}/{signal.component}"
+    assert signal.component and len(signal.component) <= 300, f"{where}: component"
+    assert len(signal.message) <= TEXT_LIMIT, f"{where}: a message of that length"
+    assert "\n" not in signal.message + signal.component, f"{where}: more than a line"
+    assert signal.message or signal.holds is True, f"{where}: no message"
+    assert signal.value is None or math.isfinite(signal.value), f"{where}: not finite"
+    _check_clean(
+        f"{signal.component} {signal.message} {json.dumps(dict(signal.facts), allow_nan=False)}",
+        secrets,
+        where,
+    )
+    invariant = known.get(signal.invariant)
+    if invariant is None:  # a dynamic one, which has no limit to be held against
+        assert _ID.fullmatch(signal.invariant), f"{where}: bad id"
+        assert signal.holds is not None, f"{where}: dynamic, so it must say holds"
+        assert (
+            signal.severity is not None
+        ), f"{where}: dynamic, so it must say its severity"
+    elif signal.holds is None and signal.value is not None:
+        assert invariant.limit is not None, f"{where}: a value without a limit"
+
+
+def _check_coverage(observation: Observation, known: dict[str, Invariant]) -> None:
+    dynamic = {signal.invariant for signal in observation.signals}
+    for name in observation.covered:
+        assert _ID.fullmatch(name) or name == "*", f"covered: bad id {name!r}"
+    for name, why in observation.unavailable.items():
+        assert why and "\n" not in why, f"unavailable {name}: say why, on one line"
+        assert name not in observation.covered, f"{name} is covered and unavailable"
+    for name in known.keys() | dynamic:
+        unseen = name in observation.unavailable
+        assert not (unseen and observation.covers(name)), f"{name}: unknown and covered"
+
+
+async def _check_sources(subject: Subject, tickets: Sequence[Ticket]) -> None:
+    for source in subject.sources(tickets):
+        assert source.title and source.source and source.timeout > 0, source
+        try:
+            text = await asyncio.wait_for(source.fetch(), source.timeout)
+        except MidwatchError as error:
+            text = error.line()
+        except TimeoutError:
+            raise AssertionError(
+                f"{source.title}: over its own {source.timeout:g} s"
+            ) from None
+        assert isinstance(text, str) and text, f"{source.title}: no text"
+        whole = f"{source.title}\n{source.source}\n{text}"
+        _check_clean(whole, subject.secrets, f"evidence {source.title}")
+
+
+async def _check_failure(subject: Subject) -> None:
+    try:
+        await subject.observe({})
+    except ObservationFailed as error:
+        assert "\n" not in error.line(), "a failure is one line"
+        _check_clean(error.line(), subject.secrets, "the failure")
+    else:
+        raise AssertionError("it saw something, though nothing can be seen")
+
+
+def _check_clean(text: str, secrets: Sequence[str], where: str) -> None:
+    for secret in secrets:
+        assert secret, "an empty string is no secret"
+        assert secret not in text, f"{where} shows a secret"

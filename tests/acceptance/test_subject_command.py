@@ -1,0 +1,223 @@
+"""The kind `command` with real child processes, well-behaved and not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from pydantic import ValidationError
+
+from midwatch.errors import ObservationFailed, SettingsError
+from midwatch.model import Severity
+from midwatch.subjects.command import CommandSubject
+from midwatch.testing.subject_conformance import check_kind, check_subject
+
+SECRET = "hunter2-hunter2"
+DEEP = {
+    "invariant": "queue_depth",
+    "component": "mail",
+    "message": "12,000 mails\nwait",
+    "severity": "critical",
+    "value": 12000,
+    "facts": {"oldest": "3h"},
+}
+
+
+def command(script: str, **settings: object) -> CommandSubject:
+    given = {
+        "name": "queues",
+        "command": [sys.executable, "-S", "-c", script],
+        "timeout": 10,
+        **settings,
+    }
+    return CommandSubject(CommandSubject.settings_model.model_validate(given))
+
+
+def printing(text: str) -> CommandSubject:
+    return command(f"print({text!r}, end='')")
+
+
+async def failure(subject: CommandSubject) -> str:
+    with pytest.raises(ObservationFailed) as caught:
+        await subject.observe({})
+    return caught.value.line()
+
+
+async def test_one_object_conforms_and_all_else_is_well() -> None:
+    check_kind(CommandSubject)
+    report = {
+        "violations": [DEEP],
+        "evidence": [{"title": "Queues", "text": "mail 12000\nnews 3"}],
+    }
+    script = f"import sys; print({json.dumps(report)!r}); print('slow disk', file=sys.stderr)"
+    subject = command(script)
+    observation = await check_subject(subject)
+    assert observation is not None
+    [signal] = observation.signals
+    assert (signal.invariant, signal.component) == ("queue_depth", "mail")
+    assert signal.message == "12,000 mails wait"
+    assert (signal.severity, signal.holds) == (Severity.CRITICAL, False)
+    assert observation.covers("anything")
+    [source] = subject.sources(())
+    text = await source.fetch()
+    assert "== Queues\nmail 12000" in text and "slow disk" in text
+
+
+async def test_a_violation_a_line_and_partial_coverage() -> None:
+    two = "\n".join(json.dumps({**DEEP, "component": name}) for name in ("a", "b"))
+    lines = await printing(two).observe({})
+    assert [signal.component for signal in lines.signals] == ["a", "b"]
+    one = await printing(json.dumps(DEEP)).observe({})
+    assert len(one.signals) == 1
+
+    part = await printing('{"violations": [], "covered": ["queue_depth"]}').observe({})
+    assert part.covers("queue_depth") and not part.covers("other")
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        ("", "is empty"),
+        ("all good\n", "is not JSON (line 1: all good)"),
+        ("{}", "violations: Field required"),
+        ("[" * 100_000, "is not JSON"),
+        (
+            json.dumps({"violations": [{**DEEP, "serverity": "info"}]}),
+            "violations.0.serverity: there is no such field",
+        ),
+        (json.dumps({"violations": [{**DEEP, "severity": "bad"}]}), "0.severity"),
+        (json.dumps({"violations": [{**DEEP, "value": float("nan")}]}), "0.value"),
+        (json.dumps({"violations": [{**DEEP, "invariant": "a b\x1b"}]}), "0.invariant"),
+        ('{"violations": [', "is not JSON"),
+    ],
+)
+async def test_output_of_another_form_is_unknown(output: str, told: str) -> None:
+    assert told in await failure(printing(output))
+
+
+async def test_bytes_that_are_no_text() -> None:
+    subject = command(r"import sys; sys.stdout.buffer.write(b'{\"a\": \"\xff\"}')")
+    assert "is not UTF-8 at byte 7" in await failure(subject)
+
+
+async def test_a_failing_command_says_why_and_its_evidence_too() -> None:
+    script = "import sys; print('{\"violations\": []}'); sys.exit('no route to mail')"
+    assert "exited with status 1: no route to mail" in await failure(command(script))
+    text = await command(script).sources(())[0].fetch()
+    assert "exited with status 1" in text and "no route to mail" in text
+    await check_subject(command(script), observable=False)
+    missing = command("", command=["/no/such/program"])
+    assert "could not be started: No such file" in await failure(missing)
+
+
+async def test_a_flood_is_stopped() -> None:
+    flood = command("while True: print('x' * 65536)", max_output="200kB")
+    began = time.monotonic()
+    assert "wrote more than 200000 bytes" in await failure(flood)
+    assert time.monotonic() - began < 5
+
+
+async def test_a_hang_is_killed_with_its_children(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    script = (
+        "import os, time\n"
+        "for _ in range(2): os.fork()\n"
+        f"open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+        "time.sleep(600)\n"
+    )
+    assert "did not end within 0.8" in await failure(command(script, timeout=1))
+    started = [int(pid) for pid in pids.read_text().split()]
+    assert len(started) == 4
+    assert await gone(started)
+
+
+async def test_a_child_that_left_the_group_cannot_hold_us(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    script = (
+        "import os, time\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        f"    open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(20)\n"
+        "else:\n"
+        "    print('{\"violations\": []}')\n"
+    )
+    began = time.monotonic()
+    assert "did not end within" in await failure(command(script, timeout=1))
+    assert time.monotonic() - began < 3
+    escaped = int(pid.read_text())
+    os.kill(escaped, 9)
+    assert await gone([escaped])
+
+
+async def test_cancelling_a_look_leaves_nothing_running(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    subject = command(
+        f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    )
+    look = asyncio.ensure_future(subject.observe({}))
+    while not (pid.exists() and pid.read_text()):
+        await asyncio.sleep(0.01)
+    look.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await look
+    assert await gone([int(pid.read_text())])
+
+
+async def test_the_environment_is_built_not_inherited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "inherited")
+    script = (
+        "import json, os\n"
+        "item = {'invariant': 'env', 'component': 'c', 'message': ' '.join(sorted(os.environ))}\n"
+        "print(json.dumps({'violations': [item]}))\n"
+    )
+    subject = command(script, env={"REGION": "north"}, secret_env={"API_TOKEN": SECRET})
+    [signal] = (await subject.observe({})).signals
+    given = set(signal.message.split()) - {"LC_CTYPE", "__CF_USER_TEXT_ENCODING"}
+    assert given == {"API_TOKEN", "HOME", "LANG", "PATH", "REGION"}
+    assert subject.secrets == [SECRET]
+    assert SECRET not in repr(subject.settings)
+
+
+async def test_nothing_is_a_shell(tmp_path: Path) -> None:
+    subject = command("", command=["/bin/echo", f"; touch {tmp_path}/made"])
+    assert "is not JSON" in await failure(subject)
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_apply_to_all_violations() -> None:
+    with pytest.raises(ValidationError):
+        command("", command=[])
+    with pytest.raises(SettingsError, match="subjects.queues.invariants.depth"):
+        command("", invariants={"depth": {}})
+
+
+async def test_severity_and_duration_of_the_settings_win() -> None:
+    script = f"print({json.dumps(DEEP)!r})"
+    rule = {"violation": {"severity": "info", "for": "5m"}}
+    [signal] = (await command(script, invariants=rule).observe({})).signals
+    assert (signal.severity, signal.hold_for) == (Severity.INFO, 300)
+
+
+async def gone(pids: list[int]) -> bool:
+    """Whether these processes end within two seconds (a zombie has ended)."""
+    for _ in range(200):
+        if not any(running(pid) for pid in pids):
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

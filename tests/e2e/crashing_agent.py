@@ -1,0 +1,88 @@
+"""An agent in a process of its own that is killed at a point the test names.
+
+Arguments: database, base URL of the API, crash point (or "none"), lease in seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from typing import Any
+
+from midwatch.claude import Claude
+from midwatch.context import ContextGatherer
+from midwatch.lifecycle import Stop, SystemClock, signals_set
+from midwatch.redaction import Redactor
+from midwatch.runner import AgentRunner
+from midwatch.settings import AgentSettings
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.testing.subjects import FakeSubject
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_around(store: SqlStore, method: str, *, after: bool) -> None:
+    """Make `store.method` the last thing that is done, or that is not done any more."""
+    real = getattr(store, method)
+
+    async def deadly(*arguments: Any, **options: Any) -> Any:
+        if not after:
+            die()
+        await real(*arguments, **options)
+        die()
+
+    setattr(store, method, deadly)
+
+
+def kill_before_commit(store: SqlStore) -> None:
+    """Die inside the transaction that stores the diagnosis, when all is written but the commit."""
+    real = store.transactions.run
+
+    async def run(function: Any, *arguments: Any, **options: Any) -> Any:
+        def deadly(connection: Any) -> Any:
+            result = function(connection)
+            changed = connection.exec_driver_sql(
+                "SELECT count(*) FROM diagnoses WHERE outcome = 'answered'"
+            ).scalar()
+            if changed:
+                die()
+            return result
+
+        return await real(deadly)
+
+    store.transactions.run = run  # type: ignore[method-assign]
+
+
+def arm(store: SqlStore, point: str) -> None:
+    if point == "before the commit":
+        kill_before_commit(store)
+    elif point != "none":
+        when, method = point.split()
+        kill_around(store, method, after=when == "after")
+
+
+async def main(database: str, base_url: str, point: str, lease: float) -> None:
+    store = await open_store(database)
+    arm(store, point)
+    clock = SystemClock()
+    model = Claude("claude-sonnet-5-5", 60, "sk-ant-test", base_url)
+    runner = AgentRunner(
+        store,
+        ContextGatherer({"fake": FakeSubject("fake")}, Redactor(), clock, store.past),
+        lambda: model,
+        AgentSettings(lease=lease, poll_interval=0.05),
+        name=f"agent {os.getpid()}",
+    )
+    stop = Stop()
+    with signals_set(stop):
+        await runner.run(stop)
+    await model.close()
+    await store.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])))

@@ -1,0 +1,175 @@
+"""What a death costs: agents in real processes, killed and stopped, on one SQLite file.
+
+Calls are counted at the scripted API. A crash costs at most one repeated call, and the
+next agent is on the ticket within a lease and a poll.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from midwatch.model import Diagnosis, Ticket, TicketStatus
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.testing.diagnosing import answer, open_tickets
+from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
+
+LEASE = 1.0
+GOOD = Answer(structured=answer())
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'midwatch.db'}"
+
+
+@pytest.fixture
+async def shared(database: str) -> AsyncIterator[SqlStore]:
+    opened = await open_store(database)
+    yield opened
+    await opened.close()
+
+
+@contextlib.contextmanager
+def agent(
+    database: str, api: ScriptedMessagesAPI, point: str = "none", lease: float = LEASE
+) -> Iterator[subprocess.Popen[bytes]]:
+    script = Path(__file__).with_name("crashing_agent.py")
+    command = [sys.executable, str(script), database, api.base_url, point, str(lease)]
+    process = subprocess.Popen(command)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        process.wait(10)
+
+
+async def until_diagnosed(store: SqlStore, ticket: Ticket) -> list[Diagnosis]:
+    deadline = time.monotonic() + 20
+    while (await store.ticket(ticket.id)).status is not TicketStatus.DIAGNOSED:
+        assert time.monotonic() < deadline, "the ticket was never diagnosed"
+        await asyncio.sleep(0.05)
+    return await store.diagnoses(ticket.id)
+
+
+@pytest.mark.parametrize(
+    ("point", "calls"),
+    [
+        ("before claim", 1),
+        ("after claim", 1),
+        ("before begin", 1),
+        ("after begin", 1),
+        ("before finish", 2),
+        ("before the commit", 2),
+        ("after finish", 1),
+    ],
+)
+async def test_kill_9_costs_at_most_one_call(
+    shared: SqlStore, database: str, point: str, calls: int
+) -> None:
+    [ticket] = await open_tickets(shared, "db")
+    with ScriptedMessagesAPI(Rule(GOOD)) as api:
+        with agent(database, api, point) as dying:
+            assert await asyncio.to_thread(dying.wait, 20) == -signal.SIGKILL
+        died = time.monotonic()
+        with agent(database, api):
+            stored = await until_diagnosed(shared, ticket)
+        took = time.monotonic() - died
+    assert len(api.calls) == calls
+    assert [one.outcome for one in stored].count("answered") == 1
+    assert took < LEASE + 5, "a lease and a poll, and the start of a process"
+
+
+async def test_kill_9_during_the_call(shared: SqlStore, database: str) -> None:
+    [ticket] = await open_tickets(shared, "db")
+    hold = Hold(GOOD)
+    with ScriptedMessagesAPI(Rule([hold, GOOD])) as api:
+        with agent(database, api) as dying:
+            await hold.arrived()
+            dying.kill()
+        with agent(database, api):
+            stored = await until_diagnosed(shared, ticket)
+    assert len(api.calls) == 2
+    assert [one.outcome for one in stored] == ["lost", "answered"]
+    assert stored[0].cost_usd > 0, "what may have been billed stays on the day's bill"
+
+
+async def test_a_daemon_stopped_past_its_lease_changes_nothing(
+    shared: SqlStore, database: str
+) -> None:
+    [ticket] = await open_tickets(shared, "db")
+    hold = Hold(Answer(structured=answer("an old story")))
+    with ScriptedMessagesAPI(Rule([hold, GOOD])) as api:
+        with agent(database, api) as sleeper:
+            await hold.arrived()
+            sleeper.send_signal(signal.SIGSTOP)
+            with agent(database, api):
+                await until_diagnosed(shared, ticket)
+            hold.release()
+            sleeper.send_signal(signal.SIGCONT)
+            await settled(shared, ticket)
+        stored = await shared.diagnoses(ticket.id)
+    assert [one.outcome for one in stored][1] == "answered"
+    assert stored[0].outcome in ("late", "lost")
+    after = await shared.ticket(ticket.id)
+    assert after.diagnosis_id == stored[1].id
+    assert [row.action for row in await shared.history(ticket.id)] == [
+        "open",
+        "diagnose",
+    ]
+
+
+async def settled(store: SqlStore, ticket: Ticket) -> None:
+    """Until the woken daemon has tried its write, or has seen that the claim is gone."""
+    for _ in range(40):
+        if (await store.diagnoses(ticket.id))[0].outcome == "late":
+            return
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_a_hanging_call_within_five_seconds(
+    shared: SqlStore, database: str, number: signal.Signals
+) -> None:
+    [ticket] = await open_tickets(shared, "db")
+    hold = Hold()
+    with (
+        ScriptedMessagesAPI(Rule(hold)) as api,
+        agent(database, api, lease=30) as process,
+    ):
+        await hold.arrived()
+        began = time.monotonic()
+        process.send_signal(number)
+        assert await asyncio.to_thread(process.wait, 10) == 0
+        assert time.monotonic() - began < 5
+    after = await shared.ticket(ticket.id)
+    assert after.status is TicketStatus.OPEN and after.attempts == 0
+    assert await shared.claim("next", lease=30)
+
+
+@pytest.mark.parametrize("daemons", [2, 8])
+async def test_many_daemons_diagnose_each_ticket_once(
+    shared: SqlStore, database: str, daemons: int
+) -> None:
+    tickets = 40 if daemons == 8 else 100
+    for number in range(tickets):
+        await open_tickets(shared, f"c{number}")
+    with ScriptedMessagesAPI(Rule(GOOD)) as api, contextlib.ExitStack() as stack:
+        for _ in range(daemons):
+            stack.enter_context(agent(database, api, lease=30))
+        await asyncio.to_thread(api.wait_for_requests_sync, tickets, timeout=60)
+        deadline = time.monotonic() + 20
+        while (await shared.stats(3600)).outcomes.get("answered", 0) < tickets:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+    assert len(api.calls) == tickets
+    assert (await shared.stats(3600)).outcomes == {"answered": tickets}

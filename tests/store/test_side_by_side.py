@@ -1,0 +1,94 @@
+"""Real processes on one store."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+
+from midwatch.store.cycles import save_cycle, watch
+from midwatch.store.protocol import Changes
+from midwatch.store.schema import database_now
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.work import Work
+from midwatch.testing.store_conformance._stand import opening
+
+WORKER = Path(__file__).with_name("worker.py")
+TICKETS = 500
+
+
+async def filled(database: str, tickets: int = TICKETS) -> SqlStore:
+    """A store with so many tickets, each in a batch of its own."""
+
+    def fill(connection: Connection) -> None:
+        work = Work(connection, database_now)
+        revision = watch(work, "db").revision
+        for number in range(tickets):
+            changes = Changes((opening(f"c{number}"),))
+            saved = save_cycle(work, "db", revision, changes, None, None, 0.0)
+            revision = saved.revision
+
+    store = await open_store(database)
+    await store.transactions.run(fill)
+    return store
+
+
+@contextmanager
+def worker(database: str, step: str, name: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, str(WORKER), database, step, name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+async def test_each_ticket_is_diagnosed_once(
+    shared_database: str, workers: int
+) -> None:
+    store = await filled(shared_database)
+    names = [f"agent-{number}" for number in range(workers)]
+    command = [sys.executable, str(WORKER), shared_database, "drain"]
+    processes = [
+        subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True)
+        for name in names
+    ]
+    printed = await asyncio.gather(
+        *(asyncio.to_thread(process.communicate, None, 60) for process in processes)
+    )
+    assert [process.returncode for process in processes] == [0] * workers
+    shares = [[int(word) for word in out.split()] for out, _ in printed]
+    done = [ticket for share in shares for ticket in share]
+    assert len(done) == len(set(done)) == TICKETS
+    assert sum(map(bool, shares)) >= 2, "they worked side by side"
+    figures = await store.stats(3600)
+    assert dict(figures.outcomes) == {"answered": TICKETS}
+    assert await store.spent_today() == pytest.approx(TICKETS * 0.01)
+    assert await store.claim("late", lease=30) == []
+    await store.close()
+
+
+async def test_a_kill_in_the_middle_of_a_transaction_costs_nothing(
+    shared_database: str,
+) -> None:
+    store = await filled(shared_database, tickets=3)
+    with worker(shared_database, "hang", "victim") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.kill()
+        process.wait(10)
+        claims = []
+        deadline = time.monotonic() + 5
+        while not claims and time.monotonic() < deadline:
+            claims = await store.claim("heir", lease=30, limit=5)
+    assert len(claims) == 3
+    assert [claim.attempt for claim in claims] == [1, 1, 1]
+    await store.close()

@@ -1,0 +1,79 @@
+"""Migrations: they make what the tables say, once, and never lead back."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection
+
+from midwatch.errors import SchemaMismatch
+from midwatch.store.engine import open_transactions, parse_database
+from midwatch.store.schema import REVISION, metadata
+from midwatch.store.sql import open_store
+from midwatch.store.upgrade import present_revision, upgrade
+
+from .conftest import migrate
+
+
+async def test_the_migrations_make_the_tables(database: str) -> None:
+    def differences(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(connection)
+        return list(compare_metadata(context, metadata))
+
+    transactions = open_transactions(parse_database(database))
+    try:
+        await upgrade(transactions)
+        assert await transactions.run(differences) == []
+        assert await transactions.run(present_revision) == REVISION
+    finally:
+        await transactions.close()
+
+
+async def test_upgrading_again_does_nothing(empty_postgres: str) -> None:
+    assert await migrate(empty_postgres) is None
+    assert await migrate(empty_postgres) == REVISION
+
+
+async def test_two_upgrades_at_once_on_postgres(empty_postgres: str) -> None:
+    found = await asyncio.gather(*(migrate(empty_postgres) for _ in range(3)))
+    assert sorted(found, key=str) == [REVISION, REVISION, None]
+
+
+async def test_two_openings_of_a_new_file_at_once(sqlite_file: Path) -> None:
+    url = f"sqlite:///{sqlite_file}"
+    for store in await asyncio.gather(*(open_store(url) for _ in range(3))):
+        assert (await store.watch("db")).tickets == ()
+        await store.close()
+    assert sqlite_file.stat().st_mode & 0o777 == 0o600
+
+
+async def test_an_unmigrated_postgres_says_what_to_run(empty_postgres: str) -> None:
+    with pytest.raises(SchemaMismatch, match="has no tables of ours") as caught:
+        await open_store(empty_postgres)
+    assert "midwatch db upgrade" in caught.value.line()
+
+
+async def test_a_later_version_is_left_alone(
+    sqlite_file: Path, empty_postgres: str
+) -> None:
+    """Neither opened nor upgraded, and the line says that Midwatch is the older one."""
+    url = f"sqlite:///{sqlite_file}"
+    await (await open_store(url)).close()
+    with sqlite3.connect(sqlite_file) as lite:
+        lite.execute("UPDATE alembic_version SET version_num = '9999'")
+    lite.close()
+    await migrate(empty_postgres)
+    with psycopg.connect(empty_postgres) as postgres:
+        postgres.execute("UPDATE alembic_version SET version_num = '9999'")
+    for attempt in (open_store(url), migrate(url), migrate(empty_postgres)):
+        with pytest.raises(SchemaMismatch) as caught:
+            await attempt
+        assert "later version" in caught.value.line()
+    with pytest.raises(SchemaMismatch, match="9999"):
+        await open_store(empty_postgres)

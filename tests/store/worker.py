@@ -1,0 +1,66 @@
+"""A process of its own that works on a store: `python worker.py DATABASE STEP NAME`.
+
+The steps print one line when they are where the test wants them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+
+from sqlalchemy import Connection, update
+
+from midwatch.errors import TemporaryError
+from midwatch.store.protocol import Budget, Claim, Finish
+from midwatch.store.schema import batches
+from midwatch.store.sql import SqlStore, open_store
+
+
+async def drain(store: SqlStore, name: str) -> None:
+    """Diagnose until nothing is due; print the tickets."""
+    done: list[int] = []
+    while claims := await _claim(store, name):
+        for claim in claims:
+            done += await _diagnose(store, claim)
+    print(*done, flush=True)
+
+
+async def _claim(store: SqlStore, name: str) -> list[Claim]:
+    while True:
+        try:
+            return await store.claim(name, lease=60, limit=7)
+        except TemporaryError as error:
+            print(error.line(), file=sys.stderr)
+
+
+async def _diagnose(store: SqlStore, claim: Claim) -> list[int]:
+    call = await store.begin(
+        claim, model="m", prompt_version="1", reserve_usd=0.01, budget=Budget(None)
+    )
+    assert call is not None
+    assert await store.finish(claim, call, Finish("answered", cost_usd=0.01))
+    return [ticket.id for ticket in claim.tickets]
+
+
+async def hang(store: SqlStore, name: str) -> None:
+    """Write, and stay in the middle of the transaction."""
+
+    def write(connection: Connection) -> None:
+        connection.execute(update(batches).values(queued=False, claim_token=name))
+        print("writing", flush=True)
+        time.sleep(60)
+
+    await store.transactions.run(write)
+
+
+async def main(database: str, step: str, name: str) -> None:
+    store = await open_store(database)
+    try:
+        await {"drain": drain, "hang": hang}[step](store, name)
+    finally:
+        await store.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

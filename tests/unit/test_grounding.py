@@ -1,0 +1,221 @@
+"""Quotes are found where they stand and nowhere else; what fails lowers the confidence."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from midwatch import grounding
+from midwatch.answer import Citation, DiagnosisOutput, Finding, MetricReading, Moment
+from midwatch.grounding import ground
+from midwatch.model import Evidence, Grounded
+
+AT = datetime(2024, 5, 3, 12, 0, tzinfo=UTC)
+
+
+def evidence(text: str, number: int = 1, *, available: bool = True) -> Evidence:
+    return Evidence(f"E{number}", "Activity", "pg_stat_activity", AT, text, available)
+
+
+def cite(quote: str, number: str = "E1") -> Citation:
+    return Citation(evidence_id=number, quote=quote)
+
+
+def answer(**given: Any) -> DiagnosisOutput:
+    whole: dict[str, Any] = {
+        "summary": "A lock pile-up.",
+        "verdict": "identified",
+        "root_cause": "pid 4242 holds a lock",
+        "root_cause_citations": [],
+        "confidence": "high",
+        "confidence_reason": "seen directly",
+        "explained_tickets": [1],
+        "timeline": [],
+        "affected_components": [],
+        "metric_readings": [],
+        "supporting_evidence": [],
+        "alternatives_considered": [],
+        "recommended_actions": [],
+        "severity": "critical",
+        "risks": [],
+        "missing": [],
+    }
+    return DiagnosisOutput(**{**whole, **given})
+
+
+def reason(quote: str, text: str) -> str:
+    output = answer(root_cause_citations=[cite(quote)])
+    return ground(output, [evidence(text)]).claims[0].reason
+
+
+SAID = "pid 4242 is “idle in transaction” – since\n 12.5 s, blocked by {4250,4251} of 1,234"
+
+
+@pytest.mark.parametrize(
+    "quote",
+    [
+        SAID,
+        'pid 4242 is "idle in transaction" - since 12.5 s',
+        "transaction” – since 12.5 s",
+        "  is\t“idle  in ",
+        "blocked by {4250",
+        "4251} of 1,234",
+        "pid 4242 … since 12.5 s",
+        "pid 4242 is [...] blocked by ...",
+        "4242",
+    ],
+)
+def test_a_true_quote_is_found(quote: str) -> None:
+    assert reason(quote, SAID) == ""
+
+
+@pytest.mark.parametrize(
+    ("quote", "why"),
+    [
+        ("pid 424", grounding.NOT_FOUND),
+        ("242 is “idle", grounding.NOT_FOUND),
+        ("since 12", grounding.NOT_FOUND),
+        ("5 s, blocked", grounding.NOT_FOUND),
+        ("{4250,4251} of 1", grounding.NOT_FOUND),
+        ("234 pid 42", grounding.NOT_FOUND),
+        ("PID 4242", grounding.NOT_FOUND),
+        ("pid 4243 is", grounding.NOT_FOUND),
+        ("idle in trans", grounding.NOT_FOUND),
+        ("since … pid 4242", grounding.NOT_FOUND),
+        ("pid … of 9,999", grounding.NOT_FOUND),
+        ("pid … s", grounding.NOT_FOUND),
+        ("is", grounding.TOO_SHORT),
+        ("…", grounding.TOO_SHORT),
+        ("", grounding.TOO_SHORT),
+        ("x" * 9000, grounding.TOO_LONG),
+    ],
+)
+def test_a_quote_that_does_not_check(quote: str, why: str) -> None:
+    assert reason(quote, SAID) == why
+
+
+@pytest.mark.parametrize(
+    ("quote", "text", "there"),
+    [
+        ("offset 12 ms", "offset -12 ms", False),
+        ("12 ms of lag", "-12 ms of lag", False),
+        ("05-03 12:00", "2024-05-03 12:00", True),
+        ("at 10.0.0.1", "at 10.0.0.12", False),
+        ("takes 12 ms.", "it takes 12 ms. Then", True),
+        ("事务长时间", "发现事务长时间未提交", True),
+        ("start … finish", "start" + " x" * 400 + " finish", False),
+        ("SELECT ... FROM", "query: SELECT ... FROM t", True),
+    ],
+)
+def test_bounds(quote: str, text: str, there: bool) -> None:
+    assert (reason(quote, text) == "") is there
+
+
+words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+@settings(deadline=None)
+@given(st.lists(words, min_size=1, max_size=30), st.data())
+def test_words_taken_from_evidence_always_check(
+    parts: list[str], data: st.DataObject
+) -> None:
+    text = " ".join(parts)
+    tokens = text.split()
+    start = data.draw(st.integers(0, len(tokens)))
+    end = data.draw(st.integers(start, len(tokens)))
+    quote = " \n".join(tokens[start:end])
+    assert reason(quote, text) in ("", grounding.TOO_SHORT)
+
+
+def test_paths_and_reasons() -> None:
+    output = answer(
+        root_cause_citations=[cite("pid 4242"), cite("pid 4242", "[e1]")],
+        timeline=[Moment(at="12:00", what="it began", citations=[])],
+        metric_readings=[
+            MetricReading(
+                name="waiting", value="31 sessions", citation=cite("waiting: 31")
+            ),
+            MetricReading(name="waiting", value="97", citation=cite("waiting: 31")),
+        ],
+        supporting_evidence=[
+            Finding(statement="a", citations=[cite("pid 4242"), cite("pid 9999")]),
+            Finding(statement="b", citations=[cite("log line", "E2")]),
+            Finding(statement="c", citations=[cite("anything", "E9")]),
+        ],
+    )
+    seen = ground(
+        output,
+        [evidence("pid 4242\nwaiting: 31"), evidence("log line", 2, available=False)],
+    )
+    assert [(claim.path, claim.reason) for claim in seen.claims] == [
+        ("root_cause", ""),
+        ("timeline[0]", grounding.NO_CITATION),
+        ("metric_readings[0]", ""),
+        ("metric_readings[1]", grounding.OTHER_VALUE),
+        ("supporting_evidence[0]", grounding.NOT_FOUND),
+        ("supporting_evidence[1]", grounding.UNAVAILABLE),
+        ("supporting_evidence[2]", grounding.UNKNOWN),
+    ]
+    assert [check.path for check in seen.citations if not check.verified] == [
+        "supporting_evidence[0].citations[1]",
+        "supporting_evidence[1].citations[0]",
+        "supporting_evidence[2].citations[0]",
+    ]
+    assert seen.citations[1].path == "root_cause_citations[1]"
+    assert seen.grounded == Grounded(verified=2, total=7)
+    assert (seen.verdict, seen.confidence) == ("identified", "low")
+
+
+@pytest.mark.parametrize(
+    ("root", "good", "bad", "stated", "verdict", "confidence"),
+    [
+        (True, 2, 0, "high", "identified", "high"),
+        (True, 2, 1, "high", "identified", "medium"),
+        (True, 2, 1, "medium", "identified", "low"),
+        (True, 0, 2, "high", "identified", "low"),
+        (True, 0, 1, "high", "identified", "medium"),
+        (False, 9, 0, "high", "suspected", "low"),
+    ],
+)
+def test_what_fails_lowers_the_confidence(
+    root: bool, good: int, bad: int, stated: str, verdict: str, confidence: str
+) -> None:
+    findings = [Finding(statement="x", citations=[cite("pid 4242")])] * good
+    findings += [Finding(statement="y", citations=[cite("pid 1111")])] * bad
+    output = answer(
+        root_cause_citations=[cite("pid 4242" if root else "pid 1111")],
+        supporting_evidence=findings,
+        confidence=stated,
+    )
+    seen = ground(output, [evidence("pid 4242")])
+    assert (seen.verdict, seen.confidence) == (verdict, confidence)
+    assert bool(seen.lowered) is ((verdict, confidence) != ("identified", stated))
+
+
+def test_an_answer_without_claims() -> None:
+    nothing = answer(verdict="insufficient_data", root_cause="", confidence="medium")
+    assert ground(nothing, []).confidence == "medium"
+    well = answer(verdict="no_fault", root_cause="", confidence="high")
+    assert (ground(well, []).confidence, ground(well, []).total) == ("low", 0)
+    unsaid = ground(answer(root_cause=""), [])
+    assert (unsaid.verdict, unsaid.total) == ("suspected", 1)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ("quote", "text"),
+    [
+        ("a" * 7999, "a" * 1_000_000),
+        ("aaa ... " * 900, "aaa " * 250_000),
+        ("aaaa…bbbb", "aaaa " * 200_000),
+        ("1,111" * 1000, "1,111" * 200_000),
+    ],
+)
+def test_hostile_repetition_ends(quote: str, text: str) -> None:
+    citations = [cite(quote)] * 20
+    output = answer(supporting_evidence=[Finding(statement="x", citations=citations)])
+    assert ground(output, [evidence(text)]).total == 2

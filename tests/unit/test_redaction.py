@@ -1,0 +1,286 @@
+"""Secrets of every kind go, ordinary text stays, hostile text costs linear time."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from datetime import UTC, datetime
+from urllib.parse import quote
+
+import pytest
+import structlog
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from midwatch.redaction import Redactor, redacting
+
+R = Redactor()
+A1 = (
+    "a1B2c3D4e5F6g7H8i9J0" * 3
+)  # made up, and joined here so that no scanner takes it for real
+
+TOKENS = {
+    "anthropic-key": "sk-ant-" + "api03-" + A1,
+    "api-key": "sk-" + "proj-" + A1,
+    "aws-key-id": "AKIA" + "IOSFODNN7EXAMPLE",
+    "github-token": "ghp_" + A1,
+    "gitlab-token": "glpat-" + A1[:20],
+    "slack-token": "xoxb-" + "1234567890-abcdefABCDEF",
+    "google-key": "AIza" + A1[:35],
+    "stripe-key": "sk_live_" + A1[:24],
+    "npm-token": "npm_" + A1[:36],
+    "vault-token": "hvs." + A1,
+    "jwt": "eyJhbGciOiJIUzI1NiJ9" + ".eyJzdWIiOiIxMjM0NSJ9" + ".c2lnbmF0dXJl-_x",
+}
+
+
+@pytest.mark.parametrize(("label", "secret"), TOKENS.items())
+@pytest.mark.parametrize(
+    "around", ["{}", "a {} b", '{{"x":"{}"}}', "x={}", "line\\n{}", "u%3D{}&y", "({})."]
+)
+def test_tokens_that_show_by_themselves(label: str, secret: str, around: str) -> None:
+    text = R.text(around.format(secret))
+    assert secret not in text
+    assert text == around.format(f"[redacted:{label}]")
+
+
+HIDDEN = [
+    # what goes in, what must go, what must stay
+    (
+        "postgres://bob:s3cr3t@db:5432/x",
+        "s3cr3t",
+        "postgres://bob:[redacted:url-password]@db",
+    ),
+    ("a://u:p@ss@h/1,b://v:qq22@i/2 and c://:zz33@j", "p@ss|qq22|zz33", "@h/1,b://v:"),
+    ("amqp://u:pa/ss@host/vhost", "pa/ss", "@host/vhost"),
+    ("https://x-access-token:tok3n@github.com/a/b", "tok3n", "@github.com/a/b"),
+    ("host=db password=a;b,c'd user=x", "a;b,c'd", " user=x"),
+    ("password='it''s me' user=x", "it''s|me'", "user=x"),
+    ("Server=x;Pwd=hunter2;Database=y", "hunter2", ";Database=y"),
+    ("GET /?api_key=hunter2&x=1", "hunter2", "&x=1"),
+    ('{"a":{"password":"x\\"y"},"b":1}', 'x\\"y', '"},"b":1}'),
+    ('{"m":"{\\"token\\":\\"abcd\\",\\"b\\":1}"}', "abcd", '\\"b\\":1}"}'),
+    ('{"msg":"password=hunter2","level":"info"}', "hunter2", '","level":"info"}'),
+    ("{'secret': 'hunter2', 'n': 3}", "hunter2", "'n': 3}"),
+    ("  client_secret: hunter2\n  name: x", "hunter2", "\n  name: x"),
+    (
+        "aws_secret_access_key = wJalrXUt/K7MDENG+b",
+        "wJalrXUt|MDENG",
+        "aws_secret_access_key",
+    ),
+    ("PGPASSWORD=hunter2 psql -h db", "hunter2", " psql -h db"),
+    ("mysql --password hunter2 --host db", "hunter2", "--host db"),
+    ("ALTER ROLE bob PASSWORD 'hunter2' VALID", "hunter2", "' VALID"),
+    ("SET password = crypt('hunter2', gen_salt('bf'))", "hunter2", "SET password = "),
+    ("<password>hunter2</password>", "hunter2", "</password>"),
+    ("Authorization: Bearer abc", "abc", "Authorization: Bearer "),
+    ("-H 'authorization: Basic dXNlcjpw' -v", "dXNlcjpw", "' -v"),
+    ("got bearer abcdef123456, next", "abcdef123456", ", next"),
+    ("Proxy said Basic dXNlcjpwYXNzd29yZA== twice", "dXNlcjpw", " twice"),
+    ("Set-Cookie: sid=hunter2; HttpOnly\nServer: x", "hunter2", "\nServer: x"),
+    ("api_key: hunter2", "hunter2", "api_key: "),
+    (
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIabc\n-----END RSA PRIVATE KEY-----\nrest",
+        "MIIabc",
+        "[redacted:private-key]\nrest",
+    ),
+    (
+        '{"k":"-----BEGIN PRIVATE KEY-----\\n' + "MIIEvQIBADANBgkq" * 4 + '\\n","z":1}',
+        "MIIEv",
+        '"z":1}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "gone", "stays"), HIDDEN)
+def test_shapes(text: str, gone: str, stays: str) -> None:
+    redacted = R.text(text)
+    for secret in gone.split("|"):
+        assert secret not in redacted
+    assert stays in redacted
+    assert "[redacted:" in redacted
+
+
+ORDINARY = """\
+2024-05-03 12:00:01.123 UTC [4242] FATAL:  password authentication failed for user "bob"
+2024-05-03 12:00:01.123 UTC [4242] DETAIL:  Connection matched pg_hba.conf line 95: "host all all md5"
+SELECT pid, query FROM pg_stat_activity WHERE token = $1 AND secret_id = ? AND key = 42
+ERROR:  syntax error at or near "token" at character 8; unexpected token: in JSON
+password_encryption = scram-sha-256, ssl_key_file: server.key, max_tokens=8000, input_tokens: 512
+restart_lsn 0/16B3748, commit e5ede6a1c0ffee00e5ede6a1c0ffee00e5ede6a1, xid 7341
+id 123e4567-e89b-12d3-a456-426614174000 sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+postgresql://monitor@db-1.internal:5432/orders?sslmode=require and http://[::1]:9090/metrics
+http://registry:4873/@types/node took 1.2s; git@github.com:org/repo.git
+Basic authentication failed; bearer token expired; invalid token: expired
+secret "db-creds" not found in namespace "prod"; secretName: db-creds; tokenizer: wordpiece
+PWD=/var/lib/postgresql OLDPWD=/root HOME=/root
+task sk-learn-pipeline-retrain-nightly-batch finished, 3 passed, bypass=1
+password: ******** token: null password=${DB_PASSWORD}
+LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE; primary key: (id); foreign keys: 3
+"""
+
+
+def test_ordinary_text_stays() -> None:
+    assert R.text(ORDINARY) == ORDINARY
+    assert R.with_known("hunter2!").text(ORDINARY) == ORDINARY
+
+
+def test_known_values_in_every_form() -> None:
+    secret = 'h/nt r"2 ü+x'
+    redactor = Redactor([secret, "short"])
+    forms = [
+        secret,
+        quote(secret, safe=""),
+        quote(secret, safe="").lower().replace("ü", "%c3%bc"),
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+    ]
+    for form in forms:
+        assert redactor.text(f"<{form}>") == "<[redacted:secret]>"
+    for prefix in ("", "u", "us"):  # the three alignments within longer data
+        encoded = base64.b64encode(f"{prefix}{secret}:y".encode()).decode()
+        hidden = redactor.text(encoded)
+        assert "[redacted:secret]" in hidden
+        assert len(hidden.replace("[redacted:secret]", "")) <= 8
+    assert redactor.text("too short to hide") == "too short to hide"
+
+
+def test_markers_survive_a_known_value_that_is_a_part_of_them() -> None:
+    redactor = Redactor(["password", "redacted"])
+    once = redactor.text("password=hunter2 was redacted")
+    assert once == "[redacted:secret]=hunter2 was [redacted:secret]"
+    assert redactor.text(once) == once
+    assert "hunter2" not in R.text("token=[redacted:hunter2]")  # no marker of ours
+
+
+PIECES = [
+    *TOKENS.values(),
+    *(text for text, _, _ in HIDDEN),
+    *"password token secret api_key = : ' \" \\ :// u:x@ @h bearer basic cookie: a=b".split(),
+    *"[redacted:token] [redacted: ] ( crypt(' , ; & E' < </ null $1 -- -----END".split(),
+    "-----BEGIN PRIVATE KEY-----",
+    "knownsecret",
+    " ",
+    "\n",
+]
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=12))
+@example(["--secret crypt('crypt('", "]bearer crypt('\""])  # needs a second pass
+def test_a_second_run_changes_nothing(pieces: list[str]) -> None:
+    redactor = Redactor(["knownsecret", "password", "token]"])
+    once = redactor.text("".join(pieces))
+    assert "knownsecret" not in once
+    assert redactor.text(once) == once
+
+
+HOSTILE = [
+    *("a", "eyJ", "eyJaaaaaaaa.", "://a:b", "://", "sk-a1", "password=", 'password="'),
+    *(
+        "password=\\",
+        'password=\\"\\\\',
+        "\\",
+        "password=,",
+        "password=a(",
+        "-----BEGIN PRIVATE KEY-----",
+    ),
+    *(
+        "authorization: bearer ",
+        "cookie: a=",
+        "--password ",
+        "secret_access_key ",
+        "SG.aaaaaaaaaaaaaaaaaaaa",
+    ),
+    *(
+        " ",
+        "password '",
+        "token>",
+        'token="\\"',
+        "basic aaaaaa",
+        "-----BEGIN PRIVATE KEY-----\\",
+    ),
+]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_hostile_repetition_ends(piece: str) -> None:
+    """Quadratic time would take hours on half a megabyte."""
+    size = 500_000
+    text = (piece * (size // len(piece) + 1))[
+        :size
+    ] + "\npassword=x bearer basic cookie ://"
+    assert R.text(text)
+
+
+@pytest.mark.timeout(60)
+def test_a_line_of_ten_megabytes() -> None:
+    line = "x1 " * 3_300_000 + "password=hunter2"
+    assert R.text(line).endswith("x1 password=[redacted:password]")
+
+
+def test_values_by_their_keys() -> None:
+    now = datetime(2024, 1, 1, tzinfo=UTC)
+    value = {
+        "Authorization": "x",
+        "dbPassword": "hunter2",
+        "credentials": {"user": "bob", "n": 1},
+        "input_tokens": 12,
+        "token_count": 3,
+        "api_key": None,
+        "nested": [{"apiToken": 5}, ("see password=hunter2", 1.5, True, now)],
+        "raw": b"token=abc\xff",
+    }
+    hidden = R.value(value)
+    assert hidden == {
+        "Authorization": "[redacted:authorization]",
+        "dbPassword": "[redacted:password]",
+        "credentials": "[redacted:secret]",
+        "input_tokens": 12,
+        "token_count": 3,
+        "api_key": None,
+        "nested": [
+            {"apiToken": "[redacted:token]"},
+            ["see password=[redacted:password]", 1.5, True, now],
+        ],
+        "raw": "token=[redacted:token]",
+    }
+    assert R.value(hidden) == hidden
+
+
+def test_nesting_has_an_end() -> None:
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert "[redacted:secret]" in str(R.value(deep))
+
+
+def test_log_events_and_their_exceptions() -> None:
+    lines: list[str] = []
+    logger = structlog.wrap_logger(
+        type("Sink", (), {"info": staticmethod(lines.append)})(),
+        processors=[
+            structlog.processors.add_log_level,
+            redacting(Redactor(["knownsecret"])),
+            structlog.processors.JSONRenderer(),
+        ],
+    )
+    try:
+        raise ValueError("cannot reach postgres://u:hunter2@h with knownsecret")
+    except ValueError:
+        logger.info("calling", exc_info=True, dsn="postgres://u:hunter2@h", tokens=5)
+    assert "hunter2" not in lines[0] and "knownsecret" not in lines[0]
+    event = json.loads(lines[0])
+    assert event["tokens"] == 5
+    assert (
+        "ValueError: cannot reach postgres://u:[redacted:url-password]@h"
+        in event["exception"]
+    )
+
+
+def test_what_structlog_hands_to_logging_stays() -> None:
+    record = logging.makeLogRecord({"msg": "x"})
+    event = redacting(R)(None, "info", {"event": "x", "_record": record})
+    assert event["_record"] is record
