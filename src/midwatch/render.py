@@ -76,7 +76,14 @@ class _Page:
         yield _section("Alternatives considered", [_list(alternatives)])
         yield _section("Risks", [_list(map(_say, _some(output.risks)))])
         yield _section("What is missing", [_list(map(_say, _some(output.missing)))])
-        yield _section("Evidence", [_list(map(_source, self._evidence))])
+        yield _section("Evidence", [_list(map(_source, self._worth_naming()))])
+
+    def _worth_naming(self) -> list[Evidence]:
+        """What is cited, and what could not be had."""
+        cited = {citation.evidence_id for citation in self._grounding.citations}
+        return [
+            item for item in self._evidence if item.id in cited or not item.available
+        ]
 
     def _standing(self) -> str:
         """Verdict, confidence and why, what is affected: one line each."""

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from ..answer import Citation, DiagnosisOutput
 from ..model import Context, Ticket
 from ._lines import lines, measured, starting
-from .postgres.drafting import QUOTE, step, word, write
+from .base import bounded
+from .drafting import step, word, write
 
 
 class HostSpace:
@@ -144,6 +145,6 @@ def _first_of(context: Context, heading: str) -> Citation | None:
     below = False
     for evidence_id, text in lines(context, "Top processes"):
         if below and text.split()[:1] and text.split()[0].isdigit():
-            return Citation(evidence_id=evidence_id, quote=text[:QUOTE])
+            return Citation(evidence_id=evidence_id, quote=bounded(text))
         below = text == heading or (below and text.startswith("pid "))
     return None

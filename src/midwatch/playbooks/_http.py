@@ -10,7 +10,7 @@ from ..answer import Citation, DiagnosisOutput
 from ..model import Context, Ticket
 from ..units import parse_duration
 from ._lines import line, measured, starting
-from .postgres.drafting import finding, step, word, write
+from .drafting import finding, step, word, write
 
 _CAUSES = {
     "dns": ("its host name has no address", "dig +short {host}"),

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 from ..answer import Citation, MetricReading
 from ..model import Context
-from .postgres.drafting import QUOTE, reading
+from .base import bounded
+from .drafting import reading
 
 
 def lines(context: Context, title: str) -> Iterator[tuple[str, str]]:
@@ -26,7 +27,7 @@ def line(
     """The first such line that matches."""
     for evidence_id, text in lines(context, title):
         if matches(text):
-            return Citation(evidence_id=evidence_id, quote=text[:QUOTE])
+            return Citation(evidence_id=evidence_id, quote=bounded(text))
     return None
 
 

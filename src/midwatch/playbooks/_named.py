@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..answer import Citation, DiagnosisOutput
 from ..model import Context, Ticket
 from ._lines import line, starting
-from .postgres.drafting import finding, step, word, write
+from .drafting import finding, step, word, write
 
 
 class Every(tuple[str, ...]):

@@ -46,5 +46,10 @@ def find_line(evidence: Evidence, wanted: Sequence[str]) -> str | None:
     for line in evidence.text.splitlines():
         folded = line.casefold()
         if all(needle in folded for needle in wanted):
-            return line.strip()[:300]
+            return bounded(line.strip())
     return None
+
+
+def bounded(line: str, limit: int = 300) -> str:
+    """The line, cut between two words: half a number would be another number."""
+    return line if len(line) <= limit else line[:limit].rsplit(None, 1)[0]

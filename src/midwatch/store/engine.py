@@ -85,6 +85,7 @@ class SqliteTransactions:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="midwatch-sqlite")
         self._lock = threading.Lock()
         self._identity: tuple[int, int] | None = None
+        self._closed = False
 
     async def run(
         self,
@@ -122,6 +123,9 @@ class SqliteTransactions:
         self._identity = found
 
     async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self.engine.dispose)
         self._thread.shutdown(wait=True)
@@ -187,6 +191,7 @@ class PostgresTransactions:
     def __init__(self, url: URL) -> None:
         self._url = url
         self._engine: AsyncEngine | None = None
+        self._abandoned: set[asyncio.Task[Any]] = set()
 
     @property
     def engine(self) -> AsyncEngine:
@@ -217,15 +222,43 @@ class PostgresTransactions:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
+        task = asyncio.ensure_future(self._transaction(function, *args, **kwargs))
+        try:
+            await asyncio.wait({task}, timeout=2 * POSTGRES_SECONDS)
+        except asyncio.CancelledError:
+            self._abandon(task)
+            raise
+        if not task.done():
+            self._abandon(task)
+            raise StoreUnavailable("the database did not answer in time")
+        return task.result()
+
+    async def _transaction(
+        self,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         with translated():
-            try:
-                async with asyncio.timeout(2 * POSTGRES_SECONDS):
-                    async with self.engine.begin() as connection:
-                        return await connection.run_sync(function, *args, **kwargs)
-            except TimeoutError as error:
-                raise StoreUnavailable("the database did not answer in time") from error
+            async with self.engine.begin() as connection:
+                return await connection.run_sync(function, *args, **kwargs)
+
+    def _abandon(self, task: asyncio.Task[Any]) -> None:
+        """End it without waiting: on a frozen server psycopg takes ten seconds to give up."""
+        self._abandoned.add(task)
+        task.add_done_callback(self._forget)
+        task.cancel()
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()  # taken note of: nobody else waits for it
 
     async def close(self) -> None:
+        if self._abandoned:
+            for task in self._abandoned:
+                task.cancel()
+            await asyncio.wait(self._abandoned.copy(), timeout=1)
         if self._engine is not None:
             try:
                 await self._engine.dispose()

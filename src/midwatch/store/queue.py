@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import select
 
 from ..errors import ClaimLost
-from ..model import FINAL_OUTCOMES, Severity, Ticket, TicketStatus
+from ..model import FINAL_OUTCOMES, Json, Severity, Ticket, TicketStatus
+from . import statements as st
 from .cycles import new_batch
 from .protocol import Budget, Claim, Finish
-from .rows import UNDIAGNOSED, evidence_document, select_tickets, ticket_of
-from .schema import batches, diagnoses, diagnosis_tickets, spending, tickets
+from .rows import UNDIAGNOSED, evidence_document, ticket_of
+from .schema import diagnosis_tickets, spending
 from .work import CLOCK_SLACK, Work, audit_row
 
 
@@ -30,41 +32,29 @@ def claim(
     least: Severity = Severity.INFO,
     only: int | None = None,
 ) -> list[Claim]:
-    until = work.now + timedelta(seconds=lease)
-    wanted = _due(work.now) if only is None else _asked_for(work.now, only)
-    due = work.all(
-        select(batches.c.id, batches.c.claim_token)
-        .where(wanted, batches.c.severity <= least)
-        .order_by(batches.c.severity, batches.c.opened_at, batches.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
+    now = work.now
+    wanted = {"p_now": now, "p_ahead": now + CLOCK_SLACK, "p_least": least}
+    due = (
+        work.all(st.SELECT_DUE, {**wanted, "p_limit": limit})
+        if only is None
+        else work.all(st.SELECT_ASKED_FOR, {**wanted, "p_limit": 1, "p_batch": only})
     )
     if not due:
         return []
     ids = [row.id for row in due]
     token = uuid.uuid4().hex
-    taken = work.execute(
-        update(batches)
-        .where(batches.c.id.in_(ids))
-        .values(
-            claim_holder=holder,
-            claim_token=token,
-            claim_until=until,
-            set_at=work.now,
-            attempts=batches.c.attempts + 1,
-            next_attempt_at=None,
-        )
-        .returning(batches.c.id, batches.c.attempts)
-    ).all()
+    told: Json = {
+        "claim_holder": holder,
+        "claim_token": token,
+        "claim_until": now + timedelta(seconds=lease),
+        "set_at": now,
+    }
+    taken = work.all(st.TAKE, {"p_ids": ids, **told})
     _mark_lost(work, [row.id for row in due if row.claim_token is not None])
     by_batch = _undiagnosed(work, ids)
     attempts = {row.id: row.attempts for row in taken}
     if empty := set(ids) - set(by_batch):
-        work.execute(
-            update(batches)
-            .where(batches.c.id.in_(empty))
-            .values(queued=False, **_NO_CLAIM)
-        )
+        work.execute(st.UNQUEUE, {"p_ids": list(empty)})
     return [
         Claim(batch, token, holder, attempts[batch], tuple(by_batch[batch]))
         for batch in ids
@@ -72,60 +62,28 @@ def claim(
     ]
 
 
-def _unclaimed(now: datetime) -> ColumnElement[bool]:
-    return or_(batches.c.claim_token.is_(None), batches.c.claim_until <= now)
-
-
-def _asked_for(now: datetime, batch: int) -> ColumnElement[bool]:
-    """This batch, queued and not held, though its wait may not be over."""
-    ours = or_(_unclaimed(now), batches.c.set_at > now + CLOCK_SLACK)
-    return and_(batches.c.id == batch, batches.c.queued, ours)
-
-
-def _due(now: datetime) -> ColumnElement[bool]:
-    """Queued, not waiting, not held; or its times are from before the clock went back."""
-    rested = or_(batches.c.next_attempt_at.is_(None), batches.c.next_attempt_at <= now)
-    return and_(
-        batches.c.queued,
-        or_(and_(_unclaimed(now), rested), batches.c.set_at > now + CLOCK_SLACK),
-    )
-
-
 def _mark_lost(work: Work, ids: Sequence[int]) -> None:
     if ids:
-        work.execute(
-            update(diagnoses)
-            .where(diagnoses.c.batch_id.in_(ids), diagnoses.c.outcome == "running")
-            .values(
-                outcome="lost",
-                finished_at=work.now,
-                error="the daemon ended or lost its lease during the call",
-            )
-        )
+        why = "the daemon ended or lost its lease during the call"
+        told = {"p_ids": ids, "finished_at": work.now, "error": why}
+        work.execute(st.MARK_LOST, told)
 
 
 def _undiagnosed(work: Work, ids: Sequence[int]) -> dict[int, list[Ticket]]:
     found: dict[int, list[Ticket]] = {}
-    for row in work.all(
-        select_tickets()
-        .where(tickets.c.batch_id.in_(ids), tickets.c.status.in_(UNDIAGNOSED))
-        .order_by(tickets.c.severity, tickets.c.id)
-    ):
+    for row in work.all(st.SELECT_UNDIAGNOSED, {"p_ids": ids}):
         found.setdefault(row.batch_id, []).append(ticket_of(row))
     return found
 
 
-def _held(claimed: Claim) -> ColumnElement[bool]:
-    return and_(batches.c.id == claimed.batch, batches.c.claim_token == claimed.token)
+def _held(claimed: Claim) -> Json:
+    return {"p_batch": claimed.batch, "p_token": claimed.token}
 
 
 def renew(work: Work, claimed: Claim, lease: float) -> bool:
-    renewed = work.execute(
-        update(batches)
-        .where(_held(claimed))
-        .values(claim_until=work.now + timedelta(seconds=lease), set_at=work.now)
-    )
-    return renewed.rowcount == 1
+    until = work.now + timedelta(seconds=lease)
+    times = {"claim_until": until, "set_at": work.now}
+    return work.execute(st.UPDATE_HELD, {**_held(claimed), **times}).rowcount == 1
 
 
 # ------------------------------------------------------------------ calls
@@ -139,23 +97,22 @@ def begin(
     reserve: float,
     budget: Budget,
 ) -> int | None:
-    if work.one(select(batches.c.id).where(_held(claimed)).with_for_update()) is None:
+    if work.one(st.SELECT_HELD, _held(claimed)) is None:
         raise ClaimLost()
     if not _reserve(work, reserve, budget, claimed.severity):
         return None
-    inserted = work.execute(
-        diagnoses.insert().values(
-            batch_id=claimed.batch,
-            token=claimed.token,
-            outcome="running",
-            model=model,
-            prompt_version=prompt_version,
-            started_at=work.now,
-            cost_usd=reserve,
-            evidence=[],
-            explains=[],
-        )
-    ).inserted_primary_key
+    call = {
+        "batch_id": claimed.batch,
+        "token": claimed.token,
+        "outcome": "running",
+        "model": model,
+        "prompt_version": prompt_version,
+        "started_at": work.now,
+        "cost_usd": reserve,
+        "evidence": [],
+        "explains": [],
+    }
+    inserted = work.execute(st.INSERT_CALL, call).inserted_primary_key
     assert inserted is not None
     diagnosis_id = int(inserted[0])
     work.execute(
@@ -169,14 +126,16 @@ def begin(
 
 
 def _reserve(work: Work, usd: float, budget: Budget, severity: Severity) -> bool:
-    day = _day(work.now)
-    work.insert_or_update(spending, {"day": day, "usd": 0.0})
-    room: ColumnElement[bool] = spending.c.day == day
+    values: Json = {"p_day": _day(work.now), "p_usd": usd}
+    statement = st.SPEND
     if budget.daily_usd is not None:
         share = 1.0 if severity is Severity.CRITICAL else 1 - budget.critical_reserve
-        room = and_(room, spending.c.usd + usd <= budget.daily_usd * share)
-    spent = work.execute(update(spending).where(room).values(usd=spending.c.usd + usd))
-    return spent.rowcount == 1
+        statement, values["p_room"] = st.SPEND_WITHIN, budget.daily_usd * share
+    if work.execute(statement, values).rowcount == 1:
+        return True
+    # Too little left, or the first call of the day.
+    work.insert_or_update(spending, {"day": values["p_day"], "usd": 0.0})
+    return work.execute(statement, values).rowcount == 1
 
 
 def _day(moment: datetime) -> str:
@@ -190,21 +149,14 @@ def spent_today(work: Work) -> float:
 
 
 def finish(work: Work, claimed: Claim, diagnosis_id: int, ending: Finish) -> bool:
-    row = work.one(
-        select(diagnoses.c.outcome, diagnoses.c.cost_usd, diagnoses.c.started_at)
-        .where(diagnoses.c.id == diagnosis_id)
-        .with_for_update()
-    )
+    row = work.one(st.SELECT_CALL, {"p_id": diagnosis_id})
     if row is None or row.outcome not in ("running", "lost"):
         # A commit that succeeded although its client saw an error, tried again.
         return row is not None and row.outcome == ending.outcome
-    ours = work.one(select(batches.c.subject).where(_held(claimed)).with_for_update())
+    ours = work.one(st.SELECT_HELD, _held(claimed))
     _store_call(work, diagnosis_id, ending, late=ours is None)
-    work.execute(
-        update(spending)
-        .where(spending.c.day == _day(row.started_at))
-        .values(usd=spending.c.usd + ending.cost_usd - row.cost_usd)
-    )
+    difference = ending.cost_usd - row.cost_usd
+    work.execute(st.SPEND, {"p_day": _day(row.started_at), "p_usd": difference})
     if ours is None:
         return False
     if not ending.keep:
@@ -217,28 +169,22 @@ def finish(work: Work, claimed: Claim, diagnosis_id: int, ending: Finish) -> boo
 
 def _store_call(work: Work, diagnosis_id: int, ending: Finish, late: bool) -> None:
     grounded = ending.grounded
-    work.execute(
-        update(diagnoses)
-        .where(diagnoses.c.id == diagnosis_id)
-        .values(
-            outcome="late" if late else ending.outcome,
-            finished_at=work.now,
-            answer=ending.answer,
-            markdown=ending.markdown,
-            confidence=ending.confidence,
-            verified_claims=grounded.verified if grounded else None,
-            total_claims=grounded.total if grounded else None,
-            input_tokens=ending.usage.input_tokens,
-            output_tokens=ending.usage.output_tokens,
-            cache_read_tokens=ending.usage.cache_read_tokens,
-            cache_write_tokens=ending.usage.cache_write_tokens,
-            cost_usd=ending.cost_usd,
-            error=ending.error,
-            request_id=ending.request_id,
-            evidence=evidence_document(ending.evidence),
-            explains=list(ending.explains or ()),
-        )
-    )
+    told = {
+        "outcome": "late" if late else ending.outcome,
+        "finished_at": work.now,
+        "answer": ending.answer,
+        "markdown": ending.markdown,
+        "confidence": ending.confidence,
+        "verified_claims": grounded.verified if grounded else None,
+        "total_claims": grounded.total if grounded else None,
+        "cost_usd": ending.cost_usd,
+        "error": ending.error,
+        "request_id": ending.request_id,
+        "evidence": evidence_document(ending.evidence),
+        "explains": list(ending.explains or ()),
+        **asdict(ending.usage),
+    }
+    work.execute(st.UPDATE_CALL, {"p_id": diagnosis_id, **told})
 
 
 def _diagnosed(
@@ -248,23 +194,13 @@ def _diagnosed(
     ids = [ticket.id for ticket in claimed.tickets]
     # An answer that explains none is for all: else they would be asked without an end.
     explained = set(ending.explains or ids) & set(ids) or set(ids)
-    rows = work.all(
-        select(tickets.c.id, tickets.c.status, tickets.c.severity)
-        .where(tickets.c.id.in_(ids), tickets.c.batch_id == claimed.batch)
-        .with_for_update()
-    )
+    rows = work.all(st.SELECT_CLAIMED, {"p_ids": ids, "p_batch": claimed.batch})
     mine = [row for row in rows if row.id in explained]
     waiting = [row for row in mine if row.status in UNDIAGNOSED]
-    work.execute(
-        update(tickets)
-        .where(tickets.c.id.in_([row.id for row in mine]))
-        .values(diagnosis_id=diagnosis_id)
-    )
-    work.execute(
-        update(tickets)
-        .where(tickets.c.id.in_([row.id for row in waiting]))
-        .values(status=TicketStatus.DIAGNOSED.value)
-    )
+    ended = [row for row in mine if row.status not in UNDIAGNOSED]
+    told: Json = {"diagnosis_id": diagnosis_id}
+    _update_tickets(work, ended, told)
+    _update_tickets(work, waiting, {**told, "status": TicketStatus.DIAGNOSED.value})
     why = f"diagnosis {diagnosis_id}: {ending.outcome}"
     work.note(
         [
@@ -283,11 +219,13 @@ def _diagnosed(
         row for row in rows if row.id not in explained and row.status in UNDIAGNOSED
     ]
     _requeue(work, others, claimed, diagnosis_id, subject)
-    work.execute(
-        update(batches)
-        .where(batches.c.id == claimed.batch)
-        .values(queued=False, last_error=ending.error, **_NO_CLAIM)
-    )
+    left = {"queued": False, "last_error": ending.error, **st.NO_CLAIM}
+    work.execute(st.UPDATE_HELD, {**_held(claimed), **left})
+
+
+def _update_tickets(work: Work, rows: Sequence[Any], values: Json) -> None:
+    if rows:
+        work.execute(st.UPDATE_TICKETS, {"p_ids": [row.id for row in rows], **values})
 
 
 def _requeue(
@@ -296,11 +234,7 @@ def _requeue(
     if not rows:
         return
     batch = new_batch(work, subject, Severity(min(row.severity for row in rows)))
-    work.execute(
-        update(tickets)
-        .where(tickets.c.id.in_([row.id for row in rows]))
-        .values(batch_id=batch)
-    )
+    _update_tickets(work, rows, {"batch_id": batch})
     why = f"not explained by diagnosis {diagnosis_id}; now in batch {batch}"
     work.note(
         [
@@ -310,25 +244,18 @@ def _requeue(
     )
 
 
-_NO_CLAIM = {"claim_holder": None, "claim_token": None, "claim_until": None}
-
-
 def _free(
     work: Work, claimed: Claim, retry_in: float, error: str | None, counted: bool
 ) -> bool:
-    freed = work.execute(
-        update(batches)
-        .where(_held(claimed))
-        .values(
-            next_attempt_at=(
-                work.now + timedelta(seconds=retry_in) if retry_in else None
-            ),
-            set_at=work.now,
-            last_error=error if error is not None else batches.c.last_error,
-            attempts=batches.c.attempts - (0 if counted else 1),
-            **_NO_CLAIM,
-        )
-    )
+    values: Json = {
+        **_held(claimed),
+        **st.NO_CLAIM,
+        "next_attempt_at": work.now + timedelta(seconds=retry_in) if retry_in else None,
+        "set_at": work.now,
+    }
+    if error is not None:
+        values["last_error"] = error
+    freed = work.execute(st.UPDATE_HELD if counted else st.UNCOUNT_HELD, values)
     return freed.rowcount == 1
 
 

@@ -24,7 +24,6 @@ from .rows import (
 from .schema import LARGEST_ID, audit, diagnoses, diagnosis_tickets, tickets
 from .work import Work
 
-
 _AT_ONCE = 500  # ids in one statement
 
 

@@ -19,7 +19,6 @@ from sqlalchemy import (
     Dialect,
     Float,
     ForeignKey,
-    Index,
     Integer,
     MetaData,
     Table,
@@ -130,15 +129,6 @@ batches = Table(
     # and they are void.
     Column("set_at", Instant, nullable=False),
 )
-Index(
-    "batches_queue",
-    batches.c.severity,
-    batches.c.opened_at,
-    batches.c.id,
-    sqlite_where=text("queued"),
-    postgresql_where=text("queued"),
-)
-Index("batches_subject", batches.c.subject, batches.c.id)
 
 tickets = Table(
     "tickets",
@@ -169,27 +159,6 @@ tickets = Table(
     Column("first_aid", Document),
     Column("diagnosis_id", Id),
 )
-_UNRESOLVED = text("status <> 'resolved'")
-Index(
-    "tickets_one_unresolved_per_key",
-    tickets.c.subject,
-    tickets.c.invariant,
-    tickets.c.component,
-    unique=True,
-    sqlite_where=_UNRESOLVED,
-    postgresql_where=_UNRESOLVED,
-)
-Index(
-    "tickets_unresolved",
-    tickets.c.severity,
-    tickets.c.opened_at,
-    tickets.c.id,
-    sqlite_where=_UNRESOLVED,
-    postgresql_where=_UNRESOLVED,
-)
-Index("tickets_batch", tickets.c.batch_id)
-Index("tickets_past", tickets.c.invariant, tickets.c.subject, tickets.c.opened_at)
-Index("tickets_opened", tickets.c.opened_at)
 
 diagnoses = Table(
     "diagnoses",
@@ -218,8 +187,6 @@ diagnoses = Table(
     Column("evidence", Document, nullable=False),
     Column("explains", Document, nullable=False),
 )
-Index("diagnoses_batch", diagnoses.c.batch_id)
-Index("diagnoses_started", diagnoses.c.started_at)
 
 diagnosis_tickets = Table(
     "diagnosis_tickets",
@@ -227,7 +194,6 @@ diagnosis_tickets = Table(
     Column("diagnosis_id", Id, ForeignKey("diagnoses.id"), primary_key=True),
     Column("ticket_id", Id, ForeignKey("tickets.id"), primary_key=True),
 )
-Index("diagnosis_tickets_ticket", diagnosis_tickets.c.ticket_id)
 
 audit = Table(
     "audit",
@@ -241,7 +207,6 @@ audit = Table(
     Column("after", Words),
     Column("why", Words, nullable=False),
 )
-Index("audit_ticket", audit.c.ticket_id, audit.c.id)
 
 pauses = Table(
     "pauses",

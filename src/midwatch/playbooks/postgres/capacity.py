@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ...answer import Action, DiagnosisOutput
 from ...model import Context, Ticket
 from ..base import find
-from .drafting import finding, integer, literal, of, reading, step, word, write
+from ..drafting import finding, integer, literal, of, reading, step, word, write
 
 
 class ConnectionsExhausted:

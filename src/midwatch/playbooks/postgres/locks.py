@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from ...answer import Action, Citation, DiagnosisOutput
 from ...model import Context, Ticket
-from ..base import find
-from .drafting import finding, integer, log_lines, of, session_line, step, word, write
+from ..base import bounded, find
+from ..drafting import finding, integer, log_lines, of, session_line, step, word, write
 
 ROLLBACK = "its transaction is rolled back and its client sees an error"
 
@@ -246,11 +247,18 @@ class Deadlocks:
         if not ours or not (lines or counter):
             return None
         parties = find(context, "waits for", "blocked by process")
+        statements = deadlocked_statements(context)
+        cause = "two or more transactions take the same locks in a different order"
+        if statements:
+            cause += ": " + " / ".join(text for text, _ in statements)
         return write(
             ours,
             summary="Transactions locked each other out; the server ended one of each pair.",
-            cause="two or more transactions take the same locks in a different order",
-            cited=[lines[0]] if lines else [counter],
+            cause=cause,
+            cited=[
+                lines[0] if lines else counter,
+                *(quoted for _, quoted in statements),
+            ],
             reason=(
                 "the log names the processes and their statements"
                 if parties
@@ -274,3 +282,19 @@ class Deadlocks:
             ],
             missing=[] if parties else ["The log lines of the deadlock."],
         )
+
+
+_STATEMENT = re.compile(r"^\s+Process \d+: (\S.*)$")
+_MOST_STATEMENTS = 4
+
+
+def deadlocked_statements(context: Context) -> list[tuple[str, Citation]]:
+    """The different statements that the log's deadlock reports name, each with a quote."""
+    found: dict[str, Citation] = {}
+    for evidence in context.evidence:
+        for line in evidence.text.splitlines() if evidence.available else ():
+            match = _STATEMENT.match(line[:2000])
+            if match and match[1] not in found and len(found) < _MOST_STATEMENTS:
+                quoted = Citation(evidence_id=evidence.id, quote=bounded(line.strip()))
+                found[bounded(match[1], 120)] = quoted
+    return list(found.items())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ...answer import Action, Citation, DiagnosisOutput
 from ...model import Context, Ticket
 from ..base import find
-from .drafting import finding, literal, of, step, word, write
+from ..drafting import finding, literal, of, step, word, write
 
 # How the evidence names a kind of holder, worst first within the evidence itself.
 KINDS = ("session", "prepared transaction", "replication slot", "standby")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
+from midwatch.store import indexes  # noqa: F401  (they belong to the metadata)
 from midwatch.store.schema import metadata
 
 context.configure(

@@ -1,11 +1,11 @@
-"""What the playbooks for PostgreSQL share: reading facts, quoting evidence, writing it down (pure)."""
+"""What playbooks share: reading facts, quoting evidence, writing it down (pure)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 
-from ...answer import (
+from ..answer import (
     Action,
     Citation,
     Confidence,
@@ -14,10 +14,9 @@ from ...answer import (
     MetricReading,
     Verdict,
 )
-from ...model import Context, Ticket
-from ..base import find
+from ..model import Context, Ticket
+from .base import bounded, find
 
-QUOTE = 300
 SEVERITIES = "LOG|WARNING|ERROR|FATAL|PANIC"
 # The first on a line is the server's own; what follows may quote a client.
 _SEVERITY = re.compile(
@@ -67,7 +66,7 @@ def log_lines(
             head = None if line[:1].isspace() else _SEVERITY.search(line[:2000])
             if head and head[1] in among and wanted.match(line[head.end() : 4000]):
                 found.append(
-                    Citation(evidence_id=evidence.id, quote=line.strip()[:QUOTE])
+                    Citation(evidence_id=evidence.id, quote=bounded(line.strip()))
                 )
     return found[::-1]
 

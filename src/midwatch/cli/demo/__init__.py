@@ -1,0 +1,1 @@
+"""`midwatch demo`: a real PostgreSQL breaks, is noticed, explained, and recovers."""

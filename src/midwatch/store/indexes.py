@@ -1,0 +1,47 @@
+"""The indexes of the tables, which belong to their metadata once this module is imported.
+
+They stand apart from `schema` because naming an option of PostgreSQL loads its dialect: that is
+for those who make or compare a schema, not for those who list tickets.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Index, text
+
+from .schema import audit, batches, diagnoses, diagnosis_tickets, tickets
+
+_UNRESOLVED = text("status <> 'resolved'")
+
+Index(
+    "batches_queue",
+    batches.c.severity,
+    batches.c.opened_at,
+    batches.c.id,
+    sqlite_where=text("queued"),
+    postgresql_where=text("queued"),
+)
+Index("batches_subject", batches.c.subject, batches.c.id)
+Index(
+    "tickets_one_unresolved_per_key",
+    tickets.c.subject,
+    tickets.c.invariant,
+    tickets.c.component,
+    unique=True,
+    sqlite_where=_UNRESOLVED,
+    postgresql_where=_UNRESOLVED,
+)
+Index(
+    "tickets_unresolved",
+    tickets.c.severity,
+    tickets.c.opened_at,
+    tickets.c.id,
+    sqlite_where=_UNRESOLVED,
+    postgresql_where=_UNRESOLVED,
+)
+Index("tickets_batch", tickets.c.batch_id)
+Index("tickets_past", tickets.c.invariant, tickets.c.subject, tickets.c.opened_at)
+Index("tickets_opened", tickets.c.opened_at)
+Index("diagnoses_batch", diagnoses.c.batch_id)
+Index("diagnoses_started", diagnoses.c.started_at)
+Index("diagnosis_tickets_ticket", diagnosis_tickets.c.ticket_id)
+Index("audit_ticket", audit.c.ticket_id, audit.c.id)

@@ -1,0 +1,118 @@
+"""PostgreSQL killed, frozen, refusing: a clear line within the time limit, fine afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import psutil
+import pytest
+
+from midwatch.errors import StoreBusy, StoreRejected, StoreUnavailable
+from midwatch.store import engine
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.testing.postgres import PrivatePostgres
+from midwatch.testing.store_conformance import MovableClock, Stand
+
+from .conftest import migrate
+
+
+@pytest.fixture(scope="module")
+def fragile() -> Iterator[PrivatePostgres]:
+    """A server that the tests of this file may hurt."""
+    with PrivatePostgres(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture
+async def store(fragile: PrivatePostgres) -> AsyncIterator[SqlStore]:
+    await migrate(fragile.dsn(tcp=True))
+    store = await open_store(fragile.dsn(tcp=True))
+    yield store
+    await store.close()
+
+
+async def test_killed_and_restarted(fragile: PrivatePostgres, store: SqlStore) -> None:
+    stand = Stand(store, MovableClock())
+    (ticket,) = await stand.open("a")
+    claim = await stand.claim()
+    fragile.kill()
+    for _ in range(2):
+        start = time.monotonic()
+        with pytest.raises(StoreUnavailable) as caught:
+            await store.renew(claim, lease=30)
+        assert time.monotonic() - start < 3
+        assert "check that it runs" in caught.value.line()
+    fragile.restart()
+    assert await store.renew(claim, lease=30)
+    assert (await store.ticket(ticket.id)).key == ticket.key
+
+
+async def test_a_restart_between_two_calls_is_no_event(
+    fragile: PrivatePostgres, store: SqlStore
+) -> None:
+    await store.watch("db")
+    fragile.restart()
+    await store.watch("db")
+
+
+async def test_a_frozen_server_costs_the_time_limit(
+    fragile: PrivatePostgres, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.watch("db")
+    monkeypatch.setattr(engine, "POSTGRES_SECONDS", 0.3)
+    family = [psutil.Process(fragile.pid)]
+    family += family[0].children()
+    for process in family:
+        process.suspend()
+    try:
+        start = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            await store.watch("db")
+        assert time.monotonic() - start < 3
+    finally:
+        for process in family:
+            process.resume()
+    await store.watch("db")
+
+
+async def test_a_lock_held_for_too_long(
+    fragile: PrivatePostgres, monkeypatch: pytest.MonkeyPatch, store: SqlStore
+) -> None:
+    import psycopg
+
+    await store.watch("db")
+    monkeypatch.setattr(engine, "POSTGRES_SECONDS", 0.4)
+    hasty = await open_store(fragile.dsn(tcp=True))
+    with psycopg.connect(fragile.dsn(tcp=True)) as connection:
+        connection.execute("LOCK subjects IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(StoreBusy):
+            await hasty.watch("db")
+    await hasty.watch("db")
+    await hasty.close()
+
+
+@pytest.mark.parametrize(
+    ("who", "hint"),
+    [
+        ({"password": "hunter2"}, "check the user and the password"),
+        ({"user": "nobody-here", "password": "hunter2"}, "check the user"),
+        ({"database": "nowhere"}, "create the database"),
+    ],
+)
+async def test_a_refused_log_in(
+    fragile: PrivatePostgres, who: dict[str, str], hint: str
+) -> None:
+    with pytest.raises(StoreRejected) as caught:
+        await open_store(fragile.dsn(tcp=True, **who))
+    assert hint in caught.value.line()
+    for secret in ("hunter2", fragile.password):
+        assert secret not in caught.value.line()
+
+
+async def test_no_server_at_all() -> None:
+    for place in ("127.0.0.1:1", "no-such-host.invalid", "/?host=/no/such/folder"):
+        url = f"postgresql://u:hunter2@{place}" + ("" if "?" in place else "/db")
+        with pytest.raises(StoreUnavailable) as caught:
+            await open_store(url)
+        assert "hunter2" not in caught.value.line()

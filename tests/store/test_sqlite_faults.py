@@ -1,0 +1,191 @@
+"""SQLite locked, full, gone, spoilt: a clear line, nothing lost, fine afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from midwatch.errors import (
+    MidwatchError,
+    StoreBusy,
+    StoreFull,
+    StoreRejected,
+    StoreUnavailable,
+)
+from midwatch.store import engine
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.testing.store_conformance import MovableClock, Stand
+
+LOCK = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def quick_busy(monkeypatch: pytest.MonkeyPatch) -> float:
+    monkeypatch.setattr(engine, "SQLITE_BUSY_SECONDS", 0.2)
+    return 0.2
+
+
+@pytest.fixture
+async def store(quick_busy: float, sqlite_file: Path) -> AsyncIterator[SqlStore]:
+    store = await open_store(f"sqlite:///{sqlite_file}")
+    yield store
+    await store.close()
+
+
+@contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """While inside, another process holds the whole file."""
+    command = [sys.executable, "-c", LOCK, str(file)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "locked\n"
+        yield
+        process.stdin.close()
+        process.wait(10)
+
+
+async def test_locked_by_another_process(
+    store: SqlStore, sqlite_file: Path, quick_busy: float
+) -> None:
+    await store.watch("db")
+    with locked(sqlite_file):
+        start = time.monotonic()
+        with pytest.raises(StoreBusy) as caught:
+            await store.watch("db")
+        assert quick_busy / 2 < time.monotonic() - start < quick_busy + 2
+        assert "locked" in caught.value.line() and "try again" in caught.value.line()
+    assert (await store.watch("db")).tickets == ()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "midwatch-test", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_disk_full(tiny_disk: Path) -> None:
+    """What was answered with success is there; what failed left nothing; then it works again."""
+    ballast = tiny_disk / "ballast"
+    ballast.write_bytes(b"x" * 1_000_000)
+    file = tiny_disk / "midwatch.db"
+    store = await open_store(f"sqlite:///{file}")
+    stand = Stand(store, MovableClock())
+    opened: list[int] = []
+    with pytest.raises(StoreFull) as caught:
+        for number in range(500):
+            tickets = await stand.open(f"c{number}-{'x' * 150}")
+            opened += [ticket.id for ticket in tickets]
+            await store.save_first_aid([tickets[0].id], {"text": "y" * 4000})
+    assert len(opened) > 10
+    assert "free some disk" in caught.value.line()
+    with pytest.raises(StoreFull):
+        await store.save_first_aid(opened, {"text": "z" * 100_000})
+    ballast.unlink()
+    await stand.open("again")
+    found = [ticket.id for ticket in (await store.watch("db")).tickets]
+    assert found[: len(opened)] == opened
+    await store.close()
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+
+
+async def refused(file: Path) -> MidwatchError:
+    with pytest.raises(MidwatchError) as caught:
+        store = await open_store(f"sqlite:///{file}")
+        await store.close()
+    assert "\n" not in caught.value.line() and caught.value.hint
+    return caught.value
+
+
+async def test_the_folder_is_missing(tmp_path: Path) -> None:
+    error = await refused(tmp_path / "no" / "midwatch.db")
+    assert isinstance(error, StoreUnavailable)
+    assert "its folder must exist" in error.line()
+    assert isinstance(await refused(tmp_path), StoreUnavailable)
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+async def test_the_disk_may_not_be_written(sqlite_file: Path, what: str) -> None:
+    if what == "file":
+        await (await open_store(f"sqlite:///{sqlite_file}")).close()
+        sqlite_file.chmod(0o444)
+    else:
+        sqlite_file.parent.chmod(0o555)
+    for folder in list(sqlite_file.parents)[:3]:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        error = await refused(sqlite_file)
+    finally:
+        os.seteuid(user)
+        sqlite_file.parent.chmod(0o755)
+    assert isinstance(error, StoreUnavailable) and "writable" in error.line()
+
+
+async def test_no_database_file(sqlite_file: Path) -> None:
+    sqlite_file.write_text("dear diary " * 1000)
+    error = await refused(sqlite_file)
+    assert isinstance(error, StoreRejected) and "not a database" in error.line()
+    assert sqlite_file.read_text().startswith("dear diary")
+
+
+async def test_a_spoilt_file(store: SqlStore, sqlite_file: Path) -> None:
+    """Damage inside the file is told, not worked around."""
+    await Stand(store, MovableClock()).open(*(f"c{n}" for n in range(50)))
+    await store.close()
+    with sqlite_file.open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(sqlite_file.stat().st_size - 4096))
+    error = await refused(sqlite_file)
+    assert isinstance(error, StoreRejected)
+
+
+async def test_the_file_is_gone_and_comes_back(
+    store: SqlStore, sqlite_file: Path, tmp_path: Path
+) -> None:
+    """Writes do not vanish into a file that nobody can open any more."""
+    stand = Stand(store, MovableClock())
+    (before,) = await stand.open("a")
+    away = tmp_path / "away"
+    away.mkdir()
+    for part in tmp_path.glob("midwatch.db*"):
+        shutil.move(part, away / part.name)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="is gone"):
+            await stand.open("b")
+    for part in away.iterdir():
+        shutil.copy(part, tmp_path / part.name)
+    (after,) = await stand.open("b")
+    assert [ticket.id for ticket in (await store.watch("db")).tickets] == [
+        before.id,
+        after.id,
+    ]
