@@ -104,7 +104,7 @@ class Attempt:
             timeout=GATHER_SECONDS,
             tokens=settings.context_tokens,
         )
-        step: Step | None = Step(context, settings.context_tokens, self.desk.max_tokens)
+        step: Step | None = Step(context, self.desk.max_tokens)
         while step is not None:
             if not await self._begin(step):
                 return Ended("budget")

@@ -9,59 +9,30 @@ becomes evidence that says so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from .errors import MidwatchError
+from .evidence_budget import Piece, within
 from .lifecycle import Clock
-from .model import Context, Evidence, Invariant, Ticket
+from .model import Context, Invariant, Ticket
 from .redaction import Redactor
 from .store.protocol import Past
 from .subjects.base import EvidenceSource, Subject
-from .text import clean, estimate_tokens, one_line, shorten
+from .text import clean, one_line
 from .units import format_duration, format_value
 
 VIOLATIONS = "The violations"
+OPENING_RANK = 15
+"""Where evidence from a ticket's opening stands among the ranks of a subject's sources."""
+MOST_FROM_OPENING = 5
 PAST_RANK = 70
 """Where past tickets stand among the ranks of a subject's sources."""
-OVERHEAD = 40
-"""Tokens set aside per evidence for its number, time and delimiters in the prompt."""
-LEAST_SHARE = 120
-"""Tokens under which a shortened text tells too little: then a source is left out instead."""
-VIOLATIONS_SHARE = 0.4
-"""The part of the budget that the violations get before anything else, if they need it."""
 _STOPPING = 0.2  # seconds that a cancelled source gets to let go
 
 _Answer = tuple[str, datetime]
 PastTickets = Callable[[Sequence[Ticket]], Awaitable[Sequence[Past]]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Evidence before it has its number and its share."""
-
-    title: str
-    source: str
-    at: datetime
-    text: str
-    available: bool = True
-    rank: int = 0
-
-    @property
-    def head(self) -> int:
-        """Tokens that it costs without its text."""
-        return OVERHEAD + estimate_tokens(self.title + self.source)
-
-    def numbered(self, number: int, tokens: int) -> Evidence:
-        return Evidence(
-            id=f"E{number}",
-            title=self.title,
-            source=self.source,
-            at=self.at,
-            text=shorten(self.text, tokens),
-            available=self.available,
-        )
 
 
 class ContextGatherer:
@@ -90,10 +61,11 @@ class ContextGatherer:
         sources = self._sources(tickets)
         violations = self._piece(VIOLATIONS, "midwatch", self._violations(tickets))
         fetched = await self._fetch_all(sources, timeout)
-        pieces = [violations, *self._absent(tickets), *fetched]
+        opening = self._as_they_opened(tickets)
+        pieces = [violations, *self._absent(tickets), *opening, *fetched]
         return Context(
             tickets=tuple(tickets),
-            evidence=_within(pieces, tokens, self._clock.now()),
+            evidence=within(pieces, tokens, self._clock.now()),
             gathered_at=self._clock.now(),
         )
 
@@ -105,9 +77,9 @@ class ContextGatherer:
         *,
         available: bool = True,
         rank: int = 0,
-    ) -> _Piece:
+    ) -> Piece:
         """Harmless and without secrets, but not yet shortened: a cut secret has no shape."""
-        return _Piece(
+        return Piece(
             title=one_line(self._redactor.text(clean(title, longest=None)), 120),
             source=one_line(self._redactor.text(clean(source, longest=None)), 120),
             at=self._clock.now(),
@@ -132,12 +104,28 @@ class ContextGatherer:
             )
         return sorted(sources, key=lambda source: source.rank)
 
-    def _absent(self, tickets: Sequence[Ticket]) -> list[_Piece]:
+    def _absent(self, tickets: Sequence[Ticket]) -> list[Piece]:
         if not tickets or tickets[0].key.subject in self._subjects:
             return []
         name = tickets[0].key.subject
         text = f"The subject {name} is not configured any more: nothing could be asked of it."
         return [self._piece(f"Subject {name}", "midwatch", text, available=False)]
+
+    def _as_they_opened(self, tickets: Sequence[Ticket]) -> list[Piece]:
+        """The evidence that first aid was given on: how it looked when the tickets opened."""
+        seen: dict[str, Piece] = {}
+        for ticket in tickets:
+            for kept in (ticket.first_aid or {}).get("evidence", ()):
+                if kept["title"] == VIOLATIONS or kept["text"] in seen:
+                    continue
+                title = f"When ticket {ticket.id} opened: {kept['title']}"
+                piece = self._piece(
+                    title, kept["source"], kept["text"], rank=OPENING_RANK
+                )
+                seen[kept["text"]] = replace(
+                    piece, at=datetime.fromisoformat(kept["at"])
+                )
+        return list(seen.values())[:MOST_FROM_OPENING]
 
     async def _remember(self, tickets: Sequence[Ticket]) -> str:
         assert self._past is not None
@@ -163,7 +151,7 @@ class ContextGatherer:
 
     async def _fetch_all(
         self, sources: Sequence[EvidenceSource], timeout: float
-    ) -> list[_Piece]:
+    ) -> list[Piece]:
         """Every source's piece, in order; those not done in time say so."""
         if not sources:
             return []
@@ -195,7 +183,7 @@ class ContextGatherer:
 
     def _told(
         self, source: EvidenceSource, task: asyncio.Task[_Answer], limit: float
-    ) -> _Piece:
+    ) -> Piece:
         failure = _failure(task, limit)
         text, at = task.result() if not failure else (f"Unavailable: {failure}", None)
         piece = self._piece(
@@ -270,90 +258,3 @@ def _failure(task: asyncio.Task[_Answer], limit: float) -> str:
 
 def _time(at: datetime | None) -> str:
     return at.strftime("%Y-%m-%d %H:%M:%S UTC") if at else "unknown"
-
-
-# ------------------------------------------------------------------ the budget
-
-
-def context_tokens(context: Context) -> int:
-    """What a context's evidence costs in a prompt, estimated from above."""
-    return sum(
-        _piece_of(item).head + estimate_tokens(item.text) for item in context.evidence
-    )
-
-
-def shrink(context: Context, tokens: int) -> Context:
-    """The context within a smaller budget. What stays keeps its number."""
-    kept = list(context.evidence)
-    pieces = [_piece_of(item, rank) for rank, item in enumerate(kept)]
-    while len(pieces) > 1 and not _bearable(pieces, tokens):
-        pieces.pop()
-    shares = _shares(pieces, tokens)
-    evidence = tuple(
-        replace(item, text=shorten(item.text, share))
-        for item, share in zip(kept, shares, strict=False)
-    )
-    return replace(context, evidence=evidence)
-
-
-def halve(context: Context) -> Context:
-    """Half the context, for the second try after one was too long."""
-    return shrink(context, context_tokens(context) // 2)
-
-
-def _piece_of(item: Evidence, rank: int = 0) -> _Piece:
-    return _Piece(item.title, item.source, item.at, item.text, item.available, rank)
-
-
-def _within(
-    pieces: Sequence[_Piece], tokens: int, now: datetime
-) -> tuple[Evidence, ...]:
-    """The pieces as evidence within the budget: the highest ranks are left out first."""
-    kept = list(pieces)
-    dropped: list[_Piece] = []
-    note: list[_Piece] = []
-    while len(kept) > 1 and not _bearable([*kept, *note], tokens):
-        last = max(range(1, len(kept)), key=lambda index: (kept[index].rank, index))
-        dropped.append(kept.pop(last))
-        note = [_left_out(dropped, now)]
-    if not _bearable([*kept, *note], tokens):
-        note = []
-    together = [*kept, *note]
-    shares = _shares(together, tokens)
-    return tuple(
-        piece.numbered(number, share)
-        for number, (piece, share) in enumerate(zip(together, shares, strict=True), 1)
-    )
-
-
-def _left_out(dropped: Iterable[_Piece], now: datetime) -> _Piece:
-    titles = ", ".join(sorted(piece.title for piece in dropped))
-    text = one_line(f"To stay within the token budget: {titles}", 400)
-    return _Piece("Left out", "midwatch", now, text, available=False)
-
-
-def _bearable(pieces: Sequence[_Piece], tokens: int) -> bool:
-    """Whether everybody's share is large enough to tell something."""
-    least = (min(estimate_tokens(piece.text), LEAST_SHARE) for piece in pieces)
-    return sum(least) + sum(piece.head for piece in pieces) <= tokens
-
-
-def _shares(pieces: Sequence[_Piece], tokens: int) -> list[int]:
-    """Tokens for each text. The first, the violations, is served first; of the others the
-    small keep all and the large share what is left alike."""
-    left = max(tokens - sum(piece.head for piece in pieces), 0)
-    needs = [estimate_tokens(piece.text) for piece in pieces]
-    shares = _fair(needs, left)
-    first = min(needs[0], int(left * VIOLATIONS_SHARE))
-    if shares[0] < first:
-        shares = [first, *_fair(needs[1:], left - first)]
-    return shares
-
-
-def _fair(needs: Sequence[int], budget: int) -> list[int]:
-    shares = [0] * len(needs)
-    left = budget
-    for position, index in enumerate(sorted(range(len(needs)), key=needs.__getitem__)):
-        shares[index] = min(needs[index], left // (len(needs) - position))
-        left -= shares[index]
-    return shares

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .answer import DiagnosisOutput
-from .context import shrink
+from .evidence_budget import halve
 from .grounding import ground
 from .model import Context, DiagnosisOutcome, Grounded, Ticket, Usage
 from .prices import cost_usd
@@ -29,7 +29,6 @@ class Step:
     """One call of a try: what is sent, and which remedies were used on the way here."""
 
     context: Context
-    context_tokens: int
     max_tokens: int
     correction: str | None = None
     used: frozenset[Kind] = frozenset()
@@ -53,9 +52,7 @@ def next_step(step: Step, reply: Reply) -> Step | None:
         return None
     used = step.used | {reply.kind}
     if reply.kind is Kind.REJECTED:
-        tokens = step.context_tokens // 2
-        smaller = shrink(step.context, tokens)
-        return replace(step, context=smaller, context_tokens=tokens, used=used)
+        return replace(step, context=halve(step.context), used=used)
     if reply.kind is Kind.CUT and step.max_tokens < LONGEST_ANSWER:
         longer = min(step.max_tokens * 2, LONGEST_ANSWER)
         return replace(step, max_tokens=longer, used=used)

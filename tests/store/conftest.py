@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,6 +62,13 @@ def empty_postgres(postgres: PrivatePostgres) -> str:
     return postgres.dsn(name)
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("store") / "migrated.db"
+    asyncio.run(migrate(f"sqlite:///{file}"))
+    return file
+
+
 @pytest.fixture
 def sqlite_file(tmp_path: Path) -> Path:
     return tmp_path / "midwatch.db"
@@ -68,7 +76,7 @@ def sqlite_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 def database(request: pytest.FixtureRequest) -> str:
-    """The URL of an empty database of each kind; a SQLite one migrates by itself."""
+    """The URL of an empty database of each kind; the one in memory migrates by itself."""
     if request.param == "memory":
         return "sqlite://"
     return _shared(request, request.param)
@@ -82,5 +90,7 @@ def shared_database(request: pytest.FixtureRequest) -> str:
 
 def _shared(request: pytest.FixtureRequest, kind: str) -> str:
     if kind == "sqlite":
-        return f"sqlite:///{request.getfixturevalue('sqlite_file')}"
+        file = request.getfixturevalue("sqlite_file")
+        shutil.copy(request.getfixturevalue("migrated_file"), file)
+        return f"sqlite:///{file}"
     return str(request.getfixturevalue("postgres_database"))

@@ -50,7 +50,11 @@ def worker(database: str, step: str, name: str) -> Iterator[subprocess.Popen[str
             process.kill()
 
 
-@pytest.mark.parametrize("workers", [2, 8])
+@pytest.mark.parametrize(
+    ("shared_database", "workers"),
+    [("sqlite", 2), ("sqlite", 8), ("postgres", 8)],
+    indirect=["shared_database"],
+)
 async def test_each_ticket_is_diagnosed_once(
     shared_database: str, workers: int
 ) -> None:

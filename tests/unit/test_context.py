@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midwatch.context import ContextGatherer, context_tokens, halve, shrink
+from midwatch.context import ContextGatherer
 from midwatch.errors import ObservationFailed
+from midwatch.evidence_budget import context_tokens, halve, shrink
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Context, Invariant, Key, Severity, Ticket, TicketStatus, Unit
 from midwatch.redaction import Redactor
@@ -313,3 +314,18 @@ async def test_shrinking_keeps_numbers_and_what_fits() -> None:
     assert [item.id for item in smaller.evidence] == ["E1", "E2", "E3", "E4", "E5"]
     assert smaller.evidence[0] == context.evidence[0]
     assert replace(smaller, evidence=()) == replace(context, evidence=())
+
+
+async def test_evidence_of_the_opening_stays_evidence() -> None:
+    kept = {
+        "id": "E2",
+        "title": "Blocking tree",
+        "source": "pg_blocking_pids",
+        "at": "2026-03-01T11:00:00+00:00",
+        "text": "pid 4711 blocks pid 4712",
+        "available": True,
+    }
+    opened = replace(ticket(), first_aid={"evidence": [kept]})
+    context = await gatherer([]).gather([opened, opened], timeout=1, tokens=4000)
+    [piece] = [item for item in context.evidence if "opened: Blocking" in item.title]
+    assert piece.text == kept["text"] and piece.at.hour == 11

@@ -82,5 +82,13 @@ def _fail(line: str, code: int) -> NoReturn:
 
 
 # The commands add themselves to the app.
-from . import daemons, tickets  # noqa: E402, F401
+from . import (  # noqa: E402, F401
+    check,
+    daemons,
+    database,
+    diagnose,
+    invariants,
+    stats,
+    tickets,
+)
 from .demo import command  # noqa: E402, F401
