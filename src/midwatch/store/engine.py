@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_BEGIN = "midwatch_begin"
 SQLITE_BUSY_SECONDS = 3.0
 POSTGRES_SECONDS = 10.0
 """Longest statement; a connection is given half of it to be made."""
@@ -45,6 +46,15 @@ class Transactions(Protocol):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T: ...
+
+    async def read(
+        self,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Like `run`, for a function that writes nothing: it waits for no writer."""
+        ...
 
     async def close(self) -> None: ...
 
@@ -74,14 +84,15 @@ def open_transactions(url: URL) -> Transactions:
 
 
 class SqliteTransactions:
-    """Every transaction begins immediate: one that reads first and writes later would fail
-    with BUSY_SNAPSHOT whatever the time-out."""
+    """A transaction that may write begins immediate: one that reads first and writes later
+    would fail with BUSY_SNAPSHOT whatever the time-out."""
 
     dialect = "sqlite"
 
     def __init__(self, url: URL) -> None:
         self._file = url.database if url.database not in (None, "", ":memory:") else ""
         self.engine = sqlite_engine(url)
+        self._reader = self.engine.execution_options(**{_BEGIN: "BEGIN"})
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="midwatch-sqlite")
         self._lock = threading.Lock()
         self._identity: tuple[int, int] | None = None
@@ -93,11 +104,21 @@ class SqliteTransactions:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        call = self.call_later(function, *args, **kwargs)
+        call = self._call(self.engine, function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
-    def call_later(
+    async def read(
         self,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        call = self._call(self._reader, function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def _call(
+        self,
+        engine: Engine,
         function: Callable[Concatenate[Connection, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
@@ -105,7 +126,7 @@ class SqliteTransactions:
         def call() -> T:
             with translated(self._file), self._lock:
                 self._follow_file()
-                with self.engine.begin() as connection:
+                with engine.begin() as connection:
                     self._identity = self._identity or _identity(self._file)
                     return function(connection, *args, **kwargs)
 
@@ -159,7 +180,8 @@ def sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        options = connection.get_execution_options()
+        connection.exec_driver_sql(options.get(_BEGIN, "BEGIN IMMEDIATE"))
 
     return engine
 
@@ -253,6 +275,14 @@ class PostgresTransactions:
         self._abandoned.discard(task)
         if not task.cancelled():
             task.exception()  # taken note of: nobody else waits for it
+
+    async def read(
+        self,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        return await self.run(function, *args, **kwargs)
 
     async def close(self) -> None:
         if self._abandoned:

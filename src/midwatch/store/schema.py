@@ -74,22 +74,16 @@ class Document(TypeDecorator[Any]):
         return dialect.type_descriptor(JSONB())
 
 
-_NOW = {
-    "postgresql": text("SELECT clock_timestamp()"),
-    # SQLite 3.40 has no unixepoch('subsec'); both parts are of the same moment.
-    "sqlite": text(
-        "SELECT CAST(strftime('%s','now') AS INTEGER) * 1000"
-        " + CAST(substr(strftime('%f','now'), 4) AS INTEGER)"
-    ),
-}
+_SERVER_NOW = text("SELECT clock_timestamp()")
 
 
 def database_now(connection: Connection) -> datetime:
-    """The database's own clock."""
-    value = connection.scalar(_NOW[connection.dialect.name])
-    if isinstance(value, datetime):
-        return value.astimezone(UTC)
-    return _EPOCH + int(value or 0) * _MILLISECOND
+    """The database's own clock. SQLite runs in this process and has none but the machine's."""
+    if connection.dialect.name == "sqlite":
+        now = datetime.now(UTC)
+        return now - now.microsecond % 1000 * timedelta(microseconds=1)
+    value: datetime = connection.execute(_SERVER_NOW).scalar_one()
+    return value.astimezone(UTC)
 
 
 Id = BigInteger().with_variant(Integer(), "sqlite")

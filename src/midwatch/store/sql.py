@@ -69,6 +69,17 @@ class SqlStore:
 
         return await self.transactions.run(transaction)
 
+    async def _read(
+        self,
+        function: Callable[Concatenate[Work, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        def transaction(connection: Connection) -> T:
+            return function(Work(connection, self._clock), *args, **kwargs)
+
+        return await self.transactions.read(transaction)
+
     async def close(self) -> None:
         await self.transactions.close()
 
@@ -77,7 +88,7 @@ class SqlStore:
         return await self._run(cycles.watch, subject)
 
     async def revision(self, subject: str) -> int:
-        return await self._run(cycles.revision, subject)
+        return await self._read(cycles.revision, subject)
 
     async def save_cycle(
         self,
@@ -96,10 +107,10 @@ class SqlStore:
     async def earlier(
         self, subject: str, keys: Sequence[Key], within: float
     ) -> Mapping[Key, Earlier]:
-        return await self._run(cycles.earlier, subject, keys, within)
+        return await self._read(cycles.earlier, subject, keys, within)
 
     async def openings(self, key: Key, within: float) -> list[Ticket]:
-        return await self._run(cycles.openings, key, within)
+        return await self._read(cycles.openings, key, within)
 
     async def save_first_aid(self, ticket_ids: Sequence[int], first_aid: Json) -> None:
         await self._run(cycles.save_first_aid, ticket_ids, first_aid)
@@ -154,32 +165,32 @@ class SqlStore:
         await self._run(pauses.unpause, kind)
 
     async def pauses(self) -> list[Pause]:
-        return await self._run(pauses.in_force)
+        return await self._read(pauses.in_force)
 
     async def spent_today(self) -> float:
-        return await self._run(queue.spent_today)
+        return await self._read(queue.spent_today)
 
     async def past(self, tickets: Sequence[Ticket], limit: int = 5) -> list[Past]:
-        return await self._run(reading.past, tickets, limit)
+        return await self._read(reading.past, tickets, limit)
 
     # -------------------------------------------------- people
     async def ticket(self, ticket_id: int) -> Ticket:
-        return await self._run(reading.ticket, ticket_id)
+        return await self._read(reading.ticket, ticket_id)
 
     async def tickets(self, query: TicketFilter) -> list[Ticket]:
-        return await self._run(reading.list_tickets, query)
+        return await self._read(reading.list_tickets, query)
 
     async def history(self, ticket_id: int) -> list[AuditRow]:
-        return await self._run(reading.history, ticket_id)
+        return await self._read(reading.history, ticket_id)
 
     async def diagnosis(self, diagnosis_id: int) -> Diagnosis:
-        return await self._run(reading.diagnosis, diagnosis_id)
+        return await self._read(reading.diagnosis, diagnosis_id)
 
     async def briefs(self, diagnosis_ids: Sequence[int]) -> Mapping[int, Brief]:
-        return await self._run(reading.briefs, diagnosis_ids)
+        return await self._read(reading.briefs, diagnosis_ids)
 
     async def diagnoses(self, ticket_id: int) -> list[Diagnosis]:
-        return await self._run(reading.list_diagnoses, ticket_id)
+        return await self._read(reading.list_diagnoses, ticket_id)
 
     async def acknowledge(self, ticket_id: int, actor: str, why: str = "") -> Ticket:
         return await self._run(people.acknowledge, ticket_id, actor, why)
@@ -196,11 +207,11 @@ class SqlStore:
         return await self._run(people.retry, ticket_id, actor, why)
 
     async def stats(self, within: float) -> Stats:
-        return await self._run(reading.stats, within)
+        return await self._read(reading.stats, within)
 
     # -------------------------------------------------- daemons
     async def beat(self, name: str, kind: str, info: Json) -> None:
         await self._run(pauses.beat, name, kind, info)
 
     async def daemons(self, within: float) -> list[Daemon]:
-        return await self._run(pauses.alive, within)
+        return await self._read(pauses.alive, within)

@@ -1,1 +1,45 @@
-"""What Midwatch is tested with, and what you test your own settings, subjects and stores with."""
+"""What Midwatch is tested with, and what you test your own settings, subjects and stores with.
+
+The names below are imported when they are first used. Faults and errors of the scripted
+Messages API are in `midwatch.testing.messages_api`, conformance checks in
+`midwatch.testing.subject_conformance` and `midwatch.testing.store_conformance`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .clock import ManualClock as ManualClock
+    from .messages_api import Answer as Answer
+    from .messages_api import Hold as Hold
+    from .messages_api import Request as Request
+    from .messages_api import Rule as Rule
+    from .messages_api import ScriptedMessagesAPI as ScriptedMessagesAPI
+    from .messages_api import ToolUse as ToolUse
+    from .messages_api import Usage as Usage
+    from .postgres import PrivatePostgres as PrivatePostgres
+    from .subjects import FakeKind as FakeKind
+    from .subjects import FakeSubject as FakeSubject
+
+_WHERE = {
+    "Answer": "messages_api",
+    "FakeKind": "subjects",
+    "FakeSubject": "subjects",
+    "Hold": "messages_api",
+    "ManualClock": "clock",
+    "PrivatePostgres": "postgres",
+    "Request": "messages_api",
+    "Rule": "messages_api",
+    "ScriptedMessagesAPI": "messages_api",
+    "ToolUse": "messages_api",
+    "Usage": "messages_api",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> object:
+    if name in _WHERE:
+        return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

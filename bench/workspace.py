@@ -1,0 +1,145 @@
+"""A workspace of five repositories of some 50 MB, ready from warm mirrors.
+
+Floors: `git clone` of the same five one after the other, and `git worktree add` of them. Ours asks
+every remote for its newest commit each time, and gives every clone objects of its own.
+
+In memory where there is room: on ext4, making a file takes 20 times longer for half a minute after
+many were removed, by whomever, and then the clock shows that and little else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
+
+from .report import Row, against_floor, show
+
+REPOSITORIES = 5
+COMMITS = 1500
+FILES_PER_COMMIT = 15
+BLOB_BYTES = 2000
+FILES = 900
+ROUNDS = 3
+MEMORY = Path("/dev/shm")
+NEEDED_BYTES = 4_000_000_000
+_ENV = {
+    "PATH": os.defpath + ":/usr/local/bin",
+    "HOME": "/nonexistent",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+}
+
+
+async def run() -> Sequence[Row]:
+    """The ratios, from medians of rounds in which all three take turns."""
+    with tempfile.TemporaryDirectory(dir=_in_memory()) as name:
+        return await _measured(Path(name))
+
+
+def _in_memory() -> Path | None:
+    """A file system in memory with room for all rounds, if there is one."""
+    room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > NEEDED_BYTES
+    return MEMORY if room else None
+
+
+async def _measured(root: Path) -> list[Row]:
+    repos = _make_repositories(root)
+    bases = [_linked(repo, root / "bases" / repo.name) for repo in repos]
+    await _ours(root, repos, "warm-up")
+    ours, clones, worktrees = [], [], []
+    for number in range(ROUNDS):
+        ours.append(await _ours(root, repos, str(number)))
+        clones.append(_clones(root, repos, number))
+        worktrees.append(_worktrees(root, bases, number))
+        # Nothing is removed in between, see above.
+    value = statistics.median(ours) * 1000
+    clone, worktree = (statistics.median(s) * 1000 for s in (clones, worktrees))
+    place = "in memory" if MEMORY in root.parents else "on disk"
+    size = f"{_megabytes(repos[0])} MB, {place}"
+    what = f"workspace: {REPOSITORIES} warm clones of {size}"
+    return [
+        against_floor(f"{what} / git clone, one by one", value, clone, 1 / 15),
+        against_floor(f"{what} / git worktree add", value, worktree, 2),
+    ]
+
+
+async def _ours(root: Path, repos: Sequence[Path], name: str) -> float:
+    options = WorkspaceOptions(cache=root / "cache", state=root / f"state-{name}")
+    urls = [f"file://{repo}" for repo in repos]
+    start = time.perf_counter()
+    await setup_workspace_async(urls, root / f"ours-{name}", options=options)
+    return time.perf_counter() - start
+
+
+def _clones(root: Path, repos: Sequence[Path], number: int) -> float:
+    folder = root / f"clones-{number}"
+    start = time.perf_counter()
+    for repo in repos:
+        _git("clone", "-q", f"file://{repo}", str(folder / repo.name))
+    return time.perf_counter() - start
+
+
+def _worktrees(root: Path, bases: Sequence[Path], number: int) -> float:
+    start = time.perf_counter()
+    for base in bases:
+        target = root / f"worktrees-{number}" / base.name
+        add = ["worktree", "add", "-q", "-b", f"w{number}", str(target), "main"]
+        _git("-C", str(base), *add)
+    return time.perf_counter() - start
+
+
+def _linked(repo: Path, target: Path) -> Path:
+    """A warm mirror for the worktrees: their branches must not show in the remote."""
+    shutil.copytree(repo, target, copy_function=os.link)
+    return target
+
+
+def _make_repositories(root: Path) -> list[Path]:
+    """Bare repositories of equal content: many small blobs that do not compress, as code does not."""
+    first = root / "sources" / "r0.git"
+    _git("init", "-q", "--bare", "-b", "main", str(first))
+    importing = ["git", "-C", str(first), "fast-import", "--quiet"]
+    with subprocess.Popen(importing, stdin=subprocess.PIPE, env=_ENV) as process:
+        assert process.stdin
+        chance = random.Random(1)
+        for number in range(COMMITS):
+            process.stdin.write(_commit(chance, number))
+    repos = [first] + [first.with_name(f"r{n}.git") for n in range(1, REPOSITORIES)]
+    for copy in repos[1:]:
+        shutil.copytree(first, copy)
+    return repos
+
+
+def _commit(chance: random.Random, number: int) -> bytes:
+    when = 1_750_000_000 + number
+    lines = [b"commit refs/heads/main\ncommitter A <a@example.org> %d +0000\n" % when]
+    lines.append(b"data 1\n.\n")
+    for _ in range(FILES_PER_COMMIT):
+        place = chance.randrange(FILES)
+        path = b"src/part%d/file%d.txt" % (place % 30, place)
+        data = chance.randbytes(BLOB_BYTES)
+        lines.append(b"M 100644 inline %s\ndata %d\n%s\n" % (path, len(data), data))
+    return b"".join(lines)
+
+
+def _megabytes(repo: Path) -> int:
+    size = sum(file.stat().st_size for file in repo.rglob("*") if file.is_file())
+    return round(size / 1_000_000)
+
+
+def _git(*args: str) -> None:
+    subprocess.run(["git", *args], check=True, env=_ENV, stdout=subprocess.DEVNULL)
+
+
+if __name__ == "__main__":
+    show(asyncio.run(run()), as_json=False)
