@@ -1,0 +1,217 @@
+"""What a session did to its repositories: clean, changed or pushed, with files and lines."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from .git import Git
+from .record import ClonedRepo, Workspace
+from .snapshot import Snapshot, SnapshotLimits, take_snapshot
+from .trusted import in_trusted, is_ancestor, pushed_commit, tree_of
+
+Status = Literal["clean", "changed", "pushed"]
+MAX_DIFF_BYTES = 2_000_000
+_MAX_LIST_BYTES = 8_000_000
+_MAX_COMMITS = 200
+_LOG_FORMAT = "--format=%H%x1f%an%x1f%at%x1f%s"
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One file against the base; the lines are None for a binary file."""
+
+    path: str
+    kind: Literal["added", "changed", "deleted"]
+    added: int | None
+    removed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A commit since the base. `at` is in seconds since 1970; the texts are the agent's."""
+
+    oid: str
+    author: str
+    at: int
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepoState:
+    """One repository after a session.
+
+    `files` has every difference between the base and the files on disk, untracked ones included
+    (`untracked` counts them, `left_out` names those too large to read). `commits` are the newest
+    first, at most 200; `commit_count` counts all. `problem` says what could not be looked at.
+    """
+
+    name: str
+    url: str
+    status: Status
+    base: str | None
+    head: str | None
+    branch: str | None
+    commit_count: int
+    commits: tuple[Commit, ...]
+    files: tuple[FileChange, ...]
+    untracked: int
+    left_out: tuple[str, ...] = ()
+    problem: str | None = None
+
+    @property
+    def added(self) -> int:
+        return sum(file.added or 0 for file in self.files)
+
+    @property
+    def removed(self) -> int:
+        return sum(file.removed or 0 for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """A unified diff, as text fit for a terminal; `cut` is true where it went on."""
+
+    text: str
+    cut: bool
+
+
+async def inspect_workspace(
+    workspace: Workspace, git: Git, limits: SnapshotLimits | None = None
+) -> list[RepoState]:
+    """The state of every repository, in order."""
+    return [await inspect_repo(repo, git, limits) for repo in workspace.repos]
+
+
+async def inspect_repo(
+    repo: ClonedRepo, git: Git, limits: SnapshotLimits | None = None
+) -> RepoState:
+    """The state of one repository. Nothing in the clone runs; raises what `Git.run` raises."""
+    return await describe(repo, git, await take_snapshot(git, repo, limits))
+
+
+async def diff_of(
+    repo: ClonedRepo,
+    git: Git,
+    max_bytes: int = MAX_DIFF_BYTES,
+    limits: SnapshotLimits | None = None,
+) -> Diff:
+    """Everything that changed since the base, new files included, up to `max_bytes`."""
+    snapshot = await take_snapshot(git, repo, limits)
+    args = ["diff-tree", "-p", "-r", "--no-ext-diff", "--no-textconv", "--no-color"]
+    output = await in_trusted(
+        git, repo, [*args, *await _sides(git, repo, snapshot)], max_bytes
+    )
+    return Diff(printable(output.text), output.cut)
+
+
+async def describe(repo: ClonedRepo, git: Git, snapshot: Snapshot) -> RepoState:
+    """What a snapshot amounts to."""
+    files = await _files(repo, git, snapshot)
+    count, commits = await _commits(repo, git, snapshot)
+    return RepoState(
+        name=repo.name,
+        url=repo.url,
+        status=await _status(repo, git, snapshot, bool(files or count)),
+        base=repo.base,
+        head=snapshot.head,
+        branch=snapshot.branch,
+        commit_count=count,
+        commits=commits,
+        files=files,
+        untracked=snapshot.untracked,
+        left_out=tuple(printable(path) for path in snapshot.left_out),
+        problem=snapshot.problem,
+    )
+
+
+def printable(text: str) -> str:
+    """Text of an agent with its control characters made visible: it is shown on terminals."""
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    return _UNPRINTABLE.sub(_visible, text)
+
+
+def _visible(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if match.group() == "\r":
+        return "\r" if match.string[match.end() : match.end() + 1] == "\n" else "\u240d"
+    return chr(0x2400 + code) if code < 0x20 else "\ufffd"
+
+
+async def _status(
+    repo: ClonedRepo, git: Git, snapshot: Snapshot, differs: bool
+) -> Status:
+    if not (differs or snapshot.left_out or snapshot.problem):
+        return "clean"
+    pushed = await pushed_commit(git, repo)
+    if pushed is None or snapshot.left_out or snapshot.problem:
+        return "changed"
+    same = await tree_of(git, repo, pushed) == snapshot.tree
+    covered = same and await is_ancestor(git, repo, snapshot.head, pushed)
+    return "pushed" if covered else "changed"
+
+
+async def _files(
+    repo: ClonedRepo, git: Git, snapshot: Snapshot
+) -> tuple[FileChange, ...]:
+    args = ["diff-tree", "-r", "-z", "--raw", "--numstat", "--no-renames"]
+    args += ["--no-ext-diff", "--no-textconv", *await _sides(git, repo, snapshot)]
+    output = await in_trusted(git, repo, args, _MAX_LIST_BYTES)
+    return parse_changes(output.out)
+
+
+def parse_changes(data: bytes) -> tuple[FileChange, ...]:
+    """The files in an answer of `git diff-tree -z --raw --numstat`."""
+    fields = iter(data.decode("utf-8", "surrogateescape").split("\0")[:-1])
+    kinds: dict[str, str] = {}
+    changes = []
+    for field in fields:
+        if field.startswith(":"):
+            kinds[next(fields, "")] = field.rsplit(" ", 1)[-1]
+            continue
+        added, removed, path = [*field.split("\t", 2), "", ""][:3]
+        changes.append(
+            FileChange(
+                path=printable(path),
+                kind=_kind(kinds.get(path, "M")),
+                added=int(added) if added.isdigit() else None,
+                removed=int(removed) if removed.isdigit() else None,
+            )
+        )
+    return tuple(changes)
+
+
+def _kind(letter: str) -> Literal["added", "changed", "deleted"]:
+    if letter == "A":
+        return "added"
+    return "deleted" if letter == "D" else "changed"
+
+
+async def _commits(
+    repo: ClonedRepo, git: Git, snapshot: Snapshot
+) -> tuple[int, tuple[Commit, ...]]:
+    if snapshot.head is None or snapshot.head == repo.base:
+        return 0, ()
+    since = [snapshot.head, *(["--not", repo.base] if repo.base else [])]
+    count = await in_trusted(git, repo, ["rev-list", "--count", *since])
+    args = ["log", "-z", _LOG_FORMAT, f"--max-count={_MAX_COMMITS}", *since]
+    output = await in_trusted(git, repo, args, _MAX_LIST_BYTES)
+    return int(count.text), parse_commits(output.text)
+
+
+def parse_commits(text: str) -> tuple[Commit, ...]:
+    """The commits in an answer of `git log -z` in our format."""
+    commits = []
+    for record in text.split("\0"):
+        fields = record.split("\x1f", 3)
+        if len(fields) == 4:
+            oid, author, at, subject = fields
+            when = int(at) if at.isdigit() else 0
+            commits.append(Commit(oid, printable(author), when, printable(subject)))
+    return tuple(commits)
+
+
+async def _sides(git: Git, repo: ClonedRepo, snapshot: Snapshot) -> list[str]:
+    return [await tree_of(git, repo, repo.base), snapshot.tree]

@@ -1,0 +1,160 @@
+"""Pushing what a session made, from the git directory that is ours; nothing is ever forced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import MidwatchError
+from .clone import Identity
+from .errors import PushRejected, RepositoryError
+from .git import Command, Git
+from .record import ClonedRepo, Workspace
+from .snapshot import Snapshot, SnapshotLimits, take_snapshot
+from .trusted import PUSHED_REF, in_trusted, is_ancestor, pushed_commit, tree_of
+
+DEFAULT_MESSAGE = "Changes made in a Midwatch session"
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """How one push went. `error` says why it did not, and in its hint what to do."""
+
+    name: str
+    remote: str
+    branch: str
+    outcome: Literal["pushed", "nothing", "failed"]
+    commit: str | None = None
+    error: MidwatchError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """What is pushed: the agent's commits and, with `commit_rest`, one more of what it left."""
+
+    commit_rest: bool = True
+    message: str = DEFAULT_MESSAGE
+    identity: Identity = Identity()
+    # What is pushed is read whole; a file beyond this is named in the error.
+    limits: SnapshotLimits = SnapshotLimits(
+        file_bytes=100_000_000, total_bytes=2_000_000_000, files=200_000
+    )
+
+
+async def push_workspace(
+    workspace: Workspace, git: Git, options: PushOptions | None = None
+) -> list[PushResult]:
+    """Push every repository that has something; one that fails does not keep the others back."""
+    return [await push_repo(repo, git, options) for repo in workspace.repos]
+
+
+async def push_repo(
+    repo: ClonedRepo, git: Git, options: PushOptions | None = None
+) -> PushResult:
+    """Push one repository to its `push_url` and `push_branch`; the failure is in the result."""
+    options = options or PushOptions()
+    remote = repo.push_remote
+    try:
+        snapshot = await take_snapshot(git, repo, options.limits)
+        _check(repo, snapshot, options)
+        tip = await _tip(repo, git, snapshot, options)
+        if tip is None:
+            return PushResult(repo.name, remote.url, repo.push_branch, "nothing")
+        await _push(repo, git, tip)
+    except RepositoryError as error:
+        outcome: Literal["failed"] = "failed"
+        return PushResult(repo.name, remote.url, repo.push_branch, outcome, error=error)
+    return PushResult(repo.name, remote.url, repo.push_branch, "pushed", tip)
+
+
+def _check(repo: ClonedRepo, snapshot: Snapshot, options: PushOptions) -> None:
+    if snapshot.problem is not None:
+        raise PushRejected(
+            repo.url, snapshot.problem, hint="look at the clone by hand before pushing"
+        )
+    if options.commit_rest and snapshot.new_pointers:
+        raise PushRejected(
+            repo.url,
+            f"LFS content cannot be uploaded here: {ascii(snapshot.new_pointers[0])}",
+            hint="commit and push it in the clone with git-lfs",
+        )
+    if options.commit_rest and snapshot.left_out:
+        shown = ", ".join(ascii(path) for path in snapshot.left_out[:3])
+        raise PushRejected(
+            repo.url,
+            f"{len(snapshot.left_out)} files cannot be committed: {shown}",
+            hint="remove or ignore them, or push the commits alone",
+        )
+
+
+async def _tip(
+    repo: ClonedRepo, git: Git, snapshot: Snapshot, options: PushOptions
+) -> str | None:
+    """The commit to push; None where the remote has everything."""
+    head, pushed = snapshot.head, await pushed_commit(git, repo)
+    committed = await tree_of(git, repo, head)
+    tree = snapshot.tree if options.commit_rest else committed
+    last = pushed or repo.base
+    if await tree_of(git, repo, last) == tree and (
+        await is_ancestor(git, repo, head, last)
+    ):
+        return None
+    if committed == tree and await is_ancestor(git, repo, pushed, head):
+        return head
+    parents = await _parents(repo, git, pushed, head)
+    return await _commit(repo, git, tree, parents, options)
+
+
+async def _parents(
+    repo: ClonedRepo, git: Git, pushed: str | None, head: str | None
+) -> list[str]:
+    """The parents of a commit of the rest.
+
+    An earlier push may have ended in such a commit, which the clone does not have: then the new
+    one follows both, so that the remote's branch only ever moves forward.
+    """
+    if await is_ancestor(git, repo, pushed, head):
+        return [head] if head else []
+    if await is_ancestor(git, repo, head, pushed):
+        return [pushed] if pushed else []
+    return [oid for oid in (pushed, head) if oid]
+
+
+async def _commit(
+    repo: ClonedRepo,
+    git: Git,
+    tree: str,
+    parents: list[str],
+    options: PushOptions,
+) -> str:
+    args = ["commit-tree", tree]
+    for parent in parents:
+        args += ["-p", parent]
+    name, email = options.identity.name, options.identity.email
+    command = Command(
+        args,
+        repository=repo.url,
+        git_dir=repo.git_dir,
+        stdin=options.message.encode("utf-8", "replace"),
+        variables={
+            "GIT_AUTHOR_NAME": name,
+            "GIT_AUTHOR_EMAIL": email,
+            "GIT_COMMITTER_NAME": name,
+            "GIT_COMMITTER_EMAIL": email,
+        },
+    )
+    return (await git.run(command)).text.strip()
+
+
+async def _push(repo: ClonedRepo, git: Git, tip: str) -> None:
+    remote, branch = repo.push_remote, repo.push_branch
+    command = Command(
+        ["push", "--porcelain", "--no-follow-tags", "--end-of-options"]
+        + [remote.transport_url, f"{tip}:refs/heads/{branch}"],
+        repository=remote.url,
+        branch=branch,
+        git_dir=repo.git_dir,
+        remote=remote,
+    )
+    await git.retry(lambda: git.run(command))
+    await in_trusted(git, repo, ["update-ref", PUSHED_REF, tip])

@@ -1,0 +1,245 @@
+"""The state of a clone as a tree in a git directory of ours.
+
+An agent has worked in the clone, so its `.git` is hostile: its configuration, hooks, filters and
+index are not read. Git runs in our git directory, with an index made from nothing, and looks at the
+files alone. Nothing is ever asked of a repository inside the work tree (a submodule, or one that
+was planted): git would start another git there, with that one's own configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .errors import RepositoryError, WorkspaceDiskFull
+from .git import Command, Git, Output
+from .hostile import Head, NotPlain, is_plain_folder, kind_of, read_head
+from .intake import clear_quarantine, take_commit
+from .lfs import pointer_of
+from .locks import locked
+from .record import ClonedRepo
+from .trusted import tree_of
+
+_STAT_SAYS_CHANGED = frozenset({0, 1})
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotLimits:
+    """Untracked files beyond these are counted but not read: bytes of one, of all, and how many."""
+
+    file_bytes: int = 5_000_000
+    total_bytes: int = 200_000_000
+    files: int = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A clone at one moment; every object is in the trusted git directory.
+
+    `head` is the last commit (None without any) and `tree` the whole content, with changes that
+    are not committed. `untracked` counts files that no commit has; `left_out` names those that
+    are not in `tree`. `new_pointers` are LFS files whose content differs: the tree has pointers to
+    what no server has yet. `problem` says what could not be looked at; the rest is then as far as it
+    goes.
+    """
+
+    head: str | None
+    branch: str | None
+    tree: str
+    dirty: bool
+    untracked: int = 0
+    left_out: tuple[str, ...] = ()
+    new_pointers: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+async def take_snapshot(
+    git: Git, repo: ClonedRepo, limits: SnapshotLimits | None = None
+) -> Snapshot:
+    """Look at a clone without running anything of it.
+
+    What the agent did to make that impossible is in `problem`. Raises WorkspaceDiskFull, CacheBusy
+    and, where our own git directory is broken, other errors of git.
+    """
+    lock = repo.git_dir / "look.lock"
+    wait = git.limits.local_seconds
+    async with locked(lock, git.clock, shared=False, seconds=wait):
+        clear_quarantine(repo.git_dir)
+        return await _take(git, repo, limits or SnapshotLimits())
+
+
+async def _take(git: Git, repo: ClonedRepo, limits: SnapshotLimits) -> Snapshot:
+    head, problem = await _head(git, repo)
+    if not is_plain_folder(repo.path):
+        tree = await tree_of(git, repo, head.commit)
+        gone = "its folder is gone"
+        return Snapshot(head.commit, head.branch, tree, False, problem=gone)
+    with tempfile.TemporaryDirectory(dir=repo.git_dir, prefix="quarantine-") as folder:
+        look = _Look(git, repo, Path(folder) / "index", limits)
+        snapshot = await _looked(look, head)
+    return replace(snapshot, problem=problem or snapshot.problem)
+
+
+async def _looked(look: _Look, head: Head) -> Snapshot:
+    try:
+        return await look.take(head)
+    except WorkspaceDiskFull:
+        raise
+    except RepositoryError as error:
+        # A pipe named .gitignore holds git up, a file may be unreadable: say so, tell the rest.
+        tree = await tree_of(look.git, look.repo, head.commit)
+        why = f"its files cannot be compared: {error.cause}"
+        return Snapshot(head.commit, head.branch, tree, True, problem=why)
+
+
+async def _head(git: Git, repo: ClonedRepo) -> tuple[Head, str | None]:
+    """The clone's head, taken in; the base instead, and the reason, where that is not possible."""
+    try:
+        head = await asyncio.to_thread(read_head, repo.path)
+        if head.commit is not None:
+            await take_commit(git, repo, head.commit)
+    except (NotPlain, FileNotFoundError) as error:
+        why = "its .git was changed: " + (
+            str(error) if isinstance(error, NotPlain) else "HEAD is missing"
+        )
+        return Head(repo.base, None), why
+    return head, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One look at a work tree through an index of our own."""
+
+    git: Git
+    repo: ClonedRepo
+    index: Path
+    limits: SnapshotLimits
+
+    async def take(self, head: Head) -> Snapshot:
+        await self._run(
+            ["read-tree", head.commit] if head.commit else ["read-tree", "--empty"]
+        )
+        before = await self._tree()
+        refresh = ["update-index", "-q", "--ignore-submodules", "--refresh"]
+        await self._run(refresh, ok=_STAT_SAYS_CHANGED)
+        changed = await self._paths(
+            ["diff-files", "-z", "--name-only", "--ignore-submodules=all"]
+        )
+        others = await self._paths(["ls-files", "-z", "--others", "--exclude-standard"])
+        taken, left_out = self._bounded(others)
+        pointers = await self._add([*changed, *taken], no_object="0" * len(before))
+        tree = await self._tree()
+        return Snapshot(
+            head=head.commit,
+            branch=head.branch,
+            tree=tree,
+            dirty=tree != before or bool(left_out),
+            untracked=len(others),
+            left_out=tuple(left_out),
+            new_pointers=await self._changed(before, tree, pointers),
+        )
+
+    async def _changed(
+        self, before: str, after: str, among: set[str]
+    ) -> tuple[str, ...]:
+        if not among:
+            return ()
+        differ = ["diff-tree", "-r", "-z", "--name-only", before, after]
+        return tuple(path for path in await self._paths(differ) if path in among)
+
+    def _bounded(self, paths: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Which untracked paths are read, and which are only counted."""
+        taken: list[str] = []
+        left_out: list[str] = []
+        total = 0
+        for path in paths:
+            # A trailing slash is a repository of its own: never entered.
+            kind = "gone" if path.endswith("/") else kind_of(self.repo.path, path)
+            size = (self.repo.path / path).lstat().st_size if kind != "gone" else 0
+            fits = size <= self.limits.file_bytes
+            fits = fits and total + size <= self.limits.total_bytes
+            if kind != "gone" and fits and len(taken) < self.limits.files:
+                taken.append(path)
+                total += size
+            else:
+                left_out.append(path)
+        return taken, left_out
+
+    async def _add(self, paths: Sequence[str], no_object: str) -> set[str]:
+        """Put the paths into the index as they are on disk; what is gone goes.
+
+        Returns those that went in as LFS pointers.
+        """
+        kinds = {path: kind_of(self.repo.path, path) for path in paths}
+        gone = [path for path, kind in kinds.items() if kind == "gone"]
+        if gone:
+            await self._index_info(f"0 {no_object}\t{path}" for path in gone)
+        there = [path for path, kind in kinds.items() if kind != "gone"]
+        pointers = await self._lfs_paths([p for p in there if kinds[p] == "file"])
+        plain = [path for path in there if path not in pointers]
+        if plain:
+            add = ["update-index", "-z", "--add", "--remove", "--replace", "--stdin"]
+            await self._run(add, stdin=_joined(plain))
+        for path in sorted(pointers):
+            await self._add_pointer(path)
+        return pointers
+
+    async def _lfs_paths(self, paths: Sequence[str]) -> set[str]:
+        """Those of the paths that the repository's attributes give to LFS."""
+        if not paths:
+            return set()
+        check = ["check-attr", "-z", "--stdin", "filter"]
+        fields = (await self._run(check, stdin=_joined(paths))).out.split(b"\0")
+        values = zip(fields[0::3], fields[2::3], strict=False)
+        return {_text(path) for path, value in values if value == b"lfs"}
+
+    async def _add_pointer(self, path: str) -> None:
+        file = self.repo.path / path
+        pointer = await asyncio.to_thread(pointer_of, file)
+        mode = "100755" if file.lstat().st_mode & 0o100 else "100644"
+        hashed = await self._run(["hash-object", "-w", "--stdin"], stdin=pointer)
+        await self._index_info([f"{mode} {hashed.text.strip()}\t{path}"])
+
+    async def _index_info(self, lines: Iterable[str]) -> None:
+        update = ["update-index", "-z", "--replace", "--index-info"]
+        await self._run(update, stdin=_joined(list(lines)))
+
+    async def _paths(self, args: list[str]) -> list[str]:
+        output = await self._run(args)
+        names = output.out.split(b"\0")[
+            :-1
+        ]  # what follows the last NUL was cut, or is empty
+        return [_text(name) for name in names]
+
+    async def _tree(self) -> str:
+        return (await self._run(["write-tree", "--missing-ok"])).text.strip()
+
+    async def _run(
+        self,
+        args: list[str],
+        *,
+        stdin: bytes | None = None,
+        ok: frozenset[int] = frozenset({0}),
+    ) -> Output:
+        command = Command(
+            args,
+            repository=self.repo.url,
+            git_dir=self.repo.git_dir,
+            work_tree=self.repo.path,
+            stdin=stdin,
+            ok=ok,
+            variables={"GIT_INDEX_FILE": str(self.index)},
+        )
+        return await self.git.run(command)
+
+
+def _text(name: bytes) -> str:
+    # The names of files need not be UTF-8; so they come back as the same bytes.
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _joined(lines: Iterable[str]) -> bytes:
+    return b"".join(line.encode("utf-8", "surrogateescape") + b"\0" for line in lines)
