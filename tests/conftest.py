@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from hypothesis import settings
 
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.clock import ManualClock
+
+# The same examples on every machine and in every run: whoever breaks a property is the one
+# who changed something. `pytest --hypothesis-profile=explore` looks for new ones.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile("same")
 
 
 @pytest.fixture

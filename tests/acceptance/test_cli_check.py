@@ -1,0 +1,127 @@
+"""`midwatch check`: what works, what does not, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from midwatch.cli.probe import Probed, probe
+from midwatch.testing.messages_api import (
+    Hang,
+    Raw,
+    Rule,
+    ScriptedMessagesAPI,
+    overloaded,
+    unauthorized,
+    unknown_model,
+)
+
+from .cli import KEY, in_store, midwatch, said
+
+HOST = "subjects:\n- {name: box, kind: host, invariants: {disk: {limit: 0%}}}\n"
+CARD = "/v1/models/claude-sonnet-5-5"
+COUNT = "/v1/messages/count_tokens"
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[ScriptedMessagesAPI]:
+    with ScriptedMessagesAPI() as started:
+        yield started
+
+
+@pytest.fixture
+def env(api: ScriptedMessagesAPI) -> dict[str, str]:
+    api.script()
+    return {"ANTHROPIC_API_KEY": KEY, "ANTHROPIC_BASE_URL": api.base_url}
+
+
+def test_all_is_well(
+    tmp_path: Path, api: ScriptedMessagesAPI, env: dict[str, str]
+) -> None:
+    (tmp_path / "midwatch.yaml").write_text(HOST)
+    before = len(api.calls)
+    lines = said(tmp_path, "check", env=env).splitlines()
+    assert lines[0] == "✔ settings: 1 subject"
+    assert lines[1].startswith("✔ database: reachable")
+    box = next(line for line in lines if "subject box (host)" in line)
+    assert "broken now: disk" in box
+    assert any(line.startswith("✔ key: accepted by 127.0.0.1") for line in lines)
+    assert lines[-1] == "✔ model: claude-sonnet-5-5"
+    assert len(api.calls) == before, "a check must cost nothing"
+
+
+def test_everything_is_looked_at_though_something_failed(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    (tmp_path / "midwatch.yaml").write_text(
+        "database: sqlite:////nowhere/midwatch.db\n"
+        "anthropic: {model: claude-sonnet-4-5}\n"
+        "subjects:\n"
+        f"- {{name: shop, kind: postgres, dsn: 'postgresql://u:hunter2@127.0.0.1:{port}/x'}}\n"
+        "- {name: job, kind: command, command: [/nowhere/program]}\n"
+    )
+    env = {
+        "ANTHROPIC_API_KEY": KEY,
+        "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{port}",
+    }
+    done = midwatch(tmp_path, "check", env=env)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (1, "")
+    assert [line[0] for line in lines] == ["✔", "✘", "✔", "✘", "✘", "!"]
+    assert "/nowhere/midwatch.db" in lines[1]
+    assert "broken now: reachable" in lines[2]
+    assert "is unreachable" in lines[4]
+    assert "November 30th, 2026" in lines[5]
+    assert "hunter2" not in done.stdout and KEY not in done.stdout
+
+
+def test_wrong_settings_are_a_failed_line(tmp_path: Path) -> None:
+    (tmp_path / "midwatch.yaml").write_text("agnet: {}\n")
+    done = midwatch(tmp_path, "check")
+    assert done.returncode == 1
+    assert done.stdout.startswith("✘ settings: agnet: unknown setting")
+
+
+def test_without_key_and_subjects_it_only_warns(tmp_path: Path) -> None:
+    beat = {"open": 2}
+    in_store(tmp_path, lambda store: store.beat("monitor here:1", "monitor", beat))
+    found = {one["what"]: one for one in json.loads(said(tmp_path, "check", "--json"))}
+    assert {name: one["grade"] for name, one in found.items()} == {
+        "settings": "ok",
+        "database": "ok",
+        "daemons": "ok",
+        "subjects": "warning",
+        "key": "warning",
+        "model": "ok",
+    }
+    assert "monitor here:1" in found["daemons"]["says"]
+    assert "first aid only" in found["key"]["says"]
+
+
+async def test_what_the_api_says_of_the_key(api: ScriptedMessagesAPI) -> None:
+    async def asked(*rules: Rule) -> Probed:
+        api.script(*rules)
+        return await probe(KEY, "claude-sonnet-5-5", api.base_url, seconds=5)
+
+    told = await asked(Rule(unauthorized(), path=CARD, method="GET"))
+    assert not told.works and "refuses the key (401)" in told.says
+    told = await asked(Rule(overloaded(), path=CARD, method="GET"))
+    assert told.passing and "answers with 529" in told.says
+    no_card = Rule(unknown_model(), path=CARD, method="GET")
+    told = await asked(no_card, Rule(unknown_model(), path=COUNT))
+    assert not told.works and "does not know the model" in told.says
+    assert (await asked(no_card)).works, "a gateway need not have cards of models"
+    page = Raw(200, b"<html>log in</html>", content_type="text/html")
+    told = await asked(Rule(page, path=CARD, method="GET"))
+    assert not told.works and "no Messages API" in told.says
+
+
+async def test_an_api_that_hangs_is_not_waited_for(api: ScriptedMessagesAPI) -> None:
+    api.script(Rule(Hang(), path=CARD, method="GET"))
+    told = await probe(KEY, "claude-sonnet-5-5", api.base_url, seconds=0.3)
+    assert not told.works and "did not answer within 0.3 s" in told.says

@@ -1,0 +1,148 @@
+"""Each wrong setting ends a real process with one line that names it and what to do."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pytest
+
+from .cli import refused
+
+CORE = ("db", "status")
+SUBJECTS = ("monitor", "--once")
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A settings file (or variables) that is wrong, and what the line must have."""
+
+    name: str
+    said: tuple[str, ...]
+    yaml: str | bytes | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    command: tuple[str, ...] = CORE
+
+
+def _host(extra: str) -> str:
+    return f"subjects:\n- {{name: box, kind: host, {extra}}}\n"
+
+
+WRONG = [
+    Wrong(
+        "unknown setting",
+        ("agent.concurency: unknown setting", "did you mean concurrency?"),
+        "agent: {concurency: 2}",
+    ),
+    Wrong(
+        "wrong type",
+        ("agent.concurrency: input should be a valid integer", "Calls in flight"),
+        "agent: {concurrency: many}",
+    ),
+    Wrong(
+        "wrong unit",
+        ("monitor.interval: '10 parsecs' is no duration", "10s, 5m"),
+        "monitor: {interval: 10 parsecs}",
+    ),
+    Wrong(
+        "out of range",
+        ("agent.max_attempts: input should be greater than or equal to 1",),
+        "agent: {max_attempts: 0}",
+    ),
+    Wrong("bad YAML", ("midwatch.yaml is not valid YAML", "line 1"), "agent: {"),
+    Wrong("no text", ("midwatch.yaml is not valid YAML",), b"\xff\xfe\x00"),
+    Wrong("no mapping", ("midwatch.yaml must hold names and values",), "- 1"),
+    Wrong(
+        "unknown variable in the file",
+        ("database: the environment has no DB_URL", "set DB_URL"),
+        "database: ${DB_URL}",
+    ),
+    Wrong(
+        "misspelt variable",
+        ("MIDWATCH_AGENT__POLL_INTERVALL", "did you mean poll_interval?"),
+        env={"MIDWATCH_AGENT__POLL_INTERVALL": "5s"},
+    ),
+    Wrong(
+        "wrong value in a variable",
+        ("MIDWATCH_AGENT__POLL_INTERVAL (agent.poll_interval): 'soon' is no duration",),
+        env={"MIDWATCH_AGENT__POLL_INTERVAL": "soon"},
+    ),
+    Wrong(
+        "a group in a variable",
+        ("MIDWATCH_AGENT: is not valid JSON",),
+        env={"MIDWATCH_AGENT": "poll_interval=5s"},
+    ),
+    Wrong(
+        "missing file",
+        ("there is no settings file /nowhere/midwatch.yaml", "MIDWATCH_CONFIG"),
+        env={"MIDWATCH_CONFIG": "/nowhere/midwatch.yaml"},
+    ),
+    Wrong(
+        "no database URL",
+        ("database: ", "sqlite:///FILE or postgresql://"),
+        "database: midwatch.db",
+    ),
+    Wrong(
+        "unknown database",
+        ("database: mysql is not a supported database", "sqlite:///FILE"),
+        "database: mysql://user:hunter2@host/db",
+    ),
+    Wrong(
+        "nothing to watch",
+        ("subjects: there is nothing to watch", "name a system"),
+        command=SUBJECTS,
+    ),
+    Wrong(
+        "wrong kind",
+        ("subjects[0].kind: 'hots' is no kind of subject", "host"),
+        "subjects: [{name: box, kind: hots}]",
+        command=SUBJECTS,
+    ),
+    Wrong(
+        "two of one name",
+        ("subjects[1].name: box is the name of subjects[0]", "a name of its own"),
+        "subjects: [{name: box, kind: host}, {name: box, kind: host}]",
+        command=SUBJECTS,
+    ),
+    Wrong(
+        "unknown setting of a kind",
+        ("subjects[0].mount: unknown setting", "did you mean mounts?"),
+        _host("mount: [/]"),
+        command=SUBJECTS,
+    ),
+    Wrong(
+        "unknown invariant",
+        ("subjects.box.invariants.dsik: ", "did you mean disk?"),
+        _host("invariants: {dsik: {limit: 95%}}"),
+        command=SUBJECTS,
+    ),
+    Wrong(
+        "limit in the wrong unit",
+        ("subjects.box.invariants.disk.limit: ", "90% or 0.9"),
+        _host("invariants: {disk: {limit: 10s}}"),
+        command=SUBJECTS,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What each of them says, from processes that run side by side."""
+
+    def run(wrong: Wrong) -> str:
+        folder = tmp_path_factory.mktemp("wrong")
+        if wrong.yaml is not None:
+            text = wrong.yaml if isinstance(wrong.yaml, bytes) else wrong.yaml.encode()
+            (folder / "midwatch.yaml").write_bytes(text)
+        return refused(folder, *wrong.command, env=wrong.env)
+
+    with ThreadPoolExecutor(3) as pool:
+        said = pool.map(run, WRONG)
+        return {wrong.name: line for wrong, line in zip(WRONG, said, strict=True)}
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name)
+def test_a_wrong_setting_is_one_line(lines: dict[str, str], wrong: Wrong) -> None:
+    line = lines[wrong.name]
+    assert line.startswith("midwatch: ") and "hunter2" not in line
+    assert not [part for part in wrong.said if part not in line], line

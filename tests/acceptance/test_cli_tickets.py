@@ -1,0 +1,197 @@
+"""`midwatch tickets …`, as real processes on a real file."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midwatch.model import Key, Severity, Ticket, Violation
+from midwatch.store.protocol import Changes, Opening
+from midwatch.store.sql import SqlStore
+from midwatch.testing.diagnosing import open_tickets
+
+from .cli import (
+    MIDWATCH,
+    environ,
+    in_store,
+    midwatch,
+    on_a_terminal,
+    refused,
+    said,
+    said_json,
+)
+
+LONG = "the orders are not shipped any more because the queue has no consumer at all"
+HOSTILE = (
+    "\x1b]8;;http://evil.example\x1b\\click\x1b]8;;\x1b\\ \x1b[2J\x1b[31m[bold red]red[/]"
+    " ![x](http://evil.example/i.png) \u202etxt.exe\x9b1m\nsecond line"
+)
+JSON_MD = Path(__file__).parents[2] / "docs" / "json.md"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with a warning, a critical ticket and a hostile one. Tests only read it."""
+    made = tmp_path_factory.mktemp("watch")
+
+    async def seed(store: SqlStore) -> None:
+        await open_tickets(store, "queue-1", subject="orders")
+        await _open(store, "shop", LONG, Severity.CRITICAL)
+        await _open(store, "evil", HOSTILE, Severity.INFO)
+
+    in_store(made, seed)
+    return made
+
+
+async def _open(
+    store: SqlStore, subject: str, message: str, severity: Severity
+) -> Ticket:
+    watch = await store.watch(subject)
+    violation = Violation(Key(subject, "alive", f"{subject}-1"), severity, message)
+    changes = Changes(openings=(Opening(violation, seen_for=3.0),))
+    saved = await store.save_cycle(subject, watch.revision, changes)
+    return saved.opened[0]
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    """A folder whose database has ticket 1."""
+    in_store(tmp_path, lambda store: open_tickets(store, "queue-1", subject="orders"))
+    return tmp_path
+
+
+def test_a_list_for_a_pipe_is_whole_and_has_instants(folder: Path) -> None:
+    lines = said(folder, "tickets", "list").splitlines()
+    assert [line.split()[0] for line in lines] == ["ID", "2", "1", "3"]
+    assert LONG in lines[1]
+    assert re.search(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", lines[1])
+    assert all("\x1b" not in line for line in lines)
+
+
+def test_a_list_for_a_terminal_fits_it_and_has_ages(folder: Path) -> None:
+    shown = on_a_terminal(folder, "tickets", "list", columns=90)
+    plain = re.sub(r"\x1b\[\d*m", "", shown)
+    assert max(map(len, plain.splitlines())) <= 90
+    assert "…" in plain and LONG not in plain
+    assert re.search(r"\d+m?s? .*ago|\d+s ago|now", plain)
+    assert "\x1b[31mcritical" in shown
+
+
+def test_hostile_text_does_nothing(folder: Path) -> None:
+    shown = on_a_terminal(folder, "tickets", "list", columns=200)
+    shown += on_a_terminal(folder, "tickets", "show", "3")
+    without_ours = re.sub(r"\x1b\[[\d;]*m", "", shown)
+    assert "\x1b" not in without_ours and "\x9b" not in shown and "\u202e" not in shown
+    assert "[bold red]red[/]" in without_ours
+    assert "\x1b" not in said(folder, "tickets", "show", "3", "--json")
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        (["--severity", "critical"], [2]),
+        (["--subject", "orders"], [1]),
+        (["--batch", "3"], [3]),
+        (["--status", "resolved"], []),
+        (["--all"], [3, 2, 1]),
+    ],
+)
+def test_a_list_can_be_narrowed(
+    folder: Path, options: list[str], ids: list[int]
+) -> None:
+    assert [row["id"] for row in said_json(folder, "tickets", "list", *options)] == ids
+
+
+def test_the_json_is_as_documented(folder: Path) -> None:
+    ticket = said_json(folder, "tickets", "show", "1")
+    rows = said_json(folder, "tickets", "list")
+    assert set(ticket) == _documented("## A ticket", "## Its diagnosis")
+    assert set(rows[0]) == set(ticket) - {"facts", "first_aid"}
+    assert ticket["severity"] == "warning" and ticket["diagnosis"] is None
+    assert ticket["first_seen_at"].endswith("Z") and ticket["occurrence_count"] == 1
+
+
+def _documented(start: str, end: str) -> set[str]:
+    """The fields in the first column of the table between two headings of docs/json.md."""
+    text = JSON_MD.read_text(encoding="utf-8")
+    section = text[text.index(start) : text.index(end)]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    return {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+
+
+def test_a_limit_says_that_there_is_more(folder: Path) -> None:
+    done = midwatch(folder, "tickets", "list", "--limit", "2", "--json")
+    assert "the first 2 are shown" in done.stderr and done.stdout.count('"id"') == 2
+
+
+def test_what_a_person_does_is_in_the_history(one: Path) -> None:
+    posing = {"USER": "root-of-all", "LOGNAME": "root-of-all"}
+    said(one, "tickets", "ack", "1", "--why", "on it", env=posing)
+    assert "acknowledged, held" in said(one, "tickets", "hold", "1")
+    said(one, "tickets", "unhold", "1")
+    said(one, "tickets", "retry", "1")
+    said(one, "tickets", "resolve", "1", "--why", "restarted the consumer")
+    rows = said_json(one, "tickets", "history", "1")
+    me = f"{pwd.getpwuid(os.getuid()).pw_name}@{socket.gethostname()}"
+    mine = [row for row in rows if row["actor"] == me]
+    assert [row["action"] for row in mine] == [
+        "acknowledge",
+        "hold",
+        "unhold",
+        "retry",
+        "resolve",
+    ]
+    assert mine[0]["why"] == "on it" and mine[-1]["why"] == "restarted the consumer"
+    assert "resolved already" in refused(one, "tickets", "resolve", "1", "--why", "x")
+    assert "restarted the consumer" in said(one, "tickets", "show", "1")
+
+
+def test_an_unknown_ticket_is_one_line(folder: Path) -> None:
+    line = refused(folder, "tickets", "show", "99999999999999999999")
+    assert line.startswith("midwatch: there is no ticket 99999999999999999999 (see ")
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
+    components = [f"component-{number}" for number in range(2000)]
+    in_store(tmp_path, lambda store: open_tickets(store, *components))
+    piped = subprocess.run(
+        ["sh", "-c", f"'{MIDWATCH}' tickets list --limit 2000 | head -1"],
+        cwd=tmp_path,
+        env=environ(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert piped.stdout.startswith("ID") and piped.stderr == ""
+
+
+def test_a_list_imports_no_more_than_it_needs(one: Path) -> None:
+    (one / "midwatch.yaml").write_text("database: sqlite:///midwatch.db\n")
+    program = (
+        "import sys; from midwatch.cli.main import main\n"
+        "sys.argv = ['midwatch', 'tickets', 'list']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=one,
+        env=environ(one),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    imported = {name.partition(".")[0] for name in done.stderr.split()}
+    modules: set[Any] = set(done.stderr.split())
+    heavy = {"anthropic", "alembic", "psycopg", "structlog", "rich", "genai_prices"}
+    assert "sqlalchemy" in imported and "queue-1" in done.stdout
+    assert not imported & {*heavy, "pydantic_settings", "httpx2", "psutil"}
+    assert not modules & {"sqlalchemy.dialects.postgresql", "midwatch.redaction"}

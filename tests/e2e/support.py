@@ -1,0 +1,255 @@
+"""`midwatch` as a user runs it: real processes, a settings file, a clean environment."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from midwatch.errors import TemporaryError
+from midwatch.model import Ticket
+from midwatch.store.protocol import Store, TicketFilter
+from midwatch.testing.diagnosing import answer
+from midwatch.testing.messages_api import Answer, Request, Usage
+
+PROGRAM = Path(sysconfig.get_path("scripts")) / "midwatch"
+KEY = "sk-ant-test-0123456789"
+PATIENCE = 20.0
+"""Seconds that anything awaited here may take on a loaded machine."""
+
+
+# ------------------------------------------------------------------ settings
+
+
+def write_settings(
+    folder: Path,
+    *subjects: Mapping[str, Any],
+    database: str | None = None,
+    **groups: Mapping[str, Any],
+) -> Path:
+    """A midwatch.yaml whose daemons are quick: what they wait for is some tenths of a second."""
+    agent = {"poll_interval": "200ms", "auth_probe_interval": "500ms"}
+    settings = {
+        "database": database or f"sqlite:///{folder / 'midwatch.db'}",
+        "monitor": {"interval": "300ms", "group_wait": 0, **groups.pop("monitor", {})},
+        "agent": {**agent, **groups.pop("agent", {})},
+        **groups,
+        "subjects": [dict(subject) for subject in subjects],
+    }
+    file = folder / "midwatch.yaml"
+    file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+    return file
+
+
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    """A built environment: nothing of the caller's own key or settings is in it."""
+    return {"PATH": os.defpath, "HOME": str(folder), **variables}
+
+
+@dataclass(frozen=True)
+class Board:
+    """A system that is as broken as the test says: a file, watched by a real `command`."""
+
+    file: Path
+
+    def subject(self, **settings: Any) -> dict[str, Any]:
+        shown = {"kind": "command", "command": ["cat", str(self.file)]}
+        return {"name": "board", **shown, **settings}
+
+    def show(self, *components: str, message: str = "it is broken") -> None:
+        """These components are broken now, and no others."""
+        self.report(
+            violations=[
+                {
+                    "invariant": "alive",
+                    "component": name,
+                    "message": f"{name}: {message}",
+                }
+                for name in components
+            ]
+        )
+
+    def report(self, **report: Any) -> None:
+        """What the command prints, replaced at once."""
+        fresh = self.file.with_suffix(".new")
+        fresh.write_text(json.dumps(report), encoding="utf-8")
+        fresh.replace(self.file)
+
+
+def healthy_board(folder: Path) -> Board:
+    board = Board(folder / "board.json")
+    board.show()
+    return board
+
+
+# ------------------------------------------------------------------ processes
+
+
+@dataclass(frozen=True)
+class Running:
+    """A daemon, and what it has said so far."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text(encoding="utf-8")
+
+    def lines(self, event: str = "") -> list[dict[str, Any]]:
+        """Its log lines, or those of one event. Every line must be JSON."""
+        whole = self.text.rpartition("\n")[0]
+        told = [json.loads(line) for line in whole.splitlines()]
+        return [line for line in told if not event or line["event"] == event]
+
+    async def said(self, event: str, **fields: Any) -> dict[str, Any]:
+        """The first line of this event that has these fields, as soon as it is there."""
+
+        def look() -> dict[str, Any] | None:
+            assert self.process.poll() is None, f"it ended: {self.text}"
+            for line in self.lines(event):
+                if fields.items() <= line.items():
+                    return line
+            return None
+
+        return await until(f"{event} {fields or ''}", look)
+
+    def end(self, number: signal.Signals) -> tuple[int, float]:
+        """Send a signal; the exit code, and the seconds until the process was gone."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE), time.monotonic() - began
+
+
+@contextlib.contextmanager
+def daemon(config: Path, *command: str, **variables: str) -> Iterator[Running]:
+    """`midwatch --config CONFIG COMMAND…` with these variables and no others."""
+    folder = config.parent
+    output = folder / f"{'-'.join(command)}.log"
+    with output.open("ab") as log:
+        process = subprocess.Popen(
+            [PROGRAM, "--config", config, *command],
+            env=environment(folder, **variables),
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield Running(process, output)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(10)
+        finally:
+            process.kill()
+
+
+def asking(base_url: str, key: str = KEY) -> dict[str, str]:
+    """The variables that make a daemon ask the scripted API."""
+    return {"ANTHROPIC_API_KEY": key, "ANTHROPIC_BASE_URL": base_url}
+
+
+def run(config: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """A command that ends by itself."""
+    return subprocess.run(
+        [PROGRAM, "--config", config, *command],
+        env=environment(config.parent),
+        cwd=config.parent,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+# ------------------------------------------------------------------ waiting
+
+
+async def until(what: str, look: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+    """What `look` gives as soon as it is true; a store that is away is asked again."""
+    import asyncio
+
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(TemporaryError):
+            found = look()
+            if inspect.isawaitable(found):
+                found = await found
+            if found:
+                return found
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"waited {seconds:g} s in vain for {what}")
+
+
+async def tickets(store: Store) -> list[Ticket]:
+    """All of them, oldest first."""
+    found = await store.tickets(TicketFilter(limit=1000))
+    return sorted(found, key=lambda ticket: ticket.id)
+
+
+async def ticket_that(
+    store: Store, what: str, fits: Callable[[Ticket], object]
+) -> Ticket:
+    """The first ticket that `fits`, as soon as there is one."""
+
+    async def look() -> Ticket | None:
+        return next((one for one in await tickets(store) if fits(one)), None)
+
+    found: Ticket = await until(f"a ticket that {what}", look)
+    return found
+
+
+# ------------------------------------------------------------------ answers made of the prompt
+
+
+def evidence_in(prompt: str) -> dict[str, list[str]]:
+    """The lines of every piece of evidence in a prompt, by its number."""
+    pieces = re.finditer(
+        r"^(E\d+)\. [^\n]*\n<evidence>\n(.*?)\n</evidence>",
+        prompt,
+        re.MULTILINE | re.DOTALL,
+    )
+    return {piece[1]: piece[2].splitlines() for piece in pieces}
+
+
+def ticket_ids(prompt: str) -> list[int]:
+    return [int(id_) for id_ in re.findall(r"^Ticket (\d+) \(", prompt, re.MULTILINE)]
+
+
+def blaming(
+    *words: str, cause: str = "{line}", usage: Usage = Usage(2000, 300)
+) -> Callable[[Request], Answer]:
+    """A model that reads: it quotes the first line of evidence that has all of `words`, and fits
+    the root cause around it. It invents nothing: without such a line it has no data."""
+
+    def reply(request: Request) -> Answer:
+        for number, line in _lines(request.prompt):
+            if all(re.search(word, line) for word in words):
+                told = cause.format(line=line.strip())
+                explains = ticket_ids(request.prompt)
+                made = answer(
+                    told, quote=line.strip(), evidence_id=number, explains=explains
+                )
+                return Answer(structured=made, usage=usage)
+        made = answer("", verdict="insufficient_data", confidence="low")
+        return Answer(structured=made, usage=usage)
+
+    return reply
+
+
+def _lines(prompt: str) -> Sequence[tuple[str, str]]:
+    pieces = evidence_in(prompt).items()
+    return [(number, line) for number, lines in pieces for line in lines]

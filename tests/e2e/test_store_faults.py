@@ -1,0 +1,272 @@
+"""The store fails under running daemons: they say so, go on, and lose nothing that was paid for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midwatch.claude import Claude
+from midwatch.context import ContextGatherer
+from midwatch.errors import StoreFull
+from midwatch.lifecycle import Stop
+from midwatch.redaction import Redactor
+from midwatch.runner import AgentRunner
+from midwatch.store.engine import open_transactions, parse_database
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.upgrade import upgrade
+from midwatch.testing.clock import ManualClock
+from midwatch.testing.diagnosing import open_tickets
+from midwatch.testing.messages_api import Hold, Request, Rule, ScriptedMessagesAPI
+from midwatch.testing.postgres import PrivatePostgres
+
+from .support import (
+    KEY,
+    Board,
+    Running,
+    asking,
+    blaming,
+    daemon,
+    healthy_board,
+    ticket_that,
+    tickets,
+    until,
+    write_settings,
+)
+
+LOCK = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+READS = blaming("broken", cause="The board says: {line}")
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return healthy_board(tmp_path)
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """While inside, another process holds the whole file."""
+    command = [sys.executable, "-c", LOCK, str(file)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin and process.stdout
+        assert process.stdout.readline() == b"locked\n"
+        try:
+            yield
+        finally:
+            process.stdin.close()
+            process.wait(10)
+
+
+def alive(process: Running) -> bool:
+    return process.process.poll() is None
+
+
+# ------------------------------------------------------------------ SQLite
+
+
+async def test_sqlite_locked_for_longer_than_the_busy_time_out(
+    board: Board, tmp_path: Path
+) -> None:
+    config = write_settings(tmp_path, board.subject())
+    file = tmp_path / "midwatch.db"
+    with (
+        ScriptedMessagesAPI(Rule(READS)) as api,
+        daemon(config, "up", **asking(api.base_url)) as up,
+    ):
+        await up.said("cycle")
+        with locked(file):
+            board.show("db")
+            assert "locked" in (await up.said("cycle not saved"))["error"]
+            assert "locked" in (await up.said("not diagnosing"))["reason"]
+        await up.said("ticket opened", component="db")
+        assert (await up.said("diagnosed"))["attempt"] == 1
+        with locked(file):
+            code, seconds = await asyncio.to_thread(up.end, signal.SIGTERM)
+            assert (code, seconds < 5) == (0, True), seconds
+
+
+async def test_sqlite_locked_at_a_stop_in_the_middle_of_a_call(
+    board: Board, tmp_path: Path
+) -> None:
+    config = write_settings(tmp_path, board.subject())
+    board.show("db")
+    hold = Hold()
+    with (
+        ScriptedMessagesAPI(Rule(hold)) as api,
+        daemon(config, "up", **asking(api.base_url)) as up,
+    ):
+        await hold.arrived(timeout=20)
+        with locked(tmp_path / "midwatch.db"):
+            await up.said("cycle not saved")
+            code, seconds = await asyncio.to_thread(up.end, signal.SIGINT)
+            assert (code, seconds < 5) == (0, True), seconds
+
+
+# ------------------------------------------------------------------ a full disk
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "midwatch-test", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def full(disk: Path) -> Iterator[None]:
+    """While inside, not a byte is left, nor any that SQLite had at hand."""
+    connection = sqlite3.connect(disk / "midwatch.db")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(b"x" * 4096):
+            pass
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+async def test_a_full_disk_loses_no_ticket_and_no_paid_answer(
+    board: Board, tiny_disk: Path, tmp_path: Path
+) -> None:
+    file = tiny_disk / "midwatch.db"
+    config = write_settings(tmp_path, board.subject(), database=f"sqlite:///{file}")
+    names = [f"c{number}" for number in range(30)]
+    gate = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    hold = Hold()
+
+    def wordy(request: Request) -> Hold:
+        made = READS(request)
+        made.structured["risks"] = ["r" * 1000] * 50
+        hold.then = made
+        loop.call_soon_threadsafe(gate.set)
+        return hold
+
+    with (
+        ScriptedMessagesAPI(Rule(wordy)) as api,
+        daemon(config, "up", **asking(api.base_url)) as up,
+    ):
+        await up.said("cycle")
+        with full(tiny_disk):
+            board.show(*names, message="it is broken " + "m" * 400)
+            assert "free some disk" in (await up.said("cycle not saved"))["error"]
+        await up.said("cycle", opened=len(names))
+        await asyncio.wait_for(gate.wait(), 20)
+        with full(tiny_disk):
+            hold.release()
+            assert "free some disk" in (await up.said("answer not stored yet"))["error"]
+        line = await up.said("diagnosed")
+        assert (line["attempt"], line["outcome"]) == (1, "answered")
+        assert len(line["tickets"]) == len(names) and alive(up)
+    assert len(api.calls) == 1
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    connection.close()
+
+
+# ------------------------------------------------------------------ PostgreSQL
+
+
+async def test_postgres_killed_and_restarted_under_the_daemons(
+    board: Board, tmp_path: Path
+) -> None:
+    hold = Hold()
+
+    def held(request: Request) -> Hold:
+        hold.then = READS(request)
+        return hold
+
+    with PrivatePostgres() as server, ScriptedMessagesAPI(Rule(held)) as api:
+        transactions = open_transactions(parse_database(server.dsn()))
+        await upgrade(transactions)
+        await transactions.close()
+        config = write_settings(tmp_path, board.subject(), database=server.dsn())
+        with (
+            daemon(config, "monitor") as monitor,
+            daemon(config, "agent", **asking(api.base_url)) as agent,
+        ):
+            await monitor.said("cycle")
+            server.kill()
+            board.show("db")
+            await monitor.said("cycle not saved")
+            await agent.said("not diagnosing")
+            server.restart()
+            await monitor.said("ticket opened", component="db")
+            await hold.arrived(timeout=20)
+            server.kill()
+            hold.release()
+            await agent.said("answer not stored yet")
+            server.restart()
+            line = await agent.said("diagnosed")
+            assert (line["attempt"], line["outcome"]) == (1, "answered")
+            board.show()
+            await monitor.said("ticket resolved")
+            store = await open_store(server.dsn())
+            [ticket] = await tickets(store)
+            assert ticket.resolved and ticket.diagnosis_id
+            await store.close()
+    assert len(api.calls) == 1
+
+
+# ------------------------------------------------------------------ a stop meanwhile
+
+
+async def test_a_stop_stores_the_answer_that_only_lacks_its_write(
+    store: SqlStore, clock: ManualClock
+) -> None:
+    [ticket] = await open_tickets(store, "db")
+    finish, tries = store.finish, asyncio.Queue[None]()
+
+    async def full_until_the_stop(*args: Any) -> bool:
+        tries.put_nowait(None)
+        if not stop:
+            raise StoreFull()
+        return await finish(*args)
+
+    store.finish = full_until_the_stop  # type: ignore[method-assign, assignment]
+    stop = Stop(clock)
+    with ScriptedMessagesAPI(Rule(READS)) as api:
+        model = Claude("claude-sonnet-5-5", 20, KEY, api.base_url)
+        gatherer = ContextGatherer({}, Redactor(), clock)
+        runner = AgentRunner(store, gatherer, lambda: model, clock=clock)
+        running = asyncio.create_task(runner.run(stop))
+        await asyncio.wait_for(tries.get(), 10)
+        stop.set("test")
+        # Less than the grace: nobody waits for the answer's next try.
+        while not running.done():
+            await clock.advance(0.1)
+            await asyncio.sleep(0.01)
+        await running
+        await model.close()
+    [stored] = await store.diagnoses(ticket.id)
+    assert stored.outcome == "answered" and len(api.calls) == 1

@@ -1,0 +1,216 @@
+"""`midwatch up`, `monitor` and `agent` as a user runs them, on real systems."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from midwatch.cli.demo.faults import LockPileUp, Ward
+from midwatch.cli.demo.shop import shop
+from midwatch.model import TicketStatus
+from midwatch.store.engine import open_transactions, parse_database
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.upgrade import upgrade
+from midwatch.testing.messages_api import (
+    Answer,
+    Hold,
+    Request,
+    Rule,
+    ScriptedMessagesAPI,
+    fingerprint,
+    unauthorized,
+)
+from midwatch.testing.postgres import PrivatePostgres
+
+from .support import (
+    KEY,
+    Board,
+    asking,
+    blaming,
+    daemon,
+    healthy_board,
+    ticket_that,
+    tickets,
+    until,
+    write_settings,
+)
+
+FIELDS = {"tickets", "attempt", "outcome", "seconds", "tokens", "usd"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PrivatePostgres]:
+    with shop() as started:
+        yield started
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Board:
+    return healthy_board(tmp_path)
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
+    """The database of the daemons, as another process sees it."""
+    opened = await open_store(f"sqlite:///{tmp_path / 'midwatch.db'}")
+    yield opened
+    await opened.close()
+
+
+async def test_a_lock_pile_up_from_the_ticket_to_its_end(
+    server: PrivatePostgres, store: SqlStore, tmp_path: Path
+) -> None:
+    config = write_settings(
+        tmp_path,
+        {
+            "name": "orders-db",
+            "kind": "postgres",
+            "dsn": server.dsn("shop", "midwatch"),
+            "log_file": str(server.log_file),
+            "invariants": {"blocked_sessions": {"limit": "500ms"}},
+        },
+    )
+    ward, fault = Ward(server), LockPileUp()
+    rule = Rule(blaming(r"pid \d+", "checkout-service", cause="It began with: {line}"))
+    with (
+        ScriptedMessagesAPI(rule) as api,
+        daemon(config, "up", **asking(api.base_url)) as up,
+    ):
+        await up.said("cycle", unobservable=0)
+        assert await tickets(store) == []
+        [pid, name] = await asyncio.to_thread(fault.inject, ward)
+        opened = await ticket_that(store, "has first aid", lambda one: one.first_aid)
+        assert opened.key.invariant == "blocked_sessions"
+        assert opened.first_aid and pid in opened.first_aid["root_cause"]
+        diagnosed = await ticket_that(
+            store, "is diagnosed", lambda one: one.diagnosis_id
+        )
+        stored = await store.diagnosis(diagnosed.diagnosis_id or 0)
+        assert stored.outcome == "answered" and stored.answer and stored.grounded
+        assert stored.grounded.verified == stored.grounded.total == 1
+        assert (
+            pid in stored.answer["root_cause"] and name in stored.answer["root_cause"]
+        )
+        assert stored.usage.input_tokens == 2000 and stored.cost_usd > 0
+        fault.remove(ward)
+        await until("the end", lambda: _all_resolved(store))
+        assert (await store.history(opened.id))[-1].actor == "monitor"
+        line = await up.said("diagnosed")
+        assert FIELDS <= line.keys() and line["tickets"] == [opened.id]
+        assert (line["attempt"], line["outcome"], line["tokens"]) == (
+            1,
+            "answered",
+            2300,
+        )
+        assert up.end(signal.SIGTERM)[0] == 0
+    ward.close()
+    assert len(api.calls) == 1
+
+
+async def _all_resolved(store: SqlStore) -> bool:
+    return all(ticket.resolved for ticket in await tickets(store))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_up_while_a_call_and_a_look_hang(
+    board: Board, store: SqlStore, tmp_path: Path, number: signal.Signals
+) -> None:
+    slow = {"name": "slow", "kind": "command", "command": ["sleep", "30"]}
+    config = write_settings(tmp_path, board.subject(), {**slow, "timeout": "60s"})
+    board.show("db")
+    hold = Hold()
+    with (
+        ScriptedMessagesAPI(Rule(hold)) as api,
+        daemon(config, "up", **asking(api.base_url)) as up,
+    ):
+        await hold.arrived(timeout=20)
+        code, seconds = await asyncio.to_thread(up.end, number)
+        assert (code, seconds < 5) == (0, True), seconds
+        assert up.lines()[-1]["event"] == "stopped"
+        assert up.lines()[-1]["reason"] == number.name
+    [ticket] = await tickets(store)
+    assert ticket.status is TicketStatus.OPEN and ticket.attempts == 0
+    assert await store.claim("next", lease=30), "it was released"
+
+
+async def test_without_a_key_it_says_so_once_and_gives_first_aid(
+    board: Board, store: SqlStore, tmp_path: Path
+) -> None:
+    config = write_settings(tmp_path, board.subject())
+    with daemon(config, "up") as up:
+        said = await up.said("not diagnosing")
+        assert "no API key" in said["reason"] and "ANTHROPIC_API_KEY" in said["reason"]
+        board.show("db")
+        aided = await ticket_that(store, "has first aid", lambda one: one.first_aid)
+        seen = len(up.lines("cycle"))
+        await until("five more cycles", lambda: len(up.lines("cycle")) > seen + 5)
+        assert len(up.lines("not diagnosing")) == 1
+    assert aided.attempts == 0 and aided.status is TicketStatus.OPEN
+
+
+async def test_a_key_file_that_is_corrected_heals_without_a_restart(
+    board: Board, store: SqlStore, tmp_path: Path
+) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_text("sk-ant-test-wrong-key\n")
+    config = write_settings(
+        tmp_path, board.subject(), anthropic={"api_key_file": str(key_file)}
+    )
+    board.show("db")
+    right = Rule(blaming("db"), when=lambda request: request.key == fingerprint(KEY))
+    with (
+        ScriptedMessagesAPI(right, unauthorized()) as api,
+        daemon(config, "up", ANTHROPIC_BASE_URL=api.base_url) as up,
+    ):
+        said = await up.said("not diagnosing")
+        assert "auth" in said["reason"] and "sk-ant" not in up.text
+        await api.wait_for_requests(2, timeout=20)
+        fresh = tmp_path / "key.new"
+        fresh.write_text(KEY)
+        fresh.replace(key_file)
+        await ticket_that(store, "is diagnosed", lambda one: one.diagnosis_id)
+        line = await up.said("diagnosed")
+        assert line["attempt"] == 1, "the refused calls cost the ticket nothing"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'midwatch.db'}"
+    url: str = request.getfixturevalue("server").dsn()
+    transactions = open_transactions(parse_database(url))
+    await upgrade(transactions)
+    await transactions.close()
+    return url
+
+
+async def test_monitor_and_agent_apart_on_one_database(
+    board: Board, database: str, tmp_path: Path
+) -> None:
+    config = write_settings(tmp_path, board.subject(), database=database)
+    board.show("db", "cache")
+    api = ScriptedMessagesAPI(Rule(blaming("cache", "broken")))
+    with (
+        api,
+        daemon(config, "monitor") as monitor,
+        daemon(config, "agent", **asking(api.base_url)) as agent,
+    ):
+        line = await agent.said("diagnosed")
+        assert len(line["tickets"]) == 2, "one incident, one call"
+        board.show()
+        while len(monitor.lines("ticket resolved")) < 2:
+            await asyncio.sleep(0.05)
+        store = await open_store(database)
+        daemons = {one.kind for one in await store.daemons(within=60)}
+        outcomes = (await store.stats(3600)).outcomes
+        await store.close()
+        for process in (monitor, agent):
+            code, seconds = await asyncio.to_thread(process.end, signal.SIGTERM)
+            assert code == 0 and seconds < 5
+    assert daemons == {"monitor", "agent"} and outcomes == {"answered": 1}
+    assert len(api.calls) == 1
