@@ -61,12 +61,14 @@ class Ended:
 
 @dataclass(slots=True)
 class Attempt:
-    """A claim being worked on. `call` is the diagnosis row of the call in flight."""
+    """A claim being worked on. `call` is the diagnosis row of the call in flight, `unsaved` is how
+    it ended as long as the store does not have it."""
 
     desk: Desk
     claim: Claim
     model: Model
     call: int | None = None
+    unsaved: Finish | None = None
     reserved: float = 0.0
     why_cancelled: str = ""
     began: float = 0.0
@@ -194,7 +196,7 @@ class Attempt:
         assert self.call is not None
         if finish.error:
             finish = replace(finish, error=self._tidy(finish.error))
-        call, wait = self.call, 0.5
+        call, wait, self.unsaved = self.call, 0.5, finish
         for tries in range(1, _WRITE_TRIES + 1):
             try:
                 ours = await self.desk.store.finish(self.claim, call, finish)
@@ -207,20 +209,19 @@ class Attempt:
                     raise
                 await self.desk.clock.sleep(wait)
                 wait = min(wait * 2, _LONGEST_WRITE_WAIT)
-        self.call = None
+        self.call = self.unsaved = None
         self._tell(finish, ours)
         return Ended(finish.outcome if ours else "lost", finish.cost_usd)
 
     async def _abandon(self) -> Ended:
         """The last write of an attempt that was cancelled: it costs the ticket nothing."""
-        try:
-            async with asyncio.timeout(_LAST_WRITE_SECONDS):
-                await asyncio.shield(self._write_abandoned())
-        except (TimeoutError, MidwatchError) as error:
+        writing = asyncio.create_task(self._write_abandoned())
+        await asyncio.wait({writing}, timeout=_LAST_WRITE_SECONDS)
+        if error := _why_not_done(writing):
             self.desk.log.warning(
                 "claim not released; its lease will end",
                 batch=self.claim.batch,
-                error=str(error),
+                error=error,
             )
         return Ended(self.why_cancelled or "stopped")
 
@@ -228,14 +229,21 @@ class Attempt:
         if self.call is None:
             await self.desk.store.release(self.claim)
             return
-        finish = Finish(
+        finish = self._as_it_stands()
+        ours = await self.desk.store.finish(self.claim, self.call, finish)
+        self._tell(finish, ours)
+
+    def _as_it_stands(self) -> Finish:
+        """An answer that only lacks its write is still worth one; a call in flight is lost."""
+        if (known := self.unsaved) is not None:
+            counted = known.counted and not known.keep
+            return replace(known, keep=False, counted=counted)
+        return Finish(
             "lost",
             cost_usd=self.reserved,  # the API may have worked and billed all the same
             error=f"{self.why_cancelled or 'stopped'} during the call",
             counted=False,
         )
-        await self.desk.store.finish(self.claim, self.call, finish)
-        self._tell(finish, True)
 
     async def _unexpected(self, error: BaseException) -> Ended:
         if isinstance(error, ClaimLost):
@@ -310,3 +318,16 @@ class Attempt:
         await self.desk.clock.sleep(self.desk.settings.grace)
         self.why_cancelled = "stopped"
         work.cancel()
+
+
+def _why_not_done(writing: asyncio.Task[None]) -> str:
+    """Empty if it is done. What becomes of a late one is up to the database and the lease."""
+    if not writing.done():
+        writing.add_done_callback(lambda late: late.cancelled() or late.exception())
+        return f"no answer within {_LAST_WRITE_SECONDS:g} s"
+    error = writing.exception()
+    if error is None:
+        return ""
+    if not isinstance(error, MidwatchError):
+        raise error
+    return error.line()

@@ -105,7 +105,9 @@ class Claude:
             )
         except anthropic.APIStatusError as error:
             return self._refused_by_api(error)
-        except anthropic.APIError as error:
+        except anthropic.CredentialsError as error:
+            return Reply(Kind.UNAUTHORISED, error=_short(error))
+        except anthropic.AnthropicError as error:
             return Reply(Kind.UNREACHABLE, error=_short(error))
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
             return Reply(Kind.UNREACHABLE, error=_short(error))

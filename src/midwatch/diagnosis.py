@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .answer import DiagnosisOutput
 from .evidence_budget import halve
@@ -18,7 +19,7 @@ from .redaction import Redactor
 from .render import diagnosis_markdown
 from .reply import Kind, Reply
 from .store.protocol import Finish
-from .text import estimate_tokens
+from .text import clean, estimate_tokens
 
 LONGEST_ANSWER = 32_000
 """Tokens; a second try after a cut answer never asks for more."""
@@ -75,7 +76,7 @@ def conclude(reply: Reply, step: Step, redactor: Redactor) -> Finish:
     finish = paid(reply, _OUTCOMES.get(reply.kind, "error"), step.context)
     if reply.output is None:
         return finish
-    output = DiagnosisOutput.model_validate(redactor.value(reply.output.model_dump()))
+    output = _taken_in(reply.output, redactor)
     grounding = ground(output, step.context.evidence)
     # What is stored is what held: `markdown` says what the answer claimed beyond that.
     held = {"verdict": grounding.verdict, "confidence": grounding.confidence}
@@ -87,6 +88,23 @@ def conclude(reply: Reply, step: Step, redactor: Redactor) -> Finish:
         grounded=Grounded(grounding.verified, grounding.total),
         explains=explained(output, step.context.tickets),
     )
+
+
+def _taken_in(output: DiagnosisOutput, redactor: Redactor) -> DiagnosisOutput:
+    """A model's words are as hostile as what it read, and get what evidence gets: no secrets, and
+    nothing that acts on a terminal. Quotes of such evidence stay as they are."""
+    harmless = redactor.value(_cleaned(output.model_dump()))
+    return DiagnosisOutput.model_validate(harmless)
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value, longest=None)
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _cleaned(item) for name, item in value.items()}
+    return value
 
 
 def paid(reply: Reply, outcome: DiagnosisOutcome, context: Context) -> Finish:

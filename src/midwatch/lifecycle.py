@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -75,13 +75,19 @@ class Stop:
 
 
 @contextlib.contextmanager
-def signals_set(stop: Stop) -> Iterator[None]:
-    """While inside, SIGTERM and SIGINT set `stop` (where the platform lets a loop handle them)."""
+def signals_set(stop: Stop, also: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """While inside, SIGTERM and SIGINT set `stop` and call `also` (where the platform lets a
+    loop handle them)."""
+
+    def told(number: signal.Signals) -> None:
+        stop.set(number.name)
+        also()
+
     loop = asyncio.get_running_loop()
     installed = []
     for number in (signal.SIGTERM, signal.SIGINT):
         try:
-            loop.add_signal_handler(number, stop.set, signal.Signals(number).name)
+            loop.add_signal_handler(number, told, number)
             installed.append(number)
         except (NotImplementedError, RuntimeError, ValueError):
             pass

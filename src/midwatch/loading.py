@@ -10,7 +10,6 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from .errors import SettingsError
@@ -123,11 +122,13 @@ def _naming_variable(
 
 
 def _read_yaml(file: Path, *, must_exist: bool) -> dict[str, Any]:
+    if not must_exist and not file.exists():
+        return {}
+    import yaml
+
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        if not must_exist:
-            return {}
         raise SettingsError(
             f"there is no settings file {file}",
             hint="check --config or MIDWATCH_CONFIG",
@@ -194,7 +195,19 @@ def explain(
         fields = _fields_at(model, problem["loc"][:-1])
         return SettingsError("unknown setting", path=where, hint=_suggest(last, fields))
     said = problem["msg"].removeprefix("Value error, ")
-    return SettingsError(said[:1].lower() + said[1:], path=where)
+    said = said[:1].lower() + said[1:]
+    return SettingsError(said, path=where, hint=_meaning(model, problem["loc"]))
+
+
+def _meaning(model: type[BaseModel], path: tuple[int | str, ...]) -> str:
+    """What the setting at `path` is for, and its default; or where that is written."""
+    field = _fields_at(model, path[:-1]).get(str(path[-1])) if path else None
+    if field is None or not field.description:
+        return "see docs/settings.md"
+    default = field.get_default()
+    known = not field.is_required() and isinstance(default, (str, int, float))
+    said = str(field.description).rstrip(".")
+    return f"{said}; default {default}" if known else said
 
 
 def _fields_at(

@@ -16,6 +16,10 @@ from .store.protocol import Store
 from .subjects.base import Subject
 from .watching import Cycle, SubjectWatch
 
+_GRACE = 1.0
+"""Seconds that a cycle gets at a stop: enough to save what was seen. A look may take longer
+than a stop may; what it would have seen, the next monitor sees."""
+
 
 class MonitorLoop:
     """Watches all subjects at once, every `settings.interval` seconds, until the stop."""
@@ -47,9 +51,17 @@ class MonitorLoop:
     async def run(self, stop: Stop) -> None:
         """Cycle until `stop`. Errors of subjects and of the store are logged, never raised."""
         while not stop:
-            cycle = await self.cycle()
+            cycle = await self._cycle_or_stop(stop)
+            if cycle is None:
+                return
             await self._beat(cycle)
             await stop.pause(max(0.0, self.settings.interval - cycle.seconds))
+
+    async def once(self) -> Cycle:
+        """One cycle, with the line and the heartbeat that tell of it."""
+        cycle = await self.cycle()
+        await self._beat(cycle)
+        return cycle
 
     async def cycle(self) -> Cycle:
         """Look at every subject once, save what changed, and give first aid to what opened."""
@@ -67,6 +79,20 @@ class MonitorLoop:
 
     async def close(self) -> None:
         await asyncio.gather(*(watch.close() for watch in self.watches))
+
+    async def _cycle_or_stop(self, stop: Stop) -> Cycle | None:
+        """One cycle; None when the stop came in the middle of one that does not end soon."""
+        cycle = asyncio.create_task(self.cycle(), name="cycle")
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({cycle, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not cycle.done():
+                await asyncio.wait({cycle}, timeout=_GRACE)
+            return cycle.result() if cycle.done() else None
+        finally:
+            for task in (cycle, stopping):
+                task.cancel()
+            await asyncio.gather(cycle, stopping, return_exceptions=True)
 
     async def _watch(self, watch: SubjectWatch) -> Cycle:
         """One subject's part; whatever goes wrong in it stays in it."""

@@ -97,7 +97,9 @@ class MonitorSettings(Group):
     flapping_openings: int = Field(
         3, ge=2, description="Openings within flapping_window that mark a ticket."
     )
-    flapping_window: Seconds = Field(3600.0, gt=0)
+    flapping_window: Seconds = Field(
+        3600.0, gt=0, description="The period that flapping_openings are counted in."
+    )
     first_aid_timeout: Seconds = Field(
         0.8, gt=0, description="Longest wait for evidence before first aid is written."
     )
@@ -106,27 +108,36 @@ class MonitorSettings(Group):
 class InvariantSettings(Group):
     """What a subject's settings may change of one invariant."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="Whether it is watched at all.")
     limit: str | float | None = Field(
         None, description="In the invariant's unit: 10s, 90%, 2GB, 5."
     )
     hold_for: Seconds | None = Field(
         None, alias="for", description="Broken for so long before a ticket opens."
     )
-    severity: Literal["critical", "warning", "info"] | None = None
+    severity: Literal["critical", "warning", "info"] | None = Field(
+        None, description="Instead of the invariant's own."
+    )
 
 
 class SubjectSettings(Group):
     """What every subject has; each kind adds its own."""
 
-    name: Name
-    kind: Name
+    name: Name = Field(description="What tickets call it; no two have the same.")
+    kind: Name = Field(description="Which of the kinds below it is.")
     timeout: Seconds = Field(10.0, gt=0, description="Wall clock of one observation.")
-    invariants: dict[str, InvariantSettings] = Field(default_factory=dict)
+    invariants: dict[str, InvariantSettings] = Field(
+        default_factory=dict,
+        description="What is other than the default, by invariant.",
+    )
 
 
 class LogSettings(Group):
-    level: Literal["debug", "info", "warning", "error"] = "info"
+    """What the daemons write to standard output."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that is written."
+    )
     format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto: JSON unless the log goes to a terminal."
     )
@@ -143,4 +154,6 @@ class Settings(Group):
     agent: AgentSettings = AgentSettings()
     monitor: MonitorSettings = MonitorSettings()
     log: LogSettings = LogSettings()
-    subjects: list[dict[str, Any]] = Field(default_factory=list)
+    subjects: list[dict[str, Any]] = Field(
+        default_factory=list, description="The systems that are watched, see below."
+    )

@@ -91,9 +91,12 @@ async def _end(transport: asyncio.SubprocessTransport, output: _Output) -> None:
     # The group has the child's own number, since the child leads a session of its own.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(transport.get_pid(), signal.SIGKILL)
-    transport.close()  # whoever left the group may hold the pipes open for ever
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(output.exited.wait(), _LAST_BREATH)
+    try:
+        # Closing before the loop knows of the end would reap the child behind its back.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(output.exited.wait(), _LAST_BREATH)
+    finally:
+        transport.close()  # whoever left the group may hold the pipes open for ever
 
 
 class _Output(asyncio.SubprocessProtocol):

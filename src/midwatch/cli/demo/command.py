@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ...errors import SettingsError
 from ..main import app
@@ -44,6 +43,8 @@ def demo(
 
 
 def _play(edge: Edge, name: str, keep: Path | None) -> None:
+    from rich.console import Console
+
     from .faults import FAULTS
     from .story import play
 

@@ -1,0 +1,222 @@
+"""`midwatch check`: settings, database, subjects, key, model and daemons, one line each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import typer
+
+from ..errors import MidwatchError, SettingsError
+from ..text import one_line
+from .main import app
+from .output import GREEN, RED, YELLOW, Output
+from .stats import alive_within
+from .tickets import AsJson
+from .wiring import Edge, api_key, open_database, secrets_of
+
+if TYPE_CHECKING:
+    from ..redaction import Redactor
+    from ..settings import Settings
+    from ..store.protocol import Store
+    from ..subjects.base import Subject
+
+_LONGEST = 400  # characters of what a line says
+
+
+class Grade(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+_MARKS = {
+    Grade.OK: ("✔", GREEN),
+    Grade.WARNING: ("!", YELLOW),
+    Grade.FAILED: ("✘", RED),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was looked at, how it is, and what is to be said of it."""
+
+    what: str
+    grade: Grade
+    says: str
+
+
+def ok(what: str, says: str) -> Finding:
+    return Finding(what, Grade.OK, says)
+
+
+def warning(what: str, says: str) -> Finding:
+    return Finding(what, Grade.WARNING, says)
+
+
+def failed(what: str, error: MidwatchError) -> Finding:
+    return Finding(what, Grade.FAILED, error.line())
+
+
+@app.command()
+def check(context: typer.Context, as_json: AsJson = False) -> None:
+    """Try everything that the daemons need: one line each, exit code 1 if something failed."""
+    output = Output.standard(context.obj.environ)
+    found = asyncio.run(_run(context.obj, output, quiet=as_json))
+    if as_json:
+        output.json([asdict(one) for one in found])
+    if any(one.grade is Grade.FAILED for one in found):
+        raise typer.Exit(1)
+
+
+async def _run(edge: Edge, output: Output, *, quiet: bool) -> list[Finding]:
+    found = []
+    async for finding in findings(edge):
+        found.append(finding)
+        if not quiet:
+            mark, style = _MARKS[finding.grade]
+            says = one_line(finding.says, _LONGEST)
+            output.line(f"{mark} {one_line(finding.what)}: {says}", style)
+            output.stream.flush()
+    return found
+
+
+async def findings(edge: Edge) -> AsyncIterator[Finding]:
+    """Everything that can be looked at; what needs settings only where they can be read."""
+    try:
+        settings = edge.settings()
+    except SettingsError as error:
+        yield failed("settings", error)
+        return
+    yield ok("settings", _count(len(settings.subjects), "subject"))
+    for finding in await _database(edge, settings):
+        yield finding
+    for finding in await _subjects(edge, settings):
+        yield finding
+    for finding in await _claude(edge, settings):
+        yield finding
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+# ------------------------------------------------------------------ the database
+
+
+async def _database(edge: Edge, settings: Settings) -> list[Finding]:
+    from ..store.schema import REVISION
+
+    try:
+        async with open_database(edge) as store:
+            daemons = await _daemons(store, settings)
+            return [ok("database", f"reachable, schema {REVISION}"), daemons]
+    except MidwatchError as error:
+        return [failed("database", error)]
+
+
+async def _daemons(store: Store, settings: Settings) -> Finding:
+    """Who gave a sign of life within a few of its periods."""
+    alive = await store.daemons(alive_within(settings))
+    if not alive:
+        return warning("daemons", "none is running")
+    beats = (f"{one.name} ({one.kind})" for one in alive)
+    return ok("daemons", ", ".join(beats))
+
+
+# ------------------------------------------------------------------ subjects
+
+
+async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
+    from ..redaction import Redactor
+    from ..subjects.registry import build_subjects
+
+    if not settings.subjects:
+        return [warning("subjects", "there is nothing to watch")]
+    try:
+        subjects = build_subjects(settings.subjects)
+    except SettingsError as error:
+        return [failed("subjects", error)]
+    known = secrets_of(settings, edge.environ)
+    own = [secret for subject in subjects for secret in subject.secrets]
+    redactor = Redactor([*known, *own])
+    try:
+        return await asyncio.gather(*(_look(one, redactor) for one in subjects))
+    finally:
+        for subject in subjects:
+            await subject.close()
+
+
+async def _look(subject: Subject, redactor: Redactor) -> Finding:
+    """One observation, within the subject's time limit even if it does not heed it."""
+    what = f"subject {subject.name} ({subject.kind})"
+    look = asyncio.create_task(_observe(subject), name=f"observe {subject.name}")
+    await asyncio.wait({look}, timeout=subject.timeout)
+    if not look.done():
+        look.cancel()
+        return Finding(what, Grade.FAILED, f"no answer within {subject.timeout:g} s")
+    finding = look.result()
+    return Finding(what, finding.grade, redactor.text(finding.says))
+
+
+async def _observe(subject: Subject) -> Finding:
+    try:
+        observation = await subject.observe({})
+    except MidwatchError as error:
+        return failed("", error)
+    except Exception as error:  # a subject may be anybody's code
+        return Finding("", Grade.FAILED, f"{type(error).__name__}: {error}")
+    from ..checks import check as checked
+
+    invariants = {one.id: one for one in subject.invariants}
+    broken = checked(subject.name, invariants, observation, {}, 0.0).broken
+    covered = sum(observation.covers(name) for name in invariants)
+    said = f"observed; {covered} of {len(invariants)} invariants seen"
+    said += f"; broken now: {_names(key.invariant for key in broken)}" if broken else ""
+    if unseen := observation.unavailable:
+        why = "; ".join(f"{name}: {reason}" for name, reason in unseen.items())
+        return warning("", f"{said}; not seen: {why}")
+    return ok("", said)
+
+
+def _names(names: Iterable[str]) -> str:
+    from collections import Counter
+
+    counted = Counter(names)
+    return ", ".join(
+        name if count == 1 else f"{name} ×{count}" for name, count in counted.items()
+    )
+
+
+# ------------------------------------------------------------------ Claude
+
+
+async def _claude(edge: Edge, settings: Settings) -> list[Finding]:
+    from .probe import ends, is_priced, probe
+
+    model = settings.anthropic.model
+    try:
+        key = api_key(settings, edge.environ)
+    except SettingsError as error:
+        return [failed("key", error)]
+    found = []
+    if key is None:
+        said = "none: tickets get first aid only (set ANTHROPIC_API_KEY or anthropic.api_key_file)"
+        found.append(warning("key", said))
+    else:
+        base_url = edge.environ.get("ANTHROPIC_BASE_URL") or None
+        told = await probe(key, model, base_url)
+        grade = Grade.OK if told.works else Grade.FAILED
+        grade = Grade.WARNING if told.passing else grade
+        found.append(Finding("key", grade, told.says.replace(key, "***")))
+    if end := ends(model):
+        found.append(warning("model", f"{model} is not served after {end}"))
+    elif not is_priced(model):
+        said = f"{model} has no known price: it is counted at the highest"
+        found.append(warning("model", said))
+    else:
+        found.append(ok("model", model))
+    return found

@@ -1,0 +1,233 @@
+"""`python -m midwatch.cli.reference docs/settings.md`: the page of all settings, generated."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+
+from ..loading import PREFIX
+from ..model import Invariant
+from ..settings import Group, InvariantSettings, Settings, SubjectSettings
+from ..units import (
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_ratio,
+    parse_size,
+)
+from .invariants import known_invariants, limit, load_kinds, row, unit
+
+_HEAD = """\
+# Settings
+
+*Written by `make docs` from the code; a test keeps it current.*
+
+Settings come from `midwatch.yaml` in the folder where Midwatch starts, or from the file that
+`--config` or `MIDWATCH_CONFIG` names. Environment variables override the file: the name of the
+setting in capitals, its parts joined by two underscores. A variable of a whole group or list
+holds JSON. In the file, `${NAME}` stands for the variable NAME, so that a secret can stay out of it.
+
+Durations are written like `500ms`, `10s`, `1h30m`, `2d`; shares like `90%` or `0.9`; sizes like
+`500MB` (powers of 1000) or `2GiB` (of 1024). A setting that is unknown or wrong ends the command
+with one line that names it.
+
+Three more variables are read: `ANTHROPIC_API_KEY` (the key), `ANTHROPIC_BASE_URL` (another
+address than Anthropic's own), and `NO_COLOR` (no colours on the terminal).
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the page to the file that is named, or to standard output."""
+    page = settings_page()
+    if arguments:
+        Path(arguments[0]).write_text(page, encoding="utf-8")
+    else:
+        sys.stdout.write(page)
+    return 0
+
+
+def settings_page() -> str:
+    """The page as Markdown."""
+    return "\n".join([_HEAD, *_groups(), *_subjects(), *_invariants()]) + "\n"
+
+
+def _groups() -> Iterator[str]:
+    yield "## Top level\n"
+    plain = {
+        name: field
+        for name, field in Settings.model_fields.items()
+        if not _is_group(field.annotation)
+    }
+    yield from _table(plain, PREFIX)
+    for name, field in Settings.model_fields.items():
+        group = field.annotation
+        if _is_group(group):
+            assert isinstance(group, type) and issubclass(group, BaseModel)
+            yield f"\n## `{name}`\n\n{_doc(group)}\n"
+            yield from _table(group.model_fields, f"{PREFIX}{name.upper()}__")
+
+
+def _subjects() -> Iterator[str]:
+    yield "\n## `subjects`\n\nA list; each entry has these settings and those of its kind.\n"
+    yield from _table(SubjectSettings.model_fields)
+    yield "\n### `subjects[].invariants.ID`\n\n" + _doc(InvariantSettings) + "\n"
+    yield from _table(InvariantSettings.model_fields)
+    for kind in load_kinds():
+        model: type[BaseModel] = kind.settings_model
+        yield f"\n### kind `{kind.kind}`\n\n{_doc(model)}\n"
+        own = {
+            name: field
+            for name, field in model.model_fields.items()
+            if name not in SubjectSettings.model_fields
+            or field.default != SubjectSettings.model_fields[name].default
+            and name != "kind"
+        }
+        yield from _table(own)
+        yield from _parts(own, f"{kind.kind}: ")
+
+
+def _parts(fields: dict[str, FieldInfo], prefix: str) -> Iterator[str]:
+    """The tables of groups that stand within lists or mappings of a kind's settings."""
+    for name, field in fields.items():
+        for group in _groups_in(field.annotation):
+            yield f"\n#### {prefix}`{name}`\n\n{_doc(group)}".rstrip("\n") + "\n"
+            yield from _table(group.model_fields)
+            yield from _parts(dict(group.model_fields), prefix)
+
+
+def _groups_in(annotation: Any) -> list[type[Group]]:
+    if _is_group(annotation):
+        return [annotation]
+    return [group for inner in get_args(annotation) for group in _groups_in(inner)]
+
+
+def _invariants() -> Iterator[str]:
+    yield "\n## Invariants\n\nWhat each kind of subject watches (`midwatch invariants`)."
+    for kind, them in known_invariants():
+        yield f"\n### {kind}\n"
+        if not them:
+            yield "None of its own: what it watches is in its settings."
+            continue
+        yield "| id | unit | broken when | for | severity | what holds |"
+        yield "|---|---|---|---|---|---|"
+        yield from map(_invariant, them)
+
+
+def _invariant(one: Invariant) -> str:
+    id_, _, held, severity, what = row(one)
+    cells = (f"`{id_}`", unit(one), limit(one), held, severity, what)
+    return "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+# ------------------------------------------------------------------ tables
+
+
+def _table(fields: dict[str, FieldInfo], prefix: str = "") -> Iterator[str]:
+    """One row a setting; with a `prefix`, the variables that override them."""
+    if not fields:
+        yield "Nothing more."
+        return
+    variable = " variable |" if prefix else ""
+    yield f"| setting | type | default | what it is |{variable}"
+    yield "|---|---|---|---|" + ("---|" if prefix else "")
+    for name, field in fields.items():
+        cells = [
+            f"`{field.alias or name}`",
+            _type(field),
+            _default(field),
+            field.description or "",
+        ]
+        if prefix:
+            cells.append(f"`{prefix}{name.upper()}`")
+        yield "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _doc(model: type[BaseModel]) -> str:
+    """The model's own docstring; pydantic's models inherit none."""
+    return " ".join((model.__doc__ or "").split())
+
+
+def _is_group(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+# By the function that reads a value (`midwatch.units`).
+_READ_BY: dict[Any, str] = {
+    parse_duration: "duration",
+    parse_size: "size",
+    parse_ratio: "share",
+}
+_PLAIN: dict[Any, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    Path: "path",
+    SecretStr: "secret text",
+    types.NoneType: "null",
+    Any: "anything",
+}
+
+
+def _type(field: FieldInfo) -> str:
+    """A field's type in plain words."""
+    for one in field.metadata:
+        if known := _READ_BY.get(getattr(one, "func", None)):
+            return known
+    return _words(field.annotation)
+
+
+def _words(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
+    if origin is Annotated:
+        known = (_READ_BY.get(getattr(one, "func", None)) for one in inner[1:])
+        return next(filter(None, known), None) or _words(inner[0])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in inner)
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_words, inner))
+    if origin is dict:
+        return "mapping"
+    if origin in (list, tuple, set, frozenset):
+        return f"list of {_words(inner[0])}" if inner else "list"
+    return "group" if _is_group(annotation) else "text"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.get_default(call_default_factory=True, validated_data={})
+    return "–" if default is None else _value(default, _type(field))
+
+
+def _value(value: Any, type_: str) -> str:
+    """A default as it would be written in the file."""
+    if _is_group(type(value)) or value in ([], {}, ()):
+        return "empty"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_value(one, "") for one in value)
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, (int, float)):
+        if type_.startswith("duration"):
+            return f"`{format_duration(value) if value else '0s'}`".replace(" ", "")
+        if type_.startswith("size"):
+            return f"`{format_size(value)}`".replace(" ", "").replace(".0", "")
+        return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+    return f"`{value}`"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
