@@ -4,8 +4,10 @@ SHELL := /bin/sh
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3.14 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV := .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
 UV = $$(command -v uv || echo $(BIN)/uv)
+INSTALL = $(UV) pip install --quiet --python $(BIN)/python --compile-bytecode
+# Company networks have certificates of their own; the system knows them.
+export UV_SYSTEM_CERTS ?= true
 # Imports are several times slower without cached bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -20,40 +22,53 @@ help:
 	@echo "make docs    write the generated pages anew"
 	@echo "make lock    compile requirements.lock anew"
 
-$(READY): pyproject.toml requirements.lock
+$(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "midwatch needs Python 3.11 or newer; none is on the PATH" >&2; exit 1; }
-	@test -x $(BIN)/python || { echo "==> creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
-	@command -v uv >/dev/null || test -x $(BIN)/uv || { echo "==> installing uv into $(VENV)"; $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
-	@echo "==> installing the locked dependencies"
-	@$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
-	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
-	@touch $(READY)
+	@echo "==> creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@command -v uv >/dev/null || { echo "==> installing uv into $(VENV)"; $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; }
 
-demo: $(READY)
+# The demo needs less than the tests do.
+$(VENV)/.demo: pyproject.toml requirements.lock | $(BIN)/python
+	@echo "==> installing what the demo needs"
+	@$(INSTALL) --require-hashes -r requirements.lock
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml requirements-dev.lock | $(BIN)/python
+	@echo "==> installing what the tests and checks need"
+	@$(INSTALL) --require-hashes -r requirements-dev.lock
+	@$(INSTALL) --no-deps --no-build-isolation -e .
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
 	@$(BIN)/midwatch demo $(ARGS)
 
-test: $(READY)
+test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
-check: $(READY)
+check: $(VENV)/.dev
 	@echo "==> black" && $(BIN)/black --check --quiet src tests bench || { echo "black would change files: make format"; exit 1; }
 	@echo "==> isort" && $(BIN)/isort --check-only --quiet src tests bench
 	@echo "==> flake8" && $(BIN)/flake8 src tests bench
 	@echo "==> mypy" && $(BIN)/mypy
 	@echo "==> import-linter" && $(BIN)/lint-imports
 
-format: $(READY)
+format: $(VENV)/.dev
 	@$(BIN)/isort --quiet src tests bench
 	@$(BIN)/black --quiet src tests bench
 
-bench: $(READY)
+bench: $(VENV)/.dev
 	@$(BIN)/python -m bench $(ARGS)
 
-docs: $(READY)
+docs: $(VENV)/.dev
 	@$(BIN)/python -m midwatch.cli.reference docs/settings.md
 
-lock: $(READY)
-	@$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml -o requirements.lock
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml
+
+lock: $(BIN)/python
+	@$(COMPILE) --extra build --extra demo -o requirements.lock
+	@$(COMPILE) --all-extras -o requirements-dev.lock
 
 clean:
 	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .import_linter_cache .hypothesis
