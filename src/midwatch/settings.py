@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .units import Ratio, Seconds
+from .units import Bytes, Ratio, Seconds
 
 DEFAULT_FILE = "midwatch.yaml"
 DEFAULT_MODEL = "claude-sonnet-5-5"
@@ -120,6 +120,15 @@ class InvariantSettings(Group):
     )
 
 
+class RepositorySettings(Group):
+    """A repository that sessions work in."""
+
+    url: str = Field(min_length=1, description="Where it is cloned from.")
+    branch: str | None = Field(
+        None, description="Where a session starts; null for the repository's default."
+    )
+
+
 class SubjectSettings(Group):
     """What every subject has; each kind adds its own."""
 
@@ -129,6 +138,124 @@ class SubjectSettings(Group):
     invariants: dict[str, InvariantSettings] = Field(
         default_factory=dict,
         description="What is other than the default, by invariant.",
+    )
+    repositories: list[RepositorySettings] = Field(
+        default_factory=list,
+        description="Where `midwatch session fix` works on its tickets, the main one first.",
+    )
+
+
+class GitCredentialSettings(Group):
+    """A token for a Git host. The value itself never stands in the file."""
+
+    host: str = Field(
+        description="Scheme and host, such as https://github.com.", min_length=1
+    )
+    username: str = Field(
+        "x-access-token", description="The user beside the token; GitLab wants its own."
+    )
+    token_variable: Name | None = Field(
+        None, description="The environment variable that holds the token."
+    )
+    token_file: Path | None = Field(
+        None, description="A file that holds the token and nothing else."
+    )
+
+
+class SubagentSettings(Group):
+    """A subagent that Claude may give work to."""
+
+    description: str = Field(description="When Claude should use it.")
+    prompt: str = Field(description="Its instructions.")
+    tools: list[str] | None = Field(None, description="Its tools; null for all.")
+    model: str | None = Field(None, description="Its model; null for the session's.")
+
+
+class SessionSettings(Group):
+    """Sessions of Claude Code: what each may do, for how long, and where it is kept."""
+
+    model: str = Field(DEFAULT_MODEL, description="The model that works.")
+    fallback_model: str | None = Field(
+        None, description="The model when that one is overloaded."
+    )
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="How much the model thinks; null for its own default."
+    )
+    permission_mode: Literal[
+        "default", "acceptEdits", "plan", "dontAsk", "bypassPermissions", "auto"
+    ] = Field(
+        "acceptEdits",
+        description="What is done without asking. What asks waits for permission_wait.",
+    )
+    allowed_tools: list[str] = Field(
+        default_factory=list,
+        description="Tools that need no permission, such as Bash or Bash(git log:*).",
+    )
+    denied_tools: list[str] = Field(
+        default_factory=list, description="Tools that Claude does not get."
+    )
+    mcp_servers: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="MCP servers by name, as Claude Code has them.",
+    )
+    subagents: dict[str, SubagentSettings] = Field(
+        default_factory=dict, description="Subagents by name."
+    )
+    variables: dict[str, str] = Field(
+        default_factory=dict,
+        description="Added to the environment that is built for the session; Bash sees them.",
+    )
+    trust_repository: bool = Field(
+        False,
+        description="Load the repositories' own .claude settings, hooks and .mcp.json, which run what they say.",
+    )
+    sandbox: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Bash in a sandbox: where there can be one, or always, or never.",
+    )
+    max_turns: int | None = Field(
+        None, ge=1, description="Calls of the API in one turn; null for no limit."
+    )
+    max_usd: float | None = Field(
+        None, gt=0, description="Dollars of a whole session; null for no limit."
+    )
+    wall: Seconds | None = Field(
+        3600.0, gt=0, description="Longest run; null for no limit."
+    )
+    idle: Seconds | None = Field(
+        900.0,
+        gt=0,
+        description="Longest time in which nothing happens in a turn; null for no limit.",
+    )
+    retries: int = Field(
+        6, ge=0, le=100, description="Times that a failed call of the API is repeated."
+    )
+    permission_wait: Seconds = Field(
+        300.0, gt=0, description="No answer for so long is a no."
+    )
+    folder: Path | None = Field(
+        None,
+        description="Where sessions and their workspaces are; null for ~/.local/state/midwatch.",
+    )
+    cache_folder: Path | None = Field(
+        None,
+        description="Where mirrors of repositories are; null for ~/.cache/midwatch.",
+    )
+    cache_size: Bytes = Field(
+        20_000_000_000, ge=0, description="Mirrors above this go, the oldest use first."
+    )
+    keep_for: Seconds | None = Field(
+        30 * 86400.0,
+        ge=0,
+        description="`midwatch session prune` removes what ended longer ago; null for nothing.",
+    )
+    keep_bytes: Bytes | None = Field(
+        50_000_000_000,
+        ge=0,
+        description="It removes the oldest until this is left; null for no limit.",
+    )
+    git: list[GitCredentialSettings] = Field(
+        default_factory=list, description="Tokens by host; without one, SSH or public."
     )
 
 
@@ -153,6 +280,7 @@ class Settings(Group):
     anthropic: AnthropicSettings = AnthropicSettings()
     agent: AgentSettings = AgentSettings()
     monitor: MonitorSettings = MonitorSettings()
+    sessions: SessionSettings = SessionSettings()
     log: LogSettings = LogSettings()
     subjects: list[dict[str, Any]] = Field(
         default_factory=list, description="The systems that are watched, see below."

@@ -9,15 +9,12 @@ import typer
 
 from ..errors import Conflict, MidwatchError
 from ..model import Ticket, TicketStatus
-from .documents import ticket_document
 from .main import app
 from .output import Output
-from .pages import show_ticket
-from .tickets import AsJson, Id, read_ticket, settled
+from .tickets import AsJson, Id, Known, print_known, read_ticket, settled
 from .wiring import App, Edge, open_app
 
 if TYPE_CHECKING:
-    from ..model import Diagnosis
     from ..prompt import Prompt
 
 _MOST = 10_000  # tickets of one batch
@@ -48,13 +45,11 @@ def diagnose(
         else:
             output.line(prompt.show().rstrip("\n"))
         return
-    ticket, attempts = asyncio.run(_diagnose(edge, ticket_id))
+    known = asyncio.run(_diagnose(edge, ticket_id))
+    ticket, attempts = known.ticket, known.attempts
     # The answer may be for others of the incident: then the last attempt is what to show.
     diagnosis = settled(ticket, attempts) or attempts[-1]
-    if as_json:
-        output.json(ticket_document(ticket, diagnosis))
-    else:
-        show_ticket(output, ticket, diagnosis, attempts)
+    print_known(output, known, diagnosis, as_json)
     if diagnosis.outcome not in ("answered", "cut"):
         raise MidwatchError(
             f"no diagnosis: {diagnosis.error or diagnosis.outcome}",
@@ -99,7 +94,7 @@ async def _incident(opened: App, ticket: Ticket) -> list[Ticket]:
 # ------------------------------------------------------------------ the call
 
 
-async def _diagnose(edge: Edge, ticket_id: int) -> tuple[Ticket, list[Diagnosis]]:
+async def _diagnose(edge: Edge, ticket_id: int) -> Known:
     """Raises Conflict when the ticket cannot be diagnosed now, MidwatchError when there is
     no answer to show."""
     from ..lifecycle import Stop, signals_set
@@ -124,7 +119,7 @@ async def _diagnose(edge: Edge, ticket_id: int) -> tuple[Ticket, list[Diagnosis]
                 hint="raise agent.daily_budget_usd, or wait until midnight UTC",
             )
         found = await read_ticket(opened.store, ticket_id)
-        if not found[1]:
+        if not found.attempts:
             raise MidwatchError(f"no diagnosis was made: {ended.outcome}")
         return found
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 
 from ..model import AuditRow, Diagnosis, Json, Ticket
-from ..store.protocol import Brief
+from ..store.protocol import Brief, TicketSession
 from .output import iso
 
 
@@ -18,13 +19,19 @@ def ticket_row(ticket: Ticket, brief: Brief | None) -> Json:
     }
 
 
-def ticket_document(ticket: Ticket, diagnosis: Diagnosis | None) -> Json:
+def ticket_document(
+    ticket: Ticket, diagnosis: Diagnosis | None, sessions: Sequence[TicketSession]
+) -> Json:
     """A ticket with everything that is known of it."""
     return {
         **_facts(ticket),
         "facts": dict(ticket.facts),
         "first_aid": ticket.first_aid,
         "diagnosis": None if diagnosis is None else diagnosis_document(diagnosis),
+        "sessions": [
+            {**asdict(session), "created_at": iso(session.created_at)}
+            for session in sessions
+        ],
     }
 
 

@@ -10,7 +10,7 @@ from ..text import one_line
 from .output import BOLD, DIM, GREEN, RED, SEVERITY_STYLES, YELLOW, Cell, Output
 
 if TYPE_CHECKING:
-    from ..store.protocol import Brief
+    from ..store.protocol import Brief, TicketSession
 
 _MESSAGE = 5  # the column that is shortened
 _STATUS_STYLES = {
@@ -86,8 +86,9 @@ def show_ticket(
     ticket: Ticket,
     diagnosis: Diagnosis | None,
     attempts: Sequence[Diagnosis],
+    sessions: Sequence[TicketSession],
 ) -> None:
-    """A ticket, its first aid, its diagnosis, the attempts, and what resolved it."""
+    """A ticket, its first aid, its diagnosis, the attempts, its sessions, and what resolved it."""
     severity = ticket.severity.label
     title = f"Ticket {ticket.id}: {severity}, {_status(ticket)}"
     output.line(title, SEVERITY_STYLES[severity] or BOLD)
@@ -102,6 +103,10 @@ def show_ticket(
         output.line()
         output.line("Attempts", BOLD)
         attempts_table(output, attempts)
+    if sessions:
+        output.line()
+        output.line("Sessions", BOLD)
+        sessions_table(output, sessions)
 
 
 def _facts(output: Output, ticket: Ticket) -> list[tuple[str, str]]:
@@ -168,6 +173,16 @@ def attempts_table(output: Output, attempts: Sequence[Diagnosis]) -> None:
         for one in attempts
     ]
     output.table(headings, rows, shrink=len(headings) - 1)
+
+
+def sessions_table(output: Output, sessions: Sequence[TicketSession]) -> None:
+    output.table(
+        ("session", "phase", "since"),
+        [
+            [Cell(one.id), Cell(one.phase), Cell(output.when(one.created_at))]
+            for one in sessions
+        ],
+    )
 
 
 def tokens(diagnosis: Diagnosis) -> int:

@@ -71,11 +71,15 @@ def _groups() -> Iterator[str]:
             assert isinstance(group, type) and issubclass(group, BaseModel)
             yield f"\n## `{name}`\n\n{_doc(group)}\n"
             yield from _table(group.model_fields, f"{PREFIX}{name.upper()}__")
+            yield from _parts(dict(group.model_fields), f"{name}: ")
 
 
 def _subjects() -> Iterator[str]:
     yield "\n## `subjects`\n\nA list; each entry has these settings and those of its kind.\n"
     yield from _table(SubjectSettings.model_fields)
+    yield from _parts(
+        {"repositories": SubjectSettings.model_fields["repositories"]}, ""
+    )
     yield "\n### `subjects[].invariants.ID`\n\n" + _doc(InvariantSettings) + "\n"
     yield from _table(InvariantSettings.model_fields)
     for kind in load_kinds():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ from .pages import history_table, show_ticket, ticket_table
 from .wiring import Edge, use_store
 
 if TYPE_CHECKING:
-    from ..store.protocol import Brief, Store, TicketFilter
+    from ..store.protocol import Brief, Store, TicketFilter, TicketSession
 
 tickets = typer.Typer(help="List, show and change tickets.", no_args_is_help=True)
 app.add_typer(tickets, name="tickets")
@@ -99,17 +100,40 @@ def show(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> None
 
 
 def print_ticket(edge: Edge, ticket_id: int, as_json: bool) -> None:
-    ticket, attempts = use_store(edge, lambda store: read_ticket(store, ticket_id))
-    output = Output.standard(edge.environ)
+    known = use_store(edge, lambda store: read_ticket(store, ticket_id))
+    print_known(
+        Output.standard(edge.environ),
+        known,
+        settled(known.ticket, known.attempts),
+        as_json,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A ticket, every attempt at its diagnosis, and its sessions; the oldest first."""
+
+    ticket: Ticket
+    attempts: list[Diagnosis]
+    sessions: list[TicketSession]
+
+
+async def read_ticket(store: Store, ticket_id: int) -> Known:
+    """Raises NotFound."""
+    return Known(
+        await store.ticket(ticket_id),
+        await store.diagnoses(ticket_id),
+        await store.sessions_of(ticket_id),
+    )
+
+
+def print_known(
+    output: Output, known: Known, diagnosis: Diagnosis | None, as_json: bool
+) -> None:
     if as_json:
-        output.json(ticket_document(ticket, settled(ticket, attempts)))
+        output.json(ticket_document(known.ticket, diagnosis, known.sessions))
     else:
-        show_ticket(output, ticket, settled(ticket, attempts), attempts)
-
-
-async def read_ticket(store: Store, ticket_id: int) -> tuple[Ticket, list[Diagnosis]]:
-    """A ticket and every attempt at its diagnosis, oldest first. Raises NotFound."""
-    return await store.ticket(ticket_id), await store.diagnoses(ticket_id)
+        show_ticket(output, known.ticket, diagnosis, known.attempts, known.sessions)
 
 
 def settled(ticket: Ticket, attempts: list[Diagnosis]) -> Diagnosis | None:

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from sqlalchemy import Index, text
 
-from .schema import audit, batches, diagnoses, diagnosis_tickets, tickets
+from .schema import (
+    audit,
+    batches,
+    diagnoses,
+    diagnosis_tickets,
+    sessions,
+    tickets,
+    transcript_entries,
+)
 
 _UNRESOLVED = text("status <> 'resolved'")
 
@@ -45,3 +53,15 @@ Index("diagnoses_batch", diagnoses.c.batch_id)
 Index("diagnoses_started", diagnoses.c.started_at)
 Index("diagnosis_tickets_ticket", diagnosis_tickets.c.ticket_id)
 Index("audit_ticket", audit.c.ticket_id, audit.c.id)
+Index("sessions_created", sessions.c.created_at, sessions.c.id)
+Index("sessions_ticket", sessions.c.ticket_id)
+_TRANSCRIPT = (
+    transcript_entries.c.project_key,
+    transcript_entries.c.session_id,
+    transcript_entries.c.subpath,
+)
+Index("transcript_entries_order", *_TRANSCRIPT, transcript_entries.c.id)
+# An entry without a uuid has no double: null equals nothing, not even null.
+Index(
+    "transcript_entries_once", *_TRANSCRIPT, transcript_entries.c.uuid, unique=True
+)

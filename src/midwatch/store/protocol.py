@@ -192,6 +192,15 @@ class Brief:
 
 
 @dataclass(frozen=True, slots=True)
+class TicketSession:
+    """A session that was started for a ticket; `phase` is as `midwatch.events.Phase` has it."""
+
+    id: str
+    phase: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Past:
     """A resolved ticket that teaches something: what was found and what resolved it."""
 
@@ -344,6 +353,10 @@ class Store(Protocol):
 
     async def diagnoses(self, ticket_id: int) -> list[Diagnosis]:
         """Every attempt at a ticket, oldest first."""
+        ...
+
+    async def sessions_of(self, ticket_id: int) -> list[TicketSession]:
+        """The sessions that were started for a ticket, oldest first."""
         ...
 
     async def acknowledge(

@@ -12,7 +12,7 @@ from sqlalchemy import and_, func, or_, select, tuple_
 
 from ..errors import NotFound
 from ..model import AuditRow, Diagnosis, Ticket, TicketStatus, Usage
-from .protocol import Brief, Past, Stats, TicketFilter
+from .protocol import Brief, Past, Stats, TicketFilter, TicketSession
 from .rows import (
     RESOLVED_BY_OBSERVATION,
     diagnosis_of,
@@ -21,7 +21,14 @@ from .rows import (
     ticket_of,
     usage_of,
 )
-from .schema import LARGEST_ID, audit, diagnoses, diagnosis_tickets, tickets
+from .schema import (
+    LARGEST_ID,
+    audit,
+    diagnoses,
+    diagnosis_tickets,
+    sessions,
+    tickets,
+)
 from .work import Work
 
 _AT_ONCE = 500  # ids in one statement
@@ -106,6 +113,15 @@ def list_diagnoses(work: Work, ticket_id: int) -> list[Diagnosis]:
         .order_by(diagnoses.c.id)
     )
     return list(map(diagnosis_of, rows))
+
+
+def sessions_of(work: Work, ticket_id: int) -> list[TicketSession]:
+    rows = work.all(
+        select(sessions.c.id, sessions.c.phase, sessions.c.created_at)
+        .where(sessions.c.ticket_id == ticket_id)
+        .order_by(sessions.c.created_at, sessions.c.id)
+    )
+    return [TicketSession(row.id, row.phase, row.created_at) for row in rows]
 
 
 def past(work: Work, about: Sequence[Ticket], limit: int) -> list[Past]:

@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeEngine
 
 from .words import Words
 
-REVISION = "0001"
+REVISION = "0002"
 """The migration that makes the database what these tables say."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -226,4 +226,41 @@ daemons = Table(
     Column("kind", Words, nullable=False),
     Column("beat_at", Instant, nullable=False),
     Column("info", Document, nullable=False),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Words, primary_key=True),
+    Column("created_at", Instant, nullable=False),
+    Column("ticket_id", Id, ForeignKey("tickets.id")),
+    Column("forked_from", Words),
+    Column("model", Words, nullable=False),
+    Column("interactive", Boolean, nullable=False),
+    Column("prompt", Words, nullable=False),
+    # Where it works on the machine of its last run.
+    Column("cwd", Words, nullable=False),
+    Column("directories", Document, nullable=False),
+    Column("options", Document, nullable=False),
+    Column("phase", Words, nullable=False),
+    # What `midwatch.status` folds from its events; null before the first.
+    Column("status", Document),
+    Column("cost_usd", Float, nullable=False),
+    Column("repositories", Document, nullable=False),
+    Column("runner", Words),
+    Column("heartbeat_at", Instant, nullable=False),
+)
+
+# Append-only: one row is one entry of one transcript; `id` is their order.
+transcript_entries = Table(
+    "transcript_entries",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("project_key", Words, nullable=False),
+    Column("session_id", Words, nullable=False),
+    Column("subpath", Words, nullable=False),  # "" is the main one
+    Column("uuid", Words),
+    Column("at", Instant, nullable=False),
+    # JSON as text: no database looks into it, and jsonb would reorder it.
+    Column("entry", Words, nullable=False),
 )

@@ -24,6 +24,7 @@ from .protocol import (
     Saved,
     Stats,
     TicketFilter,
+    TicketSession,
     Watch,
 )
 from .schema import database_now
@@ -191,6 +192,9 @@ class SqlStore:
 
     async def diagnoses(self, ticket_id: int) -> list[Diagnosis]:
         return await self._read(reading.list_diagnoses, ticket_id)
+
+    async def sessions_of(self, ticket_id: int) -> list[TicketSession]:
+        return await self._read(reading.sessions_of, ticket_id)
 
     async def acknowledge(self, ticket_id: int, actor: str, why: str = "") -> Ticket:
         return await self._run(people.acknowledge, ticket_id, actor, why)

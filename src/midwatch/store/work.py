@@ -57,6 +57,10 @@ class Work:
         )
         self.execute(statement)
 
+    def insert_new(self, table: Table, rows: Sequence[Json]) -> None:
+        """Insert rows; one that a unique index has already is left out."""
+        self.execute(self._insert(table).on_conflict_do_nothing(), rows)
+
     def _insert(self, table: Table) -> Any:
         """An insert that knows ON CONFLICT."""
         if self.connection.dialect.name == "postgresql":

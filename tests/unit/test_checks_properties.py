@@ -1,0 +1,333 @@
+"""Laws of checking and reconciling, over any sequence of looks.
+
+The oracle tells the state of a key from one look in its own words: broken, well, or unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from midwatch.checks import Checked, check
+from midwatch.errors import ObservationFailed
+from midwatch.model import (
+    Key,
+    Observation,
+    Severity,
+    Signal,
+    Ticket,
+    TicketStatus,
+)
+from midwatch.monitor import MonitorLoop
+from midwatch.settings import MonitorSettings
+from midwatch.store.protocol import TicketFilter
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.testing.clock import ManualClock
+from midwatch.testing.subjects import ALIVE, DISK, FakeSubject
+from midwatch.tickets import Reconciled, reconcile
+
+INVARIANTS = {"disk": DISK, "alive": ALIVE}
+KEYS = [Key("db", name, part) for name in INVARIANTS for part in ("a", "b")]
+State = Literal["broken", "well", "unknown"]
+
+# ------------------------------------------------------------------ any sequence of looks
+
+
+def signals() -> st.SearchStrategy[Signal]:
+    """Broken, well or undecided, by the subject's word or by the limit."""
+    saying = st.sampled_from(
+        [
+            {"holds": False},
+            {"holds": True},
+            {"holds": None},
+            {"value": 0.95},
+            {"value": 0.5},
+            {"value": math.nan},
+        ]
+    )
+    return st.builds(
+        lambda key, said: Signal(key.invariant, key.component, "told", **said),
+        st.sampled_from(KEYS),
+        saying,
+    )
+
+
+def observations() -> st.SearchStrategy[Observation]:
+    names = st.sampled_from([*INVARIANTS, "*"])
+    return st.builds(
+        lambda told, covered, hidden: Observation(
+            tuple(told), frozenset(covered - hidden.keys()), hidden
+        ),
+        st.lists(signals(), max_size=6),
+        st.sets(names),
+        st.dictionaries(st.sampled_from(list(INVARIANTS)), st.just("hidden")),
+    )
+
+
+looks = st.one_of(st.none(), observations(), observations())
+"""None is a look that failed."""
+gaps = st.sampled_from([0.0, 10.0, 30.0, 90.0])
+holding = st.frozensets(st.sampled_from(KEYS))
+
+
+def state(observation: Observation | None, key: Key) -> State:
+    """What a look says of a key."""
+    if observation is None:
+        return "unknown"
+    words = [
+        _word(signal)
+        for signal in observation.signals
+        if (signal.invariant, signal.component) == (key.invariant, key.component)
+    ]
+    for word in ("broken", "unknown", "well"):
+        if word in words:
+            return word  # type: ignore[return-value]
+    return "well" if observation.covers(key.invariant) else "unknown"
+
+
+def _word(signal: Signal) -> State:
+    if signal.holds is not None:
+        return "well" if signal.holds else "broken"
+    if signal.value is None or math.isnan(signal.value) or signal.invariant == "alive":
+        return "unknown"
+    return "broken" if signal.value > 0.9 else "well"
+
+
+# ------------------------------------------------------------------ the smallest monitor
+
+
+@dataclass
+class Fold:
+    """Check and reconcile, and do in memory what the store would do."""
+
+    hold_for: float = 0.0
+    tickets: dict[Key, Ticket] = field(default_factory=dict)
+    pending: Mapping[Key, float] = field(default_factory=dict)
+    number: int = 0
+
+    def check(self, observation: Observation, now: float) -> Checked:
+        invariants = {
+            name: replace(invariant, hold_for=self.hold_for)
+            for name, invariant in INVARIANTS.items()
+        }
+        return check("db", invariants, observation, self.pending, now)
+
+    def look(self, observation: Observation | None, now: float) -> Reconciled:
+        if observation is None:
+            return Reconciled()
+        checked = self.check(observation, now)
+        changes = reconcile(self.tickets, checked)
+        self.pending = checked.pending
+        for gone in changes.resolved:
+            del self.tickets[gone.key]
+        for seen, some in ((False, changes.missing), (True, changes.returned)):
+            for one in some:
+                self.tickets[one.key] = replace(one, seen=seen)
+        for ripe in changes.openings:
+            assert ripe.violation.key not in self.tickets, "one ticket per key"
+            self._open(ripe.violation.key)
+        return changes
+
+    def hold(self, keys: frozenset[Key]) -> None:
+        self.tickets = {
+            key: replace(ticket, held=key in keys)
+            for key, ticket in self.tickets.items()
+        }
+
+    def _open(self, key: Key) -> None:
+        self.number += 1
+        at = datetime(2026, 3, 1, tzinfo=UTC)
+        self.tickets[key] = Ticket(
+            id=self.number,
+            key=key,
+            severity=Severity.WARNING,
+            status=TicketStatus.OPEN,
+            held=False,
+            message="told",
+            facts={},
+            first_seen_at=at,
+            opened_at=at,
+            last_seen_at=at,
+            occurrence_count=1,
+            batch=1,
+        )
+
+
+@given(st.lists(st.tuples(looks, holding), max_size=12))
+def test_only_what_is_known_opens_or_resolves_and_held_ones_stay(
+    steps: Sequence[tuple[Observation | None, frozenset[Key]]],
+) -> None:
+    fold = Fold()
+    for number, (look, held) in enumerate(steps):
+        fold.hold(held)
+        before = dict(fold.tickets)
+        changes = fold.look(look, number)
+        opened = {ripe.violation.key for ripe in changes.openings}
+        resolved = {ticket.key for ticket in changes.resolved}
+        for key in KEYS:
+            word = state(look, key)
+            ticket = before.get(key)
+            assert (key in opened) == (word == "broken" and ticket is None)
+            free = ticket is not None and not ticket.held
+            assert (key in resolved) == (word == "well" and free)
+            if key in fold.tickets and look is not None:
+                assert fold.tickets[key].seen == (word == "broken")
+        assert len(opened) == len(changes.openings)
+
+
+@given(st.lists(looks, max_size=8), observations(), st.sampled_from([0.0, 45.0]))
+def test_the_same_look_again_changes_nothing(
+    past: Sequence[Observation | None], look: Observation, hold_for: float
+) -> None:
+    fold = Fold(hold_for)
+    for number, one in enumerate(past):
+        fold.look(one, number * 30.0)
+    now = len(past) * 30.0
+    fold.look(look, now)
+    pending = fold.pending
+    assert not fold.look(look, now)
+    assert fold.pending == pending
+
+
+@given(st.lists(st.tuples(looks, gaps), max_size=15), gaps)
+def test_a_break_opens_once_it_has_lasted_and_what_is_unseen_goes_on_lasting(
+    steps: Sequence[tuple[Observation | None, float]], hold_for: float
+) -> None:
+    fold = Fold(hold_for)
+    since: dict[Key, float] = {}
+    now = 0.0
+    for look, gap in steps:
+        now += gap
+        before = set(fold.tickets)
+        opened = {ripe.violation.key: ripe for ripe in fold.look(look, now).openings}
+        for key in KEYS:
+            word = state(look, key)
+            if word == "well":
+                since.pop(key, None)
+            elif word == "broken":
+                since.setdefault(key, now)
+            lasted = now - since.get(key, now)
+            ripe = word == "broken" and lasted >= hold_for
+            assert (key in opened) == (ripe and key not in before)
+            if key in opened:
+                assert opened[key].seen_for == lasted
+
+
+@given(st.lists(looks, max_size=8))
+def test_the_order_of_signals_means_nothing(past: Sequence[Observation | None]) -> None:
+    one, other = Fold(), Fold()
+
+    def turned(look: Observation) -> Observation:
+        return replace(look, signals=look.signals[::-1])
+
+    for number, look in enumerate(past):
+        one.look(look, number)
+        other.look(look and turned(look), number)
+        assert {key: ticket.seen for key, ticket in one.tickets.items()} == {
+            key: ticket.seen for key, ticket in other.tickets.items()
+        }
+
+
+# ------------------------------------------------------------------ the real monitor and store
+
+
+class World:
+    """One event loop and one store in memory for all examples; each has a subject of its own."""
+
+    def __init__(self) -> None:
+        self.runner = asyncio.Runner()
+        self.clock = ManualClock()
+        opening = open_store("sqlite://", clock=self.clock.database)
+        self.store: SqlStore = self.runner.run(opening)
+        self.examples = 0
+
+    def subject(self) -> str:
+        self.examples += 1
+        return f"db{self.examples}"
+
+    def close(self) -> None:
+        self.runner.run(self.store.close())
+        self.runner.close()
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    made.close()
+
+
+Act = Literal["hold", "let go", "resolve", "nothing"]
+acts = st.tuples(
+    st.sampled_from(["hold", "let go", "resolve", "nothing"]), st.sampled_from(KEYS)
+)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(st.tuples(looks, acts, st.sampled_from([0, 1])), max_size=8))
+def test_two_monitors_on_a_store_do_what_the_fold_says(
+    world: World,
+    steps: Sequence[tuple[Observation | None, tuple[Act, Key], Literal[0, 1]]],
+) -> None:
+    world.runner.run(_follow(world, steps))
+
+
+async def _follow(
+    world: World,
+    steps: Sequence[tuple[Observation | None, tuple[Act, Key], Literal[0, 1]]],
+) -> None:
+    name, store, fold = world.subject(), world.store, Fold()
+    subjects = [FakeSubject(name), FakeSubject(name)]
+    rules = MonitorSettings(unobservable_after=1000, group_wait=0)
+    monitors = [MonitorLoop(store, [one], rules, clock=world.clock) for one in subjects]
+    for look, (act, key), turn in steps:
+        await _act(store, name, fold, act, key)
+        subjects[turn].then(ObservationFailed("blind") if look is None else look)
+        cycle = await monitors[turn].cycle()
+        assert cycle.unsaved == 0
+        fold.look(look, 0.0)
+        found = [one for one in await _tickets(store, name) if not one.resolved]
+        keys = [replace(one.key, subject="db") for one in found]
+        assert sorted(map(str, keys)) == sorted(map(str, fold.tickets))
+        for one, key in zip(found, keys, strict=True):
+            assert (one.held, one.seen) == (
+                fold.tickets[key].held,
+                fold.tickets[key].seen,
+            )
+    for one in await _tickets(store, name):
+        actions = [row.action for row in await store.history(one.id)]
+        assert actions.count("open") == 1 and actions.count("resolve") <= 1
+
+
+async def _act(store: SqlStore, name: str, fold: Fold, act: Act, key: Key) -> None:
+    """What a person does between two looks, to the store and to the fold."""
+    ticket = fold.tickets.get(key)
+    if ticket is None or act == "nothing":
+        return
+    [stored] = [
+        one
+        for one in await _tickets(store, name)
+        if replace(one.key, subject="db") == key and not one.resolved
+    ]
+    if act == "resolve":
+        await store.resolve(stored.id, "me", "by hand")
+        del fold.tickets[key]
+        return
+    await store.hold(stored.id, act == "hold", "me")
+    fold.tickets[key] = replace(ticket, held=act == "hold")
+
+
+async def _tickets(store: SqlStore, subject: str) -> list[Ticket]:
+    return await store.tickets(TicketFilter(subject=subject, limit=1000))

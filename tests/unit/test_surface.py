@@ -1,0 +1,232 @@
+"""What the package promises as a whole: its public names, its imports, its boundaries."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn, get_args
+
+import anthropic
+import httpx2
+import pytest
+from anthropic import APIStatusError, _exceptions
+from anthropic.types import ErrorObject
+
+import midwatch
+from midwatch.claude import Claude, classify
+from midwatch.prompt import Prompt
+from midwatch.reply import Kind
+
+SOURCE = Path(midwatch.__file__).parent
+
+
+# ------------------------------------------------------------------ the public names
+
+
+@pytest.mark.parametrize("name", midwatch.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(midwatch, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        midwatch.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import midwatch", "anthropic pydantic sqlalchemy typer asyncio"),
+        ("from midwatch import MonitorLoop, AgentRunner", "anthropic"),
+        ("import midwatch.cli.main", "anthropic sqlalchemy claude_agent_sdk"),
+    ],
+)
+def test_what_is_not_used_is_not_imported(statement: str, unwanted: str) -> None:
+    code = (
+        f"{statement}; import sys; print(*set({unwanted.split()}) & set(sys.modules))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split() == []
+
+
+# ------------------------------------------------------------------ the SDK's errors
+
+# The statuses of docs.anthropic.com/en/api/errors and of the SDK's own classes; what each of them
+# means for us is the outcome table. A status that we do not know costs a ticket nothing.
+BY_STATUS = {
+    400: Kind.REJECTED,
+    401: Kind.UNAUTHORISED,
+    402: Kind.SPEND_LIMIT,
+    403: Kind.UNAUTHORISED,
+    404: Kind.UNAUTHORISED,
+    408: Kind.UNREACHABLE,
+    409: Kind.UNREACHABLE,
+    412: Kind.UNREACHABLE,
+    413: Kind.REJECTED,
+    422: Kind.REJECTED,
+    429: Kind.RATE_LIMITED,
+    431: Kind.REJECTED,
+    499: Kind.UNREACHABLE,
+    500: Kind.UNREACHABLE,
+    501: Kind.UNREACHABLE,
+    503: Kind.UNREACHABLE,
+    504: Kind.UNREACHABLE,
+    529: Kind.UNREACHABLE,
+}
+BY_TYPE = {
+    "invalid_request_error": Kind.REJECTED,
+    "authentication_error": Kind.UNAUTHORISED,
+    "billing_error": Kind.SPEND_LIMIT,
+    "permission_error": Kind.UNAUTHORISED,
+    "not_found_error": Kind.UNAUTHORISED,
+    "rate_limit_error": Kind.RATE_LIMITED,
+    "timeout_error": Kind.UNREACHABLE,
+    "api_error": Kind.UNREACHABLE,
+    "overloaded_error": Kind.UNREACHABLE,
+}
+
+
+def below(root: type[Exception]) -> Iterator[type[Exception]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from below(child)
+
+
+def statuses() -> set[int]:
+    """Every status that the SDK has a class for."""
+    found = (vars(kind).get("__annotations__", {}) for kind in below(APIStatusError))
+    literals = (get_args(_literal(told.get("status_code"))) for told in found)
+    return {status for values in literals for status in values}
+
+
+def _literal(written: object) -> object:
+    return eval(written, vars(_exceptions)) if isinstance(written, str) else written
+
+
+def test_every_status_and_type_of_the_sdk_is_known() -> None:
+    assert statuses() == BY_STATUS.keys() - {500}, "500 is what has no other class"
+    members = get_args(get_args(ErrorObject)[0])
+    types = {get_args(one.model_fields["type"].annotation)[0] for one in members}
+    assert types == BY_TYPE.keys()
+
+
+@pytest.mark.parametrize(("status", "kind"), BY_STATUS.items())
+def test_a_status_without_a_type(status: int, kind: Kind) -> None:
+    assert classify(status, None, None) is kind
+
+
+@pytest.mark.parametrize(("type_", "kind"), BY_TYPE.items())
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_type_decides_before_the_status(type_: str, kind: Kind, status: int) -> None:
+    """An error in the middle of a stream arrives with status 200."""
+    assert classify(status, type_, None) is kind
+    assert classify(413, type_, None) is Kind.REJECTED
+    assert classify(status, type_, "enforced_spend_limit_reached") is Kind.SPEND_LIMIT
+
+
+class Raising:
+    """In the place of the SDK's client: whatever is asked of it raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    @property
+    def beta(self) -> NoReturn:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(
+            kind
+            for kind in below(anthropic.AnthropicError)
+            if not issubclass(kind, APIStatusError)
+        ),
+        *below(httpx2.HTTPError),
+        *below(httpx2.StreamError),
+        ConnectionResetError,
+        TimeoutError,
+    ],
+    ids=lambda kind: kind.__name__,
+)
+async def test_no_error_of_the_sdk_or_its_transport_escapes(
+    kind: type[Exception],
+) -> None:
+    claude = Claude("claude-sonnet-5-5", 5, "sk-ant-test")
+    await claude.close()
+    error = kind.__new__(kind, "something broke")
+    vars(error).setdefault("request_id", None)  # WorkloadIdentityError tells it
+    claude._client = Raising(error)  # type: ignore[assignment]
+    reply = await claude.ask(Prompt("", ""), 100)
+    expected = (
+        Kind.UNAUTHORISED
+        if issubclass(kind, anthropic.CredentialsError)
+        else Kind.UNREACHABLE
+    )
+    assert reply.kind is expected and reply.error
+
+
+# ------------------------------------------------------------------ the source
+
+# The outermost guards of daemons, and the places where anybody's code is called.
+GUARDS = {
+    "cli/check.py": 1,
+    "monitor.py": 1,
+    "runner.py": 1,
+    "session/driver/program.py": 2,
+    "testing/scripted/service.py": 1,
+    "watching.py": 1,
+}
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for file in sorted(SOURCE.rglob("*.py")):
+        yield str(file.relative_to(SOURCE)), ast.parse(file.read_text("utf-8"))
+
+
+def test_only_the_edge_reads_the_environment() -> None:
+    readers = {
+        name
+        for name, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute | ast.alias)
+        and (node.attr if isinstance(node, ast.Attribute) else node.name)
+        in ("environ", "environb", "getenv", "putenv")
+        and (isinstance(node, ast.alias) or _is_os(node.value))
+    }
+    assert readers == {"cli/main.py"}
+
+
+def _is_os(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "os"
+
+
+def test_broad_handlers_are_the_outermost_guards() -> None:
+    found = Counter(
+        name
+        for name, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler) and _is_broad(node)
+    )
+    assert found.keys() <= GUARDS.keys(), "catch what is really raised there"
+    assert all(count <= GUARDS[name] for name, count in found.items())
+
+
+def _is_broad(handler: ast.ExceptHandler) -> bool:
+    """Catches everything, and does not raise it again when it has cleaned up."""
+    caught = (
+        handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type]
+    )
+    broad = any(
+        one is None or (isinstance(one, ast.Name) and one.id == "Exception")
+        for one in caught
+    )
+    last = handler.body[-1]
+    return broad and not (isinstance(last, ast.Raise) and last.exc is None)
