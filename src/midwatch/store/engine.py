@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _BEGIN = "midwatch_begin"
+_PRAGMAS = ("synchronous=FULL", "foreign_keys=ON")
 SQLITE_BUSY_SECONDS = 3.0
 POSTGRES_SECONDS = 10.0
 """Longest statement; a connection is given half of it to be made."""
@@ -171,12 +173,13 @@ def sqlite_engine(url: URL) -> Engine:
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # begin is ours, see below
-        cursor = connection.cursor()
-        if not memory:
-            cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
+        pragmas = [*_PRAGMAS, *(() if memory else ("journal_mode=WAL",))]
+        try:
+            for pragma in pragmas:
+                connection.execute(f"PRAGMA {pragma}").close()
+        except sqlite3.Error:
+            connection.close()  # not a database, or locked: nobody else would close it
+            raise
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -48,6 +49,8 @@ def _play(edge: Edge, name: str, keep: Path | None) -> None:
     from .faults import FAULTS
     from .story import play
 
+    # Until the daemons take it over, SIGTERM ends the demo as Ctrl-C does: cleaned up.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console = Console()
     # The user's own Midwatch settings are not the demo's.
     environ = {
