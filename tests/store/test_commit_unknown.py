@@ -122,6 +122,7 @@ async def test_sqlite(sqlite_file: object) -> None:
     def cut() -> None:
         @event.listens_for(transactions.engine, "checkin", once=True)
         def lose(connection: Any, record: Any) -> None:
+            connection.close()  # as lost as its answer; the pool forgets it
             raise StoreUnavailable("the answer to the commit was lost")
 
     try:
