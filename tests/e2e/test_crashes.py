@@ -160,13 +160,13 @@ async def test_a_signal_ends_a_hanging_call_within_five_seconds(
 async def test_many_daemons_diagnose_each_ticket_once(
     shared: SqlStore, database: str, daemons: int
 ) -> None:
-    tickets = 40 if daemons == 8 else 100
+    tickets = 24 if daemons == 8 else 60
     for number in range(tickets):
         await open_tickets(shared, f"c{number}")
     with ScriptedMessagesAPI(Rule(GOOD)) as api, contextlib.ExitStack() as stack:
         for _ in range(daemons):
             stack.enter_context(agent(database, api, lease=30))
-        await asyncio.to_thread(api.wait_for_requests_sync, tickets, timeout=60)
+        await asyncio.to_thread(api.wait_for_requests_sync, tickets, timeout=90)
         deadline = time.monotonic() + 20
         while (await shared.stats(3600)).outcomes.get("answered", 0) < tickets:
             assert time.monotonic() < deadline
