@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import random
 import statistics
 import tempfile
 import time
@@ -13,7 +13,15 @@ from pathlib import Path
 
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient
 
-from midwatch.events import Message, Started, TurnResult, TurnStarted
+from midwatch.events import (
+    Event,
+    Message,
+    Phase,
+    PhaseChanged,
+    Started,
+    TurnResult,
+    TurnStarted,
+)
 from midwatch.session.outbox import EventLog, EventReader
 from midwatch.session.session import AsyncAgenticSession
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
@@ -24,6 +32,7 @@ from .report import Row, against_bound, against_floor, paired, show
 ROUNDS = 7
 EVENTS = 100_000
 SAMPLE = 2_000
+MESSAGES = 21
 
 
 async def run() -> Sequence[Row]:
@@ -46,7 +55,7 @@ async def _start(root: Path) -> list[Row]:
             return await _first_event(session, began)
 
         async def bare() -> float:
-            return await _bare(root, api.base_url)
+            return await _bare(root / f"b{next(numbers)}", api.base_url)
 
         async def warm() -> float:
             session = _session(root, api, next(numbers))
@@ -84,9 +93,9 @@ async def _first_event(session: AsyncAgenticSession, began: float) -> float:
 
 
 async def _bare(root: Path, base_url: str) -> float:
-    """As our own options, where they cost time."""
-    config = root / "bare"
-    config.mkdir(exist_ok=True)
+    """As our own options, where they cost time; like ours with a new folder for the program."""
+    config = root / "config"
+    config.mkdir(parents=True)
     env = {
         "ANTHROPIC_API_KEY": KEY,
         "ANTHROPIC_BASE_URL": base_url,
@@ -118,15 +127,17 @@ async def _bare(root: Path, base_url: str) -> float:
 
 def _log(root: Path) -> list[Row]:
     """Appends with a reader attached, which reads every event as it comes."""
-    log = EventLog(root / "outbox.jsonl")
-    reader = EventReader(log.path)
+    path = root / "outbox.jsonl"
     text = "All tests pass now; the lock was never released on the error path. " * 10
-    first = _appends(log, reader, text)
-    while log.last_seq < EVENTS - SAMPLE:  # what happens in between does not count
-        log._write(_plain_line(log, text))
-        log.last_seq += 1
-    reader = EventReader(log.path, log.last_seq)
-    last = _appends(log, reader, text)
+    log = EventLog(path)
+    first = _appends(log, EventReader(path), text)
+    log.close()
+    with path.open("a") as file:  # what happens in between does not count
+        for seq in range(log.last_seq + 1, EVENTS - SAMPLE + 1):
+            line = {"type": "message", "seq": seq, "at": "2026-01-01T00:00:00Z"}
+            file.write(json.dumps({**line, "text": text}) + "\n")
+    log = EventLog(path)
+    last = _appends(log, EventReader(path, log.last_seq), text)
     log.close()
     return [
         against_floor("outbox: 100,000th append / first", last, first, 1.25, "µs"),
@@ -146,11 +157,6 @@ def _appends(log: EventLog, reader: EventReader, text: str) -> float:
     return statistics.median(pieces)
 
 
-def _plain_line(log: EventLog, text: str) -> bytes:
-    data = {"type": "message", "seq": log.last_seq + 1, "text": text}
-    return json.dumps({**data, "at": "2026-01-01T00:00:00Z"}).encode() + b"\n"
-
-
 # ------------------------------------------------------------------ the mailbox
 
 
@@ -161,23 +167,23 @@ async def _mailbox(root: Path) -> Row:
     waits = []
     async with ScriptedMessagesAPI(Rule("Yes.", tools=True)) as api:
         session = session_in(folder, api, interactive=True)
-        events = session.execute()
         posted = 0.0
-        async for event in events:
+        async for event in session.execute():
             if isinstance(event, TurnStarted):
                 waits.append(time.perf_counter() - posted)
-            if isinstance(event, (Started, TurnResult)) or event.seq == 2:
-                if isinstance(event, Started):
-                    continue
-                if len(waits) == 3 * ROUNDS:
-                    session.stop()
-                    continue
+            if len(waits) == MESSAGES:
+                session.stop()
+            elif isinstance(event, TurnResult) or _running(event):
                 # Not in step with the polls, which would flatter them.
-                await asyncio.sleep(0.02 + int.from_bytes(os.urandom(1)) / 8000)
+                await asyncio.sleep(0.02 + random.uniform(0, 0.03))
                 posted = time.perf_counter()
                 post(session, "user_message", "Hello.", f"m{len(waits)}")
     median = statistics.median(waits) * 1000
     return against_bound("mailbox: median latency of a message", median, 50, "ms")
+
+
+def _running(event: Event) -> bool:
+    return isinstance(event, PhaseChanged) and event.phase is Phase.RUNNING
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@
         ├── SchemaMismatch            the database needs `midwatch db upgrade`
         ├── StoreRejected             the database refused the statement or the log-in
         └── ClaimLost                 the lease passed to somebody else
+
+Workspaces and sessions have errors of their own below the same two branches: see
+`midwatch.workspace.errors` and `midwatch.session.errors`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Sessions of Claude Code in a workspace: the second root of Midwatch."""

@@ -1,0 +1,180 @@
+"""`AgenticSession` and `run_agentic_session`: a session for code without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Required, Self, TypedDict, TypeVar, Unpack
+
+from ..events import Event
+from ..lifecycle import Clock
+from ..redaction import Redactor
+from ..status import SessionStatus
+from ..workspace.setup import WorkspaceOptions
+from .folder import SessionFolder
+from .options import ApiAccess, Client, SessionOptions
+from .records import SessionRecords, Transcripts
+from .results import SessionResult
+from .session import AsyncAgenticSession, WorkspaceLike
+
+_T = TypeVar("_T")
+
+
+class MoreArguments(TypedDict, total=False):
+    """The arguments of `AsyncAgenticSession` that may be left out."""
+
+    model: str | None
+    options: SessionOptions | None
+    main_repo_index: int
+    interactive: bool
+    session_id: str | None
+    folder: Path | None
+    forked_from: str | None
+    ticket: int | None
+    records: SessionRecords | None
+    transcripts: Transcripts | None
+    workspace_options: WorkspaceOptions | None
+    redactor: Redactor | None
+    clock: Clock | None
+
+
+class Arguments(MoreArguments):
+    """All of them."""
+
+    client: Required[Client]
+    workspace: Required[WorkspaceLike]
+
+
+class _Background:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        # No daemon: the program is tied to the thread that started it.
+        self._thread = threading.Thread(target=self._loop.run_forever, name="session")
+        self._thread.start()
+
+    def call(self, awaitable: Awaitable[_T]) -> _T:
+        task = _awaited(awaitable)
+        return asyncio.run_coroutine_threadsafe(task, self._loop).result()
+
+    def run(self, function: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(function)
+
+    def close(self) -> None:
+        self.call(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _awaited(awaitable: Awaitable[_T]) -> _T:
+    return await awaitable
+
+
+class AgenticSession:
+    """`AsyncAgenticSession` for code without an event loop; takes the same arguments.
+
+    ::
+
+        with AgenticSession(client=anthropic.Anthropic(), workspace="/srv/work") as session:
+            for event in session.execute("Make the tests pass."):
+                print(event)
+            print(session.get_results().text)
+
+    `stop` and `interrupt` may be called from any thread. Close it, best by `with`: its thread
+    lives until then.
+    """
+
+    def __init__(self, **arguments: Unpack[Arguments]) -> None:
+        self._session = AsyncAgenticSession(**arguments)
+        self._loop: _Background | None = None
+
+    @property
+    def id(self) -> str:
+        return self._session.id
+
+    @property
+    def folder(self) -> SessionFolder:
+        return self._session.folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def prepare(self) -> None:
+        """Start the program ahead of `execute`."""
+        self._background.call(self._session.prepare())
+
+    def execute(self, prompt: str | None = None) -> Iterator[Event]:
+        """As `AsyncAgenticSession.execute`."""
+        events = self._session.execute(prompt)
+        loop = self._background
+        try:
+            while True:
+                try:
+                    yield loop.call(anext(events))
+                except StopAsyncIteration:
+                    return
+        finally:
+            loop.call(events.aclose())
+
+    def stop(self, reason: str = "stopped") -> None:
+        """As `AsyncAgenticSession.stop`."""
+        self._background.run(lambda: self._session.stop(reason))
+
+    def interrupt(self) -> None:
+        """As `AsyncAgenticSession.interrupt`."""
+        self._background.run(self._session.interrupt)
+
+    def get_results(self) -> SessionResult:
+        """How it went so far."""
+        return self._background.call(self._session.get_results())
+
+    def status(self) -> SessionStatus:
+        """Where it stands."""
+        return self._session.status()
+
+    def close(self) -> None:
+        """Stop what runs, and end the thread."""
+        if self._loop is not None:
+            self._loop.call(self._session.aclose())
+            self._loop.close()
+            self._loop = None
+
+    @property
+    def _background(self) -> _Background:
+        if self._loop is None:
+            self._loop = _Background()
+        return self._loop
+
+
+def run_agentic_session(
+    prompt: str,
+    workspace: WorkspaceLike,
+    anthropic_api_key: str,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    base_url: str | None = None,
+    **arguments: Unpack[MoreArguments],
+) -> SessionResult:
+    """Run one prompt in a workspace to its end, and say how it went.
+
+    Raises what ended the session badly: the children of MidwatchError in `session.errors`.
+    """
+    client = ApiAccess(anthropic_api_key, base_url)
+    with AgenticSession(client=client, workspace=workspace, **arguments) as session:
+        for event in session.execute(prompt):
+            if on_event is not None:
+                on_event(event)
+        return session.get_results()

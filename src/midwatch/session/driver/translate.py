@@ -1,0 +1,222 @@
+"""The program's messages as events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from claude_agent_sdk import (
+    AssistantMessage,
+    ResultMessage,
+    SystemMessage,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    UserMessage,
+)
+from claude_agent_sdk.types import (
+    MirrorErrorMessage,
+    ServerToolResultBlock,
+    ServerToolUseBlock,
+    TaskNotificationMessage,
+    TaskProgressMessage,
+    TaskStartedMessage,
+)
+
+from ...events import (
+    Event,
+    Message,
+    Notice,
+    Retry,
+    Spend,
+    Started,
+    Subagent,
+    Thinking,
+    ToolResult,
+    ToolUse,
+    TurnResult,
+)
+from ..signals import Said, Signal, StateChanged, TurnEnded
+from ..spend import added, spend_by_model
+from .faults import INTERRUPTED, api_error, result_error
+
+_PROGRAM_ITSELF = "<synthetic>"
+"""The model of what the program says in Claude's place: the text of an error, which the result has too."""
+
+
+class Translator:
+    """Remembers what was spent at the last result, as the program only ever tells the sum."""
+
+    def __init__(self, spent: Mapping[str, Spend], sandbox: bool) -> None:
+        self._spent = dict(spent)
+        self._sandbox = sandbox
+        self._introduced = False
+
+    def signals(self, message: object) -> Iterator[Signal]:
+        """What a message of the SDK means; nothing for what is of no interest."""
+        match message:
+            case AssistantMessage():
+                yield from map(Said, _spoken(message))
+            case UserMessage():
+                yield from map(Said, _results(message))
+            case ResultMessage():
+                yield self._ended(message)
+            case SystemMessage():
+                yield from self._system(message)
+
+    def _system(self, message: SystemMessage) -> Iterator[Signal]:
+        if message.subtype == "api_retry":
+            retry = _retry(message.data)
+            yield Said(retry)
+            if retry.status in (401, 403):  # the same key will not be better next time
+                error = api_error(retry.status, "")
+                yield TurnEnded(_failed(retry.status, error.message), error)
+        elif message.subtype == "session_state_changed":
+            yield StateChanged(str(message.data.get("state")))
+        elif message.subtype == "init" and not self._introduced:
+            self._introduced = True
+            yield Said(_started(message.data, self._sandbox))
+        else:
+            yield from map(Said, _news(message))
+
+    def _ended(self, result: ResultMessage) -> TurnEnded:
+        total = spend_by_model(result.model_usage or {})
+        models = added(total, self._spent)
+        self._spent |= total
+        error = result_error(result)
+        interrupted = (result.terminal_reason or "") in INTERRUPTED
+        return TurnEnded(
+            TurnResult(
+                prompt_id="",
+                outcome=(
+                    "failed" if error else "interrupted" if interrupted else "completed"
+                ),
+                text=result.result or "",
+                turns=result.num_turns,
+                duration=result.duration_ms / 1000,
+                models=models,
+                status=result.api_error_status,
+                reason=result.terminal_reason or result.subtype,
+            ),
+            error,
+            _uuids(result),
+        )
+
+
+def _uuids(result: ResultMessage) -> tuple[str, ...]:
+    one = [result.user_message_uuid] if result.user_message_uuid else []
+    return tuple(result.user_message_uuids or one)
+
+
+def _failed(status: int | None, reason: str) -> TurnResult:
+    return TurnResult(prompt_id="", outcome="failed", status=status, reason=reason)
+
+
+def _spoken(message: AssistantMessage) -> Iterator[Event]:
+    if message.model == _PROGRAM_ITSELF:
+        return
+    parent = message.parent_tool_use_id
+    for block in message.content:
+        match block:
+            case TextBlock():
+                yield Message(text=block.text, model=message.model, parent_id=parent)
+            case ThinkingBlock():
+                yield Thinking(text=block.thinking, parent_id=parent)
+            case ToolUseBlock() | ServerToolUseBlock():
+                yield ToolUse(
+                    id=block.id,
+                    name=block.name,
+                    input=_object(block.input),
+                    parent_id=parent,
+                )
+            case ToolResultBlock() | ServerToolResultBlock():
+                yield _result(block, parent)
+
+
+def _results(message: UserMessage) -> Iterator[Event]:
+    if isinstance(message.content, str):
+        return
+    for block in message.content:
+        if isinstance(block, ToolResultBlock):
+            yield _result(block, message.parent_tool_use_id)
+
+
+def _result(
+    block: ToolResultBlock | ServerToolResultBlock, parent: str | None
+) -> ToolResult:
+    return ToolResult(
+        tool_use_id=block.tool_use_id,
+        text=_text(block.content),
+        is_error=bool(getattr(block, "is_error", False)),
+        parent_id=parent,
+    )
+
+
+def _text(content: object) -> str:
+    """The text of a tool's result; what is no text is named by its type."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        return json.dumps(content)
+    parts = []
+    for block in content:
+        if isinstance(block, dict):
+            parts.append(str(block.get("text") or f"[{block.get('type', 'block')}]"))
+    return "\n".join(parts)
+
+
+def _object(value: object) -> dict[str, Any]:
+    return dict(value) if isinstance(value, dict) else {"value": value}
+
+
+def _retry(data: Mapping[str, Any]) -> Retry:
+    status = data.get("error_status")
+    return Retry(
+        attempt=int(data.get("attempt") or 0),
+        max_attempts=int(data.get("max_retries") or 0),
+        delay=float(data.get("retry_delay_ms") or 0) / 1000,
+        status=status if isinstance(status, int) else None,
+        error=str(data.get("error") or ""),
+    )
+
+
+def _started(data: Mapping[str, Any], sandbox: bool) -> Started:
+    servers = data.get("mcp_servers") or []
+    return Started(
+        conversation=str(data.get("session_id") or ""),
+        model=str(data.get("model") or ""),
+        program_version=str(data.get("claude_code_version") or ""),
+        permission_mode=str(data.get("permissionMode") or ""),
+        sandbox=sandbox,
+        tools=tuple(str(name) for name in data.get("tools") or []),
+        mcp_servers=tuple(
+            f"{server.get('name')} ({server.get('status')})" for server in servers
+        ),
+    )
+
+
+def _news(message: SystemMessage) -> Iterator[Event]:
+    match message:
+        case TaskStartedMessage():
+            yield _subagent(message, "started", message.description)
+        case TaskProgressMessage():
+            yield _subagent(message, "progress", message.description)
+        case TaskNotificationMessage():
+            yield _subagent(message, message.status, message.summary)
+        case MirrorErrorMessage():
+            yield Notice(text=f"the transcript could not be stored: {message.error}")
+
+
+def _subagent(
+    message: TaskStartedMessage | TaskProgressMessage | TaskNotificationMessage,
+    state: str,
+    description: str,
+) -> Subagent:
+    return Subagent(
+        task_id=message.task_id,
+        state=state,
+        description=description,
+        tool_use_id=message.tool_use_id,
+    )

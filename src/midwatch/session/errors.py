@@ -1,0 +1,180 @@
+"""What ends a session badly, as children of the one tree.
+
+::
+
+    TemporaryError
+    ├── Overloaded            529 after every retry
+    ├── RateLimited           429 after every retry
+    ├── ApiFailed             5xx after every retry
+    ├── ApiUnreachable        no answer, or an answer that was cut, after every retry
+    ├── SessionTimedOut       the wall-clock limit
+    ├── SessionIdle           nothing happened for the idle limit: a hung call or tool
+    ├── ProgramCrashed        the program ended on its own; `exit_code`
+    ├── RunnerCrashed         the runner of an earlier run ended without a word
+    └── DiskFull              the session's folder has no space left
+    PermanentError
+    ├── KeyRefused            401 or 403; `status`
+    ├── ModelNotFound         404
+    ├── RequestRefused        400, and what else the API refuses
+    ├── RequestTooLarge       413, or a conversation that is too long
+    ├── TurnFailed            the program gave the turn up for a reason of its own
+    ├── TurnLimit             the limit of turns
+    ├── BudgetSpent           the limit of dollars
+    ├── ProgramMissing        there is no `claude` program, or no Agent SDK
+    ├── ProgramRefused        the program does not start with these options
+    ├── SandboxUnavailable    a sandbox was asked for where there can be none
+    ├── FolderUnusable        the session's folder cannot be written
+    ├── LineTooLong           a line of the program's output is over the limit
+    └── SessionBusy           another runner has this session
+
+Those that come from the API carry its `status`.
+"""
+
+from __future__ import annotations
+
+from ..errors import Conflict, PermanentError, TemporaryError
+
+
+class ApiError:
+    """Mixed into what the API answered; `status` is the HTTP status, None without an answer."""
+
+    status: int | None = None
+
+
+class Overloaded(TemporaryError, ApiError):
+    """The API was overloaded at every try."""
+
+    hint = "resume the session later"
+    status = 529
+
+
+class RateLimited(TemporaryError, ApiError):
+    """The API's rate limit was reached at every try."""
+
+    hint = "resume the session later, or raise the limit of the key"
+    status = 429
+
+
+class ApiFailed(TemporaryError, ApiError):
+    """The API failed at every try."""
+
+    hint = "resume the session later"
+
+
+class ApiUnreachable(TemporaryError, ApiError):
+    """The API gave no whole answer at any try."""
+
+    hint = "check the network and the proxy, then resume the session"
+
+
+class SessionTimedOut(TemporaryError):
+    """The session reached its wall-clock limit."""
+
+    hint = "resume it, or raise the limit `wall`"
+
+
+class SessionIdle(TemporaryError):
+    """Nothing happened in the session for its idle limit."""
+
+    hint = "a call or a tool hangs; resume the session, or raise the limit `idle`"
+
+
+class ProgramCrashed(TemporaryError):
+    """The claude program ended in the middle of its work."""
+
+    hint = "resume the session; its transcript is kept"
+    exit_code: int | None = None
+
+
+class RunnerCrashed(TemporaryError):
+    """The runner of this session ended without closing it."""
+
+    hint = "resume the session; its transcript and its workspace are kept"
+
+
+class DiskFull(TemporaryError):
+    """The disk of the session's folder is full."""
+
+    hint = "free some disk, then resume the session"
+
+
+class KeyRefused(PermanentError, ApiError):
+    """The API refused the key."""
+
+    hint = "check the Anthropic API key and what it may use"
+    status = 401
+
+
+class ModelNotFound(PermanentError, ApiError):
+    """The API does not know the model, or the key may not use it."""
+
+    hint = "choose another model"
+    status = 404
+
+
+class RequestRefused(PermanentError, ApiError):
+    """The API refused the request."""
+
+    hint = "read what it says; a new session may get further than a resumed one"
+    status = 400
+
+
+class RequestTooLarge(PermanentError, ApiError):
+    """The conversation is too large for the API."""
+
+    hint = "begin a new session with a shorter prompt"
+    status = 413
+
+
+class TurnFailed(PermanentError):
+    """The program gave the turn up."""
+
+    hint = "read what it says; the session can be resumed"
+
+
+class TurnLimit(PermanentError):
+    """The session reached its limit of turns."""
+
+    hint = "raise `max_turns` and resume it"
+
+
+class BudgetSpent(PermanentError):
+    """The session spent its dollars."""
+
+    hint = "raise `max_usd` and resume it"
+
+
+class ProgramMissing(PermanentError):
+    """There is no claude program."""
+
+    hint = "install midwatch with its extra: pip install 'midwatch[sessions]'"
+
+
+class ProgramRefused(PermanentError):
+    """The claude program does not start like this."""
+
+    hint = "read what it says, and change the session's options"
+
+
+class SandboxUnavailable(PermanentError):
+    """The sandbox that the session asks for is not available here."""
+
+    hint = "install bubblewrap and socat, or set sandbox to auto or off"
+
+
+class LineTooLong(PermanentError):
+    """A line of the program's output is longer than the limit."""
+
+    hint = "raise `line_bytes` and resume the session"
+
+
+class FolderUnusable(PermanentError):
+    """The session's folder cannot be used."""
+
+    hint = "check the folder and its permissions"
+
+
+class SessionBusy(Conflict):
+    """Another runner works on this session."""
+
+    hint = "end or wait for the other one"

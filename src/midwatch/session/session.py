@@ -1,0 +1,250 @@
+"""`AsyncAgenticSession`: a session as a library has it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ..errors import MidwatchError
+from ..events import Event
+from ..lifecycle import Clock, SystemClock
+from ..redaction import Redactor
+from ..status import SessionStatus, fold
+from ..workspace.record import Workspace
+from ..workspace.setup import WorkspaceOptions
+from .driver.program import Place
+from .errors import FolderUnusable, KeyRefused
+from .folder import SessionFolder, default_sessions
+from .options import ApiAccess, Client, SessionOptions
+from .outbox import read_events
+from .records import FolderRecords, SessionRecords, SessionSpec, Transcripts
+from .results import (
+    SessionResult,
+    recorded_workspace,
+    repository_record,
+    result_of,
+    states_of,
+)
+from .run import Run, Setting
+from .signals import InterruptAsked
+
+WorkspaceLike = Path | str | Workspace | Sequence[Path]
+
+
+class AsyncAgenticSession:
+    """A session of Claude Code in a workspace.
+
+    ::
+
+        async with AsyncAgenticSession(client=client, workspace="/srv/work") as session:
+            async for event in session.execute("Make the tests pass."):
+                print(event)
+            print((await session.get_results()).text)
+
+    `workspace` is a folder, what `setup_workspace` returned (the repository at `main_repo_index` is the
+    working directory, the others are additional ones), or a `Workspace`. All that belongs to the
+    session is in `folder`, by default one of its own below the user's state folder; the same
+    `session_id` and folder continue a session. `model` replaces that of `options`.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: Client,
+        workspace: WorkspaceLike,
+        model: str | None = None,
+        options: SessionOptions | None = None,
+        main_repo_index: int = 0,
+        interactive: bool = False,
+        session_id: str | None = None,
+        folder: Path | None = None,
+        forked_from: str | None = None,
+        ticket: int | None = None,
+        records: SessionRecords | None = None,
+        transcripts: Transcripts | None = None,
+        workspace_options: WorkspaceOptions | None = None,
+        redactor: Redactor | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        options = options or SessionOptions()
+        self.options = replace(options, model=model) if model else options
+        self.id = session_id or f"s-{uuid.uuid4().hex[:12]}"
+        self.folder = SessionFolder(folder or default_sessions() / self.id)
+        self._workspace_options = workspace_options or WorkspaceOptions()
+        self._workspace, cwd, others = _placed(
+            workspace, main_repo_index, self._workspace_options
+        )
+        _check_apart(self.folder.path, (cwd, *others))
+        access = _access(client)
+        clock = clock or SystemClock()
+        self._setting = Setting(
+            spec=SessionSpec(
+                id=self.id,
+                created_at=clock.now(),
+                cwd=str(cwd),
+                directories=tuple(str(other) for other in others),
+                model=self.options.model,
+                interactive=interactive,
+                forked_from=forked_from,
+                ticket=ticket,
+            ),
+            folder=self.folder,
+            place=Place(cwd, others, self.folder.path.absolute()),
+            access=access,
+            options=self.options,
+            records=records or FolderRecords(self.folder.path),
+            transcripts=transcripts,
+            redactor=(redactor or Redactor()).with_known(access.api_key),
+            clock=clock,
+        )
+        self._run: Run | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopped_before = ""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def prepare(self) -> None:
+        """Start the program ahead of `execute`, whose first event then comes at once."""
+        run = await self._opened()
+        try:
+            await run.start()
+        except MidwatchError as error:
+            self._run = None
+            await run.finish(error)
+
+    async def execute(self, prompt: str | None = None) -> AsyncGenerator[Event, None]:
+        """Run `prompt`, yielding events while they happen; without one, what is still unanswered.
+
+        A session that is interactive goes on with its inbox until `end_session`. After the last event, the error that
+        ended the session badly is raised: the children of MidwatchError in `session.errors`. A
+        session that was stopped or interrupted raises nothing. Who leaves the loop early should
+        `aclose` the session; its phase is then Stopped.
+        """
+        run = await self._opened()
+        failed: MidwatchError | None = None
+        try:
+            if prompt is not None:
+                run.accept(prompt)
+        except MidwatchError as error:
+            failed = error
+        name = f"session {self.id}"
+        task = self._task = asyncio.create_task(run.finish(failed), name=name)
+        try:
+            while (event := await run.journal.stream.get()) is not None:
+                yield event
+            await task
+        finally:
+            await self._ended(run, "its caller left")
+
+    def stop(self, reason: str = "stopped") -> None:
+        """End the session: the turn is interrupted and gets its grace; the phase is Stopped.
+
+        One that does not run yet ends as soon as it does.
+        """
+        if self._run is not None:
+            self._run.stop(reason)
+        else:
+            self._stopped_before = reason
+
+    def interrupt(self) -> None:
+        """End the turn under way, not the session."""
+        if self._run is not None:
+            self._run.signals.put_nowait(InterruptAsked())
+
+    async def aclose(self) -> None:
+        """Stop what runs and wait for its end."""
+        run = self._run
+        if run is None:
+            return
+        if self._task is None:
+            self._run = None
+            await run.abandon()
+        else:
+            await self._ended(run, "closed")
+
+    async def get_results(self) -> SessionResult:
+        """How it went so far. Looks at the repositories without running anything in them."""
+        status = await asyncio.to_thread(self.status)
+        states = await states_of(self._workspace, self._workspace_options)
+        if states:
+            records = [repository_record(state) for state in states]
+            await self._setting.records.save_repositories(self.id, records)
+        return result_of(
+            self.id, status, self.folder.path, self._setting.conversation, states
+        )
+
+    def status(self) -> SessionStatus:
+        """Where it stands."""
+        if self._run is not None:
+            return self._run.journal.status
+        return fold(SessionStatus(), read_events(self.folder.outbox))
+
+    async def _opened(self) -> Run:
+        """The run that `prepare` has started, or a new one."""
+        if self._run is None:
+            run = Run(self._setting)
+            await run.open()
+            self._run = run
+            if self._stopped_before:
+                run.stop(self._stopped_before)
+        return self._run
+
+    async def _ended(self, run: Run, reason: str) -> None:
+        task, self._task, self._run = self._task, None, None
+        self._stopped_before = ""
+        if task is None:
+            return
+        if not task.done():
+            run.stop(reason)
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _access(client: Client) -> ApiAccess:
+    if not client.api_key:
+        raise KeyRefused("there is no API key", hint="set ANTHROPIC_API_KEY")
+    base_url = str(client.base_url).rstrip("/") if client.base_url else None
+    return ApiAccess(client.api_key, base_url)
+
+
+def _placed(
+    workspace: WorkspaceLike, main: int, options: WorkspaceOptions
+) -> tuple[Workspace | None, Path, tuple[Path, ...]]:
+    """The workspace if it is one of ours, the working directory, and the other directories."""
+    if isinstance(workspace, (str, Path)):
+        path = Path(workspace).absolute()
+        found = recorded_workspace(path, options)
+        if found is None:
+            return None, path, ()
+        workspace = found
+    if isinstance(workspace, Workspace):
+        paths, main = workspace.paths, workspace.main
+        found = workspace
+    else:
+        paths = [Path(path).absolute() for path in workspace]
+        found = recorded_workspace(paths[main].parent, options)
+    others = tuple(path for number, path in enumerate(paths) if number != main)
+    return found, paths[main], others
+
+
+def _check_apart(folder: Path, places: Sequence[Path]) -> None:
+    """What the agent may write to must not hold what the session trusts."""
+    for place in places:
+        if folder.absolute().is_relative_to(place):
+            raise FolderUnusable(
+                f"the session's folder {folder} is inside the workspace {place}",
+                hint="put it where the agent does not work",
+            )

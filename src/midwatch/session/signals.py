@@ -1,0 +1,91 @@
+"""What the loop of a session is woken by."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from ..errors import MidwatchError
+from ..events import Event, TurnResult
+from ..model import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The program said something."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnded:
+    """The program ended a turn; `error` is what ends the session, if anything does.
+
+    `uuids` are the prompts that the turn took in, as far as the program tells.
+    """
+
+    result: TurnResult
+    error: MidwatchError | None = None
+    uuids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """Whether the program has anything to do: "idle" only when no subagent runs in the background
+    and no turn is owed for one."""
+
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to a permission request."""
+
+    allowed: bool
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionAsked:
+    """The program waits until `answer` has a result."""
+
+    request_id: str
+    tool: str
+    input: Json
+    answer: asyncio.Future[Verdict] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramEnded:
+    """The program is gone."""
+
+    error: MidwatchError
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Somebody wants the session to end now."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptAsked:
+    """Somebody wants the turn to end now."""
+
+
+@dataclass(frozen=True, slots=True)
+class MailArrived:
+    """The inbox has something new."""
+
+
+Signal = (
+    Said
+    | TurnEnded
+    | StateChanged
+    | PermissionAsked
+    | ProgramEnded
+    | StopAsked
+    | InterruptAsked
+    | MailArrived
+)

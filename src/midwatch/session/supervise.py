@@ -1,0 +1,181 @@
+"""Runs the claude program as a child that never outlives the runner. Started as a script.
+
+``python -I -S supervise.py PLAN ARGUMENT…`` with an empty environment. It must start quickly and must
+not depend on anything installed, so it uses the standard library alone and imports nothing of ours.
+
+PLAN is a file of texts with a NUL behind each: the program, where the pids go, a named pipe with the
+API key, the pid of the runner, seconds of grace, and then all variables of the program as NAME=VALUE.
+(Not JSON: to import that module takes a third of the whole start.)
+
+What it makes sure of: the program ends when the runner does, however that ends; what the program
+left running ends with it; the key is in no environment, argument or file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+import time
+
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_SET_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+_KEY_VARIABLE = "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"
+_TICK = 0.5  # seconds between two looks for the runner
+
+
+class Plan:
+    """What the runner wants."""
+
+    def __init__(self, path: str) -> None:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            texts = file.read().split("\0")[:-1]
+        self.program, self.record, self.key_pipe = texts[:3]
+        self.runner, self.grace = int(texts[3]), float(texts[4])
+        self.env = dict(text.split("=", 1) for text in texts[5:])
+
+
+def main() -> int:
+    plan = Plan(sys.argv[1])
+    wake, stopping = _signals()
+    os.setsid()  # no terminal to ask on, and no Ctrl-C that was meant for the runner
+    _prctl(_SET_SUBREAPER, 1)
+    _prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
+    if os.getppid() != plan.runner:
+        return 1
+    child = _spawn(plan, sys.argv[2:])
+    _record(plan.record, child)
+    _let_go_of_the_streams()
+    code = _wait(child, plan, wake, stopping)
+    _end_the_rest(plan.grace)
+    return code
+
+
+def _signals() -> tuple[int, list[int]]:
+    """A file that becomes readable at every signal, and the ones that ask to stop."""
+    stopping: list[int] = []
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    os.set_blocking(read, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda got, _: stopping.append(got))
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return read, stopping
+
+
+def _spawn(plan: Plan, arguments: list[str]) -> int:
+    env = {**plan.env, _KEY_VARIABLE: str(_key_file(plan.key_pipe))}
+    child = os.fork()
+    if child:
+        return child
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        _prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+        os.execve(plan.program, [plan.program, *arguments], env)
+    except OSError as error:
+        print(f"cannot run {plan.program}: {error.strerror}", file=sys.stderr)
+    os._exit(127)
+
+
+def _key_file(named_pipe: str) -> int:
+    """A descriptor that the program reads the key from, once."""
+    with open(named_pipe, encoding="utf-8") as pipe:
+        key = pipe.readline().rstrip("\n")
+    read, write = os.pipe()
+    os.write(write, key.encode())
+    os.close(write)
+    os.set_inheritable(read, True)
+    return read
+
+
+def _record(path: str, child: int) -> None:
+    """Write down who runs, with the times they started: a pid alone may be somebody else later."""
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        for pid in (child, os.getpid()):
+            file.write(f"{pid} {started(pid)}\n")
+    os.rename(f"{path}.new", path)
+
+
+def started(pid: int) -> str:
+    """When a process started, in the kernel's own words; empty where that is not told."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _let_go_of_the_streams() -> None:
+    """Only the program holds them from here on, so that its end shows at once."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+
+
+def _wait(child: int, plan: Plan, wake: int, stopping: list[int]) -> int:
+    """The exit code of the program, as a shell would give it."""
+    asked = 0.0
+    while True:
+        ended, status = os.waitpid(-1, os.WNOHANG)
+        if ended == child:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        if ended:
+            continue
+        if not asked and (stopping or os.getppid() != plan.runner):
+            asked = time.monotonic()
+            os.kill(child, signal.SIGTERM)
+        elif asked and time.monotonic() - asked > plan.grace:
+            os.kill(child, signal.SIGKILL)
+        select.select([wake], [], [], _TICK)
+        try:
+            os.read(wake, 512)
+        except BlockingIOError:
+            pass
+
+
+def _end_the_rest(grace: float) -> None:
+    """Kill what the program left behind: as subreaper we inherited all of it."""
+    until = time.monotonic() + grace
+    while time.monotonic() < until:
+        for pid in _children():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        try:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.01)
+        except ChildProcessError:
+            return
+
+
+def _children() -> list[int]:
+    me = str(os.getpid())
+    found = []
+    for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
+        if name.isdigit():
+            try:
+                with open(
+                    f"/proc/{name}/stat", encoding="utf-8", errors="replace"
+                ) as file:
+                    if file.read().rpartition(")")[2].split()[1] == me:
+                        found.append(int(name))
+            except (OSError, IndexError):
+                continue
+    return found
+
+
+def _prctl(option: int, value: int) -> None:
+    """Linux only; elsewhere the looks for the runner have to do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, int(value), 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

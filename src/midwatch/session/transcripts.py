@@ -1,0 +1,207 @@
+"""Transcripts of the program: kept in files, and read for what a run must know before it starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote, unquote
+
+from ..events import Spend
+from .files import append_line
+from .records import TranscriptKey, Transcripts
+from .spend import spend_by_model
+
+PROJECT = "midwatch"
+"""The project key under which all sessions of ours are: a path of one machine would not do."""
+_ENDED = frozenset({"end_turn", "stop_sequence", "max_tokens", "refusal"})
+_LONGEST_NAME = 200
+
+
+class FileTranscripts:
+    """Transcripts as JSON lines in a folder. One process writes a transcript at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._uuids: dict[Path, set[str]] = {}
+
+    async def append(self, key: Any, entries: list[Any]) -> None:
+        path = self._path(key)
+        known = self._known(path)
+        fresh = []
+        for entry in entries:
+            uuid = entry.get("uuid")
+            if uuid is None or uuid not in known:
+                fresh.append(entry)
+            if uuid is not None:
+                known.add(uuid)
+        if fresh:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(path, b"".join(_line(entry) for entry in fresh))
+
+    async def load(self, key: Any) -> list[Any] | None:
+        path = self._path(key)
+        return list(read_entries(path)) if path.is_file() else None
+
+    async def list_sessions(self, project_key: str) -> list[Any]:
+        """The sessions of a project, with the time of their last change in ms since 1970."""
+        found = (self.folder / _name(project_key)).glob("*/main.jsonl")
+        return [
+            {
+                "session_id": unquote(path.parent.name),
+                "mtime": max(int(path.stat().st_mtime * 1000), 0),
+            }
+            for path in found
+        ]
+
+    async def delete(self, key: Any) -> None:
+        path = self._path(key)
+        self._uuids = {p: u for p, u in self._uuids.items() if p != path}
+        if key.get("subpath"):
+            path.unlink(missing_ok=True)
+        else:
+            self._uuids = {
+                p: u for p, u in self._uuids.items() if p.parent != path.parent
+            }
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+    async def list_subkeys(self, key: Any) -> list[str]:
+        folder = self._path({**key, "subpath": ""}).parent
+        names = sorted(path.stem for path in folder.glob("sub-*.jsonl"))
+        return [unquote(name.removeprefix("sub-")) for name in names]
+
+    def _path(self, key: Mapping[str, str]) -> Path:
+        folder = self.folder / _name(key["project_key"]) / _name(key["session_id"])
+        sub = key.get("subpath")
+        return folder / (f"sub-{_name(sub)}.jsonl" if sub else "main.jsonl")
+
+    def _known(self, path: Path) -> set[str]:
+        if path not in self._uuids:
+            entries = read_entries(path) if path.is_file() else ()
+            self._uuids[path] = {e["uuid"] for e in entries if "uuid" in e}
+        return self._uuids[path]
+
+
+def _line(entry: Any) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+
+
+def _name(text: str) -> str:
+    """A file name for a part of a key, which may hold anything. Raises ValueError for a long one."""
+    name = quote(text, safe="").replace(".", "%2E")
+    if not name or len(name) > _LONGEST_NAME:
+        raise ValueError(f"a key of 1 to {_LONGEST_NAME} characters is needed")
+    return name
+
+
+def read_entries(path: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a transcript file; torn lines are left out."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entry, dict):
+                yield entry
+
+
+class Mirror:
+    """A transcript store as the Agent SDK gets it: it may add, but does not load.
+
+    What the SDK loads, it puts into a temporary folder that a crash leaves behind and that the next run
+    does not find. So we put transcripts in place ourselves, with `restore`.
+    """
+
+    def __init__(self, store: Transcripts) -> None:
+        self._store = store
+
+    async def append(self, key: Any, entries: list[Any]) -> None:
+        await self._store.append({**key, "project_key": PROJECT}, entries)
+
+    async def load(self, key: Any) -> None:
+        return None
+
+
+async def restore(store: Transcripts | None, conversation: str, main: Path) -> bool:
+    """Write the transcript of a conversation to the file `main`, and its subagents' beside it.
+
+    Returns whether there was one. What is on the disk already stays: it is newer than the store.
+    """
+    if main.is_file():
+        return True
+    if store is None:
+        return False
+    key = TranscriptKey(project_key=PROJECT, session_id=conversation)
+    entries = await store.load(key)
+    if not entries:
+        return False
+    for sub in await store.list_subkeys(key):
+        parts = sub.split("/")
+        if any(part in ("", ".", "..") for part in parts):
+            continue
+        found = await store.load({**key, "subpath": sub}) or []
+        path = main.with_suffix("").joinpath(*parts[:-1], f"{parts[-1]}.jsonl")
+        _write(path, [e for e in found if e.get("type") != "agent_metadata"])
+    _write(main, entries)
+    return True
+
+
+def _write(path: Path, entries: Iterable[Any]) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_bytes(b"".join(_line(entry) for entry in entries))
+    temporary.replace(path)
+
+
+TurnState = Literal["unknown", "cut", "ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a transcript tells of a prompt.
+
+    "unknown": the program never took it. "cut": it began with it. "ended": `text` is its answer.
+    """
+
+    state: TurnState
+    text: str = ""
+
+
+def told_of(entries: Iterable[Mapping[str, Any]], uuid: str) -> Told:
+    """What became of the prompt with this uuid."""
+    told = Told("unknown")
+    for entry in entries:
+        if entry.get("isSidechain"):
+            continue
+        if entry.get("uuid") == uuid and entry.get("type") == "user":
+            told = Told("cut")
+        elif told.state != "unknown" and entry.get("type") in ("assistant", "user"):
+            told = _after(entry, told)
+    return told
+
+
+def _after(entry: Mapping[str, Any], told: Told) -> Told:
+    message = entry.get("message")
+    if entry["type"] == "user" or not isinstance(message, Mapping):
+        return Told("cut", told.text)
+    if entry.get("isApiErrorMessage"):  # the program's own words about a failure
+        return Told("cut", told.text)
+    content = message.get("content")
+    blocks = content if isinstance(content, list) else []
+    text = "\n".join(b["text"] for b in blocks if b.get("type") == "text")
+    ended = message.get("stop_reason") in _ENDED
+    return Told("ended" if ended else "cut", text or told.text)
+
+
+def spent_before(entries: Iterable[Mapping[str, Any]]) -> dict[str, Spend]:
+    """What the program will count on from when it resumes this transcript."""
+    spent: dict[str, Spend] = {}
+    for entry in entries:
+        if entry.get("type") == "cost-state":
+            spent = spend_by_model(entry.get("modelUsage") or {})
+    return spent

@@ -1,0 +1,153 @@
+"""Events → status: a pure fold that the command line, the web page and the custom resource share.
+
+`fold(fold(nothing, first), rest)` equals `fold(nothing, first + rest)`, so a reader may stop and
+go on at any sequence number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from .events import (
+    Event,
+    Failure,
+    Message,
+    PermissionAnswer,
+    PermissionRequest,
+    Phase,
+    PhaseChanged,
+    Prompt,
+    Retry,
+    Spend,
+    Started,
+    TurnResult,
+    TurnStarted,
+)
+from .model import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatus:
+    """Where a session stands after the event `last_seq`.
+
+    `turns`, `spend` and `cost_usd` are sums over the whole session; `result` is the text of the last
+    turn that ended, `error` what ended the last run. `pending_permissions` wait for an answer.
+    `unfinished` are the ids of prompts that have not been answered yet, in order; a resume goes on with
+    them.
+    """
+
+    phase: Phase = Phase.PENDING
+    reason: str = ""
+    run: int = 0
+    last_seq: int = 0
+    conversation: str = ""
+    model: str = ""
+    sandbox: bool = False
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    last_activity_at: datetime | None = None
+    turns: int = 0
+    prompts: int = 0
+    retries: int = 0
+    active_seconds: float = 0.0
+    spend: Mapping[str, Spend] = field(default_factory=dict)
+    result: str = ""
+    outcome: str = ""
+    last_message: str = ""
+    error: Failure | None = None
+    pending_permissions: tuple[PermissionRequest, ...] = ()
+    unfinished: tuple[str, ...] = ()
+
+    @property
+    def cost_usd(self) -> float:
+        return sum(spend.cost_usd for spend in self.spend.values())
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens of all models."""
+        return sum((spend.usage for spend in self.spend.values()), Usage())
+
+
+def fold(status: SessionStatus, events: Iterable[Event]) -> SessionStatus:
+    """The status after these events."""
+    for event in events:
+        status = _step(status, event)
+    return status
+
+
+def _step(status: SessionStatus, event: Event) -> SessionStatus:
+    status = replace(
+        status,
+        last_seq=event.seq,
+        last_activity_at=event.at,
+        started_at=status.started_at or event.at,
+    )
+    match event:
+        case PhaseChanged():
+            return _phase(status, event)
+        case Started():
+            return replace(
+                status,
+                conversation=event.conversation,
+                model=event.model,
+                sandbox=event.sandbox,
+            )
+        case Prompt():
+            waiting = (*status.unfinished, event.id)
+            return replace(status, prompts=status.prompts + 1, unfinished=waiting)
+        case TurnStarted():
+            return replace(status, outcome="")
+        case Message() if event.parent_id is None:
+            return replace(status, last_message=event.text)
+        case Retry():
+            return replace(status, retries=status.retries + 1)
+        case Failure():
+            return replace(status, error=event)
+        case TurnResult():
+            return _result(status, event)
+        case PermissionRequest():
+            pending = (*status.pending_permissions, event)
+            return replace(status, pending_permissions=pending)
+        case PermissionAnswer():
+            pending = tuple(
+                asked
+                for asked in status.pending_permissions
+                if asked.request_id != event.request_id
+            )
+            return replace(status, pending_permissions=pending)
+        case _:
+            return status
+
+
+def _phase(status: SessionStatus, event: PhaseChanged) -> SessionStatus:
+    changed = replace(
+        status, phase=event.phase, run=event.run, reason=event.reason, ended_at=None
+    )
+    if event.phase.terminal:
+        return replace(changed, ended_at=event.at, pending_permissions=())
+    if event.phase is Phase.CREATING:  # a new run: the error of the last one is past
+        return replace(changed, error=None)
+    return changed
+
+
+def _result(status: SessionStatus, event: TurnResult) -> SessionStatus:
+    spend = dict(status.spend)
+    for model, cost in event.models.items():
+        spend[model] = spend.get(model, Spend()) + cost
+    return replace(
+        status,
+        turns=status.turns + event.turns,
+        spend=spend,
+        # The text of a failed turn is the error, which is no answer.
+        result=status.result if event.outcome == "failed" else event.text,
+        outcome=event.outcome,
+        active_seconds=status.active_seconds + event.duration,
+        unfinished=tuple(
+            id
+            for id in status.unfinished
+            if id != event.prompt_id or event.outcome == "failed"
+        ),
+        pending_permissions=(),
+    )
