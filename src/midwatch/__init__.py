@@ -12,11 +12,39 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .monitor import MonitorLoop as MonitorLoop
     from .runner import AgentRunner as AgentRunner
+    from .session.blocking import AgenticSession as AgenticSession
+    from .session.blocking import run_agentic_session as run_agentic_session
+    from .session.session import AsyncAgenticSession as AsyncAgenticSession
+    from .workspace import RepoSpec as RepoSpec
+    from .workspace import WorkspaceOptions as WorkspaceOptions
+    from .workspace import setup_workspace as setup_workspace
+    from .workspace import setup_workspace_async as setup_workspace_async
 
 __version__ = "0.1.0"
-__all__ = ["AgentRunner", "MonitorLoop", "__version__"]
+__all__ = [
+    "AgentRunner",
+    "AgenticSession",
+    "AsyncAgenticSession",
+    "MonitorLoop",
+    "RepoSpec",
+    "WorkspaceOptions",
+    "__version__",
+    "run_agentic_session",
+    "setup_workspace",
+    "setup_workspace_async",
+]
 
-_WHERE = {"AgentRunner": "runner", "MonitorLoop": "monitor"}
+_WHERE = {
+    "AgentRunner": "runner",
+    "AgenticSession": "session.blocking",
+    "AsyncAgenticSession": "session.session",
+    "MonitorLoop": "monitor",
+    "RepoSpec": "workspace",
+    "WorkspaceOptions": "workspace",
+    "run_agentic_session": "session.blocking",
+    "setup_workspace": "workspace",
+    "setup_workspace_async": "workspace",
+}
 
 
 def __getattr__(name: str) -> object:

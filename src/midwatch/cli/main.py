@@ -92,3 +92,8 @@ from . import (  # noqa: E402, F401
     tickets,
 )
 from .demo import command  # noqa: E402, F401
+from .lazy import add_lazily  # noqa: E402
+
+_SESSIONS = "Run, steer and look at sessions of Claude Code."
+add_lazily(app, "session", _SESSIONS, "midwatch.cli.session.app")
+add_lazily(app, "cache", "The mirrors of repositories.", "midwatch.cli.cache")

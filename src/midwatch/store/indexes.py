@@ -62,6 +62,4 @@ _TRANSCRIPT = (
 )
 Index("transcript_entries_order", *_TRANSCRIPT, transcript_entries.c.id)
 # An entry without a uuid has no double: null equals nothing, not even null.
-Index(
-    "transcript_entries_once", *_TRANSCRIPT, transcript_entries.c.uuid, unique=True
-)
+Index("transcript_entries_once", *_TRANSCRIPT, transcript_entries.c.uuid, unique=True)

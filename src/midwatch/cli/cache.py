@@ -1,0 +1,73 @@
+"""`midwatch cache`: the mirrors of repositories that make the next clone quick."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import SettingsError
+from ..units import format_size, parse_size
+from .output import Cell, Output
+from .wiring import Edge
+
+if TYPE_CHECKING:
+    from ..workspace.mirrors import Mirrors
+
+app = typer.Typer(name="cache", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+
+
+@app.command("list")
+def list_(context: typer.Context, as_json: AsJson = False) -> None:
+    """The mirrors, the one used last first."""
+    from .session.documents import mirror_document
+
+    found = _mirrors(context.obj).listed()
+    output = Output.standard(context.obj.environ)
+    if as_json:
+        output.json([mirror_document(mirror) for mirror in found])
+        return
+    rows = [
+        [Cell(one.url), Cell(format_size(one.size)), Cell(output.when(one.used_at))]
+        for one in found
+    ]
+    if rows:
+        output.table(("repository", "size", "used"), rows, shrink=0)
+
+
+@app.command()
+def prune(
+    context: typer.Context,
+    max_size: Annotated[
+        str | None,
+        typer.Option(help="What may be left, such as 5GB; 0 removes all."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove mirrors, the oldest use first; by default down to sessions.cache_size."""
+    from .session.documents import mirror_document
+
+    left = context.obj.settings().sessions.cache_size
+    if max_size is not None:
+        try:
+            left = parse_size(max_size)
+        except ValueError as error:
+            raise SettingsError(str(error), path="--max-size") from None
+    removed = _mirrors(context.obj).prune(int(left))
+    output = Output.standard(context.obj.environ)
+    if as_json:
+        output.json([mirror_document(mirror) for mirror in removed])
+        return
+    for mirror in removed:
+        output.line(f"removed: {mirror.url}, {format_size(mirror.size)}")
+
+
+def _mirrors(edge: Edge) -> Mirrors:
+    from ..workspace.git import Git
+    from ..workspace.setup import WorkspaceOptions
+    from .session.places import Places
+
+    settings = edge.settings().sessions
+    options = WorkspaceOptions(cache=Places.of(settings).cache)
+    return options.mirrors(Git())

@@ -1,0 +1,1 @@
+"""`midwatch session`: start, steer, look at and remove sessions of Claude Code."""

@@ -1,0 +1,77 @@
+"""Transcripts on SQL: the Agent SDK's own conformance suite, and what it does not ask."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from claude_agent_sdk.testing import run_session_store_conformance
+
+from midwatch.errors import StoreRejected
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.transcripts import SqlTranscripts
+
+KEY = {"project_key": "midwatch", "session_id": "one"}
+
+
+@pytest.fixture
+async def shared_store(shared_database: str) -> AsyncIterator[SqlStore]:
+    opened = await open_store(shared_database)
+    yield opened
+    await opened.close()
+
+
+class Isolated(SqlTranscripts):
+    """One database for all contracts: each sees projects of its own alone."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, store: SqlStore) -> None:
+        super().__init__(store.transactions)
+        self._prefix = f"{next(self._numbers)}/"
+
+    def _own(self, key: Any) -> Any:
+        return {**key, "project_key": self._prefix + key["project_key"]}
+
+    async def append(self, key: Any, entries: list[Any]) -> None:
+        await super().append(self._own(key), entries)
+
+    async def load(self, key: Any) -> list[Any] | None:
+        return await super().load(self._own(key))
+
+    async def delete(self, key: Any) -> None:
+        await super().delete(self._own(key))
+
+    async def list_subkeys(self, key: Any) -> list[str]:
+        return await super().list_subkeys(self._own(key))
+
+    async def list_sessions(self, project_key: str) -> list[Any]:
+        return await super().list_sessions(self._prefix + project_key)
+
+
+async def test_the_conformance_suite_of_the_agent_sdk(shared_store: SqlStore) -> None:
+    await run_session_store_conformance(lambda: Isolated(shared_store))
+
+
+async def test_an_entry_is_kept_once_and_as_it_was(shared_store: SqlStore) -> None:
+    """The program repeats entries when it resumes; their order and their numbers count."""
+    transcripts = SqlTranscripts(shared_store.transactions)
+    entry = {"uuid": "a", "z": 1.50, "a": {"y": [1, None, True], "b": "é"}}
+    await transcripts.append(KEY, [entry, {"type": "mode"}, entry])
+    await transcripts.append(KEY, [entry, {"uuid": "b"}, {"type": "mode"}])
+    await transcripts.append({**KEY, "subpath": "agent"}, [entry])
+    loaded = await transcripts.load(KEY)
+    assert loaded == [entry, {"type": "mode"}, {"uuid": "b"}, {"type": "mode"}]
+    assert list(loaded[0]) == ["uuid", "z", "a"]
+
+
+async def test_text_that_no_database_holds(shared_store: SqlStore) -> None:
+    transcripts = SqlTranscripts(shared_store.transactions)
+    hostile = {"uuid": "x\0", "text": "\0 \ud800 \\u0000", "n": float("nan")}
+    await transcripts.append(KEY, [hostile, hostile])
+    told = [{"uuid": "x�", "text": "� � \\u0000", "n": "nan"}]
+    assert await transcripts.load(KEY) == told
+    with pytest.raises(StoreRejected, match="too long"):
+        await transcripts.append({**KEY, "subpath": "é" * 500}, [{}])
