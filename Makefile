@@ -11,10 +11,11 @@ export UV_SYSTEM_CERTS ?= true
 # Imports are several times slower without cached bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check format bench docs lock clean
+.PHONY: help demo session-demo test check format bench docs lock clean
 
 help:
 	@echo "make demo    watch a real PostgreSQL break and recover   (ARGS='--fault deadlocks')"
+	@echo "make session-demo   Claude Code mends a bug in two small repositories"
 	@echo "make test    run the tests                               (ARGS='-k store')"
 	@echo "make check   black, isort, flake8, mypy, import-linter"
 	@echo "make bench   speed and memory, as ratios to a floor"
@@ -43,6 +44,9 @@ $(VENV)/.dev: pyproject.toml requirements-dev.lock | $(BIN)/python
 
 demo: $(VENV)/.demo
 	@$(BIN)/midwatch demo $(ARGS)
+
+session-demo: $(VENV)/.dev
+	@$(BIN)/midwatch session demo $(ARGS)
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 $(ARGS)

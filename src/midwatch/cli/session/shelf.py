@@ -88,6 +88,16 @@ def diff(
     context: typer.Context, session_id: Id, repo: Repo = None, as_json: AsJson = False
 ) -> None:
     """What a session changed, new files included."""
+    found = diffs_of(context.obj, session_id, repo)
+    if as_json:
+        output = Output.standard(context.obj.environ)
+        output.json([{"name": n, "diff": d.text, "cut": d.cut} for n, d in found])
+    else:
+        print_diffs(context.obj, found)
+
+
+def diffs_of(edge: Edge, session_id: str, repo: str | None) -> list[tuple[str, Diff]]:
+    """What a session changed, by repository; `repo` is one's name or number."""
 
     async def read(desk: Desk) -> list[tuple[str, Diff]]:
         from ...workspace.inspect import diff_of
@@ -101,11 +111,11 @@ def diff(
         repos = workspace.repos if repo is None else [repository_named(workspace, repo)]
         return [(one.name, await diff_of(one, git)) for one in repos]
 
-    found = at_desk(context.obj, read)
-    output = Output.standard(context.obj.environ)
-    if as_json:
-        output.json([{"name": n, "diff": d.text, "cut": d.cut} for n, d in found])
-        return
+    return at_desk(edge, read)
+
+
+def print_diffs(edge: Edge, found: list[tuple[str, Diff]]) -> None:
+    output = Output.standard(edge.environ)
     for name, one in found:
         if len(found) > 1 and one.text:
             output.line(f"# {name}")

@@ -1,0 +1,139 @@
+"""`midwatch session demo`: Claude Code mends a bug that lies in the second of two repositories."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from ...errors import MidwatchError
+from ..wiring import Edge
+from .app import app
+from .commands import carry_out
+
+_SHOP = {
+    "test_cart.py": """\
+import sys
+import unittest
+
+sys.path.insert(0, "../prices")
+from prices import total
+
+
+class Cart(unittest.TestCase):
+    def test_three_for_two(self):
+        self.assertEqual(total(price=4, count=3), 8)
+
+
+if __name__ == "__main__":
+    unittest.main()
+""",
+    ".gitignore": "__pycache__/\n",
+    "README.md": "The cart of the shop. Prices come from the repository beside this one.\n",
+}
+_PRICES = {
+    ".gitignore": "__pycache__/\n",
+    "prices.py": '''\
+def total(price, count):
+    """Every third piece is free."""
+    return price * (count - count // 4)
+''',
+}
+_PROMPT = (
+    "`python3 -B test_cart.py` fails. The bug is in the repository `prices`, which is checked out"
+    " beside this one. Fix it there, and run the test again."
+)
+_TEST = "python3 -B test_cart.py"  # -B: no bytecode that hides a change of the same second
+_FIX = "sed -i 's|count // 4|count // 3|' ../prices/prices.py"
+_KEY = "sk-ant-scripted-demo"
+
+
+class DemoBroke(MidwatchError):
+    """The session did not do what it was asked for."""
+
+    hint = "its events above say what happened"
+
+
+@app.command()
+def demo(context: typer.Context) -> None:
+    """See a session on two small repositories, with Claude or, without a key, with a scripted one."""
+    edge: Edge = context.obj
+    with tempfile.TemporaryDirectory(prefix="midwatch-session-") as folder:
+        if edge.environ.get("ANTHROPIC_API_KEY"):
+            _play(edge, Path(folder))
+            return
+        typer.echo("no ANTHROPIC_API_KEY: the answers are scripted, all else is real")
+        with _scripted() as base_url:
+            asked = {"ANTHROPIC_API_KEY": _KEY, "ANTHROPIC_BASE_URL": base_url}
+            _play(replace(edge, environ={**edge.environ, **asked}), Path(folder))
+
+
+@contextlib.contextmanager
+def _scripted() -> Iterator[str]:
+    """A Messages API that answers as Claude would, and whose commands really run."""
+    from ...testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
+
+    def bash(command: str) -> Answer:
+        return Answer(tool_uses=[ToolUse("Bash", {"command": command})])
+
+    said = "Every third piece is free, but `total` counted every fourth. The test passes now."
+    steps = [bash(_TEST), bash(_FIX), bash(_TEST), Answer(said)]
+    with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
+        yield api.base_url
+
+
+def _play(edge: Edge, folder: Path) -> None:
+    from ...workspace.testing import make_repository
+    from .choices import Choices
+    from .desk import Desk
+    from .request import Repository, Request, new_id
+    from .shelf import diffs_of, print_diffs
+
+    shop = make_repository(folder / "remotes" / "shop", _SHOP)
+    prices = make_repository(folder / "remotes" / "prices", _PRICES)
+    own = replace(edge, environ=_without_ours(edge), config=_settings(folder))
+    request = Request(
+        id=new_id(),
+        prompt=_PROMPT,
+        repositories=(Repository(str(shop)), Repository(str(prices))),
+        choices=Choices(allow=("Bash",), max_turns=20, max_usd=1.0, wall=600.0),
+    )
+
+    async def made(desk: Desk) -> Request:
+        return request
+
+    carry_out(own, made, as_json=False)
+    typer.echo()
+    found = diffs_of(own, request.id, None)
+    print_diffs(own, found)
+    if not any(name == "prices" and one.text for name, one in found):
+        raise DemoBroke()
+
+
+def _settings(folder: Path) -> Path:
+    """Settings whose every folder goes away with the demo."""
+    settings = {
+        "database": f"sqlite:///{folder / 'midwatch.db'}",
+        "sessions": {
+            "folder": str(folder / "state"),
+            "cache_folder": str(folder / "cache"),
+        },
+    }
+    file = folder / "midwatch.yaml"
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return file
+
+
+def _without_ours(edge: Edge) -> dict[str, str]:
+    """The user's own Midwatch settings are not the demo's."""
+    return {
+        name: value
+        for name, value in edge.environ.items()
+        if not name.upper().startswith("MIDWATCH_")
+    }
