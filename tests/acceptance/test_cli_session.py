@@ -68,6 +68,10 @@ def test_from_a_prompt_to_a_pushed_change(tmp_path: Path) -> None:
         (row,) = said_json(desk, "session", "list")
         assert (row["id"], row["phase"], row["turns"]) == (id_, "Completed", 2)
         assert "sk-ant-dummy" not in json.dumps(row) and row["prompt"].startswith("Say")
+        stored = b"".join(file.read_bytes() for file in desk.glob("midwatch.db*"))
+        assert (
+            b"hidden." in stored and b"sk-ant-dummy" not in stored
+        ), "nor a transcript"
         shown = said_json(desk, "session", "show", id_)
         assert shown["result"].startswith("Changed") and shown["cost_usd"] > 0
         assert [r["status"] for r in shown["repositories"]] == ["changed", "changed"]

@@ -117,7 +117,11 @@ class Run:
             self.signals.put_nowait,
             sandbox=sandbox,
             max_usd=self._dollars_left(self._conversation),
-            store=Mirror(setting.transcripts) if setting.transcripts else None,
+            store=(
+                Mirror(setting.transcripts, setting.redactor)
+                if setting.transcripts
+                else None
+            ),
         )
         starting = asyncio.create_task(
             self._program.start(setting.access.api_key, setting.access.base_url)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from urllib.parse import quote, unquote
 
 from ..events import Spend
+from ..redaction import Redactor
 from .files import append_line
 from .records import TranscriptKey, Transcripts
 from .spend import spend_by_model
@@ -19,6 +20,14 @@ PROJECT = "midwatch"
 """The project key under which all sessions of ours are: a path of one machine would not do."""
 _ENDED = frozenset({"end_turn", "stop_sequence", "max_tokens", "refusal"})
 _LONGEST_NAME = 200
+_CHECKED = frozenset(
+    {
+        *("type", "uuid", "parentUuid", "logicalParentUuid", "leafUuid", "sessionId"),
+        *("timestamp", "requestId", "promptId", "id", "tool_use_id", "toolUseID"),
+        *("signature", "data", "version", "gitBranch", "cwd", "role", "model"),
+    }
+)
+"""Fields of a transcript that must come back letter by letter: ids, signatures, encoded images."""
 
 
 class FileTranscripts:
@@ -112,18 +121,36 @@ def read_entries(path: Path) -> Iterator[dict[str, Any]]:
 class Mirror:
     """A transcript store as the Agent SDK gets it: it may add, but does not load.
 
+    Secrets are taken out on the way in; the program's own file on this disk stays as it is.
+
     What the SDK loads, it puts into a temporary folder that a crash leaves behind and that the next run
     does not find. So we put transcripts in place ourselves, with `restore`.
     """
 
-    def __init__(self, store: Transcripts) -> None:
+    def __init__(self, store: Transcripts, redactor: Redactor) -> None:
         self._store = store
+        self._redactor = redactor
 
     async def append(self, key: Any, entries: list[Any]) -> None:
-        await self._store.append({**key, "project_key": PROJECT}, entries)
+        clean = [_without_secrets(entry, self._redactor) for entry in entries]
+        await self._store.append({**key, "project_key": PROJECT}, clean)
 
     async def load(self, key: Any) -> None:
         return None
+
+
+def _without_secrets(value: Any, redactor: Redactor) -> Any:
+    """What people and tools wrote, redacted; what the program or the API checks, untouched."""
+    if isinstance(value, str):
+        return redactor.text(value)
+    if isinstance(value, list):
+        return [_without_secrets(item, redactor) for item in value]
+    if isinstance(value, dict):
+        return {
+            name: item if name in _CHECKED else _without_secrets(item, redactor)
+            for name, item in value.items()
+        }
+    return value
 
 
 async def restore(store: Transcripts | None, conversation: str, main: Path) -> bool:
