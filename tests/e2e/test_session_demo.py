@@ -13,9 +13,7 @@ def test_a_bug_in_the_second_repository_is_mended(tmp_path: Path) -> None:
     config.write_text("database: sqlite:///not-used.db")
     told = run(config, "session", "demo")
     assert told.returncode == 0, told.stderr
-    failed, passed = [
-        line for line in told.stdout.splitlines() if "Ran 1 test" in line
-    ]
+    failed, passed = [line for line in told.stdout.splitlines() if "Ran 1 test" in line]
     assert "FAILED" in failed and passed.rstrip().endswith("OK")
     assert "prices: changed, 1 file +1 -1" in told.stdout
     assert "shop: clean" in told.stdout

@@ -28,7 +28,7 @@ class MoreArguments(TypedDict, total=False):
 
     model: str | None
     options: SessionOptions | None
-    main_repo_index: int
+    main_repo_index: int | None
     interactive: bool
     session_id: str | None
     folder: Path | None
@@ -60,6 +60,10 @@ class _Background:
     def call(self, awaitable: Awaitable[_T]) -> _T:
         task = _awaited(awaitable)
         return asyncio.run_coroutine_threadsafe(task, self._loop).result()
+
+    @property
+    def closed(self) -> bool:
+        return self._loop.is_closed()
 
     def run(self, function: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(function)
@@ -127,7 +131,8 @@ class AgenticSession:
                 except StopAsyncIteration:
                     return
         finally:
-            loop.call(events.aclose())
+            if not loop.closed:
+                loop.call(events.aclose())
 
     def stop(self, reason: str = "stopped") -> None:
         """As `AsyncAgenticSession.stop`."""

@@ -50,9 +50,17 @@ def program_environment(
         env["CLAUDE_CODE_RESUME_INTERRUPTED_TURN"] = "1"
     env |= options.variables
     for name, value in env.items():
-        if not name or "=" in name or "\0" in name + value:
+        if not name or "=" in name or "\0" in name + value or not _encodable(value):
             raise ProgramRefused(f"{name!r} cannot be a variable with its value")
     return env
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sandbox_wanted(options: SessionOptions) -> bool:

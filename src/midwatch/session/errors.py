@@ -20,6 +20,7 @@
     ├── TurnFailed            the program gave the turn up for a reason of its own
     ├── TurnLimit             the limit of turns
     ├── BudgetSpent           the limit of dollars
+    ├── SessionRefused        what was asked for cannot be meant: no prompt, no such folder, …
     ├── ProgramMissing        there is no `claude` program, or no Agent SDK
     ├── ProgramRefused        the program does not start with these options
     ├── SandboxUnavailable    a sandbox was asked for where there can be none
@@ -142,6 +143,12 @@ class BudgetSpent(PermanentError):
     """The session spent its dollars."""
 
     hint = "raise `max_usd` and resume it"
+
+
+class SessionRefused(PermanentError):
+    """The session cannot begin like this."""
+
+    hint = "change what it says, and begin again"
 
 
 class ProgramMissing(PermanentError):

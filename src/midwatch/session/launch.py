@@ -30,7 +30,7 @@ _SUPERVISOR = Path(__file__).with_name("supervise.py")
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """What one start needs on the disk; `script` stands in for the program; it takes some 20 ms where nothing hangs."""
+    """What one start needs on the disk; `script` stands in for the program."""
 
     script: Path
     plan: Path

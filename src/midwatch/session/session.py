@@ -17,10 +17,11 @@ from ..redaction import Redactor
 from ..status import SessionStatus, fold
 from ..workspace.record import Workspace
 from ..workspace.setup import WorkspaceOptions
+from .checks import check_access, check_id, check_main, check_options, check_prompt
 from .driver.program import Place
-from .errors import FolderUnusable, KeyRefused
+from .errors import FolderUnusable, SessionBusy
 from .folder import SessionFolder, default_sessions
-from .options import ApiAccess, Client, SessionOptions
+from .options import Client, SessionOptions
 from .outbox import read_events
 from .records import FolderRecords, SessionRecords, SessionSpec, Transcripts
 from .results import (
@@ -46,10 +47,15 @@ class AsyncAgenticSession:
                 print(event)
             print((await session.get_results()).text)
 
-    `workspace` is a folder, what `setup_workspace` returned (the repository at `main_repo_index` is the
-    working directory, the others are additional ones), or a `Workspace`. All that belongs to the
+    `workspace` is a folder, what `setup_workspace` returned (the main repository is the working
+    directory, the others are additional ones), or a `Workspace`. The main one is that of
+    `setup_workspace` unless `main_repo_index` says otherwise. All that belongs to the
     session is in `folder`, by default one of its own below the user's state folder; the same
-    `session_id` and folder continue a session. `model` replaces that of `options`.
+    `session_id` and folder continue a session. `forked_from` needs the `transcripts` that both
+    sessions share. `model` replaces that of `options`.
+
+    Raises KeyRefused, SessionRefused and FolderUnusable for what cannot be meant; nothing has
+    begun then.
     """
 
     def __init__(
@@ -59,7 +65,7 @@ class AsyncAgenticSession:
         workspace: WorkspaceLike,
         model: str | None = None,
         options: SessionOptions | None = None,
-        main_repo_index: int = 0,
+        main_repo_index: int | None = None,
         interactive: bool = False,
         session_id: str | None = None,
         folder: Path | None = None,
@@ -73,14 +79,15 @@ class AsyncAgenticSession:
     ) -> None:
         options = options or SessionOptions()
         self.options = replace(options, model=model) if model else options
-        self.id = session_id or f"s-{uuid.uuid4().hex[:12]}"
+        check_options(self.options)
+        self.id = check_id(session_id or f"s-{uuid.uuid4().hex[:12]}")
         self.folder = SessionFolder(folder or default_sessions() / self.id)
         self._workspace_options = workspace_options or WorkspaceOptions()
         self._workspace, cwd, others = _placed(
             workspace, main_repo_index, self._workspace_options
         )
         _check_apart(self.folder.path, (cwd, *others))
-        access = _access(client)
+        access = check_access(client)
         clock = clock or SystemClock()
         self._setting = Setting(
             spec=SessionSpec(
@@ -133,7 +140,16 @@ class AsyncAgenticSession:
         ended the session badly is raised: the children of MidwatchError in `session.errors`. A
         session that was stopped or interrupted raises nothing. Who leaves the loop early should
         `aclose` the session; its phase is then Stopped.
+
+        Raises SessionRefused for an empty prompt or one of over 500 kB, and SessionBusy while
+        another `execute` runs; neither changes the session.
         """
+        if prompt is not None:
+            check_prompt(prompt)
+        if self._task is not None:
+            raise SessionBusy(
+                f"session {self.id} runs already", hint="read its events to their end"
+            )
         run = await self._opened()
         failed: MidwatchError | None = None
         try:
@@ -213,29 +229,23 @@ class AsyncAgenticSession:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def _access(client: Client) -> ApiAccess:
-    if not client.api_key:
-        raise KeyRefused("there is no API key", hint="set ANTHROPIC_API_KEY")
-    base_url = str(client.base_url).rstrip("/") if client.base_url else None
-    return ApiAccess(client.api_key, base_url)
-
-
 def _placed(
-    workspace: WorkspaceLike, main: int, options: WorkspaceOptions
+    workspace: WorkspaceLike, main: int | None, options: WorkspaceOptions
 ) -> tuple[Workspace | None, Path, tuple[Path, ...]]:
     """The workspace if it is one of ours, the working directory, and the other directories."""
-    if isinstance(workspace, (str, Path)):
+    if isinstance(workspace, Workspace):
+        found: Workspace | None = workspace
+        paths = workspace.paths
+    elif isinstance(workspace, (str, Path)):
         path = Path(workspace).absolute()
         found = recorded_workspace(path, options)
-        if found is None:
-            return None, path, ()
-        workspace = found
-    if isinstance(workspace, Workspace):
-        paths, main = workspace.paths, workspace.main
-        found = workspace
+        paths = found.paths if found is not None else [path]
     else:
         paths = [Path(path).absolute() for path in workspace]
-        found = recorded_workspace(paths[main].parent, options)
+        found = recorded_workspace(paths[0].parent, options) if paths else None
+    if main is None:
+        main = found.main if found is not None and found.paths == paths else 0
+    check_main(paths, main)
     others = tuple(path for number, path in enumerate(paths) if number != main)
     return found, paths[main], others
 

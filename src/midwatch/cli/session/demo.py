@@ -49,7 +49,9 @@ _PROMPT = (
     "`python3 -B test_cart.py` fails. The bug is in the repository `prices`, which is checked out"
     " beside this one. Fix it there, and run the test again."
 )
-_TEST = "python3 -B test_cart.py"  # -B: no bytecode that hides a change of the same second
+_TEST = (
+    "python3 -B test_cart.py"  # -B: no bytecode that hides a change of the same second
+)
 _FIX = "sed -i 's|count // 4|count // 3|' ../prices/prices.py"
 _KEY = "sk-ant-scripted-demo"
 

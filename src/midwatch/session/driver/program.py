@@ -177,7 +177,10 @@ def find_program(options: SessionOptions) -> Path:
     """The claude program: the one that is set, the Agent SDK's own, or one on the path."""
     if options.program is not None:
         if not options.program.is_file():
-            raise ProgramMissing(f"there is no claude program at {options.program}")
+            raise ProgramMissing(
+                f"there is no claude program at {options.program}",
+                hint="correct the option `program`, or leave it out",
+            )
         return options.program.absolute()
     own = Path(claude_agent_sdk.__file__).with_name("_bundled") / "claude"
     found = str(own) if own.is_file() else shutil.which("claude", path=options.path)
