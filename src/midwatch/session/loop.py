@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -68,7 +68,10 @@ class _Asked:
 
 @dataclass
 class Loop:
-    """The state between two signals. Times are of the clock's `monotonic`."""
+    """The state between two signals. Times are of the clock's `monotonic`.
+
+    `texts` has the caller's prompts as they were written: the outbox has them redacted.
+    """
 
     session_id: str
     journal: Journal
@@ -78,6 +81,7 @@ class Loop:
     signals: asyncio.Queue[Signal]
     post: Post | None
     resume_turn: bool
+    texts: Mapping[str, str]
     began: float = field(init=False)
     _turn: _Turn | None = None
     _last_sign: float = 0.0
@@ -144,8 +148,13 @@ class Loop:
         if goes_on_by_itself:
             self._turn.nudge_at = self._last_sign + NUDGE_AFTER
         else:
-            text = self.post.text_of(prompt) if self.post else prompt.text
-            self._run_aside(self._send(text, uuid))
+            self._run_aside(self._send(self._text_of(waiting), uuid))
+
+    def _text_of(self, waiting: Waiting) -> str:
+        prompt = waiting.prompt
+        if prompt.id in self.texts or self.post is None:
+            return self.texts.get(prompt.id, prompt.text)
+        return self.post.text_of(prompt)
 
     async def _handle(self, signal: Signal) -> None:
         match signal:

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import MidwatchError, TemporaryError
+from ..errors import MidwatchError, NotFound, TemporaryError
 from ..events import Notice, Phase, PhaseChanged, Prompt, Spend, TurnResult, failure
 from ..lifecycle import Clock
 from ..redaction import Redactor
+from .checks import check_folders
 from .driver.conversation import Conversation
 from .driver.program import Place, Program
 from .driver.transcript import transcript_file
@@ -65,6 +66,7 @@ class Run:
         self._stop_asked = asyncio.Event()
         self._stop_reason = ""
         self._crashed = False
+        self._texts: dict[str, str] = {}
         self.journal: Journal
 
     async def open(self) -> None:
@@ -93,6 +95,7 @@ class Run:
         """Accept a prompt of the caller; it is answered once the loop runs."""
         # Never the same twice, also where the conversation goes on with another outbox.
         id = f"call/{uuid.uuid4().hex[:12]}"
+        self._texts[id] = text
         self.journal.emit(
             Prompt(id=id, uuid=prompt_uuid(self._setting.spec.id, id), text=text)
         )
@@ -109,6 +112,8 @@ class Run:
             return
         setting = self._setting
         sandbox = sandbox_wanted(setting.options)
+        folders = (setting.place.cwd, *setting.place.directories)
+        await asyncio.to_thread(check_folders, folders)
         self._conversation = await self._prepare_conversation()
         self._program = Program(
             setting.options,
@@ -188,9 +193,13 @@ class Run:
         if origin is not None:
             origin_id = conversation_id(origin)
             found = transcript_file(config, cwd, origin_id)
-            if await restore(setting.transcripts, origin_id, found):
-                spent = spent_before(read_entries(found))
-                return Conversation(id, spent=spent, fork_of=origin_id)
+            if not await restore(setting.transcripts, origin_id, found):
+                raise NotFound(
+                    f"session {origin} has no transcript to fork from",
+                    hint="check its id, and that both sessions use the same `transcripts`",
+                )
+            spent = spent_before(read_entries(found))
+            return Conversation(id, spent=spent, fork_of=origin_id)
         return Conversation(id)
 
     def _counted(self, entries: list[dict[str, Any]]) -> dict[str, Spend]:
@@ -266,6 +275,7 @@ class Run:
             self.signals,
             self._post,
             self._conversation.resume_turn,
+            self._texts,
         )
         try:
             return await self._loop.converse()

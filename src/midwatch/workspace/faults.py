@@ -88,7 +88,7 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
     ),
     (
         r"[Rr]epository .*not found|requested URL returned error: 404|does not appear to be a git repo"
-        r"|not a git repository|does not exist|not valid: is this a git",
+        r"|not a git repository|does not exist|not valid: is this a git|invalid gitfile format",
         RepositoryNotFound,
         None,
     ),

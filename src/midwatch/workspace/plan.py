@@ -82,7 +82,7 @@ class Plan:
 
 
 def plan_workspace(
-    repos: Sequence[RepoSpec | str],
+    repos: Sequence[RepoSpec | str | Path],
     workspace: Path,
     main_repo_index: int = 0,
     *,
@@ -94,7 +94,11 @@ def plan_workspace(
     Raises WorkspaceRefused for what must not reach git or the disk, and WorkspaceExists for a
     folder that is taken.
     """
-    specs = [RepoSpec(repo) if isinstance(repo, str) else repo for repo in repos]
+    if isinstance(repos, str):
+        raise WorkspaceRefused("the repositories are one text", hint="give a list")
+    specs = [
+        repo if isinstance(repo, RepoSpec) else RepoSpec(str(repo)) for repo in repos
+    ]
     _check_count(specs, main_repo_index)
     check_ref_name(session_branch)
     remotes = [parse_remote(spec.url) for spec in specs]

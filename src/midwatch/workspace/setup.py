@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,23 +69,37 @@ class WorkspaceOptions:
 
 
 def setup_workspace(
-    repos: Sequence[RepoSpec | str],
+    repos: Sequence[RepoSpec | str | Path],
     workspace: Path | str,
     main_repo_index: int = 0,
     *,
     options: WorkspaceOptions | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Path]:
-    """`setup_workspace_async` for code without an event loop."""
-    return asyncio.run(
-        setup_workspace_async(
+    """`setup_workspace_async` for code that does not await; where a loop runs, it blocks that."""
+
+    def run() -> list[Path]:
+        setting_up = setup_workspace_async(
             repos, workspace, main_repo_index, options=options, on_progress=on_progress
         )
-    )
+        return asyncio.run(setting_up)
+
+    if not _in_a_loop():
+        return run()  # here, so that Ctrl-C cancels it and what was begun is removed
+    with ThreadPoolExecutor(1) as pool:  # as in a notebook
+        return pool.submit(run).result()
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def setup_workspace_async(
-    repos: Sequence[RepoSpec | str],
+    repos: Sequence[RepoSpec | str | Path],
     workspace: Path | str,
     main_repo_index: int = 0,
     *,
@@ -102,7 +117,7 @@ async def setup_workspace_async(
     WorkspaceDiskFull, WorkspaceNotWritable and GitFailed name the repository that failed.
     """
     options = options or WorkspaceOptions()
-    place = Path(os.path.abspath(workspace))
+    place = _place(workspace)
     state = options.state_of(place)
 
     def planned(existing: Sequence[str]) -> Plan:
@@ -125,6 +140,15 @@ async def setup_workspace_async(
     except OSError as error:
         raise disk_fault(error, str(place)) from error
     return found.paths
+
+
+def _place(workspace: Path | str) -> Path:
+    text = os.fspath(workspace)
+    if not text.strip() or "\0" in text:
+        raise WorkspaceRefused(
+            f"{text!r} cannot be the folder of a workspace", hint="name a folder"
+        )
+    return Path(os.path.abspath(text))
 
 
 async def _set_up(
