@@ -24,6 +24,7 @@ from .text import clean, one_line
 from .units import format_duration, format_value
 
 VIOLATIONS = "The violations"
+CHANGED = "What changed since all was well"
 OPENING_RANK = 15
 """Where evidence from a ticket's opening stands among the ranks of a subject's sources."""
 MOST_FROM_OPENING = 5
@@ -51,9 +52,15 @@ class ContextGatherer:
         self._past = past
 
     async def gather(
-        self, tickets: Sequence[Ticket], *, timeout: float, tokens: int
+        self,
+        tickets: Sequence[Ticket],
+        *,
+        timeout: float,
+        tokens: int,
+        changed: str = "",
     ) -> Context:
-        """The context of a batch, whose tickets are all of one subject.
+        """The context of a batch, whose tickets are all of one subject. `changed` is a piece of
+        evidence that the watch itself brings: what is different from when all was well.
 
         Takes `timeout` seconds at most, and `tokens` at most by `context_tokens`. Fails only
         by being cancelled.
@@ -62,6 +69,8 @@ class ContextGatherer:
         violations = self._piece(VIOLATIONS, "midwatch", self._violations(tickets))
         fetched = await self._fetch_all(sources, timeout)
         opening = self._as_they_opened(tickets)
+        if changed:
+            opening.append(self._piece(CHANGED, "midwatch", changed, rank=OPENING_RANK))
         pieces = [violations, *self._absent(tickets), *opening, *fetched]
         return Context(
             tickets=tuple(tickets),

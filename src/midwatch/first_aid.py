@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from .answer import Citation, DiagnosisOutput, Finding
-from .context import ContextGatherer
+from .context import CHANGED, ContextGatherer
 from .grounding import ground
 from .lifecycle import Clock
 from .model import Context, Evidence, Json, Ticket
@@ -40,15 +40,18 @@ class FirstAidDesk:
         self._clock = clock
         self._timeout = timeout
 
-    async def give(self, opened: Sequence[Ticket]) -> None:
-        """Gather evidence, apply the playbooks, store what they say. Raises errors of the store."""
+    async def give(self, opened: Sequence[Ticket], changed: str = "") -> None:
+        """Gather evidence, apply the playbooks, store what they say.
+
+        `changed` tells what is different from when all was well. Raises errors of the store.
+        """
         ordered = sorted(opened, key=lambda ticket: (ticket.key.subject, ticket.id))
         for subject, group in groupby(ordered, key=lambda ticket: ticket.key.subject):
-            await self._give(self._kinds.get(subject, ""), list(group))
+            await self._give(self._kinds.get(subject, ""), list(group), changed)
 
-    async def _give(self, kind: str, tickets: list[Ticket]) -> None:
+    async def _give(self, kind: str, tickets: list[Ticket], changed: str) -> None:
         context = await self._gatherer.gather(
-            tickets, timeout=self._timeout, tokens=_TOKENS
+            tickets, timeout=self._timeout, tokens=_TOKENS, changed=changed
         )
         for ids, output in preliminary(self._playbooks, kind, tickets, context):
             document = self._document(output, context)
@@ -137,10 +140,10 @@ def _line_with(evidence: Evidence, text: str) -> str | None:
 
 
 def _cited(output: DiagnosisOutput, evidence: Sequence[Evidence]) -> Iterable[Evidence]:
-    """The pieces that the output cites, bounded."""
+    """The pieces that the output cites, and what changed; bounded."""
     dumped = output.model_dump_json()
     for piece in evidence:
-        if f'"{piece.id}"' in dumped:
+        if f'"{piece.id}"' in dumped or piece.title == CHANGED:
             yield Evidence(
                 piece.id,
                 piece.title,

@@ -114,12 +114,15 @@ class Observation:
     there is known to be well. "*" covers all of them. What is not covered is unknown, never
     clear; `unavailable` says why, by invariant. `state` is what the next observation is compared with
     (counters, sizes); it is kept across restarts and must be small and of JSON types.
+    `background` is what a person would compare when something breaks (settings, versions, who is
+    connected); it is not stored, and only what differs is shown.
     """
 
     signals: tuple[Signal, ...]
     covered: frozenset[str]
     unavailable: Mapping[str, str] = field(default_factory=dict)
     state: Json = field(default_factory=dict)
+    background: Facts = field(default_factory=dict)
 
     def covers(self, invariant: str) -> bool:
         return invariant in self.covered or (

@@ -100,7 +100,7 @@ class MonitorLoop:
         try:
             cycle = await watch.cycle()
             if cycle.opened and self.first_aid is not None:
-                await self.first_aid.give(cycle.opened)
+                await self.first_aid.give(cycle.opened, cycle.changed)
         except MidwatchError as error:
             self.log.warning("first aid not saved", error=error.line())
         except Exception:  # a fault of ours or of a playbook must not end the watch

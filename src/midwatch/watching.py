@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from .changes import CalmLooks, changes_since
 from .checks import UNOBSERVABLE, WHOLE_SUBJECT, Checked, Ripe, check, unobservable
 from .errors import MidwatchError, StaleWatch
 from .intake import Intake
@@ -32,7 +33,8 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """What one cycle did, for one subject or for all. `seconds` is its wall time."""
+    """What one cycle did, for one subject or for all. `seconds` is its wall time, `changed` what
+    is different from when the subject was last well, where tickets opened."""
 
     subjects: int = 0
     unobservable: int = 0
@@ -41,6 +43,7 @@ class Cycle:
     opened: tuple[Ticket, ...] = ()
     resolved: int = 0
     seconds: float = 0.0
+    changed: str = ""
 
 
 class SubjectWatch:
@@ -65,6 +68,7 @@ class SubjectWatch:
         self.tickets: dict[Key, Ticket] = {}
         self.pending: Mapping[Key, float] = {}
         self._watch: Watch | None = None
+        self._calm = CalmLooks()
         self._blind: Counter[str] = Counter()
         self._hanging: asyncio.Task[Look] | None = None
 
@@ -207,14 +211,23 @@ class SubjectWatch:
         )
         self._remember(look, changes, saved.opened)
         self._tell(look, reconciled, saved.opened)
+        changed = self._changed(observation) if saved.opened else ""
+        if observation and not checked.broken and not observation.unavailable:
+            self._calm.add(self.clock.now(), observation)
         return Cycle(
-            1,
-            observation is None,
-            0,
-            len(self.tickets),
-            saved.opened,
-            len(changes.resolved),
+            subjects=1,
+            unobservable=observation is None,
+            open=len(self.tickets),
+            opened=saved.opened,
+            resolved=len(changes.resolved),
+            changed=changed,
         )
+
+    def _changed(self, now: Observation | None) -> str:
+        calm = self._calm.oldest
+        if calm is None or now is None:
+            return ""
+        return changes_since(calm, now, self.invariants)
 
     def _failed(self, checked: Checked) -> Reconciled:
         """Nothing but its own ticket follows from a failed look."""

@@ -44,7 +44,11 @@ from midwatch.testing.sessions import collect, only, options, session_in
         (rate_limited(retry_after=1), errors.RateLimited, 429, 1),
         (server_error(500), errors.ApiFailed, 500, 1),
         (overloaded(), errors.Overloaded, 529, 1),
+        (rate_limited(retry_after=3600), errors.RateLimited, 429, 0),
         (Cut(Answer("x" * 400)), errors.ApiUnreachable, None, 1),
+        # Asked again without a stream, which the program does not call a retry.
+        (Garbled(), errors.ApiUnreachable, None, 0),
+        (StreamError(), errors.ApiUnreachable, None, 0),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

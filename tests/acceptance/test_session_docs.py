@@ -18,6 +18,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "sessions.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
+# Mirrors and sessions go below the home folder of the user database: not that of who runs the tests.
+HOME = """
+import os, pwd, types
+pwd.getpwuid = lambda uid: types.SimpleNamespace(pw_dir=os.getcwd())
+"""
+
+
 def run(tmp_path: Path, example: str, api: ScriptedMessagesAPI) -> str:
     env = {
         "ANTHROPIC_API_KEY": KEY,
@@ -26,7 +33,7 @@ def run(tmp_path: Path, example: str, api: ScriptedMessagesAPI) -> str:
         "PATH": "/usr/local/bin:/usr/bin:/bin",
     }
     done = subprocess.run(
-        [sys.executable, "-c", example],
+        [sys.executable, "-c", HOME + example],
         cwd=tmp_path,
         env=env,
         capture_output=True,
@@ -55,3 +62,4 @@ def test_an_example_runs(tmp_path: Path, number: int) -> None:
         said = run(tmp_path, example, api)
     wanted = ("Completed Hello.", "app changed 1 0", "3 notice", "two result")
     assert wanted[number] in said
+    assert (tmp_path / ".local" / "state").exists() == (number < 2)

@@ -15,6 +15,7 @@ from .options import ApiAccess, Client, Effort, Limits, SandboxWish, SessionOpti
 MAX_PROMPT = 500_000
 """Bytes of a prompt, as of a message of the inbox: a longer one would not be whole in the outbox."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MODEL = re.compile(r"[^\W_][!-~]{0,199}")
 _KEY = re.compile(r"[!-~]{1,4000}")
 
 
@@ -85,7 +86,7 @@ def check_options(options: SessionOptions) -> None:
         _one_of("effort", options.effort, get_args(Effort))
     for name in ("model", "fallback_model"):
         value = getattr(options, name)
-        if value is not None and (value.startswith("-") or not value.isprintable()):
+        if value is not None and not _MODEL.fullmatch(value):
             raise SessionRefused(f"{name} {value!r} is no name of a model")
     for name, server in options.mcp_servers.items():
         _check_server(name, server)

@@ -55,16 +55,21 @@ class WorkspaceOptions:
     def session_branch(self) -> str:
         return self.branch or f"midwatch/{self.session}"
 
+    @property
+    def cache_folder(self) -> Path:
+        """The cache, absolute: git runs in other folders than we do."""
+        return Path(os.path.abspath(self.cache or default_cache()))
+
     def state_of(self, workspace: Path) -> Path:
         """The state folder of a workspace."""
         if self.state is not None:
             return Path(os.path.abspath(self.state))
         name = hashlib.sha256(os.path.abspath(workspace).encode()).hexdigest()[:40]
-        return (self.cache or default_cache()) / "workspaces" / name
+        return self.cache_folder / "workspaces" / name
 
     def mirrors(self, git: Git) -> Mirrors:
         """The mirrors in this cache."""
-        root = (self.cache or default_cache()) / "mirrors"
+        root = self.cache_folder / "mirrors"
         return Mirrors(root, git, max_bytes=self.mirror_bytes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from ...errors import ObservationFailed
-from ...model import Invariant, Json, Observation, Signal
+from ...model import Fact, Invariant, Json, Observation, Signal
 from .round import NothingToSee
 
 
@@ -18,6 +18,7 @@ class Findings:
         self._signals: dict[str, Sequence[Signal]] = {}
         self._glimpses: list[Signal] = []
         self._unavailable: dict[str, str] = {}
+        self.background: dict[str, Fact] = {}
 
     def saw(self, invariant: str, signals: Sequence[Signal]) -> None:
         if invariant in self.enabled:
@@ -56,5 +57,9 @@ class Findings:
             why = next(iter(self._unavailable.values()), "the server does not answer")
             raise ObservationFailed(why)
         return Observation(
-            tuple(signals), frozenset(self._signals), self._unavailable, self.state
+            tuple(signals),
+            frozenset(self._signals),
+            self._unavailable,
+            self.state,
+            self.background,
         )

@@ -146,3 +146,22 @@ SELECT pg_current_logfile('stderr') AS path,
 """
 LOG_SIZE = "SELECT size FROM pg_ls_logdir() WHERE name = %(name)s"
 LOG_PART = "SELECT pg_read_binary_file(%(path)s, %(start)s::bigint, %(length)s::bigint) AS part"
+
+# What a person would ask for first: did anybody change something? Who came?
+BACKGROUND = """
+(SELECT 'setting ' || name AS name, setting || coalesce(' ' || unit, '') AS value
+ FROM pg_settings
+ WHERE source NOT IN ('default', 'override', 'client', 'session')
+   AND name NOT IN ('primary_conninfo', 'application_name')
+ ORDER BY name LIMIT 200)
+UNION ALL
+SELECT 'version', current_setting('server_version')
+UNION ALL
+(SELECT 'sessions of user ' || coalesce(usename, '?') || ', application '
+        || coalesce(nullif(application_name, ''), '(none)') || ', ' || coalesce(state, 'unknown'),
+        count(*)::text
+ FROM pg_stat_activity
+ WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
+ GROUP BY usename, application_name, state
+ ORDER BY count(*) DESC, 1 LIMIT 50)
+"""

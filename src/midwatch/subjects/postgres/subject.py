@@ -11,13 +11,14 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from ...lifecycle import Clock, SystemClock
-from ...model import Invariant, Json, Observation, Signal, Ticket
+from ...model import Fact, Invariant, Json, Observation, Signal, Ticket
 from ..base import EvidenceSource
 from ..configure import configure
 from .invariants import INVARIANTS
 from .settings import PostgresSettings
 
 if TYPE_CHECKING:
+    from .connection import Connection
     from .findings import Findings
     from .round import Round
 
@@ -98,6 +99,7 @@ class PostgresSubject:
                 )
             else:
                 await findings.look(look.invariant, partial(look.see, round_))
+        findings.background.update(await _background(round_.connection))
 
     async def _see_log_only(
         self, previous: Json, at: float, findings: Findings
@@ -109,6 +111,19 @@ class PostgresSubject:
             "log_errors",
             lambda: see_log(self._settings, None, previous, findings.state, at),
         )
+
+
+async def _background(connection: Connection) -> dict[str, Fact]:
+    """Settings that somebody made, the version, and who is connected; empty if it fails."""
+    from . import queries
+    from .connection import QueryFailed
+    from .wording import text
+
+    try:
+        rows = await connection.rows(queries.BACKGROUND)
+    except QueryFailed:
+        return {}
+    return {text(row["name"], 120): text(row["value"], 200) for row in rows}
 
 
 def _reachable(holds: bool, message: str) -> Signal:
