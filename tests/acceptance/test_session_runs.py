@@ -225,6 +225,7 @@ async def test_a_full_disk_ends_the_session_truthfully(tmp_path: Path) -> None:
                 await collect(session, "Look.")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (await session.get_results()).phase is Phase.FAILED
         log.close()
         recorded = FolderRecords(tmp_path / "session").load_status()
         assert recorded is not None and recorded.phase is Phase.FAILED

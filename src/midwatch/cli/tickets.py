@@ -70,8 +70,10 @@ def list_(
     shown = found[:limit]
     if as_json:
         output.json([ticket_row(one, briefs.get(one.id)) for one in shown])
-    else:
+    elif shown:
         ticket_table(output, shown, briefs)
+    else:
+        typer.echo("no such tickets" if status else "no tickets", err=True)
     if len(found) > limit:
         typer.echo(f"the first {limit} are shown; --limit shows more", err=True)
 

@@ -112,6 +112,7 @@ class AsyncAgenticSession:
         self._run: Run | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopped_before = ""
+        self._last_status = SessionStatus()
 
     async def __aenter__(self) -> Self:
         return self
@@ -207,7 +208,9 @@ class AsyncAgenticSession:
         """Where it stands."""
         if self._run is not None:
             return self._run.journal.status
-        return fold(SessionStatus(), read_events(self.folder.outbox))
+        logged = fold(SessionStatus(), read_events(self.folder.outbox))
+        # A full disk keeps the end of a run out of the log.
+        return max(self._last_status, logged, key=lambda status: status.last_seq)
 
     async def _opened(self) -> Run:
         """The run that `prepare` has started, or a new one."""
@@ -227,6 +230,7 @@ class AsyncAgenticSession:
         if not task.done():
             run.stop(reason)
         await asyncio.gather(task, return_exceptions=True)
+        self._last_status = run.journal.status
 
 
 def _placed(

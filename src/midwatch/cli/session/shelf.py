@@ -50,10 +50,12 @@ def list_(
         from .documents import session_row
 
         output.json([session_row(one) for one in found[:limit]])
-    else:
+    elif found:
         from .pages import session_table
 
         session_table(output, found[:limit])
+    else:
+        typer.echo("no sessions", err=True)
     if len(found) > limit:
         typer.echo(f"the first {limit} are shown; --limit shows more", err=True)
 
