@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .runner import AgentRunner as AgentRunner
     from .session.blocking import AgenticSession as AgenticSession
     from .session.blocking import run_agentic_session as run_agentic_session
+    from .session.options import ApiAccess as ApiAccess
+    from .session.options import Limits as Limits
+    from .session.options import SessionOptions as SessionOptions
     from .session.session import AsyncAgenticSession as AsyncAgenticSession
     from .workspace import RepoSpec as RepoSpec
     from .workspace import WorkspaceOptions as WorkspaceOptions
@@ -24,9 +27,12 @@ __version__ = "0.1.0"
 __all__ = [
     "AgentRunner",
     "AgenticSession",
+    "ApiAccess",
     "AsyncAgenticSession",
+    "Limits",
     "MonitorLoop",
     "RepoSpec",
+    "SessionOptions",
     "WorkspaceOptions",
     "__version__",
     "run_agentic_session",
@@ -37,9 +43,12 @@ __all__ = [
 _WHERE = {
     "AgentRunner": "runner",
     "AgenticSession": "session.blocking",
+    "ApiAccess": "session.options",
     "AsyncAgenticSession": "session.session",
+    "Limits": "session.options",
     "MonitorLoop": "monitor",
     "RepoSpec": "workspace",
+    "SessionOptions": "session.options",
     "WorkspaceOptions": "workspace",
     "run_agentic_session": "session.blocking",
     "setup_workspace": "workspace",

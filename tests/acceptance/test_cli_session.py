@@ -217,3 +217,19 @@ def test_what_claude_may_use_is_on_the_command_line(tmp_path: Path) -> None:
         started(desk, api, *run, "--model", "claude-x", "--max-turns", "5")
         assert "Write" not in api.calls[-1].tools
         assert api.calls[-1].model == "claude-x"
+
+
+def test_a_repository_that_cannot_be_looked_at_hides_no_ending(tmp_path: Path) -> None:
+    """The agent, without a sandbox, took our own notes away: the session is Completed even so."""
+    desk = make_desk(tmp_path)
+    app, _ = make_repositories(tmp_path)
+    notes = f"{tmp_path}/state/sessions/*/repositories/app.git"
+    removal = f"import glob, shutil; shutil.rmtree(glob.glob('{notes}')[0])"
+    answers = [bash(f'python3 -c "{removal}"'), "Tidied up."]
+    with ScriptedMessagesAPI(Rule(answers, tools=True)) as api:
+        told = midwatch(
+            desk, "session", "run", "--repo", app, "-p", "Tidy up.", env=asking(api)
+        )
+    assert told.returncode == 0, told.stderr
+    assert "Tidied up." in told.stdout and "Completed" in told.stdout.splitlines()[-1]
+    assert "the repositories could not be looked at" in told.stderr

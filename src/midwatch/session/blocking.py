@@ -31,7 +31,7 @@ class MoreArguments(TypedDict, total=False):
     main_repo_index: int | None
     interactive: bool
     session_id: str | None
-    folder: Path | None
+    folder: Path | str | None
     forked_from: str | None
     ticket: int | None
     records: SessionRecords | None
@@ -79,6 +79,28 @@ async def _awaited(awaitable: Awaitable[_T]) -> _T:
     return await awaitable
 
 
+class _Events:
+    """The events of one `execute`; they can be closed while the next one is waited for.
+
+    Ctrl-C ends the wait in the caller's thread, not what it waits for.
+    """
+
+    def __init__(self, session: AsyncAgenticSession, prompt: str | None) -> None:
+        self._session = session
+        self._events = session.execute(prompt)
+        self._waiting = asyncio.Lock()
+
+    async def next(self) -> Event:
+        async with self._waiting:
+            return await anext(self._events)
+
+    async def close(self) -> None:
+        if self._waiting.locked():
+            self._session.stop("its caller left")
+        async with self._waiting:
+            await self._events.aclose()
+
+
 class AgenticSession:
     """`AsyncAgenticSession` for code without an event loop; takes the same arguments.
 
@@ -122,17 +144,17 @@ class AgenticSession:
 
     def execute(self, prompt: str | None = None) -> Iterator[Event]:
         """As `AsyncAgenticSession.execute`."""
-        events = self._session.execute(prompt)
+        events = _Events(self._session, prompt)
         loop = self._background
         try:
             while True:
                 try:
-                    yield loop.call(anext(events))
+                    yield loop.call(events.next())
                 except StopAsyncIteration:
                     return
         finally:
             if not loop.closed:
-                loop.call(events.aclose())
+                loop.call(events.close())
 
     def stop(self, reason: str = "stopped") -> None:
         """As `AsyncAgenticSession.stop`."""

@@ -68,7 +68,7 @@ class AsyncAgenticSession:
         main_repo_index: int | None = None,
         interactive: bool = False,
         session_id: str | None = None,
-        folder: Path | None = None,
+        folder: Path | str | None = None,
         forked_from: str | None = None,
         ticket: int | None = None,
         records: SessionRecords | None = None,
@@ -81,7 +81,7 @@ class AsyncAgenticSession:
         self.options = replace(options, model=model) if model else options
         check_options(self.options)
         self.id = check_id(session_id or f"s-{uuid.uuid4().hex[:12]}")
-        self.folder = SessionFolder(folder or default_sessions() / self.id)
+        self.folder = SessionFolder(Path(folder or default_sessions() / self.id))
         self._workspace_options = workspace_options or WorkspaceOptions()
         self._workspace, cwd, others = _placed(
             workspace, main_repo_index, self._workspace_options
@@ -193,10 +193,12 @@ class AsyncAgenticSession:
         else:
             await self._ended(run, "closed")
 
-    async def get_results(self) -> SessionResult:
-        """How it went so far. Looks at the repositories without running anything in them."""
+    async def get_results(self, *, repositories: bool = True) -> SessionResult:
+        """How it went so far. Looks at the repositories, if asked to, without running anything
+        in them; raises what `inspect_workspace` raises."""
         status = await asyncio.to_thread(self.status)
-        states = await states_of(self._workspace, self._workspace_options)
+        workspace = self._workspace if repositories else None
+        states = await states_of(workspace, self._workspace_options)
         if states:
             records = [repository_record(state) for state in states]
             await self._setting.records.save_repositories(self.id, records)

@@ -198,13 +198,7 @@ class Runner:
             return await session.get_results()
         except MidwatchError as error:
             aside_error("the repositories could not be looked at", error)
-            bare = AsyncAgenticSession(
-                client=self._desk.access(),
-                workspace=self._place.folder.path,
-                session_id=self._request.id,
-                folder=self._place.folder.path,
-            )
-            return await bare.get_results()
+            return await session.get_results(repositories=False)
 
     async def _tell_end(self, result: SessionResult) -> None:
         teller = self._teller
