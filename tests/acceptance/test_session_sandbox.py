@@ -1,0 +1,48 @@
+"""Bash in a sandbox that works. Needs bubblewrap and socat; what happens without them is tested elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from midwatch.events import Started, ToolResult
+from midwatch.testing.messages_api import (
+    Answer,
+    Rule,
+    ScriptedMessagesAPI,
+    ToolUse,
+)
+from midwatch.testing.sessions import collect, only, options, session_in
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("bwrap") and shutil.which("socat")),
+    reason="bubblewrap and socat are not installed",
+)
+
+
+def bash(command: str) -> Answer:
+    return Answer(tool_uses=[ToolUse("Bash", {"command": command})])
+
+
+@pytest.mark.parametrize("wish", ["on", "auto"])
+async def test_what_bash_may_touch(tmp_path: Path, wish: str) -> None:
+    """It writes in the workspace and nowhere else, and sees no process of ours."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    steps = [
+        bash(f"echo no > {outside}/file; echo yes > inside"),
+        bash(f"tr '\\0' '\\n' < /proc/{os.getpid()}/environ | head -3; ls /proc"),
+        Answer("Done."),
+    ]
+    with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
+        async with session_in(tmp_path, api, options=options(sandbox=wish)) as session:
+            events = await collect(session, "Look around.")
+    [started] = only(events, Started)
+    assert started.sandbox
+    assert (tmp_path / "work" / "inside").read_text() == "yes\n"
+    assert not list(outside.iterdir())
+    told = only(events, ToolResult)[1].text
+    assert str(os.getpid()) not in told.split() and "No such file" in told
