@@ -6,25 +6,23 @@ read by everybody else. A heartbeat is stamped by the database's clock, the one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import Connection, Row, delete, select, update
+from sqlalchemy import Row, delete, select, update
 
 from ..errors import NotFound
 from ..events import Failure, Phase
 from ..model import Json
 from ..status import SessionStatus
-from .engine import Transactions
+from .on_sql import OnSql
 from .reading import ticket
-from .schema import database_now, sessions
-from .work import DatabaseClock, Work, audit_row
+from .schema import sessions
+from .work import Work, audit_row
 
-P = ParamSpec("P")
-T = TypeVar("T")
 TERMINAL = tuple(phase.value for phase in Phase if phase.terminal)
 CRASH = "RunnerCrashed"
 _STATUS: TypeAdapter[SessionStatus] = TypeAdapter(SessionStatus)
@@ -79,14 +77,8 @@ class StoredSession:
     silent_for: float
 
 
-class SqlSessions:
+class SqlSessions(OnSql):
     """Satisfies `SessionRecords`. Writes about a session that was removed do nothing."""
-
-    def __init__(
-        self, transactions: Transactions, clock: DatabaseClock = database_now
-    ) -> None:
-        self._transactions = transactions
-        self._clock = clock
 
     # -------------------------------------------------- its runner
 
@@ -146,28 +138,6 @@ class SqlSessions:
     async def note(self, ticket_id: int, session_id: str, actor: str, why: str) -> None:
         """Tell a ticket's history of a session. Changes nothing of the ticket. Raises NotFound."""
         await self._run(_note, ticket_id, f"session {session_id}: {why}", actor)
-
-    async def _run(
-        self,
-        function: Callable[Concatenate[Work, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        def transaction(connection: Connection) -> T:
-            return function(Work(connection, self._clock), *args, **kwargs)
-
-        return await self._transactions.run(transaction)
-
-    async def _read(
-        self,
-        function: Callable[Concatenate[Work, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        def transaction(connection: Connection) -> T:
-            return function(Work(connection, self._clock), *args, **kwargs)
-
-        return await self._transactions.read(transaction)
 
 
 # ------------------------------------------------------------------ statements

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
-
-from sqlalchemy import Connection
+from collections.abc import Mapping, Sequence
 
 from ..model import AuditRow, Diagnosis, Json, Key, Severity, Ticket
 from . import cycles, pauses, people, queue, reading
-from .engine import Transactions, open_transactions, parse_database
+from .engine import open_transactions, parse_database
+from .on_sql import OnSql
 from .protocol import (
     Brief,
     Budget,
@@ -29,10 +27,7 @@ from .protocol import (
 )
 from .schema import database_now
 from .upgrade import require_schema
-from .work import DatabaseClock, Work
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from .work import DatabaseClock
 
 
 async def open_store(database: str, *, clock: DatabaseClock = database_now) -> SqlStore:
@@ -50,36 +45,8 @@ async def open_store(database: str, *, clock: DatabaseClock = database_now) -> S
     return SqlStore(transactions, clock)
 
 
-class SqlStore:
+class SqlStore(OnSql):
     """Satisfies `Store`; see there for what each method promises."""
-
-    def __init__(
-        self, transactions: Transactions, clock: DatabaseClock = database_now
-    ) -> None:
-        self.transactions = transactions
-        self._clock = clock
-
-    async def _run(
-        self,
-        function: Callable[Concatenate[Work, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        def transaction(connection: Connection) -> T:
-            return function(Work(connection, self._clock), *args, **kwargs)
-
-        return await self.transactions.run(transaction)
-
-    async def _read(
-        self,
-        function: Callable[Concatenate[Work, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> T:
-        def transaction(connection: Connection) -> T:
-            return function(Work(connection, self._clock), *args, **kwargs)
-
-        return await self.transactions.read(transaction)
 
     async def close(self) -> None:
         await self.transactions.close()

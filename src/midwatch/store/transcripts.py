@@ -13,27 +13,21 @@ from sqlalchemy import ColumnElement, delete, func, select
 
 from ..errors import StoreRejected
 from ..model import Json
-from .engine import Transactions
-from .schema import database_now, transcript_entries
+from .on_sql import OnSql
+from .schema import transcript_entries
 from .words import dump_json
-from .work import DatabaseClock, Work
+from .work import Work
 
 _MAX_KEY_BYTES = 600  # four of them must fit one index entry of PostgreSQL, 2704 bytes
 _entries = transcript_entries.c
 
 
-class SqlTranscripts:
+class SqlTranscripts(OnSql):
     """Satisfies `midwatch.session.records.Transcripts`; the SDK's conformance suite passes.
 
     Raises what `midwatch.store.translation` makes of the drivers' errors, and StoreRejected for a
     part of a key that is longer than 600 bytes.
     """
-
-    def __init__(
-        self, transactions: Transactions, clock: DatabaseClock = database_now
-    ) -> None:
-        self._transactions = transactions
-        self._clock = clock
 
     async def append(self, key: Any, entries: list[Any]) -> None:
         """Append entries; one whose uuid the transcript has already is left out."""
@@ -43,12 +37,12 @@ class SqlTranscripts:
             {**_parts(key), "uuid": _uuid(entry), "entry": dump_json(entry)}
             for entry in entries
         ]
-        await self._transactions.run(self._append, rows)
+        await self.transactions.run(self._append, rows)
 
     async def load(self, key: Any) -> list[Any] | None:
         """The entries in order; None for a transcript that was never written."""
         query = select(_entries.entry).where(*_is(_parts(key))).order_by(_entries.id)
-        found = await self._transactions.read(lambda c: c.scalars(query).all())
+        found = await self.transactions.read(lambda c: c.scalars(query).all())
         return [json.loads(entry) for entry in found] or None
 
     async def list_sessions(self, project_key: str) -> list[Any]:
@@ -58,7 +52,7 @@ class SqlTranscripts:
             .where(_entries.project_key == project_key, _entries.subpath == "")
             .group_by(_entries.session_id)
         )
-        rows = await self._transactions.read(lambda c: c.execute(query).all())
+        rows = await self.transactions.read(lambda c: c.execute(query).all())
         return [
             {"session_id": row.session_id, "mtime": int(row.at.timestamp() * 1000)}
             for row in rows
@@ -70,14 +64,14 @@ class SqlTranscripts:
         if not parts["subpath"]:
             del parts["subpath"]
         statement = delete(transcript_entries).where(*_is(parts))
-        await self._transactions.run(lambda c: c.execute(statement).rowcount)
+        await self.transactions.run(lambda c: c.execute(statement).rowcount)
 
     async def list_subkeys(self, key: Any) -> list[str]:
         parts = _parts({**key, "subpath": ""})
         del parts["subpath"]
         query = select(_entries.subpath).where(*_is(parts), _entries.subpath != "")
         query = query.distinct().order_by(_entries.subpath)
-        return list(await self._transactions.read(lambda c: c.scalars(query).all()))
+        return list(await self.transactions.read(lambda c: c.scalars(query).all()))
 
     def _append(self, connection: Any, rows: Sequence[Json]) -> None:
         work = Work(connection, self._clock)

@@ -6,7 +6,7 @@ A kind of subject is a class that satisfies `SubjectKind`, named in the entry-po
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -82,6 +82,3 @@ class SubjectKind(Protocol):
     default_invariants: Sequence[Invariant]
 
     def __call__(self, settings: Any) -> Subject: ...
-
-
-Environ = Mapping[str, str]
