@@ -418,3 +418,16 @@ def test_without_an_event_loop(tmp_path: Path) -> None:
         assert session.status().phase is Phase.STOPPED
         assert not any(alive(int(line.split()[0])) for line in lines)
     assert os.environ.get("ANTHROPIC_API_KEY") != KEY
+
+
+async def test_an_interactive_session_that_nobody_writes_to_stops(
+    tmp_path: Path,
+) -> None:
+    limited = options(limits={"mail_idle": 0.5})
+    async with ScriptedMessagesAPI(Rule("Yes.", tools=True)) as api:
+        session = session_in(tmp_path, api, options=limited, interactive=True)
+        events = await collect(session, "There?")
+    last = only(events, PhaseChanged)[-1]
+    assert (last.phase, last.reason) == (Phase.STOPPED, "idle")
+    [answered] = only(events, TurnResult)
+    assert (last.at - answered.at).total_seconds() >= 0.5

@@ -114,6 +114,7 @@ def _check_limits(limits: Limits) -> None:
     least = {
         "wall": 0.0,
         "idle": 0.0,
+        "mail_idle": 0.0,
         "max_turns": 1,
         "max_usd": 0.0,
         "retries": 0,

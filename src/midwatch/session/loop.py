@@ -40,6 +40,8 @@ from .signals import (
 
 NUDGE_AFTER = 5.0
 """Seconds that the program gets to go on with a cut turn by itself, before it is told to."""
+IDLE = "idle"
+"""The reason of a session that was stopped because nobody wrote to it."""
 _NUDGE = "Continue where you were interrupted."
 
 
@@ -93,7 +95,7 @@ class Loop:
     _aside: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.began = self.clock.monotonic()
+        self.began = self._last_sign = self.clock.monotonic()
 
     @property
     def in_turn(self) -> bool:
@@ -274,6 +276,8 @@ class Loop:
 
     def _command(self, mail: Mail) -> None:
         """Log a command, then let it act: it has acted for whoever reads the log."""
+        if self._turn is None:  # during a turn only the program gives signs of life
+            self._sign_of_life()
         command = Command(id=mail.id, kind="interrupt")
         if mail.kind == "end_session":
             self.journal.emit(replace(command, kind=mail.kind, effect="in its turn"))
@@ -311,6 +315,8 @@ class Loop:
             yield self.began + self.limits.wall
         if self._idles and self.limits.idle is not None:
             yield self._last_sign + self.limits.idle
+        if self._waits_for_mail and self.limits.mail_idle is not None:
+            yield self._last_sign + self.limits.mail_idle
         if self._turn is not None and self._turn.nudge_at is not None:
             yield self._turn.nudge_at
         yield from (pending.until for pending in self._pending.values())
@@ -319,6 +325,17 @@ class Loop:
     def _idles(self) -> bool:
         """Whether silence means that something hangs: not while a person is asked."""
         return self.in_turn and not self._pending and not self._stopping
+
+    @property
+    def _waits_for_mail(self) -> bool:
+        """Whether only a message can make it go on."""
+        return (
+            self.post is not None
+            and not self.in_turn
+            and not self.journal.ledger.queue
+            and not self._pending
+            and not self._stopping
+        )
 
     def _check_limits(self) -> None:
         now, limits = self.clock.monotonic(), self.limits
@@ -334,6 +351,12 @@ class Loop:
         silent = now - self._last_sign
         if self._idles and limits.idle is not None and silent >= limits.idle:
             raise SessionIdle(f"nothing happened for {limits.idle:g} s")
+        if (
+            self._waits_for_mail
+            and limits.mail_idle is not None
+            and silent >= limits.mail_idle
+        ):
+            self._stop(IDLE)
         if self._turn and self._turn.nudge_at and now >= self._turn.nudge_at:
             self._nudge(self._turn)
 

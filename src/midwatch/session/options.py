@@ -38,7 +38,8 @@ class ApiAccess:
 class Limits:
     """Each one ends the session with its reason; None is no limit.
 
-    `wall` and `idle` are seconds: of one run, and without any sign of life during a turn.
+    `wall` and `idle` are seconds: of one run, and without any sign of life during a turn. `mail_idle`
+    seconds without a message, between turns, stop an interactive session with the reason `idle`.
     `max_turns` counts calls of the API in one turn, `max_usd` dollars of the whole session.
     `retries` is how often the program tries a failed API call again. `permission_wait` seconds
     without an answer are a no. `grace` seconds are what a stop leaves to a turn. `line_bytes`
@@ -47,6 +48,7 @@ class Limits:
 
     wall: float | None = 3600.0
     idle: float | None = 900.0
+    mail_idle: float | None = None
     max_turns: int | None = None
     max_usd: float | None = None
     retries: int = 6

@@ -14,44 +14,9 @@ import yaml
 from ...errors import MidwatchError
 from ..wiring import Edge
 from .app import app
+from .bug import PRICES, PROMPT, SAID, SHOP, looked, mended
 from .commands import carry_out
 
-_SHOP = {
-    "test_cart.py": """\
-import sys
-import unittest
-
-sys.path.insert(0, "../prices")
-from prices import total
-
-
-class Cart(unittest.TestCase):
-    def test_three_for_two(self):
-        self.assertEqual(total(price=4, count=3), 8)
-
-
-if __name__ == "__main__":
-    unittest.main()
-""",
-    ".gitignore": "__pycache__/\n",
-    "README.md": "The cart of the shop. Prices come from the repository beside this one.\n",
-}
-_PRICES = {
-    ".gitignore": "__pycache__/\n",
-    "prices.py": '''\
-def total(price, count):
-    """Every third piece is free."""
-    return price * (count - count // 4)
-''',
-}
-_PROMPT = (
-    "`python3 -B test_cart.py` fails. The bug is in the repository `prices`, which is checked out"
-    " beside this one. Fix it there, and run the test again."
-)
-_TEST = (
-    "python3 -B test_cart.py"  # -B: no bytecode that hides a change of the same second
-)
-_FIX = "sed -i 's|count // 4|count // 3|' ../prices/prices.py"
 _KEY = "sk-ant-scripted-demo"
 
 
@@ -78,13 +43,9 @@ def demo(context: typer.Context) -> None:
 @contextlib.contextmanager
 def _scripted() -> Iterator[str]:
     """A Messages API that answers as Claude would, and whose commands really run."""
-    from ...testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
+    from ...testing.messages_api import Answer, Rule, ScriptedMessagesAPI
 
-    def bash(command: str) -> Answer:
-        return Answer(tool_uses=[ToolUse("Bash", {"command": command})])
-
-    said = "Every third piece is free, but `total` counted every fourth. The test passes now."
-    steps = [bash(_TEST), bash(_FIX), bash(_TEST), Answer(said)]
+    steps = [looked(), mended(), looked(), Answer(SAID)]
     with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
         yield api.base_url
 
@@ -96,12 +57,12 @@ def _play(edge: Edge, folder: Path) -> None:
     from .request import Repository, Request, new_id
     from .shelf import diffs_of, print_diffs
 
-    shop = make_repository(folder / "remotes" / "shop", _SHOP)
-    prices = make_repository(folder / "remotes" / "prices", _PRICES)
+    shop = make_repository(folder / "remotes" / "shop", SHOP)
+    prices = make_repository(folder / "remotes" / "prices", PRICES)
     own = replace(edge, environ=_without_ours(edge), config=_settings(folder))
     request = Request(
         id=new_id(),
-        prompt=_PROMPT,
+        prompt=PROMPT,
         repositories=(Repository(str(shop)), Repository(str(prices))),
         choices=Choices(allow=("Bash",), max_turns=20, max_usd=1.0, wall=600.0),
     )

@@ -7,15 +7,18 @@ import contextlib
 import gc
 import shutil
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator
 
-from ...errors import MidwatchError, PermanentError, TemporaryError
-from ...events import Phase, PhaseChanged, failure
+from ...errors import MidwatchError, TemporaryError
+from ...events import Phase
 from ...lifecycle import Stop, SystemClock, signals_set
 from ...redaction import Redactor
-from ...session.errors import RunnerCrashed
-from ...session.journal import Journal
+from ...session.before import (
+    SessionStopped,
+    end_unprepared,
+    stop_when_told,
+    unless_stopped,
+)
 from ...session.records import HEARTBEAT, SessionSpec
 from ...session.results import SessionResult
 from ...session.session import AsyncAgenticSession
@@ -32,13 +35,6 @@ from .places import Place
 from .pushing import push_and_tell
 from .request import Request
 from .telling import Teller, aside, aside_error
-
-T = TypeVar("T")
-_ASK_AGAIN = 0.5  # seconds between two requests to stop: the session may not be up yet
-
-
-class SessionStopped(PermanentError):
-    """The session was stopped before it was done."""
 
 
 class Runner:
@@ -112,7 +108,7 @@ class Runner:
                 options=self._git,
                 on_progress=on_progress,
             )
-            await _unless_stopped(setting_up, stop)
+            await unless_stopped(setting_up, stop)
         return open_workspace(self._place.state)
 
     @contextlib.asynccontextmanager
@@ -133,24 +129,10 @@ class Runner:
 
     async def _end_unprepared(self, error: MidwatchError) -> None:
         """Write how a run ended that never had a program."""
-        clock = SystemClock()
-        journal = Journal(self._place.folder, self._redactor, clock.now)
-        try:
-            run = journal.ledger.run
-            if run and not journal.ledger.phase.terminal:
-                reason = RunnerCrashed.__name__
-                journal.emit(PhaseChanged(phase=Phase.FAILED, run=run, reason=reason))
-            run += 1
-            journal.emit(PhaseChanged(phase=Phase.CREATING, run=run))
-            stopped = isinstance(error, SessionStopped)
-            if not stopped:
-                journal.emit(failure(error))
-            phase = Phase.STOPPED if stopped else Phase.FAILED
-            reason = error.message if stopped else type(error).__name__
-            journal.emit(PhaseChanged(phase=phase, run=run, reason=reason))
-            await self._kept.save_status(self._request.id, journal.status)
-        finally:
-            journal.close()
+        status = end_unprepared(
+            self._place.folder, self._redactor, SystemClock(), error
+        )
+        await self._kept.save_status(self._request.id, status)
 
     # -------------------------------------------------- the conversation
 
@@ -178,7 +160,7 @@ class Runner:
         session = self._session(workspace)
         ended_badly: MidwatchError | None = None
         async with session:
-            beside = [asyncio.create_task(_stop(session, stop), name="stop")]
+            beside = [asyncio.create_task(stop_when_told(session, stop), name="stop")]
             if self._request.interactive and sys.stdin.isatty():
                 beside.append(asyncio.create_task(chat(self._place), name="chat"))
             try:
@@ -214,26 +196,3 @@ class Runner:
         teller.phase(result.phase, summary_line(result))
         if self._request.push and result.phase is not Phase.COMPLETED:
             aside(f"nothing is pushed: `midwatch session push {result.session_id}`")
-
-
-async def _stop(session: AsyncAgenticSession, stop: Stop) -> None:
-    await stop.wait()
-    while True:
-        session.stop(stop.reason)
-        await asyncio.sleep(_ASK_AGAIN)
-
-
-async def _unless_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T:
-    """The outcome of `work`; SessionStopped, once it is undone, if the stop comes first."""
-    working = asyncio.create_task(work, name="workspace")
-    stopping = asyncio.create_task(stop.wait(), name="stop")
-    try:
-        await asyncio.wait({working, stopping}, return_when="FIRST_COMPLETED")
-        if not working.done():
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
-            raise SessionStopped(stop.reason or "stopped")
-        return await working
-    finally:
-        stopping.cancel()
-        await asyncio.gather(stopping, return_exceptions=True)
