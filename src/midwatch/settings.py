@@ -259,6 +259,211 @@ class SessionSettings(Group):
     )
 
 
+class KeyReference(Group):
+    """A key of a Kubernetes secret. The value itself never stands in the file."""
+
+    name: str = Field(min_length=1, max_length=253, description="The secret.")
+    key: str = Field(
+        "ANTHROPIC_API_KEY",
+        min_length=1,
+        max_length=253,
+        description="The key in it that holds the value.",
+    )
+
+
+class OperatorSettings(Group):
+    """The operator, which runs `AgenticSession` resources as Jobs in Kubernetes."""
+
+    kubeconfig: Path | None = Field(
+        None, description="How the cluster is reached; null for the pod's own account."
+    )
+    context: str | None = Field(
+        None, description="The context in it; null for the current one."
+    )
+    namespaces: list[str] = Field(
+        default_factory=list, description="Where sessions are run; empty for all."
+    )
+    image: str | None = Field(
+        None, description="The image that runs a session; without one, none is run."
+    )
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
+        None, description="When the image is pulled; null for Kubernetes' own rule."
+    )
+    image_pull_secrets: list[str] = Field(
+        default_factory=list, description="Secrets for the registry, by name."
+    )
+    api_key_secret: KeyReference | None = Field(
+        None,
+        description="The Claude key, where a resource names none; in the session's namespace.",
+    )
+    base_url: str | None = Field(
+        None, description="Where the Claude API is; null for Anthropic's own."
+    )
+    model: str | None = Field(
+        None,
+        description="The model of a resource that names none; null for sessions.model.",
+    )
+    variables: dict[str, str] = Field(
+        default_factory=dict,
+        description="Environment variables of every session; a resource's own win.",
+    )
+    storage: Literal["ephemeral", "claim"] = Field(
+        "ephemeral",
+        description="The workspace: the pod's own disk, or a volume claim per session.",
+    )
+    claim_size: str = Field(
+        "20Gi", description="Size of a claim, as Kubernetes writes it."
+    )
+    storage_class: str | None = Field(
+        None, description="Class of a claim; null for the cluster's default."
+    )
+    workspace_size: str | None = Field(
+        "20Gi",
+        description="Most that a pod's own disk may hold; above it the pod is evicted. null for no limit.",
+    )
+    content_url: str | None = Field(
+        None, description="Where the content proxy is; null for none."
+    )
+    content_key_file: Path | None = Field(
+        None,
+        description="A file with the key that signs tokens, shared with the proxy.",
+    )
+    resources: dict[str, Any] = Field(
+        default_factory=lambda: {
+            "requests": {"cpu": "500m", "memory": "1Gi"},
+            "limits": {"memory": "4Gi"},
+        },
+        description="Requests and limits of a session that names none.",
+    )
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, description="Labels of the nodes that sessions run on."
+    )
+    tolerations: list[dict[str, Any]] = Field(
+        default_factory=list, description="Tolerations of a session's pod."
+    )
+    service_account_annotations: dict[str, str] = Field(
+        default_factory=dict, description="Annotations of each session's account."
+    )
+    pod_labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels added to each session's pod."
+    )
+    image_pull_grace: Seconds = Field(
+        120.0, ge=0, description="How long an image may fail to be pulled."
+    )
+    unschedulable_grace: Seconds = Field(
+        600.0, ge=0, description="How long a pod may wait for a node."
+    )
+    termination_grace: Seconds = Field(
+        60.0, ge=1, description="What a pod gets to save itself when it is stopped."
+    )
+    deadline_margin: Seconds = Field(
+        120.0,
+        ge=0,
+        description="The Job's deadline comes so much after the session's time-out.",
+    )
+    idle_margin: Seconds = Field(
+        60.0,
+        ge=0,
+        description="The operator stops an idle session so much after it should have itself.",
+    )
+    job_ttl: Seconds = Field(
+        3600.0, ge=0, description="A finished Job and its log are kept for so long."
+    )
+    sync_interval: Seconds = Field(
+        5.0, gt=0, description="A pod's wait between two pushes of its workspace."
+    )
+    status_interval: Seconds = Field(
+        5.0, gt=0, description="A pod's wait between two writes of an unchanged phase."
+    )
+    request_timeout: Seconds = Field(
+        30.0, gt=0, description="Wall clock of one request to the API server."
+    )
+    watch_timeout: Seconds = Field(
+        300.0, gt=0, description="A watch is opened anew after so long."
+    )
+    watch_silence: Seconds = Field(
+        70.0,
+        gt=0,
+        description="A watch without a word for so long is taken for dead; the server speaks each minute.",
+    )
+    backoff: Seconds = Field(
+        2.0, gt=0, description="First wait after a failed request; doubles each time."
+    )
+    backoff_max: Seconds = Field(
+        60.0, gt=0, description="Longest wait after a failed request."
+    )
+    concurrency: int = Field(
+        16, ge=1, le=256, description="Sessions that are worked on at the same time."
+    )
+    host: str = Field("0.0.0.0", description="Address of the health endpoint.")
+    port: int | None = Field(
+        8080, ge=1, le=65535, description="Its port, path /healthz; null for none."
+    )
+
+
+class ContentSettings(Group):
+    """The content proxy: a volume behind HTTP, where the workspaces of sessions outlive their pods."""
+
+    root: Path = Field(
+        Path("content"), description="The folder on the volume that it keeps all in."
+    )
+    host: str = Field(
+        "127.0.0.1", description="The address it listens on; 0.0.0.0 in a pod."
+    )
+    port: int = Field(
+        8080, ge=0, le=65535, description="Its port; 0 for any, which the log tells."
+    )
+    key_file: Path | None = Field(
+        None,
+        description="Keys that tokens are signed with, one a line: the first signs, all verify.",
+    )
+    max_entries: int = Field(
+        500_000,
+        ge=1,
+        description="Files, folders and symlinks of one session; some 400 bytes of memory each while in use.",
+    )
+    max_size: Bytes = Field(
+        20_000_000_000, ge=1, description="Bytes of all files of one session."
+    )
+    max_body: Bytes = Field(
+        134_217_728,
+        ge=1024,
+        description="Bytes of a JSON request; a commit of 500,000 files has some 80 MB.",
+    )
+    max_streams: int = Field(
+        16,
+        ge=1,
+        description="Uploads, downloads and commits at a time; each takes some 10 MB. Others wait.",
+    )
+    max_waiting: int = Field(
+        4000, ge=1, description="Requests that wait for a change at a time."
+    )
+    cache_size: Bytes = Field(
+        67_108_864, ge=0, description="Memory for manifests that were used last."
+    )
+    request_time: Seconds = Field(
+        60.0,
+        gt=0,
+        description="Longest time for a request's head, its JSON, a chunk of it, or for an answer that is not read.",
+    )
+    wait: Seconds = Field(
+        60.0,
+        gt=0,
+        description="Longest wait for a change, whatever a request asks for.",
+    )
+    grace: Seconds = Field(
+        20.0, ge=0, description="What requests in flight get at a stop."
+    )
+    collect_interval: Seconds = Field(
+        900.0, gt=0, description="Wait between two looks for chunks that nothing needs."
+    )
+    collect_grace: Seconds = Field(
+        3600.0,
+        ge=0,
+        description="How long a chunk is kept that no manifest names: uploads need it.",
+    )
+
+
 class LogSettings(Group):
     """What the daemons write to standard output."""
 
@@ -281,6 +486,8 @@ class Settings(Group):
     agent: AgentSettings = AgentSettings()
     monitor: MonitorSettings = MonitorSettings()
     sessions: SessionSettings = SessionSettings()
+    operator: OperatorSettings = OperatorSettings()
+    content: ContentSettings = ContentSettings()
     log: LogSettings = LogSettings()
     subjects: list[dict[str, Any]] = Field(
         default_factory=list, description="The systems that are watched, see below."

@@ -96,4 +96,11 @@ from .lazy import add_lazily  # noqa: E402
 
 _SESSIONS = "Run, steer and look at sessions of Claude Code."
 add_lazily(app, "session", _SESSIONS, "midwatch.cli.session.app")
+add_lazily(
+    app,
+    "content",
+    "The content proxy, where workspaces outlive their pods.",
+    "midwatch.cli.content.app",
+)
 add_lazily(app, "cache", "The mirrors of repositories.", "midwatch.cli.cache")
+add_lazily(app, "kube", "Sessions in a Kubernetes cluster.", "midwatch.cli.kube.app")

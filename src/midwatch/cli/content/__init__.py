@@ -1,0 +1,1 @@
+"""`midwatch content`: the content proxy and tokens for it."""

@@ -1,0 +1,48 @@
+"""`midwatch content serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import threading
+
+import typer
+
+from ..wiring import Edge
+from .app import app
+from .extra import keys_of, needs_content
+
+_MARGIN = 5.0
+"""Seconds beyond the grace until the process ends, whatever a disk that hangs would wait for."""
+
+
+@app.command()
+def serve(context: typer.Context) -> None:
+    """Serve the volume that `content.root` names, until SIGTERM."""
+    with needs_content():
+        asyncio.run(_serve(context.obj))
+
+
+async def _serve(edge: Edge) -> None:
+    from ...content.server.serving import serve
+    from ...lifecycle import Stop, signals_set
+    from ...logs import open_log
+    from ...redaction import Redactor
+
+    settings = edge.settings()
+    keys = keys_of(settings)
+    redactor = Redactor([key.decode("latin-1") for key in keys])
+    gc.enable()  # `main` turned it off for the start
+    stop = Stop()
+    longest = settings.content.grace + _MARGIN
+    with signals_set(stop, lambda: _end_in(longest)):
+        log = open_log(settings.log, sys.stdout, redactor)
+        await serve(settings.content, keys, stop, log)
+
+
+def _end_in(seconds: float) -> None:
+    timer = threading.Timer(seconds, os._exit, [1])
+    timer.daemon = True
+    timer.start()

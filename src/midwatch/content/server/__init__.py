@@ -1,0 +1,1 @@
+"""The content proxy: folders on a volume, over HTTP."""

@@ -1,0 +1,210 @@
+"""The endpoints of a folder; `wire` has the table of them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from ..errors import ChunksMissing, ContentTooLarge
+from ..wire import MAX_HASHES, MEDIA_TYPE, encode_frame, split_frames
+from .answers import JsonAnswer, etag
+from .bodies import (
+    base_of,
+    check_media_type,
+    known_versions,
+    paced,
+    parse_delta,
+    parse_hashes,
+    parse_object,
+    read_body,
+    seconds_of,
+)
+from .desk import Desk
+from .edits import appended
+from .inbox import MAX_LINE, PATH, inbox_line
+from .manifest import Manifest
+
+_BATCH_BYTES = 4 << 20
+_BATCH_FRAMES = 256
+"""A batch is synced at once; many small files would wait for the disk one by one."""
+_HASHES_BODY = MAX_HASHES * 80
+_GZIP_LEVEL = 4
+
+
+class FolderApi:
+    """Handlers for `/v1/folders/NAMESPACE/NAME`."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def routes(self) -> list[Route]:
+        folder = "/v1/folders/{namespace}/{name}"
+        return [
+            Route(f"{folder}/manifest", self.manifest, methods=["GET"]),
+            Route(f"{folder}/missing", self.missing, methods=["POST"]),
+            Route(f"{folder}/chunks", self.put_chunks, methods=["PUT"]),
+            Route(f"{folder}/chunks/read", self.read_chunks, methods=["POST"]),
+            Route(f"{folder}/commit", self.commit, methods=["POST"]),
+            Route(f"{folder}/inbox", self.inbox, methods=["POST"]),
+            Route(folder, self.delete, methods=["DELETE"]),
+        ]
+
+    # -------------------------------------------------- the manifest
+
+    async def manifest(self, request: Request) -> Response:
+        desk = self._desk
+        folder = desk.folder(request, write=False)
+        known, wait = known_versions(request), seconds_of(
+            request, "wait", desk.settings.wait
+        )
+        found = await desk.work(desk.store.manifest, folder)
+        if found.version in known and wait:
+            desk.check_waiting()
+            await self._changed(request, folder, found.version, wait)
+            found = await desk.work(desk.store.manifest, folder)
+        if found.version in known:
+            return Response(status_code=304, headers=etag(found.version))
+        await desk.turn(request, desk.streams, folder)
+        return self._whole(request, found)
+
+    async def _changed(
+        self, request: Request, folder: str, version: str, seconds: float
+    ) -> None:
+        """Wait until the folder has another version, or nobody is there to hear of it."""
+        desk, seen = self._desk, None
+
+        async def over() -> bool:
+            nonlocal seen
+            mark = await desk.work(desk.store.mark, folder)
+            if mark == seen:  # as it was when we last read it
+                return await request.is_disconnected()
+            found = await desk.work(desk.store.manifest, folder)
+            seen = mark
+            return found.version != version or await request.is_disconnected()
+
+        await desk.changes.wait(folder, seconds, over)
+
+    def _whole(self, request: Request, found: Manifest) -> Response:
+        # The ETag is the version in either encoding: it names the tree, not the bytes.
+        headers = etag(found.version) | {"vary": "accept-encoding"}
+        pieces = found.document()
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            headers["content-encoding"] = "gzip"
+            pieces = _gzipped(pieces)
+        return StreamingResponse(
+            self._desk.work.each(pieces), 200, headers, "application/json"
+        )
+
+    # -------------------------------------------------- chunks
+
+    async def missing(self, request: Request) -> Response:
+        desk = self._desk
+        folder = desk.folder(request, write=True)
+        body = await read_body(request, _HASHES_BODY, desk.settings.request_time)
+        names = await desk.work(parse_hashes, body)
+        return JsonAnswer(
+            {"missing": await desk.work(desk.store.missing, folder, names)}
+        )
+
+    async def put_chunks(self, request: Request) -> Response:
+        desk = self._desk
+        folder = desk.folder(request, write=True)
+        check_media_type(request, MEDIA_TYPE)
+        await desk.turn(request, desk.streams, folder)
+        stored, batch, size = 0, list[tuple[str, bytes]](), 0
+        try:
+            async for name, data in split_frames(
+                paced(request, desk.settings.request_time)
+            ):
+                batch.append((name, data))
+                size += len(data)
+                if size >= _BATCH_BYTES or len(batch) >= _BATCH_FRAMES:
+                    full, batch, size = batch, [], 0
+                    stored += await self._store(folder, full)
+        finally:
+            # Also of a stream that breaks: what came whole need not come again.
+            if batch:
+                stored += await self._store(folder, batch)
+        return JsonAnswer({"stored": stored})
+
+    async def _store(self, folder: str, batch: Sequence[tuple[str, bytes]]) -> int:
+        desk = self._desk
+        if desk.uploaded[folder] > desk.settings.max_size:
+            raise ContentTooLarge(
+                "more chunks were sent than the folder may hold",
+                hint="commit them; what no commit names is removed after a while",
+            )
+        new = await desk.work(desk.store.write_chunks, folder, batch)
+        desk.uploaded[folder] += sum(len(data) for name, data in batch if name in new)
+        return len(new)
+
+    async def read_chunks(self, request: Request) -> Response:
+        desk = self._desk
+        folder = desk.folder(request, write=False)
+        body = await read_body(request, _HASHES_BODY, desk.settings.request_time)
+        names = await desk.work(parse_hashes, body)
+        await desk.turn(request, desk.streams, folder)
+        if absent := await desk.work(desk.store.absent, folder, names):
+            raise ChunksMissing(absent)
+        return StreamingResponse(self._frames(folder, names), media_type=MEDIA_TYPE)
+
+    async def _frames(self, folder: str, names: Sequence[str]) -> AsyncIterator[bytes]:
+        for name in names:
+            yield await self._desk.work(
+                lambda: encode_frame(self._desk.store.read_chunk(folder, name))
+            )
+
+    # -------------------------------------------------- changes
+
+    async def commit(self, request: Request) -> Response:
+        desk = self._desk
+        folder = desk.folder(request, write=True)
+        base = base_of(request)
+        await desk.turn(request, desk.streams, folder)
+        body = await read_body(
+            request, desk.settings.max_body, desk.settings.request_time
+        )
+        delta = await desk.work(parse_delta, body)
+        del body
+        async with desk.commits.turn(folder):
+            version = await desk.work(desk.store.commit, folder, base, delta)
+        del desk.uploaded[folder]
+        desk.changes.tell(folder)
+        return JsonAnswer({"version": version}, headers=etag(version))
+
+    async def inbox(self, request: Request) -> Response:
+        desk = self._desk
+        folder = desk.folder(request, write=True)
+        body = await read_body(request, 2 * MAX_LINE, desk.settings.request_time)
+        id, line = inbox_line(parse_object(body), desk.clock.now())
+
+        def read(name: str) -> bytes:
+            return desk.store.read_chunk(folder, name)
+
+        async with desk.commits.turn(folder):
+            version = await desk.work(
+                desk.store.edit, folder, lambda now: appended(now, PATH, line, read)
+            )
+        desk.changes.tell(folder)
+        return JsonAnswer({"id": id, "version": version}, headers=etag(version))
+
+    async def delete(self, request: Request) -> Response:
+        desk = self._desk
+        folder = desk.folder(request, write=True)
+        async with desk.commits.turn(folder):
+            deleted = await desk.work(desk.store.delete, folder)
+        del desk.uploaded[folder]
+        desk.changes.tell(folder)
+        return JsonAnswer({"deleted": deleted})
+
+
+def _gzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    packer = zlib.compressobj(_GZIP_LEVEL, wbits=31)  # 31: with gzip's head and foot
+    for piece in pieces:
+        if packed := packer.compress(piece):
+            yield packed
+    yield packer.flush()

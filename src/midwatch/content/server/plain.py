@@ -1,0 +1,197 @@
+"""The plain endpoints of the content service that came before (vTeam's `handlers/content.go`): same addresses,
+bodies and answers, on the same trees.
+
+A write is a commit of one file; a read streams its chunks. The folder is the token's. Paths are
+`/sessions/NAME/…` or relative to the folder; `..` is refused where that service resolved it, and no
+symlink is followed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from ..errors import PathRefused
+from ..paths import check_path
+from ..tree import Entry
+from ..wire import MEDIA_TYPE
+from .answers import JsonAnswer, RequestRefused
+from .bodies import parse_object, read_body
+from .desk import Desk
+from .edits import written
+from .manifest import Manifest
+
+
+class PlainApi:
+    """Handlers for `/content/…`."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/content/write", self.write, methods=["POST"]),
+            Route("/content/file", self.file, methods=["GET"]),
+            Route("/content/list", self.list, methods=["GET"]),
+        ]
+
+    async def write(self, request: Request) -> Response:
+        desk = self._desk
+        folder = self._folder(request)
+        await desk.turn(request, desk.streams, folder)
+        body = await read_body(
+            request, desk.settings.max_body, desk.settings.request_time
+        )
+        given, data = await desk.work(_parse_write, body)
+        path = _path_of(given, folder)
+        try:
+            async with desk.commits.turn(folder):
+                await desk.work(
+                    desk.store.edit, folder, lambda now: written(now, path, data)
+                )
+        except PathRefused as error:
+            raise _refused(error) from None
+        desk.changes.tell(folder)
+        return JsonAnswer({"message": "ok"})
+
+    async def file(self, request: Request) -> Response:
+        desk = self._desk
+        folder = self._folder(request)
+        path = _path_of(_asked(request), folder)
+        manifest = await desk.work(desk.store.manifest, folder)
+        entry = manifest.get(path)
+        if entry is None:
+            raise RequestRefused(404, "not found")
+        if entry.kind != "file":
+            raise RequestRefused(400, f"{ascii(path[:200])} is a {entry.kind}")
+        await desk.turn(request, desk.streams, folder)
+        headers = {"content-length": str(entry.size)}
+        return StreamingResponse(
+            await self._content(folder, entry), 200, headers, MEDIA_TYPE
+        )
+
+    async def _content(self, folder: str, entry: Entry) -> AsyncIterator[bytes]:
+        """The chunks; the first is read before there is an answer, so that a failure is one."""
+        first = await self._read(folder, entry.chunks[0]) if entry.chunks else b""
+
+        async def all() -> AsyncIterator[bytes]:
+            yield first
+            for name in entry.chunks[1:]:
+                yield await self._read(folder, name)
+
+        return all()
+
+    async def _read(self, folder: str, name: str) -> bytes:
+        return await self._desk.work(self._desk.store.read_chunk, folder, name)
+
+    async def list(self, request: Request) -> Response:
+        desk = self._desk
+        folder = self._folder(request)
+        given = _asked(request)
+        path = _path_of(given, folder, root=True)
+        manifest = await desk.work(desk.store.manifest, folder)
+        shown = "/" + given.strip().strip("/").removeprefix(".")
+        items = await desk.work(_items, manifest, path, shown.rstrip("/"))
+        if items is None:
+            raise RequestRefused(404, "not found")
+        return JsonAnswer({"items": items})
+
+    def _folder(self, request: Request) -> str:
+        folder = self._desk.grant(request).folder
+        request.state.folder = folder
+        return folder
+
+
+def _asked(request: Request) -> str:
+    """`path` of the query; bytes that are not UTF-8 are kept."""
+    query = request.scope["query_string"].decode("latin-1")
+    try:
+        pairs = parse_qsl(
+            query, keep_blank_values=True, errors="surrogateescape", max_num_fields=20
+        )
+    except ValueError:
+        raise RequestRefused(400, "the query cannot be read") from None
+    return next((value for name, value in pairs if name == "path"), "")
+
+
+def _path_of(given: str, folder: str, *, root: bool = False) -> str:
+    """The path in the folder; "" is the folder itself where that is wanted. Raises RequestRefused."""
+    session = folder.partition("/")[2].rpartition(".")[0]
+    path = given.strip()
+    if path.startswith("/sessions/"):
+        name, _, path = path.removeprefix("/sessions/").partition("/")
+        if name != session:
+            raise RequestRefused(403, "the token is for another session")
+    if root and path.rstrip("/") in ("", "."):
+        return ""
+    path = path.rstrip("/") if root else path
+    try:
+        check_path(path)
+    except PathRefused as error:
+        raise _refused(error) from None
+    return path
+
+
+def _refused(error: PathRefused) -> RequestRefused:
+    return RequestRefused(400, f"invalid path: {error.message}", hint=error.hint)
+
+
+def _parse_write(body: bytes) -> tuple[str, bytes]:
+    data = parse_object(body)
+    path, content = data.get("path"), data.get("content", "")
+    encoding = data.get("encoding") or "utf8"
+    if not all(isinstance(text, str) for text in (path, content, encoding)):
+        raise RequestRefused(400, "path, content and encoding must be texts")
+    assert isinstance(path, str) and isinstance(content, str)
+    try:
+        if encoding.lower() == "base64":
+            return path, base64.b64decode(content, validate=True)
+        return path, content.encode()
+    except binascii.Error:
+        raise RequestRefused(400, "invalid base64 content") from None
+    except UnicodeEncodeError:
+        raise RequestRefused(
+            400, "content is not Unicode", hint="send it as base64"
+        ) from None
+
+
+def _items(manifest: Manifest, path: str, shown: str) -> list[dict[str, Any]] | None:
+    """What is in a folder, or a file alone; None where there is neither."""
+    entry = manifest.get(path) if path else None
+    if entry is not None and entry.kind != "folder":
+        name, at = path.rpartition("/")[2], manifest.changed_at(path)
+        return [_item(name, shown, entry, at)]
+    inside = f"{path}/" if path else ""
+    newest: dict[str, int] = {}
+    for below in manifest.slots:
+        if below.startswith(inside):
+            name = below[len(inside) :].partition("/")[0]
+            newest[name] = max(newest.get(name, 0), manifest.changed_at(below))
+    if not newest and entry is None and path:
+        return None
+    return [
+        _item(name, f"{shown}/{name}", manifest.get(inside + name), newest[name])
+        for name in sorted(newest)
+    ]
+
+
+def _item(name: str, shown: str, entry: Entry | None, at: int) -> dict[str, Any]:
+    """`entry` is None for a folder that is only there because of what is in it."""
+    time = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    size = 0 if entry is None else entry.size or len(entry.target)
+    folder = entry is None or entry.kind == "folder"
+    return {
+        "name": name,
+        "path": shown,
+        "isDir": folder,
+        "size": size,
+        "modifiedAt": time,
+    }

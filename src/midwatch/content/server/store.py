@@ -1,0 +1,252 @@
+"""Folders on a volume: one manifest each, and the chunks that it names.
+
+The manifest's file is replaced as the last step of a commit, when all chunks that it names are on the
+disk. So at every instant, and after a crash at any, a folder has one whole version. Everything here
+works in a thread, and several processes may do it on one volume.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from ...settings import ContentSettings
+from ..errors import (
+    ChunksMissing,
+    ContentRefused,
+    ContentTooLarge,
+    PathRefused,
+    VersionConflict,
+)
+from ..paths import check_path, check_shape, check_target
+from ..tree import CHUNK, Delta
+from .cache import ManifestCache, Mark
+from .chunks import Chunks
+from .durable import disk_errors, sync_all
+from .manifest import Manifest, cause_of, load
+from .volume import Volume
+
+_MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A change that the server makes itself: entries, and the chunks of them by their hashes."""
+
+    delta: Delta
+    chunks: Sequence[tuple[str, bytes]] = ()
+
+
+class ContentStore:
+    """Raises the errors of this package, and PathRefused for what is no folder's id."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        settings: ContentSettings,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._volume = volume
+        self._settings = settings
+        self._now = now
+        self._cache = ManifestCache(settings.cache_size)
+
+    # -------------------------------------------------- reading
+
+    def mark(self, folder: str) -> Mark | None:
+        """What changes with every version; None without a manifest. One `stat`."""
+        with disk_errors():
+            try:
+                return _mark(os.stat(self._file(folder)))
+            except FileNotFoundError:
+                return None
+
+    def manifest(self, folder: str) -> Manifest:
+        """The folder's present one; an empty one where nothing was committed yet.
+
+        A manifest that is there and cannot be read is an error, never an empty one.
+        """
+        with disk_errors():
+            try:
+                with self._file(folder).open("rb") as file:
+                    mark = _mark(os.fstat(file.fileno()))
+                    known = self._cache.get(folder, mark)
+                    if known is None:
+                        known = load(file)
+                        self._cache.put(folder, mark, known)
+                    return known
+            except FileNotFoundError:
+                self._volume.check_mounted()
+                return Manifest()
+
+    def missing(self, folder: str, names: Iterable[str]) -> list[str]:
+        """Those chunks that are not there."""
+        with disk_errors():
+            return self._chunks(folder).missing(names)
+
+    def absent(self, folder: str, names: Iterable[str]) -> list[str]:
+        """As `missing`, without keeping those that are there."""
+        with disk_errors():
+            chunks = self._chunks(folder)
+            return [name for name in names if chunks.size(name) is None]
+
+    def read_chunk(self, folder: str, name: str) -> bytes:
+        with disk_errors():
+            return self._chunks(folder).read(name)
+
+    # -------------------------------------------------- writing
+
+    def write_chunks(
+        self, folder: str, frames: Collection[tuple[str, bytes]]
+    ) -> frozenset[str]:
+        """Those that were new."""
+        with disk_errors():
+            self._volume.check_mounted()
+            return self._chunks(folder).write(frames)
+
+    def commit(self, folder: str, base: str, delta: Delta) -> str:
+        """The version that `delta` makes of `base`.
+
+        Raises VersionConflict where the folder has another version, unless this very commit made it.
+        """
+        _check_delta(delta)
+        cause = cause_of(base, delta)
+        with disk_errors(), self._volume.locked(folder):
+            current = self.manifest(folder)
+            if current.version == base:
+                return self._committed(folder, current, delta, cause)
+            if current.cause == cause:
+                return current.version
+            raise VersionConflict(current.version)
+
+    def edit(self, folder: str, make: Callable[[Manifest], Edit]) -> str:
+        """Commit what `make` has to change of the present manifest; nobody is in between."""
+        with disk_errors(), self._volume.locked(folder):
+            current = self.manifest(folder)
+            edit = make(current)
+            _check_delta(edit.delta)
+            self._chunks(folder).write(edit.chunks)
+            cause = cause_of(current.version, edit.delta)
+            return self._committed(folder, current, edit.delta, cause)
+
+    def _committed(
+        self, folder: str, current: Manifest, delta: Delta, cause: str
+    ) -> str:
+        new = current.changed(delta, cause, self._now())
+        if new.version == current.version:
+            return current.version
+        self._check_limits(new)
+        check_shape(new.slots, new.kind)
+        chunks = self._chunks(folder)
+        _check_chunks(chunks, delta)
+        chunks.sync(delta.chunks)
+        if not current.cause:
+            self._volume.sync_new(folder)
+        self._replace(folder, new)
+        for path in {*delta.put, *delta.removed}:
+            # Whoever reads the old version still gets its chunks for a while.
+            for name in _chunks_of(current, path):
+                chunks.renew(name)
+        return new.version
+
+    def _check_limits(self, new: Manifest) -> None:
+        if len(new) > self._settings.max_entries:
+            raise ContentTooLarge(
+                f"{len(new)} entries are more than {self._settings.max_entries}"
+            )
+        if new.size > self._settings.max_size:
+            raise ContentTooLarge(
+                f"{new.size} bytes are more than {self._settings.max_size:.0f}"
+            )
+
+    def _replace(self, folder: str, new: Manifest) -> None:
+        beside, file = self._volume.new_name(), self._file(folder)
+        try:
+            with beside.open("xb") as written:
+                new.save(written)
+                written.flush()
+                os.fsync(written.fileno())
+                mark = _mark(os.fstat(written.fileno()))
+            beside.replace(file)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+        sync_all([file.parent])
+        self._cache.put(folder, mark, new)
+
+    # -------------------------------------------------- removing
+
+    def delete(self, folder: str) -> bool:
+        """Whether there was one."""
+        with disk_errors():
+            self._cache.drop(folder)
+            return self._volume.remove(folder)
+
+    def collect(self, folder: str) -> int:
+        """Remove chunks that no manifest names and nobody asked for since the grace; how many.
+
+        An upload under way asks for its chunks. Should one take longer, its commit names what
+        is missing, and only that is sent again.
+        """
+        chunks = self._chunks(folder)
+        before = self._now().timestamp() - self._settings.collect_grace
+        with disk_errors():
+            if not chunks.idle(self.manifest(folder).chunks(), before):
+                return 0
+            with self._volume.locked(folder):
+                idle = chunks.idle(self.manifest(folder).chunks(), before)
+                for path in idle:
+                    path.unlink(missing_ok=True)
+                return len(idle)
+
+    def folders(self) -> list[str]:
+        with disk_errors():
+            return self._volume.names()
+
+    def clean(self) -> None:
+        """Remove what processes left that are no more."""
+        with disk_errors():
+            self._volume.clean()
+
+    def probe(self) -> None:
+        """Raises ContentFull or ContentUnavailable where a commit could not be written."""
+        with disk_errors():
+            self._volume.probe()
+
+    def _file(self, folder: str) -> Path:
+        return self._volume.path(folder) / _MANIFEST
+
+    def _chunks(self, folder: str) -> Chunks:
+        return Chunks(self._volume.path(folder) / "chunks", self._volume.new_name)
+
+
+def _mark(found: os.stat_result) -> Mark:
+    return Mark(found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def _check_delta(delta: Delta) -> None:
+    for path, entry in delta.put.items():
+        check_path(path)
+        if entry.kind == "symlink":
+            check_target(path, entry.target)
+        if path in delta.removed:
+            raise ContentRefused(f"{ascii(path[:200])} is both put and removed")
+
+
+def _check_chunks(chunks: Chunks, delta: Delta) -> None:
+    """All chunks are there, and as long as the sizes of the files say."""
+    sizes = {name: chunks.size(name) for name in delta.chunks}
+    if missing := [name for name, size in sizes.items() if size is None]:
+        raise ChunksMissing(sorted(missing))
+    for path, entry in delta.put.items():
+        for number, name in enumerate(entry.chunks):
+            if sizes[name] != min(CHUNK, entry.size - number * CHUNK):
+                raise PathRefused(path, "has another size than its chunks")
+
+
+def _chunks_of(manifest: Manifest, path: str) -> Sequence[str]:
+    entry = manifest.get(path)
+    return entry.chunks if entry else ()

@@ -1,0 +1,1 @@
+"""A local folder and its copy behind the proxy, kept equal."""

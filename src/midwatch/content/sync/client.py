@@ -1,0 +1,319 @@
+"""The content proxy from afar. The one place where its answers and the HTTP client's errors become ours.
+
+Every wait has an end: for a connection, for the next bytes, and for the whole of a request. What may be sent twice is
+tried again a few times; the rest is the caller's to decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import ssl
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx2
+
+from ...lifecycle import Clock, SystemClock
+from ...model import Json
+from ..errors import ContentRefused, ContentUnavailable
+from ..paths import check_folder, check_tree
+from ..tree import CHUNK, Delta, Entry, tree_from_json
+from ..wire import MAX_HASHES, MEDIA_TYPE, decode_frames
+from .answer import error_of
+from .journal import delta_to_json
+
+T = TypeVar("T")
+_TRIES = 3
+_LONGEST_PAUSE = 5.0
+_LARGEST_ANSWER = 512 << 20
+"""Bytes of a JSON answer: twice a manifest of half a million files."""
+_JSON = {"content-type": "application/json"}
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """Seconds: to connect, without any bytes, and for a request. Streams get a second more for each `slowest` bytes."""
+
+    connect: float = 5.0
+    silence: float = 30.0
+    request: float = 120.0
+    slowest: int = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A folder as the proxy has it."""
+
+    version: str
+    tree: Mapping[str, Entry]
+
+
+class ContentClient:
+    """One folder behind the proxy; a context. Counts `requests`, and bytes of chunks `sent` and `received`.
+
+    Raises ContentUnavailable, ContentRefused (and its children), ContentFull, VersionConflict,
+    ChunksMissing and StreamBroken; PathRefused for a manifest that nobody should write down.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        folder: str,
+        *,
+        limits: TimeLimits = TimeLimits(),
+        verify: ssl.SSLContext | bool = True,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.folder = check_folder(folder)
+        self.requests = self.sent = self.received = 0
+        self._limits = limits
+        self._clock = clock or SystemClock()
+        try:
+            self._http = httpx2.AsyncClient(
+                base_url=url.rstrip("/"),
+                headers={"authorization": f"Bearer {token}"},
+                timeout=httpx2.Timeout(limits.silence, connect=limits.connect),
+                verify=verify,
+                transport=transport,
+                trust_env=False,
+                follow_redirects=False,
+            )
+        except (httpx2.InvalidURL, UnicodeEncodeError) as error:
+            raise ContentRefused(f"the proxy's address is wrong: {error}") from None
+
+    async def __aenter__(self) -> ContentClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._http.aclose()
+
+    # ------------------------------------------------------------------ the manifest
+
+    async def manifest(
+        self, known: str = "", *, folder: str | None = None
+    ) -> Remote | None:
+        """What is in the folder, or in another that the token may read; None if it still is `known`."""
+        headers = {"if-none-match": f'"{known}"'} if known else {}
+
+        async def ask() -> Remote | None:
+            answer = await self._ask("GET", "/manifest", headers=headers, folder=folder)
+            return None if answer is None else await asyncio.to_thread(_remote, answer)
+
+        return await self._again(ask)
+
+    async def wait_for_change(self, version: str, seconds: float) -> bool:
+        """Whether the folder has another version, as soon as it has, or after so many seconds."""
+        # HEAD: whoever hears of a change still wants to decide when to read it.
+        async with self._opened(
+            "HEAD",
+            f"/manifest?wait={seconds:.3f}",
+            headers={"if-none-match": f'"{version}"', "accept-encoding": "identity"},
+            longer=seconds,
+        ) as response:
+            return response.status_code != 304
+
+    # ------------------------------------------------------------------ chunks
+
+    async def missing(self, chunks: Sequence[str]) -> list[str]:
+        """Those that the proxy does not have, in their order."""
+        absent: set[str] = set()
+        for start in range(0, len(chunks), MAX_HASHES):
+            asked = {"hashes": list(chunks[start : start + MAX_HASHES])}
+            answer = await self._again(lambda: self._json("POST", "/missing", asked))
+            absent.update(map(str, answer.get("missing", ())))
+        return [chunk for chunk in chunks if chunk in absent]
+
+    async def put_chunks(self, frames: AsyncIterable[bytes], size: int) -> None:
+        """Send a stream of frames of some `size` bytes. Not tried again: `missing` tells what is left to send."""
+
+        async def counted() -> AsyncIterator[bytes]:
+            async for piece in frames:
+                self.sent += len(piece)
+                yield piece
+
+        await self._ask(
+            "PUT",
+            "/chunks",
+            content=counted(),
+            headers={"content-type": MEDIA_TYPE},
+            longer=size / self._limits.slowest,
+        )
+
+    async def read_chunks(
+        self, chunks: Sequence[str], *, folder: str | None = None
+    ) -> AsyncIterator[tuple[str, bytes]]:
+        """At most `MAX_HASHES` chunks with their hashes, checked. It may end before all have come."""
+        async with self._opened(
+            "POST",
+            "/chunks/read",
+            content=_dumped({"hashes": list(chunks)}),
+            headers=_JSON,
+            longer=len(chunks) * CHUNK / self._limits.slowest,
+            folder=folder,
+        ) as response:
+            async for name, data in decode_frames(response.aiter_bytes()):
+                self.received += len(data)
+                yield name, data
+
+    # ------------------------------------------------------------------ changes
+
+    async def commit(self, base: str, delta: Delta) -> str:
+        """Make this change of version `base`: all of it or nothing. The new version.
+
+        May be repeated: a commit that is in place already is a success.
+        """
+        content = await asyncio.to_thread(_dumped, delta_to_json(delta))
+        headers = _JSON | {"if-match": f'"{base}"'}
+
+        async def ask() -> str:
+            answer = await self._ask(
+                "POST", "/commit", content=content, headers=headers
+            )
+            return str(_parsed(answer or b"").get("version", ""))
+
+        return await self._again(ask)
+
+    async def append_inbox(self, message: Json) -> str:
+        """Append a message to the session's mailbox; its id. Not tried again unless the message has one."""
+
+        async def ask() -> str:
+            return str((await self._json("POST", "/inbox", message)).get("id", ""))
+
+        return await (self._again(ask) if message.get("id") else ask())
+
+    async def delete(self) -> None:
+        """The whole folder."""
+        await self._again(lambda: self._ask("DELETE", ""))
+
+    # ------------------------------------------------------------------ the one boundary
+
+    async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
+        for attempt in range(1, _TRIES):
+            try:
+                return await ask()
+            except ContentUnavailable as error:
+                pause = error.retry_after or 0.2 * 2**attempt * (1 + random.random())
+                if pause > _LONGEST_PAUSE:
+                    raise
+                await self._clock.sleep(pause)
+        return await ask()
+
+    async def _json(self, method: str, path: str, body: Json) -> Json:
+        answer = await self._ask(method, path, content=_dumped(body), headers=_JSON)
+        return _parsed(answer or b"")
+
+    async def _ask(self, method: str, path: str, **options: Any) -> bytes | None:
+        """The body of an answer; None for 304."""
+        async with self._opened(method, path, **options) as response:
+            if response.status_code == 304:
+                return None
+            return await _bounded(response)
+
+    @asynccontextmanager
+    async def _opened(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str] | None = None,
+        content: bytes | AsyncIterable[bytes] | None = None,
+        longer: float = 0.0,
+        folder: str | None = None,
+    ) -> AsyncIterator[httpx2.Response]:
+        limits = self._limits
+        timeout = httpx2.Timeout(
+            limits.silence + (longer if method == "HEAD" else 0),
+            connect=limits.connect,
+        )
+        self.requests += 1
+        with _translated():
+            async with asyncio.timeout(limits.request + longer):
+                async with self._http.stream(
+                    method,
+                    f"/v1/folders/{check_folder(folder or self.folder)}{path}",
+                    headers=headers,
+                    content=content,
+                    timeout=timeout,
+                ) as response:
+                    if response.status_code not in (200, 304):
+                        raise error_of(response, await _bounded(response), path)
+                    yield response
+
+
+class _translated:
+    """Errors of the HTTP client, and a time that is over, as ContentUnavailable."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, TimeoutError | httpx2.TimeoutException):
+            raise ContentUnavailable("the content proxy took too long") from error
+        if isinstance(error, httpx2.HTTPError | httpx2.StreamError | OSError):
+            why = str(error) or type(error).__name__
+            raise ContentUnavailable(
+                f"the content proxy failed: {why[:200]}"
+            ) from error
+
+
+async def _bounded(response: httpx2.Response) -> bytes:
+    body = bytearray()
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > _LARGEST_ANSWER:
+            raise ContentRefused("the content proxy's answer is too large")
+    return bytes(body)
+
+
+def _remote(body: bytes) -> Remote:
+    data = _parsed(body)
+    try:
+        remote = Remote(str(data["version"]), tree_from_json(data["tree"]))
+    except (KeyError, ValueError) as error:
+        raise ContentUnavailable(
+            f"the content proxy sent no manifest: {error}"
+        ) from None
+    check_tree(remote.tree)
+    return remote
+
+
+def _parsed(body: bytes) -> Json:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise ContentUnavailable(
+            "what answers is not the content proxy",
+            hint="check its address, and what stands before it",
+        )
+    return data
+
+
+def _dumped(data: Any) -> bytes:
+    """ASCII: names that are not Unicode travel as escapes."""
+    return json.dumps(data, separators=(",", ":")).encode("ascii")

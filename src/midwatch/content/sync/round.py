@@ -1,0 +1,313 @@
+"""One round: look at both sides, merge, send ours, bring theirs, and note what both have now.
+
+The order makes it safe to be killed anywhere. The proxy's commit comes first, the local folders next, by a plan that is on
+disk before it is begun, and the base last: while it is the old one, what was done already is found to be the same change on
+both sides.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ChunksMissing, ContentDamaged, ContentUnavailable, VersionConflict
+from ..tree import Delta, Entry, Tree, delta_between
+from . import staging as stage
+from .apply import carry_out, plan, raise_if_ailing
+from .base import BaseFile
+from .client import ContentClient, Remote
+from .journal import Plan, read_plan, write_plan
+from .merge import Merged, merge
+from .owned import take_lines
+from .scan import Scan, Scanner
+from .scope import Scope, next_base
+from .staging import Staging
+from .transfer import download, in_thread, upload
+
+TRIES = 8
+"""Commits of one round, when others are faster or files change under it."""
+Step = Callable[[str], None]
+"""Told the name of each step that is about to be taken; a test raises there, as if the process had died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a round did: entries sent and brought, where theirs was kept, and what could not be done."""
+
+    version: str
+    sent: int = 0
+    brought: int = 0
+    conflicts: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Rounds:
+    """Rounds of one local folder and one client, one at a time; everything it remembers is in `state`."""
+
+    def __init__(
+        self,
+        client: ContentClient,
+        scope: Scope,
+        scanner: Scanner,
+        state: Path,
+        step: Step,
+    ) -> None:
+        self._client = client
+        self._scope = scope
+        self._scanner = scanner
+        self._journal = state / "journal.json"
+        self._step = step
+        self._loaded = False
+        self._foreign: tuple[Tree | None, dict[str, Entry]] = (None, {})
+        self._never: dict[str, Entry] = {}
+        self._taken: dict[str, tuple[Entry | None, Entry]] = {}
+        self.base = BaseFile(state / "base.jsonl")
+
+    def load(self) -> None:
+        """What was noted last, and the rest of what was begun then. Raises ContentDamaged, ContentUnavailable."""
+        try:
+            if not self._loaded:
+                self.base.load()
+                self._loaded = True
+            if made := read_plan(self._journal):
+                self._carry_out(made)
+        except ValueError as error:
+            raise ContentDamaged(str(error), hint="remove that file") from error
+        except OSError as error:
+            raise _local(error) from error
+
+    async def run(
+        self, *, push: bool, last: bool = False, unchanged: bool = False
+    ) -> Outcome:
+        """`unchanged`: somebody watches the proxy, which still has the base's version."""
+        await in_thread(self.load)
+        scan = await self._scan(last)
+        remote, merged = await self._compared(scan, push, unchanged)
+        sent = 0
+        if push:
+            scan, remote, merged, sent = await self._push(scan, remote, merged)
+        brought = await self._bring(scan, remote, merged)
+        await self._take_lines(scan, remote)
+        conflicts = tuple(sorted(merged.conflicts.values())) if push else ()
+        return Outcome(self.base.version, sent, brought, conflicts, scan.notes)
+
+    async def adopt(self, folder: str) -> Outcome:
+        """Everything of another folder becomes ours, where we have nothing else."""
+        await in_thread(self.load)
+        scan = await self._scan(False)
+        other = await self._client.manifest(folder=folder)
+        assert other is not None
+        tree = {p: e for p, e in other.tree.items() if self._scope.has(p)}
+        merged = merge({}, scan.tree, tree)
+        delta = self._for_us(merged.to_apply_locally, scan)[0]
+        await self._apply(
+            delta, scan, merged.tree, Delta({}, frozenset()), self.base.version, folder
+        )
+        return Outcome(self.base.version, 0, len(delta.put), (), scan.notes)
+
+    # ------------------------------------------------------------------ looking
+
+    async def _scan(self, last: bool) -> Scan:
+        self._step("scan")
+        try:
+            return await in_thread(self._scanner.scan, self.base.tree, last=last)
+        except OSError as error:
+            raise _local(error) from error
+
+    async def _compared(
+        self, scan: Scan, push: bool, unchanged: bool
+    ) -> tuple[Remote, Merged]:
+        """What the proxy has, and what that means.
+
+        Whether it still is the base need not be asked where a commit is about to tell.
+        """
+        base = Remote(self.base.version, self.base.tree)
+        if self.base.version:
+            merged = await self._merge(scan, base)
+            if unchanged or (push and merged.to_push):
+                return base, merged
+        self._step("manifest")
+        found = await self._client.manifest(self.base.version)
+        if found is None:
+            return base, merged
+        return found, await self._merge(scan, found)
+
+    async def _merge(self, scan: Scan, remote: Remote) -> Merged:
+        return await in_thread(self._merged, scan, remote.tree)
+
+    def _merged(self, scan: Scan, remote: Tree) -> Merged:
+        tree, foreign = self._foreign
+        if tree is not remote:
+            foreign = self._scope.foreign(remote)
+            self._foreign = remote, foreign
+        return self._scope.merge(self.base.tree, scan, remote, foreign)
+
+    async def _read(self) -> Remote:
+        self._step("manifest")
+        found = await self._client.manifest()
+        assert found is not None
+        return found
+
+    # ------------------------------------------------------------------ sending
+
+    async def _push(
+        self, scan: Scan, remote: Remote, merged: Merged
+    ) -> tuple[Scan, Remote, Merged, int]:
+        known: set[str] | None = None
+        for _ in range(TRIES):
+            delta = merged.to_push
+            if not delta:
+                return scan, remote, merged, 0
+            if known is None:
+                known = {c for e in remote.tree.values() for c in e.chunks}
+            if changed := await self._upload(delta, known, scan):
+                scan = scan.without(changed, self.base.tree)
+                merged = await self._merge(scan, remote)
+                continue
+            self._step("commit")
+            try:
+                version = await self._client.commit(remote.version, delta)
+                return scan, Remote(version, merged.tree), merged, _size(delta)
+            except VersionConflict:
+                remote, known = await self._read(), None
+                merged = await self._merge(scan, remote)
+            except ChunksMissing as error:
+                known -= set(error.hashes)
+        raise ContentUnavailable("the folders change faster than they are sent")
+
+    async def _upload(self, delta: Delta, known: set[str], scan: Scan) -> set[str]:
+        wanted = list(dict.fromkeys(c for e in delta.put.values() for c in e.chunks))
+        wanted = [chunk for chunk in wanted if chunk not in known]
+        if not wanted:
+            return set()
+        self._step("upload")
+        entries = {p: e for p, e in delta.put.items() if p in scan.tree}
+        changed = await upload(
+            self._client, self._scanner.roots, entries, wanted, scan.captured
+        )
+        known.update(wanted)
+        return changed
+
+    # ------------------------------------------------------------------ bringing
+
+    async def _bring(self, scan: Scan, remote: Remote, merged: Merged) -> int:
+        delta, change, version = await in_thread(self._settled, scan, remote, merged)
+        await self._apply(delta, scan, merged.tree, change, version)
+        return _size(delta)
+
+    def _settled(
+        self, scan: Scan, remote: Remote, merged: Merged
+    ) -> tuple[Delta, Delta, str]:
+        """What to change here, and what the base becomes by it."""
+        delta, skipped = self._for_us(merged.to_apply_locally, scan)
+        base = next_base(self.base.tree, remote.tree, merged.tree, skipped)
+        change = delta_between(self.base.tree, base)
+        return delta, change, remote.version if base == remote.tree else ""
+
+    def _for_us(self, delta: Delta, scan: Scan) -> tuple[Delta, set[str]]:
+        """What to change here, and what has to stay as it is for now."""
+        put, removed, skipped = {}, set(), set()
+        for path in [*delta.put, *delta.removed]:
+            if "/" not in path or not self._scope.has(path):
+                continue
+            entry = delta.put.get(path)
+            if not scan.is_sure(path) or (entry and self._never.get(path) == entry):
+                skipped.add(path)
+            elif entry is None:
+                removed.add(path)
+            else:
+                put[path] = entry
+        return Delta(put, frozenset(removed)), skipped
+
+    async def _apply(
+        self,
+        delta: Delta,
+        scan: Scan,
+        tree: Tree,
+        change: Delta,
+        version: str,
+        folder: str | None = None,
+    ) -> None:
+        if not delta:
+            self._step("base")
+            return await self._noted(Plan(delta, {}, base=change, version=version))
+        self._step("download")
+        roots = self._scanner.roots
+        files = {p: e for p, e in delta.put.items() if e.kind != "folder"}
+        staged: Mapping[str, str] = {}
+        if files:
+            ready = Staging(roots, files)
+            try:
+                await in_thread(ready.open)
+                await download(self._client, roots, ready, _files(scan), folder=folder)
+                staged = ready.names
+            finally:
+                ready.close()
+        self._step("plan")
+        made = plan(delta, scan, tree, staged, change, version)
+        await self._noted(made)
+
+    async def _noted(self, made: Plan) -> None:
+        try:
+            await in_thread(self._finish, made)
+        except OSError as error:
+            raise _local(error) from error
+
+    def _finish(self, made: Plan) -> None:
+        if not made.delta:
+            return self.base.advance(made.base, made.version)
+        write_plan(self._journal, made)
+        self._carry_out(made)
+
+    def _carry_out(self, made: Plan) -> None:
+        self._step("apply")
+        outcome = carry_out(self._scanner.roots, made, self._step)
+        put = made.delta.put
+        self._never.update((p, put[p]) for p in outcome.never if p in put)
+        skipped = outcome.skipped
+        base = Delta(
+            {p: e for p, e in made.base.put.items() if p not in skipped},
+            made.base.removed - skipped,
+        )
+        self._step("base")
+        self.base.advance(base, "" if skipped else made.version)
+        self._step("over")
+        self._journal.unlink(missing_ok=True)
+        stage.clear_all(self._scanner.roots)
+
+    async def _take_lines(self, scan: Scan, remote: Remote) -> None:
+        for path in self._scope.remote_owned:
+            theirs, ours = remote.tree.get(path), scan.tree.get(path)
+            if theirs is None or theirs.kind != "file" or theirs == ours:
+                continue
+            if not self._scope.roots.has(path) or self._taken.get(path) == (
+                ours,
+                theirs,
+            ):
+                continue
+            self._step("lines")
+            try:
+                await take_lines(self._client, self._scope.roots, path, theirs, ours)
+            except OSError as error:
+                raise _local(error) from error
+            self._taken[path] = (ours, theirs)
+
+
+def _files(scan: Scan) -> Mapping[str, Entry]:
+    return {path: entry for path, (_, entry) in scan.kept.items()}
+
+
+def _size(delta: Delta) -> int:
+    return len(delta.put) + len(delta.removed)
+
+
+def _local(error: OSError) -> ContentUnavailable:
+    with suppress(ContentUnavailable):
+        raise_if_ailing(error)
+    return ContentUnavailable(
+        f"the local folders cannot be read or written: {error.strerror or error}",
+        hint=f"check {os.fspath(error.filename or 'the folders')!r} and their permissions",
+    )

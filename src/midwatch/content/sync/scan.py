@@ -1,0 +1,246 @@
+"""Local folders → tree. What was not touched since the last scan is not read again.
+
+What cannot be read as it is (no permission, written to all the time, a `.git` in the middle of a change) stays in the
+tree as `base` had it and is `unsure`: a failed read is never a removal.
+"""
+
+from __future__ import annotations
+
+import os
+import stat as stats
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..paths import MAX_PATH
+from ..tree import Entry, Tree
+from .found import Found, carried
+from .gitfolder import GitRules, scan_git
+from .merge import folders_above, unit_of
+from .reading import Captured, read_file
+from .roots import STAGING, Roots, open_folder
+from .stats import Kept, Signature, is_racy, load, save, signature_of
+
+DEEPEST = 256
+"""Folders within folders; each costs an open file while it is scanned."""
+ROOT = Entry("folder", 0o755)
+"""A root in the tree: its mode is the place's own and does not travel."""
+Ignored = Callable[[str], bool]
+"""Whether a path (with its root's name) is none of ours. What is in an ignored folder is not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """`kept` has the signatures of files and symlinks as they were, `captured` the bytes of some."""
+
+    tree: Mapping[str, Entry]
+    kept: Mapping[str, tuple[Signature, Entry]] = field(repr=False)
+    unsure: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    captured: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+    def is_sure(self, path: str) -> bool:
+        return not self.unsure or not (
+            path in self.unsure
+            or any(above in self.unsure for above in folders_above(path))
+        )
+
+    def without(self, paths: Iterable[str], base: Tree) -> Scan:
+        """The same, but these paths (and the `.git` they are in) as `base` has them."""
+        left = {unit_of(path) or path for path in paths}
+        lost = [p for p in self.tree if left & {p, *folders_above(p)}]
+        tree = {p: entry for p, entry in self.tree.items() if p not in set(lost)}
+        for path in left:
+            tree.update(carried(base, path))
+        return replace(self, tree=tree, unsure=self.unsure | left)
+
+
+class Scanner:
+    """Scans the same roots again and again.
+
+    `now_ns` is the clock that file times are from; `cache` is a file that lets a later scanner begin where this one ended.
+    """
+
+    def __init__(
+        self,
+        roots: Roots,
+        *,
+        ignored: Ignored | None = None,
+        cache: Path | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self.roots = roots
+        self._ignored = ignored
+        self._file = cache
+        self._now_ns = now_ns
+        self._cache: Kept = load(cache) if cache else {}
+        self._unsaved = 0
+
+    def scan(self, base: Tree | None = None, *, last: bool = False) -> Scan:
+        """Raises OSError if a root itself cannot be read.
+
+        `last`: nothing runs in there any more, so that a lock of git is one that was left behind.
+        """
+        walk = Walk(self._cache, base or {}, self._ignored, self._now_ns, last)
+        found = Found()
+        for name, place in self.roots.places.items():
+            found.tree[name] = ROOT
+            folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                walk.folder(folder, name + "/", found)
+            finally:
+                os.close(folder)
+        self._remember(found, walk.hashed)
+        return Scan(
+            found.tree,
+            found.kept,
+            frozenset(found.unsure),
+            tuple(found.notes),
+            walk.captured.held,
+        )
+
+    def _remember(self, found: Found, hashed: int) -> None:
+        self._cache = dict(found.kept)
+        for path in found.racy:
+            self._cache.pop(path, None)
+        self._unsaved += hashed
+
+    def save(self, *, least: int = 1) -> None:
+        """Keep the cache, if at least so many files were read since. Raises OSError."""
+        if self._file and self._unsaved >= least:
+            save(self._file, self._cache)
+            self._unsaved = 0
+
+
+class Walk:
+    """One scan under way."""
+
+    def __init__(
+        self,
+        cache: Kept,
+        base: Tree,
+        ignored: Ignored | None,
+        now_ns: Callable[[], int],
+        last: bool,
+    ) -> None:
+        self.cache = cache
+        self.base = base
+        self.captured = Captured()
+        self.now_ns = now_ns
+        self.last = last
+        self.hashed = 0
+        self._ignored = ignored
+        self._folders: dict[int, Entry] = {}
+
+    def folder(
+        self, fd: int, prefix: str, found: Found, rules: GitRules | None = None
+    ) -> None:
+        """All that is in an open folder and below. Raises OSError if it cannot be listed."""
+        below: list[tuple[str, int]] = []
+        cache, tree, kept, ignored = self.cache, found.tree, found.kept, self._ignored
+        with os.scandir(fd) as items:
+            for item in items:
+                name = item.name
+                path = prefix + name
+                if rules is not None and rules.leave_out(item):
+                    continue
+                if ignored is not None and ignored(path):
+                    continue
+                try:
+                    stat = item.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if stats.S_ISDIR(stat.st_mode):
+                    below.append((name, stat.st_mode & 0o777))
+                    continue
+                signature = signature_of(stat)
+                known = cache.get(path)
+                if known is not None and known[0] == signature:
+                    kept[path] = known
+                    tree[path] = known[1]
+                else:
+                    self._read(fd, name, path, stat.st_mode, found, rules)
+        for name, mode in below:
+            self._below(fd, name, prefix + name, mode, found, rules)
+
+    def _below(
+        self,
+        fd: int,
+        name: str,
+        path: str,
+        mode: int,
+        found: Found,
+        rules: GitRules | None,
+    ) -> None:
+        if is_too_long(path):
+            return found.carry(path, self.base, "its path is too long")
+        depth = path.count("/")
+        if depth == 1 and name == STAGING:
+            return
+        found.tree[path] = self._folders.setdefault(mode, Entry("folder", mode))
+        if rules is not None and rules.comes_later(name, path, found.tree):
+            return
+        if depth > DEEPEST:
+            return found.carry(path, self.base, "it is nested too deep")
+        try:
+            inner = open_folder(name, fd)
+        except FileNotFoundError:
+            found.tree.pop(path)
+            return
+        except OSError as error:
+            return found.carry(path, self.base, str(error.strerror))
+        try:
+            if name == ".git" and rules is None:
+                scan_git(self, inner, path, found)
+            else:
+                self.folder(inner, path + "/", found, rules)
+        finally:
+            os.close(inner)
+
+    def _read(
+        self,
+        fd: int,
+        name: str,
+        path: str,
+        bits: int,
+        found: Found,
+        rules: GitRules | None,
+    ) -> None:
+        read_at = self.now_ns()
+        if is_too_long(path):
+            return found.carry(path, self.base, "its path is too long")
+        try:
+            if stats.S_ISLNK(bits):
+                read = _read_link(fd, name)
+            elif stats.S_ISREG(bits):
+                self.hashed += 1
+                wanted = rules is not None and rules.capture
+                read = read_file(fd, name, self.captured, wanted=wanted)
+            else:
+                found.notes.append(f"{ascii(path[:200])} is no file: left out")
+                return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            return found.carry(path, self.base, str(error.strerror))
+        if read is None:
+            return found.carry(path, self.base, "it keeps changing")
+        # The same object as in `base` makes comparing the trees a matter of identity.
+        was = self.base.get(path)
+        found.kept[path] = read if was != read[1] or was is None else (read[0], was)
+        found.tree[path] = found.kept[path][1]
+        if is_racy(read[0], read_at):
+            found.racy.add(path)
+
+
+def is_too_long(path: str) -> bool:
+    return len(path) * 4 > MAX_PATH and len(os.fsencode(path)) > MAX_PATH
+
+
+def _read_link(fd: int, name: str) -> tuple[Signature, Entry] | None:
+    stat = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    if not stats.S_ISLNK(stat.st_mode):
+        return None
+    target = os.readlink(name, dir_fd=fd)
+    return signature_of(stat), Entry("symlink", 0o777, target=target)

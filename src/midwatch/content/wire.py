@@ -1,0 +1,88 @@
+"""What the client and the content proxy say to each other, below `/v1/folders/NAMESPACE/NAME`.
+
+==================  ==========================================  =====================================
+request             body                                        answer
+==================  ==========================================  =====================================
+GET /manifest                                                   {"version", "tree": {path: entry}}
+POST /missing       {"hashes": [hash]}                          {"missing": [hash]}
+PUT /chunks         frames                                      {"stored": how many were new}
+POST /chunks/read   {"hashes": [hash]}                          frames, in that order
+POST /commit        {"put": {path: entry}, "removed": [path]}   {"version"}
+POST /inbox         {"id"?, "type", "content", "timestamp"?}    {"id", "version"}
+DELETE                                                          {"deleted": whether it was there}
+==================  ==========================================  =====================================
+
+An entry is as `tree.Entry.to_json` writes it; JSON is ASCII, other characters and bytes are escaped.
+A version travels as an ETag: `"VERSION"` in `ETag`, `If-None-Match` and `If-Match`. `GET /manifest?wait=SECONDS`
+with `If-None-Match` answers when the version is another, or 304 after so long. An error is
+{"error", "hint"}, at 412 with the present "version" (and as ETag), at 409 with the "missing" hashes.
+
+A frame is a chunk: 32 bytes of its SHA-256, 4 bytes of its length (big-endian, 1 to `CHUNK`), its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import AsyncIterable, AsyncIterator
+
+from .errors import StreamBroken
+from .tree import CHUNK
+
+MAX_HASHES = 16384
+"""Hashes in one request."""
+MEDIA_TYPE = "application/octet-stream"
+"""Of a stream of frames."""
+_HEAD = struct.Struct(">32sI")
+
+
+def encode_frame(data: bytes) -> bytes:
+    """One chunk as a frame. Raises ValueError for an empty one or one above `CHUNK`."""
+    if not 0 < len(data) <= CHUNK:
+        raise ValueError(f"a chunk has 1 to {CHUNK} bytes, not {len(data)}")
+    return _HEAD.pack(hashlib.sha256(data).digest(), len(data)) + data
+
+
+async def decode_frames(
+    stream: AsyncIterable[bytes],
+) -> AsyncIterator[tuple[str, bytes]]:
+    """Chunks with their hashes, each checked. Raises StreamBroken for what is no frame or is cut."""
+    async for name, data in split_frames(stream):
+        yield name, checked(name, data)
+
+
+def checked(name: str, data: bytes) -> bytes:
+    """The bytes, if they have this hash. Raises StreamBroken."""
+    if hashlib.sha256(data).hexdigest() != name:
+        raise StreamBroken("a chunk is not what its hash says")
+    return data
+
+
+async def split_frames(
+    stream: AsyncIterable[bytes],
+) -> AsyncIterator[tuple[str, bytes]]:
+    """As `decode_frames`, for one who checks the hashes elsewhere. Holds one frame and one piece."""
+    held = bytearray()
+    async for piece in stream:
+        held += piece
+        taken = 0
+        while frame := _frame_at(held, taken):
+            yield frame
+            taken += _HEAD.size + len(frame[1])
+        if taken:
+            del held[:taken]
+    if held:
+        raise StreamBroken("the stream of chunks was cut")
+
+
+def _frame_at(held: bytearray, start: int) -> tuple[str, bytes] | None:
+    """The frame that begins at `start`, if all of it is there."""
+    if len(held) - start < _HEAD.size:
+        return None
+    digest, length = _HEAD.unpack_from(held, start)
+    if not 0 < length <= CHUNK:
+        raise StreamBroken(f"a chunk cannot have {length} bytes")
+    begin = start + _HEAD.size
+    if len(held) < begin + length:
+        return None
+    return digest.hex(), bytes(memoryview(held)[begin : begin + length])

@@ -1,0 +1,198 @@
+"""A content proxy for a test, in its loop or as a process, and a client that hides nothing of HTTP."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from midwatch.content.server.serving import serving
+from midwatch.content.tokens import issue
+from midwatch.content.tree import (
+    CHUNK,
+    Entry,
+    Tree,
+    chunk_hash,
+    tree_from_json,
+)
+from midwatch.content.wire import MEDIA_TYPE, decode_frames, encode_frame
+from midwatch.lifecycle import Stop
+from midwatch.logs import open_log
+from midwatch.redaction import Redactor
+from midwatch.settings import ContentSettings, LogSettings
+
+from .cli import MIDWATCH, environ
+
+KEY = b"0123456789abcdef0123456789abcdef"
+FOLDER = "team/fix.0123abcd"
+OTHER = "team/other.99999999"
+
+
+def token(folder: str = FOLDER, read: Sequence[str] = (), key: bytes = KEY) -> str:
+    return issue(key, folder, read, now=datetime.now(UTC))
+
+
+def bearer(folder: str = FOLDER, read: Sequence[str] = ()) -> dict[str, str]:
+    return {"authorization": f"Bearer {token(folder, read)}"}
+
+
+def split(data: bytes) -> list[bytes]:
+    return [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]
+
+
+def file(data: bytes, mode: int = 0o644) -> Entry:
+    return Entry("file", mode, len(data), tuple(map(chunk_hash, split(data))))
+
+
+class Caller:
+    """Requests about one folder."""
+
+    def __init__(self, http: httpx2.AsyncClient, folder: str = FOLDER) -> None:
+        self.http = http
+        self.folder = folder
+        self.at = f"/v1/folders/{folder}"
+        self.headers = bearer(folder)
+
+    async def manifest(self) -> tuple[str, dict[str, Entry]]:
+        answer = await self.http.get(f"{self.at}/manifest", headers=self.headers)
+        assert answer.status_code == 200, answer.text
+        body = answer.json()
+        assert answer.headers["etag"] == f'"{body["version"]}"'
+        return body["version"], tree_from_json(body["tree"])
+
+    async def known(self, version: str, wait: float = 0) -> httpx2.Response:
+        return await self.http.get(
+            f"{self.at}/manifest?wait={wait:g}",
+            headers=self.headers | {"if-none-match": f'"{version}"'},
+            timeout=30,
+        )
+
+    async def put(self, *data: bytes) -> httpx2.Response:
+        frames = b"".join(encode_frame(one) for whole in data for one in split(whole))
+        return await self.http.put(
+            f"{self.at}/chunks",
+            content=frames,
+            headers=self.headers | {"content-type": MEDIA_TYPE},
+        )
+
+    async def post(self, what: str, body: Any, **headers: str) -> httpx2.Response:
+        return await self.http.post(
+            f"{self.at}/{what}",
+            content=json.dumps(body).encode(),
+            headers=self.headers | {"content-type": "application/json"} | headers,
+        )
+
+    async def commit(
+        self, base: str, put: Tree | None = None, removed: Sequence[str] = ()
+    ) -> httpx2.Response:
+        entries = {path: entry.to_json() for path, entry in (put or {}).items()}
+        body = {"put": entries, "removed": list(removed)}
+        return await self.post("commit", body, **{"if-match": f'"{base}"'})
+
+    async def write(self, files: Mapping[str, bytes]) -> str:
+        """Commit these on top of what is there."""
+        base, _ = await self.manifest()
+        await self.put(*(data for data in files.values() if data))
+        answer = await self.commit(base, {p: file(d) for p, d in files.items()})
+        assert answer.status_code == 200, answer.text
+        return str(answer.json()["version"])
+
+    async def missing(self, *names: str) -> list[str]:
+        answer = await self.post("missing", {"hashes": names})
+        return list(answer.json()["missing"])
+
+    async def content(self, entry: Entry) -> bytes:
+        """A file's bytes, through its chunks."""
+        answer = await self.post("chunks/read", {"hashes": entry.chunks})
+        assert answer.status_code == 200, answer.text
+        unique = {n: d async for n, d in decode_frames(answer.aiter_bytes())}
+        return b"".join(unique[name] for name in entry.chunks)
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A running proxy: a client of it, its volume, what it logged, and what ends it."""
+
+    http: httpx2.AsyncClient
+    url: str
+    root: Path
+    log: io.StringIO
+    stop: Stop
+
+    def caller(self, folder: str = FOLDER) -> Caller:
+        return Caller(self.http, folder)
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.getvalue().splitlines()]
+
+
+@asynccontextmanager
+async def proxy(folder: Path, **settings: Any) -> AsyncIterator[Proxy]:
+    log, stop, root = io.StringIO(), Stop(), folder / "volume"
+    chosen = ContentSettings(root=root, port=0, **settings)
+    opened = open_log(LogSettings(format="json"), log, Redactor())
+    # Without TLS, whose certificates take longer to read than all else here.
+    async with httpx2.AsyncClient(timeout=20, verify=False) as http:
+        async with serving(chosen, [KEY], stop, opened) as url:
+            http.base_url = httpx2.URL(url)
+            yield Proxy(http, url, root, log, stop)
+
+
+@contextmanager
+def process(folder: Path, *before: str, **variables: str) -> Iterator[tuple[str, int]]:
+    """`midwatch content serve` on `folder/volume`: its address and its process id."""
+    (folder / "key").write_bytes(KEY)
+    log = folder / f"log-{uuid.uuid4().hex}"
+    chosen = {"ROOT": "volume", "PORT": "0", "KEY_FILE": "key"} | variables
+    # Into a file: a pipe that nobody reads would stop the server when it is full.
+    with (
+        log.open("w") as written,
+        subprocess.Popen(
+            [*before, MIDWATCH, "content", "serve"],
+            cwd=folder,
+            env=environ(
+                folder,
+                **{f"MIDWATCH_CONTENT__{name}": one for name, one in chosen.items()},
+            ),
+            stdout=written,
+        ) as running,
+    ):
+        try:
+            yield _address(log), running.pid
+        finally:
+            running.terminate()
+            running.wait(20)
+
+
+def _address(log: Path) -> str:
+    deadline = time.monotonic() + 20
+    while not (found := re.search(r'"address": "([^"]+)"', log.read_text())):
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
+    return found[1]
+
+
+def check_whole(root: Path) -> int:
+    """Every manifest on the volume is whole, and every chunk it names has its bytes; how many entries."""
+    from midwatch.content.server.manifest import load
+
+    entries = 0
+    for path in root.glob("folders/*/*/manifest.jsonl"):
+        with path.open("rb") as opened:
+            manifest = load(opened)
+        for name in manifest.chunks():
+            chunk = path.parent / "chunks" / name.hex()[:2] / name.hex()
+            assert chunk_hash(chunk.read_bytes()) == name.hex()
+        entries += len(manifest)
+    return entries

@@ -1,0 +1,253 @@
+"""Clients that are slow, disks that are damaged or gone, and chunks that nobody needs."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from midwatch.content.errors import ContentFull
+from midwatch.content.server.durable import translated
+from midwatch.content.tree import EMPTY, chunk_hash
+from midwatch.content.wire import MEDIA_TYPE, encode_frame
+
+from .content_proxy import FOLDER, Caller, Proxy, bearer, check_whole, file, proxy
+
+
+async def raw(running: Proxy, data: bytes, wait: float = 5) -> bytes:
+    """Send these bytes, then nothing; all that is answered until the server closes."""
+    host, port = running.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(data)
+    try:
+        return await asyncio.wait_for(reader.read(), wait)
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def head(method: str, address: str, **headers: str) -> bytes:
+    given = {"Host": "x", "Authorization": bearer()["authorization"]} | headers
+    lines = [f"{method} /v1/folders/{FOLDER}/{address} HTTP/1.1"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in given.items()]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+async def test_slow_clients_are_not_waited_for(tmp_path: Path) -> None:
+    frames = encode_frame(b"whole") + encode_frame(b"half")[:-1]
+    async with proxy(tmp_path, request_time=0.3) as running:
+        nothing, half_a_head, body, upload = await asyncio.gather(
+            raw(running, b""),
+            raw(running, b"GET / HTTP/1.1\r\nHost"),
+            raw(running, head("POST", "missing", Content_Length="100") + b'{"has'),
+            raw(
+                running,
+                head("PUT", "chunks", Content_Length="200", Content_Type=MEDIA_TYPE)
+                + frames,
+            ),
+        )
+        assert (nothing, half_a_head) == (b"", b"")
+        assert b" 408 " in body and b" 408 " in upload
+        caller = running.caller()
+        assert await caller.missing(chunk_hash(b"whole")) == []
+
+
+async def test_a_connection_is_used_again_while_it_is_used(tmp_path: Path) -> None:
+    """The limit is on a request that does not come, not on a pause between two."""
+    async with proxy(tmp_path, request_time=0.2) as running:
+        caller = running.caller()
+        await caller.manifest()
+        await asyncio.sleep(0.4)
+        host, port = running.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        for _ in range(2):
+            writer.write(head("GET", "manifest", If_None_Match=f'"{EMPTY}"'))
+            assert b" 304 " in await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.3)
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_an_answer_that_is_not_read_ends(tmp_path: Path) -> None:
+    async with proxy(tmp_path, request_time=0.3) as running:
+        data = os.urandom(24 << 20)
+        await running.caller().write({"workspace/large": data})
+        host, port = running.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        address = "GET /content/file?path=workspace/large HTTP/1.1\r\nHost: x\r\n"
+        given = f"Authorization: {bearer()['authorization']}\r\n\r\n"
+        writer.write((address + given).encode())
+        await _until(lambda: any(line.get("status") == 499 for line in running.lines()))
+        writer.transport.abort()
+
+
+async def test_who_asks_too_much_is_told_to_wait(tmp_path: Path) -> None:
+    async with proxy(tmp_path, max_waiting=1) as running:
+        caller = running.caller()
+        first = asyncio.create_task(caller.known(EMPTY, wait=20))
+        await asyncio.sleep(0.1)
+        answer = await caller.known(EMPTY, wait=20)
+        assert answer.status_code == 429 and answer.headers["retry-after"] == "5"
+        await caller.write({"workspace/a": b"a"})
+        assert (await first).status_code == 200
+
+
+# ------------------------------------------------------------------ the disk
+
+
+def place(running: Proxy, *parts: str) -> Path:
+    return running.root.joinpath("folders", FOLDER, *parts)
+
+
+async def test_a_manifest_that_cannot_be_read_is_never_an_empty_one(
+    tmp_path: Path,
+) -> None:
+    async with proxy(tmp_path) as running:
+        caller = running.caller()
+        version = await caller.write({"workspace/a": b"a"})
+        manifest = place(running, "manifest.jsonl")
+        good = manifest.read_bytes()
+        for wrong in (b"", good[:-5], good.replace(b'"f"', b'"d"'), b"\xff" * 100):
+            manifest.write_bytes(wrong)
+            answers = [
+                await caller.known("0" * 64),
+                await caller.commit(EMPTY, {"workspace/b": file(b"")}),
+                await caller.commit(version, {"workspace/b": file(b"")}),
+                await caller.post("inbox", {"type": "t"}),
+            ]
+            assert {answer.status_code for answer in answers} == {500}
+            assert all(answer.json()["hint"] for answer in answers)
+        manifest.unlink()
+        manifest.mkdir()
+        assert (await caller.known("0" * 64)).status_code == 503
+        manifest.rmdir()
+        manifest.write_bytes(good)
+        assert (await caller.manifest())[0] == version
+
+
+async def test_a_volume_that_is_gone_is_not_an_empty_one(tmp_path: Path) -> None:
+    async with proxy(tmp_path) as running:
+        caller = running.caller()
+        await caller.write({"workspace/a": b"a"})
+        running.root.rename(tmp_path / "elsewhere")
+        running.root.mkdir()
+        assert (await caller.known("0" * 64)).status_code == 503
+        assert (await caller.commit(EMPTY, {"x": file(b"")})).status_code == 503
+        assert (await running.http.get("/readyz")).status_code == 503
+        assert (await running.http.get("/healthz")).status_code == 200
+        assert list(running.root.iterdir()) == []
+        running.root.rmdir()
+        (tmp_path / "elsewhere").rename(running.root)
+        assert (await running.http.get("/readyz")).status_code == 200
+        assert len((await caller.manifest())[1]) == 1
+
+
+async def test_a_damaged_chunk_can_be_sent_again(tmp_path: Path) -> None:
+    async with proxy(tmp_path) as running:
+        caller = running.caller()
+        await caller.write({"workspace/a": b"content"})
+        name = chunk_hash(b"content")
+        place(running, "chunks", name[:2], name).write_bytes(b"another")
+        plain = "/content/file?path=workspace/a"
+        answer = await running.http.get(plain, headers=caller.headers)
+        assert answer.status_code == 409
+        assert await caller.missing(name) == [name]
+        await caller.put(b"content")
+        answer = await running.http.get(plain, headers=caller.headers)
+        assert answer.content == b"content"
+        assert check_whole(running.root) == 1
+
+
+def test_a_full_disk_is_told_as_such() -> None:
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        assert isinstance(translated(OSError(code, "full")), ContentFull)
+    assert not isinstance(translated(OSError(errno.EIO, "io")), ContentFull)
+
+
+# ------------------------------------------------------------------ what nobody needs
+
+
+def _aged(running: Proxy, data: bytes, seconds: float) -> Path:
+    name = chunk_hash(data)
+    path = place(running, "chunks", name[:2], name)
+    os.utime(path, (time.time() - seconds,) * 2)
+    return path
+
+
+async def test_only_chunks_that_nothing_needs_are_removed(tmp_path: Path) -> None:
+    async with proxy(tmp_path, collect_interval=0.05, collect_grace=1000.0) as running:
+        caller = running.caller()
+        await caller.write({"workspace/a": b"kept", "workspace/b": b"replaced"})
+        await caller.put(b"idle", b"young", b"asked for")
+        kept = _aged(running, b"kept", 5000)
+        asked = _aged(running, b"asked for", 5000)
+        assert await caller.missing(chunk_hash(b"asked for")) == []
+        replaced = _aged(running, b"replaced", 5000)
+        await caller.write({"workspace/b": b"another"})
+        idle = _aged(running, b"idle", 5000)
+        await _until(lambda: not idle.exists())
+        young = _aged(running, b"young", 0)
+        assert all(path.exists() for path in (kept, asked, young))
+        assert replaced.exists(), "a reader of the version before may still come for it"
+        assert check_whole(running.root) == 2
+
+
+async def test_nothing_is_collected_from_under_a_commit(tmp_path: Path) -> None:
+    """With no grace at all, chunks vanish between upload and commit: it says which, and heals."""
+    async with proxy(tmp_path, collect_interval=0.001, collect_grace=0.0) as running:
+        caller = running.caller()
+        lost = 0
+        for number in range(40):
+            base, _ = await caller.manifest()
+            data = f"content {number}".encode()
+            await caller.put(data)
+            if not number:  # once for certain
+                name = chunk_hash(data)
+                chunk = place(running, "chunks", name[:2], name)
+                await _until(lambda: not chunk.exists())
+            while (
+                answer := await caller.commit(base, {f"f{number}": file(data)})
+            ).status_code == 409:
+                lost += 1
+                await caller.put(data)
+            assert answer.status_code == 200
+        assert check_whole(running.root) == 40
+        assert lost > 0
+
+
+async def test_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
+    beside = tmp_path / "volume" / "beside" / "0123"
+    beside.mkdir(parents=True)
+    (beside / "lock").touch()
+    (beside / "7").write_bytes(b"half a chunk")
+    async with proxy(tmp_path) as running, proxy(tmp_path) as another:
+        assert not beside.exists()
+        assert len(list((tmp_path / "volume" / "beside").iterdir())) == 2
+        one, two = Caller(running.http), Caller(another.http)
+        await one.write({"a": b"one"})
+        await two.write({"b": b"two"})
+        assert set((await one.manifest())[1]) == {"a", "b"}
+    assert list((tmp_path / "volume" / "beside").iterdir()) == []
+
+
+async def _until(true: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "that did not happen"
+        await asyncio.sleep(0.01)
+
+
+async def test_ipv6(tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 here")
+    async with proxy(tmp_path, host="::1") as running:
+        assert running.url.startswith("http://[::1]:")
+        assert (await running.http.get("/healthz")).status_code == 200

@@ -1,0 +1,281 @@
+"""A workspace that outlives its pods: the runner, the real content proxy, and what becomes of them apart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from midwatch.content.sync.client import ContentClient, TimeLimits
+from midwatch.content.sync.workspace import WorkspaceSync
+from midwatch.content.tree import Entry
+from midwatch.events import Event, Phase, Prompt, ToolResult
+from midwatch.kube.errors import ClusterUnavailable
+from midwatch.kube.pod.places import PodPlaces, stays_here
+from midwatch.kube.pod.serving import Means, PodRunner
+from midwatch.kube.pod.task import read_task
+from midwatch.kube.writer import NoCluster, StatusCluster
+from midwatch.lifecycle import SystemClock
+from midwatch.model import Json
+from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
+from midwatch.testing.sessions import options
+from midwatch.workspace.environment import GitEnvironment
+
+from .content_proxy import FOLDER, OTHER, file, process, token
+from .serve_pod import Pod
+from .session_cli import bash, make_repositories, until
+
+
+@pytest.fixture
+def repos(tmp_path: Path) -> tuple[str, str]:
+    return make_repositories(tmp_path)
+
+
+def content(url: str, folder: str = FOLDER, *read: str) -> dict[str, str]:
+    return {
+        "CONTENT_URL": url,
+        "CONTENT_TOKEN": token(folder, read),
+        "CONTENT_FOLDER": folder,
+        "SYNC_INTERVAL": "0.2",
+    }
+
+
+def lose(pod: Pod) -> None:
+    """The pod's volumes are gone."""
+    for path in (pod.workspace, pod.state, pod.root / "cache"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def has_transcript(url: str, pod: Pod) -> bool:
+    """Whether the proxy has what the program wrote down about the tool it used."""
+
+    async def tree() -> dict[str, Entry]:
+        async with ContentClient(url, token(), FOLDER) as client:
+            remote = await client.manifest()
+        return remote.tree if remote else {}
+
+    found = asyncio.run(tree())
+    for path in pod.state.glob("claude/projects/*/*.jsonl"):
+        data = path.read_bytes()
+        there = found.get(f"session/{path.relative_to(pod.state)}")
+        if b"tool_result" in data and there == replace(file(data), mode=0o600):
+            return "workspace/app/one" in found
+    return False
+
+
+def told(request: Json) -> str:
+    return json.dumps(request["messages"])
+
+
+def test_a_pod_goes_on_where_a_lost_one_was(
+    tmp_path: Path, repos: tuple[str, str]
+) -> None:
+    gate = Hold(Answer("Too late."))
+    first = [bash("echo one > one; rm main.py; chmod +x one"), gate]
+    with process(tmp_path) as (url, _):
+        with ScriptedMessagesAPI(Rule(first, tools=True)) as api:
+            pod = Pod(tmp_path / "pod", api, repos, content(url))
+            with pod.serving() as runner:
+                runner.until(ToolResult)
+                gate.arrived_sync()
+                until(lambda: has_transcript(url, pod), runner.log.read_text)
+                runner.end(signal.SIGKILL)
+                lose(pod)
+            gate.release()
+        with ScriptedMessagesAPI(Rule("Two.", tools=True)) as api:
+            pod.api = api
+            ended = pod.serve(SESSION_ATTEMPT="2")
+            assert ended.returncode == 0, ended.stderr
+            assert "echo one > one" in told([c for c in api.calls if c.tools][0].body)
+    app = pod.workspace / "app"
+    assert (app / "one").stat().st_mode & 0o100 and not (app / "main.py").exists()
+    prompts = [event for event in pod.events() if isinstance(event, Prompt)]
+    assert len(prompts) == 1 and pod.status().result == "Two."
+
+
+def test_a_session_goes_on_with_another_one(
+    tmp_path: Path, repos: tuple[str, str]
+) -> None:
+    """Its conversation and its workspace are there; its outbox and its costs are its own."""
+    with process(tmp_path) as (url, _):
+        steps = [bash("echo one > one"), Answer("The word is teapot.")]
+        with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
+            first = Pod(tmp_path / "pod", api, repos, content(url, OTHER))
+            ended = first.serve(SESSION_NAME="other", PROMPT="Remember a word.")
+            assert ended.returncode == 0, ended.stderr
+        lose(first)
+        with ScriptedMessagesAPI(Rule("Teapot.", tools=True)) as api:
+            more = content(url, FOLDER, OTHER)
+            more |= {"RESUME_FROM": "other", "RESUME_FROM_FOLDER": OTHER}
+            second = Pod(tmp_path / "pod", api, repos, more)
+            ended = second.serve(PROMPT="Which word?")
+            assert ended.returncode == 0, ended.stderr
+            [call] = [one for one in api.calls if one.tools]
+            assert "The word is teapot." in told(call.body)
+            assert "Which word?" in told(call.body)
+        assert (second.workspace / "app" / "one").exists()
+        prompts = [one for one in second.events() if isinstance(one, Prompt)]
+        assert [one.text for one in prompts] == ["Which word?"]
+        assert second.status().turns == 1
+        # Without anything to go on with, that is said.
+        lose(second)
+        nothing = {"RESUME_FROM": "never", "RESUME_FROM_FOLDER": "team/never.00000000"}
+        more = content(url, "team/third.33333333", nothing["RESUME_FROM_FOLDER"])
+        second.more = more | nothing
+        ended = second.serve()
+        assert ended.returncode == 1 and "Failed: NotFound" in ended.stderr
+        assert "spec.resumeFrom" in ended.stderr
+
+
+# ------------------------------------------------------------------ in this process, with hurried waits
+
+
+class Hurried(SystemClock):
+    """Fifty seconds in one."""
+
+    def monotonic(self) -> float:
+        return super().monotonic() * 50
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 50)
+
+
+class Voice:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.events: list[Event] = []
+
+    def event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Unreachable:
+    """An API server that never answers."""
+
+    async def get_session(self, namespace: str, name: str) -> Json:
+        raise ClusterUnavailable("connection refused")
+
+    async def write_status(
+        self,
+        namespace: str,
+        name: str,
+        propose: Callable[[Json], Json | None],
+        *,
+        seen: Json | None = None,
+        give_up_after: float = 60.0,
+    ) -> Json:
+        raise ClusterUnavailable("connection refused")
+
+
+@contextlib.asynccontextmanager
+async def runner(
+    pod: Pod, cluster: StatusCluster, voice: Voice
+) -> AsyncIterator[PodRunner]:
+    environ = pod.environ(TIMEOUT="6000", IDLE_TIMEOUT="6000")
+    task, clock = read_task(environ), Hurried()
+    places = PodPlaces(task.workspace, task.state, task.cache)
+    async with contextlib.AsyncExitStack() as stack:
+        sync = None
+        if task.content is not None:
+            access = task.content
+            client = ContentClient(
+                access.url,
+                access.token,
+                access.folder,
+                limits=TimeLimits(connect=1, silence=2, request=5),
+                clock=clock,
+            )
+            await stack.enter_async_context(client)
+            sync = WorkspaceSync(
+                client,
+                places.roots,
+                places.sync_state,
+                clock=clock,
+                interval=task.sync_interval,
+                ignored=stays_here,
+            )
+        environment = GitEnvironment()
+        means = Means(cluster, sync, options(), environment, voice, clock)
+        yield PodRunner(task, means)
+
+
+def saved(cluster: NoCluster) -> tuple[str, str]:
+    conditions = cluster.body["status"]["conditions"]
+    found = next(one for one in conditions if one["type"] == "WorkspaceSaved")
+    return found["status"], found["reason"]
+
+
+async def test_a_proxy_that_is_not_there_at_first_fails_the_session(
+    tmp_path: Path, repos: tuple[str, str]
+) -> None:
+    """Nothing is cloned and nothing is saved: an empty workspace must not go over a full one."""
+    pod = Pod(tmp_path / "pod", "http://127.0.0.1:1", repos)
+    pod.more = content("http://127.0.0.1:1")
+    cluster, voice = NoCluster(), Voice()
+
+    async with runner(pod, cluster, voice) as running:
+        assert await running.run() == 1
+    status = cluster.body["status"]
+    assert (status["phase"], status["reason"]) == ("Failed", "ContentUnavailable")
+    assert "content proxy" in status["message"]
+    assert saved(cluster) == ("False", "ContentUnavailable")
+    assert not list(pod.workspace.iterdir())
+
+
+async def test_a_proxy_that_goes_in_the_middle_does_not_stop_the_session(
+    tmp_path: Path, repos: tuple[str, str]
+) -> None:
+    gate = Hold(Answer("Done."))
+    steps = [bash("echo one > one"), gate]
+    cluster, voice = NoCluster(), Voice()
+    async with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
+        pod = Pod(tmp_path / "pod", api, repos)
+        with process(tmp_path) as (url, pid):
+            pod.more = content(url)
+            async with runner(pod, cluster, voice) as running:
+                working = asyncio.create_task(running.run())
+                await gate.arrived()
+                await _until(lambda: saved(cluster) == ("True", "Saved"))
+                os.kill(pid, signal.SIGKILL)
+                await _until(lambda: saved(cluster) == ("False", "ContentUnavailable"))
+                gate.release()
+                assert await working == 0
+    status = cluster.body["status"]
+    assert (status["phase"], status["result"]) == ("Completed", "Done.")
+    assert saved(cluster)[0] == "False"
+
+
+async def test_an_end_that_cannot_be_told_has_its_own_exit_code(
+    tmp_path: Path, repos: tuple[str, str]
+) -> None:
+    voice = Voice()
+    async with ScriptedMessagesAPI(Rule("Done.", tools=True)) as api:
+        pod = Pod(tmp_path / "pod", api, repos)
+        async with runner(pod, Unreachable(), voice) as running:
+            assert await running.run() == 3
+    assert pod.status().phase is Phase.COMPLETED
+    assert "could not be told: connection refused" in voice.notes[-1]
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(15):
+        while not _quietly(true):
+            await asyncio.sleep(0.02)
+
+
+def _quietly(true: Callable[[], bool]) -> bool:
+    try:
+        return true()
+    except (KeyError, StopIteration):
+        return False
