@@ -1,0 +1,296 @@
+"""One pod on its node: scheduled, mounted, started, followed to its end."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from midwatch.model import Json
+
+from . import pod_status
+from .api import stamp
+from .credentials import Credentials
+from .environments import ConfigError, environment, expanded, relocated
+from .fates import Ends, ImagePull, InvalidImageName, Stays, Unschedulable, Wish
+from .folders import Folders, NotMounted
+from .objects import Objects
+from .processes import Process
+from .refusals import Refused
+
+PYTHON = Path(sys.executable).parent
+RETRY = 0.1
+"""Seconds between two tries of what is missing; minutes on a real node."""
+IMAGE = {"PATH": f"{PYTHON}:/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
+"""What an image brings into the environment, beside a HOME of the pod's own."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What all pods share. `programs` maps a container's first word to a local command line."""
+
+    objects: Objects
+    folders: Folders
+    credentials: Credentials
+    now: Callable[[], datetime]
+    monotonic: Callable[[], float]
+    programs: Mapping[str, Sequence[str]]
+    image: Mapping[str, str]
+
+
+@dataclass(eq=False)
+class PodWorker:
+    """The kubelet's and the scheduler's view of one pod. `step` is called again and again."""
+
+    node: Node
+    pod: Json
+    wish: Wish | None
+    process: Process | None = None
+    started: str = ""
+    lost: bool = False
+    over: bool = False
+    _said: Json = field(default_factory=dict)
+    _kill_at: float | None = None
+    _again_at: float = 0.0
+    _pulls: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.pod["metadata"]["namespace"], self.pod["metadata"]["name"]
+
+    def due(self) -> bool:
+        """Whether a step is worth it although nobody has changed the pod."""
+        if self.lost or self.over:
+            return False
+        now = self.node.monotonic()
+        if self._kill_at is not None:
+            return now >= self._kill_at or self._has_exited()
+        if self.started:
+            return self._has_exited()
+        return now >= self._again_at
+
+    def step(self) -> None:
+        """One look, and what follows from it. Raises Refused where the pod has changed meanwhile."""
+        if self.lost:
+            return
+        current = self.node.objects.find("pods", *self.key)
+        if current is None or current["metadata"]["uid"] != self.pod["metadata"]["uid"]:
+            self._vanished()
+            return
+        self.pod = current
+        if self.over:
+            self._bury()
+        elif self.started:
+            self._follow()
+        elif "deletionTimestamp" in current["metadata"]:
+            self._end(137, "Error")
+        else:
+            self._begin()
+
+    def end_with(
+        self, code: int, reason: str, extra: Callable[[Json], Json] = lambda s: s
+    ) -> None:
+        """Kill it, and say this about it."""
+        if self.process:
+            self.process.kill()
+        self._end(code, reason, extra)
+
+    def lose(self, *, zombie: bool) -> None:
+        """The node is gone: nothing more is heard of it. A zombie runs on."""
+        self.lost = True
+        if self.process and not zombie:
+            self.process.kill()
+
+    def log(self) -> Path:
+        return self.node.folders.own(self.pod) / "log"
+
+    def _has_exited(self) -> bool:
+        return self.process is not None and self.process.code() is not None
+
+    def _fate(self) -> object:
+        return None if self.wish is None or self.wish.lifted else self.wish.fate
+
+    def _begin(self) -> None:
+        """From a new pod to a running container, or to the reason why not."""
+        self._again_at = self.node.monotonic() + RETRY
+        fate = self._fate()
+        if isinstance(fate, Unschedulable):
+            self._say(pod_status.unschedulable(fate.message, self._at()))
+            return
+        try:
+            mounts = self.node.folders.mounts(self.pod, self._container())
+        except NotMounted as error:
+            self._not_mounted(str(error))
+            return
+        if not self.pod["spec"].get("nodeName"):
+            patch = {"spec": {"nodeName": pod_status.NODE}}
+            self.pod = self.node.objects.merge("pods", *self.key, patch)
+        if isinstance(fate, InvalidImageName):
+            image = self._container()["image"]
+            said = f'Failed to apply default image tag "{image}": couldn\'t parse image name "{image}": invalid reference format'
+            self._wait("InvalidImageName", said)
+        elif isinstance(fate, ImagePull):
+            self._cannot_pull(fate.message)
+        else:
+            self._start(mounts)
+
+    def _cannot_pull(self, message: str) -> None:
+        image = self._container()["image"]
+        self._pulls += 1
+        if self._pulls == 1:
+            self._wait(
+                "ErrImagePull", f'rpc error: code = NotFound desc = {message} "{image}"'
+            )
+        else:
+            self._wait(
+                "ImagePullBackOff",
+                f'Back-off pulling image "{image}": ErrImagePull: {message}',
+            )
+
+    def _not_mounted(self, message: str) -> None:
+        if "persistentvolumeclaim" in message:
+            self._say(
+                pod_status.unschedulable(
+                    f"0/1 nodes are available: {message}.", self._at()
+                )
+            )
+        else:
+            self._wait("ContainerCreating", "")
+
+    def _start(self, mounts: Mapping[str, Path]) -> None:
+        fate, container = self._fate(), self._container()
+        try:
+            own = environment(self.node.objects, self.pod, container)
+        except ConfigError as error:
+            self._wait("CreateContainerConfigError", str(error))
+            return
+        if not isinstance(fate, (Ends, Stays)) and not self._run(
+            container, own, mounts
+        ):
+            return
+        self.started = self._at()
+        self._say(pod_status.running(self.pod, self.started))
+        if isinstance(fate, Ends):
+            self._end(fate.code, "Error" if fate.code else "Completed")
+
+    def _run(
+        self, container: Json, own: Mapping[str, str], mounts: Mapping[str, Path]
+    ) -> bool:
+        """Start the process; false if there is no such program."""
+        places = self.node.folders.placed(self.pod, mounts)
+        variables = self._variables(own, places)
+        argv = self._argv(container, variables, places)
+        if not shutil.which(argv[0], path=variables["PATH"]):
+            self._cannot_start(argv[0])
+            return False
+        home = self._home()
+        working = Path(relocated(container.get("workingDir", ""), places) or home)
+        line = self.node.folders.command(argv, working, mounts, places)
+        start = home if line != argv else working
+        self.process = Process(line, variables, start, self.log())
+        return True
+
+    def _cannot_start(self, program: str) -> None:
+        self.started = self._at()
+        self.log().write_text(
+            f"exec: {program!r}: executable file not found in $PATH\n"
+        )
+        self._end(128, "StartError")
+
+    def _variables(
+        self, own: Mapping[str, str], places: Mapping[str, str]
+    ) -> dict[str, str]:
+        """The container's environment, on top of the image's and of what Kubernetes puts there."""
+        moved = {name: relocated(value, places) for name, value in own.items()}
+        given = {"HOME": str(self._home()), "HOSTNAME": self.key[1], **self.node.image}
+        if "/tmp" in places:
+            given["TMPDIR"] = places["/tmp"]
+        credentials = self.node.credentials.of(
+            self.pod, self.node.folders.own(self.pod)
+        )
+        return given | credentials | moved
+
+    def _argv(
+        self, container: Json, variables: Mapping[str, str], places: Mapping[str, str]
+    ) -> list[str]:
+        words = container.get("command", ["midwatch"]) + container.get("args", [])
+        words = [relocated(expanded(word, variables), places) for word in words]
+        return [*self.node.programs.get(words[0], words[:1]), *words[1:]]
+
+    def _follow(self) -> None:
+        """A running container: its own end, or the one that was ordered."""
+        code = self.process.code() if self.process else None
+        if code is not None:
+            assert self.process
+            self.process.clean_up()
+            self._end(code, "Error" if code else "Completed")
+            return
+        if "deletionTimestamp" not in self.pod["metadata"]:
+            return
+        if self._kill_at is None:
+            grace = self.pod["metadata"]["deletionGracePeriodSeconds"]
+            self._kill_at = self.node.monotonic() + grace
+            if self.process:
+                self.process.terminate()
+        if self.process is None or self.node.monotonic() >= self._kill_at:
+            self.end_with(137 if self.process else 143, "Error")
+
+    def _end(
+        self, code: int, reason: str, extra: Callable[[Json], Json] = lambda s: s
+    ) -> None:
+        at = self._at()
+        status = pod_status.ended(self.pod, code, reason, self.started or at, at)
+        self.over = True
+        self._say(extra(status))
+        self._bury()
+
+    def _bury(self) -> None:
+        """A deleted pod leaves the API server once its containers have ended."""
+        if "deletionTimestamp" in self.pod["metadata"]:
+            try:
+                self.node.objects.delete("pods", *self.key, grace=0)
+            except Refused as refused:
+                if refused.code != 404:
+                    raise
+
+    def _vanished(self) -> None:
+        """Deleted by force: the process ends without a word."""
+        self.over = self.lost = True
+        if self.process:
+            self.process.kill()
+
+    def _wait(self, reason: str, message: str) -> None:
+        self._say(pod_status.waiting(self.pod, reason, message, self._at()))
+
+    def _say(self, status: Json) -> None:
+        """Write it, unless nothing but times would change."""
+        if _timeless(status) != _timeless(self._said):
+            self._said = status
+            patch = {"status": status}
+            self.pod = self.node.objects.merge("pods", *self.key, patch, sub="status")
+
+    def _container(self) -> Json:
+        container: Json = self.pod["spec"]["containers"][0]
+        return container
+
+    def _home(self) -> Path:
+        home = self.node.folders.own(self.pod) / "home"
+        home.mkdir(exist_ok=True)
+        return home
+
+    def _at(self) -> str:
+        return stamp(self.node.now())
+
+
+def _timeless(status: object) -> object:
+    """The document without its times."""
+    if isinstance(status, dict):
+        return {
+            k: _timeless(v) for k, v in status.items() if not k.endswith(("Time", "At"))
+        }
+    if isinstance(status, list):
+        return [_timeless(item) for item in status]
+    return status

@@ -1,0 +1,149 @@
+"""Watch streams."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from midwatch.model import Json
+
+from .api import Api
+from .faults import LiveWatch
+from .kinds import Kind
+from .lists import number, selected
+from .refusals import Refused
+from .selectors import Predicate
+from .state import Change, event_line
+
+INITIAL_END = "k8s.io/initial-events-end"
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What one client wants to see. `timeout` and `bookmarks` are seconds between, 0: none."""
+
+    kind: Kind
+    namespace: str
+    predicate: Predicate | None
+    revision: int
+    initial: bool
+    marked: bool
+    timeout: float
+    bookmarks: float
+
+    @classmethod
+    def read(
+        cls, kind: Kind, namespace: str, query: Mapping[str, str], bookmarks: float
+    ) -> Watch:
+        """Raises Refused (400, 422)."""
+        revision = number(query.get("resourceVersion", ""))
+        marked = query.get("sendInitialEvents", "").lower() == "true"
+        if marked and query.get("resourceVersionMatch") != "NotOlderThan":
+            raise Refused(
+                422,
+                "resourceVersionMatch: Forbidden: sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            )
+        wanted = query.get("allowWatchBookmarks", "").lower() in ("true", "1")
+        seconds = query.get("timeoutSeconds", "")
+        return cls(
+            kind,
+            namespace,
+            selected(query, kind.plural),
+            revision,
+            initial=marked or revision == 0,
+            marked=marked and wanted,
+            timeout=float(seconds) if seconds.isdecimal() else 1800.0,
+            bookmarks=bookmarks if wanted else 0.0,
+        )
+
+    def sees(self, document: Json | None) -> bool:
+        if document is None:
+            return False
+        if self.namespace and document["metadata"].get("namespace") != self.namespace:
+            return False
+        return self.predicate is None or self.predicate(document)
+
+    def line(self, api: Api, change: Change) -> bytes | None:
+        """The event as this watch sees it: what stops to match the selectors is deleted for it."""
+        before = change.before is not None and self.sees(change.before)
+        after = change.type != "DELETED" and self.sees(change.document)
+        if not before and not after:
+            return None
+        type = "MODIFIED" if before and after else "ADDED" if after else "DELETED"
+        if change.document["apiVersion"] != self.kind.api_version:
+            return event_line(type, api.shown(self.kind, change.document))
+        return change.line(type)
+
+
+async def serve(
+    api: Api, watch: Watch, live: LiveWatch, response: web.StreamResponse
+) -> None:
+    """Write events until the time is up; the connection's end cancels this."""
+    with api.state.followed(watch.kind.resource) as queue:
+        try:
+            lines = _begin(api, watch)
+        except Refused as refused:
+            await response.write(event_line("ERROR", refused.status()))
+            return
+        for line in lines:
+            await response.write(line)
+        end = time.monotonic() + watch.timeout
+        while (left := end - time.monotonic()) > 0:
+            lines = await _next(api, watch, queue, left)
+            if live.frozen:
+                await asyncio.Event().wait()  # until the client gives up
+            if lines:
+                await response.write(b"".join(lines))
+        if watch.bookmarks:
+            await response.write(_bookmark(api, watch))
+
+
+def _begin(api: Api, watch: Watch) -> Iterable[bytes]:
+    """What a watch begins with: all there is, or what it has missed. Raises Refused (410, 504)."""
+    if not watch.initial:
+        if watch.revision > api.state.revision:
+            said = f"Too large resource version: {watch.revision}, current: {api.state.revision}"
+            raise Refused(504, said, retry_after=1)
+        missed = api.state.since(watch.kind.resource, watch.revision)
+        return [line for change in missed if (line := watch.line(api, change))]
+    found = api.state.all(watch.kind.resource, watch.namespace)
+    lines = [
+        event_line("ADDED", api.shown(watch.kind, document))
+        for document in found
+        if watch.sees(document)
+    ]
+    if watch.marked:
+        lines.append(_bookmark(api, watch, {INITIAL_END: "true"}))
+    return lines
+
+
+async def _next(
+    api: Api, watch: Watch, queue: asyncio.Queue[Change], left: float
+) -> list[bytes]:
+    """The next events, or a bookmark when it is time for one."""
+    patience = min(left, watch.bookmarks or left)
+    try:
+        first = await asyncio.wait_for(queue.get(), patience)
+    except TimeoutError:
+        due = watch.bookmarks and patience < left
+        return [_bookmark(api, watch)] if due else []
+    changes = [first]
+    while not queue.empty() and len(changes) < 200:
+        changes.append(queue.get_nowait())
+    return [line for change in changes if (line := watch.line(api, change))]
+
+
+def _bookmark(api: Api, watch: Watch, annotations: Json | None = None) -> bytes:
+    meta: Json = {"resourceVersion": str(api.state.revision), "creationTimestamp": None}
+    if annotations:
+        meta["annotations"] = annotations
+    document = {
+        "kind": watch.kind.kind,
+        "apiVersion": watch.kind.api_version,
+        "metadata": meta,
+    }
+    return event_line("BOOKMARK", document)
