@@ -57,4 +57,4 @@ DenyTool = Annotated[
 ]
 
 # The commands add themselves.
-from . import commands, demo, fix, mail, shelf  # noqa: E402, F401
+from . import commands, demo, fix, mail, serve, shelf  # noqa: E402, F401

@@ -1,0 +1,1 @@
+"""`midwatch kube`: sessions in a Kubernetes cluster."""

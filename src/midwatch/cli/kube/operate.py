@@ -1,0 +1,47 @@
+"""`midwatch kube operator`: the daemon that runs AgenticSession resources."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from importlib.util import find_spec
+
+import typer
+
+from ...errors import SettingsError
+from ...lifecycle import Stop, signals_set
+from ..daemons import _end_in_time
+from ..wiring import Edge
+from .app import app
+
+
+@app.command()
+def operator(context: typer.Context) -> None:
+    """Run AgenticSession resources as Jobs, until SIGTERM."""
+    missing = [name for name in ("kopf", "lightkube") if find_spec(name) is None]
+    if missing:
+        raise SettingsError(
+            f"{missing[0]} is not installed",
+            hint="install midwatch[kubernetes]",
+        )
+    asyncio.run(_operate(context.obj))
+
+
+async def _operate(edge: Edge) -> None:
+    from ...kube.api import Cluster
+    from ...kube.operator.app import Operator
+    from ...logs import open_log
+    from ...redaction import Redactor
+
+    settings = edge.settings()
+    ours = settings.operator
+    log = open_log(settings.log, sys.stdout, Redactor())
+    gc.enable()  # `main` turned it off for the start
+    stop = Stop()
+    with signals_set(stop, _end_in_time):
+        async with Cluster.connect(
+            ours.kubeconfig, ours.context, ours.request_timeout
+        ) as cluster:
+            await Operator(cluster, ours, log=log).run(stop)
+    log.info("operator stopped", reason=stop.reason)

@@ -1,0 +1,106 @@
+"""`midwatch kube crd` and `midwatch kube convert`: documents for kubectl on standard output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ...errors import MidwatchError, PermanentError
+from ...model import Json
+from ...text import one_line
+from ..output import Output
+from .app import app
+
+Format = Annotated[
+    Literal["yaml", "json"], typer.Option("--output", "-o", help="How it is written.")
+]
+_LONGEST_WARNING = 500
+
+
+@app.command()
+def crd(context: typer.Context, output: Format = "yaml") -> None:
+    """Print the CustomResourceDefinition of AgenticSession, for `kubectl apply -f -`."""
+    from ...kube.crd import crd as definition
+
+    _print([definition()], output, Output.standard(context.obj.environ))
+
+
+@app.command()
+def convert(
+    context: typer.Context,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE]...", help="YAML or JSON; - is standard input."),
+    ] = None,
+    output: Format = "yaml",
+) -> None:
+    """Make AgenticSession resources of vteam.ambient-code/v1alpha1 ours.
+
+    Other documents pass through as they are. What cannot be carried over is said on standard error.
+    """
+    from ...kube.convert import convert as convert_document
+    from ...kube.documents import read_documents
+
+    documents: list[Json] = []
+    warnings: list[str] = []
+    for file in files or [Path("-")]:
+        name = "standard input" if str(file) == "-" else str(file)
+        with _naming(name):
+            found = read_documents(_read(file))
+        for number, document in enumerate(found, 1):
+            with _naming(f"{name}, document {number}"):
+                done = convert_document(document)
+            documents.append(done.document)
+            warnings += done.warnings
+    # Nothing is printed of an input that is not good as a whole: it may go straight to kubectl.
+    _print(documents, output, Output.standard(context.obj.environ))
+    for warning in warnings:
+        print(f"midwatch: {one_line(warning, _LONGEST_WARNING)}", file=sys.stderr)
+
+
+def _print(documents: list[Json], format: str, output: Output) -> None:
+    if format == "json":
+        one = documents[0] if len(documents) == 1 else _list_of(documents)
+        output.json(one)
+        return
+    from ...kube.documents import write_yaml
+
+    # Escaped on a terminal, where odd characters of a hostile text would act.
+    output.stream.write(write_yaml(documents, ascii_only=output.terminal))
+
+
+def _list_of(documents: list[Json]) -> Json:
+    return {"apiVersion": "v1", "kind": "List", "items": documents}
+
+
+def _read(file: Path) -> bytes:
+    """One byte more than is taken at most. Raises PermanentError."""
+    from ...kube.documents import MAX_BYTES
+
+    if str(file) == "-":
+        if sys.stdin.isatty():
+            raise PermanentError(
+                "nothing to convert", hint="name a file, or pipe one in"
+            )
+        return sys.stdin.buffer.read(MAX_BYTES + 1)
+    try:
+        with file.open("rb") as opened:
+            return opened.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise PermanentError(f"cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    """An error says where it was found."""
+    try:
+        yield
+    except MidwatchError as error:
+        raise PermanentError(
+            one_line(f"{place}: {error.message}", _LONGEST_WARNING), hint=error.hint
+        ) from None

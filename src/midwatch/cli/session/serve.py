@@ -1,0 +1,129 @@
+"""`midwatch session serve`: the runner in a pod, configured by its environment alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import typer
+
+from ...errors import MidwatchError, SettingsError
+from ..wiring import Edge
+from .app import app
+
+if TYPE_CHECKING:
+    from ...kube.pod.keeping import Sync
+    from ...kube.pod.task import Identity, PodTask
+    from ...kube.writer import StatusCluster
+    from ...settings import Settings
+
+
+@app.command()
+def serve(context: typer.Context) -> None:
+    """Run the session of a pod, as its environment says (docs/kubernetes.md has the table).
+
+    Exit code: 0 Completed or Stopped, 1 Failed, 2 the environment is wrong, 3 the status could not be
+    written, 143 the pod was taken away before the end.
+    """
+    gc.enable()  # `main` turned it off for the start
+    code = asyncio.run(_serve(context.obj))
+    raise typer.Exit(code)
+
+
+async def _serve(edge: Edge) -> int:
+    from ...kube.pod.ending import BAD_ENVIRONMENT
+    from ...kube.pod.refusing import refuse
+    from ...kube.pod.task import read_identity, read_task
+    from .telling import aside
+
+    try:
+        identity = read_identity(edge.environ)
+        settings = edge.settings()
+        async with _cluster(identity, settings) as cluster:
+            try:
+                return await _run(edge, settings, read_task(edge.environ), cluster)
+            except SettingsError as error:
+                await refuse(identity, cluster, error)
+                raise
+    except SettingsError as error:
+        aside(error.line())
+        return BAD_ENVIRONMENT
+
+
+async def _run(
+    edge: Edge, settings: Settings, task: PodTask, cluster: StatusCluster
+) -> int:
+    from ...kube.pod.serving import Means, PodRunner
+    from ..output import Output
+    from .choices import Choices, git_environment, session_options
+    from .telling import Teller, aside
+
+    teller = Teller(Output.standard(edge.environ))
+
+    class Voice:
+        event = staticmethod(teller.event)
+        note = staticmethod(aside)
+
+    async with _sync(task) as sync:
+        means = Means(
+            cluster=cluster,
+            sync=sync,
+            options=session_options(settings.sessions, Choices()),
+            environment=git_environment(settings.sessions, edge.environ),
+            voice=Voice(),
+        )
+        return await PodRunner(task, means).run()
+
+
+@contextlib.asynccontextmanager
+async def _cluster(
+    identity: Identity, settings: Settings
+) -> AsyncIterator[StatusCluster]:
+    """The API server, or what stands in where nothing is to be told. Raises SettingsError."""
+    from ...kube.writer import NoCluster
+
+    if not identity.told:
+        yield NoCluster()
+        return
+    try:
+        from ...kube.api import Cluster
+    except ImportError as error:
+        raise _missing(error, "kubernetes") from error
+    operator = settings.operator
+    async with Cluster.connect(operator.kubeconfig, operator.context) as cluster:
+        yield cluster
+
+
+@contextlib.asynccontextmanager
+async def _sync(task: PodTask) -> AsyncIterator[Sync | None]:
+    """The way to the content proxy, where there is one. Raises SettingsError."""
+    content = task.content
+    if content is None:
+        yield None
+        return
+    try:
+        from ...content.sync.client import ContentClient
+        from ...content.sync.workspace import WorkspaceSync
+    except ImportError as error:
+        raise _missing(error, "content") from error
+    from ...kube.pod.places import PodPlaces, stays_here
+
+    places = PodPlaces(task.workspace, task.state, task.cache)
+    async with ContentClient(content.url, content.token, content.folder) as client:
+        yield WorkspaceSync(
+            client,
+            places.roots,
+            places.sync_state,
+            interval=task.sync_interval,
+            ignored=stays_here,
+        )
+
+
+def _missing(error: ImportError, extra: str) -> MidwatchError:
+    return SettingsError(
+        f"{error.name or error} is not installed",
+        hint=f"pip install 'midwatch[{extra},sessions]'",
+    )

@@ -1,0 +1,112 @@
+"""The operator as a daemon: its parts, started and stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ...errors import MidwatchError
+from ...lifecycle import Clock, Stop, SystemClock
+from ...logs import Log, quiet_log
+from ...model import Json
+from ...settings import OperatorSettings
+from ..api import Cluster
+from ..errors import ResourceGone
+from .carry import Hands
+from .follow import Follower
+from .index import Index
+from .queue import Queue
+from .watching import Watches
+
+RESYNC = 300.0
+"""Seconds between two lists of everything: what a broken watch did not tell is found then."""
+
+
+class Operator:
+    """Runs the sessions of a cluster until it is stopped."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        settings: OperatorSettings,
+        *,
+        clock: Clock | None = None,
+        log: Log | None = None,
+    ) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._log = log or quiet_log()
+        self.index = Index()
+        self._queue = Queue(settings.backoff, settings.backoff_max)
+        self._hands = Hands(
+            cluster, self.index, settings, clock or SystemClock(), self._log
+        )
+
+    async def run(self, stop: Stop) -> None:
+        """Follow all sessions until the stop."""
+        if not await self._first_look(stop):
+            return
+        workers = [
+            asyncio.create_task(
+                Follower(self._hands, self._queue).run(), name=f"follower {number}"
+            )
+            for number in range(self._settings.concurrency)
+        ]
+        workers.append(asyncio.create_task(self._resync(stop), name="resync"))
+        try:
+            await self._watch(stop)
+        finally:
+            # What is cut off here is taken up at the next start: every step may be repeated.
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            self._queue.close()
+
+    async def _first_look(self, stop: Stop) -> bool:
+        """Know the cluster before anything is judged; true once it is known."""
+        wait = self._settings.backoff
+        while not stop:
+            try:
+                await self.look()
+                self._log.info("operator started", sessions=len(self.index))
+                return True
+            except ResourceGone as error:
+                hint = "install them: midwatch kube crd | kubectl apply -f -"
+                self._log.error("no AgenticSessions", error=error.message, hint=hint)
+            except MidwatchError as error:
+                self._log.error("cannot start yet", error=error.line(), wait=wait)
+            await stop.pause(wait)
+            wait = min(wait * 2, self._settings.backoff_max)
+        return False
+
+    async def look(self) -> None:
+        """List everything, and have a look at every session."""
+        before = self.index.before()
+        pods: list[Json] = []
+        jobs: list[Json] = []
+        sessions: list[Json] = []
+        namespaces: list[str | None] = [*self._settings.namespaces]
+        for namespace in namespaces or [None]:
+            pods += await self._cluster.list_pods(namespace)
+            jobs += await self._cluster.list_jobs(namespace)
+            sessions += await self._cluster.list_sessions(namespace)
+        self.index.after(before, sessions, jobs, pods)
+        for key in self.index:
+            self._queue.add(key)
+
+    async def _resync(self, stop: Stop) -> None:
+        while not await stop.pause(RESYNC):
+            try:
+                await self.look()
+            except MidwatchError as error:
+                self._log.warning("cannot list", error=error.line())
+
+    async def _watch(self, stop: Stop) -> None:
+        """kopf gives up on what it does not know; it is started again then."""
+        watches = Watches(self.index, self._queue, self._settings, self._log)
+        while not stop:
+            try:
+                await watches.run(stop)
+            except Exception as error:  # the outermost guard of the daemon
+                self._log.error("the watches ended", error=repr(error))
+            if not stop:
+                await stop.pause(self._settings.backoff)

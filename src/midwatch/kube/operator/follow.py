@@ -1,0 +1,102 @@
+"""One session, one step on: plan, carry out, plan again, until there is nothing to do."""
+
+from __future__ import annotations
+
+from ...errors import MidwatchError, PermanentError, TemporaryError
+from ..actions import Action, Hold, Look, Plan
+from ..errors import ResourceGone, WriterOutdated
+from ..plan import plan, refusal
+from ..seen import Seen
+from .carry import Hands, reason_of_refusal
+from .index import Key
+from .queue import Queue
+
+ROUNDS = 10
+"""Plans in a row for one session; it takes four. What is not settled then waits for its next turn."""
+
+
+class Follower:
+    """Follows one session at a time; several may share an index and a queue."""
+
+    def __init__(self, hands: Hands, queue: Queue) -> None:
+        self._hands = hands
+        self._queue = queue
+        self._log = hands.log
+
+    async def run(self) -> None:
+        """Take what is next and follow it, for ever."""
+        while True:
+            key = await self._queue.take()
+            try:
+                await self._guarded(key)
+            finally:
+                self._queue.done(key)
+
+    async def _guarded(self, key: Key) -> None:
+        session = "/".join(key)
+        try:
+            await self.follow(key)
+        except ResourceGone as error:
+            self._hands.index.drop_session(key)
+            self._queue.worked(key)
+            self._log.info("gone", session=session, why=error.message)
+        except WriterOutdated as error:
+            self._log.info("outdated", session=session, why=error.message)
+            self._queue.failed(key)
+        except TemporaryError as error:
+            wait = self._queue.failed(key, error.retry_after or 0.0)
+            self._log.warning("failed", session=session, error=error.line(), wait=wait)
+        except PermanentError as error:
+            wait = self._queue.failed(key)
+            self._log.error("refused", session=session, error=error.line(), wait=wait)
+        except Exception:  # the outermost guard: a session that trips us stops no other
+            wait = self._queue.failed(key)
+            self._log.exception("failed", session=session, wait=wait)
+
+    async def follow(self, key: Key) -> None:
+        """Bring a session as far as it goes now. Raises what could not be told in the resource."""
+        done: set[type[Action]] = set()
+        for _ in range(ROUNDS):
+            seen = self._seen(key, done)
+            if seen is None:
+                return
+            next_ = plan(seen, self._hands.settings, self._hands.clock.now())
+            if not next_.actions:
+                return self._settled(key, next_)
+            await self._carry(seen, next_)
+            done |= {type(action) for action in next_.actions}
+        raise TemporaryError("it does not settle")
+
+    def _seen(self, key: Key, done: set[type[Action]]) -> Seen | None:
+        """What is known; of what was done for it follows how new that is."""
+        known = self._hands.index.get(key)
+        if known is None:
+            return None
+        # Holding a resource back answers with the resource as it is then.
+        return known.seen(fresh=Look in done, current=Hold in done)
+
+    def _settled(self, key: Key, last: Plan) -> None:
+        self._queue.worked(key)
+        if last.done:
+            self._hands.index.drop_session(key)
+        elif last.again is not None:
+            self._queue.later(key, max(0.05, last.again))
+
+    async def _carry(self, seen: Seen, next_: Plan) -> None:
+        for action in next_.actions:
+            try:
+                await self._hands.carry(seen, action)
+            except (ResourceGone, WriterOutdated):
+                raise
+            except PermanentError as error:
+                await self._refuse(seen, error)
+                raise
+
+    async def _refuse(self, seen: Seen, error: MidwatchError) -> None:
+        """Say in the resource why it goes no further."""
+        for action in refusal(seen, reason_of_refusal(error), error.line()):
+            try:
+                await self._hands.carry(seen, action)
+            except (PermanentError, TemporaryError) as also:
+                self._log.warning("not told", error=also.line())
+                return

@@ -1,0 +1,233 @@
+"""kopf: three watches that outlive whatever the API server does, and their thin handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import kopf
+
+from ...lifecycle import Stop
+from ...logs import Log
+from ...settings import OperatorSettings
+from ..api import read_access
+from ..names import GROUP, PLURAL, SESSION_LABEL, VERSION
+from .index import Index
+from .queue import Queue
+
+_GRACE = 0.5
+"""Seconds that kopf gets to end."""
+_LONGEST_BLIND = 15.0
+"""Seconds between two tries of a watch: for so long a server may be back without our noticing."""
+_LONGEST_ROUND = 5.0
+"""Seconds that a healthy loop takes at most to come round."""
+
+
+class Waits:
+    """Seconds between tries of a request, for ever: a watch that gave up would take the operator along."""
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._first, self._longest = first, longest
+
+    def __iter__(self) -> Iterator[float]:
+        for power in itertools.count():
+            yield min(self._first * 2.0 ** min(power, 20), self._longest)
+
+
+class Watches:
+    """Feeds the index and the queue, in the loop that `run` runs in.
+
+    kopf has a thread and a loop of its own: it takes the signals of the main thread for itself, and when it
+    ends it ends every task of its loop that it finds.
+    """
+
+    def __init__(
+        self, index: Index, queue: Queue, settings: OperatorSettings, log: Log
+    ) -> None:
+        self._index = index
+        self._queue = queue
+        self._settings = settings
+        self._log = log
+        self._ours = asyncio.get_running_loop()
+
+    async def run(self, stop: Stop) -> None:
+        """Watch until the stop. Raises what kopf ends with before it."""
+        theirs, stopped = asyncio.new_event_loop(), asyncio.Event()
+
+        def work() -> None:
+            with asyncio.Runner(loop_factory=lambda: theirs) as runner:
+                runner.run(self._kopf(stopped))
+
+        working = asyncio.ensure_future(asyncio.to_thread(work))
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            with _forwarding(self._log):
+                await asyncio.wait(
+                    {working, stopping}, return_when=asyncio.FIRST_COMPLETED
+                )
+        finally:
+            stopping.cancel()
+            with contextlib.suppress(RuntimeError):  # it has ended just now
+                theirs.call_soon_threadsafe(stopped.set)
+            with _forwarding(self._log):
+                await asyncio.wait({working})
+        await working
+
+    async def _kopf(self, stopped: asyncio.Event) -> None:
+        stopping = asyncio.ensure_future(stopped.wait())
+        before = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
+            registry=self._registry(),
+            settings=_kopf_settings(self._settings),
+            clusterwide=not self._settings.namespaces,
+            namespaces=self._settings.namespaces,
+            liveness_endpoint=self._health(),
+            stop_flag=stopped,
+        )
+        running = asyncio.ensure_future(kopf.run_tasks(tasks, ignored=before))
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        # Stopped while it starts, it waits for what it has cut off.
+        await asyncio.wait({running}, timeout=_GRACE)
+        if not running.done():
+            running.cancel()
+            await asyncio.wait({running})
+        if not running.cancelled():
+            running.result()
+
+    def _health(self) -> str | None:
+        if self._settings.port is None:
+            return None
+        return f"http://{self._settings.host}:{self._settings.port}/healthz"
+
+    def _registry(self) -> kopf.OperatorRegistry:
+        registry = kopf.OperatorRegistry()
+        kopf.on.login(registry=registry)(self._login)
+        kopf.on.probe(id="sessions", registry=registry)(self._probe)
+        kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(self._on_session)
+        ours = {SESSION_LABEL: kopf.PRESENT}
+        kopf.on.event("batch", "v1", "jobs", labels=ours, registry=registry)(
+            self._on_job
+        )
+        kopf.on.event("", "v1", "pods", labels=ours, registry=registry)(self._on_pod)
+        return registry
+
+    # -------------------------------------------------------------- handlers, in kopf's thread
+
+    async def _on_session(self, event: kopf.RawEvent, **_: Any) -> None:
+        self._ours.call_soon_threadsafe(self._session, event["type"], event["object"])
+
+    async def _on_job(self, event: kopf.RawEvent, **_: Any) -> None:
+        self._ours.call_soon_threadsafe(self._job, event["type"], event["object"])
+
+    async def _on_pod(self, event: kopf.RawEvent, **_: Any) -> None:
+        self._ours.call_soon_threadsafe(self._pod, event["type"], event["object"])
+
+    async def _probe(self, **_: Any) -> int:
+        """Whether the loop that works goes round: TimeoutError, and so no health, if it does not."""
+
+        async def count() -> int:
+            return len(self._index)
+
+        asked = asyncio.run_coroutine_threadsafe(count(), self._ours)
+        return await asyncio.wait_for(asyncio.wrap_future(asked), _LONGEST_ROUND)
+
+    async def _login(self, **_: Any) -> kopf.ConnectionInfo:
+        """At the start, and whenever the server does not know our token any more."""
+        access = read_access(self._settings.kubeconfig, self._settings.context)
+        return kopf.ConnectionInfo(
+            server=access.server,
+            ca_path=access.ca_file,
+            ca_data=access.ca_data,
+            insecure=access.insecure,
+            token=access.token,
+            username=access.username,
+            password=access.password,
+            certificate_path=access.certificate_file,
+            certificate_data=access.certificate_data,
+            private_key_path=access.key_file,
+            private_key_data=access.key_data,
+        )
+
+    # -------------------------------------------------------------- in our own loop
+
+    def _session(self, type_: str | None, body: Any) -> None:
+        key = self._index.put_session(body)
+        if type_ == "DELETED":
+            self._index.drop_session(key)
+        else:
+            self._queue.add(key)
+
+    def _job(self, type_: str | None, body: Any) -> None:
+        key = self._index.put_job(body)
+        if type_ == "DELETED":
+            self._index.drop_job(key, body["metadata"]["name"])
+        self._queue.add(key)
+
+    def _pod(self, type_: str | None, body: Any) -> None:
+        key = self._index.put_pod(body)
+        if type_ == "DELETED":
+            self._index.drop_pod(key, body["metadata"]["name"])
+        self._queue.add(key)
+
+
+def _kopf_settings(ours: OperatorSettings) -> kopf.OperatorSettings:
+    """kopf writes nothing: it has no daemon and no change handler, and posts no events."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    # What is there is looked up once: so no right on definitions and namespaces is needed.
+    settings.scanning.disabled = True
+    settings.process.ultimate_exiting_timeout = None
+    settings.queueing.exit_timeout = 0.5
+    settings.networking.request_timeout = ours.request_timeout
+    settings.networking.connect_timeout = ours.request_timeout
+    longest = min(ours.backoff_max, _LONGEST_BLIND)
+    settings.networking.error_backoffs = Waits(ours.backoff, longest)
+    watching = settings.watching
+    watching.server_timeout = max(1, int(ours.watch_timeout))
+    watching.client_timeout = ours.watch_timeout + ours.request_timeout
+    watching.connect_timeout = ours.request_timeout
+    watching.inactivity_timeout = ours.watch_silence
+    watching.reconnect_backoff = min(1.0, ours.backoff)
+    watching.chunk_size = 500
+    watching.label_selectors["batch", "v1", "jobs"] = SESSION_LABEL
+    watching.label_selectors["", "v1", "pods"] = SESSION_LABEL
+    return settings
+
+
+class _Forward(logging.Handler):
+    """kopf's own log lines, as lines of ours."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "OS signals are ignored" in message:  # as we want it
+            return
+        if record.exc_info and record.exc_info[1] is not None:
+            message = f"{message}: {record.exc_info[1]!r}"
+        self._log.warning(message, source=record.name)
+
+
+class _forwarding:
+    """While inside, kopf's warnings go to our log and nowhere else."""
+
+    def __init__(self, log: Log) -> None:
+        self._handler = _Forward(log)
+        self._logger = logging.getLogger("kopf")
+
+    def __enter__(self) -> None:
+        self._propagated = self._logger.propagate
+        self._logger.propagate = False
+        self._logger.addHandler(self._handler)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self._handler)
+        self._logger.propagate = self._propagated

@@ -1,0 +1,318 @@
+"""What to do next for one session. Pure, and level-triggered: the same state gives the same plan, so that
+an operator that was restarted, and a second one beside it, do the same.
+
+A plan's actions are carried out in order, then the next plan is made from the state as it is then. Whatever
+cannot be undone is done on a fresh look only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from ..events import Phase
+from ..settings import OperatorSettings
+from .actions import (
+    Action,
+    CreateJob,
+    DeleteJob,
+    Event,
+    Hold,
+    Look,
+    Plan,
+    Release,
+    SuspendJob,
+    WriteStatus,
+)
+from .names import MAX_NAME, job_name
+from .observed import SeenJob, SeenPod
+from .seen import Seen
+from .statuses import Condition, phase_changes, phase_conditions
+from .verdict import Verdict, judge
+
+SETTLE = 15.0
+"""Seconds that Kubernetes gets to follow: to mark a Job whose pod ended, to end a pod in its grace."""
+_WAITING = "waiting for its pod"
+_RESTARTING = "Restarting"
+_IDLE = "Idle"
+_IDLE_MESSAGE = "nothing happened within spec.idleTimeout, and it did not stop itself"
+_ACCEPTED = Condition("Accepted", "True", "Accepted", "")
+
+
+def plan(seen: Seen, settings: OperatorSettings, now: datetime) -> Plan:
+    """What to do now, and when to look again."""
+    case = _Case(seen, settings, now)
+    if seen.phase.terminal:
+        return case.after_the_end()
+    if seen.deleted_at is not None:
+        return case.deleting(seen.deleted_at)
+    job = seen.job
+    if seen.resource.spec.stop or (job is not None and job.suspended):
+        return case.stopping()
+    if seen.attempt == 0:
+        return case.starting()
+    return case.following()
+
+
+def refusal(seen: Seen, reason: str, message: str) -> tuple[Action, ...]:
+    """Tell that the session cannot be started as things are; nothing, where that is told already."""
+    condition = Condition("Accepted", "False", reason, message)
+    if seen.told("Accepted", "False", reason, message):
+        return ()
+    changes = {} if seen.attempt else phase_changes(Phase.PENDING, reason, message)
+    return (
+        WriteStatus(seen.attempt, changes, (condition,)),
+        Event("Warning", "Refused", message, seen.attempt),
+    )
+
+
+@dataclass(frozen=True)
+class _Case:
+    seen: Seen
+    settings: OperatorSettings
+    now: datetime
+
+    # -------------------------------------------------------------- before
+
+    def starting(self) -> Plan:
+        seen = self.seen
+        if len(seen.resource.name) > MAX_NAME:
+            message = f"its name is longer than {MAX_NAME} characters"
+            return self._end(Phase.FAILED, "NameTooLong", f"{message} (shorten it)")
+        if refused := self._refused():
+            return Plan(refusal(seen, *refused))
+        if not seen.held:
+            return Plan((Hold(),))
+        if not seen.current:
+            return Plan((Look(),))
+        if (wait := self._until_gone(seen.live_pods)) is not None:
+            return Plan(again=wait)
+        return self._attempt(1, _WAITING)
+
+    def _refused(self) -> tuple[str, str] | None:
+        """What is wrong with the spec or our settings: the reason and the message."""
+        if self.seen.refused is not None:
+            return "InvalidSpec", self.seen.refused.line()
+        if self.settings.image is None:
+            return "NoImage", "the operator has no image to run (set operator.image)"
+        spec = self.seen.resource.spec
+        key = spec.api_key_secret or self.settings.api_key_secret
+        if key is None and not spec.environment.secrets:
+            hint = "set spec.apiKeySecret, or operator.api_key_secret"
+            return "NoApiKey", f"no secret holds a key of the Claude API ({hint})"
+        if self.settings.content_url and self.settings.content_key_file is None:
+            return "NoContentKey", "operator.content_url needs content_key_file"
+        if spec.resume_from and not self.settings.content_url:
+            hint = "set operator.content_url"
+            return "NoContentProxy", f"spec.resumeFrom needs the content proxy ({hint})"
+        return None
+
+    def _attempt(self, number: int, message: str) -> Plan:
+        """Start an attempt. The Job comes before the status: a Job can be found, a lie cannot."""
+        create = CreateJob(number, self._time_left())
+        return Plan((create, *self._begun(number, message)))
+
+    def _begun(self, number: int, message: str) -> tuple[Action, ...]:
+        """Tell of an attempt that has its Job."""
+        name = job_name(self.seen.resource.name, number)
+        reason = "Restarted" if number > 1 else "JobCreated"
+        changes = phase_changes(Phase.CREATING, reason, message)
+        changes |= {"jobName": name, "podName": None, "restarts": number - 1}
+        conditions = phase_conditions(Phase.CREATING, reason, message)
+        return (
+            Event("Normal", reason, f"{name}: {message}", number),
+            WriteStatus(number, changes, (_ACCEPTED, *conditions)),
+        )
+
+    def _time_left(self) -> int:
+        """Seconds of spec.timeout that are left since the session first ran; may be negative."""
+        started = self.seen.time("startTime")
+        spent = (self.now - started).total_seconds() if started else 0.0
+        return int(self.seen.resource.spec.timeout - max(0.0, spent))
+
+    # -------------------------------------------------------------- during
+
+    def following(self) -> Plan:
+        seen = self.seen
+        if seen.refused is not None:
+            refused = refusal(seen, "InvalidSpec", seen.refused.line())
+            if refused:
+                return Plan(refused)
+        verdict = judge(seen.job, seen.current_pods, self.settings, self.now)
+        if verdict.outcome in ("lost", "failed"):
+            if not seen.fresh:
+                return Plan((Look(),))
+            lost = verdict.outcome == "lost"
+            return self._lost(verdict) if lost else self._failed(verdict)
+        if (seen.status.get("attempt") or 0) < seen.attempt:
+            return Plan(self._begun(seen.attempt, _WAITING))
+        if verdict.outcome == "waiting" and seen.phase is not Phase.RUNNING:
+            if seen.status.get("reason") != verdict.reason:
+                return self._waiting(verdict)
+        return self._unless_idle(verdict)
+
+    def _waiting(self, verdict: Verdict) -> Plan:
+        reason, message = verdict.reason, verdict.message
+        changes = phase_changes(Phase.CREATING, reason, message)
+        conditions = phase_conditions(Phase.CREATING, reason, message)
+        return Plan(
+            (
+                Event("Warning", reason, message, self.seen.attempt),
+                WriteStatus(self.seen.attempt, changes, conditions),
+            ),
+            verdict.again,
+        )
+
+    def _unless_idle(self, verdict: Verdict) -> Plan:
+        seen, again = self.seen, verdict.again
+        last, job = seen.time("lastActivityTime"), seen.job
+        if seen.phase is not Phase.RUNNING or last is None or job is None or job.over:
+            return Plan(again=again)
+        limit = seen.resource.spec.idle_timeout + self.settings.idle_margin
+        left = limit - (self.now - last).total_seconds()
+        if left > 0:
+            return Plan(again=left if again is None else min(left, again))
+        if not seen.fresh:
+            return Plan((Look(),))
+        return self._suspend(job, _IDLE, _IDLE_MESSAGE)
+
+    # -------------------------------------------------------------- lost and failed
+
+    def _lost(self, verdict: Verdict) -> Plan:
+        seen, message = self.seen, verdict.message
+        if seen.status.get("reason") == _RESTARTING:
+            message = str(seen.status.get("message") or message)
+        restarts = seen.attempt
+        if restarts > seen.resource.spec.max_restarts:
+            often = f"after {restarts - 1} restarts" if restarts > 1 else "no restarts"
+            why = f"{message} ({often}; spec.maxRestarts allows no more)"
+            return self._failed(Verdict("failed", verdict.reason, why))
+        if self._time_left() < 1:
+            why = f"{message}, and spec.timeout is over"
+            return self._failed(Verdict("failed", "TimedOut", why))
+        job = seen.job
+        if job is not None and not job.over:
+            return self._give_up_job(job, message)
+        if (wait := self._until_gone(seen.live_pods)) is not None:
+            return Plan(again=wait)
+        told = f"restart {restarts} of {seen.resource.spec.max_restarts}: {message}"
+        return self._attempt(seen.attempt + 1, told)
+
+    def _give_up_job(self, job: SeenJob, message: str) -> Plan:
+        """A Job whose pod is lost ends by itself; one that does not is deleted."""
+        if (wait := self._until_marked()) > 0:
+            return Plan(again=wait)
+        tell = WriteStatus(job.attempt, {"reason": _RESTARTING, "message": message})
+        return Plan((tell, DeleteJob(job.name)))
+
+    def _until_marked(self) -> float:
+        """Seconds that Kubernetes still has to see that the pods ended."""
+        pods = self.seen.current_pods
+        ended = [pod.ended_at for pod in pods if pod.over and pod.ended_at]
+        if not ended or len(ended) < len(pods):
+            return 0.0
+        return SETTLE - (self.now - max(ended)).total_seconds()
+
+    def _failed(self, verdict: Verdict) -> Plan:
+        job, pods = self.seen.job, self.seen.current_pods
+        ends_itself = bool(pods) and all(pod.over for pod in pods)
+        drop: tuple[Action, ...] = ()
+        if job is not None and not job.over and not ends_itself:
+            drop = (DeleteJob(job.name),)
+        ended = self._end(Phase.FAILED, verdict.reason, verdict.message)
+        return Plan((*drop, *ended.actions))
+
+    # -------------------------------------------------------------- stopping
+
+    def stopping(self) -> Plan:
+        seen, job = self.seen, self.seen.job
+        if job is not None and not job.over and not (job.suspended or job.deleting):
+            return self._suspend(job, "Stopping", "its pod gets its grace to save")
+        if (wait := self._until_gone(seen.live_pods)) is not None:
+            return Plan(again=wait)
+        if not seen.fresh:
+            return Plan((Look(),))
+        if job is not None and not job.suspended:
+            verdict = judge(job, seen.current_pods, self.settings, self.now)
+            if verdict.outcome == "failed":  # before anybody stopped it
+                return self._failed(verdict)
+        return self._end(Phase.STOPPED, *self._why_stopped())
+
+    def _why_stopped(self) -> tuple[str, str]:
+        if self.seen.resource.spec.stop:
+            return "Stopped", "as spec.stop asks for"
+        last, job = self.seen.time("lastActivityTime"), self.seen.job
+        since = job.suspended_at if job is not None else None
+        limit = self.seen.resource.spec.idle_timeout
+        quiet = since and last and (since - last).total_seconds() >= limit
+        if quiet or self.seen.status.get("reason") == _IDLE:
+            return _IDLE, _IDLE_MESSAGE
+        return "Stopped", "its Job was suspended"
+
+    def _suspend(self, job: SeenJob, reason: str, message: str) -> Plan:
+        event = Event("Normal", "Stopping", message, job.attempt)
+        tell = WriteStatus(job.attempt, {"reason": reason, "message": message})
+        return Plan((SuspendJob(job.name), event, tell))
+
+    def deleting(self, since: datetime) -> Plan:
+        """The runner has its grace to save; then the resource may go, and its objects with it."""
+        seen, job = self.seen, self.seen.job
+        if not seen.held:
+            return Plan(done=True)
+        if job is not None and not job.over and not (job.suspended or job.deleting):
+            event = Event("Normal", "Stopping", "it is being deleted", job.attempt)
+            return Plan((SuspendJob(job.name), event))
+        left = self.settings.termination_grace + 2 * SETTLE - self._age(since)
+        wait = self._until_gone(seen.live_pods)
+        if wait is not None and left > 0:
+            return Plan(again=min(wait, left))
+        return Plan((Release(),))
+
+    def _until_gone(self, pods: tuple[SeenPod, ...]) -> float | None:
+        """Seconds to wait for the pods that live; None if none does, or none should any more."""
+        waits = [self._grace_left(pod) for pod in pods]
+        waits = [wait for wait in waits if wait > 0]
+        return max(waits) if waits else None
+
+    def _grace_left(self, pod: SeenPod) -> float:
+        if pod.delete_at is not None:
+            return SETTLE - self._age(pod.delete_at)
+        job = next((job for job in self.seen.jobs if job.attempt == pod.attempt), None)
+        if job is not None and job.suspended_at is not None:
+            grace = self.settings.termination_grace + SETTLE
+            return grace - self._age(job.suspended_at)
+        return SETTLE  # Kubernetes is about to delete it
+
+    def _age(self, since: datetime) -> float:
+        return (self.now - since).total_seconds()
+
+    # -------------------------------------------------------------- after
+
+    def after_the_end(self) -> Plan:
+        seen, job = self.seen, self.seen.job
+        if seen.held:
+            return Plan((self._last_event(), Release()))
+        if job is None or job.over or job.deleting or seen.deleted_at is not None:
+            return Plan(done=True)
+        wait = self._until_gone(seen.live_pods) if job.suspended else self._late()
+        if wait is not None and wait > 0:
+            return Plan(again=wait)
+        return Plan((DeleteJob(job.name),))
+
+    def _late(self) -> float:
+        """Seconds that the pod of a session that is over still has to end."""
+        ended = self.seen.time("completionTime")
+        grace = self.settings.termination_grace + SETTLE
+        return grace - (self._age(ended) if ended else 0.0)
+
+    def _last_event(self) -> Event:
+        seen = self.seen
+        message = str(seen.status.get("message") or seen.status.get("reason") or "")
+        if seen.phase is Phase.FAILED:
+            return Event("Warning", "Failed", message, seen.attempt)
+        return Event("Normal", seen.phase.value, message, seen.attempt)
+
+    def _end(self, phase: Phase, reason: str, message: str) -> Plan:
+        changes = phase_changes(phase, reason, message)
+        conditions = phase_conditions(phase, reason, message)
+        return Plan((WriteStatus(self.seen.attempt, changes, conditions),))

@@ -1,0 +1,337 @@
+"""A session in its pod, from the first word in the resource to the last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from ...errors import MidwatchError
+from ...events import Event, Phase, Prompt, TurnResult, failure
+from ...lifecycle import Clock, Stop, SystemClock, signals_set
+from ...redaction import Redactor
+from ...session.before import end_unprepared, stop_when_told, unless_stopped
+from ...session.errors import SessionTimedOut
+from ...session.options import SessionOptions
+from ...session.outbox import read_events
+from ...session.records import FolderRecords
+from ...session.session import AsyncAgenticSession
+from ...workspace.environment import GitEnvironment
+from ...workspace.git import Git
+from ...workspace.record import Workspace
+from ...workspace.setup import WorkspaceOptions
+from ..statuses import Condition, timestamp
+from ..writer import ResourceRecords, StatusCluster
+from .adopting import adopt
+from .delivering import Delivery
+from .ending import (
+    COMPLETED_OR_STOPPED,
+    SIGNALS,
+    STOPPED,
+    UNTOLD,
+    End,
+    ended_as,
+    ended_by,
+    in_another_pod,
+)
+from .hints import HINTS
+from .keeping import Keeper, Sync
+from .places import PodPlaces
+from .preparing import prepare_workspace
+from .task import PodTask
+
+T = TypeVar("T")
+FIRST_WORD = 10.0
+"""Seconds that the first write is waited for: it tells whether this attempt is still wanted."""
+LOOK_WITHIN, SAVE_WITHIN, LAST_WORD = 20.0, 60.0, 60.0
+"""Seconds for what comes after the session, each: about as long as the Job's deadline leaves."""
+ASK_WITHIN = 5.0
+"""Seconds for the question whether the session is to end, or just its pod."""
+LOOK_IN_GRACE, SAVE_IN_GRACE, LAST_WORD_IN_GRACE = 5.0, 20.0, 15.0
+"""The same once the pod is ending: with the session's own grace of 10 s they fit into 60."""
+
+
+class Voice(Protocol):
+    """Whoever reads the pod's log."""
+
+    def event(self, event: Event) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a pod's runner works with. `options` are the settings', before the task's own wishes."""
+
+    cluster: StatusCluster
+    sync: Sync | None
+    options: SessionOptions
+    environment: GitEnvironment
+    voice: Voice
+    clock: Clock = SystemClock()
+
+
+class PodRunner:
+    """`run` once; it gives the exit code."""
+
+    def __init__(self, task: PodTask, means: Means) -> None:
+        self._task = task
+        self._means = means
+        self._clock = means.clock
+        self._began = means.clock.monotonic()
+        self._redactor = Redactor(task.secrets)
+        self._places = PodPlaces(task.workspace, task.state, task.cache)
+        self._stop = Stop(means.clock)
+        self._records = ResourceRecords(
+            means.cluster,
+            task.identity.target,
+            FolderRecords(task.state),
+            interval=task.status_interval,
+            clock=means.clock,
+            hints=HINTS,
+            on_lost=self._stop.set,
+        )
+        self._keeper = Keeper(
+            means.sync,
+            means.clock,
+            lambda condition: self._records.tell({}, [condition]),
+        )
+        self._git = WorkspaceOptions(
+            session=task.identity.name,
+            cache=task.cache,
+            state=self._places.repositories,
+            environment=_git_environment(task, self._places, means.environment),
+        )
+
+    async def run(self) -> int:
+        with signals_set(self._stop, self._keeper.nudge):
+            async with self._records:
+                await self._first_word()
+                end = await self._worked()
+                return await self._last_word(end)
+
+    async def _worked(self) -> End:
+        try:
+            session, workspace = await self._prepared()
+        except MidwatchError as error:
+            return await self._never_began(error)
+        end = await self._conversed(session)
+        return await self._delivered(end, workspace)
+
+    # -------------------------------------------------------------- before
+
+    async def _first_word(self) -> None:
+        identity, now = self._task.identity, timestamp(self._clock.now())
+        changes = {"startTime": now, "lastActivityTime": now}
+        changes |= {
+            name: value
+            for name, value in {
+                "jobName": identity.job,
+                "podName": identity.pod,
+            }.items()
+            if value
+        }
+        self._records.tell_phase(Phase.CREATING, "Starting", changes=changes)
+        await self._records.settled(FIRST_WORD)
+
+    async def _prepared(self) -> tuple[AsyncAgenticSession, Workspace]:
+        limit = self._task.timeout
+        try:
+            async with asyncio.timeout(limit):
+                return await unless_stopped(self._prepare(), self._stop)
+        except TimeoutError:
+            raise SessionTimedOut(
+                f"the workspace was not ready within {limit:g} s"
+            ) from None
+
+    async def _prepare(self) -> tuple[AsyncAgenticSession, Workspace]:
+        task, places = self._task, self._places
+        places.make()
+        self._records.tell_phase(Phase.CREATING, "FetchingWorkspace")
+        await self._keeper.fetch()
+        await self._go_on_with_another()
+        self._records.tell_phase(Phase.CREATING, "CloningRepositories")
+        workspace = await prepare_workspace(task, places, self._git, self._note)
+        return self._session(workspace), workspace
+
+    async def _go_on_with_another(self) -> None:
+        origin, folder = self._task.resume_from, self._task.resume_from_folder
+
+        async def fetch() -> None:
+            if folder is not None and self._keeper.present:
+                self._records.tell_phase(Phase.CREATING, "FetchingEarlierSession")
+                await self._keeper.fetch_from(folder)
+
+        if origin is not None:
+            await adopt(self._places, origin, fetch)
+
+    def _session(self, workspace: Workspace) -> AsyncAgenticSession:
+        task = self._task
+        return AsyncAgenticSession(
+            client=task.access,
+            workspace=workspace,
+            options=_options(task, self._means.options, self._time_left()),
+            interactive=task.interactive,
+            session_id=task.identity.name,
+            folder=self._places.state,
+            forked_from=task.resume_from,
+            records=self._records,
+            workspace_options=self._git,
+            redactor=self._redactor,
+            clock=self._clock,
+        )
+
+    def _time_left(self) -> float:
+        return max(1.0, self._task.timeout - (self._clock.monotonic() - self._began))
+
+    async def _never_began(self, error: MidwatchError) -> End:
+        """Close what the outbox has of it as well: those who read the mailbox wait for an end."""
+        self._say(failure(error))
+        folder = self._places.folder
+        with contextlib.suppress(MidwatchError):  # a disk that is full, or nobody's
+            folder.make()
+            status = end_unprepared(folder, self._redactor, self._clock, error)
+            await self._records.save_status(self._task.identity.name, status)
+        return ended_by(error)
+
+    # -------------------------------------------------------------- the session
+
+    async def _conversed(self, session: AsyncAgenticSession) -> End:
+        ended_badly: MidwatchError | None = None
+        stopping = asyncio.create_task(
+            stop_when_told(session, self._stop), name="stop the session"
+        )
+        try:
+            async with session, self._keeper.beside():
+                async for event in session.execute(self._prompt()):
+                    self._heard(event)
+        except MidwatchError as error:
+            ended_badly = error
+        finally:
+            stopping.cancel()
+            await asyncio.gather(stopping, return_exceptions=True)
+        return ended_as(session.status(), ended_badly)
+
+    def _prompt(self) -> str | None:
+        """The prompt, unless the session has it already: then it goes on with what is unanswered."""
+        told = any(
+            isinstance(event, Prompt) and event.source == "call"
+            for event in read_events(self._places.folder.outbox)
+        )
+        return None if told else self._task.prompt
+
+    def _heard(self, event: Event) -> None:
+        self._say(event)
+        if isinstance(event, TurnResult):
+            self._keeper.nudge()
+
+    # -------------------------------------------------------------- after
+
+    async def _delivered(self, end: End, workspace: Workspace) -> End:
+        """Push the repositories, if it is Completed and that is wanted, and tell how they are."""
+        git = Git(self._git.environment, self._git.limits)
+        delivery = Delivery(workspace, git, self._note)
+        if self._task.push and end.phase is Phase.COMPLETED:
+            end = await delivery.push(end)
+        look = delivery.look(LOOK_WITHIN)
+        repos = await self._in_time(look, LOOK_IN_GRACE)
+        if repos:
+            self._records.tell({"repos": self._redactor.value(repos)})
+        return end
+
+    async def _last_word(self, end: End) -> int:
+        """Save the workspace and tell the end. Where another attempt has taken over, neither is ours."""
+        records = self._records
+        written: bool | None = False
+        if records.superseded is None:
+            await self._in_time(self._keeper.save(SAVE_WITHIN), SAVE_IN_GRACE)
+            end = await self._if_wanted(end)
+            self._tell_end(end)
+            written = await self._in_time(
+                records.settled(LAST_WORD), LAST_WORD_IN_GRACE
+            )
+        if records.superseded is not None:
+            self._note(f"this attempt is over: {records.superseded.line()}")
+            return COMPLETED_OR_STOPPED
+        if written or end.phase is None:
+            return replace(end, phase=records.overruled or end.phase).exit_code
+        why = records.problem.line() if records.problem else "no answer"
+        self._note(f"the end of the session could not be told: {why}")
+        return UNTOLD
+
+    def _tell_end(self, end: End) -> None:
+        message = self._redactor.text(end.message)
+        if end.phase is None:
+            story = {"reason": end.reason, "message": message}
+            gone = Condition("Ready", "False", end.reason, message)
+            self._records.tell(story, [gone], urgent=True)
+        else:
+            self._records.tell_phase(end.phase, end.reason, message)
+        self._note(f"{end.phase or 'not over'}: {end.reason}: {message}")
+
+    async def _if_wanted(self, end: End) -> End:
+        """A signal ends the session only where the resource says so; else just the pod is taken away."""
+        if self._stop.reason not in SIGNALS or end.reason != STOPPED:
+            return end
+        identity = self._task.identity
+        try:
+            async with asyncio.timeout(ASK_WITHIN):
+                body = await self._means.cluster.get_session(
+                    identity.namespace, identity.name
+                )
+        except (MidwatchError, TimeoutError):
+            return in_another_pod(end)
+        wanted = body.get("spec", {}).get("stop")
+        leaving = body.get("metadata", {}).get("deletionTimestamp")
+        return end if wanted or leaving else in_another_pod(end)
+
+    async def _in_time(self, work: Coroutine[Any, Any, T], grace: float) -> T | None:
+        """The outcome of `work`, which has a limit of its own; once the pod is ending, it has `grace`
+        seconds more. None where that was not enough."""
+        working = asyncio.create_task(work, name="after the session")
+        stopping = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await asyncio.wait({working, stopping}, return_when="FIRST_COMPLETED")
+            await asyncio.wait({working}, timeout=grace)
+            return working.result() if working.done() else None
+        finally:
+            for task in (working, stopping):
+                task.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)
+
+    # -------------------------------------------------------------- the log
+
+    def _say(self, event: Event) -> None:
+        self._means.voice.event(event)
+
+    def _note(self, text: str) -> None:
+        self._means.voice.note(self._redactor.text(text))
+
+
+def _options(task: PodTask, options: SessionOptions, wall: float) -> SessionOptions:
+    """The settings' options with the wishes of the resource."""
+    limits = replace(
+        options.limits,
+        wall=wall,
+        idle=task.idle_timeout,
+        mail_idle=task.idle_timeout,
+        max_turns=task.max_turns or options.limits.max_turns,
+        max_usd=task.max_usd or options.limits.max_usd,
+    )
+    return replace(
+        options,
+        model=task.model or options.model,
+        effort=task.effort or options.effort,
+        trust_repository=task.trust or options.trust_repository,
+        variables={**options.variables, **task.variables},
+        limits=limits,
+    )
+
+
+def _git_environment(
+    task: PodTask, places: PodPlaces, given: GitEnvironment
+) -> GitEnvironment:
+    """The task's token goes before those of the settings."""
+    credentials = (*task.credentials, *given.credentials)
+    return replace(given, home=places.home, credentials=credentials)

@@ -1,0 +1,368 @@
+"""What may be written into a resource's `status`, whoever writes it. Pure.
+
+The operator and the runners of several attempts write the same document. Each of them computes its patch
+with `merged` from the document as it stands, so the rules below hold in every order of their writes:
+
+- a terminal phase is never changed, nor its reason, message and times; data of the same attempt may follow it
+- within an attempt the phase only goes forward
+- a lower attempt writes nothing (WriterOutdated); neither does a later one after the end
+- `observedGeneration`, `attempt`, `restarts` and what was counted or paid never go down
+- a start and an end are told once; a condition's `lastTransitionTime` moves only with its status
+
+The limits of lengths are those of `metav1.Condition`, and smaller ones of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from ..events import Failure, Phase
+from ..model import Json, Usage, keepable
+from ..session.records import RepositoryRecord
+from ..status import SessionStatus
+from ..workspace.push import PushResult
+from .errors import ResourceGone, WriterOutdated
+
+MAX_RESULT = 8192
+"""Bytes of the result; the whole answer is in the session's outbox."""
+MAX_MESSAGE = 4096
+"""Bytes of a message; metav1.Condition takes 32768 characters."""
+MAX_REASON = 128
+"""Characters of a reason; metav1.Condition takes 1024."""
+MAX_REPOS = 50
+CUT = "… [cut]"
+
+ConditionStatus = Literal["True", "False", "Unknown"]
+
+_PHASES = {phase.value: phase for phase in Phase}
+_ORDER = {Phase.PENDING: 0, Phase.CREATING: 1, Phase.RUNNING: 2}
+_STORY = ("phase", "reason", "message")
+"""What belongs to a phase: told together, refused together."""
+_OF_THE_PHASE = ("Ready", "Finished")
+"""The conditions that follow from a phase."""
+_ONCE = ("startTime", "completionTime")
+_UPWARD = ("observedGeneration", "attempt", "restarts", "numTurns", "totalCostUsd")
+_NOT_OF_A_REASON = re.compile(r"[^A-Za-z0-9_]")
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who writes: for which resource, after which spec, in which attempt (0 before the first)."""
+
+    uid: str
+    generation: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A `metav1.Condition`; its times and generation are added by `merged`."""
+
+    type: str
+    status: ConditionStatus
+    reason: str
+    message: str = ""
+
+
+def merged(
+    body: Mapping[str, Any],
+    writer: Writer,
+    changes: Json,
+    conditions: Sequence[Condition],
+    now: datetime,
+) -> Json | None:
+    """The merge patch of `status` that brings `changes` into the resource `body`; None for no change.
+
+    A value of None in `changes` removes a field. Raises ResourceGone where the resource is another one
+    than the writer's, and WriterOutdated where a later attempt has taken over, or the session is over.
+    """
+    status: Json = dict(body.get("status") or {})
+    _check_writer(body, status, writer)
+    taken = _taken(status, writer, changes)
+    refused = "phase" in changes and "phase" not in taken
+    wanted = _bounded_fields(taken)
+    wanted["observedGeneration"] = writer.generation
+    if writer.attempt:
+        wanted["attempt"] = writer.attempt
+    if _phase(wanted.get("phase")).terminal:
+        wanted.setdefault("completionTime", timestamp(now))
+    over = phase_of(body).terminal
+    told = [
+        condition
+        for condition in conditions
+        if not ((refused or over) and condition.type in _OF_THE_PHASE)
+    ]
+    wanted["conditions"] = _conditions(status, writer, told, now)
+    return _difference(status, wanted) or None
+
+
+def phase_of(body: Mapping[str, Any]) -> Phase:
+    """The phase in a resource; Pending where there is none."""
+    status = body.get("status")
+    return _phase(status.get("phase") if isinstance(status, Mapping) else None)
+
+
+def timestamp(at: datetime) -> str:
+    """A time as `metav1.Time` has it: UTC, whole seconds."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def bounded(text: str, limit: int) -> str:
+    """`text` in at most `limit` bytes of UTF-8, with a mark where it was cut."""
+    clean = keepable(text)
+    data = clean.encode()
+    if len(data) <= limit:
+        return clean
+    room = limit - len(CUT.encode())
+    if room < 0:
+        return data[:limit].decode(errors="ignore")
+    return data[:room].decode(errors="ignore") + CUT
+
+
+def reason_of(text: str) -> str:
+    """`text` as a reason: CamelCase, as the pattern of metav1.Condition wants it."""
+    words = [word for word in _NOT_OF_A_REASON.split(text) if word.strip("_")]
+    name = "".join(word[:1].upper() + word[1:] for word in words).strip("_")
+    name = name[:MAX_REASON].rstrip("_").lstrip("0123456789_")
+    return name or "Unspecified"
+
+
+# ------------------------------------------------------------------ the rules
+
+
+def _check_writer(body: Mapping[str, Any], status: Json, writer: Writer) -> None:
+    uid = (body.get("metadata") or {}).get("uid", "")
+    if writer.uid and uid and uid != writer.uid:
+        raise ResourceGone("the resource was replaced by another of its name")
+    attempt = _number(status.get("attempt"))
+    if attempt > writer.attempt:
+        raise WriterOutdated(f"attempt {attempt:g} has taken over this session")
+    phase = phase_of(body)
+    if phase.terminal and attempt < writer.attempt:
+        raise WriterOutdated(f"the session is {phase.value} already")
+
+
+def _taken(status: Json, writer: Writer, changes: Json) -> Json:
+    """The changes without what the rules keep back."""
+    current, same = _phase(status.get("phase")), _same_attempt(status, writer)
+    proposed = _phase(changes.get("phase", current.value))
+    back = same and _ORDER.get(proposed, 3) < _ORDER.get(current, 3)
+    taken = dict(changes)
+    if current.terminal or back:
+        for name in (*_STORY, "completionTime"):
+            taken.pop(name, None)
+    for name in _ONCE:
+        if status.get(name):
+            taken.pop(name, None)
+    return taken
+
+
+def _same_attempt(status: Json, writer: Writer) -> bool:
+    return _number(status.get("attempt")) == writer.attempt
+
+
+def _phase(value: Any) -> Phase:
+    return (
+        _PHASES.get(value, Phase.PENDING) if isinstance(value, str) else Phase.PENDING
+    )
+
+
+def _number(value: Any) -> float:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if good else 0
+
+
+def _difference(status: Json, wanted: Json) -> Json:
+    """What of `wanted` is new, as a merge patch."""
+    patch: Json = {}
+    for name, value in wanted.items():
+        had = status.get(name)
+        if name in _UPWARD and value is not None:
+            value = max(value, _number(had)) if had is not None else value
+        elif name == "usage" and isinstance(value, Mapping):
+            value = _upward(had, value)
+        if value != had:
+            patch[name] = value
+    return patch
+
+
+def _upward(had: Any, counts: Mapping[str, Any]) -> Json:
+    """Tokens were paid for, also where the folder of a later attempt knows of fewer."""
+    before: Mapping[str, Any] = had if isinstance(had, Mapping) else {}
+    return {**before} | {
+        name: max(count, _number(before.get(name, 0))) for name, count in counts.items()
+    }
+
+
+def _bounded_fields(changes: Json) -> Json:
+    fields = dict(changes)
+    for name, limit in (("message", MAX_MESSAGE), ("result", MAX_RESULT)):
+        if isinstance(fields.get(name), str):
+            fields[name] = bounded(fields[name], limit)
+    if isinstance(fields.get("reason"), str):
+        fields["reason"] = reason_of(fields["reason"])
+    return fields
+
+
+def _conditions(
+    status: Json, writer: Writer, conditions: Iterable[Condition], now: datetime
+) -> list[Json]:
+    """The list as it should be; those of types that nobody names here stay as they are."""
+    by_type: dict[str, Json] = {
+        condition["type"]: condition
+        for condition in status.get("conditions") or ()
+        if isinstance(condition, dict) and isinstance(condition.get("type"), str)
+    }
+    for condition in conditions:
+        before = by_type.get(condition.type)
+        if not _speaks_of_an_older_spec(condition, before, writer):
+            by_type[condition.type] = _condition(condition, before, writer, now)
+    return list(by_type.values())
+
+
+def _speaks_of_an_older_spec(
+    condition: Condition, before: Json | None, writer: Writer
+) -> bool:
+    """`Accepted` judges a spec. The others tell of the run, which goes on when the spec changes: a
+    runner that is stopped by a new generation still has the last word on them."""
+    seen = _number((before or {}).get("observedGeneration"))
+    return condition.type == "Accepted" and seen > writer.generation
+
+
+def _condition(
+    condition: Condition, before: Json | None, writer: Writer, now: datetime
+) -> Json:
+    before = before or {}
+    same = before.get("status") == condition.status
+    since = before.get("lastTransitionTime") if same else None
+    seen = _number(before.get("observedGeneration"))
+    return {
+        "type": condition.type,
+        "status": condition.status,
+        "reason": reason_of(condition.reason),
+        "message": bounded(condition.message, MAX_MESSAGE),
+        "lastTransitionTime": since or timestamp(now),
+        "observedGeneration": int(max(seen, writer.generation)),
+    }
+
+
+# ------------------------------------------------------------------ what a session tells
+
+
+def phase_changes(phase: Phase, reason: str, message: str = "") -> Json:
+    """A phase with its reason and message."""
+    return {"phase": phase.value, "reason": reason_of(reason), "message": message}
+
+
+def phase_conditions(
+    phase: Phase, reason: str, message: str = ""
+) -> tuple[Condition, ...]:
+    """`Ready` (a session works, or waits for messages) and `Finished`, as they follow from a phase."""
+    ready: ConditionStatus = "True" if phase is Phase.RUNNING else "False"
+    finished: ConditionStatus = "True" if phase.terminal else "False"
+    return (
+        Condition("Ready", ready, reason, message),
+        Condition("Finished", finished, reason, message),
+    )
+
+
+def session_changes(
+    status: SessionStatus, *, hints: Mapping[str, str] | None = None
+) -> Json:
+    """A session's status as fields of the resource. `hints` by kind of error take the place of the
+    error's own, which speak to somebody at a command line."""
+    reason, message = story_of(status, hints or {})
+    changes = phase_changes(status.phase, reason, message) | {
+        "numTurns": status.turns,
+        "totalCostUsd": round(status.cost_usd, 6),
+        "usage": usage_fields(status.usage),
+    }
+    if status.conversation:
+        changes["sessionId"] = status.conversation
+    if status.model:
+        changes["model"] = bounded(status.model, 100)
+    if status.result:
+        changes["result"] = bounded(status.result, MAX_RESULT)
+    if status.last_activity_at is not None:
+        changes["lastActivityTime"] = timestamp(status.last_activity_at)
+    if status.phase.terminal and status.ended_at is not None:
+        changes["completionTime"] = timestamp(status.ended_at)
+    return changes
+
+
+def usage_fields(usage: Usage) -> Json:
+    return {
+        "inputTokens": usage.input_tokens,
+        "outputTokens": usage.output_tokens,
+        "cacheReadInputTokens": usage.cache_read_tokens,
+        "cacheCreationInputTokens": usage.cache_write_tokens,
+    }
+
+
+def story_of(status: SessionStatus, hints: Mapping[str, str]) -> tuple[str, str]:
+    """The reason and the message of a session's phase."""
+    match status.phase:
+        case Phase.RUNNING if status.pending_permissions:
+            tool = status.pending_permissions[0].tool
+            return "PermissionNeeded", f"Claude asks whether it may use {tool[:100]}"
+        case Phase.RUNNING if status.unfinished:
+            return "Working", ""
+        case Phase.RUNNING:
+            return "WaitingForMessages", "the next message goes into the inbox"
+        case Phase.COMPLETED:
+            return "Completed", f"done after {status.turns} turns"
+        case Phase.FAILED if status.error is not None:
+            return failure_story(status.error, hints)
+        case Phase.STOPPED:
+            return _stopped(status.reason)
+        case _:
+            return status.reason or status.phase.value, ""
+
+
+def failure_story(error: Failure, hints: Mapping[str, str]) -> tuple[str, str]:
+    """The reason and the message of a failure: what failed, then what to do."""
+    hint = hints.get(error.kind, error.hint)
+    return error.kind, f"{error.message} ({hint})" if hint else error.message
+
+
+def _stopped(reason: str) -> tuple[str, str]:
+    """`idle` and `interrupted` are the session's own words; else somebody asked from outside."""
+    if reason == "idle":
+        return "Idle", "no message came within spec.idleTimeout"
+    if reason == "interrupted":
+        return "Interrupted", "its turn was interrupted"
+    return "Stopped", f"it was stopped: {reason}" if reason else "it was stopped"
+
+
+def repository_changes(
+    records: Sequence[RepositoryRecord], pushes: Sequence[PushResult] = ()
+) -> list[Json]:
+    """The repositories as `status.repos`; what became of a push goes over how a clone looks."""
+    by_name = {push.name: push for push in pushes}
+    return [_repository(one, by_name.get(one.name)) for one in records[:MAX_REPOS]]
+
+
+def _repository(record: RepositoryRecord, push: PushResult | None) -> Json:
+    fields: Json = {
+        "name": bounded(record.name, 100),
+        "state": record.status,
+        "added": record.added,
+        "removed": record.removed,
+        "files": record.files,
+        "untracked": record.untracked,
+        "commits": record.commits,
+    }
+    if record.branch:
+        fields["branch"] = bounded(record.branch, 255)
+    if record.problem:
+        fields["message"] = bounded(record.problem, 1024)
+    if push is not None and push.outcome == "pushed":
+        to = f"{push.remote} {push.branch}"
+        fields |= {"state": "pushed", "pushedTo": bounded(to, 2304)}
+    if push is not None and push.outcome == "failed" and push.error is not None:
+        fields |= {"state": "failed", "message": bounded(push.error.line(), 1024)}
+    return fields

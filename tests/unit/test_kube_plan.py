@@ -1,0 +1,479 @@
+"""What the operator does next, and that it always ends well: a small cluster, as a model, in which things
+happen in any order while two operators with caches of different age follow one session.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from midwatch.events import Phase
+from midwatch.kube import actions as do
+from midwatch.kube.errors import WriterOutdated
+from midwatch.kube.names import FINALIZER, job_name
+from midwatch.kube.observed import SeenJob, SeenPod
+from midwatch.kube.plan import SETTLE, plan
+from midwatch.kube.seen import Seen, seen_of
+from midwatch.kube.statuses import (
+    Condition,
+    Writer,
+    merged,
+    phase_changes,
+    phase_conditions,
+    phase_of,
+    timestamp,
+)
+from midwatch.model import Json
+from midwatch.settings import KeyReference, OperatorSettings
+
+START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+SETTINGS = OperatorSettings(
+    image="registry.example/midwatch:1", api_key_secret=KeyReference(name="claude")
+)
+RESTARTS = 2
+
+
+def body(**spec: Any) -> Json:
+    repos = [{"input": {"url": "https://git.example/shop.git"}}]
+    wanted = {"prompt": "mend it", "repos": repos, "maxRestarts": RESTARTS}
+    return {
+        "metadata": {
+            "name": "s",
+            "namespace": "team",
+            "uid": "u-1",
+            "generation": 1,
+            "resourceVersion": "1",
+            "creationTimestamp": timestamp(START),
+        },
+        "spec": {**wanted, **spec},
+    }
+
+
+# ------------------------------------------------------------------ single plans
+
+
+def started(**status: Any) -> Json:
+    made = body(**status.pop("spec", {}))
+    made["metadata"]["finalizers"] = [FINALIZER]
+    running = {"phase": "Running", "attempt": 1, "startTime": timestamp(START)}
+    return {**made, "status": running | status}
+
+
+def a_job(attempt: int = 1, **more: Any) -> SeenJob:
+    name = job_name("s", attempt)
+    return SeenJob("team", "s", name, "u-1", attempt, created_at=START, **more)
+
+
+def a_pod(attempt: int = 1, **more: Any) -> SeenPod:
+    known = {"phase": "Running", **more}
+    return SeenPod("team", "s", f"p{attempt}", "u-1", attempt, **known)
+
+
+def next_plan(
+    body_: Json,
+    jobs: tuple[SeenJob, ...] = (),
+    pods: tuple[SeenPod, ...] = (),
+    *,
+    after: float = 10,
+    fresh: bool = True,
+    settings: OperatorSettings = SETTINGS,
+) -> do.Plan:
+    seen = seen_of(body_, jobs, pods, fresh=fresh)
+    return plan(seen, settings, START + timedelta(seconds=after))
+
+
+def written(of: do.Plan) -> do.WriteStatus:
+    return next(one for one in of.actions if isinstance(one, do.WriteStatus))
+
+
+@pytest.mark.parametrize(
+    ("settings", "spec", "reason"),
+    [
+        ({"image": None}, {}, "NoImage"),
+        ({"api_key_secret": None}, {}, "NoApiKey"),
+        ({"content_url": "http://content"}, {}, "NoContentKey"),
+        ({}, {"resumeFrom": "other"}, "NoContentProxy"),
+        ({}, {"timeout": "soon"}, "InvalidSpec"),
+    ],
+)
+def test_what_is_wrong_is_told_once(settings: Json, spec: Json, reason: str) -> None:
+    wrong, ours = body(**spec), SETTINGS.model_copy(update=settings)
+    write, event = next_plan(wrong, settings=ours).actions
+    assert isinstance(write, do.WriteStatus) and isinstance(event, do.Event)
+    accepted = write.conditions[0]
+    assert (accepted.status, accepted.reason) == ("False", reason)
+    assert write.changes["phase"] == "Pending" and event.reason == "Refused"
+
+    patch = merged(wrong, Writer("u-1", 1, 0), write.changes, write.conditions, START)
+    told = {**wrong, "status": patch}
+    assert next_plan(told, settings=ours) == do.Plan()
+
+
+def test_a_spec_that_became_unreadable_does_not_stop_what_runs() -> None:
+    broken = started(spec={"timeout": "soon"})
+    first = next_plan(broken, (a_job(),), (a_pod(),))
+    assert written(first).conditions[0].reason == "InvalidSpec"
+    assert written(first).changes == {}
+
+
+def test_a_lost_pod_is_started_again_with_what_is_left_of_its_time() -> None:
+    lost = a_pod(phase="Failed", reason="Evicted", ended_at=START)
+    over = a_job(outcome="Failed", reason="BackoffLimitExceeded")
+    assert next_plan(started(), (over,), (lost,), fresh=False).actions == (do.Look(),)
+    again = next_plan(started(), (over,), (lost,), after=600)
+    assert again.actions[0] == do.CreateJob(2, 3000)
+    assert written(again).changes["restarts"] == 1
+    assert "Evicted" in written(again).changes["message"]
+
+    late = next_plan(started(), (over,), (lost,), after=3601)
+    assert written(late).changes["reason"] == "TimedOut"
+    often = started(attempt=3)
+    third = next_plan(often, (replace(over, attempt=3),), (replace(lost, attempt=3),))
+    assert written(third).changes["phase"] == "Failed"
+    assert "after 2 restarts" in written(third).changes["message"]
+
+
+def test_no_second_attempt_beside_a_pod_that_lives() -> None:
+    over = a_job(outcome="Failed", reason="BackoffLimitExceeded")
+    going = a_pod(delete_at=START + timedelta(seconds=40))
+    assert next_plan(started(), (), (going,)).actions == ()
+    waits = next_plan(started(), (over,), (going,)).again
+    assert waits is not None and waits > 0
+
+
+def test_an_idle_session_is_stopped_on_a_fresh_look() -> None:
+    limit = 900 + SETTINGS.idle_margin
+    quiet = started(lastActivityTime=timestamp(START))
+    running = ((a_job(),), (a_pod(),))
+    assert next_plan(quiet, *running, after=limit - 5) == do.Plan(again=5)
+    assert next_plan(quiet, *running, after=limit, fresh=False).actions == (do.Look(),)
+    stopping = next_plan(quiet, *running, after=limit)
+    assert stopping.actions[0] == do.SuspendJob("s-run-1")
+
+    # The runner has told of the end of its pod meanwhile.
+    told = started(reason="PodEnding", lastActivityTime=timestamp(START))
+    since = START + timedelta(seconds=limit)
+    suspended = a_job(suspended=True, suspended_at=since)
+    ended = next_plan(told, (suspended,), after=limit + 60)
+    assert written(ended).changes["phase"] == "Stopped"
+    assert written(ended).changes["reason"] == "Idle"
+
+
+def test_a_job_whose_image_cannot_be_pulled_is_taken_away() -> None:
+    stuck = a_pod(phase="Pending", waiting="ErrImagePull", scheduled_at=START)
+    creating = started(phase="Creating", reason="JobCreated")
+    early = next_plan(creating, (a_job(),), (stuck,), after=10)
+    assert written(early).changes["reason"] == "ImagePull"
+    assert early.again == SETTINGS.image_pull_grace - 10
+    late = next_plan(creating, (a_job(),), (stuck,), after=120)
+    assert late.actions[0] == do.DeleteJob("s-run-1")
+    assert written(late).changes["phase"] == "Failed"
+
+
+def test_a_session_that_is_over_costs_nothing() -> None:
+    over = started(phase="Completed", completionTime=timestamp(START))
+    assert [type(one) for one in next_plan(over).actions] == [do.Event, do.Release]
+    over["metadata"]["finalizers"] = []
+    assert next_plan(over, (a_job(outcome="Complete"),)) == do.Plan(done=True)
+    assert next_plan(over) == do.Plan(done=True)
+    hung = next_plan(over, (a_job(),), (a_pod(),), after=10)
+    assert hung.actions == () and hung.again == SETTINGS.termination_grace + SETTLE - 10
+    assert next_plan(over, (a_job(),), (a_pod(),), after=80).actions == (
+        do.DeleteJob("s-run-1"),
+    )
+
+
+# ------------------------------------------------------------------ the model
+
+
+@dataclass
+class Cluster:
+    """What is true. Jobs and pods by name; `written` are the phases that were written, in order."""
+
+    body: Json
+    now: datetime = START
+    jobs: dict[str, SeenJob] = field(default_factory=dict)
+    pods: dict[str, SeenPod] = field(default_factory=dict)
+    had_pod: set[str] = field(default_factory=set)
+    created: list[str] = field(default_factory=list)
+    phases: list[Phase] = field(default_factory=list)
+    version: int = 1
+    gone: bool = False
+
+    def write(
+        self, attempt: int, changes: Json, conditions: tuple[Condition, ...] = ()
+    ) -> None:
+        writer = Writer("u-1", 1, attempt)
+        try:
+            patch = merged(self.body, writer, changes, conditions, self.now)
+        except WriterOutdated:
+            return
+        if patch is None or self.gone:
+            return
+        status = {**(self.body.get("status") or {}), **patch}
+        self._set(status={k: v for k, v in status.items() if v is not None})
+        phase = phase_of(self.body)
+        if phase not in self.phases[-1:]:
+            self.phases.append(phase)
+
+    def _set(self, **parts: Any) -> None:
+        self.version += 1
+        self.body = {**self.body, **parts}
+        meta = {**self.body["metadata"], "resourceVersion": str(self.version)}
+        self.body = {**self.body, "metadata": meta}
+
+    def annotate(self, **meta: Any) -> None:
+        self._set(metadata={**self.body["metadata"], **meta})
+
+    def ask_to_stop(self) -> None:
+        self._set(spec={**self.body["spec"], "stop": True})
+
+    def act(self, action: do.Action) -> None:
+        """As the API server does it."""
+        match action:
+            case do.Hold():
+                self.annotate(finalizers=[FINALIZER])
+            case do.Release():
+                self.annotate(finalizers=[])
+                self.gone = "deletionTimestamp" in self.body["metadata"]
+            case do.CreateJob(attempt=attempt):
+                self._create_job(attempt)
+            case do.SuspendJob(name=name) if name in self.jobs:
+                self._suspend(name)
+            case do.DeleteJob(name=name) if name in self.jobs:
+                del self.jobs[name]
+            case do.WriteStatus():
+                self.write(action.attempt, action.changes, action.conditions)
+
+    def _suspend(self, name: str) -> None:
+        job = self.jobs[name]
+        if not job.over:
+            at = job.suspended_at or self.now
+            self.jobs[name] = replace(job, suspended=True, suspended_at=at)
+
+    def _create_job(self, attempt: int) -> None:
+        name = job_name("s", attempt)
+        if name in self.jobs or self.gone:
+            return
+        assert not self.live_jobs, "two live Jobs of one session"
+        assert not [p for p in self.pods.values() if not p.over and not p.delete_at]
+        self.created.append(name)
+        self.jobs[name] = SeenJob(
+            "team", "s", name, "u-1", attempt, created_at=self.now
+        )
+
+    @property
+    def live_jobs(self) -> list[SeenJob]:
+        return [job for job in self.jobs.values() if not job.over]
+
+    # -------------------------------------------------- Kubernetes and the runner
+
+    def controller(self) -> None:
+        """The Job controller, the garbage collector and the kubelet, one round."""
+        for job in self.live_jobs:
+            mine = [pod for pod in self.pods.values() if pod.attempt == job.attempt]
+            ended = [pod for pod in mine if pod.over]
+            if job.suspended:
+                for pod in mine:
+                    self._delete_pod(pod)
+            elif ended or (not mine and job.name in self.had_pod):
+                good = bool(ended) and ended[0].phase == "Succeeded"
+                outcome = "Complete" if good else "Failed"
+                reason = "" if good else "BackoffLimitExceeded"
+                self.jobs[job.name] = replace(job, outcome=outcome, reason=reason)
+            elif not mine:
+                self.had_pod.add(job.name)
+                self.pods[f"p{job.attempt}"] = a_pod(
+                    job.attempt, created_at=self.now, scheduled_at=self.now
+                )
+        for pod in list(self.pods.values()):
+            if job_name("s", pod.attempt) not in self.jobs:
+                self._delete_pod(pod)
+            if pod.delete_at is not None and self.now >= pod.delete_at:
+                self.pods.pop(pod.name, None)
+
+    def _delete_pod(self, pod: SeenPod) -> None:
+        if pod.name in self.pods and pod.delete_at is None:
+            grace = timedelta(seconds=SETTINGS.termination_grace)
+            self.pods[pod.name] = replace(pod, delete_at=self.now + grace)
+
+    @property
+    def running(self) -> SeenPod | None:
+        return next((pod for pod in self.pods.values() if not pod.over), None)
+
+    def runner(self, how: str) -> None:
+        """The runner of the pod that runs goes on, or ends in one of several ways."""
+        pod = self.running
+        if pod is None:
+            return
+        if how == "works":
+            changes = phase_changes(Phase.RUNNING, "Working") | {
+                "startTime": timestamp(self.now),
+                "lastActivityTime": timestamp(self.now),
+            }
+            self.write(pod.attempt, changes, phase_conditions(Phase.RUNNING, "Working"))
+            return
+        if how in ("completes", "stops"):
+            phase = Phase.COMPLETED if how == "completes" else Phase.STOPPED
+            self.write(pod.attempt, phase_changes(phase, "Done"))
+        code = {"completes": 0, "stops": 0, "crashes": 1, "is killed": 137}.get(how, 1)
+        self.pods[pod.name] = replace(
+            pod,
+            phase="Succeeded" if code == 0 else "Failed",
+            exit_code=None if how == "is evicted" else code,
+            exit_reason="OOMKilled" if how == "needs memory" else "",
+            reason="Evicted" if how == "is evicted" else "",
+            ended_at=self.now,
+        )
+
+    def happen(self, what: str) -> None:
+        match what.split(":"):
+            case ["wait", seconds]:
+                self.now += timedelta(seconds=float(seconds))
+            case ["runner", how]:
+                self.runner(how)
+            case ["controller"]:
+                self.controller()
+            case ["pod deleted"]:
+                for pod in list(self.pods.values()):
+                    self._delete_pod(pod)
+            case ["job deleted"]:
+                self.jobs.pop(next(iter(self.jobs), ""), None)
+            case ["stop asked"]:
+                self.ask_to_stop()
+            case ["deleted"] if "deletionTimestamp" not in self.body["metadata"]:
+                self.annotate(deletionTimestamp=timestamp(self.now))
+                self.gone = not self.body["metadata"].get("finalizers")
+
+
+class Operator:
+    """Plans from a cache and carries out one action at a time, so that all may happen in between."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.restart()
+
+    def restart(self) -> None:
+        self.pending: list[do.Action] = []
+        self.fresh = self.current = False
+        self.done = False
+        self.read()
+
+    def read(self) -> None:
+        cluster = self.cluster
+        self.body, self.gone = cluster.body, cluster.gone
+        self.jobs, self.pods = dict(cluster.jobs), dict(cluster.pods)
+
+    def seen(self) -> Seen:
+        jobs, pods = self.jobs.values(), self.pods.values()
+        return seen_of(self.body, jobs, pods, fresh=self.fresh, current=self.current)
+
+    def step(self) -> bool:
+        """Carry out the next action; false if there is none and the plan waits."""
+        if self.gone:
+            return False
+        if not self.pending:
+            next_ = plan(self.seen(), SETTINGS, self.cluster.now)
+            self.pending, self.done = list(next_.actions), next_.done
+            if not self.pending:
+                self.fresh = self.current = False
+                return False
+        self._act(self.pending.pop(0))
+        return True
+
+    def _act(self, action: do.Action) -> None:
+        if isinstance(action, (do.Look, do.Hold)):
+            if self.cluster.gone:
+                self.gone, self.pending = True, []
+                return
+            self.current = True
+        self.cluster.act(action)
+        # A write answers with what is there then.
+        self.body, self.gone = self.cluster.body, self.cluster.gone
+        if isinstance(action, do.Look):
+            self.read()
+            self.fresh = True
+        if isinstance(action, (do.CreateJob, do.SuspendJob, do.DeleteJob)):
+            self.jobs = dict(self.cluster.jobs)
+
+    def settle(self) -> int:
+        """All there is to do now; how many actions that was."""
+        count = 0
+        while self.step():
+            count += 1
+            assert count < 20, f"no end of {self.seen()}"
+        return count
+
+
+HAPPENINGS = st.sampled_from(
+    ["controller"] * 4
+    + ["wait:1", "wait:20", "wait:100", "wait:1200"]
+    + ["runner:works"] * 3
+    + [
+        f"runner:{how}"
+        for how in (
+            "completes",
+            "stops",
+            "crashes",
+            "is killed",
+            "is evicted",
+            "needs memory",
+        )
+    ]
+    + ["pod deleted", "job deleted", "stop asked", "deleted"]
+)
+OPERATORS = st.sampled_from(
+    [(n, what) for n in (0, 1) for what in ("step", "step", "step", "read", "restart")]
+)
+STEPS = st.lists(st.one_of(HAPPENINGS, OPERATORS), max_size=60)
+
+
+def calm(cluster: Cluster, operators: list[Operator]) -> None:
+    """Nothing more happens than what has to: pods run and complete, and everybody gets round."""
+    actions = 0
+    for _ in range(40):
+        for operator in operators:
+            operator.read()
+            actions += operator.settle()
+        cluster.controller()
+        cluster.runner("works")
+        cluster.happen("wait:20")
+        cluster.runner("completes")
+        cluster.controller()
+    for operator in operators:
+        operator.read()
+        assert operator.settle() == 0, "it repeats itself"
+    assert actions < 60
+
+
+@given(STEPS)
+@examples(max_examples=250)
+def test_every_session_ends_once_whatever_happens(
+    steps: list[str | tuple[int, str]],
+) -> None:
+    cluster = Cluster(body())
+    operators = [Operator(cluster), Operator(cluster)]
+    for step in steps:
+        if isinstance(step, str):
+            cluster.happen(step)
+        elif step[1] == "read":
+            operators[step[0]].read()
+        elif step[1] == "restart":
+            operators[step[0]].restart()
+        else:
+            operators[step[0]].step()
+    calm(cluster, operators)
+
+    ended = [phase for phase in cluster.phases if phase.terminal]
+    assert len(ended) == 1 or (cluster.gone and not ended)
+    assert ended == [phase for phase in cluster.phases[-1:] if phase.terminal]
+    assert len(set(cluster.created)) <= RESTARTS + 1
+    assert cluster.created == sorted(cluster.created)
+    assert not cluster.live_jobs or cluster.gone
+    assert all(operator.done or operator.gone for operator in operators)

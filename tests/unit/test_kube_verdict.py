@@ -1,0 +1,203 @@
+"""What became of an attempt: from the documents of the API server to the verdict."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from midwatch.kube.observed import read_job, read_pod
+from midwatch.kube.statuses import timestamp
+from midwatch.kube.verdict import Verdict, judge
+from midwatch.model import Json
+from midwatch.settings import OperatorSettings
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+SETTINGS = OperatorSettings(image_pull_grace=120, unschedulable_grace=600)
+
+
+def ago(seconds: float) -> str:
+    return timestamp(NOW - timedelta(seconds=seconds))
+
+
+def meta(name: str, age: float = 30, **more: Any) -> Json:
+    labels = {"midwatch.dev/session": "s", "midwatch.dev/session-uid": "u"}
+    return {
+        "name": name,
+        "namespace": "team",
+        "creationTimestamp": ago(age),
+        "labels": {**labels, "midwatch.dev/attempt": "1"},
+        **more,
+    }
+
+
+def condition(type_: str, status: str = "True", age: float = 0, **more: Any) -> Json:
+    since = {"lastTransitionTime": ago(age)}
+    return {"type": type_, "status": status, **since, **more}
+
+
+def job(*conditions: Json, age: float = 30, **spec: Any) -> Json:
+    status = {"conditions": list(conditions)}
+    return {"metadata": meta("s-run-1", age), "spec": spec, "status": status}
+
+
+def pod(
+    state: Json | None = None,
+    *conditions: Json,
+    phase: str = "Pending",
+    about: Json | None = None,
+    **status: Any,
+) -> Json:
+    container = {"name": "session", "state": state or {}}
+    return {
+        "metadata": about or meta("s-run-1-x"),
+        "status": {
+            "phase": phase,
+            "conditions": [condition("PodScheduled", age=25), *conditions],
+            "containerStatuses": [container] if state else [],
+            **status,
+        },
+    }
+
+
+def ended(code: int, reason: str = "Error", message: str = "") -> Json:
+    at = {"startedAt": ago(20), "finishedAt": ago(1)}
+    said = {"message": message} if message else {}
+    return {"terminated": {"exitCode": code, "reason": reason, **at, **said}}
+
+
+def waiting(reason: str, message: str = "") -> Json:
+    return {"waiting": {"reason": reason, "message": message}}
+
+
+def verdict(job_: Json | None, *pods: Json, later: float = 0) -> Verdict:
+    seen = read_job(job_) if job_ is not None else None
+    now = NOW + timedelta(seconds=later)
+    return judge(seen, [read_pod(one) for one in pods], SETTINGS, now)
+
+
+FAILED = condition("Failed", reason="BackoffLimitExceeded", message="limit reached")
+UNSCHEDULABLE = condition(
+    "PodScheduled",
+    "False",
+    age=30,
+    reason="Unschedulable",
+    message="0/3 nodes are available: 3 Insufficient memory.",
+)
+
+
+@pytest.mark.parametrize(
+    ("state", "told", "hint"),
+    [
+        (ended(137, "OOMKilled"), "failed OutOfMemory", "spec.resources.limits.memory"),
+        (ended(137), "lost Killed", "SIGKILL"),
+        (ended(143), "lost Killed", "SIGTERM"),
+        (ended(1, message="boom"), "failed ExitCode", "boom (see `kubectl logs"),
+        (ended(2, message="PROMPT is empty"), "failed BadEnvironment", "PROMPT is"),
+        (ended(3), "failed OutcomeUnknown", "resumeFrom"),
+        (ended(0, "Completed"), "failed OutcomeUnknown", "not told"),
+    ],
+)
+def test_a_container_that_ended(state: Json, told: str, hint: str) -> None:
+    for its in (job(), job(FAILED)):
+        seen = verdict(its, pod(state, phase="Failed"))
+        assert f"{seen.outcome} {seen.reason}" == told
+        assert hint in seen.message
+
+
+@pytest.mark.parametrize(
+    ("gone", "reason"),
+    [
+        (pod(phase="Failed", reason="Evicted", message="low on disk"), "Evicted"),
+        (
+            pod(
+                ended(137),
+                condition("DisruptionTarget", reason="PreemptionByScheduler"),
+                phase="Failed",
+            ),
+            "PreemptionByScheduler",
+        ),
+        (
+            pod(ended(1), phase="Failed", about=meta("p", deletionTimestamp=ago(1))),
+            "PodDeleted",
+        ),
+        (pod(phase="Failed"), "PodFailed"),
+    ],
+)
+def test_a_pod_that_was_taken_away_is_lost(gone: Json, reason: str) -> None:
+    for its in (job(), job(FAILED), None):
+        seen = verdict(its, gone)
+        assert (seen.outcome, seen.reason) == ("lost", reason)
+
+
+def test_what_the_cluster_said_is_told_without_secrets() -> None:
+    image = "cannot pull https://bob:hunter22@registry.example/x"
+    seen = verdict(job(), pod(waiting("InvalidImageName", image)))
+    assert (seen.outcome, seen.reason) == ("failed", "InvalidImageName")
+    assert "registry.example" in seen.message and "hunter22" not in seen.message
+
+
+@pytest.mark.parametrize(
+    ("its", "reason", "grace", "hint"),
+    [
+        (pod(waiting("ErrImagePull", "denied")), "ImagePull", 120 - 25, "registry"),
+        (pod(waiting("ImagePullBackOff", "denied")), "ImagePull", 120 - 25, "denied"),
+        (
+            pod(waiting("CreateContainerConfigError", 'secret "key" not found')),
+            "CreateContainerConfigError",
+            120 - 25,
+            'secret "key" not found (create what is missing',
+        ),
+        (
+            {
+                "metadata": meta("p"),
+                "status": {"phase": "Pending", "conditions": [UNSCHEDULABLE]},
+            },
+            "Unschedulable",
+            600 - 30,
+            "Insufficient memory. (lower spec.resources",
+        ),
+    ],
+)
+def test_what_may_still_come_about_has_its_grace(
+    its: Json, reason: str, grace: float, hint: str
+) -> None:
+    early = verdict(job(), its)
+    assert (early.outcome, early.reason, early.again) == ("waiting", reason, grace)
+    late = verdict(job(), its, later=grace)
+    assert (late.outcome, late.reason) == ("failed", reason)
+    assert hint in late.message
+
+
+def test_a_node_that_does_not_answer() -> None:
+    going = meta("p", deletionTimestamp=timestamp(NOW + timedelta(seconds=60)))
+    its = pod({"running": {"startedAt": ago(20)}}, phase="Running", about=going)
+    assert verdict(job(), its).outcome == "fine"
+    seen = verdict(job(), its, later=60 + SETTINGS.deadline_margin)
+    assert (seen.outcome, seen.reason) == ("lost", "NodeLost")
+
+
+def test_the_job_alone() -> None:
+    assert verdict(job(age=599)).outcome == "fine"
+    assert verdict(job(age=600)).reason == "NoPod"
+    assert verdict(job(age=900, suspend=True)).outcome == "fine"
+    assert verdict(job(FAILED)).reason == "PodGone"
+    assert verdict(job(condition("Complete"))).reason == "OutcomeUnknown"
+    assert verdict(None) == Verdict("lost", "JobDeleted", "its Job was deleted")
+
+
+def test_a_deadline_is_told_before_the_exit_code_that_it_caused() -> None:
+    its = job(condition("Failed", reason="DeadlineExceeded"))
+    assert verdict(its, pod(ended(143), phase="Failed")).reason == "DeadlineExceeded"
+
+
+def test_a_pod_that_starts_or_runs_is_fine() -> None:
+    assert verdict(job(), pod(waiting("ContainerCreating"))).outcome == "fine"
+    assert verdict(job(), pod({"running": {}}, phase="Running")).outcome == "fine"
+
+
+def test_of_several_pods_the_newest_counts() -> None:
+    old = pod(ended(1), phase="Failed", about=meta("a", age=50))
+    new = pod({"running": {}}, phase="Running", about=meta("b", age=10))
+    assert verdict(job(), new, old).outcome == "fine"
