@@ -11,7 +11,7 @@ export UV_SYSTEM_CERTS ?= true
 # Imports are several times slower without cached bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo session-demo test check format bench docs lock clean
+.PHONY: help demo session-demo test check format bench docs manifests lock clean
 
 help:
 	@echo "make demo    watch a real PostgreSQL break and recover   (ARGS='--fault deadlocks')"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench   speed and memory, as ratios to a floor"
 	@echo "make format  rewrite the code as check wants it"
 	@echo "make docs    write the generated pages anew"
+	@echo "make manifests  write the CRD and deploy/manifests anew"
 	@echo "make lock    compile requirements.lock anew"
 
 $(BIN)/python:
@@ -52,15 +53,15 @@ test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: $(VENV)/.dev
-	@echo "==> black" && $(BIN)/black --check --quiet src tests bench || { echo "black would change files: make format"; exit 1; }
-	@echo "==> isort" && $(BIN)/isort --check-only --quiet src tests bench
-	@echo "==> flake8" && $(BIN)/flake8 src tests bench
+	@echo "==> black" && $(BIN)/black --check --quiet src tests bench deploy || { echo "black would change files: make format"; exit 1; }
+	@echo "==> isort" && $(BIN)/isort --check-only --quiet src tests bench deploy
+	@echo "==> flake8" && $(BIN)/flake8 src tests bench deploy
 	@echo "==> mypy" && $(BIN)/mypy
 	@echo "==> import-linter" && $(BIN)/lint-imports
 
 format: $(VENV)/.dev
-	@$(BIN)/isort --quiet src tests bench
-	@$(BIN)/black --quiet src tests bench
+	@$(BIN)/isort --quiet src tests bench deploy
+	@$(BIN)/black --quiet src tests bench deploy
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m bench $(ARGS)
@@ -68,11 +69,15 @@ bench: $(VENV)/.dev
 docs: $(VENV)/.dev
 	@$(BIN)/python -m midwatch.cli.reference docs/settings.md
 
+manifests: $(VENV)/.dev
+	@$(BIN)/python -m deploy.render
+
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate pyproject.toml
 
 lock: $(BIN)/python
 	@$(COMPILE) --extra build --extra demo -o requirements.lock
 	@$(COMPILE) --all-extras -o requirements-dev.lock
+	@$(COMPILE) --extra build --extra sessions --extra kubernetes -o requirements-image.lock
 
 clean:
 	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,1 @@
+"""How Midwatch is installed in Kubernetes: the chart, and plain manifests rendered from it."""

@@ -1,0 +1,105 @@
+"""Installations that the tests render: what people choose, and both ends of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .render import WATCH
+
+_EVERYTHING: dict[str, Any] = {
+    **WATCH,
+    "fullnameOverride": "night-watch",
+    "image": {
+        "repository": "images.example.com/sre/midwatch",
+        "digest": "sha256:" + "0123456789abcdef" * 4,
+    },
+    "imagePullSecrets": ["images"],
+    "anthropic": {"baseUrl": "https://gateway.example.com"},
+    "database": {
+        "upgrade": {"mode": "hook", "secret": {"name": "midwatch-owner", "key": "url"}}
+    },
+    "extraEnv": [{"name": "SSL_CERT_FILE", "value": "/etc/company/ca.pem"}],
+    "extraVolumes": [{"name": "company", "configMap": {"name": "company-ca"}}],
+    "extraVolumeMounts": [{"name": "company", "mountPath": "/etc/company"}],
+    "settings": {
+        **WATCH["settings"],
+        "agent": {"concurrency": 4},
+        "log": {"level": "debug"},
+        "sessions": {
+            "max_turns": 200,
+            "permission_mode": "dontAsk",
+            "allowed_tools": ["Bash(git log:*)", "Read"],
+            "cache_size": 20000000000,
+            "trust_repository": False,
+        },
+        "operator": {
+            "storage": "claim",
+            "claim_size": "50Gi",
+            "node_selector": {"pool": "agents"},
+            "model": "claude-sonnet-5-5",
+            "variables": {"MIDWATCH_SESSIONS__WALL": "2h"},
+        },
+        "content": {"max_size": "50GB"},
+    },
+    "monitor": {"enabled": True, "priorityClassName": "important"},
+    "agents": {
+        "enabled": True,
+        "autoscaling": {"enabled": True, "maxReplicas": 9},
+        "tolerations": [{"key": "pool", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "serviceAccount": {"create": True, "annotations": {"role": "reader"}},
+        "podAnnotations": {"team": "sre"},
+        "podLabels": {"team": "sre"},
+    },
+    "operator": {
+        "enabled": True,
+        "namespaces": ["team-a", "team-b"],
+        "nodeSelector": {"pool": "system"},
+    },
+    "content": {
+        "enabled": True,
+        "persistence": {"size": "1Ti", "storageClass": "fast"},
+    },
+    "networkPolicy": {
+        "sessionNamespaces": ["team-c"],
+        "apiServer": {"cidrs": ["10.0.0.1/32", "fd00::1/128"]},
+        "sessions": {"except": ["10.0.0.0/8", "fd00::/8"], "ports": [443, 22]},
+    },
+}
+
+CASES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "watch": WATCH,
+    "both": {
+        **WATCH,
+        "operator": {"enabled": True},
+        "content": {"enabled": True},
+    },
+    "everything": _EVERYTHING,
+    "nothing": {
+        "operator": {"enabled": False},
+        "content": {"enabled": False},
+        "networkPolicy": {"enabled": False},
+        "userRoles": {"enabled": False},
+    },
+    "own namespaces": {"operator": {"namespaces": ["team-a"]}},
+    "claims": {"content": {"enabled": False}},
+    "proxy elsewhere": {
+        "content": {"enabled": False, "url": "https://content.example.com"}
+    },
+    "claim of one's own": {"content": {"persistence": {"existingClaim": "big-disk"}}},
+    "without a key": {**WATCH, "anthropic": {"secret": {"name": ""}}},
+    "own accounts": {
+        **WATCH,
+        "agents": {
+            "enabled": True,
+            "replicas": 1,
+            "podDisruptionBudget": {"enabled": False},
+            "serviceAccount": {"create": False, "name": "vault-reader"},
+        },
+        "database": {"upgrade": {"mode": "none"}},
+    },
+    "any user": {
+        "podSecurityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None}
+    },
+}

@@ -1,0 +1,63 @@
+{{/* midwatch.yaml of each kind of pod: what stands in `settings`, and what the chart knows. Each gets only its
+groups: a subject's ${PASSWORD} would otherwise have to be in the environment of the operator as well. */}}
+
+{{- define "midwatch.settings.daemons" -}}
+{{- $known := dict "log" (dict "format" "json") -}}
+{{- mergeOverwrite $known (omit .Values.settings "operator" "content" | deepCopy) | toYaml -}}
+{{- end -}}
+
+{{- define "midwatch.settings.operator" -}}
+{{- $url := include "midwatch.contentUrl" . -}}
+{{- $operator := dict "image" (include "midwatch.image" .) "image_pull_policy" .Values.image.pullPolicy -}}
+{{- $_ := set $operator "storage" (ternary "ephemeral" "claim" (ne $url "")) -}}
+{{- with .Values.imagePullSecrets -}}
+{{- $_ := set $operator "image_pull_secrets" . -}}
+{{- end -}}
+{{- if .Values.anthropic.secret.name -}}
+{{- $_ := set $operator "api_key_secret" .Values.anthropic.secret -}}
+{{- end -}}
+{{- with .Values.anthropic.baseUrl -}}
+{{- $_ := set $operator "base_url" . -}}
+{{- end -}}
+{{- /* A session's pod has no file of settings: it gets `sessions` as variables. */ -}}
+{{- $variables := dict -}}
+{{- range $name, $value := .Values.settings.sessions -}}
+{{- $text := ternary $value (toJson $value) (kindIs "string" $value) -}}
+{{- $_ := set $variables (printf "MIDWATCH_SESSIONS__%s" (upper $name)) $text -}}
+{{- end -}}
+{{- if $variables -}}
+{{- $_ := set $operator "variables" $variables -}}
+{{- end -}}
+{{- $own := dict "namespaces" .Values.operator.namespaces "host" "0.0.0.0" "port" 8080 -}}
+{{- if $url -}}
+{{- $_ := set $own "content_url" $url -}}
+{{- $_ := set $own "content_key_file" "/run/midwatch/content/key" -}}
+{{- end -}}
+{{- $operator = mergeOverwrite $operator (default dict .Values.settings.operator | deepCopy) $own -}}
+{{- $known := dict "log" (dict "format" "json") -}}
+{{- mergeOverwrite $known (pick .Values.settings "log" | deepCopy) (dict "operator" $operator) | toYaml -}}
+{{- end -}}
+
+{{- define "midwatch.settings.content" -}}
+{{- $own := dict "root" "/var/lib/midwatch" "host" "0.0.0.0" "port" 8080 "key_file" "/run/midwatch/content/key" -}}
+{{- $content := mergeOverwrite (default dict .Values.settings.content | deepCopy) $own -}}
+{{- $known := dict "log" (dict "format" "json") -}}
+{{- mergeOverwrite $known (pick .Values.settings "log" | deepCopy) (dict "content" $content) | toYaml -}}
+{{- end -}}
+
+{{/* What belongs to other values must not stand in `settings` as well. */}}
+{{- define "midwatch.checkSettings" -}}
+{{- $belongs := dict "operator.namespaces" "operator.namespaces" "operator.host" "" "operator.port" "" "operator.content_url" "content.url" "operator.content_key_file" "content.keySecret" "operator.kubeconfig" "" "operator.context" "" "anthropic.api_key_file" "anthropic.secret" "content.root" "content.persistence" "content.host" "" "content.port" "" "content.key_file" "content.keySecret" -}}
+{{- range $path, $instead := $belongs -}}
+{{- $parts := splitList "." $path -}}
+{{- if hasKey (default dict (get $.Values.settings (first $parts))) (last $parts) -}}
+{{- fail (printf "settings.%s is written by the chart%s" $path (ternary (printf "; set %s instead" $instead) "; leave it out" (ne $instead ""))) -}}
+{{- end -}}
+{{- end -}}
+{{- if hasKey .Values.settings "database" -}}
+{{- fail "settings.database would put a password into a ConfigMap; name a secret in database.secret instead" -}}
+{{- end -}}
+{{- if and .Values.monitor.enabled (not .Values.settings.subjects) -}}
+{{- fail "monitor.enabled: there is nothing to watch; name systems in settings.subjects" -}}
+{{- end -}}
+{{- end -}}

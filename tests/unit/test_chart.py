@@ -1,0 +1,387 @@
+"""The chart, rendered by Helm's own engine: valid, complete in itself, and current."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import pytest
+import referencing
+import yaml
+from deploy import render
+from deploy.cases import CASES
+from helm_python import HelmError
+from jsonschema import Draft202012Validator
+from kubernetes_validate.utils import schema_contents
+from typer.main import get_command
+
+from midwatch import __version__
+from midwatch.cli.main import app
+from midwatch.kube.names import SESSION_LABEL
+from midwatch.loading import load
+from midwatch.settings import Settings
+
+Json = dict[str, Any]
+VERSIONS = ("1.29.0", "1.33.0", "1.37.0")
+THEIRS = {
+    "Secret": {
+        *("midwatch-database", "midwatch-owner", "midwatch-anthropic"),
+        *("midwatch-content-key", "midwatch-subjects", "images"),
+    },
+    "ConfigMap": {"company-ca"},
+    "PersistentVolumeClaim": {"big-disk"},
+    "ServiceAccount": {"vault-reader"},
+}
+"""What people bring themselves, by kind."""
+
+
+@cache
+def rendered(case: str) -> list[Json]:
+    return render.documents(CASES[case])
+
+
+def of_kind(documents: list[Json], *kinds: str) -> list[Json]:
+    return [one for one in documents if one["kind"] in kinds]
+
+
+def pods(documents: list[Json]) -> Iterator[tuple[str, Json]]:
+    """Names and templates of all pods."""
+    for one in of_kind(documents, "Deployment", "StatefulSet", "Job"):
+        yield one["metadata"]["name"], one["spec"]["template"]
+
+
+def containers(template: Json) -> list[Json]:
+    spec = template["spec"]
+    return [*spec.get("initContainers", ()), *spec["containers"]]
+
+
+every_case = pytest.mark.parametrize("case", CASES)
+
+# ------------------------------------------------------------------ valid
+
+
+@cache
+def validator(version: str, kind: str, group: str) -> Draft202012Validator:
+    """Kubernetes' own schema, in which an unknown field is an error."""
+    folder = f"kubernetes-json-schema/v{version}-local-strict"
+    schema = schema_contents(f"{folder}/{kind}-{group}.json", version)
+    return Draft202012Validator(schema, registry=definitions(version))
+
+
+@cache
+def definitions(version: str) -> Any:
+    folder = f"kubernetes-json-schema/v{version}-local-strict"
+    contents = schema_contents(f"{folder}/_definitions.json", version)
+    return referencing.Resource.from_contents(contents) @ referencing.Registry()
+
+
+def errors(document: Json, version: str) -> list[str]:
+    group, _, last = document["apiVersion"].partition("/")
+    group = f"{group.split('.')[0]}-{last}" if last else group
+    kind = validator(version, document["kind"].lower(), group)
+    return [f"{one.json_path}: {one.message}" for one in kind.iter_errors(document)]
+
+
+@every_case
+def test_every_object_is_valid(case: str) -> None:
+    for one in rendered(case):
+        for version in VERSIONS:
+            assert errors(one, version) == [], one["metadata"]["name"]
+
+
+def test_the_schemas_refuse_what_kubernetes_would() -> None:
+    deployment = json.loads(json.dumps(of_kind(rendered("watch"), "Deployment")[0]))
+    deployment["spec"]["template"]["spec"]["tolerance"] = []
+    assert errors(deployment, VERSIONS[0])
+
+
+@every_case
+def test_nothing_is_there_twice(case: str) -> None:
+    keys = [
+        (one["kind"], one["metadata"].get("namespace"), one["metadata"]["name"])
+        for one in rendered(case)
+    ]
+    assert len(set(keys)) == len(keys)
+    if case == "nothing":
+        assert keys == []
+
+
+def test_helm_has_nothing_to_say() -> None:
+    report = helm_python.lint(str(render.CHART), strict=True, kube_version="v1.29.0")
+    bad = [one for one in report["messages"] if one["severity"] > 1]
+    assert bad == [] and report["errors"] == []
+
+
+def test_two_releases_in_two_namespaces_share_no_cluster_wide_name() -> None:
+    def wide(namespace: str) -> set[str]:
+        documents = render.documents({}, namespace=namespace)
+        kinds = of_kind(documents, "ClusterRole", "ClusterRoleBinding")
+        return {one["metadata"]["name"] for one in kinds}
+
+    assert len(wide("one")) == 3 and not wide("one") & wide("two")
+
+
+# ------------------------------------------------------------------ wrong values
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"monitor": {"enabeld": True}}, "'enabeld' not allowed"),
+        ({"database": {"url": "postgresql://u:p@h/d"}}, "'url' not allowed"),
+        ({"anthropic": {"apiKey": "sk-ant-x"}}, "'apiKey' not allowed"),
+        ({"image": {"digest": "sha256:12"}}, "/image/digest"),
+        ({"agents": {"replicas": -1}}, "/agents/replicas"),
+        ({"agents": {"replicas": "many"}}, "/agents/replicas"),
+        ({"content": {"keySecret": {"name": ""}}}, "/content/keySecret/name"),
+        ({"content": {"persistence": {"size": "big"}}}, "/content/persistence/size"),
+        ({"networkPolicy": {"apiServer": {"cidrs": ["10.0.0.1"]}}}, "/cidrs/0"),
+        ({"networkPolicy": {"sessions": {"ports": [0]}}}, "/sessions/ports/0"),
+        ({"operator": {"namespaces": ["Team A"]}}, "/operator/namespaces/0"),
+        ({"settings": {"subject": []}}, "'subject' not allowed"),
+        ({"settings": {"operator": {"namespaces": ["a"]}}}, "set operator.namespaces"),
+        ({"settings": {"content": {"root": "/x"}}}, "set content.persistence"),
+        ({"settings": {"database": "sqlite://"}}, "name a secret in database.secret"),
+        ({"monitor": {"enabled": True}}, "name systems in settings.subjects"),
+    ],
+)
+def test_wrong_values_are_refused(values: Json, said: str) -> None:
+    with pytest.raises(HelmError) as caught:
+        render.documents(values)
+    assert said in str(caught.value)
+
+
+def test_the_schema_knows_the_groups_of_the_settings() -> None:
+    schema = json.loads((render.CHART / "values.schema.json").read_text())
+    assert schema["properties"]["settings"]["properties"].keys() == set(
+        Settings.model_fields
+    )
+
+
+# ------------------------------------------------------------------ complete in itself
+
+
+def settings_of(template: Json, documents: list[Json], folder: Path) -> Settings:
+    """What the first container's process reads, with a value for each variable that it is given."""
+    container = template["spec"]["containers"][0]
+    environ = {one["name"]: one.get("value", "") for one in container["env"]}
+    environ |= {"ORDERS_DSN": "postgresql://u:p@orders/db"}
+    if "MIDWATCH_DATABASE" in environ:
+        environ["MIDWATCH_DATABASE"] = "postgresql://midwatch@db/midwatch"
+    mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+    file = Path(environ["MIDWATCH_CONFIG"])
+    volumes = {one["name"]: one for one in template["spec"]["volumes"]}
+    wanted = volumes[mounts[str(file.parent)]]["configMap"]["name"]
+    maps = {m["metadata"]["name"]: m["data"] for m in of_kind(documents, "ConfigMap")}
+    (folder / file.name).write_text(maps[wanted][file.name])
+    return load(environ, folder / file.name)
+
+
+@every_case
+def test_midwatch_takes_its_settings(case: str, tmp_path: Path) -> None:
+    documents = rendered(case)
+    for name, template in pods(documents):
+        if name.endswith("-database-upgrade"):
+            continue
+        settings = settings_of(template, documents, tmp_path)
+        assert settings.log.format == "json"
+        files = {
+            str(settings.anthropic.api_key_file or ""),
+            str(settings.operator.content_key_file or ""),
+            str(settings.content.key_file or ""),
+        } - {""}
+        mounted = mounted_files(template)
+        assert files <= mounted, f"{name} is told of files that are not there"
+
+
+def mounted_files(template: Json) -> set[str]:
+    """Paths of all files of secrets in the first container."""
+    volumes = {one["name"]: one for one in template["spec"]["volumes"]}
+    found = set()
+    for mount in template["spec"]["containers"][0]["volumeMounts"]:
+        for item in volumes[mount["name"]].get("secret", {}).get("items", ()):
+            found.add(f"{mount['mountPath']}/{item['path']}")
+    return found
+
+
+def test_what_the_operator_is_told(tmp_path: Path) -> None:
+    def told(case: str) -> Any:
+        documents = rendered(case)
+        template = next(t for name, t in pods(documents) if name.endswith("-operator"))
+        return settings_of(template, documents, tmp_path).operator
+
+    plain = told("defaults")
+    assert plain.image == "midwatch:0.1.0" and plain.namespaces == []
+    assert plain.content_url == "http://midwatch-content.midwatch.svc:8080"
+    assert (plain.storage, told("claims").storage) == ("ephemeral", "claim")
+    assert told("claims").content_url is None
+    assert told("proxy elsewhere").content_url == "https://content.example.com"
+    full = told("everything")
+    assert full.image.endswith("@sha256:" + "0123456789abcdef" * 4)
+    assert full.image_pull_secrets == ["images"]
+    assert full.namespaces == ["team-a", "team-b"]
+    assert full.base_url == "https://gateway.example.com"
+    assert (full.storage, full.claim_size) == ("claim", "50Gi")
+    assert full.node_selector == {"pool": "agents"}
+
+
+def test_a_session_gets_the_settings_of_sessions(tmp_path: Path) -> None:
+    documents = rendered("everything")
+    template = next(t for name, t in pods(documents) if name.endswith("-operator"))
+    variables = settings_of(template, documents, tmp_path).operator.variables
+    wanted = CASES["everything"]["settings"]["sessions"]
+    told = load(variables).sessions
+    assert {name: getattr(told, name) for name in wanted} == wanted
+    assert told.wall == 7200, "the operator's own variables stay"
+
+
+def test_new_settings_make_new_pods() -> None:
+    def mark(level: str) -> dict[str, str]:
+        values = {**CASES["both"], "settings": {**CASES["both"]["settings"]}}
+        values["settings"]["operator"] = {"model": level}
+        return {
+            name: template["metadata"]["annotations"]["midwatch.dev/settings"]
+            for name, template in pods(render.documents(values))
+        }
+
+    one, two = mark("a"), mark("b")
+    assert {name for name in one if one[name] != two[name]} == {"midwatch-operator"}
+
+
+def references(template: Json) -> Iterator[tuple[str, str]]:
+    """Kind and name of what a pod needs to start."""
+    spec = template["spec"]
+    yield "ServiceAccount", spec.get("serviceAccountName", "default")
+    for secret in spec.get("imagePullSecrets", ()):
+        yield "Secret", secret["name"]
+    for volume in spec["volumes"]:
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"]
+        if "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"]
+        if "persistentVolumeClaim" in volume:
+            yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
+    for container in containers(template):
+        for source in container.get("envFrom", ()):
+            yield "Secret", source["secretRef"]["name"]
+        for variable in container.get("env", ()):
+            if key := variable.get("valueFrom", {}).get("secretKeyRef"):
+                yield "Secret", key["name"]
+
+
+@every_case
+def test_what_a_pod_names_is_there(case: str) -> None:
+    documents = rendered(case)
+    made = {(one["kind"], one["metadata"]["name"]) for one in documents}
+    for name, template in pods(documents):
+        for kind, wanted in references(template):
+            known = (kind, wanted) in made or wanted in THEIRS.get(kind, ())
+            assert known or (kind, wanted) == ("ServiceAccount", "default"), name
+        declared = {volume["name"] for volume in template["spec"]["volumes"]}
+        for container in containers(template):
+            used = {mount["name"] for mount in container["volumeMounts"]}
+            assert used <= declared, f"{name}: {used - declared}"
+
+
+def test_a_hook_needs_nothing_that_comes_after_it() -> None:
+    """Helm runs it before it makes accounts and settings."""
+    jobs = dict(pods(of_kind(rendered("everything"), "Job")))
+    needed = set(references(jobs["night-watch-database-upgrade"]))
+    assert needed == {
+        ("ServiceAccount", "default"),
+        ("Secret", "images"),
+        ("Secret", "midwatch-owner"),
+    }
+
+
+@every_case
+def test_ports_and_selectors_meet(case: str) -> None:
+    documents = rendered(case)
+    templates = dict(pods(documents))
+    for one in of_kind(documents, "Deployment", "StatefulSet"):
+        labels = one["spec"]["template"]["metadata"]["labels"]
+        assert one["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    for one in of_kind(documents, "Service", "PodDisruptionBudget"):
+        selector = one["spec"]["selector"]
+        wanted = selector.get("matchLabels", selector)
+        met = [
+            template
+            for template in templates.values()
+            if wanted.items() <= template["metadata"]["labels"].items()
+        ]
+        assert len(met) == 1
+        ports = {
+            port["name"] for c in containers(met[0]) for port in c.get("ports", ())
+        }
+        for port in one["spec"].get("ports", ()):
+            assert port["targetPort"] in ports
+    for template in templates.values():
+        for container in containers(template):
+            ports = {port["name"] for port in container.get("ports", ())}
+            probed = {probe["httpGet"]["port"] for probe in http_probes(container)}
+            assert probed <= ports
+
+
+def http_probes(container: Json) -> list[Json]:
+    kinds = ("startupProbe", "livenessProbe", "readinessProbe")
+    return [container[k] for k in kinds if "httpGet" in container.get(k, {})]
+
+
+@every_case
+def test_commands_are_the_command_line_s_own(case: str) -> None:
+    for _, template in pods(rendered(case)):
+        for container in containers(template):
+            find_command(container["args"])
+            if probe := container.get("readinessProbe", {}).get("exec"):
+                assert probe["command"][0] == "midwatch"
+                find_command(probe["command"][1:])
+
+
+def find_command(words: list[str]) -> None:
+    command: Any = get_command(app)
+    for word in words:
+        command = command.get_command(None, word)
+        assert command is not None, f"midwatch has no {' '.join(words)}"
+
+
+def test_a_session_is_told_apart_by_its_label() -> None:
+    policies = of_kind(rendered("defaults"), "NetworkPolicy")
+    assert any(SESSION_LABEL in json.dumps(one["spec"]) for one in policies)
+
+
+def test_no_secret_has_a_value_in_the_chart() -> None:
+    for case in CASES:
+        assert not of_kind(rendered(case), "Secret")
+
+
+# ------------------------------------------------------------------ current
+
+
+def test_the_versions_are_one() -> None:
+    about = render.chart().metadata
+    assert about["version"] == about["appVersion"] == __version__
+
+
+def test_the_crd_is_current() -> None:
+    assert render.CRD.read_text() == render.crd_text(), "run `make manifests`"
+
+
+def test_the_manifests_are_current() -> None:
+    written = {file.name: file.read_text() for file in render.MANIFESTS.iterdir()}
+    assert written == render.manifests(), "run `make manifests`"
+
+
+def test_the_manifests_are_valid() -> None:
+    found: list[Mapping[str, Any]] = []
+    for text in render.manifests().values():
+        found += yaml.safe_load_all(text)
+    for one in found:
+        assert errors(dict(one), VERSIONS[0]) == []
+    names = [(one["kind"], one["metadata"]["name"]) for one in found]
+    assert len(set(names)) == len(names), "one file would overwrite another's"
+    kinds = {one["kind"] for one in found}
+    assert {"Namespace", "CustomResourceDefinition", "StatefulSet"} <= kinds
