@@ -1,0 +1,299 @@
+"""From a resource to its end: real operator, runner, `claude` program, git and content proxy; the nodes are processes."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import threading
+import time
+import urllib.request
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from midwatch.content.tokens import issue
+from midwatch.kube.resource import read_resource
+from midwatch.testing.kubernetes import Stays, of_session
+from midwatch.testing.kubernetes.local import TEAM, LocalCluster
+from midwatch.testing.messages_api import (
+    Answer,
+    Hold,
+    Rule,
+    ScriptedMessagesAPI,
+    unauthorized,
+)
+from midwatch.workspace.testing import run_git
+
+from .kube_support import (
+    bash,
+    cluster,
+    conditions,
+    events,
+    over,
+    repositories,
+    spec,
+    told,
+)
+
+
+def test_a_resource_lives_to_its_end(tmp_path: Path) -> None:
+    shop, lib = repositories(tmp_path)
+    steps = [bash("pwd; echo x >> main.py; echo y >> ../lib/lib.py"), Answer("Done.")]
+    with (
+        ScriptedMessagesAPI(Rule(steps, tools=True)) as api,
+        cluster(tmp_path, api.base_url) as running,
+    ):
+        running.server.requests.clear()
+        running.create("fix", spec(shop, lib, mainRepoIndex=0, autoPushOnComplete=True))
+        body = running.until("fix", over)
+        assert body is not None
+        status = body["status"]
+        assert (status["phase"], status["result"]) == ("Completed", "Done.")
+        assert conditions(status) == {
+            "Accepted": "True",
+            "Ready": "False",
+            "Finished": "True",
+            "WorkspaceSaved": "True",
+        }
+        assert [one["state"] for one in status["repos"]] == ["pushed", "pushed"]
+        assert "x" in run_git(shop, "show", "midwatch/fix:main.py")
+        assert (status["numTurns"], status["attempt"]) == (2, 1)
+        assert status["totalCostUsd"] > 0 and status["observedGeneration"] == 1
+        [pod] = running.kubelet.pods(TEAM, "fix")
+        assert "/workspace/shop" in running.kubelet.output(pod)
+        # What the pod left is with the proxy, after its disk is gone.
+        saved = running.saved_file(body, "workspace/lib/lib.py")
+        assert saved == b"x = 1\ny\n"
+        assert {"JobCreated", "Completed"} <= set(events(running))
+        running.delete("fix")
+        running.until("fix", lambda body: body is None)
+        for kind in ("jobs", "pods", "secrets", "serviceaccounts", "roles"):
+            left = running.server.objects.list(kind, TEAM)
+            assert [o for o in left if "fix" in o["metadata"]["name"]] == []
+        asked = running.server.requests.where(
+            lambda one: one.verb not in ("", "watch", "list")
+        )
+        assert len(asked) < 30, [(one.verb, one.resource) for one in asked]
+
+
+@pytest.mark.parametrize("fate", ["evicted", "node lost", "killed", "pod deleted"])
+def test_a_lost_pod_is_started_again_and_goes_on(tmp_path: Path, fate: str) -> None:
+    shop, _ = repositories(tmp_path)
+    hold = Hold()
+    steps = [bash("echo first >> main.py"), hold, bash("cat main.py"), Answer("Done.")]
+    with (
+        ScriptedMessagesAPI(Rule(steps, tools=True)) as api,
+        cluster(tmp_path, api.base_url) as running,
+    ):
+        running.create("fix", spec(shop, autoPushOnComplete=True))
+        hold.arrived_sync(timeout=60)
+
+        def saved(body: object) -> bool:
+            text = running.saved_file(
+                running.get("fix") or {}, "workspace/shop/main.py"
+            )
+            return text is not None and b"first" in text
+
+        running.until("fix", saved)
+        first = running.kubelet.running(TEAM, "fix")
+        if fate == "evicted":
+            running.kubelet.evict(first)
+        elif fate == "node lost":
+            running.kubelet.lose_node(first, zombie=True)
+            running.kubelet.collect_lost(first)
+        elif fate == "killed":
+            running.kubelet.kill(first)
+        else:
+            running.server.objects.delete("pods", TEAM, first.key[1])
+        running.until("fix", told(attempt=2))
+        hold.release()
+        body = running.until("fix", over)
+        assert body is not None
+        status = body["status"]
+        assert (status["phase"], status["restarts"]) == ("Completed", 1), status
+        assert status["repos"][0]["state"] == "pushed"
+        # Its work was not done twice, and not lost.
+        text = run_git(shop, "show", "midwatch/fix:main.py")
+        assert text.count("first") == 1
+        assert "Restarted" in events(running)
+
+
+def test_everything_is_killed_at_random_and_it_ends_well(tmp_path: Path) -> None:
+    shop, lib = repositories(tmp_path)
+    chance = random.Random(20261122)
+    steps = [bash(f"echo {number} >> main.py; sleep 0.5") for number in range(8)]
+    with (
+        ScriptedMessagesAPI(Rule([*steps, Answer("Done.")], tools=True)) as api,
+        cluster(tmp_path, api.base_url) as running,
+    ):
+        running.create("fix", spec(shop, lib, maxRestarts=5, autoPushOnComplete=True))
+        ended = threading.Event()
+        harm = threading.Thread(target=_harm, args=(running, chance, ended))
+        harm.start()
+        try:
+            body = running.until("fix", over, 100)
+        finally:
+            ended.set()
+            harm.join()
+        assert body is not None
+        assert body["status"]["phase"] == "Completed", body["status"]
+        lines = run_git(shop, "show", "midwatch/fix:main.py").splitlines()
+        assert lines[0] == "print(1)" and len(lines) > 1
+        assert body["status"]["restarts"] >= 1
+
+
+def _harm(running: LocalCluster, chance: random.Random, ended: threading.Event) -> None:
+    """Two runners, and the operator and the proxy some times, with SIGKILL."""
+    runners = 2
+    while not ended.wait(chance.uniform(0.3, 1.5)):
+        match chance.choice(["operator", "content", "runner"]):
+            case "operator":
+                running.operator.restart(signal.SIGKILL)
+            case "content":
+                running.content.restart(signal.SIGKILL)
+            case _ if runners:
+                try:
+                    running.kubelet.kill(running.kubelet.running(TEAM, "fix", 5))
+                    runners -= 1
+                except TimeoutError:
+                    continue
+
+
+def test_the_api_server_is_gone_for_a_while(tmp_path: Path) -> None:
+    shop, _ = repositories(tmp_path)
+    hold = Hold(bash("echo late >> main.py"))
+    steps = [bash("echo early >> main.py"), hold, Answer("Done.")]
+    with (
+        ScriptedMessagesAPI(Rule(steps, tools=True)) as api,
+        cluster(tmp_path, api.base_url) as running,
+    ):
+        running.create("fix", spec(shop))
+        hold.arrived_sync(timeout=60)
+        with running.server.away():
+            hold.release()  # the session goes on without a server
+            pod = running.kubelet.running(TEAM, "fix")
+            _until(lambda: "Completed" in running.kubelet.output(pod))
+            time.sleep(1)
+        body = running.until("fix", over)
+        assert body is not None and body["status"]["phase"] == "Completed"
+        assert body["status"]["result"] == "Done."
+        # The operator is well again: it runs another.
+        running.kubelet.fates.wish(Stays(), when=of_session("next"))
+        running.create("next", spec(shop))
+        running.until("next", told(phase="Creating"))
+
+
+def test_a_message_through_the_proxy_and_a_stop(tmp_path: Path) -> None:
+    shop, _ = repositories(tmp_path)
+    steps = [Answer("What now?"), Answer("Understood.")]
+    with (
+        ScriptedMessagesAPI(Rule(steps, tools=True)) as api,
+        cluster(tmp_path, api.base_url) as running,
+    ):
+        running.create("talk", spec(shop, interactive=True))
+
+        def result(text: str) -> object:
+            return lambda body: (body or {}).get("status", {}).get("result") == text
+
+        body = running.until("talk", result("What now?"))  # type: ignore[arg-type]
+        assert body is not None
+        _post(running, read_resource(body).folder, "Go on.")
+        running.until("talk", result("Understood."))  # type: ignore[arg-type]
+        running.change("talk", stop=True)
+        body = running.until("talk", over)
+        assert body is not None
+        status = body["status"]
+        assert (status["phase"], status["reason"]) == ("Stopped", "Stopped")
+        outbox = running.saved_file(body, "session/outbox.jsonl")
+        assert outbox is not None and b"Understood." in outbox
+
+
+def test_a_deletion_in_the_middle_saves_the_workspace(tmp_path: Path) -> None:
+    shop, _ = repositories(tmp_path)
+    hold = Hold()
+    steps = [bash("echo kept >> main.py"), hold]
+    with (
+        ScriptedMessagesAPI(Rule(steps, tools=True)) as api,
+        cluster(tmp_path, api.base_url, sync_interval=60) as running,
+    ):
+        running.create("fix", spec(shop))
+        hold.arrived_sync(timeout=60)
+        body = running.get("fix")
+        assert body is not None
+        running.delete("fix")
+        running.until("fix", lambda found: found is None)
+        saved = running.saved_file(body, "workspace/shop/main.py")
+        assert saved is not None and b"kept" in saved
+        assert running.server.objects.list("pods", TEAM) == []
+
+
+def test_what_a_person_got_wrong_is_in_the_resource(tmp_path: Path) -> None:
+    shop, _ = repositories(tmp_path)
+    wrong = {
+        "gone": spec(tmp_path / "remotes" / "nowhere"),
+        "branch": spec(shop)
+        | {"repos": [{"input": {"url": f"file://{shop}", "branch": "no-such"}}]},
+        "key": spec(shop),
+        "secret": spec(shop, environment={"secrets": ["not-there"]}),
+    }
+    with (
+        ScriptedMessagesAPI(Rule(unauthorized())) as api,
+        cluster(tmp_path, api.base_url) as running,
+    ):
+        for name, one in wrong.items():
+            running.create(name, one)
+        stories = {}
+        for name in wrong:
+            body = running.until(name, over)
+            assert body is not None
+            stories[name] = body["status"]
+    assert {one["phase"] for one in stories.values()} == {"Failed"}
+    assert "nowhere" in stories["gone"]["message"]
+    assert "no-such" in stories["branch"]["message"]
+    assert stories["key"]["reason"] == "KeyRefused"
+    assert "not-there" in stories["secret"]["message"]
+
+
+def test_two_operators_run_each_session_once(tmp_path: Path) -> None:
+    shop, _ = repositories(tmp_path)
+    names = [f"s{number}" for number in range(20)]
+    with (
+        ScriptedMessagesAPI(Rule(Answer("Done."), tools=True)) as api,
+        cluster(tmp_path, api.base_url) as running,
+    ):
+        other = running.another_operator("other")
+        other.start()
+        try:
+            for name in names:
+                running.kubelet.fates.wish(Stays(), when=of_session(name))
+                running.create(name, spec(shop))
+            for name in names:
+                running.until(name, told(phase="Creating"))
+            running.change(names[0], stop=True)
+            running.until(names[0], over)
+            jobs = running.server.objects.list("jobs", TEAM)
+            assert len(jobs) in (len(names) - 1, len(names))
+            assert all(o["metadata"]["name"].endswith("-run-1") for o in jobs)
+        finally:
+            assert other.end() == 0
+
+
+def _post(running: LocalCluster, folder: str, text: str) -> None:
+    key = (running.folder / "content.key").read_text().encode()
+    token = issue(key, folder, now=datetime.now(UTC))
+    request = urllib.request.Request(
+        f"{running.content_url}/v1/folders/{folder}/inbox",
+        json.dumps({"type": "user_message", "content": text}).encode(),
+        {"authorization": f"Bearer {token}", "content-type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.status == 200
+
+
+def _until(true: object, timeout: float = 30.0) -> None:
+    end = time.monotonic() + timeout
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.05)
