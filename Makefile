@@ -11,11 +11,12 @@ export UV_SYSTEM_CERTS ?= true
 # Imports are several times slower without cached bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo session-demo test check format bench docs manifests lock clean
+.PHONY: help demo session-demo demo-kubernetes test check format bench docs manifests lock clean
 
 help:
 	@echo "make demo    watch a real PostgreSQL break and recover   (ARGS='--fault deadlocks')"
 	@echo "make session-demo   Claude Code mends a bug in two small repositories"
+	@echo "make demo-kubernetes   a session in a cluster that is this machine"
 	@echo "make test    run the tests                               (ARGS='-k store')"
 	@echo "make check   black, isort, flake8, mypy, import-linter"
 	@echo "make bench   speed and memory, as ratios to a floor"
@@ -48,6 +49,9 @@ demo: $(VENV)/.demo
 
 session-demo: $(VENV)/.dev
 	@$(BIN)/midwatch session demo $(ARGS)
+
+demo-kubernetes: $(VENV)/.dev
+	@$(BIN)/midwatch kube demo $(ARGS)
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
