@@ -17,6 +17,8 @@ from .journal import Journal
 from .session import AsyncAgenticSession
 
 T = TypeVar("T")
+GO_ON = "Go on with what you were doing when you were interrupted."
+"""What a session is told whose turn ended with its runner, and not because anybody wanted it."""
 _ASK_AGAIN = 0.5  # seconds between two requests to stop: the session may not be up yet
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ...errors import Conflict
+from ...session.before import GO_ON
 from ...session.ledger import conversation_id
 from ...session.outbox import read_events
 from ...session.records import TranscriptKey
@@ -24,9 +25,6 @@ from .request import (
     repositories_of,
 )
 from .telling import aside
-
-_GO_ON = "Go on with what you were doing when you were interrupted."
-
 
 async def resumed(
     desk: Desk,
@@ -102,7 +100,7 @@ def _still_to_do(session: StoredSession, here: SessionStatus) -> str | None:
     if (
         session.status.unfinished
     ):  # cut off on another machine: the transcript tells how far
-        return _GO_ON
+        return GO_ON
     if not session.status.prompts and session.prompt:
         return session.prompt
     raise Conflict(

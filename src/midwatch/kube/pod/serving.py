@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from ...errors import MidwatchError
-from ...events import Event, Phase, Prompt, TurnResult, failure
+from ...events import Event, Phase, TurnResult, failure
 from ...lifecycle import Clock, Stop, SystemClock, signals_set
 from ...redaction import Redactor
 from ...session.before import end_unprepared, stop_when_told, unless_stopped
@@ -40,6 +40,7 @@ from .hints import HINTS
 from .keeping import Keeper, Sync
 from .places import PodPlaces
 from .preparing import prepare_workspace
+from .resuming import left_to_say
 from .task import PodTask
 
 T = TypeVar("T")
@@ -204,7 +205,9 @@ class PodRunner:
         )
         try:
             async with session, self._keeper.beside():
-                async for event in session.execute(self._prompt()):
+                events = read_events(self._places.folder.outbox)
+                prompt = left_to_say(events, self._task.prompt)
+                async for event in session.execute(prompt):
                     self._heard(event)
         except MidwatchError as error:
             ended_badly = error
@@ -212,14 +215,6 @@ class PodRunner:
             stopping.cancel()
             await asyncio.gather(stopping, return_exceptions=True)
         return ended_as(session.status(), ended_badly)
-
-    def _prompt(self) -> str | None:
-        """The prompt, unless the session has it already: then it goes on with what is unanswered."""
-        told = any(
-            isinstance(event, Prompt) and event.source == "call"
-            for event in read_events(self._places.folder.outbox)
-        )
-        return None if told else self._task.prompt
 
     def _heard(self, event: Event) -> None:
         self._say(event)
