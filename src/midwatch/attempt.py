@@ -12,6 +12,7 @@ from .diagnosis import Step, conclude, next_step, paid
 from .errors import ClaimLost, MidwatchError, TemporaryError
 from .lifecycle import Clock, Stop
 from .logs import Log
+from .progress import Alive
 from .prompt import PROMPT_VERSION, Prompt
 from .redaction import Redactor
 from .reply import Kind, Reply
@@ -21,6 +22,9 @@ from .text import clean, one_line
 
 GATHER_SECONDS = 15.0
 """Longest wait for the evidence of a diagnosis."""
+SLACK = 120.0
+"""Seconds beyond its own time until a step counts as stuck: more than the store takes for its
+transactions when it can hardly be reached."""
 _SPEND_PROBE_SECONDS = 3600.0
 """A spent account limit renews at a time the API does not tell: look again every hour."""
 _LAST_WRITE_SECONDS = 1.0
@@ -38,7 +42,9 @@ class Model(Protocol):
 
 @dataclass(slots=True)
 class Desk:
-    """What all attempts of a runner share. `failures` counts calls in a row that got no answer."""
+    """What all attempts of a runner share. `failures` counts calls in a row that got no answer,
+    `spent_usd` is what the calls that were stored have cost, `longest_call` is in seconds.
+    """
 
     store: Store
     gatherer: ContextGatherer
@@ -48,7 +54,9 @@ class Desk:
     clock: Clock
     log: Log
     random: Callable[[], float]
+    longest_call: float = 300.0
     failures: int = 0
+    spent_usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,7 @@ class Attempt:
     desk: Desk
     claim: Claim
     model: Model
+    alive: Alive = lambda within: None
     call: int | None = None
     unsaved: Finish | None = None
     reserved: float = 0.0
@@ -101,6 +110,7 @@ class Attempt:
         settings = self.desk.settings
         if self.claim.attempt > settings.max_attempts:
             return await self._give_up()
+        self.alive(GATHER_SECONDS + SLACK)
         context = await self.desk.gatherer.gather(
             self.claim.tickets,
             timeout=GATHER_SECONDS,
@@ -110,6 +120,7 @@ class Attempt:
         while step is not None:
             if not await self._begin(step):
                 return Ended("budget")
+            self.alive(self.desk.longest_call + SLACK)
             reply = await self.model.ask(step.prompt, step.max_tokens)
             following = next_step(step, reply)
             if following is None:
@@ -198,6 +209,7 @@ class Attempt:
             finish = replace(finish, error=self._tidy(finish.error))
         call, wait, self.unsaved = self.call, 0.5, finish
         for tries in range(1, _WRITE_TRIES + 1):
+            self.alive(_LONGEST_WRITE_WAIT + SLACK)
             try:
                 ours = await self.desk.store.finish(self.claim, call, finish)
                 break
@@ -210,6 +222,7 @@ class Attempt:
                 await self.desk.clock.sleep(wait)
                 wait = min(wait * 2, _LONGEST_WRITE_WAIT)
         self.call = self.unsaved = None
+        self.desk.spent_usd += finish.cost_usd
         self._tell(finish, ours)
         return Ended(finish.outcome if ours else "lost", finish.cost_usd)
 
@@ -231,6 +244,7 @@ class Attempt:
             return
         finish = self._as_it_stands()
         ours = await self.desk.store.finish(self.claim, self.call, finish)
+        self.desk.spent_usd += finish.cost_usd
         self._tell(finish, ours)
 
     def _as_it_stands(self) -> Finish:

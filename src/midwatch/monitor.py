@@ -10,12 +10,16 @@ from .first_aid import FirstAidDesk
 from .intake import Intake
 from .lifecycle import Clock, Stop, SystemClock
 from .logs import Log, quiet_log
+from .progress import Progress
 from .redaction import Redactor
 from .settings import MonitorSettings
 from .store.protocol import Store
 from .subjects.base import Subject
 from .watching import Cycle, SubjectWatch
 
+_SLACK = 180.0
+"""Seconds beyond the wait and the slowest look until a cycle counts as stuck: more than the store
+takes for a cycle's few transactions when it can hardly be reached."""
 _GRACE = 1.0
 """Seconds that a cycle gets at a stop: enough to save what was seen. A look may take longer
 than a stop may; what it would have seen, the next monitor sees."""
@@ -35,6 +39,7 @@ class MonitorLoop:
         clock: Clock | None = None,
         log: Log | None = None,
         name: str = "monitor",
+        progress: Progress | None = None,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -42,6 +47,8 @@ class MonitorLoop:
         self.clock = clock or SystemClock()
         self.log = log or quiet_log()
         self.name = name
+        self.progress = progress or Progress(self.clock)
+        self._longest = max((subject.timeout for subject in subjects), default=0.0)
         intake = Intake(redactor or Redactor())
         self.watches = [
             SubjectWatch(subject, store, settings, intake, self.clock, self.log)
@@ -50,7 +57,9 @@ class MonitorLoop:
 
     async def run(self, stop: Stop) -> None:
         """Cycle until `stop`. Errors of subjects and of the store are logged, never raised."""
+        within = self.settings.interval + self._longest + _SLACK
         while not stop:
+            self.progress.expect("cycle", within)
             cycle = await self._cycle_or_stop(stop)
             if cycle is None:
                 return
@@ -96,7 +105,7 @@ class MonitorLoop:
 
     async def _watch(self, watch: SubjectWatch) -> Cycle:
         """One subject's part; whatever goes wrong in it stays in it."""
-        cycle = Cycle(1, unsaved=1)
+        cycle, began = Cycle(1, unsaved=1), self.clock.monotonic()
         try:
             cycle = await watch.cycle()
             if cycle.opened and self.first_aid is not None:
@@ -105,6 +114,7 @@ class MonitorLoop:
             self.log.warning("first aid not saved", error=error.line())
         except Exception:  # a fault of ours or of a playbook must not end the watch
             self.log.exception("cycle failed", subject=watch.subject.name)
+        watch.tally.add(cycle, self.clock.monotonic() - began, self.clock.now())
         return cycle
 
     async def _beat(self, cycle: Cycle) -> None:

@@ -6,31 +6,36 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
 
-from .attempt import Attempt, Desk, Ended, Model
+from .attempt import SLACK, Attempt, Desk, Ended, Model
 from .context import ContextGatherer
 from .errors import MidwatchError
 from .lifecycle import Clock, Stop, SystemClock
 from .logs import Log, quiet_log
 from .model import Severity
+from .progress import Alive, Progress
 from .redaction import Redactor
 from .settings import AgentSettings
-from .store.protocol import Claim, Store
+from .store.protocol import Claim, PauseKind, Store
 
 _BUDGET_RECHECK = 60.0
 """Seconds until a spent budget is looked at again: calls that ended cheaper make room, and
 a new day does."""
 
 ModelSource = Callable[[], Model | None]
+Standstill = PauseKind | Literal["no_key", "budget", "store", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Why no call is made now, and for how many seconds at least."""
+    """Why no call is made now, and for how many seconds at least; `kind` is the reason in one word."""
 
     reason: str
     seconds: float
+    kind: Standstill = field(default="stopped", compare=False)
 
 
 class AgentRunner:
@@ -53,13 +58,19 @@ class AgentRunner:
         log: Log | None = None,
         random: Callable[[], float] = random.random,
         name: str = "agent",
+        longest_call: float = 300.0,
+        progress: Progress | None = None,
     ) -> None:
         self.store = store
         self.settings = settings
         self.name = name
         self.clock = clock or SystemClock()
         self.log = log or quiet_log()
+        self.progress = progress or Progress(self.clock)
         self.outcomes: Counter[str] = Counter()
+        self.pauses: Counter[Standstill] = Counter()
+        self.standstill: Standstill | None = None
+        self.last_success: datetime | None = None
         self.model = model
         self._desk = Desk(
             store,
@@ -70,6 +81,7 @@ class AgentRunner:
             self.clock,
             self.log,
             random,
+            longest_call,
         )
         self._said = ""
         self._tight: dict[Severity, float] = {}
@@ -79,7 +91,8 @@ class AgentRunner:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._beat(stop), name="agent heartbeat")
             for number in range(self.settings.concurrency):
-                group.create_task(self._work(stop), name=f"agent worker {number}")
+                name = f"agent worker {number}"
+                group.create_task(self._work(stop, name), name=name)
 
     async def drain(self, stop: Stop) -> Blocked | None:
         """Diagnose what is due now and return; Blocked when something stands in the way.
@@ -107,30 +120,36 @@ class AgentRunner:
         )
         return await self._attempt(claims[0], stop) if claims else None
 
-    async def _work(self, stop: Stop) -> None:
+    async def _work(self, stop: Stop, name: str) -> None:
+        def alive(within: float) -> None:
+            self.progress.expect(name, within)
+
         while not stop:
+            alive(SLACK)
             try:
-                wait = await self._turn(stop)
+                wait = await self._turn(stop, alive)
             except Exception:  # a fault of ours must not end the daemon
                 self.log.exception("turn failed")
                 wait = self.settings.poll_interval
+            alive(wait + SLACK)
             await stop.pause(wait)
 
-    async def _turn(self, stop: Stop) -> float:
+    async def _turn(self, stop: Stop, alive: Alive) -> float:
         """Diagnose one batch if there is one; returns the seconds to wait before the next."""
         idle = self.settings.poll_interval
         try:
             if blocked := await self._blocked():
-                self._say(blocked.reason)
+                self._say(blocked.reason, blocked.kind)
                 return min(blocked.seconds, idle)
             claim = await self._claim()
         except MidwatchError as error:
-            self._say(f"the store cannot be used: {error.line()}")
+            self._say(f"the store cannot be used: {error.line()}", "store")
             return idle
-        self._say("")
+        self._say("", None)
+        self.last_success = self.clock.now()
         if claim is None:
             return idle
-        await self._attempt(claim, stop)
+        await self._attempt(claim, stop, alive)
         return 0.0
 
     # ------------------------------------------------------------------ may we?
@@ -140,13 +159,15 @@ class AgentRunner:
             return Blocked(
                 "no API key: tickets get first aid only (set ANTHROPIC_API_KEY or anthropic.api_key_file)",
                 self.settings.auth_probe_interval,
+                "no_key",
             )
         if pauses := await self.store.pauses():
             longest = pauses[0]
-            return Blocked(f"{longest.kind}: {longest.reason}", longest.seconds)
+            reason = f"{longest.kind}: {longest.reason}"
+            return Blocked(reason, longest.seconds, longest.kind)
         wait = self._tight.get(Severity.CRITICAL, 0.0) - self.clock.monotonic()
         if wait > 0:
-            return Blocked("the budget of the day is spent", wait)
+            return Blocked("the budget of the day is spent", wait, "budget")
         return None
 
     async def _claim(self) -> Claim | None:
@@ -158,12 +179,14 @@ class AgentRunner:
         )
         return claims[0] if claims else None
 
-    async def _attempt(self, claim: Claim, stop: Stop) -> Ended | None:
+    async def _attempt(
+        self, claim: Claim, stop: Stop, alive: Alive = lambda within: None
+    ) -> Ended | None:
         model = self.model()
         if model is None:  # the key went away between two lines
             await self.store.release(claim)
             return None
-        ended = await Attempt(self._desk, claim, model).run(stop)
+        ended = await Attempt(self._desk, claim, model, alive).run(stop)
         self.outcomes[ended.outcome] += 1
         if ended.outcome == "budget":
             self._budget_spent(claim.severity)
@@ -183,8 +206,16 @@ class AgentRunner:
 
     # ------------------------------------------------------------------ telling
 
-    def _say(self, reason: str) -> None:
+    @property
+    def spent_usd(self) -> float:
+        """What this runner's calls have cost since its start."""
+        return self._desk.spent_usd
+
+    def _say(self, reason: str, kind: Standstill | None) -> None:
         """Say a standstill once, and once that it is over."""
+        if kind is not None and kind != self.standstill:
+            self.pauses[kind] += 1
+        self.standstill = kind
         if reason == self._said:
             return
         self._said = reason

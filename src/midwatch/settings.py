@@ -357,9 +357,9 @@ class OperatorSettings(Group):
         60.0, ge=1, description="What a pod gets to save itself when it is stopped."
     )
     deadline_margin: Seconds = Field(
-        120.0,
+        180.0,
         ge=0,
-        description="The Job's deadline comes so much after the session's time-out.",
+        description="What a pod gets after the session's time-out to push, save and tell, before the Job's deadline.",
     )
     idle_margin: Seconds = Field(
         60.0,
@@ -395,9 +395,12 @@ class OperatorSettings(Group):
     concurrency: int = Field(
         16, ge=1, le=256, description="Sessions that are worked on at the same time."
     )
-    host: str = Field("0.0.0.0", description="Address of the health endpoint.")
+    host: str = Field("0.0.0.0", description="Address for probes and Prometheus.")
     port: int | None = Field(
-        8080, ge=1, le=65535, description="Its port, path /healthz; null for none."
+        8080,
+        ge=0,
+        le=65535,
+        description="Its port: /healthz, /readyz and /metrics; 0 for any, null for none.",
     )
 
 
@@ -415,7 +418,7 @@ class ContentSettings(Group):
     )
     key_file: Path | None = Field(
         None,
-        description="Keys that tokens are signed with, one a line: the first signs, all verify.",
+        description="Keys that tokens are signed with, one a line: the first signs, all verify. Read again when it changes.",
     )
     max_entries: int = Field(
         500_000,
@@ -423,7 +426,9 @@ class ContentSettings(Group):
         description="Files, folders and symlinks of one session; some 400 bytes of memory each while in use.",
     )
     max_size: Bytes = Field(
-        20_000_000_000, ge=1, description="Bytes of all files of one session."
+        20_000_000_000,
+        ge=1,
+        description="Bytes of all files of one session; on the volume it may take twice that, with what was replaced.",
     )
     max_body: Bytes = Field(
         134_217_728,
@@ -462,6 +467,22 @@ class ContentSettings(Group):
         ge=0,
         description="How long a chunk is kept that no manifest names: uploads need it.",
     )
+    keep_for: Seconds | None = Field(
+        None,
+        ge=3600,
+        description="Remove the folder of a session, for ever, when nobody read or wrote it for so long, such as 90d; null keeps all.",
+    )
+
+
+class MetricsSettings(Group):
+    """A port of monitor and agent for Prometheus and for probes: `/metrics` and `/healthz`, without a token."""
+
+    host: str = Field(
+        "127.0.0.1", description="The address it listens on; 0.0.0.0 in a pod."
+    )
+    port: int | None = Field(
+        None, ge=0, le=65535, description="Its port; 0 for any, null for none."
+    )
 
 
 class LogSettings(Group):
@@ -488,6 +509,7 @@ class Settings(Group):
     sessions: SessionSettings = SessionSettings()
     operator: OperatorSettings = OperatorSettings()
     content: ContentSettings = ContentSettings()
+    metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     subjects: list[dict[str, Any]] = Field(
         default_factory=list, description="The systems that are watched, see below."

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal
 
 from .changes import CalmLooks, changes_since
 from .checks import UNOBSERVABLE, WHOLE_SUBJECT, Checked, Ripe, check, unobservable
@@ -46,6 +48,40 @@ class Cycle:
     changed: str = ""
 
 
+Result = Literal["observed", "unobservable", "unsaved"]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the cycles of a subject came to since the start. `known`: its tickets are."""
+
+    cycles: Counter[Result] = field(default_factory=Counter)
+    seconds: float = 0.0
+    opened: int = 0
+    resolved: int = 0
+    last: Result | None = None
+    last_success: datetime | None = None
+
+    @property
+    def known(self) -> bool:
+        return bool(self.cycles["observed"] or self.cycles["unobservable"])
+
+    def add(self, cycle: Cycle, seconds: float, now: datetime) -> None:
+        self.last = _result(cycle)
+        self.cycles[self.last] += 1
+        self.seconds += seconds
+        self.opened += len(cycle.opened)
+        self.resolved += cycle.resolved
+        if self.last == "observed":
+            self.last_success = now
+
+
+def _result(cycle: Cycle) -> Result:
+    if cycle.unsaved:
+        return "unsaved"
+    return "unobservable" if cycle.unobservable else "observed"
+
+
 class SubjectWatch:
     """What is remembered of a subject between cycles; the store has the rest."""
 
@@ -67,6 +103,7 @@ class SubjectWatch:
         self.invariants = {item.id: item for item in subject.invariants}
         self.tickets: dict[Key, Ticket] = {}
         self.pending: Mapping[Key, float] = {}
+        self.tally = Tally()
         self._watch: Watch | None = None
         self._calm = CalmLooks()
         self._blind: Counter[str] = Counter()

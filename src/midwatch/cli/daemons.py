@@ -6,13 +6,19 @@ import asyncio
 import os
 import sys
 import threading
-from typing import Annotated
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..lifecycle import Stop, signals_set
 from .main import app
 from .wiring import App, Edge, open_app
+
+if TYPE_CHECKING:
+    from ..monitor import MonitorLoop
+    from ..progress import Progress
+    from ..runner import AgentRunner
 
 Once = Annotated[bool, typer.Option("--once", help="One round, then exit.")]
 _LONGEST_STOP = 4.5
@@ -40,10 +46,25 @@ async def _monitor(edge: Edge, once: bool) -> None:
         with signals_set(stop, _end_in_time):
             if once:
                 await loop.once()
-            else:
+                return
+            async with _served(opened, loop.progress, monitor=loop):
                 opened.log.info("monitor started", subjects=len(opened.subjects))
                 await loop.run(stop)
-                opened.log.info("monitor stopped", reason=stop.reason)
+            opened.log.info("monitor stopped", reason=stop.reason)
+
+
+def _served(
+    opened: App,
+    progress: Progress,
+    *,
+    monitor: MonitorLoop | None = None,
+    agent: AgentRunner | None = None,
+) -> AbstractAsyncContextManager[object]:
+    from .figures import figures_served
+
+    return figures_served(
+        opened.settings.metrics, opened.log, progress, monitor=monitor, agent=agent
+    )
 
 
 @app.command()
@@ -62,8 +83,9 @@ async def _agent(edge: Edge, once: bool) -> str | None:
             if once:
                 blocked = await runner.drain(stop)
                 return blocked.reason if blocked else None
-            opened.log.info("agent started", model=opened.settings.anthropic.model)
-            await runner.run(stop)
+            async with _served(opened, runner.progress, agent=runner):
+                opened.log.info("agent started", model=opened.settings.anthropic.model)
+                await runner.run(stop)
             opened.log.info("agent stopped", reason=stop.reason)
     return None
 
@@ -85,7 +107,9 @@ async def _up(edge: Edge) -> None:
 
 async def run_both(opened: App, stop: Stop) -> None:
     """Monitor and agent until the stop."""
-    monitor, agent = opened.monitor(), opened.agent()
-    async with asyncio.TaskGroup() as group:
-        group.create_task(monitor.run(stop), name="monitor")
-        group.create_task(agent.run(stop), name="agent")
+    monitor = opened.monitor()
+    agent = opened.agent(monitor.progress)
+    async with _served(opened, monitor.progress, monitor=monitor, agent=agent):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(monitor.run(stop), name="monitor")
+            group.create_task(agent.run(stop), name="agent")

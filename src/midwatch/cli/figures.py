@@ -1,0 +1,188 @@
+"""What monitor and agent tell Prometheus, and the port for it. All of it is known in the process already: a
+scrape asks neither the database nor a subject."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from typing import get_args
+
+from ..errors import SettingsError
+from ..logs import Log
+from ..metrics.families import Family, Sample
+from ..model import Severity
+from ..monitor import MonitorLoop
+from ..progress import Progress
+from ..runner import AgentRunner, Standstill
+from ..settings import MetricsSettings
+from ..watching import Result
+
+_CYCLES = Family(
+    "midwatch_monitor_cycles_total",
+    "counter",
+    "Looks at a subject by result: observed, unobservable, unsaved.",
+    ("subject", "result"),
+)
+_SECONDS = Family(
+    "midwatch_monitor_cycle_seconds_total",
+    "counter",
+    "Time that looking at a subject and saving it took.",
+    ("subject",),
+)
+_UNOBSERVABLE = Family(
+    "midwatch_monitor_subject_unobservable",
+    "gauge",
+    "1 if the last look at the subject failed.",
+    ("subject",),
+)
+_OPEN = Family(
+    "midwatch_monitor_open_tickets",
+    "gauge",
+    "Tickets that are not resolved yet, as the last look left them.",
+    ("subject", "severity"),
+)
+_OPENED = Family(
+    "midwatch_monitor_tickets_opened_total",
+    "counter",
+    "Tickets that were opened.",
+    ("subject",),
+)
+_RESOLVED = Family(
+    "midwatch_monitor_tickets_resolved_total",
+    "counter",
+    "Tickets that were seen to hold again.",
+    ("subject",),
+)
+_OBSERVED_AT = Family(
+    "midwatch_monitor_last_success_timestamp_seconds",
+    "gauge",
+    "When the subject was last observed and what was seen was saved.",
+    ("subject",),
+)
+MONITOR = (
+    _CYCLES,
+    _SECONDS,
+    _UNOBSERVABLE,
+    _OPEN,
+    _OPENED,
+    _RESOLVED,
+    _OBSERVED_AT,
+)
+
+_DIAGNOSES = Family(
+    "midwatch_agent_diagnoses_total",
+    "counter",
+    "Tries to diagnose a batch of tickets, by how they ended.",
+    ("outcome",),
+)
+_SPENT = Family(
+    "midwatch_agent_spent_usd_total", "counter", "Dollars that calls of Claude cost."
+)
+_PAUSED = Family(
+    "midwatch_agent_paused",
+    "gauge",
+    "1 if nothing is diagnosed now, for this reason.",
+    ("reason",),
+)
+_PAUSES = Family(
+    "midwatch_agent_pauses_total",
+    "counter",
+    "Times that the agent began to stand still.",
+    ("reason",),
+)
+_CLAIMED_AT = Family(
+    "midwatch_agent_last_success_timestamp_seconds",
+    "gauge",
+    "When the queue was last looked at with nothing in the way.",
+)
+AGENT = (_DIAGNOSES, _SPENT, _PAUSED, _PAUSES, _CLAIMED_AT)
+
+_OUTCOMES = (
+    "answered",
+    "refused",
+    "cut",
+    "error",
+    "retry",
+    "lost",
+    "stopped",
+    "budget",
+)
+_REASONS = tuple(
+    reason
+    for part in get_args(Standstill)
+    for reason in get_args(part)
+    if reason != "stopped"
+)
+
+
+def monitor_samples(monitor: MonitorLoop) -> Iterator[Sample]:
+    for watch in monitor.watches:
+        name, tally = watch.subject.name, watch.tally
+        for result in get_args(Result):
+            yield _CYCLES(tally.cycles[result], name, result)
+        yield _SECONDS(tally.seconds, name)
+        yield _OPENED(tally.opened, name)
+        yield _RESOLVED(tally.resolved, name)
+        if tally.last_success is not None:
+            yield _OBSERVED_AT(tally.last_success.timestamp(), name)
+        if tally.known:  # before, no tickets would mean nothing
+            yield _UNOBSERVABLE(tally.last == "unobservable", name)
+            count = Counter(ticket.severity for ticket in watch.tickets.values())
+            for severity in Severity:
+                yield _OPEN(count[severity], name, severity.label)
+
+
+def agent_samples(agent: AgentRunner) -> Iterator[Sample]:
+    # Also those that have not happened: a counter that begins at 1 has no increase.
+    for outcome in {**dict.fromkeys(_OUTCOMES), **agent.outcomes}:
+        yield _DIAGNOSES(agent.outcomes[outcome], outcome)
+    yield _SPENT(agent.spent_usd)
+    for reason in _REASONS:
+        yield _PAUSED(agent.standstill == reason, reason)
+        yield _PAUSES(agent.pauses[reason], reason)
+    if agent.last_success is not None:
+        yield _CLAIMED_AT(agent.last_success.timestamp())
+
+
+@contextlib.asynccontextmanager
+async def figures_served(
+    settings: MetricsSettings,
+    log: Log,
+    progress: Progress,
+    *,
+    monitor: MonitorLoop | None = None,
+    agent: AgentRunner | None = None,
+) -> AsyncIterator[str | None]:
+    """While inside, `/metrics` and `/healthz` are served, if the settings name a port; yields the address."""
+    if settings.port is None:
+        yield None
+        return
+    try:
+        from ..metrics.exposition import Exposition
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "prometheus_client":
+            raise
+        raise SettingsError(
+            "the package prometheus_client is not installed",
+            path="metrics.port",
+            hint="pip install 'midwatch[metrics]', or leave the port out",
+        ) from None
+    from ..metrics.serving import health, metrics_page, serving
+
+    def read() -> Iterator[Sample]:
+        if monitor is not None:
+            yield from monitor_samples(monitor)
+        if agent is not None:
+            yield from agent_samples(agent)
+
+    families = (MONITOR if monitor else ()) + (AGENT if agent else ())
+    pages = {
+        "/healthz": health(progress),
+        "/metrics": metrics_page(Exposition(families, read)),
+    }
+    async with serving(
+        settings.host, settings.port, pages, log, setting="metrics.port"
+    ) as address:
+        log.info("metrics served", address=address)
+        yield address
