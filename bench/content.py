@@ -48,7 +48,8 @@ async def run() -> Sequence[Row]:
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
         root = Path(name)
         with _proxy(root) as url:
-            return [*await _tree(root, url), await _large(root, url)]
+            rows = [*await _tree(root, url), await _on_disk(root, url)]
+            return [*rows, await _large(root, url)]
 
 
 @contextlib.contextmanager
@@ -230,9 +231,37 @@ async def _times(
             "content: push of ten changes / rsync", push * 1000, floor * 1000, 2
         ),
         against_floor(
-            "content: pull of ten changes / rsync", pull * 1000, again * 1000, 4
+            "content: pull of ten changes / rsync", pull * 1000, again * 1000, 2
         ),
     ]
+
+
+async def _on_disk(root: Path, url: str) -> Row:
+    """What a pull of all files to a disk that may lose its power waits for it."""
+    shares = []
+    async with ContentClient(url, _token(), FOLDER) as client:
+        for _ in range(3):
+            with tempfile.TemporaryDirectory() as name:
+                shares.append(await _waited(client, Path(name)))
+    share = statistics.median(shares) * 100
+    return against_bound("content: wait for the disk in a pull of all", share, 20, "%")
+
+
+async def _waited(client: ContentClient, disk: Path) -> float:
+    """The share of a pull's time that is between the syncs' begin and end."""
+    waited, since = 0.0, None
+
+    def step(name: str) -> None:
+        nonlocal waited, since
+        if since is not None:
+            waited += time.perf_counter() - since
+        since = time.perf_counter() if name.startswith("sync") else None
+
+    began = time.perf_counter()
+    await WorkspaceSync(
+        client, {"workspace": disk / "copy"}, disk / "state", step=step
+    ).pull()
+    return waited / (time.perf_counter() - began)
 
 
 def _scan(work: Path) -> Row:

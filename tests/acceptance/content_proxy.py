@@ -43,8 +43,10 @@ def token(folder: str = FOLDER, read: Sequence[str] = (), key: bytes = KEY) -> s
     return issue(key, folder, read, now=datetime.now(UTC))
 
 
-def bearer(folder: str = FOLDER, read: Sequence[str] = ()) -> dict[str, str]:
-    return {"authorization": f"Bearer {token(folder, read)}"}
+def bearer(
+    folder: str = FOLDER, read: Sequence[str] = (), key: bytes = KEY
+) -> dict[str, str]:
+    return {"authorization": f"Bearer {token(folder, read, key)}"}
 
 
 def split(data: bytes) -> list[bytes]:
@@ -76,6 +78,11 @@ class Caller:
             f"{self.at}/manifest?wait={wait:g}",
             headers=self.headers | {"if-none-match": f'"{version}"'},
             timeout=30,
+        )
+
+    async def since(self, version: str) -> httpx2.Response:
+        return await self.http.get(
+            f"{self.at}/manifest?since={version}", headers=self.headers
         )
 
     async def put(self, *data: bytes) -> httpx2.Response:
@@ -129,9 +136,11 @@ class Proxy:
     root: Path
     log: io.StringIO
     stop: Stop
+    folder: str = FOLDER
+    """The one that is meant where none is named: tests that share a proxy have one each."""
 
-    def caller(self, folder: str = FOLDER) -> Caller:
-        return Caller(self.http, folder)
+    def caller(self, folder: str = "") -> Caller:
+        return Caller(self.http, folder or self.folder)
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.getvalue().splitlines()]
@@ -144,7 +153,7 @@ async def proxy(folder: Path, **settings: Any) -> AsyncIterator[Proxy]:
     opened = open_log(LogSettings(format="json"), log, Redactor())
     # Without TLS, whose certificates take longer to read than all else here.
     async with httpx2.AsyncClient(timeout=20, verify=False) as http:
-        async with serving(chosen, [KEY], stop, opened) as url:
+        async with serving(chosen, lambda: [KEY], stop, opened) as url:
             http.base_url = httpx2.URL(url)
             yield Proxy(http, url, root, log, stop)
 

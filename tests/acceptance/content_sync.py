@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -20,7 +21,7 @@ from midwatch.content.sync.roots import STAGING
 from midwatch.content.sync.workspace import WorkspaceSync
 from midwatch.content.tree import chunk_hash
 
-from .content_proxy import FOLDER, Proxy, token
+from .content_proxy import Proxy, token
 
 INBOX = "session/inbox.jsonl"
 
@@ -52,6 +53,8 @@ class Network(httpx2.AsyncBaseTransport):
         self.trouble = 0.0
         self.faults: list[str] = []
         self.asked: list[str] = []
+        self.told: list[set[str]] = []
+        """What the answers about the manifest had in them."""
         self._inner = httpx2.AsyncHTTPTransport(trust_env=False)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -70,6 +73,13 @@ class Network(httpx2.AsyncBaseTransport):
             raise httpx2.ReadError("lost")
         if fault == "cut answer":
             response.stream = _Cut(response.stream, httpx2.ReadError("cut"))
+        elif request.method == "GET" and response.status_code == 200:
+            data = json.loads(await response.aread())
+            await response.aclose()
+            self.told.append(set(data))
+            if fault == "wrong difference":
+                data["put"].popitem()
+            return httpx2.Response(200, content=json.dumps(data).encode())
         return response
 
     def _fault(self) -> str:
@@ -152,14 +162,16 @@ class Side:
 
 @asynccontextmanager
 async def side(
-    proxy: Proxy, root: Path, *, seed: int = 0, folder: str = FOLDER, **options: Any
+    proxy: Proxy, root: Path, *, folder: str = "", **options: Any
 ) -> AsyncIterator[Side]:
-    network = Network(random.Random(seed))
-    read = options.pop("read", ())
+    folder = folder or proxy.folder
+    network = Network()
+    read, attempt = options.pop("read", ()), options.pop("attempt", None)
     async with ContentClient(
         proxy.url,
         token(folder, read),
         folder,
+        attempt=attempt,
         transport=network,
         clock=FastClock(),
     ) as client:
@@ -187,7 +199,7 @@ def _what(path: Path) -> tuple[Any, ...]:
     return "file", found.st_mode & 0o777, path.read_bytes()
 
 
-async def contents(proxy: Proxy, folder: str = FOLDER) -> Mapping[str, set[str]]:
+async def contents(proxy: Proxy, folder: str = "") -> Mapping[str, set[str]]:
     """Where the proxy has which chunk."""
     _, tree = await proxy.caller(folder).manifest()
     found: dict[str, set[str]] = {}

@@ -162,6 +162,35 @@ async def test_what_is_known_is_not_sent_again(caller: Caller) -> None:
     assert (await caller.known(EMPTY)).status_code == 200
 
 
+async def test_the_difference_to_a_version(caller: Caller, running: Proxy) -> None:
+    old = await caller.write({f"workspace/{n}": b"%d" % n for n in range(5)})
+    await caller.write({"workspace/1": b"new", "workspace/more": b"m"})
+    version, _ = await caller.manifest()
+    answer = await caller.commit(version, removed=["workspace/2", "workspace/more"])
+    version = answer.json()["version"]
+    told = await caller.since(old)
+    assert told.headers["etag"] == f'"{version}"'
+    found = told.json()
+    assert set(found.pop("removed")) == {"workspace/2", "workspace/more"}
+    put = {"workspace/1": file(b"new").to_json()}
+    assert found == {"version": version, "since": old, "put": put}
+    assert "tree" in (await caller.since("0" * 64)).json()
+    assert (await caller.since("no version")).status_code == 400
+
+
+async def test_a_difference_is_told_by_who_knows_all_of_it(tmp_path: Path) -> None:
+    async with proxy(tmp_path) as running, proxy(tmp_path) as another:
+        one, two = Caller(running.http), Caller(another.http)
+        first = await one.write({"a": b"one"})
+        second = await two.write({"b": b"two"})
+        third = await one.write({"c": b"three"})
+        assert "tree" in (await one.since(first)).json()
+        assert set((await one.since(second)).json()["put"]) == {"c"}
+        assert "tree" in (await two.since(second)).json()
+        await one.http.delete(one.at, headers=one.headers)
+        assert "tree" in (await one.since(third)).json()
+
+
 async def test_a_wait_ends_with_the_change(caller: Caller) -> None:
     version = await caller.write({"workspace/a": b"a"})
     waiting = asyncio.create_task(caller.known(version, wait=20))
@@ -251,6 +280,7 @@ async def test_no_address_leads_elsewhere(running: Proxy, address: str) -> None:
         {"a": ["l", "x\0"]},
         {"a": ["d", 0o4755]},
         {"a": ["d", True]},
+        {"a": ["f", 420, True, ["0" * 64]]},
         {"a": ["f", 420, 5, []]},
         {"a": ["f", 420, -1, []]},
         {"a": ["x"]},
@@ -260,6 +290,23 @@ async def test_no_address_leads_elsewhere(running: Proxy, address: str) -> None:
 async def test_entries_that_cannot_be(caller: Caller, put: object) -> None:
     answer = await caller.post("commit", {"put": put}, **{"if-match": f'"{EMPTY}"'})
     assert answer.status_code == 422 and answer.json()["hint"] is not None
+    assert await caller.manifest() == (EMPTY, {})
+
+
+async def test_a_commit_that_means_two_things(caller: Caller) -> None:
+    at = {"if-match": f'"{EMPTY}"'}
+    both = {"put": {"a": ["d", 493]}, "removed": ["a"]}
+    answer = await caller.post("commit", both, **at)
+    assert answer.status_code == 422 and "both put and removed" in answer.text
+    twice = b'{"put": {"a": ["d", 493], "a": ["d", 448]}}'
+    for body in (twice, b'{"put": {}, "put": {}}', b'{"put": {"a": ["d", NaN]}}'):
+        answer = await caller.http.post(
+            f"{caller.at}/commit",
+            content=body,
+            headers=caller.headers | {"content-type": "application/json"} | at,
+        )
+        assert answer.status_code == 400, body
+        assert "twice" in answer.text or "NaN" in answer.text
     assert await caller.manifest() == (EMPTY, {})
 
 
@@ -336,10 +383,10 @@ async def test_limits(tmp_path: Path) -> None:
             ),
             await caller.post("missing", {"hashes": ["0" * 64] * 20000}),
             await caller.post("inbox", {"type": "t", "content": "x" * 600_000}),
-            await caller.put(b"more than the folder may hold"),
         ]
         assert {answer.status_code for answer in refused} == {413}, refused
         assert all(answer.json()["hint"] for answer in refused)
+        assert "content.max_entries" in refused[0].text
         names = [chunk_hash(str(n).encode()) for n in range(MAX_HASHES + 1)]
         assert (await caller.post("missing", {"hashes": names})).status_code == 413
         assert await caller.manifest() == (EMPTY, {})

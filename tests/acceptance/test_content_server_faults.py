@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from midwatch.content.errors import ContentFull
-from midwatch.content.server.durable import translated
+from midwatch.content.server.disk import translated
 from midwatch.content.tree import EMPTY, chunk_hash
 from midwatch.content.wire import MEDIA_TYPE, encode_frame
 
@@ -41,7 +41,7 @@ def head(method: str, address: str, **headers: str) -> bytes:
 
 async def test_slow_clients_are_not_waited_for(tmp_path: Path) -> None:
     frames = encode_frame(b"whole") + encode_frame(b"half")[:-1]
-    async with proxy(tmp_path, request_time=0.3) as running:
+    async with proxy(tmp_path, request_time=0.15) as running:
         nothing, half_a_head, body, upload = await asyncio.gather(
             raw(running, b""),
             raw(running, b"GET / HTTP/1.1\r\nHost"),
@@ -60,23 +60,23 @@ async def test_slow_clients_are_not_waited_for(tmp_path: Path) -> None:
 
 async def test_a_connection_is_used_again_while_it_is_used(tmp_path: Path) -> None:
     """The limit is on a request that does not come, not on a pause between two."""
-    async with proxy(tmp_path, request_time=0.2) as running:
+    async with proxy(tmp_path, request_time=0.1) as running:
         caller = running.caller()
         await caller.manifest()
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.15)
         host, port = running.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         for _ in range(2):
             writer.write(head("GET", "manifest", If_None_Match=f'"{EMPTY}"'))
             assert b" 304 " in await reader.readuntil(b"\r\n\r\n")
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.15)
         writer.close()
         await writer.wait_closed()
 
 
 async def test_an_answer_that_is_not_read_ends(tmp_path: Path) -> None:
-    async with proxy(tmp_path, request_time=0.3) as running:
-        data = os.urandom(24 << 20)
+    async with proxy(tmp_path, request_time=0.15) as running:
+        data = os.urandom(16 << 20)
         await running.caller().write({"workspace/large": data})
         host, port = running.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=1024)
@@ -196,6 +196,55 @@ async def test_only_chunks_that_nothing_needs_are_removed(tmp_path: Path) -> Non
         assert all(path.exists() for path in (kept, asked, young))
         assert replaced.exists(), "a reader of the version before may still come for it"
         assert check_whole(running.root) == 2
+
+
+async def test_a_folder_that_nobody_uses_is_removed(tmp_path: Path) -> None:
+    """Reading keeps it, and so does writing chunks; a look of the collection itself does not."""
+    names = ("idle", "read", "sent", "changed", "fresh")
+    async with proxy(tmp_path, collect_interval=0.01, keep_for=7200) as running:
+        callers = {name: running.caller(f"team/{name}.01234567") for name in names}
+        places = {
+            name: running.root / "folders" / callers[name].folder for name in names
+        }
+        for caller in callers.values():
+            version = await caller.write({"workspace/a": b"a"})
+
+        def age(name: str, seconds: float) -> None:
+            os.utime(places[name], (time.time() - seconds,) * 2)
+
+        for name in names:
+            age(name, 7000)  # not for so long
+        await callers["read"].manifest()
+        await callers["sent"].put(b"b")
+        await callers["changed"].commit(version, {"b": file(b"")})
+        used = {name: place.stat().st_mtime for name, place in places.items()}
+        recent = time.time() - 60
+        assert {name for name, at in used.items() if at > recent} == {
+            "read",
+            "sent",
+            "changed",
+        }
+        age("idle", 7300)
+        await _until(lambda: not places["idle"].exists())
+        assert await callers["idle"].manifest() == (EMPTY, {})
+        await _until(
+            lambda: any("nobody used" in line["event"] for line in running.lines())
+        )
+        assert all(places[name].exists() for name in names if name != "idle")
+        assert check_whole(running.root) == 5
+        await callers["idle"].write({"workspace/again": b"a"})
+
+
+async def test_without_a_limit_every_folder_is_kept(tmp_path: Path) -> None:
+    async with proxy(tmp_path, collect_interval=0.01, collect_grace=0.0) as running:
+        caller = running.caller()
+        await caller.write({"workspace/a": b"a"})
+        await caller.put(b"idle")
+        os.utime(place(running), (0, 0))
+        name = chunk_hash(b"idle")
+        chunk = place(running, "chunks", name[:2], name)
+        await _until(lambda: not chunk.exists())
+        assert check_whole(running.root) == 1
 
 
 async def test_nothing_is_collected_from_under_a_commit(tmp_path: Path) -> None:

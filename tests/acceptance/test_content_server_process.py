@@ -66,7 +66,7 @@ def manifest(http: httpx2.Client) -> dict[str, Any]:
 def test_killed_at_any_point_a_folder_has_one_whole_version(tmp_path: Path) -> None:
     chance = random.Random(4)
     tree: dict[str, Entry] = {}
-    for _ in range(6):
+    for _ in range(5):
         with process(tmp_path) as (url, pid), client(url) as http:
             # What was acknowledged is there; the one in flight at the kill may be.
             version = manifest(http)["version"]
@@ -310,7 +310,12 @@ def test_a_token_of_the_command_opens_the_folder(tmp_path: Path) -> None:
             f"{AT}/manifest", headers={"authorization": f"Bearer {token}"}
         )
         assert answer.status_code == 200
-        line = refused(tmp_path, "content", "token", "../etc", env=key)
+        # Another key, while it runs: what the old one signed is worth nothing.
+        (tmp_path / "key").write_bytes(KEY[::-1])
+        assert http.get(f"{AT}/manifest", headers=HEADERS).status_code == 401
+        new = bearer(key=KEY[::-1])
+        assert http.get(f"{AT}/manifest", headers=new).status_code == 200
+        line = refused(tmp_path, "content", "token", "team/fix", env=key)
         assert "NAMESPACE/NAME.UID" in line
 
 

@@ -19,15 +19,17 @@ from midwatch.content.sync.workspace import WorkspaceSync
 from midwatch.content.tree import Entry
 from midwatch.events import Event, Phase, Prompt, ToolResult
 from midwatch.kube.errors import ClusterUnavailable
-from midwatch.kube.pod.places import PodPlaces, stays_here
+from midwatch.kube.pod.places import LOCAL_OWNED, PodPlaces, stays_here
 from midwatch.kube.pod.serving import Means, PodRunner
 from midwatch.kube.pod.task import read_task
+from midwatch.kube.pod.variables import sorted_variables
 from midwatch.kube.writer import NoCluster, StatusCluster
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Json
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 from midwatch.testing.sessions import options
 from midwatch.workspace.environment import GitEnvironment
+from midwatch.workspace.testing import run_git
 
 from .content_proxy import FOLDER, OTHER, file, process, token
 from .serve_pod import Pod
@@ -60,7 +62,7 @@ def has_transcript(url: str, pod: Pod) -> bool:
     async def tree() -> dict[str, Entry]:
         async with ContentClient(url, token(), FOLDER) as client:
             remote = await client.manifest()
-        return remote.tree if remote else {}
+        return remote.tree
 
     found = asyncio.run(tree())
     for path in pod.state.glob("claude/projects/*/*.jsonl"):
@@ -131,7 +133,7 @@ def test_a_session_goes_on_with_another_one(
         more = content(url, "team/third.33333333", nothing["RESUME_FROM_FOLDER"])
         second.more = more | nothing
         ended = second.serve()
-        assert ended.returncode == 1 and "Failed: NotFound" in ended.stderr
+        assert ended.returncode == 1 and "NotFound" in ended.stderr
         assert "spec.resumeFrom" in ended.stderr
 
 
@@ -180,10 +182,10 @@ class Unreachable:
 
 @contextlib.asynccontextmanager
 async def runner(
-    pod: Pod, cluster: StatusCluster, voice: Voice
+    pod: Pod, cluster: StatusCluster, voice: Voice, timeout: float = 6000
 ) -> AsyncIterator[PodRunner]:
-    environ = pod.environ(TIMEOUT="6000", IDLE_TIMEOUT="6000")
-    task, clock = read_task(environ), Hurried()
+    environ = pod.environ(TIMEOUT=f"{timeout:g}", IDLE_TIMEOUT="6000")
+    task, clock = read_task(sorted_variables(environ)), Hurried()
     places = PodPlaces(task.workspace, task.state, task.cache)
     async with contextlib.AsyncExitStack() as stack:
         sync = None
@@ -193,6 +195,7 @@ async def runner(
                 access.url,
                 access.token,
                 access.folder,
+                attempt=task.identity.attempt,
                 limits=TimeLimits(connect=1, silence=2, request=5),
                 clock=clock,
             )
@@ -203,6 +206,7 @@ async def runner(
                 places.sync_state,
                 clock=clock,
                 interval=task.sync_interval,
+                local_owned=LOCAL_OWNED,
                 ignored=stays_here,
             )
         environment = GitEnvironment()
@@ -216,6 +220,11 @@ def saved(cluster: NoCluster) -> tuple[str, str]:
     return found["status"], found["reason"]
 
 
+def story(cluster: NoCluster) -> tuple[str, str]:
+    status = cluster.body["status"]
+    return status["phase"], status["reason"]
+
+
 async def test_a_proxy_that_is_not_there_at_first_fails_the_session(
     tmp_path: Path, repos: tuple[str, str]
 ) -> None:
@@ -224,13 +233,48 @@ async def test_a_proxy_that_is_not_there_at_first_fails_the_session(
     pod.more = content("http://127.0.0.1:1")
     cluster, voice = NoCluster(), Voice()
 
-    async with runner(pod, cluster, voice) as running:
-        assert await running.run() == 1
-    status = cluster.body["status"]
-    assert (status["phase"], status["reason"]) == ("Failed", "ContentUnavailable")
-    assert "content proxy" in status["message"]
+    async with runner(pod, cluster, voice, timeout=100) as running:
+        working = asyncio.create_task(running.run())
+        await _until(lambda: story(cluster) == ("Creating", "WaitingForContent"))
+        assert "content proxy" in cluster.body["status"]["message"]
+        assert await working == 1
+    assert story(cluster) == ("Failed", "ContentUnavailable")
+    # As long as the session has time, and no longer.
+    assert "tried for 90 s" in cluster.body["status"]["message"]
     assert saved(cluster) == ("False", "ContentUnavailable")
     assert not list(pod.workspace.iterdir())
+
+
+async def test_a_proxy_that_comes_late_is_waited_for(
+    tmp_path: Path, repos: tuple[str, str]
+) -> None:
+    cluster, voice = NoCluster(), Voice()
+    async with ScriptedMessagesAPI(Rule("Done.", tools=True)) as api:
+        pod = Pod(tmp_path / "pod", api, repos)
+        with process(tmp_path) as (url, _):
+            pass
+        pod.more = content(url)
+        async with runner(pod, cluster, voice) as running:
+            working = asyncio.create_task(running.run())
+            await _until(lambda: story(cluster) == ("Creating", "WaitingForContent"))
+            with process(tmp_path, PORT=url.rpartition(":")[2]):
+                assert await working == 0
+    assert story(cluster)[0] == "Completed"
+    assert saved(cluster) == ("True", "Saved")
+
+
+async def test_a_signal_ends_the_wait_for_the_proxy(
+    tmp_path: Path, repos: tuple[str, str]
+) -> None:
+    pod = Pod(tmp_path / "pod", "http://127.0.0.1:1", repos)
+    pod.more = content("http://127.0.0.1:1")
+    cluster = NoCluster()
+    async with runner(pod, cluster, Voice()) as running:
+        working = asyncio.create_task(running.run())
+        await _until(lambda: story(cluster) == ("Creating", "WaitingForContent"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert await asyncio.wait_for(working, 5) == 0
+    assert story(cluster) == ("Stopped", "Stopped")
 
 
 async def test_a_proxy_that_goes_in_the_middle_does_not_stop_the_session(
@@ -254,6 +298,44 @@ async def test_a_proxy_that_goes_in_the_middle_does_not_stop_the_session(
     status = cluster.body["status"]
     assert (status["phase"], status["result"]) == ("Completed", "Done.")
     assert saved(cluster)[0] == "False"
+
+
+class TakenOver(NoCluster):
+    """Whoever reads the resource finds that another attempt has taken over."""
+
+    def __init__(self, noticed: Callable[[], object]) -> None:
+        super().__init__()
+        self.noticed = noticed
+
+    async def get_session(self, namespace: str, name: str) -> Json:
+        self.noticed()
+        status = self.body.get("status", {})
+        self.body = {**self.body, "status": {**status, "attempt": 2}}
+        return self.body
+
+
+async def test_an_attempt_that_was_superseded_saves_and_pushes_nothing(
+    tmp_path: Path, repos: tuple[str, str]
+) -> None:
+    """It hears of it at its end only: the resource is read again before anything final is done."""
+    steps = [bash("echo one > one; git add one"), Answer("Done.")]
+    voice = Voice()
+    async with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
+        pod = Pod(tmp_path / "pod", api, repos)
+        with process(tmp_path) as (url, _):
+            pod.more = content(url) | {"AUTO_PUSH_ON_COMPLETE": "true"}
+            late = pod.workspace / "app" / "late"
+            cluster = TakenOver(late.touch)
+            async with runner(pod, cluster, voice) as running:
+                assert await running.run() == 0
+            assert late.exists()
+            async with ContentClient(url, token(), FOLDER) as client:
+                tree = (await client.manifest()).tree
+            assert "workspace/app/main.py" in tree
+            assert "workspace/app/late" not in tree
+    assert "attempt 2 has taken over" in voice.notes[-1]
+    assert cluster.body["status"]["phase"] != "Completed"
+    assert "midwatch/" not in run_git(Path(repos[0]), "branch", "--list")
 
 
 async def test_an_end_that_cannot_be_told_has_its_own_exit_code(

@@ -312,6 +312,28 @@ def test_git_throws_objects_away_in_the_middle_of_a_scan(
     _check(work, _sent(scanning, {}, store).tree, store, tmp_path / "copy")
 
 
+def test_packs_that_become_one_while_they_are_read(work: Path, tmp_path: Path) -> None:
+    """No ref tells of it, and what was listed of the packs is gone: only another look shows that."""
+    repo, store = repository(work / "r", commits=1), dict[str, bytes]()
+    git(repo, "repack", "-d", "-q")
+    (repo / "more").write_text("more")
+    git(repo, "add", ".")
+    git(repo, "commit", "--quiet", "--message=more")
+    git(repo, "repack", "-d", "-q")
+    packs = repo / ".git/objects/pack"
+    assert len(list(packs.glob("*.pack"))) == 2
+
+    def is_pack(path: str) -> bool:
+        # Asked for each name that was listed, before it is read.
+        if path.endswith((".pack", ".idx")) and len(list(packs.glob("*.pack"))) == 2:
+            git(repo, *REPACK)
+        return False
+
+    scanning = Scanner(Roots({"w": work}), ignored=is_pack)
+    _check(work, _sent(scanning, {}, store).tree, store, tmp_path / "copy")
+    assert len(list(packs.glob("*.pack"))) == 1
+
+
 def _sent(
     scanning: Scanner, base: Tree, store: dict[str, bytes], *, last: bool = False
 ) -> Scan:

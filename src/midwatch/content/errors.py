@@ -12,6 +12,7 @@
     ├── ContentRefused        400, 403, 415, 422, 428: asking again changes nothing
     │   ├── TokenRefused          401: no token, or one that does not hold
     │   └── ContentTooLarge       413: more than a limit of the proxy
+    ├── Superseded            a later attempt of the session works on the folder; this one is over
     ├── PathRefused           a path that is never stored nor written; path: which
     └── ContentDamaged        what the volume holds is not what was written
 """
@@ -79,14 +80,24 @@ class ContentTooLarge(ContentRefused):
     )
 
 
+class Superseded(PermanentError):
+    """A later attempt works on the folder: this one is over, and may change nothing there any more."""
+
+    hint = "there is nothing to do: the later attempt went on with what was saved"
+
+    def __init__(self, current: int = 0, message: str | None = None) -> None:
+        super().__init__(message or f"attempt {current} works on this folder by now")
+        self.current = current
+
+
 class PathRefused(PermanentError):
     """A path that is never stored nor written."""
 
     hint = "paths are relative, with plain names between single slashes"
 
-    def __init__(self, path: str, why: str) -> None:
+    def __init__(self, path: str, why: str, *, hint: str | None = None) -> None:
         # Paths are hostile: shown as ASCII, and not at any length.
-        super().__init__(f"{ascii(path[:200])}: {why}")
+        super().__init__(f"{ascii(path[:200])} {why}", hint=hint)
         self.path = path
 
 

@@ -25,7 +25,11 @@ _FOLDER = re.compile(f"{_LABEL}/{_NAME}", re.ASCII)
 def check_folder(folder: str) -> str:
     """The folder's id, `NAMESPACE/NAME.UID`, if it is one. Raises PathRefused."""
     if not _FOLDER.fullmatch(folder) or ".." in folder:
-        raise PathRefused(folder, "is no folder's id, which is NAMESPACE/NAME.UID")
+        raise PathRefused(
+            folder,
+            "is no folder's id",
+            hint="it is NAMESPACE/NAME.UID, such as team-a/fix-checkout.0123abcd",
+        )
     return folder
 
 

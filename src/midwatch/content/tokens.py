@@ -23,6 +23,7 @@ ISSUER = "midwatch"
 SHORTEST_KEY = 32
 """Bytes of a key at least: as many as HS256's hash has (RFC 7518, 3.2)."""
 _LONGEST_TOKEN = 8192
+_LARGEST_FILE = 1 << 16
 _LEEWAY = 60
 """Seconds that the clocks of operator and proxy may be apart."""
 
@@ -45,10 +46,11 @@ def read_keys(file: Path) -> tuple[bytes, ...]:
     """The keys in a file, one a line: the first signs, all of them verify. Raises SettingsError.
 
     So a key is replaced in two steps: put the new one first, and take the old one out when every
-    session that has a token of it is over.
+    session that has a token of it is over. Operator and proxy see either without a restart.
     """
     try:
-        lines = file.read_bytes().splitlines()
+        with file.open("rb") as opened:
+            lines = opened.read(_LARGEST_FILE).splitlines()
     except OSError as error:
         raise SettingsError(
             f"cannot read {file}: {error.strerror}", path="content.key_file"

@@ -4,18 +4,26 @@
 request             body                                        answer
 ==================  ==========================================  =====================================
 GET /manifest                                                   {"version", "tree": {path: entry}}
+GET ?since=VERSION                                              the same, or a difference (see below)
 POST /missing       {"hashes": [hash]}                          {"missing": [hash]}
 PUT /chunks         frames                                      {"stored": how many were new}
 POST /chunks/read   {"hashes": [hash]}                          frames, in that order
 POST /commit        {"put": {path: entry}, "removed": [path]}   {"version"}
+POST /claim                                                     {"attempt"}
 POST /inbox         {"id"?, "type", "content", "timestamp"?}    {"id", "version"}
 DELETE                                                          {"deleted": whether it was there}
 ==================  ==========================================  =====================================
 
 An entry is as `tree.Entry.to_json` writes it; JSON is ASCII, other characters and bytes are escaped.
 A version travels as an ETag: `"VERSION"` in `ETag`, `If-None-Match` and `If-Match`. `GET /manifest?wait=SECONDS`
-with `If-None-Match` answers when the version is another, or 304 after so long. An error is
+with `If-None-Match` answers when the version is another, or 304 after so long. `GET /manifest?since=VERSION`
+answers {"version", "since", "put": {path: entry}, "removed": [path]} where the server remembers how the folder
+came from there, and the whole tree where it does not. An error is
 {"error", "hint"}, at 412 with the present "version" (and as ETag), at 409 with the "missing" hashes.
+
+Attempts: a runner sends `Midwatch-Attempt: N` with every request about its own folder, and claims it before it reads
+it. The folder keeps the highest attempt that has claimed or changed it; a lower one is answered 409 with
+"code": "superseded" and that "attempt". A request without the header is of no attempt: a person's, or a tool's.
 
 A frame is a chunk: 32 bytes of its SHA-256, 4 bytes of its length (big-endian, 1 to `CHUNK`), its bytes.
 """
@@ -31,6 +39,10 @@ from .tree import CHUNK
 
 MAX_HASHES = 16384
 """Hashes in one request."""
+ATTEMPT = "midwatch-attempt"
+"""The header with the number of a runner's attempt."""
+SUPERSEDED = "superseded"
+"""The `code` of an answer to an attempt that is over."""
 MEDIA_TYPE = "application/octet-stream"
 """Of a stream of frames."""
 _HEAD = struct.Struct(">32sI")

@@ -9,7 +9,7 @@ from pathlib import Path
 from ...errors import SettingsError
 from ...settings import Settings
 
-_PARTS = ("jwt", "starlette", "uvicorn")
+_PARTS = ("jwt", "prometheus_client", "starlette", "uvicorn")
 
 
 @contextmanager
@@ -30,10 +30,11 @@ def keys_of(settings: Settings) -> tuple[bytes, ...]:
     """The keys that tokens are signed with. Raises SettingsError."""
     from ...content.tokens import read_keys
 
-    return read_keys(_key_file(settings))
+    return read_keys(key_file(settings))
 
 
-def _key_file(settings: Settings) -> Path:
+def key_file(settings: Settings) -> Path:
+    """The file that holds them. Raises SettingsError."""
     if settings.content.key_file is None:
         raise SettingsError(
             "there is no key for tokens",

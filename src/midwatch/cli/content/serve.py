@@ -12,7 +12,7 @@ import typer
 
 from ..wiring import Edge
 from .app import app
-from .extra import keys_of, needs_content
+from .extra import key_file, keys_of, needs_content
 
 _MARGIN = 5.0
 """Seconds beyond the grace until the process ends, whatever a disk that hangs would wait for."""
@@ -26,6 +26,7 @@ def serve(context: typer.Context) -> None:
 
 
 async def _serve(edge: Edge) -> None:
+    from ...content.server.keys import KeyFile
     from ...content.server.serving import serve
     from ...lifecycle import Stop, signals_set
     from ...logs import open_log
@@ -39,7 +40,8 @@ async def _serve(edge: Edge) -> None:
     longest = settings.content.grace + _MARGIN
     with signals_set(stop, lambda: _end_in(longest)):
         log = open_log(settings.log, sys.stdout, redactor)
-        await serve(settings.content, keys, stop, log)
+        live = KeyFile(key_file(settings), keys, log)
+        await serve(settings.content, live, stop, log)
 
 
 def _end_in(seconds: float) -> None:

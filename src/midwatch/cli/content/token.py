@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
@@ -27,7 +28,11 @@ def token(
         str, typer.Option(help="For how long it holds, such as 2h; 0 for ever.")
     ] = "1h",
 ) -> None:
-    """Print a token for a folder, to look into it by hand."""
+    """Print a token for a session's folder, to read its files or to send it a message by hand.
+
+    `curl -H "Authorization: Bearer TOKEN" ADDRESS/content/list?path=workspace` lists a folder of it, and
+    `/content/file?path=…` answers a file; docs/kubernetes.md has more.
+    """
     with needs_content():
         from ...content.tokens import issue
     now = datetime.now(UTC)
@@ -36,5 +41,17 @@ def token(
         until = now + timedelta(seconds=seconds) if seconds else None
     except (ValueError, OverflowError) as error:
         raise SettingsError(str(error), path="--expires") from None
+    for one in (folder, *(read or ())):
+        _check(one)
     key = keys_of(context.obj.settings())[0]
     print(issue(key, folder, read or (), now=now, expires=until))
+
+
+def _check(folder: str) -> None:
+    """Without the uid it would be another folder, where nobody reads what is sent. Raises SettingsError."""
+    if not re.search(r"\.[0-9a-f]{8}\Z", folder):
+        raise SettingsError(
+            f"{ascii(folder[:200])} does not end with the first 8 digits of the session's uid",
+            path="FOLDER",
+            hint="kubectl get agenticsession NAME -o jsonpath='{.metadata.uid}' tells it: NAMESPACE/NAME.UID",
+        )

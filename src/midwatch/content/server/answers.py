@@ -19,14 +19,17 @@ from ..errors import (
     ContentUnavailable,
     PathRefused,
     StreamBroken,
+    Superseded,
     TokenRefused,
     VersionConflict,
 )
+from ..wire import SUPERSEDED
 
 STATUS: tuple[tuple[type[MidwatchError], int], ...] = (
     (StreamBroken, 400),
     (TokenRefused, 401),
     (ChunksMissing, 409),
+    (Superseded, 409),
     (VersionConflict, 412),
     (ContentTooLarge, 413),
     (PathRefused, 422),
@@ -84,6 +87,8 @@ def error_answer(error: MidwatchError) -> JsonAnswer:
             headers = etag(error.current)
         case ChunksMissing():
             body["missing"] = list(error.hashes)
+        case Superseded():
+            body |= {"code": SUPERSEDED, "attempt": error.current}
         case RequestRefused(status=408):
             headers["connection"] = "close"  # the rest of the request may come for ever
         case TokenRefused():

@@ -9,10 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from ..errors import ChunksMissing, ContentTooLarge
-from ..wire import MAX_HASHES, MEDIA_TYPE, encode_frame, split_frames
-from .answers import JsonAnswer, etag
+from ..errors import ChunksMissing
+from ..wire import ATTEMPT, MAX_HASHES, MEDIA_TYPE, encode_frame, split_frames
+from .answers import JsonAnswer, RequestRefused, etag
 from .bodies import (
+    attempt_of,
     base_of,
     check_media_type,
     known_versions,
@@ -22,6 +23,7 @@ from .bodies import (
     parse_object,
     read_body,
     seconds_of,
+    version_in,
 )
 from .desk import Desk
 from .edits import appended
@@ -45,6 +47,7 @@ class FolderApi:
         folder = "/v1/folders/{namespace}/{name}"
         return [
             Route(f"{folder}/manifest", self.manifest, methods=["GET"]),
+            Route(f"{folder}/claim", self.claim, methods=["POST"]),
             Route(f"{folder}/missing", self.missing, methods=["POST"]),
             Route(f"{folder}/chunks", self.put_chunks, methods=["PUT"]),
             Route(f"{folder}/chunks/read", self.read_chunks, methods=["POST"]),
@@ -58,6 +61,7 @@ class FolderApi:
     async def manifest(self, request: Request) -> Response:
         desk = self._desk
         folder = desk.folder(request, write=False)
+        await desk.work(desk.store.check_attempt, folder, attempt_of(request))
         known, wait = known_versions(request), seconds_of(
             request, "wait", desk.settings.wait
         )
@@ -68,8 +72,16 @@ class FolderApi:
             found = await desk.work(desk.store.manifest, folder)
         if found.version in known:
             return Response(status_code=304, headers=etag(found.version))
+        since = version_in(request, "since")
         await desk.turn(request, desk.streams, folder)
-        return self._whole(request, found)
+        return self._told(request, found, self._pieces(folder, found, since))
+
+    def _pieces(self, folder: str, found: Manifest, since: str) -> Iterator[bytes]:
+        """The difference where it is asked for and known, or the whole tree."""
+        changed = self._desk.store.changed_since(folder, since, found)
+        if changed is None:
+            return found.document()
+        return found.difference(since, changed)
 
     async def _changed(
         self, request: Request, folder: str, version: str, seconds: float
@@ -88,10 +100,11 @@ class FolderApi:
 
         await desk.changes.wait(folder, seconds, over)
 
-    def _whole(self, request: Request, found: Manifest) -> Response:
+    def _told(
+        self, request: Request, found: Manifest, pieces: Iterator[bytes]
+    ) -> Response:
         # The ETag is the version in either encoding: it names the tree, not the bytes.
         headers = etag(found.version) | {"vary": "accept-encoding"}
-        pieces = found.document()
         if "gzip" in request.headers.get("accept-encoding", ""):
             headers["content-encoding"] = "gzip"
             pieces = _gzipped(pieces)
@@ -104,6 +117,7 @@ class FolderApi:
     async def missing(self, request: Request) -> Response:
         desk = self._desk
         folder = desk.folder(request, write=True)
+        await desk.work(desk.store.check_attempt, folder, attempt_of(request))
         body = await read_body(request, _HASHES_BODY, desk.settings.request_time)
         names = await desk.work(parse_hashes, body)
         return JsonAnswer(
@@ -114,6 +128,7 @@ class FolderApi:
         desk = self._desk
         folder = desk.folder(request, write=True)
         check_media_type(request, MEDIA_TYPE)
+        await desk.work(desk.store.check_attempt, folder, attempt_of(request))
         await desk.turn(request, desk.streams, folder)
         stored, batch, size = 0, list[tuple[str, bytes]](), 0
         try:
@@ -132,15 +147,7 @@ class FolderApi:
         return JsonAnswer({"stored": stored})
 
     async def _store(self, folder: str, batch: Sequence[tuple[str, bytes]]) -> int:
-        desk = self._desk
-        if desk.uploaded[folder] > desk.settings.max_size:
-            raise ContentTooLarge(
-                "more chunks were sent than the folder may hold",
-                hint="commit them; what no commit names is removed after a while",
-            )
-        new = await desk.work(desk.store.write_chunks, folder, batch)
-        desk.uploaded[folder] += sum(len(data) for name, data in batch if name in new)
-        return len(new)
+        return len(await self._desk.work(self._desk.store.write_chunks, folder, batch))
 
     async def read_chunks(self, request: Request) -> Response:
         desk = self._desk
@@ -160,10 +167,22 @@ class FolderApi:
 
     # -------------------------------------------------- changes
 
+    async def claim(self, request: Request) -> Response:
+        desk = self._desk
+        folder = desk.folder(request, write=True)
+        attempt = attempt_of(request)
+        if not attempt:
+            raise RequestRefused(
+                428, "a claim is that of an attempt", hint=f"send {ATTEMPT}: NUMBER"
+            )
+        async with desk.commits.turn(folder):
+            claimed = await desk.work(desk.store.claim, folder, attempt)
+        return JsonAnswer({"attempt": claimed})
+
     async def commit(self, request: Request) -> Response:
         desk = self._desk
         folder = desk.folder(request, write=True)
-        base = base_of(request)
+        base, attempt = base_of(request), attempt_of(request)
         await desk.turn(request, desk.streams, folder)
         body = await read_body(
             request, desk.settings.max_body, desk.settings.request_time
@@ -171,8 +190,7 @@ class FolderApi:
         delta = await desk.work(parse_delta, body)
         del body
         async with desk.commits.turn(folder):
-            version = await desk.work(desk.store.commit, folder, base, delta)
-        del desk.uploaded[folder]
+            version = await desk.work(desk.store.commit, folder, base, delta, attempt)
         desk.changes.tell(folder)
         return JsonAnswer({"version": version}, headers=etag(version))
 
@@ -196,8 +214,7 @@ class FolderApi:
         desk = self._desk
         folder = desk.folder(request, write=True)
         async with desk.commits.turn(folder):
-            deleted = await desk.work(desk.store.delete, folder)
-        del desk.uploaded[folder]
+            deleted = await desk.work(desk.store.delete, folder, attempt_of(request))
         desk.changes.tell(folder)
         return JsonAnswer({"deleted": deleted})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,11 +13,12 @@ from starlette.requests import Request
 
 from ..errors import ContentTooLarge
 from ..tree import CHUNK, Delta, Entry, entry_from_json
-from ..wire import MAX_HASHES
+from ..wire import ATTEMPT, MAX_HASHES
 from .answers import RequestRefused
 
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TAG = re.compile(r'(?:W/)?"([^"]*)"')
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _ONE_TAG = re.compile(r'"([0-9a-f]{64})"', re.ASCII)
 
 
@@ -80,12 +82,27 @@ def check_media_type(request: Request, wanted: str) -> None:
 def parse_object(body: bytes) -> dict[str, Any]:
     """Raises RequestRefused (400)."""
     try:
-        data = json.loads(body)
+        data = json.loads(body, object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise RequestRefused(400, "the body is not JSON") from None
     if not isinstance(data, dict):
         raise RequestRefused(400, "the body is not a JSON object")
     return data
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two members with one name, readers take different ones."""
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        counted = Counter(name for name, _ in pairs)
+        name = counted.most_common(1)[0][0]
+        raise RequestRefused(400, f"{ascii(name[:200])} is in the body twice")
+    return data
+
+
+def _no_constant(name: str) -> None:
+    """`NaN` and such: Python takes them for JSON, others do not."""
+    raise RequestRefused(400, f"{name} is not JSON")
 
 
 def parse_hashes(body: bytes) -> list[str]:
@@ -119,13 +136,9 @@ def parse_delta(body: bytes) -> Delta:
 
 def _entry(path: str, data: Any) -> Entry:
     try:
-        entry = entry_from_json(data)
+        return entry_from_json(data)
     except ValueError as error:
         raise RequestRefused(422, f"{ascii(path[:200])}: {error}") from None
-    # JSON's `true` is no number, but Python's is.
-    if isinstance(entry.mode, bool) or isinstance(entry.size, bool):
-        raise RequestRefused(422, f"{ascii(path[:200])}: not an entry of a manifest")
-    return entry
 
 
 def base_of(request: Request) -> str:
@@ -145,9 +158,27 @@ def base_of(request: Request) -> str:
     return found[1]
 
 
+def attempt_of(request: Request) -> int:
+    """The attempt that asks; 0 for a request of none. Raises RequestRefused (400)."""
+    given = request.headers.get(ATTEMPT)
+    if given is None:
+        return 0
+    if not _NUMBER.fullmatch(given):
+        raise RequestRefused(400, f"{ATTEMPT} must be a number from 1 on")
+    return int(given)
+
+
 def known_versions(request: Request) -> set[str]:
     """Those in `If-None-Match`."""
     return set(_TAG.findall(request.headers.get("if-none-match", "")))
+
+
+def version_in(request: Request, name: str) -> str:
+    """A version in the query; empty without one. Raises RequestRefused (400)."""
+    given = request.query_params.get(name, "")
+    if given and not _is_hash(given):
+        raise RequestRefused(400, f"{name} must be a version")
+    return given
 
 
 def seconds_of(request: Request, name: str, longest: float) -> float:

@@ -11,9 +11,11 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
+from ..durable import sync_all
 from ..errors import ChunksMissing, StreamBroken
 from ..wire import checked
-from .durable import sync_all, write_file
+from .disk import write_file
+from .room import Taken
 
 _DAMAGED = ".damaged"
 
@@ -96,6 +98,14 @@ class Chunks:
             for path in self._files()
             if not _is_named(path.name, named) and _touched(path) < before
         ]
+
+    def taken(self) -> Taken:
+        """What all of them take, also those that are damaged."""
+        found = Taken()
+        for path in self._files():
+            with contextlib.suppress(FileNotFoundError):
+                found = found.with_(Taken(path.lstat().st_size, 1))
+        return found
 
     def _files(self) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The pass in the background that removes chunks nothing needs, and what dead processes left."""
+"""The pass in the background that removes chunks nothing needs, folders nobody uses, and what dead processes left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ async def collect_for_ever(desk: Desk, stop: Stop, log: Log) -> None:
     while not stop:
         try:
             await desk.work(desk.store.clean)
-            for folder in await desk.work(desk.store.folders):
+            folders = await desk.work(desk.store.folders)
+            desk.tally.folders = len(folders)
+            for folder in folders:
                 await _collect(desk, folder, log)
                 if stop:
                     return
@@ -24,7 +26,14 @@ async def collect_for_ever(desk: Desk, stop: Stop, log: Log) -> None:
 
 async def _collect(desk: Desk, folder: str, log: Log) -> None:
     try:
+        if await desk.work(desk.store.expire, folder):
+            keep_for = desk.settings.keep_for
+            log.info(
+                "removed a folder that nobody used", folder=folder, unused_for=keep_for
+            )
+            return
         if count := await desk.work(desk.store.collect, folder):
+            desk.tally.collected += count
             log.info("collected", folder=folder, chunks=count)
     except MidwatchError as error:
         log.warning("cannot collect", folder=folder, error=error.line())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -14,21 +12,23 @@ from ..errors import TokenRefused
 from ..tokens import Grant, verify
 from .answers import RequestRefused, TooBusy
 from .changes import Changes
+from .keys import Keys
 from .store import ContentStore
+from .tally import Tally
 from .workers import Turns, Workers
 
 
 @dataclass(slots=True)
 class Desk:
-    """What the handlers share. `uploaded` are bytes of chunks since a folder's last commit."""
+    """What the handlers share."""
 
     store: ContentStore
     settings: ContentSettings
-    keys: Sequence[bytes]
+    keys: Keys
     clock: Clock
     work: Workers
     changes: Changes = field(default_factory=Changes)
-    uploaded: Counter[str] = field(default_factory=Counter)
+    tally: Tally = field(default_factory=Tally)
     streams: Turns = field(init=False)
     commits: Turns = field(init=False)
 
@@ -42,7 +42,7 @@ class Desk:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise TokenRefused("there is no token", hint="send Authorization: Bearer")
-        return verify(self.keys, token.strip(), now=self.clock.now())
+        return verify(self.keys(), token.strip(), now=self.clock.now())
 
     def folder(self, request: Request, *, write: bool) -> str:
         """The folder in the address, if the token allows it. Raises TokenRefused, RequestRefused (403)."""

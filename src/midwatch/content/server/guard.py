@@ -8,16 +8,21 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from ...lifecycle import Clock
 from ...logs import Log
 from .answers import JsonAnswer
+from .tally import Tally
 
 _GONE = 499
 """In the log only: the client went away before its answer (as nginx has it)."""
-_HEALTH = ("/health", "/healthz", "/readyz")
+_PROBES = ("/health", "/healthz", "/readyz", "/metrics")
+_OTHER = "other"
+"""The route of what has none, whatever its path: that may be anything."""
 
 
 @dataclass(slots=True)
@@ -36,8 +41,15 @@ class _NotRead(Exception):
 class Guard:
     """ASGI, outermost. `state.held` keeps what a handler takes until all of its answer is sent."""
 
-    def __init__(self, app: ASGIApp, log: Log, clock: Clock, seconds: float) -> None:
+    def __init__(
+        self, app: Starlette, log: Log, clock: Clock, seconds: float, tally: Tally
+    ) -> None:
         self._app = app
+        self._tally = tally
+        routes = [route for route in app.routes if isinstance(route, Route)]
+        self._routes: dict[object, str] = {
+            route.endpoint: route.path for route in routes
+        }
         self._log = log
         self._clock = clock
         self._seconds = seconds
@@ -52,6 +64,8 @@ class Guard:
                 await self._served(scope, receive, send, seen)
         finally:
             self._tell(scope, state, seen, self._clock.monotonic() - began)
+            route = self._routes.get(scope.get("endpoint"), _OTHER)
+            self._tally.served(route, seen.status, seen.received, seen.sent)
 
     async def _served(
         self, scope: Scope, receive: Receive, send: Send, seen: _Seen
@@ -89,7 +103,7 @@ class Guard:
         seen: _Seen,
         seconds: float,
     ) -> None:
-        said = self._log.debug if scope["path"] in _HEALTH else self._log.info
+        said = self._log.debug if scope["path"] in _PROBES else self._log.info
         # The query stays out, and headers: a token may be in either.
         said(
             "request",

@@ -1,6 +1,6 @@
 """A manifest as the server holds it: compact, since half a million entries may be in memory at once.
 
-On the volume it is one JSON document a line: a head ``{"format", "version", "entries", "bytes", "cause"}``,
+On the volume it is one JSON document a line: a head ``{"format", "version", "entries", "bytes", "cause", "attempt"}``,
 then ``[path, entry, seconds]`` for each entry in order of path; `seconds` tell when it was last changed.
 The version is computed anew when it is read, so that a damaged file is never taken for a tree.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import BinaryIO
@@ -36,13 +36,15 @@ class Manifest:
     """What is in a folder. A slot is an entry's JSON and its ten digits of seconds; paths are in order.
 
     `size` are the bytes of all files. `cause` tells which commit made it, so that one which is
-    repeated since its answer was lost is known again.
+    repeated since its answer was lost is known again. `attempt` is the highest of a session's runners
+    that has claimed the folder; 0 without any. It is no part of the version.
     """
 
     version: str = EMPTY
     size: int = 0
     cause: str = ""
     slots: Mapping[str, bytes] = field(default_factory=dict)
+    attempt: int = 0
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -71,7 +73,7 @@ class Manifest:
             size += entry.size
             slots[path] = (_compact(entry.to_json()) + seconds).encode("ascii")
         slots = {path: slots[path] for path in sorted(slots)}
-        return Manifest(_version(slots), size, cause, slots)
+        return Manifest(_version(slots), size, cause, slots, self.attempt)
 
     def _size(self, path: str) -> int:
         entry = self.get(path)
@@ -95,11 +97,16 @@ class Manifest:
     def document(self) -> Iterator[bytes]:
         """`{"version": …, "tree": {path: entry, …}}` in pieces of some 500 kB."""
         yield b'{"version":"' + self.version.encode("ascii") + b'","tree":{'
-        comma = b""
-        for piece in _pieces(self.slots):
-            entries = (_text(p).encode() + b":" + s[:-_TIME] for p, s in piece)
-            yield comma + b",".join(entries)
-            comma = b","
+        yield from _entries(self.slots)
+        yield b"}}"
+
+    def difference(self, since: str, paths: Collection[str]) -> Iterator[bytes]:
+        """`{"version": …, "since": …, "removed": […], "put": {…}}`: these paths as they are now, in pieces."""
+        removed = [path for path in paths if path not in self.slots]
+        head = {"version": self.version, "since": since, "removed": removed}
+        yield _compact(head).encode("ascii")[:-1] + b',"put":{'
+        put = {path: self.slots[path] for path in paths if path in self.slots}
+        yield from _entries(put)
         yield b"}}"
 
     def save(self, file: BinaryIO) -> None:
@@ -109,6 +116,7 @@ class Manifest:
             "entries": len(self),
             "bytes": self.size,
             "cause": self.cause,
+            "attempt": self.attempt,
         }
         file.write(_compact(head).encode("ascii") + b"\n")
         for piece in _pieces(self.slots):
@@ -132,7 +140,8 @@ def load(file: BinaryIO) -> Manifest:
         slots = dict(
             _slot(line) for line in iter(lambda: file.readline(_MAX_LINE), b"")
         )
-        found = Manifest(_version(slots), head["bytes"], head["cause"], slots)
+        attempt = int(head.get("attempt", 0))  # earlier versions wrote none
+        found = Manifest(_version(slots), head["bytes"], head["cause"], slots, attempt)
         whole = head["version"] == found.version and head["entries"] == len(slots)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ContentDamaged("a manifest on the volume cannot be read") from error
@@ -156,6 +165,15 @@ def _version(slots: Mapping[str, bytes]) -> str:
             b"".join(b"[%b,%b]\n" % (_text(p).encode(), s[:-_TIME]) for p, s in piece)
         )
     return digest.hexdigest()
+
+
+def _entries(slots: Mapping[str, bytes]) -> Iterator[bytes]:
+    """The members of a JSON object: paths and entries."""
+    comma = b""
+    for piece in _pieces(slots):
+        entries = (_text(p).encode() + b":" + s[:-_TIME] for p, s in piece)
+        yield comma + b",".join(entries)
+        comma = b","
 
 
 def _pieces(slots: Mapping[str, bytes]) -> Iterator[list[tuple[str, bytes]]]:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from ...errors import MidwatchError, SettingsError
@@ -21,9 +22,11 @@ from .api import FolderApi
 from .collect import collect_for_ever
 from .connection import guarded
 from .desk import Desk
-from .durable import disk_errors
+from .disk import disk_errors
+from .figures import FiguresApi
 from .guard import Guard
 from .health import HealthApi
+from .keys import Keys
 from .plain import PlainApi
 from .store import ContentStore
 from .volume import Volume
@@ -36,7 +39,7 @@ _BACKLOG = 1024
 
 async def serve(
     settings: ContentSettings,
-    keys: Sequence[bytes],
+    keys: Keys,
     stop: Stop,
     log: Log,
     clock: Clock | None = None,
@@ -51,7 +54,7 @@ async def serve(
 @contextlib.asynccontextmanager
 async def serving(
     settings: ContentSettings,
-    keys: Sequence[bytes],
+    keys: Keys,
     stop: Stop,
     log: Log,
     clock: Clock | None = None,
@@ -62,7 +65,9 @@ async def serving(
         store = ContentStore(volume, settings, clock.now)
         desk = Desk(store, settings, keys, clock, Workers())
         health = HealthApi(desk, stop)
-        server = _Server(_config(_application(desk, health, log), settings))
+        figures = FiguresApi(desk)
+        app = _application(desk, [*health.routes(), *figures.routes()], log)
+        server = _Server(_config(app, settings))
         running = asyncio.create_task(server.serve([listening]), name="uvicorn")
         collecting = asyncio.create_task(
             collect_for_ever(desk, stop, log), name="collect"
@@ -76,6 +81,7 @@ async def serving(
             server.should_exit = True
             await asyncio.gather(running, collecting, waits)
             await health.close()
+            await figures.close()
             desk.work.close()
 
 
@@ -84,20 +90,15 @@ async def _end_waits(desk: Desk, stop: Stop) -> None:
     desk.changes.end()
 
 
-def _application(desk: Desk, health: HealthApi, log: Log) -> ASGIApp:
-    routes = [
-        *FolderApi(desk).routes(),
-        *PlainApi(desk).routes(),
-        *health.routes(),
-    ]
+def _application(desk: Desk, more: Sequence[Route], log: Log) -> ASGIApp:
     app = Starlette(
-        routes=routes,
+        routes=[*FolderApi(desk).routes(), *PlainApi(desk).routes(), *more],
         exception_handlers={
             MidwatchError: on_midwatch_error,
             HTTPException: on_http_error,
         },
     )
-    return Guard(app, log, desk.clock, desk.settings.request_time)
+    return Guard(app, log, desk.clock, desk.settings.request_time, desk.tally)
 
 
 class _Server(uvicorn.Server):

@@ -7,26 +7,31 @@ works in a thread, and several processes may do it on one volume.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from ...settings import ContentSettings
+from ..durable import sync_all
 from ..errors import (
     ChunksMissing,
     ContentRefused,
     ContentTooLarge,
     PathRefused,
+    Superseded,
     VersionConflict,
 )
 from ..paths import check_path, check_shape, check_target
 from ..tree import CHUNK, Delta
 from .cache import ManifestCache, Mark
 from .chunks import Chunks
-from .durable import disk_errors, sync_all
+from .disk import disk_errors
+from .history import History
 from .manifest import Manifest, cause_of, load
+from .room import FRESH, Room, taken_by
 from .volume import Volume
 
 _MANIFEST = "manifest.jsonl"
@@ -53,6 +58,8 @@ class ContentStore:
         self._settings = settings
         self._now = now
         self._cache = ManifestCache(settings.cache_size)
+        self._history = History()
+        self._room = Room(settings)
 
     # -------------------------------------------------- reading
 
@@ -70,17 +77,27 @@ class ContentStore:
         A manifest that is there and cannot be read is an error, never an empty one.
         """
         with disk_errors():
-            try:
-                with self._file(folder).open("rb") as file:
-                    mark = _mark(os.fstat(file.fileno()))
-                    known = self._cache.get(folder, mark)
-                    if known is None:
-                        known = load(file)
-                        self._cache.put(folder, mark, known)
-                    return known
-            except FileNotFoundError:
-                self._volume.check_mounted()
-                return Manifest()
+            self._volume.use(folder)
+            return self._manifest(folder)
+
+    def _manifest(self, folder: str) -> Manifest:
+        try:
+            with self._file(folder).open("rb") as file:
+                mark = _mark(os.fstat(file.fileno()))
+                known = self._cache.get(folder, mark)
+                if known is None:
+                    known = load(file)
+                    self._cache.put(folder, mark, known)
+                return known
+        except FileNotFoundError:
+            self._volume.check_mounted()
+            return Manifest()
+
+    def changed_since(
+        self, folder: str, version: str, now: Manifest
+    ) -> frozenset[str] | None:
+        """The paths in which `now` may differ from that version; None where that is not known (any more)."""
+        return self._history.since(folder, version, now.version)
 
     def missing(self, folder: str, names: Iterable[str]) -> list[str]:
         """Those chunks that are not there."""
@@ -102,20 +119,59 @@ class ContentStore:
     def write_chunks(
         self, folder: str, frames: Collection[tuple[str, bytes]]
     ) -> frozenset[str]:
-        """Those that were new."""
+        """Those that were new. Raises ContentFull for a folder that takes too much of the volume already."""
         with disk_errors():
             self._volume.check_mounted()
-            return self._chunks(folder).write(frames)
+            self._volume.use(folder)
+            return self._write(folder, frames)
 
-    def commit(self, folder: str, base: str, delta: Delta) -> str:
+    def _write(
+        self,
+        folder: str,
+        frames: Collection[tuple[str, bytes]],
+        *,
+        locked: bool = False,
+    ) -> frozenset[str]:
+        chunks = self._chunks(folder)
+        if not self._room.has(folder, taken_by(frames), chunks.taken):
+            lock = self._volume.locked(folder)
+            with contextlib.nullcontext() if locked else lock:
+                absent = [one for one in frames if chunks.size(one[0]) is None]
+                before = self._now().timestamp() - FRESH
+                idle = chunks.idle(self._manifest(folder).chunks(), before)
+                self._room.make(folder, taken_by(absent), chunks.taken, idle)
+        new = chunks.write(frames)
+        added = [(name, data) for name, data in dict(frames).items() if name in new]
+        self._room.changed(folder, taken_by(added))
+        return new
+
+    def claim(self, folder: str, attempt: int) -> int:
+        """From now on no lower attempt changes the folder. Raises Superseded for one that is lower itself."""
+        with disk_errors(), self._volume.locked(folder):
+            current = self._manifest(folder)
+            _check_attempt(current, attempt)
+            if attempt > current.attempt:
+                self._volume.sync_new(folder)
+                self._replace(folder, replace(current, attempt=attempt))
+            return attempt
+
+    def check_attempt(self, folder: str, attempt: int) -> None:
+        """Raises Superseded for one that is over; 0 is none."""
+        if attempt:
+            _check_attempt(self.manifest(folder), attempt)
+
+    def commit(self, folder: str, base: str, delta: Delta, attempt: int = 0) -> str:
         """The version that `delta` makes of `base`.
 
-        Raises VersionConflict where the folder has another version, unless this very commit made it.
+        Raises VersionConflict where the folder has another version, unless this very commit made it,
+        and Superseded for an attempt that is over, whatever the version.
         """
         _check_delta(delta)
         cause = cause_of(base, delta)
         with disk_errors(), self._volume.locked(folder):
-            current = self.manifest(folder)
+            current = self._manifest(folder)
+            _check_attempt(current, attempt)
+            current = replace(current, attempt=max(attempt, current.attempt))
             if current.version == base:
                 return self._committed(folder, current, delta, cause)
             if current.cause == cause:
@@ -125,10 +181,10 @@ class ContentStore:
     def edit(self, folder: str, make: Callable[[Manifest], Edit]) -> str:
         """Commit what `make` has to change of the present manifest; nobody is in between."""
         with disk_errors(), self._volume.locked(folder):
-            current = self.manifest(folder)
+            current = self._manifest(folder)
             edit = make(current)
             _check_delta(edit.delta)
-            self._chunks(folder).write(edit.chunks)
+            self._write(folder, edit.chunks, locked=True)
             cause = cause_of(current.version, edit.delta)
             return self._committed(folder, current, edit.delta, cause)
 
@@ -146,7 +202,9 @@ class ContentStore:
         if not current.cause:
             self._volume.sync_new(folder)
         self._replace(folder, new)
-        for path in {*delta.put, *delta.removed}:
+        changed = frozenset((*delta.put, *delta.removed))
+        self._history.add(folder, current.version, new.version, changed)
+        for path in changed:
             # Whoever reads the old version still gets its chunks for a while.
             for name in _chunks_of(current, path):
                 chunks.renew(name)
@@ -155,11 +213,11 @@ class ContentStore:
     def _check_limits(self, new: Manifest) -> None:
         if len(new) > self._settings.max_entries:
             raise ContentTooLarge(
-                f"{len(new)} entries are more than {self._settings.max_entries}"
+                f"{len(new)} entries are more than content.max_entries, {self._settings.max_entries}"
             )
         if new.size > self._settings.max_size:
             raise ContentTooLarge(
-                f"{new.size} bytes are more than {self._settings.max_size:.0f}"
+                f"{new.size} bytes are more than content.max_size, {self._settings.max_size:.0f}"
             )
 
     def _replace(self, folder: str, new: Manifest) -> None:
@@ -179,11 +237,34 @@ class ContentStore:
 
     # -------------------------------------------------- removing
 
-    def delete(self, folder: str) -> bool:
-        """Whether there was one."""
+    def delete(self, folder: str, attempt: int = 0) -> bool:
+        """Whether there was one. Raises Superseded for an attempt that is over."""
+
+        def check() -> None:
+            if attempt:
+                _check_attempt(self._manifest(folder), attempt)
+
         with disk_errors():
-            self._cache.drop(folder)
-            return self._volume.remove(folder)
+            deleted = self._volume.remove(folder, check=check)
+            self._forget(folder)
+            return deleted
+
+    def expire(self, folder: str) -> bool:
+        """Remove a folder that nobody used for `keep_for`; whether it was one."""
+        keep_for = self._settings.keep_for
+        if keep_for is None:
+            return False
+        before = self._now().timestamp() - keep_for
+        with disk_errors():
+            if self._volume.used(folder) >= before:
+                return False
+            self._forget(folder)
+            return self._volume.remove(folder, before)
+
+    def _forget(self, folder: str) -> None:
+        self._cache.drop(folder)
+        self._history.drop(folder)
+        self._room.drop(folder)
 
     def collect(self, folder: str) -> int:
         """Remove chunks that no manifest names and nobody asked for since the grace; how many.
@@ -194,12 +275,14 @@ class ContentStore:
         chunks = self._chunks(folder)
         before = self._now().timestamp() - self._settings.collect_grace
         with disk_errors():
-            if not chunks.idle(self.manifest(folder).chunks(), before):
+            if not chunks.idle(self._manifest(folder).chunks(), before):
                 return 0
             with self._volume.locked(folder):
-                idle = chunks.idle(self.manifest(folder).chunks(), before)
+                idle = chunks.idle(self._manifest(folder).chunks(), before)
                 for path in idle:
                     path.unlink(missing_ok=True)
+                if idle:
+                    self._room.drop(folder)
                 return len(idle)
 
     def folders(self) -> list[str]:
@@ -225,6 +308,12 @@ class ContentStore:
 
 def _mark(found: os.stat_result) -> Mark:
     return Mark(found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def _check_attempt(current: Manifest, attempt: int) -> None:
+    """0 is a request of no attempt: a person's, or a tool's."""
+    if 0 < attempt < current.attempt:
+        raise Superseded(current.attempt)
 
 
 def _check_delta(delta: Delta) -> None:

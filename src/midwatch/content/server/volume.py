@@ -20,16 +20,19 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..durable import sync_all
 from ..errors import ContentUnavailable
 from ..paths import check_folder
-from .durable import sync_all, write_file
+from .disk import write_file
 
 _MARK = ".midwatch-content"
 _LOCK = "lock"
 _POLL = 0.01
+_FRESH = 60.0
+"""Seconds: a folder in use is not noted more often."""
 _LONGEST_LOCK = 20.0
 """Seconds: some ten times what a small commit to half a million entries takes, twice the first."""
 
@@ -111,13 +114,38 @@ class Volume:
         finally:
             os.close(lock)
 
-    def remove(self, folder: str) -> bool:
-        """Take a folder away at once, then all that is in it; whether it was there."""
+    def use(self, folder: str) -> None:
+        """Note that somebody reads or writes a folder, if there is one: its own time tells when."""
+        place = self.path(folder)
+        with contextlib.suppress(OSError):  # nobody's reading fails of it
+            if place.stat().st_mtime < time.time() - _FRESH:
+                os.utime(place)
+
+    def used(self, folder: str) -> float:
+        """When a folder was used last, in seconds of the epoch; a commit counts. Not yet, without one."""
+        try:
+            return self.path(folder).stat().st_mtime
+        except FileNotFoundError:
+            return float("inf")
+
+    def remove(
+        self,
+        folder: str,
+        before: float = float("inf"),
+        check: Callable[[], object] = lambda: None,
+    ) -> bool:
+        """Take a folder away at once, then all that is in it; whether it was there, not used since `before`.
+
+        `check` is called when nobody else changes it; what it raises keeps the folder.
+        """
         if not self.path(folder).exists():
             self.check_mounted()
             return False
         away = self.new_name()
         with self.locked(folder) as place:
+            check()
+            if self.used(folder) >= before:
+                return False
             place.replace(away)
             sync_all([place.parent])
         shutil.rmtree(away, ignore_errors=True)

@@ -16,9 +16,11 @@ from ..errors import (
     ContentTooLarge,
     ContentUnavailable,
     StreamBroken,
+    Superseded,
     TokenRefused,
     VersionConflict,
 )
+from ..wire import SUPERSEDED
 
 _LONGEST = 500
 
@@ -34,6 +36,9 @@ def error_of(response: httpx2.Response, body: bytes, path: str) -> MidwatchError
             return StreamBroken(message, hint=hint)
         case 401:
             return TokenRefused(message, hint=hint)
+        case 409 if data.get("code") == SUPERSEDED:
+            current = data.get("attempt")
+            return Superseded(current if isinstance(current, int) else 0, message)
         case 409:
             missing = data.get("missing")
             names = missing if isinstance(missing, list) else []

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ..durable import are_many, sync_file_system, with_descriptor
 from ..errors import ContentFull, ContentUnavailable
 from ..tree import Delta, Entry, Tree
 from .journal import Before, Plan
@@ -91,6 +92,8 @@ def carry_out(
         run.place()
         step("close folders")
         run.close_folders()
+        step("sync folders")
+        run.sync()
     return Outcome(frozenset(run.skipped), frozenset(run.never))
 
 
@@ -204,6 +207,20 @@ class _Run:
             set_mode(folder, mode)
         else:
             self.skipped.add(path)
+
+    def sync(self) -> None:
+        """What took its place stays there in a power cut: the base is about to say that it is there."""
+        changed = [p for p in (*self._put, *self._plan.delta.removed) if "/" in p]
+        folders = {path.rpartition("/")[0] for path in changed}
+        folders.update(self._put_in_order("folder"))
+        many = are_many(len(folders))
+        if many:
+            folders = {path.partition("/")[0] for path in changed}
+        for path in sorted(folders, key=tree_order):
+            # One that is gone by now, or that cannot be listed, is synced with what is around it.
+            with self._tried(path, counts=False):
+                folder = self._walker.folder(path)
+                with_descriptor(".", sync_file_system if many else os.fsync, folder)
 
     def _put_in_order(self, kind: str) -> list[str]:
         paths = (path for path, entry in self._put.items() if entry.kind == kind)

@@ -29,10 +29,10 @@ from ...lifecycle import Clock, SystemClock
 from ...model import Json
 from ..errors import ContentRefused, ContentUnavailable
 from ..paths import check_folder, check_tree
-from ..tree import CHUNK, Delta, Entry, tree_from_json
-from ..wire import MAX_HASHES, MEDIA_TYPE, decode_frames
+from ..tree import CHUNK, Delta, Entry, tree_from_json, version_of
+from ..wire import ATTEMPT, MAX_HASHES, MEDIA_TYPE, decode_frames
 from .answer import error_of
-from .journal import delta_to_json
+from .journal import delta_from_json, delta_to_json
 
 T = TypeVar("T")
 _TRIES = 3
@@ -63,8 +63,10 @@ class Remote:
 class ContentClient:
     """One folder behind the proxy; a context. Counts `requests`, and bytes of chunks `sent` and `received`.
 
+    `attempt` is the number of the runner that asks; without one, no attempt's end concerns it.
+
     Raises ContentUnavailable, ContentRefused (and its children), ContentFull, VersionConflict,
-    ChunksMissing and StreamBroken; PathRefused for a manifest that nobody should write down.
+    ChunksMissing and StreamBroken; Superseded where a later attempt has claimed the folder; PathRefused for a manifest that nobody should write down.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class ContentClient:
         token: str,
         folder: str,
         *,
+        attempt: int | None = None,
         limits: TimeLimits = TimeLimits(),
         verify: ssl.SSLContext | bool = True,
         transport: httpx2.AsyncBaseTransport | None = None,
@@ -80,6 +83,7 @@ class ContentClient:
     ) -> None:
         self.folder = check_folder(folder)
         self.requests = self.sent = self.received = 0
+        self.attempt = attempt
         self._limits = limits
         self._clock = clock or SystemClock()
         try:
@@ -106,19 +110,36 @@ class ContentClient:
     ) -> None:
         await self._http.aclose()
 
+    async def claim(self) -> None:
+        """From now on no earlier attempt changes the folder. May be repeated. Raises Superseded."""
+        await self._again(lambda: self._ask("POST", "/claim"))
+
     # ------------------------------------------------------------------ the manifest
 
-    async def manifest(
-        self, known: str = "", *, folder: str | None = None
-    ) -> Remote | None:
-        """What is in the folder, or in another that the token may read; None if it still is `known`."""
-        headers = {"if-none-match": f'"{known}"'} if known else {}
+    async def manifest(self, *, folder: str | None = None) -> Remote:
+        """What is in the folder, or in another that the token may read."""
 
-        async def ask() -> Remote | None:
-            answer = await self._ask("GET", "/manifest", headers=headers, folder=folder)
-            return None if answer is None else await asyncio.to_thread(_remote, answer)
+        async def ask() -> Remote:
+            answer = await self._ask("GET", "/manifest", folder=folder)
+            return await asyncio.to_thread(lambda: _remote(_parsed(answer or b"")))
 
         return await self._again(ask)
+
+    async def changed(self, known: Remote) -> Remote:
+        """What is in the folder, if it was `known` before: most often only the difference is sent.
+
+        `known` itself where nothing has changed.
+        """
+        headers = {"if-none-match": f'"{known.version}"'}
+        path = f"/manifest?since={known.version}"
+
+        async def ask() -> Remote | None:
+            answer = await self._ask("GET", path, headers=headers)
+            if answer is None:
+                return known
+            return await asyncio.to_thread(lambda: _changed(_parsed(answer), known))
+
+        return await self._again(ask) or await self.manifest()
 
     async def wait_for_change(self, version: str, seconds: float) -> bool:
         """Whether the folder has another version, as soon as it has, or after so many seconds."""
@@ -245,6 +266,8 @@ class ContentClient:
             connect=limits.connect,
         )
         self.requests += 1
+        if self.attempt is not None and folder in (None, self.folder):
+            headers = {**(headers or {}), ATTEMPT: str(self.attempt)}
         with _translated():
             async with asyncio.timeout(limits.request + longer):
                 async with self._http.stream(
@@ -289,16 +312,34 @@ async def _bounded(response: httpx2.Response) -> bytes:
     return bytes(body)
 
 
-def _remote(body: bytes) -> Remote:
-    data = _parsed(body)
+def _remote(data: Json) -> Remote:
+    """The tree of an answer; its version is computed, not believed."""
     try:
-        remote = Remote(str(data["version"]), tree_from_json(data["tree"]))
+        version, tree = str(data["version"]), tree_from_json(data["tree"])
     except (KeyError, ValueError) as error:
-        raise ContentUnavailable(
-            f"the content proxy sent no manifest: {error}"
-        ) from None
-    check_tree(remote.tree)
-    return remote
+        raise _no_manifest(error) from None
+    if version_of(tree) != version:
+        raise _no_manifest("it is not what its version says")
+    check_tree(tree)
+    return Remote(version, tree)
+
+
+def _changed(data: Json, known: Remote) -> Remote | None:
+    """The tree of an answer that may tell a difference only; None where that does not lead to its version."""
+    if data.get("since") != known.version:
+        return _remote(data)
+    try:
+        version, tree = str(data["version"]), delta_from_json(data).apply(known.tree)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise _no_manifest(error) from None
+    if version_of(tree) != version:
+        return None
+    check_tree(tree)
+    return Remote(version, tree)
+
+
+def _no_manifest(why: object) -> ContentUnavailable:
+    return ContentUnavailable(f"the content proxy sent no manifest: {why}")
 
 
 def _parsed(body: bytes) -> Json:

@@ -21,13 +21,14 @@ def carried(base: Tree, path: str) -> Iterator[tuple[str, Entry]]:
 @dataclass(slots=True)
 class Found:
     """`kept` are files and symlinks with their signatures, `racy` those of them that may change unseen,
-    `unsure` the paths that are as the base had them."""
+    `unsure` the paths that are as the base had them, `unsent` the notes about those."""
 
     tree: dict[str, Entry] = field(default_factory=dict)
     kept: Kept = field(default_factory=dict)
     racy: set[str] = field(default_factory=set)
     unsure: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    unsent: list[str] = field(default_factory=list)
 
     def add(self, other: Found) -> None:
         self.tree.update(other.tree)
@@ -35,8 +36,11 @@ class Found:
         self.racy |= other.racy
         self.unsure |= other.unsure
         self.notes += other.notes
+        self.unsent += other.unsent
 
     def carry(self, path: str, base: Tree, why: str) -> None:
         self.unsure.add(path)
         self.tree.update(carried(base, path))
-        self.notes.append(f"{ascii(path[:200])} is left as it was: {why}")
+        note = f"{ascii(path[:200])} is left as it was: {why}"
+        self.notes.append(note)
+        self.unsent.append(note)

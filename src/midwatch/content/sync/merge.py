@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..paths import MAX_PATH
@@ -34,12 +34,19 @@ class Merged:
     conflicts: Mapping[str, str]
 
 
-def merge(base: Tree, ours: Tree, theirs: Tree) -> Merged:
-    """`base` is what both sides had when they were equal last."""
+def merge(
+    base: Tree,
+    ours: Tree,
+    theirs: Tree,
+    owned: Callable[[str], bool] = lambda path: False,
+) -> Merged:
+    """`base` is what both sides had when they were equal last. What is `owned` stays as ours is, whatever they did."""
     changed = _changed(base, theirs)
     tree, aside = dict(ours), dict[str, Entry]()
     if not changed:
         return Merged(tree, Delta({}, frozenset()), delta_between(theirs, tree), {})
+    aside.update(_refused(base, ours, theirs, filter(owned, changed)))
+    changed = [path for path in changed if not owned(path)]
     _take_paths(tree, aside, base, ours, theirs, changed)
     _take_units(tree, aside, base, ours, theirs, changed)
     _shape(tree, aside, base, ours, theirs)
@@ -54,6 +61,18 @@ def _changed(base: Tree, theirs: Tree) -> list[str]:
         return []
     delta = delta_between(base, theirs)
     return [*delta.put, *delta.removed]
+
+
+def _refused(
+    base: Tree, ours: Tree, theirs: Tree, paths: Iterable[str]
+) -> Iterator[tuple[str, Entry]]:
+    """What they changed of what is owned."""
+    for path in paths:
+        their, our, was = theirs.get(path), ours.get(path), base.get(path)
+        if their is None or their.kind == "folder":
+            continue
+        if not any(one and _is_same(one, their) for one in (our, was)):
+            yield path, their
 
 
 def unit_of(path: str) -> str | None:
@@ -113,6 +132,10 @@ def _settled(was: Entry | None, our: Entry | None, their: Entry | None) -> Entry
     mode = their.mode if before and our.mode == before.mode else our.mode
     taken = their if before and _same_content(our, before) else our
     return Entry(taken.kind, mode, taken.size, taken.chunks, taken.target)
+
+
+def _is_same(one: Entry, other: Entry) -> bool:
+    return one.kind == other.kind and _same_content(one, other)
 
 
 def _same_content(one: Entry, other: Entry) -> bool:

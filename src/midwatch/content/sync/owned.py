@@ -50,6 +50,7 @@ def _append(roots: Roots, path: str, start: int, theirs: bytes) -> None:
         new = _new_lines(ours, theirs)
         while new:
             new = new[os.write(file, new) :]
+        os.fsync(file)
     finally:
         os.close(file)
 

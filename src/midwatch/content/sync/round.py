@@ -7,6 +7,7 @@ both sides.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -25,7 +26,7 @@ from .owned import take_lines
 from .scan import Scan, Scanner
 from .scope import Scope, next_base
 from .staging import Staging
-from .transfer import download, in_thread, upload
+from .transfer import download, finish, in_thread, upload
 
 TRIES = 8
 """Commits of one round, when others are faster or files change under it."""
@@ -35,13 +36,15 @@ Step = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a round did: entries sent and brought, where theirs was kept, and what could not be done."""
+    """What a round did: entries sent and brought, where theirs was kept, what there is to say, and which of that
+    is about what was not sent."""
 
     version: str
     sent: int = 0
     brought: int = 0
     conflicts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unsent: tuple[str, ...] = ()
 
 
 class Rounds:
@@ -63,6 +66,7 @@ class Rounds:
         self._loaded = False
         self._foreign: tuple[Tree | None, dict[str, Entry]] = (None, {})
         self._never: dict[str, Entry] = {}
+        self._unanswered: dict[str, Entry | None] = {}
         self._taken: dict[str, tuple[Entry | None, Entry]] = {}
         self.base = BaseFile(state / "base.jsonl")
 
@@ -92,14 +96,15 @@ class Rounds:
         brought = await self._bring(scan, remote, merged)
         await self._take_lines(scan, remote)
         conflicts = tuple(sorted(merged.conflicts.values())) if push else ()
-        return Outcome(self.base.version, sent, brought, conflicts, scan.notes)
+        return Outcome(
+            self.base.version, sent, brought, conflicts, scan.notes, scan.unsent
+        )
 
     async def adopt(self, folder: str) -> Outcome:
         """Everything of another folder becomes ours, where we have nothing else."""
         await in_thread(self.load)
         scan = await self._scan(False)
         other = await self._client.manifest(folder=folder)
-        assert other is not None
         tree = {p: e for p, e in other.tree.items() if self._scope.has(p)}
         merged = merge({}, scan.tree, tree)
         delta = self._for_us(merged.to_apply_locally, scan)[0]
@@ -126,30 +131,40 @@ class Rounds:
         """
         base = Remote(self.base.version, self.base.tree)
         if self.base.version:
-            merged = await self._merge(scan, base)
+            merged = await self._merge(scan, base, push)
             if unchanged or (push and merged.to_push):
                 return base, merged
         self._step("manifest")
-        found = await self._client.manifest(self.base.version)
-        if found is None:
+        if not self.base.version:
+            found = await self._client.manifest()
+        elif (found := await self._client.changed(base)) is base:
             return base, merged
-        return found, await self._merge(scan, found)
+        return found, await self._merge(scan, found, push)
 
-    async def _merge(self, scan: Scan, remote: Remote) -> Merged:
-        return await in_thread(self._merged, scan, remote.tree)
+    async def _merge(self, scan: Scan, remote: Remote, own: bool = True) -> Merged:
+        return await in_thread(self._merged, scan, remote.tree, own)
 
-    def _merged(self, scan: Scan, remote: Tree) -> Merged:
+    def _merged(self, scan: Scan, remote: Tree, own: bool) -> Merged:
         tree, foreign = self._foreign
         if tree is not remote:
             foreign = self._scope.foreign(remote)
             self._foreign = remote, foreign
-        return self._scope.merge(self.base.tree, scan, remote, foreign)
+        return self._scope.merge(self._base_of(remote), scan, remote, foreign, own=own)
 
-    async def _read(self) -> Remote:
-        self._step("manifest")
-        found = await self._client.manifest()
-        assert found is not None
-        return found
+    def _base_of(self, remote: Tree) -> Tree:
+        """The base, with what we sent in a commit whose answer was lost, where the proxy has it: it is no change
+        of somebody else's."""
+        if not self._unanswered or remote is self.base.tree:
+            return self.base.tree
+        base = dict(self.base.tree)
+        for path, entry in self._unanswered.items():
+            if remote.get(path) != entry:
+                continue
+            if entry is None:
+                base.pop(path, None)
+            else:
+                base[path] = entry
+        return base
 
     # ------------------------------------------------------------------ sending
 
@@ -169,14 +184,24 @@ class Rounds:
                 continue
             self._step("commit")
             try:
-                version = await self._client.commit(remote.version, delta)
+                version = await self._commit(remote, delta, scan)
                 return scan, Remote(version, merged.tree), merged, _size(delta)
             except VersionConflict:
-                remote, known = await self._read(), None
+                self._step("manifest")
+                remote, known = await self._client.changed(remote), None
                 merged = await self._merge(scan, remote)
             except ChunksMissing as error:
                 known -= set(error.hashes)
         raise ContentUnavailable("the folders change faster than they are sent")
+
+    async def _commit(self, remote: Remote, delta: Delta, scan: Scan) -> str:
+        try:
+            version = await self._client.commit(remote.version, delta)
+        except (ContentUnavailable, asyncio.CancelledError):
+            self._unanswered.update(_ours(delta, scan))  # perhaps it is in place
+            raise
+        self._unanswered.clear()
+        return version
 
     async def _upload(self, delta: Delta, known: set[str], scan: Scan) -> set[str]:
         wanted = list(dict.fromkeys(c for e in delta.put.values() for c in e.chunks))
@@ -243,6 +268,8 @@ class Rounds:
             try:
                 await in_thread(ready.open)
                 await download(self._client, roots, ready, _files(scan), folder=folder)
+                self._step("sync files")
+                await in_thread(finish, ready)
                 staged = ready.names
             finally:
                 ready.close()
@@ -294,6 +321,13 @@ class Rounds:
             except OSError as error:
                 raise _local(error) from error
             self._taken[path] = (ours, theirs)
+
+
+def _ours(delta: Delta, scan: Scan) -> dict[str, Entry | None]:
+    """What a commit says about paths that are here as it has them; None for those that are gone."""
+    put = {p: e for p, e in delta.put.items() if scan.tree.get(p) == e}
+    gone = [p for p in delta.removed if p not in scan.tree]
+    return {**put, **dict.fromkeys(gone)}
 
 
 def _files(scan: Scan) -> Mapping[str, Entry]:

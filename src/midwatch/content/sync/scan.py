@@ -38,6 +38,7 @@ class Scan:
     kept: Mapping[str, tuple[Signature, Entry]] = field(repr=False)
     unsure: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    unsent: tuple[str, ...] = ()
     captured: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def is_sure(self, path: str) -> bool:
@@ -97,6 +98,7 @@ class Scanner:
             found.kept,
             frozenset(found.unsure),
             tuple(found.notes),
+            tuple(found.unsent),
             walk.captured.held,
         )
 

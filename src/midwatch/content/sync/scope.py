@@ -13,11 +13,19 @@ from .scan import Ignored, Scan
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The roots, without what is `ignored` there; of `remote_owned` files the proxy alone decides."""
+    """The roots, without what is `ignored` there.
+
+    Of `remote_owned` files the proxy alone decides, of all else in the top folders `local_owned` our side.
+    """
 
     roots: Roots
     remote_owned: frozenset[str]
     ignored: Ignored | None = None
+    local_owned: frozenset[str] = frozenset()
+
+    def _is_owned(self, path: str) -> bool:
+        top, slash, _ = path.partition("/")
+        return bool(slash) and top in self.local_owned and self.has(path)
 
     def has(self, path: str) -> bool:
         if not self.roots.has(path):
@@ -34,14 +42,23 @@ class Scope:
         return {path: entry for path, entry in tree.items() if not self.has(path)}
 
     def merge(
-        self, base: Tree, scan: Scan, remote: Tree, foreign: Mapping[str, Entry]
+        self,
+        base: Tree,
+        scan: Scan,
+        remote: Tree,
+        foreign: Mapping[str, Entry],
+        *,
+        own: bool = True,
     ) -> Merged:
-        """`foreign` are those of the proxy's tree: in what is not ours, it is right."""
+        """`foreign` are those of the proxy's tree: in what is not ours, it is right. `own`: nothing is taken
+        of what is ours alone."""
         ours = {**scan.tree, **foreign}
         was = base if remote is base else self._common(base, remote, foreign)
         for path in self.remote_owned:
             if entry := remote.get(path):
                 ours[path] = entry
+        if own and self.local_owned:
+            return merge(was, ours, remote, self._is_owned)
         return merge(was, ours, remote)
 
     def _common(

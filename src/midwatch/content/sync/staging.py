@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+from ..durable import are_many, sync_file_system
 from ..tree import CHUNK, Entry
 from .apply import raise_if_ailing
 from .roots import STAGING, Roots, open_folder
@@ -50,21 +51,30 @@ class Staging:
                     self._write(path, offset, data)
 
     def finish(self) -> None:
-        """All is there: the modes are set. Raises ValueError if chunks are still wanted or have another length."""
+        """All is there: the modes are set, and it is on the disk before anything takes a place.
+
+        Otherwise a power cut could leave empty files there, which would be sent as somebody's work.
+        Raises ValueError if chunks are still wanted or have another length.
+        """
         if self._wanted:
             raise ValueError("chunks are missing")
+        many = are_many(len(self.names))
         with _told():
             for path, name in self.names.items():
                 entry = self._put[path]
                 if entry.kind == "file":
-                    self._finish(self._folder(path), name, entry)
+                    self._finish(self._folder(path), name, entry, sync=not many)
+            for folder in self._folders.values():
+                (sync_file_system if many else os.fsync)(folder)
 
-    def _finish(self, folder: int, name: str, entry: Entry) -> None:
+    def _finish(self, folder: int, name: str, entry: Entry, *, sync: bool) -> None:
         file = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         try:
             if os.fstat(file).st_size != entry.size:
                 raise ValueError("the chunks are not as long as the file")
             os.fchmod(file, entry.mode)
+            if sync:
+                os.fsync(file)
         finally:
             os.close(file)
 

@@ -78,7 +78,7 @@ async def download(
 ) -> None:
     """Make the staged files whole: from `present` local files that have a chunk, otherwise from the proxy."""
     if not staging.wanted:
-        return await in_thread(_finish, staging)
+        return
     await in_thread(_copy, roots, staging, present)
     tries = 0
     while wanted := staging.wanted[:MAX_HASHES]:
@@ -91,7 +91,6 @@ async def download(
         tries = 0 if len(staging.wanted) < before else tries + 1
         if tries >= _TRIES:
             raise problem
-    await in_thread(_finish, staging)
 
 
 def _copy(roots: Roots, staging: Staging, present: Mapping[str, Entry]) -> None:
@@ -101,7 +100,8 @@ def _copy(roots: Roots, staging: Staging, present: Mapping[str, Entry]) -> None:
             staging.write(batch)
 
 
-def _finish(staging: Staging) -> None:
+def finish(staging: Staging) -> None:
+    """What was downloaded is ready and on the disk. Raises ContentDamaged."""
     try:
         staging.finish()
     except ValueError as error:

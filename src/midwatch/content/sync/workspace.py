@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ...errors import MidwatchError, PermanentError, TemporaryError
 from ...lifecycle import Clock, Stop, SystemClock
-from ..errors import ContentUnavailable
+from ..errors import ContentUnavailable, Superseded
 from .client import ContentClient
 from .roots import Roots
 from .round import Outcome, Rounds, Step
@@ -31,7 +31,8 @@ _MANY = 500
 @dataclass(frozen=True, slots=True)
 class SyncReport:
     """A push: the version that both sides have (empty if something here is still to come), entries sent and
-    brought, bytes both ways, requests, and where the other side's versions were kept.
+    brought, bytes both ways, requests, and where the other side's versions were kept. `notes` are about what does not
+    travel; `unsent` are those of them about what is here and should, but could not be read.
     """
 
     version: str
@@ -41,13 +42,18 @@ class SyncReport:
     requests: int
     conflicts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unsent: tuple[str, ...] = ()
 
 
 class WorkspaceSync:
     """Keeps `roots` (top folder's name → local folder) equal to the client's folder; remembers in `state`.
 
     `state` is a folder of its own. `remote_owned` files only get the lines that are new at the proxy. `ignored` paths are left
-    alone on both sides. `last_error` and `last_success` tell how it goes.
+    alone on both sides. Of the top folders `local_owned` nothing is taken any more after the pull: what they changed there
+    is kept as their side of a conflict. `last_error` and `last_success` tell how it goes, `heard` gets every report.
+
+    A client with an attempt claims the folder at the pull. When a later one has, everything here raises Superseded
+    and nothing is sent any more.
     """
 
     def __init__(
@@ -59,11 +65,14 @@ class WorkspaceSync:
         clock: Clock | None = None,
         interval: float = 5.0,
         remote_owned: frozenset[str] = frozenset({INBOX}),
+        local_owned: frozenset[str] = frozenset(),
         ignored: Ignored | None = None,
         step: Step = lambda name: None,
     ) -> None:
         self.last_error: MidwatchError | None = None
         self.last_success: datetime | None = None
+        self.heard: Callable[[SyncReport], None] = lambda report: None
+        self._superseded: Superseded | None = None
         self._client = client
         self._clock = clock or SystemClock()
         self._interval = interval
@@ -72,7 +81,7 @@ class WorkspaceSync:
         ignored = _also(ignored, places, state.absolute())
         self._places = places
         self._scanner = Scanner(places, ignored=ignored, cache=state / "files.json")
-        scope = Scope(places, remote_owned, ignored)
+        scope = Scope(places, remote_owned, ignored, local_owned)
         self._rounds = Rounds(client, scope, self._scanner, state, step)
         self._turn = asyncio.Lock()
         self._nudged = asyncio.Event()
@@ -80,7 +89,12 @@ class WorkspaceSync:
 
     async def pull(self) -> SyncReport:
         """Bring what the proxy has; what is different here stays, and is sent by the next push."""
-        return await self._one(lambda: self._rounds.run(push=False))
+        return await self._one(self._pull)
+
+    async def _pull(self) -> Outcome:
+        if self._client.attempt is not None:
+            await self._client.claim()
+        return await self._rounds.run(push=False)
 
     async def pull_from(self, folder: str) -> SyncReport:
         """Begin with what another folder has, which is only read. What is here already stays."""
@@ -99,21 +113,26 @@ class WorkspaceSync:
     async def run(self, stop: Stop) -> None:
         """Push again and again until the stop, which ends it at once; the last push is the caller's.
 
-        Errors are told by `last_error`; after one the wait grows.
+        Errors are told by `last_error`; after one the wait grows. Superseded ends it as well.
         """
+        stopping = asyncio.create_task(stop.wait(), name="stop")
         keeping = asyncio.create_task(self._keep_equal(), name="sync")
         watching = asyncio.create_task(self._watch(), name="sync watch")
         try:
-            await stop.wait()
+            await asyncio.wait({stopping, keeping}, return_when="FIRST_COMPLETED")
+            if keeping.done():
+                keeping.result()
         finally:
-            for task in (keeping, watching):
+            for task in (stopping, keeping, watching):
                 task.cancel()
-            await asyncio.gather(keeping, watching, return_exceptions=True)
+            await asyncio.gather(stopping, keeping, watching, return_exceptions=True)
 
     # ------------------------------------------------------------------ one at a time
 
     async def _one(self, round: Callable[[], Awaitable[Outcome]]) -> SyncReport:
         async with self._turn:
+            if self._superseded is not None:
+                raise self._superseded
             client = self._client
             requests, moved = client.requests, client.sent + client.received
             try:
@@ -125,9 +144,11 @@ class WorkspaceSync:
                 raise self.last_error from error
             except MidwatchError as error:
                 self.last_error = error
+                if isinstance(error, Superseded):
+                    self._superseded = error
                 raise
             self.last_error, self.last_success = None, self._clock.now()
-            return SyncReport(
+            report = SyncReport(
                 outcome.version,
                 outcome.sent,
                 outcome.brought,
@@ -135,7 +156,10 @@ class WorkspaceSync:
                 client.requests - requests,
                 outcome.conflicts,
                 outcome.notes,
+                outcome.unsent,
             )
+            self.heard(report)
+            return report
 
     def _make_places(self) -> None:
         for place in (self._state, *self._places.places.values()):
@@ -150,6 +174,8 @@ class WorkspaceSync:
             try:
                 await self.push()
                 failed = 0
+            except Superseded:
+                return
             except MidwatchError as error:
                 failed += 1
                 await self._clock.sleep(self._pause(error, failed))

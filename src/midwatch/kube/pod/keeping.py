@@ -8,18 +8,20 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any, Protocol
 
-from ...content.errors import ContentUnavailable
+from ...content.errors import ContentUnavailable, Superseded
 from ...errors import MidwatchError, PermanentError, TemporaryError
 from ...lifecycle import Clock, Stop
 from ..statuses import Condition
 from .hints import hint_for
+from .saved import CONDITION, Saved
 
-CONDITION = "WorkspaceSaved"
-FETCH_FOR = 90.0
-"""Seconds of tries to reach the proxy before the session is given up: it must not begin with nothing."""
+FETCH_FOR = 900.0
+"""Seconds of tries to reach the proxy before the session is given up, since it must not begin with nothing. A node that is lost
+often takes the proxy along; its volume comes to another node after some 6 to 10 minutes."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 10.0
 _LOOK = 5.0  # seconds between two looks at how the sync fares
-_WIND_UP = 5.0  # seconds that a push under way gets before the last one
+WIND_UP = 5.0
+"""Seconds that a push under way gets before the last one, at most."""
 
 
 class Sync(Protocol):
@@ -27,6 +29,7 @@ class Sync(Protocol):
 
     last_error: MidwatchError | None
     last_success: datetime | None
+    heard: Callable[[Any], None]
 
     async def pull(self) -> Any: ...
     async def pull_from(self, folder: str, /) -> Any: ...
@@ -38,16 +41,30 @@ class Sync(Protocol):
 class Keeper:
     """`fetch` at first, `beside` the session, `save` at the end. Without a sync all of it is nothing.
 
-    `tell` gets the condition whenever it changes. What was never fetched is never saved: an empty
-    folder must not go over a full one.
+    `tell` gets the condition whenever it changes, `note` lines for the log. What was never fetched is never
+    saved: an empty folder must not go over a full one. Where a later attempt has claimed the folder, `lost` says so
+    (`on_lost` hears of it once), and nothing is saved any more.
     """
 
     def __init__(
-        self, sync: Sync | None, clock: Clock, tell: Callable[[Condition], None]
+        self,
+        sync: Sync | None,
+        clock: Clock,
+        tell: Callable[[Condition], None],
+        wind_up: float = WIND_UP,
+        *,
+        note: Callable[[str], None] = lambda text: None,
+        on_lost: Callable[[str], None] = lambda reason: None,
     ) -> None:
+        self.lost: Superseded | None = None
         self._sync = sync
         self._clock = clock
         self._tell = tell
+        self._wind_up = wind_up
+        self._note = note
+        self._on_lost = on_lost
+        self._saved = Saved()
+        self._ending = False
         self._told: Condition | None = None
         self._fetched = False
 
@@ -55,19 +72,31 @@ class Keeper:
     def present(self) -> bool:
         return self._sync is not None
 
-    async def fetch(self) -> None:
-        """Bring the session's folder here. Raises ContentUnavailable after tries, and what is permanent."""
+    async def fetch(
+        self,
+        within: float = FETCH_FOR,
+        waiting: Callable[[str], None] = lambda why: None,
+    ) -> None:
+        """Bring the session's folder here, within so many seconds; `waiting` is told why that takes longer.
+
+        Raises ContentUnavailable when they are over, and what is permanent.
+        """
         if self._sync is None:
             why = "there is no content proxy: it lasts as long as its volume"
             return self._say(Condition(CONDITION, "Unknown", "OnVolume", why))
-        await self._tried(self._sync.pull)
+        await self._tried(self._sync.pull, within, waiting)
         self._fetched = True
 
-    async def fetch_from(self, folder: str) -> None:
+    async def fetch_from(
+        self,
+        folder: str,
+        within: float = FETCH_FOR,
+        waiting: Callable[[str], None] = lambda why: None,
+    ) -> None:
         """Bring another session's folder here, as ours. Raises as `fetch`."""
         assert self._sync is not None
         sync, self._fetched = self._sync, False
-        await self._tried(lambda: sync.pull_from(folder))
+        await self._tried(lambda: sync.pull_from(folder), within, waiting)
         self._fetched = True
 
     @contextlib.asynccontextmanager
@@ -76,7 +105,7 @@ class Keeper:
         if self._sync is None:
             yield
             return
-        stop = Stop(self._clock)
+        stop, self._sync.heard = Stop(self._clock), self._hear
         syncing = asyncio.create_task(self._sync.run(stop), name="sync")
         looking = asyncio.create_task(self._look(syncing), name="look at the sync")
         try:
@@ -84,7 +113,7 @@ class Keeper:
         finally:
             stop.set("the session ends")
             looking.cancel()
-            await asyncio.wait({syncing}, timeout=_WIND_UP)
+            await asyncio.wait({syncing}, timeout=self._wind_up)
             syncing.cancel()
             await asyncio.gather(syncing, looking, return_exceptions=True)
 
@@ -95,56 +124,86 @@ class Keeper:
 
     async def save(self, within: float) -> None:
         """Push what there is, for so many seconds; how it went is in the condition."""
-        if self._sync is None or not self._fetched:
+        if self._sync is None or not self._fetched or self.lost is not None:
             return
-        sync = self._sync
+        sync, self._ending = self._sync, True
+        sync.heard = self._hear
         try:
             async with asyncio.timeout(within):
-                await self._tried(lambda: sync.push(last=True), for_seconds=within)
+                await self._tried(lambda: sync.push(last=True), within)
         except (TimeoutError, asyncio.CancelledError) as error:
             self._say(_not_saved(ContentUnavailable("there was no time to save all")))
             if isinstance(error, asyncio.CancelledError):
                 raise
+        except Superseded:
+            pass  # it is told by `lost`
         except MidwatchError as error:
             self._say(_not_saved(error))
-        else:
-            self._say(Condition(CONDITION, "True", "Saved"))
 
     async def _tried(
-        self, work: Callable[[], Any], for_seconds: float = FETCH_FOR
+        self,
+        work: Callable[[], Any],
+        within: float,
+        waiting: Callable[[str], None] = lambda why: None,
     ) -> None:
         """Do it, again and again while the proxy is away."""
-        deadline, wait = self._clock.monotonic() + for_seconds, _FIRST_WAIT
+        deadline, wait = self._clock.monotonic() + within, _FIRST_WAIT
         while True:
             try:
                 await work()
                 return
+            except Superseded as error:
+                self._lose(error)
+                raise
             except TemporaryError as error:
                 pause = max(wait, error.retry_after or 0.0)
                 if self._clock.monotonic() + pause > deadline:
-                    raise
-                self._say(_not_saved(error))
+                    raise _given_up(error, within) from error
+                condition = _not_saved(error)
+                self._say(condition)
+                waiting(condition.message)
                 wait = min(wait * 2, _LONGEST_WAIT)
                 await self._clock.sleep(pause)
 
     async def _look(self, syncing: asyncio.Task[None]) -> None:
-        """Tell how the sync fares; one that has given up shows as well."""
+        """Tell what goes wrong with the sync, at once if it has given up."""
         assert self._sync is not None
         while True:
             error = self._sync.last_error
-            if syncing.done() and not syncing.cancelled():
-                raised = syncing.exception()
-                error = raised if isinstance(raised, MidwatchError) else error
+            if isinstance(error, Superseded):
+                return self._lose(error)
             if error is not None:
                 self._say(_not_saved(error))
-            elif self._sync.last_success is not None:
-                self._say(Condition(CONDITION, "True", "Saved"))
-            await self._clock.sleep(_LOOK)
+            if syncing.done():
+                return
+            sleeping = asyncio.ensure_future(self._clock.sleep(_LOOK))
+            try:
+                await asyncio.wait({syncing, sleeping}, return_when="FIRST_COMPLETED")
+            finally:
+                sleeping.cancel()
+                await asyncio.gather(sleeping, return_exceptions=True)
+
+    def _hear(self, report: Any) -> None:
+        for line in self._saved.hear(report, last=self._ending):
+            self._note(line)
+        self._say(self._saved.condition())
+
+    def _lose(self, error: Superseded) -> None:
+        if self.lost is None:
+            self.lost = error
+            self._on_lost(error.message)
 
     def _say(self, condition: Condition) -> None:
         if condition != self._told:
             self._told = condition
             self._tell(condition)
+
+
+def _given_up(error: TemporaryError, within: float) -> TemporaryError:
+    if not isinstance(error, ContentUnavailable):
+        return error
+    why = f"{error.message}; it was tried for {within:.0f} s"
+    return ContentUnavailable(why, hint=error.hint)
 
 
 def _not_saved(error: MidwatchError) -> Condition:

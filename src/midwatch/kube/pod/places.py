@@ -16,6 +16,8 @@ _STAY = (
     *(".sync", ADOPTING),
 )
 """What of the session's folder means something in this pod alone."""
+LOCAL_OWNED = frozenset({"session"})
+"""Top folders that only the runner writes to: it has files in them open, and works by what it wrote there."""
 
 
 @dataclass(frozen=True, slots=True)

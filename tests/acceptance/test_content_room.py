@@ -1,0 +1,87 @@
+"""What one session may take of the volume that all share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import httpx2
+
+from midwatch.content.tree import EMPTY
+
+from .content_proxy import FOLDER, OTHER, Caller, file, proxy
+
+LIMIT = 1 << 20
+
+
+def taken(root: Path, folder: str = FOLDER) -> int:
+    chunks = (root / "folders" / folder / "chunks").rglob("*")
+    return sum(path.stat().st_size for path in chunks if path.is_file())
+
+
+def age(root: Path, seconds: float) -> None:
+    for path in (root / "folders" / FOLDER / "chunks").rglob("*"):
+        before = path.stat().st_mtime - seconds
+        os.utime(path, (before, before))
+
+
+async def write(caller: Caller, path: str, data: bytes) -> httpx2.Response:
+    return await caller.http.post(
+        "/content/write",
+        json={"path": path, "content": data.hex()},
+        headers=caller.headers,
+    )
+
+
+async def test_a_folder_takes_no_more_than_twice_its_size(tmp_path: Path) -> None:
+    async with proxy(tmp_path, max_size=LIMIT) as running:
+        caller = running.caller()
+        codes = []
+        for _ in range(8):
+            codes.append((await caller.put(os.urandom(900_000))).status_code)
+            version, _ = await caller.manifest()
+            # A commit that changes nothing makes no room.
+            assert (await caller.commit(version)).status_code == 200
+        assert codes == [200, 200] + 6 * [507]
+        assert taken(running.root) <= 2 * LIMIT
+        answer = await caller.put(os.urandom(900_000))
+        assert "content.max_size" in answer.json()["hint"]
+        # Nobody else feels it.
+        other = running.caller(OTHER)
+        assert (await other.put(os.urandom(900_000))).status_code == 200
+        # Nor does it last: what nothing names goes when it is needed, before the collector's grace.
+        age(running.root, 120)
+        data = os.urandom(900_000)
+        assert (await caller.put(data)).status_code == 200
+        assert (await caller.commit(EMPTY, {"a": file(data)})).status_code == 200
+        age(running.root, 120)
+        for _ in range(3):
+            await caller.put(os.urandom(900_000))
+            age(running.root, 120)
+        answer = await caller.http.get(
+            "/content/file", params={"path": "a"}, headers=caller.headers
+        )
+        assert answer.content == data  # what is named stays
+
+
+async def test_plain_writes_and_messages_are_bounded_too(tmp_path: Path) -> None:
+    async with proxy(tmp_path, max_size=LIMIT) as running:
+        caller = running.caller()
+        codes = {
+            (await write(caller, "big", os.urandom(450_000))).status_code
+            for _ in range(6)
+        }
+        assert codes == {200, 507}
+        message = {"type": "user_message", "content": "x" * 400_000}
+        answers = [await caller.post("inbox", message) for _ in range(2)]
+        assert answers[-1].status_code == 507
+        assert taken(running.root) <= 2 * LIMIT
+
+
+async def test_another_process_on_the_volume_counts_as_well(tmp_path: Path) -> None:
+    options = {"max_size": LIMIT}
+    async with proxy(tmp_path, **options) as one, proxy(tmp_path, **options) as two:
+        for _ in range(6):
+            for running in (one, two):
+                await running.caller().put(os.urandom(400_000))
+        assert taken(one.root) <= 2 * LIMIT
