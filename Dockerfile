@@ -34,6 +34,8 @@ ARG SANDBOX=""
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates git git-lfs openssh-client tini ${SANDBOX} \
     && rm -rf /var/lib/apt/lists/* \
+    # A program that cannot be read runs closed: tini has the pod's keys in its environment, as process 1.
+    && chmod 0711 /usr/bin/tini \
     && groupadd --gid 10001 midwatch \
     && useradd --uid 10001 --gid 10001 --create-home --home-dir /home/midwatch --shell /usr/sbin/nologin midwatch
 COPY --from=build /opt/midwatch /opt/midwatch

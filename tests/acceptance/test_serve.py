@@ -98,10 +98,11 @@ def test_a_wrong_variable_is_one_line_that_names_it(
     """In this process: the command itself is tried once, below."""
     from midwatch.errors import SettingsError
     from midwatch.kube.pod.task import read_task
+    from midwatch.kube.pod.variables import sorted_variables
 
     pod = Pod(tmp_path, "http://127.0.0.1:1", ["https://example.org/app"])
     with pytest.raises(SettingsError) as raised:
-        read_task(pod.environ(**changed))
+        read_task(sorted_variables(pod.environ(**changed)))
     assert raised.value.path == named
     assert raised.value.line().startswith(f"{named}: ")
     assert "bad-0123456789" not in raised.value.line()
@@ -120,6 +121,7 @@ def test_a_wrong_environment_ends_with_its_own_exit_code(tmp_path: Path) -> None
 def test_every_variable_of_the_table_is_read(tmp_path: Path) -> None:
     from midwatch.kube.environment import RUNNER_VARIABLES
     from midwatch.kube.pod.task import read_task
+    from midwatch.kube.pod.variables import PodVariables
 
     class Watched(dict[str, str]):
         read: set[str] = set()
@@ -138,7 +140,7 @@ def test_every_variable_of_the_table_is_read(tmp_path: Path) -> None:
             MAX_TURNS="3",
         )
     )
-    task = read_task(environ)
+    task = read_task(PodVariables(environ, {}, {}))
     assert {variable.name for variable in RUNNER_VARIABLES} == environ.read
     [credential] = task.credentials
     assert credential.scope == "https://example.org"

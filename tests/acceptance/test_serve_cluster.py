@@ -189,7 +189,7 @@ def test_a_server_that_is_away_delays_no_turn_and_gets_the_last_word(
             with server.away():
                 gate.release()
                 until(
-                    lambda: "Completed: Completed" in runner.log.read_text(),
+                    lambda: "Completed: done" in runner.log.read_text(),
                     lambda: runner.log.read_text(),
                 )
             assert runner.process.wait(20) == 0

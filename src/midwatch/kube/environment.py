@@ -19,6 +19,11 @@ class Variable:
     secret: bool = False
 
 
+VARIABLE_PREFIX = "SESSION_VARIABLE_"
+"""Before the names of `spec.environment.variables`: the session's program gets them, and the runner does not."""
+SECRET_PREFIX = "SESSION_SECRET_"
+"""Before the keys of `spec.environment.secrets`, whose values are kept out of what is written down as well."""
+
 RUNNER_VARIABLES: tuple[Variable, ...] = (
     Variable("ANTHROPIC_API_KEY", "The key of the Claude API.", secret=True),
     Variable("ANTHROPIC_BASE_URL", "Where the Claude API is.", "Anthropic's own"),
@@ -76,6 +81,11 @@ RUNNER_VARIABLES: tuple[Variable, ...] = (
     Variable("SYNC_INTERVAL", "Seconds between two pushes of the workspace.", "5"),
     Variable(
         "STATUS_INTERVAL", "Seconds between two writes of an unchanged phase.", "5"
+    ),
+    Variable(
+        "TERMINATION_GRACE",
+        "Seconds between the SIGTERM and the SIGKILL that the pod gets at its end.",
+        "60",
     ),
     Variable(
         "GIT_TOKEN", "A token for the repositories' hosts over https.", "", secret=True

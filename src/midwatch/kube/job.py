@@ -6,6 +6,7 @@ import math
 
 from ..model import Json
 from ..settings import OperatorSettings
+from .environment import SECRET_PREFIX
 from .job_environment import CACHE_PATH, STATE_PATH, WORKSPACE_PATH, variables
 from .names import (
     ATTEMPT_LABEL,
@@ -17,7 +18,8 @@ from .names import (
 from .owned import metadata
 from .resource import SessionResource
 
-COMMAND = ("midwatch", "session", "serve")
+ARGUMENTS = ("session", "serve")
+"""For the image's entry point, which stays: its first process reaps what a session leaves behind."""
 USER = 10001
 """The image's own user and group."""
 
@@ -46,8 +48,9 @@ def job(
             "backoffLimit": 0,
             # The Job has not failed before its pod is gone: else two attempts would run at once.
             "podReplacementPolicy": "Failed",
-            "activeDeadlineSeconds": math.ceil(timeout + settings.deadline_margin),
-            "ttlSecondsAfterFinished": math.ceil(settings.job_ttl),
+            "activeDeadlineSeconds": _deadline(timeout, settings),
+            # No ttlSecondsAfterFinished: a Job that went while the operator was away would be taken for lost,
+            # and run again. The operator sets it once the status tells the end.
             "template": {
                 "metadata": {
                     "labels": {**settings.pod_labels, **about["labels"]},
@@ -60,6 +63,13 @@ def job(
             },
         },
     }
+
+
+def _deadline(timeout: int, settings: OperatorSettings) -> int:
+    """Seconds. A Job's clock starts before its pod has a node and an image, the runner's after that: as long
+    as the operator would wait for those, the session still has all of its time."""
+    waits = settings.unschedulable_grace + settings.image_pull_grace
+    return math.ceil(waits + timeout + settings.deadline_margin)
 
 
 def _pod(
@@ -101,7 +111,7 @@ def _container(
     container: Json = {
         "name": CONTAINER,
         "image": settings.image,
-        "command": list(COMMAND),
+        "args": list(ARGUMENTS),
         "env": environment,
         "resources": dict(resource.spec.resources or settings.resources),
         # The last lines of its log are what the operator can tell of a pod that died without a word.
@@ -117,7 +127,11 @@ def _container(
     }
     secrets = resource.spec.environment.secrets
     if secrets:
-        container["envFrom"] = [{"secretRef": {"name": name}} for name in secrets]
+        container["envFrom"] = [
+            # A key of a secret may be called LD_PRELOAD; under a prefix it is nobody's variable.
+            {"prefix": SECRET_PREFIX, "secretRef": {"name": name}}
+            for name in secrets
+        ]
     if settings.image_pull_policy is not None:
         container["imagePullPolicy"] = settings.image_pull_policy
     return container

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from ..model import Json
 from ..settings import OperatorSettings
+from .environment import VARIABLE_PREFIX
 from .names import job_name, secret_name
 from .resource import SecretKey, SessionResource, Spec
 
@@ -40,8 +41,13 @@ def variables(
         "CONTENT_FOLDER": resource.folder if settings.content_url else "",
         "SYNC_INTERVAL": f"{settings.sync_interval:g}",
         "STATUS_INTERVAL": f"{settings.status_interval:g}",
+        "TERMINATION_GRACE": f"{settings.termination_grace:g}",
     }
-    literal = {**settings.variables, **spec.environment.variables, **_given(ours)}
+    asked = {
+        VARIABLE_PREFIX + name: value
+        for name, value in spec.environment.variables.items()
+    }
+    literal = {**settings.variables, **asked, **_given(ours)}
     sources = _sources(resource, settings)
     return [
         *(

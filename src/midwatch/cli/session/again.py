@@ -26,6 +26,7 @@ from .request import (
 )
 from .telling import aside
 
+
 async def resumed(
     desk: Desk,
     session_id: str,

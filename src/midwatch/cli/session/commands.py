@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ...errors import Conflict, SettingsError
+from ...shielding import shield_process
 from ...units import parse_duration
 from ..output import Output
 from ..wiring import Edge
@@ -217,6 +218,7 @@ def carry_out(
     edge: Edge, make: Callable[[Desk], Awaitable[Request]], as_json: bool
 ) -> None:
     """Make the request and run it to its end, on standard output."""
+    shield_process()
     asyncio.run(_carry_out(edge, make, as_json))
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ...errors import Conflict
+from ...shielding import shield_process
 from ..wiring import Edge
 from .app import (
     AllowTool,
@@ -57,6 +58,7 @@ def fix(
 
     from .fixing import Fix
 
+    shield_process()
     edge: Edge = context.obj
     chosen_ = chosen(
         model,

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
 from ...errors import MidwatchError, SettingsError
+from ...shielding import shield_process
 from ..wiring import Edge
 from .app import app
 
@@ -28,6 +30,7 @@ def serve(context: typer.Context) -> None:
     Exit code: 0 Completed or Stopped, 1 Failed, 2 the environment is wrong, 3 the status could not be
     written, 143 the pod was taken away before the end.
     """
+    shield_process()
     gc.enable()  # `main` turned it off for the start
     code = asyncio.run(_serve(context.obj))
     raise typer.Exit(code)
@@ -37,14 +40,17 @@ async def _serve(edge: Edge) -> int:
     from ...kube.pod.ending import BAD_ENVIRONMENT
     from ...kube.pod.refusing import refuse
     from ...kube.pod.task import read_identity, read_task
+    from ...kube.pod.variables import sorted_variables
     from .telling import aside
 
+    variables = sorted_variables(edge.environ)
+    own = replace(edge, environ=variables.own)
     try:
-        identity = read_identity(edge.environ)
-        settings = edge.settings()
+        identity = read_identity(variables.own)
+        settings = own.settings()
         async with _cluster(identity, settings) as cluster:
             try:
-                return await _run(edge, settings, read_task(edge.environ), cluster)
+                return await _run(own, settings, read_task(variables), cluster)
             except SettingsError as error:
                 await refuse(identity, cluster, error)
                 raise
@@ -56,6 +62,7 @@ async def _serve(edge: Edge) -> int:
 async def _run(
     edge: Edge, settings: Settings, task: PodTask, cluster: StatusCluster
 ) -> int:
+    from ...kube.pod.allowing import allowed_in_a_pod
     from ...kube.pod.serving import Means, PodRunner
     from ..output import Output
     from .choices import Choices, git_environment, session_options
@@ -67,12 +74,16 @@ async def _run(
         event = staticmethod(teller.event)
         note = staticmethod(aside)
 
+    for name in task.variables.left_out:
+        aside(f"{name} is a reserved name: that key of a secret is left out")
     async with _sync(task) as sync:
         means = Means(
             cluster=cluster,
             sync=sync,
-            options=session_options(settings.sessions, Choices()),
-            environment=git_environment(settings.sessions, edge.environ),
+            options=allowed_in_a_pod(
+                session_options(settings.sessions, Choices()), settings.sessions
+            ),
+            environment=git_environment(settings.sessions, task.variables.of_git),
             voice=Voice(),
         )
         return await PodRunner(task, means).run()
@@ -109,15 +120,19 @@ async def _sync(task: PodTask) -> AsyncIterator[Sync | None]:
         from ...content.sync.workspace import WorkspaceSync
     except ImportError as error:
         raise _missing(error, "content") from error
-    from ...kube.pod.places import PodPlaces, stays_here
+    from ...kube.pod.places import LOCAL_OWNED, PodPlaces, stays_here
 
     places = PodPlaces(task.workspace, task.state, task.cache)
-    async with ContentClient(content.url, content.token, content.folder) as client:
+    attempt = task.identity.attempt
+    async with ContentClient(
+        content.url, content.token, content.folder, attempt=attempt
+    ) as client:
         yield WorkspaceSync(
             client,
             places.roots,
             places.sync_state,
             interval=task.sync_interval,
+            local_owned=LOCAL_OWNED,
             ignored=stays_here,
         )
 

@@ -19,8 +19,8 @@ from ..statuses import repository_changes
 from .ending import End
 from .hints import HINTS
 
-PUSH_WITHIN = 90.0
-"""Seconds for the push of all repositories; the Job's deadline leaves some more than that."""
+PUSH_AT_LEAST, PUSH_AT_MOST = 50.0, 300.0
+"""Seconds for the push of all repositories: in between, what is left of the session's time-out."""
 T = TypeVar("T")
 
 
@@ -35,12 +35,13 @@ class Delivery:
         self._note = note
         self._pushes: list[PushResult] = []
 
-    async def push(self, end: End) -> End:
+    async def push(self, end: End, time_left: float) -> End:
         """Push every repository that has something. What was to be delivered and is not, is no success."""
+        within = max(PUSH_AT_LEAST, min(time_left, PUSH_AT_MOST))
         pushing = push_workspace(self._workspace, self._git)
-        pushes = await self._within(PUSH_WITHIN, pushing, "the push")
+        pushes = await self._within(within, pushing, "the push")
         if pushes is None:
-            return _failed(end, "the repositories could not be pushed in time")
+            return unpushed(end)
         self._pushes = pushes
         errors = [one.error for one in pushes if one.error is not None]
         for error in errors:
@@ -65,6 +66,11 @@ class Delivery:
         except MidwatchError as error:
             self._note(f"{what} failed: {error.line()}")
         return None
+
+
+def unpushed(end: End) -> End:
+    """The end where the time for the push was over."""
+    return _failed(end, "the repositories could not be pushed in time")
 
 
 def _failed(end: End, why: str) -> End:

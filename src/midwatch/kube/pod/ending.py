@@ -61,6 +61,13 @@ def in_another_pod(end: End) -> End:
     return replace(end, phase=None, reason="PodEnding", message=why)
 
 
+def said(end: End) -> str:
+    """The end as the last line of the pod's log."""
+    phase = end.phase.value if end.phase is not None else "not over"
+    words = [phase, "" if end.reason == phase else end.reason, end.message]
+    return ": ".join(word for word in words if word)
+
+
 def _stopped(reason: str) -> tuple[str, str]:
     if reason in SIGNALS:
         return STOPPED, "it was stopped on request; resumeFrom goes on with it"

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from ...errors import MidwatchError
-from ...events import Event, Phase, TurnResult, failure
+from ...events import Event, PermissionRequest, Phase, TurnResult, failure
 from ...lifecycle import Clock, Stop, SystemClock, signals_set
+from ...model import Json
 from ...redaction import Redactor
 from ...session.before import end_unprepared, stop_when_told, unless_stopped
 from ...session.errors import SessionTimedOut
@@ -22,10 +23,11 @@ from ...workspace.environment import GitEnvironment
 from ...workspace.git import Git
 from ...workspace.record import Workspace
 from ...workspace.setup import WorkspaceOptions
-from ..statuses import Condition, timestamp
+from ..errors import ResourceGone, WriterOutdated
+from ..statuses import Condition, merged, timestamp
 from ..writer import ResourceRecords, StatusCluster
 from .adopting import adopt
-from .delivering import Delivery
+from .delivering import Delivery, unpushed
 from .ending import (
     COMPLETED_OR_STOPPED,
     SIGNALS,
@@ -35,23 +37,25 @@ from .ending import (
     ended_as,
     ended_by,
     in_another_pod,
+    said,
 )
+from .graces import Graces
 from .hints import HINTS
-from .keeping import Keeper, Sync
+from .keeping import FETCH_FOR, Keeper, Sync
 from .places import PodPlaces
 from .preparing import prepare_workspace
 from .resuming import left_to_say
 from .task import PodTask
 
 T = TypeVar("T")
+_AWAITED = (TurnResult, PermissionRequest)
+"""What somebody who talks with a session waits for."""
 FIRST_WORD = 10.0
 """Seconds that the first write is waited for: it tells whether this attempt is still wanted."""
-LOOK_WITHIN, SAVE_WITHIN, LAST_WORD = 20.0, 60.0, 60.0
-"""Seconds for what comes after the session, each: about as long as the Job's deadline leaves."""
-ASK_WITHIN = 5.0
-"""Seconds for the question whether the session is to end, or just its pod."""
-LOOK_IN_GRACE, SAVE_IN_GRACE, LAST_WORD_IN_GRACE = 5.0, 20.0, 15.0
-"""The same once the pod is ending: with the session's own grace of 10 s they fit into 60."""
+LOOK_WITHIN, SAVE_WITHIN, LAST_WORD = 10.0, 40.0, 60.0
+"""Seconds for what comes after the session, each. With what ends the session itself and PUSH_AT_LEAST they fit into
+`operator.deadline_margin`: the Job's deadline must not cut off the last word. Once the pod is ending, `Graces` are
+what they have."""
 
 
 class Voice(Protocol):
@@ -83,6 +87,7 @@ class PodRunner:
         self._began = means.clock.monotonic()
         self._redactor = Redactor(task.secrets)
         self._places = PodPlaces(task.workspace, task.state, task.cache)
+        self._graces = Graces.within(task.termination_grace)
         self._stop = Stop(means.clock)
         self._records = ResourceRecords(
             means.cluster,
@@ -96,8 +101,12 @@ class PodRunner:
         self._keeper = Keeper(
             means.sync,
             means.clock,
-            lambda condition: self._records.tell({}, [condition]),
+            self._tell_saved,
+            self._graces.wind_up,
+            note=self._note,
+            on_lost=self._stop.set,
         )
+        self._outdated: MidwatchError | None = None
         self._git = WorkspaceOptions(
             session=task.identity.name,
             cache=task.cache,
@@ -137,20 +146,19 @@ class PodRunner:
         await self._records.settled(FIRST_WORD)
 
     async def _prepared(self) -> tuple[AsyncAgenticSession, Workspace]:
-        limit = self._task.timeout
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(self._time_left()):
                 return await unless_stopped(self._prepare(), self._stop)
         except TimeoutError:
             raise SessionTimedOut(
-                f"the workspace was not ready within {limit:g} s"
+                f"the workspace was not ready within {self._task.timeout:g} s"
             ) from None
 
     async def _prepare(self) -> tuple[AsyncAgenticSession, Workspace]:
         task, places = self._task, self._places
         places.make()
         self._records.tell_phase(Phase.CREATING, "FetchingWorkspace")
-        await self._keeper.fetch()
+        await self._keeper.fetch(self._patience(), self._tell_waiting)
         await self._go_on_with_another()
         self._records.tell_phase(Phase.CREATING, "CloningRepositories")
         workspace = await prepare_workspace(task, places, self._git, self._note)
@@ -162,10 +170,23 @@ class PodRunner:
         async def fetch() -> None:
             if folder is not None and self._keeper.present:
                 self._records.tell_phase(Phase.CREATING, "FetchingEarlierSession")
-                await self._keeper.fetch_from(folder)
+                await self._keeper.fetch_from(
+                    folder, self._patience(), self._tell_waiting
+                )
 
         if origin is not None:
             await adopt(self._places, origin, fetch)
+
+    def _patience(self) -> float:
+        """Seconds that the content proxy is waited for: the session's own time is no longer than that."""
+        return min(FETCH_FOR, self._time_left() * 0.9)
+
+    def _tell_waiting(self, why: str) -> None:
+        self._records.tell_phase(Phase.CREATING, "WaitingForContent", why)
+
+    def _tell_saved(self, condition: Condition) -> None:
+        message = self._redactor.text(condition.message)
+        self._records.tell({}, [replace(condition, message=message)])
 
     def _session(self, workspace: Workspace) -> AsyncAgenticSession:
         task = self._task
@@ -208,7 +229,7 @@ class PodRunner:
                 events = read_events(self._places.folder.outbox)
                 prompt = left_to_say(events, self._task.prompt)
                 async for event in session.execute(prompt):
-                    self._heard(event)
+                    await self._heard(event, session)
         except MidwatchError as error:
             ended_badly = error
         finally:
@@ -216,10 +237,13 @@ class PodRunner:
             await asyncio.gather(stopping, return_exceptions=True)
         return ended_as(session.status(), ended_badly)
 
-    def _heard(self, event: Event) -> None:
+    async def _heard(self, event: Event, session: AsyncAgenticSession) -> None:
         self._say(event)
         if isinstance(event, TurnResult):
             self._keeper.nudge()
+        if self._task.interactive and isinstance(event, _AWAITED):
+            # The session's own beat would tell it seconds later, and somebody sits there.
+            await self._records.save_status(self._task.identity.name, session.status())
 
     # -------------------------------------------------------------- after
 
@@ -228,26 +252,34 @@ class PodRunner:
         git = Git(self._git.environment, self._git.limits)
         delivery = Delivery(workspace, git, self._note)
         if self._task.push and end.phase is Phase.COMPLETED:
-            end = await delivery.push(end)
+            push = self._push(delivery, end)
+            end = await self._in_time(push, self._graces.push) or unpushed(end)
         look = delivery.look(LOOK_WITHIN)
-        repos = await self._in_time(look, LOOK_IN_GRACE)
+        repos = await self._in_time(look, self._graces.look)
         if repos:
             self._records.tell({"repos": self._redactor.value(repos)})
         return end
+
+    async def _push(self, delivery: Delivery, end: End) -> End:
+        """Push, unless another attempt is at work: the branch is its own then."""
+        await self._ask()
+        return end if self._over else await delivery.push(end, self._time_left())
 
     async def _last_word(self, end: End) -> int:
         """Save the workspace and tell the end. Where another attempt has taken over, neither is ours."""
         records = self._records
         written: bool | None = False
-        if records.superseded is None:
-            await self._in_time(self._keeper.save(SAVE_WITHIN), SAVE_IN_GRACE)
-            end = await self._if_wanted(end)
+        body = await self._ask()
+        if self._over is None:
+            await self._in_time(self._keeper.save(SAVE_WITHIN), self._graces.save)
+        if self._over is None:
+            end = self._if_wanted(end, body)
             self._tell_end(end)
             written = await self._in_time(
-                records.settled(LAST_WORD), LAST_WORD_IN_GRACE
+                records.settled(LAST_WORD), self._graces.last_word
             )
-        if records.superseded is not None:
-            self._note(f"this attempt is over: {records.superseded.line()}")
+        if self._over is not None:
+            self._note(f"this attempt is over: {self._over.line()}")
             return COMPLETED_OR_STOPPED
         if written or end.phase is None:
             return replace(end, phase=records.overruled or end.phase).exit_code
@@ -263,22 +295,35 @@ class PodRunner:
             self._records.tell(story, [gone], urgent=True)
         else:
             self._records.tell_phase(end.phase, end.reason, message)
-        self._note(f"{end.phase or 'not over'}: {end.reason}: {message}")
+        self._note(said(replace(end, message=message)))
 
-    async def _if_wanted(self, end: End) -> End:
-        """A signal ends the session only where the resource says so; else just the pod is taken away."""
-        if self._stop.reason not in SIGNALS or end.reason != STOPPED:
-            return end
+    @property
+    def _over(self) -> MidwatchError | None:
+        """Why this attempt has nothing to say any more: as the resource has it, or the content proxy."""
+        return self._records.superseded or self._outdated or self._keeper.lost
+
+    async def _ask(self) -> Json | None:
+        """The resource as it is now, None where the server does not say. Whether it is ours still shows in `_over`."""
         identity = self._task.identity
         try:
-            async with asyncio.timeout(ASK_WITHIN):
+            async with asyncio.timeout(self._graces.ask):
                 body = await self._means.cluster.get_session(
                     identity.namespace, identity.name
                 )
+            merged(body, identity.target.writer, {}, (), self._clock.now())
+            return body
+        except (ResourceGone, WriterOutdated) as error:
+            self._outdated = error
         except (MidwatchError, TimeoutError):
-            return in_another_pod(end)
-        wanted = body.get("spec", {}).get("stop")
-        leaving = body.get("metadata", {}).get("deletionTimestamp")
+            pass
+        return None
+
+    def _if_wanted(self, end: End, body: Json | None) -> End:
+        """A signal ends the session only where the resource says so; else just the pod is taken away."""
+        if self._stop.reason not in SIGNALS or end.reason != STOPPED:
+            return end
+        wanted = (body or {}).get("spec", {}).get("stop")
+        leaving = (body or {}).get("metadata", {}).get("deletionTimestamp")
         return end if wanted or leaving else in_another_pod(end)
 
     async def _in_time(self, work: Coroutine[Any, Any, T], grace: float) -> T | None:
@@ -309,6 +354,7 @@ def _options(task: PodTask, options: SessionOptions, wall: float) -> SessionOpti
     limits = replace(
         options.limits,
         wall=wall,
+        grace=min(options.limits.grace, Graces.within(task.termination_grace).session),
         idle=task.idle_timeout,
         mail_idle=task.idle_timeout,
         max_turns=task.max_turns or options.limits.max_turns,
@@ -319,7 +365,7 @@ def _options(task: PodTask, options: SessionOptions, wall: float) -> SessionOpti
         model=task.model or options.model,
         effort=task.effort or options.effort,
         trust_repository=task.trust or options.trust_repository,
-        variables={**options.variables, **task.variables},
+        variables={**options.variables, **task.variables.of_the_program},
         limits=limits,
     )
 

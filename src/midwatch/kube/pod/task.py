@@ -17,17 +17,14 @@ from ...workspace.environment import Credential
 from ...workspace.plan import RepoSpec, plan_workspace
 from ...workspace.urls import parse_remote
 from ..resource import Effort, Repo
-from ..rules import is_reserved
 from ..statuses import Writer
 from ..writer import Target
 from .reading import TABLE, Reader, bad
+from .variables import PodVariables
 
 _REPOS: TypeAdapter[tuple[Repo, ...]] = TypeAdapter(tuple[Repo, ...])
-# What a pod has without anybody having asked for it.
-_OF_THE_POD = frozenset(
-    "PATH HOME HOSTNAME PWD OLDPWD SHLVL TERM LANG USER LOGNAME TMPDIR _".split()
-)
-_OF_OTHERS = ("LC_", "CLAUDE_CODE_", "GPG_KEY")
+_SHORTEST_SECRET = 8
+"""Characters: a shorter value of a secret, such as `true`, would be taken out of ordinary text everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class ContentAccess:
 class PodTask:
     """All that a runner is told. Times are seconds; None is no limit, or what the settings say.
 
-    `variables` are those of the resource's `spec.environment`, for the session's program.
+    `variables` has those of the resource's `spec.environment`, for the session's program.
     """
 
     identity: Identity
@@ -88,7 +85,8 @@ class PodTask:
     sync_interval: float
     status_interval: float
     credentials: tuple[Credential, ...] = ()
-    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    variables: PodVariables = PodVariables({}, {}, {})
+    termination_grace: float = 60.0
 
     @property
     def specs(self) -> list[RepoSpec]:
@@ -96,12 +94,13 @@ class PodTask:
 
     @property
     def secrets(self) -> list[str]:
-        """Values that must not be told: also those of the resource's variables that look secret."""
-        shapes = Redactor()
+        """Values that must not be told: what came by secret, and what of the other variables looks secret."""
+        shapes, from_secrets = Redactor(), self.variables.secret.values()
         known = [s for one in self.credentials for s in one.secrets]
         if self.content is not None:
             known.append(self.content.token)
-        for name, value in self.variables.items():
+        known += [v for v in from_secrets if len(v.strip()) >= _SHORTEST_SECRET]
+        for name, value in self.variables.of_the_program.items():
             if shapes.value({name: value}).get(name) != value:
                 known.append(value)
         return [self.access.api_key, *known]
@@ -131,10 +130,10 @@ def read_identity(environ: Mapping[str, str]) -> Identity:
     )
 
 
-def read_task(environ: Mapping[str, str]) -> PodTask:
+def read_task(variables: PodVariables) -> PodTask:
     """All of it. Raises SettingsError, which names the variable and never repeats a secret."""
-    read = Reader(environ)
-    identity = read_identity(environ)
+    read = Reader(variables.own)
+    identity = read_identity(variables.own)
     interactive = read.flag("INTERACTIVE")
     repos = _repos(read)
     workspace, state, cache = (
@@ -165,7 +164,8 @@ def read_task(environ: Mapping[str, str]) -> PodTask:
         sync_interval=read.seconds("SYNC_INTERVAL"),
         status_interval=read.seconds("STATUS_INTERVAL"),
         credentials=_credentials(read, repos),
-        variables=_variables(environ),
+        variables=variables,
+        termination_grace=read.seconds("TERMINATION_GRACE"),
     )
     _check_plan(task)
     return task
@@ -278,15 +278,3 @@ def _credentials(read: Reader, repos: tuple[Repo, ...]) -> tuple[Credential, ...
     except MidwatchError as error:
         path = "GIT_TOKEN" if "token" in error.message else "REPOS_JSON"
         raise SettingsError(error.message, path=path, hint=error.hint) from None
-
-
-def _variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """What is neither ours nor the pod's own was asked for in the resource."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if name not in TABLE
-        and not is_reserved(name)
-        and name not in _OF_THE_POD
-        and not name.startswith(_OF_OTHERS)
-    }

@@ -1,0 +1,50 @@
+"""What a pod says at its end, and what it lets Claude do without asking."""
+
+from __future__ import annotations
+
+import pytest
+
+from midwatch.cli.session.choices import Choices, session_options
+from midwatch.events import Phase
+from midwatch.kube.pod.allowing import allowed_in_a_pod
+from midwatch.kube.pod.ending import End, in_another_pod, said
+from midwatch.settings import SessionSettings
+
+
+@pytest.mark.parametrize(
+    ("end", "line"),
+    [
+        (
+            End(Phase.COMPLETED, "Completed", "done after 2 turns"),
+            "Completed: done after 2 turns",
+        ),
+        (
+            End(Phase.FAILED, "PushFailed", "it is done, but"),
+            "Failed: PushFailed: it is done, but",
+        ),
+        (End(Phase.STOPPED, "Stopped"), "Stopped"),
+        (
+            in_another_pod(End(Phase.STOPPED, "Stopped")),
+            "not over: PodEnding: its pod was told to end; another attempt may go on with it",
+        ),
+    ],
+)
+def test_the_last_line_says_everything_once(end: End, line: str) -> None:
+    assert said(end) == line
+
+
+@pytest.mark.parametrize(
+    ("settings", "tools"),
+    [
+        (SessionSettings(), ("Bash",)),
+        (SessionSettings(model="claude-sonnet-5-5"), ("Bash",)),
+        (SessionSettings(allowed_tools=["Read"]), ("Read",)),
+        (SessionSettings(allowed_tools=[]), ()),
+        (SessionSettings(permission_mode="plan"), ()),
+    ],
+)
+def test_bash_is_allowed_in_a_pod_unless_somebody_said_what_is(
+    settings: SessionSettings, tools: tuple[str, ...]
+) -> None:
+    options = session_options(settings, Choices())
+    assert allowed_in_a_pod(options, settings).allowed_tools == tools
