@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 
 from midwatch.kube.api import Cluster
@@ -28,6 +30,11 @@ from midwatch.settings import KeyReference, OperatorSettings
 from midwatch.testing.kubernetes import ApiServer, Refused, asking
 
 PLURAL = "agenticsessions"
+CONDITION = {
+    "reason": "Completed",
+    "message": "",
+    "lastTransitionTime": "2026-03-01T12:00:00Z",
+}
 
 
 class Stand:
@@ -96,6 +103,14 @@ class Stand:
         return await self.wait(
             PLURAL, name, lambda body: body and not body["metadata"].get("finalizers")
         )
+
+    async def expires(self, job: str) -> None:
+        """Until the Job goes some time after its end."""
+
+        def so(body: Json | None) -> bool:
+            return (body or {})["spec"].get("ttlSecondsAfterFinished") == 3600
+
+        await self.wait("jobs", job, so)
 
     def pod(self, job: Json, **status: Any) -> str:
         """The Job's pod, with this status."""
@@ -176,13 +191,20 @@ async def test_a_life_leaves_nothing_of_kopf_and_takes_few_requests(
         assert stand.get("shop")["metadata"]["finalizers"] == [FINALIZER]
         pod = stand.pod(job, phase="Running")
         stand.told("shop", phase="Running", attempt=1)
-        stand.told("shop", phase="Completed", message="done after 3 turns", attempt=1)
+        told = [
+            {**CONDITION, "type": "Ready", "status": "False"},
+            {**CONDITION, "type": "Finished", "status": "True"},
+        ]
+        at, done = CONDITION["lastTransitionTime"], "done after 3 turns"
+        end = {"phase": "Completed", "message": done, "completionTime": at}
+        stand.told("shop", **end, attempt=1, conditions=told)
         stand.server.objects.merge(
             "pods", "default", pod, {"status": exited(0)}, sub="status"
         )
         body = await stand.released("shop")
+        await stand.expires("shop-run-1")
         asked = [one for one in stand.server.requests if one.verb != "watch"]
-        assert len(asked) == 9, [(one.verb, one.resource) for one in asked]
+        assert len(asked) == 10, [(one.verb, one.resource) for one in asked]
     assert sorted(stand.events("shop")) == ["Completed", "JobCreated"]
     assert "annotations" not in body["metadata"] and "kopf" not in json.dumps(body)
     assert body["status"]["phase"] == "Completed"
@@ -227,6 +249,114 @@ async def test_each_fate_of_a_pod_is_told_in_the_resource(stand: Stand) -> None:
     assert stand.server.objects.find("jobs", "default", "image-run-1") is None
 
 
+async def test_a_deadline_is_told_also_when_the_pod_is_gone_before_the_job_failed(
+    stand: Stand,
+) -> None:
+    """In the order of Kubernetes, and of a Job older than the grace in which it has to have a pod."""
+    target = {"status": "True", "reason": "BackoffLimitExceeded"}
+    async with stand.operator(unschedulable_grace=1):
+        for name in ("late", "lost"):
+            stand.create(name)
+            stand.pod(await stand.job(name), phase="Running")
+            stand.told(name, phase="Running", attempt=1)
+        await asyncio.sleep(1.1)
+        for name, reason in (("late", "DeadlineExceeded"), ("lost", "")):
+            why = target | {"type": "FailureTarget"}
+            why |= {"reason": reason} if reason else {}
+            noted = {"uncountedTerminatedPods": {"failed": ["u"]}}
+            status = {"conditions": [why], **noted}
+            stand.server.objects.merge(
+                "jobs", "default", f"{name}-run-1", {"status": status}, sub="status"
+            )
+            stand.drop_pod(f"{name}-run-1-x")
+        await stand.phase("late", "Failed", reason="DeadlineExceeded")
+        await asyncio.sleep(0.3)
+        assert stand.get("lost")["status"]["phase"] == "Running"
+        stand.end_job("lost-run-1")
+        await stand.job("lost", 2)
+
+
+async def test_a_job_that_cannot_be_is_told_once_and_not_tried_again(
+    stand: Stand,
+) -> None:
+    more = {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}
+    async with stand.operator():
+        stand.create("shop", resources=more)
+        status = await stand.phase("shop", "Failed", reason="InvalidSpec")
+        assert "must be less than or equal to cpu limit of 1" in status["message"]
+        assert "create another session" in status["message"]
+        await stand.released("shop")
+        tries = stand.server.requests.where(asking("create", "jobs"))
+        await asyncio.sleep(0.4)
+        assert stand.server.requests.where(asking("create", "jobs")) == tries
+        assert len(tries) == 1
+    assert stand.events("shop") == ["Failed"]
+
+
+async def test_a_job_that_is_refused_is_all_that_is_tried_again(stand: Stand) -> None:
+    def made(resource: str) -> int:
+        return len(stand.server.requests.where(asking("create", resource)))
+
+    async with stand.operator():
+        quota = stand.server.faults.refuse(
+            asking("create", "jobs"), status=403, message="exceeded quota: jobs"
+        )
+        stand.create("shop")
+        await eventually(lambda: made("jobs") > 3)
+        stand.server.faults.lift(quota)
+        job = await stand.job("shop")
+        assert [made(one) for one in ("serviceaccounts", "roles")] == [1, 1]
+
+        # Its pod ran, so it had what it needs.
+        pod = stand.pod(job, **exited(137))
+        stand.end_job("shop-run-1")
+        job = await stand.job("shop", 2)
+        assert made("serviceaccounts") == 1
+
+        # This one never did.
+        stand.drop_pod(pod)
+        stand.server.objects.delete("serviceaccounts", "default", "shop-session")
+        stand.pod(job, phase="Failed", reason="Evicted")
+        stand.end_job("shop-run-2")
+        await stand.job("shop", 3)
+        assert stand.server.objects.find("serviceaccounts", "default", "shop-session")
+
+
+async def test_a_refusal_that_passes_is_not_told_as_the_sessions_fault(
+    stand: Stand,
+) -> None:
+    def accepted(name: str) -> list[str]:
+        conditions = stand.get(name).get("status", {}).get("conditions", ())
+        return [c["status"] for c in conditions if c["type"] == "Accepted"]
+
+    roles = {"status": 403, "message": 'User "operator" cannot create resource'}
+    told: set[str] = set()
+    stand.server.listen(lambda _: told.update(accepted("shop")))
+    stand.server.faults.refuse(asking("create", "serviceaccounts"), times=2, **roles)
+    async with stand.operator():
+        stand.create("shop")
+        pod = stand.pod(await stand.job("shop"), phase="Running")
+        assert told == {"True"}
+
+        # After the end there is nothing to accept any more.
+        stand.told("shop", phase="Completed", message="done", attempt=1)
+        stand.server.faults.refuse(asking("patch", PLURAL), times=6, **roles)
+        await stand.released("shop")
+        assert told == {"True"} and pod
+
+        stand.server.faults.refuse(asking("create", "serviceaccounts"), **roles)
+        stand.create("next")
+        await eventually(lambda: accepted("next") == ["False"])
+
+
+async def test_a_session_that_is_to_stop_before_it_began(stand: Stand) -> None:
+    async with stand.operator():
+        stand.create("shop", stop=True)
+        await stand.phase("shop", "Stopped")
+        await eventually(lambda: stand.events("shop") == ["Stopped"])
+    assert stand.server.objects.list("jobs") == []
+
+
 async def test_a_lost_pod_is_started_again_as_often_as_allowed(stand: Stand) -> None:
     evicted = {"phase": "Failed", "reason": "Evicted", "message": "disk pressure"}
     async with stand.operator():
@@ -237,7 +367,11 @@ async def test_a_lost_pod_is_started_again_as_often_as_allowed(stand: Stand) -> 
             assert {"name": "SESSION_ATTEMPT", "value": str(attempt)} in env
             stand.pod(job, **evicted)
             stand.end_job(f"shop-run-{attempt}")
+            job = stand.server.objects.get("jobs", "default", f"shop-run-{attempt}")
+            assert "ttlSecondsAfterFinished" not in job["spec"], "the end is not told"
         status = await stand.phase("shop", "Failed", reason="Evicted", restarts=1)
+        for attempt in (1, 2):
+            await stand.expires(f"shop-run-{attempt}")
         assert "disk pressure" in status["message"]
     names = [job["metadata"]["name"] for job in stand.server.objects.list("jobs")]
     assert sorted(names) == ["shop-run-1", "shop-run-2"]
@@ -269,6 +403,11 @@ async def test_what_is_wrong_is_a_condition_and_is_looked_at_again(
         await stand.wait(PLURAL, "taken", refused("NameTaken"))
         stand.server.objects.delete("serviceaccounts", "default", "taken-session")
         await stand.job("taken")
+        made = stand.server.objects.get("secrets", "default", "taken-content")
+        token = base64.b64decode(made["data"]["token"]).decode()
+        claims = jwt.decode(token, options={"verify_signature": False})
+        # Eleven attempts of an hour, and what they may wait.
+        assert claims["exp"] - claims["iat"] == 11 * 3600 + 14 * 86400
 
         stand.create("next", resumeFrom="before")
         body = await stand.wait(PLURAL, "next", refused("ResumeFromNotFound"))
@@ -279,6 +418,10 @@ async def test_what_is_wrong_is_a_condition_and_is_looked_at_again(
         stand.create("before")
         await stand.wait(PLURAL, "before", refused("QuotaExceeded"))
         stand.server.faults.lift(quota)
+        await stand.wait(PLURAL, "next", refused("ResumeFromNotEnded"))
+        await stand.job("before")
+        assert stand.server.objects.find("jobs", "default", "next-run-1") is None
+        stand.told("before", phase="Failed", attempt=1)
         job = await stand.job("next")
         env = job["spec"]["template"]["spec"]["containers"][0]["env"]
         uid = stand.get("before")["metadata"]["uid"][:8]

@@ -17,7 +17,6 @@ from midwatch.testing.messages_api import Answer, ToolUse
 from midwatch.workspace.testing import make_repository
 
 VARIABLES = {
-    "MIDWATCH_SESSIONS__ALLOWED_TOOLS": '["Bash"]',
     "MIDWATCH_SESSIONS__SANDBOX": "off",
     "MIDWATCH_SESSIONS__RETRIES": "1",
 }

@@ -288,6 +288,12 @@ def test_the_name_leaves_room_for_those_of_jobs() -> None:
         assert bool(refusals(document)) == refused_by_operator(document) == wrong
 
 
+@pytest.mark.parametrize(("name", "wrong"), [("fix-1", False), ("fix.1", True)])
+def test_a_name_that_its_pods_could_not_have_is_refused(name: str, wrong: bool) -> None:
+    document = resource(name=name)
+    assert bool(refusals(document)) == refused_by_operator(document) == wrong
+
+
 def test_odd_characters_in_a_variables_name_only_the_operator_sees() -> None:
     document = resource(environment={"variables": {"a b": "x"}})
     assert refusals(document) == []

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from midwatch.kube.environment import RUNNER_VARIABLES
 from midwatch.kube.manifests import job, objects
 from midwatch.kube.names import MAX_NAME
+from midwatch.kube.pod.delivering import PUSH_AT_LEAST
+from midwatch.kube.pod.keeping import WIND_UP
+from midwatch.kube.pod.serving import LAST_WORD, LOOK_WITHIN, SAVE_WITHIN
 from midwatch.kube.resource import SessionResource, read_resource
 from midwatch.kube.rules import (
     LEFT_TO_SECRETS,
@@ -23,6 +26,7 @@ from midwatch.kube.rules import (
     MAX_URL,
     MAX_VARIABLE,
 )
+from midwatch.session.options import Limits
 from midwatch.settings import KeyReference, OperatorSettings
 
 UID = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -199,15 +203,26 @@ def test_the_job_runs_once_and_ends_in_time() -> None:
     assert manifest["metadata"]["name"] == "fix-login-run-2"
     assert (spec["backoffLimit"], spec["parallelism"], spec["completions"]) == (0, 1, 1)
     assert spec["podReplacementPolicy"] == "Failed"
-    assert spec["activeDeadlineSeconds"] == 720
-    assert spec["ttlSecondsAfterFinished"] == 3600
+    assert "ttlSecondsAfterFinished" not in spec, "it may go before its end was told"
     assert pod(manifest)["restartPolicy"] == "Never"
     assert pod(manifest)["terminationGracePeriodSeconds"] == 31
     labels = spec["template"]["metadata"]["labels"]
     assert labels["midwatch.dev/session"] == "fix-login"
     assert labels["midwatch.dev/attempt"] == "2" and labels["team"] == "a"
-    assert pod(manifest)["containers"][0]["command"] == ["midwatch", "session", "serve"]
-    assert "args" not in pod(manifest)["containers"][0]
+    # No command: the image's entry point has an init that reaps what a session leaves.
+    assert pod(manifest)["containers"][0]["args"] == ["session", "serve"]
+    assert "command" not in pod(manifest)["containers"][0]
+
+
+def test_the_deadline_cuts_off_no_pod_that_keeps_to_its_own_limits() -> None:
+    """The Job's clock runs while a node and the image are waited for, and while the runner has its last say."""
+    settings = OperatorSettings(
+        image=IMAGE, unschedulable_grace=400, image_pull_grace=30
+    )
+    after = (Limits().grace, WIND_UP, PUSH_AT_LEAST, LOOK_WITHIN, SAVE_WITHIN)
+    latest = 400 + 30 + 600 + sum(after) + LAST_WORD
+    deadline = run(resource(), settings)["spec"]["activeDeadlineSeconds"]
+    assert latest <= deadline <= latest + 30
 
 
 def test_the_resources_are_the_sessions_own_or_the_settings() -> None:
@@ -225,7 +240,8 @@ def test_every_variable_of_the_contract_is_written() -> None:
     written = set(environment(manifest))
     contract = {variable.name for variable in RUNNER_VARIABLES}
     assert contract - written == LEFT_TO_SECRETS
-    assert written - contract == {"TZ", "A", "MIDWATCH_LOG__LEVEL"}
+    asked = {"SESSION_VARIABLE_TZ", "SESSION_VARIABLE_A"}
+    assert written - contract == {"TZ", "MIDWATCH_LOG__LEVEL", *asked}
 
 
 def test_without_a_wish_the_runners_default_counts() -> None:
@@ -282,7 +298,9 @@ def test_the_environment_says_what_the_resource_says() -> None:
         "CONTENT_FOLDER": "team/fix-login.0f8fad5b",
         "SYNC_INTERVAL": "5",
         "STATUS_INTERVAL": "5",
-        "TZ": "CET",
+        "TERMINATION_GRACE": "30.5",
+        "TZ": "UTC",
+        "SESSION_VARIABLE_TZ": "CET",
     }
     assert {name: env[name] for name in told} == told
 
@@ -297,7 +315,8 @@ def test_secrets_stay_references() -> None:
         "secretKeyRef": {"name": "fix-login-content", "key": "token"}
     }
     container = pod(manifest)["containers"][0]
-    assert container["envFrom"] == [{"secretRef": {"name": "tokens"}}]
+    [source] = container["envFrom"]
+    assert source == {"prefix": "SESSION_SECRET_", "secretRef": {"name": "tokens"}}
     settings_key = environment(run(resource(), FULL))["ANTHROPIC_API_KEY"]
     assert settings_key == {"secretKeyRef": {"name": "claude", "key": "key"}}
 
@@ -318,7 +337,7 @@ def test_a_prompt_cannot_name_another_variable(text: str) -> None:
         run(resource(prompt=prompt, environment={"variables": {"A": text}}))
     )
     assert expanded(env["PROMPT"]) == prompt
-    assert expanded(env["A"]) == text
+    assert expanded(env["SESSION_VARIABLE_A"]) == text
 
 
 def test_the_largest_resource_fits_into_an_environment() -> None:

@@ -18,7 +18,7 @@ from midwatch.kube import actions as do
 from midwatch.kube.errors import WriterOutdated
 from midwatch.kube.names import FINALIZER, job_name
 from midwatch.kube.observed import SeenJob, SeenPod
-from midwatch.kube.plan import SETTLE, plan
+from midwatch.kube.plan import SETTLE, impossible, plan, refusal
 from midwatch.kube.seen import Seen, seen_of
 from midwatch.kube.statuses import (
     Condition,
@@ -139,6 +139,30 @@ def test_a_lost_pod_is_started_again_with_what_is_left_of_its_time() -> None:
     assert "after 2 restarts" in written(third).changes["message"]
 
 
+def test_the_job_of_a_killed_pod_is_asked_why_before_it_is_told() -> None:
+    last = started(attempt=3)
+    killed = a_pod(3, phase="Failed", exit_code=143, ended_at=START)
+    for fresh in (True, False):
+        unmarked = next_plan(last, (a_job(3),), (killed,), after=5, fresh=fresh)
+        assert unmarked == do.Plan(again=SETTLE - 5)
+    late = a_job(3, target="FailureTarget", reason="DeadlineExceeded")
+    told = written(next_plan(last, (late,), (killed,), after=6))
+    assert told.changes["reason"] == "DeadlineExceeded"
+    silent = written(next_plan(last, (a_job(3),), (killed,), after=SETTLE))
+    assert silent.changes["reason"] == "Killed"
+
+
+def test_a_job_that_ends_by_itself_is_not_deleted() -> None:
+    late = a_job(target="FailureTarget", reason="DeadlineExceeded")
+    going = a_pod(delete_at=START + timedelta(seconds=40))
+    (tell,) = next_plan(started(), (late,), (going,)).actions
+    assert isinstance(tell, do.WriteStatus)
+    asked = started(spec={"stop": True})
+    assert next_plan(asked, (late,), (going,)).actions == ()
+    told = next_plan(asked, (late,), after=60)
+    assert written(told).changes["reason"] == "DeadlineExceeded"
+
+
 def test_no_second_attempt_beside_a_pod_that_lives() -> None:
     over = a_job(outcome="Failed", reason="BackoffLimitExceeded")
     going = a_pod(delete_at=START + timedelta(seconds=40))
@@ -153,8 +177,28 @@ def test_an_idle_session_is_stopped_on_a_fresh_look() -> None:
     running = ((a_job(),), (a_pod(),))
     assert next_plan(quiet, *running, after=limit - 5) == do.Plan(again=5)
     assert next_plan(quiet, *running, after=limit, fresh=False).actions == (do.Look(),)
-    stopping = next_plan(quiet, *running, after=limit)
+    # It may be silent because the API server was away: it gets the time to say so.
+    [marking] = next_plan(quiet, *running, after=limit).actions
+    assert isinstance(marking, do.WriteStatus) and marking.changes == {}
+    assert [(c.type, c.reason) for c in marking.conditions] == [("Ready", "SeemsIdle")]
+    marked = started(
+        lastActivityTime=timestamp(START),
+        conditions=[
+            {
+                "type": "Ready",
+                "status": "False",
+                "reason": "SeemsIdle",
+                "lastTransitionTime": timestamp(START + timedelta(seconds=limit)),
+            }
+        ],
+    )
+    margin = SETTINGS.idle_margin
+    assert next_plan(marked, *running, after=limit + margin - 5) == do.Plan(again=5)
+    stopping = next_plan(marked, *running, after=limit + margin)
     assert stopping.actions[0] == do.SuspendJob("s-run-1")
+    # Who waits for a person's answer is not idle.
+    asking = started(lastActivityTime=timestamp(START), reason="PermissionNeeded")
+    assert next_plan(asking, *running, after=10 * limit).actions == ()
 
     # The runner has told of the end of its pod meanwhile.
     told = started(reason="PodEnding", lastActivityTime=timestamp(START))
@@ -176,17 +220,97 @@ def test_a_job_whose_image_cannot_be_pulled_is_taken_away() -> None:
     assert written(late).changes["phase"] == "Failed"
 
 
+def test_what_held_a_pod_up_is_not_told_for_longer_than_it_lasts() -> None:
+    creating = started(phase="Creating", reason="Unschedulable")
+    scheduled = a_pod(phase="Pending", scheduled_at=START)
+    told = written(next_plan(creating, (a_job(),), (scheduled,), after=10))
+    assert (told.changes["phase"], told.changes["reason"]) == (
+        "Creating",
+        "PodStarting",
+    )
+
+
+def ended(**status: Any) -> Json:
+    told = phase_conditions(Phase.COMPLETED, "Completed")
+    conditions = [{"type": one.type, "status": one.status} for one in told]
+    times = {"completionTime": timestamp(START), "conditions": conditions}
+    return started(phase="Completed", **{**times, **status})
+
+
+def test_a_job_goes_only_after_its_end_was_told() -> None:
+    """Else an operator that was away for longer than its time would take finished work for lost."""
+    over = a_job(outcome="Failed", reason="BackoffLimitExceeded")
+    untold = a_pod(phase="Failed", exit_code=3, ended_at=START)
+    first = next_plan(started(), (over,), (untold,), after=86400)
+    assert written(first).changes["reason"] == "OutcomeUnknown"
+    assert not [one for one in first.actions if isinstance(one, do.ExpireJob)]
+
+    both = (a_job(1, outcome="Failed"), a_job(2, outcome="Complete"))
+    told = next_plan(ended(attempt=2), both)
+    expire = (do.ExpireJob("s-run-1"), do.ExpireJob("s-run-2"))
+    assert told.actions[1:] == (do.Release(), *expire)
+    # An operator that was ended in between.
+    released = ended(attempt=2)
+    released["metadata"]["finalizers"] = []
+    again = next_plan(released, (replace(both[0], expires=True), both[1]))
+    assert again.actions == expire[1:]
+
+
+def test_a_phase_that_somebody_wrote_alone_gets_its_conditions() -> None:
+    """By the token of its pod any session can write its own status; nobody must wait for it for ever."""
+    forged = started(phase="Completed", result="All is well.")
+    (tell,) = next_plan(forged, (a_job(),), (a_pod(),)).actions
+    assert tell == do.WriteStatus(1, {})
+    patch = merged(forged, Writer("u-1", 1, 1), {}, (), START)
+    assert patch is not None
+    straight = {**forged, "status": forged["status"] | patch}
+    finished = [one for one in patch["conditions"] if one["type"] == "Finished"]
+    assert [one["status"] for one in finished] == ["True"]
+    assert patch["completionTime"] == timestamp(START)
+    assert do.Release() in next_plan(straight, (a_job(),), (a_pod(),)).actions
+
+
 def test_a_session_that_is_over_costs_nothing() -> None:
-    over = started(phase="Completed", completionTime=timestamp(START))
+    over = ended()
     assert [type(one) for one in next_plan(over).actions] == [do.Event, do.Release]
     over["metadata"]["finalizers"] = []
-    assert next_plan(over, (a_job(outcome="Complete"),)) == do.Plan(done=True)
-    assert next_plan(over) == do.Plan(done=True)
-    hung = next_plan(over, (a_job(),), (a_pod(),), after=10)
-    assert hung.actions == () and hung.again == SETTINGS.termination_grace + SETTLE - 10
-    assert next_plan(over, (a_job(),), (a_pod(),), after=80).actions == (
-        do.DeleteJob("s-run-1"),
+    assert next_plan(over, (a_job(outcome="Complete", expires=True),)) == do.Plan(
+        done=True
     )
+    assert next_plan(over) == do.Plan(done=True)
+    # The Job's controller is behind: its log is left to be read.
+    gone_pods = (a_pod(phase="Succeeded", exit_code=0, ended_at=START),)
+    assert next_plan(over, (a_job(expires=True),), gone_pods, after=80) == do.Plan(
+        done=True
+    )
+    assert next_plan(over, (a_job(had_pod=True, expires=True),), after=80) == do.Plan(
+        done=True
+    )
+    counted = a_job(suspended=True)
+    assert next_plan(over, (counted,), gone_pods, after=80) == do.Plan(done=True)
+    hung = next_plan(over, (a_job(expires=True),), (a_pod(),), after=10)
+    assert hung.actions == () and hung.again == SETTINGS.termination_grace + SETTLE - 10
+    hangs = ((a_job(had_pod=True, expires=True),), (a_pod(),))
+    assert next_plan(over, *hangs, after=80, fresh=False).actions == (do.Look(),)
+    gone = (do.DeleteJob("s-run-1"),)
+    assert next_plan(over, *hangs, after=80).actions == gone
+    assert next_plan(over, (a_job(expires=True),), after=80).actions == gone
+    assert next_plan(over, (a_job(suspended=True, had_pod=True),)).actions == gone
+
+
+def test_nothing_is_refused_after_the_end() -> None:
+    over = seen_of(started(phase="Completed"))
+    assert refusal(over, "ClusterRefused", "403") == ()
+    assert impossible(over, "InvalidSpec", "422") == ()
+
+
+def test_a_session_that_never_began_ends_with_an_event() -> None:
+    asked = body(stop=True)
+    tell, event = next_plan(asked).actions
+    assert isinstance(tell, do.WriteStatus) and isinstance(event, do.Event)
+    assert (event.type, event.reason) == ("Normal", "Stopped")
+    asked["metadata"]["finalizers"] = [FINALIZER]
+    assert len(next_plan(asked).actions) == 1, "the last event follows with the release"
 
 
 # ------------------------------------------------------------------ the model
@@ -194,13 +318,13 @@ def test_a_session_that_is_over_costs_nothing() -> None:
 
 @dataclass
 class Cluster:
-    """What is true. Jobs and pods by name; `written` are the phases that were written, in order."""
+    """What is true. Jobs and pods by name; `phases` are those that were written, in order."""
 
     body: Json
     now: datetime = START
     jobs: dict[str, SeenJob] = field(default_factory=dict)
     pods: dict[str, SeenPod] = field(default_factory=dict)
-    had_pod: set[str] = field(default_factory=set)
+    deadlines: dict[str, datetime] = field(default_factory=dict)
     created: list[str] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     version: int = 1
@@ -216,6 +340,8 @@ class Cluster:
             return
         if patch is None or self.gone:
             return
+        if patch.get("reason") == "NoPod":
+            assert not self.jobs[job_name("s", attempt)].had_pod, "it had one"
         status = {**(self.body.get("status") or {}), **patch}
         self._set(status={k: v for k, v in status.items() if v is not None})
         phase = phase_of(self.body)
@@ -242,12 +368,15 @@ class Cluster:
             case do.Release():
                 self.annotate(finalizers=[])
                 self.gone = "deletionTimestamp" in self.body["metadata"]
-            case do.CreateJob(attempt=attempt):
-                self._create_job(attempt)
+            case do.CreateJob(attempt=attempt, timeout=left):
+                self._create_job(attempt, left)
             case do.SuspendJob(name=name) if name in self.jobs:
                 self._suspend(name)
             case do.DeleteJob(name=name) if name in self.jobs:
                 del self.jobs[name]
+            case do.ExpireJob(name=name) if name in self.jobs:
+                assert phase_of(self.body).terminal, "it may still be asked for"
+                self.jobs[name] = replace(self.jobs[name], expires=True)
             case do.WriteStatus():
                 self.write(action.attempt, action.changes, action.conditions)
 
@@ -257,13 +386,17 @@ class Cluster:
             at = job.suspended_at or self.now
             self.jobs[name] = replace(job, suspended=True, suspended_at=at)
 
-    def _create_job(self, attempt: int) -> None:
+    def _create_job(self, attempt: int, left: int) -> None:
         name = job_name("s", attempt)
         if name in self.jobs or self.gone:
             return
         assert not self.live_jobs, "two live Jobs of one session"
+        late = [job for job in self.jobs.values() if job.reason == "DeadlineExceeded"]
+        assert not late, "another attempt after the deadline"
         assert not [p for p in self.pods.values() if not p.over and not p.delete_at]
         self.created.append(name)
+        limit = timedelta(seconds=left + SETTINGS.deadline_margin)
+        self.deadlines[name] = self.now + limit
         self.jobs[name] = SeenJob(
             "team", "s", name, "u-1", attempt, created_at=self.now
         )
@@ -275,28 +408,59 @@ class Cluster:
     # -------------------------------------------------- Kubernetes and the runner
 
     def controller(self) -> None:
-        """The Job controller, the garbage collector and the kubelet, one round."""
+        """The Job controller, the garbage collector and the kubelet, one step of each."""
         for job in self.live_jobs:
-            mine = [pod for pod in self.pods.values() if pod.attempt == job.attempt]
-            ended = [pod for pod in mine if pod.over]
-            if job.suspended:
-                for pod in mine:
-                    self._delete_pod(pod)
-            elif ended or (not mine and job.name in self.had_pod):
-                good = bool(ended) and ended[0].phase == "Succeeded"
-                outcome = "Complete" if good else "Failed"
-                reason = "" if good else "BackoffLimitExceeded"
-                self.jobs[job.name] = replace(job, outcome=outcome, reason=reason)
-            elif not mine:
-                self.had_pod.add(job.name)
-                self.pods[f"p{job.attempt}"] = a_pod(
-                    job.attempt, created_at=self.now, scheduled_at=self.now
-                )
+            self.jobs[job.name] = self._step_of(job)
         for pod in list(self.pods.values()):
             if job_name("s", pod.attempt) not in self.jobs:
                 self._delete_pod(pod)
             if pod.delete_at is not None and self.now >= pod.delete_at:
-                self.pods.pop(pod.name, None)
+                self._end_pod(pod)
+
+    def _step_of(self, job: SeenJob) -> SeenJob:
+        """First it is known how a Job ends, then its pod is let go, then it has ended."""
+        mine = [pod for pod in self.pods.values() if pod.attempt == job.attempt]
+        ended = [pod for pod in mine if pod.over]
+        if job.suspended:
+            for pod in mine:
+                self._delete_pod(pod)
+        elif job.target:
+            return self._concluded(job, mine)
+        elif ended or (not mine and job.had_pod):
+            good = bool(ended) and ended[0].phase == "Succeeded"
+            target = "SuccessCriteriaMet" if good else "FailureTarget"
+            reason = "CompletionsReached" if good else "BackoffLimitExceeded"
+            return replace(job, target=target, reason=reason)
+        elif self.now >= self.deadlines[job.name]:
+            for pod in mine:
+                self._delete_pod(pod)
+            return replace(job, target="FailureTarget", reason="DeadlineExceeded")
+        elif not mine:
+            self.pods[f"p{job.attempt}"] = a_pod(
+                job.attempt, created_at=self.now, scheduled_at=self.now
+            )
+            return replace(job, had_pod=True)
+        return job
+
+    def _concluded(self, job: SeenJob, pods: list[SeenPod]) -> SeenJob:
+        going = [pod for pod in pods if pod.delete_at is not None]
+        if going:
+            for pod in going:
+                if pod.over:
+                    del self.pods[pod.name]
+            return job
+        good = job.target == "SuccessCriteriaMet"
+        return replace(job, outcome="Complete" if good else "Failed")
+
+    def _end_pod(self, pod: SeenPod) -> None:
+        """By its grace it has ended; its Job holds it until that has noted it."""
+        job = self.jobs.get(job_name("s", pod.attempt))
+        if job is None or job.suspended:
+            del self.pods[pod.name]
+        elif not pod.over:
+            self.pods[pod.name] = replace(
+                pod, phase="Failed", exit_code=143, ended_at=self.now
+            )
 
     def _delete_pod(self, pod: SeenPod) -> None:
         if pod.name in self.pods and pod.delete_at is None:
@@ -352,6 +516,9 @@ class Cluster:
                 self.gone = not self.body["metadata"].get("finalizers")
 
 
+_OF_JOBS = (do.CreateJob, do.SuspendJob, do.DeleteJob, do.ExpireJob)
+
+
 class Operator:
     """Plans from a cache and carries out one action at a time, so that all may happen in between."""
 
@@ -399,7 +566,7 @@ class Operator:
         if isinstance(action, do.Look):
             self.read()
             self.fresh = True
-        if isinstance(action, (do.CreateJob, do.SuspendJob, do.DeleteJob)):
+        if isinstance(action, _OF_JOBS):
             self.jobs = dict(self.cluster.jobs)
 
     def settle(self) -> int:
@@ -445,11 +612,44 @@ def calm(cluster: Cluster, operators: list[Operator]) -> None:
         cluster.runner("works")
         cluster.happen("wait:20")
         cluster.runner("completes")
-        cluster.controller()
+        for _ in range(3):
+            cluster.controller()
     for operator in operators:
         operator.read()
         assert operator.settle() == 0, "it repeats itself"
     assert actions < 60
+
+
+ENDING = ("controller", "wait:70", "controller", "controller", "controller")
+"""A pod ends, step by step: its Job knows how, it ends in its grace, it is gone, it is counted."""
+
+
+@pytest.mark.parametrize("moment", range(len(ENDING) + 1))
+@pytest.mark.parametrize(
+    ("fate", "created", "reason"),
+    [
+        (["wait:1200"], 1, "DeadlineExceeded"),
+        (["wait:700", "pod deleted"], 2, "Done"),
+        (["wait:700", "runner:is killed"], 2, "Done"),
+        (["wait:700", "runner:crashes"], 1, "ExitCode"),
+    ],
+)
+def test_an_end_is_told_alike_whenever_one_looks(
+    fate: list[str], created: int, reason: str, moment: int
+) -> None:
+    """Also when the Job is older than the grace in which it has to have a pod."""
+    cluster = Cluster(body(timeout=900, idleTimeout=9000))
+    operator = Operator(cluster)
+    operator.settle()
+    for what in ("controller", "runner:works", *fate, *ENDING[:moment]):
+        cluster.happen(what)
+    operator.read()
+    operator.settle()
+    for what in ENDING[moment:]:
+        cluster.happen(what)
+    calm(cluster, [operator])
+    assert len(cluster.created) == created
+    assert cluster.body["status"]["reason"] == reason
 
 
 @given(STEPS)
@@ -457,7 +657,7 @@ def calm(cluster: Cluster, operators: list[Operator]) -> None:
 def test_every_session_ends_once_whatever_happens(
     steps: list[str | tuple[int, str]],
 ) -> None:
-    cluster = Cluster(body())
+    cluster = Cluster(body(timeout=900))
     operators = [Operator(cluster), Operator(cluster)]
     for step in steps:
         if isinstance(step, str):
@@ -476,4 +676,5 @@ def test_every_session_ends_once_whatever_happens(
     assert len(set(cluster.created)) <= RESTARTS + 1
     assert cluster.created == sorted(cluster.created)
     assert not cluster.live_jobs or cluster.gone
+    assert all(job.expires for job in cluster.jobs.values()) or cluster.gone
     assert all(operator.done or operator.gone for operator in operators)

@@ -68,7 +68,14 @@ def written(
     return patched(document, {"status": patch} if patch else {})
 
 
-texts = st.text(max_size=60) | st.just("x" * 40_000) | st.just("é" * 9_000)
+class Long(str):
+    """A text that hypothesis can tell of in a few letters: whole, a hundred of them are megabytes."""
+
+    def __repr__(self) -> str:
+        return f"Long({self[0]!r} * {len(self)})"
+
+
+texts = st.text(max_size=60) | st.just(Long("x" * 40_000)) | st.just(Long("é" * 9_000))
 conditions = st.builds(
     Condition,
     st.sampled_from(["Accepted", "Ready", "WorkspaceSaved", "Finished"]),
@@ -113,9 +120,18 @@ def test_in_every_order_of_writes_the_rules_hold(many: list[Any]) -> None:
             continue
         check_step(now["status"], after["status"])
         check_bounds(after["status"])
+        check_whole(after["status"])
         # Nothing is written twice.
         assert merged(after, Writer("u", generation, attempt), {}, (), START) is None
         now = after
+
+
+def check_whole(status: Json) -> None:
+    """Also where only the phase was written: nobody must wait for an end that was."""
+    if phase_of({"status": status}).terminal:
+        has = {one["type"]: one["status"] for one in status["conditions"]}
+        assert (has["Ready"], has["Finished"]) == ("False", "True")
+        assert status["completionTime"]
 
 
 def check_step(before: Json, after: Json) -> None:
@@ -271,3 +287,9 @@ def test_a_reason_stays_what_it_is() -> None:
         "CallLeft",
         "SIGTERM",
     ]
+
+
+@pytest.mark.parametrize(("turns", "told"), [(1, "1 turn"), (2, "2 turns")])
+def test_turns_are_counted_in_plain_words(turns: int, told: str) -> None:
+    status = SessionStatus(phase=Phase.COMPLETED, turns=turns)
+    assert session_changes(status)["message"] == f"done after {told}"

@@ -24,6 +24,7 @@ from midwatch.testing.kubernetes import (
     of_session,
 )
 from midwatch.testing.kubernetes.folders import namespace_prefix
+from midwatch.testing.kubernetes.images import Image
 
 Json = dict[str, Any]
 
@@ -399,3 +400,30 @@ def test_a_job_document_that_is_no_job_is_refused(server: ApiServer) -> None:
     ]
     with pytest.raises(Refused, match='volumeMounts\\[0\\].name: Not found: "none"'):
         server.objects.create(bad)
+
+
+@pytest.mark.parametrize(
+    ("container", "words"),
+    [
+        ({}, ["init", "tool", "--help"]),
+        ({"args": ["serve"]}, ["init", "tool", "serve"]),
+        ({"command": ["sh"]}, ["sh"]),
+        ({"command": ["sh"], "args": ["-c"]}, ["sh", "-c"]),
+    ],
+)
+def test_an_images_entry_point_stays_unless_there_is_a_command(
+    container: Json, words: list[str]
+) -> None:
+    image = Image({}, entrypoint=("init", "tool"), command=("--help",))
+    assert image.argv(container) == words
+
+
+def test_a_container_without_a_command_runs_its_images(
+    server: ApiServer, kubelet: ProcessKubelet
+) -> None:
+    made = job("", container={"args": ["--version"]})
+    del made["spec"]["template"]["spec"]["containers"][0]["command"]
+    server.objects.create(made)
+    server.objects.wait("jobs", "default", "work", ended)
+    (worker,) = kubelet.pods("default", "work")
+    assert kubelet.output(worker).startswith("midwatch ")

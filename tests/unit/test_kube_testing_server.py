@@ -23,6 +23,7 @@ from lightkube.resources.batch_v1 import Job
 from lightkube.resources.core_v1 import ConfigMap, Pod, Secret
 from lightkube.types import CascadeType, PatchType
 
+from midwatch.kube.crd import crd
 from midwatch.testing.kubernetes import ApiServer, Refused, asking
 
 WIDGETS = {
@@ -282,10 +283,13 @@ async def test_watches_begin_where_they_are_told_and_end_as_they_are_told(
             resource_version=made.metadata.resourceVersion,
             server_timeout=1,
         ):
-            seen.append((type, found.metadata.name))
+            seen.append((type, found.metadata.name, found.metadata.labels))
             if len(seen) == 2:
                 break
-        assert seen == [("ADDED", "b"), ("DELETED", "b")]
+        # As it was when it was seen last, but at the version of the change that took it away.
+        assert seen == [("ADDED", "b", {"x": "y"}), ("DELETED", "b", {"x": "y"})]
+        now = server.objects.get("widgets", "default", "b")["metadata"]
+        assert found.metadata.resourceVersion == now["resourceVersion"]
         server.forget_history()
         server.objects.merge("widgets", "default", "a", {"spec": {"size": 2}})
         with pytest.raises(ApiError, match="too old resource version") as info:
@@ -294,6 +298,67 @@ async def test_watches_begin_where_they_are_told_and_end_as_they_are_told(
             ):
                 pass
         assert info.value.status.code == 410
+
+
+async def test_a_watch_from_a_version_to_come_waits_for_it(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    """As after the store was restored from a backup: no error, and nothing that is older."""
+    config = KubeConfig.from_file(server.kubeconfig(tmp_path / "kubeconfig"))
+    async with AsyncClient(config, trust_env=False) as client:
+        made = await client.create(widget("a"))
+        later = str(int(made.metadata.resourceVersion) + 1)
+        asking_ = client.watch(Widget, resource_version=later, server_timeout=5)
+        events = aiter(asking_)
+        first = asyncio.ensure_future(anext(events))
+        while not server.faults.watches:
+            await asyncio.sleep(0.01)
+        for size in (2, 3):
+            patch = {"spec": {"size": size}}
+            await asyncio.to_thread(
+                server.objects.merge, "widgets", "default", "a", patch
+            )
+        _, found = await asyncio.wait_for(first, 5)
+        assert found.spec["size"] == 3
+        await asking_.aclose()
+
+
+def test_what_goes_with_its_last_finalizer_is_told_of_once(server: ApiServer) -> None:
+    about = {"name": "held", "finalizers": ["example.dev/held"]}
+    held = {"apiVersion": "example.dev/v1", "kind": "Widget", "spec": {"size": 1}}
+    server.objects.create(held | {"metadata": about})
+    told: list[tuple[str, Any]] = []
+    server.listen(
+        lambda change: told.append(
+            (change.type, change.document["metadata"].get("finalizers"))
+        )
+    )
+    server.objects.delete("widgets", "default", "held")
+    done = {"metadata": {"finalizers": []}}
+    server.objects.merge("widgets", "default", "held", done)
+    assert told == [
+        ("MODIFIED", ["example.dev/held"]),
+        ("DELETED", ["example.dev/held"]),
+    ]
+
+
+@pytest.mark.parametrize("selector", ["(", "a b", "-x=y", "x=a b", "x in (a,-b)"])
+def test_a_label_selector_that_is_none_is_refused(
+    server: ApiServer, selector: str
+) -> None:
+    with pytest.raises(Refused) as info:
+        server.objects.list("pods", "default", selector)
+    assert info.value.code == 400
+
+
+def test_a_patch_cannot_say_which_uid_it_is_for(client: Client) -> None:
+    """It is no conflict, which a client would try again."""
+    client.create(widget("a"))
+    with pytest.raises(ApiError) as info:
+        client.patch(
+            Widget, "a", {"metadata": {"uid": "x"}}, patch_type=PatchType.MERGE
+        )
+    assert info.value.status.code == 422
 
 
 def get(server: ApiServer, path: str, timeout: float = 5.0) -> Any:
@@ -510,3 +575,34 @@ def test_a_thousand_resources_are_nothing(server: ApiServer) -> None:
     )
     assert len(page["items"]) + len(rest["items"]) == 1000
     assert time.monotonic() - began < 5
+
+
+@pytest.fixture(scope="module")
+def ours(shared: ApiServer) -> ApiServer:
+    """With the definition of AgenticSession."""
+    shared.objects.create(crd())
+    return shared
+
+
+def test_only_a_kind_itself_has_short_names(ours: ApiServer) -> None:
+    """kubectl warns of a name that stands for two resources."""
+    found = get(ours, "/apis/midwatch.dev/v1alpha1")["resources"]
+    short = {one["name"]: one.get("shortNames", []) for one in found}
+    assert short == {"agenticsessions": ["as"], "agenticsessions/status": []}
+
+
+def test_a_session_whose_repositories_have_names_is_taken(ours: ApiServer) -> None:
+    """Their rule calls `lowerAscii`, of Kubernetes' own additions to CEL."""
+    place = {"input": {"url": "https://git.example.com/team/shop.git"}}
+    body = {
+        "apiVersion": "midwatch.dev/v1alpha1",
+        "kind": "AgenticSession",
+        "metadata": {"name": "named", "namespace": "default"},
+        "spec": {"prompt": "x", "repos": [place | {"name": "Shop"}, place]},
+    }
+    made = ours.objects.create(body)
+    assert made["spec"]["repos"][0]["name"] == "Shop"
+    body["metadata"] = {"name": "twice", "namespace": "default"}
+    repos = [place | {"name": "Shop"}, place | {"name": "shop"}]
+    with pytest.raises(Refused, match="two repositories have the same name"):
+        ours.objects.create(body | {"spec": {"prompt": "x", "repos": repos}})

@@ -37,8 +37,10 @@ def condition(type_: str, status: str = "True", age: float = 0, **more: Any) -> 
     return {"type": type_, "status": status, **since, **more}
 
 
-def job(*conditions: Json, age: float = 30, **spec: Any) -> Json:
-    status = {"conditions": list(conditions)}
+def job(
+    *conditions: Json, age: float = 30, counts: Json | None = None, **spec: Any
+) -> Json:
+    status = {"conditions": list(conditions), **(counts or {})}
     return {"metadata": meta("s-run-1", age), "spec": spec, "status": status}
 
 
@@ -185,6 +187,46 @@ def test_the_job_alone() -> None:
     assert verdict(job(FAILED)).reason == "PodGone"
     assert verdict(job(condition("Complete"))).reason == "OutcomeUnknown"
     assert verdict(None) == Verdict("lost", "JobDeleted", "its Job was deleted")
+
+
+LOST = condition("FailureTarget", reason="BackoffLimitExceeded")
+LATE = condition("FailureTarget", reason="DeadlineExceeded")
+UNCOUNTED = {"failed": ["b5a1"]}
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        # As Kubernetes 1.36 writes them, after the pod is gone and before the Job has failed.
+        job(LOST, age=900, counts={"uncountedTerminatedPods": UNCOUNTED}),
+        job(LOST, age=900, counts={"failed": 1, "uncountedTerminatedPods": {}}),
+        # Before 1.31 there is no target, and a pod may be gone that is still counted as active.
+        job(age=900, counts={"uncountedTerminatedPods": UNCOUNTED}),
+        job(age=900, counts={"active": 1, "terminating": 0}),
+        job(age=900, counts={"terminating": 1, "uncountedTerminatedPods": {}}),
+        job(condition("SuccessCriteriaMet"), age=900, counts={"succeeded": 1}),
+    ],
+)
+def test_a_job_that_ends_is_waited_for_when_its_pod_is_gone(between: Json) -> None:
+    assert verdict(between) == Verdict("fine")
+
+
+def test_a_job_whose_pods_are_all_counted_as_none_never_had_one() -> None:
+    none = {"active": 0, "ready": 0, "terminating": 0, "uncountedTerminatedPods": {}}
+    assert verdict(job(age=900, counts=none)).reason == "NoPod"
+
+
+@pytest.mark.parametrize(
+    "its",
+    [
+        [],
+        [pod(ended(143), phase="Failed", about=meta("p", deletionTimestamp=ago(1)))],
+        [pod({"running": {}}, phase="Running", about=meta("p"))],
+    ],
+)
+def test_a_deadline_is_told_when_it_strikes(its: list[Json]) -> None:
+    seen = verdict(job(LATE, age=900, counts={"terminating": 1}), *its)
+    assert (seen.outcome, seen.reason) == ("failed", "DeadlineExceeded")
 
 
 def test_a_deadline_is_told_before_the_exit_code_that_it_caused() -> None:

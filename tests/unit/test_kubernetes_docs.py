@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from deploy import render
-from deploy.tables import with_table
+from deploy.tables import METRICS, with_metrics, with_variables
 from jsonschema import Draft202012Validator
 from typer.main import get_command
 
@@ -20,6 +20,7 @@ import midwatch
 from midwatch.cli.main import app
 from midwatch.kube.crd import crd
 from midwatch.kube.names import API_VERSION
+from midwatch.kube.operator.figures import REASONS, TAKEN
 from midwatch.kube.resource import read_resource
 
 Json = dict[str, Any]
@@ -84,7 +85,7 @@ def test_its_commands_exist() -> None:
 
 
 def test_the_table_of_variables_is_current() -> None:
-    assert with_table(PAGE) == PAGE, "run `make manifests`"
+    assert with_variables(PAGE) == PAGE, "run `make manifests`"
     assert "| `REPOS_JSON` |" in PAGE
 
 
@@ -121,6 +122,31 @@ def test_its_reasons_are_those_of_the_code() -> None:
     assert len(documented) > 40
     assert documented - words_of_the_code() == set()
     assert verdicts() - documented == set()
+
+
+def test_an_end_s_reason_is_a_label_if_it_is_in_the_table() -> None:
+    """And no other is: a status can be written by whoever may write it."""
+    table = PAGE[PAGE.index("| reason | phase |") : PAGE.index("## The runner's")]
+    wanted = set()
+    for line in table.splitlines()[2:]:
+        cells = line.split("|")
+        if len(cells) > 2 and re.search("Completed|Failed|Stopped|any", cells[2]):
+            wanted |= set(re.findall(r"`([A-Z]\w+)`", cells[1] + cells[3]))
+    assert wanted - REASONS == {"Restarting", "Restarted"}
+    assert REASONS - wanted == TAKEN, "those are Kubernetes' own"
+
+
+def test_the_metrics_are_those_of_the_code() -> None:
+    page = render.METRICS.read_text(encoding="utf-8")
+    assert with_metrics(page) == page, "run `make manifests`"
+    known = {family.name for family in METRICS} | {"midwatch_info"}
+    written = set(re.findall(r"\bmidwatch_[a-z_]+", page + PAGE))
+    assert written == known
+    rules = yaml.safe_load(re.findall(r"```yaml\n(groups.*?)```", page, re.S)[0])
+    assert len(rules["groups"][0]["rules"]) == 3
+    for family in METRICS:
+        assert family.name.endswith("_total") is (family.kind == "counter")
+        assert not {"folder", "session", "url", "path"} & set(family.labels)
 
 
 def test_the_rights_are_those_of_the_chart() -> None:

@@ -44,6 +44,13 @@ class DeleteJob:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class ExpireJob:
+    """Let Kubernetes delete it, with its pod's log, once it has been over for `operator.job_ttl`."""
+
+    name: str
+
+
 @dataclass(frozen=True)
 class WriteStatus:
     """As the operator, on behalf of this attempt."""
@@ -64,7 +71,15 @@ class Event:
 
 
 Action = (
-    Look | Hold | Release | CreateJob | SuspendJob | DeleteJob | WriteStatus | Event
+    Look
+    | Hold
+    | Release
+    | CreateJob
+    | SuspendJob
+    | DeleteJob
+    | ExpireJob
+    | WriteStatus
+    | Event
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+from collections import Counter
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ from ..lifecycle import Clock, SystemClock
 from ..model import Json
 from .access import Access
 from .errors import ClusterRefused, ClusterUnavailable, NameTaken, ResourceGone
-from .faults import FOREIGN_ERRORS, Conflicted, translated
+from .faults import FOREIGN_ERRORS, Conflicted, code_of, translated
 from .names import FINALIZER, GROUP, KIND, PLURAL, SESSION_LABEL, UID_LABEL, VERSION
 
 T = TypeVar("T")
@@ -144,6 +145,8 @@ class Cluster:
         self._client = client
         self._timeout = timeout
         self._clock = clock or SystemClock()
+        self.requests: Counter[tuple[str, str]] = Counter()
+        """Calls so far, by verb and code; a list in pages is one."""
         self._chance = chance or random.Random()
 
     @classmethod
@@ -259,7 +262,7 @@ class Cluster:
         doing = f"create the {kind} {namespace}/{name}"
         resource = _KINDS[kind]
         try:
-            await self._call(self._client.create(resource(manifest)), doing)
+            await self._call("create", self._client.create(resource(manifest)), doing)
         except Conflicted as error:
             found = await self._get(resource, namespace, name)
             if found is None:  # deleted in between
@@ -281,11 +284,20 @@ class Cluster:
         except ResourceGone:
             return None
 
+    async def expire_job(self, namespace: str, name: str, seconds: int) -> Json | None:
+        """Have a Job deleted so long after its end; the Job as it is then, None if there is none."""
+        change = {"spec": {"ttlSecondsAfterFinished": seconds}}
+        try:
+            return await self._patch(_JOB, namespace, name, change)
+        except ResourceGone:
+            return None
+
     async def delete_job(self, namespace: str, name: str) -> bool:
         """Delete a Job and its pods; false if there is no such Job."""
         doing = f"delete the Job {namespace}/{name}"
         try:
             await self._call(
+                "delete",
                 self._client.delete(
                     _JOB,
                     _checked(name),
@@ -316,6 +328,7 @@ class Cluster:
         doing = f"record an event in {meta['namespace']}"
         try:
             await self._call(
+                "create",
                 self._client.create(_KINDS["Event"](manifest)),
                 doing,
             )
@@ -363,7 +376,7 @@ class Cluster:
             got = self._client.get(
                 resource, _checked(name), namespace=_checked(namespace)
             )
-            return dict(await self._call(got, doing))
+            return dict(await self._call("get", got, doing))
         except ResourceGone:
             return None
 
@@ -378,7 +391,7 @@ class Cluster:
             namespace=_checked(namespace),
             patch_type=PatchType.MERGE,
         )
-        return dict(await self._call(patching, doing))
+        return dict(await self._call("patch", patching, doing))
 
     async def _list(
         self, resource: type[Any], namespace: str | None, session: str | None
@@ -392,20 +405,26 @@ class Cluster:
             chunk_size=_PAGE,
             labels=labels,
         )
-        return await self._call(_all_of(listed), f"list {resource.__name__}s")
+        return await self._call("list", _all_of(listed), f"list {resource.__name__}s")
 
-    async def _call(self, call: Awaitable[T], doing: str) -> T:
+    async def _call(self, verb: str, call: Awaitable[T], doing: str) -> T:
         """The one place where errors of others become ours. 404 is ResourceGone."""
+        code = "error"
         try:
             async with asyncio.timeout(self._timeout):
-                return await call
+                answer = await call
+                code = "2xx"
+                return answer
         except ConfigError as error:  # the token's file is gone
             raise ClusterUnavailable(f"cannot {doing}: {error}") from error
         except FOREIGN_ERRORS as error:
+            code = code_of(error)
             ours = translated(error, doing)
             if isinstance(ours, ClusterRefused) and ours.status == 404:
                 raise ResourceGone(ours.message) from error
             raise ours from error
+        finally:
+            self.requests[verb, code] += 1
 
 
 async def _all_of(listed: AsyncIterable[Mapping[str, Any]]) -> list[Json]:

@@ -81,6 +81,10 @@ def _schema() -> Json:
                 f"metadata.name has at most {MAX_NAME} characters: the names of the session's Jobs begin with it",
             ),
             rule(
+                "!self.metadata.name.contains('.')",
+                "metadata.name has no dots: the names of its pods, and so of their hosts, begin with it",
+            ),
+            rule(
                 "!has(self.spec.resumeFrom) || self.spec.resumeFrom != self.metadata.name",
                 "a session cannot continue itself: name another one",
                 ".spec.resumeFrom",

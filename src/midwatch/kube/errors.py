@@ -9,7 +9,9 @@
     ├── NameTaken             an object of that name is there, and is not this session's
     ├── ResourceGone          the session's resource was deleted (404), or replaced by another uid
     ├── SpecRefused           a resource that means nothing; path: the field
-    └── WriterOutdated        another attempt or a later generation has taken over
+    │   ├── SpecImpossible    the API server takes no Job of it, and the field cannot be changed any more
+    │   └── OriginNotEnded    the session of spec.resumeFrom still runs
+    └── WriterOutdated        a later attempt has taken over, or the session is over
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class ClusterUnavailable(TemporaryError):
 
 class ClusterRefused(PermanentError):
     """The Kubernetes API server refused. `status` is the HTTP status (0: no request was made), `reason`
-    the API's word for it."""
+    the API's word for it, `fields` are those that it found wrong."""
 
     def __init__(
         self,
@@ -34,10 +36,12 @@ class ClusterRefused(PermanentError):
         hint: str | None = None,
         status: int = 0,
         reason: str = "",
+        fields: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message, hint=hint)
         self.status = status
         self.reason = reason
+        self.fields = fields
 
 
 class NameTaken(PermanentError):
@@ -60,5 +64,15 @@ class SpecRefused(PermanentError):
         self.path = path
 
 
+class SpecImpossible(SpecRefused):
+    """No Job can be made of the resource."""
+
+    hint = "create another session: this field cannot be changed"
+
+
+class OriginNotEnded(SpecRefused):
+    """The session that this one goes on with is still running."""
+
+
 class WriterOutdated(PermanentError):
-    """Another runner has taken over this session."""
+    """A later attempt has taken over this session, or it is over."""

@@ -8,15 +8,17 @@ from typing import Any
 import httpx2
 
 from ..errors import MidwatchError, TemporaryError
+from ..metrics.families import code_label
 from .errors import ClusterRefused, ClusterUnavailable
 
 LONGEST_MESSAGE = 1000
 """Characters of an API server's message that are passed on."""
+_MAX_CAUSES = 20
 _HINTS = {
     401: "check the token, the certificate or the service account",
     403: "check the roles of the service account, and the quotas of the namespace",
     404: "check that the resource definition and the namespace are there",
-    422: "the object does not fit the cluster's schema; check the versions",
+    422: "correct what the API server names; a field that is unknown means another version of the cluster or of the CRD",
 }
 FOREIGN_ERRORS = (
     httpx2.HTTPError,
@@ -33,6 +35,14 @@ FOREIGN_ERRORS = (
 
 class Conflicted(TemporaryError):
     """409: the object changed since it was read, or is there already."""
+
+
+def code_of(error: Exception) -> str:
+    """What one of FOREIGN_ERRORS counts as: the status of an answer, `timeout` or `error`."""
+    if isinstance(error, httpx2.HTTPStatusError):
+        return code_label(error.response.status_code)
+    timed_out = isinstance(error, (TimeoutError, httpx2.TimeoutException))
+    return "timeout" if timed_out else "error"
 
 
 def translated(error: Exception, doing: str) -> MidwatchError:
@@ -65,7 +75,18 @@ def _of_answer(response: httpx2.Response, doing: str) -> MidwatchError:
         hint=_HINTS.get(code),
         status=code,
         reason=str(status.get("reason") or "")[:100],
+        fields=_fields(status),
     )
+
+
+def _fields(status: dict[str, Any]) -> tuple[str, ...]:
+    """What is wrong with the object, where the server says so."""
+    details = status.get("details")
+    causes = details.get("causes") if isinstance(details, dict) else None
+    if not isinstance(causes, list):
+        return ()
+    named = (one.get("field") for one in causes[:_MAX_CAUSES] if isinstance(one, dict))
+    return tuple(str(field)[:200] for field in named if field)
 
 
 def _status_of(response: httpx2.Response) -> dict[str, Any]:

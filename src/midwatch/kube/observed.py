@@ -12,12 +12,20 @@ from .names import ATTEMPT_LABEL, CONTAINER, SESSION_LABEL, UID_LABEL
 
 MAX_TEXT = 500
 """Characters kept of what the cluster says."""
+_OUTCOMES, _TARGETS = ("Complete", "Failed"), ("SuccessCriteriaMet", "FailureTarget")
+"""Conditions: what a Job has become, and what it is about to become."""
+_COUNTS = ("active", "ready", "terminating", "succeeded", "failed")
 _REDACTOR = Redactor()
 
 
 @dataclass(frozen=True, slots=True)
 class SeenJob:
-    """A Job. `outcome` is Complete or Failed once it is over; `reason` and `message` say why."""
+    """A Job. `outcome` is Complete or Failed once it is over; `reason` and `message` say why.
+
+    `target` is FailureTarget or SuccessCriteriaMet: Kubernetes has decided how it ends, and why, and still
+    counts its pods; the outcome follows, up to seconds after the last pod is gone. `had_pod`: its status
+    knows of a pod. `expires`: Kubernetes deletes it some time after its end.
+    """
 
     namespace: str
     session: str
@@ -30,6 +38,9 @@ class SeenJob:
     suspended: bool = False
     suspended_at: datetime | None = None
     deleting: bool = False
+    had_pod: bool = False
+    expires: bool = False
+    target: str = ""
     outcome: str = ""
     reason: str = ""
     message: str = ""
@@ -37,6 +48,11 @@ class SeenJob:
     @property
     def over(self) -> bool:
         return bool(self.outcome)
+
+    @property
+    def ending(self) -> bool:
+        """Over, or so good as over: no pod will be started any more, and those that run are ended."""
+        return bool(self.outcome or self.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +93,21 @@ def read_job(body: Mapping[str, Any]) -> SeenJob:
     """A Job of a session, as the API server gives it or as it was sent there."""
     meta, spec, status = _parts(body)
     conditions = _conditions(status)
-    ended = next((conditions[k] for k in ("Complete", "Failed") if k in conditions), {})
+    outcome = next((type_ for type_ in _OUTCOMES if type_ in conditions), "")
+    target = next((type_ for type_ in _TARGETS if type_ in conditions), "")
+    why = conditions.get(outcome or target, {})
     return SeenJob(
         **_identity(meta),
         created_at=_time(meta.get("creationTimestamp")),
         suspended=bool(spec.get("suspend")),
         suspended_at=_time(conditions.get("Suspended", {}).get("lastTransitionTime")),
         deleting=bool(meta.get("deletionTimestamp")),
-        outcome=_text(ended.get("type")),
-        reason=_text(ended.get("reason")),
-        message=_text(ended.get("message")),
+        expires=spec.get("ttlSecondsAfterFinished") is not None,
+        had_pod=any(status.get(count) for count in _COUNTS) or _uncounted(status),
+        target=target,
+        outcome=outcome,
+        reason=_text(why.get("reason")),
+        message=_text(why.get("message")),
     )
 
 
@@ -146,6 +167,11 @@ def _identity(meta: Mapping[str, Any]) -> dict[str, Any]:
         "attempt": _attempt(labels.get(ATTEMPT_LABEL)),
         "version": _text(meta.get("resourceVersion")),
     }
+
+
+def _uncounted(status: Mapping[str, Any]) -> bool:
+    """Whether pods have ended that the Job's counts do not have yet."""
+    return any((status.get("uncountedTerminatedPods") or {}).values())
 
 
 def _attempt(label: Any) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from ..events import Phase
 from ..settings import OperatorSettings
@@ -17,6 +18,7 @@ from .actions import (
     CreateJob,
     DeleteJob,
     Event,
+    ExpireJob,
     Hold,
     Look,
     Plan,
@@ -27,14 +29,16 @@ from .actions import (
 from .names import MAX_NAME, job_name
 from .observed import SeenJob, SeenPod
 from .seen import Seen
-from .statuses import Condition, phase_changes, phase_conditions
-from .verdict import Verdict, judge
+from .statuses import Condition, out_of_step, phase_changes, phase_conditions
+from .verdict import PASSING, Verdict, judge
 
 SETTLE = 15.0
 """Seconds that Kubernetes gets to follow: to mark a Job whose pod ended, to end a pod in its grace."""
 _WAITING = "waiting for its pod"
 _RESTARTING = "Restarting"
 _IDLE = "Idle"
+_QUIET = "SeemsIdle"
+_QUIET_MESSAGE = "its runner has told nothing for longer than spec.idleTimeout"
 _IDLE_MESSAGE = "nothing happened within spec.idleTimeout, and it did not stop itself"
 _ACCEPTED = Condition("Accepted", "True", "Accepted", "")
 
@@ -57,13 +61,23 @@ def plan(seen: Seen, settings: OperatorSettings, now: datetime) -> Plan:
 def refusal(seen: Seen, reason: str, message: str) -> tuple[Action, ...]:
     """Tell that the session cannot be started as things are; nothing, where that is told already."""
     condition = Condition("Accepted", "False", reason, message)
-    if seen.told("Accepted", "False", reason, message):
+    if seen.phase.terminal or seen.told("Accepted", "False", reason, message):
         return ()
     changes = {} if seen.attempt else phase_changes(Phase.PENDING, reason, message)
     return (
         WriteStatus(seen.attempt, changes, (condition,)),
         Event("Warning", "Refused", message, seen.attempt),
     )
+
+
+def impossible(seen: Seen, reason: str, message: str) -> tuple[Action, ...]:
+    """Tell that the session can never be started: what is wrong with its spec cannot be changed any more."""
+    if seen.phase.terminal:
+        return ()
+    changes = phase_changes(Phase.FAILED, reason, message)
+    conditions = phase_conditions(Phase.FAILED, reason, message)
+    refused = Condition("Accepted", "False", reason, message)
+    return (WriteStatus(seen.attempt, changes, (refused, *conditions)),)
 
 
 @dataclass(frozen=True)
@@ -140,46 +154,60 @@ class _Case:
                 return Plan(refused)
         verdict = judge(seen.job, seen.current_pods, self.settings, self.now)
         if verdict.outcome in ("lost", "failed"):
-            if not seen.fresh:
-                return Plan((Look(),))
             lost = verdict.outcome == "lost"
-            return self._lost(verdict) if lost else self._failed(verdict)
+            next_ = self._lost(verdict) if lost else self._failed(verdict)
+            # To wait takes no fresh look.
+            return next_ if seen.fresh or not next_.actions else Plan((Look(),))
         if (seen.status.get("attempt") or 0) < seen.attempt:
             return Plan(self._begun(seen.attempt, _WAITING))
         if verdict.outcome == "waiting" and seen.phase is not Phase.RUNNING:
             if seen.status.get("reason") != verdict.reason:
                 return self._waiting(verdict)
+        elif seen.phase is Phase.CREATING and seen.status.get("reason") in PASSING:
+            return Plan(self._told(Phase.CREATING, "PodStarting", "its pod starts"))
         return self._unless_idle(verdict)
 
     def _waiting(self, verdict: Verdict) -> Plan:
         reason, message = verdict.reason, verdict.message
-        changes = phase_changes(Phase.CREATING, reason, message)
-        conditions = phase_conditions(Phase.CREATING, reason, message)
-        return Plan(
-            (
-                Event("Warning", reason, message, self.seen.attempt),
-                WriteStatus(self.seen.attempt, changes, conditions),
-            ),
-            verdict.again,
-        )
+        event = Event("Warning", reason, message, self.seen.attempt)
+        told = self._told(Phase.CREATING, reason, message)
+        return Plan((event, *told), verdict.again)
+
+    def _told(self, phase: Phase, reason: str, message: str) -> tuple[Action, ...]:
+        changes = phase_changes(phase, reason, message)
+        conditions = phase_conditions(phase, reason, message)
+        return (WriteStatus(self.seen.attempt, changes, conditions),)
 
     def _unless_idle(self, verdict: Verdict) -> Plan:
         seen, again = self.seen, verdict.again
         last, job = seen.time("lastActivityTime"), seen.job
-        if seen.phase is not Phase.RUNNING or last is None or job is None or job.over:
+        if seen.phase is not Phase.RUNNING or last is None:
+            return Plan(again=again)
+        if job is None or job.ending:
             return Plan(again=again)
         limit = seen.resource.spec.idle_timeout + self.settings.idle_margin
         left = limit - (self.now - last).total_seconds()
         if left > 0:
             return Plan(again=left if again is None else min(left, again))
+        if seen.status.get("reason") == "PermissionNeeded":  # it waits for a person
+            return Plan(again=again)
         if not seen.fresh:
             return Plan((Look(),))
+        # After an outage a runner that works has had no chance to say so: it gets one.
+        since = seen.since("Ready", _QUIET)
+        if since is None:
+            ready = Condition("Ready", "False", _QUIET, _QUIET_MESSAGE)
+            return Plan((WriteStatus(job.attempt, {}, (ready,)),))
+        if (left := self.settings.idle_margin - self._age(since)) > 0:
+            return Plan(again=left)
         return self._suspend(job, _IDLE, _IDLE_MESSAGE)
 
     # -------------------------------------------------------------- lost and failed
 
     def _lost(self, verdict: Verdict) -> Plan:
         seen, message = self.seen, verdict.message
+        if (unexplained := self._until_explained()) > 0:
+            return Plan(again=unexplained)
         if seen.status.get("reason") == _RESTARTING:
             message = str(seen.status.get("message") or message)
         restarts = seen.attempt
@@ -197,6 +225,11 @@ class _Case:
             return Plan(again=wait)
         told = f"restart {restarts} of {seen.resource.spec.max_restarts}: {message}"
         return self._attempt(seen.attempt + 1, told)
+
+    def _until_explained(self) -> float:
+        """Seconds that the Job's own reason is waited for: at a deadline pods end first, by a signal."""
+        job = self.seen.job
+        return 0.0 if job is None or job.ending else self._until_marked()
 
     def _give_up_job(self, job: SeenJob, message: str) -> Plan:
         """A Job whose pod is lost ends by itself; one that does not is deleted."""
@@ -217,7 +250,7 @@ class _Case:
         job, pods = self.seen.job, self.seen.current_pods
         ends_itself = bool(pods) and all(pod.over for pod in pods)
         drop: tuple[Action, ...] = ()
-        if job is not None and not job.over and not ends_itself:
+        if job is not None and not job.ending and not ends_itself:
             drop = (DeleteJob(job.name),)
         ended = self._end(Phase.FAILED, verdict.reason, verdict.message)
         return Plan((*drop, *ended.actions))
@@ -226,7 +259,7 @@ class _Case:
 
     def stopping(self) -> Plan:
         seen, job = self.seen, self.seen.job
-        if job is not None and not job.over and not (job.suspended or job.deleting):
+        if job is not None and not self._ends(job):
             return self._suspend(job, "Stopping", "its pod gets its grace to save")
         if (wait := self._until_gone(seen.live_pods)) is not None:
             return Plan(again=wait)
@@ -259,7 +292,7 @@ class _Case:
         seen, job = self.seen, self.seen.job
         if not seen.held:
             return Plan(done=True)
-        if job is not None and not job.over and not (job.suspended or job.deleting):
+        if job is not None and not self._ends(job):
             event = Event("Normal", "Stopping", "it is being deleted", job.attempt)
             return Plan((SuspendJob(job.name), event))
         left = self.settings.termination_grace + 2 * SETTLE - self._age(since)
@@ -267,6 +300,10 @@ class _Case:
         if wait is not None and left > 0:
             return Plan(again=min(wait, left))
         return Plan((Release(),))
+
+    def _ends(self, job: SeenJob) -> bool:
+        """Whether its pods are ended as it is."""
+        return job.ending or job.suspended or job.deleting
 
     def _until_gone(self, pods: tuple[SeenPod, ...]) -> float | None:
         """Seconds to wait for the pods that live; None if none does, or none should any more."""
@@ -290,14 +327,40 @@ class _Case:
 
     def after_the_end(self) -> Plan:
         seen, job = self.seen, self.seen.job
+        if seen.deleted_at is None and out_of_step(seen.status):
+            return Plan((WriteStatus(_told_attempt(seen), {}),))
+        expire = self._expiring()
         if seen.held:
-            return Plan((self._last_event(), Release()))
-        if job is None or job.over or job.deleting or seen.deleted_at is not None:
+            return Plan((self._last_event(), Release(), *expire))
+        if expire:
+            return Plan(expire)
+        if job is None or job.ending or job.deleting or seen.deleted_at is not None:
+            return Plan(done=True)
+        if any(pod.over and pod.delete_at is None for pod in seen.current_pods):
+            # Kubernetes will mark the Job, however late, and keep the pod's log for its time.
             return Plan(done=True)
         wait = self._until_gone(seen.live_pods) if job.suspended else self._late()
         if wait is not None and wait > 0:
             return Plan(again=wait)
+        if job.suspended:
+            # It would stay for ever; its pod is gone, and the log with it.
+            return Plan((DeleteJob(job.name),))
+        if not seen.fresh:
+            return Plan((Look(),))
+        if job.had_pod and not seen.live_pods:
+            return Plan(done=True)
         return Plan((DeleteJob(job.name),))
+
+    def _expiring(self) -> tuple[Action, ...]:
+        """Jobs are kept until the status tells the end, and for a time after it. What is deleted anyway is
+        left out, and what is suspended: it never ends by itself."""
+        if self.seen.deleted_at is not None:
+            return ()
+        return tuple(
+            ExpireJob(job.name)
+            for job in self.seen.jobs
+            if not (job.expires or job.deleting or (job.suspended and not job.ending))
+        )
 
     def _late(self) -> float:
         """Seconds that the pod of a session that is over still has to end."""
@@ -308,11 +371,25 @@ class _Case:
     def _last_event(self) -> Event:
         seen = self.seen
         message = str(seen.status.get("message") or seen.status.get("reason") or "")
-        if seen.phase is Phase.FAILED:
-            return Event("Warning", "Failed", message, seen.attempt)
-        return Event("Normal", seen.phase.value, message, seen.attempt)
+        return _ending(seen.phase, message, seen.attempt)
 
     def _end(self, phase: Phase, reason: str, message: str) -> Plan:
         changes = phase_changes(phase, reason, message)
         conditions = phase_conditions(phase, reason, message)
-        return Plan((WriteStatus(self.seen.attempt, changes, conditions),))
+        tell = WriteStatus(self.seen.attempt, changes, conditions)
+        if self.seen.held:
+            return Plan((tell,))
+        # Nothing is left to do after it: what is told last otherwise is told now.
+        return Plan((tell, _ending(phase, message or reason, self.seen.attempt)))
+
+
+def _told_attempt(seen: Seen) -> int:
+    told = seen.status.get("attempt")
+    return told if isinstance(told, int) else 0
+
+
+def _ending(phase: Phase, message: str, attempt: int) -> Event:
+    kind: Literal["Normal", "Warning"] = "Normal"
+    if phase is Phase.FAILED:
+        kind = "Warning"
+    return Event(kind, phase.value, message, attempt)

@@ -31,6 +31,7 @@ from .rules import (
     MAX_BRANCH,
     MAX_PROMPT_BYTES,
     MAX_REPOS,
+    MAX_RESTARTS,
     MAX_SECONDS,
     MAX_SECRETS,
     MAX_URL,
@@ -209,7 +210,7 @@ class Spec(Part):
     )
     trust_repositories: Flag = False
     resume_from: ObjectName | None = Field(None, max_length=MAX_NAME)
-    max_restarts: Whole = Field(2, ge=0, le=10)
+    max_restarts: Whole = Field(2, ge=0, le=MAX_RESTARTS)
     stop: Flag = False
 
     @model_validator(mode="before")
@@ -324,5 +325,9 @@ def _check_repos(spec: Spec) -> None:
 def _check_name(name: str, spec: Spec) -> None:
     if len(name) > MAX_NAME:
         raise SpecRefused(f"is longer than {MAX_NAME} characters", path="metadata.name")
+    if "." in name:
+        raise SpecRefused(
+            "has dots, which its pods' names must not", path="metadata.name"
+        )
     if spec.resume_from == name:
         raise SpecRefused("a session cannot continue itself", path="spec.resumeFrom")

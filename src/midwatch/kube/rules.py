@@ -22,6 +22,7 @@ MAX_VARIABLE = 4096
 MAX_SECRETS = 32
 MAX_SECONDS = 604_800
 """A week."""
+MAX_RESTARTS = 10
 
 NO_NUL = r"^[^\x00]*$"
 NOT_BLANK = r"[^\x00-\x20]"

@@ -68,6 +68,13 @@ class Seen:
         text = self.status.get(name)
         return datetime.fromisoformat(text) if isinstance(text, str) and text else None
 
+    def since(self, type_: str, reason: str) -> datetime | None:
+        """Since when the resource has a condition with this reason; None if it has not."""
+        for one in self.status.get("conditions") or ():
+            if (one.get("type"), one.get("reason")) == (type_, reason):
+                return datetime.fromisoformat(one["lastTransitionTime"])
+        return None
+
     def told(self, type_: str, status: str, reason: str, message: str) -> bool:
         """Whether the resource has this very condition."""
         return any(

@@ -19,6 +19,7 @@ from .rules import (
     MAX_BRANCH,
     MAX_PROMPT_BYTES,
     MAX_REPOS,
+    MAX_RESTARTS,
     MAX_SECONDS,
     MAX_SECRETS,
     MAX_URL,
@@ -103,7 +104,9 @@ def _spec_fields() -> dict[str, Json]:
             MAX_NAME,
         ),
         "maxRestarts": whole(
-            "How often a lost pod is started again.", default=2, maximum=10
+            "How often a lost pod is started again.",
+            default=2,
+            maximum=MAX_RESTARTS,
         ),
         "stop": flag(
             "A request to stop: what was done is saved first.",

@@ -7,6 +7,7 @@ with `merged` from the document as it stands, so the rules below hold in every o
 - within an attempt the phase only goes forward
 - a lower attempt writes nothing (WriterOutdated); neither does a later one after the end
 - `observedGeneration`, `attempt`, `restarts` and what was counted or paid never go down
+- `Ready` and `Finished` fit a terminal phase, whoever wrote that
 - a start and an end are told once; a condition's `lastTransitionTime` moves only with its status
 
 The limits of lengths are those of `metav1.Condition`, and smaller ones of ours.
@@ -91,12 +92,16 @@ def merged(
     if _phase(wanted.get("phase")).terminal:
         wanted.setdefault("completionTime", timestamp(now))
     over = phase_of(body).terminal
+    if over and not status.get("completionTime"):
+        wanted["completionTime"] = timestamp(now)
     told = [
         condition
         for condition in conditions
         if not ((refused or over) and condition.type in _OF_THE_PHASE)
     ]
     wanted["conditions"] = _conditions(status, writer, told, now)
+    if crooked := out_of_step({**status, **wanted}):
+        wanted["conditions"] = _conditions(status, writer, [*told, *crooked], now)
     return _difference(status, wanted) or None
 
 
@@ -211,13 +216,13 @@ def _bounded_fields(changes: Json) -> Json:
 def _conditions(
     status: Json, writer: Writer, conditions: Iterable[Condition], now: datetime
 ) -> list[Json]:
-    """The list as it should be; those of types that nobody names here stay as they are."""
+    """The list as it should be: of a type named twice the last counts, and what nobody names stays as it is."""
     by_type: dict[str, Json] = {
         condition["type"]: condition
         for condition in status.get("conditions") or ()
         if isinstance(condition, dict) and isinstance(condition.get("type"), str)
     }
-    for condition in conditions:
+    for condition in {one.type: one for one in conditions}.values():
         before = by_type.get(condition.type)
         if not _speaks_of_an_older_spec(condition, before, writer):
             by_type[condition.type] = _condition(condition, before, writer, now)
@@ -270,6 +275,22 @@ def phase_conditions(
     )
 
 
+def out_of_step(status: Mapping[str, Any]) -> tuple[Condition, ...]:
+    """The conditions that do not fit a terminal phase, as they should be.
+
+    A session's pod may write any status, and Claude's Bash is in that pod: a phase that somebody wrote alone
+    must not leave others waiting for `Finished`.
+    """
+    phase = _phase(status.get("phase"))
+    if not phase.terminal:
+        return ()
+    listed = status.get("conditions") or ()
+    has = {one.get("type"): one.get("status") for one in listed}
+    reason, message = status.get("reason") or phase.value, status.get("message") or ""
+    wanted = phase_conditions(phase, str(reason), str(message))
+    return tuple(one for one in wanted if has.get(one.type) != one.status)
+
+
 def session_changes(
     status: SessionStatus, *, hints: Mapping[str, str] | None = None
 ) -> Json:
@@ -314,7 +335,8 @@ def story_of(status: SessionStatus, hints: Mapping[str, str]) -> tuple[str, str]
         case Phase.RUNNING:
             return "WaitingForMessages", "the next message goes into the inbox"
         case Phase.COMPLETED:
-            return "Completed", f"done after {status.turns} turns"
+            turns = "1 turn" if status.turns == 1 else f"{status.turns} turns"
+            return "Completed", f"done after {turns}"
         case Phase.FAILED if status.error is not None:
             return failure_story(status.error, hints)
         case Phase.STOPPED:

@@ -34,6 +34,8 @@ _PULL = {
     "SignatureValidationFailed",
 }
 _START = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+PASSING = frozenset({"ImagePull", "Unschedulable", *_START})
+"""Reasons of `waiting`, which may pass."""
 _QUIET = {"NoPod", "NodeLost"}
 """Nothing to tell as long as the grace lasts."""
 _EXIT_BAD_ENVIRONMENT, _EXIT_UNTOLD = 2, 3
@@ -54,7 +56,7 @@ def judge(
     if job is None:
         gone = Verdict("lost", "JobDeleted", "its Job was deleted")
         return gone if pod is None or not pod.over else _of_ended_pod(pod)
-    if job.outcome == "Failed" and job.reason == "DeadlineExceeded":
+    if job.reason == "DeadlineExceeded":  # what its pod does now follows from it
         return Verdict(
             "failed",
             "DeadlineExceeded",
@@ -87,7 +89,8 @@ def _of_ended_job(job: SeenJob, pod: SeenPod | None) -> Verdict:
 def _of_job(
     job: SeenJob, pod: SeenPod | None, settings: OperatorSettings, now: datetime
 ) -> Verdict:
-    if pod is not None or job.suspended:
+    # In a Job that ends, or has counted a pod, Kubernetes is between two of its steps.
+    if pod is not None or job.suspended or job.ending or job.had_pod:
         return FINE
     return _after(
         settings.unschedulable_grace,

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
 
 from ...errors import MidwatchError
 from ...lifecycle import Clock, Stop, SystemClock
 from ...logs import Log, quiet_log
+from ...metrics.exposition import Exposition
+from ...metrics.serving import health, metrics_page, serving
 from ...model import Json
+from ...progress import Progress
 from ...settings import OperatorSettings
 from ..api import Cluster
 from ..errors import ResourceGone
 from .carry import Hands
+from .figures import OPERATOR, Figures, readiness
 from .follow import Follower
+from .hearing import RESOURCES, Hearing
 from .index import Index
 from .queue import Queue
 from .watching import Watches
 
+_TURN = 10
+"""Requests, each as slow as it may be, after which somebody should have taken the next session: with one
+worker, what a turn of a new session takes."""
 RESYNC = 300.0
 """Seconds between two lists of everything: what a broken watch did not tell is found then."""
 
@@ -32,22 +43,60 @@ class Operator:
         clock: Clock | None = None,
         log: Log | None = None,
     ) -> None:
+        clock = clock or SystemClock()
         self._cluster = cluster
         self._settings = settings
         self._log = log or quiet_log()
         self.index = Index()
-        self._queue = Queue(settings.backoff, settings.backoff_max)
-        self._hands = Hands(
-            cluster, self.index, settings, clock or SystemClock(), self._log
+        self.progress = Progress(clock)
+        self.hearing = Hearing(clock)
+        self._queue = Queue(
+            settings.backoff,
+            settings.backoff_max,
+            clock=clock,
+            progress=self.progress,
+            stuck_after=_TURN * settings.request_timeout,
         )
+        self._hands = Hands(cluster, self.index, settings, clock, self._log)
+        self._failures = Counter[str]()
 
     async def run(self, stop: Stop) -> None:
-        """Follow all sessions until the stop."""
-        if not await self._first_look(stop):
+        """Follow all sessions until the stop. Raises SettingsError where `operator.port` is taken."""
+        async with self.served():
+            if await self._first_look(stop):
+                await self._follow(stop)
+
+    @contextlib.asynccontextmanager
+    async def served(self) -> AsyncIterator[str | None]:
+        """While inside, probes and Prometheus are answered, if the settings name a port; the address."""
+        ours = self._settings
+        if ours.port is None:
+            yield None
             return
+        figures = Figures(
+            self.index,
+            self._queue,
+            self._hands.tally,
+            self._failures,
+            self.hearing,
+            self._cluster.requests,
+        )
+        watches = len(RESOURCES) * max(1, len(ours.namespaces))
+        pages = {
+            "/healthz": health(self.progress),
+            "/readyz": readiness(self.hearing, watches, ours.watch_silence),
+            "/metrics": metrics_page(Exposition(OPERATOR, figures.samples)),
+        }
+        async with serving(
+            ours.host, ours.port, pages, self._log, setting="operator.port"
+        ) as address:
+            yield address
+
+    async def _follow(self, stop: Stop) -> None:
         workers = [
             asyncio.create_task(
-                Follower(self._hands, self._queue).run(), name=f"follower {number}"
+                Follower(self._hands, self._queue, self._failures).run(),
+                name=f"follower {number}",
             )
             for number in range(self._settings.concurrency)
         ]
@@ -102,7 +151,14 @@ class Operator:
 
     async def _watch(self, stop: Stop) -> None:
         """kopf gives up on what it does not know; it is started again then."""
-        watches = Watches(self.index, self._queue, self._settings, self._log)
+        watches = Watches(
+            self.index,
+            self._queue,
+            self._settings,
+            self._log,
+            self.hearing,
+            self.progress,
+        )
         while not stop:
             try:
                 await watches.run(stop)

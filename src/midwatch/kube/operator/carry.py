@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 from ...content.tokens import issue, read_keys
 from ...errors import MidwatchError, SettingsError
@@ -15,6 +18,7 @@ from ..actions import (
     CreateJob,
     DeleteJob,
     Event,
+    ExpireJob,
     Hold,
     Look,
     Release,
@@ -22,16 +26,44 @@ from ..actions import (
     WriteStatus,
 )
 from ..api import Cluster
-from ..errors import ClusterRefused, ClusterUnavailable, ResourceGone, SpecRefused
+from ..errors import (
+    ClusterRefused,
+    ClusterUnavailable,
+    OriginNotEnded,
+    ResourceGone,
+    SpecImpossible,
+    SpecRefused,
+)
 from ..manifests import job, objects
 from ..resource import SessionResource
+from ..rules import MAX_RESTARTS
 from ..seen import Seen, seen_of
-from ..statuses import Writer, merged
+from ..statuses import Writer, merged, out_of_step, phase_of
+from .helpers import Helpers
 from .index import Index, Key
 from .telling import event_manifest
 
+_MEANT = ("exceeded quota", "denied the request")
+"""A quota and an admission webhook: they refuse this very object."""
 _PATIENCE = 5.0
 """Seconds that a write is tried on the spot; longer waits are left to the queue."""
+
+
+_TOKEN_MARGIN = timedelta(days=14)
+"""For a quota, a node, an image, an operator that is away."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of the actions since the start; `ends` by phase and reason, as the status has them."""
+
+    starts: int = 0
+    restarts: int = 0
+    ends: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def started(self, attempt: int) -> None:
+        self.starts += attempt == 1
+        self.restarts += attempt > 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +75,8 @@ class Hands:
     settings: OperatorSettings
     clock: Clock
     log: Log
+    tally: Tally = field(default_factory=Tally)
+    helpers: Helpers = field(default_factory=Helpers)
 
     async def carry(self, seen: Seen, action: Action) -> None:
         """Raises the errors of the cluster, of the settings, and SpecRefused."""
@@ -52,6 +86,9 @@ class Hands:
                 await self._look(key)
             case Hold() | Release():
                 await self._finalizer(resource, present=isinstance(action, Hold))
+                if isinstance(action, Release) and seen.phase.terminal:
+                    reason = str(seen.status.get("reason") or "")
+                    self.tally.ends[seen.phase.value, reason] += 1
             case CreateJob():
                 await self._create(seen, action)
             case SuspendJob():
@@ -59,6 +96,8 @@ class Hands:
             case DeleteJob():
                 await self.cluster.delete_job(resource.namespace, action.name)
                 self.index.drop_job(key, action.name)
+            case ExpireJob():
+                await self._expire(key, action.name)
             case WriteStatus():
                 await self._write(resource, action)
             case Event():
@@ -92,11 +131,23 @@ class Hands:
         else:
             self.index.put_job(body)
 
+    async def _expire(self, key: Key, name: str) -> None:
+        seconds = math.ceil(self.settings.job_ttl)
+        body = await self.cluster.expire_job(key[0], name, seconds)
+        if body is None:
+            self.index.drop_job(key, name)
+        else:
+            self.index.put_job(body)
+
     async def _write(self, resource: SessionResource, write: WriteStatus) -> None:
         writer = Writer(resource.uid, resource.generation, write.attempt)
         now = self.clock.now()
 
         def propose(body: Json) -> Json | None:
+            if phase_of(body).terminal:
+                # The runner may have ended it meanwhile: to that nothing is added but what belongs to it.
+                crooked = out_of_step(body.get("status") or {})
+                return merged(body, writer, {}, (), now) if crooked else None
             return merged(body, writer, write.changes, write.conditions, now)
 
         body = await self.cluster.write_status(
@@ -130,7 +181,6 @@ class Hands:
     async def _create(self, seen: Seen, action: CreateJob) -> None:
         resource = seen.resource
         other = await self._resumed(resource, needed=action.attempt == 1)
-        token = self._token(resource, other)
         manifest = job(
             resource,
             self.settings,
@@ -138,15 +188,40 @@ class Hands:
             timeout=action.timeout,
             resume_from=other,
         )
-        for one in objects(resource, self.settings, token):
-            await self.cluster.create(one)
-        if await self.cluster.create(manifest):
+        await self._help(seen, action, other)
+        if await self._create_job(resource, manifest):
             self.index.put_job(manifest)
+            self.tally.started(action.attempt)
         else:  # made before, perhaps by another operator: as it is now
             name = manifest["metadata"]["name"]
             found = await self.cluster.get_job(resource.namespace, name)
             if found is not None:
                 self.index.put_job(found)
+
+    async def _help(
+        self, seen: Seen, action: CreateJob, other: SessionResource | None
+    ) -> None:
+        """Create what stands beside the Job, unless it is known to be there."""
+        resource, now = seen.resource, self.clock.monotonic()
+        if self.helpers.are_there(seen, action, now):
+            return
+        self.helpers.forget(resource.uid)
+        token = self._token(resource, other)
+        for one in objects(resource, self.settings, token):
+            await self.cluster.create(one)
+        self.helpers.made(resource.uid, now)
+
+    async def _create_job(self, resource: SessionResource, manifest: Json) -> bool:
+        try:
+            return await self.cluster.create(manifest)
+        except ResourceGone:  # the namespace, and all in it
+            self.helpers.forget(resource.uid)
+            raise
+        except ClusterRefused as error:
+            field = _field_of_spec(resource, error)
+            if field is None:
+                raise
+            raise SpecImpossible(error.message, path=field) from error
 
     async def _resumed(
         self, resource: SessionResource, *, needed: bool
@@ -165,6 +240,13 @@ class Hands:
                 path="spec.resumeFrom",
                 hint="it names a session of this namespace that still exists",
             ) from None
+        if needed and not phase_of(body).terminal:
+            # Two sessions would work in one conversation, and push to one branch.
+            raise OriginNotEnded(
+                f"session {name} is not over yet",
+                path="spec.resumeFrom",
+                hint=f"this one begins when that has ended; spec.stop of {name} ends it",
+            )
         return seen_of(body).resource
 
     def _token(
@@ -180,11 +262,42 @@ class Hands:
         except SettingsError as error:
             path = "operator.content_key_file"
             raise SettingsError(error.message, path=path, hint=error.hint) from None
-        return issue(key, resource.folder, read, now=self.clock.now())
+        now = self.clock.now()
+        expires = now + token_life(resource)
+        return issue(key, resource.folder, read, now=now, expires=expires)
+
+
+def token_life(resource: SessionResource) -> timedelta:
+    """How long a session's token is good for. Its secret is made once, before the first attempt; so it is for the
+    longest time-out of as many attempts as there can ever be, and for all that they may wait between them.
+    """
+    attempts = MAX_RESTARTS + 1
+    return timedelta(seconds=resource.spec.timeout * attempts) + _TOKEN_MARGIN
+
+
+def _field_of_spec(resource: SessionResource, error: ClusterRefused) -> str | None:
+    """The field of the session's spec that a refusal of its Job follows from; None if none does."""
+    if error.status != 422:
+        return None
+    spec = resource.spec
+    if spec.resources and any(".resources" in name for name in error.fields):
+        return "spec.resources"
+    if spec.environment.secrets and any(".envFrom[" in name for name in error.fields):
+        return "spec.environment.secrets"
+    return None
+
+
+def may_pass(error: MidwatchError) -> bool:
+    """Whether it is a refusal that comes and goes: an API server that has just started knows no roles yet."""
+    if not isinstance(error, ClusterRefused) or error.status not in (401, 403):
+        return False
+    return not any(words in error.message for words in _MEANT)
 
 
 def reason_of_refusal(error: MidwatchError) -> str:
     """Why a session cannot be started, as a condition's reason."""
+    if isinstance(error, OriginNotEnded):
+        return "ResumeFromNotEnded"
     if isinstance(error, SpecRefused):
         missing = error.path == "spec.resumeFrom"
         return "ResumeFromNotFound" if missing else "InvalidSpec"

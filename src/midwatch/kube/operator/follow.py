@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Literal, get_args
+
 from ...errors import MidwatchError, PermanentError, TemporaryError
 from ..actions import Action, Hold, Look, Plan
-from ..errors import ResourceGone, WriterOutdated
-from ..plan import plan, refusal
+from ..errors import ResourceGone, SpecImpossible, WriterOutdated
+from ..plan import impossible, plan, refusal
 from ..seen import Seen
-from .carry import Hands, reason_of_refusal
+from .carry import Hands, may_pass, reason_of_refusal
 from .index import Key
 from .queue import Queue
 
@@ -15,13 +18,25 @@ ROUNDS = 10
 """Plans in a row for one session; it takes four. What is not settled then waits for its next turn."""
 
 
-class Follower:
-    """Follows one session at a time; several may share an index and a queue."""
+Failure = Literal["outdated", "temporary", "permanent", "unexpected"]
+FAILURES: tuple[Failure, ...] = get_args(Failure)
 
-    def __init__(self, hands: Hands, queue: Queue) -> None:
+
+PASSING = 3
+"""Failures in a row after which a refusal that may pass is told in the resource: a quarter of a minute."""
+
+
+class Follower:
+    """Follows one session at a time; several may share an index and a queue, and count their `failures`
+    together."""
+
+    def __init__(
+        self, hands: Hands, queue: Queue, failures: Counter[str] | None = None
+    ) -> None:
         self._hands = hands
         self._queue = queue
         self._log = hands.log
+        self._failures = Counter[str]() if failures is None else failures
 
     async def run(self) -> None:
         """Take what is next and follow it, for ever."""
@@ -42,16 +57,20 @@ class Follower:
             self._log.info("gone", session=session, why=error.message)
         except WriterOutdated as error:
             self._log.info("outdated", session=session, why=error.message)
-            self._queue.failed(key)
+            self._failed("outdated", key)
         except TemporaryError as error:
-            wait = self._queue.failed(key, error.retry_after or 0.0)
+            wait = self._failed("temporary", key, error.retry_after or 0.0)
             self._log.warning("failed", session=session, error=error.line(), wait=wait)
         except PermanentError as error:
-            wait = self._queue.failed(key)
+            wait = self._failed("permanent", key)
             self._log.error("refused", session=session, error=error.line(), wait=wait)
         except Exception:  # the outermost guard: a session that trips us stops no other
-            wait = self._queue.failed(key)
+            wait = self._failed("unexpected", key)
             self._log.exception("failed", session=session, wait=wait)
+
+    def _failed(self, kind: Failure, key: Key, at_least: float = 0.0) -> float:
+        self._failures[kind] += 1
+        return self._queue.failed(key, at_least)
 
     async def follow(self, key: Key) -> None:
         """Bring a session as far as it goes now. Raises what could not be told in the resource."""
@@ -88,12 +107,21 @@ class Follower:
                 await self._hands.carry(seen, action)
             except (ResourceGone, WriterOutdated):
                 raise
+            except SpecImpossible as error:
+                return await self._end(seen, error)
             except PermanentError as error:
                 await self._refuse(seen, error)
                 raise
 
+    async def _end(self, seen: Seen, error: SpecImpossible) -> None:
+        """Trying again would be for ever: the session is over before it began."""
+        for action in impossible(seen, reason_of_refusal(error), error.line()):
+            await self._hands.carry(seen, action)
+
     async def _refuse(self, seen: Seen, error: MidwatchError) -> None:
-        """Say in the resource why it goes no further."""
+        """Say in the resource why it goes no further, once that is sure."""
+        if may_pass(error) and self._queue.failures(seen.resource.key) < PASSING:
+            return
         for action in refusal(seen, reason_of_refusal(error), error.line()):
             try:
                 await self._hands.carry(seen, action)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...events import Phase
 from ...model import Json
 from ..observed import SeenJob, SeenPod, later, read_job, read_pod
 from ..seen import Seen, seen_of
+from ..statuses import phase_of
 
 Key = tuple[str, str]
 """Namespace and name of a session."""
@@ -60,6 +63,11 @@ class Index:
 
     def __iter__(self) -> Iterator[Key]:
         return iter(list(self._known))
+
+    def phases(self) -> Counter[Phase]:
+        """How many sessions are in each."""
+        bodies = [known.body for known in self._known.values()]
+        return Counter(phase_of(body) for body in bodies if body is not None)
 
     def get(self, key: Key) -> Known | None:
         return self._known.get(key)

@@ -7,23 +7,51 @@ import asyncio
 import random
 from collections import deque
 
+from ...lifecycle import Clock, SystemClock
+from ...progress import Progress
 from .index import Key
+
+_LOOP = "queue"
 
 
 class Queue:
-    """`backoff` is the first wait after a failure, in seconds; it doubles up to `longest`."""
+    """`backoff` is the first wait after a failure, in seconds; it doubles up to `longest`.
+
+    While a session waits, one has to be taken within `stuck_after` seconds of the one before.
+    """
 
     def __init__(
-        self, backoff: float, longest: float, chance: random.Random | None = None
+        self,
+        backoff: float,
+        longest: float,
+        chance: random.Random | None = None,
+        *,
+        clock: Clock | None = None,
+        progress: Progress | None = None,
+        stuck_after: float = 300.0,
     ) -> None:
         self._backoff, self._longest = backoff, longest
         self._chance = chance or random.Random()
-        self._ready: deque[Key] = deque()
+        self._clock = clock or SystemClock()
+        self._progress = progress or Progress(self._clock)
+        self._stuck_after = stuck_after
+        self._ready: deque[tuple[Key, float]] = deque()
         self._waiting: set[Key] = set()
         self._at_work: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: dict[Key, int] = {}
         self._something = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def working(self) -> int:
+        """Sessions that are worked on now."""
+        return len(self._at_work)
+
+    def oldest(self) -> float:
+        """Seconds that the first in the queue has waited; 0 if there is none."""
+        return self._clock.monotonic() - self._ready[0][1] if self._ready else 0.0
 
     def add(self, key: Key) -> None:
         """Work on it, as soon as nobody does."""
@@ -55,6 +83,10 @@ class Queue:
         self.later(key, wait)
         return wait
 
+    def failures(self, key: Key) -> int:
+        """In a row, up to now."""
+        return self._failures.get(key, 0)
+
     def worked(self, key: Key) -> None:
         self._failures.pop(key, None)
 
@@ -63,7 +95,11 @@ class Queue:
         while not self._ready:
             self._something.clear()
             await self._something.wait()
-        key = self._ready.popleft()
+        key, _ = self._ready.popleft()
+        if self._ready:
+            self._progress.expect(_LOOP, self._stuck_after)
+        else:
+            self._progress.rest(_LOOP)
         self._waiting.discard(key)
         self._at_work.add(key)
         return key
@@ -83,5 +119,7 @@ class Queue:
         self.add(key)
 
     def _push(self, key: Key) -> None:
-        self._ready.append(key)
+        if not self._ready:
+            self._progress.expect(_LOOP, self._stuck_after)
+        self._ready.append((key, self._clock.monotonic()))
         self._something.set()

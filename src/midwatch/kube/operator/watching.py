@@ -6,25 +6,31 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import aiohttp
 import kopf
 
 from ...lifecycle import Stop
 from ...logs import Log
+from ...progress import Progress
 from ...settings import OperatorSettings
 from ..api import read_access
 from ..names import GROUP, PLURAL, SESSION_LABEL, VERSION
+from .hearing import Hearing, Session, open_session
 from .index import Index
 from .queue import Queue
+from .undiffed import NoDiffs
 
 _GRACE = 0.5
 """Seconds that kopf gets to end."""
+_BEAT = 5.0
+"""Seconds between two signs of life of kopf's loop."""
+_SLACK = 60.0
+"""Seconds beyond its own time until a loop counts as stuck."""
 _LONGEST_BLIND = 15.0
 """Seconds between two tries of a watch: for so long a server may be back without our noticing."""
-_LONGEST_ROUND = 5.0
-"""Seconds that a healthy loop takes at most to come round."""
 
 
 class Waits:
@@ -46,12 +52,21 @@ class Watches:
     """
 
     def __init__(
-        self, index: Index, queue: Queue, settings: OperatorSettings, log: Log
+        self,
+        index: Index,
+        queue: Queue,
+        settings: OperatorSettings,
+        log: Log,
+        hearing: Hearing,
+        progress: Progress,
     ) -> None:
         self._index = index
         self._queue = queue
         self._settings = settings
         self._log = log
+        self._hearing = hearing
+        self._progress = progress
+        self._sessions: list[aiohttp.ClientSession] = []
         self._ours = asyncio.get_running_loop()
 
     async def run(self, stop: Stop) -> None:
@@ -79,13 +94,13 @@ class Watches:
 
     async def _kopf(self, stopped: asyncio.Event) -> None:
         stopping = asyncio.ensure_future(stopped.wait())
+        beating = asyncio.create_task(self._beat(), name="heartbeat")
         before = asyncio.all_tasks()
         tasks = await kopf.spawn_tasks(
             registry=self._registry(),
             settings=_kopf_settings(self._settings),
             clusterwide=not self._settings.namespaces,
             namespaces=self._settings.namespaces,
-            liveness_endpoint=self._health(),
             stop_flag=stopped,
         )
         running = asyncio.ensure_future(kopf.run_tasks(tasks, ignored=before))
@@ -96,18 +111,26 @@ class Watches:
         if not running.done():
             running.cancel()
             await asyncio.wait({running})
+        beating.cancel()
+        # kopf closes those that it used; of one that it knows for refused it takes no notice.
+        await asyncio.gather(*(session.close() for session in self._sessions))
         if not running.cancelled():
             running.result()
 
-    def _health(self) -> str | None:
-        if self._settings.port is None:
-            return None
-        return f"http://{self._settings.host}:{self._settings.port}/healthz"
+    async def _beat(self) -> None:
+        """Tell that kopf's loop goes round, from within it."""
+        while True:
+            self._tell(self._progress.expect, "kopf", _BEAT + _SLACK)
+            await asyncio.sleep(_BEAT)
+
+    def _tell(self, what: Callable[..., None], *args: object) -> None:
+        """Call something in our own loop, from kopf's; ours may have ended just now."""
+        with contextlib.suppress(RuntimeError):
+            self._ours.call_soon_threadsafe(what, *args)
 
     def _registry(self) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
         kopf.on.login(registry=registry)(self._login)
-        kopf.on.probe(id="sessions", registry=registry)(self._probe)
         kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(self._on_session)
         ours = {SESSION_LABEL: kopf.PRESENT}
         kopf.on.event("batch", "v1", "jobs", labels=ours, registry=registry)(
@@ -127,33 +150,25 @@ class Watches:
     async def _on_pod(self, event: kopf.RawEvent, **_: Any) -> None:
         self._ours.call_soon_threadsafe(self._pod, event["type"], event["object"])
 
-    async def _probe(self, **_: Any) -> int:
-        """Whether the loop that works goes round: TimeoutError, and so no health, if it does not."""
-
-        async def count() -> int:
-            return len(self._index)
-
-        asked = asyncio.run_coroutine_threadsafe(count(), self._ours)
-        return await asyncio.wait_for(asyncio.wrap_future(asked), _LONGEST_ROUND)
-
-    async def _login(self, **_: Any) -> kopf.ConnectionInfo:
+    async def _login(self, **_: Any) -> Session:
         """At the start, and whenever the server does not know our token any more."""
         access = read_access(self._settings.kubeconfig, self._settings.context)
-        return kopf.ConnectionInfo(
-            server=access.server,
-            ca_path=access.ca_file,
-            ca_data=access.ca_data,
-            insecure=access.insecure,
-            token=access.token,
-            username=access.username,
-            password=access.password,
-            certificate_path=access.certificate_file,
-            certificate_data=access.certificate_data,
-            private_key_path=access.key_file,
-            private_key_data=access.key_data,
+        session = open_session(
+            access,
+            lambda path: self._tell(self._asked, path),
+            lambda *answer: self._tell(self._hearing.answered, *answer),
         )
+        self._sessions.append(session.aiohttp_session)
+        return session
 
     # -------------------------------------------------------------- in our own loop
+
+    def _asked(self, path: str) -> None:
+        """A watch is opened anew when its time is over, or tried again and again."""
+        ours = self._settings
+        within = ours.watch_timeout + ours.request_timeout + ours.backoff_max
+        self._progress.expect(f"watch {path}", within + _SLACK)
+        self._hearing.asked(path)
 
     def _session(self, type_: str | None, body: Any) -> None:
         key = self._index.put_session(body)
@@ -180,10 +195,14 @@ def _kopf_settings(ours: OperatorSettings) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
+    settings.persistence.diffbase_storage = NoDiffs()
     # What is there is looked up once: so no right on definitions and namespaces is needed.
     settings.scanning.disabled = True
     settings.process.ultimate_exiting_timeout = None
     settings.queueing.exit_timeout = 0.5
+    # kopf has a task and a queue for each object that was heard of within this time. A flood of sessions is
+    # three times as many, and our handlers keep nothing: it costs 50 kB a session, and the process keeps it.
+    settings.queueing.idle_timeout = 0.1
     settings.networking.request_timeout = ours.request_timeout
     settings.networking.connect_timeout = ours.request_timeout
     longest = min(ours.backoff_max, _LONGEST_BLIND)

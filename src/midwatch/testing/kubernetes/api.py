@@ -136,6 +136,11 @@ class Api:
         document = self._readable(kind, copy.deepcopy(wanted))
         if document["metadata"].get("name") != key[1]:
             raise Refused(400, "the name of an object cannot be changed")
+        if document["metadata"].get("uid") != old["metadata"]["uid"]:
+            # No conflict, that would go away by reading anew: a patch has no precondition but the version.
+            said = f'Invalid value: "{document["metadata"].get("uid")}": field is immutable'
+            cause = Cause("metadata.uid", said)
+            raise refusals.invalid(kind.kind, kind.group, key[1], [cause])
         return self._update(kind, old, document, sub, admit, dry)
 
     def delete(
@@ -296,8 +301,9 @@ class Api:
         if dry:
             return new
         if self._over(new["metadata"]):
-            self.state.put(kind.resource, new)
-            return self.state.remove(kind.resource, self._key(new))
+            # One event, with the object as it was: its last finalizer is told of as DELETED only.
+            self.state.remove(kind.resource, self._key(new))
+            return new
         return self._stored(kind, new)
 
     def _preconditions(self, kind: Kind, old: Json, meta: Json) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from midwatch.model import Json
 
+from .amounts import amount_faults
 from .kinds import Kind
 from .refusals import Cause
 
@@ -186,7 +187,7 @@ def _pod_faults(document: Json) -> Iterator[Cause]:
 
 
 def pod_faults(spec: Json, path: str) -> Iterator[Cause]:
-    """Names that are twice, volumes that are not there, containers without an image."""
+    """Names that are twice, volumes that are not there, containers without an image, requests above limits."""
     volumes = [volume.get("name") for volume in spec.get("volumes", ())]
     yield from _twice(volumes, f"{path}.volumes", "name")
     if not spec.get("containers"):
@@ -208,6 +209,7 @@ def pod_faults(spec: Json, path: str) -> Iterator[Cause]:
                     f"{at}.volumeMounts[{number}].name", said, "FieldValueNotFound"
                 )
         yield from _variables(container, at)
+        yield from amount_faults(container.get("resources") or {}, f"{at}.resources")
 
 
 def _variables(container: Json, path: str) -> Iterator[Cause]:

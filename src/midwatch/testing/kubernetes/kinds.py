@@ -158,7 +158,7 @@ def resource_list(group: str, version: str, kinds: list[Kind]) -> Json:
         if kind.resource == ("", "pods"):
             subresources.append(("log", ["get"]))
         entries += [
-            _entry(kind) | {"name": f"{kind.plural}/{name}", "verbs": verbs}
+            _part(kind) | {"name": f"{kind.plural}/{name}", "verbs": verbs}
             for name, verbs in subresources
         ]
     return {
@@ -169,12 +169,15 @@ def resource_list(group: str, version: str, kinds: list[Kind]) -> Json:
     }
 
 
+def _part(kind: Kind) -> Json:
+    """What a subresource tells of its kind: it has no names of its own."""
+    return {"singularName": "", "namespaced": kind.namespaced, "kind": kind.kind}
+
+
 def _entry(kind: Kind) -> Json:
-    entry: Json = {
+    entry = _part(kind) | {
         "name": kind.plural,
         "singularName": kind.singular,
-        "namespaced": kind.namespaced,
-        "kind": kind.kind,
         "verbs": VERBS,
     }
     if kind.short_names:

@@ -8,7 +8,7 @@
         kubelet.oom_kill(kubelet.running("team", "fix")[0])
 
 It uses the server's objects directly, not its HTTP side: faults do not strike it, and pods go on while the
-server is gone. The environment is exactly the container's, plus what an image and Kubernetes bring (`pods.IMAGE`,
+server is gone. The environment is exactly the container's, plus what an image and Kubernetes bring (`images.IMAGE`,
 `KUBERNETES_SERVICE_*`, and `KUBECONFIG`, see `credentials`); mounts are local folders (`folders`).
 
 Not as a real node: one container a pod, no init containers, no probes, no limits of memory and CPU, no user
@@ -31,8 +31,9 @@ from .api import stamp
 from .credentials import Credentials
 from .fates import Fates
 from .folders import Folders
+from .images import IMAGE, PYTHON, Image
 from .jobs import JobController
-from .pods import IMAGE, PYTHON, Node, PodWorker
+from .pods import Node, PodWorker
 from .refusals import Refused
 from .server import ApiServer
 from .state import Change, key_of
@@ -56,7 +57,7 @@ class ProcessKubelet:
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         programs: Mapping[str, Sequence[str]] = PROGRAMS,
-        image: Mapping[str, str] = IMAGE,
+        image: Image = IMAGE,
         session_label: str = "midwatch.dev/session",
     ) -> None:
         self._server, self._now = server, now

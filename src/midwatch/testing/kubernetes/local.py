@@ -45,7 +45,8 @@ _PATIENCE = 30.0
 
 
 class Daemon:
-    """One `midwatch` process that can be killed and started again. Its output is in `log`."""
+    """One `midwatch` process, or another one of ours by its `code`, that can be killed and started again. Its
+    output is in `log`."""
 
     def __init__(
         self,
@@ -53,10 +54,11 @@ class Daemon:
         name: str,
         command: Sequence[str],
         environ: Mapping[str, str],
+        *,
+        code: str = "from midwatch.cli.main import main; main()",
     ) -> None:
         self.log = folder / f"{name}.log"
         self.process: subprocess.Popen[bytes] | None = None
-        code = "from midwatch.cli.main import main; main()"
         self._command = [sys.executable, "-c", code, *command]
         self._environ = {"PATH": os.defpath, "HOME": str(folder), **environ}
         self._folder = folder

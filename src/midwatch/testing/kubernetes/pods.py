@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -17,20 +16,18 @@ from .credentials import Credentials
 from .environments import ConfigError, environment, expanded, relocated
 from .fates import Ends, ImagePull, InvalidImageName, Stays, Unschedulable, Wish
 from .folders import Folders, NotMounted
+from .images import Image
 from .objects import Objects
 from .processes import Process
 from .refusals import Refused
 
-PYTHON = Path(sys.executable).parent
 RETRY = 0.1
 """Seconds between two tries of what is missing; minutes on a real node."""
-IMAGE = {"PATH": f"{PYTHON}:/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
-"""What an image brings into the environment, beside a HOME of the pod's own."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """What all pods share. `programs` maps a container's first word to a local command line."""
+    """What all pods share. `programs` maps the first word of what is run to a local command line."""
 
     objects: Objects
     folders: Folders
@@ -38,7 +35,7 @@ class Node:
     now: Callable[[], datetime]
     monotonic: Callable[[], float]
     programs: Mapping[str, Sequence[str]]
-    image: Mapping[str, str]
+    image: Image
 
 
 @dataclass(eq=False)
@@ -205,7 +202,8 @@ class PodWorker:
     ) -> dict[str, str]:
         """The container's environment, on top of the image's and of what Kubernetes puts there."""
         moved = {name: relocated(value, places) for name, value in own.items()}
-        given = {"HOME": str(self._home()), "HOSTNAME": self.key[1], **self.node.image}
+        given = {"HOME": str(self._home()), "HOSTNAME": self.key[1]}
+        given |= self.node.image.environment
         if "/tmp" in places:
             given["TMPDIR"] = places["/tmp"]
         credentials = self.node.credentials.of(
@@ -216,7 +214,7 @@ class PodWorker:
     def _argv(
         self, container: Json, variables: Mapping[str, str], places: Mapping[str, str]
     ) -> list[str]:
-        words = container.get("command", ["midwatch"]) + container.get("args", [])
+        words = self.node.image.argv(container)
         words = [relocated(expanded(word, variables), places) for word in words]
         return [*self.node.programs.get(words[0], words[:1]), *words[1:]]
 

@@ -15,6 +15,7 @@ Predicate = Callable[[Json], bool]
 _SET = re.compile(r"^\s*(\S+)\s+(in|notin)\s*\(([^)]*)\)\s*$")
 _EQUAL = re.compile(r"^\s*([^\s!=]+)\s*(==|=|!=)\s*([^\s=]*)\s*$")
 _EXISTS = re.compile(r"^\s*(!?)\s*([^\s!=,()]+)\s*$")
+_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _FIELD = re.compile(r"^([^!=]+?)(==|=|!=)(.*)$")
 
 FIELDS = {
@@ -69,20 +70,31 @@ def _labels(document: Json) -> dict[str, str]:
     return document["metadata"].get("labels") or {}
 
 
+def _checked(key: str, *values: str) -> str:
+    """A key, with or without a prefix, if it and the values may stand in a label. Raises Refused (400)."""
+    for name in (key.rpartition("/")[2], *filter(None, values)):
+        if not _NAME.fullmatch(name):
+            said = f"unable to parse requirement: {key!r} {values}: {name!r} is no part of a label"
+            raise Refused(400, said)
+    return key
+
+
 def _label_test(part: str) -> Callable[[dict[str, str]], bool]:
     if match := _SET.match(part):
-        key, operator = match[1], match[2]
+        operator = match[2]
         values = {value.strip() for value in match[3].split(",")}
+        key = _checked(match[1], *values)
         if operator == "in":
             return lambda labels: labels.get(key) in values
         return lambda labels: labels.get(key) not in values
     if match := _EQUAL.match(part):
-        key, operator, value = match[1], match[2], match[3]
+        operator, value = match[2], match[3]
+        key = _checked(match[1], value)
         if operator == "!=":
             return lambda labels: labels.get(key) != value
         return lambda labels: labels.get(key) == value
     if match := _EXISTS.match(part):
-        absent, key = bool(match[1]), match[2]
+        absent, key = bool(match[1]), _checked(match[2])
         return lambda labels: (key not in labels) == absent
     raise Refused(400, f"unable to parse requirement: {part!r}")
 

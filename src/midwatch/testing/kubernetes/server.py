@@ -14,7 +14,12 @@ survive would not happen.
 
 Not as a real one: no server-side apply, no strategic merge patch (415), no managed fields, no conversion between
 versions of a definition, no admission webhooks; quantities, ports and the like are only checked as far as
-Kubernetes' JSON schemas go; see `cel_rules` for CEL.
+Kubernetes' JSON schemas go; see `cel_rules` for CEL, and `jobs` for the Job controller.
+
+Compared with Kubernetes 1.36, request by request, these differ still: a refusal names one cause where others follow
+from it, and says some of them in other words; a resource version that is no number is refused with 400, not 500;
+a finalizer without a domain is refused, not warned of; unknown fields are pruned without a warning; two of the
+events of a write that changes nothing are none; a watch ends with a bookmark.
 """
 
 from __future__ import annotations

@@ -205,9 +205,10 @@ class Service:
             await response.prepare(raw)
             await serve(self._api, watch, live, response)
             await response.write_eof()
-        except (ConnectionError, asyncio.CancelledError):
-            # The client left, or the server is going: nothing is owed to anybody.
-            reset(raw.transport)
+        except ConnectionError:
+            raise Cut from None  # the client left: nothing is owed to anybody
+        except asyncio.CancelledError:
+            reset(raw.transport)  # or the server is going
             raise
         finally:
             self._faults.watches.discard(live)

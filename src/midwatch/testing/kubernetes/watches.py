@@ -74,6 +74,9 @@ class Watch:
         if not before and not after:
             return None
         type = "MODIFIED" if before and after else "ADDED" if after else "DELETED"
+        if not after and change.type != "DELETED" and change.before is not None:
+            # It is there, and seen no more: what is sent is what was seen last.
+            return event_line(type, api.shown(self.kind, _at(change, change.before)))
         if change.document["apiVersion"] != self.kind.api_version:
             return event_line(type, api.shown(self.kind, change.document))
         return change.line(type)
@@ -103,11 +106,8 @@ async def serve(
 
 
 def _begin(api: Api, watch: Watch) -> Iterable[bytes]:
-    """What a watch begins with: all there is, or what it has missed. Raises Refused (410, 504)."""
+    """What a watch begins with: all there is, or what it has missed. Raises Refused (410)."""
     if not watch.initial:
-        if watch.revision > api.state.revision:
-            said = f"Too large resource version: {watch.revision}, current: {api.state.revision}"
-            raise Refused(504, said, retry_after=1)
         missed = api.state.since(watch.kind.resource, watch.revision)
         return [line for change in missed if (line := watch.line(api, change))]
     found = api.state.all(watch.kind.resource, watch.namespace)
@@ -134,7 +134,15 @@ async def _next(
     changes = [first]
     while not queue.empty() and len(changes) < 200:
         changes.append(queue.get_nowait())
-    return [line for change in changes if (line := watch.line(api, change))]
+    # Of a revision that is still to come, as after a backup was restored, nothing is told before it is there.
+    come = [change for change in changes if change.revision > watch.revision]
+    return [line for change in come if (line := watch.line(api, change))]
+
+
+def _at(change: Change, document: Json) -> Json:
+    """A document at the revision of a change."""
+    meta = {**document["metadata"], "resourceVersion": str(change.revision)}
+    return {**document, "metadata": meta}
 
 
 def _bookmark(api: Api, watch: Watch, annotations: Json | None = None) -> bytes:

@@ -1,0 +1,240 @@
+"""The operator: requests to the API server, memory with 1,000 live sessions, and how fast they get their Jobs.
+
+The API server and the nodes are ours, in this process; the operator is a process of its own with the rights of the
+chart. Floors: an operator of kopf that does nothing with the same resources, and a process that makes the same
+objects with lightkube, as many at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from deploy import render
+
+from midwatch.kube.names import PLURAL
+from midwatch.kube.statuses import phase_of
+from midwatch.model import Json
+from midwatch.settings import OperatorSettings
+from midwatch.testing.kubernetes import Ends, Stays
+from midwatch.testing.kubernetes.local import TEAM, Daemon, LocalCluster
+from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
+from midwatch.workspace.testing import make_repository
+
+from . import _kube_floor
+from .report import Row, against_bound, against_floor, show
+
+SESSIONS = 1000
+PER_LIFE = 30.0
+"""Requests of operator and runner together for one short session."""
+PER_SESSION = 18.0
+"""Requests of the operator alone."""
+MEMORY_AIM, SPEED_AIM = 1.5, 2.0
+"""Beside the 6 objects of a session the operator writes to the resource twice, and hears of 10 changes."""
+_PATIENCE = 180.0
+_REST = 3.0
+"""Seconds until a process has let go of what it needed in the rush."""
+_NO_API = "http://127.0.0.1:9"
+
+
+async def run() -> Sequence[Row]:
+    """The rows; takes about a minute and a half."""
+    return await asyncio.to_thread(_all)
+
+
+def _all() -> list[Row]:
+    return [_one_life(), _ended(), *_live()]
+
+
+@contextmanager
+def _cluster(api_url: str) -> Iterator[LocalCluster]:
+    rules = next(iter(render.rules_for({}).values()))
+    with (
+        tempfile.TemporaryDirectory(prefix="midwatch-bench-") as name,
+        LocalCluster(Path(name), api_url, rules=rules) as cluster,
+    ):
+        cluster.wait_for_content()
+        _until(lambda: "operator started" in cluster.operator.log.read_text())
+        yield cluster
+
+
+def _until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + _PATIENCE
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError("the cluster does not come to it")
+        time.sleep(0.05)
+
+
+# ------------------------------------------------------------------ one session
+
+
+def _one_life() -> Row:
+    """A real runner changes a file, pushes and ends; then the resource is deleted."""
+    edit = ToolUse("Bash", {"command": "echo done >> main.py"})
+    steps = [Answer(tool_uses=[edit]), Answer("Done.")]
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ScriptedMessagesAPI(Rule(steps, tools=True)) as api,
+        _cluster(api.base_url) as cluster,
+    ):
+        shop = make_repository(Path(name) / "shop", {"main.py": "print(1)\n"})
+        before = _asked(cluster)
+        cluster.create("fix", _spec(f"file://{shop}") | {"autoPushOnComplete": True})
+        body = cluster.until("fix", lambda body: _phase(body) == "Completed")
+        assert body is not None and body["status"]["repos"][0]["state"] == "pushed"
+        cluster.delete("fix")
+        cluster.until("fix", lambda body: body is None)
+        requests = _asked(cluster) - before
+    what = "kube: requests of one session's life, operator and runner"
+    return against_bound(what, requests, PER_LIFE, "requests")
+
+
+def _spec(url: str) -> Json:
+    return {"prompt": "Mend it.", "repos": [{"input": {"url": url}}], "timeout": 3600}
+
+
+def _phase(body: Json | None) -> str:
+    return phase_of(body or {}).value
+
+
+def _asked(cluster: LocalCluster) -> int:
+    """Requests so far, but for the watches: those are as many for one session as for all."""
+    return len(cluster.server.requests.where(lambda one: one.verb not in ("", "watch")))
+
+
+# ------------------------------------------------------------------ a thousand
+
+
+def _ended() -> Row:
+    """Each ends at once without a last word: the operator tells all of the story itself."""
+    with _cluster(_NO_API) as cluster:
+        cluster.kubelet.fates.wish(Ends(0))
+        before = _asked(cluster)
+        _create(cluster)
+        _until(lambda: _in_phase(cluster, "Failed") == SESSIONS)
+        _rested(cluster)
+        requests = (_asked(cluster) - before) / SESSIONS
+    what = f"kube: requests of the operator a session, {SESSIONS:,} that end untold"
+    return against_bound(what, requests, PER_SESSION, "requests")
+
+
+def _live() -> list[Row]:
+    """The sessions are there before the operator starts: else it would wait for them to be created."""
+    with _cluster(_NO_API) as cluster:
+        cluster.kubelet.fates.wish(Stays())
+        cluster.operator.end()
+        _create(cluster)
+        before = _asked(cluster)
+        seconds = _seconds_to_jobs(cluster, cluster.operator)
+        _until(lambda: _in_phase(cluster, "Creating") == SESSIONS)
+        time.sleep(_REST)
+        requests = (_asked(cluster) - before) / SESSIONS
+        memory = _memory(cluster.operator)
+        cluster.operator.end()
+        bare = _bare_memory(cluster)
+    what = f"kube: {SESSIONS:,} live sessions"
+    return [
+        against_bound(
+            f"{what}, requests of the operator each", requests, PER_SESSION, "requests"
+        ),
+        *(
+            against_floor(
+                f"{what}, operator's {kind} / bare kopf", mine, floor, MEMORY_AIM, "MB"
+            )
+            for kind, mine, floor in zip(("RSS", "PSS"), memory, bare, strict=True)
+        ),
+        against_floor(
+            f"kube: {SESSIONS:,} Jobs made / plainly with lightkube",
+            seconds,
+            _plain_seconds(),
+            SPEED_AIM,
+            "s",
+        ),
+    ]
+
+
+def _create(cluster: LocalCluster) -> None:
+    for name in _names():
+        cluster.create(name, _spec("https://git.example.com/team/shop.git"))
+
+
+def _names() -> list[str]:
+    return [f"s{number}" for number in range(SESSIONS)]
+
+
+def _in_phase(cluster: LocalCluster, phase: str) -> int:
+    found = cluster.server.objects.list(PLURAL, TEAM)
+    return sum(_phase(body) == phase for body in found)
+
+
+def _rested(cluster: LocalCluster) -> None:
+    """Return when nothing is asked any more."""
+    before = -1
+    while (now := _asked(cluster)) != before:
+        before = now
+        time.sleep(1.0)
+
+
+def _seconds_to_jobs(cluster: LocalCluster, maker: Daemon) -> float:
+    """From the first object that is made to the last Job; what it takes to start does not count."""
+    maker.start()
+    _until(lambda: _made(cluster, "serviceaccounts") > 1)
+    began = time.perf_counter()
+    _until(lambda: _made(cluster, "jobs") == SESSIONS)
+    return time.perf_counter() - began
+
+
+def _made(cluster: LocalCluster, plural: str) -> int:
+    """How many were asked for; to list them would keep the server from its work."""
+    made = cluster.server.requests.where(
+        lambda one: one.verb == "create" and one.resource == plural
+    )
+    return len(made)
+
+
+def _memory(daemon: Daemon) -> tuple[float, float]:
+    """Resident and proportional megabytes."""
+    assert daemon.process is not None
+    found = psutil.Process(daemon.process.pid).memory_full_info()
+    return found.rss / 1e6, found.pss / 1e6
+
+
+def _bare_memory(cluster: LocalCluster) -> tuple[float, float]:
+    bare = _floor(cluster, "watch", SESSIONS)
+    bare.start()
+    try:
+        _until(lambda: "seen all" in bare.log.read_text())
+        time.sleep(_REST)
+        return _memory(bare)
+    finally:
+        bare.stop()
+
+
+def _plain_seconds() -> float:
+    """The same objects for the same resources, on a server of the same kind, without an operator."""
+    with _cluster(_NO_API) as cluster:
+        cluster.kubelet.fates.wish(Stays())
+        cluster.operator.end()
+        _create(cluster)
+        maker = _floor(cluster, "create", OperatorSettings().concurrency)
+        try:
+            return _seconds_to_jobs(cluster, maker)
+        finally:
+            maker.stop()
+
+
+def _floor(cluster: LocalCluster, *words: Any) -> Daemon:
+    """A process of `_kube_floor`, with the operator's own access."""
+    kubeconfig = cluster.folder / "operator.kubeconfig"
+    return _kube_floor.daemon(cluster.folder, kubeconfig, *map(str, words))
+
+
+if __name__ == "__main__":
+    show(asyncio.run(run()), as_json=False)

@@ -1,0 +1,58 @@
+"""What the operator keeps in mind of the objects beside a session's Job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from midwatch.kube.actions import CreateJob
+from midwatch.kube.observed import SeenPod
+from midwatch.kube.operator.helpers import Helpers
+from midwatch.kube.seen import Seen, seen_of
+
+POD = SeenPod("team", "s", "p1", "u-1", 1, phase="Failed")
+
+
+def seen(*pods: SeenPod, **status: object) -> Seen:
+    repos = [{"input": {"url": "https://git.example/shop.git"}}]
+    meta = {"name": "s", "namespace": "team", "uid": "u-1"}
+    spec = {"prompt": "mend it", "repos": repos}
+    return seen_of({"metadata": meta, "spec": spec, "status": status}, (), pods)
+
+
+def test_they_are_known_for_a_time() -> None:
+    helpers, first = Helpers(longest=60), CreateJob(1, 100)
+    assert not helpers.are_there(seen(), first, 0)
+    helpers.made("u-1", 0)
+    assert helpers.are_there(seen(), first, 60)
+    assert not helpers.are_there(seen(), first, 61)
+    helpers.forget("u-1")
+    assert not helpers.are_there(seen(), first, 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "known"),
+    [
+        (seen(replace(POD, exit_code=137)), True),
+        (seen(podName="p1"), True),
+        (seen(POD), False),
+        (seen(), False),
+        (seen(replace(POD, attempt=2, exit_code=137)), False),
+    ],
+)
+def test_after_an_attempt_whose_pod_never_ran_one_may_be_missing(
+    before: Seen, known: bool
+) -> None:
+    helpers = Helpers()
+    helpers.made("u-1", 0)
+    assert helpers.are_there(before, CreateJob(2, 100), 1) is known
+
+
+def test_the_oldest_are_forgotten() -> None:
+    helpers = Helpers(most=2)
+    for number in (1, 2, 1, 3):
+        helpers.made(f"u-{number}", 0)
+    assert helpers.are_there(seen(), CreateJob(1, 100), 0)
+    helpers.made("u-4", 0)
+    assert not helpers.are_there(seen(), CreateJob(1, 100), 0)
