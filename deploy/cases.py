@@ -60,8 +60,22 @@ _EVERYTHING: dict[str, Any] = {
         "enabled": True,
         "persistence": {"size": "1Ti", "storageClass": "fast"},
     },
+    "metrics": {
+        "serviceMonitor": {
+            "enabled": True,
+            "labels": {"release": "prometheus"},
+            "interval": "1m",
+        }
+    },
     "networkPolicy": {
         "sessionNamespaces": ["team-c"],
+        "scrapers": [
+            {
+                "namespaceSelector": {
+                    "matchLabels": {"kubernetes.io/metadata.name": "monitoring"}
+                }
+            }
+        ],
         "apiServer": {"cidrs": ["10.0.0.1/32", "fd00::1/128"]},
         "sessions": {"except": ["10.0.0.0/8", "fd00::/8"], "ports": [443, 22]},
     },
@@ -76,7 +90,9 @@ CASES: dict[str, dict[str, Any]] = {
         "content": {"enabled": True},
     },
     "everything": _EVERYTHING,
+    "scraped sessions": {"metrics": {"serviceMonitor": {"enabled": True}}},
     "nothing": {
+        "metrics": {"serviceMonitor": {"enabled": True}},
         "operator": {"enabled": False},
         "content": {"enabled": False},
         "networkPolicy": {"enabled": False},

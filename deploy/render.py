@@ -1,11 +1,12 @@
 """The chart rendered by Helm's own engine: `python -m deploy.render` writes the generated files anew.
 
 Generated are the CRD in the chart (from `midwatch.kube.crd`) and deploy/manifests (from the chart); a test
-keeps both current. So does docs/kubernetes.md with its table of variables.
+keeps both current. So do docs/kubernetes.md with its table of variables and docs/metrics.md with its metrics.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 from helm_python import Chart, HelmError
 
-from .tables import with_table
+from .tables import with_metrics, with_variables
 
 Json = dict[str, Any]
 HERE = Path(__file__).parent
@@ -23,6 +24,7 @@ CHART = HERE / "chart" / "midwatch"
 CRD = CHART / "crds" / "agenticsessions.yaml"
 MANIFESTS = HERE / "manifests"
 PAGE = HERE.parent / "docs" / "kubernetes.md"
+METRICS = HERE.parent / "docs" / "metrics.md"
 NAMESPACE = "midwatch"
 
 WATCH: Json = {
@@ -37,6 +39,23 @@ WATCH: Json = {
 }
 """Monitor and agents with one example subject, and nothing else."""
 
+_ORDER = (
+    "NetworkPolicy",
+    "PodDisruptionBudget",
+    "ServiceAccount",
+    "Secret",
+    "ConfigMap",
+    "PersistentVolumeClaim",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "Role",
+    "RoleBinding",
+    "Service",
+    "Deployment",
+    "StatefulSet",
+)
+"""Of kinds, as Helm installs them: what a pod needs is there before it. Others come last."""
+_KIND = re.compile(r"^kind: (\w+)$", re.MULTILINE)
 _TITLES = {
     "namespace.yaml": "The namespace; pods in it are held to the Pod Security Standard `restricted`.",
     "crd.yaml": "The resource AgenticSession. Apply it before the rest, and again before each upgrade.",
@@ -120,8 +139,14 @@ def _joined(rendered: Mapping[str, str]) -> str:
     for path, text in rendered.items():
         if _is_yaml(path):
             parts += text.strip().removeprefix("---").split("\n---\n")
-    kept = (part.strip() for part in parts)
-    return "".join(f"---\n{part}\n" for part in kept if part)
+    kept = [part.strip() for part in parts if part.strip()]
+    return "".join(f"---\n{part}\n" for part in sorted(kept, key=_place))
+
+
+def _place(part: str) -> int:
+    """Of an object in the order of installation."""
+    kind = _KIND.search(part)
+    return _ORDER.index(kind[1]) if kind and kind[1] in _ORDER else len(_ORDER)
 
 
 def _is_yaml(path: str) -> bool:
@@ -133,7 +158,7 @@ def _dump(document: Json) -> str:
 
 
 def main() -> int:
-    """Write the CRD, the manifests and the table."""
+    """Write the CRD, the manifests and the tables."""
     CRD.parent.mkdir(exist_ok=True)
     MANIFESTS.mkdir(exist_ok=True)
     CRD.write_text(crd_text(), encoding="utf-8")
@@ -144,7 +169,8 @@ def main() -> int:
         return 1
     for file, text in rendered.items():
         (MANIFESTS / file).write_text(text, encoding="utf-8")
-    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, table in ((PAGE, with_variables), (METRICS, with_metrics)):
+        page.write_text(table(page.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

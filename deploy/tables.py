@@ -1,27 +1,43 @@
-"""The table of the runner's variables in docs/kubernetes.md, written from the code."""
+"""Tables of the documentation that are written from the code."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from midwatch.cli.figures import AGENT, MONITOR
+from midwatch.content.server.figures import CONTENT
 from midwatch.kube.environment import RUNNER_VARIABLES, Variable
+from midwatch.kube.operator.figures import OPERATOR
+from midwatch.metrics.families import Family
 
-BEGIN, END = "<!-- variables -->", "<!-- end of variables -->"
+METRICS = (*MONITOR, *AGENT, *OPERATOR, *CONTENT)
 
 
-def with_table(page: str) -> str:
-    """The page, with the table between its marks written anew."""
-    pattern = re.escape(BEGIN) + r".*?" + re.escape(END)
-    table = f"{BEGIN}\n{environment_table()}\n{END}"
-    return re.sub(pattern, lambda _: table, page, count=1, flags=re.S)
+def with_variables(page: str) -> str:
+    """docs/kubernetes.md, with the table of the runner's variables written anew."""
+    return _replaced(page, "variables", environment_table())
+
+
+def with_metrics(page: str) -> str:
+    """docs/metrics.md, with the table of metrics written anew."""
+    return _replaced(page, "metrics", metrics_table(METRICS))
+
+
+def _replaced(page: str, name: str, table: str) -> str:
+    """The page, with what is between the marks of that name written anew."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    pattern = re.escape(begin) + r".*?" + re.escape(end)
+    whole = f"{begin}\n{table}\n{end}"
+    return re.sub(pattern, lambda _: whole, page, count=1, flags=re.S)
 
 
 def environment_table() -> str:
     head = ["| variable | what it is | default |", "|---|---|---|"]
-    return "\n".join([*head, *map(_row, RUNNER_VARIABLES)])
+    return "\n".join([*head, *map(_variable, RUNNER_VARIABLES)])
 
 
-def _row(variable: Variable) -> str:
+def _variable(variable: Variable) -> str:
     secret = " *(secret)*" if variable.secret else ""
     return f"| `{variable.name}`{secret} | {variable.meaning} | {_default(variable)} |"
 
@@ -30,3 +46,13 @@ def _default(variable: Variable) -> str:
     if variable.default is None:
         return "required"
     return variable.default or "–"
+
+
+def metrics_table(families: Sequence[Family]) -> str:
+    head = ["| metric | type | labels | what it is |", "|---|---|---|---|"]
+    return "\n".join([*head, *map(_family, families)])
+
+
+def _family(family: Family) -> str:
+    labels = ", ".join(f"`{label}`" for label in family.labels)
+    return f"| `{family.name}` | {family.kind} | {labels} | {family.help} |"

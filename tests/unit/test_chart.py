@@ -79,8 +79,50 @@ def definitions(version: str) -> Any:
     return referencing.Resource.from_contents(contents) @ referencing.Registry()
 
 
+_WORDS = {"type": "array", "items": {"type": "string"}}
+_SERVICE_MONITOR = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["selector", "endpoints"],
+    "properties": {
+        "jobLabel": {"type": "string"},
+        "namespaceSelector": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"matchNames": _WORDS},
+        },
+        "selector": {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {
+                "matchLabels": {"type": "object"},
+                "matchExpressions": {"type": "array"},
+            },
+        },
+        "endpoints": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {
+                    "port": {"type": "string"},
+                    "path": {"type": "string", "pattern": "^/"},
+                    "interval": {"type": "string", "pattern": "^[0-9]+[hms]$"},
+                },
+            },
+        },
+    },
+}
+"""What we use of monitoring.coreos.com/v1, by the Prometheus operator's API reference: it is none of
+Kubernetes' own kinds."""
+
+
 def errors(document: Json, version: str) -> list[str]:
     group, _, last = document["apiVersion"].partition("/")
+    if (group, document["kind"]) == ("monitoring.coreos.com", "ServiceMonitor"):
+        own = Draft202012Validator(_SERVICE_MONITOR).iter_errors(document["spec"])
+        return [one.message for one in own]
     group = f"{group.split('.')[0]}-{last}" if last else group
     kind = validator(version, document["kind"].lower(), group)
     return [f"{one.json_path}: {one.message}" for one in kind.iter_errors(document)]
@@ -145,6 +187,8 @@ def test_two_releases_in_two_namespaces_share_no_cluster_wide_name() -> None:
         ({"settings": {"subject": []}}, "'subject' not allowed"),
         ({"settings": {"operator": {"namespaces": ["a"]}}}, "set operator.namespaces"),
         ({"settings": {"content": {"root": "/x"}}}, "set content.persistence"),
+        ({"settings": {"metrics": {"port": 1}}}, "leave it out"),
+        ({"metrics": {"serviceMonitor": {"interval": "often"}}}, "/interval"),
         ({"settings": {"database": "sqlite://"}}, "name a secret in database.secret"),
         ({"monitor": {"enabled": True}}, "name systems in settings.subjects"),
     ],
@@ -326,6 +370,48 @@ def test_ports_and_selectors_meet(case: str) -> None:
             assert probed <= ports
 
 
+@pytest.mark.parametrize("case", ["scraped sessions", "everything"])
+def test_prometheus_finds_every_pod(case: str) -> None:
+    """By the labels and the ports of services in the namespace, as the Prometheus operator looks for them."""
+    documents = rendered(case)
+    [monitor] = of_kind(documents, "ServiceMonitor")
+    spec, labels = monitor["spec"], monitor["metadata"]["labels"]
+    assert labels["app.kubernetes.io/part-of"] == "midwatch"
+    wanted = CASES[case]["metrics"]["serviceMonitor"].get("labels", {})
+    assert wanted.items() <= labels.items()
+    [endpoint], found = spec["endpoints"], set()
+    for service in of_kind(documents, "Service"):
+        about = service["metadata"]
+        assert about["namespace"] in spec["namespaceSelector"]["matchNames"]
+        assert spec["selector"]["matchLabels"].items() <= about["labels"].items()
+        for one in spec["selector"]["matchExpressions"]:
+            assert one["operator"] == "In"
+            assert about["labels"][one["key"]] in one["values"]
+        assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+        found.add(about["labels"][spec["jobLabel"]])
+    kinds = of_kind(documents, "Deployment", "StatefulSet")
+    component = "app.kubernetes.io/component"
+    assert found == {one["metadata"]["labels"][component] for one in kinds}
+
+
+def test_without_prometheus_there_is_nothing_of_it() -> None:
+    assert not of_kind(rendered("both"), "ServiceMonitor")
+    assert len(of_kind(rendered("both"), "Service")) == 1
+
+
+@every_case
+def test_every_daemon_is_restarted_when_it_hangs(case: str, tmp_path: Path) -> None:
+    documents = rendered(case)
+    for name, template in pods(of_kind(documents, "Deployment", "StatefulSet")):
+        [container] = template["spec"]["containers"]
+        assert container["livenessProbe"]["httpGet"]["path"] == "/healthz", name
+        [port] = container["ports"]
+        settings = settings_of(template, documents, tmp_path)
+        groups = {"operator": settings.operator, "content": settings.content}
+        served = groups.get(container["name"], settings.metrics)
+        assert (served.host, served.port) == ("0.0.0.0", port["containerPort"])
+
+
 def http_probes(container: Json) -> list[Json]:
     kinds = ("startupProbe", "livenessProbe", "readinessProbe")
     return [container[k] for k in kinds if "httpGet" in container.get(k, {})]
@@ -373,6 +459,14 @@ def test_the_crd_is_current() -> None:
 def test_the_manifests_are_current() -> None:
     written = {file.name: file.read_text() for file in render.MANIFESTS.iterdir()}
     assert written == render.manifests(), "run `make manifests`"
+
+
+@pytest.mark.parametrize("file", ["sessions.yaml", "watch.yaml"])
+def test_what_a_pod_needs_stands_before_it(file: str) -> None:
+    kinds = [one["kind"] for one in yaml.safe_load_all(render.manifests()[file])]
+    pods = min(kinds.index(kind) for kind in {"Deployment", "StatefulSet"} & {*kinds})
+    needed = {"NetworkPolicy", "ServiceAccount", "ConfigMap", "ClusterRoleBinding"}
+    assert not needed & set(kinds[pods:])
 
 
 def test_the_manifests_are_valid() -> None:

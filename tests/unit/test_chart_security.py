@@ -216,6 +216,17 @@ def test_each_namespace_with_sessions_is_walled_in() -> None:
     assert not allowed(documents, session_in("team-d"), content, 8080)
 
 
+def test_prometheus_may_read_metrics_where_it_is_named() -> None:
+    prometheus = Peer({"app": "prometheus"}, "monitoring")
+    documents, closed = rendered("everything"), rendered("both")
+    for component, pod in peers(documents).items():
+        assert allowed(documents, prometheus, pod, 8080), component
+        assert not allowed(documents, STRANGER, pod, 8080)
+    assert not allowed(documents, prometheus, session_in("team-a"), 8080)
+    for pod in peers(closed).values():
+        assert not allowed(closed, prometheus, pod, 8080)
+
+
 def test_without_policies_everybody_may() -> None:
     documents = render.documents({"networkPolicy": {"enabled": False}})
     assert allowed(documents, STRANGER, peers(documents)["content"], 8080)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..context import ContextGatherer
     from ..logs import Log
     from ..monitor import MonitorLoop
+    from ..progress import Progress
     from ..redaction import Redactor
     from ..runner import AgentRunner
     from ..settings import Settings
@@ -162,7 +163,7 @@ class App:
             name=f"monitor {here()}",
         )
 
-    def agent(self) -> AgentRunner:
+    def agent(self, progress: Progress | None = None) -> AgentRunner:
         from ..runner import AgentRunner
 
         return AgentRunner(
@@ -174,6 +175,8 @@ class App:
             redactor=self.redactor,
             log=self.log,
             name=f"agent {here()}",
+            longest_call=self.settings.anthropic.timeout,
+            progress=progress,
         )
 
 

@@ -347,7 +347,9 @@ class Loop:
                 self._abandon("it did not end within its grace")
             return
         if limits.wall is not None and now >= self.began + limits.wall:
-            raise SessionTimedOut(f"the session ran for its limit of {limits.wall:g} s")
+            raise SessionTimedOut(
+                f"the session ran for its limit of {round(limits.wall, 1):g} s"
+            )
         silent = now - self._last_sign
         if self._idles and limits.idle is not None and silent >= limits.idle:
             raise SessionIdle(f"nothing happened for {limits.idle:g} s")

@@ -104,6 +104,18 @@ containers:
     envFrom:
       {{- toYaml . | nindent 6 }}
     {{- end }}
+    ports:
+      - {name: http, containerPort: 8080, protocol: TCP}
+    startupProbe:
+      httpGet: {path: /healthz, port: http}
+      periodSeconds: 5
+      failureThreshold: 24
+    # Fails when a loop no longer comes round, however little it gets done.
+    livenessProbe:
+      httpGet: {path: /healthz, port: http}
+      periodSeconds: 20
+      timeoutSeconds: 10
+      failureThreshold: 3
     # Only told of, never a reason for a restart: a database that is down is not mended by one.
     readinessProbe:
       exec:

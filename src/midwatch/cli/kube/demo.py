@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _NAME = "mend-the-cart"
 _PATIENCE = 120.0
 _VARIABLES = {
-    "MIDWATCH_SESSIONS__ALLOWED_TOOLS": '["Bash"]',
     "MIDWATCH_SESSIONS__MAX_USD": "1",
 }
 
