@@ -13,8 +13,8 @@ from lightkube import AsyncClient
 from lightkube.config.kubeconfig import KubeConfig
 from lightkube.generic_resource import create_namespaced_resource
 
+from midwatch.kube.access import read_access
 from midwatch.kube.actions import Event
-from midwatch.kube.api import read_access
 from midwatch.kube.manifests import job, objects
 from midwatch.kube.names import GROUP, KIND, PLURAL, VERSION
 from midwatch.kube.operator.telling import event_manifest

@@ -11,7 +11,8 @@ import httpx2
 import pytest
 
 from midwatch.errors import MidwatchError, PermanentError, SettingsError, TemporaryError
-from midwatch.kube.api import Cluster, read_access
+from midwatch.kube.access import read_access
+from midwatch.kube.api import Cluster
 from midwatch.kube.crd import crd
 from midwatch.kube.errors import (
     ClusterRefused,

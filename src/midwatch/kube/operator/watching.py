@@ -16,7 +16,7 @@ from ...lifecycle import Stop
 from ...logs import Log
 from ...progress import Progress
 from ...settings import OperatorSettings
-from ..api import read_access
+from ..access import read_access
 from ..names import GROUP, PLURAL, SESSION_LABEL, VERSION
 from .hearing import Hearing, Session, open_session
 from .index import Index
