@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from ...errors import MidwatchError, PermanentError, TemporaryError
 from ..actions import Action, Hold, Look, Plan
-from ..errors import ResourceGone, SpecImpossible, WriterOutdated
+from ..errors import OriginNotEnded, ResourceGone, SpecImpossible, WriterOutdated
 from ..plan import impossible, plan, refusal
 from ..seen import Seen
 from .carry import Hands, may_pass, reason_of_refusal
@@ -16,12 +16,8 @@ from .queue import Queue
 
 ROUNDS = 10
 """Plans in a row for one session; it takes four. What is not settled then waits for its next turn."""
-
-
 Failure = Literal["outdated", "temporary", "permanent", "unexpected"]
 FAILURES: tuple[Failure, ...] = get_args(Failure)
-
-
 PASSING = 3
 """Failures in a row after which a refusal that may pass is told in the resource: a quarter of a minute."""
 
@@ -58,6 +54,9 @@ class Follower:
         except WriterOutdated as error:
             self._log.info("outdated", session=session, why=error.message)
             self._failed("outdated", key)
+        except OriginNotEnded as error:  # nothing is wrong: it waits for another
+            wait = self._queue.failed(key)
+            self._log.info("waits", session=session, why=error.message, wait=wait)
         except TemporaryError as error:
             wait = self._failed("temporary", key, error.retry_after or 0.0)
             self._log.warning("failed", session=session, error=error.line(), wait=wait)
