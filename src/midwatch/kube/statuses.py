@@ -327,6 +327,8 @@ def usage_fields(usage: Usage) -> Json:
 def story_of(status: SessionStatus, hints: Mapping[str, str]) -> tuple[str, str]:
     """The reason and the message of a session's phase."""
     match status.phase:
+        case Phase.CREATING:
+            return "StartingClaude", ""
         case Phase.RUNNING if status.pending_permissions:
             tool = status.pending_permissions[0].tool
             return "PermissionNeeded", f"Claude asks whether it may use {tool[:100]}"
