@@ -479,6 +479,31 @@ async def test_a_commit_whose_answer_is_lost_is_no_conflict(
     assert two.read("workspace/a") == b"sent, and more"
 
 
+async def test_a_push_that_is_given_up_after_its_commit_is_no_conflict(
+    pods: tuple[Side, Side],
+) -> None:
+    """As at the end of a pod: what is at the proxy then is ours, though the base does not have it yet."""
+    one, two = pods
+    one.write("workspace/a", "before")
+    await one.sync.push()
+    one.write("workspace/a", "sent")
+    round_ = one.sync._rounds
+    bring = round_._bring
+
+    async def given_up(*_: object) -> int:
+        raise asyncio.CancelledError
+
+    round_._bring = given_up  # type: ignore[method-assign,assignment]
+    with pytest.raises(asyncio.CancelledError):
+        await one.sync.push()
+    round_._bring = bring  # type: ignore[method-assign]
+    one.write("workspace/a", "sent, and more")
+    report = await one.sync.push(last=True)
+    assert report.conflicts == ()
+    await two.sync.pull()
+    assert two.read("workspace/a") == b"sent, and more"
+
+
 async def test_a_token_that_does_not_hold_is_told(
     running: Proxy, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,19 @@ async def test_commits_alone(tmp_path: Path, origin: Path, git: Git) -> None:
     result = await push_repo(repo, git, PushOptions(commit_rest=False))
     assert result.commit == made == run_git(origin, "rev-parse", "midwatch/s1")
     assert (await inspect_repo(repo, git)).status == "changed"
+
+
+async def test_what_was_pushed_elsewhere_is_still_to_be_pushed_here(
+    tmp_path: Path, origin: Path, git: Git
+) -> None:
+    repo = await cloned(tmp_path, RepoSpec(str(origin)))
+    (repo.path / "rest").write_text("rest\n")
+    assert (await push_repo(repo, git)).outcome == "pushed"
+    assert (await push_repo(repo, git)).outcome == "nothing"
+    other = replace(repo, push_branch="review/it")
+    assert (await push_repo(other, git)).outcome == "pushed"
+    assert run_git(origin, "show", "review/it:rest") == "rest"
+    assert (await push_repo(repo, git)).outcome == "nothing"
 
 
 async def test_another_remote_and_branch_and_an_empty_repository(

@@ -230,6 +230,18 @@ def test_what_held_a_pod_up_is_not_told_for_longer_than_it_lasts() -> None:
     )
 
 
+def test_what_a_lost_runner_had_not_saved_is_not_known() -> None:
+    saved = {"type": "WorkspaceSaved", "status": "True", "reason": "Saved"}
+    over = a_job(outcome="Failed", reason="BackoffLimitExceeded")
+    gone = a_pod(phase="Failed", exit_code=137, ended_at=START)
+    for told, status in (("Working", {"Unknown"}), ("PodEnding", set())):
+        running = started(reason=told, conditions=[saved])
+        begun = written(next_plan(running, (over,), (gone,), after=30))
+        assert begun.changes["restarts"] == 1
+        found = {c.status for c in begun.conditions if c.type == "WorkspaceSaved"}
+        assert found == status
+
+
 def ended(**status: Any) -> Json:
     told = phase_conditions(Phase.COMPLETED, "Completed")
     conditions = [{"type": one.type, "status": one.status} for one in told]

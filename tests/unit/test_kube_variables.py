@@ -53,9 +53,10 @@ def test_the_program_gets_what_people_asked_for() -> None:
 def test_values_of_secrets_are_hidden_whatever_their_names() -> None:
     values = {"DATABASE_URL": "unlikely-w0rd", "SENTRY_DSN": "another 0ne"}
     secrets = by_secret(**values, TOGGLE="true", ANTHROPIC_API_KEY="sk-ant-0123456789")
+    secrets |= by_secret(MODEL="left-out m0del")
     plain = {"SESSION_VARIABLE_REGION": "eu-central-1"}
     task = read_task(sorted_variables({**POD, **secrets, **plain}))
-    text = "unlikely-w0rd another 0ne true eu-central-1"
-    hidden = "[redacted:secret] [redacted:secret] true eu-central-1"
+    text = "unlikely-w0rd another 0ne left-out m0del true eu-central-1"
+    hidden = f"{' '.join(3 * ['[redacted:secret]'])} true eu-central-1"
     assert Redactor(task.secrets).text(text) == hidden
     assert "unlikely" not in repr(task)

@@ -37,6 +37,7 @@ SETTLE = 15.0
 _WAITING = "waiting for its pod"
 _RESTARTING = "Restarting"
 _IDLE = "Idle"
+_SAVED = "WorkspaceSaved"
 _QUIET = "SeemsIdle"
 _QUIET_MESSAGE = "its runner has told nothing for longer than spec.idleTimeout"
 _IDLE_MESSAGE = "nothing happened within spec.idleTimeout, and it did not stop itself"
@@ -133,6 +134,7 @@ class _Case:
         changes = phase_changes(Phase.CREATING, reason, message)
         changes |= {"jobName": name, "podName": None, "restarts": number - 1}
         conditions = phase_conditions(Phase.CREATING, reason, message)
+        conditions += _unsaved(self.seen)
         return (
             Event("Normal", reason, f"{name}: {message}", number),
             WriteStatus(number, changes, (_ACCEPTED, *conditions)),
@@ -212,7 +214,9 @@ class _Case:
             message = str(seen.status.get("message") or message)
         restarts = seen.attempt
         if restarts > seen.resource.spec.max_restarts:
-            often = f"after {restarts - 1} restarts" if restarts > 1 else "no restarts"
+            often = {1: "no restarts", 2: "after 1 restart"}.get(
+                restarts, f"after {restarts - 1} restarts"
+            )
             why = f"{message} ({often}; spec.maxRestarts allows no more)"
             return self._failed(Verdict("failed", verdict.reason, why))
         if self._time_left() < 1:
@@ -375,12 +379,24 @@ class _Case:
 
     def _end(self, phase: Phase, reason: str, message: str) -> Plan:
         changes = phase_changes(phase, reason, message)
-        conditions = phase_conditions(phase, reason, message)
+        conditions = (*phase_conditions(phase, reason, message), *_unsaved(self.seen))
         tell = WriteStatus(self.seen.attempt, changes, conditions)
         if self.seen.held:
             return Plan((tell,))
         # Nothing is left to do after it: what is told last otherwise is told now.
         return Plan((tell, _ending(phase, message or reason, self.seen.attempt)))
+
+
+def _unsaved(seen: Seen) -> tuple[Condition, ...]:
+    """A runner that ended without a last word may have had more than it last saved."""
+    saved = any(
+        (one.get("type"), one.get("status")) == (_SAVED, "True")
+        for one in seen.status.get("conditions") or ()
+    )
+    if not saved or seen.status.get("reason") == "PodEnding":
+        return ()
+    message = "its runner ended without a last word; what it had saved before is there"
+    return (Condition(_SAVED, "Unknown", "NotTold", message),)
 
 
 def _told_attempt(seen: Seen) -> int:

@@ -82,7 +82,7 @@ def _of_ended_job(job: SeenJob, pod: SeenPod | None) -> Verdict:
     if job.outcome == "Complete":
         return _untold(f"its Job {job.name} is complete, but")
     if pod is None or job.reason in ("BackoffLimitExceeded", ""):
-        return Verdict("lost", "PodGone", f"its pod is gone: {job.message}".strip(": "))
+        return Verdict("lost", "PodGone", "its pod was deleted, or went with its node")
     return Verdict("failed", job.reason, f"its Job failed: {job.message}")
 
 

@@ -11,7 +11,7 @@ from .errors import PushRejected, RepositoryError
 from .git import Command, Git
 from .record import ClonedRepo, Workspace
 from .snapshot import Snapshot, SnapshotLimits, take_snapshot
-from .trusted import PUSHED_REF, in_trusted, is_ancestor, pushed_commit, tree_of
+from .trusted import in_trusted, is_ancestor, pushed_commit, pushed_ref, tree_of
 
 DEFAULT_MESSAGE = "Changes made in a Midwatch session"
 
@@ -157,4 +157,4 @@ async def _push(repo: ClonedRepo, git: Git, tip: str) -> None:
         remote=remote,
     )
     await git.retry(lambda: git.run(command))
-    await in_trusted(git, repo, ["update-ref", PUSHED_REF, tip])
+    await in_trusted(git, repo, ["update-ref", pushed_ref(repo), tip])

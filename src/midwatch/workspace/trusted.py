@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from .git import Command, Git, Output
 from .record import ClonedRepo
 
-PUSHED_REF = "refs/midwatch/pushed"
 _YES_OR_NO = frozenset({0, 1})
 
 
@@ -32,9 +33,15 @@ async def tree_of(git: Git, repo: ClonedRepo, commit: str | None) -> str:
     return (await in_trusted(git, repo, args)).text.strip()
 
 
+def pushed_ref(repo: ClonedRepo) -> str:
+    """Where the commit is noted that was last pushed; another target has another."""
+    target = f"{repo.push_url}\0{repo.push_branch}".encode("utf-8", "surrogateescape")
+    return f"refs/midwatch/pushed-to/{hashlib.sha256(target).hexdigest()[:16]}"
+
+
 async def pushed_commit(git: Git, repo: ClonedRepo) -> str | None:
-    """The commit that was last pushed from this clone."""
-    args = ["rev-parse", "--verify", "--quiet", PUSHED_REF]
+    """The commit that was last pushed from this clone to its present target."""
+    args = ["rev-parse", "--verify", "--quiet", pushed_ref(repo)]
     return (await in_trusted(git, repo, args, ok=_YES_OR_NO)).text.strip() or None
 
 

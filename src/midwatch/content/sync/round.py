@@ -7,7 +7,6 @@ both sides.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -66,7 +65,7 @@ class Rounds:
         self._loaded = False
         self._foreign: tuple[Tree | None, dict[str, Entry]] = (None, {})
         self._never: dict[str, Entry] = {}
-        self._unanswered: dict[str, Entry | None] = {}
+        self._unanswered: dict[str, set[Entry | None]] = {}
         self._taken: dict[str, tuple[Entry | None, Entry]] = {}
         self.base = BaseFile(state / "base.jsonl")
 
@@ -152,13 +151,14 @@ class Rounds:
         return self._scope.merge(self._base_of(remote), scan, remote, foreign, own=own)
 
     def _base_of(self, remote: Tree) -> Tree:
-        """The base, with what we sent in a commit whose answer was lost, where the proxy has it: it is no change
-        of somebody else's."""
+        """The base, with what we sent and have not noted, where the proxy has it: it is no change of somebody
+        else's."""
         if not self._unanswered or remote is self.base.tree:
             return self.base.tree
         base = dict(self.base.tree)
-        for path, entry in self._unanswered.items():
-            if remote.get(path) != entry:
+        for path, sent in self._unanswered.items():
+            entry = remote.get(path)
+            if entry not in sent:
                 continue
             if entry is None:
                 base.pop(path, None)
@@ -195,13 +195,10 @@ class Rounds:
         raise ContentUnavailable("the folders change faster than they are sent")
 
     async def _commit(self, remote: Remote, delta: Delta, scan: Scan) -> str:
-        try:
-            version = await self._client.commit(remote.version, delta)
-        except (ContentUnavailable, asyncio.CancelledError):
-            self._unanswered.update(_ours(delta, scan))  # perhaps it is in place
-            raise
-        self._unanswered.clear()
-        return version
+        # From here on it may be in place, until the base has it: an answer is lost, or nobody waits for it.
+        for path, entry in _ours(delta, scan).items():
+            self._unanswered.setdefault(path, set()).add(entry)
+        return await self._client.commit(remote.version, delta)
 
     async def _upload(self, delta: Delta, known: set[str], scan: Scan) -> set[str]:
         wanted = list(dict.fromkeys(c for e in delta.put.values() for c in e.chunks))
@@ -221,6 +218,7 @@ class Rounds:
     async def _bring(self, scan: Scan, remote: Remote, merged: Merged) -> int:
         delta, change, version = await in_thread(self._settled, scan, remote, merged)
         await self._apply(delta, scan, merged.tree, change, version)
+        self._unanswered.clear()
         return _size(delta)
 
     def _settled(

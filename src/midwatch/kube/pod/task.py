@@ -95,7 +95,7 @@ class PodTask:
     @property
     def secrets(self) -> list[str]:
         """Values that must not be told: what came by secret, and what of the other variables looks secret."""
-        shapes, from_secrets = Redactor(), self.variables.secret.values()
+        shapes, from_secrets = Redactor(), self.variables.hidden
         known = [s for one in self.credentials for s in one.secrets]
         if self.content is not None:
             known.append(self.content.token)

@@ -25,13 +25,15 @@ _OF_OTHERS = ("LC_", "CLAUDE_CODE_", "GPG_KEY")
 @dataclass(frozen=True, slots=True)
 class PodVariables:
     """`own` are those of the runner, its settings and the image. `literal` and `secret` are for the session's
-    program, by the names that people gave them; `left_out` are names in secrets that cannot be.
+    program, by the names that people gave them; `left_out` are names in secrets that cannot be. `hidden` are
+    all values of secrets, of those names too.
     """
 
     own: Mapping[str, str] = field(repr=False)
     literal: Mapping[str, str] = field(repr=False)
     secret: Mapping[str, str] = field(repr=False)
     left_out: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def of_the_program(self) -> dict[str, str]:
@@ -62,6 +64,7 @@ def sorted_variables(environ: Mapping[str, str]) -> PodVariables:
         literal={k: v for k, v in literal.items() if not is_reserved(k)},
         secret={k: v for k, v in secret.items() if _may_pass(k)},
         left_out=tuple(sorted(name for name in left_out if is_reserved(name))),
+        hidden=tuple(secret.values()),
     )
 
 
