@@ -270,6 +270,7 @@ def test_two_operators_run_each_session_once(tmp_path: Path) -> None:
         other = running.another_operator("other")
         other.start()
         try:
+            other.wait_for("operator started")
             for name in names:
                 running.kubelet.fates.wish(Stays(), when=of_session(name))
                 running.create(name, spec(shop))

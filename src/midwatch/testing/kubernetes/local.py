@@ -74,6 +74,14 @@ class Daemon:
                 stderr=log,
             )
 
+    def wait_for(self, text: str) -> None:
+        """Return when its log has this text. Raises TimeoutError."""
+        end = time.monotonic() + _PATIENCE
+        while text not in self.log.read_text("utf-8", "replace"):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{text!r} is not in {self.log.read_text()}")
+            time.sleep(0.05)
+
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it with this signal, and return its exit code. Raises TimeoutExpired."""
         assert self.process is not None, "it was never started"
