@@ -15,7 +15,13 @@ import pytest
 
 from midwatch.content.tokens import issue
 from midwatch.kube.resource import read_resource
-from midwatch.testing.kubernetes import Stays, of_session
+from midwatch.testing.kubernetes import (
+    ImagePull,
+    InvalidImageName,
+    Stays,
+    Unschedulable,
+    of_session,
+)
 from midwatch.testing.kubernetes.local import TEAM, LocalCluster
 from midwatch.testing.messages_api import (
     Answer,
@@ -80,7 +86,9 @@ def test_a_resource_lives_to_its_end(tmp_path: Path) -> None:
         assert len(asked) < 30, [(one.verb, one.resource) for one in asked]
 
 
-@pytest.mark.parametrize("fate", ["evicted", "node lost", "killed", "pod deleted"])
+@pytest.mark.parametrize(
+    "fate", ["evicted", "preempted", "node lost", "killed", "pod deleted"]
+)
 def test_a_lost_pod_is_started_again_and_goes_on(tmp_path: Path, fate: str) -> None:
     shop, _ = repositories(tmp_path)
     # A runner on a lost node may get its answer as well.
@@ -103,6 +111,8 @@ def test_a_lost_pod_is_started_again_and_goes_on(tmp_path: Path, fate: str) -> N
         first = running.kubelet.running(TEAM, "fix")
         if fate == "evicted":
             running.kubelet.evict(first)
+        elif fate == "preempted":
+            running.kubelet.preempt(first)
         elif fate == "node lost":
             running.kubelet.lose_node(first, zombie=True)
             running.kubelet.collect_lost(first)
@@ -258,6 +268,33 @@ def test_what_a_person_got_wrong_is_in_the_resource(tmp_path: Path) -> None:
     assert "no-such" in stories["branch"]["message"]
     assert stories["key"]["reason"] == "KeyRefused"
     assert "not-there" in stories["secret"]["message"]
+
+
+def test_what_no_other_pod_would_mend_is_the_end(tmp_path: Path) -> None:
+    shop, _ = repositories(tmp_path)
+    hold = Hold()
+    with (
+        ScriptedMessagesAPI(Rule(hold, tools=True)) as api,
+        cluster(tmp_path, api.base_url, unschedulable_grace=2) as running,
+    ):
+        for fate in (ImagePull(), InvalidImageName(), Unschedulable()):
+            name = type(fate).__name__.lower()
+            running.kubelet.fates.wish(fate, when=of_session(name))
+            running.create(name, spec(shop))
+        running.create("memory", spec(shop))
+        hold.arrived_sync(timeout=60)
+        running.kubelet.oom_kill(running.kubelet.running(TEAM, "memory"))
+        for name, reason, hint in (
+            ("imagepull", "ImagePull", "operator.image"),
+            ("invalidimagename", "InvalidImageName", "operator.image"),
+            ("unschedulable", "Unschedulable", "spec.resources"),
+            ("memory", "OutOfMemory", "spec.resources.limits.memory"),
+        ):
+            body = running.until(name, over)
+            assert body is not None
+            status = body["status"]
+            assert (status["phase"], status["reason"]) == ("Failed", reason), status
+            assert hint in status["message"] and status["restarts"] == 0
 
 
 def test_two_operators_run_each_session_once(tmp_path: Path) -> None:

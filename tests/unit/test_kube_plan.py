@@ -18,7 +18,8 @@ from midwatch.kube import actions as do
 from midwatch.kube.errors import WriterOutdated
 from midwatch.kube.names import FINALIZER, job_name
 from midwatch.kube.observed import SeenJob, SeenPod
-from midwatch.kube.plan import SETTLE, impossible, plan, refusal
+from midwatch.kube.plan import SETTLE, plan
+from midwatch.kube.refusing import impossible, refusal
 from midwatch.kube.seen import Seen, seen_of
 from midwatch.kube.statuses import (
     Condition,

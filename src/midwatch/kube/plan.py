@@ -28,6 +28,7 @@ from .actions import (
 )
 from .names import MAX_NAME, job_name
 from .observed import SeenJob, SeenPod
+from .refusing import refusal
 from .seen import Seen
 from .statuses import Condition, out_of_step, phase_changes, phase_conditions
 from .verdict import PASSING, Verdict, judge
@@ -57,28 +58,6 @@ def plan(seen: Seen, settings: OperatorSettings, now: datetime) -> Plan:
     if seen.attempt == 0:
         return case.starting()
     return case.following()
-
-
-def refusal(seen: Seen, reason: str, message: str) -> tuple[Action, ...]:
-    """Tell that the session cannot be started as things are; nothing, where that is told already."""
-    condition = Condition("Accepted", "False", reason, message)
-    if seen.phase.terminal or seen.told("Accepted", "False", reason, message):
-        return ()
-    changes = {} if seen.attempt else phase_changes(Phase.PENDING, reason, message)
-    return (
-        WriteStatus(seen.attempt, changes, (condition,)),
-        Event("Warning", "Refused", message, seen.attempt),
-    )
-
-
-def impossible(seen: Seen, reason: str, message: str) -> tuple[Action, ...]:
-    """Tell that the session can never be started: what is wrong with its spec cannot be changed any more."""
-    if seen.phase.terminal:
-        return ()
-    changes = phase_changes(Phase.FAILED, reason, message)
-    conditions = phase_conditions(Phase.FAILED, reason, message)
-    refused = Condition("Accepted", "False", reason, message)
-    return (WriteStatus(seen.attempt, changes, (refused, *conditions)),)
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,6 @@ class SessionResource:
     name: str
     uid: str
     generation: int
-    resource_version: str
     created_at: datetime | None
     deleting: bool
     spec: Spec
@@ -269,7 +268,6 @@ def read_resource(body: Mapping[str, Any]) -> SessionResource:
         name=meta["name"],
         uid=meta.get("uid", ""),
         generation=meta.get("generation", 0),
-        resource_version=meta.get("resourceVersion", ""),
         created_at=datetime.fromisoformat(created) if created else None,
         deleting=bool(meta.get("deletionTimestamp")),
         spec=spec,

@@ -120,7 +120,6 @@ def _unread(body: Mapping[str, Any]) -> SessionResource:
         name=meta.get("name", ""),
         uid=meta.get("uid", ""),
         generation=meta.get("generation", 0),
-        resource_version=meta.get("resourceVersion", ""),
         created_at=None,
         deleting=bool(meta.get("deletionTimestamp")),
         spec=Spec.model_construct(

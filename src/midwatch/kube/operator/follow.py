@@ -8,7 +8,8 @@ from typing import Literal, get_args
 from ...errors import MidwatchError, PermanentError, TemporaryError
 from ..actions import Action, Hold, Look, Plan
 from ..errors import OriginNotEnded, ResourceGone, SpecImpossible, WriterOutdated
-from ..plan import impossible, plan, refusal
+from ..plan import plan
+from ..refusing import impossible, refusal
 from ..seen import Seen
 from .carry import Hands, may_pass, reason_of_refusal
 from .index import Key

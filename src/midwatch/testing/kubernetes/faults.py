@@ -27,13 +27,11 @@ class Fault:
     refusal: Refused | None = None
     drop: Drop | None = None
     held: asyncio.Event | None = None
-    struck: int = 0
 
     def takes(self, request: Request) -> bool:
         if self.left == 0 or not self.when(request):
             return False
         self.left = None if self.left is None else self.left - 1
-        self.struck += 1
         return True
 
 
