@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from ..tree import CHUNK, Entry, chunk_hash
 from ..wire import encode_frame
+from .reading import read_at
 from .roots import Walker
 
 BATCH = CHUNK
@@ -73,12 +74,6 @@ class LocalChunks:
         folder, name = self._walker.parent(path)
         file = os.open(name, _READ, dir_fd=folder)
         try:
-            data = os.pread(file, CHUNK, offset)
-            while data and len(data) < CHUNK:
-                more = os.pread(file, CHUNK - len(data), offset + len(data))
-                if not more:
-                    break
-                data += more
-            return data
+            return read_at(file, offset)
         finally:
             os.close(file)

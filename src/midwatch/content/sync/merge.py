@@ -146,9 +146,9 @@ def _is_lost(their: Entry | None, entry: Entry | None, was: Entry | None) -> boo
     """Whether theirs is a change that the merged entry does not show. The mode of a folder is no loss."""
     if their is None or their.kind == "folder" or entry is None:
         return False
-    if entry.kind == their.kind and _same_content(entry, their):
+    if _is_same(entry, their):
         return False
-    return not (was and was.kind == their.kind and _same_content(was, their))
+    return not (was and _is_same(was, their))
 
 
 # ------------------------------------------------------------------ `.git` as a unit

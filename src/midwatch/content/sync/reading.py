@@ -56,7 +56,7 @@ def _content(
 ) -> Entry | None:
     """None if it is not as long as its stat says."""
     chunks, size = [], 0
-    while data := _read_at(file, size):
+    while data := read_at(file, size):
         name = chunk_hash(data)
         captured.offer(name, data, wanted=wanted)
         chunks.append(name)
@@ -68,7 +68,7 @@ def _content(
     return Entry("file", stat.st_mode & 0o777, size, tuple(chunks))
 
 
-def _read_at(file: int, offset: int) -> bytes:
+def read_at(file: int, offset: int) -> bytes:
     """Up to a chunk, shorter only at the end of the file."""
     data = os.pread(file, CHUNK, offset)
     while data and len(data) < CHUNK:
