@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,11 +43,17 @@ async def filled(database: str, tickets: int = TICKETS) -> SqlStore:
 @contextmanager
 def worker(database: str, step: str, name: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, str(WORKER), database, step, name]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
         try:
             yield process
         finally:
             process.kill()
+
+
+def _line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
 
 
 @pytest.mark.parametrize(
@@ -59,20 +65,21 @@ async def test_each_ticket_is_diagnosed_once(
     shared_database: str, workers: int
 ) -> None:
     store = await filled(shared_database)
-    names = [f"agent-{number}" for number in range(workers)]
-    command = [sys.executable, str(WORKER), shared_database, "drain"]
-    processes = [
-        subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True)
-        for name in names
-    ]
-    printed = await asyncio.gather(
-        *(asyncio.to_thread(process.communicate, None, 60) for process in processes)
-    )
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(worker(shared_database, "drain", f"agent-{number}"))
+            for number in range(workers)
+        ]
+        for process in processes:
+            assert await asyncio.to_thread(_line, process) == "claimed\n"
+        printed = await asyncio.gather(
+            *(asyncio.to_thread(process.communicate, "\n", 60) for process in processes)
+        )
     assert [process.returncode for process in processes] == [0] * workers
     shares = [[int(word) for word in out.split()] for out, _ in printed]
     done = [ticket for share in shares for ticket in share]
     assert len(done) == len(set(done)) == TICKETS
-    assert sum(map(bool, shares)) >= 2, "they worked side by side"
+    assert all(shares), "each had work while the others did"
     figures = await store.stats(3600)
     assert dict(figures.outcomes) == {"answered": TICKETS}
     assert await store.spent_today() == pytest.approx(TICKETS * 0.01)
@@ -85,8 +92,7 @@ async def test_a_kill_in_the_middle_of_a_transaction_costs_nothing(
 ) -> None:
     store = await filled(shared_database, tickets=3)
     with worker(shared_database, "hang", "victim") as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "writing\n"
+        assert _line(process) == "writing\n"
         process.kill()
         process.wait(10)
         claims = []

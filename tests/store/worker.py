@@ -18,11 +18,15 @@ from midwatch.store.sql import SqlStore, open_store
 
 
 async def drain(store: SqlStore, name: str) -> None:
-    """Diagnose until nothing is due; print the tickets."""
+    """Take some, wait for the others, diagnose until nothing is due; print the tickets."""
     done: list[int] = []
-    while claims := await _claim(store, name):
+    claims = await _claim(store, name)
+    print("claimed", flush=True)
+    sys.stdin.readline()
+    while claims:
         for claim in claims:
             done += await _diagnose(store, claim)
+        claims = await _claim(store, name)
     print(*done, flush=True)
 
 
