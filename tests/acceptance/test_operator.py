@@ -276,6 +276,20 @@ async def test_a_deadline_is_told_also_when_the_pod_is_gone_before_the_job_faile
         await stand.job("lost", 2)
 
 
+async def test_a_pod_is_missed_only_in_a_job_that_was_begun_with(stand: Stand) -> None:
+    """After an outage the operator may be back before the Job controller is."""
+    async with stand.operator(unschedulable_grace=0):
+        stand.create("shop")
+        await stand.job("shop")
+        await asyncio.sleep(0.3)
+        assert stand.get("shop")["status"]["phase"] == "Creating"
+        begun = {"startTime": CONDITION["lastTransitionTime"]}
+        stand.server.objects.merge(
+            "jobs", "default", "shop-run-1", {"status": begun}, sub="status"
+        )
+        await stand.phase("shop", "Failed", reason="NoPod")
+
+
 async def test_a_job_that_cannot_be_is_told_once_and_not_tried_again(
     stand: Stand,
 ) -> None:

@@ -354,7 +354,9 @@ class Cluster:
         if patch is None or self.gone:
             return
         if patch.get("reason") == "NoPod":
-            assert not self.jobs[job_name("s", attempt)].had_pod, "it had one"
+            job = self.jobs[job_name("s", attempt)]
+            assert not job.had_pod, "it had one"
+            assert job.begun_at is not None, "nobody has tried to make one"
         status = {**(self.body.get("status") or {}), **patch}
         self._set(status={k: v for k, v in status.items() if v is not None})
         phase = phase_of(self.body)
@@ -452,7 +454,7 @@ class Cluster:
             self.pods[f"p{job.attempt}"] = a_pod(
                 job.attempt, created_at=self.now, scheduled_at=self.now
             )
-            return replace(job, had_pod=True)
+            return replace(job, had_pod=True, begun_at=self.now)
         return job
 
     def _concluded(self, job: SeenJob, pods: list[SeenPod]) -> SeenJob:

@@ -40,7 +40,8 @@ def condition(type_: str, status: str = "True", age: float = 0, **more: Any) -> 
 def job(
     *conditions: Json, age: float = 30, counts: Json | None = None, **spec: Any
 ) -> Json:
-    status = {"conditions": list(conditions), **(counts or {})}
+    begun = {"startTime": ago(age)}
+    status = {"conditions": list(conditions), **begun, **(counts or {})}
     return {"metadata": meta("s-run-1", age), "spec": spec, "status": status}
 
 
@@ -187,6 +188,23 @@ def test_the_job_alone() -> None:
     assert verdict(job(FAILED)).reason == "PodGone"
     assert verdict(job(condition("Complete"))).reason == "OutcomeUnknown"
     assert verdict(None) == Verdict("lost", "JobDeleted", "its Job was deleted")
+
+
+def test_a_pod_is_missed_only_once_the_job_controller_had_its_chance() -> None:
+    """It was down, or a queue held the Job back: then nothing refuses the pod."""
+    untouched = job(age=3600, counts={"startTime": None})
+    seen = verdict(untouched)
+    assert (seen.outcome, seen.reason, seen.again) == ("waiting", "JobNotBegun", None)
+    assert verdict(job(age=59, counts={"startTime": None})) == Verdict(
+        "fine", "JobNotBegun", seen.message, again=1
+    )
+    held = condition("Suspended", age=3000)
+    released = job(held, age=3600)
+    assert verdict(released) == Verdict("fine")
+    resumed = condition("Suspended", "False")
+    begun = job(resumed, age=3600, counts={"startTime": ago(599)})
+    assert verdict(begun).outcome == "fine"
+    assert verdict(begun, later=1).reason == "NoPod"
 
 
 LOST = condition("FailureTarget", reason="BackoffLimitExceeded")

@@ -23,8 +23,9 @@ class SeenJob:
     """A Job. `outcome` is Complete or Failed once it is over; `reason` and `message` say why.
 
     `target` is FailureTarget or SuccessCriteriaMet: Kubernetes has decided how it ends, and why, and still
-    counts its pods; the outcome follows, up to seconds after the last pod is gone. `had_pod`: its status
-    knows of a pod. `expires`: Kubernetes deletes it some time after its end.
+    counts its pods; the outcome follows, up to seconds after the last pod is gone. `begun_at`: since then the
+    Job controller tries to make its pod; None before. `had_pod`: its status knows of a pod. `expires`:
+    Kubernetes deletes it some time after its end.
     """
 
     namespace: str
@@ -35,6 +36,7 @@ class SeenJob:
     attempt: int
     version: str = ""
     created_at: datetime | None = None
+    begun_at: datetime | None = None
     suspended: bool = False
     suspended_at: datetime | None = None
     deleting: bool = False
@@ -99,6 +101,7 @@ def read_job(body: Mapping[str, Any]) -> SeenJob:
     return SeenJob(
         **_identity(meta),
         created_at=_time(meta.get("creationTimestamp")),
+        begun_at=_time(status.get("startTime")),
         suspended=bool(spec.get("suspend")),
         suspended_at=_time(conditions.get("Suspended", {}).get("lastTransitionTime")),
         deleting=bool(meta.get("deletionTimestamp")),

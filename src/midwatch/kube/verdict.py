@@ -34,10 +34,12 @@ _PULL = {
     "SignatureValidationFailed",
 }
 _START = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
-PASSING = frozenset({"ImagePull", "Unschedulable", *_START})
+PASSING = frozenset({"ImagePull", "Unschedulable", "JobNotBegun", *_START})
 """Reasons of `waiting`, which may pass."""
-_QUIET = {"NoPod", "NodeLost"}
+_QUIET = {"NoPod", "NodeLost", "JobNotBegun"}
 """Nothing to tell as long as the grace lasts."""
+_BEGINS = 60.0
+"""Seconds within which the Job controller looks at a new Job, or is said to be late."""
 _EXIT_BAD_ENVIRONMENT, _EXIT_UNTOLD = 2, 3
 _KILLED = {137: "SIGKILL", 143: "SIGTERM"}
 
@@ -90,11 +92,18 @@ def _of_job(
     job: SeenJob, pod: SeenPod | None, settings: OperatorSettings, now: datetime
 ) -> Verdict:
     # In a Job that ends, or has counted a pod, Kubernetes is between two of its steps.
-    if pod is not None or job.suspended or job.ending or job.had_pod:
+    if pod is not None or job.ending or job.had_pod:
         return FINE
+    # The condition outlives the field until the controller has seen that it may go on.
+    if job.suspended or job.suspended_at is not None:
+        return FINE
+    if job.begun_at is None:
+        said = "the Job controller has not begun with it (kube-controller-manager may be down, or behind)"
+        late = Verdict("waiting", "JobNotBegun", said)
+        return _after(_BEGINS, job.created_at, now, late)
     return _after(
         settings.unschedulable_grace,
-        job.created_at,
+        job.begun_at,
         now,
         Verdict(
             "failed",
