@@ -20,7 +20,7 @@ from midwatch.content.tree import Entry
 from midwatch.events import Event, Phase, Prompt, ToolResult
 from midwatch.kube.errors import ClusterUnavailable
 from midwatch.kube.pod.places import LOCAL_OWNED, PodPlaces, stays_here
-from midwatch.kube.pod.serving import Means, PodRunner
+from midwatch.kube.pod.serving import LAST_WORD, SAVE_WITHIN, Means, PodRunner
 from midwatch.kube.pod.task import read_task
 from midwatch.kube.pod.variables import sorted_variables
 from midwatch.kube.writer import NoCluster, StatusCluster
@@ -287,7 +287,7 @@ async def test_a_proxy_that_goes_in_the_middle_does_not_stop_the_session(
         pod = Pod(tmp_path / "pod", api, repos)
         with process(tmp_path) as (url, pid):
             pod.more = content(url)
-            async with runner(pod, cluster, voice) as running:
+            async with runner(pod, cluster, voice, timeout=300) as running:
                 working = asyncio.create_task(running.run())
                 await gate.arrived()
                 await _until(lambda: saved(cluster) == ("True", "Saved"))
@@ -298,6 +298,59 @@ async def test_a_proxy_that_goes_in_the_middle_does_not_stop_the_session(
     status = cluster.body["status"]
     assert (status["phase"], status["result"]) == ("Completed", "Done.")
     assert saved(cluster)[0] == "False"
+
+
+class AwayAtTheEnd(NoCluster):
+    """An API server that goes when the end is to be told, until `back`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries, self.back = 0, False
+
+    async def write_status(
+        self,
+        namespace: str,
+        name: str,
+        propose: Callable[[Json], Json | None],
+        *,
+        seen: Json | None = None,
+        give_up_after: float = 60.0,
+    ) -> Json:
+        if not self.back and (propose(self.body) or {}).get("phase") == "Completed":
+            self.tries += 1
+            raise ClusterUnavailable("connection refused")
+        return await super().write_status(namespace, name, propose)
+
+
+async def test_what_is_saved_and_told_last_outlives_an_outage_of_minutes(
+    tmp_path: Path, repos: tuple[str, str]
+) -> None:
+    gate = Hold(Answer("Done."))
+    steps = [bash("echo one > one"), gate]
+    cluster, clock = AwayAtTheEnd(), Hurried()
+    async with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
+        pod = Pod(tmp_path / "pod", api, repos)
+        with process(tmp_path) as (url, pid):
+            pod.more = content(url)
+            async with runner(pod, cluster, Voice()) as running:
+                working = asyncio.create_task(running.run())
+                await gate.arrived()
+                await _until(lambda: saved(cluster) == ("True", "Saved"))
+                os.kill(pid, signal.SIGKILL)
+                (pod.workspace / "app" / "late").touch()
+                gate.release()
+                await _until(lambda: saved(cluster) == ("False", "ContentUnavailable"))
+                later = clock.monotonic() + 2 * SAVE_WITHIN
+                await _until(lambda: clock.monotonic() > later)
+                with process(tmp_path, PORT=url.rpartition(":")[2]):
+                    await _until(lambda: cluster.tries > LAST_WORD + 5)
+                    assert story(cluster)[0] == "Running"
+                    cluster.back = True
+                    assert await working == 0
+                    async with ContentClient(url, token(), FOLDER) as client:
+                        assert "workspace/app/late" in (await client.manifest()).tree
+    assert story(cluster) == ("Completed", "Completed")
+    assert saved(cluster) == ("True", "Saved")
 
 
 class TakenOver(NoCluster):
@@ -344,7 +397,7 @@ async def test_an_end_that_cannot_be_told_has_its_own_exit_code(
     voice = Voice()
     async with ScriptedMessagesAPI(Rule("Done.", tools=True)) as api:
         pod = Pod(tmp_path / "pod", api, repos)
-        async with runner(pod, Unreachable(), voice) as running:
+        async with runner(pod, Unreachable(), voice, timeout=200) as running:
             assert await running.run() == 3
     assert pod.status().phase is Phase.COMPLETED
     assert "could not be told: connection refused" in voice.notes[-1]

@@ -56,6 +56,8 @@ LOOK_WITHIN, SAVE_WITHIN, LAST_WORD = 10.0, 40.0, 60.0
 """Seconds for what comes after the session, each. With what ends the session itself and PUSH_AT_LEAST they fit into
 `operator.deadline_margin`: the Job's deadline must not cut off the last word. Once the pod is ending, `Graces` are
 what they have."""
+OUTAGE = 900.0
+"""Seconds that the content proxy and the API server may be away at the end, if the session has that much time left."""
 
 
 class Voice(Protocol):
@@ -271,12 +273,14 @@ class PodRunner:
         written: bool | None = False
         body = await self._ask()
         if self._over is None:
-            await self._in_time(self._keeper.save(SAVE_WITHIN), self._graces.save)
+            await self._in_time(
+                self._keeper.save(self._within(SAVE_WITHIN)), self._graces.save
+            )
         if self._over is None:
             end = self._if_wanted(end, body)
             self._tell_end(end)
             written = await self._in_time(
-                records.settled(LAST_WORD), self._graces.last_word
+                records.settled(self._within(LAST_WORD)), self._graces.last_word
             )
         if self._over is not None:
             self._note(f"this attempt is over: {self._over.line()}")
@@ -286,6 +290,10 @@ class PodRunner:
         why = records.problem.line() if records.problem else "no answer"
         self._note(f"the end of the session could not be told: {why}")
         return UNTOLD
+
+    def _within(self, least: float) -> float:
+        """Seconds for what would be lost with the pod: the rest of the session's own time is there for it."""
+        return max(least, min(OUTAGE, self._time_left()))
 
     def _tell_end(self, end: End) -> None:
         message = self._redactor.text(end.message)
