@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,19 @@ async def test_bash_sees_neither_the_runner_s_secrets_nor_the_key(
     for path in (tmp_path / "session").rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
+
+
+async def test_temporary_files_are_the_sessions_own_and_go_with_its_program(
+    tmp_path: Path,
+) -> None:
+    made = "mkdir -p $TMPDIR/a/b; ln -s $PWD $TMPDIR/a/link; mktemp -d > own"
+    rule = Rule([bash(made), "Done."], tools=True)
+    with tempfile.TemporaryDirectory() as shared:
+        given = options(variables={"TMPDIR": shared})
+        async with ScriptedMessagesAPI(rule) as api:
+            await collect(session_in(tmp_path, api, options=given), "Look around.")
+        own = Path((tmp_path / "work" / "own").read_text().strip()).parent
+        assert own.parent == Path(shared) and os.listdir(shared) == []
 
 
 async def test_a_hostile_repository_runs_nothing(tmp_path: Path) -> None:

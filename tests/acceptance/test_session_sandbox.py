@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,17 @@ async def test_what_bash_may_touch(tmp_path: Path, wish: str) -> None:
     assert not list(outside.iterdir())
     told = only(events, ToolResult)[1].text
     assert str(os.getpid()) not in told.split() and "No such file" in told
+
+
+async def test_bash_has_a_place_for_temporary_files_that_goes(tmp_path: Path) -> None:
+    steps = [bash("mktemp > inside; echo yes > $(cat inside)"), Answer("Done.")]
+    # Not below `tmp_path`: the sandbox has sockets there, and their paths are short.
+    with (
+        tempfile.TemporaryDirectory() as shared,
+        ScriptedMessagesAPI(Rule(steps, tools=True)) as api,
+    ):
+        given = options(sandbox="on", variables={"TMPDIR": shared})
+        async with session_in(tmp_path, api, options=given) as session:
+            await collect(session, "Look around.")
+        made = Path((tmp_path / "work" / "inside").read_text().strip())
+        assert Path(shared) in made.parents and os.listdir(shared) == []

@@ -83,7 +83,8 @@ def test_a_killed_runner_is_a_crash_and_can_be_resumed(tmp_path: Path) -> None:
     desk = make_desk(tmp_path)
     app, _ = make_repositories(tmp_path)
     hold = Hold(then=Answer("After all."))
-    script = Rule([bash("echo $PPID > pid"), hold, "Done."], tools=True)
+    look = bash("echo $PPID > pid; echo $TMPDIR > temporary")
+    script = Rule([look, hold, "Done."], tools=True)
     with ScriptedMessagesAPI(script) as api:
         with runner(desk, api, "run", "-r", app, "-p", "Do it.") as running:
             running.until("tool_result")
@@ -92,8 +93,12 @@ def test_a_killed_runner_is_a_crash_and_can_be_resumed(tmp_path: Path) -> None:
             (row,) = said_json(desk, "session", "list")
             assert row["phase"] == "Running"
             running.end(signal.SIGKILL)
-        pid = int((desk / "state" / "workspaces" / id_ / "app" / "pid").read_text())
+        clone = desk / "state" / "workspaces" / id_ / "app"
+        pid = int((clone / "pid").read_text())
         until(lambda: not alive(pid), lambda: "the end of the program", 5)
+        temporary = Path((clone / "temporary").read_text().strip())
+        assert temporary.name.startswith("midwatch-")
+        until(lambda: not temporary.exists(), lambda: str(temporary), 5)
         (row,) = said_json(desk, "session", "list")
         assert (row["phase"], row["reason"]) == ("Failed", "RunnerCrashed")
         assert (

@@ -8,7 +8,7 @@ API key, the pid of the runner, seconds of grace, and then all variables of the 
 (Not JSON: to import that module takes a third of the whole start.)
 
 What it makes sure of: the program ends when the runner does, however that ends; what the program
-left running ends with it; the key is in no environment, argument or file.
+left running ends with it, and its temporary files go; the key is in no environment, argument or file.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import time
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _SET_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _KEY_VARIABLE = "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"
+_TEMPORARY, _TEMPORARY_OF_TOOLS = "CLAUDE_CODE_TMPDIR", "TMPDIR"
+_LONGEST = 70  # bytes; the sandbox has sockets in it, whose paths end at 108
 _TICK = 0.5  # seconds between two looks for the runner
 
 
@@ -45,11 +47,16 @@ def main() -> int:
     _prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
     if os.getppid() != plan.runner:
         return 1
-    child = _spawn(plan, sys.argv[2:])
-    _record(plan.record, child)
-    _let_go_of_the_streams()
-    code = _wait(child, plan, wake, stopping)
-    _end_the_rest(plan.grace)
+    temporary = _temporary_folder(plan.env)
+    try:
+        child = _spawn(plan, sys.argv[2:])
+        _record(plan.record, child)
+        _let_go_of_the_streams()
+        code = _wait(child, plan, wake, stopping)
+        _end_the_rest(plan.grace)
+    finally:
+        if temporary is not None:
+            _remove(temporary)
     return code
 
 
@@ -64,6 +71,40 @@ def _signals() -> tuple[int, list[int]]:
         signal.signal(number, lambda got, _: stopping.append(got))
     signal.signal(signal.SIGCHLD, lambda *_: None)
     return read, stopping
+
+
+def _temporary_folder(env: dict[str, str]) -> str | None:
+    """A folder of the program's own, told to it; None if it has one, or must share what is there."""
+    if _TEMPORARY in env:
+        return None
+    above = env.get(_TEMPORARY_OF_TOOLS) or "/tmp"
+    folder = f"{above}/midwatch-{os.getpid()}-{time.time_ns() & 0xFFFFFFFF:x}"
+    if len(os.fsencode(folder)) > _LONGEST:
+        return None
+    try:
+        os.mkdir(folder, 0o700)
+    except OSError:
+        return None
+    env[_TEMPORARY] = env[_TEMPORARY_OF_TOOLS] = folder
+    return folder
+
+
+def _remove(folder: str) -> None:
+    """All that can be removed of it; links are not followed."""
+    for path, folders, files in os.walk(folder, topdown=False):
+        for name in files + folders:
+            _try_to_remove(os.path.join(path, name))
+    _try_to_remove(folder)
+
+
+def _try_to_remove(path: str) -> None:
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.rmdir(path)
+        else:
+            os.unlink(path)
+    except OSError:
+        pass
 
 
 def _spawn(plan: Plan, arguments: list[str]) -> int:
