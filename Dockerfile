@@ -49,5 +49,6 @@ WORKDIR /home/midwatch
 # A session leaves processes behind (what git, Bash and MCP servers started): tini reaps them.
 ENTRYPOINT ["tini", "--", "midwatch"]
 CMD ["--help"]
-# No HEALTHCHECK: what is healthy depends on the command, and Kubernetes does not look at it. The chart has
-# the probe of each; docs/kubernetes.md lists them for other engines.
+# Kubernetes does not look at it, and has the chart's probes. It asks whatever daemon runs here; the monitor and the
+# agents answer if `metrics.port` is set.
+HEALTHCHECK --interval=60s --timeout=10s --start-period=30s --retries=3 CMD ["midwatch", "health"]

@@ -16,6 +16,7 @@ from deploy import render
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from midwatch.cli.health import SECONDS
 from midwatch.kube.job import ARGUMENTS, USER
 
 from .test_chart import find_command
@@ -75,6 +76,15 @@ def test_its_command() -> None:
     find_command(list(ARGUMENTS))  # which a Job gives to the entry point
     path = next(text for name, text in last_stage() if name == "ENV")
     assert shlex.split(path)[0].startswith("PATH=/opt/midwatch/bin:")
+
+
+def test_its_health_is_asked_by_a_command_that_there_is() -> None:
+    asked = arguments("HEALTHCHECK")[0]
+    words = json.loads(asked.partition("CMD ")[2])
+    assert words[0] == "midwatch"
+    find_command(words[1:])
+    # The command's own time limit comes first, and says why.
+    assert int(re.findall(r"--timeout=(\d+)s", asked)[0]) > SECONDS
 
 
 def test_its_label_tells_the_version() -> None:

@@ -87,6 +87,7 @@ from . import (  # noqa: E402, F401
     daemons,
     database,
     diagnose,
+    health,
     invariants,
     stats,
     tickets,
