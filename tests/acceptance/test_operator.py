@@ -293,11 +293,13 @@ async def test_a_pod_is_missed_only_in_a_job_that_was_begun_with(stand: Stand) -
 async def test_a_job_that_cannot_be_is_told_once_and_not_tried_again(
     stand: Stand,
 ) -> None:
-    more = {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}
+    # Which no rule of the definition foresees.
+    gpu = "example.com/gpu"
+    more = {"requests": {gpu: 1}, "limits": {gpu: 2}}
     async with stand.operator():
         stand.create("shop", resources=more)
         status = await stand.phase("shop", "Failed", reason="InvalidSpec")
-        assert "must be less than or equal to cpu limit of 1" in status["message"]
+        assert "must be equal to example.com/gpu limit of 2" in status["message"]
         assert "create another session" in status["message"]
         await stand.released("shop")
         tries = stand.server.requests.where(asking("create", "jobs"))

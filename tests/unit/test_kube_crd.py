@@ -15,7 +15,6 @@ import cel
 import jsonschema
 import kubernetes_validate
 import pytest
-from cel.stdlib import add_stdlib_to_context
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +32,7 @@ from midwatch.kube.resource import (
 )
 from midwatch.kube.rules import MAX_PROMPT_BYTES, MAX_REPOS
 from midwatch.kube.spec_schema import CHANGEABLE
+from midwatch.testing.kubernetes.cel_rules import FUNCTIONS
 
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 URL = "https://git.example/team/app.git"
@@ -46,10 +46,7 @@ def program(expression: str) -> cel.Program:
 
 
 def holds(expression: str, **variables: Any) -> bool:
-    context = cel.Context()
-    for name, value in variables.items():
-        context.add_variable(name, value)
-    add_stdlib_to_context(context)
+    context = cel.Context(variables, FUNCTIONS)
     return program(expression).execute(context) is True
 
 
@@ -238,6 +235,9 @@ SPECS: dict[str, dict[str, Any]] = {
     "a key without a secret": {"apiKeySecret": {"key": "k"}},
     "no amount": {"resources": {"limits": {"memory": "lots"}}},
     "a negative amount": {"resources": {"limits": {"memory": -1}}},
+    "more than its limit": {
+        "resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": 2_000_000}}
+    },
     "too many restarts": {"maxRestarts": 11},
     "itself": {"resumeFrom": "fix-login"},
     "an odd session": {"resumeFrom": "A/b"},
@@ -271,6 +271,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {"displayName": "ü" * 200, "resources": {"limits": {"cpu": None}}},
     {"environment": {"variables": {"A": None, "B": ""}, "secrets": None}},
     {"resources": {"limits": {"cpu": 2, "nvidia.com/gpu": 1, "memory": "1.5Gi"}}},
+    {"resources": {"requests": {"cpu": "1500m"}, "limits": {"cpu": "1.5"}}},
+    {"resources": {"requests": {"a.b/c": 2}, "limits": {"cpu": 1}}},
     {"stop": None, "unknown": 1, "displayName": "für Leute", "resumeFrom": "before"},
 ]
 
@@ -314,6 +316,7 @@ REPO = st.fixed_dictionaries(
         "output": st.fixed_dictionaries({}, optional={"url": TEXTS, "branch": TEXTS}),
     },
 )
+AMOUNTS = chosen(1, -1, 1.5, "1", "1Gi", "5m", "x", "", "1 ", True, None)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "prompt": TEXTS,
     "interactive": st.booleans() | chosen(0, "true", None),
@@ -354,10 +357,11 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "resources": st.fixed_dictionaries(
         {},
         optional={
-            "limits": st.dictionaries(
+            part: st.dictionaries(
                 chosen("cpu", "memory"),
-                chosen(1, -1, 1.5, "1", "1Gi", "5m", "x", "", "1 ", True, None),
+                chosen(1, 1, 2, "1", "1.5", "1Gi", "1G", "5m") | AMOUNTS,
             )
+            for part in ("requests", "limits")
         },
     ),
     "apiKeySecret": st.fixed_dictionaries({"name": TEXTS}, optional={"key": TEXTS}),

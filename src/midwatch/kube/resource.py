@@ -49,6 +49,7 @@ from .rules import (
     VARIABLE_NAME,
     fits,
     is_reserved,
+    quantity,
 )
 
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
@@ -173,7 +174,7 @@ class Environment(Part):
 
 def _check_resources(given: Mapping[str, Any]) -> Mapping[str, Any]:
     """Only `requests` and `limits` stay, each with amounts by name."""
-    kept = {}
+    kept: dict[str, dict[str, Any]] = {}
     for part in ("requests", "limits"):
         amounts = given.get(part)
         if amounts is None:
@@ -186,6 +187,10 @@ def _check_resources(given: Mapping[str, Any]) -> Mapping[str, Any]:
             if len(str(amount)) > 30 or not fits(QUANTITY, str(amount)):
                 raise ValueError(f"{part}.{name} is no amount such as 500m or 2Gi")
         kept[part] = dict(amounts)
+    limits = kept.get("limits", {})
+    for name, amount in kept.get("requests", {}).items():
+        if name in limits and quantity(amount) > quantity(limits[name]):
+            raise ValueError(f"requests.{name} is more than limits.{name}")
     return kept
 
 

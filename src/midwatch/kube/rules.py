@@ -7,6 +7,7 @@ What they cannot say (a host that does not exist, a branch that git finds odd) t
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from .environment import RUNNER_VARIABLES
 
@@ -46,6 +47,9 @@ SECRET_KEY = r"^[A-Za-z0-9._-]+$"
 VARIABLE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]|[KMGTPE]i)?$"
 """An amount as Kubernetes writes it, such as 500m or 2Gi."""
+_UNITS = {"": Decimal(1), "m": Decimal("0.001")}
+_UNITS |= {unit: Decimal(1000) ** n for n, unit in enumerate("kMGTPE", 1)}
+_UNITS |= {f"{unit}i": Decimal(1024) ** n for n, unit in enumerate("KMGTPE", 1)}
 
 LEFT_TO_SECRETS = frozenset({"GIT_TOKEN", "GIT_USERNAME"})
 """Variables of the runner that the operator does not write: a secret of `spec.environment` may."""
@@ -63,6 +67,18 @@ would lead the runner elsewhere."""
 def fits(pattern: str, text: str) -> bool:
     """Whether RE2 finds `pattern` in `text`; there `$` is the very end, also before a last line feed."""
     return re.search(re.sub(r"\$(?=$|\)|\|)", r"\\Z", pattern), text) is not None
+
+
+def quantity(amount: str | int) -> Decimal:
+    """What an amount comes to. Raises ValueError for what is none.
+
+    Source: https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
+    """
+    text = str(amount)
+    if not fits(QUANTITY, text):
+        raise ValueError(f"{text[:30]!r} is no amount such as 500m or 2Gi")
+    unit = text.lstrip("0123456789.")
+    return Decimal(text.removesuffix(unit)) * _UNITS[unit]
 
 
 def is_reserved(name: str) -> bool:

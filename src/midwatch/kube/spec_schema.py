@@ -315,4 +315,11 @@ def _resources() -> Json:
             "limits": by_name("Amounts by name, such as memory: 4Gi.", amount, 20),
         },
         default={},
+        **rules(
+            rule(
+                "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits) || "
+                "!quantity(string(self.requests[name])).isGreaterThan(quantity(string(self.limits[name]))))",
+                "what is requested is at most the limit of the same name",
+            )
+        ),
     )

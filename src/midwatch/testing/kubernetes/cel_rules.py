@@ -2,7 +2,7 @@
 
 Not as in a real cluster: rules are not type-checked against the schema when the definition is created, their
 cost is not estimated, and of the CEL libraries of Kubernetes those of strings, sets, math and lists are there
-(without `format`), not `quantity`, `url`, `ip`, `semver` and their like.
+(without `format`) and comparisons of `quantity`, not `url`, `ip`, `semver` and their like.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import cel
 from cel.stdlib import STDLIB_FUNCTIONS
 
+from midwatch.kube.rules import quantity
 from midwatch.model import Json
 
 from .refusals import Cause
@@ -38,10 +39,18 @@ def _last_index_of(where: Any, what: Any) -> int:
     return len(where) - 1 - where[::-1].index(what) if what in where else -1
 
 
+def _quantity(text: str) -> float:
+    """Near enough to compare; CEL has no decimal numbers."""
+    return float(quantity(text))
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: f for name, f in STDLIB_FUNCTIONS.items() if name != "contains"},
     "indexOf": _index_of,
     "lastIndexOf": _last_index_of,
+    "quantity": _quantity,
+    "isGreaterThan": lambda one, other: one > other,
+    "isLessThan": lambda one, other: one < other,
     "isSorted": lambda items: items == sorted(items),
     "find": lambda text, pattern: (re.search(pattern, text) or [""])[0],
     "findAll": lambda text, pattern: [m[0] for m in re.finditer(pattern, text)],
