@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
@@ -29,6 +30,7 @@ from midwatch.events import (
 from midwatch.model import Usage
 from midwatch.session import errors
 from midwatch.session.blocking import AgenticSession, run_agentic_session
+from midwatch.session.launch import Launcher
 from midwatch.session.options import ApiAccess, SubagentSpec
 from midwatch.session.outbox import EventLog, read_events
 from midwatch.session.records import FolderRecords, SessionSpec
@@ -123,6 +125,36 @@ async def test_temporary_files_are_the_sessions_own_and_go_with_its_program(
             await collect(session_in(tmp_path, api, options=given), "Look around.")
         own = Path((tmp_path / "work" / "own").read_text().strip()).parent
         assert own.parent == Path(shared) and os.listdir(shared) == []
+
+
+async def test_what_a_killed_supervisor_left_goes_with_the_next_program(
+    tmp_path: Path,
+) -> None:
+    """And nothing of a session that still runs."""
+    gate = Hold(Answer("Done."))
+    steps = [bash("echo $TMPDIR > own"), gate]
+    rule = Rule(steps, contains="The first.", tools=True)
+    with tempfile.TemporaryDirectory() as shared:
+        given = options(variables={"TMPDIR": shared})
+        places = [tmp_path / name for name in ("first", "second")]
+        for place in places:
+            place.mkdir()
+        async with ScriptedMessagesAPI(rule, Rule("Done.", tools=True)) as api:
+            first = session_in(places[0], api, options=given)
+            working = asyncio.create_task(collect(first, "The first."))
+            await gate.arrived()
+            await collect(session_in(places[1], api, options=given), "Another.")
+            own = (places[0] / "work" / "own").read_text().strip()
+            assert [str(one) for one in Path(shared).iterdir()] == [own]
+            for pid in reversed(
+                Launcher.in_folder(first.folder.path / "run").processes()
+            ):
+                os.kill(pid, signal.SIGKILL)
+            with pytest.raises(errors.ProgramCrashed):
+                await working
+            assert Path(own).exists()
+            await collect(session_in(places[1], api, options=given), "Another.")
+        assert os.listdir(shared) == []
 
 
 async def test_a_hostile_repository_runs_nothing(tmp_path: Path) -> None:

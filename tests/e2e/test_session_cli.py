@@ -97,7 +97,7 @@ def test_a_killed_runner_is_a_crash_and_can_be_resumed(tmp_path: Path) -> None:
         pid = int((clone / "pid").read_text())
         until(lambda: not alive(pid), lambda: "the end of the program", 5)
         temporary = Path((clone / "temporary").read_text().strip())
-        assert temporary.name.startswith("midwatch-")
+        assert temporary.name.startswith("midwatch-claude-")
         until(lambda: not temporary.exists(), lambda: str(temporary), 5)
         (row,) = said_json(desk, "session", "list")
         assert (row["phase"], row["reason"]) == ("Failed", "RunnerCrashed")

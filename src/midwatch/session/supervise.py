@@ -14,6 +14,7 @@ left running ends with it, and its temporary files go; the key is in no environm
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import select
 import signal
@@ -24,6 +25,7 @@ _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _SET_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _KEY_VARIABLE = "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"
 _TEMPORARY, _TEMPORARY_OF_TOOLS = "CLAUDE_CODE_TMPDIR", "TMPDIR"
+_PREFIX = "midwatch-claude-"
 _LONGEST = 70  # bytes; the sandbox has sockets in it, whose paths end at 108
 _TICK = 0.5  # seconds between two looks for the runner
 
@@ -56,7 +58,7 @@ def main() -> int:
         _end_the_rest(plan.grace)
     finally:
         if temporary is not None:
-            _remove(temporary)
+            _clean_up(temporary)
     return code
 
 
@@ -74,19 +76,56 @@ def _signals() -> tuple[int, list[int]]:
 
 
 def _temporary_folder(env: dict[str, str]) -> str | None:
-    """A folder of the program's own, told to it; None if it has one, or must share what is there."""
+    """A folder of the program's own, told to it; None if it has one, or must share what is there.
+
+    It is locked as long as this process lives, so that others see whether it is still in use.
+    """
     if _TEMPORARY in env:
         return None
     above = env.get(_TEMPORARY_OF_TOOLS) or "/tmp"
-    folder = f"{above}/midwatch-{os.getpid()}-{time.time_ns() & 0xFFFFFFFF:x}"
+    folder = f"{above}/{_PREFIX}{os.getpid()}-{time.time_ns() & 0xFFFFFFFF:x}"
     if len(os.fsencode(folder)) > _LONGEST:
         return None
     try:
         os.mkdir(folder, 0o700)
     except OSError:
         return None
+    if _lock(folder) is None:
+        _remove(folder)
+        return None
     env[_TEMPORARY] = env[_TEMPORARY_OF_TOOLS] = folder
     return folder
+
+
+def _lock(folder: str) -> int | None:
+    """The folder, open and locked; None if somebody else has it, or it is no folder of ours."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        if os.fstat(opened).st_uid == os.getuid():
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return opened
+    except OSError:
+        pass
+    os.close(opened)
+    return None
+
+
+def _clean_up(folder: str) -> None:
+    """Remove it, and those that supervisors left that were killed."""
+    _remove(folder)
+    above = os.path.dirname(folder)
+    try:
+        names = os.listdir(above)
+    except OSError:
+        return
+    for name in names:
+        left = os.path.join(above, name)
+        if name.startswith(_PREFIX) and (opened := _lock(left)) is not None:
+            _remove(left)
+            os.close(opened)
 
 
 def _remove(folder: str) -> None:
