@@ -84,7 +84,7 @@ def _temporary_folder(env: dict[str, str]) -> str | None:
         return None
     above = env.get(_TEMPORARY_OF_TOOLS) or "/tmp"
     folder = f"{above}/{_PREFIX}{os.getpid()}-{time.time_ns() & 0xFFFFFFFF:x}"
-    if len(os.fsencode(folder)) > _LONGEST:
+    if not os.path.isabs(folder) or len(os.fsencode(folder)) > _LONGEST:
         return None
     try:
         os.mkdir(folder, 0o700)
