@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from genai_prices import Usage as PricedUsage
-from genai_prices import calc_price
-
 from .model import Usage
 
 # Dollars per million tokens for a model that the price list does not know: on the high
@@ -15,34 +12,37 @@ _UNKNOWN_OUTPUT = 75.0
 
 def cost_usd(model: str, usage: Usage) -> float:
     """The price of an answer in US dollars."""
-    total_input = (
-        usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
-    )
-    try:
-        # The price list counts cached tokens as part of the input, the API beside it.
-        price = calc_price(
-            PricedUsage(
-                input_tokens=total_input,
-                cache_read_tokens=usage.cache_read_tokens,
-                cache_write_tokens=usage.cache_write_tokens,
-                output_tokens=usage.output_tokens,
-            ),
-            model_ref=model,
-            provider_id="anthropic",
-        )
-    except LookupError:
-        return (
-            total_input * _UNKNOWN_INPUT + usage.output_tokens * _UNKNOWN_OUTPUT
-        ) / 1e6
-    return float(price.total_price)
+    listed = _listed_usd(model, usage)
+    if listed is not None:
+        return listed
+    tokens = _UNKNOWN_INPUT * _total_input(usage)
+    return (tokens + _UNKNOWN_OUTPUT * usage.output_tokens) / 1e6
 
 
 def is_known(model: str) -> bool:
     """Whether the price list has the model."""
+    return _listed_usd(model, Usage(input_tokens=1)) is not None
+
+
+def _listed_usd(model: str, usage: Usage) -> float | None:
+    """The price by the list, None where that does not have the model."""
+    # With its HTTP client it takes 10 MB, which a monitor never needs.
+    from genai_prices import Usage as PricedUsage
+    from genai_prices import calc_price
+
+    # The price list counts cached tokens as part of the input, the API beside it.
+    priced = PricedUsage(
+        input_tokens=_total_input(usage),
+        cache_read_tokens=usage.cache_read_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        output_tokens=usage.output_tokens,
+    )
     try:
-        calc_price(
-            PricedUsage(input_tokens=1), model_ref=model, provider_id="anthropic"
-        )
+        price = calc_price(priced, model_ref=model, provider_id="anthropic")
     except LookupError:
-        return False
-    return True
+        return None
+    return float(price.total_price)
+
+
+def _total_input(usage: Usage) -> int:
+    return usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
