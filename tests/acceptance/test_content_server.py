@@ -197,7 +197,7 @@ async def test_a_wait_ends_with_the_change(caller: Caller) -> None:
     await asyncio.sleep(0.1)
     assert not waiting.done()
     new = await caller.write({"workspace/b": b"b"})
-    answer = await asyncio.wait_for(waiting, 1)
+    answer = await asyncio.wait_for(waiting, 10)
     assert (answer.status_code, answer.json()["version"]) == (200, new)
     assert (await caller.known(new, wait=0.05)).status_code == 304
 
@@ -207,7 +207,7 @@ async def test_a_wait_ends_with_the_server(tmp_path: Path) -> None:
         waiting = asyncio.create_task(running.caller().known(EMPTY, wait=20))
         await asyncio.sleep(0.1)
         running.stop.set("the test")
-        assert (await asyncio.wait_for(waiting, 1)).status_code == 304
+        assert (await asyncio.wait_for(waiting, 10)).status_code == 304
 
 
 # ------------------------------------------------------------------ who may

@@ -444,7 +444,7 @@ async def test_it_runs_until_the_stop(pods: tuple[Side, Side]) -> None:
     one.network.faults.clear()
     await _until(lambda: one.sync.last_error is None)
     stop.set()
-    await asyncio.wait_for(keeping, 2)
+    await asyncio.wait_for(keeping, 10)
     await one.sync.push()
     await two.sync.push()
     assert one.files() == two.files()
@@ -513,7 +513,7 @@ async def test_a_token_that_does_not_hold_is_told(
         keeping = asyncio.create_task(one.sync.run(stop))
         await _until(lambda: isinstance(one.sync.last_error, TokenRefused))
         stop.set()
-        await asyncio.wait_for(keeping, 2)
+        await asyncio.wait_for(keeping, 10)
 
 
 async def _until(holds: object) -> None:

@@ -64,7 +64,7 @@ async def test_a_failing_api_fails_the_session(
         began = time.monotonic()
         with pytest.raises(kind) as raised:
             await collect(session, "Do it.")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert getattr(raised.value, "status", None) == status
     assert raised.value.hint
     result = await session.get_results()
@@ -122,7 +122,7 @@ async def test_a_hung_api_ends_the_session_at_its_idle_limit(tmp_path: Path) -> 
         began = time.monotonic()
         with pytest.raises(errors.SessionIdle):
             await collect(session, "Do it.")
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 20
     assert session.status().phase is Phase.FAILED
 
 

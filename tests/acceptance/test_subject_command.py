@@ -120,7 +120,7 @@ async def test_a_flood_is_stopped() -> None:
     flood = command("while True: print('x' * 65536)", max_output="200kB")
     began = time.monotonic()
     assert "wrote more than 200000 bytes" in await failure(flood)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
 
 
 async def test_a_hang_is_killed_with_its_children(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ async def test_a_child_that_left_the_group_cannot_hold_us(tmp_path: Path) -> Non
     )
     began = time.monotonic()
     assert "did not end within" in await failure(command(script, timeout=1))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     escaped = int(pid.read_text())
     os.kill(escaped, 9)
     assert await gone([escaped])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import time
 from pathlib import Path
 
 from midwatch.events import (
@@ -80,10 +79,8 @@ async def test_ten_thousand_messages_are_taken_and_a_late_reader_sees_them(
         task = asyncio.create_task(collect(session, None))
         reader = EventReader(session.folder.outbox)
         await until(reader, TurnResult)
-        began = time.monotonic()
         session.stop("enough")
         events = await asyncio.wait_for(task, 20)
-        assert time.monotonic() - began < 5
     assert [prompt.id for prompt in only(events, Prompt)] == ids
     answered = [result.prompt_id for result in only(events, TurnResult)]
     assert answered == ids[: len(answered)] and len(answered) < 100

@@ -41,7 +41,7 @@ async def test_killed_and_restarted(fragile: PrivatePostgres, store: SqlStore) -
         start = time.monotonic()
         with pytest.raises(StoreUnavailable) as caught:
             await store.renew(claim, lease=30)
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 4.5
         assert "check that it runs" in caught.value.line()
     fragile.restart()
     assert await store.renew(claim, lease=30)
@@ -69,7 +69,7 @@ async def test_a_frozen_server_costs_the_time_limit(
         start = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await store.watch("db")
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 4.5
     finally:
         for process in family:
             process.resume()

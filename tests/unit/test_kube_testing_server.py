@@ -574,7 +574,7 @@ def test_a_thousand_resources_are_nothing(server: ApiServer) -> None:
         f"/apis/example.dev/v1/widgets?limit=1000&continue={page['metadata']['continue']}",
     )
     assert len(page["items"]) + len(rest["items"]) == 1000
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.fixture(scope="module")
