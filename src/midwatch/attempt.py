@@ -222,7 +222,6 @@ class Attempt:
                 await self.desk.clock.sleep(wait)
                 wait = min(wait * 2, _LONGEST_WRITE_WAIT)
         self.call = self.unsaved = None
-        self.desk.spent_usd += finish.cost_usd
         self._tell(finish, ours)
         return Ended(finish.outcome if ours else "lost", finish.cost_usd)
 
@@ -244,7 +243,6 @@ class Attempt:
             return
         finish = self._as_it_stands()
         ours = await self.desk.store.finish(self.claim, self.call, finish)
-        self.desk.spent_usd += finish.cost_usd
         self._tell(finish, ours)
 
     def _as_it_stands(self) -> Finish:
@@ -294,6 +292,8 @@ class Attempt:
         return one_line(self.desk.redactor.text(clean(text)), 500)
 
     def _tell(self, finish: Finish, ours: bool) -> None:
+        """To the figures and the log."""
+        self.desk.spent_usd += finish.cost_usd
         usage = finish.usage
         self.desk.log.info(
             "diagnosed" if finish.outcome == "answered" and ours else "attempt ended",

@@ -95,7 +95,7 @@ class Hands:
                 await self._suspend(key, action.name)
             case DeleteJob():
                 await self.cluster.delete_job(resource.namespace, action.name)
-                self.index.drop_job(key, action.name)
+                self.index.drop(key, "job", action.name)
             case ExpireJob():
                 await self._expire(key, action.name)
             case WriteStatus():
@@ -127,7 +127,7 @@ class Hands:
     async def _suspend(self, key: Key, name: str) -> None:
         body = await self.cluster.suspend_job(key[0], name)
         if body is None:
-            self.index.drop_job(key, name)
+            self.index.drop(key, "job", name)
         else:
             self.index.put_job(body)
 
@@ -135,7 +135,7 @@ class Hands:
         seconds = math.ceil(self.settings.job_ttl)
         body = await self.cluster.expire_job(key[0], name, seconds)
         if body is None:
-            self.index.drop_job(key, name)
+            self.index.drop(key, "job", name)
         else:
             self.index.put_job(body)
 

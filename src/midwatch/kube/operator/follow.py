@@ -49,7 +49,7 @@ class Follower:
         try:
             await self.follow(key)
         except ResourceGone as error:
-            self._hands.index.drop_session(key)
+            self._hands.index.drop(key, "session")
             self._queue.worked(key)
             self._log.info("gone", session=session, why=error.message)
         except WriterOutdated as error:
@@ -97,7 +97,7 @@ class Follower:
     def _settled(self, key: Key, last: Plan) -> None:
         self._queue.worked(key)
         if last.done:
-            self._hands.index.drop_session(key)
+            self._hands.index.drop(key, "session")
         elif last.again is not None:
             self._queue.later(key, max(0.05, last.again))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal, TypeVar
 
 from ...events import Phase
 from ...model import Json
@@ -13,9 +13,11 @@ from ..observed import SeenJob, SeenPod, later, read_job, read_pod
 from ..seen import Seen, seen_of
 from ..statuses import phase_of
 
+T = TypeVar("T", SeenJob, SeenPod)
 Key = tuple[str, str]
 """Namespace and name of a session."""
-Versions = dict[Key, dict[tuple[str, str], str]]
+Kind = Literal["session", "job", "pod"]
+Versions = dict[Key, dict[tuple[Kind, str], str]]
 """Resource versions of a session's objects, by kind and name."""
 
 
@@ -30,20 +32,24 @@ class Known:
     def __bool__(self) -> bool:
         return self.body is not None or bool(self.jobs or self.pods)
 
-    def versions(self) -> dict[tuple[str, str], str]:
+    def versions(self) -> dict[tuple[Kind, str], str]:
         """By kind and name."""
-        jobs = {("job", name): job.version for name, job in self.jobs.items()}
-        pods = {("pod", name): pod.version for name, pod in self.pods.items()}
-        meta = self.body["metadata"] if self.body is not None else None
-        own = {("session", ""): str(meta.get("resourceVersion"))} if meta else {}
-        return jobs | pods | own
+        found: dict[tuple[Kind, str], str] = {}
+        found |= {("job", name): job.version for name, job in self.jobs.items()}
+        found |= {("pod", name): pod.version for name, pod in self.pods.items()}
+        if self.body is not None:
+            version = self.body["metadata"].get("resourceVersion")
+            found["session", ""] = str(version)
+        return found
 
-    def drop(self, kind: str, name: str) -> None:
-        if kind == "session":
-            self.body = None
-        else:
-            kinds: dict[str, dict[str, Any]] = {"job": self.jobs, "pod": self.pods}
-            kinds[kind].pop(name, None)
+    def drop(self, kind: Kind, name: str) -> None:
+        match kind:
+            case "session":
+                self.body = None
+            case "job":
+                self.jobs.pop(name, None)
+            case "pod":
+                self.pods.pop(name, None)
 
     def seen(self, *, fresh: bool, current: bool) -> Seen | None:
         if self.body is None:
@@ -78,36 +84,22 @@ class Index:
             known.body = _slim(body)
         return key
 
-    def drop_session(self, key: Key) -> None:
-        """It is gone, or needs nothing any more."""
-        if known := self._known.get(key):
-            known.body = None
-        self._tidy(key)
-
     def put_job(self, body: Json) -> Key:
         job = read_job(body)
         key, known = self._at(job.namespace, job.session)
-        had = known.jobs.get(job.name)
-        if had is None or later(had.version, job.version):
-            known.jobs[job.name] = job
+        _put(known.jobs, job)
         return key
-
-    def drop_job(self, key: Key, name: str) -> None:
-        if known := self._known.get(key):
-            known.jobs.pop(name, None)
-        self._tidy(key)
 
     def put_pod(self, body: Json) -> Key:
         pod = read_pod(body)
         key, known = self._at(pod.namespace, pod.session)
-        had = known.pods.get(pod.name)
-        if had is None or later(had.version, pod.version):
-            known.pods[pod.name] = pod
+        _put(known.pods, pod)
         return key
 
-    def drop_pod(self, key: Key, name: str) -> None:
+    def drop(self, key: Key, kind: Kind, name: str = "") -> None:
+        """It is gone; a session also when it needs nothing any more."""
         if known := self._known.get(key):
-            known.pods.pop(name, None)
+            known.drop(kind, name)
         self._tidy(key)
 
     def before(self, key: Key | None = None) -> Versions:
@@ -126,7 +118,8 @@ class Index:
 
         What watches told meanwhile is newer than what was read, and stays.
         """
-        there = {("session", self.put_session(body), "") for body in sessions}
+        there: set[tuple[Kind, Key, str]] = set()
+        there |= {("session", self.put_session(body), "") for body in sessions}
         there |= {("job", self.put_job(body), _name(body)[1]) for body in jobs}
         there |= {("pod", self.put_pod(body), _name(body)[1]) for body in pods}
         for key, versions in before.items():
@@ -144,6 +137,12 @@ class Index:
     def _tidy(self, key: Key) -> None:
         if not self._known.get(key):
             self._known.pop(key, None)
+
+
+def _put(known: dict[str, T], one: T) -> None:
+    had = known.get(one.name)
+    if had is None or later(had.version, one.version):
+        known[one.name] = one
 
 
 def _name(body: Json) -> Key:

@@ -173,20 +173,20 @@ class Watches:
     def _session(self, type_: str | None, body: Any) -> None:
         key = self._index.put_session(body)
         if type_ == "DELETED":
-            self._index.drop_session(key)
+            self._index.drop(key, "session")
         else:
             self._queue.add(key)
 
     def _job(self, type_: str | None, body: Any) -> None:
         key = self._index.put_job(body)
         if type_ == "DELETED":
-            self._index.drop_job(key, body["metadata"]["name"])
+            self._index.drop(key, "job", body["metadata"]["name"])
         self._queue.add(key)
 
     def _pod(self, type_: str | None, body: Any) -> None:
         key = self._index.put_pod(body)
         if type_ == "DELETED":
-            self._index.drop_pod(key, body["metadata"]["name"])
+            self._index.drop(key, "pod", body["metadata"]["name"])
         self._queue.add(key)
 
 
