@@ -61,17 +61,22 @@ class Stop:
         if self or seconds <= 0:
             await asyncio.sleep(0)
             return bool(self)
-        stopping = asyncio.ensure_future(self._event.wait())
-        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
-        try:
-            await asyncio.wait(
-                {stopping, sleeping}, return_when=asyncio.FIRST_COMPLETED
-            )
-        finally:
-            for task in (stopping, sleeping):
-                task.cancel()
-            await asyncio.gather(stopping, sleeping, return_exceptions=True)
+        await wait_for(self._event, seconds, self._clock)
         return bool(self)
+
+
+async def wait_for(event: asyncio.Event, seconds: float, clock: Clock) -> None:
+    """Until the event is set, or so many seconds are over."""
+    waits = [
+        asyncio.ensure_future(event.wait()),
+        asyncio.ensure_future(clock.sleep(seconds)),
+    ]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waits:
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
 
 
 @contextlib.contextmanager

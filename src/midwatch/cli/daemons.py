@@ -27,8 +27,9 @@ a plug-in that heeds nothing would still wait for. It costs nothing: what is not
 computed anew, and a claim ends with its lease."""
 
 
-def _end_in_time() -> None:
-    timer = threading.Timer(_LONGEST_STOP, os._exit, [0])
+def end_in(seconds: float = _LONGEST_STOP, code: int = 0) -> None:
+    """End the process by then, with this exit code, if it has not ended by itself."""
+    timer = threading.Timer(seconds, os._exit, [code])
     timer.daemon = True
     timer.start()
 
@@ -43,7 +44,7 @@ async def _monitor(edge: Edge, once: bool) -> None:
     async with open_app(edge, sys.stdout) as opened:
         loop = opened.monitor()
         stop = Stop()
-        with signals_set(stop, _end_in_time):
+        with signals_set(stop, end_in):
             if once:
                 await loop.once()
                 return
@@ -79,7 +80,7 @@ async def _agent(edge: Edge, once: bool) -> str | None:
     async with open_app(edge, sys.stdout) as opened:
         runner = opened.agent()
         stop = Stop()
-        with signals_set(stop, _end_in_time):
+        with signals_set(stop, end_in):
             if once:
                 blocked = await runner.drain(stop)
                 return blocked.reason if blocked else None
@@ -99,7 +100,7 @@ def up(context: typer.Context) -> None:
 async def _up(edge: Edge) -> None:
     async with open_app(edge, sys.stdout) as opened:
         stop = Stop()
-        with signals_set(stop, _end_in_time):
+        with signals_set(stop, end_in):
             opened.log.info("started", subjects=len(opened.subjects))
             await run_both(opened, stop)
             opened.log.info("stopped", reason=stop.reason)

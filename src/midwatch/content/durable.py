@@ -15,6 +15,17 @@ _FEW = 8
 """Up to so many fsyncs cost less than flushing what everybody else has written."""
 
 
+def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file whole or not at all; it is on the disk when this returns, if it is to be. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    temporary.replace(path)
+
+
 def sync_all(paths: Collection[Path]) -> None:
     """Return when these files and folders, all of one file system, are on the disk. Raises OSError."""
     if are_many(len(paths)):

@@ -53,6 +53,14 @@ def check_target(path: str, target: str) -> None:
     _check_text(path, target)
 
 
+def check_entries(entries: Tree) -> None:
+    """Each path, and where each symlink points to. Raises PathRefused."""
+    for path, entry in entries.items():
+        check_path(path)
+        if entry.kind == "symlink":
+            check_target(path, entry.target)
+
+
 def check_shape(paths: Iterable[str], kind: Callable[[str], Kind | None]) -> None:
     """Nothing is below what is no folder. `kind` of a path that is not there is None."""
     fine = {""}
@@ -67,10 +75,7 @@ def check_shape(paths: Iterable[str], kind: Callable[[str], Kind | None]) -> Non
 
 def check_tree(tree: Tree) -> None:
     """All of it, for a tree that comes from outside. Raises PathRefused."""
-    for path, entry in tree.items():
-        check_path(path)
-        if entry.kind == "symlink":
-            check_target(path, entry.target)
+    check_entries(tree)
     check_shape(tree, lambda path: tree[path].kind if path in tree else None)
 
 

@@ -45,7 +45,7 @@ def entry_from_json(data: Any) -> Entry:
     """Raises ValueError for what is no entry. Paths and targets are checked in `paths`."""
     match data:
         case ["f", int(mode), int(size), [*chunks]] if (
-            _is_mode(mode) and _is_size(size) and all(map(_is_hash, chunks))
+            _is_mode(mode) and _is_size(size) and all(map(is_hash, chunks))
         ):
             if len(chunks) != -(-size // CHUNK):
                 raise ValueError(f"{size} bytes are not {len(chunks)} chunks")
@@ -65,8 +65,13 @@ def _is_size(number: int) -> bool:
     return type(number) is int and number >= 0
 
 
-def _is_hash(text: object) -> bool:
+def is_hash(text: object) -> bool:
     return isinstance(text, str) and _HASH.fullmatch(text) is not None
+
+
+def compact(data: Any) -> bytes:
+    """JSON in ASCII: names that are not Unicode travel as escapes."""
+    return json.dumps(data, separators=(",", ":")).encode("ascii")
 
 
 def tree_to_json(tree: Tree) -> Json:

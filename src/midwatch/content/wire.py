@@ -30,12 +30,11 @@ A frame is a chunk: 32 bytes of its SHA-256, 4 bytes of its length (big-endian, 
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import AsyncIterable, AsyncIterator
 
 from .errors import StreamBroken
-from .tree import CHUNK
+from .tree import CHUNK, chunk_hash
 
 MAX_HASHES = 16384
 """Hashes in one request."""
@@ -45,14 +44,21 @@ SUPERSEDED = "superseded"
 """The `code` of an answer to an attempt that is over."""
 MEDIA_TYPE = "application/octet-stream"
 """Of a stream of frames."""
+INBOX = "session/inbox.jsonl"
+"""Where messages for a session are: the proxy writes there, and a runner never does."""
 _HEAD = struct.Struct(">32sI")
 
 
 def encode_frame(data: bytes) -> bytes:
     """One chunk as a frame. Raises ValueError for an empty one or one above `CHUNK`."""
+    return frame_of(chunk_hash(data), data)
+
+
+def frame_of(name: str, data: bytes) -> bytes:
+    """A chunk whose hash is known, as a frame. Raises ValueError as `encode_frame`."""
     if not 0 < len(data) <= CHUNK:
         raise ValueError(f"a chunk has 1 to {CHUNK} bytes, not {len(data)}")
-    return _HEAD.pack(hashlib.sha256(data).digest(), len(data)) + data
+    return _HEAD.pack(bytes.fromhex(name), len(data)) + data
 
 
 async def decode_frames(
@@ -65,7 +71,7 @@ async def decode_frames(
 
 def checked(name: str, data: bytes) -> bytes:
     """The bytes, if they have this hash. Raises StreamBroken."""
-    if hashlib.sha256(data).hexdigest() != name:
+    if chunk_hash(data) != name:
         raise StreamBroken("a chunk is not what its hash says")
     return data
 

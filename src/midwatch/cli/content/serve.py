@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import sys
-import threading
 
 import typer
 
+from ..daemons import end_in
 from ..wiring import Edge
 from .app import app
 from .extra import key_file, keys_of, needs_content
@@ -38,13 +37,7 @@ async def _serve(edge: Edge) -> None:
     gc.enable()  # `main` turned it off for the start
     stop = Stop()
     longest = settings.content.grace + _MARGIN
-    with signals_set(stop, lambda: _end_in(longest)):
+    with signals_set(stop, lambda: end_in(longest, 1)):
         log = open_log(settings.log, sys.stdout, redactor)
         live = KeyFile(key_file(settings), keys, log)
         await serve(settings.content, live, stop, log)
-
-
-def _end_in(seconds: float) -> None:
-    timer = threading.Timer(seconds, os._exit, [1])
-    timer.daemon = True
-    timer.start()

@@ -11,7 +11,7 @@ import typer
 
 from ...errors import SettingsError
 from ...lifecycle import Stop, signals_set
-from ..daemons import _end_in_time
+from ..daemons import end_in
 from ..wiring import Edge
 from .app import app
 
@@ -39,7 +39,7 @@ async def _operate(edge: Edge) -> None:
     log = open_log(settings.log, sys.stdout, Redactor())
     gc.enable()  # `main` turned it off for the start
     stop = Stop()
-    with signals_set(stop, _end_in_time):
+    with signals_set(stop, end_in):
         async with Cluster.connect(
             ours.kubeconfig, ours.context, ours.request_timeout
         ) as cluster:

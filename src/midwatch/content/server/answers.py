@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -23,6 +22,7 @@ from ..errors import (
     TokenRefused,
     VersionConflict,
 )
+from ..tree import compact
 from ..wire import SUPERSEDED
 
 STATUS: tuple[tuple[type[MidwatchError], int], ...] = (
@@ -63,7 +63,7 @@ class JsonAnswer(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content, separators=(",", ":")).encode("ascii")
+        return compact(content)
 
 
 def etag(version: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from ..errors import ChunksMissing
-from ..wire import ATTEMPT, MAX_HASHES, MEDIA_TYPE, encode_frame, split_frames
+from ..wire import ATTEMPT, INBOX, MAX_HASHES, MEDIA_TYPE, frame_of, split_frames
 from .answers import JsonAnswer, RequestRefused, etag
 from .bodies import (
     attempt_of,
@@ -27,7 +27,7 @@ from .bodies import (
 )
 from .desk import Desk
 from .edits import appended
-from .inbox import MAX_LINE, PATH, inbox_line
+from .inbox import MAX_LINE, inbox_line
 from .manifest import Manifest
 
 _BATCH_BYTES = 4 << 20
@@ -61,11 +61,10 @@ class FolderApi:
     async def manifest(self, request: Request) -> Response:
         desk = self._desk
         folder = desk.folder(request, write=False)
-        await desk.work(desk.store.check_attempt, folder, attempt_of(request))
+        found = await desk.work(desk.store.manifest, folder, attempt_of(request))
         known, wait = known_versions(request), seconds_of(
             request, "wait", desk.settings.wait
         )
-        found = await desk.work(desk.store.manifest, folder)
         if found.version in known and wait:
             desk.check_waiting()
             await self._changed(request, folder, found.version, wait)
@@ -162,7 +161,7 @@ class FolderApi:
     async def _frames(self, folder: str, names: Sequence[str]) -> AsyncIterator[bytes]:
         for name in names:
             yield await self._desk.work(
-                lambda: encode_frame(self._desk.store.read_chunk(folder, name))
+                lambda: frame_of(name, self._desk.store.read_chunk(folder, name))
             )
 
     # -------------------------------------------------- changes
@@ -205,7 +204,7 @@ class FolderApi:
 
         async with desk.commits.turn(folder):
             version = await desk.work(
-                desk.store.edit, folder, lambda now: appended(now, PATH, line, read)
+                desk.store.edit, folder, lambda now: appended(now, INBOX, line, read)
             )
         desk.changes.tell(folder)
         return JsonAnswer({"id": id, "version": version}, headers=etag(version))

@@ -12,11 +12,10 @@ from typing import Any
 from starlette.requests import Request
 
 from ..errors import ContentTooLarge
-from ..tree import CHUNK, Delta, Entry, entry_from_json
+from ..tree import CHUNK, Delta, Entry, entry_from_json, is_hash
 from ..wire import ATTEMPT, MAX_HASHES
 from .answers import RequestRefused
 
-_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TAG = re.compile(r'(?:W/)?"([^"]*)"')
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _ONE_TAG = re.compile(r'"([0-9a-f]{64})"', re.ASCII)
@@ -108,17 +107,13 @@ def _no_constant(name: str) -> None:
 def parse_hashes(body: bytes) -> list[str]:
     """`{"hashes": [...]}`, each once. Raises RequestRefused (400) and ContentTooLarge."""
     names = parse_object(body).get("hashes")
-    if not isinstance(names, list) or not all(map(_is_hash, names)):
+    if not isinstance(names, list) or not all(map(is_hash, names)):
         raise RequestRefused(400, "hashes must be a list of SHA-256 in hexadecimal")
     if len(names) > MAX_HASHES:
         raise ContentTooLarge(
             f"a request may have {MAX_HASHES} hashes", hint="ask in several requests"
         )
     return list(dict.fromkeys(names))
-
-
-def _is_hash(name: object) -> bool:
-    return isinstance(name, str) and _HASH.fullmatch(name) is not None
 
 
 def parse_delta(body: bytes) -> Delta:
@@ -176,7 +171,7 @@ def known_versions(request: Request) -> set[str]:
 def version_in(request: Request, name: str) -> str:
     """A version in the query; empty without one. Raises RequestRefused (400)."""
     given = request.query_params.get(name, "")
-    if given and not _is_hash(given):
+    if given and not is_hash(given):
         raise RequestRefused(400, f"{name} must be a version")
     return given
 

@@ -11,7 +11,6 @@ from typing import Any
 from ..errors import ContentTooLarge
 from .answers import RequestRefused
 
-PATH = "session/inbox.jsonl"
 MAX_LINE = 500_000
 """Bytes: more is refused by whoever reads the mailbox."""
 _LONGEST_NAME = 200

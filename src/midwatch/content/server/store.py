@@ -24,7 +24,7 @@ from ..errors import (
     Superseded,
     VersionConflict,
 )
-from ..paths import check_path, check_shape, check_target
+from ..paths import check_entries, check_shape
 from ..tree import CHUNK, Delta
 from .cache import ManifestCache, Mark
 from .chunks import Chunks
@@ -71,14 +71,17 @@ class ContentStore:
             except FileNotFoundError:
                 return None
 
-    def manifest(self, folder: str) -> Manifest:
+    def manifest(self, folder: str, attempt: int = 0) -> Manifest:
         """The folder's present one; an empty one where nothing was committed yet.
 
-        A manifest that is there and cannot be read is an error, never an empty one.
+        A manifest that is there and cannot be read is an error, never an empty one. Raises Superseded for an
+        attempt that is over; 0 is none.
         """
         with disk_errors():
             self._volume.use(folder)
-            return self._manifest(folder)
+            found = self._manifest(folder)
+        _check_attempt(found, attempt)
+        return found
 
     def _manifest(self, folder: str) -> Manifest:
         try:
@@ -158,7 +161,7 @@ class ContentStore:
     def check_attempt(self, folder: str, attempt: int) -> None:
         """Raises Superseded for one that is over; 0 is none."""
         if attempt:
-            _check_attempt(self.manifest(folder), attempt)
+            self.manifest(folder, attempt)
 
     def commit(self, folder: str, base: str, delta: Delta, attempt: int = 0) -> str:
         """The version that `delta` makes of `base`.
@@ -317,10 +320,8 @@ def _check_attempt(current: Manifest, attempt: int) -> None:
 
 
 def _check_delta(delta: Delta) -> None:
-    for path, entry in delta.put.items():
-        check_path(path)
-        if entry.kind == "symlink":
-            check_target(path, entry.target)
+    check_entries(delta.put)
+    for path in delta.put:
         if path in delta.removed:
             raise ContentRefused(f"{ascii(path[:200])} is both put and removed")
 

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..durable import replace_file
 from ..errors import ContentDamaged
-from ..tree import Delta, Entry, tree_from_json, tree_to_json
+from ..tree import Delta, Entry, compact, tree_from_json, tree_to_json
 from .journal import delta_from_json, delta_to_json
 
 _LEAST_BYTES = 1 << 20
@@ -61,7 +62,7 @@ class BaseFile:
             return
         tree = delta.apply(self.tree)
         data = delta_to_json(delta) | {"version": version}
-        line = json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n"
+        line = compact(data) + b"\n"
         changes = self._size - self._whole + len(line)
         if not self._whole or changes > max(self._whole, _LEAST_BYTES):
             self._rewrite(tree, version)
@@ -81,11 +82,6 @@ class BaseFile:
 
     def _rewrite(self, tree: Mapping[str, Entry], version: str) -> None:
         data = {"version": version, "tree": tree_to_json(tree)}
-        line = json.dumps(data, separators=(",", ":")).encode("ascii") + b"\n"
-        temporary = self._path.with_name(f".{self._path.name}.new")
-        with temporary.open("wb") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        line = compact(data) + b"\n"
+        replace_file(self._path, line)
         self._whole = self._size = len(line)

@@ -29,7 +29,7 @@ from ...lifecycle import Clock, SystemClock
 from ...model import Json
 from ..errors import ContentRefused, ContentUnavailable
 from ..paths import check_folder, check_tree
-from ..tree import CHUNK, Delta, Entry, tree_from_json, version_of
+from ..tree import CHUNK, Delta, Entry, compact, tree_from_json, version_of
 from ..wire import ATTEMPT, MAX_HASHES, MEDIA_TYPE, decode_frames
 from .answer import error_of
 from .journal import delta_from_json, delta_to_json
@@ -186,7 +186,7 @@ class ContentClient:
         async with self._opened(
             "POST",
             "/chunks/read",
-            content=_dumped({"hashes": list(chunks)}),
+            content=compact({"hashes": list(chunks)}),
             headers=_JSON,
             longer=len(chunks) * CHUNK / self._limits.slowest,
             folder=folder,
@@ -202,7 +202,7 @@ class ContentClient:
 
         May be repeated: a commit that is in place already is a success.
         """
-        content = await asyncio.to_thread(_dumped, delta_to_json(delta))
+        content = await asyncio.to_thread(compact, delta_to_json(delta))
         headers = _JSON | {"if-match": f'"{base}"'}
 
         async def ask() -> str:
@@ -239,7 +239,7 @@ class ContentClient:
         return await ask()
 
     async def _json(self, method: str, path: str, body: Json) -> Json:
-        answer = await self._ask(method, path, content=_dumped(body), headers=_JSON)
+        answer = await self._ask(method, path, content=compact(body), headers=_JSON)
         return _parsed(answer or b"")
 
     async def _ask(self, method: str, path: str, **options: Any) -> bytes | None:
@@ -353,8 +353,3 @@ def _parsed(body: bytes) -> Json:
             hint="check its address, and what stands before it",
         )
     return data
-
-
-def _dumped(data: Any) -> bytes:
-    """ASCII: names that are not Unicode travel as escapes."""
-    return json.dumps(data, separators=(",", ":")).encode("ascii")

@@ -7,14 +7,14 @@ nothing is replaced that somebody wrote meanwhile.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...model import Json
-from ..tree import Delta, Entry, entry_from_json
+from ..durable import replace_file
+from ..tree import Delta, Entry, compact, entry_from_json
 from .stats import Signature
 
 Before = int | Signature | None
@@ -44,12 +44,7 @@ def write_plan(path: Path, plan: Plan) -> None:
         "base": delta_to_json(plan.base),
         "version": plan.version,
     }
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", encoding="ascii") as file:
-        json.dump(data, file, separators=(",", ":"))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, compact(data))
 
 
 def read_plan(path: Path) -> Plan | None:

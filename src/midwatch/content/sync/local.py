@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from ..tree import CHUNK, Entry, chunk_hash
-from ..wire import encode_frame
+from ..wire import frame_of
 from .reading import read_at
 from .roots import Walker
 
@@ -53,7 +53,7 @@ class LocalChunks:
     def frames(self, chunks: Iterable[str]) -> Iterator[bytes]:
         """The same as a stream of frames."""
         for batch in self.batches(chunks):
-            yield b"".join(encode_frame(data) for _, data in batch)
+            yield b"".join(frame_of(name, data) for name, data in batch)
 
     def _read(self, chunk: str) -> bytes | None:
         if data := self._captured.get(chunk):

@@ -179,7 +179,7 @@ class Rounds:
             if known is None:
                 known = {c for e in remote.tree.values() for c in e.chunks}
             if changed := await self._upload(delta, known, scan):
-                scan = scan.without(changed, self.base.tree)
+                scan = await in_thread(scan.without, changed, self.base.tree)
                 merged = await self._merge(scan, remote)
                 continue
             self._step("commit")

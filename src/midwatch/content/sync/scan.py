@@ -50,8 +50,11 @@ class Scan:
     def without(self, paths: Iterable[str], base: Tree) -> Scan:
         """The same, but these paths (and the `.git` they are in) as `base` has them."""
         left = {unit_of(path) or path for path in paths}
-        lost = [p for p in self.tree if left & {p, *folders_above(p)}]
-        tree = {p: entry for p, entry in self.tree.items() if p not in set(lost)}
+        tree = {
+            p: entry
+            for p, entry in self.tree.items()
+            if not left & {p, *folders_above(p)}
+        }
         for path in left:
             tree.update(carried(base, path))
         return replace(self, tree=tree, unsure=self.unsure | left)

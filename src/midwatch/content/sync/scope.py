@@ -80,7 +80,7 @@ def next_base(
 ) -> Mapping[str, Entry]:
     """What both sides have in common when the merged tree is in place here but for what was skipped,
     and the proxy has `remote`."""
-    if remote is merged and not skipped:
+    if not skipped and (remote is merged or remote == merged):
         return merged
     found = {}
     for path in remote.keys() | base.keys():

@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..tree import Entry
+from ..durable import replace_file
+from ..tree import Entry, compact
 
 Signature = tuple[int, int, int, int, int]
 """Size, mtime and ctime in nanoseconds, inode, mode."""
@@ -47,9 +48,7 @@ def save(path: Path, kept: Kept) -> None:
         for name, (signature, entry) in kept.items()
         if entry.kind == "file"
     }
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(json.dumps(data, separators=(",", ":")), encoding="ascii")
-    temporary.replace(path)
+    replace_file(path, compact(data), durable=False)
 
 
 def load(path: Path) -> Kept:

@@ -10,8 +10,9 @@ from datetime import datetime
 from pathlib import Path
 
 from ...errors import MidwatchError, PermanentError, TemporaryError
-from ...lifecycle import Clock, Stop, SystemClock
+from ...lifecycle import Clock, Stop, SystemClock, wait_for
 from ..errors import ContentUnavailable, Superseded
+from ..wire import INBOX
 from .client import ContentClient
 from .roots import Roots
 from .round import Outcome, Rounds, Step
@@ -19,7 +20,6 @@ from .scan import Ignored, Scanner
 from .scope import Scope
 from .transfer import in_thread
 
-INBOX = "session/inbox.jsonl"
 _WATCH_SECONDS = 50.0
 _LONGEST_PAUSE = 60.0
 _BREATH_SECONDS = 1.0
@@ -180,7 +180,7 @@ class WorkspaceSync:
                 failed += 1
                 await self._clock.sleep(self._pause(error, failed))
             else:
-                await self._idle()
+                await wait_for(self._nudged, self._interval, self._clock)
 
     def _pause(self, error: MidwatchError, failed: int) -> float:
         """Seconds after so many failures in a row."""
@@ -191,19 +191,6 @@ class WorkspaceSync:
         if isinstance(error, TemporaryError) and error.retry_after is not None:
             pause = min(max(pause, error.retry_after), longest)
         return pause * random.uniform(0.5, 1.0)
-
-    async def _idle(self) -> None:
-        """Until the interval is over, or somebody nudges."""
-        waits = {
-            asyncio.ensure_future(self._nudged.wait()),
-            asyncio.ensure_future(self._clock.sleep(self._interval)),
-        }
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in waits:
-                task.cancel()
-            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _watch(self) -> None:
         """Nudge when somebody else changes the folder."""
