@@ -141,6 +141,14 @@ def test_what_the_cluster_said_is_told_without_secrets() -> None:
     assert "registry.example" in seen.message and "hunter22" not in seen.message
 
 
+def test_a_name_that_looks_like_a_key_is_still_the_name() -> None:
+    name = "sk-abcdefghijklmnopqrstuvwxyz0123456789"
+    its = job()
+    its["metadata"]["name"] = its["metadata"]["labels"]["midwatch.dev/session"] = name
+    seen = read_job(its)
+    assert (seen.session, seen.name) == (name, name)
+
+
 @pytest.mark.parametrize(
     ("its", "reason", "grace", "hint"),
     [

@@ -187,7 +187,7 @@ class Cluster:
 
     async def list_sessions(self, namespace: str | None = None) -> list[Json]:
         """All resources, of one namespace or of all."""
-        return await self._list(_SESSION, namespace, None)
+        return await self._list(_SESSION, namespace)
 
     # -------------------------------------------------------------- their objects
 
@@ -218,16 +218,16 @@ class Cluster:
 
     async def suspend_job(self, namespace: str, name: str) -> Json | None:
         """End a Job's pods with SIGTERM and their grace; the Job as it is then, None if there is none."""
-        try:
-            return await self._patch(_JOB, namespace, name, {"spec": {"suspend": True}})
-        except ResourceGone:
-            return None
+        return await self._patch_job(namespace, name, {"suspend": True})
 
     async def expire_job(self, namespace: str, name: str, seconds: int) -> Json | None:
         """Have a Job deleted so long after its end; the Job as it is then, None if there is none."""
-        change = {"spec": {"ttlSecondsAfterFinished": seconds}}
+        change = {"ttlSecondsAfterFinished": seconds}
+        return await self._patch_job(namespace, name, change)
+
+    async def _patch_job(self, namespace: str, name: str, spec: Json) -> Json | None:
         try:
-            return await self._patch(_JOB, namespace, name, change)
+            return await self._patch(_JOB, namespace, name, {"spec": spec})
         except ResourceGone:
             return None
 
@@ -253,13 +253,13 @@ class Cluster:
         self, namespace: str | None = None, session: str | None = None
     ) -> list[Json]:
         """The Jobs of one session, or of all."""
-        return await self._list(_JOB, namespace, session)
+        return await self._list(_JOB, namespace, _of(session))
 
     async def list_pods(
         self, namespace: str | None = None, session: str | None = None
     ) -> list[Json]:
         """The pods of one session, or of all."""
-        return await self._list(_POD, namespace, session)
+        return await self._list(_POD, namespace, _of(session))
 
     async def record_event(self, manifest: Json) -> None:
         """Create an Event; one of its name is this very event."""
@@ -333,11 +333,8 @@ class Cluster:
         return dict(await self._call("patch", patching, doing))
 
     async def _list(
-        self, resource: type[Any], namespace: str | None, session: str | None
+        self, resource: type[Any], namespace: str | None, labels: Json | None = None
     ) -> list[Json]:
-        labels: Json | None = {SESSION_LABEL: session or exists()}
-        if resource is _SESSION:
-            labels = None
         listed = self._client.list(
             resource,
             namespace="*" if namespace is None else _checked(namespace),
@@ -368,6 +365,11 @@ class Cluster:
 
 async def _all_of(listed: AsyncIterable[Mapping[str, Any]]) -> list[Json]:
     return [dict(one) async for one in listed]
+
+
+def _of(session: str | None) -> Json:
+    """The label of one session's objects; of all sessions' without one."""
+    return {SESSION_LABEL: session or exists()}
 
 
 def _checked(name: str) -> str:

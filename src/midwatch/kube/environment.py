@@ -24,6 +24,10 @@ VARIABLE_PREFIX = "SESSION_VARIABLE_"
 SECRET_PREFIX = "SESSION_SECRET_"
 """Before the keys of `spec.environment.secrets`, whose values are kept out of what is written down as well."""
 
+BAD_ENVIRONMENT, UNTOLD, POD_ENDED = 2, 3, 143
+"""Exit codes of the runner: its environment is wrong; the status could not be written; the pod was taken away in
+the middle of the work, which is what SIGTERM's default is, so that it counts as lost."""
+
 RUNNER_VARIABLES: tuple[Variable, ...] = (
     Variable("ANTHROPIC_API_KEY", "The key of the Claude API.", secret=True),
     Variable("ANTHROPIC_BASE_URL", "Where the Claude API is.", "Anthropic's own"),

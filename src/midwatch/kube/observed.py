@@ -161,14 +161,15 @@ def _parts(
 
 
 def _identity(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """By which it is found again: names as they are, which a redactor must not touch."""
     labels = meta.get("labels") or {}
     return {
         "namespace": meta.get("namespace") or "default",
-        "session": _text(labels.get(SESSION_LABEL)),
-        "name": _text(meta.get("name")),
-        "uid": _text(labels.get(UID_LABEL)),
+        "session": str(labels.get(SESSION_LABEL) or ""),
+        "name": str(meta.get("name") or ""),
+        "uid": str(labels.get(UID_LABEL) or ""),
         "attempt": _attempt(labels.get(ATTEMPT_LABEL)),
-        "version": _text(meta.get("resourceVersion")),
+        "version": str(meta.get("resourceVersion") or ""),
     }
 
 

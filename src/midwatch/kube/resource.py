@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -239,8 +238,6 @@ class SessionResource:
     name: str
     uid: str
     generation: int
-    created_at: datetime | None
-    deleting: bool
     spec: Spec
     status: Json = field(default_factory=dict)
 
@@ -267,14 +264,17 @@ def read_resource(body: Mapping[str, Any]) -> SessionResource:
         ) from None
     check_spec(spec)
     _check_name(meta["name"], spec)
-    created = meta.get("creationTimestamp")
+    return resource_with(spec, body)
+
+
+def resource_with(spec: Spec, body: Mapping[str, Any]) -> SessionResource:
+    """The resource in a document, with this for its spec."""
+    meta = body.get("metadata") or {}
     return SessionResource(
         namespace=meta.get("namespace") or "default",
-        name=meta["name"],
+        name=meta.get("name", ""),
         uid=meta.get("uid", ""),
         generation=meta.get("generation", 0),
-        created_at=datetime.fromisoformat(created) if created else None,
-        deleting=bool(meta.get("deletionTimestamp")),
         spec=spec,
         status=dict(body.get("status") or {}),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from functools import cache
 
 from .environment import RUNNER_VARIABLES
 
@@ -66,7 +67,12 @@ would lead the runner elsewhere."""
 
 def fits(pattern: str, text: str) -> bool:
     """Whether RE2 finds `pattern` in `text`; there `$` is the very end, also before a last line feed."""
-    return re.search(re.sub(r"\$(?=$|\)|\|)", r"\\Z", pattern), text) is not None
+    return _compiled(pattern).search(text) is not None
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\$(?=$|\)|\|)", r"\\Z", pattern))
 
 
 def quantity(amount: str | int) -> Decimal:

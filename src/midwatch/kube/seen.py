@@ -13,11 +13,9 @@ from ..model import Json
 from .errors import SpecRefused
 from .names import FINALIZER
 from .observed import SeenJob, SeenPod
-from .resource import SessionResource, Spec, read_resource
+from .resource import SessionResource, Spec, read_resource, resource_with
+from .rules import MAX_SECONDS
 from .statuses import phase_of
-
-_LONG = 604800
-"""Seconds: no limit, for a session whose limits cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +112,9 @@ def seen_of(
 
 def _unread(body: Mapping[str, Any]) -> SessionResource:
     """A resource whose spec is refused, with as much of it as is needed to follow and to stop it."""
-    meta, spec = body.get("metadata") or {}, body.get("spec") or {}
-    return SessionResource(
-        namespace=meta.get("namespace") or "default",
-        name=meta.get("name", ""),
-        uid=meta.get("uid", ""),
-        generation=meta.get("generation", 0),
-        created_at=None,
-        deleting=bool(meta.get("deletionTimestamp")),
-        spec=Spec.model_construct(
-            timeout=_LONG, idle_timeout=_LONG, stop=spec.get("stop") is True
-        ),
-        status=dict(body.get("status") or {}),
+    stop = (body.get("spec") or {}).get("stop") is True
+    # No limit, as its limits cannot be read.
+    spec = Spec.model_construct(
+        timeout=MAX_SECONDS, idle_timeout=MAX_SECONDS, stop=stop
     )
+    return resource_with(spec, body)

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from ..settings import OperatorSettings
+from .environment import BAD_ENVIRONMENT, POD_ENDED, UNTOLD
 from .observed import SeenJob, SeenPod
 
 Outcome = Literal["fine", "waiting", "lost", "failed"]
@@ -40,8 +41,7 @@ _QUIET = {"NoPod", "NodeLost", "JobNotBegun"}
 """Nothing to tell as long as the grace lasts."""
 _BEGINS = 60.0
 """Seconds within which the Job controller looks at a new Job, or is said to be late."""
-_EXIT_BAD_ENVIRONMENT, _EXIT_UNTOLD = 2, 3
-_KILLED = {137: "SIGKILL", 143: "SIGTERM"}
+_KILLED = {137: "SIGKILL", POD_ENDED: "SIGTERM"}
 
 
 def judge(
@@ -174,13 +174,13 @@ def _of_ended_pod(pod: SeenPod) -> Verdict:
 
 
 def _of_exit(pod: SeenPod) -> Verdict:
-    if pod.exit_code in (0, _EXIT_UNTOLD):
+    if pod.exit_code in (0, UNTOLD):
         return _untold("its runner ended, but")
     if pod.exit_code is None:
         return Verdict("lost", "PodFailed", "its pod failed before it could start")
     said = f": {pod.exit_message}" if pod.exit_message else ""
     hint = f"see `kubectl logs {pod.name}`"
-    if pod.exit_code == _EXIT_BAD_ENVIRONMENT:
+    if pod.exit_code == BAD_ENVIRONMENT:
         what = f"its runner refused its environment{said}"
         return Verdict("failed", "BadEnvironment", f"{what} ({hint})")
     what = f"its runner ended with exit code {pod.exit_code} and no last word{said}"

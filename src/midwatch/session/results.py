@@ -9,7 +9,6 @@ from pathlib import Path
 from ..events import Failure, Phase, Spend
 from ..model import Usage
 from ..status import SessionStatus
-from ..workspace.git import Git
 from ..workspace.inspect import RepoState, inspect_workspace
 from ..workspace.record import Workspace, load_record
 from ..workspace.setup import WorkspaceOptions
@@ -79,7 +78,7 @@ async def states_of(
     """The state of its repositories; raises what git raises."""
     if workspace is None:
         return ()
-    git = Git(options.environment, options.limits, None)
+    git = options.git()
     return tuple(await inspect_workspace(workspace, git))
 
 

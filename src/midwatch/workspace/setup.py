@@ -51,6 +51,9 @@ class WorkspaceOptions:
     environment: GitEnvironment = field(default_factory=GitEnvironment)
     limits: GitLimits = field(default_factory=GitLimits)
 
+    def git(self) -> Git:
+        return Git(self.environment, self.limits)
+
     @property
     def session_branch(self) -> str:
         return self.branch or f"midwatch/{self.session}"

@@ -12,7 +12,6 @@ from ...model import Json
 from ...session.options import Limits, SandboxWish, SessionOptions, SubagentSpec
 from ...settings import GitCredentialSettings, SessionSettings
 from ...workspace.environment import Credential, GitEnvironment
-from ...workspace.git import Git
 from ...workspace.setup import WorkspaceOptions
 from .places import Place, Places
 
@@ -106,10 +105,6 @@ def workspace_options(
         mirror_bytes=int(settings.cache_size),
         environment=environment,
     )
-
-
-def git_of(options: WorkspaceOptions) -> Git:
-    return Git(options.environment, options.limits)
 
 
 def git_environment(

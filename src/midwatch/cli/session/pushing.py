@@ -12,7 +12,6 @@ from ...workspace.names import check_ref_name
 from ...workspace.push import PushResult, push_workspace
 from ...workspace.record import ClonedRepo, Workspace, open_workspace, save_record
 from ..output import GREEN, RED
-from .choices import git_of
 from .desk import Desk
 from .documents import push_document
 from .places import Place
@@ -26,7 +25,7 @@ class NotPushed(MidwatchError):
 async def look(desk: Desk, place: Place) -> list[RepoState]:
     """The repositories as they are now; the records follow."""
     workspace = open_workspace(place.state)
-    states = await inspect_workspace(workspace, git_of(desk.workspace_options(place)))
+    states = await inspect_workspace(workspace, desk.workspace_options(place).git())
     records = [repository_record(state) for state in states]
     await desk.sessions.save_repositories(place.id, records)
     return states
@@ -39,7 +38,7 @@ async def push_and_tell(
     workspace = open_workspace(place.state)
     if branch is not None:
         workspace = await _onto(desk, place, workspace, branch)
-    results = await push_workspace(workspace, git_of(desk.workspace_options(place)))
+    results = await push_workspace(workspace, desk.workspace_options(place).git())
     for result in results:
         _tell(teller, result)
     await look(desk, place)

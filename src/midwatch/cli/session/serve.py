@@ -37,7 +37,7 @@ def serve(context: typer.Context) -> None:
 
 
 async def _serve(edge: Edge) -> int:
-    from ...kube.pod.ending import BAD_ENVIRONMENT
+    from ...kube.environment import BAD_ENVIRONMENT
     from ...kube.pod.refusing import refuse
     from ...kube.pod.task import read_identity, read_task
     from ...kube.pod.variables import sorted_variables

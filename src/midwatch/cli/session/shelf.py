@@ -104,12 +104,11 @@ def diffs_of(edge: Edge, session_id: str, repo: str | None) -> list[tuple[str, D
     async def read(desk: Desk) -> list[tuple[str, Diff]]:
         from ...workspace.inspect import diff_of
         from ...workspace.record import open_workspace
-        from .choices import git_of
         from .pushing import repository_named
 
         place = desk.places.present(session_id)
         workspace = open_workspace(place.state)
-        git = git_of(desk.workspace_options(place))
+        git = desk.workspace_options(place).git()
         repos = workspace.repos if repo is None else [repository_named(workspace, repo)]
         return [(one.name, await diff_of(one, git)) for one in repos]
 

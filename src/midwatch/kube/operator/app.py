@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import AsyncIterator
 
 from ...errors import MidwatchError
@@ -58,7 +57,7 @@ class Operator:
             stuck_after=_TURN * settings.request_timeout,
         )
         self._hands = Hands(cluster, self.index, settings, clock, self._log)
-        self._failures = Counter[str]()
+        self._follower = Follower(self._hands, self._queue)
 
     async def run(self, stop: Stop) -> None:
         """Follow all sessions until the stop. Raises SettingsError where `operator.port` is taken."""
@@ -77,7 +76,7 @@ class Operator:
             self.index,
             self._queue,
             self._hands.tally,
-            self._failures,
+            self._follower.failures,
             self.hearing,
             self._cluster.requests,
         )
@@ -94,10 +93,7 @@ class Operator:
 
     async def _follow(self, stop: Stop) -> None:
         workers = [
-            asyncio.create_task(
-                Follower(self._hands, self._queue, self._failures).run(),
-                name=f"follower {number}",
-            )
+            asyncio.create_task(self._follower.run(), name=f"follower {number}")
             for number in range(self._settings.concurrency)
         ]
         workers.append(asyncio.create_task(self._resync(stop), name="resync"))

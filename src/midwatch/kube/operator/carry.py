@@ -92,12 +92,15 @@ class Hands:
             case CreateJob():
                 await self._create(seen, action)
             case SuspendJob():
-                await self._suspend(key, action.name)
+                job = await self.cluster.suspend_job(key[0], action.name)
+                self._is_now(key, action.name, job)
             case DeleteJob():
                 await self.cluster.delete_job(resource.namespace, action.name)
                 self.index.drop(key, "job", action.name)
             case ExpireJob():
-                await self._expire(key, action.name)
+                seconds = math.ceil(self.settings.job_ttl)
+                job = await self.cluster.expire_job(key[0], action.name, seconds)
+                self._is_now(key, action.name, job)
             case WriteStatus():
                 await self._write(resource, action)
             case Event():
@@ -124,16 +127,8 @@ class Hands:
         )
         self.index.put_session(body)
 
-    async def _suspend(self, key: Key, name: str) -> None:
-        body = await self.cluster.suspend_job(key[0], name)
-        if body is None:
-            self.index.drop(key, "job", name)
-        else:
-            self.index.put_job(body)
-
-    async def _expire(self, key: Key, name: str) -> None:
-        seconds = math.ceil(self.settings.job_ttl)
-        body = await self.cluster.expire_job(key[0], name, seconds)
+    def _is_now(self, key: Key, name: str, body: Json | None) -> None:
+        """A Job as it is by now; None: there is none."""
         if body is None:
             self.index.drop(key, "job", name)
         else:

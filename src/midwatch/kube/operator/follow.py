@@ -24,16 +24,13 @@ PASSING = 3
 
 
 class Follower:
-    """Follows one session at a time; several may share an index and a queue, and count their `failures`
-    together."""
+    """Follows one session at a time; `run` may run several times at once. `failures` counts them by kind."""
 
-    def __init__(
-        self, hands: Hands, queue: Queue, failures: Counter[str] | None = None
-    ) -> None:
+    def __init__(self, hands: Hands, queue: Queue) -> None:
         self._hands = hands
         self._queue = queue
         self._log = hands.log
-        self._failures = Counter[str]() if failures is None else failures
+        self.failures = Counter[str]()
 
     async def run(self) -> None:
         """Take what is next and follow it, for ever."""
@@ -69,7 +66,7 @@ class Follower:
             self._log.exception("failed", session=session, wait=wait)
 
     def _failed(self, kind: Failure, key: Key, at_least: float = 0.0) -> float:
-        self._failures[kind] += 1
+        self.failures[kind] += 1
         return self._queue.failed(key, at_least)
 
     async def follow(self, key: Key) -> None:

@@ -8,16 +8,12 @@ from ...errors import MidwatchError
 from ...events import Phase, failure
 from ...session.before import SessionStopped
 from ...status import SessionStatus
+from ..environment import POD_ENDED
 from ..statuses import failure_story, story_of
 from .hints import HINTS
 
 COMPLETED_OR_STOPPED = 0
 FAILED = 1
-BAD_ENVIRONMENT = 2
-UNTOLD = 3
-"""The status could not be written."""
-POD_ENDED = 143
-"""The pod was taken away in the middle of the work: what SIGTERM's default is, so that it counts as lost."""
 SIGNALS = ("SIGTERM", "SIGINT")
 """Reasons of a stop that came from outside of the session."""
 STOPPED = "Stopped"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,4 @@ class Graces:
         """Those of a pod that gets so many seconds; more than 60 changes nothing."""
         share = min(1.0, seconds / 60.0)
         whole = cls()
-        return cls(
-            session=whole.session * share,
-            wind_up=whole.wind_up * share,
-            push=whole.push * share,
-            look=whole.look * share,
-            save=whole.save * share,
-            ask=whole.ask * share,
-            last_word=whole.last_word * share,
-        )
+        return cls(**{f.name: getattr(whole, f.name) * share for f in fields(cls)})

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ...errors import SettingsError
 from ..environment import RUNNER_VARIABLES
+from ..rules import MAX_SECONDS
 
 TABLE = {variable.name: variable for variable in RUNNER_VARIABLES}
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
-_LONGEST = 604800.0  # seconds, as in spec.timeout
 
 
 class Reader:
@@ -62,7 +62,7 @@ class Reader:
         return None if value is None else _positive(name, value, math.inf)
 
     def seconds(self, name: str) -> float:
-        return _positive(name, self.text(name), _LONGEST)
+        return _positive(name, self.text(name), MAX_SECONDS)
 
     def folder(self, name: str) -> Path:
         path = Path(self.text(name))

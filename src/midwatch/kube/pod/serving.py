@@ -20,9 +20,9 @@ from ...session.outbox import read_events
 from ...session.records import FolderRecords
 from ...session.session import AsyncAgenticSession
 from ...workspace.environment import GitEnvironment
-from ...workspace.git import Git
 from ...workspace.record import Workspace
 from ...workspace.setup import WorkspaceOptions
+from ..environment import UNTOLD
 from ..errors import ResourceGone, WriterOutdated
 from ..statuses import Condition, merged, timestamp
 from ..writer import ResourceRecords, StatusCluster
@@ -32,7 +32,6 @@ from .ending import (
     COMPLETED_OR_STOPPED,
     SIGNALS,
     STOPPED,
-    UNTOLD,
     End,
     ended_as,
     ended_by,
@@ -195,7 +194,9 @@ class PodRunner:
         return AsyncAgenticSession(
             client=task.access,
             workspace=workspace,
-            options=_options(task, self._means.options, self._time_left()),
+            options=_options(
+                task, self._means.options, self._time_left(), self._graces.session
+            ),
             interactive=task.interactive,
             session_id=task.identity.name,
             folder=self._places.state,
@@ -251,8 +252,7 @@ class PodRunner:
 
     async def _delivered(self, end: End, workspace: Workspace) -> End:
         """Push the repositories, if it is Completed and that is wanted, and tell how they are."""
-        git = Git(self._git.environment, self._git.limits)
-        delivery = Delivery(workspace, git, self._note)
+        delivery = Delivery(workspace, self._git.git(), self._note)
         if self._task.push and end.phase is Phase.COMPLETED:
             push = self._push(delivery, end)
             end = await self._in_time(push, self._graces.push) or unpushed(end)
@@ -357,12 +357,14 @@ class PodRunner:
         self._means.voice.note(self._redactor.text(text))
 
 
-def _options(task: PodTask, options: SessionOptions, wall: float) -> SessionOptions:
+def _options(
+    task: PodTask, options: SessionOptions, wall: float, grace: float
+) -> SessionOptions:
     """The settings' options with the wishes of the resource."""
     limits = replace(
         options.limits,
         wall=wall,
-        grace=min(options.limits.grace, Graces.within(task.termination_grace).session),
+        grace=min(options.limits.grace, grace),
         idle=task.idle_timeout,
         mail_idle=task.idle_timeout,
         max_turns=task.max_turns or options.limits.max_turns,
