@@ -48,7 +48,7 @@ async def run() -> Sequence[Row]:
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
         root = Path(name)
         with _proxy(root) as url:
-            rows = [*await _tree(root, url), await _on_disk(root, url)]
+            rows = [*await _tree(root, url), await _on_disk(url)]
             return [*rows, await _large(root, url)]
 
 
@@ -236,7 +236,7 @@ async def _times(
     ]
 
 
-async def _on_disk(root: Path, url: str) -> Row:
+async def _on_disk(url: str) -> Row:
     """What a pull of all files to a disk that may lose its power waits for it."""
     shares = []
     async with ContentClient(url, _token(), FOLDER) as client:

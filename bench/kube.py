@@ -54,7 +54,7 @@ def _all() -> list[Row]:
 
 @contextmanager
 def _cluster(api_url: str) -> Iterator[LocalCluster]:
-    rules = next(iter(render.rules_for({}).values()))
+    rules = render.rules_for()[""]
     with (
         tempfile.TemporaryDirectory(prefix="midwatch-bench-") as name,
         LocalCluster(Path(name), api_url, rules=rules) as cluster,

@@ -98,3 +98,10 @@ def in_store(folder: Path, use: Callable[[SqlStore], Awaitable[T]]) -> T:
             await store.close()
 
     return asyncio.run(run())
+
+
+async def comes_true(so: Callable[[], object], timeout: float) -> None:
+    """Look every 10 ms, between which the loop goes on. Raises TimeoutError after so many seconds."""
+    async with asyncio.timeout(timeout):
+        while not so():
+            await asyncio.sleep(0.01)

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,10 @@ from midwatch.content.server.disk import translated
 from midwatch.content.tree import EMPTY, chunk_hash
 from midwatch.content.wire import MEDIA_TYPE, encode_frame
 
+from .cli import comes_true
 from .content_proxy import FOLDER, Caller, Proxy, bearer, check_whole, file, proxy
+
+_until = partial(comes_true, timeout=5)
 
 
 async def raw(running: Proxy, data: bytes, wait: float = 5) -> bytes:
@@ -283,13 +286,6 @@ async def test_what_a_dead_process_left_is_removed(tmp_path: Path) -> None:
         await two.write({"b": b"two"})
         assert set((await one.manifest())[1]) == {"a", "b"}
     assert list((tmp_path / "volume" / "beside").iterdir()) == []
-
-
-async def _until(true: Callable[[], bool], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "that did not happen"
-        await asyncio.sleep(0.01)
 
 
 async def test_ipv6(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from midwatch.content.tree import EMPTY
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Stop
 
+from .cli import comes_true
 from .content_proxy import FOLDER, OTHER, Proxy, proxy, token
 from .content_sync import (
     INBOX,
@@ -44,6 +46,8 @@ from .content_sync import (
     side,
     snapshot,
 )
+
+_until = partial(comes_true, timeout=5)
 
 # One server for all, and a folder for each: a server takes its time to end.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -514,13 +518,6 @@ async def test_a_token_that_does_not_hold_is_told(
         await _until(lambda: isinstance(one.sync.last_error, TokenRefused))
         stop.set()
         await asyncio.wait_for(keeping, 10)
-
-
-async def _until(holds: object) -> None:
-    assert callable(holds)
-    async with asyncio.timeout(5):
-        while not holds():
-            await asyncio.sleep(0.005)
 
 
 # ------------------------------------------------------------------ the boundary

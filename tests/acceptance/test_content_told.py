@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,11 @@ from midwatch.content.wire import ATTEMPT
 from midwatch.kube.pod.keeping import Keeper
 from midwatch.kube.statuses import Condition
 
+from .cli import comes_true
 from .content_proxy import Proxy, proxy
 from .content_sync import FastClock, Side, side
+
+_until = partial(comes_true, timeout=5)
 
 
 class Told:
@@ -98,10 +101,3 @@ async def test_a_later_attempt_ends_this_one(pod: Side, running: Proxy) -> None:
     with pytest.raises(Superseded):
         await again.keeper.fetch()
     assert again.keeper.lost is not None
-
-
-async def _until(holds: object) -> None:
-    assert callable(holds)
-    async with asyncio.timeout(5):
-        while not holds():
-            await asyncio.sleep(0.005)

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ from midwatch.testing.messages_api import Answer as Reply
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
 from midwatch.testing.subjects import FakeSubject, broken
 
-from .cli import KEY, MIDWATCH, environ
+from .cli import KEY, MIDWATCH, comes_true, environ
 from .content_proxy import process, proxy
+
+eventually = partial(comes_true, timeout=30)
 
 Labels = frozenset[tuple[str, str]]
 Samples = dict[tuple[str, Labels], float]
@@ -83,12 +86,6 @@ def parsed(text: str, families: tuple[Family, ...]) -> Samples:
 
 def value(samples: Samples, name: str, **labels: str) -> float:
     return samples[name, frozenset(labels.items())]
-
-
-async def eventually(so: Callable[[], object], timeout: float = 30.0) -> None:
-    async with asyncio.timeout(timeout):
-        while not so():
-            await asyncio.sleep(0.05)
 
 
 @contextmanager

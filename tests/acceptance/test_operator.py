@@ -14,6 +14,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ from midwatch.lifecycle import Stop
 from midwatch.model import Json
 from midwatch.settings import KeyReference, OperatorSettings
 from midwatch.testing.kubernetes import ApiServer, Refused, asking
+
+from .cli import comes_true
+
+eventually = partial(comes_true, timeout=20)
 
 PLURAL = "agenticsessions"
 CONDITION = {
@@ -216,12 +221,6 @@ def healthy(port: int) -> bool:
             return bool(got.status == 200)
     except OSError:
         return False
-
-
-async def eventually(so: Callable[[], object], timeout: float = 20.0) -> None:
-    async with asyncio.timeout(timeout):
-        while not so():
-            await asyncio.sleep(0.02)
 
 
 async def test_each_fate_of_a_pod_is_told_in_the_resource(stand: Stand) -> None:

@@ -31,6 +31,7 @@ from midwatch.testing.sessions import options
 from midwatch.workspace.environment import GitEnvironment
 from midwatch.workspace.testing import run_git
 
+from .cli import comes_true
 from .content_proxy import FOLDER, OTHER, file, process, token
 from .serve_pod import Pod
 from .session_cli import bash, make_repositories, until
@@ -404,9 +405,7 @@ async def test_an_end_that_cannot_be_told_has_its_own_exit_code(
 
 
 async def _until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(15):
-        while not _quietly(true):
-            await asyncio.sleep(0.02)
+    await comes_true(lambda: _quietly(true), 15)
 
 
 def _quietly(true: Callable[[], bool]) -> bool:

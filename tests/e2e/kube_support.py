@@ -13,7 +13,6 @@ from deploy import render
 from midwatch.kube.statuses import phase_of
 from midwatch.model import Json
 from midwatch.testing.kubernetes.local import TEAM, LocalCluster
-from midwatch.testing.messages_api import Answer, ToolUse
 from midwatch.workspace.testing import make_repository
 
 VARIABLES = {
@@ -34,7 +33,7 @@ QUICK = {
 @contextmanager
 def cluster(folder: Path, api_url: str, **settings: Any) -> Iterator[LocalCluster]:
     """With the operator's rights as the chart has them; fails if the kubelet did."""
-    rules = next(iter(render.rules_for({}).values()))
+    rules = render.rules_for()[""]
     with LocalCluster(
         folder / "cluster",
         api_url,
@@ -62,10 +61,6 @@ def spec(*repos: Path, **more: Any) -> Json:
         "timeout": 120,
         **more,
     }
-
-
-def bash(command: str) -> Answer:
-    return Answer(tool_uses=[ToolUse("Bash", {"command": command})])
 
 
 def over(body: Json | None) -> bool:

@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,10 +31,11 @@ from midwatch.testing.messages_api import (
     ScriptedMessagesAPI,
     unauthorized,
 )
+from midwatch.testing.sessions import wait_until
 from midwatch.workspace.testing import run_git
 
+from ..acceptance.session_cli import bash
 from .kube_support import (
-    bash,
     cluster,
     conditions,
     events,
@@ -42,6 +44,8 @@ from .kube_support import (
     spec,
     told,
 )
+
+_until = partial(wait_until, timeout=30)
 
 
 def test_a_resource_lives_to_its_end(tmp_path: Path) -> None:
@@ -338,10 +342,3 @@ def _post(running: LocalCluster, folder: str, text: str) -> None:
     )
     with urllib.request.urlopen(request, timeout=10) as answer:
         assert answer.status == 200
-
-
-def _until(true: object, timeout: float = 30.0) -> None:
-    end = time.monotonic() + timeout
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.05)

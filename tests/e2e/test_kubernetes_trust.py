@@ -13,7 +13,8 @@ from midwatch.testing.kubernetes.local import TEAM, LocalCluster
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 from midwatch.workspace.testing import run_git
 
-from .kube_support import bash, cluster, conditions, over, repositories, spec
+from ..acceptance.session_cli import bash
+from .kube_support import cluster, conditions, over, repositories, spec
 
 DATABASE = "postgres://app:unlikely-w0rd@db/shop"
 DANGEROUS = {

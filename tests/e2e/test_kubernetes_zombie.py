@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,13 @@ from midwatch.testing.kubernetes.folders import namespace_prefix
 from midwatch.testing.kubernetes.local import TEAM
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 from midwatch.testing.scripted.requests import Request
+from midwatch.testing.sessions import wait_until
 from midwatch.workspace.testing import run_git
 
-from .kube_support import bash, cluster, conditions, over, repositories, spec, told
+from ..acceptance.session_cli import bash
+from .kube_support import cluster, conditions, over, repositories, spec, told
+
+_until = partial(wait_until, timeout=30)
 
 COMMIT = "git -c user.name=a -c user.email=a@b commit -qam"
 
@@ -95,10 +98,3 @@ def test_what_a_zombie_does_stays_with_it(tmp_path: Path) -> None:
         assert local.read_bytes() == lines
         [manifest] = (running.folder / "volume").glob("folders/*/*/manifest.jsonl")
         assert b".midwatch-conflicts" not in manifest.read_bytes()
-
-
-def _until(true: Callable[[], bool], timeout: float = 30.0) -> None:
-    end = time.monotonic() + timeout
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.1)

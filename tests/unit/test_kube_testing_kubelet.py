@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from midwatch.testing.kubernetes import (
 )
 from midwatch.testing.kubernetes.folders import namespace_prefix
 from midwatch.testing.kubernetes.images import Image
+from midwatch.testing.sessions import wait_until
 
 Json = dict[str, Any]
 
@@ -108,13 +108,6 @@ def state_of(pod: Json) -> Json:
     return state
 
 
-def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "it does not come to pass"
-        time.sleep(0.02)
-
-
 def test_a_job_runs_with_its_environment_and_volumes(
     server: ApiServer, kubelet: ProcessKubelet
 ) -> None:
@@ -180,7 +173,7 @@ def test_a_secret_that_is_missing_is_waited_for(
 ) -> None:
     container = {"envFrom": [{"secretRef": {"name": "late"}}]}
     server.objects.create(job('test "$A" = b', container=container))
-    until(
+    wait_until(
         lambda: server.objects.list("pods")
         and "containerStatuses" in only_pod(server)["status"]
     )
@@ -199,9 +192,9 @@ def test_suspending_ends_the_pod_gently_and_counts_nothing(
     script = 'trap "echo saved; exit 0" TERM; echo ready; while :; do sleep 0.05; done'
     server.objects.create(job(script))
     worker = kubelet.running("default", "work")
-    until(lambda: "ready" in kubelet.output(worker))
+    wait_until(lambda: "ready" in kubelet.output(worker))
     server.objects.merge("jobs", "default", "work", {"spec": {"suspend": True}})
-    until(lambda: not server.objects.list("pods"))
+    wait_until(lambda: not server.objects.list("pods"))
     assert kubelet.output(worker) == "ready\nsaved\n"
     found = server.objects.get("jobs", "default", "work")
     assert condition(found, "Suspended")["status"] == "True"
@@ -217,9 +210,9 @@ def test_deadlines_and_the_time_after_the_end_follow_the_clock(
     spec = {"activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 600}
     server.objects.create(job(script, pod={"terminationGracePeriodSeconds": 1}, **spec))
     worker = kubelet.running("default", "work")
-    until(lambda: "ready" in kubelet.output(worker))
+    wait_until(lambda: "ready" in kubelet.output(worker))
     clock.ahead += timedelta(seconds=61)
-    until(
+    wait_until(
         lambda: (
             condition(server.objects.get("jobs", "default", "work"), "FailureTarget")
             if server.objects.get("jobs", "default", "work")["status"].get("conditions")
@@ -297,7 +290,7 @@ def test_a_zombie_of_a_lost_node_keeps_to_its_own_files(
     )
     server.objects.create({**work, "spec": {**work["spec"], "backoffLimit": 1}})
     zombie = kubelet.running("default", "work")
-    until(lambda: (kubelet.folder(zombie, "/workspace") / "mine").exists())
+    wait_until(lambda: (kubelet.folder(zombie, "/workspace") / "mine").exists())
     kubelet.lose_node(zombie, zombie=True)
     pod = server.objects.get("pods", *zombie.key)
     assert pod["status"]["reason"] == "NodeLost" and "running" in state_of(pod)
@@ -305,7 +298,7 @@ def test_a_zombie_of_a_lost_node_keeps_to_its_own_files(
     second = kubelet.running("default", "work")
     assert second is not zombie
     ours = kubelet.folder(second, "/workspace")
-    until(lambda: (ours / "mine").exists())
+    wait_until(lambda: (ours / "mine").exists())
     (ours / "go").touch()
     done = server.objects.wait("jobs", "default", "work", ended)
     assert condition(done, "Complete")
@@ -326,9 +319,9 @@ def test_fates_keep_pods_waiting_until_lifted(
         found = server.objects.list("pods", "default", f"job-name={name}")
         return found[0] if found else {"status": {}}
 
-    until(lambda: pod("a")["status"].get("conditions"))
+    wait_until(lambda: pod("a")["status"].get("conditions"))
     assert condition(pod("a"), "PodScheduled")["reason"] == "Unschedulable"
-    until(lambda: "ImagePullBackOff" in str(pod("b")["status"]))
+    wait_until(lambda: "ImagePullBackOff" in str(pod("b")["status"]))
     nowhere.lift()
     pull.lift()
     for name in "ab":
@@ -389,8 +382,8 @@ def test_two_hundred_jobs_without_processes(
             p["status"].get("phase") == phase for p in server.objects.list("pods")
         )
 
-    until(lambda: count("Succeeded") == count("Running") == 100, 20)
-    until(lambda: sum(map(ended, server.objects.list("jobs"))) == 100)
+    wait_until(lambda: count("Succeeded") == count("Running") == 100, 20)
+    wait_until(lambda: sum(map(ended, server.objects.list("jobs"))) == 100)
 
 
 def test_a_job_document_that_is_no_job_is_refused(server: ApiServer) -> None:

@@ -20,7 +20,7 @@ from .kinds import CRDS, Kind, Kinds
 from .naming import CRD_FINALIZER, metadata_faults
 from .options import DeleteOptions
 from .refusals import Cause, Refused
-from .state import Key, State
+from .state import Key, State, key_of
 from .structural import faults as structural_faults
 from .structural import fill, pruned
 
@@ -133,7 +133,7 @@ class Api:
     ) -> Json:
         old = self.get(kind, key)
         wanted = patches.patched(old, content_type, patch)
-        document = self._readable(kind, copy.deepcopy(wanted))
+        document = self._readable(kind, wanted)
         if document["metadata"].get("name") != key[1]:
             raise Refused(400, "the name of an object cannot be changed")
         if document["metadata"].get("uid") != old["metadata"]["uid"]:
@@ -184,7 +184,7 @@ class Api:
         return own if asked is None else max(0, asked)
 
     def _readable(self, kind: Kind, body: Any) -> Json:
-        """A document of this kind: a shallow copy with a metadata of its own."""
+        """A document of this kind: a copy, complete with what says so."""
         if not isinstance(body, dict) or not isinstance(body.get("metadata", {}), dict):
             raise Refused(400, f"the body is not a {kind.kind}")
         if kind.crd and not (body.get("apiVersion") and body.get("kind")):
@@ -302,7 +302,7 @@ class Api:
             return new
         if self._over(new["metadata"]):
             # One event, with the object as it was: its last finalizer is told of as DELETED only.
-            self.state.remove(kind.resource, self._key(new))
+            self.state.remove(kind.resource, key_of(new))
             return new
         return self._stored(kind, new)
 
@@ -354,10 +354,6 @@ class Api:
             and not meta.get("finalizers")
             and meta["deletionGracePeriodSeconds"] == 0
         )
-
-    def _key(self, document: Json) -> Key:
-        meta = document["metadata"]
-        return meta.get("namespace", ""), meta["name"]
 
     def _stored(self, kind: Kind, document: Json) -> Json:
         stored = self.state.put(kind.resource, document)

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from midwatch.kube.names import SESSION_LABEL
 from midwatch.model import Json
 
 from .environments import secret_data
@@ -55,11 +56,10 @@ def namespace_prefix() -> tuple[str, ...]:
 
 
 class Folders:
-    """All folders of one kubelet. `session_label` names the pods that share a path."""
+    """All folders of one kubelet. The pods of one session share a path."""
 
-    def __init__(self, root: Path, objects: Objects, session_label: str) -> None:
+    def __init__(self, root: Path, objects: Objects) -> None:
         self._root, self._objects = root, objects
-        self._label = session_label
 
     def own(self, pod: Json) -> Path:
         """What belongs to this pod only."""
@@ -116,7 +116,7 @@ class Folders:
         if namespace_prefix():
             return self._root / "at"
         meta = pod["metadata"]
-        name = str((meta.get("labels") or {}).get(self._label) or meta["name"])
+        name = str((meta.get("labels") or {}).get(SESSION_LABEL) or meta["name"])
         return self._root / "at" / str(meta["namespace"]) / name
 
     def _swap(self, place: Path, folder: Path) -> None:

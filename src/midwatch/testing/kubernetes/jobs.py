@@ -24,6 +24,7 @@ from midwatch.model import Json
 from .api import stamp
 from .objects import Objects
 from .refusals import Refused
+from .state import key_of
 
 TRACKING = "batch.kubernetes.io/job-tracking"
 GAP = timedelta(seconds=0.03)
@@ -39,10 +40,8 @@ _WHY = {
 class JobController:
     """`reconcile` is called for every Job that something happened to, and when it is due again."""
 
-    def __init__(
-        self, objects: Objects, now: Callable[[], datetime], gap: timedelta = GAP
-    ) -> None:
-        self._objects, self._now, self._gap = objects, now, gap
+    def __init__(self, objects: Objects, now: Callable[[], datetime]) -> None:
+        self._objects, self._now = objects, now
         self._next: dict[tuple[str, str], datetime] = {}
         """When a Job's next step may be taken."""
         self.due: dict[tuple[str, str], datetime] = {}
@@ -158,19 +157,19 @@ class JobController:
 
     def _rest(self, job: Json) -> None:
         """Let the others see what was done."""
-        self._next[_key(job)] = self._now() + self._gap
-        self._look_again(job, self._now() + self._gap)
+        self._next[key_of(job)] = self._now() + GAP
+        self._look_again(job, self._now() + GAP)
 
     def _is_early(self, job: Json) -> bool:
         """Whether the next step has its time to come."""
-        end = self._next.get(_key(job), _LONG_AGO)
+        end = self._next.get(key_of(job), _LONG_AGO)
         if self._now() >= end:
             return False
         self._look_again(job, end)
         return True
 
     def _look_again(self, job: Json, at: datetime) -> None:
-        self.due[_key(job)] = min(at, self.due.get(_key(job), at))
+        self.due[key_of(job)] = min(at, self.due.get(key_of(job), at))
 
     def _late(self, job: Json, status: Json) -> bool:
         limit = job["spec"].get("activeDeadlineSeconds")
@@ -189,7 +188,7 @@ class JobController:
         last = condition(job, "Complete") or condition(job, "Failed") or {}
         end = _time(last["lastTransitionTime"]) + timedelta(seconds=ttl)
         if self._now() >= end:
-            self._objects.delete("jobs", *_key(job), policy="Foreground")
+            self._objects.delete("jobs", *key_of(job), policy="Foreground")
         else:
             self._look_again(job, end)
 
@@ -236,12 +235,12 @@ class JobController:
             rest = [name for name in finalizers if name != TRACKING]
             with _gone_is_fine():
                 patch = {"metadata": {"finalizers": rest}}
-                self._objects.merge("pods", *_key(pod), patch)
+                self._objects.merge("pods", *key_of(pod), patch)
 
     def _delete(self, pod: Json) -> None:
         if not leaving(pod):
             with _gone_is_fine():
-                self._objects.delete("pods", *_key(pod))
+                self._objects.delete("pods", *key_of(pod))
 
     def _set(
         self,
@@ -271,7 +270,7 @@ class JobController:
             outcome: uids or None for outcome, uids in pending.items()
         }
         patch = {"status": wanted | cleared}
-        self._objects.merge("jobs", *_key(job), patch, sub="status")
+        self._objects.merge("jobs", *key_of(job), patch, sub="status")
         self._rest(job)
 
 
@@ -353,10 +352,6 @@ def _count(pods: list[Json], phase: str) -> int:
 def _entry(status: Json, type: str) -> Json | None:
     conditions = status.get("conditions") or ()
     return next((entry for entry in conditions if entry["type"] == type), None)
-
-
-def _key(document: Json) -> tuple[str, str]:
-    return document["metadata"]["namespace"], document["metadata"]["name"]
 
 
 def _time(text: str) -> datetime:

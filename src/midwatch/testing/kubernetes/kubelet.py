@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from midwatch.kube.names import SESSION_LABEL
 from midwatch.model import Json
 
 from . import pod_status
@@ -47,7 +48,7 @@ _LOOK = 0.5
 
 class ProcessKubelet:
     """`folder` holds everything it makes. `now` is the clock of deadlines, of the time after a Job's end
-    and of time stamps; a pod's grace is real time. `session_label` names pods that share their paths.
+    and of time stamps; a pod's grace is real time.
     """
 
     def __init__(
@@ -58,19 +59,17 @@ class ProcessKubelet:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         programs: Mapping[str, Sequence[str]] = PROGRAMS,
         image: Image = IMAGE,
-        session_label: str = "midwatch.dev/session",
     ) -> None:
         self._server, self._now = server, now
         self.fates = Fates()
         self.failures: list[Exception] = []
-        self._folders = Folders(folder, server.objects, session_label)
+        self._folders = Folders(folder, server.objects)
         credentials = Credentials(server)
         self._node = Node(
             server.objects,
             self._folders,
             credentials,
             now,
-            time.monotonic,
             programs,
             image,
         )
@@ -113,7 +112,9 @@ class ProcessKubelet:
         """The workers of a session's pods that are known here, oldest first."""
         with self._lock:
             found = list(self._workers.values())
-        return [w for w in found if w.key[0] == namespace and _session(w) == session]
+        return [
+            w for w in found if w.key[0] == namespace and _session(w.pod) == session
+        ]
 
     def running(self, namespace: str, session: str, timeout: float = 20.0) -> PodWorker:
         """The session's pod whose container runs; waits for it. Raises TimeoutError."""
@@ -314,13 +315,8 @@ class ProcessKubelet:
 
 def of_session(name: str) -> Callable[[Json], bool]:
     """A predicate over pods."""
-    return (
-        lambda pod: (pod["metadata"].get("labels") or {}).get("midwatch.dev/session")
-        == name
-    )
+    return lambda pod: _session(pod) == name
 
 
-def _session(worker: PodWorker) -> str:
-    return str(
-        (worker.pod["metadata"].get("labels") or {}).get("midwatch.dev/session", "")
-    )
+def _session(pod: Json) -> str:
+    return str((pod["metadata"].get("labels") or {}).get(SESSION_LABEL, ""))

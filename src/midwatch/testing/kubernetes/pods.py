@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,7 +34,6 @@ class Node:
     folders: Folders
     credentials: Credentials
     now: Callable[[], datetime]
-    monotonic: Callable[[], float]
     programs: Mapping[str, Sequence[str]]
     image: Image
 
@@ -62,7 +62,7 @@ class PodWorker:
         """Whether a step is worth it although nobody has changed the pod."""
         if self.lost or self.over:
             return False
-        now = self.node.monotonic()
+        now = time.monotonic()
         if self._kill_at is not None:
             return now >= self._kill_at or self._has_exited()
         if self.started:
@@ -112,7 +112,7 @@ class PodWorker:
 
     def _begin(self) -> None:
         """From a new pod to a running container, or to the reason why not."""
-        self._again_at = self.node.monotonic() + RETRY
+        self._again_at = time.monotonic() + RETRY
         fate = self._fate()
         if isinstance(fate, Unschedulable):
             self._say(pod_status.unschedulable(fate.message, self._at()))
@@ -230,10 +230,10 @@ class PodWorker:
             return
         if self._kill_at is None:
             grace = self.pod["metadata"]["deletionGracePeriodSeconds"]
-            self._kill_at = self.node.monotonic() + grace
+            self._kill_at = time.monotonic() + grace
             if self.process:
                 self.process.terminate()
-        if self.process is None or self.node.monotonic() >= self._kill_at:
+        if self.process is None or time.monotonic() >= self._kill_at:
             self.end_with(137 if self.process else 143, "Error")
 
     def _end(

@@ -22,7 +22,6 @@ class Process:
         folder: Path,
         log: Path,
     ) -> None:
-        self.log = log
         with log.open("ab") as sink:
             self._child = subprocess.Popen(
                 list(argv),

@@ -36,7 +36,7 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from .access import ADMIN, Access, User
+from .access import ADMIN, Access
 from .api import Api
 from .faults import Faults
 from .garbage import Collector
@@ -146,11 +146,6 @@ class ApiServer:
     def token_for(self, namespace: str, account: str, *, pod_uid: str = "") -> str:
         """A token of a service account; it ends with the account, and the pod if one is given."""
         return self.call(lambda: self._access.token_for(namespace, account, pod_uid))
-
-    def token(self, user: str, *groups: str) -> str:
-        """A token of any other user."""
-        everybody = User(user, (*groups, "system:authenticated"))
-        return self.call(lambda: self._access.token(everybody))
 
     def kubeconfig(
         self, path: Path, token: str | None = None, namespace: str = "default"

@@ -20,7 +20,7 @@ from .access import Access, User
 from .api import Api
 from .faults import Fault, Faults, LiveWatch
 from .journal import Journal, Request
-from .lists import listed, selected
+from .lists import listed
 from .options import DeleteOptions
 from .refusals import Refused
 from .schemas import VERSION
@@ -146,10 +146,8 @@ class Service:
             whole = listed(
                 self._api, kind, target.namespace, _only_selectors(request.query)
             )
-            predicate = selected(request.query, kind.plural)
-            for document in self._api.state.all(kind.resource, target.namespace):
-                if predicate is None or predicate(document):
-                    self._api.delete(kind, key_of(document), options)
+            for document in whole["items"]:
+                self._api.delete(kind, key_of(document), options)
             return _document(whole)
         before = self._api.get(kind, target.key)
         left = self._api.delete(kind, target.key, options)
