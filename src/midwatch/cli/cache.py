@@ -14,7 +14,7 @@ from .wiring import Edge
 if TYPE_CHECKING:
     from ..workspace.mirrors import Mirrors
 
-app = typer.Typer(name="cache", no_args_is_help=True)
+app = typer.Typer()
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 
 

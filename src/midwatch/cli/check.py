@@ -12,7 +12,6 @@ import typer
 
 from ..errors import MidwatchError, SettingsError
 from ..text import one_line
-from .main import app
 from .output import GREEN, RED, YELLOW, Output
 from .stats import alive_within
 from .tickets import AsJson
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from ..settings import Settings
     from ..store.protocol import Store
     from ..subjects.base import Subject
+
+app = typer.Typer()
 
 _LONGEST = 400  # characters of what a line says
 

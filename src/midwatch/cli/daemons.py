@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..lifecycle import Stop, signals_set
-from .main import app
 from .wiring import App, Edge, open_app
 
 if TYPE_CHECKING:
     from ..monitor import MonitorLoop
     from ..progress import Progress
     from ..runner import AgentRunner
+
+app = typer.Typer()
 
 Once = Annotated[bool, typer.Option("--once", help="One round, then exit.")]
 _LONGEST_STOP = 4.5

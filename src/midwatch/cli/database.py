@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..errors import SchemaMismatch
-from .main import app
 from .output import Output
 from .tickets import AsJson
 from .wiring import Edge
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
+
+app = typer.Typer()
 
 db = typer.Typer(help="The database's schema.", no_args_is_help=True)
 app.add_typer(db, name="db")

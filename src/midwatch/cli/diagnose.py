@@ -9,13 +9,14 @@ import typer
 
 from ..errors import Conflict, MidwatchError
 from ..model import Ticket, TicketStatus
-from .main import app
 from .output import Output
 from .tickets import AsJson, Id, Known, print_known, read_ticket, settled
 from .wiring import App, Edge, open_app
 
 if TYPE_CHECKING:
     from ..prompt import Prompt
+
+app = typer.Typer()
 
 _MOST = 10_000  # tickets of one batch
 UNDIAGNOSED = (TicketStatus.OPEN, TicketStatus.ACKNOWLEDGED)

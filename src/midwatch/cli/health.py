@@ -13,11 +13,12 @@ import typer
 
 from ..errors import PermanentError, TemporaryError
 from ..text import one_line
-from .main import app
 from .wiring import Edge
 
 if TYPE_CHECKING:
     from ..settings import Settings
+
+app = typer.Typer()
 
 SECONDS = 5.0
 """The time limit of the question: a loop that hangs may hold up the answer as well."""

@@ -9,12 +9,13 @@ import typer
 
 from ..errors import NotFound
 from ..model import Invariant, Json, Unit
-from .main import app
 from .output import BOLD, Cell, Output
 from .tickets import AsJson
 
 if TYPE_CHECKING:
     from ..subjects.base import SubjectKind
+
+app = typer.Typer()
 
 EVERY_KIND = "every kind"
 

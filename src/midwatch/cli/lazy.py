@@ -10,15 +10,15 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 
-def add_lazily(app: typer.Typer, name: str, help: str, module: str) -> None:
-    """Add the group `name`; its commands are those of `module`'s Typer called `app`."""
+def add_lazily(app: typer.Typer, name: str, help: str, *modules: str) -> None:
+    """Add the group `name`; its commands are those of each module's Typer called `app`."""
 
     class Lazy(TyperGroup):
         def list_commands(self, context: Any) -> list[str]:
-            return list(_loaded(module).list_commands(context))
+            return list(_loaded(modules).list_commands(context))
 
         def get_command(self, context: Any, name: str) -> Any:
-            return _loaded(module).get_command(context, name)
+            return _loaded(modules).get_command(context, name)
 
     group = typer.Typer(name=name, help=help, cls=Lazy, no_args_is_help=True)
     group.callback()(_nothing)
@@ -29,5 +29,9 @@ def _nothing() -> None:
     pass
 
 
-def _loaded(module: str) -> Any:
-    return get_command(import_module(module).app)
+def _loaded(modules: tuple[str, ...]) -> Any:
+    group = typer.Typer(no_args_is_help=True)
+    group.callback()(_nothing)
+    for module in dict.fromkeys(modules):
+        group.add_typer(import_module(module).app)
+    return get_command(group)

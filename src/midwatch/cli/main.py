@@ -12,6 +12,18 @@ import typer
 
 from .. import __version__
 from ..errors import MidwatchError
+from . import (
+    check,
+    daemons,
+    database,
+    diagnose,
+    health,
+    invariants,
+    stats,
+    tickets,
+)
+from .demo import command as demo
+from .lazy import add_lazily
 from .wiring import Edge
 
 app = typer.Typer(
@@ -20,6 +32,47 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+for module in (
+    check,
+    daemons,
+    database,
+    diagnose,
+    health,
+    invariants,
+    stats,
+    tickets,
+    demo,
+):
+    app.add_typer(module.app)
+add_lazily(
+    app,
+    "session",
+    "Run, steer and look at sessions of Claude Code.",
+    "midwatch.cli.session.commands",
+    "midwatch.cli.session.fix",
+    "midwatch.cli.session.shelf",
+    "midwatch.cli.session.mail",
+    "midwatch.cli.session.serve",
+    "midwatch.cli.session.demo",
+)
+add_lazily(
+    app,
+    "content",
+    "The content proxy, where workspaces outlive their pods.",
+    "midwatch.cli.content.serve",
+    "midwatch.cli.content.token",
+)
+add_lazily(app, "cache", "The mirrors of repositories.", "midwatch.cli.cache")
+add_lazily(
+    app,
+    "kube",
+    "Sessions in a Kubernetes cluster.",
+    "midwatch.cli.kube.demo",
+    "midwatch.cli.kube.operate",
+    "midwatch.cli.kube.resources",
 )
 
 
@@ -79,29 +132,3 @@ def _first(group: BaseExceptionGroup[MidwatchError]) -> MidwatchError:
 def _fail(line: str, code: int) -> NoReturn:
     print(f"midwatch: {line}", file=sys.stderr)
     sys.exit(code)
-
-
-# The commands add themselves to the app.
-from . import (  # noqa: E402, F401
-    check,
-    daemons,
-    database,
-    diagnose,
-    health,
-    invariants,
-    stats,
-    tickets,
-)
-from .demo import command  # noqa: E402, F401
-from .lazy import add_lazily  # noqa: E402
-
-_SESSIONS = "Run, steer and look at sessions of Claude Code."
-add_lazily(app, "session", _SESSIONS, "midwatch.cli.session.app")
-add_lazily(
-    app,
-    "content",
-    "The content proxy, where workspaces outlive their pods.",
-    "midwatch.cli.content.app",
-)
-add_lazily(app, "cache", "The mirrors of repositories.", "midwatch.cli.cache")
-add_lazily(app, "kube", "Sessions in a Kubernetes cluster.", "midwatch.cli.kube.app")

@@ -9,7 +9,6 @@ import typer
 
 from ..errors import SettingsError
 from ..model import Json
-from .main import app
 from .output import BOLD, Output, iso
 from .tickets import AsJson
 from .wiring import Edge, open_database
@@ -17,6 +16,8 @@ from .wiring import Edge, open_database
 if TYPE_CHECKING:
     from ..settings import Settings
     from ..store.protocol import Daemon, Pause, Stats
+
+app = typer.Typer()
 
 _ALIVE_PERIODS = 3
 _LEAST_PERIOD = 10.0  # seconds; an agent gives a sign of life this often

@@ -12,13 +12,14 @@ import typer
 from ..errors import Conflict
 from ..model import AuditRow, Diagnosis, Severity, Ticket, TicketStatus
 from .documents import history_document, ticket_document, ticket_row
-from .main import app
 from .output import Output
 from .pages import history_table, show_ticket, ticket_table
 from .wiring import Edge, use_store
 
 if TYPE_CHECKING:
     from ..store.protocol import Brief, Store, TicketFilter, TicketSession
+
+app = typer.Typer()
 
 tickets = typer.Typer(help="List, show and change tickets.", no_args_is_help=True)
 app.add_typer(tickets, name="tickets")

@@ -10,8 +10,9 @@ import typer
 
 from ..daemons import end_in
 from ..wiring import Edge
-from .app import app
 from .extra import key_file, keys_of, needs_content
+
+app = typer.Typer()
 
 _MARGIN = 5.0
 """Seconds beyond the grace until the process ends, whatever a disk that hangs would wait for."""

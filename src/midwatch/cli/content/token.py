@@ -10,8 +10,9 @@ import typer
 
 from ...errors import SettingsError
 from ...units import parse_duration
-from .app import app
 from .extra import keys_of, needs_content
+
+app = typer.Typer()
 
 
 @app.command()

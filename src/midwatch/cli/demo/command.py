@@ -11,8 +11,9 @@ from typing import Annotated
 import typer
 
 from ...errors import SettingsError
-from ..main import app
 from ..wiring import Edge
+
+app = typer.Typer()
 
 
 @app.command()

@@ -17,12 +17,13 @@ from ...errors import MidwatchError, SettingsError
 from ...model import Json
 from ..session.bug import PRICES, PROMPT, SAID, SHOP, looked, mended
 from ..wiring import Edge
-from .app import app
 
 if TYPE_CHECKING:
     from ...testing.kubernetes.local import LocalCluster
     from ...testing.messages_api import Hold
     from .watching import Watch
+
+app = typer.Typer()
 
 _NAME = "mend-the-cart"
 _PATIENCE = 120.0

@@ -13,7 +13,8 @@ from ...errors import SettingsError
 from ...lifecycle import Stop, signals_set
 from ..daemons import end_in
 from ..wiring import Edge
-from .app import app
+
+app = typer.Typer()
 
 
 @app.command()

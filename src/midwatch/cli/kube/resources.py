@@ -14,7 +14,8 @@ from ...errors import MidwatchError, PermanentError
 from ...model import Json
 from ...text import one_line
 from ..output import Output
-from .app import app
+
+app = typer.Typer()
 
 Format = Annotated[
     Literal["yaml", "json"], typer.Option("--output", "-o", help="How it is written.")

@@ -1,12 +1,10 @@
-"""The Typer that the commands of sessions add themselves to."""
+"""Options that several commands of `midwatch session` share."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
-
-app = typer.Typer(name="session", no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="A session's name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
@@ -55,6 +53,3 @@ DenyTool = Annotated[
     list[str] | None,
     typer.Option("--deny-tool", help="A tool that Claude does not get; repeatable."),
 ]
-
-# The commands add themselves.
-from . import commands, demo, fix, mail, serve, shelf  # noqa: E402, F401

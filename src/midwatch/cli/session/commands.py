@@ -29,13 +29,14 @@ from .app import (
     PushBranch,
     Timeout,
     Trust,
-    app,
 )
 
 if TYPE_CHECKING:
     from .choices import Choices
     from .desk import Desk
     from .request import Request
+
+app = typer.Typer()
 
 
 class SandboxName(StrEnum):

@@ -13,9 +13,10 @@ import yaml
 
 from ...errors import MidwatchError
 from ..wiring import Edge
-from .app import app
 from .bug import PRICES, PROMPT, SAID, SHOP, looked, mended
 from .commands import carry_out
+
+app = typer.Typer()
 
 _KEY = "sk-ant-scripted-demo"
 

@@ -22,9 +22,10 @@ from .app import (
     Push,
     PushBranch,
     Timeout,
-    app,
 )
 from .commands import Sandbox, chosen
+
+app = typer.Typer()
 
 
 @app.command("fix")

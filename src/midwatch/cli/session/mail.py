@@ -10,11 +10,13 @@ import typer
 from ...errors import SettingsError
 from ..output import Output
 from ..wiring import Edge
-from .app import AsJson, Id, app
+from .app import AsJson, Id
 
 if TYPE_CHECKING:
     from ...session.mailbox import Kind
     from .places import Place
+
+app = typer.Typer()
 
 RequestId = Annotated[
     str | None,

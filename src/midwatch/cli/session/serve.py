@@ -14,13 +14,14 @@ import typer
 from ...errors import MidwatchError, SettingsError
 from ...shielding import shield_process
 from ..wiring import Edge
-from .app import app
 
 if TYPE_CHECKING:
     from ...kube.pod.keeping import Sync
     from ...kube.pod.task import Identity, PodTask
     from ...kube.writer import StatusCluster
     from ...settings import Settings
+
+app = typer.Typer()
 
 
 @app.command()

@@ -12,13 +12,15 @@ from ...errors import Conflict, SettingsError
 from ...units import format_size, parse_duration, parse_size
 from ..output import Output
 from ..wiring import Edge
-from .app import AsJson, Id, PushBranch, app
+from .app import AsJson, Id, PushBranch
 
 if TYPE_CHECKING:
     from ...events import Phase
     from ...store.sessions import StoredSession
     from ...workspace.inspect import Diff
     from .desk import Desk
+
+app = typer.Typer()
 
 T = TypeVar("T")
 Repo = Annotated[
