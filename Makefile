@@ -51,7 +51,7 @@ session-demo: $(VENV)/.dev
 	@$(BIN)/midwatch session demo $(ARGS)
 
 demo-kubernetes: $(VENV)/.dev
-	@$(BIN)/midwatch kube demo $(ARGS)
+	@$(BIN)/python -m tests.cluster.demo $(ARGS)
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 $(ARGS)

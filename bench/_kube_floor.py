@@ -21,7 +21,7 @@ from midwatch.kube.operator.telling import event_manifest
 from midwatch.kube.resource import read_resource
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
-from midwatch.testing.kubernetes.local import Daemon
+from tests.cluster.local import Daemon
 
 _RBAC = "rbac.authorization.k8s.io"
 _KINDS: dict[str, type[Any]] = {

@@ -22,10 +22,10 @@ from midwatch.kube.names import PLURAL
 from midwatch.kube.statuses import phase_of
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
-from midwatch.testing.kubernetes import Ends, Stays
-from midwatch.testing.kubernetes.local import TEAM, Daemon, LocalCluster
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
 from midwatch.workspace.testing import make_repository
+from tests.cluster import Ends, Stays
+from tests.cluster.local import TEAM, Daemon, LocalCluster
 
 from . import _kube_floor
 from .report import Row, against_bound, against_floor, show

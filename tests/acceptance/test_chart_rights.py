@@ -17,7 +17,7 @@ import pytest
 from deploy import render
 
 from midwatch.kube.crd import crd
-from midwatch.testing.kubernetes import ApiServer
+from tests.cluster import ApiServer
 
 Json = dict[str, Any]
 ACCOUNT = "system:serviceaccount:midwatch:midwatch-operator"

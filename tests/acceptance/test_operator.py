@@ -28,7 +28,7 @@ from midwatch.kube.operator.app import Operator
 from midwatch.lifecycle import Stop
 from midwatch.model import Json
 from midwatch.settings import KeyReference, OperatorSettings
-from midwatch.testing.kubernetes import ApiServer, Refused, asking
+from tests.cluster import ApiServer, Refused, asking
 
 from .cli import comes_true
 

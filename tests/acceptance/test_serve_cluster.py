@@ -1,4 +1,4 @@
-"""The runner and its resource: a real API server process would not know the difference, see `testing.kubernetes`."""
+"""The runner and its resource: a real API server process would not know the difference, see `tests.cluster`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from midwatch.kube.names import API_VERSION, KIND, PLURAL, account_name
 from midwatch.kube.resource import read_resource
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
-from midwatch.testing.kubernetes import ApiServer, asking
 from midwatch.testing.messages_api import (
     Answer,
     Hold,
@@ -26,6 +25,7 @@ from midwatch.testing.messages_api import (
     unauthorized,
 )
 from midwatch.workspace.testing import run_git
+from tests.cluster import ApiServer, asking
 
 from .serve_pod import Pod
 from .session_cli import bash, make_repositories, until

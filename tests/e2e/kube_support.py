@@ -12,8 +12,8 @@ from deploy import render
 
 from midwatch.kube.statuses import phase_of
 from midwatch.model import Json
-from midwatch.testing.kubernetes.local import TEAM, LocalCluster
 from midwatch.workspace.testing import make_repository
+from tests.cluster.local import TEAM, LocalCluster
 
 VARIABLES = {
     "MIDWATCH_SESSIONS__SANDBOX": "off",

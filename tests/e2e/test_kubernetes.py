@@ -16,14 +16,6 @@ import pytest
 
 from midwatch.content.tokens import issue
 from midwatch.kube.resource import read_resource
-from midwatch.testing.kubernetes import (
-    ImagePull,
-    InvalidImageName,
-    Stays,
-    Unschedulable,
-    of_session,
-)
-from midwatch.testing.kubernetes.local import TEAM, LocalCluster
 from midwatch.testing.messages_api import (
     Answer,
     Hold,
@@ -33,6 +25,14 @@ from midwatch.testing.messages_api import (
 )
 from midwatch.testing.sessions import wait_until
 from midwatch.workspace.testing import run_git
+from tests.cluster import (
+    ImagePull,
+    InvalidImageName,
+    Stays,
+    Unschedulable,
+    of_session,
+)
+from tests.cluster.local import TEAM, LocalCluster
 
 from ..acceptance.session_cli import bash
 from .kube_support import (

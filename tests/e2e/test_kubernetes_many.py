@@ -14,8 +14,8 @@ import pytest
 from midwatch.kube.names import PLURAL, SESSION_LABEL
 from midwatch.kube.statuses import phase_of
 from midwatch.model import Json
-from midwatch.testing.kubernetes import Ends, Stays
-from midwatch.testing.kubernetes.local import TEAM, Daemon, LocalCluster
+from tests.cluster import Ends, Stays
+from tests.cluster.local import TEAM, Daemon, LocalCluster
 
 from .kube_support import cluster
 

@@ -9,9 +9,9 @@ import httpx2
 
 from midwatch.kube.statuses import phase_of
 from midwatch.model import Json
-from midwatch.testing.kubernetes.local import TEAM, LocalCluster
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 from midwatch.workspace.testing import run_git
+from tests.cluster.local import TEAM, LocalCluster
 
 from ..acceptance.session_cli import bash
 from .kube_support import cluster, conditions, over, repositories, spec

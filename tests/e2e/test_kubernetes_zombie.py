@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.testing.kubernetes.folders import namespace_prefix
-from midwatch.testing.kubernetes.local import TEAM
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 from midwatch.testing.scripted.requests import Request
 from midwatch.testing.sessions import wait_until
 from midwatch.workspace.testing import run_git
+from tests.cluster.containers import namespace_prefix
+from tests.cluster.local import TEAM
 
 from ..acceptance.session_cli import bash
 from .kube_support import cluster, conditions, over, repositories, spec, told

@@ -24,7 +24,7 @@ from midwatch.kube.faults import FOREIGN_ERRORS, Conflicted, translated
 from midwatch.kube.names import API_VERSION, FINALIZER, KIND, SESSION_LABEL, UID_LABEL
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Json
-from midwatch.testing.kubernetes import ApiServer, asking
+from tests.cluster import ApiServer, asking
 
 
 class Hurried(SystemClock):

@@ -32,7 +32,7 @@ from midwatch.kube.resource import (
 )
 from midwatch.kube.rules import MAX_PROMPT_BYTES, MAX_REPOS
 from midwatch.kube.spec_schema import CHANGEABLE
-from midwatch.testing.kubernetes.cel_rules import FUNCTIONS
+from tests.cluster.schemas import FUNCTIONS
 
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 URL = "https://git.example/team/app.git"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from midwatch.testing.kubernetes import ApiServer
-from midwatch.testing.kubernetes.jobs import GAP, JobController
+from tests.cluster import ApiServer
+from tests.cluster.jobs import GAP, JobController
 
 Json = dict[str, Any]
 

@@ -12,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from midwatch.testing.kubernetes import (
+from midwatch.testing.sessions import wait_until
+from tests.cluster import (
     ApiServer,
     Ends,
     ImagePull,
@@ -22,9 +23,7 @@ from midwatch.testing.kubernetes import (
     Unschedulable,
     of_session,
 )
-from midwatch.testing.kubernetes.folders import namespace_prefix
-from midwatch.testing.kubernetes.images import Image
-from midwatch.testing.sessions import wait_until
+from tests.cluster.containers import Image, namespace_prefix
 
 Json = dict[str, Any]
 

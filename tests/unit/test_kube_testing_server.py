@@ -24,7 +24,7 @@ from lightkube.resources.core_v1 import ConfigMap, Pod, Secret
 from lightkube.types import CascadeType, PatchType
 
 from midwatch.kube.crd import crd
-from midwatch.testing.kubernetes import ApiServer, Refused, asking
+from tests.cluster import ApiServer, Refused, asking
 
 WIDGETS = {
     "apiVersion": "apiextensions.k8s.io/v1",

@@ -70,7 +70,6 @@ add_lazily(
     app,
     "kube",
     "Sessions in a Kubernetes cluster.",
-    "midwatch.cli.kube.demo",
     "midwatch.cli.kube.operate",
     "midwatch.cli.kube.resources",
 )

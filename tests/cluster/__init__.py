@@ -1,12 +1,18 @@
 """The nearest thing to a cluster: an API server in memory, and a kubelet that runs real processes."""
 
-from .fates import Ends, Fates, ImagePull, InvalidImageName, Stays, Unschedulable
-from .faults import Fault, Faults
-from .journal import Journal, Request, asking
+from .apiserver import ApiServer
+from .errors import Refused
 from .kubelet import ProcessKubelet, of_session
-from .pods import PodWorker
-from .refusals import Refused
-from .server import ApiServer
+from .pods import (
+    Ends,
+    Fates,
+    ImagePull,
+    InvalidImageName,
+    PodWorker,
+    Stays,
+    Unschedulable,
+)
+from .requests import Fault, Faults, Journal, Request, asking
 
 __all__ = [
     "ApiServer",

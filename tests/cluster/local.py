@@ -34,8 +34,8 @@ from midwatch.kube.names import API_VERSION, KIND, PLURAL
 from midwatch.kube.resource import read_resource
 from midwatch.model import Json
 
+from .apiserver import ApiServer
 from .kubelet import ProcessKubelet
-from .server import ApiServer
 
 KEY = "sk-ant-scripted-0123456789"
 SYSTEM, TEAM = "midwatch", "team"

@@ -10,7 +10,7 @@ from typing import Any
 
 from midwatch.model import Json
 
-from .refusals import Refused
+from .errors import Refused
 
 MERGE = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"

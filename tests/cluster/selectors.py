@@ -8,7 +8,7 @@ from typing import Any
 
 from midwatch.model import Json
 
-from .refusals import Refused
+from .errors import Refused
 
 Predicate = Callable[[Json], bool]
 

@@ -1,8 +1,9 @@
-"""One pod on its node: scheduled, mounted, started, followed to its end."""
+"""One pod on its node: scheduled, mounted, started, followed to its end, or to the fate that a test wishes for it."""
 
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,16 +12,209 @@ from pathlib import Path
 
 from midwatch.model import Json
 
-from . import pod_status
 from .api import stamp
-from .credentials import Credentials
-from .environments import ConfigError, environment, expanded, relocated
-from .fates import Ends, ImagePull, InvalidImageName, Stays, Unschedulable, Wish
-from .folders import Folders, NotMounted
-from .images import Image
-from .objects import Objects
-from .processes import Process
-from .refusals import Refused
+from .apiserver import Objects
+from .containers import (
+    ConfigError,
+    Credentials,
+    Folders,
+    Image,
+    NotMounted,
+    Process,
+    environment,
+    expanded,
+    relocated,
+)
+from .errors import Refused
+
+# ------------------------------------------------------------------ status documents
+
+NODE = "node-1"
+ADDRESS = "127.0.0.1"
+
+
+def condition(
+    type: str, status: str, at: str, reason: str = "", message: str = ""
+) -> Json:
+    made = {
+        "type": type,
+        "status": status,
+        "lastProbeTime": None,
+        "lastTransitionTime": at,
+    }
+    return made | {k: v for k, v in (("reason", reason), ("message", message)) if v}
+
+
+def unschedulable(message: str, at: str) -> Json:
+    found = condition("PodScheduled", "False", at, "Unschedulable", message)
+    return {"phase": "Pending", "conditions": [found]}
+
+
+def waiting(pod: Json, reason: str, message: str, at: str) -> Json:
+    """On a node, with a container that does not run yet."""
+    state = {"waiting": {"reason": reason} | ({"message": message} if message else {})}
+    return _on_node(pod, "Pending", state, at, ready=False)
+
+
+def running(pod: Json, started: str) -> Json:
+    return _on_node(
+        pod, "Running", {"running": {"startedAt": started}}, started, ready=True
+    )
+
+
+def ended(pod: Json, code: int, reason: str, started: str, at: str) -> Json:
+    """The container has terminated, and the pod with it."""
+    state = {
+        "terminated": {
+            "exitCode": code,
+            "reason": reason,
+            "startedAt": started,
+            "finishedAt": at,
+            "containerID": _id(pod),
+        }
+    }
+    phase = "Succeeded" if code == 0 else "Failed"
+    return _on_node(pod, phase, state, at, ready=False)
+
+
+def disrupted(status: Json, reason: str, message: str, at: str) -> Json:
+    """The status with the condition that says that it was not the container's fault."""
+    rest = [c for c in status.get("conditions", ()) if c["type"] != "DisruptionTarget"]
+    mark = condition("DisruptionTarget", "True", at, reason, message)
+    return status | {"conditions": [*rest, mark]}
+
+
+def _id(pod: Json) -> str:
+    return f"containerd://{pod['metadata']['uid'].replace('-', '') * 2}"
+
+
+def _on_node(pod: Json, phase: str, state: Json, at: str, *, ready: bool) -> Json:
+    over = phase in ("Succeeded", "Failed")
+    why = (
+        ""
+        if ready
+        else (
+            "PodCompleted"
+            if phase == "Succeeded"
+            else "PodFailed" if over else "ContainersNotReady"
+        )
+    )
+    word = "True" if ready else "False"
+    container = pod["spec"]["containers"][0]
+    created = "waiting" not in state
+    about: Json = {
+        "name": container["name"],
+        "image": container["image"],
+        "imageID": f"local/{container['image']}" if created else "",
+        "ready": ready,
+        "started": ready,
+        "restartCount": 0,
+        "state": state,
+        "lastState": {},
+    }
+    if created:
+        about["containerID"] = _id(pod)
+    started = pod.get("status", {}).get("startTime", at)
+    return {
+        "phase": phase,
+        "startTime": started,
+        "hostIP": ADDRESS,
+        "podIP": ADDRESS,
+        "conditions": [
+            condition("PodReadyToStartContainers", "False" if over else "True", at),
+            condition("Initialized", "True", at),
+            condition("Ready", word, at, why),
+            condition("ContainersReady", word, at, why),
+            condition("PodScheduled", "True", at),
+        ],
+        "containerStatuses": [about],
+    }
+
+
+# ------------------------------------------------------------------ what happens instead of a plain run
+
+
+@dataclass(frozen=True, slots=True)
+class Unschedulable:
+    """No node takes the pod."""
+
+    message: str = (
+        "0/1 nodes are available: 1 Insufficient memory."
+        " preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePull:
+    """The image cannot be pulled: `ErrImagePull` at first, `ImagePullBackOff` from then on."""
+
+    message: str = "failed to pull and unpack image: not found"
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidImageName:
+    """The image's name cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """No process: the container runs and has ended at once with this exit code."""
+
+    code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stays:
+    """No process: the container runs until its pod is deleted or lost."""
+
+
+Fate = Unschedulable | ImagePull | InvalidImageName | Ends | Stays
+
+
+@dataclass(eq=False, slots=True)
+class Wish:
+    """A fate for pods that a predicate takes; `left` of them (None: all)."""
+
+    fate: Fate
+    when: Callable[[Json], bool]
+    left: int | None
+    lifted: bool = False
+
+    def lift(self) -> None:
+        """What it keeps waiting goes on."""
+        self.lifted = True
+
+
+class Fates:
+    """In the order in which they were wished; each pod gets the first that fits, once."""
+
+    def __init__(self) -> None:
+        self._wishes: list[Wish] = []
+        self._lock = threading.Lock()
+
+    def wish(
+        self,
+        fate: Fate,
+        when: Callable[[Json], bool] = lambda pod: True,
+        *,
+        times: int | None = None,
+    ) -> Wish:
+        """For pods made from now on that `when` takes."""
+        made = Wish(fate, when, times)
+        with self._lock:
+            self._wishes.append(made)
+        return made
+
+    def of(self, pod: Json) -> Wish | None:
+        with self._lock:
+            for wish in self._wishes:
+                if not wish.lifted and wish.left != 0 and wish.when(pod):
+                    wish.left = None if wish.left is None else wish.left - 1
+                    return wish
+        return None
+
+
+# ------------------------------------------------------------------ one pod
 
 RETRY = 0.1
 """Seconds between two tries of what is missing; minutes on a real node."""
@@ -115,7 +309,7 @@ class PodWorker:
         self._again_at = time.monotonic() + RETRY
         fate = self._fate()
         if isinstance(fate, Unschedulable):
-            self._say(pod_status.unschedulable(fate.message, self._at()))
+            self._say(unschedulable(fate.message, self._at()))
             return
         try:
             mounts = self.node.folders.mounts(self.pod, self._container())
@@ -123,7 +317,7 @@ class PodWorker:
             self._not_mounted(str(error))
             return
         if not self.pod["spec"].get("nodeName"):
-            patch = {"spec": {"nodeName": pod_status.NODE}}
+            patch = {"spec": {"nodeName": NODE}}
             self.pod = self.node.objects.merge("pods", *self.key, patch)
         if isinstance(fate, InvalidImageName):
             image = self._container()["image"]
@@ -149,11 +343,7 @@ class PodWorker:
 
     def _not_mounted(self, message: str) -> None:
         if "persistentvolumeclaim" in message:
-            self._say(
-                pod_status.unschedulable(
-                    f"0/1 nodes are available: {message}.", self._at()
-                )
-            )
+            self._say(unschedulable(f"0/1 nodes are available: {message}.", self._at()))
         else:
             self._wait("ContainerCreating", "")
 
@@ -169,7 +359,7 @@ class PodWorker:
         ):
             return
         self.started = self._at()
-        self._say(pod_status.running(self.pod, self.started))
+        self._say(running(self.pod, self.started))
         if isinstance(fate, Ends):
             self._end(fate.code, "Error" if fate.code else "Completed")
 
@@ -240,7 +430,7 @@ class PodWorker:
         self, code: int, reason: str, extra: Callable[[Json], Json] = lambda s: s
     ) -> None:
         at = self._at()
-        status = pod_status.ended(self.pod, code, reason, self.started or at, at)
+        status = ended(self.pod, code, reason, self.started or at, at)
         self.over = True
         self._say(extra(status))
         self._bury()
@@ -261,7 +451,7 @@ class PodWorker:
             self.process.kill()
 
     def _wait(self, reason: str, message: str) -> None:
-        self._say(pod_status.waiting(self.pod, reason, message, self._at()))
+        self._say(waiting(self.pod, reason, message, self._at()))
 
     def _say(self, status: Json) -> None:
         """Write it, unless nothing but times would change."""

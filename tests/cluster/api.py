@@ -1,28 +1,79 @@
-"""Create, read, change and delete: what each verb does to the objects.
+"""Create, read, change and delete: what each verb does to the objects, and the garbage collector that follows.
 
 Knows nothing of HTTP nor of users. `admit` is asked before each write with the new and the old document.
 """
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from midwatch.model import Json
 
-from . import builtin, definitions, patches, refusals, schemas
-from .cel_rules import ABSENT, broken
+from . import builtin, errors, patches, schemas
+from .builtin import CRD_FINALIZER, metadata_faults
+from .errors import Cause, Refused, conflict
 from .kinds import CRDS, Kind, Kinds
-from .naming import CRD_FINALIZER, metadata_faults
-from .options import DeleteOptions
-from .refusals import Cause, Refused
-from .state import Key, State, key_of
-from .structural import faults as structural_faults
-from .structural import fill, pruned
+from .patches import MERGE
+from .schemas import ABSENT, broken, fill, pruned, value_faults
+from .storage import Change, Key, Resource, State, key_of
+
+ORPHAN, FOREGROUND = "orphan", "foregroundDeletion"
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteOptions:
+    """`grace` is in seconds; None is the pod's own. `policy` is the propagation policy."""
+
+    policy: str | None = None
+    grace: int | None = None
+    uid: str = ""
+    revision: str = ""
+
+    @classmethod
+    def read(cls, body: Any, query: Mapping[str, str]) -> DeleteOptions:
+        """Raises Refused (400)."""
+        body = body if isinstance(body, dict) else {}
+        wanted = body.get("preconditions") or {}
+        policy = body.get("propagationPolicy") or query.get("propagationPolicy")
+        if policy not in (None, "Orphan", "Background", "Foreground"):
+            raise Refused(400, f"invalid propagationPolicy: {policy!r}")
+        grace = body.get("gracePeriodSeconds", query.get("gracePeriodSeconds"))
+        try:
+            seconds = None if grace is None else int(grace)
+        except ValueError:
+            raise Refused(400, f"invalid gracePeriodSeconds: {grace!r}") from None
+        return cls(
+            policy, seconds, wanted.get("uid", ""), wanted.get("resourceVersion", "")
+        )
+
+    def check(self, kind: Kind, meta: Json) -> None:
+        """Raises Refused (409) where a precondition does not hold."""
+        for wanted, name in ((self.uid, "uid"), (self.revision, "resourceVersion")):
+            if wanted and wanted != meta[name]:
+                why = f"the {name} in the precondition ({wanted}) does not match the {name} in record ({meta[name]})"
+                raise conflict(kind.plural, kind.group, meta["name"], why)
+
+    def finalizers(self, kind: Kind, present: list[str]) -> list[str]:
+        """The object's finalizers once it is marked, those of the garbage collector with them.
+
+        A Job that is deleted without a policy leaves its pods behind, as it has always been.
+        """
+        policy = self.policy
+        if policy is None and kind.resource == ("batch", "jobs"):
+            policy = "Orphan"
+        kept = [name for name in present if name not in (ORPHAN, FOREGROUND)]
+        added = {"Orphan": [ORPHAN], "Foreground": [FOREGROUND]}.get(policy or "")
+        if added is None and policy is None:
+            return present
+        return kept + (added or [])
+
 
 Admit = Callable[[Kind, Json, Json | None], None]
 Now = Callable[[], datetime]
@@ -59,7 +110,7 @@ class Api:
     def get(self, kind: Kind, key: Key) -> Json:
         found = self.state.get(kind.resource, key)
         if found is None:
-            raise refusals.not_found(kind.plural, kind.group, key[1])
+            raise errors.not_found(kind.plural, kind.group, key[1])
         return self.shown(kind, found)
 
     def shown(self, kind: Kind, document: Json) -> Json:
@@ -86,15 +137,15 @@ class Api:
         if kind.crd:
             document = self._shaped(kind, document)
         else:
-            schemas.validate(kind, document)
+            builtin.validate(kind, document)
             builtin.fill(kind, document)
         self._check(kind, document, None)
         if kind.resource == CRD:
             meta["finalizers"] = [*meta.get("finalizers", ()), CRD_FINALIZER]
-            document["status"] = definitions.established(document, stamp(self.now()))
+            document["status"] = schemas.established(document, stamp(self.now()))
         admit(kind, document, None)
         if self.state.get(kind.resource, (meta.get("namespace", ""), meta["name"])):
-            raise refusals.already_exists(kind.plural, kind.group, meta["name"])
+            raise errors.already_exists(kind.plural, kind.group, meta["name"])
         return document if dry else self._stored(kind, document)
 
     def replace(
@@ -117,7 +168,7 @@ class Api:
         if kind.crd and not document["metadata"].get("resourceVersion"):
             said = "Invalid value: 0x0: must be specified for an update"
             cause = Cause("metadata.resourceVersion", said)
-            raise refusals.invalid(kind.kind, kind.group, key[1], [cause])
+            raise errors.invalid(kind.kind, kind.group, key[1], [cause])
         return self._update(kind, old, document, sub, admit, dry)
 
     def patch(
@@ -140,7 +191,7 @@ class Api:
             # No conflict, that would go away by reading anew: a patch has no precondition but the version.
             said = f'Invalid value: "{document["metadata"].get("uid")}": field is immutable'
             cause = Cause("metadata.uid", said)
-            raise refusals.invalid(kind.kind, kind.group, key[1], [cause])
+            raise errors.invalid(kind.kind, kind.group, key[1], [cause])
         return self._update(kind, old, document, sub, admit, dry)
 
     def delete(
@@ -227,7 +278,7 @@ class Api:
         if not base:
             said = "Required value: name or generateName is required"
             cause = Cause("metadata.name", said, "FieldValueRequired")
-            raise refusals.invalid(kind.kind, kind.group, "", [cause])
+            raise errors.invalid(kind.kind, kind.group, "", [cause])
         tail = "".join(random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
         return {"name": base[:58] + tail, "generateName": base}
 
@@ -236,7 +287,7 @@ class Api:
             return
         namespace = self.state.get(("", "namespaces"), ("", meta["namespace"]))
         if namespace is None:
-            raise refusals.not_found("namespaces", "", meta["namespace"])
+            raise errors.not_found("namespaces", "", meta["namespace"])
         if "deletionTimestamp" in namespace["metadata"]:
             full = f"{kind.plural}.{kind.group}".rstrip(".")
             raise Refused(
@@ -249,11 +300,11 @@ class Api:
     def _definition(self, kind: Kind) -> Json:
         found = self.state.get(CRD, ("", kind.crd))
         if found is None:
-            raise refusals.not_found(kind.plural, kind.group, "")
+            raise errors.not_found(kind.plural, kind.group, "")
         return found
 
     def _schema(self, kind: Kind) -> Json:
-        return definitions.schema_of(self._definition(kind), kind.version)
+        return schemas.schema_of(self._definition(kind), kind.version)
 
     def _shaped(self, kind: Kind, document: Json) -> Json:
         """A custom resource, pruned and with its defaults."""
@@ -270,14 +321,14 @@ class Api:
         else:
             causes += builtin.faults(kind, new, old)
         if kind.resource == CRD and not causes:
-            causes += definitions.faults(new)
+            causes += schemas.definition_faults(new)
         if causes:
             name = new["metadata"]["name"]
-            raise refusals.invalid(kind.kind, kind.group, name, causes)
+            raise errors.invalid(kind.kind, kind.group, name, causes)
 
     def _custom_faults(self, kind: Kind, new: Json, old: Json | None) -> list[Cause]:
         schema = self._schema(kind)
-        causes = list(structural_faults(new, schema))
+        causes = list(value_faults(new, schema))
         if causes:  # CEL rules are only asked about what has the right shape
             return causes
         return list(broken(new, schema, ABSENT if old is None else old))
@@ -292,7 +343,7 @@ class Api:
         else:
             # What has not changed has been found valid, and looking at it again is most of the cost.
             changed = {k: v for k, v in new.items() if k in TOP or v != old.get(k)}
-            schemas.validate(kind, changed)
+            builtin.validate(kind, changed)
         if new == old:
             return old
         self._check(kind, new, old)
@@ -312,18 +363,18 @@ class Api:
             "",
             had["resourceVersion"],
         ):
-            raise refusals.conflict(kind.plural, kind.group, name, refusals.CHANGED)
+            raise errors.conflict(kind.plural, kind.group, name, errors.CHANGED)
         if meta.get("uid", had["uid"]) not in ("", had["uid"]):
             why = (
                 f"Precondition failed: UID in precondition: {meta['uid']},"
                 f" UID in object meta: {had['uid']}"
             )
-            raise refusals.conflict(kind.plural, kind.group, name, why)
+            raise errors.conflict(kind.plural, kind.group, name, why)
         added = set(meta.get("finalizers") or ()) - set(had.get("finalizers", ()))
         if "deletionTimestamp" in had and added:
             said = f"Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {sorted(added)}"
             cause = Cause("metadata.finalizers", said, "FieldValueForbidden")
-            raise refusals.invalid(kind.kind, kind.group, name, [cause])
+            raise errors.invalid(kind.kind, kind.group, name, [cause])
 
     def _merged(self, kind: Kind, old: Json, wanted: Json, sub: str) -> Json:
         """The new document: only the status changes through `status`, all but it otherwise."""
@@ -359,6 +410,151 @@ class Api:
         stored = self.state.put(kind.resource, document)
         if kind.resource == CRD:
             self.kinds.drop(stored["metadata"]["name"])
-            for served in definitions.kinds_of(stored):
+            for served in schemas.kinds_of(stored):
                 self.kinds.add(served)
         return stored
+
+
+# ------------------------------------------------------------------ the garbage collector
+
+
+class Collector:
+    """Follows every change, a moment after it."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._changes: asyncio.Queue[Change] = asyncio.Queue()
+        api.state.listeners.append(self._changes.put_nowait)
+
+    async def run(self) -> None:
+        while True:
+            change = await self._changes.get()
+            try:
+                self._follow(change)
+            except Refused:
+                # What it is about has changed meanwhile, and that change is in the queue.
+                continue
+            if self._changes.qsize() % 50 == 0:
+                await asyncio.sleep(0)
+
+    def _follow(self, change: Change) -> None:
+        meta = change.document["metadata"]
+        if change.type == "DELETED":
+            self._ended(change)
+            return
+        if meta.get("ownerReferences"):
+            self._judge(change.resource, change.document)
+        if "deletionTimestamp" not in meta:
+            return
+        finalizers = meta.get("finalizers", ())
+        if ORPHAN in finalizers:
+            self._orphan(change.resource, change.document)
+        if FOREGROUND in finalizers:
+            self._foreground(meta["uid"])
+        if change.resource == ("", "namespaces"):
+            self._empty_namespace(meta["name"])
+        if change.resource == CRD and CRD_FINALIZER in finalizers:
+            self._empty_definition(change.document)
+
+    def _ended(self, change: Change) -> None:
+        meta = change.document["metadata"]
+        for resource, dependent in self._api.state.dependents(meta["uid"]):
+            self._judge(resource, dependent)
+        for owner in meta.get("ownerReferences", ()):
+            self._foreground(owner["uid"])
+        if meta.get("namespace"):
+            self._empty_namespace(meta["namespace"])
+        if change.resource == CRD:
+            self._api.kinds.drop(meta["name"])
+        for kind in self._kinds(change.resource):
+            definition = self._api.state.get(CRD, ("", kind.crd))
+            if definition and "deletionTimestamp" in definition["metadata"]:
+                self._empty_definition(definition)
+
+    def _kinds(self, resource: Resource) -> list[Kind]:
+        return [k for k in self._api.kinds if k.resource == resource]
+
+    def _kind(self, resource: Resource) -> Kind:
+        return self._kinds(resource)[0]
+
+    def _judge(self, resource: Resource, document: Json) -> None:
+        """Delete it if none of its owners is there any more."""
+        meta = document["metadata"]
+        owners = meta.get("ownerReferences", ())
+        alive = [owner for owner in owners if self._owns(owner, meta)]
+        if owners and not alive and "deletionTimestamp" not in meta:
+            self._delete(resource, document)
+
+    def _owns(self, owner: Json, meta: Json) -> bool:
+        found = self._api.state.with_uid(owner["uid"])
+        if found is None:
+            return False
+        namespace = found[1]["metadata"].get("namespace")
+        return namespace in (None, meta.get("namespace"))
+
+    def _delete(self, resource: Resource, document: Json) -> None:
+        options = DeleteOptions("Background", uid=document["metadata"]["uid"])
+        current = self._api.state.get(resource, key_of(document))
+        if current is not None:
+            self._api.delete(self._kind(resource), key_of(document), options)
+
+    def _orphan(self, resource: Resource, document: Json) -> None:
+        """Let the dependents go free, then the object go."""
+        uid = document["metadata"]["uid"]
+        for where, dependent in self._api.state.dependents(uid):
+            owners = dependent["metadata"]["ownerReferences"]
+            rest = [owner for owner in owners if owner["uid"] != uid]
+            self._patch(where, dependent, {"ownerReferences": rest})
+        self._release(resource, document, ORPHAN)
+
+    def _foreground(self, uid: str) -> None:
+        """Delete the dependents of an owner that waits; release it when none blocks it."""
+        found = self._api.state.with_uid(uid)
+        if found is None or FOREGROUND not in found[1]["metadata"].get(
+            "finalizers", ()
+        ):
+            return
+        blocking = False
+        for resource, dependent in self._api.state.dependents(uid):
+            if "deletionTimestamp" not in dependent["metadata"]:
+                self._delete(resource, dependent)
+        for _, dependent in self._api.state.dependents(uid):
+            owners = dependent["metadata"]["ownerReferences"]
+            blocking |= any(
+                o["uid"] == uid and o.get("blockOwnerDeletion") for o in owners
+            )
+        if not blocking:
+            self._release(*found, FOREGROUND)
+
+    def _empty_namespace(self, name: str) -> None:
+        namespace = self._api.state.get(("", "namespaces"), ("", name))
+        if namespace is None or "deletionTimestamp" not in namespace["metadata"]:
+            return
+        left = False
+        for resource in self._api.state.resources():
+            for document in self._api.state.all(resource, name):
+                if "deletionTimestamp" not in document["metadata"]:
+                    self._delete(resource, document)
+                left |= self._api.state.get(resource, key_of(document)) is not None
+        if not left and not namespace["metadata"].get("finalizers"):
+            self._api.state.remove(("", "namespaces"), ("", name))
+
+    def _empty_definition(self, definition: Json) -> None:
+        spec = definition["spec"]
+        resource = spec["group"], spec["names"]["plural"]
+        for document in self._api.state.all(resource):
+            if "deletionTimestamp" not in document["metadata"]:
+                self._delete(resource, document)
+        if not self._api.state.all(resource):
+            self._release(CRD, definition, CRD_FINALIZER)
+
+    def _release(self, resource: Resource, document: Json, finalizer: str) -> None:
+        current = self._api.state.get(resource, key_of(document))
+        finalizers = current["metadata"].get("finalizers", []) if current else []
+        if current and finalizer in finalizers:
+            rest = [name for name in finalizers if name != finalizer]
+            self._patch(resource, current, {"finalizers": rest})
+
+    def _patch(self, resource: Resource, document: Json, metadata: Json) -> None:
+        patch = {"metadata": metadata}
+        self._api.patch(self._kind(resource), key_of(document), "", MERGE, patch)

@@ -22,9 +22,9 @@ from typing import Literal
 from midwatch.model import Json
 
 from .api import stamp
-from .objects import Objects
-from .refusals import Refused
-from .state import key_of
+from .apiserver import Objects
+from .errors import Refused
+from .storage import key_of
 
 TRACKING = "batch.kubernetes.io/job-tracking"
 GAP = timedelta(seconds=0.03)

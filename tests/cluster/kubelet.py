@@ -8,8 +8,8 @@
         kubelet.oom_kill(kubelet.running("team", "fix")[0])
 
 It uses the server's objects directly, not its HTTP side: faults do not strike it, and pods go on while the
-server is gone. The environment is exactly the container's, plus what an image and Kubernetes bring (`images.IMAGE`,
-`KUBERNETES_SERVICE_*`, and `KUBECONFIG`, see `credentials`); mounts are local folders (`folders`).
+server is gone. The environment is exactly the container's, plus what an image and Kubernetes bring (`IMAGE`,
+`KUBERNETES_SERVICE_*`, and `KUBECONFIG`); mounts are local folders. `containers` says how.
 
 Not as a real node: one container a pod, no init containers, no probes, no limits of memory and CPU, no user
 of its own, the machine's file system is there and writable, and so is its network.
@@ -27,17 +27,13 @@ from pathlib import Path
 from midwatch.kube.names import SESSION_LABEL
 from midwatch.model import Json
 
-from . import pod_status
 from .api import stamp
-from .credentials import Credentials
-from .fates import Fates
-from .folders import Folders
-from .images import IMAGE, PYTHON, Image
+from .apiserver import ApiServer
+from .containers import IMAGE, PYTHON, Credentials, Folders, Image
+from .errors import Refused
 from .jobs import JobController
-from .pods import Node, PodWorker
-from .refusals import Refused
-from .server import ApiServer
-from .state import Change, key_of
+from .pods import NODE, Fates, Node, PodWorker, disrupted
+from .storage import Change, key_of
 
 Key = tuple[str, str]
 PROGRAMS = {"midwatch": (str(PYTHON / "midwatch"),)}
@@ -150,7 +146,7 @@ class ProcessKubelet:
 
         def extra(status: Json) -> Json:
             at = stamp(self._now())
-            marked = pod_status.disrupted(status, "TerminationByKubelet", message, at)
+            marked = disrupted(status, "TerminationByKubelet", message, at)
             return marked | {"reason": "Evicted", "message": message}
 
         self._order(lambda: worker.end_with(137, "Error", extra))
@@ -167,7 +163,7 @@ class ProcessKubelet:
 
     def lose_node(self, worker: PodWorker, *, zombie: bool = False) -> None:
         """Nothing is heard of its node any more. A zombie's process runs on, until `stop`."""
-        said = f"Node {pod_status.NODE} which was running pod {worker.key[1]} is unresponsive"
+        said = f"Node {NODE} which was running pod {worker.key[1]} is unresponsive"
 
         def run() -> None:
             worker.lose(zombie=zombie)
@@ -193,9 +189,7 @@ class ProcessKubelet:
         self, worker: PodWorker, reason: str, message: str, phase: str = ""
     ) -> None:
         pod = self._server.objects.get("pods", *worker.key)
-        status = pod_status.disrupted(
-            pod["status"], reason, message, stamp(self._now())
-        )
+        status = disrupted(pod["status"], reason, message, stamp(self._now()))
         if phase:
             status["phase"] = phase
         self._server.objects.merge(

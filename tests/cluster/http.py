@@ -1,4 +1,7 @@
-"""The HTTP side: each request is recorded, struck by faults, authenticated, authorised, answered."""
+"""The HTTP side: what a URL asks for, and its answer.
+
+Each request is recorded, struck by faults, authenticated, authorised, answered.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import json
 import socket
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
@@ -16,18 +19,94 @@ from aiohttp import web
 from midwatch.model import Json
 
 from . import kinds as discovery
-from .access import Access, User
-from .api import Api
-from .faults import Fault, Faults, LiveWatch
-from .journal import Journal, Request
-from .lists import listed
-from .options import DeleteOptions
-from .refusals import Refused
-from .schemas import VERSION
+from .api import Api, DeleteOptions
+from .builtin import VERSION
+from .errors import Refused
+from .kinds import Kind, Kinds
+from .rbac import Access, Ask, User
+from .requests import Fault, Faults, Journal, LiveWatch, Request
 from .selectors import named_by
-from .state import key_of
-from .targets import Target, parse
-from .watches import Watch, serve
+from .storage import key_of
+from .watches import Watch, listed, serve
+
+_VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A kind, and where in it. No name: the collection."""
+
+    kind: Kind
+    namespace: str
+    name: str
+    sub: str
+    verb: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.namespace, self.name
+
+    @property
+    def resource(self) -> str:
+        return f"{self.kind.plural}/{self.sub}" if self.sub else self.kind.plural
+
+    def ask(self, selected: str = "") -> Ask:
+        """The question to access control; `selected` is the one name that a list is of."""
+        name = self.name or selected
+        return Ask(self.verb, self.kind.group, self.resource, self.namespace, name)
+
+
+def parse(
+    kinds: Kinds, method: str, path: str, query: Mapping[str, str]
+) -> Target | None:
+    """None if the path is not below a version of a group. Raises Refused (404, 405)."""
+    parts = [part for part in path.split("/") if part]
+    if parts[:1] == ["api"] and len(parts) > 2:
+        group, version, rest = "", parts[1], parts[2:]
+    elif parts[:1] == ["apis"] and len(parts) > 3:
+        group, version, rest = parts[1], parts[2], parts[3:]
+    else:
+        return None
+    namespace = ""
+    if (
+        rest[0] == "namespaces"
+        and len(rest) > 2
+        and rest[2] not in ("status", "finalize")
+    ):
+        namespace, rest = rest[1], rest[2:]
+    kind = kinds.find(group, version, rest[0])
+    if kind is None or len(rest) > 3 or (namespace and not kind.namespaced):
+        raise Refused(404, "the server could not find the requested resource")
+    name, sub = (*rest[1:], "", "")[:2]
+    _check_sub(kind, sub)
+    verb = _verb(method, name, query)
+    if kind.namespaced and not namespace and (name or verb not in ("list", "watch")):
+        raise Refused(
+            405, "the server does not allow this method on the requested resource"
+        )
+    return Target(kind, namespace, name, sub, verb)
+
+
+def _check_sub(kind: Kind, sub: str) -> None:
+    known = {""} | ({"status"} if kind.status else set())
+    if kind.resource == ("", "pods"):
+        known.add("log")
+    if sub not in known:
+        raise Refused(404, "the server could not find the requested resource")
+
+
+def _verb(method: str, name: str, query: Mapping[str, str]) -> str:
+    if method == "GET":
+        watching = query.get("watch", "").lower() in ("true", "1")
+        return "get" if name else "watch" if watching else "list"
+    if method == "DELETE":
+        return "delete" if name else "deletecollection"
+    if method not in _VERBS or (method == "POST") == bool(name):
+        raise Refused(
+            405, "the server does not allow this method on the requested resource"
+        )
+    return _VERBS[method]
+
 
 LogSource = Callable[[str, str, Mapping[str, str]], bytes]
 """Namespace, pod and query to the log; raises Refused."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from midwatch.model import Json
 
 from .api import Admit
+from .errors import Refused
 from .kinds import RBAC, Kind, Kinds
-from .refusals import Refused
-from .state import State
+from .storage import State
 
 MASTERS = "system:masters"
 

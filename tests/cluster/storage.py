@@ -15,7 +15,7 @@ from typing import Literal
 
 from midwatch.model import Json
 
-from .refusals import Refused
+from .errors import Refused
 
 Resource = tuple[str, str]
 """Group and plural."""

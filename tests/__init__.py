@@ -1,0 +1,1 @@
+"""The tests of Midwatch, and the cluster that they run against."""
