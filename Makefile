@@ -57,21 +57,22 @@ test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: $(VENV)/.dev
-	@echo "==> black" && $(BIN)/black --check --quiet src tests bench deploy || { echo "black would change files: make format"; exit 1; }
-	@echo "==> isort" && $(BIN)/isort --check-only --quiet src tests bench deploy
-	@echo "==> flake8" && $(BIN)/flake8 src tests bench deploy
+	@echo "==> black" && $(BIN)/black --check --quiet src tests bench deploy tools || { echo "black would change files: make format"; exit 1; }
+	@echo "==> isort" && $(BIN)/isort --check-only --quiet src tests bench deploy tools
+	@echo "==> flake8" && $(BIN)/flake8 src tests bench deploy tools
 	@echo "==> mypy" && $(BIN)/mypy
 	@echo "==> import-linter" && $(BIN)/lint-imports
 
 format: $(VENV)/.dev
-	@$(BIN)/isort --quiet src tests bench deploy
-	@$(BIN)/black --quiet src tests bench deploy
+	@$(BIN)/isort --quiet src tests bench deploy tools
+	@$(BIN)/black --quiet src tests bench deploy tools
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m bench $(ARGS)
 
 docs: $(VENV)/.dev
-	@$(BIN)/python -m midwatch.cli.reference docs/settings.md
+	@$(BIN)/python -m tools.settings_page docs/settings.md
+	@$(BIN)/python -m tools.tables
 
 manifests: $(VENV)/.dev
 	@$(BIN)/python -m deploy.render

@@ -1,7 +1,7 @@
 """The chart rendered by Helm's own engine: `python -m deploy.render` writes the generated files anew.
 
 Generated are the CRD in the chart (from `midwatch.kube.crd`) and deploy/manifests (from the chart); a test
-keeps both current. So do docs/kubernetes.md with its table of variables and docs/metrics.md with its metrics.
+keeps both current.
 """
 
 from __future__ import annotations
@@ -16,15 +16,11 @@ from typing import Any
 import yaml
 from helm_python import Chart, HelmError
 
-from .tables import with_metrics, with_variables
-
 Json = dict[str, Any]
 HERE = Path(__file__).parent
 CHART = HERE / "chart" / "midwatch"
 CRD = CHART / "crds" / "agenticsessions.yaml"
 MANIFESTS = HERE / "manifests"
-PAGE = HERE.parent / "docs" / "kubernetes.md"
-METRICS = HERE.parent / "docs" / "metrics.md"
 NAMESPACE = "midwatch"
 
 WATCH: Json = {
@@ -158,7 +154,7 @@ def _dump(document: Json) -> str:
 
 
 def main() -> int:
-    """Write the CRD, the manifests and the tables."""
+    """Write the CRD and the manifests."""
     CRD.parent.mkdir(exist_ok=True)
     MANIFESTS.mkdir(exist_ok=True)
     CRD.write_text(crd_text(), encoding="utf-8")
@@ -169,8 +165,6 @@ def main() -> int:
         return 1
     for file, text in rendered.items():
         (MANIFESTS / file).write_text(text, encoding="utf-8")
-    for page, table in ((PAGE, with_variables), (METRICS, with_metrics)):
-        page.write_text(table(page.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

@@ -12,8 +12,14 @@ import kubernetes_validate
 import pytest
 import yaml
 from deploy import render
-from deploy.tables import METRICS, with_metrics, with_variables
 from jsonschema import Draft202012Validator
+from tools.tables import (
+    KUBERNETES_PAGE,
+    METRICS,
+    METRICS_PAGE,
+    with_metrics,
+    with_variables,
+)
 from typer.main import get_command
 
 import midwatch
@@ -24,7 +30,7 @@ from midwatch.kube.operator.figures import REASONS, TAKEN
 from midwatch.kube.resource import read_resource
 
 Json = dict[str, Any]
-PAGE = render.PAGE.read_text(encoding="utf-8")
+PAGE = KUBERNETES_PAGE.read_text(encoding="utf-8")
 SOURCE = Path(midwatch.__file__).parent
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 
@@ -85,7 +91,7 @@ def test_its_commands_exist() -> None:
 
 
 def test_the_table_of_variables_is_current() -> None:
-    assert with_variables(PAGE) == PAGE, "run `make manifests`"
+    assert with_variables(PAGE) == PAGE, "run `make docs`"
     assert "| `REPOS_JSON` |" in PAGE
 
 
@@ -137,8 +143,8 @@ def test_an_end_s_reason_is_a_label_if_it_is_in_the_table() -> None:
 
 
 def test_the_metrics_are_those_of_the_code() -> None:
-    page = render.METRICS.read_text(encoding="utf-8")
-    assert with_metrics(page) == page, "run `make manifests`"
+    page = METRICS_PAGE.read_text(encoding="utf-8")
+    assert with_metrics(page) == page, "run `make docs`"
     known = {family.name for family in METRICS} | {"midwatch_info"}
     written = set(re.findall(r"\bmidwatch_[a-z_]+", page + PAGE))
     assert written == known
@@ -171,4 +177,4 @@ def test_the_rights_are_those_of_the_chart() -> None:
 
 def test_its_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", PAGE):
-        assert (render.PAGE.parent / target).exists(), target
+        assert (KUBERNETES_PAGE.parent / target).exists(), target

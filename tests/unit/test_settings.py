@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tools.settings_page import settings_page
 
-from midwatch.cli.reference import settings_page
 from midwatch.errors import SettingsError
 from midwatch.loading import load
 from midwatch.settings import Settings

@@ -192,7 +192,9 @@ GUARDS = {
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
-    for root, folder in ((SOURCE, SOURCE), (CHECKOUT, CHECKOUT / "tests" / "cluster")):
+    """The wheel's, by their place in it, and those beside it that are held to the same."""
+    beside = (CHECKOUT / "tests" / "cluster", CHECKOUT / "tools")
+    for folder, root in ((SOURCE, SOURCE), *((one, CHECKOUT) for one in beside)):
         for file in sorted(folder.rglob("*.py")):
             yield str(file.relative_to(root)), ast.parse(file.read_text("utf-8"))
 

@@ -1,9 +1,10 @@
-"""Tables of the documentation that are written from the code."""
+"""`python -m tools.tables`: the tables in docs/kubernetes.md and docs/metrics.md, generated."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from midwatch.cli.figures import AGENT, MONITOR
 from midwatch.content.server.figures import CONTENT
@@ -12,6 +13,17 @@ from midwatch.kube.operator.figures import OPERATOR
 from midwatch.metrics.families import Family
 
 METRICS = (*MONITOR, *AGENT, *OPERATOR, *CONTENT)
+DOCS = Path(__file__).parents[1] / "docs"
+KUBERNETES_PAGE, METRICS_PAGE = DOCS / "kubernetes.md", DOCS / "metrics.md"
+
+
+def main() -> None:
+    """Write both tables."""
+    for page, table in (
+        (KUBERNETES_PAGE, with_variables),
+        (METRICS_PAGE, with_metrics),
+    ):
+        page.write_text(table(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def with_variables(page: str) -> str:
@@ -56,3 +68,7 @@ def metrics_table(families: Sequence[Family]) -> str:
 def _family(family: Family) -> str:
     labels = ", ".join(f"`{label}`" for label in family.labels)
     return f"| `{family.name}` | {family.kind} | {labels} | {family.help} |"
+
+
+if __name__ == "__main__":
+    main()

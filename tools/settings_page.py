@@ -1,4 +1,4 @@
-"""`python -m midwatch.cli.reference docs/settings.md`: the page of all settings, generated."""
+"""`python -m tools.settings_page docs/settings.md`: the page of all settings, generated."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from ..loading import PREFIX
-from ..model import Invariant
-from ..settings import Group, InvariantSettings, Settings, SubjectSettings
-from ..units import (
+from midwatch.cli.invariants import known_invariants, limit, load_kinds, row, unit
+from midwatch.loading import PREFIX
+from midwatch.model import Invariant
+from midwatch.settings import Group, InvariantSettings, Settings, SubjectSettings
+from midwatch.units import (
     format_duration,
     format_size,
     parse_duration,
     parse_ratio,
     parse_size,
 )
-from .invariants import known_invariants, limit, load_kinds, row, unit
 
 _HEAD = """\
 # Settings

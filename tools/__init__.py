@@ -1,0 +1,1 @@
+"""What `make docs` runs: the generated pages and tables of the documentation."""
