@@ -22,6 +22,7 @@ from midwatch.kube.crd import crd
 from midwatch.kube.errors import SpecRefused
 from midwatch.kube.names import MAX_NAME
 from midwatch.kube.resource import (
+    CHANGEABLE,
     Environment,
     LlmSettings,
     Part,
@@ -31,7 +32,7 @@ from midwatch.kube.resource import (
     read_resource,
 )
 from midwatch.kube.rules import MAX_PROMPT_BYTES, MAX_REPOS
-from midwatch.kube.spec_schema import CHANGEABLE
+from midwatch.kube.statuses import Status
 from tests.cluster.schemas import FUNCTIONS
 
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
@@ -160,6 +161,18 @@ def test_every_field_has_a_bound_and_says_what_it_is() -> None:
             assert "maxProperties" in part, path
 
 
+NOT_STRUCTURAL = {"$ref", "$defs", "title", "const", "propertyNames", "oneOf", "allOf"}
+
+
+def test_nothing_of_json_schema_is_left_that_a_structural_schema_cannot_have() -> None:
+    for path, part in parts(SCHEMA):
+        assert not NOT_STRUCTURAL & set(part), path
+        assert part.get("default", ...) is not None, path
+        assert isinstance(part.get("exclusiveMinimum", True), bool), path
+        number = part.get("x-kubernetes-int-or-string") is True
+        assert ("type" in part) is not number and ("anyOf" in part) is number, path
+
+
 def fields(model: type[Part]) -> dict[str, Any]:
     return {f.alias or name: f for name, f in model.model_fields.items()}
 
@@ -177,6 +190,7 @@ def test_the_schema_has_the_fields_and_defaults_of_the_operator() -> None:
     }
     for name, model in models.items():
         assert set(schema[name]["properties"]) == set(fields(model))
+    assert set(SCHEMA["properties"]["status"]["properties"]) == set(fields(Status))
     assert set(schema["repos"]["items"]["properties"]) == set(fields(Repo))
 
 

@@ -18,6 +18,8 @@ from midwatch.kube.statuses import (
     CUT,
     MAX_RESULT,
     Condition,
+    RepoStatus,
+    Status,
     Writer,
     bounded,
     merged,
@@ -159,6 +161,8 @@ def check_bounds(status: Json) -> None:
         assert REASON.fullmatch(one["reason"]) and len(one["reason"]) <= 1024
         assert len(one["message"]) <= 32_768
     json.dumps(status).encode("utf-8")
+    Status.model_validate(status)
+    assert set(status) <= {field.alias for field in Status.model_fields.values()}
 
 
 def test_a_phase_goes_forward_within_an_attempt_and_back_with_the_next() -> None:
@@ -252,6 +256,8 @@ def test_what_a_session_tells() -> None:
         "lastActivityTime": "2026-03-01T12:00:00Z",
         "completionTime": "2026-03-01T12:00:00Z",
     }
+    read = Status.model_validate(told)
+    assert read.model_dump(by_alias=True, exclude_none=True, mode="json") == told
 
 
 def test_repositories_say_whether_their_push_came_through() -> None:
@@ -266,6 +272,9 @@ def test_repositories_say_whether_their_push_came_through() -> None:
     assert (told["a"]["state"], told["a"]["pushedTo"]) == ("pushed", "/a midwatch/s")
     assert told["b"]["state"] == "failed" and "fast-forward" in told["b"]["message"]
     assert told["c"]["state"] == "changed" and "pushedTo" not in told["c"]
+    for one in told.values():
+        read = RepoStatus.model_validate(one)
+        assert read.model_dump(by_alias=True, exclude_none=True) == one
 
 
 @given(st.text(max_size=300), st.integers(0, 100))

@@ -1,6 +1,16 @@
-"""The CustomResourceDefinition of `AgenticSession`, for Kubernetes 1.29 and later. Pure."""
+"""The CustomResourceDefinition of `AgenticSession`, for Kubernetes 1.29 and later. Pure.
+
+Its schema is generated from the models `Spec` and `Status`: `model_json_schema` gives JSON Schema, and `_structural` brings
+that into the form that Kubernetes takes.
+Source: https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from ..model import Json
 from .names import (
@@ -13,13 +23,12 @@ from .names import (
     SINGULAR,
     VERSION,
 )
-from .schema import part, rule, rules
-from .spec_schema import spec_schema
-from .status_schema import status_schema
+from .resource import CHANGEABLE, VALIDATIONS, Part, Spec, cel
+from .statuses import Status
 
 
 def crd() -> Json:
-    """The manifest, ready to be applied."""
+    """Return the manifest, ready to be applied."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -65,29 +74,119 @@ def _columns() -> list[Json]:
 
 
 def _schema() -> Json:
-    return part(
-        f"{KIND} ({API_VERSION}): a run of Claude Code in a workspace of Git repositories.",
-        {
+    return {
+        "type": "object",
+        "description": f"{KIND} ({API_VERSION}): a run of Claude Code in a workspace of Git repositories.",
+        "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": spec_schema(),
-            "status": status_schema(),
+            "spec": _spec_schema(),
+            "status": _model_schema(Status),
         },
-        required=["spec"],
-        **rules(
-            rule(
+        "required": ["spec"],
+        VALIDATIONS: [
+            cel(
                 f"self.metadata.name.size() <= {MAX_NAME}",
                 f"metadata.name has at most {MAX_NAME} characters: the names of the session's Jobs begin with it",
             ),
-            rule(
+            cel(
                 "!self.metadata.name.contains('.')",
                 "metadata.name has no dots: the names of its pods, and so of their hosts, begin with it",
             ),
-            rule(
+            cel(
                 "!has(self.spec.resumeFrom) || self.spec.resumeFrom != self.metadata.name",
                 "a session cannot continue itself: name another one",
                 ".spec.resumeFrom",
             ),
-        ),
-    )
+        ],
+    }
+
+
+def _spec_schema() -> Json:
+    """The schema of `Spec`, with a rule for each field that cannot be changed later."""
+    schema = _model_schema(Spec)
+    schema[VALIDATIONS] += [
+        _unchanged(name, "default" in field or name in schema["required"])
+        for name, field in schema["properties"].items()
+        if name not in CHANGEABLE
+    ]
+    return schema
+
+
+def _unchanged(name: str, always: bool) -> Json:
+    """The rule for one field; `always`: it is there in every resource."""
+    same = f"self.{name} == oldSelf.{name}"
+    if not always:
+        same = (
+            f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {same})"
+        )
+    message = f"{name} cannot be changed: create another session (resumeFrom continues this one)"
+    return cel(same, message, f".{name}")
+
+
+# ------------------------------------------------------------------ JSON Schema to structural schema
+
+_LEFT_OUT = ("title", "$defs", "propertyNames")
+"""What pydantic writes and a structural schema cannot have."""
+_FIRST = ("type", "format", "description", "properties", "items")
+"""Keys that come before all others, for people who read the manifest."""
+
+
+class _AsDeclared(GenerateJsonSchema):
+    """Keys stay in the order in which they were written, for people who read the manifest."""
+
+    def sort(
+        self, value: JsonSchemaValue, parent_key: str | None = None
+    ) -> JsonSchemaValue:
+        return value
+
+
+def _model_schema(model: type[Part]) -> Json:
+    schema = model.model_json_schema(by_alias=True, schema_generator=_AsDeclared)
+    return _structural(schema, schema.get("$defs", {}))
+
+
+def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Json:
+    """Return a schema without references, alternatives with null, and titles.
+
+    In Kubernetes a field without a value is absent, so a default of null is none. A default of an object is empty:
+    the API server fills in those of its fields.
+    """
+    node = _resolved(node, definitions)
+    schema = {key: value for key, value in node.items() if key not in _LEFT_OUT}
+    if schema.get("default", ...) is None:
+        del schema["default"]
+    for key in ("items", "additionalProperties"):
+        if key in schema:
+            schema[key] = _structural(schema[key], definitions)
+    if "anyOf" in schema:  # int or string; copied, or YAML would have anchors
+        schema["anyOf"] = [dict(one) for one in schema["anyOf"]]
+    if "properties" in schema:
+        schema["properties"] = {
+            name: _structural(field, definitions)
+            for name, field in schema["properties"].items()
+        }
+        if "default" in schema:
+            schema["default"] = {}
+    if schema.get("type") == "integer":
+        schema["format"] = "int64"
+    if "exclusiveMinimum" in schema:  # a number in JSON Schema, a flag in OpenAPI 3.0
+        schema["minimum"] = schema["exclusiveMinimum"]
+        schema["exclusiveMinimum"] = True
+    first = {key: schema[key] for key in _FIRST if key in schema}
+    return first | schema
+
+
+def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Json:
+    """The node with what it refers to, and without the alternative of null, in its place."""
+    outer = dict(node)
+    if "$ref" in outer:
+        inner = definitions[outer.pop("$ref").rpartition("/")[2]]
+    elif {"type": "null"} in outer.get("anyOf", ()):
+        [inner] = [one for one in outer.pop("anyOf") if one != {"type": "null"}]
+    else:
+        return outer
+    inner = _resolved(inner, definitions)
+    rules = [*inner.get(VALIDATIONS, ()), *outer.get(VALIDATIONS, ())]
+    return {**inner, **outer} | ({VALIDATIONS: rules} if rules else {})

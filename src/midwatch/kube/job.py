@@ -113,7 +113,7 @@ def _container(
         "image": settings.image,
         "args": list(ARGUMENTS),
         "env": environment,
-        "resources": dict(resource.spec.resources or settings.resources),
+        "resources": resource.spec.resources.manifest or dict(settings.resources),
         # The last lines of its log are what the operator can tell of a pod that died without a word.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {

@@ -1,24 +1,34 @@
-"""An `AgenticSession` resource as values. `crd` refuses at the API server what `read_resource` would.
+"""An `AgenticSession` resource as values, and `Spec`, the model of what a person asks for.
 
-`Spec` mirrors `spec` of the resource, field by field; names in it are those of Python. One thing only
-`read_resource` refuses: odd characters in the name of a variable, see `spec_schema`.
+The model is the one source of the schema too: `crd` generates the CustomResourceDefinition from it, and from
+`statuses.Status`, so the API server refuses what `read_resource` would. What only Kubernetes knows (rules in CEL, list types)
+stands beside the field in `json_schema_extra` or `Rule`. The API server estimates the cost of a rule from the
+bounds of what it reads: that is why every text, list and map has a bound.
+
+The keys of a map can have no bound. Odd characters in the name of a variable are therefore the one thing that only
+`read_resource` refuses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PlainValidator,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from ..model import Json
 from .errors import SpecRefused
@@ -42,6 +52,8 @@ from .rules import (
     NOT_BLANK,
     OBJECT_NAME,
     QUANTITY,
+    RESERVED_PREFIXES,
+    RESERVED_VARIABLES,
     SECRET_KEY,
     URL,
     URL_WITH_CREDENTIALS,
@@ -51,171 +63,380 @@ from .rules import (
     quantity,
 )
 
+VALIDATIONS = "x-kubernetes-validations"
+"""The key of a schema under which the API server finds rules in CEL."""
+CHANGEABLE = frozenset({"stop", "displayName", "maxRestarts"})
+"""Fields of `spec` that can be changed later: a running session heeds no other."""
+
+
+def cel(expression: str, message: str, path: str | None = None) -> Json:
+    """Return a rule in CEL as a schema has it; `path` is the field that is to blame."""
+    rule = {"rule": expression, "message": message}
+    return {**rule, "fieldPath": path} if path else rule
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule that both readers of a value apply: an annotation of a field's type.
+
+    Attributes:
+        expression: CEL on `self`, for the API server.
+        message: What is wrong, and what to write instead.
+        holds: The same as `expression`, in Python.
+    """
+
+    expression: str
+    message: str
+    holds: Callable[[Any], bool]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            self._check, handler(source)
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> Json:
+        written = handler(schema)
+        rules = [*written.get(VALIDATIONS, ()), cel(self.expression, self.message)]
+        return {**written, VALIDATIONS: rules}
+
+    def _check(self, value: Any) -> Any:
+        if not self.holds(value):
+            raise PydanticCustomError("rule", "{message}", {"message": self.message})
+        return value
+
+
+# ------------------------------------------------------------------ types of fields
+
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
-# What is no number or no truth in JSON is none here either: neither "3600" nor "yes" is read as one.
+# What is not a number or a truth value in JSON is not one here: neither "3600" nor "yes" is read as one.
 Whole = Annotated[int, Field(strict=True)]
 Dollars = Annotated[float, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
+Seconds = Annotated[int, Field(strict=True, ge=1, le=MAX_SECONDS)]
+
+Url = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_URL),
+    Rule(
+        f"self.matches(r'{URL}')",
+        "not the URL of a repository: give https, http, ssh or git@host:path, without blanks",
+        lambda url: fits(URL, url),
+    ),
+    Rule(
+        f"!self.matches(r'{URL_WITH_CREDENTIALS}')",
+        "credentials in the URL: give a token by a secret (environment.secrets, GIT_TOKEN)",
+        lambda url: not fits(URL_WITH_CREDENTIALS, url),
+    ),
+]
+Branch = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_BRANCH),
+    Rule(
+        f"!self.matches(r'{BAD_BRANCH}')",
+        "not a name that git takes for a branch",
+        lambda branch: not fits(BAD_BRANCH, branch),
+    ),
+]
+Folder = Annotated[
+    str,
+    Field(min_length=1, max_length=100),
+    Rule(
+        f"self.matches(r'{FOLDER}') && !self.lowerAscii().matches(r'{DEVICE}')",
+        "not the name of a folder: use letters, digits, dots and dashes",
+        lambda name: fits(FOLDER, name) and not fits(DEVICE, name.lower()),
+    ),
+]
+ModelName = Annotated[str, Field(min_length=1, max_length=100, pattern=MODEL)]
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=OBJECT_NAME)]
+SessionName = Annotated[
+    str, Field(min_length=1, max_length=MAX_NAME, pattern=OBJECT_NAME)
+]
+KeyName = Annotated[str, Field(min_length=1, max_length=253, pattern=SECRET_KEY)]
+VariableValue = Annotated[
+    str,
+    Field(max_length=MAX_VARIABLE, pattern=NO_NUL, description="The value, as it is."),
+]
 
 
-def _shaped(pattern: str, what: str) -> AfterValidator:
-    def check(text: str) -> str:
-        if not fits(pattern, text):
-            raise ValueError(what)
-        return text
-
-    return AfterValidator(check)
-
-
-def _check_url(url: str) -> str:
-    if not fits(URL, url):
-        raise ValueError("not the URL of a repository: give https, ssh or git@host")
-    if fits(URL_WITH_CREDENTIALS, url):
-        raise ValueError("credentials in the URL: give a token by a secret")
-    return url
-
-
-def _check_branch(branch: str) -> str:
-    if fits(BAD_BRANCH, branch):
-        raise ValueError("not a name that git takes for a branch")
-    return branch
-
-
-def _check_folder(name: str) -> str:
-    if not fits(FOLDER, name) or fits(DEVICE, name.lower()):
-        raise ValueError("not the name of a folder: use letters, digits, dots, dashes")
+def _check_variable_name(name: str) -> str:
+    if not fits(VARIABLE_NAME, name):
+        raise ValueError("not the name of a variable")
     return name
 
 
-Url = Annotated[
-    str, Field(min_length=1, max_length=MAX_URL), AfterValidator(_check_url)
-]
-Branch = Annotated[
-    str, Field(min_length=1, max_length=MAX_BRANCH), AfterValidator(_check_branch)
-]
-Folder = Annotated[
-    str, Field(min_length=1, max_length=100), AfterValidator(_check_folder)
-]
-ObjectName = Annotated[
-    str,
-    Field(min_length=1, max_length=253),
-    _shaped(OBJECT_NAME, "not the name of an object"),
-]
+# No `pattern`: a structural schema can say nothing of the keys of a map.
 VariableName = Annotated[
-    str,
-    Field(max_length=MAX_VARIABLE_NAME),
-    _shaped(VARIABLE_NAME, "not the name of a variable"),
+    str, Field(max_length=MAX_VARIABLE_NAME), AfterValidator(_check_variable_name)
 ]
-VariableValue = Annotated[
-    str, Field(max_length=MAX_VARIABLE), _shaped(NO_NUL, "has a NUL")
+
+
+def _check_amount(given: Any) -> int | str:
+    if isinstance(given, bool) or not isinstance(given, int | str):
+        raise ValueError("not an amount such as 500m or 2Gi")
+    if len(str(given)) > 30 or not fits(QUANTITY, str(given)):
+        raise ValueError("not an amount such as 500m or 2Gi")
+    return given
+
+
+Amount = Annotated[
+    int | str,
+    PlainValidator(_check_amount),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "integer"}, {"type": "string"}],
+            "x-kubernetes-int-or-string": True,
+            "minimum": 0,
+            "pattern": QUANTITY,
+            "maxLength": 30,
+        }
+    ),
 ]
 
 
 class Part(BaseModel):
     """A part of a resource: camelCase outside, frozen inside. Unknown fields are left out, as the API
-    server prunes them."""
+    server prunes them. The docstring of a part is its description in the schema where a field gives none.
+    """
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore"
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="ignore",
+        defer_build=True,  # a validator is built when it is first used; that of a status hardly is
     )
 
 
-class GitPlace(Part):
-    """A repository and a branch of it; without a branch, the repository's default."""
+# ------------------------------------------------------------------ spec
 
-    url: Url
-    branch: Branch | None = None
+
+class GitPlace(Part):
+    """Where it is cloned from."""
+
+    url: Url = Field(description="https, http, ssh or git@host:path.")
+    branch: Branch | None = Field(
+        None, description="Where to start; the repository's own default."
+    )
 
 
 class PushPlace(Part):
-    """Where commits go: without a URL to where they came from, without a branch to the session's own."""
+    """Where commits are pushed to."""
 
-    url: Url | None = None
-    branch: Branch | None = None
+    url: Url | None = Field(
+        None, description="The repository; by default the one of input."
+    )
+    branch: Branch | None = Field(
+        None, description="The branch; by default the session's own."
+    )
 
 
 class Repo(Part):
-    """Cloned from `input`, pushed to `output` (to `input` without one). `name` is the folder's."""
+    """Cloned from input, pushed to output."""
 
-    name: Folder | None = None
+    name: Folder | None = Field(
+        None,
+        description="Its folder in the workspace; by default the last part of its URL.",
+    )
     input: GitPlace
     output: PushPlace | None = None
 
 
-class LlmSettings(Part):
-    """None is what the operator's settings say."""
+def _named_once(repos: tuple[Repo, ...]) -> bool:
+    names = [repo.name.lower() for repo in repos if repo.name]
+    return len(set(names)) == len(names)
 
-    model: Annotated[str, _shaped(MODEL, "no name of a model")] | None = Field(
-        None, min_length=1, max_length=100
+
+def _cloned_once(repos: tuple[Repo, ...]) -> bool:
+    unnamed = [(r.input.url, r.input.branch) for r in repos if not r.name]
+    return len(set(unnamed)) == len(unnamed)
+
+
+Repos = Annotated[
+    tuple[Repo, ...],
+    Field(min_length=1, max_length=MAX_REPOS),
+    Rule(
+        "self.all(r, !has(r.name) || self.exists_one(o, has(o.name) && o.name.lowerAscii() == r.name.lowerAscii()))",
+        "two repositories have the same name",
+        _named_once,
+    ),
+    Rule(
+        "self.all(r, has(r.name) || self.exists_one(o, !has(o.name) && o.input.url == r.input.url"
+        " && (has(o.input.branch) ? o.input.branch : '') == (has(r.input.branch) ? r.input.branch : '')))",
+        "a repository is named twice: name it once, or give its clones names",
+        _cloned_once,
+    ),
+]
+
+
+class LlmSettings(Part):
+    """How Claude works; what is not said here the operator's settings say."""
+
+    model: ModelName | None = Field(None, description="The model.")
+    max_turns: Whole | None = Field(
+        None, ge=1, le=1_000_000, description="Calls of the API in one turn."
     )
-    max_turns: Whole | None = Field(None, ge=1, le=1_000_000)
-    max_budget_usd: Dollars | None = Field(None, gt=0, le=1_000_000)
-    effort: Effort | None = None
+    max_budget_usd: Dollars | None = Field(
+        None, gt=0, le=1_000_000, description="Dollars of the whole session."
+    )
+    effort: Effort | None = Field(None, description="How much the model thinks.")
 
 
 class SecretKey(Part):
     """A key of a secret in the session's namespace."""
 
-    name: ObjectName
-    key: Annotated[str, _shaped(SECRET_KEY, "not a key of a secret")] = Field(
-        "ANTHROPIC_API_KEY", min_length=1, max_length=253
-    )
+    name: ObjectName = Field(description="A secret of this namespace.")
+    key: KeyName = Field("ANTHROPIC_API_KEY", description="The key in it.")
+
+
+def _variable_rules() -> Json:
+    reserved = ", ".join(f"'{name}'" for name in RESERVED_VARIABLES)
+    # One by one: a prefix out of a list would have no bound in the estimate of older servers.
+    begins = " || ".join(f"name.startsWith('{prefix}')" for prefix in RESERVED_PREFIXES)
+    size = f"self.all(name, name.size() > 0 && name.size() <= {MAX_VARIABLE_NAME})"
+    return {
+        VALIDATIONS: [
+            cel(
+                size, f"the name of a variable has 1 to {MAX_VARIABLE_NAME} characters"
+            ),
+            cel(
+                f"self.all(name, !(name in [{reserved}] || {begins}))",
+                "a variable is reserved: fields of spec or the operator set it; keys and tokens come by secret",
+            ),
+        ]
+    }
 
 
 class Environment(Part):
-    """`secrets` are names: all their keys become variables. `variables` are literal."""
+    """Variables of the session."""
 
-    secrets: tuple[ObjectName, ...] = Field((), max_length=MAX_SECRETS)
+    secrets: tuple[Annotated[ObjectName, Field(description="Its name.")], ...] = Field(
+        (),
+        max_length=MAX_SECRETS,
+        description="Secrets of this namespace: each of their keys becomes a variable.",
+    )
     variables: Mapping[VariableName, VariableValue] = Field(
-        default_factory=dict, max_length=MAX_VARIABLES
+        {},
+        max_length=MAX_VARIABLES,
+        description="Literal values by name. Keys and tokens belong into secrets.",
+        json_schema_extra=_variable_rules(),
     )
 
 
-def _check_resources(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Only `requests` and `limits` stay, each with amounts by name."""
-    kept: dict[str, dict[str, Any]] = {}
-    for part in ("requests", "limits"):
-        amounts = given.get(part)
-        if amounts is None:
-            continue
-        if not isinstance(amounts, Mapping) or len(amounts) > 20:
-            raise ValueError(f"{part} are at most 20 amounts by name")
-        for name, amount in amounts.items():
-            if isinstance(amount, bool) or not isinstance(amount, int | str):
-                raise ValueError(f"{part}.{name} is no amount such as 500m or 2Gi")
-            if len(str(amount)) > 30 or not fits(QUANTITY, str(amount)):
-                raise ValueError(f"{part}.{name} is no amount such as 500m or 2Gi")
-        kept[part] = dict(amounts)
-    limits = kept.get("limits", {})
-    for name, amount in kept.get("requests", {}).items():
-        if name in limits and quantity(amount) > quantity(limits[name]):
-            raise ValueError(f"requests.{name} is more than limits.{name}")
-    return kept
+_LIMITS_RULE = cel(
+    "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits) || "
+    "!quantity(string(self.requests[name])).isGreaterThan(quantity(string(self.limits[name]))))",
+    "what is requested is at most the limit of the same name",
+)
+
+
+class Resources(Part):
+    """What the session's container requests and is limited to."""
+
+    model_config = ConfigDict(json_schema_extra={VALIDATIONS: [_LIMITS_RULE]})
+
+    requests: Mapping[str, Amount] | None = Field(
+        None, max_length=20, description="Amounts by name, such as cpu: 500m."
+    )
+    limits: Mapping[str, Amount] | None = Field(
+        None, max_length=20, description="Amounts by name, such as memory: 4Gi."
+    )
+
+    @model_validator(mode="after")
+    def _within_limits(self) -> Self:
+        limits = self.limits or {}
+        for name, amount in (self.requests or {}).items():
+            if name in limits and quantity(amount) > quantity(limits[name]):
+                raise ValueError(f"requests.{name} is more than limits.{name}")
+        return self
+
+    @property
+    def manifest(self) -> Json:
+        """As a container has it; empty where nothing is asked for."""
+        return self.model_dump(exclude_none=True)
+
+
+_SPEC_RULES = [
+    cel(
+        f"self.interactive || self.prompt.matches(r'{NOT_BLANK}')",
+        "prompt is empty: say what to do, or set interactive",
+        ".prompt",
+    ),
+    cel(
+        "self.mainRepoIndex < self.repos.size()",
+        "mainRepoIndex names no repository: it counts repos from 0",
+        ".mainRepoIndex",
+    ),
+]
+_PROMPT_RULE = cel(
+    f"bytes(self).size() <= {MAX_PROMPT_BYTES}",
+    f"prompt has at most {MAX_PROMPT_BYTES} bytes: put the long part into a file of a repository",
+)
+_STOP_RULE = cel("!oldSelf || self", "a stop cannot be taken back")
 
 
 class Spec(Part):
-    """What a person asks for. `timeout` and `idle_timeout` are seconds."""
+    """What is asked for. Only stop, displayName and maxRestarts can be changed later."""
 
-    prompt: Annotated[str, _shaped(NO_NUL, "has a NUL")] = Field(
-        "", max_length=MAX_PROMPT_BYTES
+    model_config = ConfigDict(json_schema_extra={VALIDATIONS: list(_SPEC_RULES)})
+
+    prompt: str = Field(
+        "",
+        max_length=MAX_PROMPT_BYTES,
+        pattern=NO_NUL,
+        description="What Claude should do. May be empty if interactive.",
+        json_schema_extra={VALIDATIONS: [_PROMPT_RULE]},
     )
-    display_name: str | None = Field(None, max_length=200)
-    interactive: Flag = False
-    repos: tuple[Repo, ...] = Field((), max_length=MAX_REPOS)
-    main_repo_index: Whole = Field(0, ge=0)
+    display_name: str | None = Field(
+        None, max_length=200, description="A name for people."
+    )
+    interactive: Flag = Field(
+        False, description="Stay open and read messages until told to end."
+    )
+    repos: Repos = Field(
+        description="The repositories of the workspace, cloned side by side."
+    )
+    main_repo_index: Whole = Field(
+        0,
+        ge=0,
+        description="The repository that is Claude's working directory, counted from 0.",
+    )
     llm_settings: LlmSettings = LlmSettings()
-    timeout: Whole = Field(3600, ge=1, le=MAX_SECONDS)
-    idle_timeout: Whole = Field(900, ge=1, le=MAX_SECONDS)
-    auto_push_on_complete: Flag = False
-    environment: Environment = Environment()
-    api_key_secret: SecretKey | None = None
-    resources: Annotated[Mapping[str, Any], AfterValidator(_check_resources)] = Field(
-        default_factory=dict
+    timeout: Seconds = Field(
+        3600, description="Longest run, restarts included, in seconds."
     )
-    trust_repositories: Flag = False
-    resume_from: ObjectName | None = Field(None, max_length=MAX_NAME)
-    max_restarts: Whole = Field(2, ge=0, le=MAX_RESTARTS)
-    stop: Flag = False
+    idle_timeout: Seconds = Field(
+        900,
+        description="Longest time without a sign of life in a turn, or without a message in interactive mode, in seconds.",
+    )
+    auto_push_on_complete: Flag = Field(
+        False, description="Push what was done, once it is Completed."
+    )
+    environment: Environment = Environment()
+    api_key_secret: SecretKey | None = Field(
+        None,
+        description="The key of the Claude API; by default the one of the operator's settings.",
+    )
+    resources: Resources = Resources()
+    trust_repositories: Flag = Field(
+        False,
+        description="Load the repositories' own .claude settings, hooks and .mcp.json, which run what they say.",
+    )
+    resume_from: SessionName | None = Field(
+        None,
+        description="The session, of this namespace, whose workspace and conversation this one continues.",
+    )
+    max_restarts: Whole = Field(
+        2, ge=0, le=MAX_RESTARTS, description="How often a lost pod is started again."
+    )
+    stop: Flag = Field(
+        False,
+        description="A request to stop: what was done is saved first.",
+        json_schema_extra={VALIDATIONS: [_STOP_RULE]},
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -228,6 +449,9 @@ def _without_nulls(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return [_without_nulls(v) for v in value] if isinstance(value, list) else value
     return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+
+
+# ------------------------------------------------------------------ reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,23 +476,20 @@ class SessionResource:
 
 
 def read_resource(body: Mapping[str, Any]) -> SessionResource:
-    """The resource in a document of the API server. Raises SpecRefused, which names the field."""
+    """Return the resource in a document of the API server. Raises SpecRefused, which names the field."""
     meta = body.get("metadata") or {}
     try:
         spec = Spec.model_validate(dict(body.get("spec") or {}))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        path = "spec" + "".join(_step(part) for part in first["loc"])
-        raise SpecRefused(
-            first["msg"].removeprefix("Value error, "), path=path
-        ) from None
+        path, message = first_fault(error)
+        raise SpecRefused(message, path=f"spec{path}") from None
     check_spec(spec)
     _check_name(meta["name"], spec)
     return resource_with(spec, body)
 
 
 def resource_with(spec: Spec, body: Mapping[str, Any]) -> SessionResource:
-    """The resource in a document, with this for its spec."""
+    """Return the resource in a document, with this for its spec."""
     meta = body.get("metadata") or {}
     return SessionResource(
         namespace=meta.get("namespace") or "default",
@@ -280,12 +501,34 @@ def resource_with(spec: Spec, body: Mapping[str, Any]) -> SessionResource:
     )
 
 
-def _step(part: int | str) -> str:
-    return f"[{part}]" if isinstance(part, int) else f".{part}"
+_PATTERNS = {
+    MODEL: "not the name of a model",
+    NO_NUL: "has a NUL",
+    OBJECT_NAME: "not the name of an object",
+    SECRET_KEY: "not a key of a secret",
+}
+"""What a text is that does not match, for people."""
+
+
+def first_fault(error: ValidationError) -> tuple[str, str]:
+    """Return the path of the first field that is wrong, such as `.repos[0].name`, and what is wrong with it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    path = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in first["loc"])
+    context = first.get("ctx", {})
+    match first["type"]:
+        case "string_pattern_mismatch":
+            return path, _PATTERNS.get(context["pattern"], first["msg"])
+        case "missing":
+            return path, "is missing"
+        case "too_short":
+            return path, f"is empty: give at least {context['min_length']}"
+        case "too_long":
+            return path, f"takes at most {context['max_length']}"
+    return path, first["msg"].removeprefix("Value error, ")
 
 
 def check_spec(spec: Spec) -> None:
-    """What single fields cannot say; the same as the CEL rules. Raises SpecRefused."""
+    """Check what single fields cannot say; the same as the rules in CEL. Raises SpecRefused."""
     if not fits(NOT_BLANK, spec.prompt) and not spec.interactive:
         raise SpecRefused("is empty", path="spec.prompt", hint="say what to do")
     if len(spec.prompt.encode("utf-8", "replace")) > MAX_PROMPT_BYTES:
@@ -294,34 +537,18 @@ def check_spec(spec: Spec) -> None:
             path="spec.prompt",
             hint="put the long part into a file of a repository, and name it",
         )
-    _check_repos(spec)
-    reserved = sorted(filter(is_reserved, spec.environment.variables))
-    if reserved:
-        raise SpecRefused(
-            f"{reserved[0]} is set by the operator or must not be set",
-            path="spec.environment.variables",
-            hint="leave it out; the fields of spec say what it would, keys and tokens come by secret",
-        )
-
-
-def _check_repos(spec: Spec) -> None:
-    if not spec.repos:
-        raise SpecRefused("names no repository", path="spec.repos")
     if spec.main_repo_index >= len(spec.repos):
         raise SpecRefused(
             f"there is no repository {spec.main_repo_index}",
             path="spec.mainRepoIndex",
             hint=f"it counts from 0; there are {len(spec.repos)}",
         )
-    names = [repo.name.lower() for repo in spec.repos if repo.name]
-    if len(set(names)) < len(names):
-        raise SpecRefused("two have the same name", path="spec.repos")
-    unnamed = [(r.input.url, r.input.branch) for r in spec.repos if not r.name]
-    if len(set(unnamed)) < len(unnamed):
+    reserved = sorted(filter(is_reserved, spec.environment.variables))
+    if reserved:
         raise SpecRefused(
-            "one is named twice",
-            path="spec.repos",
-            hint="name it once, or give its clones names",
+            f"{reserved[0]} is set by the operator or must not be set",
+            path="spec.environment.variables",
+            hint="leave it out; the fields of spec say what it would, keys and tokens come by secret",
         )
 
 

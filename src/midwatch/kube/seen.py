@@ -115,6 +115,6 @@ def _unread(body: Mapping[str, Any]) -> SessionResource:
     stop = (body.get("spec") or {}).get("stop") is True
     # No limit, as its limits cannot be read.
     spec = Spec.model_construct(
-        timeout=MAX_SECONDS, idle_timeout=MAX_SECONDS, stop=stop
+        repos=(), timeout=MAX_SECONDS, idle_timeout=MAX_SECONDS, stop=stop
     )
     return resource_with(spec, body)

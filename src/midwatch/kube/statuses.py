@@ -19,7 +19,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
 
 from ..events import Failure, Phase
 from ..model import Json, Usage, keepable
@@ -27,6 +29,7 @@ from ..session.records import RepositoryRecord
 from ..status import SessionStatus
 from ..workspace.push import PushResult
 from .errors import ResourceGone, WriterOutdated
+from .resource import VALIDATIONS, Part, cel
 
 MAX_RESULT = 8192
 """Bytes of the result; the whole answer is in the session's outbox."""
@@ -390,3 +393,126 @@ def _repository(record: RepositoryRecord, push: PushResult | None) -> Json:
     if push is not None and push.outcome == "failed" and push.error is not None:
         fields |= {"state": "failed", "message": bounded(push.error.line(), 1024)}
     return fields
+
+
+# ------------------------------------------------------------------ the document
+
+# `crd` generates the schema of `status` from this. Bounds are wide: a status that is refused would be lost.
+Count = Annotated[int, Field(strict=True, ge=0)]
+Generation = Annotated[
+    Count, Field(description="The generation of spec that this is about.")
+]
+Name = Annotated[str, Field(max_length=253)]
+Reason = Annotated[
+    str, Field(max_length=1024, description="Why, in one word of CamelCase.")
+]
+Message = Annotated[
+    str, Field(max_length=32_768, description="Why, and what to do about it.")
+]
+
+
+class TokenUsage(Part):
+    """What was read and written."""
+
+    input_tokens: Count | None = Field(None, description="Read, in tokens.")
+    output_tokens: Count | None = Field(None, description="Written, in tokens.")
+    cache_read_input_tokens: Count | None = Field(
+        None, description="Read from the cache, in tokens."
+    )
+    cache_creation_input_tokens: Count | None = Field(
+        None, description="Put into the cache, in tokens."
+    )
+
+
+class StatusCondition(Part):
+    """A condition, as Kubernetes has them."""
+
+    type: str = Field(
+        max_length=316, description="Accepted, Ready, WorkspaceSaved or Finished."
+    )
+    status: ConditionStatus
+    reason: Annotated[Reason, Field(min_length=1)]
+    message: Message
+    last_transition_time: datetime = Field(description="When status became what it is.")
+    observed_generation: Generation | None = None
+
+
+class RepoStatus(Part):
+    """A repository, as the session left it."""
+
+    name: Name = Field(description="Its folder.")
+    state: Literal["clean", "changed", "pushed", "failed"]
+    branch: str | None = Field(
+        None, max_length=1024, description="The branch that the session works on."
+    )
+    added: Count | None = Field(None, description="Lines added.")
+    removed: Count | None = Field(None, description="Lines removed.")
+    files: Count | None = Field(None, description="Files changed.")
+    untracked: Count | None = Field(None, description="Files that git does not know.")
+    commits: Count | None = Field(None, description="Commits made.")
+    pushed_to: str | None = Field(
+        None, max_length=4096, description="The repository and branch they are at."
+    )
+    message: Message | None = Field(None, description="What went wrong.")
+
+
+_TERMINAL = ", ".join(f"'{phase}'" for phase in Phase if phase.terminal)
+_PHASE_RULE = cel(
+    f"self == oldSelf || !(oldSelf in [{_TERMINAL}])",
+    "the session has ended: its phase stays",
+)
+_STATUS_RULE = cel(
+    "!has(oldSelf.phase) || has(self.phase)", "the phase cannot be taken away", ".phase"
+)
+
+
+class Status(Part):
+    """What has become of it."""
+
+    model_config = ConfigDict(json_schema_extra={VALIDATIONS: [_STATUS_RULE]})
+
+    phase: Phase | None = Field(
+        None,
+        description="Completed, Failed and Stopped are the end, and stay.",
+        json_schema_extra={VALIDATIONS: [_PHASE_RULE]},
+    )
+    reason: Reason | None = None
+    message: Message | None = None
+    observed_generation: Generation | None = None
+    start_time: datetime | None = Field(
+        None, description="When the first attempt began."
+    )
+    completion_time: datetime | None = Field(None, description="When it ended.")
+    last_activity_time: datetime | None = Field(
+        None, description="The last sign of life of the session."
+    )
+    job_name: Name | None = Field(None, description="The Job of the present attempt.")
+    pod_name: Name | None = Field(None, description="The pod of the present attempt.")
+    attempt: Count | None = Field(None, description="Which attempt this is, from 1.")
+    restarts: Count | None = Field(
+        None, description="How often a lost pod was started again."
+    )
+    session_id: Name | None = Field(
+        None, description="Claude's own id of the conversation."
+    )
+    model: Name | None = Field(None, description="The model that works.")
+    num_turns: Count | None = Field(None, description="Calls of the API.")
+    usage: TokenUsage | None = None
+    total_cost_usd: float | None = Field(None, ge=0, description="Dollars spent.")
+    result: str | None = Field(
+        None,
+        max_length=MAX_RESULT,
+        description="What Claude said at the end, shortened.",
+    )
+    conditions: tuple[StatusCondition, ...] | None = Field(
+        None,
+        max_length=16,
+        description="What holds and what does not.",
+        json_schema_extra={
+            "x-kubernetes-list-type": "map",
+            "x-kubernetes-list-map-keys": ["type"],
+        },
+    )
+    repos: tuple[RepoStatus, ...] | None = Field(
+        None, max_length=64, description="The repositories of the workspace."
+    )

@@ -275,7 +275,7 @@ def _field_of_spec(resource: SessionResource, error: ClusterRefused) -> str | No
     if error.status != 422:
         return None
     spec = resource.spec
-    if spec.resources and any(".resources" in name for name in error.fields):
+    if spec.resources.manifest and any(".resources" in name for name in error.fields):
         return "spec.resources"
     if spec.environment.secrets and any(".envFrom[" in name for name in error.fields):
         return "spec.environment.secrets"
