@@ -45,13 +45,14 @@ def _replaced(page: str, name: str, table: str) -> str:
 
 
 def environment_table() -> str:
-    head = ["| variable | what it is | default |", "|---|---|---|"]
+    head = ["| variable | what it is | set by | default |", "|---|---|---|---|"]
     return "\n".join([*head, *map(_variable, RUNNER_VARIABLES)])
 
 
 def _variable(variable: Variable) -> str:
     secret = " *(secret)*" if variable.secret else ""
-    return f"| `{variable.name}`{secret} | {variable.meaning} | {_default(variable)} |"
+    cells = (f"`{variable.name}`{secret}", variable.meaning, variable.set_by)
+    return f"| {' | '.join(cells)} | {_default(variable)} |"
 
 
 def _default(variable: Variable) -> str:

@@ -97,8 +97,8 @@ def test_a_wrong_variable_is_one_line_that_names_it(
 ) -> None:
     """In this process: the command itself is tried once, below."""
     from midwatch.errors import SettingsError
+    from midwatch.kube.environment import sorted_variables
     from midwatch.kube.pod.task import read_task
-    from midwatch.kube.pod.variables import sorted_variables
 
     pod = Pod(tmp_path, "http://127.0.0.1:1", ["https://example.org/app"])
     with pytest.raises(SettingsError) as raised:
@@ -119,9 +119,8 @@ def test_a_wrong_environment_ends_with_its_own_exit_code(tmp_path: Path) -> None
 
 
 def test_every_variable_of_the_table_is_read(tmp_path: Path) -> None:
-    from midwatch.kube.environment import RUNNER_VARIABLES
+    from midwatch.kube.environment import RUNNER_VARIABLES, PodVariables
     from midwatch.kube.pod.task import read_task
-    from midwatch.kube.pod.variables import PodVariables
 
     class Watched(dict[str, str]):
         read: set[str] = set()

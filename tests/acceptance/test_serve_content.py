@@ -18,11 +18,11 @@ from midwatch.content.sync.client import ContentClient, TimeLimits
 from midwatch.content.sync.workspace import WorkspaceSync
 from midwatch.content.tree import Entry
 from midwatch.events import Event, Phase, Prompt, ToolResult
+from midwatch.kube.environment import sorted_variables
 from midwatch.kube.errors import ClusterUnavailable
 from midwatch.kube.pod.places import LOCAL_OWNED, PodPlaces, stays_here
 from midwatch.kube.pod.serving import LAST_WORD, SAVE_WITHIN, Means, PodRunner
 from midwatch.kube.pod.task import read_task
-from midwatch.kube.pod.variables import sorted_variables
 from midwatch.kube.writer import NoCluster, StatusCluster
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Json
@@ -187,7 +187,8 @@ async def runner(
 ) -> AsyncIterator[PodRunner]:
     environ = pod.environ(TIMEOUT=f"{timeout:g}", IDLE_TIMEOUT="6000")
     task, clock = read_task(sorted_variables(environ)), Hurried()
-    places = PodPlaces(task.workspace, task.state, task.cache)
+    given = task.environment
+    places = PodPlaces(given.workspace_path, given.state_path, given.cache_path)
     async with contextlib.AsyncExitStack() as stack:
         sync = None
         if task.content is not None:
@@ -206,7 +207,7 @@ async def runner(
                 places.roots,
                 places.sync_state,
                 clock=clock,
-                interval=task.sync_interval,
+                interval=given.sync_interval,
                 local_owned=LOCAL_OWNED,
                 ignored=stays_here,
             )

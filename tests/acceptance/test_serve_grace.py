@@ -14,10 +14,10 @@ import pytest
 
 from midwatch.errors import MidwatchError
 from midwatch.events import Event
+from midwatch.kube.environment import sorted_variables
 from midwatch.kube.pod.graces import Graces
 from midwatch.kube.pod.serving import Means, PodRunner
 from midwatch.kube.pod.task import read_task
-from midwatch.kube.pod.variables import sorted_variables
 from midwatch.kube.writer import NoCluster
 from midwatch.lifecycle import Stop
 from midwatch.testing.messages_api import Hold, Rule, ScriptedMessagesAPI

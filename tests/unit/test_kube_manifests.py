@@ -19,7 +19,6 @@ from midwatch.kube.pod.keeping import WIND_UP
 from midwatch.kube.pod.serving import LAST_WORD, LOOK_WITHIN, SAVE_WITHIN
 from midwatch.kube.resource import SessionResource, read_resource
 from midwatch.kube.rules import (
-    LEFT_TO_SECRETS,
     MAX_BRANCH,
     MAX_PROMPT_BYTES,
     MAX_REPOS,
@@ -49,6 +48,9 @@ FULL = OperatorSettings(
     pod_labels={"team": "a", "midwatch.dev/session": "not-ours"},
     termination_grace=30.5,
 )
+
+LEFT_TO_SECRETS = {"GIT_TOKEN", "GIT_USERNAME"}
+"""Variables of the runner that the operator does not write: a secret of `spec.environment` may."""
 
 
 def resource(name: str = "fix-login", **spec: Any) -> SessionResource:

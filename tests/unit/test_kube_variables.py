@@ -1,13 +1,30 @@
-"""Who wrote which variable of a pod, and what of that is a secret."""
+"""The variables of a pod: written and read alike, who wrote which, and what of that is a secret."""
 
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from midwatch.errors import SettingsError
+from midwatch.kube.crd import crd
+from midwatch.kube.environment import (
+    RESERVED_PREFIXES,
+    RESERVED_VARIABLES,
+    RUNNER_VARIABLES,
+    RunnerEnvironment,
+    container_env,
+    sorted_variables,
+)
 from midwatch.kube.pod.task import read_task
-from midwatch.kube.pod.variables import sorted_variables
-from midwatch.kube.rules import RESERVED_PREFIXES, RESERVED_VARIABLES
 from midwatch.redaction import Redactor
+from midwatch.settings import OperatorSettings
 
 REPOS = json.dumps([{"input": {"url": "https://git.example/shop.git"}}])
 POD = {
@@ -60,3 +77,75 @@ def test_values_of_secrets_are_hidden_whatever_their_names() -> None:
     hidden = f"{' '.join(3 * ['[redacted:secret]'])} true eu-central-1"
     assert Redactor(task.secrets).text(text) == hidden
     assert "unlikely" not in repr(task)
+
+
+def written(own: RunnerEnvironment, **settings: str) -> dict[str, str]:
+    """The environment that a container gets of this."""
+    env = container_env(own, {}, settings=settings, resource={"A": "$(GIT_TOKEN)"})
+    return {one["name"]: one["value"].replace("$$", "$") for one in env}
+
+
+TEXTS = st.text(st.sampled_from("$(A)x"), max_size=5)
+SECONDS = st.integers(1, 604_800) | st.sampled_from([0.25, 30.5])
+
+
+@given(
+    st.builds(
+        RunnerEnvironment,
+        session_name=st.just("fix"),
+        session_generation=st.integers(0, 9),
+        session_attempt=st.integers(1, 9),
+        workspace_path=st.just(Path("/elsewhere")),
+        repos_json=st.just(REPOS),
+        prompt=TEXTS,
+        interactive=st.booleans(),
+        trust_repositories=st.booleans(),
+        model=st.none() | st.just("claude"),
+        max_turns=st.none() | st.integers(1, 9),
+        max_budget_usd=st.none() | st.floats(0.001, 1e6),
+        effort=st.sampled_from([None, "low", "max"]),
+        status=st.sampled_from(["resource", "none"]),
+        content_url=st.sampled_from(["", "https://content"]),
+        resume_from=TEXTS,
+        timeout=SECONDS,
+        sync_interval=SECONDS,
+    )
+)
+def test_the_runner_reads_what_the_operator_wrote(own: RunnerEnvironment) -> None:
+    environ = written(own, PROMPT="settings", MODEL="settings", EFFORT="high")
+    read = RunnerEnvironment.read({**environ, "ANTHROPIC_API_KEY": "key"})
+    left = {"model": own.model or "settings", "effort": own.effort or "high"}
+    assert read == replace(own, anthropic_api_key="key", **left)
+    assert environ["SESSION_VARIABLE_A"] == "$(GIT_TOKEN)"
+
+
+def test_no_secret_is_written_or_shown() -> None:
+    names = [variable.name.lower() for variable in RUNNER_VARIABLES if variable.secret]
+    assert len(names) == 3
+    values: dict[str, Any] = dict.fromkeys(names, "unlikely-w0rd")
+    own = RunnerEnvironment(session_name="fix", **values)
+    assert "unlikely-w0rd" not in f"{written(own)} {own!r}"
+
+
+def test_one_fault_is_one_line_and_only_the_named_are_read() -> None:
+    with pytest.raises(SettingsError) as raised:
+        RunnerEnvironment.read({**POD, "TIMEOUT": "5x", "ANTHROPIC_API_KEY": "k"})
+    assert raised.value.line() == "TIMEOUT: '5x' cannot be meant (write a number)"
+    with pytest.raises(SettingsError, match="ANTHROPIC_API_KEY: is not set"):
+        RunnerEnvironment.read(POD)
+    assert RunnerEnvironment.read({**POD, "TIMEOUT": "5x"}, {"SESSION_NAME"}) == (
+        RunnerEnvironment(session_name="fix")
+    )
+
+
+def test_the_table_names_fields_and_settings_that_there_are() -> None:
+    known = {f"operator.{name}" for name in OperatorSettings.model_fields}
+    schema = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    known |= {f"spec.{name}" for name in schema["spec"]["properties"]}
+    llm = schema["spec"]["properties"]["llmSettings"]["properties"]
+    known |= {f"spec.llmSettings.{name}" for name in llm}
+    known |= {f"metadata.{name}" for name in ("name", "namespace", "uid", "generation")}
+    named = {
+        path for v in RUNNER_VARIABLES for path in re.findall(r"`([^`]+)`", v.set_by)
+    }
+    assert len(named) > 20 and named <= known

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..model import Json
+from .environment import is_reserved
 from .errors import SpecRefused
 from .names import API_VERSION, KIND
 from .resource import read_resource
-from .rules import MAX_SECONDS, VARIABLE_NAME, fits, is_reserved
+from .rules import MAX_SECONDS, VARIABLE_NAME, fits
 
 OLD_GROUP = "vteam.ambient-code"
 _OLD_TIMEOUT = 300

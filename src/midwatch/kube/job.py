@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 from ..model import Json
 from ..settings import OperatorSettings
-from .environment import SECRET_PREFIX
-from .job_environment import CACHE_PATH, STATE_PATH, WORKSPACE_PATH, variables
+from .environment import (
+    CACHE_PATH,
+    SECRET_PREFIX,
+    STATE_PATH,
+    WORKSPACE_PATH,
+    RunnerEnvironment,
+    container_env,
+)
 from .names import (
     ATTEMPT_LABEL,
     CONTAINER,
     account_name,
     claim_name,
     job_name,
+    secret_name,
 )
 from .owned import metadata
 from .resource import SessionResource
@@ -58,7 +66,7 @@ def job(
                 "spec": _pod(
                     resource,
                     settings,
-                    variables(resource, settings, attempt, timeout, resume_from),
+                    _environment(resource, settings, attempt, timeout, resume_from),
                 ),
             },
         },
@@ -135,6 +143,70 @@ def _container(
     if settings.image_pull_policy is not None:
         container["imagePullPolicy"] = settings.image_pull_policy
     return container
+
+
+# ------------------------------------------------------------------ environment
+
+
+def _environment(
+    resource: SessionResource,
+    settings: OperatorSettings,
+    attempt: int,
+    timeout: int,
+    resume_from: SessionResource | None,
+) -> list[Json]:
+    spec, llm = resource.spec, resource.spec.llm_settings
+    repos = [repo.model_dump(by_alias=True, exclude_none=True) for repo in spec.repos]
+    own = RunnerEnvironment(
+        anthropic_base_url=settings.base_url,
+        session_name=resource.name,
+        session_namespace=resource.namespace,
+        session_uid=resource.uid,
+        session_generation=resource.generation,
+        session_attempt=attempt,
+        job_name=job_name(resource.name, attempt),
+        prompt=spec.prompt,
+        interactive=spec.interactive,
+        repos_json=json.dumps(repos, separators=(",", ":"), ensure_ascii=False),
+        main_repo_index=spec.main_repo_index,
+        model=llm.model or settings.model,
+        max_turns=llm.max_turns,
+        max_budget_usd=llm.max_budget_usd,
+        effort=llm.effort,
+        timeout=timeout,
+        idle_timeout=spec.idle_timeout,
+        auto_push_on_complete=spec.auto_push_on_complete,
+        trust_repositories=spec.trust_repositories,
+        resume_from=spec.resume_from or "",
+        resume_from_folder=resume_from.folder if resume_from else "",
+        content_url=settings.content_url or "",
+        content_folder=resource.folder if settings.content_url else "",
+        sync_interval=settings.sync_interval,
+        status_interval=settings.status_interval,
+        termination_grace=settings.termination_grace,
+    )
+    return container_env(
+        own,
+        _sources(resource, settings),
+        settings=settings.variables,
+        resource=spec.environment.variables,
+    )
+
+
+def _sources(resource: SessionResource, settings: OperatorSettings) -> dict[str, Json]:
+    """What is not in the Job itself: secrets, and the name that the pod is given."""
+    sources: dict[str, Json] = {}
+    key = resource.spec.api_key_secret or settings.api_key_secret
+    if key is not None:
+        sources["ANTHROPIC_API_KEY"] = _secret(key.name, key.key)
+    if settings.content_url:
+        sources["CONTENT_TOKEN"] = _secret(secret_name(resource.name), "token")
+    sources["POD_NAME"] = {"fieldRef": {"fieldPath": "metadata.name"}}
+    return sources
+
+
+def _secret(name: str, key: str) -> Json:
+    return {"secretKeyRef": {"name": name, "key": key}}
 
 
 # ------------------------------------------------------------------ disks

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +31,8 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from ..model import Json
+from ..session.options import Effort
+from .environment import RESERVED_PREFIXES, RESERVED_VARIABLES, is_reserved
 from .errors import SpecRefused
 from .names import MAX_NAME, content_folder
 from .rules import (
@@ -52,14 +54,11 @@ from .rules import (
     NOT_BLANK,
     OBJECT_NAME,
     QUANTITY,
-    RESERVED_PREFIXES,
-    RESERVED_VARIABLES,
     SECRET_KEY,
     URL,
     URL_WITH_CREDENTIALS,
     VARIABLE_NAME,
     fits,
-    is_reserved,
     quantity,
 )
 
@@ -111,7 +110,6 @@ class Rule:
 
 # ------------------------------------------------------------------ types of fields
 
-Effort = Literal["low", "medium", "high", "xhigh", "max"]
 # What is not a number or a truth value in JSON is not one here: neither "3600" nor "yes" is read as one.
 Whole = Annotated[int, Field(strict=True)]
 Dollars = Annotated[float, Field(strict=True)]

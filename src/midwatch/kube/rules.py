@@ -1,6 +1,6 @@
 """What the texts in a resource may be: bounds, and regular expressions that RE2 and Python read alike.
 
-`resource` and `crd` both take them from here, so that the API server refuses what the operator would.
+`resource` takes them from here for itself and for the schema, so that the API server refuses what the operator would.
 What they cannot say (a host that does not exist, a branch that git finds odd) the runner refuses.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from functools import cache
-
-from .environment import RUNNER_VARIABLES
 
 # A variable of the environment has at most 131,072 bytes on Linux (MAX_ARG_STRLEN in execve(2)), its name
 # and the NUL at its end included. The runner is told the prompt and the repositories in one each.
@@ -52,18 +50,6 @@ _UNITS = {"": Decimal(1), "m": Decimal("0.001")}
 _UNITS |= {unit: Decimal(1000) ** n for n, unit in enumerate("kMGTPE", 1)}
 _UNITS |= {f"{unit}i": Decimal(1024) ** n for n, unit in enumerate("KMGTPE", 1)}
 
-LEFT_TO_SECRETS = frozenset({"GIT_TOKEN", "GIT_USERNAME"})
-"""Variables of the runner that the operator does not write: a secret of `spec.environment` may."""
-RESERVED_VARIABLES = tuple(
-    sorted(
-        {variable.name for variable in RUNNER_VARIABLES} - {"GIT_USERNAME"}
-        | {"PATH", "HOME", "TMPDIR"}
-    )
-)
-RESERVED_PREFIXES = ("KUBERNETES_", "LD_", "MIDWATCH_", "PYTHON")
-"""Those of the cluster's address, of the loader, of settings and of the interpreter: with them a resource
-would lead the runner elsewhere."""
-
 
 def fits(pattern: str, text: str) -> bool:
     """Whether RE2 finds `pattern` in `text`; there `$` is the very end, also before a last line feed."""
@@ -85,7 +71,3 @@ def quantity(amount: str | int) -> Decimal:
         raise ValueError(f"{text[:30]!r} is no amount such as 500m or 2Gi")
     unit = text.lstrip("0123456789.")
     return Decimal(text.removesuffix(unit)) * _UNITS[unit]
-
-
-def is_reserved(name: str) -> bool:
-    return name in RESERVED_VARIABLES or name.startswith(RESERVED_PREFIXES)

@@ -38,10 +38,9 @@ def serve(context: typer.Context) -> None:
 
 
 async def _serve(edge: Edge) -> int:
-    from ...kube.environment import BAD_ENVIRONMENT
+    from ...kube.environment import BAD_ENVIRONMENT, sorted_variables
     from ...kube.pod.refusing import refuse
     from ...kube.pod.task import read_identity, read_task
-    from ...kube.pod.variables import sorted_variables
     from .telling import aside
 
     variables = sorted_variables(edge.environ)
@@ -123,7 +122,8 @@ async def _sync(task: PodTask) -> AsyncIterator[Sync | None]:
         raise _missing(error, "content") from error
     from ...kube.pod.places import LOCAL_OWNED, PodPlaces, stays_here
 
-    places = PodPlaces(task.workspace, task.state, task.cache)
+    given = task.environment
+    places = PodPlaces(given.workspace_path, given.state_path, given.cache_path)
     attempt = task.identity.attempt
     async with ContentClient(
         content.url, content.token, content.folder, attempt=attempt
@@ -132,7 +132,7 @@ async def _sync(task: PodTask) -> AsyncIterator[Sync | None]:
             client,
             places.roots,
             places.sync_state,
-            interval=task.sync_interval,
+            interval=given.sync_interval,
             local_owned=LOCAL_OWNED,
             ignored=stays_here,
         )

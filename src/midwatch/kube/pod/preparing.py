@@ -30,17 +30,22 @@ async def prepare_workspace(
     """
     for path in set_aside(task, places):
         note(f"what no record tells of was moved to {path}, and is cloned anew")
+    given = task.environment
     await setup_workspace_async(
-        task.specs, task.workspace, task.main, options=options, on_progress=None
+        task.specs,
+        given.workspace_path,
+        given.main_repo_index,
+        options=options,
+        on_progress=None,
     )
     return _pushed_as_asked(open_workspace(places.repositories), task)
 
 
 def set_aside(task: PodTask, places: PodPlaces) -> list[Path]:
     """Move clones and records that do not belong together out of the way; where they are now."""
-    wanted = [
-        p.path for p in plan_workspace(task.specs, task.workspace, task.main).repos
-    ]
+    given = task.environment
+    plan = plan_workspace(task.specs, given.workspace_path, given.main_repo_index)
+    wanted = [repo.path for repo in plan.repos]
     if _whole(places.repositories):
         return []
     left = [path for path in (*wanted, places.repositories) if os.path.lexists(path)]
@@ -76,8 +81,8 @@ def _pushed_as_asked(workspace: Workspace, task: PodTask) -> Workspace:
     """A session that goes on with another one pushes to where its own resource says."""
     plan = plan_workspace(
         task.specs,
-        task.workspace,
-        task.main,
+        task.environment.workspace_path,
+        task.environment.main_repo_index,
         session_branch=workspace.session_branch,
     )
     targets = [(one.push_remote.url, one.push_branch) for one in plan.repos]

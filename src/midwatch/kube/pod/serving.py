@@ -82,19 +82,22 @@ class PodRunner:
     """`run` once; it gives the exit code."""
 
     def __init__(self, task: PodTask, means: Means) -> None:
+        given = task.environment
         self._task = task
         self._means = means
         self._clock = means.clock
         self._began = means.clock.monotonic()
         self._redactor = Redactor(task.secrets)
-        self._places = PodPlaces(task.workspace, task.state, task.cache)
-        self._graces = Graces.within(task.termination_grace)
+        self._places = PodPlaces(
+            given.workspace_path, given.state_path, given.cache_path
+        )
+        self._graces = Graces.within(given.termination_grace)
         self._stop = Stop(means.clock)
         self._records = ResourceRecords(
             means.cluster,
             task.identity.target,
-            FolderRecords(task.state),
-            interval=task.status_interval,
+            FolderRecords(given.state_path),
+            interval=given.status_interval,
             clock=means.clock,
             hints=HINTS,
             on_lost=self._stop.set,
@@ -110,7 +113,7 @@ class PodRunner:
         self._outdated: MidwatchError | None = None
         self._git = WorkspaceOptions(
             session=task.identity.name,
-            cache=task.cache,
+            cache=given.cache_path,
             state=self._places.repositories,
             environment=_git_environment(task, self._places, means.environment),
         )
@@ -152,7 +155,7 @@ class PodRunner:
                 return await unless_stopped(self._prepare(), self._stop)
         except TimeoutError:
             raise SessionTimedOut(
-                f"the workspace was not ready within {self._task.timeout:g} s"
+                f"the workspace was not ready within {self._task.environment.timeout:g} s"
             ) from None
 
     async def _prepare(self) -> tuple[AsyncAgenticSession, Workspace]:
@@ -166,16 +169,17 @@ class PodRunner:
         return self._session(workspace), workspace
 
     async def _go_on_with_another(self) -> None:
-        origin, folder = self._task.resume_from, self._task.resume_from_folder
+        given = self._task.environment
+        origin, folder = given.resume_from, given.resume_from_folder
 
         async def fetch() -> None:
-            if folder is not None and self._keeper.present:
+            if folder and self._keeper.present:
                 self._records.tell_phase(Phase.CREATING, "FetchingEarlierSession")
                 await self._keeper.fetch_from(
                     folder, self._patience(), self._tell_waiting
                 )
 
-        if origin is not None:
+        if origin:
             await adopt(self._places, origin, fetch)
 
     def _patience(self) -> float:
@@ -197,10 +201,10 @@ class PodRunner:
             options=_options(
                 task, self._means.options, self._time_left(), self._graces.session
             ),
-            interactive=task.interactive,
+            interactive=task.environment.interactive,
             session_id=task.identity.name,
             folder=self._places.state,
-            forked_from=task.resume_from,
+            forked_from=task.environment.resume_from or None,
             records=self._records,
             workspace_options=self._git,
             redactor=self._redactor,
@@ -208,7 +212,8 @@ class PodRunner:
         )
 
     def _time_left(self) -> float:
-        return max(1.0, self._task.timeout - (self._clock.monotonic() - self._began))
+        timeout = self._task.environment.timeout
+        return max(1.0, timeout - (self._clock.monotonic() - self._began))
 
     async def _never_began(self, error: MidwatchError) -> End:
         """Close what the outbox has of it as well: those who read the mailbox wait for an end."""
@@ -244,7 +249,7 @@ class PodRunner:
         self._say(event)
         if isinstance(event, TurnResult):
             self._keeper.nudge()
-        if self._task.interactive and isinstance(event, _AWAITED):
+        if self._task.environment.interactive and isinstance(event, _AWAITED):
             # The session's own beat would tell it seconds later, and somebody sits there.
             await self._records.save_status(self._task.identity.name, session.status())
 
@@ -253,7 +258,10 @@ class PodRunner:
     async def _delivered(self, end: End, workspace: Workspace) -> End:
         """Push the repositories, if it is Completed and that is wanted, and tell how they are."""
         delivery = Delivery(workspace, self._git.git(), self._note)
-        if self._task.push and end.phase is Phase.COMPLETED:
+        if (
+            self._task.environment.auto_push_on_complete
+            and end.phase is Phase.COMPLETED
+        ):
             push = self._push(delivery, end)
             end = await self._in_time(push, self._graces.push) or unpushed(end)
         look = delivery.look(LOOK_WITHIN)
@@ -361,20 +369,21 @@ def _options(
     task: PodTask, options: SessionOptions, wall: float, grace: float
 ) -> SessionOptions:
     """The settings' options with the wishes of the resource."""
+    given = task.environment
     limits = replace(
         options.limits,
         wall=wall,
         grace=min(options.limits.grace, grace),
-        idle=task.idle_timeout,
-        mail_idle=task.idle_timeout,
-        max_turns=task.max_turns or options.limits.max_turns,
-        max_usd=task.max_usd or options.limits.max_usd,
+        idle=given.idle_timeout,
+        mail_idle=given.idle_timeout,
+        max_turns=given.max_turns or options.limits.max_turns,
+        max_usd=given.max_budget_usd or options.limits.max_usd,
     )
     return replace(
         options,
-        model=task.model or options.model,
-        effort=task.effort or options.effort,
-        trust_repository=task.trust or options.trust_repository,
+        model=given.model or options.model,
+        effort=given.effort or options.effort,
+        trust_repository=given.trust_repositories or options.trust_repository,
         variables={**options.variables, **task.variables.of_the_program},
         limits=limits,
     )

@@ -1,11 +1,10 @@
-"""The environment of a pod as values, read once. `RUNNER_VARIABLES` is the table of it."""
+"""What a runner is to do: the variables of `environment`, checked together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -16,15 +15,18 @@ from ...session.options import ApiAccess
 from ...workspace.environment import Credential
 from ...workspace.plan import RepoSpec, plan_workspace
 from ...workspace.urls import parse_remote
-from ..resource import Effort, Repo
+from ..environment import VARIABLES, PodVariables, RunnerEnvironment, not_set
+from ..resource import Repo, first_fault
 from ..statuses import Writer
 from ..writer import Target
-from .reading import TABLE, Reader, bad
-from .variables import PodVariables
 
 _REPOS: TypeAdapter[tuple[Repo, ...]] = TypeAdapter(tuple[Repo, ...])
 _SHORTEST_SECRET = 8
 """Characters: a shorter value of a secret, such as `true`, would be taken out of ordinary text everywhere."""
+_IDENTITY = frozenset(
+    "SESSION_NAME SESSION_NAMESPACE SESSION_UID SESSION_GENERATION SESSION_ATTEMPT JOB_NAME POD_NAME STATUS".split()
+)
+"""Variables that tell which resource this is, and so where to say that another one is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,36 +59,22 @@ class ContentAccess:
 
 @dataclass(frozen=True, slots=True)
 class PodTask:
-    """All that a runner is told. Times are seconds; None is no limit, or what the settings say.
+    """All that a runner is told: its variables as they are, and what follows from them.
 
-    `variables` has those of the resource's `spec.environment`, for the session's program.
+    Attributes:
+        environment: The runner's variables.
+        variables: All variables of the pod by who wrote them; those for the session's program are in them.
+        prompt: What to do; None where an interactive session waits for its first message.
     """
 
+    environment: RunnerEnvironment
+    variables: PodVariables
     identity: Identity
     access: ApiAccess
-    workspace: Path
-    state: Path
-    cache: Path
     prompt: str | None
-    interactive: bool
     repos: tuple[Repo, ...]
-    main: int
-    model: str | None
-    max_turns: int | None
-    max_usd: float | None
-    effort: Effort | None
-    timeout: float
-    idle_timeout: float
-    push: bool
-    trust: bool
-    resume_from: str | None
-    resume_from_folder: str | None
     content: ContentAccess | None
-    sync_interval: float
-    status_interval: float
-    credentials: tuple[Credential, ...] = ()
-    variables: PodVariables = PodVariables({}, {}, {})
-    termination_grace: float = 60.0
+    credentials: tuple[Credential, ...]
 
     @property
     def specs(self) -> list[RepoSpec]:
@@ -107,109 +95,77 @@ class PodTask:
 
 
 def read_identity(environ: Mapping[str, str]) -> Identity:
-    """Which session this is. Raises SettingsError, which names the variable."""
-    read = Reader(environ)
-    name = read.required("SESSION_NAME")
-    try:
-        check_id(name)
-    except MidwatchError as error:
-        raise SettingsError(error.message, path="SESSION_NAME") from None
-    told = read.choice("STATUS", ("resource", "none")) == "resource"
-    if told and not read.text("SESSION_NAMESPACE"):
-        hint = "set it, or STATUS=none where there is no resource"
-        raise SettingsError("is empty", path="SESSION_NAMESPACE", hint=hint)
-    return Identity(
-        name=name,
-        namespace=read.text("SESSION_NAMESPACE"),
-        uid=read.text("SESSION_UID"),
-        generation=read.whole("SESSION_GENERATION", least=0),
-        attempt=read.whole("SESSION_ATTEMPT", least=1),
-        job=read.text("JOB_NAME"),
-        pod=read.text("POD_NAME"),
-        told=told,
-    )
+    """Return which session this is. Raises SettingsError, which names the variable."""
+    return _identity(RunnerEnvironment.read(environ, _IDENTITY))
 
 
 def read_task(variables: PodVariables) -> PodTask:
-    """All of it. Raises SettingsError, which names the variable and never repeats a secret."""
-    read = Reader(variables.own)
+    """Return all of it. Raises SettingsError, which names the variable and never repeats a secret."""
     identity = read_identity(variables.own)
-    interactive = read.flag("INTERACTIVE")
-    repos = _repos(read)
-    workspace, state, cache = (
-        read.folder(name) for name in ("WORKSPACE_PATH", "STATE_PATH", "CACHE_PATH")
-    )
-    _check_apart(workspace, state, cache)
+    given = RunnerEnvironment.read(variables.own)
+    repos = _repos(given.repos_json)
+    _check_apart(given.workspace_path, given.state_path, given.cache_path)
     task = PodTask(
-        identity=identity,
-        access=_access(read),
-        workspace=workspace,
-        state=state,
-        cache=cache,
-        prompt=_prompt(read, interactive),
-        interactive=interactive,
-        repos=repos,
-        main=read.whole("MAIN_REPO_INDEX", least=0),
-        model=read.optional("MODEL"),
-        max_turns=read.optional_whole("MAX_TURNS", least=1),
-        max_usd=read.amount("MAX_BUDGET_USD"),
-        effort=_effort(read),
-        timeout=read.seconds("TIMEOUT"),
-        idle_timeout=read.seconds("IDLE_TIMEOUT"),
-        push=read.flag("AUTO_PUSH_ON_COMPLETE"),
-        trust=read.flag("TRUST_REPOSITORIES"),
-        resume_from=read.optional("RESUME_FROM"),
-        resume_from_folder=read.optional("RESUME_FROM_FOLDER"),
-        content=_content(read),
-        sync_interval=read.seconds("SYNC_INTERVAL"),
-        status_interval=read.seconds("STATUS_INTERVAL"),
-        credentials=_credentials(read, repos),
+        environment=given,
         variables=variables,
-        termination_grace=read.seconds("TERMINATION_GRACE"),
+        identity=identity,
+        access=_access(given),
+        prompt=_prompt(given),
+        repos=repos,
+        content=_content(given),
+        credentials=_credentials(given, repos),
     )
     _check_plan(task)
     return task
 
 
-def _access(read: Reader) -> ApiAccess:
-    key = read.required("ANTHROPIC_API_KEY")
+def _identity(given: RunnerEnvironment) -> Identity:
     try:
-        return check_access(ApiAccess(key, read.optional("ANTHROPIC_BASE_URL")))
+        check_id(given.session_name)
+    except MidwatchError as error:
+        raise SettingsError(error.message, path="SESSION_NAME") from None
+    told = given.status == "resource"
+    if told and not given.session_namespace:
+        hint = "set it, or STATUS=none where there is no resource"
+        raise SettingsError("is empty", path="SESSION_NAMESPACE", hint=hint)
+    return Identity(
+        name=given.session_name,
+        namespace=given.session_namespace,
+        uid=given.session_uid,
+        generation=given.session_generation,
+        attempt=given.session_attempt,
+        job=given.job_name,
+        pod=given.pod_name,
+        told=told,
+    )
+
+
+def _access(given: RunnerEnvironment) -> ApiAccess:
+    try:
+        return check_access(
+            ApiAccess(given.anthropic_api_key, given.anthropic_base_url)
+        )
     except MidwatchError as error:
         raise SettingsError(error.message, path="ANTHROPIC_API_KEY") from None
 
 
-def _prompt(read: Reader, interactive: bool) -> str | None:
-    prompt = read.optional("PROMPT")
-    if prompt is None and interactive:
+def _prompt(given: RunnerEnvironment) -> str | None:
+    if not given.prompt and given.interactive:
         return None
     try:
-        check_prompt(prompt or "")
+        check_prompt(given.prompt)
     except MidwatchError as error:
         raise SettingsError(error.message, path="PROMPT", hint=error.hint) from None
-    return prompt
+    return given.prompt
 
 
-def _effort(read: Reader) -> Effort | None:
-    value = read.optional("EFFORT")
-    efforts: tuple[Effort, ...] = get_args(Effort)
-    for effort in efforts:
-        if value == effort:
-            return effort
-    if value is None:
-        return None
-    raise bad("EFFORT", value, f"choose from {', '.join(efforts)}")
-
-
-def _repos(read: Reader) -> tuple[Repo, ...]:
-    text = read.required("REPOS_JSON")
+def _repos(text: str) -> tuple[Repo, ...]:
     try:
         repos = _REPOS.validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = f"{where}: {first['msg']}" if where else first["msg"]
-        hint = TABLE["REPOS_JSON"].meaning
+        where, what = first_fault(error)
+        what = f"{where.removeprefix('.')}: {what}" if where else what
+        hint = VARIABLES["REPOS_JSON"].meaning
         raise SettingsError(what, path="REPOS_JSON", hint=hint) from None
     if not repos:
         raise SettingsError("names no repository", path="REPOS_JSON")
@@ -229,14 +185,15 @@ def _spec(repo: Repo) -> RepoSpec:
 
 def _check_plan(task: PodTask) -> None:
     """What would be refused later is refused now. Raises SettingsError."""
-    if task.main >= len(task.repos):
+    main = task.environment.main_repo_index
+    if main >= len(task.repos):
         raise SettingsError(
-            f"there is no repository {task.main}",
+            f"there is no repository {main}",
             path="MAIN_REPO_INDEX",
             hint=f"it counts from 0; there are {len(task.repos)}",
         )
     try:
-        plan_workspace(task.specs, task.workspace, task.main)
+        plan_workspace(task.specs, task.environment.workspace_path, main)
     except MidwatchError as error:
         raise SettingsError(error.message, path="REPOS_JSON", hint=error.hint) from None
 
@@ -252,22 +209,23 @@ def _check_apart(workspace: Path, state: Path, cache: Path) -> None:
             )
 
 
-def _content(read: Reader) -> ContentAccess | None:
-    url = read.optional("CONTENT_URL")
-    if url is None:
+def _content(given: RunnerEnvironment) -> ContentAccess | None:
+    if not given.content_url:
         return None
-    if not url.startswith(("http://", "https://")):
-        raise bad("CONTENT_URL", url, "write it like https://content.midwatch:8443")
-    token = read.required("CONTENT_TOKEN")
-    return ContentAccess(url, token, read.required("CONTENT_FOLDER"))
+    if not given.content_token:
+        raise not_set("CONTENT_TOKEN")
+    if not given.content_folder:
+        raise not_set("CONTENT_FOLDER")
+    return ContentAccess(given.content_url, given.content_token, given.content_folder)
 
 
-def _credentials(read: Reader, repos: tuple[Repo, ...]) -> tuple[Credential, ...]:
+def _credentials(
+    given: RunnerEnvironment, repos: tuple[Repo, ...]
+) -> tuple[Credential, ...]:
     """The token for the https hosts that the resource names, and for no other."""
-    token = read.optional("GIT_TOKEN")
-    if token is None:
+    token, username = given.git_token, given.git_username
+    if not token:
         return ()
-    username = read.text("GIT_USERNAME")
     places = [one for repo in repos for one in (repo.input, repo.output) if one]
     try:
         remotes = [parse_remote(place.url) for place in places if place.url]
