@@ -9,6 +9,7 @@ import inspect
 import re
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 
 from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.model import Observation, Severity, Signal
-from midwatch.subjects import _certificate
+from midwatch.subjects import _certificate, _tls
 from midwatch.subjects._web import WebClient, WebFailure, translate
 from midwatch.subjects.http import HttpSubject
 from midwatch.testing.subject_conformance import check_kind, check_subject
@@ -294,6 +295,106 @@ def test_a_certificate_that_is_none_is_refused_not_misread(
     for size in range(0, len(der), 7):
         with pytest.raises(ValueError):
             _certificate.parse(der[:size])
+
+
+def patched(authority: trustme.CA, old: bytes, new: bytes) -> bytes:
+    """The DER form of a certificate for *.a.example with some bytes replaced."""
+    leaf = authority.issue_cert("*.a.example", common_name="*.a.example")
+    der = ssl.PEM_cert_to_DER_cert(leaf.cert_chain_pems[0].bytes().decode())
+    assert old in der
+    return der.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "subject", "names"),
+    [
+        (b"\x0c\x0b*.", b"\x14\x0b\xe4.", _certificate.UNREADABLE, ("*.a.example",)),
+        (b"\x82\x0b*.", b"\x82\x0b*\xff", None, (_certificate.UNREADABLE,)),
+        (b"\x82\x0b*.", b"\xa5\x0b*.", None, (_certificate.UNREADABLE,)),
+        (b"\x55\x1d\x13", b"\x55\x1d\x11", None, (_certificate.UNREADABLE,)),
+    ],
+)
+def test_a_name_that_cannot_be_read_does_not_hide_the_dates(
+    authority: trustme.CA,
+    old: bytes,
+    new: bytes,
+    subject: str | None,
+    names: tuple[str, ...],
+) -> None:
+    seen = _certificate.parse(patched(authority, old, new))
+    organization = seen.issuer.partition(",")[0]
+    assert seen.not_after == datetime.datetime(3000, 1, 1, tzinfo=datetime.UTC)
+    assert seen.names == names
+    assert organization.startswith("O=trustme")
+    if subject is None:
+        assert seen.subject.startswith("O=trustme")
+        assert seen.subject.endswith("CN=*.a.example")
+    else:
+        assert seen.subject == subject
+
+
+def test_a_negative_serial_number_is_read_without_a_warning(
+    authority: trustme.CA,
+) -> None:
+    der = patched(authority, b"", b"")
+    place = der.index(b"\x02\x01\x02\x02") + 5
+    negative = der[:place] + bytes([der[place] | 0x80]) + der[place + 1 :]
+    assert _certificate.parse(negative).names == ("*.a.example",)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x09"),  # no such version
+        (b"\x18\x0f3000", b"\x18\x0f0000"),  # no such year
+        # A wildcard is not printable in the sense of ASN.1; some certificates say that it is.
+        (b"\x0c\x0b*.", b"\x13\x0b*."),
+    ],
+)
+async def test_a_certificate_that_cannot_be_read_is_unknown(
+    authority: trustme.CA,
+    monkeypatch: pytest.MonkeyPatch,
+    old: bytes,
+    new: bytes,
+) -> None:
+    der = patched(authority, old, new)
+    with pytest.raises(ObservationFailed, match="certificate cannot be read: it is"):
+        _tls.read(der)
+
+    async def odd(*_: object) -> bytes:
+        return der
+
+    monkeypatch.setattr(_tls, "handshake", odd)
+    with serving(ok, server_tls(trustme.CA().issue_cert("127.0.0.1"))) as url:
+        shop = subject(url)
+        observation = await check_subject(shop)
+    assert observation is not None
+    assert "certificate_valid" in broken(observation)
+    assert "cannot be read" in observation.unavailable["certificate_expiry"]
+
+
+async def test_an_accepted_certificate_needs_no_library(
+    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca_file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca_file))
+    tls = server_tls(authority.issue_cert("127.0.0.1"))
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with serving(ok, tls) as url:
+        shop = subject(url, ca_file=ca_file)
+        observation = await shop.observe({})
+        await shop.close()
+    assert not broken(observation)
+    [left] = [s for s in observation.signals if s.invariant == "certificate_expiry"]
+    assert left.facts["not_after"] == "3000-01-01T00:00:00+00:00"
+
+
+def test_names_that_python_cannot_decode_leave_the_date_to_the_library() -> None:
+    class Undecodable:
+        def getpeercert(self) -> dict[str, str]:
+            raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    assert _tls.accepted_until(Undecodable()) is None  # type: ignore[arg-type]
 
 
 async def test_no_resources_of_our_own_is_unknown_not_down() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from datetime import UTC, datetime
 
 from ..errors import ObservationFailed
 from . import _certificate
@@ -52,6 +53,18 @@ async def verdict(host: str, port: int, context: ssl.SSLContext, timeout: float)
     if context.verify_mode is ssl.CERT_NONE:
         return "not checked (`verify` is off)"
     return "accepted"
+
+
+def accepted_until(secured: ssl.SSLObject) -> datetime | None:
+    """Return when the certificate of a connection ends, or None.
+
+    Python tells it only of a certificate that it verified and whose names it can decode.
+    """
+    try:
+        end = (secured.getpeercert() or {}).get("notAfter")
+        return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(end)), UTC)
+    except ValueError:
+        return None
 
 
 def read(der: bytes) -> Certificate:

@@ -8,11 +8,13 @@ import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ObservationFailed, SettingsError
 from ..lifecycle import Clock, SystemClock
+from . import _tls
 from ._text import one_line
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class Answer:
     """What came back. `body` ends at the limit where `cut` is true; it is never decompressed.
 
     `timings` are seconds by phase; `seconds` is the whole. `certificate` is the server's own,
-    in DER form.
+    in DER form; `accepted_until` is when it ends, where Python verified it.
     """
 
     status: int
@@ -67,6 +69,7 @@ class Answer:
     seconds: float
     timings: Mapping[str, float] = field(default_factory=dict)
     certificate: bytes | None = None
+    accepted_until: datetime | None = None
 
     def header(self, name: str) -> str:
         return next((value for key, value in self.headers if key == name), "")
@@ -208,6 +211,7 @@ class WebClient:
             seconds=trace.elapsed(),
             timings=trace.timings,
             certificate=secured.getpeercert(True) if secured else None,
+            accepted_until=_tls.accepted_until(secured) if secured else None,
         )
 
     def _opened(self) -> httpx2.AsyncClient:

@@ -123,14 +123,15 @@ class HttpSubject:
         """The certificate comes with the answer, unless that was refused or came from elsewhere."""
         try:
             if answer and answer.certificate and answer.origin == self.target.origin:
-                seen = _tls.read(answer.certificate)
+                end = answer.accepted_until or _tls.read(answer.certificate).not_after
             else:
                 rest = self.settings.timeout - self.time_limit
-                seen = await _tls.certificate(self.target.host, self.target.port, rest)
+                host, port = self.target.host, self.target.port
+                end = (await _tls.certificate(host, port, rest)).not_after
         except ObservationFailed as error:
             unseen = {**found.unavailable, "certificate_expiry": error.message}
             return replace(found, unavailable=unseen)
-        lasts = checks.expiry(seen.not_after, self.clock.now(), self.target)
+        lasts = checks.expiry(end, self.clock.now(), self.target)
         return replace(found, signals=(*found.signals, lasts))
 
     def _observation(self, found: Found) -> Observation:
