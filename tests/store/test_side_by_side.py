@@ -18,7 +18,7 @@ from midwatch.store.protocol import Changes
 from midwatch.store.schema import database_now
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.store.work import Work
-from midwatch.testing.store_conformance._stand import opening
+from midwatch.testing.store_conformance.stand import opening
 
 WORKER = Path(__file__).with_name("worker.py")
 TICKETS = 500

@@ -19,35 +19,14 @@ the values too.
 
 from __future__ import annotations
 
-from . import (
-    budgets,
-    calls,
-    claims,
-    clocks,
-    cycles,
-    hostile_text,
-    incidents,
-    people,
-    reading,
-    shared,
-)
-from ._stand import Check, MakeStore, MovableClock, Stand, run_check
+from . import claims, daemons, text, tickets
+from .stand import Check, MakeStore, MovableClock, Stand, run_check
 
-CHECKS: tuple[Check, ...] = tuple(
-    check
-    for module in (
-        cycles,
-        incidents,
-        claims,
-        calls,
-        budgets,
-        clocks,
-        shared,
-        people,
-        reading,
-        hostile_text,
-    )
-    for check in module.CHECKS
+CHECKS: tuple[Check, ...] = (
+    *tickets.CHECKS,
+    *claims.CHECKS,
+    *daemons.CHECKS,
+    *text.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "Stand", "run_check"]

@@ -9,15 +9,7 @@ from typing import Any
 
 from ...errors import MidwatchError
 from ...model import Facts, Key, Severity, Ticket, Violation
-from ...store.protocol import (
-    Budget,
-    Changes,
-    Claim,
-    Finish,
-    Opening,
-    Saved,
-    Store,
-)
+from ...store.protocol import Budget, Changes, Claim, Finish, Opening, Saved, Store
 
 NO_LIMIT = Budget(None)
 LEASE = 30.0

@@ -13,7 +13,7 @@ import string
 from ...errors import StaleWatch
 from ...model import Evidence, Facts, Key, Severity, Ticket, Violation
 from ...store.protocol import Changes, Claim, Finish, Opening, TicketFilter
-from ._stand import NO_LIMIT, Stand, ids, raises
+from .stand import NO_LIMIT, Stand, ids, raises
 
 LONG = "0123456789abcde\n" * (1 << 16)
 """A mebibyte."""
