@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from midwatch.store.sql import open_store
-from midwatch.testing.diagnosing import open_tickets
+from midwatch.testing.fakes import open_tickets
 
 from .report import Round, Row, paired
 

@@ -22,8 +22,8 @@ from midwatch.kube.names import PLURAL
 from midwatch.kube.statuses import phase_of
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
+from midwatch.testing.fakes import make_repository
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
-from midwatch.workspace.testing import make_repository
 from tests.cluster import Ends, Stays
 from tests.cluster.local import TEAM, Daemon, LocalCluster
 

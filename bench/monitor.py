@@ -15,7 +15,7 @@ from pathlib import Path
 from midwatch.model import Observation, Signal
 from midwatch.monitor import MonitorLoop
 from midwatch.store.sql import open_store
-from midwatch.testing.subjects import FakeSubject
+from midwatch.testing.fakes import FakeSubject
 
 from .report import Row, against_bound, against_floor
 

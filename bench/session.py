@@ -24,8 +24,8 @@ from midwatch.events import (
 )
 from midwatch.session.outbox import EventLog, EventReader
 from midwatch.session.session import AsyncAgenticSession
+from midwatch.testing.fakes import KEY, post, session_in
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
-from midwatch.testing.sessions import KEY, post, session_in
 
 from .report import Row, against_bound, against_floor, paired, show
 

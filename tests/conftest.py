@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from midwatch.store.sql import SqlStore, open_store
-from midwatch.testing.clock import ManualClock
+from midwatch.testing.fakes import ManualClock
 
 # The same examples on every machine and in every run: whoever breaks a property is the one
 # who changed something. `pytest --hypothesis-profile=explore` looks for new ones.

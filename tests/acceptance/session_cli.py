@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from midwatch.testing.fakes import make_repository
 from midwatch.testing.messages_api import Answer, ScriptedMessagesAPI, ToolUse
-from midwatch.workspace.testing import make_repository
 
 from .cli import KEY, MIDWATCH, environ, said
 

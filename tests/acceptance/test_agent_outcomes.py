@@ -17,8 +17,7 @@ from midwatch.runner import AgentRunner, Blocked
 from midwatch.settings import AgentSettings
 from midwatch.store.protocol import Claim, Finish
 from midwatch.store.sql import SqlStore
-from midwatch.testing.clock import ManualClock
-from midwatch.testing.diagnosing import answer, open_tickets
+from midwatch.testing.fakes import FakeSubject, ManualClock, answer, open_tickets
 from midwatch.testing.messages_api import (
     Answer,
     Cut,
@@ -48,7 +47,6 @@ from midwatch.testing.messages_api import (
     unauthorized,
     unknown_model,
 )
-from midwatch.testing.subjects import FakeSubject
 
 LOG = "\n".join(
     f"2026-03-01 11:59:{n:02} worker[{n}] pid 4711 line {n}" for n in range(50)

@@ -10,7 +10,7 @@ import pytest
 
 from midwatch.model import Severity
 from midwatch.store.sql import SqlStore
-from midwatch.testing.diagnosing import answer, open_tickets
+from midwatch.testing.fakes import answer, open_tickets
 from midwatch.testing.messages_api import (
     Answer,
     ScriptedMessagesAPI,

@@ -13,7 +13,7 @@ from midwatch.cli.health import config_in, daemon_in, of_midwatch
 from midwatch.logs import quiet_log
 from midwatch.metrics.serving import health, serving
 from midwatch.progress import Progress
-from midwatch.testing.clock import ManualClock
+from midwatch.testing.fakes import ManualClock
 
 from .cli import refused, said
 from .content_proxy import process

@@ -13,6 +13,7 @@ from midwatch.events import Phase
 from midwatch.status import SessionStatus
 from midwatch.store.sessions import SqlSessions
 from midwatch.store.sql import SqlStore
+from midwatch.testing.fakes import run_git
 from midwatch.testing.messages_api import (
     Answer,
     Rule,
@@ -21,7 +22,6 @@ from midwatch.testing.messages_api import (
     unauthorized,
 )
 from midwatch.testing.postgres import PrivatePostgres
-from midwatch.workspace.testing import run_git
 
 from .cli import in_store, midwatch, refused, said, said_json
 from .session_cli import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from midwatch.store.sql import SqlStore
-from midwatch.testing.diagnosing import open_tickets
+from midwatch.testing.fakes import open_tickets
 from midwatch.testing.postgres import PrivatePostgres
 
 from .cli import in_store, refused, said, said_json

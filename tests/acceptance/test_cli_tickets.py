@@ -16,7 +16,7 @@ import pytest
 from midwatch.model import Key, Severity, Ticket, Violation
 from midwatch.store.protocol import Changes, Opening
 from midwatch.store.sql import SqlStore
-from midwatch.testing.diagnosing import open_tickets
+from midwatch.testing.fakes import open_tickets
 
 from .cli import (
     MIDWATCH,

@@ -39,11 +39,15 @@ from midwatch.redaction import Redactor
 from midwatch.runner import AgentRunner
 from midwatch.settings import AgentSettings, LogSettings, MetricsSettings
 from midwatch.store.sql import SqlStore
-from midwatch.testing.clock import ManualClock
-from midwatch.testing.diagnosing import answer, open_tickets
+from midwatch.testing.fakes import (
+    FakeSubject,
+    ManualClock,
+    answer,
+    broken,
+    open_tickets,
+)
 from midwatch.testing.messages_api import Answer as Reply
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
-from midwatch.testing.subjects import FakeSubject, broken
 from tests.cluster import ApiServer
 
 from .cli import KEY, MIDWATCH, comes_true, environ

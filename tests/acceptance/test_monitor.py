@@ -12,8 +12,15 @@ from midwatch.redaction import Redactor
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import TicketFilter
 from midwatch.store.sql import SqlStore
-from midwatch.testing.clock import ManualClock
-from midwatch.testing.subjects import FakeSubject, Hang, Step, broken, healthy, partly
+from midwatch.testing.fakes import (
+    FakeSubject,
+    Hang,
+    ManualClock,
+    Step,
+    broken,
+    healthy,
+    partly,
+)
 
 
 def watching(

@@ -13,6 +13,7 @@ import pytest
 
 from midwatch.events import Phase, Prompt, ToolResult, TurnResult
 from midwatch.session.mailbox import write_mail
+from midwatch.testing.fakes import git_server, run_git
 from midwatch.testing.messages_api import (
     Answer,
     Hold,
@@ -20,7 +21,6 @@ from midwatch.testing.messages_api import (
     ScriptedMessagesAPI,
     unauthorized,
 )
-from midwatch.workspace.testing import git_server, run_git
 
 from .serve_pod import Pod
 from .session_cli import bash, make_repositories, until

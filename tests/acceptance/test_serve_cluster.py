@@ -17,6 +17,7 @@ from midwatch.kube.names import API_VERSION, KIND, PLURAL, account_name
 from midwatch.kube.resource import read_resource
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
+from midwatch.testing.fakes import run_git
 from midwatch.testing.messages_api import (
     Answer,
     Hold,
@@ -24,7 +25,6 @@ from midwatch.testing.messages_api import (
     ScriptedMessagesAPI,
     unauthorized,
 )
-from midwatch.workspace.testing import run_git
 from tests.cluster import ApiServer, asking
 
 from .serve_pod import Pod

@@ -26,10 +26,9 @@ from midwatch.kube.pod.task import read_task
 from midwatch.kube.writer import NoCluster, StatusCluster
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Json
+from midwatch.testing.fakes import options, run_git
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
-from midwatch.testing.sessions import options
 from midwatch.workspace.environment import GitEnvironment
-from midwatch.workspace.testing import run_git
 
 from .cli import comes_true
 from .content_proxy import FOLDER, OTHER, file, process, token

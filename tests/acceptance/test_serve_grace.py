@@ -20,8 +20,8 @@ from midwatch.kube.pod.serving import Means, PodRunner
 from midwatch.kube.pod.task import read_task
 from midwatch.kube.writer import NoCluster
 from midwatch.lifecycle import Stop
+from midwatch.testing.fakes import options
 from midwatch.testing.messages_api import Hold, Rule, ScriptedMessagesAPI
-from midwatch.testing.sessions import options
 from midwatch.workspace.environment import GitEnvironment
 
 from .serve_pod import Pod

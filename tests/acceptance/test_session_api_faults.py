@@ -11,6 +11,7 @@ from midwatch.errors import MidwatchError, PermanentError, TemporaryError
 from midwatch.events import Failure, Phase, PhaseChanged, Retry, TurnResult
 from midwatch.session import errors
 from midwatch.session.outbox import read_events
+from midwatch.testing.fakes import collect, only, options, session_in
 from midwatch.testing.messages_api import (
     Answer,
     Cut,
@@ -29,7 +30,6 @@ from midwatch.testing.messages_api import (
     unauthorized,
     unknown_model,
 )
-from midwatch.testing.sessions import collect, only, options, session_in
 
 
 @pytest.mark.parametrize(

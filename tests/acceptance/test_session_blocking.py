@@ -9,8 +9,8 @@ from pathlib import Path
 
 from midwatch.events import Phase, PhaseChanged, Started
 from midwatch.session.outbox import read_events
+from midwatch.testing.fakes import KEY, alive, wait_until
 from midwatch.testing.messages_api import Hang, Rule, ScriptedMessagesAPI
-from midwatch.testing.sessions import KEY, alive, wait_until
 
 SCRIPT = """
 import sys

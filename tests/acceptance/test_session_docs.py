@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from midwatch.session.outbox import EventLog
+from midwatch.testing.fakes import KEY, make_repository
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
-from midwatch.testing.sessions import KEY
-from midwatch.workspace.testing import make_repository
 
 PAGE = Path(__file__).parents[2] / "docs" / "sessions.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)

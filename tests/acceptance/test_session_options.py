@@ -10,6 +10,7 @@ import pytest
 
 from midwatch.events import Retry, ToolResult, TurnResult
 from midwatch.session import errors
+from midwatch.testing.fakes import collect, only, options, session_in
 from midwatch.testing.messages_api import (
     Answer,
     Rule,
@@ -17,7 +18,6 @@ from midwatch.testing.messages_api import (
     ToolUse,
     overloaded,
 )
-from midwatch.testing.sessions import collect, only, options, session_in
 
 
 def bash(command: str) -> Answer:

@@ -8,10 +8,9 @@ import subprocess
 from pathlib import Path
 
 from midwatch.events import Started, ToolResult
+from midwatch.testing.fakes import collect, make_repository, only, session_in
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
-from midwatch.testing.sessions import collect, only, session_in
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
-from midwatch.workspace.testing import make_repository
 
 PLANT = r"""
 printf '#!/bin/sh\necho "$0 $*" >> {canary}\ncat\n' > {script}; chmod +x {script}

@@ -13,11 +13,10 @@ from midwatch.events import Phase
 from midwatch.session import errors
 from midwatch.session.options import ApiAccess
 from midwatch.session.outbox import read_events
+from midwatch.testing.fakes import KEY, collect, make_repository, options, session_in
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
-from midwatch.testing.sessions import KEY, collect, options, session_in
 from midwatch.workspace import RepoSpec, WorkspaceOptions
 from midwatch.workspace.errors import RepositoryNotFound, WorkspaceRefused
-from midwatch.workspace.testing import make_repository
 
 NOWHERE = "http://127.0.0.1:9"
 

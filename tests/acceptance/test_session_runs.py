@@ -36,19 +36,19 @@ from midwatch.session.outbox import EventLog, read_events
 from midwatch.session.records import FolderRecords, SessionSpec
 from midwatch.session.transcripts import FileTranscripts
 from midwatch.status import SessionStatus, fold
-from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
-from midwatch.testing.messages_api import ToolUse as Use
-from midwatch.testing.sessions import (
+from midwatch.testing.fakes import (
     KEY,
     alive,
     collect,
+    make_repository,
     only,
     options,
     session_in,
     wait_until,
 )
+from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
+from midwatch.testing.messages_api import ToolUse as Use
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
-from midwatch.workspace.testing import make_repository
 
 MCP_SERVER = """
 import json, os, sys

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from midwatch.events import Started, ToolResult
+from midwatch.testing.fakes import collect, only, options, session_in
 from midwatch.testing.messages_api import (
     Answer,
     Rule,
     ScriptedMessagesAPI,
     ToolUse,
 )
-from midwatch.testing.sessions import collect, only, options, session_in
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("bwrap") and shutil.which("socat")),

@@ -23,8 +23,8 @@ from midwatch.subjects.base import Subject
 from midwatch.subjects.command import CommandSubject
 from midwatch.subjects.host import HostSubject
 from midwatch.subjects.http import HttpSubject
+from midwatch.testing.fakes import FakeSubject
 from midwatch.testing.subject_conformance import tickets_for
-from midwatch.testing.subjects import FakeSubject
 
 
 async def first_aid(subject: Subject, *invariants: str) -> DiagnosisOutput:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from midwatch.workspace.testing import make_repository, run_git
+from midwatch.testing.fakes import make_repository, run_git
 
 PAGE = Path(__file__).parents[2] / "docs" / "workspaces.md"
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from midwatch.errors import MidwatchError
+from midwatch.testing.fakes import GitServer, git_server, make_repository, run_git
 from midwatch.workspace.environment import Credential, GitEnvironment
 from midwatch.workspace.errors import (
     GitMissing,
@@ -25,7 +26,6 @@ from midwatch.workspace.errors import (
 )
 from midwatch.workspace.git import Command, Git, GitLimits
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
-from midwatch.workspace.testing import GitServer, git_server, make_repository, run_git
 
 TOKEN = "tok-5e1f-hunter2"
 

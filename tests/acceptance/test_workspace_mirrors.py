@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from midwatch.testing.fakes import add_commit, git_server, make_repository, run_git
 from midwatch.workspace.git import Git
 from midwatch.workspace.mirrors import Mirrors
 from midwatch.workspace.refs import ask_remote, read_refs
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
-from midwatch.workspace.testing import add_commit, git_server, make_repository, run_git
 from midwatch.workspace.urls import parse_remote
 
 FILES = {"f": "1\n", "g": "text\n" * 2000}

@@ -8,6 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from midwatch.testing.fakes import (
+    GitServer,
+    add_commit,
+    git_server,
+    make_repository,
+    run_git,
+)
 from midwatch.workspace.environment import Credential, GitEnvironment
 from midwatch.workspace.errors import NotAuthorised, PushRejected
 from midwatch.workspace.git import Git, GitLimits
@@ -16,13 +23,6 @@ from midwatch.workspace.plan import RepoSpec
 from midwatch.workspace.push import PushOptions, push_repo, push_workspace
 from midwatch.workspace.record import ClonedRepo, open_workspace
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
-from midwatch.workspace.testing import (
-    GitServer,
-    add_commit,
-    git_server,
-    make_repository,
-    run_git,
-)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from midwatch.errors import NotFound
+from midwatch.testing.fakes import add_commit, make_repository, run_git
 from midwatch.workspace.errors import (
     GitFailed,
     NoSuchBranch,
@@ -28,7 +29,6 @@ from midwatch.workspace.setup import (
     setup_workspace,
     setup_workspace_async,
 )
-from midwatch.workspace.testing import add_commit, make_repository, run_git
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from midwatch.cli.session.bug import PRICES, PROMPT, SAID, SHOP, looked, mended
 from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.kube.statuses import phase_of
 from midwatch.model import Json
+from midwatch.testing.fakes import make_repository
 from midwatch.testing.messages_api import (
     Answer,
     Hold,
@@ -31,7 +32,6 @@ from midwatch.testing.messages_api import (
     Rule,
     ScriptedMessagesAPI,
 )
-from midwatch.workspace.testing import make_repository
 
 from .local import KEY, LocalCluster
 

@@ -18,7 +18,7 @@ from midwatch.redaction import Redactor
 from midwatch.runner import AgentRunner
 from midwatch.settings import AgentSettings
 from midwatch.store.sql import SqlStore, open_store
-from midwatch.testing.subjects import FakeSubject
+from midwatch.testing.fakes import FakeSubject
 
 
 def die() -> None:

@@ -12,7 +12,7 @@ from deploy import render
 
 from midwatch.kube.statuses import phase_of
 from midwatch.model import Json
-from midwatch.workspace.testing import make_repository
+from midwatch.testing.fakes import make_repository
 from tests.cluster.local import TEAM, LocalCluster
 
 VARIABLES = {

@@ -21,7 +21,7 @@ import yaml
 from midwatch.errors import TemporaryError
 from midwatch.model import Ticket
 from midwatch.store.protocol import Store, TicketFilter
-from midwatch.testing.diagnosing import answer
+from midwatch.testing.fakes import answer
 from midwatch.testing.messages_api import Answer, Request, Usage
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "midwatch"

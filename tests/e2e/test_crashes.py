@@ -19,7 +19,7 @@ import pytest
 
 from midwatch.model import Diagnosis, Ticket, TicketStatus
 from midwatch.store.sql import SqlStore, open_store
-from midwatch.testing.diagnosing import answer, open_tickets
+from midwatch.testing.fakes import answer, open_tickets
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 
 LEASE = 1.0

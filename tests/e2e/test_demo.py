@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.testing.diagnosing import answer
+from midwatch.testing.fakes import answer
 from midwatch.testing.messages_api import Answer, Request, ScriptedMessagesAPI
 
 from .support import (

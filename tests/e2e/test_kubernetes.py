@@ -16,6 +16,7 @@ import pytest
 
 from midwatch.content.tokens import issue
 from midwatch.kube.resource import read_resource
+from midwatch.testing.fakes import run_git, wait_until
 from midwatch.testing.messages_api import (
     Answer,
     Hold,
@@ -23,8 +24,6 @@ from midwatch.testing.messages_api import (
     ScriptedMessagesAPI,
     unauthorized,
 )
-from midwatch.testing.sessions import wait_until
-from midwatch.workspace.testing import run_git
 from tests.cluster import (
     ImagePull,
     InvalidImageName,

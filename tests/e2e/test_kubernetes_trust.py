@@ -9,8 +9,8 @@ import httpx2
 
 from midwatch.kube.statuses import phase_of
 from midwatch.model import Json
+from midwatch.testing.fakes import run_git
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
-from midwatch.workspace.testing import run_git
 from tests.cluster.local import TEAM, LocalCluster
 
 from ..acceptance.session_cli import bash

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from midwatch.testing.fakes import run_git, wait_until
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 from midwatch.testing.scripted.requests import Request
-from midwatch.testing.sessions import wait_until
-from midwatch.workspace.testing import run_git
 from tests.cluster.containers import namespace_prefix
 from tests.cluster.local import TEAM
 

@@ -16,7 +16,7 @@ import pytest
 
 from midwatch.cli.demo.faults import Ward
 from midwatch.store.sql import SqlStore, open_store
-from midwatch.testing.diagnosing import answer
+from midwatch.testing.fakes import answer
 from midwatch.testing.messages_api import Answer, Request, Rule, ScriptedMessagesAPI
 from midwatch.testing.postgres import PrivatePostgres
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from midwatch.store.sql import SqlStore
-from midwatch.testing.diagnosing import open_tickets
+from midwatch.testing.fakes import alive, git_server, open_tickets
 from midwatch.testing.messages_api import (
     Answer,
     Hold,
@@ -16,8 +16,6 @@ from midwatch.testing.messages_api import (
     ScriptedMessagesAPI,
     ToolUse,
 )
-from midwatch.testing.sessions import alive
-from midwatch.workspace.testing import git_server
 
 from ..acceptance.cli import (
     MIDWATCH,

@@ -27,15 +27,7 @@ from midwatch.session import errors
 from midwatch.session.mailbox import write_mail
 from midwatch.session.outbox import EventReader, read_events
 from midwatch.session.session import AsyncAgenticSession
-from midwatch.testing.messages_api import (
-    Answer,
-    Hold,
-    Request,
-    Rule,
-    ScriptedMessagesAPI,
-    ToolUse,
-)
-from midwatch.testing.sessions import (
+from midwatch.testing.fakes import (
     alive,
     collect,
     only,
@@ -44,13 +36,21 @@ from midwatch.testing.sessions import (
     session_in,
     wait_until,
 )
+from midwatch.testing.messages_api import (
+    Answer,
+    Hold,
+    Request,
+    Rule,
+    ScriptedMessagesAPI,
+    ToolUse,
+)
 
 RUNNER = """
 import asyncio, sys
 from pathlib import Path
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Stop, signals_set
-from midwatch.testing.sessions import options, session_in
+from midwatch.testing.fakes import options, session_in
 
 async def main(folder, base_url, prompt, interactive):
     stop = Stop()

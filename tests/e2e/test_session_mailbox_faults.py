@@ -19,8 +19,8 @@ from midwatch.events import (
 from midwatch.session.mailbox import Inbox
 from midwatch.session.outbox import EventReader, read_events
 from midwatch.session.session import AsyncAgenticSession
+from midwatch.testing.fakes import collect, only, post, session_in
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
-from midwatch.testing.sessions import collect, only, post, session_in
 
 
 def message(id: str, content: str) -> bytes:

@@ -24,8 +24,7 @@ from midwatch.runner import AgentRunner
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.store.upgrade import upgrade
-from midwatch.testing.clock import ManualClock
-from midwatch.testing.diagnosing import open_tickets
+from midwatch.testing.fakes import ManualClock, open_tickets
 from midwatch.testing.messages_api import (
     Answer,
     Hold,

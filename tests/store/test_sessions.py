@@ -19,8 +19,7 @@ from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.sessions import SqlSessions
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.store.upgrade import _config, upgrade
-from midwatch.testing.clock import ManualClock
-from midwatch.testing.diagnosing import open_tickets
+from midwatch.testing.fakes import ManualClock, open_tickets
 
 AT = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
 SPEC = SessionSpec("s-1", AT, "/srv/a", ("/srv/b",), "claude-x", prompt="Fix it.")

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from midwatch.changes import MOST_LINES, Calm, CalmLooks, changes_since
 from midwatch.model import Fact, Observation, Signal
-from midwatch.testing.subjects import DISK
+from midwatch.testing.fakes import DISK
 
 AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 INVARIANTS = {DISK.id: DISK}

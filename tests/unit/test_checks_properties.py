@@ -30,8 +30,7 @@ from midwatch.monitor import MonitorLoop
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import TicketFilter
 from midwatch.store.sql import SqlStore, open_store
-from midwatch.testing.clock import ManualClock
-from midwatch.testing.subjects import ALIVE, DISK, FakeSubject
+from midwatch.testing.fakes import ALIVE, DISK, FakeSubject, ManualClock
 from midwatch.tickets import Reconciled, reconcile
 
 INVARIANTS = {"disk": DISK, "alive": ALIVE}

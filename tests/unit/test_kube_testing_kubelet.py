@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from midwatch.testing.sessions import wait_until
+from midwatch.testing.fakes import wait_until
 from tests.cluster import (
     ApiServer,
     Ends,

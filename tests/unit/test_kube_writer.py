@@ -18,7 +18,7 @@ from midwatch.kube.writer import ResourceRecords, Target
 from midwatch.model import Json
 from midwatch.session.records import FolderRecords
 from midwatch.status import SessionStatus
-from midwatch.testing.clock import ManualClock
+from midwatch.testing.fakes import ManualClock
 
 RUNNING = SessionStatus(phase=Phase.RUNNING, unfinished=("p",))
 

@@ -9,8 +9,7 @@ import pytest
 
 from midwatch.errors import ObservationFailed
 from midwatch.model import Invariant, Observation, Signal, Unit
-from midwatch.testing.subject_conformance import check_kind, check_subject
-from midwatch.testing.subjects import (
+from midwatch.testing.fakes import (
     DISK,
     FakeKind,
     FakeSettings,
@@ -20,6 +19,7 @@ from midwatch.testing.subjects import (
     healthy,
     partly,
 )
+from midwatch.testing.subject_conformance import check_kind, check_subject
 
 
 async def test_a_script_is_played_step_by_step() -> None:

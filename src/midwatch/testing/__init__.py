@@ -1,8 +1,8 @@
 """What Midwatch is tested with, and what you test your own settings, subjects and stores with.
 
 The names below are imported when they are first used. Faults and errors of the scripted
-Messages API are in `midwatch.testing.messages_api`, conformance checks in
-`midwatch.testing.subject_conformance` and `midwatch.testing.store_conformance`.
+Messages API are in `midwatch.testing.messages_api`, more fakes in `midwatch.testing.fakes`, and
+conformance checks in `midwatch.testing.subject_conformance` and `midwatch.testing.store_conformance`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .clock import ManualClock as ManualClock
+    from .fakes import FakeKind as FakeKind
+    from .fakes import FakeSubject as FakeSubject
+    from .fakes import ManualClock as ManualClock
     from .messages_api import Answer as Answer
     from .messages_api import Hold as Hold
     from .messages_api import Request as Request
@@ -20,15 +22,13 @@ if TYPE_CHECKING:
     from .messages_api import ToolUse as ToolUse
     from .messages_api import Usage as Usage
     from .postgres import PrivatePostgres as PrivatePostgres
-    from .subjects import FakeKind as FakeKind
-    from .subjects import FakeSubject as FakeSubject
 
 _WHERE = {
     "Answer": "messages_api",
-    "FakeKind": "subjects",
-    "FakeSubject": "subjects",
+    "FakeKind": "fakes",
+    "FakeSubject": "fakes",
     "Hold": "messages_api",
-    "ManualClock": "clock",
+    "ManualClock": "fakes",
     "PrivatePostgres": "postgres",
     "Request": "messages_api",
     "Rule": "messages_api",

@@ -52,7 +52,7 @@ def _scripted() -> Iterator[str]:
 
 
 def _play(edge: Edge, folder: Path) -> None:
-    from ...workspace.testing import make_repository
+    from ...testing.fakes import make_repository
     from .choices import Choices
     from .desk import Desk
     from .request import Repository, Request, new_id
