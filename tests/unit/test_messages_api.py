@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import h11
 import httpx2
 import pytest
 from anthropic import AsyncAnthropic
@@ -24,8 +25,8 @@ from midwatch.answer import DiagnosisOutput
 from midwatch.errors import SettingsError
 from midwatch.testing import messages_api as kit
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
-from midwatch.testing.scripted.instance import smallest_instance
-from midwatch.testing.scripted.script_file import FAULTS, read_script
+from midwatch.testing.messages_script_file import FAULTS, read_script
+from midwatch.testing.schema_instance import smallest_instance
 
 KEY = "sk-ant-test-0123456789"
 ASK: dict[str, Any] = {
@@ -364,9 +365,45 @@ async def test_other_endpoints_and_bad_requests_as_the_api_has_them() -> None:
             sock.sendall(b"nonsense\r\n\r\n" + b"x" * 20_000_000)
             assert sock.recv(100).startswith(b"HTTP/1.1 400 ")
         with socket.create_connection(("127.0.0.1", httpx2.URL(url).port)) as sock:
-            sock.sendall(b"GET / HTTP/1.1\r\n\r\nGET /next HTTP/1.0\r\n\r\n")
+            sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\nGET /next HTTP/1.0\r\n\r\n")
             both = b"".join(iter(lambda: sock.recv(4096), b""))
         assert both.count(b"HTTP/1.1 ") == 2 and api.requests[-1].path == "/next"
+
+
+def test_responses_that_are_not_as_they_announce_come_as_they_are() -> None:
+    def got(*answers: kit.Raw, end: bytes = b"\r\n\r\nabc") -> bytes:
+        """What comes for a request per answer; the connection stays open meanwhile."""
+        with ScriptedMessagesAPI(Rule([*answers], path="/", method="GET")) as api:
+            port = httpx2.URL(api.base_url).port or 0
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+                sock.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n" * len(answers))
+                data = b""
+                while not data.endswith(end):
+                    piece = sock.recv(4096)
+                    assert piece, data
+                    data += piece
+        return data.lower()
+
+    long = got(kit.Raw(200, b"abc", headers={"content-length": "10"}))
+    assert long.count(b"content-length") == 1 and b"content-length: 10" in long
+    short = got(kit.Raw(200, b"abc", headers={"Content-Length": "1"}))
+    assert short.count(b"content-length") == 1 and b"content-length: 1\r" in short
+    chunked = got(kit.Raw(200, b"abc", headers={"transfer-encoding": "chunked"}))
+    assert b"transfer-encoding: chunked" in chunked and b"length" not in chunked
+    assert got(kit.Raw(204, b"abc")).startswith(b"http/1.1 204 no content")
+    right = {"Content-Length": "3", "x-a": "b"}
+    raws = kit.Raw(204), kit.Raw(200, b"abc", headers=right), kit.Raw(299, b"xyz")
+    several = got(*raws, end=b"\r\n\r\nxyz")
+    assert several.startswith(b"http/1.1 204") and b"x-a: b" in several
+    assert several.count(b"content-length: 3") == 2
+    assert b"http/1.1 299 scripted\r" in several
+
+
+async def test_a_response_that_http_does_not_have_is_the_scripts_fault() -> None:
+    with pytest.raises(h11.LocalProtocolError, match="Illegal header"):
+        async with talking(kit.Raw(headers={"x": "a\r\nb: c"})) as (_, client):
+            with pytest.raises(anthropic.InternalServerError, match="Illegal header"):
+                await client.messages.create(**ASK)
 
 
 async def test_failing_function_of_a_script_answers_500_and_is_raised() -> None:

@@ -186,7 +186,7 @@ GUARDS = {
     "monitor.py": 1,
     "runner.py": 1,
     "session/driver/program.py": 2,
-    "testing/scripted/service.py": 1,
+    "testing/messages_api.py": 1,
     "tests/cluster/kubelet.py": 1,
     "watching.py": 1,
 }

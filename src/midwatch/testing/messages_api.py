@@ -59,56 +59,68 @@ The script file::
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import json
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TextIO
+from types import TracebackType
+from typing import Any, Self, TextIO
 
-from midwatch.errors import SettingsError
+import h11
 
-from .scripted.answers import (
+from ..errors import SettingsError
+from ..lifecycle import Clock, SystemClock
+from .messages_script import (
     Answer,
+    Answers,
+    Cut,
+    Delay,
+    Drip,
+    Error,
+    Garbled,
+    Hang,
+    Hold,
+    Pings,
+    Raw,
+    Reset,
+    Rule,
+    Script,
+    StreamError,
     ToolUse,
+    Truncated,
     Usage,
+    bad_request,
     context_window_exceeded,
     cut_by_max_tokens,
-    refusal,
-)
-from .scripted.errors import (
-    Error,
-    bad_request,
+    empty_body,
     forbidden,
+    html_page,
     overloaded,
     prompt_too_long,
     rate_limited,
+    refusal,
     request_too_large,
     server_error,
     spend_limit_reached,
     unauthorized,
     unknown_model,
 )
-from .scripted.exchange import Exchange, Reply
-from .scripted.faults import (
-    Cut,
-    Delay,
-    Drip,
-    Garbled,
-    Hang,
-    Pings,
-    Raw,
-    Reset,
-    StreamError,
-    Truncated,
-    empty_body,
-    html_page,
+from .messages_wire import (
+    Connection,
+    Exchange,
+    Incoming,
+    Journal,
+    Reply,
+    Request,
+    fingerprint,
+    parse_body,
+    without_secrets,
 )
-from .scripted.hold import Hold
-from .scripted.requests import Request, fingerprint
-from .scripted.rules import Rule
-from .scripted.server import ScriptedMessagesAPI
 
 __all__ = [
     "Answer",
@@ -149,6 +161,364 @@ __all__ = [
     "unknown_model",
 ]
 
+MAX_BODY = 32 * 1024 * 1024
+"""Bytes of a request; the API answers 413 to more (its documented limit is 32 MB)."""
+_STOP_WITHIN = 5.0
+"""Seconds the server's thread may take to end; more means that a script's function blocks it."""
+_KEYS = ("x-api-key", "authorization")
+
+
+class _Json:
+    """A JSON value with status 200."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self._value = value
+
+    async def send(self, exchange: Exchange) -> None:
+        await exchange.send_json(200, self._value)
+
+
+def _objection(request: Request, *, too_large: bool) -> Reply | None:
+    """Why the real API would not take the request, whatever the script says; None if it would."""
+    if not request.path.startswith("/v1/"):
+        return None
+    if not any(name in request.headers for name in _KEYS):
+        return Error(401, "authentication_error", "x-api-key header is required")
+    if too_large:
+        return request_too_large()
+    if request.path not in ("/v1/messages", "/v1/messages/count_tokens"):
+        return None
+    if request.method != "POST":
+        return Error(405, "invalid_request_error", "Method Not Allowed")
+    return _objection_to_body(request.body, whole=request.is_call)
+
+
+def _objection_to_body(body: Any, *, whole: bool) -> Error | None:
+    if not body:
+        return bad_request("The request body is not valid JSON")
+    for name in ("model", "max_tokens", "messages"):
+        if name not in body and (whole or name != "max_tokens"):
+            return bad_request(f"{name}: Field required")
+    messages = body["messages"]
+    if not isinstance(messages, list) or not messages:
+        return bad_request("messages: at least one message is required")
+    return None
+
+
+def _standard(request: Request, default: Reply) -> Reply:
+    """The reply where no rule fits."""
+    if request.is_call:
+        return default
+    if request.path == "/v1/messages/count_tokens":
+        return _Json({"input_tokens": len(request.prompt) // 4 + 1})
+    if request.method in ("GET", "HEAD"):
+        if request.path == "/":
+            return _Json({})
+        if request.path == "/v1/models":
+            return _Json({"data": [], "has_more": False})
+        if request.path.startswith("/v1/models/"):
+            return _Json(_model(request.path.removeprefix("/v1/models/")))
+    return Error(404, "not_found_error", "Not found")
+
+
+def _model(name: str) -> dict[str, Any]:
+    created = "2026-01-01T00:00:00Z"
+    return {"type": "model", "id": name, "display_name": name, "created_at": created}
+
+
+class _Service:
+    """Serves connections until they end or `end_all` ends them. Lives in one event loop."""
+
+    def __init__(
+        self,
+        *,
+        script: Script,
+        default: Reply,
+        journal: Journal,
+        observer: Callable[[Request], None] | None,
+        holds: Mapping[str, Hold],
+        max_body: int,
+        clock: Clock,
+    ) -> None:
+        self.script = script
+        self.failures: list[Exception] = []
+        self._default = default
+        self._journal = journal
+        self._observer = observer
+        self._holds = holds
+        self._max_body = max_body
+        self._clock = clock
+        self._connections: set[asyncio.Task[None]] = set()
+
+    def accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        connection = Connection(reader, writer, self._max_body)
+        task = asyncio.create_task(self._serve(connection))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def end_all(self) -> None:
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _serve(self, connection: Connection) -> None:
+        """One connection, request after request."""
+        try:
+            while incoming := await connection.read():
+                if not await self._answer(connection, incoming):
+                    break
+        except h11.RemoteProtocolError as error:
+            await self._complain(connection, error)
+        except ConnectionError:
+            pass
+        finally:
+            await connection.abort()
+
+    async def _complain(
+        self, connection: Connection, error: h11.RemoteProtocolError
+    ) -> None:
+        """Answer what could not be read as a request; it is not recorded as one."""
+        nothing = Request(0, "", "", "", {}, {}, 0, self._clock.now())
+        closing = {"connection": "close"}
+        status = error.error_status_hint
+        kind = "request_too_large" if status == 413 else "invalid_request_error"
+        reply = Error(status, kind, str(error), headers=closing)
+        with contextlib.suppress(ConnectionError):
+            await reply.send(Exchange(connection, nothing, self._clock))
+            await connection.linger()
+
+    async def _answer(self, connection: Connection, incoming: Incoming) -> bool:
+        """Record and answer; whether the connection can take another request."""
+        request = self._request(incoming)
+        self._journal.arrived(request)
+        exchange = Exchange(connection, request, self._clock)
+        replying = asyncio.create_task(self._reply(exchange, incoming.too_large))
+        leaving = asyncio.create_task(connection.gone())
+        complete = False
+        try:
+            await asyncio.wait({replying, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            complete = replying.done() and not exchange.broken
+        finally:
+            replying.cancel()
+            leaving.cancel()
+            await asyncio.gather(replying, leaving, return_exceptions=True)
+            self._journal.finished(request.number, "complete" if complete else "broken")
+        return complete and connection.next_cycle()
+
+    async def _reply(self, exchange: Exchange, too_large: bool) -> None:
+        try:
+            if self._observer:
+                self._observer(exchange.request)
+            reply = await self._choose(exchange, too_large)
+            await reply.send(exchange)
+            if exchange.started and not exchange.broken:
+                await exchange.finish()
+        except ConnectionError:
+            exchange.broken = True
+        except Exception as error:  # the outermost guard around a script's functions
+            self.failures.append(error)
+            await self._admit(exchange, error)
+
+    async def _choose(self, exchange: Exchange, too_large: bool) -> Reply:
+        path = exchange.request.path
+        if path.startswith("/holds/") and path.endswith("/release"):
+            return self._release(path.split("/")[2])
+        refused = _objection(exchange.request, too_large=too_large)
+        if refused:
+            return refused
+        scripted = await self.script.reply_to(exchange.request)
+        return scripted or _standard(exchange.request, self._default)
+
+    def _release(self, name: str) -> Reply:
+        hold = self._holds.get(name)
+        if hold is None:
+            return Error(404, "not_found_error", f"no hold {name}")
+        hold.release()
+        return _Json({"released": name})
+
+    async def _admit(self, exchange: Exchange, error: Exception) -> None:
+        """Tell the client that the script, not the code under test, is at fault."""
+        if exchange.started:
+            await exchange.break_off()
+            return
+        said = f"the script failed: {type(error).__name__}: {error}"
+        with contextlib.suppress(ConnectionError):
+            await Error(500, "api_error", said).send(exchange)
+
+    def _request(self, incoming: Incoming) -> Request:
+        path, _, query = incoming.target.partition("?")
+        return Request(
+            number=self._journal.next_number(),
+            method=incoming.method,
+            path=path,
+            query=query,
+            headers=without_secrets(incoming.headers),
+            body=parse_body(incoming.body) or {},
+            size=len(incoming.body),
+            received_at=self._clock.now(),
+        )
+
+
+class ScriptedMessagesAPI:
+    """A Messages API on 127.0.0.1 that answers by script and records what it was asked.
+
+    Use it as an asynchronous or a plain context manager, or with `start` and `stop`. It runs in
+    a thread of its own, so the code under test may be of any kind, in this process or in
+    another. Started again after `stop`, it listens on the same port and keeps its record: that
+    is an outage.
+
+    A function of the script (or the observer) that raises is answered with 500, and its exception is raised again
+    on leaving the context.
+    """
+
+    def __init__(
+        self,
+        *rules: Rule | Answers,
+        default: Reply = Answer(),
+        port: int = 0,
+        max_body: int = MAX_BODY,
+        holds: Mapping[str, Hold] | None = None,
+        observer: Callable[[Request], None] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """`default` answers the calls that no rule fits. With `port` 0 the system chooses one.
+
+        `holds` can be released by `POST /holds/NAME/release`. `observer` sees each request as it
+        arrives, in the server's thread. Raises ValueError for a rule without an answer.
+        """
+        self._port = port
+        self._journal = Journal()
+        self._service = _Service(
+            script=Script(rules),
+            default=default,
+            journal=self._journal,
+            observer=observer,
+            holds=dict(holds or {}),
+            max_body=max_body,
+            clock=clock or SystemClock(),
+        )
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+
+    @property
+    def base_url(self) -> str:
+        """Such as http://127.0.0.1:40123; known once started, and kept after a stop."""
+        if not self._port:
+            raise RuntimeError("the scripted API has not been started")
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def requests(self) -> list[Request]:
+        """All requests so far, in order of arrival."""
+        return self._journal.requests
+
+    @property
+    def calls(self) -> list[Request]:
+        """The requests that asked for a message."""
+        return [request for request in self.requests if request.is_call]
+
+    @property
+    def failures(self) -> list[Exception]:
+        """What functions of the script raised."""
+        return self._service.failures
+
+    def script(self, *rules: Rule | Answers) -> None:
+        """Replace the rules; requests that already have their reply keep it."""
+        self._service.script = Script(rules)
+
+    async def wait_for_requests(
+        self, count: int, timeout: float = 10.0, *, answered: bool = False
+    ) -> list[Request]:
+        """The requests once there are `count`; with `answered`, those whose reply has ended.
+
+        Raises TimeoutError after `timeout` seconds.
+        """
+        return await self._journal.wait(count, timeout, answered=answered)
+
+    def wait_for_requests_sync(
+        self, count: int, timeout: float = 10.0, *, answered: bool = False
+    ) -> list[Request]:
+        """As `wait_for_requests`, blocking the calling thread."""
+        return self._journal.wait_sync(count, timeout, answered=answered)
+
+    def start(self) -> None:
+        """Listen. Takes some milliseconds. Raises OSError if the port is taken."""
+        if self._thread:
+            raise RuntimeError("the scripted API is already running")
+        listening: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._run(listening)),
+            name="scripted-messages-api",
+            daemon=True,
+        )
+        self._thread.start()
+        try:
+            listening.result()
+        except (OSError, OverflowError):
+            self._thread.join()
+            self._thread = None
+            raise
+
+    def stop(self) -> None:
+        """Close every connection and the port; hanging requests end too. May be called twice.
+
+        Raises TimeoutError if a function of the script blocks.
+        """
+        thread, loop, stopping = self._thread, self._loop, self._stopping
+        if not (thread and loop and stopping):
+            return
+        loop.call_soon_threadsafe(stopping.set)
+        thread.join(_STOP_WITHIN)
+        if thread.is_alive():
+            raise TimeoutError("a function of the script blocks the scripted API")
+        self._thread = self._loop = self._stopping = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        if error is None and self.failures:
+            raise self.failures[0]
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+        self.__exit__(kind, error, trace)
+
+    async def _run(self, listening: Future[None]) -> None:
+        """The server's thread, from the open port to the closed one."""
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        try:
+            server = await asyncio.start_server(
+                self._service.accept, "127.0.0.1", self._port, backlog=512
+            )
+        except (OSError, OverflowError) as error:
+            listening.set_exception(error)
+            return
+        self._port = server.sockets[0].getsockname()[1]
+        listening.set_result(None)
+        await self._stopping.wait()
+        server.close()
+        await self._service.end_all()
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The process form; returns the exit code: 0 after a signal, 1 if it could not
@@ -176,7 +546,7 @@ def _build(
     port: int, script: Path | None, record: Path | None
 ) -> tuple[ScriptedMessagesAPI, TextIO | None]:
     # Loading brings pydantic in, which those who only import the server do not need.
-    from .scripted.script_file import load_script, read_script
+    from .messages_script_file import load_script, read_script
 
     loaded = load_script(script) if script else read_script({})
     log = _open(record) if record else None

@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ArgsKwargs
 
-from midwatch.errors import SettingsError
-
-from . import answers, errors, faults
-from .answers import Answer
-from .exchange import Reply
-from .hold import Hold
-from .rules import Rule
+from ..errors import SettingsError
+from . import messages_script as answers
+from . import messages_script as errors
+from . import messages_script as faults
+from .messages_script import Answer, Hold, Rule
+from .messages_wire import Reply
 
 FAULTS: Mapping[str, Callable[..., Reply]] = {
     "bad_request": errors.bad_request,
