@@ -10,18 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .monitor import MonitorLoop as MonitorLoop
-    from .runner import AgentRunner as AgentRunner
-    from .session.blocking import AgenticSession as AgenticSession
-    from .session.blocking import run_agentic_session as run_agentic_session
-    from .session.options import ApiAccess as ApiAccess
-    from .session.options import Limits as Limits
-    from .session.options import SessionOptions as SessionOptions
-    from .session.session import AsyncAgenticSession as AsyncAgenticSession
-    from .workspace import RepoSpec as RepoSpec
-    from .workspace import WorkspaceOptions as WorkspaceOptions
-    from .workspace import setup_workspace as setup_workspace
-    from .workspace import setup_workspace_async as setup_workspace_async
+    from midwatch.monitor import MonitorLoop as MonitorLoop
+    from midwatch.runner import AgentRunner as AgentRunner
+    from midwatch.session.blocking import AgenticSession as AgenticSession
+    from midwatch.session.blocking import run_agentic_session as run_agentic_session
+    from midwatch.session.options import ApiAccess as ApiAccess
+    from midwatch.session.options import Limits as Limits
+    from midwatch.session.options import SessionOptions as SessionOptions
+    from midwatch.session.session import AsyncAgenticSession as AsyncAgenticSession
+    from midwatch.workspace import RepoSpec as RepoSpec
+    from midwatch.workspace import WorkspaceOptions as WorkspaceOptions
+    from midwatch.workspace import setup_workspace as setup_workspace
+    from midwatch.workspace import setup_workspace_async as setup_workspace_async
 
 __version__ = "0.1.0"
 __all__ = [

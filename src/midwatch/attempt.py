@@ -7,18 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from .context import ContextGatherer
-from .diagnosis import Step, conclude, next_step, paid
-from .errors import ClaimLost, MidwatchError, TemporaryError
-from .lifecycle import Clock, Stop
-from .logs import Log
-from .progress import Alive
-from .prompt import PROMPT_VERSION, Prompt
-from .redaction import Redactor
-from .reply import Kind, Reply
-from .settings import AgentSettings
-from .store.protocol import Budget, Claim, Finish, PauseKind, Store
-from .text import clean, one_line
+from midwatch.context import ContextGatherer
+from midwatch.diagnosis import Step, conclude, next_step, paid
+from midwatch.errors import ClaimLost, MidwatchError, TemporaryError
+from midwatch.lifecycle import Clock, Stop
+from midwatch.logs import Log
+from midwatch.progress import Alive
+from midwatch.prompt import PROMPT_VERSION, Prompt
+from midwatch.redaction import Redactor
+from midwatch.reply import Kind, Reply
+from midwatch.settings import AgentSettings
+from midwatch.store.protocol import Budget, Claim, Finish, PauseKind, Store
+from midwatch.text import clean, one_line
 
 GATHER_SECONDS = 15.0
 """Longest wait for the evidence of a diagnosis."""

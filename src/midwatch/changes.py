@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from .model import Fact, Invariant, Observation, Unit
-from .units import format_value
+from midwatch.model import Fact, Invariant, Observation, Unit
+from midwatch.units import format_value
 
 MOST_LINES = 40
 KEPT = 5

@@ -6,7 +6,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from .model import Facts, Invariant, Key, Observation, Severity, Signal, Violation
+from midwatch.model import (
+    Facts,
+    Invariant,
+    Key,
+    Observation,
+    Severity,
+    Signal,
+    Violation,
+)
 
 UNOBSERVABLE = Invariant(
     id="subject_unobservable",

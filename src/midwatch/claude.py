@@ -18,11 +18,11 @@ import httpx2
 import pydantic
 from anthropic import AsyncAnthropic
 
-from .answer import DiagnosisOutput
-from .model import Usage
-from .prompt import Prompt
-from .reply import Kind, Reply
-from .salvage import salvage
+from midwatch.answer import DiagnosisOutput
+from midwatch.model import Usage
+from midwatch.prompt import Prompt
+from midwatch.reply import Kind, Reply
+from midwatch.salvage import salvage
 
 _LONGEST_RETRY_AFTER = 24 * 3600.0
 _ERROR_LENGTH = 500

@@ -13,15 +13,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from .errors import MidwatchError
-from .evidence_budget import Piece, within
-from .lifecycle import Clock
-from .model import Context, Invariant, Ticket
-from .redaction import Redactor
-from .store.protocol import Past
-from .subjects.base import EvidenceSource, Subject
-from .text import clean, one_line
-from .units import format_duration, format_value
+from midwatch.errors import MidwatchError
+from midwatch.evidence_budget import Piece, within
+from midwatch.lifecycle import Clock
+from midwatch.model import Context, Invariant, Ticket
+from midwatch.redaction import Redactor
+from midwatch.store.protocol import Past
+from midwatch.subjects.base import EvidenceSource, Subject
+from midwatch.text import clean, one_line
+from midwatch.units import format_duration, format_value
 
 VIOLATIONS = "The violations"
 CHANGED = "What changed since all was well"

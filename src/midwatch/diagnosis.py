@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .answer import DiagnosisOutput
-from .evidence_budget import halve
-from .grounding import ground
-from .model import Context, DiagnosisOutcome, Grounded, Ticket, Usage
-from .prices import cost_usd
-from .prompt import Prompt, compose
-from .redaction import Redactor
-from .render import diagnosis_markdown
-from .reply import Kind, Reply
-from .store.protocol import Finish
-from .text import clean, estimate_tokens
+from midwatch.answer import DiagnosisOutput
+from midwatch.evidence_budget import halve
+from midwatch.grounding import ground
+from midwatch.model import Context, DiagnosisOutcome, Grounded, Ticket, Usage
+from midwatch.prices import cost_usd
+from midwatch.prompt import Prompt, compose
+from midwatch.redaction import Redactor
+from midwatch.render import diagnosis_markdown
+from midwatch.reply import Kind, Reply
+from midwatch.store.protocol import Finish
+from midwatch.text import clean, estimate_tokens
 
 LONGEST_ANSWER = 32_000
 """Tokens; a second try after a cut answer never asks for more."""

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from .errors import MidwatchError, TemporaryError
-from .model import Json, Usage
+from midwatch.errors import MidwatchError, TemporaryError
+from midwatch.model import Json, Usage
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

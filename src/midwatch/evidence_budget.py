@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from .model import Context, Evidence
-from .text import estimate_tokens, one_line, shorten
+from midwatch.model import Context, Evidence
+from midwatch.text import estimate_tokens, one_line, shorten
 
 OVERHEAD = 40
 """Tokens set aside per evidence for its number, time and delimiters in the prompt."""

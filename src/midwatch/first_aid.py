@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from .answer import Citation, DiagnosisOutput, Finding
-from .context import CHANGED, ContextGatherer
-from .grounding import ground
-from .lifecycle import Clock
-from .model import Context, Evidence, Json, Ticket
-from .playbooks.base import Playbook
-from .render import first_aid_markdown
-from .store.protocol import Store
-from .store.rows import evidence_document
+from midwatch.answer import Citation, DiagnosisOutput, Finding
+from midwatch.context import CHANGED, ContextGatherer
+from midwatch.grounding import ground
+from midwatch.lifecycle import Clock
+from midwatch.model import Context, Evidence, Json, Ticket
+from midwatch.playbooks.base import Playbook
+from midwatch.render import first_aid_markdown
+from midwatch.store.protocol import Store
+from midwatch.store.rows import evidence_document
 
 _TOKENS = 6000
 _CITED_CHARACTERS = 4000

@@ -23,8 +23,14 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .answer import Citation, Confidence, DiagnosisOutput, MetricReading, Verdict
-from .model import Evidence, Grounded
+from midwatch.answer import (
+    Citation,
+    Confidence,
+    DiagnosisOutput,
+    MetricReading,
+    Verdict,
+)
+from midwatch.model import Evidence, Grounded
 
 NEARBY = 600
 """Characters that an ellipsis in a quote may stand for."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .model import Observation, Violation
-from .redaction import Redactor
-from .text import clean, one_line
+from midwatch.model import Observation, Violation
+from midwatch.redaction import Redactor
+from midwatch.text import clean, one_line
 
 _MESSAGE = 500
 _COMPONENT = 200

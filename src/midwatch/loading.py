@@ -12,8 +12,8 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from .errors import SettingsError
-from .settings import DEFAULT_FILE, Settings
+from midwatch.errors import SettingsError
+from midwatch.settings import DEFAULT_FILE, Settings
 
 PREFIX = "MIDWATCH_"
 

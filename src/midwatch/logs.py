@@ -9,8 +9,8 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
-from .redaction import Redactor, redacting
-from .settings import LogSettings
+from midwatch.redaction import Redactor, redacting
+from midwatch.settings import LogSettings
 
 Log = FilteringBoundLogger
 

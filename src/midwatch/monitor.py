@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from .errors import MidwatchError
-from .first_aid import FirstAidDesk
-from .intake import Intake
-from .lifecycle import Clock, Stop, SystemClock
-from .logs import Log, quiet_log
-from .progress import Progress
-from .redaction import Redactor
-from .settings import MonitorSettings
-from .store.protocol import Store
-from .subjects.base import Subject
-from .watching import Cycle, SubjectWatch
+from midwatch.errors import MidwatchError
+from midwatch.first_aid import FirstAidDesk
+from midwatch.intake import Intake
+from midwatch.lifecycle import Clock, Stop, SystemClock
+from midwatch.logs import Log, quiet_log
+from midwatch.progress import Progress
+from midwatch.redaction import Redactor
+from midwatch.settings import MonitorSettings
+from midwatch.store.protocol import Store
+from midwatch.subjects.base import Subject
+from midwatch.watching import Cycle, SubjectWatch
 
 _SLACK = 180.0
 """Seconds beyond the wait and the slowest look until a cycle counts as stuck: more than the store

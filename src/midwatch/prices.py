@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .model import Usage
+from midwatch.model import Usage
 
 # Dollars per million tokens for a model that the price list does not know: on the high
 # side, as too low a guess would let a budget be overspent unseen.

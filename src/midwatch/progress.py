@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .lifecycle import Clock, SystemClock
+from midwatch.lifecycle import Clock, SystemClock
 
 Alive = Callable[[float], None]
 """A sign of life, with the seconds until the next one at the latest."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .model import Context, Evidence, Ticket
-from .text import fence
+from midwatch.model import Context, Evidence, Ticket
+from midwatch.text import fence
 
 PROMPT_VERSION = "2026-11-1"
 """Changes with every change of the text below or of the schema; stored with each diagnosis."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from .answer import Action, Alternative, DiagnosisOutput, Verdict
-from .grounding import ClaimCheck, Grounding
-from .model import Evidence
-from .text import clean, longest_run, markdown_escape, one_line
+from midwatch.answer import Action, Alternative, DiagnosisOutput, Verdict
+from midwatch.grounding import ClaimCheck, Grounding
+from midwatch.model import Evidence
+from midwatch.text import clean, longest_run, markdown_escape, one_line
 
 LONGEST_TEXT = 4000
 """Characters shown of one string of an answer."""

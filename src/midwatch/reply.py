@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from .answer import DiagnosisOutput
-from .model import Usage
+from midwatch.answer import DiagnosisOutput
+from midwatch.model import Usage
 
 
 class Kind(StrEnum):

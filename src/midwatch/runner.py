@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from .attempt import SLACK, Attempt, Desk, Ended, Model
-from .context import ContextGatherer
-from .errors import MidwatchError
-from .lifecycle import Clock, Stop, SystemClock
-from .logs import Log, quiet_log
-from .model import Severity
-from .progress import Alive, Progress
-from .redaction import Redactor
-from .settings import AgentSettings
-from .store.protocol import Claim, PauseKind, Store
+from midwatch.attempt import SLACK, Attempt, Desk, Ended, Model
+from midwatch.context import ContextGatherer
+from midwatch.errors import MidwatchError
+from midwatch.lifecycle import Clock, Stop, SystemClock
+from midwatch.logs import Log, quiet_log
+from midwatch.model import Severity
+from midwatch.progress import Alive, Progress
+from midwatch.redaction import Redactor
+from midwatch.settings import AgentSettings
+from midwatch.store.protocol import Claim, PauseKind, Store
 
 _BUDGET_RECHECK = 60.0
 """Seconds until a spent budget is looked at again: calls that ended cheaper make room, and

@@ -7,7 +7,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from .answer import DiagnosisOutput
+from midwatch.answer import DiagnosisOutput
 
 _FALLBACK: Final[dict[str, Any]] = {
     "verdict": "insufficient_data",

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from .units import Bytes, Ratio, Seconds
+from midwatch.units import Bytes, Ratio, Seconds
 
 DEFAULT_FILE = "midwatch.yaml"
 DEFAULT_MODEL = "claude-sonnet-5-5"

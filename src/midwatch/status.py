@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from .events import (
+from midwatch.events import (
     Event,
     Failure,
     Message,
@@ -25,7 +25,7 @@ from .events import (
     TurnResult,
     TurnStarted,
 )
-from .model import Usage
+from midwatch.model import Usage
 
 
 @dataclass(frozen=True, slots=True)

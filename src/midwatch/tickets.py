@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .checks import Checked, Ripe
-from .model import Key, Ticket
+from midwatch.checks import Checked, Ripe
+from midwatch.model import Key, Ticket
 
 
 @dataclass(frozen=True, slots=True)

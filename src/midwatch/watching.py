@@ -9,17 +9,24 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from .changes import CalmLooks, changes_since
-from .checks import UNOBSERVABLE, WHOLE_SUBJECT, Checked, Ripe, check, unobservable
-from .errors import MidwatchError, StaleWatch
-from .intake import Intake
-from .lifecycle import Clock
-from .logs import Log
-from .model import Json, Key, Observation, Ticket
-from .settings import MonitorSettings
-from .store.protocol import Changes, Opening, Store, Watch
-from .subjects.base import Subject
-from .tickets import Reconciled, by_key, reconcile
+from midwatch.changes import CalmLooks, changes_since
+from midwatch.checks import (
+    UNOBSERVABLE,
+    WHOLE_SUBJECT,
+    Checked,
+    Ripe,
+    check,
+    unobservable,
+)
+from midwatch.errors import MidwatchError, StaleWatch
+from midwatch.intake import Intake
+from midwatch.lifecycle import Clock
+from midwatch.logs import Log
+from midwatch.model import Json, Key, Observation, Ticket
+from midwatch.settings import MonitorSettings
+from midwatch.store.protocol import Changes, Opening, Store, Watch
+from midwatch.subjects.base import Subject
+from midwatch.tickets import Reconciled, by_key, reconcile
 
 _TRIES = 3
 """How often a cycle is computed anew when other writers change its tickets meanwhile."""

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from midwatch.loading import load
-from midwatch.subjects.registry import build_subjects
+from midwatch.subjects.base import build_subjects
 
 ROOT = Path(__file__).parents[2]
 ENVIRON = {

@@ -16,8 +16,7 @@ from pydantic import ValidationError
 from midwatch.checks import check
 from midwatch.errors import ObservationFailed
 from midwatch.model import Key, Observation
-from midwatch.subjects._off_loop import OffLoop
-from midwatch.subjects.host import HostSubject
+from midwatch.subjects.host import HostSubject, OffLoop
 from midwatch.testing.subject_conformance import check_kind, check_subject
 
 MARK = "midwatch-test-process"

@@ -22,9 +22,10 @@ from pydantic import ValidationError
 
 from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.model import Observation, Severity, Signal
-from midwatch.subjects import _certificate, _tls
-from midwatch.subjects._web import WebClient, WebFailure, translate
+from midwatch.subjects import tls as _certificate
+from midwatch.subjects import tls as _tls
 from midwatch.subjects.http import HttpSubject
+from midwatch.subjects.http_client import WebClient, WebFailure, translate
 from midwatch.testing.subject_conformance import check_kind, check_subject
 
 TOKEN = "s3cret-token-value"

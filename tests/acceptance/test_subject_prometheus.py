@@ -21,9 +21,8 @@ from pydantic import ValidationError
 from midwatch.checks import check
 from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.model import Key, Observation, Severity
-from midwatch.subjects._prometheus_api import Line
-from midwatch.subjects._prometheus_evidence import compact
-from midwatch.subjects.prometheus import PrometheusSubject
+from midwatch.subjects.prometheus import PrometheusSubject, compact
+from midwatch.subjects.prometheus_api import Line
 from midwatch.testing.subject_conformance import check_kind, check_subject, tickets_for
 
 TOKEN = "s3cret-token-value"

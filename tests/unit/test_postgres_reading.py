@@ -8,15 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.subjects.postgres import series
-from midwatch.subjects.postgres.connection import _FULL, _UNREACHABLE
-from midwatch.subjects.postgres.logs import Place, kind_of
-from midwatch.subjects.postgres.render import blocking
-from midwatch.subjects.postgres.replication import _own_signal, _slot_signal
-from midwatch.subjects.postgres.round import Scene
-from midwatch.subjects.postgres.sessions import blocked
-from midwatch.subjects.postgres.tree import Blocking
-from midwatch.subjects.postgres.wording import text
+from midwatch.subjects.postgres import observation as series
+from midwatch.subjects.postgres.checks import _own_signal, _slot_signal, blocked
+from midwatch.subjects.postgres.connection import _FULL, _UNREACHABLE, text
+from midwatch.subjects.postgres.evidence import blocking
+from midwatch.subjects.postgres.log import Place, kind_of
+from midwatch.subjects.postgres.observation import Blocking, Scene
 
 
 def wait(

@@ -10,7 +10,7 @@ import pytest
 from midwatch.errors import SettingsError
 from midwatch.model import Severity, Unit
 from midwatch.settings import InvariantSettings
-from midwatch.subjects.configure import configure
+from midwatch.subjects.base import configure
 from midwatch.subjects.postgres import INVARIANTS, PostgresSettings, PostgresSubject
 
 

@@ -44,7 +44,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ("import midwatch", "anthropic pydantic sqlalchemy typer asyncio"),
         ("from midwatch import MonitorLoop, AgentRunner", "anthropic"),
         ("import midwatch.cli.main", "anthropic sqlalchemy claude_agent_sdk"),
-        ("import midwatch.subjects._http_evidence as e; e._tls.read", "cryptography"),
+        ("import midwatch.subjects.http as e; e._tls.read", "cryptography"),
     ],
 )
 def test_what_is_not_used_is_not_imported(statement: str, unwanted: str) -> None:

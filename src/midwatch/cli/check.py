@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..errors import MidwatchError, SettingsError
-from ..text import one_line
-from .output import GREEN, RED, YELLOW, Output
-from .stats import alive_within
-from .tickets import AsJson
-from .wiring import Edge, api_key, open_database, secrets_of
+from midwatch.cli.output import GREEN, RED, YELLOW, Output
+from midwatch.cli.stats import alive_within
+from midwatch.cli.tickets import AsJson
+from midwatch.cli.wiring import Edge, api_key, open_database, secrets_of
+from midwatch.errors import MidwatchError, SettingsError
+from midwatch.text import one_line
 
 if TYPE_CHECKING:
-    from ..redaction import Redactor
-    from ..settings import Settings
-    from ..store.protocol import Store
-    from ..subjects.base import Subject
+    from midwatch.redaction import Redactor
+    from midwatch.settings import Settings
+    from midwatch.store.protocol import Store
+    from midwatch.subjects.base import Subject
 
 app = typer.Typer()
 
@@ -109,7 +109,7 @@ def _count(number: int, noun: str) -> str:
 
 
 async def _database(edge: Edge, settings: Settings) -> list[Finding]:
-    from ..store.schema import REVISION
+    from midwatch.store.schema import REVISION
 
     try:
         async with open_database(edge) as store:
@@ -132,8 +132,8 @@ async def _daemons(store: Store, settings: Settings) -> Finding:
 
 
 async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
-    from ..redaction import Redactor
-    from ..subjects.registry import build_subjects
+    from midwatch.redaction import Redactor
+    from midwatch.subjects.base import build_subjects
 
     if not settings.subjects:
         return [warning("subjects", "there is nothing to watch")]
@@ -170,7 +170,7 @@ async def _observe(subject: Subject) -> Finding:
         return failed("", error)
     except Exception as error:  # a subject may be anybody's code
         return Finding("", Grade.FAILED, f"{type(error).__name__}: {error}")
-    from ..checks import check as checked
+    from midwatch.checks import check as checked
 
     invariants = {one.id: one for one in subject.invariants}
     broken = checked(subject.name, invariants, observation, {}, 0.0).broken
@@ -196,7 +196,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 async def _claude(edge: Edge, settings: Settings) -> list[Finding]:
-    from .probe import ends, is_priced, probe
+    from midwatch.cli.probe import ends, is_priced, probe
 
     model = settings.anthropic.model
     try:

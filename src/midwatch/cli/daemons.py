@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..lifecycle import Stop, signals_set
-from .wiring import App, Edge, open_app
+from midwatch.cli.wiring import App, Edge, open_app
+from midwatch.lifecycle import Stop, signals_set
 
 if TYPE_CHECKING:
-    from ..monitor import MonitorLoop
-    from ..progress import Progress
-    from ..runner import AgentRunner
+    from midwatch.monitor import MonitorLoop
+    from midwatch.progress import Progress
+    from midwatch.runner import AgentRunner
 
 app = typer.Typer()
 
@@ -62,7 +62,7 @@ def _served(
     monitor: MonitorLoop | None = None,
     agent: AgentRunner | None = None,
 ) -> AbstractAsyncContextManager[object]:
-    from .figures import figures_served
+    from midwatch.cli.figures import figures_served
 
     return figures_served(
         opened.settings.metrics, opened.log, progress, monitor=monitor, agent=agent

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ..errors import SchemaMismatch
-from .output import Output
-from .tickets import AsJson
-from .wiring import Edge
+from midwatch.cli.output import Output
+from midwatch.cli.tickets import AsJson
+from midwatch.cli.wiring import Edge
+from midwatch.errors import SchemaMismatch
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -25,7 +25,7 @@ app.add_typer(db, name="db")
 @db.command()
 def upgrade(context: typer.Context, as_json: AsJson = False) -> None:
     """Bring the schema to what this version needs."""
-    from ..store.schema import REVISION
+    from midwatch.store.schema import REVISION
 
     before = asyncio.run(_upgrade(context.obj))
     output = Output.standard(context.obj.environ)
@@ -40,7 +40,7 @@ def upgrade(context: typer.Context, as_json: AsJson = False) -> None:
 @db.command()
 def status(context: typer.Context, as_json: AsJson = False) -> None:
     """Say which schema the database has and which is needed; exit code 1 if they differ."""
-    from ..store.schema import REVISION
+    from midwatch.store.schema import REVISION
 
     present = asyncio.run(_present(context.obj))
     output = Output.standard(context.obj.environ)
@@ -55,8 +55,8 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 
 
 async def _upgrade(edge: Edge) -> str | None:
-    from ..store.engine import open_transactions, parse_database
-    from ..store.upgrade import upgrade as apply
+    from midwatch.store.engine import open_transactions, parse_database
+    from midwatch.store.upgrade import upgrade as apply
 
     transactions = open_transactions(parse_database(edge.settings().database))
     try:
@@ -66,8 +66,8 @@ async def _upgrade(edge: Edge) -> str | None:
 
 
 async def _present(edge: Edge) -> str | None:
-    from ..store.engine import open_transactions, parse_database
-    from ..store.upgrade import present_revision
+    from midwatch.store.engine import open_transactions, parse_database
+    from midwatch.store.upgrade import present_revision
 
     url = parse_database(edge.settings().database)
     if _is_missing_file(url):

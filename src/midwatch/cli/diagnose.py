@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import Conflict, MidwatchError
-from ..model import Ticket, TicketStatus
-from .output import Output
-from .tickets import AsJson, Id, Known, print_known, read_ticket, settled
-from .wiring import App, Edge, open_app
+from midwatch.cli.output import Output
+from midwatch.cli.tickets import AsJson, Id, Known, print_known, read_ticket, settled
+from midwatch.cli.wiring import App, Edge, open_app
+from midwatch.errors import Conflict, MidwatchError
+from midwatch.model import Ticket, TicketStatus
 
 if TYPE_CHECKING:
-    from ..prompt import Prompt
+    from midwatch.prompt import Prompt
 
 app = typer.Typer()
 
@@ -67,8 +67,8 @@ def diagnose(
 
 
 async def _prompt(edge: Edge, ticket_id: int) -> Prompt:
-    from ..attempt import GATHER_SECONDS
-    from ..prompt import compose
+    from midwatch.attempt import GATHER_SECONDS
+    from midwatch.prompt import compose
 
     async with open_app(edge, sys.stderr) as opened:
         ticket = await opened.store.ticket(ticket_id)
@@ -83,7 +83,7 @@ async def _prompt(edge: Edge, ticket_id: int) -> Prompt:
 async def _incident(opened: App, ticket: Ticket) -> list[Ticket]:
     """The tickets that a claim of this one's batch would hold, in its order; of a ticket that
     is settled, itself: a retry gives it a batch of its own."""
-    from ..store.protocol import TicketFilter
+    from midwatch.store.protocol import TicketFilter
 
     if ticket.status not in UNDIAGNOSED:
         return [ticket]
@@ -98,8 +98,8 @@ async def _incident(opened: App, ticket: Ticket) -> list[Ticket]:
 async def _diagnose(edge: Edge, ticket_id: int) -> Known:
     """Raises Conflict when the ticket cannot be diagnosed now, MidwatchError when there is
     no answer to show."""
-    from ..lifecycle import Stop, signals_set
-    from ..runner import Blocked
+    from midwatch.lifecycle import Stop, signals_set
+    from midwatch.runner import Blocked
 
     async with open_app(edge, sys.stderr) as opened:
         ticket = await opened.store.ticket(ticket_id)

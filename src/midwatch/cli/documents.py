@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 
-from ..model import AuditRow, Diagnosis, Json, Ticket
-from ..store.protocol import Brief, TicketSession
-from .output import iso
+from midwatch.cli.output import iso
+from midwatch.model import AuditRow, Diagnosis, Json, Ticket
+from midwatch.store.protocol import Brief, TicketSession
 
 
 def ticket_row(ticket: Ticket, brief: Brief | None) -> Json:

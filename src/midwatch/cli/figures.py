@@ -8,15 +8,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import get_args
 
-from ..errors import SettingsError
-from ..logs import Log
-from ..metrics.families import Family, Sample
-from ..model import Severity
-from ..monitor import MonitorLoop
-from ..progress import Progress
-from ..runner import AgentRunner, Standstill
-from ..settings import MetricsSettings
-from ..watching import Result
+from midwatch.errors import SettingsError
+from midwatch.logs import Log
+from midwatch.metrics.families import Family, Sample
+from midwatch.model import Severity
+from midwatch.monitor import MonitorLoop
+from midwatch.progress import Progress
+from midwatch.runner import AgentRunner, Standstill
+from midwatch.settings import MetricsSettings
+from midwatch.watching import Result
 
 _CYCLES = Family(
     "midwatch_monitor_cycles_total",
@@ -159,7 +159,7 @@ async def figures_served(
         yield None
         return
     try:
-        from ..metrics.exposition import Exposition
+        from midwatch.metrics.exposition import Exposition
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "prometheus_client":
             raise
@@ -168,7 +168,7 @@ async def figures_served(
             path="metrics.port",
             hint="pip install 'midwatch[metrics]', or leave the port out",
         ) from None
-    from ..metrics.serving import health, metrics_page, serving
+    from midwatch.metrics.serving import health, metrics_page, serving
 
     def read() -> Iterator[Sample]:
         if monitor is not None:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import PermanentError, TemporaryError
-from ..text import one_line
-from .wiring import Edge
+from midwatch.cli.wiring import Edge
+from midwatch.errors import PermanentError, TemporaryError
+from midwatch.text import one_line
 
 if TYPE_CHECKING:
-    from ..settings import Settings
+    from midwatch.settings import Settings
 
 app = typer.Typer()
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import NotFound
-from ..model import Invariant, Json, Unit
-from .output import BOLD, Cell, Output
-from .tickets import AsJson
+from midwatch.cli.output import BOLD, Cell, Output
+from midwatch.cli.tickets import AsJson
+from midwatch.errors import NotFound
+from midwatch.model import Invariant, Json, Unit
 
 if TYPE_CHECKING:
-    from ..subjects.base import SubjectKind
+    from midwatch.subjects.base import SubjectKind
 
 app = typer.Typer()
 
@@ -45,7 +45,7 @@ def invariants(
 
 def load_kinds(only: str | None = None) -> Iterator[SubjectKind]:
     """The kinds of the entry points, by name. Raises NotFound for one there is not."""
-    from ..subjects.registry import kinds, load_kind
+    from midwatch.subjects.base import kinds, load_kind
 
     points = kinds()
     if only is not None and only not in points:
@@ -60,7 +60,7 @@ def known_invariants(
     only: str | None = None,
 ) -> Iterator[tuple[str, list[Invariant]]]:
     """Invariants by kind, then the one that every kind has."""
-    from ..checks import UNOBSERVABLE
+    from midwatch.checks import UNOBSERVABLE
 
     for kind in load_kinds(only):
         yield kind.kind, list(kind.default_invariants)
@@ -69,7 +69,7 @@ def known_invariants(
 
 
 def row(invariant: Invariant) -> tuple[str, str, str, str, str]:
-    from ..units import format_duration
+    from midwatch.units import format_duration
 
     held = format_duration(invariant.hold_for) if invariant.hold_for else "at once"
     return (
@@ -83,7 +83,7 @@ def row(invariant: Invariant) -> tuple[str, str, str, str, str]:
 
 def limit(invariant: Invariant) -> str:
     """The default limit as a person writes it: `over 90%`, `under 5%`; a dash without one."""
-    from ..units import format_value
+    from midwatch.units import format_value
 
     if invariant.limit is None:
         return "–"

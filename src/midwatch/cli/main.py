@@ -10,21 +10,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from .. import __version__
-from ..errors import MidwatchError
-from . import (
-    check,
-    daemons,
-    database,
-    diagnose,
-    health,
-    invariants,
-    stats,
-    tickets,
-)
-from .demo import command as demo
-from .lazy import add_lazily
-from .wiring import Edge
+from midwatch import __version__
+from midwatch.cli import check, daemons, demo, stats, tickets
+from midwatch.cli.lazy import add_lazily
+from midwatch.cli.wiring import Edge
+from midwatch.errors import MidwatchError
 
 app = typer.Typer(
     name="midwatch",
@@ -35,17 +25,7 @@ app = typer.Typer(
 )
 
 
-for module in (
-    check,
-    daemons,
-    database,
-    diagnose,
-    health,
-    invariants,
-    stats,
-    tickets,
-    demo,
-):
+for module in (check, daemons, stats, tickets, demo):
     app.add_typer(module.app)
 add_lazily(
     app,

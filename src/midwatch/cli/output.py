@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from ..text import clean, one_line
-from ..units import format_duration
+from midwatch.text import clean, one_line
+from midwatch.units import format_duration
 
 _NARROWEST = 20  # columns that are left to a shortened cell at least
 _GAP = "  "

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..model import AuditRow, Diagnosis, Ticket, TicketStatus
-from ..text import one_line
-from .output import BOLD, DIM, GREEN, RED, SEVERITY_STYLES, YELLOW, Cell, Output
+from midwatch.cli.output import (
+    BOLD,
+    DIM,
+    GREEN,
+    RED,
+    SEVERITY_STYLES,
+    YELLOW,
+    Cell,
+    Output,
+)
+from midwatch.model import AuditRow, Diagnosis, Ticket, TicketStatus
+from midwatch.text import one_line
 
 if TYPE_CHECKING:
-    from ..store.protocol import Brief, TicketSession
+    from midwatch.store.protocol import Brief, TicketSession
 
 _MESSAGE = 5  # the column that is shortened
 _STATUS_STYLES = {
@@ -150,7 +159,7 @@ def _section(output: Output, markdown: str | None) -> None:
 
 def _without_answer(diagnosis: Diagnosis) -> str:
     """An error is a diagnosis too: it says why there is no answer."""
-    from ..text import markdown_escape
+    from midwatch.text import markdown_escape
 
     error = markdown_escape(one_line(diagnosis.error or "no reason is known", 2000))
     return f"## Diagnosis\n\n**{diagnosis.outcome}**: {error}\n"

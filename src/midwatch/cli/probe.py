@@ -9,7 +9,7 @@ import anthropic
 import httpx2
 from anthropic.resources.messages import DEPRECATED_MODELS
 
-from ..prices import is_known
+from midwatch.prices import is_known
 
 PROBE_SECONDS = 10.0
 """Wall clock of the whole probe."""

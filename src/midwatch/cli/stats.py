@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import SettingsError
-from ..model import Json
-from .output import BOLD, Output, iso
-from .tickets import AsJson
-from .wiring import Edge, open_database
+from midwatch.cli.output import BOLD, Output, iso
+from midwatch.cli.tickets import AsJson
+from midwatch.cli.wiring import Edge, open_database
+from midwatch.errors import SettingsError
+from midwatch.model import Json
 
 if TYPE_CHECKING:
-    from ..settings import Settings
-    from ..store.protocol import Daemon, Pause, Stats
+    from midwatch.settings import Settings
+    from midwatch.store.protocol import Daemon, Pause, Stats
 
 app = typer.Typer()
 
@@ -45,7 +45,7 @@ def stats(
     """Times to detect, diagnose and resolve; outcomes, tokens, cost; who is running."""
     import asyncio
 
-    from ..units import parse_duration
+    from midwatch.units import parse_duration
 
     try:
         period = parse_duration(within)
@@ -113,8 +113,8 @@ def stats_document(seen: Seen) -> Json:
 
 
 def _show(output: Output, seen: Seen) -> None:
-    from ..text import one_line
-    from ..units import format_duration
+    from midwatch.text import one_line
+    from midwatch.units import format_duration
 
     told, usage = seen.stats, seen.stats.usage
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import Conflict
-from ..model import AuditRow, Diagnosis, Severity, Ticket, TicketStatus
-from .documents import history_document, ticket_document, ticket_row
-from .output import Output
-from .pages import history_table, show_ticket, ticket_table
-from .wiring import Edge, use_store
+from midwatch.cli.documents import history_document, ticket_document, ticket_row
+from midwatch.cli.output import Output
+from midwatch.cli.pages import history_table, show_ticket, ticket_table
+from midwatch.cli.wiring import Edge, use_store
+from midwatch.errors import Conflict
+from midwatch.model import AuditRow, Diagnosis, Severity, Ticket, TicketStatus
 
 if TYPE_CHECKING:
-    from ..store.protocol import Brief, Store, TicketFilter, TicketSession
+    from midwatch.store.protocol import Brief, Store, TicketFilter, TicketSession
 
 app = typer.Typer()
 
@@ -60,7 +60,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """Unresolved tickets, the critical ones first."""
-    from ..store.protocol import TicketFilter
+    from midwatch.store.protocol import TicketFilter
 
     statuses = tuple(status or ()) or (() if all_ else UNRESOLVED)
     level = None if severity is None else Severity.parse(severity)

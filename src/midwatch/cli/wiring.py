@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from ..errors import SettingsError
+from midwatch.errors import SettingsError
 
 if TYPE_CHECKING:
-    from ..claude import Claude
-    from ..context import ContextGatherer
-    from ..logs import Log
-    from ..monitor import MonitorLoop
-    from ..progress import Progress
-    from ..redaction import Redactor
-    from ..runner import AgentRunner
-    from ..settings import Settings
-    from ..store.protocol import Store
-    from ..subjects.base import Subject
+    from midwatch.claude import Claude
+    from midwatch.context import ContextGatherer
+    from midwatch.logs import Log
+    from midwatch.monitor import MonitorLoop
+    from midwatch.progress import Progress
+    from midwatch.redaction import Redactor
+    from midwatch.runner import AgentRunner
+    from midwatch.settings import Settings
+    from midwatch.store.protocol import Store
+    from midwatch.subjects.base import Subject
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class Edge:
     config: Path | None
 
     def settings(self) -> Settings:
-        from ..loading import load
+        from midwatch.loading import load
 
         return load(self.environ, self.config)
 
@@ -90,7 +90,7 @@ class ModelFromKey:
         return self._model
 
     def _open(self, key: str) -> Claude:
-        from ..claude import Claude  # a second and 60 MB: only where Claude is asked
+        from midwatch.claude import Claude
 
         settings = self._settings.anthropic
         return Claude(
@@ -133,10 +133,10 @@ class App:
     log: Log
 
     def monitor(self) -> MonitorLoop:
-        from ..first_aid import FirstAidDesk
-        from ..lifecycle import SystemClock
-        from ..monitor import MonitorLoop
-        from ..playbooks.registry import playbooks
+        from midwatch.first_aid import FirstAidDesk
+        from midwatch.lifecycle import SystemClock
+        from midwatch.monitor import MonitorLoop
+        from midwatch.playbooks.registry import playbooks
 
         if not self.subjects:
             raise SettingsError(
@@ -164,7 +164,7 @@ class App:
         )
 
     def agent(self, progress: Progress | None = None) -> AgentRunner:
-        from ..runner import AgentRunner
+        from midwatch.runner import AgentRunner
 
         return AgentRunner(
             self.store,
@@ -183,12 +183,12 @@ class App:
 @asynccontextmanager
 async def open_app(edge: Edge, log_to: TextIO) -> AsyncIterator[App]:
     """Build everything from the settings, and close it again."""
-    from ..context import ContextGatherer
-    from ..lifecycle import SystemClock
-    from ..logs import open_log
-    from ..redaction import Redactor
-    from ..store.sql import open_store
-    from ..subjects.registry import build_subjects
+    from midwatch.context import ContextGatherer
+    from midwatch.lifecycle import SystemClock
+    from midwatch.logs import open_log
+    from midwatch.redaction import Redactor
+    from midwatch.store.sql import open_store
+    from midwatch.subjects.base import build_subjects
 
     settings = edge.settings()
     subjects = build_subjects(settings.subjects)
@@ -218,7 +218,7 @@ async def open_app(edge: Edge, log_to: TextIO) -> AsyncIterator[App]:
 @asynccontextmanager
 async def open_database(edge: Edge) -> AsyncIterator[Store]:
     """Just the store, for commands that read and change tickets: quick to start."""
-    from ..store.sql import open_store
+    from midwatch.store.sql import open_store
 
     store = await open_store(edge.settings().database)
     try:

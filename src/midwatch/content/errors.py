@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import PermanentError, TemporaryError
+from midwatch.errors import PermanentError, TemporaryError
 
 
 class ContentUnavailable(TemporaryError):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 
-from .errors import PathRefused
-from .tree import Kind, Tree
+from midwatch.content.errors import PathRefused
+from midwatch.content.tree import Kind, Tree
 
 MAX_PATH = 4095
 """Bytes of a path and of a symlink's target: Linux' PATH_MAX without the NUL."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import jwt
 
-from ..errors import SettingsError
-from ..model import Json
-from .errors import PathRefused, TokenRefused
-from .paths import check_folder
+from midwatch.content.errors import PathRefused, TokenRefused
+from midwatch.content.paths import check_folder
+from midwatch.errors import SettingsError
+from midwatch.model import Json
 
 ISSUER = "midwatch"
 SHORTEST_KEY = 32

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..model import Json
+from midwatch.model import Json
 
 CHUNK = 1 << 20
 """Bytes of a chunk."""

@@ -33,8 +33,8 @@ from __future__ import annotations
 import struct
 from collections.abc import AsyncIterable, AsyncIterator
 
-from .errors import StreamBroken
-from .tree import CHUNK, chunk_hash
+from midwatch.content.errors import StreamBroken
+from midwatch.content.tree import CHUNK, chunk_hash
 
 MAX_HASHES = 16384
 """Hashes in one request."""

@@ -10,7 +10,7 @@ from lightkube.config.kubeconfig import KubeConfig, SingleConfig
 from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError
 
-from ..errors import SettingsError
+from midwatch.errors import SettingsError
 
 
 @dataclass(frozen=True, slots=True)

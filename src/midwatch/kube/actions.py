@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..model import Json
-from .statuses import Condition
+from midwatch.kube.statuses import Condition
+from midwatch.model import Json
 
 
 @dataclass(frozen=True, slots=True)

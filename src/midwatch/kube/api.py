@@ -22,13 +22,26 @@ from lightkube.generic_resource import (
 from lightkube.operators import exists
 from lightkube.types import CascadeType, PatchType
 
-from ..errors import SettingsError
-from ..lifecycle import Clock, SystemClock
-from ..model import Json
-from .access import read_config
-from .errors import ClusterRefused, ClusterUnavailable, NameTaken, ResourceGone
-from .faults import FOREIGN_ERRORS, Conflicted, code_of, translated
-from .names import FINALIZER, GROUP, KIND, PLURAL, SESSION_LABEL, UID_LABEL, VERSION
+from midwatch.errors import SettingsError
+from midwatch.kube.access import read_config
+from midwatch.kube.errors import (
+    ClusterRefused,
+    ClusterUnavailable,
+    NameTaken,
+    ResourceGone,
+)
+from midwatch.kube.faults import FOREIGN_ERRORS, Conflicted, code_of, translated
+from midwatch.kube.names import (
+    FINALIZER,
+    GROUP,
+    KIND,
+    PLURAL,
+    SESSION_LABEL,
+    UID_LABEL,
+    VERSION,
+)
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.model import Json
 
 T = TypeVar("T")
 Propose = Callable[[Json], Json | None]

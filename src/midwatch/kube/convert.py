@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..model import Json
-from .environment import is_reserved
-from .errors import SpecRefused
-from .names import API_VERSION, KIND
-from .resource import read_resource
-from .rules import MAX_SECONDS, VARIABLE_NAME, fits
+from midwatch.kube.environment import is_reserved
+from midwatch.kube.errors import SpecRefused
+from midwatch.kube.names import API_VERSION, KIND
+from midwatch.kube.resource import read_resource
+from midwatch.kube.rules import MAX_SECONDS, VARIABLE_NAME, fits
+from midwatch.model import Json
 
 OLD_GROUP = "vteam.ambient-code"
 _OLD_TIMEOUT = 300

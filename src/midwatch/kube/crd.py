@@ -12,8 +12,7 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from ..model import Json
-from .names import (
+from midwatch.kube.names import (
     API_VERSION,
     GROUP,
     KIND,
@@ -23,8 +22,9 @@ from .names import (
     SINGULAR,
     VERSION,
 )
-from .resource import CHANGEABLE, VALIDATIONS, Part, Spec, cel
-from .statuses import Status
+from midwatch.kube.resource import CHANGEABLE, VALIDATIONS, Part, Spec, cel
+from midwatch.kube.statuses import Status
+from midwatch.model import Json
 
 
 def crd() -> Json:

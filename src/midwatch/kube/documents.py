@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from ..model import Json
-from .errors import SpecRefused
+from midwatch.kube.errors import SpecRefused
+from midwatch.model import Json
 
 MAX_BYTES = 5_000_000
 """Of a whole input; a single object of the API server has 1,500,000."""

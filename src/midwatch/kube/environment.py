@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from ..errors import SettingsError
-from ..model import Json
-from ..session.options import Effort
-from .rules import MAX_SECONDS
+from midwatch.errors import SettingsError
+from midwatch.kube.rules import MAX_SECONDS
+from midwatch.model import Json
+from midwatch.session.options import Effort
 
 VARIABLE_PREFIX = "SESSION_VARIABLE_"
 """Before the names of `spec.environment.variables`: the session's program gets them, and the runner does not."""

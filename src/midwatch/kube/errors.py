@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from ..errors import PermanentError, TemporaryError
+from midwatch.errors import PermanentError, TemporaryError
 
 
 class ClusterUnavailable(TemporaryError):

@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx2
 
-from ..errors import MidwatchError, TemporaryError
-from ..metrics.families import code_label
-from .errors import ClusterRefused, ClusterUnavailable
+from midwatch.errors import MidwatchError, TemporaryError
+from midwatch.kube.errors import ClusterRefused, ClusterUnavailable
+from midwatch.metrics.families import code_label
 
 LONGEST_MESSAGE = 1000
 """Characters of an API server's message that are passed on."""

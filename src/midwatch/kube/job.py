@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from ..model import Json
-from ..settings import OperatorSettings
-from .environment import (
+from midwatch.kube.environment import (
     CACHE_PATH,
     SECRET_PREFIX,
     STATE_PATH,
@@ -15,7 +13,7 @@ from .environment import (
     RunnerEnvironment,
     container_env,
 )
-from .names import (
+from midwatch.kube.names import (
     ATTEMPT_LABEL,
     CONTAINER,
     account_name,
@@ -23,8 +21,10 @@ from .names import (
     job_name,
     secret_name,
 )
-from .owned import metadata
-from .resource import SessionResource
+from midwatch.kube.owned import metadata
+from midwatch.kube.resource import SessionResource
+from midwatch.model import Json
+from midwatch.settings import OperatorSettings
 
 ARGUMENTS = ("session", "serve")
 """For the image's entry point, which stays: its first process reaps what a session leaves behind."""

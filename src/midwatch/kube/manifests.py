@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import base64
 
-from ..model import Json
-from ..settings import OperatorSettings
-from .job import job
-from .names import GROUP, PLURAL, account_name, claim_name, secret_name
-from .owned import metadata
-from .resource import SessionResource
+from midwatch.kube.job import job
+from midwatch.kube.names import GROUP, PLURAL, account_name, claim_name, secret_name
+from midwatch.kube.owned import metadata
+from midwatch.kube.resource import SessionResource
+from midwatch.model import Json
+from midwatch.settings import OperatorSettings
 
 __all__ = [
     "content_secret",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ..redaction import Redactor
-from .names import ATTEMPT_LABEL, CONTAINER, SESSION_LABEL, UID_LABEL
+from midwatch.kube.names import ATTEMPT_LABEL, CONTAINER, SESSION_LABEL, UID_LABEL
+from midwatch.redaction import Redactor
 
 MAX_TEXT = 500
 """Characters kept of what the cluster says."""

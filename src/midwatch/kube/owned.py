@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..model import Json
-from .names import API_VERSION, KIND, MANAGED_BY, SESSION_LABEL, UID_LABEL
-from .resource import SessionResource
+from midwatch.kube.names import API_VERSION, KIND, MANAGED_BY, SESSION_LABEL, UID_LABEL
+from midwatch.kube.resource import SessionResource
+from midwatch.model import Json
 
 
 def labels(resource: SessionResource) -> dict[str, str]:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from ..events import Phase
-from ..settings import OperatorSettings
-from .actions import (
+from midwatch.events import Phase
+from midwatch.kube.actions import (
     Action,
     CreateJob,
     DeleteJob,
@@ -26,12 +25,18 @@ from .actions import (
     SuspendJob,
     WriteStatus,
 )
-from .names import MAX_NAME, job_name
-from .observed import SeenJob, SeenPod
-from .refusing import refusal
-from .seen import Seen
-from .statuses import Condition, out_of_step, phase_changes, phase_conditions
-from .verdict import PASSING, Verdict, judge
+from midwatch.kube.names import MAX_NAME, job_name
+from midwatch.kube.observed import SeenJob, SeenPod
+from midwatch.kube.refusing import refusal
+from midwatch.kube.seen import Seen
+from midwatch.kube.statuses import (
+    Condition,
+    out_of_step,
+    phase_changes,
+    phase_conditions,
+)
+from midwatch.kube.verdict import PASSING, Verdict, judge
+from midwatch.settings import OperatorSettings
 
 SETTLE = 15.0
 """Seconds that Kubernetes gets to follow: to mark a Job whose pod ended, to end a pod in its grace."""

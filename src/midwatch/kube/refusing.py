@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..events import Phase
-from .actions import Action, Event, WriteStatus
-from .seen import Seen
-from .statuses import Condition, phase_changes, phase_conditions
+from midwatch.events import Phase
+from midwatch.kube.actions import Action, Event, WriteStatus
+from midwatch.kube.seen import Seen
+from midwatch.kube.statuses import Condition, phase_changes, phase_conditions
 
 
 def refusal(seen: Seen, reason: str, message: str) -> tuple[Action, ...]:

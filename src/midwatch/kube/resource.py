@@ -30,12 +30,10 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from ..model import Json
-from ..session.options import Effort
-from .environment import RESERVED_PREFIXES, RESERVED_VARIABLES, is_reserved
-from .errors import SpecRefused
-from .names import MAX_NAME, content_folder
-from .rules import (
+from midwatch.kube.environment import RESERVED_PREFIXES, RESERVED_VARIABLES, is_reserved
+from midwatch.kube.errors import SpecRefused
+from midwatch.kube.names import MAX_NAME, content_folder
+from midwatch.kube.rules import (
     BAD_BRANCH,
     DEVICE,
     FOLDER,
@@ -61,6 +59,8 @@ from .rules import (
     fits,
     quantity,
 )
+from midwatch.model import Json
+from midwatch.session.options import Effort
 
 VALIDATIONS = "x-kubernetes-validations"
 """The key of a schema under which the API server finds rules in CEL."""

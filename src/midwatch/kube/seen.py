@@ -8,14 +8,14 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from ..events import Phase
-from ..model import Json
-from .errors import SpecRefused
-from .names import FINALIZER
-from .observed import SeenJob, SeenPod
-from .resource import SessionResource, Spec, read_resource, resource_with
-from .rules import MAX_SECONDS
-from .statuses import phase_of
+from midwatch.events import Phase
+from midwatch.kube.errors import SpecRefused
+from midwatch.kube.names import FINALIZER
+from midwatch.kube.observed import SeenJob, SeenPod
+from midwatch.kube.resource import SessionResource, Spec, read_resource, resource_with
+from midwatch.kube.rules import MAX_SECONDS
+from midwatch.kube.statuses import phase_of
+from midwatch.model import Json
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from ..events import Failure, Phase
-from ..model import Json, Usage, keepable
-from ..session.records import RepositoryRecord
-from ..status import SessionStatus
-from ..workspace.push import PushResult
-from .errors import ResourceGone, WriterOutdated
-from .resource import VALIDATIONS, Part, cel
+from midwatch.events import Failure, Phase
+from midwatch.kube.errors import ResourceGone, WriterOutdated
+from midwatch.kube.resource import VALIDATIONS, Part, cel
+from midwatch.model import Json, Usage, keepable
+from midwatch.session.records import RepositoryRecord
+from midwatch.status import SessionStatus
+from midwatch.workspace.push import PushResult
 
 MAX_RESULT = 8192
 """Bytes of the result; the whole answer is in the session's outbox."""

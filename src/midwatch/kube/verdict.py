@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from ..settings import OperatorSettings
-from .environment import BAD_ENVIRONMENT, POD_ENDED, UNTOLD
-from .observed import SeenJob, SeenPod
+from midwatch.kube.environment import BAD_ENVIRONMENT, POD_ENDED, UNTOLD
+from midwatch.kube.observed import SeenJob, SeenPod
+from midwatch.settings import OperatorSettings
 
 Outcome = Literal["fine", "waiting", "lost", "failed"]
 """`waiting`: it may still come about, which is worth telling; `lost`: another attempt may succeed; `failed`: none would."""

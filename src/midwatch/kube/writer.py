@@ -14,14 +14,10 @@ from datetime import datetime
 from types import TracebackType
 from typing import Protocol, Self
 
-from ..errors import MidwatchError
-from ..events import Phase
-from ..lifecycle import Clock, Stop
-from ..model import Json
-from ..session.records import FolderRecords, RepositoryRecord, SessionSpec
-from ..status import SessionStatus
-from .errors import ResourceGone, WriterOutdated
-from .statuses import (
+from midwatch.errors import MidwatchError
+from midwatch.events import Phase
+from midwatch.kube.errors import ResourceGone, WriterOutdated
+from midwatch.kube.statuses import (
     Condition,
     Writer,
     merged,
@@ -31,6 +27,10 @@ from .statuses import (
     repository_changes,
     session_changes,
 )
+from midwatch.lifecycle import Clock, Stop
+from midwatch.model import Json
+from midwatch.session.records import FolderRecords, RepositoryRecord, SessionSpec
+from midwatch.status import SessionStatus
 
 GIVE_UP_AFTER = 30.0
 """Seconds of tries after which a write is begun anew, with what is newest then."""

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from .families import Family, Read, Sample
+from midwatch.metrics.families import Family, Read, Sample
 
 _INFO = Family("midwatch_info", "gauge", "The version; always 1.", ("version",))
 _Metric = CounterMetricFamily | GaugeMetricFamily

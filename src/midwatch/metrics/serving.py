@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from ..errors import SettingsError
-from ..logs import Log
-from ..progress import Progress
+from midwatch.errors import SettingsError
+from midwatch.logs import Log
+from midwatch.progress import Progress
 
 if TYPE_CHECKING:
-    from .exposition import Exposition
+    from midwatch.metrics.exposition import Exposition
 
 _LONGEST_HEAD = 8192
 _LONGEST_REQUEST = 10.0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from ..answer import Citation, DiagnosisOutput
-from ..model import Context, Ticket
-from ._lines import lines, measured, starting
-from .base import bounded
-from .drafting import step, word, write
+from midwatch.answer import Citation, DiagnosisOutput
+from midwatch.model import Context, Ticket
+from midwatch.playbooks._lines import lines, measured, starting
+from midwatch.playbooks.base import bounded
+from midwatch.playbooks.drafting import step, word, write
 
 
 class HostSpace:

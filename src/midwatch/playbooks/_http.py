@@ -6,11 +6,11 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from ..answer import Citation, DiagnosisOutput
-from ..model import Context, Ticket
-from ..units import parse_duration
-from ._lines import line, measured, starting
-from .drafting import finding, step, word, write
+from midwatch.answer import Citation, DiagnosisOutput
+from midwatch.model import Context, Ticket
+from midwatch.playbooks._lines import line, measured, starting
+from midwatch.playbooks.drafting import finding, step, word, write
+from midwatch.units import parse_duration
 
 _CAUSES = {
     "dns": ("its host name has no address", "dig +short {host}"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..answer import Citation, MetricReading
-from ..model import Context
-from .base import bounded
-from .drafting import reading
+from midwatch.answer import Citation, MetricReading
+from midwatch.model import Context
+from midwatch.playbooks.base import bounded
+from midwatch.playbooks.drafting import reading
 
 
 def lines(context: Context, title: str) -> Iterator[tuple[str, str]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..answer import Citation, DiagnosisOutput
-from ..model import Context, Ticket
-from ._lines import line, starting
-from .drafting import finding, step, word, write
+from midwatch.answer import Citation, DiagnosisOutput
+from midwatch.model import Context, Ticket
+from midwatch.playbooks._lines import line, starting
+from midwatch.playbooks.drafting import finding, step, word, write
 
 
 class Every(tuple[str, ...]):

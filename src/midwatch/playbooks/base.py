@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from ..answer import Citation, DiagnosisOutput
-from ..model import Context, Evidence, Ticket
+from midwatch.answer import Citation, DiagnosisOutput
+from midwatch.model import Context, Evidence, Ticket
 
 
 class Playbook(Protocol):

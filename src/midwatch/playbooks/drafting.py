@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ..answer import (
+from midwatch.answer import (
     Action,
     Citation,
     Confidence,
@@ -14,8 +14,8 @@ from ..answer import (
     MetricReading,
     Verdict,
 )
-from ..model import Context, Ticket
-from .base import bounded, find
+from midwatch.model import Context, Ticket
+from midwatch.playbooks.base import bounded, find
 
 SEVERITIES = "LOG|WARNING|ERROR|FATAL|PANIC"
 # The first on a line is the server's own; what follows may quote a client.

@@ -6,10 +6,15 @@ suspect where the evidence has one, and what to look at next.
 
 from __future__ import annotations
 
-from ._host import HostPressure, HostProcess, HostSpace
-from ._http import HttpAnswer, HttpCertificate, HttpLatency, HttpOutage
-from ._named import CommandSays, PrometheusAlert
-from .base import Playbook
+from midwatch.playbooks._host import HostPressure, HostProcess, HostSpace
+from midwatch.playbooks._http import (
+    HttpAnswer,
+    HttpCertificate,
+    HttpLatency,
+    HttpOutage,
+)
+from midwatch.playbooks._named import CommandSays, PrometheusAlert
+from midwatch.playbooks.base import Playbook
 
 PLAYBOOKS: tuple[Playbook, ...] = (
     HostSpace(),

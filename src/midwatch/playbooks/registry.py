@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 
-from ..errors import SettingsError
-from .base import Playbook
+from midwatch.errors import SettingsError
+from midwatch.playbooks.base import Playbook
 
 GROUP = "midwatch.playbooks"
 

@@ -6,15 +6,15 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from ..errors import MidwatchError, PermanentError
-from ..events import Phase, PhaseChanged, failure
-from ..lifecycle import Clock, Stop
-from ..redaction import Redactor
-from ..status import SessionStatus
-from .errors import RunnerCrashed
-from .folder import SessionFolder
-from .journal import Journal
-from .session import AsyncAgenticSession
+from midwatch.errors import MidwatchError, PermanentError
+from midwatch.events import Phase, PhaseChanged, failure
+from midwatch.lifecycle import Clock, Stop
+from midwatch.redaction import Redactor
+from midwatch.session.errors import RunnerCrashed
+from midwatch.session.folder import SessionFolder
+from midwatch.session.journal import Journal
+from midwatch.session.session import AsyncAgenticSession
+from midwatch.status import SessionStatus
 
 T = TypeVar("T")
 GO_ON = "Go on with what you were doing when you were interrupted."

@@ -9,16 +9,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Required, Self, TypedDict, TypeVar, Unpack
 
-from ..events import Event
-from ..lifecycle import Clock
-from ..redaction import Redactor
-from ..status import SessionStatus
-from ..workspace.setup import WorkspaceOptions
-from .folder import SessionFolder
-from .options import ApiAccess, Client, SessionOptions
-from .records import SessionRecords, Transcripts
-from .results import SessionResult
-from .session import AsyncAgenticSession, WorkspaceLike
+from midwatch.events import Event
+from midwatch.lifecycle import Clock
+from midwatch.redaction import Redactor
+from midwatch.session.folder import SessionFolder
+from midwatch.session.options import ApiAccess, Client, SessionOptions
+from midwatch.session.records import SessionRecords, Transcripts
+from midwatch.session.results import SessionResult
+from midwatch.session.session import AsyncAgenticSession, WorkspaceLike
+from midwatch.status import SessionStatus
+from midwatch.workspace.setup import WorkspaceOptions
 
 _T = TypeVar("_T")
 

@@ -9,8 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from .errors import KeyRefused, SessionRefused
-from .options import ApiAccess, Client, Effort, Limits, SandboxWish, SessionOptions
+from midwatch.session.errors import KeyRefused, SessionRefused
+from midwatch.session.options import (
+    ApiAccess,
+    Client,
+    Effort,
+    Limits,
+    SandboxWish,
+    SessionOptions,
+)
 
 MAX_PROMPT = 500_000
 """Bytes of a prompt, as of a message of the inbox: a longer one would not be whole in the outbox."""

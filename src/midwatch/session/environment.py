@@ -6,8 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from .errors import ProgramRefused, SandboxUnavailable
-from .options import SessionOptions
+from midwatch.session.errors import ProgramRefused, SandboxUnavailable
+from midwatch.session.options import SessionOptions
 
 _FIXED = {
     "LANG": "C.UTF-8",

@@ -33,7 +33,7 @@ Those that come from the API carry its `status`.
 
 from __future__ import annotations
 
-from ..errors import Conflict, PermanentError, TemporaryError
+from midwatch.errors import Conflict, PermanentError, TemporaryError
 
 
 class ApiError:

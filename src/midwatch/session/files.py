@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .outbox import disk_error
+from midwatch.session.outbox import disk_error
 
 
 def replace_json(path: Path, data: Any, *, durable: bool = False) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..workspace.environment import default_home
-from .errors import SessionBusy
-from .outbox import disk_error
+from midwatch.session.errors import SessionBusy
+from midwatch.session.outbox import disk_error
+from midwatch.workspace.environment import default_home
 
 
 def default_sessions() -> Path:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from ..events import Event
-from ..redaction import Redactor
-from ..status import SessionStatus, fold
-from .errors import DiskFull
-from .folder import SessionFolder
-from .ledger import Ledger
-from .outbox import EventLog, read_events
+from midwatch.events import Event
+from midwatch.redaction import Redactor
+from midwatch.session.errors import DiskFull
+from midwatch.session.folder import SessionFolder
+from midwatch.session.ledger import Ledger
+from midwatch.session.outbox import EventLog, read_events
+from midwatch.status import SessionStatus, fold
 
 
 class Journal:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .outbox import disk_error
-from .supervise import started
+from midwatch.session.outbox import disk_error
+from midwatch.session.supervise import started
 
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL for the program; it takes some 20 ms where nothing hangs."""

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from ..events import (
+from midwatch.events import (
     Command,
     Event,
     MailboxRejected,

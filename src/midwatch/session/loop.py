@@ -7,8 +7,8 @@ from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from ..errors import MidwatchError
-from ..events import (
+from midwatch.errors import MidwatchError
+from midwatch.events import (
     Command,
     Notice,
     PermissionAnswer,
@@ -17,15 +17,15 @@ from ..events import (
     TurnResult,
     TurnStarted,
 )
-from ..lifecycle import Clock
-from .driver.program import Program
-from .errors import SessionIdle, SessionTimedOut
-from .journal import Journal
-from .ledger import Waiting, prompt_uuid
-from .mailbox import Mail
-from .options import Limits
-from .post import Post
-from .signals import (
+from midwatch.lifecycle import Clock
+from midwatch.session.driver.program import Program
+from midwatch.session.errors import SessionIdle, SessionTimedOut
+from midwatch.session.journal import Journal
+from midwatch.session.ledger import Waiting, prompt_uuid
+from midwatch.session.mailbox import Mail
+from midwatch.session.options import Limits
+from midwatch.session.post import Post
+from midwatch.session.signals import (
     InterruptAsked,
     MailArrived,
     PermissionAsked,

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .files import append_line, replace_json
-from .outbox import disk_error
+from midwatch.session.files import append_line, replace_json
+from midwatch.session.outbox import disk_error
 
 POLL_INTERVAL = 0.02
 """Seconds between two looks at the inbox. One look is a `stat`: some 2 µs, so 0.01 % of a core."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ..settings import DEFAULT_MODEL
+from midwatch.settings import DEFAULT_MODEL
 
 PermissionMode = Literal[
     "default", "acceptEdits", "plan", "dontAsk", "bypassPermissions", "auto"

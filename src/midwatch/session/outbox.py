@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..errors import MidwatchError
-from ..events import Event, from_json, parse_line, to_json
-from ..model import keepable
-from ..redaction import Redactor
-from .errors import DiskFull, FolderUnusable
+from midwatch.errors import MidwatchError
+from midwatch.events import Event, from_json, parse_line, to_json
+from midwatch.model import keepable
+from midwatch.redaction import Redactor
+from midwatch.session.errors import DiskFull, FolderUnusable
 
 MAX_LINE = 1_000_000
 """Bytes of one line; a longer event has its longest texts cut."""

@@ -5,12 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ..events import MailboxRejected, Prompt
-from .files import append_line
-from .folder import SessionFolder
-from .journal import Journal
-from .ledger import prompt_uuid
-from .mailbox import POLL_INTERVAL, Inbox, Mail, Rejected, beginning, rejected_line
+from midwatch.events import MailboxRejected, Prompt
+from midwatch.session.files import append_line
+from midwatch.session.folder import SessionFolder
+from midwatch.session.journal import Journal
+from midwatch.session.ledger import prompt_uuid
+from midwatch.session.mailbox import (
+    POLL_INTERVAL,
+    Inbox,
+    Mail,
+    Rejected,
+    beginning,
+    rejected_line,
+)
 
 _AT_ONCE = 100  # lines between two chances for everything else
 

@@ -15,9 +15,9 @@ from typing import Any, NotRequired, Protocol, TypedDict
 
 from pydantic import TypeAdapter, ValidationError
 
-from ..model import Json
-from ..status import SessionStatus
-from .files import read_json, replace_json
+from midwatch.model import Json
+from midwatch.session.files import read_json, replace_json
+from midwatch.status import SessionStatus
 
 
 class TranscriptKey(TypedDict):

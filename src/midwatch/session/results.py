@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..events import Failure, Phase, Spend
-from ..model import Usage
-from ..status import SessionStatus
-from ..workspace.inspect import RepoState, inspect_workspace
-from ..workspace.record import Workspace, load_record
-from ..workspace.setup import WorkspaceOptions
-from .records import RepositoryRecord
+from midwatch.events import Failure, Phase, Spend
+from midwatch.model import Usage
+from midwatch.session.records import RepositoryRecord
+from midwatch.status import SessionStatus
+from midwatch.workspace.inspect import RepoState, inspect_workspace
+from midwatch.workspace.record import Workspace, load_record
+from midwatch.workspace.setup import WorkspaceOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,26 +11,41 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import MidwatchError, NotFound, TemporaryError
-from ..events import Notice, Phase, PhaseChanged, Prompt, Spend, TurnResult, failure
-from ..lifecycle import Clock
-from ..redaction import Redactor
-from .checks import check_folders
-from .driver.conversation import Conversation
-from .driver.program import Place, Program
-from .driver.transcript import transcript_file
-from .environment import sandbox_wanted
-from .errors import BudgetSpent, RunnerCrashed
-from .folder import SessionFolder
-from .journal import Journal
-from .ledger import conversation_id, prompt_uuid
-from .loop import Ending, Loop
-from .options import ApiAccess, SessionOptions
-from .post import Post
-from .records import HEARTBEAT, SessionRecords, SessionSpec, Transcripts
-from .signals import MailArrived, Signal, StopAsked
-from .spend import lesser
-from .transcripts import Mirror, Told, read_entries, restore, spent_before, told_of
+from midwatch.errors import MidwatchError, NotFound, TemporaryError
+from midwatch.events import (
+    Notice,
+    Phase,
+    PhaseChanged,
+    Prompt,
+    Spend,
+    TurnResult,
+    failure,
+)
+from midwatch.lifecycle import Clock
+from midwatch.redaction import Redactor
+from midwatch.session.checks import check_folders
+from midwatch.session.driver.conversation import Conversation
+from midwatch.session.driver.program import Place, Program
+from midwatch.session.driver.transcript import transcript_file
+from midwatch.session.environment import sandbox_wanted
+from midwatch.session.errors import BudgetSpent, RunnerCrashed
+from midwatch.session.folder import SessionFolder
+from midwatch.session.journal import Journal
+from midwatch.session.ledger import conversation_id, prompt_uuid
+from midwatch.session.loop import Ending, Loop
+from midwatch.session.options import ApiAccess, SessionOptions
+from midwatch.session.post import Post
+from midwatch.session.records import HEARTBEAT, SessionRecords, SessionSpec, Transcripts
+from midwatch.session.signals import MailArrived, Signal, StopAsked
+from midwatch.session.spend import lesser
+from midwatch.session.transcripts import (
+    Mirror,
+    Told,
+    read_entries,
+    restore,
+    spent_before,
+    told_of,
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,29 +10,40 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ..errors import MidwatchError
-from ..events import Event
-from ..lifecycle import Clock, SystemClock
-from ..redaction import Redactor
-from ..status import SessionStatus, fold
-from ..workspace.record import Workspace
-from ..workspace.setup import WorkspaceOptions
-from .checks import check_access, check_id, check_main, check_options, check_prompt
-from .driver.program import Place
-from .errors import FolderUnusable, SessionBusy
-from .folder import SessionFolder, default_sessions
-from .options import Client, SessionOptions
-from .outbox import read_events
-from .records import FolderRecords, SessionRecords, SessionSpec, Transcripts
-from .results import (
+from midwatch.errors import MidwatchError
+from midwatch.events import Event
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.redaction import Redactor
+from midwatch.session.checks import (
+    check_access,
+    check_id,
+    check_main,
+    check_options,
+    check_prompt,
+)
+from midwatch.session.driver.program import Place
+from midwatch.session.errors import FolderUnusable, SessionBusy
+from midwatch.session.folder import SessionFolder, default_sessions
+from midwatch.session.options import Client, SessionOptions
+from midwatch.session.outbox import read_events
+from midwatch.session.records import (
+    FolderRecords,
+    SessionRecords,
+    SessionSpec,
+    Transcripts,
+)
+from midwatch.session.results import (
     SessionResult,
     recorded_workspace,
     repository_record,
     result_of,
     states_of,
 )
-from .run import Run, Setting
-from .signals import InterruptAsked
+from midwatch.session.run import Run, Setting
+from midwatch.session.signals import InterruptAsked
+from midwatch.status import SessionStatus, fold
+from midwatch.workspace.record import Workspace
+from midwatch.workspace.setup import WorkspaceOptions
 
 WorkspaceLike = Path | str | Workspace | Sequence[Path]
 

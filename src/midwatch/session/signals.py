@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from ..errors import MidwatchError
-from ..events import Event, TurnResult
-from ..model import Json
+from midwatch.errors import MidwatchError
+from midwatch.events import Event, TurnResult
+from midwatch.model import Json
 
 
 @dataclass(frozen=True, slots=True)

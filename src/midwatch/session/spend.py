@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..events import Spend
-from ..model import Usage
+from midwatch.events import Spend
+from midwatch.model import Usage
 
 
 def spend_by_model(model_usage: Mapping[str, Any]) -> dict[str, Spend]:

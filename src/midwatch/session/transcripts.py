@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
-from ..events import Spend
-from ..redaction import Redactor
-from .files import append_line
-from .records import TranscriptKey, Transcripts
-from .spend import spend_by_model
+from midwatch.events import Spend
+from midwatch.redaction import Redactor
+from midwatch.session.files import append_line
+from midwatch.session.records import TranscriptKey, Transcripts
+from midwatch.session.spend import spend_by_model
 
 PROJECT = "midwatch"
 """The project key under which all sessions of ours are: a path of one machine would not do."""

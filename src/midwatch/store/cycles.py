@@ -9,12 +9,17 @@ from typing import Any, TypeVar
 from sqlalchemy import and_, case, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from ..errors import StaleWatch
-from ..model import Json, Key, Severity, Ticket, TicketStatus
-from .protocol import Changes, Earlier, Opening, Saved, Watch
-from .rows import RESOLVED_BY_OBSERVATION, UNDIAGNOSED, select_tickets, ticket_of
-from .schema import batches, subjects, tickets
-from .work import Work, audit_row
+from midwatch.errors import StaleWatch
+from midwatch.model import Json, Key, Severity, Ticket, TicketStatus
+from midwatch.store.protocol import Changes, Earlier, Opening, Saved, Watch
+from midwatch.store.rows import (
+    RESOLVED_BY_OBSERVATION,
+    UNDIAGNOSED,
+    select_tickets,
+    ticket_of,
+)
+from midwatch.store.schema import batches, subjects, tickets
+from midwatch.store.work import Work, audit_row
 
 _UNRESOLVED = tickets.c.status != TicketStatus.RESOLVED.value
 _CHUNK = 500

@@ -20,9 +20,9 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from ..errors import SettingsError, StoreUnavailable
-from .translation import translated
-from .words import dump_json
+from midwatch.errors import SettingsError, StoreUnavailable
+from midwatch.store.translation import translated
+from midwatch.store.words import dump_json
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine

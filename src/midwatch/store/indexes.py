@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import Index, text
 
-from .schema import (
+from midwatch.store.schema import (
     audit,
     batches,
     diagnoses,

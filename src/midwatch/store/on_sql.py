@@ -7,9 +7,9 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
-from .engine import Transactions
-from .schema import database_now
-from .work import DatabaseClock, Work
+from midwatch.store.engine import Transactions
+from midwatch.store.schema import database_now
+from midwatch.store.work import DatabaseClock, Work
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -6,10 +6,10 @@ from datetime import timedelta
 
 from sqlalchemy import delete, select
 
-from ..model import Json
-from .protocol import Daemon, Pause, PauseKind
-from .schema import daemons, pauses
-from .work import CLOCK_SLACK, Work
+from midwatch.model import Json
+from midwatch.store.protocol import Daemon, Pause, PauseKind
+from midwatch.store.schema import daemons, pauses
+from midwatch.store.work import CLOCK_SLACK, Work
 
 
 def pause(work: Work, kind: PauseKind, seconds: float, reason: str, actor: str) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 from sqlalchemy import Row, select, update
 
-from ..errors import Conflict
-from ..model import Json, Severity, Ticket, TicketStatus
-from .cycles import new_batch, resolve_rows, settle
-from .reading import ticket
-from .rows import UNDIAGNOSED
-from .schema import batches, subjects, tickets
-from .work import CLOCK_SLACK, Work, audit_row
+from midwatch.errors import Conflict
+from midwatch.model import Json, Severity, Ticket, TicketStatus
+from midwatch.store.cycles import new_batch, resolve_rows, settle
+from midwatch.store.reading import ticket
+from midwatch.store.rows import UNDIAGNOSED
+from midwatch.store.schema import batches, subjects, tickets
+from midwatch.store.work import CLOCK_SLACK, Work, audit_row
 
 
 def acknowledge(work: Work, ticket_id: int, actor: str, why: str) -> Ticket:

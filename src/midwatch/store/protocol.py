@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
-from ..model import (
+from midwatch.model import (
     AuditRow,
     Diagnosis,
     DiagnosisOutcome,

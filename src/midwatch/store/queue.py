@@ -14,14 +14,14 @@ from typing import Any
 
 from sqlalchemy import select
 
-from ..errors import ClaimLost
-from ..model import FINAL_OUTCOMES, Json, Severity, Ticket, TicketStatus
-from . import statements as st
-from .cycles import new_batch
-from .protocol import Budget, Claim, Finish
-from .rows import UNDIAGNOSED, evidence_document, ticket_of
-from .schema import diagnosis_tickets, spending
-from .work import CLOCK_SLACK, Work, audit_row
+from midwatch.errors import ClaimLost
+from midwatch.model import FINAL_OUTCOMES, Json, Severity, Ticket, TicketStatus
+from midwatch.store import statements as st
+from midwatch.store.cycles import new_batch
+from midwatch.store.protocol import Budget, Claim, Finish
+from midwatch.store.rows import UNDIAGNOSED, evidence_document, ticket_of
+from midwatch.store.schema import diagnosis_tickets, spending
+from midwatch.store.work import CLOCK_SLACK, Work, audit_row
 
 
 def claim(

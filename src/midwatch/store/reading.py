@@ -10,10 +10,10 @@ from typing import Any
 
 from sqlalchemy import and_, func, or_, select, tuple_
 
-from ..errors import NotFound
-from ..model import AuditRow, Diagnosis, Ticket, TicketStatus, Usage
-from .protocol import Brief, Past, Stats, TicketFilter, TicketSession
-from .rows import (
+from midwatch.errors import NotFound
+from midwatch.model import AuditRow, Diagnosis, Ticket, TicketStatus, Usage
+from midwatch.store.protocol import Brief, Past, Stats, TicketFilter, TicketSession
+from midwatch.store.rows import (
     RESOLVED_BY_OBSERVATION,
     diagnosis_of,
     select_diagnoses,
@@ -21,7 +21,7 @@ from .rows import (
     ticket_of,
     usage_of,
 )
-from .schema import (
+from midwatch.store.schema import (
     LARGEST_ID,
     audit,
     diagnoses,
@@ -29,7 +29,7 @@ from .schema import (
     sessions,
     tickets,
 )
-from .work import Work
+from midwatch.store.work import Work
 
 _AT_ONCE = 500  # ids in one statement
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row, Select, case, select
 from sqlalchemy.sql import ColumnElement
 
-from ..model import (
+from midwatch.model import (
     Diagnosis,
     Evidence,
     Grounded,
@@ -20,7 +20,7 @@ from ..model import (
     TicketStatus,
     Usage,
 )
-from .schema import batches, diagnoses, subjects, tickets
+from midwatch.store.schema import batches, diagnoses, subjects, tickets
 
 RESOLVED_BY_OBSERVATION = "the invariant was observed to hold again"
 UNDIAGNOSED = (TicketStatus.OPEN.value, TicketStatus.ACKNOWLEDGED.value)

@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from .words import Words
+from midwatch.store.words import Words
 
 REVISION = "0002"
 """The migration that makes the database what these tables say."""

@@ -14,14 +14,14 @@ from typing import Any, Protocol
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Row, delete, select, update
 
-from ..errors import NotFound
-from ..events import Failure, Phase
-from ..model import Json
-from ..status import SessionStatus
-from .on_sql import OnSql
-from .reading import ticket
-from .schema import sessions
-from .work import Work, audit_row
+from midwatch.errors import NotFound
+from midwatch.events import Failure, Phase
+from midwatch.model import Json
+from midwatch.status import SessionStatus
+from midwatch.store.on_sql import OnSql
+from midwatch.store.reading import ticket
+from midwatch.store.schema import sessions
+from midwatch.store.work import Work, audit_row
 
 TERMINAL = tuple(phase.value for phase in Phase if phase.terminal)
 CRASH = "RunnerCrashed"

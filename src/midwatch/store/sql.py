@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..model import AuditRow, Diagnosis, Json, Key, Severity, Ticket
-from . import cycles, pauses, people, queue, reading
-from .engine import open_transactions, parse_database
-from .on_sql import OnSql
-from .protocol import (
+from midwatch.model import AuditRow, Diagnosis, Json, Key, Severity, Ticket
+from midwatch.store import cycles, pauses, people, queue, reading
+from midwatch.store.engine import open_transactions, parse_database
+from midwatch.store.on_sql import OnSql
+from midwatch.store.protocol import (
     Brief,
     Budget,
     Changes,
@@ -25,9 +25,9 @@ from .protocol import (
     TicketSession,
     Watch,
 )
-from .schema import database_now
-from .upgrade import require_schema
-from .work import DatabaseClock
+from midwatch.store.schema import database_now
+from midwatch.store.upgrade import require_schema
+from midwatch.store.work import DatabaseClock
 
 
 async def open_store(database: str, *, clock: DatabaseClock = database_now) -> SqlStore:

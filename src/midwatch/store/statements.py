@@ -19,8 +19,8 @@ from sqlalchemy import (
     update,
 )
 
-from .rows import UNDIAGNOSED, select_tickets
-from .schema import Instant, batches, diagnoses, spending, tickets
+from midwatch.store.rows import UNDIAGNOSED, select_tickets
+from midwatch.store.schema import Instant, batches, diagnoses, spending, tickets
 
 NO_CLAIM = {"claim_holder": None, "claim_token": None, "claim_until": None}
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, delete, func, select
 
-from ..errors import StoreRejected
-from ..model import Json
-from .on_sql import OnSql
-from .schema import transcript_entries
-from .words import dump_json
-from .work import Work
+from midwatch.errors import StoreRejected
+from midwatch.model import Json
+from midwatch.store.on_sql import OnSql
+from midwatch.store.schema import transcript_entries
+from midwatch.store.words import dump_json
+from midwatch.store.work import Work
 
 _MAX_KEY_BYTES = 600  # four of them must fit one index entry of PostgreSQL, 2704 bytes
 _entries = transcript_entries.c

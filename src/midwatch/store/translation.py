@@ -17,7 +17,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from ..errors import (
+from midwatch.errors import (
     MidwatchError,
     SchemaMismatch,
     StoreBusy,

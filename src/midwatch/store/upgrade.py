@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
-from ..errors import SchemaMismatch
-from .engine import Transactions
-from .schema import REVISION
+from midwatch.errors import SchemaMismatch
+from midwatch.store.engine import Transactions
+from midwatch.store.schema import REVISION
 
 if TYPE_CHECKING:
     from alembic.config import Config

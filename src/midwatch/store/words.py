@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Dialect, Text, TypeDecorator
 
-from ..model import keepable
+from midwatch.model import keepable
 
 _SUSPECT = re.compile(r"\\u0000|NaN|Infinity|[\ud800-\udfff]")
 

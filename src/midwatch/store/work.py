@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, CursorResult, Executable, Insert, Row, Table
 from sqlalchemy.dialects import sqlite
 
-from ..model import Json
-from .schema import audit
+from midwatch.model import Json
+from midwatch.store.schema import audit
 
 DatabaseClock = Callable[[Connection], datetime]
 CLOCK_SLACK = timedelta(seconds=5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from ..text import one_line as text_one_line
+from midwatch.text import one_line as text_one_line
 
 COMPONENT_LENGTH = 200
 

@@ -6,11 +6,20 @@ A kind of subject is a class that satisfies `SubjectKind`, named in the entry-po
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+import difflib
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
-from ..model import Invariant, Json, Observation, Ticket
+from pydantic import ValidationError
+
+from midwatch.errors import SettingsError
+from midwatch.loading import explain
+from midwatch.model import Invariant, Json, Observation, Severity, Ticket, Unit
+from midwatch.settings import InvariantSettings
+from midwatch.units import parse_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +91,149 @@ class SubjectKind(Protocol):
     default_invariants: Sequence[Invariant]
 
     def __call__(self, settings: Any) -> Subject: ...
+
+
+# ------------------------------------------------------------ registry
+# The kinds of subject there are, from the entry points, and the subjects that settings name.
+
+GROUP = "midwatch.subjects"
+
+
+def kinds() -> dict[str, EntryPoint]:
+    """Entry points by kind; loading one imports its module."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def load_kind(point: EntryPoint, path: str = "") -> SubjectKind:
+    """The kind behind an entry point. Raises SettingsError when its module cannot be imported."""
+    try:
+        kind: SubjectKind = point.load()
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(
+            f"the kind {point.name} cannot be loaded: {error}",
+            path=path,
+            hint=f"reinstall the package that brings {point.value}",
+        ) from error
+    return kind
+
+
+def build_subjects(written: Sequence[Mapping[str, Any]]) -> list[Subject]:
+    """The subjects of the settings. Raises SettingsError naming the first thing that is wrong."""
+    known = kinds()
+    subjects: list[Subject] = []
+    names: dict[str, int] = {}
+    for index, one in enumerate(written):
+        path = f"subjects[{index}]"
+        subject = _build(one, path, known)
+        if subject.name in names:
+            raise SettingsError(
+                f"{subject.name} is the name of subjects[{names[subject.name]}] as well",
+                path=f"{path}.name",
+                hint="give each subject a name of its own",
+            )
+        names[subject.name] = index
+        subjects.append(subject)
+    return subjects
+
+
+def _build(
+    one: Mapping[str, Any], path: str, known: Mapping[str, EntryPoint]
+) -> Subject:
+    kind = one.get("kind")
+    if not isinstance(kind, str) or kind not in known:
+        raise SettingsError(
+            f"{kind!r} is no kind of subject" if kind else "a subject needs a kind",
+            path=f"{path}.kind",
+            hint=f"known kinds: {', '.join(sorted(known))}",
+        )
+    built_by = load_kind(known[kind], f"{path}.kind")
+    try:
+        settings = built_by.settings_model.model_validate(dict(one))
+    except ValidationError as error:
+        raise explain(error, built_by.settings_model, path) from None
+    try:
+        return built_by(settings)
+    except SettingsError as error:
+        raise SettingsError(
+            error.message, path=path if not error.path else "", hint=error.hint
+        ) from error
+
+
+# ------------------------------------------------------------ configure
+# A subject's settings applied to its kind's invariants.
+
+
+def configure(
+    invariants: Sequence[Invariant],
+    overrides: Mapping[str, InvariantSettings],
+    path: str,
+) -> tuple[Invariant, ...]:
+    """The enabled invariants, with the limits, durations and severities of the settings.
+
+    `path` is where the subject stands in the settings (`subjects.orders-db`); it begins the
+    path of an error. Raises SettingsError for an id the kind does not have and for a limit
+    that does not fit the invariant's unit.
+    """
+    known = {invariant.id for invariant in invariants}
+    for name in overrides:
+        if name not in known:
+            raise _unknown(name, known, path)
+    return tuple(
+        _configured(invariant, overrides.get(invariant.id), path)
+        for invariant in invariants
+        if invariant.id not in overrides or overrides[invariant.id].enabled
+    )
+
+
+def _unknown(name: str, known: set[str], path: str) -> SettingsError:
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    hint = (
+        f"did you mean {close[0]}?" if close else f"one of {', '.join(sorted(known))}"
+    )
+    return SettingsError(
+        "there is no such invariant", path=f"{path}.invariants.{name}", hint=hint
+    )
+
+
+def _configured(
+    invariant: Invariant, override: InvariantSettings | None, path: str
+) -> Invariant:
+    if override is None:
+        return invariant
+    where = f"{path}.invariants.{invariant.id}"
+    return replace(
+        invariant,
+        limit=_limit(invariant, override.limit, f"{where}.limit"),
+        hold_for=(
+            invariant.hold_for if override.hold_for is None else override.hold_for
+        ),
+        severity=(
+            invariant.severity
+            if override.severity is None
+            else Severity.parse(override.severity)
+        ),
+    )
+
+
+def _limit(invariant: Invariant, value: str | float | None, path: str) -> float | None:
+    if value is None:
+        return invariant.limit
+    if invariant.unit is Unit.NONE:
+        raise SettingsError(
+            "this invariant has no limit",
+            path=path,
+            hint="it either holds or not; remove the limit",
+        )
+    try:
+        limit = parse_limit(value, invariant.unit)
+    except ValueError as error:
+        raise SettingsError(
+            str(error), path=path, hint=f"its unit is {invariant.unit.value}"
+        ) from None
+    if not math.isfinite(limit) or limit < 0:
+        raise SettingsError(
+            f"{value!r} is no limit; it must be a finite number from 0 upwards",
+            path=path,
+            hint=f"its unit is {invariant.unit.value}",
+        )
+    return limit

@@ -1,28 +1,277 @@
 """The subject kind `command`: a command that the user names looks, and says what is broken.
 
 It is started without a shell, in an environment that is built and not inherited, and read as
-`midwatch.subjects._command_output` describes. Whatever goes wrong with it is a failed
+`midwatch.subjects.command` describes. Whatever goes wrong with it is a failed
 observation: nothing is known to be well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 
-from ..errors import ObservationFailed
-from ..model import Invariant, Json, Observation, Severity, Signal, Ticket
-from ..settings import SubjectSettings
-from ..units import Bytes
-from . import _child
-from ._child import Ended
-from ._command_output import Report, ReportedViolation, parse
-from ._text import component_name, one_line
-from .base import EvidenceSource
-from .configure import configure
+from midwatch.errors import ObservationFailed
+from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket
+from midwatch.settings import SubjectSettings
+from midwatch.subjects._text import component_name, one_line
+from midwatch.subjects.base import EvidenceSource, configure
+from midwatch.units import Bytes
+
+# ------------------------------------------------------------ child
+# One child process, bounded in time and output, that leaves nothing running behind it.
+
+_STDERR_TAIL = 8192
+_LAST_BREATH = 2.0  # seconds that a killed process gets to be reaped
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a child ended. `code` is negative for a signal, None when it was still running at the limit.
+
+    `stderr` is its tail. `flooded` is true when it wrote more than it was allowed to.
+    """
+
+    code: int | None
+    stdout: bytes
+    stderr: bytes
+    seconds: float
+    flooded: bool
+
+    @property
+    def trouble(self) -> str:
+        """Why this was no good run, or nothing."""
+        if self.flooded:
+            return f"wrote more than {len(self.stdout)} bytes"
+        if self.code is None:
+            return f"did not end within {self.seconds:.3g} s and was killed"
+        if self.code < 0:
+            return f"was ended by signal {-self.code}"
+        return f"exited with status {self.code}" if self.code else ""
+
+
+async def run(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path | None,
+    timeout: float,
+    max_output: int,
+) -> Ended:
+    """Run `command`, never through a shell, in a process group of its own, with only `env`.
+
+    It has ended when it exited and its output is closed. The whole group is killed then, or at
+    `timeout`, or at cancellation. Raises ObservationFailed when it cannot be started.
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    try:
+        transport, output = await loop.subprocess_exec(
+            lambda: _Output(max_output),
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            env=dict(env),
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        reason = one_line(str(getattr(error, "strerror", None) or error), 200)
+        raise ObservationFailed(
+            f"{one_line(command[0], 100)} could not be started: {reason}",
+            hint="name a program that exists, with its full path or on the PATH it is given",
+        ) from None
+    try:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(output.ended.wait(), timeout)
+        code = transport.get_returncode() if output.complete else None
+    finally:
+        await _end(transport, output)
+    return Ended(
+        code=code,
+        stdout=bytes(output.stdout),
+        stderr=bytes(output.stderr),
+        seconds=loop.time() - began,
+        flooded=output.flooded,
+    )
+
+
+async def _end(transport: asyncio.SubprocessTransport, output: _Output) -> None:
+    # The group has the child's own number, since the child leads a session of its own.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(transport.get_pid(), signal.SIGKILL)
+    try:
+        # Closing before the loop knows of the end would reap the child behind its back.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(output.exited.wait(), _LAST_BREATH)
+    finally:
+        transport.close()  # whoever left the group may hold the pipes open for ever
+
+
+class _Output(asyncio.SubprocessProtocol):
+    def __init__(self, max_output: int) -> None:
+        self._max_output = max_output
+        self._open = {1, 2}
+        self.stdout = bytearray()
+        self.stderr = bytearray()
+        self.flooded = False
+        self.ended = asyncio.Event()
+        self.exited = asyncio.Event()
+
+    @property
+    def complete(self) -> bool:
+        return self.exited.is_set() and not self._open
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 2:
+            self.stderr += data
+            del self.stderr[:-_STDERR_TAIL]
+            return
+        self.stdout += data
+        if len(self.stdout) > self._max_output:
+            del self.stdout[self._max_output :]
+            self.flooded = True
+            self.ended.set()
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        self._open.discard(fd)
+        self._note_end()
+
+    def process_exited(self) -> None:
+        self.exited.set()
+        self._note_end()
+
+    def _note_end(self) -> None:
+        if self.complete:
+            self.ended.set()
+
+
+# ------------------------------------------------------------ command_output
+# What a command says on its standard output, read strictly.
+#
+# Either one JSON object::
+#
+#     {"violations": [{"invariant": "queue_depth",      required, letters, digits, . _ - :
+#                      "component": "mail",             required
+#                      "message": "12,000 mails wait",  required
+#                      "severity": "critical",          or "warning" (the default) or "info"
+#                      "value": 12000,                  optional, a number
+#                      "facts": {"oldest": "3h"}}],     optional, flat
+#      "covered": ["queue_depth"],                      optional
+#      "evidence": [{"title": "Queues", "text": "…"}]}  optional
+#
+# or one violation a line (NDJSON). `covered` names the invariants that were looked at: what is not
+# among the violations is known to be well there, and the rest is unknown. Without it all of
+# them were looked at. No output at all is no answer: a command that found nothing to complain about
+# prints ``{"violations": []}``. A field with another name is an error, so that a misspelt
+# ``severity`` is noticed.
+
+MAX_VIOLATIONS = 1000
+_HINT = 'print {"violations": [{"invariant": …, "component": …, "message": …}]}'
+_Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")]
+_Fact = Annotated[str, Field(max_length=4000)] | bool | int | float | None
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False
+    )
+
+
+class ReportedViolation(_Strict):
+    """One broken invariant of one component."""
+
+    invariant: _Id
+    component: Annotated[str, Field(min_length=1, max_length=4000)]
+    message: str
+    severity: Literal["critical", "warning", "info"] = "warning"
+    value: float | None = None
+    facts: Annotated[dict[str, _Fact], Field(max_length=50)] = Field(
+        default_factory=dict
+    )
+
+
+class ReportedEvidence(_Strict):
+    title: str
+    text: str
+
+
+class Report(_Strict):
+    """All that one run of the command said."""
+
+    violations: Annotated[list[ReportedViolation], Field(max_length=MAX_VIOLATIONS)]
+    covered: Annotated[list[_Id], Field(max_length=MAX_VIOLATIONS)] | None = None
+    evidence: Annotated[list[ReportedEvidence], Field(max_length=50)] = Field(
+        default_factory=list
+    )
+
+
+def parse(stdout: bytes) -> Report:
+    """Raises ObservationFailed with a one-line reason."""
+    try:
+        text = stdout.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _wrong(f"is not UTF-8 at byte {error.start}") from None
+    if not text.strip():
+        raise _wrong("is empty")
+    whole = _loads(text)
+    if whole is None:
+        return _lines(text)
+    if isinstance(whole, dict) and "invariant" in whole:
+        whole = {"violations": [whole]}
+    return _report(whole)
+
+
+def _lines(text: str) -> Report:
+    violations = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            item = _loads(line)
+            if not isinstance(item, dict):
+                raise _wrong(f"is not JSON (line {number}: {one_line(line, 60)})")
+            violations.append(item)
+    return _report({"violations": violations})
+
+
+def _loads(text: str) -> Any:
+    """The JSON value, or None where there is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _report(value: Any) -> Report:
+    try:
+        return Report.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = {"extra_forbidden": "there is no such field"}.get(
+            first["type"], first["msg"]
+        )
+        raise _wrong(
+            f"does not have the right form: {one_line(where, 100)}: {what}"
+        ) from None
+
+
+def _wrong(what: str) -> ObservationFailed:
+    return ObservationFailed(f"the command's output {what}", hint=_HINT)
+
 
 _SHARE_OF_TIMEOUT = 0.8  # the rest is for ending it before the monitor cancels us
 _BASE_ENV = {
@@ -144,7 +393,7 @@ class CommandSubject:
                 for name, value in self.settings.secret_env.items()
             },
         }
-        return await _child.run(
+        return await run(
             self.settings.command,
             env=env,
             cwd=self.settings.cwd or Path("/"),

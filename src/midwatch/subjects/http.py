@@ -6,21 +6,363 @@ could not be seen behind it (status, latency, body, certificate) is unknown mean
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import ClassVar
+import asyncio
+import base64
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from ..errors import ObservationFailed
-from ..lifecycle import Clock, SystemClock
-from ..model import Invariant, Json, Observation, Ticket
-from . import _http_checks as checks
-from . import _tls
-from ._http_checks import Found
-from ._http_settings import INVARIANTS, HttpSettings, applicable
-from ._http_target import Target
-from ._web import Answer, WebClient, WebFailure
-from .base import EvidenceSource
-from .configure import configure
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator
+
+from midwatch.errors import ObservationFailed
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.model import (
+    Facts,
+    Invariant,
+    Json,
+    Observation,
+    Severity,
+    Signal,
+    Ticket,
+    Unit,
+)
+from midwatch.settings import SubjectSettings
+from midwatch.subjects import tls as _tls
+from midwatch.subjects._text import component_name, one_line
+from midwatch.subjects.base import EvidenceSource, configure
+from midwatch.subjects.http_client import Answer, WebClient, WebFailure
+from midwatch.units import Bytes, format_duration
+
+# ------------------------------------------------------------ http_settings
+# Settings and invariants of the subject kind `http`.
+
+_STATUS = re.compile(r"(?P<class>[1-5])xx|(?P<first>\d{3})(?:-(?P<last>\d{3}))?")
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+
+
+def parse_statuses(value: object) -> tuple[int, int]:
+    """First and last status of `2xx`, `200-204` or `200`. Raises ValueError."""
+    match = _STATUS.fullmatch(str(value).strip().lower())
+    if not match:
+        raise ValueError(f"{value!r} is no status; write it like 200, 200-204 or 2xx")
+    if match["class"]:
+        return int(match["class"]) * 100, int(match["class"]) * 100 + 99
+    return int(match["first"]), int(match["last"] or match["first"])
+
+
+def check_url(value: str) -> str:
+    """`value`, if it is a URL of http or https with a host. Raises ValueError."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not a URL of http:// or https:// with a host")
+    _ = parts.port  # raises ValueError itself
+    if any(char.isspace() or not char.isprintable() for char in value):
+        raise ValueError("a URL has no spaces and no control characters")
+    return value
+
+
+def check_regex(value: str) -> str:
+    """`value`, if it is a regular expression. Raises ValueError."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return value
+
+
+def _written_statuses(value: object) -> object:
+    """A list, whose items may be numbers."""
+    return [str(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+Url = Annotated[str, AfterValidator(check_url)]
+Regex = Annotated[str, AfterValidator(check_regex)]
+
+
+class HttpSettings(SubjectSettings):
+    """One URL that must answer."""
+
+    kind: str = "http"
+    url: Url = Field(description="What is asked, http:// or https://.")
+    method: Literal["GET", "HEAD", "OPTIONS", "POST"] = "GET"
+    headers: dict[str, SecretStr] = Field(
+        default_factory=dict, description="Sent along; the values count as secrets."
+    )
+    expect_status: Annotated[tuple[str, ...], BeforeValidator(_written_statuses)] = (
+        Field(("2xx", "3xx"), description="Statuses that are well: 200, 200-204, 2xx.")
+    )
+    redirects: int = Field(
+        5, ge=0, le=20, description="How many are followed; 0 looks at the first one."
+    )
+    body_matches: Regex | None = Field(
+        None, description="A regular expression that the body must contain."
+    )
+    body_lacks: Regex | None = Field(
+        None, description="A regular expression that the body must not contain."
+    )
+    body_limit: Bytes = Field(
+        256_000, gt=0, le=10_000_000, description="So much of the body is read."
+    )
+    verify: bool = Field(True, description="Whether the certificate must be valid.")
+    ca_file: Path | None = Field(
+        None, description="Certificate authorities to accept besides the system's."
+    )
+
+    @field_validator("expect_status")
+    @classmethod
+    def _statuses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for status in value:
+            parse_statuses(status)
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def _headers(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, secret in value.items():
+            text = secret.get_secret_value()
+            if not _HEADER.fullmatch(name) or not (text.isprintable()):
+                raise ValueError(f"{name!r} is no header, or its value is not one line")
+        return value
+
+
+REACHABLE = Invariant(
+    "reachable",
+    "The server answers",
+    "The host name resolves, a connection can be made and an HTTP answer arrives within the "
+    "subject's timeout.",
+    severity=Severity.CRITICAL,
+)
+STATUS = Invariant(
+    "status",
+    "The status is an expected one",
+    "The status of the last answer, after at most `redirects` redirects, is one of `expect_status`.",
+    severity=Severity.CRITICAL,
+)
+LATENCY = Invariant(
+    "latency",
+    "The answer comes quickly",
+    "Seconds from the start of the request to the end of the body (or to `body_limit`), "
+    "with name look-up, connection and redirects.",
+    unit=Unit.SECONDS,
+    limit=2.0,
+    hold_for=60.0,
+)
+BODY = Invariant(
+    "body",
+    "The body is as expected",
+    "The body contains `body_matches` and does not contain `body_lacks`.",
+    severity=Severity.CRITICAL,
+)
+CERTIFICATE_VALID = Invariant(
+    "certificate_valid",
+    "The certificate is accepted",
+    "The certificate is within its dates, names the host and is signed by an authority that is "
+    "trusted here.",
+    severity=Severity.CRITICAL,
+)
+CERTIFICATE_EXPIRY = Invariant(
+    "certificate_expiry",
+    "The certificate lasts a while yet",
+    "Seconds until the server's certificate ends. Critical once it has ended.",
+    unit=Unit.SECONDS,
+    limit=14 * 86400.0,
+    above=False,
+)
+INVARIANTS = (
+    REACHABLE,
+    STATUS,
+    LATENCY,
+    BODY,
+    CERTIFICATE_VALID,
+    CERTIFICATE_EXPIRY,
+)
+
+
+def applicable(settings: HttpSettings) -> frozenset[str]:
+    """The ids of the invariants that these settings give a meaning to."""
+    ids = {"reachable", "status", "latency"}
+    if settings.body_matches is not None or settings.body_lacks is not None:
+        ids.add("body")
+    if urlsplit(settings.url).scheme == "https":
+        ids |= {"certificate_expiry"} | (
+            {"certificate_valid"} if settings.verify else set()
+        )
+    return frozenset(ids)
+
+
+# ------------------------------------------------------------ http_target
+# A URL taken apart, so that nothing secret in it is ever shown.
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a request goes, and with which log-in."""
+
+    url: str  # without user and password
+    shown: str  # without the query as well
+    host: str
+    port: int
+    login: tuple[str, str] | None
+
+    @classmethod
+    def of(cls, url: str) -> Target:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        place = f"[{host}]" if ":" in host else host
+        default = 443 if parts.scheme == "https" else 80
+        port = parts.port or default
+        netloc = place if port == default else f"{place}:{port}"
+        bare = (parts.scheme, netloc, parts.path or "/")
+        login = (unquote(parts.username or ""), unquote(parts.password or ""))
+        return cls(
+            url=urlunsplit((*bare, parts.query, "")),
+            shown=component_name(urlunsplit((*bare, "", ""))),
+            host=host,
+            port=port,
+            login=login if any(login) else None,
+        )
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        return urlsplit(self.url).scheme, self.host, self.port
+
+    @property
+    def secure(self) -> bool:
+        return self.url.startswith("https:")
+
+    def query_values(self) -> list[str]:
+        """The values in the query, as written and as meant."""
+        query = urlsplit(self.url).query
+        written = [part.partition("=")[2] for part in query.split("&")]
+        return sorted({*written, *(value for _, value in parse_qsl(query))})
+
+    def login_header(self) -> Mapping[str, str]:
+        """The header that logs in with the user and password of the URL, if it had any."""
+        return basic_login(*self.login) if self.login else {}
+
+
+def basic_login(user: str, password: str) -> Mapping[str, str]:
+    """The header of HTTP basic authentication (RFC 7617)."""
+    token = base64.b64encode(f"{user}:{password}".encode()).decode()
+    return {"authorization": f"Basic {token}"}
+
+
+# ------------------------------------------------------------ http_checks
+# What an answer, or the lack of one, says of the invariants of the kind `http`.
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Signals, and why an invariant that should have been seen was not."""
+
+    signals: tuple[Signal, ...]
+    unavailable: Mapping[str, str] = field(default_factory=dict)
+
+
+def answered(answer: Answer, settings: HttpSettings, target: Target) -> Found:
+    """All that an answer says, but for its certificate."""
+    facts: Facts = {
+        "url": target.shown,
+        "status": answer.status,
+        "seconds": round(answer.seconds, 3),
+    }
+    signals = [
+        verdict("reachable", True, target),
+        _status(answer, settings, target, facts),
+        Signal(
+            "latency",
+            target.shown,
+            f"{target.shown} took {format_duration(answer.seconds)} to answer",
+            value=answer.seconds,
+            facts=facts,
+        ),
+    ]
+    try:
+        problem = body_problem(answer, settings)
+    except ObservationFailed as error:
+        return Found(tuple(signals), {"body": error.message})
+    message = f"{target.shown}: {problem}"
+    signals.append(verdict("body", not problem, target, message, facts))
+    return Found(tuple(signals))
+
+
+def failed(failure: WebFailure, target: Target) -> Found:
+    """What a failure says. A refused certificate and endless redirects prove that a server is there."""
+    facts: Facts = {"url": target.shown, "cause": failure.cause}
+    broken = {"redirects": "status", "certificate": "certificate_valid"}
+    invariant = broken.get(failure.cause)
+    if invariant is None:
+        message = f"{target.shown} did not answer: {failure.message}"
+        return Found((verdict("reachable", False, target, message, facts),))
+    message = f"{target.shown}: {failure.message}"
+    signals = (
+        verdict("reachable", True, target),
+        verdict(invariant, False, target, message, facts),
+    )
+    return Found(signals)
+
+
+def body_problem(answer: Answer, settings: HttpSettings) -> str:
+    """What is wrong with the body, or nothing. Raises ObservationFailed where that cannot be told."""
+    must, must_not = settings.body_matches, settings.body_lacks
+    if must is None and must_not is None:
+        return ""
+    if answer.header("content-encoding") not in ("", "identity"):
+        raise ObservationFailed("the body is compressed, though we asked for it plain")
+    text = answer.body.decode("utf-8", "replace")
+    if must_not is not None and re.search(must_not, text):
+        return "the body contains what `body_lacks` forbids"
+    lacking = must is not None and not re.search(must, text)
+    if answer.cut and (lacking or must_not is not None):
+        raise ObservationFailed(
+            f"the body is longer than {len(answer.body)} bytes; raise `body_limit`"
+        )
+    return "the body lacks what `body_matches` demands" if lacking else ""
+
+
+def expiry(end: datetime, now: datetime, target: Target) -> Signal:
+    """How long the certificate lasts."""
+    left = (end - now).total_seconds()
+    when = (
+        f"ends in {format_duration(left)}"
+        if left > 0
+        else f"ended {format_duration(-left)} ago"
+    )
+    return Signal(
+        "certificate_expiry",
+        target.shown,
+        f"the certificate of {target.host} {when} ({end:%Y-%m-%d %H:%M} UTC)",
+        value=left,
+        facts={"host": target.host, "not_after": end.isoformat()},
+        severity=Severity.CRITICAL if left <= 0 else None,
+    )
+
+
+def verdict(
+    invariant: str,
+    holds: bool,
+    target: Target,
+    message: str = "",
+    facts: Facts | None = None,
+) -> Signal:
+    return Signal(invariant, target.shown, message, holds=holds, facts=facts or {})
+
+
+def _status(
+    answer: Answer, settings: HttpSettings, target: Target, facts: Facts
+) -> Signal:
+    ranges = [parse_statuses(text) for text in settings.expect_status]
+    expected = any(first <= answer.status <= last for first, last in ranges)
+    said = f"{answer.status} {answer.reason}".strip()
+    wanted = ", ".join(settings.expect_status)
+    message = f"{target.shown} answered {said}, expected {wanted}"
+    return verdict("status", expected, target, message, facts)
+
 
 # The rest is for saying what happened before the monitor cancels us.
 _SHARE_OF_TIMEOUT = 0.8
@@ -87,13 +429,13 @@ class HttpSubject:
         except WebFailure as failure:
             if failure.cause in ("local", "request"):
                 raise
-            found = checks.failed(failure, self.target)
+            found = failed(failure, self.target)
             if failure.cause == "certificate":
                 found = await self._with_expiry(found, None)
         else:
-            found = checks.answered(answer, self.settings, self.target)
+            found = answered(answer, self.settings, self.target)
             if self.target.secure:
-                accepted = checks.verdict("certificate_valid", True, self.target)
+                accepted = verdict("certificate_valid", True, self.target)
                 found = replace(found, signals=(*found.signals, accepted))
                 found = await self._with_expiry(found, answer)
         return self._observation(found)
@@ -112,7 +454,6 @@ class HttpSubject:
         )
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-        from ._http_evidence import sources
 
         return sources(self)
 
@@ -131,7 +472,7 @@ class HttpSubject:
         except ObservationFailed as error:
             unseen = {**found.unavailable, "certificate_expiry": error.message}
             return replace(found, unavailable=unseen)
-        lasts = checks.expiry(end, self.clock.now(), self.target)
+        lasts = expiry(end, self.clock.now(), self.target)
         return replace(found, signals=(*found.signals, lasts))
 
     def _observation(self, found: Found) -> Observation:
@@ -145,3 +486,127 @@ class HttpSubject:
         }
         covered = frozenset(signal.invariant for signal in signals)
         return Observation(signals=signals, covered=covered, unavailable=unseen)
+
+
+# ------------------------------------------------------------ http_evidence
+# Evidence of the kind `http`: the exchange, the certificate and the addresses, as they are now.
+
+# Cookies, locations with tokens and the like stay out.
+_SHOWN_HEADERS = (
+    "age",
+    "cache-control",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "date",
+    "retry-after",
+    "server",
+    "via",
+    "x-cache",
+)
+_BODY_CHARACTERS = 2000
+
+
+def sources(subject: HttpSubject) -> Sequence[EvidenceSource]:
+    target = subject.target
+    limit = subject.settings.timeout
+
+    async def exchange() -> str:
+        try:
+            return describe(await subject.ask(), target.host)
+        except WebFailure as failure:
+            return (
+                f"request: failed\ncause: {failure.cause}\nmessage: {failure.message}"
+            )
+
+    async def certificate() -> str:
+        return await _certificate(subject, limit / 3)
+
+    async def addresses() -> str:
+        return await resolve(target.host, target.port, limit / 2)
+
+    found = [
+        EvidenceSource(
+            f"{subject.settings.method} {target.shown} now",
+            target.shown,
+            exchange,
+            10,
+            limit,
+        ),
+        EvidenceSource(
+            f"Addresses of {target.host}", "name resolution", addresses, 40, limit
+        ),
+    ]
+    if target.secure:
+        found.insert(
+            1,
+            EvidenceSource(
+                f"Certificate of {target.host}:{target.port}",
+                "TLS handshake",
+                certificate,
+                20,
+                limit,
+            ),
+        )
+    return found
+
+
+def describe(answer: Answer, home: str) -> str:
+    """Status line, timings, harmless headers and the beginning of the body."""
+    lines = [f"status: {answer.version} {answer.status} {answer.reason}"]
+    lines.append(f"total: {format_duration(answer.seconds)}")
+    lines += [
+        f"{phase}: {format_duration(spent)}" for phase, spent in answer.timings.items()
+    ]
+    for name in _SHOWN_HEADERS:
+        if value := answer.header(name):
+            lines.append(f"header {name}: {one_line(value, 200)}")
+    if answer.host != home:
+        # What another place says could be anything, up to an internal page.
+        return "\n".join(
+            [*lines, f"body: not shown, it came from {one_line(answer.host, 100)}"]
+        )
+    text = answer.body.decode("utf-8", "replace")
+    size = f"more than {len(answer.body)}" if answer.cut else str(len(answer.body))
+    # Marked, so that no line of a body passes for one of ours.
+    body = [f"| {part}" for part in text[:_BODY_CHARACTERS].splitlines()]
+    return "\n".join([*lines, f"body: {size} bytes", *body])
+
+
+async def _certificate(subject: HttpSubject, limit: float) -> str:
+    host, port = subject.target.host, subject.target.port
+    seen = await _tls.certificate(host, port, limit)
+    verdict = await _tls.verdict(host, port, subject.web.tls, limit)
+    left = (seen.not_after - subject.clock.now()).total_seconds()
+    return "\n".join(
+        (
+            f"verification: {verdict}",
+            f"subject: {seen.subject}",
+            f"issuer: {seen.issuer}",
+            f"names: {', '.join(seen.names) or '(none)'}",
+            f"not before: {seen.not_before:%Y-%m-%d %H:%M:%S} UTC",
+            f"not after: {seen.not_after:%Y-%m-%d %H:%M:%S} UTC",
+            (
+                f"left: {format_duration(left)}"
+                if left > 0
+                else f"expired: {format_duration(-left)} ago"
+            ),
+        )
+    )
+
+
+async def resolve(host: str, port: int, limit: float) -> str:
+    """The addresses of `host`, one a line. Raises ObservationFailed."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(limit):
+            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        raise ObservationFailed(
+            f"name resolution took longer than {limit:.3g} s"
+        ) from None
+    except (OSError, UnicodeError) as error:
+        reason = one_line(str(error), 200)
+        return f"{host}: name resolution failed: {reason}"
+    return "\n".join(sorted({f"{host} has address {item[4][0]}" for item in found}))

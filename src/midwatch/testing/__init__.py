@@ -11,17 +11,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .fakes import FakeKind as FakeKind
-    from .fakes import FakeSubject as FakeSubject
-    from .fakes import ManualClock as ManualClock
-    from .messages_api import Answer as Answer
-    from .messages_api import Hold as Hold
-    from .messages_api import Request as Request
-    from .messages_api import Rule as Rule
-    from .messages_api import ScriptedMessagesAPI as ScriptedMessagesAPI
-    from .messages_api import ToolUse as ToolUse
-    from .messages_api import Usage as Usage
-    from .postgres import PrivatePostgres as PrivatePostgres
+    from midwatch.testing.fakes import FakeKind as FakeKind
+    from midwatch.testing.fakes import FakeSubject as FakeSubject
+    from midwatch.testing.fakes import ManualClock as ManualClock
+    from midwatch.testing.messages_api import Answer as Answer
+    from midwatch.testing.messages_api import Hold as Hold
+    from midwatch.testing.messages_api import Request as Request
+    from midwatch.testing.messages_api import Rule as Rule
+    from midwatch.testing.messages_api import ScriptedMessagesAPI as ScriptedMessagesAPI
+    from midwatch.testing.messages_api import ToolUse as ToolUse
+    from midwatch.testing.messages_api import Usage as Usage
+    from midwatch.testing.postgres import PrivatePostgres as PrivatePostgres
 
 _WHERE = {
     "Answer": "messages_api",

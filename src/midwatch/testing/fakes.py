@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from ..errors import MidwatchError
-from ..events import Event
-from ..model import (
+from midwatch.errors import MidwatchError
+from midwatch.events import Event
+from midwatch.model import (
     Invariant,
     Json,
     Key,
@@ -41,17 +41,17 @@ from ..model import (
     Unit,
     Violation,
 )
-from ..session.mailbox import Kind, write_mail
-from ..session.options import ApiAccess, Limits, SessionOptions
-from ..settings import SubjectSettings
-from ..store.protocol import Changes, Opening, Store
-from ..subjects.base import EvidenceSource
+from midwatch.session.mailbox import Kind, write_mail
+from midwatch.session.options import ApiAccess, Limits, SessionOptions
+from midwatch.settings import SubjectSettings
+from midwatch.store.protocol import Changes, Opening, Store
+from midwatch.subjects.base import EvidenceSource
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from ..session.session import AsyncAgenticSession
-    from .messages_api import ScriptedMessagesAPI
+    from midwatch.session.session import AsyncAgenticSession
+    from midwatch.testing.messages_api import ScriptedMessagesAPI
 
 
 class ManualClock:
@@ -329,7 +329,7 @@ def session_in(
     root: Path, api: ScriptedMessagesAPI | str, **arguments: Any
 ) -> AsyncAgenticSession:
     """A session named "test" whose workspace is `work` and whose own folder is `session` in `root`."""
-    from ..session.session import AsyncAgenticSession  # needs the extra `sessions`
+    from midwatch.session.session import AsyncAgenticSession
 
     work = root / "work"
     work.mkdir(exist_ok=True)

@@ -73,9 +73,9 @@ from typing import Any, Self, TextIO
 
 import h11
 
-from ..errors import SettingsError
-from ..lifecycle import Clock, SystemClock
-from .messages_script import (
+from midwatch.errors import SettingsError
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.testing.messages_script import (
     Answer,
     Answers,
     Cut,
@@ -110,7 +110,7 @@ from .messages_script import (
     unauthorized,
     unknown_model,
 )
-from .messages_wire import (
+from midwatch.testing.messages_wire import (
     Connection,
     Exchange,
     Incoming,
@@ -546,7 +546,7 @@ def _build(
     port: int, script: Path | None, record: Path | None
 ) -> tuple[ScriptedMessagesAPI, TextIO | None]:
     # Loading brings pydantic in, which those who only import the server do not need.
-    from .messages_script_file import load_script, read_script
+    from midwatch.testing.messages_script_file import load_script, read_script
 
     loaded = load_script(script) if script else read_script({})
     log = _open(record) if record else None

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from .messages_wire import (
+from midwatch.testing.messages_wire import (
     EVENT_STREAM,
     JSON,
     PING,
@@ -27,7 +27,7 @@ from .messages_wire import (
     events,
     to_json,
 )
-from .schema_instance import smallest_instance
+from midwatch.testing.schema_instance import smallest_instance
 
 DEFAULT_TEXT = "This is the scripted answer to your request."
 STRICT = {"extra": "forbid"}

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ArgsKwargs
 
-from ..errors import SettingsError
-from . import messages_script as answers
-from . import messages_script as errors
-from . import messages_script as faults
-from .messages_script import Answer, Hold, Rule
-from .messages_wire import Reply
+from midwatch.errors import SettingsError
+from midwatch.testing import messages_script as answers
+from midwatch.testing import messages_script as errors
+from midwatch.testing import messages_script as faults
+from midwatch.testing.messages_script import Answer, Hold, Rule
+from midwatch.testing.messages_wire import Reply
 
 FAULTS: Mapping[str, Callable[..., Reply]] = {
     "bad_request": errors.bad_request,

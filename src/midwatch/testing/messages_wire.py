@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
 
 import h11
 
-from ..lifecycle import Clock
+from midwatch.lifecycle import Clock
 
 MAX_HEAD = 64 * 1024
 """Bytes of request line and headers together."""

@@ -31,7 +31,7 @@ from urllib.parse import quote
 
 import psutil
 
-from ..errors import PermanentError, TemporaryError
+from midwatch.errors import PermanentError, TemporaryError
 
 START_LIMIT = 20.0
 STOP_LIMIT = 5.0

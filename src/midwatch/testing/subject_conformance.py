@@ -16,8 +16,8 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from ..errors import MidwatchError, ObservationFailed
-from ..model import (
+from midwatch.errors import MidwatchError, ObservationFailed
+from midwatch.model import (
     Invariant,
     Key,
     Observation,
@@ -27,8 +27,8 @@ from ..model import (
     TicketStatus,
     Unit,
 )
-from ..settings import SubjectSettings
-from ..subjects.base import Subject, SubjectKind
+from midwatch.settings import SubjectSettings
+from midwatch.subjects.base import Subject, SubjectKind
 
 STATE_LIMIT = 256_000  # bytes of JSON
 TEXT_LIMIT = 1000  # characters of a message, 300 of a component

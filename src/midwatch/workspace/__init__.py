@@ -6,15 +6,19 @@ a git directory of ours (`hostile`, `intake`), `inspect` describes it and `push`
 only runner of git, `faults` the only reader of its words.
 """
 
-from .environment import Credential, GitEnvironment
-from .git import Git, GitLimits
-from .inspect import RepoState, diff_of, inspect_workspace
-from .mirrors import Mirror, Mirrors
-from .plan import Plan, RepoSpec, plan_workspace
-from .progress import OnProgress, Progress
-from .push import PushOptions, PushResult, push_workspace
-from .record import Workspace, open_workspace
-from .setup import WorkspaceOptions, setup_workspace, setup_workspace_async
+from midwatch.workspace.environment import Credential, GitEnvironment
+from midwatch.workspace.git import Git, GitLimits
+from midwatch.workspace.inspect import RepoState, diff_of, inspect_workspace
+from midwatch.workspace.mirrors import Mirror, Mirrors
+from midwatch.workspace.plan import Plan, RepoSpec, plan_workspace
+from midwatch.workspace.progress import OnProgress, Progress
+from midwatch.workspace.push import PushOptions, PushResult, push_workspace
+from midwatch.workspace.record import Workspace, open_workspace
+from midwatch.workspace.setup import (
+    WorkspaceOptions,
+    setup_workspace,
+    setup_workspace_async,
+)
 
 __all__ = [
     "Credential",

@@ -9,15 +9,21 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import GitFailed, NoSuchBranch, RepositoryCorrupted
-from .git import Command, Git
-from .gitdir import Setting, base_settings, copy_objects, link_objects, make_git_dir
-from .mirrors import Mirrors
-from .plan import PlannedRepo
-from .progress import OnProgress, Phase, Progress
-from .record import git_dir_in
-from .refs import Advertised, ask_remote, read_refs
-from .staging import Staging
+from midwatch.workspace.errors import GitFailed, NoSuchBranch, RepositoryCorrupted
+from midwatch.workspace.git import Command, Git
+from midwatch.workspace.gitdir import (
+    Setting,
+    base_settings,
+    copy_objects,
+    link_objects,
+    make_git_dir,
+)
+from midwatch.workspace.mirrors import Mirrors
+from midwatch.workspace.plan import PlannedRepo
+from midwatch.workspace.progress import OnProgress, Phase, Progress
+from midwatch.workspace.record import git_dir_in
+from midwatch.workspace.refs import Advertised, ask_remote, read_refs
+from midwatch.workspace.staging import Staging
 
 _SUBMODULE_PROTOCOLS = {
     "https": "https:ssh",

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from .errors import WorkspaceRefused
-from .urls import Remote, parse_remote
+from midwatch.workspace.errors import WorkspaceRefused
+from midwatch.workspace.urls import Remote, parse_remote
 
 _PASSED_ON = (
     "SSH_AUTH_SOCK",

@@ -25,7 +25,7 @@ line.
 
 from __future__ import annotations
 
-from ..errors import MidwatchError, PermanentError, TemporaryError
+from midwatch.errors import MidwatchError, PermanentError, TemporaryError
 
 
 class RepositoryError(MidwatchError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from .errors import (
+from midwatch.workspace.errors import (
     GitFailed,
     GitTimedOut,
     NoSuchBranch,
@@ -16,7 +16,7 @@ from .errors import (
     RepositoryUnreachable,
     WorkspaceDiskFull,
 )
-from .urls import conceal
+from midwatch.workspace.urls import conceal
 
 # The first pattern that is found decides. What git says of the cause comes before what follows
 # from it ("could not read from remote repository" ends many different stories).

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from ..lifecycle import Clock, SystemClock
-from .environment import GitEnvironment, git_variables
-from .errors import (
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.workspace.environment import GitEnvironment, git_variables
+from midwatch.workspace.errors import (
     GitMissing,
     GitTimedOut,
     RepositoryError,
@@ -24,9 +24,9 @@ from .errors import (
     WorkspaceDiskFull,
     WorkspaceNotWritable,
 )
-from .faults import classify
-from .progress import OnProgress, parse_progress
-from .urls import Remote
+from midwatch.workspace.faults import classify
+from midwatch.workspace.progress import OnProgress, parse_progress
+from midwatch.workspace.urls import Remote
 
 T = TypeVar("T")
 _STDERR_KEPT = 32_000

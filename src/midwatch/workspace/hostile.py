@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .names import is_ref_name
-from .refs import is_oid
+from midwatch.workspace.names import is_ref_name
+from midwatch.workspace.refs import is_oid
 
 MAX_QUARANTINE_BYTES = 8_000_000_000
 _SMALL = 4096

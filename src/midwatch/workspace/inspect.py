@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from .git import Git
-from .record import ClonedRepo, Workspace
-from .snapshot import Snapshot, SnapshotLimits, take_snapshot
-from .trusted import in_trusted, is_ancestor, pushed_commit, tree_of
+from midwatch.workspace.git import Git
+from midwatch.workspace.record import ClonedRepo, Workspace
+from midwatch.workspace.snapshot import Snapshot, SnapshotLimits, take_snapshot
+from midwatch.workspace.trusted import in_trusted, is_ancestor, pushed_commit, tree_of
 
 Status = Literal["clean", "changed", "pushed"]
 MAX_DIFF_BYTES = 2_000_000

@@ -13,11 +13,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .errors import GitFailed, RepositoryError
-from .git import Command, Git
-from .hostile import NotPlain, copy_new_objects
-from .record import ClonedRepo
-from .refs import read_refs
+from midwatch.workspace.errors import GitFailed, RepositoryError
+from midwatch.workspace.git import Command, Git
+from midwatch.workspace.hostile import NotPlain, copy_new_objects
+from midwatch.workspace.record import ClonedRepo
+from midwatch.workspace.refs import read_refs
 
 _MOST_REFS = 5000
 

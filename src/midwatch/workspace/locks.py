@@ -8,8 +8,8 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from ..lifecycle import Clock
-from .errors import CacheBusy
+from midwatch.lifecycle import Clock
+from midwatch.workspace.errors import CacheBusy
 
 _POLL = 0.02
 

@@ -17,12 +17,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .errors import CacheBusy, GitFailed, RepositoryCorrupted, RepositoryNotFound
-from .git import Command, Git
-from .locks import locked, locked_if_free
-from .progress import OnProgress
-from .refs import Advertised, read_refs
-from .urls import Remote
+from midwatch.workspace.errors import (
+    CacheBusy,
+    GitFailed,
+    RepositoryCorrupted,
+    RepositoryNotFound,
+)
+from midwatch.workspace.git import Command, Git
+from midwatch.workspace.locks import locked, locked_if_free
+from midwatch.workspace.progress import OnProgress
+from midwatch.workspace.refs import Advertised, read_refs
+from midwatch.workspace.urls import Remote
 
 DEFAULT_MAX_BYTES = 20_000_000_000
 _MANIFEST = "midwatch.json"

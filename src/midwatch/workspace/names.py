@@ -6,8 +6,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from .errors import WorkspaceRefused
-from .urls import has_control_characters
+from midwatch.workspace.errors import WorkspaceRefused
+from midwatch.workspace.urls import has_control_characters
 
 MAX_FOLDER_BYTES = 100
 _BAD_IN_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")

@@ -7,14 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .errors import WorkspaceExists, WorkspaceRefused
-from .names import (
+from midwatch.workspace.errors import WorkspaceExists, WorkspaceRefused
+from midwatch.workspace.names import (
     check_folder_name,
     check_ref_name,
     collision_key,
     derive_folder_name,
 )
-from .urls import Remote, parse_remote
+from midwatch.workspace.urls import Remote, parse_remote
 
 MAX_REPOSITORIES = 64
 

@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import MidwatchError
-from .clone import Identity
-from .errors import PushRejected, RepositoryError
-from .git import Command, Git
-from .record import ClonedRepo, Workspace
-from .snapshot import Snapshot, SnapshotLimits, take_snapshot
-from .trusted import in_trusted, is_ancestor, pushed_commit, pushed_ref, tree_of
+from midwatch.errors import MidwatchError
+from midwatch.workspace.clone import Identity
+from midwatch.workspace.errors import PushRejected, RepositoryError
+from midwatch.workspace.git import Command, Git
+from midwatch.workspace.record import ClonedRepo, Workspace
+from midwatch.workspace.snapshot import Snapshot, SnapshotLimits, take_snapshot
+from midwatch.workspace.trusted import (
+    in_trusted,
+    is_ancestor,
+    pushed_commit,
+    pushed_ref,
+    tree_of,
+)
 
 DEFAULT_MESSAGE = "Changes made in a Midwatch session"
 

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import NotFound
-from .errors import WorkspaceExists
-from .plan import Plan, PlannedRepo
-from .urls import Remote, parse_remote
+from midwatch.errors import NotFound
+from midwatch.workspace.errors import WorkspaceExists
+from midwatch.workspace.plan import Plan, PlannedRepo
+from midwatch.workspace.urls import Remote, parse_remote
 
 _FILE = "workspace.json"
 _VERSION = 1

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .git import Command, Git
-from .names import is_ref_name
-from .urls import Remote
+from midwatch.workspace.git import Command, Git
+from midwatch.workspace.names import is_ref_name
+from midwatch.workspace.urls import Remote
 
 _OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 

@@ -12,17 +12,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..lifecycle import Clock
-from .clone import Cloner, Identity
-from .environment import GitEnvironment, default_home
-from .errors import WorkspaceExists, WorkspaceRefused
-from .git import Git, GitLimits, disk_fault
-from .locks import locked_if_free
-from .mirrors import DEFAULT_MAX_BYTES, Mirrors
-from .plan import Plan, PlannedRepo, RepoSpec, plan_workspace
-from .progress import OnProgress
-from .record import ClonedRepo, Workspace, cloned, describes, load_record
-from .staging import PREFIX, move_into_place, staged, sweep
+from midwatch.lifecycle import Clock
+from midwatch.workspace.clone import Cloner, Identity
+from midwatch.workspace.environment import GitEnvironment, default_home
+from midwatch.workspace.errors import WorkspaceExists, WorkspaceRefused
+from midwatch.workspace.git import Git, GitLimits, disk_fault
+from midwatch.workspace.locks import locked_if_free
+from midwatch.workspace.mirrors import DEFAULT_MAX_BYTES, Mirrors
+from midwatch.workspace.plan import Plan, PlannedRepo, RepoSpec, plan_workspace
+from midwatch.workspace.progress import OnProgress
+from midwatch.workspace.record import (
+    ClonedRepo,
+    Workspace,
+    cloned,
+    describes,
+    load_record,
+)
+from midwatch.workspace.staging import PREFIX, move_into_place, staged, sweep
 
 
 def default_cache() -> Path:

@@ -14,14 +14,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .errors import RepositoryError, WorkspaceDiskFull
-from .git import Command, Git, Output
-from .hostile import Head, NotPlain, is_plain_folder, kind_of, read_head
-from .intake import clear_quarantine, take_commit
-from .lfs import pointer_of
-from .locks import locked
-from .record import ClonedRepo
-from .trusted import tree_of
+from midwatch.workspace.errors import RepositoryError, WorkspaceDiskFull
+from midwatch.workspace.git import Command, Git, Output
+from midwatch.workspace.hostile import (
+    Head,
+    NotPlain,
+    is_plain_folder,
+    kind_of,
+    read_head,
+)
+from midwatch.workspace.intake import clear_quarantine, take_commit
+from midwatch.workspace.lfs import pointer_of
+from midwatch.workspace.locks import locked
+from midwatch.workspace.record import ClonedRepo
+from midwatch.workspace.trusted import tree_of
 
 _STAT_SAYS_CHANGED = frozenset({0, 1})
 

@@ -16,9 +16,15 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import WorkspaceExists
-from .plan import Plan
-from .record import ClonedRepo, Workspace, finished, load_record, save_record
+from midwatch.workspace.errors import WorkspaceExists
+from midwatch.workspace.plan import Plan
+from midwatch.workspace.record import (
+    ClonedRepo,
+    Workspace,
+    finished,
+    load_record,
+    save_record,
+)
 
 PREFIX = ".midwatch-"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
-from .git import Command, Git, Output
-from .record import ClonedRepo
+from midwatch.workspace.git import Command, Git, Output
+from midwatch.workspace.record import ClonedRepo
 
 _YES_OR_NO = frozenset({0, 1})
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from .errors import WorkspaceRefused
+from midwatch.workspace.errors import WorkspaceRefused
 
 Scheme = Literal["https", "http", "ssh", "file"]
 MAX_LENGTH = 2048

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...errors import SettingsError
-from ...settings import Settings
+from midwatch.errors import SettingsError
+from midwatch.settings import Settings
 
 _PARTS = ("jwt", "prometheus_client", "starlette", "uvicorn")
 
@@ -28,7 +28,7 @@ def needs_content() -> Iterator[None]:
 
 def keys_of(settings: Settings) -> tuple[bytes, ...]:
     """The keys that tokens are signed with. Raises SettingsError."""
-    from ...content.tokens import read_keys
+    from midwatch.content.tokens import read_keys
 
     return read_keys(key_file(settings))
 

@@ -8,9 +8,9 @@ import sys
 
 import typer
 
-from ..daemons import end_in
-from ..wiring import Edge
-from .extra import key_file, keys_of, needs_content
+from midwatch.cli.content.extra import key_file, keys_of, needs_content
+from midwatch.cli.daemons import end_in
+from midwatch.cli.wiring import Edge
 
 app = typer.Typer()
 
@@ -26,11 +26,11 @@ def serve(context: typer.Context) -> None:
 
 
 async def _serve(edge: Edge) -> None:
-    from ...content.server.keys import KeyFile
-    from ...content.server.serving import serve
-    from ...lifecycle import Stop, signals_set
-    from ...logs import open_log
-    from ...redaction import Redactor
+    from midwatch.content.server.keys import KeyFile
+    from midwatch.content.server.serving import serve
+    from midwatch.lifecycle import Stop, signals_set
+    from midwatch.logs import open_log
+    from midwatch.redaction import Redactor
 
     settings = edge.settings()
     keys = keys_of(settings)

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ...errors import SettingsError
-from ...units import parse_duration
-from .extra import keys_of, needs_content
+from midwatch.cli.content.extra import keys_of, needs_content
+from midwatch.errors import SettingsError
+from midwatch.units import parse_duration
 
 app = typer.Typer()
 
@@ -35,7 +35,7 @@ def token(
     `/content/file?path=…` answers a file; docs/kubernetes.md has more.
     """
     with needs_content():
-        from ...content.tokens import issue
+        from midwatch.content.tokens import issue
     now = datetime.now(UTC)
     try:
         seconds = parse_duration(expires)

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from ...errors import SettingsError
-from ..wiring import Edge
+from midwatch.cli.wiring import Edge
+from midwatch.errors import SettingsError
 
 app = typer.Typer()
 
@@ -29,7 +29,7 @@ def demo(
     names: Annotated[bool, typer.Option("--list", help="Name the faults.")] = False,
 ) -> None:
     """Watch a real PostgreSQL break and recover, on this machine."""
-    from .faults import FAULTS
+    from midwatch.cli.demo.faults import FAULTS
 
     if names:
         for name, known in FAULTS.items():
@@ -47,8 +47,8 @@ def demo(
 def _play(edge: Edge, name: str, keep: Path | None) -> None:
     from rich.console import Console
 
-    from .faults import FAULTS
-    from .story import play
+    from midwatch.cli.demo.faults import FAULTS
+    from midwatch.cli.demo.story import play
 
     # Until the daemons take it over, SIGTERM ends the demo as Ctrl-C does: cleaned up.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

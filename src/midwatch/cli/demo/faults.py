@@ -13,8 +13,8 @@ from typing import ClassVar, LiteralString
 import psycopg
 from psycopg import sql
 
-from ...errors import TemporaryError
-from ...testing.postgres import PrivatePostgres
+from midwatch.errors import TemporaryError
+from midwatch.testing.postgres import PrivatePostgres
 
 _PATIENCE = 20.0
 _SEND: LiteralString = "UPDATE orders SET state = 'sent' WHERE id = 1"

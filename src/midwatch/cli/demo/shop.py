@@ -10,7 +10,7 @@ from pathlib import Path
 import psycopg
 import yaml
 
-from ...testing.postgres import PrivatePostgres
+from midwatch.testing.postgres import PrivatePostgres
 
 _TABLES = """
 CREATE TABLE orders (id bigint PRIMARY KEY, state text NOT NULL, changed timestamptz DEFAULT now());

@@ -12,15 +12,15 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from ...errors import MidwatchError, TemporaryError
-from ...lifecycle import Stop, signals_set
-from ...model import Diagnosis, Json, Ticket, TicketStatus
-from ...store.protocol import Store, TicketFilter
-from ..daemons import run_both
-from ..wiring import App, Edge, open_app
-from .faults import Fault, Ward
-from .shop import customers, shop, write_settings
-from .telling import Teller
+from midwatch.cli.daemons import run_both
+from midwatch.cli.demo.faults import Fault, Ward
+from midwatch.cli.demo.shop import customers, shop, write_settings
+from midwatch.cli.demo.telling import Teller
+from midwatch.cli.wiring import App, Edge, open_app
+from midwatch.errors import MidwatchError, TemporaryError
+from midwatch.lifecycle import Stop, signals_set
+from midwatch.model import Diagnosis, Json, Ticket, TicketStatus
+from midwatch.store.protocol import Store, TicketFilter
 
 T = TypeVar("T")
 _TICKET_SECONDS = 30.0

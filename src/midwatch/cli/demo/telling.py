@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ...model import Diagnosis, Json, Ticket
-from ...units import format_duration
+from midwatch.model import Diagnosis, Json, Ticket
+from midwatch.units import format_duration
 
 
 class Teller:

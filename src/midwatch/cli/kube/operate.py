@@ -9,10 +9,10 @@ from importlib.util import find_spec
 
 import typer
 
-from ...errors import SettingsError
-from ...lifecycle import Stop, signals_set
-from ..daemons import end_in
-from ..wiring import Edge
+from midwatch.cli.daemons import end_in
+from midwatch.cli.wiring import Edge
+from midwatch.errors import SettingsError
+from midwatch.lifecycle import Stop, signals_set
 
 app = typer.Typer()
 
@@ -30,10 +30,10 @@ def operator(context: typer.Context) -> None:
 
 
 async def _operate(edge: Edge) -> None:
-    from ...kube.api import Cluster
-    from ...kube.operator.app import Operator
-    from ...logs import open_log
-    from ...redaction import Redactor
+    from midwatch.kube.api import Cluster
+    from midwatch.kube.operator.app import Operator
+    from midwatch.logs import open_log
+    from midwatch.redaction import Redactor
 
     settings = edge.settings()
     ours = settings.operator

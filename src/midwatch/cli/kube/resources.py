@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from ...errors import MidwatchError, PermanentError
-from ...model import Json
-from ...text import one_line
-from ..output import Output
+from midwatch.cli.output import Output
+from midwatch.errors import MidwatchError, PermanentError
+from midwatch.model import Json
+from midwatch.text import one_line
 
 app = typer.Typer()
 
@@ -26,7 +26,7 @@ _LONGEST_WARNING = 500
 @app.command()
 def crd(context: typer.Context, output: Format = "yaml") -> None:
     """Print the CustomResourceDefinition of AgenticSession, for `kubectl apply -f -`."""
-    from ...kube.crd import crd as definition
+    from midwatch.kube.crd import crd as definition
 
     _print([definition()], output, Output.standard(context.obj.environ))
 
@@ -44,8 +44,8 @@ def convert(
 
     Other documents pass through as they are. What cannot be carried over is said on standard error.
     """
-    from ...kube.convert import convert as convert_document
-    from ...kube.documents import read_documents
+    from midwatch.kube.convert import convert as convert_document
+    from midwatch.kube.documents import read_documents
 
     documents: list[Json] = []
     warnings: list[str] = []
@@ -69,7 +69,7 @@ def _print(documents: list[Json], format: str, output: Output) -> None:
         one = documents[0] if len(documents) == 1 else _list_of(documents)
         output.json(one)
         return
-    from ...kube.documents import write_yaml
+    from midwatch.kube.documents import write_yaml
 
     # Escaped on a terminal, where odd characters of a hostile text would act.
     output.stream.write(write_yaml(documents, ascii_only=output.terminal))
@@ -81,7 +81,7 @@ def _list_of(documents: list[Json]) -> Json:
 
 def _read(file: Path) -> bytes:
     """One byte more than is taken at most. Raises PermanentError."""
-    from ...kube.documents import MAX_BYTES
+    from midwatch.kube.documents import MAX_BYTES
 
     if str(file) == "-":
         if sys.stdin.isatty():

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...errors import Conflict
-from ...session.before import GO_ON
-from ...session.ledger import conversation_id
-from ...session.outbox import read_events
-from ...session.records import TranscriptKey
-from ...session.transcripts import PROJECT
-from ...status import SessionStatus, fold
-from ...store.sessions import StoredSession
-from .choices import Choices
-from .desk import Desk, is_here
-from .kept import elsewhere
-from .places import Place
-from .request import (
+from midwatch.cli.session.choices import Choices
+from midwatch.cli.session.desk import Desk, is_here
+from midwatch.cli.session.kept import elsewhere
+from midwatch.cli.session.places import Place
+from midwatch.cli.session.request import (
     Repository,
     Request,
     carried_of,
@@ -24,7 +16,15 @@ from .request import (
     new_id,
     repositories_of,
 )
-from .telling import aside
+from midwatch.cli.session.telling import aside
+from midwatch.errors import Conflict
+from midwatch.session.before import GO_ON
+from midwatch.session.ledger import conversation_id
+from midwatch.session.outbox import read_events
+from midwatch.session.records import TranscriptKey
+from midwatch.session.transcripts import PROJECT
+from midwatch.status import SessionStatus, fold
+from midwatch.store.sessions import StoredSession
 
 
 async def resumed(

@@ -10,12 +10,12 @@ import threading
 import time
 from datetime import UTC, datetime
 
-from ...errors import Conflict
-from ...events import PhaseChanged
-from ...session.outbox import EventReader
-from .letters import pending_request, write
-from .places import Place
-from .telling import Teller, aside
+from midwatch.cli.session.letters import pending_request, write
+from midwatch.cli.session.places import Place
+from midwatch.cli.session.telling import Teller, aside
+from midwatch.errors import Conflict
+from midwatch.events import PhaseChanged
+from midwatch.session.outbox import EventReader
 
 _CHUNK = 65_536
 _INTERVAL = 0.05

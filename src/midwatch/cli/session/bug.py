@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ...testing.messages_api import Answer
+    from midwatch.testing.messages_api import Answer
 
 SHOP = {
     "test_cart.py": """\
@@ -59,6 +59,6 @@ def mended() -> Answer:
 
 
 def _bash(command: str) -> Answer:
-    from ...testing.messages_api import Answer, ToolUse
+    from midwatch.testing.messages_api import Answer, ToolUse
 
     return Answer(tool_uses=[ToolUse("Bash", {"command": command})])

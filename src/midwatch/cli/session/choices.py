@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, fields, replace
 
 from pydantic import TypeAdapter, ValidationError
 
-from ...errors import SettingsError
-from ...model import Json
-from ...session.options import Limits, SandboxWish, SessionOptions, SubagentSpec
-from ...settings import GitCredentialSettings, SessionSettings
-from ...workspace.environment import Credential, GitEnvironment
-from ...workspace.setup import WorkspaceOptions
-from .places import Place, Places
+from midwatch.cli.session.places import Place, Places
+from midwatch.errors import SettingsError
+from midwatch.model import Json
+from midwatch.session.options import Limits, SandboxWish, SessionOptions, SubagentSpec
+from midwatch.settings import GitCredentialSettings, SessionSettings
+from midwatch.workspace.environment import Credential, GitEnvironment
+from midwatch.workspace.setup import WorkspaceOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...text import one_line
-from ...workspace.progress import OnProgress, Progress
-from .telling import aside
+from midwatch.cli.session.telling import aside
+from midwatch.text import one_line
+from midwatch.workspace.progress import OnProgress, Progress
 
 _SHARE = {
     "asking": 0,

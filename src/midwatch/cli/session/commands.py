@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...errors import Conflict, SettingsError
-from ...shielding import shield_process
-from ...units import parse_duration
-from ..output import Output
-from ..wiring import Edge
-from .app import (
+from midwatch.cli.output import Output
+from midwatch.cli.session.app import (
     AllowTool,
     AsJson,
     DenyTool,
@@ -30,11 +26,15 @@ from .app import (
     Timeout,
     Trust,
 )
+from midwatch.cli.wiring import Edge
+from midwatch.errors import Conflict, SettingsError
+from midwatch.shielding import shield_process
+from midwatch.units import parse_duration
 
 if TYPE_CHECKING:
-    from .choices import Choices
-    from .desk import Desk
-    from .request import Request
+    from midwatch.cli.session.choices import Choices
+    from midwatch.cli.session.desk import Desk
+    from midwatch.cli.session.request import Request
 
 app = typer.Typer()
 
@@ -76,7 +76,12 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Clone repositories and let Claude Code work in them. Exit code 0 only if it is Completed."""
-    from .request import Request, new_id, parse_repositories, read_prompt
+    from midwatch.cli.session.request import (
+        Request,
+        new_id,
+        parse_repositories,
+        read_prompt,
+    )
 
     if prompt is None and not interactive:
         raise SettingsError("is missing", path="--prompt", hint="say what to do")
@@ -125,8 +130,8 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Go on with a session, with all that was said; also on another machine with the same database."""
-    from .again import resumed
-    from .request import read_prompt
+    from midwatch.cli.session.again import resumed
+    from midwatch.cli.session.request import read_prompt
 
     text = None if prompt is None else read_prompt(prompt)
     now = chosen(
@@ -159,8 +164,8 @@ def fork(
     as_json: AsJson = False,
 ) -> None:
     """Begin a new session with all that was said in another one, in fresh clones."""
-    from .again import forked
-    from .request import read_prompt
+    from midwatch.cli.session.again import forked
+    from midwatch.cli.session.request import read_prompt
 
     if prompt is None and not interactive:
         raise SettingsError("is missing", path="--prompt", hint="say what to do")
@@ -188,7 +193,7 @@ def chosen(
     deny_tool: list[str] | None = None,
 ) -> Choices:
     """What the options say. Raises SettingsError for what is no duration."""
-    from .choices import Choices
+    from midwatch.cli.session.choices import Choices
 
     return Choices(
         model=model,
@@ -226,9 +231,9 @@ def carry_out(
 async def _carry_out(
     edge: Edge, make: Callable[[Desk], Awaitable[Request]], as_json: bool
 ) -> None:
-    from .desk import open_desk
-    from .running import Runner
-    from .telling import Teller
+    from midwatch.cli.session.desk import open_desk
+    from midwatch.cli.session.running import Runner
+    from midwatch.cli.session.telling import Teller
 
     async with open_desk(edge) as desk:
         await desk.close_crashed()

@@ -11,10 +11,10 @@ from pathlib import Path
 import typer
 import yaml
 
-from ...errors import MidwatchError
-from ..wiring import Edge
-from .bug import PRICES, PROMPT, SAID, SHOP, looked, mended
-from .commands import carry_out
+from midwatch.cli.session.bug import PRICES, PROMPT, SAID, SHOP, looked, mended
+from midwatch.cli.session.commands import carry_out
+from midwatch.cli.wiring import Edge
+from midwatch.errors import MidwatchError
 
 app = typer.Typer()
 
@@ -44,7 +44,7 @@ def demo(context: typer.Context) -> None:
 @contextlib.contextmanager
 def _scripted() -> Iterator[str]:
     """A Messages API that answers as Claude would, and whose commands really run."""
-    from ...testing.messages_api import Answer, Rule, ScriptedMessagesAPI
+    from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI
 
     steps = [looked(), mended(), looked(), Answer(SAID)]
     with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
@@ -52,11 +52,11 @@ def _scripted() -> Iterator[str]:
 
 
 def _play(edge: Edge, folder: Path) -> None:
-    from ...testing.fakes import make_repository
-    from .choices import Choices
-    from .desk import Desk
-    from .request import Repository, Request, new_id
-    from .shelf import diffs_of, print_diffs
+    from midwatch.cli.session.choices import Choices
+    from midwatch.cli.session.desk import Desk
+    from midwatch.cli.session.request import Repository, Request, new_id
+    from midwatch.cli.session.shelf import diffs_of, print_diffs
+    from midwatch.testing.fakes import make_repository
 
     shop = make_repository(folder / "remotes" / "shop", SHOP)
     prices = make_repository(folder / "remotes" / "prices", PRICES)

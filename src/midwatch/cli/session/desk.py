@@ -6,21 +6,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from ...events import Phase
-from ...redaction import Redactor
-from ...session.errors import KeyRefused
-from ...session.options import ApiAccess
-from ...session.records import HEARTBEAT, FolderRecords
-from ...settings import Settings
-from ...status import SessionStatus
-from ...store.sessions import SqlSessions, StoredSession
-from ...store.sql import SqlStore, open_store
-from ...store.transcripts import SqlTranscripts
-from ...workspace.environment import GitEnvironment
-from ...workspace.setup import WorkspaceOptions
-from ..wiring import Edge, api_key, secrets_of
-from .choices import git_environment, workspace_options
-from .places import Place, Places, this_host
+from midwatch.cli.session.choices import git_environment, workspace_options
+from midwatch.cli.session.places import Place, Places, this_host
+from midwatch.cli.wiring import Edge, api_key, secrets_of
+from midwatch.events import Phase
+from midwatch.redaction import Redactor
+from midwatch.session.errors import KeyRefused
+from midwatch.session.options import ApiAccess
+from midwatch.session.records import HEARTBEAT, FolderRecords
+from midwatch.settings import Settings
+from midwatch.status import SessionStatus
+from midwatch.store.sessions import SqlSessions, StoredSession
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.transcripts import SqlTranscripts
+from midwatch.workspace.environment import GitEnvironment
+from midwatch.workspace.setup import WorkspaceOptions
 
 SILENT = 4 * HEARTBEAT
 """Seconds without a heartbeat after which a runner of another machine has crashed."""

@@ -6,14 +6,14 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
-from ...model import Json
-from ...session.records import status_to_json
-from ...session.results import SessionResult, repository_record
-from ...store.sessions import StoredSession
-from ...text import one_line
-from ...workspace.mirrors import Mirror
-from ...workspace.push import PushResult
-from ..output import iso
+from midwatch.cli.output import iso
+from midwatch.model import Json
+from midwatch.session.records import status_to_json
+from midwatch.session.results import SessionResult, repository_record
+from midwatch.store.sessions import StoredSession
+from midwatch.text import one_line
+from midwatch.workspace.mirrors import Mirror
+from midwatch.workspace.push import PushResult
 
 
 def session_row(session: StoredSession) -> Json:

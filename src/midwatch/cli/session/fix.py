@@ -7,10 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ...errors import Conflict
-from ...shielding import shield_process
-from ..wiring import Edge
-from .app import (
+from midwatch.cli.session.app import (
     AllowTool,
     AsJson,
     DenyTool,
@@ -23,7 +20,10 @@ from .app import (
     PushBranch,
     Timeout,
 )
-from .commands import Sandbox, chosen
+from midwatch.cli.session.commands import Sandbox, chosen
+from midwatch.cli.wiring import Edge
+from midwatch.errors import Conflict
+from midwatch.shielding import shield_process
 
 app = typer.Typer()
 
@@ -57,7 +57,7 @@ def fix(
     """
     import asyncio
 
-    from .fixing import Fix
+    from midwatch.cli.session.fixing import Fix
 
     shield_process()
     edge: Edge = context.obj

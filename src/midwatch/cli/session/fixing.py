@@ -8,20 +8,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ...errors import Conflict, MidwatchError, SettingsError
-from ...loading import explain
-from ...model import Diagnosis, Ticket
-from ...settings import SubjectSettings
-from ...text import clean, fence, one_line, shorten
-from ...units import format_duration
-from ..output import Output
-from ..tickets import settled, user_at_host
-from ..wiring import Edge
-from .choices import Choices, session_options
-from .desk import Desk, open_desk
-from .request import Repository, Request, new_id
-from .running import Runner
-from .telling import Teller
+from midwatch.cli.output import Output
+from midwatch.cli.session.choices import Choices, session_options
+from midwatch.cli.session.desk import Desk, open_desk
+from midwatch.cli.session.request import Repository, Request, new_id
+from midwatch.cli.session.running import Runner
+from midwatch.cli.session.telling import Teller
+from midwatch.cli.tickets import settled, user_at_host
+from midwatch.cli.wiring import Edge
+from midwatch.errors import Conflict, MidwatchError, SettingsError
+from midwatch.loading import explain
+from midwatch.model import Diagnosis, Ticket
+from midwatch.settings import SubjectSettings
+from midwatch.text import clean, fence, one_line, shorten
+from midwatch.units import format_duration
 
 EVIDENCE_TOKENS = 16_000
 """What all evidence together may take of the prompt."""

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import astuple, replace
 from datetime import datetime
 
-from ...events import Spend
-from ...model import Usage
-from ...redaction import Redactor
-from ...session.records import FolderRecords, RepositoryRecord, SessionSpec
-from ...status import SessionStatus
-from .desk import Desk
-from .places import Place, this_host
-from .request import Request, options_document
+from midwatch.cli.session.desk import Desk
+from midwatch.cli.session.places import Place, this_host
+from midwatch.cli.session.request import Request, options_document
+from midwatch.events import Spend
+from midwatch.model import Usage
+from midwatch.redaction import Redactor
+from midwatch.session.records import FolderRecords, RepositoryRecord, SessionSpec
+from midwatch.status import SessionStatus
 
 
 class Kept:

@@ -6,13 +6,13 @@ import uuid
 from datetime import datetime
 from typing import Any
 
-from ...errors import Conflict
-from ...session.mailbox import MAX_LINE, Kind, write_mail
-from ...session.outbox import read_events
-from ...session.records import FolderRecords
-from ...status import SessionStatus, fold
-from ..output import iso
-from .places import Place
+from midwatch.cli.output import iso
+from midwatch.cli.session.places import Place
+from midwatch.errors import Conflict
+from midwatch.session.mailbox import MAX_LINE, Kind, write_mail
+from midwatch.session.outbox import read_events
+from midwatch.session.records import FolderRecords
+from midwatch.status import SessionStatus, fold
 
 
 def write(place: Place, kind: Kind, content: Any, at: datetime) -> str:

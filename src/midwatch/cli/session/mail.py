@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...errors import SettingsError
-from ..output import Output
-from ..wiring import Edge
-from .app import AsJson, Id
+from midwatch.cli.output import Output
+from midwatch.cli.session.app import AsJson, Id
+from midwatch.cli.wiring import Edge
+from midwatch.errors import SettingsError
 
 if TYPE_CHECKING:
-    from ...session.mailbox import Kind
-    from .places import Place
+    from midwatch.cli.session.places import Place
+    from midwatch.session.mailbox import Kind
 
 app = typer.Typer()
 
@@ -32,7 +32,7 @@ def send(
     as_json: AsJson = False,
 ) -> None:
     """Say something to an interactive session; `/end` ends it."""
-    from .request import read_prompt
+    from midwatch.cli.session.request import read_prompt
 
     _post(context.obj, session_id, "user_message", read_prompt(text), as_json)
 
@@ -85,8 +85,8 @@ def attach(
 
     `/interrupt`, `/approve`, `/deny` and `/end` are commands. Who leaves ends nothing.
     """
-    from .attaching import follow
-    from .telling import Teller
+    from midwatch.cli.session.attaching import follow
+    from midwatch.cli.session.telling import Teller
 
     edge: Edge = context.obj
     place = _place(edge, session_id)
@@ -104,7 +104,7 @@ def _answer(
     why: str,
     as_json: bool,
 ) -> None:
-    from .letters import pending_request
+    from midwatch.cli.session.letters import pending_request
 
     asked = request or pending_request(_place(edge, session_id))
     content = {"request_id": asked, "allow": allow, "message": why}
@@ -112,7 +112,7 @@ def _answer(
 
 
 def _post(edge: Edge, session_id: str, kind: Kind, content: Any, as_json: bool) -> None:
-    from .letters import expectation, write
+    from midwatch.cli.session.letters import expectation, write
 
     place = _place(edge, session_id)
     message_id = write(place, kind, content, datetime.now(UTC))
@@ -125,7 +125,7 @@ def _post(edge: Edge, session_id: str, kind: Kind, content: Any, as_json: bool) 
 
 def _place(edge: Edge, session_id: str) -> Place:
     """Raises NotFound."""
-    from .places import Places
+    from midwatch.cli.session.places import Places
 
     settings = edge.settings()
     if not session_id:

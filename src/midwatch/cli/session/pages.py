@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...events import Phase
-from ...session.results import SessionResult
-from ...store.sessions import StoredSession
-from ...text import one_line
-from ...units import format_duration
-from ...workspace.inspect import RepoState
-from ..output import BOLD, DIM, GREEN, RED, YELLOW, Cell, Output
+from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Cell, Output
+from midwatch.events import Phase
+from midwatch.session.results import SessionResult
+from midwatch.store.sessions import StoredSession
+from midwatch.text import one_line
+from midwatch.units import format_duration
+from midwatch.workspace.inspect import RepoState
 
 _PROMPT = 5  # the column that is shortened
 PHASE_STYLES = {

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import NotFound
-from ...session.errors import SessionBusy
-from ...session.folder import SessionFolder
-from ...session.outbox import disk_error
-from ...settings import SessionSettings
-from ...workspace.environment import default_home
-from ...workspace.setup import default_cache
+from midwatch.errors import NotFound
+from midwatch.session.errors import SessionBusy
+from midwatch.session.folder import SessionFolder
+from midwatch.session.outbox import disk_error
+from midwatch.settings import SessionSettings
+from midwatch.workspace.environment import default_home
+from midwatch.workspace.setup import default_cache
 
 _TRIES, _TRY_AGAIN = 10, 0.01
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...errors import MidwatchError, NotFound
-from ...session.results import repository_record
-from ...text import one_line
-from ...workspace.inspect import RepoState, inspect_workspace
-from ...workspace.names import check_ref_name
-from ...workspace.push import PushResult, push_workspace
-from ...workspace.record import ClonedRepo, Workspace, open_workspace, save_record
-from ..output import GREEN, RED
-from .desk import Desk
-from .documents import push_document
-from .places import Place
-from .telling import Teller
+from midwatch.cli.output import GREEN, RED
+from midwatch.cli.session.desk import Desk
+from midwatch.cli.session.documents import push_document
+from midwatch.cli.session.places import Place
+from midwatch.cli.session.telling import Teller
+from midwatch.errors import MidwatchError, NotFound
+from midwatch.session.results import repository_record
+from midwatch.text import one_line
+from midwatch.workspace.inspect import RepoState, inspect_workspace
+from midwatch.workspace.names import check_ref_name
+from midwatch.workspace.push import PushResult, push_workspace
+from midwatch.workspace.record import ClonedRepo, Workspace, open_workspace, save_record
 
 
 class NotPushed(MidwatchError):

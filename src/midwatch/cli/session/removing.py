@@ -12,15 +12,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ...errors import Conflict, NotFound
-from ...lifecycle import SystemClock
-from ...session.ledger import conversation_id
-from ...session.outbox import disk_error
-from ...session.records import TranscriptKey
-from ...session.transcripts import PROJECT
-from ...store.sessions import StoredSession
-from .desk import Desk, is_here
-from .places import Place
+from midwatch.cli.session.desk import Desk, is_here
+from midwatch.cli.session.places import Place
+from midwatch.errors import Conflict, NotFound
+from midwatch.lifecycle import SystemClock
+from midwatch.session.ledger import conversation_id
+from midwatch.session.outbox import disk_error
+from midwatch.session.records import TranscriptKey
+from midwatch.session.transcripts import PROJECT
+from midwatch.store.sessions import StoredSession
 
 
 async def remove(desk: Desk, session_id: str) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from ...errors import NotFound, SettingsError
-from ...model import Json
-from ...status import SessionStatus
-from ...store.sessions import StoredSession
-from ...workspace.plan import RepoSpec
-from ...workspace.urls import parse_remote
-from .choices import Choices, choices_of
+from midwatch.cli.session.choices import Choices, choices_of
+from midwatch.errors import NotFound, SettingsError
+from midwatch.model import Json
+from midwatch.status import SessionStatus
+from midwatch.store.sessions import StoredSession
+from midwatch.workspace.plan import RepoSpec
+from midwatch.workspace.urls import parse_remote
 
 MAX_PROMPT = 400_000
 """Characters; a line of the outbox has room for them."""

@@ -9,32 +9,32 @@ import shutil
 import sys
 from collections.abc import AsyncIterator
 
-from ...errors import MidwatchError, TemporaryError
-from ...events import Phase
-from ...lifecycle import Stop, SystemClock, signals_set
-from ...redaction import Redactor
-from ...session.before import (
+from midwatch.cli.session.attaching import chat
+from midwatch.cli.session.choices import session_options
+from midwatch.cli.session.cloning import shown_progress
+from midwatch.cli.session.desk import Desk
+from midwatch.cli.session.kept import Kept
+from midwatch.cli.session.pages import repository_line, summary_line
+from midwatch.cli.session.places import Place
+from midwatch.cli.session.pushing import push_and_tell
+from midwatch.cli.session.request import Request
+from midwatch.cli.session.telling import Teller, aside, aside_error
+from midwatch.cli.wiring import here
+from midwatch.errors import MidwatchError, TemporaryError
+from midwatch.events import Phase
+from midwatch.lifecycle import Stop, SystemClock, signals_set
+from midwatch.redaction import Redactor
+from midwatch.session.before import (
     SessionStopped,
     end_unprepared,
     stop_when_told,
     unless_stopped,
 )
-from ...session.records import HEARTBEAT, SessionSpec
-from ...session.results import SessionResult
-from ...session.session import AsyncAgenticSession
-from ...workspace.record import Workspace, open_workspace
-from ...workspace.setup import setup_workspace_async
-from ..wiring import here
-from .attaching import chat
-from .choices import session_options
-from .cloning import shown_progress
-from .desk import Desk
-from .kept import Kept
-from .pages import repository_line, summary_line
-from .places import Place
-from .pushing import push_and_tell
-from .request import Request
-from .telling import Teller, aside, aside_error
+from midwatch.session.records import HEARTBEAT, SessionSpec
+from midwatch.session.results import SessionResult
+from midwatch.session.session import AsyncAgenticSession
+from midwatch.workspace.record import Workspace, open_workspace
+from midwatch.workspace.setup import setup_workspace_async
 
 
 class Runner:
@@ -185,7 +185,7 @@ class Runner:
     async def _tell_end(self, result: SessionResult) -> None:
         teller = self._teller
         if teller.as_json:
-            from .documents import result_document
+            from midwatch.cli.session.documents import result_document
 
             teller.document(result_document(result))
             return

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ...errors import MidwatchError, SettingsError
-from ...shielding import shield_process
-from ..wiring import Edge
+from midwatch.cli.wiring import Edge
+from midwatch.errors import MidwatchError, SettingsError
+from midwatch.shielding import shield_process
 
 if TYPE_CHECKING:
-    from ...kube.pod.keeping import Sync
-    from ...kube.pod.task import Identity, PodTask
-    from ...kube.writer import StatusCluster
-    from ...settings import Settings
+    from midwatch.kube.pod.keeping import Sync
+    from midwatch.kube.pod.task import Identity, PodTask
+    from midwatch.kube.writer import StatusCluster
+    from midwatch.settings import Settings
 
 app = typer.Typer()
 
@@ -38,10 +38,10 @@ def serve(context: typer.Context) -> None:
 
 
 async def _serve(edge: Edge) -> int:
-    from ...kube.environment import BAD_ENVIRONMENT, sorted_variables
-    from ...kube.pod.refusing import refuse
-    from ...kube.pod.task import read_identity, read_task
-    from .telling import aside
+    from midwatch.cli.session.telling import aside
+    from midwatch.kube.environment import BAD_ENVIRONMENT, sorted_variables
+    from midwatch.kube.pod.refusing import refuse
+    from midwatch.kube.pod.task import read_identity, read_task
 
     variables = sorted_variables(edge.environ)
     own = replace(edge, environ=variables.own)
@@ -62,11 +62,11 @@ async def _serve(edge: Edge) -> int:
 async def _run(
     edge: Edge, settings: Settings, task: PodTask, cluster: StatusCluster
 ) -> int:
-    from ...kube.pod.allowing import allowed_in_a_pod
-    from ...kube.pod.serving import Means, PodRunner
-    from ..output import Output
-    from .choices import Choices, git_environment, session_options
-    from .telling import Teller, aside
+    from midwatch.cli.output import Output
+    from midwatch.cli.session.choices import Choices, git_environment, session_options
+    from midwatch.cli.session.telling import Teller, aside
+    from midwatch.kube.pod.allowing import allowed_in_a_pod
+    from midwatch.kube.pod.serving import Means, PodRunner
 
     teller = Teller(Output.standard(edge.environ))
 
@@ -94,13 +94,13 @@ async def _cluster(
     identity: Identity, settings: Settings
 ) -> AsyncIterator[StatusCluster]:
     """The API server, or what stands in where nothing is to be told. Raises SettingsError."""
-    from ...kube.writer import NoCluster
+    from midwatch.kube.writer import NoCluster
 
     if not identity.told:
         yield NoCluster()
         return
     try:
-        from ...kube.api import Cluster
+        from midwatch.kube.api import Cluster
     except ImportError as error:
         raise _missing(error, "kubernetes") from error
     operator = settings.operator
@@ -116,11 +116,11 @@ async def _sync(task: PodTask) -> AsyncIterator[Sync | None]:
         yield None
         return
     try:
-        from ...content.sync.client import ContentClient
-        from ...content.sync.workspace import WorkspaceSync
+        from midwatch.content.sync.client import ContentClient
+        from midwatch.content.sync.workspace import WorkspaceSync
     except ImportError as error:
         raise _missing(error, "content") from error
-    from ...kube.pod.places import LOCAL_OWNED, PodPlaces, stays_here
+    from midwatch.kube.pod.places import LOCAL_OWNED, PodPlaces, stays_here
 
     given = task.environment
     places = PodPlaces(given.workspace_path, given.state_path, given.cache_path)

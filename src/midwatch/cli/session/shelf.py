@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from ...errors import Conflict, SettingsError
-from ...units import format_size, parse_duration, parse_size
-from ..output import Output
-from ..wiring import Edge
-from .app import AsJson, Id, PushBranch
+from midwatch.cli.output import Output
+from midwatch.cli.session.app import AsJson, Id, PushBranch
+from midwatch.cli.wiring import Edge
+from midwatch.errors import Conflict, SettingsError
+from midwatch.units import format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
-    from ...events import Phase
-    from ...store.sessions import StoredSession
-    from ...workspace.inspect import Diff
-    from .desk import Desk
+    from midwatch.cli.session.desk import Desk
+    from midwatch.events import Phase
+    from midwatch.store.sessions import StoredSession
+    from midwatch.workspace.inspect import Diff
 
 app = typer.Typer()
 
@@ -49,11 +49,11 @@ def list_(
     found = at_desk(context.obj, read)
     output = Output.standard(context.obj.environ)
     if as_json:
-        from .documents import session_row
+        from midwatch.cli.session.documents import session_row
 
         output.json([session_row(one) for one in found[:limit]])
     elif found:
-        from .pages import session_table
+        from midwatch.cli.session.pages import session_table
 
         session_table(output, found[:limit])
     else:
@@ -63,7 +63,7 @@ def list_(
 
 
 def _phase(name: str) -> Phase:
-    from ...events import Phase
+    from midwatch.events import Phase
 
     for phase in Phase:
         if phase.value.lower() == name.lower():
@@ -78,11 +78,11 @@ def show(context: typer.Context, session_id: Id, as_json: AsJson = False) -> Non
     found = at_desk(context.obj, lambda desk: desk.session(session_id))
     output = Output.standard(context.obj.environ)
     if as_json:
-        from .documents import session_document
+        from midwatch.cli.session.documents import session_document
 
         output.json(session_document(found))
     else:
-        from .pages import show_session
+        from midwatch.cli.session.pages import show_session
 
         show_session(output, found)
 
@@ -104,9 +104,9 @@ def diffs_of(edge: Edge, session_id: str, repo: str | None) -> list[tuple[str, D
     """What a session changed, by repository; `repo` is one's name or number."""
 
     async def read(desk: Desk) -> list[tuple[str, Diff]]:
-        from ...workspace.inspect import diff_of
-        from ...workspace.record import open_workspace
-        from .pushing import repository_named
+        from midwatch.cli.session.pushing import repository_named
+        from midwatch.workspace.inspect import diff_of
+        from midwatch.workspace.record import open_workspace
 
         place = desk.places.present(session_id)
         workspace = open_workspace(place.state)
@@ -138,8 +138,8 @@ def push(
     """Push what a session did: its commits and, in one more, the rest. Nothing is forced."""
 
     async def act(desk: Desk) -> None:
-        from .pushing import push_and_tell
-        from .telling import Teller
+        from midwatch.cli.session.pushing import push_and_tell
+        from midwatch.cli.session.telling import Teller
 
         place = desk.places.present(session_id)
         if place.running:
@@ -159,7 +159,7 @@ def rm(
     """Remove sessions for good: folder, workspace, transcript and record."""
 
     async def act(desk: Desk) -> None:
-        from .removing import remove
+        from midwatch.cli.session.removing import remove
 
         for session_id in session_ids:
             await remove(desk, session_id)
@@ -191,7 +191,7 @@ def prune(
     age, size = _age(older_than), _size(max_size)
 
     async def act(desk: Desk) -> list[tuple[str, int]]:
-        from .removing import prune_sessions
+        from midwatch.cli.session.removing import prune_sessions
 
         kept = desk.settings.sessions
         return await prune_sessions(
@@ -230,7 +230,7 @@ def at_desk(edge: Edge, use: Callable[[Desk], Awaitable[T]]) -> T:
     """Open the desk, do one thing, close it."""
 
     async def run() -> T:
-        from .desk import open_desk
+        from midwatch.cli.session.desk import open_desk
 
         async with open_desk(edge) as desk:
             return await use(desk)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import MidwatchError
-from ...events import (
+from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Output, cut
+from midwatch.errors import MidwatchError
+from midwatch.events import (
     Command,
     Event,
     Failure,
@@ -31,8 +32,7 @@ from ...events import (
     TurnStarted,
     to_json,
 )
-from ...text import one_line
-from ..output import BOLD, DIM, GREEN, RED, YELLOW, Output, cut
+from midwatch.text import one_line
 
 _LONGEST = 2000
 _KIND = 11

@@ -8,8 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ...errors import MidwatchError, PermanentError, TemporaryError
-from ..errors import (
+from midwatch.content.errors import (
     ChunksMissing,
     ContentDamaged,
     ContentFull,
@@ -22,8 +21,9 @@ from ..errors import (
     TokenRefused,
     VersionConflict,
 )
-from ..tree import compact
-from ..wire import SUPERSEDED
+from midwatch.content.tree import compact
+from midwatch.content.wire import SUPERSEDED
+from midwatch.errors import MidwatchError, PermanentError, TemporaryError
 
 STATUS: tuple[tuple[type[MidwatchError], int], ...] = (
     (StreamBroken, 400),

@@ -9,10 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from ..errors import ChunksMissing
-from ..wire import ATTEMPT, INBOX, MAX_HASHES, MEDIA_TYPE, frame_of, split_frames
-from .answers import JsonAnswer, RequestRefused, etag
-from .bodies import (
+from midwatch.content.errors import ChunksMissing
+from midwatch.content.server.answers import JsonAnswer, RequestRefused, etag
+from midwatch.content.server.bodies import (
     attempt_of,
     base_of,
     check_media_type,
@@ -25,10 +24,18 @@ from .bodies import (
     seconds_of,
     version_in,
 )
-from .desk import Desk
-from .edits import appended
-from .inbox import MAX_LINE, inbox_line
-from .manifest import Manifest
+from midwatch.content.server.desk import Desk
+from midwatch.content.server.edits import appended
+from midwatch.content.server.inbox import MAX_LINE, inbox_line
+from midwatch.content.server.manifest import Manifest
+from midwatch.content.wire import (
+    ATTEMPT,
+    INBOX,
+    MAX_HASHES,
+    MEDIA_TYPE,
+    frame_of,
+    split_frames,
+)
 
 _BATCH_BYTES = 4 << 20
 _BATCH_FRAMES = 256

@@ -11,10 +11,10 @@ from typing import Any
 
 from starlette.requests import Request
 
-from ..errors import ContentTooLarge
-from ..tree import CHUNK, Delta, Entry, entry_from_json, is_hash
-from ..wire import ATTEMPT, MAX_HASHES
-from .answers import RequestRefused
+from midwatch.content.errors import ContentTooLarge
+from midwatch.content.server.answers import RequestRefused
+from midwatch.content.tree import CHUNK, Delta, Entry, entry_from_json, is_hash
+from midwatch.content.wire import ATTEMPT, MAX_HASHES
 
 _TAG = re.compile(r'(?:W/)?"([^"]*)"')
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
-from .manifest import Manifest
+from midwatch.content.server.manifest import Manifest
 
 
 class Mark(NamedTuple):

@@ -11,11 +11,11 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
-from ..durable import sync_all
-from ..errors import ChunksMissing, StreamBroken
-from ..wire import checked
-from .disk import write_file
-from .room import Taken
+from midwatch.content.durable import sync_all
+from midwatch.content.errors import ChunksMissing, StreamBroken
+from midwatch.content.server.disk import write_file
+from midwatch.content.server.room import Taken
+from midwatch.content.wire import checked
 
 _DAMAGED = ".damaged"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ...errors import MidwatchError
-from ...lifecycle import Stop
-from ...logs import Log
-from .desk import Desk
+from midwatch.content.server.desk import Desk
+from midwatch.errors import MidwatchError
+from midwatch.lifecycle import Stop
+from midwatch.logs import Log
 
 
 async def collect_for_ever(desk: Desk, stop: Stop, log: Log) -> None:

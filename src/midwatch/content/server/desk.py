@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
-from ...lifecycle import Clock
-from ...settings import ContentSettings
-from ..errors import TokenRefused
-from ..tokens import Grant, verify
-from .answers import RequestRefused, TooBusy
-from .changes import Changes
-from .keys import Keys
-from .store import ContentStore
-from .tally import Tally
-from .workers import Turns, Workers
+from midwatch.content.errors import TokenRefused
+from midwatch.content.server.answers import RequestRefused, TooBusy
+from midwatch.content.server.changes import Changes
+from midwatch.content.server.keys import Keys
+from midwatch.content.server.store import ContentStore
+from midwatch.content.server.tally import Tally
+from midwatch.content.server.workers import Turns, Workers
+from midwatch.content.tokens import Grant, verify
+from midwatch.lifecycle import Clock
+from midwatch.settings import ContentSettings
 
 
 @dataclass(slots=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...errors import MidwatchError
-from ..errors import ContentFull, ContentUnavailable
+from midwatch.content.errors import ContentFull, ContentUnavailable
+from midwatch.errors import MidwatchError
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..errors import PathRefused
-from ..paths import check_path
-from ..tree import CHUNK, Delta, Entry, chunk_hash
-from .manifest import Manifest
-from .store import Edit
+from midwatch.content.errors import PathRefused
+from midwatch.content.paths import check_path
+from midwatch.content.server.manifest import Manifest
+from midwatch.content.server.store import Edit
+from midwatch.content.tree import CHUNK, Delta, Entry, chunk_hash
 
 _FILE, _FOLDER, _PRIVATE = 0o644, 0o755, 0o600
 

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ...metrics.exposition import Exposition
-from ...metrics.families import Family, Sample, code_label
-from .desk import Desk
+from midwatch.content.server.desk import Desk
+from midwatch.metrics.exposition import Exposition
+from midwatch.metrics.families import Family, Sample, code_label
 
 _REQUESTS = Family(
     "midwatch_content_requests_total",

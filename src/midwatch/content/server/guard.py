@@ -13,10 +13,10 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from ...lifecycle import Clock
-from ...logs import Log
-from .answers import JsonAnswer
-from .tally import Tally
+from midwatch.content.server.answers import JsonAnswer
+from midwatch.content.server.tally import Tally
+from midwatch.lifecycle import Clock
+from midwatch.logs import Log
 
 _GONE = 499
 """In the log only: the client went away before its answer (as nginx has it)."""

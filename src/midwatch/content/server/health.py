@@ -9,11 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ...errors import MidwatchError
-from ...lifecycle import Stop
-from ..errors import ContentUnavailable
-from .answers import JsonAnswer, error_answer
-from .desk import Desk
+from midwatch.content.errors import ContentUnavailable
+from midwatch.content.server.answers import JsonAnswer, error_answer
+from midwatch.content.server.desk import Desk
+from midwatch.errors import MidwatchError
+from midwatch.lifecycle import Stop
 
 _LONGEST_PROBE = 5.0
 

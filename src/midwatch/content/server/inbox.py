@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from ..errors import ContentTooLarge
-from .answers import RequestRefused
+from midwatch.content.errors import ContentTooLarge
+from midwatch.content.server.answers import RequestRefused
 
 MAX_LINE = 500_000
 """Bytes: more is refused by whoever reads the mailbox."""

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ...errors import SettingsError
-from ...logs import Log
-from ..tokens import read_keys
+from midwatch.content.tokens import read_keys
+from midwatch.errors import SettingsError
+from midwatch.logs import Log
 
 Keys = Callable[[], Sequence[bytes]]
 """What verifies a token now."""

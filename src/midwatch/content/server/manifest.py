@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import BinaryIO
 
-from ..errors import ContentDamaged
-from ..tree import EMPTY, Delta, Entry, Kind, entry_from_json, version_of
+from midwatch.content.errors import ContentDamaged
+from midwatch.content.tree import EMPTY, Delta, Entry, Kind, entry_from_json, version_of
 
 _FORMAT = 1
 _TIME = 10

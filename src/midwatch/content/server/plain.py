@@ -19,15 +19,15 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from ..errors import PathRefused
-from ..paths import check_path
-from ..tree import Entry
-from ..wire import MEDIA_TYPE
-from .answers import JsonAnswer, RequestRefused
-from .bodies import parse_object, read_body
-from .desk import Desk
-from .edits import written
-from .manifest import Manifest
+from midwatch.content.errors import PathRefused
+from midwatch.content.paths import check_path
+from midwatch.content.server.answers import JsonAnswer, RequestRefused
+from midwatch.content.server.bodies import parse_object, read_body
+from midwatch.content.server.desk import Desk
+from midwatch.content.server.edits import written
+from midwatch.content.server.manifest import Manifest
+from midwatch.content.tree import Entry
+from midwatch.content.wire import MEDIA_TYPE
 
 
 class PlainApi:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ...settings import ContentSettings
-from ..errors import ContentFull
-from ..tree import CHUNK
+from midwatch.content.errors import ContentFull
+from midwatch.content.tree import CHUNK
+from midwatch.settings import ContentSettings
 
 TIMES = 2
 """A folder's chunks may take so many times what its manifest may name."""

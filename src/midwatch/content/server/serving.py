@@ -13,24 +13,24 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from ...errors import MidwatchError, SettingsError
-from ...lifecycle import Clock, Stop, SystemClock
-from ...logs import Log
-from ...settings import ContentSettings
-from .answers import on_http_error, on_midwatch_error
-from .api import FolderApi
-from .collect import collect_for_ever
-from .connection import guarded
-from .desk import Desk
-from .disk import disk_errors
-from .figures import FiguresApi
-from .guard import Guard
-from .health import HealthApi
-from .keys import Keys
-from .plain import PlainApi
-from .store import ContentStore
-from .volume import Volume
-from .workers import Workers
+from midwatch.content.server.answers import on_http_error, on_midwatch_error
+from midwatch.content.server.api import FolderApi
+from midwatch.content.server.collect import collect_for_ever
+from midwatch.content.server.connection import guarded
+from midwatch.content.server.desk import Desk
+from midwatch.content.server.disk import disk_errors
+from midwatch.content.server.figures import FiguresApi
+from midwatch.content.server.guard import Guard
+from midwatch.content.server.health import HealthApi
+from midwatch.content.server.keys import Keys
+from midwatch.content.server.plain import PlainApi
+from midwatch.content.server.store import ContentStore
+from midwatch.content.server.volume import Volume
+from midwatch.content.server.workers import Workers
+from midwatch.errors import MidwatchError, SettingsError
+from midwatch.lifecycle import Clock, Stop, SystemClock
+from midwatch.logs import Log
+from midwatch.settings import ContentSettings
 
 _KEEP_ALIVE = 75
 """Seconds that a connection may idle: longer than the wait between two looks of a client."""

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from ...settings import ContentSettings
-from ..durable import sync_all
-from ..errors import (
+from midwatch.content.durable import sync_all
+from midwatch.content.errors import (
     ChunksMissing,
     ContentRefused,
     ContentTooLarge,
@@ -24,15 +23,16 @@ from ..errors import (
     Superseded,
     VersionConflict,
 )
-from ..paths import check_entries, check_shape
-from ..tree import CHUNK, Delta
-from .cache import ManifestCache, Mark
-from .chunks import Chunks
-from .disk import disk_errors
-from .history import History
-from .manifest import Manifest, cause_of, load
-from .room import FRESH, Room, taken_by
-from .volume import Volume
+from midwatch.content.paths import check_entries, check_shape
+from midwatch.content.server.cache import ManifestCache, Mark
+from midwatch.content.server.chunks import Chunks
+from midwatch.content.server.disk import disk_errors
+from midwatch.content.server.history import History
+from midwatch.content.server.manifest import Manifest, cause_of, load
+from midwatch.content.server.room import FRESH, Room, taken_by
+from midwatch.content.server.volume import Volume
+from midwatch.content.tree import CHUNK, Delta
+from midwatch.settings import ContentSettings
 
 _MANIFEST = "manifest.jsonl"
 

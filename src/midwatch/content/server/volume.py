@@ -23,10 +23,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..durable import sync_all
-from ..errors import ContentUnavailable
-from ..paths import check_folder
-from .disk import write_file
+from midwatch.content.durable import sync_all
+from midwatch.content.errors import ContentUnavailable
+from midwatch.content.paths import check_folder
+from midwatch.content.server.disk import write_file
 
 _MARK = ".midwatch-content"
 _LOCK = "lock"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
-from .answers import TooBusy
+from midwatch.content.server.answers import TooBusy
 
 P = ParamSpec("P")
 T = TypeVar("T")

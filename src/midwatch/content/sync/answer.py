@@ -8,8 +8,7 @@ from typing import Any
 
 import httpx2
 
-from ...errors import MidwatchError
-from ..errors import (
+from midwatch.content.errors import (
     ChunksMissing,
     ContentFull,
     ContentRefused,
@@ -20,7 +19,8 @@ from ..errors import (
     TokenRefused,
     VersionConflict,
 )
-from ..wire import SUPERSEDED
+from midwatch.content.wire import SUPERSEDED
+from midwatch.errors import MidwatchError
 
 _LONGEST = 500
 

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..durable import are_many, sync_file_system, with_descriptor
-from ..errors import ContentFull, ContentUnavailable
-from ..tree import Delta, Entry, Tree
-from .journal import Before, Plan
-from .merge import folders_above, tree_order
-from .roots import STAGING, Roots, Walker, set_mode
-from .scan import Scan
-from .stats import signature_of
+from midwatch.content.durable import are_many, sync_file_system, with_descriptor
+from midwatch.content.errors import ContentFull, ContentUnavailable
+from midwatch.content.sync.journal import Before, Plan
+from midwatch.content.sync.merge import folders_above, tree_order
+from midwatch.content.sync.roots import STAGING, Roots, Walker, set_mode
+from midwatch.content.sync.scan import Scan
+from midwatch.content.sync.stats import signature_of
+from midwatch.content.tree import Delta, Entry, Tree
 
 _IMPOSSIBLE = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
 _FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..durable import replace_file
-from ..errors import ContentDamaged
-from ..tree import Delta, Entry, compact, tree_from_json, tree_to_json
-from .journal import delta_from_json, delta_to_json
+from midwatch.content.durable import replace_file
+from midwatch.content.errors import ContentDamaged
+from midwatch.content.sync.journal import delta_from_json, delta_to_json
+from midwatch.content.tree import Delta, Entry, compact, tree_from_json, tree_to_json
 
 _LEAST_BYTES = 1 << 20
 """Of changes, before the tree is written anew."""

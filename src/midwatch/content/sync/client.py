@@ -25,14 +25,21 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from ...lifecycle import Clock, SystemClock
-from ...model import Json
-from ..errors import ContentRefused, ContentUnavailable
-from ..paths import check_folder, check_tree
-from ..tree import CHUNK, Delta, Entry, compact, tree_from_json, version_of
-from ..wire import ATTEMPT, MAX_HASHES, MEDIA_TYPE, decode_frames
-from .answer import error_of
-from .journal import delta_from_json, delta_to_json
+from midwatch.content.errors import ContentRefused, ContentUnavailable
+from midwatch.content.paths import check_folder, check_tree
+from midwatch.content.sync.answer import error_of
+from midwatch.content.sync.journal import delta_from_json, delta_to_json
+from midwatch.content.tree import (
+    CHUNK,
+    Delta,
+    Entry,
+    compact,
+    tree_from_json,
+    version_of,
+)
+from midwatch.content.wire import ATTEMPT, MAX_HASHES, MEDIA_TYPE, decode_frames
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.model import Json
 
 T = TypeVar("T")
 _TRIES = 3

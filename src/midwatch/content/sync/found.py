@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..tree import Entry, Tree
-from .stats import Kept
+from midwatch.content.sync.stats import Kept
+from midwatch.content.tree import Entry, Tree
 
 
 def carried(base: Tree, path: str) -> Iterator[tuple[str, Entry]]:

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..tree import Entry
-from .found import Found
-from .roots import open_folder
+from midwatch.content.sync.found import Found
+from midwatch.content.sync.roots import open_folder
+from midwatch.content.tree import Entry
 
 if TYPE_CHECKING:
-    from .scan import Walk
+    from midwatch.content.sync.scan import Walk
 
 TRIES = 3
 _PAUSE_SECONDS = 0.02

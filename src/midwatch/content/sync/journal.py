@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...model import Json
-from ..durable import replace_file
-from ..tree import Delta, Entry, compact, entry_from_json
-from .stats import Signature
+from midwatch.content.durable import replace_file
+from midwatch.content.sync.stats import Signature
+from midwatch.content.tree import Delta, Entry, compact, entry_from_json
+from midwatch.model import Json
 
 Before = int | Signature | None
 """What was there: the mode of a folder, the signature of a file or symlink, or nothing."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-from ..tree import CHUNK, Entry, chunk_hash
-from ..wire import frame_of
-from .reading import read_at
-from .roots import Walker
+from midwatch.content.sync.reading import read_at
+from midwatch.content.sync.roots import Walker
+from midwatch.content.tree import CHUNK, Entry, chunk_hash
+from midwatch.content.wire import frame_of
 
 BATCH = CHUNK
 """Bytes that go from or to a thread at once, and a chunk more at most."""

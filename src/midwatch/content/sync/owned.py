@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from ..tree import CHUNK, Entry
-from .client import ContentClient
-from .roots import Roots
-from .transfer import in_thread
+from midwatch.content.sync.client import ContentClient
+from midwatch.content.sync.roots import Roots
+from midwatch.content.sync.transfer import in_thread
+from midwatch.content.tree import CHUNK, Entry
 
 _CHUNKS = 16
 """Taken at a time; the rest in the next round."""

@@ -6,8 +6,8 @@ import os
 import stat as stats
 from dataclasses import dataclass, field
 
-from ..tree import CHUNK, Entry, chunk_hash
-from .stats import Signature, signature_of
+from midwatch.content.sync.stats import Signature, signature_of
+from midwatch.content.tree import CHUNK, Entry, chunk_hash
 
 TRIES = 3
 _LARGE = 64 << 20

@@ -13,19 +13,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ChunksMissing, ContentDamaged, ContentUnavailable, VersionConflict
-from ..tree import Delta, Entry, Tree, delta_between
-from . import staging as stage
-from .apply import carry_out, plan, raise_if_ailing
-from .base import BaseFile
-from .client import ContentClient, Remote
-from .journal import Plan, read_plan, write_plan
-from .merge import Merged, merge
-from .owned import take_lines
-from .scan import Scan, Scanner
-from .scope import Scope, next_base
-from .staging import Staging
-from .transfer import download, finish, in_thread, upload
+from midwatch.content.errors import (
+    ChunksMissing,
+    ContentDamaged,
+    ContentUnavailable,
+    VersionConflict,
+)
+from midwatch.content.sync import staging as stage
+from midwatch.content.sync.apply import carry_out, plan, raise_if_ailing
+from midwatch.content.sync.base import BaseFile
+from midwatch.content.sync.client import ContentClient, Remote
+from midwatch.content.sync.journal import Plan, read_plan, write_plan
+from midwatch.content.sync.merge import Merged, merge
+from midwatch.content.sync.owned import take_lines
+from midwatch.content.sync.scan import Scan, Scanner
+from midwatch.content.sync.scope import Scope, next_base
+from midwatch.content.sync.staging import Staging
+from midwatch.content.sync.transfer import download, finish, in_thread, upload
+from midwatch.content.tree import Delta, Entry, Tree, delta_between
 
 TRIES = 8
 """Commits of one round, when others are faster or files change under it."""

@@ -13,14 +13,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..paths import MAX_PATH
-from ..tree import Entry, Tree
-from .found import Found, carried
-from .gitfolder import GitRules, scan_git
-from .merge import folders_above, unit_of
-from .reading import Captured, read_file
-from .roots import STAGING, Roots, open_folder
-from .stats import Kept, Signature, is_racy, load, save, signature_of
+from midwatch.content.paths import MAX_PATH
+from midwatch.content.sync.found import Found, carried
+from midwatch.content.sync.gitfolder import GitRules, scan_git
+from midwatch.content.sync.merge import folders_above, unit_of
+from midwatch.content.sync.reading import Captured, read_file
+from midwatch.content.sync.roots import STAGING, Roots, open_folder
+from midwatch.content.sync.stats import (
+    Kept,
+    Signature,
+    is_racy,
+    load,
+    save,
+    signature_of,
+)
+from midwatch.content.tree import Entry, Tree
 
 DEEPEST = 256
 """Folders within folders; each costs an open file while it is scanned."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..tree import Entry, Tree
-from .merge import Merged, folders_above, merge, unit_of
-from .roots import Roots
-from .scan import Ignored, Scan
+from midwatch.content.sync.merge import Merged, folders_above, merge, unit_of
+from midwatch.content.sync.roots import Roots
+from midwatch.content.sync.scan import Ignored, Scan
+from midwatch.content.tree import Entry, Tree
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
-from ..durable import are_many, sync_file_system
-from ..tree import CHUNK, Entry
-from .apply import raise_if_ailing
-from .roots import STAGING, Roots, open_folder
+from midwatch.content.durable import are_many, sync_file_system
+from midwatch.content.sync.apply import raise_if_ailing
+from midwatch.content.sync.roots import STAGING, Roots, open_folder
+from midwatch.content.tree import CHUNK, Entry
 
 
 class Staging:

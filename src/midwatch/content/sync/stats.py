@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..durable import replace_file
-from ..tree import Entry, compact
+from midwatch.content.durable import replace_file
+from midwatch.content.tree import Entry, compact
 
 Signature = tuple[int, int, int, int, int]
 """Size, mtime and ctime in nanoseconds, inode, mode."""

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from typing import ParamSpec, TypeVar
 
-from ...errors import TemporaryError
-from ..errors import ContentDamaged, ContentUnavailable, StreamBroken
-from ..tree import CHUNK, Entry
-from ..wire import MAX_HASHES
-from .client import ContentClient
-from .local import BATCH, LocalChunks
-from .roots import Roots
-from .staging import Staging
+from midwatch.content.errors import ContentDamaged, ContentUnavailable, StreamBroken
+from midwatch.content.sync.client import ContentClient
+from midwatch.content.sync.local import BATCH, LocalChunks
+from midwatch.content.sync.roots import Roots
+from midwatch.content.sync.staging import Staging
+from midwatch.content.tree import CHUNK, Entry
+from midwatch.content.wire import MAX_HASHES
+from midwatch.errors import TemporaryError
 
 P = ParamSpec("P")
 R = TypeVar("R")

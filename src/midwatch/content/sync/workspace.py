@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from ...errors import MidwatchError, PermanentError, TemporaryError
-from ...lifecycle import Clock, Stop, SystemClock, wait_for
-from ..errors import ContentUnavailable, Superseded
-from ..wire import INBOX
-from .client import ContentClient
-from .roots import Roots
-from .round import Outcome, Rounds, Step
-from .scan import Ignored, Scanner
-from .scope import Scope
-from .transfer import in_thread
+from midwatch.content.errors import ContentUnavailable, Superseded
+from midwatch.content.sync.client import ContentClient
+from midwatch.content.sync.roots import Roots
+from midwatch.content.sync.round import Outcome, Rounds, Step
+from midwatch.content.sync.scan import Ignored, Scanner
+from midwatch.content.sync.scope import Scope
+from midwatch.content.sync.transfer import in_thread
+from midwatch.content.wire import INBOX
+from midwatch.errors import MidwatchError, PermanentError, TemporaryError
+from midwatch.lifecycle import Clock, Stop, SystemClock, wait_for
 
 _WATCH_SECONDS = 50.0
 _LONGEST_PAUSE = 60.0

@@ -6,23 +6,23 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from ...errors import MidwatchError
-from ...lifecycle import Clock, Stop, SystemClock
-from ...logs import Log, quiet_log
-from ...metrics.exposition import Exposition
-from ...metrics.serving import health, metrics_page, serving
-from ...model import Json
-from ...progress import Progress
-from ...settings import OperatorSettings
-from ..api import Cluster
-from ..errors import ResourceGone
-from .carry import Hands
-from .figures import OPERATOR, Figures, readiness
-from .follow import Follower
-from .hearing import RESOURCES, Hearing
-from .index import Index
-from .queue import Queue
-from .watching import Watches
+from midwatch.errors import MidwatchError
+from midwatch.kube.api import Cluster
+from midwatch.kube.errors import ResourceGone
+from midwatch.kube.operator.carry import Hands
+from midwatch.kube.operator.figures import OPERATOR, Figures, readiness
+from midwatch.kube.operator.follow import Follower
+from midwatch.kube.operator.hearing import RESOURCES, Hearing
+from midwatch.kube.operator.index import Index
+from midwatch.kube.operator.queue import Queue
+from midwatch.kube.operator.watching import Watches
+from midwatch.lifecycle import Clock, Stop, SystemClock
+from midwatch.logs import Log, quiet_log
+from midwatch.metrics.exposition import Exposition
+from midwatch.metrics.serving import health, metrics_page, serving
+from midwatch.model import Json
+from midwatch.progress import Progress
+from midwatch.settings import OperatorSettings
 
 _TURN = 10
 """Requests, each as slow as it may be, after which somebody should have taken the next session: with one

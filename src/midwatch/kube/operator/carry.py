@@ -7,13 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from ...content.tokens import issue, read_keys
-from ...errors import MidwatchError, SettingsError
-from ...lifecycle import Clock
-from ...logs import Log
-from ...model import Json
-from ...settings import OperatorSettings
-from ..actions import (
+from midwatch.content.tokens import issue, read_keys
+from midwatch.errors import MidwatchError, SettingsError
+from midwatch.kube.actions import (
     Action,
     CreateJob,
     DeleteJob,
@@ -25,8 +21,8 @@ from ..actions import (
     SuspendJob,
     WriteStatus,
 )
-from ..api import Cluster
-from ..errors import (
+from midwatch.kube.api import Cluster
+from midwatch.kube.errors import (
     ClusterRefused,
     ClusterUnavailable,
     OriginNotEnded,
@@ -34,14 +30,18 @@ from ..errors import (
     SpecImpossible,
     SpecRefused,
 )
-from ..manifests import job, objects
-from ..resource import SessionResource
-from ..rules import MAX_RESTARTS
-from ..seen import Seen, seen_of
-from ..statuses import Writer, merged, out_of_step, phase_of
-from .helpers import Helpers
-from .index import Index, Key
-from .telling import event_manifest
+from midwatch.kube.manifests import job, objects
+from midwatch.kube.operator.helpers import Helpers
+from midwatch.kube.operator.index import Index, Key
+from midwatch.kube.operator.telling import event_manifest
+from midwatch.kube.resource import SessionResource
+from midwatch.kube.rules import MAX_RESTARTS
+from midwatch.kube.seen import Seen, seen_of
+from midwatch.kube.statuses import Writer, merged, out_of_step, phase_of
+from midwatch.lifecycle import Clock
+from midwatch.logs import Log
+from midwatch.model import Json
+from midwatch.settings import OperatorSettings
 
 _MEANT = ("exceeded quota", "denied the request")
 """A quota and an admission webhook: they refuse this very object."""

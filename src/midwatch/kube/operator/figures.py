@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ...events import Phase
-from ...metrics.families import Family, Sample
-from ...metrics.serving import Answer, Page
-from .carry import Tally
-from .follow import FAILURES
-from .hearing import RESOURCES, Hearing
-from .index import Index
-from .queue import Queue
+from midwatch.events import Phase
+from midwatch.kube.operator.carry import Tally
+from midwatch.kube.operator.follow import FAILURES
+from midwatch.kube.operator.hearing import RESOURCES, Hearing
+from midwatch.kube.operator.index import Index
+from midwatch.kube.operator.queue import Queue
+from midwatch.metrics.families import Family, Sample
+from midwatch.metrics.serving import Answer, Page
 
 _SESSIONS = Family(
     "midwatch_operator_sessions",

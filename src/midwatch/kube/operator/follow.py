@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from typing import Literal, get_args
 
-from ...errors import MidwatchError, PermanentError, TemporaryError
-from ..actions import Action, Hold, Look, Plan
-from ..errors import OriginNotEnded, ResourceGone, SpecImpossible, WriterOutdated
-from ..plan import plan
-from ..refusing import impossible, refusal
-from ..seen import Seen
-from .carry import Hands, may_pass, reason_of_refusal
-from .index import Key
-from .queue import Queue
+from midwatch.errors import MidwatchError, PermanentError, TemporaryError
+from midwatch.kube.actions import Action, Hold, Look, Plan
+from midwatch.kube.errors import (
+    OriginNotEnded,
+    ResourceGone,
+    SpecImpossible,
+    WriterOutdated,
+)
+from midwatch.kube.operator.carry import Hands, may_pass, reason_of_refusal
+from midwatch.kube.operator.index import Key
+from midwatch.kube.operator.queue import Queue
+from midwatch.kube.plan import plan
+from midwatch.kube.refusing import impossible, refusal
+from midwatch.kube.seen import Seen
 
 ROUNDS = 10
 """Plans in a row for one session; it takes four. What is not settled then waits for its next turn."""

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import aiohttp
 import kopf
 
-from ...lifecycle import Clock
-from ...metrics.families import code_label
-from ..access import Access
-from ..names import PLURAL
+from midwatch.kube.access import Access
+from midwatch.kube.names import PLURAL
+from midwatch.lifecycle import Clock
+from midwatch.metrics.families import code_label
 
 RESOURCES = (PLURAL, "jobs", "pods")
 """What is watched, in each namespace that is served."""

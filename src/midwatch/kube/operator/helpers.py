@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from ..actions import CreateJob
-from ..seen import Seen
+from midwatch.kube.actions import CreateJob
+from midwatch.kube.seen import Seen
 
 LONGEST = 600.0
 """Seconds: what somebody deleted meanwhile is made again by a later try."""

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from ...events import Phase
-from ...model import Json
-from ..observed import SeenJob, SeenPod, later, read_job, read_pod
-from ..seen import Seen, seen_of
-from ..statuses import phase_of
+from midwatch.events import Phase
+from midwatch.kube.observed import SeenJob, SeenPod, later, read_job, read_pod
+from midwatch.kube.seen import Seen, seen_of
+from midwatch.kube.statuses import phase_of
+from midwatch.model import Json
 
 T = TypeVar("T", SeenJob, SeenPod)
 Key = tuple[str, str]

@@ -7,9 +7,9 @@ import asyncio
 import random
 from collections import deque
 
-from ...lifecycle import Clock, SystemClock
-from ...progress import Progress
-from .index import Key
+from midwatch.kube.operator.index import Key
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.progress import Progress
 
 _LOOP = "queue"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 
-from ...model import Json
-from ..actions import Event
-from ..names import API_VERSION, KIND, MANAGED_BY
-from ..resource import SessionResource
-from ..statuses import bounded, timestamp
+from midwatch.kube.actions import Event
+from midwatch.kube.names import API_VERSION, KIND, MANAGED_BY
+from midwatch.kube.resource import SessionResource
+from midwatch.kube.statuses import bounded, timestamp
+from midwatch.model import Json
 
 _COMPONENT = "midwatch-operator"
 _MAX_MESSAGE = 1024

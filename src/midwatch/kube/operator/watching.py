@@ -12,16 +12,16 @@ from typing import Any
 import aiohttp
 import kopf
 
-from ...lifecycle import Stop
-from ...logs import Log
-from ...progress import Progress
-from ...settings import OperatorSettings
-from ..access import read_access
-from ..names import GROUP, PLURAL, SESSION_LABEL, VERSION
-from .hearing import Hearing, Session, open_session
-from .index import Index
-from .queue import Queue
-from .undiffed import NoDiffs
+from midwatch.kube.access import read_access
+from midwatch.kube.names import GROUP, PLURAL, SESSION_LABEL, VERSION
+from midwatch.kube.operator.hearing import Hearing, Session, open_session
+from midwatch.kube.operator.index import Index
+from midwatch.kube.operator.queue import Queue
+from midwatch.kube.operator.undiffed import NoDiffs
+from midwatch.lifecycle import Stop
+from midwatch.logs import Log
+from midwatch.progress import Progress
+from midwatch.settings import OperatorSettings
 
 _GRACE = 0.5
 """Seconds that kopf gets to end."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Awaitable, Callable
 
-from ...errors import NotFound
-from ...session.files import read_json, replace_json
-from ...session.outbox import disk_error
-from .places import ADOPTING, PodPlaces
+from midwatch.errors import NotFound
+from midwatch.kube.pod.places import ADOPTING, PodPlaces
+from midwatch.session.files import read_json, replace_json
+from midwatch.session.outbox import disk_error
 
 _KEPT = frozenset({"claude", "repositories", "home", ".sync", "run", "lock"})
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ...session.options import SessionOptions
-from ...settings import SessionSettings
+from midwatch.session.options import SessionOptions
+from midwatch.settings import SessionSettings
 
 _OWN_WISH = {"allowed_tools", "permission_mode"}
 

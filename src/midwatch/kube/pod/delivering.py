@@ -7,17 +7,17 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from ...errors import MidwatchError
-from ...events import Phase
-from ...model import Json
-from ...session.results import repository_record
-from ...workspace.git import Git
-from ...workspace.inspect import inspect_workspace
-from ...workspace.push import PushResult, push_workspace
-from ...workspace.record import Workspace
-from ..statuses import repository_changes
-from .ending import End
-from .hints import HINTS
+from midwatch.errors import MidwatchError
+from midwatch.events import Phase
+from midwatch.kube.pod.ending import End
+from midwatch.kube.pod.hints import HINTS
+from midwatch.kube.statuses import repository_changes
+from midwatch.model import Json
+from midwatch.session.results import repository_record
+from midwatch.workspace.git import Git
+from midwatch.workspace.inspect import inspect_workspace
+from midwatch.workspace.push import PushResult, push_workspace
+from midwatch.workspace.record import Workspace
 
 PUSH_AT_LEAST, PUSH_AT_MOST = 50.0, 300.0
 """Seconds for the push of all repositories: in between, what is left of the session's time-out."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...errors import MidwatchError
-from ...events import Phase, failure
-from ...session.before import SessionStopped
-from ...status import SessionStatus
-from ..environment import POD_ENDED
-from ..statuses import failure_story, story_of
-from .hints import HINTS
+from midwatch.errors import MidwatchError
+from midwatch.events import Phase, failure
+from midwatch.kube.environment import POD_ENDED
+from midwatch.kube.pod.hints import HINTS
+from midwatch.kube.statuses import failure_story, story_of
+from midwatch.session.before import SessionStopped
+from midwatch.status import SessionStatus
 
 COMPLETED_OR_STOPPED = 0
 FAILED = 1

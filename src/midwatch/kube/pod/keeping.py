@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any, Protocol
 
-from ...content.errors import ContentUnavailable, Superseded
-from ...errors import MidwatchError, PermanentError, TemporaryError
-from ...lifecycle import Clock, Stop
-from ..statuses import Condition
-from .hints import hint_for
-from .saved import CONDITION, Saved
+from midwatch.content.errors import ContentUnavailable, Superseded
+from midwatch.errors import MidwatchError, PermanentError, TemporaryError
+from midwatch.kube.pod.hints import hint_for
+from midwatch.kube.pod.saved import CONDITION, Saved
+from midwatch.kube.statuses import Condition
+from midwatch.lifecycle import Clock, Stop
 
 FETCH_FOR = 900.0
 """Seconds of tries to reach the proxy before the session is given up, since it must not begin with nothing. A node that is lost

@@ -7,13 +7,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from ...session.outbox import disk_error
-from ...workspace.errors import WorkspaceExists
-from ...workspace.plan import plan_workspace
-from ...workspace.record import Workspace, load_record, open_workspace, save_record
-from ...workspace.setup import WorkspaceOptions, setup_workspace_async
-from .places import PodPlaces
-from .task import PodTask
+from midwatch.kube.pod.places import PodPlaces
+from midwatch.kube.pod.task import PodTask
+from midwatch.session.outbox import disk_error
+from midwatch.workspace.errors import WorkspaceExists
+from midwatch.workspace.plan import plan_workspace
+from midwatch.workspace.record import (
+    Workspace,
+    load_record,
+    open_workspace,
+    save_record,
+)
+from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
 
 
 async def prepare_workspace(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 
-from ...errors import MidwatchError, SettingsError
-from ...events import Phase
-from ...lifecycle import Clock, SystemClock
-from ...model import Json
-from ..statuses import merged, phase_changes, phase_conditions
-from ..writer import StatusCluster
-from .task import Identity
+from midwatch.errors import MidwatchError, SettingsError
+from midwatch.events import Phase
+from midwatch.kube.pod.task import Identity
+from midwatch.kube.statuses import merged, phase_changes, phase_conditions
+from midwatch.kube.writer import StatusCluster
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.model import Json
 
 REFUSE_WITHIN = 20.0
 """Seconds of tries; the exit code and the pod's log say it as well."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 from urllib.parse import quote
 
-from ..statuses import Condition
+from midwatch.kube.statuses import Condition
 
 CONDITION = "WorkspaceSaved"
 _NAMED = 3

@@ -8,27 +8,13 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from ...errors import MidwatchError
-from ...events import Event, PermissionRequest, Phase, TurnResult, failure
-from ...lifecycle import Clock, Stop, SystemClock, signals_set
-from ...model import Json
-from ...redaction import Redactor
-from ...session.before import end_unprepared, stop_when_told, unless_stopped
-from ...session.errors import SessionTimedOut
-from ...session.options import SessionOptions
-from ...session.outbox import read_events
-from ...session.records import FolderRecords
-from ...session.session import AsyncAgenticSession
-from ...workspace.environment import GitEnvironment
-from ...workspace.record import Workspace
-from ...workspace.setup import WorkspaceOptions
-from ..environment import UNTOLD
-from ..errors import ResourceGone, WriterOutdated
-from ..statuses import Condition, merged, timestamp
-from ..writer import ResourceRecords, StatusCluster
-from .adopting import adopt
-from .delivering import Delivery, unpushed
-from .ending import (
+from midwatch.errors import MidwatchError
+from midwatch.events import Event, PermissionRequest, Phase, TurnResult, failure
+from midwatch.kube.environment import UNTOLD
+from midwatch.kube.errors import ResourceGone, WriterOutdated
+from midwatch.kube.pod.adopting import adopt
+from midwatch.kube.pod.delivering import Delivery, unpushed
+from midwatch.kube.pod.ending import (
     COMPLETED_OR_STOPPED,
     SIGNALS,
     STOPPED,
@@ -38,13 +24,27 @@ from .ending import (
     in_another_pod,
     said,
 )
-from .graces import Graces
-from .hints import HINTS
-from .keeping import FETCH_FOR, Keeper, Sync
-from .places import PodPlaces
-from .preparing import prepare_workspace
-from .resuming import left_to_say
-from .task import PodTask
+from midwatch.kube.pod.graces import Graces
+from midwatch.kube.pod.hints import HINTS
+from midwatch.kube.pod.keeping import FETCH_FOR, Keeper, Sync
+from midwatch.kube.pod.places import PodPlaces
+from midwatch.kube.pod.preparing import prepare_workspace
+from midwatch.kube.pod.resuming import left_to_say
+from midwatch.kube.pod.task import PodTask
+from midwatch.kube.statuses import Condition, merged, timestamp
+from midwatch.kube.writer import ResourceRecords, StatusCluster
+from midwatch.lifecycle import Clock, Stop, SystemClock, signals_set
+from midwatch.model import Json
+from midwatch.redaction import Redactor
+from midwatch.session.before import end_unprepared, stop_when_told, unless_stopped
+from midwatch.session.errors import SessionTimedOut
+from midwatch.session.options import SessionOptions
+from midwatch.session.outbox import read_events
+from midwatch.session.records import FolderRecords
+from midwatch.session.session import AsyncAgenticSession
+from midwatch.workspace.environment import GitEnvironment
+from midwatch.workspace.record import Workspace
+from midwatch.workspace.setup import WorkspaceOptions
 
 T = TypeVar("T")
 _AWAITED = (TurnResult, PermissionRequest)

@@ -8,17 +8,22 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from ...errors import MidwatchError, SettingsError
-from ...redaction import Redactor
-from ...session.checks import check_access, check_id, check_prompt
-from ...session.options import ApiAccess
-from ...workspace.environment import Credential
-from ...workspace.plan import RepoSpec, plan_workspace
-from ...workspace.urls import parse_remote
-from ..environment import VARIABLES, PodVariables, RunnerEnvironment, not_set
-from ..resource import Repo, first_fault
-from ..statuses import Writer
-from ..writer import Target
+from midwatch.errors import MidwatchError, SettingsError
+from midwatch.kube.environment import (
+    VARIABLES,
+    PodVariables,
+    RunnerEnvironment,
+    not_set,
+)
+from midwatch.kube.resource import Repo, first_fault
+from midwatch.kube.statuses import Writer
+from midwatch.kube.writer import Target
+from midwatch.redaction import Redactor
+from midwatch.session.checks import check_access, check_id, check_prompt
+from midwatch.session.options import ApiAccess
+from midwatch.workspace.environment import Credential
+from midwatch.workspace.plan import RepoSpec, plan_workspace
+from midwatch.workspace.urls import parse_remote
 
 _REPOS: TypeAdapter[tuple[Repo, ...]] = TypeAdapter(tuple[Repo, ...])
 _SHORTEST_SECRET = 8

@@ -1,10 +1,19 @@
 """First aid for PostgreSQL. The first playbook that knows something speaks for the batch."""
 
-from ..base import Playbook
-from .capacity import ConnectionsExhausted, Growth, Replication
-from .locks import Deadlocks, IdleInTransaction, LockPileUp, LongQuery
-from .outage import LogDisaster, ServerDown
-from .vacuum import DeadRows, TransactionIds
+from midwatch.playbooks.base import Playbook
+from midwatch.playbooks.postgres.capacity import (
+    ConnectionsExhausted,
+    Growth,
+    Replication,
+)
+from midwatch.playbooks.postgres.locks import (
+    Deadlocks,
+    IdleInTransaction,
+    LockPileUp,
+    LongQuery,
+)
+from midwatch.playbooks.postgres.outage import LogDisaster, ServerDown
+from midwatch.playbooks.postgres.vacuum import DeadRows, TransactionIds
 
 PLAYBOOKS: tuple[Playbook, ...] = (
     ServerDown(),

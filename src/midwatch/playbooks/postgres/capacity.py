@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...answer import Action, DiagnosisOutput
-from ...model import Context, Ticket
-from ..base import find
-from ..drafting import finding, integer, literal, of, reading, step, word, write
+from midwatch.answer import Action, DiagnosisOutput
+from midwatch.model import Context, Ticket
+from midwatch.playbooks.base import find
+from midwatch.playbooks.drafting import (
+    finding,
+    integer,
+    literal,
+    of,
+    reading,
+    step,
+    word,
+    write,
+)
 
 
 class ConnectionsExhausted:

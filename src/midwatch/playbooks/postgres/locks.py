@@ -5,10 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ...answer import Action, Citation, DiagnosisOutput
-from ...model import Context, Ticket
-from ..base import bounded, find
-from ..drafting import finding, integer, log_lines, of, session_line, step, word, write
+from midwatch.answer import Action, Citation, DiagnosisOutput
+from midwatch.model import Context, Ticket
+from midwatch.playbooks.base import bounded, find
+from midwatch.playbooks.drafting import (
+    finding,
+    integer,
+    log_lines,
+    of,
+    session_line,
+    step,
+    word,
+    write,
+)
 
 ROLLBACK = "its transaction is rolled back and its client sees an error"
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...answer import Action, Citation, DiagnosisOutput
-from ...model import Context, Ticket
-from ..base import find
-from ..drafting import SEVERITIES, finding, log_lines, of, step, word, write
+from midwatch.answer import Action, Citation, DiagnosisOutput
+from midwatch.model import Context, Ticket
+from midwatch.playbooks.base import find
+from midwatch.playbooks.drafting import (
+    SEVERITIES,
+    finding,
+    log_lines,
+    of,
+    step,
+    word,
+    write,
+)
 
 # Without a colon, so that no logged statement can pass for it.
 ENDED = r'[a-z][a-z ]{0,40}(?:"[^"]{0,80}" )?\(PID \d+\) was terminated by '

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ...answer import Action, Citation, DiagnosisOutput
-from ...model import Context, Ticket
-from ..base import find
-from ..drafting import finding, literal, of, step, word, write
+from midwatch.answer import Action, Citation, DiagnosisOutput
+from midwatch.model import Context, Ticket
+from midwatch.playbooks.base import find
+from midwatch.playbooks.drafting import finding, literal, of, step, word, write
 
 # How the evidence names a kind of holder, worst first within the evidence itself.
 KINDS = ("session", "prepared transaction", "replication slot", "standby")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from importlib.util import find_spec
 
-from ..errors import ProgramMissing
+from midwatch.session.errors import ProgramMissing
 
 if find_spec("claude_agent_sdk") is None:  # it comes with an extra
     raise ProgramMissing("the Claude Agent SDK is not installed")

@@ -10,9 +10,9 @@ from typing import Any, cast
 from claude_agent_sdk import AgentDefinition, ClaudeAgentOptions
 from claude_agent_sdk.types import CanUseTool, SessionStore
 
-from ..options import SessionOptions
-from ..transcripts import Mirror
-from .conversation import Conversation
+from midwatch.session.driver.conversation import Conversation
+from midwatch.session.options import SessionOptions
+from midwatch.session.transcripts import Mirror
 
 
 def sdk_options(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ...events import Spend
+from midwatch.events import Spend
 
 
 @dataclass(frozen=True, slots=True)

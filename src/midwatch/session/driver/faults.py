@@ -12,8 +12,8 @@ from claude_agent_sdk import (
     ResultMessage,
 )
 
-from ...errors import MidwatchError
-from ..errors import (
+from midwatch.errors import MidwatchError
+from midwatch.session.errors import (
     ApiFailed,
     ApiUnreachable,
     BudgetSpent,

@@ -19,16 +19,16 @@ from claude_agent_sdk import (
     ToolPermissionContext,
 )
 
-from ..environment import program_environment
-from ..errors import ProgramCrashed, ProgramMissing
-from ..launch import Launcher
-from ..options import SessionOptions
-from ..signals import PermissionAsked, ProgramEnded, Signal, Verdict
-from ..transcripts import Mirror
-from .arguments import sdk_options
-from .conversation import Conversation
-from .faults import program_error
-from .translate import Translator
+from midwatch.session.driver.arguments import sdk_options
+from midwatch.session.driver.conversation import Conversation
+from midwatch.session.driver.faults import program_error
+from midwatch.session.driver.translate import Translator
+from midwatch.session.environment import program_environment
+from midwatch.session.errors import ProgramCrashed, ProgramMissing
+from midwatch.session.launch import Launcher
+from midwatch.session.options import SessionOptions
+from midwatch.session.signals import PermissionAsked, ProgramEnded, Signal, Verdict
+from midwatch.session.transcripts import Mirror
 
 _STDERR_LINES = 20
 _INTERRUPT_PATIENCE = 5.0  # seconds until an interrupt must have been taken

@@ -25,7 +25,7 @@ from claude_agent_sdk.types import (
     TaskStartedMessage,
 )
 
-from ...events import (
+from midwatch.events import (
     Event,
     Message,
     Notice,
@@ -38,9 +38,9 @@ from ...events import (
     ToolUse,
     TurnResult,
 )
-from ..signals import Said, Signal, StateChanged, TurnEnded
-from ..spend import added, spend_by_model
-from .faults import INTERRUPTED, api_error, result_error
+from midwatch.session.driver.faults import INTERRUPTED, api_error, result_error
+from midwatch.session.signals import Said, Signal, StateChanged, TurnEnded
+from midwatch.session.spend import added, spend_by_model
 
 _PROGRAM_ITSELF = "<synthetic>"
 """The model of what the program says in Claude's place: the text of an error, which the result has too."""

@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -21,10 +21,44 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.rows import dict_row
 
-from ...errors import ObservationFailed, SettingsError
-from . import queries
-from .settings import PostgresSettings
-from .wording import Row, text
+from midwatch.errors import ObservationFailed, SettingsError
+from midwatch.subjects.postgres import sql as queries
+from midwatch.subjects.postgres.settings import PostgresSettings
+from midwatch.units import format_duration
+
+# ------------------------------------------------------------ wording
+# Words from the server made fit for one line: bounded and without control characters.
+
+Row = Mapping[str, Any]
+
+
+def text(value: object, limit: int = 120) -> str:
+    """One line of at most `limit` characters; the end is cut with an ellipsis."""
+    raw = "" if value is None else str(value)[: limit * 4]
+    line = " ".join(
+        "".join(c if c.isprintable() or c.isspace() else "?" for c in raw).split()
+    )
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def number(value: object) -> float:
+    """A number of seconds or a count; 0 where the server gives none."""
+    return max(0.0, float(value)) if isinstance(value, (int, float)) else 0.0
+
+
+def who(row: Row) -> str:
+    """`user app, application orders` as a message names a session."""
+    application = text(row.get("application_name"), 64)
+    user = f"user {text(row.get('usename'), 64) or 'unknown'}"
+    return f"{user}, application {application}" if application else user
+
+
+def state(row: Row) -> str:
+    """`idle in transaction for 3m 20s`."""
+    name = text(row.get("state"), 40) or "unknown state"
+    since = row.get("query_age") if name == "active" else row.get("state_age")
+    return name if since is None else f"{name} for {format_duration(number(since))}"
+
 
 PATIENCE = 0.5  # seconds past statement_timeout until a silent server is given up
 
@@ -226,3 +260,49 @@ def secrets_of(settings: PostgresSettings) -> tuple[str, ...]:
     forms = [*found, *map(quote, found), *(quote(one, safe="") for one in found)]
     forms += [part for pair in written for part in pair if part]
     return tuple(sorted(set(forms), key=len, reverse=True))
+
+
+# ------------------------------------------------------------ sharing
+# One connection for all the evidence of a ticket, open only while somebody needs it.
+
+
+class SharedConnection:
+    """Who comes while others are waiting gets the same connection, or the same failure.
+
+    The last one out closes it, so nothing has to be closed at the end.
+    """
+
+    def __init__(self, settings: PostgresSettings) -> None:
+        self.settings = settings
+        self._lock = asyncio.Lock()
+        self._users = 0
+        self._connection: Connection | None = None
+        self._failure: ObservationFailed | None = None
+
+    @contextlib.asynccontextmanager
+    async def use(self) -> AsyncIterator[Connection]:
+        """Raises Unreachable, Exhausted or ObservationFailed."""
+        self._users += 1
+        try:
+            async with self._lock:
+                yield await self._opened()
+        finally:
+            self._users -= 1
+            if self._users == 0:
+                await self._close()
+
+    async def _opened(self) -> Connection:
+        if self._failure is not None:
+            raise self._failure
+        if self._connection is None:
+            try:
+                self._connection = await Connection(self.settings).__aenter__()
+            except ObservationFailed as failure:
+                self._failure = failure
+                raise
+        return self._connection
+
+    async def _close(self) -> None:
+        connection, self._connection, self._failure = self._connection, None, None
+        if connection is not None:
+            await connection.close()

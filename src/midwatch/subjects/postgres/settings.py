@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
-from ...settings import SubjectSettings
-from ...units import Bytes, Seconds
+from midwatch.model import Invariant, Severity, Unit
+from midwatch.settings import SubjectSettings
+from midwatch.units import Bytes, Seconds
 
 
 class PostgresSettings(SubjectSettings):
@@ -50,3 +51,118 @@ class PostgresSettings(SubjectSettings):
         ge=0,
         description="A standby this far behind breaks replication_lag, whatever the seconds.",
     )
+
+
+# ------------------------------------------------------------ invariants
+# What must hold on a PostgreSQL server, with the defaults and why they are so.
+
+CRITICAL, WARNING = Severity.CRITICAL, Severity.WARNING
+
+INVARIANTS: tuple[Invariant, ...] = (
+    Invariant(
+        "reachable",
+        "The server answers",
+        "A connection is made and a trivial statement answered within connect_timeout. A server "
+        "that is full (too many clients) does answer; a refused log-in is an error of our "
+        "settings and no violation.",
+        severity=CRITICAL,
+    ),
+    Invariant(
+        "connections",
+        "Connections stay below the limit",
+        "Client connections as a share of max_connections less the reserved ones; also of the "
+        "limits set for single databases and roles. Above 90% a burst locks people out; a "
+        "connection refused for lack of a slot counts as 100%.",
+        severity=CRITICAL,
+        unit=Unit.RATIO,
+        limit=0.9,
+    ),
+    Invariant(
+        "blocked_sessions",
+        "No session waits long for a lock",
+        "The longest wait for a lock, per database. The ticket names the root of the longest queue: the "
+        "session that blocks the others and waits for nobody.",
+        severity=CRITICAL,
+        unit=Unit.SECONDS,
+        limit=10,
+    ),
+    Invariant(
+        "idle_in_transaction",
+        "No transaction is left open and idle",
+        "How long the worst session has been idle inside a transaction, per database. It keeps "
+        "its locks and holds vacuum back.",
+        unit=Unit.SECONDS,
+        limit=60,
+    ),
+    Invariant(
+        "long_queries",
+        "No statement runs too long",
+        "How long the longest statement has been running, per database. Replication, background "
+        "work, statements that wait for a lock (see blocked_sessions) and our own are left out.",
+        unit=Unit.SECONDS,
+        limit=300,
+    ),
+    Invariant(
+        "deadlocks",
+        "No deadlocks",
+        "Deadlocks within event_window, per database, by the counter in pg_stat_database.",
+        unit=Unit.COUNT,
+        limit=0,
+    ),
+    Invariant(
+        "transaction_id_age",
+        "Transaction ids are far from running out",
+        "Age of the oldest transaction id or multixact not yet frozen as a share of 2^31, per database. "
+        "At 100% the server refuses writes. An anti-wraparound vacuum starts at 9% "
+        "(autovacuum_freeze_max_age), so 40% means that vacuum has not got through for long.",
+        unit=Unit.RATIO,
+        limit=0.4,
+    ),
+    Invariant(
+        "dead_tuples",
+        "Vacuum keeps up with dead rows",
+        "Dead rows as a share of all rows, per table of the DSN's database that has at least "
+        "dead_tuples_floor of them. Autovacuum starts at 20% by default; 40% means that it "
+        "does not get through.",
+        unit=Unit.RATIO,
+        limit=0.4,
+        hold_for=300,
+    ),
+    Invariant(
+        "replication_lag",
+        "Standbys keep up",
+        "How far the replay of each standby is behind in time; more than replication_lag_bytes "
+        "behind breaks it too. On a standby itself: the age of what was last replayed "
+        "while there is more to replay.",
+        unit=Unit.SECONDS,
+        limit=60,
+        hold_for=60,
+    ),
+    Invariant(
+        "inactive_slots",
+        "No unused slot keeps the write-ahead log",
+        "Write-ahead log kept for each replication slot that nobody reads. It grows until the "
+        "disk is full. A slot that was invalidated breaks it whatever its size.",
+        unit=Unit.BYTES,
+        limit=1_000_000_000,
+        hold_for=300,
+    ),
+    Invariant(
+        "database_growth",
+        "Databases grow at a usual pace",
+        "Bytes that a database grew by within growth_window (an hour), per database. Unknown "
+        "until two sizes have been taken.",
+        unit=Unit.BYTES,
+        limit=10_000_000_000,
+    ),
+    Invariant(
+        "log_errors",
+        "The log tells of no crash",
+        "Lines within event_window that tell of a crashed process, a panic, memory or disk run "
+        "out or damaged data, per kind. Needs log_file, or a role that may call pg_read_binary_file, "
+        "and a log in English in the plain (stderr) format.",
+        severity=CRITICAL,
+        unit=Unit.COUNT,
+        limit=0,
+    ),
+)

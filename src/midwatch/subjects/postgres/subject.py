@@ -10,17 +10,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from ...lifecycle import Clock, SystemClock
-from ...model import Fact, Invariant, Json, Observation, Signal, Ticket
-from ..base import EvidenceSource
-from ..configure import configure
-from .invariants import INVARIANTS
-from .settings import PostgresSettings
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
+from midwatch.subjects.base import EvidenceSource, configure
+from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
 
 if TYPE_CHECKING:
-    from .connection import Connection
-    from .findings import Findings
-    from .round import Round
+    from midwatch.subjects.postgres.connection import Connection
+    from midwatch.subjects.postgres.observation import Findings, Round
 
 SERVER = "server"
 
@@ -33,7 +30,7 @@ class PostgresSubject:
     default_invariants: ClassVar[Sequence[Invariant]] = INVARIANTS
 
     def __init__(self, settings: PostgresSettings, clock: Clock | None = None) -> None:
-        from .connection import check_dsn, secrets_of
+        from midwatch.subjects.postgres.connection import check_dsn, secrets_of
 
         self._settings = settings
         self._clock = clock or SystemClock()
@@ -49,9 +46,12 @@ class PostgresSubject:
         """Look once. What cannot be known because the server is down or full is left out of
         `covered` and of `unavailable`: there is one thing to say about it, and it is said.
         """
-        from .connection import Connection, Exhausted, Unreachable
-        from .findings import Findings
-        from .round import Round
+        from midwatch.subjects.postgres.connection import (
+            Connection,
+            Exhausted,
+            Unreachable,
+        )
+        from midwatch.subjects.postgres.observation import Findings, Round
 
         at = self._clock.now().timestamp()
         findings = Findings(self.invariants, dict(previous))
@@ -75,7 +75,7 @@ class PostgresSubject:
         return findings.observation()
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-        from .evidence import sources
+        from midwatch.subjects.postgres.evidence import sources
 
         return sources(self._settings, tickets)
 
@@ -83,7 +83,7 @@ class PostgresSubject:
         """Nothing stays open between two looks."""
 
     async def _look_around(self, round_: Round, findings: Findings) -> None:
-        from .looks import LOOKS
+        from midwatch.subjects.postgres.checks import LOOKS
 
         loop = asyncio.get_running_loop()
         # The last statement must end within the subject's time limit.
@@ -105,7 +105,7 @@ class PostgresSubject:
         self, previous: Json, at: float, findings: Findings
     ) -> None:
         """The log on this machine can be read whatever the server does."""
-        from .logs import see_log
+        from midwatch.subjects.postgres.log import see_log
 
         await findings.look(
             "log_errors",
@@ -115,9 +115,8 @@ class PostgresSubject:
 
 async def _background(connection: Connection) -> dict[str, Fact]:
     """Settings that somebody made, the version, and who is connected; empty if it fails."""
-    from . import queries
-    from .connection import QueryFailed
-    from .wording import text
+    from midwatch.subjects.postgres import sql as queries
+    from midwatch.subjects.postgres.connection import QueryFailed, text
 
     try:
         rows = await connection.rows(queries.BACKGROUND)

@@ -19,8 +19,14 @@ the values too.
 
 from __future__ import annotations
 
-from . import claims, daemons, text, tickets
-from .stand import Check, MakeStore, MovableClock, Stand, run_check
+from midwatch.testing.store_conformance import claims, daemons, text, tickets
+from midwatch.testing.store_conformance.stand import (
+    Check,
+    MakeStore,
+    MovableClock,
+    Stand,
+    run_check,
+)
 
 CHECKS: tuple[Check, ...] = (
     *tickets.CHECKS,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from ...errors import ClaimLost, Conflict
-from ...model import Evidence, Grounded, Severity, TicketStatus, Usage
-from ...store.protocol import Changes, Finish
-from .stand import LEASE, Stand, ids, raises
+from midwatch.errors import ClaimLost, Conflict
+from midwatch.model import Evidence, Grounded, Severity, TicketStatus, Usage
+from midwatch.store.protocol import Changes, Finish
+from midwatch.testing.store_conformance.stand import LEASE, Stand, ids, raises
 
 
 async def critical_first_then_oldest(stand: Stand) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from ...model import Severity
-from ...store.protocol import Budget, Finish
-from .stand import LEASE, Stand
+from midwatch.model import Severity
+from midwatch.store.protocol import Budget, Finish
+from midwatch.testing.store_conformance.stand import LEASE, Stand
 
 DAY = Budget(10.0, 0.25)
 

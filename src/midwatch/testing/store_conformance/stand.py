@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ...errors import MidwatchError
-from ...model import Facts, Key, Severity, Ticket, Violation
-from ...store.protocol import Budget, Changes, Claim, Finish, Opening, Saved, Store
+from midwatch.errors import MidwatchError
+from midwatch.model import Facts, Key, Severity, Ticket, Violation
+from midwatch.store.protocol import (
+    Budget,
+    Changes,
+    Claim,
+    Finish,
+    Opening,
+    Saved,
+    Store,
+)
 
 NO_LIMIT = Budget(None)
 LEASE = 30.0

@@ -10,10 +10,10 @@ import math
 import random
 import string
 
-from ...errors import StaleWatch
-from ...model import Evidence, Facts, Key, Severity, Ticket, Violation
-from ...store.protocol import Changes, Claim, Finish, Opening, TicketFilter
-from .stand import NO_LIMIT, Stand, ids, raises
+from midwatch.errors import StaleWatch
+from midwatch.model import Evidence, Facts, Key, Severity, Ticket, Violation
+from midwatch.store.protocol import Changes, Claim, Finish, Opening, TicketFilter
+from midwatch.testing.store_conformance.stand import NO_LIMIT, Stand, ids, raises
 
 LONG = "0123456789abcde\n" * (1 << 16)
 """A mebibyte."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
-from ...errors import Conflict, NotFound, StaleWatch
-from ...model import Facts, Key, Severity, Ticket, TicketStatus, Usage, Violation
-from ...store.protocol import Changes, Earlier, Finish, Opening, TicketFilter
-from .stand import LEASE, Stand, ids, opening, raises
+from midwatch.errors import Conflict, NotFound, StaleWatch
+from midwatch.model import Facts, Key, Severity, Ticket, TicketStatus, Usage, Violation
+from midwatch.store.protocol import Changes, Earlier, Finish, Opening, TicketFilter
+from midwatch.testing.store_conformance.stand import LEASE, Stand, ids, opening, raises
 
 
 async def an_opening_becomes_a_ticket(stand: Stand) -> None:

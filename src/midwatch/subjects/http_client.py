@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ObservationFailed, SettingsError
-from ..lifecycle import Clock, SystemClock
-from . import _tls
-from ._text import one_line
+from midwatch.errors import ObservationFailed, SettingsError
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.subjects import tls as _tls
+from midwatch.subjects._text import one_line
 
 if TYPE_CHECKING:
     import httpx2

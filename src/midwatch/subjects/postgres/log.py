@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...model import Json, Signal
-from ...units import format_duration
-from . import queries, series
-from .connection import Connection, QueryFailed
-from .round import NothingToSee
-from .settings import PostgresSettings
-from .wording import text
+from midwatch.model import Json, Signal
+from midwatch.subjects.postgres import observation as series
+from midwatch.subjects.postgres import sql as queries
+from midwatch.subjects.postgres.connection import Connection, QueryFailed, text
+from midwatch.subjects.postgres.observation import NothingToSee
+from midwatch.subjects.postgres.settings import PostgresSettings
+from midwatch.units import format_duration
 
 PART = 1_000_000  # bytes looked at in one go; of more, the last ones
 TAIL = 64_000
