@@ -136,7 +136,7 @@ class App:
         from midwatch.first_aid import FirstAidDesk
         from midwatch.lifecycle import SystemClock
         from midwatch.monitor import MonitorLoop
-        from midwatch.playbooks.registry import playbooks
+        from midwatch.playbooks.base import playbooks
 
         if not self.subjects:
             raise SettingsError(

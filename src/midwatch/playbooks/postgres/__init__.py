@@ -1,11 +1,6 @@
 """First aid for PostgreSQL. The first playbook that knows something speaks for the batch."""
 
 from midwatch.playbooks.base import Playbook
-from midwatch.playbooks.postgres.capacity import (
-    ConnectionsExhausted,
-    Growth,
-    Replication,
-)
 from midwatch.playbooks.postgres.locks import (
     Deadlocks,
     IdleInTransaction,
@@ -13,7 +8,13 @@ from midwatch.playbooks.postgres.locks import (
     LongQuery,
 )
 from midwatch.playbooks.postgres.outage import LogDisaster, ServerDown
-from midwatch.playbooks.postgres.vacuum import DeadRows, TransactionIds
+from midwatch.playbooks.postgres.resources import (
+    ConnectionsExhausted,
+    DeadRows,
+    Growth,
+    Replication,
+    TransactionIds,
+)
 
 PLAYBOOKS: tuple[Playbook, ...] = (
     ServerDown(),

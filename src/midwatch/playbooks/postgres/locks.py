@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from midwatch.answer import Action, Citation, DiagnosisOutput
 from midwatch.model import Context, Ticket
-from midwatch.playbooks.base import bounded, find
-from midwatch.playbooks.drafting import (
+from midwatch.playbooks.base import (
+    bounded,
+    find,
     finding,
     integer,
     log_lines,

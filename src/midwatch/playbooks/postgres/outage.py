@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from midwatch.answer import Action, Citation, DiagnosisOutput
 from midwatch.model import Context, Ticket
-from midwatch.playbooks.base import find
-from midwatch.playbooks.drafting import (
+from midwatch.playbooks.base import (
     SEVERITIES,
+    find,
     finding,
     log_lines,
     of,
