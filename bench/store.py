@@ -24,6 +24,7 @@ from midwatch.store.cycles import save_cycle, watch
 from midwatch.store.engine import (
     PostgresTransactions,
     SqliteTransactions,
+    Work,
     open_transactions,
     parse_database,
 )
@@ -31,7 +32,6 @@ from midwatch.store.protocol import Budget, Changes, Finish, Opening
 from midwatch.store.schema import database_now
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.store.upgrade import upgrade
-from midwatch.store.work import Work
 from midwatch.testing.postgres import PrivatePostgres
 
 from ._replay import Trace, record, replay_on_postgres, replay_on_sqlite

@@ -13,7 +13,7 @@ from midwatch.model import Context, Evidence, Json, Ticket
 from midwatch.playbooks.base import Playbook
 from midwatch.render import first_aid_markdown
 from midwatch.store.protocol import Store
-from midwatch.store.rows import evidence_document
+from midwatch.store.schema import evidence_document
 
 _TOKENS = 6000
 _CITED_CHARACTERS = 4000

@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import Connection
 
 from midwatch.store.cycles import save_cycle, watch
+from midwatch.store.engine import Work
 from midwatch.store.protocol import Changes
 from midwatch.store.schema import database_now
 from midwatch.store.sql import SqlStore, open_store
-from midwatch.store.work import Work
 from midwatch.testing.store_conformance.stand import opening
 
 WORKER = Path(__file__).with_name("worker.py")

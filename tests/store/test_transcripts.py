@@ -10,8 +10,8 @@ import pytest
 from claude_agent_sdk.testing import run_session_store_conformance
 
 from midwatch.errors import StoreRejected
+from midwatch.store.sessions import SqlTranscripts
 from midwatch.store.sql import SqlStore, open_store
-from midwatch.store.transcripts import SqlTranscripts
 
 KEY = {"project_key": "midwatch", "session_id": "one"}
 

@@ -18,7 +18,7 @@ from midwatch.errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from midwatch.store import translation
+from midwatch.store import errors as translation
 from midwatch.store.engine import parse_database
 
 # Results that are no errors, and the names of what an authorizer may be asked.

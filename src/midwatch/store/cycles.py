@@ -11,15 +11,17 @@ from sqlalchemy.exc import IntegrityError
 
 from midwatch.errors import StaleWatch
 from midwatch.model import Json, Key, Severity, Ticket, TicketStatus
+from midwatch.store.engine import Work, audit_row
 from midwatch.store.protocol import Changes, Earlier, Opening, Saved, Watch
-from midwatch.store.rows import (
+from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
     UNDIAGNOSED,
+    batches,
     select_tickets,
+    subjects,
     ticket_of,
+    tickets,
 )
-from midwatch.store.schema import batches, subjects, tickets
-from midwatch.store.work import Work, audit_row
 
 _UNRESOLVED = tickets.c.status != TicketStatus.RESOLVED.value
 _CHUNK = 500

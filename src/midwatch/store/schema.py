@@ -6,6 +6,10 @@ comparing integers is exact and cheap.
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,13 +25,69 @@ from sqlalchemy import (
     ForeignKey,
     Integer,
     MetaData,
+    Row,
+    Select,
     Table,
+    Text,
     TypeDecorator,
+    case,
+    select,
     text,
 )
+from sqlalchemy.sql import ColumnElement
 from sqlalchemy.types import TypeEngine
 
-from midwatch.store.words import Words
+from midwatch.model import (
+    Diagnosis,
+    Evidence,
+    Grounded,
+    Json,
+    Key,
+    Severity,
+    Ticket,
+    TicketStatus,
+    Usage,
+    keepable,
+)
+
+# ------------------------------------------------------------ words
+# What text and documents lose on their way into a database, the same on each.
+#
+# PostgreSQL's text cannot hold NUL, UTF-8 cannot hold lone surrogates, JSON has no NaN. What comes
+# from outside may have all three; it must not make a write fail.
+
+_SUSPECT = re.compile(r"\\u0000|NaN|Infinity|[\ud800-\udfff]")
+
+
+class Words(TypeDecorator[str]):
+    """Text of any length, made keepable on its way in and in comparisons."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else keepable(value)
+
+
+def dump_json(value: Any) -> str:
+    """`value` as JSON that any database takes; a number that is none becomes a word."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if _SUSPECT.search(text):  # rare, and sometimes in vain
+        text = json.dumps(_mended(value), ensure_ascii=False, separators=(",", ":"))
+    return text
+
+
+def _mended(value: Any) -> Any:
+    if isinstance(value, str):
+        return keepable(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {_mended(name): _mended(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_mended(item) for item in value]
+    return value
+
 
 REVISION = "0002"
 """The migration that makes the database what these tables say."""
@@ -264,3 +324,111 @@ transcript_entries = Table(
     # JSON as text: no database looks into it, and jsonb would reorder it.
     Column("entry", Words, nullable=False),
 )
+
+
+# ------------------------------------------------------------ rows
+# Rows to values.
+
+RESOLVED_BY_OBSERVATION = "the invariant was observed to hold again"
+UNDIAGNOSED = (TicketStatus.OPEN.value, TicketStatus.ACKNOWLEDGED.value)
+
+_seen = tickets.c.seen_cycle.is_not(None)
+_count: ColumnElement[int] = case(
+    (_seen, tickets.c.occurrence_count + subjects.c.cycle - tickets.c.seen_cycle),
+    else_=tickets.c.occurrence_count,
+)
+_last_seen = case((_seen, subjects.c.last_good_at), else_=tickets.c.last_seen_at)
+
+_TICKET_COLUMNS = (
+    tickets,
+    _count.label("count_now"),
+    _last_seen.label("last_seen_now"),
+    batches.c.attempts,
+    batches.c.next_attempt_at,
+    batches.c.last_error,
+)
+
+
+def select_tickets() -> Select[Any]:
+    """Tickets as `ticket_of` reads them."""
+    return select(*_TICKET_COLUMNS).select_from(
+        tickets.join(batches, batches.c.id == tickets.c.batch_id).join(
+            subjects, subjects.c.name == tickets.c.subject
+        )
+    )
+
+
+def ticket_of(row: Row[Any]) -> Ticket:
+    return Ticket(
+        id=row.id,
+        key=Key(row.subject, row.invariant, row.component),
+        severity=Severity(row.severity),
+        status=TicketStatus(row.status),
+        held=row.held,
+        message=row.message,
+        facts=row.facts,
+        first_seen_at=row.first_seen_at,
+        opened_at=row.opened_at,
+        last_seen_at=row.last_seen_now,
+        occurrence_count=row.count_now,
+        batch=row.batch_id,
+        seen=row.seen_cycle is not None,
+        flapping=row.flapping,
+        previous_id=row.previous_id,
+        acknowledged_at=row.acknowledged_at,
+        acknowledged_by=row.acknowledged_by,
+        resolved_at=row.resolved_at,
+        resolution=row.resolution,
+        first_aid=row.first_aid,
+        diagnosis_id=row.diagnosis_id,
+        attempts=row.attempts,
+        next_attempt_at=row.next_attempt_at,
+        last_error=row.last_error,
+    )
+
+
+def diagnosis_of(row: Row[Any]) -> Diagnosis:
+    return Diagnosis(
+        id=row.id,
+        batch=row.batch_id,
+        outcome=row.outcome,
+        model=row.model,
+        prompt_version=row.prompt_version,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        answer=row.answer,
+        markdown=row.markdown,
+        confidence=row.confidence,
+        grounded=(
+            None
+            if row.total_claims is None
+            else Grounded(row.verified_claims, row.total_claims)
+        ),
+        usage=usage_of(row),
+        cost_usd=row.cost_usd,
+        error=row.error,
+        request_id=row.request_id,
+        evidence=tuple(map(_evidence_of, row.evidence)),
+        explains=tuple(row.explains),
+    )
+
+
+def usage_of(row: Any) -> Usage:
+    return Usage(
+        row.input_tokens or 0,
+        row.output_tokens or 0,
+        row.cache_read_tokens or 0,
+        row.cache_write_tokens or 0,
+    )
+
+
+def select_diagnoses() -> Select[Any]:
+    return select(diagnoses)
+
+
+def evidence_document(evidence: tuple[Evidence, ...]) -> list[Json]:
+    return [{**asdict(piece), "at": piece.at.isoformat()} for piece in evidence]
+
+
+def _evidence_of(document: Json) -> Evidence:
+    return Evidence(**{**document, "at": datetime.fromisoformat(document["at"])})

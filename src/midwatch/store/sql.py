@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from midwatch.model import AuditRow, Diagnosis, Json, Key, Severity, Ticket
-from midwatch.store import cycles, pauses, people, queue, reading
-from midwatch.store.engine import open_transactions, parse_database
-from midwatch.store.on_sql import OnSql
+from midwatch.store import cycles
+from midwatch.store import queue
+from midwatch.store import queue as pauses
+from midwatch.store import tickets as people
+from midwatch.store import tickets as reading
+from midwatch.store.engine import (
+    DatabaseClock,
+    OnSql,
+    open_transactions,
+    parse_database,
+)
 from midwatch.store.protocol import (
     Brief,
     Budget,
@@ -27,7 +35,6 @@ from midwatch.store.protocol import (
 )
 from midwatch.store.schema import database_now
 from midwatch.store.upgrade import require_schema
-from midwatch.store.work import DatabaseClock
 
 
 async def open_store(database: str, *, clock: DatabaseClock = database_now) -> SqlStore:

@@ -16,9 +16,8 @@ from midwatch.session.options import ApiAccess
 from midwatch.session.records import HEARTBEAT, FolderRecords
 from midwatch.settings import Settings
 from midwatch.status import SessionStatus
-from midwatch.store.sessions import SqlSessions, StoredSession
+from midwatch.store.sessions import SqlSessions, SqlTranscripts, StoredSession
 from midwatch.store.sql import SqlStore, open_store
-from midwatch.store.transcripts import SqlTranscripts
 from midwatch.workspace.environment import GitEnvironment
 from midwatch.workspace.setup import WorkspaceOptions
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from alembic import context
 
-from midwatch.store import indexes  # noqa: F401  (they belong to the metadata)
+from midwatch.store import (
+    upgrade as indexes,
+)  # noqa: F401  (they belong to the metadata)
 from midwatch.store.schema import metadata
 
 context.configure(
