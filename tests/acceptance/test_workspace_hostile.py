@@ -14,11 +14,11 @@ import pytest
 from midwatch.testing.fakes import make_repository, run_git
 from midwatch.workspace.git import Git, GitLimits
 from midwatch.workspace.inspect import diff_of, inspect_repo
-from midwatch.workspace.lfs import pointer_of
 from midwatch.workspace.plan import RepoSpec
 from midwatch.workspace.push import push_repo
 from midwatch.workspace.record import ClonedRepo, open_workspace
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
+from midwatch.workspace.snapshot import pointer_of
 
 FILES = {
     "README.md": "one\ntwo\n",

@@ -19,10 +19,9 @@ from midwatch.workspace.errors import (
     WorkspaceNotWritable,
     WorkspaceRefused,
 )
-from midwatch.workspace.git import Git
+from midwatch.workspace.git import Git, Progress
 from midwatch.workspace.inspect import inspect_workspace
 from midwatch.workspace.plan import RepoSpec
-from midwatch.workspace.progress import Progress
 from midwatch.workspace.record import open_workspace
 from midwatch.workspace.setup import (
     WorkspaceOptions,

@@ -20,11 +20,9 @@ from midwatch.workspace.errors import (
     WorkspaceDiskFull,
     WorkspaceRefused,
 )
-from midwatch.workspace.faults import classify
-from midwatch.workspace.gitdir import config_text
+from midwatch.workspace.git import Progress, classify, parse_progress
 from midwatch.workspace.inspect import FileChange, parse_changes, printable
-from midwatch.workspace.progress import Progress, parse_progress
-from midwatch.workspace.refs import parse_advertised
+from midwatch.workspace.refs import config_text, parse_advertised
 from midwatch.workspace.urls import parse_remote
 
 URL = "https://h/x"

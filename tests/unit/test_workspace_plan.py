@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midwatch.workspace.errors import WorkspaceExists, WorkspaceRefused
-from midwatch.workspace.names import (
+from midwatch.workspace.plan import RepoSpec, plan_workspace
+from midwatch.workspace.urls import (
     check_folder_name,
     collision_key,
     derive_folder_name,
     is_ref_name,
+    parse_remote,
 )
-from midwatch.workspace.plan import RepoSpec, plan_workspace
-from midwatch.workspace.urls import parse_remote
 
 WS = Path("/ws")
 

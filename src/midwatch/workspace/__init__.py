@@ -7,11 +7,10 @@ only runner of git, `faults` the only reader of its words.
 """
 
 from midwatch.workspace.environment import Credential, GitEnvironment
-from midwatch.workspace.git import Git, GitLimits
+from midwatch.workspace.git import Git, GitLimits, OnProgress, Progress
 from midwatch.workspace.inspect import RepoState, diff_of, inspect_workspace
 from midwatch.workspace.mirrors import Mirror, Mirrors
 from midwatch.workspace.plan import Plan, RepoSpec, plan_workspace
-from midwatch.workspace.progress import OnProgress, Progress
 from midwatch.workspace.push import PushOptions, PushResult, push_workspace
 from midwatch.workspace.record import Workspace, open_workspace
 from midwatch.workspace.setup import (

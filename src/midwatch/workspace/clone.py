@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midwatch.workspace.errors import GitFailed, NoSuchBranch, RepositoryCorrupted
-from midwatch.workspace.git import Command, Git
-from midwatch.workspace.gitdir import (
+from midwatch.workspace.git import Command, Git, OnProgress, Phase, Progress
+from midwatch.workspace.mirrors import Mirrors
+from midwatch.workspace.plan import PlannedRepo
+from midwatch.workspace.record import Staging, git_dir_in
+from midwatch.workspace.refs import (
+    Advertised,
     Setting,
+    ask_remote,
     base_settings,
     copy_objects,
     link_objects,
     make_git_dir,
+    read_refs,
 )
-from midwatch.workspace.mirrors import Mirrors
-from midwatch.workspace.plan import PlannedRepo
-from midwatch.workspace.progress import OnProgress, Phase, Progress
-from midwatch.workspace.record import git_dir_in
-from midwatch.workspace.refs import Advertised, ask_remote, read_refs
-from midwatch.workspace.staging import Staging
 
 _SUBMODULE_PROTOCOLS = {
     "https": "https:ssh",

@@ -8,8 +8,15 @@ from typing import Literal
 
 from midwatch.workspace.git import Git
 from midwatch.workspace.record import ClonedRepo, Workspace
-from midwatch.workspace.snapshot import Snapshot, SnapshotLimits, take_snapshot
-from midwatch.workspace.trusted import in_trusted, is_ancestor, pushed_commit, tree_of
+from midwatch.workspace.snapshot import (
+    Snapshot,
+    SnapshotLimits,
+    in_trusted,
+    is_ancestor,
+    pushed_commit,
+    take_snapshot,
+    tree_of,
+)
 
 Status = Literal["clean", "changed", "pushed"]
 MAX_DIFF_BYTES = 2_000_000

@@ -23,9 +23,8 @@ from midwatch.workspace.errors import (
     RepositoryCorrupted,
     RepositoryNotFound,
 )
-from midwatch.workspace.git import Command, Git
+from midwatch.workspace.git import Command, Git, OnProgress
 from midwatch.workspace.locks import locked, locked_if_free
-from midwatch.workspace.progress import OnProgress
 from midwatch.workspace.refs import Advertised, read_refs
 from midwatch.workspace.urls import Remote
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from midwatch.workspace.errors import WorkspaceExists, WorkspaceRefused
-from midwatch.workspace.names import (
+from midwatch.workspace.urls import (
+    Remote,
     check_folder_name,
     check_ref_name,
     collision_key,
     derive_folder_name,
+    parse_remote,
 )
-from midwatch.workspace.urls import Remote, parse_remote
 
 MAX_REPOSITORIES = 64
 

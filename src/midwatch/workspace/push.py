@@ -10,12 +10,14 @@ from midwatch.workspace.clone import Identity
 from midwatch.workspace.errors import PushRejected, RepositoryError
 from midwatch.workspace.git import Command, Git
 from midwatch.workspace.record import ClonedRepo, Workspace
-from midwatch.workspace.snapshot import Snapshot, SnapshotLimits, take_snapshot
-from midwatch.workspace.trusted import (
+from midwatch.workspace.snapshot import (
+    Snapshot,
+    SnapshotLimits,
     in_trusted,
     is_ancestor,
     pushed_commit,
     pushed_ref,
+    take_snapshot,
     tree_of,
 )
 

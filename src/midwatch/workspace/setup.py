@@ -16,19 +16,21 @@ from midwatch.lifecycle import Clock
 from midwatch.workspace.clone import Cloner, Identity
 from midwatch.workspace.environment import GitEnvironment, default_home
 from midwatch.workspace.errors import WorkspaceExists, WorkspaceRefused
-from midwatch.workspace.git import Git, GitLimits, disk_fault
+from midwatch.workspace.git import Git, GitLimits, OnProgress, disk_fault
 from midwatch.workspace.locks import locked_if_free
 from midwatch.workspace.mirrors import DEFAULT_MAX_BYTES, Mirrors
 from midwatch.workspace.plan import Plan, PlannedRepo, RepoSpec, plan_workspace
-from midwatch.workspace.progress import OnProgress
 from midwatch.workspace.record import (
+    PREFIX,
     ClonedRepo,
     Workspace,
     cloned,
     describes,
     load_record,
+    move_into_place,
+    staged,
+    sweep,
 )
-from midwatch.workspace.staging import PREFIX, move_into_place, staged, sweep
 
 
 def default_cache() -> Path:

@@ -9,6 +9,7 @@ was planted): git would start another git there, with that one's own configurati
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,18 +17,92 @@ from pathlib import Path
 
 from midwatch.workspace.errors import RepositoryError, WorkspaceDiskFull
 from midwatch.workspace.git import Command, Git, Output
-from midwatch.workspace.hostile import (
+from midwatch.workspace.locks import locked
+from midwatch.workspace.record import ClonedRepo
+from midwatch.workspace.untrusted import (
     Head,
     NotPlain,
+    clear_quarantine,
     is_plain_folder,
     kind_of,
     read_head,
+    take_commit,
 )
-from midwatch.workspace.intake import clear_quarantine, take_commit
-from midwatch.workspace.lfs import pointer_of
-from midwatch.workspace.locks import locked
-from midwatch.workspace.record import ClonedRepo
-from midwatch.workspace.trusted import tree_of
+
+# ------------------------------------------------------------ trusted
+# Questions to a git directory of ours about the objects in it.
+
+_YES_OR_NO = frozenset({0, 1})
+
+
+async def in_trusted(
+    git: Git,
+    repo: ClonedRepo,
+    args: list[str],
+    max_output: int | None = None,
+    ok: frozenset[int] = frozenset({0}),
+) -> Output:
+    """Run git in the trusted git directory of a clone, away from its files."""
+    command = Command(
+        args, repository=repo.url, git_dir=repo.git_dir, max_output=max_output, ok=ok
+    )
+    return await git.run(command)
+
+
+async def tree_of(git: Git, repo: ClonedRepo, commit: str | None) -> str:
+    """The tree of a commit; the empty tree for None."""
+    if commit is None:
+        args = ["hash-object", "-t", "tree", "-w", "--stdin"]  # stdin is empty
+    else:
+        args = ["rev-parse", "--verify", "--quiet", f"{commit}^{{tree}}"]
+    return (await in_trusted(git, repo, args)).text.strip()
+
+
+def pushed_ref(repo: ClonedRepo) -> str:
+    """Where the commit is noted that was last pushed; another target has another."""
+    target = f"{repo.push_url}\0{repo.push_branch}".encode("utf-8", "surrogateescape")
+    return f"refs/midwatch/pushed-to/{hashlib.sha256(target).hexdigest()[:16]}"
+
+
+async def pushed_commit(git: Git, repo: ClonedRepo) -> str | None:
+    """The commit that was last pushed from this clone to its present target."""
+    args = ["rev-parse", "--verify", "--quiet", pushed_ref(repo)]
+    return (await in_trusted(git, repo, args, ok=_YES_OR_NO)).text.strip() or None
+
+
+async def is_ancestor(
+    git: Git, repo: ClonedRepo, older: str | None, newer: str | None
+) -> bool:
+    """Whether `newer` has everything that `older` has; None stands for no commit at all."""
+    if older is None or newer is None:
+        return older is None
+    args = ["merge-base", "--is-ancestor", older, newer]
+    return (await in_trusted(git, repo, args, ok=_YES_OR_NO)).code == 0
+
+
+# ------------------------------------------------------------ lfs
+# Git LFS pointers, computed here: the filter program of a hostile repository is never run.
+
+_SIGNATURE = b"version https://git-lfs.github.com/spec/v1\n"
+_CHUNK = 1 << 20
+
+
+def pointer_of(path: Path) -> bytes:
+    """The pointer that stands for the file in a commit; a pointer stands for itself.
+
+    The format: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+    """
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        first = file.read(1024)
+        if first.startswith(_SIGNATURE):
+            return first
+        while first:
+            digest.update(first)
+            size += len(first)
+            first = file.read(_CHUNK)
+    return _SIGNATURE + f"oid sha256:{digest.hexdigest()}\nsize {size}\n".encode()
+
 
 _STAT_SAYS_CHANGED = frozenset({0, 1})
 

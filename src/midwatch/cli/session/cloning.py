@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from midwatch.cli.session.telling import aside
 from midwatch.text import one_line
-from midwatch.workspace.progress import OnProgress, Progress
+from midwatch.workspace.git import OnProgress, Progress
 
 _SHARE = {
     "asking": 0,

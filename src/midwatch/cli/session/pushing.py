@@ -13,9 +13,9 @@ from midwatch.errors import MidwatchError, NotFound
 from midwatch.session.results import repository_record
 from midwatch.text import one_line
 from midwatch.workspace.inspect import RepoState, inspect_workspace
-from midwatch.workspace.names import check_ref_name
 from midwatch.workspace.push import PushResult, push_workspace
 from midwatch.workspace.record import ClonedRepo, Workspace, open_workspace, save_record
+from midwatch.workspace.urls import check_ref_name
 
 
 class NotPushed(MidwatchError):
