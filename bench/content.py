@@ -27,7 +27,7 @@ import psutil
 from midwatch.content.sync.client import ContentClient
 from midwatch.content.sync.roots import Roots
 from midwatch.content.sync.scan import Scanner
-from midwatch.content.sync.workspace import WorkspaceSync
+from midwatch.content.sync.session import WorkspaceSync
 from midwatch.content.tokens import issue
 
 from .report import Row, against_bound, against_floor, paired, show

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from midwatch.cli.figures import AGENT, MONITOR
-from midwatch.content.server.figures import CONTENT
+from midwatch.content.server.app import CONTENT
 from midwatch.kube.environment import RUNNER_VARIABLES, Variable
 from midwatch.kube.operator.figures import OPERATOR
 from midwatch.metrics.families import Family

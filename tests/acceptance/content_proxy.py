@@ -17,16 +17,18 @@ from typing import Any
 
 import httpx2
 
-from midwatch.content.server.serving import serving
+from midwatch.content.server.app import serving
 from midwatch.content.tokens import issue
 from midwatch.content.tree import (
     CHUNK,
+    MEDIA_TYPE,
     Entry,
     Tree,
     chunk_hash,
+    decode_frames,
+    encode_frame,
     tree_from_json,
 )
-from midwatch.content.wire import MEDIA_TYPE, decode_frames, encode_frame
 from midwatch.lifecycle import Stop
 from midwatch.logs import open_log
 from midwatch.redaction import Redactor

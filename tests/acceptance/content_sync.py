@@ -18,7 +18,7 @@ import httpx2
 
 from midwatch.content.sync.client import ContentClient
 from midwatch.content.sync.roots import STAGING
-from midwatch.content.sync.workspace import WorkspaceSync
+from midwatch.content.sync.session import WorkspaceSync
 from midwatch.content.tree import chunk_hash
 
 from .content_proxy import Proxy, token

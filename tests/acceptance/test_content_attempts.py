@@ -12,8 +12,7 @@ import pytest_asyncio
 
 from midwatch.content.errors import Superseded
 from midwatch.content.sync.merge import CONFLICTS
-from midwatch.content.tree import EMPTY, Entry
-from midwatch.content.wire import ATTEMPT
+from midwatch.content.tree import ATTEMPT, EMPTY, Entry
 from midwatch.lifecycle import Stop
 
 from .content_proxy import Caller, Proxy, file, proxy

@@ -15,8 +15,16 @@ import pytest
 import pytest_asyncio
 
 from midwatch.content.errors import StreamBroken
-from midwatch.content.tree import CHUNK, EMPTY, Entry, chunk_hash, version_of
-from midwatch.content.wire import MAX_HASHES, MEDIA_TYPE, encode_frame
+from midwatch.content.tree import (
+    CHUNK,
+    EMPTY,
+    MAX_HASHES,
+    MEDIA_TYPE,
+    Entry,
+    chunk_hash,
+    encode_frame,
+    version_of,
+)
 from midwatch.errors import MidwatchError
 
 from .content_proxy import (

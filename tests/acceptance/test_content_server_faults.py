@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from midwatch.content.errors import ContentFull
-from midwatch.content.server.disk import translated
-from midwatch.content.tree import EMPTY, chunk_hash
-from midwatch.content.wire import MEDIA_TYPE, encode_frame
+from midwatch.content.server.volume import translated
+from midwatch.content.tree import EMPTY, MEDIA_TYPE, chunk_hash, encode_frame
 
 from .cli import comes_true
 from .content_proxy import FOLDER, Caller, Proxy, bearer, check_whole, file, proxy

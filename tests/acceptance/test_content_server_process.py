@@ -23,8 +23,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midwatch.content.tree import EMPTY, Entry, chunk_hash, version_of
-from midwatch.content.wire import MEDIA_TYPE, encode_frame
+from midwatch.content.tree import (
+    EMPTY,
+    MEDIA_TYPE,
+    Entry,
+    chunk_hash,
+    encode_frame,
+    version_of,
+)
 
 from .cli import refused, said
 from .content_proxy import FOLDER, KEY, bearer, check_whole, file, process

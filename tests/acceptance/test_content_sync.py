@@ -26,9 +26,8 @@ from midwatch.content.errors import (
     Superseded,
     TokenRefused,
 )
-from midwatch.content.server.answers import STATUS
-from midwatch.content.sync.answer import error_of
-from midwatch.content.sync.client import ContentClient, TimeLimits
+from midwatch.content.server.http import STATUS
+from midwatch.content.sync.client import ContentClient, TimeLimits, error_of
 from midwatch.content.sync.merge import CONFLICTS
 from midwatch.content.tree import EMPTY
 from midwatch.errors import MidwatchError
@@ -595,7 +594,7 @@ _POD = """
 import asyncio, sys
 from pathlib import Path
 from midwatch.content.sync.client import ContentClient
-from midwatch.content.sync.workspace import WorkspaceSync
+from midwatch.content.sync.session import WorkspaceSync
 from midwatch.lifecycle import Stop
 url, token, folder, root = sys.argv[1:3] + [sys.argv[3], Path(sys.argv[4])]
 async def main():

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from midwatch.content.errors import Superseded
-from midwatch.content.wire import ATTEMPT
+from midwatch.content.tree import ATTEMPT
 from midwatch.kube.pod.keeping import Keeper
 from midwatch.kube.statuses import Condition
 

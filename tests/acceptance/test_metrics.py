@@ -22,7 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from midwatch.cli.figures import AGENT, MONITOR, figures_served
-from midwatch.content.server.figures import CONTENT
+from midwatch.content.server.app import CONTENT
 from midwatch.context import ContextGatherer
 from midwatch.errors import SettingsError, StoreBusy
 from midwatch.kube.crd import crd

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from midwatch.content.sync.client import ContentClient, TimeLimits
-from midwatch.content.sync.workspace import WorkspaceSync
+from midwatch.content.sync.session import WorkspaceSync
 from midwatch.content.tree import Entry
 from midwatch.events import Event, Phase, Prompt, ToolResult
 from midwatch.kube.environment import sorted_variables

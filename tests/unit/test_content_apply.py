@@ -15,13 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midwatch.content.errors import ContentDamaged
-from midwatch.content.sync.apply import Outcome, carry_out, plan
-from midwatch.content.sync.base import BaseFile
-from midwatch.content.sync.journal import Plan, read_plan, write_plan
+from midwatch.content.sync.apply import (
+    Outcome,
+    Plan,
+    Staging,
+    carry_out,
+    clear_all,
+    plan,
+    read_plan,
+    write_plan,
+)
 from midwatch.content.sync.merge import merge
 from midwatch.content.sync.roots import STAGING, Roots
+from midwatch.content.sync.round import BaseFile
 from midwatch.content.sync.scan import Scanner
-from midwatch.content.sync.staging import Staging, clear_all
 from midwatch.content.tree import Delta, Entry, Tree, chunk_hash, delta_between
 
 CONTENTS = [b"", b"one", b"two" * 1000]

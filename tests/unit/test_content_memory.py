@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.content.server.history import History
-from midwatch.content.server.keys import KeyFile
-from midwatch.content.tokens import read_keys
+from midwatch.content.server.store import History
+from midwatch.content.tokens import KeyFile, read_keys
 from midwatch.logs import open_log
 from midwatch.redaction import Redactor
 from midwatch.settings import LogSettings

@@ -5,9 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.content.paths import check_tree
 from midwatch.content.sync.merge import CONFLICTS, Merged, merge, unit_of
-from midwatch.content.tree import Entry, Tree, chunk_hash, version_of
+from midwatch.content.tree import Entry, Tree, check_tree, chunk_hash, version_of
 
 FOLDER = Entry("folder", 0o755)
 

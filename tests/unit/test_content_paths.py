@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from midwatch.content import errors
 from midwatch.content.errors import PathRefused, TokenRefused
-from midwatch.content.paths import check_folder, check_path, check_tree
-from midwatch.content.server.answers import STATUS
+from midwatch.content.server.http import STATUS
 from midwatch.content.tokens import issue, read_keys, verify
-from midwatch.content.tree import Entry
+from midwatch.content.tree import Entry, check_folder, check_path, check_tree
 from midwatch.errors import MidwatchError, SettingsError
 
 NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)

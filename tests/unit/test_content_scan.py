@@ -16,12 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.content.sync.local import LocalChunks
 from midwatch.content.sync.merge import FOLDER
-from midwatch.content.sync.reading import Captured, read_file
-from midwatch.content.sync.roots import Roots
+from midwatch.content.sync.roots import Captured, Roots, is_racy, read_file
 from midwatch.content.sync.scan import Scan, Scanner
-from midwatch.content.sync.stats import is_racy
+from midwatch.content.sync.transfer import LocalChunks
 from midwatch.content.tree import CHUNK, Entry, Tree, chunk_hash
 
 GIT = {

@@ -19,12 +19,13 @@ from midwatch.content.tree import (
     Delta,
     Entry,
     chunk_hash,
+    decode_frames,
     delta_between,
+    encode_frame,
     tree_from_json,
     tree_to_json,
     version_of,
 )
-from midwatch.content.wire import decode_frames, encode_frame
 
 NOW = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
 HASH = chunk_hash(b"x")

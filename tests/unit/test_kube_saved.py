@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from midwatch.content.sync.workspace import SyncReport
+from midwatch.content.sync.session import SyncReport
 from midwatch.kube.pod.saved import Saved
 
 BUSY, DEEP = "'a' is left as it was: it keeps changing", "'b' is left as it was: deep"

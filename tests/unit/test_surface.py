@@ -180,7 +180,7 @@ async def test_no_error_of_the_sdk_or_its_transport_escapes(
 # The outermost guards of daemons, and the places where anybody's code is called.
 GUARDS = {
     "cli/check.py": 1,
-    "content/server/guard.py": 1,
+    "content/server/app.py": 1,
     "kube/operator/app.py": 1,
     "kube/operator/follow.py": 1,
     "monitor.py": 1,

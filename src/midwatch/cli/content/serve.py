@@ -26,8 +26,8 @@ def serve(context: typer.Context) -> None:
 
 
 async def _serve(edge: Edge) -> None:
-    from midwatch.content.server.keys import KeyFile
-    from midwatch.content.server.serving import serve
+    from midwatch.content.server.app import serve
+    from midwatch.content.tokens import KeyFile
     from midwatch.lifecycle import Stop, signals_set
     from midwatch.logs import open_log
     from midwatch.redaction import Redactor

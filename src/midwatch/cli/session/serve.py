@@ -117,7 +117,7 @@ async def _sync(task: PodTask) -> AsyncIterator[Sync | None]:
         return
     try:
         from midwatch.content.sync.client import ContentClient
-        from midwatch.content.sync.workspace import WorkspaceSync
+        from midwatch.content.sync.session import WorkspaceSync
     except ImportError as error:
         raise _missing(error, "content") from error
     from midwatch.kube.pod.places import LOCAL_OWNED, PodPlaces, stays_here

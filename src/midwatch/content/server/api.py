@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import uuid
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from midwatch.content.errors import ChunksMissing
-from midwatch.content.server.answers import JsonAnswer, RequestRefused, etag
-from midwatch.content.server.bodies import (
+from midwatch.content.errors import ChunksMissing, ContentTooLarge
+from midwatch.content.server.http import (
+    Desk,
+    JsonAnswer,
+    RequestRefused,
     attempt_of,
     base_of,
     check_media_type,
+    etag,
     known_versions,
     paced,
     parse_delta,
@@ -24,11 +31,9 @@ from midwatch.content.server.bodies import (
     seconds_of,
     version_in,
 )
-from midwatch.content.server.desk import Desk
-from midwatch.content.server.edits import appended
-from midwatch.content.server.inbox import MAX_LINE, inbox_line
+from midwatch.content.server.legacy import appended
 from midwatch.content.server.manifest import Manifest
-from midwatch.content.wire import (
+from midwatch.content.tree import (
     ATTEMPT,
     INBOX,
     MAX_HASHES,
@@ -36,6 +41,40 @@ from midwatch.content.wire import (
     frame_of,
     split_frames,
 )
+
+# ------------------------------------------------------------ inbox
+# Lines for the mailbox of a session. Which of them mean something, its reader decides.
+
+MAX_LINE = 500_000
+"""Bytes: more is refused by whoever reads the mailbox."""
+_LONGEST_NAME = 200
+
+
+def inbox_line(data: Mapping[str, Any], now: datetime) -> tuple[str, bytes]:
+    """The message's id and its line. Raises RequestRefused (422) and ContentTooLarge."""
+    kind, given = data.get("type"), data.get("id")
+    if not _is_name(kind):
+        raise RequestRefused(422, "type must be a text", hint="such as user_message")
+    if given is not None and not _is_name(given):
+        raise RequestRefused(
+            422, f"id must be a text of 1 to {_LONGEST_NAME} characters"
+        )
+    id = given or uuid.uuid4().hex
+    message = {
+        "id": id,
+        "type": kind,
+        "content": data.get("content"),
+        "timestamp": str(data.get("timestamp") or now.isoformat())[:_LONGEST_NAME],
+    }
+    line = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
+    if len(line) > MAX_LINE:
+        raise ContentTooLarge(f"a message may have {MAX_LINE} bytes")
+    return id, line + b"\n"
+
+
+def _is_name(text: object) -> bool:
+    return isinstance(text, str) and 0 < len(text) <= _LONGEST_NAME
+
 
 _BATCH_BYTES = 4 << 20
 _BATCH_FRAMES = 256

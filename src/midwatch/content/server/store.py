@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from midwatch.content.durable import sync_all
 from midwatch.content.errors import (
@@ -23,16 +26,146 @@ from midwatch.content.errors import (
     Superseded,
     VersionConflict,
 )
-from midwatch.content.paths import check_entries, check_shape
-from midwatch.content.server.cache import ManifestCache, Mark
-from midwatch.content.server.chunks import Chunks
-from midwatch.content.server.disk import disk_errors
-from midwatch.content.server.history import History
 from midwatch.content.server.manifest import Manifest, cause_of, load
-from midwatch.content.server.room import FRESH, Room, taken_by
-from midwatch.content.server.volume import Volume
-from midwatch.content.tree import CHUNK, Delta
+from midwatch.content.server.volume import (
+    FRESH,
+    Chunks,
+    Room,
+    Volume,
+    disk_errors,
+    taken_by,
+)
+from midwatch.content.tree import CHUNK, Delta, check_entries, check_shape
 from midwatch.settings import ContentSettings
+
+# ------------------------------------------------------------ cache
+# Manifests that were used last, as many as fit into a number of bytes; safe between threads.
+
+
+class Mark(NamedTuple):
+    """What tells one manifest's file from the next: each is a file of its own."""
+
+    inode: int
+    changed: int
+    size: int
+
+
+class ManifestCache:
+    """A manifest counts as long as its file has the mark that it had when it was read or written."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._held: OrderedDict[str, tuple[Mark, Manifest, int]] = OrderedDict()
+        self._cost = 0
+        self._lock = threading.Lock()
+
+    def get(self, folder: str, mark: Mark) -> Manifest | None:
+        with self._lock:
+            held = self._held.get(folder)
+            if held is None or held[0] != mark:
+                return None
+            self._held.move_to_end(folder)
+            return held[1]
+
+    def put(self, folder: str, mark: Mark, manifest: Manifest) -> None:
+        cost = manifest.cost
+        with self._lock:
+            self._drop(folder)
+            self._held[folder] = (mark, manifest, cost)
+            self._cost += cost
+            # The last one stays whatever its size: it would be read for every request.
+            while self._cost > self._limit and len(self._held) > 1:
+                self._drop(next(iter(self._held)))
+
+    def drop(self, folder: str) -> None:
+        with self._lock:
+            self._drop(folder)
+
+    def _drop(self, folder: str) -> None:
+        if folder in self._held:
+            self._cost -= self._held.pop(folder)[2]
+
+
+# ------------------------------------------------------------ history
+# How folders came from one version to the next, so that who knows a recent one is told the difference only.
+#
+# In memory, bounded, and of this process: where it does not know, the whole manifest is sent.
+
+_ALL = 16 << 20
+_OF_ONE = 1 << 20
+"""Bytes, of all folders and of one: that holds its last some 5,000 changed paths."""
+_EACH = 120
+"""Bytes that a path or a step takes beyond its characters, about."""
+
+
+class _Step(NamedTuple):
+    before: str
+    after: str
+    paths: frozenset[str]
+    cost: int
+
+
+@dataclass(slots=True)
+class _Steps:
+    """Of one folder: each begins where the one before it ended."""
+
+    held: deque[_Step] = field(default_factory=deque)
+    cost: int = 0
+
+
+class History:
+    """Safe between threads."""
+
+    def __init__(self, limit: int = _ALL, of_one: int = _OF_ONE) -> None:
+        self._limit = limit
+        self._of_one = of_one
+        self._folders: OrderedDict[str, _Steps] = OrderedDict()
+        self._cost = 0
+        self._lock = threading.Lock()
+
+    def add(self, folder: str, before: str, after: str, paths: frozenset[str]) -> None:
+        """A commit that made `after` of `before` by changing these paths."""
+        cost = _EACH + sum(map(len, paths)) + _EACH * len(paths)
+        with self._lock:
+            steps = self._folders.setdefault(folder, _Steps())
+            if steps.held and steps.held[-1].after != before:
+                self._shorten(steps, 0)  # another process was in between
+            steps.held.append(_Step(before, after, paths, cost))
+            steps.cost += cost
+            self._cost += cost
+            self._shorten(steps, self._of_one)
+            self._folders.move_to_end(folder)
+            while self._cost > self._limit:
+                self._drop(next(iter(self._folders)))
+
+    def since(self, folder: str, known: str, present: str) -> frozenset[str] | None:
+        """The paths that changed on the way from `known` to `present`; None where the way is not known."""
+        with self._lock:
+            found = self._folders.get(folder)
+            steps = list(found.held) if found else []
+        if not steps or steps[-1].after != present:
+            return None
+        paths: set[str] = set()
+        for step in reversed(steps):
+            paths |= step.paths
+            if step.before == known:
+                return frozenset(paths)
+        return None
+
+    def drop(self, folder: str) -> None:
+        with self._lock:
+            self._drop(folder)
+
+    def _drop(self, folder: str) -> None:
+        if steps := self._folders.pop(folder, None):
+            self._cost -= steps.cost
+
+    def _shorten(self, steps: _Steps, limit: int) -> None:
+        while steps.cost > limit:
+            cost = steps.held.popleft().cost
+            steps.cost -= cost
+            self._cost -= cost
+
 
 _MANIFEST = "manifest.jsonl"
 

@@ -14,19 +14,66 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
 import shutil
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from midwatch.content.durable import sync_all
-from midwatch.content.errors import ContentUnavailable
-from midwatch.content.paths import check_folder
-from midwatch.content.server.disk import write_file
+from midwatch.content.errors import (
+    ChunksMissing,
+    ContentFull,
+    ContentUnavailable,
+    StreamBroken,
+)
+from midwatch.content.tree import CHUNK, check_folder, checked
+from midwatch.errors import MidwatchError
+from midwatch.settings import ContentSettings
+
+# ------------------------------------------------------------ disk
+# The volume's disk: how a file is written to it, and what its errors mean to a client.
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """A new file with these bytes, not synced yet. Raises OSError, also where one is there."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.open(path, flags, 0o600)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turns the system's errors into ours; what a caller has to tell apart is caught before."""
+    try:
+        yield
+    except OSError as error:
+        raise translated(error) from error
+
+
+def translated(error: OSError) -> MidwatchError:
+    """Paths stay out of the message: it goes to a client."""
+    said = error.strerror or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ContentFull(f"the volume is full: {said}")
+    return ContentUnavailable(
+        f"the volume cannot be used: {said}",
+        hint="check the volume of the content proxy, its mount and its owner",
+    )
+
 
 _MARK = ".midwatch-content"
 _LOCK = "lock"
@@ -207,3 +254,242 @@ def _is_at(lock: int, path: Path) -> bool:
 
 def _opened(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+# ------------------------------------------------------------ room
+# How much of the volume each folder takes: its chunks, whether a manifest names them or not.
+#
+# `content.max_size` bounds what a manifest names. What was replaced, or never committed, stays for a while and takes room as
+# well; without a bound one session could fill the volume of all. Twice as much as the manifest may name is enough for one that
+# replaces all it has.
+#
+# Known by each process for itself: measured once, then counted, and measured again after an eighth of the bound was
+# written, so that what another process writes is seen as well.
+
+TIMES = 2
+"""A folder's chunks may take so many times what its manifest may name."""
+FRESH = 60.0
+"""Seconds that a chunk is kept after it was asked for, however full the folder is: an upload is about to name it."""
+_MEASURE_AFTER = 8
+_GOAL = 0.75
+"""Of the bound, which is left when there has to be made room: so that it is not at once full again."""
+
+
+class Taken(NamedTuple):
+    """Bytes and files of chunks."""
+
+    bytes: int = 0
+    files: int = 0
+
+    def with_(self, other: Taken) -> Taken:
+        return Taken(self.bytes + other.bytes, self.files + other.files)
+
+    def without(self, other: Taken) -> Taken:
+        return Taken(self.bytes - other.bytes, self.files - other.files)
+
+    def within(self, limit: Taken, part: float = 1.0) -> bool:
+        return self.bytes <= limit.bytes * part and self.files <= limit.files * part
+
+
+@dataclass(slots=True)
+class _Known:
+    taken: Taken
+    written: int = 0
+
+
+class Room:
+    """Safe between threads. Folders are known by their names."""
+
+    def __init__(self, settings: ContentSettings) -> None:
+        size = int(settings.max_size)
+        files = settings.max_entries + size // CHUNK
+        self.limit = Taken(TIMES * size, TIMES * files)
+        self._known: dict[str, _Known] = {}
+        self._lock = threading.Lock()
+
+    def has(self, folder: str, more: Taken, measure: Callable[[], Taken]) -> bool:
+        """Whether so much more fits. Raises what `measure` raises."""
+        with self._lock:
+            known = self._known.get(folder)
+        if known is None or known.written * _MEASURE_AFTER > self.limit.bytes:
+            known = self._measured(folder, measure)
+        return known.taken.with_(more).within(self.limit)
+
+    def changed(
+        self, folder: str, added: Taken = Taken(), gone: Taken = Taken()
+    ) -> None:
+        with self._lock:
+            if known := self._known.get(folder):
+                known.taken = known.taken.with_(added).without(gone)
+                known.written += added.bytes
+
+    def make(
+        self,
+        folder: str,
+        more: Taken,
+        measure: Callable[[], Taken],
+        idle: Collection[Path],
+    ) -> None:
+        """Remove chunks that nothing needs, the oldest first, until `more` fits well. Raises ContentFull, OSError."""
+        left = self._measured(folder, measure).taken
+        times = {path: _stat(path) for path in idle}
+        found = [(stat, path) for path, stat in times.items() if stat is not None]
+        for (_, size), path in sorted(found):
+            if left.with_(more).within(self.limit, _GOAL):
+                break
+            path.unlink(missing_ok=True)
+            gone = Taken(size, 1)
+            left = left.without(gone)
+            self.changed(folder, gone=gone)
+        if not left.with_(more).within(self.limit):
+            raise ContentFull(
+                f"the session's folder takes {left.bytes} bytes in {left.files} chunks, with what was replaced or not "
+                f"committed yet; it may take {self.limit.bytes} in {self.limit.files}",
+                hint="others are not concerned; leave out what need not be kept, or raise content.max_size; "
+                "it is tried again",
+                retry_after=FRESH / 2,
+            )
+
+    def drop(self, folder: str) -> None:
+        with self._lock:
+            self._known.pop(folder, None)
+
+    def _measured(self, folder: str, measure: Callable[[], Taken]) -> _Known:
+        known = _Known(measure())
+        with self._lock:
+            self._known[folder] = known
+        return known
+
+
+def taken_by(frames: Collection[tuple[str, bytes]]) -> Taken:
+    return Taken(sum(len(data) for _, data in frames), len(frames))
+
+
+def _stat(path: Path) -> tuple[float, int] | None:
+    """When it was last asked for, and its bytes; None where it is gone."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime, found.st_size
+
+
+# ------------------------------------------------------------ chunks
+# The chunks of one folder on the volume: immutable files `ab/abcdef…`, named by their SHA-256.
+#
+# One is written beside, synced and renamed, so that what has the name has the bytes. The time of its file
+# tells when it was last asked for: what nothing names is kept for a while after that.
+
+_DAMAGED = ".damaged"
+
+
+class Chunks:
+    """Everything here raises OSError, and works in a thread.
+
+    `new_name` gives a path for a file that is not whole yet, on the same file system.
+    """
+
+    def __init__(self, folder: Path, new_name: Callable[[], Path]) -> None:
+        self.folder = folder
+        self._new_name = new_name
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a chunk; None without it."""
+        try:
+            return os.lstat(self._path(name)).st_size
+        except FileNotFoundError:
+            return None
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Those that are not there; those that are will be kept for a while."""
+        return [name for name in names if not self.renew(name)]
+
+    def renew(self, name: str) -> bool:
+        """Keep a chunk for a while, if it is there."""
+        try:
+            os.utime(self._path(name), follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def write(self, frames: Collection[tuple[str, bytes]]) -> frozenset[str]:
+        """Store chunks after a look at their hashes; those that were new. Raises StreamBroken."""
+        new = {n: data for n, data in frames if checked(n, data) and not self.renew(n)}
+        beside = {name: self._new_name() for name in new}
+        try:
+            for name, data in new.items():
+                write_file(beside[name], data)
+            sync_all(beside.values())
+            for name, path in beside.items():
+                self._place(path, name)
+        except OSError:
+            for path in beside.values():
+                path.unlink(missing_ok=True)
+            raise
+        return frozenset(new)
+
+    def _place(self, path: Path, name: str) -> None:
+        place = self._path(name)
+        try:
+            path.replace(place)
+        except FileNotFoundError:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+
+    def sync(self, names: Iterable[str]) -> None:
+        """Return when these chunks will be found after a crash of the machine too."""
+        folders = {self._path(name).parent for name in names}
+        if folders:
+            sync_all([*folders, self.folder])
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a chunk. Raises ChunksMissing; what is damaged is set aside and missing."""
+        path = self._path(name)
+        try:
+            return checked(name, path.read_bytes())
+        except FileNotFoundError:
+            raise ChunksMissing([name]) from None
+        except StreamBroken:
+            # Out of the way, so that whoever still has the content can send it again.
+            path.replace(path.with_name(name + _DAMAGED))
+            raise ChunksMissing([name], "a chunk on the volume is damaged") from None
+
+    def idle(self, named: Collection[bytes], before: float) -> list[Path]:
+        """Files that `named` does not have and nobody asked for since `before`, in seconds."""
+        return [
+            path
+            for path in self._files()
+            if not _is_named(path.name, named) and _touched(path) < before
+        ]
+
+    def taken(self) -> Taken:
+        """What all of them take, also those that are damaged."""
+        found = Taken()
+        for path in self._files():
+            with contextlib.suppress(FileNotFoundError):
+                found = found.with_(Taken(path.lstat().st_size, 1))
+        return found
+
+    def _files(self) -> Iterator[Path]:
+        with contextlib.suppress(FileNotFoundError):
+            for folder in sorted(self.folder.iterdir()):
+                with os.scandir(folder) as entries:
+                    yield from [folder / entry.name for entry in entries]
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name[:2] / name
+
+
+def _is_named(name: str, named: Collection[bytes]) -> bool:
+    try:
+        return bytes.fromhex(name) in named
+    except ValueError:
+        return False
+
+
+def _touched(path: Path) -> float:
+    """When a chunk was last asked for; never, for one that is gone already."""
+    try:
+        return path.lstat().st_mtime
+    except FileNotFoundError:
+        return float("inf")

@@ -14,8 +14,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from midwatch.content.paths import MAX_PATH
-from midwatch.content.tree import Delta, Entry, Tree, delta_between, version_of
+from midwatch.content.tree import (
+    MAX_PATH,
+    Delta,
+    Entry,
+    Tree,
+    delta_between,
+    version_of,
+)
 
 CONFLICTS = ".midwatch-conflicts"
 """Where the other side's version of a conflict is kept, with its path below the first digits of their version."""

@@ -7,30 +7,266 @@ both sides.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from midwatch.content.durable import replace_file
 from midwatch.content.errors import (
     ChunksMissing,
     ContentDamaged,
     ContentUnavailable,
     VersionConflict,
 )
-from midwatch.content.sync import staging as stage
-from midwatch.content.sync.apply import carry_out, plan, raise_if_ailing
-from midwatch.content.sync.base import BaseFile
+from midwatch.content.sync import apply as stage
+from midwatch.content.sync.apply import (
+    Plan,
+    Staging,
+    carry_out,
+    delta_from_json,
+    delta_to_json,
+    plan,
+    raise_if_ailing,
+    read_plan,
+    write_plan,
+)
 from midwatch.content.sync.client import ContentClient, Remote
-from midwatch.content.sync.journal import Plan, read_plan, write_plan
-from midwatch.content.sync.merge import Merged, merge
-from midwatch.content.sync.owned import take_lines
-from midwatch.content.sync.scan import Scan, Scanner
-from midwatch.content.sync.scope import Scope, next_base
-from midwatch.content.sync.staging import Staging
+from midwatch.content.sync.merge import Merged, folders_above, merge, unit_of
+from midwatch.content.sync.roots import Roots
+from midwatch.content.sync.scan import Ignored, Scan, Scanner
 from midwatch.content.sync.transfer import download, finish, in_thread, upload
-from midwatch.content.tree import Delta, Entry, Tree, delta_between
+from midwatch.content.tree import (
+    CHUNK,
+    Delta,
+    Entry,
+    Tree,
+    compact,
+    delta_between,
+    tree_from_json,
+    tree_to_json,
+)
+
+# ------------------------------------------------------------ base
+# What both sides had when they were equal last: the base of the merge, on disk.
+#
+# The first line is a whole tree, each further one a change of it: a sync of ten files among ten thousand writes ten. A last
+# line that was not finished does not count.
+
+_LEAST_BYTES = 1 << 20
+"""Of changes, before the tree is written anew."""
+
+
+class BaseFile:
+    """`tree`, and `version`: which one that is at the proxy; empty where it is none of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.tree: Mapping[str, Entry] = {}
+        self.version = ""
+        self._whole = 0
+        self._size = 0
+
+    def load(self) -> None:
+        """Raises OSError, and ContentDamaged for what is no base."""
+        try:
+            lines = self._path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        try:
+            first = json.loads(lines[0])
+            tree, self.version = tree_from_json(first["tree"]), str(first["version"])
+            self._whole = self._size = len(lines[0])
+            for line in lines[1:]:
+                if line.endswith(b"\n"):
+                    tree = self._changed(tree, json.loads(line))
+                    self._size += len(line)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise ContentDamaged(
+                f"{self._path} cannot be read",
+                hint="remove it: then the folders are merged as if for the first time",
+            ) from error
+        self.tree = tree
+
+    def _changed(self, tree: dict[str, Entry], data: Any) -> dict[str, Entry]:
+        self.version = str(data["version"])
+        return delta_from_json(data).apply(tree)
+
+    def advance(self, delta: Delta, version: str) -> None:
+        """From now on it is that. Raises OSError; then it is still what it was."""
+        if not delta and version == self.version:
+            return
+        tree = delta.apply(self.tree)
+        data = delta_to_json(delta) | {"version": version}
+        line = compact(data) + b"\n"
+        changes = self._size - self._whole + len(line)
+        if not self._whole or changes > max(self._whole, _LEAST_BYTES):
+            self._rewrite(tree, version)
+        else:
+            self._append(line)
+        self.tree, self.version = tree, version
+
+    def _append(self, line: bytes) -> None:
+        with self._path.open("r+b") as file:
+            # Whatever is behind the last whole line was never told to anybody.
+            file.truncate(self._size)
+            file.seek(self._size)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._size += len(line)
+
+    def _rewrite(self, tree: Mapping[str, Entry], version: str) -> None:
+        data = {"version": version, "tree": tree_to_json(tree)}
+        line = compact(data) + b"\n"
+        replace_file(self._path, line)
+        self._whole = self._size = len(line)
+
+
+# ------------------------------------------------------------ owned
+# Files that the proxy's side alone writes, line by line: here only its new lines are appended.
+#
+# The session's mailbox is one. Its reader knows it by byte offset, so that it is never replaced; and what the session has
+# read already is never read again, whatever became of the connection.
+
+_CHUNKS = 16
+"""Taken at a time; the rest in the next round."""
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+async def take_lines(
+    client: ContentClient, roots: Roots, path: str, theirs: Entry, ours: Entry | None
+) -> None:
+    """Append the whole lines that are new. Raises OSError for a local file that cannot be appended to."""
+    same = _shared(ours.chunks if ours else (), theirs.chunks)
+    wanted = theirs.chunks[same : same + _CHUNKS]
+    pieces = {name: data async for name, data in client.read_chunks(wanted)}
+    data = b"".join(pieces.get(name, b"") for name in wanted)
+    await in_thread(_append, roots, path, same * CHUNK, data[: data.rfind(b"\n") + 1])
+
+
+def _shared(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    """How many chunks they begin with alike."""
+    same = 0
+    for one, other in zip(ours, theirs, strict=False):
+        if one != other:
+            break
+        same += 1
+    return same
+
+
+def _append(roots: Roots, path: str, start: int, theirs: bytes) -> None:
+    """`theirs` are the lines that they have from `start` on."""
+    with roots.walker() as walker:
+        folder, name = walker.parent(path)
+        file = os.open(name, _FLAGS, 0o600, dir_fd=folder)
+    try:
+        ours = os.pread(file, len(theirs) + CHUNK, start)
+        new = _new_lines(ours, theirs)
+        while new:
+            new = new[os.write(file, new) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _new_lines(ours: bytes, theirs: bytes) -> bytes:
+    """The rest of a file that was left behind; of one that took another way, the lines that it does not have."""
+    if theirs.startswith(ours):
+        return theirs[len(ours) :]
+    if ours.startswith(theirs):
+        return b""
+    known = set(ours.splitlines())
+    lines = [line for line in theirs.splitlines() if line not in known]
+    begun = b"" if ours.endswith(b"\n") or not lines else b"\n"
+    return begun + b"".join(line + b"\n" for line in lines)
+
+
+# ------------------------------------------------------------ scope
+# Which paths of a folder the local side has a say in, and how the trees look from there. Pure.
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The roots, without what is `ignored` there.
+
+    Of `remote_owned` files the proxy alone decides, of all else in the top folders `local_owned` our side.
+    """
+
+    roots: Roots
+    remote_owned: frozenset[str]
+    ignored: Ignored | None = None
+    local_owned: frozenset[str] = frozenset()
+
+    def _is_owned(self, path: str) -> bool:
+        top, slash, _ = path.partition("/")
+        return bool(slash) and top in self.local_owned and self.has(path)
+
+    def has(self, path: str) -> bool:
+        if not self.roots.has(path):
+            return False
+        if path.endswith(".lock") and unit_of(path):
+            return False
+        ignored = self.ignored
+        return ignored is None or not (
+            ignored(path) or any(map(ignored, folders_above(path)))
+        )
+
+    def foreign(self, tree: Tree) -> dict[str, Entry]:
+        """The entries that are not ours."""
+        return {path: entry for path, entry in tree.items() if not self.has(path)}
+
+    def merge(
+        self,
+        base: Tree,
+        scan: Scan,
+        remote: Tree,
+        foreign: Mapping[str, Entry],
+        *,
+        own: bool = True,
+    ) -> Merged:
+        """`foreign` are those of the proxy's tree: in what is not ours, it is right. `own`: nothing is taken
+        of what is ours alone."""
+        ours = {**scan.tree, **foreign}
+        was = base if remote is base else self._common(base, remote, foreign)
+        for path in self.remote_owned:
+            if entry := remote.get(path):
+                ours[path] = entry
+        if own and self.local_owned:
+            return merge(was, ours, remote, self._is_owned)
+        return merge(was, ours, remote)
+
+    def _common(
+        self, base: Tree, remote: Tree, foreign: Mapping[str, Entry]
+    ) -> dict[str, Entry]:
+        """The base of what is ours; of everything else, what the proxy has."""
+        # A folder that lost everything is not one in which somebody removed everything.
+        was = {p: e for p, e in base.items() if self.has(p)} if remote else {}
+        was.update(foreign)
+        for path in self.remote_owned:
+            was.pop(path, None)
+            if entry := remote.get(path):
+                was[path] = entry
+        return was
+
+
+def next_base(
+    base: Tree, remote: Tree, merged: Tree, skipped: frozenset[str] | set[str]
+) -> Mapping[str, Entry]:
+    """What both sides have in common when the merged tree is in place here but for what was skipped,
+    and the proxy has `remote`."""
+    if not skipped and (remote is merged or remote == merged):
+        return merged
+    found = {}
+    for path in remote.keys() | base.keys():
+        settled = path not in skipped and merged.get(path) == remote.get(path)
+        if entry := (remote if settled else base).get(path):
+            found[path] = entry
+    return found
+
 
 TRIES = 8
 """Commits of one round, when others are faster or files change under it."""

@@ -12,11 +12,10 @@ from pathlib import Path
 from midwatch.content.errors import ContentUnavailable, Superseded
 from midwatch.content.sync.client import ContentClient
 from midwatch.content.sync.roots import Roots
-from midwatch.content.sync.round import Outcome, Rounds, Step
+from midwatch.content.sync.round import Outcome, Rounds, Scope, Step
 from midwatch.content.sync.scan import Ignored, Scanner
-from midwatch.content.sync.scope import Scope
 from midwatch.content.sync.transfer import in_thread
-from midwatch.content.wire import INBOX
+from midwatch.content.tree import INBOX
 from midwatch.errors import MidwatchError, PermanentError, TemporaryError
 from midwatch.lifecycle import Clock, Stop, SystemClock, wait_for
 
