@@ -13,7 +13,8 @@ from pathlib import Path
 
 from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient
 
-from midwatch.events import (
+from midwatch.session.agentic_session import AsyncAgenticSession
+from midwatch.session.events import (
     Event,
     Message,
     Phase,
@@ -22,8 +23,7 @@ from midwatch.events import (
     TurnResult,
     TurnStarted,
 )
-from midwatch.session.outbox import EventLog, EventReader
-from midwatch.session.session import AsyncAgenticSession
+from midwatch.session.log import EventLog, EventReader
 from midwatch.testing.fakes import KEY, post, session_in
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from midwatch.monitor import MonitorLoop as MonitorLoop
     from midwatch.runner import AgentRunner as AgentRunner
+    from midwatch.session.agentic_session import (
+        AsyncAgenticSession as AsyncAgenticSession,
+    )
     from midwatch.session.blocking import AgenticSession as AgenticSession
     from midwatch.session.blocking import run_agentic_session as run_agentic_session
     from midwatch.session.options import ApiAccess as ApiAccess
     from midwatch.session.options import Limits as Limits
     from midwatch.session.options import SessionOptions as SessionOptions
-    from midwatch.session.session import AsyncAgenticSession as AsyncAgenticSession
     from midwatch.workspace import RepoSpec as RepoSpec
     from midwatch.workspace import WorkspaceOptions as WorkspaceOptions
     from midwatch.workspace import setup_workspace as setup_workspace
@@ -44,7 +46,7 @@ _WHERE = {
     "AgentRunner": "runner",
     "AgenticSession": "session.blocking",
     "ApiAccess": "session.options",
-    "AsyncAgenticSession": "session.session",
+    "AsyncAgenticSession": "session.agentic_session",
     "Limits": "session.options",
     "MonitorLoop": "monitor",
     "RepoSpec": "workspace",

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from midwatch.events import Event
-from midwatch.session.launch import Launcher
-from midwatch.session.outbox import read_events
+from midwatch.session.events import Event
+from midwatch.session.log import read_events
+from midwatch.session.process import Launcher
 from midwatch.session.records import FolderRecords
-from midwatch.status import SessionStatus
+from midwatch.session.status import SessionStatus
 from midwatch.testing.messages_api import ScriptedMessagesAPI
 
 from .cli import KEY, MIDWATCH

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.events import Phase
-from midwatch.status import SessionStatus
+from midwatch.session.events import Phase
+from midwatch.session.status import SessionStatus
 from midwatch.store.sessions import SqlSessions
 from midwatch.store.sql import SqlStore
 from midwatch.testing.fakes import run_git

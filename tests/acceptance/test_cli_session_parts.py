@@ -17,10 +17,10 @@ from midwatch.cli.session.kept import continued, elsewhere
 from midwatch.cli.session.request import parse_repository
 from midwatch.cli.session.telling import told_line
 from midwatch.errors import SettingsError
-from midwatch.events import Event, Phase, Spend
 from midwatch.model import Usage
+from midwatch.session.events import Event, Phase, Spend
+from midwatch.session.status import SessionStatus
 from midwatch.settings import GitCredentialSettings, SessionSettings
-from midwatch.status import SessionStatus
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from midwatch.events import Phase, Prompt, ToolResult, TurnResult
+from midwatch.session.events import Phase, Prompt, ToolResult, TurnResult
 from midwatch.session.mailbox import write_mail
 from midwatch.testing.fakes import git_server, run_git
 from midwatch.testing.messages_api import (

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from midwatch.events import ToolResult
 from midwatch.kube.crd import crd
 from midwatch.kube.manifests import role, role_binding, service_account
 from midwatch.kube.names import API_VERSION, KIND, PLURAL, account_name
 from midwatch.kube.resource import read_resource
 from midwatch.model import Json
+from midwatch.session.events import ToolResult
 from midwatch.settings import OperatorSettings
 from midwatch.testing.fakes import run_git
 from midwatch.testing.messages_api import (

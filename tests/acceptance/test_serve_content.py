@@ -17,7 +17,6 @@ import pytest
 from midwatch.content.sync.client import ContentClient, TimeLimits
 from midwatch.content.sync.session import WorkspaceSync
 from midwatch.content.tree import Entry
-from midwatch.events import Event, Phase, Prompt, ToolResult
 from midwatch.kube.environment import sorted_variables
 from midwatch.kube.errors import ClusterUnavailable
 from midwatch.kube.pod.places import LOCAL_OWNED, PodPlaces, stays_here
@@ -26,6 +25,7 @@ from midwatch.kube.pod.task import read_task
 from midwatch.kube.writer import NoCluster, StatusCluster
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Json
+from midwatch.session.events import Event, Phase, Prompt, ToolResult
 from midwatch.testing.fakes import options, run_git
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 from midwatch.workspace.environment import GitEnvironment

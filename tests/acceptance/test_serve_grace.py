@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from midwatch.errors import MidwatchError
-from midwatch.events import Event
 from midwatch.kube.environment import sorted_variables
 from midwatch.kube.pod.graces import Graces
 from midwatch.kube.pod.serving import Means, PodRunner
 from midwatch.kube.pod.task import read_task
 from midwatch.kube.writer import NoCluster
 from midwatch.lifecycle import Stop
+from midwatch.session.events import Event
 from midwatch.testing.fakes import options
 from midwatch.testing.messages_api import Hold, Rule, ScriptedMessagesAPI
 from midwatch.workspace.environment import GitEnvironment

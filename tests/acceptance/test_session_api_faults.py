@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from midwatch.errors import MidwatchError, PermanentError, TemporaryError
-from midwatch.events import Failure, Phase, PhaseChanged, Retry, TurnResult
 from midwatch.session import errors
-from midwatch.session.outbox import read_events
+from midwatch.session.events import Failure, Phase, PhaseChanged, Retry, TurnResult
+from midwatch.session.log import read_events
 from midwatch.testing.fakes import collect, only, options, session_in
 from midwatch.testing.messages_api import (
     Answer,

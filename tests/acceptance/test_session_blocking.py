@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from midwatch.events import Phase, PhaseChanged, Started
-from midwatch.session.outbox import read_events
+from midwatch.session.events import Phase, PhaseChanged, Started
+from midwatch.session.log import read_events
 from midwatch.testing.fakes import KEY, alive, wait_until
 from midwatch.testing.messages_api import Hang, Rule, ScriptedMessagesAPI
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.session.outbox import EventLog
+from midwatch.session.log import EventLog
 from midwatch.testing.fakes import KEY, make_repository
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
 
@@ -50,7 +50,7 @@ def test_an_example_runs(tmp_path: Path, number: int) -> None:
     for name in ("app", "lib"):
         repository = make_repository(tmp_path / f"{name}.git", {"file": "1\n"})
         example = example.replace(f"https://example.org/{name}.git", str(repository))
-    from midwatch.events import Notice
+    from midwatch.session.events import Notice
 
     (tmp_path / "session").mkdir()
     log = EventLog(tmp_path / "session" / "outbox.jsonl")

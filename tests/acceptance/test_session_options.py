@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.events import Retry, ToolResult, TurnResult
 from midwatch.session import errors
+from midwatch.session.events import Retry, ToolResult, TurnResult
 from midwatch.testing.fakes import collect, only, options, session_in
 from midwatch.testing.messages_api import (
     Answer,

@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from midwatch.events import Started, ToolResult
+from midwatch.session.events import Started, ToolResult
 from midwatch.testing.fakes import collect, make_repository, only, session_in
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async

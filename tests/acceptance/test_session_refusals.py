@@ -9,10 +9,10 @@ import pytest
 
 from midwatch import AgenticSession, run_agentic_session, setup_workspace
 from midwatch.errors import MidwatchError, NotFound
-from midwatch.events import Phase
 from midwatch.session import errors
+from midwatch.session.events import Phase
+from midwatch.session.log import read_events
 from midwatch.session.options import ApiAccess
-from midwatch.session.outbox import read_events
 from midwatch.testing.fakes import KEY, collect, make_repository, options, session_in
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
 from midwatch.workspace import RepoSpec, WorkspaceOptions

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from midwatch.errors import StoreUnavailable
-from midwatch.events import (
+from midwatch.model import Usage
+from midwatch.session import errors
+from midwatch.session.blocking import AgenticSession, run_agentic_session
+from midwatch.session.events import (
     Message,
     Notice,
     Phase,
@@ -27,15 +30,12 @@ from midwatch.events import (
     ToolUse,
     TurnResult,
 )
-from midwatch.model import Usage
-from midwatch.session import errors
-from midwatch.session.blocking import AgenticSession, run_agentic_session
-from midwatch.session.launch import Launcher
+from midwatch.session.log import EventLog, read_events
 from midwatch.session.options import ApiAccess, SubagentSpec
-from midwatch.session.outbox import EventLog, read_events
+from midwatch.session.process import Launcher
 from midwatch.session.records import FolderRecords, SessionSpec
+from midwatch.session.status import SessionStatus, fold
 from midwatch.session.transcripts import FileTranscripts
-from midwatch.status import SessionStatus, fold
 from midwatch.testing.fakes import (
     KEY,
     alive,

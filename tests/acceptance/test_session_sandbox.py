@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.events import Started, ToolResult
+from midwatch.session.events import Started, ToolResult
 from midwatch.testing.fakes import collect, only, options, session_in
 from midwatch.testing.messages_api import (
     Answer,

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 
-from midwatch.events import ToolResult
+from midwatch.session.events import ToolResult
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI
 
 from .cli import MIDWATCH

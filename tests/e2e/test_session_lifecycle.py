@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.events import (
+from midwatch.session import errors
+from midwatch.session.agentic_session import AsyncAgenticSession
+from midwatch.session.events import (
     Command,
     Event,
     MailboxRejected,
@@ -23,10 +25,8 @@ from midwatch.events import (
     TurnResult,
     TurnStarted,
 )
-from midwatch.session import errors
+from midwatch.session.log import EventReader, read_events
 from midwatch.session.mailbox import write_mail
-from midwatch.session.outbox import EventReader, read_events
-from midwatch.session.session import AsyncAgenticSession
 from midwatch.testing.fakes import (
     alive,
     collect,

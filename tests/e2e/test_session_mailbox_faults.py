@@ -7,7 +7,8 @@ import json
 import os
 from pathlib import Path
 
-from midwatch.events import (
+from midwatch.session.agentic_session import AsyncAgenticSession
+from midwatch.session.events import (
     Command,
     Event,
     MailboxRejected,
@@ -16,9 +17,8 @@ from midwatch.events import (
     Prompt,
     TurnResult,
 )
+from midwatch.session.log import EventReader, read_events
 from midwatch.session.mailbox import Inbox
-from midwatch.session.outbox import EventReader, read_events
-from midwatch.session.session import AsyncAgenticSession
 from midwatch.testing.fakes import collect, only, post, session_in
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
 

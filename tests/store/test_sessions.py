@@ -11,10 +11,10 @@ import pytest
 from alembic import command
 
 from midwatch.errors import NotFound
-from midwatch.events import Failure, Phase, Spend
 from midwatch.model import TicketStatus, Usage
+from midwatch.session.events import Failure, Phase, Spend
 from midwatch.session.records import RepositoryRecord, SessionRecords, SessionSpec
-from midwatch.status import SessionStatus
+from midwatch.session.status import SessionStatus
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.sessions import SqlSessions
 from midwatch.store.sql import SqlStore, open_store

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from midwatch.events import Phase
 from midwatch.kube import actions as do
 from midwatch.kube.errors import WriterOutdated
 from midwatch.kube.names import FINALIZER, job_name
@@ -31,6 +30,7 @@ from midwatch.kube.statuses import (
     timestamp,
 )
 from midwatch.model import Json
+from midwatch.session.events import Phase
 from midwatch.settings import KeyReference, OperatorSettings
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

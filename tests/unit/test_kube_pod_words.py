@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from midwatch.cli.session.choices import Choices, session_options
-from midwatch.events import Phase
 from midwatch.kube.pod.allowing import allowed_in_a_pod
 from midwatch.kube.pod.ending import End, in_another_pod, said
+from midwatch.session.events import Phase
 from midwatch.settings import SessionSettings
 
 

@@ -8,9 +8,16 @@ from datetime import UTC, datetime
 
 import pytest
 
-from midwatch.events import Event, Phase, PhaseChanged, Prompt, TurnResult, TurnStarted
 from midwatch.kube.pod.resuming import left_to_say
-from midwatch.session.before import GO_ON
+from midwatch.session.agentic_session import GO_ON
+from midwatch.session.events import (
+    Event,
+    Phase,
+    PhaseChanged,
+    Prompt,
+    TurnResult,
+    TurnStarted,
+)
 
 PROMPT = Prompt(id="call/1", uuid="u", text="Do it.", source="call")
 STARTED = TurnStarted(prompt_id="call/1")

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.events import Failure, Phase, Spend
 from midwatch.kube.errors import ResourceGone, WriterOutdated
 from midwatch.kube.statuses import (
     CUT,
@@ -31,8 +30,9 @@ from midwatch.kube.statuses import (
     session_changes,
 )
 from midwatch.model import Json, Usage
+from midwatch.session.events import Failure, Phase, Spend
 from midwatch.session.records import RepositoryRecord
-from midwatch.status import SessionStatus
+from midwatch.session.status import SessionStatus
 from midwatch.workspace.errors import PushRejected
 from midwatch.workspace.push import PushResult
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from midwatch.errors import MidwatchError
-from midwatch.events import Phase
 from midwatch.kube.errors import ClusterUnavailable, ResourceGone
 from midwatch.kube.statuses import Condition, Writer
 from midwatch.kube.writer import ResourceRecords, Target
 from midwatch.model import Json
+from midwatch.session.events import Phase
 from midwatch.session.records import FolderRecords
-from midwatch.status import SessionStatus
+from midwatch.session.status import SessionStatus
 from midwatch.testing.fakes import ManualClock
 
 RUNNING = SessionStatus(phase=Phase.RUNNING, unfinished=("p",))

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midwatch.events import (
+from midwatch.model import Usage
+from midwatch.redaction import Redactor
+from midwatch.session.events import (
     Event,
     Failure,
     Message,
@@ -30,11 +32,9 @@ from midwatch.events import (
     from_json,
     to_json,
 )
-from midwatch.model import Usage
-from midwatch.redaction import Redactor
-from midwatch.session.outbox import MAX_LINE, EventLog, EventReader, read_events
+from midwatch.session.log import MAX_LINE, EventLog, EventReader, read_events
 from midwatch.session.records import status_from_json, status_to_json
-from midwatch.status import SessionStatus, fold
+from midwatch.session.status import SessionStatus, fold
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 texts = st.text(max_size=20)

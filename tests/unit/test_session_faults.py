@@ -10,7 +10,7 @@ from claude_agent_sdk import ClaudeSDKError, ResultMessage
 
 from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.session import errors
-from midwatch.session.driver.faults import api_error, program_error, result_error
+from midwatch.session.translate import api_error, program_error, result_error
 
 
 def result(**changes: Any) -> ResultMessage:

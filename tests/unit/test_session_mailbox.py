@@ -11,7 +11,7 @@ from claude_agent_sdk.testing import run_session_store_conformance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midwatch.events import (
+from midwatch.session.events import (
     Command,
     Event,
     Phase,
@@ -20,7 +20,7 @@ from midwatch.events import (
     TurnResult,
     TurnStarted,
 )
-from midwatch.session.ledger import read_ledger
+from midwatch.session.log import read_ledger
 from midwatch.session.mailbox import MAX_LINE, Inbox, Mail, Rejected, parse_mail
 from midwatch.session.transcripts import (
     FileTranscripts,

@@ -185,7 +185,7 @@ GUARDS = {
     "kube/operator/follow.py": 1,
     "monitor.py": 1,
     "runner.py": 1,
-    "session/driver/program.py": 2,
+    "session/claude_code.py": 2,
     "testing/messages_api.py": 1,
     "tests/cluster/kubelet.py": 1,
     "watching.py": 1,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from midwatch.events import Phase
 from midwatch.kube.actions import (
     Action,
     CreateJob,
@@ -36,6 +35,7 @@ from midwatch.kube.statuses import (
     phase_conditions,
 )
 from midwatch.kube.verdict import PASSING, Verdict, judge
+from midwatch.session.events import Phase
 from midwatch.settings import OperatorSettings
 
 SETTLE = 15.0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from midwatch.events import Phase
 from midwatch.kube.actions import Action, Event, WriteStatus
 from midwatch.kube.seen import Seen
 from midwatch.kube.statuses import Condition, phase_changes, phase_conditions
+from midwatch.session.events import Phase
 
 
 def refusal(seen: Seen, reason: str, message: str) -> tuple[Action, ...]:

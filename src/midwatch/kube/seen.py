@@ -8,7 +8,6 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from midwatch.events import Phase
 from midwatch.kube.errors import SpecRefused
 from midwatch.kube.names import FINALIZER
 from midwatch.kube.observed import SeenJob, SeenPod
@@ -16,6 +15,7 @@ from midwatch.kube.resource import SessionResource, Spec, read_resource, resourc
 from midwatch.kube.rules import MAX_SECONDS
 from midwatch.kube.statuses import phase_of
 from midwatch.model import Json
+from midwatch.session.events import Phase
 
 
 @dataclass(frozen=True)

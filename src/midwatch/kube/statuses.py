@@ -23,12 +23,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from midwatch.events import Failure, Phase
 from midwatch.kube.errors import ResourceGone, WriterOutdated
 from midwatch.kube.resource import VALIDATIONS, Part, cel
 from midwatch.model import Json, Usage, keepable
+from midwatch.session.events import Failure, Phase
 from midwatch.session.records import RepositoryRecord
-from midwatch.status import SessionStatus
+from midwatch.session.status import SessionStatus
 from midwatch.workspace.push import PushResult
 
 MAX_RESULT = 8192

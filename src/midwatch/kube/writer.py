@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from midwatch.errors import MidwatchError
-from midwatch.events import Phase
 from midwatch.kube.errors import ResourceGone, WriterOutdated
 from midwatch.kube.statuses import (
     Condition,
@@ -29,8 +28,9 @@ from midwatch.kube.statuses import (
 )
 from midwatch.lifecycle import Clock, Stop
 from midwatch.model import Json
+from midwatch.session.events import Phase
 from midwatch.session.records import FolderRecords, RepositoryRecord, SessionSpec
-from midwatch.status import SessionStatus
+from midwatch.session.status import SessionStatus
 
 GIVE_UP_AFTER = 30.0
 """Seconds of tries after which a write is begun anew, with what is newest then."""

@@ -9,15 +9,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Required, Self, TypedDict, TypeVar, Unpack
 
-from midwatch.events import Event
 from midwatch.lifecycle import Clock
 from midwatch.redaction import Redactor
-from midwatch.session.folder import SessionFolder
+from midwatch.session.agentic_session import (
+    AsyncAgenticSession,
+    SessionResult,
+    WorkspaceLike,
+)
+from midwatch.session.events import Event
+from midwatch.session.log import SessionFolder
 from midwatch.session.options import ApiAccess, Client, SessionOptions
 from midwatch.session.records import SessionRecords, Transcripts
-from midwatch.session.results import SessionResult
-from midwatch.session.session import AsyncAgenticSession, WorkspaceLike
-from midwatch.status import SessionStatus
+from midwatch.session.status import SessionStatus
 from midwatch.workspace.setup import WorkspaceOptions
 
 _T = TypeVar("_T")

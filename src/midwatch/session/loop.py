@@ -8,7 +8,10 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from midwatch.errors import MidwatchError
-from midwatch.events import (
+from midwatch.lifecycle import Clock
+from midwatch.session.claude_code import Program
+from midwatch.session.errors import SessionIdle, SessionTimedOut
+from midwatch.session.events import (
     Command,
     Notice,
     PermissionAnswer,
@@ -17,14 +20,9 @@ from midwatch.events import (
     TurnResult,
     TurnStarted,
 )
-from midwatch.lifecycle import Clock
-from midwatch.session.driver.program import Program
-from midwatch.session.errors import SessionIdle, SessionTimedOut
-from midwatch.session.journal import Journal
-from midwatch.session.ledger import Waiting, prompt_uuid
-from midwatch.session.mailbox import Mail
+from midwatch.session.log import Journal, Waiting, prompt_uuid
+from midwatch.session.mailbox import Mail, Post
 from midwatch.session.options import Limits
-from midwatch.session.post import Post
 from midwatch.session.signals import (
     InterruptAsked,
     MailArrived,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
+from midwatch.session.errors import KeyRefused, SessionRefused
 from midwatch.settings import DEFAULT_MODEL
 
 PermissionMode = Literal[
@@ -96,3 +100,125 @@ class SessionOptions:
     home: Path | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
     program: Path | None = None
+
+
+# ------------------------------------------------------------ checks
+# What a session is asked for, refused before anything begins where it cannot be meant.
+
+MAX_PROMPT = 500_000
+"""Bytes of a prompt, as of a message of the inbox: a longer one would not be whole in the outbox."""
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MODEL = re.compile(r"[^\W_][!-~]{0,199}")
+_KEY = re.compile(r"[!-~]{1,4000}")
+
+
+def check_id(id: str) -> str:
+    """A session's id, which is a name of a folder too. Raises SessionRefused."""
+    if not _ID.fullmatch(id):
+        raise SessionRefused(
+            f"{id[:100]!r} cannot be the id of a session",
+            hint="up to 100 letters, digits, dots, dashes and underscores",
+        )
+    return id
+
+
+def check_access(client: Client) -> ApiAccess:
+    """The key and the address of a client. Raises KeyRefused; it never repeats the key."""
+    key = client.api_key
+    if not key:
+        raise KeyRefused("there is no API key", hint="set ANTHROPIC_API_KEY")
+    if not _KEY.fullmatch(key):
+        raise KeyRefused(
+            "what was given as API key is none: it has blanks, line breaks or other odd characters",
+            hint="check ANTHROPIC_API_KEY; it is one word, as the Anthropic console shows it",
+        )
+    base_url = str(client.base_url).rstrip("/") if client.base_url else None
+    return ApiAccess(key, base_url)
+
+
+def check_prompt(text: str) -> None:
+    """Raises SessionRefused for a prompt that says nothing, or too much to be kept whole."""
+    if not text.strip():
+        raise SessionRefused("the prompt is empty", hint="say what Claude should do")
+    if len(text.encode("utf-8", "replace")) > MAX_PROMPT:
+        raise SessionRefused(
+            f"the prompt is longer than {MAX_PROMPT} bytes",
+            hint="put the long part into a file of the workspace, and name it in the prompt",
+        )
+
+
+def check_main(paths: Sequence[Path], main: int) -> None:
+    """Raises SessionRefused where the workspace has no such repository."""
+    if not paths:
+        raise SessionRefused(
+            "the workspace has no folder", hint="name at least one folder"
+        )
+    if not 0 <= main < len(paths):
+        raise SessionRefused(
+            f"main repository {main} does not exist",
+            hint=f"choose from 0 to {len(paths) - 1}",
+        )
+
+
+def check_folders(paths: Sequence[Path]) -> None:
+    """Whether Claude can work there; looks at the disk. Raises SessionRefused."""
+    for path in paths:
+        try:
+            next(path.iterdir(), None)
+        except OSError as error:
+            raise SessionRefused(
+                f"the workspace {path} cannot be used: {error.strerror}",
+                hint="name a folder that exists and may be read, or make it with setup_workspace",
+            ) from error
+
+
+def check_options(options: SessionOptions) -> None:
+    """Refuses what the program would pass over in silence. Raises SessionRefused."""
+    _one_of("sandbox", options.sandbox, get_args(SandboxWish))
+    if options.effort is not None:
+        _one_of("effort", options.effort, get_args(Effort))
+    for name in ("model", "fallback_model"):
+        value = getattr(options, name)
+        if value is not None and not _MODEL.fullmatch(value):
+            raise SessionRefused(f"{name} {value!r} is no name of a model")
+    for name, server in options.mcp_servers.items():
+        _check_server(name, server)
+    _check_limits(options.limits)
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise SessionRefused(
+            f"{name} {value!r} does not exist", hint=f"choose from {', '.join(allowed)}"
+        )
+
+
+def _check_server(name: str, server: Mapping[str, Any]) -> None:
+    hint = "give it a `command`, or a `type` and a `url`, with plain values"
+    if not any(isinstance(server.get(way), str) for way in ("command", "url")):
+        raise SessionRefused(f"no way to reach the MCP server {name!r}", hint=hint)
+    try:
+        json.dumps(dict(server))
+    except (TypeError, ValueError) as error:
+        raise SessionRefused(f"MCP server {name!r}: {error}", hint=hint) from error
+
+
+def _check_limits(limits: Limits) -> None:
+    least = {
+        "wall": 0.0,
+        "idle": 0.0,
+        "mail_idle": 0.0,
+        "max_turns": 1,
+        "max_usd": 0.0,
+        "retries": 0,
+        "permission_wait": 0.0,
+        "grace": 0.0,
+        "line_bytes": 1,
+    }
+    for name, minimum in least.items():
+        value = getattr(limits, name)
+        if value is not None and not minimum <= value < math.inf:
+            raise SessionRefused(
+                f"the limit `{name}` cannot be {value}",
+                hint=f"give a number from {minimum:g} on",
+            )

@@ -16,8 +16,8 @@ from typing import Any, NotRequired, Protocol, TypedDict
 from pydantic import TypeAdapter, ValidationError
 
 from midwatch.model import Json
-from midwatch.session.files import read_json, replace_json
-from midwatch.status import SessionStatus
+from midwatch.session.log import read_json, replace_json
+from midwatch.session.status import SessionStatus
 
 
 class TranscriptKey(TypedDict):

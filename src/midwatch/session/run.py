@@ -12,7 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from midwatch.errors import MidwatchError, NotFound, TemporaryError
-from midwatch.events import (
+from midwatch.lifecycle import Clock
+from midwatch.redaction import Redactor
+from midwatch.session.claude_code import Conversation, Place, Program, transcript_file
+from midwatch.session.errors import BudgetSpent, RunnerCrashed
+from midwatch.session.events import (
     Notice,
     Phase,
     PhaseChanged,
@@ -21,26 +25,17 @@ from midwatch.events import (
     TurnResult,
     failure,
 )
-from midwatch.lifecycle import Clock
-from midwatch.redaction import Redactor
-from midwatch.session.checks import check_folders
-from midwatch.session.driver.conversation import Conversation
-from midwatch.session.driver.program import Place, Program
-from midwatch.session.driver.transcript import transcript_file
-from midwatch.session.environment import sandbox_wanted
-from midwatch.session.errors import BudgetSpent, RunnerCrashed
-from midwatch.session.folder import SessionFolder
-from midwatch.session.journal import Journal
-from midwatch.session.ledger import conversation_id, prompt_uuid
+from midwatch.session.log import Journal, SessionFolder, conversation_id, prompt_uuid
 from midwatch.session.loop import Ending, Loop
-from midwatch.session.options import ApiAccess, SessionOptions
-from midwatch.session.post import Post
+from midwatch.session.mailbox import Post
+from midwatch.session.options import ApiAccess, SessionOptions, check_folders
+from midwatch.session.process import sandbox_wanted
 from midwatch.session.records import HEARTBEAT, SessionRecords, SessionSpec, Transcripts
 from midwatch.session.signals import MailArrived, Signal, StopAsked
-from midwatch.session.spend import lesser
 from midwatch.session.transcripts import (
     Mirror,
     Told,
+    lesser,
     read_entries,
     restore,
     spent_before,

@@ -6,8 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 
 from midwatch.errors import MidwatchError
-from midwatch.events import Event, TurnResult
 from midwatch.model import Json
+from midwatch.session.events import Event, TurnResult
 
 
 @dataclass(frozen=True, slots=True)

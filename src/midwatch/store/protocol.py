@@ -193,7 +193,7 @@ class Brief:
 
 @dataclass(frozen=True, slots=True)
 class TicketSession:
-    """A session that was started for a ticket; `phase` is as `midwatch.events.Phase` has it."""
+    """A session that was started for a ticket; `phase` is as `midwatch.session.events.Phase` has it."""
 
     id: str
     phase: str

@@ -303,7 +303,7 @@ sessions = Table(
     Column("directories", Document, nullable=False),
     Column("options", Document, nullable=False),
     Column("phase", Words, nullable=False),
-    # What `midwatch.status` folds from its events; null before the first.
+    # What `midwatch.session.status` folds from its events; null before the first.
     Column("status", Document),
     Column("cost_usd", Float, nullable=False),
     Column("repositories", Document, nullable=False),

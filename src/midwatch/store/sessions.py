@@ -16,9 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import ColumnElement, Row, delete, func, select, update
 
 from midwatch.errors import NotFound, StoreRejected
-from midwatch.events import Failure, Phase
 from midwatch.model import Json
-from midwatch.status import SessionStatus
+from midwatch.session.events import Failure, Phase
+from midwatch.session.status import SessionStatus
 from midwatch.store.engine import OnSql, Work, audit_row
 from midwatch.store.schema import dump_json, sessions, transcript_entries
 from midwatch.store.tickets import ticket

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from midwatch.errors import MidwatchError
-from midwatch.events import Event
 from midwatch.model import (
     Invariant,
     Json,
@@ -41,6 +40,7 @@ from midwatch.model import (
     Unit,
     Violation,
 )
+from midwatch.session.events import Event
 from midwatch.session.mailbox import Kind, write_mail
 from midwatch.session.options import ApiAccess, Limits, SessionOptions
 from midwatch.settings import SubjectSettings
@@ -50,7 +50,7 @@ from midwatch.subjects.base import EvidenceSource
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from midwatch.session.session import AsyncAgenticSession
+    from midwatch.session.agentic_session import AsyncAgenticSession
     from midwatch.testing.messages_api import ScriptedMessagesAPI
 
 
@@ -329,7 +329,7 @@ def session_in(
     root: Path, api: ScriptedMessagesAPI | str, **arguments: Any
 ) -> AsyncAgenticSession:
     """A session named "test" whose workspace is `work` and whose own folder is `session` in `root`."""
-    from midwatch.session.session import AsyncAgenticSession
+    from midwatch.session.agentic_session import AsyncAgenticSession
 
     work = root / "work"
     work.mkdir(exist_ok=True)

@@ -18,12 +18,11 @@ from midwatch.cli.session.request import (
 )
 from midwatch.cli.session.telling import aside
 from midwatch.errors import Conflict
-from midwatch.session.before import GO_ON
-from midwatch.session.ledger import conversation_id
-from midwatch.session.outbox import read_events
+from midwatch.session.agentic_session import GO_ON
+from midwatch.session.log import conversation_id, read_events
 from midwatch.session.records import TranscriptKey
+from midwatch.session.status import SessionStatus, fold
 from midwatch.session.transcripts import PROJECT
-from midwatch.status import SessionStatus, fold
 from midwatch.store.sessions import StoredSession
 
 

@@ -14,8 +14,8 @@ from midwatch.cli.session.letters import pending_request, write
 from midwatch.cli.session.places import Place
 from midwatch.cli.session.telling import Teller, aside
 from midwatch.errors import Conflict
-from midwatch.events import PhaseChanged
-from midwatch.session.outbox import EventReader
+from midwatch.session.events import PhaseChanged
+from midwatch.session.log import EventReader
 
 _CHUNK = 65_536
 _INTERVAL = 0.05

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from midwatch.cli.session.choices import git_environment, workspace_options
 from midwatch.cli.session.places import Place, Places, this_host
 from midwatch.cli.wiring import Edge, api_key, secrets_of
-from midwatch.events import Phase
 from midwatch.redaction import Redactor
 from midwatch.session.errors import KeyRefused
+from midwatch.session.events import Phase
 from midwatch.session.options import ApiAccess
 from midwatch.session.records import HEARTBEAT, FolderRecords
+from midwatch.session.status import SessionStatus
 from midwatch.settings import Settings
-from midwatch.status import SessionStatus
 from midwatch.store.sessions import SqlSessions, SqlTranscripts, StoredSession
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.workspace.environment import GitEnvironment

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from midwatch.cli.output import iso
 from midwatch.model import Json
+from midwatch.session.agentic_session import SessionResult, repository_record
 from midwatch.session.records import status_to_json
-from midwatch.session.results import SessionResult, repository_record
 from midwatch.store.sessions import StoredSession
 from midwatch.text import one_line
 from midwatch.workspace.mirrors import Mirror

@@ -14,11 +14,11 @@ from datetime import datetime
 from midwatch.cli.session.desk import Desk
 from midwatch.cli.session.places import Place, this_host
 from midwatch.cli.session.request import Request, options_document
-from midwatch.events import Spend
 from midwatch.model import Usage
 from midwatch.redaction import Redactor
+from midwatch.session.events import Spend
 from midwatch.session.records import FolderRecords, RepositoryRecord, SessionSpec
-from midwatch.status import SessionStatus
+from midwatch.session.status import SessionStatus
 
 
 class Kept:

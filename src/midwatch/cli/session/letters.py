@@ -9,10 +9,10 @@ from typing import Any
 from midwatch.cli.output import iso
 from midwatch.cli.session.places import Place
 from midwatch.errors import Conflict
+from midwatch.session.log import read_events
 from midwatch.session.mailbox import MAX_LINE, Kind, write_mail
-from midwatch.session.outbox import read_events
 from midwatch.session.records import FolderRecords
-from midwatch.status import SessionStatus, fold
+from midwatch.session.status import SessionStatus, fold
 
 
 def write(place: Place, kind: Kind, content: Any, at: datetime) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Cell, Output
-from midwatch.events import Phase
-from midwatch.session.results import SessionResult
+from midwatch.session.agentic_session import SessionResult
+from midwatch.session.events import Phase
 from midwatch.store.sessions import StoredSession
 from midwatch.text import one_line
 from midwatch.units import format_duration

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from midwatch.errors import NotFound
 from midwatch.session.errors import SessionBusy
-from midwatch.session.folder import SessionFolder
-from midwatch.session.outbox import disk_error
+from midwatch.session.log import SessionFolder, disk_error
 from midwatch.settings import SessionSettings
 from midwatch.workspace.environment import default_home
 from midwatch.workspace.setup import default_cache

@@ -10,7 +10,7 @@ from midwatch.cli.session.documents import push_document
 from midwatch.cli.session.places import Place
 from midwatch.cli.session.telling import Teller
 from midwatch.errors import MidwatchError, NotFound
-from midwatch.session.results import repository_record
+from midwatch.session.agentic_session import repository_record
 from midwatch.text import one_line
 from midwatch.workspace.inspect import RepoState, inspect_workspace
 from midwatch.workspace.push import PushResult, push_workspace

@@ -16,8 +16,7 @@ from midwatch.cli.session.desk import Desk, is_here
 from midwatch.cli.session.places import Place
 from midwatch.errors import Conflict, NotFound
 from midwatch.lifecycle import SystemClock
-from midwatch.session.ledger import conversation_id
-from midwatch.session.outbox import disk_error
+from midwatch.session.log import conversation_id, disk_error
 from midwatch.session.records import TranscriptKey
 from midwatch.session.transcripts import PROJECT
 from midwatch.store.sessions import StoredSession

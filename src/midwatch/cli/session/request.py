@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from midwatch.cli.session.choices import Choices, choices_of
 from midwatch.errors import NotFound, SettingsError
 from midwatch.model import Json
-from midwatch.status import SessionStatus
+from midwatch.session.status import SessionStatus
 from midwatch.store.sessions import StoredSession
 from midwatch.workspace.plan import RepoSpec
 from midwatch.workspace.urls import parse_remote

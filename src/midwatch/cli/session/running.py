@@ -21,18 +21,18 @@ from midwatch.cli.session.request import Request
 from midwatch.cli.session.telling import Teller, aside, aside_error
 from midwatch.cli.wiring import here
 from midwatch.errors import MidwatchError, TemporaryError
-from midwatch.events import Phase
 from midwatch.lifecycle import Stop, SystemClock, signals_set
 from midwatch.redaction import Redactor
-from midwatch.session.before import (
+from midwatch.session.agentic_session import (
+    AsyncAgenticSession,
+    SessionResult,
     SessionStopped,
     end_unprepared,
     stop_when_told,
     unless_stopped,
 )
+from midwatch.session.events import Phase
 from midwatch.session.records import HEARTBEAT, SessionSpec
-from midwatch.session.results import SessionResult
-from midwatch.session.session import AsyncAgenticSession
 from midwatch.workspace.record import Workspace, open_workspace
 from midwatch.workspace.setup import setup_workspace_async
 

@@ -16,7 +16,7 @@ from midwatch.units import format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from midwatch.cli.session.desk import Desk
-    from midwatch.events import Phase
+    from midwatch.session.events import Phase
     from midwatch.store.sessions import StoredSession
     from midwatch.workspace.inspect import Diff
 
@@ -63,7 +63,7 @@ def list_(
 
 
 def _phase(name: str) -> Phase:
-    from midwatch.events import Phase
+    from midwatch.session.events import Phase
 
     for phase in Phase:
         if phase.value.lower() == name.lower():

@@ -10,7 +10,7 @@ from typing import Any
 
 from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Output, cut
 from midwatch.errors import MidwatchError
-from midwatch.events import (
+from midwatch.session.events import (
     Command,
     Event,
     Failure,

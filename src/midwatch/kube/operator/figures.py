@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from midwatch.events import Phase
 from midwatch.kube.operator.carry import Tally
 from midwatch.kube.operator.follow import FAILURES
 from midwatch.kube.operator.hearing import RESOURCES, Hearing
@@ -14,6 +13,7 @@ from midwatch.kube.operator.index import Index
 from midwatch.kube.operator.queue import Queue
 from midwatch.metrics.families import Family, Sample
 from midwatch.metrics.serving import Answer, Page
+from midwatch.session.events import Phase
 
 _SESSIONS = Family(
     "midwatch_operator_sessions",

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from midwatch.events import Phase
 from midwatch.kube.observed import SeenJob, SeenPod, later, read_job, read_pod
 from midwatch.kube.seen import Seen, seen_of
 from midwatch.kube.statuses import phase_of
 from midwatch.model import Json
+from midwatch.session.events import Phase
 
 T = TypeVar("T", SeenJob, SeenPod)
 Key = tuple[str, str]

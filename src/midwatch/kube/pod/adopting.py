@@ -11,8 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from midwatch.errors import NotFound
 from midwatch.kube.pod.places import ADOPTING, PodPlaces
-from midwatch.session.files import read_json, replace_json
-from midwatch.session.outbox import disk_error
+from midwatch.session.log import disk_error, read_json, replace_json
 
 _KEPT = frozenset({"claude", "repositories", "home", ".sync", "run", "lock"})
 

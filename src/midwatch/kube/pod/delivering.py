@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from midwatch.errors import MidwatchError
-from midwatch.events import Phase
 from midwatch.kube.pod.ending import End
 from midwatch.kube.pod.hints import HINTS
 from midwatch.kube.statuses import repository_changes
 from midwatch.model import Json
-from midwatch.session.results import repository_record
+from midwatch.session.agentic_session import repository_record
+from midwatch.session.events import Phase
 from midwatch.workspace.git import Git
 from midwatch.workspace.inspect import inspect_workspace
 from midwatch.workspace.push import PushResult, push_workspace

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from midwatch.errors import MidwatchError
-from midwatch.events import Phase, failure
 from midwatch.kube.environment import POD_ENDED
 from midwatch.kube.pod.hints import HINTS
 from midwatch.kube.statuses import failure_story, story_of
-from midwatch.session.before import SessionStopped
-from midwatch.status import SessionStatus
+from midwatch.session.agentic_session import SessionStopped
+from midwatch.session.events import Phase, failure
+from midwatch.session.status import SessionStatus
 
 COMPLETED_OR_STOPPED = 0
 FAILED = 1

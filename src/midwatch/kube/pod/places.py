@@ -6,8 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from midwatch.session.folder import SessionFolder
-from midwatch.session.outbox import disk_error
+from midwatch.session.log import SessionFolder, disk_error
 
 ADOPTING = ".adopting"
 """There while a session becomes the continuation of another: the names that were its own before."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from midwatch.kube.pod.places import PodPlaces
 from midwatch.kube.pod.task import PodTask
-from midwatch.session.outbox import disk_error
+from midwatch.session.log import disk_error
 from midwatch.workspace.errors import WorkspaceExists
 from midwatch.workspace.plan import plan_workspace
 from midwatch.workspace.record import (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 
 from midwatch.errors import MidwatchError, SettingsError
-from midwatch.events import Phase
 from midwatch.kube.pod.task import Identity
 from midwatch.kube.statuses import merged, phase_changes, phase_conditions
 from midwatch.kube.writer import StatusCluster
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Json
+from midwatch.session.events import Phase
 
 REFUSE_WITHIN = 20.0
 """Seconds of tries; the exit code and the pod's log say it as well."""

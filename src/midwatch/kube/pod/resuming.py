@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from midwatch.events import Event, PhaseChanged, Prompt, TurnResult, TurnStarted
 from midwatch.kube.pod.ending import SIGNALS
-from midwatch.session.before import GO_ON
-from midwatch.status import SessionStatus, fold
+from midwatch.session.agentic_session import GO_ON
+from midwatch.session.events import Event, PhaseChanged, Prompt, TurnResult, TurnStarted
+from midwatch.session.status import SessionStatus, fold
 
 
 def left_to_say(events: Iterable[Event], prompt: str | None) -> str | None:

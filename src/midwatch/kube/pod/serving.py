@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from midwatch.errors import MidwatchError
-from midwatch.events import Event, PermissionRequest, Phase, TurnResult, failure
 from midwatch.kube.environment import UNTOLD
 from midwatch.kube.errors import ResourceGone, WriterOutdated
 from midwatch.kube.pod.adopting import adopt
@@ -36,12 +35,17 @@ from midwatch.kube.writer import ResourceRecords, StatusCluster
 from midwatch.lifecycle import Clock, Stop, SystemClock, signals_set
 from midwatch.model import Json
 from midwatch.redaction import Redactor
-from midwatch.session.before import end_unprepared, stop_when_told, unless_stopped
+from midwatch.session.agentic_session import (
+    AsyncAgenticSession,
+    end_unprepared,
+    stop_when_told,
+    unless_stopped,
+)
 from midwatch.session.errors import SessionTimedOut
+from midwatch.session.events import Event, PermissionRequest, Phase, TurnResult, failure
+from midwatch.session.log import read_events
 from midwatch.session.options import SessionOptions
-from midwatch.session.outbox import read_events
 from midwatch.session.records import FolderRecords
-from midwatch.session.session import AsyncAgenticSession
 from midwatch.workspace.environment import GitEnvironment
 from midwatch.workspace.record import Workspace
 from midwatch.workspace.setup import WorkspaceOptions

@@ -19,8 +19,7 @@ from midwatch.kube.resource import Repo, first_fault
 from midwatch.kube.statuses import Writer
 from midwatch.kube.writer import Target
 from midwatch.redaction import Redactor
-from midwatch.session.checks import check_access, check_id, check_prompt
-from midwatch.session.options import ApiAccess
+from midwatch.session.options import ApiAccess, check_access, check_id, check_prompt
 from midwatch.workspace.environment import Credential
 from midwatch.workspace.plan import RepoSpec, plan_workspace
 from midwatch.workspace.urls import parse_remote

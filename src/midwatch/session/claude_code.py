@@ -4,31 +4,144 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import logging
 import shutil
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import claude_agent_sdk
 from claude_agent_sdk import (
+    AgentDefinition,
+    ClaudeAgentOptions,
     ClaudeSDKClient,
     PermissionResultAllow,
     PermissionResultDeny,
     ToolPermissionContext,
+    project_key_for_directory,
 )
+from claude_agent_sdk.types import CanUseTool, SessionStore
 
-from midwatch.session.driver.arguments import sdk_options
-from midwatch.session.driver.conversation import Conversation
-from midwatch.session.driver.faults import program_error
-from midwatch.session.driver.translate import Translator
-from midwatch.session.environment import program_environment
 from midwatch.session.errors import ProgramCrashed, ProgramMissing
-from midwatch.session.launch import Launcher
+from midwatch.session.events import Spend
 from midwatch.session.options import SessionOptions
+from midwatch.session.process import Launcher, program_environment
 from midwatch.session.signals import PermissionAsked, ProgramEnded, Signal, Verdict
 from midwatch.session.transcripts import Mirror
+from midwatch.session.translate import Translator, program_error
+
+# ------------------------------------------------------------ conversation
+# Which conversation of the program a run continues.
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """`id` is a UUID. `resumed`: the program finds its transcript in its folder.
+
+    `spent` is what the transcript says was spent before: the program counts on from there.
+    `resume_turn`: the last turn was cut off, and the program begins with it by itself.
+    `fork_of`: another conversation, of which this one is to be a copy.
+    """
+
+    id: str
+    resumed: bool = False
+    spent: Mapping[str, Spend] = field(default_factory=dict)
+    resume_turn: bool = False
+    fork_of: str | None = None
+
+
+# ------------------------------------------------------------ arguments
+# Our options as the Agent SDK's.
+
+
+def sdk_options(
+    options: SessionOptions,
+    conversation: Conversation,
+    *,
+    script: Path,
+    cwd: Path,
+    directories: Sequence[Path],
+    sandbox: bool,
+    config: Path,
+    mcp_file: Path,
+    max_usd: float | None,
+    ask: CanUseTool,
+    store: Mirror | None,
+    on_stderr: Callable[[str], None],
+) -> ClaudeAgentOptions:
+    """What the SDK is told. The environment is not among it: the launcher has that."""
+    trusted = options.trust_repository
+    return ClaudeAgentOptions(
+        cli_path=script,
+        cwd=cwd,
+        add_dirs=list(directories),
+        # The SDK computes from this where transcripts are; the program gets it from the plan.
+        env={"CLAUDE_CONFIG_DIR": str(config)},
+        system_prompt=_system_prompt(options),
+        model=options.model,
+        fallback_model=options.fallback_model,
+        effort=options.effort,
+        permission_mode=options.permission_mode,
+        disallowed_tools=list(options.denied_tools),
+        mcp_servers=mcp_file if options.mcp_servers else {},
+        strict_mcp_config=not trusted,
+        setting_sources=["project", "local"] if trusted else [],
+        settings=json.dumps(_settings(options, sandbox)),
+        agents=_agents(options),
+        max_turns=options.limits.max_turns,
+        max_budget_usd=max_usd,
+        max_buffer_size=options.limits.line_bytes,
+        can_use_tool=None if options.permission_mode == "bypassPermissions" else ask,
+        stderr=on_stderr,
+        verbatim_prompts=options.verbatim,
+        forward_subagent_text=True,
+        resume=conversation.id if conversation.resumed else conversation.fork_of,
+        fork_session=conversation.fork_of is not None,
+        session_id=None if conversation.resumed else conversation.id,
+        session_store=cast(SessionStore | None, store),
+        session_store_flush="eager",
+    )
+
+
+def _system_prompt(options: SessionOptions) -> Any:
+    preset: dict[str, Any] = {"type": "preset", "preset": "claude_code"}
+    if options.system_prompt_addition:
+        preset["append"] = options.system_prompt_addition
+    return preset
+
+
+def _settings(options: SessionOptions, sandbox: bool) -> dict[str, Any]:
+    """The SDK's own sandbox option would drop `failIfUnavailable`, and its `allowed_tools` warns
+    wherever somebody may be asked as well; as settings both count."""
+    settings: dict[str, Any] = {}
+    if options.allowed_tools:
+        settings["permissions"] = {"allow": list(options.allowed_tools)}
+    if sandbox:
+        settings["sandbox"] = {
+            "enabled": True,
+            "failIfUnavailable": True,
+            "allowUnsandboxedCommands": False,
+        }
+    return settings
+
+
+def _agents(options: SessionOptions) -> dict[str, AgentDefinition] | None:
+    if not options.subagents:
+        return None
+    return {
+        name: AgentDefinition(
+            description=spec.description,
+            prompt=spec.prompt,
+            tools=list(spec.tools) if spec.tools is not None else None,
+            model=spec.model,
+        )
+        for name, spec in options.subagents.items()
+    }
+
 
 _STDERR_LINES = 20
 _INTERRUPT_PATIENCE = 5.0  # seconds until an interrupt must have been taken
@@ -196,3 +309,23 @@ async def _user_message(text: str, uuid: str) -> AsyncIterator[dict[str, Any]]:
         "parent_tool_use_id": None,
         "uuid": uuid,
     }
+
+
+# ------------------------------------------------------------ init
+# The claude program, driven through the Agent SDK; nothing outside of this folder imports the SDK.
+
+if find_spec("claude_agent_sdk") is None:  # it comes with an extra
+    raise ProgramMissing("the Claude Agent SDK is not installed")
+
+# What the SDK logs, we report as events and errors; without a handler it would go to stderr.
+logging.getLogger("claude_agent_sdk").addHandler(logging.NullHandler())
+
+
+# ------------------------------------------------------------ transcript
+# Where the program keeps the transcript of a conversation.
+
+
+def transcript_file(config: Path, cwd: Path, conversation: str) -> Path:
+    return (
+        config / "projects" / project_key_for_directory(cwd) / f"{conversation}.jsonl"
+    )

@@ -4,46 +4,128 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
-from midwatch.errors import MidwatchError
-from midwatch.events import Event
-from midwatch.lifecycle import Clock, SystemClock
+from midwatch.errors import MidwatchError, PermanentError
+from midwatch.lifecycle import Clock, Stop, SystemClock
+from midwatch.model import Usage
 from midwatch.redaction import Redactor
-from midwatch.session.checks import (
+from midwatch.session.claude_code import Place
+from midwatch.session.errors import FolderUnusable, RunnerCrashed, SessionBusy
+from midwatch.session.events import Event, Failure, Phase, PhaseChanged, Spend, failure
+from midwatch.session.log import Journal, SessionFolder, default_sessions, read_events
+from midwatch.session.options import (
+    Client,
+    SessionOptions,
     check_access,
     check_id,
     check_main,
     check_options,
     check_prompt,
 )
-from midwatch.session.driver.program import Place
-from midwatch.session.errors import FolderUnusable, SessionBusy
-from midwatch.session.folder import SessionFolder, default_sessions
-from midwatch.session.options import Client, SessionOptions
-from midwatch.session.outbox import read_events
 from midwatch.session.records import (
     FolderRecords,
+    RepositoryRecord,
     SessionRecords,
     SessionSpec,
     Transcripts,
 )
-from midwatch.session.results import (
-    SessionResult,
-    recorded_workspace,
-    repository_record,
-    result_of,
-    states_of,
-)
 from midwatch.session.run import Run, Setting
 from midwatch.session.signals import InterruptAsked
-from midwatch.status import SessionStatus, fold
-from midwatch.workspace.record import Workspace
+from midwatch.session.status import SessionStatus, fold
+from midwatch.workspace.inspect import RepoState, inspect_workspace
+from midwatch.workspace.record import Workspace, load_record
 from midwatch.workspace.setup import WorkspaceOptions
+
+# ------------------------------------------------------------ results
+# How a session went.
+
+
+@dataclass(frozen=True, slots=True)
+class SessionResult:
+    """How a session stands after its last run.
+
+    `text` is Claude's last answer. `turns` are calls of the API, `duration` is the seconds spent in
+    turns; they and `models` are sums over the whole session. `repositories` are those of a
+    workspace that `setup_workspace` made. `error` is what ended the last run, with a hint.
+    """
+
+    session_id: str
+    phase: Phase
+    reason: str
+    text: str
+    turns: int
+    duration: float
+    usage: Usage
+    cost_usd: float
+    models: Mapping[str, Spend]
+    conversation: str
+    folder: Path
+    error: Failure | None = None
+    repositories: tuple[RepoState, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        return self.phase is Phase.COMPLETED
+
+
+def result_of(
+    session_id: str,
+    status: SessionStatus,
+    folder: Path,
+    conversation: str,
+    repositories: tuple[RepoState, ...],
+) -> SessionResult:
+    return SessionResult(
+        session_id=session_id,
+        phase=status.phase,
+        reason=status.reason,
+        text=status.result,
+        turns=status.turns,
+        duration=status.active_seconds,
+        usage=status.usage,
+        cost_usd=status.cost_usd,
+        models=dict(status.spend),
+        conversation=conversation,
+        folder=folder,
+        error=status.error,
+        repositories=repositories,
+    )
+
+
+def recorded_workspace(path: Path, options: WorkspaceOptions) -> Workspace | None:
+    """The workspace that `setup_workspace` made at this path, if it did."""
+    return load_record(options.state_of(path))
+
+
+async def states_of(
+    workspace: Workspace | None, options: WorkspaceOptions
+) -> tuple[RepoState, ...]:
+    """The state of its repositories; raises what git raises."""
+    if workspace is None:
+        return ()
+    git = options.git()
+    return tuple(await inspect_workspace(workspace, git))
+
+
+def repository_record(state: RepoState) -> RepositoryRecord:
+    return RepositoryRecord(
+        name=state.name,
+        url=state.url,
+        status=state.status,
+        branch=state.branch,
+        commits=state.commit_count,
+        files=len(state.files),
+        added=state.added,
+        removed=state.removed,
+        untracked=state.untracked,
+        problem=state.problem,
+    )
+
 
 WorkspaceLike = Path | str | Workspace | Sequence[Path]
 
@@ -275,3 +357,65 @@ def _check_apart(folder: Path, places: Sequence[Path]) -> None:
                 f"the session's folder {folder} is inside the workspace {place}",
                 hint="put it where the agent does not work",
             )
+
+
+# ------------------------------------------------------------ before
+# What whoever runs sessions does around one: prepare its workspace, stop it, close what never began.
+
+T = TypeVar("T")
+GO_ON = "Go on with what you were doing when you were interrupted."
+"""What a session is told whose turn ended with its runner, and not because anybody wanted it."""
+_ASK_AGAIN = 0.5  # seconds between two requests to stop: the session may not be up yet
+
+
+class SessionStopped(PermanentError):
+    """The session was stopped before it was done."""
+
+
+async def unless_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T:
+    """The outcome of `work`; SessionStopped, once it is undone, if the stop comes first."""
+    working = asyncio.create_task(work, name="preparation")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({working, stopping}, return_when="FIRST_COMPLETED")
+        if not working.done():
+            raise SessionStopped(stop.reason or "stopped")
+        return await working
+    finally:
+        for task in (working, stopping):
+            task.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
+
+
+async def stop_when_told(session: AsyncAgenticSession, stop: Stop) -> None:
+    """Pass a stop on to a session, until this is cancelled."""
+    await stop.wait()
+    while True:
+        session.stop(stop.reason)
+        await asyncio.sleep(_ASK_AGAIN)
+
+
+def end_unprepared(
+    folder: SessionFolder, redactor: Redactor, clock: Clock, error: MidwatchError
+) -> SessionStatus:
+    """Write into the outbox how a run ended that never had a program; the status it has then.
+
+    SessionStopped makes it Stopped, any other error Failed. Raises DiskFull and FolderUnusable.
+    """
+    journal = Journal(folder, redactor, clock.now)
+    try:
+        run = journal.ledger.run
+        if run and not journal.ledger.phase.terminal:
+            reason = RunnerCrashed.__name__
+            journal.emit(PhaseChanged(phase=Phase.FAILED, run=run, reason=reason))
+        run += 1
+        journal.emit(PhaseChanged(phase=Phase.CREATING, run=run))
+        stopped = isinstance(error, SessionStopped)
+        if not stopped:
+            journal.emit(failure(error))
+        phase = Phase.STOPPED if stopped else Phase.FAILED
+        reason = error.message if stopped else type(error).__name__
+        journal.emit(PhaseChanged(phase=phase, run=run, reason=reason))
+        return journal.status
+    finally:
+        journal.close()

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from midwatch.events import (
+from midwatch.model import Usage
+from midwatch.session.events import (
     Event,
     Failure,
     Message,
@@ -25,7 +26,6 @@ from midwatch.events import (
     TurnResult,
     TurnStarted,
 )
-from midwatch.model import Usage
 
 
 @dataclass(frozen=True, slots=True)
