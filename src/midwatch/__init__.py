@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from midwatch.agent.runner import AgentRunner as AgentRunner
     from midwatch.monitor import MonitorLoop as MonitorLoop
-    from midwatch.runner import AgentRunner as AgentRunner
     from midwatch.session.agentic_session import (
         AsyncAgenticSession as AsyncAgenticSession,
     )
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 _WHERE = {
-    "AgentRunner": "runner",
+    "AgentRunner": "agent.runner",
     "AgenticSession": "session.blocking",
     "ApiAccess": "session.options",
     "AsyncAgenticSession": "session.agentic_session",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from midwatch.agent.first_aid import FirstAidDesk
 from midwatch.errors import MidwatchError
-from midwatch.first_aid import FirstAidDesk
 from midwatch.intake import Intake
 from midwatch.lifecycle import Clock, Stop, SystemClock
 from midwatch.logs import Log, quiet_log

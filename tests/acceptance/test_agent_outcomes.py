@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from midwatch.claude import Claude
-from midwatch.context import ContextGatherer
+from midwatch.agent.claude import Claude
+from midwatch.agent.evidence import ContextGatherer
+from midwatch.agent.runner import AgentRunner, Blocked
 from midwatch.errors import StoreBusy
 from midwatch.lifecycle import Stop
 from midwatch.model import Severity, Ticket, TicketStatus
 from midwatch.redaction import Redactor
-from midwatch.runner import AgentRunner, Blocked
 from midwatch.settings import AgentSettings
 from midwatch.store.protocol import Claim, Finish
 from midwatch.store.sql import SqlStore

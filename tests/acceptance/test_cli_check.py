@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.cli.probe import Probed, probe
+from midwatch.agent.claude import Probed, probe
 from midwatch.testing.messages_api import (
     Hang,
     Raw,

@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from midwatch.agent.evidence import ContextGatherer
+from midwatch.agent.runner import AgentRunner
 from midwatch.cli.figures import AGENT, MONITOR, figures_served
 from midwatch.content.server.app import CONTENT
-from midwatch.context import ContextGatherer
 from midwatch.errors import SettingsError, StoreBusy
 from midwatch.kube.crd import crd
 from midwatch.kube.operator.figures import OPERATOR, readiness
@@ -36,7 +37,6 @@ from midwatch.metrics.serving import Answer, health, serving
 from midwatch.monitor import MonitorLoop
 from midwatch.progress import Progress
 from midwatch.redaction import Redactor
-from midwatch.runner import AgentRunner
 from midwatch.settings import AgentSettings, LogSettings, MetricsSettings
 from midwatch.store.sql import SqlStore
 from midwatch.testing.fakes import (

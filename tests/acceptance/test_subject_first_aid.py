@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from midwatch.agent.evidence import ContextGatherer
+from midwatch.agent.first_aid import preliminary
+from midwatch.agent.grounding import ground
 from midwatch.answer import DiagnosisOutput
-from midwatch.context import ContextGatherer
-from midwatch.first_aid import preliminary
-from midwatch.grounding import ground
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Context, Evidence, Key, Ticket
 from midwatch.playbooks.general import PLAYBOOKS

@@ -11,11 +11,11 @@ import signal
 import sys
 from typing import Any
 
-from midwatch.claude import Claude
-from midwatch.context import ContextGatherer
+from midwatch.agent.claude import Claude
+from midwatch.agent.evidence import ContextGatherer
+from midwatch.agent.runner import AgentRunner
 from midwatch.lifecycle import Stop, SystemClock, signals_set
 from midwatch.redaction import Redactor
-from midwatch.runner import AgentRunner
 from midwatch.settings import AgentSettings
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.fakes import FakeSubject

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from midwatch.claude import Claude
-from midwatch.context import ContextGatherer
+from midwatch.agent.claude import Claude
+from midwatch.agent.evidence import ContextGatherer
+from midwatch.agent.runner import AgentRunner
 from midwatch.errors import StoreFull
 from midwatch.lifecycle import Stop
 from midwatch.redaction import Redactor
-from midwatch.runner import AgentRunner
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.store.upgrade import upgrade

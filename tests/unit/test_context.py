@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midwatch.context import ContextGatherer
+from midwatch.agent.evidence import ContextGatherer, context_tokens, halve, shrink
 from midwatch.errors import ObservationFailed
-from midwatch.evidence_budget import context_tokens, halve, shrink
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Context, Invariant, Key, Severity, Ticket, TicketStatus, Unit
 from midwatch.redaction import Redactor

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midwatch import grounding
+from midwatch.agent import grounding
+from midwatch.agent.grounding import ground
 from midwatch.answer import Citation, DiagnosisOutput, Finding, MetricReading, Moment
-from midwatch.grounding import ground
 from midwatch.model import Evidence, Grounded
 
 AT = datetime(2024, 5, 3, 12, 0, tzinfo=UTC)

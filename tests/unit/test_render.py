@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from midwatch.agent.grounding import ground
+from midwatch.agent.report import diagnosis_markdown, first_aid_markdown
 from midwatch.answer import (
     Action,
     Alternative,
@@ -18,9 +20,7 @@ from midwatch.answer import (
     MetricReading,
     Moment,
 )
-from midwatch.grounding import ground
 from midwatch.model import Evidence
-from midwatch.render import diagnosis_markdown, first_aid_markdown
 
 AT = datetime(2024, 5, 3, 12, 0, tzinfo=UTC)
 ACTIVITY = Evidence(

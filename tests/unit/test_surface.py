@@ -17,8 +17,8 @@ from anthropic import APIStatusError, _exceptions
 from anthropic.types import ErrorObject
 
 import midwatch
-from midwatch.claude import Claude, classify
-from midwatch.prompt import Prompt
+from midwatch.agent.claude import Claude, classify
+from midwatch.agent.diagnosis import Prompt
 from midwatch.reply import Kind
 
 SOURCE = Path(midwatch.__file__).parent
@@ -184,7 +184,7 @@ GUARDS = {
     "kube/operator/app.py": 1,
     "kube/operator/follow.py": 1,
     "monitor.py": 1,
-    "runner.py": 1,
+    "agent/runner.py": 1,
     "session/claude_code.py": 2,
     "testing/messages_api.py": 1,
     "tests/cluster/kubelet.py": 1,

@@ -196,7 +196,7 @@ def _names(names: Iterable[str]) -> str:
 
 
 async def _claude(edge: Edge, settings: Settings) -> list[Finding]:
-    from midwatch.cli.probe import ends, is_priced, probe
+    from midwatch.agent.claude import ends, is_priced, probe
 
     model = settings.anthropic.model
     try:

@@ -15,9 +15,9 @@ from midwatch.cli.wiring import App, Edge, open_app
 from midwatch.lifecycle import Stop, signals_set
 
 if TYPE_CHECKING:
+    from midwatch.agent.runner import AgentRunner
     from midwatch.monitor import MonitorLoop
     from midwatch.progress import Progress
-    from midwatch.runner import AgentRunner
 
 app = typer.Typer()
 

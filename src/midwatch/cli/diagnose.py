@@ -14,7 +14,7 @@ from midwatch.errors import Conflict, MidwatchError
 from midwatch.model import Ticket, TicketStatus
 
 if TYPE_CHECKING:
-    from midwatch.prompt import Prompt
+    from midwatch.agent.diagnosis import Prompt
 
 app = typer.Typer()
 
@@ -67,8 +67,8 @@ def diagnose(
 
 
 async def _prompt(edge: Edge, ticket_id: int) -> Prompt:
-    from midwatch.attempt import GATHER_SECONDS
-    from midwatch.prompt import compose
+    from midwatch.agent.attempt import GATHER_SECONDS
+    from midwatch.agent.diagnosis import compose
 
     async with open_app(edge, sys.stderr) as opened:
         ticket = await opened.store.ticket(ticket_id)
@@ -98,8 +98,8 @@ async def _incident(opened: App, ticket: Ticket) -> list[Ticket]:
 async def _diagnose(edge: Edge, ticket_id: int) -> Known:
     """Raises Conflict when the ticket cannot be diagnosed now, MidwatchError when there is
     no answer to show."""
+    from midwatch.agent.runner import Blocked
     from midwatch.lifecycle import Stop, signals_set
-    from midwatch.runner import Blocked
 
     async with open_app(edge, sys.stderr) as opened:
         ticket = await opened.store.ticket(ticket_id)

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import get_args
 
+from midwatch.agent.runner import AgentRunner, Standstill
 from midwatch.errors import SettingsError
 from midwatch.logs import Log
 from midwatch.metrics.families import Family, Sample
 from midwatch.model import Severity
 from midwatch.monitor import MonitorLoop
 from midwatch.progress import Progress
-from midwatch.runner import AgentRunner, Standstill
 from midwatch.settings import MetricsSettings
 from midwatch.watching import Result
 

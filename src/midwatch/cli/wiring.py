@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 from midwatch.errors import SettingsError
 
 if TYPE_CHECKING:
-    from midwatch.claude import Claude
-    from midwatch.context import ContextGatherer
+    from midwatch.agent.claude import Claude
+    from midwatch.agent.evidence import ContextGatherer
+    from midwatch.agent.runner import AgentRunner
     from midwatch.logs import Log
     from midwatch.monitor import MonitorLoop
     from midwatch.progress import Progress
     from midwatch.redaction import Redactor
-    from midwatch.runner import AgentRunner
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
     from midwatch.subjects.base import Subject
@@ -90,7 +90,7 @@ class ModelFromKey:
         return self._model
 
     def _open(self, key: str) -> Claude:
-        from midwatch.claude import Claude
+        from midwatch.agent.claude import Claude
 
         settings = self._settings.anthropic
         return Claude(
@@ -133,7 +133,7 @@ class App:
     log: Log
 
     def monitor(self) -> MonitorLoop:
-        from midwatch.first_aid import FirstAidDesk
+        from midwatch.agent.first_aid import FirstAidDesk
         from midwatch.lifecycle import SystemClock
         from midwatch.monitor import MonitorLoop
         from midwatch.playbooks.base import playbooks
@@ -164,7 +164,7 @@ class App:
         )
 
     def agent(self, progress: Progress | None = None) -> AgentRunner:
-        from midwatch.runner import AgentRunner
+        from midwatch.agent.runner import AgentRunner
 
         return AgentRunner(
             self.store,
@@ -183,7 +183,7 @@ class App:
 @asynccontextmanager
 async def open_app(edge: Edge, log_to: TextIO) -> AsyncIterator[App]:
     """Build everything from the settings, and close it again."""
-    from midwatch.context import ContextGatherer
+    from midwatch.agent.evidence import ContextGatherer
     from midwatch.lifecycle import SystemClock
     from midwatch.logs import open_log
     from midwatch.redaction import Redactor

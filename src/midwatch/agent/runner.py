@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from midwatch.attempt import SLACK, Attempt, Desk, Ended, Model
-from midwatch.context import ContextGatherer
+from midwatch.agent.attempt import SLACK, Attempt, Desk, Ended, Model
+from midwatch.agent.evidence import ContextGatherer
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, Stop, SystemClock
 from midwatch.logs import Log, quiet_log

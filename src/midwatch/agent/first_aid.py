@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
+from midwatch.agent.evidence import CHANGED, ContextGatherer
+from midwatch.agent.grounding import ground
+from midwatch.agent.report import first_aid_markdown
 from midwatch.answer import Citation, DiagnosisOutput, Finding
-from midwatch.context import CHANGED, ContextGatherer
-from midwatch.grounding import ground
 from midwatch.lifecycle import Clock
 from midwatch.model import Context, Evidence, Json, Ticket
 from midwatch.playbooks.base import Playbook
-from midwatch.render import first_aid_markdown
 from midwatch.store.protocol import Store
 from midwatch.store.schema import evidence_document
 

@@ -7,13 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from midwatch.context import ContextGatherer
-from midwatch.diagnosis import Step, conclude, next_step, paid
+from midwatch.agent.diagnosis import (
+    PROMPT_VERSION,
+    Prompt,
+    Step,
+    conclude,
+    next_step,
+    paid,
+)
+from midwatch.agent.evidence import ContextGatherer
 from midwatch.errors import ClaimLost, MidwatchError, TemporaryError
 from midwatch.lifecycle import Clock, Stop
 from midwatch.logs import Log
 from midwatch.progress import Alive
-from midwatch.prompt import PROMPT_VERSION, Prompt
 from midwatch.redaction import Redactor
 from midwatch.reply import Kind, Reply
 from midwatch.settings import AgentSettings
@@ -33,7 +39,7 @@ _LONGEST_WRITE_WAIT = 30.0
 
 
 class Model(Protocol):
-    """Who is asked: `midwatch.claude.Claude`, or a stand-in."""
+    """Who is asked: `midwatch.agent.claude.Claude`, or a stand-in."""
 
     model: str
 
