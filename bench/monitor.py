@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from midwatch.model import Observation, Signal
-from midwatch.monitor import MonitorLoop
+from midwatch.monitor.loop import MonitorLoop
 from midwatch.store.sql import open_store
 from midwatch.testing.fakes import FakeSubject
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner as AgentRunner
-    from midwatch.monitor import MonitorLoop as MonitorLoop
+    from midwatch.monitor.loop import MonitorLoop as MonitorLoop
     from midwatch.session.agentic_session import (
         AsyncAgenticSession as AsyncAgenticSession,
     )
@@ -48,7 +48,7 @@ _WHERE = {
     "ApiAccess": "session.options",
     "AsyncAgenticSession": "session.agentic_session",
     "Limits": "session.options",
-    "MonitorLoop": "monitor",
+    "MonitorLoop": "monitor.loop",
     "RepoSpec": "workspace",
     "SessionOptions": "session.options",
     "WorkspaceOptions": "workspace",

@@ -34,7 +34,7 @@ from midwatch.lifecycle import Stop
 from midwatch.logs import open_log, quiet_log
 from midwatch.metrics.families import Family
 from midwatch.metrics.serving import Answer, health, serving
-from midwatch.monitor import MonitorLoop
+from midwatch.monitor.loop import MonitorLoop
 from midwatch.progress import Progress
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings, LogSettings, MetricsSettings

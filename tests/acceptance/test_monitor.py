@@ -7,7 +7,7 @@ import asyncio
 from midwatch.errors import ObservationFailed, StoreFull
 from midwatch.lifecycle import Stop
 from midwatch.model import Json, Observation, Severity, Signal, Ticket, TicketStatus
-from midwatch.monitor import MonitorLoop
+from midwatch.monitor.loop import MonitorLoop
 from midwatch.redaction import Redactor
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import TicketFilter

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from midwatch.checks import check
 from midwatch.errors import ObservationFailed
 from midwatch.model import Key, Observation
+from midwatch.monitor.rules import check
 from midwatch.subjects.host import HostSubject, OffLoop
 from midwatch.testing.subject_conformance import check_kind, check_subject
 

@@ -18,9 +18,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from pydantic import ValidationError
 
-from midwatch.checks import check
 from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.model import Key, Observation, Severity
+from midwatch.monitor.rules import check
 from midwatch.subjects.prometheus import PrometheusSubject, compact
 from midwatch.subjects.prometheus_api import Line
 from midwatch.testing.subject_conformance import check_kind, check_subject, tickets_for

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from midwatch.changes import MOST_LINES, Calm, CalmLooks, changes_since
 from midwatch.model import Fact, Observation, Signal
+from midwatch.monitor.rules import MOST_LINES, Calm, CalmLooks, changes_since
 from midwatch.testing.fakes import DISK
 
 AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from midwatch.checks import Checked, check
 from midwatch.errors import ObservationFailed
 from midwatch.model import (
     Key,
@@ -26,12 +25,12 @@ from midwatch.model import (
     Ticket,
     TicketStatus,
 )
-from midwatch.monitor import MonitorLoop
+from midwatch.monitor.loop import MonitorLoop
+from midwatch.monitor.rules import Checked, Reconciled, check, reconcile
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import TicketFilter
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.fakes import ALIVE, DISK, FakeSubject, ManualClock
-from midwatch.tickets import Reconciled, reconcile
 
 INVARIANTS = {"disk": DISK, "alive": ALIVE}
 KEYS = [Key("db", name, part) for name in INVARIANTS for part in ("a", "b")]

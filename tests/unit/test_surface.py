@@ -183,12 +183,12 @@ GUARDS = {
     "content/server/app.py": 1,
     "kube/operator/app.py": 1,
     "kube/operator/follow.py": 1,
-    "monitor.py": 1,
+    "monitor/loop.py": 1,
     "agent/runner.py": 1,
     "session/claude_code.py": 2,
     "testing/messages_api.py": 1,
     "tests/cluster/kubelet.py": 1,
-    "watching.py": 1,
+    "monitor/subject.py": 1,
 }
 
 

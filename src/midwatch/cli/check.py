@@ -170,7 +170,7 @@ async def _observe(subject: Subject) -> Finding:
         return failed("", error)
     except Exception as error:  # a subject may be anybody's code
         return Finding("", Grade.FAILED, f"{type(error).__name__}: {error}")
-    from midwatch.checks import check as checked
+    from midwatch.monitor.rules import check as checked
 
     invariants = {one.id: one for one in subject.invariants}
     broken = checked(subject.name, invariants, observation, {}, 0.0).broken

@@ -16,7 +16,7 @@ from midwatch.lifecycle import Stop, signals_set
 
 if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner
-    from midwatch.monitor import MonitorLoop
+    from midwatch.monitor.loop import MonitorLoop
     from midwatch.progress import Progress
 
 app = typer.Typer()

@@ -13,10 +13,10 @@ from midwatch.errors import SettingsError
 from midwatch.logs import Log
 from midwatch.metrics.families import Family, Sample
 from midwatch.model import Severity
-from midwatch.monitor import MonitorLoop
+from midwatch.monitor.loop import MonitorLoop
+from midwatch.monitor.subject import Result
 from midwatch.progress import Progress
 from midwatch.settings import MetricsSettings
-from midwatch.watching import Result
 
 _CYCLES = Family(
     "midwatch_monitor_cycles_total",

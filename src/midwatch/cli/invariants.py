@@ -60,7 +60,7 @@ def known_invariants(
     only: str | None = None,
 ) -> Iterator[tuple[str, list[Invariant]]]:
     """Invariants by kind, then the one that every kind has."""
-    from midwatch.checks import UNOBSERVABLE
+    from midwatch.monitor.rules import UNOBSERVABLE
 
     for kind in load_kinds(only):
         yield kind.kind, list(kind.default_invariants)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.agent.runner import AgentRunner
     from midwatch.logs import Log
-    from midwatch.monitor import MonitorLoop
+    from midwatch.monitor.loop import MonitorLoop
     from midwatch.progress import Progress
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
@@ -135,7 +135,7 @@ class App:
     def monitor(self) -> MonitorLoop:
         from midwatch.agent.first_aid import FirstAidDesk
         from midwatch.lifecycle import SystemClock
-        from midwatch.monitor import MonitorLoop
+        from midwatch.monitor.loop import MonitorLoop
         from midwatch.playbooks.base import playbooks
 
         if not self.subjects:

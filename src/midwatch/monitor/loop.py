@@ -10,12 +10,12 @@ from midwatch.errors import MidwatchError
 from midwatch.intake import Intake
 from midwatch.lifecycle import Clock, Stop, SystemClock
 from midwatch.logs import Log, quiet_log
+from midwatch.monitor.subject import Cycle, SubjectWatch
 from midwatch.progress import Progress
 from midwatch.redaction import Redactor
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Store
 from midwatch.subjects.base import Subject
-from midwatch.watching import Cycle, SubjectWatch
 
 _SLACK = 180.0
 """Seconds beyond the wait and the slowest look until a cycle counts as stuck: more than the store

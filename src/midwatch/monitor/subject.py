@@ -9,24 +9,27 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from midwatch.changes import CalmLooks, changes_since
-from midwatch.checks import (
-    UNOBSERVABLE,
-    WHOLE_SUBJECT,
-    Checked,
-    Ripe,
-    check,
-    unobservable,
-)
 from midwatch.errors import MidwatchError, StaleWatch
 from midwatch.intake import Intake
 from midwatch.lifecycle import Clock
 from midwatch.logs import Log
 from midwatch.model import Json, Key, Observation, Ticket
+from midwatch.monitor.rules import (
+    UNOBSERVABLE,
+    WHOLE_SUBJECT,
+    CalmLooks,
+    Checked,
+    Reconciled,
+    Ripe,
+    by_key,
+    changes_since,
+    check,
+    reconcile,
+    unobservable,
+)
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Changes, Opening, Store, Watch
 from midwatch.subjects.base import Subject
-from midwatch.tickets import Reconciled, by_key, reconcile
 
 _TRIES = 3
 """How often a cycle is computed anew when other writers change its tickets meanwhile."""
