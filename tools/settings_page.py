@@ -12,7 +12,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from midwatch.cli.invariants import known_invariants, limit, load_kinds, row, unit
-from midwatch.loading import PREFIX
+from midwatch.config import PREFIX
 from midwatch.model import Invariant
 from midwatch.settings import Group, InvariantSettings, Settings, SubjectSettings
 from midwatch.units import (

@@ -10,7 +10,7 @@ from midwatch.cli.figures import AGENT, MONITOR
 from midwatch.content.server.app import CONTENT
 from midwatch.kube.environment import RUNNER_VARIABLES, Variable
 from midwatch.kube.operator.figures import OPERATOR
-from midwatch.metrics.families import Family
+from midwatch.metrics import Family
 
 METRICS = (*MONITOR, *AGENT, *OPERATOR, *CONTENT)
 DOCS = Path(__file__).parents[1] / "docs"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -101,3 +103,52 @@ def signals_set(stop: Stop, also: Callable[[], None] = lambda: None) -> Iterator
     finally:
         for number in installed:
             loop.remove_signal_handler(number)
+
+
+# ------------------------------------------------------------ progress
+# Whether the loops of a process still come round: what a liveness probe has to know, and no more.
+#
+# A service that is away does not count. A loop that tries it again and again comes round; to start the
+# process anew would not bring the service back.
+
+Alive = Callable[[float], None]
+"""A sign of life, with the seconds until the next one at the latest."""
+
+
+class Progress:
+    """A dead man's switch for each loop: it says by when it will be heard of again."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._due: dict[str, float] = {}
+
+    def expect(self, loop: str, within: float) -> None:
+        """The loop lives; the next word from it comes within so many seconds."""
+        self._due[loop] = self._clock.monotonic() + within
+
+    def rest(self, loop: str) -> None:
+        """The loop waits for work, for as long as that takes."""
+        self._due.pop(loop, None)
+
+    def late(self) -> dict[str, float]:
+        """Loops that should have been heard of, and for how many seconds; empty if all is well."""
+        now = self._clock.monotonic()
+        return {loop: now - due for loop, due in self._due.items() if due < now}
+
+
+# ------------------------------------------------------------ shielding
+# Keeping what this process knows from other processes of its user.
+
+_SET_DUMPABLE = 4  # PR_SET_DUMPABLE, see prctl(2)
+
+
+def shield_process() -> bool:
+    """Close this process's environment and memory to all but root; whether that was possible.
+
+    Claude's Bash runs as the same user, and `/proc/PID/environ` has the keys that the runner was started
+    with. It is for this process alone: a program that it starts is open again (execve(2) says so), so
+    that no secret may be in a child's environment while Claude works. Linux only.
+    """
+    if sys.platform != "linux":
+        return False
+    return bool(ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0) == 0)

@@ -292,7 +292,7 @@ class Grounded:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One stored attempt at diagnosing a batch; the answer is as `midwatch.answer` has it."""
+    """One stored attempt at diagnosing a batch; the answer is as `midwatch.diagnosis_schema` has it."""
 
     id: int
     batch: int

@@ -1,4 +1,4 @@
-"""Settings: documented groups; `midwatch.loading` reads them, once, at the edge."""
+"""Settings: documented groups; `midwatch.config` reads them, once, at the edge."""
 
 from __future__ import annotations
 

@@ -6,10 +6,11 @@ delimited by `fence`. What is shown as Markdown goes through `markdown_escape`.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 LONGEST_LINE = 4000
 """Characters that `clean` leaves of a line unless told otherwise."""
@@ -313,3 +314,35 @@ def longest_run(text: str, character: str) -> int:
     """How many times `character` stands in a row at most."""
     runs = re.findall(f"{re.escape(character)}+", text)
     return max(map(len, runs), default=0)
+
+
+# ------------------------------------------------------------ text
+# Text from outside made fit for one line of a ticket.
+
+text_one_line = one_line
+
+COMPONENT_LENGTH = 200
+
+
+def ticket_line(text: str, limit: int = 300) -> str:
+    """`text` on one line, without control characters, at most `limit` characters long."""
+    return text_one_line(text[: limit * 4], limit)
+
+
+def component_name(text: str) -> str:
+    """`text` as the name of a component; two long names stay different when they are cut."""
+    clean = ticket_line(text, len(text) + 1)
+    if len(clean) <= COMPONENT_LENGTH:
+        return clean
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:12]
+    return f"{clean[: COMPONENT_LENGTH - 14]}…~{digest}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Aligned columns, one row a line."""
+    cells = [list(header)] + [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+        for row in cells
+    )

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from midwatch.cli.health import config_in, daemon_in, of_midwatch
+from midwatch.lifecycle import Progress
 from midwatch.logs import quiet_log
-from midwatch.metrics.serving import health, serving
-from midwatch.progress import Progress
+from midwatch.metrics import health, serving
 from midwatch.testing.fakes import ManualClock
 
 from .cli import refused, said

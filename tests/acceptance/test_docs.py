@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from midwatch.loading import load
+from midwatch.config import load
 from midwatch.subjects.base import build_subjects
 
 ROOT = Path(__file__).parents[2]

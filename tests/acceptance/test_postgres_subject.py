@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from midwatch.answer import DiagnosisOutput
+from midwatch.diagnosis_schema import DiagnosisOutput
 from midwatch.errors import MidwatchError, ObservationFailed
 from midwatch.model import (
     Context,

@@ -14,7 +14,7 @@ import pytest
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.first_aid import preliminary
 from midwatch.agent.grounding import ground
-from midwatch.answer import DiagnosisOutput
+from midwatch.diagnosis_schema import DiagnosisOutput
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Context, Evidence, Key, Ticket
 from midwatch.playbooks.general import PLAYBOOKS

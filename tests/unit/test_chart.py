@@ -21,8 +21,8 @@ from typer.main import get_command
 
 from midwatch import __version__
 from midwatch.cli.main import app
+from midwatch.config import load
 from midwatch.kube.names import SESSION_LABEL
-from midwatch.loading import load
 from midwatch.settings import Settings
 
 Json = dict[str, Any]

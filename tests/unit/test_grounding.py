@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from midwatch.agent import grounding
 from midwatch.agent.grounding import ground
-from midwatch.answer import Citation, DiagnosisOutput, Finding, MetricReading, Moment
+from midwatch.diagnosis_schema import (
+    Citation,
+    DiagnosisOutput,
+    Finding,
+    MetricReading,
+    Moment,
+)
 from midwatch.model import Evidence, Grounded
 
 AT = datetime(2024, 5, 3, 12, 0, tzinfo=UTC)

@@ -21,7 +21,7 @@ import pytest
 from anthropic import AsyncAnthropic
 from pydantic import BaseModel, Field, ValidationError
 
-from midwatch.answer import DiagnosisOutput
+from midwatch.diagnosis_schema import DiagnosisOutput
 from midwatch.errors import SettingsError
 from midwatch.testing import messages_api as kit
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from midwatch.answer import DiagnosisOutput
+from midwatch.diagnosis_schema import DiagnosisOutput
 from midwatch.model import (
     Context,
     Evidence,

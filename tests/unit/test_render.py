@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 from midwatch.agent.grounding import ground
 from midwatch.agent.report import diagnosis_markdown, first_aid_markdown
-from midwatch.answer import (
+from midwatch.diagnosis_schema import (
     Action,
     Alternative,
     Citation,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tools.settings_page import settings_page
 
+from midwatch.config import load
 from midwatch.errors import SettingsError
-from midwatch.loading import load
 from midwatch.settings import Settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"

@@ -19,7 +19,7 @@ from anthropic.types import ErrorObject
 import midwatch
 from midwatch.agent.claude import Claude, classify
 from midwatch.agent.diagnosis import Prompt
-from midwatch.reply import Kind
+from midwatch.diagnosis_schema import Kind
 
 SOURCE = Path(midwatch.__file__).parent
 CHECKOUT = Path(__file__).parents[2]

@@ -16,12 +16,11 @@ from midwatch.agent.diagnosis import (
     paid,
 )
 from midwatch.agent.evidence import ContextGatherer
+from midwatch.diagnosis_schema import Kind, Reply
 from midwatch.errors import ClaimLost, MidwatchError, TemporaryError
-from midwatch.lifecycle import Clock, Stop
+from midwatch.lifecycle import Alive, Clock, Stop
 from midwatch.logs import Log
-from midwatch.progress import Alive
 from midwatch.redaction import Redactor
-from midwatch.reply import Kind, Reply
 from midwatch.settings import AgentSettings
 from midwatch.store.protocol import Budget, Claim, Finish, PauseKind, Store
 from midwatch.text import clean, one_line

@@ -21,11 +21,9 @@ from anthropic import AsyncAnthropic
 from anthropic.resources.messages import DEPRECATED_MODELS
 
 from midwatch.agent.diagnosis import Prompt
-from midwatch.answer import DiagnosisOutput
+from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply, salvage
 from midwatch.model import Usage
-from midwatch.prices import is_known
-from midwatch.reply import Kind, Reply
-from midwatch.salvage import salvage
+from midwatch.pricing import is_known
 
 _LONGEST_RETRY_AFTER = 24 * 3600.0
 _ERROR_LENGTH = 500

@@ -12,11 +12,10 @@ from typing import Any
 from midwatch.agent.evidence import halve
 from midwatch.agent.grounding import ground
 from midwatch.agent.report import diagnosis_markdown
-from midwatch.answer import DiagnosisOutput
+from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply
 from midwatch.model import Context, DiagnosisOutcome, Evidence, Grounded, Ticket, Usage
-from midwatch.prices import cost_usd
+from midwatch.pricing import cost_usd
 from midwatch.redaction import Redactor
-from midwatch.reply import Kind, Reply
 from midwatch.store.protocol import Finish
 from midwatch.text import clean, estimate_tokens, fence
 

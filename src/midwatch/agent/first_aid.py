@@ -8,7 +8,7 @@ from itertools import groupby
 from midwatch.agent.evidence import CHANGED, ContextGatherer
 from midwatch.agent.grounding import ground
 from midwatch.agent.report import first_aid_markdown
-from midwatch.answer import Citation, DiagnosisOutput, Finding
+from midwatch.diagnosis_schema import Citation, DiagnosisOutput, Finding
 from midwatch.lifecycle import Clock
 from midwatch.model import Context, Evidence, Json, Ticket
 from midwatch.playbooks.base import Playbook

@@ -23,7 +23,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from midwatch.answer import (
+from midwatch.diagnosis_schema import (
     Citation,
     Confidence,
     DiagnosisOutput,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from midwatch.agent.grounding import ClaimCheck, Grounding
-from midwatch.answer import Action, Alternative, DiagnosisOutput, Verdict
+from midwatch.diagnosis_schema import Action, Alternative, DiagnosisOutput, Verdict
 from midwatch.model import Evidence
 from midwatch.text import clean, longest_run, markdown_escape, one_line
 

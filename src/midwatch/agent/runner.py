@@ -13,10 +13,9 @@ from typing import Literal
 from midwatch.agent.attempt import SLACK, Attempt, Desk, Ended, Model
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Clock, Stop, SystemClock
+from midwatch.lifecycle import Alive, Clock, Progress, Stop, SystemClock
 from midwatch.logs import Log, quiet_log
 from midwatch.model import Severity
-from midwatch.progress import Alive, Progress
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
 from midwatch.store.protocol import Claim, PauseKind, Store

@@ -16,8 +16,8 @@ from midwatch.lifecycle import Stop, signals_set
 
 if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner
+    from midwatch.lifecycle import Progress
     from midwatch.monitor.loop import MonitorLoop
-    from midwatch.progress import Progress
 
 app = typer.Typer()
 

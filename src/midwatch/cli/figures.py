@@ -10,12 +10,12 @@ from typing import get_args
 
 from midwatch.agent.runner import AgentRunner, Standstill
 from midwatch.errors import SettingsError
+from midwatch.lifecycle import Progress
 from midwatch.logs import Log
-from midwatch.metrics.families import Family, Sample
+from midwatch.metrics import Family, Sample
 from midwatch.model import Severity
 from midwatch.monitor.loop import MonitorLoop
 from midwatch.monitor.subject import Result
-from midwatch.progress import Progress
 from midwatch.settings import MetricsSettings
 
 _CYCLES = Family(
@@ -159,7 +159,7 @@ async def figures_served(
         yield None
         return
     try:
-        from midwatch.metrics.exposition import Exposition
+        from midwatch.metrics import Exposition
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "prometheus_client":
             raise
@@ -168,7 +168,7 @@ async def figures_served(
             path="metrics.port",
             hint="pip install 'midwatch[metrics]', or leave the port out",
         ) from None
-    from midwatch.metrics.serving import health, metrics_page, serving
+    from midwatch.metrics import health, metrics_page, serving
 
     def read() -> Iterator[Sample]:
         if monitor is not None:

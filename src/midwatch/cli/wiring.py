@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from midwatch.agent.claude import Claude
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.agent.runner import AgentRunner
+    from midwatch.lifecycle import Progress
     from midwatch.logs import Log
     from midwatch.monitor.loop import MonitorLoop
-    from midwatch.progress import Progress
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
@@ -40,7 +40,7 @@ class Edge:
     config: Path | None
 
     def settings(self) -> Settings:
-        from midwatch.loading import load
+        from midwatch.config import load
 
         return load(self.environ, self.config)
 

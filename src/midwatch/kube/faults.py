@@ -9,7 +9,7 @@ import httpx2
 
 from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.kube.errors import ClusterRefused, ClusterUnavailable
-from midwatch.metrics.families import code_label
+from midwatch.metrics import code_label
 
 LONGEST_MESSAGE = 1000
 """Characters of an API server's message that are passed on."""

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 
 from midwatch.agent.first_aid import FirstAidDesk
 from midwatch.errors import MidwatchError
-from midwatch.intake import Intake
-from midwatch.lifecycle import Clock, Stop, SystemClock
+from midwatch.lifecycle import Clock, Progress, Stop, SystemClock
 from midwatch.logs import Log, quiet_log
 from midwatch.monitor.subject import Cycle, SubjectWatch
-from midwatch.progress import Progress
-from midwatch.redaction import Redactor
+from midwatch.redaction import Intake, Redactor
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Store
 from midwatch.subjects.base import Subject

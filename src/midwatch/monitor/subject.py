@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Literal
 
 from midwatch.errors import MidwatchError, StaleWatch
-from midwatch.intake import Intake
 from midwatch.lifecycle import Clock
 from midwatch.logs import Log
 from midwatch.model import Json, Key, Observation, Ticket
@@ -27,6 +26,7 @@ from midwatch.monitor.rules import (
     reconcile,
     unobservable,
 )
+from midwatch.redaction import Intake
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Changes, Opening, Store, Watch
 from midwatch.subjects.base import Subject

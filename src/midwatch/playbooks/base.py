@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol
 
-from midwatch.answer import (
+from midwatch.diagnosis_schema import (
     Action,
     Citation,
     Confidence,

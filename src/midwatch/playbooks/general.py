@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from midwatch.answer import Citation, DiagnosisOutput
+from midwatch.diagnosis_schema import Citation, DiagnosisOutput
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
     Playbook,

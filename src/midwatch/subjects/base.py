@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
+from midwatch.config import explain
 from midwatch.errors import SettingsError
-from midwatch.loading import explain
 from midwatch.model import Invariant, Json, Observation, Severity, Ticket, Unit
 from midwatch.settings import InvariantSettings
 from midwatch.units import parse_limit

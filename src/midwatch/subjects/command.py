@@ -29,8 +29,9 @@ from pydantic import (
 from midwatch.errors import ObservationFailed
 from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket
 from midwatch.settings import SubjectSettings
-from midwatch.subjects._text import component_name, one_line
 from midwatch.subjects.base import EvidenceSource, configure
+from midwatch.text import component_name
+from midwatch.text import ticket_line as one_line
 from midwatch.units import Bytes
 
 # ------------------------------------------------------------ child

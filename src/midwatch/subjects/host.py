@@ -18,9 +18,10 @@ from pydantic import Field, model_validator
 from midwatch.errors import ObservationFailed
 from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket, Unit
 from midwatch.settings import Group, SubjectSettings
-from midwatch.subjects._text import component_name, one_line, table
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.http import Regex
+from midwatch.text import component_name, table
+from midwatch.text import ticket_line as one_line
 from midwatch.units import format_duration, format_size
 
 if TYPE_CHECKING:

@@ -33,9 +33,10 @@ from midwatch.model import (
 )
 from midwatch.settings import SubjectSettings
 from midwatch.subjects import tls as _tls
-from midwatch.subjects._text import component_name, one_line
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.http_client import Answer, WebClient, WebFailure
+from midwatch.text import component_name
+from midwatch.text import ticket_line as one_line
 from midwatch.units import Bytes, format_duration
 
 # ------------------------------------------------------------ http_settings

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.subjects import tls as _tls
-from midwatch.subjects._text import one_line
+from midwatch.text import ticket_line as one_line
 
 if TYPE_CHECKING:
     import httpx2

@@ -25,7 +25,6 @@ from typing import ClassVar
 from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Facts, Invariant, Json, Observation, Severity, Signal, Ticket
-from midwatch.subjects._text import component_name, one_line
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.http import Target, basic_login
 from midwatch.subjects.http_client import WebClient
@@ -41,6 +40,8 @@ from midwatch.subjects.prometheus_api import (
     RuleSettings,
     Sample,
 )
+from midwatch.text import component_name
+from midwatch.text import ticket_line as one_line
 from midwatch.units import format_value
 
 # ------------------------------------------------------------ prometheus_look

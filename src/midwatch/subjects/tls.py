@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from midwatch.errors import ObservationFailed
-from midwatch.subjects._text import one_line
+from midwatch.text import ticket_line as one_line
 
 if TYPE_CHECKING:
     from cryptography import x509

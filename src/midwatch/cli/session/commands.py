@@ -28,7 +28,7 @@ from midwatch.cli.session.app import (
 )
 from midwatch.cli.wiring import Edge
 from midwatch.errors import Conflict, SettingsError
-from midwatch.shielding import shield_process
+from midwatch.lifecycle import shield_process
 from midwatch.units import parse_duration
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from midwatch.cli.session.app import (
 from midwatch.cli.session.commands import Sandbox, chosen
 from midwatch.cli.wiring import Edge
 from midwatch.errors import Conflict
-from midwatch.shielding import shield_process
+from midwatch.lifecycle import shield_process
 
 app = typer.Typer()
 

@@ -16,8 +16,8 @@ from midwatch.cli.session.running import Runner
 from midwatch.cli.session.telling import Teller
 from midwatch.cli.tickets import settled, user_at_host
 from midwatch.cli.wiring import Edge
+from midwatch.config import explain
 from midwatch.errors import Conflict, MidwatchError, SettingsError
-from midwatch.loading import explain
 from midwatch.model import Diagnosis, Ticket
 from midwatch.settings import SubjectSettings
 from midwatch.text import clean, fence, one_line, shorten

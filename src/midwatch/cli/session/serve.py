@@ -13,7 +13,7 @@ import typer
 
 from midwatch.cli.wiring import Edge
 from midwatch.errors import MidwatchError, SettingsError
-from midwatch.shielding import shield_process
+from midwatch.lifecycle import shield_process
 
 if TYPE_CHECKING:
     from midwatch.kube.pod.keeping import Sync

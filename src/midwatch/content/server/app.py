@@ -39,8 +39,7 @@ from midwatch.content.tokens import Keys
 from midwatch.errors import MidwatchError, SettingsError
 from midwatch.lifecycle import Clock, Stop, SystemClock
 from midwatch.logs import Log
-from midwatch.metrics.exposition import Exposition
-from midwatch.metrics.families import Family, Sample, code_label
+from midwatch.metrics import Exposition, Family, Sample, code_label
 from midwatch.settings import ContentSettings
 
 # ------------------------------------------------------------ guard

@@ -17,7 +17,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from midwatch.content.durable import sync_all
 from midwatch.content.errors import (
     ChunksMissing,
     ContentRefused,
@@ -36,6 +35,7 @@ from midwatch.content.server.volume import (
     taken_by,
 )
 from midwatch.content.tree import CHUNK, Delta, check_entries, check_shape
+from midwatch.files import sync_all
 from midwatch.settings import ContentSettings
 
 # ------------------------------------------------------------ cache

@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from midwatch.content.durable import sync_all
 from midwatch.content.errors import (
     ChunksMissing,
     ContentFull,
@@ -37,6 +36,7 @@ from midwatch.content.errors import (
 )
 from midwatch.content.tree import CHUNK, check_folder, checked
 from midwatch.errors import MidwatchError
+from midwatch.files import sync_all
 from midwatch.settings import ContentSettings
 
 # ------------------------------------------------------------ disk

@@ -17,12 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from midwatch.content.durable import (
-    are_many,
-    replace_file,
-    sync_file_system,
-    with_descriptor,
-)
 from midwatch.content.errors import ContentFull, ContentUnavailable
 from midwatch.content.sync.merge import folders_above, tree_order
 from midwatch.content.sync.roots import (
@@ -36,6 +30,7 @@ from midwatch.content.sync.roots import (
 )
 from midwatch.content.sync.scan import Scan
 from midwatch.content.tree import CHUNK, Delta, Entry, Tree, compact, entry_from_json
+from midwatch.files import are_many, replace_file, sync_file_system, with_descriptor
 from midwatch.model import Json
 
 # ------------------------------------------------------------ journal

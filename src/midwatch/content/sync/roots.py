@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from midwatch.content.durable import replace_file
 from midwatch.content.tree import CHUNK, Entry, chunk_hash, compact
+from midwatch.files import replace_file
 
 # A folder that may not be listed can still be walked through. Only Linux knows this flag.
 _PATH_ONLY = getattr(os, "O_PATH", 0)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from midwatch.content.durable import replace_file
 from midwatch.content.errors import (
     ChunksMissing,
     ContentDamaged,
@@ -49,6 +48,7 @@ from midwatch.content.tree import (
     tree_from_json,
     tree_to_json,
 )
+from midwatch.files import replace_file
 
 # ------------------------------------------------------------ base
 # What both sides had when they were equal last: the base of the merge, on disk.

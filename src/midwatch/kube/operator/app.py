@@ -16,12 +16,10 @@ from midwatch.kube.operator.hearing import RESOURCES, Hearing
 from midwatch.kube.operator.index import Index
 from midwatch.kube.operator.queue import Queue
 from midwatch.kube.operator.watching import Watches
-from midwatch.lifecycle import Clock, Stop, SystemClock
+from midwatch.lifecycle import Clock, Progress, Stop, SystemClock
 from midwatch.logs import Log, quiet_log
-from midwatch.metrics.exposition import Exposition
-from midwatch.metrics.serving import health, metrics_page, serving
+from midwatch.metrics import Exposition, health, metrics_page, serving
 from midwatch.model import Json
-from midwatch.progress import Progress
 from midwatch.settings import OperatorSettings
 
 _TURN = 10

@@ -11,8 +11,7 @@ from midwatch.kube.operator.follow import FAILURES
 from midwatch.kube.operator.hearing import RESOURCES, Hearing
 from midwatch.kube.operator.index import Index
 from midwatch.kube.operator.queue import Queue
-from midwatch.metrics.families import Family, Sample
-from midwatch.metrics.serving import Answer, Page
+from midwatch.metrics import Answer, Family, Page, Sample
 from midwatch.session.events import Phase
 
 _SESSIONS = Family(

@@ -13,7 +13,7 @@ import kopf
 from midwatch.kube.access import Access
 from midwatch.kube.names import PLURAL
 from midwatch.lifecycle import Clock
-from midwatch.metrics.families import code_label
+from midwatch.metrics import code_label
 
 RESOURCES = (PLURAL, "jobs", "pods")
 """What is watched, in each namespace that is served."""

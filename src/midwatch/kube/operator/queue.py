@@ -8,8 +8,7 @@ import random
 from collections import deque
 
 from midwatch.kube.operator.index import Key
-from midwatch.lifecycle import Clock, SystemClock
-from midwatch.progress import Progress
+from midwatch.lifecycle import Clock, Progress, SystemClock
 
 _LOOP = "queue"
 

@@ -18,9 +18,8 @@ from midwatch.kube.operator.hearing import Hearing, Session, open_session
 from midwatch.kube.operator.index import Index
 from midwatch.kube.operator.queue import Queue
 from midwatch.kube.operator.undiffed import NoDiffs
-from midwatch.lifecycle import Stop
+from midwatch.lifecycle import Progress, Stop
 from midwatch.logs import Log
-from midwatch.progress import Progress
 from midwatch.settings import OperatorSettings
 
 _GRACE = 0.5

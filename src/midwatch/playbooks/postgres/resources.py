@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from midwatch.answer import Action, Citation, DiagnosisOutput
+from midwatch.diagnosis_schema import Action, Citation, DiagnosisOutput
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
     find,

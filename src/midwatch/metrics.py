@@ -1,22 +1,110 @@
-"""A port with few pages for probes and Prometheus, for daemons that have no other. It answers GET alone, one
-request a connection, and bounds what a stranger can make of it: bytes, seconds and connections.
-"""
+"""Values to the text that Prometheus reads."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from importlib.metadata import version
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
 
 from midwatch.errors import SettingsError
+from midwatch.lifecycle import Progress
 from midwatch.logs import Log
-from midwatch.progress import Progress
 
-if TYPE_CHECKING:
-    from midwatch.metrics.exposition import Exposition
+# ------------------------------------------------------------ families
+# What a metric is called and means, and one value of it.
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value of a metric, with the values of its labels in their order."""
+
+    family: Family
+    value: float
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric. `labels` take values of a bounded set only: names from the settings, words of ours."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    labels: tuple[str, ...] = ()
+
+    def __call__(self, value: float, *labels: str) -> Sample:
+        return Sample(self, value, labels)
+
+
+Read = Callable[[], Iterable[Sample]]
+"""The values as they are now."""
+
+
+def code_label(status: int) -> str:
+    """An HTTP status as a label: the common ones as they are, the others by their hundred."""
+    return str(status) if status in _CODES else f"{min(max(status // 100, 0), 9)}xx"
+
+
+_CODES = frozenset(
+    (400, 401, 403, 404, 405, 408, 409, 410, 412, 413, 415, 422, 428, 429)
+    + (499, 500, 502, 503, 504, 507)
+)
+
+_INFO = Family("midwatch_info", "gauge", "The version; always 1.", ("version",))
+_Metric = CounterMetricFamily | GaugeMetricFamily
+
+
+class Exposition:
+    """The metrics of one process. `read` is asked at every scrape, in the caller's thread."""
+
+    content_type = CONTENT_TYPE_PLAIN_0_0_4
+
+    def __init__(self, families: Sequence[Family], read: Read) -> None:
+        # A registry of its own: there may be several in a process, and nothing else gets in.
+        self._registry = CollectorRegistry()
+        self._registry.register(_Values((_INFO, *families), read))
+        ProcessCollector(registry=self._registry)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _Values(Collector):
+    def __init__(self, families: Sequence[Family], read: Read) -> None:
+        self._families = families
+        self._read = read
+
+    def describe(self) -> Iterable[_Metric]:
+        return [_metric(family) for family in self._families]
+
+    def collect(self) -> Iterable[_Metric]:
+        metrics = {family: _metric(family) for family in self._families}
+        for sample in (_INFO(1, version("midwatch")), *self._read()):
+            _add(metrics[sample.family], sample)
+        return metrics.values()
+
+
+def _metric(family: Family) -> _Metric:
+    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    return kind(family.name, family.help, labels=family.labels)
+
+
+def _add(metric: _Metric, sample: Sample) -> None:
+    metric.add_metric(list(sample.labels), sample.value)
+
+
+# ------------------------------------------------------------ serving
+# A port with few pages for probes and Prometheus, for daemons that have no other. It answers GET alone, one
+# request a connection, and bounds what a stranger can make of it: bytes, seconds and connections.
 
 _LONGEST_HEAD = 8192
 _LONGEST_REQUEST = 10.0
@@ -125,3 +213,11 @@ def _response(head: bytes, pages: Mapping[str, Page]) -> bytes:
     ]
     start = "\r\n".join([*lines, "", ""]).encode("ascii")
     return start if method == b"HEAD" else start + answer.body
+
+
+# ------------------------------------------------------------ init
+# Metrics for Prometheus, and the port that serves them.
+#
+# The daemons count in plain values of their own. `families` says what a metric is, `exposition` turns
+# values into the text that Prometheus reads at the moment it asks, `serving` is the port for those that
+# have none. Only `exposition` knows the library of Prometheus, and only a process that serves imports it.

@@ -1,0 +1,179 @@
+"""What Claude is asked to answer, and what a playbook writes as first aid: one shape.
+
+Lists stand where a mapping would seem natural: the Anthropic SDK's schema transform turns
+``dict[...]`` into an object that can only be empty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from midwatch.model import Usage
+
+Verdict = Literal["identified", "suspected", "insufficient_data", "no_fault"]
+Confidence = Literal["high", "medium", "low"]
+SeverityLabel = Literal["critical", "warning", "info"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Citation(_Part):
+    """A place in the evidence that supports a claim."""
+
+    evidence_id: str = Field(description="The number of the evidence, such as E3.")
+    quote: str = Field(
+        description="Text copied letter by letter from that evidence; one line or a part of one."
+    )
+
+
+class Moment(_Part):
+    at: str = Field(description="The time as the evidence gives it.")
+    what: str
+    citations: list[Citation]
+
+
+class MetricReading(_Part):
+    name: str
+    value: str = Field(description="The value with its unit, as the evidence gives it.")
+    citation: Citation
+
+
+class Finding(_Part):
+    statement: str
+    citations: list[Citation]
+
+
+class Alternative(_Part):
+    hypothesis: str
+    supporting: str
+    contradicting: str
+    conclusion: str
+
+
+class Action(_Part):
+    what: str
+    commands: list[str] = Field(
+        description="Commands or statements, each one complete."
+    )
+    risk: str
+    reversible: bool
+
+
+class DiagnosisOutput(_Part):
+    """A diagnosis whose every claim cites evidence by number and quotes it."""
+
+    summary: str = Field(description="One or two sentences for the engineer on call.")
+    verdict: Verdict
+    root_cause: str = Field(
+        description="The cause, naming the culprit; empty if not known."
+    )
+    root_cause_citations: list[Citation]
+    confidence: Confidence
+    confidence_reason: str
+    explained_tickets: list[int] = Field(
+        description="Ids of the tickets in this batch that the root cause explains."
+    )
+    timeline: list[Moment]
+    affected_components: list[str]
+    metric_readings: list[MetricReading]
+    supporting_evidence: list[Finding]
+    alternatives_considered: list[Alternative]
+    recommended_actions: list[Action]
+    severity: SeverityLabel
+    risks: list[str]
+    missing: list[str] = Field(description="What would have to be known to be surer.")
+
+
+# ------------------------------------------------------------ reply
+# How a call to Claude ended, as a value.
+
+
+class Kind(StrEnum):
+    """One for every row of the outcome table (docs/architecture.md)."""
+
+    ANSWERED = "answered"
+    REFUSED = "refused"
+    CUT = "cut"  # by max_tokens
+    INVALID = "invalid"  # does not fit the schema
+    REJECTED = "rejected"  # 400, 413: this request will never be taken
+    UNREACHABLE = (
+        "unreachable"  # connection, time-out, 408, 409, 5xx, 529, not our API's answer
+    )
+    RATE_LIMITED = "rate_limited"
+    SPEND_LIMIT = "spend_limit"
+    UNAUTHORISED = "unauthorised"  # 401, 403, unknown model
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back. `output` may be partial for CUT; `usage` is known whenever a message came.
+
+    `retry_after` is in seconds, where the API named a time. `text` is what the model wrote.
+    """
+
+    kind: Kind
+    output: DiagnosisOutput | None = None
+    text: str = ""
+    error: str = ""
+    usage: Usage = Usage()
+    model: str = ""
+    request_id: str | None = None
+    retry_after: float | None = None
+
+
+# ------------------------------------------------------------ salvage
+# What an answer still says that was cut off in the middle.
+
+_FALLBACK: Final[dict[str, Any]] = {
+    "verdict": "insufficient_data",
+    "confidence": "low",
+    "confidence_reason": "the answer was cut off",
+    "severity": "warning",
+}
+
+_FIELDS: Final[dict[str, TypeAdapter[Any]]] = {
+    name: TypeAdapter(field.rebuild_annotation())
+    for name, field in DiagnosisOutput.model_fields.items()
+}
+
+
+def salvage(text: str) -> DiagnosisOutput | None:
+    """The parts of a cut answer that are whole, the rest empty; None without a summary."""
+    try:
+        parsed = from_json(text, allow_partial=True)
+    except ValueError:
+        return None
+    if not isinstance(parsed, dict) or not parsed.get("summary"):
+        return None
+    whole = {
+        name: _whole(name, parsed.get(name)) for name in DiagnosisOutput.model_fields
+    }
+    try:
+        return DiagnosisOutput.model_validate(whole)
+    except ValidationError:
+        return None
+
+
+def _whole(name: str, value: Any) -> Any:
+    """The value if it fits its field, the items of a list that fit, or what stands for nothing."""
+    if _fits(name, value):
+        return value
+    if isinstance(value, list):
+        return [item for item in value if _fits(name, [item])]
+    empty: Any = [] if _fits(name, []) else ""
+    return _FALLBACK.get(name, empty)
+
+
+def _fits(name: str, value: Any) -> bool:
+    try:
+        _FIELDS[name].validate_python(value)
+    except ValidationError:
+        return False
+    return True
