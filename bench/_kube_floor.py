@@ -13,12 +13,12 @@ from lightkube import AsyncClient
 from lightkube.config.kubeconfig import KubeConfig
 from lightkube.generic_resource import create_namespaced_resource
 
-from midwatch.kube.access import read_access
-from midwatch.kube.actions import Event
+from midwatch.kube.client import read_access
+from midwatch.kube.controller import event_manifest
 from midwatch.kube.manifests import job, objects
-from midwatch.kube.names import GROUP, KIND, PLURAL, VERSION
-from midwatch.kube.operator.telling import event_manifest
+from midwatch.kube.reconcile import Event
 from midwatch.kube.resource import read_resource
+from midwatch.kube.rules import GROUP, KIND, PLURAL, VERSION
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
 from tests.cluster.local import Daemon

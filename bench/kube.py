@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 from deploy import render
 
-from midwatch.kube.names import PLURAL
-from midwatch.kube.statuses import phase_of
+from midwatch.kube.rules import PLURAL
+from midwatch.kube.status import phase_of
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
 from midwatch.testing.fakes import make_repository

@@ -9,7 +9,7 @@ from pathlib import Path
 from midwatch.cli.figures import AGENT, MONITOR
 from midwatch.content.server.app import CONTENT
 from midwatch.kube.environment import RUNNER_VARIABLES, Variable
-from midwatch.kube.operator.figures import OPERATOR
+from midwatch.kube.operator import OPERATOR
 from midwatch.metrics import Family
 
 METRICS = (*MONITOR, *AGENT, *OPERATOR, *CONTENT)

@@ -11,8 +11,8 @@ import pytest_asyncio
 
 from midwatch.content.errors import Superseded
 from midwatch.content.tree import ATTEMPT
-from midwatch.kube.pod.keeping import Keeper
-from midwatch.kube.statuses import Condition
+from midwatch.kube.runner_workspace import Keeper
+from midwatch.kube.status import Condition
 
 from .cli import comes_true
 from .content_proxy import Proxy, proxy

@@ -26,10 +26,10 @@ from midwatch.agent.runner import AgentRunner
 from midwatch.cli.figures import AGENT, MONITOR, figures_served
 from midwatch.content.server.app import CONTENT
 from midwatch.errors import SettingsError, StoreBusy
+from midwatch.kube.cache import Queue
 from midwatch.kube.crd import crd
-from midwatch.kube.operator.figures import OPERATOR, readiness
-from midwatch.kube.operator.hearing import Hearing
-from midwatch.kube.operator.queue import Queue
+from midwatch.kube.operator import OPERATOR, readiness
+from midwatch.kube.watch import Hearing
 from midwatch.lifecycle import Progress, Stop
 from midwatch.logs import open_log, quiet_log
 from midwatch.metrics import Answer, Family, health, serving
@@ -275,7 +275,7 @@ async def test_an_agent_s_call_may_take_its_time_but_not_for_ever(
 def test_a_list_of_tickets_imports_nothing_of_it(tmp_path: Path) -> None:
     for statement in (
         "sys.argv = ['midwatch', 'db', 'status']; main()",
-        "import midwatch.cli.figures, midwatch.cli.wiring, midwatch.kube.api",
+        "import midwatch.cli.figures, midwatch.cli.wiring, midwatch.kube.client",
     ):
         code = (
             "import atexit, sys\n"

@@ -21,10 +21,10 @@ from typing import Any
 import jwt
 import pytest
 
-from midwatch.kube.api import Cluster
+from midwatch.kube.client import Cluster
 from midwatch.kube.crd import crd
-from midwatch.kube.names import API_VERSION, FINALIZER, KIND
-from midwatch.kube.operator.app import Operator
+from midwatch.kube.operator import Operator
+from midwatch.kube.rules import API_VERSION, FINALIZER, KIND
 from midwatch.lifecycle import Stop
 from midwatch.model import Json
 from midwatch.settings import KeyReference, OperatorSettings

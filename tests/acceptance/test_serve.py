@@ -98,7 +98,7 @@ def test_a_wrong_variable_is_one_line_that_names_it(
     """In this process: the command itself is tried once, below."""
     from midwatch.errors import SettingsError
     from midwatch.kube.environment import sorted_variables
-    from midwatch.kube.pod.task import read_task
+    from midwatch.kube.runner_task import read_task
 
     pod = Pod(tmp_path, "http://127.0.0.1:1", ["https://example.org/app"])
     with pytest.raises(SettingsError) as raised:
@@ -120,7 +120,7 @@ def test_a_wrong_environment_ends_with_its_own_exit_code(tmp_path: Path) -> None
 
 def test_every_variable_of_the_table_is_read(tmp_path: Path) -> None:
     from midwatch.kube.environment import RUNNER_VARIABLES, PodVariables
-    from midwatch.kube.pod.task import read_task
+    from midwatch.kube.runner_task import read_task
 
     class Watched(dict[str, str]):
         read: set[str] = set()
@@ -290,7 +290,7 @@ def test_the_hints_are_for_errors_that_there_are() -> None:
     """One that was renamed would lose its hint without anybody noticing."""
     from midwatch import errors
     from midwatch.content import errors as content
-    from midwatch.kube.pod.hints import HINTS
+    from midwatch.kube.runner_outcome import HINTS
     from midwatch.session import errors as session
     from midwatch.workspace import errors as workspace
 

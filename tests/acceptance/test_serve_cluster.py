@@ -12,8 +12,8 @@ import pytest
 
 from midwatch.kube.crd import crd
 from midwatch.kube.manifests import role, role_binding, service_account
-from midwatch.kube.names import API_VERSION, KIND, PLURAL, account_name
 from midwatch.kube.resource import read_resource
+from midwatch.kube.rules import API_VERSION, KIND, PLURAL, account_name
 from midwatch.model import Json
 from midwatch.session.events import ToolResult
 from midwatch.settings import OperatorSettings

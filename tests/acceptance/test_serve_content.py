@@ -19,10 +19,10 @@ from midwatch.content.sync.session import WorkspaceSync
 from midwatch.content.tree import Entry
 from midwatch.kube.environment import sorted_variables
 from midwatch.kube.errors import ClusterUnavailable
-from midwatch.kube.pod.places import LOCAL_OWNED, PodPlaces, stays_here
-from midwatch.kube.pod.serving import LAST_WORD, SAVE_WITHIN, Means, PodRunner
-from midwatch.kube.pod.task import read_task
-from midwatch.kube.writer import NoCluster, StatusCluster
+from midwatch.kube.runner import LAST_WORD, SAVE_WITHIN, Means, PodRunner
+from midwatch.kube.runner_task import read_task
+from midwatch.kube.runner_workspace import LOCAL_OWNED, PodPlaces, stays_here
+from midwatch.kube.status_writer import NoCluster, StatusCluster
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Json
 from midwatch.session.events import Event, Phase, Prompt, ToolResult

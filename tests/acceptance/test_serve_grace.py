@@ -14,10 +14,10 @@ import pytest
 
 from midwatch.errors import MidwatchError
 from midwatch.kube.environment import sorted_variables
-from midwatch.kube.pod.graces import Graces
-from midwatch.kube.pod.serving import Means, PodRunner
-from midwatch.kube.pod.task import read_task
-from midwatch.kube.writer import NoCluster
+from midwatch.kube.runner import Means, PodRunner
+from midwatch.kube.runner_outcome import Graces
+from midwatch.kube.runner_task import read_task
+from midwatch.kube.status_writer import NoCluster
 from midwatch.lifecycle import Stop
 from midwatch.session.events import Event
 from midwatch.testing.fakes import options

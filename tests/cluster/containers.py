@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-from midwatch.kube.names import SESSION_LABEL
+from midwatch.kube.rules import SESSION_LABEL
 from midwatch.model import Json
 
 from .apiserver import ApiServer, Objects

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from midwatch.cli.session.bug import PRICES, PROMPT, SAID, SHOP, looked, mended
 from midwatch.errors import MidwatchError, TemporaryError
-from midwatch.kube.statuses import phase_of
+from midwatch.kube.status import phase_of
 from midwatch.model import Json
 from midwatch.testing.fakes import make_repository
 from midwatch.testing.messages_api import (

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from midwatch.kube.names import SESSION_LABEL
+from midwatch.kube.rules import SESSION_LABEL
 from midwatch.model import Json
 
 from .api import stamp

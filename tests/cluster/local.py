@@ -30,8 +30,8 @@ import httpx2
 
 from midwatch.content.tokens import issue
 from midwatch.kube.crd import crd
-from midwatch.kube.names import API_VERSION, KIND, PLURAL
 from midwatch.kube.resource import read_resource
+from midwatch.kube.rules import API_VERSION, KIND, PLURAL
 from midwatch.model import Json
 
 from .apiserver import ApiServer

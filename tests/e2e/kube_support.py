@@ -10,7 +10,7 @@ from typing import Any
 
 from deploy import render
 
-from midwatch.kube.statuses import phase_of
+from midwatch.kube.status import phase_of
 from midwatch.model import Json
 from midwatch.testing.fakes import make_repository
 from tests.cluster.local import TEAM, LocalCluster

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from midwatch.kube.names import PLURAL, SESSION_LABEL
-from midwatch.kube.statuses import phase_of
+from midwatch.kube.rules import PLURAL, SESSION_LABEL
+from midwatch.kube.status import phase_of
 from midwatch.model import Json
 from tests.cluster import Ends, Stays
 from tests.cluster.local import TEAM, Daemon, LocalCluster

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx2
 
-from midwatch.kube.statuses import phase_of
+from midwatch.kube.status import phase_of
 from midwatch.model import Json
 from midwatch.testing.fakes import run_git
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI

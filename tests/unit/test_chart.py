@@ -22,7 +22,7 @@ from typer.main import get_command
 from midwatch import __version__
 from midwatch.cli.main import app
 from midwatch.config import load
-from midwatch.kube.names import SESSION_LABEL
+from midwatch.kube.rules import SESSION_LABEL
 from midwatch.settings import Settings
 
 Json = dict[str, Any]

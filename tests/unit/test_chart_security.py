@@ -13,8 +13,8 @@ from deploy import render
 from deploy.cases import CASES
 
 from midwatch.kube.manifests import role
-from midwatch.kube.names import PLURAL, SESSION_LABEL
 from midwatch.kube.resource import read_resource
+from midwatch.kube.rules import PLURAL, SESSION_LABEL
 
 Json = dict[str, Any]
 every_case = pytest.mark.parametrize("case", CASES)

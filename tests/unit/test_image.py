@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from midwatch.cli.health import SECONDS
-from midwatch.kube.job import ARGUMENTS, USER
+from midwatch.kube.manifests import ARGUMENTS, USER
 
 from .test_chart import find_command
 

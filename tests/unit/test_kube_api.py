@@ -11,8 +11,13 @@ import httpx2
 import pytest
 
 from midwatch.errors import MidwatchError, PermanentError, SettingsError, TemporaryError
-from midwatch.kube.access import read_access
-from midwatch.kube.api import Cluster
+from midwatch.kube.client import (
+    FOREIGN_ERRORS,
+    Cluster,
+    Conflicted,
+    read_access,
+    translated,
+)
 from midwatch.kube.crd import crd
 from midwatch.kube.errors import (
     ClusterRefused,
@@ -20,8 +25,7 @@ from midwatch.kube.errors import (
     NameTaken,
     ResourceGone,
 )
-from midwatch.kube.faults import FOREIGN_ERRORS, Conflicted, translated
-from midwatch.kube.names import API_VERSION, FINALIZER, KIND, SESSION_LABEL, UID_LABEL
+from midwatch.kube.rules import API_VERSION, FINALIZER, KIND, SESSION_LABEL, UID_LABEL
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Json
 from tests.cluster import ApiServer, asking

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midwatch.kube.convert import convert
-from midwatch.kube.documents import MAX_BYTES, read_documents, write_yaml
 from midwatch.kube.errors import SpecRefused
 from midwatch.kube.resource import read_resource
+from midwatch.kube.yaml import MAX_BYTES, read_documents, write_yaml
 
 URL = "https://git.example/team/app.git"
 

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from midwatch.kube.crd import crd
 from midwatch.kube.errors import SpecRefused
-from midwatch.kube.names import MAX_NAME
 from midwatch.kube.resource import (
     CHANGEABLE,
     Environment,
@@ -31,8 +30,8 @@ from midwatch.kube.resource import (
     Spec,
     read_resource,
 )
-from midwatch.kube.rules import MAX_PROMPT_BYTES, MAX_REPOS
-from midwatch.kube.statuses import Status
+from midwatch.kube.rules import MAX_NAME, MAX_PROMPT_BYTES, MAX_REPOS
+from midwatch.kube.status import Status
 from tests.cluster.schemas import FUNCTIONS
 
 SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]

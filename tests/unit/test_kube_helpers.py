@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from midwatch.kube.actions import CreateJob
-from midwatch.kube.observed import SeenPod
-from midwatch.kube.operator.helpers import Helpers
-from midwatch.kube.seen import Seen, seen_of
+from midwatch.kube.controller import Helpers
+from midwatch.kube.observed import Seen, SeenPod, seen_of
+from midwatch.kube.reconcile import CreateJob
 
 POD = SeenPod("team", "s", "p1", "u-1", 1, phase="Failed")
 

@@ -13,18 +13,17 @@ from hypothesis import strategies as st
 
 from midwatch.kube.environment import RUNNER_VARIABLES
 from midwatch.kube.manifests import job, objects
-from midwatch.kube.names import MAX_NAME
-from midwatch.kube.pod.delivering import PUSH_AT_LEAST
-from midwatch.kube.pod.keeping import WIND_UP
-from midwatch.kube.pod.serving import LAST_WORD, LOOK_WITHIN, SAVE_WITHIN
 from midwatch.kube.resource import SessionResource, read_resource
 from midwatch.kube.rules import (
     MAX_BRANCH,
+    MAX_NAME,
     MAX_PROMPT_BYTES,
     MAX_REPOS,
     MAX_URL,
     MAX_VARIABLE,
 )
+from midwatch.kube.runner import LAST_WORD, LOOK_WITHIN, SAVE_WITHIN
+from midwatch.kube.runner_workspace import PUSH_AT_LEAST, WIND_UP
 from midwatch.session.options import Limits
 from midwatch.settings import KeyReference, OperatorSettings
 

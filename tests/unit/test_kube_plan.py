@@ -13,14 +13,12 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from midwatch.kube import actions as do
+from midwatch.kube import reconcile as do
 from midwatch.kube.errors import WriterOutdated
-from midwatch.kube.names import FINALIZER, job_name
-from midwatch.kube.observed import SeenJob, SeenPod
-from midwatch.kube.plan import SETTLE, plan
-from midwatch.kube.refusing import impossible, refusal
-from midwatch.kube.seen import Seen, seen_of
-from midwatch.kube.statuses import (
+from midwatch.kube.observed import Seen, SeenJob, SeenPod, seen_of
+from midwatch.kube.reconcile import SETTLE, impossible, plan, refusal
+from midwatch.kube.rules import FINALIZER, job_name
+from midwatch.kube.status import (
     Condition,
     Writer,
     merged,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from midwatch.cli.session.choices import Choices, session_options
-from midwatch.kube.pod.allowing import allowed_in_a_pod
-from midwatch.kube.pod.ending import End, in_another_pod, said
+from midwatch.kube.runner_outcome import End, in_another_pod, said
+from midwatch.kube.runner_task import allowed_in_a_pod
 from midwatch.session.events import Phase
 from midwatch.settings import SessionSettings
 

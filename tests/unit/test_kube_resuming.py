@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from midwatch.kube.pod.resuming import left_to_say
+from midwatch.kube.runner_workspace import left_to_say
 from midwatch.session.agentic_session import GO_ON
 from midwatch.session.events import (
     Event,

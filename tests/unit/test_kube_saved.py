@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from midwatch.content.sync.session import SyncReport
-from midwatch.kube.pod.saved import Saved
+from midwatch.kube.runner_workspace import Saved
 
 BUSY, DEEP = "'a' is left as it was: it keeps changing", "'b' is left as it was: deep"
 SOCKET = "'s' is no file: left out"

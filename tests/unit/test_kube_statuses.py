@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midwatch.kube.errors import ResourceGone, WriterOutdated
-from midwatch.kube.statuses import (
+from midwatch.kube.status import (
     CUT,
     MAX_RESULT,
     Condition,

@@ -22,7 +22,7 @@ from midwatch.kube.environment import (
     container_env,
     sorted_variables,
 )
-from midwatch.kube.pod.task import read_task
+from midwatch.kube.runner_task import read_task
 from midwatch.redaction import Redactor
 from midwatch.settings import OperatorSettings
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from midwatch.kube.observed import read_job, read_pod
-from midwatch.kube.statuses import timestamp
-from midwatch.kube.verdict import Verdict, judge
+from midwatch.kube.observed import Verdict, judge, read_job, read_pod
+from midwatch.kube.status import timestamp
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
 

@@ -12,8 +12,8 @@ import pytest
 
 from midwatch.errors import MidwatchError
 from midwatch.kube.errors import ClusterUnavailable, ResourceGone
-from midwatch.kube.statuses import Condition, Writer
-from midwatch.kube.writer import ResourceRecords, Target
+from midwatch.kube.status import Condition, Writer
+from midwatch.kube.status_writer import ResourceRecords, Target
 from midwatch.model import Json
 from midwatch.session.events import Phase
 from midwatch.session.records import FolderRecords

@@ -25,9 +25,9 @@ from typer.main import get_command
 import midwatch
 from midwatch.cli.main import app
 from midwatch.kube.crd import crd
-from midwatch.kube.names import API_VERSION
-from midwatch.kube.operator.figures import REASONS, TAKEN
+from midwatch.kube.operator import REASONS, TAKEN
 from midwatch.kube.resource import read_resource
+from midwatch.kube.rules import API_VERSION
 
 Json = dict[str, Any]
 PAGE = KUBERNETES_PAGE.read_text(encoding="utf-8")
@@ -110,7 +110,7 @@ def words_of_the_code() -> set[str]:
 
 def verdicts() -> set[str]:
     """The reasons that the operator gives of itself."""
-    tree = ast.parse((SOURCE / "kube" / "verdict.py").read_text(encoding="utf-8"))
+    tree = ast.parse((SOURCE / "kube" / "observed.py").read_text(encoding="utf-8"))
     return {
         node.args[1].value
         for node in ast.walk(tree)

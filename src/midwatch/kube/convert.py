@@ -15,9 +15,8 @@ from typing import Any
 
 from midwatch.kube.environment import is_reserved
 from midwatch.kube.errors import SpecRefused
-from midwatch.kube.names import API_VERSION, KIND
 from midwatch.kube.resource import read_resource
-from midwatch.kube.rules import MAX_SECONDS, VARIABLE_NAME, fits
+from midwatch.kube.rules import API_VERSION, KIND, MAX_SECONDS, VARIABLE_NAME, fits
 from midwatch.model import Json
 
 OLD_GROUP = "vteam.ambient-code"

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-from midwatch.kube.names import (
+from midwatch.kube.resource import CHANGEABLE, VALIDATIONS, Part, Spec, cel
+from midwatch.kube.rules import (
     API_VERSION,
     GROUP,
     KIND,
@@ -22,8 +23,7 @@ from midwatch.kube.names import (
     SINGULAR,
     VERSION,
 )
-from midwatch.kube.resource import CHANGEABLE, VALIDATIONS, Part, Spec, cel
-from midwatch.kube.statuses import Status
+from midwatch.kube.status import Status
 from midwatch.model import Json
 
 

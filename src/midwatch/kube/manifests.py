@@ -6,13 +6,275 @@ Their names follow from the session's, so that a repeated create finds its own.
 from __future__ import annotations
 
 import base64
+import json
+import math
 
-from midwatch.kube.job import job
-from midwatch.kube.names import GROUP, PLURAL, account_name, claim_name, secret_name
-from midwatch.kube.owned import metadata
+from midwatch.kube.environment import (
+    CACHE_PATH,
+    SECRET_PREFIX,
+    STATE_PATH,
+    WORKSPACE_PATH,
+    RunnerEnvironment,
+    container_env,
+)
 from midwatch.kube.resource import SessionResource
+from midwatch.kube.rules import (
+    API_VERSION,
+    ATTEMPT_LABEL,
+    CONTAINER,
+    GROUP,
+    KIND,
+    MANAGED_BY,
+    PLURAL,
+    SESSION_LABEL,
+    UID_LABEL,
+    account_name,
+    claim_name,
+    job_name,
+    secret_name,
+)
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
+
+# ------------------------------------------------------------ owned
+# What all objects of a session have in common.
+
+
+def labels(resource: SessionResource) -> dict[str, str]:
+    return {**MANAGED_BY, SESSION_LABEL: resource.name, UID_LABEL: resource.uid}
+
+
+def metadata(resource: SessionResource, name: str) -> Json:
+    """Name, labels, and the owner: without the resource the object is collected."""
+    return {
+        "name": name,
+        "namespace": resource.namespace,
+        "labels": labels(resource),
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": KIND,
+                "name": resource.name,
+                "uid": resource.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+# ------------------------------------------------------------ job
+# The Job of one attempt: a pod that has what Pod Security calls `restricted`, and no more rights than it needs.
+
+ARGUMENTS = ("session", "serve")
+"""For the image's entry point, which stays: its first process reaps what a session leaves behind."""
+USER = 10001
+"""The image's own user and group."""
+
+
+def job(
+    resource: SessionResource,
+    settings: OperatorSettings,
+    *,
+    attempt: int,
+    timeout: int,
+    resume_from: SessionResource | None,
+) -> Json:
+    """The manifest. `timeout` is seconds that are left to this attempt; `resume_from` the resource that
+    `spec.resumeFrom` names, if there is one. `settings.image` has to be there.
+    """
+    about = metadata(resource, job_name(resource.name, attempt))
+    about["labels"] = {**about["labels"], ATTEMPT_LABEL: str(attempt)}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": about,
+        "spec": {
+            "parallelism": 1,
+            "completions": 1,
+            # Whether to start again is decided by the operator, which knows why the pod was lost.
+            "backoffLimit": 0,
+            # The Job has not failed before its pod is gone: else two attempts would run at once.
+            "podReplacementPolicy": "Failed",
+            "activeDeadlineSeconds": _deadline(timeout, settings),
+            # No ttlSecondsAfterFinished: a Job that went while the operator was away would be taken for lost,
+            # and run again. The operator sets it once the status tells the end.
+            "template": {
+                "metadata": {
+                    "labels": {**settings.pod_labels, **about["labels"]},
+                },
+                "spec": _pod(
+                    resource,
+                    settings,
+                    _environment(resource, settings, attempt, timeout, resume_from),
+                ),
+            },
+        },
+    }
+
+
+def _deadline(timeout: int, settings: OperatorSettings) -> int:
+    """Seconds. A Job's clock starts before its pod has a node and an image, the runner's after that: as long
+    as the operator would wait for those, the session still has all of its time."""
+    waits = settings.unschedulable_grace + settings.image_pull_grace
+    return math.ceil(waits + timeout + settings.deadline_margin)
+
+
+def _pod(
+    resource: SessionResource, settings: OperatorSettings, environment: list[Json]
+) -> Json:
+    pod: Json = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": math.ceil(settings.termination_grace),
+        "serviceAccountName": account_name(resource.name),
+        # The runner writes the status with it.
+        "automountServiceAccountToken": True,
+        # The namespace's services would become variables, some of them under names of ours.
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(resource, settings, environment)],
+        "volumes": _volumes(resource, settings),
+    }
+    if settings.image_pull_secrets:
+        pod["imagePullSecrets"] = [
+            {"name": name} for name in settings.image_pull_secrets
+        ]
+    if settings.node_selector:
+        pod["nodeSelector"] = dict(settings.node_selector)
+    if settings.tolerations:
+        pod["tolerations"] = [dict(one) for one in settings.tolerations]
+    return pod
+
+
+def _container(
+    resource: SessionResource, settings: OperatorSettings, environment: list[Json]
+) -> Json:
+    container: Json = {
+        "name": CONTAINER,
+        "image": settings.image,
+        "args": list(ARGUMENTS),
+        "env": environment,
+        "resources": resource.spec.resources.manifest or dict(settings.resources),
+        # The last lines of its log are what the operator can tell of a pod that died without a word.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "privileged": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": _mounts(settings),
+    }
+    secrets = resource.spec.environment.secrets
+    if secrets:
+        container["envFrom"] = [
+            # A key of a secret may be called LD_PRELOAD; under a prefix it is nobody's variable.
+            {"prefix": SECRET_PREFIX, "secretRef": {"name": name}}
+            for name in secrets
+        ]
+    if settings.image_pull_policy is not None:
+        container["imagePullPolicy"] = settings.image_pull_policy
+    return container
+
+
+# ------------------------------------------------------------------ environment
+
+
+def _environment(
+    resource: SessionResource,
+    settings: OperatorSettings,
+    attempt: int,
+    timeout: int,
+    resume_from: SessionResource | None,
+) -> list[Json]:
+    spec, llm = resource.spec, resource.spec.llm_settings
+    repos = [repo.model_dump(by_alias=True, exclude_none=True) for repo in spec.repos]
+    own = RunnerEnvironment(
+        anthropic_base_url=settings.base_url,
+        session_name=resource.name,
+        session_namespace=resource.namespace,
+        session_uid=resource.uid,
+        session_generation=resource.generation,
+        session_attempt=attempt,
+        job_name=job_name(resource.name, attempt),
+        prompt=spec.prompt,
+        interactive=spec.interactive,
+        repos_json=json.dumps(repos, separators=(",", ":"), ensure_ascii=False),
+        main_repo_index=spec.main_repo_index,
+        model=llm.model or settings.model,
+        max_turns=llm.max_turns,
+        max_budget_usd=llm.max_budget_usd,
+        effort=llm.effort,
+        timeout=timeout,
+        idle_timeout=spec.idle_timeout,
+        auto_push_on_complete=spec.auto_push_on_complete,
+        trust_repositories=spec.trust_repositories,
+        resume_from=spec.resume_from or "",
+        resume_from_folder=resume_from.folder if resume_from else "",
+        content_url=settings.content_url or "",
+        content_folder=resource.folder if settings.content_url else "",
+        sync_interval=settings.sync_interval,
+        status_interval=settings.status_interval,
+        termination_grace=settings.termination_grace,
+    )
+    return container_env(
+        own,
+        _sources(resource, settings),
+        settings=settings.variables,
+        resource=spec.environment.variables,
+    )
+
+
+def _sources(resource: SessionResource, settings: OperatorSettings) -> dict[str, Json]:
+    """What is not in the Job itself: secrets, and the name that the pod is given."""
+    sources: dict[str, Json] = {}
+    key = resource.spec.api_key_secret or settings.api_key_secret
+    if key is not None:
+        sources["ANTHROPIC_API_KEY"] = _secret(key.name, key.key)
+    if settings.content_url:
+        sources["CONTENT_TOKEN"] = _secret(secret_name(resource.name), "token")
+    sources["POD_NAME"] = {"fieldRef": {"fieldPath": "metadata.name"}}
+    return sources
+
+
+def _secret(name: str, key: str) -> Json:
+    return {"secretKeyRef": {"name": name, "key": key}}
+
+
+# ------------------------------------------------------------------ disks
+
+
+def _volumes(resource: SessionResource, settings: OperatorSettings) -> list[Json]:
+    limit = {"sizeLimit": settings.workspace_size} if settings.workspace_size else {}
+    claimed = settings.storage == "claim"
+    own = ("tmp", "cache") if claimed else ("tmp", "cache", "session", "workspace")
+    volumes: list[Json] = [{"name": name, "emptyDir": dict(limit)} for name in own]
+    if claimed:
+        claim = {"claimName": claim_name(resource.name)}
+        volumes.append({"name": "saved", "persistentVolumeClaim": claim})
+    return volumes
+
+
+def _mounts(settings: OperatorSettings) -> list[Json]:
+    mounts: list[Json] = [
+        {"name": "tmp", "mountPath": "/tmp"},
+        {"name": "cache", "mountPath": CACHE_PATH},
+    ]
+    for name, path in (("session", STATE_PATH), ("workspace", WORKSPACE_PATH)):
+        place: Json = {"name": name, "mountPath": path}
+        if settings.storage == "claim":
+            place = {"name": "saved", "mountPath": path, "subPath": name}
+        mounts.append(place)
+    return mounts
+
 
 __all__ = [
     "content_secret",

@@ -32,12 +32,12 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from midwatch.kube.environment import RESERVED_PREFIXES, RESERVED_VARIABLES, is_reserved
 from midwatch.kube.errors import SpecRefused
-from midwatch.kube.names import MAX_NAME, content_folder
 from midwatch.kube.rules import (
     BAD_BRANCH,
     DEVICE,
     FOLDER,
     MAX_BRANCH,
+    MAX_NAME,
     MAX_PROMPT_BYTES,
     MAX_REPOS,
     MAX_RESTARTS,
@@ -56,6 +56,7 @@ from midwatch.kube.rules import (
     URL,
     URL_WITH_CREDENTIALS,
     VARIABLE_NAME,
+    content_folder,
     fits,
     quantity,
 )

@@ -30,8 +30,8 @@ def operator(context: typer.Context) -> None:
 
 
 async def _operate(edge: Edge) -> None:
-    from midwatch.kube.api import Cluster
-    from midwatch.kube.operator.app import Operator
+    from midwatch.kube.client import Cluster
+    from midwatch.kube.operator import Operator
     from midwatch.logs import open_log
     from midwatch.redaction import Redactor
 

@@ -45,7 +45,7 @@ def convert(
     Other documents pass through as they are. What cannot be carried over is said on standard error.
     """
     from midwatch.kube.convert import convert as convert_document
-    from midwatch.kube.documents import read_documents
+    from midwatch.kube.yaml import read_documents
 
     documents: list[Json] = []
     warnings: list[str] = []
@@ -69,7 +69,7 @@ def _print(documents: list[Json], format: str, output: Output) -> None:
         one = documents[0] if len(documents) == 1 else _list_of(documents)
         output.json(one)
         return
-    from midwatch.kube.documents import write_yaml
+    from midwatch.kube.yaml import write_yaml
 
     # Escaped on a terminal, where odd characters of a hostile text would act.
     output.stream.write(write_yaml(documents, ascii_only=output.terminal))
@@ -81,7 +81,7 @@ def _list_of(documents: list[Json]) -> Json:
 
 def _read(file: Path) -> bytes:
     """One byte more than is taken at most. Raises PermanentError."""
-    from midwatch.kube.documents import MAX_BYTES
+    from midwatch.kube.yaml import MAX_BYTES
 
     if str(file) == "-":
         if sys.stdin.isatty():

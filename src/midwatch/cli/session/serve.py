@@ -16,9 +16,9 @@ from midwatch.errors import MidwatchError, SettingsError
 from midwatch.lifecycle import shield_process
 
 if TYPE_CHECKING:
-    from midwatch.kube.pod.keeping import Sync
-    from midwatch.kube.pod.task import Identity, PodTask
-    from midwatch.kube.writer import StatusCluster
+    from midwatch.kube.runner_task import Identity, PodTask
+    from midwatch.kube.runner_workspace import Sync
+    from midwatch.kube.status_writer import StatusCluster
     from midwatch.settings import Settings
 
 app = typer.Typer()
@@ -40,8 +40,7 @@ def serve(context: typer.Context) -> None:
 async def _serve(edge: Edge) -> int:
     from midwatch.cli.session.telling import aside
     from midwatch.kube.environment import BAD_ENVIRONMENT, sorted_variables
-    from midwatch.kube.pod.refusing import refuse
-    from midwatch.kube.pod.task import read_identity, read_task
+    from midwatch.kube.runner_task import read_identity, read_task, refuse
 
     variables = sorted_variables(edge.environ)
     own = replace(edge, environ=variables.own)
@@ -65,8 +64,8 @@ async def _run(
     from midwatch.cli.output import Output
     from midwatch.cli.session.choices import Choices, git_environment, session_options
     from midwatch.cli.session.telling import Teller, aside
-    from midwatch.kube.pod.allowing import allowed_in_a_pod
-    from midwatch.kube.pod.serving import Means, PodRunner
+    from midwatch.kube.runner import Means, PodRunner
+    from midwatch.kube.runner_task import allowed_in_a_pod
 
     teller = Teller(Output.standard(edge.environ))
 
@@ -94,13 +93,13 @@ async def _cluster(
     identity: Identity, settings: Settings
 ) -> AsyncIterator[StatusCluster]:
     """The API server, or what stands in where nothing is to be told. Raises SettingsError."""
-    from midwatch.kube.writer import NoCluster
+    from midwatch.kube.status_writer import NoCluster
 
     if not identity.told:
         yield NoCluster()
         return
     try:
-        from midwatch.kube.api import Cluster
+        from midwatch.kube.client import Cluster
     except ImportError as error:
         raise _missing(error, "kubernetes") from error
     operator = settings.operator
@@ -120,7 +119,7 @@ async def _sync(task: PodTask) -> AsyncIterator[Sync | None]:
         from midwatch.content.sync.session import WorkspaceSync
     except ImportError as error:
         raise _missing(error, "content") from error
-    from midwatch.kube.pod.places import LOCAL_OWNED, PodPlaces, stays_here
+    from midwatch.kube.runner_workspace import LOCAL_OWNED, PodPlaces, stays_here
 
     given = task.environment
     places = PodPlaces(given.workspace_path, given.state_path, given.cache_path)

@@ -16,7 +16,7 @@ from typing import Protocol, Self
 
 from midwatch.errors import MidwatchError
 from midwatch.kube.errors import ResourceGone, WriterOutdated
-from midwatch.kube.statuses import (
+from midwatch.kube.status import (
     Condition,
     Writer,
     merged,

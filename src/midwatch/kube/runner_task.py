@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,10 +17,20 @@ from midwatch.kube.environment import (
     not_set,
 )
 from midwatch.kube.resource import Repo, first_fault
-from midwatch.kube.statuses import Writer
-from midwatch.kube.writer import Target
+from midwatch.kube.status import Writer, merged, phase_changes, phase_conditions
+from midwatch.kube.status_writer import StatusCluster, Target
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.model import Json
 from midwatch.redaction import Redactor
-from midwatch.session.options import ApiAccess, check_access, check_id, check_prompt
+from midwatch.session.events import Phase
+from midwatch.session.options import (
+    ApiAccess,
+    SessionOptions,
+    check_access,
+    check_id,
+    check_prompt,
+)
+from midwatch.settings import SessionSettings
 from midwatch.workspace.environment import Credential
 from midwatch.workspace.plan import RepoSpec, plan_workspace
 from midwatch.workspace.urls import parse_remote
@@ -240,3 +251,49 @@ def _credentials(
     except MidwatchError as error:
         path = "GIT_TOKEN" if "token" in error.message else "REPOS_JSON"
         raise SettingsError(error.message, path=path, hint=error.hint) from None
+
+
+# ------------------------------------------------------------ refusing
+# A pod whose environment is wrong says so where people look: in the resource.
+
+REFUSE_WITHIN = 20.0
+"""Seconds of tries; the exit code and the pod's log say it as well."""
+
+
+async def refuse(
+    identity: Identity,
+    cluster: StatusCluster,
+    error: SettingsError,
+    clock: Clock | None = None,
+) -> None:
+    """Make the session Failed, if the resource can be reached."""
+    clock = clock or SystemClock()
+    target, story = identity.target, ("BadEnvironment", error.line())
+    changes = phase_changes(Phase.FAILED, *story)
+    conditions = phase_conditions(Phase.FAILED, *story)
+
+    def propose(body: Json) -> Json | None:
+        return merged(body, target.writer, changes, conditions, clock.now())
+
+    with contextlib.suppress(MidwatchError):  # exit code 2 has to do then
+        await cluster.write_status(
+            target.namespace, target.name, propose, give_up_after=REFUSE_WITHIN
+        )
+
+
+# ------------------------------------------------------------ allowing
+# What a session in a pod may do without being asked about.
+
+_OWN_WISH = {"allowed_tools", "permission_mode"}
+
+
+def allowed_in_a_pod(
+    options: SessionOptions, settings: SessionSettings
+) -> SessionOptions:
+    """`options` with Bash allowed, unless the settings say themselves what is.
+
+    The pod is the sandbox, and in most sessions nobody is there to be asked: each command would be refused.
+    """
+    if _OWN_WISH & settings.model_fields_set:
+        return options
+    return replace(options, allowed_tools=("Bash",))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 from collections import Counter
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx2
+import yaml
 from lightkube import AsyncClient
+from lightkube.config.kubeconfig import KubeConfig, SingleConfig
+from lightkube.config.models import User
 from lightkube.core.exceptions import ConfigError
 from lightkube.generic_resource import (
     GenericNamespacedResource,
@@ -22,16 +27,14 @@ from lightkube.generic_resource import (
 from lightkube.operators import exists
 from lightkube.types import CascadeType, PatchType
 
-from midwatch.errors import SettingsError
-from midwatch.kube.access import read_config
+from midwatch.errors import MidwatchError, SettingsError, TemporaryError
 from midwatch.kube.errors import (
     ClusterRefused,
     ClusterUnavailable,
     NameTaken,
     ResourceGone,
 )
-from midwatch.kube.faults import FOREIGN_ERRORS, Conflicted, code_of, translated
-from midwatch.kube.names import (
+from midwatch.kube.rules import (
     FINALIZER,
     GROUP,
     KIND,
@@ -41,7 +44,192 @@ from midwatch.kube.names import (
     VERSION,
 )
 from midwatch.lifecycle import Clock, SystemClock
+from midwatch.metrics import code_label
 from midwatch.model import Json
+
+# ------------------------------------------------------------ access
+# How the API server is reached: its address and who we are there.
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a kubeconfig or a service account says. `*_data` is base64 of PEM, the others are files."""
+
+    server: str
+    ca_file: Path | None = None
+    ca_data: str | None = None
+    insecure: bool = False
+    token: str | None = field(default=None, repr=False)
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    certificate_file: Path | None = None
+    certificate_data: str | None = None
+    key_file: Path | None = None
+    key_data: str | None = field(default=None, repr=False)
+
+
+def read_access(kubeconfig: Path | None, context: str | None = None) -> Access:
+    """How the cluster is reached, for others than us; a token is read from its file now.
+
+    Raises SettingsError, also where it takes a program to log in.
+    """
+    config = read_config(kubeconfig, context)
+    cluster, user = config.cluster, config.user or User()
+    if user.exec or user.auth_provider:
+        raise SettingsError(
+            "its user logs in by a program",
+            path="operator.kubeconfig",
+            hint="name a kubeconfig with a token or a certificate, or run in the cluster",
+        )
+    token = user.token
+    if user.token_file:
+        try:
+            token = Path(user.token_file).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SettingsError(
+                f"cannot read {user.token_file}: {error}", path="operator.kubeconfig"
+            ) from error
+
+    def file(name: str | None) -> Path | None:
+        return Path(config.abs_file(name)) if name else None
+
+    return Access(
+        server=cluster.server,
+        ca_file=file(cluster.certificate_auth),
+        ca_data=None if cluster.certificate_auth else cluster.certificate_auth_data,
+        insecure=cluster.insecure,
+        token=token,
+        username=user.username,
+        password=user.password,
+        certificate_file=None if user.client_cert_data else file(user.client_cert),
+        certificate_data=user.client_cert_data,
+        key_file=None if user.client_key_data else file(user.client_key),
+        key_data=user.client_key_data,
+    )
+
+
+def read_config(kubeconfig: Path | None, context: str | None) -> SingleConfig:
+    """By this file, or as the pod that this is. Raises SettingsError."""
+    try:
+        if kubeconfig is None:
+            config = KubeConfig.from_service_account().get()
+        else:
+            config = KubeConfig.from_file(kubeconfig).get(context)
+    except (ConfigError, OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as e:
+        where = kubeconfig or "the service account of the pod"
+        raise SettingsError(
+            f"cannot read {where}: {e}",
+            path="operator.kubeconfig",
+            hint="name a kubeconfig, or run in a pod with a service account",
+        ) from e
+    assert config is not None
+    return config._replace(user=config.user or User())
+
+
+# ------------------------------------------------------------ faults
+# Errors of the HTTP client and answers of the API server → ours.
+
+LONGEST_MESSAGE = 1000
+"""Characters of an API server's message that are passed on."""
+_MAX_CAUSES = 20
+_HINTS = {
+    401: "check the token, the certificate or the service account",
+    403: "check the roles of the service account, and the quotas of the namespace",
+    404: "check that the resource definition and the namespace are there",
+    422: "correct what the API server names; a field that is unknown means another version of the cluster or of the CRD",
+}
+FOREIGN_ERRORS = (
+    httpx2.HTTPError,
+    httpx2.InvalidURL,
+    httpx2.StreamError,
+    # The client closes over answers that are no JSON, or have no content type.
+    KeyError,
+    ValueError,
+    TimeoutError,
+    OSError,
+)
+"""All that a call of the client raises."""
+
+
+class Conflicted(TemporaryError):
+    """409: the object changed since it was read, or is there already."""
+
+
+def code_of(error: Exception) -> str:
+    """What one of FOREIGN_ERRORS counts as: the status of an answer, `timeout` or `error`."""
+    if isinstance(error, httpx2.HTTPStatusError):
+        return code_label(error.response.status_code)
+    timed_out = isinstance(error, (TimeoutError, httpx2.TimeoutException))
+    return "timeout" if timed_out else "error"
+
+
+def translated(error: Exception, doing: str) -> MidwatchError:
+    """Our error for one of FOREIGN_ERRORS, raised while `doing` something."""
+    if isinstance(error, httpx2.HTTPStatusError):
+        return _of_answer(error.response, doing)
+    if isinstance(error, (TimeoutError, httpx2.TimeoutException)):
+        return ClusterUnavailable(f"cannot {doing}: no answer in time")
+    if isinstance(error, (httpx2.TransportError, OSError)):
+        return ClusterUnavailable(f"cannot {doing}: {_text(error)}")
+    if isinstance(error, (httpx2.InvalidURL, httpx2.TooManyRedirects)):
+        return ClusterRefused(f"cannot {doing}: {_text(error)}")
+    return ClusterUnavailable(
+        f"cannot {doing}: the answer is none of an API server: {_text(error)}"
+    )
+
+
+def _of_answer(response: httpx2.Response, doing: str) -> MidwatchError:
+    code = response.status_code
+    status = _status_of(response)
+    said = str(status.get("message") or response.reason_phrase or "no message")
+    message = f"cannot {doing}: {code} {said[:LONGEST_MESSAGE]}"
+    if code == 409:
+        return Conflicted(message)
+    # 410: the list that is read in parts has expired; the next one begins anew.
+    if code in (408, 410, 429) or code >= 500:
+        return ClusterUnavailable(message, retry_after=_retry_after(response, status))
+    return ClusterRefused(
+        message,
+        hint=_HINTS.get(code),
+        status=code,
+        reason=str(status.get("reason") or "")[:100],
+        fields=_fields(status),
+    )
+
+
+def _fields(status: dict[str, Any]) -> tuple[str, ...]:
+    """What is wrong with the object, where the server says so."""
+    details = status.get("details")
+    causes = details.get("causes") if isinstance(details, dict) else None
+    if not isinstance(causes, list):
+        return ()
+    named = (one.get("field") for one in causes[:_MAX_CAUSES] if isinstance(one, dict))
+    return tuple(str(field)[:200] for field in named if field)
+
+
+def _status_of(response: httpx2.Response) -> dict[str, Any]:
+    """The `Status` in an answer; empty if there is none."""
+    try:
+        status = json.loads(response.content)
+    except (ValueError, httpx2.ResponseNotRead):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def _retry_after(response: httpx2.Response, status: dict[str, Any]) -> float | None:
+    details = status.get("details")
+    written = response.headers.get("retry-after")
+    if written is None and isinstance(details, dict):
+        written = details.get("retryAfterSeconds")
+    try:
+        return max(0.0, float(written)) if written is not None else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _text(error: Exception) -> str:
+    return (str(error) or type(error).__name__)[:LONGEST_MESSAGE]
+
 
 T = TypeVar("T")
 Propose = Callable[[Json], Json | None]

@@ -11,32 +11,128 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from midwatch.kube.actions import (
-    Action,
-    CreateJob,
-    DeleteJob,
-    Event,
-    ExpireJob,
-    Hold,
-    Look,
-    Plan,
-    Release,
-    SuspendJob,
-    WriteStatus,
-)
-from midwatch.kube.names import MAX_NAME, job_name
-from midwatch.kube.observed import SeenJob, SeenPod
-from midwatch.kube.refusing import refusal
-from midwatch.kube.seen import Seen
-from midwatch.kube.statuses import (
-    Condition,
-    out_of_step,
-    phase_changes,
-    phase_conditions,
-)
-from midwatch.kube.verdict import PASSING, Verdict, judge
+from midwatch.kube.observed import PASSING, Seen, SeenJob, SeenPod, Verdict, judge
+from midwatch.kube.rules import MAX_NAME, job_name
+from midwatch.kube.status import Condition, out_of_step, phase_changes, phase_conditions
+from midwatch.model import Json
 from midwatch.session.events import Phase
 from midwatch.settings import OperatorSettings
+
+# ------------------------------------------------------------ actions
+# What the operator does, as values.
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Read the resource, its Jobs and its pods anew: a cache is no ground for what cannot be undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Hold the resource back from being deleted unseen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Let it go."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateJob:
+    """And what a session has beside it, where that is missing. `timeout`: seconds that are left."""
+
+    attempt: int
+    timeout: int
+
+
+@dataclass(frozen=True, slots=True)
+class SuspendJob:
+    """End its pods with SIGTERM and their grace."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteJob:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpireJob:
+    """Let Kubernetes delete it, with its pod's log, once it has been over for `operator.job_ttl`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class WriteStatus:
+    """As the operator, on behalf of this attempt."""
+
+    attempt: int
+    changes: Json
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """For `kubectl describe`; told once for an attempt."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+    attempt: int
+
+
+Action = (
+    Look
+    | Hold
+    | Release
+    | CreateJob
+    | SuspendJob
+    | DeleteJob
+    | ExpireJob
+    | WriteStatus
+    | Event
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`again`: seconds after which to look without anything having happened; None: no need.
+
+    `done`: nothing is left to do for this session, ever.
+    """
+
+    actions: tuple[Action, ...] = ()
+    again: float | None = None
+    done: bool = False
+
+
+# ------------------------------------------------------------ refusing
+# Telling that a session is not run: as things are, or ever. Pure.
+
+
+def refusal(seen: Seen, reason: str, message: str) -> tuple[Action, ...]:
+    """Tell that the session cannot be started as things are; nothing, where that is told already."""
+    condition = Condition("Accepted", "False", reason, message)
+    if seen.phase.terminal or seen.told("Accepted", "False", reason, message):
+        return ()
+    changes = {} if seen.attempt else phase_changes(Phase.PENDING, reason, message)
+    return (
+        WriteStatus(seen.attempt, changes, (condition,)),
+        Event("Warning", "Refused", message, seen.attempt),
+    )
+
+
+def impossible(seen: Seen, reason: str, message: str) -> tuple[Action, ...]:
+    """Tell that the session can never be started: what is wrong with its spec cannot be changed any more."""
+    if seen.phase.terminal:
+        return ()
+    changes = phase_changes(Phase.FAILED, reason, message)
+    conditions = phase_conditions(Phase.FAILED, reason, message)
+    refused = Condition("Accepted", "False", reason, message)
+    return (WriteStatus(seen.attempt, changes, (refused, *conditions)),)
+
 
 SETTLE = 15.0
 """Seconds that Kubernetes gets to follow: to mark a Job whose pod ended, to end a pod in its grace."""

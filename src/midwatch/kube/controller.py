@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Literal, get_args
 
 from midwatch.content.tokens import issue, read_keys
-from midwatch.errors import MidwatchError, SettingsError
-from midwatch.kube.actions import (
-    Action,
-    CreateJob,
-    DeleteJob,
-    Event,
-    ExpireJob,
-    Hold,
-    Look,
-    Release,
-    SuspendJob,
-    WriteStatus,
-)
-from midwatch.kube.api import Cluster
+from midwatch.errors import MidwatchError, PermanentError, SettingsError, TemporaryError
+from midwatch.kube.cache import Index, Key, Queue
+from midwatch.kube.client import Cluster
 from midwatch.kube.errors import (
     ClusterRefused,
     ClusterUnavailable,
@@ -29,19 +20,120 @@ from midwatch.kube.errors import (
     ResourceGone,
     SpecImpossible,
     SpecRefused,
+    WriterOutdated,
 )
 from midwatch.kube.manifests import job, objects
-from midwatch.kube.operator.helpers import Helpers
-from midwatch.kube.operator.index import Index, Key
-from midwatch.kube.operator.telling import event_manifest
+from midwatch.kube.observed import Seen, seen_of
+from midwatch.kube.reconcile import (
+    Action,
+    CreateJob,
+    DeleteJob,
+    Event,
+    ExpireJob,
+    Hold,
+    Look,
+    Plan,
+    Release,
+    SuspendJob,
+    WriteStatus,
+    impossible,
+    plan,
+    refusal,
+)
 from midwatch.kube.resource import SessionResource
-from midwatch.kube.rules import MAX_RESTARTS
-from midwatch.kube.seen import Seen, seen_of
-from midwatch.kube.statuses import Writer, merged, out_of_step, phase_of
+from midwatch.kube.rules import API_VERSION, KIND, MANAGED_BY, MAX_RESTARTS
+from midwatch.kube.status import (
+    Writer,
+    bounded,
+    merged,
+    out_of_step,
+    phase_of,
+    timestamp,
+)
 from midwatch.lifecycle import Clock
 from midwatch.logs import Log
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
+
+# ------------------------------------------------------------ helpers
+# Which sessions have what stands beside their Job: found out by creating it, and not again at every try.
+
+LONGEST = 600.0
+"""Seconds: what somebody deleted meanwhile is made again by a later try."""
+MOST = 10_000
+"""Sessions that are kept in mind; the oldest are forgotten."""
+
+
+class Helpers:
+    """In memory only: after a restart every object is created anew, which finds it."""
+
+    def __init__(self, longest: float = LONGEST, most: int = MOST) -> None:
+        self._longest, self._most = longest, most
+        self._made: OrderedDict[str, float] = OrderedDict()
+
+    def made(self, uid: str, now: float) -> None:
+        """All of a session's are there, at this time of a clock that only goes forward."""
+        self._made.pop(uid, None)
+        self._made[uid] = now
+        while len(self._made) > self._most:
+            self._made.popitem(last=False)
+
+    def forget(self, uid: str) -> None:
+        """One may be missing."""
+        self._made.pop(uid, None)
+
+    def are_there(self, seen: Seen, action: CreateJob, now: float) -> bool:
+        """Whether the Job of this attempt can do with what was made before.
+
+        An attempt whose pod never ran may have lacked one of them.
+        """
+        since = self._made.get(seen.resource.uid)
+        if since is None or now - since > self._longest:
+            return False
+        before = [pod for pod in seen.pods if pod.attempt == action.attempt - 1]
+        # The runner tells the name of its pod, which takes all that it has.
+        told = seen.status.get("podName") is not None
+        ran = told or any(pod.exit_code is not None for pod in before)
+        return action.attempt == 1 or ran
+
+
+# ------------------------------------------------------------ telling
+# Kubernetes events, for `kubectl describe`.
+
+_COMPONENT = "midwatch-operator"
+_MAX_MESSAGE = 1024
+"""Bytes; what the API server takes."""
+
+
+def event_manifest(resource: SessionResource, event: Event, now: datetime) -> Json:
+    """The event as an object. Its name follows from what it tells, so that telling it twice is one event."""
+    told = f"{resource.uid}/{event.attempt}/{event.reason}"
+    mark = hashlib.sha256(told.encode()).hexdigest()[:16]
+    at = timestamp(now)
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{resource.name}.{mark}",
+            "namespace": resource.namespace,
+            "labels": dict(MANAGED_BY),
+        },
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": resource.name,
+            "namespace": resource.namespace,
+            "uid": resource.uid,
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": bounded(event.message, _MAX_MESSAGE),
+        "source": {"component": _COMPONENT},
+        "firstTimestamp": at,
+        "lastTimestamp": at,
+        "count": 1,
+    }
+
 
 _MEANT = ("exceeded quota", "denied the request")
 """A quota and an admission webhook: they refuse this very object."""
@@ -302,3 +394,118 @@ def reason_of_refusal(error: MidwatchError) -> str:
         quota = "exceeded quota" in error.message
         return "QuotaExceeded" if quota else "ClusterRefused"
     return type(error).__name__
+
+
+# ------------------------------------------------------------ follow
+# One session, one step on: plan, carry out, plan again, until there is nothing to do.
+
+ROUNDS = 10
+"""Plans in a row for one session; it takes four. What is not settled then waits for its next turn."""
+Failure = Literal["outdated", "temporary", "permanent", "unexpected"]
+FAILURES: tuple[Failure, ...] = get_args(Failure)
+PASSING = 3
+"""Failures in a row after which a refusal that may pass is told in the resource: a quarter of a minute."""
+
+
+class Follower:
+    """Follows one session at a time; `run` may run several times at once. `failures` counts them by kind."""
+
+    def __init__(self, hands: Hands, queue: Queue) -> None:
+        self._hands = hands
+        self._queue = queue
+        self._log = hands.log
+        self.failures = Counter[str]()
+
+    async def run(self) -> None:
+        """Take what is next and follow it, for ever."""
+        while True:
+            key = await self._queue.take()
+            try:
+                await self._guarded(key)
+            finally:
+                self._queue.done(key)
+
+    async def _guarded(self, key: Key) -> None:
+        session = "/".join(key)
+        try:
+            await self.follow(key)
+        except ResourceGone as error:
+            self._hands.index.drop(key, "session")
+            self._queue.worked(key)
+            self._log.info("gone", session=session, why=error.message)
+        except WriterOutdated as error:
+            self._log.info("outdated", session=session, why=error.message)
+            self._failed("outdated", key)
+        except OriginNotEnded as error:  # nothing is wrong: it waits for another
+            wait = self._queue.failed(key)
+            self._log.info("waits", session=session, why=error.message, wait=wait)
+        except TemporaryError as error:
+            wait = self._failed("temporary", key, error.retry_after or 0.0)
+            self._log.warning("failed", session=session, error=error.line(), wait=wait)
+        except PermanentError as error:
+            wait = self._failed("permanent", key)
+            self._log.error("refused", session=session, error=error.line(), wait=wait)
+        except Exception:  # the outermost guard: a session that trips us stops no other
+            wait = self._failed("unexpected", key)
+            self._log.exception("failed", session=session, wait=wait)
+
+    def _failed(self, kind: Failure, key: Key, at_least: float = 0.0) -> float:
+        self.failures[kind] += 1
+        return self._queue.failed(key, at_least)
+
+    async def follow(self, key: Key) -> None:
+        """Bring a session as far as it goes now. Raises what could not be told in the resource."""
+        done: set[type[Action]] = set()
+        for _ in range(ROUNDS):
+            seen = self._seen(key, done)
+            if seen is None:
+                return
+            next_ = plan(seen, self._hands.settings, self._hands.clock.now())
+            if not next_.actions:
+                return self._settled(key, next_)
+            await self._carry(seen, next_)
+            done |= {type(action) for action in next_.actions}
+        raise TemporaryError("it does not settle")
+
+    def _seen(self, key: Key, done: set[type[Action]]) -> Seen | None:
+        """What is known; of what was done for it follows how new that is."""
+        known = self._hands.index.get(key)
+        if known is None:
+            return None
+        # Holding a resource back answers with the resource as it is then.
+        return known.seen(fresh=Look in done, current=Hold in done)
+
+    def _settled(self, key: Key, last: Plan) -> None:
+        self._queue.worked(key)
+        if last.done:
+            self._hands.index.drop(key, "session")
+        elif last.again is not None:
+            self._queue.later(key, max(0.05, last.again))
+
+    async def _carry(self, seen: Seen, next_: Plan) -> None:
+        for action in next_.actions:
+            try:
+                await self._hands.carry(seen, action)
+            except (ResourceGone, WriterOutdated):
+                raise
+            except SpecImpossible as error:
+                return await self._end(seen, error)
+            except PermanentError as error:
+                await self._refuse(seen, error)
+                raise
+
+    async def _end(self, seen: Seen, error: SpecImpossible) -> None:
+        """Trying again would be for ever: the session is over before it began."""
+        for action in impossible(seen, reason_of_refusal(error), error.line()):
+            await self._hands.carry(seen, action)
+
+    async def _refuse(self, seen: Seen, error: MidwatchError) -> None:
+        """Say in the resource why it goes no further, once that is sure."""
+        if may_pass(error) and self._queue.failures(seen.resource.key) < PASSING:
+            return
+        for action in refusal(seen, reason_of_refusal(error), error.line()):
+            try:
+                await self._hands.carry(seen, action)
+            except (PermanentError, TemporaryError) as also:
+                self._log.warning("not told", error=also.line())
+                return

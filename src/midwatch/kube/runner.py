@@ -11,27 +11,32 @@ from typing import Any, Protocol, TypeVar
 from midwatch.errors import MidwatchError
 from midwatch.kube.environment import UNTOLD
 from midwatch.kube.errors import ResourceGone, WriterOutdated
-from midwatch.kube.pod.adopting import adopt
-from midwatch.kube.pod.delivering import Delivery, unpushed
-from midwatch.kube.pod.ending import (
+from midwatch.kube.runner_outcome import (
     COMPLETED_OR_STOPPED,
+    HINTS,
     SIGNALS,
     STOPPED,
     End,
+    Graces,
     ended_as,
     ended_by,
     in_another_pod,
     said,
 )
-from midwatch.kube.pod.graces import Graces
-from midwatch.kube.pod.hints import HINTS
-from midwatch.kube.pod.keeping import FETCH_FOR, Keeper, Sync
-from midwatch.kube.pod.places import PodPlaces
-from midwatch.kube.pod.preparing import prepare_workspace
-from midwatch.kube.pod.resuming import left_to_say
-from midwatch.kube.pod.task import PodTask
-from midwatch.kube.statuses import Condition, merged, timestamp
-from midwatch.kube.writer import ResourceRecords, StatusCluster
+from midwatch.kube.runner_task import PodTask
+from midwatch.kube.runner_workspace import (
+    FETCH_FOR,
+    Delivery,
+    Keeper,
+    PodPlaces,
+    Sync,
+    adopt,
+    left_to_say,
+    prepare_workspace,
+    unpushed,
+)
+from midwatch.kube.status import Condition, merged, timestamp
+from midwatch.kube.status_writer import ResourceRecords, StatusCluster
 from midwatch.lifecycle import Clock, Stop, SystemClock, signals_set
 from midwatch.model import Json
 from midwatch.redaction import Redactor
@@ -399,3 +404,8 @@ def _git_environment(
     """The task's token goes before those of the settings."""
     credentials = (*task.credentials, *given.credentials)
     return replace(given, home=places.home, credentials=credentials)
+
+
+# ------------------------------------------------------------ init
+# The runner in a session's pod: `task` reads the environment, `places` knows the folders, `keeping` keeps them
+# in step with the content proxy, `preparing` sets the workspace up, `serving` is the whole story of a pod.
