@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from midwatch.cli.invariants import known_invariants, limit, load_kinds, row, unit
+from midwatch.cli.stats import known_invariants, limit, load_kinds, row, unit
 from midwatch.config import PREFIX
 from midwatch.model import Invariant
 from midwatch.settings import Group, InvariantSettings, Settings, SubjectSettings

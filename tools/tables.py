@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from midwatch.cli.figures import AGENT, MONITOR
+from midwatch.cli.metrics import AGENT, MONITOR
 from midwatch.content.server.app import CONTENT
 from midwatch.kube.environment import RUNNER_VARIABLES, Variable
 from midwatch.kube.operator import OPERATOR

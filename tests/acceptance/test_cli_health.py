@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.cli.health import config_in, daemon_in, of_midwatch
+from midwatch.cli.daemons import config_in, daemon_in, of_midwatch
 from midwatch.lifecycle import Progress
 from midwatch.logs import quiet_log
 from midwatch.metrics import health, serving

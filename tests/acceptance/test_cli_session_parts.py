@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.cli.session.choices import (
+from midwatch.cli.session.service import (
     Choices,
     choices_of,
+    continued,
+    elsewhere,
     git_environment,
+    parse_repository,
     session_options,
 )
-from midwatch.cli.session.kept import continued, elsewhere
-from midwatch.cli.session.request import parse_repository
-from midwatch.cli.session.telling import told_line
+from midwatch.cli.session.view import told_line
 from midwatch.errors import SettingsError
 from midwatch.model import Usage
 from midwatch.session.events import Event, Phase, Spend
@@ -89,7 +90,7 @@ def test_sums_over_machines() -> None:
 
 
 def test_every_event_has_a_line_or_is_left_out_on_purpose() -> None:
-    from midwatch.cli.session.telling import _TOLD
+    from midwatch.cli.session.view import _TOLD
 
     assert set(_TOLD) == set(Event.__args__)
     assert told_line(Event.__args__[-1](text="Hm.")) == ("notice", "Hm.")

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.runner import AgentRunner
-from midwatch.cli.figures import AGENT, MONITOR, figures_served
+from midwatch.cli.metrics import AGENT, MONITOR, figures_served
 from midwatch.content.server.app import CONTENT
 from midwatch.errors import SettingsError, StoreBusy
 from midwatch.kube.cache import Queue
@@ -275,7 +275,7 @@ async def test_an_agent_s_call_may_take_its_time_but_not_for_ever(
 def test_a_list_of_tickets_imports_nothing_of_it(tmp_path: Path) -> None:
     for statement in (
         "sys.argv = ['midwatch', 'db', 'status']; main()",
-        "import midwatch.cli.figures, midwatch.cli.wiring, midwatch.kube.client",
+        "import midwatch.cli.metrics, midwatch.cli.app, midwatch.kube.client",
     ):
         code = (
             "import atexit, sys\n"

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from midwatch.cli.session.bug import PRICES, PROMPT, SAID, SHOP, looked, mended
+from midwatch.cli.session.demo import PRICES, PROMPT, SAID, SHOP, looked, mended
 from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.kube.status import phase_of
 from midwatch.model import Json

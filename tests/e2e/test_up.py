@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.cli.demo.faults import LockPileUp, Ward
-from midwatch.cli.demo.shop import shop
+from midwatch.cli.demo import LockPileUp, Ward, shop
 from midwatch.model import TicketStatus
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.sql import SqlStore, open_store

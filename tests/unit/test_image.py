@@ -16,7 +16,7 @@ from deploy import render
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from midwatch.cli.health import SECONDS
+from midwatch.cli.daemons import SECONDS
 from midwatch.kube.manifests import ARGUMENTS, USER
 
 from .test_chart import find_command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from midwatch.cli.session.choices import Choices, session_options
+from midwatch.cli.session.service import Choices, session_options
 from midwatch.kube.runner_outcome import End, in_another_pod, said
 from midwatch.kube.runner_task import allowed_in_a_pod
 from midwatch.session.events import Phase

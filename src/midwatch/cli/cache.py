@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from midwatch.cli.app import Edge
 from midwatch.cli.output import Cell, Output
-from midwatch.cli.wiring import Edge
 from midwatch.errors import SettingsError
 from midwatch.units import format_size, parse_size
 
@@ -21,7 +21,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 @app.command("list")
 def list_(context: typer.Context, as_json: AsJson = False) -> None:
     """The mirrors, the one used last first."""
-    from midwatch.cli.session.documents import mirror_document
+    from midwatch.cli.session.view import mirror_document
 
     found = _mirrors(context.obj).listed()
     output = Output.standard(context.obj.environ)
@@ -46,7 +46,7 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove mirrors, the oldest use first; by default down to sessions.cache_size."""
-    from midwatch.cli.session.documents import mirror_document
+    from midwatch.cli.session.view import mirror_document
 
     left = context.obj.settings().sessions.cache_size
     if max_size is not None:
@@ -64,7 +64,7 @@ def prune(
 
 
 def _mirrors(edge: Edge) -> Mirrors:
-    from midwatch.cli.session.places import Places
+    from midwatch.cli.session.service import Places
     from midwatch.workspace.git import Git
     from midwatch.workspace.setup import WorkspaceOptions
 

@@ -12,8 +12,8 @@ import typer
 
 from midwatch import __version__
 from midwatch.cli import check, daemons, demo, stats, tickets
+from midwatch.cli.app import Edge
 from midwatch.cli.lazy import add_lazily
-from midwatch.cli.wiring import Edge
 from midwatch.errors import MidwatchError
 
 app = typer.Typer(
@@ -32,26 +32,20 @@ add_lazily(
     "session",
     "Run, steer and look at sessions of Claude Code.",
     "midwatch.cli.session.commands",
-    "midwatch.cli.session.fix",
-    "midwatch.cli.session.shelf",
-    "midwatch.cli.session.mail",
-    "midwatch.cli.session.serve",
     "midwatch.cli.session.demo",
 )
 add_lazily(
     app,
     "content",
     "The content proxy, where workspaces outlive their pods.",
-    "midwatch.cli.content.serve",
-    "midwatch.cli.content.token",
+    "midwatch.cli.content",
 )
 add_lazily(app, "cache", "The mirrors of repositories.", "midwatch.cli.cache")
 add_lazily(
     app,
     "kube",
     "Sessions in a Kubernetes cluster.",
-    "midwatch.cli.kube.operate",
-    "midwatch.cli.kube.resources",
+    "midwatch.cli.kube",
 )
 
 

@@ -7,14 +7,78 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 import yaml
 
-from midwatch.cli.session.bug import PRICES, PROMPT, SAID, SHOP, looked, mended
+from midwatch.cli.app import Edge
 from midwatch.cli.session.commands import carry_out
-from midwatch.cli.wiring import Edge
 from midwatch.errors import MidwatchError
+
+if TYPE_CHECKING:
+    from midwatch.testing.messages_api import Answer
+
+
+# ------------------------------------------------------------ bug
+# The bug of the demos: it lies in the second of two repositories, and a scripted Claude mends it.
+
+SHOP = {
+    "test_cart.py": """\
+import sys
+import unittest
+
+sys.path.insert(0, "../prices")
+from prices import total
+
+
+class Cart(unittest.TestCase):
+    def test_three_for_two(self):
+        self.assertEqual(total(price=4, count=3), 8)
+
+
+if __name__ == "__main__":
+    unittest.main()
+""",
+    ".gitignore": "__pycache__/\n",
+    "README.md": "The cart of the shop. Prices come from the repository beside this one.\n",
+}
+PRICES = {
+    ".gitignore": "__pycache__/\n",
+    "prices.py": '''\
+def total(price, count):
+    """Every third piece is free."""
+    return price * (count - count // 4)
+''',
+}
+PROMPT = (
+    "`python3 -B test_cart.py` fails. The bug is in the repository `prices`, which is checked out"
+    " beside this one. Fix it there, and run the test again."
+)
+TEST = (
+    "python3 -B test_cart.py"  # -B: no bytecode that hides a change of the same second
+)
+FIX = "sed -i 's|count // 4|count // 3|' ../prices/prices.py"
+SAID = (
+    "Every third piece is free, but `total` counted every fourth. The test passes now."
+)
+
+
+def looked() -> Answer:
+    """Claude runs the test."""
+    return _bash(TEST)
+
+
+def mended() -> Answer:
+    """Claude mends the bug."""
+    return _bash(FIX)
+
+
+def _bash(command: str) -> Answer:
+    from midwatch.testing.messages_api import Answer, ToolUse
+
+    return Answer(tool_uses=[ToolUse("Bash", {"command": command})])
+
 
 app = typer.Typer()
 
@@ -52,10 +116,8 @@ def _scripted() -> Iterator[str]:
 
 
 def _play(edge: Edge, folder: Path) -> None:
-    from midwatch.cli.session.choices import Choices
-    from midwatch.cli.session.desk import Desk
-    from midwatch.cli.session.request import Repository, Request, new_id
-    from midwatch.cli.session.shelf import diffs_of, print_diffs
+    from midwatch.cli.session.commands import diffs_of, print_diffs
+    from midwatch.cli.session.service import Choices, Desk, Repository, Request, new_id
     from midwatch.testing.fakes import make_repository
 
     shop = make_repository(folder / "remotes" / "shop", SHOP)

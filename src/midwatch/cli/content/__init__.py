@@ -1,1 +1,0 @@
-"""`midwatch content`: the content proxy and tokens for it."""

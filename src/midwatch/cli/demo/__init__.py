@@ -1,1 +1,0 @@
-"""`midwatch demo`: a real PostgreSQL breaks, is noticed, explained, and recovers."""

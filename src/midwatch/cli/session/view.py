@@ -1,0 +1,647 @@
+"""Sessions as people read them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Cell, Output, cut, iso
+from midwatch.cli.session.service import Place
+from midwatch.errors import Conflict, MidwatchError
+from midwatch.model import Json
+from midwatch.session.agentic_session import SessionResult, repository_record
+from midwatch.session.events import (
+    Command,
+    Event,
+    Failure,
+    MailboxRejected,
+    Message,
+    Notice,
+    PermissionAnswer,
+    PermissionRequest,
+    Phase,
+    PhaseChanged,
+    Prompt,
+    Retry,
+    Started,
+    Subagent,
+    Thinking,
+    ToolResult,
+    ToolUse,
+    TurnResult,
+    TurnStarted,
+    to_json,
+)
+from midwatch.session.log import EventReader, read_events
+from midwatch.session.mailbox import MAX_LINE, Kind, write_mail
+from midwatch.session.records import FolderRecords, status_to_json
+from midwatch.session.status import SessionStatus, fold
+from midwatch.store.sessions import StoredSession
+from midwatch.text import one_line
+from midwatch.units import format_duration
+from midwatch.workspace.git import OnProgress, Progress
+from midwatch.workspace.inspect import RepoState
+from midwatch.workspace.mirrors import Mirror
+from midwatch.workspace.push import PushResult
+
+_PROMPT = 5  # the column that is shortened
+PHASE_STYLES = {
+    Phase.COMPLETED: GREEN,
+    Phase.FAILED: RED,
+    Phase.STOPPED: YELLOW,
+    Phase.RUNNING: BOLD,
+}
+
+
+def session_table(output: Output, sessions: Sequence[StoredSession]) -> None:
+    if not sessions:
+        if output.terminal:
+            output.line("no sessions", DIM)
+        return
+    headings = ("id", "phase", "ticket", "since", "cost", "prompt", "repositories")
+    output.table(headings, [_row(output, one) for one in sessions], shrink=_PROMPT)
+
+
+def _row(output: Output, session: StoredSession) -> list[Cell]:
+    phase = session.status.phase
+    shown = f"{phase}: {session.status.reason}" if _tells(session) else str(phase)
+    return [
+        Cell(session.id),
+        Cell(shown, PHASE_STYLES.get(phase, "")),
+        Cell("" if session.ticket is None else str(session.ticket)),
+        Cell(output.when(session.created_at)),
+        Cell(f"${session.status.cost_usd:.4f}"),
+        Cell(session.prompt),
+        Cell(", ".join(f"{r['name']} {r['status']}" for r in session.repositories)),
+    ]
+
+
+def _tells(session: StoredSession) -> bool:
+    return session.status.phase in (Phase.FAILED, Phase.STOPPED)
+
+
+def show_session(output: Output, session: StoredSession) -> None:
+    """Everything that is known of one."""
+    status = session.status
+    why = f", {status.reason}" if status.reason else ""
+    style = PHASE_STYLES.get(status.phase, BOLD)
+    output.line(f"Session {session.id}: {status.phase}{one_line(why)}", style)
+    output.line(one_line(session.prompt, 2000))
+    output.line()
+    for name, value in _facts(output, session):
+        output.line(f"  {name + ':':<14}{value}")
+    for repository in session.repositories:
+        output.line(f"  {'repository:':<14}{record_line(repository)}")
+    for asked in status.pending_permissions:
+        text = f"{asked.request_id}: {asked.tool}"
+        output.line(f"  {'asks:':<14}{one_line(text, 500)}", YELLOW)
+    if status.error is not None:
+        error = f"{status.error.message} ({status.error.hint})"
+        output.line(f"  {'error:':<14}{one_line(error, 1000)}", RED)
+    if status.result:
+        output.line()
+        output.markdown(status.result)
+
+
+def _facts(output: Output, session: StoredSession) -> list[tuple[str, str]]:
+    status = session.status
+    usage = status.usage
+    tokens = f"{usage.input_tokens:,} in, {usage.output_tokens:,} out"
+    facts = [
+        ("model", one_line(status.model or session.model)),
+        ("created", output.when(session.created_at)),
+        ("last sign", output.when(status.last_activity_at or session.heartbeat_at)),
+        ("runs", str(status.run)),
+        ("work", f"{status.turns} calls, {format_duration(status.active_seconds)}"),
+        ("tokens", tokens),
+        ("cost", f"${status.cost_usd:.4f}"),
+        ("folder", one_line(str(session.options.get("folder") or ""), 500)),
+        ("host", one_line(str(session.options.get("host") or ""))),
+        ("works in", one_line(session.cwd, 500)),
+    ]
+    if session.ticket is not None:
+        facts.insert(0, ("ticket", str(session.ticket)))
+    if session.forked_from is not None:
+        facts.insert(0, ("forked from", session.forked_from))
+    if status.unfinished:
+        facts.append(("unanswered", f"{len(status.unfinished)} messages"))
+    return facts
+
+
+def record_line(record: Mapping[str, Any]) -> str:
+    """A repository of a record: `app: changed, 2 files +10 -3, 1 commit`."""
+    return _line(
+        one_line(str(record["name"])),
+        str(record["status"]),
+        (record["files"], record["added"], record["removed"]),
+        record["commits"],
+        record["untracked"],
+        record["problem"],
+    )
+
+
+def repository_line(state: RepoState) -> str:
+    return _line(
+        one_line(state.name),
+        state.status,
+        (len(state.files), state.added, state.removed),
+        state.commit_count,
+        state.untracked,
+        state.problem,
+    )
+
+
+def _line(
+    name: str,
+    status: str,
+    lines: tuple[int, int, int],
+    commits: int,
+    untracked: int,
+    problem: str | None,
+) -> str:
+    files, added, removed = lines
+    parts = [f"{name}: {status}"]
+    if files:
+        parts.append(f"{_count(files, 'file')} +{added} -{removed}")
+    if commits:
+        parts.append(_count(commits, "commit"))
+    if untracked:
+        parts.append(f"{untracked} untracked")
+    if problem:
+        parts.append(one_line(problem, 300))
+    return ", ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def summary_line(result: SessionResult) -> str:
+    """`session s-…: Completed, 3 calls, 4,100 tokens, $0.0200, 12s`."""
+    usage = result.usage
+    tokens = usage.input_tokens + usage.output_tokens
+    why = f" ({one_line(result.reason)})" if result.reason else ""
+    parts = (
+        f"session {result.session_id}: {result.phase}{why}",
+        _count(result.turns, "call"),
+        f"{tokens:,} tokens",
+        f"${result.cost_usd:.4f}",
+        format_duration(result.duration),
+    )
+    return ", ".join(parts)
+
+
+# ------------------------------------------------------------ telling
+# What a run prints: each event as one line, or as one line of JSON; then how it ended.
+
+_LONGEST = 2000
+_KIND = 11
+_STYLES: dict[str, str] = {
+    "message": BOLD,
+    "thinking": DIM,
+    "tool_result": DIM,
+    "notice": DIM,
+    "permission": YELLOW,
+    "retry": YELLOW,
+    "rejected": YELLOW,
+    "error": RED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Teller:
+    """Prints at once: whoever reads a pipe sees each event as it happens."""
+
+    output: Output
+    as_json: bool = False
+
+    def event(self, event: Event) -> None:
+        if self.as_json:
+            self.document(to_json(event))
+        elif told := told_line(event):
+            kind, text = told
+            self.line(f"{event.at:%H:%M:%S}", kind, text)
+
+    def document(self, document: Any) -> None:
+        """One line of JSON, escaped to ASCII."""
+        print(json.dumps(document), file=self.output.stream, flush=True)
+
+    def line(self, time: str, kind: str, text: str) -> None:
+        head = f"{time} {kind:<{_KIND}} "
+        shown = one_line(text, _LONGEST)
+        if self.output.terminal:
+            shown = cut(shown, max(self.output.width - len(head), 20))
+        self.output.line(f"{head}{shown}".rstrip(), _STYLES.get(kind, ""))
+        self.output.stream.flush()
+
+    def plain(self, text: str = "", style: str = "") -> None:
+        """A line for people; with --json there is none."""
+        if not self.as_json:
+            self.output.line(text, style)
+            self.output.stream.flush()
+
+    def answer(self, text: str) -> None:
+        """What Claude said last, whole."""
+        if text and not self.as_json:
+            self.output.line()
+            self.output.markdown(text)
+            self.output.stream.flush()
+
+    def phase(self, phase: Phase, text: str) -> None:
+        self.plain(text, GREEN if phase is Phase.COMPLETED else RED)
+
+
+def aside(text: str) -> None:
+    """Something to know that is no result: on standard error."""
+    print(f"midwatch: {one_line(text, _LONGEST)}", file=sys.stderr, flush=True)
+
+
+def aside_error(what: str, error: MidwatchError) -> None:
+    aside(f"{what}: {error.line()}")
+
+
+def told_line(event: Event) -> tuple[str, str] | None:
+    """What kind of line an event is, and its text; None where it tells a person nothing."""
+    tell = _TOLD.get(type(event))
+    return None if tell is None else tell(event)
+
+
+def _phase(event: PhaseChanged) -> tuple[str, str]:
+    why = f": {event.reason}" if event.reason else ""
+    return "phase", f"{event.phase}{why}"
+
+
+def _started(event: Started) -> tuple[str, str]:
+    sandbox = "Bash in a sandbox" if event.sandbox else "no sandbox"
+    version = f"claude {event.program_version}, " if event.program_version else ""
+    return "started", f"{version}{event.model}, {event.permission_mode}, {sandbox}"
+
+
+def _tool_use(event: ToolUse) -> tuple[str, str]:
+    return _of(event.parent_id, "tool_use"), f"{event.name} {_input(event.input)}"
+
+
+def _input(data: Any) -> str:
+    """A tool's input: the one value that matters, where there is one."""
+    for name in ("command", "file_path", "pattern", "url", "description"):
+        if isinstance(data, dict) and isinstance(data.get(name), str):
+            return str(data[name])
+    return json.dumps(data, ensure_ascii=False)
+
+
+def _tool_result(event: ToolResult) -> tuple[str, str]:
+    if event.is_error:
+        return "error", f"the tool failed: {event.text}"
+    return _of(event.parent_id, "tool_result"), event.text
+
+
+def _permission(event: PermissionRequest) -> tuple[str, str]:
+    asked = f"{event.tool} {_input(event.input)}"
+    return "permission", f"asked as {event.request_id}: {asked}"
+
+
+def _answer(event: PermissionAnswer) -> tuple[str, str]:
+    why = f": {event.why}" if event.why else ""
+    said = "allowed" if event.allowed else "denied"
+    return "permission", f"{event.request_id} {said}{why}"
+
+
+def _retry(event: Retry) -> tuple[str, str]:
+    status = f"{event.status} " if event.status else ""
+    when = f"in {event.delay:.1f} s, {event.attempt} of {event.max_attempts}"
+    return "retry", f"{status}{event.error}: again {when}"
+
+
+def _result(event: TurnResult) -> tuple[str, str]:
+    tokens = sum(
+        spend.usage.input_tokens + spend.usage.output_tokens
+        for spend in event.models.values()
+    )
+    why = f" ({event.reason})" if event.outcome != "completed" else ""
+    cost = f"${event.cost_usd:.4f}, {tokens:,} tokens"
+    return "result", f"{event.outcome}{why}: {event.duration:.1f} s, {cost}"
+
+
+def _of(parent: str | None, kind: str) -> str:
+    """What a subagent does is shown as such."""
+    return kind if parent is None else f"> {kind}"[:_KIND]
+
+
+_TOLD: dict[type, Callable[[Any], tuple[str, str] | None]] = {
+    PhaseChanged: _phase,
+    Started: _started,
+    Prompt: lambda e: ("prompt", e.text),
+    TurnStarted: lambda e: None,
+    Message: lambda e: (_of(e.parent_id, "message"), e.text),
+    Thinking: lambda e: (_of(e.parent_id, "thinking"), e.text),
+    ToolUse: _tool_use,
+    ToolResult: _tool_result,
+    PermissionRequest: _permission,
+    PermissionAnswer: _answer,
+    Retry: _retry,
+    Failure: lambda e: ("error", e.message),
+    TurnResult: _result,
+    Command: lambda e: ("command", f"{e.kind} {e.effect}"),
+    MailboxRejected: lambda e: ("rejected", f"a line of the inbox: {e.why}"),
+    Subagent: lambda e: ("subagent", f"{e.state} {e.description}"),
+    Notice: lambda e: ("notice", e.text),
+}
+
+
+# ------------------------------------------------------------ documents
+# Sessions as JSON; docs/json.md is the table of these fields.
+
+
+def session_row(session: StoredSession) -> Json:
+    """A session in a list: without its long texts."""
+    status, options = session.status, session.options
+    return {
+        "id": session.id,
+        "phase": status.phase.value,
+        "reason": status.reason,
+        "created_at": iso(session.created_at),
+        "started_at": _iso(status.started_at),
+        "ended_at": _iso(status.ended_at),
+        "last_activity_at": _iso(status.last_activity_at),
+        "ticket": session.ticket,
+        "forked_from": session.forked_from,
+        "interactive": session.interactive,
+        "model": status.model or session.model,
+        "prompt": one_line(session.prompt, 500),
+        "runs": status.run,
+        "turns": status.turns,
+        "duration": status.active_seconds,
+        "usage": asdict(status.usage),
+        "cost_usd": status.cost_usd,
+        "repositories": list(session.repositories),
+        "host": options.get("host"),
+        "folder": options.get("folder"),
+        "cwd": session.cwd,
+    }
+
+
+def session_document(session: StoredSession) -> Json:
+    """A session with everything that is known of it."""
+    status = session.status
+    whole = status_to_json(status)
+    return {
+        **session_row(session),
+        "prompt": session.prompt,
+        "conversation": status.conversation,
+        "models": whole["spend"],
+        "result": status.result,
+        "last_message": status.last_message,
+        "error": whole["error"],
+        "retries": status.retries,
+        "pending_permissions": whole["pending_permissions"],
+        "unfinished": list(status.unfinished),
+        "runner": session.runner,
+        "heartbeat_at": iso(session.heartbeat_at),
+        "asked_repositories": session.options.get("repositories") or [],
+    }
+
+
+def result_document(result: SessionResult) -> Json:
+    """The last line of a run with --json; `type` tells it from the events before it."""
+    return {
+        "type": "session",
+        "id": result.session_id,
+        "phase": result.phase.value,
+        "reason": result.reason,
+        "result": result.text,
+        "turns": result.turns,
+        "duration": result.duration,
+        "usage": asdict(result.usage),
+        "cost_usd": result.cost_usd,
+        "models": {name: asdict(spend) for name, spend in result.models.items()},
+        "conversation": result.conversation,
+        "folder": str(result.folder),
+        "error": (
+            None
+            if result.error is None
+            else {
+                "kind": result.error.kind,
+                "message": result.error.message,
+                "hint": result.error.hint,
+                "temporary": result.error.temporary,
+                "status": result.error.status,
+            }
+        ),
+        "repositories": [asdict(repository_record(r)) for r in result.repositories],
+    }
+
+
+def push_document(result: PushResult) -> Json:
+    return {
+        "type": "push",
+        "name": result.name,
+        "remote": result.remote,
+        "branch": result.branch,
+        "outcome": result.outcome,
+        "commit": result.commit,
+        "error": None if result.error is None else result.error.line(),
+    }
+
+
+def mirror_document(mirror: Mirror) -> Json:
+    return {
+        "url": mirror.url,
+        "path": str(Path(mirror.path)),
+        "size": mirror.size,
+        "used_at": iso(mirror.used_at),
+    }
+
+
+def _iso(at: datetime | None) -> str | None:
+    return None if at is None else iso(at)
+
+
+# ------------------------------------------------------------ cloning
+# The progress of clones: bars on a terminal, a line per repository elsewhere.
+
+_SHARE = {
+    "asking": 0,
+    "counting": 5,
+    "receiving": 10,
+    "resolving": 80,
+    "checkout": 90,
+    "done": 100,
+}
+_SPAN = {"counting": 5, "receiving": 70, "resolving": 10, "checkout": 10}
+
+
+@contextmanager
+def shown_progress(quiet: bool) -> Iterator[OnProgress]:
+    """What to hand to `setup_workspace`; it writes to standard error, or nowhere if `quiet`."""
+    if quiet:
+        yield lambda progress: None
+    elif sys.stderr.isatty():
+        with _bars() as show:
+            yield show
+    else:
+        yield _lines
+
+
+def _lines(progress: Progress) -> None:
+    if progress.phase == "done":
+        aside(f"cloned {progress.repository}")
+
+
+@contextmanager
+def _bars() -> Iterator[OnProgress]:
+    from rich.console import Console
+    from rich.progress import BarColumn
+    from rich.progress import Progress as Bars
+    from rich.progress import TextColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[detail]}", markup=False),
+    )
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, int] = {}
+
+        def show(progress: Progress) -> None:
+            name = one_line(progress.repository, 60)
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=100, detail="")
+            done = _SHARE[progress.phase]
+            done += _SPAN.get(progress.phase, 0) * progress.percent // 100
+            detail = one_line(f"{progress.phase} {progress.detail}", 40)
+            bars.update(tasks[name], completed=done, detail=detail)  # type: ignore[arg-type]
+
+        yield show
+
+
+# ------------------------------------------------------------ letters
+# Lines of an inbox, as the commands write them.
+
+
+def write(place: Place, kind: Kind, content: Any, at: datetime) -> str:
+    """Append one message; returns its id. Raises Conflict for one that no session would take."""
+    if (
+        isinstance(content, str)
+        and len(content.encode("utf-8", "replace")) > MAX_LINE // 2
+    ):
+        raise Conflict("that is too long for a message", hint="put it into a file")
+    message_id = uuid.uuid4().hex
+    write_mail(
+        place.folder.inbox, id=message_id, kind=kind, content=content, timestamp=iso(at)
+    )
+    return message_id
+
+
+def expectation(place: Place) -> str:
+    """What will become of a message, as far as can be told now."""
+    spec = FolderRecords(place.folder.path).load_spec()
+    if place.running and (spec is None or spec.interactive):
+        return "written"
+    how = f"`midwatch session resume {place.id} --interactive`"
+    if place.running:
+        return f"written, but the session does not read its mailbox; later {how}"
+    return f"written; the session does not run, {how} reads it"
+
+
+def pending_request(place: Place) -> str:
+    """The one permission that is asked for. Raises Conflict where it is not just one."""
+    asked = status_of(place).pending_permissions
+    if not asked:
+        raise Conflict(f"session {place.id} asks for nothing")
+    if len(asked) > 1:
+        names = ", ".join(f"{one.request_id} ({one.tool})" for one in asked)
+        raise Conflict(f"session {place.id} asks for {len(asked)} things", hint=names)
+    return asked[0].request_id
+
+
+def status_of(place: Place) -> SessionStatus:
+    return fold(SessionStatus(), read_events(place.folder.outbox))
+
+
+# ------------------------------------------------------------ attaching
+# Following a session's outbox while writing into its inbox: a chat over two files.
+
+_CHUNK = 65_536
+_INTERVAL = 0.05
+"""Seconds between two looks at the outbox."""
+
+
+def follow(place: Place, teller: Teller, after: int) -> None:
+    """Tell every event behind `after` until the run ends or the runner is gone."""
+    reader = EventReader(place.folder.outbox, after)
+    said = _input_lines()
+    ended = False
+    while True:
+        running = place.running  # before the events: what comes last is still read
+        for event in reader.poll():
+            teller.event(event)
+            if isinstance(event, PhaseChanged):
+                ended = event.phase.terminal
+        _say(place, said)
+        if not running:
+            break
+        time.sleep(_INTERVAL)
+    if not ended:
+        aside(
+            f"no runner works on session {place.id}: `midwatch session list` says why"
+        )
+
+
+async def chat(place: Place) -> None:
+    """Say to a session what is typed, until this is cancelled."""
+    said = _input_lines()
+    while True:
+        _say(place, said)
+        await asyncio.sleep(_INTERVAL)
+
+
+def _input_lines() -> queue.SimpleQueue[str]:
+    """Lines of standard input as they come; the thread that waits for them ends with the process."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    file = sys.stdin.fileno()
+
+    def read() -> None:
+        # Not through `sys.stdin`: Python cannot end while a thread holds its lock.
+        rest = b""
+        while chunk := os.read(file, _CHUNK):
+            *whole, rest = (rest + chunk).split(b"\n")
+            for line in whole:
+                lines.put(line.decode("utf-8", "replace"))
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    return lines
+
+
+def _say(place: Place, said: queue.SimpleQueue[str]) -> None:
+    while not said.empty():
+        line = said.get()
+        if line.strip():
+            try:
+                _write(place, line)
+            except Conflict as error:
+                aside(error.line())
+
+
+def _write(place: Place, line: str) -> None:
+    now = datetime.now(UTC)
+    command, _, rest = line.strip().partition(" ")
+    if command in ("/approve", "/deny"):
+        asked = rest.strip() or pending_request(place)
+        content = {"request_id": asked, "allow": command == "/approve"}
+        write(place, "permission_response", content, now)
+    elif line.strip() == "/interrupt":
+        write(place, "interrupt", None, now)
+    else:  # a message that is /end ends the session, by the rule of the mailbox
+        write(place, "user_message", line, now)
