@@ -24,7 +24,7 @@ from midwatch.store.cycles import save_cycle, watch
 from midwatch.store.engine import (
     PostgresTransactions,
     SqliteTransactions,
-    Work,
+    Transaction,
     open_transactions,
     parse_database,
 )
@@ -110,7 +110,7 @@ async def fill(database: str, tickets_per_batch: int) -> None:
     await upgrade(transactions)
 
     def open_all(connection: Connection) -> None:
-        work = Work(connection, database_now)
+        work = Transaction(connection, database_now)
         revision = watch(work, "db").revision
         for start in range(0, TICKETS, tickets_per_batch):
             numbers = range(start, start + tickets_per_batch)

@@ -144,7 +144,7 @@ _FIELDS: Final[dict[str, TypeAdapter[Any]]] = {
 }
 
 
-def salvage(text: str) -> DiagnosisOutput | None:
+def parse_truncated(text: str) -> DiagnosisOutput | None:
     """The parts of a cut answer that are whole, the rest empty; None without a summary."""
     try:
         parsed = from_json(text, allow_partial=True)

@@ -38,7 +38,7 @@ class MidwatchError(Exception):
     def message(self) -> str:
         return str(self.args[0])
 
-    def line(self) -> str:
+    def one_line(self) -> str:
         """The one line a person sees: what failed, then what to do."""
         text = " ".join(self.message.split())
         return f"{text} ({' '.join(self.hint.split())})" if self.hint else text

@@ -1,4 +1,4 @@
-"""Stopping well: one stop event, signals, waits that end at once, injected time."""
+"""What every daemon needs to live and to end: time, the stop event, signals, tasks, back-off, liveness."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import ctypes
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Clock(Protocol):
     """Where time comes from. Tests inject one that they move themselves."""
 
     def now(self) -> datetime:
-        """The wall clock, aware, in UTC. It may be stepped; never measure with it."""
+        """Return the wall-clock time, aware, in UTC. It may be stepped: never measure with it."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds from an arbitrary point; never goes back."""
+        """Return seconds since an arbitrary point; they never go back."""
         ...
 
     async def sleep(self, seconds: float) -> None: ...
@@ -40,7 +42,7 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
-class Stop:
+class StopEvent:
     """The one stop event of a process; every wait of a daemon ends when it is set."""
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -52,41 +54,33 @@ class Stop:
         return self._event.is_set()
 
     def set(self, reason: str = "") -> None:
+        """Stop. The reason that came first is kept."""
         self.reason = self.reason or reason
         self._event.set()
 
     async def wait(self) -> None:
+        """Wait until the stop."""
         await self._event.wait()
 
     async def pause(self, seconds: float) -> bool:
-        """Wait so long, or until the stop; true if it is time to stop."""
+        """Wait for `seconds`, or until the stop. Return whether it is time to stop."""
         if self or seconds <= 0:
             await asyncio.sleep(0)
             return bool(self)
-        await wait_for(self._event, seconds, self._clock)
+        await first(self._clock.sleep(seconds), self._event.wait())
         return bool(self)
 
 
-async def wait_for(event: asyncio.Event, seconds: float, clock: Clock) -> None:
-    """Until the event is set, or so many seconds are over."""
-    waits = [
-        asyncio.ensure_future(event.wait()),
-        asyncio.ensure_future(clock.sleep(seconds)),
-    ]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waits:
-            task.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
-
-
 @contextlib.contextmanager
-def signals_set(stop: Stop, also: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """While inside, SIGTERM and SIGINT set `stop` and call `also` (where the platform lets a
-    loop handle them)."""
+def stop_on_signals(
+    stop: StopEvent, also: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Set `stop` and call `also` on SIGTERM and SIGINT while the block runs.
 
-    def told(number: signal.Signals) -> None:
+    Nothing happens where the platform does not let an event loop handle signals.
+    """
+
+    def received(number: signal.Signals) -> None:
         stop.set(number.name)
         also()
 
@@ -94,7 +88,7 @@ def signals_set(stop: Stop, also: Callable[[], None] = lambda: None) -> Iterator
     installed = []
     for number in (signal.SIGTERM, signal.SIGINT):
         try:
-            loop.add_signal_handler(number, told, number)
+            loop.add_signal_handler(number, received, number)
             installed.append(number)
         except (NotImplementedError, RuntimeError, ValueError):
             pass
@@ -105,49 +99,110 @@ def signals_set(stop: Stop, also: Callable[[], None] = lambda: None) -> Iterator
             loop.remove_signal_handler(number)
 
 
-# ------------------------------------------------------------ progress
-# Whether the loops of a process still come round: what a liveness probe has to know, and no more.
-#
-# A service that is away does not count. A loop that tries it again and again comes round; to start the
-# process anew would not bring the service back.
+# ------------------------------------------------------------------ tasks
+
+
+async def cancel(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks and wait until each has ended, however it ends."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def first(
+    work: Awaitable[T], *others: Awaitable[object], grace: float = 0.0
+) -> T | None:
+    """Return the result of `work`, or None if one of `others` ends before it.
+
+    Whatever is still running at the end is cancelled, and has ended when this returns.
+
+    Args:
+        work: What is wanted. An error that it raises is raised here.
+        others: What ends the wait, such as `stop.wait()` or `clock.sleep(30)`.
+        grace: Seconds that `work` gets to end by itself after one of `others` has ended.
+    """
+    task = asyncio.ensure_future(work)
+    rest = [asyncio.ensure_future(other) for other in others]
+    try:
+        await asyncio.wait({task, *rest}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done() and grace > 0:
+            await asyncio.wait({task}, timeout=grace)
+        return task.result() if task.done() else None
+    finally:
+        await cancel(task, *rest)
+
+
+@contextlib.asynccontextmanager
+async def background(*work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
+    """Run coroutines while the block runs; they are cancelled and have ended when it ends.
+
+    An error that one of them raises is dropped: each handles its own.
+    """
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        await cancel(*tasks)
+
+
+class Backoff:
+    """Waits that double from `start` up to `limit`, in seconds; `reset` begins again at `start`."""
+
+    def __init__(self, start: float, limit: float) -> None:
+        self._start, self._limit = start, limit
+        self._failures = 0
+
+    def next(self) -> float:
+        """Return the seconds to wait after one more failure."""
+        wait = min(self._start * 2.0 ** min(self._failures, 32), self._limit)
+        self._failures += 1
+        return wait
+
+    def reset(self) -> None:
+        """Forget the failures: something worked."""
+        self._failures = 0
+
+
+# ------------------------------------------------------------------ the process
 
 Alive = Callable[[float], None]
 """A sign of life, with the seconds until the next one at the latest."""
 
 
-class Progress:
-    """A dead man's switch for each loop: it says by when it will be heard of again."""
+class Liveness:
+    """What a liveness probe asks: do the loops of this process still turn?
+
+    A service that is away does not count. A loop that tries it again and again still turns, and a
+    restart of the process would not bring the service back.
+    """
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
         self._due: dict[str, float] = {}
 
     def expect(self, loop: str, within: float) -> None:
-        """The loop lives; the next word from it comes within so many seconds."""
+        """Record that the loop lives and will report again within so many seconds."""
         self._due[loop] = self._clock.monotonic() + within
 
-    def rest(self, loop: str) -> None:
-        """The loop waits for work, for as long as that takes."""
+    def expect_nothing(self, loop: str) -> None:
+        """Record that the loop waits for work, for as long as that takes."""
         self._due.pop(loop, None)
 
     def late(self) -> dict[str, float]:
-        """Loops that should have been heard of, and for how many seconds; empty if all is well."""
+        """Return the loops that are overdue, and by how many seconds; empty if all is well."""
         now = self._clock.monotonic()
         return {loop: now - due for loop, due in self._due.items() if due < now}
 
 
-# ------------------------------------------------------------ shielding
-# Keeping what this process knows from other processes of its user.
-
 _SET_DUMPABLE = 4  # PR_SET_DUMPABLE, see prctl(2)
 
 
-def shield_process() -> bool:
-    """Close this process's environment and memory to all but root; whether that was possible.
+def set_nondumpable() -> bool:
+    """Close this process's environment and memory to all but root. Return whether that was possible.
 
-    Claude's Bash runs as the same user, and `/proc/PID/environ` has the keys that the runner was started
-    with. It is for this process alone: a program that it starts is open again (execve(2) says so), so
-    that no secret may be in a child's environment while Claude works. Linux only.
+    Claude's Bash runs as the same user, and `/proc/PID/environ` holds the keys that the runner was started
+    with. This covers this process alone: a program that it starts is open again (execve(2)), so no secret
+    may be in a child's environment while Claude works. Linux only.
     """
     if sys.platform != "linux":
         return False

@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from midwatch.errors import SettingsError
-from midwatch.lifecycle import Progress
+from midwatch.lifecycle import Liveness
 from midwatch.logs import Log
 
 # ------------------------------------------------------------ families
@@ -123,7 +123,7 @@ class Answer:
 Page = Callable[[], Answer]
 
 
-def health(progress: Progress) -> Page:
+def health(progress: Liveness) -> Page:
     """200 while all loops come round, else 503 with the names of those that do not."""
 
     def page() -> Answer:

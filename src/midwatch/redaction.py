@@ -408,7 +408,7 @@ _COMPONENT = 200
 _FACT = 2000
 
 
-class Intake:
+class Sanitizer:
     """Cleans, redacts and bounds the text of observations.
 
     Component names are part of a ticket's key, so every one is tidied, and remembered, as
@@ -419,7 +419,7 @@ class Intake:
         self._redactor = redactor
         self._components: dict[str, str] = {}
 
-    def tidy(self, text: str, limit: int = _MESSAGE) -> str:
+    def sanitize(self, text: str, limit: int = _MESSAGE) -> str:
         """One printable line without secrets, of at most `limit` characters."""
         return one_line(self._redactor.text(clean(text)), limit)
 
@@ -440,15 +440,15 @@ class Intake:
     def _component(self, raw: str) -> str:
         name = self._components.get(raw)
         if name is None:
-            name = self._components[raw] = self.tidy(raw, _COMPONENT)
+            name = self._components[raw] = self.sanitize(raw, _COMPONENT)
         return name
 
     def violation(self, violation: Violation) -> Violation:
         """The violation with a message and facts that can be stored and shown."""
         facts = {
-            self.tidy(name, 100): (
-                self.tidy(fact, _FACT) if isinstance(fact, str) else fact
+            self.sanitize(name, 100): (
+                self.sanitize(fact, _FACT) if isinstance(fact, str) else fact
             )
             for name, fact in violation.facts.items()
         }
-        return replace(violation, message=self.tidy(violation.message), facts=facts)
+        return replace(violation, message=self.sanitize(violation.message), facts=facts)

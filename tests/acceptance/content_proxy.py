@@ -29,7 +29,7 @@ from midwatch.content.tree import (
     encode_frame,
     tree_from_json,
 )
-from midwatch.lifecycle import Stop
+from midwatch.lifecycle import StopEvent
 from midwatch.logs import open_log
 from midwatch.redaction import Redactor
 from midwatch.settings import ContentSettings, LogSettings
@@ -137,7 +137,7 @@ class Proxy:
     url: str
     root: Path
     log: io.StringIO
-    stop: Stop
+    stop: StopEvent
     folder: str = FOLDER
     """The one that is meant where none is named: tests that share a proxy have one each."""
 
@@ -150,7 +150,7 @@ class Proxy:
 
 @asynccontextmanager
 async def proxy(folder: Path, **settings: Any) -> AsyncIterator[Proxy]:
-    log, stop, root = io.StringIO(), Stop(), folder / "volume"
+    log, stop, root = io.StringIO(), StopEvent(), folder / "volume"
     chosen = ContentSettings(root=root, port=0, **settings)
     opened = open_log(LogSettings(format="json"), log, Redactor())
     # Without TLS, whose certificates take longer to read than all else here.

@@ -11,7 +11,7 @@ from midwatch.agent.claude import Claude
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.runner import AgentRunner, Blocked
 from midwatch.errors import StoreBusy
-from midwatch.lifecycle import Stop
+from midwatch.lifecycle import StopEvent
 from midwatch.model import Severity, Ticket, TicketStatus
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
@@ -64,7 +64,7 @@ class Bench:
     def __init__(self, store: SqlStore, clock: ManualClock) -> None:
         self.store = store
         self.clock = clock
-        self.stop = Stop(clock)
+        self.stop = StopEvent(clock)
         self.opened: list[Claude] = []
         self.api: ScriptedMessagesAPI
 

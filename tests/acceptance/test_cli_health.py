@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from midwatch.cli.daemons import config_in, daemon_in, of_midwatch
-from midwatch.lifecycle import Progress
+from midwatch.lifecycle import Liveness
 from midwatch.logs import quiet_log
 from midwatch.metrics import health, serving
 from midwatch.testing.fakes import ManualClock
@@ -39,7 +39,7 @@ def test_a_daemon_that_answers_hangs_and_is_gone(tmp_path: Path) -> None:
 
 async def test_a_loop_that_hangs_is_told_by_its_name(tmp_path: Path) -> None:
     clock = ManualClock()
-    progress = Progress(clock)
+    progress = Liveness(clock)
     progress.expect("cycle of orders", within=30)
     pages = {"/healthz": health(progress)}
     async with serving(

@@ -19,7 +19,7 @@ from midwatch.cli.session.service import (
 from midwatch.cli.session.view import told_line
 from midwatch.errors import SettingsError
 from midwatch.model import Usage
-from midwatch.session.events import Event, Phase, Spend
+from midwatch.session.events import Event, ModelUsage, Phase
 from midwatch.session.status import SessionStatus
 from midwatch.settings import GitCredentialSettings, SessionSettings
 
@@ -79,8 +79,8 @@ def test_choices_go_over_earlier_choices_and_those_over_settings() -> None:
 
 def test_sums_over_machines() -> None:
     """Here, then elsewhere, then here again: nothing is lost and nothing counts twice."""
-    here = SessionStatus(run=1, turns=2, spend={"a": Spend(Usage(10, 1), 0.5)})
-    there = SessionStatus(run=1, turns=3, spend={"b": Spend(Usage(20, 2), 1.0)})
+    here = SessionStatus(run=1, turns=2, spend={"a": ModelUsage(Usage(10, 1), 0.5)})
+    there = SessionStatus(run=1, turns=3, spend={"b": ModelUsage(Usage(20, 2), 1.0)})
     both = continued(elsewhere(here, SessionStatus()), there)
     assert (both.run, both.turns, both.cost_usd) == (2, 5, 1.5)
     again = SessionStatus(Phase.COMPLETED, run=2, turns=4, spend=here.spend)

@@ -13,7 +13,7 @@ import pytest_asyncio
 from midwatch.content.errors import Superseded
 from midwatch.content.sync.merge import CONFLICTS
 from midwatch.content.tree import ATTEMPT, EMPTY, Entry
-from midwatch.lifecycle import Stop
+from midwatch.lifecycle import StopEvent
 
 from .content_proxy import Caller, Proxy, file, proxy
 from .content_sync import INBOX, Side, side
@@ -89,7 +89,7 @@ async def test_a_sync_whose_attempt_is_over_ends(
 ) -> None:
     async with side(running, tmp_path / "a", attempt=1) as one:
         await one.sync.pull()
-        keeping = asyncio.create_task(one.sync.run(Stop()))
+        keeping = asyncio.create_task(one.sync.run(StopEvent()))
         claim = attempt(running.caller(), 2)
         assert (await claim.post("claim", {})).json() == {"attempt": 2}
         one.write("workspace/late", "x")

@@ -31,7 +31,7 @@ from midwatch.content.sync.client import ContentClient, TimeLimits, error_of
 from midwatch.content.sync.merge import CONFLICTS
 from midwatch.content.tree import EMPTY
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Stop
+from midwatch.lifecycle import StopEvent
 
 from .cli import comes_true
 from .content_proxy import FOLDER, OTHER, Proxy, proxy, token
@@ -434,7 +434,7 @@ async def test_ignored_paths_and_what_lies_beside_the_roots_stay(
 
 async def test_it_runs_until_the_stop(pods: tuple[Side, Side]) -> None:
     one, two = pods
-    stop = Stop()
+    stop = StopEvent()
     await two.sync.push()
     keeping = asyncio.create_task(one.sync.run(stop))
     await _until(lambda: one.sync.last_success is not None)
@@ -512,7 +512,7 @@ async def test_a_token_that_does_not_hold_is_told(
 ) -> None:
     async with side(running, tmp_path / "a", interval=60.0) as one:
         one.client._http.headers["authorization"] = "Bearer nothing"
-        stop = Stop()
+        stop = StopEvent()
         keeping = asyncio.create_task(one.sync.run(stop))
         await _until(lambda: isinstance(one.sync.last_error, TokenRefused))
         stop.set()

@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from midwatch.content.errors import Superseded
 from midwatch.content.tree import ATTEMPT
-from midwatch.kube.runner_workspace import Keeper
+from midwatch.kube.runner_workspace import SyncSupervisor
 from midwatch.kube.status import Condition
 
 from .cli import comes_true
@@ -28,7 +28,7 @@ class Told:
         self.conditions: list[Condition] = []
         self.lines: list[str] = []
         self.lost: list[str] = []
-        self.keeper = Keeper(
+        self.keeper = SyncSupervisor(
             pod.sync,
             FastClock(),
             self.conditions.append,

@@ -30,7 +30,7 @@ from midwatch.kube.cache import Queue
 from midwatch.kube.crd import crd
 from midwatch.kube.operator import OPERATOR, readiness
 from midwatch.kube.watch import Hearing
-from midwatch.lifecycle import Progress, Stop
+from midwatch.lifecycle import Liveness, StopEvent
 from midwatch.logs import open_log, quiet_log
 from midwatch.metrics import Answer, Family, health, serving
 from midwatch.monitor.loop import MonitorLoop
@@ -212,7 +212,7 @@ async def test_a_monitor_that_hangs_is_not_healthy(
     async with figures_served(
         ANY_PORT, quiet_log(), loop.progress, monitor=loop
     ) as url:
-        async with at_work(loop.run(Stop(clock))):
+        async with at_work(loop.run(StopEvent(clock))):
             await eventually(lambda: loop.watches[0].tally.known)
             within = loop.settings.interval + subject.timeout + 180
             await clock.advance(within - 1)
@@ -233,7 +233,7 @@ async def test_a_database_that_is_away_is_no_reason_to_restart(
     clock: ManualClock,
 ) -> None:
     loop = MonitorLoop(Away(), [FakeSubject("fake")], clock=clock)  # type: ignore[arg-type]
-    async with at_work(loop.run(Stop(clock))):
+    async with at_work(loop.run(StopEvent(clock))):
         for _ in range(20):
             await eventually(lambda: clock.sleeping)
             await clock.advance(30)
@@ -262,7 +262,7 @@ async def test_an_agent_s_call_may_take_its_time_but_not_for_ever(
     agent = AgentRunner(
         store, gatherer, Silent, settings, clock=clock, longest_call=200
     )
-    async with at_work(agent.run(Stop(clock))):
+    async with at_work(agent.run(StopEvent(clock))):
         await eventually(lambda: agent.last_success)
         await asyncio.sleep(0.2)
         await clock.advance(200 + 120 - 20)
@@ -450,7 +450,7 @@ def answers(url: str) -> bool:
 
 
 async def test_a_queue_that_nobody_takes_from_is_stuck(clock: ManualClock) -> None:
-    progress = Progress(clock)
+    progress = Liveness(clock)
     queue = Queue(1, 2, clock=clock, progress=progress, stuck_after=60)
     for name in ("one", "two"):
         queue.add(("default", name))

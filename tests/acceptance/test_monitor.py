@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from midwatch.errors import ObservationFailed, StoreFull
-from midwatch.lifecycle import Stop
+from midwatch.lifecycle import StopEvent
 from midwatch.model import Json, Observation, Severity, Signal, Ticket, TicketStatus
 from midwatch.monitor.loop import MonitorLoop
 from midwatch.redaction import Redactor
@@ -297,7 +297,7 @@ async def test_the_loop_beats_and_ends_at_once(
     store: SqlStore, clock: ManualClock
 ) -> None:
     loop, _ = watching(store, clock, broken("alive", "db"))
-    stop = Stop(clock)
+    stop = StopEvent(clock)
     running = asyncio.create_task(loop.run(stop))
     while not clock.sleeping or clock.sleeping[0] < 20:
         await asyncio.sleep(0.01)

@@ -25,7 +25,7 @@ from midwatch.kube.client import Cluster
 from midwatch.kube.crd import crd
 from midwatch.kube.operator import Operator
 from midwatch.kube.rules import API_VERSION, FINALIZER, KIND
-from midwatch.lifecycle import Stop
+from midwatch.lifecycle import StopEvent
 from midwatch.model import Json
 from midwatch.settings import KeyReference, OperatorSettings
 from tests.cluster import ApiServer, Refused, asking
@@ -151,7 +151,7 @@ class Stand:
         """An operator that is killed at the end."""
         wanted = self.settings.model_copy(update=settings)
         async with Cluster.connect(wanted.kubeconfig, timeout=3) as cluster:
-            stop = Stop()
+            stop = StopEvent()
             running = Operator(cluster, wanted)
             task = asyncio.create_task(running.run(stop))
             try:

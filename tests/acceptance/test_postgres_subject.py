@@ -98,7 +98,7 @@ async def evidence(watched: PostgresSubject, tickets: Sequence[Ticket]) -> Conte
         try:
             return await source.fetch(), True
         except MidwatchError as error:
-            return error.line(), False
+            return error.one_line(), False
 
     texts = await asyncio.gather(*map(fetch, sources))
     pieces = tuple(
@@ -451,7 +451,7 @@ async def test_refused_log_in_is_our_error_and_tells_no_password(
         await watched.observe({})
     assert "password authentication failed" in refused.value.message
     assert "dsn of subject db" in refused.value.hint
-    assert "s3cret" not in refused.value.line() + repr(watched._settings)
+    assert "s3cret" not in refused.value.one_line() + repr(watched._settings)
     right = server.dsn("orders", "watcher", "the watcher's: 100%/@", tcp=True)
     assert (await subject(server, dsn=right).observe({})).covers("connections")
 

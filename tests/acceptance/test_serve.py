@@ -104,8 +104,8 @@ def test_a_wrong_variable_is_one_line_that_names_it(
     with pytest.raises(SettingsError) as raised:
         read_task(sorted_variables(pod.environ(**changed)))
     assert raised.value.path == named
-    assert raised.value.line().startswith(f"{named}: ")
-    assert "bad-0123456789" not in raised.value.line()
+    assert raised.value.one_line().startswith(f"{named}: ")
+    assert "bad-0123456789" not in raised.value.one_line()
 
 
 def test_a_wrong_environment_ends_with_its_own_exit_code(tmp_path: Path) -> None:

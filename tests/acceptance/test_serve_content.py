@@ -19,7 +19,7 @@ from midwatch.content.sync.session import WorkspaceSync
 from midwatch.content.tree import Entry
 from midwatch.kube.environment import sorted_variables
 from midwatch.kube.errors import ClusterUnavailable
-from midwatch.kube.runner import LAST_WORD, SAVE_WITHIN, Means, PodRunner
+from midwatch.kube.runner import LAST_WORD, SAVE_WITHIN, Dependencies, PodRunner
 from midwatch.kube.runner_task import read_task
 from midwatch.kube.runner_workspace import LOCAL_OWNED, PodPlaces, stays_here
 from midwatch.kube.status_writer import NoCluster, StatusCluster
@@ -211,7 +211,7 @@ async def runner(
                 ignored=stays_here,
             )
         environment = GitEnvironment()
-        means = Means(cluster, sync, options(), environment, voice, clock)
+        means = Dependencies(cluster, sync, options(), environment, voice, clock)
         yield PodRunner(task, means)
 
 

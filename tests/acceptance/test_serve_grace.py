@@ -14,11 +14,11 @@ import pytest
 
 from midwatch.errors import MidwatchError
 from midwatch.kube.environment import sorted_variables
-from midwatch.kube.runner import Means, PodRunner
-from midwatch.kube.runner_outcome import Graces
+from midwatch.kube.runner import Dependencies, PodRunner
+from midwatch.kube.runner_outcome import ShutdownBudget
 from midwatch.kube.runner_task import read_task
 from midwatch.kube.status_writer import NoCluster
-from midwatch.lifecycle import Stop
+from midwatch.lifecycle import StopEvent
 from midwatch.session.events import Event
 from midwatch.testing.fakes import options
 from midwatch.testing.messages_api import Hold, Rule, ScriptedMessagesAPI
@@ -42,7 +42,7 @@ class Hangs:
     async def push(self, *, last: bool = False) -> None:
         await asyncio.Event().wait()
 
-    async def run(self, stop: Stop, /) -> None:
+    async def run(self, stop: StopEvent, /) -> None:
         await asyncio.Event().wait()
 
     def nudge(self) -> None: ...
@@ -56,7 +56,7 @@ class Silent:
 
 @pytest.mark.parametrize("seconds", [2, 30, 60, 600])
 def test_the_last_steps_fit_into_the_grace(seconds: float) -> None:
-    shares = Graces.within(seconds)
+    shares = ShutdownBudget.within(seconds)
     one_by_one = [getattr(shares, f.name) for f in fields(shares) if f.name != "push"]
     assert sum(one_by_one) < min(seconds, 60)
     # A push to the repositories comes where the session is over already.
@@ -71,7 +71,7 @@ async def test_the_last_word_comes_within_a_short_grace(tmp_path: Path) -> None:
         pod = Pod(tmp_path / "pod", api, make_repositories(tmp_path))
         environ = pod.environ(TERMINATION_GRACE="8", STATUS_INTERVAL="60")
         task = read_task(sorted_variables(environ))
-        means = Means(cluster, Hangs(), options(), GitEnvironment(), Silent())
+        means = Dependencies(cluster, Hangs(), options(), GitEnvironment(), Silent())
         running = asyncio.create_task(PodRunner(task, means).run())
         await hold.arrived()
         began = time.monotonic()

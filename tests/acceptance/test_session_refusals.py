@@ -57,8 +57,8 @@ def test_what_cannot_be_meant_begins_nothing(
         run_agentic_session(
             prompt, workspace, key, folder=tmp_path / "s", base_url=NOWHERE, **given
         )
-    assert said in raised.value.line() and raised.value.hint
-    assert "secret" not in raised.value.line()
+    assert said in raised.value.one_line() and raised.value.hint
+    assert "secret" not in raised.value.one_line()
     assert not (tmp_path / "s").exists()
 
 

@@ -46,7 +46,7 @@ def printing(text: str) -> CommandSubject:
 async def failure(subject: CommandSubject) -> str:
     with pytest.raises(ObservationFailed) as caught:
         await subject.observe({})
-    return caught.value.line()
+    return caught.value.one_line()
 
 
 async def test_one_object_conforms_and_all_else_is_well() -> None:

@@ -120,8 +120,8 @@ async def test_no_or_a_wrong_token(
         await setup_workspace_async(
             [f"{server.url}/x.git"], tmp_path / "ws", options=chosen
         )
-    assert "x.git" in caught.value.line() and caught.value.hint
-    assert "hunter2" not in caught.value.line()
+    assert "x.git" in caught.value.one_line() and caught.value.hint
+    assert "hunter2" not in caught.value.one_line()
     assert not (tmp_path / "ws").exists()
 
 
@@ -152,7 +152,7 @@ async def test_a_host_that_is_down_is_tried_again_then_reported(tmp_path: Path) 
             await setup_workspace_async(
                 [url], tmp_path / "ws", options=options(tmp_path), clock=clock
             )
-    assert url in caught.value.line()
+    assert url in caught.value.one_line()
     assert clock.slept == [1.0, 2.0]
 
 
@@ -243,7 +243,7 @@ async def test_a_full_disk(tmp_path: Path, full: str) -> None:
         workspace = (small if full == "workspace" else tmp_path) / "ws"
         with pytest.raises(WorkspaceDiskFull) as caught:
             await setup_workspace_async([str(repo)], workspace, options=chosen)
-        assert str(repo) in caught.value.line()
+        assert str(repo) in caught.value.one_line()
         assert not workspace.exists() and not (tmp_path / "state").exists()
 
 

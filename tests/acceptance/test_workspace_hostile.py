@@ -155,7 +155,7 @@ async def test_nothing_planted_runs_and_all_changes_are_seen(
     assert "nested/" in state.left_out and "nested/f" not in lines
     assert "+print(3)" in diff.text and "+new" in diff.text
     # The nested repository cannot be committed: said, not skipped.
-    assert pushed.error is not None and "nested" in pushed.error.line()
+    assert pushed.error is not None and "nested" in pushed.error.one_line()
 
 
 async def test_a_hostile_submodule_is_not_entered(tmp_path: Path, git: Git) -> None:
@@ -353,4 +353,4 @@ async def test_lfs_content_is_compared_by_its_pointer(tmp_path: Path, git: Git) 
     (repo.path / "a.big").write_text("other\n")
     assert [f.path for f in (await inspect_repo(repo, git)).files] == ["a.big"]
     pushed = await push_repo(repo, git)
-    assert pushed.error is not None and "LFS" in pushed.error.line()
+    assert pushed.error is not None and "LFS" in pushed.error.one_line()

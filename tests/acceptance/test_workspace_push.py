@@ -134,7 +134,7 @@ async def test_a_branch_that_moved_on_is_not_forced(
     theirs = add_commit(origin, {"f": "theirs\n"}, "meanwhile")
     result = await push_repo(repo, git)
     assert isinstance(result.error, PushRejected)
-    assert "another branch" in result.error.hint and "main" in result.error.line()
+    assert "another branch" in result.error.hint and "main" in result.error.one_line()
     assert run_git(origin, "rev-parse", "main") == theirs
     assert (await inspect_repo(repo, git)).status == "changed"
 
@@ -148,7 +148,7 @@ async def test_a_server_that_declines(tmp_path: Path, origin: Path, git: Git) ->
     agent_commits(repo.path, "a")
     result = await push_repo(repo, git)
     assert isinstance(result.error, PushRejected)
-    assert "declined" in result.error.line() and result.error.hint
+    assert "declined" in result.error.one_line() and result.error.hint
 
 
 @pytest.fixture

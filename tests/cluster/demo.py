@@ -145,7 +145,7 @@ def main(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         with tempfile.TemporaryDirectory(prefix="midwatch-kubernetes-") as folder:
             _play(environ, Path(folder))
     except MidwatchError as error:
-        print(f"midwatch: {error.line()}", file=sys.stderr)
+        print(f"midwatch: {error.one_line()}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -14,7 +14,7 @@ from typing import Any
 from midwatch.agent.claude import Claude
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.runner import AgentRunner
-from midwatch.lifecycle import Stop, SystemClock, signals_set
+from midwatch.lifecycle import StopEvent, SystemClock, stop_on_signals
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
 from midwatch.store.sql import SqlStore, open_store
@@ -77,8 +77,8 @@ async def main(database: str, base_url: str, point: str, lease: float) -> None:
         AgentSettings(lease=lease, poll_interval=0.05),
         name=f"agent {os.getpid()}",
     )
-    stop = Stop()
-    with signals_set(stop):
+    stop = StopEvent()
+    with stop_on_signals(stop):
         await runner.run(stop)
     await model.close()
     await store.close()

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-from midwatch.cli.demo import Ward
+from midwatch.cli.demo import FaultTarget
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.fakes import answer
 from midwatch.testing.messages_api import Answer, Request, Rule, ScriptedMessagesAPI
@@ -112,7 +112,7 @@ def repeating(request: Request) -> Answer:
 async def test_no_secret_gets_into_database_log_prompt_or_output(
     server: PrivatePostgres, store: SqlStore, tmp_path: Path
 ) -> None:
-    ward = Ward(server)
+    ward = FaultTarget(server)
     with echo() as url, ScriptedMessagesAPI(Rule(repeating)) as api:
         config = write_settings(
             tmp_path,
@@ -181,7 +181,7 @@ async def test_no_secret_gets_into_database_log_prompt_or_output(
     assert found == []
 
 
-def _misuse(server: PrivatePostgres, ward: Ward) -> None:
+def _misuse(server: PrivatePostgres, ward: FaultTarget) -> None:
     """A log line with a token in it, and a statement without an end that has a password."""
     with psycopg.connect(server.dsn("shop"), autocommit=True) as loud:
         loud.execute(f"DO $$ BEGIN RAISE LOG 'deploy used token {LOGGED}'; END $$")

@@ -67,7 +67,7 @@ async def main(folder, base_url, prompt, interactive):
 try:
     asyncio.run(main(*sys.argv[1:]))
 except MidwatchError as error:
-    sys.exit(error.line())
+    sys.exit(error.one_line())
 """
 
 

@@ -19,7 +19,7 @@ from midwatch.agent.claude import Claude
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.runner import AgentRunner
 from midwatch.errors import StoreFull
-from midwatch.lifecycle import Stop
+from midwatch.lifecycle import StopEvent
 from midwatch.redaction import Redactor
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.sql import SqlStore, open_store
@@ -249,7 +249,7 @@ async def test_a_stop_stores_the_answer_that_only_lacks_its_write(
         return await finish(*args)
 
     store.finish = full_until_the_stop  # type: ignore[method-assign, assignment]
-    stop = Stop(clock)
+    stop = StopEvent(clock)
     with ScriptedMessagesAPI(Rule(READS)) as api:
         model = Claude("claude-sonnet-5-5", 20, KEY, api.base_url)
         gatherer = ContextGatherer({}, Redactor(), clock)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.cli.demo import LockPileUp, Ward, shop
+from midwatch.cli.demo import FaultTarget, LockPileUp, shop
 from midwatch.model import TicketStatus
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.sql import SqlStore, open_store
@@ -72,7 +72,7 @@ async def test_a_lock_pile_up_from_the_ticket_to_its_end(
             "invariants": {"blocked_sessions": {"limit": "500ms"}},
         },
     )
-    ward, fault = Ward(server), LockPileUp()
+    ward, fault = FaultTarget(server), LockPileUp()
     rule = Rule(blaming(r"pid \d+", "checkout-service", cause="It began with: {line}"))
     with (
         ScriptedMessagesAPI(rule) as api,

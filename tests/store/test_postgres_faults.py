@@ -42,7 +42,7 @@ async def test_killed_and_restarted(fragile: PrivatePostgres, store: SqlStore) -
         with pytest.raises(StoreUnavailable) as caught:
             await store.renew(claim, lease=30)
         assert time.monotonic() - start < 4.5
-        assert "check that it runs" in caught.value.line()
+        assert "check that it runs" in caught.value.one_line()
     fragile.restart()
     assert await store.renew(claim, lease=30)
     assert (await store.ticket(ticket.id)).key == ticket.key
@@ -105,9 +105,9 @@ async def test_a_refused_log_in(
 ) -> None:
     with pytest.raises(StoreRejected) as caught:
         await open_store(fragile.dsn(tcp=True, **who))
-    assert hint in caught.value.line()
+    assert hint in caught.value.one_line()
     for secret in ("hunter2", fragile.password):
-        assert secret not in caught.value.line()
+        assert secret not in caught.value.one_line()
 
 
 async def test_no_server_at_all() -> None:
@@ -115,4 +115,4 @@ async def test_no_server_at_all() -> None:
         url = f"postgresql://u:hunter2@{place}" + ("" if "?" in place else "/db")
         with pytest.raises(StoreUnavailable) as caught:
             await open_store(url)
-        assert "hunter2" not in caught.value.line()
+        assert "hunter2" not in caught.value.one_line()

@@ -12,7 +12,7 @@ from alembic import command
 
 from midwatch.errors import NotFound
 from midwatch.model import TicketStatus, Usage
-from midwatch.session.events import Failure, Phase, Spend
+from midwatch.session.events import Failure, ModelUsage, Phase
 from midwatch.session.records import RepositoryRecord, SessionRecords, SessionSpec
 from midwatch.session.status import SessionStatus
 from midwatch.store.engine import open_transactions, parse_database
@@ -42,7 +42,7 @@ def records(shared_store: SqlStore, clock: ManualClock) -> SqlSessions:
 
 async def test_everything_comes_back(records: SqlSessions) -> None:
     runner: SessionRecords = records
-    spent = {"claude-x": Spend(Usage(100, 20), 0.25)}
+    spent = {"claude-x": ModelUsage(Usage(100, 20), 0.25)}
     failed = replace(
         RUNNING,
         phase=Phase.FAILED,

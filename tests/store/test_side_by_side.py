@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import Connection
 
 from midwatch.store.cycles import save_cycle, watch
-from midwatch.store.engine import Work
+from midwatch.store.engine import Transaction
 from midwatch.store.protocol import Changes
 from midwatch.store.schema import database_now
 from midwatch.store.sql import SqlStore, open_store
@@ -28,7 +28,7 @@ async def filled(database: str, tickets: int = TICKETS) -> SqlStore:
     """A store with so many tickets, each in a batch of its own."""
 
     def fill(connection: Connection) -> None:
-        work = Work(connection, database_now)
+        work = Transaction(connection, database_now)
         revision = watch(work, "db").revision
         for number in range(tickets):
             changes = Changes((opening(f"c{number}"),))

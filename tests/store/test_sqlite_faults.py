@@ -68,7 +68,7 @@ async def test_locked_by_another_process(
         with pytest.raises(StoreBusy) as caught:
             await store.watch("db")
         assert quick_busy / 2 < time.monotonic() - start < quick_busy + 2
-        assert "locked" in caught.value.line() and "try again" in caught.value.line()
+        assert "locked" in caught.value.one_line() and "try again" in caught.value.one_line()
     assert (await store.watch("db")).tickets == ()
 
 
@@ -103,7 +103,7 @@ async def test_disk_full(tiny_disk: Path) -> None:
             opened += [ticket.id for ticket in tickets]
             await store.save_first_aid([tickets[0].id], {"text": "y" * 4000})
     assert len(opened) > 10
-    assert "free some disk" in caught.value.line()
+    assert "free some disk" in caught.value.one_line()
     with pytest.raises(StoreFull):
         await store.save_first_aid(opened, {"text": "z" * 100_000})
     ballast.unlink()
@@ -120,14 +120,14 @@ async def refused(file: Path) -> MidwatchError:
     with pytest.raises(MidwatchError) as caught:
         store = await open_store(f"sqlite:///{file}")
         await store.close()
-    assert "\n" not in caught.value.line() and caught.value.hint
+    assert "\n" not in caught.value.one_line() and caught.value.hint
     return caught.value
 
 
 async def test_the_folder_is_missing(tmp_path: Path) -> None:
     error = await refused(tmp_path / "no" / "midwatch.db")
     assert isinstance(error, StoreUnavailable)
-    assert "its folder must exist" in error.line()
+    assert "its folder must exist" in error.one_line()
     assert isinstance(await refused(tmp_path), StoreUnavailable)
 
 
@@ -148,13 +148,13 @@ async def test_the_disk_may_not_be_written(sqlite_file: Path, what: str) -> None
     finally:
         os.seteuid(user)
         sqlite_file.parent.chmod(0o755)
-    assert isinstance(error, StoreUnavailable) and "writable" in error.line()
+    assert isinstance(error, StoreUnavailable) and "writable" in error.one_line()
 
 
 async def test_no_database_file(sqlite_file: Path) -> None:
     sqlite_file.write_text("dear diary " * 1000)
     error = await refused(sqlite_file)
-    assert isinstance(error, StoreRejected) and "not a database" in error.line()
+    assert isinstance(error, StoreRejected) and "not a database" in error.one_line()
     assert sqlite_file.read_text().startswith("dear diary")
 
 

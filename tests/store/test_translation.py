@@ -53,7 +53,7 @@ def test_every_class_of_sqlalchemy_is_mapped() -> None:
     for name in names:
         error = translation.translate(wrapped(getattr(psycopg, name)("lost")))
         assert type(error) is translation._WITHOUT_STATE[name]
-        assert "hunter2" not in error.line() and "SELECT" not in error.line()
+        assert "hunter2" not in error.one_line() and "SELECT" not in error.one_line()
 
 
 def test_every_class_of_sqlstate_is_mapped() -> None:
@@ -118,5 +118,5 @@ def test_every_result_code_of_sqlite_is_mapped() -> None:
 def test_a_wrong_url_is_told_without_its_password(database: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_database(database)
-    assert "hunter2" not in caught.value.line()
-    assert "sqlite:///FILE" in caught.value.line()
+    assert "hunter2" not in caught.value.one_line()
+    assert "sqlite:///FILE" in caught.value.one_line()

@@ -56,7 +56,7 @@ async def test_two_openings_of_a_new_file_at_once(sqlite_file: Path) -> None:
 async def test_an_unmigrated_postgres_says_what_to_run(empty_postgres: str) -> None:
     with pytest.raises(SchemaMismatch, match="has no tables of ours") as caught:
         await open_store(empty_postgres)
-    assert "midwatch db upgrade" in caught.value.line()
+    assert "midwatch db upgrade" in caught.value.one_line()
 
 
 async def test_a_later_version_is_left_alone(
@@ -74,6 +74,6 @@ async def test_a_later_version_is_left_alone(
     for attempt in (open_store(url), migrate(url), migrate(empty_postgres)):
         with pytest.raises(SchemaMismatch) as caught:
             await attempt
-        assert "later version" in caught.value.line()
+        assert "later version" in caught.value.one_line()
     with pytest.raises(SchemaMismatch, match="9999"):
         await open_store(empty_postgres)

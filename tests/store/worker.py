@@ -35,7 +35,7 @@ async def _claim(store: SqlStore, name: str) -> list[Claim]:
         try:
             return await store.claim(name, lease=60, limit=7)
         except TemporaryError as error:
-            print(error.line(), file=sys.stderr)
+            print(error.one_line(), file=sys.stderr)
 
 
 async def _diagnose(store: SqlStore, claim: Claim) -> list[int]:

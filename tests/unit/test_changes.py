@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from midwatch.model import Fact, Observation, Signal
-from midwatch.monitor.rules import MOST_LINES, Calm, CalmLooks, changes_since
+from midwatch.monitor.rules import MOST_LINES, Baselines, Calm, changes_since
 from midwatch.testing.fakes import DISK
 
 AT = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -39,7 +39,7 @@ def test_a_background_that_was_not_seen_is_no_change() -> None:
 
 
 def test_the_comparison_reaches_back_some_minutes() -> None:
-    looks = CalmLooks()
+    looks = Baselines()
     assert looks.oldest is None
     for minute in range(0, 20):
         looks.add(AT + timedelta(seconds=30 * minute), seen(var=minute / 100))

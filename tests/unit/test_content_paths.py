@@ -56,7 +56,7 @@ paths = st.text(
 def test_refused_paths(path: str) -> None:
     with pytest.raises(PathRefused) as refused:
         check_path(path)
-    assert refused.value.line().isascii()
+    assert refused.value.one_line().isascii()
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from midwatch.kube.controller import Helpers
-from midwatch.kube.observed import Seen, SeenPod, seen_of
+from midwatch.kube.observed import ObservedState, PodView, seen_of
 from midwatch.kube.reconcile import CreateJob
 
-POD = SeenPod("team", "s", "p1", "u-1", 1, phase="Failed")
+POD = PodView("team", "s", "p1", "u-1", 1, phase="Failed")
 
 
-def seen(*pods: SeenPod, **status: object) -> Seen:
+def seen(*pods: PodView, **status: object) -> ObservedState:
     repos = [{"input": {"url": "https://git.example/shop.git"}}]
     meta = {"name": "s", "namespace": "team", "uid": "u-1"}
     spec = {"prompt": "mend it", "repos": repos}
@@ -41,7 +41,7 @@ def test_they_are_known_for_a_time() -> None:
     ],
 )
 def test_after_an_attempt_whose_pod_never_ran_one_may_be_missing(
-    before: Seen, known: bool
+    before: ObservedState, known: bool
 ) -> None:
     helpers = Helpers()
     helpers.made("u-1", 0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from midwatch.kube import reconcile as do
 from midwatch.kube.errors import WriterOutdated
-from midwatch.kube.observed import Seen, SeenJob, SeenPod, seen_of
+from midwatch.kube.observed import JobView, ObservedState, PodView, seen_of
 from midwatch.kube.reconcile import SETTLE, impossible, plan, refusal
 from midwatch.kube.rules import FINALIZER, job_name
 from midwatch.kube.status import (
@@ -64,20 +64,20 @@ def started(**status: Any) -> Json:
     return {**made, "status": running | status}
 
 
-def a_job(attempt: int = 1, **more: Any) -> SeenJob:
+def a_job(attempt: int = 1, **more: Any) -> JobView:
     name = job_name("s", attempt)
-    return SeenJob("team", "s", name, "u-1", attempt, created_at=START, **more)
+    return JobView("team", "s", name, "u-1", attempt, created_at=START, **more)
 
 
-def a_pod(attempt: int = 1, **more: Any) -> SeenPod:
+def a_pod(attempt: int = 1, **more: Any) -> PodView:
     known = {"phase": "Running", **more}
-    return SeenPod("team", "s", f"p{attempt}", "u-1", attempt, **known)
+    return PodView("team", "s", f"p{attempt}", "u-1", attempt, **known)
 
 
 def next_plan(
     body_: Json,
-    jobs: tuple[SeenJob, ...] = (),
-    pods: tuple[SeenPod, ...] = (),
+    jobs: tuple[JobView, ...] = (),
+    pods: tuple[PodView, ...] = (),
     *,
     after: float = 10,
     fresh: bool = True,
@@ -124,7 +124,9 @@ def test_a_spec_that_became_unreadable_does_not_stop_what_runs() -> None:
 def test_a_lost_pod_is_started_again_with_what_is_left_of_its_time() -> None:
     lost = a_pod(phase="Failed", reason="Evicted", ended_at=START)
     over = a_job(outcome="Failed", reason="BackoffLimitExceeded")
-    assert next_plan(started(), (over,), (lost,), fresh=False).actions == (do.Look(),)
+    assert next_plan(started(), (over,), (lost,), fresh=False).actions == (
+        do.Refresh(),
+    )
     again = next_plan(started(), (over,), (lost,), after=600)
     assert again.actions[0] == do.CreateJob(2, 3000)
     assert written(again).changes["restarts"] == 1
@@ -175,7 +177,9 @@ def test_an_idle_session_is_stopped_on_a_fresh_look() -> None:
     quiet = started(lastActivityTime=timestamp(START))
     running = ((a_job(),), (a_pod(),))
     assert next_plan(quiet, *running, after=limit - 5) == do.Plan(again=5)
-    assert next_plan(quiet, *running, after=limit, fresh=False).actions == (do.Look(),)
+    assert next_plan(quiet, *running, after=limit, fresh=False).actions == (
+        do.Refresh(),
+    )
     # It may be silent because the API server was away: it gets the time to say so.
     [marking] = next_plan(quiet, *running, after=limit).actions
     assert isinstance(marking, do.WriteStatus) and marking.changes == {}
@@ -259,7 +263,7 @@ def test_a_job_goes_only_after_its_end_was_told() -> None:
     both = (a_job(1, outcome="Failed"), a_job(2, outcome="Complete"))
     told = next_plan(ended(attempt=2), both)
     expire = (do.ExpireJob("s-run-1"), do.ExpireJob("s-run-2"))
-    assert told.actions[1:] == (do.Release(), *expire)
+    assert told.actions[1:] == (do.RemoveFinalizer(), *expire)
     # An operator that was ended in between.
     released = ended(attempt=2)
     released["metadata"]["finalizers"] = []
@@ -278,12 +282,15 @@ def test_a_phase_that_somebody_wrote_alone_gets_its_conditions() -> None:
     finished = [one for one in patch["conditions"] if one["type"] == "Finished"]
     assert [one["status"] for one in finished] == ["True"]
     assert patch["completionTime"] == timestamp(START)
-    assert do.Release() in next_plan(straight, (a_job(),), (a_pod(),)).actions
+    assert do.RemoveFinalizer() in next_plan(straight, (a_job(),), (a_pod(),)).actions
 
 
 def test_a_session_that_is_over_costs_nothing() -> None:
     over = ended()
-    assert [type(one) for one in next_plan(over).actions] == [do.Event, do.Release]
+    assert [type(one) for one in next_plan(over).actions] == [
+        do.Event,
+        do.RemoveFinalizer,
+    ]
     over["metadata"]["finalizers"] = []
     assert next_plan(over, (a_job(outcome="Complete", expires=True),)) == do.Plan(
         done=True
@@ -302,7 +309,7 @@ def test_a_session_that_is_over_costs_nothing() -> None:
     hung = next_plan(over, (a_job(expires=True),), (a_pod(),), after=10)
     assert hung.actions == () and hung.again == SETTINGS.termination_grace + SETTLE - 10
     hangs = ((a_job(had_pod=True, expires=True),), (a_pod(),))
-    assert next_plan(over, *hangs, after=80, fresh=False).actions == (do.Look(),)
+    assert next_plan(over, *hangs, after=80, fresh=False).actions == (do.Refresh(),)
     gone = (do.DeleteJob("s-run-1"),)
     assert next_plan(over, *hangs, after=80).actions == gone
     assert next_plan(over, (a_job(expires=True),), after=80).actions == gone
@@ -333,8 +340,8 @@ class Cluster:
 
     body: Json
     now: datetime = START
-    jobs: dict[str, SeenJob] = field(default_factory=dict)
-    pods: dict[str, SeenPod] = field(default_factory=dict)
+    jobs: dict[str, JobView] = field(default_factory=dict)
+    pods: dict[str, PodView] = field(default_factory=dict)
     deadlines: dict[str, datetime] = field(default_factory=dict)
     created: list[str] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
@@ -376,9 +383,9 @@ class Cluster:
     def act(self, action: do.Action) -> None:
         """As the API server does it."""
         match action:
-            case do.Hold():
+            case do.AddFinalizer():
                 self.annotate(finalizers=[FINALIZER])
-            case do.Release():
+            case do.RemoveFinalizer():
                 self.annotate(finalizers=[])
                 self.gone = "deletionTimestamp" in self.body["metadata"]
             case do.CreateJob(attempt=attempt, timeout=left):
@@ -410,12 +417,12 @@ class Cluster:
         self.created.append(name)
         limit = timedelta(seconds=left + SETTINGS.deadline_margin)
         self.deadlines[name] = self.now + limit
-        self.jobs[name] = SeenJob(
+        self.jobs[name] = JobView(
             "team", "s", name, "u-1", attempt, created_at=self.now
         )
 
     @property
-    def live_jobs(self) -> list[SeenJob]:
+    def live_jobs(self) -> list[JobView]:
         return [job for job in self.jobs.values() if not job.over]
 
     # -------------------------------------------------- Kubernetes and the runner
@@ -430,7 +437,7 @@ class Cluster:
             if pod.delete_at is not None and self.now >= pod.delete_at:
                 self._end_pod(pod)
 
-    def _step_of(self, job: SeenJob) -> SeenJob:
+    def _step_of(self, job: JobView) -> JobView:
         """First it is known how a Job ends, then its pod is let go, then it has ended."""
         mine = [pod for pod in self.pods.values() if pod.attempt == job.attempt]
         ended = [pod for pod in mine if pod.over]
@@ -455,7 +462,7 @@ class Cluster:
             return replace(job, had_pod=True, begun_at=self.now)
         return job
 
-    def _concluded(self, job: SeenJob, pods: list[SeenPod]) -> SeenJob:
+    def _concluded(self, job: JobView, pods: list[PodView]) -> JobView:
         going = [pod for pod in pods if pod.delete_at is not None]
         if going:
             for pod in going:
@@ -465,7 +472,7 @@ class Cluster:
         good = job.target == "SuccessCriteriaMet"
         return replace(job, outcome="Complete" if good else "Failed")
 
-    def _end_pod(self, pod: SeenPod) -> None:
+    def _end_pod(self, pod: PodView) -> None:
         """By its grace it has ended; its Job holds it until that has noted it."""
         job = self.jobs.get(job_name("s", pod.attempt))
         if job is None or job.suspended:
@@ -475,13 +482,13 @@ class Cluster:
                 pod, phase="Failed", exit_code=143, ended_at=self.now
             )
 
-    def _delete_pod(self, pod: SeenPod) -> None:
+    def _delete_pod(self, pod: PodView) -> None:
         if pod.name in self.pods and pod.delete_at is None:
             grace = timedelta(seconds=SETTINGS.termination_grace)
             self.pods[pod.name] = replace(pod, delete_at=self.now + grace)
 
     @property
-    def running(self) -> SeenPod | None:
+    def running(self) -> PodView | None:
         return next((pod for pod in self.pods.values() if not pod.over), None)
 
     def runner(self, how: str) -> None:
@@ -550,7 +557,7 @@ class Operator:
         self.body, self.gone = cluster.body, cluster.gone
         self.jobs, self.pods = dict(cluster.jobs), dict(cluster.pods)
 
-    def seen(self) -> Seen:
+    def seen(self) -> ObservedState:
         jobs, pods = self.jobs.values(), self.pods.values()
         return seen_of(self.body, jobs, pods, fresh=self.fresh, current=self.current)
 
@@ -568,7 +575,7 @@ class Operator:
         return True
 
     def _act(self, action: do.Action) -> None:
-        if isinstance(action, (do.Look, do.Hold)):
+        if isinstance(action, (do.Refresh, do.AddFinalizer)):
             if self.cluster.gone:
                 self.gone, self.pending = True, []
                 return
@@ -576,7 +583,7 @@ class Operator:
         self.cluster.act(action)
         # A write answers with what is there then.
         self.body, self.gone = self.cluster.body, self.cluster.gone
-        if isinstance(action, do.Look):
+        if isinstance(action, do.Refresh):
             self.read()
             self.fresh = True
         if isinstance(action, _OF_JOBS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from midwatch.content.sync.session import SyncReport
-from midwatch.kube.runner_workspace import Saved
+from midwatch.kube.runner_workspace import SyncCondition
 
 BUSY, DEEP = "'a' is left as it was: it keeps changing", "'b' is left as it was: deep"
 SOCKET = "'s' is no file: left out"
@@ -14,13 +14,13 @@ def report(*unsent: str, notes: tuple[str, ...] = (), aside: str = "") -> SyncRe
     return SyncReport("v", 0, 0, 0, 0, conflicts, (*unsent, *notes), unsent)
 
 
-def told(saved: Saved) -> tuple[str, str]:
+def told(saved: SyncCondition) -> tuple[str, str]:
     found = saved.condition()
     return found.status, found.reason
 
 
 def test_what_stays_unsaved_is_told_once() -> None:
-    saved = Saved()
+    saved = SyncCondition()
     assert saved.hear(report(BUSY, DEEP)) == []
     assert told(saved) == ("True", "Saved")
     assert saved.hear(report(DEEP)) == [f"not saved: {DEEP}"]
@@ -32,7 +32,7 @@ def test_what_stays_unsaved_is_told_once() -> None:
 
 
 def test_the_last_push_has_no_next_one() -> None:
-    saved = Saved()
+    saved = SyncCondition()
     many = tuple(f"'{number}' is left as it was" for number in range(5))
     assert len(saved.hear(report(*many), last=True)) == 5
     message = saved.condition().message
@@ -41,7 +41,7 @@ def test_the_last_push_has_no_next_one() -> None:
 
 
 def test_a_socket_is_worth_a_line_only() -> None:
-    saved = Saved()
+    saved = SyncCondition()
     for last in (False, True):
         lines = saved.hear(report(notes=(SOCKET,)), last=last)
         assert lines == ([] if last else [f"not saved: {SOCKET}"])
@@ -49,7 +49,7 @@ def test_a_socket_is_worth_a_line_only() -> None:
 
 
 def test_a_conflict_says_where_the_other_version_is() -> None:
-    saved = Saved()
+    saved = SyncCondition()
     place = ".midwatch-conflicts/0123abcd/workspace/a b\n\udcff"
     [line] = saved.hear(report(aside=place))
     asked = "path=.midwatch-conflicts/0123abcd/workspace/a%20b%0A%FF"
@@ -63,7 +63,7 @@ def test_a_conflict_says_where_the_other_version_is() -> None:
 
 
 def test_the_log_is_bounded() -> None:
-    saved = Saved()
+    saved = SyncCondition()
     lines = saved.hear(report(*map(str, range(1000))), last=True)
     assert len(lines) == 200
     assert saved.hear(report(*map(str, range(1000, 2000))), last=True) == []

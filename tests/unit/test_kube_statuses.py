@@ -30,7 +30,7 @@ from midwatch.kube.status import (
     session_changes,
 )
 from midwatch.model import Json, Usage
-from midwatch.session.events import Failure, Phase, Spend
+from midwatch.session.events import Failure, ModelUsage, Phase
 from midwatch.session.records import RepositoryRecord
 from midwatch.session.status import SessionStatus
 from midwatch.workspace.errors import PushRejected
@@ -231,7 +231,7 @@ def test_what_a_session_tells() -> None:
         conversation="c",
         model="m",
         turns=3,
-        spend={"m": Spend(Usage(10, 5, 2, 1), 0.25)},
+        spend={"m": ModelUsage(Usage(10, 5, 2, 1), 0.25)},
         result="r" * 9_000,
         last_activity_at=START,
         ended_at=START,

@@ -76,7 +76,7 @@ def test_wrong_override_names_its_path_and_the_fix(
     with pytest.raises(SettingsError) as wrong:
         configure(INVARIANTS, {name: override(**given)}, "subjects.db")
     assert wrong.value.path == path
-    assert said in wrong.value.line()
+    assert said in wrong.value.one_line()
 
 
 def test_every_invariant_documents_itself() -> None:
@@ -94,7 +94,7 @@ def test_dsn_that_is_not_understood_is_not_repeated(dsn: str) -> None:
     with pytest.raises(SettingsError) as wrong:
         PostgresSubject(settings)
     assert wrong.value.path == "subjects.db.dsn"
-    assert "secret" not in wrong.value.line() + repr(settings)
+    assert "secret" not in wrong.value.one_line() + repr(settings)
 
 
 @pytest.mark.parametrize(

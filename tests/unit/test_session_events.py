@@ -16,6 +16,7 @@ from midwatch.session.events import (
     Event,
     Failure,
     Message,
+    ModelUsage,
     Notice,
     PermissionAnswer,
     PermissionRequest,
@@ -23,7 +24,6 @@ from midwatch.session.events import (
     PhaseChanged,
     Prompt,
     Retry,
-    Spend,
     Started,
     ToolResult,
     ToolUse,
@@ -41,7 +41,7 @@ texts = st.text(max_size=20)
 ids = st.sampled_from(["a", "b", "c"])
 counts = st.integers(0, 9)
 spends = st.builds(
-    Spend, st.builds(Usage, counts, counts, counts, counts), counts.map(float)
+    ModelUsage, st.builds(Usage, counts, counts, counts, counts), counts.map(float)
 )
 bodies: st.SearchStrategy[Event] = st.one_of(
     st.builds(PhaseChanged, phase=st.sampled_from(Phase), run=counts, reason=texts),
@@ -83,7 +83,7 @@ def test_the_fold_of_all_is_the_fold_of_its_pieces(
 
 def test_the_status_tells_the_story() -> None:
     asked = PermissionRequest(request_id="r", tool="Bash")
-    spend = Spend(Usage(1, 2), 0.5)
+    spend = ModelUsage(Usage(1, 2), 0.5)
     story: list[Event] = [
         PhaseChanged(phase=Phase.CREATING, run=1),
         Prompt(id="a", uuid="u", text="Do it."),

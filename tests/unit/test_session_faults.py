@@ -53,7 +53,7 @@ def test_a_result_is_judged_by_what_it_says(
 @pytest.mark.parametrize("status", range(400, 600))
 def test_every_status_has_an_error_with_that_status(status: int) -> None:
     error = api_error(status, "said")
-    assert error.status == status and str(status) in error.line()  # type: ignore[attr-defined]
+    assert error.status == status and str(status) in error.one_line()  # type: ignore[attr-defined]
     temporary = status >= 500 or status in (408, 409, 429)
     assert isinstance(error, TemporaryError) == temporary
 

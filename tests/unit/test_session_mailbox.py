@@ -26,7 +26,7 @@ from midwatch.session.transcripts import (
     FileTranscripts,
     read_entries,
     restore,
-    told_of,
+    turn_outcome,
 )
 
 
@@ -229,10 +229,12 @@ def test_a_transcript_tells_what_became_of_a_prompt() -> None:
 
     user = {"type": "user", "uuid": "u", "message": {"content": "Hi."}}
     result = {"type": "user", "uuid": "r", "message": {"content": []}}
-    assert told_of([said("end_turn", "old")], "u").state == "unknown"
-    assert told_of([user], "u").state == "cut"
-    assert told_of([user, said("tool_use"), result], "u").state == "cut"
-    ended = told_of([user, said("tool_use"), result, said("end_turn", "Done.")], "u")
+    assert turn_outcome([said("end_turn", "old")], "u").state == "unknown"
+    assert turn_outcome([user], "u").state == "cut"
+    assert turn_outcome([user, said("tool_use"), result], "u").state == "cut"
+    ended = turn_outcome(
+        [user, said("tool_use"), result, said("end_turn", "Done.")], "u"
+    )
     assert (ended.state, ended.text) == ("ended", "Done.")
     aside = {**said("end_turn", "No."), "isSidechain": True}
-    assert told_of([user, aside], "u").state == "cut"
+    assert turn_outcome([user, aside], "u").state == "cut"

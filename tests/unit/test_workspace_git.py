@@ -118,13 +118,13 @@ def test_faults(said: str, kind: type[RepositoryError], cause: str) -> None:
     error = classify(URL, said, 128, "b")
     assert type(error) is kind
     assert cause in error.cause
-    line = error.line()
+    line = error.one_line()
     assert URL in line and "branch b" in line and "\n" not in line and error.hint
 
 
 def test_no_url_with_a_password_leaves_a_fault() -> None:
     said = "fatal: unable to access 'https://me:hunter2@h/x/': Connection refused"
-    assert "hunter2" not in classify(URL, said, 128).line()
+    assert "hunter2" not in classify(URL, said, 128).one_line()
 
 
 def test_progress() -> None:
@@ -185,7 +185,7 @@ def test_the_environment_is_built_not_inherited() -> None:
 def test_refused_credentials(scope: str, token: str) -> None:
     with pytest.raises(WorkspaceRefused) as caught:
         Credential(scope, token)
-    assert "host=evil" not in caught.value.line()
+    assert "host=evil" not in caught.value.one_line()
 
 
 def test_a_setting_cannot_begin_a_section() -> None:

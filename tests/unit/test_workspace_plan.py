@@ -113,7 +113,7 @@ def test_refused_urls(url: str) -> None:
 def test_a_password_is_refused_and_never_repeated(url: str) -> None:
     with pytest.raises(WorkspaceRefused) as caught:
         plan_workspace([url], WS)
-    assert "hunter2" not in caught.value.line()
+    assert "hunter2" not in caught.value.one_line()
     assert "hunter2" not in str(caught.value.__context__ or "")
 
 

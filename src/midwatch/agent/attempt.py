@@ -18,7 +18,7 @@ from midwatch.agent.diagnosis import (
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.diagnosis_schema import Kind, Reply
 from midwatch.errors import ClaimLost, MidwatchError, TemporaryError
-from midwatch.lifecycle import Alive, Clock, Stop
+from midwatch.lifecycle import Alive, Clock, StopEvent
 from midwatch.logs import Log
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
@@ -46,7 +46,7 @@ class Model(Protocol):
 
 
 @dataclass(slots=True)
-class Desk:
+class AttemptContext:
     """What all attempts of a runner share. `failures` counts calls in a row that got no answer,
     `spent_usd` is what the calls that were stored have cost, `longest_call` is in seconds.
     """
@@ -65,7 +65,7 @@ class Desk:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class AttemptOutcome:
     """How an attempt ended: an outcome, or "lost", "stopped", "budget"."""
 
     outcome: str
@@ -77,7 +77,7 @@ class Attempt:
     """A claim being worked on. `call` is the diagnosis row of the call in flight, `unsaved` is how
     it ended as long as the store does not have it."""
 
-    desk: Desk
+    desk: AttemptContext
     claim: Claim
     model: Model
     alive: Alive = lambda within: None
@@ -87,7 +87,7 @@ class Attempt:
     why_cancelled: str = ""
     began: float = 0.0
 
-    async def run(self, stop: Stop) -> Ended:
+    async def run(self, stop: StopEvent) -> AttemptOutcome:
         """Work until the claim is settled, the lease is lost, or the stop's grace is over."""
         self.began = self.desk.clock.monotonic()
         work = asyncio.create_task(
@@ -111,7 +111,7 @@ class Attempt:
 
     # ------------------------------------------------------------------ the steps
 
-    async def _work(self) -> Ended:
+    async def _work(self) -> AttemptOutcome:
         settings = self.desk.settings
         if self.claim.attempt > settings.max_attempts:
             return await self._give_up()
@@ -124,7 +124,7 @@ class Attempt:
         step: Step | None = Step(context, self.desk.max_tokens)
         while step is not None:
             if not await self._begin(step):
-                return Ended("budget")
+                return AttemptOutcome("budget")
             self.alive(self.desk.longest_call + SLACK)
             reply = await self.model.ask(step.prompt, step.max_tokens)
             following = next_step(step, reply)
@@ -148,7 +148,7 @@ class Attempt:
             await self.desk.store.release(self.claim)
         return self.call is not None
 
-    async def _settle(self, step: Step, reply: Reply) -> Ended:
+    async def _settle(self, step: Step, reply: Reply) -> AttemptOutcome:
         """The row of the outcome table that this reply is on."""
         if reply.kind is Kind.UNREACHABLE:
             return await self._unreachable(step, reply)
@@ -175,7 +175,7 @@ class Attempt:
             return "auth", settings.auth_probe_interval
         return None
 
-    async def _unreachable(self, step: Step, reply: Reply) -> Ended:
+    async def _unreachable(self, step: Step, reply: Reply) -> AttemptOutcome:
         """Back off; in an outage pause everybody instead of burning attempts."""
         settings = self.desk.settings
         self.desk.failures += 1
@@ -196,7 +196,7 @@ class Attempt:
         retry = paid(reply, "retry", step.context)
         return await self._finish(replace(retry, retry_in=jittered, counted=not outage))
 
-    async def _give_up(self) -> Ended:
+    async def _give_up(self) -> AttemptOutcome:
         """Every try so far ended without an ending: the daemon died in the middle of each."""
         last = (
             self.claim.tickets[0].last_error or "the daemon ended during each of them"
@@ -207,7 +207,7 @@ class Attempt:
 
     # ------------------------------------------------------------------ the writes
 
-    async def _finish(self, finish: Finish) -> Ended:
+    async def _finish(self, finish: Finish) -> AttemptOutcome:
         """Store how the call ended; an answer that was paid for is not dropped for a locked file."""
         assert self.call is not None
         if finish.error:
@@ -220,7 +220,7 @@ class Attempt:
                 break
             except TemporaryError as error:
                 self.desk.log.warning(
-                    "answer not stored yet", batch=self.claim.batch, error=error.line()
+                    "answer not stored yet", batch=self.claim.batch, error=error.one_line()
                 )
                 if tries == _WRITE_TRIES:
                     raise
@@ -228,9 +228,9 @@ class Attempt:
                 wait = min(wait * 2, _LONGEST_WRITE_WAIT)
         self.call = self.unsaved = None
         self._tell(finish, ours)
-        return Ended(finish.outcome if ours else "lost", finish.cost_usd)
+        return AttemptOutcome(finish.outcome if ours else "lost", finish.cost_usd)
 
-    async def _abandon(self) -> Ended:
+    async def _abandon(self) -> AttemptOutcome:
         """The last write of an attempt that was cancelled: it costs the ticket nothing."""
         writing = asyncio.create_task(self._write_abandoned())
         await asyncio.wait({writing}, timeout=_LAST_WRITE_SECONDS)
@@ -240,7 +240,7 @@ class Attempt:
                 batch=self.claim.batch,
                 error=error,
             )
-        return Ended(self.why_cancelled or "stopped")
+        return AttemptOutcome(self.why_cancelled or "stopped")
 
     async def _write_abandoned(self) -> None:
         if self.call is None:
@@ -262,25 +262,25 @@ class Attempt:
             counted=False,
         )
 
-    async def _unexpected(self, error: BaseException) -> Ended:
+    async def _unexpected(self, error: BaseException) -> AttemptOutcome:
         if isinstance(error, ClaimLost):
             self.desk.log.warning("claim lost", batch=self.claim.batch)
-            return Ended("lost")
+            return AttemptOutcome("lost")
         if isinstance(error, MidwatchError):  # the store; the lease will end
             self.desk.log.error(
-                "attempt not stored", batch=self.claim.batch, error=error.line()
+                "attempt not stored", batch=self.claim.batch, error=error.one_line()
             )
-            return Ended("failed")
+            return AttemptOutcome("failed")
         self.desk.log.error("attempt failed", batch=self.claim.batch, exc_info=error)
         try:
             return await self._store_error(f"{type(error).__name__}: {error}")
         except MidwatchError as unsaved:
             self.desk.log.error(
-                "attempt not stored", batch=self.claim.batch, error=unsaved.line()
+                "attempt not stored", batch=self.claim.batch, error=unsaved.one_line()
             )
-            return Ended("failed")
+            return AttemptOutcome("failed")
 
-    async def _store_error(self, text: str) -> Ended:
+    async def _store_error(self, text: str) -> AttemptOutcome:
         """The error becomes the diagnosis: the ticket leaves the queue and says why."""
         if self.call is None:
             self.reserved = 0.0
@@ -317,7 +317,7 @@ class Attempt:
 
     # ------------------------------------------------------------------ keepers
 
-    async def _keep_lease(self, work: asyncio.Task[Ended]) -> None:
+    async def _keep_lease(self, work: asyncio.Task[AttemptOutcome]) -> None:
         """Renew until cancelled; a claim that passed to somebody else ends the work."""
         lease = self.desk.settings.lease
         while True:
@@ -329,10 +329,12 @@ class Attempt:
                     return
             except MidwatchError as error:
                 self.desk.log.warning(
-                    "lease not renewed", batch=self.claim.batch, error=error.line()
+                    "lease not renewed", batch=self.claim.batch, error=error.one_line()
                 )
 
-    async def _grant_grace(self, stop: Stop, work: asyncio.Task[Ended]) -> None:
+    async def _grant_grace(
+        self, stop: StopEvent, work: asyncio.Task[AttemptOutcome]
+    ) -> None:
         await stop.wait()
         await self.desk.clock.sleep(self.desk.settings.grace)
         self.why_cancelled = "stopped"
@@ -349,4 +351,4 @@ def _why_not_done(writing: asyncio.Task[None]) -> str:
         return ""
     if not isinstance(error, MidwatchError):
         raise error
-    return error.line()
+    return error.one_line()

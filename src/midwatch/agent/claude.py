@@ -21,7 +21,7 @@ from anthropic import AsyncAnthropic
 from anthropic.resources.messages import DEPRECATED_MODELS
 
 from midwatch.agent.diagnosis import Prompt
-from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply, salvage
+from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply, parse_truncated
 from midwatch.model import Usage
 from midwatch.pricing import is_known
 
@@ -147,7 +147,9 @@ class Claude:
         if kind is Kind.REJECTED:
             return Reply(kind, error="the context window was exceeded", **told)
         if kind is Kind.CUT:
-            return Reply(kind, salvage(told["text"]), error="cut by max_tokens", **told)
+            return Reply(
+                kind, parse_truncated(told["text"]), error="cut by max_tokens", **told
+            )
         return await self._parsed(raw, told)
 
     async def _parsed(self, raw: Any, told: dict[str, Any]) -> Reply:

@@ -380,7 +380,7 @@ def _failure(task: asyncio.Task[_Answer], limit: float) -> str:
     if not task.done() or task.cancelled() or isinstance(error, TimeoutError):
         return f"no answer within {format_duration(limit)}"
     if isinstance(error, MidwatchError):
-        return error.line()
+        return error.one_line()
     return f"{type(error).__name__}: {error}" if error else ""
 
 

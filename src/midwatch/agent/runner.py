@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from midwatch.agent.attempt import SLACK, Attempt, Desk, Ended, Model
+from midwatch.agent.attempt import SLACK, Attempt, AttemptContext, AttemptOutcome, Model
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Alive, Clock, Progress, Stop, SystemClock
+from midwatch.lifecycle import Alive, Clock, Liveness, StopEvent, SystemClock
 from midwatch.logs import Log, quiet_log
 from midwatch.model import Severity
 from midwatch.redaction import Redactor
@@ -58,20 +58,20 @@ class AgentRunner:
         random: Callable[[], float] = random.random,
         name: str = "agent",
         longest_call: float = 300.0,
-        progress: Progress | None = None,
+        progress: Liveness | None = None,
     ) -> None:
         self.store = store
         self.settings = settings
         self.name = name
         self.clock = clock or SystemClock()
         self.log = log or quiet_log()
-        self.progress = progress or Progress(self.clock)
+        self.progress = progress or Liveness(self.clock)
         self.outcomes: Counter[str] = Counter()
         self.pauses: Counter[Standstill] = Counter()
         self.standstill: Standstill | None = None
         self.last_success: datetime | None = None
         self.model = model
-        self._desk = Desk(
+        self._desk = AttemptContext(
             store,
             gatherer,
             settings,
@@ -85,7 +85,7 @@ class AgentRunner:
         self._said = ""
         self._tight: dict[Severity, float] = {}
 
-    async def run(self, stop: Stop) -> None:
+    async def run(self, stop: StopEvent) -> None:
         """Work until `stop`; what happens to a call or to the store is logged, never raised."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._beat(stop), name="agent heartbeat")
@@ -93,7 +93,7 @@ class AgentRunner:
                 name = f"agent worker {number}"
                 group.create_task(self._work(stop, name), name=name)
 
-    async def drain(self, stop: Stop) -> Blocked | None:
+    async def drain(self, stop: StopEvent) -> Blocked | None:
         """Diagnose what is due now and return; Blocked when something stands in the way.
 
         Raises the store's errors.
@@ -107,7 +107,9 @@ class AgentRunner:
             await self._attempt(claim, stop)
         return Blocked("stopped", 0.0)
 
-    async def diagnose(self, batch: int, stop: Stop) -> Ended | Blocked | None:
+    async def diagnose(
+        self, batch: int, stop: StopEvent
+    ) -> AttemptOutcome | Blocked | None:
         """Diagnose this batch now, even one that waits for its next attempt.
 
         None when it is not in the queue or another daemon has it. Raises the store's errors.
@@ -119,7 +121,7 @@ class AgentRunner:
         )
         return await self._attempt(claims[0], stop) if claims else None
 
-    async def _work(self, stop: Stop, name: str) -> None:
+    async def _work(self, stop: StopEvent, name: str) -> None:
         def alive(within: float) -> None:
             self.progress.expect(name, within)
 
@@ -133,7 +135,7 @@ class AgentRunner:
             alive(wait + SLACK)
             await stop.pause(wait)
 
-    async def _turn(self, stop: Stop, alive: Alive) -> float:
+    async def _turn(self, stop: StopEvent, alive: Alive) -> float:
         """Diagnose one batch if there is one; returns the seconds to wait before the next."""
         idle = self.settings.poll_interval
         try:
@@ -142,7 +144,7 @@ class AgentRunner:
                 return min(blocked.seconds, idle)
             claim = await self._claim()
         except MidwatchError as error:
-            self._say(f"the store cannot be used: {error.line()}", "store")
+            self._say(f"the store cannot be used: {error.one_line()}", "store")
             return idle
         self._say("", None)
         self.last_success = self.clock.now()
@@ -179,8 +181,8 @@ class AgentRunner:
         return claims[0] if claims else None
 
     async def _attempt(
-        self, claim: Claim, stop: Stop, alive: Alive = lambda within: None
-    ) -> Ended | None:
+        self, claim: Claim, stop: StopEvent, alive: Alive = lambda within: None
+    ) -> AttemptOutcome | None:
         model = self.model()
         if model is None:  # the key went away between two lines
             await self.store.release(claim)
@@ -223,7 +225,7 @@ class AgentRunner:
         else:
             self.log.info("diagnosing")
 
-    async def _beat(self, stop: Stop) -> None:
+    async def _beat(self, stop: StopEvent) -> None:
         while not stop:
             info = {
                 "state": self._said or "diagnosing",
@@ -233,5 +235,5 @@ class AgentRunner:
             try:
                 await self.store.beat(self.name, "agent", info)
             except MidwatchError as error:
-                self.log.warning("heartbeat not saved", error=error.line())
+                self.log.warning("heartbeat not saved", error=error.one_line())
             await stop.pause(max(self.settings.poll_interval, 10.0))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from midwatch.agent.claude import Claude
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.agent.runner import AgentRunner
-    from midwatch.lifecycle import Progress
+    from midwatch.lifecycle import Liveness
     from midwatch.logs import Log
     from midwatch.monitor.loop import MonitorLoop
     from midwatch.redaction import Redactor
@@ -163,7 +163,7 @@ class App:
             name=f"monitor {here()}",
         )
 
-    def agent(self, progress: Progress | None = None) -> AgentRunner:
+    def agent(self, progress: Liveness | None = None) -> AgentRunner:
         from midwatch.agent.runner import AgentRunner
 
         return AgentRunner(

@@ -62,7 +62,7 @@ def warning(what: str, says: str) -> Finding:
 
 
 def failed(what: str, error: MidwatchError) -> Finding:
-    return Finding(what, Grade.FAILED, error.line())
+    return Finding(what, Grade.FAILED, error.one_line())
 
 
 @app.command()

@@ -74,7 +74,7 @@ def serve(context: typer.Context) -> None:
 async def _serve(edge: Edge) -> None:
     from midwatch.content.server.app import serve
     from midwatch.content.tokens import KeyFile
-    from midwatch.lifecycle import Stop, signals_set
+    from midwatch.lifecycle import StopEvent, stop_on_signals
     from midwatch.logs import open_log
     from midwatch.redaction import Redactor
 
@@ -82,9 +82,9 @@ async def _serve(edge: Edge) -> None:
     keys = keys_of(settings)
     redactor = Redactor([key.decode("latin-1") for key in keys])
     gc.enable()  # `main` turned it off for the start
-    stop = Stop()
+    stop = StopEvent()
     longest = settings.content.grace + _MARGIN
-    with signals_set(stop, lambda: end_in(longest, 1)):
+    with stop_on_signals(stop, lambda: end_in(longest, 1)):
         log = open_log(settings.log, sys.stdout, redactor)
         live = KeyFile(key_file(settings), keys, log)
         await serve(settings.content, live, stop, log)

@@ -18,12 +18,12 @@ import typer
 
 from midwatch.cli.app import App, Edge, open_app
 from midwatch.errors import PermanentError, TemporaryError
-from midwatch.lifecycle import Stop, signals_set
+from midwatch.lifecycle import StopEvent, stop_on_signals
 from midwatch.text import one_line
 
 if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner
-    from midwatch.lifecycle import Progress
+    from midwatch.lifecycle import Liveness
     from midwatch.monitor.loop import MonitorLoop
     from midwatch.settings import Settings
 
@@ -52,8 +52,8 @@ def monitor(context: typer.Context, once: Once = False) -> None:
 async def _monitor(edge: Edge, once: bool) -> None:
     async with open_app(edge, sys.stdout) as opened:
         loop = opened.monitor()
-        stop = Stop()
-        with signals_set(stop, end_in):
+        stop = StopEvent()
+        with stop_on_signals(stop, end_in):
             if once:
                 await loop.once()
                 return
@@ -65,7 +65,7 @@ async def _monitor(edge: Edge, once: bool) -> None:
 
 def _served(
     opened: App,
-    progress: Progress,
+    progress: Liveness,
     *,
     monitor: MonitorLoop | None = None,
     agent: AgentRunner | None = None,
@@ -88,8 +88,8 @@ def agent(context: typer.Context, once: Once = False) -> None:
 async def _agent(edge: Edge, once: bool) -> str | None:
     async with open_app(edge, sys.stdout) as opened:
         runner = opened.agent()
-        stop = Stop()
-        with signals_set(stop, end_in):
+        stop = StopEvent()
+        with stop_on_signals(stop, end_in):
             if once:
                 blocked = await runner.drain(stop)
                 return blocked.reason if blocked else None
@@ -108,14 +108,14 @@ def up(context: typer.Context) -> None:
 
 async def _up(edge: Edge) -> None:
     async with open_app(edge, sys.stdout) as opened:
-        stop = Stop()
-        with signals_set(stop, end_in):
+        stop = StopEvent()
+        with stop_on_signals(stop, end_in):
             opened.log.info("started", subjects=len(opened.subjects))
             await run_both(opened, stop)
             opened.log.info("stopped", reason=stop.reason)
 
 
-async def run_both(opened: App, stop: Stop) -> None:
+async def run_both(opened: App, stop: StopEvent) -> None:
     """Monitor and agent until the stop."""
     monitor = opened.monitor()
     agent = opened.agent(monitor.progress)

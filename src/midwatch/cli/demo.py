@@ -27,7 +27,7 @@ from rich.text import Text
 from midwatch.cli.app import App, Edge, open_app
 from midwatch.cli.daemons import run_both
 from midwatch.errors import MidwatchError, SettingsError, TemporaryError
-from midwatch.lifecycle import Stop, signals_set
+from midwatch.lifecycle import StopEvent, stop_on_signals
 from midwatch.model import Diagnosis, Json, Ticket, TicketStatus
 from midwatch.store.protocol import Store, TicketFilter
 from midwatch.testing.postgres import PrivatePostgres
@@ -96,7 +96,7 @@ Connection = psycopg.Connection[tuple[object, ...]]
 
 
 @dataclass(slots=True)
-class Ward:
+class FaultTarget:
     """The server that suffers, and everything a fault holds on to."""
 
     server: PrivatePostgres
@@ -156,10 +156,10 @@ class Fault:
     title: ClassVar[str]
     invariant: ClassVar[str]
 
-    def inject(self, ward: Ward) -> Sequence[str]:
+    def inject(self, ward: FaultTarget) -> Sequence[str]:
         raise NotImplementedError
 
-    def remove(self, ward: Ward) -> None:
+    def remove(self, ward: FaultTarget) -> None:
         raise NotImplementedError
 
 
@@ -168,7 +168,7 @@ class LockPileUp(Fault):
     title = "checkout-service updates an order, then sits idle in its transaction; others queue up behind it"
     invariant = "blocked_sessions"
 
-    def inject(self, ward: Ward) -> Sequence[str]:
+    def inject(self, ward: FaultTarget) -> Sequence[str]:
         culprit = ward.connect("checkout-service")
         culprit.execute("BEGIN")
         culprit.execute("UPDATE orders SET state = 'paying' WHERE id = 1")
@@ -177,7 +177,7 @@ class LockPileUp(Fault):
             ward.in_background(partial(_run, waiting, _SEND))
         return [str(culprit.info.backend_pid), "checkout-service"]
 
-    def remove(self, ward: Ward) -> None:
+    def remove(self, ward: FaultTarget) -> None:
         ward.end_sessions("checkout-service")
 
 
@@ -186,7 +186,7 @@ class ConnectionsExhausted(Fault):
     title = "report-exporter leaks connections until the server has none left"
     invariant = "connections"
 
-    def inject(self, ward: Ward) -> Sequence[str]:
+    def inject(self, ward: FaultTarget) -> Sequence[str]:
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline:
             try:
@@ -195,7 +195,7 @@ class ConnectionsExhausted(Fault):
                 return ["report-exporter"]
         raise TemporaryError("the server never ran out of connections")
 
-    def remove(self, ward: Ward) -> None:
+    def remove(self, ward: FaultTarget) -> None:
         ward.held.close()
 
 
@@ -204,12 +204,12 @@ class RunawayQuery(Fault):
     title = "nightly-report joins a table with itself, three times, without a condition"
     invariant = "long_queries"
 
-    def inject(self, ward: Ward) -> Sequence[str]:
+    def inject(self, ward: FaultTarget) -> Sequence[str]:
         culprit = ward.connect("nightly-report")
         ward.in_background(partial(_run, culprit, _REPORT))
         return [str(culprit.info.backend_pid), "nightly-report"]
 
-    def remove(self, ward: Ward) -> None:
+    def remove(self, ward: FaultTarget) -> None:
         ward.end_sessions("nightly-report")
 
 
@@ -218,11 +218,11 @@ class ServerKilled(Fault):
     title = "kill -9 of the server, as the kernel's out-of-memory killer does it"
     invariant = "reachable"
 
-    def inject(self, ward: Ward) -> Sequence[str]:
+    def inject(self, ward: FaultTarget) -> Sequence[str]:
         ward.server.kill()
         return ["killed"]
 
-    def remove(self, ward: Ward) -> None:
+    def remove(self, ward: FaultTarget) -> None:
         ward.server.restart()
 
 
@@ -231,14 +231,14 @@ class Deadlocks(Fault):
     title = "two jobs lock the same two orders, each in its own order, again and again"
     invariant = "deadlocks"
 
-    def inject(self, ward: Ward) -> Sequence[str]:
+    def inject(self, ward: FaultTarget) -> Sequence[str]:
         for state, rows in (("refunded", (1, 2)), ("resent", (2, 1))):
             connection = ward.connect(f"{state}-job")
             work = partial(_quarrel, connection, state, rows, ward.over)
             ward.in_background(work)
         return ["refunded", "resent"]
 
-    def remove(self, ward: Ward) -> None:
+    def remove(self, ward: FaultTarget) -> None:
         ward.over.set()
 
 
@@ -249,7 +249,7 @@ class InactiveSlot(Fault):
     )
     invariant = "inactive_slots"
 
-    def inject(self, ward: Ward) -> Sequence[str]:
+    def inject(self, ward: FaultTarget) -> Sequence[str]:
         with psycopg.connect(ward.server.dsn("shop"), autocommit=True) as admin:
             admin.execute(
                 "SELECT pg_create_physical_replication_slot('old_standby', true)"
@@ -260,7 +260,7 @@ class InactiveSlot(Fault):
             )
         return ["old_standby"]
 
-    def remove(self, ward: Ward) -> None:
+    def remove(self, ward: FaultTarget) -> None:
         with psycopg.connect(ward.server.dsn("shop"), autocommit=True) as admin:
             admin.execute("SELECT pg_drop_replication_slot('old_standby')")
 
@@ -402,7 +402,7 @@ def write_settings(server: PrivatePostgres, folder: Path) -> Path:
 # What the demo shows on the terminal.
 
 
-class Teller:
+class ScenePrinter:
     """One line for each turn of the story, with the seconds since the fault."""
 
     def __init__(self, console: Console) -> None:
@@ -497,7 +497,7 @@ class Story:
     """One run. Times are seconds since the fault began."""
 
     fault: Fault
-    tell: Teller
+    tell: ScenePrinter
     began: float = 0.0
     times: dict[str, float] = field(default_factory=dict)
 
@@ -510,16 +510,16 @@ async def play(
     fault: Fault, environ: Mapping[str, str], folder: Path, console: Console
 ) -> None:
     """Run the whole story. Raises StoryBroke when something is not as it should be."""
-    story = Story(fault, Teller(console))
+    story = Story(fault, ScenePrinter(console))
     began = time.monotonic()
     with shop() as server, customers(server):
         story.tell.server(time.monotonic() - began)
         edge = Edge(environ, write_settings(server, folder))
-        ward = Ward(server)
+        ward = FaultTarget(server)
         with open(folder / "midwatch.log", "w", encoding="utf-8") as log:
             async with open_app(edge, log) as app:
-                stop = Stop()
-                with signals_set(stop):
+                stop = StopEvent()
+                with stop_on_signals(stop):
                     try:
                         await _with_daemons(app, stop, _scenes(story, app, ward, stop))
                     finally:
@@ -527,7 +527,7 @@ async def play(
     story.tell.summary(story.times)
 
 
-async def _with_daemons(app: App, stop: Stop, scenes: Awaitable[None]) -> None:
+async def _with_daemons(app: App, stop: StopEvent, scenes: Awaitable[None]) -> None:
     """Monitor and agent run beside the scenes; a signal ends all of them."""
     daemons = asyncio.create_task(run_both(app, stop))
     played = asyncio.ensure_future(scenes)
@@ -550,7 +550,7 @@ async def _with_daemons(app: App, stop: Stop, scenes: Awaitable[None]) -> None:
             await asyncio.gather(daemons, stopping, return_exceptions=True)
 
 
-async def _scenes(story: Story, app: App, ward: Ward, stop: Stop) -> None:
+async def _scenes(story: Story, app: App, ward: FaultTarget, stop: StopEvent) -> None:
     fault, tell = story.fault, story.tell
     await _until("a first look", _TICKET_SECONDS, lambda: _watched(app.store))
     if await _unresolved(app.store):

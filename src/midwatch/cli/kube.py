@@ -17,7 +17,7 @@ from midwatch.cli.app import Edge
 from midwatch.cli.daemons import end_in
 from midwatch.cli.output import Output
 from midwatch.errors import MidwatchError, PermanentError, SettingsError
-from midwatch.lifecycle import Stop, signals_set
+from midwatch.lifecycle import StopEvent, stop_on_signals
 from midwatch.model import Json
 from midwatch.text import one_line
 
@@ -46,8 +46,8 @@ async def _operate(edge: Edge) -> None:
     ours = settings.operator
     log = open_log(settings.log, sys.stdout, Redactor())
     gc.enable()  # `main` turned it off for the start
-    stop = Stop()
-    with signals_set(stop, end_in):
+    stop = StopEvent()
+    with stop_on_signals(stop, end_in):
         async with Cluster.connect(
             ours.kubeconfig, ours.context, ours.request_timeout
         ) as cluster:

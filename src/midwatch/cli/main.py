@@ -83,7 +83,7 @@ def main() -> None:
             gc.freeze()
             sys.stdout.flush()
     except MidwatchError as error:
-        _fail(error.line(), 1)
+        _fail(error.one_line(), 1)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -94,7 +94,7 @@ def main() -> None:
         known = group.subgroup(MidwatchError)
         if known is None:
             raise
-        _fail(_first(known).line(), 1)
+        _fail(_first(known).one_line(), 1)
 
 
 def _first(group: BaseExceptionGroup[MidwatchError]) -> MidwatchError:

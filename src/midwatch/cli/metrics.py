@@ -10,7 +10,7 @@ from typing import get_args
 
 from midwatch.agent.runner import AgentRunner, Standstill
 from midwatch.errors import SettingsError
-from midwatch.lifecycle import Progress
+from midwatch.lifecycle import Liveness
 from midwatch.logs import Log
 from midwatch.metrics import Family, Sample
 from midwatch.model import Severity
@@ -149,7 +149,7 @@ def agent_samples(agent: AgentRunner) -> Iterator[Sample]:
 async def figures_served(
     settings: MetricsSettings,
     log: Log,
-    progress: Progress,
+    progress: Liveness,
     *,
     monitor: MonitorLoop | None = None,
     agent: AgentRunner | None = None,

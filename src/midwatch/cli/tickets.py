@@ -654,13 +654,13 @@ async def _diagnose(edge: Edge, ticket_id: int) -> Known:
     """Raises Conflict when the ticket cannot be diagnosed now, MidwatchError when there is
     no answer to show."""
     from midwatch.agent.runner import Blocked
-    from midwatch.lifecycle import Stop, signals_set
+    from midwatch.lifecycle import StopEvent, stop_on_signals
 
     async with open_app(edge, sys.stderr) as opened:
         ticket = await opened.store.ticket(ticket_id)
         _refuse_settled(ticket)
-        stop = Stop()
-        with signals_set(stop):
+        stop = StopEvent()
+        with stop_on_signals(stop):
             ended = await opened.agent().diagnose(ticket.batch, stop)
         if isinstance(ended, Blocked):
             raise MidwatchError(f"not diagnosing: {ended.reason}")

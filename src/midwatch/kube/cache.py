@@ -10,20 +10,20 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from midwatch.kube.observed import (
-    Seen,
-    SeenJob,
-    SeenPod,
+    JobView,
+    ObservedState,
+    PodView,
     later,
     read_job,
     read_pod,
     seen_of,
 )
 from midwatch.kube.status import phase_of
-from midwatch.lifecycle import Clock, Progress, SystemClock
+from midwatch.lifecycle import Clock, Liveness, SystemClock
 from midwatch.model import Json
 from midwatch.session.events import Phase
 
-T = TypeVar("T", SeenJob, SeenPod)
+T = TypeVar("T", JobView, PodView)
 Key = tuple[str, str]
 """Namespace and name of a session."""
 Kind = Literal["session", "job", "pod"]
@@ -36,8 +36,8 @@ class Known:
     """Of one session. `body` is its resource; None: not seen, or over and done with."""
 
     body: Json | None = None
-    jobs: dict[str, SeenJob] = field(default_factory=dict)
-    pods: dict[str, SeenPod] = field(default_factory=dict)
+    jobs: dict[str, JobView] = field(default_factory=dict)
+    pods: dict[str, PodView] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return self.body is not None or bool(self.jobs or self.pods)
@@ -61,7 +61,7 @@ class Known:
             case "pod":
                 self.pods.pop(name, None)
 
-    def seen(self, *, fresh: bool, current: bool) -> Seen | None:
+    def seen(self, *, fresh: bool, current: bool) -> ObservedState | None:
         if self.body is None:
             return None
         jobs, pods = self.jobs.values(), self.pods.values()
@@ -195,13 +195,13 @@ class Queue:
         chance: random.Random | None = None,
         *,
         clock: Clock | None = None,
-        progress: Progress | None = None,
+        progress: Liveness | None = None,
         stuck_after: float = 300.0,
     ) -> None:
         self._backoff, self._longest = backoff, longest
         self._chance = chance or random.Random()
         self._clock = clock or SystemClock()
-        self._progress = progress or Progress(self._clock)
+        self._progress = progress or Liveness(self._clock)
         self._stuck_after = stuck_after
         self._ready: deque[tuple[Key, float]] = deque()
         self._waiting: set[Key] = set()
@@ -267,7 +267,7 @@ class Queue:
         if self._ready:
             self._progress.expect(_LOOP, self._stuck_after)
         else:
-            self._progress.rest(_LOOP)
+            self._progress.expect_nothing(_LOOP)
         self._waiting.discard(key)
         self._at_work.add(key)
         return key

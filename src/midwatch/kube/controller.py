@@ -23,17 +23,17 @@ from midwatch.kube.errors import (
     WriterOutdated,
 )
 from midwatch.kube.manifests import job, objects
-from midwatch.kube.observed import Seen, seen_of
+from midwatch.kube.observed import ObservedState, seen_of
 from midwatch.kube.reconcile import (
     Action,
+    AddFinalizer,
     CreateJob,
     DeleteJob,
     Event,
     ExpireJob,
-    Hold,
-    Look,
     Plan,
-    Release,
+    Refresh,
+    RemoveFinalizer,
     SuspendJob,
     WriteStatus,
     impossible,
@@ -82,7 +82,7 @@ class Helpers:
         """One may be missing."""
         self._made.pop(uid, None)
 
-    def are_there(self, seen: Seen, action: CreateJob, now: float) -> bool:
+    def are_there(self, seen: ObservedState, action: CreateJob, now: float) -> bool:
         """Whether the Job of this attempt can do with what was made before.
 
         An attempt whose pod never ran may have lacked one of them.
@@ -159,7 +159,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Hands:
+class ActionExecutor:
     """What the actions need. The index is told of what they did, ahead of the watches."""
 
     cluster: Cluster
@@ -170,15 +170,17 @@ class Hands:
     tally: Tally = field(default_factory=Tally)
     helpers: Helpers = field(default_factory=Helpers)
 
-    async def carry(self, seen: Seen, action: Action) -> None:
+    async def carry(self, seen: ObservedState, action: Action) -> None:
         """Raises the errors of the cluster, of the settings, and SpecRefused."""
         resource, key = seen.resource, seen.resource.key
         match action:
-            case Look():
+            case Refresh():
                 await self._look(key)
-            case Hold() | Release():
-                await self._finalizer(resource, present=isinstance(action, Hold))
-                if isinstance(action, Release) and seen.phase.terminal:
+            case AddFinalizer() | RemoveFinalizer():
+                await self._finalizer(
+                    resource, present=isinstance(action, AddFinalizer)
+                )
+                if isinstance(action, RemoveFinalizer) and seen.phase.terminal:
                     reason = str(seen.status.get("reason") or "")
                     self.tally.ends[seen.phase.value, reason] += 1
             case CreateJob():
@@ -261,11 +263,11 @@ class Hands:
         try:
             await self.cluster.record_event(manifest)
         except (ClusterRefused, ClusterUnavailable, ResourceGone) as error:
-            self.log.warning("an event was not recorded", error=error.line())
+            self.log.warning("an event was not recorded", error=error.one_line())
 
     # -------------------------------------------------------------- creation
 
-    async def _create(self, seen: Seen, action: CreateJob) -> None:
+    async def _create(self, seen: ObservedState, action: CreateJob) -> None:
         resource = seen.resource
         other = await self._resumed(resource, needed=action.attempt == 1)
         manifest = job(
@@ -286,7 +288,7 @@ class Hands:
                 self.index.put_job(found)
 
     async def _help(
-        self, seen: Seen, action: CreateJob, other: SessionResource | None
+        self, seen: ObservedState, action: CreateJob, other: SessionResource | None
     ) -> None:
         """Create what stands beside the Job, unless it is known to be there."""
         resource, now = seen.resource, self.clock.monotonic()
@@ -407,10 +409,10 @@ PASSING = 3
 """Failures in a row after which a refusal that may pass is told in the resource: a quarter of a minute."""
 
 
-class Follower:
+class ReconcileWorker:
     """Follows one session at a time; `run` may run several times at once. `failures` counts them by kind."""
 
-    def __init__(self, hands: Hands, queue: Queue) -> None:
+    def __init__(self, hands: ActionExecutor, queue: Queue) -> None:
         self._hands = hands
         self._queue = queue
         self._log = hands.log
@@ -441,10 +443,10 @@ class Follower:
             self._log.info("waits", session=session, why=error.message, wait=wait)
         except TemporaryError as error:
             wait = self._failed("temporary", key, error.retry_after or 0.0)
-            self._log.warning("failed", session=session, error=error.line(), wait=wait)
+            self._log.warning("failed", session=session, error=error.one_line(), wait=wait)
         except PermanentError as error:
             wait = self._failed("permanent", key)
-            self._log.error("refused", session=session, error=error.line(), wait=wait)
+            self._log.error("refused", session=session, error=error.one_line(), wait=wait)
         except Exception:  # the outermost guard: a session that trips us stops no other
             wait = self._failed("unexpected", key)
             self._log.exception("failed", session=session, wait=wait)
@@ -467,13 +469,13 @@ class Follower:
             done |= {type(action) for action in next_.actions}
         raise TemporaryError("it does not settle")
 
-    def _seen(self, key: Key, done: set[type[Action]]) -> Seen | None:
+    def _seen(self, key: Key, done: set[type[Action]]) -> ObservedState | None:
         """What is known; of what was done for it follows how new that is."""
         known = self._hands.index.get(key)
         if known is None:
             return None
         # Holding a resource back answers with the resource as it is then.
-        return known.seen(fresh=Look in done, current=Hold in done)
+        return known.seen(fresh=Refresh in done, current=AddFinalizer in done)
 
     def _settled(self, key: Key, last: Plan) -> None:
         self._queue.worked(key)
@@ -482,7 +484,7 @@ class Follower:
         elif last.again is not None:
             self._queue.later(key, max(0.05, last.again))
 
-    async def _carry(self, seen: Seen, next_: Plan) -> None:
+    async def _carry(self, seen: ObservedState, next_: Plan) -> None:
         for action in next_.actions:
             try:
                 await self._hands.carry(seen, action)
@@ -494,18 +496,18 @@ class Follower:
                 await self._refuse(seen, error)
                 raise
 
-    async def _end(self, seen: Seen, error: SpecImpossible) -> None:
+    async def _end(self, seen: ObservedState, error: SpecImpossible) -> None:
         """Trying again would be for ever: the session is over before it began."""
-        for action in impossible(seen, reason_of_refusal(error), error.line()):
+        for action in impossible(seen, reason_of_refusal(error), error.one_line()):
             await self._hands.carry(seen, action)
 
-    async def _refuse(self, seen: Seen, error: MidwatchError) -> None:
+    async def _refuse(self, seen: ObservedState, error: MidwatchError) -> None:
         """Say in the resource why it goes no further, once that is sure."""
         if may_pass(error) and self._queue.failures(seen.resource.key) < PASSING:
             return
-        for action in refusal(seen, reason_of_refusal(error), error.line()):
+        for action in refusal(seen, reason_of_refusal(error), error.one_line()):
             try:
                 await self._hands.carry(seen, action)
             except (PermanentError, TemporaryError) as also:
-                self._log.warning("not told", error=also.line())
+                self._log.warning("not told", error=also.one_line())
                 return

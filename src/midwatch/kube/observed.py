@@ -34,7 +34,7 @@ _REDACTOR = Redactor()
 
 
 @dataclass(frozen=True, slots=True)
-class SeenJob:
+class JobView:
     """A Job. `outcome` is Complete or Failed once it is over; `reason` and `message` say why.
 
     `target` is FailureTarget or SuccessCriteriaMet: Kubernetes has decided how it ends, and why, and still
@@ -73,7 +73,7 @@ class SeenJob:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenPod:
+class PodView:
     """A pod and its one container.
 
     `waiting` and `exit_reason` are the words of the kubelet; `disrupted` is why the cluster took the pod
@@ -106,14 +106,14 @@ class SeenPod:
         return self.phase in ("Succeeded", "Failed")
 
 
-def read_job(body: Mapping[str, Any]) -> SeenJob:
+def read_job(body: Mapping[str, Any]) -> JobView:
     """A Job of a session, as the API server gives it or as it was sent there."""
     meta, spec, status = _parts(body)
     conditions = _conditions(status)
     outcome = next((type_ for type_ in _OUTCOMES if type_ in conditions), "")
     target = next((type_ for type_ in _TARGETS if type_ in conditions), "")
     why = conditions.get(outcome or target, {})
-    return SeenJob(
+    return JobView(
         **_identity(meta),
         created_at=_time(meta.get("creationTimestamp")),
         begun_at=_time(status.get("startTime")),
@@ -129,7 +129,7 @@ def read_job(body: Mapping[str, Any]) -> SeenJob:
     )
 
 
-def read_pod(body: Mapping[str, Any]) -> SeenPod:
+def read_pod(body: Mapping[str, Any]) -> PodView:
     """A pod of a session, as the API server gives it."""
     meta, _, status = _parts(body)
     conditions = _conditions(status)
@@ -140,7 +140,7 @@ def read_pod(body: Mapping[str, Any]) -> SeenPod:
     state = _state(status)
     waiting = state.get("waiting") or {}
     ended = state.get("terminated") or {}
-    return SeenPod(
+    return PodView(
         **_identity(meta),
         created_at=_time(meta.get("creationTimestamp")),
         delete_at=_time(meta.get("deletionTimestamp")),
@@ -238,7 +238,7 @@ def _text(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ObservedState:
     """`fresh`: read for this plan, not taken from what the watches told. `refused`: the spec cannot be
     read; `resource` has a harmless one in its place, so that a Job that runs is still followed.
     """
@@ -247,8 +247,8 @@ class Seen:
     held: bool
     deleted_at: datetime | None = None
     refused: SpecRefused | None = None
-    jobs: tuple[SeenJob, ...] = ()
-    pods: tuple[SeenPod, ...] = ()
+    jobs: tuple[JobView, ...] = ()
+    pods: tuple[PodView, ...] = ()
     fresh: bool = False
     current: bool = False
 
@@ -268,16 +268,16 @@ class Seen:
         return max([told if isinstance(told, int) else 0, *attempts])
 
     @property
-    def job(self) -> SeenJob | None:
+    def job(self) -> JobView | None:
         """The Job of the latest attempt."""
         return next((job for job in self.jobs if job.attempt == self.attempt), None)
 
     @property
-    def current_pods(self) -> tuple[SeenPod, ...]:
+    def current_pods(self) -> tuple[PodView, ...]:
         return tuple(pod for pod in self.pods if pod.attempt == self.attempt)
 
     @property
-    def live_pods(self) -> tuple[SeenPod, ...]:
+    def live_pods(self) -> tuple[PodView, ...]:
         return tuple(pod for pod in self.pods if not pod.over)
 
     def time(self, name: str) -> datetime | None:
@@ -303,12 +303,12 @@ class Seen:
 
 def seen_of(
     body: Mapping[str, Any],
-    jobs: Iterable[SeenJob] = (),
-    pods: Iterable[SeenPod] = (),
+    jobs: Iterable[JobView] = (),
+    pods: Iterable[PodView] = (),
     *,
     fresh: bool = False,
     current: bool = False,
-) -> Seen:
+) -> ObservedState:
     """What is seen of a resource. Jobs and pods of another resource of its name are left out."""
     meta = body.get("metadata") or {}
     refused: SpecRefused | None = None
@@ -317,7 +317,7 @@ def seen_of(
     except SpecRefused as error:
         refused, resource = error, _unread(body)
     deleted = meta.get("deletionTimestamp")
-    return Seen(
+    return ObservedState(
         resource=resource,
         held=FINALIZER in (meta.get("finalizers") or ()),
         deleted_at=datetime.fromisoformat(deleted) if deleted else None,
@@ -376,8 +376,8 @@ _KILLED = {137: "SIGKILL", POD_ENDED: "SIGTERM"}
 
 
 def judge(
-    job: SeenJob | None,
-    pods: Sequence[SeenPod],
+    job: JobView | None,
+    pods: Sequence[PodView],
     settings: OperatorSettings,
     now: datetime,
 ) -> Verdict:
@@ -402,7 +402,7 @@ def judge(
     return _of_job(job, pod, settings, now)
 
 
-def _newest(pods: Sequence[SeenPod]) -> SeenPod | None:
+def _newest(pods: Sequence[PodView]) -> PodView | None:
     return max(
         pods, key=lambda pod: (str(pod.created_at or ""), pod.name), default=None
     )
@@ -411,7 +411,7 @@ def _newest(pods: Sequence[SeenPod]) -> SeenPod | None:
 # ------------------------------------------------------------------ the Job
 
 
-def _of_ended_job(job: SeenJob, pod: SeenPod | None) -> Verdict:
+def _of_ended_job(job: JobView, pod: PodView | None) -> Verdict:
     if job.outcome == "Complete":
         return _untold(f"its Job {job.name} is complete, but")
     if pod is None or job.reason in ("BackoffLimitExceeded", ""):
@@ -420,7 +420,7 @@ def _of_ended_job(job: SeenJob, pod: SeenPod | None) -> Verdict:
 
 
 def _of_job(
-    job: SeenJob, pod: SeenPod | None, settings: OperatorSettings, now: datetime
+    job: JobView, pod: PodView | None, settings: OperatorSettings, now: datetime
 ) -> Verdict:
     # In a Job that ends, or has counted a pod, Kubernetes is between two of its steps.
     if pod is not None or job.ending or job.had_pod:
@@ -447,7 +447,7 @@ def _of_job(
 # ------------------------------------------------------------------ the pod
 
 
-def _of_pod(pod: SeenPod, settings: OperatorSettings, now: datetime) -> Verdict:
+def _of_pod(pod: PodView, settings: OperatorSettings, now: datetime) -> Verdict:
     if pod.over or pod.exit_code is not None:
         return _of_ended_pod(pod)
     if pod.delete_at is not None:
@@ -469,7 +469,7 @@ def _of_pod(pod: SeenPod, settings: OperatorSettings, now: datetime) -> Verdict:
     return FINE
 
 
-def _of_waiting(pod: SeenPod, settings: OperatorSettings, now: datetime) -> Verdict:
+def _of_waiting(pod: PodView, settings: OperatorSettings, now: datetime) -> Verdict:
     said = pod.waiting_message or pod.waiting
     since = pod.scheduled_at or pod.created_at
     if pod.waiting == "InvalidImageName":
@@ -486,7 +486,7 @@ def _of_waiting(pod: SeenPod, settings: OperatorSettings, now: datetime) -> Verd
     return FINE
 
 
-def _of_ended_pod(pod: SeenPod) -> Verdict:
+def _of_ended_pod(pod: PodView) -> Verdict:
     if pod.exit_reason == "OOMKilled":
         return Verdict(
             "failed",
@@ -504,7 +504,7 @@ def _of_ended_pod(pod: SeenPod) -> Verdict:
     return _of_exit(pod)
 
 
-def _of_exit(pod: SeenPod) -> Verdict:
+def _of_exit(pod: PodView) -> Verdict:
     if pod.exit_code in (0, UNTOLD):
         return _untold("its runner ended, but")
     if pod.exit_code is None:
@@ -525,7 +525,7 @@ def _untold(what: str) -> Verdict:
     )
 
 
-def _pod(pod: SeenPod, verdict: Verdict) -> Verdict:
+def _pod(pod: PodView, verdict: Verdict) -> Verdict:
     """With what the cluster said."""
     if not pod.message:
         return verdict

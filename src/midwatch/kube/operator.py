@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from midwatch.errors import MidwatchError
 from midwatch.kube.cache import Index, Queue
 from midwatch.kube.client import Cluster
-from midwatch.kube.controller import FAILURES, Follower, Hands, Tally
+from midwatch.kube.controller import FAILURES, ActionExecutor, ReconcileWorker, Tally
 from midwatch.kube.errors import ResourceGone
 from midwatch.kube.watch import RESOURCES, Hearing, Watches
-from midwatch.lifecycle import Clock, Progress, Stop, SystemClock
+from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock
 from midwatch.logs import Log, quiet_log
 from midwatch.metrics import (
     Answer,
@@ -187,7 +187,7 @@ class Operator:
         self._settings = settings
         self._log = log or quiet_log()
         self.index = Index()
-        self.progress = Progress(clock)
+        self.progress = Liveness(clock)
         self.hearing = Hearing(clock)
         self._queue = Queue(
             settings.backoff,
@@ -196,10 +196,10 @@ class Operator:
             progress=self.progress,
             stuck_after=_TURN * settings.request_timeout,
         )
-        self._hands = Hands(cluster, self.index, settings, clock, self._log)
-        self._follower = Follower(self._hands, self._queue)
+        self._hands = ActionExecutor(cluster, self.index, settings, clock, self._log)
+        self._follower = ReconcileWorker(self._hands, self._queue)
 
-    async def run(self, stop: Stop) -> None:
+    async def run(self, stop: StopEvent) -> None:
         """Follow all sessions until the stop. Raises SettingsError where `operator.port` is taken."""
         async with self.served():
             if await self._first_look(stop):
@@ -231,7 +231,7 @@ class Operator:
         ) as address:
             yield address
 
-    async def _follow(self, stop: Stop) -> None:
+    async def _follow(self, stop: StopEvent) -> None:
         workers = [
             asyncio.create_task(self._follower.run(), name=f"follower {number}")
             for number in range(self._settings.concurrency)
@@ -246,7 +246,7 @@ class Operator:
             await asyncio.gather(*workers, return_exceptions=True)
             self._queue.close()
 
-    async def _first_look(self, stop: Stop) -> bool:
+    async def _first_look(self, stop: StopEvent) -> bool:
         """Know the cluster before anything is judged; true once it is known."""
         wait = self._settings.backoff
         while not stop:
@@ -258,7 +258,7 @@ class Operator:
                 hint = "install them: midwatch kube crd | kubectl apply -f -"
                 self._log.error("no AgenticSessions", error=error.message, hint=hint)
             except MidwatchError as error:
-                self._log.error("cannot start yet", error=error.line(), wait=wait)
+                self._log.error("cannot start yet", error=error.one_line(), wait=wait)
             await stop.pause(wait)
             wait = min(wait * 2, self._settings.backoff_max)
         return False
@@ -278,14 +278,14 @@ class Operator:
         for key in self.index:
             self._queue.add(key)
 
-    async def _resync(self, stop: Stop) -> None:
+    async def _resync(self, stop: StopEvent) -> None:
         while not await stop.pause(RESYNC):
             try:
                 await self.look()
             except MidwatchError as error:
-                self._log.warning("cannot list", error=error.line())
+                self._log.warning("cannot list", error=error.one_line())
 
-    async def _watch(self, stop: Stop) -> None:
+    async def _watch(self, stop: StopEvent) -> None:
         """kopf gives up on what it does not know; it is started again then."""
         watches = Watches(
             self.index,

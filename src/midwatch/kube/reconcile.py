@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from midwatch.kube.observed import PASSING, Seen, SeenJob, SeenPod, Verdict, judge
+from midwatch.kube.observed import (
+    PASSING,
+    JobView,
+    ObservedState,
+    PodView,
+    Verdict,
+    judge,
+)
 from midwatch.kube.rules import MAX_NAME, job_name
 from midwatch.kube.status import Condition, out_of_step, phase_changes, phase_conditions
 from midwatch.model import Json
@@ -23,17 +30,17 @@ from midwatch.settings import OperatorSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Refresh:
     """Read the resource, its Jobs and its pods anew: a cache is no ground for what cannot be undone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class AddFinalizer:
     """Hold the resource back from being deleted unseen."""
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class RemoveFinalizer:
     """Let it go."""
 
 
@@ -84,9 +91,9 @@ class Event:
 
 
 Action = (
-    Look
-    | Hold
-    | Release
+    Refresh
+    | AddFinalizer
+    | RemoveFinalizer
     | CreateJob
     | SuspendJob
     | DeleteJob
@@ -112,7 +119,7 @@ class Plan:
 # Telling that a session is not run: as things are, or ever. Pure.
 
 
-def refusal(seen: Seen, reason: str, message: str) -> tuple[Action, ...]:
+def refusal(seen: ObservedState, reason: str, message: str) -> tuple[Action, ...]:
     """Tell that the session cannot be started as things are; nothing, where that is told already."""
     condition = Condition("Accepted", "False", reason, message)
     if seen.phase.terminal or seen.told("Accepted", "False", reason, message):
@@ -124,7 +131,7 @@ def refusal(seen: Seen, reason: str, message: str) -> tuple[Action, ...]:
     )
 
 
-def impossible(seen: Seen, reason: str, message: str) -> tuple[Action, ...]:
+def impossible(seen: ObservedState, reason: str, message: str) -> tuple[Action, ...]:
     """Tell that the session can never be started: what is wrong with its spec cannot be changed any more."""
     if seen.phase.terminal:
         return ()
@@ -146,7 +153,7 @@ _IDLE_MESSAGE = "nothing happened within spec.idleTimeout, and it did not stop i
 _ACCEPTED = Condition("Accepted", "True", "Accepted", "")
 
 
-def plan(seen: Seen, settings: OperatorSettings, now: datetime) -> Plan:
+def plan(seen: ObservedState, settings: OperatorSettings, now: datetime) -> Plan:
     """What to do now, and when to look again."""
     case = _Case(seen, settings, now)
     if seen.phase.terminal:
@@ -163,7 +170,7 @@ def plan(seen: Seen, settings: OperatorSettings, now: datetime) -> Plan:
 
 @dataclass(frozen=True)
 class _Case:
-    seen: Seen
+    seen: ObservedState
     settings: OperatorSettings
     now: datetime
 
@@ -177,9 +184,9 @@ class _Case:
         if refused := self._refused():
             return Plan(refusal(seen, *refused))
         if not seen.held:
-            return Plan((Hold(),))
+            return Plan((AddFinalizer(),))
         if not seen.current:
-            return Plan((Look(),))
+            return Plan((Refresh(),))
         if (wait := self._until_gone(seen.live_pods)) is not None:
             return Plan(again=wait)
         return self._attempt(1, _WAITING)
@@ -187,7 +194,7 @@ class _Case:
     def _refused(self) -> tuple[str, str] | None:
         """What is wrong with the spec or our settings: the reason and the message."""
         if self.seen.refused is not None:
-            return "InvalidSpec", self.seen.refused.line()
+            return "InvalidSpec", self.seen.refused.one_line()
         if self.settings.image is None:
             return "NoImage", "the operator has no image to run (set operator.image)"
         spec = self.seen.resource.spec
@@ -231,7 +238,7 @@ class _Case:
     def following(self) -> Plan:
         seen = self.seen
         if seen.refused is not None:
-            refused = refusal(seen, "InvalidSpec", seen.refused.line())
+            refused = refusal(seen, "InvalidSpec", seen.refused.one_line())
             if refused:
                 return Plan(refused)
         verdict = judge(seen.job, seen.current_pods, self.settings, self.now)
@@ -239,7 +246,7 @@ class _Case:
             lost = verdict.outcome == "lost"
             next_ = self._lost(verdict) if lost else self._failed(verdict)
             # To wait takes no fresh look.
-            return next_ if seen.fresh or not next_.actions else Plan((Look(),))
+            return next_ if seen.fresh or not next_.actions else Plan((Refresh(),))
         if (seen.status.get("attempt") or 0) < seen.attempt:
             return Plan(self._begun(seen.attempt, _WAITING))
         if verdict.outcome == "waiting" and seen.phase is not Phase.RUNNING:
@@ -274,7 +281,7 @@ class _Case:
         if seen.status.get("reason") == "PermissionNeeded":  # it waits for a person
             return Plan(again=again)
         if not seen.fresh:
-            return Plan((Look(),))
+            return Plan((Refresh(),))
         # After an outage a runner that works has had no chance to say so: it gets one.
         since = seen.since("Ready", _QUIET)
         if since is None:
@@ -315,7 +322,7 @@ class _Case:
         job = self.seen.job
         return 0.0 if job is None or job.ending else self._until_marked()
 
-    def _give_up_job(self, job: SeenJob, message: str) -> Plan:
+    def _give_up_job(self, job: JobView, message: str) -> Plan:
         """A Job whose pod is lost ends by itself; one that does not is deleted."""
         if (wait := self._until_marked()) > 0:
             return Plan(again=wait)
@@ -348,7 +355,7 @@ class _Case:
         if (wait := self._until_gone(seen.live_pods)) is not None:
             return Plan(again=wait)
         if not seen.fresh:
-            return Plan((Look(),))
+            return Plan((Refresh(),))
         if job is not None and not job.suspended:
             verdict = judge(job, seen.current_pods, self.settings, self.now)
             if verdict.outcome == "failed":  # before anybody stopped it
@@ -366,7 +373,7 @@ class _Case:
             return _IDLE, _IDLE_MESSAGE
         return "Stopped", "its Job was suspended"
 
-    def _suspend(self, job: SeenJob, reason: str, message: str) -> Plan:
+    def _suspend(self, job: JobView, reason: str, message: str) -> Plan:
         event = Event("Normal", "Stopping", message, job.attempt)
         tell = WriteStatus(job.attempt, {"reason": reason, "message": message})
         return Plan((SuspendJob(job.name), event, tell))
@@ -383,19 +390,19 @@ class _Case:
         wait = self._until_gone(seen.live_pods)
         if wait is not None and left > 0:
             return Plan(again=min(wait, left))
-        return Plan((Release(),))
+        return Plan((RemoveFinalizer(),))
 
-    def _ends(self, job: SeenJob) -> bool:
+    def _ends(self, job: JobView) -> bool:
         """Whether its pods are ended as it is."""
         return job.ending or job.suspended or job.deleting
 
-    def _until_gone(self, pods: tuple[SeenPod, ...]) -> float | None:
+    def _until_gone(self, pods: tuple[PodView, ...]) -> float | None:
         """Seconds to wait for the pods that live; None if none does, or none should any more."""
         waits = [self._grace_left(pod) for pod in pods]
         waits = [wait for wait in waits if wait > 0]
         return max(waits) if waits else None
 
-    def _grace_left(self, pod: SeenPod) -> float:
+    def _grace_left(self, pod: PodView) -> float:
         if pod.delete_at is not None:
             return SETTLE - self._age(pod.delete_at)
         job = next((job for job in self.seen.jobs if job.attempt == pod.attempt), None)
@@ -415,7 +422,7 @@ class _Case:
             return Plan((WriteStatus(_told_attempt(seen), {}),))
         expire = self._expiring()
         if seen.held:
-            return Plan((self._last_event(), Release(), *expire))
+            return Plan((self._last_event(), RemoveFinalizer(), *expire))
         if expire:
             return Plan(expire)
         if job is None or job.ending or job.deleting or seen.deleted_at is not None:
@@ -430,7 +437,7 @@ class _Case:
             # It would stay for ever; its pod is gone, and the log with it.
             return Plan((DeleteJob(job.name),))
         if not seen.fresh:
-            return Plan((Look(),))
+            return Plan((Refresh(),))
         if job.had_pod and not seen.live_pods:
             return Plan(done=True)
         return Plan((DeleteJob(job.name),))
@@ -467,7 +474,7 @@ class _Case:
         return Plan((tell, _ending(phase, message or reason, self.seen.attempt)))
 
 
-def _unsaved(seen: Seen) -> tuple[Condition, ...]:
+def _unsaved(seen: ObservedState) -> tuple[Condition, ...]:
     """A runner that ended without a last word may have had more than it last saved."""
     saved = any(
         (one.get("type"), one.get("status")) == (_SAVED, "True")
@@ -479,7 +486,7 @@ def _unsaved(seen: Seen) -> tuple[Condition, ...]:
     return (Condition(_SAVED, "Unknown", "NotTold", message),)
 
 
-def _told_attempt(seen: Seen) -> int:
+def _told_attempt(seen: ObservedState) -> int:
     told = seen.status.get("attempt")
     return told if isinstance(told, int) else 0
 

@@ -17,7 +17,7 @@ from midwatch.kube.runner_outcome import (
     SIGNALS,
     STOPPED,
     End,
-    Graces,
+    ShutdownBudget,
     ended_as,
     ended_by,
     in_another_pod,
@@ -27,9 +27,9 @@ from midwatch.kube.runner_task import PodTask
 from midwatch.kube.runner_workspace import (
     FETCH_FOR,
     Delivery,
-    Keeper,
     PodPlaces,
     Sync,
+    SyncSupervisor,
     adopt,
     left_to_say,
     prepare_workspace,
@@ -37,7 +37,7 @@ from midwatch.kube.runner_workspace import (
 )
 from midwatch.kube.status import Condition, merged, timestamp
 from midwatch.kube.status_writer import ResourceRecords, StatusCluster
-from midwatch.lifecycle import Clock, Stop, SystemClock, signals_set
+from midwatch.lifecycle import Clock, StopEvent, SystemClock, stop_on_signals
 from midwatch.model import Json
 from midwatch.redaction import Redactor
 from midwatch.session.agentic_session import (
@@ -68,7 +68,7 @@ OUTAGE = 900.0
 """Seconds that the content proxy and the API server may be away at the end, if the session has that much time left."""
 
 
-class Voice(Protocol):
+class EventSink(Protocol):
     """Whoever reads the pod's log."""
 
     def event(self, event: Event) -> None: ...
@@ -76,21 +76,21 @@ class Voice(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class Dependencies:
     """What a pod's runner works with. `options` are the settings', before the task's own wishes."""
 
     cluster: StatusCluster
     sync: Sync | None
     options: SessionOptions
     environment: GitEnvironment
-    voice: Voice
+    voice: EventSink
     clock: Clock = SystemClock()
 
 
 class PodRunner:
     """`run` once; it gives the exit code."""
 
-    def __init__(self, task: PodTask, means: Means) -> None:
+    def __init__(self, task: PodTask, means: Dependencies) -> None:
         given = task.environment
         self._task = task
         self._means = means
@@ -100,8 +100,8 @@ class PodRunner:
         self._places = PodPlaces(
             given.workspace_path, given.state_path, given.cache_path
         )
-        self._graces = Graces.within(given.termination_grace)
-        self._stop = Stop(means.clock)
+        self._graces = ShutdownBudget.within(given.termination_grace)
+        self._stop = StopEvent(means.clock)
         self._records = ResourceRecords(
             means.cluster,
             task.identity.target,
@@ -111,7 +111,7 @@ class PodRunner:
             hints=HINTS,
             on_lost=self._stop.set,
         )
-        self._keeper = Keeper(
+        self._keeper = SyncSupervisor(
             means.sync,
             means.clock,
             self._tell_saved,
@@ -128,7 +128,7 @@ class PodRunner:
         )
 
     async def run(self) -> int:
-        with signals_set(self._stop, self._keeper.nudge):
+        with stop_on_signals(self._stop, self._keeper.nudge):
             async with self._records:
                 await self._first_word()
                 end = await self._worked()
@@ -300,11 +300,11 @@ class PodRunner:
                 records.settled(self._within(LAST_WORD)), self._graces.last_word
             )
         if self._over is not None:
-            self._note(f"this attempt is over: {self._over.line()}")
+            self._note(f"this attempt is over: {self._over.one_line()}")
             return COMPLETED_OR_STOPPED
         if written or end.phase is None:
             return replace(end, phase=records.overruled or end.phase).exit_code
-        why = records.problem.line() if records.problem else "no answer"
+        why = records.problem.one_line() if records.problem else "no answer"
         self._note(f"the end of the session could not be told: {why}")
         return UNTOLD
 

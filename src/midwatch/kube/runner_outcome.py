@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 
 from midwatch.errors import MidwatchError
 from midwatch.kube.environment import POD_ENDED
-from midwatch.kube.status import failure_story, story_of
+from midwatch.kube.status import failure_story, phase_reason
 from midwatch.session.agentic_session import SessionStopped
 from midwatch.session.events import Phase, failure
 from midwatch.session.status import SessionStatus
@@ -98,7 +98,7 @@ def ended_as(status: SessionStatus, error: MidwatchError | None) -> End:
         return ended_by(error)
     if status.phase is Phase.STOPPED and status.reason in SIGNALS:
         return End(Phase.STOPPED, *_stopped(status.reason))
-    return End(status.phase, *story_of(status, HINTS))
+    return End(status.phase, *phase_reason(status, HINTS))
 
 
 def in_another_pod(end: End) -> End:
@@ -125,7 +125,7 @@ def _stopped(reason: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Graces:
+class ShutdownBudget:
     """Seconds, of a pod that gets 60: all but `push` come one after the other, and leave some for the exit.
 
     `session` is what a turn gets to end, `wind_up` a push to the content proxy that is under way, `push` the
@@ -141,7 +141,7 @@ class Graces:
     last_word: float = 15.0
 
     @classmethod
-    def within(cls, seconds: float) -> Graces:
+    def within(cls, seconds: float) -> ShutdownBudget:
         """Those of a pod that gets so many seconds; more than 60 changes nothing."""
         share = min(1.0, seconds / 60.0)
         whole = cls()

@@ -268,7 +268,7 @@ async def refuse(
 ) -> None:
     """Make the session Failed, if the resource can be reached."""
     clock = clock or SystemClock()
-    target, story = identity.target, ("BadEnvironment", error.line())
+    target, story = identity.target, ("BadEnvironment", error.one_line())
     changes = phase_changes(Phase.FAILED, *story)
     conditions = phase_conditions(Phase.FAILED, *story)
 

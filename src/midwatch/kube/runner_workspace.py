@@ -25,7 +25,7 @@ from midwatch.errors import MidwatchError, NotFound, PermanentError, TemporaryEr
 from midwatch.kube.runner_outcome import HINTS, SIGNALS, End, hint_for
 from midwatch.kube.runner_task import PodTask
 from midwatch.kube.status import Condition, repository_changes
-from midwatch.lifecycle import Clock, Stop
+from midwatch.lifecycle import Clock, StopEvent
 from midwatch.model import Json
 from midwatch.session.agentic_session import GO_ON, repository_record
 from midwatch.session.events import (
@@ -76,7 +76,7 @@ class Report(Protocol):
     def unsent(self) -> tuple[str, ...]: ...
 
 
-class Saved:
+class SyncCondition:
     """`hear` every report; then `condition` is what there is to tell.
 
     A file that is being written, or a `.git` in the middle of a change, is left out of one push and comes with
@@ -165,11 +165,11 @@ class Sync(Protocol):
     async def pull(self) -> Any: ...
     async def pull_from(self, folder: str, /) -> Any: ...
     async def push(self, *, last: bool = False) -> Any: ...
-    async def run(self, stop: Stop, /) -> None: ...
+    async def run(self, stop: StopEvent, /) -> None: ...
     def nudge(self) -> None: ...
 
 
-class Keeper:
+class SyncSupervisor:
     """`fetch` at first, `beside` the session, `save` at the end. Without a sync all of it is nothing.
 
     `tell` gets the condition whenever it changes, `note` lines for the log. What was never fetched is never
@@ -194,7 +194,7 @@ class Keeper:
         self._wind_up = wind_up
         self._note = note
         self._on_lost = on_lost
-        self._saved = Saved()
+        self._saved = SyncCondition()
         self._ending = False
         self._told: Condition | None = None
         self._fetched = False
@@ -236,7 +236,7 @@ class Keeper:
         if self._sync is None:
             yield
             return
-        stop, self._sync.heard = Stop(self._clock), self._hear
+        stop, self._sync.heard = StopEvent(self._clock), self._hear
         syncing = asyncio.create_task(self._sync.run(stop), name="sync")
         looking = asyncio.create_task(self._look(syncing), name="look at the sync")
         try:
@@ -571,7 +571,7 @@ class Delivery:
         self._pushes = pushes
         errors = [one.error for one in pushes if one.error is not None]
         for error in errors:
-            self._note(error.line())
+            self._note(error.one_line())
         return _failed(end, errors[0].message) if errors else end
 
     async def look(self, within: float) -> list[Json]:
@@ -590,7 +590,7 @@ class Delivery:
         except TimeoutError:
             self._note(f"{what} took longer than {seconds:g} s")
         except MidwatchError as error:
-            self._note(f"{what} failed: {error.line()}")
+            self._note(f"{what} failed: {error.one_line()}")
         return None
 
 

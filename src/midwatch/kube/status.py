@@ -299,7 +299,7 @@ def session_changes(
 ) -> Json:
     """A session's status as fields of the resource. `hints` by kind of error take the place of the
     error's own, which speak to somebody at a command line."""
-    reason, message = story_of(status, hints or {})
+    reason, message = phase_reason(status, hints or {})
     changes = phase_changes(status.phase, reason, message) | {
         "numTurns": status.turns,
         "totalCostUsd": round(status.cost_usd, 6),
@@ -327,7 +327,7 @@ def usage_fields(usage: Usage) -> Json:
     }
 
 
-def story_of(status: SessionStatus, hints: Mapping[str, str]) -> tuple[str, str]:
+def phase_reason(status: SessionStatus, hints: Mapping[str, str]) -> tuple[str, str]:
     """The reason and the message of a session's phase."""
     match status.phase:
         case Phase.CREATING:
@@ -391,7 +391,7 @@ def _repository(record: RepositoryRecord, push: PushResult | None) -> Json:
         to = f"{push.remote} {push.branch}"
         fields |= {"state": "pushed", "pushedTo": bounded(to, 2304)}
     if push is not None and push.outcome == "failed" and push.error is not None:
-        fields |= {"state": "failed", "message": bounded(push.error.line(), 1024)}
+        fields |= {"state": "failed", "message": bounded(push.error.one_line(), 1024)}
     return fields
 
 

@@ -26,7 +26,7 @@ from midwatch.kube.status import (
     repository_changes,
     session_changes,
 )
-from midwatch.lifecycle import Clock, Stop
+from midwatch.lifecycle import Clock, StopEvent
 from midwatch.model import Json
 from midwatch.session.events import Phase
 from midwatch.session.records import FolderRecords, RepositoryRecord, SessionSpec
@@ -132,7 +132,7 @@ class ResourceRecords:
         self._conditions: dict[str, Condition] = {}
         self._asked = self._written = 0
         self._news = asyncio.Event()
-        self._hurry = Stop(clock)
+        self._hurry = StopEvent(clock)
         self._progress = asyncio.Event()
         self._seen: Json | None = None
         self._looked_at = clock.monotonic()
@@ -231,7 +231,7 @@ class ResourceRecords:
         while self.superseded is None:
             await self._news.wait()
             self._news.clear()
-            self._hurry = Stop(self._clock)
+            self._hurry = StopEvent(self._clock)
             pause = self._interval
             try:
                 await self._write()

@@ -18,7 +18,7 @@ import kopf
 from midwatch.kube.cache import Index, Queue
 from midwatch.kube.client import Access, read_access
 from midwatch.kube.rules import GROUP, PLURAL, SESSION_LABEL, VERSION
-from midwatch.lifecycle import Clock, Progress, Stop
+from midwatch.lifecycle import Clock, Liveness, StopEvent
 from midwatch.logs import Log
 from midwatch.metrics import code_label
 from midwatch.settings import OperatorSettings
@@ -189,7 +189,7 @@ class Watches:
         settings: OperatorSettings,
         log: Log,
         hearing: Hearing,
-        progress: Progress,
+        progress: Liveness,
     ) -> None:
         self._index = index
         self._queue = queue
@@ -200,7 +200,7 @@ class Watches:
         self._sessions: list[aiohttp.ClientSession] = []
         self._ours = asyncio.get_running_loop()
 
-    async def run(self, stop: Stop) -> None:
+    async def run(self, stop: StopEvent) -> None:
         """Watch until the stop. Raises what kopf ends with before it."""
         theirs, stopped = asyncio.new_event_loop(), asyncio.Event()
 

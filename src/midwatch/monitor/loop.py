@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from midwatch.agent.first_aid import FirstAidDesk
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Clock, Progress, Stop, SystemClock
+from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock
 from midwatch.logs import Log, quiet_log
-from midwatch.monitor.subject import Cycle, SubjectWatch
-from midwatch.redaction import Intake, Redactor
+from midwatch.monitor.subject import Cycle, SubjectMonitor
+from midwatch.redaction import Redactor, Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Store
 from midwatch.subjects.base import Subject
@@ -37,7 +37,7 @@ class MonitorLoop:
         clock: Clock | None = None,
         log: Log | None = None,
         name: str = "monitor",
-        progress: Progress | None = None,
+        progress: Liveness | None = None,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -45,15 +45,15 @@ class MonitorLoop:
         self.clock = clock or SystemClock()
         self.log = log or quiet_log()
         self.name = name
-        self.progress = progress or Progress(self.clock)
+        self.progress = progress or Liveness(self.clock)
         self._longest = max((subject.timeout for subject in subjects), default=0.0)
-        intake = Intake(redactor or Redactor())
+        intake = Sanitizer(redactor or Redactor())
         self.watches = [
-            SubjectWatch(subject, store, settings, intake, self.clock, self.log)
+            SubjectMonitor(subject, store, settings, intake, self.clock, self.log)
             for subject in subjects
         ]
 
-    async def run(self, stop: Stop) -> None:
+    async def run(self, stop: StopEvent) -> None:
         """Cycle until `stop`. Errors of subjects and of the store are logged, never raised."""
         within = self.settings.interval + self._longest + _SLACK
         while not stop:
@@ -87,7 +87,7 @@ class MonitorLoop:
     async def close(self) -> None:
         await asyncio.gather(*(watch.close() for watch in self.watches))
 
-    async def _cycle_or_stop(self, stop: Stop) -> Cycle | None:
+    async def _cycle_or_stop(self, stop: StopEvent) -> Cycle | None:
         """One cycle; None when the stop came in the middle of one that does not end soon."""
         cycle = asyncio.create_task(self.cycle(), name="cycle")
         stopping = asyncio.create_task(stop.wait())
@@ -101,7 +101,7 @@ class MonitorLoop:
                 task.cancel()
             await asyncio.gather(cycle, stopping, return_exceptions=True)
 
-    async def _watch(self, watch: SubjectWatch) -> Cycle:
+    async def _watch(self, watch: SubjectMonitor) -> Cycle:
         """One subject's part; whatever goes wrong in it stays in it."""
         cycle, began = Cycle(1, unsaved=1), self.clock.monotonic()
         try:
@@ -109,7 +109,7 @@ class MonitorLoop:
             if cycle.opened and self.first_aid is not None:
                 await self.first_aid.give(cycle.opened, cycle.changed)
         except MidwatchError as error:
-            self.log.warning("first aid not saved", error=error.line())
+            self.log.warning("first aid not saved", error=error.one_line())
         except Exception:  # a fault of ours or of a playbook must not end the watch
             self.log.exception("cycle failed", subject=watch.subject.name)
         watch.tally.add(cycle, self.clock.monotonic() - began, self.clock.now())
@@ -129,4 +129,4 @@ class MonitorLoop:
         try:
             await self.store.beat(self.name, "monitor", facts)
         except MidwatchError as error:
-            self.log.warning("heartbeat not saved", error=error.line())
+            self.log.warning("heartbeat not saved", error=error.one_line())

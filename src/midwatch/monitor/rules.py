@@ -35,7 +35,7 @@ WHOLE_SUBJECT = "observation"
 
 
 @dataclass(frozen=True, slots=True)
-class Ripe:
+class Firing:
     """A violation that has lasted as long as its invariant asks; `seen_for` seconds so far."""
 
     violation: Violation
@@ -51,7 +51,7 @@ class Checked:
     `pending` is to be handed to the next check: monotonic seconds at which a break began.
     """
 
-    ripe: tuple[Ripe, ...] = ()
+    ripe: tuple[Firing, ...] = ()
     broken: frozenset[Key] = frozenset()
     known: Callable[[Key], bool] = field(default=lambda key: False)
     pending: Mapping[Key, float] = field(default_factory=dict)
@@ -65,7 +65,7 @@ def check(
     now: float,
 ) -> Checked:
     """Hold every signal against its invariant. `now` is monotonic, in seconds."""
-    ripe: list[Ripe] = []
+    ripe: list[Firing] = []
     since: dict[Key, float] = {}
     undecided: set[Key] = set()
     holding: set[Key] = set()
@@ -83,7 +83,7 @@ def check(
             since[key] = pending.get(key, now)
             lasted = now - since[key]
             if lasted >= _hold_for(signal, invariant):
-                ripe.append(Ripe(_violation(key, signal, invariant), lasted))
+                ripe.append(Firing(_violation(key, signal, invariant), lasted))
 
     def known(key: Key) -> bool:
         # What was seen to hold is known, even where the rest of its invariant was hidden.
@@ -135,7 +135,7 @@ def _violation(key: Key, signal: Signal, invariant: Invariant | None) -> Violati
     )
 
 
-def unobservable(subject: str, component: str, failures: int, error: str) -> Ripe:
+def unobservable(subject: str, component: str, failures: int, error: str) -> Firing:
     """The violation that a subject's own silence is."""
     what = (
         "cannot be observed" if component == WHOLE_SUBJECT else f"{component}: unknown"
@@ -143,7 +143,7 @@ def unobservable(subject: str, component: str, failures: int, error: str) -> Rip
     message = f"{subject} {what}, {failures} times in a row: {error}"
     key = Key(subject, UNOBSERVABLE.id, component)
     facts: Facts = {"failures": failures, "error": error}
-    return Ripe(
+    return Firing(
         Violation(key, UNOBSERVABLE.severity, message, float(failures), None, facts),
         0.0,
     )
@@ -160,7 +160,7 @@ def unobservable(subject: str, component: str, failures: int, error: str) -> Rip
 class Reconciled:
     """What is to change; the openings still lack what the store knows of their past."""
 
-    openings: tuple[Ripe, ...] = ()
+    openings: tuple[Firing, ...] = ()
     missing: tuple[Ticket, ...] = ()
     returned: tuple[Ticket, ...] = ()
     resolved: tuple[Ticket, ...] = ()
@@ -210,7 +210,7 @@ class Calm:
     observation: Observation
 
 
-class CalmLooks:
+class Baselines:
     """Some calm looks of the last minutes. The oldest is the one to compare with: in the
     latest, what was about to break was already on its way."""
 

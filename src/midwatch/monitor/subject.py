@@ -16,17 +16,17 @@ from midwatch.model import Json, Key, Observation, Ticket
 from midwatch.monitor.rules import (
     UNOBSERVABLE,
     WHOLE_SUBJECT,
-    CalmLooks,
+    Baselines,
     Checked,
+    Firing,
     Reconciled,
-    Ripe,
     by_key,
     changes_since,
     check,
     reconcile,
     unobservable,
 )
-from midwatch.redaction import Intake
+from midwatch.redaction import Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Changes, Opening, Store, Watch
 from midwatch.subjects.base import Subject
@@ -92,7 +92,7 @@ def _result(cycle: Cycle) -> Result:
     return "unobservable" if cycle.unobservable else "observed"
 
 
-class SubjectWatch:
+class SubjectMonitor:
     """What is remembered of a subject between cycles; the store has the rest."""
 
     def __init__(
@@ -100,7 +100,7 @@ class SubjectWatch:
         subject: Subject,
         store: Store,
         settings: MonitorSettings,
-        intake: Intake,
+        intake: Sanitizer,
         clock: Clock,
         log: Log,
     ) -> None:
@@ -115,7 +115,7 @@ class SubjectWatch:
         self.pending: Mapping[Key, float] = {}
         self.tally = Tally()
         self._watch: Watch | None = None
-        self._calm = CalmLooks()
+        self._calm = Baselines()
         self._blind: Counter[str] = Counter()
         self._hanging: asyncio.Task[Look] | None = None
 
@@ -127,7 +127,7 @@ class SubjectWatch:
             return await self._save(look)
         except MidwatchError as error:
             self.log.warning(
-                "cycle not saved", subject=self.subject.name, error=error.line()
+                "cycle not saved", subject=self.subject.name, error=error.one_line()
             )
             self._watch = None  # what was written is not known: read it again
             return Cycle(1, unsaved=1, open=len(self.tickets))
@@ -169,10 +169,10 @@ class SubjectWatch:
         try:
             return Look(await self.subject.observe(state))
         except MidwatchError as error:
-            return Look(error=self.intake.tidy(error.line()))
+            return Look(error=self.intake.sanitize(error.one_line()))
         except Exception as error:  # a subject may be anybody's code
             self.log.exception("subject failed", subject=self.subject.name)
-            return Look(error=self.intake.tidy(f"{type(error).__name__}: {error}"))
+            return Look(error=self.intake.sanitize(f"{type(error).__name__}: {error}"))
 
     # ------------------------------------------------------------------ check
 
@@ -281,7 +281,7 @@ class SubjectWatch:
         new = [one for one in checked.ripe if one.violation.key not in self.tickets]
         return Reconciled(openings=tuple(new))
 
-    async def _openings(self, ripe: Sequence[Ripe]) -> tuple[Opening, ...]:
+    async def _openings(self, ripe: Sequence[Firing]) -> tuple[Opening, ...]:
         """Openings with what the store knows of their keys' past."""
         if not ripe:
             return ()

@@ -11,12 +11,19 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from midwatch.errors import MidwatchError, PermanentError
-from midwatch.lifecycle import Clock, Stop, SystemClock
+from midwatch.lifecycle import Clock, StopEvent, SystemClock
 from midwatch.model import Usage
 from midwatch.redaction import Redactor
 from midwatch.session.claude_code import Place
 from midwatch.session.errors import FolderUnusable, RunnerCrashed, SessionBusy
-from midwatch.session.events import Event, Failure, Phase, PhaseChanged, Spend, failure
+from midwatch.session.events import (
+    Event,
+    Failure,
+    ModelUsage,
+    Phase,
+    PhaseChanged,
+    failure,
+)
 from midwatch.session.log import Journal, SessionFolder, default_sessions, read_events
 from midwatch.session.options import (
     Client,
@@ -34,7 +41,7 @@ from midwatch.session.records import (
     SessionSpec,
     Transcripts,
 )
-from midwatch.session.run import Run, Setting
+from midwatch.session.run import Run, RunConfig
 from midwatch.session.signals import InterruptAsked
 from midwatch.session.status import SessionStatus, fold
 from midwatch.workspace.inspect import RepoState, inspect_workspace
@@ -62,7 +69,7 @@ class SessionResult:
     duration: float
     usage: Usage
     cost_usd: float
-    models: Mapping[str, Spend]
+    models: Mapping[str, ModelUsage]
     conversation: str
     folder: Path
     error: Failure | None = None
@@ -182,7 +189,7 @@ class AsyncAgenticSession:
         _check_apart(self.folder.path, (cwd, *others))
         access = check_access(client)
         clock = clock or SystemClock()
-        self._setting = Setting(
+        self._setting = RunConfig(
             spec=SessionSpec(
                 id=self.id,
                 created_at=clock.now(),
@@ -372,7 +379,7 @@ class SessionStopped(PermanentError):
     """The session was stopped before it was done."""
 
 
-async def unless_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T:
+async def unless_stopped(work: Coroutine[Any, Any, T], stop: StopEvent) -> T:
     """The outcome of `work`; SessionStopped, once it is undone, if the stop comes first."""
     working = asyncio.create_task(work, name="preparation")
     stopping = asyncio.create_task(stop.wait(), name="stop")
@@ -387,7 +394,7 @@ async def unless_stopped(work: Coroutine[Any, Any, T], stop: Stop) -> T:
         await asyncio.gather(working, stopping, return_exceptions=True)
 
 
-async def stop_when_told(session: AsyncAgenticSession, stop: Stop) -> None:
+async def stop_when_told(session: AsyncAgenticSession, stop: StopEvent) -> None:
     """Pass a stop on to a session, until this is cancelled."""
     await stop.wait()
     while True:

@@ -27,7 +27,7 @@ from claude_agent_sdk import (
 from claude_agent_sdk.types import CanUseTool, SessionStore
 
 from midwatch.session.errors import ProgramCrashed, ProgramMissing
-from midwatch.session.events import Spend
+from midwatch.session.events import ModelUsage
 from midwatch.session.options import SessionOptions
 from midwatch.session.process import Launcher, program_environment
 from midwatch.session.signals import PermissionAsked, ProgramEnded, Signal, Verdict
@@ -49,7 +49,7 @@ class Conversation:
 
     id: str
     resumed: bool = False
-    spent: Mapping[str, Spend] = field(default_factory=dict)
+    spent: Mapping[str, ModelUsage] = field(default_factory=dict)
     resume_turn: bool = False
     fork_of: str | None = None
 

@@ -38,14 +38,14 @@ class Phase(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Spend:
+class ModelUsage:
     """What one model cost."""
 
     usage: Usage = Usage()
     cost_usd: float = 0.0
 
-    def __add__(self, other: Spend) -> Spend:
-        return Spend(self.usage + other.usage, self.cost_usd + other.cost_usd)
+    def __add__(self, other: ModelUsage) -> ModelUsage:
+        return ModelUsage(self.usage + other.usage, self.cost_usd + other.cost_usd)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +185,7 @@ class TurnResult(_Base):
     text: str = ""
     turns: int = 0
     duration: float = 0.0
-    models: dict[str, Spend] = field(default_factory=dict)
+    models: dict[str, ModelUsage] = field(default_factory=dict)
     status: int | None = None
     reason: str = ""
 

@@ -21,7 +21,7 @@ from midwatch.session.events import (
     TurnStarted,
 )
 from midwatch.session.log import Journal, Waiting, prompt_uuid
-from midwatch.session.mailbox import Mail, Post
+from midwatch.session.mailbox import InboxConsumer, Mail
 from midwatch.session.options import Limits
 from midwatch.session.signals import (
     InterruptAsked,
@@ -44,7 +44,7 @@ _NUDGE = "Continue where you were interrupted."
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class RunOutcome:
     """How a run ends where nothing went wrong."""
 
     phase: Phase
@@ -79,7 +79,7 @@ class Loop:
     limits: Limits
     clock: Clock
     signals: asyncio.Queue[Signal]
-    post: Post | None
+    post: InboxConsumer | None
     resume_turn: bool
     texts: Mapping[str, str]
     began: float = field(init=False)
@@ -100,7 +100,7 @@ class Loop:
         """Whether the program works, for a prompt or in the background."""
         return self._turn is not None or self._busy
 
-    async def converse(self) -> Ending:
+    async def converse(self) -> RunOutcome:
         """Run until there is nothing more to do. Raises what ends the session badly."""
         if self.post is not None:
             await self._read_mail()
@@ -113,10 +113,10 @@ class Loop:
 
     # -------------------------------------------------------------- turns
 
-    async def _advance(self) -> Ending | None:
+    async def _advance(self) -> RunOutcome | None:
         """Begin the next turn where none is under way; the ending if there is no next."""
         if self._stopping and self._turn is None:
-            return Ending(Phase.STOPPED, self._stopping)
+            return RunOutcome(Phase.STOPPED, self._stopping)
         if self._turn is not None:
             return None
         queue = self.journal.ledger.queue
@@ -126,17 +126,17 @@ class Loop:
         ):  # subagents in the background, and the turn for their answer
             return None
         if queue and queue[0] is None:
-            return Ending(Phase.COMPLETED, "end_session")
+            return RunOutcome(Phase.COMPLETED, "end_session")
         if queue and queue[0] is not None:
             self._begin(queue[0])
         elif self.post is None:
             return self._one_shot_ending()
         return None
 
-    def _one_shot_ending(self) -> Ending:
+    def _one_shot_ending(self) -> RunOutcome:
         if self._last_outcome == "interrupted":
-            return Ending(Phase.STOPPED, "interrupted")
-        return Ending(Phase.COMPLETED)
+            return RunOutcome(Phase.STOPPED, "interrupted")
+        return RunOutcome(Phase.COMPLETED)
 
     def _begin(self, waiting: Waiting) -> None:
         prompt = waiting.prompt

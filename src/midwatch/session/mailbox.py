@@ -246,7 +246,7 @@ def write_mail(
 _AT_ONCE = 100  # lines between two chances for everything else
 
 
-class Post:
+class InboxConsumer:
     """The inbox of one running session."""
 
     def __init__(self, session_id: str, folder: SessionFolder) -> None:

@@ -17,7 +17,7 @@ PermissionMode = Literal[
     "default", "acceptEdits", "plan", "dontAsk", "bypassPermissions", "auto"
 ]
 Effort = Literal["low", "medium", "high", "xhigh", "max"]
-SandboxWish = Literal["auto", "on", "off"]
+SandboxMode = Literal["auto", "on", "off"]
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -93,7 +93,7 @@ class SessionOptions:
     subagents: Mapping[str, SubagentSpec] = field(default_factory=dict)
     system_prompt_addition: str | None = None
     trust_repository: bool = False
-    sandbox: SandboxWish = "auto"
+    sandbox: SandboxMode = "auto"
     verbatim: bool = True
     limits: Limits = field(default_factory=Limits)
     path: str = DEFAULT_PATH
@@ -174,7 +174,7 @@ def check_folders(paths: Sequence[Path]) -> None:
 
 def check_options(options: SessionOptions) -> None:
     """Refuses what the program would pass over in silence. Raises SessionRefused."""
-    _one_of("sandbox", options.sandbox, get_args(SandboxWish))
+    _one_of("sandbox", options.sandbox, get_args(SandboxMode))
     if options.effort is not None:
         _one_of("effort", options.effort, get_args(Effort))
     for name in ("model", "fallback_model"):

@@ -17,34 +17,34 @@ from midwatch.redaction import Redactor
 from midwatch.session.claude_code import Conversation, Place, Program, transcript_file
 from midwatch.session.errors import BudgetSpent, RunnerCrashed
 from midwatch.session.events import (
+    ModelUsage,
     Notice,
     Phase,
     PhaseChanged,
     Prompt,
-    Spend,
     TurnResult,
     failure,
 )
 from midwatch.session.log import Journal, SessionFolder, conversation_id, prompt_uuid
-from midwatch.session.loop import Ending, Loop
-from midwatch.session.mailbox import Post
+from midwatch.session.loop import Loop, RunOutcome
+from midwatch.session.mailbox import InboxConsumer
 from midwatch.session.options import ApiAccess, SessionOptions, check_folders
 from midwatch.session.process import sandbox_wanted
 from midwatch.session.records import HEARTBEAT, SessionRecords, SessionSpec, Transcripts
 from midwatch.session.signals import MailArrived, Signal, StopAsked
 from midwatch.session.transcripts import (
     Mirror,
-    Told,
+    TurnOutcome,
     lesser,
     read_entries,
     restore,
     spent_before,
-    told_of,
+    turn_outcome,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class RunConfig:
     """All that the runs of a session have in common."""
 
     spec: SessionSpec
@@ -65,13 +65,13 @@ class Setting:
 class Run:
     """`open`, `start`, `finish`; after `open` has succeeded, `finish` must be called."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: RunConfig) -> None:
         self._setting = setting
         self.signals: asyncio.Queue[Signal] = asyncio.Queue()
         self._stack = contextlib.ExitStack()
         self._program: Program | None = None
         self._loop: Loop | None = None
-        self._post: Post | None = None
+        self._post: InboxConsumer | None = None
         self._conversation: Conversation | None = None
         self._stop_asked = asyncio.Event()
         self._stop_reason = ""
@@ -98,7 +98,7 @@ class Run:
             await self._save_status()
         except BaseException as raised:
             error = raised if isinstance(raised, MidwatchError) else None
-            await self._close(Ending(Phase.FAILED, type(raised).__name__), error)
+            await self._close(RunOutcome(Phase.FAILED, type(raised).__name__), error)
             raise
 
     def accept(self, text: str) -> None:
@@ -152,7 +152,7 @@ class Run:
 
         Raises what ended the session badly, after the terminal phase is written.
         """
-        ending = Ending(Phase.FAILED, "the runner failed")
+        ending = RunOutcome(Phase.FAILED, "the runner failed")
         try:
             if error is not None:
                 raise error
@@ -160,19 +160,19 @@ class Run:
                 if await self._started():
                     ending = await self._converse()
                 else:
-                    ending = Ending(Phase.STOPPED, self._stop_reason)
+                    ending = RunOutcome(Phase.STOPPED, self._stop_reason)
         except MidwatchError as raised:
-            error, ending = raised, Ending(Phase.FAILED, type(raised).__name__)
+            error, ending = raised, RunOutcome(Phase.FAILED, type(raised).__name__)
             raise
         except asyncio.CancelledError:
-            ending = Ending(Phase.STOPPED, "cancelled")
+            ending = RunOutcome(Phase.STOPPED, "cancelled")
             raise
         finally:
             await self._close(ending, error)
 
     async def abandon(self) -> None:
         """Close a run that was prepared and never used."""
-        await self._close(Ending(Phase.STOPPED, "not used"), None)
+        await self._close(RunOutcome(Phase.STOPPED, "not used"), None)
 
     # -------------------------------------------------------------- before the loop
 
@@ -212,7 +212,7 @@ class Run:
             return Conversation(id, spent=spent, fork_of=origin_id)
         return Conversation(id)
 
-    def _counted(self, entries: list[dict[str, Any]]) -> dict[str, Spend]:
+    def _counted(self, entries: list[dict[str, Any]]) -> dict[str, ModelUsage]:
         """What of the program's sums is in our log: after a crash not what its last turn cost."""
         spent = spent_before(entries)
         return lesser(spent, self.journal.status.spend) if self._crashed else spent
@@ -223,9 +223,11 @@ class Run:
         if not queue or queue[0] is None or not queue[0].sent:
             return False
         waiting = queue[0]
-        told = told_of(entries, prompt_uuid(self._setting.spec.id, waiting.prompt.id))
+        told = turn_outcome(
+            entries, prompt_uuid(self._setting.spec.id, waiting.prompt.id)
+        )
         if waiting.interrupted:
-            told = Told("ended", told.text)
+            told = TurnOutcome("ended", told.text)
         if told.state == "ended":
             self.journal.emit(
                 TurnResult(
@@ -274,7 +276,7 @@ class Run:
 
     # -------------------------------------------------------------- the loop and its end
 
-    async def _converse(self) -> Ending:
+    async def _converse(self) -> RunOutcome:
         assert self._program is not None and self._conversation is not None
         self._loop = Loop(
             self._setting.spec.id,
@@ -298,7 +300,7 @@ class Run:
         spec, folder = self._setting.spec, self._setting.folder
         tasks = [asyncio.create_task(self._heartbeat(), name="heartbeat")]
         if spec.interactive:
-            self._post = Post(spec.id, folder)
+            self._post = InboxConsumer(spec.id, folder)
             waiting = {w.prompt.id for w in self.journal.ledger.queue if w is not None}
             self._post.remember(waiting)
             watch = self._post.watch(lambda: self.signals.put_nowait(MailArrived()))
@@ -323,7 +325,7 @@ class Run:
                     await self._setting.records.save_status(id, self.journal.status)
             await self._setting.clock.sleep(HEARTBEAT)
 
-    async def _close(self, ending: Ending, error: MidwatchError | None) -> None:
+    async def _close(self, ending: RunOutcome, error: MidwatchError | None) -> None:
         """Shielded: a run that is cancelled must not leave a program or an open phase behind."""
         closing = asyncio.ensure_future(self._close_all(ending, error))
         while not closing.done():
@@ -331,7 +333,7 @@ class Run:
                 await asyncio.shield(closing)
         closing.result()
 
-    async def _close_all(self, ending: Ending, error: MidwatchError | None) -> None:
+    async def _close_all(self, ending: RunOutcome, error: MidwatchError | None) -> None:
         try:
             in_turn = self._loop is not None and self._loop.in_turn
             if self._program is not None:
@@ -343,7 +345,7 @@ class Run:
                 self.journal.close()
                 self._stack.close()
 
-    async def _write_end(self, ending: Ending, error: MidwatchError | None) -> None:
+    async def _write_end(self, ending: RunOutcome, error: MidwatchError | None) -> None:
         if error is not None:
             self.journal.emit_last(failure(error))
         run, reason = self.journal.ledger.run, ending.reason

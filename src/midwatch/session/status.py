@@ -15,13 +15,13 @@ from midwatch.session.events import (
     Event,
     Failure,
     Message,
+    ModelUsage,
     PermissionAnswer,
     PermissionRequest,
     Phase,
     PhaseChanged,
     Prompt,
     Retry,
-    Spend,
     Started,
     TurnResult,
     TurnStarted,
@@ -52,7 +52,7 @@ class SessionStatus:
     prompts: int = 0
     retries: int = 0
     active_seconds: float = 0.0
-    spend: Mapping[str, Spend] = field(default_factory=dict)
+    spend: Mapping[str, ModelUsage] = field(default_factory=dict)
     result: str = ""
     outcome: str = ""
     last_message: str = ""
@@ -135,7 +135,7 @@ def _phase(status: SessionStatus, event: PhaseChanged) -> SessionStatus:
 def _result(status: SessionStatus, event: TurnResult) -> SessionStatus:
     spend = dict(status.spend)
     for model, cost in event.models.items():
-        spend[model] = spend.get(model, Spend()) + cost
+        spend[model] = spend.get(model, ModelUsage()) + cost
     return replace(
         status,
         turns=status.turns + event.turns,

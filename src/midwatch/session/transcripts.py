@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 
 from midwatch.model import Usage
 from midwatch.redaction import Redactor
-from midwatch.session.events import Spend
+from midwatch.session.events import ModelUsage
 from midwatch.session.log import append_line
 from midwatch.session.records import TranscriptKey, Transcripts
 
@@ -20,7 +20,7 @@ from midwatch.session.records import TranscriptKey, Transcripts
 # What the program counts, in our terms.
 
 
-def spend_by_model(model_usage: Mapping[str, Any]) -> dict[str, Spend]:
+def spend_by_model(model_usage: Mapping[str, Any]) -> dict[str, ModelUsage]:
     """The program's sums per model, as its results and its transcript have them."""
     return {
         name: _spend(used)
@@ -29,15 +29,20 @@ def spend_by_model(model_usage: Mapping[str, Any]) -> dict[str, Spend]:
     }
 
 
-def added(total: Mapping[str, Spend], before: Mapping[str, Spend]) -> dict[str, Spend]:
+def added(
+    total: Mapping[str, ModelUsage], before: Mapping[str, ModelUsage]
+) -> dict[str, ModelUsage]:
     """What came on top of `before`, without the models that cost nothing; never negative."""
     more = {
-        name: _less(cost, before.get(name, Spend())) for name, cost in total.items()
+        name: _less(cost, before.get(name, ModelUsage()))
+        for name, cost in total.items()
     }
-    return {name: cost for name, cost in more.items() if cost != Spend()}
+    return {name: cost for name, cost in more.items() if cost != ModelUsage()}
 
 
-def lesser(one: Mapping[str, Spend], other: Mapping[str, Spend]) -> dict[str, Spend]:
+def lesser(
+    one: Mapping[str, ModelUsage], other: Mapping[str, ModelUsage]
+) -> dict[str, ModelUsage]:
     """What both have."""
     return {
         name: min(one[name], other[name], key=lambda spend: spend.cost_usd)
@@ -46,19 +51,19 @@ def lesser(one: Mapping[str, Spend], other: Mapping[str, Spend]) -> dict[str, Sp
     }
 
 
-def _spend(used: Mapping[str, Any]) -> Spend:
+def _spend(used: Mapping[str, Any]) -> ModelUsage:
     usage = Usage(
         input_tokens=int(used.get("inputTokens") or 0),
         output_tokens=int(used.get("outputTokens") or 0),
         cache_read_tokens=int(used.get("cacheReadInputTokens") or 0),
         cache_write_tokens=int(used.get("cacheCreationInputTokens") or 0),
     )
-    return Spend(usage, float(used.get("costUSD") or 0.0))
+    return ModelUsage(usage, float(used.get("costUSD") or 0.0))
 
 
-def _less(total: Spend, before: Spend) -> Spend:
+def _less(total: ModelUsage, before: ModelUsage) -> ModelUsage:
     now, then = total.usage, before.usage
-    return Spend(
+    return ModelUsage(
         Usage(
             max(0, now.input_tokens - then.input_tokens),
             max(0, now.output_tokens - then.output_tokens),
@@ -242,7 +247,7 @@ TurnState = Literal["unknown", "cut", "ended"]
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class TurnOutcome:
     """What a transcript tells of a prompt.
 
     "unknown": the program never took it. "cut": it began with it. "ended": `text` is its answer.
@@ -252,35 +257,35 @@ class Told:
     text: str = ""
 
 
-def told_of(entries: Iterable[Mapping[str, Any]], uuid: str) -> Told:
+def turn_outcome(entries: Iterable[Mapping[str, Any]], uuid: str) -> TurnOutcome:
     """What became of the prompt with this uuid."""
-    told = Told("unknown")
+    told = TurnOutcome("unknown")
     for entry in entries:
         if entry.get("isSidechain"):
             continue
         if entry.get("uuid") == uuid and entry.get("type") == "user":
-            told = Told("cut")
+            told = TurnOutcome("cut")
         elif told.state != "unknown" and entry.get("type") in ("assistant", "user"):
             told = _after(entry, told)
     return told
 
 
-def _after(entry: Mapping[str, Any], told: Told) -> Told:
+def _after(entry: Mapping[str, Any], told: TurnOutcome) -> TurnOutcome:
     message = entry.get("message")
     if entry["type"] == "user" or not isinstance(message, Mapping):
-        return Told("cut", told.text)
+        return TurnOutcome("cut", told.text)
     if entry.get("isApiErrorMessage"):  # the program's own words about a failure
-        return Told("cut", told.text)
+        return TurnOutcome("cut", told.text)
     content = message.get("content")
     blocks = content if isinstance(content, list) else []
     text = "\n".join(b["text"] for b in blocks if b.get("type") == "text")
     ended = message.get("stop_reason") in _ENDED
-    return Told("ended" if ended else "cut", text or told.text)
+    return TurnOutcome("ended" if ended else "cut", text or told.text)
 
 
-def spent_before(entries: Iterable[Mapping[str, Any]]) -> dict[str, Spend]:
+def spent_before(entries: Iterable[Mapping[str, Any]]) -> dict[str, ModelUsage]:
     """What the program will count on from when it resumes this transcript."""
-    spent: dict[str, Spend] = {}
+    spent: dict[str, ModelUsage] = {}
     for entry in entries:
         if entry.get("type") == "cost-state":
             spent = spend_by_model(entry.get("modelUsage") or {})

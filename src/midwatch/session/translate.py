@@ -51,9 +51,9 @@ from midwatch.session.errors import (
 from midwatch.session.events import (
     Event,
     Message,
+    ModelUsage,
     Notice,
     Retry,
-    Spend,
     Started,
     Subagent,
     Thinking,
@@ -164,7 +164,7 @@ _PROGRAM_ITSELF = "<synthetic>"
 class Translator:
     """Remembers what was spent at the last result, as the program only ever tells the sum."""
 
-    def __init__(self, spent: Mapping[str, Spend], sandbox: bool) -> None:
+    def __init__(self, spent: Mapping[str, ModelUsage], sandbox: bool) -> None:
         self._spent = dict(spent)
         self._sandbox = sandbox
         self._introduced = False

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from midwatch.errors import StaleWatch
 from midwatch.model import Json, Key, Severity, Ticket, TicketStatus
-from midwatch.store.engine import Work, audit_row
+from midwatch.store.engine import Transaction, audit_row
 from midwatch.store.protocol import Changes, Earlier, Opening, Saved, Watch
 from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
@@ -28,7 +28,7 @@ _CHUNK = 500
 T = TypeVar("T")
 
 
-def watch(work: Work, subject: str) -> Watch:
+def watch(work: Transaction, subject: str) -> Watch:
     row = work.one(select(subjects).where(subjects.c.name == subject))
     if row is None:
         work.insert_or_update(
@@ -44,7 +44,7 @@ def watch(work: Work, subject: str) -> Watch:
     return Watch(row.revision, tuple(map(ticket_of, found)), row.state, row.failures)
 
 
-def revision(work: Work, subject: str) -> int:
+def revision(work: Transaction, subject: str) -> int:
     found = work.connection.scalar(
         select(subjects.c.revision).where(subjects.c.name == subject)
     )
@@ -52,7 +52,7 @@ def revision(work: Work, subject: str) -> int:
 
 
 def save_cycle(
-    work: Work,
+    work: Transaction,
     subject: str,
     expected: int,
     changes: Changes,
@@ -91,7 +91,7 @@ def save_cycle(
     return Saved(after, opened)
 
 
-def _good_look(work: Work, cycle: int) -> Json:
+def _good_look(work: Transaction, cycle: int) -> Json:
     return {
         "cycle": cycle,
         "failures": 0,
@@ -101,7 +101,7 @@ def _good_look(work: Work, cycle: int) -> Json:
     }
 
 
-def _failed_look(work: Work, error: str) -> Json:
+def _failed_look(work: Transaction, error: str) -> Json:
     return {
         "failures": subjects.c.failures + 1,
         "last_error": error,
@@ -113,7 +113,7 @@ def _chunks(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
 
 
-def settle(work: Work, ids: Sequence[int], before: Any) -> None:
+def settle(work: Transaction, ids: Sequence[int], before: Any) -> None:
     """Write down the count and the time that were derived while the ticket was seen."""
     for chunk in _chunks(ids):
         work.execute(
@@ -129,7 +129,7 @@ def settle(work: Work, ids: Sequence[int], before: Any) -> None:
         )
 
 
-def _return(work: Work, ids: Sequence[int], cycle: int | None) -> None:
+def _return(work: Transaction, ids: Sequence[int], cycle: int | None) -> None:
     for chunk in _chunks(ids):
         work.execute(
             update(tickets)
@@ -142,7 +142,7 @@ def _return(work: Work, ids: Sequence[int], cycle: int | None) -> None:
         )
 
 
-def _resolve(work: Work, ids: Sequence[int]) -> None:
+def _resolve(work: Transaction, ids: Sequence[int]) -> None:
     for chunk in _chunks(ids):
         open_rows = work.all(
             select(tickets.c.id, tickets.c.status, tickets.c.batch_id)
@@ -152,7 +152,7 @@ def _resolve(work: Work, ids: Sequence[int]) -> None:
         resolve_rows(work, open_rows, "monitor", RESOLVED_BY_OBSERVATION)
 
 
-def resolve_rows(work: Work, rows: Sequence[Any], actor: str, why: str) -> None:
+def resolve_rows(work: Transaction, rows: Sequence[Any], actor: str, why: str) -> None:
     """Mark tickets (rows of id, status, batch_id) resolved, and take batches with nothing left to
     diagnose off the queue."""
     if not rows:
@@ -178,7 +178,7 @@ def resolve_rows(work: Work, rows: Sequence[Any], actor: str, why: str) -> None:
 
 
 def _open(
-    work: Work,
+    work: Transaction,
     subject: str,
     openings: Sequence[Opening],
     cycle: int | None,
@@ -211,7 +211,7 @@ def _open(
 
 
 def _batch_for(
-    work: Work, subject: str, openings: Sequence[Opening], group_wait: float
+    work: Transaction, subject: str, openings: Sequence[Opening], group_wait: float
 ) -> int:
     """The subject's young, unclaimed batch, or a new one that can be claimed after the group wait."""
     severity = min(opening.violation.severity for opening in openings)
@@ -239,7 +239,9 @@ def _batch_for(
     return new_batch(work, subject, severity, group_wait)
 
 
-def new_batch(work: Work, subject: str, severity: Severity, wait: float = 0.0) -> int:
+def new_batch(
+    work: Transaction, subject: str, severity: Severity, wait: float = 0.0
+) -> int:
     inserted = work.execute(
         batches.insert().values(
             subject=subject,
@@ -256,7 +258,9 @@ def new_batch(work: Work, subject: str, severity: Severity, wait: float = 0.0) -
     return int(key[0])
 
 
-def _ticket_row(work: Work, opening: Opening, cycle: int | None, batch: int) -> Json:
+def _ticket_row(
+    work: Transaction, opening: Opening, cycle: int | None, batch: int
+) -> Json:
     violation = opening.violation
     facts = dict(violation.facts)
     if violation.value is not None:
@@ -284,7 +288,7 @@ def _ticket_row(work: Work, opening: Opening, cycle: int | None, batch: int) -> 
 
 
 def earlier(
-    work: Work, subject: str, keys: Sequence[Key], within: float
+    work: Transaction, subject: str, keys: Sequence[Key], within: float
 ) -> dict[Key, Earlier]:
     recent = tickets.c.opened_at > work.now - timedelta(seconds=within)
     found: dict[Key, Earlier] = {}
@@ -308,7 +312,7 @@ def earlier(
     return {key: found[key] for key in keys if key in found}
 
 
-def openings(work: Work, key: Key, within: float) -> list[Ticket]:
+def openings(work: Transaction, key: Key, within: float) -> list[Ticket]:
     found = work.all(
         select_tickets()
         .where(
@@ -322,7 +326,7 @@ def openings(work: Work, key: Key, within: float) -> list[Ticket]:
     return list(map(ticket_of, found))
 
 
-def save_first_aid(work: Work, ids: Sequence[int], first_aid: Json) -> None:
+def save_first_aid(work: Transaction, ids: Sequence[int], first_aid: Json) -> None:
     for chunk in _chunks(ids):
         work.execute(
             update(tickets).where(tickets.c.id.in_(chunk)).values(first_aid=first_aid)

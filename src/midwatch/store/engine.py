@@ -323,7 +323,7 @@ CLOCK_SLACK = timedelta(seconds=5)
 
 
 @dataclass(eq=False)
-class Work:
+class Transaction:
     """Statements of one transaction; `now` is asked of the database at most once."""
 
     connection: Connection
@@ -400,7 +400,7 @@ def audit_row(
 # Where async methods hand their statements to a transaction: shared by all that is on SQL.
 
 
-class OnSql:
+class TransactionalStore:
     """Runs functions of `Work`, each in one transaction. `clock` stands in for the
     database's clock in tests."""
 
@@ -412,24 +412,24 @@ class OnSql:
 
     async def _run(
         self,
-        function: Callable[Concatenate[Work, P], T],
+        function: Callable[Concatenate[Transaction, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
         def transaction(connection: Connection) -> T:
-            return function(Work(connection, self._clock), *args, **kwargs)
+            return function(Transaction(connection, self._clock), *args, **kwargs)
 
         return await self.transactions.run(transaction)
 
     async def _read(
         self,
-        function: Callable[Concatenate[Work, P], T],
+        function: Callable[Concatenate[Transaction, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
         """Like `_run`, for a function that writes nothing: it waits for no writer."""
 
         def transaction(connection: Connection) -> T:
-            return function(Work(connection, self._clock), *args, **kwargs)
+            return function(Transaction(connection, self._clock), *args, **kwargs)
 
         return await self.transactions.read(transaction)

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from midwatch.errors import ClaimLost
 from midwatch.model import FINAL_OUTCOMES, Json, Severity, Ticket, TicketStatus
 from midwatch.store.cycles import new_batch
-from midwatch.store.engine import CLOCK_SLACK, Work, audit_row
+from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
 from midwatch.store.protocol import Budget, Claim, Daemon, Finish, Pause, PauseKind
 from midwatch.store.schema import (
     UNDIAGNOSED,
@@ -120,7 +120,7 @@ UPDATE_TICKETS = update(tickets).where(tickets.c.id.in_(_IDS))
 
 
 def claim(
-    work: Work,
+    work: Transaction,
     holder: str,
     lease: float,
     limit: int,
@@ -157,14 +157,14 @@ def claim(
     ]
 
 
-def _mark_lost(work: Work, ids: Sequence[int]) -> None:
+def _mark_lost(work: Transaction, ids: Sequence[int]) -> None:
     if ids:
         why = "the daemon ended or lost its lease during the call"
         told = {"p_ids": ids, "finished_at": work.now, "error": why}
         work.execute(MARK_LOST, told)
 
 
-def _undiagnosed(work: Work, ids: Sequence[int]) -> dict[int, list[Ticket]]:
+def _undiagnosed(work: Transaction, ids: Sequence[int]) -> dict[int, list[Ticket]]:
     found: dict[int, list[Ticket]] = {}
     for row in work.all(SELECT_UNDIAGNOSED, {"p_ids": ids}):
         found.setdefault(row.batch_id, []).append(ticket_of(row))
@@ -175,7 +175,7 @@ def _held(claimed: Claim) -> Json:
     return {"p_batch": claimed.batch, "p_token": claimed.token}
 
 
-def renew(work: Work, claimed: Claim, lease: float) -> bool:
+def renew(work: Transaction, claimed: Claim, lease: float) -> bool:
     until = work.now + timedelta(seconds=lease)
     times = {"claim_until": until, "set_at": work.now}
     return work.execute(UPDATE_HELD, {**_held(claimed), **times}).rowcount == 1
@@ -185,7 +185,7 @@ def renew(work: Work, claimed: Claim, lease: float) -> bool:
 
 
 def begin(
-    work: Work,
+    work: Transaction,
     claimed: Claim,
     model: str,
     prompt_version: str,
@@ -220,7 +220,7 @@ def begin(
     return diagnosis_id
 
 
-def _reserve(work: Work, usd: float, budget: Budget, severity: Severity) -> bool:
+def _reserve(work: Transaction, usd: float, budget: Budget, severity: Severity) -> bool:
     values: Json = {"p_day": _day(work.now), "p_usd": usd}
     statement = SPEND
     if budget.daily_usd is not None:
@@ -237,13 +237,15 @@ def _day(moment: datetime) -> str:
     return moment.date().isoformat()
 
 
-def spent_today(work: Work) -> float:
+def spent_today(work: Transaction) -> float:
     day = _day(work.now)
     found = work.connection.scalar(select(spending.c.usd).where(spending.c.day == day))
     return float(found or 0.0)
 
 
-def finish(work: Work, claimed: Claim, diagnosis_id: int, ending: Finish) -> bool:
+def finish(
+    work: Transaction, claimed: Claim, diagnosis_id: int, ending: Finish
+) -> bool:
     row = work.one(SELECT_CALL, {"p_id": diagnosis_id})
     if row is None or row.outcome not in ("running", "lost"):
         # A commit that succeeded although its client saw an error, tried again.
@@ -262,7 +264,9 @@ def finish(work: Work, claimed: Claim, diagnosis_id: int, ending: Finish) -> boo
     return True
 
 
-def _store_call(work: Work, diagnosis_id: int, ending: Finish, late: bool) -> None:
+def _store_call(
+    work: Transaction, diagnosis_id: int, ending: Finish, late: bool
+) -> None:
     grounded = ending.grounded
     told = {
         "outcome": "late" if late else ending.outcome,
@@ -283,7 +287,7 @@ def _store_call(work: Work, diagnosis_id: int, ending: Finish, late: bool) -> No
 
 
 def _diagnosed(
-    work: Work, claimed: Claim, diagnosis_id: int, ending: Finish, subject: str
+    work: Transaction, claimed: Claim, diagnosis_id: int, ending: Finish, subject: str
 ) -> None:
     """The explained tickets get the diagnosis, whatever their state; the others queue again."""
     ids = [ticket.id for ticket in claimed.tickets]
@@ -318,13 +322,17 @@ def _diagnosed(
     work.execute(UPDATE_HELD, {**_held(claimed), **left})
 
 
-def _update_tickets(work: Work, rows: Sequence[Any], values: Json) -> None:
+def _update_tickets(work: Transaction, rows: Sequence[Any], values: Json) -> None:
     if rows:
         work.execute(UPDATE_TICKETS, {"p_ids": [row.id for row in rows], **values})
 
 
 def _requeue(
-    work: Work, rows: Sequence[Any], claimed: Claim, diagnosis_id: int, subject: str
+    work: Transaction,
+    rows: Sequence[Any],
+    claimed: Claim,
+    diagnosis_id: int,
+    subject: str,
 ) -> None:
     if not rows:
         return
@@ -340,7 +348,7 @@ def _requeue(
 
 
 def _free(
-    work: Work, claimed: Claim, retry_in: float, error: str | None, counted: bool
+    work: Transaction, claimed: Claim, retry_in: float, error: str | None, counted: bool
 ) -> bool:
     values: Json = {
         **_held(claimed),
@@ -355,7 +363,7 @@ def _free(
 
 
 def release(
-    work: Work, claimed: Claim, retry_in: float, error: str | None, counted: bool
+    work: Transaction, claimed: Claim, retry_in: float, error: str | None, counted: bool
 ) -> bool:
     freed = _free(work, claimed, retry_in, error, counted)
     if freed:
@@ -367,7 +375,9 @@ def release(
 # What daemons tell each other: shared pauses and heartbeats.
 
 
-def pause(work: Work, kind: PauseKind, seconds: float, reason: str, actor: str) -> None:
+def pause(
+    work: Transaction, kind: PauseKind, seconds: float, reason: str, actor: str
+) -> None:
     until = work.now + timedelta(seconds=seconds)
     for present in in_force(work):
         if present.kind == kind and present.until >= until:
@@ -376,11 +386,11 @@ def pause(work: Work, kind: PauseKind, seconds: float, reason: str, actor: str) 
     work.insert_or_update(pauses, {"kind": kind, **told}, told)
 
 
-def unpause(work: Work, kind: PauseKind) -> None:
+def unpause(work: Transaction, kind: PauseKind) -> None:
     work.execute(delete(pauses).where(pauses.c.kind == kind))
 
 
-def in_force(work: Work) -> list[Pause]:
+def in_force(work: Transaction) -> list[Pause]:
     """The pauses that last, longest first. One set in the future is from before a clock
     went back, and void."""
     rows = work.all(
@@ -400,12 +410,12 @@ def in_force(work: Work) -> list[Pause]:
     ]
 
 
-def beat(work: Work, name: str, kind: str, info: Json) -> None:
+def beat(work: Transaction, name: str, kind: str, info: Json) -> None:
     told = {"kind": kind, "beat_at": work.now, "info": info}
     work.insert_or_update(daemons, {"name": name, **told}, told)
 
 
-def alive(work: Work, within: float) -> list[Daemon]:
+def alive(work: Transaction, within: float) -> list[Daemon]:
     rows = work.all(
         select(daemons)
         .where(daemons.c.beat_at > work.now - timedelta(seconds=within))

@@ -59,7 +59,7 @@ from midwatch.model import (
 _SUSPECT = re.compile(r"\\u0000|NaN|Infinity|[\ud800-\udfff]")
 
 
-class Words(TypeDecorator[str]):
+class SanitizedText(TypeDecorator[str]):
     """Text of any length, made keepable on its way in and in comparisons."""
 
     impl = Text
@@ -153,13 +153,13 @@ metadata = MetaData()
 subjects = Table(
     "subjects",
     metadata,
-    Column("name", Words, primary_key=True),
+    Column("name", SanitizedText, primary_key=True),
     Column("revision", Integer, nullable=False, default=0),
     # Good looks so far. A ticket that is seen all the time derives its count from it, so a
     # cycle in which nothing changed writes one row.
     Column("cycle", Integer, nullable=False, default=0),
     Column("failures", Integer, nullable=False, default=0),
-    Column("last_error", Words),
+    Column("last_error", SanitizedText),
     Column("last_good_at", Instant),
     Column("last_look_at", Instant),
     Column("state", Document, nullable=False, default=dict),
@@ -169,15 +169,15 @@ batches = Table(
     "batches",
     metadata,
     Column("id", Id, primary_key=True),
-    Column("subject", Words, nullable=False),
+    Column("subject", SanitizedText, nullable=False),
     Column("severity", Integer, nullable=False),
     Column("opened_at", Instant, nullable=False),
     Column("queued", Boolean, nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
     Column("next_attempt_at", Instant),
-    Column("last_error", Words),
-    Column("claim_holder", Words),
-    Column("claim_token", Words),
+    Column("last_error", SanitizedText),
+    Column("claim_holder", SanitizedText),
+    Column("claim_token", SanitizedText),
     Column("claim_until", Instant),
     # When the times above were set. Where that is in the future, the clock went back since,
     # and they are void.
@@ -188,13 +188,13 @@ tickets = Table(
     "tickets",
     metadata,
     Column("id", Id, primary_key=True),
-    Column("subject", Words, nullable=False),
-    Column("invariant", Words, nullable=False),
-    Column("component", Words, nullable=False),
+    Column("subject", SanitizedText, nullable=False),
+    Column("invariant", SanitizedText, nullable=False),
+    Column("component", SanitizedText, nullable=False),
     Column("severity", Integer, nullable=False),
-    Column("status", Words, nullable=False),
+    Column("status", SanitizedText, nullable=False),
     Column("held", Boolean, nullable=False, default=False),
-    Column("message", Words, nullable=False),
+    Column("message", SanitizedText, nullable=False),
     Column("facts", Document, nullable=False),
     Column("first_seen_at", Instant, nullable=False),
     Column("opened_at", Instant, nullable=False),
@@ -207,9 +207,9 @@ tickets = Table(
     Column("previous_id", Id),
     Column("batch_id", Id, ForeignKey("batches.id"), nullable=False),
     Column("acknowledged_at", Instant),
-    Column("acknowledged_by", Words),
+    Column("acknowledged_by", SanitizedText),
     Column("resolved_at", Instant),
-    Column("resolution", Words),
+    Column("resolution", SanitizedText),
     Column("first_aid", Document),
     Column("diagnosis_id", Id),
 )
@@ -219,15 +219,15 @@ diagnoses = Table(
     metadata,
     Column("id", Id, primary_key=True),
     Column("batch_id", Id, ForeignKey("batches.id"), nullable=False),
-    Column("token", Words, nullable=False),
-    Column("outcome", Words, nullable=False),
-    Column("model", Words, nullable=False),
-    Column("prompt_version", Words, nullable=False),
+    Column("token", SanitizedText, nullable=False),
+    Column("outcome", SanitizedText, nullable=False),
+    Column("model", SanitizedText, nullable=False),
+    Column("prompt_version", SanitizedText, nullable=False),
     Column("started_at", Instant, nullable=False),
     Column("finished_at", Instant),
     Column("answer", Document),
-    Column("markdown", Words),
-    Column("confidence", Words),
+    Column("markdown", SanitizedText),
+    Column("confidence", SanitizedText),
     Column("verified_claims", Integer),
     Column("total_claims", Integer),
     Column("input_tokens", Integer, nullable=False, default=0),
@@ -236,8 +236,8 @@ diagnoses = Table(
     Column("cache_write_tokens", Integer, nullable=False, default=0),
     # While the call runs: its worst case, set aside from the day's budget.
     Column("cost_usd", Float, nullable=False),
-    Column("error", Words),
-    Column("request_id", Words),
+    Column("error", SanitizedText),
+    Column("request_id", SanitizedText),
     Column("evidence", Document, nullable=False),
     Column("explains", Document, nullable=False),
 )
@@ -255,35 +255,35 @@ audit = Table(
     Column("id", Id, primary_key=True),
     Column("ticket_id", Id, ForeignKey("tickets.id"), nullable=False),
     Column("at", Instant, nullable=False),
-    Column("actor", Words, nullable=False),
-    Column("action", Words, nullable=False),
-    Column("before", Words),
-    Column("after", Words),
-    Column("why", Words, nullable=False),
+    Column("actor", SanitizedText, nullable=False),
+    Column("action", SanitizedText, nullable=False),
+    Column("before", SanitizedText),
+    Column("after", SanitizedText),
+    Column("why", SanitizedText, nullable=False),
 )
 
 pauses = Table(
     "pauses",
     metadata,
-    Column("kind", Words, primary_key=True),
+    Column("kind", SanitizedText, primary_key=True),
     Column("until", Instant, nullable=False),
     Column("set_at", Instant, nullable=False),
-    Column("reason", Words, nullable=False),
-    Column("actor", Words, nullable=False),
+    Column("reason", SanitizedText, nullable=False),
+    Column("actor", SanitizedText, nullable=False),
 )
 
 spending = Table(
     "spending",
     metadata,
-    Column("day", Words, primary_key=True),  # 2026-11-21, in UTC
+    Column("day", SanitizedText, primary_key=True),  # 2026-11-21, in UTC
     Column("usd", Float, nullable=False),
 )
 
 daemons = Table(
     "daemons",
     metadata,
-    Column("name", Words, primary_key=True),
-    Column("kind", Words, nullable=False),
+    Column("name", SanitizedText, primary_key=True),
+    Column("kind", SanitizedText, nullable=False),
     Column("beat_at", Instant, nullable=False),
     Column("info", Document, nullable=False),
 )
@@ -291,23 +291,23 @@ daemons = Table(
 sessions = Table(
     "sessions",
     metadata,
-    Column("id", Words, primary_key=True),
+    Column("id", SanitizedText, primary_key=True),
     Column("created_at", Instant, nullable=False),
     Column("ticket_id", Id, ForeignKey("tickets.id")),
-    Column("forked_from", Words),
-    Column("model", Words, nullable=False),
+    Column("forked_from", SanitizedText),
+    Column("model", SanitizedText, nullable=False),
     Column("interactive", Boolean, nullable=False),
-    Column("prompt", Words, nullable=False),
+    Column("prompt", SanitizedText, nullable=False),
     # Where it works on the machine of its last run.
-    Column("cwd", Words, nullable=False),
+    Column("cwd", SanitizedText, nullable=False),
     Column("directories", Document, nullable=False),
     Column("options", Document, nullable=False),
-    Column("phase", Words, nullable=False),
+    Column("phase", SanitizedText, nullable=False),
     # What `midwatch.session.status` folds from its events; null before the first.
     Column("status", Document),
     Column("cost_usd", Float, nullable=False),
     Column("repositories", Document, nullable=False),
-    Column("runner", Words),
+    Column("runner", SanitizedText),
     Column("heartbeat_at", Instant, nullable=False),
 )
 
@@ -316,13 +316,13 @@ transcript_entries = Table(
     "transcript_entries",
     metadata,
     Column("id", Id, primary_key=True),
-    Column("project_key", Words, nullable=False),
-    Column("session_id", Words, nullable=False),
-    Column("subpath", Words, nullable=False),  # "" is the main one
-    Column("uuid", Words),
+    Column("project_key", SanitizedText, nullable=False),
+    Column("session_id", SanitizedText, nullable=False),
+    Column("subpath", SanitizedText, nullable=False),  # "" is the main one
+    Column("uuid", SanitizedText),
     Column("at", Instant, nullable=False),
     # JSON as text: no database looks into it, and jsonb would reorder it.
-    Column("entry", Words, nullable=False),
+    Column("entry", SanitizedText, nullable=False),
 )
 
 

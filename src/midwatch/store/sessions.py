@@ -19,7 +19,7 @@ from midwatch.errors import NotFound, StoreRejected
 from midwatch.model import Json
 from midwatch.session.events import Failure, Phase
 from midwatch.session.status import SessionStatus
-from midwatch.store.engine import OnSql, Work, audit_row
+from midwatch.store.engine import Transaction, TransactionalStore, audit_row
 from midwatch.store.schema import dump_json, sessions, transcript_entries
 from midwatch.store.tickets import ticket
 
@@ -77,7 +77,7 @@ class StoredSession:
     silent_for: float
 
 
-class SqlSessions(OnSql):
+class SqlSessions(TransactionalStore):
     """Satisfies `SessionRecords`. Writes about a session that was removed do nothing."""
 
     # -------------------------------------------------- its runner
@@ -143,7 +143,7 @@ class SqlSessions(OnSql):
 # ------------------------------------------------------------------ statements
 
 
-def _save_spec(work: Work, spec: Spec) -> None:
+def _save_spec(work: Transaction, spec: Spec) -> None:
     asked: Json = {
         "ticket_id": spec.ticket,
         "forked_from": spec.forked_from,
@@ -165,7 +165,7 @@ def _save_spec(work: Work, spec: Spec) -> None:
     work.insert_or_update(sessions, {**new, **asked}, asked)
 
 
-def _change(work: Work, session_id: str, values: Json) -> None:
+def _change(work: Transaction, session_id: str, values: Json) -> None:
     """Only its runner calls this: so each call is a sign of life."""
     work.execute(
         update(sessions)
@@ -174,11 +174,11 @@ def _change(work: Work, session_id: str, values: Json) -> None:
     )
 
 
-def _save(work: Work, session_id: str, values: Json) -> None:
+def _save(work: Transaction, session_id: str, values: Json) -> None:
     work.execute(update(sessions).where(sessions.c.id == session_id).values(values))
 
 
-def _get(work: Work, session_id: str) -> StoredSession:
+def _get(work: Transaction, session_id: str) -> StoredSession:
     row = work.one(select(sessions).where(sessions.c.id == session_id))
     if row is None:
         raise _missing(session_id)
@@ -186,7 +186,7 @@ def _get(work: Work, session_id: str) -> StoredSession:
 
 
 def _listed(
-    work: Work, phases: Sequence[Phase], ticket_id: int | None, limit: int | None
+    work: Transaction, phases: Sequence[Phase], ticket_id: int | None, limit: int | None
 ) -> list[StoredSession]:
     query = select(sessions).order_by(sessions.c.created_at.desc(), sessions.c.id)
     if phases:
@@ -196,7 +196,7 @@ def _listed(
     return [_session_of(row, work.now) for row in work.all(query.limit(limit))]
 
 
-def _fail_crashed(work: Work, session: StoredSession) -> bool:
+def _fail_crashed(work: Transaction, session: StoredSession) -> bool:
     status = session.status
     crash = Failure(
         kind=CRASH,
@@ -227,12 +227,12 @@ def _fail_crashed(work: Work, session: StoredSession) -> bool:
     return bool(work.execute(statement).rowcount)
 
 
-def _remove(work: Work, session_id: str) -> None:
+def _remove(work: Transaction, session_id: str) -> None:
     if not work.execute(delete(sessions).where(sessions.c.id == session_id)).rowcount:
         raise _missing(session_id)
 
 
-def _note(work: Work, ticket_id: int, why: str, actor: str) -> None:
+def _note(work: Transaction, ticket_id: int, why: str, actor: str) -> None:
     status = ticket(work, ticket_id).status.value
     work.note([audit_row(ticket_id, actor, "session", status, status, why)])
 
@@ -280,7 +280,7 @@ _MAX_KEY_BYTES = 600  # four of them must fit one index entry of PostgreSQL, 270
 _entries = transcript_entries.c
 
 
-class SqlTranscripts(OnSql):
+class SqlTranscripts(TransactionalStore):
     """Satisfies `midwatch.session.records.Transcripts`; the SDK's conformance suite passes.
 
     Raises what `midwatch.store.errors` makes of the drivers' errors, and StoreRejected for a
@@ -332,7 +332,7 @@ class SqlTranscripts(OnSql):
         return list(await self.transactions.read(lambda c: c.scalars(query).all()))
 
     def _append(self, connection: Any, rows: Sequence[Json]) -> None:
-        work = Work(connection, self._clock)
+        work = Transaction(connection, self._clock)
         work.insert_new(transcript_entries, [{**row, "at": work.now} for row in rows])
 
 

@@ -12,7 +12,7 @@ from midwatch.store import tickets as people
 from midwatch.store import tickets as reading
 from midwatch.store.engine import (
     DatabaseClock,
-    OnSql,
+    TransactionalStore,
     open_transactions,
     parse_database,
 )
@@ -52,7 +52,7 @@ async def open_store(database: str, *, clock: DatabaseClock = database_now) -> S
     return SqlStore(transactions, clock)
 
 
-class SqlStore(OnSql):
+class SqlStore(TransactionalStore):
     """Satisfies `Store`; see there for what each method promises."""
 
     async def close(self) -> None:

@@ -21,7 +21,7 @@ from midwatch.model import (
     Usage,
 )
 from midwatch.store.cycles import new_batch, resolve_rows, settle
-from midwatch.store.engine import CLOCK_SLACK, Work, audit_row
+from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
 from midwatch.store.protocol import Brief, Past, Stats, TicketFilter, TicketSession
 from midwatch.store.schema import (
     LARGEST_ID,
@@ -44,7 +44,7 @@ from midwatch.store.schema import (
 _AT_ONCE = 500  # ids in one statement
 
 
-def ticket(work: Work, ticket_id: int) -> Ticket:
+def ticket(work: Transaction, ticket_id: int) -> Ticket:
     known = 0 < ticket_id <= LARGEST_ID
     row = work.one(select_tickets().where(tickets.c.id == ticket_id)) if known else None
     if row is None:
@@ -54,7 +54,7 @@ def ticket(work: Work, ticket_id: int) -> Ticket:
     return ticket_of(row)
 
 
-def list_tickets(work: Work, query: TicketFilter) -> list[Ticket]:
+def list_tickets(work: Transaction, query: TicketFilter) -> list[Ticket]:
     statement = select_tickets().order_by(
         tickets.c.severity, tickets.c.opened_at, tickets.c.id
     )
@@ -76,7 +76,7 @@ def list_tickets(work: Work, query: TicketFilter) -> list[Ticket]:
     return list(map(ticket_of, work.all(statement.limit(max(query.limit, 0)))))
 
 
-def history(work: Work, ticket_id: int) -> list[AuditRow]:
+def history(work: Transaction, ticket_id: int) -> list[AuditRow]:
     ticket(work, ticket_id)
     rows = work.all(
         select(audit).where(audit.c.ticket_id == ticket_id).order_by(audit.c.id)
@@ -89,7 +89,7 @@ def history(work: Work, ticket_id: int) -> list[AuditRow]:
     ]
 
 
-def diagnosis(work: Work, diagnosis_id: int) -> Diagnosis:
+def diagnosis(work: Transaction, diagnosis_id: int) -> Diagnosis:
     known = 0 < diagnosis_id <= LARGEST_ID
     statement = select_diagnoses().where(diagnoses.c.id == diagnosis_id)
     row = work.one(statement) if known else None
@@ -98,7 +98,7 @@ def diagnosis(work: Work, diagnosis_id: int) -> Diagnosis:
     return diagnosis_of(row)
 
 
-def briefs(work: Work, diagnosis_ids: Sequence[int]) -> dict[int, Brief]:
+def briefs(work: Transaction, diagnosis_ids: Sequence[int]) -> dict[int, Brief]:
     found: dict[int, Brief] = {}
     for start in range(0, len(diagnosis_ids), _AT_ONCE):
         some = diagnosis_ids[start : start + _AT_ONCE]
@@ -114,7 +114,7 @@ def briefs(work: Work, diagnosis_ids: Sequence[int]) -> dict[int, Brief]:
     return found
 
 
-def list_diagnoses(work: Work, ticket_id: int) -> list[Diagnosis]:
+def list_diagnoses(work: Transaction, ticket_id: int) -> list[Diagnosis]:
     link = diagnosis_tickets.c
     rows = work.all(
         select_diagnoses()
@@ -125,7 +125,7 @@ def list_diagnoses(work: Work, ticket_id: int) -> list[Diagnosis]:
     return list(map(diagnosis_of, rows))
 
 
-def sessions_of(work: Work, ticket_id: int) -> list[TicketSession]:
+def sessions_of(work: Transaction, ticket_id: int) -> list[TicketSession]:
     rows = work.all(
         select(sessions.c.id, sessions.c.phase, sessions.c.created_at)
         .where(sessions.c.ticket_id == ticket_id)
@@ -134,7 +134,7 @@ def sessions_of(work: Work, ticket_id: int) -> list[TicketSession]:
     return [TicketSession(row.id, row.phase, row.created_at) for row in rows]
 
 
-def past(work: Work, about: Sequence[Ticket], limit: int) -> list[Past]:
+def past(work: Transaction, about: Sequence[Ticket], limit: int) -> list[Past]:
     """Resolved tickets that somebody learnt from: diagnosed with an answer, or resolved by hand."""
     if not about:
         return []
@@ -179,7 +179,7 @@ def _past_of(row: Any, subject: str, keys: set[tuple[str, str]]) -> Past:
     return Past(ticket_of(row), answer.get("summary"), answer.get("root_cause"), same)
 
 
-def stats(work: Work, within: float) -> Stats:
+def stats(work: Transaction, within: float) -> Stats:
     since = work.now - timedelta(seconds=within)
     rows = work.all(
         select(
@@ -237,7 +237,7 @@ def _median(spans: Any) -> float | None:
 # What people do to tickets, each step with its audit row.
 
 
-def acknowledge(work: Work, ticket_id: int, actor: str, why: str) -> Ticket:
+def acknowledge(work: Transaction, ticket_id: int, actor: str, why: str) -> Ticket:
     row = _unresolved(work, ticket_id)
     status = (
         TicketStatus.ACKNOWLEDGED
@@ -248,12 +248,12 @@ def acknowledge(work: Work, ticket_id: int, actor: str, why: str) -> Ticket:
     return _change(work, row, changes, actor, "acknowledge", why)
 
 
-def hold(work: Work, ticket_id: int, held: bool, actor: str, why: str) -> Ticket:
+def hold(work: Transaction, ticket_id: int, held: bool, actor: str, why: str) -> Ticket:
     row = _unresolved(work, ticket_id)
     return _change(work, row, {"held": held}, actor, "hold" if held else "unhold", why)
 
 
-def resolve(work: Work, ticket_id: int, actor: str, why: str) -> Ticket:
+def resolve(work: Transaction, ticket_id: int, actor: str, why: str) -> Ticket:
     row = _unresolved(work, ticket_id)
     looks = work.one(select(subjects).where(subjects.c.name == row.subject))
     settle(work, [ticket_id], looks)
@@ -262,7 +262,7 @@ def resolve(work: Work, ticket_id: int, actor: str, why: str) -> Ticket:
     return ticket(work, ticket_id)
 
 
-def retry(work: Work, ticket_id: int, actor: str, why: str) -> Ticket:
+def retry(work: Transaction, ticket_id: int, actor: str, why: str) -> Ticket:
     row = _unresolved(work, ticket_id)
     old = work.one(
         select(batches).where(batches.c.id == row.batch_id).with_for_update()
@@ -283,7 +283,7 @@ def retry(work: Work, ticket_id: int, actor: str, why: str) -> Ticket:
     return changed
 
 
-def _being_diagnosed(work: Work, batch: Row[Any]) -> bool:
+def _being_diagnosed(work: Transaction, batch: Row[Any]) -> bool:
     return (
         batch.claim_token is not None
         and batch.claim_until > work.now
@@ -291,7 +291,7 @@ def _being_diagnosed(work: Work, batch: Row[Any]) -> bool:
     )
 
 
-def _unresolved(work: Work, ticket_id: int) -> Row[Any]:
+def _unresolved(work: Transaction, ticket_id: int) -> Row[Any]:
     ticket(work, ticket_id)
     row = work.one(select(tickets).where(tickets.c.id == ticket_id).with_for_update())
     assert row is not None  # tickets are never deleted
@@ -301,7 +301,7 @@ def _unresolved(work: Work, ticket_id: int) -> Row[Any]:
 
 
 def _change(
-    work: Work, row: Row[Any], changes: Json, actor: str, action: str, why: str
+    work: Transaction, row: Row[Any], changes: Json, actor: str, action: str, why: str
 ) -> Ticket:
     work.execute(update(tickets).where(tickets.c.id == row.id).values(changes))
     after = changes.get("status", row.status)
@@ -310,7 +310,7 @@ def _change(
     return ticket(work, row.id)
 
 
-def _bump(work: Work, subject: str) -> None:
+def _bump(work: Transaction, subject: str) -> None:
     """Tell the monitor that the subject's tickets are not what it remembers."""
     work.execute(
         update(subjects)
@@ -319,7 +319,7 @@ def _bump(work: Work, subject: str) -> None:
     )
 
 
-def _unqueue_if_empty(work: Work, batch: int) -> None:
+def _unqueue_if_empty(work: Transaction, batch: int) -> None:
     left = select(tickets.c.id).where(
         tickets.c.batch_id == batch, tickets.c.status.in_(UNDIAGNOSED)
     )

@@ -428,7 +428,7 @@ class CommandSubject:
             try:
                 lines += _described(parse(ended.stdout))
             except ObservationFailed as failure:
-                lines.append(failure.line())
+                lines.append(failure.one_line())
         if ended.stderr:
             lines += ["stderr (its tail):", ended.stderr.decode("utf-8", "replace")]
         return "\n".join(lines)

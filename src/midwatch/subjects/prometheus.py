@@ -458,7 +458,7 @@ def _observation(
     state: Json = {"alerts": _strings(previous.get("alerts")), "rules": {}}
     for name, answer in answers.items():
         if isinstance(answer, ObservationFailed):
-            unavailable[name] = one_line(f"{name}: {answer.line()}")
+            unavailable[name] = one_line(f"{name}: {answer.one_line()}")
             remembered: Sequence[str] = _before(previous, name)
         else:
             unavailable.update(answer.unavailable)

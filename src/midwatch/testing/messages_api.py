@@ -528,7 +528,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         api, record = _build(options.port, options.script, options.record)
         api.start()
     except SettingsError as error:
-        return _refuse(error.line())
+        return _refuse(error.one_line())
     except (OSError, OverflowError) as error:
         return _refuse(f"cannot listen on 127.0.0.1:{options.port}: {error}")
     try:

@@ -175,7 +175,7 @@ async def _check_sources(subject: Subject, tickets: Sequence[Ticket]) -> None:
         try:
             text = await asyncio.wait_for(source.fetch(), source.timeout)
         except MidwatchError as error:
-            text = error.line()
+            text = error.one_line()
         except TimeoutError:
             raise AssertionError(
                 f"{source.title}: over its own {source.timeout:g} s"
@@ -189,8 +189,8 @@ async def _check_failure(subject: Subject) -> None:
     try:
         await subject.observe({})
     except ObservationFailed as error:
-        assert "\n" not in error.line(), "a failure is one line"
-        _check_clean(error.line(), subject.secrets, "the failure")
+        assert "\n" not in error.one_line(), "a failure is one line"
+        _check_clean(error.one_line(), subject.secrets, "the failure")
     else:
         raise AssertionError("it saw something, though nothing can be seen")
 

@@ -21,7 +21,7 @@ from midwatch.workspace.locks import locked
 from midwatch.workspace.record import ClonedRepo
 from midwatch.workspace.untrusted import (
     Head,
-    NotPlain,
+    UntrustedRepositoryError,
     clear_quarantine,
     is_plain_folder,
     kind_of,
@@ -182,9 +182,11 @@ async def _head(git: Git, repo: ClonedRepo) -> tuple[Head, str | None]:
         head = await asyncio.to_thread(read_head, repo.path)
         if head.commit is not None:
             await take_commit(git, repo, head.commit)
-    except (NotPlain, FileNotFoundError) as error:
+    except (UntrustedRepositoryError, FileNotFoundError) as error:
         why = "its .git was changed: " + (
-            str(error) if isinstance(error, NotPlain) else "HEAD is missing"
+            str(error)
+            if isinstance(error, UntrustedRepositoryError)
+            else "HEAD is missing"
         )
         return Head(repo.base, None), why
     return head, None

@@ -31,7 +31,7 @@ _PACK = re.compile(r"pack-[0-9a-f]+\.(pack|idx)")
 _CHUNK = 1 << 20
 
 
-class NotPlain(Exception):
+class UntrustedRepositoryError(Exception):
     """Something in `.git` is not what git itself would have put there."""
 
 
@@ -52,12 +52,12 @@ def read_head(clone: Path) -> Head:
                 return Head(name, None)
             ref = name.removeprefix("ref:").strip()
             if ref == name or not ref.startswith("refs/") or not is_ref_name(ref):
-                raise NotPlain("its HEAD names no commit")
+                raise UntrustedRepositoryError("its HEAD names no commit")
             value = _ref(git_dir, ref)
             if value is None or is_oid(value):
                 return Head(value, ref.removeprefix("refs/heads/"))
             name = value
-    raise NotPlain("its HEAD goes in circles")
+    raise UntrustedRepositoryError("its HEAD goes in circles")
 
 
 def copy_new_objects(clone: Path, known: Path, quarantine: Path) -> None:
@@ -118,10 +118,12 @@ def open_plain(folder: int | None, name: str) -> Iterator[int]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise NotPlain(f"{name} cannot be opened: {error.strerror}") from None
+        raise UntrustedRepositoryError(
+            f"{name} cannot be opened: {error.strerror}"
+        ) from None
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise NotPlain(f"{name} is not a file")
+            raise UntrustedRepositoryError(f"{name} is not a file")
         yield descriptor
     finally:
         os.close(descriptor)
@@ -133,7 +135,9 @@ def _folder(parent: int | None, name: str) -> Iterator[int]:
     try:
         descriptor = os.open(name, flags, dir_fd=parent)
     except OSError:
-        raise NotPlain(f"{os.path.basename(name)} is not a folder") from None
+        raise UntrustedRepositoryError(
+            f"{os.path.basename(name)} is not a folder"
+        ) from None
     try:
         yield descriptor
     finally:
@@ -154,7 +158,7 @@ def _ref(git_dir: int, ref: str) -> str | None:
             for part in folders:
                 folder = opened.enter_context(_folder(folder, part))
             return _text(folder, name, _SMALL).strip()
-        except (NotPlain, FileNotFoundError):
+        except (UntrustedRepositoryError, FileNotFoundError):
             pass  # a branch that was packed has no folder
     try:
         packed = _text(git_dir, "packed-refs", _PACKED_REFS)
@@ -173,7 +177,7 @@ def _text(folder: int, name: str, limit: int) -> str:
         while chunk := os.read(descriptor, min(_CHUNK, limit + 1 - len(data))):
             data += chunk
             if len(data) > limit:
-                raise NotPlain(f"{name} is too long")
+                raise UntrustedRepositoryError(f"{name} is too long")
     return data.decode("utf-8", "replace")
 
 
@@ -184,7 +188,7 @@ def _copy(folder: int, name: str, target: Path, limit: int) -> int:
         while chunk := os.read(source, _CHUNK):
             size += len(chunk)
             if size > limit:
-                raise NotPlain("its objects are too large to look at")
+                raise UntrustedRepositoryError("its objects are too large to look at")
             copy.write(chunk)
     return size
 
@@ -217,9 +221,11 @@ async def take_commit(git: Git, repo: ClonedRepo, commit: str) -> None:
             pack = await _packed(git, repo, commit, quarantine)
             await git.run(_command(repo, ["index-pack", "--stdin"], stdin=pack))
         except RepositoryError as error:
-            raise NotPlain(f"its commits cannot be read: {error.cause}") from None
+            raise UntrustedRepositoryError(
+                f"its commits cannot be read: {error.cause}"
+            ) from None
     if not await _is_complete(git, repo, commit):
-        raise NotPlain("objects of its commits are missing or false")
+        raise UntrustedRepositoryError("objects of its commits are missing or false")
 
 
 async def _packed(git: Git, repo: ClonedRepo, commit: str, quarantine: Path) -> Path:

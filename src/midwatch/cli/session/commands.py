@@ -33,7 +33,7 @@ from midwatch.cli.session.options import (
     Trust,
 )
 from midwatch.errors import Conflict, MidwatchError, SettingsError
-from midwatch.lifecycle import shield_process
+from midwatch.lifecycle import set_nondumpable
 from midwatch.units import format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def carry_out(
     edge: Edge, make: Callable[[Desk], Awaitable[Request]], as_json: bool
 ) -> None:
     """Make the request and run it to its end, on standard output."""
-    shield_process()
+    set_nondumpable()
     asyncio.run(_carry_out(edge, make, as_json))
 
 
@@ -244,7 +244,7 @@ async def _carry_out(
 ) -> None:
     from midwatch.cli.session.run import Runner
     from midwatch.cli.session.service import open_desk
-    from midwatch.cli.session.view import Teller
+    from midwatch.cli.session.view import EventPrinter
 
     async with open_desk(edge) as desk:
         await desk.close_crashed()
@@ -255,7 +255,7 @@ async def _carry_out(
                 f"session {request.id} is running already",
                 hint=f"`midwatch session attach {request.id}`",
             )
-        teller = Teller(Output.standard(edge.environ), as_json)
+        teller = EventPrinter(Output.standard(edge.environ), as_json)
         teller.plain(f"session {request.id} in {place.workspace}")
         await Runner(desk, request, teller).run()
 
@@ -295,7 +295,7 @@ def fix(
 
     from midwatch.cli.session.run import Fix
 
-    shield_process()
+    set_nondumpable()
     edge: Edge = context.obj
     chosen_ = chosen(
         model,
@@ -448,12 +448,12 @@ def push(
 
     async def act(desk: Desk) -> None:
         from midwatch.cli.session.run import push_and_tell
-        from midwatch.cli.session.view import Teller
+        from midwatch.cli.session.view import EventPrinter
 
         place = desk.places.present(session_id)
         if place.running:
             raise Conflict(f"session {session_id} is running", hint="wait for its end")
-        teller = Teller(Output.standard(desk.edge.environ), as_json)
+        teller = EventPrinter(Output.standard(desk.edge.environ), as_json)
         await push_and_tell(desk, place, teller, push_branch)
 
     at_desk(context.obj, act)
@@ -617,11 +617,11 @@ def attach(
 
     `/interrupt`, `/approve`, `/deny` and `/end` are commands. Who leaves ends nothing.
     """
-    from midwatch.cli.session.view import Teller, follow
+    from midwatch.cli.session.view import EventPrinter, follow
 
     edge: Edge = context.obj
     place = _place(edge, session_id)
-    follow(place, Teller(Output.standard(edge.environ), as_json), after)
+    follow(place, EventPrinter(Output.standard(edge.environ), as_json), after)
 
 
 # ------------------------------------------------------------------ shared
@@ -675,7 +675,7 @@ def serve(context: typer.Context) -> None:
     Exit code: 0 Completed or Stopped, 1 Failed, 2 the environment is wrong, 3 the status could not be
     written, 143 the pod was taken away before the end.
     """
-    shield_process()
+    set_nondumpable()
     gc.enable()  # `main` turned it off for the start
     code = asyncio.run(_serve(context.obj))
     raise typer.Exit(code)
@@ -698,7 +698,7 @@ async def _serve(edge: Edge) -> int:
                 await refuse(identity, cluster, error)
                 raise
     except SettingsError as error:
-        aside(error.line())
+        aside(error.one_line())
         return BAD_ENVIRONMENT
 
 
@@ -707,11 +707,11 @@ async def _run(
 ) -> int:
     from midwatch.cli.output import Output
     from midwatch.cli.session.service import Choices, git_environment, session_options
-    from midwatch.cli.session.view import Teller, aside
-    from midwatch.kube.runner import Means, PodRunner
+    from midwatch.cli.session.view import EventPrinter, aside
+    from midwatch.kube.runner import Dependencies, PodRunner
     from midwatch.kube.runner_task import allowed_in_a_pod
 
-    teller = Teller(Output.standard(edge.environ))
+    teller = EventPrinter(Output.standard(edge.environ))
 
     class Voice:
         event = staticmethod(teller.event)
@@ -720,7 +720,7 @@ async def _run(
     for name in task.variables.left_out:
         aside(f"{name} is a reserved name: that key of a secret is left out")
     async with _sync(task) as sync:
-        means = Means(
+        means = Dependencies(
             cluster=cluster,
             sync=sync,
             options=allowed_in_a_pod(

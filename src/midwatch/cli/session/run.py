@@ -32,7 +32,7 @@ from midwatch.cli.session.service import (
     session_options,
 )
 from midwatch.cli.session.view import (
-    Teller,
+    EventPrinter,
     aside,
     aside_error,
     chat,
@@ -50,7 +50,7 @@ from midwatch.errors import (
     SettingsError,
     TemporaryError,
 )
-from midwatch.lifecycle import Stop, SystemClock, signals_set
+from midwatch.lifecycle import StopEvent, SystemClock, stop_on_signals
 from midwatch.model import Diagnosis, Ticket
 from midwatch.redaction import Redactor
 from midwatch.session.agentic_session import (
@@ -96,7 +96,7 @@ async def look(desk: Desk, place: Place) -> list[RepoState]:
 
 
 async def push_and_tell(
-    desk: Desk, place: Place, teller: Teller, branch: str | None = None
+    desk: Desk, place: Place, teller: EventPrinter, branch: str | None = None
 ) -> None:
     """Push every repository that has something. Raises NotPushed if one could not be."""
     workspace = open_workspace(place.state)
@@ -135,7 +135,7 @@ async def _onto(
     return changed
 
 
-def _tell(teller: Teller, result: PushResult) -> None:
+def _tell(teller: EventPrinter, result: PushResult) -> None:
     if teller.as_json:
         teller.document(push_document(result))
         return
@@ -161,7 +161,7 @@ def repository_named(workspace: Workspace, wanted: str) -> ClonedRepo:
 class Runner:
     """Carries a request out. After `run`, the session is in a terminal phase, in every record."""
 
-    def __init__(self, desk: Desk, request: Request, teller: Teller) -> None:
+    def __init__(self, desk: Desk, request: Request, teller: EventPrinter) -> None:
         self._desk = desk
         self._request = request
         self._teller = teller
@@ -175,8 +175,8 @@ class Runner:
         gc.enable()  # `main` turned it off for the start
         self._desk.access()  # without a key, nothing is begun
         self._place.folder.make()
-        stop = Stop()
-        with self._place.owned(), signals_set(stop):
+        stop = StopEvent()
+        with self._place.owned(), stop_on_signals(stop):
             workspace = await self._prepare(stop)
             error, result = await self._converse(workspace, stop)
         await self._tell_end(result)
@@ -193,7 +193,7 @@ class Runner:
 
     # -------------------------------------------------- the workspace
 
-    async def _prepare(self, stop: Stop) -> Workspace:
+    async def _prepare(self, stop: StopEvent) -> Workspace:
         with self._place.folder.locked():
             if self._request.moved:
                 # What the program has on this disk is older than the store's transcript.
@@ -218,7 +218,7 @@ class Runner:
             ticket=request.ticket,
         )
 
-    async def _cloned(self, stop: Stop) -> Workspace:
+    async def _cloned(self, stop: StopEvent) -> Workspace:
         request = self._request
         specs = [repository.spec() for repository in request.repositories]
         with shown_progress(quiet=self._teller.as_json) as on_progress:
@@ -276,7 +276,7 @@ class Runner:
         )
 
     async def _converse(
-        self, workspace: Workspace, stop: Stop
+        self, workspace: Workspace, stop: StopEvent
     ) -> tuple[MidwatchError | None, SessionResult]:
         session = self._session(workspace)
         ended_badly: MidwatchError | None = None
@@ -508,7 +508,7 @@ class Fix:
         actor = user_at_host()
         async with open_desk(edge) as desk:
             desk.access()  # without a key, nothing is begun
-            teller = Teller(Output.standard(edge.environ), self.as_json)
+            teller = EventPrinter(Output.standard(edge.environ), self.as_json)
             teller.plain(f"session {request.id} for ticket {request.ticket}")
             await desk.sessions.note(request.ticket, request.id, actor, "started")
             try:

@@ -29,12 +29,12 @@ from midwatch.lifecycle import SystemClock
 from midwatch.model import Json, Usage
 from midwatch.redaction import Redactor
 from midwatch.session.errors import KeyRefused, SessionBusy
-from midwatch.session.events import Phase, Spend
+from midwatch.session.events import ModelUsage, Phase
 from midwatch.session.log import SessionFolder, conversation_id, disk_error
 from midwatch.session.options import (
     ApiAccess,
     Limits,
-    SandboxWish,
+    SandboxMode,
     SessionOptions,
     SubagentSpec,
 )
@@ -186,7 +186,7 @@ class Choices:
 
     model: str | None = None
     trust: bool | None = None
-    sandbox: SandboxWish | None = None
+    sandbox: SandboxMode | None = None
     max_turns: int | None = None
     max_usd: float | None = None
     wall: float | None = None
@@ -634,10 +634,10 @@ def _summed(one: SessionStatus, other: SessionStatus, sign: int) -> SessionStatu
     )
 
 
-def _spend(status: SessionStatus, model: str, sign: int) -> Spend:
-    spend = status.spend.get(model, Spend())
+def _spend(status: SessionStatus, model: str, sign: int) -> ModelUsage:
+    spend = status.spend.get(model, ModelUsage())
     tokens = (sign * count for count in astuple(spend.usage))
-    return Spend(Usage(*tokens), sign * spend.cost_usd)
+    return ModelUsage(Usage(*tokens), sign * spend.cost_usd)
 
 
 # ------------------------------------------------------------ removing

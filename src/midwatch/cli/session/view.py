@@ -221,7 +221,7 @@ _STYLES: dict[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Teller:
+class EventPrinter:
     """Prints at once: whoever reads a pipe sees each event as it happens."""
 
     output: Output
@@ -269,7 +269,7 @@ def aside(text: str) -> None:
 
 
 def aside_error(what: str, error: MidwatchError) -> None:
-    aside(f"{what}: {error.line()}")
+    aside(f"{what}: {error.one_line()}")
 
 
 def told_line(event: Event) -> tuple[str, str] | None:
@@ -451,7 +451,7 @@ def push_document(result: PushResult) -> Json:
         "branch": result.branch,
         "outcome": result.outcome,
         "commit": result.commit,
-        "error": None if result.error is None else result.error.line(),
+        "error": None if result.error is None else result.error.one_line(),
     }
 
 
@@ -578,7 +578,7 @@ _INTERVAL = 0.05
 """Seconds between two looks at the outbox."""
 
 
-def follow(place: Place, teller: Teller, after: int) -> None:
+def follow(place: Place, teller: EventPrinter, after: int) -> None:
     """Tell every event behind `after` until the run ends or the runner is gone."""
     reader = EventReader(place.folder.outbox, after)
     said = _input_lines()
@@ -631,7 +631,7 @@ def _say(place: Place, said: queue.SimpleQueue[str]) -> None:
             try:
                 _write(place, line)
             except Conflict as error:
-                aside(error.line())
+                aside(error.one_line())
 
 
 def _write(place: Place, line: str) -> None:

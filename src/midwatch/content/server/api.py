@@ -15,9 +15,9 @@ from starlette.routing import Route
 
 from midwatch.content.errors import ChunksMissing, ContentTooLarge
 from midwatch.content.server.http import (
-    Desk,
     JsonAnswer,
     RequestRefused,
+    ServerState,
     attempt_of,
     base_of,
     check_media_type,
@@ -86,7 +86,7 @@ _GZIP_LEVEL = 4
 class FolderApi:
     """Handlers for `/v1/folders/NAMESPACE/NAME`."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: ServerState) -> None:
         self._desk = desk
 
     def routes(self) -> list[Route]:

@@ -24,8 +24,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from midwatch.content.errors import ContentUnavailable
 from midwatch.content.server.api import FolderApi
 from midwatch.content.server.http import (
-    Desk,
     JsonAnswer,
+    ServerState,
     Tally,
     Workers,
     error_answer,
@@ -37,7 +37,7 @@ from midwatch.content.server.store import ContentStore
 from midwatch.content.server.volume import Volume, disk_errors
 from midwatch.content.tokens import Keys
 from midwatch.errors import MidwatchError, SettingsError
-from midwatch.lifecycle import Clock, Stop, SystemClock
+from midwatch.lifecycle import Clock, StopEvent, SystemClock
 from midwatch.logs import Log
 from midwatch.metrics import Exposition, Family, Sample, code_label
 from midwatch.settings import ContentSettings
@@ -163,7 +163,7 @@ _LONGEST_PROBE = 5.0
 class HealthApi:
     """Handlers for `/healthz` and `/readyz`."""
 
-    def __init__(self, desk: Desk, stop: Stop) -> None:
+    def __init__(self, desk: ServerState, stop: StopEvent) -> None:
         self._desk = desk
         self._stop = stop
         self._probe: asyncio.Task[None] | None = None
@@ -318,7 +318,7 @@ _LONGEST_LOOK = 2.0
 class FiguresApi:
     """The handler for `/metrics`."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: ServerState) -> None:
         self._desk = desk
         self._exposition = Exposition(CONTENT, self._samples)
         self._look: asyncio.Task[tuple[int, int] | None] | None = None
@@ -376,7 +376,7 @@ def _used_and_free(root: Path) -> tuple[int, int] | None:
 # The pass in the background that removes chunks nothing needs, folders nobody uses, and what dead processes left.
 
 
-async def collect_for_ever(desk: Desk, stop: Stop, log: Log) -> None:
+async def collect_for_ever(desk: ServerState, stop: StopEvent, log: Log) -> None:
     """Look at once, then every `collect_interval`; a folder that fails does not keep the others."""
     while not stop:
         try:
@@ -388,11 +388,11 @@ async def collect_for_ever(desk: Desk, stop: Stop, log: Log) -> None:
                 if stop:
                     return
         except MidwatchError as error:
-            log.warning("cannot collect", error=error.line())
+            log.warning("cannot collect", error=error.one_line())
         await stop.pause(desk.settings.collect_interval)
 
 
-async def _collect(desk: Desk, folder: str, log: Log) -> None:
+async def _collect(desk: ServerState, folder: str, log: Log) -> None:
     try:
         if await desk.work(desk.store.expire, folder):
             keep_for = desk.settings.keep_for
@@ -404,7 +404,7 @@ async def _collect(desk: Desk, folder: str, log: Log) -> None:
             desk.tally.collected += count
             log.info("collected", folder=folder, chunks=count)
     except MidwatchError as error:
-        log.warning("cannot collect", folder=folder, error=error.line())
+        log.warning("cannot collect", folder=folder, error=error.one_line())
 
 
 _KEEP_ALIVE = 75
@@ -415,7 +415,7 @@ _BACKLOG = 1024
 async def serve(
     settings: ContentSettings,
     keys: Keys,
-    stop: Stop,
+    stop: StopEvent,
     log: Log,
     clock: Clock | None = None,
 ) -> None:
@@ -430,7 +430,7 @@ async def serve(
 async def serving(
     settings: ContentSettings,
     keys: Keys,
-    stop: Stop,
+    stop: StopEvent,
     log: Log,
     clock: Clock | None = None,
 ) -> AsyncIterator[str]:
@@ -438,7 +438,7 @@ async def serving(
     clock = clock or SystemClock()
     with _volume(settings) as volume, _socket(settings) as listening:
         store = ContentStore(volume, settings, clock.now)
-        desk = Desk(store, settings, keys, clock, Workers())
+        desk = ServerState(store, settings, keys, clock, Workers())
         health = HealthApi(desk, stop)
         figures = FiguresApi(desk)
         app = _application(desk, [*health.routes(), *figures.routes()], log)
@@ -460,12 +460,12 @@ async def serving(
             desk.work.close()
 
 
-async def _end_waits(desk: Desk, stop: Stop) -> None:
+async def _end_waits(desk: ServerState, stop: StopEvent) -> None:
     await stop.wait()
     desk.changes.end()
 
 
-def _application(desk: Desk, more: Sequence[Route], log: Log) -> ASGIApp:
+def _application(desk: ServerState, more: Sequence[Route], log: Log) -> ASGIApp:
     app = Starlette(
         routes=[*FolderApi(desk).routes(), *PlainApi(desk).routes(), *more],
         exception_handlers={

@@ -122,7 +122,7 @@ def error_answer(error: MidwatchError) -> JsonAnswer:
 
 async def on_midwatch_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MidwatchError)
-    request.state.error = error.line()
+    request.state.error = error.one_line()
     return error_answer(error)
 
 
@@ -457,7 +457,7 @@ class Tally:
 
 
 @dataclass(slots=True)
-class Desk:
+class ServerState:
     """What the handlers share."""
 
     store: ContentStore

@@ -21,9 +21,9 @@ from starlette.routing import Route
 
 from midwatch.content.errors import PathRefused
 from midwatch.content.server.http import (
-    Desk,
     JsonAnswer,
     RequestRefused,
+    ServerState,
     parse_object,
     read_body,
 )
@@ -99,7 +99,7 @@ def _missing(manifest: Manifest, path: str) -> list[str]:
 class PlainApi:
     """Handlers for `/content/…`."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: ServerState) -> None:
         self._desk = desk
 
     def routes(self) -> list[Route]:

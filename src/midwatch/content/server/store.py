@@ -29,7 +29,7 @@ from midwatch.content.server.manifest import Manifest, cause_of, load
 from midwatch.content.server.volume import (
     FRESH,
     Chunks,
-    Room,
+    Quota,
     Volume,
     disk_errors,
     taken_by,
@@ -192,7 +192,7 @@ class ContentStore:
         self._now = now
         self._cache = ManifestCache(settings.cache_size)
         self._history = History()
-        self._room = Room(settings)
+        self._room = Quota(settings)
 
     # -------------------------------------------------- reading
 

@@ -275,39 +275,41 @@ _GOAL = 0.75
 """Of the bound, which is left when there has to be made room: so that it is not at once full again."""
 
 
-class Taken(NamedTuple):
+class DiskUsage(NamedTuple):
     """Bytes and files of chunks."""
 
     bytes: int = 0
     files: int = 0
 
-    def with_(self, other: Taken) -> Taken:
-        return Taken(self.bytes + other.bytes, self.files + other.files)
+    def with_(self, other: DiskUsage) -> DiskUsage:
+        return DiskUsage(self.bytes + other.bytes, self.files + other.files)
 
-    def without(self, other: Taken) -> Taken:
-        return Taken(self.bytes - other.bytes, self.files - other.files)
+    def without(self, other: DiskUsage) -> DiskUsage:
+        return DiskUsage(self.bytes - other.bytes, self.files - other.files)
 
-    def within(self, limit: Taken, part: float = 1.0) -> bool:
+    def within(self, limit: DiskUsage, part: float = 1.0) -> bool:
         return self.bytes <= limit.bytes * part and self.files <= limit.files * part
 
 
 @dataclass(slots=True)
 class _Known:
-    taken: Taken
+    taken: DiskUsage
     written: int = 0
 
 
-class Room:
+class Quota:
     """Safe between threads. Folders are known by their names."""
 
     def __init__(self, settings: ContentSettings) -> None:
         size = int(settings.max_size)
         files = settings.max_entries + size // CHUNK
-        self.limit = Taken(TIMES * size, TIMES * files)
+        self.limit = DiskUsage(TIMES * size, TIMES * files)
         self._known: dict[str, _Known] = {}
         self._lock = threading.Lock()
 
-    def has(self, folder: str, more: Taken, measure: Callable[[], Taken]) -> bool:
+    def has(
+        self, folder: str, more: DiskUsage, measure: Callable[[], DiskUsage]
+    ) -> bool:
         """Whether so much more fits. Raises what `measure` raises."""
         with self._lock:
             known = self._known.get(folder)
@@ -316,7 +318,7 @@ class Room:
         return known.taken.with_(more).within(self.limit)
 
     def changed(
-        self, folder: str, added: Taken = Taken(), gone: Taken = Taken()
+        self, folder: str, added: DiskUsage = DiskUsage(), gone: DiskUsage = DiskUsage()
     ) -> None:
         with self._lock:
             if known := self._known.get(folder):
@@ -326,8 +328,8 @@ class Room:
     def make(
         self,
         folder: str,
-        more: Taken,
-        measure: Callable[[], Taken],
+        more: DiskUsage,
+        measure: Callable[[], DiskUsage],
         idle: Collection[Path],
     ) -> None:
         """Remove chunks that nothing needs, the oldest first, until `more` fits well. Raises ContentFull, OSError."""
@@ -338,7 +340,7 @@ class Room:
             if left.with_(more).within(self.limit, _GOAL):
                 break
             path.unlink(missing_ok=True)
-            gone = Taken(size, 1)
+            gone = DiskUsage(size, 1)
             left = left.without(gone)
             self.changed(folder, gone=gone)
         if not left.with_(more).within(self.limit):
@@ -354,15 +356,15 @@ class Room:
         with self._lock:
             self._known.pop(folder, None)
 
-    def _measured(self, folder: str, measure: Callable[[], Taken]) -> _Known:
+    def _measured(self, folder: str, measure: Callable[[], DiskUsage]) -> _Known:
         known = _Known(measure())
         with self._lock:
             self._known[folder] = known
         return known
 
 
-def taken_by(frames: Collection[tuple[str, bytes]]) -> Taken:
-    return Taken(sum(len(data) for _, data in frames), len(frames))
+def taken_by(frames: Collection[tuple[str, bytes]]) -> DiskUsage:
+    return DiskUsage(sum(len(data) for _, data in frames), len(frames))
 
 
 def _stat(path: Path) -> tuple[float, int] | None:
@@ -462,12 +464,12 @@ class Chunks:
             if not _is_named(path.name, named) and _touched(path) < before
         ]
 
-    def taken(self) -> Taken:
+    def taken(self) -> DiskUsage:
         """What all of them take, also those that are damaged."""
-        found = Taken()
+        found = DiskUsage()
         for path in self._files():
             with contextlib.suppress(FileNotFoundError):
-                found = found.with_(Taken(path.lstat().st_size, 1))
+                found = found.with_(DiskUsage(path.lstat().st_size, 1))
         return found
 
     def _files(self) -> Iterator[Path]:

@@ -331,7 +331,7 @@ class _Run:
         try:
             yield
         except OSError as error:
-            raise_if_ailing(error)
+            raise_for_disk_error(error)
             self._walker.forget()
             if counts:
                 self.skipped.add(path)
@@ -339,7 +339,7 @@ class _Run:
                 self.never.add(path)
 
 
-def raise_if_ailing(error: OSError) -> None:
+def raise_for_disk_error(error: OSError) -> None:
     """Raises for what is about the disk or the machine rather than about one path."""
     if error.errno in _FULL:
         raise ContentFull(
@@ -456,7 +456,7 @@ class Staging:
                 os.symlink(entry.target, name, dir_fd=folder)
             except OSError as error:
                 # A target that this file system does not take: the path is skipped.
-                return raise_if_ailing(error)
+                return raise_for_disk_error(error)
             self.names[path] = name
             return
         self.names[path] = name
@@ -487,7 +487,7 @@ def _told() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise_if_ailing(error)
+        raise_for_disk_error(error)
         raise
 
 

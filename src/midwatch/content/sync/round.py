@@ -29,7 +29,7 @@ from midwatch.content.sync.apply import (
     delta_from_json,
     delta_to_json,
     plan,
-    raise_if_ailing,
+    raise_for_disk_error,
     read_plan,
     write_plan,
 )
@@ -137,7 +137,7 @@ _CHUNKS = 16
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-async def take_lines(
+async def merge_appended_lines(
     client: ContentClient, roots: Roots, path: str, theirs: Entry, ours: Entry | None
 ) -> None:
     """Append the whole lines that are new. Raises OSError for a local file that cannot be appended to."""
@@ -556,7 +556,9 @@ class Rounds:
                 continue
             self._step("lines")
             try:
-                await take_lines(self._client, self._scope.roots, path, theirs, ours)
+                await merge_appended_lines(
+                    self._client, self._scope.roots, path, theirs, ours
+                )
             except OSError as error:
                 raise _local(error) from error
             self._taken[path] = (ours, theirs)
@@ -579,7 +581,7 @@ def _size(delta: Delta) -> int:
 
 def _local(error: OSError) -> ContentUnavailable:
     with suppress(ContentUnavailable):
-        raise_if_ailing(error)
+        raise_for_disk_error(error)
     return ContentUnavailable(
         f"the local folders cannot be read or written: {error.strerror or error}",
         hint=f"check {os.fspath(error.filename or 'the folders')!r} and their permissions",

@@ -44,7 +44,7 @@ def carried(base: Tree, path: str) -> Iterator[tuple[str, Entry]]:
 
 
 @dataclass(slots=True)
-class Found:
+class ScanResult:
     """`kept` are files and symlinks with their signatures, `racy` those of them that may change unseen,
     `unsure` the paths that are as the base had them, `unsent` the notes about those."""
 
@@ -55,7 +55,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
     unsent: list[str] = field(default_factory=list)
 
-    def add(self, other: Found) -> None:
+    def add(self, other: ScanResult) -> None:
         self.tree.update(other.tree)
         self.kept.update(other.kept)
         self.racy |= other.racy
@@ -127,7 +127,7 @@ class GitRules:
         return age < LEFT_BEHIND_SECONDS
 
 
-def scan_git(walk: Walk, fd: int, path: str, found: Found) -> None:
+def scan_git(walk: Walk, fd: int, path: str, found: ScanResult) -> None:
     """Adds the unit to what was found, or as `base` had it if it does not hold still."""
     for attempt in range(TRIES):
         if attempt:
@@ -139,7 +139,7 @@ def scan_git(walk: Walk, fd: int, path: str, found: Found) -> None:
     found.carry(path, walk.base, _ERROR)
 
 
-def _snapshot(walk: Walk, fd: int, path: str) -> Found | None:
+def _snapshot(walk: Walk, fd: int, path: str) -> ScanResult | None:
     try:
         refs, rules = _refs(walk, fd, path)
         if rules.locked:
@@ -159,8 +159,8 @@ def _snapshot(walk: Walk, fd: int, path: str) -> Found | None:
     return refs
 
 
-def _refs(walk: Walk, fd: int, path: str) -> tuple[Found, GitRules]:
-    found, rules = Found(), _rules(walk)
+def _refs(walk: Walk, fd: int, path: str) -> tuple[ScanResult, GitRules]:
+    found, rules = ScanResult(), _rules(walk)
     walk.folder(fd, path + "/", found, rules)
     # The second reading takes from the first what cannot have changed unseen.
     walk.cache.update(
@@ -169,8 +169,8 @@ def _refs(walk: Walk, fd: int, path: str) -> tuple[Found, GitRules]:
     return found, rules
 
 
-def _objects(walk: Walk, fd: int, path: str, rules: GitRules) -> Found:
-    found = Found()
+def _objects(walk: Walk, fd: int, path: str, rules: GitRules) -> ScanResult:
+    found = ScanResult()
     within = _rules(walk, objects=True)
     for folder in rules.later:
         with _opened(fd, folder.removeprefix(path + "/")) as inner:
@@ -275,7 +275,7 @@ class Scanner:
         `last`: nothing runs in there any more, so that a lock of git is one that was left behind.
         """
         walk = Walk(self._cache, base or {}, self._ignored, self._now_ns, last)
-        found = Found()
+        found = ScanResult()
         for name, place in self.roots.places.items():
             found.tree[name] = ROOT
             folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -293,7 +293,7 @@ class Scanner:
             walk.captured.held,
         )
 
-    def _remember(self, found: Found, hashed: int) -> None:
+    def _remember(self, found: ScanResult, hashed: int) -> None:
         self._cache = dict(found.kept)
         for path in found.racy:
             self._cache.pop(path, None)
@@ -327,7 +327,7 @@ class Walk:
         self._folders: dict[int, Entry] = {}
 
     def folder(
-        self, fd: int, prefix: str, found: Found, rules: GitRules | None = None
+        self, fd: int, prefix: str, found: ScanResult, rules: GitRules | None = None
     ) -> None:
         """All that is in an open folder and below. Raises OSError if it cannot be listed."""
         below: list[tuple[str, int]] = []
@@ -363,7 +363,7 @@ class Walk:
         name: str,
         path: str,
         mode: int,
-        found: Found,
+        found: ScanResult,
         rules: GitRules | None,
     ) -> None:
         if is_too_long(path):
@@ -397,7 +397,7 @@ class Walk:
         name: str,
         path: str,
         bits: int,
-        found: Found,
+        found: ScanResult,
         rules: GitRules | None,
     ) -> None:
         read_at = self.now_ns()

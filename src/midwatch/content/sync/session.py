@@ -17,7 +17,7 @@ from midwatch.content.sync.scan import Ignored, Scanner
 from midwatch.content.sync.transfer import in_thread
 from midwatch.content.tree import INBOX
 from midwatch.errors import MidwatchError, PermanentError, TemporaryError
-from midwatch.lifecycle import Clock, Stop, SystemClock, wait_for
+from midwatch.lifecycle import Clock, StopEvent, SystemClock, first
 
 _WATCH_SECONDS = 50.0
 _LONGEST_PAUSE = 60.0
@@ -109,7 +109,7 @@ class WorkspaceSync:
         """Something has changed: do not wait for the interval."""
         self._nudged.set()
 
-    async def run(self, stop: Stop) -> None:
+    async def run(self, stop: StopEvent) -> None:
         """Push again and again until the stop, which ends it at once; the last push is the caller's.
 
         Errors are told by `last_error`; after one the wait grows. Superseded ends it as well.
@@ -179,7 +179,7 @@ class WorkspaceSync:
                 failed += 1
                 await self._clock.sleep(self._pause(error, failed))
             else:
-                await wait_for(self._nudged, self._interval, self._clock)
+                await first(self._clock.sleep(self._interval), self._nudged.wait())
 
     def _pause(self, error: MidwatchError, failed: int) -> float:
         """Seconds after so many failures in a row."""

@@ -21,8 +21,8 @@ from midwatch.subjects.postgres.connection import (
 from midwatch.subjects.postgres.observation import (
     PREPARED,
     NothingToSee,
+    ObservationContext,
     Queue,
-    Round,
     Scene,
     scene,
 )
@@ -34,7 +34,7 @@ SERVER = "server"
 # -------------------------------------------------- connections
 
 
-async def see_connections(round_: Round) -> list[Signal]:
+async def see_connections(round_: ObservationContext) -> list[Signal]:
     limits = (await round_.connection.rows(queries.SLOTS_LIMIT))[0]
     used = await round_.connection.rows(queries.SLOTS_USED)
     capped = await round_.connection.rows(queries.SLOTS_CAPPED)
@@ -82,7 +82,7 @@ def capped_connections(row: Row) -> Signal:
 # -------------------------------------------------- lock waits
 
 
-async def see_blocked(round_: Round) -> list[Signal]:
+async def see_blocked(round_: ObservationContext) -> list[Signal]:
     return blocked(await scene(round_.connection))
 
 
@@ -130,7 +130,7 @@ def _queue_signal(database: str, queues: Sequence[Queue], scene_: Scene) -> Sign
 # -------------------------------------------------- open transactions, long statements
 
 
-async def see_idle(round_: Round) -> list[Signal]:
+async def see_idle(round_: ObservationContext) -> list[Signal]:
     rows = [
         row
         for row in await round_.activity()
@@ -139,7 +139,7 @@ async def see_idle(round_: Round) -> list[Signal]:
     return [_worst("idle_in_transaction", "state_age", rows) for rows in _by_base(rows)]
 
 
-async def see_long(round_: Round) -> list[Signal]:
+async def see_long(round_: ObservationContext) -> list[Signal]:
     rows = [
         row
         for row in await round_.activity()
@@ -189,7 +189,7 @@ WRAPAROUND = 2.0**31
 # -------------------------------------------------- deadlocks
 
 
-async def see_deadlocks(round_: Round) -> list[Signal]:
+async def see_deadlocks(round_: ObservationContext) -> list[Signal]:
     rows = await round_.connection.rows(queries.DEADLOCKS)
     known = round_.previous.get("deadlocks")
     before = known if isinstance(known, dict) else None
@@ -228,7 +228,7 @@ def _deadlock_signal(name: str, count: float, window: float) -> Signal:
 # -------------------------------------------------- transaction ids
 
 
-async def see_id_age(round_: Round) -> list[Signal]:
+async def see_id_age(round_: ObservationContext) -> list[Signal]:
     rows = await round_.connection.rows(queries.ID_AGES)
     holders: list[Row] = []
     if round_.connection.all_stats:
@@ -269,7 +269,7 @@ def _id_signal(row: Row, holder: dict[str, Fact]) -> Signal:
 # -------------------------------------------------- dead rows
 
 
-async def see_dead_tuples(round_: Round) -> list[Signal]:
+async def see_dead_tuples(round_: ObservationContext) -> list[Signal]:
     rows = await round_.connection.rows(
         queries.DEAD_TUPLES, {"floor": round_.settings.dead_tuples_floor}
     )
@@ -299,7 +299,7 @@ def _dead_signal(row: Row) -> Signal:
 # -------------------------------------------------- growth
 
 
-async def see_growth(round_: Round) -> list[Signal]:
+async def see_growth(round_: ObservationContext) -> list[Signal]:
     """Walking the files of every database costs the server something, so it is done only a
     few times in each window; in between the last sizes speak."""
     window = round_.settings.growth_window
@@ -326,7 +326,7 @@ async def see_growth(round_: Round) -> list[Signal]:
     return signals
 
 
-def _known_sizes(round_: Round) -> dict[str, series.Series]:
+def _known_sizes(round_: ObservationContext) -> dict[str, series.Series]:
     raw = round_.previous.get("sizes")
     known = raw if isinstance(raw, dict) else {}
     return {
@@ -358,7 +358,7 @@ def _growth_signal(
 # Standbys and replication slots.
 
 
-async def see_lag(round_: Round) -> list[Signal]:
+async def see_lag(round_: ObservationContext) -> list[Signal]:
     standbys = await round_.connection.rows(queries.STANDBYS)
     recovery = (await round_.connection.rows(queries.RECOVERY))[0]
     most = round_.settings.replication_lag_bytes
@@ -408,7 +408,7 @@ def _own_signal(row: Row, most: float) -> Signal:
     )
 
 
-async def see_slots(round_: Round) -> list[Signal]:
+async def see_slots(round_: ObservationContext) -> list[Signal]:
     rows = await round_.connection.rows(queries.SLOTS)
     return [_slot_signal(row) for row in rows if not row["active"]]
 
@@ -445,11 +445,11 @@ class Look:
     """`see` raises ObservationFailed when it cannot. `all_stats`: it would see less, and take that for health, without pg_monitor."""
 
     invariant: str
-    see: Callable[[Round], Awaitable[Sequence[Signal]]]
+    see: Callable[[ObservationContext], Awaitable[Sequence[Signal]]]
     all_stats: bool = False
 
 
-async def _see_log(round_: Round) -> list[Signal]:
+async def _see_log(round_: ObservationContext) -> list[Signal]:
     return await logs.see_log(
         round_.settings, round_.connection, round_.previous, round_.state, round_.at
     )

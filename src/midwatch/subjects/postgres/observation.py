@@ -101,7 +101,7 @@ class NothingToSee(QueryFailed):
 
 
 @dataclass(slots=True)
-class Round:
+class ObservationContext:
     """`previous` is the state of the last look, `state` what this one leaves for the next.
 
     `at` is epoch seconds.
@@ -176,7 +176,7 @@ class Findings:
             except NothingToSee:
                 pass
             except ObservationFailed as error:
-                self.failed(invariant, error.line())
+                self.failed(invariant, error.one_line())
 
     def rest(self, why: str) -> None:
         """Of everything not yet seen: it is unknown, and why."""

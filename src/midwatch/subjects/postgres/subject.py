@@ -17,7 +17,7 @@ from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
 
 if TYPE_CHECKING:
     from midwatch.subjects.postgres.connection import Connection
-    from midwatch.subjects.postgres.observation import Findings, Round
+    from midwatch.subjects.postgres.observation import Findings, ObservationContext
 
 SERVER = "server"
 
@@ -51,7 +51,7 @@ class PostgresSubject:
             Exhausted,
             Unreachable,
         )
-        from midwatch.subjects.postgres.observation import Findings, Round
+        from midwatch.subjects.postgres.observation import Findings, ObservationContext
 
         at = self._clock.now().timestamp()
         findings = Findings(self.invariants, dict(previous))
@@ -59,7 +59,7 @@ class PostgresSubject:
             async with asyncio.timeout(self._settings.timeout):
                 async with Connection(self._settings) as connection:
                     findings.saw("reachable", [_reachable(True, "the server answers")])
-                    round_ = Round(
+                    round_ = ObservationContext(
                         connection, self._settings, at, previous, findings.state
                     )
                     await self._look_around(round_, findings)
@@ -82,7 +82,9 @@ class PostgresSubject:
     async def close(self) -> None:
         """Nothing stays open between two looks."""
 
-    async def _look_around(self, round_: Round, findings: Findings) -> None:
+    async def _look_around(
+        self, round_: ObservationContext, findings: Findings
+    ) -> None:
         from midwatch.subjects.postgres.checks import LOOKS
 
         loop = asyncio.get_running_loop()

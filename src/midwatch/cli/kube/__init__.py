@@ -1,1 +1,0 @@
-"""`midwatch kube`: sessions in a Kubernetes cluster."""
