@@ -1,27 +1,22 @@
-"""The floors under the operator, each a process of its own: `watch` what kopf is told and do nothing with it,
-`create` the objects of every session plainly with lightkube."""
+"""The floors under the operator, each a process of its own and plainly with lightkube: `watch` what the operator
+watches and keep nothing of it, `create` the objects of every session.
+
+Only what a floor needs is imported, when it needs it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import kopf
 from lightkube import AsyncClient
 from lightkube.config.kubeconfig import KubeConfig
 from lightkube.generic_resource import create_namespaced_resource
+from lightkube.operators import exists
 
-from midwatch.kube.client import read_access
-from midwatch.kube.controller import event_manifest
-from midwatch.kube.manifests import job, objects
-from midwatch.kube.reconcile import Event
-from midwatch.kube.resource import read_resource
-from midwatch.kube.rules import GROUP, KIND, PLURAL, VERSION
-from midwatch.model import Json
-from midwatch.settings import OperatorSettings
-from tests.cluster.local import Daemon
+from midwatch.kube.rules import GROUP, KIND, PLURAL, SESSION_LABEL, VERSION
 
 _RBAC = "rbac.authorization.k8s.io"
 _KINDS: dict[str, type[Any]] = {
@@ -33,67 +28,52 @@ _KINDS: dict[str, type[Any]] = {
         (_RBAC, "v1", "Role", "roles"),
         (_RBAC, "v1", "RoleBinding", "rolebindings"),
         ("batch", "v1", "Job", "jobs"),
+        ("", "v1", "Pod", "pods"),
     )
 }
 _SESSIONS = create_namespaced_resource(GROUP, VERSION, KIND, PLURAL)
 _TOKEN = "x" * 200  # about as long as a real one
 
 
-def daemon(folder: Path, kubeconfig: Path, *words: str) -> Daemon:
-    """A floor as a process, not yet started."""
-    code = "import sys; from bench._kube_floor import main; main(*sys.argv[1:])"
-    root = Path(__file__).parents[1]
-    return Daemon(
-        folder,
-        f"floor-{words[0]}",
-        (str(kubeconfig), *words),
-        {"PYTHONPATH": str(root)},
-        code=code,
-    )
-
-
 def main(kubeconfig: str, what: str, number: str) -> None:
-    if what == "watch":
-        watch(Path(kubeconfig), int(number))
-    else:
-        asyncio.run(create(Path(kubeconfig), int(number)))
+    work = watch if what == "watch" else create
+    asyncio.run(work(Path(kubeconfig), int(number)))
 
 
-# ------------------------------------------------------------------ kopf alone
+async def watch(kubeconfig: Path, sessions: int) -> None:
+    """List and watch sessions, Jobs and pods. Say so once that many sessions were seen."""
+    config = KubeConfig.from_file(kubeconfig).get()
+    seen = set[str]()
 
+    async def follow(client: AsyncClient, kind: type[Any]) -> None:
+        labels = None if kind is _SESSIONS else {SESSION_LABEL: exists()}
+        listed = client.list(kind, namespace="*", labels=labels, chunk_size=500)
+        async for one in listed:
+            note(kind, one)
+        version = listed.resourceVersion
+        async for _, one in client.watch(
+            kind, namespace="*", labels=labels, resource_version=version
+        ):
+            note(kind, one)
 
-def watch(kubeconfig: Path, sessions: int) -> None:
-    """Say so once that many were seen."""
-    registry, seen = kopf.OperatorRegistry(), set[str]()
+    def note(kind: type[Any], one: Any) -> None:
+        if kind is _SESSIONS and one.metadata.name not in seen:
+            seen.add(one.metadata.name)
+            if len(seen) == sessions:
+                print("seen all", flush=True)
 
-    async def login(**_: Any) -> kopf.ConnectionInfo:
-        access = read_access(kubeconfig)
-        return kopf.ConnectionInfo(
-            server=access.server, ca_data=access.ca_data, token=access.token
-        )
-
-    async def nothing(name: str, **_: Any) -> None:
-        seen.add(name)
-        if len(seen) == sessions:
-            print("seen all", flush=True)
-
-    kopf.on.login(registry=registry)(login)
-    kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)(nothing)
-    settings = kopf.OperatorSettings()
-    settings.posting.enabled = False
-    settings.scanning.disabled = True
-    kopf.run(registry=registry, settings=settings, clusterwide=True, standalone=True)
-
-
-# ------------------------------------------------------------------ lightkube alone
+    async with AsyncClient(config, trust_env=False) as client:
+        kinds = (_SESSIONS, _KINDS["Job"], _KINDS["Pod"])
+        await asyncio.gather(*(follow(client, kind) for kind in kinds))
 
 
 async def create(kubeconfig: Path, concurrency: int) -> None:
     """What the operator creates for each session, so many sessions at a time."""
+    manifests_of = _manifests()
     config = KubeConfig.from_file(kubeconfig).get()
     async with AsyncClient(config, trust_env=False) as client:
         bodies = [dict(one) async for one in client.list(_SESSIONS, namespace="*")]
-        waiting = iter([_manifests(body) for body in bodies])
+        waiting = iter([manifests_of(body) for body in bodies])
 
         async def work() -> None:
             for manifests in waiting:
@@ -103,11 +83,24 @@ async def create(kubeconfig: Path, concurrency: int) -> None:
         await asyncio.gather(*(work() for _ in range(concurrency)))
 
 
-def _manifests(body: Json) -> list[Json]:
-    resource, settings = read_resource(body), OperatorSettings(image="midwatch:testing")
+def _manifests() -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
+    from datetime import UTC, datetime
+
+    from midwatch.kube.controller import event_manifest
+    from midwatch.kube.manifests import job, objects
+    from midwatch.kube.reconcile import Event
+    from midwatch.kube.resource import read_resource
+    from midwatch.settings import OperatorSettings
+
+    settings = OperatorSettings(image="midwatch:testing")
     told = Event("Normal", "JobCreated", "waiting for its pod", 1)
-    return [
-        *objects(resource, settings, _TOKEN),
-        job(resource, settings, attempt=1, timeout=3600, resume_from=None),
-        event_manifest(resource, told, datetime.now(UTC)),
-    ]
+
+    def manifests_of(body: dict[str, Any]) -> list[dict[str, Any]]:
+        resource = read_resource(body)
+        return [
+            *objects(resource, settings, _TOKEN),
+            job(resource, settings, attempt=1, timeout=3600, resume_from=None),
+            event_manifest(resource, told, datetime.now(UTC)),
+        ]
+
+    return manifests_of

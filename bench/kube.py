@@ -1,8 +1,8 @@
 """The operator: requests to the API server, memory with 1,000 live sessions, and how fast they get their Jobs.
 
 The API server and the nodes are ours, in this process; the operator is a process of its own with the rights of the
-chart. Floors: an operator of kopf that does nothing with the same resources, and a process that makes the same
-objects with lightkube, as many at a time.
+chart. Floors, both plainly with lightkube: a process that watches the same objects and keeps nothing of them, and one
+that makes the same objects, as many at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 from deploy import render
@@ -27,7 +26,6 @@ from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, Too
 from tests.cluster import Ends, Stays
 from tests.cluster.local import TEAM, Daemon, LocalCluster
 
-from . import _kube_floor
 from .report import Row, against_bound, against_floor, show
 
 SESSIONS = 1000
@@ -146,7 +144,11 @@ def _live() -> list[Row]:
         ),
         *(
             against_floor(
-                f"{what}, operator's {kind} / bare kopf", mine, floor, MEMORY_AIM, "MB"
+                f"{what}, operator's {kind} / bare watches",
+                mine,
+                floor,
+                MEMORY_AIM,
+                "MB",
             )
             for kind, mine, floor in zip(("RSS", "PSS"), memory, bare, strict=True)
         ),
@@ -230,10 +232,16 @@ def _plain_seconds() -> float:
             maker.stop()
 
 
-def _floor(cluster: LocalCluster, *words: Any) -> Daemon:
-    """A process of `_kube_floor`, with the operator's own access."""
-    kubeconfig = cluster.folder / "operator.kubeconfig"
-    return _kube_floor.daemon(cluster.folder, kubeconfig, *map(str, words))
+def _floor(cluster: LocalCluster, what: str, number: int) -> Daemon:
+    """A process of `_kube_floor`, not yet started, with the operator's own access."""
+    code = "import sys; from bench._kube_floor import main; main(*sys.argv[1:])"
+    return Daemon(
+        cluster.folder,
+        f"floor-{what}",
+        (str(cluster.folder / "operator.kubeconfig"), what, str(number)),
+        {"PYTHONPATH": str(Path(__file__).parents[1])},
+        code=code,
+    )
 
 
 if __name__ == "__main__":

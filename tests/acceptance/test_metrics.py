@@ -29,7 +29,7 @@ from midwatch.errors import SettingsError, StoreBusy
 from midwatch.kube.cache import Queue
 from midwatch.kube.crd import crd
 from midwatch.kube.operator import OPERATOR, readiness
-from midwatch.kube.watch import Hearing
+from midwatch.kube.watch import WatchStats
 from midwatch.lifecycle import Liveness, StopEvent
 from midwatch.logs import open_log, quiet_log
 from midwatch.metrics import Answer, Family, health, serving
@@ -465,22 +465,21 @@ async def test_a_queue_that_nobody_takes_from_is_stuck(clock: ManualClock) -> No
 
 def test_a_watch_is_down_until_the_server_takes_it(clock: ManualClock) -> None:
     async def life() -> None:
-        hearing = Hearing(clock)
-        page = readiness(hearing, 2, silence=70)
+        stats = WatchStats(clock)
+        page = readiness(stats, 2, silence=70)
         assert page().status == 503
         for path in ("/api/v1/pods", "/apis/batch/v1/jobs"):
-            hearing.asked(path)
-            hearing.answered(path, "watch", "2xx")
+            stats.opening(path)
+            stats.opened(path)
         assert page().status == 200
-        hearing.asked("/api/v1/pods")
+        stats.opening("/api/v1/pods")
         await clock.advance(60)
-        hearing.answered("/api/v1/pods", "watch", "503")
-        hearing.asked("/api/v1/pods")
-        assert page().status == 200 and hearing.down()["pods"] == 60
+        stats.opening("/api/v1/pods")
+        assert page().status == 200 and stats.down()["pods"] == 60
         await clock.advance(11)
         assert page() == Answer(503, b"watch of pods: down for 71 s\n")
-        hearing.answered("/api/v1/pods", "watch", "2xx")
-        assert page().status == 200 and hearing.down() == {"pods": 0, "jobs": 0}
+        stats.opened("/api/v1/pods")
+        assert page().status == 200 and stats.down() == {"pods": 0, "jobs": 0}
 
     asyncio.run(life())
 

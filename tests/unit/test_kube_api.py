@@ -11,13 +11,7 @@ import httpx2
 import pytest
 
 from midwatch.errors import MidwatchError, PermanentError, SettingsError, TemporaryError
-from midwatch.kube.client import (
-    FOREIGN_ERRORS,
-    Cluster,
-    Conflicted,
-    read_access,
-    translated,
-)
+from midwatch.kube.client import FOREIGN_ERRORS, Cluster, Conflicted, translated
 from midwatch.kube.crd import crd
 from midwatch.kube.errors import (
     ClusterRefused,
@@ -183,7 +177,7 @@ def test_settings_that_lead_nowhere_say_so(tmp_path: Path) -> None:
             Cluster.connect(path)
         assert caught.value.path == "operator.kubeconfig"
     with pytest.raises(SettingsError, match="by a program"):
-        read_access(programs)
+        Cluster.connect(programs)
 
 
 # ------------------------------------------------------------------ writing

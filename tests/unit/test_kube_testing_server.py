@@ -1,8 +1,9 @@
-"""The API server of the tests, asked by the clients that are used: lightkube and kopf."""
+"""The API server of the tests, asked by the client that is used: lightkube."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 import urllib.error
@@ -12,15 +13,20 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-import kopf
+import httpx2
 import pytest
 from lightkube import ApiError, AsyncClient, Client, KubeConfig
 from lightkube.generic_resource import create_namespaced_resource
 from lightkube.models.batch_v1 import JobSpec
-from lightkube.models.core_v1 import Container, PodSpec, PodTemplateSpec
+from lightkube.models.core_v1 import (
+    Container,
+    ObjectReference,
+    PodSpec,
+    PodTemplateSpec,
+)
 from lightkube.models.meta_v1 import ObjectMeta
 from lightkube.resources.batch_v1 import Job
-from lightkube.resources.core_v1 import ConfigMap, Pod, Secret
+from lightkube.resources.core_v1 import ConfigMap, Event, Pod, Secret
 from lightkube.types import CascadeType, PatchType
 
 from midwatch.kube.crd import crd
@@ -492,40 +498,46 @@ def post(server: ApiServer, token: str, document: dict[str, Any]) -> None:
         pass
 
 
-def test_kopf_lives_on_it(server: ApiServer, tmp_path: Path) -> None:
-    """Discovery, finalizers, a daemon, events; through a broken watch and a server that was gone."""
-    registry = kopf.OperatorRegistry()
+async def meet(client: AsyncClient, one: Any, seen: list[str]) -> None:
+    """What an operator does: hold a resource back, tell of it, let it go when it is deleted."""
+    name, gone = one.metadata.name, one.metadata.deletionTimestamp
+    if gone or name not in seen:
+        held = {"metadata": {"finalizers": [] if gone else ["example.dev/held"]}}
+        await client.patch(Widget, name, held, patch_type=PatchType.MERGE)
+    if not gone and name not in seen:
+        about = ObjectReference(kind="Widget", name=name, namespace="default")
+        event = Event(
+            metadata=ObjectMeta(name=f"{name}.1"),
+            involvedObject=about,
+            reason="Seen",
+            message="it is there",
+        )
+        await client.create(event)
+        seen.append(name)
+
+
+async def operate(kubeconfig: Path, seen: list[str]) -> None:
+    config = KubeConfig.from_file(kubeconfig)
+    async with AsyncClient(config, trust_env=False) as client:
+        while True:
+            with contextlib.suppress(httpx2.HTTPError):
+                listed = client.list(Widget)
+                async for one in listed:
+                    await meet(client, one, seen)
+                version = listed.resourceVersion
+                async for kind, one in client.watch(Widget, resource_version=version):
+                    if kind != "DELETED":
+                        await meet(client, one, seen)
+            await asyncio.sleep(0.02)
+
+
+def test_an_operator_lives_on_it(server: ApiServer, tmp_path: Path) -> None:
+    """Finalizers and events; through a broken watch and a server that was gone."""
     seen: list[str] = []
 
-    @kopf.on.startup(registry=registry)
-    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        settings.persistence.finalizer = "example.dev/kopf"
-        settings.networking.error_backoffs = [0.05] * 20
-        settings.watching.reconnect_backoff = 0.02
-        settings.posting.level = 100
-
-    @kopf.on.login(registry=registry)
-    def login(**_: Any) -> kopf.ConnectionInfo:
-        return kopf.ConnectionInfo(server=server.url, token=server.admin_token)
-
-    @kopf.daemon("widgets.example.dev", registry=registry, cancellation_timeout=1.0)
-    async def follow(name: str, body: kopf.Body, stopped: Any, **_: Any) -> None:
-        kopf.event(body, type="Normal", reason="Seen", message="it is there")
-        seen.append(name)
-        await stopped.wait()
-
     async def run() -> None:
-        ready, stop = asyncio.Event(), asyncio.Event()
-        running = asyncio.create_task(
-            kopf.operator(
-                registry=registry,
-                clusterwide=True,
-                standalone=True,
-                ready_flag=ready,
-                stop_flag=stop,
-            )
-        )
-        await asyncio.wait_for(ready.wait(), 10)
+        kubeconfig = server.kubeconfig(tmp_path / "kubeconfig")
+        running = asyncio.create_task(operate(kubeconfig, seen))
         for name, trouble in (
             ("a", lambda: None),
             ("b", lambda: server.faults.break_watches(asking(resource="widgets"))),
@@ -550,8 +562,9 @@ def test_kopf_lives_on_it(server: ApiServer, tmp_path: Path) -> None:
         await asyncio.to_thread(
             server.objects.wait, "widgets", "default", "a", lambda found: found is None
         )
-        stop.set()
-        await asyncio.wait_for(running, 10)
+        assert not running.done()
+        running.cancel()
+        await asyncio.wait([running])
 
     asyncio.run(run())
     assert [e["reason"] for e in server.objects.list("events")][:1] == ["Seen"]

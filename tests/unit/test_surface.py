@@ -181,8 +181,8 @@ async def test_no_error_of_the_sdk_or_its_transport_escapes(
 GUARDS = {
     "cli/check.py": 1,
     "content/server/app.py": 1,
-    "kube/operator.py": 1,
     "kube/controller.py": 1,
+    "kube/watch.py": 1,
     "monitor/loop.py": 1,
     "agent/runner.py": 1,
     "session/claude_code.py": 2,

@@ -27,10 +27,9 @@ app = typer.Typer()
 @app.command()
 def operator(context: typer.Context) -> None:
     """Run AgenticSession resources as Jobs, until SIGTERM."""
-    missing = [name for name in ("kopf", "lightkube") if find_spec(name) is None]
-    if missing:
+    if find_spec("lightkube") is None:
         raise SettingsError(
-            f"{missing[0]} is not installed",
+            "lightkube is not installed",
             hint="install midwatch[kubernetes]",
         )
     asyncio.run(_operate(context.obj))

@@ -2,5 +2,6 @@
 
 `resource` reads a resource, `crd` defines it; `manifests` writes what a session is made of, `verdict` reads
 what became of it, `plan` decides what to do next and `statuses` what may be written: all pure. `api`
-talks to the API server, `operator` follows resources with kopf, `writer` tells the status from the pod.
+talks to the API server, `watch` keeps up with it, `operator` follows the resources, `writer` tells the status
+from the pod.
 """

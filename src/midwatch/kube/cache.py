@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -42,15 +42,15 @@ class Known:
     def __bool__(self) -> bool:
         return self.body is not None or bool(self.jobs or self.pods)
 
-    def versions(self) -> dict[tuple[Kind, str], str]:
-        """By kind and name."""
+    def versions(self, kind: Kind | None = None) -> dict[tuple[Kind, str], str]:
+        """By kind and name; of one kind, or of all."""
         found: dict[tuple[Kind, str], str] = {}
         found |= {("job", name): job.version for name, job in self.jobs.items()}
         found |= {("pod", name): pod.version for name, pod in self.pods.items()}
         if self.body is not None:
             version = self.body["metadata"].get("resourceVersion")
             found["session", ""] = str(version)
-        return found
+        return {one: found[one] for one in found if kind in (None, one[0])}
 
     def drop(self, kind: Kind, name: str) -> None:
         match kind:
@@ -106,32 +106,45 @@ class Index:
         _put(known.pods, pod)
         return key
 
+    def put(self, kind: Kind, body: Json) -> Key:
+        """The session that it belongs to."""
+        match kind:
+            case "session":
+                return self.put_session(body)
+            case "job":
+                return self.put_job(body)
+            case "pod":
+                return self.put_pod(body)
+
     def drop(self, key: Key, kind: Kind, name: str = "") -> None:
         """It is gone; a session also when it needs nothing any more."""
         if known := self._known.get(key):
             known.drop(kind, name)
         self._tidy(key)
 
-    def before(self, key: Key | None = None) -> Versions:
-        """What is known now of one session's objects, or of everything; to give to `after`."""
-        keys = list(self._known) if key is None else [key]
-        return {one: known.versions() for one in keys if (known := self.get(one))}
+    def before(self, key: Key) -> Versions:
+        """What is known now of one session's objects; to give to `after`."""
+        known = self.get(key)
+        return {key: known.versions()} if known else {}
 
-    def after(
-        self,
-        before: Versions,
-        sessions: Iterable[Json],
-        jobs: Iterable[Json],
-        pods: Iterable[Json],
-    ) -> None:
+    def before_list(self, kind: Kind, namespace: str | None) -> Versions:
+        """What is known now of all objects of a kind, in one namespace or in all; to give to `after`."""
+        return {
+            key: versions
+            for key, known in self._known.items()
+            if namespace in (None, key[0]) and (versions := known.versions(kind))
+        }
+
+    def after(self, before: Versions, read: Mapping[Kind, Iterable[Json]]) -> set[Key]:
         """All of this was read since `before`: what was known then and is not among it is gone.
 
-        What watches told meanwhile is newer than what was read, and stays.
+        What watches told meanwhile is newer than what was read, and stays. Return the sessions of both.
         """
         there: set[tuple[Kind, Key, str]] = set()
-        there |= {("session", self.put_session(body), "") for body in sessions}
-        there |= {("job", self.put_job(body), _name(body)[1]) for body in jobs}
-        there |= {("pod", self.put_pod(body), _name(body)[1]) for body in pods}
+        for kind, bodies in read.items():
+            there |= {
+                (kind, self.put(kind, body), _item(kind, body)) for body in bodies
+            }
         for key, versions in before.items():
             known = self._known.get(key) or Known()
             now = known.versions()
@@ -139,6 +152,7 @@ class Index:
                 if (kind, key, name) not in there and now.get((kind, name)) == version:
                     known.drop(kind, name)
             self._tidy(key)
+        return {key for _, key, _ in there} | set(before)
 
     def _at(self, namespace: str, name: str) -> tuple[Key, Known]:
         key = (namespace, name)
@@ -153,6 +167,11 @@ def _put(known: dict[str, T], one: T) -> None:
     had = known.get(one.name)
     if had is None or later(had.version, one.version):
         known[one.name] = one
+
+
+def _item(kind: Kind, body: Json) -> str:
+    """What tells an object from others of its kind and session."""
+    return "" if kind == "session" else _name(body)[1]
 
 
 def _name(body: Json) -> Key:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import re
 from collections import Counter
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+)
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -16,9 +24,13 @@ from typing import Any, TypeVar
 import httpx2
 import yaml
 from lightkube import AsyncClient
+from lightkube.config.client_adapter import ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig, SingleConfig
 from lightkube.config.models import User
+from lightkube.core.decoders import decode_object, decode_status, decode_watch_event
 from lightkube.core.exceptions import ConfigError
+from lightkube.core.generic_client import ListAsyncIterable
+from lightkube.core.resource import api_info
 from lightkube.generic_resource import (
     GenericNamespacedResource,
     create_api_info,
@@ -50,62 +62,42 @@ from midwatch.model import Json
 # ------------------------------------------------------------ access
 # How the API server is reached: its address and who we are there.
 
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """What a kubeconfig or a service account says. `*_data` is base64 of PEM, the others are files."""
-
-    server: str
-    ca_file: Path | None = None
-    ca_data: str | None = None
-    insecure: bool = False
-    token: str | None = field(default=None, repr=False)
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    certificate_file: Path | None = None
-    certificate_data: str | None = None
-    key_file: Path | None = None
-    key_data: str | None = field(default=None, repr=False)
+_PATH = "operator.kubeconfig"
+_PROGRAMS = tuple(
+    f"client.authentication.k8s.io/{version}" for version in ("v1alpha1", "v1beta1")
+)
+"""Protocols of the programs that the client runs to log in."""
 
 
-def read_access(kubeconfig: Path | None, context: str | None = None) -> Access:
-    """How the cluster is reached, for others than us; a token is read from its file now.
+class Login:
+    """The clients of one login, with a time limit in seconds for each request.
 
-    Raises SettingsError, also where it takes a program to log in.
+    Raises SettingsError where the client takes nothing of the configuration.
     """
-    config = read_config(kubeconfig, context)
-    cluster, user = config.cluster, config.user or User()
-    if user.exec or user.auth_provider:
-        raise SettingsError(
-            "its user logs in by a program",
-            path="operator.kubeconfig",
-            hint="name a kubeconfig with a token or a certificate, or run in the cluster",
-        )
-    token = user.token
-    if user.token_file:
+
+    def __init__(self, config: SingleConfig, timeout: float) -> None:
+        self.config = config
+        self._timeout = httpx2.Timeout(timeout)
         try:
-            token = Path(user.token_file).read_text(encoding="utf-8").strip()
-        except OSError as error:
+            self.client = AsyncClient(config, timeout=self._timeout, trust_env=False)
+        except (ConfigError, OSError, ValueError, httpx2.InvalidURL) as error:
             raise SettingsError(
-                f"cannot read {user.token_file}: {error}", path="operator.kubeconfig"
+                f"cannot connect to {config.cluster.server}: {error}",
+                path=_PATH,
+                hint="check the server's address, the certificates and the keys",
             ) from error
 
-    def file(name: str | None) -> Path | None:
-        return Path(config.abs_file(name)) if name else None
+    @cached_property
+    def streams(self) -> httpx2.AsyncClient:
+        """For watches: each keeps a connection, so there is no limit on how many there are."""
+        params = ConnectionParams(timeout=self._timeout, trust_env=False)
+        limits = httpx2.Limits(max_connections=None)
+        return httpx2.AsyncClient(**params.httpx_params(self.config), limits=limits)
 
-    return Access(
-        server=cluster.server,
-        ca_file=file(cluster.certificate_auth),
-        ca_data=None if cluster.certificate_auth else cluster.certificate_auth_data,
-        insecure=cluster.insecure,
-        token=token,
-        username=user.username,
-        password=user.password,
-        certificate_file=None if user.client_cert_data else file(user.client_cert),
-        certificate_data=user.client_cert_data,
-        key_file=None if user.client_key_data else file(user.client_key),
-        key_data=user.client_key_data,
-    )
+    async def close(self) -> None:
+        await self.client.close()
+        if "streams" in vars(self):
+            await self.streams.aclose()
 
 
 def read_config(kubeconfig: Path | None, context: str | None) -> SingleConfig:
@@ -119,11 +111,18 @@ def read_config(kubeconfig: Path | None, context: str | None) -> SingleConfig:
         where = kubeconfig or "the service account of the pod"
         raise SettingsError(
             f"cannot read {where}: {e}",
-            path="operator.kubeconfig",
+            path=_PATH,
             hint="name a kubeconfig, or run in a pod with a service account",
         ) from e
     assert config is not None
-    return config._replace(user=config.user or User())
+    user = config.user or User()
+    if user.auth_provider or (user.exec and user.exec.apiVersion not in _PROGRAMS):
+        raise SettingsError(
+            "its user logs in by a program",
+            path=_PATH,
+            hint="name a kubeconfig with a token or a certificate, or run in the cluster",
+        )
+    return config._replace(user=user)
 
 
 # ------------------------------------------------------------ faults
@@ -187,7 +186,8 @@ def _of_answer(response: httpx2.Response, doing: str) -> MidwatchError:
         return Conflicted(message)
     # 410: the list that is read in parts has expired; the next one begins anew.
     if code in (408, 410, 429) or code >= 500:
-        return ClusterUnavailable(message, retry_after=_retry_after(response, status))
+        retry_after = _retry_after(response, status)
+        return ClusterUnavailable(message, retry_after=retry_after, status=code)
     return ClusterRefused(
         message,
         hint=_HINTS.get(code),
@@ -264,6 +264,12 @@ _KINDS: dict[str, type[Any]] = {
     "Pod": _POD,
     KIND: _SESSION,
 }
+_WATCHED: dict[str, tuple[type[Any], str | None]] = {
+    PLURAL: (_SESSION, None),
+    "jobs": (_JOB, SESSION_LABEL),
+    "pods": (_POD, SESSION_LABEL),
+}
+"""Kind and label selector, by plural."""
 
 
 class Cluster:
@@ -276,17 +282,18 @@ class Cluster:
 
     def __init__(
         self,
-        client: AsyncClient,
+        read: Callable[[], SingleConfig],
         *,
         timeout: float = 30.0,
         clock: Clock | None = None,
         chance: random.Random | None = None,
     ) -> None:
-        self._client = client
+        self._read = read
+        self._logins = [Login(read(), timeout)]
         self._timeout = timeout
         self._clock = clock or SystemClock()
         self.requests: Counter[tuple[str, str]] = Counter()
-        """Calls so far, by verb and code; a list in pages is one."""
+        """Calls so far, by verb and code; a list in pages is one, as is a watch that was opened or tried."""
         self._chance = chance or random.Random()
 
     @classmethod
@@ -299,18 +306,9 @@ class Cluster:
         clock: Clock | None = None,
     ) -> Cluster:
         """Without a `kubeconfig` as the pod that this runs in. Raises SettingsError."""
-        access = read_config(kubeconfig, context)
-        try:
-            client = AsyncClient(
-                access, timeout=httpx2.Timeout(timeout), trust_env=False
-            )
-        except (ConfigError, OSError, ValueError, httpx2.InvalidURL) as error:
-            raise SettingsError(
-                f"cannot connect to {access.cluster.server}: {error}",
-                path="operator.kubeconfig",
-                hint="check the server's address, the certificates and the keys",
-            ) from error
-        return cls(client, timeout=timeout, clock=clock)
+        return cls(
+            partial(read_config, kubeconfig, context), timeout=timeout, clock=clock
+        )
 
     async def __aenter__(self) -> Cluster:
         return self
@@ -324,7 +322,8 @@ class Cluster:
         await self.close()
 
     async def close(self) -> None:
-        await self._client.close()
+        for login in self._logins:
+            await login.close()
 
     # -------------------------------------------------------------- sessions
 
@@ -475,7 +474,63 @@ class Cluster:
         except Conflicted:
             pass
 
+    # -------------------------------------------------------------- watches
+
+    async def list_for_watch(
+        self, plural: str, namespace: str | None
+    ) -> tuple[list[Json], str]:
+        """All sessions, or their Jobs or pods, and the resource version to watch from."""
+        kind, label = _WATCHED[plural]
+        labels = {label: exists()} if label else None
+        listed = self._listed(kind, namespace, labels)
+        found = await self._call("list", _all_of(listed), f"list {plural}")
+        return found, listed.resourceVersion
+
+    @contextlib.asynccontextmanager
+    async def watch(
+        self,
+        plural: str,
+        namespace: str | None,
+        version: str,
+        *,
+        seconds: int,
+        silence: float,
+    ) -> AsyncIterator[AsyncIterator[tuple[str, Json]]]:
+        """Open a watch; inside, iterate over types and objects, bookmarks among them.
+
+        The iteration ends when the server ends it (after `seconds`), when the connection breaks and when
+        nothing comes for `silence` seconds. Opening and iterating raise ClusterUnavailable with `status` 410
+        where the server does not know any more what happened since `version`.
+        """
+        # Not by lightkube's own watch: it asks for no bookmarks, opens a watch that ended anew without
+        # a word, and takes each line separator of Unicode for the end of an event.
+        kind, label = _WATCHED[plural]
+        params = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(seconds),
+        } | ({"labelSelector": label} if label else {})
+        streams = self._logins[-1].streams
+        request = streams.build_request(
+            "GET",
+            _address(kind, namespace),
+            params=params,
+            timeout=httpx2.Timeout(self._timeout, read=silence),
+        )
+        doing = f"watch {plural}"
+        response = await self._call("watch", _opened(streams, request), doing)
+        try:
+            async with contextlib.aclosing(_events(response, kind, doing)) as events:
+                yield events
+        finally:
+            await response.aclose()
+
     # -------------------------------------------------------------- calls
+
+    @property
+    def _client(self) -> AsyncClient:
+        return self._logins[-1].client
 
     async def _settle(
         self,
@@ -536,13 +591,18 @@ class Cluster:
     async def _list(
         self, resource: type[Any], namespace: str | None, labels: Json | None = None
     ) -> list[Json]:
-        listed = self._client.list(
+        listed = self._listed(resource, namespace, labels)
+        return await self._call("list", _all_of(listed), f"list {resource.__name__}s")
+
+    def _listed(
+        self, resource: type[Any], namespace: str | None, labels: Json | None
+    ) -> ListAsyncIterable[Any]:
+        return self._client.list(
             resource,
             namespace="*" if namespace is None else _checked(namespace),
             chunk_size=_PAGE,
             labels=labels,
         )
-        return await self._call("list", _all_of(listed), f"list {resource.__name__}s")
 
     async def _call(self, verb: str, call: Awaitable[T], doing: str) -> T:
         """The one place where errors of others become ours. 404 is ResourceGone."""
@@ -559,13 +619,67 @@ class Cluster:
             ours = translated(error, doing)
             if isinstance(ours, ClusterRefused) and ours.status == 404:
                 raise ResourceGone(ours.message) from error
+            if code == "401":
+                self._log_in_again()
             raise ours from error
         finally:
             self.requests[verb, code] += 1
 
+    def _log_in_again(self) -> None:
+        """Use what the kubeconfig says now: its token may have been replaced. Requests under way keep theirs."""
+        with contextlib.suppress(SettingsError):
+            config = self._read()
+            if config != self._logins[-1].config:
+                self._logins.append(Login(config, self._timeout))
+
 
 async def _all_of(listed: AsyncIterable[Mapping[str, Any]]) -> list[Json]:
     return [dict(one) async for one in listed]
+
+
+async def _opened(
+    streams: httpx2.AsyncClient, request: httpx2.Request
+) -> httpx2.Response:
+    response = await streams.send(request, stream=True)
+    if not response.is_success:
+        await response.aread()
+        response.raise_for_status()
+    return response
+
+
+async def _events(
+    response: httpx2.Response, kind: type[Any], doing: str
+) -> AsyncGenerator[tuple[str, Json], None]:
+    async with contextlib.aclosing(_lines(response)) as lines:
+        async for line in lines:
+            try:
+                event = decode_watch_event(line)
+                if event.type == "ERROR":
+                    status = decode_status(event.object)
+                    message = f"cannot {doing}: {status.code} {status.message}"
+                    raise ClusterUnavailable(message, status=status.code or 0)
+                body = dict(decode_object(event.object, kind))
+            except ValueError as error:
+                raise translated(error, doing) from error
+            yield event.type, body
+
+
+async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
+    """Lines as JSON has them; ends also where the connection does."""
+    rest = b""
+    with contextlib.suppress(httpx2.HTTPError, httpx2.StreamError, OSError):
+        async for chunk in response.aiter_bytes():
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in filter(None, lines):
+                yield line
+
+
+def _address(kind: type[Any], namespace: str | None) -> str:
+    info = api_info(kind)
+    group, version = info.resource.group, info.resource.version
+    root = f"apis/{group}" if group else "api"
+    within = "" if namespace is None else f"namespaces/{_checked(namespace)}/"
+    return f"{root}/{version}/{within}{info.plural}"
 
 
 def _of(session: str | None) -> Json:

@@ -207,7 +207,7 @@ class ActionExecutor:
         pods = await self.cluster.list_pods(*key)
         jobs = await self.cluster.list_jobs(*key)
         body = await self.cluster.get_session(*key)
-        self.index.after(before, [body], jobs, pods)
+        self.index.after(before, {"session": [body], "job": jobs, "pod": pods})
 
     async def _finalizer(self, resource: SessionResource, *, present: bool) -> None:
         namespace, name = resource.key

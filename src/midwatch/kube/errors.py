@@ -3,7 +3,7 @@
 ::
 
     TemporaryError
-    └── ClusterUnavailable    the API server does not answer, or asks to wait (retry_after)
+    └── ClusterUnavailable    the API server does not answer, or asks to wait (retry_after); status
     PermanentError
     ├── ClusterRefused        401, 403, 400, 422: asking again changes nothing; status, reason
     ├── NameTaken             an object of that name is there, and is not this session's
@@ -20,9 +20,22 @@ from midwatch.errors import PermanentError, TemporaryError
 
 
 class ClusterUnavailable(TemporaryError):
-    """The Kubernetes API server does not answer."""
+    """The Kubernetes API server does not answer.
+
+    `status` is the HTTP status that asks to try again; 0: there was no answer.
+    """
 
     hint = "check the cluster's address and that it runs; it is tried again"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        retry_after: float | None = None,
+        status: int = 0,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.status = status
 
 
 class ClusterRefused(PermanentError):

@@ -8,12 +8,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 
-from midwatch.errors import MidwatchError
-from midwatch.kube.cache import Index, Queue
+from midwatch.kube.cache import Index, Key, Queue
 from midwatch.kube.client import Cluster
 from midwatch.kube.controller import FAILURES, ActionExecutor, ReconcileWorker, Tally
-from midwatch.kube.errors import ResourceGone
-from midwatch.kube.watch import RESOURCES, Hearing, Watches
+from midwatch.kube.watch import RESOURCES, Reflector, WatchStats
 from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock
 from midwatch.logs import Log, quiet_log
 from midwatch.metrics import (
@@ -26,7 +24,6 @@ from midwatch.metrics import (
     metrics_page,
     serving,
 )
-from midwatch.model import Json
 from midwatch.session.events import Phase
 from midwatch.settings import OperatorSettings
 
@@ -122,7 +119,7 @@ class Figures:
     queue: Queue
     tally: Tally
     failures: Mapping[str, int]
-    hearing: Hearing
+    watches: WatchStats
     requests: Counter[tuple[str, str]]
 
     def samples(self) -> Iterator[Sample]:
@@ -133,14 +130,14 @@ class Figures:
         yield _RESTARTS(self.tally.restarts)
         for (ended, reason), count in self._ends().items():
             yield _ENDS(count, ended, reason)
-        for (verb, code), count in (self.requests + self.hearing.requests).items():
+        for (verb, code), count in self.requests.items():
             yield _REQUESTS(count, verb, code)
         for kind in FAILURES:
             yield _FAILURES(self.failures.get(kind, 0), kind)
         yield _DEPTH(len(self.queue))
         yield _OLDEST(self.queue.oldest())
         yield _WORKING(self.queue.working())
-        for resource, seconds in self.hearing.down().items():
+        for resource, seconds in self.watches.down().items():
             if resource in RESOURCES:
                 yield _DOWN(seconds, resource)
 
@@ -151,13 +148,13 @@ class Figures:
         return known
 
 
-def readiness(hearing: Hearing, watches: int, silence: float) -> Page:
+def readiness(watches: WatchStats, needed: int, silence: float) -> Page:
     """200 while all of so many watches are open, or were within `silence` seconds; else 503 says which."""
 
     def page() -> Answer:
-        if hearing.watches() < watches:
+        if watches.watches() < needed:
             return Answer(503, b"the watches are not open yet\n")
-        down = {name: s for name, s in hearing.down().items() if s > silence}
+        down = {name: s for name, s in watches.down().items() if s > silence}
         said = [f"watch of {name}: down for {s:.0f} s\n" for name, s in down.items()]
         return Answer(503 if down else 200, "".join(said or ["ok\n"]).encode())
 
@@ -167,8 +164,6 @@ def readiness(hearing: Hearing, watches: int, silence: float) -> Page:
 _TURN = 10
 """Requests, each as slow as it may be, after which somebody should have taken the next session: with one
 worker, what a turn of a new session takes."""
-RESYNC = 300.0
-"""Seconds between two lists of everything: what a broken watch did not tell is found then."""
 
 
 class Operator:
@@ -188,7 +183,7 @@ class Operator:
         self._log = log or quiet_log()
         self.index = Index()
         self.progress = Liveness(clock)
-        self.hearing = Hearing(clock)
+        self.watches = WatchStats(clock)
         self._queue = Queue(
             settings.backoff,
             settings.backoff_max,
@@ -198,12 +193,41 @@ class Operator:
         )
         self._hands = ActionExecutor(cluster, self.index, settings, clock, self._log)
         self._follower = ReconcileWorker(self._hands, self._queue)
+        self._started = False
+        namespaces: list[str | None] = [*settings.namespaces]
+        self._reflectors = [
+            Reflector(
+                cluster,
+                resource,
+                namespace,
+                index=self.index,
+                changed=self._changed,
+                settings=settings,
+                stats=self.watches,
+                progress=self.progress,
+                clock=clock,
+                log=self._log,
+            )
+            for namespace in namespaces or [None]
+            for resource in RESOURCES
+        ]
 
     async def run(self, stop: StopEvent) -> None:
         """Follow all sessions until the stop. Raises SettingsError where `operator.port` is taken."""
         async with self.served():
-            if await self._first_look(stop):
-                await self._follow(stop)
+            tasks = [
+                asyncio.create_task(one.run(), name=f"watch {one.name}")
+                for one in self._reflectors
+            ]
+            tasks.append(asyncio.create_task(self._follow(), name="followers"))
+            try:
+                await stop.wait()
+            finally:
+                # What is cut off here is taken up at the next start: every step may be repeated.
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                self._queue.close()
 
     @contextlib.asynccontextmanager
     async def served(self) -> AsyncIterator[str | None]:
@@ -217,13 +241,13 @@ class Operator:
             self._queue,
             self._hands.tally,
             self._follower.failures,
-            self.hearing,
+            self.watches,
             self._cluster.requests,
         )
-        watches = len(RESOURCES) * max(1, len(ours.namespaces))
+        needed = len(self._reflectors)
         pages = {
             "/healthz": health(self.progress),
-            "/readyz": readiness(self.hearing, watches, ours.watch_silence),
+            "/readyz": readiness(self.watches, needed, ours.watch_silence),
             "/metrics": metrics_page(Exposition(OPERATOR, figures.samples)),
         }
         async with serving(
@@ -231,84 +255,25 @@ class Operator:
         ) as address:
             yield address
 
-    async def _follow(self, stop: StopEvent) -> None:
-        workers = [
-            asyncio.create_task(self._follower.run(), name=f"follower {number}")
-            for number in range(self._settings.concurrency)
-        ]
-        workers.append(asyncio.create_task(self._resync(stop), name="resync"))
-        try:
-            await self._watch(stop)
-        finally:
-            # What is cut off here is taken up at the next start: every step may be repeated.
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-            self._queue.close()
-
-    async def _first_look(self, stop: StopEvent) -> bool:
-        """Know the cluster before anything is judged; true once it is known."""
-        wait = self._settings.backoff
-        while not stop:
-            try:
-                await self.look()
-                self._log.info("operator started", sessions=len(self.index))
-                return True
-            except ResourceGone as error:
-                hint = "install them: midwatch kube crd | kubectl apply -f -"
-                self._log.error("no AgenticSessions", error=error.message, hint=hint)
-            except MidwatchError as error:
-                self._log.error("cannot start yet", error=error.one_line(), wait=wait)
-            await stop.pause(wait)
-            wait = min(wait * 2, self._settings.backoff_max)
-        return False
-
-    async def look(self) -> None:
-        """List everything, and have a look at every session."""
-        before = self.index.before()
-        pods: list[Json] = []
-        jobs: list[Json] = []
-        sessions: list[Json] = []
-        namespaces: list[str | None] = [*self._settings.namespaces]
-        for namespace in namespaces or [None]:
-            pods += await self._cluster.list_pods(namespace)
-            jobs += await self._cluster.list_jobs(namespace)
-            sessions += await self._cluster.list_sessions(namespace)
-        self.index.after(before, sessions, jobs, pods)
+    async def _follow(self) -> None:
+        """Know the cluster before anything is judged; then follow every session."""
+        for reflector in self._reflectors:
+            await reflector.listed.wait()
+        self._log.info("operator started", sessions=len(self.index))
+        self._started = True
         for key in self.index:
             self._queue.add(key)
+        workers = range(self._settings.concurrency)
+        await asyncio.gather(*(self._follower.run() for _ in workers))
 
-    async def _resync(self, stop: StopEvent) -> None:
-        while not await stop.pause(RESYNC):
-            try:
-                await self.look()
-            except MidwatchError as error:
-                self._log.warning("cannot list", error=error.one_line())
-
-    async def _watch(self, stop: StopEvent) -> None:
-        """kopf gives up on what it does not know; it is started again then."""
-        watches = Watches(
-            self.index,
-            self._queue,
-            self._settings,
-            self._log,
-            self.hearing,
-            self.progress,
-        )
-        while not stop:
-            try:
-                await watches.run(stop)
-            except Exception as error:  # the outermost guard of the daemon
-                self._log.error("the watches ended", error=repr(error))
-            if not stop:
-                await stop.pause(self._settings.backoff)
+    def _changed(self, key: Key) -> None:
+        if self._started:
+            self._queue.add(key)
 
 
 # ------------------------------------------------------------ init
 # The operator: keeps an index of what is in the cluster, and brings every session one step on whenever
 # something happened to it.
 #
-# `watching` runs kopf, whose thin handlers feed the `index` and name what changed to the `queue`; workers take
-# names from it and `follow` them: make a plan (`kube.plan`, pure) and `carry` it out, until nothing is left.
-# kopf's daemons are not used: they are not started for a resource that is being deleted already, so that an
-# operator that was restarted would let it go before it is saved; and their end is noticed only by annotations.
+# `kube.watch` lists and watches; it feeds the `index` and names what changed to the `queue`. Workers take names
+# from that and `follow` them: make a plan (`kube.plan`, pure) and `carry` it out, until nothing is left.
