@@ -19,12 +19,12 @@ from midwatch.kube.crd import crd
 from midwatch.kube.errors import ClusterUnavailable
 from midwatch.kube.rules import API_VERSION, KIND, PLURAL, SESSION_LABEL
 from midwatch.kube.watch import Reflector, WatchStats
-from midwatch.lifecycle import Progress, SystemClock
+from midwatch.lifecycle import Liveness, SystemClock
 from midwatch.logs import open_log
 from midwatch.model import Json
 from midwatch.redaction import Redactor
 from midwatch.settings import LogSettings, OperatorSettings
-from midwatch.testing.kubernetes import ApiServer, asking
+from tests.cluster import ApiServer, asking
 
 from ..acceptance.cli import comes_true
 
@@ -62,7 +62,7 @@ class Stand:
                 changed=self.changed.append,
                 settings=OperatorSettings(**ours),
                 stats=self.stats,
-                progress=Progress(clock),
+                progress=Liveness(clock),
                 clock=clock,
                 log=open_log(LogSettings(format="json"), self.log, Redactor()),
                 resync=resync,
