@@ -11,13 +11,16 @@ export UV_SYSTEM_CERTS ?= true
 # Imports are several times slower without cached bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo session-demo demo-kubernetes test check format bench docs manifests lock clean
+.PHONY: help demo session-demo demo-kubernetes test test-fast test-pythons test-busy check format bench docs manifests lock clean
 
 help:
 	@echo "make demo    watch a real PostgreSQL break and recover   (ARGS='--fault deadlocks')"
 	@echo "make session-demo   Claude Code mends a bug in two small repositories"
 	@echo "make demo-kubernetes   a session in a cluster that is this machine"
 	@echo "make test    run the tests                               (ARGS='-k store')"
+	@echo "make test-fast     the unit tests that start no server and no program"
+	@echo "make test-pythons  the unit tests on every Python of this machine"
+	@echo "make test-busy     the tests twice, beside four busy loops"
 	@echo "make check   black, isort, flake8, mypy, import-linter"
 	@echo "make bench   speed and memory, as ratios to a floor"
 	@echo "make format  rewrite the code as check wants it"
@@ -55,6 +58,15 @@ demo-kubernetes: $(VENV)/.dev
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-fast: $(VENV)/.dev
+	@$(BIN)/python -m pytest -n 2 -m "not integration" tests/unit $(ARGS)
+
+test-pythons: $(VENV)/.dev
+	@$(BIN)/python -m tests.pythons "$(UV)" $(ARGS)
+
+test-busy: $(VENV)/.dev
+	@$(BIN)/python -m tests.busy $(ARGS)
 
 check: $(VENV)/.dev
 	@echo "==> black" && $(BIN)/black --check --quiet src tests bench deploy tools || { echo "black would change files: make format"; exit 1; }

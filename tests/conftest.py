@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -10,11 +12,33 @@ from hypothesis import settings
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.fakes import ManualClock
 
+from . import environment
+
 # The same examples on every machine and in every run: whoever breaks a property is the one
 # who changed something. `pytest --hypothesis-profile=explore` looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("same")
+
+_home = pytest.StashKey[Path]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything is collected: modules of tests ask the environment too."""
+    config.stash[_home] = environment.enter()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if item.get_closest_marker("needs_root"):
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    environment.leave(config.stash[_home])
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 
 from midwatch.store.sql import SqlStore, open_store
 
+from ..waiting import PATIENCE
+
 T = TypeVar("T")
 MIDWATCH = str(Path(sys.executable).with_name("midwatch"))
 KEY = "sk-ant-dummy-0123456789"
@@ -36,7 +38,7 @@ def midwatch(
         env=environ(folder, **(env or {})),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         stdin=subprocess.DEVNULL,
     )
 
@@ -83,7 +85,7 @@ def on_a_terminal(folder: Path, *arguments: str, columns: int = 80) -> str:
         pass
     finally:
         os.close(ours)
-    assert process.wait(60) == 0, shown
+    assert process.wait(PATIENCE) == 0, shown
     return shown.decode().replace("\r\n", "\n")
 
 

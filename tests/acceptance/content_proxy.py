@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import re
@@ -34,6 +35,7 @@ from midwatch.logs import open_log
 from midwatch.redaction import Redactor
 from midwatch.settings import ContentSettings, LogSettings
 
+from ..waiting import PATIENCE
 from .cli import MIDWATCH, environ
 
 KEY = b"0123456789abcdef0123456789abcdef"
@@ -79,7 +81,7 @@ class Caller:
         return await self.http.get(
             f"{self.at}/manifest?wait={wait:g}",
             headers=self.headers | {"if-none-match": f'"{version}"'},
-            timeout=30,
+            timeout=PATIENCE,
         )
 
     async def since(self, version: str) -> httpx2.Response:
@@ -129,6 +131,11 @@ class Caller:
         return b"".join(unique[name] for name in entry.chunks)
 
 
+def waits(metrics: httpx2.Response) -> bool:
+    """Whether a proxy that tells these has one request that waits for a change."""
+    return "\nmidwatch_content_waiting 1.0\n" in metrics.text
+
+
 @dataclass(frozen=True)
 class Proxy:
     """A running proxy: a client of it, its volume, what it logged, and what ends it."""
@@ -144,6 +151,12 @@ class Proxy:
     def caller(self, folder: str = "") -> Caller:
         return Caller(self.http, folder or self.folder)
 
+    async def until_waiting(self) -> None:
+        """Return once a request waits for a change."""
+        async with asyncio.timeout(PATIENCE):
+            while not waits(await self.http.get("/metrics")):
+                await asyncio.sleep(0.01)
+
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.getvalue().splitlines()]
 
@@ -154,7 +167,7 @@ async def proxy(folder: Path, **settings: Any) -> AsyncIterator[Proxy]:
     chosen = ContentSettings(root=root, port=0, **settings)
     opened = open_log(LogSettings(format="json"), log, Redactor())
     # Without TLS, whose certificates take longer to read than all else here.
-    async with httpx2.AsyncClient(timeout=20, verify=False) as http:
+    async with httpx2.AsyncClient(timeout=PATIENCE, verify=False) as http:
         async with serving(chosen, lambda: [KEY], stop, opened) as url:
             http.base_url = httpx2.URL(url)
             yield Proxy(http, url, root, log, stop)
@@ -183,11 +196,11 @@ def process(folder: Path, *before: str, **variables: str) -> Iterator[tuple[str,
             yield _address(log), running.pid
         finally:
             running.terminate()
-            running.wait(20)
+            running.wait(PATIENCE)
 
 
 def _address(log: Path) -> str:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while not (found := re.search(r'"address": "([^"]+)"', log.read_text())):
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.01)

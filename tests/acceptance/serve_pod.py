@@ -19,6 +19,7 @@ from midwatch.session.records import FolderRecords
 from midwatch.session.status import SessionStatus
 from midwatch.testing.messages_api import ScriptedMessagesAPI
 
+from ..waiting import PATIENCE
 from .cli import KEY, MIDWATCH
 from .session_cli import until
 
@@ -82,7 +83,7 @@ class Pod:
             env=self.environ(**more),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             stdin=subprocess.DEVNULL,
         )
 
@@ -104,7 +105,7 @@ class Pod:
         finally:
             if process.poll() is None:
                 process.kill()
-            process.wait(10)
+            process.wait(PATIENCE)
 
     def status(self) -> SessionStatus:
         found = FolderRecords(self.state).load_status()
@@ -135,7 +136,7 @@ class Serving:
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """The exit code. What SIGKILL leaves running goes with it, as it does in a container."""
         self.process.send_signal(number)
-        code = self.process.wait(20)
+        code = self.process.wait(PATIENCE)
         if number is signal.SIGKILL:
             Launcher.in_folder(self.pod.state / "run").reap()
         return code

@@ -16,6 +16,7 @@ from typing import Any
 from midwatch.testing.fakes import make_repository
 from midwatch.testing.messages_api import Answer, ScriptedMessagesAPI, ToolUse
 
+from ..waiting import PATIENCE
 from .cli import KEY, MIDWATCH, environ, said
 
 SETTINGS = """\
@@ -85,7 +86,7 @@ class Running:
 
     def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(PATIENCE)
 
 
 @contextmanager
@@ -107,10 +108,12 @@ def runner(
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
-def until(look: Callable[[], Any], what: Callable[[], str], seconds: float = 20) -> Any:
+def until(
+    look: Callable[[], Any], what: Callable[[], str], seconds: float = PATIENCE
+) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := look():

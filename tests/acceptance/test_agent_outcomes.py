@@ -48,6 +48,8 @@ from midwatch.testing.messages_api import (
     unknown_model,
 )
 
+from ..waiting import PATIENCE
+
 LOG = "\n".join(
     f"2026-03-01 11:59:{n:02} worker[{n}] pid 4711 line {n}" for n in range(50)
 )
@@ -269,11 +271,11 @@ async def test_a_pause_ends_at_once_on_shutdown(bench: Bench, script: Script) ->
     script(rate_limited(retry_after=3600))
     await one_ticket(bench)
     running = asyncio.create_task(bench.agent().run(bench.stop))
-    await bench.api.wait_for_requests(1, timeout=10)
+    await bench.api.wait_for_requests(1, timeout=PATIENCE)
     while not await bench.store.pauses():
         await asyncio.sleep(0.01)
     bench.stop.set("test")
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, PATIENCE)
     assert len(bench.api.calls) == 1
 
 
@@ -472,7 +474,7 @@ async def test_a_stop_grants_grace_then_gives_the_ticket_back(
     await bench.clock.advance(2.9)
     assert not draining.done()
     await bench.clock.advance(0.2)
-    blocked = await asyncio.wait_for(draining, 5)
+    blocked = await asyncio.wait_for(draining, PATIENCE)
     assert blocked and blocked.reason == "stopped"
     after = await bench.store.ticket(ticket.id)
     assert after.status is TicketStatus.OPEN and after.attempts == 0
@@ -493,7 +495,7 @@ async def test_a_lost_claim_ends_the_call(bench: Bench, script: Script) -> None:
     bench.clock.step_wall_clock(31)  # the lease ended unnoticed, as under SIGSTOP
     [thief] = await bench.store.claim("thief", lease=30)
     await bench.clock.advance(11)
-    await asyncio.wait_for(draining, 5)
+    await asyncio.wait_for(draining, PATIENCE)
     assert await bench.store.renew(thief, lease=30), "the thief's claim was not touched"
     assert (await bench.store.ticket(ticket.id)).status is TicketStatus.OPEN
 

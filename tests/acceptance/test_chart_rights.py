@@ -19,6 +19,8 @@ from deploy import render
 from midwatch.kube.crd import crd
 from tests.cluster import ApiServer
 
+from ..waiting import PATIENCE
+
 Json = dict[str, Any]
 ACCOUNT = "system:serviceaccount:midwatch:midwatch-operator"
 TEAM = "team-a"
@@ -97,7 +99,7 @@ def operator(server: ApiServer, values: Json, folder: Path) -> Iterator[None]:
             yield
         finally:
             process.terminate()
-            assert process.wait(15) == 0, (folder / "log").read_text()
+            assert process.wait(PATIENCE) == 0, (folder / "log").read_text()
 
 
 def session(name: str) -> Json:

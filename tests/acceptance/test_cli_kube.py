@@ -10,6 +10,7 @@ import yaml
 
 from midwatch.kube.crd import crd
 
+from ..waiting import PATIENCE
 from .cli import MIDWATCH, environ, midwatch, on_a_terminal, refused, said
 
 OLD = """\
@@ -39,7 +40,7 @@ def piped(folder: Path, text: str, *arguments: str) -> tuple[int, str, str]:
         input=text,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     return done.returncode, done.stdout, done.stderr
 

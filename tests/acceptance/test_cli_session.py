@@ -23,6 +23,7 @@ from midwatch.testing.messages_api import (
 )
 from midwatch.testing.postgres import PrivatePostgres
 
+from ..waiting import PATIENCE
 from .cli import in_store, midwatch, refused, said, said_json
 from .session_cli import (
     asking,
@@ -165,7 +166,7 @@ def test_a_refused_key_is_one_line_and_soon(tmp_path: Path) -> None:
     with ScriptedMessagesAPI(Rule(unauthorized(), tools=True)) as api:
         began = time.monotonic()
         done = midwatch(desk, *run, "--json", env=asking(api))
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < PATIENCE
     assert done.returncode == 1
     assert "cloned" not in done.stderr and "key" in done.stderr.splitlines()[-1]
     assert events_of(done.stdout)[-1]["phase"] == "Failed"

@@ -18,6 +18,7 @@ from midwatch.store.protocol import Changes, Opening
 from midwatch.store.sql import SqlStore
 from midwatch.testing.fakes import open_tickets
 
+from ..waiting import PATIENCE
 from .cli import (
     MIDWATCH,
     environ,
@@ -168,7 +169,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
         env=environ(tmp_path),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert piped.stdout.startswith("ID") and piped.stderr == ""
 
@@ -187,7 +188,7 @@ def test_a_list_imports_no_more_than_it_needs(one: Path) -> None:
         env=environ(one),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     imported = {name.partition(".")[0] for name in done.stderr.split()}
     modules: set[Any] = set(done.stderr.split())

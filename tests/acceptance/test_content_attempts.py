@@ -15,6 +15,7 @@ from midwatch.content.sync.merge import CONFLICTS
 from midwatch.content.tree import ATTEMPT, EMPTY, Entry
 from midwatch.lifecycle import StopEvent
 
+from ..waiting import PATIENCE
 from .content_proxy import Caller, Proxy, file, proxy
 from .content_sync import INBOX, Side, side
 
@@ -94,7 +95,7 @@ async def test_a_sync_whose_attempt_is_over_ends(
         assert (await claim.post("claim", {})).json() == {"attempt": 2}
         one.write("workspace/late", "x")
         one.sync.nudge()
-        await asyncio.wait_for(keeping, 5)
+        await asyncio.wait_for(keeping, PATIENCE)
         assert isinstance(one.sync.last_error, Superseded)
         # It asks no more: what is final needs no second answer.
         asked = len(one.network.asked)

@@ -27,6 +27,7 @@ from midwatch.content.tree import (
 )
 from midwatch.errors import MidwatchError
 
+from ..waiting import PATIENCE
 from .content_proxy import (
     OTHER,
     Caller,
@@ -199,23 +200,25 @@ async def test_a_difference_is_told_by_who_knows_all_of_it(tmp_path: Path) -> No
         assert "tree" in (await one.since(third)).json()
 
 
-async def test_a_wait_ends_with_the_change(caller: Caller) -> None:
-    version = await caller.write({"workspace/a": b"a"})
-    waiting = asyncio.create_task(caller.known(version, wait=20))
-    await asyncio.sleep(0.1)
-    assert not waiting.done()
-    new = await caller.write({"workspace/b": b"b"})
-    answer = await asyncio.wait_for(waiting, 10)
-    assert (answer.status_code, answer.json()["version"]) == (200, new)
-    assert (await caller.known(new, wait=0.05)).status_code == 304
+async def test_a_wait_ends_with_the_change(tmp_path: Path) -> None:
+    async with proxy(tmp_path, wait=600) as running:
+        caller = running.caller()
+        version = await caller.write({"workspace/a": b"a"})
+        waiting = asyncio.create_task(caller.known(version, wait=600))
+        await running.until_waiting()
+        assert not waiting.done()
+        new = await caller.write({"workspace/b": b"b"})
+        answer = await asyncio.wait_for(waiting, PATIENCE)
+        assert (answer.status_code, answer.json()["version"]) == (200, new)
+        assert (await caller.known(new, wait=0.05)).status_code == 304
 
 
 async def test_a_wait_ends_with_the_server(tmp_path: Path) -> None:
-    async with proxy(tmp_path) as running:
-        waiting = asyncio.create_task(running.caller().known(EMPTY, wait=20))
-        await asyncio.sleep(0.1)
+    async with proxy(tmp_path, wait=600) as running:
+        waiting = asyncio.create_task(running.caller().known(EMPTY, wait=600))
+        await running.until_waiting()
         running.stop.set("the test")
-        assert (await asyncio.wait_for(waiting, 10)).status_code == 304
+        assert (await asyncio.wait_for(waiting, PATIENCE)).status_code == 304
 
 
 # ------------------------------------------------------------------ who may
@@ -268,7 +271,7 @@ async def test_no_address_leads_elsewhere(running: Proxy, address: str) -> None:
     reader, writer = await asyncio.open_connection(host, int(port))
     head = f"GET {address} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
     writer.write(f"{head}Authorization: Bearer {token()}\r\n\r\n".encode())
-    answer = await asyncio.wait_for(reader.read(), 5)
+    answer = await asyncio.wait_for(reader.read(), PATIENCE)
     writer.close()
     await writer.wait_closed()
     assert re.match(rb"HTTP/1.1 40[034]", answer), answer

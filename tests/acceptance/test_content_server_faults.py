@@ -16,10 +16,11 @@ from midwatch.content.errors import ContentFull
 from midwatch.content.server.volume import translated
 from midwatch.content.tree import EMPTY, MEDIA_TYPE, chunk_hash, encode_frame
 
+from ..waiting import PATIENCE
 from .cli import comes_true
 from .content_proxy import FOLDER, Caller, Proxy, bearer, check_whole, file, proxy
 
-_until = partial(comes_true, timeout=5)
+_until = partial(comes_true, timeout=PATIENCE)
 
 
 async def raw(running: Proxy, data: bytes, wait: float = 5) -> bytes:
@@ -90,11 +91,11 @@ async def test_an_answer_that_is_not_read_ends(tmp_path: Path) -> None:
 
 
 async def test_who_asks_too_much_is_told_to_wait(tmp_path: Path) -> None:
-    async with proxy(tmp_path, max_waiting=1) as running:
+    async with proxy(tmp_path, max_waiting=1, wait=600) as running:
         caller = running.caller()
-        first = asyncio.create_task(caller.known(EMPTY, wait=20))
-        await asyncio.sleep(0.1)
-        answer = await caller.known(EMPTY, wait=20)
+        first = asyncio.create_task(caller.known(EMPTY, wait=600))
+        await running.until_waiting()
+        answer = await caller.known(EMPTY, wait=600)
         assert answer.status_code == 429 and answer.headers["retry-after"] == "5"
         await caller.write({"workspace/a": b"a"})
         assert (await first).status_code == 200

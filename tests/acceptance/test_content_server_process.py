@@ -31,9 +31,11 @@ from midwatch.content.tree import (
     encode_frame,
     version_of,
 )
+from midwatch.testing.sessions import wait_until
 
+from ..waiting import PATIENCE
 from .cli import refused, said
-from .content_proxy import FOLDER, KEY, bearer, check_whole, file, process
+from .content_proxy import FOLDER, KEY, bearer, check_whole, file, process, waits
 
 AT = f"/v1/folders/{FOLDER}"
 HEADERS = bearer()
@@ -43,7 +45,7 @@ AS_FRAMES = HEADERS | {"content-type": MEDIA_TYPE}
 
 @contextmanager
 def client(url: str) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=url, timeout=20, verify=False) as opened:
+    with httpx2.Client(base_url=url, timeout=PATIENCE, verify=False) as opened:
         yield opened
 
 
@@ -134,7 +136,7 @@ def test_two_processes_on_one_volume_lose_no_update(tmp_path: Path) -> None:
             waited = threading.Thread(target=_wait_for_change, args=(two,))
             waited.start()
             _add_files(one, "e", 1)
-            waited.join(10)
+            waited.join(PATIENCE)
             assert not waited.is_alive()
     assert conflicts > 0, "they did not meet"
     assert check_whole(tmp_path / "volume") == 41
@@ -159,7 +161,7 @@ def _wait_for_change(url: str) -> None:
     with client(url) as http:
         version = manifest(http)["version"]
         headers = HEADERS | {"if-none-match": f'"{version}"'}
-        http.get(f"{AT}/manifest?wait=15", headers=headers)
+        http.get(f"{AT}/manifest?wait=600", headers=headers)
 
 
 # ------------------------------------------------------------------ stopped
@@ -172,28 +174,29 @@ def test_a_stop_lets_an_upload_finish_and_ends_a_wait(tmp_path: Path) -> None:
         frames = encode_frame(b"first") + encode_frame(b"last")
         yield frames[:50]
         sending.set()
-        assert told.wait(10)
+        assert told.wait(PATIENCE)
         yield frames[50:]
 
-    with process(tmp_path) as (url, pid), ThreadPoolExecutor() as threads:
+    with process(tmp_path, WAIT="600s") as (url, pid), ThreadPoolExecutor() as threads:
         with client(url) as http, client(url) as other:
             upload = threads.submit(
                 http.put, f"{AT}/chunks", content=slowly(), headers=AS_FRAMES
             )
             waiting = threads.submit(
                 other.get,
-                f"{AT}/manifest?wait=20",
+                f"{AT}/manifest?wait=600",
                 headers=HEADERS | {"if-none-match": f'"{EMPTY}"'},
             )
-            assert sending.wait(10)
-            time.sleep(0.2)
+            assert sending.wait(PATIENCE)
+            with client(url) as probe:
+                wait_until(lambda: waits(probe.get("/metrics")), PATIENCE)
             began = time.monotonic()
             os.kill(pid, signal.SIGTERM)
-            assert waiting.result(15).status_code == 304
-            assert time.monotonic() - began < 10, "it did not wait to the end"
+            assert waiting.result(PATIENCE).status_code == 304
+            assert time.monotonic() - began < PATIENCE, "it did not wait to the end"
             told.set()
-            assert upload.result(5).json() == {"stored": 2}
-        deadline = time.monotonic() + 5
+            assert upload.result(PATIENCE).json() == {"stored": 2}
+        deadline = time.monotonic() + PATIENCE
         while Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
             assert time.monotonic() < deadline, "it did not end"
             time.sleep(0.02)
@@ -211,7 +214,7 @@ def test_an_upload_that_never_ends_is_cut_at_the_grace(tmp_path: Path) -> None:
             connection.sendall(f"{head}{given_}\r\n".encode())
             time.sleep(0.2)
             os.kill(pid, signal.SIGTERM)
-            connection.settimeout(5)
+            connection.settimeout(PATIENCE)
             while connection.recv(1000):
                 pass
 

@@ -33,6 +33,7 @@ from midwatch.content.tree import EMPTY
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import StopEvent
 
+from ..waiting import PATIENCE
 from .cli import comes_true
 from .content_proxy import FOLDER, OTHER, Proxy, proxy, token
 from .content_sync import (
@@ -46,7 +47,7 @@ from .content_sync import (
     snapshot,
 )
 
-_until = partial(comes_true, timeout=5)
+_until = partial(comes_true, timeout=PATIENCE)
 
 # One server for all, and a folder for each: a server takes its time to end.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -76,7 +77,8 @@ async def pods(running: Proxy, tmp_path: Path) -> AsyncIterator[tuple[Side, Side
 async def test_everything_arrives_as_it_was(pods: tuple[Side, Side]) -> None:
     one, two = pods
     one.write("workspace/run.sh", "#!/bin/sh\r\n", 0o755)
-    one.write("workspace/secret", b"\0\xff" * 700_000, 0o000)
+    closed = 0o000 if os.geteuid() == 0 else 0o400  # what its owner may read, too
+    one.write("workspace/secret", b"\0\xff" * 700_000, closed)
     one.write("workspace/empty file", b"")
     (one.work / "empty/below").mkdir(parents=True)
     (one.work / "link").symlink_to("../../outside")
@@ -447,7 +449,7 @@ async def test_it_runs_until_the_stop(pods: tuple[Side, Side]) -> None:
     one.network.faults.clear()
     await _until(lambda: one.sync.last_error is None)
     stop.set()
-    await asyncio.wait_for(keeping, 10)
+    await asyncio.wait_for(keeping, PATIENCE)
     await one.sync.push()
     await two.sync.push()
     assert one.files() == two.files()
@@ -516,7 +518,7 @@ async def test_a_token_that_does_not_hold_is_told(
         keeping = asyncio.create_task(one.sync.run(stop))
         await _until(lambda: isinstance(one.sync.last_error, TokenRefused))
         stop.set()
-        await asyncio.wait_for(keeping, 10)
+        await asyncio.wait_for(keeping, PATIENCE)
 
 
 # ------------------------------------------------------------------ the boundary
@@ -576,7 +578,7 @@ async def test_a_proxy_that_drips_or_says_nothing() -> None:
         transport=httpx2.MockTransport(answer),
         limits=TimeLimits(request=0.1),
     ) as client:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(PATIENCE):
             with pytest.raises(ContentUnavailable, match="too long"):
                 await client.manifest()
             with pytest.raises(ContentUnavailable, match="too long"):
@@ -618,7 +620,7 @@ async def test_kill_9_at_random_moments(
         )
         before = await running.caller().manifest()
         story.edit(one)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             while (await running.caller().manifest())[0] == before[0]:
                 one.write("workspace/beat", story.content())
                 story.unwanted |= {one.read("workspace/beat")}
@@ -685,7 +687,10 @@ class Story:
 
     def _chmod(self, where: Side, path: Path) -> None:
         if path.exists() and not path.is_symlink():
-            path.chmod(self.chance.choice([0o600, 0o755, 0o500]))
+            mode = self.chance.choice([0o600, 0o755, 0o500])
+            # Who is not root keeps out of a folder for good by closing it.
+            needed = 0o700 if path.is_dir() and os.geteuid() != 0 else 0
+            path.chmod(mode | needed)
 
     def _link(self, where: Side, path: Path) -> None:
         self._remove(where, path)

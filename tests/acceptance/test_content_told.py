@@ -14,11 +14,12 @@ from midwatch.content.tree import ATTEMPT
 from midwatch.kube.runner_workspace import SyncSupervisor
 from midwatch.kube.status import Condition
 
+from ..waiting import PATIENCE
 from .cli import comes_true
 from .content_proxy import Proxy, proxy
 from .content_sync import FastClock, Side, side
 
-_until = partial(comes_true, timeout=5)
+_until = partial(comes_true, timeout=PATIENCE)
 
 
 class Told:

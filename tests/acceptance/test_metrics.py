@@ -48,10 +48,11 @@ from midwatch.testing.messages_api import Answer as Reply
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
 from tests.cluster import ApiServer
 
+from ..waiting import PATIENCE
 from .cli import KEY, MIDWATCH, comes_true, environ
 from .content_proxy import process, proxy
 
-eventually = partial(comes_true, timeout=30)
+eventually = partial(comes_true, timeout=PATIENCE)
 
 Labels = frozenset[tuple[str, str]]
 Samples = dict[tuple[str, Labels], float]
@@ -60,7 +61,7 @@ ANY_PORT = MetricsSettings(port=0)
 
 def get(url: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(url, None, 10) as got:
+        with urllib.request.urlopen(url, None, PATIENCE) as got:
             return got.status, got.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -107,7 +108,7 @@ def running(
                 yield daemon
             finally:
                 daemon.terminate()
-                daemon.wait(20)
+                daemon.wait(PATIENCE)
 
 
 def address(folder: Path) -> str | None:
@@ -247,7 +248,11 @@ class Silent:
 
     model = "claude-sonnet-5-5"
 
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
     async def ask(self, prompt: object, max_tokens: int) -> Any:
+        self.asked.set()
         await asyncio.Event().wait()
 
 
@@ -258,13 +263,14 @@ async def test_an_agent_s_call_may_take_its_time_but_not_for_ever(
     gatherer = ContextGatherer(
         {"fake": FakeSubject("fake")}, Redactor(), clock, store.past
     )
+    silent = Silent()
     settings = AgentSettings(lease=3600)  # nobody renews it while time leaps
     agent = AgentRunner(
-        store, gatherer, Silent, settings, clock=clock, longest_call=200
+        store, gatherer, lambda: silent, settings, clock=clock, longest_call=200
     )
     async with at_work(agent.run(StopEvent(clock))):
         await eventually(lambda: agent.last_success)
-        await asyncio.sleep(0.2)
+        await asyncio.wait_for(silent.asked.wait(), PATIENCE)
         await clock.advance(200 + 120 - 20)
         assert health(agent.progress)().status == 200
         await clock.advance(21)
@@ -305,7 +311,7 @@ def test_what_is_wrong_ends_the_start_with_one_line(tmp_path: Path) -> None:
             env=environ(tmp_path, **variables),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
         assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
         return done.stderr

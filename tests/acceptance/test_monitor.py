@@ -22,6 +22,8 @@ from midwatch.testing.fakes import (
     partly,
 )
 
+from ..waiting import PATIENCE
+
 
 def watching(
     store: SqlStore, clock: ManualClock, *script: Step, **settings: float
@@ -238,9 +240,9 @@ async def test_subjects_do_not_wait_for_each_other(
         await asyncio.sleep(0.01)
     assert not cycle.done()
     await clock.advance(5)
-    done = await asyncio.wait_for(cycle, 5)
+    done = await asyncio.wait_for(cycle, PATIENCE)
     assert (done.subjects, done.unobservable, len(done.opened)) == (4, 3, 1)
-    second = await asyncio.wait_for(_with_time(loop, clock), 5)
+    second = await asyncio.wait_for(_with_time(loop, clock), PATIENCE)
     assert second.unobservable == 3  # type: ignore[attr-defined]
     await loop.close()
     await asyncio.sleep(0.1)
@@ -304,7 +306,7 @@ async def test_the_loop_beats_and_ends_at_once(
     [beat] = await store.daemons(within=60)
     assert beat.kind == "monitor" and beat.info["opened"] == 1
     stop.set()
-    await asyncio.wait_for(running, 5)
+    await asyncio.wait_for(running, PATIENCE)
     await loop.close()
 
 

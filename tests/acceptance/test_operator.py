@@ -30,9 +30,10 @@ from midwatch.model import Json
 from midwatch.settings import KeyReference, OperatorSettings
 from tests.cluster import ApiServer, Refused, asking
 
+from ..waiting import PATIENCE
 from .cli import comes_true
 
-eventually = partial(comes_true, timeout=20)
+eventually = partial(comes_true, timeout=PATIENCE)
 
 PLURAL = "agenticsessions"
 CONDITION = {
@@ -84,7 +85,7 @@ class Stand:
         plural: str,
         name: str,
         until: Callable[[Json | None], object],
-        timeout: float = 20.0,
+        timeout: float = PATIENCE,
     ) -> Json:
         found = await asyncio.to_thread(
             self.server.objects.wait, plural, "default", name, until, timeout
@@ -158,7 +159,7 @@ class Stand:
                 yield running
             finally:
                 stop.set()
-                await asyncio.wait_for(task, 3)
+                await asyncio.wait_for(task, PATIENCE)
 
 
 @pytest.fixture
@@ -253,12 +254,12 @@ async def test_a_deadline_is_told_also_when_the_pod_is_gone_before_the_job_faile
 ) -> None:
     """In the order of Kubernetes, and of a Job older than the grace in which it has to have a pod."""
     target = {"status": "True", "reason": "BackoffLimitExceeded"}
-    async with stand.operator(unschedulable_grace=1):
+    async with stand.operator(unschedulable_grace=4):
         for name in ("late", "lost"):
             stand.create(name)
             stand.pod(await stand.job(name), phase="Running")
             stand.told(name, phase="Running", attempt=1)
-        await asyncio.sleep(1.1)
+        await asyncio.sleep(4.1)
         for name, reason in (("late", "DeadlineExceeded"), ("lost", "")):
             why = target | {"type": "FailureTarget"}
             why |= {"reason": reason} if reason else {}
@@ -470,7 +471,10 @@ async def test_a_deletion_waits_for_the_pod_also_over_a_restart(stand: Stand) ->
     stand.server.objects.delete(PLURAL, "default", "shop")
     async with stand.operator():
         await stand.wait("jobs", "shop-run-1", lambda j: j and j["spec"].get("suspend"))
+    watching = asking("watch", "pods")
+    before = len(stand.server.requests.where(watching))
     async with stand.operator():
+        await eventually(lambda: len(stand.server.requests.where(watching)) > before)
         await asyncio.sleep(0.3)
         assert stand.get("shop")["metadata"]["deletionTimestamp"]
         stand.drop_pod(pod)

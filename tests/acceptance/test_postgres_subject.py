@@ -32,6 +32,8 @@ from midwatch.subjects.postgres import PostgresSettings, PostgresSubject
 from midwatch.subjects.postgres.connection import Connection, QueryFailed
 from midwatch.testing.postgres import PrivatePostgres
 
+from ..waiting import PATIENCE
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ALL = {invariant.id for invariant in PostgresSubject.default_invariants}
 
@@ -150,7 +152,7 @@ async def running(*work: Awaitable[Any]) -> AsyncIterator[None]:
 async def until(
     look: Callable[[], Awaitable[Observation]], seen: Callable[[Observation], bool]
 ) -> Observation:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE
     while not seen(observation := await look()):
         assert time.monotonic() < deadline, observation
         await asyncio.sleep(0.02)
@@ -420,7 +422,7 @@ async def test_silent_server_is_a_time_out_and_ends_in_time(
     try:
         begun = time.monotonic()
         seen = await watched.observe({})
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - begun < PATIENCE
     finally:
         os.kill(server.pid, signal.SIGCONT)
     assert "time-out" in broken(watched, seen)["reachable"].message
@@ -436,7 +438,7 @@ async def test_backend_that_hangs_does_not_hang_us(server: PrivatePostgres) -> N
             begun = time.monotonic()
             with pytest.raises(QueryFailed):
                 await connection.rows("SELECT 1 AS one")
-            assert time.monotonic() - begun < 10
+            assert time.monotonic() - begun < PATIENCE
         finally:
             os.kill(connection.pid, signal.SIGCONT)
 
@@ -515,7 +517,7 @@ async def test_we_hold_no_transaction_and_leave_no_session(
             states += [row[0] for row in await (await judge.execute(ours)).fetchall()]
         await task
         assert states and not any("transaction" in str(state) for state in states)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while await (await judge.execute(ours)).fetchall():
             assert time.monotonic() < deadline
 

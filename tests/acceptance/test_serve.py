@@ -22,6 +22,7 @@ from midwatch.testing.messages_api import (
     unauthorized,
 )
 
+from ..waiting import PATIENCE
 from .serve_pod import Pod
 from .session_cli import bash, make_repositories, until
 
@@ -199,7 +200,7 @@ def test_the_mailbox_of_an_interactive_session_and_its_idle_end(
                 inbox, id="1", kind="user_message", content="There?", timestamp=""
             )
             runner.until(TurnResult, text="Yes.")
-            assert runner.process.wait(20) == 0
+            assert runner.process.wait(PATIENCE) == 0
         assert "Stopped: Idle" in runner.log.read_text()
     assert (pod.status().phase, pod.status().reason) == (Phase.STOPPED, "idle")
 

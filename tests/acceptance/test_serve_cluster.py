@@ -27,6 +27,7 @@ from midwatch.testing.messages_api import (
 )
 from tests.cluster import ApiServer, asking
 
+from ..waiting import PATIENCE
 from .serve_pod import Pod
 from .session_cli import bash, make_repositories, until
 
@@ -163,7 +164,7 @@ def test_an_attempt_that_is_overtaken_ends_quietly(
             restarted = {"attempt": 2, "phase": "Creating", "reason": "Restarted"}
             cluster.merge({"status": restarted}, "status")
             try:
-                assert runner.process.wait(20) == 0
+                assert runner.process.wait(PATIENCE) == 0
             finally:
                 hold.release()
         assert "attempt 2 has taken over" in runner.log.read_text()
@@ -192,7 +193,7 @@ def test_a_server_that_is_away_delays_no_turn_and_gets_the_last_word(
                     lambda: "Completed: done" in runner.log.read_text(),
                     lambda: runner.log.read_text(),
                 )
-            assert runner.process.wait(20) == 0
+            assert runner.process.wait(PATIENCE) == 0
     assert (cluster.status["phase"], cluster.status["result"]) == ("Completed", "Done.")
 
 

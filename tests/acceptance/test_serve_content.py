@@ -30,6 +30,7 @@ from midwatch.testing.fakes import options, run_git
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 from midwatch.workspace.environment import GitEnvironment
 
+from ..waiting import PATIENCE
 from .cli import comes_true
 from .content_proxy import FOLDER, OTHER, file, process, token
 from .serve_pod import Pod
@@ -274,7 +275,7 @@ async def test_a_signal_ends_the_wait_for_the_proxy(
         working = asyncio.create_task(running.run())
         await _until(lambda: story(cluster) == ("Creating", "WaitingForContent"))
         os.kill(os.getpid(), signal.SIGTERM)
-        assert await asyncio.wait_for(working, 5) == 0
+        assert await asyncio.wait_for(working, PATIENCE) == 0
     assert story(cluster) == ("Stopped", "Stopped")
 
 
@@ -405,7 +406,7 @@ async def test_an_end_that_cannot_be_told_has_its_own_exit_code(
 
 
 async def _until(true: Callable[[], bool]) -> None:
-    await comes_true(lambda: _quietly(true), 15)
+    await comes_true(lambda: _quietly(true), PATIENCE)
 
 
 def _quietly(true: Callable[[], bool]) -> bool:

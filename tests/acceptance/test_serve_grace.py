@@ -24,6 +24,7 @@ from midwatch.testing.fakes import options
 from midwatch.testing.messages_api import Hold, Rule, ScriptedMessagesAPI
 from midwatch.workspace.environment import GitEnvironment
 
+from ..waiting import PATIENCE
 from .serve_pod import Pod
 from .session_cli import bash, make_repositories
 
@@ -69,18 +70,18 @@ async def test_the_last_word_comes_within_a_short_grace(tmp_path: Path) -> None:
     steps = [bash("trap '' TERM INT; echo on > main.py"), hold]
     async with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
         pod = Pod(tmp_path / "pod", api, make_repositories(tmp_path))
-        environ = pod.environ(TERMINATION_GRACE="8", STATUS_INTERVAL="60")
+        environ = pod.environ(TERMINATION_GRACE="20", STATUS_INTERVAL="60")
         task = read_task(sorted_variables(environ))
         means = Dependencies(cluster, Hangs(), options(), GitEnvironment(), Silent())
         running = asyncio.create_task(PodRunner(task, means).run())
         await hold.arrived()
         began = time.monotonic()
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, PATIENCE)
         took = time.monotonic() - began
         hold.release()
     status = cluster.body["status"]
     assert (status["phase"], status["reason"]) == ("Stopped", "Stopped")
     found = {one["type"]: one["reason"] for one in status["conditions"]}
     assert found["WorkspaceSaved"] == "ContentUnavailable"
-    assert took < 8
+    assert took < 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from midwatch.errors import MidwatchError, PermanentError, TemporaryError
 from midwatch.session import errors
 from midwatch.session.events import Failure, Phase, PhaseChanged, Retry, TurnResult
 from midwatch.session.log import read_events
-from midwatch.testing.fakes import collect, only, options, session_in
+from midwatch.testing.fakes import LIMITS, collect, only, options, post, session_in
 from midwatch.testing.messages_api import (
     Answer,
     Cut,
@@ -30,6 +31,9 @@ from midwatch.testing.messages_api import (
     unauthorized,
     unknown_model,
 )
+
+from ..waiting import PATIENCE, LeapingClock
+from .cli import comes_true
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,7 @@ async def test_a_failing_api_fails_the_session(
         began = time.monotonic()
         with pytest.raises(kind) as raised:
             await collect(session, "Do it.")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < PATIENCE
     assert getattr(raised.value, "status", None) == status
     assert raised.value.hint
     result = await session.get_results()
@@ -122,7 +126,7 @@ async def test_a_hung_api_ends_the_session_at_its_idle_limit(tmp_path: Path) -> 
         began = time.monotonic()
         with pytest.raises(errors.SessionIdle):
             await collect(session, "Do it.")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < PATIENCE
     assert session.status().phase is Phase.FAILED
 
 
@@ -131,11 +135,16 @@ async def test_a_hung_tool_ends_with_the_session_at_its_wall_limit(
 ) -> None:
     hung = ToolUse("Bash", {"command": "echo $$ > pid; tail -f /dev/null"})
     async with ScriptedMessagesAPI(Rule(Answer(tool_uses=[hung]), tools=True)) as api:
-        session = session_in(tmp_path, api, options=options(limits={"wall": 2.0}))
+        clock, pid = LeapingClock(), tmp_path / "work" / "pid"
+        session = session_in(tmp_path, api, interactive=True, clock=clock)
+        running = asyncio.create_task(collect(session, "Do it."))
+        await comes_true(lambda: pid.exists() and pid.read_text(), PATIENCE)
+        clock.leap(LIMITS.wall or 0)
+        reply = {"request_id": "of no request", "allow": True}
+        post(session, "permission_response", reply, "a look at the clock")
         with pytest.raises(errors.SessionTimedOut):
-            await collect(session, "Do it.")
-    pid = (tmp_path / "work" / "pid").read_text().strip()
-    assert not Path(f"/proc/{pid}").exists()
+            await running
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
 
 
 @pytest.mark.parametrize(

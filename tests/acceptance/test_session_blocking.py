@@ -12,6 +12,8 @@ from midwatch.session.log import read_events
 from midwatch.testing.fakes import KEY, alive, wait_until
 from midwatch.testing.messages_api import Hang, Rule, ScriptedMessagesAPI
 
+from ..waiting import PATIENCE
+
 SCRIPT = """
 import sys
 from midwatch import run_agentic_session
@@ -38,7 +40,7 @@ def test_ctrl_c_stops_the_session_and_is_what_the_caller_sees(tmp_path: Path) ->
             )
         wait_until(lambda: "started" in (tmp_path / "said").read_text())
         process.send_signal(signal.SIGINT)
-        assert process.wait(15) == 0, (tmp_path / "said").read_text()
+        assert process.wait(PATIENCE) == 0, (tmp_path / "said").read_text()
     assert (tmp_path / "said").read_text().endswith("\ninterrupted\n")
     events = list(read_events(folder / "outbox.jsonl"))
     assert any(isinstance(event, Started) for event in events)

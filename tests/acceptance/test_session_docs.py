@@ -13,6 +13,8 @@ from midwatch.session.log import EventLog
 from midwatch.testing.fakes import KEY, make_repository
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
 
+from ..waiting import PATIENCE
+
 PAGE = Path(__file__).parents[2] / "docs" / "sessions.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
@@ -37,7 +39,7 @@ def run(tmp_path: Path, example: str, api: ScriptedMessagesAPI) -> str:
         env=env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from midwatch.session import errors
 from midwatch.session.events import Retry, ToolResult, TurnResult
-from midwatch.testing.fakes import collect, only, options, session_in
+from midwatch.testing.fakes import LIMITS, collect, only, options, post, session_in
 from midwatch.testing.messages_api import (
     Answer,
     Rule,
@@ -18,6 +19,9 @@ from midwatch.testing.messages_api import (
     ToolUse,
     overloaded,
 )
+
+from ..waiting import PATIENCE, LeapingClock
+from .cli import comes_true
 
 
 def bash(command: str) -> Answer:
@@ -67,11 +71,16 @@ async def test_an_overloaded_model_falls_back_to_another(tmp_path: Path) -> None
 async def test_a_hung_tool_ends_at_the_idle_limit_too(tmp_path: Path) -> None:
     hung = bash("echo $$ > pid; tail -f /dev/null")
     async with ScriptedMessagesAPI(Rule(hung, tools=True)) as api:
-        session = session_in(tmp_path, api, options=options(limits={"idle": 1.5}))
+        clock, pid = LeapingClock(), tmp_path / "work" / "pid"
+        session = session_in(tmp_path, api, interactive=True, clock=clock)
+        running = asyncio.create_task(collect(session, "Work."))
+        await comes_true(lambda: pid.exists() and pid.read_text(), PATIENCE)
+        clock.leap(LIMITS.idle or 0)
+        reply = {"request_id": "of no request", "allow": True}
+        post(session, "permission_response", reply, "a look at the clock")
         with pytest.raises(errors.SessionIdle):
-            await collect(session, "Work.")
-    pid = (tmp_path / "work" / "pid").read_text().strip()
-    assert not Path(f"/proc/{pid}").exists()
+            await running
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
 
 
 async def test_a_program_that_is_asked_to_end_says_nothing_but_its_code(

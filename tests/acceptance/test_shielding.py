@@ -17,6 +17,7 @@ import pytest
 from midwatch.session.events import ToolResult
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI
 
+from ..waiting import PATIENCE
 from .cli import MIDWATCH
 from .serve_pod import Pod
 from .session_cli import asking, bash, make_desk, make_repositories
@@ -63,7 +64,7 @@ def test_bash_in_a_pod_finds_no_secret_of_its_runner(tmp_path: Path) -> None:
             cwd=pod.cwd,
             env=environ,
             check=True,
-            timeout=60,
+            timeout=PATIENCE,
             stdin=subprocess.DEVNULL,
         )
     [result] = [one for one in pod.events() if isinstance(one, ToolResult)]
@@ -91,7 +92,7 @@ def test_bash_of_a_session_on_a_laptop_finds_no_key(tmp_path: Path) -> None:
             env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), **asking(api, KEY)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             stdin=subprocess.DEVNULL,
         )
     assert ran.returncode == 0, ran.stderr

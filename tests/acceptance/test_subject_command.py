@@ -18,6 +18,9 @@ from midwatch.model import Severity
 from midwatch.subjects.command import CommandSubject
 from midwatch.testing.subject_conformance import check_kind, check_subject
 
+from ..waiting import PATIENCE
+from .cli import comes_true
+
 SECRET = "hunter2-hunter2"
 DEEP = {
     "invariant": "queue_depth",
@@ -120,7 +123,7 @@ async def test_a_flood_is_stopped() -> None:
     flood = command("while True: print('x' * 65536)", max_output="200kB")
     began = time.monotonic()
     assert "wrote more than 200000 bytes" in await failure(flood)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < PATIENCE
 
 
 async def test_a_hang_is_killed_with_its_children(tmp_path: Path) -> None:
@@ -131,7 +134,7 @@ async def test_a_hang_is_killed_with_its_children(tmp_path: Path) -> None:
         f"open({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
         "time.sleep(600)\n"
     )
-    assert "did not end within 0.8" in await failure(command(script, timeout=1))
+    assert "did not end within 4" in await failure(command(script, timeout=5))
     started = [int(pid) for pid in pids.read_text().split()]
     assert len(started) == 4
     assert await gone(started)
@@ -144,13 +147,13 @@ async def test_a_child_that_left_the_group_cannot_hold_us(tmp_path: Path) -> Non
         "if os.fork() == 0:\n"
         "    os.setsid()\n"
         f"    open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
-        "    time.sleep(20)\n"
+        "    time.sleep(600)\n"
         "else:\n"
         "    print('{\"violations\": []}')\n"
     )
     began = time.monotonic()
-    assert "did not end within" in await failure(command(script, timeout=1))
-    assert time.monotonic() - began < 10
+    assert "did not end within" in await failure(command(script, timeout=5))
+    assert time.monotonic() - began < PATIENCE
     escaped = int(pid.read_text())
     os.kill(escaped, 9)
     assert await gone([escaped])
@@ -208,12 +211,12 @@ async def test_severity_and_duration_of_the_settings_win() -> None:
 
 
 async def gone(pids: list[int]) -> bool:
-    """Whether these processes end within two seconds (a zombie has ended)."""
-    for _ in range(200):
-        if not any(running(pid) for pid in pids):
-            return True
-        await asyncio.sleep(0.01)
-    return False
+    """Whether these processes end (a zombie has ended)."""
+    try:
+        await comes_true(lambda: not any(map(running, pids)), PATIENCE)
+    except TimeoutError:
+        return False
+    return True
 
 
 def running(pid: int) -> bool:

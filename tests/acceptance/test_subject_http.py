@@ -28,6 +28,8 @@ from midwatch.subjects.http import HttpSubject
 from midwatch.subjects.http_client import WebClient, WebFailure, translate
 from midwatch.testing.subject_conformance import check_kind, check_subject
 
+from ..waiting import PATIENCE
+
 TOKEN = "s3cret-token-value"
 Reply = tuple[int, dict[str, str], bytes]
 
@@ -169,7 +171,7 @@ async def test_a_silent_server_and_one_that_talks_nonsense() -> None:
     release = threading.Event()
 
     def silent(handler: BaseHTTPRequestHandler) -> None:
-        release.wait(5)
+        release.wait(PATIENCE)
 
     with serving(silent) as url:
         shop = subject(url, timeout=0.4)

@@ -25,6 +25,8 @@ from midwatch.subjects.prometheus import PrometheusSubject, compact
 from midwatch.subjects.prometheus_api import Line
 from midwatch.testing.subject_conformance import check_kind, check_subject, tickets_for
 
+from ..waiting import PATIENCE
+
 TOKEN = "s3cret-token-value"
 BAD = {"status": "error", "errorType": "bad_data", "error": "1:5: parse error"}
 
@@ -84,7 +86,7 @@ def server() -> Iterator[Server]:
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
             state.authorization.append(self.headers["Authorization"])
-            state.hang.wait(5)
+            state.hang.wait(PATIENCE)
             status, kind, body = state.reply(parts.path, parse_qs(parts.query))
             with contextlib.suppress(OSError):
                 self.send_response(status)
@@ -340,11 +342,11 @@ async def test_a_server_that_does_not_answer_is_a_failed_look(server: Server) ->
         ):
             await subject(url).observe({})
     server.hang.clear()
-    rules = [{"name": f"r{n}", "expr": "x", "above": 1} for n in range(20)]
+    rules = [{"name": f"r{n}", "expr": "x", "above": 1} for n in range(400)]
     prom = subject(server.url, *rules, timeout=0.5)
     with pytest.raises(ObservationFailed, match="no answer within"):
-        # One limit for all of them: one each would be ten seconds.
-        await asyncio.wait_for(prom.observe({}), 5)
+        # One limit for all of them: one each would be minutes.
+        await asyncio.wait_for(prom.observe({}), PATIENCE)
     await prom.close()
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from midwatch.testing.fakes import make_repository, run_git
 
+from ..waiting import PATIENCE
+
 PAGE = Path(__file__).parents[2] / "docs" / "workspaces.md"
 
 
@@ -24,7 +26,7 @@ def test_the_example_runs(tmp_path: Path) -> None:
         env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert "app changed +1 -0 1 0" in done.stdout and "lib clean" in done.stdout

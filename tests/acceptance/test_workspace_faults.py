@@ -27,6 +27,8 @@ from midwatch.workspace.errors import (
 from midwatch.workspace.git import Command, Git, GitLimits
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
 
+from ..waiting import PATIENCE
+
 TOKEN = "tok-5e1f-hunter2"
 
 
@@ -103,7 +105,7 @@ async def test_a_token_is_on_no_command_line_during_a_clone(tmp_path: Path) -> N
         task = asyncio.create_task(
             setup_workspace_async([url], tmp_path / "ws", options=chosen)
         )
-        await asyncio.to_thread(server.transfer_began.wait, 20)
+        await asyncio.to_thread(server.transfer_began.wait, PATIENCE)
         lines = command_lines()
         assert "git-remote-http" in lines or "remote-http" in lines
         assert TOKEN not in lines
@@ -180,7 +182,7 @@ async def test_a_cancelled_clone_leaves_no_file_and_no_process(tmp_path: Path) -
                 [str(good), url], tmp_path / "ws", options=options(tmp_path)
             )
         )
-        await asyncio.to_thread(server.transfer_began.wait, 20)
+        await asyncio.to_thread(server.transfer_began.wait, PATIENCE)
         assert url in command_lines()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -207,7 +209,7 @@ async def test_a_git_that_is_killed_is_an_error(tmp_path: Path) -> None:
         task = asyncio.create_task(
             setup_workspace_async([url], tmp_path / "ws", options=chosen)
         )
-        await asyncio.to_thread(server.transfer_began.wait, 20)
+        await asyncio.to_thread(server.transfer_began.wait, PATIENCE)
         for entry in os.listdir("/proc"):
             with contextlib.suppress(OSError):
                 line = Path("/proc", entry, "cmdline").read_bytes()
@@ -222,14 +224,16 @@ async def test_a_git_that_is_killed_is_an_error(tmp_path: Path) -> None:
 def small_disk(folder: Path) -> Iterator[None]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small file system can only be mounted by root")
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
     try:
         yield
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.needs_root
 @pytest.mark.parametrize("full", ["cache", "workspace"])
 async def test_a_full_disk(tmp_path: Path, full: str) -> None:
     noise = os.urandom(1_500_000).hex()

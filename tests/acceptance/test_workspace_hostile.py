@@ -20,6 +20,8 @@ from midwatch.workspace.record import ClonedRepo, open_workspace
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
 from midwatch.workspace.snapshot import pointer_of
 
+from ..waiting import PATIENCE
+
 FILES = {
     "README.md": "one\ntwo\n",
     "src/app.py": "print(1)\n",
@@ -30,7 +32,7 @@ FILES = {
 
 @pytest.fixture
 def git() -> Git:
-    return Git(limits=GitLimits(attempts=1, local_seconds=20))
+    return Git(limits=GitLimits(attempts=1, local_seconds=PATIENCE))
 
 
 @pytest.fixture
@@ -304,7 +306,7 @@ async def test_a_pipe_that_git_would_read_does_not_hold_us_up(
     repo: ClonedRepo,
 ) -> None:
     os.mkfifo(repo.path / ".gitignore")
-    impatient = Git(limits=GitLimits(local_seconds=1))
+    impatient = Git(limits=GitLimits(local_seconds=4))
     state = await inspect_repo(repo, impatient)
     assert state.status == "changed" and "compared" in (state.problem or "")
 

@@ -18,6 +18,8 @@ from midwatch.workspace.refs import ask_remote, read_refs
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
 from midwatch.workspace.urls import parse_remote
 
+from ..waiting import PATIENCE
+
 FILES = {"f": "1\n", "g": "text\n" * 2000}
 
 
@@ -109,7 +111,7 @@ async def test_sessions_and_processes_at_once_make_one_mirror(tmp_path: Path) ->
         for n in range(2)
     ]
     done = await asyncio.gather(*(clone(tmp_path, n, repo) for n in range(4)))
-    assert [other.wait(60) for other in others] == [0, 0]
+    assert [other.wait(PATIENCE) for other in others] == [0, 0]
     assert all((path / "f").read_text() == "1\n" for [path] in done)
     assert len(list((tmp_path / "cache/mirrors").glob("*.git"))) == 1
     assert list((tmp_path / "cache/mirrors/trash").glob("*")) == []

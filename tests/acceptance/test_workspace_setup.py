@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from midwatch.errors import NotFound
 from midwatch.testing.fakes import add_commit, make_repository, run_git
+from midwatch.workspace.environment import GitEnvironment
 from midwatch.workspace.errors import (
     GitFailed,
     NoSuchBranch,
@@ -29,12 +32,24 @@ from midwatch.workspace.setup import (
     setup_workspace_async,
 )
 
+from ..waiting import PATIENCE
+
 
 @pytest.fixture
 def options(tmp_path: Path) -> WorkspaceOptions:
     return WorkspaceOptions(
         cache=tmp_path / "cache", state=tmp_path / "state", session="s1"
     )
+
+
+def git_alone(folder: Path) -> GitEnvironment:
+    """Git without git-lfs, which the machine may have beside it."""
+    folder.mkdir()
+    for name in ("git", "sh"):
+        program = shutil.which(name)
+        assert program is not None
+        (folder / name).symlink_to(program)
+    return GitEnvironment(path=str(folder))
 
 
 def files_under(folder: Path) -> set[str]:
@@ -144,6 +159,7 @@ async def test_one_failure_leaves_nothing_and_says_which(
     url = spec.url.format(good=good, empty=empty)
     bad = RepoSpec(url, spec.branch, spec.tag, spec.name, lfs=spec.lfs)
     workspace = tmp_path / "deep/ws"
+    options = replace(options, environment=git_alone(tmp_path / "programs"))
     with pytest.raises(kind) as caught:
         await setup_workspace_async([str(good), bad], workspace, options=options)
     assert url in str(caught.value) and said in str(caught.value)
@@ -230,7 +246,7 @@ async def test_a_killed_set_up_is_finished_or_begun_again(
         make_repository(tmp_path / f"{name}.git", {"f": f"{name}\n"})
     target = f"{tmp_path}/{when.strip('/')}" if when != "mirrors/" else "cache/mirrors/"
     script = [sys.executable, "-c", KILLED, str(tmp_path), target]
-    killed = subprocess.run(script, capture_output=True, timeout=60)
+    killed = subprocess.run(script, capture_output=True, timeout=PATIENCE)
     assert killed.returncode == 9, killed.stderr.decode()
     repos = [str(tmp_path / "a.git"), str(tmp_path / "b.git")]
     paths = await setup_workspace_async(repos, tmp_path / "ws", options=options)

@@ -149,7 +149,7 @@ class Objects:
         namespace: str,
         name: str,
         until: Callable[[Json | None], object],
-        timeout: float = 10.0,
+        timeout: float = 60.0,
     ) -> Json | None:
         """Look until the condition holds of the object (None: it is gone). Raises TimeoutError."""
         end = time.monotonic() + timeout
@@ -175,7 +175,7 @@ def _copy(value: Any) -> Any:
 
 
 NAMESPACES = ("default", "kube-system")
-_PATIENCE = 30.0
+_PATIENCE = 90.0
 """Seconds that a call from another thread waits for the loop."""
 
 

@@ -264,7 +264,7 @@ def namespace_prefix() -> tuple[str, ...]:
         command = [*prefix, "sh", "-c", script, "/tmp"]
         try:
             tried = subprocess.run(
-                command, capture_output=True, timeout=10, check=False
+                command, capture_output=True, timeout=60, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
             continue

@@ -112,7 +112,7 @@ class ProcessKubelet:
             w for w in found if w.key[0] == namespace and _session(w.pod) == session
         ]
 
-    def running(self, namespace: str, session: str, timeout: float = 20.0) -> PodWorker:
+    def running(self, namespace: str, session: str, timeout: float = 60.0) -> PodWorker:
         """The session's pod whose container runs; waits for it. Raises TimeoutError."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:

@@ -41,7 +41,7 @@ KEY = "sk-ant-scripted-0123456789"
 SYSTEM, TEAM = "midwatch", "team"
 """The namespaces of the operator and of the sessions."""
 _ACCOUNT = "midwatch-operator"
-_PATIENCE = 30.0
+_PATIENCE = 90.0
 
 
 class Daemon:

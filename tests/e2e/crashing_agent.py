@@ -1,6 +1,7 @@
 """An agent in a process of its own that is killed at a point the test names.
 
-Arguments: database, base URL of the API, crash point (or "none"), lease in seconds.
+Arguments: database, base URL of the API, crash point (or "none"), lease in seconds, and how
+many seconds the clock of its store is ahead.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ import asyncio
 import os
 import signal
 import sys
+from datetime import datetime, timedelta
 from typing import Any
+
+from sqlalchemy import Connection
 
 from midwatch.agent.claude import Claude
 from midwatch.agent.evidence import ContextGatherer
@@ -17,6 +21,7 @@ from midwatch.agent.runner import AgentRunner
 from midwatch.lifecycle import StopEvent, SystemClock, stop_on_signals
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
+from midwatch.store.schema import database_now
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.fakes import FakeSubject
 
@@ -65,11 +70,18 @@ def arm(store: SqlStore, point: str) -> None:
         kill_around(store, method, after=when == "after")
 
 
-async def main(database: str, base_url: str, point: str, lease: float) -> None:
-    store = await open_store(database)
+async def main(
+    database: str, base_url: str, point: str, lease: float, ahead: float
+) -> None:
+    """`ahead` seconds later than it is: what another agent has claimed may be over for this one."""
+
+    def clock_of_store(connection: Connection) -> datetime:
+        return database_now(connection) + timedelta(seconds=ahead)
+
+    store = await open_store(database, clock=clock_of_store)
     arm(store, point)
     clock = SystemClock()
-    model = Claude("claude-sonnet-5-5", 60, "sk-ant-test", base_url)
+    model = Claude("claude-sonnet-5-5", 600, "sk-ant-test", base_url)
     runner = AgentRunner(
         store,
         ContextGatherer({"fake": FakeSubject("fake")}, Redactor(), clock, store.past),
@@ -85,4 +97,4 @@ async def main(database: str, base_url: str, point: str, lease: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], float(sys.argv[4])))
+    asyncio.run(main(*sys.argv[1:4], *map(float, sys.argv[4:])))

@@ -24,10 +24,10 @@ from midwatch.store.protocol import Store, TicketFilter
 from midwatch.testing.fakes import answer
 from midwatch.testing.messages_api import Answer, Request, Usage
 
+from ..waiting import PATIENCE
+
 PROGRAM = Path(sysconfig.get_path("scripts")) / "midwatch"
 KEY = "sk-ant-test-0123456789"
-PATIENCE = 20.0
-"""Seconds that anything awaited here may take on a loaded machine."""
 
 
 # ------------------------------------------------------------------ settings
@@ -152,7 +152,7 @@ def daemon(config: Path, *command: str, **variables: str) -> Iterator[Running]:
         if process.poll() is None:
             process.terminate()
         try:
-            process.wait(10)
+            process.wait(PATIENCE)
         finally:
             process.kill()
 

@@ -1,7 +1,7 @@
 """What a death costs: agents in real processes, killed and stopped, on one SQLite file.
 
 Calls are counted at the scripted API. A crash costs at most one repeated call, and the
-next agent is on the ticket within a lease and a poll.
+next agent is on the ticket as soon as the lease is over: its store is a lease ahead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.fakes import answer, open_tickets
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 
-LEASE = 1.0
+from ..waiting import PATIENCE
+
+LEASE = 60.0
+"""Seconds: nobody who lives loses one, however slow the machine is."""
+OVER = LEASE + 1
 GOOD = Answer(structured=answer())
 
 
@@ -40,21 +44,21 @@ async def shared(database: str) -> AsyncIterator[SqlStore]:
 
 @contextlib.contextmanager
 def agent(
-    database: str, api: ScriptedMessagesAPI, point: str = "none", lease: float = LEASE
+    database: str, api: ScriptedMessagesAPI, point: str = "none", ahead: float = 0
 ) -> Iterator[subprocess.Popen[bytes]]:
     script = Path(__file__).with_name("crashing_agent.py")
-    command = [sys.executable, str(script), database, api.base_url, point, str(lease)]
-    process = subprocess.Popen(command)
+    command = [sys.executable, str(script), database, api.base_url, point]
+    process = subprocess.Popen([*command, str(LEASE), str(ahead)])
     try:
         yield process
     finally:
         process.send_signal(signal.SIGCONT)
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
 async def until_diagnosed(store: SqlStore, ticket: Ticket) -> list[Diagnosis]:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while (await store.ticket(ticket.id)).status is not TicketStatus.DIAGNOSED:
         assert time.monotonic() < deadline, "the ticket was never diagnosed"
         await asyncio.sleep(0.05)
@@ -79,14 +83,11 @@ async def test_kill_9_costs_at_most_one_call(
     [ticket] = await open_tickets(shared, "db")
     with ScriptedMessagesAPI(Rule(GOOD)) as api:
         with agent(database, api, point) as dying:
-            assert await asyncio.to_thread(dying.wait, 20) == -signal.SIGKILL
-        died = time.monotonic()
-        with agent(database, api):
+            assert await asyncio.to_thread(dying.wait, PATIENCE) == -signal.SIGKILL
+        with agent(database, api, ahead=OVER):
             stored = await until_diagnosed(shared, ticket)
-        took = time.monotonic() - died
     assert len(api.calls) == calls
     assert [one.outcome for one in stored].count("answered") == 1
-    assert took < LEASE + 15, "a lease and a poll, and the start of a process"
 
 
 async def test_kill_9_during_the_call(shared: SqlStore, database: str) -> None:
@@ -96,7 +97,7 @@ async def test_kill_9_during_the_call(shared: SqlStore, database: str) -> None:
         with agent(database, api) as dying:
             await hold.arrived()
             dying.kill()
-        with agent(database, api):
+        with agent(database, api, ahead=OVER):
             stored = await until_diagnosed(shared, ticket)
     assert len(api.calls) == 2
     assert [one.outcome for one in stored] == ["lost", "answered"]
@@ -112,7 +113,7 @@ async def test_a_daemon_stopped_past_its_lease_changes_nothing(
         with agent(database, api) as sleeper:
             await hold.arrived()
             sleeper.send_signal(signal.SIGSTOP)
-            with agent(database, api):
+            with agent(database, api, ahead=OVER):
                 await until_diagnosed(shared, ticket)
             hold.release()
             sleeper.send_signal(signal.SIGCONT)
@@ -137,20 +138,19 @@ async def settled(store: SqlStore, ticket: Ticket) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_ends_a_hanging_call_within_five_seconds(
+async def test_a_signal_ends_a_hanging_call(
     shared: SqlStore, database: str, number: signal.Signals
 ) -> None:
     [ticket] = await open_tickets(shared, "db")
     hold = Hold()
     with (
         ScriptedMessagesAPI(Rule(hold)) as api,
-        agent(database, api, lease=30) as process,
+        agent(database, api) as process,
     ):
         await hold.arrived()
-        began = time.monotonic()
         process.send_signal(number)
-        assert await asyncio.to_thread(process.wait, 10) == 0
-        assert time.monotonic() - began < 5
+        # The call itself would hang for ten minutes.
+        assert await asyncio.to_thread(process.wait, PATIENCE) == 0
     after = await shared.ticket(ticket.id)
     assert after.status is TicketStatus.OPEN and after.attempts == 0
     assert await shared.claim("next", lease=30)
@@ -165,9 +165,9 @@ async def test_many_daemons_diagnose_each_ticket_once(
         await open_tickets(shared, f"c{number}")
     with ScriptedMessagesAPI(Rule(GOOD)) as api, contextlib.ExitStack() as stack:
         for _ in range(daemons):
-            stack.enter_context(agent(database, api, lease=30))
-        await asyncio.to_thread(api.wait_for_requests_sync, tickets, timeout=90)
-        deadline = time.monotonic() + 20
+            stack.enter_context(agent(database, api))
+        await asyncio.to_thread(api.wait_for_requests_sync, tickets, timeout=PATIENCE)
+        deadline = time.monotonic() + PATIENCE
         while (await shared.stats(3600)).outcomes.get("answered", 0) < tickets:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)

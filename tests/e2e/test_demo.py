@@ -21,6 +21,7 @@ import pytest
 from midwatch.testing.fakes import answer
 from midwatch.testing.messages_api import Answer, Request, ScriptedMessagesAPI
 
+from ..waiting import PATIENCE
 from .support import (
     PROGRAM,
     asking,
@@ -202,4 +203,4 @@ async def test_interrupted_it_leaves_nothing(tmp_path: Path, moment: str) -> Non
         code, said = running.ended()
         assert code not in (0, -signal.SIGINT) and "Traceback" not in said, said
         # The keeper of a server that was still being made looks after it a moment longer.
-        await until("the end of all", lambda: running.left_behind() == [], 5)
+        await until("the end of all", lambda: running.left_behind() == [], PATIENCE)

@@ -34,6 +34,7 @@ from tests.cluster import (
 from tests.cluster.local import TEAM, LocalCluster
 
 from ..acceptance.session_cli import bash
+from ..waiting import PATIENCE
 from .kube_support import (
     cluster,
     conditions,
@@ -44,7 +45,7 @@ from .kube_support import (
     told,
 )
 
-_until = partial(wait_until, timeout=30)
+_until = partial(wait_until, timeout=PATIENCE)
 
 
 def test_a_resource_lives_to_its_end(tmp_path: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_lost_pod_is_started_again_and_goes_on(tmp_path: Path, fate: str) -> N
         cluster(tmp_path, api.base_url) as running,
     ):
         running.create("fix", spec(shop, autoPushOnComplete=True))
-        hold.arrived_sync(timeout=60)
+        hold.arrived_sync(timeout=PATIENCE)
 
         def saved(body: object) -> bool:
             text = running.saved_file(
@@ -150,7 +151,7 @@ def test_everything_is_killed_at_random_and_it_ends_well(tmp_path: Path) -> None
         harm = threading.Thread(target=_harm, args=(running, chance, ended))
         harm.start()
         try:
-            body = running.until("fix", over, 100)
+            body = running.until("fix", over, 3 * PATIENCE)
         finally:
             ended.set()
             harm.join()
@@ -187,7 +188,7 @@ def test_the_api_server_is_gone_for_a_while(tmp_path: Path) -> None:
         cluster(tmp_path, api.base_url) as running,
     ):
         running.create("fix", spec(shop))
-        hold.arrived_sync(timeout=60)
+        hold.arrived_sync(timeout=PATIENCE)
         with running.server.away():
             hold.release()  # the session goes on without a server
             pod = running.kubelet.running(TEAM, "fix")
@@ -236,7 +237,7 @@ def test_a_deletion_in_the_middle_saves_the_workspace(tmp_path: Path) -> None:
         cluster(tmp_path, api.base_url, sync_interval=60) as running,
     ):
         running.create("fix", spec(shop))
-        hold.arrived_sync(timeout=60)
+        hold.arrived_sync(timeout=PATIENCE)
         body = running.get("fix")
         assert body is not None
         running.delete("fix")
@@ -285,7 +286,7 @@ def test_what_no_other_pod_would_mend_is_the_end(tmp_path: Path) -> None:
             running.kubelet.fates.wish(fate, when=of_session(name))
             running.create(name, spec(shop))
         running.create("memory", spec(shop))
-        hold.arrived_sync(timeout=60)
+        hold.arrived_sync(timeout=PATIENCE)
         running.kubelet.oom_kill(running.kubelet.running(TEAM, "memory"))
         for name, reason, hint in (
             ("imagepull", "ImagePull", "operator.image"),
@@ -339,5 +340,5 @@ def _post(running: LocalCluster, folder: str, text: str) -> None:
         json.dumps({"type": "user_message", "content": text}).encode(),
         {"authorization": f"Bearer {token}", "content-type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         assert answer.status == 200

@@ -17,6 +17,7 @@ from midwatch.model import Json
 from tests.cluster import Ends, Stays
 from tests.cluster.local import TEAM, Daemon, LocalCluster
 
+from ..waiting import PATIENCE
 from .kube_support import cluster
 
 SESSIONS = 1000
@@ -30,7 +31,7 @@ SPEC = {"prompt": "x", "repos": [{"input": {"url": "https://git.example.com/a.gi
 NO_API = "http://127.0.0.1:9"
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1800)
 def test_a_thousand_at_once_with_two_operators_of_which_one_is_killed(
     tmp_path: Path,
 ) -> None:
@@ -106,7 +107,7 @@ def _megabytes(daemon: Daemon) -> float:
     return psutil.Process(daemon.process.pid).memory_info().rss / 1e6
 
 
-def _until(true: Callable[[], bool], timeout: float = 180.0) -> None:
+def _until(true: Callable[[], bool], timeout: float = 6 * PATIENCE) -> None:
     end = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < end, "it does not come to pass"

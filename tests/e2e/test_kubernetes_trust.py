@@ -14,6 +14,7 @@ from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAP
 from tests.cluster.local import TEAM, LocalCluster
 
 from ..acceptance.session_cli import bash
+from ..waiting import PATIENCE
 from .kube_support import cluster, conditions, over, repositories, spec
 
 DATABASE = "postgres://app:unlikely-w0rd@db/shop"
@@ -83,7 +84,7 @@ def test_a_session_waits_for_the_one_that_it_continues(tmp_path: Path) -> None:
         cluster(tmp_path, api.base_url) as running,
     ):
         running.create("first", spec(shop, autoPushOnComplete=True))
-        hold.arrived_sync(timeout=60)
+        hold.arrived_sync(timeout=PATIENCE)
         running.create("second", spec(shop, resumeFrom="first", prompt="Go on."))
 
         def refused(body: Json | None) -> bool:
@@ -112,7 +113,7 @@ def test_a_forged_status_is_at_least_whole(tmp_path: Path) -> None:
         cluster(tmp_path, api.base_url) as running,
     ):
         running.create("fix", spec(shop))
-        hold.arrived_sync(timeout=60)
+        hold.arrived_sync(timeout=PATIENCE)
         kind = "apis/midwatch.dev/v1alpha1"
         at = f"{running.server.url}/{kind}/namespaces/{TEAM}/agenticsessions/fix/status"
         token = running.server.token_for(TEAM, "fix-session")
@@ -134,5 +135,5 @@ def test_a_forged_status_is_at_least_whole(tmp_path: Path) -> None:
                 and status.get("completionTime")
             )
 
-        running.until("fix", whole, 20)
+        running.until("fix", whole, PATIENCE)
         hold.release()

@@ -13,14 +13,15 @@ import pytest
 
 from midwatch.testing.fakes import run_git, wait_until
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
-from midwatch.testing.scripted.requests import Request
+from midwatch.testing.messages_wire import Request
 from tests.cluster.containers import namespace_prefix
 from tests.cluster.local import TEAM
 
 from ..acceptance.session_cli import bash
+from ..waiting import PATIENCE
 from .kube_support import cluster, conditions, over, repositories, spec, told
 
-_until = partial(wait_until, timeout=30)
+_until = partial(wait_until, timeout=PATIENCE)
 
 COMMIT = "git -c user.name=a -c user.email=a@b commit -qam"
 
@@ -53,7 +54,7 @@ def test_what_a_zombie_does_stays_with_it(tmp_path: Path) -> None:
         cluster(tmp_path, api.base_url) as running,
     ):
         running.create("fix", spec(shop, autoPushOnComplete=True))
-        zombie.arrived_sync(timeout=60)
+        zombie.arrived_sync(timeout=PATIENCE)
 
         def saved(path: str) -> bytes:
             return running.saved_file(running.get("fix") or {}, path) or b""
@@ -65,7 +66,7 @@ def test_what_a_zombie_does_stays_with_it(tmp_path: Path) -> None:
         assert first.process is not None
         os.kill(first.process.pid, signal.SIGSTOP)
         running.until("fix", told(attempt=2))
-        second.arrived_sync(timeout=60)
+        second.arrived_sync(timeout=PATIENCE)
         _until(lambda: b"second" in saved("workspace/shop/main.py"))
         # What its agent did while nobody heard of it; then its node is back. The API server does not know the pod
         # any more, the content proxy its token still.

@@ -36,6 +36,7 @@ from ..acceptance.session_cli import (
     started,
     until,
 )
+from ..waiting import PATIENCE
 
 
 def test_a_session_is_steered_from_other_processes(tmp_path: Path) -> None:
@@ -64,9 +65,9 @@ def test_a_session_is_steered_from_other_processes(tmp_path: Path) -> None:
                 input="Hello\n/end\n",
                 capture_output=True,
                 text=True,
-                timeout=30,
+                timeout=PATIENCE,
             )
-            assert running.process.wait(20) == 0
+            assert running.process.wait(PATIENCE) == 0
         assert "Hello too." in attached.stdout and "Completed" in attached.stdout
         assert "+from the session" in said(desk, "session", "diff", id_)
         line = said(desk, "session", "send", id_, "Still there?")
@@ -93,10 +94,10 @@ def test_a_killed_runner_is_a_crash_and_can_be_resumed(tmp_path: Path) -> None:
             running.end(signal.SIGKILL)
         clone = desk / "state" / "workspaces" / id_ / "app"
         pid = int((clone / "pid").read_text())
-        until(lambda: not alive(pid), lambda: "the end of the program", 5)
+        until(lambda: not alive(pid), lambda: "the end of the program", PATIENCE)
         temporary = Path((clone / "temporary").read_text().strip())
         assert temporary.name.startswith("midwatch-claude-")
-        until(lambda: not temporary.exists(), lambda: str(temporary), 5)
+        until(lambda: not temporary.exists(), lambda: str(temporary), PATIENCE)
         (row,) = said_json(desk, "session", "list")
         assert (row["phase"], row["reason"]) == ("Failed", "RunnerCrashed")
         assert (
@@ -142,7 +143,7 @@ def test_a_runner_that_ends_while_it_clones(tmp_path: Path) -> None:
     ):
         run = ("run", "-r", f"{server.url}/app", "-p", "Do it.")
         with runner(desk, api, *run) as stopped:
-            assert server.transfer_began.wait(20)
+            assert server.transfer_began.wait(PATIENCE)
             assert stopped.end(signal.SIGTERM) == 1
         (row,) = said_json(desk, "session", "list")
         assert (row["phase"], row["reason"]) == ("Stopped", "SIGTERM")
@@ -150,7 +151,7 @@ def test_a_runner_that_ends_while_it_clones(tmp_path: Path) -> None:
         said(desk, "session", "rm", row["id"])
         server.transfer_began.clear()
         with runner(desk, api, *run) as killed:
-            assert server.transfer_began.wait(20)
+            assert server.transfer_began.wait(PATIENCE)
             killed.end(signal.SIGKILL)
         (row,) = said_json(desk, "session", "list")
         assert (row["phase"], row["reason"]) == ("Failed", "RunnerCrashed")

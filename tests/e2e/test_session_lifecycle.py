@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import subprocess
 import sys
@@ -44,6 +45,8 @@ from midwatch.testing.messages_api import (
     ScriptedMessagesAPI,
     ToolUse,
 )
+
+from ..waiting import PATIENCE, LeapingClock
 
 RUNNER = """
 import asyncio, sys
@@ -95,11 +98,11 @@ def test_sigterm_stops_the_session_and_keeps_all_it_has(tmp_path: Path) -> None:
     )
     with ScriptedMessagesAPI(Rule([slow, "Fine."], tools=True)) as api:
         process = runner(tmp_path, api, "Work.")
-        wait_until((tmp_path / "work" / "f").exists, 20)
+        wait_until((tmp_path / "work" / "f").exists, PATIENCE)
         began = time.monotonic()
         process.terminate()
-        assert process.wait(15) == 0
-        assert time.monotonic() - began < 12
+        assert process.wait(PATIENCE) == 0
+        assert time.monotonic() - began < PATIENCE
         events = log(tmp_path)
         last = events[-1]
         assert isinstance(last, PhaseChanged)
@@ -117,7 +120,7 @@ def test_a_killed_runner_leaves_no_process_and_the_next_one_goes_on(
     slow = Answer(tool_uses=[ToolUse("Bash", {"command": command})])
     with ScriptedMessagesAPI(Rule([slow, "Fine."], tools=True)) as api:
         process = runner(tmp_path, api, "Work.")
-        wait_until((tmp_path / "work" / "pid").exists, 20)
+        wait_until((tmp_path / "work" / "pid").exists, PATIENCE)
         time.sleep(0.05)
         tool = int((tmp_path / "work" / "pid").read_text())
         running = [*pids(tmp_path), tool]
@@ -126,7 +129,7 @@ def test_a_killed_runner_leaves_no_process_and_the_next_one_goes_on(
             asyncio.run(collect(session_in(tmp_path, api), "Meanwhile."))
         process.kill()
         process.wait()
-        wait_until(lambda: not any(alive(pid) for pid in running), 5)
+        wait_until(lambda: not any(alive(pid) for pid in running), PATIENCE)
         events = asyncio.run(collect(session_in(tmp_path, api), None))
         phases = [(e.run, e.phase) for e in only(events, PhaseChanged)]
         assert phases[0] == (1, Phase.FAILED) and phases[-1] == (2, Phase.COMPLETED)
@@ -146,7 +149,7 @@ def said_by_the_person(call: Request) -> list[str]:
     return texts
 
 
-@pytest.mark.timeout(100)
+@pytest.mark.timeout(600)
 def test_no_message_is_lost_or_doubled_when_the_runner_is_killed(
     tmp_path: Path,
 ) -> None:
@@ -177,7 +180,7 @@ def test_no_message_is_lost_or_doubled_when_the_runner_is_killed(
             process.kill()
             process.wait()
         write_mail(inbox, id="end", kind="end_session", content=None, timestamp="")
-        assert runner(tmp_path, api, interactive=True).wait(80) == 0, seed
+        assert runner(tmp_path, api, interactive=True).wait(4 * PATIENCE) == 0, seed
         final = api.calls[-1]
     wanted = [f"message-{number}" for number in range(count)]
     said = [text for text in said_by_the_person(final) if text in set(wanted)]
@@ -196,7 +199,9 @@ async def follow(
     )
 
 
-async def seen(reader: EventReader, kind: type[Event], timeout: float = 15) -> Event:
+async def seen(
+    reader: EventReader, kind: type[Event], timeout: float = PATIENCE
+) -> Event:
     """The next event of a kind in the outbox, as another program would read it."""
     async with asyncio.timeout(timeout):
         while True:
@@ -228,7 +233,7 @@ async def test_a_conversation_through_the_two_files(tmp_path: Path) -> None:
             inbox.write(b'_message", "content": "in two parts"}\n')
         assert (await seen(reader, TurnResult)).text == "Good."  # type: ignore[attr-defined]
         post(session, "user_message", " /end\n", "m5")
-        events = await asyncio.wait_for(task, 10)
+        events = await asyncio.wait_for(task, PATIENCE)
         assert len(api.calls) == 4
     assert [p.id for p in only(events, Prompt)] == ["m1", "m2", "m3", "m4"]
     assert only(events, Command)[-1].kind == "end_session"
@@ -246,9 +251,12 @@ async def test_a_person_answers_permission_requests(tmp_path: Path) -> None:
         asking = options(
             permission_mode="default",
             allowed_tools=(),
-            limits={"permission_wait": 1.0, "idle": 0.8},
+            limits={"permission_wait": 500.0, "idle": 400.0},
         )
-        session = session_in(tmp_path, api, interactive=True, options=asking)
+        clock = LeapingClock()
+        session = session_in(
+            tmp_path, api, interactive=True, options=asking, clock=clock
+        )
         post(session, "user_message", "Make files.", "m1")
         post(session, "end_session", None, "end")
         task, reader = await follow(session)
@@ -258,7 +266,14 @@ async def test_a_person_answers_permission_requests(tmp_path: Path) -> None:
             assert session.status().pending_permissions == (request,)
             reply = {"request_id": request.request_id, "allow": allow}
             post(session, "permission_response", reply, f"p{number}")
-        events = await asyncio.wait_for(task, 20)
+        await seen(reader, PermissionRequest)
+        clock.leap(499.0)  # longer than the idle limit, which does not hold meanwhile
+        unknown = {"request_id": "of no request", "allow": True}
+        post(session, "permission_response", unknown, "a look at the clock")
+        await seen(reader, Command)
+        clock.leap(1.0)
+        post(session, "permission_response", unknown, "another look at it")
+        events = await asyncio.wait_for(task, PATIENCE)
     assert [a.allowed for a in only(events, PermissionAnswer)] == [True, False, False]
     assert [(tmp_path / name).exists() for name in names] == [True, False, False]
     assert not session.status().pending_permissions
@@ -273,20 +288,32 @@ async def test_nobody_to_ask_is_a_no(tmp_path: Path) -> None:
     assert not (tmp_path / "yes").exists()
 
 
+async def count_beats() -> int:
+    """How often the event loop could sleep for 10 ms before this was cancelled."""
+    beats = 0
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            await asyncio.sleep(0.01)
+            beats += 1
+    return beats
+
+
 async def test_a_message_is_picked_up_at_once(tmp_path: Path) -> None:
-    waits = []
+    waits: list[int] = []
     async with ScriptedMessagesAPI(Rule("Yes.", tools=True)) as api:
         session = session_in(tmp_path, api, interactive=True)
         task, reader = await follow(session)
         await seen(reader, PhaseChanged)
         await seen(reader, PhaseChanged)
         for number in range(7):
-            began = time.monotonic()
+            beats = asyncio.create_task(count_beats())
             post(session, "user_message", f"m{number}", f"m{number}")
             await seen(reader, TurnStarted)
-            waits.append(time.monotonic() - began)
+            beats.cancel()
+            waits.append(await beats)
             await seen(reader, TurnResult)
         session.stop()
         await task
-    # How soon exactly is for `make bench`; a look every second would show.
-    assert sorted(waits)[len(waits) // 2] < 0.4
+    # How soon exactly is for `make bench`; a look every second would show. The beats are of
+    # the session's own event loop: where the machine is busy, there are fewer of them.
+    assert sorted(waits)[len(waits) // 2] < 40

@@ -22,6 +22,8 @@ from midwatch.session.mailbox import Inbox
 from midwatch.testing.fakes import collect, only, post, session_in
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
 
+from ..waiting import PATIENCE
+
 
 def message(id: str, content: str) -> bytes:
     line = {"id": id, "type": "user_message", "content": content, "timestamp": ""}
@@ -36,7 +38,7 @@ def write(session: AsyncAgenticSession, data: bytes) -> None:
 
 async def until(reader: EventReader, kind: type[Event]) -> None:
     """Read on to where there is an event of this kind, and what came with it."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE):
         while not any(isinstance(event, kind) for event in reader.poll()):
             await asyncio.sleep(0.002)
 
@@ -59,7 +61,7 @@ async def test_an_inbox_full_of_rubbish_does_not_stop_the_conversation(
         session.folder.inbox.write_bytes(message("m3", "Three."))  # truncated
         await until(reader, TurnResult)
         write(session, message("m3", "Three.") + message("m4", "/end"))
-        events = await asyncio.wait_for(task, 20)
+        events = await asyncio.wait_for(task, PATIENCE)
         assert len(api.calls) == 3
     reasons = [rejected.why for rejected in only(events, MailboxRejected)]
     assert [why.split()[0] for why in reasons] == ["longer", "not", "not", "not"]
@@ -80,7 +82,7 @@ async def test_ten_thousand_messages_are_taken_and_a_late_reader_sees_them(
         reader = EventReader(session.folder.outbox)
         await until(reader, TurnResult)
         session.stop("enough")
-        events = await asyncio.wait_for(task, 20)
+        events = await asyncio.wait_for(task, PATIENCE)
     assert [prompt.id for prompt in only(events, Prompt)] == ids
     answered = [result.prompt_id for result in only(events, TurnResult)]
     assert answered == ids[: len(answered)] and len(answered) < 100

@@ -14,6 +14,7 @@ from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.postgres import PrivatePostgres
 from midwatch.testing.store_conformance import MovableClock, Stand
 
+from ..waiting import PATIENCE
 from .conftest import migrate
 
 
@@ -41,7 +42,7 @@ async def test_killed_and_restarted(fragile: PrivatePostgres, store: SqlStore) -
         start = time.monotonic()
         with pytest.raises(StoreUnavailable) as caught:
             await store.renew(claim, lease=30)
-        assert time.monotonic() - start < 4.5
+        assert time.monotonic() - start < PATIENCE
         assert "check that it runs" in caught.value.one_line()
     fragile.restart()
     assert await store.renew(claim, lease=30)
@@ -69,10 +70,11 @@ async def test_a_frozen_server_costs_the_time_limit(
         start = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await store.watch("db")
-        assert time.monotonic() - start < 4.5
+        assert time.monotonic() - start < PATIENCE
     finally:
         for process in family:
             process.resume()
+    monkeypatch.undo()
     await store.watch("db")
 
 
@@ -82,7 +84,7 @@ async def test_a_lock_held_for_too_long(
     import psycopg
 
     await store.watch("db")
-    monkeypatch.setattr(engine, "POSTGRES_SECONDS", 0.4)
+    monkeypatch.setattr(engine, "POSTGRES_SECONDS", 2.0)
     hasty = await open_store(fragile.dsn(tcp=True))
     with psycopg.connect(fragile.dsn(tcp=True)) as connection:
         connection.execute("LOCK subjects IN ACCESS EXCLUSIVE MODE")

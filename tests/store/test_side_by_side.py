@@ -20,6 +20,8 @@ from midwatch.store.schema import database_now
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.store_conformance.stand import opening
 
+from ..waiting import PATIENCE
+
 WORKER = Path(__file__).with_name("worker.py")
 TICKETS = 500
 
@@ -73,7 +75,10 @@ async def test_each_ticket_is_diagnosed_once(
         for process in processes:
             assert await asyncio.to_thread(_line, process) == "claimed\n"
         printed = await asyncio.gather(
-            *(asyncio.to_thread(process.communicate, "\n", 60) for process in processes)
+            *(
+                asyncio.to_thread(process.communicate, "\n", PATIENCE)
+                for process in processes
+            )
         )
     assert [process.returncode for process in processes] == [0] * workers
     shares = [[int(word) for word in out.split()] for out, _ in printed]
@@ -94,9 +99,9 @@ async def test_a_kill_in_the_middle_of_a_transaction_costs_nothing(
     with worker(shared_database, "hang", "victim") as process:
         assert _line(process) == "writing\n"
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE)
         claims = []
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while not claims and time.monotonic() < deadline:
             claims = await store.claim("heir", lease=30, limit=5)
     assert len(claims) == 3

@@ -33,7 +33,7 @@ async def drain(store: SqlStore, name: str) -> None:
 async def _claim(store: SqlStore, name: str) -> list[Claim]:
     while True:
         try:
-            return await store.claim(name, lease=60, limit=7)
+            return await store.claim(name, lease=600, limit=7)
         except TemporaryError as error:
             print(error.one_line(), file=sys.stderr)
 
@@ -53,7 +53,7 @@ async def hang(store: SqlStore, name: str) -> None:
     def write(connection: Connection) -> None:
         connection.execute(update(batches).values(queued=False, claim_token=name))
         print("writing", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 
     await store.transactions.run(write)
 

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from midwatch.content.sync.scan import Scan, Scanner
 from midwatch.content.sync.transfer import LocalChunks
 from midwatch.content.tree import CHUNK, Entry, Tree, chunk_hash
 
+from ..waiting import PATIENCE
+
 GIT = {
     "PATH": os.environ["PATH"],
     "HOME": "/nonexistent",
@@ -31,6 +34,7 @@ GIT = {
     "GIT_COMMITTER_NAME": "a",
     "GIT_COMMITTER_EMAIL": "a@example.org",
 }
+OLD = Entry("file", 0o644, 1, (chunk_hash(b"o"),))
 LATER = 10**12
 """Nanoseconds: files that were just written count as quiet."""
 
@@ -104,6 +108,59 @@ def test_a_file_written_twice_within_a_tick(work: Path) -> None:
     assert is_racy(quiet, 10**15 + 2) and not is_racy(quiet, 10**15 + 10**9)
     in_seconds = (1, 10**15, 10**15, 1, 1)
     assert is_racy(in_seconds, 10**15 + 10**9)
+
+
+@pytest.mark.integration  # as root: in a process of another user
+def test_what_an_ordinary_user_may_not_read_is_left_as_it_was(work: Path) -> None:
+    """A folder that may be listed and not entered, one that may not be opened, and a file."""
+    for path in ("listed/f", "listed/new", "closed/f", "file", "other"):
+        (work / path).parent.mkdir(exist_ok=True)
+        (work / path).write_text("new")
+    (work / "file").chmod(0o000)
+    (work / "listed").chmod(0o444)
+    (work / "closed").chmod(0o000)
+    old = {"w": FOLDER, "w/listed": Entry("folder", 0o755), "w/listed/f": OLD}
+    old |= {"w/closed": Entry("folder", 0o755), "w/closed/f": OLD, "w/file": OLD}
+
+    def check() -> None:
+        found = scanner(work).scan(old)
+        assert {p: e for p, e in found.tree.items() if e == OLD} == {
+            "w/listed/f": OLD,
+            "w/closed/f": OLD,
+            "w/file": OLD,
+        }
+        assert found.unsure == {"w/listed/f", "w/listed/new", "w/closed", "w/file"}
+        assert len(found.unsent) == 4 and "Permission denied" in found.unsent[0]
+        assert "w/listed/new" not in found.tree and found.is_sure("w/other")
+        assert found.tree["w/other"].size == 3
+
+    try:
+        as_ordinary_user(work, check)
+    finally:
+        for name in ("listed", "closed"):
+            (work / name).chmod(0o755)
+
+
+def as_ordinary_user(folder: Path, check: Callable[[], None]) -> None:
+    """Run `check` as a user who owns `folder` and is not root."""
+    if os.geteuid() != 0:
+        return check()
+    for above in folder.parents:
+        if above.stat().st_uid == os.getuid() and len(above.parts) > 2:
+            above.chmod(0o755)
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, 10001, 10001)
+    child = os.fork()
+    if not child:
+        os.setgid(10001)
+        os.setuid(10001)
+        try:
+            check()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_neither_sockets_nor_through_symlinks(work: Path, tmp_path: Path) -> None:
@@ -193,6 +250,7 @@ def repository(folder: Path, commits: int = 3) -> Path:
     return folder
 
 
+@pytest.mark.integration
 def test_locks_and_what_is_not_finished_do_not_travel(work: Path) -> None:
     repo = repository(work / "r")
     (repo / ".git/index.lock").touch()
@@ -207,6 +265,7 @@ def test_locks_and_what_is_not_finished_do_not_travel(work: Path) -> None:
     assert not [p for p in last.tree if p.endswith((".lock", "gc.pid", "tmp_pack_x"))]
 
 
+@pytest.mark.integration
 def test_a_lock_that_was_left_behind_is_no_obstacle(work: Path) -> None:
     repo = repository(work / "r")
     (repo / ".git/HEAD.lock").touch()
@@ -261,6 +320,7 @@ def git_at_work(repo: Path, seed: int) -> Iterator[None]:
             os.killpg(writer.pid, signal.SIGKILL)
 
 
+@pytest.mark.integration
 def test_every_scan_of_a_repository_at_work_is_a_whole_one(
     work: Path, tmp_path: Path
 ) -> None:
@@ -270,7 +330,7 @@ def test_every_scan_of_a_repository_at_work_is_a_whole_one(
     scanning, base = Scanner(Roots({"w": work})), dict[str, Entry]()
     seen: set[str] = set()
     with git_at_work(repo, seed=1):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while len(seen) < 8 and time.monotonic() < deadline:
             base = dict(_sent(scanning, base, store).tree)
             head = "".join(
@@ -291,6 +351,7 @@ COLLECT = ["gc", "--quiet", "--prune=now"]
 REPACK = ["repack", "-a", "-d", "-q"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("at", range(4, 28, 3))
 @pytest.mark.parametrize("commands", [[AMEND, EXPIRE, COLLECT], [REPACK]])
 def test_git_throws_objects_away_in_the_middle_of_a_scan(
@@ -310,6 +371,7 @@ def test_git_throws_objects_away_in_the_middle_of_a_scan(
     _check(work, _sent(scanning, {}, store).tree, store, tmp_path / "copy")
 
 
+@pytest.mark.integration
 def test_packs_that_become_one_while_they_are_read(work: Path, tmp_path: Path) -> None:
     """No ref tells of it, and what was listed of the packs is gone: only another look shows that."""
     repo, store = repository(work / "r", commits=1), dict[str, bytes]()
@@ -353,6 +415,7 @@ def _check(work: Path, tree: Tree, store: dict[str, bytes], copy: Path) -> None:
     git(copy / "w/r", "log", "--all", "--oneline")
 
 
+@pytest.mark.integration
 def test_submodules_and_worktrees(work: Path, tmp_path: Path) -> None:
     inner = repository(tmp_path / "inner")
     repo = repository(work / "r")

@@ -55,6 +55,7 @@ def test_all_stages_stand_on_the_one_base() -> None:
     assert re.findall(r"3\.\d+", base)[0] in python
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("command", arguments("RUN"))
 def test_a_shell_understands_each_step(command: str) -> None:
     subprocess.run(["sh", "-n"], input=command, text=True, check=True)

@@ -132,6 +132,7 @@ def test_each_answer_is_worth_another_try_or_not(
     assert type(error) is kind
 
 
+@pytest.mark.integration
 async def test_an_answer_that_is_none(
     server: ApiServer, kubeconfig: Path, clock: Hurried
 ) -> None:
@@ -312,6 +313,7 @@ async def test_jobs_that_are_not_there_are_no_error(
             await cluster.get_session("default", "none")
 
 
+@pytest.mark.integration
 async def test_a_token_that_was_replaced_is_read_again(
     server: ApiServer, tmp_path: Path, clock: Hurried
 ) -> None:

@@ -11,6 +11,8 @@ import pytest
 from tests.cluster import ApiServer
 from tests.cluster.jobs import GAP, JobController
 
+pytestmark = pytest.mark.integration
+
 Json = dict[str, Any]
 
 

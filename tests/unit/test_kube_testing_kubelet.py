@@ -25,6 +25,10 @@ from tests.cluster import (
 )
 from tests.cluster.containers import Image, namespace_prefix
 
+from ..waiting import PATIENCE
+
+pytestmark = pytest.mark.integration
+
 Json = dict[str, Any]
 
 
@@ -359,7 +363,9 @@ def test_a_pod_reaches_the_server_as_its_service_account(
     )
     container = {"command": ["python", "-c", code]}
     objects.create(job("", container=container, pod={"serviceAccountName": "bot"}))
-    assert condition(objects.wait("jobs", "default", "work", ended, 20), "Complete")
+    assert condition(
+        objects.wait("jobs", "default", "work", ended, PATIENCE), "Complete"
+    )
     (worker,) = kubelet.pods("default", "work")
     assert kubelet.output(worker).split() == ["1", "403"]
     quiet = {"automountServiceAccountToken": False}
@@ -381,7 +387,7 @@ def test_two_hundred_jobs_without_processes(
             p["status"].get("phase") == phase for p in server.objects.list("pods")
         )
 
-    wait_until(lambda: count("Succeeded") == count("Running") == 100, 20)
+    wait_until(lambda: count("Succeeded") == count("Running") == 100, PATIENCE)
     wait_until(lambda: sum(map(ended, server.objects.list("jobs"))) == 100)
 
 

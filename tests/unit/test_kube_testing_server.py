@@ -32,6 +32,10 @@ from lightkube.types import CascadeType, PatchType
 from midwatch.kube.crd import crd
 from tests.cluster import ApiServer, Refused, asking
 
+from ..waiting import PATIENCE
+
+pytestmark = pytest.mark.integration
+
 WIDGETS = {
     "apiVersion": "apiextensions.k8s.io/v1",
     "kind": "CustomResourceDefinition",
@@ -324,7 +328,7 @@ async def test_a_watch_from_a_version_to_come_waits_for_it(
             await asyncio.to_thread(
                 server.objects.merge, "widgets", "default", "a", patch
             )
-        _, found = await asyncio.wait_for(first, 5)
+        _, found = await asyncio.wait_for(first, PATIENCE)
         assert found.spec["size"] == 3
         await asking_.aclose()
 
@@ -367,7 +371,7 @@ def test_a_patch_cannot_say_which_uid_it_is_for(client: Client) -> None:
     assert info.value.status.code == 422
 
 
-def get(server: ApiServer, path: str, timeout: float = 5.0) -> Any:
+def get(server: ApiServer, path: str, timeout: float = PATIENCE) -> Any:
     headers = {"Authorization": f"Bearer {server.admin_token}"}
     request = urllib.request.Request(server.url + path, headers=headers)
     with urllib.request.urlopen(request, timeout=timeout) as answer:
@@ -494,7 +498,7 @@ def post(server: ApiServer, token: str, document: dict[str, Any]) -> None:
     url = f"{server.url}/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles"
     body = json.dumps(document).encode()
     request = urllib.request.Request(url, body, headers, method="POST")
-    with urllib.request.urlopen(request, timeout=5):
+    with urllib.request.urlopen(request, timeout=PATIENCE):
         pass
 
 
@@ -553,7 +557,7 @@ def test_an_operator_lives_on_it(server: ApiServer, tmp_path: Path) -> None:
                     "spec": {"size": 1},
                 }
             )
-            end = time.monotonic() + 10
+            end = time.monotonic() + PATIENCE
             while name not in seen and time.monotonic() < end:
                 await asyncio.sleep(0.02)
             assert name in seen
@@ -587,7 +591,7 @@ def test_a_thousand_resources_are_nothing(server: ApiServer) -> None:
         f"/apis/example.dev/v1/widgets?limit=1000&continue={page['metadata']['continue']}",
     )
     assert len(page["items"]) + len(rest["items"]) == 1000
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < PATIENCE
 
 
 @pytest.fixture(scope="module")

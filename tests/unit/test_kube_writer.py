@@ -20,6 +20,8 @@ from midwatch.session.records import FolderRecords
 from midwatch.session.status import SessionStatus
 from midwatch.testing.fakes import ManualClock
 
+from ..waiting import PATIENCE
+
 RUNNING = SessionStatus(phase=Phase.RUNNING, unfinished=("p",))
 
 
@@ -120,7 +122,7 @@ async def test_a_slow_server_delays_no_event_and_gets_only_what_is_newest(
     resource.gate.clear()
     async with records:
         for turns in range(100):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE):
                 await records.save_status("fix", replace(RUNNING, turns=turns))
                 await records.heartbeat("fix", "here", ManualClock().now())
         resource.gate.set()

@@ -28,6 +28,10 @@ from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAP
 from midwatch.testing.messages_script_file import FAULTS, read_script
 from midwatch.testing.schema_instance import smallest_instance
 
+from ..waiting import PATIENCE
+
+pytestmark = pytest.mark.integration
+
 KEY = "sk-ant-test-0123456789"
 ASK: dict[str, Any] = {
     "model": "claude-sonnet-5-5",
@@ -44,7 +48,7 @@ class Verdict(BaseModel):
 
 @asynccontextmanager
 async def talking(
-    *rules: Any, timeout: float = 10, **options: Any
+    *rules: Any, timeout: float = PATIENCE, **options: Any
 ) -> AsyncIterator[tuple[ScriptedMessagesAPI, AsyncAnthropic]]:
     async with ScriptedMessagesAPI(*rules, **options) as api:
         async with AsyncAnthropic(
@@ -261,14 +265,14 @@ async def test_hang_times_out_and_counts_as_broken(after_head: bool) -> None:
 
 
 async def test_drip_and_pings_outlast_the_timeout_per_read() -> None:
-    drip = kit.Drip(Answer("slow"), size=40, interval=0.05)
-    async with talking([drip, kit.Pings(0.02)], timeout=0.3) as (_, client):
+    drip = kit.Drip(Answer("slow"), size=6, interval=0.05)
+    async with talking([drip, kit.Pings(0.02)], timeout=1.5) as (_, client):
         started = asyncio.get_running_loop().time()
         message = await client.messages.create(**ASK)
         assert message.content[0].type == "text" and message.content[0].text == "slow"
-        assert asyncio.get_running_loop().time() - started > 0.3
+        assert asyncio.get_running_loop().time() - started > 1.5
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.5):
+            async with asyncio.timeout(2.5):
                 await streamed(client)
 
 
@@ -444,7 +448,7 @@ def test_stop_is_prompt_and_a_new_start_is_the_end_of_an_outage() -> None:
         caller = threading.Thread(target=call)
         caller.start()
         api.wait_for_requests_sync(1)
-    caller.join(5)
+    caller.join(PATIENCE)
     assert len(caught) == 1 and "scripted" not in str(threading.enumerate())
     call()
     assert len(caught) == 2, "nobody listens during the outage"
@@ -525,7 +529,7 @@ def test_process_counts_the_calls_of_a_killed_client(tmp_path: Path) -> None:
             again = subprocess.run(call, capture_output=True, text=True, check=True)
         finally:
             server.terminate()
-        assert server.wait(5) == 0
+        assert server.wait(PATIENCE) == 0
     assert json.loads(again.stdout)["content"][0]["text"] == "second"
     lines = [json.loads(line) for line in record.read_text().splitlines()]
     calls = [line for line in lines if line["path"] == "/v1/messages"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -18,6 +17,10 @@ import pytest
 from midwatch.errors import PermanentError
 from midwatch.testing.postgres import PrivatePostgres
 
+from ..waiting import PATIENCE
+
+pytestmark = pytest.mark.integration
+
 CALLER = """
 import sys
 from midwatch.testing.postgres import PrivatePostgres
@@ -28,7 +31,7 @@ with PrivatePostgres() as server:
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + PATIENCE
     while not holds():
         if time.monotonic() > deadline:
             return False
@@ -58,7 +61,7 @@ def test_nothing_is_left_when_the_caller_is_killed() -> None:
         pid, folder = caller.stdout.readline().split()
         family = [int(pid), *(p.pid for p in psutil.Process(int(pid)).children())]
         caller.send_signal(end)
-        caller.wait(10)
+        caller.wait(PATIENCE)
         caller.stdin.close()
         caller.stdout.close()
         assert eventually(lambda: all(map(dead, family)))
@@ -88,7 +91,7 @@ def test_server_that_cannot_start_says_why_and_leaves_nothing() -> None:
     assert not server.folder.exists()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs it as another user")
+@pytest.mark.needs_root  # only then does the server run as another user
 def test_programs_out_of_reach_of_nobody_are_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def test_passwords_are_secrets_in_every_form(dsn: str, secrets: set[str]) -> Non
     assert set(PostgresSubject(settings).secrets) == secrets
 
 
+@pytest.mark.integration
 def test_the_kind_is_listed_without_the_driver() -> None:
     code = (
         "import sys; from midwatch.subjects.postgres import PostgresSubject as P;"

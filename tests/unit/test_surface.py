@@ -38,6 +38,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         midwatch.nonsense  # noqa: B018
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("statement", "unwanted"),
     [

@@ -183,6 +183,7 @@ def test_every_derived_name_is_a_name_for_a_folder(text: str) -> None:
     assert collision_key(collision_key(name)) == collision_key(name)
 
 
+@pytest.mark.integration
 def test_branch_rules_are_never_laxer_than_gits_own() -> None:
     pool = [
         "a",

@@ -313,7 +313,7 @@ def answer(
 
 
 KEY = "sk-ant-test-0123456789abcdefghij"
-LIMITS = Limits(wall=60, idle=30, retries=1, grace=5, permission_wait=20)
+LIMITS = Limits(wall=600, idle=300, retries=1, grace=20, permission_wait=60)
 _E = TypeVar("_E")
 
 
@@ -361,7 +361,7 @@ def post(session: AsyncAgenticSession, kind: Kind, content: Any, id: str) -> Non
     write_mail(inbox, id=id, kind=kind, content=content, timestamp="")
 
 
-def wait_until(true: Callable[[], bool], timeout: float = 10.0) -> None:
+def wait_until(true: Callable[[], bool], timeout: float = 60.0) -> None:
     """Look every 10 ms. Raises TimeoutError after `timeout` seconds."""
     until = time.monotonic() + timeout
     while not true():

@@ -430,7 +430,7 @@ class ScriptedMessagesAPI:
         self._service.script = Script(rules)
 
     async def wait_for_requests(
-        self, count: int, timeout: float = 10.0, *, answered: bool = False
+        self, count: int, timeout: float = 60.0, *, answered: bool = False
     ) -> list[Request]:
         """The requests once there are `count`; with `answered`, those whose reply has ended.
 
@@ -439,7 +439,7 @@ class ScriptedMessagesAPI:
         return await self._journal.wait(count, timeout, answered=answered)
 
     def wait_for_requests_sync(
-        self, count: int, timeout: float = 10.0, *, answered: bool = False
+        self, count: int, timeout: float = 60.0, *, answered: bool = False
     ) -> list[Request]:
         """As `wait_for_requests`, blocking the calling thread."""
         return self._journal.wait_sync(count, timeout, answered=answered)

@@ -477,12 +477,12 @@ class Hold:
         await self._waiting.until(lambda: self._released)
         await self.then.send(exchange)
 
-    async def arrived(self, count: int = 1, timeout: float = 10.0) -> None:
+    async def arrived(self, count: int = 1, timeout: float = 60.0) -> None:
         """Return once so many requests have come. Raises TimeoutError after `timeout` seconds."""
         if not await self._waiting.until(lambda: self._arrived >= count, timeout):
             raise self._too_late(count, timeout)
 
-    def arrived_sync(self, count: int = 1, timeout: float = 10.0) -> None:
+    def arrived_sync(self, count: int = 1, timeout: float = 60.0) -> None:
         """As `arrived`, blocking the calling thread."""
         if not self._waiting.until_sync(lambda: self._arrived >= count, timeout):
             raise self._too_late(count, timeout)

@@ -33,8 +33,8 @@ import psutil
 
 from midwatch.errors import PermanentError, TemporaryError
 
-START_LIMIT = 20.0
-STOP_LIMIT = 5.0
+START_LIMIT = 60.0
+STOP_LIMIT = 30.0
 SOCKET_ROOM = 55  # a socket's whole path has 103 characters at most, on some systems
 SOCKET_PORT = 5432  # only names the socket's file where there is no TCP
 

@@ -1,0 +1,27 @@
+"""Unit tests start no server and no program, unless they are marked `integration`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+_STARTED: list[str] = []
+_STARTS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"}
+
+
+def _watch(event: str, arguments: tuple[object, ...]) -> None:
+    if event in _STARTS or (event == "socket.bind" and isinstance(arguments[1], tuple)):
+        _STARTED.append(f"{event} {arguments[1]!r:.200}" if arguments else event)
+
+
+sys.addaudithook(_watch)
+
+
+@pytest.fixture(autouse=True)
+def _starts_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    _STARTED.clear()
+    yield
+    if request.node.get_closest_marker("integration") is None:
+        assert not _STARTED, f"mark this test `integration`: it starts {_STARTED}"
