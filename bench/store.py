@@ -110,12 +110,12 @@ async def fill(database: str, tickets_per_batch: int) -> None:
     await upgrade(transactions)
 
     def open_all(connection: Connection) -> None:
-        work = Transaction(connection, database_now)
-        revision = watch(work, "db").revision
+        tx = Transaction(connection, database_now)
+        revision = watch(tx, "db").revision
         for start in range(0, TICKETS, tickets_per_batch):
             numbers = range(start, start + tickets_per_batch)
             changes = Changes(tuple(map(_opening, numbers)))
-            saved = save_cycle(work, "db", revision, changes, None, None, 0.0)
+            saved = save_cycle(tx, "db", revision, changes)
             revision = saved.revision
 
     await transactions.run(open_all)

@@ -68,7 +68,10 @@ async def test_locked_by_another_process(
         with pytest.raises(StoreBusy) as caught:
             await store.watch("db")
         assert quick_busy / 2 < time.monotonic() - start < quick_busy + 2
-        assert "locked" in caught.value.one_line() and "try again" in caught.value.one_line()
+        assert (
+            "locked" in caught.value.one_line()
+            and "try again" in caught.value.one_line()
+        )
     assert (await store.watch("db")).tickets == ()
 
 

@@ -54,7 +54,7 @@ async def test_two_openings_of_a_new_file_at_once(sqlite_file: Path) -> None:
 
 
 async def test_an_unmigrated_postgres_says_what_to_run(empty_postgres: str) -> None:
-    with pytest.raises(SchemaMismatch, match="has no tables of ours") as caught:
+    with pytest.raises(SchemaMismatch, match="has no Midwatch tables") as caught:
         await open_store(empty_postgres)
     assert "midwatch db upgrade" in caught.value.one_line()
 
