@@ -24,7 +24,7 @@ from midwatch.workspace.errors import (
     RepositoryUnreachable,
     WorkspaceDiskFull,
 )
-from midwatch.workspace.git import Command, Git, GitLimits
+from midwatch.workspace.git import Git, GitCommand, GitLimits
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
 
 TOKEN = "tok-5e1f-hunter2"
@@ -257,7 +257,7 @@ async def test_no_git_program(tmp_path: Path) -> None:
 
 async def test_output_is_bounded(tmp_path: Path) -> None:
     repo = make_repository(tmp_path / "x.git", {"f": "long\n" * 100_000})
-    show = Command(
+    show = GitCommand(
         ["cat-file", "-p", "main:f"], repository="x", git_dir=repo, max_output=1000
     )
     output = await Git().run(show)

@@ -207,16 +207,16 @@ async def test_what_cannot_be_written_or_read_is_typed(
 
 KILLED = """
 import os, sys
-from midwatch.workspace import staging
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace
 from pathlib import Path
 root, when = Path(sys.argv[1]), sys.argv[2]
-real = Path.rename
-def rename(self, target):
-    if when in str(target):
-        os._exit(9)
-    return real(self, target)
-Path.rename = rename
+def killing(real):
+    def rename(self, target):
+        if when in str(target):
+            os._exit(9)
+        return real(self, target)
+    return rename
+Path.rename, Path.replace = killing(Path.rename), killing(Path.replace)
 options = WorkspaceOptions(cache=root / "cache", state=root / "state", session="s1")
 setup_workspace([str(root / "a.git"), str(root / "b.git")], root / "ws", options=options)
 """
