@@ -1,4 +1,4 @@
-"""A workspace is set up whole or not at all, on real repositories."""
+"""Set up a workspace, all clones or none."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_tag_depth_blobless_and_empty(
         (RepoSpec("{good}", name="b", lfs=True), GitFailed, "git-lfs"),
     ],
 )
-async def test_one_failure_leaves_nothing_and_says_which(
+async def test_one_failure_leaves_nothing_and_is_named(
     tmp_path: Path,
     options: WorkspaceOptions,
     spec: RepoSpec,

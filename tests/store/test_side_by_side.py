@@ -1,4 +1,4 @@
-"""Real processes on one store."""
+"""Several processes on one store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TICKETS = 500
 
 
 async def filled(database: str, tickets: int = TICKETS) -> SqlStore:
-    """A store with so many tickets, each in a batch of its own."""
+    """Return a store with `tickets` tickets, each in its own batch."""
 
     def fill(connection: Connection) -> None:
         tx = Transaction(connection, database_now)

@@ -1,4 +1,4 @@
-"""What git says and what git is given."""
+"""Errors, progress and output of git, and its environment."""
 
 from __future__ import annotations
 

@@ -45,9 +45,8 @@ class WorkspaceOptions:
     Attributes:
         session: Name of the session, part of the default `branch`.
         branch: The branch that the session works on; `midwatch/<session>` by default.
-        cache: The folder of mirrors; `~/.cache/midwatch` by default.
-        state: The state folder of the workspace; in the cache by default. It must not be inside
-            the workspace.
+        cache: The folder of mirrors, outside of the workspace; `~/.cache/midwatch` by default.
+        state: The state folder, outside of the workspace; in the cache by default.
         use_mirrors: Clone from mirrors.
         mirror_bytes: The largest size of all mirrors together.
         concurrency: The number of clones at the same time.
@@ -102,9 +101,20 @@ def setup_workspace(
     options: WorkspaceOptions | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Path]:
-    """Do as `setup_workspace_async`, without a running event loop. A running one is blocked meanwhile.
+    """Clone `repos` side by side under `workspace`, all or none.
 
-    See there for arguments, result and errors.
+    In a running event loop this blocks the loop: use `setup_workspace_async` there. It documents
+    the errors.
+
+    Args:
+        repos: The repositories; a text or path is a `RepoSpec.url`.
+        workspace: The folder to clone into; it is created if it is missing.
+        main_repo_index: Index of the main repository, the agent's working directory.
+        options: How to set the workspace up.
+        on_progress: Called with the progress of each repository.
+
+    Returns:
+        The folders of the clones, in order.
     """
 
     def run() -> list[Path]:
@@ -114,9 +124,8 @@ def setup_workspace(
         return asyncio.run(setting_up)
 
     if not _in_a_loop():
-        return (
-            run()
-        )  # in this thread, so that Ctrl-C cancels it and removes what was begun
+        # In this thread, so that Ctrl-C cancels it and removes what was begun.
+        return run()
     with ThreadPoolExecutor(1) as pool:  # as in a notebook
         return pool.submit(run).result()
 
