@@ -1,9 +1,9 @@
-"""Claim, begin and finish through the store, against its own statements on the bare driver.
+"""Claim, begin and finish through the store, compared with its statements on the bare driver.
 
-"One by one" claims a batch of one ticket at a time. "50 claims at once" takes fifty such
-batches with one claim; each is begun and finished by itself, as the protocol wants it. "batch of
-50" is one incident of fifty tickets: one claim, one call, one finish. The first claim of each run
-is not measured: a daemon lives long, and compiles and prepares its statements once.
+"One by one" claims one batch of one ticket at a time. "50 claims at once" claims fifty such batches
+in one call; each is begun and finished separately, as the protocol requires. "batch of 50" is one
+incident of fifty tickets: one claim, one call, one finish. The first claim of each run is not
+measured: a daemon runs long, and compiles and prepares its statements once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ANSWER = {"summary": "a lock", "root_cause": "an idle transaction", "claims": [1
 
 
 class Server(Protocol):
-    """Hands out copies of one database."""
+    """Makes copies of one database."""
 
     name: str
 
@@ -110,12 +110,12 @@ async def fill(database: str, tickets_per_batch: int) -> None:
     await upgrade(transactions)
 
     def open_all(connection: Connection) -> None:
-        work = Transaction(connection, database_now)
-        revision = watch(work, "db").revision
+        tx = Transaction(connection, database_now)
+        revision = watch(tx, "db").revision
         for start in range(0, TICKETS, tickets_per_batch):
             numbers = range(start, start + tickets_per_batch)
             changes = Changes(tuple(map(_opening, numbers)))
-            saved = save_cycle(work, "db", revision, changes, None, None, 0.0)
+            saved = save_cycle(tx, "db", revision, changes)
             revision = saved.revision
 
     await transactions.run(open_all)
@@ -128,7 +128,7 @@ def _opening(number: int) -> Opening:
 
 
 async def diagnose_all(store: SqlStore, batches_per_claim: int) -> float:
-    """Seconds until nothing is due."""
+    """Return the seconds until no batch is due."""
     start = time.perf_counter()
     while await diagnose_some(store, batches_per_claim):
         pass
@@ -136,7 +136,7 @@ async def diagnose_all(store: SqlStore, batches_per_claim: int) -> float:
 
 
 async def diagnose_some(store: SqlStore, batches: int) -> bool:
-    """Claim once; false if nothing was due."""
+    """Claim once. Return false if no batch was due."""
     claims = await store.claim("bench", lease=30, limit=batches)
     for claim in claims:
         call = await store.begin(
@@ -163,7 +163,7 @@ async def _case(server: Server, name: str) -> Row:
     batches_per_claim, tickets_per_batch = CASES[name]
     await server.prepare(tickets_per_batch)
 
-    async def ours() -> float:
+    async def through_store() -> float:
         store = await open_store(server.copy())
         await diagnose_some(store, batches_per_claim)
         seconds = await diagnose_all(store, batches_per_claim)
@@ -181,11 +181,11 @@ async def _case(server: Server, name: str) -> Row:
     async def floor() -> float:
         return await server.replay(server.copy(), trace, warm)
 
-    ours_median, floor_median = await paired(ours, floor, ROUNDS)
+    store_median, floor_median = await paired(through_store, floor, ROUNDS)
     per_ticket = 1000 / (TICKETS - batches_per_claim * tickets_per_batch)
     return against_floor(
         f"{server.name}, {name}, per ticket",
-        ours_median * per_ticket,
+        store_median * per_ticket,
         floor_median * per_ticket,
         AIM,
     )

@@ -1,10 +1,10 @@
-"""A workspace of five repositories of some 50 MB, ready from warm mirrors.
+"""Set up a workspace of five repositories of some 50 MB from warm mirrors.
 
-Floors: `git clone` of the same five one after the other, and `git worktree add` of them. Ours asks
-every remote for its newest commit each time, and gives every clone objects of its own.
+Floors: `git clone` of the same five one after the other, and `git worktree add` of them. Unlike these,
+the setup queries every remote for its newest commit, and gives every clone objects of its own.
 
-In memory where there is room: on ext4, making a file takes 20 times longer for half a minute after
-many were removed, by whomever, and then the clock shows that and little else.
+It runs in memory if there is space: on ext4, creating a file takes 20 times longer for half a minute
+after many files were removed by any process, which would be most of the measured time.
 """
 
 from __future__ import annotations
@@ -41,28 +41,28 @@ _ENV = {
 
 
 async def run() -> Sequence[Row]:
-    """The ratios, from medians of rounds in which all three take turns."""
+    """Return the ratios, from medians of rounds in which the three take turns."""
     with tempfile.TemporaryDirectory(dir=_in_memory()) as name:
         return await _measured(Path(name))
 
 
 def _in_memory() -> Path | None:
-    """A file system in memory with room for all rounds, if there is one."""
-    room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > NEEDED_BYTES
-    return MEMORY if room else None
+    """Return a file system in memory with space for all rounds, or None."""
+    has_space = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > NEEDED_BYTES
+    return MEMORY if has_space else None
 
 
 async def _measured(root: Path) -> list[Row]:
     repos = _make_repositories(root)
     bases = [_linked(repo, root / "bases" / repo.name) for repo in repos]
-    await _ours(root, repos, "warm-up")
-    ours, clones, worktrees = [], [], []
+    await _setup(root, repos, "warm-up")
+    setups, clones, worktrees = [], [], []
     for number in range(ROUNDS):
-        ours.append(await _ours(root, repos, str(number)))
+        setups.append(await _setup(root, repos, str(number)))
         clones.append(_clones(root, repos, number))
         worktrees.append(_worktrees(root, bases, number))
-        # Nothing is removed in between, see above.
-    value = statistics.median(ours) * 1000
+        # No file is removed in between: see above.
+    value = statistics.median(setups) * 1000
     clone, worktree = (statistics.median(s) * 1000 for s in (clones, worktrees))
     place = "in memory" if MEMORY in root.parents else "on disk"
     size = f"{_megabytes(repos[0])} MB, {place}"
@@ -73,11 +73,11 @@ async def _measured(root: Path) -> list[Row]:
     ]
 
 
-async def _ours(root: Path, repos: Sequence[Path], name: str) -> float:
+async def _setup(root: Path, repos: Sequence[Path], name: str) -> float:
     options = WorkspaceOptions(cache=root / "cache", state=root / f"state-{name}")
     urls = [f"file://{repo}" for repo in repos]
     start = time.perf_counter()
-    await setup_workspace_async(urls, root / f"ours-{name}", options=options)
+    await setup_workspace_async(urls, root / f"setup-{name}", options=options)
     return time.perf_counter() - start
 
 
@@ -99,13 +99,13 @@ def _worktrees(root: Path, bases: Sequence[Path], number: int) -> float:
 
 
 def _linked(repo: Path, target: Path) -> Path:
-    """A warm mirror for the worktrees: their branches must not show in the remote."""
+    """Return a copy of a repository for the worktrees: the remote must not have their branches."""
     shutil.copytree(repo, target, copy_function=os.link)
     return target
 
 
 def _make_repositories(root: Path) -> list[Path]:
-    """Bare repositories of equal content: many small blobs that do not compress, as code does not."""
+    """Return bare repositories of equal content: many small blobs that hardly compress."""
     first = root / "sources" / "r0.git"
     _git("init", "-q", "--bare", "-b", "main", str(first))
     importing = ["git", "-C", str(first), "fast-import", "--quiet"]

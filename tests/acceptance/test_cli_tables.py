@@ -23,7 +23,7 @@ def test_postgres_without_a_schema_is_upgraded(tmp_path: Path) -> None:
     with PrivatePostgres() as server:
         env = {"MIDWATCH_DATABASE": server.dsn()}
         line = refused(tmp_path, "tickets", "list", env=env)
-        assert "has no tables of ours" in line and "midwatch db upgrade" in line
+        assert "has no Midwatch tables" in line and "midwatch db upgrade" in line
         assert "now, before at none" in said(tmp_path, "db", "upgrade", env=env)
         assert "already" in said(tmp_path, "db", "upgrade", env=env)
         assert said_json(tmp_path, "tickets", "list", env=env) == []

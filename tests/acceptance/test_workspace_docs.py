@@ -1,4 +1,4 @@
-"""The example of docs/workspaces.md runs as it is, on repositories of the test."""
+"""The example of docs/workspaces.md runs, with repositories of the test."""
 
 from __future__ import annotations
 

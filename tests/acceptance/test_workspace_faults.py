@@ -1,4 +1,4 @@
-"""What goes wrong on the way to a repository: the right error, in time, and nothing left."""
+"""Failures of repositories: the right error, within the timeout, and nothing left."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from midwatch.workspace.errors import (
     RepositoryUnreachable,
     WorkspaceDiskFull,
 )
-from midwatch.workspace.git import Command, Git, GitLimits
+from midwatch.workspace.git import Git, GitCommand, GitLimits
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
 
 from ..waiting import PATIENCE
@@ -33,7 +33,7 @@ TOKEN = "tok-5e1f-hunter2"
 
 
 class CountingClock:
-    """A clock whose sleeps pass at once and are written down."""
+    """A clock that records sleeps and does not wait."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
@@ -147,7 +147,9 @@ async def test_not_there(tmp_path: Path, server: GitServer) -> None:
 
 async def test_a_host_that_is_down_is_tried_again_then_reported(tmp_path: Path) -> None:
     clock = CountingClock()
-    with socket.socket() as taken:  # bound, not listening: nobody else can answer there
+    with (
+        socket.socket() as taken
+    ):  # bound, not listening: no other server can answer there
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/x.git"
         with pytest.raises(RepositoryUnreachable) as caught:
@@ -160,7 +162,7 @@ async def test_a_host_that_is_down_is_tried_again_then_reported(tmp_path: Path) 
 
 @pytest.mark.parametrize("low_speed", [1.0, 60.0])
 async def test_a_host_that_accepts_and_stalls(tmp_path: Path, low_speed: float) -> None:
-    """Ended by git's own limit of speed, or by the wall clock, whichever comes first."""
+    """The low-speed limit of git or the timeout ends it, whichever is first."""
     limits = GitLimits(ask_seconds=2.5, low_speed_seconds=low_speed, attempts=3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/x.git"
@@ -190,7 +192,7 @@ async def test_a_cancelled_clone_leaves_no_file_and_no_process(tmp_path: Path) -
         assert url not in command_lines()
         assert not (tmp_path / "ws").exists() and not (tmp_path / "state").exists()
         server.gate.set()
-        # What the interruption left in the cache is no hindrance.
+        # What the interruption left in the cache does no harm.
         [path] = await setup_workspace_async(
             [url], tmp_path / "ws", options=options(tmp_path)
         )
@@ -201,7 +203,7 @@ async def test_a_git_that_is_killed_is_an_error(tmp_path: Path) -> None:
     make_repository(tmp_path / "served/x.git", {"f": "text\n" * 5000})
     with git_server(tmp_path / "served", gated=True) as server:
         url = f"{server.url}/x.git"
-        # Its helper lives on, and gives up by the limit of speed.
+        # Its helper still runs, until the low-speed limit ends it.
         limits = GitLimits(low_speed_seconds=1, attempts=1)
         chosen = WorkspaceOptions(
             cache=tmp_path / "cache", state=tmp_path / "state", limits=limits
@@ -261,7 +263,7 @@ async def test_no_git_program(tmp_path: Path) -> None:
 
 async def test_output_is_bounded(tmp_path: Path) -> None:
     repo = make_repository(tmp_path / "x.git", {"f": "long\n" * 100_000})
-    show = Command(
+    show = GitCommand(
         ["cat-file", "-p", "main:f"], repository="x", git_dir=repo, max_output=1000
     )
     output = await Git().run(show)

@@ -1,4 +1,4 @@
-"""After an agent has worked in a clone: what it planted does not run, what it did is seen."""
+"""After an agent has worked in a clone: what it planted does not run, and its changes are found."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def _cloned(tmp_path: Path) -> ClonedRepo:
 
 
 def _script(tmp_path: Path) -> tuple[Path, Path]:
-    """A program that writes a canary when anybody runs it, and still works as a filter."""
+    """Write a program that writes a canary when it runs, and works as a filter."""
     canary = tmp_path / "canary"
     script = tmp_path / "evil.sh"
     script.write_text(f'#!/bin/sh\necho "$0 $@" >> {canary}\ncat\n')
@@ -59,7 +59,7 @@ def _script(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def plant(clone: Path, script: Path) -> None:
-    """Every place known to make git run a program, in one clone."""
+    """Plant a program in every known place that git runs one from."""
     settings = {
         "core.fsmonitor": str(script),
         "core.fsmonitorHookVersion": "1",
@@ -114,7 +114,7 @@ def plant(clone: Path, script: Path) -> None:
 
 
 def test_the_plants_do_run_in_a_careless_git(repo: ClonedRepo, tmp_path: Path) -> None:
-    """Else the tests below would prove nothing."""
+    """Otherwise the tests below could not fail."""
     script, canary = _script(tmp_path)
     plant(repo.path, script)
     os.utime(repo.path / "README.md", (1, 1))
@@ -156,7 +156,7 @@ async def test_nothing_planted_runs_and_all_changes_are_seen(
     assert lines["new.txt"] == ("added", 1, 0)
     assert "nested/" in state.left_out and "nested/f" not in lines
     assert "+print(3)" in diff.text and "+new" in diff.text
-    # The nested repository cannot be committed: said, not skipped.
+    # The nested repository cannot be committed: it is reported, not skipped.
     assert pushed.error is not None and "nested" in pushed.error.one_line()
 
 
@@ -233,7 +233,7 @@ def _objects_only_in_an_alternate(clone: Path) -> None:
 def _a_commit_that_lies_about_its_content(clone: Path) -> None:
     _commit_something(clone)
     oid = run_git(clone, "rev-parse", "HEAD:secret.txt")
-    (clone / "secret.txt").unlink()  # else the file itself would supply the object
+    (clone / "secret.txt").unlink()  # otherwise the file would supply the object
     false = run_git(clone, "hash-object", "-w", "--stdin", stdin=b"something else\n")
     objects = clone / ".git/objects"
     target = objects / oid[:2] / oid[2:]
@@ -327,7 +327,7 @@ async def test_a_folder_replaced_by_a_link_is_not_entered(
 async def test_an_agent_cannot_write_into_the_mirror_through_its_clone(
     repo: ClonedRepo, tmp_path: Path
 ) -> None:
-    """A hard link would be the same file: a way out of a sandbox that allows the workspace."""
+    """A hard link would be the same file, outside of a sandbox that allows the workspace."""
     ours = {
         (f.stat().st_dev, f.stat().st_ino)
         for place in (tmp_path / "cache", tmp_path / "state")

@@ -1,4 +1,4 @@
-"""Mirrors: shared safely, made anew when broken, pruned without breaking anybody."""
+"""Mirrors: shared safely, created again when broken, pruned without breaking a clone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_a_warm_mirror_transfers_nothing(tmp_path: Path) -> None:
         cold = len(server.requests)
         await clone(tmp_path, 1, url)
         warm = server.requests[cold:]
-    assert len(warm) == 2 < cold  # it is asked for its refs, and that is all
+    assert len(warm) == 2 < cold  # only its refs are queried
 
 
 async def test_branches_that_went_away_go_away(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def _truncate(pack: Path) -> None:
 
 
 def _flip(pack: Path) -> None:
-    """The size stays: only reading it shows the damage."""
+    """Corrupt a pack without changing its size."""
     data = bytearray(pack.read_bytes())
     data[12:-20] = bytes(b ^ 0x55 for b in data[12:-20])
     pack.chmod(0o644)
@@ -82,7 +82,7 @@ def _no_refs(pack: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_truncate, _flip, _remove, _no_refs])
-async def test_a_broken_mirror_is_made_anew(
+async def test_a_broken_mirror_is_created_again(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     repo = make_repository(tmp_path / "x.git", FILES)
@@ -133,7 +133,7 @@ async def test_sessions_while_the_remote_moves_on(tmp_path: Path) -> None:
     assert fscks == ["", "", ""]
 
 
-async def test_pruning_takes_the_least_used_and_breaks_nobody(tmp_path: Path) -> None:
+async def test_pruning_takes_the_least_used_and_breaks_no_clone(tmp_path: Path) -> None:
     repos = [make_repository(tmp_path / f"{n}.git", FILES) for n in "abc"]
     for number, repo in enumerate(repos):
         [path] = await clone(tmp_path, number, repo)

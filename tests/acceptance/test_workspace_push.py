@@ -1,4 +1,4 @@
-"""Pushing: the agent's commits and the rest, never by force, with what to do when refused."""
+"""Push the commits of the agent and its other changes, never by force, with a hint when refused."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_commits_and_the_rest_go_to_the_sessions_branch_again_and_again(
     assert (await inspect_repo(repo, git)).status == "pushed"
     assert (await push_repo(repo, git)).outcome == "nothing"
 
-    # The agent goes on from its own commit, which lacks the commit of the rest.
+    # The agent continues from its own commit, without the commit of the other changes.
     agent_commits(repo.path, "b")
     (repo.path / "rest").write_text("more\n")
     assert (await inspect_repo(repo, git)).status == "changed"

@@ -1,4 +1,4 @@
-"""A workspace is set up whole or not at all, on real repositories."""
+"""Set up a workspace, all clones or none."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_tag_depth_blobless_and_empty(
         (RepoSpec("{good}", name="b", lfs=True), GitFailed, "git-lfs"),
     ],
 )
-async def test_one_failure_leaves_nothing_and_says_which(
+async def test_one_failure_leaves_nothing_and_is_named(
     tmp_path: Path,
     options: WorkspaceOptions,
     spec: RepoSpec,
@@ -223,16 +223,16 @@ async def test_what_cannot_be_written_or_read_is_typed(
 
 KILLED = """
 import os, sys
-from midwatch.workspace import staging
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace
 from pathlib import Path
 root, when = Path(sys.argv[1]), sys.argv[2]
-real = Path.rename
-def rename(self, target):
-    if when in str(target):
-        os._exit(9)
-    return real(self, target)
-Path.rename = rename
+def killing(real):
+    def rename(self, target):
+        if when in str(target):
+            os._exit(9)
+        return real(self, target)
+    return rename
+Path.rename, Path.replace = killing(Path.rename), killing(Path.replace)
 options = WorkspaceOptions(cache=root / "cache", state=root / "state", session="s1")
 setup_workspace([str(root / "a.git"), str(root / "b.git")], root / "ws", options=options)
 """

@@ -24,13 +24,13 @@ _CLEAR = f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY".encode()
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PrivatePostgres]:
-    """One server for the session. Tests that hurt a server start their own."""
+    """Start one server for the session. Tests that stop a server start their own."""
     with PrivatePostgres() as server:
         yield server
 
 
 async def migrate(database: str) -> str | None:
-    """Apply the migrations; returns the revision before."""
+    """Apply the migrations. Return the revision before."""
     transactions = open_transactions(parse_database(database))
     try:
         return await upgrade(transactions)
@@ -46,8 +46,10 @@ def migrated(postgres: PrivatePostgres) -> str:
 
 @pytest.fixture
 def postgres_database(migrated: str) -> str:
-    """The URL of a migrated PostgreSQL database without rows: clearing one is many times
-    quicker than making one."""
+    """Return the URL of a migrated PostgreSQL database without rows.
+
+    To clear a database is many times faster than to create one.
+    """
     with psycopg.connect(migrated, autocommit=True) as connection:
         connection.execute(_CLEAR)
     return migrated
@@ -55,7 +57,7 @@ def postgres_database(migrated: str) -> str:
 
 @pytest.fixture
 def empty_postgres(postgres: PrivatePostgres) -> str:
-    """The URL of a new PostgreSQL database without tables."""
+    """Return the URL of a new PostgreSQL database without tables."""
     name = f"empty_{next(_numbers)}"
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}".encode())
@@ -76,7 +78,7 @@ def sqlite_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 def database(request: pytest.FixtureRequest) -> str:
-    """The URL of an empty database of each kind; the one in memory migrates by itself."""
+    """Return the URL of an empty database of each kind; the one in memory is migrated when it is opened."""
     if request.param == "memory":
         return "sqlite://"
     return _shared(request, request.param)
@@ -84,7 +86,7 @@ def database(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def shared_database(request: pytest.FixtureRequest) -> str:
-    """As `database`, of the kinds that several processes can share."""
+    """Return a URL as `database`, of the kinds that several processes can share."""
     return _shared(request, request.param)
 
 

@@ -1,4 +1,4 @@
-"""A commit that succeeds while the client sees an error: doing it again changes nothing."""
+"""A commit that succeeds although the client sees an error: a second try changes nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FINISH = Finish("answered", cost_usd=0.5, answer={"summary": "x"})
 
 
 class CutProxy:
-    """Passes bytes on to a server's socket; once armed, the answer to COMMIT is lost."""
+    """Forwards bytes to the socket of a server. Once armed, it drops the answer to COMMIT."""
 
     def __init__(self, server: PrivatePostgres) -> None:
         self._path = server.socket_folder / f".s.PGSQL.{server.port}"
@@ -70,7 +70,7 @@ class CutProxy:
         cut: asyncio.Event,
     ) -> None:
         while data := await server.read(1 << 16):
-            if cut.is_set():  # the server has answered: the commit has happened
+            if cut.is_set():  # the server has answered, so it has committed
                 break
             client.write(data)
             await client.drain()
@@ -122,7 +122,7 @@ async def test_sqlite(sqlite_file: object) -> None:
     def cut() -> None:
         @event.listens_for(transactions.engine, "checkin", once=True)
         def lose(connection: Any, record: Any) -> None:
-            connection.close()  # as lost as its answer; the pool forgets it
+            connection.close()  # lost like its answer; the pool drops it
             raise StoreUnavailable("the answer to the commit was lost")
 
     try:

@@ -1,4 +1,4 @@
-"""Every check of the suite on every database."""
+"""Run every check of the suite on every database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PostgreSQL killed, frozen, refusing: a clear line within the time limit, fine afterwards."""
+"""PostgreSQL killed, stopped or refusing: a clear error within the timeout, and recovery."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .conftest import migrate
 
 @pytest.fixture(scope="module")
 def fragile() -> Iterator[PrivatePostgres]:
-    """A server that the tests of this file may hurt."""
+    """Start a server that the tests of this file may kill."""
     with PrivatePostgres(tcp=True) as server:
         yield server
 
@@ -49,7 +49,7 @@ async def test_killed_and_restarted(fragile: PrivatePostgres, store: SqlStore) -
     assert (await store.ticket(ticket.id)).key == ticket.key
 
 
-async def test_a_restart_between_two_calls_is_no_event(
+async def test_a_restart_between_two_calls_causes_no_error(
     fragile: PrivatePostgres, store: SqlStore
 ) -> None:
     await store.watch("db")
@@ -57,7 +57,7 @@ async def test_a_restart_between_two_calls_is_no_event(
     await store.watch("db")
 
 
-async def test_a_frozen_server_costs_the_time_limit(
+async def test_a_stopped_server_fails_within_the_timeout(
     fragile: PrivatePostgres, store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await store.watch("db")
@@ -102,7 +102,7 @@ async def test_a_lock_held_for_too_long(
         ({"database": "nowhere"}, "create the database"),
     ],
 )
-async def test_a_refused_log_in(
+async def test_a_refused_login(
     fragile: PrivatePostgres, who: dict[str, str], hint: str
 ) -> None:
     with pytest.raises(StoreRejected) as caught:

@@ -1,4 +1,4 @@
-"""Real processes on one store."""
+"""Several processes on one store."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ TICKETS = 500
 
 
 async def filled(database: str, tickets: int = TICKETS) -> SqlStore:
-    """A store with so many tickets, each in a batch of its own."""
+    """Return a store with `tickets` tickets, each in its own batch."""
 
     def fill(connection: Connection) -> None:
-        work = Transaction(connection, database_now)
-        revision = watch(work, "db").revision
+        tx = Transaction(connection, database_now)
+        revision = watch(tx, "db").revision
         for number in range(tickets):
             changes = Changes((opening(f"c{number}"),))
-            saved = save_cycle(work, "db", revision, changes, None, None, 0.0)
+            saved = save_cycle(tx, "db", revision, changes)
             revision = saved.revision
 
     store = await open_store(database)

@@ -1,4 +1,4 @@
-"""SQLite locked, full, gone, spoilt: a clear line, nothing lost, fine afterwards."""
+"""SQLite locked, full, removed or corrupted: a clear error, nothing lost, and recovery."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def store(quick_busy: float, sqlite_file: Path) -> AsyncIterator[SqlStore]
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """While inside, another process holds the whole file."""
+    """Let another process lock the file while the block runs."""
     command = [sys.executable, "-c", LOCK, str(file)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
@@ -85,7 +85,7 @@ async def test_locked_by_another_process(
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MB."""
+    """Mount a file system of 2 MB."""
     folder = tmp_path / "tiny"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=2m", "midwatch-test", str(folder)]
@@ -100,7 +100,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.needs_root
 async def test_disk_full(tiny_disk: Path) -> None:
-    """What was answered with success is there; what failed left nothing; then it works again."""
+    """What succeeded is stored; what failed left nothing; afterwards writes work again."""
     ballast = tiny_disk / "ballast"
     ballast.write_bytes(b"x" * 1_000_000)
     file = tiny_disk / "midwatch.db"
@@ -169,7 +169,7 @@ async def test_no_database_file(sqlite_file: Path) -> None:
 
 
 async def test_a_spoilt_file(store: SqlStore, sqlite_file: Path) -> None:
-    """Damage inside the file is told, not worked around."""
+    """A corrupted file is reported."""
     await Stand(store, MovableClock()).open(*(f"c{n}" for n in range(50)))
     await store.close()
     with sqlite_file.open("r+b") as file:
@@ -182,7 +182,7 @@ async def test_a_spoilt_file(store: SqlStore, sqlite_file: Path) -> None:
 async def test_the_file_is_gone_and_comes_back(
     store: SqlStore, sqlite_file: Path, tmp_path: Path
 ) -> None:
-    """Writes do not vanish into a file that nobody can open any more."""
+    """Writes do not go to a file that cannot be opened again."""
     stand = Stand(store, MovableClock())
     (before,) = await stand.open("a")
     away = tmp_path / "away"

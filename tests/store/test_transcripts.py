@@ -1,4 +1,4 @@
-"""Transcripts on SQL: the Agent SDK's own conformance suite, and what it does not ask."""
+"""Transcripts on SQL: the conformance suite of the Agent SDK, and more."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def shared_store(shared_database: str) -> AsyncIterator[SqlStore]:
 
 
 class Isolated(SqlTranscripts):
-    """One database for all contracts: each sees projects of its own alone."""
+    """Return one database for all contracts: each uses its own projects."""
 
     _numbers = itertools.count()
 
@@ -56,7 +56,7 @@ async def test_the_conformance_suite_of_the_agent_sdk(shared_store: SqlStore) ->
 
 
 async def test_an_entry_is_kept_once_and_as_it_was(shared_store: SqlStore) -> None:
-    """The program repeats entries when it resumes; their order and their numbers count."""
+    """The program repeats entries when it resumes. Their order and number are kept."""
     transcripts = SqlTranscripts(shared_store.transactions)
     entry = {"uuid": "a", "z": 1.50, "a": {"y": [1, None, True], "b": "é"}}
     await transcripts.append(KEY, [entry, {"type": "mode"}, entry])

@@ -1,4 +1,4 @@
-"""Every error of the drivers becomes one of ours."""
+"""Every error of the drivers is mapped."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from midwatch.errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from midwatch.store import errors as translation
+from midwatch.store import errors as mapping
 from midwatch.store.engine import parse_database
 
-# Results that are no errors, and the names of what an authorizer may be asked.
+# Results that are not errors, and the names of what an authorizer may be asked.
 NO_ERRORS = {"OK", "ROW", "DONE", "NOTICE", "WARNING", "DENY", "IGNORE"}
 
 
@@ -49,18 +49,18 @@ def wrapped(error: Exception) -> DBAPIError:
 
 def test_every_class_of_sqlalchemy_is_mapped() -> None:
     names = {kind.__name__ for kind in tree(DBAPIError)}
-    assert names == set(translation._WITHOUT_STATE)
+    assert names == set(mapping._WITHOUT_STATE)
     for name in names:
-        error = translation.translate(wrapped(getattr(psycopg, name)("lost")))
-        assert type(error) is translation._WITHOUT_STATE[name]
+        error = mapping.map_database_error(wrapped(getattr(psycopg, name)("lost")))
+        assert type(error) is mapping._WITHOUT_STATE[name]
         assert "hunter2" not in error.one_line() and "SELECT" not in error.one_line()
 
 
 def test_every_class_of_sqlstate_is_mapped() -> None:
-    assert {state[:2] for state in states()} - set(translation._POSTGRES) == set()
+    assert {state[:2] for state in states()} - set(mapping._POSTGRES) == set()
     for state, kind in states().items():
-        ours = translation.translate(wrapped(kind("no")))
-        assert isinstance(ours, MidwatchError) and ours.hint, state
+        mapped = mapping.map_database_error(wrapped(kind("no")))
+        assert isinstance(mapped, MidwatchError) and mapped.hint, state
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_every_class_of_sqlstate_is_mapped() -> None:
         "3D000": StoreRejected,
     }.items(),
 )
-def test_what_postgres_says(state: str, expected: type[MidwatchError]) -> None:
-    assert type(translation.translate(wrapped(states()[state]("no")))) is expected
+def test_states_of_postgres(state: str, expected: type[MidwatchError]) -> None:
+    assert type(mapping.map_database_error(wrapped(states()[state]("no")))) is expected
 
 
 def test_every_result_code_of_sqlite_is_mapped() -> None:
@@ -96,14 +96,14 @@ def test_every_result_code_of_sqlite_is_mapped() -> None:
     }
     # Extended codes belong to the error in their low byte; sqlite3.dll's other constants have
     # names of their own. sqlite.org/rescode.html lists 28 primary errors below 100.
-    primary = {code for name, code in codes.items() if code in translation._SQLITE}
+    primary = {code for name, code in codes.items() if code in mapping._SQLITE}
     documented = set(range(1, 27)) - {codes["NOTICE"], codes["WARNING"]}
     assert documented <= primary
     for code in documented:
         error = sqlite3.OperationalError("no")
         error.sqlite_errorcode = code | 5 << 8
-        ours = translation.translate(wrapped(error))
-        assert type(ours) is translation._SQLITE[code] and ours.hint
+        mapped = mapping.map_database_error(wrapped(error))
+        assert type(mapped) is mapping._SQLITE[code] and mapped.hint
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_every_result_code_of_sqlite_is_mapped() -> None:
         "",
     ],
 )
-def test_a_wrong_url_is_told_without_its_password(database: str) -> None:
+def test_a_wrong_url_is_shown_without_its_password(database: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_database(database)
     assert "hunter2" not in caught.value.one_line()

@@ -1,4 +1,4 @@
-"""Migrations: they make what the tables say, once, and never lead back."""
+"""Migrations: they create the tables of the schema, once, and have no downgrade."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ async def test_two_openings_of_a_new_file_at_once(sqlite_file: Path) -> None:
     assert sqlite_file.stat().st_mode & 0o777 == 0o600
 
 
-async def test_an_unmigrated_postgres_says_what_to_run(empty_postgres: str) -> None:
-    with pytest.raises(SchemaMismatch, match="has no tables of ours") as caught:
+async def test_an_unmigrated_postgres_names_the_command(empty_postgres: str) -> None:
+    with pytest.raises(SchemaMismatch, match="has no Midwatch tables") as caught:
         await open_store(empty_postgres)
     assert "midwatch db upgrade" in caught.value.one_line()
 
@@ -62,7 +62,7 @@ async def test_an_unmigrated_postgres_says_what_to_run(empty_postgres: str) -> N
 async def test_a_later_version_is_left_alone(
     sqlite_file: Path, empty_postgres: str
 ) -> None:
-    """Neither opened nor upgraded, and the line says that Midwatch is the older one."""
+    """It is neither opened nor upgraded, and the error names the later version."""
     url = f"sqlite:///{sqlite_file}"
     await (await open_store(url)).close()
     with sqlite3.connect(sqlite_file) as lite:

@@ -1,4 +1,4 @@
-"""A process of its own that works on a store: `python worker.py DATABASE STEP NAME`.
+"""A process that works on a store: `python worker.py DATABASE STEP NAME`.
 
 The steps print one line when they are where the test wants them.
 """
@@ -18,7 +18,7 @@ from midwatch.store.sql import SqlStore, open_store
 
 
 async def drain(store: SqlStore, name: str) -> None:
-    """Take some, wait for the others, diagnose until nothing is due; print the tickets."""
+    """Claim, wait for the other workers, diagnose until no batch is due; print the tickets."""
     done: list[int] = []
     claims = await _claim(store, name)
     print("claimed", flush=True)
@@ -48,7 +48,7 @@ async def _diagnose(store: SqlStore, claim: Claim) -> list[int]:
 
 
 async def hang(store: SqlStore, name: str) -> None:
-    """Write, and stay in the middle of the transaction."""
+    """Write, and do not end the transaction."""
 
     def write(connection: Connection) -> None:
         connection.execute(update(batches).values(queued=False, claim_token=name))

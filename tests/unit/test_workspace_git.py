@@ -1,4 +1,4 @@
-"""What git says and what git is given."""
+"""Errors, progress and output of git, and its environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from midwatch.workspace.errors import (
     WorkspaceDiskFull,
     WorkspaceRefused,
 )
-from midwatch.workspace.git import Progress, classify, parse_progress
+from midwatch.workspace.git import Progress, map_git_error, parse_progress
 from midwatch.workspace.inspect import FileChange, parse_changes, printable
 from midwatch.workspace.refs import config_text, parse_advertised
 from midwatch.workspace.urls import parse_remote
@@ -29,7 +29,7 @@ URL = "https://h/x"
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "cause"),
+    ("message", "kind", "cause"),
     [
         (
             "fatal: unable to access 'https://h/x/': Could not resolve host: h",
@@ -114,8 +114,8 @@ URL = "https://h/x"
         ("fatal: something new", GitFailed, "something new"),
     ],
 )
-def test_faults(said: str, kind: type[RepositoryError], cause: str) -> None:
-    error = classify(URL, said, 128, "b")
+def test_faults(message: str, kind: type[RepositoryError], cause: str) -> None:
+    error = map_git_error(URL, message, 128, "b")
     assert type(error) is kind
     assert cause in error.cause
     line = error.one_line()
@@ -123,8 +123,8 @@ def test_faults(said: str, kind: type[RepositoryError], cause: str) -> None:
 
 
 def test_no_url_with_a_password_leaves_a_fault() -> None:
-    said = "fatal: unable to access 'https://me:hunter2@h/x/': Connection refused"
-    assert "hunter2" not in classify(URL, said, 128).one_line()
+    message = "fatal: unable to access 'https://me:hunter2@h/x/': Connection refused"
+    assert "hunter2" not in map_git_error(URL, message, 128).one_line()
 
 
 def test_progress() -> None:
@@ -159,7 +159,7 @@ def test_a_token_goes_only_to_its_own_host_and_not_into_settings() -> None:
     for url in ("https://other.example/a", "http://git.example/a", "git@git.example:a"):
         assert "hunter2" not in str(variables(url))
     assert "hunter2" not in repr(environment)
-    assert environment.conceal("x hunter2 y") == "x *** y"
+    assert environment.redact("x hunter2 y") == "x *** y"
 
 
 def test_the_environment_is_built_not_inherited() -> None:

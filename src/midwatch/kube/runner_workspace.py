@@ -491,7 +491,7 @@ def set_aside(task: PodTask, places: PodPlaces) -> list[Path]:
     """Move clones and records that do not belong together out of the way; where they are now."""
     given = task.environment
     plan = plan_workspace(task.specs, given.workspace_path, given.main_repo_index)
-    wanted = [repo.path for repo in plan.repos]
+    wanted = plan.paths
     if _whole(places.repositories):
         return []
     left = [path for path in (*wanted, places.repositories) if os.path.lexists(path)]
@@ -531,7 +531,10 @@ def _pushed_as_asked(workspace: Workspace, task: PodTask) -> Workspace:
         task.environment.main_repo_index,
         session_branch=workspace.session_branch,
     )
-    targets = [(one.push_remote.url, one.push_branch) for one in plan.repos]
+    targets = [
+        (one.push_remote.url, one.push_branch or plan.session_branch)
+        for one in plan.repos
+    ]
     repos = tuple(
         replace(repo, push_url=url, push_branch=branch)
         for repo, (url, branch) in zip(workspace.repos, targets, strict=True)

@@ -1,4 +1,4 @@
-"""What the monitor writes: one look at a subject, in one transaction."""
+"""What the monitor writes: one observation of a subject in each transaction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from midwatch.errors import StaleWatch
 from midwatch.model import Json, Key, Severity, Ticket, TicketStatus
 from midwatch.store.engine import Transaction, audit_row
-from midwatch.store.protocol import Changes, Earlier, Opening, Saved, Watch
+from midwatch.store.protocol import Changes, Earlier, Opening, SavedCycle, Watch
 from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
     UNDIAGNOSED,
@@ -24,19 +24,20 @@ from midwatch.store.schema import (
 )
 
 _UNRESOLVED = tickets.c.status != TicketStatus.RESOLVED.value
-_CHUNK = 500
+_CHUNK = 500  # ids in one statement
 T = TypeVar("T")
 
 
-def watch(work: Transaction, subject: str) -> Watch:
-    row = work.one(select(subjects).where(subjects.c.name == subject))
+def watch(tx: Transaction, subject: str) -> Watch:
+    """Return a subject's unresolved tickets and state; a new subject is created."""
+    row = tx.one(select(subjects).where(subjects.c.name == subject))
     if row is None:
-        work.insert_or_update(
+        tx.insert_or_update(
             subjects,
             {"name": subject, "revision": 0, "cycle": 0, "failures": 0, "state": {}},
         )
         return Watch(0)
-    found = work.all(
+    found = tx.all(
         select_tickets()
         .where(tickets.c.subject == subject, _UNRESOLVED)
         .order_by(tickets.c.id)
@@ -44,133 +45,142 @@ def watch(work: Transaction, subject: str) -> Watch:
     return Watch(row.revision, tuple(map(ticket_of, found)), row.state, row.failures)
 
 
-def revision(work: Transaction, subject: str) -> int:
-    found = work.connection.scalar(
+def revision(tx: Transaction, subject: str) -> int:
+    """Return the present revision of a subject, 0 for an unknown one."""
+    found = tx.connection.scalar(
         select(subjects.c.revision).where(subjects.c.name == subject)
     )
     return int(found or 0)
 
 
 def save_cycle(
-    work: Transaction,
+    tx: Transaction,
     subject: str,
-    expected: int,
+    revision: int,
     changes: Changes,
-    state: Json | None,
-    error: str | None,
-    group_wait: float,
-) -> Saved:
-    before = work.one(
+    *,
+    state: Json | None = None,
+    error: str | None = None,
+    group_wait: float = 0.0,
+) -> SavedCycle:
+    """Save an observation. Raises StaleWatch if `revision` is not the present one."""
+    before = tx.one(
         select(subjects.c.cycle, subjects.c.last_good_at)
-        .where(subjects.c.name == subject, subjects.c.revision == expected)
+        .where(subjects.c.name == subject, subjects.c.revision == revision)
         .with_for_update()
     )
     if before is None:
         raise StaleWatch()
-    after = expected + bool(changes)
+    after = revision + bool(changes)
     cycle = before.cycle + (error is None)
-    look = _good_look(work, cycle) if error is None else _failed_look(work, error)
+    observed = _succeeded(tx, cycle) if error is None else _failed(tx, error)
     if state is not None:
-        look["state"] = state
-    work.execute(
+        observed["state"] = state
+    tx.execute(
         update(subjects)
         .where(subjects.c.name == subject)
-        .values(revision=after, **look)
+        .values(revision=after, **observed)
     )
     if not changes:
-        return Saved(after)
-    settle(work, (*changes.again, *changes.missing, *changes.resolved), before)
-    _return(work, changes.again, None)
-    _return(work, changes.returned, cycle)
-    _resolve(work, changes.resolved)
+        return SavedCycle(after)
+    store_derived(tx, (*changes.again, *changes.missing, *changes.resolved), before)
+    _seen_again(tx, changes.again, None)
+    _seen_again(tx, changes.returned, cycle)
+    _resolve(tx, changes.resolved)
     try:
         seen_cycle = cycle if error is None else None
-        opened = _open(work, subject, changes.openings, seen_cycle, group_wait)
+        opened = _open(tx, subject, changes.openings, seen_cycle, group_wait)
     except IntegrityError as conflict:
         raise StaleWatch() from conflict
-    return Saved(after, opened)
+    return SavedCycle(after, opened)
 
 
-def _good_look(work: Transaction, cycle: int) -> Json:
+def _succeeded(tx: Transaction, cycle: int) -> Json:
     return {
         "cycle": cycle,
         "failures": 0,
         "last_error": None,
-        "last_good_at": work.now,
-        "last_look_at": work.now,
+        "last_good_at": tx.now,
+        "last_look_at": tx.now,
     }
 
 
-def _failed_look(work: Transaction, error: str) -> Json:
+def _failed(tx: Transaction, error: str) -> Json:
     return {
         "failures": subjects.c.failures + 1,
         "last_error": error,
-        "last_look_at": work.now,
+        "last_look_at": tx.now,
     }
 
 
-def _chunks(items: Sequence[T]) -> list[Sequence[T]]:
+def chunks(items: Sequence[T]) -> list[Sequence[T]]:
+    """Return `items` in parts that one statement can take."""
     return [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
 
 
-def settle(work: Transaction, ids: Sequence[int], before: Any) -> None:
-    """Write down the count and the time that were derived while the ticket was seen."""
-    for chunk in _chunks(ids):
-        work.execute(
+def store_derived(tx: Transaction, ids: Sequence[int], before: Any) -> None:
+    """Store the count and the time that tickets derive from their subject while they are observed.
+
+    `before` is the row of the subject: its `cycle` and `last_good_at`.
+    """
+    for chunk in chunks(ids):
+        tx.execute(
             update(tickets)
             .where(tickets.c.id.in_(chunk), tickets.c.seen_cycle.is_not(None))
             .values(
                 occurrence_count=tickets.c.occurrence_count
                 + before.cycle
                 - tickets.c.seen_cycle,
-                last_seen_at=before.last_good_at or work.now,
+                last_seen_at=before.last_good_at or tx.now,
                 seen_cycle=None,
             )
         )
 
 
-def _return(work: Transaction, ids: Sequence[int], cycle: int | None) -> None:
-    for chunk in _chunks(ids):
-        work.execute(
+def _seen_again(tx: Transaction, ids: Sequence[int], cycle: int | None) -> None:
+    for chunk in chunks(ids):
+        tx.execute(
             update(tickets)
             .where(tickets.c.id.in_(chunk), tickets.c.seen_cycle.is_(None), _UNRESOLVED)
             .values(
                 occurrence_count=tickets.c.occurrence_count + 1,
-                last_seen_at=work.now,
+                last_seen_at=tx.now,
                 seen_cycle=cycle,
             )
         )
 
 
-def _resolve(work: Transaction, ids: Sequence[int]) -> None:
-    for chunk in _chunks(ids):
-        open_rows = work.all(
+def _resolve(tx: Transaction, ids: Sequence[int]) -> None:
+    for chunk in chunks(ids):
+        open_rows = tx.all(
             select(tickets.c.id, tickets.c.status, tickets.c.batch_id)
             .where(tickets.c.id.in_(chunk), _UNRESOLVED, tickets.c.held.is_(False))
             .with_for_update()
         )
-        resolve_rows(work, open_rows, "monitor", RESOLVED_BY_OBSERVATION)
+        resolve_rows(tx, open_rows, "monitor", RESOLVED_BY_OBSERVATION)
 
 
-def resolve_rows(work: Transaction, rows: Sequence[Any], actor: str, why: str) -> None:
-    """Mark tickets (rows of id, status, batch_id) resolved, and take batches with nothing left to
-    diagnose off the queue."""
+def resolve_rows(tx: Transaction, rows: Sequence[Any], actor: str, why: str) -> None:
+    """Resolve tickets, and take batches with nothing left to diagnose off the queue.
+
+    `rows` have the columns id, status and batch_id.
+    """
     if not rows:
         return
     ids = [row.id for row in rows]
     resolved = TicketStatus.RESOLVED.value
-    work.execute(
+    tx.execute(
         update(tickets)
         .where(tickets.c.id.in_(ids))
-        .values(status=resolved, resolved_at=work.now, resolution=why)
+        .values(status=resolved, resolved_at=tx.now, resolution=why)
     )
-    work.note(
+    tx.note(
         [audit_row(row.id, actor, "resolve", row.status, resolved, why) for row in rows]
     )
     left = exists().where(
         and_(tickets.c.batch_id == batches.c.id, tickets.c.status.in_(UNDIAGNOSED))
     )
-    work.execute(
+    tx.execute(
         update(batches)
         .where(batches.c.id.in_({row.batch_id for row in rows}), ~left)
         .values(queued=False)
@@ -178,7 +188,7 @@ def resolve_rows(work: Transaction, rows: Sequence[Any], actor: str, why: str) -
 
 
 def _open(
-    work: Transaction,
+    tx: Transaction,
     subject: str,
     openings: Sequence[Opening],
     cycle: int | None,
@@ -186,15 +196,15 @@ def _open(
 ) -> tuple[Ticket, ...]:
     if not openings:
         return ()
-    batch = _batch_for(work, subject, openings, group_wait)
-    rows = [_ticket_row(work, opening, cycle, batch) for opening in openings]
+    batch = _batch_for(tx, subject, openings, group_wait)
+    rows = [_ticket_row(tx, opening, cycle, batch) for opening in openings]
     ids = [
         row.id
-        for row in work.execute(
+        for row in tx.execute(
             tickets.insert().returning(tickets.c.id, sort_by_parameter_order=True), rows
         )
     ]
-    work.note(
+    tx.note(
         [
             audit_row(
                 ticket_id, "monitor", "open", None, TicketStatus.OPEN, row["message"]
@@ -204,53 +214,54 @@ def _open(
     )
     found = [
         row
-        for chunk in _chunks(ids)
-        for row in work.all(select_tickets().where(tickets.c.id.in_(chunk)))
+        for chunk in chunks(ids)
+        for row in tx.all(select_tickets().where(tickets.c.id.in_(chunk)))
     ]
     return tuple(sorted(map(ticket_of, found), key=lambda ticket: ticket.id))
 
 
 def _batch_for(
-    work: Transaction, subject: str, openings: Sequence[Opening], group_wait: float
+    tx: Transaction, subject: str, openings: Sequence[Opening], group_wait: float
 ) -> int:
-    """The subject's young, unclaimed batch, or a new one that can be claimed after the group wait."""
+    """Return the subject's unclaimed batch younger than `group_wait`, or a new one."""
     severity = min(opening.violation.severity for opening in openings)
-    young = work.one(
+    young = tx.one(
         select(batches.c.id, batches.c.severity)
         .where(
             batches.c.subject == subject,
             batches.c.queued,
             batches.c.claim_token.is_(None),
             batches.c.attempts == 0,
-            batches.c.opened_at > work.now - timedelta(seconds=group_wait),
-            batches.c.opened_at <= work.now,
+            batches.c.opened_at > tx.now - timedelta(seconds=group_wait),
+            batches.c.opened_at <= tx.now,
         )
         .order_by(batches.c.id.desc())
         .limit(1)
         .with_for_update()
     )
     if young is not None:
-        work.execute(
+        tx.execute(
             update(batches)
             .where(batches.c.id == young.id)
             .values(severity=min(young.severity, severity))
         )
         return int(young.id)
-    return new_batch(work, subject, severity, group_wait)
+    return new_batch(tx, subject, severity, group_wait)
 
 
 def new_batch(
-    work: Transaction, subject: str, severity: Severity, wait: float = 0.0
+    tx: Transaction, subject: str, severity: Severity, wait: float = 0.0
 ) -> int:
-    inserted = work.execute(
+    """Create a batch that can be claimed `wait` seconds from now. Return its id."""
+    inserted = tx.execute(
         batches.insert().values(
             subject=subject,
             severity=severity,
-            opened_at=work.now,
+            opened_at=tx.now,
             queued=True,
             attempts=0,
-            next_attempt_at=work.now + timedelta(seconds=wait) if wait else None,
-            set_at=work.now,
+            next_attempt_at=tx.now + timedelta(seconds=wait) if wait else None,
+            set_at=tx.now,
         )
     )
     key = inserted.inserted_primary_key
@@ -259,7 +270,7 @@ def new_batch(
 
 
 def _ticket_row(
-    work: Transaction, opening: Opening, cycle: int | None, batch: int
+    tx: Transaction, opening: Opening, cycle: int | None, batch: int
 ) -> Json:
     violation = opening.violation
     facts = dict(violation.facts)
@@ -276,9 +287,9 @@ def _ticket_row(
         "held": False,
         "message": violation.message,
         "facts": facts,
-        "first_seen_at": work.now - timedelta(seconds=opening.seen_for),
-        "opened_at": work.now,
-        "last_seen_at": work.now,
+        "first_seen_at": tx.now - timedelta(seconds=opening.seen_for),
+        "opened_at": tx.now,
+        "last_seen_at": tx.now,
         "occurrence_count": 1,
         "seen_cycle": cycle,
         "flapping": opening.flapping,
@@ -288,12 +299,13 @@ def _ticket_row(
 
 
 def earlier(
-    work: Transaction, subject: str, keys: Sequence[Key], within: float
+    tx: Transaction, subject: str, keys: Sequence[Key], within: float
 ) -> dict[Key, Earlier]:
-    recent = tickets.c.opened_at > work.now - timedelta(seconds=within)
+    """Return the history of keys; a key without one is left out."""
+    recent = tickets.c.opened_at > tx.now - timedelta(seconds=within)
     found: dict[Key, Earlier] = {}
-    for chunk in _chunks(sorted({key.component for key in keys})):
-        for row in work.all(
+    for chunk in chunks(sorted({key.component for key in keys})):
+        for row in tx.all(
             select(
                 tickets.c.invariant,
                 tickets.c.component,
@@ -312,22 +324,24 @@ def earlier(
     return {key: found[key] for key in keys if key in found}
 
 
-def openings(work: Transaction, key: Key, within: float) -> list[Ticket]:
-    found = work.all(
+def openings(tx: Transaction, key: Key, within: float) -> list[Ticket]:
+    """Return the tickets of a key that opened in the last `within` seconds, oldest first."""
+    found = tx.all(
         select_tickets()
         .where(
             tickets.c.subject == key.subject,
             tickets.c.invariant == key.invariant,
             tickets.c.component == key.component,
-            tickets.c.opened_at > work.now - timedelta(seconds=within),
+            tickets.c.opened_at > tx.now - timedelta(seconds=within),
         )
         .order_by(tickets.c.opened_at, tickets.c.id)
     )
     return list(map(ticket_of, found))
 
 
-def save_first_aid(work: Transaction, ids: Sequence[int], first_aid: Json) -> None:
-    for chunk in _chunks(ids):
-        work.execute(
+def save_first_aid(tx: Transaction, ticket_ids: Sequence[int], first_aid: Json) -> None:
+    """Store the first aid of tickets."""
+    for chunk in chunks(ticket_ids):
+        tx.execute(
             update(tickets).where(tickets.c.id.in_(chunk)).values(first_aid=first_aid)
         )

@@ -1,17 +1,18 @@
-"""Where transactions run: SQLite on a thread of its own, PostgreSQL on an async pool.
+"""Run transactions: SQLite on one thread, PostgreSQL on an async pool.
 
-The statements are written once, as plain functions of a `Connection`. On SQLite a whole
-transaction is one hop to a thread, where the async adapter would need one for every cursor
-call (docs/architecture.md has the figures).
+Statements are written once, as plain functions of a `Transaction`; `read` and `write` make methods
+of a store from them. On SQLite a whole transaction is one hop to the thread, where the async
+adapter needs one for every cursor call (docs/architecture.md has the figures).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -36,7 +37,7 @@ from sqlalchemy.pool import StaticPool
 
 from midwatch.errors import SettingsError, StoreUnavailable
 from midwatch.model import Json
-from midwatch.store.errors import translated
+from midwatch.store.errors import map_database_errors
 from midwatch.store.schema import audit, database_now, dump_json
 
 if TYPE_CHECKING:
@@ -49,11 +50,15 @@ _BEGIN = "midwatch_begin"
 _PRAGMAS = ("synchronous=FULL", "foreign_keys=ON")
 SQLITE_BUSY_SECONDS = 3.0
 POSTGRES_SECONDS = 10.0
-"""Longest statement; a connection is given half of it to be made."""
+"""Timeout of a statement, in seconds; that of a connection attempt is half of it."""
 
 
 class Transactions(Protocol):
-    """Runs functions of a connection, each in one transaction."""
+    """Runs functions of a connection, each in one transaction.
+
+    Both methods raise the errors that `midwatch.store.errors` maps, and what the function raises:
+    the transaction is then rolled back.
+    """
 
     dialect: str
 
@@ -62,7 +67,9 @@ class Transactions(Protocol):
         function: Callable[Concatenate[Connection, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
-    ) -> T: ...
+    ) -> T:
+        """Return the result of `function`, once the transaction is committed."""
+        ...
 
     async def read(
         self,
@@ -70,19 +77,21 @@ class Transactions(Protocol):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Like `run`, for a function that writes nothing: it waits for no writer."""
+        """Do as `run`, for a function that only reads: it does not wait for a writer."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close the connections."""
+        ...
 
 
 def parse_database(database: str) -> URL:
-    """The URL of a supported database. Raises SettingsError that never shows a password."""
-    hint = "write sqlite:///FILE or postgresql://USER@HOST/DATABASE"
+    """Return the URL of a supported database. Raises SettingsError, without the password."""
+    hint = "use sqlite:///FILE or postgresql://USER@HOST/DATABASE"
     try:
         url = make_url(database)
     except (ArgumentError, ValueError):
-        raise SettingsError("is no database URL", path="database", hint=hint) from None
+        raise SettingsError("not a database URL", path="database", hint=hint) from None
     kind = url.get_backend_name()
     if kind == "sqlite":
         return url.set(drivername="sqlite")
@@ -94,15 +103,18 @@ def parse_database(database: str) -> URL:
 
 
 def open_transactions(url: URL) -> Transactions:
-    """The right way to run transactions on this database. Does not connect yet."""
+    """Return what runs transactions on this database. Nothing connects before the first one."""
     if url.get_backend_name() == "sqlite":
         return SqliteTransactions(url)
     return PostgresTransactions(url)
 
 
 class SqliteTransactions:
-    """A transaction that may write begins immediate: one that reads first and writes later
-    would fail with BUSY_SNAPSHOT whatever the time-out."""
+    """Transactions on a SQLite file or in memory, one at a time.
+
+    A transaction that may write begins immediate: one that reads first and writes later would
+    fail with BUSY_SNAPSHOT whatever the timeout (sqlite.org/rescode.html).
+    """
 
     dialect = "sqlite"
 
@@ -121,8 +133,7 @@ class SqliteTransactions:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        call = self._call(self.engine, function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        return await self._on_thread(self.engine, function, *args, **kwargs)
 
     async def read(
         self,
@@ -130,33 +141,33 @@ class SqliteTransactions:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        call = self._call(self._reader, function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        return await self._on_thread(self._reader, function, *args, **kwargs)
 
-    def _call(
+    async def _on_thread(
         self,
         engine: Engine,
         function: Callable[Concatenate[Connection, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
-    ) -> Callable[[], T]:
+    ) -> T:
         def call() -> T:
-            with translated(self._file), self._lock:
-                self._follow_file()
+            with map_database_errors(self._file), self._lock:
+                self._check_file()
                 with engine.begin() as connection:
                     self._identity = self._identity or _identity(self._file)
                     return function(connection, *args, **kwargs)
 
-        return call
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
-    def _follow_file(self) -> None:
-        """A file that was removed or replaced under us would swallow our writes."""
+    def _check_file(self) -> None:
+        """Open a replaced file again. Raises StoreUnavailable for a removed one: writes to it are lost."""
         if self._identity is None or self._identity == (found := _identity(self._file)):
             return
         self.engine.dispose()
         if found is None:
             raise StoreUnavailable(
-                f"the database file {self._file} is gone", hint="put it back"
+                f"the database file {self._file} is gone",
+                hint="put it back, or restart to create a new one",
             )
         self._identity = found
 
@@ -170,7 +181,7 @@ class SqliteTransactions:
 
 
 def sqlite_engine(url: URL) -> Engine:
-    """A synchronous SQLite engine with our pragmas. The file is made readable by its owner only."""
+    """Return a synchronous SQLite engine. A new file is readable by its owner only."""
     memory = url.database in (None, "", ":memory:")
     options: dict[str, Any] = {"poolclass": StaticPool} if memory else {}
     engine = create_engine(
@@ -187,13 +198,13 @@ def sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # begin is ours, see below
+        connection.isolation_level = None  # `begin` below begins transactions
         pragmas = [*_PRAGMAS, *(() if memory else ("journal_mode=WAL",))]
         try:
             for pragma in pragmas:
                 connection.execute(f"PRAGMA {pragma}").close()
         except sqlite3.Error:
-            connection.close()  # not a database, or locked: nobody else would close it
+            connection.close()  # SQLAlchemy does not close one that failed here
             raise
 
     @event.listens_for(engine, "begin")
@@ -205,7 +216,7 @@ def sqlite_engine(url: URL) -> Engine:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Which file the path leads to; None for no file, or memory."""
+    """Return the device and inode of a file; None if there is none, as in memory."""
     try:
         info = os.stat(path)
     except OSError:
@@ -224,7 +235,7 @@ def _create_private(path: str) -> None:
 
 
 class PostgresTransactions:
-    """A small pool; connections are checked before use, so a restarted server is no event."""
+    """Transactions on a small pool. Connections are checked before use, so a server may restart."""
 
     dialect = "postgresql"
 
@@ -270,7 +281,9 @@ class PostgresTransactions:
             raise
         if not task.done():
             self._abandon(task)
-            raise StoreUnavailable("the database did not answer in time")
+            raise StoreUnavailable(
+                f"the database did not answer within {2 * POSTGRES_SECONDS:g} s"
+            )
         return task.result()
 
     async def _transaction(
@@ -279,12 +292,12 @@ class PostgresTransactions:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        with translated():
+        with map_database_errors():
             async with self.engine.begin() as connection:
                 return await connection.run_sync(function, *args, **kwargs)
 
     def _abandon(self, task: asyncio.Task[Any]) -> None:
-        """End it without waiting: on a frozen server psycopg takes ten seconds to give up."""
+        """Cancel without waiting: on a frozen server psycopg needs ten seconds to end."""
         self._abandoned.add(task)
         task.add_done_callback(self._forget)
         task.cancel()
@@ -292,7 +305,7 @@ class PostgresTransactions:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._abandoned.discard(task)
         if not task.cancelled():
-            task.exception()  # taken note of: nobody else waits for it
+            task.exception()  # marks it as retrieved
 
     async def read(
         self,
@@ -314,43 +327,43 @@ class PostgresTransactions:
                 pass  # the connections are gone with the server
 
 
-# ------------------------------------------------------------ work
-# One transaction as the statements see it: a connection and the moment it happens at.
-
 DatabaseClock = Callable[[Connection], datetime]
 CLOCK_SLACK = timedelta(seconds=5)
-"""What was set further in the future than this is from before the clock went back, and void."""
+"""Times further in the future than this were set before the clock went back, and are void."""
 
 
 @dataclass(eq=False)
 class Transaction:
-    """Statements of one transaction; `now` is asked of the database at most once."""
+    """The statements of one transaction, which happens at one moment."""
 
     connection: Connection
     clock: DatabaseClock
 
     @cached_property
     def now(self) -> datetime:
+        """The time by the database's clock, read once in a transaction."""
         return self.clock(self.connection)
 
     def execute(
         self, statement: Executable, values: Json | Sequence[Json] | None = None
     ) -> CursorResult[Any]:
-        """Run a statement; `values` are its parameters, or one row of them each."""
+        """Run a statement with its parameters, or once for each row of them."""
         return self.connection.execute(statement, values)
 
     def one(self, statement: Executable, values: Json | None = None) -> Row[Any] | None:
+        """Return the first row, or None."""
         return self.connection.execute(statement, values).first()
 
     def all(
         self, statement: Executable, values: Json | None = None
     ) -> Sequence[Row[Any]]:
+        """Return all rows."""
         return self.connection.execute(statement, values).all()
 
     def insert_or_update(
         self, table: Table, row: Json, update: Json | None = None
     ) -> None:
-        """Insert `row`; where its primary key exists, set `update`, or leave it alone if None."""
+        """Insert `row`. If its primary key exists, set `update`; with None, change nothing."""
         insert: Any = self._insert(table).values(row)
         key = list(table.primary_key.columns)
         statement: Insert = (
@@ -361,11 +374,11 @@ class Transaction:
         self.execute(statement)
 
     def insert_new(self, table: Table, rows: Sequence[Json]) -> None:
-        """Insert rows; one that a unique index has already is left out."""
+        """Insert rows, without those that a unique index already has."""
         self.execute(self._insert(table).on_conflict_do_nothing(), rows)
 
     def _insert(self, table: Table) -> Any:
-        """An insert that knows ON CONFLICT."""
+        """Return an insert that has ON CONFLICT."""
         if self.connection.dialect.name == "postgresql":
             from sqlalchemy.dialects import postgresql  # slow to import
 
@@ -373,7 +386,7 @@ class Transaction:
         return sqlite.insert(table)
 
     def note(self, rows: Sequence[Json]) -> None:
-        """Append audit rows; their time is now."""
+        """Append audit rows, at the time of the transaction."""
         if rows:
             self.execute(audit.insert(), [{"at": self.now, **row} for row in rows])
 
@@ -386,6 +399,7 @@ def audit_row(
     after: str | None,
     why: str = "",
 ) -> Json:
+    """Return a row for `Transaction.note`; `before` and `after` are statuses."""
     return {
         "ticket_id": ticket_id,
         "actor": actor,
@@ -396,13 +410,13 @@ def audit_row(
     }
 
 
-# ------------------------------------------------------------ on_sql
-# Where async methods hand their statements to a transaction: shared by all that is on SQL.
-
-
 class TransactionalStore:
-    """Runs functions of `Work`, each in one transaction. `clock` stands in for the
-    database's clock in tests."""
+    """Runs functions of a `Transaction`, each in one transaction.
+
+    Args:
+        transactions: Runs the transactions; a store closes it.
+        clock: Replaces the database's clock in tests.
+    """
 
     def __init__(
         self, transactions: Transactions, clock: DatabaseClock = database_now
@@ -416,10 +430,7 @@ class TransactionalStore:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        def transaction(connection: Connection) -> T:
-            return function(Transaction(connection, self._clock), *args, **kwargs)
-
-        return await self.transactions.run(transaction)
+        return await self.transactions.run(self._bind(function), *args, **kwargs)
 
     async def _read(
         self,
@@ -427,9 +438,43 @@ class TransactionalStore:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Like `_run`, for a function that writes nothing: it waits for no writer."""
+        """Do as `_run`, for a function that only reads: it does not wait for a writer."""
+        return await self.transactions.read(self._bind(function), *args, **kwargs)
 
-        def transaction(connection: Connection) -> T:
+    def _bind(
+        self, function: Callable[Concatenate[Transaction, P], T]
+    ) -> Callable[Concatenate[Connection, P], T]:
+        def transaction(
+            connection: Connection, /, *args: P.args, **kwargs: P.kwargs
+        ) -> T:
             return function(Transaction(connection, self._clock), *args, **kwargs)
 
-        return await self.transactions.read(transaction)
+        return transaction
+
+
+def write(
+    function: Callable[Concatenate[Transaction, P], T],
+) -> Callable[Concatenate[TransactionalStore, P], Coroutine[Any, Any, T]]:
+    """Return a store's method that runs `function` in a transaction."""
+
+    @functools.wraps(function)
+    async def method(
+        self: TransactionalStore, /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await self._run(function, *args, **kwargs)
+
+    return method
+
+
+def read(
+    function: Callable[Concatenate[Transaction, P], T],
+) -> Callable[Concatenate[TransactionalStore, P], Coroutine[Any, Any, T]]:
+    """Return a store's method that runs `function`, which only reads, in a transaction."""
+
+    @functools.wraps(function)
+    async def method(
+        self: TransactionalStore, /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return await self._read(function, *args, **kwargs)
+
+    return method

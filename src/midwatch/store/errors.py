@@ -1,4 +1,4 @@
-"""The one place where errors of the database drivers become ours."""
+"""Map the errors of SQLAlchemy and the database drivers to those of Midwatch; no other module does."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from midwatch.errors import (
 _FULL_BELOW = 1 << 20
 """An I/O error on a disk with less free space than this many bytes is a full disk."""
 
-# Classes and codes of SQLSTATE: PostgreSQL manual, appendix A. The longest that fits decides.
+# Classes and codes of SQLSTATE: PostgreSQL manual, appendix A. The longest match counts.
 _POSTGRES: dict[str, type[MidwatchError]] = {
     **dict.fromkeys(
         "02 03 09 0A 0B 0F 0L 0P 0Z 10 20 21 22 23 24 25 26 27 28 2B 2D 2F 34 38 39 3B 3D 3F"
@@ -64,7 +64,7 @@ _WITHOUT_STATE: dict[str, type[MidwatchError]] = {
     "ProgrammingError": StoreRejected,
     "NotSupportedError": StoreRejected,
 }
-_NO_ENTRY = (
+_LOGIN_REFUSED = (
     "authentication failed",
     "no pg_hba.conf entry",
     "no password supplied",
@@ -107,14 +107,18 @@ _SQLITE: dict[int, type[MidwatchError]] = {
 
 
 @contextmanager
-def translated(file: str | None = None) -> Iterator[None]:
-    """Errors of SQLAlchemy and its drivers leave as ours. `file` is the SQLite file, if any."""
+def map_database_errors(file: str | None = None) -> Iterator[None]:
+    """Raise errors of SQLAlchemy and its drivers as those of `midwatch.errors`.
+
+    Args:
+        file: The SQLite file, which tells whether an I/O error is a full disk.
+    """
     try:
         yield
     except DBAPIError as error:
-        raise translate(error, file) from error
+        raise map_database_error(error, file) from error
     except PoolTimeout as error:
-        raise StoreBusy("every connection to the database is in use") from error
+        raise StoreBusy("all connections to the database are in use") from error
     except NoSuchModuleError as error:
         raise StoreRejected(str(error)) from error
     except StatementError as error:  # its own text has the statement and the values
@@ -125,8 +129,8 @@ def translated(file: str | None = None) -> Iterator[None]:
         raise StoreRejected(f"a number is too large: {error}") from error
 
 
-def translate(error: DBAPIError, file: str | None = None) -> MidwatchError:
-    """Our error for one of a driver. Statements and values stay out of the message."""
+def map_database_error(error: DBAPIError, file: str | None = None) -> MidwatchError:
+    """Return the error for one of a driver. Statements and values stay out of the message."""
     original = error.orig
     if isinstance(original, sqlite3.Error):
         return _from_sqlite(original, _one_line(original), file)
@@ -135,53 +139,53 @@ def translate(error: DBAPIError, file: str | None = None) -> MidwatchError:
         return _without_state(error, _one_line(original))
     # The whole text would show the statement and, of a conflict, the values.
     diagnostics = getattr(original, "diag", None)
-    said = _one_line(getattr(diagnostics, "message_primary", None) or original)
+    text = _one_line(getattr(diagnostics, "message_primary", None) or original)
     if state[:2] in ("28", "3D"):
-        return _login(said) or _with_hint(StoreRejected, said)
+        return _login(text) or _with_hint(StoreRejected, text)
     for length in (5, 3, 2):
         if kind := _POSTGRES.get(state[:length]):
-            return _with_hint(kind, said)
-    return _with_hint(StoreRejected, said)
+            return _with_hint(kind, text)
+    return _with_hint(StoreRejected, text)
 
 
-def _with_hint(kind: type[MidwatchError], said: str) -> MidwatchError:
+def _with_hint(kind: type[MidwatchError], text: str) -> MidwatchError:
     if kind is StoreRejected:
-        hint = "check what `database` names, and the database's own log"
-        return kind(f"the database refused: {said}", hint=hint)
-    return kind(f"the database says: {said}")
+        hint = "check the setting `database` and the log of the database"
+        return kind(f"the database refused: {text}", hint=hint)
+    return kind(f"the database reported: {text}")
 
 
-def _one_line(said: object) -> str:
-    return " ".join(str(said).split())[:300]
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:300]
 
 
-def _without_state(error: DBAPIError, said: str) -> MidwatchError:
-    if login := _login(said):
+def _without_state(error: DBAPIError, text: str) -> MidwatchError:
+    if login := _login(text):
         return login
     kind = _WITHOUT_STATE.get(type(error).__name__, StoreRejected)
     if error.connection_invalidated or kind is StoreUnavailable:
-        return StoreUnavailable(f"the database does not answer: {said}")
-    return _with_hint(kind, said)
+        return StoreUnavailable(f"the database does not answer: {text}")
+    return _with_hint(kind, text)
 
 
-def _login(said: str) -> MidwatchError | None:
-    if any(text in said for text in _NO_ENTRY):
+def _login(text: str) -> MidwatchError | None:
+    if any(part in text for part in _LOGIN_REFUSED):
         hint = "check the user and the password in `database`"
-    elif re.search(r'\b(role|database) ".*" does not exist', said):
-        hint = "create the database or correct `database`"
+    elif re.search(r'\b(role|database) ".*" does not exist', text):
+        hint = "create the database, or correct the setting `database`"
     else:
         return None
-    return StoreRejected(f"the database refused the log-in: {said}", hint=hint)
+    return StoreRejected(f"the database refused the login: {text}", hint=hint)
 
 
-def _from_sqlite(error: sqlite3.Error, said: str, file: str | None) -> MidwatchError:
+def _from_sqlite(error: sqlite3.Error, text: str, file: str | None) -> MidwatchError:
     code = getattr(error, "sqlite_errorcode", 0)
     unclear = code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
     if unclear and file and _disk_is_full(file):
-        return StoreFull(f"the database's disk is full: {said}")
-    if "no such table" in said or "no such column" in said:
-        return SchemaMismatch(f"the database is not ours or not up to date: {said}")
-    return _with_hint(_SQLITE.get(code & 0xFF, StoreRejected), said)
+        return StoreFull(f"the database's disk is full: {text}")
+    if "no such table" in text or "no such column" in text:
+        return SchemaMismatch(f"not a Midwatch database, or not up to date: {text}")
+    return _with_hint(_SQLITE.get(code & 0xFF, StoreRejected), text)
 
 
 def _disk_is_full(file: str) -> bool:

@@ -1,9 +1,10 @@
-"""The store: what the daemons and the command line ask of a database.
+"""The store protocol: what daemons and commands ask of a database.
 
-Every method is atomic: it happened whole or not at all. All of them raise StoreUnavailable,
-StoreBusy, StoreFull (temporary) or StoreRejected, SchemaMismatch (permanent). Leases and
-waits are measured by the database's clock. `midwatch.testing.store_conformance` checks an
-implementation.
+Every method is atomic: all of it happens, or nothing. Every method may raise StoreUnavailable,
+StoreBusy and StoreFull (temporary) and StoreRejected and SchemaMismatch (permanent). Leases and
+waits are measured by the database's clock. Durations are in seconds.
+
+`midwatch.testing.store_conformance` checks an implementation.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ from midwatch.model import (
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What the store knows of a subject: its unresolved tickets and how its looks went.
+    """A subject as it is stored: its unresolved tickets and its latest observations.
 
-    `revision` goes up whenever the set of tickets changes by any hand; a cycle is saved only
-    on the revision it was computed from. `state` is the last good observation's.
+    Attributes:
+        revision: Increased by every change to the set of tickets. A cycle can be saved only on
+            the revision that it was computed from.
+        tickets: The unresolved tickets.
+        state: The state that the last successful observation left.
+        failures: Failed observations since the last successful one.
     """
 
     revision: int
@@ -45,7 +50,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A violation that becomes a ticket; it was first seen `seen_for` seconds ago."""
+    """A violation that becomes a ticket. It was first observed `seen_for` seconds ago."""
 
     violation: Violation
     seen_for: float = 0.0
@@ -55,11 +60,16 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What one cycle changes. An empty one costs one row, however many tickets are open.
+    """What one cycle changes. An empty one writes one row, however many tickets are open.
 
-    `again`: tickets seen by a failed look, such as that of a subject that cannot be
-    observed. `missing`: tickets whose violation was not seen, without their being resolved (held, or
-    the invariant was not covered). `returned`: tickets that are seen again after that.
+    Attributes:
+        openings: Violations that become tickets.
+        again: Ids of tickets whose violation a failed observation shows, such as that of a
+            subject that cannot be observed.
+        missing: Ids of tickets whose violation was not observed and that stay open: they are
+            held, or the invariant was not covered.
+        returned: Ids of tickets that were `missing` and are observed again.
+        resolved: Ids of tickets whose invariant holds again.
     """
 
     openings: tuple[Opening, ...] = ()
@@ -80,15 +90,15 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """A key's latest ticket, and how often it opened within the window asked for."""
+    """The latest ticket of a key, and how often the key opened within the requested window."""
 
     previous_id: int
     openings: int
 
 
 @dataclass(frozen=True, slots=True)
-class Saved:
-    """The revision after a cycle was saved, and the tickets it opened."""
+class SavedCycle:
+    """The revision after a cycle was saved, and the tickets that it opened."""
 
     revision: int
     opened: tuple[Ticket, ...] = ()
@@ -96,9 +106,9 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A batch held for diagnosis. Every write that ends it carries the token.
+    """A batch that one agent holds for diagnosis. Every write that ends it carries the token.
 
-    `attempt` counts this claim: 1 for the first.
+    `attempt` is 1 for the first claim of the batch.
     """
 
     batch: int
@@ -109,18 +119,20 @@ class Claim:
 
     @property
     def severity(self) -> Severity:
+        """The severity of the most urgent ticket."""
         return min(ticket.severity for ticket in self.tickets)
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """How one call ended, and what becomes of the batch.
+    """How a call ended, and what happens to the batch.
 
-    `keep` is true when the same claim goes on with another call. `explains` are the tickets that the answer
-    explains; the claim's others go back to the queue as a batch of their own; an answer that
-    explains none of them is taken to be for all. For the outcome
-    "retry", the batch is free again after `retry_in` seconds, and the attempt is not
-    counted where `counted` is false.
+    Attributes:
+        explains: Ids of the tickets that the answer explains. The other tickets of the claim go
+            back to the queue as a new batch. An answer that explains none counts for all.
+        keep: Whether the claim continues with another call.
+        retry_in: Seconds until the batch can be claimed again, for the outcome "retry".
+        counted: Whether the outcome "retry" counts as an attempt.
     """
 
     outcome: DiagnosisOutcome
@@ -144,18 +156,18 @@ PauseKind = Literal["rate_limit", "spend_limit", "auth", "outage"]
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """No worker on this store calls Claude until `until`."""
+    """A pause of all agents on this store: none calls Claude before `until`."""
 
     kind: PauseKind
     until: datetime
-    seconds: float  # from now, by the database's clock
+    seconds: float  # left, by the database's clock
     reason: str
     actor: str
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A day's money. `critical_reserve` is the share that only critical tickets may spend."""
+    """The budget of a day in USD. `critical_reserve` is the share, from 0 to 1, for critical tickets only."""
 
     daily_usd: float | None
     critical_reserve: float = 0.0
@@ -163,7 +175,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A running daemon as its heartbeat tells it."""
+    """A running daemon, from its last heartbeat."""
 
     name: str
     kind: str
@@ -173,7 +185,7 @@ class Daemon:
 
 @dataclass(frozen=True, slots=True)
 class TicketFilter:
-    """Which tickets to list. None or an empty sequence means any."""
+    """Which tickets to list. None or an empty sequence matches any."""
 
     statuses: Sequence[TicketStatus] = ()
     subject: str | None = None
@@ -184,7 +196,7 @@ class TicketFilter:
 
 @dataclass(frozen=True, slots=True)
 class Brief:
-    """A diagnosis in a few words, for lists."""
+    """The summary of a diagnosis, for lists."""
 
     outcome: DiagnosisOutcome
     verdict: str | None = None
@@ -193,7 +205,7 @@ class Brief:
 
 @dataclass(frozen=True, slots=True)
 class TicketSession:
-    """A session that was started for a ticket; `phase` is as `midwatch.session.events.Phase` has it."""
+    """A session that was started for a ticket. `phase` is a `midwatch.session.events.Phase`."""
 
     id: str
     phase: str
@@ -202,7 +214,7 @@ class TicketSession:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A resolved ticket that teaches something: what was found and what resolved it."""
+    """A resolved ticket with its diagnosis or its resolution, as evidence for later tickets."""
 
     ticket: Ticket
     summary: str | None
@@ -212,7 +224,7 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Seconds, medians over the period; None where there was nothing to measure."""
+    """Figures since `since`. `to_*` are medians in seconds, or None without a measurement."""
 
     since: datetime
     opened: int
@@ -227,14 +239,20 @@ class Stats:
 
 
 class Store(Protocol):
-    """Tickets, diagnoses, audit rows and the shared pauses."""
+    """Tickets, diagnoses, audit rows, shared pauses and heartbeats."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close the connections. A second call does nothing."""
+        ...
 
     # -------------------------------------------------- the monitor
-    async def watch(self, subject: str) -> Watch: ...
+    async def watch(self, subject: str) -> Watch:
+        """Return the unresolved tickets and the state of a subject, which is created if it is new."""
+        ...
 
-    async def revision(self, subject: str) -> int: ...
+    async def revision(self, subject: str) -> int:
+        """Return the present revision of a subject, 0 for an unknown one."""
+        ...
 
     async def save_cycle(
         self,
@@ -245,30 +263,44 @@ class Store(Protocol):
         state: Json | None = None,
         error: str | None = None,
         group_wait: float = 0.0,
-    ) -> Saved:
-        """Save one look. `state` None means unchanged.
+    ) -> SavedCycle:
+        """Save one observation of a subject and the changes that follow from it.
 
-        With an `error` the look failed: it is counted, and what tickets derive from good
-        looks (count, last seen) stands still. Openings join the subject's latest batch if
-        that is younger than `group_wait` and not yet claimed, else they make one new batch,
-        which can be claimed `group_wait` seconds from now. Raises StaleWatch when `revision`
-        is not the present one.
+        Args:
+            subject: Name of the subject.
+            revision: The revision that `changes` were computed from.
+            changes: What changes.
+            state: The new state of the subject; None leaves it unchanged.
+            error: Why the observation failed. A failure is counted, and what tickets derive from
+                successful observations (count, last seen) does not change.
+            group_wait: Seconds. Openings join the latest batch of the subject if that is younger
+                and not yet claimed. Otherwise they make a batch that can be claimed
+                `group_wait` seconds from now.
+
+        Raises:
+            StaleWatch: `revision` is not the present one; nothing was saved.
         """
         ...
 
     async def earlier(
         self, subject: str, keys: Sequence[Key], within: float
     ) -> Mapping[Key, Earlier]:
-        """What is known of keys about to open; a key without a past is not in the answer."""
+        """Return the history of keys that are about to open. Keys without one are left out.
+
+        Args:
+            subject: Name of the subject of all keys.
+            keys: The keys.
+            within: Seconds in which openings are counted.
+        """
         ...
 
     async def openings(self, key: Key, within: float) -> list[Ticket]:
-        """The tickets of a key opened within so many seconds, oldest first."""
+        """Return the tickets of a key that opened in the last `within` seconds, oldest first."""
         ...
 
-    async def save_first_aid(
-        self, ticket_ids: Sequence[int], first_aid: Json
-    ) -> None: ...
+    async def save_first_aid(self, ticket_ids: Sequence[int], first_aid: Json) -> None:
+        """Store the first aid of tickets, in place of an earlier one."""
+        ...
 
     # -------------------------------------------------- the agent
     async def claim(
@@ -280,13 +312,20 @@ class Store(Protocol):
         least: Severity = Severity.INFO,
         batch: int | None = None,
     ) -> list[Claim]:
-        """Take up to `limit` due batches that are at least so severe: critical first, then
-        oldest first. With `batch` it is that one or none, though it may be waiting for its
-        next attempt: a person who asks for it does not wait for a back-off."""
+        """Claim batches that are due: the most severe first, then the oldest.
+
+        Args:
+            holder: Name of the claiming agent.
+            lease: Seconds until the claim ends if it is not renewed.
+            limit: The largest number of batches.
+            least: Batches below this severity are not claimed.
+            batch: Claim this batch or none. It need not be due: a person who asks for a batch
+                does not wait for its next attempt.
+        """
         ...
 
     async def renew(self, claim: Claim, *, lease: float) -> bool:
-        """Prolong the lease; false when the claim is no longer ours."""
+        """Extend a lease to `lease` seconds from now. Return false if the claim was lost."""
         ...
 
     async def begin(
@@ -298,16 +337,29 @@ class Store(Protocol):
         reserve_usd: float,
         budget: Budget,
     ) -> int | None:
-        """Note a call that is about to be made and set its worst cost aside.
+        """Record a call that is about to be made, and reserve its largest possible cost.
 
-        Returns the diagnosis id, or None when the day's budget does not allow it. Raises
-        ClaimLost.
+        Args:
+            claim: The claim that the call is made for.
+            model: The model that is called.
+            prompt_version: Version of the prompt.
+            reserve_usd: The largest cost of the call, in USD.
+            budget: The budget of the day.
+
+        Returns:
+            The id of the diagnosis, or None if the budget of the day does not allow the call.
+
+        Raises:
+            ClaimLost: Another agent holds the batch.
         """
         ...
 
     async def finish(self, claim: Claim, diagnosis_id: int, finish: Finish) -> bool:
-        """Store how the call ended. False when the claim was lost: then the cost is kept,
-        the outcome is "late" and no ticket is touched. Doing it twice changes nothing.
+        """Store how a call ended. A second call changes nothing.
+
+        Returns:
+            False if the claim was lost: the cost is stored, the outcome is "late", and no ticket
+            changes.
         """
         ...
 
@@ -319,66 +371,105 @@ class Store(Protocol):
         error: str | None = None,
         counted: bool = False,
     ) -> bool:
-        """Give a batch back without a diagnosis. False when the claim was lost."""
+        """Give a batch back without a diagnosis.
+
+        Args:
+            claim: The claim to end.
+            retry_in: Seconds until the batch can be claimed again.
+            error: Why there is no diagnosis; None leaves the last error unchanged.
+            counted: Whether the claim counts as an attempt.
+
+        Returns:
+            False if the claim was lost.
+        """
         ...
 
     async def pause(
         self, kind: PauseKind, seconds: float, reason: str, actor: str
-    ) -> None: ...
+    ) -> None:
+        """Pause all agents on this store for `seconds`. A longer pause of this kind stays."""
+        ...
 
-    async def unpause(self, kind: PauseKind) -> None: ...
+    async def unpause(self, kind: PauseKind) -> None:
+        """End the pause of this kind, if there is one."""
+        ...
 
-    async def pauses(self) -> list[Pause]: ...
+    async def pauses(self) -> list[Pause]:
+        """Return the pauses that have not ended, longest first."""
+        ...
 
-    async def spent_today(self) -> float: ...
+    async def spent_today(self) -> float:
+        """Return the USD spent and reserved since midnight UTC."""
+        ...
 
-    async def past(self, tickets: Sequence[Ticket], limit: int = 5) -> list[Past]:
-        """Resolved tickets of the same key or invariant, best first; errors are never among them."""
+    async def past(self, tickets: Sequence[Ticket], /, limit: int = 5) -> list[Past]:
+        """Return up to `limit` resolved tickets of the same key or invariant, best match first.
+
+        Diagnoses that are errors are left out.
+        """
         ...
 
     # -------------------------------------------------- people
     async def ticket(self, ticket_id: int) -> Ticket:
-        """Raises NotFound."""
+        """Return a ticket. Raises NotFound."""
         ...
 
-    async def tickets(self, query: TicketFilter) -> list[Ticket]: ...
+    async def tickets(self, query: TicketFilter) -> list[Ticket]:
+        """Return tickets: the most severe and oldest first with `statuses`, else the newest first."""
+        ...
 
-    async def history(self, ticket_id: int) -> list[AuditRow]: ...
+    async def history(self, ticket_id: int) -> list[AuditRow]:
+        """Return the audit rows of a ticket, oldest first. Raises NotFound."""
+        ...
 
-    async def diagnosis(self, diagnosis_id: int) -> Diagnosis: ...
+    async def diagnosis(self, diagnosis_id: int) -> Diagnosis:
+        """Return a diagnosis. Raises NotFound."""
+        ...
 
     async def briefs(self, diagnosis_ids: Sequence[int]) -> Mapping[int, Brief]:
-        """Diagnoses by id, without their long texts; an unknown id is not in the answer."""
+        """Return summaries of diagnoses by id. Unknown ids are left out."""
         ...
 
     async def diagnoses(self, ticket_id: int) -> list[Diagnosis]:
-        """Every attempt at a ticket, oldest first."""
+        """Return every attempt at a ticket, oldest first."""
         ...
 
     async def sessions_of(self, ticket_id: int) -> list[TicketSession]:
-        """The sessions that were started for a ticket, oldest first."""
+        """Return the sessions that were started for a ticket, oldest first."""
         ...
 
-    async def acknowledge(
-        self, ticket_id: int, actor: str, why: str = ""
-    ) -> Ticket: ...
+    async def acknowledge(self, ticket_id: int, actor: str, why: str = "") -> Ticket:
+        """Record that `actor` works on a ticket. Raises NotFound, and Conflict if it is resolved."""
+        ...
 
     async def hold(
         self, ticket_id: int, held: bool, actor: str, why: str = ""
-    ) -> Ticket: ...
+    ) -> Ticket:
+        """Set whether the monitor must not resolve a ticket. Raises NotFound, and Conflict if it is resolved."""
+        ...
 
     async def resolve(self, ticket_id: int, actor: str, why: str) -> Ticket:
-        """Raises Conflict when it is resolved already."""
+        """Resolve a ticket by hand. Raises NotFound, and Conflict if it is already resolved."""
         ...
 
     async def retry(self, ticket_id: int, actor: str, why: str = "") -> Ticket:
-        """Put a ticket back into the queue, in a batch of its own. Raises Conflict when
-        it is resolved or being diagnosed."""
+        """Put a ticket back into the queue, as a batch of one.
+
+        Raises:
+            NotFound: There is no such ticket.
+            Conflict: The ticket is resolved, or an agent is diagnosing it.
+        """
         ...
 
-    async def stats(self, within: float) -> Stats: ...
+    async def stats(self, within: float) -> Stats:
+        """Return the figures of the last `within` seconds."""
+        ...
 
     # -------------------------------------------------- daemons
-    async def beat(self, name: str, kind: str, info: Json) -> None: ...
+    async def beat(self, name: str, kind: str, info: Json) -> None:
+        """Save the heartbeat of a daemon, with `info` about it."""
+        ...
 
-    async def daemons(self, within: float) -> list[Daemon]: ...
+    async def daemons(self, within: float) -> list[Daemon]:
+        """Return the daemons with a heartbeat in the last `within` seconds, by name."""
+        ...

@@ -1,7 +1,10 @@
-"""What the agent writes: claims, calls and how they ended.
+"""What agents write: claims, calls and their outcomes; pauses and heartbeats.
 
-A claim is a token on a batch, with a lease. Whatever ends a claim is an update guarded by
-that token, so a daemon that was away for longer than its lease changes nothing.
+A claim is a token on a batch, with a lease. Every update that ends a claim is guarded by that
+token, so a daemon that stopped for longer than its lease changes nothing.
+
+The agent's statements are built once: building one costs several times what a database takes to
+run it (`make bench`). Parameters named p_… stand in conditions; all others are columns.
 """
 
 from __future__ import annotations
@@ -44,19 +47,13 @@ from midwatch.store.schema import (
     tickets,
 )
 
-# ------------------------------------------------------------ statements
-# The agent's statements, built once: building one costs several times what a database takes
-# to run it (`make bench`).
-#
-# Parameters named p_… stand in conditions; all others that a statement is run with are columns.
-
 NO_CLAIM = {"claim_holder": None, "claim_token": None, "claim_until": None}
 
 _NOW = bindparam("p_now", type_=Instant)
 _IDS: BindParameter[Any] = bindparam("p_ids", expanding=True)
 _UNCLAIMED = or_(batches.c.claim_token.is_(None), batches.c.claim_until <= _NOW)
 _RESTED = or_(batches.c.next_attempt_at.is_(None), batches.c.next_attempt_at <= _NOW)
-# Times set in the future are from before the clock went back.
+# The clock went back since these times were set.
 _VOID = batches.c.set_at > bindparam("p_ahead", type_=Instant)
 _QUEUED = (
     select(batches.c.id, batches.c.claim_token)
@@ -66,11 +63,11 @@ _QUEUED = (
     .with_for_update(skip_locked=True)
 )
 SELECT_DUE = _QUEUED.where(or_(and_(_UNCLAIMED, _RESTED), _VOID))
-"""Batches that are queued, not waiting and not held."""
+"""Batches that are queued, due and not claimed."""
 SELECT_ASKED_FOR = _QUEUED.where(
     batches.c.id == bindparam("p_batch"), or_(_UNCLAIMED, _VOID)
 )
-"""That batch if it is queued and not held, though its wait may not be over."""
+"""One batch if it is queued and not claimed. It need not be due."""
 TAKE = (
     update(batches)
     .where(batches.c.id.in_(_IDS))
@@ -120,192 +117,191 @@ UPDATE_TICKETS = update(tickets).where(tickets.c.id.in_(_IDS))
 
 
 def claim(
-    work: Transaction,
+    tx: Transaction,
     holder: str,
+    *,
     lease: float,
-    limit: int,
+    limit: int = 1,
     least: Severity = Severity.INFO,
-    only: int | None = None,
+    batch: int | None = None,
 ) -> list[Claim]:
-    now = work.now
+    """Claim up to `limit` batches that are due, or `batch` even if it is not."""
+    now = tx.now
     wanted = {"p_now": now, "p_ahead": now + CLOCK_SLACK, "p_least": least}
     due = (
-        work.all(SELECT_DUE, {**wanted, "p_limit": limit})
-        if only is None
-        else work.all(SELECT_ASKED_FOR, {**wanted, "p_limit": 1, "p_batch": only})
+        tx.all(SELECT_DUE, {**wanted, "p_limit": limit})
+        if batch is None
+        else tx.all(SELECT_ASKED_FOR, {**wanted, "p_limit": 1, "p_batch": batch})
     )
     if not due:
         return []
     ids = [row.id for row in due]
     token = uuid.uuid4().hex
-    told: Json = {
+    values: Json = {
         "claim_holder": holder,
         "claim_token": token,
         "claim_until": now + timedelta(seconds=lease),
         "set_at": now,
     }
-    taken = work.all(TAKE, {"p_ids": ids, **told})
-    _mark_lost(work, [row.id for row in due if row.claim_token is not None])
-    by_batch = _undiagnosed(work, ids)
+    taken = tx.all(TAKE, {"p_ids": ids, **values})
+    _mark_lost(tx, [row.id for row in due if row.claim_token is not None])
+    by_batch = _undiagnosed(tx, ids)
     attempts = {row.id: row.attempts for row in taken}
     if empty := set(ids) - set(by_batch):
-        work.execute(UNQUEUE, {"p_ids": list(empty)})
+        tx.execute(UNQUEUE, {"p_ids": list(empty)})
     return [
-        Claim(batch, token, holder, attempts[batch], tuple(by_batch[batch]))
-        for batch in ids
-        if batch in by_batch
+        Claim(found, token, holder, attempts[found], tuple(by_batch[found]))
+        for found in ids
+        if found in by_batch
     ]
 
 
-def _mark_lost(work: Transaction, ids: Sequence[int]) -> None:
+def _mark_lost(tx: Transaction, ids: Sequence[int]) -> None:
     if ids:
         why = "the daemon ended or lost its lease during the call"
-        told = {"p_ids": ids, "finished_at": work.now, "error": why}
-        work.execute(MARK_LOST, told)
+        tx.execute(MARK_LOST, {"p_ids": ids, "finished_at": tx.now, "error": why})
 
 
-def _undiagnosed(work: Transaction, ids: Sequence[int]) -> dict[int, list[Ticket]]:
+def _undiagnosed(tx: Transaction, ids: Sequence[int]) -> dict[int, list[Ticket]]:
     found: dict[int, list[Ticket]] = {}
-    for row in work.all(SELECT_UNDIAGNOSED, {"p_ids": ids}):
+    for row in tx.all(SELECT_UNDIAGNOSED, {"p_ids": ids}):
         found.setdefault(row.batch_id, []).append(ticket_of(row))
     return found
 
 
-def _held(claimed: Claim) -> Json:
-    return {"p_batch": claimed.batch, "p_token": claimed.token}
+def _held(claim: Claim) -> Json:
+    return {"p_batch": claim.batch, "p_token": claim.token}
 
 
-def renew(work: Transaction, claimed: Claim, lease: float) -> bool:
-    until = work.now + timedelta(seconds=lease)
-    times = {"claim_until": until, "set_at": work.now}
-    return work.execute(UPDATE_HELD, {**_held(claimed), **times}).rowcount == 1
-
-
-# ------------------------------------------------------------------ calls
+def renew(tx: Transaction, claim: Claim, *, lease: float) -> bool:
+    """Extend a lease. Return false if the claim was lost."""
+    until = tx.now + timedelta(seconds=lease)
+    times = {"claim_until": until, "set_at": tx.now}
+    return tx.execute(UPDATE_HELD, {**_held(claim), **times}).rowcount == 1
 
 
 def begin(
-    work: Transaction,
-    claimed: Claim,
+    tx: Transaction,
+    claim: Claim,
+    *,
     model: str,
     prompt_version: str,
-    reserve: float,
+    reserve_usd: float,
     budget: Budget,
 ) -> int | None:
-    if work.one(SELECT_HELD, _held(claimed)) is None:
+    """Record a call and reserve its cost; None if the budget does not allow it. Raises ClaimLost."""
+    if tx.one(SELECT_HELD, _held(claim)) is None:
         raise ClaimLost()
-    if not _reserve(work, reserve, budget, claimed.severity):
+    if not _reserve(tx, reserve_usd, budget, claim.severity):
         return None
     call = {
-        "batch_id": claimed.batch,
-        "token": claimed.token,
+        "batch_id": claim.batch,
+        "token": claim.token,
         "outcome": "running",
         "model": model,
         "prompt_version": prompt_version,
-        "started_at": work.now,
-        "cost_usd": reserve,
+        "started_at": tx.now,
+        "cost_usd": reserve_usd,
         "evidence": [],
         "explains": [],
     }
-    inserted = work.execute(INSERT_CALL, call).inserted_primary_key
+    inserted = tx.execute(INSERT_CALL, call).inserted_primary_key
     assert inserted is not None
     diagnosis_id = int(inserted[0])
-    work.execute(
+    tx.execute(
         diagnosis_tickets.insert(),
         [
             {"diagnosis_id": diagnosis_id, "ticket_id": ticket.id}
-            for ticket in claimed.tickets
+            for ticket in claim.tickets
         ],
     )
     return diagnosis_id
 
 
-def _reserve(work: Transaction, usd: float, budget: Budget, severity: Severity) -> bool:
-    values: Json = {"p_day": _day(work.now), "p_usd": usd}
+def _reserve(tx: Transaction, usd: float, budget: Budget, severity: Severity) -> bool:
+    values: Json = {"p_day": _day(tx.now), "p_usd": usd}
     statement = SPEND
     if budget.daily_usd is not None:
         share = 1.0 if severity is Severity.CRITICAL else 1 - budget.critical_reserve
         statement, values["p_room"] = SPEND_WITHIN, budget.daily_usd * share
-    if work.execute(statement, values).rowcount == 1:
+    if tx.execute(statement, values).rowcount == 1:
         return True
     # Too little left, or the first call of the day.
-    work.insert_or_update(spending, {"day": values["p_day"], "usd": 0.0})
-    return work.execute(statement, values).rowcount == 1
+    tx.insert_or_update(spending, {"day": values["p_day"], "usd": 0.0})
+    return tx.execute(statement, values).rowcount == 1
 
 
 def _day(moment: datetime) -> str:
     return moment.date().isoformat()
 
 
-def spent_today(work: Transaction) -> float:
-    day = _day(work.now)
-    found = work.connection.scalar(select(spending.c.usd).where(spending.c.day == day))
+def spent_today(tx: Transaction) -> float:
+    """Return the USD spent and reserved since midnight UTC."""
+    day = _day(tx.now)
+    found = tx.connection.scalar(select(spending.c.usd).where(spending.c.day == day))
     return float(found or 0.0)
 
 
-def finish(
-    work: Transaction, claimed: Claim, diagnosis_id: int, ending: Finish
-) -> bool:
-    row = work.one(SELECT_CALL, {"p_id": diagnosis_id})
+def finish(tx: Transaction, claim: Claim, diagnosis_id: int, finish: Finish) -> bool:
+    """Store how a call ended. Return false if the claim was lost."""
+    row = tx.one(SELECT_CALL, {"p_id": diagnosis_id})
     if row is None or row.outcome not in ("running", "lost"):
-        # A commit that succeeded although its client saw an error, tried again.
-        return row is not None and row.outcome == ending.outcome
-    ours = work.one(SELECT_HELD, _held(claimed))
-    _store_call(work, diagnosis_id, ending, late=ours is None)
-    difference = ending.cost_usd - row.cost_usd
-    work.execute(SPEND, {"p_day": _day(row.started_at), "p_usd": difference})
-    if ours is None:
+        # The commit of an earlier try succeeded although its client saw an error.
+        return row is not None and row.outcome == finish.outcome
+    held = tx.one(SELECT_HELD, _held(claim))
+    _store_call(tx, diagnosis_id, finish, late=held is None)
+    difference = finish.cost_usd - row.cost_usd
+    tx.execute(SPEND, {"p_day": _day(row.started_at), "p_usd": difference})
+    if held is None:
         return False
-    if not ending.keep:
-        if ending.outcome in FINAL_OUTCOMES:
-            _diagnosed(work, claimed, diagnosis_id, ending, ours.subject)
+    if not finish.keep:
+        if finish.outcome in FINAL_OUTCOMES:
+            _diagnosed(tx, claim, diagnosis_id, finish, held.subject)
         else:
-            _free(work, claimed, ending.retry_in, ending.error, ending.counted)
+            _free(tx, claim, finish.retry_in, finish.error, finish.counted)
     return True
 
 
-def _store_call(
-    work: Transaction, diagnosis_id: int, ending: Finish, late: bool
-) -> None:
-    grounded = ending.grounded
-    told = {
-        "outcome": "late" if late else ending.outcome,
-        "finished_at": work.now,
-        "answer": ending.answer,
-        "markdown": ending.markdown,
-        "confidence": ending.confidence,
+def _store_call(tx: Transaction, diagnosis_id: int, finish: Finish, late: bool) -> None:
+    grounded = finish.grounded
+    values = {
+        "outcome": "late" if late else finish.outcome,
+        "finished_at": tx.now,
+        "answer": finish.answer,
+        "markdown": finish.markdown,
+        "confidence": finish.confidence,
         "verified_claims": grounded.verified if grounded else None,
         "total_claims": grounded.total if grounded else None,
-        "cost_usd": ending.cost_usd,
-        "error": ending.error,
-        "request_id": ending.request_id,
-        "evidence": evidence_document(ending.evidence),
-        "explains": list(ending.explains or ()),
-        **asdict(ending.usage),
+        "cost_usd": finish.cost_usd,
+        "error": finish.error,
+        "request_id": finish.request_id,
+        "evidence": evidence_document(finish.evidence),
+        "explains": list(finish.explains or ()),
+        **asdict(finish.usage),
     }
-    work.execute(UPDATE_CALL, {"p_id": diagnosis_id, **told})
+    tx.execute(UPDATE_CALL, {"p_id": diagnosis_id, **values})
 
 
 def _diagnosed(
-    work: Transaction, claimed: Claim, diagnosis_id: int, ending: Finish, subject: str
+    tx: Transaction, claim: Claim, diagnosis_id: int, finish: Finish, subject: str
 ) -> None:
-    """The explained tickets get the diagnosis, whatever their state; the others queue again."""
-    ids = [ticket.id for ticket in claimed.tickets]
-    # An answer that explains none is for all: else they would be asked without an end.
-    explained = set(ending.explains or ids) & set(ids) or set(ids)
-    rows = work.all(SELECT_CLAIMED, {"p_ids": ids, "p_batch": claimed.batch})
-    mine = [row for row in rows if row.id in explained]
-    waiting = [row for row in mine if row.status in UNDIAGNOSED]
-    ended = [row for row in mine if row.status not in UNDIAGNOSED]
-    told: Json = {"diagnosis_id": diagnosis_id}
-    _update_tickets(work, ended, told)
-    _update_tickets(work, waiting, {**told, "status": TicketStatus.DIAGNOSED.value})
-    why = f"diagnosis {diagnosis_id}: {ending.outcome}"
-    work.note(
+    """Give the explained tickets the diagnosis, whatever their status; queue the others again."""
+    ids = [ticket.id for ticket in claim.tickets]
+    # An answer that explains none counts for all: otherwise they would be diagnosed for ever.
+    explained = set(finish.explains or ids) & set(ids) or set(ids)
+    rows = tx.all(SELECT_CLAIMED, {"p_ids": ids, "p_batch": claim.batch})
+    matched = [row for row in rows if row.id in explained]
+    waiting = [row for row in matched if row.status in UNDIAGNOSED]
+    ended = [row for row in matched if row.status not in UNDIAGNOSED]
+    diagnosed: Json = {"diagnosis_id": diagnosis_id}
+    _update_tickets(tx, ended, diagnosed)
+    _update_tickets(tx, waiting, {**diagnosed, "status": TicketStatus.DIAGNOSED.value})
+    why = f"diagnosis {diagnosis_id}: {finish.outcome}"
+    tx.note(
         [
             audit_row(
                 row.id,
-                claimed.holder,
+                claim.holder,
                 "diagnose",
                 row.status,
                 TicketStatus.DIAGNOSED,
@@ -317,92 +313,98 @@ def _diagnosed(
     others = [
         row for row in rows if row.id not in explained and row.status in UNDIAGNOSED
     ]
-    _requeue(work, others, claimed, diagnosis_id, subject)
-    left = {"queued": False, "last_error": ending.error, **NO_CLAIM}
-    work.execute(UPDATE_HELD, {**_held(claimed), **left})
+    _requeue(tx, others, claim, diagnosis_id, subject)
+    left = {"queued": False, "last_error": finish.error, **NO_CLAIM}
+    tx.execute(UPDATE_HELD, {**_held(claim), **left})
 
 
-def _update_tickets(work: Transaction, rows: Sequence[Any], values: Json) -> None:
+def _update_tickets(tx: Transaction, rows: Sequence[Any], values: Json) -> None:
     if rows:
-        work.execute(UPDATE_TICKETS, {"p_ids": [row.id for row in rows], **values})
+        tx.execute(UPDATE_TICKETS, {"p_ids": [row.id for row in rows], **values})
 
 
 def _requeue(
-    work: Transaction,
+    tx: Transaction,
     rows: Sequence[Any],
-    claimed: Claim,
+    claim: Claim,
     diagnosis_id: int,
     subject: str,
 ) -> None:
     if not rows:
         return
-    batch = new_batch(work, subject, Severity(min(row.severity for row in rows)))
-    _update_tickets(work, rows, {"batch_id": batch})
+    batch = new_batch(tx, subject, Severity(min(row.severity for row in rows)))
+    _update_tickets(tx, rows, {"batch_id": batch})
     why = f"not explained by diagnosis {diagnosis_id}; now in batch {batch}"
-    work.note(
+    tx.note(
         [
-            audit_row(row.id, claimed.holder, "requeue", row.status, row.status, why)
+            audit_row(row.id, claim.holder, "requeue", row.status, row.status, why)
             for row in rows
         ]
     )
 
 
 def _free(
-    work: Transaction, claimed: Claim, retry_in: float, error: str | None, counted: bool
+    tx: Transaction, claim: Claim, retry_in: float, error: str | None, counted: bool
 ) -> bool:
     values: Json = {
-        **_held(claimed),
+        **_held(claim),
         **NO_CLAIM,
-        "next_attempt_at": work.now + timedelta(seconds=retry_in) if retry_in else None,
-        "set_at": work.now,
+        "next_attempt_at": tx.now + timedelta(seconds=retry_in) if retry_in else None,
+        "set_at": tx.now,
     }
     if error is not None:
         values["last_error"] = error
-    freed = work.execute(UPDATE_HELD if counted else UNCOUNT_HELD, values)
+    freed = tx.execute(UPDATE_HELD if counted else UNCOUNT_HELD, values)
     return freed.rowcount == 1
 
 
 def release(
-    work: Transaction, claimed: Claim, retry_in: float, error: str | None, counted: bool
+    tx: Transaction,
+    claim: Claim,
+    *,
+    retry_in: float = 0.0,
+    error: str | None = None,
+    counted: bool = False,
 ) -> bool:
-    freed = _free(work, claimed, retry_in, error, counted)
+    """Give a batch back without a diagnosis. Return false if the claim was lost."""
+    freed = _free(tx, claim, retry_in, error, counted)
     if freed:
-        _mark_lost(work, [claimed.batch])
+        _mark_lost(tx, [claim.batch])
     return freed
 
 
-# ------------------------------------------------------------ pauses
-# What daemons tell each other: shared pauses and heartbeats.
-
-
 def pause(
-    work: Transaction, kind: PauseKind, seconds: float, reason: str, actor: str
+    tx: Transaction, kind: PauseKind, seconds: float, reason: str, actor: str
 ) -> None:
-    until = work.now + timedelta(seconds=seconds)
-    for present in in_force(work):
+    """Pause all agents on this store. A longer pause of this kind stays."""
+    until = tx.now + timedelta(seconds=seconds)
+    for present in list_pauses(tx):
         if present.kind == kind and present.until >= until:
             return
-    told = {"until": until, "set_at": work.now, "reason": reason, "actor": actor}
-    work.insert_or_update(pauses, {"kind": kind, **told}, told)
+    values = {"until": until, "set_at": tx.now, "reason": reason, "actor": actor}
+    tx.insert_or_update(pauses, {"kind": kind, **values}, values)
 
 
-def unpause(work: Transaction, kind: PauseKind) -> None:
-    work.execute(delete(pauses).where(pauses.c.kind == kind))
+def unpause(tx: Transaction, kind: PauseKind) -> None:
+    """End the pause of this kind."""
+    tx.execute(delete(pauses).where(pauses.c.kind == kind))
 
 
-def in_force(work: Transaction) -> list[Pause]:
-    """The pauses that last, longest first. One set in the future is from before a clock
-    went back, and void."""
-    rows = work.all(
+def list_pauses(tx: Transaction) -> list[Pause]:
+    """Return the pauses that have not ended, longest first.
+
+    A pause that was set in the future is from before the clock went back, and void.
+    """
+    rows = tx.all(
         select(pauses)
-        .where(pauses.c.until > work.now, pauses.c.set_at <= work.now + CLOCK_SLACK)
+        .where(pauses.c.until > tx.now, pauses.c.set_at <= tx.now + CLOCK_SLACK)
         .order_by(pauses.c.until.desc())
     )
     return [
         Pause(
             row.kind,
             row.until,
-            (row.until - work.now).total_seconds(),
+            (row.until - tx.now).total_seconds(),
             row.reason,
             row.actor,
         )
@@ -410,15 +412,17 @@ def in_force(work: Transaction) -> list[Pause]:
     ]
 
 
-def beat(work: Transaction, name: str, kind: str, info: Json) -> None:
-    told = {"kind": kind, "beat_at": work.now, "info": info}
-    work.insert_or_update(daemons, {"name": name, **told}, told)
+def beat(tx: Transaction, name: str, kind: str, info: Json) -> None:
+    """Save the heartbeat of a daemon."""
+    values = {"kind": kind, "beat_at": tx.now, "info": info}
+    tx.insert_or_update(daemons, {"name": name, **values}, values)
 
 
-def alive(work: Transaction, within: float) -> list[Daemon]:
-    rows = work.all(
+def list_daemons(tx: Transaction, within: float) -> list[Daemon]:
+    """Return the daemons with a heartbeat in the last `within` seconds, by name."""
+    rows = tx.all(
         select(daemons)
-        .where(daemons.c.beat_at > work.now - timedelta(seconds=within))
+        .where(daemons.c.beat_at > tx.now - timedelta(seconds=within))
         .order_by(daemons.c.name)
     )
     return [Daemon(row.name, row.kind, row.beat_at, row.info) for row in rows]

@@ -1,7 +1,9 @@
-"""The tables, as both databases have them.
+"""The tables, as both databases have them, and how their rows become values.
 
 Instants are ``timestamptz`` on PostgreSQL and whole milliseconds since 1970 on SQLite, where
-comparing integers is exact and cheap.
+comparing integers is exact and cheap. Text and documents are sanitized on their way in, the same
+for both: PostgreSQL's text cannot hold NUL, UTF-8 cannot hold lone surrogates, JSON has no NaN.
+External text may have all three, and must not make a write fail.
 """
 
 from __future__ import annotations
@@ -50,17 +52,11 @@ from midwatch.model import (
     keepable,
 )
 
-# ------------------------------------------------------------ words
-# What text and documents lose on their way into a database, the same on each.
-#
-# PostgreSQL's text cannot hold NUL, UTF-8 cannot hold lone surrogates, JSON has no NaN. What comes
-# from outside may have all three; it must not make a write fail.
-
 _SUSPECT = re.compile(r"\\u0000|NaN|Infinity|[\ud800-\udfff]")
 
 
 class SanitizedText(TypeDecorator[str]):
-    """Text of any length, made keepable on its way in and in comparisons."""
+    """Text of any length, sanitized when it is stored or compared."""
 
     impl = Text
     cache_ok = True
@@ -70,27 +66,27 @@ class SanitizedText(TypeDecorator[str]):
 
 
 def dump_json(value: Any) -> str:
-    """`value` as JSON that any database takes; a number that is none becomes a word."""
+    """Return `value` as JSON that any database takes; NaN and infinities become text."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if _SUSPECT.search(text):  # rare, and sometimes in vain
-        text = json.dumps(_mended(value), ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(_sanitized(value), ensure_ascii=False, separators=(",", ":"))
     return text
 
 
-def _mended(value: Any) -> Any:
+def _sanitized(value: Any) -> Any:
     if isinstance(value, str):
         return keepable(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {_mended(name): _mended(item) for name, item in value.items()}
+        return {_sanitized(name): _sanitized(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_mended(item) for item in value]
+        return [_sanitized(item) for item in value]
     return value
 
 
 REVISION = "0002"
-"""The migration that makes the database what these tables say."""
+"""The migration that creates these tables."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -121,7 +117,7 @@ class Instant(TypeDecorator[datetime]):
 
 
 class Document(TypeDecorator[Any]):
-    """JSON; `jsonb` on PostgreSQL, whose dialect is imported only where it is spoken."""
+    """JSON; `jsonb` on PostgreSQL, whose dialect is imported only where it is used."""
 
     impl = JSON
     cache_ok = True
@@ -138,7 +134,7 @@ _SERVER_NOW = text("SELECT clock_timestamp()")
 
 
 def database_now(connection: Connection) -> datetime:
-    """The database's own clock. SQLite runs in this process and has none but the machine's."""
+    """Return the time by the database's clock, which for SQLite is that of the machine."""
     if connection.dialect.name == "sqlite":
         now = datetime.now(UTC)
         return now - now.microsecond % 1000 * timedelta(microseconds=1)
@@ -155,8 +151,8 @@ subjects = Table(
     metadata,
     Column("name", SanitizedText, primary_key=True),
     Column("revision", Integer, nullable=False, default=0),
-    # Good looks so far. A ticket that is seen all the time derives its count from it, so a
-    # cycle in which nothing changed writes one row.
+    # Successful observations so far. A ticket that is observed without a break derives its count
+    # from it, so a cycle in which nothing changed writes one row.
     Column("cycle", Integer, nullable=False, default=0),
     Column("failures", Integer, nullable=False, default=0),
     Column("last_error", SanitizedText),
@@ -179,8 +175,8 @@ batches = Table(
     Column("claim_holder", SanitizedText),
     Column("claim_token", SanitizedText),
     Column("claim_until", Instant),
-    # When the times above were set. Where that is in the future, the clock went back since,
-    # and they are void.
+    # When the times above were set. If that is in the future, the clock went back since, and
+    # they are void.
     Column("set_at", Instant, nullable=False),
 )
 
@@ -201,7 +197,7 @@ tickets = Table(
     Column("last_seen_at", Instant, nullable=False),
     Column("occurrence_count", Integer, nullable=False),
     # The subject's cycle at which the two columns above were written, while the violation
-    # is seen without a break; null otherwise.
+    # is observed without a break; null otherwise.
     Column("seen_cycle", Integer),
     Column("flapping", Boolean, nullable=False, default=False),
     Column("previous_id", Id),
@@ -234,7 +230,7 @@ diagnoses = Table(
     Column("output_tokens", Integer, nullable=False, default=0),
     Column("cache_read_tokens", Integer, nullable=False, default=0),
     Column("cache_write_tokens", Integer, nullable=False, default=0),
-    # While the call runs: its worst case, set aside from the day's budget.
+    # While the call runs: its largest possible cost, reserved from the day's budget.
     Column("cost_usd", Float, nullable=False),
     Column("error", SanitizedText),
     Column("request_id", SanitizedText),
@@ -303,7 +299,7 @@ sessions = Table(
     Column("directories", Document, nullable=False),
     Column("options", Document, nullable=False),
     Column("phase", SanitizedText, nullable=False),
-    # What `midwatch.session.status` folds from its events; null before the first.
+    # The status that `midwatch.session.status` folds from events; null before the first.
     Column("status", Document),
     Column("cost_usd", Float, nullable=False),
     Column("repositories", Document, nullable=False),
@@ -311,23 +307,20 @@ sessions = Table(
     Column("heartbeat_at", Instant, nullable=False),
 )
 
-# Append-only: one row is one entry of one transcript; `id` is their order.
+# Append-only: one row is one entry of one transcript, in the order of `id`.
 transcript_entries = Table(
     "transcript_entries",
     metadata,
     Column("id", Id, primary_key=True),
     Column("project_key", SanitizedText, nullable=False),
     Column("session_id", SanitizedText, nullable=False),
-    Column("subpath", SanitizedText, nullable=False),  # "" is the main one
+    Column("subpath", SanitizedText, nullable=False),  # "" is the main transcript
     Column("uuid", SanitizedText),
     Column("at", Instant, nullable=False),
-    # JSON as text: no database looks into it, and jsonb would reorder it.
+    # JSON as text: no query reads it, and jsonb would reorder it.
     Column("entry", SanitizedText, nullable=False),
 )
 
-
-# ------------------------------------------------------------ rows
-# Rows to values.
 
 RESOLVED_BY_OBSERVATION = "the invariant was observed to hold again"
 UNDIAGNOSED = (TicketStatus.OPEN.value, TicketStatus.ACKNOWLEDGED.value)
@@ -350,7 +343,7 @@ _TICKET_COLUMNS = (
 
 
 def select_tickets() -> Select[Any]:
-    """Tickets as `ticket_of` reads them."""
+    """Return a query of the rows that `ticket_of` takes."""
     return select(*_TICKET_COLUMNS).select_from(
         tickets.join(batches, batches.c.id == tickets.c.batch_id).join(
             subjects, subjects.c.name == tickets.c.subject
@@ -359,6 +352,7 @@ def select_tickets() -> Select[Any]:
 
 
 def ticket_of(row: Row[Any]) -> Ticket:
+    """Return the ticket of a row of `select_tickets`."""
     return Ticket(
         id=row.id,
         key=Key(row.subject, row.invariant, row.component),
@@ -388,6 +382,7 @@ def ticket_of(row: Row[Any]) -> Ticket:
 
 
 def diagnosis_of(row: Row[Any]) -> Diagnosis:
+    """Return the diagnosis of a row of `diagnoses`."""
     return Diagnosis(
         id=row.id,
         batch=row.batch_id,
@@ -414,6 +409,7 @@ def diagnosis_of(row: Row[Any]) -> Diagnosis:
 
 
 def usage_of(row: Any) -> Usage:
+    """Return the tokens in a row of `diagnoses`, or in sums over it."""
     return Usage(
         row.input_tokens or 0,
         row.output_tokens or 0,
@@ -422,11 +418,8 @@ def usage_of(row: Any) -> Usage:
     )
 
 
-def select_diagnoses() -> Select[Any]:
-    return select(diagnoses)
-
-
 def evidence_document(evidence: tuple[Evidence, ...]) -> list[Json]:
+    """Return evidence as it is stored."""
     return [{**asdict(piece), "at": piece.at.isoformat()} for piece in evidence]
 
 

@@ -1,4 +1,7 @@
-"""What people and daemons read."""
+"""Tickets and diagnoses: what people and daemons read, and the commands of people.
+
+Each command appends an audit row.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from midwatch.model import (
     TicketStatus,
     Usage,
 )
-from midwatch.store.cycles import new_batch, resolve_rows, settle
+from midwatch.store.cycles import chunks, new_batch, resolve_rows, store_derived
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
 from midwatch.store.protocol import Brief, Past, Stats, TicketFilter, TicketSession
 from midwatch.store.schema import (
@@ -32,7 +35,6 @@ from midwatch.store.schema import (
     diagnoses,
     diagnosis_of,
     diagnosis_tickets,
-    select_diagnoses,
     select_tickets,
     sessions,
     subjects,
@@ -41,12 +43,11 @@ from midwatch.store.schema import (
     usage_of,
 )
 
-_AT_ONCE = 500  # ids in one statement
 
-
-def ticket(work: Transaction, ticket_id: int) -> Ticket:
+def ticket(tx: Transaction, ticket_id: int) -> Ticket:
+    """Return a ticket. Raises NotFound."""
     known = 0 < ticket_id <= LARGEST_ID
-    row = work.one(select_tickets().where(tickets.c.id == ticket_id)) if known else None
+    row = tx.one(select_tickets().where(tickets.c.id == ticket_id)) if known else None
     if row is None:
         raise NotFound(
             f"there is no ticket {ticket_id}", hint="see `midwatch tickets list --all`"
@@ -54,12 +55,13 @@ def ticket(work: Transaction, ticket_id: int) -> Ticket:
     return ticket_of(row)
 
 
-def list_tickets(work: Transaction, query: TicketFilter) -> list[Ticket]:
+def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
+    """Return the tickets that match."""
     statement = select_tickets().order_by(
         tickets.c.severity, tickets.c.opened_at, tickets.c.id
     )
     if not query.statuses:
-        # The newest history matters most; the open ones are worked through oldest first.
+        # In a history the newest matters most; open tickets are worked on oldest first.
         statement = select_tickets().order_by(
             tickets.c.opened_at.desc(), tickets.c.id.desc()
         )
@@ -73,12 +75,13 @@ def list_tickets(work: Transaction, query: TicketFilter) -> list[Ticket]:
         statement = statement.where(tickets.c.severity == query.severity)
     if query.batch is not None:
         statement = statement.where(tickets.c.batch_id == query.batch)
-    return list(map(ticket_of, work.all(statement.limit(max(query.limit, 0)))))
+    return list(map(ticket_of, tx.all(statement.limit(max(query.limit, 0)))))
 
 
-def history(work: Transaction, ticket_id: int) -> list[AuditRow]:
-    ticket(work, ticket_id)
-    rows = work.all(
+def history(tx: Transaction, ticket_id: int) -> list[AuditRow]:
+    """Return the audit rows of a ticket, oldest first. Raises NotFound."""
+    ticket(tx, ticket_id)
+    rows = tx.all(
         select(audit).where(audit.c.ticket_id == ticket_id).order_by(audit.c.id)
     )
     return [
@@ -89,20 +92,21 @@ def history(work: Transaction, ticket_id: int) -> list[AuditRow]:
     ]
 
 
-def diagnosis(work: Transaction, diagnosis_id: int) -> Diagnosis:
+def diagnosis(tx: Transaction, diagnosis_id: int) -> Diagnosis:
+    """Return a diagnosis. Raises NotFound."""
     known = 0 < diagnosis_id <= LARGEST_ID
-    statement = select_diagnoses().where(diagnoses.c.id == diagnosis_id)
-    row = work.one(statement) if known else None
+    statement = select(diagnoses).where(diagnoses.c.id == diagnosis_id)
+    row = tx.one(statement) if known else None
     if row is None:
         raise NotFound(f"there is no diagnosis {diagnosis_id}")
     return diagnosis_of(row)
 
 
-def briefs(work: Transaction, diagnosis_ids: Sequence[int]) -> dict[int, Brief]:
+def briefs(tx: Transaction, diagnosis_ids: Sequence[int]) -> dict[int, Brief]:
+    """Return summaries of diagnoses by id."""
     found: dict[int, Brief] = {}
-    for start in range(0, len(diagnosis_ids), _AT_ONCE):
-        some = diagnosis_ids[start : start + _AT_ONCE]
-        for row in work.all(
+    for some in chunks(diagnosis_ids):
+        for row in tx.all(
             select(
                 diagnoses.c.id,
                 diagnoses.c.outcome,
@@ -114,10 +118,11 @@ def briefs(work: Transaction, diagnosis_ids: Sequence[int]) -> dict[int, Brief]:
     return found
 
 
-def list_diagnoses(work: Transaction, ticket_id: int) -> list[Diagnosis]:
+def list_diagnoses(tx: Transaction, ticket_id: int) -> list[Diagnosis]:
+    """Return every attempt at a ticket, oldest first."""
     link = diagnosis_tickets.c
-    rows = work.all(
-        select_diagnoses()
+    rows = tx.all(
+        select(diagnoses)
         .join(diagnosis_tickets, link.diagnosis_id == diagnoses.c.id)
         .where(link.ticket_id == ticket_id)
         .order_by(diagnoses.c.id)
@@ -125,8 +130,9 @@ def list_diagnoses(work: Transaction, ticket_id: int) -> list[Diagnosis]:
     return list(map(diagnosis_of, rows))
 
 
-def sessions_of(work: Transaction, ticket_id: int) -> list[TicketSession]:
-    rows = work.all(
+def sessions_of(tx: Transaction, ticket_id: int) -> list[TicketSession]:
+    """Return the sessions of a ticket, oldest first."""
+    rows = tx.all(
         select(sessions.c.id, sessions.c.phase, sessions.c.created_at)
         .where(sessions.c.ticket_id == ticket_id)
         .order_by(sessions.c.created_at, sessions.c.id)
@@ -134,15 +140,15 @@ def sessions_of(work: Transaction, ticket_id: int) -> list[TicketSession]:
     return [TicketSession(row.id, row.phase, row.created_at) for row in rows]
 
 
-def past(work: Transaction, about: Sequence[Ticket], limit: int) -> list[Past]:
-    """Resolved tickets that somebody learnt from: diagnosed with an answer, or resolved by hand."""
-    if not about:
+def past(tx: Transaction, similar_to: Sequence[Ticket], limit: int = 5) -> list[Past]:
+    """Return resolved tickets that were diagnosed with an answer, or resolved by hand."""
+    if not similar_to:
         return []
-    subject = about[0].key.subject
+    subject = similar_to[0].key.subject
     same_subject = tickets.c.subject == subject
-    keys = {(ticket.key.invariant, ticket.key.component) for ticket in about}
-    invariants = {ticket.key.invariant for ticket in about}
-    rows = work.all(
+    keys = {(ticket.key.invariant, ticket.key.component) for ticket in similar_to}
+    invariants = {ticket.key.invariant for ticket in similar_to}
+    rows = tx.all(
         select_tickets()
         .add_columns(diagnoses.c.answer)
         .outerjoin(
@@ -179,9 +185,10 @@ def _past_of(row: Any, subject: str, keys: set[tuple[str, str]]) -> Past:
     return Past(ticket_of(row), answer.get("summary"), answer.get("root_cause"), same)
 
 
-def stats(work: Transaction, within: float) -> Stats:
-    since = work.now - timedelta(seconds=within)
-    rows = work.all(
+def stats(tx: Transaction, within: float) -> Stats:
+    """Return the figures of the last `within` seconds."""
+    since = tx.now - timedelta(seconds=within)
+    rows = tx.all(
         select(
             tickets.c.first_seen_at,
             tickets.c.opened_at,
@@ -193,7 +200,7 @@ def stats(work: Transaction, within: float) -> Stats:
         .outerjoin(diagnoses, diagnoses.c.id == tickets.c.diagnosis_id)
         .where(tickets.c.opened_at > since)
     )
-    calls = work.all(
+    calls = tx.all(
         select(
             diagnoses.c.outcome,
             func.count().label("calls"),
@@ -233,67 +240,67 @@ def _median(spans: Any) -> float | None:
     return median(seconds) if seconds else None
 
 
-# ------------------------------------------------------------ people
-# What people do to tickets, each step with its audit row.
-
-
-def acknowledge(work: Transaction, ticket_id: int, actor: str, why: str) -> Ticket:
-    row = _unresolved(work, ticket_id)
+def acknowledge(tx: Transaction, ticket_id: int, actor: str, why: str = "") -> Ticket:
+    """Record that `actor` works on a ticket. Raises NotFound, Conflict."""
+    row = _unresolved(tx, ticket_id)
     status = (
         TicketStatus.ACKNOWLEDGED
         if row.status == TicketStatus.OPEN
         else TicketStatus(row.status)
     )
-    changes = {"status": status, "acknowledged_at": work.now, "acknowledged_by": actor}
-    return _change(work, row, changes, actor, "acknowledge", why)
+    changes = {"status": status, "acknowledged_at": tx.now, "acknowledged_by": actor}
+    return _change(tx, row, changes, actor, "acknowledge", why)
 
 
-def hold(work: Transaction, ticket_id: int, held: bool, actor: str, why: str) -> Ticket:
-    row = _unresolved(work, ticket_id)
-    return _change(work, row, {"held": held}, actor, "hold" if held else "unhold", why)
+def hold(
+    tx: Transaction, ticket_id: int, held: bool, actor: str, why: str = ""
+) -> Ticket:
+    """Set whether the monitor must not resolve a ticket. Raises NotFound, Conflict."""
+    row = _unresolved(tx, ticket_id)
+    return _change(tx, row, {"held": held}, actor, "hold" if held else "unhold", why)
 
 
-def resolve(work: Transaction, ticket_id: int, actor: str, why: str) -> Ticket:
-    row = _unresolved(work, ticket_id)
-    looks = work.one(select(subjects).where(subjects.c.name == row.subject))
-    settle(work, [ticket_id], looks)
-    resolve_rows(work, [row], actor, why)
-    _bump(work, row.subject)
-    return ticket(work, ticket_id)
+def resolve(tx: Transaction, ticket_id: int, actor: str, why: str) -> Ticket:
+    """Resolve a ticket by hand. Raises NotFound, Conflict."""
+    row = _unresolved(tx, ticket_id)
+    subject = tx.one(select(subjects).where(subjects.c.name == row.subject))
+    store_derived(tx, [ticket_id], subject)
+    resolve_rows(tx, [row], actor, why)
+    _increase_revision(tx, row.subject)
+    return ticket(tx, ticket_id)
 
 
-def retry(work: Transaction, ticket_id: int, actor: str, why: str) -> Ticket:
-    row = _unresolved(work, ticket_id)
-    old = work.one(
-        select(batches).where(batches.c.id == row.batch_id).with_for_update()
-    )
-    if old is not None and _being_diagnosed(work, old):
+def retry(tx: Transaction, ticket_id: int, actor: str, why: str = "") -> Ticket:
+    """Put a ticket back into the queue, as a batch of one. Raises NotFound, Conflict."""
+    row = _unresolved(tx, ticket_id)
+    old = tx.one(select(batches).where(batches.c.id == row.batch_id).with_for_update())
+    if old is not None and _being_diagnosed(tx, old):
         raise Conflict(
             f"ticket {ticket_id} is being diagnosed by {old.claim_holder}",
-            hint="wait for it to end",
+            hint="wait until the diagnosis ends, then try again",
         )
     status = TicketStatus.ACKNOWLEDGED if row.acknowledged_at else TicketStatus.OPEN
     changes = {
         "status": status,
         "diagnosis_id": None,
-        "batch_id": new_batch(work, row.subject, Severity(row.severity)),
+        "batch_id": new_batch(tx, row.subject, Severity(row.severity)),
     }
-    changed = _change(work, row, changes, actor, "retry", why)
-    _unqueue_if_empty(work, row.batch_id)
+    changed = _change(tx, row, changes, actor, "retry", why)
+    _unqueue_if_empty(tx, row.batch_id)
     return changed
 
 
-def _being_diagnosed(work: Transaction, batch: Row[Any]) -> bool:
+def _being_diagnosed(tx: Transaction, batch: Row[Any]) -> bool:
     return (
         batch.claim_token is not None
-        and batch.claim_until > work.now
-        and batch.set_at <= work.now + CLOCK_SLACK
+        and batch.claim_until > tx.now
+        and batch.set_at <= tx.now + CLOCK_SLACK
     )
 
 
-def _unresolved(work: Transaction, ticket_id: int) -> Row[Any]:
-    ticket(work, ticket_id)
-    row = work.one(select(tickets).where(tickets.c.id == ticket_id).with_for_update())
+def _unresolved(tx: Transaction, ticket_id: int) -> Row[Any]:
+    ticket(tx, ticket_id)
+    row = tx.one(select(tickets).where(tickets.c.id == ticket_id).with_for_update())
     assert row is not None  # tickets are never deleted
     if row.status == TicketStatus.RESOLVED:
         raise Conflict(f"ticket {ticket_id} is resolved already")
@@ -301,27 +308,27 @@ def _unresolved(work: Transaction, ticket_id: int) -> Row[Any]:
 
 
 def _change(
-    work: Transaction, row: Row[Any], changes: Json, actor: str, action: str, why: str
+    tx: Transaction, row: Row[Any], changes: Json, actor: str, action: str, why: str
 ) -> Ticket:
-    work.execute(update(tickets).where(tickets.c.id == row.id).values(changes))
+    tx.execute(update(tickets).where(tickets.c.id == row.id).values(changes))
     after = changes.get("status", row.status)
-    work.note([audit_row(row.id, actor, action, row.status, after, why)])
-    _bump(work, row.subject)
-    return ticket(work, row.id)
+    tx.note([audit_row(row.id, actor, action, row.status, after, why)])
+    _increase_revision(tx, row.subject)
+    return ticket(tx, row.id)
 
 
-def _bump(work: Transaction, subject: str) -> None:
-    """Tell the monitor that the subject's tickets are not what it remembers."""
-    work.execute(
+def _increase_revision(tx: Transaction, subject: str) -> None:
+    """Increase the subject's revision: what the monitor computed before is stale."""
+    tx.execute(
         update(subjects)
         .where(subjects.c.name == subject)
         .values(revision=subjects.c.revision + 1)
     )
 
 
-def _unqueue_if_empty(work: Transaction, batch: int) -> None:
+def _unqueue_if_empty(tx: Transaction, batch: int) -> None:
     left = select(tickets.c.id).where(
         tickets.c.batch_id == batch, tickets.c.status.in_(UNDIAGNOSED)
     )
-    if work.one(left.limit(1)) is None:
-        work.execute(update(batches).where(batches.c.id == batch).values(queued=False))
+    if tx.one(left.limit(1)) is None:
+        tx.execute(update(batches).where(batches.c.id == batch).values(queued=False))

@@ -1,4 +1,9 @@
-"""Migrations: alembic applies them; it is only imported when there is something to apply."""
+"""Migrations and the indexes of the tables.
+
+Alembic applies migrations; it is imported only if there is one to apply. The indexes belong to the
+tables' metadata once this module is imported. They are not in `schema` because an option of PostgreSQL
+loads its dialect, which commands that list tickets do not need.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +29,31 @@ if TYPE_CHECKING:
 
 
 async def require_schema(transactions: Transactions) -> None:
-    """Check the schema; bring a SQLite file up to date. Raises SchemaMismatch."""
+    """Check the schema, and migrate a SQLite file. Raises SchemaMismatch."""
     present = await transactions.run(present_revision)
     if present == REVISION:
         return
     if transactions.dialect == "sqlite":
         await upgrade(transactions)
         return
-    found = f"is at {present}" if present else "has no tables of ours"
-    raise SchemaMismatch(f"the database {found}, this version needs {REVISION}")
+    found = f"is at {present}" if present else "has no Midwatch tables"
+    raise SchemaMismatch(f"the database {found}; this version needs {REVISION}")
 
 
 async def upgrade(transactions: Transactions) -> str | None:
-    """Apply what is missing, in one transaction; returns the revision before.
+    """Apply the missing migrations in one transaction.
 
-    Raises SchemaMismatch for a database that a later version made.
+    Returns:
+        The revision before, or None for an empty database.
+
+    Raises:
+        SchemaMismatch: A later version made the database.
     """
     return await transactions.run(_upgrade)
 
 
 def present_revision(connection: Connection) -> str | None:
-    """The migration the database is at; None for an empty one."""
+    """Return the revision of the database, or None for an empty one."""
     if not inspect(connection).has_table("alembic_version"):
         return None
     found = connection.scalar(text("SELECT version_num FROM alembic_version"))
@@ -57,7 +66,7 @@ def _upgrade(connection: Connection) -> str | None:
     from alembic.util import CommandError
 
     if connection.dialect.name == "postgresql":
-        # Two upgrades at once: the second waits and finds nothing to do.
+        # Of two upgrades at the same time the second waits, and finds nothing to do.
         connection.execute(text("SELECT pg_advisory_xact_lock(7305614)"))
     before = present_revision(connection)
     config = _config(connection)
@@ -67,8 +76,8 @@ def _upgrade(connection: Connection) -> str | None:
         command.upgrade(config, "head")
     except CommandError as error:
         raise SchemaMismatch(
-            f"the database is at {before}, which this version does not know",
-            hint="it was made by a later version of Midwatch; upgrade Midwatch",
+            f"the database is at revision {before}, which this version does not know",
+            hint="a later version of Midwatch made it; upgrade Midwatch",
         ) from error
     return before
 
@@ -82,12 +91,6 @@ def _config(connection: Connection) -> Config:
     config.attributes["connection"] = connection
     return config
 
-
-# ------------------------------------------------------------ indexes
-# The indexes of the tables, which belong to their metadata once this module is imported.
-#
-# They stand apart from `schema` because naming an option of PostgreSQL loads its dialect: that is
-# for those who make or compare a schema, not for those who list tickets.
 
 _UNRESOLVED = text("status <> 'resolved'")
 
@@ -132,5 +135,5 @@ _TRANSCRIPT = (
     transcript_entries.c.subpath,
 )
 Index("transcript_entries_order", *_TRANSCRIPT, transcript_entries.c.id)
-# An entry without a uuid has no double: null equals nothing, not even null.
+# Entries without a uuid never conflict: null equals nothing, not even null.
 Index("transcript_entries_once", *_TRANSCRIPT, transcript_entries.c.uuid, unique=True)

@@ -1,4 +1,4 @@
-"""What git may know of its surroundings: handed in as a value, never inherited."""
+"""The environment of git: a value that is passed in, never inherited."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _PASSED_ON = (
     "no_proxy",
     "NO_PROXY",
 )
-# The helper's text has no secret in it: a shell that git starts reads the environment. `printf` is
-# built into that shell, so the token is on no command line either.
+# The helper has no secret in its text: the shell that git starts reads the environment. `printf` is a
+# builtin of that shell, so the token is not on a command line either.
 _HELPER = (
     '!f() { test "$1" = get && '
     'printf "username=%s\\npassword=%s\\n" "$MIDWATCH_GIT_USER" "$MIDWATCH_GIT_TOKEN"; }; f'
@@ -33,9 +33,16 @@ _SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15"
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A token for one host. `scope` is scheme and host, such as `https://github.com`.
+    """A token for one host.
 
-    Hosts take any user name beside a token; GitLab's deploy tokens want their own.
+    Attributes:
+        scope: Scheme and host, such as `https://github.com`.
+        token: The token.
+        username: The user name beside the token. Most hosts accept any; a deploy token of GitLab
+            needs its own.
+
+    Raises:
+        WorkspaceRefused: The scope or the token is not valid.
     """
 
     scope: str
@@ -46,29 +53,36 @@ class Credential:
         remote = parse_remote(self.scope)
         if remote.scheme not in ("https", "http") or remote.path:
             raise WorkspaceRefused(
-                "a token needs a scope of scheme and host",
-                hint="write it like https://github.com",
+                f"the scope {remote.url!r} of a token is not a scheme and a host",
+                hint="use a scope such as https://github.com",
             )
         if not self.token or not (self.token + self.username).isprintable():
-            raise WorkspaceRefused(f"the token for {self.scope} is not a token")
+            raise WorkspaceRefused(
+                f"the token for {self.scope} is empty or has control characters",
+                hint="check the variable or file that the token comes from",
+            )
 
     def covers(self, remote: Remote) -> bool:
+        """Return whether the token is for the host of a remote."""
         scope = parse_remote(self.scope)
         return (scope.scheme, scope.host) == (remote.scheme, remote.host)
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """The token in every spelling in which git could print it."""
+        """The token in all encodings in which git could print it."""
         basic = base64.b64encode(f"{self.username}:{self.token}".encode()).decode()
         return (self.token, quote(self.token, safe=""), basic)
 
 
 @dataclass(frozen=True, slots=True)
 class GitEnvironment:
-    """Everything that git gets from outside: where programs are, keys, tokens, proxies.
+    """What git sees of the environment.
 
-    `home` is given to SSH alone, for its keys and known hosts. `variables` are passed on as they
-    are (an agent's socket, a proxy, a certificate file).
+    Attributes:
+        path: PATH.
+        home: The home folder for SSH, with its keys and known hosts; the user's by default.
+        variables: More variables for remotes: the socket of an SSH agent, a proxy, a certificate file.
+        credentials: Tokens.
     """
 
     path: str = "/usr/local/bin:/usr/bin:/bin"
@@ -80,7 +94,12 @@ class GitEnvironment:
     def from_environ(
         cls, environ: Mapping[str, str], credentials: Sequence[Credential] = ()
     ) -> GitEnvironment:
-        """The part of a process's environment that git may see."""
+        """Return the part of a process's environment that git may see.
+
+        Args:
+            environ: The environment of the process.
+            credentials: Tokens.
+        """
         home = environ.get("HOME") or _home_of_user()
         return cls(
             path=environ.get("PATH") or cls().path,
@@ -90,12 +109,13 @@ class GitEnvironment:
         )
 
     def credential_for(self, remote: Remote | None) -> Credential | None:
+        """Return the first token for the host of a remote, or None."""
         if remote is None:
             return None
         return next((c for c in self.credentials if c.covers(remote)), None)
 
-    def conceal(self, text: str) -> str:
-        """`text` without any token of this environment."""
+    def redact(self, text: str) -> str:
+        """Return `text` without the tokens of this environment."""
         for credential in self.credentials:
             for secret in credential.secrets:
                 text = text.replace(secret, "***")
@@ -103,7 +123,7 @@ class GitEnvironment:
 
 
 def default_home() -> Path:
-    """The home folder of the user who runs this, from the user database."""
+    """Return the home folder of the present user, from the user database."""
     return Path(_home_of_user() or "/")
 
 
@@ -114,7 +134,15 @@ def git_variables(
     low_speed_bytes: int,
     low_speed_seconds: float,
 ) -> dict[str, str]:
-    """The whole environment of one git process that talks to `remote`, or to none."""
+    """Return the environment of a git process.
+
+    Args:
+        environment: What git sees of the environment.
+        remote: The remote that git talks to, or None.
+        protocols: The value of GIT_ALLOW_PROTOCOL.
+        low_speed_bytes: See `midwatch.workspace.git.GitLimits`.
+        low_speed_seconds: See `midwatch.workspace.git.GitLimits`.
+    """
     settings = dict(_SETTINGS)
     settings["http.lowSpeedLimit"] = str(low_speed_bytes)
     settings["http.lowSpeedTime"] = str(max(1, round(low_speed_seconds)))
@@ -153,7 +181,7 @@ def _credential_settings(
         return []
     variables["MIDWATCH_GIT_USER"] = credential.username
     variables["MIDWATCH_GIT_TOKEN"] = credential.token
-    # Scoped by URL: a redirect to another host finds no helper.
+    # Scoped by URL: there is no helper for the host of a redirect.
     scope = parse_remote(credential.scope).url
     return [(f"credential.{scope}.helper", _HELPER)]
 
@@ -161,11 +189,11 @@ def _credential_settings(
 def _home_of_user() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:  # a container may run as a user that no database knows
+    except KeyError:  # a container may run as a user without an entry
         return ""
 
 
-# Settings that every git process gets: nothing of a repository's own that runs a program.
+# The configuration of every git process: no setting of a repository runs a program.
 _SETTINGS = {
     "core.hooksPath": "/dev/null",
     "core.fsmonitor": "false",

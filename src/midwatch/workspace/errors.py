@@ -1,26 +1,25 @@
-"""What can go wrong with a workspace, as children of the one tree.
+"""The errors of workspaces, in the tree of `midwatch.errors`.
 
 ::
 
     TemporaryError
-    ├── RepositoryUnreachable     no answer from its host
-    ├── GitTimedOut               an answer, but not within the limit
-    ├── WorkspaceDiskFull         no space for the clone; what was begun is removed
-    └── CacheBusy                 another session holds the mirror for too long
+    ├── RepositoryUnreachable     its host does not answer
+    ├── GitTimedOut               git did not end within its timeout
+    ├── WorkspaceDiskFull         no space for a clone; what was begun is removed
+    └── CacheBusy                 another process uses a mirror or a clone for too long
     PermanentError
-    ├── WorkspaceRefused          a URL, name or branch that is never given to git
-    ├── WorkspaceExists           something is already where a clone would go
-    ├── WorkspaceNotWritable      a folder of it cannot be made or written
+    ├── WorkspaceRefused          a URL, name or branch must not reach git
+    ├── WorkspaceExists           something exists where a clone would go
+    ├── WorkspaceNotWritable      a folder cannot be created or written
     ├── GitMissing                there is no git program
-    ├── RepositoryNotFound        the host answers, the repository is not there
-    ├── NotAuthorised             the host wants other credentials
+    ├── RepositoryNotFound        the host has no such repository
+    ├── NotAuthorised             the host refuses the credentials, or needs some
     ├── NoSuchBranch              the repository has no such branch or tag
     ├── RepositoryCorrupted       its objects cannot be read
-    ├── PushRejected              the remote did not take the commits
-    └── GitFailed                 git failed in a way that is not known here
+    ├── PushRejected              the remote refused the commits
+    └── GitFailed                 git failed in another way
 
-Those about one repository carry `repository`, `branch` and `cause`, and say all three in one
-line.
+Errors of one repository are RepositoryErrors.
 """
 
 from __future__ import annotations
@@ -29,7 +28,13 @@ from midwatch.errors import MidwatchError, PermanentError, TemporaryError
 
 
 class RepositoryError(MidwatchError):
-    """A repository failed."""
+    """A repository failed.
+
+    Attributes:
+        repository: Its URL.
+        branch: The branch, or None.
+        cause: What git or the disk reported.
+    """
 
     what = "failed"
 
@@ -56,37 +61,37 @@ class RepositoryUnreachable(RepositoryError, TemporaryError):
 
 
 class GitTimedOut(RepositoryError, TemporaryError):
-    """Git was stopped because it took too long."""
+    """Git did not end within its timeout."""
 
     what = "timed out"
-    hint = "try again, ask for a shallow clone, or raise the time limit"
+    hint = "try again, use a shallow clone, or raise the timeout"
 
 
 class WorkspaceDiskFull(RepositoryError, TemporaryError):
     """There is no space for a clone."""
 
     what = "disk full"
-    hint = "free some disk (`midwatch cache prune` empties the mirrors) and try again"
+    hint = "free disk space (`midwatch cache prune` removes the mirrors) and try again"
 
 
 class CacheBusy(TemporaryError):
-    """Another session holds the mirror for too long."""
+    """Another process uses a mirror or a clone for too long."""
 
     hint = "try again when the other session has fetched"
 
 
 class WorkspaceRefused(PermanentError):
-    """The workspace cannot be planned like this."""
+    """The request for a workspace is not valid."""
 
 
 class WorkspaceExists(PermanentError):
-    """Something is already where a clone would go."""
+    """Something exists where a clone would go."""
 
     hint = "choose an empty folder for the workspace, or another name for the clone"
 
 
 class WorkspaceNotWritable(RepositoryError, PermanentError):
-    """A folder cannot be made or written."""
+    """A folder cannot be created or written."""
 
     what = "cannot be written"
     hint = "check the owner and the permissions of the folder"
@@ -99,17 +104,17 @@ class GitMissing(PermanentError):
 
 
 class RepositoryNotFound(RepositoryError, PermanentError):
-    """The repository does not exist, or may not be seen."""
+    """The repository does not exist, or the credentials do not allow to see it."""
 
     what = "not found"
     hint = "check the URL; a private repository needs a token or an SSH key"
 
 
 class NotAuthorised(RepositoryError, PermanentError):
-    """The host refuses the credentials, or wants some."""
+    """The host refuses the credentials, or needs some."""
 
     what = "not authorised"
-    hint = "give a token for this host, or an SSH agent that holds the key"
+    hint = "configure a token for this host, or an SSH agent with the key"
 
 
 class NoSuchBranch(RepositoryError, PermanentError):
@@ -127,7 +132,7 @@ class RepositoryCorrupted(RepositoryError, PermanentError):
 
 
 class PushRejected(RepositoryError, PermanentError):
-    """The remote did not take the commits."""
+    """The remote refused the commits."""
 
     what = "push rejected"
     hint = "push to another branch"
@@ -137,4 +142,4 @@ class GitFailed(RepositoryError, PermanentError):
     """Git failed."""
 
     what = "git failed"
-    hint = "the cause is what git itself said"
+    hint = "the cause is the message of git"

@@ -1,10 +1,12 @@
-"""The only runner of git: a clean environment, bounds on time and output, typed errors."""
+"""Run git: a clean environment, limits on time and output, typed errors.
+
+No other module starts git, and no other reads its messages.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -14,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from midwatch.lifecycle import Clock, SystemClock
+from midwatch.files import is_disk_full
+from midwatch.lifecycle import Backoff, Clock, SystemClock, cancel
 from midwatch.workspace.environment import GitEnvironment, git_variables
 from midwatch.workspace.errors import (
     GitFailed,
@@ -30,18 +33,19 @@ from midwatch.workspace.errors import (
     WorkspaceDiskFull,
     WorkspaceNotWritable,
 )
-from midwatch.workspace.urls import Remote, conceal
+from midwatch.workspace.urls import Remote, redact_url
 
 # ------------------------------------------------------------ progress
-# Git's progress lines, as values.
 
-Phase = Literal["asking", "counting", "receiving", "resolving", "checkout", "done"]
+ProgressPhase = Literal[
+    "asking", "counting", "receiving", "resolving", "checkout", "done"
+]
 
 _LINE = re.compile(
     r"^(?:remote: )?(?P<what>[A-Z][a-z]+ [a-z]+):\s+(?P<percent>\d{1,3})% "
     r"\((?P<done>\d+)/(?P<total>\d+)\)(?:, (?P<rest>[^\r\n]{0,60}))?"
 )
-_PHASES: dict[str, Phase] = {
+_PHASES: dict[str, ProgressPhase] = {
     "Counting objects": "counting",
     "Compressing objects": "counting",
     "Receiving objects": "receiving",
@@ -52,10 +56,17 @@ _PHASES: dict[str, Phase] = {
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far one repository is. `percent` is of this phase; `detail` is git's (size, speed)."""
+    """The progress of one repository.
+
+    Attributes:
+        repository: Its URL.
+        phase: What git does.
+        percent: The progress in this phase, from 0 to 100.
+        detail: Size and speed, as git prints them.
+    """
 
     repository: str
-    phase: Phase
+    phase: ProgressPhase
     percent: int = 0
     detail: str = ""
 
@@ -64,7 +75,7 @@ OnProgress = Callable[[Progress], None]
 
 
 def parse_progress(repository: str, line: str) -> Progress | None:
-    """The progress that a line of git's stderr tells, if it is such a line."""
+    """Return the progress in a line of git's stderr, or None if it is another line."""
     match = _LINE.match(line)
     phase = _PHASES.get(match["what"]) if match else None
     if match is None or phase is None:
@@ -73,11 +84,10 @@ def parse_progress(repository: str, line: str) -> Progress | None:
     return Progress(repository, phase, min(100, int(match["percent"])), detail)
 
 
-# ------------------------------------------------------------ faults
-# What git says when it fails, as our own errors. The one place that reads git's words.
+# ------------------------------------------------------------ errors
 
-# The first pattern that is found decides. What git says of the cause comes before what follows
-# from it ("could not read from remote repository" ends many different stories).
+# The first pattern that matches counts. Causes come before their consequences: git prints "could not
+# read from remote repository" after many different causes.
 _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
     (r"No space left on device|Disk quota exceeded", WorkspaceDiskFull, None),
     (
@@ -105,7 +115,7 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
         r"requested URL returned error: 403|Write access to repository not granted"
         r"|Permission to \S+ denied|insufficient permission|read.only",
         NotAuthorised,
-        "the credentials are known, but may not do this: use a token with write access",
+        "the credentials lack the permission: use a token with write access",
     ),
     (
         r"Authentication failed|could not read (Username|Password)|terminal prompts disabled"
@@ -116,13 +126,13 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
     (
         r"Host key verification failed",
         NotAuthorised,
-        "connect once with `ssh` to make the host's key known",
+        "connect once with `ssh` to accept the host's key",
     ),
     (r"Permission denied \(|Too many authentication failures", NotAuthorised, None),
     (
         r"Permission denied",
         NotAuthorised,
-        "the user who runs this may not read or write the files",
+        "give the user who runs this permission to read and write the files",
     ),
     (
         r"Operation too slow|Connection timed out|Operation timed out|timed out after"
@@ -174,7 +184,7 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
 _COMPILED = tuple(
     (re.compile(pattern), kind, hint) for pattern, kind, hint in _PATTERNS
 )
-_TELLING = re.compile(
+_REASON = re.compile(
     r"^(fatal|error|remote|ssh|ERROR|!)\b[:\t ]*|^\s*!\s*\[", re.MULTILINE
 )
 _NOISE = re.compile(
@@ -182,47 +192,71 @@ _NOISE = re.compile(
 )
 
 
-def classify(
-    repository: str, said: str, code: int, branch: str | None = None
+def map_git_error(
+    repository: str, message: str, code: int, branch: str | None = None
 ) -> RepositoryError:
-    """The error that git's stderr (and a push's porcelain) tells; GitFailed if none fits.
+    """Return the error for a failed git.
 
-    `said` must have its secrets removed already.
+    Args:
+        repository: URL of the repository.
+        message: What git printed on stderr, and of a push on stdout, without secrets.
+        code: The exit code.
+        branch: The branch, for the message.
+
+    Returns:
+        GitFailed if no pattern matches.
     """
     for pattern, kind, hint in _COMPILED:
-        match = pattern.search(said)
+        match = pattern.search(message)
         if match:
-            cause = _cause(said, match.start())
+            cause = _cause(message, match.start())
             return kind(repository, cause, branch=branch, hint=hint)
-    return GitFailed(repository, _cause(said, None) or f"exit {code}", branch=branch)
+    return GitFailed(repository, _cause(message, None) or f"exit {code}", branch=branch)
 
 
-def _cause(said: str, at: int | None) -> str:
-    """The line around `at`, else the last that looks like a reason; bounded, printable."""
+def map_disk_error(error: OSError, repository: str) -> RepositoryError:
+    """Return WorkspaceDiskFull or WorkspaceNotWritable for an error of the disk."""
+    cause = f"{os.strerror(error.errno or 0)}: {error.filename or repository}"
+    kind = WorkspaceDiskFull if is_disk_full(error) else WorkspaceNotWritable
+    return kind(repository, cause)
+
+
+def _cause(message: str, at: int | None) -> str:
+    """Return the line around `at`, else the last line that looks like a reason; short and printable."""
     if at is not None:
-        start = said.rfind("\n", 0, at) + 1
-        end = said.find("\n", at)
-        line = said[start : end if end >= 0 else None]
+        start = message.rfind("\n", 0, at) + 1
+        end = message.find("\n", at)
+        line = message[start : end if end >= 0 else None]
     else:
-        lines = [x for x in said.splitlines() if x.strip() and not _NOISE.search(x)]
-        telling = [x for x in lines if _TELLING.match(x)]
-        line = (telling or lines or [""])[-1]
+        lines = [x for x in message.splitlines() if x.strip() and not _NOISE.search(x)]
+        reasons = [x for x in lines if _REASON.match(x)]
+        line = (reasons or lines or [""])[-1]
     line = re.sub(r"^(fatal|error|remote|ERROR): *", "", line.strip())
-    return conceal(" ".join(line.replace("?", "\0").split())).replace("\ufffd", "?")
+    return redact_url(" ".join(line.replace("?", "\0").split())).replace("\ufffd", "?")
 
+
+# ------------------------------------------------------------ running git
 
 T = TypeVar("T")
 _STDERR_KEPT = 32_000
 _CHUNK = 65_536
 _LINE_END = re.compile(r"[\r\n]")
+_LONGEST_WAIT = 60.0  # seconds between two tries
 
 
 @dataclass(frozen=True, slots=True)
 class GitLimits:
-    """Bounds of git: seconds of wall clock, bytes of output, and what is too slow.
+    """Limits of git.
 
-    A transfer below `low_speed_bytes` a second for `low_speed_seconds` is given up. `attempts`
-    counts tries of what failed by the network alone; waits double from `backoff` seconds.
+    Attributes:
+        ask_seconds: Timeout of a query for the refs of a remote.
+        transfer_seconds: Timeout of a command that talks to a remote.
+        local_seconds: Timeout of a local command.
+        low_speed_bytes: Bytes per second. A transfer that is slower for `low_speed_seconds` is ended.
+        low_speed_seconds: See `low_speed_bytes`.
+        output_bytes: The largest output; more is cut.
+        attempts: Tries of a command that fails by the network.
+        backoff: Seconds before the second try. Waits double, up to a minute.
     """
 
     ask_seconds: float = 30.0
@@ -236,8 +270,8 @@ class GitLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
-    """What a git process said. `cut` is true where stdout went on past the bound."""
+class GitOutput:
+    """The output of a git process; `cut` if stdout was longer than the limit."""
 
     code: int
     out: bytes
@@ -246,16 +280,30 @@ class Output:
 
     @property
     def text(self) -> str:
+        """Stdout as text."""
         return self.out.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
-    """One call of git.
+class GitCommand:
+    """A call of git.
 
-    `repository` and `branch` are for messages. `remote` is the one place it may talk to: it
-    decides on protocols and credentials; without one, git talks to nobody. `stdin` is bytes, or a
-    file. `ok` are the exit codes that are no failure.
+    Attributes:
+        args: The arguments, without those that the other fields stand for.
+        repository: URL of the repository, for messages.
+        branch: The branch, for messages.
+        git_dir: The git directory.
+        work_tree: The work tree.
+        folder: The working directory; the work tree by default.
+        remote: The only remote that git may talk to, which decides on protocols and credentials.
+            Without one, git has no network.
+        protocols: Replaces the protocols of `remote`, as in GIT_ALLOW_PROTOCOL.
+        stdin: Bytes, or a file.
+        timeout: Replaces the timeout of `GitLimits`, in seconds.
+        max_output: Replaces `GitLimits.output_bytes`.
+        ok: Exit codes that are not errors.
+        variables: More environment variables.
+        on_progress: Called with the progress.
     """
 
     args: Sequence[str]
@@ -275,7 +323,13 @@ class Command:
 
 
 class Git:
-    """Runs git. Raises GitMissing, GitTimedOut and what `faults.classify` knows."""
+    """Runs git.
+
+    Args:
+        environment: What git sees of the environment; by default nothing but PATH.
+        limits: Limits on time, output and tries.
+        clock: Replaces the system's clock in tests.
+    """
 
     def __init__(
         self,
@@ -288,40 +342,51 @@ class Git:
         self.clock = clock or SystemClock()
         self._program = shutil.which("git", path=self.environment.path)
 
-    async def run(self, command: Command) -> Output:
-        """Run it to its end, or kill it with all its children at a bound or a cancellation."""
-        process, whole = await self._start(command), False
+    async def run(self, command: GitCommand) -> GitOutput:
+        """Run git and return its output. A timeout or a cancellation kills it and its children.
+
+        Raises:
+            GitMissing: There is no git program.
+            GitTimedOut: Git did not end in time.
+            RepositoryError: Git failed; see `map_git_error`.
+        """
+        process, ended = await self._start(command), False
         seconds = command.timeout or self._seconds(command)
         try:
             async with asyncio.timeout(seconds):
                 output = await _collect(process, command, self.limits.output_bytes)
-            whole = True
+            ended = True
         except TimeoutError:
             raise GitTimedOut(
                 command.repository,
-                f"no end within {seconds:g} s",
+                f"git did not end within {seconds:g} s",
                 branch=command.branch,
             ) from None
         finally:
-            if not whole:
+            if not ended:
                 _kill(process)
             await asyncio.shield(_end(process))
         return self._checked(command, output)
 
     async def retry(self, operation: Callable[[], Awaitable[T]]) -> T:
-        """Run `operation`, again after a network fault, as often as the limits say."""
-        for attempt in range(1, self.limits.attempts):
+        """Return the result of `operation`, tried again after network errors as the limits allow.
+
+        Raises:
+            RepositoryUnreachable: The last try failed.
+        """
+        waits = Backoff(self.limits.backoff, _LONGEST_WAIT)
+        for _ in range(1, self.limits.attempts):
             try:
                 return await operation()
             except RepositoryUnreachable:
-                await self.clock.sleep(self.limits.backoff * 2 ** (attempt - 1))
+                await self.clock.sleep(waits.next())
         return await operation()
 
-    def _seconds(self, command: Command) -> float:
+    def _seconds(self, command: GitCommand) -> float:
         limits = self.limits
         return limits.transfer_seconds if command.remote else limits.local_seconds
 
-    async def _start(self, command: Command) -> asyncio.subprocess.Process:
+    async def _start(self, command: GitCommand) -> asyncio.subprocess.Process:
         if self._program is None:
             raise GitMissing()
         arguments = [self._program, "--no-pager"]
@@ -343,10 +408,10 @@ class Git:
                 stderr=asyncio.subprocess.PIPE,
                 env=self._variables(command),
                 cwd=command.folder or command.work_tree or "/",
-                start_new_session=True,  # its own group to kill, and no terminal to ask at
+                start_new_session=True,  # a process group to kill, and no terminal for prompts
             )
 
-    def _variables(self, command: Command) -> dict[str, str]:
+    def _variables(self, command: GitCommand) -> dict[str, str]:
         limits = self.limits
         protocols = command.protocols or protocols_of(command.remote)
         return {
@@ -360,62 +425,52 @@ class Git:
             **command.variables,
         }
 
-    def _checked(self, command: Command, output: Output) -> Output:
-        said = self.environment.conceal(output.err)
+    def _checked(self, command: GitCommand, output: GitOutput) -> GitOutput:
+        message = self.environment.redact(output.err)
         if output.code in command.ok or output.cut:
-            return Output(output.code, output.out, said, output.cut)
+            return GitOutput(output.code, output.out, message, output.cut)
         if command.args[0] == "push":
-            said += "\n" + self.environment.conceal(output.text)
-        raise classify(command.repository, said, output.code, command.branch)
+            message += "\n" + self.environment.redact(output.text)
+        raise map_git_error(command.repository, message, output.code, command.branch)
 
 
 def protocols_of(remote: Remote | None) -> str:
-    """The value of GIT_ALLOW_PROTOCOL for a command that talks to `remote` alone."""
+    """Return the value of GIT_ALLOW_PROTOCOL for a command that talks to `remote` only."""
     if remote is None:
         return "none"
     return "http:https" if remote.scheme == "http" else remote.scheme
 
 
-def disk_fault(error: OSError, repository: str) -> RepositoryError:
-    """The typed error for what the disk refused: it is full, or not ours to write."""
-    cause = f"{os.strerror(error.errno or 0)}: {error.filename or repository}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return WorkspaceDiskFull(repository, cause)
-    return WorkspaceNotWritable(repository, cause)
-
-
 async def _collect(
-    process: asyncio.subprocess.Process, command: Command, default_bound: int
-) -> Output:
+    process: asyncio.subprocess.Process, command: GitCommand, limit: int
+) -> GitOutput:
     assert process.stdout and process.stderr
-    bound = default_bound if command.max_output is None else command.max_output
+    limit = limit if command.max_output is None else command.max_output
     feeding = asyncio.ensure_future(_feed(process, command.stdin))
-    telling = asyncio.ensure_future(_listen(process.stderr, command))
+    messages = asyncio.ensure_future(_read_messages(process.stderr, command))
     try:
-        out, cut = await _read(process.stdout, bound)
+        out, cut = await _read(process.stdout, limit)
         if cut:
             _kill(process)
-        err = await telling
+        err = await messages
         await feeding
-        return Output(await process.wait(), out, err, cut)
+        return GitOutput(await process.wait(), out, err, cut)
     finally:
-        for task in (feeding, telling):
-            task.cancel()
-        await asyncio.gather(feeding, telling, return_exceptions=True)
+        await cancel(feeding, messages)
 
 
-async def _read(stream: asyncio.StreamReader, bound: int) -> tuple[bytes, bool]:
+async def _read(stream: asyncio.StreamReader, limit: int) -> tuple[bytes, bool]:
     parts, size = [], 0
     while chunk := await stream.read(_CHUNK):
         parts.append(chunk)
         size += len(chunk)
-        if size > bound:
-            return b"".join(parts)[:bound], True
+        if size > limit:
+            return b"".join(parts)[:limit], True
     return b"".join(parts), False
 
 
-async def _listen(stream: asyncio.StreamReader, command: Command) -> str:
-    """Read stderr to its end: report progress, keep the end of the rest."""
+async def _read_messages(stream: asyncio.StreamReader, command: GitCommand) -> str:
+    """Read stderr to its end: report progress, return the last of the other lines."""
     kept, rest = "", ""
     while chunk := await stream.read(_CHUNK):
         *lines, rest = _LINE_END.split(rest + chunk.decode("utf-8", "replace"))
@@ -447,7 +502,7 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Leave no open pipe behind."""
-    # Reading to the end is what closes the pipes; only a child that left the group holds them.
+    """Wait for the end of a process and close its pipes."""
+    # Reading to the end closes the pipes. Only a child that left the group can hold them open.
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(process.communicate(), 5)

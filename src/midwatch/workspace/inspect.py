@@ -1,4 +1,4 @@
-"""What a session did to its repositories: clean, changed or pushed, with files and lines."""
+"""Inspect the repositories of a session: clean, changed or pushed, with files, lines and commits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from midwatch.workspace.record import ClonedRepo, Workspace
 from midwatch.workspace.snapshot import (
     Snapshot,
     SnapshotLimits,
-    in_trusted,
     is_ancestor,
     pushed_commit,
+    run_trusted,
     take_snapshot,
     tree_of,
 )
 
-Status = Literal["clean", "changed", "pushed"]
+RepoStatus = Literal["clean", "changed", "pushed"]
 MAX_DIFF_BYTES = 2_000_000
 _MAX_LIST_BYTES = 8_000_000
 _MAX_COMMITS = 200
@@ -28,7 +28,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """One file against the base; the lines are None for a binary file."""
+    """A changed file, compared with the base; the lines are None for a binary file."""
 
     path: str
     kind: Literal["added", "changed", "deleted"]
@@ -38,7 +38,7 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A commit since the base. `at` is in seconds since 1970; the texts are the agent's."""
+    """A commit since the base. `at` is in seconds since 1970. The agent wrote the texts."""
 
     oid: str
     author: str
@@ -48,16 +48,26 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class RepoState:
-    """One repository after a session.
+    """The state of a repository after a session.
 
-    `files` has every difference between the base and the files on disk, untracked ones included
-    (`untracked` counts them, `left_out` names those too large to read). `commits` are the newest
-    first, at most 200; `commit_count` counts all. `problem` says what could not be looked at.
+    Attributes:
+        name: Name of the clone's folder.
+        url: Where it was cloned from.
+        status: "clean" without differences from the base, "pushed" if the remote has them all.
+        base: The commit that the session started from, or None.
+        head: The last commit, or None.
+        branch: The branch; None if HEAD is detached.
+        commit_count: Number of commits since the base.
+        commits: The newest 200 of them, newest first.
+        files: Differences between the base and the files on disk, with untracked files.
+        untracked: Number of untracked files.
+        left_out: Untracked files that are not in `files`, such as too large ones.
+        problem: What could not be inspected, or None.
     """
 
     name: str
     url: str
-    status: Status
+    status: RepoStatus
     base: str | None
     head: str | None
     branch: str | None
@@ -70,16 +80,18 @@ class RepoState:
 
     @property
     def added(self) -> int:
+        """Number of added lines."""
         return sum(file.added or 0 for file in self.files)
 
     @property
     def removed(self) -> int:
+        """Number of removed lines."""
         return sum(file.removed or 0 for file in self.files)
 
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """A unified diff, as text fit for a terminal; `cut` is true where it went on."""
+    """A unified diff, printable on a terminal; `cut` if it was longer than the limit."""
 
     text: str
     cut: bool
@@ -88,14 +100,24 @@ class Diff:
 async def inspect_workspace(
     workspace: Workspace, git: Git, limits: SnapshotLimits | None = None
 ) -> list[RepoState]:
-    """The state of every repository, in order."""
+    """Return the state of every repository, in order. Raises as `inspect_repo`."""
     return [await inspect_repo(repo, git, limits) for repo in workspace.repos]
 
 
 async def inspect_repo(
     repo: ClonedRepo, git: Git, limits: SnapshotLimits | None = None
 ) -> RepoState:
-    """The state of one repository. Nothing in the clone runs; raises what `Git.run` raises."""
+    """Return the state of a repository. Nothing in the clone runs.
+
+    Args:
+        repo: The clone.
+        git: Runs git.
+        limits: Limits on untracked files.
+
+    Raises:
+        CacheBusy: Another inspection of the clone did not end in time.
+        RepositoryError: Git failed.
+    """
     return await describe(repo, git, await take_snapshot(git, repo, limits))
 
 
@@ -105,17 +127,28 @@ async def diff_of(
     max_bytes: int = MAX_DIFF_BYTES,
     limits: SnapshotLimits | None = None,
 ) -> Diff:
-    """Everything that changed since the base, new files included, up to `max_bytes`."""
+    """Return all changes since the base, with new files. Nothing in the clone runs.
+
+    Args:
+        repo: The clone.
+        git: Runs git.
+        max_bytes: The largest size of the diff; more is cut.
+        limits: Limits on untracked files.
+
+    Raises:
+        CacheBusy: Another inspection of the clone did not end in time.
+        RepositoryError: Git failed.
+    """
     snapshot = await take_snapshot(git, repo, limits)
     args = ["diff-tree", "-p", "-r", "--no-ext-diff", "--no-textconv", "--no-color"]
-    output = await in_trusted(
+    output = await run_trusted(
         git, repo, [*args, *await _sides(git, repo, snapshot)], max_bytes
     )
     return Diff(printable(output.text), output.cut)
 
 
 async def describe(repo: ClonedRepo, git: Git, snapshot: Snapshot) -> RepoState:
-    """What a snapshot amounts to."""
+    """Return the state of a repository from a snapshot. Raises RepositoryError."""
     files = await _files(repo, git, snapshot)
     count, commits = await _commits(repo, git, snapshot)
     return RepoState(
@@ -135,7 +168,7 @@ async def describe(repo: ClonedRepo, git: Git, snapshot: Snapshot) -> RepoState:
 
 
 def printable(text: str) -> str:
-    """Text of an agent with its control characters made visible: it is shown on terminals."""
+    """Return text with visible control characters: an agent wrote it, and terminals show it."""
     text = text.encode("utf-8", "replace").decode("utf-8")
     return _UNPRINTABLE.sub(_visible, text)
 
@@ -149,7 +182,7 @@ def _visible(match: re.Match[str]) -> str:
 
 async def _status(
     repo: ClonedRepo, git: Git, snapshot: Snapshot, differs: bool
-) -> Status:
+) -> RepoStatus:
     if not (differs or snapshot.left_out or snapshot.problem):
         return "clean"
     pushed = await pushed_commit(git, repo)
@@ -165,12 +198,12 @@ async def _files(
 ) -> tuple[FileChange, ...]:
     args = ["diff-tree", "-r", "-z", "--raw", "--numstat", "--no-renames"]
     args += ["--no-ext-diff", "--no-textconv", *await _sides(git, repo, snapshot)]
-    output = await in_trusted(git, repo, args, _MAX_LIST_BYTES)
+    output = await run_trusted(git, repo, args, _MAX_LIST_BYTES)
     return parse_changes(output.out)
 
 
 def parse_changes(data: bytes) -> tuple[FileChange, ...]:
-    """The files in an answer of `git diff-tree -z --raw --numstat`."""
+    """Return the files in the output of `git diff-tree -z --raw --numstat`."""
     fields = iter(data.decode("utf-8", "surrogateescape").split("\0")[:-1])
     kinds: dict[str, str] = {}
     changes = []
@@ -202,14 +235,14 @@ async def _commits(
     if snapshot.head is None or snapshot.head == repo.base:
         return 0, ()
     since = [snapshot.head, *(["--not", repo.base] if repo.base else [])]
-    count = await in_trusted(git, repo, ["rev-list", "--count", *since])
+    count = await run_trusted(git, repo, ["rev-list", "--count", *since])
     args = ["log", "-z", _LOG_FORMAT, f"--max-count={_MAX_COMMITS}", *since]
-    output = await in_trusted(git, repo, args, _MAX_LIST_BYTES)
+    output = await run_trusted(git, repo, args, _MAX_LIST_BYTES)
     return int(count.text), parse_commits(output.text)
 
 
 def parse_commits(text: str) -> tuple[Commit, ...]:
-    """The commits in an answer of `git log -z` in our format."""
+    """Return the commits in the output of `git log -z` with `_LOG_FORMAT`."""
     commits = []
     for record in text.split("\0"):
         fields = record.split("\x1f", 3)

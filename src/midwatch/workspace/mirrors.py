@@ -1,7 +1,7 @@
-"""Warm mirrors: one bare repository per URL, shared by every session of a user.
+"""Mirrors: one bare repository per URL, shared by all sessions of a user.
 
-Readers hold a shared lock while they copy, so nothing changes under them; who clones keeps nothing of
-the mirror, so pruning it never breaks a clone. A mirror that is not whole is made anew.
+Readers hold a shared lock while they copy, so the mirror does not change meanwhile. A clone has objects
+of its own, so that pruning a mirror never breaks it. An incomplete mirror is created again.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from midwatch.files import locked, locked_if_free, replace_file
 from midwatch.workspace.errors import (
     CacheBusy,
     GitFailed,
     RepositoryCorrupted,
     RepositoryNotFound,
 )
-from midwatch.workspace.git import Command, Git, OnProgress
-from midwatch.workspace.locks import locked, locked_if_free
+from midwatch.workspace.git import Git, GitCommand, OnProgress
 from midwatch.workspace.refs import Advertised, read_refs
 from midwatch.workspace.urls import Remote
 
@@ -32,12 +32,12 @@ DEFAULT_MAX_BYTES = 20_000_000_000
 _MANIFEST = "midwatch.json"
 _NAME_LENGTH = 40
 _TRIES = 3
-_REPACK_ABOVE = 12  # packs; each fetch that brings something adds one
+_REPACK_ABOVE = 12  # packs; each fetch of new objects adds one
 
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """A mirror on disk; `size` in bytes, `used_at` when a session last cloned from it."""
+    """A mirror on disk: its size in bytes, and when a session last cloned from it."""
 
     url: str
     path: Path
@@ -46,9 +46,13 @@ class Mirror:
 
 
 class Mirrors:
-    """The mirrors under `root`, together at most `max_bytes` large (the oldest use goes first).
+    """The mirrors under a folder.
 
-    `wait` is how many seconds a session waits for another that fetches the same mirror.
+    Args:
+        root: The folder; it is created if it is missing.
+        git: Runs git.
+        max_bytes: The largest size of all mirrors together; those used longest ago are removed.
+        wait: Seconds to wait for another session that uses the same mirror.
     """
 
     def __init__(
@@ -71,60 +75,82 @@ class Mirrors:
         advertised: Advertised,
         on_progress: OnProgress | None = None,
     ) -> AsyncIterator[Path]:
-        """A mirror that has what the remote advertises, unchanged while inside."""
-        # Private repositories: for their owner alone.
+        """Yield a mirror with the refs that the remote advertises, unchanged while the block runs.
+
+        Args:
+            remote: The remote.
+            advertised: Its refs.
+            on_progress: Called with the progress of a fetch.
+
+        Raises:
+            CacheBusy: Other sessions hold the mirror for longer than `wait` seconds.
+            RepositoryError: The remote failed.
+        """
+        # Repositories may be private: readable by the owner only.
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path, brought = self.path_of(remote), False
+        path, fetched = self.path_of(remote), False
         for _ in range(_TRIES):
             async with self._locked(path, shared=True):
-                # What was just brought counts even if the remote has moved on since it was asked.
-                if _is_warm(path, advertised) or (brought and _is_whole(path)):
+                # What was just fetched counts even if the remote has changed since it was queried.
+                if _is_current(path, advertised) or (fetched and _is_complete(path)):
                     os.utime(path / _MANIFEST)
                     yield path
                     return
             async with self._locked(path, shared=False):
-                # Whoever held the lock before may have brought just this.
-                if not _is_warm(path, advertised):
-                    await self._bring(path, remote, on_progress)
-                brought = True
+                # The previous holder of the lock may have fetched the same.
+                if not _is_current(path, advertised):
+                    await self._update(path, remote, on_progress)
+                fetched = True
             self.prune(self._max_bytes, keep=path)
-        raise CacheBusy(f"the mirror of {remote.url} is removed again and again")
+        raise CacheBusy(
+            f"the mirror of {remote.url} was removed {_TRIES} times before it was read",
+            hint="raise `mirror_bytes`, the largest size of all mirrors",
+        )
 
     async def discard(self, remote: Remote) -> None:
-        """Forget the mirror of a repository, because it turned out to be broken."""
+        """Remove the mirror of a repository, which is broken. Raises CacheBusy."""
         path = self.path_of(remote)
         async with self._locked(path, shared=False):
             self._remove(path)
 
     def path_of(self, remote: Remote) -> Path:
+        """Return where the mirror of a remote is."""
         name = hashlib.sha256(remote.transport_url.encode()).hexdigest()[:_NAME_LENGTH]
         return self._root / f"{name}.git"
 
     def listed(self) -> list[Mirror]:
-        """All mirrors, the one used last first."""
+        """Return all mirrors, the most recently used first."""
         found = [_described(path) for path in self._root.glob("*.git")]
         return sorted((m for m in found if m), key=lambda m: m.used_at, reverse=True)
 
     def prune(self, max_bytes: int = 0, *, keep: Path | None = None) -> list[Mirror]:
-        """Remove the mirrors used longest ago until `max_bytes` are left; those in use stay."""
+        """Remove mirrors, those used longest ago first. Mirrors in use stay.
+
+        Args:
+            max_bytes: The size of all mirrors to keep.
+            keep: A mirror that stays.
+
+        Returns:
+            The removed mirrors.
+        """
         self._sweep()
         mirrors = self.listed()
         total, removed = sum(mirror.size for mirror in mirrors), []
         for mirror in reversed(mirrors):
             if total <= max_bytes:
                 break
-            with locked_if_free(self._lock_of(mirror.path)) as free:
-                if free and mirror.path != keep:
+            with locked_if_free(self._lock_of(mirror.path)) as held:
+                if held and mirror.path != keep:
                     self._remove(mirror.path)
                     total -= mirror.size
                     removed.append(mirror)
         return removed
 
     def _sweep(self) -> None:
-        """Remove what killed processes left half made."""
+        """Remove incomplete mirrors of killed processes."""
         for half in self._trash.glob("*"):
-            with locked_if_free(self._lock_of(half)) as free:
-                if free:
+            with locked_if_free(self._lock_of(half)) as held:
+                if held:
                     shutil.rmtree(half, ignore_errors=True)
 
     @property
@@ -134,22 +160,23 @@ class Mirrors:
     def _lock_of(self, path: Path) -> Path:
         return self._root / "locks" / f"{path.name[:_NAME_LENGTH]}.lock"
 
-    def _locked(
-        self, path: Path, *, shared: bool
-    ) -> contextlib.AbstractAsyncContextManager[None]:
-        return locked(
-            self._lock_of(path), self._git.clock, shared=shared, seconds=self._wait
-        )
+    @contextlib.asynccontextmanager
+    async def _locked(self, path: Path, *, shared: bool) -> AsyncIterator[None]:
+        lock, clock = self._lock_of(path), self._git.clock
+        async with locked(lock, clock, shared=shared, seconds=self._wait) as held:
+            if not held:
+                raise CacheBusy(f"{lock.name} is still locked after {self._wait:g} s")
+            yield
 
-    async def _bring(
+    async def _update(
         self, path: Path, remote: Remote, on_progress: OnProgress | None
     ) -> None:
-        """Fetch into the mirror, or make it (anew, if it is broken). The lock is held alone."""
-        if _is_whole(path):
+        """Fetch into the mirror; create it if it is missing or broken. The caller holds the lock."""
+        if _is_complete(path):
             try:
                 await self._fetch(path, remote, on_progress)
             except (RepositoryCorrupted, RepositoryNotFound, GitFailed):
-                # The remote answered a moment ago: what is broken is the mirror.
+                # The remote answered a moment ago, so the mirror is broken.
                 await self._create(path, remote, on_progress)
         else:
             await self._create(path, remote, on_progress)
@@ -167,7 +194,7 @@ class Mirrors:
         )
         if len(_packs(path)) > _REPACK_ABOVE:
             repack = ["repack", "--geometric=2", "-d", "-q"]
-            await self._git.run(Command(repack, repository=remote.url, git_dir=path))
+            await self._git.run(GitCommand(repack, repository=remote.url, git_dir=path))
         _write_manifest(path, remote)
 
     async def _create(
@@ -194,7 +221,7 @@ class Mirrors:
         on_progress: OnProgress | None,
         git_dir: Path | None = None,
     ) -> None:
-        command = Command(
+        command = GitCommand(
             args,
             repository=remote.url,
             git_dir=git_dir,
@@ -204,7 +231,7 @@ class Mirrors:
         await self._git.retry(lambda: self._git.run(command))
 
     def _remove(self, path: Path) -> None:
-        """Out of the way at once, then gone. The lock is held alone."""
+        """Rename the mirror, then remove it. The caller holds the lock."""
         if not path.exists():
             return
         trash = self._trash_for(path)
@@ -212,17 +239,17 @@ class Mirrors:
         shutil.rmtree(trash, ignore_errors=True)
 
     def _trash_for(self, path: Path) -> Path:
-        """A fresh place whose name begins with that of the mirror, and so of its lock."""
+        """Return a new path whose name begins with that of the mirror, and so of its lock."""
         self._trash.mkdir(parents=True, exist_ok=True)
         return self._trash / f"{path.stem}-{secrets.token_hex(8)}"
 
 
-def _is_warm(path: Path, advertised: Advertised) -> bool:
-    return _is_whole(path) and read_refs(path) == dict(advertised.refs)
+def _is_current(path: Path, advertised: Advertised) -> bool:
+    return _is_complete(path) and read_refs(path) == dict(advertised.refs)
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether the packs are those that the last fetch left: same names, same sizes."""
+def _is_complete(path: Path) -> bool:
+    """Return whether the packs have the names and sizes that the last fetch left."""
     manifest = _read_manifest(path)
     return manifest is not None and manifest.get("packs") == _packs(path)
 
@@ -237,9 +264,8 @@ def _read_manifest(path: Path) -> dict[str, object] | None:
 
 def _write_manifest(path: Path, remote: Remote) -> None:
     manifest = {"url": remote.url, "packs": _packs(path)}
-    temporary = path / f"{_MANIFEST}.new"
-    temporary.write_text(json.dumps(manifest), encoding="utf-8")
-    temporary.rename(path / _MANIFEST)
+    # A lost manifest costs a clone: it need not be on the disk at once.
+    replace_file(path / _MANIFEST, json.dumps(manifest).encode(), durable=False)
 
 
 def _packs(path: Path) -> dict[str, int]:
@@ -253,7 +279,7 @@ def _packs(path: Path) -> dict[str, int]:
 
 
 def _described(path: Path) -> Mirror | None:
-    """None while another process removes it."""
+    """Return the mirror, or None if another process removes it."""
     try:
         used_at = datetime.fromtimestamp((path / _MANIFEST).stat().st_mtime, UTC)
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())

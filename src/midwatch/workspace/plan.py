@@ -22,12 +22,19 @@ MAX_REPOSITORIES = 64
 
 @dataclass(frozen=True, slots=True)
 class RepoSpec:
-    """A repository that a person asks for.
+    """A repository to clone, and where its commits are pushed.
 
-    `branch` or `tag` says where to start (the repository's own default without either). `name`
-    is the folder's. Commits are pushed to `push_url` (else `url`) and `push_branch` (else the
-    session's own branch). `depth` is a number of commits; `blobless` leaves old file contents
-    on the server until they are needed. Both go past the mirrors.
+    Attributes:
+        url: https, http, ssh or file URL, `user@host:path` or a local path.
+        branch: The branch to start from; the default branch without a branch and a tag.
+        tag: The tag to start from.
+        name: Name of the clone's folder; derived from the URL by default.
+        push_url: Where commits are pushed; `url` by default.
+        push_branch: The branch that commits are pushed to; the session's branch by default.
+        depth: Number of commits to fetch; all by default. Not taken from a mirror.
+        blobless: Fetch file contents when they are needed. Not taken from a mirror.
+        submodules: Clone the submodules.
+        lfs: Fetch the files of Git LFS; needs the program git-lfs.
     """
 
     url: str
@@ -41,45 +48,52 @@ class RepoSpec:
     submodules: bool = False
     lfs: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class PlannedRepo:
-    """A repository with everything decided; nothing in it can mislead git."""
-
-    name: str
-    path: Path
-    remote: Remote
-    branch: str | None
-    tag: str | None
-    push_remote: Remote
-    push_branch: str
-    depth: int | None
-    blobless: bool
-    submodules: bool
-    lfs: bool
+    @property
+    def remote(self) -> Remote:
+        """The parsed `url`. Raises WorkspaceRefused."""
+        return parse_remote(self.url)
 
     @property
-    def wanted(self) -> str | None:
-        """The branch or tag asked for, for messages."""
+    def push_remote(self) -> Remote:
+        """The parsed `push_url`, or `url` without one. Raises WorkspaceRefused."""
+        return parse_remote(self.url if self.push_url is None else self.push_url)
+
+    @property
+    def folder(self) -> str:
+        """`name`, or else the last component of the URL."""
+        return self.name if self.name is not None else _derived(self.remote, 1)
+
+    @property
+    def start(self) -> str | None:
+        """The branch or tag to start from, for messages."""
         return self.branch or self.tag
 
     @property
     def partial(self) -> bool:
+        """Whether the clone lacks commits or file contents, which a mirror cannot serve."""
         return self.depth is not None or self.blobless
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Where everything goes. `session_branch` is the branch that the session works on."""
+class WorkspacePlan:
+    """Which clone goes where.
+
+    Attributes:
+        workspace: The folder of the workspace.
+        repos: The repositories; names, URLs and push branches are set and safe to give to git.
+        main: Index of the main repository.
+        session_branch: The branch that the session works on.
+    """
 
     workspace: Path
-    repos: tuple[PlannedRepo, ...]
+    repos: tuple[RepoSpec, ...]
     main: int
     session_branch: str
 
     @property
     def paths(self) -> list[Path]:
-        return [repo.path for repo in self.repos]
+        """The folders of the clones, in order."""
+        return [self.workspace / repo.folder for repo in self.repos]
 
 
 def plan_workspace(
@@ -89,14 +103,24 @@ def plan_workspace(
     *,
     session_branch: str = "midwatch/session",
     existing: Iterable[str] = (),
-) -> Plan:
-    """Decide folder names and branches; `existing` are the names already in the workspace.
+) -> WorkspacePlan:
+    """Decide the folder and the branches of each clone.
 
-    Raises WorkspaceRefused for what must not reach git or the disk, and WorkspaceExists for a
-    folder that is taken.
+    Args:
+        repos: The repositories; a text or path is a `url`.
+        workspace: The folder of the workspace.
+        main_repo_index: Index of the main repository.
+        session_branch: The branch that the session works on.
+        existing: Names that are already in the workspace.
+
+    Raises:
+        WorkspaceRefused: Something must not reach git or the disk.
+        WorkspaceExists: A folder for a clone exists.
     """
     if isinstance(repos, str):
-        raise WorkspaceRefused("the repositories are one text", hint="give a list")
+        raise WorkspaceRefused(
+            "the repositories are a text", hint="pass a list of repositories"
+        )
     specs = [
         repo if isinstance(repo, RepoSpec) else RepoSpec(str(repo)) for repo in repos
     ]
@@ -108,26 +132,28 @@ def plan_workspace(
     taken = {collision_key(name) for name in existing}
     for name in names:
         if collision_key(name) in taken:
-            raise WorkspaceExists(f"the workspace already has something named {name!r}")
+            raise WorkspaceExists(f"{name!r} exists in the workspace {workspace}")
     planned = tuple(
-        _planned(spec, remote, name, workspace, session_branch)
+        _resolved(spec, remote, name, session_branch)
         for spec, remote, name in zip(specs, remotes, names, strict=True)
     )
-    return Plan(workspace, planned, main_repo_index, session_branch)
+    return WorkspacePlan(workspace, planned, main_repo_index, session_branch)
 
 
 def _check_count(specs: Sequence[RepoSpec], main: int) -> None:
     if not specs:
-        raise WorkspaceRefused("a workspace needs a repository", hint="name one")
+        raise WorkspaceRefused(
+            "a workspace needs a repository", hint="pass at least one"
+        )
     if len(specs) > MAX_REPOSITORIES:
         raise WorkspaceRefused(
             f"{len(specs)} repositories are too many",
-            hint=f"at most {MAX_REPOSITORIES}",
+            hint=f"use at most {MAX_REPOSITORIES}",
         )
     if not 0 <= main < len(specs):
         raise WorkspaceRefused(
-            f"main repository {main} does not exist",
-            hint=f"choose from 0 to {len(specs) - 1}",
+            f"the index {main} of the main repository is out of range",
+            hint=f"use 0 to {len(specs) - 1}",
         )
 
 
@@ -137,17 +163,17 @@ def _refuse_duplicates(specs: Sequence[RepoSpec], remotes: Sequence[Remote]) -> 
         key = (remote.url, spec.branch, spec.tag, spec.name)
         if key in seen:
             raise WorkspaceRefused(
-                f"repository {remote.url!r} is named twice",
-                hint="name it once, or give its clones different names",
+                f"repository {remote.url!r} is given twice",
+                hint="give it once, or give its clones different names",
             )
         seen.add(key)
 
 
 def _folder_names(specs: Sequence[RepoSpec], remotes: Sequence[Remote]) -> list[str]:
-    """The names asked for; else the last component, with its parent where that is ambiguous."""
+    """Return the given names; else the last component of the URL, with its parent if that is ambiguous."""
     names = [
-        check_folder_name(spec.name) if spec.name is not None else _derived(remote, 1)
-        for spec, remote in zip(specs, remotes, strict=True)
+        check_folder_name(spec.name) if spec.name is not None else spec.folder
+        for spec in specs
     ]
     count = Counter(collision_key(name) for name in names)
     used = {collision_key(spec.name) for spec in specs if spec.name is not None}
@@ -165,7 +191,7 @@ def _refuse_equal_names(names: Sequence[str]) -> None:
     for key, times in Counter(collision_key(name) for name in names).items():
         if times > 1:
             raise WorkspaceRefused(
-                f"two clones would be named {key!r}", hint="give them different names"
+                f"two clones have the name {key!r}", hint="give them different names"
             )
 
 
@@ -181,33 +207,24 @@ def _numbered(name: str, used: set[str]) -> str:
     return candidate
 
 
-def _planned(
-    spec: RepoSpec, remote: Remote, name: str, workspace: Path, session_branch: str
-) -> PlannedRepo:
+def _resolved(
+    spec: RepoSpec, remote: Remote, name: str, session_branch: str
+) -> RepoSpec:
     _check_start(spec, remote)
-    push_branch = check_ref_name(spec.push_branch or session_branch, "push branch")
-    planned = PlannedRepo(
+    return replace(
+        spec,
+        url=remote.url,
         name=name,
-        path=workspace / name,
-        remote=remote,
-        branch=spec.branch,
-        tag=spec.tag,
-        push_remote=remote,
-        push_branch=push_branch,
-        depth=spec.depth,
-        blobless=spec.blobless,
-        submodules=spec.submodules,
-        lfs=spec.lfs,
+        push_url=spec.push_remote.url,
+        push_branch=check_ref_name(spec.push_branch or session_branch, "push branch"),
     )
-    if spec.push_url is None:
-        return planned
-    return replace(planned, push_remote=parse_remote(spec.push_url))
 
 
 def _check_start(spec: RepoSpec, remote: Remote) -> None:
     if spec.branch is not None and spec.tag is not None:
         raise WorkspaceRefused(
-            f"repository {remote.url!r} has a branch and a tag", hint="give one of them"
+            f"repository {remote.url!r} has a branch and a tag",
+            hint="give a branch or a tag",
         )
     if spec.branch is not None:
         check_ref_name(spec.branch)
@@ -215,5 +232,5 @@ def _check_start(spec: RepoSpec, remote: Remote) -> None:
         check_ref_name(spec.tag, "tag")
     if spec.depth is not None and spec.depth < 1:
         raise WorkspaceRefused(
-            f"depth {spec.depth} is not a number of commits", hint="1 or more"
+            f"depth {spec.depth} is not a number of commits", hint="use 1 or more"
         )

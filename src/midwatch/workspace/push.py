@@ -1,4 +1,4 @@
-"""Pushing what a session made, from the git directory that is ours; nothing is ever forced."""
+"""Push the commits of a session from the trusted git directory. A push is never forced."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Literal
 from midwatch.errors import MidwatchError
 from midwatch.workspace.clone import Identity
 from midwatch.workspace.errors import PushRejected, RepositoryError
-from midwatch.workspace.git import Command, Git
+from midwatch.workspace.git import Git, GitCommand
 from midwatch.workspace.record import ClonedRepo, Workspace
 from midwatch.workspace.snapshot import (
     Snapshot,
     SnapshotLimits,
-    in_trusted,
     is_ancestor,
     pushed_commit,
     pushed_ref,
+    run_trusted,
     take_snapshot,
     tree_of,
 )
@@ -26,7 +26,16 @@ DEFAULT_MESSAGE = "Changes made in a Midwatch session"
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """How one push went. `error` says why it did not, and in its hint what to do."""
+    """The result of a push.
+
+    Attributes:
+        name: Name of the clone's folder.
+        remote: The URL that was pushed to.
+        branch: The branch that was pushed to.
+        outcome: "nothing" if the remote has everything.
+        commit: The commit that was pushed.
+        error: Why the push failed.
+    """
 
     name: str
     remote: str
@@ -38,12 +47,18 @@ class PushResult:
 
 @dataclass(frozen=True, slots=True)
 class PushOptions:
-    """What is pushed: the agent's commits and, with `commit_rest`, one more of what it left."""
+    """What is pushed.
+
+    Attributes:
+        commit_rest: Push the changes that the agent did not commit, as one more commit.
+        message: The message of that commit.
+        identity: The author of that commit.
+        limits: Limits on untracked files; a file beyond them fails the push.
+    """
 
     commit_rest: bool = True
     message: str = DEFAULT_MESSAGE
     identity: Identity = Identity()
-    # What is pushed is read whole; a file beyond this is named in the error.
     limits: SnapshotLimits = SnapshotLimits(
         file_bytes=100_000_000, total_bytes=2_000_000_000, files=200_000
     )
@@ -52,14 +67,26 @@ class PushOptions:
 async def push_workspace(
     workspace: Workspace, git: Git, options: PushOptions | None = None
 ) -> list[PushResult]:
-    """Push every repository that has something; one that fails does not keep the others back."""
+    """Push every repository. A failed push is in its result, and does not stop the others."""
     return [await push_repo(repo, git, options) for repo in workspace.repos]
 
 
 async def push_repo(
     repo: ClonedRepo, git: Git, options: PushOptions | None = None
 ) -> PushResult:
-    """Push one repository to its `push_url` and `push_branch`; the failure is in the result."""
+    """Push a repository to its `push_url` and `push_branch`.
+
+    Args:
+        repo: The clone.
+        git: Runs git.
+        options: What to push.
+
+    Returns:
+        The result, with the error of a failed push.
+
+    Raises:
+        CacheBusy: Another inspection of the clone did not end in time.
+    """
     options = options or PushOptions()
     remote = repo.push_remote
     try:
@@ -78,12 +105,12 @@ async def push_repo(
 def _check(repo: ClonedRepo, snapshot: Snapshot, options: PushOptions) -> None:
     if snapshot.problem is not None:
         raise PushRejected(
-            repo.url, snapshot.problem, hint="look at the clone by hand before pushing"
+            repo.url, snapshot.problem, hint="inspect the clone by hand before you push"
         )
     if options.commit_rest and snapshot.new_pointers:
         raise PushRejected(
             repo.url,
-            f"LFS content cannot be uploaded here: {ascii(snapshot.new_pointers[0])}",
+            f"Midwatch does not upload Git LFS content: {ascii(snapshot.new_pointers[0])}",
             hint="commit and push it in the clone with git-lfs",
         )
     if options.commit_rest and snapshot.left_out:
@@ -91,14 +118,14 @@ def _check(repo: ClonedRepo, snapshot: Snapshot, options: PushOptions) -> None:
         raise PushRejected(
             repo.url,
             f"{len(snapshot.left_out)} files cannot be committed: {shown}",
-            hint="remove or ignore them, or push the commits alone",
+            hint="remove or ignore them, or push only the commits",
         )
 
 
 async def _tip(
     repo: ClonedRepo, git: Git, snapshot: Snapshot, options: PushOptions
 ) -> str | None:
-    """The commit to push; None where the remote has everything."""
+    """Return the commit to push, or None if the remote has everything."""
     head, pushed = snapshot.head, await pushed_commit(git, repo)
     committed = await tree_of(git, repo, head)
     tree = snapshot.tree if options.commit_rest else committed
@@ -116,10 +143,10 @@ async def _tip(
 async def _parents(
     repo: ClonedRepo, git: Git, pushed: str | None, head: str | None
 ) -> list[str]:
-    """The parents of a commit of the rest.
+    """Return the parents of a commit of the uncommitted changes.
 
-    An earlier push may have ended in such a commit, which the clone does not have: then the new
-    one follows both, so that the remote's branch only ever moves forward.
+    An earlier push may have made such a commit, which the clone does not have. Then the new one has both
+    as parents, so that the branch of the remote moves forward.
     """
     if await is_ancestor(git, repo, pushed, head):
         return [head] if head else []
@@ -139,7 +166,7 @@ async def _commit(
     for parent in parents:
         args += ["-p", parent]
     name, email = options.identity.name, options.identity.email
-    command = Command(
+    command = GitCommand(
         args,
         repository=repo.url,
         git_dir=repo.git_dir,
@@ -156,7 +183,7 @@ async def _commit(
 
 async def _push(repo: ClonedRepo, git: Git, tip: str) -> None:
     remote, branch = repo.push_remote, repo.push_branch
-    command = Command(
+    command = GitCommand(
         ["push", "--porcelain", "--no-follow-tags", "--end-of-options"]
         + [remote.transport_url, f"{tip}:refs/heads/{branch}"],
         repository=remote.url,
@@ -165,4 +192,4 @@ async def _push(repo: ClonedRepo, git: Git, tip: str) -> None:
         remote=remote,
     )
     await git.retry(lambda: git.run(command))
-    await in_trusted(git, repo, ["update-ref", pushed_ref(repo), tip])
+    await run_trusted(git, repo, ["update-ref", pushed_ref(repo), tip])

@@ -1,7 +1,12 @@
-"""What is known of a workspace outside of it, where no agent can change it.
+"""The record of a workspace, and its all-or-nothing creation.
 
-The state folder of a workspace holds this record and, for each repository, a bare git directory of
-ours with the commit that the session began from. Both are made before the agent starts.
+The state folder of a workspace is outside of it, where no agent can write. It holds the record and,
+for each repository, a bare git directory, the trusted one, with the commit that the session started
+from. Both are made before the agent starts.
+
+Clones are made in a staging folder and moved to their places when all are complete. The moves cannot be
+one step, since workspace and state are two folders: the record is written first, with the name of the
+staging folder. A setup that finds it there after a crash completes the moves.
 """
 
 from __future__ import annotations
@@ -19,19 +24,30 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.errors import NotFound
+from midwatch.files import replace_file
 from midwatch.workspace.errors import WorkspaceExists
-from midwatch.workspace.plan import Plan, PlannedRepo
+from midwatch.workspace.plan import WorkspacePlan
 from midwatch.workspace.urls import Remote, parse_remote
 
+PREFIX = ".midwatch-"
+"""What the names of staging folders begin with."""
 _FILE = "workspace.json"
 _VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ClonedRepo:
-    """One clone. `base` is the commit that the session began from, None in an empty repository.
+    """A repository that was cloned.
 
-    `git_dir` is ours and trusted; the clone's own `.git` is not, once an agent has been there.
+    Attributes:
+        name: Name of the clone's folder.
+        path: The clone. Its `.git` is not trusted once an agent has worked there.
+        git_dir: The trusted git directory, in the state folder.
+        url: Where it was cloned from.
+        base: The commit that the session started from; None if the repository was empty.
+        push_url: Where commits are pushed.
+        push_branch: The branch that commits are pushed to.
+        blobless: Whether file contents are fetched when they are needed.
     """
 
     name: str
@@ -45,18 +61,26 @@ class ClonedRepo:
 
     @property
     def remote(self) -> Remote:
+        """The parsed `url`."""
         return parse_remote(self.url)
 
     @property
     def push_remote(self) -> Remote:
+        """The parsed `push_url`."""
         return parse_remote(self.push_url)
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A workspace that was set up; `main` is the index of the agent's working directory.
+    """A workspace that was set up.
 
-    `staging` is set while clones are still moved to their places.
+    Attributes:
+        path: Its folder.
+        state: Its state folder, outside of `path`.
+        main: Index of the main repository, the agent's working directory.
+        session_branch: The branch that the session works on.
+        repos: The clones, in the order of the request.
+        staging: Name of the staging folder in `path` while clones are moved to their places.
     """
 
     path: Path
@@ -68,41 +92,31 @@ class Workspace:
 
     @property
     def paths(self) -> list[Path]:
+        """The folders of the clones, in order."""
         return [repo.path for repo in self.repos]
 
 
-def cloned(repo: PlannedRepo, state: Path, base: str | None) -> ClonedRepo:
-    return ClonedRepo(
-        name=repo.name,
-        path=repo.path,
-        git_dir=git_dir_in(state, repo.name),
-        url=repo.remote.url,
-        base=base,
-        push_url=repo.push_remote.url,
-        push_branch=repo.push_branch,
-        blobless=repo.blobless,
-    )
-
-
 def git_dir_in(state: Path, name: str) -> Path:
+    """Return the trusted git directory of a clone."""
     return state / f"{name}.git"
 
 
 def open_workspace(state: Path) -> Workspace:
-    """The workspace whose state folder this is. Raises NotFound."""
+    """Return the workspace of a state folder. Raises NotFound, and WorkspaceExists for a broken record."""
     found = load_record(state)
     if found is None:
         raise NotFound(
-            f"no workspace is recorded in {state}",
-            hint="set it up with its repositories",
+            f"{state} has no record of a workspace",
+            hint="set the workspace up with its repositories",
         )
     return found
 
 
 def load_record(state: Path) -> Workspace | None:
-    """The record in a state folder, or None where there is none.
+    """Return the workspace of a state folder, or None without a record.
 
-    Raises WorkspaceExists for one that cannot be read.
+    Raises:
+        WorkspaceExists: The record cannot be read.
     """
     try:
         text = (state / _FILE).read_text(encoding="utf-8")
@@ -113,7 +127,7 @@ def load_record(state: Path) -> Workspace | None:
     except (ValueError, KeyError, TypeError):
         raise WorkspaceExists(
             f"the record {state / _FILE} cannot be read",
-            hint="move that folder away and set the workspace up elsewhere",
+            hint="move its folder away, and set the workspace up in another folder",
         ) from None
 
 
@@ -135,53 +149,53 @@ def _parsed(data: dict[str, Any], state: Path) -> Workspace:
 
 
 def save_record(workspace: Workspace, folder: Path | None = None) -> None:
-    """Write the record, whole or not at all; `folder` where the state is still being made."""
-    place = (folder or workspace.state) / _FILE
+    """Replace the record of a workspace.
+
+    Args:
+        workspace: The workspace.
+        folder: Where to write, while the state folder is not yet in its place.
+
+    Raises:
+        OSError: The old record is unchanged.
+    """
     data = {"version": _VERSION} | asdict(workspace)
-    temporary = place.with_suffix(".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(data, file, default=str, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(place)
+    text = json.dumps(data, default=str, indent=1)
+    replace_file((folder or workspace.state) / _FILE, text.encode())
 
 
-def describes(workspace: Workspace, plan: Plan) -> bool:
-    """Whether a plan asks for just what the workspace has."""
-    return [(r.path, r.url) for r in workspace.repos] == [
-        (r.path, r.remote.url) for r in plan.repos
+def describes(workspace: Workspace, plan: WorkspacePlan) -> bool:
+    """Return whether a workspace has exactly the clones of a plan."""
+    planned = zip(plan.paths, plan.repos, strict=True)
+    return [(repo.path, repo.url) for repo in workspace.repos] == [
+        (path, repo.url) for path, repo in planned
     ]
-
-
-def finished(workspace: Workspace) -> Workspace:
-    return replace(workspace, staging=None)
-
-
-# ------------------------------------------------------------ staging
-# All or nothing: clones are made aside and moved into their places when all are whole.
-#
-# A state folder and a workspace are two folders, so the moves cannot be one step. The record is
-# written before them with the name of the staging folder; who finds it there after a crash finishes the moves.
-
-PREFIX = ".midwatch-"
 
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """Where clones and state are made: `clones` inside the workspace, `state` beside the real one."""
+    """Where clones and state are made.
 
-    plan: Plan
+    Attributes:
+        plan: The plan of the workspace.
+        clones: The staging folder of the clones, inside the workspace.
+        state: The staging folder of the state, beside `final_state`.
+        final_state: The state folder.
+    """
+
+    plan: WorkspacePlan
     clones: Path
     state: Path
     final_state: Path
 
     def commit(self, repos: Iterable[ClonedRepo]) -> Workspace:
-        """Everything is whole: record it, then move it into place. Raises WorkspaceExists."""
-        for repo in self.plan.repos:
-            if os.path.lexists(repo.path):
-                raise WorkspaceExists(
-                    f"{repo.path} was taken while it was being cloned"
-                )
+        """Record the workspace and move everything to its place.
+
+        Raises:
+            WorkspaceExists: A place is taken by now.
+        """
+        for path in self.plan.paths:
+            if os.path.lexists(path):
+                raise _taken(path)
         workspace = Workspace(
             path=self.plan.workspace,
             state=self.final_state,
@@ -196,28 +210,42 @@ class Staging:
 
 
 @contextlib.asynccontextmanager
-async def staged(plan: Plan, state: Path) -> AsyncIterator[Staging]:
-    """A place to make the workspace in; what is left there at the end is removed.
+async def staged(plan: WorkspacePlan, state: Path) -> AsyncIterator[Staging]:
+    """Yield folders to make a workspace in. What is left in them at the end is removed.
 
-    The workspace folder itself is removed too if it was made here and stays empty.
+    The folder of the workspace is removed too if it was created here and is empty.
+
+    Args:
+        plan: The plan of the workspace.
+        state: Its state folder.
     """
-    made = _missing_parents(plan.workspace)
+    created = [
+        path for path in (plan.workspace, *plan.workspace.parents) if not path.exists()
+    ]
     number = secrets.token_hex(4)
     clones = plan.workspace / f"{_prefix(state)}{number}"
-    fresh_state = state.with_name(f"{state.name}.new-{number}")
+    new_state = state.with_name(f"{state.name}.new-{number}")
     try:
         clones.mkdir(parents=True)
-        fresh_state.mkdir(parents=True, mode=0o700)
-        yield Staging(plan, clones, fresh_state, state)
+        new_state.mkdir(parents=True, mode=0o700)
+        yield Staging(plan, clones, new_state, state)
     finally:
-        # With a record, moves have begun: what is left is for the next set-up to finish.
+        # With a record, moves have begun: the next setup completes them.
         if load_record(state) is None:
-            # Shielded: a second cancellation must not leave half of it.
-            await asyncio.shield(asyncio.to_thread(_remove, clones, fresh_state, made))
+            # Shielded: a second cancellation must not leave a part of it.
+            removing = asyncio.to_thread(_remove, clones, new_state, created)
+            await asyncio.shield(removing)
 
 
 def move_into_place(workspace: Workspace) -> Workspace:
-    """Move what is still in the staging folder. Raises WorkspaceExists if a place is taken."""
+    """Move the clones that are still in the staging folder to their places.
+
+    Returns:
+        The workspace without `staging`, as it is recorded then.
+
+    Raises:
+        WorkspaceExists: A place is taken.
+    """
     if workspace.staging is None:
         return workspace
     staging = workspace.path / workspace.staging
@@ -226,15 +254,19 @@ def move_into_place(workspace: Workspace) -> Workspace:
         if source.is_dir() and not repo.path.exists():
             source.rename(repo.path)
         elif not repo.path.is_dir() or source.is_dir():
-            raise WorkspaceExists(f"{repo.path} was taken while it was being cloned")
-    done = finished(workspace)
+            raise _taken(repo.path)
+    done = replace(workspace, staging=None)
     save_record(done)
     shutil.rmtree(staging, ignore_errors=True)
     return done
 
 
+def _taken(path: Path) -> WorkspaceExists:
+    return WorkspaceExists(f"{path} was created by others during the clone")
+
+
 def sweep(workspace: Path, state: Path) -> None:
-    """Remove what a killed set-up of this very workspace left; its lock must be held."""
+    """Remove what a killed setup of this workspace left. The caller holds its lock."""
     leftovers = [*workspace.glob(f"{_prefix(state)}*")]
     leftovers += state.parent.glob(f"{state.name}.new-*")
     for left in leftovers:
@@ -242,17 +274,13 @@ def sweep(workspace: Path, state: Path) -> None:
 
 
 def _prefix(state: Path) -> str:
-    # Two state folders never sweep each other's clones.
+    # A setup removes leftovers of its own state folder only.
     return f"{PREFIX}{hashlib.sha256(str(state).encode()).hexdigest()[:8]}-"
 
 
-def _missing_parents(folder: Path) -> list[Path]:
-    return [path for path in (folder, *folder.parents) if not path.exists()]
-
-
-def _remove(clones: Path, state: Path, made: list[Path]) -> None:
+def _remove(clones: Path, state: Path, created: list[Path]) -> None:
     shutil.rmtree(clones, ignore_errors=True)
     shutil.rmtree(state, ignore_errors=True)
-    for folder in made:
-        with contextlib.suppress(OSError):  # somebody else uses it by now
+    for folder in created:
+        with contextlib.suppress(OSError):  # another process uses it by now
             folder.rmdir()

@@ -1,4 +1,11 @@
-"""Refs: what a remote advertises, and what a git directory of ours holds."""
+"""Refs of remotes and of trusted git directories, and how these are made.
+
+Trusted git directories are made by plain file operations: no process, no template, no shared file. A clone
+that an agent works in gets copies. With a hard link to a pack of a mirror the agent could write into the
+mirror through a sandbox that allows only the workspace; with a borrowed object folder the clone would
+break when the mirror is pruned. A copy within the kernel takes 13 ms for 50 MB, and nothing where the
+file system shares blocks.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from midwatch.workspace.git import Command, Git
+from midwatch.workspace.git import Git, GitCommand
 from midwatch.workspace.urls import Remote, is_ref_name
 
 _OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
@@ -17,24 +24,36 @@ _OID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 @dataclass(frozen=True, slots=True)
 class Advertised:
-    """What a remote says it has: its default branch, and object ids by full ref name."""
+    """The default branch of a remote, and the object ids of its branches and tags by full ref name."""
 
     default_branch: str | None
     refs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def object_format(self) -> str:
+        """sha1 or sha256."""
         return "sha256" if any(len(o) == 64 for o in self.refs.values()) else "sha1"
 
 
 def is_oid(text: str) -> bool:
+    """Return whether `text` is a full object id."""
     return bool(_OID.fullmatch(text))
 
 
 async def ask_remote(git: Git, remote: Remote, wanted: str | None) -> Advertised:
-    """One round trip that tells whether the remote answers, and all its branches and tags."""
-    command = Command(
-        # HEAD alone would also match refs/remotes/*/HEAD there; those are left out below.
+    """Query a remote for its branches and tags.
+
+    Args:
+        git: Runs git.
+        remote: The remote.
+        wanted: The branch or tag that is wanted, for messages.
+
+    Raises:
+        GitMissing: There is no git program.
+        RepositoryError: The remote does not answer, or refuses.
+    """
+    command = GitCommand(
+        # A pattern HEAD would also match refs/remotes/*/HEAD, so all refs are listed.
         ["ls-remote", "--symref", "--end-of-options", remote.transport_url],
         repository=remote.url,
         branch=wanted,
@@ -46,7 +65,7 @@ async def ask_remote(git: Git, remote: Remote, wanted: str | None) -> Advertised
 
 
 def parse_advertised(text: str) -> Advertised:
-    """The answer of `git ls-remote --symref`; what is no branch or tag is left out."""
+    """Return the branches and tags in the output of `git ls-remote --symref`."""
     default, refs = None, {}
     for line in text.split("\n"):
         value, _, name = line.partition("\t")
@@ -60,7 +79,7 @@ def parse_advertised(text: str) -> Advertised:
 
 
 def read_refs(git_dir: Path) -> dict[str, str]:
-    """Branches and tags of a git directory that is ours, by full name."""
+    """Return the object ids of the branches and tags of a trusted git directory, by full ref name."""
     refs = {}
     for line in _lines(git_dir / "packed-refs"):
         oid, _, name = line.partition(" ")
@@ -94,55 +113,59 @@ def _loose(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
             yield name, Path(entry.path)
 
 
-# ------------------------------------------------------------ gitdir
-# Git directories made by plain file operations: no process, no template, no shared file.
-#
-# A clone that an agent works in gets copies. A hard link to a mirror's pack would let the agent
-# write into the mirror through a sandbox that only allows the workspace; a borrowed object folder would
-# break when the mirror is pruned. A copy within the kernel costs 13 ms for 50 MB, and nothing where
-# the file system shares blocks.
+# ------------------------------------------------------------ making git directories
 
 _PACK_FILES = (".pack", ".idx", ".rev", ".promisor")
-# (section, subsection, key, value)
-Setting = tuple[str, str, str, str]
+ConfigVariable = tuple[str, str, str, str]
+"""Section, subsection, key and value."""
 
 
 def make_git_dir(
-    git_dir: Path, head: str, settings: Iterable[Setting], refs: Mapping[str, str]
+    git_dir: Path, head: str, config: Iterable[ConfigVariable], refs: Mapping[str, str]
 ) -> None:
-    """An empty git directory: `head` is a full ref name or an object id."""
+    """Create a git directory without objects. Raises OSError.
+
+    Args:
+        git_dir: Where to create it.
+        head: HEAD, as a full ref name or an object id.
+        config: Its configuration.
+        refs: Object ids by full ref name.
+    """
     for folder in ("objects/pack", "objects/info", "refs/heads", "refs/tags", "info"):
         (git_dir / folder).mkdir(parents=True)
     target = f"ref: {head}" if head.startswith("refs/") else head
     (git_dir / "HEAD").write_text(f"{target}\n", encoding="utf-8")
-    (git_dir / "config").write_text(config_text(settings), encoding="utf-8")
+    (git_dir / "config").write_text(config_text(config), encoding="utf-8")
     lines = [f"{oid} {name}\n" for name, oid in refs.items()]
     (git_dir / "packed-refs").write_text("".join(sorted(lines)), encoding="utf-8")
 
 
-def base_settings(bare: bool, object_format: str, promisor: bool) -> list[Setting]:
-    """What git needs to know of its own directory."""
+def base_config(bare: bool, object_format: str, promisor: bool) -> list[ConfigVariable]:
+    """Return the configuration that git needs for a git directory."""
     extended = promisor or object_format != "sha1"
-    settings = [
+    config = [
         ("core", "", "repositoryformatversion", "1" if extended else "0"),
         ("core", "", "filemode", "true"),
         ("core", "", "bare", "true" if bare else "false"),
     ]
     if not bare:
-        settings.append(("core", "", "logallrefupdates", "true"))
+        config.append(("core", "", "logallrefupdates", "true"))
     if object_format != "sha1":
-        settings.append(("extensions", "", "objectformat", object_format))
+        config.append(("extensions", "", "objectformat", object_format))
     if promisor:
-        settings.append(("extensions", "", "partialclone", "origin"))
-        settings.append(("remote", "origin", "promisor", "true"))
-        settings.append(("remote", "origin", "partialclonefilter", "blob:none"))
-    return settings
+        config.append(("extensions", "", "partialclone", "origin"))
+        config.append(("remote", "origin", "promisor", "true"))
+        config.append(("remote", "origin", "partialclonefilter", "blob:none"))
+    return config
 
 
-def config_text(settings: Iterable[Setting]) -> str:
-    """A git config file. Every value is quoted, so none can begin a section of its own."""
+def config_text(config: Iterable[ConfigVariable]) -> str:
+    """Return a git config file. Values are quoted, so that none can begin a section.
+
+    Raises ValueError for a line break in a value.
+    """
     lines = []
-    for section, subsection, key, value in settings:
+    for section, subsection, key, value in config:
         heading = f'{section} "{_escaped(subsection)}"' if subsection else section
         lines.append(f'[{heading}]\n\t{key} = "{_escaped(value)}"\n')
     return "".join(lines)
@@ -150,20 +173,20 @@ def config_text(settings: Iterable[Setting]) -> str:
 
 def _escaped(text: str) -> str:
     if "\n" in text or "\0" in text:
-        raise ValueError("a line break cannot be part of a git setting")
+        raise ValueError("a value of the git config has a line break")
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def link_objects(source: Path, target: Path) -> None:
-    """Give git directory `target` the objects of `source` by hard links (else copies).
+    """Link the objects of `source` into `target`, or copy them where links are impossible.
 
-    Only between folders that both are ours: git itself never changes a pack in place.
+    For trusted git directories and mirrors only: git never changes a pack in place. Raises OSError.
     """
     _transfer(source, target, _link_or_copy)
 
 
 def copy_objects(source: Path, target: Path) -> None:
-    """Give git directory `target` copies of the objects of `source`."""
+    """Copy the objects of `source` into `target`. Raises OSError."""
     _transfer(source, target, copy_file)
 
 
@@ -195,7 +218,7 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy content within the kernel, sharing blocks where the file system can."""
+    """Copy a file within the kernel, which shares blocks where the file system can. Raises OSError."""
     with source.open("rb") as read, target.open("xb") as written:
         size = os.fstat(read.fileno()).st_size
         try:

@@ -1,4 +1,4 @@
-"""Setting a workspace up: plan it, clone everything at once, all or nothing."""
+"""Set a workspace up: plan it, clone all repositories in parallel, all or nothing."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from midwatch.lifecycle import Clock
+from midwatch.files import locked_if_free
+from midwatch.lifecycle import Clock, cancel
 from midwatch.workspace.clone import Cloner, Identity
 from midwatch.workspace.environment import GitEnvironment, default_home
 from midwatch.workspace.errors import WorkspaceExists, WorkspaceRefused
-from midwatch.workspace.git import Git, GitLimits, OnProgress, disk_fault
-from midwatch.workspace.locks import locked_if_free
+from midwatch.workspace.git import Git, GitLimits, OnProgress, map_disk_error
 from midwatch.workspace.mirrors import DEFAULT_MAX_BYTES, Mirrors
-from midwatch.workspace.plan import Plan, PlannedRepo, RepoSpec, plan_workspace
+from midwatch.workspace.plan import RepoSpec, WorkspacePlan, plan_workspace
 from midwatch.workspace.record import (
     PREFIX,
     ClonedRepo,
     Workspace,
-    cloned,
     describes,
+    git_dir_in,
     load_record,
     move_into_place,
     staged,
@@ -34,7 +34,7 @@ from midwatch.workspace.record import (
 
 
 def default_cache() -> Path:
-    """The user's cache folder for mirrors and the state of workspaces."""
+    """Return the user's cache folder, for mirrors and the state of workspaces."""
     return default_home() / ".cache" / "midwatch"
 
 
@@ -42,10 +42,17 @@ def default_cache() -> Path:
 class WorkspaceOptions:
     """How a workspace is set up.
 
-    The session works on `branch`, by default `midwatch/<session>`. `cache` holds the mirrors
-    (`mirror_bytes` in all; none with `use_mirrors` false) and, unless `state` names another
-    folder, what is known of the workspace; neither may be inside the workspace. `concurrency` is the number of
-    clones at a time.
+    Attributes:
+        session: Name of the session, part of the default `branch`.
+        branch: The branch that the session works on; `midwatch/<session>` by default.
+        cache: The folder of mirrors, outside of the workspace; `~/.cache/midwatch` by default.
+        state: The state folder, outside of the workspace; in the cache by default.
+        use_mirrors: Clone from mirrors.
+        mirror_bytes: The largest size of all mirrors together.
+        concurrency: The number of clones at the same time.
+        identity: The author of commits in the clones.
+        environment: What git sees of the environment, with credentials.
+        limits: Timeouts and other limits of git.
     """
 
     session: str = "session"
@@ -60,26 +67,28 @@ class WorkspaceOptions:
     limits: GitLimits = field(default_factory=GitLimits)
 
     def git(self) -> Git:
+        """Return what runs git with this environment and these limits."""
         return Git(self.environment, self.limits)
 
     @property
     def session_branch(self) -> str:
+        """The branch that the session works on."""
         return self.branch or f"midwatch/{self.session}"
 
     @property
     def cache_folder(self) -> Path:
-        """The cache, absolute: git runs in other folders than we do."""
+        """The cache folder, absolute: git runs in other folders."""
         return Path(os.path.abspath(self.cache or default_cache()))
 
     def state_of(self, workspace: Path) -> Path:
-        """The state folder of a workspace."""
+        """Return the state folder of a workspace."""
         if self.state is not None:
             return Path(os.path.abspath(self.state))
         name = hashlib.sha256(os.path.abspath(workspace).encode()).hexdigest()[:40]
         return self.cache_folder / "workspaces" / name
 
     def mirrors(self, git: Git) -> Mirrors:
-        """The mirrors in this cache."""
+        """Return the mirrors in this cache."""
         root = self.cache_folder / "mirrors"
         return Mirrors(root, git, max_bytes=self.mirror_bytes)
 
@@ -92,7 +101,21 @@ def setup_workspace(
     options: WorkspaceOptions | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Path]:
-    """`setup_workspace_async` for code that does not await; where a loop runs, it blocks that."""
+    """Clone `repos` side by side under `workspace`, all or none.
+
+    In a running event loop this blocks the loop: use `setup_workspace_async` there. It documents
+    the errors.
+
+    Args:
+        repos: The repositories; a text or path is a `RepoSpec.url`.
+        workspace: The folder to clone into; it is created if it is missing.
+        main_repo_index: Index of the main repository, the agent's working directory.
+        options: How to set the workspace up.
+        on_progress: Called with the progress of each repository.
+
+    Returns:
+        The folders of the clones, in order.
+    """
 
     def run() -> list[Path]:
         setting_up = setup_workspace_async(
@@ -101,7 +124,8 @@ def setup_workspace(
         return asyncio.run(setting_up)
 
     if not _in_a_loop():
-        return run()  # here, so that Ctrl-C cancels it and what was begun is removed
+        # In this thread, so that Ctrl-C cancels it and removes what was begun.
+        return run()
     with ThreadPoolExecutor(1) as pool:  # as in a notebook
         return pool.submit(run).result()
 
@@ -123,52 +147,69 @@ async def setup_workspace_async(
     on_progress: OnProgress | None = None,
     clock: Clock | None = None,
 ) -> list[Path]:
-    """Clone `repos` side by side under `workspace`; returns the clones' paths in order.
+    """Clone `repos` side by side under `workspace`.
 
-    All or nothing: when one fails, or this is cancelled, everything made is removed and what was there
-    before stays. A workspace that already has just these clones is taken as it is.
+    All or nothing: if a clone fails, or this is cancelled, everything created is removed and the files
+    from before stay. A workspace that already has exactly these clones is not changed.
 
-    Raises WorkspaceRefused and WorkspaceExists before the disk is touched; RepositoryUnreachable,
-    GitTimedOut, NotAuthorised, RepositoryNotFound, NoSuchBranch, RepositoryCorrupted,
-    WorkspaceDiskFull, WorkspaceNotWritable and GitFailed name the repository that failed.
+    Args:
+        repos: The repositories; a text or path is a `RepoSpec.url`.
+        workspace: The folder to clone into; it is created if it is missing.
+        main_repo_index: Index of the main repository, the agent's working directory.
+        options: How to set the workspace up.
+        on_progress: Called with the progress of each repository.
+        clock: Replaces the system's clock in tests.
+
+    Returns:
+        The folders of the clones, in order.
+
+    Raises:
+        WorkspaceRefused: The request is invalid. The disk is unchanged, as with WorkspaceExists.
+        WorkspaceExists: The workspace has other clones, a folder is taken, or another setup runs.
+        GitMissing: There is no git program.
+        CacheBusy: Another process uses a mirror for too long.
+        RepositoryError: A repository failed; the error names it. RepositoryUnreachable,
+            GitTimedOut and WorkspaceDiskFull are temporary. NotAuthorised, RepositoryNotFound,
+            NoSuchBranch, RepositoryCorrupted, WorkspaceNotWritable and GitFailed are permanent.
     """
     options = options or WorkspaceOptions()
-    place = _place(workspace)
-    state = options.state_of(place)
+    folder = _absolute(workspace)
+    state = options.state_of(folder)
 
-    def planned(existing: Sequence[str]) -> Plan:
+    def planned(existing: Sequence[str]) -> WorkspacePlan:
         branch = options.session_branch
         return plan_workspace(
-            repos, place, main_repo_index, session_branch=branch, existing=existing
+            repos, folder, main_repo_index, session_branch=branch, existing=existing
         )
 
     plan = planned(())
-    _check_state(state, place)
+    _check_state(state, folder)
     try:
-        with _alone(state):
+        with _setup_lock(state):
             found = _attached(state, plan)
             if found is None:
-                plan = planned(_names_in(place))
-                sweep(place, state)
+                plan = planned(_names_in(folder))
+                sweep(folder, state)
                 _check_free(state)
                 git = Git(options.environment, options.limits, clock)
                 found = await _set_up(plan, state, git, options, on_progress)
     except OSError as error:
-        raise disk_fault(error, str(place)) from error
+        raise map_disk_error(error, str(folder)) from error
     return found.paths
 
 
-def _place(workspace: Path | str) -> Path:
+def _absolute(workspace: Path | str) -> Path:
     text = os.fspath(workspace)
     if not text.strip() or "\0" in text:
         raise WorkspaceRefused(
-            f"{text!r} cannot be the folder of a workspace", hint="name a folder"
+            f"{text!r} is not a folder for a workspace",
+            hint="give the path of a folder",
         )
     return Path(os.path.abspath(text))
 
 
 async def _set_up(
-    plan: Plan,
+    plan: WorkspacePlan,
     state: Path,
     git: Git,
     options: WorkspaceOptions,
@@ -179,41 +220,50 @@ async def _set_up(
         cloner = Cloner(git, mirrors, staging, options.identity, on_progress)
         slots = asyncio.Semaphore(max(1, options.concurrency))
 
-        async def clone(repo: PlannedRepo) -> ClonedRepo:
+        async def clone(repo: RepoSpec) -> ClonedRepo:
             async with slots:
-                return cloned(repo, state, await _cloned(cloner, repo))
+                return await _clone(cloner, repo)
 
         return staging.commit(await _all_or_first_error(clone, plan.repos))
 
 
-async def _cloned(cloner: Cloner, repo: PlannedRepo) -> str | None:
+async def _clone(cloner: Cloner, repo: RepoSpec) -> ClonedRepo:
     try:
-        return await cloner.clone(repo)
+        base = await cloner.clone(repo)
     except OSError as error:
-        raise disk_fault(error, repo.remote.url) from error
+        raise map_disk_error(error, repo.url) from error
+    plan, state = cloner.staging.plan, cloner.staging.final_state
+    return ClonedRepo(
+        name=repo.folder,
+        path=plan.workspace / repo.folder,
+        git_dir=git_dir_in(state, repo.folder),
+        url=repo.url,
+        base=base,
+        push_url=repo.push_remote.url,
+        push_branch=repo.push_branch or plan.session_branch,
+        blobless=repo.blobless,
+    )
 
 
 async def _all_or_first_error(
-    work: Callable[[PlannedRepo], Coroutine[None, None, ClonedRepo]],
-    repos: Sequence[PlannedRepo],
+    work: Callable[[RepoSpec], Coroutine[None, None, ClonedRepo]],
+    repos: Sequence[RepoSpec],
 ) -> list[ClonedRepo]:
-    """Do `work` on all at once; the first error ends the others before it is raised."""
-    tasks = [asyncio.create_task(work(r), name=f"clone {r.name}") for r in repos]
+    """Do `work` on all in parallel. The first error is raised once the others have ended."""
+    tasks = [asyncio.create_task(work(r), name=f"clone {r.folder}") for r in repos]
     try:
         return await asyncio.gather(*tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(*tasks)
 
 
-def _attached(state: Path, plan: Plan) -> Workspace | None:
-    """The workspace as it is, if it is already what the plan asks for."""
+def _attached(state: Path, plan: WorkspacePlan) -> Workspace | None:
+    """Return the workspace if it already has the clones of the plan."""
     found = load_record(state)
     if found is None:
         return None
     if not describes(found, plan):
-        raise WorkspaceExists(f"{plan.workspace} has a workspace of other repositories")
+        raise WorkspaceExists(f"{plan.workspace} is a workspace of other repositories")
     if found.staging is not None and (found.path / found.staging).is_dir():
         found = move_into_place(found)
     present = [repo.path.is_dir() for repo in found.repos]
@@ -221,7 +271,7 @@ def _attached(state: Path, plan: Plan) -> Workspace | None:
         return found
     if any(present):
         lost = found.repos[present.index(False)].path
-        raise WorkspaceExists(f"the workspace has lost its clone {lost}")
+        raise WorkspaceExists(f"{lost}, a clone of the workspace, is missing")
     shutil.rmtree(state)
     return None
 
@@ -230,13 +280,13 @@ def _check_state(state: Path, workspace: Path) -> None:
     if state.is_relative_to(workspace):
         raise WorkspaceRefused(
             f"the state folder {state} is inside the workspace",
-            hint="put it where the agent cannot write",
+            hint="choose a folder where the agent cannot write",
         )
 
 
 def _check_free(state: Path) -> None:
     if state.is_dir() and any(state.iterdir()):
-        raise WorkspaceExists(f"the state folder {state} holds something else")
+        raise WorkspaceExists(f"the state folder {state} has other files")
 
 
 def _names_in(workspace: Path) -> list[str]:
@@ -245,12 +295,15 @@ def _names_in(workspace: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except NotADirectoryError:
-        raise WorkspaceExists(f"{workspace} is a file, not a folder") from None
+        raise WorkspaceExists(f"{workspace} is a file") from None
 
 
 @contextlib.contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    with locked_if_free(state.with_name(f"{state.name}.lock")) as free:
-        if not free:
-            raise WorkspaceExists("another session is setting this workspace up")
+def _setup_lock(state: Path) -> Iterator[None]:
+    with locked_if_free(state.with_name(f"{state.name}.lock")) as held:
+        if not held:
+            raise WorkspaceExists(
+                "another session sets this workspace up",
+                hint="try again when it has ended, or choose another folder",
+            )
         yield

@@ -1,9 +1,10 @@
-"""The state of a clone as a tree in a git directory of ours.
+"""Take the state of a clone as a tree in the trusted git directory.
 
-An agent has worked in the clone, so its `.git` is hostile: its configuration, hooks, filters and
-index are not read. Git runs in our git directory, with an index made from nothing, and looks at the
-files alone. Nothing is ever asked of a repository inside the work tree (a submodule, or one that
-was planted): git would start another git there, with that one's own configuration.
+An agent has worked in the clone, so its `.git` may be hostile: its configuration, hooks, filters and
+index are not read. Git runs in the trusted git directory, with a new index, and reads the files only.
+A repository inside the work tree, a submodule or a planted one, is never entered: git would start
+another git there, with the configuration of that repository. Git LFS pointers are computed here: the
+filter program of the repository never runs.
 """
 
 from __future__ import annotations
@@ -15,82 +16,80 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from midwatch.workspace.errors import RepositoryError, WorkspaceDiskFull
-from midwatch.workspace.git import Command, Git, Output
-from midwatch.workspace.locks import locked
+from midwatch.files import locked
+from midwatch.workspace.errors import CacheBusy, RepositoryError, WorkspaceDiskFull
+from midwatch.workspace.git import Git, GitCommand, GitOutput
 from midwatch.workspace.record import ClonedRepo
 from midwatch.workspace.untrusted import (
     Head,
     UntrustedRepositoryError,
     clear_quarantine,
-    is_plain_folder,
+    is_folder,
     kind_of,
     read_head,
     take_commit,
 )
 
-# ------------------------------------------------------------ trusted
-# Questions to a git directory of ours about the objects in it.
+# ------------------------------------------------------------ the trusted git directory
 
 _YES_OR_NO = frozenset({0, 1})
 
 
-async def in_trusted(
+async def run_trusted(
     git: Git,
     repo: ClonedRepo,
     args: list[str],
     max_output: int | None = None,
     ok: frozenset[int] = frozenset({0}),
-) -> Output:
-    """Run git in the trusted git directory of a clone, away from its files."""
-    command = Command(
+) -> GitOutput:
+    """Run git in the trusted git directory of a clone, without its work tree. Raises as `Git.run`."""
+    command = GitCommand(
         args, repository=repo.url, git_dir=repo.git_dir, max_output=max_output, ok=ok
     )
     return await git.run(command)
 
 
 async def tree_of(git: Git, repo: ClonedRepo, commit: str | None) -> str:
-    """The tree of a commit; the empty tree for None."""
+    """Return the tree of a commit, or the empty tree for None."""
     if commit is None:
         args = ["hash-object", "-t", "tree", "-w", "--stdin"]  # stdin is empty
     else:
         args = ["rev-parse", "--verify", "--quiet", f"{commit}^{{tree}}"]
-    return (await in_trusted(git, repo, args)).text.strip()
+    return (await run_trusted(git, repo, args)).text.strip()
 
 
 def pushed_ref(repo: ClonedRepo) -> str:
-    """Where the commit is noted that was last pushed; another target has another."""
+    """Return the ref of the commit that was last pushed to the present URL and branch."""
     target = f"{repo.push_url}\0{repo.push_branch}".encode("utf-8", "surrogateescape")
     return f"refs/midwatch/pushed-to/{hashlib.sha256(target).hexdigest()[:16]}"
 
 
 async def pushed_commit(git: Git, repo: ClonedRepo) -> str | None:
-    """The commit that was last pushed from this clone to its present target."""
+    """Return the commit that was last pushed to the present URL and branch, or None."""
     args = ["rev-parse", "--verify", "--quiet", pushed_ref(repo)]
-    return (await in_trusted(git, repo, args, ok=_YES_OR_NO)).text.strip() or None
+    return (await run_trusted(git, repo, args, ok=_YES_OR_NO)).text.strip() or None
 
 
 async def is_ancestor(
     git: Git, repo: ClonedRepo, older: str | None, newer: str | None
 ) -> bool:
-    """Whether `newer` has everything that `older` has; None stands for no commit at all."""
+    """Return whether `newer` has all commits of `older`; None stands for no commit."""
     if older is None or newer is None:
         return older is None
     args = ["merge-base", "--is-ancestor", older, newer]
-    return (await in_trusted(git, repo, args, ok=_YES_OR_NO)).code == 0
+    return (await run_trusted(git, repo, args, ok=_YES_OR_NO)).code == 0
 
 
-# ------------------------------------------------------------ lfs
-# Git LFS pointers, computed here: the filter program of a hostile repository is never run.
+# ------------------------------------------------------------ snapshots
 
 _SIGNATURE = b"version https://git-lfs.github.com/spec/v1\n"
 _CHUNK = 1 << 20
 
 
 def pointer_of(path: Path) -> bytes:
-    """The pointer that stands for the file in a commit; a pointer stands for itself.
+    """Return the Git LFS pointer that a commit has in place of a file; a pointer is its own.
 
-    The format: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
+    Raises OSError. The format: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
     """
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
@@ -104,12 +103,15 @@ def pointer_of(path: Path) -> bytes:
     return _SIGNATURE + f"oid sha256:{digest.hexdigest()}\nsize {size}\n".encode()
 
 
-_STAT_SAYS_CHANGED = frozenset({0, 1})
-
-
 @dataclass(frozen=True, slots=True)
 class SnapshotLimits:
-    """Untracked files beyond these are counted but not read: bytes of one, of all, and how many."""
+    """Limits on the untracked files that are read; the others are only counted.
+
+    Attributes:
+        file_bytes: The largest file.
+        total_bytes: The largest size of all together.
+        files: The largest number.
+    """
 
     file_bytes: int = 5_000_000
     total_bytes: int = 200_000_000
@@ -118,13 +120,18 @@ class SnapshotLimits:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A clone at one moment; every object is in the trusted git directory.
+    """A clone at one moment. All objects are in the trusted git directory.
 
-    `head` is the last commit (None without any) and `tree` the whole content, with changes that
-    are not committed. `untracked` counts files that no commit has; `left_out` names those that
-    are not in `tree`. `new_pointers` are LFS files whose content differs: the tree has pointers to
-    what no server has yet. `problem` says what could not be looked at; the rest is then as far as it
-    goes.
+    Attributes:
+        head: The last commit, or None.
+        branch: The branch; None if HEAD is detached.
+        tree: The whole content, with changes that are not committed.
+        dirty: Whether `tree` differs from that of `head`.
+        untracked: Number of untracked files.
+        left_out: Untracked files that are not in `tree`.
+        new_pointers: Files of Git LFS whose content changed: no server has what their pointers
+            in `tree` name.
+        problem: What could not be inspected, or None.
     """
 
     head: str | None
@@ -140,44 +147,58 @@ class Snapshot:
 async def take_snapshot(
     git: Git, repo: ClonedRepo, limits: SnapshotLimits | None = None
 ) -> Snapshot:
-    """Look at a clone without running anything of it.
+    """Inspect a clone without running anything in it.
 
-    What the agent did to make that impossible is in `problem`. Raises WorkspaceDiskFull, CacheBusy
-    and, where our own git directory is broken, other errors of git.
+    Args:
+        git: Runs git.
+        repo: The clone.
+        limits: Limits on untracked files.
+
+    Returns:
+        The snapshot. Its `problem` names what the agent made impossible to inspect.
+
+    Raises:
+        CacheBusy: Another inspection of the clone did not end in time.
+        WorkspaceDiskFull: There is no space for the objects.
+        RepositoryError: The trusted git directory is broken.
     """
-    lock = repo.git_dir / "look.lock"
-    wait = git.limits.local_seconds
-    async with locked(lock, git.clock, shared=False, seconds=wait):
+    lock, wait = repo.git_dir / "snapshot.lock", git.limits.local_seconds
+    async with locked(lock, git.clock, shared=False, seconds=wait) as held:
+        if not held:
+            raise CacheBusy(
+                f"another inspection of {repo.path} did not end within {wait:g} s",
+                hint="try again when it has ended",
+            )
         clear_quarantine(repo.git_dir)
         return await _take(git, repo, limits or SnapshotLimits())
 
 
 async def _take(git: Git, repo: ClonedRepo, limits: SnapshotLimits) -> Snapshot:
     head, problem = await _head(git, repo)
-    if not is_plain_folder(repo.path):
+    if not is_folder(repo.path):
         tree = await tree_of(git, repo, head.commit)
-        gone = "its folder is gone"
+        gone = "its folder is missing"
         return Snapshot(head.commit, head.branch, tree, False, problem=gone)
     with tempfile.TemporaryDirectory(dir=repo.git_dir, prefix="quarantine-") as folder:
-        look = _Look(git, repo, Path(folder) / "index", limits)
-        snapshot = await _looked(look, head)
+        work_tree = _WorkTree(git, repo, Path(folder) / "index", limits)
+        snapshot = await _of_work_tree(work_tree, head)
     return replace(snapshot, problem=problem or snapshot.problem)
 
 
-async def _looked(look: _Look, head: Head) -> Snapshot:
+async def _of_work_tree(work_tree: _WorkTree, head: Head) -> Snapshot:
     try:
-        return await look.take(head)
+        return await work_tree.snapshot(head)
     except WorkspaceDiskFull:
         raise
     except RepositoryError as error:
-        # A pipe named .gitignore holds git up, a file may be unreadable: say so, tell the rest.
-        tree = await tree_of(look.git, look.repo, head.commit)
+        # A pipe named .gitignore blocks git, a file may be unreadable: report it with the rest.
+        tree = await tree_of(work_tree.git, work_tree.repo, head.commit)
         why = f"its files cannot be compared: {error.cause}"
         return Snapshot(head.commit, head.branch, tree, True, problem=why)
 
 
 async def _head(git: Git, repo: ClonedRepo) -> tuple[Head, str | None]:
-    """The clone's head, taken in; the base instead, and the reason, where that is not possible."""
+    """Take the head commit of a clone in. Return it and None, or the base and why it failed."""
     try:
         head = await asyncio.to_thread(read_head, repo.path)
         if head.commit is not None:
@@ -193,21 +214,21 @@ async def _head(git: Git, repo: ClonedRepo) -> tuple[Head, str | None]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """One look at a work tree through an index of our own."""
+class _WorkTree:
+    """The work tree of a clone, read through a new index."""
 
     git: Git
     repo: ClonedRepo
     index: Path
     limits: SnapshotLimits
 
-    async def take(self, head: Head) -> Snapshot:
+    async def snapshot(self, head: Head) -> Snapshot:
         await self._run(
             ["read-tree", head.commit] if head.commit else ["read-tree", "--empty"]
         )
         before = await self._tree()
         refresh = ["update-index", "-q", "--ignore-submodules", "--refresh"]
-        await self._run(refresh, ok=_STAT_SAYS_CHANGED)
+        await self._run(refresh, ok=_YES_OR_NO)
         changed = await self._paths(
             ["diff-files", "-z", "--name-only", "--ignore-submodules=all"]
         )
@@ -234,12 +255,12 @@ class _Look:
         return tuple(path for path in await self._paths(differ) if path in among)
 
     def _bounded(self, paths: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Which untracked paths are read, and which are only counted."""
+        """Return the untracked paths that are read, and those that are only counted."""
         taken: list[str] = []
         left_out: list[str] = []
         total = 0
         for path in paths:
-            # A trailing slash is a repository of its own: never entered.
+            # A path with a trailing slash is another repository, which is never entered.
             kind = "gone" if path.endswith("/") else kind_of(self.repo.path, path)
             size = (self.repo.path / path).lstat().st_size if kind != "gone" else 0
             fits = size <= self.limits.file_bytes
@@ -252,17 +273,18 @@ class _Look:
         return taken, left_out
 
     async def _add(self, paths: Sequence[str], no_object: str) -> set[str]:
-        """Put the paths into the index as they are on disk; what is gone goes.
+        """Update paths in the index from the disk; missing files are removed.
 
-        Returns those that went in as LFS pointers.
+        Returns:
+            The paths that were added as Git LFS pointers.
         """
         kinds = {path: kind_of(self.repo.path, path) for path in paths}
         gone = [path for path, kind in kinds.items() if kind == "gone"]
         if gone:
             await self._index_info(f"0 {no_object}\t{path}" for path in gone)
-        there = [path for path, kind in kinds.items() if kind != "gone"]
-        pointers = await self._lfs_paths([p for p in there if kinds[p] == "file"])
-        plain = [path for path in there if path not in pointers]
+        present = [path for path, kind in kinds.items() if kind != "gone"]
+        pointers = await self._lfs_paths([p for p in present if kinds[p] == "file"])
+        plain = [path for path in present if path not in pointers]
         if plain:
             add = ["update-index", "-z", "--add", "--remove", "--replace", "--stdin"]
             await self._run(add, stdin=_joined(plain))
@@ -271,7 +293,7 @@ class _Look:
         return pointers
 
     async def _lfs_paths(self, paths: Sequence[str]) -> set[str]:
-        """Those of the paths that the repository's attributes give to LFS."""
+        """Return the paths that the attributes of the repository assign to Git LFS."""
         if not paths:
             return set()
         check = ["check-attr", "-z", "--stdin", "filter"]
@@ -292,9 +314,8 @@ class _Look:
 
     async def _paths(self, args: list[str]) -> list[str]:
         output = await self._run(args)
-        names = output.out.split(b"\0")[
-            :-1
-        ]  # what follows the last NUL was cut, or is empty
+        # The part after the last NUL is empty, or was cut.
+        names = output.out.split(b"\0")[:-1]
         return [_text(name) for name in names]
 
     async def _tree(self) -> str:
@@ -306,8 +327,8 @@ class _Look:
         *,
         stdin: bytes | None = None,
         ok: frozenset[int] = frozenset({0}),
-    ) -> Output:
-        command = Command(
+    ) -> GitOutput:
+        command = GitCommand(
             args,
             repository=self.repo.url,
             git_dir=self.repo.git_dir,
@@ -320,7 +341,7 @@ class _Look:
 
 
 def _text(name: bytes) -> str:
-    # The names of files need not be UTF-8; so they come back as the same bytes.
+    # File names need not be UTF-8; this restores the same bytes.
     return name.decode("utf-8", "surrogateescape")
 
 

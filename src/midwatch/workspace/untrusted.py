@@ -1,7 +1,12 @@
-"""Reading a `.git` that an agent may have changed: as plain data, by no program.
+"""Read a `.git` that an agent may have changed: as data, without running a program on it.
 
-Nothing here follows a symbolic link, opens a device or a pipe, or trusts a size. What comes out are
-an object id and copies of object files, which git then checks by content.
+Nothing here follows a symbolic link, opens a device or a pipe, or trusts a size. The results are an object
+id and copies of object files, whose content git then checks.
+
+`git fetch` from the clone is not safe: it starts upload-pack there, with the configuration of the clone.
+Instead, copies of the object files are read by a `pack-objects` that runs in the trusted git directory,
+and `index-pack` computes the id of every object, so that a false index cannot pass one content off as
+another.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from midwatch.workspace.errors import GitFailed, RepositoryError
-from midwatch.workspace.git import Command, Git
+from midwatch.workspace.git import Git, GitCommand
 from midwatch.workspace.record import ClonedRepo
 from midwatch.workspace.refs import is_oid, read_refs
 from midwatch.workspace.urls import is_ref_name
@@ -32,48 +37,54 @@ _CHUNK = 1 << 20
 
 
 class UntrustedRepositoryError(Exception):
-    """Something in `.git` is not what git itself would have put there."""
+    """Something in `.git` is not as git writes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where a clone stands: a commit (None before the first), and its branch unless detached."""
+    """The HEAD of a clone: a commit (None before the first), and the branch (None if detached)."""
 
     commit: str | None
     branch: str | None
 
 
 def read_head(clone: Path) -> Head:
-    """What the HEAD of a clone names. Raises NotPlain."""
-    with _folder(None, str(clone)) as root, _folder(root, ".git") as git_dir:
+    """Return the HEAD of a clone. Raises UntrustedRepositoryError, and FileNotFoundError without one."""
+    with _open_folder(None, str(clone)) as root, _open_folder(root, ".git") as git_dir:
         name = _text(git_dir, "HEAD", _SMALL).strip()
         for _ in range(5):
             if is_oid(name):
                 return Head(name, None)
             ref = name.removeprefix("ref:").strip()
             if ref == name or not ref.startswith("refs/") or not is_ref_name(ref):
-                raise UntrustedRepositoryError("its HEAD names no commit")
+                raise UntrustedRepositoryError("its HEAD does not name a commit")
             value = _ref(git_dir, ref)
             if value is None or is_oid(value):
                 return Head(value, ref.removeprefix("refs/heads/"))
             name = value
-    raise UntrustedRepositoryError("its HEAD goes in circles")
+    raise UntrustedRepositoryError("its HEAD is a loop of refs")
 
 
 def copy_new_objects(clone: Path, known: Path, quarantine: Path) -> None:
-    """Copy the object files of a clone that `known` (a git directory of ours) does not have.
+    """Copy packs and loose objects of a clone, without alternates, commit graphs and multi-pack indexes.
 
-    Only packs and loose objects: no list of alternates, no graph, no index over packs. Raises
-    NotPlain, also when they are larger than MAX_QUARANTINE_BYTES together.
+    Args:
+        clone: The clone.
+        known: A git directory whose object files are not copied.
+        quarantine: The object folder to copy into.
+
+    Raises:
+        UntrustedRepositoryError: A file is not as git writes it, or all together are larger than
+            MAX_QUARANTINE_BYTES.
     """
     left = MAX_QUARANTINE_BYTES
     with (
-        _folder(None, str(clone)) as root,
-        _folder(root, ".git") as git_dir,
-        _folder(git_dir, "objects") as objects,
+        _open_folder(None, str(clone)) as root,
+        _open_folder(root, ".git") as git_dir,
+        _open_folder(git_dir, "objects") as objects,
     ):
         for folder, pattern in _object_folders(objects):
-            with _folder(objects, folder) as source:
+            with _open_folder(objects, folder) as source:
                 for name in sorted(os.listdir(source)):
                     old = known / "objects" / folder / name
                     if pattern.fullmatch(name) and not old.exists():
@@ -81,10 +92,10 @@ def copy_new_objects(clone: Path, known: Path, quarantine: Path) -> None:
 
 
 def kind_of(root: Path, relative: str) -> str:
-    """What stands at a path of a work tree: file, link or gone.
+    """Return what is at a path of a work tree: "file", "link" or "gone".
 
-    "gone" includes what git cannot hold (a folder, a pipe) and what is only reached through a
-    symbolic link, which may lead anywhere.
+    "gone" includes what git cannot store (a folder, a pipe), and paths through a symbolic link, which
+    may lead anywhere.
     """
     place = root
     parts = relative.split("/")
@@ -101,7 +112,8 @@ def kind_of(root: Path, relative: str) -> str:
     return "file" if stat.S_ISREG(mode) else "gone"
 
 
-def is_plain_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a folder, and not a symbolic link to one."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError:
@@ -109,9 +121,12 @@ def is_plain_folder(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def open_plain(folder: int | None, name: str) -> Iterator[int]:
-    """A descriptor of a regular file; raises NotPlain for anything else, FileNotFoundError."""
-    # Without O_NONBLOCK a named pipe would hold the open until somebody writes.
+def open_regular(folder: int | None, name: str) -> Iterator[int]:
+    """Yield a descriptor of a regular file.
+
+    Raises UntrustedRepositoryError for anything else, and FileNotFoundError.
+    """
+    # Without O_NONBLOCK, opening a named pipe blocks until another process writes.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=folder)
@@ -130,7 +145,7 @@ def open_plain(folder: int | None, name: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _folder(parent: int | None, name: str) -> Iterator[int]:
+def _open_folder(parent: int | None, name: str) -> Iterator[int]:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=parent)
@@ -150,16 +165,16 @@ def _object_folders(objects: int) -> list[tuple[str, re.Pattern[str]]]:
 
 
 def _ref(git_dir: int, ref: str) -> str | None:
-    """The value of a ref, loose before packed; None if it is in neither."""
+    """Return the value of a ref, loose or packed, or None."""
     *folders, name = ref.split("/")
     with contextlib.ExitStack() as opened:
         folder = git_dir
         try:
             for part in folders:
-                folder = opened.enter_context(_folder(folder, part))
+                folder = opened.enter_context(_open_folder(folder, part))
             return _text(folder, name, _SMALL).strip()
         except (UntrustedRepositoryError, FileNotFoundError):
-            pass  # a branch that was packed has no folder
+            pass  # a packed ref may have no folder
     try:
         packed = _text(git_dir, "packed-refs", _PACKED_REFS)
     except FileNotFoundError:
@@ -172,7 +187,7 @@ def _ref(git_dir: int, ref: str) -> str | None:
 
 
 def _text(folder: int, name: str, limit: int) -> str:
-    with open_plain(folder, name) as descriptor:
+    with open_regular(folder, name) as descriptor:
         data = b""
         while chunk := os.read(descriptor, min(_CHUNK, limit + 1 - len(data))):
             data += chunk
@@ -184,31 +199,30 @@ def _text(folder: int, name: str, limit: int) -> str:
 def _copy(folder: int, name: str, target: Path, limit: int) -> int:
     target.parent.mkdir(parents=True, exist_ok=True)
     size = 0
-    with open_plain(folder, name) as source, target.open("wb") as copy:
+    with open_regular(folder, name) as source, target.open("wb") as copy:
         while chunk := os.read(source, _CHUNK):
             size += len(chunk)
             if size > limit:
-                raise UntrustedRepositoryError("its objects are too large to look at")
+                raise UntrustedRepositoryError("its objects are too large to inspect")
             copy.write(chunk)
     return size
 
 
-# ------------------------------------------------------------ intake
-# Taking an agent's commits into a git directory of ours, checked by content.
-#
-# `git fetch` from the clone is no way: it starts upload-pack there, with the clone's own
-# configuration. Instead, copies of the object files are offered to a `pack-objects` that runs in our
-# git directory, and `index-pack` computes every object's id anew, so a false index cannot pass off one content
-# as another.
+# ------------------------------------------------------------ taking commits in
 
 _MOST_REFS = 5000
 
 
 async def take_commit(git: Git, repo: ClonedRepo, commit: str) -> None:
-    """Bring `commit`, and all that it needs, into the trusted git directory.
+    """Copy a commit with all its objects into the trusted git directory, and check their ids.
 
-    Raises NotPlain where that cannot be done. Afterwards the objects are all there and as
-    their ids say.
+    Args:
+        git: Runs git.
+        repo: The clone.
+        commit: Id of a commit of the clone.
+
+    Raises:
+        UntrustedRepositoryError: Objects are missing, false or too large.
     """
     if await _is_complete(git, repo, commit):
         return
@@ -229,7 +243,7 @@ async def take_commit(git: Git, repo: ClonedRepo, commit: str) -> None:
 
 
 async def _packed(git: Git, repo: ClonedRepo, commit: str, quarantine: Path) -> Path:
-    """A pack of what the commit has beyond all that we have."""
+    """Return a pack with the objects of a commit that the trusted git directory does not have."""
     known = sorted({oid for oid in read_refs(repo.git_dir).values()})[:_MOST_REFS]
     known += [repo.base] if repo.base else []
     revisions = "".join([f"{commit}\n"] + [f"^{oid}\n" for oid in known])
@@ -241,7 +255,7 @@ async def _packed(git: Git, repo: ClonedRepo, commit: str, quarantine: Path) -> 
     )
     names = (await git.run(command)).text.split()
     if len(names) != 1:
-        raise GitFailed(repo.url, "nothing to take")
+        raise GitFailed(repo.url, "git pack-objects made no pack")
     return quarantine / f"taken-{names[0]}.pack"
 
 
@@ -264,8 +278,8 @@ def _command(
     *,
     stdin: bytes | Path | None = None,
     variables: dict[str, str] | None = None,
-) -> Command:
-    return Command(
+) -> GitCommand:
+    return GitCommand(
         args,
         repository=repo.url,
         git_dir=repo.git_dir,
@@ -275,6 +289,6 @@ def _command(
 
 
 def clear_quarantine(git_dir: Path) -> None:
-    """Remove what an inspection that was killed left behind."""
+    """Remove what killed inspections left."""
     for left in git_dir.glob("quarantine-*"):
         shutil.rmtree(left, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Where a repository lives: URLs read strictly, refused before git ever sees them."""
+"""URLs, ref names and folder names: parsed strictly, and refused before git sees them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,13 @@ _SAFE_IN_PATH = "/:@!$&'()*+,;=~-._"
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A place to clone from or push to. `url` holds no secret and may be shown.
+    """A parsed URL to clone from or push to.
 
-    `host` includes the port and is empty for a local path; `path` has the components of the
-    path, decoded.
+    Attributes:
+        url: The URL in one spelling, without a secret.
+        scheme: How git connects.
+        host: Host and port; empty for a local path.
+        path: The components of the path, decoded.
     """
 
     url: str
@@ -45,21 +48,24 @@ class Remote:
 
     @property
     def transport_url(self) -> str:
-        """What git is given: a local path as file://, which never takes git's shortcuts."""
+        """The URL for git: a local path is a file URL, for which git does not link objects."""
         if self.scheme == "file" and self.url.startswith("/"):
             return "file://" + quote(self.url, safe=_SAFE_IN_PATH)
         return self.url
 
 
 def parse_remote(text: str) -> Remote:
-    """The remote that `text` names: https, http, ssh, `git@host:path`, file or a local path.
+    """Parse an https, http, ssh or file URL, `user@host:path`, or a local path.
 
-    Raises WorkspaceRefused for everything else; the message never repeats a password.
+    Raises:
+        WorkspaceRefused: It is something else, or has a password, which the message does not repeat.
     """
     text = text.strip()
     _refuse_odd_text(text)
     if _HELPER.match(text):
-        raise _refused(text, "remote helpers are not allowed", "use https or ssh")
+        raise _refused(
+            text, "remote helpers are not allowed", "use an https or ssh URL"
+        )
     scheme = _SCHEME.match(text)
     if scheme:
         return _from_url(text, scheme.group(1).lower())
@@ -67,8 +73,8 @@ def parse_remote(text: str) -> Remote:
     return _from_scp(text, scp) if scp else _from_path(text)
 
 
-def conceal(text: str) -> str:
-    """`text` fit to be shown: no userinfo, no query, no control characters, not too long."""
+def redact_url(text: str) -> str:
+    """Return a text that may have a URL without userinfo, query and control characters, shortened."""
     text = re.split(r"[?#]", text, maxsplit=1)[0]
     text = _USERINFO.sub(r"\1***@", text)
     text = "".join(c if c.isprintable() else "\ufffd" for c in text)
@@ -76,49 +82,53 @@ def conceal(text: str) -> str:
 
 
 def has_control_characters(text: str) -> bool:
-    """Control and format characters (which can reorder what a person reads), line separators."""
+    """Return whether there are control or format characters, which can reorder the text, or line separators."""
     return any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in text)
 
 
 def _refused(text: str, why: str, hint: str | None = None) -> WorkspaceRefused:
-    return WorkspaceRefused(f"repository {conceal(text)!r} refused: {why}", hint=hint)
+    return WorkspaceRefused(
+        f"repository {redact_url(text)!r} refused: {why}", hint=hint
+    )
 
 
 def _refuse_odd_text(text: str) -> None:
     if not text:
-        raise WorkspaceRefused("a repository has an empty URL", hint="name its URL")
+        raise WorkspaceRefused(
+            "a repository has an empty URL", hint="give the URL of the repository"
+        )
     if len(text) > MAX_LENGTH:
-        raise _refused(text, f"longer than {MAX_LENGTH} characters")
+        raise _refused(text, f"the URL is longer than {MAX_LENGTH} characters")
     if has_control_characters(text):
-        raise _refused(text, "control characters in the URL")
+        raise _refused(text, "the URL has control characters")
     if text.startswith("-"):
-        raise _refused(text, "an option cannot be a repository")
+        raise _refused(text, "the URL begins with a dash, as an option does")
 
 
 def _from_url(text: str, scheme: str) -> Remote:
     try:
         parts = urlsplit(text)
-        parts.port  # reading it is what checks it
+        parts.port  # raises ValueError for an invalid port
     except ValueError:
-        raise _refused(text, "not a valid URL") from None
+        raise _refused(text, "the URL is not valid") from None
     if has_control_characters(unquote(parts.path, errors="replace")):
-        raise _refused(text, "control characters in the URL")
+        raise _refused(text, "the URL has control characters")
     if ".." in unquote(parts.path).split("/"):
-        raise _refused(text, "`..` in the path")
+        raise _refused(text, "the path has `..`")
     if scheme in ("https", "http"):
         return _from_http(text, parts)
     if scheme == "ssh":
         return _from_ssh(text, parts)
     if scheme == "file":
         return _from_file(text, parts)
-    raise _refused(text, f"{scheme}:// is not allowed", "use https or ssh")
+    raise _refused(text, f"{scheme}:// is not allowed", "use an https or ssh URL")
 
 
 def _from_http(text: str, parts: SplitResult) -> Remote:
     if "@" in parts.netloc:
-        raise _refused(text, "credentials in the URL", TOKEN_HINT)
+        raise _refused(text, "the URL has credentials", TOKEN_HINT)
     if parts.query or parts.fragment:
-        raise _refused(text, "a query or fragment in the URL", TOKEN_HINT)
+        raise _refused(text, "the URL has a query or a fragment", TOKEN_HINT)
     host = _host(text, parts.netloc)
     path = quote(unquote(parts.path), safe=_SAFE_IN_PATH)
     scheme: Scheme = "https" if parts.scheme.lower() == "https" else "http"
@@ -128,7 +138,7 @@ def _from_http(text: str, parts: SplitResult) -> Remote:
 def _from_ssh(text: str, parts: SplitResult) -> Remote:
     user, _, place = parts.netloc.rpartition("@")
     if ":" in user:
-        raise _refused(text, "credentials in the URL", TOKEN_HINT)
+        raise _refused(text, "the URL has credentials", TOKEN_HINT)
     host = _host(text, place)
     path = unquote(parts.path)
     _check_ssh(text, user, path.lstrip("/"))
@@ -140,10 +150,10 @@ def _from_ssh(text: str, parts: SplitResult) -> Remote:
 def _from_scp(text: str, match: re.Match[str]) -> Remote:
     user, place, path = match["user"] or "", match["host"], match["path"]
     if ":" in user:
-        raise _refused(text, "credentials in the URL", TOKEN_HINT)
+        raise _refused(text, "the URL has credentials", TOKEN_HINT)
     host = _host(text, place)
     if ".." in path.split("/"):
-        raise _refused(text, "`..` in the path")
+        raise _refused(text, "the path has `..`")
     _check_ssh(text, user, path)
     login = f"{user}@" if user else ""
     return Remote(f"{login}{host}:{path}", "ssh", host, _components(path))
@@ -151,14 +161,14 @@ def _from_scp(text: str, match: re.Match[str]) -> Remote:
 
 def _check_ssh(text: str, user: str, path: str) -> None:
     if user and not _USER.fullmatch(user):
-        raise _refused(text, "not a valid user name")
+        raise _refused(text, "the user name is not valid")
     if not path or path.startswith("-"):
-        raise _refused(text, "not a valid path")
+        raise _refused(text, "the path is not valid")
 
 
 def _from_file(text: str, parts: SplitResult) -> Remote:
     if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        raise _refused(text, "a file:// URL needs an absolute path", "file:///path")
+        raise _refused(text, "a file URL needs an absolute path", "write file:///path")
     path = unquote(parts.path)
     return Remote(
         "file://" + quote(path, safe=_SAFE_IN_PATH), "file", "", _components(path)
@@ -174,9 +184,9 @@ def _host(text: str, place: str) -> str:
     try:
         host = place if place.isascii() else place.encode("idna").decode("ascii")
     except UnicodeError:
-        raise _refused(text, "not a valid host name") from None
+        raise _refused(text, "the host name is not valid") from None
     if not _HOST.fullmatch(host):
-        raise _refused(text, "not a valid host name")
+        raise _refused(text, "the host name is not valid")
     return host.lower()
 
 
@@ -185,11 +195,10 @@ def _components(path: str) -> tuple[str, ...]:
 
 
 # ------------------------------------------------------------ names
-# Names that are safe: branches by git's rules, folders by those of every file system.
 
 MAX_FOLDER_BYTES = 100
 _BAD_IN_REF = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//")
-# The device names of Windows: a clone called so cannot be copied there.
+# The device names of Windows: a folder with such a name cannot be copied there.
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
     f"{port}{n}" for port in ("com", "lpt") for n in "123456789¹²³"
 }
@@ -197,7 +206,7 @@ _OTHER_RESERVED = {".git", ".claude", "git~1", ".mcp.json"}
 
 
 def is_ref_name(name: str) -> bool:
-    """Whether git takes `name` as the end of `refs/heads/…` (git check-ref-format)."""
+    """Return whether `refs/heads/NAME` is a valid ref (git-check-ref-format(1))."""
     return not (
         not name
         or name in ("@", "HEAD")
@@ -212,23 +221,23 @@ def is_ref_name(name: str) -> bool:
 
 
 def check_ref_name(name: str, what: str = "branch") -> str:
-    """`name`, or WorkspaceRefused if it is none that git would take."""
+    """Return `name` if it is a valid name of a branch or tag. Raises WorkspaceRefused."""
     if not is_ref_name(name):
         raise WorkspaceRefused(
-            f"{what} {name[:200]!r} refused: not a valid name",
-            hint="name it as git does, such as main or fix/login",
+            f"{what} {name[:200]!r} refused: the name is not valid",
+            hint="use a name that git accepts, such as main or fix/login",
         )
     return name
 
 
 def collision_key(name: str) -> str:
-    """Equal for names that one of the usual file systems takes for the same."""
+    """Return a text that is equal for names that a common file system treats as the same."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def check_folder_name(name: str) -> str:
-    """`name`, or WorkspaceRefused if it cannot be the name of a clone's folder."""
-    why = _folder_fault(name)
+    """Return `name` if it is a valid name for the folder of a clone. Raises WorkspaceRefused."""
+    why = _why_not_a_folder(name)
     if why:
         raise WorkspaceRefused(
             f"folder name {name[:200]!r} refused: {why}",
@@ -238,15 +247,15 @@ def check_folder_name(name: str) -> str:
 
 
 def derive_folder_name(components: Sequence[str]) -> str:
-    """A folder name from the last components of a repository's path (one or two of them)."""
+    """Return a valid folder name made from the last components of a repository's path."""
     text = unicodedata.normalize("NFC", "-".join(components))
     text = re.sub(r"\.git$", "", text)
     text = "".join(c if c.isalnum() or c in "._-" else "-" for c in text)
     text = _cut(text.strip(".-_ "), MAX_FOLDER_BYTES - 10).strip(".-_ ") or "repository"
-    return f"{text}-repo" if _folder_fault(text) else text
+    return f"{text}-repo" if _why_not_a_folder(text) else text
 
 
-def _folder_fault(name: str) -> str:
+def _why_not_a_folder(name: str) -> str:
     if not name or not name.strip():
         return "it is empty"
     if name in (".", ".."):
@@ -262,7 +271,7 @@ def _folder_fault(name: str) -> str:
     if name.split(".")[0].strip().casefold() in _DEVICES:
         return "it is reserved on Windows"
     if name != name.strip(" ") or name.endswith(".") or re.search(r'[<>:"|?*]', name):
-        return "some file systems cannot hold it"
+        return "some file systems do not allow it"
     if len(name.encode("utf-8")) > MAX_FOLDER_BYTES:
         return f"it is longer than {MAX_FOLDER_BYTES} bytes"
     return ""

@@ -1,1 +1,1 @@
-"""Alembic's folder; `midwatch db upgrade` runs it on a connection that it is handed."""
+"""The migrations, which `midwatch db upgrade` runs through alembic."""

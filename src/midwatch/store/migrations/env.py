@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection that `midwatch.store.upgrade` hands over."""
+"""The entry of alembic: runs migrations on the connection that `midwatch.store.upgrade` passes."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from midwatch.store.protocol import (
     Claim,
     Finish,
     Opening,
-    Saved,
+    SavedCycle,
     Store,
 )
 
@@ -50,7 +50,7 @@ class Stand:
 
     async def cycle(
         self, changes: Changes = Changes(), subject: str = "db", group_wait: float = 0.0
-    ) -> Saved:
+    ) -> SavedCycle:
         """A good look on the present revision."""
         revision = (await self.store.watch(subject)).revision
         return await self.store.save_cycle(
@@ -59,7 +59,7 @@ class Stand:
 
     async def fail(
         self, error: str, changes: Changes = Changes(), subject: str = "db"
-    ) -> Saved:
+    ) -> SavedCycle:
         """A failed look on the present revision."""
         revision = (await self.store.watch(subject)).revision
         return await self.store.save_cycle(subject, revision, changes, error=error)
