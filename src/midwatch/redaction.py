@@ -44,6 +44,16 @@ def _marker(label: str) -> str:
     return f"[redacted:{label}]"
 
 
+def _possessive(body: str, least: int = 0) -> str:
+    """Return the pattern of `least` or more times `body`, without backtracking.
+
+    Python before 3.11.5 goes on from where the last, failed attempt at `body` ended
+    (https://github.com/python/cpython/issues/106052). The last branch never matches, but
+    puts the position back.
+    """
+    return rf"(?:{body}|(?!)){{{least},}}+"
+
+
 # ------------------------------------------------------------------ tokens that show by themselves
 
 _TOKENS: tuple[tuple[str, str, str], ...] = (  # label, hint, pattern
@@ -111,18 +121,21 @@ def _token_shapes() -> Iterator[_Shape]:
 
 # ------------------------------------------------------------------ keys, addresses, headers
 
+_BREAK = r"\s|\\+[nr]"
 _PEM = re.compile(
     r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"
     # Either all up to its end mark, or what looks like the beginning of a key cut short.
-    r"(?:[^-]*+(?:-(?!----)[^-]*+)*+-----END [A-Z0-9 ]{1,60}-----"
-    r"|(?:(?:\s|\\+[nr])*+[A-Za-z0-9+/=]{20,}+)*+)"
+    rf"(?:[^-]*+{_possessive('-(?!----)[^-]*+')}-----END [A-Z0-9 ]{{1,60}}-----"
+    rf"|{_possessive(_possessive(_BREAK) + '[A-Za-z0-9+/=]{20,}+')})"
 )
+_TO_AT = r"[^\s/?#@\"'<>]*+@"
+_WITH_SLASH = r"[^\s@/\"'<>]|/(?!/)"
 # The authority up to its last "@"; or, with a slash in the password, up to the next "@",
 # unless what stands there is a port.
 _URL = re.compile(
     rf"(://(?:{_MARKER}|(?!{_MARKER})[^\s/?#:@\"'<>]){{0,200}}:)"
-    r"(?:(?:[^\s/?#@\"'<>]*+@)++(?<!:@)"
-    r"|(?!\d{1,5}[/?#])(?:[^\s@/\"'<>]|/(?!/))++@)"
+    rf"(?:{_possessive(_TO_AT, 1)}(?<!:@)"
+    rf"|(?!\d{{1,5}}[/?#]){_possessive(_WITH_SLASH, 1)}@)"
 )
 # Values that speak of a secret without being one, and placeholders.
 _ORDINARY = (
@@ -186,12 +199,15 @@ _KEY = (
 # What encloses or separates ends a value only where the text goes on as if it did: a
 # password may contain any of these.
 _STOP = r"(?:[\"'`,;&)}\]|](?=\s|$|[\"'`,;&:>)}\]|]|[\w.-]{1,40}=)|</|\\+[\"'nrt])"
-_PLAIN = rf"(?:(?!{_STOP})\S)++"
+_PLAIN = _possessive(rf"(?!{_STOP})\S", 1)
+_ESCAPED = _possessive(r"[^\"'\\\r\n]|\\(?!\\*[\"'])")
+_DOUBLE = _possessive(r"[^\"\\\r\n]|\\.")
+_SINGLE = _possessive(r"[^'\\\r\n]|\\.|''")
 _VALUE = (
     rf"(?P<value>{_MARKER}(?:(?!@){_PLAIN})?"
-    r"|(?P<deep>\\{1,8}[\"'])(?:[^\"'\\\r\n]|\\(?!\\*[\"']))*+(?:\\{1,8}[\"'])?"
-    r"|\"(?:[^\"\\\r\n]|\\.)*+\"?|[eE]?'(?:[^'\\\r\n]|\\.|'')*+'?"
-    r"|\w{1,40}\(\s{0,3}[eE]?'(?:[^'\\\r\n]|\\.|'')*+'?"  # crypt('…'
+    rf"|(?P<deep>\\{{1,8}}[\"']){_ESCAPED}(?:\\{{1,8}}[\"'])?"
+    rf"|\"{_DOUBLE}\"?|[eE]?'{_SINGLE}'?"
+    rf"|\w{{1,40}}\(\s{{0,3}}[eE]?'{_SINGLE}'?"  # crypt('…'
     rf"|(?![,;&|)}}\]])(?:(?<=[A-Za-z]=)|(?![\[{{(])){_PLAIN})"
 )
 _PAIR = re.compile(

@@ -146,6 +146,9 @@ def test_paths_and_reasons() -> None:
                 name="waiting", value="31 sessions", citation=cite("waiting: 31")
             ),
             MetricReading(name="waiting", value="97", citation=cite("waiting: 31")),
+            MetricReading(
+                name="lock", value="42.", citation=cite("it waits for 42, and")
+            ),
         ],
         supporting_evidence=[
             Finding(statement="a", citations=[cite("pid 4242"), cite("pid 9999")]),
@@ -155,13 +158,17 @@ def test_paths_and_reasons() -> None:
     )
     seen = ground(
         output,
-        [evidence("pid 4242\nwaiting: 31"), evidence("log line", 2, available=False)],
+        [
+            evidence("pid 4242\nwaiting: 31\nit waits for 42, and for 7"),
+            evidence("log line", 2, available=False),
+        ],
     )
     assert [(claim.path, claim.reason) for claim in seen.claims] == [
         ("root_cause", ""),
         ("timeline[0]", grounding.NO_CITATION),
         ("metric_readings[0]", ""),
         ("metric_readings[1]", grounding.OTHER_VALUE),
+        ("metric_readings[2]", ""),
         ("supporting_evidence[0]", grounding.NOT_FOUND),
         ("supporting_evidence[1]", grounding.UNAVAILABLE),
         ("supporting_evidence[2]", grounding.UNKNOWN),
@@ -172,7 +179,7 @@ def test_paths_and_reasons() -> None:
         "supporting_evidence[2].citations[0]",
     ]
     assert seen.citations[1].path == "root_cause_citations[1]"
-    assert seen.grounded == Grounded(verified=2, total=7)
+    assert seen.grounded == Grounded(verified=3, total=8)
     assert (seen.verdict, seen.confidence) == ("identified", "low")
 
 

@@ -159,7 +159,7 @@ def _reading(shelf: _Shelf, path: str, reading: MetricReading) -> ClaimCheck:
 
 def _numbers(text: str) -> set[str]:
     """The numbers in a text, without thousands separators."""
-    found = re.findall(r"\d+(?:[.,]\d+)*+", unicodedata.normalize("NFKC", text))
+    found = re.findall(r"\d+(?:[.,]\d+)*", unicodedata.normalize("NFKC", text))
     return {re.sub(r",(?=\d{3}(?!\d))", "", number) for number in found}
 
 
