@@ -225,7 +225,9 @@ async def test_a_subject_that_is_gone_leaves_the_violations() -> None:
     context = await gatherer([]).gather([lost], timeout=1, tokens=5000)
     violations, absent = context.evidence
     assert "Ticket 7: critical, blocked on accounts of old-db" in violations.text
-    assert not absent.available and "old-db is not configured any more" in absent.text
+    assert (
+        not absent.available and "old-db is not in the settings any more" in absent.text
+    )
 
 
 async def test_hostile_text_is_harmless_before_it_is_evidence() -> None:

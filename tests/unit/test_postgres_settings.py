@@ -54,7 +54,7 @@ def test_overrides_are_read_in_the_invariants_unit() -> None:
             "connections",
             {"limit": "a lot"},
             "subjects.db.invariants.connections.limit",
-            "write it like 90%",
+            "use 90%",
         ),
         (
             "connections",
