@@ -213,7 +213,7 @@ async def test_lock_pile_up_names_the_root_and_first_aid_quotes_it(
     assert tree[0].startswith(
         f"root: blocks 3 sessions; pid {pid}: idle in transaction"
     )
-    settings = next(e for e in context.evidence if e.title == "Settings that matter")
+    settings = next(e for e in context.evidence if e.title == "Relevant settings")
     # The server's, not those of our own session.
     assert "idle_in_transaction_session_timeout: 0 ms" in settings.text
     assert [len(line) - len(line.lstrip()) for line in tree] in (

@@ -22,10 +22,9 @@ from pydantic import ValidationError
 
 from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.model import Observation, Severity, Signal
-from midwatch.subjects import tls as _certificate
-from midwatch.subjects import tls as _tls
+from midwatch.subjects import tls
 from midwatch.subjects.http import HttpSubject
-from midwatch.subjects.http_client import WebClient, WebFailure, translate
+from midwatch.subjects.http_client import WebClient, WebFailure, map_http_error
 from midwatch.testing.subject_conformance import check_kind, check_subject
 
 TOKEN = "s3cret-token-value"
@@ -292,10 +291,10 @@ def test_a_certificate_that_is_none_is_refused_not_misread(
     der = ssl.PEM_cert_to_DER_cert(
         authority.issue_cert("a.example").cert_chain_pems[0].bytes().decode()
     )
-    assert _certificate.parse(der).names == ("a.example",)
+    assert tls.parse(der).names == ("a.example",)
     for size in range(0, len(der), 7):
         with pytest.raises(ValueError):
-            _certificate.parse(der[:size])
+            tls.parse(der[:size])
 
 
 def patched(authority: trustme.CA, old: bytes, new: bytes) -> bytes:
@@ -309,10 +308,10 @@ def patched(authority: trustme.CA, old: bytes, new: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("old", "new", "subject", "names"),
     [
-        (b"\x0c\x0b*.", b"\x14\x0b\xe4.", _certificate.UNREADABLE, ("*.a.example",)),
-        (b"\x82\x0b*.", b"\x82\x0b*\xff", None, (_certificate.UNREADABLE,)),
-        (b"\x82\x0b*.", b"\xa5\x0b*.", None, (_certificate.UNREADABLE,)),
-        (b"\x55\x1d\x13", b"\x55\x1d\x11", None, (_certificate.UNREADABLE,)),
+        (b"\x0c\x0b*.", b"\x14\x0b\xe4.", tls.UNREADABLE, ("*.a.example",)),
+        (b"\x82\x0b*.", b"\x82\x0b*\xff", None, (tls.UNREADABLE,)),
+        (b"\x82\x0b*.", b"\xa5\x0b*.", None, (tls.UNREADABLE,)),
+        (b"\x55\x1d\x13", b"\x55\x1d\x11", None, (tls.UNREADABLE,)),
     ],
 )
 def test_a_name_that_cannot_be_read_does_not_hide_the_dates(
@@ -322,7 +321,7 @@ def test_a_name_that_cannot_be_read_does_not_hide_the_dates(
     subject: str | None,
     names: tuple[str, ...],
 ) -> None:
-    seen = _certificate.parse(patched(authority, old, new))
+    seen = tls.parse(patched(authority, old, new))
     organization = seen.issuer.partition(",")[0]
     assert seen.not_after == datetime.datetime(3000, 1, 1, tzinfo=datetime.UTC)
     assert seen.names == names
@@ -340,7 +339,7 @@ def test_a_negative_serial_number_is_read_without_a_warning(
     der = patched(authority, b"", b"")
     place = der.index(b"\x02\x01\x02\x02") + 5
     negative = der[:place] + bytes([der[place] | 0x80]) + der[place + 1 :]
-    assert _certificate.parse(negative).names == ("*.a.example",)
+    assert tls.parse(negative).names == ("*.a.example",)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +359,7 @@ async def test_a_certificate_that_cannot_be_read_is_unknown(
 ) -> None:
     der = patched(authority, old, new)
     with pytest.raises(ObservationFailed, match="certificate cannot be read: it is"):
-        _tls.read(der)
+        tls.read(der)
 
     async def odd(*_: object) -> bytes:
         return der
@@ -395,13 +394,13 @@ def test_names_that_python_cannot_decode_leave_the_date_to_the_library() -> None
         def getpeercert(self) -> dict[str, str]:
             raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
 
-    assert _tls.accepted_until(Undecodable()) is None  # type: ignore[arg-type]
+    assert tls.accepted_until(Undecodable()) is None  # type: ignore[arg-type]
 
 
 async def test_no_resources_of_our_own_is_unknown_not_down() -> None:
     error = httpx2.ConnectError("x")
     error.__cause__ = OSError(24, "Too many open files")
-    assert translate(error).cause == "local"
+    assert map_http_error(error).cause == "local"
 
 
 def test_every_error_of_the_http_client_is_translated() -> None:
@@ -414,9 +413,9 @@ def test_every_error_of_the_http_client_is_translated() -> None:
     for kind in foreign:
         error = kind.__new__(kind)
         Exception.__init__(error, "reason")
-        failure = translate(error)
+        failure = map_http_error(error)
         assert isinstance(failure, WebFailure) and "reason" in failure.message
-    assert translate(httpx2.ReadTimeout("late")).cause == "timeout"
+    assert map_http_error(httpx2.ReadTimeout("late")).cause == "timeout"
 
 
 async def test_a_request_that_cannot_be_sent_is_our_fault() -> None:

@@ -53,7 +53,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ("from midwatch.agent import AgentRunner, SYSTEM_PROMPT", "anthropic"),
         ("from midwatch.agent import *", "anthropic"),
         ("import midwatch.cli.main", "anthropic sqlalchemy claude_agent_sdk"),
-        ("import midwatch.subjects.http as e; e._tls.read", "cryptography"),
+        ("import midwatch.subjects.http as e; e.tls.read", "cryptography"),
     ],
 )
 def test_what_is_not_used_is_not_imported(statement: str, unwanted: str) -> None:

@@ -199,9 +199,7 @@ def reconcile(tickets: Mapping[Key, Ticket], checked: CheckResult) -> Reconciled
             resolved.append(ticket)
         elif ticket.seen:
             missing.append(ticket)
-    openings = tuple(
-        one for one in checked.firing if one.violation.key not in tickets
-    )
+    openings = tuple(one for one in checked.firing if one.violation.key not in tickets)
     return Reconciled(openings, tuple(missing), tuple(returned), tuple(resolved))
 
 

@@ -464,7 +464,7 @@ class CommandSays:
 
     def _said(self, ticket: Ticket, context: Context) -> Citation | None:
         wanted = f" {ticket.key.invariant} {ticket.key.component}: "
-        return line(context, "says now", lambda text: wanted in text)
+        return line(context, "reports now", lambda text: wanted in text)
 
 
 PLAYBOOKS: tuple[Playbook, ...] = (
