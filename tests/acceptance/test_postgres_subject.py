@@ -423,7 +423,7 @@ async def test_silent_server_is_a_time_out_and_ends_in_time(
         assert time.monotonic() - begun < 10
     finally:
         os.kill(server.pid, signal.SIGCONT)
-    assert "time-out" in broken(watched, seen)["reachable"].message
+    assert "timeout" in broken(watched, seen)["reachable"].message
 
 
 async def test_backend_that_hangs_does_not_hang_us(server: PrivatePostgres) -> None:

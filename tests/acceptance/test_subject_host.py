@@ -113,7 +113,7 @@ async def test_a_look_that_hangs_is_left_alone_and_not_repeated() -> None:
     off_loop = OffLoop()
     with pytest.raises(ObservationFailed, match="no result within 0.05 s"):
         await off_loop.run(release.wait, 0.05, "disk")
-    with pytest.raises(ObservationFailed, match="an earlier look still hangs"):
+    with pytest.raises(ObservationFailed, match="an earlier observation still hangs"):
         await off_loop.run(release.wait, 0.05, "disk")
     release.set()
     for _ in range(200):

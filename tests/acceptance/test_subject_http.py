@@ -176,7 +176,7 @@ async def test_a_silent_server_and_one_that_talks_nonsense() -> None:
         await shop.close()
         release.set()
     assert found.facts["cause"] == "timeout"
-    assert "connected, but the server says nothing" in found.message
+    assert "connected, but the server sends nothing" in found.message
 
     def nonsense(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"\x00\xffEHLO\r\n\r\n")
@@ -364,7 +364,7 @@ async def test_a_certificate_that_cannot_be_read_is_unknown(
     async def odd(*_: object) -> bytes:
         return der
 
-    monkeypatch.setattr(_tls, "handshake", odd)
+    monkeypatch.setattr(tls, "handshake", odd)
     with serving(ok, server_tls(trustme.CA().issue_cert("127.0.0.1"))) as url:
         shop = subject(url)
         observation = await check_subject(shop)

@@ -147,7 +147,7 @@ def test_the_end_of_a_server_is_read_from_its_log_since_it_came_up(
 def test_silence_is_not_called_a_kill() -> None:
     answer = said(
         context("a connection attempt failed: time-out", UP),
-        ticket("reachable", error="time-out: no connection within 3s"),
+        ticket("reachable", error="timeout: no connection within 3s"),
     )
     assert "cut off from here" in answer.root_cause
 

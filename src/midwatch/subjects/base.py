@@ -24,7 +24,7 @@ from midwatch.units import parse_limit
 
 @dataclass(frozen=True, slots=True)
 class EvidenceSource:
-    """A piece of evidence that can be fetched now.
+    """A source of evidence.
 
     `fetch` returns plain text, which the gatherer cleans, redacts, shortens and numbers. It may raise
     any `MidwatchError`, and is cancelled after `timeout` seconds. A lower `rank` matters more: when the

@@ -216,7 +216,7 @@ class ReportedEvidence(_Strict):
 
 
 class Report(_Strict):
-    """All that one run of the command tail."""
+    """The output of one run of the command."""
 
     violations: Annotated[list[ReportedViolation], Field(max_length=MAX_VIOLATIONS)]
     covered: Annotated[list[_Id], Field(max_length=MAX_VIOLATIONS)] | None = None
@@ -367,7 +367,7 @@ class CommandSubject:
         return [text for value in values if (text := value.get_secret_value())]
 
     async def observe(self, previous: Json) -> Observation:
-        """Raises ObservationFailed when the command did not end well or tail nothing valid."""
+        """Run the command. Raises ObservationFailed when it fails or its output is invalid."""
         if not self._invariants:
             return Observation(signals=(), covered=frozenset())
         ended = await self._run()

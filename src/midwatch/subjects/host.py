@@ -238,10 +238,9 @@ class HostSubject:
         return fetch
 
 
-# ------------------------------------------------------------ host_look
-# One look at the machine, blocking: what psutil and statvfs describe, as signals.
+# ------------------------------------------------------------------ checks (blocking)
 
-# Images that are full by nature.
+# Read-only images are always full.
 _READ_ONLY_KINDS = {"squashfs", "iso9660", "erofs", "cramfs", "udf"}
 
 Check = Callable[[HostSettings], Iterator[Signal]]

@@ -485,7 +485,7 @@ class HttpSubject:
         signals = tuple(
             signal for signal in found.signals if signal.invariant in enabled
         )
-        # What is unavailable because of a break that is reported needs no complaint of its own.
+        # What is unknown because of a reported violation is not reported as unavailable as well.
         unavailable = {
             name: why for name, why in found.unavailable.items() if name in enabled
         }
@@ -567,7 +567,7 @@ def describe(answer: Answer, home: str) -> str:
         if value := answer.header(name):
             lines.append(f"header {name}: {ticket_line(value, 200)}")
     if answer.host != home:
-        # What another literal says could be anything, up to an internal page.
+        # The body from another host could be anything, even an internal page.
         return "\n".join(
             [*lines, f"body: not shown, it came from {ticket_line(answer.host, 100)}"]
         )

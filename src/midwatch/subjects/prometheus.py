@@ -2,8 +2,8 @@
 
 An alerting rule of the server is the invariant ``alert:NAME``, so that a rule whose evaluation fails
 makes only that alert unknown: all alerts are covered ("*") but those named in `unavailable`. The
-alerts are read from ``/api/v1/rules``, which tells them together with the health of their rules;
-``/api/v1/alerts`` alone cannot fetch a quiet rule from a failing one.
+alerts are read from ``/api/v1/rules``, which returns them together with the health of their rules;
+``/api/v1/alerts`` does not distinguish an inactive rule from a failing one.
 
 A PromQL invariant is known for a series that exists. A series that was broken and is gone is kept in
 the state and stays unknown until it returns, unless its rule has ``absent: clear``.
@@ -301,7 +301,7 @@ Query = Callable[[float], Awaitable[Findings]]
 
 
 class PrometheusSubject:
-    """A Prometheus server and what its series fetch."""
+    """A Prometheus server: its alerts, and rules over its series."""
 
     kind: ClassVar[str] = "prometheus"
     settings_model: ClassVar[type[PrometheusSettings]] = PrometheusSettings
