@@ -345,6 +345,8 @@ async def test_what_the_server_stores_is_seen_per_table_slot_and_database(
     assert found["database_growth"].component == "orders"
     assert "transaction_id_age" in found
     assert all(piece.available for piece in context.evidence), context.evidence
+    sizes = next(e for e in context.evidence if e.title.startswith("Sizes of"))
+    assert "kind=table with indexes name=" in sizes.text
     for one in tickets:
         said = first_aid([one], context)
         assert said.explained_tickets == [one.id]

@@ -525,7 +525,11 @@ def _sources(subject: HttpSubject) -> Sequence[EvidenceSource]:
             )
 
     async def certificate() -> str:
-        return await _certificate(subject, limit / 3)
+        found = await tls.certificate(target.host, target.port, limit / 3)
+        accepted = await tls.verdict(
+            target.host, target.port, subject.web.tls, limit / 3
+        )
+        return tls.describe(found, accepted, subject.clock.now())
 
     async def addresses() -> str:
         return await resolve(target.host, target.port, limit / 2)
@@ -576,28 +580,6 @@ def describe(answer: Answer, home: str) -> str:
     # Marked, so that no line of a body imitates a line written here.
     body = [f"| {part}" for part in text[:_BODY_CHARACTERS].splitlines()]
     return "\n".join([*lines, f"body: {size} bytes", *body])
-
-
-async def _certificate(subject: HttpSubject, limit: float) -> str:
-    host, port = subject.target.host, subject.target.port
-    seen = await tls.certificate(host, port, limit)
-    verdict = await tls.verdict(host, port, subject.web.tls, limit)
-    left = (seen.not_after - subject.clock.now()).total_seconds()
-    return "\n".join(
-        (
-            f"verification: {verdict}",
-            f"subject: {seen.subject}",
-            f"issuer: {seen.issuer}",
-            f"names: {', '.join(seen.names) or '(none)'}",
-            f"not before: {seen.not_before:%Y-%m-%d %H:%M:%S} UTC",
-            f"not after: {seen.not_after:%Y-%m-%d %H:%M:%S} UTC",
-            (
-                f"left: {format_duration(left)}"
-                if left > 0
-                else f"expired: {format_duration(-left)} ago"
-            ),
-        )
-    )
 
 
 async def resolve(host: str, port: int, limit: float) -> str:

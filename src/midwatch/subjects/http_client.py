@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from midwatch.errors import ObservationFailed, SettingsError
+from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.subjects import tls
 from midwatch.text import ticket_line
@@ -75,23 +75,6 @@ class Answer:
         return next((value for key, value in self.headers if key == name), "")
 
 
-def verification(verify: bool, ca_file: Path | None, path: str) -> ssl.SSLContext:
-    """Return how certificates are verified. Raises SettingsError for a file without certificates."""
-    import httpx2
-
-    context = httpx2.create_ssl_context(verify=verify, trust_env=False)
-    if verify and ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=ca_file)
-        except OSError as error:
-            raise SettingsError(
-                f"no certificates could be read from {ca_file}: {error.strerror or error}",
-                path=path,
-                hint="use a PEM file of certificate authorities",
-            ) from None
-    return context
-
-
 class WebClient:
     """The HTTP client of one subject. It keeps no cookies, uses no proxies, and bounds bodies.
 
@@ -112,13 +95,13 @@ class WebClient:
         self._verify, self._ca_file = verify, ca_file
         self._path = path
         self._clock = clock or SystemClock()
-        self._tls = verification(verify, ca_file, path) if ca_file else None
+        self._tls = tls.ssl_context(verify, ca_file, path) if ca_file else None
         self._client: httpx2.AsyncClient | None = None
 
     @property
     def tls(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = verification(self._verify, self._ca_file, self._path)
+            self._tls = tls.ssl_context(self._verify, self._ca_file, self._path)
         return self._tls
 
     async def fetch(

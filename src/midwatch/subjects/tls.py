@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from midwatch.errors import ObservationFailed
+from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.text import ticket_line
+from midwatch.units import format_duration
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -164,3 +166,49 @@ def read(der: bytes) -> Certificate:
         raise ObservationFailed(
             f"the server's certificate cannot be read: {error}"
         ) from None
+
+
+def describe(found: Certificate, verdict: str, now: datetime) -> str:
+    """Return a certificate as evidence, one field a line."""
+    left = (found.not_after - now).total_seconds()
+    return "\n".join(
+        (
+            f"verification: {verdict}",
+            f"subject: {found.subject}",
+            f"issuer: {found.issuer}",
+            f"names: {', '.join(found.names) or '(none)'}",
+            f"not before: {found.not_before:%Y-%m-%d %H:%M:%S} UTC",
+            f"not after: {found.not_after:%Y-%m-%d %H:%M:%S} UTC",
+            (
+                f"left: {format_duration(left)}"
+                if left > 0
+                else f"expired: {format_duration(-left)} ago"
+            ),
+        )
+    )
+
+
+def ssl_context(verify: bool, ca_file: Path | None, path: str) -> ssl.SSLContext:
+    """Return how certificates are verified.
+
+    Args:
+        verify: Whether they are verified at all.
+        ca_file: A PEM file of certificate authorities to trust besides the system's.
+        path: The path of the setting that an error names.
+
+    Raises:
+        SettingsError: `ca_file` has no certificates.
+    """
+    import httpx2
+
+    context = httpx2.create_ssl_context(verify=verify, trust_env=False)
+    if verify and ca_file is not None:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except OSError as error:
+            raise SettingsError(
+                f"no certificates could be read from {ca_file}: {error.strerror or error}",
+                path=path,
+                hint="use a PEM file of certificate authorities",
+            ) from None
+    return context
