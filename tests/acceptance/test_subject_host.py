@@ -108,7 +108,7 @@ async def test_processes_are_counted_and_their_arguments_kept_quiet(
     assert "by memory:" in texts and "processors:" in texts
 
 
-async def test_a_look_that_hangs_is_left_alone_and_not_repeated() -> None:
+async def test_a_check_that_hangs_is_left_alone_and_not_repeated() -> None:
     release = threading.Event()
     off_loop = OffLoop()
     with pytest.raises(ObservationFailed, match="no result within 0.05 s"):

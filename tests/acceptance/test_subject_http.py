@@ -155,7 +155,7 @@ async def test_a_server_that_is_not_there_is_an_observation() -> None:
         refused = await check_subject(subject(closed))
     assert refused is not None
     assert broken(refused)["reachable"].facts["cause"] == "refused"
-    # Nothing is known of the rest, and the one break is told once.
+    # The rest is unknown, and the one violation is reported once.
     assert refused.covered == {"reachable"} and not refused.unavailable
 
     nowhere = subject("http://no-such-host.invalid/")
@@ -189,10 +189,10 @@ async def test_a_silent_server_and_one_that_talks_nonsense() -> None:
 
 
 async def test_redirects_are_bounded_and_headers_stay_at_home() -> None:
-    told: list[str | None] = []
+    reported: list[str | None] = []
 
     def elsewhere(handler: BaseHTTPRequestHandler) -> Reply:
-        told.append(handler.headers["X-Api-Key"])
+        reported.append(handler.headers["X-Api-Key"])
         return 200, {}, b"internal page"
 
     with serving(elsewhere) as other:
@@ -202,7 +202,7 @@ async def test_redirects_are_bounded_and_headers_stay_at_home() -> None:
             text = await shop.sources(())[0].fetch()
             await shop.close()
     # Same host name here, another port: another origin all the same.
-    assert told == [None, None]
+    assert reported == [None, None]
     assert not broken(observation)
     assert "internal page" in text
 
@@ -234,7 +234,7 @@ async def test_certificates(authority: trustme.CA, tmp_path: Path) -> None:
     now = datetime.datetime.now(datetime.UTC)
     day = datetime.timedelta(days=1)
 
-    async def look(
+    async def observe_once(
         certificate: trustme.LeafCert, **settings: object
     ) -> tuple[Observation, str]:
         with serving(ok, server_tls(certificate)) as url:
@@ -245,19 +245,21 @@ async def test_certificates(authority: trustme.CA, tmp_path: Path) -> None:
         assert observation is not None
         return observation, text
 
-    good, text = await look(
+    good, text = await observe_once(
         authority.issue_cert("127.0.0.1", not_after=now + 400 * day)
     )
     assert not broken(good)
     assert {"certificate_valid", "certificate_expiry"} <= good.covered
     assert "verification: accepted" in text and "names: 127.0.0.1" in text
 
-    short, _ = await look(authority.issue_cert("127.0.0.1", not_after=now + 3 * day))
+    short, _ = await observe_once(
+        authority.issue_cert("127.0.0.1", not_after=now + 3 * day)
+    )
     [left] = [s for s in short.signals if s.invariant == "certificate_expiry"]
     assert left.value == pytest.approx(3 * 86400, abs=60)
     assert re.search("ends in (2d 23h|3d)", left.message)
 
-    expired, text = await look(
+    expired, text = await observe_once(
         authority.issue_cert(
             "127.0.0.1", not_before=now - 9 * day, not_after=now - 2 * day
         )
@@ -269,13 +271,13 @@ async def test_certificates(authority: trustme.CA, tmp_path: Path) -> None:
     assert not expired.covers("status") and expired.covers("reachable")
     assert "expired: 2d" in text and "not accepted: certificate has expired" in text
 
-    wrong, _ = await look(authority.issue_cert("other.example"))
+    wrong, _ = await observe_once(authority.issue_cert("other.example"))
     assert "127.0.0.1" in broken(wrong)["certificate_valid"].message
 
-    stranger, _ = await look(trustme.CA().issue_cert("127.0.0.1"))
+    stranger, _ = await observe_once(trustme.CA().issue_cert("127.0.0.1"))
     assert "certificate_valid" in broken(stranger)
 
-    unchecked, _ = await look(
+    unchecked, _ = await observe_once(
         trustme.CA().issue_cert("127.0.0.1", not_after=now + 40 * day),
         verify=False,
         ca_file=None,
@@ -428,7 +430,7 @@ async def test_a_request_that_cannot_be_sent_is_our_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "reported"),
     [
         ({"url": "ftp://a"}, "url"),
         ({"url": "http://a b/"}, "url"),
@@ -439,10 +441,10 @@ async def test_a_request_that_cannot_be_sent_is_our_fault() -> None:
         ({"follow": True}, "follow"),
     ],
 )
-def test_wrong_settings_are_named(wrong: dict[str, object], told: str) -> None:
+def test_wrong_settings_are_named(wrong: dict[str, object], reported: str) -> None:
     with pytest.raises(ValidationError) as caught:
         subject(**{"url": "http://a", **wrong})
-    assert told in str(caught.value.errors()[0]["loc"])
+    assert reported in str(caught.value.errors()[0]["loc"])
 
 
 def test_a_certificate_file_that_holds_none(tmp_path: Path) -> None:
