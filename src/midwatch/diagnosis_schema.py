@@ -1,4 +1,4 @@
-"""What Claude is asked to answer, and what a playbook writes as first aid: one shape.
+"""The form of a diagnosis, which Claude answers in and playbooks write, and how a call to Claude ended.
 
 Lists stand where a mapping would seem natural: the Anthropic SDK's schema transform turns
 ``dict[...]`` into an object that can only be empty.
@@ -91,21 +91,19 @@ class DiagnosisOutput(_Part):
     missing: list[str] = Field(description="What would have to be known to be surer.")
 
 
-# ------------------------------------------------------------ reply
-# How a call to Claude ended, as a value.
+# ------------------------------------------------------------------ the reply
 
 
 class Kind(StrEnum):
-    """One for every row of the outcome table (docs/architecture.md)."""
+    """How a call to Claude ended: one kind for every row of the outcome table (docs/architecture.md)."""
 
     ANSWERED = "answered"
     REFUSED = "refused"
     CUT = "cut"  # by max_tokens
     INVALID = "invalid"  # does not fit the schema
-    REJECTED = "rejected"  # 400, 413: this request will never be taken
-    UNREACHABLE = (
-        "unreachable"  # connection, time-out, 408, 409, 5xx, 529, not our API's answer
-    )
+    REJECTED = "rejected"  # 400, 413: the same request would be rejected again
+    # Connection error, timeout, 408, 409, 5xx, 529, or an answer that the Messages API did not write.
+    UNREACHABLE = "unreachable"
     RATE_LIMITED = "rate_limited"
     SPEND_LIMIT = "spend_limit"
     UNAUTHORISED = "unauthorised"  # 401, 403, unknown model
@@ -113,9 +111,10 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. `output` may be partial for CUT; `usage` is known whenever a message came.
+    """The result of a call to Claude.
 
-    `retry_after` is in seconds, where the API named a time. `text` is what the model wrote.
+    `output` may be partial for CUT. `usage` is filled whenever a message was received. `retry_after` is
+    in seconds, where the API named a time. `text` is what the model wrote.
     """
 
     kind: Kind
@@ -128,8 +127,7 @@ class Reply:
     retry_after: float | None = None
 
 
-# ------------------------------------------------------------ salvage
-# What an answer still says that was cut off in the middle.
+# ------------------------------------------------------------------ truncated answers
 
 _FALLBACK: Final[dict[str, Any]] = {
     "verdict": "insufficient_data",
@@ -145,7 +143,7 @@ _FIELDS: Final[dict[str, TypeAdapter[Any]]] = {
 
 
 def parse_truncated(text: str) -> DiagnosisOutput | None:
-    """The parts of a cut answer that are whole, the rest empty; None without a summary."""
+    """Return the complete parts of a truncated answer, the rest empty; None if it has no summary."""
     try:
         parsed = from_json(text, allow_partial=True)
     except ValueError:
@@ -162,7 +160,7 @@ def parse_truncated(text: str) -> DiagnosisOutput | None:
 
 
 def _whole(name: str, value: Any) -> Any:
-    """The value if it fits its field, the items of a list that fit, or what stands for nothing."""
+    """Return the value if it fits its field, else the items of a list that fit, else an empty value."""
     if _fits(name, value):
         return value
     if isinstance(value, list):

@@ -1,21 +1,21 @@
-"""Every error Midwatch raises, as one tree.
+"""The tree of errors that Midwatch raises.
 
 ::
 
-    MidwatchError                 hint: what the person should do next
-    ├── TemporaryError            trying again can help; retry_after: seconds, if known
+    MidwatchError                 hint: what to do next
+    ├── TemporaryError            a retry can help; retry_after: seconds, if known
     │   ├── StoreUnavailable          the database does not answer
     │   ├── StoreBusy                 it answers, but a lock or a conflict was in the way
     │   ├── StoreFull                 no space for a write; nothing was lost
     │   ├── StaleWatch                another writer changed the subject's tickets meanwhile
-    │   └── ObservationFailed         a subject could not be looked at
-    └── PermanentError            trying again without a change cannot help
+    │   └── ObservationFailed         a subject could not be observed
+    └── PermanentError            a retry without a change cannot help
         ├── SettingsError             path: the setting that is wrong
         ├── NotFound                  no such ticket, subject, …
-        ├── Conflict                  the request does not fit the present state
+        ├── Conflict                  the request does not fit the current state
         ├── SchemaMismatch            the database needs `midwatch db upgrade`
-        ├── StoreRejected             the database refused the statement or the log-in
-        └── ClaimLost                 the lease passed to somebody else
+        ├── StoreRejected             the database refused the statement or the login
+        └── ClaimLost                 another daemon holds the claim
 
 Workspaces and sessions have errors of their own below the same two branches: see
 `midwatch.workspace.errors` and `midwatch.session.errors`.
@@ -39,13 +39,13 @@ class MidwatchError(Exception):
         return str(self.args[0])
 
     def one_line(self) -> str:
-        """The one line a person sees: what failed, then what to do."""
+        """Return the line that a person sees: what failed, then what to do."""
         text = " ".join(self.message.split())
         return f"{text} ({' '.join(self.hint.split())})" if self.hint else text
 
 
 class TemporaryError(MidwatchError):
-    """Something failed that may work when tried again."""
+    """Something failed that may work on a retry."""
 
     def __init__(
         self,
@@ -59,13 +59,13 @@ class TemporaryError(MidwatchError):
 
 
 class PermanentError(MidwatchError):
-    """Something failed that will fail again until somebody changes it."""
+    """Something failed that will fail again until something is changed."""
 
 
 class StoreUnavailable(TemporaryError):
     """The database does not answer."""
 
-    hint = "check that it runs and that `database` names it rightly"
+    hint = "check that it runs and that the setting `database` is right"
 
 
 class StoreBusy(TemporaryError):
@@ -77,7 +77,7 @@ class StoreBusy(TemporaryError):
 class StoreFull(TemporaryError):
     """The database has no space left to write."""
 
-    hint = "free some disk; nothing was lost, the write is tried again"
+    hint = "free some disk space; nothing was lost, the write is retried"
 
 
 class StaleWatch(TemporaryError):
@@ -99,11 +99,11 @@ class SettingsError(PermanentError):
 
 
 class NotFound(PermanentError):
-    """There is no such thing."""
+    """Not found."""
 
 
 class Conflict(PermanentError):
-    """That does not fit the present state."""
+    """The request does not fit the current state."""
 
 
 class SchemaMismatch(PermanentError):
@@ -113,8 +113,8 @@ class SchemaMismatch(PermanentError):
 
 
 class StoreRejected(PermanentError):
-    """The database refused."""
+    """The database refused the statement or the login."""
 
 
 class ClaimLost(PermanentError):
-    """The claim on this batch is held by somebody else now."""
+    """Another daemon holds the claim on this batch now."""

@@ -1,4 +1,4 @@
-"""Structured log lines: for people on a terminal, JSON elsewhere, without secrets in either."""
+"""Structured logs: for people on a terminal, JSON elsewhere, without secrets in either."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Log = FilteringBoundLogger
 
 
 def open_log(settings: LogSettings, stream: TextIO, redactor: Redactor) -> Log:
-    """A log that writes to `stream` as the settings say."""
+    """Return a log that writes to `stream` in the format and at the level of the settings."""
     pretty = settings.format == "console" or (
         settings.format == "auto" and stream.isatty()
     )
@@ -37,7 +37,7 @@ def open_log(settings: LogSettings, stream: TextIO, redactor: Redactor) -> Log:
 
 
 def quiet_log() -> Log:
-    """A log that says nothing, for libraries' users who give none."""
+    """Return a log that drops every event: the default for users of the library."""
     return _wrap(structlog.ReturnLogger(), [_drop], logging.CRITICAL)
 
 

@@ -1,4 +1,9 @@
-"""Values to the text that Prometheus reads."""
+"""Metrics for Prometheus, and the port that serves them.
+
+The daemons count in plain values of their own. A `Family` describes a metric, `Exposition` turns values into
+Prometheus' text format when they are scraped, and `serving` opens a port for daemons that have no other. Only
+this module imports `prometheus_client`, and only a process that serves metrics imports this module.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +21,15 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from midwatch.errors import SettingsError
-from midwatch.lifecycle import Liveness
+from midwatch.lifecycle import Liveness, cancel
 from midwatch.logs import Log
 
-# ------------------------------------------------------------ families
-# What a metric is called and means, and one value of it.
+# ------------------------------------------------------------------ families
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One value of a metric, with the values of its labels in their order."""
+    """One value of a metric, with the values of its labels in the family's order."""
 
     family: Family
     value: float
@@ -34,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A metric. `labels` take values of a bounded set only: names from the settings, words of ours."""
+    """A metric. Its labels take values of a bounded set only, such as names from the settings."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -46,11 +50,11 @@ class Family:
 
 
 Read = Callable[[], Iterable[Sample]]
-"""The values as they are now."""
+"""Returns the current values."""
 
 
 def code_label(status: int) -> str:
-    """An HTTP status as a label: the common ones as they are, the others by their hundred."""
+    """Return an HTTP status as a label: common ones themselves, others by class, such as "4xx"."""
     return str(status) if status in _CODES else f"{min(max(status // 100, 0), 9)}xx"
 
 
@@ -64,17 +68,18 @@ _Metric = CounterMetricFamily | GaugeMetricFamily
 
 
 class Exposition:
-    """The metrics of one process. `read` is asked at every scrape, in the caller's thread."""
+    """The metrics of one process. `read` is called at every scrape, in the caller's thread."""
 
     content_type = CONTENT_TYPE_PLAIN_0_0_4
 
     def __init__(self, families: Sequence[Family], read: Read) -> None:
-        # A registry of its own: there may be several in a process, and nothing else gets in.
+        # Not the global registry: there may be several in a process, and libraries add to the global one.
         self._registry = CollectorRegistry()
         self._registry.register(_Values((_INFO, *families), read))
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
+        """Return the current values in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
@@ -102,13 +107,11 @@ def _add(metric: _Metric, sample: Sample) -> None:
     metric.add_metric(list(sample.labels), sample.value)
 
 
-# ------------------------------------------------------------ serving
-# A port with few pages for probes and Prometheus, for daemons that have no other. It answers GET alone, one
-# request a connection, and bounds what a stranger can make of it: bytes, seconds and connections.
+# ------------------------------------------------------------------ serving
 
 _LONGEST_HEAD = 8192
 _LONGEST_REQUEST = 10.0
-"""Seconds from the first byte to the last of the answer."""
+"""Seconds from the first byte of a request to the last of its answer."""
 _CONNECTIONS = 32
 _PLAIN = "text/plain; charset=utf-8"
 
@@ -124,17 +127,18 @@ Page = Callable[[], Answer]
 
 
 def health(progress: Liveness) -> Page:
-    """200 while all loops come round, else 503 with the names of those that do not."""
+    """Return the page of a liveness probe: 200, or 503 with the names of the loops that are overdue."""
 
     def page() -> Answer:
         late = progress.late()
-        said = [f"{loop}: late by {by:.0f} s\n" for loop, by in sorted(late.items())]
-        return Answer(503 if late else 200, "".join(said or ["ok\n"]).encode())
+        lines = [f"{loop}: late by {by:.0f} s\n" for loop, by in sorted(late.items())]
+        return Answer(503 if late else 200, "".join(lines or ["ok\n"]).encode())
 
     return page
 
 
 def metrics_page(exposition: Exposition) -> Page:
+    """Return the page that Prometheus scrapes."""
     return lambda: Answer(200, exposition.text(), exposition.content_type)
 
 
@@ -142,7 +146,24 @@ def metrics_page(exposition: Exposition) -> Page:
 async def serving(
     host: str, port: int, pages: Mapping[str, Page], log: Log, *, setting: str
 ) -> AsyncIterator[str]:
-    """Serves while inside; yields the address. Raises SettingsError, for `setting`, where it cannot."""
+    """Serve pages to probes and Prometheus while the block runs.
+
+    It answers GET and HEAD alone, one request a connection, and bounds the bytes, seconds and connections
+    of its clients.
+
+    Args:
+        host: The address to listen on.
+        port: The port; 0 for any that is free.
+        pages: What is served, by path.
+        log: Where the failure of a page is logged.
+        setting: Path of the setting that an error names.
+
+    Yields:
+        The URL without a path.
+
+    Raises:
+        SettingsError: The port cannot be opened.
+    """
     connections: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -156,7 +177,7 @@ async def serving(
     def ended(task: asyncio.Task[None]) -> None:
         connections.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # A fault of ours; the daemon goes on, and who asked sees no answer.
+            # A bug in the page: the daemon goes on, and the client gets no answer.
             log.error("a page failed", exc_info=error)
 
     try:
@@ -165,16 +186,14 @@ async def serving(
         raise SettingsError(
             f"cannot listen on {host}:{port}: {error.strerror}",
             path=setting,
-            hint="choose another port, or end what listens there",
+            hint="choose another port, or stop the program that listens there",
         ) from None
     name, number = server.sockets[0].getsockname()[:2]
     try:
         yield f"http://{f'[{name}]' if ':' in name else name}:{number}"
     finally:
         server.close()
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        await cancel(*connections)
 
 
 async def _connection(
@@ -190,7 +209,7 @@ async def _connection(
             writer.close()
             await writer.wait_closed()
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-        pass  # no request: nobody waits for an answer
+        pass  # not a request
     except (TimeoutError, OSError):
         pass
     finally:
@@ -202,9 +221,9 @@ def _response(head: bytes, pages: Mapping[str, Page]) -> bytes:
     target = rest.partition(b" ")[0].partition(b"?")[0].decode("latin-1")
     page = pages.get(target)
     if method not in (b"GET", b"HEAD"):
-        answer = Answer(405, b"GET alone\n")
+        answer = Answer(405, b"only GET is allowed\n")
     else:
-        answer = page() if page else Answer(404, b"there is no such page\n")
+        answer = page() if page else Answer(404, b"not found\n")
     lines = [
         f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
         f"Content-Type: {answer.content_type}",
@@ -213,11 +232,3 @@ def _response(head: bytes, pages: Mapping[str, Page]) -> bytes:
     ]
     start = "\r\n".join([*lines, "", ""]).encode("ascii")
     return start if method == b"HEAD" else start + answer.body
-
-
-# ------------------------------------------------------------ init
-# Metrics for Prometheus, and the port that serves them.
-#
-# The daemons count in plain values of their own. `families` says what a metric is, `exposition` turns
-# values into the text that Prometheus reads at the moment it asks, `serving` is the port for those that
-# have none. Only `exposition` knows the library of Prometheus, and only a process that serves imports it.

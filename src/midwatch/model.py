@@ -22,14 +22,14 @@ _KEY_BYTES = 800  # three of them must fit one index entry of PostgreSQL, 2704 b
 
 
 def keepable(text: str) -> str:
-    """`text` as every database can keep it: NUL and lone surrogates become U+FFFD."""
+    """Return `text` as every database can store it: NUL and lone surrogates become U+FFFD."""
     if text.isascii() and "\0" not in text:
         return text
     return _UNKEEPABLE.sub("\ufffd", text)
 
 
 class Severity(IntEnum):
-    """How urgent a ticket is; sorts with the most urgent first."""
+    """How urgent a ticket is. Sorts with the most urgent first."""
 
     CRITICAL = 0
     WARNING = 1
@@ -41,7 +41,7 @@ class Severity(IntEnum):
 
     @classmethod
     def parse(cls, label: str) -> Severity:
-        """The severity called `label`; raises KeyError for an unknown one."""
+        """Return the severity with this label. Raises KeyError for an unknown one."""
         return cls[label.upper()]
 
 
@@ -56,22 +56,21 @@ class TicketStatus(StrEnum):
 
 
 class Unit(StrEnum):
-    """What a limit and the values held against it are counted in."""
+    """The unit of a limit and of the values that are compared with it."""
 
     SECONDS = "seconds"
     BYTES = "bytes"
     RATIO = "ratio"
     COUNT = "count"
-    NONE = ""  # the invariant has no limit: the subject itself says whether it holds
+    NONE = ""  # the invariant has no limit: the subject itself reports whether it holds
 
 
 @dataclass(frozen=True, slots=True)
 class Invariant:
-    """A condition that must hold on a subject, with everything that documents it.
+    """A condition that must hold on a subject, with its documentation.
 
-    `limit` is in `unit`. With `above` true the invariant is broken by a value greater than
-    the limit, else by a smaller one. It must be broken for `hold_for` seconds on end before a
-    ticket opens.
+    `limit` is in `unit`. With `above` true a value greater than the limit breaks the invariant, else a
+    smaller one does. A ticket opens when it has been broken for `hold_for` seconds without a break.
     """
 
     id: str
@@ -86,14 +85,14 @@ class Invariant:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What one observation says of one invariant on one component.
+    """The state of one invariant on one component, in one observation.
 
-    `holds` is given where the subject itself decides; where it is None, `value` is held
-    against the invariant's limit. Neither of them, or a NaN, means that the state of this
-    component is unknown. A signal of an invariant that is not among `Subject.invariants`
-    carries `holds` and `severity`. `message` is the one line a ticket shows if the invariant
-    turns out to be broken. `facts` name what a playbook needs (a pid, a user, a query).
-    `severity` and `hold_for` take the place of the invariant's own where they are given.
+    `holds` is given where the subject itself decides. Where it is None, `value` is compared with the
+    invariant's limit. Neither of them, or a NaN, means that the state of this component is unknown.
+    A signal of an invariant that is not among `Subject.invariants` has `holds` and `severity`.
+    `message` is the one line that a ticket shows if the invariant is broken. `facts` are what a
+    playbook needs (a pid, a user, a query). `severity` and `hold_for` (seconds) replace those of the
+    invariant where they are given.
     """
 
     invariant: str
@@ -108,14 +107,14 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One look at a subject.
+    """What a subject returned when it was polled once.
 
-    `covered` names the invariants whose whole state was seen: a component that has no signal
-    there is known to be well. "*" covers all of them. What is not covered is unknown, never
-    clear; `unavailable` says why, by invariant. `state` is what the next observation is compared with
-    (counters, sizes); it is kept across restarts and must be small and of JSON types.
-    `background` is what a person would compare when something breaks (settings, versions, who is
-    connected); it is not stored, and only what differs is shown.
+    `covered` has the ids of the invariants that were observed completely: on a component without a
+    signal they hold. "*" covers all of them. An invariant that is not covered is unknown, never clear;
+    `unavailable` has the reason, by id. `state` is what the next observation is compared with
+    (counters, sizes); it is kept across restarts and must be small and of JSON types. `background` is
+    what a person would compare when something breaks (settings, versions, connected clients); it is
+    not stored, and only differences are shown.
     """
 
     signals: tuple[Signal, ...]
@@ -125,6 +124,7 @@ class Observation:
     background: Facts = field(default_factory=dict)
 
     def covers(self, invariant: str) -> bool:
+        """Return whether the invariant with this id was observed completely."""
         return invariant in self.covered or (
             "*" in self.covered and invariant not in self.unavailable
         )
@@ -132,7 +132,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a ticket is about: at most one unresolved ticket exists per key."""
+    """The identity of a problem: at most one unresolved ticket exists per key."""
 
     subject: str
     invariant: str
@@ -147,7 +147,7 @@ class Key:
 
 
 def _key_part(text: str) -> str:
-    """Keepable and short; two long ones stay different when they are cut."""
+    """Return a storable, short text; two long texts stay different when they are cut."""
     clean = keepable(text)
     data = clean.encode()
     if len(data) <= _KEY_BYTES:
@@ -158,7 +158,7 @@ def _key_part(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One observed break of an invariant on one component."""
+    """One observed violation of an invariant on one component."""
 
     key: Key
     severity: Severity
@@ -176,8 +176,8 @@ class Ticket:
     """The durable record of a violation until it clears.
 
     `attempts`, `next_attempt_at` and `last_error` are those of its batch, the unit of
-    diagnosis. `seen` is true while the last good observation still showed the violation.
-    `first_seen_at` is before `opened_at` where the invariant had to be broken for a while.
+    diagnosis. `seen` is true while the last successful observation still had the violation.
+    `first_seen_at` is before `opened_at` where the invariant has a `hold_for`.
     """
 
     id: int
@@ -212,7 +212,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One change of a ticket: who or what, from, to, why, when."""
+    """One change of a ticket: when, by whom or what, from which state to which, and why."""
 
     ticket_id: int
     at: datetime
@@ -231,7 +231,7 @@ class Evidence:
     """One numbered, redacted, size-bounded piece of text with its source and time.
 
     `id` is "E1", "E2", … within its context. `available` is false where the source failed;
-    the text then says how.
+    the text is then the reason.
     """
 
     id: str
@@ -244,7 +244,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a diagnosis is made from: the tickets of a batch and the evidence, in order."""
+    """The input of a diagnosis: the tickets of a batch and the evidence, in order."""
 
     tickets: tuple[Ticket, ...]
     evidence: tuple[Evidence, ...]
@@ -253,7 +253,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that an answer cost, as the API counts them."""
+    """Tokens of a call, as the API counts them."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -275,8 +275,8 @@ DiagnosisOutcome = Literal[
     "late",  # an answer came after the claim had passed to another; paid, not used
     "answered",
     "refused",
-    "cut",  # what a max_tokens answer still told
-    "error",  # the error is the diagnosis: no answer will come without a person
+    "cut",  # the complete parts of an answer that max_tokens truncated
+    "error",  # the error is the diagnosis: a person has to act
     "retry",  # failed in a way that will be tried again
 ]
 FINAL_OUTCOMES: frozenset[str] = frozenset({"answered", "refused", "cut", "error"})
@@ -284,7 +284,7 @@ FINAL_OUTCOMES: frozenset[str] = frozenset({"answered", "refused", "cut", "error
 
 @dataclass(frozen=True, slots=True)
 class Grounded:
-    """How many of an answer's claims were found in the evidence they cite."""
+    """How many of an answer's claims were found in the evidence that they cite."""
 
     verified: int
     total: int
@@ -292,7 +292,7 @@ class Grounded:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """One stored attempt at diagnosing a batch; the answer is as `midwatch.diagnosis_schema` has it."""
+    """One stored call to diagnose a batch. `answer` is a `midwatch.diagnosis_schema.DiagnosisOutput`."""
 
     id: int
     batch: int

@@ -1,4 +1,4 @@
-"""What a call costs, from the package `genai-prices`."""
+"""The cost of a call to Claude, from the price list of the package `genai-prices`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNKNOWN_OUTPUT = 75.0
 
 
 def cost_usd(model: str, usage: Usage) -> float:
-    """The price of an answer in US dollars."""
+    """Return the price of a call in US dollars; a model without a listed price is priced high."""
     listed = _listed_usd(model, usage)
     if listed is not None:
         return listed
@@ -20,12 +20,12 @@ def cost_usd(model: str, usage: Usage) -> float:
 
 
 def is_known(model: str) -> bool:
-    """Whether the price list has the model."""
+    """Return whether the price list has the model."""
     return _listed_usd(model, Usage(input_tokens=1)) is not None
 
 
 def _listed_usd(model: str, usage: Usage) -> float | None:
-    """The price by the list, None where that does not have the model."""
+    """Return the listed price in US dollars, or None if the model is not listed."""
     # With its HTTP client it takes 10 MB, which a monitor never needs.
     from genai_prices import Usage as PricedUsage
     from genai_prices import calc_price

@@ -1,9 +1,9 @@
-"""Secrets out of text: known values and known shapes, over whole strings.
+"""Redaction: known secret values and known shapes of secrets are hidden, in whole strings.
 
-Redact before shortening: half a secret has no shape. Every pattern here takes linear time on
-any input: it starts at a fixed word, its repetitions are possessive or bounded, and no two
-starts scan the same stretch. What is hidden becomes ``[redacted:<label>]``; a second run
-changes nothing.
+Redact before shortening: half a secret has no shape. Every pattern here takes linear time on any
+input: it starts at a fixed word, its repetitions are possessive or bounded, and no two matches scan
+the same characters. A secret becomes ``[redacted:<label>]``; redacting twice changes nothing.
+`Sanitizer` applies all of this to observations.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from midwatch.model import Observation, Violation
 from midwatch.text import clean, one_line
 
 SHORTEST_KNOWN = 6
-"""Known values of fewer characters are ignored: they would shred ordinary text."""
+"""Known values of fewer characters are ignored: they occur in ordinary text."""
 DEEPEST = 60
-"""Levels of nesting that `Redactor.value` follows; what lies deeper is hidden."""
-_PASSES = 6  # a hidden value can uncover a neighbour; two passes are the rule
+"""Levels of nesting that `Redactor.value` follows; deeper values are hidden."""
+_PASSES = 6  # a hidden value can uncover the one beside it; two passes are usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,11 @@ def _possessive(body: str, least: int = 0) -> str:
     return rf"(?:{body}|(?!)){{{least},}}+"
 
 
-# ------------------------------------------------------------------ tokens that show by themselves
+# ------------------------------------------------------------------ tokens with a prefix of their own
 
 _TOKENS: tuple[tuple[str, str, str], ...] = (  # label, hint, pattern
     ("anthropic-key", "sk-ant-", r"sk-ant-[\w-]{8,}+"),
-    # A stretch of 16 without a dash, and a digit, tell a key from a name with dashes.
+    # 16 characters without a dash, and a digit, distinguish a key from a name with dashes.
     (
         "api-key",
         "sk-",
@@ -99,10 +99,10 @@ _LABELS = {label for label, _, _ in _TOKENS} | {
     "token",
     "url-password",
 }
-# Only our own labels count as hidden already; text that merely looks so does not.
+# Only the labels of this module count as hidden; similar text does not.
 _MARKER = rf"\[redacted:(?:{'|'.join(sorted(_LABELS))})\]"
 # One start per run of such characters, so that a long run is scanned once. A JSON escape or
-# a percent code right before it ends with a letter, but is no part of the run.
+# a percent code right before it ends with a letter, but does not belong to the run.
 _LEFT = r"(?:(?<![\w-])|(?<=\\[nrt])|(?<=%[0-9A-Fa-f]{2}))"
 
 
@@ -112,7 +112,7 @@ def _constant(label: str) -> Callable[[re.Match[str]], str]:
 
 def _token_shapes() -> Iterator[_Shape]:
     for label, hint, pattern in _TOKENS:
-        # Letters first, the look behind second: only so does the search skip ahead quickly.
+        # Letters first, the lookbehind second: only then does the search skip ahead quickly.
         first = re.match(r"\[\w+\]|\w", pattern)
         assert first is not None
         ahead = rf"(?={first[0]}){_LEFT}{pattern}"
@@ -124,20 +124,20 @@ def _token_shapes() -> Iterator[_Shape]:
 _BREAK = r"\s|\\+[nr]"
 _PEM = re.compile(
     r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"
-    # Either all up to its end mark, or what looks like the beginning of a key cut short.
+    # Either all up to its end mark, or the beginning of a key that was cut.
     rf"(?:[^-]*+{_possessive('-(?!----)[^-]*+')}-----END [A-Z0-9 ]{{1,60}}-----"
     rf"|{_possessive(_possessive(_BREAK) + '[A-Za-z0-9+/=]{20,}+')})"
 )
 _TO_AT = r"[^\s/?#@\"'<>]*+@"
 _WITH_SLASH = r"[^\s@/\"'<>]|/(?!/)"
 # The authority up to its last "@"; or, with a slash in the password, up to the next "@",
-# unless what stands there is a port.
+# unless a port follows.
 _URL = re.compile(
     rf"(://(?:{_MARKER}|(?!{_MARKER})[^\s/?#:@\"'<>]){{0,200}}:)"
     rf"(?:{_possessive(_TO_AT, 1)}(?<!:@)"
     rf"|(?!\d{{1,5}}[/?#]){_possessive(_WITH_SLASH, 1)}@)"
 )
-# Values that speak of a secret without being one, and placeholders.
+# Values that are about a secret without being one, and placeholders.
 _ORDINARY = (
     r"(?!(?:null|none|nil|true|false|yes|no|on|off|undefined|unset|empty|missing|invalid"
     r"|expired|required|rejected|denied|unknown|unexpected|incorrect|wrong|failed|failure"
@@ -173,7 +173,7 @@ def _bearer(match: re.Match[str]) -> str:
 
 
 def _basic(match: re.Match[str]) -> str:
-    """Only what decodes to user:password; "Basic authentication failed" stays."""
+    """Hide only what decodes to user:password; "Basic authentication failed" stays."""
     token = match[2].replace("-", "+").replace("_", "/")
     try:
         decoded = base64.b64decode(token + "=" * (-len(token) % 4))
@@ -188,7 +188,7 @@ def _cookie(match: re.Match[str]) -> str:
 
 # ------------------------------------------------------------------ key=value
 
-# A key names a secret by its end: password_encryption, max_tokens and secretName do not. The
+# A key names a secret by how it ends: password_encryption, max_tokens and secretName do not. The
 # class in front lets the search skip ahead.
 _KEY = (
     r"(?P<key>[acepstACEPST](?i:(?<=p)(?:ass(?:word|wd|phrase|wort)|wd)|(?<=[_-]p)ass"
@@ -196,7 +196,7 @@ _KEY = (
     r"|(?:(?<=a)(?:ccess|ccount|pi|uth)|(?<=e)ncryption|(?<=p)rivate|(?<=s)(?:ession|igning))"
     r"[_-]?key))"
 )
-# What encloses or separates ends a value only where the text goes on as if it did: a
+# A quote or separator ends a value only where what follows fits that: a
 # password may contain any of these.
 _STOP = r"(?:[\"'`,;&)}\]|](?=\s|$|[\"'`,;&:>)}\]|]|[\w.-]{1,40}=)|</|\\+[\"'nrt])"
 _PLAIN = _possessive(rf"(?!{_STOP})\S", 1)
@@ -233,7 +233,7 @@ def _label_of(key: str) -> str:
 
 
 def _pair(match: re.Match[str]) -> str:
-    """The key and the quotes stay, what they hold goes."""
+    """Keep the key and the quotes, hide what is between them."""
     key, value = match["key"], match["value"]
     directory = key.lower() == "pwd" and value.startswith(("/", "~"))
     if directory or _HIDDEN.fullmatch(value):
@@ -261,7 +261,7 @@ _SHAPES: tuple[_Shape, ...] = (
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """The ways in which a known value is written down elsewhere."""
+    """Yield the encodings in which a known value can appear."""
     yield secret
     for encoded in (quote(secret, safe=""), quote(secret), quote_plus(secret)):
         yield encoded
@@ -274,7 +274,7 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 def _base64_forms(secret: bytes) -> Iterator[str]:
-    """Base64 of the value wherever it stands in longer data: at each of three alignments.
+    """Yield the base64 of the value within longer data, at each of the three alignments.
 
     Characters that share bits with what is before or behind the value are left out.
     """
@@ -288,9 +288,10 @@ def _base64_forms(secret: bytes) -> Iterator[str]:
 
 
 class Redactor:
-    """Takes secrets out of text and of JSON-like values.
+    """Hides secrets in text and in JSON-like values.
 
-    `known` are secret values; they go in plain, URL-encoded, JSON-escaped and base64 form.
+    Args:
+        known: Secret values; they are hidden in plain, URL-encoded, JSON-escaped and base64 form.
     """
 
     def __init__(self, known: Iterable[str] = ()) -> None:
@@ -303,11 +304,11 @@ class Redactor:
         self._pattern = re.compile(f"({_MARKER})|{alternatives}")
 
     def with_known(self, *known: str) -> Redactor:
-        """One that knows these values as well."""
+        """Return a redactor that also knows these values."""
         return Redactor(self._known.union(known))
 
     def text(self, text: str) -> str:
-        """`text` without its secrets. Give it whole strings: a cut secret has no shape."""
+        """Return `text` without its secrets. Pass whole strings: a cut secret has no shape."""
         for _ in range(_PASSES):
             redacted = self._pass(text)
             if redacted == text:
@@ -325,10 +326,10 @@ class Redactor:
         return text
 
     def value(self, value: Any) -> Any:
-        """A JSON-like value without its secrets; a key that names a secret hides all below it.
+        """Return a JSON-like value without its secrets; a key that names a secret hides all below it.
 
-        Mappings become dicts, sequences lists; numbers, booleans, None and dates stay; what
-        else there is becomes its text.
+        Mappings become dicts, sequences lists; numbers, booleans, None and dates stay; any other
+        value becomes its text.
         """
         return self._value(value, 0)
 
@@ -368,7 +369,7 @@ _SECRET_HEADERS = {
 
 
 def _secret_key(key: str) -> str | None:
-    """The label of the secret that a key of this name holds, if it names one."""
+    """Return the label of the secret that a key of this name holds, or None."""
     name = key.strip().lower()[-200:]
     if name in _SECRET_HEADERS:
         return _SECRET_HEADERS[name]
@@ -389,7 +390,7 @@ _OF_STRUCTLOG = (
 def redacting(
     redactor: Redactor,
 ) -> Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]:
-    """A structlog processor that redacts every value of an event, its exception included.
+    """Return a structlog processor that redacts every value of an event, including its exception.
 
     Place it right before the renderer.
     """
@@ -416,8 +417,7 @@ def _trace(exc_info: Any) -> str:
     return "".join(traceback.format_exception(exc_info)).rstrip()
 
 
-# ------------------------------------------------------------ intake
-# Where an observation enters: hostile text is made harmless before it becomes part of a ticket.
+# ------------------------------------------------------------------ observations
 
 _MESSAGE = 500
 _COMPONENT = 200
@@ -425,10 +425,10 @@ _FACT = 2000
 
 
 class Sanitizer:
-    """Cleans, redacts and bounds the text of observations.
+    """Cleans, redacts and bounds the text of observations before it becomes part of a ticket.
 
-    Component names are part of a ticket's key, so every one is tidied, and remembered, as
-    a thousand of them may come in every cycle; messages are tidied when a ticket opens.
+    Component names are part of a ticket's key, so every one is sanitized, and cached, as there may be
+    a thousand of them in every cycle. Messages are sanitized when a ticket opens.
     """
 
     def __init__(self, redactor: Redactor) -> None:
@@ -436,11 +436,11 @@ class Sanitizer:
         self._components: dict[str, str] = {}
 
     def sanitize(self, text: str, limit: int = _MESSAGE) -> str:
-        """One printable line without secrets, of at most `limit` characters."""
+        """Return one printable line without secrets, of at most `limit` characters."""
         return one_line(self._redactor.text(clean(text)), limit)
 
     def observation(self, observation: Observation) -> Observation:
-        """The observation with component names that are safe in a key."""
+        """Return the observation with component names that are safe in a key."""
         if len(self._components) > 4 * len(observation.signals) + 1000:
             self._components.clear()
         signals = tuple(
@@ -460,7 +460,7 @@ class Sanitizer:
         return name
 
     def violation(self, violation: Violation) -> Violation:
-        """The violation with a message and facts that can be stored and shown."""
+        """Return the violation with a message and facts that are safe to store and to show."""
         facts = {
             self.sanitize(name, 100): (
                 self.sanitize(fact, _FACT) if isinstance(fact, str) else fact

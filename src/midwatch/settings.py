@@ -1,4 +1,4 @@
-"""Settings: documented groups; `midwatch.config` reads them, once, at the edge."""
+"""Settings: documented groups of values, which `midwatch.config` reads once, at the edge."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Group(BaseModel):
 
 
 class AnthropicSettings(Group):
-    """How Claude is reached."""
+    """The Messages API."""
 
     model: str = Field(DEFAULT_MODEL, description="The model that diagnoses.")
     api_key_file: Path | None = Field(
@@ -30,7 +30,7 @@ class AnthropicSettings(Group):
     timeout: Seconds = Field(
         300.0,
         gt=0,
-        description="Wall clock of one call. The SDK's own limit counts per read.",
+        description="Timeout of a whole call. The SDK's own timeout counts per read.",
     )
     max_tokens: int = Field(
         8000, gt=0, le=128000, description="Longest answer, in tokens."
@@ -41,11 +41,14 @@ class AgentSettings(Group):
     """The daemon that diagnoses."""
 
     poll_interval: Seconds = Field(
-        10.0, gt=0, description="Wait between two looks at an empty queue."
+        10.0, gt=0, description="Wait between two polls of an empty queue."
     )
     concurrency: int = Field(1, ge=1, le=64, description="Calls in flight per daemon.")
     max_attempts: int = Field(
-        5, ge=1, le=100, description="Tries before the error is stored as diagnosis."
+        5,
+        ge=1,
+        le=100,
+        description="Attempts before the error is stored as the diagnosis.",
     )
     daily_budget_usd: float | None = Field(
         20.0, ge=0, description="Dollars per UTC day; null for no limit."
@@ -54,13 +57,15 @@ class AgentSettings(Group):
         0.25, ge=0, le=1, description="Share of the budget kept for critical tickets."
     )
     lease: Seconds = Field(
-        30.0, ge=1, description="A claim not renewed for so long is free again."
+        30.0,
+        ge=1,
+        description="A claim that is not renewed within this time is free again.",
     )
     grace: Seconds = Field(
-        3.0, ge=0, le=4, description="What a call in flight gets at a stop."
+        3.0, ge=0, le=4, description="Time that a call in flight gets after a stop."
     )
     rate_limit_pause: Seconds = Field(
-        60.0, gt=0, description="Pause after a 429 that names no time."
+        60.0, gt=0, description="Pause after a 429 without a retry-after."
     )
     auth_probe_interval: Seconds = Field(
         60.0, gt=0, description="Wait between probes while the key is refused."
@@ -75,7 +80,7 @@ class AgentSettings(Group):
         3, ge=1, description="Failed calls in a row before the daemon pauses."
     )
     outage_pause: Seconds = Field(
-        60.0, gt=0, description="The pause of an outage, as long as it lasts."
+        60.0, gt=0, description="Pause during an outage, repeated until it ends."
     )
     context_tokens: int = Field(
         24000, ge=1000, description="Budget for evidence, in tokens."
@@ -92,7 +97,9 @@ class MonitorSettings(Group):
         description="Violations within this time of each other are one incident.",
     )
     unobservable_after: int = Field(
-        3, ge=1, description="Failed looks in a row before that is a ticket itself."
+        3,
+        ge=1,
+        description="Failed observations in a row before a ticket opens for it.",
     )
     flapping_openings: int = Field(
         3, ge=2, description="Openings within flapping_window that mark a ticket."
@@ -106,64 +113,68 @@ class MonitorSettings(Group):
 
 
 class InvariantSettings(Group):
-    """What a subject's settings may change of one invariant."""
+    """Changes to one invariant in a subject's settings."""
 
-    enabled: bool = Field(True, description="Whether it is watched at all.")
+    enabled: bool = Field(True, description="Whether it is checked.")
     limit: str | float | None = Field(
         None, description="In the invariant's unit: 10s, 90%, 2GB, 5."
     )
     hold_for: Seconds | None = Field(
-        None, alias="for", description="Broken for so long before a ticket opens."
+        None,
+        alias="for",
+        description="How long it must be broken before a ticket opens.",
     )
     severity: Literal["critical", "warning", "info"] | None = Field(
-        None, description="Instead of the invariant's own."
+        None, description="Replaces the invariant's own."
     )
 
 
 class RepositorySettings(Group):
     """A repository that sessions work in."""
 
-    url: str = Field(min_length=1, description="Where it is cloned from.")
+    url: str = Field(min_length=1, description="The URL to clone.")
     branch: str | None = Field(
-        None, description="Where a session starts; null for the repository's default."
+        None,
+        description="The branch that a session starts from; null for the repository's default.",
     )
 
 
 class SubjectSettings(Group):
-    """What every subject has; each kind adds its own."""
+    """Settings of every subject; each kind adds its own."""
 
-    name: Name = Field(description="What tickets call it; no two have the same.")
-    kind: Name = Field(description="Which of the kinds below it is.")
-    timeout: Seconds = Field(10.0, gt=0, description="Wall clock of one observation.")
+    name: Name = Field(description="Its name in tickets; unique.")
+    kind: Name = Field(description="One of the kinds below.")
+    timeout: Seconds = Field(10.0, gt=0, description="Timeout of one observation.")
     invariants: dict[str, InvariantSettings] = Field(
         default_factory=dict,
-        description="What is other than the default, by invariant.",
+        description="Changes to the defaults, by invariant.",
     )
     repositories: list[RepositorySettings] = Field(
         default_factory=list,
-        description="Where `midwatch session fix` works on its tickets, the main one first.",
+        description="The repositories in which `midwatch session fix` works, the main one first.",
     )
 
 
 class GitCredentialSettings(Group):
-    """A token for a Git host. The value itself never stands in the file."""
+    """A token for a Git host. The value itself is never in the file."""
 
     host: str = Field(
         description="Scheme and host, such as https://github.com.", min_length=1
     )
     username: str = Field(
-        "x-access-token", description="The user beside the token; GitLab wants its own."
+        "x-access-token",
+        description="The user name with the token; GitLab needs its own.",
     )
     token_variable: Name | None = Field(
         None, description="The environment variable that holds the token."
     )
     token_file: Path | None = Field(
-        None, description="A file that holds the token and nothing else."
+        None, description="A file that contains only the token."
     )
 
 
 class SubagentSettings(Group):
-    """A subagent that Claude may give work to."""
+    """A subagent that Claude may delegate work to."""
 
     description: str = Field(description="When Claude should use it.")
     prompt: str = Field(description="Its instructions.")
@@ -172,11 +183,11 @@ class SubagentSettings(Group):
 
 
 class SessionSettings(Group):
-    """Sessions of Claude Code: what each may do, for how long, and where it is kept."""
+    """Sessions of Claude Code: permissions, limits and storage."""
 
     model: str = Field(DEFAULT_MODEL, description="The model that works.")
     fallback_model: str | None = Field(
-        None, description="The model when that one is overloaded."
+        None, description="The model to use when `model` is overloaded."
     )
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="How much the model thinks; null for its own default."
@@ -185,89 +196,92 @@ class SessionSettings(Group):
         "default", "acceptEdits", "plan", "dontAsk", "bypassPermissions", "auto"
     ] = Field(
         "acceptEdits",
-        description="What is done without asking. What asks waits for permission_wait.",
+        description="Which tools need no permission. A request for permission waits for permission_wait.",
     )
     allowed_tools: list[str] = Field(
         default_factory=list,
         description="Tools that need no permission, such as Bash or Bash(git log:*).",
     )
     denied_tools: list[str] = Field(
-        default_factory=list, description="Tools that Claude does not get."
+        default_factory=list, description="Tools that Claude may not use."
     )
     mcp_servers: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="MCP servers by name, as Claude Code has them.",
+        description="MCP servers by name, in the format of Claude Code.",
     )
     subagents: dict[str, SubagentSettings] = Field(
         default_factory=dict, description="Subagents by name."
     )
     variables: dict[str, str] = Field(
         default_factory=dict,
-        description="Added to the environment that is built for the session; Bash sees them.",
+        description="Environment variables added to the session's own; Bash sees them.",
     )
     trust_repository: bool = Field(
         False,
-        description="Load the repositories' own .claude settings, hooks and .mcp.json, which run what they say.",
+        description="Load the repositories' own .claude settings, hooks and .mcp.json. They can run any program.",
     )
     sandbox: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Bash in a sandbox: where there can be one, or always, or never.",
+        description="Run Bash in a sandbox: auto where one is possible, on (required) or off.",
     )
     max_turns: int | None = Field(
-        None, ge=1, description="Calls of the API in one turn; null for no limit."
+        None, ge=1, description="API calls in one turn; null for no limit."
     )
     max_usd: float | None = Field(
         None, gt=0, description="Dollars of a whole session; null for no limit."
     )
     wall: Seconds | None = Field(
-        3600.0, gt=0, description="Longest run; null for no limit."
+        3600.0, gt=0, description="Longest run time; null for no limit."
     )
     idle: Seconds | None = Field(
         900.0,
         gt=0,
-        description="Longest time in which nothing happens in a turn; null for no limit.",
+        description="Longest time without an event in a turn; null for no limit.",
     )
-    retries: int = Field(
-        6, ge=0, le=100, description="Times that a failed call of the API is repeated."
-    )
+    retries: int = Field(6, ge=0, le=100, description="Retries of a failed API call.")
     permission_wait: Seconds = Field(
-        300.0, gt=0, description="No answer for so long is a no."
+        300.0,
+        gt=0,
+        description="A request for permission without an answer in this time is denied.",
     )
     folder: Path | None = Field(
         None,
-        description="Where sessions and their workspaces are; null for ~/.local/state/midwatch.",
+        description="Folder of sessions and their workspaces; null for ~/.local/state/midwatch.",
     )
     cache_folder: Path | None = Field(
         None,
-        description="Where mirrors of repositories are; null for ~/.cache/midwatch.",
+        description="Folder of repository mirrors; null for ~/.cache/midwatch.",
     )
     cache_size: Bytes = Field(
-        20_000_000_000, ge=0, description="Mirrors above this go, the oldest use first."
+        20_000_000_000,
+        ge=0,
+        description="Size of all mirrors; above it the least recently used are removed.",
     )
     keep_for: Seconds | None = Field(
         30 * 86400.0,
         ge=0,
-        description="`midwatch session prune` removes what ended longer ago; null for nothing.",
+        description="`midwatch session prune` removes sessions that ended longer ago; null keeps all.",
     )
     keep_bytes: Bytes | None = Field(
         50_000_000_000,
         ge=0,
-        description="It removes the oldest until this is left; null for no limit.",
+        description="`midwatch session prune` removes the oldest sessions above this size; null for no limit.",
     )
     git: list[GitCredentialSettings] = Field(
-        default_factory=list, description="Tokens by host; without one, SSH or public."
+        default_factory=list,
+        description="Tokens by host; without one, SSH or no login is used.",
     )
 
 
 class KeyReference(Group):
-    """A key of a Kubernetes secret. The value itself never stands in the file."""
+    """A key of a Kubernetes secret. The value itself is never in the file."""
 
     name: str = Field(min_length=1, max_length=253, description="The secret.")
     key: str = Field(
         "ANTHROPIC_API_KEY",
         min_length=1,
         max_length=253,
-        description="The key in it that holds the value.",
+        description="The key in the secret that contains the value.",
     )
 
 
@@ -275,65 +289,68 @@ class OperatorSettings(Group):
     """The operator, which runs `AgenticSession` resources as Jobs in Kubernetes."""
 
     kubeconfig: Path | None = Field(
-        None, description="How the cluster is reached; null for the pod's own account."
+        None, description="The kubeconfig file; null for the pod's service account."
     )
     context: str | None = Field(
-        None, description="The context in it; null for the current one."
+        None, description="The context in the kubeconfig; null for the current one."
     )
     namespaces: list[str] = Field(
-        default_factory=list, description="Where sessions are run; empty for all."
+        default_factory=list,
+        description="Namespaces in which sessions run; empty for all.",
     )
     image: str | None = Field(
-        None, description="The image that runs a session; without one, none is run."
+        None, description="The image that runs a session; without it no session runs."
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
-        None, description="When the image is pulled; null for Kubernetes' own rule."
+        None,
+        description="When the image is pulled; null for the default of Kubernetes.",
     )
     image_pull_secrets: list[str] = Field(
         default_factory=list, description="Secrets for the registry, by name."
     )
     api_key_secret: KeyReference | None = Field(
         None,
-        description="The Claude key, where a resource names none; in the session's namespace.",
+        description="The secret with the API key, in the session's namespace, for resources that name none.",
     )
     base_url: str | None = Field(
-        None, description="Where the Claude API is; null for Anthropic's own."
+        None, description="The URL of the Messages API; null for Anthropic's own."
     )
     model: str | None = Field(
         None,
-        description="The model of a resource that names none; null for sessions.model.",
+        description="The model for resources that name none; null for sessions.model.",
     )
     variables: dict[str, str] = Field(
         default_factory=dict,
-        description="Environment variables of every session; a resource's own win.",
+        description="Environment variables of every session; those of the resource take precedence.",
     )
     storage: Literal["ephemeral", "claim"] = Field(
         "ephemeral",
-        description="The workspace: the pod's own disk, or a volume claim per session.",
+        description="Where the workspace is: on the pod's own disk, or on a volume claim per session.",
     )
     claim_size: str = Field(
-        "20Gi", description="Size of a claim, as Kubernetes writes it."
+        "20Gi", description="Size of a volume claim, as a Kubernetes quantity."
     )
     storage_class: str | None = Field(
-        None, description="Class of a claim; null for the cluster's default."
+        None,
+        description="Storage class of a volume claim; null for the cluster's default.",
     )
     workspace_size: str | None = Field(
         "20Gi",
-        description="Most that a pod's own disk may hold; above it the pod is evicted. null for no limit.",
+        description="Size limit of the pod's own disk; above it the pod is evicted. null for no limit.",
     )
     content_url: str | None = Field(
-        None, description="Where the content proxy is; null for none."
+        None, description="The URL of the content proxy; null for none."
     )
     content_key_file: Path | None = Field(
         None,
-        description="A file with the key that signs tokens, shared with the proxy.",
+        description="A file with the key that signs tokens, shared with the content proxy.",
     )
     resources: dict[str, Any] = Field(
         default_factory=lambda: {
             "requests": {"cpu": "500m", "memory": "1Gi"},
             "limits": {"memory": "4Gi"},
         },
-        description="Requests and limits of a session that names none.",
+        description="Resource requests and limits for sessions that name none.",
     )
     node_selector: dict[str, str] = Field(
         default_factory=dict, description="Labels of the nodes that sessions run on."
@@ -342,49 +359,58 @@ class OperatorSettings(Group):
         default_factory=list, description="Tolerations of a session's pod."
     )
     service_account_annotations: dict[str, str] = Field(
-        default_factory=dict, description="Annotations of each session's account."
+        default_factory=dict,
+        description="Annotations of each session's service account.",
     )
     pod_labels: dict[str, str] = Field(
         default_factory=dict, description="Labels added to each session's pod."
     )
     image_pull_grace: Seconds = Field(
-        120.0, ge=0, description="How long an image may fail to be pulled."
+        120.0,
+        ge=0,
+        description="How long pulling the image may fail before the session fails.",
     )
     unschedulable_grace: Seconds = Field(
-        600.0, ge=0, description="How long a pod may wait for a node."
+        600.0,
+        ge=0,
+        description="How long a pod may be unschedulable before the session fails.",
     )
     termination_grace: Seconds = Field(
-        60.0, ge=1, description="What a pod gets to save itself when it is stopped."
+        60.0,
+        ge=1,
+        description="Time that a pod gets to save its work when it is stopped.",
     )
     deadline_margin: Seconds = Field(
         180.0,
         ge=0,
-        description="What a pod gets after the session's time-out to push, save and tell, before the Job's deadline.",
+        description="Time between the session's timeout and the Job's deadline, for the pod to push, save and report.",
     )
     idle_margin: Seconds = Field(
         60.0,
         ge=0,
-        description="The operator stops an idle session so much after it should have itself.",
+        description="How long after its idle limit the operator stops a session that did not stop itself.",
     )
     job_ttl: Seconds = Field(
-        3600.0, ge=0, description="A finished Job and its log are kept for so long."
+        3600.0, ge=0, description="How long a finished Job and its log are kept."
     )
     sync_interval: Seconds = Field(
-        5.0, gt=0, description="A pod's wait between two pushes of its workspace."
+        5.0, gt=0, description="Time between two syncs of a pod's workspace."
     )
     status_interval: Seconds = Field(
-        5.0, gt=0, description="A pod's wait between two writes of an unchanged phase."
+        5.0,
+        gt=0,
+        description="Least time between two status writes of a pod while its phase is unchanged.",
     )
     request_timeout: Seconds = Field(
-        30.0, gt=0, description="Wall clock of one request to the API server."
+        30.0, gt=0, description="Timeout of one request to the API server."
     )
     watch_timeout: Seconds = Field(
-        300.0, gt=0, description="A watch is opened anew after so long."
+        300.0, gt=0, description="A watch is opened again after this time."
     )
     watch_silence: Seconds = Field(
         70.0,
         gt=0,
-        description="A watch without a word for so long is taken for dead; the server speaks each minute.",
+        description="A watch without an event for this time is opened again; the API server sends one each minute.",
     )
     backoff: Seconds = Field(
         2.0, gt=0, description="First wait after a failed request; doubles each time."
@@ -393,9 +419,11 @@ class OperatorSettings(Group):
         60.0, gt=0, description="Longest wait after a failed request."
     )
     concurrency: int = Field(
-        16, ge=1, le=256, description="Sessions that are worked on at the same time."
+        16, ge=1, le=256, description="Sessions that are reconciled at the same time."
     )
-    host: str = Field("0.0.0.0", description="Address for probes and Prometheus.")
+    host: str = Field(
+        "0.0.0.0", description="Address that probes and Prometheus connect to."
+    )
     port: int | None = Field(
         8080,
         ge=0,
@@ -408,69 +436,69 @@ class ContentSettings(Group):
     """The content proxy: a volume behind HTTP, where the workspaces of sessions outlive their pods."""
 
     root: Path = Field(
-        Path("content"), description="The folder on the volume that it keeps all in."
+        Path("content"), description="The folder on the volume for all its data."
     )
     host: str = Field(
         "127.0.0.1", description="The address it listens on; 0.0.0.0 in a pod."
     )
     port: int = Field(
-        8080, ge=0, le=65535, description="Its port; 0 for any, which the log tells."
+        8080, ge=0, le=65535, description="Its port; 0 for any, which is logged."
     )
     key_file: Path | None = Field(
         None,
-        description="Keys that tokens are signed with, one a line: the first signs, all verify. Read again when it changes.",
+        description="A file with signing keys of tokens, one a line: the first signs, all verify. Read again when it changes.",
     )
     max_entries: int = Field(
         500_000,
         ge=1,
-        description="Files, folders and symlinks of one session; some 400 bytes of memory each while in use.",
+        description="Most files, folders and symlinks of one session; each takes some 400 bytes of memory while in use.",
     )
     max_size: Bytes = Field(
         20_000_000_000,
         ge=1,
-        description="Bytes of all files of one session; on the volume it may take twice that, with what was replaced.",
+        description="Most bytes of all files of one session; with replaced files it may take twice that on the volume.",
     )
     max_body: Bytes = Field(
         134_217_728,
         ge=1024,
-        description="Bytes of a JSON request; a commit of 500,000 files has some 80 MB.",
+        description="Most bytes of a JSON request; a commit of 500,000 files has some 80 MB.",
     )
     max_streams: int = Field(
         16,
         ge=1,
-        description="Uploads, downloads and commits at a time; each takes some 10 MB. Others wait.",
+        description="Concurrent uploads, downloads and commits; each takes some 10 MB of memory. Others wait.",
     )
     max_waiting: int = Field(
-        4000, ge=1, description="Requests that wait for a change at a time."
+        4000, ge=1, description="Most requests that wait for a change at the same time."
     )
     cache_size: Bytes = Field(
-        67_108_864, ge=0, description="Memory for manifests that were used last."
+        67_108_864, ge=0, description="Memory for the cache of manifests."
     )
     request_time: Seconds = Field(
         60.0,
         gt=0,
-        description="Longest time for a request's head, its JSON, a chunk of it, or for an answer that is not read.",
+        description="Timeout of a request's head, its JSON, a chunk of its body, and of an answer that is not read.",
     )
     wait: Seconds = Field(
         60.0,
         gt=0,
-        description="Longest wait for a change, whatever a request asks for.",
+        description="Longest wait for a change, also if a request asks for more.",
     )
     grace: Seconds = Field(
-        20.0, ge=0, description="What requests in flight get at a stop."
+        20.0, ge=0, description="Time that requests in flight get after a stop."
     )
     collect_interval: Seconds = Field(
-        900.0, gt=0, description="Wait between two looks for chunks that nothing needs."
+        900.0, gt=0, description="Time between two removals of unreferenced chunks."
     )
     collect_grace: Seconds = Field(
         3600.0,
         ge=0,
-        description="How long a chunk is kept that no manifest names: uploads need it.",
+        description="How long an unreferenced chunk is kept: an upload may still need it.",
     )
     keep_for: Seconds | None = Field(
         None,
         ge=3600,
-        description="Remove the folder of a session, for ever, when nobody read or wrote it for so long, such as 90d; null keeps all.",
+        description="Remove the folder of a session for good when it was not read or written for this time, such as 90d; null keeps all.",
     )
 
 
@@ -486,10 +514,10 @@ class MetricsSettings(Group):
 
 
 class LogSettings(Group):
-    """What the daemons write to standard output."""
+    """The logs that daemons write to standard output."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The least that is written."
+        "info", description="The lowest level that is written."
     )
     format: Literal["auto", "console", "json"] = Field(
         "auto", description="auto: JSON unless the log goes to a terminal."
@@ -497,7 +525,7 @@ class LogSettings(Group):
 
 
 class Settings(Group):
-    """All settings. `subjects` stay as written until their kinds are built."""
+    """All settings. `subjects` stay unparsed until their kinds are loaded."""
 
     database: str = Field(
         "sqlite:///midwatch.db",
@@ -512,5 +540,5 @@ class Settings(Group):
     metrics: MetricsSettings = MetricsSettings()
     log: LogSettings = LogSettings()
     subjects: list[dict[str, Any]] = Field(
-        default_factory=list, description="The systems that are watched, see below."
+        default_factory=list, description="The systems to watch, see below."
     )

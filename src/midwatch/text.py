@@ -1,7 +1,8 @@
-"""Outside text made harmless, short enough, and unable to leave its place.
+"""Foreign text made harmless, short enough, and unable to break out of its place.
 
-What enters goes through `clean`. What goes into a prompt is held to a budget by `shorten` and
-delimited by `fence`. What is shown as Markdown goes through `markdown_escape`.
+`clean` treats all text that enters. `shorten` keeps text of a prompt within a budget, and `fence` delimits
+it. `markdown_escape` is for text that is shown as Markdown; `ticket_line` and `component_name` are for the
+fields of a ticket.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 LONGEST_LINE = 4000
-"""Characters that `clean` leaves of a line unless told otherwise."""
+"""Default length, in characters, of the longest line that `clean` returns."""
 
 # ------------------------------------------------------------------ harmless
 
@@ -36,7 +37,7 @@ _UNSEEN = re.compile(
 
 
 def clean(text: str | bytes, *, longest: int | None = LONGEST_LINE) -> str:
-    """Outside text without anything that acts on a terminal, a page or a reader's eye.
+    """Return foreign text without anything that acts on a terminal or a page, or that misleads a reader.
 
     Invalid UTF-8 and lone surrogates become U+FFFD, terminal escapes and NUL go, other
     control characters become their pictures (␇), what cannot be seen becomes ``<U+202E>``.
@@ -65,14 +66,14 @@ def _code_point(match: re.Match[str]) -> str:
 
 
 def cut_lines(text: str, longest: int = LONGEST_LINE) -> str:
-    """`text` with every line of at most `longest` characters (60 at least)."""
+    """Return `text` with every line cut to at most `longest` characters (60 at least)."""
     if len(text) <= longest:
         return text
     return "\n".join(_cut_line(line, longest) for line in text.split("\n"))
 
 
 def _cut_line(line: str, longest: int) -> str:
-    """Three quarters of what stays is the beginning, one quarter the end."""
+    """Return the beginning of a line, three quarters of what stays, and its end."""
     if len(line) <= longest:
         return line
     kept = max(longest, 60) - 40
@@ -82,7 +83,7 @@ def _cut_line(line: str, longest: int) -> str:
 
 
 def one_line(text: str | bytes, limit: int = 200) -> str:
-    """Cleaned text on one line of at most `limit` characters."""
+    """Return cleaned text on one line of at most `limit` characters."""
     flat = " ".join(clean(text, longest=None).split())
     return flat if len(flat) <= limit else flat[: max(limit - 1, 0)].rstrip() + "…"
 
@@ -95,7 +96,7 @@ _BEYOND_ASCII = bytes(range(128, 256))
 
 
 def estimate_tokens(text: str) -> int:
-    """How many tokens Claude counts in `text`, rather too many than too few.
+    """Return how many tokens Claude counts in `text`, rather too many than too few.
 
     No tokenizer is needed. Anthropic's glossary gives 3.5 characters of English a token, and
     newer tokenizers take up to 35% more tokens (the notes on Opus 4.7): 2.6 characters, for
@@ -108,7 +109,7 @@ def estimate_tokens(text: str) -> int:
 
 
 def _weight(text: str) -> float:
-    """The estimate before rounding: the weight of joined texts is the sum of theirs."""
+    """Return the estimate before rounding: the weight of joined texts is the sum of their weights."""
     data = text.encode("utf-8", "surrogatepass")
     size = len(data)
     lower = size - len(data.translate(None, _LOWER))
@@ -118,8 +119,8 @@ def _weight(text: str) -> float:
     return lower / 2.6 + upper / 1.5 + beyond / 2 + rest / 1.3
 
 
-_PONDERED = 1_000_000  # characters at each end that `shorten` looks at line by line
-_SHAPED = 300  # characters of a line that make its shape
+_COMPARED = 1_000_000  # characters at each end that `shorten` compares line by line
+_SHAPED = 300  # characters of a line that determine its shape
 _VARYING = re.compile(r"\s+|0x[0-9a-fA-F]+|[0-9a-fA-F-]{8,}|\d+")
 _TROUBLE = re.compile(
     r"(?i)\b(?:error|fatal|panic|crit|critical|fail|failed|failure|exception|traceback"
@@ -130,15 +131,15 @@ _CUT_NOTE = re.compile(r"\[… ([\d,]{1,20}) lines? cut …\]")
 
 
 def shorten(text: str, tokens: int) -> str:
-    """`text` within a budget of tokens: its head, its tail, and its most unusual lines.
+    """Return `text` within a budget of tokens: its head, its tail, and its most unusual lines.
 
-    A line is unusual when few lines have its shape (digits, hex and ids aside), more so with
-    a word of trouble in it. The order stays. Where lines are left out, a line says how many.
+    A line is unusual when few lines have its shape (digits, hex and ids do not count), more so if it
+    has a word such as "error". The order stays. Where lines are left out, a line says how many.
     """
     budget = float(tokens)
     if _weight(text) <= budget:
         return text
-    lines = _pondered(text)
+    lines = _compared_lines(text)
     share = budget * 0.9 / min(len(lines), 6)
     lines = [_fitted(line, share) for line in lines]
     kept = _chosen(lines, budget)
@@ -146,12 +147,12 @@ def shorten(text: str, tokens: int) -> str:
     return shortened if _weight(shortened) <= budget else _fitted(text, budget)
 
 
-def _pondered(text: str) -> list[str]:
-    """The lines of a text; of a huge one, those of its two ends and a note between."""
-    if len(text) <= 2 * _PONDERED:
+def _compared_lines(text: str) -> list[str]:
+    """Return the lines of a text; of a huge one, those of its two ends with a note between."""
+    if len(text) <= 2 * _COMPARED:
         return text.split("\n")
-    start = text.rfind("\n", 0, _PONDERED)
-    end = text.find("\n", len(text) - _PONDERED)
+    start = text.rfind("\n", 0, _COMPARED)
+    end = text.find("\n", len(text) - _COMPARED)
     if start < 0 or end < 0 or start == end:
         return text.split("\n")
     note = _note(text.count("\n", start + 1, end) + 1)
@@ -163,7 +164,7 @@ def _note(lines: int) -> str:
 
 
 def _fitted(line: str, budget: float) -> str:
-    """A line within a budget, its middle cut if need be; empty if not even a note fits."""
+    """Return a line within a budget, its middle cut if necessary; empty if not even a note fits."""
     if _weight(line) <= budget:
         return line
     longest = min(len(line) - 1, int(budget * 2.7))
@@ -176,7 +177,7 @@ def _fitted(line: str, budget: float) -> str:
 
 
 def _chosen(lines: Sequence[str], budget: float) -> set[int]:
-    """Which lines stay: the first quarter of the budget, the last third, the unusual."""
+    """Return which lines stay: a quarter of the budget from the head, a third from the tail, then unusual ones."""
     gap = _weight(_note(10**9) + "\n")
     costs = [_weight(line) + 1 for line in lines]
     head, spent = _run(range(len(lines)), costs, budget * 0.25)
@@ -197,7 +198,7 @@ def _chosen(lines: Sequence[str], budget: float) -> set[int]:
 def _run(
     indexes: range, costs: Sequence[float], budget: float
 ) -> tuple[list[int], float]:
-    """As many lines, from the first index on, as the budget allows, and their cost."""
+    """Return as many indexes, from the first one on, as the budget allows, and their cost."""
     taken: list[int] = []
     spent = 0.0
     for index in indexes:
@@ -209,7 +210,7 @@ def _run(
 
 
 def _by_rarity(lines: Sequence[str], middle: range) -> list[int]:
-    """Lines of the middle, the most telling first: one of each shape before a second one."""
+    """Return the lines of the middle, the most unusual first: one of each shape before a second one."""
     shapes = Counter(_shape(line) for line in lines)
     seen: Counter[str] = Counter()
     ranked: list[tuple[int, float, int]] = []
@@ -225,7 +226,7 @@ def _by_rarity(lines: Sequence[str], middle: range) -> list[int]:
 
 
 def _shape(line: str) -> str:
-    """What a line has in common with its like: digits, hex, ids and spacing do not count."""
+    """Return the shape of a line: digits, hex, ids and spacing do not count."""
     return _VARYING.sub("#", line[:_SHAPED])
 
 
@@ -248,17 +249,16 @@ def _with_notes(lines: Sequence[str], kept: set[int]) -> Iterator[str]:
 
 
 def fence(text: str, tag: str, **attributes: str) -> str:
-    """`text` between ``<tag …>`` and ``</tag>`` for a prompt, unable to close or open one.
+    """Return `text` between ``<tag …>`` and ``</tag>`` for a prompt, unable to close or open one.
 
-    Wherever the text itself has such a tag, opening or closing, in any letter case or
-    spacing, a backslash goes behind its "<". Nothing else changes, so that quotes still
-    match the text. Attribute values become one line and lose their markup.
+    A tag of that name within the text, in any letter case or spacing, gets a backslash behind its "<".
+    Nothing else changes, so that quotes still match. Attribute values become one line without markup.
     """
     inner = re.sub(rf"(?i)[<＜﹤](?=[\s/／\\]{{0,200}}{re.escape(tag)})", r"<\\", text)
-    told = "".join(
+    written = "".join(
         f' {name}="{_attribute(value)}"' for name, value in attributes.items()
     )
-    return f"<{tag}{told}>\n{inner}\n</{tag}>"
+    return f"<{tag}{written}>\n{inner}\n</{tag}>"
 
 
 def _attribute(value: str) -> str:
@@ -277,10 +277,10 @@ _LINE_START = re.compile(r"(?m)^[^\S\n]*([#+=-]|\d{1,9}(?=[.)]))?")
 
 
 def markdown_escape(text: str) -> str:
-    """Text that Markdown (CommonMark or GitHub's) shows letter by letter, and nothing live.
+    """Return text that Markdown (CommonMark or GitHub's) shows unchanged, without anything live.
 
-    No image, link, HTML, heading, list, quote, table or formula comes of it. What a renderer
-    would link by itself (addresses with "://", "@" or "www.") becomes code, which none links.
+    It becomes no image, link, HTML, heading, list, quote, table or formula. What a renderer would link by
+    itself (addresses with "://", "@" or "www.") becomes code, which is not linked.
     Indentation is lost.
     """
     text = _unindented(clean(text))
@@ -304,33 +304,30 @@ def _inert_start(match: re.Match[str]) -> str:
 
 
 def code_span(text: str) -> str:
-    """`text`, one line, as inline code that it cannot end."""
+    """Return `text`, one line, as inline code that it cannot end."""
     ticks = "`" * (longest_run(text, "`") + 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
     return f"{ticks}{pad}{text}{pad}{ticks}"
 
 
 def longest_run(text: str, character: str) -> int:
-    """How many times `character` stands in a row at most."""
+    """Return the length of the longest run of `character`."""
     runs = re.findall(f"{re.escape(character)}+", text)
     return max(map(len, runs), default=0)
 
 
-# ------------------------------------------------------------ text
-# Text from outside made fit for one line of a ticket.
-
-text_one_line = one_line
+# ------------------------------------------------------------------ fields of a ticket
 
 COMPONENT_LENGTH = 200
 
 
 def ticket_line(text: str, limit: int = 300) -> str:
-    """`text` on one line, without control characters, at most `limit` characters long."""
-    return text_one_line(text[: limit * 4], limit)
+    """Return `text` on one line, without control characters, of at most `limit` characters."""
+    return one_line(text[: limit * 4], limit)
 
 
 def component_name(text: str) -> str:
-    """`text` as the name of a component; two long names stay different when they are cut."""
+    """Return `text` as the name of a component; two long names stay different when they are cut."""
     clean = ticket_line(text, len(text) + 1)
     if len(clean) <= COMPONENT_LENGTH:
         return clean
@@ -339,7 +336,7 @@ def component_name(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Aligned columns, one row a line."""
+    """Return the rows as lines with aligned columns."""
     cells = [list(header)] + [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     return "\n".join(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.agent.claude import Probed, probe
+from midwatch.agent.claude import ProbeResult, probe
 from midwatch.testing.messages_api import (
     Hang,
     Raw,
@@ -104,24 +104,24 @@ def test_without_key_and_subjects_it_only_warns(tmp_path: Path) -> None:
 
 
 async def test_what_the_api_says_of_the_key(api: ScriptedMessagesAPI) -> None:
-    async def asked(*rules: Rule) -> Probed:
+    async def asked(*rules: Rule) -> ProbeResult:
         api.script(*rules)
         return await probe(KEY, "claude-sonnet-5-5", api.base_url, seconds=5)
 
-    told = await asked(Rule(unauthorized(), path=CARD, method="GET"))
-    assert not told.works and "refuses the key (401)" in told.says
-    told = await asked(Rule(overloaded(), path=CARD, method="GET"))
-    assert told.passing and "answers with 529" in told.says
+    result = await asked(Rule(unauthorized(), path=CARD, method="GET"))
+    assert not result.works and "refuses the key (401)" in result.message
+    result = await asked(Rule(overloaded(), path=CARD, method="GET"))
+    assert result.temporary and "answers with 529" in result.message
     no_card = Rule(unknown_model(), path=CARD, method="GET")
-    told = await asked(no_card, Rule(unknown_model(), path=COUNT))
-    assert not told.works and "does not know the model" in told.says
+    result = await asked(no_card, Rule(unknown_model(), path=COUNT))
+    assert not result.works and "does not know the model" in result.message
     assert (await asked(no_card)).works, "a gateway need not have cards of models"
     page = Raw(200, b"<html>log in</html>", content_type="text/html")
-    told = await asked(Rule(page, path=CARD, method="GET"))
-    assert not told.works and "no Messages API" in told.says
+    result = await asked(Rule(page, path=CARD, method="GET"))
+    assert not result.works and "not a Messages API" in result.message
 
 
 async def test_an_api_that_hangs_is_not_waited_for(api: ScriptedMessagesAPI) -> None:
     api.script(Rule(Hang(), path=CARD, method="GET"))
-    told = await probe(KEY, "claude-sonnet-5-5", api.base_url, seconds=0.3)
-    assert not told.works and "did not answer within 0.3 s" in told.says
+    result = await probe(KEY, "claude-sonnet-5-5", api.base_url, seconds=0.3)
+    assert not result.works and "did not answer within 0.3 s" in result.message

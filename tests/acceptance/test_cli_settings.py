@@ -41,7 +41,7 @@ WRONG = [
     ),
     Wrong(
         "wrong unit",
-        ("monitor.interval: '10 parsecs' is no duration", "10s, 5m"),
+        ("monitor.interval: '10 parsecs' is not a duration", "30s, 5m"),
         "monitor: {interval: 10 parsecs}",
     ),
     Wrong(
@@ -64,7 +64,9 @@ WRONG = [
     ),
     Wrong(
         "wrong value in a variable",
-        ("MIDWATCH_AGENT__POLL_INTERVAL (agent.poll_interval): 'soon' is no duration",),
+        (
+            "MIDWATCH_AGENT__POLL_INTERVAL (agent.poll_interval): 'soon' is not a duration",
+        ),
         env={"MIDWATCH_AGENT__POLL_INTERVAL": "soon"},
     ),
     Wrong(

@@ -214,7 +214,7 @@ async def test_a_monitor_that_hangs_is_not_healthy(
         ANY_PORT, quiet_log(), loop.progress, monitor=loop
     ) as url:
         async with at_work(loop.run(StopEvent(clock))):
-            await eventually(lambda: loop.watches[0].tally.known)
+            await eventually(lambda: loop.monitors[0].stats.known)
             within = loop.settings.interval + subject.timeout + 180
             await clock.advance(within - 1)
             assert (await asked(f"{url}/healthz"))[0] == 200
@@ -239,8 +239,8 @@ async def test_a_database_that_is_away_is_no_reason_to_restart(
             await eventually(lambda: clock.sleeping)
             await clock.advance(30)
         assert loop.progress.late() == {}
-    assert loop.watches[0].tally.cycles["unsaved"] > 3
-    assert not loop.watches[0].tally.known, "no tickets would be a lie"
+    assert loop.monitors[0].stats.cycles["unsaved"] > 3
+    assert not loop.monitors[0].stats.known, "no tickets would be a lie"
 
 
 class Silent:

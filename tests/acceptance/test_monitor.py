@@ -133,7 +133,7 @@ async def test_a_break_must_last_as_long_as_its_invariant_asks(
     lasting = Observation((slow,), frozenset({"*"}))
     loop, _ = watching(store, clock, lasting, healthy(), lasting)
     await cycles(loop, clock, 4)
-    assert await everything(store) == [], "the pause in between began it anew"
+    assert await everything(store) == [], "the pause in between restarted it"
     clock.step_wall_clock(-3600)  # durations do not depend on the wall clock
     await cycles(loop, clock, 1)
     [ticket] = await everything(store)

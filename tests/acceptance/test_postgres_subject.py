@@ -113,14 +113,14 @@ async def evidence(watched: PostgresSubject, tickets: Sequence[Ticket]) -> Conte
 def first_aid(tickets: Sequence[Ticket], context: Context) -> DiagnosisOutput:
     """The first playbook's word, with every citation checked against the evidence."""
     for playbook in PLAYBOOKS:
-        said = playbook.first_aid(tickets, context)
-        if said is not None:
+        note = playbook.first_aid(tickets, context)
+        if note is not None:
             texts = {one.id: one.text for one in context.evidence}
-            cited = [*said.root_cause_citations]
-            for finding in said.supporting_evidence:
+            cited = [*note.root_cause_citations]
+            for finding in note.supporting_evidence:
                 cited += finding.citations
             assert cited and all(c.quote in texts[c.evidence_id] for c in cited)
-            return said
+            return note
     raise AssertionError("no playbook knew anything")
 
 
@@ -150,10 +150,11 @@ async def running(*work: Awaitable[Any]) -> AsyncIterator[None]:
 
 
 async def until(
-    look: Callable[[], Awaitable[Observation]], seen: Callable[[Observation], bool]
+    observe_once: Callable[[], Awaitable[Observation]],
+    seen: Callable[[Observation], bool],
 ) -> Observation:
     deadline = time.monotonic() + PATIENCE
-    while not seen(observation := await look()):
+    while not seen(observation := await observe_once()):
         assert time.monotonic() < deadline, observation
         await asyncio.sleep(0.02)
     return observation
@@ -215,17 +216,17 @@ async def test_lock_pile_up_names_the_root_and_first_aid_quotes_it(
     assert tree[0].startswith(
         f"root: blocks 3 sessions; pid {pid}: idle in transaction"
     )
-    settings = next(e for e in context.evidence if e.title == "Settings that matter")
+    settings = next(e for e in context.evidence if e.title == "Relevant settings")
     # The server's, not those of our own session.
     assert "idle_in_transaction_session_timeout: 0 ms" in settings.text
     assert [len(line) - len(line.lstrip()) for line in tree] in (
         [0, 2, 4, 4],
         [0, 2, 4, 6],
     )
-    said = first_aid([ticket(blocked), ticket(idle, 2)], context)
-    assert said.verdict == "identified" and "orders-worker" in said.root_cause
-    assert said.explained_tickets == [1, 2]
-    ending = next(a for a in said.recommended_actions if "terminate" in a.commands[0])
+    note = first_aid([ticket(blocked), ticket(idle, 2)], context)
+    assert note.verdict == "identified" and "orders-worker" in note.root_cause
+    assert note.explained_tickets == [1, 2]
+    ending = next(a for a in note.recommended_actions if "terminate" in a.commands[0])
     assert ending.commands == [f"SELECT pg_terminate_backend({pid});"]
     assert not ending.reversible
 
@@ -256,14 +257,14 @@ async def test_blocker_that_works_is_cancelled_first(server: PrivatePostgres) ->
             ]
             context = await evidence(watched, tickets)
     assert found["long_queries"].facts["application"] == "batch"  # not the waiting one
-    said = first_aid(tickets, context)
+    note = first_aid(tickets, context)
     pid = found["blocked_sessions"].facts["blocker_pid"]
-    commands = [c for action in said.recommended_actions for c in action.commands]
+    commands = [c for action in note.recommended_actions for c in action.commands]
     cancel, terminate = (
         f"SELECT pg_{how}_backend({pid});" for how in ("cancel", "terminate")
     )
     assert commands.index(cancel) < commands.index(terminate)
-    assert said.explained_tickets == [1, 2]
+    assert note.explained_tickets == [1, 2]
     alone = first_aid([tickets[1]], context)
     assert "batch" in alone.summary
 
@@ -288,9 +289,9 @@ async def test_deadlock_is_counted_until_its_window_ends(
     )
     found = broken(watched, seen)["deadlocks"]
     assert (found.component, found.value) == ("orders", 1.0)
-    said = first_aid([ticket(found)], await evidence(watched, [ticket(found)]))
-    assert "deadlock detected" in said.root_cause_citations[0].quote
-    assert said.confidence == "high"
+    note = first_aid([ticket(found)], await evidence(watched, [ticket(found)]))
+    assert "deadlock detected" in note.root_cause_citations[0].quote
+    assert note.confidence == "high"
     after = await watched.observe(seen.state)
     assert "deadlocks" not in broken(watched, after) and after.covers("deadlocks")
 
@@ -347,9 +348,11 @@ async def test_what_the_server_stores_is_seen_per_table_slot_and_database(
     assert found["database_growth"].component == "orders"
     assert "transaction_id_age" in found
     assert all(piece.available for piece in context.evidence), context.evidence
+    sizes = next(e for e in context.evidence if e.title.startswith("Sizes of"))
+    assert "kind=table with indexes name=" in sizes.text
     for one in tickets:
-        said = first_aid([one], context)
-        assert said.explained_tickets == [one.id]
+        note = first_aid([one], context)
+        assert note.explained_tickets == [one.id]
 
 
 async def test_full_server_is_reachable_and_only_that_is_known() -> None:
@@ -381,8 +384,8 @@ async def test_full_server_is_reachable_and_only_that_is_known() -> None:
     assert "refuses connections" in first_aid([ticket(taken)], blind).summary
     assert found["server"].value == 5 / 4  # ours sits in a reserved slot
     assert found["role web"].value == 1.0
-    said = first_aid([ticket(found["server"])], context)
-    assert "application web holds 4 of 5" in said.summary
+    note = first_aid([ticket(found["server"])], context)
+    assert "application web holds 4 of 5" in note.summary
 
 
 async def test_killed_shut_down_and_recovered_server() -> None:
@@ -425,7 +428,7 @@ async def test_silent_server_is_a_time_out_and_ends_in_time(
         assert time.monotonic() - begun < PATIENCE
     finally:
         os.kill(server.pid, signal.SIGCONT)
-    assert "time-out" in broken(watched, seen)["reachable"].message
+    assert "timeout" in broken(watched, seen)["reachable"].message
 
 
 async def test_backend_that_hangs_does_not_hang_us(server: PrivatePostgres) -> None:

@@ -84,7 +84,7 @@ async def test_a_violation_a_line_and_partial_coverage() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "told"),
+    ("output", "reported"),
     [
         ("", "is empty"),
         ("all good\n", "is not JSON (line 1: all good)"),
@@ -100,8 +100,8 @@ async def test_a_violation_a_line_and_partial_coverage() -> None:
         ('{"violations": [', "is not JSON"),
     ],
 )
-async def test_output_of_another_form_is_unknown(output: str, told: str) -> None:
-    assert told in await failure(printing(output))
+async def test_output_of_another_form_is_unknown(output: str, reported: str) -> None:
+    assert reported in await failure(printing(output))
 
 
 async def test_bytes_that_are_no_text() -> None:
@@ -164,12 +164,12 @@ async def test_cancelling_a_look_leaves_nothing_running(tmp_path: Path) -> None:
     subject = command(
         f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     )
-    look = asyncio.ensure_future(subject.observe({}))
+    observe_once = asyncio.ensure_future(subject.observe({}))
     while not (pid.exists() and pid.read_text()):
         await asyncio.sleep(0.01)
-    look.cancel()
+    observe_once.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await look
+        await observe_once
     assert await gone([int(pid.read_text())])
 
 

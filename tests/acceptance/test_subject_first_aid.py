@@ -28,7 +28,7 @@ from midwatch.testing.subject_conformance import tickets_for
 
 
 async def first_aid(subject: Subject, *invariants: str) -> DiagnosisOutput:
-    """What is said of the broken invariants, all of it found in its evidence."""
+    """The first aid for the broken invariants, every claim of which is in its evidence."""
     observation = await subject.observe({})
     tickets = [
         ticket
@@ -51,7 +51,7 @@ def checked(kind: str, tickets: Sequence[Ticket], context: Context) -> Diagnosis
 
 
 @pytest.mark.parametrize(
-    ("invariant", "limit", "told"),
+    ("invariant", "limit", "reported"),
     [
         ("disk", 0, "has hardly any space left"),
         ("inodes", 0, "has hardly any inodes left"),
@@ -59,10 +59,10 @@ def checked(kind: str, tickets: Sequence[Ticket], context: Context) -> Diagnosis
         ("load", 0, "uses more processor time than any other process"),
     ],
 )
-async def test_host(invariant: str, limit: float, told: str) -> None:
+async def test_host(invariant: str, limit: float, reported: str) -> None:
     settings = {"name": "box", "invariants": {invariant: {"limit": limit}}}
     subject = HostSubject(HostSubject.settings_model.model_validate(settings))
-    assert told in (await first_aid(subject, invariant)).root_cause
+    assert reported in (await first_aid(subject, invariant)).root_cause
 
 
 async def test_host_process() -> None:
@@ -151,12 +151,12 @@ def test_a_certificate_a_wrong_answer_and_a_slow_one() -> None:
         ),
     )
 
-    def said(invariant: str, **facts: str) -> DiagnosisOutput:
+    def note(invariant: str, **facts: str) -> DiagnosisOutput:
         mine = ticket("http", invariant, url, url=url, **facts)
         return checked("http", [mine], Context((mine,), seen, AT))
 
-    assert "certificate has expired" in said("certificate_valid").root_cause
-    assert "something behind it fails" in said("status", status="503").root_cause
-    slow = said("latency")
+    assert "certificate has expired" in note("certificate_valid").root_cause
+    assert "something behind it fails" in note("status", status="503").root_cause
+    slow = note("latency")
     assert "before the first byte" in slow.root_cause
     assert slow.metric_readings[0].value == "4.2s"

@@ -108,12 +108,12 @@ async def test_processes_are_counted_and_their_arguments_kept_quiet(
     assert "by memory:" in texts and "processors:" in texts
 
 
-async def test_a_look_that_hangs_is_left_alone_and_not_repeated() -> None:
+async def test_a_check_that_hangs_is_left_alone_and_not_repeated() -> None:
     release = threading.Event()
     off_loop = OffLoop()
     with pytest.raises(ObservationFailed, match="no result within 0.05 s"):
         await off_loop.run(release.wait, 0.05, "disk")
-    with pytest.raises(ObservationFailed, match="an earlier look still hangs"):
+    with pytest.raises(ObservationFailed, match="an earlier observation still hangs"):
         await off_loop.run(release.wait, 0.05, "disk")
     release.set()
     for _ in range(200):

@@ -22,10 +22,9 @@ from pydantic import ValidationError
 
 from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.model import Observation, Severity, Signal
-from midwatch.subjects import tls as _certificate
-from midwatch.subjects import tls as _tls
+from midwatch.subjects import tls
 from midwatch.subjects.http import HttpSubject
-from midwatch.subjects.http_client import WebClient, WebFailure, translate
+from midwatch.subjects.http_client import WebClient, WebFailure, map_http_error
 from midwatch.testing.subject_conformance import check_kind, check_subject
 
 from ..waiting import PATIENCE
@@ -158,7 +157,7 @@ async def test_a_server_that_is_not_there_is_an_observation() -> None:
         refused = await check_subject(subject(closed))
     assert refused is not None
     assert broken(refused)["reachable"].facts["cause"] == "refused"
-    # Nothing is known of the rest, and the one break is told once.
+    # The rest is unknown, and the one violation is reported once.
     assert refused.covered == {"reachable"} and not refused.unavailable
 
     nowhere = subject("http://no-such-host.invalid/")
@@ -179,7 +178,7 @@ async def test_a_silent_server_and_one_that_talks_nonsense() -> None:
         await shop.close()
         release.set()
     assert found.facts["cause"] == "timeout"
-    assert "connected, but the server says nothing" in found.message
+    assert "connected, but the server sends nothing" in found.message
 
     def nonsense(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(b"\x00\xffEHLO\r\n\r\n")
@@ -192,10 +191,10 @@ async def test_a_silent_server_and_one_that_talks_nonsense() -> None:
 
 
 async def test_redirects_are_bounded_and_headers_stay_at_home() -> None:
-    told: list[str | None] = []
+    reported: list[str | None] = []
 
     def elsewhere(handler: BaseHTTPRequestHandler) -> Reply:
-        told.append(handler.headers["X-Api-Key"])
+        reported.append(handler.headers["X-Api-Key"])
         return 200, {}, b"internal page"
 
     with serving(elsewhere) as other:
@@ -205,7 +204,7 @@ async def test_redirects_are_bounded_and_headers_stay_at_home() -> None:
             text = await shop.sources(())[0].fetch()
             await shop.close()
     # Same host name here, another port: another origin all the same.
-    assert told == [None, None]
+    assert reported == [None, None]
     assert not broken(observation)
     assert "internal page" in text
 
@@ -237,7 +236,7 @@ async def test_certificates(authority: trustme.CA, tmp_path: Path) -> None:
     now = datetime.datetime.now(datetime.UTC)
     day = datetime.timedelta(days=1)
 
-    async def look(
+    async def observe_once(
         certificate: trustme.LeafCert, **settings: object
     ) -> tuple[Observation, str]:
         with serving(ok, server_tls(certificate)) as url:
@@ -248,19 +247,21 @@ async def test_certificates(authority: trustme.CA, tmp_path: Path) -> None:
         assert observation is not None
         return observation, text
 
-    good, text = await look(
+    good, text = await observe_once(
         authority.issue_cert("127.0.0.1", not_after=now + 400 * day)
     )
     assert not broken(good)
     assert {"certificate_valid", "certificate_expiry"} <= good.covered
     assert "verification: accepted" in text and "names: 127.0.0.1" in text
 
-    short, _ = await look(authority.issue_cert("127.0.0.1", not_after=now + 3 * day))
+    short, _ = await observe_once(
+        authority.issue_cert("127.0.0.1", not_after=now + 3 * day)
+    )
     [left] = [s for s in short.signals if s.invariant == "certificate_expiry"]
     assert left.value == pytest.approx(3 * 86400, abs=60)
     assert re.search("ends in (2d 23h|3d)", left.message)
 
-    expired, text = await look(
+    expired, text = await observe_once(
         authority.issue_cert(
             "127.0.0.1", not_before=now - 9 * day, not_after=now - 2 * day
         )
@@ -272,13 +273,13 @@ async def test_certificates(authority: trustme.CA, tmp_path: Path) -> None:
     assert not expired.covers("status") and expired.covers("reachable")
     assert "expired: 2d" in text and "not accepted: certificate has expired" in text
 
-    wrong, _ = await look(authority.issue_cert("other.example"))
+    wrong, _ = await observe_once(authority.issue_cert("other.example"))
     assert "127.0.0.1" in broken(wrong)["certificate_valid"].message
 
-    stranger, _ = await look(trustme.CA().issue_cert("127.0.0.1"))
+    stranger, _ = await observe_once(trustme.CA().issue_cert("127.0.0.1"))
     assert "certificate_valid" in broken(stranger)
 
-    unchecked, _ = await look(
+    unchecked, _ = await observe_once(
         trustme.CA().issue_cert("127.0.0.1", not_after=now + 40 * day),
         verify=False,
         ca_file=None,
@@ -294,10 +295,10 @@ def test_a_certificate_that_is_none_is_refused_not_misread(
     der = ssl.PEM_cert_to_DER_cert(
         authority.issue_cert("a.example").cert_chain_pems[0].bytes().decode()
     )
-    assert _certificate.parse(der).names == ("a.example",)
+    assert tls.parse(der).names == ("a.example",)
     for size in range(0, len(der), 7):
         with pytest.raises(ValueError):
-            _certificate.parse(der[:size])
+            tls.parse(der[:size])
 
 
 def patched(authority: trustme.CA, old: bytes, new: bytes) -> bytes:
@@ -311,10 +312,10 @@ def patched(authority: trustme.CA, old: bytes, new: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("old", "new", "subject", "names"),
     [
-        (b"\x0c\x0b*.", b"\x14\x0b\xe4.", _certificate.UNREADABLE, ("*.a.example",)),
-        (b"\x82\x0b*.", b"\x82\x0b*\xff", None, (_certificate.UNREADABLE,)),
-        (b"\x82\x0b*.", b"\xa5\x0b*.", None, (_certificate.UNREADABLE,)),
-        (b"\x55\x1d\x13", b"\x55\x1d\x11", None, (_certificate.UNREADABLE,)),
+        (b"\x0c\x0b*.", b"\x14\x0b\xe4.", tls.UNREADABLE, ("*.a.example",)),
+        (b"\x82\x0b*.", b"\x82\x0b*\xff", None, (tls.UNREADABLE,)),
+        (b"\x82\x0b*.", b"\xa5\x0b*.", None, (tls.UNREADABLE,)),
+        (b"\x55\x1d\x13", b"\x55\x1d\x11", None, (tls.UNREADABLE,)),
     ],
 )
 def test_a_name_that_cannot_be_read_does_not_hide_the_dates(
@@ -324,7 +325,7 @@ def test_a_name_that_cannot_be_read_does_not_hide_the_dates(
     subject: str | None,
     names: tuple[str, ...],
 ) -> None:
-    seen = _certificate.parse(patched(authority, old, new))
+    seen = tls.parse(patched(authority, old, new))
     organization = seen.issuer.partition(",")[0]
     assert seen.not_after == datetime.datetime(3000, 1, 1, tzinfo=datetime.UTC)
     assert seen.names == names
@@ -342,7 +343,7 @@ def test_a_negative_serial_number_is_read_without_a_warning(
     der = patched(authority, b"", b"")
     place = der.index(b"\x02\x01\x02\x02") + 5
     negative = der[:place] + bytes([der[place] | 0x80]) + der[place + 1 :]
-    assert _certificate.parse(negative).names == ("*.a.example",)
+    assert tls.parse(negative).names == ("*.a.example",)
 
 
 @pytest.mark.parametrize(
@@ -362,12 +363,12 @@ async def test_a_certificate_that_cannot_be_read_is_unknown(
 ) -> None:
     der = patched(authority, old, new)
     with pytest.raises(ObservationFailed, match="certificate cannot be read: it is"):
-        _tls.read(der)
+        tls.read(der)
 
     async def odd(*_: object) -> bytes:
         return der
 
-    monkeypatch.setattr(_tls, "handshake", odd)
+    monkeypatch.setattr(tls, "handshake", odd)
     with serving(ok, server_tls(trustme.CA().issue_cert("127.0.0.1"))) as url:
         shop = subject(url)
         observation = await check_subject(shop)
@@ -397,13 +398,13 @@ def test_names_that_python_cannot_decode_leave_the_date_to_the_library() -> None
         def getpeercert(self) -> dict[str, str]:
             raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
 
-    assert _tls.accepted_until(Undecodable()) is None  # type: ignore[arg-type]
+    assert tls.accepted_until(Undecodable()) is None  # type: ignore[arg-type]
 
 
 async def test_no_resources_of_our_own_is_unknown_not_down() -> None:
     error = httpx2.ConnectError("x")
     error.__cause__ = OSError(24, "Too many open files")
-    assert translate(error).cause == "local"
+    assert map_http_error(error).cause == "local"
 
 
 def test_every_error_of_the_http_client_is_translated() -> None:
@@ -416,9 +417,9 @@ def test_every_error_of_the_http_client_is_translated() -> None:
     for kind in foreign:
         error = kind.__new__(kind)
         Exception.__init__(error, "reason")
-        failure = translate(error)
+        failure = map_http_error(error)
         assert isinstance(failure, WebFailure) and "reason" in failure.message
-    assert translate(httpx2.ReadTimeout("late")).cause == "timeout"
+    assert map_http_error(httpx2.ReadTimeout("late")).cause == "timeout"
 
 
 async def test_a_request_that_cannot_be_sent_is_our_fault() -> None:
@@ -431,7 +432,7 @@ async def test_a_request_that_cannot_be_sent_is_our_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "reported"),
     [
         ({"url": "ftp://a"}, "url"),
         ({"url": "http://a b/"}, "url"),
@@ -442,10 +443,10 @@ async def test_a_request_that_cannot_be_sent_is_our_fault() -> None:
         ({"follow": True}, "follow"),
     ],
 )
-def test_wrong_settings_are_named(wrong: dict[str, object], told: str) -> None:
+def test_wrong_settings_are_named(wrong: dict[str, object], reported: str) -> None:
     with pytest.raises(ValidationError) as caught:
         subject(**{"url": "http://a", **wrong})
-    assert told in str(caught.value.errors()[0]["loc"])
+    assert reported in str(caught.value.errors()[0]["loc"])
 
 
 def test_a_certificate_file_that_holds_none(tmp_path: Path) -> None:

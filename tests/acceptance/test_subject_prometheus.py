@@ -135,7 +135,7 @@ def alert(state: str = "firing", **labels: str) -> dict[str, Any]:
     }
 
 
-async def look(
+async def observe_once(
     prom: PrometheusSubject, before: Observation | None = None
 ) -> Observation:
     return await prom.observe(before.state if before else {})
@@ -144,7 +144,7 @@ async def look(
 def verdicts(
     prom: PrometheusSubject, observation: Observation
 ) -> tuple[set[tuple[str, str]], Callable[[str, str], bool]]:
-    """What the monitor's check makes of a look: the broken keys, and which are known."""
+    """The result of the monitor's check of an observation: the broken keys, and which are known."""
     known = {invariant.id: invariant for invariant in prom.invariants}
     checked = check("prom", known, observation, {}, 0.0)
     return (
@@ -185,7 +185,7 @@ async def test_an_alert_whose_rule_fails_is_unknown_not_clear(server: Server) ->
         alerting("Fine"),
     ]
     prom = subject(server.url)
-    observation = await look(prom)
+    observation = await observe_once(prom)
     await prom.close()
     assert observation.covers("alert:Fine")
     assert not observation.covers("alert:Broken") and not observation.covers(
@@ -199,11 +199,11 @@ async def test_an_alert_that_waits_again_is_still_broken(server: Server) -> None
     server.rules = [
         alerting("Down", alert(instance="a"), alert("pending", instance="b"))
     ]
-    first = await look(prom)
+    first = await observe_once(prom)
     server.rules = [alerting("Down", alert("pending", instance="a"))]
-    second = await look(prom, first)
+    second = await observe_once(prom, first)
     server.rules = [alerting("Down")]
-    third = await look(prom, second)
+    third = await observe_once(prom, second)
     await prom.close()
     assert [s.component for s in first.signals] == ["instance=a"]
     assert [s.component for s in second.signals] == ["instance=a"]
@@ -220,7 +220,7 @@ async def test_more_alerts_than_count_leave_the_rest_unknown(server: Server) -> 
     assert not observation.covers("alert:Down") and not observation.covers("alert:X")
 
 
-# ------------------------------------------------------------------ rules of ours
+# ------------------------------------------------------------------ rules of the settings
 
 HOT = {"name": "hot", "expr": "temp", "above": 80, "component": ["room"]}
 ROOM = {"__name__": "temp", "room": "a", "sensor": "1"}
@@ -256,23 +256,23 @@ async def test_a_broken_series_that_vanishes_stays_unknown_until_it_returns(
     prom = subject(server.url, HOT, alerts=False)
     rest = [({"room": "b"}, "20")]
     server.answers["temp"] = [(ROOM, "90"), *rest]
-    seen = await look(prom)
+    seen = await observe_once(prom)
     server.answers["temp"] = rest
     for _ in range(2):
-        seen = await look(prom, seen)
+        seen = await observe_once(prom, seen)
         broken, known = verdicts(prom, seen)
         assert not broken
         assert not known("hot", "room=a") and known("hot", "room=b")
         assert not seen.unavailable  # the series is unknown, the rule is not
     server.answers["temp"] = [(ROOM, "30"), *rest]
-    seen = await look(prom, seen)
+    seen = await observe_once(prom, seen)
     assert verdicts(prom, seen)[1]("hot", "room=a")
     assert seen.state["rules"] == {}
 
     server.answers["temp"] = []
-    assert "returns no series" in (await look(prom, seen)).unavailable["hot"]
+    assert "returns no series" in (await observe_once(prom, seen)).unavailable["hot"]
     forgiving = subject(server.url, {**HOT, "absent": "clear"}, alerts=False)
-    assert (await look(forgiving)).covers("hot")
+    assert (await observe_once(forgiving)).covers("hot")
     await prom.close()
     await forgiving.close()
 
@@ -282,7 +282,7 @@ async def test_without_a_limit_every_series_is_a_violation(server: Server) -> No
     server.answers["queue > 5"] = [({"queue": "mail"}, "7")]
     assert verdicts(prom, await check_subject(prom))[0] == {("stuck", "queue=mail")}
     server.answers["queue > 5"] = []
-    well = await look(prom)
+    well = await observe_once(prom)
     await prom.close()
     assert not well.signals and well.covers("stuck")
 
@@ -325,14 +325,16 @@ async def test_a_failed_look_forgets_nothing(server: Server) -> None:
     prom = subject(server.url, HOT, {"name": "ok", "expr": "ok", "above": 1})
     server.rules = [alerting("Down", alert(instance="a"))]
     server.answers["temp"] = [(ROOM, "90")]
-    seen = await look(prom)
+    seen = await observe_once(prom)
     server.answers["temp"] = BAD
-    again = await look(prom, seen)
+    again = await observe_once(prom, seen)
     await prom.close()
     assert again.state == seen.state and again.state["rules"] == {"hot": ["room=a"]}
 
 
-async def test_a_server_that_does_not_answer_is_a_failed_look(server: Server) -> None:
+async def test_a_server_that_does_not_answer_is_a_failed_observe_once(
+    server: Server,
+) -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
@@ -381,14 +383,14 @@ async def test_log_ins_are_sent_and_kept(server: Server, tmp_path: Path) -> None
     file = tmp_path / "token"
     file.write_text(f"{TOKEN}\n")
     prom = subject(server.url, bearer_token_file=file)
-    await look(prom)
+    await observe_once(prom)
     file.write_text("rotated-token")
-    await look(prom)
+    await observe_once(prom)
     assert server.authorization == [f"Bearer {TOKEN}", "Bearer rotated-token"]
     assert prom.secrets == ["rotated-token"]
     file.unlink()
     with pytest.raises(ObservationFailed, match="token file"):
-        await look(prom)
+        await observe_once(prom)
     await prom.close()
     auth = {"username": "me", "password": "pass-word"}
     prom = subject(server.url, basic_auth=auth)
@@ -482,7 +484,7 @@ async def test_the_real_program(real: str) -> None:
     )
     for _ in range(200):
         with contextlib.suppress(ObservationFailed):
-            observation = await look(prom)
+            observation = await observe_once(prom)
             unhealthy = "alert:Failing" in observation.unavailable
             if unhealthy and "unknown" not in str(observation.unavailable):
                 names = {signal.invariant for signal in observation.signals}

@@ -1,6 +1,6 @@
-"""Laws of checking and reconciling, over any sequence of looks.
+"""Laws of checking and reconciling, over any sequence of polls.
 
-The oracle tells the state of a key from one look in its own words: broken, well, or unknown.
+The oracle derives the state of a key from one poll on its own: broken, well, or unknown.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from midwatch.model import (
     TicketStatus,
 )
 from midwatch.monitor.loop import MonitorLoop
-from midwatch.monitor.rules import Checked, Reconciled, check, reconcile
+from midwatch.monitor.rules import CheckResult, Reconciled, check, reconcile
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import TicketFilter
 from midwatch.store.sql import SqlStore, open_store
@@ -36,11 +36,11 @@ INVARIANTS = {"disk": DISK, "alive": ALIVE}
 KEYS = [Key("db", name, part) for name in INVARIANTS for part in ("a", "b")]
 State = Literal["broken", "well", "unknown"]
 
-# ------------------------------------------------------------------ any sequence of looks
+# ------------------------------------------------------------------ any sequence of polls
 
 
 def signals() -> st.SearchStrategy[Signal]:
-    """Broken, well or undecided, by the subject's word or by the limit."""
+    """Broken, well or undecided, as the subject reports it or by the limit."""
     saying = st.sampled_from(
         [
             {"holds": False},
@@ -52,7 +52,7 @@ def signals() -> st.SearchStrategy[Signal]:
         ]
     )
     return st.builds(
-        lambda key, said: Signal(key.invariant, key.component, "told", **said),
+        lambda key, outcome: Signal(key.invariant, key.component, "message", **outcome),
         st.sampled_from(KEYS),
         saying,
     )
@@ -61,8 +61,8 @@ def signals() -> st.SearchStrategy[Signal]:
 def observations() -> st.SearchStrategy[Observation]:
     names = st.sampled_from([*INVARIANTS, "*"])
     return st.builds(
-        lambda told, covered, hidden: Observation(
-            tuple(told), frozenset(covered - hidden.keys()), hidden
+        lambda signals_, covered, hidden: Observation(
+            tuple(signals_), frozenset(covered - hidden.keys()), hidden
         ),
         st.lists(signals(), max_size=6),
         st.sets(names),
@@ -70,14 +70,14 @@ def observations() -> st.SearchStrategy[Observation]:
     )
 
 
-looks = st.one_of(st.none(), observations(), observations())
-"""None is a look that failed."""
+polls = st.one_of(st.none(), observations(), observations())
+"""None is a poll that failed."""
 gaps = st.sampled_from([0.0, 10.0, 30.0, 90.0])
 holding = st.frozensets(st.sampled_from(KEYS))
 
 
 def state(observation: Observation | None, key: Key) -> State:
-    """What a look says of a key."""
+    """What a poll says of a key."""
     if observation is None:
         return "unknown"
     words = [
@@ -111,14 +111,14 @@ class Fold:
     pending: Mapping[Key, float] = field(default_factory=dict)
     number: int = 0
 
-    def check(self, observation: Observation, now: float) -> Checked:
+    def check(self, observation: Observation, now: float) -> CheckResult:
         invariants = {
             name: replace(invariant, hold_for=self.hold_for)
             for name, invariant in INVARIANTS.items()
         }
         return check("db", invariants, observation, self.pending, now)
 
-    def look(self, observation: Observation | None, now: float) -> Reconciled:
+    def poll(self, observation: Observation | None, now: float) -> Reconciled:
         if observation is None:
             return Reconciled()
         checked = self.check(observation, now)
@@ -129,9 +129,9 @@ class Fold:
         for seen, some in ((False, changes.missing), (True, changes.returned)):
             for one in some:
                 self.tickets[one.key] = replace(one, seen=seen)
-        for ripe in changes.openings:
-            assert ripe.violation.key not in self.tickets, "one ticket per key"
-            self._open(ripe.violation.key)
+        for one in changes.openings:
+            assert one.violation.key not in self.tickets, "one ticket per key"
+            self._open(one.violation.key)
         return changes
 
     def hold(self, keys: frozenset[Key]) -> None:
@@ -149,7 +149,7 @@ class Fold:
             severity=Severity.WARNING,
             status=TicketStatus.OPEN,
             held=False,
-            message="told",
+            message="message",
             facts={},
             first_seen_at=at,
             opened_at=at,
@@ -159,76 +159,76 @@ class Fold:
         )
 
 
-@given(st.lists(st.tuples(looks, holding), max_size=12))
+@given(st.lists(st.tuples(polls, holding), max_size=12))
 def test_only_what_is_known_opens_or_resolves_and_held_ones_stay(
     steps: Sequence[tuple[Observation | None, frozenset[Key]]],
 ) -> None:
     fold = Fold()
-    for number, (look, held) in enumerate(steps):
+    for number, (poll, held) in enumerate(steps):
         fold.hold(held)
         before = dict(fold.tickets)
-        changes = fold.look(look, number)
-        opened = {ripe.violation.key for ripe in changes.openings}
+        changes = fold.poll(poll, number)
+        opened = {one.violation.key for one in changes.openings}
         resolved = {ticket.key for ticket in changes.resolved}
         for key in KEYS:
-            word = state(look, key)
+            word = state(poll, key)
             ticket = before.get(key)
             assert (key in opened) == (word == "broken" and ticket is None)
             free = ticket is not None and not ticket.held
             assert (key in resolved) == (word == "well" and free)
-            if key in fold.tickets and look is not None:
+            if key in fold.tickets and poll is not None:
                 assert fold.tickets[key].seen == (word == "broken")
         assert len(opened) == len(changes.openings)
 
 
-@given(st.lists(looks, max_size=8), observations(), st.sampled_from([0.0, 45.0]))
-def test_the_same_look_again_changes_nothing(
-    past: Sequence[Observation | None], look: Observation, hold_for: float
+@given(st.lists(polls, max_size=8), observations(), st.sampled_from([0.0, 45.0]))
+def test_the_same_poll_again_changes_nothing(
+    past: Sequence[Observation | None], poll: Observation, hold_for: float
 ) -> None:
     fold = Fold(hold_for)
     for number, one in enumerate(past):
-        fold.look(one, number * 30.0)
+        fold.poll(one, number * 30.0)
     now = len(past) * 30.0
-    fold.look(look, now)
+    fold.poll(poll, now)
     pending = fold.pending
-    assert not fold.look(look, now)
+    assert not fold.poll(poll, now)
     assert fold.pending == pending
 
 
-@given(st.lists(st.tuples(looks, gaps), max_size=15), gaps)
+@given(st.lists(st.tuples(polls, gaps), max_size=15), gaps)
 def test_a_break_opens_once_it_has_lasted_and_what_is_unseen_goes_on_lasting(
     steps: Sequence[tuple[Observation | None, float]], hold_for: float
 ) -> None:
     fold = Fold(hold_for)
     since: dict[Key, float] = {}
     now = 0.0
-    for look, gap in steps:
+    for poll, gap in steps:
         now += gap
         before = set(fold.tickets)
-        opened = {ripe.violation.key: ripe for ripe in fold.look(look, now).openings}
+        opened = {one.violation.key: one for one in fold.poll(poll, now).openings}
         for key in KEYS:
-            word = state(look, key)
+            word = state(poll, key)
             if word == "well":
                 since.pop(key, None)
             elif word == "broken":
                 since.setdefault(key, now)
             lasted = now - since.get(key, now)
-            ripe = word == "broken" and lasted >= hold_for
-            assert (key in opened) == (ripe and key not in before)
+            firing = word == "broken" and lasted >= hold_for
+            assert (key in opened) == (firing and key not in before)
             if key in opened:
                 assert opened[key].seen_for == lasted
 
 
-@given(st.lists(looks, max_size=8))
+@given(st.lists(polls, max_size=8))
 def test_the_order_of_signals_means_nothing(past: Sequence[Observation | None]) -> None:
     one, other = Fold(), Fold()
 
-    def turned(look: Observation) -> Observation:
-        return replace(look, signals=look.signals[::-1])
+    def turned(poll: Observation) -> Observation:
+        return replace(poll, signals=poll.signals[::-1])
 
-    for number, look in enumerate(past):
-        one.look(look, number)
-        other.look(look and turned(look), number)
+    for number, poll in enumerate(past):
+        one.poll(poll, number)
+        other.poll(poll and turned(poll), number)
         assert {key: ticket.seen for key, ticket in one.tickets.items()} == {
             key: ticket.seen for key, ticket in other.tickets.items()
         }
@@ -274,7 +274,7 @@ acts = st.tuples(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(st.lists(st.tuples(looks, acts, st.sampled_from([0, 1])), max_size=8))
+@given(st.lists(st.tuples(polls, acts, st.sampled_from([0, 1])), max_size=8))
 def test_two_monitors_on_a_store_do_what_the_fold_says(
     world: World,
     steps: Sequence[tuple[Observation | None, tuple[Act, Key], Literal[0, 1]]],
@@ -290,12 +290,12 @@ async def _follow(
     subjects = [FakeSubject(name), FakeSubject(name)]
     rules = MonitorSettings(unobservable_after=1000, group_wait=0)
     monitors = [MonitorLoop(store, [one], rules, clock=world.clock) for one in subjects]
-    for look, (act, key), turn in steps:
+    for poll, (act, key), turn in steps:
         await _act(store, name, fold, act, key)
-        subjects[turn].then(ObservationFailed("blind") if look is None else look)
+        subjects[turn].then(ObservationFailed("blind") if poll is None else poll)
         cycle = await monitors[turn].cycle()
         assert cycle.unsaved == 0
-        fold.look(look, 0.0)
+        fold.poll(poll, 0.0)
         found = [one for one in await _tickets(store, name) if not one.resolved]
         keys = [replace(one.key, subject="db") for one in found]
         assert sorted(map(str, keys)) == sorted(map(str, fold.tickets))
@@ -310,7 +310,7 @@ async def _follow(
 
 
 async def _act(store: SqlStore, name: str, fold: Fold, act: Act, key: Key) -> None:
-    """What a person does between two looks, to the store and to the fold."""
+    """What a person does between two polls, to the store and to the fold."""
     ticket = fold.tickets.get(key)
     if ticket is None or act == "nothing":
         return

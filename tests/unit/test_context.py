@@ -1,4 +1,4 @@
-"""The gatherer: what it asks for, how it tells of failures, and that it keeps its budget."""
+"""The gatherer: what it asks for, how it reports failures, and that it keeps its budget."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ def ticket(number: int = 7, **given: Any) -> Ticket:
     return Ticket(**{**whole, **given})
 
 
-def source(title: str, tells: str | bytes | Exception, **given: Any) -> EvidenceSource:
+def source(title: str, result: str | bytes | Exception, **given: Any) -> EvidenceSource:
     async def fetch() -> Any:
-        if isinstance(tells, Exception):
-            raise tells
-        return tells
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     return EvidenceSource(title, "sql", fetch, **given)
 
@@ -125,15 +125,15 @@ async def test_the_violations_come_first_then_sources_by_rank_then_the_past() ->
     context = await gatherer([later, sooner], past).gather(
         [ticket(flapping=True, previous_id=3)], timeout=5, tokens=20_000
     )
-    told = {item.id: item for item in context.evidence}
-    assert [item.title for item in told.values()] == [
+    reported = {item.id: item for item in context.evidence}
+    assert [item.title for item in reported.values()] == [
         "The violations",
         "Locks",
         "Settings",
         "Past tickets of the same kind",
     ]
-    assert list(told) == ["E1", "E2", "E3", "E4"]
-    assert told["E1"].text.splitlines() == [
+    assert list(reported) == ["E1", "E2", "E3", "E4"]
+    assert reported["E1"].text.splitlines() == [
         "Ticket 7: critical, blocked on accounts of orders-db",
         "message: 31 sessions wait for pid 4242",
         "invariant: Sessions blocked. A session waits for a lock.",
@@ -148,9 +148,9 @@ async def test_the_violations_come_first_then_sources_by_rank_then_the_past() ->
         "flapping: it opened and cleared several times in short order",
         "earlier opening: ticket 3",
     ]
-    assert "root cause: pid 99 Ticket 8: forged" in told["E4"].text
-    assert "what resolved it: the invariant holds again" in told["E4"].text
-    assert all(item.available and item.at == AT for item in told.values())
+    assert "root cause: pid 99 Ticket 8: forged" in reported["E4"].text
+    assert "what resolved it: the invariant holds again" in reported["E4"].text
+    assert all(item.available and item.at == AT for item in reported.values())
 
 
 async def test_a_source_that_fails_says_so_and_costs_no_other() -> None:
@@ -170,8 +170,10 @@ async def test_a_source_that_fails_says_so_and_costs_no_other() -> None:
             source("Fine", "all well"),
         ]
     )
-    told = {item.title: (item.available, item.text) for item in context.evidence[1:]}
-    assert told == {
+    reported = {
+        item.title: (item.available, item.text) for item in context.evidence[1:]
+    }
+    assert reported == {
         "Denied": (
             False,
             "Unavailable: no right: password=[redacted:password] (grant it)",
@@ -227,7 +229,9 @@ async def test_a_subject_that_is_gone_leaves_the_violations() -> None:
     context = await gatherer([]).gather([lost], timeout=1, tokens=5000)
     violations, absent = context.evidence
     assert "Ticket 7: critical, blocked on accounts of old-db" in violations.text
-    assert not absent.available and "old-db is not configured any more" in absent.text
+    assert (
+        not absent.available and "old-db is not in the settings any more" in absent.text
+    )
 
 
 async def test_hostile_text_is_harmless_before_it_is_evidence() -> None:

@@ -51,13 +51,13 @@ def context(*texts: str) -> Context:
 
 def first_aid(seen: Context, *tickets: Ticket) -> DiagnosisOutput | None:
     for playbook in PLAYBOOKS:
-        said = playbook.first_aid(tickets, seen)
-        if said is not None:
-            return said
+        note = playbook.first_aid(tickets, seen)
+        if note is not None:
+            return note
     return None
 
 
-def said(seen: Context, *tickets: Ticket) -> DiagnosisOutput:
+def note(seen: Context, *tickets: Ticket) -> DiagnosisOutput:
     answer = first_aid(seen, *tickets)
     assert answer is not None
     return answer
@@ -80,7 +80,7 @@ def test_a_pid_is_not_taken_for_a_longer_one() -> None:
     seen = context(
         "root: blocks 1 session; pid 123: active\nroot: blocks 2 sessions; pid 12: idle in transaction"
     )
-    answer = said(
+    answer = note(
         seen,
         ticket(
             "blocked_sessions",
@@ -94,7 +94,7 @@ def test_a_pid_is_not_taken_for_a_longer_one() -> None:
 
 def test_another_session_is_not_explained() -> None:
     seen = context("root: blocks 1 session; pid 12: active")
-    answer = said(
+    answer = note(
         seen,
         ticket("blocked_sessions", number=1, blocker_pid=12, blocker_state="active"),
         ticket("idle_in_transaction", number=2, pid=99),
@@ -137,7 +137,7 @@ def test_another_session_is_not_explained() -> None:
 def test_the_end_of_a_server_is_read_from_its_log_since_it_came_up(
     log: str, cause: str, verdict: str
 ) -> None:
-    answer = said(
+    answer = note(
         context(REFUSED, log), ticket("reachable", error="connection refused")
     )
     assert cause in answer.root_cause
@@ -145,9 +145,9 @@ def test_the_end_of_a_server_is_read_from_its_log_since_it_came_up(
 
 
 def test_silence_is_not_called_a_kill() -> None:
-    answer = said(
+    answer = note(
         context("a connection attempt failed: time-out", UP),
-        ticket("reachable", error="time-out: no connection within 3s"),
+        ticket("reachable", error="timeout: no connection within 3s"),
     )
     assert "cut off from here" in answer.root_cause
 
@@ -158,7 +158,7 @@ def test_holder_of_the_horizon_is_the_oldest_one() -> None:
         "kind=replication slot name=it's old held=900 detail=inactive",
         "kind=database name=d xid_age=900",
     )
-    answer = said(seen, ticket("transaction_id_age"))
+    answer = note(seen, ticket("transaction_id_age"))
     commands = [c for action in answer.recommended_actions for c in action.commands]
     assert "SELECT pg_drop_replication_slot('it''s old');" in commands
     assert answer.supporting_evidence[0].citations[0].evidence_id == "E2"
@@ -166,5 +166,5 @@ def test_holder_of_the_horizon_is_the_oldest_one() -> None:
 
 def test_deadlock_without_its_log_lines_is_only_suspected() -> None:
     seen = context("database=d sessions=1 deadlocks=3")
-    answer = said(seen, ticket("deadlocks", count=3))
+    answer = note(seen, ticket("deadlocks", count=3))
     assert (answer.verdict, answer.confidence) == ("suspected", "low")

@@ -1,4 +1,4 @@
-"""The pure parts of the postgres subject: the tree of waits, series, log lines, words."""
+"""The pure parts of the postgres subject: the tree of waits, series, log lines, messages."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.subjects.postgres import observation as series
+from midwatch.subjects.postgres import observation
 from midwatch.subjects.postgres.checks import _own_signal, _slot_signal, blocked
 from midwatch.subjects.postgres.connection import _FULL, _UNREACHABLE, text
 from midwatch.subjects.postgres.evidence import blocking
-from midwatch.subjects.postgres.log import Place, kind_of
-from midwatch.subjects.postgres.observation import Blocking, Scene
+from midwatch.subjects.postgres.log import LogPosition, kind_of
+from midwatch.subjects.postgres.observation import Blocking, LockWaits
 
 
 def wait(
@@ -40,7 +40,7 @@ def test_a_root_in_one_database_may_block_another() -> None:
     tree = Blocking.of([wait(2, 1, database="a"), wait(3, 2, database="b", waited=5)])
     assert [
         (s.component, s.facts["blocker_pid"], s.facts["blocked_count"])
-        for s in blocked(Scene(tree))
+        for s in blocked(LockWaits(tree))
     ] == [
         ("a", 1, 1),
         ("b", 1, 1),
@@ -49,7 +49,7 @@ def test_a_root_in_one_database_may_block_another() -> None:
 
 def test_a_prepared_transaction_has_no_pid() -> None:
     tree = Blocking.of([wait(2, 0)])
-    (one,) = blocked(Scene(tree))
+    (one,) = blocked(LockWaits(tree))
     assert one.facts["blocker_pid"] is None
     assert one.message.startswith("a prepared transaction blocks 1 session;")
     assert tree.pids == [2]
@@ -72,40 +72,43 @@ def test_everybody_who_waits_is_behind_a_root_even_in_circles(
 
 
 def test_a_series_tells_the_growth_of_its_window() -> None:
-    points: series.Series = []
+    points: observation.Series = []
     for minute in range(0, 181, 5):
-        points = series.extended(points, minute * 60.0, minute * 100.0, 3600)
-    assert len(points) <= series.POINTS
-    grown = series.growth(points, 3600)
+        points = observation.add_point(points, minute * 60.0, minute * 100.0, 3600)
+    assert len(points) <= observation.POINTS
+    grown = observation.series_growth(points, 3600)
     assert grown == pytest.approx(6000, rel=0.01)
 
 
 def test_a_long_gap_gives_the_windows_share() -> None:
-    points = series.extended([[0.0, 0.0]], 36000, 1000, 3600)
-    assert series.growth(points, 3600) == 100
-    assert series.growth([[0.0, 5.0]], 3600) is None
+    points = observation.add_point([[0.0, 0.0]], 36000, 1000, 3600)
+    assert observation.series_growth(points, 3600) == 100
+    assert observation.series_growth([[0.0, 5.0]], 3600) is None
 
 
 def test_steps_leave_when_their_window_has_passed() -> None:
     points = [[0.0, 7.0]]
-    points = series.stepped(points, 10, 9, 60)
+    points = observation.add_step(points, 10, 9, 60)
     assert points[-1][1] - points[0][1] == 2
-    points = series.stepped(points, 60, 9, 60)
+    points = observation.add_step(points, 60, 9, 60)
     assert points[-1][1] - points[0][1] == 2
-    points = series.stepped(points, 71, 9, 60)
+    points = observation.add_step(points, 71, 9, 60)
     assert points[-1][1] - points[0][1] == 0
 
 
 def test_a_clock_set_back_starts_the_series_anew() -> None:
-    points = series.stepped([[1000.0, 3.0], [2000.0, 5.0]], 10, 5, 60)
+    points = observation.add_step([[1000.0, 3.0], [2000.0, 5.0]], 10, 5, 60)
     assert points == [[10, 5.0]]
-    assert series.growth(series.extended([[1000.0, 3.0]], 10, 4, 60), 60) is None
+    assert (
+        observation.series_growth(observation.add_point([[1000.0, 3.0]], 10, 4, 60), 60)
+        is None
+    )
 
 
 @pytest.mark.parametrize("raw", [None, 3, "x", [[1]], [["a", 1]], {"a": 1}])
 def test_foreign_state_is_an_empty_series(raw: object) -> None:
-    assert series.read(raw) == []
-    assert Place.of(raw) is None
+    assert observation.read_series(raw) == []
+    assert LogPosition.of(raw) is None
 
 
 @pytest.mark.parametrize(

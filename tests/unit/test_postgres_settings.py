@@ -41,7 +41,7 @@ def test_overrides_are_read_in_the_invariants_unit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "path", "said"),
+    ("name", "given", "path", "note"),
     [
         (
             "blocked_session",
@@ -54,7 +54,7 @@ def test_overrides_are_read_in_the_invariants_unit() -> None:
             "connections",
             {"limit": "a lot"},
             "subjects.db.invariants.connections.limit",
-            "write it like 90%",
+            "use 90%",
         ),
         (
             "connections",
@@ -71,12 +71,12 @@ def test_overrides_are_read_in_the_invariants_unit() -> None:
     ],
 )
 def test_wrong_override_names_its_path_and_the_fix(
-    name: str, given: dict[str, object], path: str, said: str
+    name: str, given: dict[str, object], path: str, note: str
 ) -> None:
     with pytest.raises(SettingsError) as wrong:
         configure(INVARIANTS, {name: override(**given)}, "subjects.db")
     assert wrong.value.path == path
-    assert said in wrong.value.one_line()
+    assert note in wrong.value.one_line()
 
 
 def test_every_invariant_documents_itself() -> None:

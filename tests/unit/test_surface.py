@@ -17,7 +17,8 @@ from anthropic import APIStatusError, _exceptions
 from anthropic.types import ErrorObject
 
 import midwatch
-from midwatch.agent.claude import Claude, classify
+import midwatch.agent
+from midwatch.agent.claude import Claude, map_api_error
 from midwatch.agent.diagnosis import Prompt
 from midwatch.diagnosis_schema import Kind
 
@@ -33,9 +34,15 @@ def test_every_public_name_is_there(name: str) -> None:
     assert getattr(midwatch, name) is not None
 
 
+@pytest.mark.parametrize("name", midwatch.agent.__all__)
+def test_every_public_name_of_the_agent_is_there(name: str) -> None:
+    assert getattr(midwatch.agent, name) is not None
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="nonsense"):
-        midwatch.nonsense  # noqa: B018
+    for module in (midwatch, midwatch.agent):
+        with pytest.raises(AttributeError, match="nonsense"):
+            module.nonsense  # type: ignore[attr-defined]  # noqa: B018
 
 
 @pytest.mark.integration
@@ -44,8 +51,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     [
         ("import midwatch", "anthropic pydantic sqlalchemy typer asyncio"),
         ("from midwatch import MonitorLoop, AgentRunner", "anthropic"),
+        ("from midwatch.agent import AgentRunner, SYSTEM_PROMPT", "anthropic"),
+        ("from midwatch.agent import *", "anthropic"),
         ("import midwatch.cli.main", "anthropic sqlalchemy claude_agent_sdk"),
-        ("import midwatch.subjects.http as e; e._tls.read", "cryptography"),
+        ("import midwatch.subjects.http as e; e.tls.read", "cryptography"),
     ],
 )
 def test_what_is_not_used_is_not_imported(statement: str, unwanted: str) -> None:
@@ -121,16 +130,18 @@ def test_every_status_and_type_of_the_sdk_is_known() -> None:
 
 @pytest.mark.parametrize(("status", "kind"), BY_STATUS.items())
 def test_a_status_without_a_type(status: int, kind: Kind) -> None:
-    assert classify(status, None, None) is kind
+    assert map_api_error(status, None, None) is kind
 
 
 @pytest.mark.parametrize(("type_", "kind"), BY_TYPE.items())
 @pytest.mark.parametrize("status", [200, 500])
 def test_a_type_decides_before_the_status(type_: str, kind: Kind, status: int) -> None:
     """An error in the middle of a stream arrives with status 200."""
-    assert classify(status, type_, None) is kind
-    assert classify(413, type_, None) is Kind.REJECTED
-    assert classify(status, type_, "enforced_spend_limit_reached") is Kind.SPEND_LIMIT
+    assert map_api_error(status, type_, None) is kind
+    assert map_api_error(413, type_, None) is Kind.REJECTED
+    assert (
+        map_api_error(status, type_, "enforced_spend_limit_reached") is Kind.SPEND_LIMIT
+    )
 
 
 class Raising:
@@ -178,7 +189,7 @@ async def test_no_error_of_the_sdk_or_its_transport_escapes(
 
 # ------------------------------------------------------------------ the source
 
-# The outermost guards of daemons, and the places where anybody's code is called.
+# The outermost guards of daemons, and the places where plug-ins are called.
 GUARDS = {
     "cli/check.py": 1,
     "content/server/app.py": 1,

@@ -1,4 +1,4 @@
-"""One claim, from the first piece of evidence to the write that ends it."""
+"""One attempt to diagnose a claimed batch, from gathering the evidence to the write that ends it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from midwatch.agent.diagnosis import (
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.diagnosis_schema import Kind, Reply
 from midwatch.errors import ClaimLost, MidwatchError, TemporaryError
-from midwatch.lifecycle import Alive, Clock, StopEvent
+from midwatch.lifecycle import Alive, Backoff, Clock, StopEvent, background, cancel
 from midwatch.logs import Log
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
@@ -26,19 +26,20 @@ from midwatch.store.protocol import Budget, Claim, Finish, PauseKind, Store
 from midwatch.text import clean, one_line
 
 GATHER_SECONDS = 15.0
-"""Longest wait for the evidence of a diagnosis."""
+"""Seconds to wait for the evidence of a diagnosis at most."""
 SLACK = 120.0
-"""Seconds beyond its own time until a step counts as stuck: more than the store takes for its
-transactions when it can hardly be reached."""
+"""Seconds beyond its own timeout until a step counts as stuck: more than the transactions of a step
+take on a store that can hardly be reached."""
 _SPEND_PROBE_SECONDS = 3600.0
-"""A spent account limit renews at a time the API does not tell: look again every hour."""
+"""Seconds until the API is asked again after the account's spend limit: it does not name the time of
+renewal."""
 _LAST_WRITE_SECONDS = 1.0
 _WRITE_TRIES = 20
 _LONGEST_WRITE_WAIT = 30.0
 
 
 class Model(Protocol):
-    """Who is asked: `midwatch.agent.claude.Claude`, or a stand-in."""
+    """A model that can be asked: `midwatch.agent.claude.Claude`, or a fake."""
 
     model: str
 
@@ -47,8 +48,10 @@ class Model(Protocol):
 
 @dataclass(slots=True)
 class AttemptContext:
-    """What all attempts of a runner share. `failures` counts calls in a row that got no answer,
-    `spent_usd` is what the calls that were stored have cost, `longest_call` is in seconds.
+    """What all attempts of a runner share.
+
+    `failures` counts calls in a row without an answer, `spent_usd` is the cost of the calls that were
+    stored, `longest_call` is in seconds.
     """
 
     store: Store
@@ -66,7 +69,7 @@ class AttemptContext:
 
 @dataclass(frozen=True, slots=True)
 class AttemptOutcome:
-    """How an attempt ended: an outcome, or "lost", "stopped", "budget"."""
+    """How an attempt ended: the outcome of its diagnosis, or "lost", "stopped", "budget", "failed"."""
 
     outcome: str
     cost_usd: float = 0.0
@@ -74,10 +77,13 @@ class AttemptOutcome:
 
 @dataclass(slots=True)
 class Attempt:
-    """A claim being worked on. `call` is the diagnosis row of the call in flight, `unsaved` is how
-    it ended as long as the store does not have it."""
+    """The work on one claim.
 
-    desk: AttemptContext
+    `call` is the diagnosis row of the call in flight; `unsaved` is how that call ended, until it is
+    stored; `reserved` is the part of the budget, in US dollars, that was reserved for it.
+    """
+
+    shared: AttemptContext
     claim: Claim
     model: Model
     alive: Alive = lambda within: None
@@ -88,21 +94,16 @@ class Attempt:
     began: float = 0.0
 
     async def run(self, stop: StopEvent) -> AttemptOutcome:
-        """Work until the claim is settled, the lease is lost, or the stop's grace is over."""
-        self.began = self.desk.clock.monotonic()
+        """Work until the claim is settled, its lease is lost, or the grace period after a stop is over."""
+        self.began = self.shared.clock.monotonic()
         work = asyncio.create_task(
             self._work(), name=f"diagnose batch {self.claim.batch}"
         )
-        keepers = [
-            asyncio.create_task(self._keep_lease(work)),
-            asyncio.create_task(self._grant_grace(stop, work)),
-        ]
-        try:
-            await asyncio.wait({work})
-        finally:
-            for task in (work, *keepers):
-                task.cancel()
-            await asyncio.gather(work, *keepers, return_exceptions=True)
+        async with background(self._keep_lease(work), self._stop_late(stop, work)):
+            try:
+                await asyncio.wait({work})
+            finally:
+                await cancel(work)
         if work.cancelled():
             return await self._abandon()
         if error := work.exception():
@@ -112,20 +113,20 @@ class Attempt:
     # ------------------------------------------------------------------ the steps
 
     async def _work(self) -> AttemptOutcome:
-        settings = self.desk.settings
+        settings = self.shared.settings
         if self.claim.attempt > settings.max_attempts:
             return await self._give_up()
         self.alive(GATHER_SECONDS + SLACK)
-        context = await self.desk.gatherer.gather(
+        context = await self.shared.gatherer.gather(
             self.claim.tickets,
             timeout=GATHER_SECONDS,
             tokens=settings.context_tokens,
         )
-        step: Step | None = Step(context, self.desk.max_tokens)
+        step: Step | None = Step(context, self.shared.max_tokens)
         while step is not None:
             if not await self._begin(step):
                 return AttemptOutcome("budget")
-            self.alive(self.desk.longest_call + SLACK)
+            self.alive(self.shared.longest_call + SLACK)
             reply = await self.model.ask(step.prompt, step.max_tokens)
             following = next_step(step, reply)
             if following is None:
@@ -135,9 +136,9 @@ class Attempt:
         raise AssertionError("unreachable")
 
     async def _begin(self, step: Step) -> bool:
-        settings = self.desk.settings
+        settings = self.shared.settings
         self.reserved = step.worst_case_usd(self.model.model)
-        self.call = await self.desk.store.begin(
+        self.call = await self.shared.store.begin(
             self.claim,
             model=self.model.model,
             prompt_version=PROMPT_VERSION,
@@ -145,28 +146,28 @@ class Attempt:
             budget=Budget(settings.daily_budget_usd, settings.critical_reserve),
         )
         if self.call is None:
-            await self.desk.store.release(self.claim)
+            await self.shared.store.release(self.claim)
         return self.call is not None
 
     async def _settle(self, step: Step, reply: Reply) -> AttemptOutcome:
-        """The row of the outcome table that this reply is on."""
+        """Store what this reply means for the tickets: pause, retry, or a diagnosis."""
         if reply.kind is Kind.UNREACHABLE:
             return await self._unreachable(step, reply)
-        self.desk.failures = 0
+        self.shared.failures = 0
         pause = self._pause_for(reply)
         if pause is None:
-            return await self._finish(conclude(reply, step, self.desk.redactor))
+            return await self._finish(conclude(reply, step, self.shared.redactor))
         kind, seconds = pause
-        # The pause comes first: between the two writes nobody may claim and call again.
-        await self.desk.store.pause(
-            kind, seconds, self._tidy(reply.error), self.claim.holder
+        # The pause comes first: between the two writes no runner may claim and call again.
+        await self.shared.store.pause(
+            kind, seconds, self._sanitized(reply.error), self.claim.holder
         )
         return await self._finish(
             replace(paid(reply, "retry", step.context), counted=False)
         )
 
     def _pause_for(self, reply: Reply) -> tuple[PauseKind, float] | None:
-        settings = self.desk.settings
+        settings = self.shared.settings
         if reply.kind is Kind.RATE_LIMITED:
             return "rate_limit", reply.retry_after or settings.rate_limit_pause
         if reply.kind is Kind.SPEND_LIMIT:
@@ -176,15 +177,15 @@ class Attempt:
         return None
 
     async def _unreachable(self, step: Step, reply: Reply) -> AttemptOutcome:
-        """Back off; in an outage pause everybody instead of burning attempts."""
-        settings = self.desk.settings
-        self.desk.failures += 1
-        outage = self.desk.failures >= settings.outage_after
+        """Back off; in an outage pause every runner instead of spending attempts."""
+        settings = self.shared.settings
+        self.shared.failures += 1
+        outage = self.shared.failures >= settings.outage_after
         if outage:
-            await self.desk.store.pause(
+            await self.shared.store.pause(
                 "outage",
                 settings.outage_pause,
-                self._tidy(reply.error),
+                self._sanitized(reply.error),
                 self.claim.holder,
             )
         elif self.claim.attempt >= settings.max_attempts:
@@ -192,12 +193,12 @@ class Attempt:
         wait = min(
             settings.backoff * 2 ** (self.claim.attempt - 1), settings.backoff_max
         )
-        jittered = wait * (0.5 + self.desk.random() / 2)
+        jittered = wait * (0.5 + self.shared.random() / 2)
         retry = paid(reply, "retry", step.context)
         return await self._finish(replace(retry, retry_in=jittered, counted=not outage))
 
     async def _give_up(self) -> AttemptOutcome:
-        """Every try so far ended without an ending: the daemon died in the middle of each."""
+        """Store an error: the daemon ended in the middle of every attempt so far."""
         last = (
             self.claim.tickets[0].last_error or "the daemon ended during each of them"
         )
@@ -208,34 +209,36 @@ class Attempt:
     # ------------------------------------------------------------------ the writes
 
     async def _finish(self, finish: Finish) -> AttemptOutcome:
-        """Store how the call ended; an answer that was paid for is not dropped for a locked file."""
+        """Store how the call ended. The write is retried: an answer that was paid for is not dropped."""
         assert self.call is not None
         if finish.error:
-            finish = replace(finish, error=self._tidy(finish.error))
-        call, wait, self.unsaved = self.call, 0.5, finish
+            finish = replace(finish, error=self._sanitized(finish.error))
+        call, self.unsaved = self.call, finish
+        backoff = Backoff(0.5, _LONGEST_WRITE_WAIT)
         for tries in range(1, _WRITE_TRIES + 1):
             self.alive(_LONGEST_WRITE_WAIT + SLACK)
             try:
-                ours = await self.desk.store.finish(self.claim, call, finish)
+                stored = await self.shared.store.finish(self.claim, call, finish)
                 break
             except TemporaryError as error:
-                self.desk.log.warning(
-                    "answer not stored yet", batch=self.claim.batch, error=error.one_line()
+                self.shared.log.warning(
+                    "answer not stored yet",
+                    batch=self.claim.batch,
+                    error=error.one_line(),
                 )
                 if tries == _WRITE_TRIES:
                     raise
-                await self.desk.clock.sleep(wait)
-                wait = min(wait * 2, _LONGEST_WRITE_WAIT)
+                await self.shared.clock.sleep(backoff.next())
         self.call = self.unsaved = None
-        self._tell(finish, ours)
-        return AttemptOutcome(finish.outcome if ours else "lost", finish.cost_usd)
+        self._report(finish, stored)
+        return AttemptOutcome(finish.outcome if stored else "lost", finish.cost_usd)
 
     async def _abandon(self) -> AttemptOutcome:
-        """The last write of an attempt that was cancelled: it costs the ticket nothing."""
+        """Make the last write of a cancelled attempt, which does not count against the ticket."""
         writing = asyncio.create_task(self._write_abandoned())
         await asyncio.wait({writing}, timeout=_LAST_WRITE_SECONDS)
-        if error := _why_not_done(writing):
-            self.desk.log.warning(
+        if error := _write_error(writing):
+            self.shared.log.warning(
                 "claim not released; its lease will end",
                 batch=self.claim.batch,
                 error=error,
@@ -244,14 +247,14 @@ class Attempt:
 
     async def _write_abandoned(self) -> None:
         if self.call is None:
-            await self.desk.store.release(self.claim)
+            await self.shared.store.release(self.claim)
             return
         finish = self._as_it_stands()
-        ours = await self.desk.store.finish(self.claim, self.call, finish)
-        self._tell(finish, ours)
+        stored = await self.shared.store.finish(self.claim, self.call, finish)
+        self._report(finish, stored)
 
     def _as_it_stands(self) -> Finish:
-        """An answer that only lacks its write is still worth one; a call in flight is lost."""
+        """Return the answer that is not stored yet; without one the call is lost."""
         if (known := self.unsaved) is not None:
             counted = known.counted and not known.keep
             return replace(known, keep=False, counted=counted)
@@ -264,27 +267,27 @@ class Attempt:
 
     async def _unexpected(self, error: BaseException) -> AttemptOutcome:
         if isinstance(error, ClaimLost):
-            self.desk.log.warning("claim lost", batch=self.claim.batch)
+            self.shared.log.warning("claim lost", batch=self.claim.batch)
             return AttemptOutcome("lost")
         if isinstance(error, MidwatchError):  # the store; the lease will end
-            self.desk.log.error(
+            self.shared.log.error(
                 "attempt not stored", batch=self.claim.batch, error=error.one_line()
             )
             return AttemptOutcome("failed")
-        self.desk.log.error("attempt failed", batch=self.claim.batch, exc_info=error)
+        self.shared.log.error("attempt failed", batch=self.claim.batch, exc_info=error)
         try:
             return await self._store_error(f"{type(error).__name__}: {error}")
         except MidwatchError as unsaved:
-            self.desk.log.error(
+            self.shared.log.error(
                 "attempt not stored", batch=self.claim.batch, error=unsaved.one_line()
             )
             return AttemptOutcome("failed")
 
     async def _store_error(self, text: str) -> AttemptOutcome:
-        """The error becomes the diagnosis: the ticket leaves the queue and says why."""
+        """Store the error as the diagnosis: the ticket leaves the queue and shows why."""
         if self.call is None:
             self.reserved = 0.0
-            self.call = await self.desk.store.begin(
+            self.call = await self.shared.store.begin(
                 self.claim,
                 model=self.model.model,
                 prompt_version=PROMPT_VERSION,
@@ -293,20 +296,20 @@ class Attempt:
             )
         return await self._finish(Finish("error", error=text, cost_usd=self.reserved))
 
-    def _tidy(self, text: str) -> str:
-        return one_line(self.desk.redactor.text(clean(text)), 500)
+    def _sanitized(self, text: str) -> str:
+        return one_line(self.shared.redactor.text(clean(text)), 500)
 
-    def _tell(self, finish: Finish, ours: bool) -> None:
-        """To the figures and the log."""
-        self.desk.spent_usd += finish.cost_usd
+    def _report(self, finish: Finish, stored: bool) -> None:
+        """Count and log how the call ended."""
+        self.shared.spent_usd += finish.cost_usd
         usage = finish.usage
-        self.desk.log.info(
-            "diagnosed" if finish.outcome == "answered" and ours else "attempt ended",
+        self.shared.log.info(
+            "diagnosed" if finish.outcome == "answered" and stored else "attempt ended",
             tickets=[ticket.id for ticket in self.claim.tickets],
             batch=self.claim.batch,
             attempt=self.claim.attempt,
-            outcome=finish.outcome if ours else "late",
-            seconds=round(self.desk.clock.monotonic() - self.began, 2),
+            outcome=finish.outcome if stored else "late",
+            seconds=round(self.shared.clock.monotonic() - self.began, 2),
             tokens=usage.input_tokens
             + usage.cache_read_tokens
             + usage.cache_write_tokens
@@ -315,34 +318,35 @@ class Attempt:
             **({"error": finish.error} if finish.error else {}),
         )
 
-    # ------------------------------------------------------------------ keepers
+    # ------------------------------------------------------------------ lease and stop
 
     async def _keep_lease(self, work: asyncio.Task[AttemptOutcome]) -> None:
-        """Renew until cancelled; a claim that passed to somebody else ends the work."""
-        lease = self.desk.settings.lease
+        """Renew the lease until cancelled; cancel the work when another daemon has claimed the batch."""
+        lease = self.shared.settings.lease
         while True:
-            await self.desk.clock.sleep(lease / 3)
+            await self.shared.clock.sleep(lease / 3)
             try:
-                if not await self.desk.store.renew(self.claim, lease=lease):
+                if not await self.shared.store.renew(self.claim, lease=lease):
                     self.why_cancelled = "lost"
                     work.cancel()
                     return
             except MidwatchError as error:
-                self.desk.log.warning(
+                self.shared.log.warning(
                     "lease not renewed", batch=self.claim.batch, error=error.one_line()
                 )
 
-    async def _grant_grace(
+    async def _stop_late(
         self, stop: StopEvent, work: asyncio.Task[AttemptOutcome]
     ) -> None:
+        """Cancel the work when the grace period after a stop is over."""
         await stop.wait()
-        await self.desk.clock.sleep(self.desk.settings.grace)
+        await self.shared.clock.sleep(self.shared.settings.grace)
         self.why_cancelled = "stopped"
         work.cancel()
 
 
-def _why_not_done(writing: asyncio.Task[None]) -> str:
-    """Empty if it is done. What becomes of a late one is up to the database and the lease."""
+def _write_error(writing: asyncio.Task[None]) -> str:
+    """Return why a last write is not done, or "". The database and the lease decide about a late one."""
     if not writing.done():
         writing.add_done_callback(lambda late: late.cancelled() or late.exception())
         return f"no answer within {_LAST_WRITE_SECONDS:g} s"

@@ -1,7 +1,7 @@
-"""The one place that calls the Messages API; whatever happens there comes back as a `Reply`.
+"""The only caller of the Messages API. Every result and every error of a call is returned as a `Reply`.
 
-The SDK's own retries are off: they would sleep through a long ``retry-after`` inside the call.
-Waiting is the runner's, in the store, where it survives a restart and every worker sees it.
+The SDK's own retries are off: they would sleep through a long ``retry-after`` inside the call. The
+runner waits instead, and stores the pause, so that it survives a restart and every worker sees it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from anthropic.resources.messages import DEPRECATED_MODELS
 from midwatch.agent.diagnosis import Prompt
 from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply, parse_truncated
 from midwatch.model import Usage
-from midwatch.pricing import is_known
 
 _LONGEST_RETRY_AFTER = 24 * 3600.0
 _ERROR_LENGTH = 500
@@ -63,8 +62,16 @@ _BY_STOP_REASON = {
 
 
 class Claude:
-    """Asks one model. `timeout` is a wall clock in seconds: the SDK's own counts per read, and a
-    slow drip passes it."""
+    """Asks one model.
+
+    Args:
+        model: The model's id, such as "claude-sonnet-5-5".
+        timeout: Seconds that a whole call may take. The SDK's own timeout counts per read, so that
+            an answer that arrives byte by byte would pass it.
+        api_key: The key for the Messages API.
+        base_url: Its address; None is Anthropic's.
+        now: Returns the wall-clock time, for a ``retry-after`` that is a date.
+    """
 
     def __init__(
         self,
@@ -83,7 +90,7 @@ class Claude:
         )
 
     async def ask(self, prompt: Prompt, max_tokens: int) -> Reply:
-        """One call. Never raises for anything the API or the network does."""
+        """Make one call. Errors of the API and of the network are returned, never raised."""
         try:
             async with asyncio.timeout(self._timeout):
                 raw = await self._client.beta.messages.with_raw_response.parse(
@@ -105,7 +112,7 @@ class Claude:
                 Kind.UNREACHABLE, error=f"no answer within {self._timeout:g} s"
             )
         except anthropic.APIStatusError as error:
-            return self._refused_by_api(error)
+            return self._error_reply(error)
         except anthropic.CredentialsError as error:
             return Reply(Kind.UNAUTHORISED, error=_short(error))
         except anthropic.AnthropicError as error:
@@ -119,7 +126,7 @@ class Claude:
     # ------------------------------------------------------------------ reading an answer
 
     async def _read(self, raw: Any) -> Reply:
-        """Look at the raw message first: `parse` fails on a refusal and loses the usage."""
+        """Read the raw message before it is parsed: `parse` fails on a refusal and loses the usage."""
         request_id = raw.request_id
         try:
             body = json.loads(await raw.text())
@@ -132,10 +139,10 @@ class Claude:
         if not isinstance(body, dict) or body.get("type") != "message":
             return Reply(
                 Kind.UNREACHABLE,
-                error="the answer is no message",
+                error="the answer is not a message of the Messages API",
                 request_id=request_id,
             )
-        told = {
+        common = {
             "usage": _usage(body.get("usage")),
             "model": str(body.get("model") or self.model),
             "request_id": request_id,
@@ -143,39 +150,42 @@ class Claude:
         }
         kind = _BY_STOP_REASON.get(str(body.get("stop_reason")), Kind.ANSWERED)
         if kind is Kind.REFUSED:
-            return Reply(kind, error="the model refused to answer", **told)
+            return Reply(kind, error="the model refused to answer", **common)
         if kind is Kind.REJECTED:
-            return Reply(kind, error="the context window was exceeded", **told)
+            return Reply(kind, error="the context window was exceeded", **common)
         if kind is Kind.CUT:
             return Reply(
-                kind, parse_truncated(told["text"]), error="cut by max_tokens", **told
+                kind,
+                parse_truncated(common["text"]),
+                error="cut by max_tokens",
+                **common,
             )
-        return await self._parsed(raw, told)
+        return await self._parsed(raw, common)
 
-    async def _parsed(self, raw: Any, told: dict[str, Any]) -> Reply:
+    async def _parsed(self, raw: Any, common: dict[str, Any]) -> Reply:
         try:
             message = await raw.parse()
         except pydantic.ValidationError as error:
-            return Reply(Kind.INVALID, error=_validation(error), **told)
+            return Reply(Kind.INVALID, error=_validation(error), **common)
         output = message.parsed_output
         if not isinstance(output, DiagnosisOutput):
-            return Reply(Kind.INVALID, error="the answer has no text", **told)
-        return Reply(Kind.ANSWERED, output, **told)
+            return Reply(Kind.INVALID, error="the answer has no text", **common)
+        return Reply(Kind.ANSWERED, output, **common)
 
     # ------------------------------------------------------------------ reading an error
 
-    def _refused_by_api(self, error: anthropic.APIStatusError) -> Reply:
-        kind = classify(error.status_code, error.type, error.error_code)
-        said = error.api_message or _short(error)
+    def _error_reply(self, error: anthropic.APIStatusError) -> Reply:
+        kind = map_api_error(error.status_code, error.type, error.error_code)
+        message = error.api_message or _short(error)
         return Reply(
             kind,
-            error=f"{error.status_code} {error.type or ''}: {said}"[:_ERROR_LENGTH],
+            error=f"{error.status_code} {error.type or ''}: {message}"[:_ERROR_LENGTH],
             request_id=error.request_id,
             retry_after=self._retry_after(error.response.headers),
         )
 
     def _retry_after(self, headers: httpx2.Headers) -> float | None:
-        """Seconds, from ``retry-after-ms`` or ``retry-after`` (seconds or a date)."""
+        """Return the seconds of ``retry-after-ms`` or ``retry-after`` (seconds or a date), or None."""
         try:
             if milliseconds := headers.get("retry-after-ms"):
                 seconds = float(milliseconds) / 1000
@@ -190,8 +200,8 @@ class Claude:
         return min(max(seconds, 1.0), _LONGEST_RETRY_AFTER)
 
 
-def classify(status: int, type_: str | None, code: str | None) -> Kind:
-    """What an API error means for us: by code, then type, then status."""
+def map_api_error(status: int, type_: str | None, code: str | None) -> Kind:
+    """Map an API error to the kind of reply: by its code, then its type, then its HTTP status."""
     if code in _SPEND_CODES:
         return Kind.SPEND_LIMIT
     if status == 413:
@@ -202,10 +212,10 @@ def classify(status: int, type_: str | None, code: str | None) -> Kind:
 
 
 def _usage(counted: Any) -> Usage:
-    told = counted if isinstance(counted, dict) else {}
+    counts = counted if isinstance(counted, dict) else {}
 
     def tokens(name: str) -> int:
-        value = told.get(name)
+        value = counts.get(name)
         return value if isinstance(value, int) and value >= 0 else 0
 
     return Usage(
@@ -227,7 +237,7 @@ def _text(body: dict[str, Any]) -> str:
 
 
 def _validation(error: pydantic.ValidationError) -> str:
-    """Where and why the answer does not fit, without repeating the answer."""
+    """Return where and why the answer does not fit the schema, without repeating the answer."""
     problems = [
         f"{'.'.join(map(str, one['loc'])) or 'answer'}: {one['msg']}"
         for one in error.errors(include_input=False, include_url=False)[:8]
@@ -241,70 +251,72 @@ def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}"[:_ERROR_LENGTH]
 
 
-# ------------------------------------------------------------ probe
-# One cheap question to the Messages API: does the key work, and is the model there?
+# ------------------------------------------------------------------ probe
 
 PROBE_SECONDS = 10.0
-"""Wall clock of the whole probe."""
+"""Seconds that a whole probe may take."""
 
 
 @dataclass(frozen=True, slots=True)
-class Probed:
-    """`passing` is true where the answer may be another one in a moment."""
+class ProbeResult:
+    """Whether the key and the model work, and what the API answered.
+
+    `temporary` is true where the API may answer differently in a moment.
+    """
 
     works: bool
-    says: str
-    passing: bool = False
+    message: str
+    temporary: bool = False
 
 
 async def probe(
     key: str, model: str, base_url: str | None, seconds: float = PROBE_SECONDS
-) -> Probed:
-    """Ask for the model. Never raises for anything the API or the network does."""
+) -> ProbeResult:
+    """Check without cost whether the key works and the model exists. Errors are returned, never raised."""
     client = anthropic.AsyncAnthropic(
         api_key=key, base_url=base_url, max_retries=0, timeout=seconds
     )
-    where = client.base_url.host
+    host = client.base_url.host
     try:
         async with asyncio.timeout(seconds), client:
             await _ask(client, model)
     except TimeoutError:
-        return Probed(False, f"{where} did not answer within {seconds:g} s")
+        return ProbeResult(False, f"{host} did not answer within {seconds:g} s")
     except anthropic.APIStatusError as error:
-        return _refused(error, model, where)
+        return _map_probe_error(error, model, host)
     except anthropic.APIConnectionError as error:
-        return Probed(False, f"{where} is unreachable: {error.__cause__ or error}")
+        return ProbeResult(False, f"{host} is unreachable: {error.__cause__ or error}")
     except (anthropic.APIError, httpx2.HTTPError, OSError, ValueError) as error:
-        return Probed(False, f"{where} is no Messages API: {type(error).__name__}")
-    return Probed(True, f"accepted by {where}, which serves {model}")
+        return ProbeResult(
+            False, f"{host} is not a Messages API: {type(error).__name__}"
+        )
+    return ProbeResult(True, f"accepted by {host}, which serves {model}")
 
 
 async def _ask(client: anthropic.AsyncAnthropic, model: str) -> None:
-    """The model's card; where a gateway has none, a count of tokens, which is free as well."""
+    """Ask for the model's card; where a gateway has none, count tokens, which is free as well."""
     try:
         card = await client.models.retrieve(model)
         if getattr(card, "type", None) != "model":
-            raise ValueError("the answer is no model")
+            raise ValueError("the answer is not a model")
     except anthropic.NotFoundError:
         await client.messages.count_tokens(
             model=model, messages=[{"role": "user", "content": "?"}]
         )
 
 
-def _refused(error: anthropic.APIStatusError, model: str, where: str) -> Probed:
-    status, said = error.status_code, error.api_message or str(error)
+def _map_probe_error(
+    error: anthropic.APIStatusError, model: str, host: str
+) -> ProbeResult:
+    status, message = error.status_code, error.api_message or str(error)
     if status in (401, 403):
-        return Probed(False, f"{where} refuses the key ({status}): {said}")
+        return ProbeResult(False, f"{host} refuses the key ({status}): {message}")
     if status == 404:
-        return Probed(False, f"{where} does not know the model {model}: {said}")
-    passing = status == 429 or status >= 500
-    return Probed(False, f"{where} answers with {status}: {said}", passing)
+        return ProbeResult(False, f"{host} does not know the model {model}: {message}")
+    temporary = status == 429 or status >= 500
+    return ProbeResult(False, f"{host} answers with {status}: {message}", temporary)
 
 
-def ends(model: str) -> str | None:
-    """The day after which a model is not served any more, as the SDK writes it."""
+def end_of_life(model: str) -> str | None:
+    """Return the date of a model's retirement as the SDK writes it, or None if none is announced."""
     return DEPRECATED_MODELS.get(model)
-
-
-def is_priced(model: str) -> bool:
-    return is_known(model)

@@ -1,9 +1,8 @@
 """From the tickets of a batch to the context of their diagnosis.
 
-The evidence is, in this order: the violations themselves, what the subject's sources tell now
-(lowest rank first), and past tickets that teach something. Each text is cleaned, redacted
-whole, then shortened to its share of the token budget. A source that fails or takes too long
-becomes evidence that says so.
+The evidence is, in this order: the violations, what the subject's sources return now (lowest rank
+first), and past tickets with a diagnosis. Each text is cleaned, redacted whole, then shortened to its
+share of the token budget. A source that fails or exceeds its timeout becomes evidence that says so.
 """
 
 from __future__ import annotations
@@ -22,20 +21,19 @@ from midwatch.subjects.base import EvidenceSource, Subject
 from midwatch.text import clean, estimate_tokens, one_line, shorten
 from midwatch.units import format_duration, format_value
 
-# ------------------------------------------------------------ evidence_budget
-# The token budget of evidence: fair shares, and what is left out first (pure).
+# ------------------------------------------------------------------ the token budget (pure)
 
 OVERHEAD = 40
-"""Tokens set aside per evidence for its number, time and delimiters in the prompt."""
+"""Tokens of the prompt for the number, time and delimiters of one piece of evidence."""
 LEAST_SHARE = 120
-"""Tokens under which a shortened text tells too little: then a source is left out instead."""
+"""Least tokens of a shortened text that is still useful: below it, a source is left out instead."""
 VIOLATIONS_SHARE = 0.4
-"""The part of the budget that the violations get before anything else, if they need it."""
+"""The part of the budget that the violations get first, if they need it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Evidence before it has its number and its share."""
+    """A piece of evidence before it has its number and its share of the budget."""
 
     title: str
     source: str
@@ -46,7 +44,7 @@ class Piece:
 
     @property
     def head(self) -> int:
-        """Tokens that it costs without its text."""
+        """Tokens that it needs besides its text."""
         return OVERHEAD + estimate_tokens(self.title + self.source)
 
     def numbered(self, number: int, tokens: int) -> Evidence:
@@ -61,14 +59,14 @@ class Piece:
 
 
 def context_tokens(context: Context) -> int:
-    """What a context's evidence costs in a prompt, estimated from above."""
+    """Return the tokens that the evidence of a context needs in a prompt, at most."""
     return sum(
         _piece_of(item).head + estimate_tokens(item.text) for item in context.evidence
     )
 
 
 def shrink(context: Context, tokens: int) -> Context:
-    """The context within a smaller budget. What stays keeps its number."""
+    """Return the context within a smaller budget, in tokens. Evidence that stays keeps its number."""
     kept = list(context.evidence)
     pieces = [_piece_of(item, rank) for rank, item in enumerate(kept)]
     while len(pieces) > 1 and not _bearable(pieces, tokens):
@@ -82,7 +80,7 @@ def shrink(context: Context, tokens: int) -> Context:
 
 
 def halve(context: Context) -> Context:
-    """Half the context, for the second try after one was too long."""
+    """Return half the context, for the second call after one was too long."""
     return shrink(context, context_tokens(context) // 2)
 
 
@@ -91,7 +89,7 @@ def _piece_of(item: Evidence, rank: int = 0) -> Piece:
 
 
 def within(pieces: Sequence[Piece], tokens: int, now: datetime) -> tuple[Evidence, ...]:
-    """The pieces as evidence within the budget: the highest ranks are left out first."""
+    """Return the pieces as evidence within a budget of tokens: the highest ranks are left out first."""
     kept = list(pieces)
     dropped: list[Piece] = []
     note: list[Piece] = []
@@ -116,14 +114,17 @@ def _left_out(dropped: Iterable[Piece], now: datetime) -> Piece:
 
 
 def _bearable(pieces: Sequence[Piece], tokens: int) -> bool:
-    """Whether everybody's share is large enough to tell something."""
+    """Return whether the share of every piece is large enough to be useful."""
     least = (min(estimate_tokens(piece.text), LEAST_SHARE) for piece in pieces)
     return sum(least) + sum(piece.head for piece in pieces) <= tokens
 
 
 def _shares(pieces: Sequence[Piece], tokens: int) -> list[int]:
-    """Tokens for each text. The first, the violations, is served first; of the others the
-    small keep all and the large share what is left alike."""
+    """Return the tokens for each text.
+
+    The first, the violations, is served first. Of the others, short ones keep all of their text and long
+    ones get equal shares of the rest.
+    """
     left = max(tokens - sum(piece.head for piece in pieces), 0)
     needs = [estimate_tokens(piece.text) for piece in pieces]
     shares = _fair(needs, left)
@@ -142,21 +143,30 @@ def _fair(needs: Sequence[int], budget: int) -> list[int]:
     return shares
 
 
+# ------------------------------------------------------------------ gathering
+
 VIOLATIONS = "The violations"
 CHANGED = "What changed since all was well"
 OPENING_RANK = 15
-"""Where evidence from a ticket's opening stands among the ranks of a subject's sources."""
+"""The rank of evidence from a ticket's opening among those of a subject's sources."""
 MOST_FROM_OPENING = 5
 PAST_RANK = 70
-"""Where past tickets stand among the ranks of a subject's sources."""
-_STOPPING = 0.2  # seconds that a cancelled source gets to let go
+"""The rank of past tickets among those of a subject's sources."""
+_STOPPING = 0.2  # seconds that a cancelled source gets to end
 
 _Answer = tuple[str, datetime]
 PastTickets = Callable[[Sequence[Ticket]], Awaitable[Sequence[Past]]]
 
 
 class ContextGatherer:
-    """Gathers what a diagnosis is made from. `past` finds tickets that teach something."""
+    """Gathers the evidence of a diagnosis.
+
+    Args:
+        subjects: The watched systems by name.
+        redactor: Removes secrets from all evidence.
+        clock: The source of time.
+        past: Finds past tickets of the same kind with what was found; None skips them.
+    """
 
     def __init__(
         self,
@@ -178,11 +188,13 @@ class ContextGatherer:
         tokens: int,
         changed: str = "",
     ) -> Context:
-        """The context of a batch, whose tickets are all of one subject. `changed` is a piece of
-        evidence that the watch itself brings: what is different from when all was well.
+        """Return the context of a batch. Never raises: what cannot be gathered is evidence that says so.
 
-        Takes `timeout` seconds at most, and `tokens` at most by `context_tokens`. Fails only
-        by being cancelled.
+        Args:
+            tickets: The tickets of the batch, all of one subject.
+            timeout: Seconds that all of it may take.
+            tokens: Size of the evidence at most, as `context_tokens` counts.
+            changed: The monitor's own evidence: what differs from when every invariant held.
         """
         sources = self._sources(tickets)
         violations = self._piece(VIOLATIONS, "midwatch", self._violations(tickets))
@@ -206,7 +218,7 @@ class ContextGatherer:
         available: bool = True,
         rank: int = 0,
     ) -> Piece:
-        """Harmless and without secrets, but not yet shortened: a cut secret has no shape."""
+        """Return a piece that is cleaned and redacted, but not yet shortened: a cut secret has no shape."""
         return Piece(
             title=one_line(self._redactor.text(clean(title, longest=None)), 120),
             source=one_line(self._redactor.text(clean(source, longest=None)), 120),
@@ -216,7 +228,7 @@ class ContextGatherer:
             rank=rank,
         )
 
-    # -------------------------------------------------- what to ask
+    # ------------------------------------------------------------------ what to ask
 
     def _sources(self, tickets: Sequence[Ticket]) -> list[EvidenceSource]:
         subject = self._subjects.get(tickets[0].key.subject) if tickets else None
@@ -226,7 +238,7 @@ class ContextGatherer:
                 EvidenceSource(
                     title="Past tickets of the same kind",
                     source="midwatch",
-                    fetch=lambda: self._remember(tickets),
+                    fetch=lambda: self._past_tickets(tickets),
                     rank=PAST_RANK,
                 )
             )
@@ -236,11 +248,11 @@ class ContextGatherer:
         if not tickets or tickets[0].key.subject in self._subjects:
             return []
         name = tickets[0].key.subject
-        text = f"The subject {name} is not configured any more: nothing could be asked of it."
+        text = f"The subject {name} is not in the settings any more: no evidence could be fetched from it."
         return [self._piece(f"Subject {name}", "midwatch", text, available=False)]
 
     def _as_they_opened(self, tickets: Sequence[Ticket]) -> list[Piece]:
-        """The evidence that first aid was given on: how it looked when the tickets opened."""
+        """Return the evidence that first aid cited: the state when the tickets opened."""
         seen: dict[str, Piece] = {}
         for ticket in tickets:
             for kept in (ticket.first_aid or {}).get("evidence", ()):
@@ -255,32 +267,34 @@ class ContextGatherer:
                 )
         return list(seen.values())[:MOST_FROM_OPENING]
 
-    async def _remember(self, tickets: Sequence[Ticket]) -> str:
+    async def _past_tickets(self, tickets: Sequence[Ticket]) -> str:
         assert self._past is not None
         past = await self._past(tickets)
-        return "\n\n".join(map(self._lesson, past)) or "There is none."
+        return "\n\n".join(map(self._past_ticket, past)) or "There is none."
 
-    def _lesson(self, past: Past) -> str:
+    def _past_ticket(self, past: Past) -> str:
         ticket = past.ticket
         same = "same component" if past.same_key else "another component"
         lines = [
-            f"Past ticket {ticket.id}: {self._say(ticket.key.invariant)}"
-            f" on {self._say(ticket.key.component)} ({same})",
+            f"Past ticket {ticket.id}: {self._line(ticket.key.invariant)}"
+            f" on {self._line(ticket.key.component)} ({same})",
             f"opened {_time(ticket.opened_at)}, resolved {_time(ticket.resolved_at)}",
-            f"message: {self._say(ticket.message)}",
-            f"what was found: {self._say(past.summary or 'nothing was noted')}",
+            f"message: {self._line(ticket.message)}",
+            f"what was found: {self._line(past.summary or 'nothing was noted')}",
         ]
         if past.root_cause:
-            lines.append(f"root cause: {self._say(past.root_cause)}")
-        lines.append(f"what resolved it: {self._say(ticket.resolution or 'not noted')}")
+            lines.append(f"root cause: {self._line(past.root_cause)}")
+        lines.append(
+            f"what resolved it: {self._line(ticket.resolution or 'not noted')}"
+        )
         return "\n".join(lines)
 
-    # -------------------------------------------------- asking
+    # ------------------------------------------------------------------ asking
 
     async def _fetch_all(
         self, sources: Sequence[EvidenceSource], timeout: float
     ) -> list[Piece]:
-        """Every source's piece, in order; those not done in time say so."""
+        """Return the piece of every source, in order; a source that is late says so."""
         if not sources:
             return []
         tasks = [
@@ -289,7 +303,9 @@ class ContextGatherer:
             )
             for source in sources
         ]
-        for task in tasks:  # asked for here, in case nobody lives to read it
+        for (
+            task
+        ) in tasks:  # read every exception: a cancelled gatherer does not get to it
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             await asyncio.wait(tasks, timeout=timeout)
@@ -300,7 +316,7 @@ class ContextGatherer:
             if unfinished:
                 await asyncio.wait(unfinished, timeout=_STOPPING)
         return [
-            self._told(source, task, min(source.timeout, timeout))
+            self._result(source, task, min(source.timeout, timeout))
             for source, task in zip(sources, tasks, strict=True)
         ]
 
@@ -309,7 +325,7 @@ class ContextGatherer:
             text = await source.fetch()
         return text, self._clock.now()
 
-    def _told(
+    def _result(
         self, source: EvidenceSource, task: asyncio.Task[_Answer], limit: float
     ) -> Piece:
         failure = _failure(task, limit)
@@ -323,10 +339,10 @@ class ContextGatherer:
         )
         return replace(piece, at=at) if at else piece
 
-    # -------------------------------------------------- the violations
+    # ------------------------------------------------------------------ the violations
 
-    def _say(self, text: object, limit: int = 1000) -> str:
-        """One line of somebody's text, so that it cannot pass for a line of ours."""
+    def _line(self, text: object, limit: int = 1000) -> str:
+        """Return foreign text as one line, so that it cannot imitate a line written here."""
         return one_line(self._redactor.text(clean(str(text), longest=None)), limit)
 
     def _violations(self, tickets: Sequence[Ticket]) -> str:
@@ -334,9 +350,9 @@ class ContextGatherer:
 
     def _violation(self, ticket: Ticket) -> str:
         lines = [
-            f"Ticket {ticket.id}: {ticket.severity.label}, {self._say(ticket.key.invariant)}"
-            f" on {self._say(ticket.key.component)} of {self._say(ticket.key.subject)}",
-            f"message: {self._say(ticket.message)}",
+            f"Ticket {ticket.id}: {ticket.severity.label}, {self._line(ticket.key.invariant)}"
+            f" on {self._line(ticket.key.component)} of {self._line(ticket.key.subject)}",
+            f"message: {self._line(ticket.message)}",
             *self._rule(ticket),
             f"first seen: {_time(ticket.first_seen_at)}",
             f"ticket opened: {_time(ticket.opened_at)}",
@@ -347,7 +363,7 @@ class ContextGatherer:
             facts = self._redactor.value(dict(ticket.facts))
             lines.append("facts:")
             lines += [
-                f"  {self._say(name, 80)}: {self._say(fact)}"
+                f"  {self._line(name, 80)}: {self._line(fact)}"
                 for name, fact in facts.items()
             ]
         if ticket.flapping:
@@ -365,7 +381,7 @@ class ContextGatherer:
             bound = "at most" if invariant.above else "at least"
             limit = format_value(invariant.limit, invariant.unit)
             lines.append(f"limit: {bound} {limit} ({invariant.unit or 'no unit'})")
-        return [self._say(line) for line in lines]
+        return [self._line(line) for line in lines]
 
     def _invariant(self, ticket: Ticket) -> Invariant | None:
         subject = self._subjects.get(ticket.key.subject)
@@ -374,8 +390,8 @@ class ContextGatherer:
 
 
 def _failure(task: asyncio.Task[_Answer], limit: float) -> str:
-    """How a source failed; empty if it did not. It may be anybody's plug-in: whatever it
-    raised becomes evidence, for one bad source must not cost the diagnosis."""
+    """Return how a source failed, or "". A source may be a plug-in: any error that it raises becomes
+    evidence, so that one bad source does not prevent the diagnosis."""
     error = task.exception() if task.done() and not task.cancelled() else None
     if not task.done() or task.cancelled() or isinstance(error, TimeoutError):
         return f"no answer within {format_duration(limit)}"

@@ -1,4 +1,4 @@
-"""First aid: what a playbook can say of a ticket in the second it opens."""
+"""First aid: the preliminary diagnosis that a playbook writes on a ticket when it opens."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from midwatch.store.schema import evidence_document
 _TOKENS = 6000
 _CITED_CHARACTERS = 4000
 _WITH_EVIDENCE = 20
-"""Tickets of one opening that keep the evidence itself; a thousand copies would help nobody."""
+"""Tickets of one opening that keep the evidence itself; more copies would only take space."""
 
 
-class FirstAidDesk:
-    """Writes first aid on tickets that just opened."""
+class FirstAidWriter:
+    """Writes first aid on tickets that just opened.
+
+    `kinds` has the kind of each subject by its name. `timeout` is in seconds, for the evidence of one
+    subject.
+    """
 
     def __init__(
         self,
@@ -41,9 +45,14 @@ class FirstAidDesk:
         self._timeout = timeout
 
     async def give(self, opened: Sequence[Ticket], changed: str = "") -> None:
-        """Gather evidence, apply the playbooks, store what they say.
+        """Gather evidence, apply the playbooks and store what they return.
 
-        `changed` tells what is different from when all was well. Raises errors of the store.
+        Args:
+            opened: Tickets that just opened.
+            changed: What differs from when every invariant held, as evidence.
+
+        Raises:
+            MidwatchError: The store cannot be used.
         """
         ordered = sorted(opened, key=lambda ticket: (ticket.key.subject, ticket.id))
         for subject, group in groupby(ordered, key=lambda ticket: ticket.key.subject):
@@ -80,9 +89,9 @@ def preliminary(
     tickets: Sequence[Ticket],
     context: Context,
 ) -> list[tuple[list[int], DiagnosisOutput]]:
-    """What the playbooks say, by the tickets it is said of; the general note for the rest."""
+    """Return the first aid of the playbooks with the tickets it is for; the rest get a general note."""
     waiting = {ticket.id: ticket for ticket in tickets}
-    said: list[tuple[list[int], DiagnosisOutput]] = []
+    notes: list[tuple[list[int], DiagnosisOutput]] = []
     for playbook in playbooks:
         mine = [
             ticket
@@ -92,17 +101,17 @@ def preliminary(
         output = playbook.first_aid(mine, context) if mine else None
         if output is not None:
             ids = [ticket.id for ticket in mine]
-            said.append((ids, output))
+            notes.append((ids, output))
             for ticket_id in ids:
                 del waiting[ticket_id]
-    said += [
+    notes += [
         ([ticket.id], general_note(ticket, context)) for ticket in waiting.values()
     ]
-    return said
+    return notes
 
 
 def general_note(ticket: Ticket, context: Context) -> DiagnosisOutput:
-    """What can be said without a playbook: what is broken, and where to look."""
+    """Return the first aid of a ticket that no playbook knows: what is broken, and what to read."""
     first = context.evidence[0] if context.evidence else None
     quote = _line_with(first, ticket.message) if first else None
     cited = [Citation(evidence_id=first.id, quote=quote)] if first and quote else []
@@ -140,7 +149,7 @@ def _line_with(evidence: Evidence, text: str) -> str | None:
 
 
 def _cited(output: DiagnosisOutput, evidence: Sequence[Evidence]) -> Iterable[Evidence]:
-    """The pieces that the output cites, and what changed; bounded."""
+    """Return the pieces that the output cites, and what changed, each bounded."""
     dumped = output.model_dump_json()
     for piece in evidence:
         if f'"{piece.id}"' in dumped or piece.title == CHANGED:

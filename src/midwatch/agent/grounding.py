@@ -1,4 +1,4 @@
-"""Citations checked against evidence: every claim of a diagnosis is searched for (pure).
+"""Grounding: every claim of a diagnosis is checked against the evidence that it cites (pure).
 
 A claim is the root cause, one moment of the timeline, one metric reading or one supporting
 finding. It is verified when it cites something and every one of its citations checks: an
@@ -35,10 +35,10 @@ from midwatch.model import Evidence, Grounded
 NEARBY = 600
 """Characters that an ellipsis in a quote may stand for."""
 SHORTEST = 4
-"""Letters and digits without which a quote means nothing."""
+"""Least letters and digits of a quote that is compared."""
 LONGEST = 8000
-"""Characters of a quote that are compared; a longer one does not check."""
-_TRIES = 2000  # places per part that are looked at: a bound for hostile repetition
+"""Most characters of a quote that is compared; a longer one does not check."""
+_TRIES = 2000  # places compared per part: a bound for hostile repetition
 
 NO_CITATION = "no citation given"
 UNKNOWN = "there is no such evidence"
@@ -78,7 +78,7 @@ class ClaimCheck:
 
 @dataclass(frozen=True, slots=True)
 class Grounding:
-    """What of an answer was found in the evidence, and what that makes of its verdict.
+    """The claims of an answer with their checks, and the verdict and confidence that remain.
 
     `lowered` says why `confidence` or `verdict` is less than what the answer stated; it is
     empty when they stand.
@@ -112,8 +112,8 @@ class Grounding:
 
 def ground(output: DiagnosisOutput, evidence: Sequence[Evidence]) -> Grounding:
     """Check every claim of an answer against the evidence it was made from."""
-    shelf = _Shelf(evidence)
-    claims = tuple(_checked(output, shelf))
+    sources = _EvidenceIndex(evidence)
+    claims = tuple(_checked(output, sources))
     root = next((claim for claim in claims if claim.path == "root_cause"), None)
     root_fails = root is not None and not root.verified
     verdict: Verdict = output.verdict
@@ -124,23 +124,26 @@ def ground(output: DiagnosisOutput, evidence: Sequence[Evidence]) -> Grounding:
     return Grounding(claims, verdict, confidence, "" if stands else why)
 
 
-def _checked(output: DiagnosisOutput, shelf: _Shelf) -> Iterator[ClaimCheck]:
+def _checked(output: DiagnosisOutput, sources: _EvidenceIndex) -> Iterator[ClaimCheck]:
     asserted = output.verdict in ("identified", "suspected")
     if asserted or output.root_cause.strip():
-        yield _claim(shelf, "root_cause", output.root_cause_citations, "_citations")
+        yield _claim(sources, "root_cause", output.root_cause_citations, "_citations")
     for index, moment in enumerate(output.timeline):
-        yield _claim(shelf, f"timeline[{index}]", moment.citations)
+        yield _claim(sources, f"timeline[{index}]", moment.citations)
     for index, reading in enumerate(output.metric_readings):
-        yield _reading(shelf, f"metric_readings[{index}]", reading)
+        yield _reading(sources, f"metric_readings[{index}]", reading)
     for index, finding in enumerate(output.supporting_evidence):
-        yield _claim(shelf, f"supporting_evidence[{index}]", finding.citations)
+        yield _claim(sources, f"supporting_evidence[{index}]", finding.citations)
 
 
 def _claim(
-    shelf: _Shelf, path: str, citations: Sequence[Citation], suffix: str = ".citations"
+    sources: _EvidenceIndex,
+    path: str,
+    citations: Sequence[Citation],
+    suffix: str = ".citations",
 ) -> ClaimCheck:
     checks = tuple(
-        shelf.check(citation, f"{path}{suffix}[{index}]")
+        sources.check(citation, f"{path}{suffix}[{index}]")
         for index, citation in enumerate(citations)
     )
     if not checks:
@@ -149,8 +152,8 @@ def _claim(
     return ClaimCheck(path, checks, failed)
 
 
-def _reading(shelf: _Shelf, path: str, reading: MetricReading) -> ClaimCheck:
-    check = shelf.check(reading.citation, f"{path}.citation")
+def _reading(sources: _EvidenceIndex, path: str, reading: MetricReading) -> ClaimCheck:
+    check = sources.check(reading.citation, f"{path}.citation")
     reason = check.reason
     if not reason and not _numbers(reading.value) <= _numbers(reading.citation.quote):
         reason = OTHER_VALUE
@@ -158,7 +161,7 @@ def _reading(shelf: _Shelf, path: str, reading: MetricReading) -> ClaimCheck:
 
 
 def _numbers(text: str) -> set[str]:
-    """The numbers in a text, without thousands separators."""
+    """Return the numbers in a text, without thousands separators."""
     found = re.findall(r"\d+(?:[.,]\d+)*", unicodedata.normalize("NFKC", text))
     return {re.sub(r",(?=\d{3}(?!\d))", "", number) for number in found}
 
@@ -193,12 +196,12 @@ _ELLIPSIS = re.compile(r"\s?(?:\[\.{3}\]|\.{3,})\s?")
 
 
 def normalise(text: str) -> str:
-    """The form in which quotes are compared."""
+    """Return the form in which quotes are compared."""
     return " ".join(unicodedata.normalize("NFKC", text).translate(_PLAIN).split())
 
 
-class _Shelf:
-    """The evidence by number, normalised when first cited."""
+class _EvidenceIndex:
+    """The evidence by number, normalised when it is first cited."""
 
     def __init__(self, evidence: Sequence[Evidence]) -> None:
         self._evidence = {item.id: item for item in evidence}
@@ -226,7 +229,7 @@ class _Shelf:
 
 
 def found(quote: str, text: str) -> bool:
-    """Whether a normalised quote stands in a normalised text, ellipses considered."""
+    """Return whether a normalised text contains a normalised quote, which may have ellipses."""
     if any(True for _ in _places(quote, text, 0, len(text))):
         return True
     parts = [part for part in _ELLIPSIS.split(quote) if part]
@@ -245,7 +248,7 @@ def _first(part: str, text: str) -> Iterator[int]:
 
 
 def _follow(parts: Sequence[str], text: str, end: int) -> bool:
-    """Whether the parts stand in order, each near the one before."""
+    """Return whether the text contains the parts in order, each near the one before."""
     for part in parts:
         after = next(_places(part, text, end, end + NEARBY + len(part)), None)
         if after is None:
@@ -255,7 +258,7 @@ def _follow(parts: Sequence[str], text: str, end: int) -> bool:
 
 
 def _places(part: str, text: str, start: int, stop: int) -> Iterator[int]:
-    """Where `part` ends in `text`, wherever it stands between word and number boundaries."""
+    """Yield where `part` ends in `text`, for each place between word and number boundaries."""
     stop = min(stop, len(text))
     for _ in range(_TRIES):
         at = text.find(part, start, stop)
@@ -268,7 +271,7 @@ def _places(part: str, text: str, start: int, stop: int) -> Iterator[int]:
 
 
 def _apart(text: str, at: int) -> bool:
-    """Whether neither a word nor a number goes on across this position."""
+    """Return whether neither a word nor a number continues across this position."""
     if at <= 0 or at >= len(text):
         return True
     left, right = text[at - 1], text[at]
@@ -287,7 +290,7 @@ def _apart(text: str, at: int) -> bool:
 
 
 def _one_number(text: str, at: int) -> bool:
-    """Whether the point or comma at this position stands within a number.
+    """Return whether the point or comma at this position is within a number.
 
     A comma does between thousands; between numbers of other lengths it separates them.
     """
@@ -300,6 +303,6 @@ def _one_number(text: str, at: int) -> bool:
 
 
 def _in_word(character: str) -> bool:
-    """Digits, underscores and letters with a case: scripts without one have no such bounds."""
+    """Return whether it is a digit, an underscore or a letter with a case; other scripts have no word bounds."""
     cased = character.lower() != character.upper()
     return cased or character == "_" or character.isdigit()

@@ -1,4 +1,4 @@
-"""AgentRunner: claim, gather, diagnose, store, back off."""
+"""The agent daemon: claim a batch of tickets, gather evidence, ask Claude, store the diagnosis, back off."""
 
 from __future__ import annotations
 
@@ -21,27 +21,40 @@ from midwatch.settings import AgentSettings
 from midwatch.store.protocol import Claim, PauseKind, Store
 
 _BUDGET_RECHECK = 60.0
-"""Seconds until a spent budget is looked at again: calls that ended cheaper make room, and
-a new day does."""
+"""Seconds until a spent budget is checked again: calls that cost less than was reserved free a part of
+it, and a new day renews it."""
 
 ModelSource = Callable[[], Model | None]
-Standstill = PauseKind | Literal["no_key", "budget", "store", "stopped"]
+PauseReason = PauseKind | Literal["no_key", "budget", "store", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Why no call is made now, and for how many seconds at least; `kind` is the reason in one word."""
+    """Why no call is made now, and for how many seconds at least. `kind` is the reason for metrics."""
 
     reason: str
     seconds: float
-    kind: Standstill = field(default="stopped", compare=False)
+    kind: PauseReason = field(default="stopped", compare=False)
 
 
 class AgentRunner:
-    """Diagnoses what is queued, until the stop.
+    """Diagnoses the tickets in the queue until it is stopped.
 
-    `model` gives the model to ask now, or None while there is no key. One runner keeps
-    `settings.concurrency` calls in flight; any number of runners share one store.
+    Any number of runners share one store: a batch is claimed by one of them at a time.
+
+    Args:
+        store: Where tickets are claimed and diagnoses are saved.
+        gatherer: Gathers the evidence for a batch.
+        model: Returns the model to ask now, or None while there is no API key.
+        settings: The group `agent` of the settings; `concurrency` is the number of calls in flight.
+        max_tokens: Limit of an answer, in tokens.
+        redactor: Removes secrets from answers and errors.
+        clock: The source of time; tests inject one.
+        log: Where events are logged; the default drops them.
+        random: Returns a number from 0 to 1 for the jitter of a back-off.
+        name: Name of this daemon in claims and heartbeats.
+        longest_call: Seconds that one call may take; only liveness uses it.
+        progress: The liveness that a health probe asks.
     """
 
     def __init__(
@@ -67,11 +80,11 @@ class AgentRunner:
         self.log = log or quiet_log()
         self.progress = progress or Liveness(self.clock)
         self.outcomes: Counter[str] = Counter()
-        self.pauses: Counter[Standstill] = Counter()
-        self.standstill: Standstill | None = None
+        self.pauses: Counter[PauseReason] = Counter()
+        self.paused: PauseReason | None = None
         self.last_success: datetime | None = None
         self.model = model
-        self._desk = AttemptContext(
+        self._shared = AttemptContext(
             store,
             gatherer,
             settings,
@@ -82,11 +95,11 @@ class AgentRunner:
             random,
             longest_call,
         )
-        self._said = ""
-        self._tight: dict[Severity, float] = {}
+        self._blocked_by = ""
+        self._budget_spent_until: dict[Severity, float] = {}
 
     async def run(self, stop: StopEvent) -> None:
-        """Work until `stop`; what happens to a call or to the store is logged, never raised."""
+        """Work until `stop` is set. Errors of calls and of the store are logged, never raised."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._beat(stop), name="agent heartbeat")
             for number in range(self.settings.concurrency):
@@ -94,9 +107,13 @@ class AgentRunner:
                 group.create_task(self._work(stop, name), name=name)
 
     async def drain(self, stop: StopEvent) -> Blocked | None:
-        """Diagnose what is due now and return; Blocked when something stands in the way.
+        """Diagnose all batches that are due now.
 
-        Raises the store's errors.
+        Returns:
+            None when no batch is due any more, or why no call is made.
+
+        Raises:
+            MidwatchError: The store cannot be used.
         """
         while not stop:
             if blocked := await self._blocked():
@@ -110,9 +127,14 @@ class AgentRunner:
     async def diagnose(
         self, batch: int, stop: StopEvent
     ) -> AttemptOutcome | Blocked | None:
-        """Diagnose this batch now, even one that waits for its next attempt.
+        """Diagnose this batch now, also one that waits for its next attempt.
 
-        None when it is not in the queue or another daemon has it. Raises the store's errors.
+        Returns:
+            How the attempt ended; why no call is made; or None if the batch is not in the queue or
+            another daemon has claimed it.
+
+        Raises:
+            MidwatchError: The store cannot be used.
         """
         if blocked := await self._blocked():
             return blocked
@@ -129,33 +151,34 @@ class AgentRunner:
             alive(SLACK)
             try:
                 wait = await self._turn(stop, alive)
-            except Exception:  # a fault of ours must not end the daemon
+            except Exception:  # a bug here must not end the daemon
                 self.log.exception("turn failed")
                 wait = self.settings.poll_interval
             alive(wait + SLACK)
             await stop.pause(wait)
 
     async def _turn(self, stop: StopEvent, alive: Alive) -> float:
-        """Diagnose one batch if there is one; returns the seconds to wait before the next."""
+        """Diagnose one batch if one is due. Return the seconds to wait before the next turn."""
         idle = self.settings.poll_interval
         try:
             if blocked := await self._blocked():
-                self._say(blocked.reason, blocked.kind)
+                self._report(blocked.reason, blocked.kind)
                 return min(blocked.seconds, idle)
             claim = await self._claim()
         except MidwatchError as error:
-            self._say(f"the store cannot be used: {error.one_line()}", "store")
+            self._report(f"the store is unavailable: {error.one_line()}", "store")
             return idle
-        self._say("", None)
+        self._report("", None)
         self.last_success = self.clock.now()
         if claim is None:
             return idle
         await self._attempt(claim, stop, alive)
         return 0.0
 
-    # ------------------------------------------------------------------ may we?
+    # ------------------------------------------------------------------ claim and attempt
 
     async def _blocked(self) -> Blocked | None:
+        """Return why no call may be made now, or None."""
         if self.model() is None:
             return Blocked(
                 "no API key: tickets get first aid only (set ANTHROPIC_API_KEY or anthropic.api_key_file)",
@@ -166,13 +189,18 @@ class AgentRunner:
             longest = pauses[0]
             reason = f"{longest.kind}: {longest.reason}"
             return Blocked(reason, longest.seconds, longest.kind)
-        wait = self._tight.get(Severity.CRITICAL, 0.0) - self.clock.monotonic()
+        wait = (
+            self._budget_spent_until.get(Severity.CRITICAL, 0.0)
+            - self.clock.monotonic()
+        )
         if wait > 0:
             return Blocked("the budget of the day is spent", wait, "budget")
         return None
 
     async def _claim(self) -> Claim | None:
-        tight = self._tight.get(Severity.INFO, 0.0) > self.clock.monotonic()
+        tight = (
+            self._budget_spent_until.get(Severity.INFO, 0.0) > self.clock.monotonic()
+        )
         claims = await self.store.claim(
             self.name,
             lease=self.settings.lease,
@@ -184,20 +212,22 @@ class AgentRunner:
         self, claim: Claim, stop: StopEvent, alive: Alive = lambda within: None
     ) -> AttemptOutcome | None:
         model = self.model()
-        if model is None:  # the key went away between two lines
+        if model is None:  # the key was removed since `_blocked`
             await self.store.release(claim)
             return None
-        ended = await Attempt(self._desk, claim, model, alive).run(stop)
+        ended = await Attempt(self._shared, claim, model, alive).run(stop)
         self.outcomes[ended.outcome] += 1
         if ended.outcome == "budget":
-            self._budget_spent(claim.severity)
+            self._note_spent_budget(claim.severity)
         return ended
 
-    def _budget_spent(self, severity: Severity) -> None:
-        """The rest of the budget is for critical tickets; then it is for nobody."""
+    def _note_spent_budget(self, severity: Severity) -> None:
+        """Claim only critical tickets for a while; if one of those was refused, claim none."""
         again = self.clock.monotonic() + _BUDGET_RECHECK
         critical = severity is Severity.CRITICAL
-        self._tight[Severity.CRITICAL if critical else Severity.INFO] = again
+        self._budget_spent_until[Severity.CRITICAL if critical else Severity.INFO] = (
+            again
+        )
         left = "nothing" if critical else "only critical tickets"
         self.log.warning(
             "the budget of the day is spent",
@@ -205,21 +235,21 @@ class AgentRunner:
             diagnosing=left,
         )
 
-    # ------------------------------------------------------------------ telling
+    # ------------------------------------------------------------------ report
 
     @property
     def spent_usd(self) -> float:
-        """What this runner's calls have cost since its start."""
-        return self._desk.spent_usd
+        """US dollars that this runner's calls have cost since its start."""
+        return self._shared.spent_usd
 
-    def _say(self, reason: str, kind: Standstill | None) -> None:
-        """Say a standstill once, and once that it is over."""
-        if kind is not None and kind != self.standstill:
+    def _report(self, reason: str, kind: PauseReason | None) -> None:
+        """Log once that the runner pauses, and once that it goes on."""
+        if kind is not None and kind != self.paused:
             self.pauses[kind] += 1
-        self.standstill = kind
-        if reason == self._said:
+        self.paused = kind
+        if reason == self._blocked_by:
             return
-        self._said = reason
+        self._blocked_by = reason
         if reason:
             self.log.warning("not diagnosing", reason=reason)
         else:
@@ -228,7 +258,7 @@ class AgentRunner:
     async def _beat(self, stop: StopEvent) -> None:
         while not stop:
             info = {
-                "state": self._said or "diagnosing",
+                "state": self._blocked_by or "diagnosing",
                 "concurrency": self.settings.concurrency,
                 **self.outcomes,
             }

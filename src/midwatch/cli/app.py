@@ -133,7 +133,7 @@ class App:
     log: Log
 
     def monitor(self) -> MonitorLoop:
-        from midwatch.agent.first_aid import FirstAidDesk
+        from midwatch.agent.first_aid import FirstAidWriter
         from midwatch.lifecycle import SystemClock
         from midwatch.monitor.loop import MonitorLoop
         from midwatch.playbooks.base import playbooks
@@ -145,7 +145,7 @@ class App:
                 hint="name a system, such as {name: orders-db, kind: postgres, dsn: …}",
             )
         monitor = self.settings.monitor
-        desk = FirstAidDesk(
+        first_aid = FirstAidWriter(
             self.store,
             self.gatherer,
             playbooks(),
@@ -157,7 +157,7 @@ class App:
             self.store,
             self.subjects,
             monitor,
-            first_aid=desk,
+            first_aid=first_aid,
             redactor=self.redactor,
             log=self.log,
             name=f"monitor {here()}",

@@ -199,7 +199,8 @@ def _names(names: Iterable[str]) -> str:
 
 
 async def _claude(edge: Edge, settings: Settings) -> list[Finding]:
-    from midwatch.agent.claude import ends, is_priced, probe
+    from midwatch.agent.claude import end_of_life, probe
+    from midwatch.pricing import is_known
 
     model = settings.anthropic.model
     try:
@@ -212,13 +213,13 @@ async def _claude(edge: Edge, settings: Settings) -> list[Finding]:
         found.append(warning("key", said))
     else:
         base_url = edge.environ.get("ANTHROPIC_BASE_URL") or None
-        told = await probe(key, model, base_url)
-        grade = Grade.OK if told.works else Grade.FAILED
-        grade = Grade.WARNING if told.passing else grade
-        found.append(Finding("key", grade, told.says.replace(key, "***")))
-    if end := ends(model):
+        result = await probe(key, model, base_url)
+        grade = Grade.OK if result.works else Grade.FAILED
+        grade = Grade.WARNING if result.temporary else grade
+        found.append(Finding("key", grade, result.message.replace(key, "***")))
+    if end := end_of_life(model):
         found.append(warning("model", f"{model} is not served after {end}"))
-    elif not is_priced(model):
+    elif not is_known(model):
         said = f"{model} has no known price: it is counted at the highest"
         found.append(warning("model", said))
     else:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import get_args
 
-from midwatch.agent.runner import AgentRunner, Standstill
+from midwatch.agent.runner import AgentRunner, PauseReason
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import Liveness
 from midwatch.logs import Log
@@ -110,25 +110,25 @@ _OUTCOMES = (
 )
 _REASONS = tuple(
     reason
-    for part in get_args(Standstill)
+    for part in get_args(PauseReason)
     for reason in get_args(part)
     if reason != "stopped"
 )
 
 
 def monitor_samples(monitor: MonitorLoop) -> Iterator[Sample]:
-    for watch in monitor.watches:
-        name, tally = watch.subject.name, watch.tally
+    for one in monitor.monitors:
+        name, stats = one.subject.name, one.stats
         for result in get_args(Result):
-            yield _CYCLES(tally.cycles[result], name, result)
-        yield _SECONDS(tally.seconds, name)
-        yield _OPENED(tally.opened, name)
-        yield _RESOLVED(tally.resolved, name)
-        if tally.last_success is not None:
-            yield _OBSERVED_AT(tally.last_success.timestamp(), name)
-        if tally.known:  # before, no tickets would mean nothing
-            yield _UNOBSERVABLE(tally.last == "unobservable", name)
-            count = Counter(ticket.severity for ticket in watch.tickets.values())
+            yield _CYCLES(stats.cycles[result], name, result)
+        yield _SECONDS(stats.seconds, name)
+        yield _OPENED(stats.opened, name)
+        yield _RESOLVED(stats.resolved, name)
+        if stats.last_success is not None:
+            yield _OBSERVED_AT(stats.last_success.timestamp(), name)
+        if stats.known:  # before, no tickets would mean nothing
+            yield _UNOBSERVABLE(stats.last == "unobservable", name)
+            count = Counter(ticket.severity for ticket in one.tickets.values())
             for severity in Severity:
                 yield _OPEN(count[severity], name, severity.label)
 
@@ -139,7 +139,7 @@ def agent_samples(agent: AgentRunner) -> Iterator[Sample]:
         yield _DIAGNOSES(agent.outcomes[outcome], outcome)
     yield _SPENT(agent.spent_usd)
     for reason in _REASONS:
-        yield _PAUSED(agent.standstill == reason, reason)
+        yield _PAUSED(agent.paused == reason, reason)
         yield _PAUSES(agent.pauses[reason], reason)
     if agent.last_success is not None:
         yield _CLAIMED_AT(agent.last_success.timestamp())

@@ -1,13 +1,13 @@
-"""MonitorLoop: observe, check, reconcile, save."""
+"""The monitor daemon: poll every subject, check its invariants, reconcile its tickets, save."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 
-from midwatch.agent.first_aid import FirstAidDesk
+from midwatch.agent.first_aid import FirstAidWriter
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock
+from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock, first
 from midwatch.logs import Log, quiet_log
 from midwatch.monitor.subject import Cycle, SubjectMonitor
 from midwatch.redaction import Redactor, Sanitizer
@@ -16,15 +16,26 @@ from midwatch.store.protocol import Store
 from midwatch.subjects.base import Subject
 
 _SLACK = 180.0
-"""Seconds beyond the wait and the slowest look until a cycle counts as stuck: more than the store
-takes for a cycle's few transactions when it can hardly be reached."""
+"""Seconds beyond the interval and the slowest poll until a cycle counts as stuck: more than the
+transactions of a cycle take on a store that can hardly be reached."""
 _GRACE = 1.0
-"""Seconds that a cycle gets at a stop: enough to save what was seen. A look may take longer
-than a stop may; what it would have seen, the next monitor sees."""
+"""Seconds that a running cycle gets after a stop: enough to save a poll that has ended."""
 
 
 class MonitorLoop:
-    """Watches all subjects at once, every `settings.interval` seconds, until the stop."""
+    """Polls all subjects at once, every `settings.interval` seconds, until it is stopped.
+
+    Args:
+        store: Where tickets and heartbeats are saved.
+        subjects: The systems to watch.
+        settings: The group `monitor` of the settings.
+        first_aid: Writes preliminary diagnoses on tickets that open; None writes none.
+        redactor: Removes secrets from everything that subjects report.
+        clock: The source of time; tests inject one.
+        log: Where events are logged; the default drops them.
+        name: Name of this daemon in its heartbeats.
+        progress: The liveness that a health probe asks.
+    """
 
     def __init__(
         self,
@@ -32,7 +43,7 @@ class MonitorLoop:
         subjects: Sequence[Subject],
         settings: MonitorSettings = MonitorSettings(),
         *,
-        first_aid: FirstAidDesk | None = None,
+        first_aid: FirstAidWriter | None = None,
         redactor: Redactor | None = None,
         clock: Clock | None = None,
         log: Log | None = None,
@@ -47,33 +58,33 @@ class MonitorLoop:
         self.name = name
         self.progress = progress or Liveness(self.clock)
         self._longest = max((subject.timeout for subject in subjects), default=0.0)
-        intake = Sanitizer(redactor or Redactor())
-        self.watches = [
-            SubjectMonitor(subject, store, settings, intake, self.clock, self.log)
+        sanitizer = Sanitizer(redactor or Redactor())
+        self.monitors = [
+            SubjectMonitor(subject, store, settings, sanitizer, self.clock, self.log)
             for subject in subjects
         ]
 
     async def run(self, stop: StopEvent) -> None:
-        """Cycle until `stop`. Errors of subjects and of the store are logged, never raised."""
+        """Run cycles until `stop` is set. Errors of subjects and of the store are logged, never raised."""
         within = self.settings.interval + self._longest + _SLACK
         while not stop:
             self.progress.expect("cycle", within)
-            cycle = await self._cycle_or_stop(stop)
+            cycle = await first(self.cycle(), stop.wait(), grace=_GRACE)
             if cycle is None:
                 return
-            await self._beat(cycle)
+            await self._report(cycle)
             await stop.pause(max(0.0, self.settings.interval - cycle.seconds))
 
     async def once(self) -> Cycle:
-        """One cycle, with the line and the heartbeat that tell of it."""
+        """Run one cycle, log it and save its heartbeat. Errors are logged, never raised."""
         cycle = await self.cycle()
-        await self._beat(cycle)
+        await self._report(cycle)
         return cycle
 
     async def cycle(self) -> Cycle:
-        """Look at every subject once, save what changed, and give first aid to what opened."""
+        """Poll every subject once, save what changed, and write first aid on tickets that opened."""
         began = self.clock.monotonic()
-        parts = await asyncio.gather(*map(self._watch, self.watches))
+        parts = await asyncio.gather(*map(self._cycle_of, self.monitors))
         return Cycle(
             subjects=len(parts),
             unobservable=sum(part.unobservable for part in parts),
@@ -85,37 +96,25 @@ class MonitorLoop:
         )
 
     async def close(self) -> None:
-        await asyncio.gather(*(watch.close() for watch in self.watches))
+        """Close all subjects."""
+        await asyncio.gather(*(monitor.close() for monitor in self.monitors))
 
-    async def _cycle_or_stop(self, stop: StopEvent) -> Cycle | None:
-        """One cycle; None when the stop came in the middle of one that does not end soon."""
-        cycle = asyncio.create_task(self.cycle(), name="cycle")
-        stopping = asyncio.create_task(stop.wait())
-        try:
-            await asyncio.wait({cycle, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if not cycle.done():
-                await asyncio.wait({cycle}, timeout=_GRACE)
-            return cycle.result() if cycle.done() else None
-        finally:
-            for task in (cycle, stopping):
-                task.cancel()
-            await asyncio.gather(cycle, stopping, return_exceptions=True)
-
-    async def _watch(self, watch: SubjectMonitor) -> Cycle:
-        """One subject's part; whatever goes wrong in it stays in it."""
+    async def _cycle_of(self, monitor: SubjectMonitor) -> Cycle:
+        """Run the cycle of one subject; an error in it does not reach the others."""
         cycle, began = Cycle(1, unsaved=1), self.clock.monotonic()
         try:
-            cycle = await watch.cycle()
+            cycle = await monitor.cycle()
             if cycle.opened and self.first_aid is not None:
                 await self.first_aid.give(cycle.opened, cycle.changed)
         except MidwatchError as error:
             self.log.warning("first aid not saved", error=error.one_line())
-        except Exception:  # a fault of ours or of a playbook must not end the watch
-            self.log.exception("cycle failed", subject=watch.subject.name)
-        watch.tally.add(cycle, self.clock.monotonic() - began, self.clock.now())
+        except Exception:  # a bug here or in a playbook must not end the daemon
+            self.log.exception("cycle failed", subject=monitor.subject.name)
+        monitor.stats.add(cycle, self.clock.monotonic() - began, self.clock.now())
         return cycle
 
-    async def _beat(self, cycle: Cycle) -> None:
+    async def _report(self, cycle: Cycle) -> None:
+        """Log a cycle and save it as the heartbeat."""
         facts = {
             "subjects": cycle.subjects,
             "unobservable": cycle.unobservable,

@@ -1,4 +1,10 @@
-"""Observation to violations: pure. Limits, durations, and what is unknown."""
+"""The rules of the monitor, all of them pure.
+
+- `check` turns an observation into violations: limits, durations, and what is unknown.
+- `reconcile` turns violations and open tickets into changes. A key that is broken has a ticket. One that is
+  known to hold has none, unless a person holds its ticket. One that is unknown keeps what it has.
+- `changes_since` compares an observation with one in which every invariant held.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +32,8 @@ UNOBSERVABLE = Invariant(
     id="subject_unobservable",
     title="The subject cannot be observed",
     description=(
-        "Several looks in a row failed, wholly or for one invariant (then that is the component)."
-        " Nothing is known of the subject meanwhile: no ticket of it opens or resolves."
+        "Several observations in a row failed, wholly or for one invariant (then that is the component)."
+        " Until one succeeds, no ticket of what cannot be observed opens or resolves."
     ),
     severity=Severity.CRITICAL,
 )
@@ -36,22 +42,22 @@ WHOLE_SUBJECT = "observation"
 
 @dataclass(frozen=True, slots=True)
 class Firing:
-    """A violation that has lasted as long as its invariant asks; `seen_for` seconds so far."""
+    """A violation that has lasted for its invariant's `hold_for`; `seen_for` seconds so far."""
 
     violation: Violation
     seen_for: float
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """What one look says of every key.
+class CheckResult:
+    """The state of every key in one observation.
 
-    A key in `broken` is violated now, though it may not be ripe yet. A key that is not in
-    `broken` holds if `known` says that its state was seen; otherwise it is unknown.
-    `pending` is to be handed to the next check: monotonic seconds at which a break began.
+    A key in `broken` is violated now; it is also in `firing` once it has been for long enough.
+    A key that is not in `broken` holds if `known` returns true for it; else it is unknown.
+    `pending` has the monotonic seconds at which each violation began; pass it to the next check.
     """
 
-    ripe: tuple[Firing, ...] = ()
+    firing: tuple[Firing, ...] = ()
     broken: frozenset[Key] = frozenset()
     known: Callable[[Key], bool] = field(default=lambda key: False)
     pending: Mapping[Key, float] = field(default_factory=dict)
@@ -63,9 +69,17 @@ def check(
     observation: Observation,
     pending: Mapping[Key, float],
     now: float,
-) -> Checked:
-    """Hold every signal against its invariant. `now` is monotonic, in seconds."""
-    ripe: list[Firing] = []
+) -> CheckResult:
+    """Compare every signal with its invariant.
+
+    Args:
+        subject: The subject's name.
+        invariants: The subject's enabled invariants by id.
+        observation: What was observed.
+        pending: `CheckResult.pending` of the check before.
+        now: Monotonic seconds.
+    """
+    firing: list[Firing] = []
     since: dict[Key, float] = {}
     undecided: set[Key] = set()
     holding: set[Key] = set()
@@ -83,25 +97,25 @@ def check(
             since[key] = pending.get(key, now)
             lasted = now - since[key]
             if lasted >= _hold_for(signal, invariant):
-                ripe.append(Firing(_violation(key, signal, invariant), lasted))
+                firing.append(Firing(_violation(key, signal, invariant), lasted))
 
     def known(key: Key) -> bool:
-        # What was seen to hold is known, even where the rest of its invariant was hidden.
+        # A key observed to hold is known, even where the rest of its invariant was unavailable.
         if key in holding or key in undecided:
             return key not in undecided
         return observation.covers(key.invariant)
 
-    # A break that is out of sight goes on counting: unknown is never clear.
+    # A violation that cannot be observed now goes on counting: unknown is never clear.
     carried = {
         key: began
         for key, began in pending.items()
         if key not in since and not known(key)
     }
-    return Checked(tuple(ripe), frozenset(since), known, {**carried, **since})
+    return CheckResult(tuple(firing), frozenset(since), known, {**carried, **since})
 
 
 def _worst_first(signals: Iterable[Signal]) -> list[Signal]:
-    """Of two signals for one key the one that is known to break it counts."""
+    """Return the signals that are known to be violations first: of two for one key the first counts."""
     return sorted(signals, key=lambda signal: signal.holds is not False)
 
 
@@ -136,7 +150,14 @@ def _violation(key: Key, signal: Signal, invariant: Invariant | None) -> Violati
 
 
 def unobservable(subject: str, component: str, failures: int, error: str) -> Firing:
-    """The violation that a subject's own silence is."""
+    """Return the violation of a subject that cannot be observed.
+
+    Args:
+        subject: The subject's name.
+        component: `WHOLE_SUBJECT`, or the id of the invariant that is unavailable.
+        failures: Failed observations in a row.
+        error: Why the last one failed.
+    """
     what = (
         "cannot be observed" if component == WHOLE_SUBJECT else f"{component}: unknown"
     )
@@ -149,16 +170,12 @@ def unobservable(subject: str, component: str, failures: int, error: str) -> Fir
     )
 
 
-# ------------------------------------------------------------ tickets
-# Violations and open tickets to changes: pure.
-#
-# A key that is broken has a ticket; one that is known to hold has none, unless a person holds
-# it; one that is unknown keeps what it has.
+# ------------------------------------------------------------------ tickets
 
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What is to change; the openings still lack what the store knows of their past."""
+    """The changes to save; the openings still lack the history that the store has of their keys."""
 
     openings: tuple[Firing, ...] = ()
     missing: tuple[Ticket, ...] = ()
@@ -169,8 +186,8 @@ class Reconciled:
         return bool(self.openings or self.missing or self.returned or self.resolved)
 
 
-def reconcile(tickets: Mapping[Key, Ticket], checked: Checked) -> Reconciled:
-    """Compare the unresolved tickets of a subject with one look at it."""
+def reconcile(tickets: Mapping[Key, Ticket], checked: CheckResult) -> Reconciled:
+    """Compare the unresolved tickets of a subject with one check of it."""
     missing: list[Ticket] = []
     returned: list[Ticket] = []
     resolved: list[Ticket] = []
@@ -182,7 +199,7 @@ def reconcile(tickets: Mapping[Key, Ticket], checked: Checked) -> Reconciled:
             resolved.append(ticket)
         elif ticket.seen:
             missing.append(ticket)
-    openings = tuple(ripe for ripe in checked.ripe if ripe.violation.key not in tickets)
+    openings = tuple(one for one in checked.firing if one.violation.key not in tickets)
     return Reconciled(openings, tuple(missing), tuple(returned), tuple(resolved))
 
 
@@ -190,56 +207,61 @@ def by_key(tickets: Iterable[Ticket]) -> dict[Key, Ticket]:
     return {ticket.key: ticket for ticket in tickets}
 
 
-# ------------------------------------------------------------ changes
-# What changed on a subject since it was last well: pure.
+# ------------------------------------------------------------------ changes
 
 MOST_LINES = 40
-KEPT = 5
-APART = 60.0
-"""Seconds between two calm looks that are kept: the comparison reaches back some minutes."""
+MOST_BASELINES = 5
+BASELINE_INTERVAL = 60.0
+"""Least seconds between two baselines: the comparison reaches back some minutes."""
 MOST_SIGNALS = 2000
 _NOTICEABLE = 0.05
 """A value that moved by a smaller share than this has not changed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Calm:
-    """An observation in which everything was seen and everything held."""
+class Baseline:
+    """An observation in which nothing was unavailable and every invariant held."""
 
     at: datetime
     observation: Observation
 
 
 class Baselines:
-    """Some calm looks of the last minutes. The oldest is the one to compare with: in the
-    latest, what was about to break was already on its way."""
+    """Baselines of the last minutes. The oldest is the one to compare with: in the latest,
+    the fault may already have begun."""
 
     def __init__(self) -> None:
-        self._kept: deque[Calm] = deque(maxlen=KEPT)
+        self._kept: deque[Baseline] = deque(maxlen=MOST_BASELINES)
 
     def add(self, at: datetime, observation: Observation) -> None:
-        """Keep it, if the latest one kept is a while ago. Huge ones keep their background only."""
-        if self._kept and abs((at - self._kept[-1].at).total_seconds()) < APART:
+        """Keep an observation, unless the latest one kept is more recent than `BASELINE_INTERVAL`.
+
+        One with more than `MOST_SIGNALS` signals keeps its background only.
+        """
+        if (
+            self._kept
+            and abs((at - self._kept[-1].at).total_seconds()) < BASELINE_INTERVAL
+        ):
             return
         if len(observation.signals) > MOST_SIGNALS:
             observation = replace(observation, signals=())
-        self._kept.append(Calm(at, observation))
+        self._kept.append(Baseline(at, observation))
 
     @property
-    def oldest(self) -> Calm | None:
+    def oldest(self) -> Baseline | None:
         return self._kept[0] if self._kept else None
 
 
 def changes_since(
-    calm: Calm, now: Observation, invariants: Mapping[str, Invariant]
+    baseline: Baseline, now: Observation, invariants: Mapping[str, Invariant]
 ) -> str:
-    """One line for each difference, settings and the like first; at most `MOST_LINES`."""
+    """Return one line for each difference, the background first; at most `MOST_LINES`."""
     lines = [
-        *_background(calm.observation.background, now.background),
-        *_values(calm.observation, now, invariants),
+        *_background(baseline.observation.background, now.background),
+        *_values(baseline.observation, now, invariants),
     ]
     head = (
-        f"compared with a look in which all was well, {calm.at:%Y-%m-%d %H:%M:%S} UTC"
+        f"compared with {baseline.at:%Y-%m-%d %H:%M:%S} UTC, when every invariant held"
     )
     if not lines:
         return f"{head}: nothing but the violations"
@@ -249,12 +271,12 @@ def changes_since(
 
 
 def _background(before: Mapping[str, Fact], now: Mapping[str, Fact]) -> Iterable[str]:
-    if not before or not now:  # one of the looks did not get to see it
+    if not before or not now:  # one of the two could not be observed
         return
     for name in sorted(before.keys() | now.keys()):
         was, is_ = before.get(name), now.get(name)
         if was != is_:
-            yield f"{name}: {_said(was)} → {_said(is_)}"
+            yield f"{name}: {_shown(was)} → {_shown(is_)}"
 
 
 def _values(
@@ -286,5 +308,5 @@ def _by_component(observation: Observation) -> dict[tuple[str, str], float]:
     }
 
 
-def _said(fact: Fact) -> str:
+def _shown(fact: Fact) -> str:
     return "none" if fact is None else str(fact)

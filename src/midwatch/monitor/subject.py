@@ -1,4 +1,4 @@
-"""One subject under watch: look, check, reconcile, save."""
+"""The monitor of one subject: poll, check, reconcile, save."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from datetime import datetime
 from typing import Literal
 
 from midwatch.errors import MidwatchError, StaleWatch
-from midwatch.lifecycle import Clock
+from midwatch.lifecycle import Clock, first
 from midwatch.logs import Log
 from midwatch.model import Json, Key, Observation, Ticket
 from midwatch.monitor.rules import (
     UNOBSERVABLE,
     WHOLE_SUBJECT,
     Baselines,
-    Checked,
+    CheckResult,
     Firing,
     Reconciled,
     by_key,
@@ -32,12 +32,12 @@ from midwatch.store.protocol import Changes, Opening, Store, Watch
 from midwatch.subjects.base import Subject
 
 _TRIES = 3
-"""How often a cycle is computed anew when other writers change its tickets meanwhile."""
+"""How often a cycle is computed when other writers change its tickets meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One try at observing a subject: an observation, or the error that stood in the way."""
+class Poll:
+    """One attempt to observe a subject: an observation, or the error that prevented it."""
 
     observation: Observation | None = None
     error: str = ""
@@ -45,8 +45,11 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """What one cycle did, for one subject or for all. `seconds` is its wall time, `changed` what
-    is different from when the subject was last well, where tickets opened."""
+    """What one cycle did, for one subject or for all of them.
+
+    `seconds` is its wall time. `changed` is filled where tickets opened: it lists what differs from
+    when every invariant held.
+    """
 
     subjects: int = 0
     unobservable: int = 0
@@ -62,8 +65,8 @@ Result = Literal["observed", "unobservable", "unsaved"]
 
 
 @dataclass(slots=True)
-class Tally:
-    """What the cycles of a subject came to since the start. `known`: its tickets are."""
+class SubjectStats:
+    """What the cycles of a subject did since the start of the process, for the metrics."""
 
     cycles: Counter[Result] = field(default_factory=Counter)
     seconds: float = 0.0
@@ -74,6 +77,7 @@ class Tally:
 
     @property
     def known(self) -> bool:
+        """Whether the subject's tickets were read: before, no tickets would mean nothing."""
         return bool(self.cycles["observed"] or self.cycles["unobservable"])
 
     def add(self, cycle: Cycle, seconds: float, now: datetime) -> None:
@@ -93,38 +97,38 @@ def _result(cycle: Cycle) -> Result:
 
 
 class SubjectMonitor:
-    """What is remembered of a subject between cycles; the store has the rest."""
+    """Runs the cycles of one subject and remembers between them what the store does not have."""
 
     def __init__(
         self,
         subject: Subject,
         store: Store,
         settings: MonitorSettings,
-        intake: Sanitizer,
+        sanitizer: Sanitizer,
         clock: Clock,
         log: Log,
     ) -> None:
         self.subject = subject
         self.store = store
         self.settings = settings
-        self.intake = intake
+        self.sanitizer = sanitizer
         self.clock = clock
         self.log = log
         self.invariants = {item.id: item for item in subject.invariants}
         self.tickets: dict[Key, Ticket] = {}
         self.pending: Mapping[Key, float] = {}
-        self.tally = Tally()
+        self.stats = SubjectStats()
         self._watch: Watch | None = None
-        self._calm = Baselines()
-        self._blind: Counter[str] = Counter()
-        self._hanging: asyncio.Task[Look] | None = None
+        self._baselines = Baselines()
+        self._unavailable_for: Counter[str] = Counter()
+        self._stuck: asyncio.Task[Poll] | None = None
 
     async def cycle(self) -> Cycle:
-        """Look once and save what changed. What cannot be saved is computed anew next time."""
+        """Poll once and save what changed. What cannot be saved is computed again in the next cycle."""
         try:
-            watch = self._watch or await self._recall()
-            look = await self._look(watch.state)
-            return await self._save(look)
+            watch = self._watch or await self._load()
+            poll = await self._poll(watch.state)
+            return await self._save(poll)
         except MidwatchError as error:
             self.log.warning(
                 "cycle not saved", subject=self.subject.name, error=error.one_line()
@@ -133,53 +137,53 @@ class SubjectMonitor:
             return Cycle(1, unsaved=1, open=len(self.tickets))
 
     async def close(self) -> None:
-        if self._hanging is not None:
-            self._hanging.cancel()
+        if self._stuck is not None:
+            self._stuck.cancel()
         await self.subject.close()
 
-    async def _recall(self) -> Watch:
+    async def _load(self) -> Watch:
         self._watch = watch = await self.store.watch(self.subject.name)
         self.tickets = by_key(watch.tickets)
         return watch
 
-    # ------------------------------------------------------------------ look
+    # ------------------------------------------------------------------ poll
 
-    async def _look(self, state: Json) -> Look:
-        """Observe within the subject's time limit, even one that does not heed cancelling."""
-        if self._hanging is not None and not self._hanging.done():
-            return Look(error="the look before has not ended yet")
+    async def _poll(self, state: Json) -> Poll:
+        """Observe within the subject's timeout, also a subject that ignores its cancellation."""
+        if self._stuck is not None and not self._stuck.done():
+            return Poll(error="the last observation has not ended yet")
         limit = self.subject.timeout
         task = asyncio.create_task(
             self._observe(state), name=f"observe {self.subject.name}"
         )
-        timer = asyncio.create_task(self.clock.sleep(limit))
         try:
-            await asyncio.wait({task, timer}, return_when=asyncio.FIRST_COMPLETED)
+            await first(asyncio.wait({task}), self.clock.sleep(limit))
             if task.done():
                 return task.result()
             task.cancel()
             await asyncio.wait({task}, timeout=0.5)
-            self._hanging = task
-            return Look(error=f"no answer within {limit:g} s")
+            self._stuck = task
+            return Poll(error=f"no answer within {limit:g} s")
         finally:
-            timer.cancel()
             task.cancel()
 
-    async def _observe(self, state: Json) -> Look:
+    async def _observe(self, state: Json) -> Poll:
         try:
-            return Look(await self.subject.observe(state))
+            return Poll(await self.subject.observe(state))
         except MidwatchError as error:
-            return Look(error=self.intake.sanitize(error.one_line()))
-        except Exception as error:  # a subject may be anybody's code
+            return Poll(error=self.sanitizer.sanitize(error.one_line()))
+        except Exception as error:  # a subject may be a plug-in
             self.log.exception("subject failed", subject=self.subject.name)
-            return Look(error=self.intake.sanitize(f"{type(error).__name__}: {error}"))
+            return Poll(
+                error=self.sanitizer.sanitize(f"{type(error).__name__}: {error}")
+            )
 
     # ------------------------------------------------------------------ check
 
-    def _check(self, watch: Watch, look: Look) -> Checked:
-        if look.observation is None:
-            return self._check_failure(watch.failures + 1, look.error)
-        observation = self.intake.observation(look.observation)
+    def _check(self, watch: Watch, poll: Poll) -> CheckResult:
+        if poll.observation is None:
+            return self._check_failure(watch.failures + 1, poll.error)
+        observation = self.sanitizer.observation(poll.observation)
         checked = check(
             self.subject.name,
             self.invariants,
@@ -187,23 +191,27 @@ class SubjectMonitor:
             self.pending,
             self.clock.monotonic(),
         )
-        return self._with_blind_spots(checked, observation.unavailable)
+        return self._with_unavailable(checked, observation.unavailable)
 
-    def _check_failure(self, failures: int, error: str) -> Checked:
-        """A failed look says one thing: how often in a row that was so."""
+    def _check_failure(self, failures: int, error: str) -> CheckResult:
+        """Count the failed polls in a row; too many are a violation of their own."""
         if failures < self.settings.unobservable_after:
-            return Checked(pending=self.pending)
-        ripe = unobservable(self.subject.name, WHOLE_SUBJECT, failures, error)
-        return Checked((ripe,), frozenset({ripe.violation.key}), pending=self.pending)
+            return CheckResult(pending=self.pending)
+        firing = unobservable(self.subject.name, WHOLE_SUBJECT, failures, error)
+        return CheckResult(
+            (firing,), frozenset({firing.violation.key}), pending=self.pending
+        )
 
-    def _with_blind_spots(
-        self, checked: Checked, unavailable: Mapping[str, str]
-    ) -> Checked:
-        """Add a violation for every invariant that was out of sight for too long."""
-        ripe = tuple(
-            unobservable(self.subject.name, invariant, self._blind[invariant] + 1, why)
+    def _with_unavailable(
+        self, checked: CheckResult, unavailable: Mapping[str, str]
+    ) -> CheckResult:
+        """Add a violation for every invariant that was unavailable for too long."""
+        firing = tuple(
+            unobservable(
+                self.subject.name, invariant, self._unavailable_for[invariant] + 1, why
+            )
             for invariant, why in unavailable.items()
-            if self._blind[invariant] + 1 >= self.settings.unobservable_after
+            if self._unavailable_for[invariant] + 1 >= self.settings.unobservable_after
         )
 
         def known(key: Key) -> bool:
@@ -211,22 +219,24 @@ class SubjectMonitor:
                 return key.component not in unavailable
             return checked.known(key)
 
-        broken = checked.broken | {one.violation.key for one in ripe}
-        return replace(checked, ripe=(*checked.ripe, *ripe), broken=broken, known=known)
+        broken = checked.broken | {one.violation.key for one in firing}
+        return replace(
+            checked, firing=(*checked.firing, *firing), broken=broken, known=known
+        )
 
     # ------------------------------------------------------------------ save
 
-    async def _save(self, look: Look) -> Cycle:
+    async def _save(self, poll: Poll) -> Cycle:
         for _ in range(_TRIES):
-            watch = self._watch or await self._recall()
+            watch = self._watch or await self._load()
             try:
-                return await self._write(watch, look, self._check(watch, look))
+                return await self._write(watch, poll, self._check(watch, poll))
             except StaleWatch:
                 self._watch = None
         raise StaleWatch()
 
-    async def _write(self, watch: Watch, look: Look, checked: Checked) -> Cycle:
-        observation = look.observation
+    async def _write(self, watch: Watch, poll: Poll, checked: CheckResult) -> Cycle:
+        observation = poll.observation
         reconciled = (
             reconcile(self.tickets, checked) if observation else self._failed(checked)
         )
@@ -248,7 +258,7 @@ class SubjectMonitor:
             watch.revision,
             changes,
             state=None if state == watch.state else state,
-            error=look.error or None,
+            error=poll.error or None,
             group_wait=self.settings.group_wait,
         )
         self.pending = checked.pending
@@ -256,11 +266,11 @@ class SubjectMonitor:
         self._watch = replace(
             watch, revision=saved.revision, state=state, failures=failures
         )
-        self._remember(look, changes, saved.opened)
-        self._tell(look, reconciled, saved.opened)
-        changed = self._changed(observation) if saved.opened else ""
+        self._remember(poll, changes, saved.opened)
+        self._log_changes(poll, reconciled, saved.opened)
+        changed = self._changed_since_baseline(observation) if saved.opened else ""
         if observation and not checked.broken and not observation.unavailable:
-            self._calm.add(self.clock.now(), observation)
+            self._baselines.add(self.clock.now(), observation)
         return Cycle(
             subjects=1,
             unobservable=observation is None,
@@ -270,32 +280,32 @@ class SubjectMonitor:
             changed=changed,
         )
 
-    def _changed(self, now: Observation | None) -> str:
-        calm = self._calm.oldest
-        if calm is None or now is None:
+    def _changed_since_baseline(self, now: Observation | None) -> str:
+        baseline = self._baselines.oldest
+        if baseline is None or now is None:
             return ""
-        return changes_since(calm, now, self.invariants)
+        return changes_since(baseline, now, self.invariants)
 
-    def _failed(self, checked: Checked) -> Reconciled:
-        """Nothing but its own ticket follows from a failed look."""
-        new = [one for one in checked.ripe if one.violation.key not in self.tickets]
+    def _failed(self, checked: CheckResult) -> Reconciled:
+        """Return the changes after a failed poll: at most its own ticket opens."""
+        new = [one for one in checked.firing if one.violation.key not in self.tickets]
         return Reconciled(openings=tuple(new))
 
-    async def _openings(self, ripe: Sequence[Firing]) -> tuple[Opening, ...]:
-        """Openings with what the store knows of their keys' past."""
-        if not ripe:
+    async def _openings(self, firing: Sequence[Firing]) -> tuple[Opening, ...]:
+        """Add to each opening the history that the store has of its key."""
+        if not firing:
             return ()
-        keys = [one.violation.key for one in ripe]
+        keys = [one.violation.key for one in firing]
         earlier = await self.store.earlier(
             self.subject.name, keys, self.settings.flapping_window
         )
         openings = []
-        for one in ripe:
+        for one in firing:
             past = earlier.get(one.violation.key)
             count = past.openings + 1 if past else 1
             openings.append(
                 Opening(
-                    self.intake.violation(one.violation),
+                    self.sanitizer.violation(one.violation),
                     seen_for=one.seen_for,
                     previous_id=past.previous_id if past else None,
                     flapping=count >= self.settings.flapping_openings,
@@ -303,30 +313,36 @@ class SubjectMonitor:
             )
         return tuple(openings)
 
-    def _remember(self, look: Look, changes: Changes, opened: Iterable[Ticket]) -> None:
-        """Bring memory to what was just saved."""
-        if look.observation is not None:
-            out_of_sight = look.observation.unavailable
-            self._blind = Counter(
-                {name: self._blind[name] + 1 for name in out_of_sight}
+    def _remember(self, poll: Poll, changes: Changes, opened: Iterable[Ticket]) -> None:
+        """Bring what is remembered between cycles up to date with what was saved."""
+        if poll.observation is not None:
+            self._unavailable_for = Counter(
+                {
+                    name: self._unavailable_for[name] + 1
+                    for name in poll.observation.unavailable
+                }
             )
         if not changes:
             return
-        gone, unseen, seen = map(
-            set, (changes.resolved, changes.missing, changes.returned)
-        )
+        gone = set(changes.resolved)
+        seen = {
+            **dict.fromkeys(changes.missing, False),
+            **dict.fromkeys(changes.returned, True),
+        }
         self.tickets = {
-            key: _seen(ticket, unseen, seen)
+            key: (
+                replace(ticket, seen=seen[ticket.id]) if ticket.id in seen else ticket
+            )
             for key, ticket in self.tickets.items()
             if ticket.id not in gone
         } | by_key(opened)
 
-    def _tell(
-        self, look: Look, reconciled: Reconciled, opened: Iterable[Ticket]
+    def _log_changes(
+        self, poll: Poll, reconciled: Reconciled, opened: Iterable[Ticket]
     ) -> None:
         name = self.subject.name
-        if look.error:
-            self.log.warning("not observed", subject=name, error=look.error)
+        if poll.error:
+            self.log.warning("not observed", subject=name, error=poll.error)
         for ticket in opened:
             self.log.warning(
                 "ticket opened",
@@ -343,9 +359,3 @@ class SubjectMonitor:
 
 def _ids(tickets: Iterable[Ticket]) -> tuple[int, ...]:
     return tuple(ticket.id for ticket in tickets)
-
-
-def _seen(ticket: Ticket, unseen: set[int], seen: set[int]) -> Ticket:
-    if ticket.id in unseen:
-        return replace(ticket, seen=False)
-    return replace(ticket, seen=True) if ticket.id in seen else ticket

@@ -1,7 +1,7 @@
-"""The seam for first aid: a playbook turns facts and evidence into a preliminary diagnosis.
+"""Playbooks turn facts and evidence into first aid, a preliminary diagnosis.
 
 Playbooks are pure: no input, no output, no clock. They are named in the entry-point group
-``midwatch.playbooks``.
+``midwatch.playbooks``. This module has their protocol, the helpers that they share, and the registry.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from midwatch.model import Context, Evidence, Ticket
 class Playbook(Protocol):
     """First aid for some invariants of one kind of subject.
 
-    `kind` is the kind of subject; `invariants` are those it knows, most telling first.
+    `kind` is the kind of subject; `invariants` are the ids that it knows, the most relevant first.
     """
 
     kind: str
@@ -36,15 +36,19 @@ class Playbook(Protocol):
     def first_aid(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        """A preliminary diagnosis of the batch, or None when the evidence tells nothing.
+        """Return a preliminary diagnosis of the batch, or None when the evidence does not support one.
 
-        Every claim cites the context's evidence: its citations are checked like Claude's.
+        Every claim cites the evidence of the context: its citations are checked like Claude's.
+
+        Args:
+            tickets: The tickets of the batch with one of `invariants`; at least one.
+            context: The evidence.
         """
         ...
 
 
 def find(context: Context, *needles: str) -> Citation | None:
-    """A citation of the first line of evidence that has all the needles, in any letter case."""
+    """Return a citation of the first line of evidence that contains all needles, in any letter case."""
     wanted = [needle.casefold() for needle in needles]
     for evidence in context.evidence:
         line = find_line(evidence, wanted) if evidence.available else None
@@ -62,54 +66,72 @@ def find_line(evidence: Evidence, wanted: Sequence[str]) -> str | None:
 
 
 def bounded(line: str, limit: int = 300) -> str:
-    """The line, cut between two words: half a number would be another number."""
+    """Return the line, cut between two words: half a number would be another number."""
     return line if len(line) <= limit else line[:limit].rsplit(None, 1)[0]
 
 
-# ------------------------------------------------------------ drafting
-# What playbooks share: reading facts, quoting evidence, writing it down (pure).
+# ------------------------------------------------------------------ facts and citations
 
 SEVERITIES = "LOG|WARNING|ERROR|FATAL|PANIC"
-# The first on a line is the server's own; what follows may quote a client.
+# The first severity on a line is the server's own; the text behind it may quote a client.
 _SEVERITY = re.compile(
     rf"\b({SEVERITIES}|DEBUG\d?|INFO|NOTICE|STATEMENT|DETAIL|HINT|CONTEXT|QUERY): +"
 )
 
 
-def of(tickets: Sequence[Ticket], *invariants: str) -> list[Ticket]:
-    """The tickets of these invariants, most urgent first."""
+def tickets_of(tickets: Sequence[Ticket], *invariants: str) -> list[Ticket]:
+    """Return the tickets of these invariants, in the order of the invariants."""
     return sorted(
         (ticket for ticket in tickets if ticket.key.invariant in invariants),
         key=lambda ticket: (invariants.index(ticket.key.invariant), ticket.id),
     )
 
 
-def integer(ticket: Ticket, fact: str) -> int | None:
+class InvariantPlaybook:
+    """A playbook that writes one note about all tickets of its invariants."""
+
+    kind: str
+    invariants: Sequence[str]
+
+    def first_aid(
+        self, tickets: Sequence[Ticket], context: Context
+    ) -> DiagnosisOutput | None:
+        known = tickets_of(tickets, *self.invariants)
+        return self.note(known, context) if known else None
+
+    def note(
+        self, tickets: Sequence[Ticket], context: Context
+    ) -> DiagnosisOutput | None:
+        """Return the note about these tickets, at least one, or None."""
+        raise NotImplementedError
+
+
+def integer_fact(ticket: Ticket, fact: str) -> int | None:
     value = ticket.facts.get(fact)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def word(ticket: Ticket, fact: str, otherwise: str = "") -> str:
+def text_fact(ticket: Ticket, fact: str, otherwise: str = "") -> str:
     value = ticket.facts.get(fact)
     return str(value) if value not in (None, "") else otherwise
 
 
-def literal(name: str) -> str:
-    """A name as a string in SQL."""
+def sql_literal(name: str) -> str:
+    """Return a name as a string literal in SQL."""
     return "'" + name.replace("'", "''") + "'"
 
 
 def session_line(context: Context, pid: int) -> Citation | None:
-    """The line of evidence that tells what this session is and does."""
+    """Return a citation of the line of evidence about this session."""
     return find(context, f"pid {pid}:")
 
 
 def log_lines(
     context: Context, pattern: str, severities: str = SEVERITIES
 ) -> list[Citation]:
-    """Log lines whose message, after the severity, begins with the pattern; the latest first.
+    """Return log lines whose message, after the severity, begins with the pattern; the latest first.
 
-    Lines that only contain the words, such as a logged statement, are not taken.
+    A line that only contains the pattern, such as a logged statement, does not count.
     """
     wanted, among = re.compile(pattern), severities.split("|")
     found = []
@@ -124,7 +146,7 @@ def log_lines(
 
 
 def finding(statement: str, *citations: Citation | None) -> Finding | None:
-    """A claim with those of its citations that were found; none without any."""
+    """Return a claim with those of its citations that were found; None without any."""
     cited = [citation for citation in citations if citation is not None]
     return Finding(statement=statement, citations=cited) if cited else None
 
@@ -135,13 +157,13 @@ def reading(name: str, value: str, citation: Citation | None) -> MetricReading |
     )
 
 
-def step(
+def action(
     what: str, *commands: str, risk: str = "none: it only reads", undo: bool = True
 ) -> Action:
     return Action(what=what, commands=list(commands), risk=risk, reversible=undo)
 
 
-def write(
+def write_note(
     tickets: Sequence[Ticket],
     *,
     summary: str,
@@ -156,7 +178,7 @@ def write(
     risks: Sequence[str] = (),
     missing: Sequence[str] = (),
 ) -> DiagnosisOutput | None:
-    """The note about these tickets; none when no evidence carries the cause."""
+    """Return the note about these tickets; None when no evidence supports the cause."""
     citations = [citation for citation in cited if citation is not None]
     if not citations:
         return None
@@ -182,14 +204,10 @@ def write(
     )
 
 
-# ------------------------------------------------------------ lines
-# Lines of evidence that the general playbooks cite (pure).
+def evidence_lines(context: Context, title: str) -> Iterator[tuple[str, str]]:
+    """Yield evidence id and text of each line of the evidence whose title contains `title`.
 
-
-def lines(context: Context, title: str) -> Iterator[tuple[str, str]]:
-    """Evidence id and text of each line of the evidence whose title has these words.
-
-    Other evidence is left out: what a page or a log says must not pass for a measurement.
+    Other evidence is left out: the text of a page or a log must not pass for a measurement.
     """
     for evidence in context.evidence:
         if evidence.available and title in evidence.title:
@@ -197,34 +215,33 @@ def lines(context: Context, title: str) -> Iterator[tuple[str, str]]:
                 yield evidence.id, line.strip()
 
 
-def line(
+def matching_line(
     context: Context, title: str, matches: Callable[[str], bool]
 ) -> Citation | None:
-    """The first such line that matches."""
-    for evidence_id, text in lines(context, title):
+    """Return a citation of the first such line that matches, or None."""
+    for evidence_id, text in evidence_lines(context, title):
         if matches(text):
             return Citation(evidence_id=evidence_id, quote=bounded(text))
     return None
 
 
-def starting(context: Context, title: str, start: str) -> Citation | None:
-    return line(context, title, lambda text: text.startswith(start))
+def line_starting(context: Context, title: str, start: str) -> Citation | None:
+    return matching_line(context, title, lambda text: text.startswith(start))
 
 
 def measured(context: Context, title: str, name: str) -> MetricReading | None:
-    """The value after `name:` in the evidence of this title."""
-    found = starting(context, title, f"{name}: ")
+    """Return the value after `name:` in the evidence with this title."""
+    found = line_starting(context, title, f"{name}: ")
     return reading(name, found.quote.partition(": ")[2] if found else "", found)
 
 
-# ------------------------------------------------------------ registry
-# The playbooks there are, from the entry points.
+# ------------------------------------------------------------------ the registry
 
 GROUP = "midwatch.playbooks"
 
 
 def playbooks() -> list[Playbook]:
-    """All playbooks. Each entry point names a sequence of them.
+    """Return all playbooks. Each entry point names a sequence of them.
 
     Raises SettingsError for one that cannot be imported.
     """
@@ -238,6 +255,6 @@ def _load(point: EntryPoint) -> Sequence[Playbook]:
     except (ImportError, AttributeError) as error:
         raise SettingsError(
             f"the playbooks {point.name} cannot be loaded: {error}",
-            hint=f"reinstall the package that brings {point.value}",
+            hint=f"reinstall the package that provides {point.value}",
         ) from error
     return found

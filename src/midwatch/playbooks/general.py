@@ -1,7 +1,7 @@
 """First aid for the kinds `host`, `http`, `prometheus` and `command`.
 
-What these subjects see is mostly the symptom: a note names the line that shows it, the first
-suspect where the evidence has one, and what to look at next.
+These subjects mostly observe a symptom: a note cites the line that shows it, names the first suspect
+where the evidence has one, and says what to check next.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from midwatch.diagnosis_schema import Citation, DiagnosisOutput
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
     Playbook,
+    action,
     bounded,
+    evidence_lines,
     finding,
-    line,
-    lines,
+    line_starting,
+    matching_line,
     measured,
-    starting,
-    step,
-    word,
-    write,
+    text_fact,
+    write_note,
 )
 from midwatch.units import parse_duration
 
-# ------------------------------------------------------------ host
-# First aid for the kind `host` (pure).
+# ------------------------------------------------------------------ host
 
 
 class HostSpace:
@@ -39,8 +38,10 @@ class HostSpace:
     def first_aid(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        mounts = list(dict.fromkeys(word(ticket, "mount") for ticket in tickets))
-        rows = [starting(context, "File systems", f"{mount}  ") for mount in mounts]
+        mounts = list(dict.fromkeys(text_fact(ticket, "mount") for ticket in tickets))
+        rows = [
+            line_starting(context, "File systems", f"{mount}  ") for mount in mounts
+        ]
         inodes = tickets[0].key.invariant == "inodes"
         what = "inodes" if inodes else "space"
         place = shlex.quote(mounts[0])
@@ -49,18 +50,18 @@ class HostSpace:
             if inodes
             else f"du -xm {place} 2>/dev/null | sort -n | tail -20"
         )
-        return write(
+        return write_note(
             tickets,
             summary=f"{', '.join(mounts)} runs out of {what}.",
-            cause=f"{', '.join(mounts)} has hardly any {what} left; what fills it is not seen yet",
+            cause=f"{', '.join(mounts)} has hardly any {what} left; what fills it is not known yet",
             cited=rows,
             verdict="suspected",
             confidence="medium",
             reason="the use is measured, its owner is not",
             actions=[
-                step("See which directories hold the most", biggest),
-                step("See deleted files that are still held open", "lsof -nP +L1"),
-                step(
+                action("See which directories hold the most", biggest),
+                action("See deleted files that are still held open", "lsof -nP +L1"),
+                action(
                     "Let the journal keep less, if that is it",
                     "journalctl --vacuum-size=200M",
                     risk="older log lines are gone",
@@ -88,28 +89,28 @@ class HostPressure:
         pid, name, *_ = top.quote.split()
         uses = top.quote.split()[-3] if busy else " ".join(top.quote.split()[-2:])
         what = "processor time" if busy else "memory"
-        return write(
+        return write_note(
             tickets,
             summary=f"{tickets[0].message}. {name} (pid {pid}) uses most {what}: {uses}.",
             cause=f"{name} (pid {pid}) uses more {what} than any other process: {uses}",
             cited=[top],
             verdict="suspected",
             confidence="low",
-            reason="the largest user is seen; whether it grew is not",
+            reason="the largest user is known; whether it grew is not",
             readings=[
                 measured(context, "Memory", "available share"),
                 measured(context, "Load", "processors"),
             ],
             actions=[
-                step(
+                action(
                     "See what it is and since when it runs",
                     f"ps -o pid,ppid,user,lstart,rss,pcpu,args -p {int(pid)}",
                 ),
-                step(
+                action(
                     "See whether the kernel killed something for memory",
                     "journalctl -k --since '-1h' | grep -i 'out of memory'",
                 ),
-                step(
+                action(
                     "Restart it if it is a service that can be",
                     risk="its work in progress is lost",
                     undo=False,
@@ -131,24 +132,25 @@ class HostProcess:
     ) -> DiagnosisOutput | None:
         names = [ticket.key.component for ticket in tickets]
         cited = [
-            starting(context, "Processes that must run", f"{name}:") for name in names
+            line_starting(context, "Processes that must run", f"{name}:")
+            for name in names
         ]
         service = shlex.quote(names[0].strip("/"))
-        return write(
+        return write_note(
             tickets,
             summary=f"Too few processes run: {', '.join(names)}.",
-            cause=f"too few processes {', '.join(names)} run; why they ended is not seen yet",
+            cause=f"too few processes {', '.join(names)} run; why they ended is not known yet",
             cited=cited,
             verdict="suspected",
             confidence="medium",
             reason="the processes were counted; why they ended is not known",
             actions=[
-                step(
+                action(
                     "See how its service ended",
                     f"systemctl status -- {service}",
                     f"journalctl -u {service} -n 100",
                 ),
-                step(
+                action(
                     "Start it again",
                     f"systemctl restart -- {service}",
                     risk="it may fail again for the same reason",
@@ -159,17 +161,16 @@ class HostProcess:
 
 
 def _first_of(context: Context, heading: str) -> Citation | None:
-    """The first row of the table of processes under a heading."""
+    """Return the first row of the table of processes under a heading."""
     below = False
-    for evidence_id, text in lines(context, "Top processes"):
+    for evidence_id, text in evidence_lines(context, "Top processes"):
         if below and text.split()[:1] and text.split()[0].isdigit():
             return Citation(evidence_id=evidence_id, quote=bounded(text))
         below = text == heading or (below and text.startswith("pid "))
     return None
 
 
-# ------------------------------------------------------------ http
-# First aid for the kind `http` (pure).
+# ------------------------------------------------------------------ http
 
 _CAUSES = {
     "dns": ("its host name has no address", "dig +short {host}"),
@@ -185,7 +186,7 @@ _CAUSES = {
 
 
 class HttpOutage:
-    """No answer."""
+    """A server that does not answer."""
 
     kind = "http"
     invariants: Sequence[str] = ("reachable",)
@@ -193,26 +194,30 @@ class HttpOutage:
     def first_aid(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        url = word(tickets[0], "url", tickets[0].key.component)
-        kind = word(tickets[0], "cause")
-        told, look = _CAUSES.get(kind, ("it does not answer", "curl -sv -m 20 {url}"))
+        url = text_fact(tickets[0], "url", tickets[0].key.component)
+        kind = text_fact(tickets[0], "cause")
+        problem, command = _CAUSES.get(
+            kind, ("it does not answer", "curl -sv -m 20 {url}")
+        )
         host = re.sub(r"^\w+://|[:/].*$", "", url)
-        now = line(context, f"{url} now", lambda text: text.startswith("message: "))
-        recovered = starting(context, f"{url} now", "status: ")
+        now = matching_line(
+            context, f"{url} now", lambda text: text.startswith("message: ")
+        )
+        recovered = line_starting(context, f"{url} now", "status: ")
         if now is None and recovered is not None:
-            told = "it did not answer for a while, and does now"
-        return write(
+            problem = "it did not answer for a while, and does now"
+        return write_note(
             tickets,
-            summary=f"{url} is not reachable: {told}.",
-            cause=f"{url}: {told}",
+            summary=f"{url} is not reachable: {problem}.",
+            cause=f"{url}: {problem}",
             cited=[now or recovered],
             verdict="suspected",
             confidence="medium" if now else "low",
-            reason="the failure is seen from here only; its cause is on the other side",
+            reason="the failure is observed from here only; its cause is on the server's side",
             findings=[
                 finding(
                     "what the name resolves to",
-                    line(
+                    matching_line(
                         context,
                         "Addresses of",
                         lambda text: "address" in text or "failed" in text,
@@ -220,18 +225,18 @@ class HttpOutage:
                 )
             ],
             actions=[
-                step(
-                    "Look from here",
-                    look.format(host=shlex.quote(host), url=shlex.quote(url)),
+                action(
+                    "Try it from here",
+                    command.format(host=shlex.quote(host), url=shlex.quote(url)),
                 ),
-                step("Look at the service and its log on its own machine"),
+                action("Check the service and its log on its own machine"),
             ],
             missing=["Whether others reach it.", "The log of the service."],
         )
 
 
 class HttpCertificate:
-    """A certificate that is refused, or about to be."""
+    """A certificate that is refused, or expires soon."""
 
     kind = "http"
     invariants: Sequence[str] = ("certificate_valid", "certificate_expiry")
@@ -239,11 +244,11 @@ class HttpCertificate:
     def first_aid(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        verdict = starting(context, "Certificate of", "verification: ")
-        end = starting(context, "Certificate of", "not after: ")
+        verdict = line_starting(context, "Certificate of", "verification: ")
+        end = line_starting(context, "Certificate of", "not after: ")
         refused = verdict is not None and "not accepted" in verdict.quote
         what = verdict.quote.partition(": ")[2] if verdict and refused else "ends soon"
-        return write(
+        return write_note(
             tickets,
             summary=f"{tickets[0].message}.",
             cause=f"the certificate: {what}",
@@ -252,18 +257,18 @@ class HttpCertificate:
             reason="the certificate itself was read",
             findings=[
                 finding(
-                    "whom it names and who signed it",
-                    starting(context, "Certificate of", "names: "),
-                    starting(context, "Certificate of", "issuer: "),
+                    "the names in it and its issuer",
+                    line_starting(context, "Certificate of", "names: "),
+                    line_starting(context, "Certificate of", "issuer: "),
                 )
             ],
             actions=[
-                step(
+                action(
                     "See why its renewal did not run",
                     "systemctl list-timers '*certbot*' '*acme*'",
                     "certbot certificates",
                 ),
-                step(
+                action(
                     "Renew it and let the server load it",
                     risk="the reload may drop connections",
                 ),
@@ -281,9 +286,9 @@ class HttpAnswer:
     def first_aid(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        url = word(tickets[0], "url", tickets[0].key.component)
-        now = starting(context, f"{url} now", "status: ")
-        status = word(tickets[0], "status")
+        url = text_fact(tickets[0], "url", tickets[0].key.component)
+        now = line_starting(context, f"{url} now", "status: ")
+        status = text_fact(tickets[0], "status")
         whose = (
             "the server or something behind it fails"
             if status.startswith("5")
@@ -291,18 +296,18 @@ class HttpAnswer:
         )
         if not status.startswith(("4", "5")):
             whose = "it answers, but not with what is expected"
-        return write(
+        return write_note(
             tickets,
             summary=f"{tickets[0].message}.",
             cause=f"{url}: {whose}",
             cited=[now],
             verdict="suspected",
             confidence="low",
-            reason="the answer is seen; what led to it is in the server's own log",
+            reason="the answer is known; its cause is in the server's own log",
             actions=[
-                step("Ask it by hand", f"curl -sv -m 20 {shlex.quote(url)}"),
-                step("Read the log of the service at the time of the ticket"),
-                step("See what was deployed or configured shortly before"),
+                action("Ask it by hand", f"curl -sv -m 20 {shlex.quote(url)}"),
+                action("Read the log of the service at the time of the ticket"),
+                action("See what was deployed or configured shortly before"),
             ],
             missing=["The log of the service."],
         )
@@ -314,7 +319,7 @@ class HttpLatency:
     kind = "http"
     invariants: Sequence[str] = ("latency",)
     _phases = {
-        "connect": "making the connection: name look-up, network or a full listen queue",
+        "connect": "making the connection: DNS lookup, network or a full listen queue",
         "tls": "the TLS handshake",
         "send": "sending the request",
         "first byte": "the server, before the first byte of its answer",
@@ -323,17 +328,17 @@ class HttpLatency:
     def first_aid(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        url = word(tickets[0], "url", tickets[0].key.component)
+        url = text_fact(tickets[0], "url", tickets[0].key.component)
         spent: list[tuple[float, str, Citation]] = []
         for phase in self._phases:
-            found = starting(context, f"{url} now", f"{phase}: ")
+            found = line_starting(context, f"{url} now", f"{phase}: ")
             seconds = _seconds(found.quote.partition(": ")[2]) if found else None
             if found is not None and seconds is not None:
                 spent.append((seconds, phase, found))
         if not spent:
             return None
         _, phase, cited = max(spent, key=lambda item: item[0])
-        return write(
+        return write_note(
             tickets,
             summary=f"{tickets[0].message}; most of it now goes to: {self._phases[phase]}.",
             cause=f"most of the time goes to {self._phases[phase]}",
@@ -343,11 +348,11 @@ class HttpLatency:
             reason="one request was measured, after the fact",
             readings=[measured(context, f"{url} now", "total")],
             actions=[
-                step(
+                action(
                     "Measure again",
                     f"curl -s -o /dev/null -w '%{{time_connect}} %{{time_starttransfer}} %{{time_total}}\\n' {shlex.quote(url)}",
                 ),
-                step("Look at the load and the slow queries of the service"),
+                action("Check the load and the slow queries of the service"),
             ],
             missing=["What the server does meanwhile."],
         )
@@ -360,19 +365,18 @@ def _seconds(text: str) -> float | None:
         return None
 
 
-# ------------------------------------------------------------ named
-# First aid for the kinds `prometheus` and `command`, whose invariants have names of their own (pure).
+# ------------------------------------------------------------------ prometheus and command
 
 
 class Every(tuple[str, ...]):
-    """Stands for all invariants of a kind whose subject names them itself."""
+    """All invariants of a kind whose subjects name them themselves."""
 
     def __contains__(self, invariant: object) -> bool:
         return isinstance(invariant, str)
 
 
 class PrometheusAlert:
-    """An alert or a rule of ours: the series that broke it, and targets that are down."""
+    """An alert, or a rule of the settings: the series that broke it, and targets that are down."""
 
     kind = "prometheus"
     invariants: Sequence[str] = Every()
@@ -383,29 +387,29 @@ class PrometheusAlert:
         shown = [self._series(ticket, context) for ticket in tickets[:5]]
         down = next(filter(None, (self._down(one, context) for one in tickets)), None)
         title = f"Definition of {tickets[0].key.invariant}"
-        rule = starting(context, title, "expr: ")
+        rule = line_starting(context, title, "expr: ")
         about = tickets[0].message
         cause = (
             f"a target cannot be scraped: {down.quote}"
             if down
             else f"the expression of {tickets[0].key.invariant} holds for "
-            f"{tickets[0].key.component}; what lies behind it is not seen"
+            f"{tickets[0].key.component}; its cause is not known"
         )
-        return write(
+        return write_note(
             tickets,
             summary=f"{about}." + (f" {down.quote}" if down else ""),
             cause=cause,
             cited=[down] if down else [*shown, rule],
             verdict="suspected",
             confidence="medium" if down else "low",
-            reason="the series are seen, the system behind them is not",
+            reason="the series are known, the system behind them is not",
             findings=[
                 finding("what is broken", *shown),
-                finding("what the rule asks", rule),
+                finding("the expression of the rule", rule),
             ],
             actions=[
-                step("Look at the series over a longer time in Prometheus"),
-                step("Look at the component that the labels name, and its log"),
+                action("Check the series over a longer time in Prometheus"),
+                action("Check the component that the labels name, and its log"),
             ],
             missing=["The log of the component."],
         )
@@ -418,9 +422,9 @@ class PrometheusAlert:
             return all(label in text for label in labels)
 
         if not name.startswith("alert:"):
-            return line(context, f"{name}: values now", names)
-        alert = word(ticket, "alertname", name.removeprefix("alert:"))
-        return line(
+            return matching_line(context, f"{name}: values now", names)
+        alert = text_fact(ticket, "alertname", name.removeprefix("alert:"))
+        return matching_line(
             context,
             "Firing and pending alerts",
             lambda text: f" {alert} since " in text
@@ -428,19 +432,19 @@ class PrometheusAlert:
         )
 
     def _down(self, ticket: Ticket, context: Context) -> Citation | None:
-        instance = word(ticket, "label_instance")
+        instance = text_fact(ticket, "label_instance")
         if not instance:
             return None
         wanted = re.compile(rf"(?:^|[ ,])instance={re.escape(instance)}(?:[,:]|$)")
-        return line(
+        return matching_line(
             context,
             "Scrape targets that are down",
             lambda text: text.startswith("down ") and wanted.search(text) is not None,
         )
 
 
-class CommandSays:
-    """What the user's own command said."""
+class CommandReport:
+    """A violation that the user's own command reports."""
 
     kind = "command"
     invariants: Sequence[str] = Every()
@@ -448,23 +452,23 @@ class CommandSays:
     def first_aid(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        cited = [self._said(ticket, context) for ticket in tickets[:5]]
-        return write(
+        cited = [self._report(ticket, context) for ticket in tickets[:5]]
+        return write_note(
             tickets,
             summary=f"{tickets[0].message}.",
             cause=f"the command reports {tickets[0].key.invariant} for {tickets[0].key.component}; it "
-            "does not say what lies behind it",
+            "does not report the cause",
             cited=cited,
             verdict="suspected",
             confidence="low",
-            reason="the command was run again and says the same",
-            actions=[step("Run the command by hand and follow what it names")],
-            missing=["What lies behind the report."],
+            reason="the command was run again and reports the same",
+            actions=[action("Run the command by hand and follow what it names")],
+            missing=["The cause of what it reports."],
         )
 
-    def _said(self, ticket: Ticket, context: Context) -> Citation | None:
+    def _report(self, ticket: Ticket, context: Context) -> Citation | None:
         wanted = f" {ticket.key.invariant} {ticket.key.component}: "
-        return line(context, "says now", lambda text: wanted in text)
+        return matching_line(context, "reports now", lambda text: wanted in text)
 
 
 PLAYBOOKS: tuple[Playbook, ...] = (
@@ -476,5 +480,5 @@ PLAYBOOKS: tuple[Playbook, ...] = (
     HttpAnswer(),
     HttpLatency(),
     PrometheusAlert(),
-    CommandSays(),
+    CommandReport(),
 )

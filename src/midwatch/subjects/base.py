@@ -1,4 +1,4 @@
-"""The seam where a watched system meets Midwatch: the Subject protocol.
+"""The protocol of watched systems, the registry of their kinds, and the settings of their invariants.
 
 A kind of subject is a class that satisfies `SubjectKind`, named in the entry-point group
 ``midwatch.subjects``. `midwatch.testing.subject_conformance` checks one.
@@ -24,11 +24,11 @@ from midwatch.units import parse_limit
 
 @dataclass(frozen=True, slots=True)
 class EvidenceSource:
-    """A piece of evidence that can be fetched now.
+    """A source of evidence.
 
-    `fetch` returns plain text (it is cleaned, redacted, shortened and numbered by the
-    gatherer) and may raise any `MidwatchError`; it is given `timeout` seconds at most.
-    A lower `rank` matters more: when the token budget is short, the highest ranks go first.
+    `fetch` returns plain text, which the gatherer cleans, redacts, shortens and numbers. It may raise
+    any `MidwatchError`, and is cancelled after `timeout` seconds. A lower `rank` matters more: when the
+    token budget is short, the highest ranks are left out first.
     """
 
     title: str
@@ -39,7 +39,7 @@ class EvidenceSource:
 
 
 class Subject(Protocol):
-    """A watched system."""
+    """A watched system. `midwatch.testing.subject_conformance` checks an implementation."""
 
     @property
     def name(self) -> str: ...
@@ -63,27 +63,32 @@ class Subject(Protocol):
         ...
 
     async def observe(self, previous: Json) -> Observation:
-        """Look once. `previous` is the `state` of the last good observation, or empty.
+        """Observe the system once.
 
-        Raises ObservationFailed when nothing could be seen. Must end by itself within the
-        subject's own time limits; the monitor cancels it at `timeout` all the same.
+        It must end by itself within the subject's `timeout`; the monitor cancels it after that.
+
+        Args:
+            previous: The `state` of the last successful observation, or empty.
+
+        Raises:
+            ObservationFailed: Nothing could be observed.
         """
         ...
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-        """The evidence that matters to these tickets, which are all of this subject."""
+        """Return the sources of evidence for these tickets, which are all of this subject."""
         ...
 
     async def close(self) -> None:
-        """Let go of connections. Never raises."""
+        """Close connections. Never raises."""
         ...
 
 
 class SubjectKind(Protocol):
-    """What an entry point of the group ``midwatch.subjects`` names: a class with these.
+    """The class that an entry point of the group ``midwatch.subjects`` names.
 
-    `settings_model` is a subclass of `midwatch.settings.SubjectSettings`; `invariants` are the kind's own
-    with their defaults (for `midwatch invariants`).
+    `settings_model` is a subclass of `midwatch.settings.SubjectSettings`; `default_invariants` are the
+    kind's own with their defaults (for `midwatch invariants`).
     """
 
     kind: str
@@ -93,32 +98,31 @@ class SubjectKind(Protocol):
     def __call__(self, settings: Any) -> Subject: ...
 
 
-# ------------------------------------------------------------ registry
-# The kinds of subject there are, from the entry points, and the subjects that settings name.
+# ------------------------------------------------------------------ the registry
 
 GROUP = "midwatch.subjects"
 
 
 def kinds() -> dict[str, EntryPoint]:
-    """Entry points by kind; loading one imports its module."""
+    """Return the entry points by kind; loading one imports its module."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def load_kind(point: EntryPoint, path: str = "") -> SubjectKind:
-    """The kind behind an entry point. Raises SettingsError when its module cannot be imported."""
+    """Return the kind that an entry point names. Raises SettingsError when its module cannot be imported."""
     try:
         kind: SubjectKind = point.load()
     except (ImportError, AttributeError) as error:
         raise SettingsError(
             f"the kind {point.name} cannot be loaded: {error}",
             path=path,
-            hint=f"reinstall the package that brings {point.value}",
+            hint=f"reinstall the package that provides {point.value}",
         ) from error
     return kind
 
 
 def build_subjects(written: Sequence[Mapping[str, Any]]) -> list[Subject]:
-    """The subjects of the settings. Raises SettingsError naming the first thing that is wrong."""
+    """Return the subjects of the settings. Raises SettingsError for the first setting that is wrong."""
     known = kinds()
     subjects: list[Subject] = []
     names: dict[str, int] = {}
@@ -127,7 +131,7 @@ def build_subjects(written: Sequence[Mapping[str, Any]]) -> list[Subject]:
         subject = _build(one, path, known)
         if subject.name in names:
             raise SettingsError(
-                f"{subject.name} is the name of subjects[{names[subject.name]}] as well",
+                f"{subject.name} is also the name of subjects[{names[subject.name]}]",
                 path=f"{path}.name",
                 hint="give each subject a name of its own",
             )
@@ -142,7 +146,7 @@ def _build(
     kind = one.get("kind")
     if not isinstance(kind, str) or kind not in known:
         raise SettingsError(
-            f"{kind!r} is no kind of subject" if kind else "a subject needs a kind",
+            f"{kind!r} is not a kind of subject" if kind else "a subject needs a kind",
             path=f"{path}.kind",
             hint=f"known kinds: {', '.join(sorted(known))}",
         )
@@ -159,8 +163,7 @@ def _build(
         ) from error
 
 
-# ------------------------------------------------------------ configure
-# A subject's settings applied to its kind's invariants.
+# ------------------------------------------------------------------ invariants
 
 
 def configure(
@@ -168,11 +171,15 @@ def configure(
     overrides: Mapping[str, InvariantSettings],
     path: str,
 ) -> tuple[Invariant, ...]:
-    """The enabled invariants, with the limits, durations and severities of the settings.
+    """Return the enabled invariants, with the limits, durations and severities of the settings.
 
-    `path` is where the subject stands in the settings (`subjects.orders-db`); it begins the
-    path of an error. Raises SettingsError for an id the kind does not have and for a limit
-    that does not fit the invariant's unit.
+    Args:
+        invariants: The kind's own invariants.
+        overrides: The subject's settings for them, by id.
+        path: The subject's path in the settings (`subjects.orders-db`), for errors.
+
+    Raises:
+        SettingsError: The kind has no invariant with this id, or a limit does not fit its unit.
     """
     known = {invariant.id for invariant in invariants}
     for name in overrides:
@@ -222,7 +229,7 @@ def _limit(invariant: Invariant, value: str | float | None, path: str) -> float 
         raise SettingsError(
             "this invariant has no limit",
             path=path,
-            hint="it either holds or not; remove the limit",
+            hint="remove the limit: this invariant either holds or not",
         )
     try:
         limit = parse_limit(value, invariant.unit)
@@ -232,7 +239,7 @@ def _limit(invariant: Invariant, value: str | float | None, path: str) -> float 
         ) from None
     if not math.isfinite(limit) or limit < 0:
         raise SettingsError(
-            f"{value!r} is no limit; it must be a finite number from 0 upwards",
+            f"{value!r} is not a limit; use a finite number of 0 or more",
             path=path,
             hint=f"its unit is {invariant.unit.value}",
         )

@@ -1,8 +1,22 @@
-"""The subject kind `command`: a command that the user names looks, and says what is broken.
+"""The subject kind `command`: a command of the user that reports what is broken.
 
-It is started without a shell, in an environment that is built and not inherited, and read as
-`midwatch.subjects.command` describes. Whatever goes wrong with it is a failed
-observation: nothing is known to be well.
+It is started without a shell, in an environment that is built and not inherited. Any failure of it is a
+failed observation: nothing is known to hold. Its standard output is parsed strictly. It is either one JSON
+object::
+
+    {"violations": [{"invariant": "queue_depth",      required, letters, digits, . _ - :
+                     "component": "mail",             required
+                     "message": "12,000 mails wait",  required
+                     "severity": "critical",          or "warning" (the default) or "info"
+                     "value": 12000,                  optional, a number
+                     "facts": {"oldest": "3h"}}],     optional, flat
+     "covered": ["queue_depth"],                      optional
+     "evidence": [{"title": "Queues", "text": "…"}]}  optional
+
+or one violation a line (NDJSON). `covered` has the ids of the invariants that were checked: on components
+without a violation they hold, and all other invariants are unknown. Without `covered` all of them were
+checked. Empty output is an error: a command that finds no violation prints ``{"violations": []}``. A field
+with another name is an error, so that a misspelt ``severity`` is noticed.
 """
 
 from __future__ import annotations
@@ -30,22 +44,20 @@ from midwatch.errors import ObservationFailed
 from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket
 from midwatch.settings import SubjectSettings
 from midwatch.subjects.base import EvidenceSource, configure
-from midwatch.text import component_name
-from midwatch.text import ticket_line as one_line
+from midwatch.text import component_name, ticket_line
 from midwatch.units import Bytes
 
-# ------------------------------------------------------------ child
-# One child process, bounded in time and output, that leaves nothing running behind it.
+# ------------------------------------------------------------------ the process
 
 _STDERR_TAIL = 8192
-_LAST_BREATH = 2.0  # seconds that a killed process gets to be reaped
+_REAP_SECONDS = 2.0  # seconds that a killed process gets to be reaped
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a child ended. `code` is negative for a signal, None when it was still running at the limit.
+    """How a process ended. `code` is negative for a signal, None when it was still running at its timeout.
 
-    `stderr` is its tail. `flooded` is true when it wrote more than it was allowed to.
+    `stderr` is its tail. `flooded` is true when it wrote more than its limit.
     """
 
     code: int | None
@@ -56,7 +68,7 @@ class Ended:
 
     @property
     def trouble(self) -> str:
-        """Why this was no good run, or nothing."""
+        """Why the run failed, or ""."""
         if self.flooded:
             return f"wrote more than {len(self.stdout)} bytes"
         if self.code is None:
@@ -76,8 +88,18 @@ async def run(
 ) -> Ended:
     """Run `command`, never through a shell, in a process group of its own, with only `env`.
 
-    It has ended when it exited and its output is closed. The whole group is killed then, or at
-    `timeout`, or at cancellation. Raises ObservationFailed when it cannot be started.
+    It has ended when it exited and its output is closed. The whole group is killed then, after `timeout`
+    seconds, or on cancellation.
+
+    Args:
+        command: Program and arguments.
+        env: The whole environment.
+        cwd: The working directory.
+        timeout: Seconds.
+        max_output: Bytes of standard output, above which it is killed.
+
+    Raises:
+        ObservationFailed: It cannot be started.
     """
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -91,10 +113,10 @@ async def run(
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        reason = one_line(str(getattr(error, "strerror", None) or error), 200)
+        reason = ticket_line(str(getattr(error, "strerror", None) or error), 200)
         raise ObservationFailed(
-            f"{one_line(command[0], 100)} could not be started: {reason}",
-            hint="name a program that exists, with its full path or on the PATH it is given",
+            f"{ticket_line(command[0], 100)} could not be started: {reason}",
+            hint="use a program that exists, with its full path or on its PATH",
         ) from None
     try:
         with contextlib.suppress(TimeoutError):
@@ -112,15 +134,15 @@ async def run(
 
 
 async def _end(transport: asyncio.SubprocessTransport, output: _Output) -> None:
-    # The group has the child's own number, since the child leads a session of its own.
+    # The process group has the pid of the child, which leads a session of its own.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(transport.get_pid(), signal.SIGKILL)
     try:
-        # Closing before the loop knows of the end would reap the child behind its back.
+        # Closing earlier would reap the child before the event loop does.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(output.exited.wait(), _LAST_BREATH)
+            await asyncio.wait_for(output.exited.wait(), _REAP_SECONDS)
     finally:
-        transport.close()  # whoever left the group may hold the pipes open for ever
+        transport.close()  # a process that left the group may keep the pipes open
 
 
 class _Output(asyncio.SubprocessProtocol):
@@ -161,25 +183,7 @@ class _Output(asyncio.SubprocessProtocol):
             self.ended.set()
 
 
-# ------------------------------------------------------------ command_output
-# What a command says on its standard output, read strictly.
-#
-# Either one JSON object::
-#
-#     {"violations": [{"invariant": "queue_depth",      required, letters, digits, . _ - :
-#                      "component": "mail",             required
-#                      "message": "12,000 mails wait",  required
-#                      "severity": "critical",          or "warning" (the default) or "info"
-#                      "value": 12000,                  optional, a number
-#                      "facts": {"oldest": "3h"}}],     optional, flat
-#      "covered": ["queue_depth"],                      optional
-#      "evidence": [{"title": "Queues", "text": "…"}]}  optional
-#
-# or one violation a line (NDJSON). `covered` names the invariants that were looked at: what is not
-# among the violations is known to be well there, and the rest is unknown. Without it all of
-# them were looked at. No output at all is no answer: a command that found nothing to complain about
-# prints ``{"violations": []}``. A field with another name is an error, so that a misspelt
-# ``severity`` is noticed.
+# ------------------------------------------------------------------ the output
 
 MAX_VIOLATIONS = 1000
 _HINT = 'print {"violations": [{"invariant": …, "component": …, "message": …}]}'
@@ -212,7 +216,7 @@ class ReportedEvidence(_Strict):
 
 
 class Report(_Strict):
-    """All that one run of the command said."""
+    """The output of one run of the command."""
 
     violations: Annotated[list[ReportedViolation], Field(max_length=MAX_VIOLATIONS)]
     covered: Annotated[list[_Id], Field(max_length=MAX_VIOLATIONS)] | None = None
@@ -222,7 +226,7 @@ class Report(_Strict):
 
 
 def parse(stdout: bytes) -> Report:
-    """Raises ObservationFailed with a one-line reason."""
+    """Return the parsed output. Raises ObservationFailed with a one-line reason."""
     try:
         text = stdout.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -243,13 +247,13 @@ def _lines(text: str) -> Report:
         if line.strip():
             item = _loads(line)
             if not isinstance(item, dict):
-                raise _wrong(f"is not JSON (line {number}: {one_line(line, 60)})")
+                raise _wrong(f"is not JSON (line {number}: {ticket_line(line, 60)})")
             violations.append(item)
     return _report({"violations": violations})
 
 
 def _loads(text: str) -> Any:
-    """The JSON value, or None where there is none."""
+    """Return the JSON value, or None if the text is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -266,7 +270,7 @@ def _report(value: Any) -> Report:
             first["type"], first["msg"]
         )
         raise _wrong(
-            f"does not have the right form: {one_line(where, 100)}: {what}"
+            f"does not have the right form: {ticket_line(where, 100)}: {what}"
         ) from None
 
 
@@ -274,7 +278,11 @@ def _wrong(what: str) -> ObservationFailed:
     return ObservationFailed(f"the command's output {what}", hint=_HINT)
 
 
-_SHARE_OF_TIMEOUT = 0.8  # the rest is for ending it before the monitor cancels us
+# ------------------------------------------------------------------ the subject
+
+_SHARE_OF_TIMEOUT = (
+    0.8  # the rest is for killing it before the monitor cancels the observation
+)
 _BASE_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/",
@@ -287,25 +295,28 @@ class CommandSettings(SubjectSettings):
 
     kind: str = "command"
     command: Annotated[tuple[str, ...], Field(min_length=1, max_length=200)] = Field(
-        description="Program and arguments, one by one; there is no shell."
+        description="Program and arguments as a list; there is no shell."
     )
-    cwd: Path | None = Field(None, description="Where it runs; / when not given.")
+    cwd: Path | None = Field(None, description="Its working directory; by default /.")
     env: dict[str, str] = Field(
         default_factory=dict,
         description="Its environment, besides a plain PATH, HOME and LANG.",
     )
     secret_env: dict[str, SecretStr] = Field(
-        default_factory=dict, description="The same, for values that are never shown."
+        default_factory=dict, description="Environment variables with secret values."
     )
     max_output: Bytes = Field(
-        1_000_000, gt=0, le=50_000_000, description="It is stopped past so much output."
+        1_000_000,
+        gt=0,
+        le=50_000_000,
+        description="It is killed above this size of output.",
     )
 
     @field_validator("command")
     @classmethod
     def _plain(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value[0].strip() or any("\0" in part for part in value):
-            raise ValueError("name a program, and no argument with a NUL character")
+            raise ValueError("give a program, and no argument with a NUL character")
         return value
 
 
@@ -313,14 +324,14 @@ INVARIANTS = (
     Invariant(
         "violation",
         "The command reports no violation",
-        "Stands for all that the command may report: each violation carries the id that the command "
-        "gives it. `enabled`, `for` and `severity` here apply to all of them.",
+        "Stands for all violations that the command may report, each with an id of its own. "
+        "`enabled`, `for` and `severity` here apply to all of them.",
     ),
 )
 
 
 class CommandSubject:
-    """Runs the command once for each look, and once for evidence."""
+    """Runs the command once for each observation, and once for evidence."""
 
     kind: ClassVar[str] = "command"
     settings_model: ClassVar[type[CommandSettings]] = CommandSettings
@@ -356,14 +367,14 @@ class CommandSubject:
         return [text for value in values if (text := value.get_secret_value())]
 
     async def observe(self, previous: Json) -> Observation:
-        """Raises ObservationFailed when the command did not end well or said nothing valid."""
+        """Run the command. Raises ObservationFailed when it fails or its output is invalid."""
         if not self._invariants:
             return Observation(signals=(), covered=frozenset())
         ended = await self._run()
         if ended.trouble:
-            said = one_line(ended.stderr[-600:].decode("utf-8", "replace"), 150)
+            tail = ticket_line(ended.stderr[-600:].decode("utf-8", "replace"), 150)
             raise ObservationFailed(
-                f"the command {ended.trouble}" + (f": {said}" if said else ""),
+                f"the command {ended.trouble}" + (f": {tail}" if tail else ""),
                 hint="run it by hand as the same user",
             )
         report = parse(ended.stdout)
@@ -374,7 +385,7 @@ class CommandSubject:
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
         return [
             EvidenceSource(
-                f"What {one_line(self.settings.command[0], 80)} says now",
+                f"What {ticket_line(self.settings.command[0], 80)} reports now",
                 "the command, run again",
                 self._evidence,
                 rank=10,
@@ -383,7 +394,7 @@ class CommandSubject:
         ]
 
     async def close(self) -> None:
-        """Nothing outlives a run."""
+        """Do nothing: no process outlives a run."""
 
     async def _run(self) -> Ended:
         env = {
@@ -406,11 +417,13 @@ class CommandSubject:
         return Signal(
             invariant=violation.invariant,
             component=component_name(violation.component),
-            message=one_line(violation.message),
+            message=ticket_line(violation.message),
             value=violation.value,
             holds=False,
             facts={
-                one_line(name, 60): one_line(fact) if isinstance(fact, str) else fact
+                ticket_line(name, 60): (
+                    ticket_line(fact) if isinstance(fact, str) else fact
+                )
                 for name, fact in violation.facts.items()
             },
             severity=self._severity or Severity.parse(violation.severity),
@@ -439,8 +452,8 @@ def _described(report: Report) -> list[str]:
     for violation in report.violations[:50]:
         lines.append(
             f"{violation.severity} {violation.invariant} {component_name(violation.component)}: "
-            f"{one_line(violation.message)}"
+            f"{ticket_line(violation.message)}"
         )
     for piece in report.evidence:
-        lines += [f"== {one_line(piece.title, 100)}", piece.text]
+        lines += [f"== {ticket_line(piece.title, 100)}", piece.text]
     return lines

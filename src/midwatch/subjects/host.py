@@ -20,16 +20,14 @@ from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticke
 from midwatch.settings import Group, SubjectSettings
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.http import Regex
-from midwatch.text import component_name, table
-from midwatch.text import ticket_line as one_line
+from midwatch.text import component_name, table, ticket_line
 from midwatch.units import format_duration, format_size
 
 if TYPE_CHECKING:
     import psutil
 
 
-# ------------------------------------------------------------ host_settings
-# Settings and invariants of the subject kind `host`.
+# ------------------------------------------------------------------ settings and invariants
 
 
 class ProcessSettings(Group):
@@ -41,12 +39,12 @@ class ProcessSettings(Group):
         min_length=1,
         description="A regular expression found in its command line.",
     )
-    min: int = Field(1, ge=1, description="So many of them at least.")
+    min: int = Field(1, ge=1, description="How many must run at least.")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.name is None) == (self.pattern is None):
-            raise ValueError("give name or pattern, one of the two")
+            raise ValueError("give either name or pattern")
         return self
 
     @property
@@ -60,7 +58,7 @@ class HostSettings(SubjectSettings):
     kind: str = "host"
     mounts: list[Path] = Field(
         default_factory=list,
-        description="Mount points to look at; all real file systems when not given.",
+        description="Mount points to check; by default all real file systems.",
     )
     processes: list[ProcessSettings] = Field(default_factory=list)
 
@@ -77,14 +75,14 @@ INVARIANTS = (
         "inodes",
         "File systems have inodes left",
         "The used share of the inodes, by mount point. File systems without a fixed number "
-        "of inodes have none to run out of.",
+        "of inodes are not checked.",
         unit=Unit.RATIO,
         limit=0.9,
     ),
     Invariant(
         "memory",
         "Memory is available",
-        "The share of memory that programs can still get without swapping.",
+        "The share of memory that is available to programs without swapping.",
         unit=Unit.RATIO,
         limit=0.05,
         above=False,
@@ -93,7 +91,7 @@ INVARIANTS = (
     Invariant(
         "swap",
         "Swap is not full",
-        "The used share of the swap space; a machine without any is well.",
+        "The used share of the swap space; it holds on a machine without swap.",
         unit=Unit.RATIO,
         limit=0.9,
         hold_for=60.0,
@@ -101,39 +99,38 @@ INVARIANTS = (
     Invariant(
         "load",
         "The load fits the processors",
-        "Processes that run or wait for a disk, averaged over five minutes, for each processor.",
+        "Processes that run or wait for a disk, averaged over five minutes, per processor.",
         unit=Unit.COUNT,
         limit=4.0,
     ),
     Invariant(
         "process",
-        "Processes that must run do run",
+        "Required processes run",
         "At least `min` processes of each entry of `processes` run; zombies do not count.",
         severity=Severity.CRITICAL,
     ),
 )
 
 
-# ------------------------------------------------------------ off_loop
-# Blocking calls away from the event loop, where one that never returns does no harm.
+# ------------------------------------------------------------------ blocking calls
 
 T = TypeVar("T")
 
 
 class OffLoop:
-    """One blocking call at a time, each in a daemon thread.
+    """Runs one blocking call at a time, each in a daemon thread.
 
-    A call to a dead network file system cannot be interrupted. The event loop's own threads are
-    waited for when the process stops; a daemon thread is not. While one hangs no other is begun.
+    A call to a dead network file system cannot be interrupted. A process waits for the event loop's
+    own threads when it exits, but not for a daemon thread. While one hangs, no other is started.
     """
 
     def __init__(self) -> None:
         self._running: Future[Any] | None = None
 
     async def run(self, call: Callable[[], T], timeout: float, what: str) -> T:
-        """The result of `call`, or what it raised. Raises ObservationFailed after `timeout` seconds."""
+        """Return the result of `call`, or raise its error. Raises ObservationFailed after `timeout` seconds."""
         if self._running is not None and not self._running.done():
-            raise ObservationFailed(f"{what}: an earlier look still hangs")
+            raise ObservationFailed(f"{what}: an earlier observation still hangs")
         future: Future[T] = Future()
         self._running = future
         threading.Thread(
@@ -152,18 +149,21 @@ def _fulfil(future: Future[T], call: Callable[[], T]) -> None:
         return
     try:
         result = call()
-    except BaseException as error:  # handed on to the waiter, not swallowed
+    except BaseException as error:  # raised again where the result is awaited
         future.set_exception(error)
     else:
         future.set_result(result)
 
 
-_SHARE_OF_TIMEOUT = 0.8  # the rest is for saying that it took too long
+# ------------------------------------------------------------------ the subject
+
+_SHARE_OF_TIMEOUT = 0.8  # the rest is for the report that it took too long
 
 
 class HostSubject:
-    """This machine, as psutil sees it. In a container that is the container's file systems and
-    processes, and the whole machine's memory and load.
+    """This machine, as psutil sees it.
+
+    In a container: its own file systems and processes, but the memory and load of the whole machine.
     """
 
     kind: ClassVar[str] = "host"
@@ -194,11 +194,10 @@ class HostSubject:
         return ()
 
     async def observe(self, previous: Json) -> Observation:
-        """Raises ObservationFailed when the operating system does not answer, as with a dead mount."""
-
+        """Observe the machine. Raises ObservationFailed when the operating system hangs, as on a dead mount."""
         wanted = [invariant.id for invariant in self._invariants]
         signals, unavailable = await self._off_loop.run(
-            partial(look, self.settings, wanted),
+            partial(check, self.settings, wanted),
             self.settings.timeout * _SHARE_OF_TIMEOUT,
             "host",
         )
@@ -206,51 +205,49 @@ class HostSubject:
         return Observation(signals, covered, unavailable)
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-
         broken = {ticket.key.invariant for ticket in tickets}
         return [
             EvidenceSource(
                 title,
                 "psutil on this machine",
-                self._fetch(title, partial(tell, self.settings)),
+                self._fetch(title, partial(describe, self.settings)),
                 rank=10 if broken & matters_to else 40,
                 timeout=self.settings.timeout,
             )
-            for title, tell, matters_to in TABLES.values()
+            for title, describe, matters_to in TABLES.values()
             if title != "Processes that must run" or self.settings.processes
         ]
 
     async def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: nothing is kept open."""
 
     def _fetch(
-        self, title: str, tell: Callable[[], str]
+        self, title: str, describe: Callable[[], str]
     ) -> Callable[[], Awaitable[str]]:
         async def fetch() -> str:
             import psutil
 
             limit = self.settings.timeout * _SHARE_OF_TIMEOUT
             try:
-                return await OffLoop().run(tell, limit, title)
+                return await OffLoop().run(describe, limit, title)
             except (OSError, psutil.Error) as error:
                 raise ObservationFailed(
-                    f"{title} cannot be read: {one_line(str(error))}"
+                    f"{title} cannot be read: {ticket_line(str(error))}"
                 ) from None
 
         return fetch
 
 
-# ------------------------------------------------------------ host_look
-# One look at the machine, blocking: what psutil and statvfs tell, as signals.
+# ------------------------------------------------------------------ checks (blocking)
 
-# Images that are full by nature.
+# Read-only images are always full.
 _READ_ONLY_KINDS = {"squashfs", "iso9660", "erofs", "cramfs", "udf"}
 
-Look = Callable[[HostSettings], Iterator[Signal]]
+Check = Callable[[HostSettings], Iterator[Signal]]
 
 
 def mount_points(settings: HostSettings) -> list[str]:
-    """The mount points to look at, each file system once, under its shortest name."""
+    """Return the mount points to check, each file system once, under its shortest name."""
     import psutil
 
     if settings.mounts:
@@ -264,9 +261,9 @@ def mount_points(settings: HostSettings) -> list[str]:
     for path in sorted({"/", *mounted}, key=lambda path: (len(path), path)):
         try:
             status = os.stat(path)
-        except OSError:  # unmounted meanwhile, or not for us to see
+        except OSError:  # unmounted meanwhile, or no permission
             continue
-        # A file bound over another one is how containers mount it, not a file system of its own.
+        # Containers bind-mount single files: those are not file systems of their own.
         if path == "/" or os.path.isdir(path):
             found.setdefault(status.st_dev, path)
     return list(found.values())
@@ -283,9 +280,13 @@ def disk(settings: HostSettings) -> Iterator[Signal]:
             yield Signal(
                 "disk",
                 component_name(path),
-                f"{one_line(path, 100)} is {share:.0%} full, {format_size(free)} left",
+                f"{ticket_line(path, 100)} is {share:.0%} full, {format_size(free)} left",
                 value=share,
-                facts={"mount": one_line(path), "free_bytes": free, "used_bytes": used},
+                facts={
+                    "mount": ticket_line(path),
+                    "free_bytes": free,
+                    "used_bytes": used,
+                },
             )
 
 
@@ -298,9 +299,9 @@ def inodes(settings: HostSettings) -> Iterator[Signal]:
             yield Signal(
                 "inodes",
                 component_name(path),
-                f"{one_line(path, 100)} has used {share:.0%} of its inodes, {space.f_favail:,} left",
+                f"{ticket_line(path, 100)} has used {share:.0%} of its inodes, {space.f_favail:,} left",
                 value=share,
-                facts={"mount": one_line(path), "free_inodes": space.f_favail},
+                facts={"mount": ticket_line(path), "free_inodes": space.f_favail},
             )
 
 
@@ -351,18 +352,18 @@ def process(settings: HostSettings) -> Iterator[Signal]:
         yield Signal(
             "process",
             component_name(wanted.label),
-            f"{count} of at least {wanted.min} processes {one_line(wanted.label, 100)} run",
+            f"{count} of at least {wanted.min} processes {ticket_line(wanted.label, 100)} run",
             value=float(count),
             holds=count >= wanted.min,
             facts={
-                "process": one_line(wanted.label),
+                "process": ticket_line(wanted.label),
                 "count": count,
                 "min": wanted.min,
             },
         )
 
 
-LOOKS: dict[str, Look] = {
+CHECKS: dict[str, Check] = {
     "disk": disk,
     "inodes": inodes,
     "memory": memory,
@@ -372,21 +373,21 @@ LOOKS: dict[str, Look] = {
 }
 
 
-def look(
+def check(
     settings: HostSettings, wanted: Sequence[str]
 ) -> tuple[tuple[Signal, ...], dict[str, str]]:
-    """The signals of the wanted invariants, and why some could not be seen."""
+    """Return the signals of the wanted invariants, and why some could not be observed."""
     import psutil
 
     signals: list[Signal] = []
     unavailable: dict[str, str] = {}
     for name in wanted:
         try:
-            signals += LOOKS[name](settings)
+            signals += CHECKS[name](settings)
         except ObservationFailed as error:
             unavailable[name] = error.message
         except (OSError, psutil.Error) as error:
-            unavailable[name] = one_line(f"{name} cannot be read: {error}")
+            unavailable[name] = ticket_line(f"{name} cannot be read: {error}")
     return tuple(signals), unavailable
 
 
@@ -401,15 +402,15 @@ def _statvfs(path: str | Path) -> os.statvfs_result:
         return os.statvfs(path)
     except OSError as error:
         raise ObservationFailed(
-            f"{one_line(str(path), 100)}: {error.strerror}"
+            f"{ticket_line(str(path), 100)}: {error.strerror}"
         ) from None
 
 
 def processes(*attributes: str) -> Iterator[tuple[psutil.Process, dict[str, Any]]]:
-    """Each process with these attributes; None for what we may not read.
+    """Yield each process with these attributes; None for those without permission to read.
 
-    `psutil.process_iter` hands out objects that all threads share, and they overwrite each other's
-    attributes; these are our own.
+    `psutil.process_iter` returns objects that all threads share, and which overwrite each other's
+    attributes; these are new ones.
     """
     import psutil
 
@@ -422,7 +423,7 @@ def processes(*attributes: str) -> Iterator[tuple[psutil.Process, dict[str, Any]
 
 
 def _command_lines() -> list[tuple[str, str]]:
-    """Name and command line of each process but ourselves."""
+    """Return name and command line of each process but this one."""
     return [
         (info["name"] or "", command_line(info))
         for process, info in processes("name", "cmdline", "status")
@@ -434,10 +435,9 @@ def command_line(info: dict[str, Any]) -> str:
     return " ".join(info["cmdline"] or ())[:8000]
 
 
-# ------------------------------------------------------------ host_evidence
-# Evidence of the kind `host`: who uses processors and memory, what is full. Blocking functions.
+# ------------------------------------------------------------------ evidence (blocking)
 #
-# Processes are told by number, name and user. Their arguments are not: people put passwords there.
+# Processes are shown with pid, name and user, but without arguments: these may contain passwords.
 
 _SAMPLE_SECONDS = 0.2
 _TOP = 12
@@ -449,14 +449,14 @@ def file_systems(settings: HostSettings) -> str:
         try:
             space = os.statvfs(path)
         except OSError as error:
-            rows.append([one_line(path, 80), error.strerror or "error", *"-----"])
+            rows.append([ticket_line(path, 80), error.strerror or "error", *"-----"])
             continue
         size = space.f_frsize
         used, free = space.f_blocks - space.f_bfree, space.f_bavail
         inodes = space.f_files - space.f_ffree
         rows.append(
             [
-                one_line(path, 80),
+                ticket_line(path, 80),
                 format_size(space.f_blocks * size),
                 format_size(used * size),
                 format_size(free * size),
@@ -502,7 +502,7 @@ def load_evidence(settings: HostSettings) -> str:
 
 
 def top(settings: HostSettings) -> str:
-    """The processes that use most of a processor, and most memory."""
+    """Return the processes that use the most processor time, and the most memory."""
     found = list(processes("name", "username", "memory_info"))
     for process, _ in found:
         _cpu(process)  # the first call only begins the measurement
@@ -518,7 +518,12 @@ def top(settings: HostSettings) -> str:
     parts = []
     for title, chosen in (("by processor", by_cpu), ("by memory", by_memory)):
         cells = [
-            (pid, one_line(name or "?", 40), one_line(user or "?", 30), f"{cpu:.0f}%")
+            (
+                pid,
+                ticket_line(name or "?", 40),
+                ticket_line(user or "?", 30),
+                f"{cpu:.0f}%",
+            )
             + (format_size(resident),)
             for cpu, resident, pid, name, user in chosen
         ]
@@ -528,17 +533,17 @@ def top(settings: HostSettings) -> str:
 
 
 def required(settings: HostSettings) -> str:
-    """The processes that must run, as far as they do."""
+    """Return the required processes, and those of them that run."""
     found = list(processes("name", "cmdline", "status", "create_time", "username"))
     lines = []
     for wanted in settings.processes:
-        lines.append(f"{one_line(wanted.label, 100)}: at least {wanted.min}")
+        lines.append(f"{ticket_line(wanted.label, 100)}: at least {wanted.min}")
         for process, info in found:
             mine = process.pid == os.getpid()
             if not mine and matches(wanted, info["name"] or "", command_line(info)):
                 age = format_duration(max(0.0, time.time() - info["create_time"]))
                 lines.append(
-                    f"  pid {process.pid} {one_line(info['name'] or '?', 40)} {info['status']}, "
+                    f"  pid {process.pid} {ticket_line(info['name'] or '?', 40)} {info['status']}, "
                     f"user {info['username']}, up for {age}"
                 )
         if lines[-1].endswith(f"at least {wanted.min}"):
@@ -553,7 +558,7 @@ TABLES: dict[str, tuple[str, Callable[[HostSettings], str], frozenset[str]]] = {
     "processes": ("Processes that must run", required, frozenset({"process"})),
     "top": ("Top processes", top, frozenset({"memory", "swap", "load"})),
 }
-"""Title, function and the invariants that it matters most to."""
+"""Title, function and the invariants that the evidence matters most to."""
 
 
 def _cpu(process: psutil.Process) -> float:

@@ -1,7 +1,7 @@
-"""The subject kind `http`: one URL must answer, quickly, rightly and with a good certificate.
+"""The subject kind `http`: one URL must answer quickly, correctly and with a valid certificate.
 
-A server that cannot be reached is what this subject looks for, so it is an observation. What
-could not be seen behind it (status, latency, body, certificate) is unknown meanwhile.
+A server that cannot be reached is a successful observation of a violation. Its status, latency, body and
+certificate are unknown meanwhile.
 """
 
 from __future__ import annotations
@@ -32,35 +32,33 @@ from midwatch.model import (
     Unit,
 )
 from midwatch.settings import SubjectSettings
-from midwatch.subjects import tls as _tls
+from midwatch.subjects import tls
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.http_client import Answer, WebClient, WebFailure
-from midwatch.text import component_name
-from midwatch.text import ticket_line as one_line
+from midwatch.text import component_name, ticket_line
 from midwatch.units import Bytes, format_duration
 
-# ------------------------------------------------------------ http_settings
-# Settings and invariants of the subject kind `http`.
+# ------------------------------------------------------------------ settings and invariants
 
 _STATUS = re.compile(r"(?P<class>[1-5])xx|(?P<first>\d{3})(?:-(?P<last>\d{3}))?")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 
 
 def parse_statuses(value: object) -> tuple[int, int]:
-    """First and last status of `2xx`, `200-204` or `200`. Raises ValueError."""
+    """Return the first and last status of `2xx`, `200-204` or `200`. Raises ValueError."""
     match = _STATUS.fullmatch(str(value).strip().lower())
     if not match:
-        raise ValueError(f"{value!r} is no status; write it like 200, 200-204 or 2xx")
+        raise ValueError(f"{value!r} is not a status; use 200, 200-204 or 2xx")
     if match["class"]:
         return int(match["class"]) * 100, int(match["class"]) * 100 + 99
     return int(match["first"]), int(match["last"] or match["first"])
 
 
 def check_url(value: str) -> str:
-    """`value`, if it is a URL of http or https with a host. Raises ValueError."""
+    """Return `value` if it is a URL of http or https with a host. Raises ValueError."""
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("not a URL of http:// or https:// with a host")
+        raise ValueError("not a URL; use http://HOST/… or https://HOST/…")
     _ = parts.port  # raises ValueError itself
     if any(char.isspace() or not char.isprintable() for char in value):
         raise ValueError("a URL has no spaces and no control characters")
@@ -68,7 +66,7 @@ def check_url(value: str) -> str:
 
 
 def check_regex(value: str) -> str:
-    """`value`, if it is a regular expression. Raises ValueError."""
+    """Return `value` if it is a regular expression. Raises ValueError."""
     try:
         re.compile(value)
     except re.error as error:
@@ -77,7 +75,7 @@ def check_regex(value: str) -> str:
 
 
 def _written_statuses(value: object) -> object:
-    """A list, whose items may be numbers."""
+    """Return a list with its numbers as text."""
     return [str(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -89,16 +87,19 @@ class HttpSettings(SubjectSettings):
     """One URL that must answer."""
 
     kind: str = "http"
-    url: Url = Field(description="What is asked, http:// or https://.")
+    url: Url = Field(description="The URL to request, http:// or https://.")
     method: Literal["GET", "HEAD", "OPTIONS", "POST"] = "GET"
     headers: dict[str, SecretStr] = Field(
-        default_factory=dict, description="Sent along; the values count as secrets."
+        default_factory=dict, description="Request headers; the values are secret."
     )
     expect_status: Annotated[tuple[str, ...], BeforeValidator(_written_statuses)] = (
-        Field(("2xx", "3xx"), description="Statuses that are well: 200, 200-204, 2xx.")
+        Field(("2xx", "3xx"), description="Expected statuses: 200, 200-204, 2xx.")
     )
     redirects: int = Field(
-        5, ge=0, le=20, description="How many are followed; 0 looks at the first one."
+        5,
+        ge=0,
+        le=20,
+        description="How many redirects are followed; 0 checks the redirect itself.",
     )
     body_matches: Regex | None = Field(
         None, description="A regular expression that the body must contain."
@@ -107,11 +108,11 @@ class HttpSettings(SubjectSettings):
         None, description="A regular expression that the body must not contain."
     )
     body_limit: Bytes = Field(
-        256_000, gt=0, le=10_000_000, description="So much of the body is read."
+        256_000, gt=0, le=10_000_000, description="Bytes of the body that are read."
     )
     verify: bool = Field(True, description="Whether the certificate must be valid.")
     ca_file: Path | None = Field(
-        None, description="Certificate authorities to accept besides the system's."
+        None, description="Certificate authorities to trust besides the system's."
     )
 
     @field_validator("expect_status")
@@ -127,7 +128,9 @@ class HttpSettings(SubjectSettings):
         for name, secret in value.items():
             text = secret.get_secret_value()
             if not _HEADER.fullmatch(name) or not (text.isprintable()):
-                raise ValueError(f"{name!r} is no header, or its value is not one line")
+                raise ValueError(
+                    f"{name!r} is not a header name, or its value is not one line"
+                )
         return value
 
 
@@ -148,7 +151,7 @@ LATENCY = Invariant(
     "latency",
     "The answer comes quickly",
     "Seconds from the start of the request to the end of the body (or to `body_limit`), "
-    "with name look-up, connection and redirects.",
+    "with DNS lookup, connection and redirects.",
     unit=Unit.SECONDS,
     limit=2.0,
     hold_for=60.0,
@@ -162,14 +165,13 @@ BODY = Invariant(
 CERTIFICATE_VALID = Invariant(
     "certificate_valid",
     "The certificate is accepted",
-    "The certificate is within its dates, names the host and is signed by an authority that is "
-    "trusted here.",
+    "The certificate is within its dates, names the host and is signed by a trusted authority.",
     severity=Severity.CRITICAL,
 )
 CERTIFICATE_EXPIRY = Invariant(
     "certificate_expiry",
-    "The certificate lasts a while yet",
-    "Seconds until the server's certificate ends. Critical once it has ended.",
+    "The certificate does not expire soon",
+    "Seconds until the server's certificate expires. Critical once it has expired.",
     unit=Unit.SECONDS,
     limit=14 * 86400.0,
     above=False,
@@ -185,7 +187,7 @@ INVARIANTS = (
 
 
 def applicable(settings: HttpSettings) -> frozenset[str]:
-    """The ids of the invariants that these settings give a meaning to."""
+    """Return the ids of the invariants that apply with these settings."""
     ids = {"reachable", "status", "latency"}
     if settings.body_matches is not None or settings.body_lacks is not None:
         ids.add("body")
@@ -196,13 +198,12 @@ def applicable(settings: HttpSettings) -> frozenset[str]:
     return frozenset(ids)
 
 
-# ------------------------------------------------------------ http_target
-# A URL taken apart, so that nothing secret in it is ever shown.
+# ------------------------------------------------------------------ the URL
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a request goes, and with which log-in."""
+    """A URL split into what may be shown and its secrets: `login` is user and password."""
 
     url: str  # without user and password
     shown: str  # without the query as well
@@ -214,10 +215,10 @@ class Target:
     def of(cls, url: str) -> Target:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        place = f"[{host}]" if ":" in host else host
+        literal = f"[{host}]" if ":" in host else host
         default = 443 if parts.scheme == "https" else 80
         port = parts.port or default
-        netloc = place if port == default else f"{place}:{port}"
+        netloc = literal if port == default else f"{literal}:{port}"
         bare = (parts.scheme, netloc, parts.path or "/")
         login = (unquote(parts.username or ""), unquote(parts.password or ""))
         return cls(
@@ -237,36 +238,35 @@ class Target:
         return self.url.startswith("https:")
 
     def query_values(self) -> list[str]:
-        """The values in the query, as written and as meant."""
+        """Return the values in the query, encoded and decoded."""
         query = urlsplit(self.url).query
         written = [part.partition("=")[2] for part in query.split("&")]
         return sorted({*written, *(value for _, value in parse_qsl(query))})
 
     def login_header(self) -> Mapping[str, str]:
-        """The header that logs in with the user and password of the URL, if it had any."""
+        """Return the authorization header for the user and password of the URL, if it has any."""
         return basic_login(*self.login) if self.login else {}
 
 
 def basic_login(user: str, password: str) -> Mapping[str, str]:
-    """The header of HTTP basic authentication (RFC 7617)."""
+    """Return the header of HTTP basic authentication (RFC 7617)."""
     token = base64.b64encode(f"{user}:{password}".encode()).decode()
     return {"authorization": f"Basic {token}"}
 
 
-# ------------------------------------------------------------ http_checks
-# What an answer, or the lack of one, says of the invariants of the kind `http`.
+# ------------------------------------------------------------------ checks (pure)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Signals, and why an invariant that should have been seen was not."""
+class Findings:
+    """Signals, and why an invariant could not be observed."""
 
     signals: tuple[Signal, ...]
     unavailable: Mapping[str, str] = field(default_factory=dict)
 
 
-def answered(answer: Answer, settings: HttpSettings, target: Target) -> Found:
-    """All that an answer says, but for its certificate."""
+def check_answer(answer: Answer, settings: HttpSettings, target: Target) -> Findings:
+    """Check all of an answer but its certificate."""
     facts: Facts = {
         "url": target.shown,
         "status": answer.status,
@@ -286,48 +286,50 @@ def answered(answer: Answer, settings: HttpSettings, target: Target) -> Found:
     try:
         problem = body_problem(answer, settings)
     except ObservationFailed as error:
-        return Found(tuple(signals), {"body": error.message})
+        return Findings(tuple(signals), {"body": error.message})
     message = f"{target.shown}: {problem}"
     signals.append(verdict("body", not problem, target, message, facts))
-    return Found(tuple(signals))
+    return Findings(tuple(signals))
 
 
-def failed(failure: WebFailure, target: Target) -> Found:
-    """What a failure says. A refused certificate and endless redirects prove that a server is there."""
+def check_failure(failure: WebFailure, target: Target) -> Findings:
+    """Check a failure. A refused certificate and endless redirects prove that the server is reachable."""
     facts: Facts = {"url": target.shown, "cause": failure.cause}
     broken = {"redirects": "status", "certificate": "certificate_valid"}
     invariant = broken.get(failure.cause)
     if invariant is None:
         message = f"{target.shown} did not answer: {failure.message}"
-        return Found((verdict("reachable", False, target, message, facts),))
+        return Findings((verdict("reachable", False, target, message, facts),))
     message = f"{target.shown}: {failure.message}"
     signals = (
         verdict("reachable", True, target),
         verdict(invariant, False, target, message, facts),
     )
-    return Found(signals)
+    return Findings(signals)
 
 
 def body_problem(answer: Answer, settings: HttpSettings) -> str:
-    """What is wrong with the body, or nothing. Raises ObservationFailed where that cannot be told."""
+    """Return what is wrong with the body, or "". Raises ObservationFailed where that is unknown."""
     must, must_not = settings.body_matches, settings.body_lacks
     if must is None and must_not is None:
         return ""
     if answer.header("content-encoding") not in ("", "identity"):
-        raise ObservationFailed("the body is compressed, though we asked for it plain")
+        raise ObservationFailed(
+            "the body is compressed, though the request excludes that"
+        )
     text = answer.body.decode("utf-8", "replace")
     if must_not is not None and re.search(must_not, text):
-        return "the body contains what `body_lacks` forbids"
+        return "the body matches `body_lacks`"
     lacking = must is not None and not re.search(must, text)
     if answer.cut and (lacking or must_not is not None):
         raise ObservationFailed(
             f"the body is longer than {len(answer.body)} bytes; raise `body_limit`"
         )
-    return "the body lacks what `body_matches` demands" if lacking else ""
+    return "the body does not match `body_matches`" if lacking else ""
 
 
 def expiry(end: datetime, now: datetime, target: Target) -> Signal:
-    """How long the certificate lasts."""
+    """Return the signal for the seconds until the certificate expires."""
     left = (end - now).total_seconds()
     when = (
         f"ends in {format_duration(left)}"
@@ -359,18 +361,21 @@ def _status(
 ) -> Signal:
     ranges = [parse_statuses(text) for text in settings.expect_status]
     expected = any(first <= answer.status <= last for first, last in ranges)
-    said = f"{answer.status} {answer.reason}".strip()
+    status = f"{answer.status} {answer.reason}".strip()
     wanted = ", ".join(settings.expect_status)
-    message = f"{target.shown} answered {said}, expected {wanted}"
+    message = f"{target.shown} answered {status}, expected {wanted}"
     return verdict("status", expected, target, message, facts)
 
 
-# The rest is for saying what happened before the monitor cancels us.
-_SHARE_OF_TIMEOUT = 0.8
+# ------------------------------------------------------------------ the subject
+
+_SHARE_OF_TIMEOUT = (
+    0.8  # the rest is for the report, before the monitor cancels the observation
+)
 
 
 class HttpSubject:
-    """A URL, asked over a fresh connection each time."""
+    """A URL, requested over a new connection each time."""
 
     kind: ClassVar[str] = "http"
     settings_model: ClassVar[type[HttpSettings]] = HttpSettings
@@ -414,27 +419,27 @@ class HttpSubject:
             *self.target.login_header().values(),
             login,
         ]
-        # Short values in a query are switches, and too common to be taken out of every text.
+        # Short values in a query are options, and too common to be redacted in every text.
         query = [text for text in self.target.query_values() if len(text) >= 8]
         return [value for value in values if value] + query
 
     @property
     def time_limit(self) -> float:
-        """Seconds that one request gets."""
+        """Timeout of one request, in seconds."""
         return self.settings.timeout * _SHARE_OF_TIMEOUT
 
     async def observe(self, previous: Json) -> Observation:
-        """Raises ObservationFailed only where this machine, not the server, is at fault."""
+        """Observe the URL. Raises ObservationFailed only when this machine, not the server, is the cause."""
         try:
             answer = await self.ask()
         except WebFailure as failure:
             if failure.cause in ("local", "request"):
                 raise
-            found = failed(failure, self.target)
+            found = check_failure(failure, self.target)
             if failure.cause == "certificate":
                 found = await self._with_expiry(found, None)
         else:
-            found = answered(answer, self.settings, self.target)
+            found = check_answer(answer, self.settings, self.target)
             if self.target.secure:
                 accepted = verdict("certificate_valid", True, self.target)
                 found = replace(found, signals=(*found.signals, accepted))
@@ -442,7 +447,7 @@ class HttpSubject:
         return self._observation(found)
 
     async def ask(self) -> Answer:
-        """Ask the URL now. Raises WebFailure."""
+        """Request the URL now. Raises WebFailure."""
         given = self.settings.headers.items()
         headers = {name.lower(): value.get_secret_value() for name, value in given}
         return await self.web.fetch(
@@ -455,42 +460,40 @@ class HttpSubject:
         )
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-
-        return sources(self)
+        return _sources(self)
 
     async def close(self) -> None:
         await self.web.close()
 
-    async def _with_expiry(self, found: Found, answer: Answer | None) -> Found:
-        """The certificate comes with the answer, unless that was refused or came from elsewhere."""
+    async def _with_expiry(self, found: Findings, answer: Answer | None) -> Findings:
+        """Add the expiry of the certificate. It is in the answer, unless refused or from another origin."""
         try:
             if answer and answer.certificate and answer.origin == self.target.origin:
-                end = answer.accepted_until or _tls.read(answer.certificate).not_after
+                end = answer.accepted_until or tls.read(answer.certificate).not_after
             else:
                 rest = self.settings.timeout - self.time_limit
                 host, port = self.target.host, self.target.port
-                end = (await _tls.certificate(host, port, rest)).not_after
+                end = (await tls.certificate(host, port, rest)).not_after
         except ObservationFailed as error:
-            unseen = {**found.unavailable, "certificate_expiry": error.message}
-            return replace(found, unavailable=unseen)
+            unavailable = {**found.unavailable, "certificate_expiry": error.message}
+            return replace(found, unavailable=unavailable)
         lasts = expiry(end, self.clock.now(), self.target)
         return replace(found, signals=(*found.signals, lasts))
 
-    def _observation(self, found: Found) -> Observation:
+    def _observation(self, found: Findings) -> Observation:
         enabled = {invariant.id for invariant in self._invariants}
         signals = tuple(
             signal for signal in found.signals if signal.invariant in enabled
         )
-        # What is unseen because of a break that is reported needs no complaint of its own.
-        unseen = {
+        # What is unknown because of a reported violation is not reported as unavailable as well.
+        unavailable = {
             name: why for name, why in found.unavailable.items() if name in enabled
         }
         covered = frozenset(signal.invariant for signal in signals)
-        return Observation(signals=signals, covered=covered, unavailable=unseen)
+        return Observation(signals=signals, covered=covered, unavailable=unavailable)
 
 
-# ------------------------------------------------------------ http_evidence
-# Evidence of the kind `http`: the exchange, the certificate and the addresses, as they are now.
+# ------------------------------------------------------------------ evidence
 
 # Cookies, locations with tokens and the like stay out.
 _SHOWN_HEADERS = (
@@ -509,7 +512,7 @@ _SHOWN_HEADERS = (
 _BODY_CHARACTERS = 2000
 
 
-def sources(subject: HttpSubject) -> Sequence[EvidenceSource]:
+def _sources(subject: HttpSubject) -> Sequence[EvidenceSource]:
     target = subject.target
     limit = subject.settings.timeout
 
@@ -522,7 +525,11 @@ def sources(subject: HttpSubject) -> Sequence[EvidenceSource]:
             )
 
     async def certificate() -> str:
-        return await _certificate(subject, limit / 3)
+        found = await tls.certificate(target.host, target.port, limit / 3)
+        accepted = await tls.verdict(
+            target.host, target.port, subject.web.tls, limit / 3
+        )
+        return tls.describe(found, accepted, subject.clock.now())
 
     async def addresses() -> str:
         return await resolve(target.host, target.port, limit / 2)
@@ -554,7 +561,7 @@ def sources(subject: HttpSubject) -> Sequence[EvidenceSource]:
 
 
 def describe(answer: Answer, home: str) -> str:
-    """Status line, timings, harmless headers and the beginning of the body."""
+    """Return status line, timings, harmless headers and the beginning of the body."""
     lines = [f"status: {answer.version} {answer.status} {answer.reason}"]
     lines.append(f"total: {format_duration(answer.seconds)}")
     lines += [
@@ -562,43 +569,21 @@ def describe(answer: Answer, home: str) -> str:
     ]
     for name in _SHOWN_HEADERS:
         if value := answer.header(name):
-            lines.append(f"header {name}: {one_line(value, 200)}")
+            lines.append(f"header {name}: {ticket_line(value, 200)}")
     if answer.host != home:
-        # What another place says could be anything, up to an internal page.
+        # The body from another host could be anything, even an internal page.
         return "\n".join(
-            [*lines, f"body: not shown, it came from {one_line(answer.host, 100)}"]
+            [*lines, f"body: not shown, it came from {ticket_line(answer.host, 100)}"]
         )
     text = answer.body.decode("utf-8", "replace")
     size = f"more than {len(answer.body)}" if answer.cut else str(len(answer.body))
-    # Marked, so that no line of a body passes for one of ours.
+    # Marked, so that no line of a body imitates a line written here.
     body = [f"| {part}" for part in text[:_BODY_CHARACTERS].splitlines()]
     return "\n".join([*lines, f"body: {size} bytes", *body])
 
 
-async def _certificate(subject: HttpSubject, limit: float) -> str:
-    host, port = subject.target.host, subject.target.port
-    seen = await _tls.certificate(host, port, limit)
-    verdict = await _tls.verdict(host, port, subject.web.tls, limit)
-    left = (seen.not_after - subject.clock.now()).total_seconds()
-    return "\n".join(
-        (
-            f"verification: {verdict}",
-            f"subject: {seen.subject}",
-            f"issuer: {seen.issuer}",
-            f"names: {', '.join(seen.names) or '(none)'}",
-            f"not before: {seen.not_before:%Y-%m-%d %H:%M:%S} UTC",
-            f"not after: {seen.not_after:%Y-%m-%d %H:%M:%S} UTC",
-            (
-                f"left: {format_duration(left)}"
-                if left > 0
-                else f"expired: {format_duration(-left)} ago"
-            ),
-        )
-    )
-
-
 async def resolve(host: str, port: int, limit: float) -> str:
-    """The addresses of `host`, one a line. Raises ObservationFailed."""
+    """Return the addresses of `host`, one a line. Raises ObservationFailed."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(limit):
@@ -608,6 +593,6 @@ async def resolve(host: str, port: int, limit: float) -> str:
             f"name resolution took longer than {limit:.3g} s"
         ) from None
     except (OSError, UnicodeError) as error:
-        reason = one_line(str(error), 200)
+        reason = ticket_line(str(error), 200)
         return f"{host}: name resolution failed: {reason}"
     return "\n".join(sorted({f"{host} has address {item[4][0]}" for item in found}))

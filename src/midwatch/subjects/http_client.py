@@ -1,4 +1,4 @@
-"""One bounded HTTP request. Every error of the HTTP client is translated here and nowhere else."""
+"""One bounded HTTP request. Every error of the HTTP client is mapped here and nowhere else."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from midwatch.errors import ObservationFailed, SettingsError
+from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import Clock, SystemClock
-from midwatch.subjects import tls as _tls
-from midwatch.text import ticket_line as one_line
+from midwatch.subjects import tls
+from midwatch.text import ticket_line
 
 if TYPE_CHECKING:
     import httpx2
@@ -29,7 +29,7 @@ Cause = Literal[
     "tls",  # the TLS handshake failed for another reason
     "protocol",  # what came back is not HTTP
     "redirects",  # too many, or to a place that is not HTTP
-    "request",  # we could not send this request at all
+    "request",  # the request could not be sent at all
     "local",  # this machine had no descriptors or no memory left
 ]
 Origin = tuple[str, str, int]
@@ -52,9 +52,9 @@ class WebFailure(ObservationFailed):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back. `body` ends at the limit where `cut` is true; it is never decompressed.
+    """A response. `body` ends at the limit where `cut` is true; it is never decompressed.
 
-    `timings` are seconds by phase; `seconds` is the whole. `certificate` is the server's own,
+    `timings` are seconds by phase; `seconds` is the total. `certificate` is the server's own,
     in DER form; `accepted_until` is when it ends, where Python verified it.
     """
 
@@ -75,29 +75,11 @@ class Answer:
         return next((value for key, value in self.headers if key == name), "")
 
 
-def verification(verify: bool, ca_file: Path | None, path: str) -> ssl.SSLContext:
-    """How certificates are checked. Raises SettingsError for a file that holds none."""
-    import httpx2
-
-    context = httpx2.create_ssl_context(verify=verify, trust_env=False)
-    if verify and ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=ca_file)
-        except OSError as error:
-            raise SettingsError(
-                f"no certificates could be read from {ca_file}: {error.strerror or error}",
-                path=path,
-                hint="name a PEM file of certificate authorities",
-            ) from None
-    return context
-
-
 class WebClient:
-    """Requests of one subject. Cookies are not kept, proxies not guessed, bodies bounded.
+    """The HTTP client of one subject. It keeps no cookies, uses no proxies, and bounds bodies.
 
-    Without `keep_alive` every request makes a connection of its own: an old one proves little.
-
-    The client behind it is made at the first request: an idle monitor should stay small.
+    Without `keep_alive` every request makes a connection of its own: an old one proves little. The
+    client of httpx2 is created at the first request, so that an idle monitor stays small.
     """
 
     def __init__(
@@ -113,13 +95,13 @@ class WebClient:
         self._verify, self._ca_file = verify, ca_file
         self._path = path
         self._clock = clock or SystemClock()
-        self._tls = verification(verify, ca_file, path) if ca_file else None
+        self._tls = tls.ssl_context(verify, ca_file, path) if ca_file else None
         self._client: httpx2.AsyncClient | None = None
 
     @property
     def tls(self) -> ssl.SSLContext:
         if self._tls is None:
-            self._tls = verification(self._verify, self._ca_file, self._path)
+            self._tls = tls.ssl_context(self._verify, self._ca_file, self._path)
         return self._tls
 
     async def fetch(
@@ -133,9 +115,19 @@ class WebClient:
         headers: Mapping[str, str] | None = None,
         redirects: int = 0,
     ) -> Answer:
-        """Ask once. `timeout` is the wall clock of it all; `limit` bounds the body, in bytes.
+        """Send one request and read its response.
 
-        `headers` go to the origin of `url` only, not to where it redirects. Raises WebFailure.
+        Args:
+            method: The HTTP method.
+            url: The URL.
+            timeout: Seconds for all of it, redirects included.
+            limit: Bytes of the body that are read.
+            params: Added to the query.
+            headers: Sent to the origin of `url` only, not to other origins that it redirects to.
+            redirects: How many redirects are followed.
+
+        Raises:
+            WebFailure: There is no complete answer; `cause` has the reason.
         """
         import httpx2
 
@@ -150,7 +142,7 @@ class WebClient:
                 "timeout", f"no answer within {timeout:.3g} s: {trace.reached()}"
             ) from None
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
-            raise translate(error) from None
+            raise map_http_error(error) from None
 
     async def _follow(
         self,
@@ -168,7 +160,7 @@ class WebClient:
             method,
             url,
             params=params,
-            # A compressed body could be a bomb; we read what is on the wire.
+            # A compressed body could be a bomb: only the bytes on the wire are read.
             headers={"accept-encoding": "identity", **headers},
             extensions={"trace": trace},
         )
@@ -198,10 +190,10 @@ class WebClient:
         secured = stream.get_extra_info("ssl_object") if stream else None
         return Answer(
             status=response.status_code,
-            reason=one_line(response.reason_phrase, 60),
+            reason=ticket_line(response.reason_phrase, 60),
             version=response.http_version,
             headers=tuple(
-                (name, one_line(value, 500))
+                (name, ticket_line(value, 500))
                 for name, value in response.headers.multi_items()
             ),
             body=bytes(body[:limit]),
@@ -211,7 +203,7 @@ class WebClient:
             seconds=trace.elapsed(),
             timings=trace.timings,
             certificate=secured.getpeercert(True) if secured else None,
-            accepted_until=_tls.accepted_until(secured) if secured else None,
+            accepted_until=tls.accepted_until(secured) if secured else None,
         )
 
     def _opened(self) -> httpx2.AsyncClient:
@@ -235,7 +227,7 @@ class WebClient:
 
 
 class _Trace:
-    """Times of the phases of a request, as the HTTP client tells them."""
+    """Times of the phases of a request, from the events of the HTTP client."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -259,30 +251,32 @@ class _Trace:
         return self._clock.monotonic() - self._began
 
     def reached(self) -> str:
-        """How far the request came, for a person."""
+        """Return how far the request got, for a person."""
         if "first byte" in self.timings:
             return "the answer began but did not end"
         if "send" in self.timings:
-            return "connected, but the server says nothing"
+            return "connected, but the server sends nothing"
         if "connect" in self.timings:
             return "connected, but the request could not be sent"
         return "no connection"
 
 
-def translate(error: Exception) -> WebFailure:
-    """The WebFailure that tells what this error of the HTTP client or below it means."""
+def map_http_error(error: Exception) -> WebFailure:
+    """Map an error of the HTTP client, or the system error below it, to a WebFailure."""
     import httpx2
 
     for inner in _chain(error):
-        known = _system_failure(inner)
+        known = _map_system_error(inner)
         if known is not None:
             return known
-    text = one_line(str(error) or type(error).__name__, 200)
+    text = ticket_line(str(error) or type(error).__name__, 200)
     match error:
         case httpx2.TimeoutException():
             return WebFailure("timeout", f"no answer in time: {text}")
         case httpx2.UnsupportedProtocol() | httpx2.TooManyRedirects():
-            return WebFailure("redirects", f"redirected astray: {text}")
+            return WebFailure(
+                "redirects", f"redirected to an unsupported address: {text}"
+            )
         case httpx2.NetworkError() | httpx2.ProxyError():
             return WebFailure("network", f"the connection failed: {text}")
         case httpx2.LocalProtocolError() | httpx2.InvalidURL():
@@ -291,13 +285,13 @@ def translate(error: Exception) -> WebFailure:
             return WebFailure("protocol", f"no valid HTTP answer: {text}")
 
 
-def _system_failure(error: BaseException) -> WebFailure | None:
+def _map_system_error(error: BaseException) -> WebFailure | None:
     match error:
         case ssl.SSLCertVerificationError():
-            reason = one_line(error.verify_message or str(error), 200)
+            reason = ticket_line(error.verify_message or str(error), 200)
             return WebFailure("certificate", f"certificate not accepted: {reason}")
         case ssl.SSLError():
-            reason = one_line(error.reason or str(error), 200)
+            reason = ticket_line(error.reason or str(error), 200)
             return WebFailure("tls", f"TLS handshake failed: {reason}")
         case socket.gaierror():
             return WebFailure(
@@ -316,7 +310,7 @@ def _system_failure(error: BaseException) -> WebFailure | None:
 
 
 def _chain(error: BaseException, depth: int = 8) -> Iterator[BaseException]:
-    """The causes below `error`, the deepest first."""
+    """Yield the causes of `error`, the deepest first, then itself."""
     below = error.__cause__ or error.__context__
     if depth and below is not None:
         yield from _chain(below, depth - 1)

@@ -1,12 +1,12 @@
-"""The subject kind `prometheus`: a server's own firing alerts, and PromQL invariants of ours.
+"""The subject kind `prometheus`: a server's own firing alerts, and invariants in PromQL from the settings.
 
 An alerting rule of the server is the invariant ``alert:NAME``, so that a rule whose evaluation fails
 makes only that alert unknown: all alerts are covered ("*") but those named in `unavailable`. The
-alerts are read from ``/api/v1/rules``, which tells them together with the health of their rules;
-``/api/v1/alerts`` alone cannot tell a quiet rule from a failing one.
+alerts are read from ``/api/v1/rules``, which returns them together with the health of their rules;
+``/api/v1/alerts`` does not distinguish an inactive rule from a failing one.
 
-A PromQL invariant is known for a series that is there. A series that was broken and is gone is
-kept in the state and stays unknown until it returns, unless its rule says ``absent: clear``.
+A PromQL invariant is known for a series that exists. A series that was broken and is gone is kept in
+the state and stays unknown until it returns, unless its rule has ``absent: clear``.
 """
 
 from __future__ import annotations
@@ -40,22 +40,18 @@ from midwatch.subjects.prometheus_api import (
     RuleSettings,
     Sample,
 )
-from midwatch.text import component_name
-from midwatch.text import ticket_line as one_line
+from midwatch.text import component_name, ticket_line
 from midwatch.units import format_value
-
-# ------------------------------------------------------------ prometheus_look
-# What answers of Prometheus say of invariants: pure.
 
 MAX_ALERTS = 500
 MAX_SERIES = 1000  # of one rule
 MAX_REMEMBERED = 200  # broken series of one rule
-_PLACE = re.compile(r"\{(\w+)\}")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Signals, why an invariant was not wholly seen, and what the next look needs."""
+class Findings:
+    """Signals, why an invariant was not observed completely, and what the next observation needs."""
 
     signals: tuple[Signal, ...]
     unavailable: Mapping[str, str] = field(default_factory=dict)
@@ -65,16 +61,16 @@ class Seen:
 # ------------------------------------------------------------------ the server's own alerts
 
 
-def alerts_seen(
+def check_alerts(
     rules: Sequence[AlertRule],
     settings: PrometheusSettings,
     invariant: Invariant,
     before: Collection[str],
-) -> Seen:
-    """A signal for each alert that fires. `before` are the marks of those that fired last time.
+) -> Findings:
+    """Return a signal for each alert that fires. `before` are the marks of those that fired last time.
 
-    An alert that fired before and is pending now still is broken: its expression is true, only
-    its time began anew, as after a restart of the server.
+    An alert that fired before and is pending now is still broken: its expression is true, only its
+    duration restarted, as after a restart of the server.
     """
     wanted = [rule for rule in rules if rule.name not in settings.ignore]
     found: dict[tuple[str, str], Signal] = {}
@@ -96,11 +92,11 @@ def alerts_seen(
     if len(ordered) > MAX_ALERTS:
         unavailable["alert"] = f"{len(ordered)} alerts fire; {MAX_ALERTS} of them count"
     kept = tuple(ordered[:MAX_ALERTS])
-    return Seen(kept, unavailable, tuple(sorted(_mark(signal) for signal in kept)))
+    return Findings(kept, unavailable, tuple(sorted(_mark(signal) for signal in kept)))
 
 
 def alert_id(name: str) -> str:
-    """The invariant that an alerting rule of the server is."""
+    """Return the id of the invariant for an alerting rule of the server."""
     return f"alert:{component_name(name)}"
 
 
@@ -113,16 +109,16 @@ def _alert_signal(
         if name not in ("alertname", settings.severity_label)
     }
     texts = (alert.annotations.get(name, "") for name in ("summary", "description"))
-    said = ": ".join(text for text in texts if text)
+    text = ": ".join(text for text in texts if text)
     severity = settings.severity(alert.labels.get(settings.severity_label))
     return Signal(
         invariant=alert_id(alert.name),
         component=component_name(label_text(labels) or alert.name),
-        message=one_line(f"{alert.name}: {said or label_text(labels) or 'fires'}"),
+        message=ticket_line(f"{alert.name}: {text or label_text(labels) or 'fires'}"),
         holds=False,
         facts={
-            "alertname": one_line(alert.name, 200),
-            "active_at": one_line(alert.active_at, 40),
+            "alertname": ticket_line(alert.name, 200),
+            "active_at": ticket_line(alert.active_at, 40),
             **label_facts(labels),
         },
         severity=invariant.severity if severity is None else severity,
@@ -145,15 +141,15 @@ def _unhealthy(rule: AlertRule) -> str:
     return f"the server has not evaluated the rule {rule.name} yet"
 
 
-# ------------------------------------------------------------------ rules of ours
+# ------------------------------------------------------------------ rules of the settings
 
 
-def rule_seen(
+def check_rule(
     rule: RuleSettings, invariant: Invariant, result: Result, before: Collection[str]
-) -> Seen:
-    """A signal for each series. `before` are the components that were broken and not seen well since.
+) -> Findings:
+    """Return a signal for each series. `before` are the components that were broken when last observed.
 
-    A signal with neither a value nor a verdict says that its component is unknown.
+    A signal with neither `value` nor `holds` means that its component is unknown.
     """
     readings = _readings(rule, result.samples)
     reason = "; ".join(f"partial answer: {text}" for text in result.warnings)
@@ -166,7 +162,7 @@ def rule_seen(
             _reading(rule, invariant, name, sample, holds=False)
             for name, sample in readings.items()
         )
-        return Seen(signals, {rule.name: reason} if reason else {})
+        return Findings(signals, {rule.name: reason} if reason else {})
     if not readings and rule.absent == "unknown" and not reason:
         reason = f"the expression of {rule.name} returns no series"
     return _limited(rule, invariant, readings, before, reason)
@@ -178,7 +174,7 @@ def _limited(
     readings: Mapping[str, Sample],
     before: Collection[str],
     reason: str,
-) -> Seen:
+) -> Findings:
     signals: list[Signal] = []
     broken: set[str] = set()
     for name, sample in readings.items():
@@ -196,7 +192,7 @@ def _limited(
     remembered = sorted(broken) + gone
     if len(remembered) > MAX_REMEMBERED and not reason:
         reason = f"more than {MAX_REMEMBERED} series are broken or gone; narrow the expression"
-    return Seen(
+    return Findings(
         tuple(signals),
         {rule.name: reason} if reason else {},
         tuple(sorted(remembered[:MAX_REMEMBERED])),
@@ -204,7 +200,7 @@ def _limited(
 
 
 def _holds(invariant: Invariant, value: float) -> bool | None:
-    """None where a value cannot be held against a limit."""
+    """Return whether a value is within the limit; None where they cannot be compared."""
     if math.isnan(value) or invariant.limit is None:
         return None
     return value <= invariant.limit if invariant.above else value >= invariant.limit
@@ -217,7 +213,7 @@ def _reading(
     sample: Sample,
     holds: bool | None,
 ) -> Signal:
-    # A database's JSON and numbers know no infinity: such a value is told in words only.
+    # JSON and databases have no infinity: such a value is in the message only.
     finite = math.isfinite(sample.value)
     shown = (
         format_value(sample.value, invariant.unit)
@@ -233,14 +229,14 @@ def _reading(
         )
         message = f"{rule.name}: {component} is {shown}{past}"
     facts: Facts = {
-        "expr": one_line(rule.expr, 1000),
+        "expr": ticket_line(rule.expr, 1000),
         "value": shown,
         **label_facts(sample.labels),
     }
     return Signal(
         invariant=rule.name,
         component=component,
-        message=one_line(message),
+        message=ticket_line(message),
         value=sample.value if finite else None,
         holds=holds,
         facts=facts,
@@ -248,7 +244,7 @@ def _reading(
 
 
 def _readings(rule: RuleSettings, samples: Iterable[Sample]) -> dict[str, Sample]:
-    """The series by component; where several have one component, the worst."""
+    """Return the series by component; where several have one component, the worst."""
     found: dict[str, Sample] = {}
     for sample in samples:
         name = _component(rule, sample.labels)
@@ -277,12 +273,12 @@ def _component(rule: RuleSettings, labels: Mapping[str, str]) -> str:
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """`template` with its {names} replaced; a name without a value becomes nothing."""
-    return _PLACE.sub(lambda match: values.get(match[1], ""), template)
+    """Return `template` with its {names} replaced; a name without a value becomes ""."""
+    return _PLACEHOLDER.sub(lambda match: values.get(match[1], ""), template)
 
 
 def label_text(labels: Mapping[str, str]) -> str:
-    """`instance=a, job=b`, in the order of the names; without the name of the metric."""
+    """Return `instance=a, job=b`, in the order of the names, without the name of the metric."""
     return ", ".join(
         f"{name}={value}"
         for name, value in sorted(labels.items())
@@ -292,18 +288,20 @@ def label_text(labels: Mapping[str, str]) -> str:
 
 def label_facts(labels: Mapping[str, str]) -> dict[str, str]:
     return {
-        f"label_{one_line(name, 60)}": one_line(value, 200)
+        f"label_{ticket_line(name, 60)}": ticket_line(value, 200)
         for name, value in sorted(labels.items())[:20]
     }
 
 
-_SHARE_OF_TIMEOUT = 0.8  # the rest is for saying what happened
+# ------------------------------------------------------------------ the subject
+
+_SHARE_OF_TIMEOUT = 0.8  # the rest is for the report
 _AT_ONCE = 4  # requests to the server
-Look = Callable[[float], Awaitable[Seen]]
+Query = Callable[[float], Awaitable[Findings]]
 
 
 class PrometheusSubject:
-    """A Prometheus server and what its series tell."""
+    """A Prometheus server: its alerts, and rules over its series."""
 
     kind: ClassVar[str] = "prometheus"
     settings_model: ClassVar[type[PrometheusSettings]] = PrometheusSettings
@@ -363,60 +361,60 @@ class PrometheusSubject:
         return [value for value in values if value]
 
     async def observe(self, previous: Json) -> Observation:
-        """Raises ObservationFailed when the server answered none of the requests."""
+        """Observe the server. Raises ObservationFailed when it answered none of the requests."""
         if self.settings.bearer_token_file is not None:
             self._read_token(self.settings.bearer_token_file)
         deadline = self.clock.monotonic() + self.settings.timeout * _SHARE_OF_TIMEOUT
         turns = asyncio.Semaphore(_AT_ONCE)
 
-        async def ask(look: Look) -> Seen | ObservationFailed:
+        async def ask(query: Query) -> Findings | ObservationFailed:
             async with turns:
                 try:
-                    return await look(max(0.01, deadline - self.clock.monotonic()))
+                    return await query(max(0.01, deadline - self.clock.monotonic()))
                 except ObservationFailed as failure:
                     return failure
 
-        looks = self._looks(previous)
-        answers = await asyncio.gather(*(ask(look) for look in looks.values()))
-        return _observation(dict(zip(looks, answers, strict=True)), previous)
+        queries = self._queries(previous)
+        answers = await asyncio.gather(*(ask(query) for query in queries.values()))
+        return _observation(dict(zip(queries, answers, strict=True)), previous)
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-
-        return sources(self, tickets)
+        return _sources(self, tickets)
 
     async def close(self) -> None:
         await self._web.close()
 
-    def _looks(self, previous: Json) -> dict[str, Look]:
-        """What is asked of the server, by invariant."""
+    def _queries(self, previous: Json) -> dict[str, Query]:
+        """Return the queries to the server, by invariant."""
         enabled = {invariant.id: invariant for invariant in self._invariants}
-        looks = {
-            rule.name: self._rule_look(rule, enabled[rule.name], previous)
+        queries = {
+            rule.name: self._rule_query(rule, enabled[rule.name], previous)
             for rule in self.settings.rules
             if rule.name in enabled
         }
         if "alert" in enabled:
-            looks["alert"] = self._alerts_look(enabled["alert"], previous)
-        return looks
+            queries["alert"] = self._alerts_query(enabled["alert"], previous)
+        return queries
 
-    def _alerts_look(self, invariant: Invariant, previous: Json) -> Look:
-        async def look(timeout: float) -> Seen:
+    def _alerts_query(self, invariant: Invariant, previous: Json) -> Query:
+        async def query(timeout: float) -> Findings:
             found = await self.api.alert_rules(timeout)
             before = _strings(previous.get("alerts"))
-            return alerts_seen(found, self.settings, invariant, before)
+            return check_alerts(found, self.settings, invariant, before)
 
-        return look
+        return query
 
-    def _rule_look(
+    def _rule_query(
         self, rule: RuleSettings, invariant: Invariant, previous: Json
-    ) -> Look:
-        async def look(timeout: float) -> Seen:
+    ) -> Query:
+        async def query(timeout: float) -> Findings:
             result = await self.api.query(rule.expr, timeout)
-            return rule_seen(rule, invariant, result, _before(previous, rule.name))
+            return check_rule(rule, invariant, result, _remembered(previous, rule.name))
 
-        return look
+        return query
 
-    # ------------------------------------------------ log-in
+    # ------------------------------------------------------------------ login
+
     def _login(self) -> Mapping[str, str]:
         if self._token:
             return {"authorization": f"Bearer {self._token}"}
@@ -443,7 +441,7 @@ class PrometheusSubject:
 
 
 def _observation(
-    answers: Mapping[str, Seen | ObservationFailed], previous: Json
+    answers: Mapping[str, Findings | ObservationFailed], previous: Json
 ) -> Observation:
     failures = [
         answer for answer in answers.values() if isinstance(answer, ObservationFailed)
@@ -458,8 +456,8 @@ def _observation(
     state: Json = {"alerts": _strings(previous.get("alerts")), "rules": {}}
     for name, answer in answers.items():
         if isinstance(answer, ObservationFailed):
-            unavailable[name] = one_line(f"{name}: {answer.one_line()}")
-            remembered: Sequence[str] = _before(previous, name)
+            unavailable[name] = ticket_line(f"{name}: {answer.one_line()}")
+            remembered: Sequence[str] = _remembered(previous, name)
         else:
             unavailable.update(answer.unavailable)
             remembered = answer.remembered
@@ -473,19 +471,19 @@ def _observation(
     signals = tuple(
         signal
         for answer in answers.values()
-        if isinstance(answer, Seen)
+        if isinstance(answer, Findings)
         for signal in answer.signals
     )
     return Observation(signals, frozenset(covered), unavailable, state)
 
 
-def _before(previous: Json, rule: str) -> list[str]:
+def _remembered(previous: Json, rule: str) -> list[str]:
     rules = previous.get("rules")
     return _strings(rules.get(rule)) if isinstance(rules, dict) else []
 
 
 def _strings(value: object) -> list[str]:
-    """The strings in what should be a list of them; an older version may have kept something else."""
+    """Return the strings of a list, else nothing: an older version may have stored something else."""
     return (
         [item for item in value if isinstance(item, str)]
         if isinstance(value, list)
@@ -493,8 +491,7 @@ def _strings(value: object) -> list[str]:
     )
 
 
-# ------------------------------------------------------------ prometheus_evidence
-# Evidence of the kind `prometheus`: values now and over the last hour, alerts, targets, rules.
+# ------------------------------------------------------------------ evidence
 
 _MOST_INVARIANTS = 5
 _MOST_SERIES = 20
@@ -502,12 +499,12 @@ _SPARSE_POINTS = 12
 _HOUR, _STEP = 3600.0, 60.0
 
 
-def sources(
+def _sources(
     subject: PrometheusSubject, tickets: Sequence[Ticket]
 ) -> Sequence[EvidenceSource]:
     limit = subject.settings.timeout
     shown = subject.target.shown
-    desk = _Desk(subject, limit * 0.45)
+    reader = _EvidenceReader(subject, limit * 0.45)
 
     def source(
         title: str, fetch: Callable[[], Awaitable[str]], rank: int
@@ -518,20 +515,20 @@ def sources(
     found = []
     for name in islice(named, _MOST_INVARIANTS):
         found += [
-            source(f"Definition of {name}", desk.about(name, desk.definition), 10),
-            source(f"{name}: values now", desk.about(name, desk.current), 12),
-            source(f"{name}: the last hour", desk.about(name, desk.history), 20),
+            source(f"Definition of {name}", reader.about(name, reader.definition), 10),
+            source(f"{name}: values now", reader.about(name, reader.current), 12),
+            source(f"{name}: the last hour", reader.about(name, reader.history), 20),
         ]
     return [
         *found,
-        source("Firing and pending alerts", desk.alerts, 15),
-        source("Scrape targets that are down", desk.down, 25),
-        source("Build of the server", desk.build, 80),
+        source("Firing and pending alerts", reader.alerts, 15),
+        source("Scrape targets that are down", reader.down, 25),
+        source("Build of the server", reader.build, 80),
     ]
 
 
-class _Desk:
-    """Fetches and writes down. `limit` is seconds for one request; a source makes two at most."""
+class _EvidenceReader:
+    """Fetches evidence as text. `limit` is the timeout of one request in seconds; a source makes two at most."""
 
     def __init__(self, subject: PrometheusSubject, limit: float) -> None:
         self._api: PrometheusApi = subject.api
@@ -541,9 +538,9 @@ class _Desk:
         self._limit = limit
 
     def about(
-        self, name: str, tell: Callable[[str], Awaitable[str]]
+        self, name: str, fetch: Callable[[str], Awaitable[str]]
     ) -> Callable[[], Awaitable[str]]:
-        return lambda: tell(name)
+        return lambda: fetch(name)
 
     async def definition(self, name: str) -> str:
         if name in self._rules:
@@ -558,7 +555,7 @@ class _Desk:
         lines = [f"warning: {text}" for text in result.warnings]
         for sample in result.samples[:_MOST_SERIES]:
             lines.append(
-                f"{one_line(label_text(sample.labels)) or '(no labels)'}: {sample.value:g}"
+                f"{ticket_line(label_text(sample.labels)) or '(no labels)'}: {sample.value:g}"
             )
         lines.append(f"{len(result.samples)} series")
         return "\n".join(lines)
@@ -574,13 +571,13 @@ class _Desk:
     async def alerts(self) -> str:
         rules = await self._api.alert_rules(self._limit)
         lines = [
-            f"{alert.state} {one_line(alert.name, 100)} since {one_line(alert.active_at, 40)}: "
-            f"{one_line(label_text(alert.labels))}"
+            f"{alert.state} {ticket_line(alert.name, 100)} since {ticket_line(alert.active_at, 40)}: "
+            f"{ticket_line(label_text(alert.labels))}"
             for rule in rules
             for alert in rule.alerts
         ]
         lines += [
-            f"health {rule.health} {one_line(rule.name, 100)}: {rule.error}"
+            f"health {rule.health} {ticket_line(rule.name, 100)}: {rule.error}"
             for rule in rules
             if rule.health != "ok"
         ]
@@ -589,7 +586,7 @@ class _Desk:
     async def down(self) -> str:
         targets = await self._api.targets(self._limit)
         lines = [
-            f"{target.health} {one_line(label_text(target.labels))}: {target.error}"
+            f"{target.health} {ticket_line(label_text(target.labels))}: {target.error}"
             for target in targets
             if target.health != "up"
         ]
@@ -615,11 +612,11 @@ class _Desk:
 
 
 def compact(line: Line) -> str:
-    """One line: least, greatest and last value, and some points on the way."""
+    """Return one line: least, greatest and last value, and some points between."""
     values = [value for _, value in line.points]
     every = -(-len(line.points) // _SPARSE_POINTS)
     points = " ".join(f"{_clock(at)}={value:g}" for at, value in line.points[::every])
-    name = one_line(label_text(line.labels)) or "(no labels)"
+    name = ticket_line(label_text(line.labels)) or "(no labels)"
     return (
         f"{name}: min {min(values):g}, max {max(values):g}, last {values[-1]:g} at "
         f"{_clock(line.points[-1][0])} UTC; {points}"
@@ -644,4 +641,4 @@ def _rule_text(rule: AlertRule) -> str:
 
 
 def _pairs(items: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(f"{name}: {one_line(value, 2000)}" for name, value in items)
+    return "\n".join(f"{name}: {ticket_line(value, 2000)}" for name, value in items)

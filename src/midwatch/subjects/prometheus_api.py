@@ -1,7 +1,7 @@
-"""Prometheus' HTTP API, as far as it is asked here, turned into values.
+"""The part of Prometheus' HTTP API that is used here, as values, and the settings of the kind `prometheus`.
 
-The forms are those of https://prometheus.io/docs/prometheus/latest/querying/api/. Everything that
-does not have them is an error and not an empty answer.
+The formats are those of https://prometheus.io/docs/prometheus/latest/querying/api/. Anything else is an
+error, not an empty answer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from midwatch.model import Invariant, Severity, Unit
 from midwatch.settings import Group, Name, SubjectSettings
 from midwatch.subjects.http import Url
 from midwatch.subjects.http_client import Answer, WebClient
-from midwatch.text import ticket_line as one_line
+from midwatch.text import ticket_line
 from midwatch.units import Seconds, format_value, parse_limit
 
 ANSWER_LIMIT = 8_000_000  # bytes
@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 
 class QueryRefused(ObservationFailed):
-    """The server answered this request with an error, or with what is of no use."""
+    """The server answered this request with an error, or with an unusable result."""
 
 
 class NotPrometheus(ObservationFailed):
-    """What answered does not speak Prometheus' API."""
+    """The server does not speak Prometheus' API."""
 
-    hint = "check that `url` is that of a Prometheus server, and the log-in"
+    hint = "check that `url` is that of a Prometheus server, and the login"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a query returned; `warnings` say that it may not be everything."""
+    """The result of a query; with `warnings` it may be incomplete."""
 
     samples: tuple[Sample, ...]
     warnings: tuple[str, ...] = ()
@@ -111,7 +111,7 @@ class PrometheusApi:
     async def query_range(
         self, expr: str, start: float, end: float, step: float, timeout: float
     ) -> tuple[Line, ...]:
-        """`start` and `end` in Unix seconds, `step` in seconds."""
+        """Return the series from `start` to `end` (Unix seconds), a point every `step` seconds."""
         params = {
             "query": expr,
             "start": f"{start:.3f}",
@@ -122,7 +122,7 @@ class PrometheusApi:
         return _shaped(lambda: tuple(_line(item) for item in data["result"]))
 
     async def alert_rules(self, timeout: float) -> tuple[AlertRule, ...]:
-        """The alerting rules with their alerts: one request, so that both are of one moment."""
+        """Return the alerting rules with their alerts, in one request so that both are of one moment."""
         data, _ = await self._get("rules", {"type": "alert"}, timeout)
         return _shaped(lambda: tuple(_rules(data)))
 
@@ -151,7 +151,9 @@ class PrometheusApi:
         warnings = envelope.get("warnings") or []
         if not isinstance(warnings, list):
             raise NotPrometheus("the answer does not have Prometheus' form")
-        return envelope.get("data"), tuple(one_line(str(w), 200) for w in warnings[:10])
+        return envelope.get("data"), tuple(
+            ticket_line(str(w), 200) for w in warnings[:10]
+        )
 
 
 def _envelope(answer: Answer) -> Mapping[str, Any]:
@@ -167,17 +169,17 @@ def _envelope(answer: Answer) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         kind = answer.header("content-type") or "nothing known"
         raise NotPrometheus(
-            f"status {answer.status} and {one_line(kind, 60)} instead of Prometheus' JSON"
+            f"status {answer.status} and {ticket_line(kind, 60)} instead of Prometheus' JSON"
         )
     return value
 
 
 def _refusal(answer: Answer, envelope: Mapping[str, Any]) -> QueryRefused:
-    kind = one_line(str(envelope.get("errorType", "")), 40)
-    said = one_line(str(envelope.get("error", "")), 300)
+    kind = ticket_line(str(envelope.get("errorType", "")), 40)
+    message = ticket_line(str(envelope.get("error", "")), 300)
     text = f"the server refused with status {answer.status}"
     return QueryRefused(
-        ": ".join(part for part in (text, kind, said) if part),
+        ": ".join(part for part in (text, kind, message) if part),
         hint="correct the expression" if kind == "bad_data" else None,
     )
 
@@ -200,7 +202,7 @@ def _samples(data: Any) -> Iterator[Sample]:
             yield Sample(_labels(item["metric"]), float(item["value"][1]))
     else:
         raise QueryRefused(
-            f"the expression returns a {one_line(str(kind), 20)}, not one number a series",
+            f"the expression returns a {ticket_line(str(kind), 20)}, not one number a series",
             hint="it must be an instant vector or a scalar",
         )
 
@@ -220,7 +222,7 @@ def _rules(data: Any) -> Iterator[AlertRule]:
                 query=str(rule["query"]),
                 duration=float(rule.get("duration") or 0),
                 health=str(rule["health"]),
-                error=one_line(str(rule.get("lastError") or "")),
+                error=ticket_line(str(rule.get("lastError") or "")),
                 alerts=tuple(_alert(name, item) for item in rule.get("alerts") or ()),
             )
 
@@ -239,7 +241,7 @@ def _target(item: Any) -> Target:
     return Target(
         labels=_labels(item["labels"]),
         health=str(item["health"]),
-        error=one_line(str(item.get("lastError") or "")),
+        error=ticket_line(str(item.get("lastError") or "")),
         last_scrape=str(item.get("lastScrape") or ""),
     )
 
@@ -248,8 +250,7 @@ def _labels(item: Any) -> dict[str, str]:
     return {str(name): str(value) for name, value in item.items()}
 
 
-# ------------------------------------------------------------ prometheus_settings
-# Settings and invariants of the subject kind `prometheus`.
+# ------------------------------------------------------------------ settings and invariants
 
 SeverityName = Literal["critical", "warning", "info"]
 DEFAULT_SEVERITIES: dict[str, SeverityName] = {
@@ -277,19 +278,22 @@ class RuleSettings(Group):
     )
     unit: Literal["seconds", "bytes", "ratio", "count"] = "count"
     hold_for: Seconds = Field(
-        0.0, alias="for", description="Broken for so long before a ticket opens."
+        0.0,
+        alias="for",
+        description="How long it must be broken before a ticket opens.",
     )
     severity: SeverityName = "warning"
     component: str | list[str] | None = Field(
         None,
-        description="Labels that name the component, or a text like {instance}/{job}; all labels when not given.",
+        description="Labels that name the component, or a template such as {instance}/{job}; by default all labels.",
     )
     message: str | None = Field(
-        None, description="A text like {instance} has {value}; made up when not given."
+        None,
+        description="A template such as {instance} has {value}; by default generated.",
     )
     absent: Literal["unknown", "clear"] = Field(
         "unknown",
-        description="What a series means that is gone or not a number; with above or below only.",
+        description="The state of a series that is gone or not a number; with above or below only.",
     )
 
     @model_validator(mode="after")
@@ -303,7 +307,7 @@ class RuleSettings(Group):
 
     @property
     def limit(self) -> float | None:
-        """In `unit`; None for an expression whose every series is a violation."""
+        """The limit in `unit`; None for an expression whose every series is a violation."""
         written = self.above if self.above is not None else self.below
         return None if written is None else parse_limit(written, Unit(self.unit))
 
@@ -336,22 +340,24 @@ class PrometheusSettings(SubjectSettings):
     kind: str = "prometheus"
     url: Url = Field(description="Its address, with the path prefix if it has one.")
     bearer_token_file: Path | None = Field(
-        None, description="A file with the token; read anew for each look."
+        None, description="A file with the token; read for each observation."
     )
     basic_auth: BasicAuth | None = None
     verify: bool = Field(True, description="Whether the certificate must be valid.")
     ca_file: Path | None = Field(
-        None, description="Certificate authorities to accept besides the system's."
+        None, description="Certificate authorities to trust besides the system's."
     )
     alerts: bool = Field(True, description="Whether its own firing alerts count.")
     ignore: list[str] = Field(
         default_factory=lambda: ["Watchdog"],
         description="Names of alerts that do not count; Watchdog always fires.",
     )
-    severity_label: str = Field("severity", description="The label that tells it.")
+    severity_label: str = Field(
+        "severity", description="The label that has the severity."
+    )
     severities: dict[str, SeverityName] = Field(
         default_factory=dict,
-        description="What values of that label mean, besides the usual ones.",
+        description="Severities by value of that label, besides the usual ones.",
     )
     rules: list[RuleSettings] = Field(default_factory=list)
 
@@ -367,13 +373,13 @@ class PrometheusSettings(SubjectSettings):
     @model_validator(mode="after")
     def _something(self) -> Self:
         if not self.alerts and not self.rules:
-            raise ValueError("nothing to look at: turn alerts on or give rules")
+            raise ValueError("nothing to check: turn alerts on or give rules")
         if self.bearer_token_file and self.basic_auth:
             raise ValueError("give bearer_token_file or basic_auth, not both")
         return self
 
     def severity(self, label: str | None) -> Severity | None:
-        """What a value of the severity label means; None where there is no label."""
+        """Return the severity for a value of the severity label; None without that label."""
         if label is None:
             return None
         meanings: dict[str, Any] = {**DEFAULT_SEVERITIES, **self.severities}
@@ -382,7 +388,7 @@ class PrometheusSettings(SubjectSettings):
 
 ALERT = Invariant(
     "alert",
-    "No alert of the server's own fires",
+    "No alert of the server fires",
     "Stands for all alerting rules of the server; a firing one has the id alert:NAME. Their severity "
     "comes from the label `severity`, else from here. A rule whose evaluation fails is unknown.",
 )

@@ -1,4 +1,4 @@
-"""First aid for PostgreSQL. The first playbook that knows something speaks for the batch."""
+"""First aid for PostgreSQL. The first playbook with a note for a ticket is used."""
 
 from midwatch.playbooks.base import Playbook
 from midwatch.playbooks.postgres.locks import (

@@ -1,4 +1,4 @@
-"""First aid for sessions in each other's way: lock queues, open transactions, long statements."""
+"""First aid for lock queues, open transactions, long statements and deadlocks."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from collections.abc import Sequence
 from midwatch.diagnosis_schema import Action, Citation, DiagnosisOutput
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
+    InvariantPlaybook,
+    action,
     bounded,
     find,
     finding,
-    integer,
+    integer_fact,
     log_lines,
-    of,
     session_line,
-    step,
-    word,
-    write,
+    text_fact,
+    tickets_of,
+    write_note,
 )
 
 ROLLBACK = "its transaction is rolled back and its client sees an error"
 
 
-def _look(pid: int) -> Action:
-    return step(
+def _inspect(pid: int) -> Action:
+    return action(
         "See first whether it still does so, and ask its owner",
         "SELECT pid, state, xact_start, state_change, application_name, query "
         f"FROM pg_stat_activity WHERE pid = {pid};",
@@ -32,7 +33,7 @@ def _look(pid: int) -> Action:
 
 
 def _terminate(pid: int, what: str) -> Action:
-    return step(
+    return action(
         what,
         f"SELECT pg_terminate_backend({pid});",
         risk=f"{ROLLBACK}; what it has not committed is lost",
@@ -41,7 +42,7 @@ def _terminate(pid: int, what: str) -> Action:
 
 
 def _cancel(pid: int) -> Action:
-    return step(
+    return action(
         "Cancel its statement",
         f"SELECT pg_cancel_backend({pid});",
         risk="the statement's work is lost and its client sees an error; the session stays",
@@ -50,7 +51,7 @@ def _cancel(pid: int) -> Action:
 
 
 def _idle_limit() -> Action:
-    return step(
+    return action(
         "Let the server end such transactions by itself from now on",
         "ALTER SYSTEM SET idle_in_transaction_session_timeout = '60s';",
         "SELECT pg_reload_conf();",
@@ -59,13 +60,13 @@ def _idle_limit() -> Action:
 
 
 def _named(ticket: Ticket, prefix: str = "") -> str:
-    user = word(ticket, f"{prefix}user", "unknown")
-    application = word(ticket, f"{prefix}application")
+    user = text_fact(ticket, f"{prefix}user", "unknown")
+    application = text_fact(ticket, f"{prefix}application")
     return f"user {user}" + (f", application {application}" if application else "")
 
 
 class LockPileUp:
-    """Sessions wait for one that itself waits for nobody."""
+    """Sessions wait for one that does not wait itself."""
 
     kind = "postgres"
     invariants: Sequence[str] = ("blocked_sessions",)
@@ -73,8 +74,8 @@ class LockPileUp:
     def first_aid(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        for ticket in of(tickets, *self.invariants):
-            pid = integer(ticket, "blocker_pid")
+        for ticket in tickets_of(tickets, *self.invariants):
+            pid = integer_fact(ticket, "blocker_pid")
             if pid is None:
                 return self._prepared(ticket, context)
             return self._behind(ticket, pid, tickets, context)
@@ -83,21 +84,21 @@ class LockPileUp:
     def _behind(
         self, ticket: Ticket, pid: int, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        idle = word(ticket, "blocker_state").startswith("idle in transaction")
+        idle = text_fact(ticket, "blocker_state").startswith("idle in transaction")
         root = find(context, "root: blocks", f"pid {pid}:") or session_line(
             context, pid
         )
-        count = integer(ticket, "blocked_count") or 0
+        count = integer_fact(ticket, "blocked_count") or 0
         who = f"pid {pid} ({_named(ticket, 'blocker_')})"
         if idle:
             does = "keeps a transaction open while it does nothing"
         else:
-            does = f"is {word(ticket, 'blocker_state', 'in an unknown state')}"
-        return write(
+            does = f"is {text_fact(ticket, 'blocker_state', 'in an unknown state')}"
+        return write_note(
             self._explained(ticket, pid, tickets),
             summary=f"{who} {does} and holds a lock that {count} session"
             f"{' waits' if count == 1 else 's wait'} for.",
-            cause=f"{who} {does}; what it ran last: {word(ticket, 'blocker_query', 'unknown')}",
+            cause=f"{who} {does}; what it ran last: {text_fact(ticket, 'blocker_query', 'unknown')}",
             cited=[root],
             reason="the server itself names it as the root of the queue",
             findings=[
@@ -114,9 +115,9 @@ class LockPileUp:
     def _actions(self, pid: int, idle: bool) -> list[Action]:
         if idle:  # there is no statement that could be cancelled
             end = _terminate(pid, "End the session; the queue then moves on")
-            return [_look(pid), end, _idle_limit()]
+            return [_inspect(pid), end, _idle_limit()]
         return [
-            _look(pid),
+            _inspect(pid),
             _cancel(pid),
             _terminate(pid, "If that is not enough, end it"),
         ]
@@ -124,29 +125,29 @@ class LockPileUp:
     def _explained(
         self, ticket: Ticket, pid: int, tickets: Sequence[Ticket]
     ) -> list[Ticket]:
-        same = of(tickets, "idle_in_transaction", "long_queries")
+        same = tickets_of(tickets, "idle_in_transaction", "long_queries")
         blocked = [
             one
-            for one in of(tickets, "blocked_sessions")
-            if integer(one, "blocker_pid") == pid
+            for one in tickets_of(tickets, "blocked_sessions")
+            if integer_fact(one, "blocker_pid") == pid
         ]
-        return blocked + [one for one in same if integer(one, "pid") == pid]
+        return blocked + [one for one in same if integer_fact(one, "pid") == pid]
 
     def _prepared(self, ticket: Ticket, context: Context) -> DiagnosisOutput | None:
         root = find(context, "root: a prepared transaction")
-        return write(
+        return write_note(
             [ticket],
-            summary="A prepared transaction that nobody finished holds a lock others wait for.",
+            summary="A prepared transaction that was not finished holds a lock that others wait for.",
             cause="a transaction was prepared (two-phase commit) and neither committed nor "
             "rolled back",
             cited=[root],
             reason="the server reports a blocker without a process",
             actions=[
-                step(
+                action(
                     "Find it, and ask its transaction manager what became of it",
                     "SELECT gid, prepared, owner, database FROM pg_prepared_xacts ORDER BY prepared;",
                 ),
-                step(
+                action(
                     "Then commit it or roll it back",
                     "ROLLBACK PREPARED 'gid';",
                     risk="the transaction may have been committed elsewhere",
@@ -158,12 +159,12 @@ class LockPileUp:
 
 
 def _pids(ticket: Ticket) -> list[int]:
-    parts = word(ticket, "blocked_pids").split(",")
+    parts = text_fact(ticket, "blocked_pids").split(",")
     return [int(part) for part in parts if part.strip().isdigit()]
 
 
 class IdleInTransaction:
-    """A transaction left open, with nobody waiting for it yet."""
+    """An open, idle transaction that no session waits for yet."""
 
     kind = "postgres"
     invariants: Sequence[str] = ("idle_in_transaction",)
@@ -175,16 +176,16 @@ class IdleInTransaction:
         if ticket is None or pid is None:
             return None
         who = f"pid {pid} ({_named(ticket)})"
-        return write(
+        return write_note(
             [ticket],
             summary=f"{who} left a transaction open and does nothing in it.",
             cause=f"{who} does not end its transaction; what it ran last: "
-            f"{word(ticket, 'query', 'unknown')}",
+            f"{text_fact(ticket, 'query', 'unknown')}",
             cited=[line],
-            reason="the session's state is seen; why its client stopped is not",
+            reason="the session's state is known; why its client stopped is not",
             confidence="medium",
             actions=[
-                _look(pid),
+                _inspect(pid),
                 _terminate(pid, "End the session if its owner agrees"),
                 _idle_limit(),
             ],
@@ -208,18 +209,18 @@ class LongQuery:
         if ticket is None or pid is None:
             return None
         who = f"pid {pid} ({_named(ticket)})"
-        return write(
+        return write_note(
             [ticket],
             summary=f"{who} has been running one statement for too long.",
-            cause=f"{who} runs: {word(ticket, 'query', 'unknown')}",
+            cause=f"{who} runs: {text_fact(ticket, 'query', 'unknown')}",
             cited=[line],
-            reason="the statement is seen; whether it is meant to take so long is not",
+            reason="the statement is known; whether it is expected to take so long is not",
             confidence="medium",
             actions=[
-                _look(pid),
+                _inspect(pid),
                 _cancel(pid),
                 _terminate(pid, "If it does not react, end its session"),
-                step(
+                action(
                     "Limit the statements of its role from now on",
                     "ALTER ROLE the_role SET statement_timeout = '5min';",
                     risk="longer statements of that role fail",
@@ -233,36 +234,33 @@ class LongQuery:
 def _session_ticket(
     tickets: Sequence[Ticket], context: Context, invariant: str
 ) -> tuple[Ticket | None, int | None, Citation | None]:
-    for ticket in of(tickets, invariant):
-        pid = integer(ticket, "pid")
+    for ticket in tickets_of(tickets, invariant):
+        pid = integer_fact(ticket, "pid")
         if pid is not None:
             return ticket, pid, session_line(context, pid)
     return None, None, None
 
 
-class Deadlocks:
+class Deadlocks(InvariantPlaybook):
     """Transactions that took the same locks in a different order."""
 
     kind = "postgres"
     invariants: Sequence[str] = ("deadlocks",)
 
-    def first_aid(
+    def note(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        ours = of(tickets, *self.invariants)
         lines = log_lines(context, "deadlock detected")
-        counter = None
-        if ours:
-            counter = find(context, f"database={ours[0].key.component} ", "deadlocks=")
-        if not ours or not (lines or counter):
+        counter = find(context, f"database={tickets[0].key.component} ", "deadlocks=")
+        if not (lines or counter):
             return None
         parties = find(context, "waits for", "blocked by process")
         statements = deadlocked_statements(context)
         cause = "two or more transactions take the same locks in a different order"
         if statements:
             cause += ": " + " / ".join(text for text, _ in statements)
-        return write(
-            ours,
+        return write_note(
+            tickets,
             summary="Transactions locked each other out; the server ended one of each pair.",
             cause=cause,
             cited=[
@@ -272,7 +270,7 @@ class Deadlocks:
             reason=(
                 "the log names the processes and their statements"
                 if parties
-                else "only the counter is seen, not the statements"
+                else "only the counter is known, not the statements"
             ),
             confidence="high" if parties else "low",
             verdict="identified" if parties else "suspected",
@@ -281,11 +279,11 @@ class Deadlocks:
                 finding("what the server counts", counter),
             ],
             actions=[
-                step(
+                action(
                     "Read the statements in the log's DETAIL lines and let every transaction "
                     "take its locks in the same order"
                 ),
-                step(
+                action(
                     "Make the clients repeat a transaction that fails with SQLSTATE 40P01",
                     risk="none where the transaction can be repeated as a whole",
                 ),
@@ -299,7 +297,7 @@ _MOST_STATEMENTS = 4
 
 
 def deadlocked_statements(context: Context) -> list[tuple[str, Citation]]:
-    """The different statements that the log's deadlock reports name, each with a quote."""
+    """Return the distinct statements in the log's deadlock reports, each with a citation."""
     found: dict[str, Citation] = {}
     for evidence in context.evidence:
         for line in evidence.text.splitlines() if evidence.available else ():

@@ -1,4 +1,4 @@
-"""First aid for a server that is down, and for what its log says of disasters."""
+"""First aid for a server that is down, and for crashes and damage in its log."""
 
 from __future__ import annotations
 
@@ -9,43 +9,46 @@ from midwatch.diagnosis_schema import Action, Citation, DiagnosisOutput
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
     SEVERITIES,
+    InvariantPlaybook,
+    action,
     find,
     finding,
     log_lines,
-    of,
-    step,
-    word,
-    write,
+    text_fact,
+    tickets_of,
+    write_note,
 )
 
-# Without a colon, so that no logged statement can pass for it.
+# Without a colon, so that no logged statement can match.
 ENDED = r'[a-z][a-z ]{0,40}(?:"[^"]{0,80}" )?\(PID \d+\) was terminated by '
 READY = "database system is ready to accept connections"
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """What a log line that begins with `pattern` says. `disaster`: it says so of a server that
-    came back, too."""
+    """The cause that a log line that begins with `pattern` shows.
+
+    With `disaster` it counts also for a server that has come back.
+    """
 
     pattern: str
-    told: str
+    description: str
     action: Action
     disaster: bool = True
     severities: str = SEVERITIES
 
 
-START = step("Start it, and watch the log until it takes connections")
-RECOVERY = step(
+START = action("Start it, and watch the log until it takes connections")
+RECOVERY = action(
     "Let it recover; if it does not come back by itself, start it and watch the log",
     risk="recovery takes as long as the write-ahead log since the last checkpoint",
 )
-# What makes others happen stands before them: a full disk before the crash it led to.
+# A cause stands before its effects: a full disk before the crash that it leads to.
 CAUSES = (
     Cause(
         "could not .*No space left on device",
         "the disk is full",
-        step(
+        action(
             "Make room on the disk (never by deleting files in pg_wal), then start it",
             "df -h",
             risk="deleting the wrong files loses data",
@@ -55,7 +58,7 @@ CAUSES = (
     Cause(
         ENDED + "signal 9",
         "a server process was killed with signal 9, as the kernel does when memory runs out",
-        step(
+        action(
             "Look for the kernel's out-of-memory killer",
             "dmesg -T | grep -i 'killed process'",
         ),
@@ -63,15 +66,15 @@ CAUSES = (
     Cause(
         ENDED,
         "a server process crashed",
-        step("Keep the core dump and the log, and look for the statement it ran"),
+        action("Keep the core dump and the log, and look for the statement it ran"),
     ),
     Cause(
-        "out of memory", "memory ran out", step("See what uses the memory", "free -m")
+        "out of memory", "memory ran out", action("See what uses the memory", "free -m")
     ),
     Cause(
         "invalid page in block|could not read block|page verification failed",
         "data on disk are damaged",
-        step(
+        action(
             "Stop writing, keep a copy of the data folder, and prepare a restore",
             risk="running on can make the damage worse",
             undo=False,
@@ -79,8 +82,8 @@ CAUSES = (
     ),
     Cause(
         "",
-        "the server found itself in a state it could not go on from (PANIC)",
-        step(
+        "the server reached a state in which it could not continue (PANIC)",
+        action(
             "Keep the log and the data folder as they are, and read the lines before it"
         ),
         severities="PANIC",
@@ -88,7 +91,7 @@ CAUSES = (
     Cause(
         "received (?:fast|smart|immediate) shutdown request",
         "somebody or something asked it to shut down",
-        step(
+        action(
             "Ask who stopped it (deployment, package upgrade, an operator)",
             "last -x | head",
         ),
@@ -96,14 +99,14 @@ CAUSES = (
     Cause(
         "could not (?:bind|create lock file|open file|load|access)|configuration file .* contains errors",
         "it could not start",
-        step("Correct what the log names, then start it"),
+        action("Correct what the log names, then start it"),
         disaster=False,
     ),
 )
 
 
 class ServerDown:
-    """Why it does not answer, from the end of its log."""
+    """A server that does not answer: the cause is in the end of its log."""
 
     kind = "postgres"
     invariants: Sequence[str] = ("reachable",)
@@ -111,7 +114,7 @@ class ServerDown:
     def first_aid(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        ours = of(tickets, *self.invariants)
+        ours = tickets_of(tickets, *self.invariants)
         if not ours:
             return None
         refused = find(context, "a connection attempt failed:")
@@ -128,85 +131,88 @@ class ServerDown:
         line: Citation,
         refused: Citation | None,
     ) -> DiagnosisOutput | None:
-        return write(
-            of(tickets, "reachable", "log_errors"),
-            summary=f"The server does not answer: {cause.told}.",
-            cause=cause.told,
+        return write_note(
+            tickets_of(tickets, "reachable", "log_errors"),
+            summary=f"The server does not answer: {cause.description}.",
+            cause=cause.description,
             cited=[line],
-            reason="it is the server's own last word since it started",
+            reason="it is the server's own last message since it started",
             confidence="high" if refused else "medium",
             findings=[finding("it refuses connections now", refused)],
             actions=[cause.action, START],
-            risks=["Everything that needs this database stands still."],
+            risks=["Everything that needs this database is down."],
         )
 
     def _unknown(
         self, tickets: Sequence[Ticket], context: Context, refused: Citation | None
     ) -> DiagnosisOutput | None:
         last = _last_log_line(context)
-        error = word(tickets[0], "error")
+        error = text_fact(tickets[0], "error")
         if refused is None and last is None:
             return None
         if "refused" not in error.casefold():
-            # Silence and failing names have causes on the way as well as in the server.
+            # A timeout or a failing name can have a cause in the network as well as in the server.
             cause = "it is hung, overloaded or cut off from here"
         elif last is None:
             cause = "its process is gone"
         else:
             cause = (
-                "its process is gone without a word of a shutdown in its log: it was killed "
+                "its process is gone without a shutdown in its log: it was killed "
                 "from outside (kill -9, out-of-memory killer) or the machine went down"
             )
-        return write(
+        return write_note(
             tickets,
             summary=f"The server does not answer: {cause}.",
             cause=cause,
             cited=[refused, last],
             verdict="suspected",
             confidence="medium" if last else "low",
-            reason="the refusal is seen; what ended it left no line in the log",
+            reason="the refusal is known; what ended the server left no line in the log",
             actions=[
-                step(
+                action(
                     "On its machine, see whether it runs and whether the kernel killed it",
                     "ps -C postgres -o pid,etime,cmd",
                     "dmesg -T | grep -i 'killed process'",
                 ),
                 RECOVERY,
             ],
-            risks=["Everything that needs this database stands still."],
+            risks=["Everything that needs this database is down."],
             missing=["The kernel's log of that machine."],
         )
 
 
-class LogDisaster:
-    """A server that runs, but whose log told of a disaster."""
+class LogDisaster(InvariantPlaybook):
+    """A server that runs, but whose log reports a crash or damage."""
 
     kind = "postgres"
     invariants: Sequence[str] = ("log_errors",)
 
-    def first_aid(
+    def note(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        ours = of(tickets, *self.invariants)
-        if not ours:
-            return None
         for cause in CAUSES:
             lines = log_lines(context, cause.pattern, cause.severities)
             if lines and cause.disaster:
-                return self._write(ours, cause.told, lines[0], cause.action)
+                return self._write(tickets, cause.description, lines[0], cause.action)
         lines = log_lines(context, "database system was not properly shut down")
         if lines:
-            told = "it ended without a shutdown and recovered when it was started again"
-            return self._write(ours, told, lines[0], RECOVERY)
+            description = (
+                "it ended without a shutdown and recovered when it was started again"
+            )
+            return self._write(tickets, description, lines[0], RECOVERY)
         return None
 
     def _write(
-        self, tickets: Sequence[Ticket], told: str, line: Citation, action: Action
+        self,
+        tickets: Sequence[Ticket],
+        description: str,
+        line: Citation,
+        action: Action,
     ) -> DiagnosisOutput | None:
-        return write(
+        return write_note(
             tickets,
-            summary=f"The log tells of a disaster: {told}.",
-            cause=told,
+            summary=f"The log reports a disaster: {description}.",
+            cause=description,
             cited=[line],
             verdict="suspected",
             confidence="medium",
@@ -217,15 +223,15 @@ class LogDisaster:
 
 
 def _after_start(context: Context, cause: Cause) -> Citation | None:
-    """The latest such line, if the server has not come up since.
+    """Return the latest line of this cause, if the server has not started since.
 
     Errors of single statements (ERROR) do not end a server.
     """
-    told = log_lines(context, cause.pattern, cause.severities.replace("ERROR|", ""))
+    found = log_lines(context, cause.pattern, cause.severities.replace("ERROR|", ""))
     ready = log_lines(context, READY, "LOG")
-    if not told:
+    if not found:
         return None
-    return told[0] if not ready or _follows(context, told[0], ready[0]) else None
+    return found[0] if not ready or _follows(context, found[0], ready[0]) else None
 
 
 def _follows(context: Context, line: Citation, earlier: Citation) -> bool:

@@ -1,4 +1,4 @@
-"""First aid for what runs out: connections, the write-ahead log's disk, space."""
+"""First aid for exhausted resources: connections, disk, transaction ids, dead rows."""
 
 from __future__ import annotations
 
@@ -7,78 +7,80 @@ from collections.abc import Sequence
 from midwatch.diagnosis_schema import Action, Citation, DiagnosisOutput
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
+    InvariantPlaybook,
+    action,
     find,
     finding,
-    integer,
-    literal,
-    of,
+    integer_fact,
     reading,
-    step,
-    word,
-    write,
+    sql_literal,
+    text_fact,
+    tickets_of,
+    write_note,
 )
 
 
-class ConnectionsExhausted:
-    """Who holds the connections."""
+class ConnectionsExhausted(InvariantPlaybook):
+    """The connections run out: which application holds them."""
 
     kind = "postgres"
     invariants: Sequence[str] = ("connections",)
 
-    def first_aid(
+    def note(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        ours = of(tickets, *self.invariants)
-        if not ours:
-            return None
-        if word(ours[0], "holder_application") or word(ours[0], "holder_user"):
-            return self._held(ours, context)
-        return self._refused(ours, context)
+        if text_fact(tickets[0], "holder_application") or text_fact(
+            tickets[0], "holder_user"
+        ):
+            return self._held(tickets, context)
+        return self._refused(tickets, context)
 
     def _held(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
         ticket = tickets[0]
-        user, state = word(ticket, "holder_user"), word(ticket, "holder_state")
-        application = word(ticket, "holder_application")
+        user, state = text_fact(ticket, "holder_user"), text_fact(
+            ticket, "holder_state"
+        )
+        application = text_fact(ticket, "holder_application")
         line = (
             find(context, f"application={application} ", f"state={state}")
             if application
             else find(context, f"user={user} ", f"state={state}")
         )
         who = f"user {user}" + (f", application {application}" if application else "")
-        count, used = integer(ticket, "holder_count"), integer(ticket, "used")
-        return write(
+        count, used = integer_fact(ticket, "holder_count"), integer_fact(ticket, "used")
+        return write_note(
             tickets,
             summary=f"The connections run out; {who} holds {count} of {used}, {state}.",
             cause=f"{who} holds most connections ({count} of {used}, {state})",
             cited=[line],
             verdict="suspected",
             confidence="medium",
-            reason="who holds the connections is seen; why it needs so many is not",
+            reason="who holds the connections is known; why it needs so many is not",
             readings=[
                 reading(
                     "max_connections",
-                    str(integer(ticket, "max_connections")),
+                    str(integer_fact(ticket, "max_connections")),
                     find(context, "max_connections:"),
                 )
             ],
             actions=[
                 _who_holds(),
-                step(
+                action(
                     "End connections of that role which have been idle for long",
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE state = 'idle' "
-                    f"AND usename = {literal(user)} AND state_change < now() - interval '5 min';",
+                    f"AND usename = {sql_literal(user)} AND state_change < now() - interval '5 min';",
                     risk="a pool that does not check its connections hands out dead ones for "
                     "a moment",
                     undo=False,
                 ),
-                step(
+                action(
                     "Limit the pool of that application, or put a pooler in front",
                     risk="too small a pool makes its requests wait",
                 ),
             ],
-            risks=["Nobody else gets in, administrators only through reserved slots."],
+            risks=["New connections are refused; administrators need a reserved slot."],
         )
 
     def _refused(
@@ -89,26 +91,26 @@ class ConnectionsExhausted:
             or find(context, "remaining connection slots are reserved")
             or find(context, "too many connections for")
         )
-        return write(
+        return write_note(
             tickets,
             summary="The server refuses connections because all its slots are taken.",
             cause="all connection slots are taken; by whom cannot be seen without one",
             cited=[line],
             confidence="medium",
             verdict="suspected",
-            reason="the refusal is seen, the holders are not",
+            reason="the refusal is known, the holders are not",
             actions=[
                 _who_holds(),
-                step(
+                action(
                     "Stop or restart the application that opens the most",
                     risk="its requests in flight fail",
                     undo=False,
                 ),
-                step(
+                action(
                     "Give the monitoring role a reserved slot (PostgreSQL 16 and later, with "
                     "reserved_connections above 0)",
                     "GRANT pg_use_reserved_connections TO midwatch;",
-                    risk="one slot less for others",
+                    risk="one slot less for other roles",
                 ),
             ],
             missing=["Who holds the connections."],
@@ -116,7 +118,7 @@ class ConnectionsExhausted:
 
 
 def _who_holds() -> Action:
-    return step(
+    return action(
         "Through a reserved slot (as superuser), see who holds them",
         "SELECT application_name, usename, state, count(*) FROM pg_stat_activity "
         "GROUP BY 1, 2, 3 ORDER BY 4 DESC;",
@@ -124,7 +126,7 @@ def _who_holds() -> Action:
 
 
 class Replication:
-    """Slots that keep the log, standbys that are late."""
+    """Slots that keep the write-ahead log, and standbys that are behind."""
 
     kind = "postgres"
     invariants: Sequence[str] = ("inactive_slots", "replication_lag")
@@ -132,25 +134,25 @@ class Replication:
     def first_aid(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        slots = of(tickets, "inactive_slots")
+        slots = tickets_of(tickets, "inactive_slots")
         if slots:
             return self._slot(slots, context)
-        late = of(tickets, "replication_lag")
+        late = tickets_of(tickets, "replication_lag")
         return self._late(late, context) if late else None
 
     def _slot(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        slot = word(tickets[0], "slot", tickets[0].key.component)
+        slot = text_fact(tickets[0], "slot", tickets[0].key.component)
         line = find(context, f"slot_name={slot} ")
-        lost = word(tickets[0], "wal_status") == "lost"
-        return write(
+        lost = text_fact(tickets[0], "wal_status") == "lost"
+        return write_note(
             tickets,
-            summary=f"Nobody reads replication slot {slot}"
+            summary=f"Replication slot {slot} has no reader"
             + (", and it was invalidated." if lost else "; it keeps write-ahead log."),
             cause=f"the reader of replication slot {slot} is gone",
             cited=[line],
-            reason="the slot is seen without a reader; where the reader went is not",
+            reason="the slot has no reader; why is not known",
             confidence="medium",
             findings=[
                 finding(
@@ -158,11 +160,11 @@ class Replication:
                 )
             ],
             actions=[
-                step(f"Find out who should read {slot}, and start it again"),
-                step(
-                    "If nobody does any more, drop the slot",
-                    f"SELECT pg_drop_replication_slot({literal(slot)});",
-                    risk="a standby or subscriber that comes back must be built anew",
+                action(f"Find out who should read {slot}, and start it again"),
+                action(
+                    "If it is not needed any more, drop the slot",
+                    f"SELECT pg_drop_replication_slot({sql_literal(slot)});",
+                    risk="a standby or subscriber that comes back must be rebuilt",
                     undo=False,
                 ),
             ],
@@ -172,23 +174,23 @@ class Replication:
     def _late(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        name = word(tickets[0], "standby", tickets[0].key.component)
-        return write(
+        name = text_fact(tickets[0], "standby", tickets[0].key.component)
+        return write_note(
             tickets,
             summary=f"Standby {name} is behind.",
             cause=f"{name} does not replay as fast as the primary writes",
             cited=[find(context, f"application_name={name} ", "behind=")],
             verdict="suspected",
             confidence="low",
-            reason="the lag is seen, its cause is not",
+            reason="the lag is known, its cause is not",
             actions=[
-                step(
+                action(
                     "On the standby, see what holds back the replay",
                     "SELECT pid, now() - xact_start AS age, query FROM pg_stat_activity "
                     "WHERE xact_start IS NOT NULL ORDER BY xact_start;",
                     "SELECT * FROM pg_stat_database_conflicts;",
                 ),
-                step("Check the network and the standby's disk"),
+                action("Check the network and the standby's disk"),
             ],
             risks=[
                 "After a failover, what was not replayed takes time; reads there are old."
@@ -197,50 +199,46 @@ class Replication:
         )
 
 
-class Growth:
-    """Which database and table grow."""
+class Growth(InvariantPlaybook):
+    """A database grows: which one, and its largest table."""
 
     kind = "postgres"
     invariants: Sequence[str] = ("database_growth",)
 
-    def first_aid(
+    def note(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        ours = of(tickets, *self.invariants)
-        if not ours:
-            return None
-        name = ours[0].key.component
+        name = tickets[0].key.component
         table = find(context, "kind=table with indexes")
-        return write(
-            ours,
+        return write_note(
+            tickets,
             summary=f"Database {name} grows faster than usual.",
-            cause=f"database {name} grows; its largest table may tell by what",
+            cause=f"database {name} grows; its largest table may show why",
             cited=[find(context, "kind=database ", f"name={name} "), table],
             verdict="suspected",
             confidence="low",
-            reason="the size is seen, not which statement adds to it",
+            reason="the size is known, not which statement adds to it",
             actions=[
-                step(
+                action(
                     "See which tables get the most rows",
                     "SELECT schemaname, relname, n_tup_ins, n_tup_upd, n_dead_tup "
                     "FROM pg_stat_user_tables ORDER BY n_tup_ins DESC LIMIT 20;",
                 ),
-                step("See how much of the disk is left, and make room in time"),
+                action("See how much of the disk is left, and make room in time"),
             ],
             risks=["A full disk stops the server."],
             missing=["Which statement writes so much."],
         )
 
 
-# ------------------------------------------------------------ vacuum
-# First aid where vacuum does not get through: transaction ids and dead rows.
+# ------------------------------------------------------------------ vacuum
 
-# How the evidence names a kind of holder, worst first within the evidence itself.
+# The kinds of holders in the evidence, which lists the oldest first.
 KINDS = ("session", "prepared transaction", "replication slot", "standby")
 
 
 def _holder(context: Context) -> tuple[str, str, Citation] | None:
-    """Kind, name and line of who holds vacuum back most: the first line of that evidence."""
+    """Return kind, name and citation of what holds vacuum back most: the first line of that evidence."""
     lines = [
         (kind, found)
         for kind in KINDS
@@ -264,56 +262,53 @@ def _held(line: str) -> float:
 def _release(kind: str, name: str) -> Action:
     if kind == "session":
         pid = "".join(c for c in name if c.isdigit())
-        return step(
+        return action(
             "End the transaction that holds vacuum back, after asking its owner",
             f"SELECT pg_terminate_backend({pid});",
             risk="its transaction is rolled back and its client sees an error",
             undo=False,
         )
     if kind == "prepared transaction":
-        return step(
+        return action(
             "Finish the prepared transaction, as its transaction manager decided",
-            f"ROLLBACK PREPARED {literal(name)};",
+            f"ROLLBACK PREPARED {sql_literal(name)};",
             risk="it may have been committed elsewhere",
             undo=False,
         )
     if kind == "replication slot":
-        return step(
+        return action(
             "Start the slot's reader again, or drop the slot",
-            f"SELECT pg_drop_replication_slot({literal(name)});",
-            risk="a reader that comes back must be built anew",
+            f"SELECT pg_drop_replication_slot({sql_literal(name)});",
+            risk="a reader that comes back must be rebuilt",
             undo=False,
         )
-    return step(
+    return action(
         "See on the standby which query runs for so long (hot_standby_feedback)"
     )
 
 
-class TransactionIds:
-    """Who keeps old transaction ids from being frozen."""
+class TransactionIds(InvariantPlaybook):
+    """Old transaction ids are not frozen: what holds vacuum back."""
 
     kind = "postgres"
     invariants: Sequence[str] = ("transaction_id_age",)
 
-    def first_aid(
+    def note(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        ours = of(tickets, *self.invariants)
-        if not ours:
-            return None
-        database = ours[0].key.component
+        database = tickets[0].key.component
         age = find(context, "kind=database ", f"name={database} ", "xid_age=")
-        vacuum = step(
+        vacuum = action(
             "Then freeze the oldest tables",
             "VACUUM (FREEZE, VERBOSE) the_table;",
             risk="reads and writes the whole table",
         )
         holder = _holder(context)
         if holder is None:
-            return self._without(ours, age, find(context, "autovacuum:"), vacuum)
+            return self._without(tickets, age, find(context, "autovacuum:"), vacuum)
         kind, name, line = holder
-        return write(
-            ours,
+        return write_note(
+            tickets,
             summary=f"Transaction ids of {database} are not frozen in time; vacuum is held back "
             f"most by a {kind} ({name}).",
             cause=f"{kind} {name} keeps vacuum from freezing old rows",
@@ -333,14 +328,14 @@ class TransactionIds:
         autovacuum: Citation | None,
         vacuum: Action,
     ) -> DiagnosisOutput | None:
-        return write(
+        return write_note(
             tickets,
-            summary="Transaction ids are not frozen in time, and nobody holds vacuum back now.",
+            summary="Transaction ids are not frozen in time, and nothing holds vacuum back now.",
             cause="autovacuum is off, too slow or fails on the oldest tables",
             cited=[age],
             verdict="suspected",
             confidence="low",
-            reason="the age is seen, not why vacuum did not come",
+            reason="the age is known, not why vacuum did not run",
             findings=[finding("whether autovacuum is on", autovacuum)],
             actions=[vacuum],
             risks=["At the end of the ids the server refuses every write."],
@@ -348,45 +343,40 @@ class TransactionIds:
         )
 
 
-class DeadRows:
-    """Why dead rows stay."""
+class DeadRows(InvariantPlaybook):
+    """A table keeps dead rows: what holds vacuum back."""
 
     kind = "postgres"
     invariants: Sequence[str] = ("dead_tuples",)
 
-    def first_aid(
+    def note(
         self, tickets: Sequence[Ticket], context: Context
     ) -> DiagnosisOutput | None:
-        ours = of(tickets, *self.invariants)
-        if not ours:
-            return None
-        table = ours[0].key.component.partition(".")[2]
+        table = tickets[0].key.component.partition(".")[2]
         line = find(context, "kind=table ", f"name={table} ", "dead=")
         holder = _holder(context)
-        never = not word(ours[0], "last_autovacuum")
-        why = (
-            "autovacuum never ran on it" if never else "autovacuum does not get through"
-        )
+        never = not text_fact(tickets[0], "last_autovacuum")
+        why = "autovacuum never ran on it" if never else "autovacuum does not keep up"
         if holder is not None:
             why += f"; {holder[0]} {holder[1]} holds it back most now"
-        return write(
-            ours,
+        return write_note(
+            tickets,
             summary=f"Table {table} is full of dead rows: {why}.",
             cause=f"{table}: {why}",
             cited=[line, holder[2] if holder else None],
             verdict="suspected",
             confidence="low",
-            reason="the rows and the horizon are seen, the history is not",
+            reason="the rows and the horizon are known, the history is not",
             findings=[
                 finding("whether autovacuum is on", find(context, "autovacuum:"))
             ],
             actions=[
                 *([_release(holder[0], holder[1])] if holder else []),
-                step(
+                action(
                     "Vacuum the table",
                     f"VACUUM (VERBOSE, ANALYZE) {table};",
                     risk="reads and writes the whole table",
                 ),
             ],
-            risks=["Queries on it slow down and the disk fills with rows nobody sees."],
+            risks=["Queries on it slow down and the disk fills with dead rows."],
         )

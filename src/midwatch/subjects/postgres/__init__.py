@@ -1,4 +1,4 @@
-"""PostgreSQL as a subject: it needs a role with `pg_monitor` and nothing else."""
+"""The subject kind `postgres`. It needs a role with `pg_monitor` and nothing else."""
 
 from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
 from midwatch.subjects.postgres.subject import PostgresSubject

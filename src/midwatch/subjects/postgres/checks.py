@@ -1,4 +1,7 @@
-"""Connections, lock waits, idle transactions and long statements."""
+"""The checks of a PostgreSQL server, one function for each invariant.
+
+Each returns signals, or raises ObservationFailed when it cannot observe its invariant.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from midwatch.model import Fact, Signal
-from midwatch.subjects.postgres import log as logs
-from midwatch.subjects.postgres import observation as series
-from midwatch.subjects.postgres import sql as queries
+from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import (
     QueryFailed,
     Row,
@@ -18,13 +19,21 @@ from midwatch.subjects.postgres.connection import (
     text,
     who,
 )
+from midwatch.subjects.postgres.log import check_log
 from midwatch.subjects.postgres.observation import (
     PREPARED,
-    NothingToSee,
+    LockQueue,
+    LockWaits,
+    NotObservable,
     ObservationContext,
-    Queue,
-    Scene,
-    scene,
+    Series,
+    add_point,
+    add_step,
+    load_lock_waits,
+    point_spacing,
+    read_series,
+    series_growth,
+    series_until,
 )
 from midwatch.units import format_duration, format_size
 
@@ -34,10 +43,10 @@ SERVER = "server"
 # -------------------------------------------------- connections
 
 
-async def see_connections(round_: ObservationContext) -> list[Signal]:
-    limits = (await round_.connection.rows(queries.SLOTS_LIMIT))[0]
-    used = await round_.connection.rows(queries.SLOTS_USED)
-    capped = await round_.connection.rows(queries.SLOTS_CAPPED)
+async def check_connections(context: ObservationContext) -> list[Signal]:
+    limits = (await context.connection.rows(sql.SLOTS_LIMIT))[0]
+    used = await context.connection.rows(sql.SLOTS_USED)
+    capped = await context.connection.rows(sql.SLOTS_CAPPED)
     return [server_connections(limits, used), *map(capped_connections, capped)]
 
 
@@ -82,31 +91,33 @@ def capped_connections(row: Row) -> Signal:
 # -------------------------------------------------- lock waits
 
 
-async def see_blocked(round_: ObservationContext) -> list[Signal]:
-    return blocked(await scene(round_.connection))
+async def check_blocked(context: ObservationContext) -> list[Signal]:
+    return blocked(await load_lock_waits(context.connection))
 
 
-def blocked(scene_: Scene) -> list[Signal]:
-    """One signal for each database with waiting sessions: its worst queue."""
+def blocked(waits: LockWaits) -> list[Signal]:
+    """Return one signal for each database with waiting sessions: its worst queue."""
     signals = []
-    for database in sorted({str(row["datname"]) for row in scene_.blocking.waits}):
-        queues = scene_.blocking.queues(database)
+    for database in sorted({str(row["datname"]) for row in waits.blocking.waits}):
+        queues = waits.blocking.queues(database)
         if queues:
-            signals.append(_queue_signal(database, queues, scene_))
+            signals.append(_queue_signal(database, queues, waits))
     return signals
 
 
-def _queue_signal(database: str, queues: Sequence[Queue], scene_: Scene) -> Signal:
+def _queue_signal(
+    database: str, queues: Sequence[LockQueue], waits: LockWaits
+) -> Signal:
     worst = queues[0]
-    root = scene_.sessions.get(worst.root, {})
+    root = waits.sessions.get(worst.root, {})
     prepared = worst.root == PREPARED
     name = "a prepared transaction" if prepared else f"pid {worst.root}"
-    told = f" ({state(root)}, {who(root)})" if root else ""
+    details = f" ({state(root)}, {who(root)})" if root else ""
     count = len(worst.waiting)
     return Signal(
         "blocked_sessions",
         database,
-        f"{name}{told} blocks {count} session{'s' if count > 1 else ''}; "
+        f"{name}{details} blocks {count} session{'s' if count > 1 else ''}; "
         f"the longest has waited {format_duration(worst.longest)}",
         worst.longest,
         facts={
@@ -130,19 +141,19 @@ def _queue_signal(database: str, queues: Sequence[Queue], scene_: Scene) -> Sign
 # -------------------------------------------------- open transactions, long statements
 
 
-async def see_idle(round_: ObservationContext) -> list[Signal]:
+async def check_idle(context: ObservationContext) -> list[Signal]:
     rows = [
         row
-        for row in await round_.activity()
+        for row in await context.activity()
         if str(row["state"]).startswith("idle in transaction")
     ]
     return [_worst("idle_in_transaction", "state_age", rows) for rows in _by_base(rows)]
 
 
-async def see_long(round_: ObservationContext) -> list[Signal]:
+async def check_long(context: ObservationContext) -> list[Signal]:
     rows = [
         row
-        for row in await round_.activity()
+        for row in await context.activity()
         if row["state"] == "active" and row["wait_event_type"] != "Lock"
     ]
     return [_worst("long_queries", "query_age", rows) for rows in _by_base(rows)]
@@ -180,41 +191,44 @@ def _worst(invariant: str, age: str, rows: Sequence[Row]) -> Signal:
     return Signal(invariant, text(row["datname"], 64), message, seconds, facts=facts)
 
 
-# ------------------------------------------------------------ storage
-# Deadlocks, transaction ids, dead rows and growth: what the server counts and stores.
-
 WRAPAROUND = 2.0**31
 
 
 # -------------------------------------------------- deadlocks
 
 
-async def see_deadlocks(round_: ObservationContext) -> list[Signal]:
-    rows = await round_.connection.rows(queries.DEADLOCKS)
-    known = round_.previous.get("deadlocks")
+async def check_deadlocks(context: ObservationContext) -> list[Signal]:
+    rows = await context.connection.rows(sql.DEADLOCKS)
+    known = context.previous.get("deadlocks")
     before = known if isinstance(known, dict) else None
-    window = round_.settings.event_window
+    window = context.settings.event_window
     kept: dict[str, list[list[float]]] = {}
     signals = []
     for row in rows:
         name, count = text(row["datname"], 64), float(row["deadlocks"])
-        old = series.since(series.read((before or {}).get(name)), round_.at)
+        old = series_until(read_series((before or {}).get(name)), context.at)
         if old and count < old[-1][1]:
-            # The counter was reset (by hand or by a crash): what it shows came after that.
+            # The counter was reset (by hand or by a crash): its value counts from then on.
             old = [[old[-1][0], 0.0]]
         if not old and before is not None:
-            old = [[round_.at, 0.0]]  # a database that is new since the last look
-        kept[name] = series.stepped(old, round_.at, count, window)
+            old = [
+                [context.at, 0.0]
+            ]  # a database that is new since the last observation
+        kept[name] = add_step(old, context.at, count, window)
         if old:
             signals.append(_deadlock_signal(name, count - kept[name][0][1], window))
-    round_.state["deadlocks"] = kept
+    context.state["deadlocks"] = kept
     if before is None:
-        raise NothingToSee("the first look: the counters are compared from the next on")
+        raise NotObservable(
+            "the first observation: counters are compared from the next on"
+        )
     return signals
 
 
 def _deadlock_signal(name: str, count: float, window: float) -> Signal:
-    within = f"within {format_duration(window)}" if window else "since the last look"
+    within = (
+        f"within {format_duration(window)}" if window else "since the last observation"
+    )
     plural = "" if count == 1 else "s"
     return Signal(
         "deadlocks",
@@ -228,11 +242,11 @@ def _deadlock_signal(name: str, count: float, window: float) -> Signal:
 # -------------------------------------------------- transaction ids
 
 
-async def see_id_age(round_: ObservationContext) -> list[Signal]:
-    rows = await round_.connection.rows(queries.ID_AGES)
+async def check_id_age(context: ObservationContext) -> list[Signal]:
+    rows = await context.connection.rows(sql.ID_AGES)
     holders: list[Row] = []
-    if round_.connection.all_stats:
-        holders = await round_.connection.rows(queries.HORIZON)
+    if context.connection.all_stats:
+        holders = await context.connection.rows(sql.HORIZON)
     facts: dict[str, Fact] = {}
     if holders:
         facts = {
@@ -269,13 +283,13 @@ def _id_signal(row: Row, holder: dict[str, Fact]) -> Signal:
 # -------------------------------------------------- dead rows
 
 
-async def see_dead_tuples(round_: ObservationContext) -> list[Signal]:
-    rows = await round_.connection.rows(
-        queries.DEAD_TUPLES, {"floor": round_.settings.dead_tuples_floor}
+async def check_dead_tuples(context: ObservationContext) -> list[Signal]:
+    rows = await context.connection.rows(
+        sql.DEAD_TUPLES, {"floor": context.settings.dead_tuples_floor}
     )
-    if len(rows) > queries.DEAD_TUPLES_LIMIT:
+    if len(rows) > sql.DEAD_TUPLES_LIMIT:
         raise QueryFailed(
-            f"more than {queries.DEAD_TUPLES_LIMIT} tables have that many dead rows",
+            f"more than {sql.DEAD_TUPLES_LIMIT} tables have that many dead rows",
             hint="raise dead_tuples_floor",
         )
     return [_dead_signal(row) for row in rows]
@@ -299,50 +313,53 @@ def _dead_signal(row: Row) -> Signal:
 # -------------------------------------------------- growth
 
 
-async def see_growth(round_: ObservationContext) -> list[Signal]:
-    """Walking the files of every database costs the server something, so it is done only a
-    few times in each window; in between the last sizes speak."""
-    window = round_.settings.growth_window
-    kept = _known_sizes(round_)
-    if _due(kept, round_.at, window):
-        rows = await round_.connection.rows(queries.SIZES)
+async def check_growth(context: ObservationContext) -> list[Signal]:
+    """Compare the sizes of databases within `growth_window`.
+
+    Sizes are queried only a few times in each window, as the server reads all files of a database for
+    one; in between the last sizes count.
+    """
+    window = context.settings.growth_window
+    kept = _known_sizes(context)
+    if _due(kept, context.at, window):
+        rows = await context.connection.rows(sql.DATABASE_SIZES)
         kept = {
-            text(row["datname"], 64): series.extended(
+            text(row["datname"], 64): add_point(
                 kept.get(text(row["datname"], 64), []),
-                round_.at,
+                context.at,
                 float(row["size"] or 0),
                 window,
             )
             for row in rows
         }
-    round_.state["sizes"] = dict(kept)
+    context.state["sizes"] = dict(kept)
     signals = [
         _growth_signal(name, points, grown, window)
         for name, points in kept.items()
-        if (grown := series.growth(points, window)) is not None
+        if (grown := series_growth(points, window)) is not None
     ]
     if not signals:
-        raise NothingToSee("the first look: sizes are compared from the next on")
+        raise NotObservable(
+            "the first observation: sizes are compared from the next on"
+        )
     return signals
 
 
-def _known_sizes(round_: ObservationContext) -> dict[str, series.Series]:
-    raw = round_.previous.get("sizes")
+def _known_sizes(context: ObservationContext) -> dict[str, Series]:
+    raw = context.previous.get("sizes")
     known = raw if isinstance(raw, dict) else {}
     return {
-        str(name): series.since(series.read(points), round_.at)
+        str(name): series_until(read_series(points), context.at)
         for name, points in known.items()
     }
 
 
-def _due(kept: dict[str, series.Series], at: float, window: float) -> bool:
+def _due(kept: dict[str, Series], at: float, window: float) -> bool:
     latest = max((points[-1][0] for points in kept.values() if points), default=None)
-    return latest is None or at - latest >= series.spacing(window)
+    return latest is None or at - latest >= point_spacing(window)
 
 
-def _growth_signal(
-    name: str, points: series.Series, grown: float, window: float
-) -> Signal:
+def _growth_signal(name: str, points: Series, grown: float, window: float) -> Signal:
     size = points[-1][1]
     return Signal(
         "database_growth",
@@ -354,14 +371,13 @@ def _growth_signal(
     )
 
 
-# ------------------------------------------------------------ replication
-# Standbys and replication slots.
+# -------------------------------------------------- replication
 
 
-async def see_lag(round_: ObservationContext) -> list[Signal]:
-    standbys = await round_.connection.rows(queries.STANDBYS)
-    recovery = (await round_.connection.rows(queries.RECOVERY))[0]
-    most = round_.settings.replication_lag_bytes
+async def check_lag(context: ObservationContext) -> list[Signal]:
+    standbys = await context.connection.rows(sql.STANDBYS)
+    recovery = (await context.connection.rows(sql.RECOVERY))[0]
+    most = context.settings.replication_lag_bytes
     signals = [_standby_signal(row, most) for row in standbys]
     if recovery["standby"]:
         signals.append(_own_signal(recovery, most))
@@ -390,7 +406,7 @@ def _standby_signal(row: Row, most: float) -> Signal:
 
 
 def _own_signal(row: Row, most: float) -> Signal:
-    """A standby that has replayed all it received is not late, however old that is."""
+    """Return the lag of this standby. One that has replayed all it received has no lag, however old that is."""
     behind = number(row["behind"])
     seconds = number(row["replayed"]) if behind else 0.0
     return Signal(
@@ -408,8 +424,8 @@ def _own_signal(row: Row, most: float) -> Signal:
     )
 
 
-async def see_slots(round_: ObservationContext) -> list[Signal]:
-    rows = await round_.connection.rows(queries.SLOTS)
+async def check_slots(context: ObservationContext) -> list[Signal]:
+    rows = await context.connection.rows(sql.SLOTS)
     return [_slot_signal(row) for row in rows if not row["active"]]
 
 
@@ -436,35 +452,42 @@ def _slot_signal(row: Row) -> Signal:
     )
 
 
-# ------------------------------------------------------------ looks
-# Which function sees which invariant, in the order in which they are looked at.
+# -------------------------------------------------- all checks
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """`see` raises ObservationFailed when it cannot. `all_stats`: it would see less, and take that for health, without pg_monitor."""
+class Check:
+    """The check of one invariant.
+
+    With `all_stats` it needs pg_monitor: without it, it would see fewer sessions and take that for health.
+    """
 
     invariant: str
-    see: Callable[[ObservationContext], Awaitable[Sequence[Signal]]]
+    run: Callable[[ObservationContext], Awaitable[Sequence[Signal]]]
     all_stats: bool = False
 
 
-async def _see_log(round_: ObservationContext) -> list[Signal]:
-    return await logs.see_log(
-        round_.settings, round_.connection, round_.previous, round_.state, round_.at
+async def _check_log(context: ObservationContext) -> list[Signal]:
+    return await check_log(
+        context.settings,
+        context.connection,
+        context.previous,
+        context.state,
+        context.at,
     )
 
 
-LOOKS: tuple[Look, ...] = (
-    Look("connections", see_connections, all_stats=True),
-    Look("blocked_sessions", see_blocked, all_stats=True),
-    Look("idle_in_transaction", see_idle, all_stats=True),
-    Look("long_queries", see_long, all_stats=True),
-    Look("deadlocks", see_deadlocks),
-    Look("transaction_id_age", see_id_age),
-    Look("replication_lag", see_lag, all_stats=True),
-    Look("inactive_slots", see_slots),
-    Look("log_errors", _see_log),
-    Look("dead_tuples", see_dead_tuples),
-    Look("database_growth", see_growth, all_stats=True),
+# In the order in which they run.
+CHECKS: tuple[Check, ...] = (
+    Check("connections", check_connections, all_stats=True),
+    Check("blocked_sessions", check_blocked, all_stats=True),
+    Check("idle_in_transaction", check_idle, all_stats=True),
+    Check("long_queries", check_long, all_stats=True),
+    Check("deadlocks", check_deadlocks),
+    Check("transaction_id_age", check_id_age),
+    Check("replication_lag", check_lag, all_stats=True),
+    Check("inactive_slots", check_slots),
+    Check("log_errors", _check_log),
+    Check("dead_tuples", check_dead_tuples),
+    Check("database_growth", check_growth, all_stats=True),
 )

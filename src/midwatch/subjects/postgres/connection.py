@@ -1,6 +1,6 @@
-"""One short-lived connection, and the only place where errors of psycopg are translated.
+"""Connections to a PostgreSQL server, and the only place where errors of psycopg are mapped.
 
-It is in autocommit: no transaction outlives its statement. No message carries the DSN.
+A connection is in autocommit: no transaction outlives its statement. No message contains the DSN.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from psycopg.adapt import Loader
 from psycopg.rows import dict_row
 
 from midwatch.errors import ObservationFailed, SettingsError
-from midwatch.subjects.postgres import sql as queries
+from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.units import format_duration
 
-# ------------------------------------------------------------ wording
-# Words from the server made fit for one line: bounded and without control characters.
+# ------------------------------------------------------------------ values as text
 
 Row = Mapping[str, Any]
 
 
 def text(value: object, limit: int = 120) -> str:
-    """One line of at most `limit` characters; the end is cut with an ellipsis."""
+    """Return one line of at most `limit` characters without control characters, cut with an ellipsis."""
     raw = "" if value is None else str(value)[: limit * 4]
     line = " ".join(
         "".join(c if c.isprintable() or c.isspace() else "?" for c in raw).split()
@@ -42,25 +41,25 @@ def text(value: object, limit: int = 120) -> str:
 
 
 def number(value: object) -> float:
-    """A number of seconds or a count; 0 where the server gives none."""
+    """Return a number of seconds or a count; 0 for NULL."""
     return max(0.0, float(value)) if isinstance(value, (int, float)) else 0.0
 
 
 def who(row: Row) -> str:
-    """`user app, application orders` as a message names a session."""
+    """Return `user app, application orders`."""
     application = text(row.get("application_name"), 64)
     user = f"user {text(row.get('usename'), 64) or 'unknown'}"
     return f"{user}, application {application}" if application else user
 
 
 def state(row: Row) -> str:
-    """`idle in transaction for 3m 20s`."""
+    """Return `idle in transaction for 3m 20s`."""
     name = text(row.get("state"), 40) or "unknown state"
     since = row.get("query_age") if name == "active" else row.get("state_age")
     return name if since is None else f"{name} for {format_duration(number(since))}"
 
 
-PATIENCE = 0.5  # seconds past statement_timeout until a silent server is given up
+_SILENCE_LIMIT = 0.5  # seconds after statement_timeout until the connection to a silent server is closed
 
 
 class Unreachable(ObservationFailed):
@@ -68,7 +67,7 @@ class Unreachable(ObservationFailed):
 
 
 class Exhausted(ObservationFailed):
-    """The server answers that it has no free connection; `component` is what is full."""
+    """The server has no free connection; `component` names the limit that is reached."""
 
     def __init__(self, message: str, component: str) -> None:
         super().__init__(message, hint="see who holds the connections")
@@ -79,8 +78,8 @@ class QueryFailed(ObservationFailed):
     """One statement failed; others may work."""
 
 
-# What the server or libpq says when nothing can be reached; everything else that ends a
-# connection attempt is an answer, and one that we do not understand leaves us not knowing.
+# Messages of the server or libpq when the server cannot be reached. Any other error of a
+# connection attempt is an answer; an unknown one leaves the state of the server unknown.
 _UNREACHABLE = re.compile(
     r"connection refused|no such file or directory|could not connect|no route to host"
     r"|network is unreachable|connection reset|timed out|timeout expired|failed to resolve"
@@ -98,14 +97,17 @@ _FULL = re.compile(
 
 
 class _LenientText(Loader):
-    """Text of other databases may be in another encoding: a wrong byte must not hide a row."""
+    """Loads text with replacement characters: that of other databases may be in another encoding."""
 
     def load(self, data: Buffer) -> str:
         return bytes(data).decode("utf-8", "replace")
 
 
 class Connection:
-    """Use it as a context manager; entering raises Unreachable, Exhausted or ObservationFailed."""
+    """One connection, a context manager. Entering raises Unreachable, Exhausted or ObservationFailed.
+
+    `all_stats` tells whether the role may see the sessions of others; `pid` is that of the backend.
+    """
 
     def __init__(self, settings: PostgresSettings) -> None:
         self._settings = settings
@@ -119,10 +121,10 @@ class Connection:
                 self._connection = await _connect(self._settings)
         except TimeoutError:
             raise Unreachable(
-                f"time-out: no connection within {self._settings.connect_timeout:g}s"
+                f"timeout: no connection within {self._settings.connect_timeout:g}s"
             ) from None
         except psycopg.Error as error:
-            raise _refusal(error, self._settings) from None
+            raise map_connect_error(error, self._settings) from None
         try:
             await self._set_up()
         except BaseException:
@@ -144,17 +146,17 @@ class Connection:
             await connection.close()
 
     async def rows(
-        self, sql: str, params: Mapping[str, object] | None = None
+        self, statement: str, params: Mapping[str, object] | None = None
     ) -> list[Row]:
-        """Run one statement; raises QueryFailed."""
+        """Run one statement and return its rows. Raises QueryFailed."""
         if self._connection is None or self._connection.closed:
-            raise QueryFailed("the connection was lost before")
-        # The server ends a slow statement itself. Where even that does not come, the socket is
-        # shut: psycopg's own cancelling would wait for the silent server again.
-        limit = self._settings.statement_timeout + PATIENCE
+            raise QueryFailed("the connection was lost")
+        # The server ends a slow statement itself. If it does not, the socket is shut down:
+        # psycopg's own cancellation would wait for the silent server again.
+        limit = self._settings.statement_timeout + _SILENCE_LIMIT
         timer = asyncio.get_running_loop().call_later(limit, self._hang_up)
         try:
-            cursor = await self._connection.execute(sql.encode(), params)
+            cursor = await self._connection.execute(statement.encode(), params)
             return list(await cursor.fetchall())
         except psycopg.errors.QueryCanceled:
             raise QueryFailed(
@@ -162,7 +164,7 @@ class Connection:
                 hint="raise statement_timeout if the server is merely slow",
             ) from None
         except psycopg.Error as error:
-            raise QueryFailed(text(_words(error, self._settings), 300)) from None
+            raise QueryFailed(text(_error_text(error, self._settings), 300)) from None
         finally:
             timer.cancel()
 
@@ -170,7 +172,7 @@ class Connection:
         milliseconds = str(max(1, round(self._settings.statement_timeout * 1000)))
         try:
             rows = await self.rows(
-                queries.SETUP, {"statement": milliseconds, "lock": milliseconds}
+                sql.SETUP, {"statement": milliseconds, "lock": milliseconds}
             )
         except QueryFailed as error:
             raise Unreachable(
@@ -203,52 +205,54 @@ async def _connect(
     return connection
 
 
-def _refusal(error: psycopg.Error, settings: PostgresSettings) -> ObservationFailed:
-    """What a failed attempt to connect means."""
-    words = text(_words(error, settings), 300)
-    full = _FULL.search(words)
+def map_connect_error(
+    error: psycopg.Error, settings: PostgresSettings
+) -> ObservationFailed:
+    """Map an error of a connection attempt: unreachable, full, or a failed login."""
+    message = text(_error_text(error, settings), 300)
+    full = _FULL.search(message)
     if full:
         name = full["name"] and f"{full['kind'].lower()} {text(full['name'], 64)}"
-        return Exhausted(words, name or "server")
+        return Exhausted(message, name or "server")
     if isinstance(error, psycopg.errors.ConnectionTimeout):
-        return Unreachable(f"time-out: {words}")
-    if _UNREACHABLE.search(words):
-        return Unreachable(words)
+        return Unreachable(f"timeout: {message}")
+    if _UNREACHABLE.search(message):
+        return Unreachable(message)
     return ObservationFailed(
-        f"the log-in failed: {words}",
+        f"the login failed: {message}",
         hint=f"check user, password and database in the dsn of subject {settings.name}",
     )
 
 
-def _words(error: psycopg.Error, settings: PostgresSettings) -> str:
-    words = error.diag.message_primary or str(error) or type(error).__name__
+def _error_text(error: psycopg.Error, settings: PostgresSettings) -> str:
+    message = error.diag.message_primary or str(error) or type(error).__name__
     for secret in secrets_of(settings):
-        words = words.replace(secret, "…")
-    return words
+        message = message.replace(secret, "…")
+    return message
 
 
 def plain_dsn(settings: PostgresSettings) -> str:
-    """The DSN as libpq reads it: SQLAlchemy's `postgresql+driver://` is understood too."""
+    """Return the DSN for libpq: SQLAlchemy's `postgresql+driver://` is accepted too."""
     return re.sub(
         r"^(postgres(?:ql)?)\+\w+://", r"\1://", settings.dsn.get_secret_value()
     )
 
 
 def check_dsn(settings: PostgresSettings) -> None:
-    """Raises SettingsError, which does not repeat the DSN (libpq's own words would)."""
+    """Raise SettingsError if the DSN is invalid; the error does not repeat it, as libpq's own would."""
     try:
         conninfo.conninfo_to_dict(plain_dsn(settings))
     except (psycopg.Error, UnicodeError):
         raise SettingsError(
-            "the DSN is not understood",
+            "the DSN is invalid",
             path=f"subjects.{settings.name}.dsn",
-            hint="write it like postgresql://user:password@host:5432/database and "
+            hint="use postgresql://user:password@host:5432/database and "
             "%-encode special characters of the password",
         ) from None
 
 
 def secrets_of(settings: PostgresSettings) -> tuple[str, ...]:
-    """The passwords in the DSN, plain and in the forms a URL may have them."""
+    """Return the passwords in the DSN, plain and in the forms that a URL can have."""
     try:
         fields = conninfo.conninfo_to_dict(plain_dsn(settings))
     except (psycopg.Error, UnicodeError):
@@ -262,14 +266,13 @@ def secrets_of(settings: PostgresSettings) -> tuple[str, ...]:
     return tuple(sorted(set(forms), key=len, reverse=True))
 
 
-# ------------------------------------------------------------ sharing
-# One connection for all the evidence of a ticket, open only while somebody needs it.
+# ------------------------------------------------------------------ shared by evidence
 
 
 class SharedConnection:
-    """Who comes while others are waiting gets the same connection, or the same failure.
+    """One connection for all the evidence of a ticket, open while it is used.
 
-    The last one out closes it, so nothing has to be closed at the end.
+    Concurrent users get the same connection, or the same failure. The last one closes it.
     """
 
     def __init__(self, settings: PostgresSettings) -> None:
@@ -281,7 +284,7 @@ class SharedConnection:
 
     @contextlib.asynccontextmanager
     async def use(self) -> AsyncIterator[Connection]:
-        """Raises Unreachable, Exhausted or ObservationFailed."""
+        """Yield the connection. Raises Unreachable, Exhausted or ObservationFailed."""
         self._users += 1
         try:
             async with self._lock:

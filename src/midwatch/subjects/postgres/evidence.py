@@ -1,4 +1,4 @@
-"""The evidence an engineer would ask a PostgreSQL server for: plain text, one fact a line."""
+"""Evidence from a PostgreSQL server: plain text, one fact a line."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ from midwatch.subjects.postgres.connection import (
     who,
 )
 from midwatch.subjects.postgres.log import tail
-from midwatch.subjects.postgres.observation import PREPARED, Blocking, scene
+from midwatch.subjects.postgres.observation import PREPARED, Blocking, load_lock_waits
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.units import format_duration
 
-# ------------------------------------------------------------ render
-# Rows as text that is easy to quote (pure).
+# ------------------------------------------------------------------ rows as text
 
 MOST = 60  # lines of a list
 QUERY = 300
 
 
 def facts(rows: Sequence[Row]) -> str:
-    """`name: value` where a row has just these two, else `a=1 b=2` with what is known."""
+    """Return `name: value` for a row with just these two, else `a=1 b=2` without empty values."""
     return _bounded([_fact(row) for row in rows])
 
 
@@ -56,12 +55,12 @@ def server(rows: Sequence[Row]) -> str:
 
 def activity(rows: Sequence[Row]) -> str:
     if not rows:
-        return "no session is at work or in a transaction"
+        return "no session is active or in a transaction"
     return _bounded([session(row) for row in rows])
 
 
 def session(row: Row) -> str:
-    """One session on one line."""
+    """Return one session on one line."""
     parts = [f"pid {row['pid']}: {state(row)}", who(row)]
     parts.append(
         f"database {text(row['datname'], 64)}, client {text(row['client'], 64)}"
@@ -77,7 +76,7 @@ def session(row: Row) -> str:
 
 
 def blocking(tree: Blocking, sessions: Mapping[int, Row]) -> str:
-    """Each root blocker, and indented under it those who wait for it."""
+    """Return each root blocker, and indented under it the sessions that wait for it."""
     if not tree.waits:
         return "no session waits for a lock"
     lines = []
@@ -88,8 +87,8 @@ def blocking(tree: Blocking, sessions: Mapping[int, Row]) -> str:
             lines.append(f"root: a prepared transaction {count}")
         else:
             row = sessions.get(root)
-            told = session(row) if row else f"pid {root}: gone meanwhile"
-            lines.append(f"root: {count}; {told}")
+            line = session(row) if row else f"pid {root}: gone meanwhile"
+            lines.append(f"root: {count}; {line}")
         lines += [_waiter(depth, row, sessions) for depth, row in waiting]
     return _bounded(lines)
 
@@ -99,8 +98,8 @@ def _waiter(depth: int, wait: Row, sessions: Mapping[int, Row]) -> str:
     waited = f"has waited {format_duration(number(wait['waited']))}"
     behind = ", ".join(str(one) for one in sorted(set(wait["blockers"])))
     row = sessions.get(pid)
-    told = f"{who(row)}, runs: {text(row['query'], QUERY)}" if row else "gone meanwhile"
-    return f"{'  ' * min(depth, 20)}pid {pid} {waited} for pid {behind}: {told}"
+    line = f"{who(row)}, runs: {text(row['query'], QUERY)}" if row else "gone meanwhile"
+    return f"{'  ' * min(depth, 20)}pid {pid} {waited} for pid {behind}: {line}"
 
 
 def _bounded(lines: Sequence[str]) -> str:
@@ -110,7 +109,7 @@ def _bounded(lines: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """`fetch` raises a MidwatchError when it cannot."""
+    """One kind of evidence. `fetch` raises MidwatchError."""
 
     title: str
     source: str
@@ -126,7 +125,7 @@ def _table(statement: str, none: str) -> Callable[[SharedConnection], Awaitable[
 
 
 async def _server(shared: SharedConnection) -> str:
-    """Never fails for want of a connection: the refusal itself is evidence."""
+    """Return facts about the server, or why it refuses a connection: that is evidence too."""
     try:
         async with shared.use() as connection:
             return server(await connection.rows(sql.SERVER))
@@ -141,7 +140,7 @@ async def _activity(shared: SharedConnection) -> str:
 
 async def _blocking(shared: SharedConnection) -> str:
     async with shared.use() as connection:
-        seen = await scene(connection)
+        seen = await load_lock_waits(connection)
         return blocking(seen.blocking, seen.sessions)
 
 
@@ -158,7 +157,7 @@ PIECES: dict[str, Piece] = {
         "Blocking tree: who waits for whom", "pg_blocking_pids", _blocking
     ),
     "activity": Piece(
-        "Sessions at work or in a transaction", "pg_stat_activity", _activity
+        "Sessions that are active or in a transaction", "pg_stat_activity", _activity
     ),
     "connections": Piece(
         "Connections by application, user and state",
@@ -168,15 +167,15 @@ PIECES: dict[str, Piece] = {
     "locks": Piece(
         "Locks of sessions that wait or are waited for",
         "pg_locks",
-        _table(sql.LOCKS, "nobody waits for a lock"),
+        _table(sql.LOCKS, "no session waits for a lock"),
     ),
     "settings": Piece(
-        "Settings that matter", "pg_settings", _table(sql.SETTINGS, "no settings seen")
+        "Relevant settings", "pg_settings", _table(sql.SETTINGS, "no settings visible")
     ),
     "horizon": Piece(
         "Who holds back vacuum",
         "pg_stat_activity, pg_prepared_xacts, pg_replication_slots",
-        _table(sql.HORIZON, "nobody holds back vacuum"),
+        _table(sql.HORIZON, "nothing holds back vacuum"),
     ),
     "ids": Piece(
         "Age of transaction ids", "pg_database, pg_class", _table(sql.IDS, "none")
@@ -203,7 +202,7 @@ PIECES: dict[str, Piece] = {
     "log": Piece("The end of the server's log", "log", _log),
 }
 
-# Most telling first.
+# The most relevant first.
 WANTED: dict[str, tuple[str, ...]] = {
     "reachable": ("server", "log"),
     "connections": ("connections", "activity", "server", "blocking", "settings", "log"),
@@ -238,11 +237,11 @@ OTHERWISE = ("server", "activity", "log")
 def sources(
     settings: PostgresSettings, tickets: Sequence[Ticket]
 ) -> list[EvidenceSource]:
-    """What matters to these tickets, over one shared connection."""
+    """Return the evidence for these tickets, over one shared connection."""
     ranks: dict[str, int] = {}
     for ticket in tickets:
-        for place, name in enumerate(WANTED.get(ticket.key.invariant, OTHERWISE)):
-            ranks[name] = min(ranks.get(name, 99), 10 * (place + 1))
+        for position, name in enumerate(WANTED.get(ticket.key.invariant, OTHERWISE)):
+            ranks[name] = min(ranks.get(name, 99), 10 * (position + 1))
     shared = SharedConnection(settings)
     limit = settings.connect_timeout + settings.statement_timeout * 2 + 1
 

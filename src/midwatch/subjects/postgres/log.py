@@ -1,4 +1,4 @@
-"""The server's log: what is new in it, and which lines tell of a disaster.
+"""The server's log: its new lines, and those that report a crash or damage.
 
 Everything in it may have been written by a client. Lines are classified by the severity that
 the server put in front; nothing else of them is interpreted.
@@ -15,14 +15,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from midwatch.model import Json, Signal
-from midwatch.subjects.postgres import observation as series
-from midwatch.subjects.postgres import sql as queries
+from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import Connection, QueryFailed, text
-from midwatch.subjects.postgres.observation import NothingToSee
+from midwatch.subjects.postgres.observation import (
+    NotObservable,
+    Series,
+    add_step,
+    read_series,
+)
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.units import format_duration
 
-PART = 1_000_000  # bytes looked at in one go; of more, the last ones
+PART = 1_000_000  # bytes read at a time; of more, the last ones
 TAIL = 64_000
 
 _SEVERITY = re.compile(
@@ -49,8 +53,8 @@ _KINDS: tuple[tuple[str, str, re.Pattern[str]], ...] = (
 
 
 def kind_of(line: str) -> str | None:
-    """The kind of disaster that a line of the log tells of."""
-    if line[:1].isspace():  # the second line of a message, whoever wrote it
+    """Return the kind of crash or damage that a line of the log reports, or None."""
+    if line[:1].isspace():  # a continuation line, which a client may have written
         return None
     found = _SEVERITY.search(line[:2000])
     if not found:
@@ -63,22 +67,22 @@ def kind_of(line: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Up to where the log was read. `file` is its inode number; 0 on the server's side."""
+class LogPosition:
+    """Where reading of the log ended. `file` is its inode number; 0 when read through the server."""
 
     path: str
     file: int
     offset: int
 
     @classmethod
-    def of(cls, raw: Any) -> Place | None:
+    def of(cls, raw: Any) -> LogPosition | None:
         try:
             return cls(str(raw["path"]), int(raw["file"]), int(raw["offset"]))
         except (KeyError, TypeError, ValueError):
             return None
 
-    def follows(self, previous: Place | None) -> bool:
-        """Whether `previous` is an earlier place in the same file."""
+    def follows(self, previous: LogPosition | None) -> bool:
+        """Return whether `previous` is an earlier position in the same file."""
         return previous is not None and (
             (self.path, self.file) == (previous.path, previous.file)
             and self.offset >= previous.offset
@@ -86,11 +90,13 @@ class Place:
 
 
 async def part_since(
-    settings: PostgresSettings, connection: Connection | None, previous: Place | None
-) -> tuple[bytes, Place]:
-    """Whole lines added after `previous`, and the place after them.
+    settings: PostgresSettings,
+    connection: Connection | None,
+    previous: LogPosition | None,
+) -> tuple[bytes, LogPosition]:
+    """Return the complete lines after `previous`, and the position after them.
 
-    Of a first look, nothing; of another file (rotated), all of it. Raises QueryFailed.
+    At first there are none; of another file (rotated), all lines are new. Raises QueryFailed.
     """
     end = await _end(settings, connection)
     if previous is None:
@@ -99,11 +105,11 @@ async def part_since(
     start = max(start, end.offset - PART)
     part = await _read(settings, connection, end.path, start, end.offset - start)
     whole = part[: part.rfind(b"\n") + 1]
-    return whole, Place(end.path, end.file, start + len(whole))
+    return whole, LogPosition(end.path, end.file, start + len(whole))
 
 
 async def tail(settings: PostgresSettings, connection: Connection | None) -> str:
-    """The last 200 lines. Raises QueryFailed."""
+    """Return the last 200 lines. Raises QueryFailed."""
     end = await _end(settings, connection)
     start = max(0, end.offset - TAIL)
     part = await _read(settings, connection, end.path, start, end.offset - start)
@@ -111,21 +117,23 @@ async def tail(settings: PostgresSettings, connection: Connection | None) -> str
     return "\n".join((lines[1:] if start else lines)[-200:])
 
 
-async def _end(settings: PostgresSettings, connection: Connection | None) -> Place:
+async def _end(
+    settings: PostgresSettings, connection: Connection | None
+) -> LogPosition:
     if settings.log_file is not None:
         return await asyncio.to_thread(_local_end, settings.log_file)
     if connection is None:
-        raise NothingToSee("without log_file the log is read through the server")
-    found = (await connection.rows(queries.LOG_PLACE))[0]
+        raise NotObservable("without log_file the log is read through the server")
+    found = (await connection.rows(sql.LOG_PLACE))[0]
     if not found["path"] or not found["may_read"]:
-        raise NothingToSee(
+        raise NotObservable(
             "the log cannot be read through the server",
             hint="set log_file, or turn on logging_collector and grant "
             "pg_read_server_files and EXECUTE on pg_read_binary_file to the role",
         )
     path = str(found["path"])
-    sizes = await connection.rows(queries.LOG_SIZE, {"name": PurePosixPath(path).name})
-    return Place(path, 0, int(sizes[0]["size"]) if sizes else 0)
+    sizes = await connection.rows(sql.LOG_SIZE, {"name": PurePosixPath(path).name})
+    return LogPosition(path, 0, int(sizes[0]["size"]) if sizes else 0)
 
 
 async def _read(
@@ -140,19 +148,19 @@ async def _read(
     if connection is None:
         raise QueryFailed("without log_file the log is read through the server")
     rows = await connection.rows(
-        queries.LOG_PART, {"path": path, "start": start, "length": length}
+        sql.LOG_PART, {"path": path, "start": start, "length": length}
     )
     return bytes(rows[0]["part"] or b"")
 
 
-def _local_end(path: Path) -> Place:
+def _local_end(path: Path) -> LogPosition:
     try:
         info = path.stat()
     except OSError as error:
         raise _unreadable(path, error) from None
     if not stat.S_ISREG(info.st_mode):
         raise QueryFailed(f"log_file {path} is not a regular file")
-    return Place(str(path), info.st_ino, info.st_size)
+    return LogPosition(str(path), info.st_ino, info.st_size)
 
 
 def _local_read(path: Path, start: int, length: int) -> bytes:
@@ -167,39 +175,37 @@ def _local_read(path: Path, start: int, length: int) -> bytes:
 def _unreadable(path: Path, error: OSError) -> QueryFailed:
     return QueryFailed(
         f"log_file {path}: {error.strerror}",
-        hint="let the user that runs midwatch read it",
+        hint="give the user that runs midwatch permission to read it",
     )
 
 
-async def see_log(
+async def check_log(
     settings: PostgresSettings,
     connection: Connection | None,
     previous: Json,
     state: Json,
     at: float,
 ) -> list[Signal]:
-    """One signal for each kind of disaster within the window. Raises QueryFailed."""
+    """Return one signal for each kind of crash or damage within the window. Raises QueryFailed."""
     before = previous.get("log")
     known = before if isinstance(before, dict) else {}
-    last = Place.of(known.get("place"))
-    part, place = await part_since(settings, connection, last)
+    last = LogPosition.of(known.get("place"))
+    part, position = await part_since(settings, connection, last)
     news = _news(part.decode("utf-8", "replace"))
     counts = known.get("counts")
     counted = counts if isinstance(counts, dict) else {}
     lines = known.get("lines")
     latest = {**(lines if isinstance(lines, dict) else {})}
-    kept: dict[str, series.Series] = {}
+    kept: dict[str, Series] = {}
     for kind in dict.fromkeys(name for name, _, _ in _KINDS):
-        old = series.read(counted.get(kind)) or [[at, 0.0]]
+        old = read_series(counted.get(kind)) or [[at, 0.0]]
         found = news.get(kind, [])
-        kept[kind] = series.stepped(
-            old, at, old[-1][1] + len(found), settings.event_window
-        )
+        kept[kind] = add_step(old, at, old[-1][1] + len(found), settings.event_window)
         if found:
             latest[kind] = text(found[-1], 300)
-    state["log"] = {"place": asdict(place), "counts": kept, "lines": latest}
+    state["log"] = {"place": asdict(position), "counts": kept, "lines": latest}
     if last is None:
-        raise NothingToSee("the first look: the log is read from here on")
+        raise NotObservable("the first observation: the log is read from here on")
     return [
         _signal(kind, points, latest.get(kind, ""), settings.event_window)
         for kind, points in kept.items()
@@ -216,14 +222,16 @@ def _news(new: str) -> dict[str, list[str]]:
     return found
 
 
-def _signal(kind: str, points: series.Series, line: object, window: float) -> Signal:
+def _signal(kind: str, points: Series, line: object, window: float) -> Signal:
     count = points[-1][1] - points[0][1]
-    within = f"within {format_duration(window)}" if window else "since the last look"
+    within = (
+        f"within {format_duration(window)}" if window else "since the last observation"
+    )
     plural = "" if count == 1 else "s"
     return Signal(
         "log_errors",
         kind,
-        f"the log tells of: {kind}, {count:.0f} line{plural} {within}; last: {text(line, 200)}",
+        f"the log reports: {kind}, {count:.0f} line{plural} {within}; last: {text(line, 200)}",
         count,
         facts={"kind": kind, "count": int(count), "line": text(line, 300)},
     )

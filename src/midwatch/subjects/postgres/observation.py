@@ -1,4 +1,4 @@
-"""What an observation has seen so far."""
+"""One observation in progress: its context, its findings, lock waits and series (pure but for queries)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from typing import Any
 
 from midwatch.errors import ObservationFailed
 from midwatch.model import Fact, Invariant, Json, Observation, Signal
-from midwatch.subjects.postgres import sql as queries
+from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import Connection, QueryFailed, Row, number
 from midwatch.subjects.postgres.settings import PostgresSettings
 
-# ------------------------------------------------------------ tree
-# Who blocks whom (pure).
+# ------------------------------------------------------------------ lock waits
 
-PREPARED = (
-    0  # pg_blocking_pids gives 0 for a prepared transaction, which has no process
-)
+PREPARED = 0
+"""The pid that pg_blocking_pids returns for a prepared transaction, which has no process."""
 
 
 @dataclass(frozen=True, slots=True)
-class Queue:
-    """A root blocker and the sessions behind it, directly or through others."""
+class LockQueue:
+    """A root blocker and the sessions that wait for it, directly or through others."""
 
     root: int
     waiting: tuple[Row, ...]
@@ -35,7 +33,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Blocking:
-    """The waits of one moment: rows with `pid`, `datname`, `blockers` and `waited` seconds."""
+    """The lock waits of one moment: rows with `pid`, `datname`, `blockers` and `waited` (seconds)."""
 
     waits: tuple[Row, ...] = ()
     behind: Mapping[int, tuple[Row, ...]] = field(default_factory=dict)
@@ -51,12 +49,12 @@ class Blocking:
 
     @property
     def pids(self) -> list[int]:
-        """Everybody in it, prepared transactions aside."""
+        """All waiting and blocking pids, without prepared transactions."""
         waiting = {int(row["pid"]) for row in self.waits}
         return sorted((waiting | set(self.behind)) - {PREPARED})
 
     def roots(self) -> list[int]:
-        """Blockers that wait for nobody; of a circle (a deadlock about to be broken), its lowest pid."""
+        """Return blockers that do not wait themselves; of a cycle (a deadlock that will be broken), its lowest pid."""
         waiting = {int(row["pid"]) for row in self.waits}
         roots = sorted(set(self.behind) - waiting)
         seen = set(roots).union(*(self._pids_behind(root) for root in roots))
@@ -66,17 +64,17 @@ class Blocking:
                 seen |= {pid} | self._pids_behind(pid)
         return roots
 
-    def queues(self, database: object) -> list[Queue]:
-        """The queues that hold sessions of a database, the worst (longest wait) first."""
+    def queues(self, database: object) -> list[LockQueue]:
+        """Return the queues with sessions of a database, the longest wait first."""
         found = []
         for root in self.roots():
             waiting = [row for _, row in self.walk(root) if row["datname"] == database]
             if waiting:
-                found.append(Queue(root, tuple(waiting)))
+                found.append(LockQueue(root, tuple(waiting)))
         return sorted(found, key=lambda queue: (-queue.longest, -len(queue.waiting)))
 
     def walk(self, root: int) -> Iterator[tuple[int, Row]]:
-        """Everybody behind the root once, with the depth, in the order of a printed tree."""
+        """Yield each session behind the root once, with its depth, in the order of a printed tree."""
         seen = {root}
         stack = [(1, row) for row in reversed(self.behind.get(root, ()))]
         while stack:
@@ -92,19 +90,19 @@ class Blocking:
         return {int(row["pid"]) for _, row in self.walk(root)}
 
 
-# ------------------------------------------------------------ round
-# One observation in progress: what its single looks share.
+# ------------------------------------------------------------------ the observation
 
 
-class NothingToSee(QueryFailed):
-    """There is nothing to look at, or nothing to compare with yet: unknown, and no failure."""
+class NotObservable(QueryFailed):
+    """There is nothing to observe, or nothing to compare with yet: unknown, but not a failure."""
 
 
 @dataclass(slots=True)
 class ObservationContext:
-    """`previous` is the state of the last look, `state` what this one leaves for the next.
+    """What the checks of one observation share.
 
-    `at` is epoch seconds.
+    `at` is the time in epoch seconds. `previous` is the state of the last observation, `state` the one
+    that this observation leaves for the next.
     """
 
     connection: Connection
@@ -115,10 +113,10 @@ class ObservationContext:
     _activity: list[Row] | QueryFailed | None = None
 
     async def activity(self) -> list[Row]:
-        """Sessions that do something or hold a transaction; asked for once."""
+        """Return sessions that are active or hold a transaction; queried once. Raises QueryFailed."""
         if self._activity is None:
             try:
-                self._activity = await self.connection.rows(queries.ACTIVITY)
+                self._activity = await self.connection.rows(sql.ACTIVITY)
             except QueryFailed as error:
                 self._activity = error
         if isinstance(self._activity, QueryFailed):
@@ -127,66 +125,69 @@ class ObservationContext:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
-    """The waits of one moment with the sessions that take part."""
+class LockWaits:
+    """The lock waits of one moment with the sessions that take part, by pid."""
 
     blocking: Blocking
     sessions: Mapping[int, Row] = field(default_factory=dict)
 
 
-async def scene(connection: Connection) -> Scene:
-    """Raises QueryFailed."""
-    blocking = Blocking.of(await connection.rows(queries.WAITS))
+async def load_lock_waits(connection: Connection) -> LockWaits:
+    """Return the current lock waits. Raises QueryFailed."""
+    blocking = Blocking.of(await connection.rows(sql.WAITS))
     if not blocking.waits:
-        return Scene(blocking)
-    rows = await connection.rows(queries.SESSIONS, {"pids": blocking.pids})
-    return Scene(blocking, {int(row["pid"]): row for row in rows})
+        return LockWaits(blocking)
+    rows = await connection.rows(sql.SESSIONS, {"pids": blocking.pids})
+    return LockWaits(blocking, {int(row["pid"]): row for row in rows})
 
 
 class Findings:
-    """What an observation has seen so far, of the enabled invariants only."""
+    """What an observation has found so far, of the enabled invariants only."""
 
     def __init__(self, invariants: Sequence[Invariant], state: Json) -> None:
         self.enabled = {invariant.id for invariant in invariants}
         self.state = state
         self._signals: dict[str, Sequence[Signal]] = {}
-        self._glimpses: list[Signal] = []
+        self._partial: list[Signal] = []
         self._unavailable: dict[str, str] = {}
         self.background: dict[str, Fact] = {}
 
-    def saw(self, invariant: str, signals: Sequence[Signal]) -> None:
+    def observed(self, invariant: str, signals: Sequence[Signal]) -> None:
+        """Record the signals of an invariant that was observed completely."""
         if invariant in self.enabled:
             self._signals[invariant] = signals
 
-    def failed(self, invariant: str, why: str) -> None:
+    def mark_unavailable(self, invariant: str, why: str) -> None:
+        """Record that an invariant could not be observed, and why."""
         if invariant in self.enabled:
             self._unavailable[invariant] = why
 
-    def glimpsed(self, invariant: str, signal: Signal) -> None:
-        """Seen to be broken, while its other components stay unknown."""
+    def partial(self, invariant: str, signal: Signal) -> None:
+        """Record a violation on one component, while the other components stay unknown."""
         if invariant in self.enabled:
-            self._glimpses.append(signal)
+            self._partial.append(signal)
 
-    async def look(
-        self, invariant: str, see: Callable[[], Awaitable[Sequence[Signal]]]
+    async def check(
+        self, invariant: str, run: Callable[[], Awaitable[Sequence[Signal]]]
     ) -> None:
+        """Run a check and record its signals, or why it failed."""
         if invariant in self.enabled:
             try:
-                self.saw(invariant, await see())
-            except NothingToSee:
+                self.observed(invariant, await run())
+            except NotObservable:
                 pass
             except ObservationFailed as error:
-                self.failed(invariant, error.one_line())
+                self.mark_unavailable(invariant, error.one_line())
 
-    def rest(self, why: str) -> None:
-        """Of everything not yet seen: it is unknown, and why."""
+    def mark_unobserved(self, why: str) -> None:
+        """Record for all invariants without a result that they are unknown, and why."""
         for invariant in self.enabled - set(self._signals) - set(self._unavailable):
             self._unavailable[invariant] = why
 
     def observation(self) -> Observation:
-        """Raises ObservationFailed when nothing at all was seen."""
+        """Return the observation. Raises ObservationFailed when nothing at all was observed."""
         signals = [one for found in self._signals.values() for one in found]
-        signals += self._glimpses
+        signals += self._partial
         if not signals and not self._signals:
             why = next(iter(self._unavailable.values()), "the server does not answer")
             raise ObservationFailed(why)
@@ -199,15 +200,15 @@ class Findings:
         )
 
 
-# ------------------------------------------------------------ series
-# Small series of [time, value] kept in an observation's state (pure). Times are epoch seconds.
+# ------------------------------------------------------------------ series
 
 Series = list[list[float]]
+"""A small series of [epoch seconds, value], kept in an observation's state."""
 POINTS = 8
 
 
-def read(raw: Any) -> Series:
-    """A series out of stored state; whatever is not one is an empty series."""
+def read_series(raw: Any) -> Series:
+    """Return a series from stored state; empty for anything else."""
     if not isinstance(raw, list):
         return []
     return [
@@ -219,19 +220,19 @@ def read(raw: Any) -> Series:
     ]
 
 
-def since(series: Series, at: float) -> Series:
-    """The series up to `at`. If all of it is later (the clock was set back), it starts anew there."""
+def series_until(series: Series, at: float) -> Series:
+    """Return the series up to `at`. If all of it is later (the clock was set back), it restarts there."""
     points = [point for point in series if point[0] <= at]
     return points or [[at, point[1]] for point in series[-1:]]
 
 
-def stepped(series: Series, at: float, value: float, window: float) -> Series:
-    """A counter's steps within the window, after its last value before it.
+def add_step(series: Series, at: float, value: float, window: float) -> Series:
+    """Return a counter's steps within the window (seconds), after its last value before the window.
 
     Steps closer than a sixtieth of the window are one. The count within the window is the
     last value less the first.
     """
-    points = since(series, at)
+    points = series_until(series, at)
     if not points or points[-1][1] != value:
         if len(points) > 1 and at - points[-1][0] < window / 60:
             points[-1] = [points[-1][0], value]
@@ -242,18 +243,18 @@ def stepped(series: Series, at: float, value: float, window: float) -> Series:
     return points
 
 
-def spacing(window: float) -> float:
-    """Seconds between two points, so that `POINTS` of them reach beyond the window."""
+def point_spacing(window: float) -> float:
+    """Return the seconds between two points, so that `POINTS` of them reach beyond the window."""
     return window / (POINTS - 3)
 
 
-def extended(series: Series, at: float, value: float, window: float) -> Series:
-    """With one point more, thinned so that `POINTS` of them span the window.
+def add_point(series: Series, at: float, value: float, window: float) -> Series:
+    """Return the series with one point more, thinned so that `POINTS` of them span the window.
 
     The point before the window stays: the value at the window's start is known by it.
     """
-    points = since(series, at)
-    if len(points) >= 2 and points[-1][0] - points[-2][0] < spacing(window):
+    points = series_until(series, at)
+    if len(points) >= 2 and points[-1][0] - points[-2][0] < point_spacing(window):
         points.pop()
     points.append([at, value])
     while len(points) > 2 and points[1][0] <= at - window:
@@ -261,10 +262,10 @@ def extended(series: Series, at: float, value: float, window: float) -> Series:
     return points[-POINTS:]
 
 
-def growth(series: Series, window: float) -> float | None:
-    """What the value grew by within the window; None with fewer than two points.
+def series_growth(series: Series, window: float) -> float | None:
+    """Return what the value grew by within the window; None with fewer than two points.
 
-    Over a longer time than the window (nobody looked meanwhile), it is the window's share.
+    Over a longer time than the window (after a pause of the monitor), it is the window's share.
     """
     if len(series) < 2:
         return None

@@ -1,4 +1,4 @@
-"""What a subject of kind `postgres` can be told."""
+"""Settings and invariants of the subject kind `postgres`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from midwatch.units import Bytes, Seconds
 
 
 class PostgresSettings(SubjectSettings):
-    """A PostgreSQL server, seen through one of its databases.
+    """A PostgreSQL server, observed through one of its databases.
 
-    Let the DSN lead to the server itself, not to a pooler: a pooler's own limits and
-    sessions would be watched in its place.
+    The DSN must name the server itself, not a pooler: otherwise the limits and sessions of the
+    pooler would be checked.
     """
 
     kind: Literal["postgres"] = "postgres"
@@ -29,32 +29,31 @@ class PostgresSettings(SubjectSettings):
         "the log is read through pg_read_file if the role may.",
     )
     connect_timeout: Seconds = Field(
-        3.0, gt=0, le=60, description="Wall clock of one connection attempt."
+        3.0, gt=0, le=60, description="Timeout of one connection attempt."
     )
     statement_timeout: Seconds = Field(
-        2.0, ge=0.01, le=60, description="Limit of each statement of ours."
+        2.0, ge=0.01, le=60, description="Timeout of each statement of the monitor."
     )
     event_window: Seconds = Field(
         300.0,
         ge=0,
-        description="A deadlock or a log line counts for so long after it was seen; "
-        "0 counts from one look to the next.",
+        description="How long a deadlock or a log line counts; "
+        "0 counts from one observation to the next.",
     )
     growth_window: Seconds = Field(
         3600.0, gt=0, description="The period that database_growth is measured over."
     )
     dead_tuples_floor: int = Field(
-        10_000, ge=0, description="Tables with fewer dead rows are left alone."
+        10_000, ge=0, description="Tables with fewer dead rows are not checked."
     )
     replication_lag_bytes: Bytes = Field(
         1_000_000_000.0,
         ge=0,
-        description="A standby this far behind breaks replication_lag, whatever the seconds.",
+        description="A standby this many bytes behind breaks replication_lag, regardless of the seconds.",
     )
 
 
-# ------------------------------------------------------------ invariants
-# What must hold on a PostgreSQL server, with the defaults and why they are so.
+# ------------------------------------------------------------------ invariants
 
 CRITICAL, WARNING = Severity.CRITICAL, Severity.WARNING
 
@@ -63,15 +62,15 @@ INVARIANTS: tuple[Invariant, ...] = (
         "reachable",
         "The server answers",
         "A connection is made and a trivial statement answered within connect_timeout. A server "
-        "that is full (too many clients) does answer; a refused log-in is an error of our "
-        "settings and no violation.",
+        "that is full (too many clients) does answer; a refused login is an error in the "
+        "settings, not a violation.",
         severity=CRITICAL,
     ),
     Invariant(
         "connections",
         "Connections stay below the limit",
         "Client connections as a share of max_connections less the reserved ones; also of the "
-        "limits set for single databases and roles. Above 90% a burst locks people out; a "
+        "limits set for single databases and roles. Above 90% a burst exhausts them; a "
         "connection refused for lack of a slot counts as 100%.",
         severity=CRITICAL,
         unit=Unit.RATIO,
@@ -81,7 +80,7 @@ INVARIANTS: tuple[Invariant, ...] = (
         "blocked_sessions",
         "No session waits long for a lock",
         "The longest wait for a lock, per database. The ticket names the root of the longest queue: the "
-        "session that blocks the others and waits for nobody.",
+        "session that blocks the others and does not wait itself.",
         severity=CRITICAL,
         unit=Unit.SECONDS,
         limit=10,
@@ -98,7 +97,7 @@ INVARIANTS: tuple[Invariant, ...] = (
         "long_queries",
         "No statement runs too long",
         "How long the longest statement has been running, per database. Replication, background "
-        "work, statements that wait for a lock (see blocked_sessions) and our own are left out.",
+        "work, statements that wait for a lock (see blocked_sessions) and the monitor's own do not count.",
         unit=Unit.SECONDS,
         limit=300,
     ),
@@ -114,7 +113,7 @@ INVARIANTS: tuple[Invariant, ...] = (
         "Transaction ids are far from running out",
         "Age of the oldest transaction id or multixact not yet frozen as a share of 2^31, per database. "
         "At 100% the server refuses writes. An anti-wraparound vacuum starts at 9% "
-        "(autovacuum_freeze_max_age), so 40% means that vacuum has not got through for long.",
+        "(autovacuum_freeze_max_age), so 40% means that it has not completed for a long time.",
         unit=Unit.RATIO,
         limit=0.4,
     ),
@@ -123,7 +122,7 @@ INVARIANTS: tuple[Invariant, ...] = (
         "Vacuum keeps up with dead rows",
         "Dead rows as a share of all rows, per table of the DSN's database that has at least "
         "dead_tuples_floor of them. Autovacuum starts at 20% by default; 40% means that it "
-        "does not get through.",
+        "does not keep up.",
         unit=Unit.RATIO,
         limit=0.4,
         hold_for=300,
@@ -141,8 +140,8 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         "inactive_slots",
         "No unused slot keeps the write-ahead log",
-        "Write-ahead log kept for each replication slot that nobody reads. It grows until the "
-        "disk is full. A slot that was invalidated breaks it whatever its size.",
+        "Write-ahead log kept for each replication slot without a reader. It grows until the "
+        "disk is full. A slot that was invalidated breaks it regardless of its size.",
         unit=Unit.BYTES,
         limit=1_000_000_000,
         hold_for=300,
@@ -157,9 +156,9 @@ INVARIANTS: tuple[Invariant, ...] = (
     ),
     Invariant(
         "log_errors",
-        "The log tells of no crash",
-        "Lines within event_window that tell of a crashed process, a panic, memory or disk run "
-        "out or damaged data, per kind. Needs log_file, or a role that may call pg_read_binary_file, "
+        "The log has no line about a crash",
+        "Lines within event_window about a crashed process, a panic, exhausted memory or disk, "
+        "or damaged data, per kind. Needs log_file, or a role that may call pg_read_binary_file, "
         "and a log in English in the plain (stderr) format.",
         severity=CRITICAL,
         unit=Unit.COUNT,

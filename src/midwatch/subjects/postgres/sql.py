@@ -1,7 +1,7 @@
-"""The statements, for PostgreSQL 14 and later. Ages and waits are in seconds.
+"""SQL statements for PostgreSQL 14 and later. Ages and waits are in seconds.
 
-They run with `search_path = pg_catalog`, so that nothing a user created can stand in for a
-function or an operator of the server.
+They run with `search_path = pg_catalog`, so that no user can replace a function or an operator of
+the server.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ SELECT set_config('search_path', 'pg_catalog', false),
        pg_catalog.pg_backend_pid() AS pid
 """
 
-# Others of our sessions (evidence being gathered) are told by name and role together: by the
-# name alone anybody could hide.
-_OURS = "(pid = pg_backend_pid() OR (application_name = 'midwatch' AND usename = current_user))"
+# Midwatch's other sessions, which gather evidence, are recognised by name and role together: by
+# the name alone any client could hide.
+_OWN_SESSIONS = "(pid = pg_backend_pid() OR (application_name = 'midwatch' AND usename = current_user))"
 
 _SESSION = """
 SELECT pid, datname, usename, application_name, coalesce(host(client_addr), 'local') AS client,
@@ -31,7 +31,7 @@ FROM pg_stat_activity
 """
 
 ACTIVITY = f"""{_SESSION}
-WHERE backend_type = 'client backend' AND state IS DISTINCT FROM 'idle' AND NOT {_OURS}
+WHERE backend_type = 'client backend' AND state IS DISTINCT FROM 'idle' AND NOT {_OWN_SESSIONS}
 ORDER BY xact_start NULLS LAST LIMIT 2000
 """
 
@@ -83,7 +83,7 @@ SELECT datname, age(datfrozenxid)::float8 AS xid_age, mxid_age(datminmxid)::floa
 FROM pg_database ORDER BY greatest(age(datfrozenxid), mxid_age(datminmxid)) DESC LIMIT 100
 """
 
-# Who keeps vacuum from removing and freezing rows, worst first.
+# What keeps vacuum from removing and freezing rows, worst first.
 HORIZON = f"""
 SELECT kind, name, held::bigint AS held, detail FROM (
   SELECT CASE backend_type WHEN 'walsender' THEN 'standby' ELSE 'session' END AS kind,
@@ -91,7 +91,7 @@ SELECT kind, name, held::bigint AS held, detail FROM (
          concat_ws(', ', 'user ' || usename, 'application ' || nullif(application_name, ''),
                    'database ' || datname, state, left(query, 300)) AS detail,
          greatest(age(backend_xmin), age(backend_xid)) AS held
-  FROM pg_stat_activity WHERE NOT {_OURS}
+  FROM pg_stat_activity WHERE NOT {_OWN_SESSIONS}
   UNION ALL
   SELECT 'prepared transaction', gid, concat_ws(', ', 'owner ' || owner, 'database ' || database),
          age(transaction)
@@ -103,7 +103,7 @@ SELECT kind, name, held::bigint AS held, detail FROM (
 ) holders WHERE held > 0 ORDER BY held DESC LIMIT 20
 """
 
-# The server's own cut, so that one table too many is seen as such and not as healthy.
+# One row above the limit shows that there are more tables than are checked.
 DEAD_TUPLES_LIMIT = 200
 DEAD_TUPLES = f"""
 SELECT current_database() AS datname, schemaname, relname, n_dead_tup::float8 AS dead,
@@ -133,7 +133,7 @@ SELECT slot_name, slot_type, coalesce(database, '') AS database, active, wal_sta
 FROM pg_replication_slots ORDER BY retained DESC NULLS LAST LIMIT 200
 """
 
-SIZES = """
+DATABASE_SIZES = """
 SELECT datname, pg_database_size(oid)::float8 AS size
 FROM pg_database WHERE datallowconn ORDER BY size DESC LIMIT 100
 """
@@ -147,7 +147,7 @@ SELECT pg_current_logfile('stderr') AS path,
 LOG_SIZE = "SELECT size FROM pg_ls_logdir() WHERE name = %(name)s"
 LOG_PART = "SELECT pg_read_binary_file(%(path)s, %(start)s::bigint, %(length)s::bigint) AS part"
 
-# What a person would ask for first: did anybody change something? Who came?
+# What a person would compare first: settings, version, connected clients.
 BACKGROUND = """
 (SELECT 'setting ' || name AS name, setting || coalesce(' ' || unit, '') AS value
  FROM pg_settings
@@ -167,8 +167,7 @@ UNION ALL
 """
 
 
-# ------------------------------------------------------------ evidence_sql
-# The statements that only evidence needs, for PostgreSQL 14 and later.
+# ------------------------------------------------------------------ for evidence only
 
 SERVER = """
 SELECT version(), pg_is_in_recovery() AS standby,
@@ -201,7 +200,7 @@ WHERE l.locktype <> 'virtualxid'
 ORDER BY l.granted, l.pid, l.locktype LIMIT 60
 """
 
-# Of what our own session has set for itself, the value it would have without that.
+# For settings that this session has changed for itself, the value without that change.
 SETTINGS = """
 SELECT name, CASE WHEN name IN ('statement_timeout', 'lock_timeout',
                                 'idle_in_transaction_session_timeout')
@@ -239,7 +238,7 @@ UNION ALL
  FROM pg_stat_progress_vacuum LIMIT 10)
 """
 
-EVIDENCE_SIZES = """
+SIZES = """
 (SELECT 'database' AS kind, datname::text AS name, pg_size_pretty(pg_database_size(oid)) AS size
  FROM pg_database WHERE datallowconn ORDER BY pg_database_size(oid) DESC LIMIT 20)
 UNION ALL
@@ -256,18 +255,3 @@ SELECT datname AS database, numbackends AS sessions, xact_commit AS commits,
        tup_inserted, tup_updated, tup_deleted, date_trunc('second', stats_reset)::text AS since
 FROM pg_stat_database WHERE datname IS NOT NULL ORDER BY xact_commit DESC LIMIT 20
 """
-
-__all__ = [
-    "ACTIVITY",
-    "CONNECTIONS",
-    "COUNTERS",
-    "HORIZON",
-    "IDS",
-    "LOCKS",
-    "SERVER",
-    "SETTINGS",
-    "SIZES",
-    "SLOTS",
-    "STANDBYS",
-    "VACUUM",
-]

@@ -1,6 +1,6 @@
-"""PostgresSubject: one observation after the other, and the evidence in between.
+"""The class PostgresSubject: observations of a PostgreSQL server, and evidence from it.
 
-psycopg is imported when a subject is built, not when its kind is listed.
+psycopg is imported when a subject is created, not when its kind is listed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SERVER = "server"
 
 
 class PostgresSubject:
-    """A PostgreSQL server. Raises SettingsError for a DSN or an invariant that is wrong."""
+    """A PostgreSQL server. Raises SettingsError for a wrong DSN or invariant."""
 
     kind: ClassVar[str] = "postgres"
     settings_model: ClassVar[type[PostgresSettings]] = PostgresSettings
@@ -43,8 +43,10 @@ class PostgresSubject:
         self.secrets: tuple[str, ...] = secrets_of(settings)
 
     async def observe(self, previous: Json) -> Observation:
-        """Look once. What cannot be known because the server is down or full is left out of
-        `covered` and of `unavailable`: there is one thing to say about it, and it is said.
+        """Run all checks once over one connection.
+
+        On a server that is down or full, other invariants are neither in `covered` nor in `unavailable`:
+        they are unknown, and the one violation explains it.
         """
         from midwatch.subjects.postgres.connection import (
             Connection,
@@ -58,20 +60,26 @@ class PostgresSubject:
         try:
             async with asyncio.timeout(self._settings.timeout):
                 async with Connection(self._settings) as connection:
-                    findings.saw("reachable", [_reachable(True, "the server answers")])
-                    round_ = ObservationContext(
+                    findings.observed(
+                        "reachable", [_reachable(True, "the server answers")]
+                    )
+                    context = ObservationContext(
                         connection, self._settings, at, previous, findings.state
                     )
-                    await self._look_around(round_, findings)
+                    await self._run_checks(context, findings)
         except Exhausted as error:
-            findings.saw("reachable", [_reachable(True, "the server answers: full")])
-            findings.glimpsed("connections", _full(error.component, error.message))
-            await self._see_log_only(previous, at, findings)
+            findings.observed(
+                "reachable", [_reachable(True, "the server answers: full")]
+            )
+            findings.partial("connections", _full(error.component, error.message))
+            await self._check_log_only(previous, at, findings)
         except Unreachable as error:
-            findings.saw("reachable", [_reachable(False, error.message)])
-            await self._see_log_only(previous, at, findings)
+            findings.observed("reachable", [_reachable(False, error.message)])
+            await self._check_log_only(previous, at, findings)
         except TimeoutError:
-            findings.rest(f"the look took longer than {self._settings.timeout:g}s")
+            findings.mark_unobserved(
+                f"the observation took longer than {self._settings.timeout:g}s"
+            )
         return findings.observation()
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
@@ -80,48 +88,50 @@ class PostgresSubject:
         return sources(self._settings, tickets)
 
     async def close(self) -> None:
-        """Nothing stays open between two looks."""
+        """Do nothing: no connection stays open between two observations."""
 
-    async def _look_around(
-        self, round_: ObservationContext, findings: Findings
+    async def _run_checks(
+        self, context: ObservationContext, findings: Findings
     ) -> None:
-        from midwatch.subjects.postgres.checks import LOOKS
+        from midwatch.subjects.postgres.checks import CHECKS
 
         loop = asyncio.get_running_loop()
         # The last statement must end within the subject's time limit.
         spent = self._settings.connect_timeout + self._settings.statement_timeout + 1
         until = loop.time() + max(self._settings.timeout - spent, 1.0)
-        for look in LOOKS:
+        for check in CHECKS:
             if loop.time() > until:
-                findings.failed(look.invariant, "no time was left for it")
-            elif look.all_stats and not round_.connection.all_stats:
-                findings.failed(
-                    look.invariant,
-                    "the role may not see others' sessions: it needs pg_monitor",
+                findings.mark_unavailable(
+                    check.invariant, "the observation's timeout left no time for it"
+                )
+            elif check.all_stats and not context.connection.all_stats:
+                findings.mark_unavailable(
+                    check.invariant,
+                    "the role may not see the sessions of others; grant pg_monitor to it",
                 )
             else:
-                await findings.look(look.invariant, partial(look.see, round_))
-        findings.background.update(await _background(round_.connection))
+                await findings.check(check.invariant, partial(check.run, context))
+        findings.background.update(await _background(context.connection))
 
-    async def _see_log_only(
+    async def _check_log_only(
         self, previous: Json, at: float, findings: Findings
     ) -> None:
-        """The log on this machine can be read whatever the server does."""
-        from midwatch.subjects.postgres.log import see_log
+        """Read the log on this machine, which needs no server."""
+        from midwatch.subjects.postgres.log import check_log
 
-        await findings.look(
+        await findings.check(
             "log_errors",
-            lambda: see_log(self._settings, None, previous, findings.state, at),
+            lambda: check_log(self._settings, None, previous, findings.state, at),
         )
 
 
 async def _background(connection: Connection) -> dict[str, Fact]:
-    """Settings that somebody made, the version, and who is connected; empty if it fails."""
-    from midwatch.subjects.postgres import sql as queries
+    """Return non-default settings, the version and the connected clients; empty if the query fails."""
+    from midwatch.subjects.postgres import sql
     from midwatch.subjects.postgres.connection import QueryFailed, text
 
     try:
-        rows = await connection.rows(queries.BACKGROUND)
+        rows = await connection.rows(sql.BACKGROUND)
     except QueryFailed:
         return {}
     return {text(row["name"], 120): text(row["value"], 200) for row in rows}
