@@ -76,7 +76,8 @@ async def pods(running: Proxy, tmp_path: Path) -> AsyncIterator[tuple[Side, Side
 async def test_everything_arrives_as_it_was(pods: tuple[Side, Side]) -> None:
     one, two = pods
     one.write("workspace/run.sh", "#!/bin/sh\r\n", 0o755)
-    one.write("workspace/secret", b"\0\xff" * 700_000, 0o000)
+    closed = 0o000 if os.geteuid() == 0 else 0o400  # what its owner may read, too
+    one.write("workspace/secret", b"\0\xff" * 700_000, closed)
     one.write("workspace/empty file", b"")
     (one.work / "empty/below").mkdir(parents=True)
     (one.work / "link").symlink_to("../../outside")
@@ -685,7 +686,10 @@ class Story:
 
     def _chmod(self, where: Side, path: Path) -> None:
         if path.exists() and not path.is_symlink():
-            path.chmod(self.chance.choice([0o600, 0o755, 0o500]))
+            mode = self.chance.choice([0o600, 0o755, 0o500])
+            # Who is not root keeps out of a folder for good by closing it.
+            needed = 0o700 if path.is_dir() and os.geteuid() != 0 else 0
+            path.chmod(mode | needed)
 
     def _link(self, where: Side, path: Path) -> None:
         self._remove(where, path)

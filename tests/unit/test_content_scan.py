@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +32,7 @@ GIT = {
     "GIT_COMMITTER_NAME": "a",
     "GIT_COMMITTER_EMAIL": "a@example.org",
 }
+OLD = Entry("file", 0o644, 1, (chunk_hash(b"o"),))
 LATER = 10**12
 """Nanoseconds: files that were just written count as quiet."""
 
@@ -104,6 +106,59 @@ def test_a_file_written_twice_within_a_tick(work: Path) -> None:
     assert is_racy(quiet, 10**15 + 2) and not is_racy(quiet, 10**15 + 10**9)
     in_seconds = (1, 10**15, 10**15, 1, 1)
     assert is_racy(in_seconds, 10**15 + 10**9)
+
+
+@pytest.mark.integration  # as root: in a process of another user
+def test_what_an_ordinary_user_may_not_read_is_left_as_it_was(work: Path) -> None:
+    """A folder that may be listed and not entered, one that may not be opened, and a file."""
+    for path in ("listed/f", "listed/new", "closed/f", "file", "other"):
+        (work / path).parent.mkdir(exist_ok=True)
+        (work / path).write_text("new")
+    (work / "file").chmod(0o000)
+    (work / "listed").chmod(0o444)
+    (work / "closed").chmod(0o000)
+    old = {"w": FOLDER, "w/listed": Entry("folder", 0o755), "w/listed/f": OLD}
+    old |= {"w/closed": Entry("folder", 0o755), "w/closed/f": OLD, "w/file": OLD}
+
+    def check() -> None:
+        found = scanner(work).scan(old)
+        assert {p: e for p, e in found.tree.items() if e == OLD} == {
+            "w/listed/f": OLD,
+            "w/closed/f": OLD,
+            "w/file": OLD,
+        }
+        assert found.unsure == {"w/listed/f", "w/listed/new", "w/closed", "w/file"}
+        assert len(found.unsent) == 4 and "Permission denied" in found.unsent[0]
+        assert "w/listed/new" not in found.tree and found.is_sure("w/other")
+        assert found.tree["w/other"].size == 3
+
+    try:
+        as_ordinary_user(work, check)
+    finally:
+        for name in ("listed", "closed"):
+            (work / name).chmod(0o755)
+
+
+def as_ordinary_user(folder: Path, check: Callable[[], None]) -> None:
+    """Run `check` as a user who owns `folder` and is not root."""
+    if os.geteuid() != 0:
+        return check()
+    for above in folder.parents:
+        if above.stat().st_uid == os.getuid() and len(above.parts) > 2:
+            above.chmod(0o755)
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, 10001, 10001)
+    child = os.fork()
+    if not child:
+        os.setgid(10001)
+        os.setuid(10001)
+        try:
+            check()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_neither_sockets_nor_through_symlinks(work: Path, tmp_path: Path) -> None:

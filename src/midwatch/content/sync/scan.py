@@ -344,6 +344,9 @@ class Walk:
                     stat = item.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
+                except OSError as error:  # a folder that may be listed, but not entered
+                    found.carry(path, self.base, str(error.strerror))
+                    continue
                 if stats.S_ISDIR(stat.st_mode):
                     below.append((name, stat.st_mode & 0o777))
                     continue
