@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from midwatch.content.errors import ContentFull
-from midwatch.content.server.volume import translated
+from midwatch.content.server.volume import map_disk_error
 from midwatch.content.tree import EMPTY, MEDIA_TYPE, chunk_hash, encode_frame
 
 from .cli import comes_true
@@ -168,8 +168,8 @@ async def test_a_damaged_chunk_can_be_sent_again(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_as_such() -> None:
     for code in (errno.ENOSPC, errno.EDQUOT):
-        assert isinstance(translated(OSError(code, "full")), ContentFull)
-    assert not isinstance(translated(OSError(errno.EIO, "io")), ContentFull)
+        assert isinstance(map_disk_error(OSError(code, "full")), ContentFull)
+    assert not isinstance(map_disk_error(OSError(errno.EIO, "io")), ContentFull)
 
 
 # ------------------------------------------------------------------ what nobody needs
@@ -230,7 +230,7 @@ async def test_a_folder_that_nobody_uses_is_removed(tmp_path: Path) -> None:
         await _until(lambda: not places["idle"].exists())
         assert await callers["idle"].manifest() == (EMPTY, {})
         await _until(
-            lambda: any("nobody used" in line["event"] for line in running.lines())
+            lambda: any("unused folder" in line["event"] for line in running.lines())
         )
         assert all(places[name].exists() for name in names if name != "idle")
         assert check_whole(running.root) == 5

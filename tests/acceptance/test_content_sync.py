@@ -27,7 +27,7 @@ from midwatch.content.errors import (
     TokenRefused,
 )
 from midwatch.content.server.http import STATUS
-from midwatch.content.sync.client import ContentClient, TimeLimits, error_of
+from midwatch.content.sync.client import ContentClient, TimeLimits, map_status_error
 from midwatch.content.sync.merge import CONFLICTS
 from midwatch.content.tree import EMPTY
 from midwatch.errors import MidwatchError
@@ -554,7 +554,7 @@ async def test_every_error_of_the_proxy_comes_back(
     kind: type[MidwatchError], status: int
 ) -> None:
     body = b'{"code":"superseded"}' if kind is Superseded else b"<html>"
-    error = error_of(httpx2.Response(status), body, "/chunks")
+    error = map_status_error(httpx2.Response(status), body, "/chunks")
     wanted = {PathRefused: ContentRefused, ContentDamaged: ContentUnavailable}
     assert type(error) is wanted.get(kind, kind)
 
@@ -596,12 +596,12 @@ import asyncio, sys
 from pathlib import Path
 from midwatch.content.sync.client import ContentClient
 from midwatch.content.sync.session import WorkspaceSync
-from midwatch.lifecycle import Stop
+from midwatch.lifecycle import StopEvent
 url, token, folder, root = sys.argv[1:3] + [sys.argv[3], Path(sys.argv[4])]
 async def main():
     async with ContentClient(url, token, folder) as client:
         roots = {"workspace": root / "workspace", "session": root / "session"}
-        await WorkspaceSync(client, roots, root / "state", interval=0.01).run(Stop())
+        await WorkspaceSync(client, roots, root / "state", interval=0.01).run(StopEvent())
 asyncio.run(main())
 """
 

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from midwatch.content.errors import ContentDamaged
 from midwatch.content.sync.apply import (
-    Outcome,
+    Applied,
     Plan,
     Staging,
-    carry_out,
+    apply_plan,
     clear_all,
-    plan,
+    make_plan,
     read_plan,
     write_plan,
 )
@@ -95,10 +95,10 @@ class Place:
             staging.finish()
         finally:
             staging.close()
-        return plan(delta, scan, tree, staging.names)
+        return make_plan(delta, scan, tree, staging.names)
 
-    def become(self, tree: Tree) -> Outcome:
-        outcome = carry_out(self.roots, self.planned(tree))
+    def become(self, tree: Tree) -> Applied:
+        outcome = apply_plan(self.roots, self.planned(tree))
         clear_all(self.roots)
         return outcome
 
@@ -148,11 +148,11 @@ def test_the_rest_is_done_after_a_crash(one: Tree, other: Tree, at: int) -> None
         made = read_plan(here.root / "plan")
         assert made is not None
         with pytest.raises(Dead) if at <= 3 else _perhaps():
-            carry_out(here.roots, made, dies_at(at))
-        assert not carry_out(here.roots, made).skipped
+            apply_plan(here.roots, made, dies_at(at))
+        assert not apply_plan(here.roots, made).skipped
         assert here.tree() == other
         # And once more, as after a crash between the end and the note that it is over.
-        carry_out(here.roots, made)
+        apply_plan(here.roots, made)
         assert here.tree() == other
 
 
@@ -215,7 +215,7 @@ def test_what_changed_meanwhile_is_left_alone(
     after |= {"w/d/f": file(CONTENTS[2]), "w/d/new": file(b"one")}
     made = here.planned(after)
     meanwhile(here.work)
-    assert carry_out(here.roots, made).skipped == skipped
+    assert apply_plan(here.roots, made).skipped == skipped
     for name in ("f", "gone"):
         assert (outside / name).read_bytes() == b"outside"
     assert sorted(os.listdir(outside)) == ["f", "gone"]
@@ -228,7 +228,7 @@ def test_a_folder_with_something_new_in_it_stays(here: Place) -> None:
     here.become({"w": FOLDER, "w/d": FOLDER, "w/d/f": file(b"one")})
     made = here.planned({"w": FOLDER})
     (here.work / "d/new").write_bytes(b"new")
-    assert carry_out(here.roots, made).skipped == {"w/d"}
+    assert apply_plan(here.roots, made).skipped == {"w/d"}
     assert os.listdir(here.work / "d") == ["new"]
 
 
@@ -236,7 +236,7 @@ def test_a_name_that_the_file_system_does_not_take(here: Place) -> None:
     outcome = here.become(
         {"w": FOLDER, f"w/{'x' * 300}": file(b"one"), "w/f": file(b"")}
     )
-    assert outcome.never == outcome.skipped == {f"w/{'x' * 300}"}
+    assert outcome.impossible == outcome.skipped == {f"w/{'x' * 300}"}
     assert os.listdir(here.work) == ["f"]
 
 

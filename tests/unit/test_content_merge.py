@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.content.sync.merge import CONFLICTS, Merged, merge, unit_of
+from midwatch.content.sync.merge import CONFLICTS, Merged, git_folder_of, merge
 from midwatch.content.tree import Entry, Tree, check_tree, chunk_hash, version_of
 
 FOLDER = Entry("folder", 0o755)
@@ -112,10 +112,10 @@ def test_a_repository_is_of_one_side(base: Tree, ours: Tree, theirs: Tree) -> No
     """In its place it is what one side had, unless it went with the folder it was in."""
 
     def unit(tree: Tree, name: str) -> dict[str, Entry]:
-        return {p: e for p, e in tree.items() if unit_of(p) == name}
+        return {p: e for p, e in tree.items() if git_folder_of(p) == name}
 
     tree = merge(base, ours, theirs).tree
-    for name in {u for p in tree if (u := unit_of(p))} - {None}:
+    for name in {u for p in tree if (u := git_folder_of(p))} - {None}:
         if not name.startswith(CONFLICTS):
             assert unit(tree, name) in (unit(ours, name), unit(theirs, name))
 
