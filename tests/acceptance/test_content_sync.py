@@ -115,7 +115,7 @@ async def test_a_change_is_sent_in_two_requests(pods: tuple[Side, Side]) -> None
     assert one.network.asked == ["GET manifest"]
 
 
-async def test_a_change_is_told_without_the_rest_of_the_tree(
+async def test_a_change_is_sent_without_the_rest_of_the_tree(
     running: Proxy, pods: tuple[Side, Side]
 ) -> None:
     one, two = pods
@@ -145,7 +145,7 @@ async def test_a_change_is_told_without_the_rest_of_the_tree(
 async def test_what_takes_a_place_is_on_the_disk_before(
     pods: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files before their folder, and both before the base says that they are there."""
+    """Files before their folder, and both before the base has them."""
     one, two = pods
     one.write("workspace/a/one", "1")
     one.write("workspace/a/two", "2")
@@ -267,7 +267,7 @@ async def test_an_upload_that_breaks_goes_on_where_it_was(
 
 
 async def test_killed_at_any_step(pods: tuple[Side, Side]) -> None:
-    """Whatever was done already: nothing is lost, and what was removed stays removed."""
+    """At any step: nothing is lost, and what was removed stays removed."""
     one, two = pods
     at = 1
     while True:
@@ -310,7 +310,7 @@ async def test_killed_at_any_step(pods: tuple[Side, Side]) -> None:
 
 
 async def test_changed_while_it_is_replaced(pods: tuple[Side, Side]) -> None:
-    """Somebody writes a file between the look at it and the rename over it: both contents are kept."""
+    """A file is written between its scan and the rename over it: both contents are kept."""
     one, two = pods
     one.write("workspace/f", "old")
     one.write("workspace/g", "old")
@@ -457,7 +457,7 @@ async def test_it_runs_until_the_stop(pods: tuple[Side, Side]) -> None:
 async def test_a_commit_whose_answer_is_lost_is_no_conflict(
     pods: tuple[Side, Side],
 ) -> None:
-    """The proxy has what we sent, and we have gone on since: nobody else has changed anything."""
+    """The proxy has this side's commit, and the files changed since: there is no conflict."""
     one, two = pods
     for path in ("workspace/a", "workspace/gone", "workspace/kept"):
         one.write(path, "before")
@@ -486,7 +486,7 @@ async def test_a_commit_whose_answer_is_lost_is_no_conflict(
 async def test_a_push_that_is_given_up_after_its_commit_is_no_conflict(
     pods: tuple[Side, Side],
 ) -> None:
-    """As at the end of a pod: what is at the proxy then is ours, though the base does not have it yet."""
+    """As at the end of a pod: the proxy has this side's commit, though the base does not have it yet."""
     one, two = pods
     one.write("workspace/a", "before")
     await one.sync.push()
@@ -508,9 +508,7 @@ async def test_a_push_that_is_given_up_after_its_commit_is_no_conflict(
     assert two.read("workspace/a") == b"sent, and more"
 
 
-async def test_a_token_that_does_not_hold_is_told(
-    running: Proxy, tmp_path: Path
-) -> None:
+async def test_an_invalid_token_is_reported(running: Proxy, tmp_path: Path) -> None:
     async with side(running, tmp_path / "a", interval=60.0) as one:
         one.client._http.headers["authorization"] = "Bearer nothing"
         stop = StopEvent()
@@ -644,7 +642,7 @@ SEEDS = range(10)
 
 
 class Story:
-    """Random edits on a side, and which contents nobody wanted any more."""
+    """Random edits on a side, and the contents that were deleted on purpose."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Changing a local folder: it becomes what the tree says, also after a crash, and nothing else is ever touched."""
+"""Applying a tree to a local folder: also after a crash, and without touching anything else."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ trees = st.dictionaries(names, nested, max_size=3).map(
 )
 
 
-class Place:
-    """A local folder, and the way from one tree to another."""
+class Local:
+    """A local folder that can become another tree."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -104,17 +104,17 @@ class Place:
 
 
 @contextmanager
-def place() -> Iterator[Place]:
+def place() -> Iterator[Local]:
     root = Path(tempfile.mkdtemp())
     try:
-        yield Place(root)
+        yield Local(root)
     finally:
         shutil.rmtree(root)
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def here(tmp_path: Path) -> Local:
+    return Local(tmp_path)
 
 
 @given(trees, trees)
@@ -165,7 +165,7 @@ def _perhaps() -> Iterator[None]:
 
 
 def do_nothing(work: Path) -> None:
-    """The plan is carried out as it is."""
+    """Nothing changes before the plan is applied."""
 
 
 def write_to_it(work: Path) -> None:
@@ -203,7 +203,7 @@ def take_away_what_was_made_ready(work: Path) -> None:
     ],
 )
 def test_what_changed_meanwhile_is_left_alone(
-    here: Place, meanwhile: Callable[[Path], None], skipped: set[str]
+    here: Local, meanwhile: Callable[[Path], None], skipped: set[str]
 ) -> None:
     before = {"w": FOLDER, "w/d": FOLDER, "w/d/f": file(b"one"), "w/d/gone": file(b"")}
     here.become(before)
@@ -224,7 +224,7 @@ def test_what_changed_meanwhile_is_left_alone(
         assert (here.work / "d/f").read_bytes() == b"ours, later"
 
 
-def test_a_folder_with_something_new_in_it_stays(here: Place) -> None:
+def test_a_folder_with_something_new_in_it_stays(here: Local) -> None:
     here.become({"w": FOLDER, "w/d": FOLDER, "w/d/f": file(b"one")})
     made = here.planned({"w": FOLDER})
     (here.work / "d/new").write_bytes(b"new")
@@ -232,7 +232,7 @@ def test_a_folder_with_something_new_in_it_stays(here: Place) -> None:
     assert os.listdir(here.work / "d") == ["new"]
 
 
-def test_a_name_that_the_file_system_does_not_take(here: Place) -> None:
+def test_a_name_that_the_file_system_does_not_take(here: Local) -> None:
     outcome = here.become(
         {"w": FOLDER, f"w/{'x' * 300}": file(b"one"), "w/f": file(b"")}
     )
@@ -241,7 +241,7 @@ def test_a_name_that_the_file_system_does_not_take(here: Place) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or os.geteuid() != 0, reason="needs root")
-def test_without_being_root(here: Place) -> None:
+def test_without_being_root(here: Local) -> None:
     """Folders that forbid their owner to change them are opened for it and closed again."""
     sealed = {"w": FOLDER, "w/d": Entry("folder", 0o500), "w/d/f": file(b"one", 0o400)}
     after = {"w": FOLDER, "w/d": Entry("folder", 0o500), "w/d/g": file(b"one", 0o000)}
@@ -288,13 +288,13 @@ def test_the_base_survives_a_line_that_was_cut(
             assert (whole.tree, whole.version) == (known[-1][0], "last")
 
 
-def test_a_base_that_cannot_be_read_is_no_empty_one(here: Place) -> None:
+def test_a_base_that_cannot_be_read_is_no_empty_one(here: Local) -> None:
     (here.root / "base").write_text("[]\n")
     with pytest.raises(ContentDamaged):
         BaseFile(here.root / "base").load()
 
 
-def test_merge_and_apply_agree(here: Place) -> None:
+def test_merge_and_apply_agree(here: Local) -> None:
     ours = {"w": FOLDER, "w/a": file(b"one")}
     here.become(ours)
     merged = merge({}, here.tree(), {"w": FOLDER, "w/b": file(b"one")})

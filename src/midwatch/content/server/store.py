@@ -50,7 +50,7 @@ _ITEM_BYTES = 120
 
 
 class Stamp(NamedTuple):
-    """Tells one manifest's file from the next: each version is a file of its own."""
+    """Identifies a version of a manifest's file: each version is a new file."""
 
     inode: int
     changed: int

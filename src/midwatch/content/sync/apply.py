@@ -3,7 +3,7 @@
 Files are first written to a staging folder in their root, on the same file system. Then a plan is saved, so that a
 process that is killed is followed by one that does the rest. Then the plan is applied: remove, make folders, rename
 the files into place, set the modes of folders. Every step can be repeated. A path that is no longer what the plan
-says it was is skipped, so that nothing is replaced that somebody wrote meanwhile; the next round finds it.
+says it was is skipped, so that nothing is replaced that was written meanwhile; the next round finds it.
 """
 
 from __future__ import annotations
@@ -299,7 +299,7 @@ class _PlanRun:
         folder, name = self._walker.parent(path)
         found = _lstat(folder, name)
         if staging is None or _lstat(staging, staged) is None:
-            # Renamed before, by a process that was killed afterwards; or removed by somebody.
+            # Renamed before, by a process that was killed afterwards; or removed meanwhile.
             if found is None or not _is_like(found, self._put[path]):
                 self.skipped.add(path)
         elif found is None or signature_of(found) == self._plan.before[path]:
@@ -439,7 +439,7 @@ class Staging:
     def finish(self) -> None:
         """Set the modes, and sync the files before any of them is put in place.
 
-        Otherwise a power cut could leave empty files, which would be sent as somebody's work.
+        Otherwise a power cut could leave empty files, which the next push would send.
         Raises ValueError if chunks are missing or have another length.
         """
         if self._wanted:

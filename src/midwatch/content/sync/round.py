@@ -431,7 +431,7 @@ class Rounds:
         return self._scope.merge(self._base_of(remote), scan, remote, foreign, own=own)
 
     def _base_of(self, remote: Tree) -> Tree:
-        """Return the base, with the entries of unanswered commits that the proxy has: nobody else made them."""
+        """Return the base, with the entries of unanswered commits that the proxy has: they are this side's own."""
         if not self._unanswered or remote is self.base.tree:
             return self.base.tree
         base = dict(self.base.tree)
@@ -476,7 +476,7 @@ class Rounds:
         )
 
     async def _commit(self, remote: Remote, delta: Delta, scan: Scan) -> str:
-        # From here on, until the base has it, it may be applied: a response may be lost, or nobody waits for it.
+        # From here on, until the base has it, it may be applied: its response may be lost, or the caller cancelled.
         for path, entry in _ours(delta, scan).items():
             self._unanswered.setdefault(path, set()).add(entry)
         return await self._client.commit(remote.version, delta)

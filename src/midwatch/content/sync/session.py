@@ -210,7 +210,7 @@ class WorkspaceSync:
         return pause * random.uniform(0.5, 1.0)
 
     async def _watch(self) -> None:
-        """Nudge when somebody else changes the folder."""
+        """Nudge when another client changes the folder."""
         while True:
             async with self._lock:
                 version = self._rounds.base.version
