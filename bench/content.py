@@ -1,7 +1,7 @@
-"""Ten changes in a workspace of 10,000 files, on their way to the content proxy.
+"""The sync of ten changes in a workspace of 10,000 files with the content proxy.
 
-Floors: the plain endpoints, with which every folder is listed and every file is read; and `rsync -a --delete` of the
-same tree on this machine. The proxy is a process of its own. In memory, where there is room: nobody's disk is measured.
+Floors: the plain endpoints, where every folder is listed and every file is read; and `rsync -a --delete` of the
+same tree on this machine. The proxy is a separate process. Files are in memory if possible: no disk is measured.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FOLDERS, FILES, FILE_BYTES = 100, 100, 2000
 CHANGES = 10
 ROUNDS = 9
 SAMPLE = 300
-"""Files that are read through the plain endpoints; the others would cost the same."""
+"""Files that are read through the plain endpoints; the others cost the same."""
 LARGE_BYTES = 256 << 20
 MEMORY = Path("/dev/shm")
 KEY = "0123456789abcdef0123456789abcdef"
@@ -44,7 +44,7 @@ FOLDER = "bench/tree.00000000"
 
 
 async def run() -> Sequence[Row]:
-    """The rows; takes about half a minute."""
+    """Return the rows. Takes about half a minute."""
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
         root = Path(name)
         with _proxy(root) as url:
@@ -85,7 +85,7 @@ def _address(log: Path, proxy: subprocess.Popen[bytes]) -> str:
 
 
 class _Counting(httpx2.AsyncHTTPTransport):
-    """Bytes of bodies, both ways."""
+    """Counts the bytes of bodies, both ways."""
 
     bytes = 0
 
@@ -175,7 +175,7 @@ def _change(work: Path) -> None:
 
 
 async def _plain(url: str, work: Path) -> tuple[float, float]:
-    """Requests and bytes of finding out with the plain endpoints what is there: list all, read all."""
+    """Return the requests and bytes to list and read everything through the plain endpoints."""
     folders = ["workspace", *(f"workspace/{p.name}" for p in work.iterdir())]
     counting = _Counting()
     headers = {"authorization": f"Bearer {_token()}"}
@@ -222,7 +222,7 @@ async def _times(
 
     if not shutil.which("rsync"):
         taken = statistics.median([await pushed() for _ in range(ROUNDS)])
-        name = "content: push of ten changes (there is no rsync here)"
+        name = "content: push of ten changes (rsync is not installed)"
         return [against_bound(name, taken * 1000, 200, "ms")]
     push, floor = await paired(pushed, copied, ROUNDS)
     pull, again = await paired(pulled, copied, ROUNDS)
@@ -237,7 +237,7 @@ async def _times(
 
 
 async def _on_disk(url: str) -> Row:
-    """What a pull of all files to a disk that may lose its power waits for it."""
+    """Measure the share of a pull of all files that waits for the disk to sync."""
     shares = []
     async with ContentClient(url, _token(), FOLDER) as client:
         for _ in range(3):
@@ -248,7 +248,7 @@ async def _on_disk(url: str) -> Row:
 
 
 async def _waited(client: ContentClient, disk: Path) -> float:
-    """The share of a pull's time that is between the syncs' begin and end."""
+    """Return the share of a pull's time between the begin and the end of each disk sync."""
     waited, since = 0.0, None
 
     def step(name: str) -> None:
@@ -280,13 +280,13 @@ def _scan(work: Path) -> Row:
 
 
 async def _large(root: Path, url: str) -> Row:
-    """What a large file adds to the memory of the process that sends it and brings it back."""
+    """Measure the memory that a large file adds to the process that sends it and brings it back."""
     program = [sys.executable, "-m", "bench.content", url, str(root)]
     process = await asyncio.create_subprocess_exec(
         *program, stdout=asyncio.subprocess.PIPE
     )
-    told, _ = await process.communicate()
-    grown = float(told) / 1e6
+    output, _ = await process.communicate()
+    grown = float(output) / 1e6
     return against_bound("content: memory for a file of 256 MB", grown, 50, "MB")
 
 

@@ -112,7 +112,7 @@ class Caller:
         return await self.post("commit", body, **{"if-match": f'"{base}"'})
 
     async def write(self, files: Mapping[str, bytes]) -> str:
-        """Commit these on top of what is there."""
+        """Commit these files on top of the current version."""
         base, _ = await self.manifest()
         await self.put(*(data for data in files.values() if data))
         answer = await self.commit(base, {p: file(d) for p, d in files.items()})
@@ -124,7 +124,7 @@ class Caller:
         return list(answer.json()["missing"])
 
     async def content(self, entry: Entry) -> bytes:
-        """A file's bytes, through its chunks."""
+        """Return a file's bytes, read from its chunks."""
         answer = await self.post("chunks/read", {"hashes": entry.chunks})
         assert answer.status_code == 200, answer.text
         unique = {n: d async for n, d in decode_frames(answer.aiter_bytes())}
@@ -138,7 +138,7 @@ def waits(metrics: httpx2.Response) -> bool:
 
 @dataclass(frozen=True)
 class Proxy:
-    """A running proxy: a client of it, its volume, what it logged, and what ends it."""
+    """A running proxy: a client, its volume, its log, and its stop event."""
 
     http: httpx2.AsyncClient
     url: str
@@ -146,7 +146,7 @@ class Proxy:
     log: io.StringIO
     stop: StopEvent
     folder: str = FOLDER
-    """The one that is meant where none is named: tests that share a proxy have one each."""
+    """The default folder: tests that share a proxy have one each."""
 
     def caller(self, folder: str = "") -> Caller:
         return Caller(self.http, folder or self.folder)
@@ -175,7 +175,7 @@ async def proxy(folder: Path, **settings: Any) -> AsyncIterator[Proxy]:
 
 @contextmanager
 def process(folder: Path, *before: str, **variables: str) -> Iterator[tuple[str, int]]:
-    """`midwatch content serve` on `folder/volume`: its address and its process id."""
+    """Run `midwatch content serve` on `folder/volume`. Yields its address and its process id."""
     (folder / "key").write_bytes(KEY)
     log = folder / f"log-{uuid.uuid4().hex}"
     chosen = {"ROOT": "volume", "PORT": "0", "KEY_FILE": "key"} | variables
@@ -208,7 +208,7 @@ def _address(log: Path) -> str:
 
 
 def check_whole(root: Path) -> int:
-    """Every manifest on the volume is whole, and every chunk it names has its bytes; how many entries."""
+    """Check that every manifest on the volume is whole and every chunk it names has its bytes. Return the entries."""
     from midwatch.content.server.manifest import load
 
     entries = 0

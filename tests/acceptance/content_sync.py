@@ -31,7 +31,7 @@ class Dead(Exception):
 
 
 class FastClock:
-    """The machine's time, but every wait is a short one."""
+    """The machine's time, but every wait is short."""
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -54,7 +54,7 @@ class Network(httpx2.AsyncBaseTransport):
         self.faults: list[str] = []
         self.asked: list[str] = []
         self.told: list[set[str]] = []
-        """What the answers about the manifest had in them."""
+        """The keys in each response about the manifest."""
         self._inner = httpx2.AsyncHTTPTransport(trust_env=False)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -155,7 +155,7 @@ class Side:
         return snapshot(self.work) | snapshot(self.session)
 
     def forget(self) -> None:
-        """The pod is gone with all that it had."""
+        """Delete the pod's volumes and start again."""
         shutil.rmtree(self.root)
         self.start()
 
@@ -179,7 +179,7 @@ async def side(
 
 
 def snapshot(root: Path) -> dict[str, Any]:
-    """Everything in a folder by its path: kind, permissions and content."""
+    """Return everything in a folder by path: kind, permissions and content."""
     found: dict[str, Any] = {}
     for folder, names, files in os.walk(root):
         if STAGING in names:
@@ -200,7 +200,7 @@ def _what(path: Path) -> tuple[Any, ...]:
 
 
 async def contents(proxy: Proxy, folder: str = "") -> Mapping[str, set[str]]:
-    """Where the proxy has which chunk."""
+    """Return the paths of each chunk on the proxy."""
     _, tree = await proxy.caller(folder).manifest()
     found: dict[str, set[str]] = {}
     for path, entry in tree.items():

@@ -1,4 +1,4 @@
-"""Attempts of one session: a runner that is over and does not know it changes nothing any more."""
+"""Attempts of one session: a runner whose attempt is over changes nothing, even if it does not know."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def work(pod: Side, who: str) -> None:
 async def test_an_attempt_that_is_over_changes_nothing(
     running: Proxy, tmp_path: Path
 ) -> None:
-    """Its node was cut off while it worked on, and comes back."""
+    """Its node was cut off from the network while it went on working, and reconnects."""
     pods = (
         side(running, tmp_path / "a1", attempt=1, local_owned=OWN),
         side(running, tmp_path / "a2", attempt=2, local_owned=OWN),
@@ -105,7 +105,7 @@ async def test_a_sync_whose_attempt_is_over_ends(
 
 
 async def test_every_way_to_change_a_folder_is_fenced(tmp_path: Path) -> None:
-    """Also by another process on the volume, which has to find it there."""
+    """Also by another process on the volume, which has to read it there."""
     async with proxy(tmp_path) as running, proxy(tmp_path) as other:
         first = attempt(running.caller(), 1)
         assert (await first.post("claim", {})).status_code == 200

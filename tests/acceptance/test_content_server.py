@@ -187,7 +187,7 @@ async def test_the_difference_to_a_version(caller: Caller, running: Proxy) -> No
     assert (await caller.since("no version")).status_code == 400
 
 
-async def test_a_difference_is_told_by_who_knows_all_of_it(tmp_path: Path) -> None:
+async def test_a_difference_is_sent_only_if_all_steps_are_known(tmp_path: Path) -> None:
     async with proxy(tmp_path) as running, proxy(tmp_path) as another:
         one, two = Caller(running.http), Caller(another.http)
         first = await one.write({"a": b"one"})

@@ -1,4 +1,4 @@
-"""Clients that are slow, disks that are damaged or gone, and chunks that nobody needs."""
+"""Slow clients, damaged or missing disks, and chunks that are not needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from midwatch.content.errors import ContentFull
-from midwatch.content.server.volume import translated
+from midwatch.content.server.volume import map_disk_error
 from midwatch.content.tree import EMPTY, MEDIA_TYPE, chunk_hash, encode_frame
 
 from ..waiting import PATIENCE
@@ -24,7 +24,7 @@ _until = partial(comes_true, timeout=PATIENCE)
 
 
 async def raw(running: Proxy, data: bytes, wait: float = 5) -> bytes:
-    """Send these bytes, then nothing; all that is answered until the server closes."""
+    """Send these bytes, then nothing. Return the response until the server closes."""
     host, port = running.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(data)
@@ -62,7 +62,7 @@ async def test_slow_clients_are_not_waited_for(tmp_path: Path) -> None:
 
 
 async def test_a_connection_is_used_again_while_it_is_used(tmp_path: Path) -> None:
-    """The limit is on a request that does not come, not on a pause between two."""
+    """The timeout is for a request that does not arrive, not for a pause between two."""
     async with proxy(tmp_path, request_time=0.1) as running:
         caller = running.caller()
         await caller.manifest()
@@ -90,7 +90,7 @@ async def test_an_answer_that_is_not_read_ends(tmp_path: Path) -> None:
         writer.transport.abort()
 
 
-async def test_who_asks_too_much_is_told_to_wait(tmp_path: Path) -> None:
+async def test_too_many_requests_are_answered_429(tmp_path: Path) -> None:
     async with proxy(tmp_path, max_waiting=1, wait=600) as running:
         caller = running.caller()
         first = asyncio.create_task(caller.known(EMPTY, wait=600))
@@ -167,10 +167,10 @@ async def test_a_damaged_chunk_can_be_sent_again(tmp_path: Path) -> None:
         assert check_whole(running.root) == 1
 
 
-def test_a_full_disk_is_told_as_such() -> None:
+def test_a_full_disk_is_mapped_to_content_full() -> None:
     for code in (errno.ENOSPC, errno.EDQUOT):
-        assert isinstance(translated(OSError(code, "full")), ContentFull)
-    assert not isinstance(translated(OSError(errno.EIO, "io")), ContentFull)
+        assert isinstance(map_disk_error(OSError(code, "full")), ContentFull)
+    assert not isinstance(map_disk_error(OSError(errno.EIO, "io")), ContentFull)
 
 
 # ------------------------------------------------------------------ what nobody needs
@@ -202,7 +202,7 @@ async def test_only_chunks_that_nothing_needs_are_removed(tmp_path: Path) -> Non
 
 
 async def test_a_folder_that_nobody_uses_is_removed(tmp_path: Path) -> None:
-    """Reading keeps it, and so does writing chunks; a look of the collection itself does not."""
+    """Reading keeps it, and so does writing chunks; the collector's own check does not."""
     names = ("idle", "read", "sent", "changed", "fresh")
     async with proxy(tmp_path, collect_interval=0.01, keep_for=7200) as running:
         callers = {name: running.caller(f"team/{name}.01234567") for name in names}
@@ -231,7 +231,7 @@ async def test_a_folder_that_nobody_uses_is_removed(tmp_path: Path) -> None:
         await _until(lambda: not places["idle"].exists())
         assert await callers["idle"].manifest() == (EMPTY, {})
         await _until(
-            lambda: any("nobody used" in line["event"] for line in running.lines())
+            lambda: any("unused folder" in line["event"] for line in running.lines())
         )
         assert all(places[name].exists() for name in names if name != "idle")
         assert check_whole(running.root) == 5
@@ -251,7 +251,7 @@ async def test_without_a_limit_every_folder_is_kept(tmp_path: Path) -> None:
 
 
 async def test_nothing_is_collected_from_under_a_commit(tmp_path: Path) -> None:
-    """With no grace at all, chunks vanish between upload and commit: it says which, and heals."""
+    """Without a grace period, chunks vanish between upload and commit: the response names them, and a retry works."""
     async with proxy(tmp_path, collect_interval=0.001, collect_grace=0.0) as running:
         caller = running.caller()
         lost = 0

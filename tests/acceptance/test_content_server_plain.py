@@ -1,4 +1,4 @@
-"""The plain endpoints of the content service that came before, on the same trees."""
+"""The endpoints of the earlier content service, on the same trees."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_killed_at_any_point_a_folder_has_one_whole_version(tmp_path: Path) -> N
 
 
 def _next(tree: dict[str, Entry]) -> dict[str, Entry]:
-    """The next version of the tree: two new files, and one that is always another."""
+    """Return the next version of the tree: two new files, and one with new content."""
     count = len(tree)
     return tree | {
         f"workspace/{count}": file(f"new {count}".encode() * 100),
@@ -103,7 +103,7 @@ def _next(tree: dict[str, Entry]) -> dict[str, Entry]:
 def _commit_until_killed(
     http: httpx2.Client, tree: dict[str, Entry], first: int, kill: threading.Timer
 ) -> dict[str, Entry]:
-    """Commit so often, and then on while the kill is on its way."""
+    """Commit this many times, then continue until the kill arrives."""
     try:
         for done in itertools.count():
             if done == first:
@@ -143,7 +143,7 @@ def test_two_processes_on_one_volume_lose_no_update(tmp_path: Path) -> None:
 
 
 def _add_files(url: str, name: str, times: int) -> int:
-    """Add files to whatever is there; how often somebody else was quicker."""
+    """Add files to the current version. Return how often another client was quicker."""
     conflicts = 0
     with client(url) as http:
         while times:
@@ -231,7 +231,7 @@ _TMPFS = 'mkdir -p volume; mount -t tmpfs -o size=8m none volume; exec "$0" "$@"
 
 
 def _can_mount(folder: Path) -> bool:
-    """Whether an ordinary user may mount in a name space of their own here."""
+    """Return whether an ordinary user may mount in a namespace of their own here."""
     if shutil.which("unshare") is None:
         return False
     done = subprocess.run(

@@ -27,7 +27,7 @@ from midwatch.content.errors import (
     TokenRefused,
 )
 from midwatch.content.server.http import STATUS
-from midwatch.content.sync.client import ContentClient, TimeLimits, error_of
+from midwatch.content.sync.client import ContentClient, TimeLimits, map_status_error
 from midwatch.content.sync.merge import CONFLICTS
 from midwatch.content.tree import EMPTY
 from midwatch.errors import MidwatchError
@@ -116,7 +116,7 @@ async def test_a_change_is_sent_in_two_requests(pods: tuple[Side, Side]) -> None
     assert one.network.asked == ["GET manifest"]
 
 
-async def test_a_change_is_told_without_the_rest_of_the_tree(
+async def test_a_change_is_sent_without_the_rest_of_the_tree(
     running: Proxy, pods: tuple[Side, Side]
 ) -> None:
     one, two = pods
@@ -146,7 +146,7 @@ async def test_a_change_is_told_without_the_rest_of_the_tree(
 async def test_what_takes_a_place_is_on_the_disk_before(
     pods: tuple[Side, Side], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files before their folder, and both before the base says that they are there."""
+    """Files before their folder, and both before the base has them."""
     one, two = pods
     one.write("workspace/a/one", "1")
     one.write("workspace/a/two", "2")
@@ -268,7 +268,7 @@ async def test_an_upload_that_breaks_goes_on_where_it_was(
 
 
 async def test_killed_at_any_step(pods: tuple[Side, Side]) -> None:
-    """Whatever was done already: nothing is lost, and what was removed stays removed."""
+    """At any step: nothing is lost, and what was removed stays removed."""
     one, two = pods
     at = 1
     while True:
@@ -311,7 +311,7 @@ async def test_killed_at_any_step(pods: tuple[Side, Side]) -> None:
 
 
 async def test_changed_while_it_is_replaced(pods: tuple[Side, Side]) -> None:
-    """Somebody writes a file between the look at it and the rename over it: both contents are kept."""
+    """A file is written between its scan and the rename over it: both contents are kept."""
     one, two = pods
     one.write("workspace/f", "old")
     one.write("workspace/g", "old")
@@ -458,7 +458,7 @@ async def test_it_runs_until_the_stop(pods: tuple[Side, Side]) -> None:
 async def test_a_commit_whose_answer_is_lost_is_no_conflict(
     pods: tuple[Side, Side],
 ) -> None:
-    """The proxy has what we sent, and we have gone on since: nobody else has changed anything."""
+    """The proxy has this side's commit, and the files changed since: there is no conflict."""
     one, two = pods
     for path in ("workspace/a", "workspace/gone", "workspace/kept"):
         one.write(path, "before")
@@ -487,7 +487,7 @@ async def test_a_commit_whose_answer_is_lost_is_no_conflict(
 async def test_a_push_that_is_given_up_after_its_commit_is_no_conflict(
     pods: tuple[Side, Side],
 ) -> None:
-    """As at the end of a pod: what is at the proxy then is ours, though the base does not have it yet."""
+    """As at the end of a pod: the proxy has this side's commit, though the base does not have it yet."""
     one, two = pods
     one.write("workspace/a", "before")
     await one.sync.push()
@@ -509,9 +509,7 @@ async def test_a_push_that_is_given_up_after_its_commit_is_no_conflict(
     assert two.read("workspace/a") == b"sent, and more"
 
 
-async def test_a_token_that_does_not_hold_is_told(
-    running: Proxy, tmp_path: Path
-) -> None:
+async def test_an_invalid_token_is_reported(running: Proxy, tmp_path: Path) -> None:
     async with side(running, tmp_path / "a", interval=60.0) as one:
         one.client._http.headers["authorization"] = "Bearer nothing"
         stop = StopEvent()
@@ -555,7 +553,7 @@ async def test_every_error_of_the_proxy_comes_back(
     kind: type[MidwatchError], status: int
 ) -> None:
     body = b'{"code":"superseded"}' if kind is Superseded else b"<html>"
-    error = error_of(httpx2.Response(status), body, "/chunks")
+    error = map_status_error(httpx2.Response(status), body, "/chunks")
     wanted = {PathRefused: ContentRefused, ContentDamaged: ContentUnavailable}
     assert type(error) is wanted.get(kind, kind)
 
@@ -597,12 +595,12 @@ import asyncio, sys
 from pathlib import Path
 from midwatch.content.sync.client import ContentClient
 from midwatch.content.sync.session import WorkspaceSync
-from midwatch.lifecycle import Stop
+from midwatch.lifecycle import StopEvent
 url, token, folder, root = sys.argv[1:3] + [sys.argv[3], Path(sys.argv[4])]
 async def main():
     async with ContentClient(url, token, folder) as client:
         roots = {"workspace": root / "workspace", "session": root / "session"}
-        await WorkspaceSync(client, roots, root / "state", interval=0.01).run(Stop())
+        await WorkspaceSync(client, roots, root / "state", interval=0.01).run(StopEvent())
 asyncio.run(main())
 """
 
@@ -645,7 +643,7 @@ SEEDS = range(10)
 
 
 class Story:
-    """Random edits on a side, and which contents nobody wanted any more."""
+    """Random edits on a side, and the contents that were deleted on purpose."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)

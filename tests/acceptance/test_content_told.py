@@ -70,7 +70,7 @@ async def test_what_cannot_be_saved_is_no_success(pod: Side) -> None:
     assert len(told.lines) == 1
 
 
-async def test_a_conflict_is_told(pod: Side, running: Proxy) -> None:
+async def test_a_conflict_is_reported(pod: Side, running: Proxy) -> None:
     caller, told = running.caller(), Told(pod)
     await caller.write({"workspace/a": b"before"})
     await told.keeper.fetch()
@@ -95,7 +95,7 @@ async def test_a_later_attempt_ends_this_one(pod: Side, running: Proxy) -> None:
         await _until(lambda: told.lost)
     before = len(told.conditions)
     await told.keeper.save(20)
-    assert told.lost == ["attempt 2 works on this folder by now"]
+    assert told.lost == ["attempt 2 owns this folder now"]
     assert len(told.conditions) == before and told.last == ("True", "Saved")
     assert "workspace/late" not in (await caller.manifest())[1]
     again = Told(pod)

@@ -1,4 +1,4 @@
-"""Changing a local folder: it becomes what the tree says, also after a crash, and nothing else is ever touched."""
+"""Applying a tree to a local folder: also after a crash, and without touching anything else."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from midwatch.content.errors import ContentDamaged
 from midwatch.content.sync.apply import (
-    Outcome,
+    Applied,
     Plan,
     Staging,
-    carry_out,
+    apply_plan,
     clear_all,
-    plan,
+    make_plan,
     read_plan,
     write_plan,
 )
@@ -75,8 +75,8 @@ trees = st.dictionaries(names, nested, max_size=3).map(
 )
 
 
-class Place:
-    """A local folder, and the way from one tree to another."""
+class Local:
+    """A local folder that can become another tree."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -99,19 +99,19 @@ class Place:
             staging.finish()
         finally:
             staging.close()
-        return plan(delta, scan, tree, staging.names)
+        return make_plan(delta, scan, tree, staging.names)
 
-    def become(self, tree: Tree) -> Outcome:
-        outcome = carry_out(self.roots, self.planned(tree))
+    def become(self, tree: Tree) -> Applied:
+        outcome = apply_plan(self.roots, self.planned(tree))
         clear_all(self.roots)
         return outcome
 
 
 @contextmanager
-def place() -> Iterator[Place]:
+def place() -> Iterator[Local]:
     root = Path(tempfile.mkdtemp())
     try:
-        yield Place(root)
+        yield Local(root)
     finally:
         for folder, _, _ in os.walk(root):
             os.chmod(folder, 0o700)
@@ -119,8 +119,8 @@ def place() -> Iterator[Place]:
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def here(tmp_path: Path) -> Local:
+    return Local(tmp_path)
 
 
 @given(trees, trees)
@@ -154,11 +154,11 @@ def test_the_rest_is_done_after_a_crash(one: Tree, other: Tree, at: int) -> None
         made = read_plan(here.root / "plan")
         assert made is not None
         with pytest.raises(Dead) if at <= 3 else _perhaps():
-            carry_out(here.roots, made, dies_at(at))
-        assert not carry_out(here.roots, made).skipped
+            apply_plan(here.roots, made, dies_at(at))
+        assert not apply_plan(here.roots, made).skipped
         assert here.tree() == other
         # And once more, as after a crash between the end and the note that it is over.
-        carry_out(here.roots, made)
+        apply_plan(here.roots, made)
         assert here.tree() == other
 
 
@@ -171,7 +171,7 @@ def _perhaps() -> Iterator[None]:
 
 
 def do_nothing(work: Path) -> None:
-    """The plan is carried out as it is."""
+    """Nothing changes before the plan is applied."""
 
 
 def write_to_it(work: Path) -> None:
@@ -209,7 +209,7 @@ def take_away_what_was_made_ready(work: Path) -> None:
     ],
 )
 def test_what_changed_meanwhile_is_left_alone(
-    here: Place, meanwhile: Callable[[Path], None], skipped: set[str]
+    here: Local, meanwhile: Callable[[Path], None], skipped: set[str]
 ) -> None:
     before = {"w": FOLDER, "w/d": FOLDER, "w/d/f": file(b"one"), "w/d/gone": file(b"")}
     here.become(before)
@@ -221,7 +221,7 @@ def test_what_changed_meanwhile_is_left_alone(
     after |= {"w/d/f": file(CONTENTS[2]), "w/d/new": file(b"one")}
     made = here.planned(after)
     meanwhile(here.work)
-    assert carry_out(here.roots, made).skipped == skipped
+    assert apply_plan(here.roots, made).skipped == skipped
     for name in ("f", "gone"):
         assert (outside / name).read_bytes() == b"outside"
     assert sorted(os.listdir(outside)) == ["f", "gone"]
@@ -230,24 +230,24 @@ def test_what_changed_meanwhile_is_left_alone(
         assert (here.work / "d/f").read_bytes() == b"ours, later"
 
 
-def test_a_folder_with_something_new_in_it_stays(here: Place) -> None:
+def test_a_folder_with_something_new_in_it_stays(here: Local) -> None:
     here.become({"w": FOLDER, "w/d": FOLDER, "w/d/f": file(b"one")})
     made = here.planned({"w": FOLDER})
     (here.work / "d/new").write_bytes(b"new")
-    assert carry_out(here.roots, made).skipped == {"w/d"}
+    assert apply_plan(here.roots, made).skipped == {"w/d"}
     assert os.listdir(here.work / "d") == ["new"]
 
 
-def test_a_name_that_the_file_system_does_not_take(here: Place) -> None:
+def test_a_name_that_the_file_system_does_not_take(here: Local) -> None:
     outcome = here.become(
         {"w": FOLDER, f"w/{'x' * 300}": file(b"one"), "w/f": file(b"")}
     )
-    assert outcome.never == outcome.skipped == {f"w/{'x' * 300}"}
+    assert outcome.impossible == outcome.skipped == {f"w/{'x' * 300}"}
     assert os.listdir(here.work) == ["f"]
 
 
 @pytest.mark.integration  # as root: in a process of another user
-def test_without_being_root(here: Place) -> None:
+def test_without_being_root(here: Local) -> None:
     """Folders that forbid their owner to change them are opened for it and closed again."""
     sealed = {"w": FOLDER, "w/d": Entry("folder", 0o500), "w/d/f": file(b"one", 0o400)}
     after = {"w": FOLDER, "w/d": Entry("folder", 0o500), "w/d/g": file(b"one", 0o000)}
@@ -306,13 +306,13 @@ def test_the_base_survives_a_line_that_was_cut(
             assert (whole.tree, whole.version) == (known[-1][0], "last")
 
 
-def test_a_base_that_cannot_be_read_is_no_empty_one(here: Place) -> None:
+def test_a_base_that_cannot_be_read_is_no_empty_one(here: Local) -> None:
     (here.root / "base").write_text("[]\n")
     with pytest.raises(ContentDamaged):
         BaseFile(here.root / "base").load()
 
 
-def test_merge_and_apply_agree(here: Place) -> None:
+def test_merge_and_apply_agree(here: Local) -> None:
     ours = {"w": FOLDER, "w/a": file(b"one")}
     here.become(ours)
     merged = merge({}, here.tree(), {"w": FOLDER, "w/b": file(b"one")})

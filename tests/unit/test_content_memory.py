@@ -1,4 +1,4 @@
-"""What the proxy remembers: the ways between versions, within bounds, and keys that are replaced under it."""
+"""What the proxy keeps in memory: the steps between versions, within bounds, and keys that are replaced."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ commits = st.lists(
 def test_a_difference_leads_to_the_present_tree(
     commits: list[tuple[str, str, int, bool]],
 ) -> None:
-    """Versions come again, and some commits are another process's, of which nobody tells."""
+    """Versions recur, and some commits are made by another process, which the history does not see."""
 
     def name(tree: dict[str, int]) -> str:
         return str(sorted(tree.items()))
@@ -81,7 +81,7 @@ def keys_of(file: Path, log: io.StringIO) -> KeyFile:
 
 
 def test_a_mounted_secret_is_replaced(tmp_path: Path, log: io.StringIO) -> None:
-    """As the kubelet does it: a new folder, and one symlink that points there from now on."""
+    """As the kubelet does it: a new folder, then one symlink that is changed to point there."""
     file, data = tmp_path / "key", tmp_path / "..data"
 
     def put(name: str, *keys: bytes) -> None:

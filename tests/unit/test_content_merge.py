@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.content.sync.merge import CONFLICTS, Merged, merge, unit_of
+from midwatch.content.sync.merge import CONFLICTS, Merged, git_folder_of, merge
 from midwatch.content.tree import Entry, Tree, check_tree, chunk_hash, version_of
 
 FOLDER = Entry("folder", 0o755)
@@ -48,7 +48,7 @@ trees = st.dictionaries(names, nested, max_size=3).map(flat)
 
 
 def written(side: Tree, base: Tree) -> set[tuple[object, ...]]:
-    """The contents that a side brought in."""
+    """Return the contents that a side added."""
     new = (e for p, e in side.items() if base.get(p) != e and e.kind != "folder")
     before = {(e.chunks, e.target) for e in base.values()}
     return {(e.chunks, e.target) for e in new} - before
@@ -109,13 +109,13 @@ def test_without_a_conflict_the_sides_can_be_exchanged(
 
 @given(trees, trees, trees)
 def test_a_repository_is_of_one_side(base: Tree, ours: Tree, theirs: Tree) -> None:
-    """In its place it is what one side had, unless it went with the folder it was in."""
+    """A `.git` folder equals that of one side, unless it was removed with the folder above it."""
 
     def unit(tree: Tree, name: str) -> dict[str, Entry]:
-        return {p: e for p, e in tree.items() if unit_of(p) == name}
+        return {p: e for p, e in tree.items() if git_folder_of(p) == name}
 
     tree = merge(base, ours, theirs).tree
-    for name in {u for p in tree if (u := unit_of(p))} - {None}:
+    for name in {u for p in tree if (u := git_folder_of(p))} - {None}:
         if not name.startswith(CONFLICTS):
             assert unit(tree, name) in (unit(ours, name), unit(theirs, name))
 

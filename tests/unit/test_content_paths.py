@@ -1,4 +1,4 @@
-"""What is never stored nor written, and tokens: the two things that keep a session in its folder."""
+"""Paths that are refused, and tokens: the two things that keep a session in its folder."""
 
 from __future__ import annotations
 

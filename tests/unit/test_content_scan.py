@@ -1,4 +1,4 @@
-"""Scanning: what was not touched is not read, what cannot be read is never a removal, a `.git` is whole."""
+"""Scanning: unchanged files are not read, an unreadable one is never a removal, a `.git` is whole."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _later() -> int:
 
 
 def read_by(scanning: Scanner, base: Tree | None = None) -> tuple[Scan, int]:
-    """A scan, and how many files it read."""
+    """Return a scan, and how many files it read."""
     before = scanning._unsaved
     found = scanning.scan(base)
     return found, scanning._unsaved - before
@@ -98,7 +98,7 @@ def test_what_is_not_touched_is_not_read_again(work: Path, tmp_path: Path) -> No
 
 
 def test_a_file_written_twice_within_a_tick(work: Path) -> None:
-    """Same size, and a clock too coarse to tell: what is that young is read again."""
+    """The size is the same and the clock is too coarse: a file written that recently is read again."""
     (work / "f").write_text("1")
     times = (work / "f").stat()
     scanning = Scanner(Roots({"w": work}), now_ns=lambda: times.st_ctime_ns)
@@ -176,7 +176,7 @@ def test_neither_sockets_nor_through_symlinks(work: Path, tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_read_stays_as_it_was(work: Path) -> None:
-    """A folder nested deeper than is looked at stands for all that cannot be read, also as root."""
+    """A folder below the maximum depth stands for all that cannot be read, also as root."""
     deep = "/".join(["d"] * 300)
     (work / deep).mkdir(parents=True)
     (work / "f").write_text("read")
@@ -191,7 +191,7 @@ def test_what_cannot_be_read_stays_as_it_was(work: Path) -> None:
 
 
 class Busy(Captured):
-    """Whoever reads a file with this finds that somebody writes to it, twice in each try."""
+    """Writes to a file while it is read, twice in each try."""
 
     file: Path
     times = 0
@@ -308,7 +308,7 @@ for number in itertools.count():
 
 @contextmanager
 def git_at_work(repo: Path, seed: int) -> Iterator[None]:
-    """Until it is killed, in the middle of whatever it does, with the commands that it runs."""
+    """Run the work until it is killed at a random moment, with the commands that it runs."""
     command = [sys.executable, "-c", _WORK, str(repo), str(seed)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, env=GIT, start_new_session=True
@@ -324,7 +324,7 @@ def git_at_work(repo: Path, seed: int) -> Iterator[None]:
 def test_every_scan_of_a_repository_at_work_is_a_whole_one(
     work: Path, tmp_path: Path
 ) -> None:
-    """Git commits, rebases and collects garbage; each `.git` that is found can be checked out elsewhere."""
+    """Git commits, rebases and collects garbage; each scanned `.git` can be checked out elsewhere."""
     repo = repository(work / "r")
     store: dict[str, bytes] = {}
     scanning, base = Scanner(Roots({"w": work})), dict[str, Entry]()
@@ -357,7 +357,7 @@ REPACK = ["repack", "-a", "-d", "-q"]
 def test_git_throws_objects_away_in_the_middle_of_a_scan(
     work: Path, tmp_path: Path, at: int, commands: list[list[str]]
 ) -> None:
-    """At each moment in turn: between the refs and the objects, and between two objects."""
+    """At each moment in turn: between refs and objects, and between two objects."""
     repo, store = repository(work / "r"), dict[str, bytes]()
     times = itertools.count(1)
 
@@ -373,7 +373,7 @@ def test_git_throws_objects_away_in_the_middle_of_a_scan(
 
 @pytest.mark.integration
 def test_packs_that_become_one_while_they_are_read(work: Path, tmp_path: Path) -> None:
-    """No ref tells of it, and what was listed of the packs is gone: only another look shows that."""
+    """No ref changes, and the listed packs are gone: only another listing shows that."""
     repo, store = repository(work / "r", commits=1), dict[str, bytes]()
     git(repo, "repack", "-d", "-q")
     (repo / "more").write_text("more")
@@ -397,7 +397,7 @@ def test_packs_that_become_one_while_they_are_read(work: Path, tmp_path: Path) -
 def _sent(
     scanning: Scanner, base: Tree, store: dict[str, bytes], *, last: bool = False
 ) -> Scan:
-    """As a push does: scan, read what is new, take back what was another file by then."""
+    """Do as a push does: scan, read what is new, leave out files that have changed since."""
     found = scanning.scan(base, last=last)
     wanted = [c for e in found.tree.values() for c in e.chunks if c not in store]
     with scanning.roots.walker() as walker:

@@ -1,7 +1,7 @@
-"""Tokens for folders: a JWT that says which folder may be written and which may be read.
+"""Tokens: a JWT with the folder that its holder may write and the folders that it may read.
 
-Operator and proxy share a key. `sub` is the folder that may be written and read, `read` are those
-that may be read as well. The algorithm is pinned: a token cannot choose how it is checked.
+Operator and proxy share a key. `sub` is the folder that may be read and written, `read` are further folders
+that may be read. The algorithm is pinned: a token cannot choose how it is verified.
 """
 
 from __future__ import annotations
@@ -23,16 +23,20 @@ from midwatch.model import Json
 
 ISSUER = "midwatch"
 SHORTEST_KEY = 32
-"""Bytes of a key at least: as many as HS256's hash has (RFC 7518, 3.2)."""
+"""Bytes of a key at least: the length of HS256's hash (RFC 7518, 3.2)."""
 _LONGEST_TOKEN = 8192
 _LARGEST_FILE = 1 << 16
 _LEEWAY = 60
-"""Seconds that the clocks of operator and proxy may be apart."""
+"""Seconds that the clocks of operator and proxy may differ."""
+_MAKE_KEY = "make one: openssl rand -hex 32"
+
+Keys = Callable[[], Sequence[bytes]]
+"""Returns the keys that verify a token now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a token allows."""
+    """The permissions of a token: its own `folder`, and folders that it may only `read`."""
 
     folder: str
     read: frozenset[str] = frozenset()
@@ -45,10 +49,13 @@ class Grant:
 
 
 def read_keys(file: Path) -> tuple[bytes, ...]:
-    """The keys in a file, one a line: the first signs, all of them verify. Raises SettingsError.
+    """Return the keys in a file, one a line. The first one signs, all of them verify.
 
-    So a key is replaced in two steps: put the new one first, and take the old one out when every
-    session that has a token of it is over. Operator and proxy see either without a restart.
+    So a key is replaced in two steps: put the new one first, and remove the old one when every session
+    whose token it signed is over. Operator and proxy notice both without a restart.
+
+    Raises:
+        SettingsError: The file cannot be read, or a key is too short.
     """
     try:
         with file.open("rb") as opened:
@@ -60,9 +67,9 @@ def read_keys(file: Path) -> tuple[bytes, ...]:
     keys = tuple(line.strip() for line in lines if line.strip())
     if not keys or any(len(key) < SHORTEST_KEY for key in keys):
         raise SettingsError(
-            f"{file} has no key of at least {SHORTEST_KEY} bytes in every line",
+            f"{file} must have a key of at least {SHORTEST_KEY} bytes in every line",
             path="content.key_file",
-            hint="make one: openssl rand -hex 32",
+            hint=_MAKE_KEY,
         )
     return keys
 
@@ -75,11 +82,22 @@ def issue(
     now: datetime,
     expires: datetime | None = None,
 ) -> str:
-    """A token. Raises PathRefused for what is no folder's id, SettingsError for a short key."""
+    """Return a signed token.
+
+    Args:
+        key: The signing key, at least `SHORTEST_KEY` bytes.
+        folder: The id of the folder that may be read and written.
+        read: Ids of further folders that may be read.
+        now: The time of issue.
+        expires: When the token ends; None for never.
+
+    Raises:
+        PathRefused: One of the ids is not valid.
+        SettingsError: The key is too short.
+    """
     if len(key) < SHORTEST_KEY:
         raise SettingsError(
-            f"a key for tokens has at least {SHORTEST_KEY} bytes",
-            hint="make one: openssl rand -hex 32",
+            f"a key for tokens needs at least {SHORTEST_KEY} bytes", hint=_MAKE_KEY
         )
     claims: Json = {
         "iss": ISSUER,
@@ -93,7 +111,7 @@ def issue(
 
 
 def verify(keys: Sequence[bytes] | bytes, token: str, *, now: datetime) -> Grant:
-    """What the token allows, if one of the keys signed it. Raises TokenRefused."""
+    """Return the permissions of a token that one of the keys signed. Raises TokenRefused."""
     if len(token) > _LONGEST_TOKEN:
         raise TokenRefused("the token is too long")
     claims = _claims((keys,) if isinstance(keys, bytes) else keys, token)
@@ -105,13 +123,13 @@ def verify(keys: Sequence[bytes] | bytes, token: str, *, now: datetime) -> Grant
         others = frozenset(check_folder(other) for other in read)
         return Grant(check_folder(claims["sub"]), others)
     except (PathRefused, TypeError):
-        raise TokenRefused("the token names no folder") from None
+        raise TokenRefused("the token does not name a folder") from None
 
 
 def _claims(keys: Sequence[bytes], token: str) -> dict[str, Any]:
     for key in keys:
         try:
-            # Times are checked by us, against an injected clock.
+            # `_check_time` checks the times, against an injected clock.
             return jwt.decode(
                 token,
                 key,
@@ -126,17 +144,15 @@ def _claims(keys: Sequence[bytes], token: str) -> dict[str, Any]:
             )
         except jwt.InvalidSignatureError:
             continue
-        except jwt.InvalidIssuerError:
-            raise TokenRefused("the token is not one of Midwatch's") from None
         except jwt.PyJWTError:
-            raise TokenRefused("that is no token of Midwatch's") from None
+            raise TokenRefused("this is not a token of Midwatch") from None
     raise TokenRefused("the token was signed with another key")
 
 
 def _check_time(claims: dict[str, Any], now: datetime) -> None:
     issued, expires = claims["iat"], claims.get("exp")
     if not isinstance(issued, (int, float)):
-        raise TokenRefused("the token does not say when it was issued")
+        raise TokenRefused("the token has no time of issue")
     if issued > now.timestamp() + _LEEWAY:
         raise TokenRefused(
             "the token is from the future", hint="check the clocks of the nodes"
@@ -149,58 +165,52 @@ def _check_time(claims: dict[str, Any], now: datetime) -> None:
         raise TokenRefused("the token has expired", hint="start the session again")
 
 
-# ------------------------------------------------------------ keys
-# The keys of tokens while the server runs: read again when their file changed, so that a key can be replaced.
-
-Keys = Callable[[], Sequence[bytes]]
-"""What verifies a token now."""
-_Mark = tuple[int, ...]
-
-
 class KeyFile:
-    """`Keys` of a file; one `stat` a call. What cannot be read any more leaves the keys as they were."""
+    """`Keys` that are read again when their file changes; one `stat` per call.
+
+    A file that cannot be read leaves the keys unchanged.
+    """
 
     def __init__(self, file: Path, keys: Sequence[bytes], log: Log) -> None:
         self._file = file
         self._keys = tuple(keys)
         self._log = log
-        self._read: _Mark | None = None
-        self._failed: _Mark | None = None
+        self._read: tuple[int, ...] | None = None
+        self._failed: tuple[int, ...] | None = None
 
     def __call__(self) -> Sequence[bytes]:
-        # Before it is read: a change in between shows at the next call.
-        mark = _mark_of(self._file)
-        if mark != self._read:
-            self._again(mark)
+        # Before the file is read: a change in between shows at the next call.
+        state = self._file_state()
+        if state != self._read:
+            self._reload(state)
         return self._keys
 
-    def _again(self, mark: _Mark) -> None:
+    def _reload(self, state: tuple[int, ...]) -> None:
         try:
             keys = read_keys(self._file)
         except SettingsError as error:
-            # It is tried at each call, and told once for each state of the file.
-            if mark != self._failed:
+            # Retried at each call, and logged once for each state of the file.
+            if state != self._failed:
                 self._log.error(
                     "keys cannot be read, the old ones stay", error=str(error)
                 )
-            self._failed = mark
+            self._failed = state
             return
-        self._read, self._failed = mark, None
+        self._read, self._failed = state, None
         if keys != self._keys:
             self._keys = keys
             self._log.info("keys have changed", keys=len(keys))
 
-
-def _mark_of(file: Path) -> _Mark:
-    """Follows symlinks: Kubernetes replaces a mounted secret by pointing one elsewhere."""
-    try:
-        found = os.stat(file)
-    except OSError:
-        return ()
-    return (
-        found.st_dev,
-        found.st_ino,
-        found.st_size,
-        found.st_mtime_ns,
-        found.st_ctime_ns,
-    )
+    def _file_state(self) -> tuple[int, ...]:
+        """Return what changes with the file. Kubernetes replaces a mounted secret by changing a symlink."""
+        try:
+            stat = os.stat(self._file)
+        except OSError:
+            return ()
+        return (
+            stat.st_dev,
+            stat.st_ino,
+            stat.st_size,
+            stat.st_mtime_ns,
+            stat.st_ctime_ns,
+        )

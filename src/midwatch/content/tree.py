@@ -1,7 +1,39 @@
-"""The manifest of a folder: what is in it, by content hash. Pure.
+"""The manifest of a folder, the paths that are refused, and the protocol of the content proxy. Pure.
 
-A file is a list of chunks of `CHUNK` bytes (the last is shorter), each known by its SHA-256. So memory is
+A file is a list of chunks of `CHUNK` bytes (the last is shorter), each named by its SHA-256. So memory is
 bounded by a chunk, an upload resumes after the last whole chunk, and a file that grew sends only its end.
+
+A path is relative and has `/` between its parts. Bytes that are not UTF-8 appear as Python's `surrogateescape` has
+them, and travel in JSON as the escapes `\\udc80` to `\\udcff`. Case and Unicode normal form are kept: two names that
+look alike are two entries.
+
+The protocol, below `/v1/folders/NAMESPACE/NAME`:
+
+==================  ==========================================  =====================================
+request             body                                        response
+==================  ==========================================  =====================================
+GET /manifest                                                   {"version", "tree": {path: entry}}
+GET ?since=VERSION                                              the same, or a difference (see below)
+POST /missing       {"hashes": [hash]}                          {"missing": [hash]}
+PUT /chunks         frames                                      {"stored": number of new chunks}
+POST /chunks/read   {"hashes": [hash]}                          frames, in that order
+POST /commit        {"put": {path: entry}, "removed": [path]}   {"version"}
+POST /claim                                                     {"attempt"}
+POST /inbox         {"id"?, "type", "content", "timestamp"?}    {"id", "version"}
+DELETE                                                          {"deleted": whether it existed}
+==================  ==========================================  =====================================
+
+Entries have the form of `Entry.to_json`; JSON is ASCII, other characters and bytes are escaped. A version travels as
+an ETag: `"VERSION"` in `ETag`, `If-None-Match` and `If-Match`. `GET /manifest?wait=SECONDS` with `If-None-Match`
+answers as soon as the version differs, or 304 after that time. `GET /manifest?since=VERSION` answers {"version",
+"since", "put": {path: entry}, "removed": [path]} if the server remembers the steps since that version, else the whole
+tree. An error is {"error", "hint"}, at 412 with the current "version" (and as ETag), at 409 with the "missing" hashes.
+
+Attempts: a runner sends `Midwatch-Attempt: N` with every request about its own folder, and claims the folder before
+it reads it. The folder keeps the highest attempt that has claimed or changed it; a lower one gets 409 with "code":
+"superseded" and that "attempt". A request without the header belongs to no attempt: it is a person's, or a tool's.
+
+A frame is a chunk: 32 bytes of its SHA-256, 4 bytes of its length (big-endian, 1 to `CHUNK`), its bytes.
 """
 
 from __future__ import annotations
@@ -19,16 +51,42 @@ from midwatch.model import Json
 
 CHUNK = 1 << 20
 """Bytes of a chunk."""
+MAX_PATH = 4095
+"""Bytes of a path and of a symlink's target: Linux' PATH_MAX without the NUL."""
+MAX_PART = 255
+"""Bytes between two slashes: NAME_MAX of the usual file systems."""
+MAX_HASHES = 16384
+"""Hashes in one request."""
+ATTEMPT = "midwatch-attempt"
+"""The header with the number of a runner's attempt."""
+SUPERSEDED = "superseded"
+"""The `code` of the response to an attempt that is over."""
+MEDIA_TYPE = "application/octet-stream"
+"""The media type of a stream of frames."""
+INBOX = "session/inbox.jsonl"
+"""The file of messages for a session: written by the proxy, never by a runner."""
 _HASH = re.compile("[0-9a-f]{64}")
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_NAME = r"[a-z0-9](?:[a-z0-9.-]{0,98}[a-z0-9])?"
+_FOLDER = re.compile(f"{_LABEL}/{_NAME}", re.ASCII)
+_HEAD = struct.Struct(">32sI")
 _text = json.JSONEncoder().encode
 Kind = Literal["file", "folder", "symlink"]
 Tree = Mapping[str, "Entry"]
-"""Entries by path: relative, with `/`, in Unicode as the file system has it; `surrogateescape` for other bytes."""
+"""Entries by path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file, folder or symlink. `mode` is its permission bits; of a symlink always 0o777."""
+    """One file, folder or symlink.
+
+    Attributes:
+        kind: What it is.
+        mode: Permission bits; of a symlink always 0o777.
+        size: Bytes of a file.
+        chunks: Hashes of a file's chunks, in order.
+        target: Where a symlink points to.
+    """
 
     kind: Kind
     mode: int = 0o644
@@ -37,17 +95,20 @@ class Entry:
     target: str = ""
 
     def to_json(self) -> list[Any]:
-        """`["f", mode, size, [chunk, …]]`, `["d", mode]` or `["l", target]`."""
+        """Return `["f", mode, size, [chunk, …]]`, `["d", mode]` or `["l", target]`."""
         if self.kind == "file":
             return ["f", self.mode, self.size, list(self.chunks)]
         return ["d", self.mode] if self.kind == "folder" else ["l", self.target]
 
 
 def entry_from_json(data: Any) -> Entry:
-    """Raises ValueError for what is no entry. Paths and targets are checked in `paths`."""
+    """Parse the form of `Entry.to_json`. Paths and targets are not checked. Raises ValueError."""
     match data:
         case ["f", int(mode), int(size), [*chunks]] if (
-            _is_mode(mode) and _is_size(size) and all(map(is_hash, chunks))
+            _is_mode(mode)
+            and type(size) is int
+            and size >= 0
+            and all(map(is_hash, chunks))
         ):
             if len(chunks) != -(-size // CHUNK):
                 raise ValueError(f"{size} bytes are not {len(chunks)} chunks")
@@ -63,41 +124,39 @@ def _is_mode(number: int) -> bool:
     return type(number) is int and 0 <= number <= 0o777  # a bool is an int as well
 
 
-def _is_size(number: int) -> bool:
-    return type(number) is int and number >= 0
-
-
 def is_hash(text: object) -> bool:
+    """Return whether this is a SHA-256 in lower-case hexadecimal."""
     return isinstance(text, str) and _HASH.fullmatch(text) is not None
 
 
 def compact(data: Any) -> bytes:
-    """JSON in ASCII: names that are not Unicode travel as escapes."""
+    """Return JSON in ASCII: names that are not Unicode travel as escapes."""
     return json.dumps(data, separators=(",", ":")).encode("ascii")
 
 
 def tree_to_json(tree: Tree) -> Json:
+    """Return the entries as JSON data, in order of their paths."""
     return {path: tree[path].to_json() for path in sorted(tree)}
 
 
 def tree_from_json(data: Any) -> dict[str, Entry]:
-    """Raises ValueError."""
+    """Parse the form of `tree_to_json`. Raises ValueError."""
     if not isinstance(data, dict):
         raise ValueError("not a manifest")
     return {path: entry_from_json(entry) for path, entry in data.items()}
 
 
 def version_of(tree: Tree) -> str:
-    """The version of a tree: a hash of all of it. Equal trees have equal versions."""
+    """Return the version of a tree: a hash of all of it. Equal trees have equal versions."""
     digest = hashlib.sha256()
     for path in sorted(tree):
-        line = f"[{_text(path)},{_written(tree[path])}]\n"
+        line = f"[{_text(path)},{_entry_text(tree[path])}]\n"
         digest.update(line.encode("ascii"))
     return digest.hexdigest()
 
 
-def _written(entry: Entry) -> str:
-    """`to_json` as compact JSON, five times as fast as the encoder: each sync does it for all entries."""
+def _entry_text(entry: Entry) -> str:
+    """Return `to_json` as compact JSON, five times as fast as the encoder: each sync does it for all entries."""
     if entry.kind == "file":
         chunks = ",".join([f'"{chunk}"' for chunk in entry.chunks])
         return f'["f",{entry.mode},{entry.size},[{chunks}]]'
@@ -106,17 +165,18 @@ def _written(entry: Entry) -> str:
     return f'["l",{_text(entry.target)}]'
 
 
-def chunk_hash(data: bytes | memoryview) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 EMPTY = version_of({})
-"""The version of a folder that has nothing."""
+"""The version of an empty folder."""
+
+
+def chunk_hash(data: bytes | memoryview) -> str:
+    """Return the name of a chunk with these bytes."""
+    return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What makes one tree of another: `put` replaces or adds whole entries, `removed` takes away."""
+    """The change from one tree to another: `put` adds or replaces whole entries, `removed` are deleted paths."""
 
     put: Mapping[str, Entry]
     removed: frozenset[str]
@@ -124,60 +184,63 @@ class Delta:
     def __bool__(self) -> bool:
         return bool(self.put or self.removed)
 
+    def __len__(self) -> int:
+        return len(self.put) + len(self.removed)
+
     @property
     def chunks(self) -> set[str]:
+        """The chunks of all files that are put."""
         return {chunk for entry in self.put.values() for chunk in entry.chunks}
 
     def apply(self, tree: Tree) -> dict[str, Entry]:
+        """Return the tree after this change."""
         kept = {path: e for path, e in tree.items() if path not in self.removed}
         return kept | dict(self.put)
 
+    def to_json(self) -> Json:
+        """Return `{"put": {path: entry}, "removed": [path]}`."""
+        put = {path: entry.to_json() for path, entry in self.put.items()}
+        return {"put": put, "removed": sorted(self.removed)}
+
+
+NO_CHANGE = Delta({}, frozenset())
+
 
 def delta_between(old: Tree, new: Tree) -> Delta:
-    # Most entries are the very same; comparing those by value would take most of the time.
+    """Return the change from `old` to `new`."""
+    # Most entries are the same object; comparing those by value would take most of the time.
     return Delta(
         {
             path: entry
             for path, entry in new.items()
             if (was := old.get(path)) is not entry and was != entry
         },
-        frozenset(_missing(old, new)),
+        frozenset(path for path in old if path not in new),
     )
 
 
-def _missing(old: Iterable[str], new: Tree) -> Iterable[str]:
-    return (path for path in old if path not in new)
+def delta_from_json(data: Any) -> Delta:
+    """Parse the form of `Delta.to_json`. Raises ValueError, KeyError, TypeError or AttributeError."""
+    put = {path: entry_from_json(entry) for path, entry in data["put"].items()}
+    return Delta(put, frozenset(data["removed"]))
 
 
-# ------------------------------------------------------------ paths
-# What is never stored nor written: paths that leave their folder, or mean two things. Pure.
-#
-# A path is relative and has `/` between its parts. Bytes that are not UTF-8 are in it as Python's
-# `surrogateescape` has them, and travel in JSON as the escapes `\udc80` to `\udcff`. Case and Unicode
-# normal form stay as they are: two names that look alike are two entries.
-
-MAX_PATH = 4095
-"""Bytes of a path and of a symlink's target: Linux' PATH_MAX without the NUL."""
-MAX_PART = 255
-"""Bytes between two slashes: NAME_MAX of the usual file systems."""
-_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
-_NAME = r"[a-z0-9](?:[a-z0-9.-]{0,98}[a-z0-9])?"
-_FOLDER = re.compile(f"{_LABEL}/{_NAME}", re.ASCII)
+# ------------------------------------------------------------------ paths
 
 
 def check_folder(folder: str) -> str:
-    """The folder's id, `NAMESPACE/NAME.UID`, if it is one. Raises PathRefused."""
+    """Return the id of a folder, `NAMESPACE/NAME.UID`, if it is valid. Raises PathRefused."""
     if not _FOLDER.fullmatch(folder) or ".." in folder:
         raise PathRefused(
             folder,
-            "is no folder's id",
-            hint="it is NAMESPACE/NAME.UID, such as team-a/fix-checkout.0123abcd",
+            "is not the id of a folder",
+            hint="use NAMESPACE/NAME.UID, such as team-a/fix-checkout.0123abcd",
         )
     return folder
 
 
 def check_path(path: str) -> None:
-    """Raises PathRefused for what is absolute, too long, or has a part that is empty, `.` or `..`."""
+    """Raise PathRefused if the path is absolute, too long, or has a part that is empty, `.` or `..`."""
     if not path or path.startswith("/"):
         raise PathRefused(path, "is not a relative path")
     _check_text(path, path)
@@ -189,42 +252,45 @@ def check_path(path: str) -> None:
             raise PathRefused(path, f"has a part of more than {MAX_PART} bytes")
 
 
-def check_target(path: str, target: str) -> None:
-    """Where a symlink may point is not restricted, since nobody follows it here; its form is."""
-    if not target:
-        raise PathRefused(path, "is a symlink to nothing")
-    _check_text(path, target)
-
-
 def check_entries(entries: Tree) -> None:
-    """Each path, and where each symlink points to. Raises PathRefused."""
+    """Check each path and the target of each symlink. Raises PathRefused.
+
+    A symlink may point anywhere, since it is never followed; only the form of its target is checked.
+    """
     for path, entry in entries.items():
         check_path(path)
         if entry.kind == "symlink":
-            check_target(path, entry.target)
+            if not entry.target:
+                raise PathRefused(path, "is a symlink without a target")
+            _check_text(path, entry.target)
 
 
 def check_shape(paths: Iterable[str], kind: Callable[[str], Kind | None]) -> None:
-    """Nothing is below what is no folder. `kind` of a path that is not there is None."""
-    fine = {""}
+    """Raise PathRefused if one of the paths is below a file or a symlink.
+
+    Args:
+        paths: The paths to check.
+        kind: Returns the kind of a path, None if there is no entry.
+    """
+    valid = {""}
     for path in paths:
         above = path.rpartition("/")[0]
-        while above not in fine:
+        while above not in valid:
             if kind(above) not in ("folder", None):
                 raise PathRefused(path, f"is below a {kind(above)}")
-            fine.add(above)
+            valid.add(above)
             above = above.rpartition("/")[0]
 
 
 def check_tree(tree: Tree) -> None:
-    """All of it, for a tree that comes from outside. Raises PathRefused."""
+    """Check the entries and the shape of a tree that comes from outside. Raises PathRefused."""
     check_entries(tree)
     check_shape(tree, lambda path: tree[path].kind if path in tree else None)
 
 
 def _check_text(path: str, text: str) -> None:
     if "\0" in text:
-        raise PathRefused(path, "has a NUL in it")
+        raise PathRefused(path, "contains a NUL")
     if text.isascii():
         size = len(text)
     else:
@@ -241,59 +307,19 @@ def _encoded(text: str) -> bytes:
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        raise PathRefused(text, "has half a surrogate pair in it") from None
+        raise PathRefused(text, "contains half a surrogate pair") from None
 
 
-# ------------------------------------------------------------ wire
-# What the client and the content proxy say to each other, below `/v1/folders/NAMESPACE/NAME`.
-#
-# ==================  ==========================================  =====================================
-# request             body                                        answer
-# ==================  ==========================================  =====================================
-# GET /manifest                                                   {"version", "tree": {path: entry}}
-# GET ?since=VERSION                                              the same, or a difference (see below)
-# POST /missing       {"hashes": [hash]}                          {"missing": [hash]}
-# PUT /chunks         frames                                      {"stored": how many were new}
-# POST /chunks/read   {"hashes": [hash]}                          frames, in that order
-# POST /commit        {"put": {path: entry}, "removed": [path]}   {"version"}
-# POST /claim                                                     {"attempt"}
-# POST /inbox         {"id"?, "type", "content", "timestamp"?}    {"id", "version"}
-# DELETE                                                          {"deleted": whether it was there}
-# ==================  ==========================================  =====================================
-#
-# An entry is as `tree.Entry.to_json` writes it; JSON is ASCII, other characters and bytes are escaped.
-# A version travels as an ETag: `"VERSION"` in `ETag`, `If-None-Match` and `If-Match`. `GET /manifest?wait=SECONDS`
-# with `If-None-Match` answers when the version is another, or 304 after so long. `GET /manifest?since=VERSION`
-# answers {"version", "since", "put": {path: entry}, "removed": [path]} where the server remembers how the folder
-# came from there, and the whole tree where it does not. An error is
-# {"error", "hint"}, at 412 with the present "version" (and as ETag), at 409 with the "missing" hashes.
-#
-# Attempts: a runner sends `Midwatch-Attempt: N` with every request about its own folder, and claims it before it reads
-# it. The folder keeps the highest attempt that has claimed or changed it; a lower one is answered 409 with
-# "code": "superseded" and that "attempt". A request without the header is of no attempt: a person's, or a tool's.
-#
-# A frame is a chunk: 32 bytes of its SHA-256, 4 bytes of its length (big-endian, 1 to `CHUNK`), its bytes.
-
-MAX_HASHES = 16384
-"""Hashes in one request."""
-ATTEMPT = "midwatch-attempt"
-"""The header with the number of a runner's attempt."""
-SUPERSEDED = "superseded"
-"""The `code` of an answer to an attempt that is over."""
-MEDIA_TYPE = "application/octet-stream"
-"""Of a stream of frames."""
-INBOX = "session/inbox.jsonl"
-"""Where messages for a session are: the proxy writes there, and a runner never does."""
-_HEAD = struct.Struct(">32sI")
+# ------------------------------------------------------------------ frames
 
 
 def encode_frame(data: bytes) -> bytes:
-    """One chunk as a frame. Raises ValueError for an empty one or one above `CHUNK`."""
+    """Return a chunk as a frame. Raises ValueError if it is empty or larger than `CHUNK`."""
     return frame_of(chunk_hash(data), data)
 
 
 def frame_of(name: str, data: bytes) -> bytes:
-    """A chunk whose hash is known, as a frame. Raises ValueError as `encode_frame`."""
+    """Return a chunk whose hash is known as a frame. Raises ValueError as `encode_frame`."""
     if not 0 < len(data) <= CHUNK:
         raise ValueError(f"a chunk has 1 to {CHUNK} bytes, not {len(data)}")
     return _HEAD.pack(bytes.fromhex(name), len(data)) + data
@@ -302,22 +328,22 @@ def frame_of(name: str, data: bytes) -> bytes:
 async def decode_frames(
     stream: AsyncIterable[bytes],
 ) -> AsyncIterator[tuple[str, bytes]]:
-    """Chunks with their hashes, each checked. Raises StreamBroken for what is no frame or is cut."""
+    """Yield the chunks of a stream with their hashes, which are verified. Raises StreamBroken."""
     async for name, data in split_frames(stream):
-        yield name, checked(name, data)
+        yield name, verify_chunk(name, data)
 
 
-def checked(name: str, data: bytes) -> bytes:
-    """The bytes, if they have this hash. Raises StreamBroken."""
+def verify_chunk(name: str, data: bytes) -> bytes:
+    """Return the bytes if they have this hash. Raises StreamBroken."""
     if chunk_hash(data) != name:
-        raise StreamBroken("a chunk is not what its hash says")
+        raise StreamBroken("a chunk does not match its hash")
     return data
 
 
 async def split_frames(
     stream: AsyncIterable[bytes],
 ) -> AsyncIterator[tuple[str, bytes]]:
-    """As `decode_frames`, for one who checks the hashes elsewhere. Holds one frame and one piece."""
+    """Yield the chunks of a stream, hashes not verified. Holds one frame and one piece. Raises StreamBroken."""
     held = bytearray()
     async for piece in stream:
         held += piece
@@ -332,7 +358,7 @@ async def split_frames(
 
 
 def _frame_at(held: bytearray, start: int) -> tuple[str, bytes] | None:
-    """The frame that begins at `start`, if all of it is there."""
+    """Return the frame that begins at `start`, or None if it is not complete."""
     if len(held) - start < _HEAD.size:
         return None
     digest, length = _HEAD.unpack_from(held, start)

@@ -160,7 +160,7 @@ class Sync(Protocol):
 
     last_error: MidwatchError | None
     last_success: datetime | None
-    heard: Callable[[Any], None]
+    on_report: Callable[[Any], None]
 
     async def pull(self) -> Any: ...
     async def pull_from(self, folder: str, /) -> Any: ...
@@ -236,7 +236,7 @@ class SyncSupervisor:
         if self._sync is None:
             yield
             return
-        stop, self._sync.heard = StopEvent(self._clock), self._hear
+        stop, self._sync.on_report = StopEvent(self._clock), self._hear
         syncing = asyncio.create_task(self._sync.run(stop), name="sync")
         looking = asyncio.create_task(self._look(syncing), name="look at the sync")
         try:
@@ -258,7 +258,7 @@ class SyncSupervisor:
         if self._sync is None or not self._fetched or self.lost is not None:
             return
         sync, self._ending = self._sync, True
-        sync.heard = self._hear
+        sync.on_report = self._hear
         try:
             async with asyncio.timeout(within):
                 await self._tried(lambda: sync.push(last=True), within)

@@ -1,4 +1,4 @@
-"""The endpoints of a folder; `wire` has the table of them."""
+"""The endpoints of a folder; `midwatch.content.tree` documents the protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from midwatch.content.errors import ChunksMissing, ContentTooLarge
 from midwatch.content.server.http import (
-    JsonAnswer,
+    JsonResponse,
     RequestRefused,
     ServerState,
     attempt_of,
@@ -27,12 +27,10 @@ from midwatch.content.server.http import (
     parse_delta,
     parse_hashes,
     parse_object,
-    read_body,
     seconds_of,
     version_in,
 )
-from midwatch.content.server.legacy import appended
-from midwatch.content.server.manifest import Manifest
+from midwatch.content.server.legacy import append_line
 from midwatch.content.tree import (
     ATTEMPT,
     INBOX,
@@ -42,40 +40,9 @@ from midwatch.content.tree import (
     split_frames,
 )
 
-# ------------------------------------------------------------ inbox
-# Lines for the mailbox of a session. Which of them mean something, its reader decides.
-
 MAX_LINE = 500_000
-"""Bytes: more is refused by whoever reads the mailbox."""
+"""Bytes of a message: the reader of the mailbox rejects more."""
 _LONGEST_NAME = 200
-
-
-def inbox_line(data: Mapping[str, Any], now: datetime) -> tuple[str, bytes]:
-    """The message's id and its line. Raises RequestRefused (422) and ContentTooLarge."""
-    kind, given = data.get("type"), data.get("id")
-    if not _is_name(kind):
-        raise RequestRefused(422, "type must be a text", hint="such as user_message")
-    if given is not None and not _is_name(given):
-        raise RequestRefused(
-            422, f"id must be a text of 1 to {_LONGEST_NAME} characters"
-        )
-    id = given or uuid.uuid4().hex
-    message = {
-        "id": id,
-        "type": kind,
-        "content": data.get("content"),
-        "timestamp": str(data.get("timestamp") or now.isoformat())[:_LONGEST_NAME],
-    }
-    line = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
-    if len(line) > MAX_LINE:
-        raise ContentTooLarge(f"a message may have {MAX_LINE} bytes")
-    return id, line + b"\n"
-
-
-def _is_name(text: object) -> bool:
-    return isinstance(text, str) and 0 < len(text) <= _LONGEST_NAME
-
-
 _BATCH_BYTES = 4 << 20
 _BATCH_FRAMES = 256
 """A batch is synced at once; many small files would wait for the disk one by one."""
@@ -86,8 +53,9 @@ _GZIP_LEVEL = 4
 class FolderApi:
     """Handlers for `/v1/folders/NAMESPACE/NAME`."""
 
-    def __init__(self, desk: ServerState) -> None:
-        self._desk = desk
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        self._store = state.store
 
     def routes(self) -> list[Route]:
         folder = "/v1/folders/{namespace}/{name}"
@@ -105,163 +73,193 @@ class FolderApi:
     # -------------------------------------------------- the manifest
 
     async def manifest(self, request: Request) -> Response:
-        desk = self._desk
-        folder = desk.folder(request, write=False)
-        found = await desk.work(desk.store.manifest, folder, attempt_of(request))
-        known, wait = known_versions(request), seconds_of(
-            request, "wait", desk.settings.wait
-        )
+        state, store = self._state, self._store
+        folder = state.folder(request, write=False)
+        found = await state.in_thread(store.manifest, folder, attempt_of(request))
+        known = known_versions(request)
+        wait = seconds_of(request, "wait", state.settings.wait)
         if found.version in known and wait:
-            desk.check_waiting()
-            await self._changed(request, folder, found.version, wait)
-            found = await desk.work(desk.store.manifest, folder)
+            state.check_waiting()
+            await self._wait_for_change(request, folder, found.version, wait)
+            found = await state.in_thread(store.manifest, folder)
         if found.version in known:
             return Response(status_code=304, headers=etag(found.version))
         since = version_in(request, "since")
-        await desk.turn(request, desk.streams, folder)
-        return self._told(request, found, self._pieces(folder, found, since))
-
-    def _pieces(self, folder: str, found: Manifest, since: str) -> Iterator[bytes]:
-        """The difference where it is asked for and known, or the whole tree."""
-        changed = self._desk.store.changed_since(folder, since, found)
+        await state.hold_stream(request, folder)
+        changed = store.changed_since(folder, since, found)
         if changed is None:
-            return found.document()
-        return found.difference(since, changed)
-
-    async def _changed(
-        self, request: Request, folder: str, version: str, seconds: float
-    ) -> None:
-        """Wait until the folder has another version, or nobody is there to hear of it."""
-        desk, seen = self._desk, None
-
-        async def over() -> bool:
-            nonlocal seen
-            mark = await desk.work(desk.store.mark, folder)
-            if mark == seen:  # as it was when we last read it
-                return await request.is_disconnected()
-            found = await desk.work(desk.store.manifest, folder)
-            seen = mark
-            return found.version != version or await request.is_disconnected()
-
-        await desk.changes.wait(folder, seconds, over)
-
-    def _told(
-        self, request: Request, found: Manifest, pieces: Iterator[bytes]
-    ) -> Response:
+            pieces = found.document()
+        else:
+            pieces = found.difference(since, changed)
         # The ETag is the version in either encoding: it names the tree, not the bytes.
         headers = etag(found.version) | {"vary": "accept-encoding"}
         if "gzip" in request.headers.get("accept-encoding", ""):
             headers["content-encoding"] = "gzip"
             pieces = _gzipped(pieces)
         return StreamingResponse(
-            self._desk.work.each(pieces), 200, headers, "application/json"
+            state.in_thread.each(pieces), 200, headers, "application/json"
         )
+
+    async def _wait_for_change(
+        self, request: Request, folder: str, version: str, seconds: float
+    ) -> None:
+        """Wait until the folder has another version, or the client has disconnected."""
+        state, last = self._state, None
+
+        async def done() -> bool:
+            nonlocal last
+            stamp = await state.in_thread(self._store.stamp, folder)
+            if stamp != last:
+                found = await state.in_thread(self._store.manifest, folder)
+                last = stamp
+                if found.version != version:
+                    return True
+            return await request.is_disconnected()
+
+        await state.changes.wait(folder, seconds, done)
 
     # -------------------------------------------------- chunks
 
     async def missing(self, request: Request) -> Response:
-        desk = self._desk
-        folder = desk.folder(request, write=True)
-        await desk.work(desk.store.check_attempt, folder, attempt_of(request))
-        body = await read_body(request, _HASHES_BODY, desk.settings.request_time)
-        names = await desk.work(parse_hashes, body)
-        return JsonAnswer(
-            {"missing": await desk.work(desk.store.missing, folder, names)}
-        )
+        state = self._state
+        folder = state.folder(request, write=True)
+        await state.in_thread(self._store.check_attempt, folder, attempt_of(request))
+        body = await state.body(request, _HASHES_BODY)
+        names = await state.in_thread(parse_hashes, body)
+        missing = await state.in_thread(self._store.missing, folder, names)
+        return JsonResponse({"missing": missing})
 
     async def put_chunks(self, request: Request) -> Response:
-        desk = self._desk
-        folder = desk.folder(request, write=True)
+        state = self._state
+        folder = state.folder(request, write=True)
         check_media_type(request, MEDIA_TYPE)
-        await desk.work(desk.store.check_attempt, folder, attempt_of(request))
-        await desk.turn(request, desk.streams, folder)
+        await state.in_thread(self._store.check_attempt, folder, attempt_of(request))
+        await state.hold_stream(request, folder)
         stored, batch, size = 0, list[tuple[str, bytes]](), 0
         try:
             async for name, data in split_frames(
-                paced(request, desk.settings.request_time)
+                paced(request, state.settings.request_time)
             ):
                 batch.append((name, data))
                 size += len(data)
                 if size >= _BATCH_BYTES or len(batch) >= _BATCH_FRAMES:
                     full, batch, size = batch, [], 0
-                    stored += await self._store(folder, full)
+                    stored += await self._write(folder, full)
         finally:
-            # Also of a stream that breaks: what came whole need not come again.
+            # Also if the stream breaks: complete chunks need not be sent again.
             if batch:
-                stored += await self._store(folder, batch)
-        return JsonAnswer({"stored": stored})
+                stored += await self._write(folder, batch)
+        return JsonResponse({"stored": stored})
 
-    async def _store(self, folder: str, batch: Sequence[tuple[str, bytes]]) -> int:
-        return len(await self._desk.work(self._desk.store.write_chunks, folder, batch))
+    async def _write(self, folder: str, batch: Sequence[tuple[str, bytes]]) -> int:
+        return len(await self._state.in_thread(self._store.write_chunks, folder, batch))
 
     async def read_chunks(self, request: Request) -> Response:
-        desk = self._desk
-        folder = desk.folder(request, write=False)
-        body = await read_body(request, _HASHES_BODY, desk.settings.request_time)
-        names = await desk.work(parse_hashes, body)
-        await desk.turn(request, desk.streams, folder)
-        if absent := await desk.work(desk.store.absent, folder, names):
+        state = self._state
+        folder = state.folder(request, write=False)
+        body = await state.body(request, _HASHES_BODY)
+        names = await state.in_thread(parse_hashes, body)
+        await state.hold_stream(request, folder)
+        if absent := await state.in_thread(self._store.absent, folder, names):
             raise ChunksMissing(absent)
         return StreamingResponse(self._frames(folder, names), media_type=MEDIA_TYPE)
 
     async def _frames(self, folder: str, names: Sequence[str]) -> AsyncIterator[bytes]:
         for name in names:
-            yield await self._desk.work(
-                lambda: frame_of(name, self._desk.store.read_chunk(folder, name))
+            yield await self._state.in_thread(
+                lambda: frame_of(name, self._store.read_chunk(folder, name))
             )
 
     # -------------------------------------------------- changes
 
     async def claim(self, request: Request) -> Response:
-        desk = self._desk
-        folder = desk.folder(request, write=True)
+        state = self._state
+        folder = state.folder(request, write=True)
         attempt = attempt_of(request)
         if not attempt:
             raise RequestRefused(
-                428, "a claim is that of an attempt", hint=f"send {ATTEMPT}: NUMBER"
+                428, "a claim needs an attempt", hint=f"send {ATTEMPT}: NUMBER"
             )
-        async with desk.commits.turn(folder):
-            claimed = await desk.work(desk.store.claim, folder, attempt)
-        return JsonAnswer({"attempt": claimed})
+        async with state.commits.slot(folder):
+            claimed = await state.in_thread(self._store.claim, folder, attempt)
+        return JsonResponse({"attempt": claimed})
 
     async def commit(self, request: Request) -> Response:
-        desk = self._desk
-        folder = desk.folder(request, write=True)
+        state = self._state
+        folder = state.folder(request, write=True)
         base, attempt = base_of(request), attempt_of(request)
-        await desk.turn(request, desk.streams, folder)
-        body = await read_body(
-            request, desk.settings.max_body, desk.settings.request_time
-        )
-        delta = await desk.work(parse_delta, body)
+        await state.hold_stream(request, folder)
+        body = await state.body(request, state.settings.max_body)
+        delta = await state.in_thread(parse_delta, body)
         del body
-        async with desk.commits.turn(folder):
-            version = await desk.work(desk.store.commit, folder, base, delta, attempt)
-        desk.changes.tell(folder)
-        return JsonAnswer({"version": version}, headers=etag(version))
+        async with state.commits.slot(folder):
+            version = await state.in_thread(
+                self._store.commit, folder, base, delta, attempt
+            )
+        state.changes.notify(folder)
+        return JsonResponse({"version": version}, headers=etag(version))
 
     async def inbox(self, request: Request) -> Response:
-        desk = self._desk
-        folder = desk.folder(request, write=True)
-        body = await read_body(request, 2 * MAX_LINE, desk.settings.request_time)
-        id, line = inbox_line(parse_object(body), desk.clock.now())
+        state, store = self._state, self._store
+        folder = state.folder(request, write=True)
+        body = await state.body(request, 2 * MAX_LINE)
+        id, line = _inbox_line(parse_object(body), state.clock.now())
 
         def read(name: str) -> bytes:
-            return desk.store.read_chunk(folder, name)
+            return store.read_chunk(folder, name)
 
-        async with desk.commits.turn(folder):
-            version = await desk.work(
-                desk.store.edit, folder, lambda now: appended(now, INBOX, line, read)
+        async with state.commits.slot(folder):
+            version = await state.in_thread(
+                store.edit, folder, lambda now: append_line(now, INBOX, line, read)
             )
-        desk.changes.tell(folder)
-        return JsonAnswer({"id": id, "version": version}, headers=etag(version))
+        state.changes.notify(folder)
+        return JsonResponse({"id": id, "version": version}, headers=etag(version))
 
     async def delete(self, request: Request) -> Response:
-        desk = self._desk
-        folder = desk.folder(request, write=True)
-        async with desk.commits.turn(folder):
-            deleted = await desk.work(desk.store.delete, folder, attempt_of(request))
-        desk.changes.tell(folder)
-        return JsonAnswer({"deleted": deleted})
+        state = self._state
+        folder = state.folder(request, write=True)
+        async with state.commits.slot(folder):
+            deleted = await state.in_thread(
+                self._store.delete, folder, attempt_of(request)
+            )
+        state.changes.notify(folder)
+        return JsonResponse({"deleted": deleted})
+
+
+def _inbox_line(data: Mapping[str, Any], now: datetime) -> tuple[str, bytes]:
+    """Return a message's id and its line for the mailbox, whose reader decides whether it is valid.
+
+    Raises RequestRefused (422) and ContentTooLarge.
+    """
+    kind, given = data.get("type"), data.get("id")
+    if not _is_name(kind):
+        raise RequestRefused(
+            422,
+            f"type must be a text of 1 to {_LONGEST_NAME} characters",
+            hint="such as user_message",
+        )
+    if given is not None and not _is_name(given):
+        raise RequestRefused(
+            422, f"id must be a text of 1 to {_LONGEST_NAME} characters"
+        )
+    id = given or uuid.uuid4().hex
+    message = {
+        "id": id,
+        "type": kind,
+        "content": data.get("content"),
+        "timestamp": str(data.get("timestamp") or now.isoformat())[:_LONGEST_NAME],
+    }
+    line = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
+    if len(line) > MAX_LINE:
+        raise ContentTooLarge(
+            f"the message has {len(line)} bytes; at most {MAX_LINE} are allowed",
+            hint="write a file and refer to it in the message",
+        )
+    return id, line + b"\n"
+
+
+def _is_name(text: object) -> bool:
+    return isinstance(text, str) and 0 < len(text) <= _LONGEST_NAME
 
 
 def _gzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import shutil
 import socket
-from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -24,392 +24,41 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from midwatch.content.errors import ContentUnavailable
 from midwatch.content.server.api import FolderApi
 from midwatch.content.server.http import (
-    JsonAnswer,
+    JsonResponse,
     ServerState,
-    Tally,
+    ServerStats,
     Workers,
-    error_answer,
+    error_response,
     on_http_error,
     on_midwatch_error,
 )
-from midwatch.content.server.legacy import PlainApi
+from midwatch.content.server.legacy import LegacyApi
 from midwatch.content.server.store import ContentStore
-from midwatch.content.server.volume import Volume, disk_errors
+from midwatch.content.server.volume import Volume, map_disk_errors
 from midwatch.content.tokens import Keys
 from midwatch.errors import MidwatchError, SettingsError
-from midwatch.lifecycle import Clock, StopEvent, SystemClock
+from midwatch.lifecycle import Clock, StopEvent, SystemClock, cancel
 from midwatch.logs import Log
 from midwatch.metrics import Exposition, Family, Sample, code_label
 from midwatch.settings import ContentSettings
 
-# ------------------------------------------------------------ guard
-# Around every request: its line in the log, the end of what is not read, and the last word on a failure.
-
-_GONE = 499
-"""In the log only: the client went away before its answer (as nginx has it)."""
+T = TypeVar("T")
+_CLIENT_GONE = 499
+"""In the log only: the client disconnected before its response (as nginx has it)."""
 _PROBES = ("/health", "/healthz", "/readyz", "/metrics")
 _OTHER = "other"
-"""The route of what has none, whatever its path: that may be anything."""
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What is known of a request so far. `status` is 0 until its answer begins."""
-
-    status: int = 0
-    received: int = 0
-    sent: int = 0
-
-
-class _NotRead(Exception):
-    """The client does not read its answer."""
-
-
-class Guard:
-    """ASGI, outermost. `state.held` keeps what a handler takes until all of its answer is sent."""
-
-    def __init__(
-        self, app: Starlette, log: Log, clock: Clock, seconds: float, tally: Tally
-    ) -> None:
-        self._app = app
-        self._tally = tally
-        routes = [route for route in app.routes if isinstance(route, Route)]
-        self._routes: dict[object, str] = {
-            route.endpoint: route.path for route in routes
-        }
-        self._log = log
-        self._clock = clock
-        self._seconds = seconds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        seen, began = _Seen(), self._clock.monotonic()
-        state = scope.setdefault("state", {})
-        try:
-            async with AsyncExitStack() as state["held"]:
-                await self._served(scope, receive, send, seen)
-        finally:
-            self._tell(scope, state, seen, self._clock.monotonic() - began)
-            route = self._routes.get(scope.get("endpoint"), _OTHER)
-            self._tally.served(route, seen.status, seen.received, seen.sent)
-
-    async def _served(
-        self, scope: Scope, receive: Receive, send: Send, seen: _Seen
-    ) -> None:
-        async def counted() -> Message:
-            message = await receive()
-            seen.received += len(message.get("body", b""))
-            return message
-
-        async def in_time(message: Message) -> None:
-            try:
-                async with asyncio.timeout(self._seconds):
-                    await send(message)
-            except TimeoutError:
-                raise _NotRead from None
-            seen.status = message.get("status", seen.status)
-            seen.sent += len(message.get("body", b""))
-
-        try:
-            await self._app(scope, counted, in_time)
-        except (ClientDisconnect, _NotRead):
-            # Nothing is sent any more: the server closes a connection whose answer has no end.
-            seen.status = _GONE
-        except Exception as error:  # the outermost guard: one request, not the server
-            self._log.error(
-                "request failed", path=_path(scope), exc_info=error, after=seen.status
-            )
-            if not seen.status:
-                await _apology()(scope, receive, in_time)
-
-    def _tell(
-        self,
-        scope: Scope,
-        state: MutableMapping[str, Any],
-        seen: _Seen,
-        seconds: float,
-    ) -> None:
-        said = self._log.debug if scope["path"] in _PROBES else self._log.info
-        # The query stays out, and headers: a token may be in either.
-        said(
-            "request",
-            method=scope["method"],
-            path=_path(scope),
-            folder=state.get("folder"),
-            status=seen.status,
-            ms=round(seconds * 1000, 1),
-            received=seen.received,
-            sent=seen.sent,
-            **({"error": state["error"]} if "error" in state else {}),
-        )
-
-
-def _path(scope: Scope) -> str:
-    return ascii(scope["path"][:300])[1:-1]
-
-
-def _apology() -> JsonAnswer:
-    body = {"error": "the content proxy failed", "hint": "its log says how; try again"}
-    return JsonAnswer(body, 500)
-
-
-# ------------------------------------------------------------ health
-# Whether the proxy lives, and whether it can do its work: write to the volume.
-
-_LONGEST_PROBE = 5.0
-
-
-class HealthApi:
-    """Handlers for `/healthz` and `/readyz`."""
-
-    def __init__(self, desk: ServerState, stop: StopEvent) -> None:
-        self._desk = desk
-        self._stop = stop
-        self._probe: asyncio.Task[None] | None = None
-
-    def routes(self) -> list[Route]:
-        return [
-            Route("/healthz", self.alive, methods=["GET"]),
-            Route("/health", self.alive, methods=["GET"]),
-            Route("/readyz", self.ready, methods=["GET"]),
-        ]
-
-    async def alive(self, request: Request) -> Response:
-        return JsonAnswer({"status": "ok"})
-
-    async def ready(self, request: Request) -> Response:
-        if self._stop:
-            return error_answer(ContentUnavailable("the proxy is stopping", hint=""))
-        try:
-            await self._probed()
-        except MidwatchError as error:
-            return error_answer(error)
-        return JsonAnswer({"status": "ok"})
-
-    async def _probed(self) -> None:
-        """One probe at a time: on a disk that hangs, each would take a thread for ever."""
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.create_task(
-                self._desk.work(self._desk.store.probe), name="probe"
-            )
-        await asyncio.wait({self._probe}, timeout=_LONGEST_PROBE)
-        if not self._probe.done():
-            raise ContentUnavailable(
-                f"the volume did not answer within {_LONGEST_PROBE:g} s",
-                hint="check the volume of the content proxy",
-            )
-        self._probe.result()
-
-    async def close(self) -> None:
-        if self._probe is not None:
-            self._probe.cancel()
-            with contextlib.suppress(asyncio.CancelledError, MidwatchError):
-                await self._probe
-
-
-# ------------------------------------------------------------ connection
-# A connection that ends when its next request does not come: uvicorn alone waits for ever for the first
-# line, and for the rest of a body whose answer is sent already.
-
-
-def guarded(seconds: float) -> type[asyncio.Protocol]:
-    """uvicorn's protocol, with `seconds` for the head of a request from its first byte on."""
-
-    class Guarded(H11Protocol):
-        _opening: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._expect()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self._at_work():
-                self._unset()
-            elif self._opening is None:
-                self._expect()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._unset()
-            super().connection_lost(exc)
-
-        def _at_work(self) -> bool:
-            return self.cycle is not None and not self.cycle.response_complete
-
-        def _expect(self) -> None:
-            self._opening = self.loop.call_later(seconds, self._too_late)
-
-        def _unset(self) -> None:
-            if self._opening is not None:
-                self._opening.cancel()
-                self._opening = None
-
-        def _too_late(self) -> None:
-            self._opening = None
-            if not self._at_work() and not self.transport.is_closing():
-                self.transport.close()
-
-    return Guarded
-
-
-# ------------------------------------------------------------ figures
-# `/metrics`: what the proxy tells Prometheus, without a token, as to a probe.
-
-_REQUESTS = Family(
-    "midwatch_content_requests_total",
-    "counter",
-    "Requests that were answered; `other` is no address of the proxy.",
-    ("route", "code"),
-)
-_RECEIVED = Family(
-    "midwatch_content_received_bytes_total", "counter", "Bytes of requests' bodies."
-)
-_SENT = Family(
-    "midwatch_content_sent_bytes_total", "counter", "Bytes of answers' bodies."
-)
-_COMMITS = Family(
-    "midwatch_content_commits_total",
-    "counter",
-    "Changes of folders that were accepted: commits, messages and plain writes.",
-)
-_CONFLICTS = Family(
-    "midwatch_content_conflicts_total",
-    "counter",
-    "Commits that were computed from another version than the folder has (412).",
-)
-_WAITING = Family(
-    "midwatch_content_waiting", "gauge", "Requests that wait for a change now."
-)
-_FOLDERS = Family(
-    "midwatch_content_folders",
-    "gauge",
-    "Folders, as the last pass of the collector found them.",
-)
-_COLLECTED = Family(
-    "midwatch_content_collected_chunks_total",
-    "counter",
-    "Chunks that nothing named and that were removed.",
-)
-_USED = Family(
-    "midwatch_content_volume_used_bytes", "gauge", "What is used of the volume."
-)
-_FREE = Family(
-    "midwatch_content_volume_free_bytes", "gauge", "What is left of the volume."
-)
-CONTENT = (
-    _REQUESTS,
-    _RECEIVED,
-    _SENT,
-    _COMMITS,
-    _CONFLICTS,
-    _WAITING,
-    _FOLDERS,
-    _COLLECTED,
-    _USED,
-    _FREE,
-)
+"""The route of unknown addresses: their paths may be anything."""
+_PROBE_TIMEOUT = 5.0
+_DISK_USAGE_TIMEOUT = 2.0
+"""Seconds that a scrape waits for the volume; after that it answers without its usage."""
+_KEEP_ALIVE = 75
+"""Seconds that a connection may be idle: longer than a client waits between two requests."""
+_BACKLOG = 1024
 _COMMIT = "/v1/folders/{namespace}/{name}/commit"
 _CHANGING = (_COMMIT, "/v1/folders/{namespace}/{name}/inbox", "/content/write")
-_LONGEST_LOOK = 2.0
-"""Seconds that a scrape waits for the volume; without an answer it tells the rest."""
 
 
-class FiguresApi:
-    """The handler for `/metrics`."""
-
-    def __init__(self, desk: ServerState) -> None:
-        self._desk = desk
-        self._exposition = Exposition(CONTENT, self._samples)
-        self._look: asyncio.Task[tuple[int, int] | None] | None = None
-
-    def routes(self) -> list[Route]:
-        return [Route("/metrics", self.metrics, methods=["GET"])]
-
-    async def metrics(self, request: Request) -> Response:
-        await self._look_at_volume()
-        media_type = self._exposition.content_type
-        return Response(self._exposition.text(), media_type=media_type)
-
-    async def _look_at_volume(self) -> None:
-        """One look at a time: on a disk that hangs, each would take a thread for ever."""
-        if self._look is None or self._look.done():
-            root = self._desk.settings.root.absolute()
-            self._look = asyncio.create_task(
-                self._desk.work(_used_and_free, root), name="volume"
-            )
-        await asyncio.wait({self._look}, timeout=_LONGEST_LOOK)
-
-    def _samples(self) -> Iterator[Sample]:
-        tally = self._desk.tally
-        for (route, status), count in tally.requests.items():
-            yield _REQUESTS(count, route, code_label(status))
-        yield _RECEIVED(tally.received)
-        yield _SENT(tally.sent)
-        yield _COMMITS(sum(tally.requests[route, 200] for route in _CHANGING))
-        yield _CONFLICTS(tally.requests[_COMMIT, 412])
-        yield _WAITING(len(self._desk.changes))
-        yield _COLLECTED(tally.collected)
-        if tally.folders is not None:
-            yield _FOLDERS(tally.folders)
-        if self._look is not None and self._look.done():
-            if (found := self._look.result()) is not None:
-                yield _USED(found[0])
-                yield _FREE(found[1])
-
-    async def close(self) -> None:
-        if self._look is not None:
-            self._look.cancel()
-            await asyncio.gather(self._look, return_exceptions=True)
-
-
-def _used_and_free(root: Path) -> tuple[int, int] | None:
-    """Bytes of the file system; None where it does not say."""
-    try:
-        found = shutil.disk_usage(root)
-    except OSError:
-        return None
-    return found.used, found.free
-
-
-# ------------------------------------------------------------ collect
-# The pass in the background that removes chunks nothing needs, folders nobody uses, and what dead processes left.
-
-
-async def collect_for_ever(desk: ServerState, stop: StopEvent, log: Log) -> None:
-    """Look at once, then every `collect_interval`; a folder that fails does not keep the others."""
-    while not stop:
-        try:
-            await desk.work(desk.store.clean)
-            folders = await desk.work(desk.store.folders)
-            desk.tally.folders = len(folders)
-            for folder in folders:
-                await _collect(desk, folder, log)
-                if stop:
-                    return
-        except MidwatchError as error:
-            log.warning("cannot collect", error=error.one_line())
-        await stop.pause(desk.settings.collect_interval)
-
-
-async def _collect(desk: ServerState, folder: str, log: Log) -> None:
-    try:
-        if await desk.work(desk.store.expire, folder):
-            keep_for = desk.settings.keep_for
-            log.info(
-                "removed a folder that nobody used", folder=folder, unused_for=keep_for
-            )
-            return
-        if count := await desk.work(desk.store.collect, folder):
-            desk.tally.collected += count
-            log.info("collected", folder=folder, chunks=count)
-    except MidwatchError as error:
-        log.warning("cannot collect", folder=folder, error=error.one_line())
-
-
-_KEEP_ALIVE = 75
-"""Seconds that a connection may idle: longer than the wait between two looks of a client."""
-_BACKLOG = 1024
+# ------------------------------------------------------------------ the process
 
 
 async def serve(
@@ -419,7 +68,7 @@ async def serve(
     log: Log,
     clock: Clock | None = None,
 ) -> None:
-    """Serve until the stop, then let requests in flight finish within the grace."""
+    """Serve until the stop, then let requests in flight finish within `content.grace`."""
     async with serving(settings, keys, stop, log, clock) as address:
         log.info("content proxy started", address=address, root=str(settings.root))
         await stop.wait()
@@ -434,50 +83,49 @@ async def serving(
     log: Log,
     clock: Clock | None = None,
 ) -> AsyncIterator[str]:
-    """A server that runs while inside; yields its address. Raises SettingsError where it cannot."""
+    """Run a server while the block runs. Yields its address. Raises SettingsError if it cannot start."""
     clock = clock or SystemClock()
     with _volume(settings) as volume, _socket(settings) as listening:
         store = ContentStore(volume, settings, clock.now)
-        desk = ServerState(store, settings, keys, clock, Workers())
-        health = HealthApi(desk, stop)
-        figures = FiguresApi(desk)
-        app = _application(desk, [*health.routes(), *figures.routes()], log)
+        state = ServerState(store, settings, keys, clock)
+        health, metrics = HealthApi(state, stop), MetricsApi(state)
+        app = _application(state, [*health.routes(), *metrics.routes()], log)
         server = _Server(_config(app, settings))
-        running = asyncio.create_task(server.serve([listening]), name="uvicorn")
-        collecting = asyncio.create_task(
-            collect_for_ever(desk, stop, log), name="collect"
-        )
+        tasks = [
+            asyncio.create_task(server.serve([listening]), name="uvicorn"),
+            asyncio.create_task(collect_until(stop, state, log), name="collect"),
+            asyncio.create_task(_close_changes(state, stop), name="close changes"),
+        ]
         host, port = listening.getsockname()[:2]
-        waits = asyncio.create_task(_end_waits(desk, stop), name="end of waits")
         try:
             yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
         finally:
             stop.set("the server ends")
             server.should_exit = True
-            await asyncio.gather(running, collecting, waits)
+            await asyncio.gather(*tasks)
             await health.close()
-            await figures.close()
-            desk.work.close()
+            await metrics.close()
+            state.in_thread.close()
 
 
-async def _end_waits(desk: ServerState, stop: StopEvent) -> None:
+async def _close_changes(state: ServerState, stop: StopEvent) -> None:
     await stop.wait()
-    desk.changes.end()
+    state.changes.close()
 
 
-def _application(desk: ServerState, more: Sequence[Route], log: Log) -> ASGIApp:
+def _application(state: ServerState, more: Sequence[Route], log: Log) -> ASGIApp:
     app = Starlette(
-        routes=[*FolderApi(desk).routes(), *PlainApi(desk).routes(), *more],
+        routes=[*FolderApi(state).routes(), *LegacyApi(state).routes(), *more],
         exception_handlers={
             MidwatchError: on_midwatch_error,
             HTTPException: on_http_error,
         },
     )
-    return Guard(app, log, desk.clock, desk.settings.request_time, desk.tally)
+    return Guard(app, log, state.clock, state.settings.request_time, state.stats)
 
 
 class _Server(uvicorn.Server):
-    """Signals are ours: they set the one stop event."""
+    """Leaves the signals to the process, where they set the one stop event."""
 
     def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
         return contextlib.nullcontext()
@@ -486,7 +134,7 @@ class _Server(uvicorn.Server):
 def _config(app: ASGIApp, settings: ContentSettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=guarded(settings.request_time),
+        http=protocol_with_timeout(settings.request_time),
         ws="none",
         lifespan="off",
         loop="asyncio",
@@ -503,7 +151,7 @@ def _config(app: ASGIApp, settings: ContentSettings) -> uvicorn.Config:
 @contextlib.contextmanager
 def _volume(settings: ContentSettings) -> Iterator[Volume]:
     try:
-        with disk_errors():
+        with map_disk_errors():
             volume = Volume(settings.root.absolute())
     except MidwatchError as error:
         raise SettingsError(
@@ -528,9 +176,365 @@ def _socket(settings: ContentSettings) -> Iterator[socket.socket]:
         raise SettingsError(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
             path="content.port",
-            hint="choose another port, or end what listens there",
+            hint="choose another port, or stop the process that listens there",
         ) from None
     with listening:
-        # asyncio sets it only where the protocol was named; without it each small answer takes 40 ms.
+        # asyncio sets it only where the protocol was named; without it each small response takes 40 ms.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield listening
+
+
+# ------------------------------------------------------------------ around every request
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """A request so far. `status` is 0 until its response begins."""
+
+    status: int = 0
+    received: int = 0
+    sent: int = 0
+
+
+class _NotRead(Exception):
+    """The client does not read its response."""
+
+
+class Guard:
+    """The outermost ASGI application: logs and counts requests, and answers 500 after an unexpected error.
+
+    `state.held` holds what a handler acquires until the whole response is sent.
+
+    Args:
+        app: The application.
+        log: Where requests are logged.
+        clock: Measures their duration.
+        seconds: Time for the client to read a piece of a response.
+        stats: Where requests are counted.
+    """
+
+    def __init__(
+        self, app: Starlette, log: Log, clock: Clock, seconds: float, stats: ServerStats
+    ) -> None:
+        self._app = app
+        self._stats = stats
+        routes = [route for route in app.routes if isinstance(route, Route)]
+        self._routes: dict[object, str] = {
+            route.endpoint: route.path for route in routes
+        }
+        self._log = log
+        self._clock = clock
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        exchange, began = _Exchange(), self._clock.monotonic()
+        state = scope.setdefault("state", {})
+        try:
+            async with AsyncExitStack() as state["held"]:
+                await self._run(scope, receive, send, exchange)
+        finally:
+            self._log_request(scope, exchange, self._clock.monotonic() - began)
+            route = self._routes.get(scope.get("endpoint"), _OTHER)
+            self._stats.requests[route, exchange.status] += 1
+            self._stats.received += exchange.received
+            self._stats.sent += exchange.sent
+
+    async def _run(
+        self, scope: Scope, receive: Receive, send: Send, exchange: _Exchange
+    ) -> None:
+        async def counted() -> Message:
+            message = await receive()
+            exchange.received += len(message.get("body", b""))
+            return message
+
+        async def in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await send(message)
+            except TimeoutError:
+                raise _NotRead from None
+            exchange.status = message.get("status", exchange.status)
+            exchange.sent += len(message.get("body", b""))
+
+        try:
+            await self._app(scope, counted, in_time)
+        except (ClientDisconnect, _NotRead):
+            # Nothing more is sent: the server closes a connection whose response has no end.
+            exchange.status = _CLIENT_GONE
+        except Exception as error:  # the outermost guard: one request, not the server
+            self._log.error(
+                "request failed",
+                path=_path(scope),
+                exc_info=error,
+                after=exchange.status,
+            )
+            if not exchange.status:
+                await _internal_error()(scope, receive, in_time)
+
+    def _log_request(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
+        log = self._log.debug if scope["path"] in _PROBES else self._log.info
+        state = scope["state"]
+        # The query and headers are left out: a token may be in either.
+        log(
+            "request",
+            method=scope["method"],
+            path=_path(scope),
+            folder=state.get("folder"),
+            status=exchange.status,
+            ms=round(seconds * 1000, 1),
+            received=exchange.received,
+            sent=exchange.sent,
+            **({"error": state["error"]} if "error" in state else {}),
+        )
+
+
+def _path(scope: Scope) -> str:
+    return ascii(scope["path"][:300])[1:-1]
+
+
+def _internal_error() -> JsonResponse:
+    body = {"error": "the content proxy failed", "hint": "see its log; try again"}
+    return JsonResponse(body, 500)
+
+
+def protocol_with_timeout(seconds: float) -> type[asyncio.Protocol]:
+    """Return uvicorn's protocol with a timeout for the head of a request, from its first byte on.
+
+    uvicorn alone waits for ever for the first line, and for the rest of a body whose response is sent already.
+    """
+
+    class TimedProtocol(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._start()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._is_busy():
+                self._cancel()
+            elif self._timer is None:
+                self._start()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._cancel()
+            super().connection_lost(exc)
+
+        def _is_busy(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
+        def _start(self) -> None:
+            self._timer = self.loop.call_later(seconds, self._expired)
+
+        def _cancel(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        def _expired(self) -> None:
+            self._timer = None
+            if not self._is_busy() and not self.transport.is_closing():
+                self.transport.close()
+
+    return TimedProtocol
+
+
+# ------------------------------------------------------------------ health and metrics
+
+
+class _SharedCall(Generic[T]):
+    """A call in a thread that runs once at a time: on a disk that hangs, each would take a thread for ever."""
+
+    def __init__(self, in_thread: Workers, work: Callable[[], T]) -> None:
+        self._in_thread = in_thread
+        self._work = work
+        self._task: asyncio.Task[T] | None = None
+
+    async def wait(self, seconds: float) -> bool:
+        """Start the call if it does not run, and wait for it. Return whether it has ended."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._in_thread(self._work))
+        await asyncio.wait({self._task}, timeout=seconds)
+        return self._task.done()
+
+    def result(self) -> T | None:
+        """Return the result, or raise the error of the call; None if it has not ended."""
+        return self._task.result() if self._task and self._task.done() else None
+
+    async def close(self) -> None:
+        if self._task is not None:
+            await cancel(self._task)
+
+
+class HealthApi:
+    """Handlers for `/healthz` (the process lives) and `/readyz` (it can write to the volume)."""
+
+    def __init__(self, state: ServerState, stop: StopEvent) -> None:
+        self._stop = stop
+        self._probe = _SharedCall(state.in_thread, state.store.probe)
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/healthz", self.alive, methods=["GET"]),
+            Route("/health", self.alive, methods=["GET"]),
+            Route("/readyz", self.ready, methods=["GET"]),
+        ]
+
+    async def alive(self, request: Request) -> Response:
+        return JsonResponse({"status": "ok"})
+
+    async def ready(self, request: Request) -> Response:
+        if self._stop:
+            return error_response(ContentUnavailable("the proxy is stopping", hint=""))
+        try:
+            if not await self._probe.wait(_PROBE_TIMEOUT):
+                raise ContentUnavailable(
+                    f"the volume did not answer within {_PROBE_TIMEOUT:g} s",
+                    hint="check the volume of the content proxy",
+                )
+            self._probe.result()
+        except MidwatchError as error:
+            return error_response(error)
+        return JsonResponse({"status": "ok"})
+
+    async def close(self) -> None:
+        await self._probe.close()
+
+
+_REQUESTS = Family(
+    "midwatch_content_requests_total",
+    "counter",
+    "Requests answered; the route of an unknown address is `other`.",
+    ("route", "code"),
+)
+_RECEIVED = Family(
+    "midwatch_content_received_bytes_total",
+    "counter",
+    "Bytes of request bodies received.",
+)
+_SENT = Family(
+    "midwatch_content_sent_bytes_total", "counter", "Bytes of response bodies sent."
+)
+_COMMITS = Family(
+    "midwatch_content_commits_total",
+    "counter",
+    "Changes of folders accepted: commits, messages and plain writes.",
+)
+_CONFLICTS = Family(
+    "midwatch_content_conflicts_total",
+    "counter",
+    "Commits refused because they were based on another version (412).",
+)
+_WAITING = Family(
+    "midwatch_content_waiting", "gauge", "Requests waiting for a change now."
+)
+_FOLDERS = Family(
+    "midwatch_content_folders", "gauge", "Folders at the last pass of the collector."
+)
+_COLLECTED = Family(
+    "midwatch_content_collected_chunks_total",
+    "counter",
+    "Chunks removed because no manifest named them.",
+)
+_USED = Family(
+    "midwatch_content_volume_used_bytes", "gauge", "Bytes used on the volume."
+)
+_FREE = Family(
+    "midwatch_content_volume_free_bytes", "gauge", "Bytes free on the volume."
+)
+CONTENT = (
+    _REQUESTS,
+    _RECEIVED,
+    _SENT,
+    _COMMITS,
+    _CONFLICTS,
+    _WAITING,
+    _FOLDERS,
+    _COLLECTED,
+    _USED,
+    _FREE,
+)
+
+
+class MetricsApi:
+    """The handler for `/metrics`; like a probe, it needs no token."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        root = state.settings.root.absolute()
+        self._disk_usage = _SharedCall(state.in_thread, lambda: _used_and_free(root))
+        self._exposition = Exposition(CONTENT, self._samples)
+
+    def routes(self) -> list[Route]:
+        return [Route("/metrics", self.metrics, methods=["GET"])]
+
+    async def metrics(self, request: Request) -> Response:
+        await self._disk_usage.wait(_DISK_USAGE_TIMEOUT)
+        media_type = self._exposition.content_type
+        return Response(self._exposition.text(), media_type=media_type)
+
+    def _samples(self) -> Iterator[Sample]:
+        stats = self._state.stats
+        for (route, status), count in stats.requests.items():
+            yield _REQUESTS(count, route, code_label(status))
+        yield _RECEIVED(stats.received)
+        yield _SENT(stats.sent)
+        yield _COMMITS(sum(stats.requests[route, 200] for route in _CHANGING))
+        yield _CONFLICTS(stats.requests[_COMMIT, 412])
+        yield _WAITING(len(self._state.changes))
+        yield _COLLECTED(stats.collected)
+        if stats.folders is not None:
+            yield _FOLDERS(stats.folders)
+        if (usage := self._disk_usage.result()) is not None:
+            yield _USED(usage[0])
+            yield _FREE(usage[1])
+
+    async def close(self) -> None:
+        await self._disk_usage.close()
+
+
+def _used_and_free(root: Path) -> tuple[int, int] | None:
+    """Return the bytes of the file system, or None if they cannot be read."""
+    try:
+        usage = shutil.disk_usage(root)
+    except OSError:
+        return None
+    return usage.used, usage.free
+
+
+# ------------------------------------------------------------------ the collector
+
+
+async def collect_until(stop: StopEvent, state: ServerState, log: Log) -> None:
+    """Remove unneeded chunks, unused folders and incomplete files, at once and every `content.collect_interval`.
+
+    A folder that fails does not keep the others.
+    """
+    while not stop:
+        try:
+            await state.in_thread(state.store.clean)
+            folders = await state.in_thread(state.store.folders)
+            state.stats.folders = len(folders)
+            for folder in folders:
+                await _collect(state, folder, log)
+                if stop:
+                    return
+        except MidwatchError as error:
+            log.warning("cannot collect", error=error.one_line())
+        await stop.pause(state.settings.collect_interval)
+
+
+async def _collect(state: ServerState, folder: str, log: Log) -> None:
+    try:
+        if await state.in_thread(state.store.expire, folder):
+            keep_for = state.settings.keep_for
+            log.info("removed an unused folder", folder=folder, unused_for=keep_for)
+            return
+        if count := await state.in_thread(state.store.collect, folder):
+            state.stats.collected += count
+            log.info("collected", folder=folder, chunks=count)
+    except MidwatchError as error:
+        log.warning("cannot collect", folder=folder, error=error.one_line())

@@ -1,4 +1,8 @@
-"""What a request is answered: JSON in ASCII, and every error as a status with {error, hint}."""
+"""What all endpoints share: reading and checking requests, responses and errors, limits, and waiting for changes.
+
+Requests are bounded in bytes and in time, and checked before anything is done with them. Responses are JSON in ASCII;
+every error has a status and `{error, hint}`.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +51,35 @@ from midwatch.errors import MidwatchError, PermanentError, TemporaryError
 from midwatch.lifecycle import Clock
 from midwatch.settings import ContentSettings
 
+P = ParamSpec("P")
+T = TypeVar("T")
+_TAG = re.compile(r'(?:W/)?"([^"]*)"')
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+_ONE_TAG = re.compile(r'"([0-9a-f]{64})"', re.ASCII)
+_THREADS = 8
+_SLOT_TIMEOUT = 10.0
+"""Seconds that a request waits for a slot before it is answered 429."""
+_POLL = 2.0
+"""Seconds between two checks of a folder: another process's change is noticed within this time."""
+
+
+# ------------------------------------------------------------------ responses and errors
+
+
+class RequestRefused(PermanentError):
+    """A request that cannot be served, and its HTTP status."""
+
+    def __init__(self, status: int, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class TooBusy(TemporaryError):
+    """The content proxy has too many requests at a time."""
+
+    hint = "wait a moment; if this persists, raise content.max_streams or run a larger proxy"
+
+
 STATUS: tuple[tuple[type[MidwatchError], int], ...] = (
     (StreamBroken, 400),
     (TokenRefused, 401),
@@ -60,27 +93,11 @@ STATUS: tuple[tuple[type[MidwatchError], int], ...] = (
     (ContentUnavailable, 503),
     (ContentFull, 507),
 )
-"""The first that fits; a test proves that every error of this package has one."""
+"""The first match counts; a test proves that every error of this package has one."""
 
 
-class RequestRefused(PermanentError):
-    """A request that cannot be served, with the HTTP status that says so."""
-
-    def __init__(self, status: int, message: str, *, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.status = status
-
-
-class TooBusy(TemporaryError):
-    """The content proxy has more to do than it takes on at a time."""
-
-    hint = (
-        "wait a moment; if it stays so, raise content.max_streams or run a larger proxy"
-    )
-
-
-class JsonAnswer(Response):
-    """ASCII: names that are not Unicode travel as escapes, which UTF-8 could not hold."""
+class JsonResponse(Response):
+    """JSON in ASCII: names that are not Unicode travel as escapes, which UTF-8 could not hold."""
 
     media_type = "application/json"
 
@@ -89,18 +106,13 @@ class JsonAnswer(Response):
 
 
 def etag(version: str) -> dict[str, str]:
+    """Return the header with a version."""
     return {"etag": f'"{version}"'}
 
 
-def status_of(error: MidwatchError) -> int:
-    if isinstance(error, RequestRefused):
-        return error.status
-    if isinstance(error, TooBusy):
-        return 429
-    return next((code for kind, code in STATUS if isinstance(error, kind)), 500)
-
-
-def error_answer(error: MidwatchError) -> JsonAnswer:
+def error_response(error: MidwatchError) -> JsonResponse:
+    """Return the response for an error."""
+    status = _status_of(error)
     body: dict[str, Any] = {"error": error.message, "hint": error.hint}
     headers: dict[str, str] = {}
     match error:
@@ -112,39 +124,53 @@ def error_answer(error: MidwatchError) -> JsonAnswer:
         case Superseded():
             body |= {"code": SUPERSEDED, "attempt": error.current}
         case RequestRefused(status=408):
-            headers["connection"] = "close"  # the rest of the request may come for ever
+            headers["connection"] = "close"  # the rest of the body may never come
         case TokenRefused():
             headers["www-authenticate"] = "Bearer"
         case TemporaryError() if error.retry_after is not None:
             headers["retry-after"] = f"{error.retry_after:.0f}"
-    return JsonAnswer(body, status_of(error), headers)
+    return JsonResponse(body, status, headers)
+
+
+def _status_of(error: MidwatchError) -> int:
+    if isinstance(error, RequestRefused):
+        return error.status
+    if isinstance(error, TooBusy):
+        return 429
+    return next((code for kind, code in STATUS if isinstance(error, kind)), 500)
 
 
 async def on_midwatch_error(request: Request, error: Exception) -> Response:
+    """Answer a MidwatchError of a handler, and keep it for the log."""
     assert isinstance(error, MidwatchError)
     request.state.error = error.one_line()
-    return error_answer(error)
+    return error_response(error)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """What the router itself refuses: an address or a method that is not there."""
+    """Answer what the router itself refuses: an unknown address or method."""
     assert isinstance(error, HTTPException)
     body = {"error": error.detail, "hint": "see docs/kubernetes.md for the addresses"}
-    return JsonAnswer(body, error.status_code, dict(error.headers or {}))
+    return JsonResponse(body, error.status_code, dict(error.headers or {}))
 
 
-# ------------------------------------------------------------ bodies
-# Reading requests: bounded in bytes and in time, and checked before anything is done with them.
-
-_TAG = re.compile(r'(?:W/)?"([^"]*)"')
-_NUMBER = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
-_ONE_TAG = re.compile(r'"([0-9a-f]{64})"', re.ASCII)
+# ------------------------------------------------------------------ bodies
 
 
 async def read_body(request: Request, limit: float, seconds: float) -> bytes:
-    """All of a JSON body. Raises RequestRefused (408, 415) and ContentTooLarge."""
+    """Return a whole JSON body.
+
+    Args:
+        request: The request.
+        limit: Bytes at most.
+        seconds: Time for all of it.
+
+    Raises:
+        RequestRefused: Another media type (415), or too slow (408).
+        ContentTooLarge: It has more bytes.
+    """
     check_media_type(request, "application/json")
-    too_large = ContentTooLarge(f"a request may have {limit:.0f} bytes here")
+    too_large = ContentTooLarge(f"the body of this request may have {limit:.0f} bytes")
     if int(request.headers.get("content-length", "0")) > limit:
         raise too_large
     body = bytearray()
@@ -160,9 +186,9 @@ async def read_body(request: Request, limit: float, seconds: float) -> bytes:
 
 
 async def paced(request: Request, seconds: float) -> AsyncIterator[bytes]:
-    """The pieces of a body of any length, as long as every `CHUNK` of it comes within `seconds`.
+    """Yield a body of any length, as long as every `CHUNK` of it comes within `seconds`.
 
-    Only the time that we wait counts. Raises RequestRefused (408).
+    Only the time spent waiting counts. Raises RequestRefused (408).
     """
     left, got = seconds, 0
     loop = asyncio.get_running_loop()
@@ -185,23 +211,29 @@ async def paced(request: Request, seconds: float) -> AsyncIterator[bytes]:
 
 def _too_slow(seconds: float) -> RequestRefused:
     return RequestRefused(
-        408, f"the request did not come within {seconds:g} s", hint="try again"
+        408, f"the request did not arrive within {seconds:g} s", hint="try again"
     )
 
 
 def check_media_type(request: Request, wanted: str) -> None:
-    """Raises RequestRefused (415)."""
+    """Raise RequestRefused (415) if the body has another media type or is compressed."""
     given = request.headers.get("content-type", wanted).partition(";")[0].strip()
     if given.lower() != wanted:
-        raise RequestRefused(415, "the body is of another type", hint=f"send {wanted}")
+        raise RequestRefused(
+            415, f"the body is {given[:100]!a}, not {wanted}", hint=f"send {wanted}"
+        )
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise RequestRefused(415, "the body is compressed", hint="send it as it is")
+        raise RequestRefused(
+            415, "the body is compressed", hint="send it without content-encoding"
+        )
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Raises RequestRefused (400)."""
+    """Return the JSON object in a body. Raises RequestRefused (400)."""
     try:
-        data = json.loads(body, object_pairs_hook=_object, parse_constant=_no_constant)
+        data = json.loads(
+            body, object_pairs_hook=_unique, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError):
         raise RequestRefused(400, "the body is not JSON") from None
     if not isinstance(data, dict):
@@ -209,39 +241,39 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return data
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two members with one name, readers take different ones."""
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse two members with one name: readers differ in which of them they take."""
     data = dict(pairs)
     if len(data) < len(pairs):
-        counted = Counter(name for name, _ in pairs)
-        name = counted.most_common(1)[0][0]
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise RequestRefused(400, f"{ascii(name[:200])} is in the body twice")
     return data
 
 
-def _no_constant(name: str) -> None:
-    """`NaN` and such: Python takes them for JSON, others do not."""
+def _refuse_constant(name: str) -> None:
+    """Refuse `NaN` and such: Python accepts them as JSON, others do not."""
     raise RequestRefused(400, f"{name} is not JSON")
 
 
 def parse_hashes(body: bytes) -> list[str]:
-    """`{"hashes": [...]}`, each once. Raises RequestRefused (400) and ContentTooLarge."""
+    """Return the hashes in `{"hashes": [...]}`, each once. Raises RequestRefused (400) and ContentTooLarge."""
     names = parse_object(body).get("hashes")
     if not isinstance(names, list) or not all(map(is_hash, names)):
         raise RequestRefused(400, "hashes must be a list of SHA-256 in hexadecimal")
     if len(names) > MAX_HASHES:
         raise ContentTooLarge(
-            f"a request may have {MAX_HASHES} hashes", hint="ask in several requests"
+            f"{len(names)} hashes are more than {MAX_HASHES}",
+            hint="send several requests",
         )
     return list(dict.fromkeys(names))
 
 
 def parse_delta(body: bytes) -> Delta:
-    """`{"put": {path: entry}, "removed": [path]}`. Raises RequestRefused (400, 422)."""
+    """Return the change in `{"put": {path: entry}, "removed": [path]}`. Raises RequestRefused (400, 422)."""
     data = parse_object(body)
     put, removed = data.get("put", {}), data.get("removed", [])
     if not isinstance(put, dict) or not isinstance(removed, list):
-        raise RequestRefused(400, "put must be an object, removed a list")
+        raise RequestRefused(400, "put must be an object and removed a list")
     if not all(isinstance(path, str) for path in removed):
         raise RequestRefused(400, "removed must be a list of paths")
     return Delta(
@@ -256,14 +288,17 @@ def _entry(path: str, data: Any) -> Entry:
         raise RequestRefused(422, f"{ascii(path[:200])}: {error}") from None
 
 
+# ------------------------------------------------------------------ headers and queries
+
+
 def base_of(request: Request) -> str:
-    """The one version in `If-Match`. Raises RequestRefused (400, 428)."""
+    """Return the one version in `If-Match`. Raises RequestRefused (400, 428)."""
     given = request.headers.get("if-match")
     if given is None:
         raise RequestRefused(
             428,
-            "a commit names the version that it was computed from",
-            hint='send If-Match: "VERSION"; a folder with nothing has one too',
+            "a commit must name the version that it is based on",
+            hint='send If-Match: "VERSION"; an empty folder has a version too',
         )
     found = _ONE_TAG.fullmatch(given.strip())
     if found is None:
@@ -274,22 +309,22 @@ def base_of(request: Request) -> str:
 
 
 def attempt_of(request: Request) -> int:
-    """The attempt that asks; 0 for a request of none. Raises RequestRefused (400)."""
+    """Return the attempt that sends the request; 0 without one. Raises RequestRefused (400)."""
     given = request.headers.get(ATTEMPT)
     if given is None:
         return 0
     if not _NUMBER.fullmatch(given):
-        raise RequestRefused(400, f"{ATTEMPT} must be a number from 1 on")
+        raise RequestRefused(400, f"{ATTEMPT} must be a number, 1 or more")
     return int(given)
 
 
 def known_versions(request: Request) -> set[str]:
-    """Those in `If-None-Match`."""
+    """Return the versions in `If-None-Match`."""
     return set(_TAG.findall(request.headers.get("if-none-match", "")))
 
 
 def version_in(request: Request, name: str) -> str:
-    """A version in the query; empty without one. Raises RequestRefused (400)."""
+    """Return a version in the query; empty without one. Raises RequestRefused (400)."""
     given = request.query_params.get(name, "")
     if given and not is_hash(given):
         raise RequestRefused(400, f"{name} must be a version")
@@ -297,61 +332,60 @@ def version_in(request: Request, name: str) -> str:
 
 
 def seconds_of(request: Request, name: str, longest: float) -> float:
-    """A number in the query, at most `longest`; 0 without one. Raises RequestRefused (400)."""
+    """Return a number of seconds in the query, at most `longest`; 0 without one. Raises RequestRefused (400)."""
     given = request.query_params.get(name, "0")
     if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", given, re.ASCII):
         raise RequestRefused(400, f"{name} must be a number of seconds")
     return min(float(given), longest)
 
 
-# ------------------------------------------------------------ workers
-# Disk and CPU work in threads, so many at a time; requests that wait for their turn, not for ever.
-
-P = ParamSpec("P")
-T = TypeVar("T")
-_THREADS = 8
-_TURN = 10.0
-"""Seconds that a request waits for its turn before it is told to come again."""
+# ------------------------------------------------------------------ threads, limits, changes
 
 
 class Workers:
-    """Calls that block, in threads of our own."""
+    """A pool of threads for calls that block."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="content")
 
     async def __call__(
-        self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+        self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: do(*args, **kwargs))
+        return await loop.run_in_executor(self._pool, lambda: work(*args, **kwargs))
 
     async def each(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-        """The pieces, each computed in a thread."""
+        """Yield the pieces, each computed in a thread."""
         while (piece := await self(next, pieces, None)) is not None:
             yield piece
 
     def close(self) -> None:
+        """Wait for the calls that run, and drop those that do not run yet."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Turns:
-    """So many at a time, and of one folder fewer, so that nobody takes them all. The others wait,
-    and after a while are told to come again."""
+class RequestLimit:
+    """Bounds the requests at a time, in all and per folder, so that one folder cannot take all slots.
+
+    Args:
+        limit: Requests of all folders.
+        of_one: Requests of one folder; a quarter of `limit` by default.
+        seconds: How long a request waits for a slot.
+    """
 
     def __init__(
-        self, many: int, of_one: int | None = None, seconds: float = _TURN
+        self, limit: int, of_one: int | None = None, seconds: float = _SLOT_TIMEOUT
     ) -> None:
-        self._free = asyncio.Semaphore(many)
-        self._of_one = of_one or max(many // 4, 1)
+        self._free = asyncio.Semaphore(limit)
+        self._of_one = of_one or max(limit // 4, 1)
         self._folders: WeakValueDictionary[str, asyncio.Semaphore] = (
             WeakValueDictionary()
         )
         self._seconds = seconds
 
     @contextlib.asynccontextmanager
-    async def turn(self, folder: str) -> AsyncIterator[None]:
-        """Raises TooBusy."""
+    async def slot(self, folder: str) -> AsyncIterator[None]:
+        """Hold a slot while the block runs. Raises TooBusy."""
         own = self._folders.get(folder)
         if own is None:
             own = self._folders[folder] = asyncio.Semaphore(self._of_one)
@@ -373,46 +407,43 @@ async def _acquired(free: asyncio.Semaphore, deadline: float) -> AsyncIterator[N
         free.release()
 
 
-# ------------------------------------------------------------ changes
-# Waiting for a folder to change, without a thread or a lock: told by this process, looked up for others.
+class ChangeNotifier:
+    """Lets requests wait for a change of a folder, without a thread or a lock.
 
-_POLL = 2.0
-"""Seconds between two looks: what another process on the volume has changed shows after so long."""
-
-
-class Changes:
-    """Who waits for which folder."""
+    Changes by this process are notified; those by other processes are found by polling.
+    """
 
     def __init__(self) -> None:
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._ended = False
+        self._closed = False
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
-    def tell(self, folder: str) -> None:
-        """The folder has changed."""
+    def notify(self, folder: str) -> None:
+        """Wake the requests that wait for this folder."""
         for event in self._waiting.get(folder, ()):
             event.set()
 
-    def end(self) -> None:
-        """Every wait ends now, and those to come at once."""
-        self._ended = True
+    def close(self) -> None:
+        """End every wait, also those to come."""
+        self._closed = True
         for folder in self._waiting:
-            self.tell(folder)
+            self.notify(folder)
 
     async def wait(
-        self, folder: str, seconds: float, over: Callable[[], Awaitable[bool]]
+        self, folder: str, seconds: float, done: Callable[[], Awaitable[bool]]
     ) -> None:
-        """Return when `over` says so, which is asked after each change, or after `seconds`."""
+        """Return when `done` returns true, which is checked after each change, or after `seconds`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         event = asyncio.Event()
         self._waiting[folder].add(event)
         try:
-            while not self._ended and loop.time() < deadline and not await over():
-                left = min(_POLL, deadline - loop.time())
-                await _wait_for(event, left)
+            while not self._closed and loop.time() < deadline and not await done():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(min(loop.time() + _POLL, deadline)):
+                        await event.wait()
                 event.clear()
         finally:
             self._waiting[folder].discard(event)
@@ -420,87 +451,83 @@ class Changes:
                 del self._waiting[folder]
 
 
-async def _wait_for(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(max(seconds, 0)):
-            await event.wait()
-    except TimeoutError:
-        pass
-
-
-# ------------------------------------------------------------ tally
-# What the proxy did since its start, in plain numbers.
-
-Route = str
-"""The template of an address: names of folders are no part of it."""
+# ------------------------------------------------------------------ state
 
 
 @dataclass(slots=True)
-class Tally:
-    """`requests` by route and status, bodies in bytes; `folders` as the last pass of the collector found
-    them, None before the first."""
+class ServerStats:
+    """Counts since the start of the proxy.
 
-    requests: Counter[tuple[Route, int]] = field(default_factory=Counter)
+    Attributes:
+        requests: By route (the template of the address, without names of folders) and status.
+        received: Bytes of request bodies.
+        sent: Bytes of response bodies.
+        collected: Chunks that were removed.
+        folders: As the last pass of the collector found them; None before the first.
+    """
+
+    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     received: int = 0
     sent: int = 0
     collected: int = 0
     folders: int | None = None
 
-    def served(self, route: Route, status: int, received: int, sent: int) -> None:
-        self.requests[route, status] += 1
-        self.received += received
-        self.sent += sent
-
-
-# ------------------------------------------------------------ desk
-# What every request meets: who asks, for which folder, and whether it is their turn.
-
 
 @dataclass(slots=True)
 class ServerState:
-    """What the handlers share."""
+    """What the handlers share; `in_thread` runs calls that block."""
 
     store: ContentStore
     settings: ContentSettings
     keys: Keys
     clock: Clock
-    work: Workers
-    changes: Changes = field(default_factory=Changes)
-    tally: Tally = field(default_factory=Tally)
-    streams: Turns = field(init=False)
-    commits: Turns = field(init=False)
+    in_thread: Workers = field(default_factory=Workers)
+    changes: ChangeNotifier = field(default_factory=ChangeNotifier)
+    stats: ServerStats = field(default_factory=ServerStats)
+    streams: RequestLimit = field(init=False)
+    commits: RequestLimit = field(init=False)
 
     def __post_init__(self) -> None:
-        self.streams = Turns(self.settings.max_streams)
-        # One of a folder: the others would wait for its lock in threads that all need.
-        self.commits = Turns(self.settings.max_streams, of_one=1)
+        self.streams = RequestLimit(self.settings.max_streams)
+        # One per folder: the others would wait for its lock in threads that all need.
+        self.commits = RequestLimit(self.settings.max_streams, of_one=1)
 
     def grant(self, request: Request) -> Grant:
-        """Raises TokenRefused."""
+        """Return the permissions of the request's token. Raises TokenRefused."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
-            raise TokenRefused("there is no token", hint="send Authorization: Bearer")
+            raise TokenRefused(
+                "the request has no token", hint="send Authorization: Bearer TOKEN"
+            )
         return verify(self.keys(), token.strip(), now=self.clock.now())
 
     def folder(self, request: Request, *, write: bool) -> str:
-        """The folder in the address, if the token allows it. Raises TokenRefused, RequestRefused (403)."""
+        """Return the folder in the address, if the token permits it. Raises TokenRefused, RequestRefused (403)."""
         grant = self.grant(request)
         folder = "{namespace}/{name}".format(**request.path_params)
         request.state.folder = folder
-        # The names in a grant were checked: what is none of them never becomes a path.
+        # Only folders named in a verified token become paths.
         if not (grant.may_write(folder) if write else grant.may_read(folder)):
             raise RequestRefused(
                 403,
-                f"the token is not for {'writing' if write else 'reading'} this folder",
+                f"the token does not permit {'writing' if write else 'reading'} this folder",
                 hint="each session has a token of its own",
             )
         return folder
 
-    async def turn(self, request: Request, turns: Turns, folder: str) -> None:
-        """Wait for a turn, which ends when all of the answer is sent. Raises TooBusy."""
-        await request.state.held.enter_async_context(turns.turn(folder))
+    async def body(self, request: Request, limit: float) -> bytes:
+        """Return a whole JSON body of up to `limit` bytes; raises as `read_body`."""
+        return await read_body(request, limit, self.settings.request_time)
+
+    async def hold_stream(self, request: Request, folder: str) -> None:
+        """Hold a slot of `streams` until the whole response is sent. Raises TooBusy."""
+        await request.state.held.enter_async_context(self.streams.slot(folder))
 
     def check_waiting(self) -> None:
-        """Raises TooBusy."""
+        """Raise TooBusy if too many requests wait for a change."""
         if len(self.changes) >= self.settings.max_waiting:
-            raise TooBusy("too many wait for a change", retry_after=5.0)
+            raise TooBusy(
+                "too many requests wait for a change; content.max_waiting is "
+                f"{self.settings.max_waiting}",
+                retry_after=5.0,
+            )

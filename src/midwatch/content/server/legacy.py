@@ -1,9 +1,8 @@
-"""The plain endpoints of the content service that came before (vTeam's `handlers/content.go`): same addresses,
-bodies and answers, on the same trees.
+"""The endpoints of the earlier content service (vTeam's `handlers/content.go`): same addresses, bodies and responses.
 
 A write is a commit of one file; a read streams its chunks. The folder is the token's. Paths are
-`/sessions/NAME/…` or relative to the folder; `..` is refused where that service resolved it, and no
-symlink is followed.
+`/sessions/NAME/…` or relative to the folder; `..` is refused where that service resolved it, and symlinks
+are not followed.
 """
 
 from __future__ import annotations
@@ -21,11 +20,10 @@ from starlette.routing import Route
 
 from midwatch.content.errors import PathRefused
 from midwatch.content.server.http import (
-    JsonAnswer,
+    JsonResponse,
     RequestRefused,
     ServerState,
     parse_object,
-    read_body,
 )
 from midwatch.content.server.manifest import Manifest
 from midwatch.content.server.store import Edit
@@ -38,24 +36,29 @@ from midwatch.content.tree import (
     chunk_hash,
 )
 
-# ------------------------------------------------------------ edits
-# Changes that the server makes itself: a file written whole, or a line appended. Pure but for `read`.
-#
-# A commit of its own makes each; folders above a new file are made, symlinks are never followed.
-
 _FILE, _FOLDER, _PRIVATE = 0o644, 0o755, 0o600
 
 
-def written(manifest: Manifest, path: str, data: bytes) -> Edit:
-    """A file with this content; one that is there keeps its mode. Raises PathRefused."""
+# ------------------------------------------------------------------ edits that the server makes itself
+
+
+def write_file(manifest: Manifest, path: str, data: bytes) -> Edit:
+    """Return the change that writes a file; an existing file keeps its mode. Raises PathRefused."""
     old = _file_at(manifest, path)
     return _edit(manifest, path, old.mode if old else _FILE, (), data)
 
 
-def appended(
+def append_line(
     manifest: Manifest, path: str, line: bytes, read: Callable[[str], bytes]
 ) -> Edit:
-    """A file with one more line. Only its last chunk is read and written anew. Raises PathRefused."""
+    """Return the change that appends a line to a file. Raises PathRefused.
+
+    Args:
+        manifest: The folder.
+        path: The file.
+        line: The line, with its newline.
+        read: Returns the bytes of a chunk; only the file's last one is read and rewritten.
+    """
     old = _file_at(manifest, path)
     if old is None:
         return _edit(manifest, path, _PRIVATE, (), line)
@@ -70,11 +73,14 @@ def appended(
 def _edit(
     manifest: Manifest, path: str, mode: int, whole: tuple[str, ...], rest: bytes
 ) -> Edit:
+    """Return the change to a file of the chunks `whole` and these bytes; missing folders are made."""
     pieces = [rest[at : at + CHUNK] for at in range(0, len(rest), CHUNK)]
     chunks = [(chunk_hash(piece), piece) for piece in pieces]
     size = len(whole) * CHUNK + len(rest)
     entry = Entry("file", mode, size, whole + tuple(name for name, _ in chunks))
-    put = {above: Entry("folder", _FOLDER) for above in _missing(manifest, path)}
+    put = {
+        above: Entry("folder", _FOLDER) for above in _missing_folders(manifest, path)
+    }
     return Edit(Delta(put | {path: entry}, frozenset()), chunks)
 
 
@@ -86,8 +92,8 @@ def _file_at(manifest: Manifest, path: str) -> Entry | None:
     return old
 
 
-def _missing(manifest: Manifest, path: str) -> list[str]:
-    """The folders above `path` that have no entry. Raises PathRefused below what is no folder."""
+def _missing_folders(manifest: Manifest, path: str) -> list[str]:
+    """Return the folders above `path` that have no entry. Raises PathRefused below a file or a symlink."""
     parts = path.split("/")[:-1]
     above = ["/".join(parts[: count + 1]) for count in range(len(parts))]
     for folder in above:
@@ -96,11 +102,15 @@ def _missing(manifest: Manifest, path: str) -> list[str]:
     return [folder for folder in above if manifest.kind(folder) is None]
 
 
-class PlainApi:
+# ------------------------------------------------------------------ endpoints
+
+
+class LegacyApi:
     """Handlers for `/content/…`."""
 
-    def __init__(self, desk: ServerState) -> None:
-        self._desk = desk
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        self._store = state.store
 
     def routes(self) -> list[Route]:
         return [
@@ -110,103 +120,101 @@ class PlainApi:
         ]
 
     async def write(self, request: Request) -> Response:
-        desk = self._desk
+        state = self._state
         folder = self._folder(request)
-        await desk.turn(request, desk.streams, folder)
-        body = await read_body(
-            request, desk.settings.max_body, desk.settings.request_time
-        )
-        given, data = await desk.work(_parse_write, body)
+        await state.hold_stream(request, folder)
+        body = await state.body(request, state.settings.max_body)
+        given, data = await state.in_thread(_parse_write, body)
         path = _path_of(given, folder)
         try:
-            async with desk.commits.turn(folder):
-                await desk.work(
-                    desk.store.edit, folder, lambda now: written(now, path, data)
+            async with state.commits.slot(folder):
+                await state.in_thread(
+                    self._store.edit, folder, lambda now: write_file(now, path, data)
                 )
         except PathRefused as error:
-            raise _refused(error) from None
-        desk.changes.tell(folder)
-        return JsonAnswer({"message": "ok"})
+            raise _invalid_path(error) from None
+        state.changes.notify(folder)
+        return JsonResponse({"message": "ok"})
 
     async def file(self, request: Request) -> Response:
-        desk = self._desk
+        state = self._state
         folder = self._folder(request)
-        path = _path_of(_asked(request), folder)
-        manifest = await desk.work(desk.store.manifest, folder)
+        path = _path_of(_query_path(request), folder)
+        manifest = await state.in_thread(self._store.manifest, folder)
         entry = manifest.get(path)
         if entry is None:
             raise RequestRefused(404, "not found")
         if entry.kind != "file":
             raise RequestRefused(400, f"{ascii(path[:200])} is a {entry.kind}")
-        await desk.turn(request, desk.streams, folder)
+        await state.hold_stream(request, folder)
         headers = {"content-length": str(entry.size)}
         return StreamingResponse(
             await self._content(folder, entry), 200, headers, MEDIA_TYPE
         )
 
     async def _content(self, folder: str, entry: Entry) -> AsyncIterator[bytes]:
-        """The chunks; the first is read before there is an answer, so that a failure is one."""
+        """Return the chunks. The first is read before the response begins, so that a failure has a status."""
         first = await self._read(folder, entry.chunks[0]) if entry.chunks else b""
 
-        async def all() -> AsyncIterator[bytes]:
+        async def stream() -> AsyncIterator[bytes]:
             yield first
             for name in entry.chunks[1:]:
                 yield await self._read(folder, name)
 
-        return all()
+        return stream()
 
     async def _read(self, folder: str, name: str) -> bytes:
-        return await self._desk.work(self._desk.store.read_chunk, folder, name)
+        return await self._state.in_thread(self._store.read_chunk, folder, name)
 
     async def list(self, request: Request) -> Response:
-        desk = self._desk
+        state = self._state
         folder = self._folder(request)
-        given = _asked(request)
+        given = _query_path(request)
         path = _path_of(given, folder, root=True)
-        manifest = await desk.work(desk.store.manifest, folder)
+        manifest = await state.in_thread(self._store.manifest, folder)
         shown = "/" + given.strip().strip("/").removeprefix(".")
-        items = await desk.work(_items, manifest, path, shown.rstrip("/"))
+        items = await state.in_thread(_items, manifest, path, shown.rstrip("/"))
         if items is None:
             raise RequestRefused(404, "not found")
-        return JsonAnswer({"items": items})
+        return JsonResponse({"items": items})
 
     def _folder(self, request: Request) -> str:
-        folder = self._desk.grant(request).folder
+        folder = self._state.grant(request).folder
         request.state.folder = folder
         return folder
 
 
-def _asked(request: Request) -> str:
-    """`path` of the query; bytes that are not UTF-8 are kept."""
+def _query_path(request: Request) -> str:
+    """Return `path` of the query; bytes that are not UTF-8 are kept."""
     query = request.scope["query_string"].decode("latin-1")
     try:
         pairs = parse_qsl(
             query, keep_blank_values=True, errors="surrogateescape", max_num_fields=20
         )
     except ValueError:
-        raise RequestRefused(400, "the query cannot be read") from None
+        raise RequestRefused(400, "the query has more than 20 fields") from None
     return next((value for name, value in pairs if name == "path"), "")
 
 
 def _path_of(given: str, folder: str, *, root: bool = False) -> str:
-    """The path in the folder; "" is the folder itself where that is wanted. Raises RequestRefused."""
+    """Return the path in the folder; with `root`, "" stands for the folder itself. Raises RequestRefused."""
     session = folder.partition("/")[2].rpartition(".")[0]
     path = given.strip()
     if path.startswith("/sessions/"):
         name, _, path = path.removeprefix("/sessions/").partition("/")
         if name != session:
-            raise RequestRefused(403, "the token is for another session")
+            raise RequestRefused(403, "the token belongs to another session")
     if root and path.rstrip("/") in ("", "."):
         return ""
     path = path.rstrip("/") if root else path
     try:
         check_path(path)
     except PathRefused as error:
-        raise _refused(error) from None
+        raise _invalid_path(error) from None
     return path
 
 
-def _refused(error: PathRefused) -> RequestRefused:
+def _invalid_path(error: PathRefused) -> RequestRefused:
     return RequestRefused(400, f"invalid path: {error.message}", hint=error.hint)
 
 
@@ -215,7 +223,7 @@ def _parse_write(body: bytes) -> tuple[str, bytes]:
     path, content = data.get("path"), data.get("content", "")
     encoding = data.get("encoding") or "utf8"
     if not all(isinstance(text, str) for text in (path, content, encoding)):
-        raise RequestRefused(400, "path, content and encoding must be texts")
+        raise RequestRefused(400, "path, content and encoding must be strings")
     assert isinstance(path, str) and isinstance(content, str)
     try:
         if encoding.lower() == "base64":
@@ -230,7 +238,7 @@ def _parse_write(body: bytes) -> tuple[str, bytes]:
 
 
 def _items(manifest: Manifest, path: str, shown: str) -> list[dict[str, Any]] | None:
-    """What is in a folder, or a file alone; None where there is neither."""
+    """Return the items of a folder, or a file alone; None if there is neither."""
     entry = manifest.get(path) if path else None
     if entry is not None and entry.kind != "folder":
         name, at = path.rpartition("/")[2], manifest.changed_at(path)
@@ -250,14 +258,12 @@ def _items(manifest: Manifest, path: str, shown: str) -> list[dict[str, Any]] | 
 
 
 def _item(name: str, shown: str, entry: Entry | None, at: int) -> dict[str, Any]:
-    """`entry` is None for a folder that is only there because of what is in it."""
+    """Return one item. `entry` is None for a folder that exists only because of what is below it."""
     time = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    size = 0 if entry is None else entry.size or len(entry.target)
-    folder = entry is None or entry.kind == "folder"
     return {
         "name": name,
         "path": shown,
-        "isDir": folder,
-        "size": size,
+        "isDir": entry is None or entry.kind == "folder",
+        "size": 0 if entry is None else entry.size or len(entry.target),
         "modifiedAt": time,
     }

@@ -1,13 +1,14 @@
 """A manifest as the server holds it: compact, since half a million entries may be in memory at once.
 
 On the volume it is one JSON document a line: a head ``{"format", "version", "entries", "bytes", "cause", "attempt"}``,
-then ``[path, entry, seconds]`` for each entry in order of path; `seconds` tell when it was last changed.
-The version is computed anew when it is read, so that a damaged file is never taken for a tree.
+then ``[path, entry, seconds]`` for each entry, sorted by path; `seconds` is the time of its last change.
+The version is computed again when the file is read, so that a damaged file is never taken for a tree.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -20,9 +21,9 @@ from midwatch.content.tree import EMPTY, Delta, Entry, Kind, entry_from_json, ve
 
 _FORMAT = 1
 _TIME = 10
-"""Digits of the seconds: enough until the year 2286, and from 2001 on."""
+"""Digits of the seconds: enough from 2001 until 2286."""
 _PIECE = 4096
-"""Entries that are put together at a time."""
+"""Entries that are joined at a time."""
 _MAX_LINE = 64_000_000  # a file of some 900 GB
 _KINDS: dict[bytes, Kind] = {b"f": "file", b"d": "folder", b"l": "symlink"}
 _HASH = re.compile(rb'"([0-9a-f]{64})"')
@@ -33,11 +34,14 @@ _decode = json.JSONDecoder().raw_decode
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Manifest:
-    """What is in a folder. A slot is an entry's JSON and its ten digits of seconds; paths are in order.
+    """The entries of a folder.
 
-    `size` are the bytes of all files. `cause` tells which commit made it, so that one which is
-    repeated since its answer was lost is known again. `attempt` is the highest of a session's runners
-    that has claimed the folder; 0 without any. It is no part of the version.
+    Attributes:
+        version: The version of the tree.
+        size: Bytes of all files.
+        cause: The id of the commit that made it; recognises a commit that is repeated because its response was lost.
+        slots: By sorted path, an entry's JSON followed by its ten digits of seconds.
+        attempt: The highest attempt that has claimed the folder; 0 without any. Not part of the version.
     """
 
     version: str = EMPTY
@@ -50,19 +54,21 @@ class Manifest:
         return len(self.slots)
 
     def get(self, path: str) -> Entry | None:
+        """Return the entry at a path, or None."""
         slot = self.slots.get(path)
         return None if slot is None else entry_from_json(json.loads(slot[:-_TIME]))
 
     def kind(self, path: str) -> Kind | None:
+        """Return the kind of the entry at a path, or None."""
         slot = self.slots.get(path)
         return None if slot is None else _KINDS[slot[2:3]]
 
     def changed_at(self, path: str) -> int:
-        """Seconds since the epoch."""
+        """Return when the entry was last changed, in seconds since the epoch."""
         return int(self.slots[path][-_TIME:])
 
     def changed(self, delta: Delta, cause: str, now: datetime) -> Manifest:
-        """With this change made."""
+        """Return the manifest after this change."""
         slots = dict(self.slots)
         size = self.size - sum(self._size(path) for path in delta.put)
         for path in delta.removed:
@@ -80,7 +86,7 @@ class Manifest:
         return entry.size if entry else 0
 
     def chunks(self) -> set[bytes]:
-        """Hashes that the entries name, and at most some more that a symlink looks like."""
+        """Return the hashes that the entries name, and perhaps a symlink's target that looks like one."""
         return {
             bytes.fromhex(found.decode("ascii"))
             for slot in self.slots.values()
@@ -89,19 +95,17 @@ class Manifest:
 
     @property
     def cost(self) -> int:
-        """Bytes of memory, about."""
+        """Return the approximate bytes of memory."""
         return sum(len(s) + len(p) for p, s in self.slots.items()) + 220 * len(self)
 
-    # -------------------------------------------------- outside
-
     def document(self) -> Iterator[bytes]:
-        """`{"version": …, "tree": {path: entry, …}}` in pieces of some 500 kB."""
+        """Yield `{"version": …, "tree": {path: entry, …}}` in pieces of some 500 kB."""
         yield b'{"version":"' + self.version.encode("ascii") + b'","tree":{'
         yield from _entries(self.slots)
         yield b"}}"
 
     def difference(self, since: str, paths: Collection[str]) -> Iterator[bytes]:
-        """`{"version": …, "since": …, "removed": […], "put": {…}}`: these paths as they are now, in pieces."""
+        """Yield `{"version": …, "since": …, "removed": […], "put": {…}}` in pieces, with these paths as they are now."""
         removed = [path for path in paths if path not in self.slots]
         head = {"version": self.version, "since": since, "removed": removed}
         yield _compact(head).encode("ascii")[:-1] + b',"put":{'
@@ -110,6 +114,7 @@ class Manifest:
         yield b"}}"
 
     def save(self, file: BinaryIO) -> None:
+        """Write the manifest. Raises OSError."""
         head = {
             "format": _FORMAT,
             "version": self.version,
@@ -129,12 +134,12 @@ class Manifest:
 
 
 def load(file: BinaryIO) -> Manifest:
-    """Raises ContentDamaged for what `save` has not written, or not to its end."""
+    """Read a manifest that `save` has written. Raises ContentDamaged if it is not whole."""
     try:
         head = json.loads(file.readline(_MAX_LINE))
         if head["format"] != _FORMAT:
             raise ContentDamaged(
-                "a manifest has a format that is not known here",
+                "a manifest on the volume has an unknown format",
                 hint="run the version of Midwatch that wrote it, or a later one",
             )
         slots = dict(
@@ -146,19 +151,19 @@ def load(file: BinaryIO) -> Manifest:
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ContentDamaged("a manifest on the volume cannot be read") from error
     if not whole:
-        raise ContentDamaged("a manifest on the volume is not the one that was written")
+        raise ContentDamaged("a manifest on the volume is not what was written")
     return found
 
 
 def _slot(line: bytes) -> tuple[str, bytes]:
     text = line.decode("ascii")
     path, end = _decode(text, 1)
-    # `path,` before, `,seconds]` and the newline behind.
+    # `path,` before; `,seconds]` and the newline after.
     return path, line[end + 1 : -_TIME - 3] + line[-_TIME - 2 : -2]
 
 
 def _version(slots: Mapping[str, bytes]) -> str:
-    """The same as `tree.version_of`, from slots that are in order of their paths."""
+    """Return the same as `tree.version_of`, from sorted slots."""
     digest = hashlib.sha256()
     for piece in _pieces(slots):
         digest.update(
@@ -168,7 +173,7 @@ def _version(slots: Mapping[str, bytes]) -> str:
 
 
 def _entries(slots: Mapping[str, bytes]) -> Iterator[bytes]:
-    """The members of a JSON object: paths and entries."""
+    """Yield the members of a JSON object: paths and entries."""
     comma = b""
     for piece in _pieces(slots):
         entries = (_text(p).encode() + b":" + s[:-_TIME] for p, s in piece)
@@ -177,18 +182,13 @@ def _entries(slots: Mapping[str, bytes]) -> Iterator[bytes]:
 
 
 def _pieces(slots: Mapping[str, bytes]) -> Iterator[list[tuple[str, bytes]]]:
-    piece: list[tuple[str, bytes]] = []
-    for item in slots.items():
-        piece.append(item)
-        if len(piece) == _PIECE:
-            yield piece
-            piece = []
-    if piece:
+    items = iter(slots.items())
+    while piece := list(itertools.islice(items, _PIECE)):
         yield piece
 
 
 def cause_of(base: str, delta: Delta) -> str:
-    """What identifies a commit: where it starts from, and what it changes."""
+    """Return the id of a commit: a hash of the version that it starts from and of its changes."""
     digest = hashlib.sha256(base.encode())
     digest.update(version_of(delta.put).encode())
     for path in sorted(delta.removed):

@@ -1,8 +1,9 @@
 """Change local folders to what a tree says, without ever going through a symlink.
 
-Files are made ready in a folder of their root (`staging`), then a plan is written down (`journal`), then it is carried
-out: remove, make folders, move the files into place, set the modes of folders. Every step can be done twice. A path that is
-no longer what the plan says it was is skipped: the next round sees what became of it.
+Files are first written to a staging folder in their root, on the same file system. Then a plan is saved, so that a
+process that is killed is followed by one that does the rest. Then the plan is applied: remove, make folders, rename
+the files into place, set the modes of folders. Every step can be repeated. A path that is no longer what the plan
+says it was is skipped, so that nothing is replaced that was written meanwhile; the next round finds it.
 """
 
 from __future__ import annotations
@@ -29,48 +30,99 @@ from midwatch.content.sync.roots import (
     signature_of,
 )
 from midwatch.content.sync.scan import Scan
-from midwatch.content.tree import CHUNK, Delta, Entry, Tree, compact, entry_from_json
-from midwatch.files import are_many, replace_file, sync_file_system, with_descriptor
-from midwatch.model import Json
+from midwatch.content.tree import (
+    CHUNK,
+    NO_CHANGE,
+    Delta,
+    Entry,
+    Tree,
+    compact,
+    delta_from_json,
+)
+from midwatch.files import (
+    are_many,
+    is_disk_full,
+    replace_file,
+    sync_file_system,
+    with_descriptor,
+)
 
-# ------------------------------------------------------------ journal
-# What is about to be done to the local folders, on disk before it is done.
-#
-# A process that was killed in the middle is followed by one that does the rest. What a path was `before` is in it, so that
-# nothing is replaced that somebody wrote meanwhile.
-
+OPEN = 0o700
+"""The permissions that the owner needs to change what is in a folder."""
+_IMPOSSIBLE = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
+_DISK_ERRORS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV}
+_KINDS = {
+    "file": stats.S_IFREG,
+    "folder": stats.S_IFDIR,
+    "symlink": stats.S_IFLNK,
+}
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 Before = int | Signature | None
-"""What was there: the mode of a folder, the signature of a file or symlink, or nothing."""
+"""What was at a path: the mode of a folder, the signature of a file or symlink, or nothing."""
+
+
+def raise_for_disk_error(error: OSError) -> None:
+    """Raise ContentFull or ContentUnavailable if the error is about the disk or the machine, not about one path."""
+    if is_disk_full(error):
+        raise ContentFull(
+            f"the local folders cannot be written: {error.strerror}",
+            hint="free some disk, or give the workspace a larger volume",
+        ) from error
+    if error.errno in _DISK_ERRORS:
+        raise ContentUnavailable(
+            f"the local folders cannot be written: {error.strerror}",
+            hint="check the disk of the node",
+        ) from error
+
+
+@contextmanager
+def _map_disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise_for_disk_error(error)
+        raise
+
+
+# ------------------------------------------------------------------ plans
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`delta` for the folders; `staged` the names of the files made ready for it; `modes` of folders that
-    have to be opened for it; `base` what the base then becomes, at `version`."""
+    """A change of the local folders.
+
+    Attributes:
+        delta: The change.
+        before: What is at each of its paths.
+        staged: Names of the staged files, by path.
+        modes: Modes of folders that have to be opened for the change, by path.
+        base: The change of the base after it.
+        version: The version of the base after it.
+    """
 
     delta: Delta
     before: Mapping[str, Before]
     staged: Mapping[str, str] = field(default_factory=dict)
     modes: Mapping[str, int] = field(default_factory=dict)
-    base: Delta = Delta({}, frozenset())
+    base: Delta = NO_CHANGE
     version: str = ""
 
 
 def write_plan(path: Path, plan: Plan) -> None:
-    """The plan is made as soon as this returns. Raises OSError."""
+    """Save the plan; from now on it will be applied. Raises OSError."""
     data = {
-        "delta": delta_to_json(plan.delta),
+        "delta": plan.delta.to_json(),
         "before": dict(plan.before),
         "staged": dict(plan.staged),
         "modes": dict(plan.modes),
-        "base": delta_to_json(plan.base),
+        "base": plan.base.to_json(),
         "version": plan.version,
     }
     replace_file(path, compact(data))
 
 
 def read_plan(path: Path) -> Plan | None:
-    """The plan that was not finished, if there is one. Raises OSError, and ValueError for what is none."""
+    """Return the plan that was not finished, or None. Raises OSError, and ValueError for an invalid file."""
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -85,7 +137,7 @@ def read_plan(path: Path) -> Plan | None:
             data["version"],
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no plan") from error
+        raise ValueError(f"{path} is not a plan") from error
 
 
 def _before_from_json(data: Any) -> Before:
@@ -95,38 +147,15 @@ def _before_from_json(data: Any) -> Before:
     return size, mtime, ctime, inode, mode
 
 
-def delta_to_json(delta: Delta) -> Json:
-    put = {path: entry.to_json() for path, entry in delta.put.items()}
-    return {"put": put, "removed": sorted(delta.removed)}
-
-
-def delta_from_json(data: Any) -> Delta:
-    """Raises ValueError, KeyError or TypeError."""
-    put: dict[str, Entry] = {p: entry_from_json(e) for p, e in data["put"].items()}
-    return Delta(put, frozenset(data["removed"]))
-
-
-_IMPOSSIBLE = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_AILING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV}
-_KINDS = {
-    "file": stats.S_IFREG,
-    "folder": stats.S_IFDIR,
-    "symlink": stats.S_IFLNK,
-}
-OPEN = 0o700
-"""What the owner needs of a folder in which something changes."""
-
-
-def plan(
+def make_plan(
     delta: Delta,
     scan: Scan,
     tree: Tree,
     staged: Mapping[str, str],
-    base: Delta = Delta({}, frozenset()),
+    base: Delta = NO_CHANGE,
     version: str = "",
 ) -> Plan:
-    """`delta` goes from the scan's tree to `tree`. Pure."""
+    """Return the plan for a change from the scan's tree to `tree`."""
     changed = [*delta.put, *delta.removed]
     before = {path: _before(scan, path) for path in changed}
     above = {folder for path in changed for folder in folders_above(path)}
@@ -143,67 +172,78 @@ def _before(scan: Scan, path: str) -> Before:
     entry = scan.tree.get(path)
     if entry is None or entry.kind == "folder":
         return entry.mode if entry else None
-    return scan.kept[path][0]
+    return scan.files[path][0]
 
 
 def _is_closed(entry: Entry | None) -> bool:
     return entry is not None and entry.kind == "folder" and entry.mode & OPEN != OPEN
 
 
+# ------------------------------------------------------------------ applying
+
+
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """The paths that were not changed: `skipped` all of them, `never` those that cannot be on this file system."""
+class Applied:
+    """The paths that were not changed: all of them, and those that cannot exist on this file system."""
 
     skipped: frozenset[str]
-    never: frozenset[str] = frozenset()
+    impossible: frozenset[str] = frozenset()
 
 
-def carry_out(
-    roots: Roots, made: Plan, step: Callable[[str], None] = lambda name: None
-) -> Outcome:
-    """Do what is planned, or the rest of it. `step` is told before each part of it and each file.
+def apply_plan(
+    roots: Roots, plan: Plan, step: Callable[[str], None] = lambda name: None
+) -> Applied:
+    """Apply the plan, or the rest of it.
 
-    Raises ContentFull or ContentUnavailable if the local disk fails; then the plan stays to be done.
+    Args:
+        roots: The local folders.
+        plan: The change.
+        step: Called with the name of each part before it, and before each file.
+
+    Raises:
+        ContentFull, ContentUnavailable: The local disk fails; the plan has to be applied again.
     """
     with roots.walker() as walker:
-        run = _Run(walker, made, step)
+        run = _PlanRun(walker, plan, step)
         step("remove")
         run.open_folders()
         run.remove()
         step("make folders")
         run.make_folders()
-        run.place()
+        run.place_files()
         step("close folders")
         run.close_folders()
         step("sync folders")
         run.sync()
-    return Outcome(frozenset(run.skipped), frozenset(run.never))
+    return Applied(frozenset(run.skipped), frozenset(run.impossible))
 
 
-class _Run:
-    def __init__(self, walker: Walker, made: Plan, step: Callable[[str], None]) -> None:
+class _PlanRun:
+    """The steps of `apply_plan`."""
+
+    def __init__(self, walker: Walker, plan: Plan, step: Callable[[str], None]) -> None:
         self._walker = walker
         self._step = step
-        self._plan = made
-        self._put = made.delta.put
+        self._plan = plan
+        self._put = plan.delta.put
         self.skipped: set[str] = set()
-        self.never: set[str] = set()
+        self.impossible: set[str] = set()
 
     def open_folders(self) -> None:
-        """Those that forbid even their owner to change what is in them."""
+        """Open folders that forbid even their owner to change what is in them."""
         for path in sorted(self._plan.modes, key=tree_order):
-            with self._tried(path, counts=False):
+            with self._skip_on_error(path, counts=False):
                 mode = os.stat(self._walker.folder(path)).st_mode & 0o777
                 if mode & OPEN != OPEN:
                     set_mode(self._walker.folder(path), mode | OPEN)
 
     def remove(self) -> None:
-        """What is to go, and what is of another kind than what is to come."""
-        gone = [*self._plan.delta.removed, *filter(self._changes_kind, self._put)]
-        for path in sorted(gone, key=tree_order, reverse=True):
-            with self._tried(path):
+        """Remove what the plan removes, and what it replaces by an entry of another kind."""
+        removed = [*self._plan.delta.removed, *filter(self._changes_kind, self._put)]
+        for path in sorted(removed, key=tree_order, reverse=True):
+            with self._skip_on_error(path):
                 self._remove(path)
-        self._walker.forget()
+        self._walker.close()
 
     def _changes_kind(self, path: str) -> bool:
         was = self._plan.before[path]
@@ -212,12 +252,15 @@ class _Run:
 
     def _remove(self, path: str) -> None:
         try:
-            folder, name = self._parent(path)
+            folder, name = self._walker.parent(path)
         except (FileNotFoundError, NotADirectoryError):
-            return  # It went with its folder.
-        found = _look(folder, name)
-        if found is None or self._is_of_its_kind(path, found):
+            return  # removed with its folder
+        found = _lstat(folder, name)
+        if found is None:
             return
+        entry = self._put.get(path)
+        if entry is not None and stats.S_IFMT(found.st_mode) == _KINDS[entry.kind]:
+            return  # replaced already, by a process that was killed afterwards
         before = self._plan.before[path]
         if not isinstance(before, int):
             if signature_of(found) == before:
@@ -226,23 +269,19 @@ class _Run:
             return os.rmdir(name, dir_fd=folder)
         self.skipped.add(path)
 
-    def _is_of_its_kind(self, path: str, found: os.stat_result) -> bool:
-        """It was replaced already, by a process that was killed afterwards."""
-        entry = self._put.get(path)
-        return entry is not None and stats.S_IFMT(found.st_mode) == _KINDS[entry.kind]
-
     def make_folders(self) -> None:
-        for path in self._put_in_order("folder"):
-            with self._tried(path):
-                folder, name = self._parent(path)
-                found = _look(folder, name)
+        """Make the folders, open to their owner."""
+        for path in self._folders_in_order():
+            with self._skip_on_error(path):
+                folder, name = self._walker.parent(path)
+                found = _lstat(folder, name)
                 if found is None:
                     os.mkdir(name, OPEN, dir_fd=folder)
                 elif not stats.S_ISDIR(found.st_mode):
                     self.skipped.add(path)
 
-    def place(self) -> None:
-        """Move what was made ready to where it belongs."""
+    def place_files(self) -> None:
+        """Rename the staged files to their paths."""
         by_root: dict[str, list[str]] = {}
         files = (path for path, entry in self._put.items() if entry.kind != "folder")
         self.skipped.update(path for path in files if path not in self._plan.staged)
@@ -252,29 +291,29 @@ class _Run:
             with self._staging(root) as staging:
                 for path in paths:
                     self._step("place")
-                    with self._tried(path):
+                    with self._skip_on_error(path):
                         self._place(path, staging)
 
     def _place(self, path: str, staging: int | None) -> None:
-        made = self._plan.staged[path]
-        folder, name = self._parent(path)
-        found = _look(folder, name)
-        if staging is None or _look(staging, made) is None:
-            # Moved before, by a process that was killed afterwards; or somebody took it away.
+        staged = self._plan.staged[path]
+        folder, name = self._walker.parent(path)
+        found = _lstat(folder, name)
+        if staging is None or _lstat(staging, staged) is None:
+            # Renamed before, by a process that was killed afterwards; or removed meanwhile.
             if found is None or not _is_like(found, self._put[path]):
                 self.skipped.add(path)
         elif found is None or signature_of(found) == self._plan.before[path]:
-            os.rename(made, name, src_dir_fd=staging, dst_dir_fd=folder)
+            os.rename(staged, name, src_dir_fd=staging, dst_dir_fd=folder)
         else:
             self.skipped.add(path)
 
     def close_folders(self) -> None:
         """Set the modes of folders, the inner ones first."""
-        self._walker.forget()
-        modes = {path: self._put[path].mode for path in self._put_in_order("folder")}
+        self._walker.close()
+        modes = {path: self._put[path].mode for path in self._folders_in_order()}
         for path in sorted({**self._plan.modes, **modes}, key=tree_order, reverse=True):
             mode = modes.get(path, self._plan.modes.get(path, 0))
-            with self._tried(path, counts=path in modes):
+            with self._skip_on_error(path, counts=path in modes):
                 self._set_mode(path, mode)
 
     def _set_mode(self, path: str, mode: int) -> None:
@@ -292,31 +331,27 @@ class _Run:
             self.skipped.add(path)
 
     def sync(self) -> None:
-        """What took its place stays there in a power cut: the base is about to say that it is there."""
+        """Sync the folders: after a power cut, the files must be where the base says that they are."""
         changed = [p for p in (*self._put, *self._plan.delta.removed) if "/" in p]
         folders = {path.rpartition("/")[0] for path in changed}
-        folders.update(self._put_in_order("folder"))
+        folders.update(self._folders_in_order())
         many = are_many(len(folders))
         if many:
             folders = {path.partition("/")[0] for path in changed}
         for path in sorted(folders, key=tree_order):
-            # One that is gone by now, or that cannot be listed, is synced with what is around it.
-            with self._tried(path, counts=False):
+            # One that is gone, or that cannot be listed, is synced with the folder above it.
+            with self._skip_on_error(path, counts=False):
                 folder = self._walker.folder(path)
                 with_descriptor(".", sync_file_system if many else os.fsync, folder)
 
-    def _put_in_order(self, kind: str) -> list[str]:
-        paths = (path for path, entry in self._put.items() if entry.kind == kind)
+    def _folders_in_order(self) -> list[str]:
+        paths = (path for path, entry in self._put.items() if entry.kind == "folder")
         return sorted((p for p in paths if "/" in p), key=tree_order)
-
-    def _parent(self, path: str) -> tuple[int, str]:
-        return self._walker.parent(path)
 
     @contextmanager
     def _staging(self, root: str) -> Iterator[int | None]:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            staging = os.open(STAGING, flags, dir_fd=self._walker.folder(root))
+            staging = open_folder(STAGING, self._walker.folder(root))
         except OSError:
             yield None
             return
@@ -326,34 +361,20 @@ class _Run:
             os.close(staging)
 
     @contextmanager
-    def _tried(self, path: str, *, counts: bool = True) -> Iterator[None]:
-        """A path that cannot be changed is skipped; a disk that fails ends it all."""
+    def _skip_on_error(self, path: str, *, counts: bool = True) -> Iterator[None]:
+        """Skip a path that cannot be changed; a disk that fails ends the run."""
         try:
             yield
         except OSError as error:
             raise_for_disk_error(error)
-            self._walker.forget()
+            self._walker.close()
             if counts:
                 self.skipped.add(path)
             if error.errno in _IMPOSSIBLE:
-                self.never.add(path)
+                self.impossible.add(path)
 
 
-def raise_for_disk_error(error: OSError) -> None:
-    """Raises for what is about the disk or the machine rather than about one path."""
-    if error.errno in _FULL:
-        raise ContentFull(
-            "there is no space left for the local folders",
-            hint="free some disk, or give the workspace a larger volume",
-        ) from error
-    if error.errno in _AILING:
-        raise ContentUnavailable(
-            f"the local folders cannot be written: {error.strerror}",
-            hint="check the disk of the node",
-        ) from error
-
-
-def _look(folder: int, name: str) -> os.stat_result | None:
+def _lstat(folder: int, name: str) -> os.stat_result | None:
     try:
         return os.stat(name, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -370,14 +391,17 @@ def _is_like(found: os.stat_result, entry: Entry) -> bool:
     )
 
 
-# ------------------------------------------------------------ staging
-# Files made ready beside the place they go to: in the same file system, so that a rename is all that is left.
+# ------------------------------------------------------------------ staging
 
 
 class Staging:
-    """Files that become ready, chunk by chunk in any order. To be opened, and closed.
+    """Files that are written chunk by chunk, in any order, before they are put in place.
 
-    Raises ContentFull or ContentUnavailable if the disk fails.
+    Call `open` first and `close` at the end. Raises ContentFull or ContentUnavailable if the disk fails.
+
+    Args:
+        roots: The local folders.
+        put: The files and symlinks, by path.
     """
 
     def __init__(self, roots: Roots, put: Mapping[str, Entry]) -> None:
@@ -390,38 +414,38 @@ class Staging:
 
     def open(self) -> None:
         """Make the empty files, and the symlinks."""
-        with _told():
-            self._open()
+        with _map_disk_errors():
+            self._make_folders()
             for number, (path, entry) in enumerate(self._put.items()):
                 if entry.kind != "folder":
                     self._begin(path, entry, str(number))
 
     def close(self) -> None:
-        """What was made stays where it is."""
+        """Close the folders; the files stay."""
         self._stack.close()
 
     @property
     def wanted(self) -> list[str]:
-        """The chunks that are still to come, in the order of the files."""
+        """The chunks that are still missing, in the order of the files."""
         return list(self._wanted)
 
     def write(self, chunks: Iterable[tuple[str, bytes]]) -> None:
-        """Chunks that were checked, to all places where they belong."""
-        with _told():
+        """Write verified chunks to all files that have them."""
+        with _map_disk_errors():
             for name, data in chunks:
                 for path, offset in self._wanted.pop(name, ()):
                     self._write(path, offset, data)
 
     def finish(self) -> None:
-        """All is there: the modes are set, and it is on the disk before anything takes a place.
+        """Set the modes, and sync the files before any of them is put in place.
 
-        Otherwise a power cut could leave empty files there, which would be sent as somebody's work.
-        Raises ValueError if chunks are still wanted or have another length.
+        Otherwise a power cut could leave empty files, which the next push would send.
+        Raises ValueError if chunks are missing or have another length.
         """
         if self._wanted:
             raise ValueError("chunks are missing")
         many = are_many(len(self.names))
-        with _told():
+        with _map_disk_errors():
             for path, name in self.names.items():
                 entry = self._put[path]
                 if entry.kind == "file":
@@ -433,20 +457,20 @@ class Staging:
         file = os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         try:
             if os.fstat(file).st_size != entry.size:
-                raise ValueError("the chunks are not as long as the file")
+                raise ValueError("the chunks do not add up to the size of the file")
             os.fchmod(file, entry.mode)
             if sync:
                 os.fsync(file)
         finally:
             os.close(file)
 
-    def _open(self) -> None:
+    def _make_folders(self) -> None:
         for root in {path.partition("/")[0] for path in self._put}:
             with self._roots.walker() as walker:
-                place = walker.folder(root)
-                clear(place)
-                os.mkdir(STAGING, 0o700, dir_fd=place)
-                self._folders[root] = open_folder(STAGING, place)
+                folder = walker.folder(root)
+                _clear(folder)
+                os.mkdir(STAGING, 0o700, dir_fd=folder)
+                self._folders[root] = open_folder(STAGING, folder)
                 self._stack.callback(os.close, self._folders[root])
 
     def _begin(self, path: str, entry: Entry, name: str) -> None:
@@ -455,7 +479,7 @@ class Staging:
             try:
                 os.symlink(entry.target, name, dir_fd=folder)
             except OSError as error:
-                # A target that this file system does not take: the path is skipped.
+                # The file system refuses the target: the path is skipped.
                 return raise_for_disk_error(error)
             self.names[path] = name
             return
@@ -479,39 +503,27 @@ class Staging:
         return self._folders[path.partition("/")[0]]
 
 
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise_for_disk_error(error)
-        raise
-
-
 def clear_all(roots: Roots) -> None:
-    """Take away what was made ready and is not needed any more."""
+    """Remove the staging folders. Raises OSError."""
     with roots.walker() as walker:
-        for root in roots.places:
-            clear(walker.folder(root))
+        for root in roots.folders:
+            _clear(walker.folder(root))
 
 
-def clear(place: int) -> None:
+def _clear(root: int) -> None:
     """Remove the staging folder of a root, whatever became of it."""
     try:
-        staging = open_folder(STAGING, place)
+        staging = open_folder(STAGING, root)
     except FileNotFoundError:
         return
     except OSError:
         # Something else has its name.
-        return os.unlink(STAGING, dir_fd=place)
+        return os.unlink(STAGING, dir_fd=root)
     try:
         _empty(staging)
     finally:
         os.close(staging)
-    os.rmdir(STAGING, dir_fd=place)
+    os.rmdir(STAGING, dir_fd=root)
 
 
 def _empty(folder: int) -> None:

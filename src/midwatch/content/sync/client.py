@@ -1,7 +1,7 @@
-"""The content proxy from afar. The one place where its answers and the HTTP client's errors become ours.
+"""The client of the content proxy: the one place that maps its responses and the HTTP client's errors.
 
-Every wait has an end: for a connection, for the next bytes, and for the whole of a request. What may be sent twice is
-tried again a few times; the rest is the caller's to decide.
+Every wait has a timeout: for a connection, for the next bytes, and for a whole request. A request that may be repeated
+is retried a few times; the caller decides about the others.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx2
@@ -36,7 +36,6 @@ from midwatch.content.errors import (
     TokenRefused,
     VersionConflict,
 )
-from midwatch.content.sync.apply import delta_from_json, delta_to_json
 from midwatch.content.tree import (
     ATTEMPT,
     CHUNK,
@@ -49,76 +48,34 @@ from midwatch.content.tree import (
     check_tree,
     compact,
     decode_frames,
+    delta_from_json,
     tree_from_json,
     version_of,
 )
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Clock, SystemClock
+from midwatch.lifecycle import Backoff, Clock, SystemClock
 from midwatch.model import Json
-
-# ------------------------------------------------------------ answer
-# What an answer of the content proxy that is no success means: the other end of `answers`.
-
-_LONGEST = 500
-
-
-def error_of(response: httpx2.Response, body: bytes, path: str) -> MidwatchError:
-    """The error of this status. What is not known is temporary: a gateway may be in between."""
-    data = _data(body)
-    status = response.status_code
-    message = _text(data.get("error")) or f"the content proxy answered {status}"
-    hint = _text(data.get("hint")) or None
-    match status:
-        case 400 if path == "/chunks":
-            return StreamBroken(message, hint=hint)
-        case 401:
-            return TokenRefused(message, hint=hint)
-        case 409 if data.get("code") == SUPERSEDED:
-            current = data.get("attempt")
-            return Superseded(current if isinstance(current, int) else 0, message)
-        case 409:
-            missing = data.get("missing")
-            names = missing if isinstance(missing, list) else []
-            return ChunksMissing([str(name) for name in names], message)
-        case 412:
-            return VersionConflict(_text(data.get("version")), message)
-        case 413:
-            return ContentTooLarge(message, hint=hint)
-        case 507:
-            return ContentFull(message, hint=hint)
-        case 400 | 403 | 404 | 405 | 411 | 415 | 422 | 428:
-            return ContentRefused(message, hint=hint)
-    return ContentUnavailable(message, hint=hint, retry_after=_retry_after(response))
-
-
-def _data(body: bytes) -> Mapping[str, Any]:
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _text(data: object) -> str:
-    return data[:_LONGEST] if isinstance(data, str) else ""
-
-
-def _retry_after(response: httpx2.Response) -> float | None:
-    given = response.headers.get("retry-after", "")
-    return min(float(given), 3600.0) if given.isdecimal() else None
-
 
 T = TypeVar("T")
 _TRIES = 3
+_FIRST_PAUSE = 0.4
 _LONGEST_PAUSE = 5.0
-_LARGEST_ANSWER = 512 << 20
-"""Bytes of a JSON answer: twice a manifest of half a million files."""
+_LARGEST_RESPONSE = 512 << 20
+"""Bytes of a JSON response: twice a manifest of half a million files."""
+_LONGEST_TEXT = 500
 _JSON = {"content-type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
 class TimeLimits:
-    """Seconds: to connect, without any bytes, and for a request. Streams get a second more for each `slowest` bytes."""
+    """Timeouts in seconds.
+
+    Attributes:
+        connect: To connect.
+        silence: Without any bytes.
+        request: For a whole request.
+        slowest: Bytes for which a stream gets one more second.
+    """
 
     connect: float = 5.0
     silence: float = 30.0
@@ -135,12 +92,25 @@ class Remote:
 
 
 class ContentClient:
-    """One folder behind the proxy; a context. Counts `requests`, and bytes of chunks `sent` and `received`.
+    """A client for one folder of the proxy; use it as an async context manager.
 
-    `attempt` is the number of the runner that asks; without one, no attempt's end concerns it.
+    It counts `requests`, and bytes of chunks `sent` and `received`.
 
-    Raises ContentUnavailable, ContentRefused (and its children), ContentFull, VersionConflict,
-    ChunksMissing and StreamBroken; Superseded where a later attempt has claimed the folder; PathRefused for a manifest that nobody should write down.
+    Args:
+        url: The address of the proxy.
+        token: The token for the folder.
+        folder: The id of the folder, `NAMESPACE/NAME.UID`.
+        attempt: The number of the runner's attempt; None for a tool, which no later attempt supersedes.
+        limits: The timeouts.
+        verify: How to verify the proxy's certificate.
+        transport: Replaces the network, in tests.
+        clock: Waits between retries.
+
+    Raises:
+        ContentUnavailable, ContentFull, VersionConflict, ChunksMissing, StreamBroken: A retry may help.
+        ContentRefused (and its children): A retry does not help.
+        Superseded: A later attempt has claimed the folder.
+        PathRefused: A manifest has a path that must not be written.
     """
 
     def __init__(
@@ -171,38 +141,36 @@ class ContentClient:
                 follow_redirects=False,
             )
         except (httpx2.InvalidURL, UnicodeEncodeError) as error:
-            raise ContentRefused(f"the proxy's address is wrong: {error}") from None
+            raise ContentRefused(
+                f"{url!r} is not an address of a content proxy: {error}"
+            ) from None
 
     async def __aenter__(self) -> ContentClient:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self._http.aclose()
 
     async def claim(self) -> None:
-        """From now on no earlier attempt changes the folder. May be repeated. Raises Superseded."""
-        await self._again(lambda: self._ask("POST", "/claim"))
+        """Refuse changes by earlier attempts from now on. Raises Superseded."""
+        await self._retry(lambda: self._ask("POST", "/claim"))
 
     # ------------------------------------------------------------------ the manifest
 
     async def manifest(self, *, folder: str | None = None) -> Remote:
-        """What is in the folder, or in another that the token may read."""
+        """Return the tree of the folder, or of another one that the token may read."""
 
         async def ask() -> Remote:
             answer = await self._ask("GET", "/manifest", folder=folder)
-            return await asyncio.to_thread(lambda: _remote(_parsed(answer or b"")))
+            return await asyncio.to_thread(lambda: _parse_tree(_parse(answer)))
 
-        return await self._again(ask)
+        return await self._retry(ask)
 
     async def changed(self, known: Remote) -> Remote:
-        """What is in the folder, if it was `known` before: most often only the difference is sent.
+        """Return the tree of the folder, which was `known` before; usually only the difference is sent.
 
-        `known` itself where nothing has changed.
+        Returns:
+            `known` itself if nothing has changed.
         """
         headers = {"if-none-match": f'"{known.version}"'}
         path = f"/manifest?since={known.version}"
@@ -211,13 +179,13 @@ class ContentClient:
             answer = await self._ask("GET", path, headers=headers)
             if answer is None:
                 return known
-            return await asyncio.to_thread(lambda: _changed(_parsed(answer), known))
+            return await asyncio.to_thread(lambda: _parse_change(_parse(answer), known))
 
-        return await self._again(ask) or await self.manifest()
+        return await self._retry(ask) or await self.manifest()
 
     async def wait_for_change(self, version: str, seconds: float) -> bool:
-        """Whether the folder has another version, as soon as it has, or after so many seconds."""
-        # HEAD: whoever hears of a change still wants to decide when to read it.
+        """Wait until the folder has another version, or for `seconds`. Return whether it has."""
+        # HEAD: the caller decides when to read the change.
         async with self._opened(
             "HEAD",
             f"/manifest?wait={seconds:.3f}",
@@ -229,16 +197,16 @@ class ContentClient:
     # ------------------------------------------------------------------ chunks
 
     async def missing(self, chunks: Sequence[str]) -> list[str]:
-        """Those that the proxy does not have, in their order."""
+        """Return the chunks that the proxy does not have, in their order."""
         absent: set[str] = set()
         for start in range(0, len(chunks), MAX_HASHES):
             asked = {"hashes": list(chunks[start : start + MAX_HASHES])}
-            answer = await self._again(lambda: self._json("POST", "/missing", asked))
+            answer = await self._retry(lambda: self._json("POST", "/missing", asked))
             absent.update(map(str, answer.get("missing", ())))
         return [chunk for chunk in chunks if chunk in absent]
 
     async def put_chunks(self, frames: AsyncIterable[bytes], size: int) -> None:
-        """Send a stream of frames of some `size` bytes. Not tried again: `missing` tells what is left to send."""
+        """Send a stream of frames, about `size` bytes. Not retried: `missing` returns what is left to send."""
 
         async def counted() -> AsyncIterator[bytes]:
             async for piece in frames:
@@ -256,7 +224,7 @@ class ContentClient:
     async def read_chunks(
         self, chunks: Sequence[str], *, folder: str | None = None
     ) -> AsyncIterator[tuple[str, bytes]]:
-        """At most `MAX_HASHES` chunks with their hashes, checked. It may end before all have come."""
+        """Yield up to `MAX_HASHES` chunks with their hashes, verified. The stream may end before all have come."""
         async with self._opened(
             "POST",
             "/chunks/read",
@@ -272,41 +240,42 @@ class ContentClient:
     # ------------------------------------------------------------------ changes
 
     async def commit(self, base: str, delta: Delta) -> str:
-        """Make this change of version `base`: all of it or nothing. The new version.
+        """Apply a change to version `base`, all of it or nothing. Return the new version.
 
-        May be repeated: a commit that is in place already is a success.
+        It may be repeated: a commit that was applied already succeeds.
         """
-        content = await asyncio.to_thread(compact, delta_to_json(delta))
+        content = await asyncio.to_thread(compact, delta.to_json())
         headers = _JSON | {"if-match": f'"{base}"'}
 
         async def ask() -> str:
             answer = await self._ask(
                 "POST", "/commit", content=content, headers=headers
             )
-            return str(_parsed(answer or b"").get("version", ""))
+            return str(_parse(answer).get("version", ""))
 
-        return await self._again(ask)
+        return await self._retry(ask)
 
     async def append_inbox(self, message: Json) -> str:
-        """Append a message to the session's mailbox; its id. Not tried again unless the message has one."""
+        """Append a message to the session's mailbox. Return its id. Retried only if the message has an id."""
 
         async def ask() -> str:
             return str((await self._json("POST", "/inbox", message)).get("id", ""))
 
-        return await (self._again(ask) if message.get("id") else ask())
+        return await (self._retry(ask) if message.get("id") else ask())
 
     async def delete(self) -> None:
-        """The whole folder."""
-        await self._again(lambda: self._ask("DELETE", ""))
+        """Delete the whole folder."""
+        await self._retry(lambda: self._ask("DELETE", ""))
 
-    # ------------------------------------------------------------------ the one boundary
+    # ------------------------------------------------------------------ requests
 
-    async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
-        for attempt in range(1, _TRIES):
+    async def _retry(self, ask: Callable[[], Awaitable[T]]) -> T:
+        backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+        for _ in range(1, _TRIES):
             try:
                 return await ask()
             except ContentUnavailable as error:
-                pause = error.retry_after or 0.2 * 2**attempt * (1 + random.random())
+                pause = error.retry_after or backoff.next() * (1 + random.random())
                 if pause > _LONGEST_PAUSE:
                     raise
                 await self._clock.sleep(pause)
@@ -314,14 +283,14 @@ class ContentClient:
 
     async def _json(self, method: str, path: str, body: Json) -> Json:
         answer = await self._ask(method, path, content=compact(body), headers=_JSON)
-        return _parsed(answer or b"")
+        return _parse(answer)
 
     async def _ask(self, method: str, path: str, **options: Any) -> bytes | None:
-        """The body of an answer; None for 304."""
+        """Return the body of a response, or None for 304."""
         async with self._opened(method, path, **options) as response:
             if response.status_code == 304:
                 return None
-            return await _bounded(response)
+            return await _read(response)
 
     @asynccontextmanager
     async def _opened(
@@ -342,7 +311,7 @@ class ContentClient:
         self.requests += 1
         if self.attempt is not None and folder in (None, self.folder):
             headers = {**(headers or {}), ATTEMPT: str(self.attempt)}
-        with _translated():
+        with _map_http_errors():
             async with asyncio.timeout(limits.request + longer):
                 async with self._http.stream(
                     method,
@@ -352,78 +321,124 @@ class ContentClient:
                     timeout=timeout,
                 ) as response:
                     if response.status_code not in (200, 304):
-                        raise error_of(response, await _bounded(response), path)
+                        raise map_status_error(response, await _read(response), path)
                     yield response
 
 
-class _translated:
-    """Errors of the HTTP client, and a time that is over, as ContentUnavailable."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, TimeoutError | httpx2.TimeoutException):
-            raise ContentUnavailable("the content proxy took too long") from error
-        if isinstance(error, httpx2.HTTPError | httpx2.StreamError | OSError):
-            why = str(error) or type(error).__name__
-            raise ContentUnavailable(
-                f"the content proxy failed: {why[:200]}"
-            ) from error
+# ------------------------------------------------------------------ errors
 
 
-async def _bounded(response: httpx2.Response) -> bytes:
+@contextmanager
+def _map_http_errors() -> Iterator[None]:
+    """Turn errors of the HTTP client, and a timeout, into ContentUnavailable."""
+    try:
+        yield
+    except (TimeoutError, httpx2.TimeoutException) as error:
+        raise ContentUnavailable("the content proxy took too long") from error
+    except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
+        why = str(error) or type(error).__name__
+        raise ContentUnavailable(f"the content proxy failed: {why[:200]}") from error
+
+
+def map_status_error(
+    response: httpx2.Response, body: bytes, path: str
+) -> MidwatchError:
+    """Return the error for a response. An unknown status is temporary: a gateway may be in between."""
+    data = _error_data(body)
+    status = response.status_code
+    message = _text(data.get("error")) or f"the content proxy answered {status}"
+    hint = _text(data.get("hint")) or None
+    match status:
+        case 400 if path == "/chunks":
+            return StreamBroken(message, hint=hint)
+        case 401:
+            return TokenRefused(message, hint=hint)
+        case 409 if data.get("code") == SUPERSEDED:
+            current = data.get("attempt")
+            return Superseded(current if isinstance(current, int) else 0, message)
+        case 409:
+            missing = data.get("missing")
+            names = missing if isinstance(missing, list) else []
+            return ChunksMissing([str(name) for name in names], message)
+        case 412:
+            return VersionConflict(_text(data.get("version")), message)
+        case 413:
+            return ContentTooLarge(message, hint=hint)
+        case 507:
+            return ContentFull(message, hint=hint)
+        case 400 | 403 | 404 | 405 | 411 | 415 | 422 | 428:
+            return ContentRefused(message, hint=hint)
+    return ContentUnavailable(message, hint=hint, retry_after=_retry_after(response))
+
+
+def _error_data(body: bytes) -> Mapping[str, Any]:
+    try:
+        return _parse(body)
+    except ContentUnavailable:
+        return {}
+
+
+def _text(data: object) -> str:
+    return data[:_LONGEST_TEXT] if isinstance(data, str) else ""
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    given = response.headers.get("retry-after", "")
+    return min(float(given), 3600.0) if given.isdecimal() else None
+
+
+# ------------------------------------------------------------------ responses
+
+
+async def _read(response: httpx2.Response) -> bytes:
     body = bytearray()
     async for piece in response.aiter_bytes():
         body += piece
-        if len(body) > _LARGEST_ANSWER:
-            raise ContentRefused("the content proxy's answer is too large")
+        if len(body) > _LARGEST_RESPONSE:
+            raise ContentRefused(
+                f"the content proxy's response has more than {_LARGEST_RESPONSE} bytes"
+            )
     return bytes(body)
 
 
-def _remote(data: Json) -> Remote:
-    """The tree of an answer; its version is computed, not believed."""
+def _parse(body: bytes | None) -> Json:
+    try:
+        data = json.loads(body or b"")
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise ContentUnavailable(
+            "the response is not from a content proxy",
+            hint="check the address, and any gateway in front of it",
+        )
+    return data
+
+
+def _parse_tree(data: Json) -> Remote:
+    """Return the tree of a response. Its version is computed, not trusted."""
     try:
         version, tree = str(data["version"]), tree_from_json(data["tree"])
     except (KeyError, ValueError) as error:
-        raise _no_manifest(error) from None
+        raise _invalid_manifest(error) from None
     if version_of(tree) != version:
-        raise _no_manifest("it is not what its version says")
+        raise _invalid_manifest("it does not match its version")
     check_tree(tree)
     return Remote(version, tree)
 
 
-def _changed(data: Json, known: Remote) -> Remote | None:
-    """The tree of an answer that may tell a difference only; None where that does not lead to its version."""
+def _parse_change(data: Json, known: Remote) -> Remote | None:
+    """Return the tree of a response that may hold a difference only; None if that does not lead to its version."""
     if data.get("since") != known.version:
-        return _remote(data)
+        return _parse_tree(data)
     try:
         version, tree = str(data["version"]), delta_from_json(data).apply(known.tree)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise _no_manifest(error) from None
+        raise _invalid_manifest(error) from None
     if version_of(tree) != version:
         return None
     check_tree(tree)
     return Remote(version, tree)
 
 
-def _no_manifest(why: object) -> ContentUnavailable:
-    return ContentUnavailable(f"the content proxy sent no manifest: {why}")
-
-
-def _parsed(body: bytes) -> Json:
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
-        raise ContentUnavailable(
-            "what answers is not the content proxy",
-            hint="check its address, and what stands before it",
-        )
-    return data
+def _invalid_manifest(why: object) -> ContentUnavailable:
+    return ContentUnavailable(f"the content proxy sent an invalid manifest: {why}")

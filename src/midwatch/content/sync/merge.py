@@ -1,9 +1,9 @@
 """Three-way merge of trees. Pure.
 
-What changed on one side only is taken; the same change on both sides is one change. Where both sides changed a
-path differently, ours stays where it is and theirs is kept below `CONFLICTS`: nothing that was written on
-either side is missing from the merged tree. A change beats a removal. A `.git` folder is one unit, since half
-of one side's and half of the other's is no repository.
+A change of one side is taken; the same change on both sides is one change. Where both sides changed a path
+differently, ours keeps the path and theirs is stored below `CONFLICTS`: nothing that was written on either side
+is missing from the merged tree. A change wins over a removal. A `.git` folder is merged as a whole, since half
+of one side's and half of the other's is not a repository.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from midwatch.content.tree import (
     MAX_PATH,
+    NO_CHANGE,
     Delta,
     Entry,
     Tree,
@@ -24,15 +25,22 @@ from midwatch.content.tree import (
 )
 
 CONFLICTS = ".midwatch-conflicts"
-"""Where the other side's version of a conflict is kept, with its path below the first digits of their version."""
+"""The folder of the other side's entries in conflicts: `CONFLICTS/VERSION/PATH`, with 8 digits of its version."""
 FOLDER = Entry("folder", 0o755)
-"""A folder that nobody named but that has something in it."""
-_UNIT = re.compile(r"(?:.*?/)?\.git(?=/|\Z)", re.DOTALL)
+"""The entry of a folder that has none of its own, but something in it."""
+_GIT_FOLDER = re.compile(r"(?:.*?/)?\.git(?=/|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """`tree` is what both sides shall become; `conflicts` says where theirs was kept, by path."""
+    """The result of a merge.
+
+    Attributes:
+        tree: What both sides become.
+        to_apply_locally: The change from ours to `tree`.
+        to_push: The change from theirs to `tree`.
+        conflicts: For each path in conflict, where their entry is in `tree`.
+    """
 
     tree: Mapping[str, Entry]
     to_apply_locally: Delta
@@ -46,33 +54,34 @@ def merge(
     theirs: Tree,
     owned: Callable[[str], bool] = lambda path: False,
 ) -> Merged:
-    """`base` is what both sides had when they were equal last. What is `owned` stays as ours is, whatever they did."""
-    changed = _changed(base, theirs)
-    tree, aside = dict(ours), dict[str, Entry]()
-    if not changed:
-        return Merged(tree, Delta({}, frozenset()), delta_between(theirs, tree), {})
-    aside.update(_refused(base, ours, theirs, filter(owned, changed)))
+    """Merge two trees.
+
+    Args:
+        base: What both sides had when they were last equal.
+        ours: The local tree.
+        theirs: The other side's tree.
+        owned: Returns whether a path stays as it is in `ours`, whatever they did.
+    """
+    changes = NO_CHANGE if theirs is base else delta_between(base, theirs)
+    tree, lost = dict(ours), dict[str, Entry]()
+    if not changes:
+        return Merged(tree, NO_CHANGE, delta_between(theirs, tree), {})
+    changed = [*changes.put, *changes.removed]
+    lost.update(_refused(base, ours, theirs, filter(owned, changed)))
     changed = [path for path in changed if not owned(path)]
-    _take_paths(tree, aside, base, ours, theirs, changed)
-    _take_units(tree, aside, base, ours, theirs, changed)
-    _shape(tree, aside, base, ours, theirs)
-    conflicts = _keep(tree, aside, theirs) if aside else {}
+    _merge_paths(tree, lost, base, ours, theirs, changed)
+    _merge_git_folders(tree, lost, base, ours, theirs, changed)
+    _add_parents(tree, lost, base, ours, theirs)
+    conflicts = _store_conflicts(tree, lost, theirs) if lost else {}
     return Merged(
         tree, delta_between(ours, tree), delta_between(theirs, tree), conflicts
     )
 
 
-def _changed(base: Tree, theirs: Tree) -> list[str]:
-    if theirs is base:
-        return []
-    delta = delta_between(base, theirs)
-    return [*delta.put, *delta.removed]
-
-
 def _refused(
     base: Tree, ours: Tree, theirs: Tree, paths: Iterable[str]
 ) -> Iterator[tuple[str, Entry]]:
-    """What they changed of what is owned."""
+    """Yield their changes of owned paths."""
     for path in paths:
         their, our, was = theirs.get(path), ours.get(path), base.get(path)
         if their is None or their.kind == "folder":
@@ -81,14 +90,14 @@ def _refused(
             yield path, their
 
 
-def unit_of(path: str) -> str | None:
-    """The `.git` that this path is or is in, or None."""
-    found = _UNIT.match(path) if ".git" in path else None
+def git_folder_of(path: str) -> str | None:
+    """Return the `.git` folder that this path is, or is in; None without one."""
+    found = _GIT_FOLDER.match(path) if ".git" in path else None
     return found.group() if found else None
 
 
 def folders_above(path: str) -> Iterator[str]:
-    """`a`, `a/b` for `a/b/c`."""
+    """Yield `a`, `a/b` for `a/b/c`."""
     end = path.find("/")
     while end >= 0:
         yield path[:end]
@@ -96,40 +105,32 @@ def folders_above(path: str) -> Iterator[str]:
 
 
 def tree_order(path: str) -> str:
-    """Sorts a folder before what is in it, and that before the folder's next neighbour."""
+    """Return a sort key: a folder comes before its entries, and these before the folder's next sibling."""
     return path.replace("/", "\0")
 
 
-# ------------------------------------------------------------------ path by path
-
-
-def _take_paths(
+def _merge_paths(
     tree: dict[str, Entry],
-    aside: dict[str, Entry],
+    lost: dict[str, Entry],
     base: Tree,
     ours: Tree,
     theirs: Tree,
     changed: Iterable[str],
 ) -> None:
     for path in changed:
-        if unit_of(path) is None:
+        if git_folder_of(path) is None:
             was, our, their = base.get(path), ours.get(path), theirs.get(path)
-            entry = their if our == was else _settled(was, our, their)
-            _put(tree, path, entry)
-            if _is_lost(their, entry, was):
-                assert their is not None
-                aside[path] = their
+            entry = their if our == was else _resolve(was, our, their)
+            if entry is None:
+                tree.pop(path, None)
+            else:
+                tree[path] = entry
+                if their is not None and _is_lost(their, entry, was):
+                    lost[path] = their
 
 
-def _put(tree: dict[str, Entry], path: str, entry: Entry | None) -> None:
-    if entry is None:
-        tree.pop(path, None)
-    else:
-        tree[path] = entry
-
-
-def _settled(was: Entry | None, our: Entry | None, their: Entry | None) -> Entry | None:
-    """Both sides changed it, perhaps to the same."""
+def _resolve(was: Entry | None, our: Entry | None, their: Entry | None) -> Entry | None:
+    """Return the entry of a path that both sides changed, perhaps to the same."""
     if our is None or their is None:
         return our or their
     if our.kind != their.kind:
@@ -148,67 +149,59 @@ def _same_content(one: Entry, other: Entry) -> bool:
     return one.chunks == other.chunks and one.target == other.target
 
 
-def _is_lost(their: Entry | None, entry: Entry | None, was: Entry | None) -> bool:
-    """Whether theirs is a change that the merged entry does not show. The mode of a folder is no loss."""
-    if their is None or their.kind == "folder" or entry is None:
-        return False
-    if _is_same(entry, their):
+def _is_lost(their: Entry, entry: Entry, was: Entry | None) -> bool:
+    """Return whether the merged entry lacks a change of theirs; the mode of a folder does not count."""
+    if their.kind == "folder" or _is_same(entry, their):
         return False
     return not (was and _is_same(was, their))
 
 
-# ------------------------------------------------------------------ `.git` as a unit
-
-
-def _take_units(
+def _merge_git_folders(
     tree: dict[str, Entry],
-    aside: dict[str, Entry],
+    lost: dict[str, Entry],
     base: Tree,
     ours: Tree,
     theirs: Tree,
     changed: Iterable[str],
 ) -> None:
-    units = {unit for path in changed if (unit := unit_of(path)) is not None}
-    if not units:
+    folders = {git for path in changed if (git := git_folder_of(path)) is not None}
+    if not folders:
         return
-    was, our, their = (_parts(side, units) for side in (base, ours, theirs))
-    for unit in units:
-        mine, other = our.get(unit, {}), their.get(unit, {})
-        if mine == other or (not other and mine != was.get(unit, {})):
+    was, our, their = (_git_folders(side, folders) for side in (base, ours, theirs))
+    for git in folders:
+        mine, other = our.get(git, {}), their.get(git, {})
+        if mine == other or (not other and mine != was.get(git, {})):
             continue
-        if mine and mine != was.get(unit, {}):
-            aside.update({p: e for p, e in other.items() if e.kind != "folder"})
+        if mine and mine != was.get(git, {}):
+            lost.update({p: e for p, e in other.items() if e.kind != "folder"})
             continue
         for path in mine:
             del tree[path]
         tree.update(other)
 
 
-def _parts(tree: Tree, units: set[str]) -> dict[str, dict[str, Entry]]:
+def _git_folders(tree: Tree, wanted: set[str]) -> dict[str, dict[str, Entry]]:
     found: dict[str, dict[str, Entry]] = {}
     for path, entry in tree.items():
-        if (unit := unit_of(path)) in units and unit is not None:
-            found.setdefault(unit, {})[path] = entry
+        if (git := git_folder_of(path)) in wanted and git is not None:
+            found.setdefault(git, {})[path] = entry
     return found
 
 
-# ------------------------------------------------------------------ a tree again
-
-
-def _shape(
+def _add_parents(
     tree: dict[str, Entry],
-    aside: dict[str, Entry],
+    lost: dict[str, Entry],
     base: Tree,
     ours: Tree,
     theirs: Tree,
 ) -> None:
-    """Makes folders of all that has something in it.
+    """Make every path that has something below it a folder.
 
-    A file that has something below it comes from one side and what is below from the other; ours stays.
+    If one side has a file and the other something below it, ours stays.
     """
-    fine = {""}
+    valid = {""}
     for path in sorted(tree, key=tree_order):
-        if path.rpartition("/")[0] in fine:
+        if path.rpartition("/")[0] in valid:
             continue
         for above in folders_above(path):
             entry = tree.get(above)
@@ -216,17 +209,12 @@ def _shape(
                 tree[above] = _folder_of(above, ours, theirs, base)
             elif entry.kind != "folder":
                 if above in ours and ours[above].kind != "folder":
-                    _move_aside(tree, aside, path)
+                    if (below := tree.pop(path)).kind != "folder":
+                        lost[path] = below
                     break
-                aside[above] = entry
+                lost[above] = entry
                 tree[above] = _folder_of(above, ours, base)
-            fine.add(above)
-
-
-def _move_aside(tree: dict[str, Entry], aside: dict[str, Entry], path: str) -> None:
-    entry = tree.pop(path)
-    if entry.kind != "folder":
-        aside[path] = entry
+            valid.add(above)
 
 
 def _folder_of(path: str, *trees: Tree) -> Entry:
@@ -234,37 +222,33 @@ def _folder_of(path: str, *trees: Tree) -> Entry:
     return next((e for e in entries if e and e.kind == "folder"), FOLDER)
 
 
-# ------------------------------------------------------------------ conflicts
-
-
-def _keep(
-    tree: dict[str, Entry], aside: Mapping[str, Entry], theirs: Tree
+def _store_conflicts(
+    tree: dict[str, Entry], lost: Mapping[str, Entry], theirs: Tree
 ) -> dict[str, str]:
+    """Add their entries below `CONFLICTS`. Return where each of them is."""
     version = version_of(theirs)[:8]
-    number, places = 1, _places(f"{CONFLICTS}/{version}", aside)
-    while any(_taken(tree, places[path], aside[path]) for path in places):
+    number, paths = 1, _conflict_paths(f"{CONFLICTS}/{version}", lost)
+    while any(_is_taken(tree, paths[path], lost[path]) for path in paths):
         number += 1
-        places = _places(f"{CONFLICTS}/{version}-{number}", aside)
-    for path, place in places.items():
-        tree[place] = aside[path]
-        for above in folders_above(place):
+        paths = _conflict_paths(f"{CONFLICTS}/{version}-{number}", lost)
+    for path, target in paths.items():
+        tree[target] = lost[path]
+        for above in folders_above(target):
             tree.setdefault(above, FOLDER)
-    return places
+    return paths
 
 
-def _places(folder: str, aside: Iterable[str]) -> dict[str, str]:
-    return {path: _place(folder, path) for path in aside}
+def _conflict_paths(folder: str, lost: Iterable[str]) -> dict[str, str]:
+    paths = {path: f"{folder}/{path}" for path in lost}
+    for path, target in paths.items():
+        if len(os.fsencode(target)) > MAX_PATH:
+            digest = hashlib.sha256(os.fsencode(path)).hexdigest()
+            paths[path] = f"{folder}/{digest}"
+    return paths
 
 
-def _place(folder: str, path: str) -> str:
-    place = f"{folder}/{path}"
-    if len(os.fsencode(place)) <= MAX_PATH:
-        return place
-    return f"{folder}/{hashlib.sha256(os.fsencode(path)).hexdigest()}"
-
-
-def _taken(tree: Tree, place: str, entry: Entry) -> bool:
-    above = (tree.get(folder) for folder in folders_above(place))
-    return tree.get(place, entry) != entry or any(
+def _is_taken(tree: Tree, path: str, entry: Entry) -> bool:
+    above = (tree.get(folder) for folder in folders_above(path))
+    return tree.get(path, entry) != entry or any(
         e is not None and e.kind != "folder" for e in above
     )

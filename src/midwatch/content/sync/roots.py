@@ -1,7 +1,11 @@
-"""The local folders, walked by open folders only: no step of a path is ever a symlink.
+"""The local folders: paths that never go through a symlink, and files read as they were at one moment.
 
-What runs in a workspace may put a symlink in place of a folder at any time. So a path is opened part by part,
-each part within the folder that was opened before it, and none of them followed.
+A program in a workspace may put a symlink in place of a folder at any time. So a path is opened part by part, each
+part within the open folder before it, and no part is followed.
+
+A file with the same size, times, inode and mode has the same content (as git's index assumes), unless it was written
+again within one tick of the clock that stamps files. So a cached hash is used only if the file had been quiet for
+longer than a tick when it was read.
 """
 
 from __future__ import annotations
@@ -13,87 +17,87 @@ import stat as stats
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from midwatch.content.tree import CHUNK, Entry, chunk_hash, compact
 from midwatch.files import replace_file
 
+STAGING = ".midwatch-sync"
+"""The folder in each root for files that are not in place yet; never synchronised."""
 # A folder that may not be listed can still be walked through. Only Linux knows this flag.
 _PATH_ONLY = getattr(os, "O_PATH", 0)
 _FOLDER = os.O_DIRECTORY | os.O_CLOEXEC
-STAGING = ".midwatch-sync"
-"""The folder in each root that files are made ready in; never synchronised."""
+TICK = 20_000_000
+"""Nanoseconds that file times may lag behind: Linux stamps with a clock that ticks every 1 to 10 ms."""
+_SECOND = 1_000_000_000
+_TRIES = 3
+_LARGE = 64 << 20
+"""A file of more bytes is read once: its writer is not likely to be done a moment later."""
+
+
+# ------------------------------------------------------------------ paths
 
 
 class Roots:
-    """The top folders of a tree and where they are locally."""
+    """The top folders of a tree, by name, and their local `folders`."""
 
     def __init__(self, roots: Mapping[str, Path]) -> None:
-        self.places = dict(roots)
+        self.folders = dict(roots)
 
     def has(self, path: str) -> bool:
-        """Whether the path is in one of the roots, or one itself, and may be synchronised."""
+        """Return whether the path is a root or in one, and may be synchronised."""
         parts = path.split("/", 2)
-        return parts[0] in self.places and STAGING not in parts[1:2]
+        return parts[0] in self.folders and STAGING not in parts[1:2]
 
     def walker(self) -> Walker:
-        return Walker(self.places)
+        return Walker(self.folders)
 
 
 class Walker:
-    """Open folders. Those on the way to the last path stay open for the next one nearby."""
+    """A context that opens folders. Those on the way to the last path stay open for the next one nearby."""
 
-    def __init__(self, places: Mapping[str, Path]) -> None:
-        self._places = places
+    def __init__(self, roots: Mapping[str, Path]) -> None:
+        self._roots = roots
         self._open: list[tuple[str, int]] = []
 
     def __enter__(self) -> Walker:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.forget()
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def folder(self, path: str) -> int:
-        """The folder, open until the next call. Raises OSError, also for a symlink on the way."""
+        """Return the descriptor of a folder, open until the next call. Raises OSError, also for a symlink."""
         parts = path.split("/")
         shared = 0
         for part, (name, _) in zip(parts, self._open, strict=False):
             if part != name:
                 break
             shared += 1
-        self._close(shared)
+        self.close(keep=shared)
         for part in parts[shared:]:
-            self._open.append((part, self._step(part)))
+            self._open.append((part, self._open_part(part)))
         return self._open[-1][1]
 
     def parent(self, path: str) -> tuple[int, str]:
-        """The folder it is in, and its name there. Raises OSError."""
+        """Return the descriptor of the folder that contains the path, and the name there. Raises OSError."""
         above, _, name = path.rpartition("/")
         return self.folder(above), name
 
-    def forget(self) -> None:
-        """Close all: some of them may be other folders by now."""
-        self._close(0)
-
-    def _step(self, part: str) -> int:
-        if not self._open:
-            return os.open(self._places[part], _PATH_ONLY | _FOLDER)
-        flags = _PATH_ONLY | _FOLDER | os.O_NOFOLLOW
-        return os.open(part, flags, dir_fd=self._open[-1][1])
-
-    def _close(self, keep: int) -> None:
+    def close(self, keep: int = 0) -> None:
+        """Close all but the first `keep` open folders, such as when some may have been replaced."""
         while len(self._open) > keep:
             os.close(self._open.pop()[1])
 
+    def _open_part(self, part: str) -> int:
+        if not self._open:
+            return os.open(self._roots[part], _PATH_ONLY | _FOLDER)
+        flags = _PATH_ONLY | _FOLDER | os.O_NOFOLLOW
+        return os.open(part, flags, dir_fd=self._open[-1][1])
+
 
 def open_folder(name: str, inside: int) -> int:
-    """A folder that can be listed. Raises OSError, also for a symlink."""
+    """Open a folder to list it. Raises OSError, also for a symlink."""
     flags = os.O_RDONLY | _FOLDER | os.O_NOFOLLOW
     return os.open(name, flags, dir_fd=inside)
 
@@ -104,21 +108,16 @@ def set_mode(folder: int, mode: int) -> None:
     os.chmod(f"/proc/self/fd/{folder}" if _PATH_ONLY else folder, mode)
 
 
-# ------------------------------------------------------------ stats
-# Which files are unchanged since they were hashed: the same idea as git's index.
-#
-# A file with the same size, times, inode and mode has the same content, unless it was written again within one tick of the
-# clock that the times are from. So an entry is only believed if the file had been quiet for longer than a tick when it was read.
+# ------------------------------------------------------------------ the cache of hashes
 
 Signature = tuple[int, int, int, int, int]
 """Size, mtime and ctime in nanoseconds, inode, mode."""
-TICK = 20_000_000
-"""Nanoseconds that file times may lag behind: Linux stamps with a clock that ticks every 1 to 10 ms."""
-_SECOND = 1_000_000_000
-Kept = dict[str, tuple[Signature, Entry]]
+Signed = dict[str, tuple[Signature, Entry]]
+"""Files and symlinks by path, with their signatures when they were read."""
 
 
 def signature_of(stat: os.stat_result) -> Signature:
+    """Return the signature of a file."""
     return (
         stat.st_size,
         stat.st_mtime_ns,
@@ -129,72 +128,86 @@ def signature_of(stat: os.stat_result) -> Signature:
 
 
 def is_racy(signature: Signature, read_at: int) -> bool:
-    """Whether a write after `read_at` (nanoseconds of the epoch) could leave the same signature."""
+    """Return whether a write after `read_at` (nanoseconds since the epoch) could leave the same signature."""
     latest = max(signature[1], signature[2])
-    # Times without a fraction are those of a file system that knows seconds only.
+    # Times without a fraction come from a file system that stores seconds only.
     tick = 2 * _SECOND if signature[2] % _SECOND == 0 else TICK
     return latest >= read_at - tick
 
 
-def save(path: Path, kept: Kept) -> None:
-    """Raises OSError. A cache needs no fsync: without it, files are read again."""
+def save_cache(path: Path, files: Signed) -> None:
+    """Write the cache; without an fsync, since files can be read again. Raises OSError."""
     data = {
         name: [*signature, *entry.chunks]
-        for name, (signature, entry) in kept.items()
+        for name, (signature, entry) in files.items()
         if entry.kind == "file"
     }
     replace_file(path, compact(data), durable=False)
 
 
-def load(path: Path) -> Kept:
-    """What was saved; nothing if it cannot be read."""
+def load_cache(path: Path) -> Signed:
+    """Return what was saved; nothing if it cannot be read."""
     with contextlib.suppress(OSError, ValueError, TypeError):
         data = json.loads(path.read_bytes())
-        return {name: _kept(row) for name, row in data.items()}
+        return {name: _cached(row) for name, row in data.items()}
     return {}
 
 
-def _kept(row: list[Any]) -> tuple[Signature, Entry]:
+def _cached(row: list[Any]) -> tuple[Signature, Entry]:
     size, mtime, ctime, inode, bits = (int(number) for number in row[:5])
     entry = Entry("file", bits & 0o777, size, tuple(str(chunk) for chunk in row[5:]))
     return (size, mtime, ctime, inode, bits), entry
 
 
-# ------------------------------------------------------------ reading
-# Reading one file of a folder that others write to: its content as it was at one moment, or None.
-
-TRIES = 3
-_LARGE = 64 << 20
-"""A file of more bytes is read once: whoever writes it is not likely to be done with it the next moment."""
+# ------------------------------------------------------------------ reading a file
 
 
 @dataclass(slots=True)
 class Captured:
-    """The bytes of small files that were just hashed, by hash: they are sent as they were then."""
+    """The chunks of small files that were just hashed, so that they are sent as they were then.
 
-    room: int = 16 << 20
+    Attributes:
+        capacity: Bytes that may still be held.
+        largest: Bytes of a chunk at most.
+        held: The chunks by hash.
+    """
+
+    capacity: int = 16 << 20
     largest: int = 256 << 10
     held: dict[str, bytes] = field(default_factory=dict)
 
     def offer(self, name: str, data: bytes, *, wanted: bool) -> None:
-        """`wanted` ones are kept up to a whole chunk each."""
-        if len(data) <= (CHUNK if wanted else self.largest) and len(data) <= self.room:
-            if self.held.setdefault(name, data) is data:
-                self.room -= len(data)
+        """Hold a chunk if it is small enough; a `wanted` one may have any size."""
+        limit = min(CHUNK if wanted else self.largest, self.capacity)
+        if len(data) <= limit and self.held.setdefault(name, data) is data:
+            self.capacity -= len(data)
 
 
 def read_file(
     folder: int, name: str, captured: Captured, *, wanted: bool = False
 ) -> tuple[Signature, Entry] | None:
-    """What is in a file; None for one that is no file any more or keeps changing. Raises OSError."""
+    """Return the signature and the entry of a file that others may be writing.
+
+    Args:
+        folder: The descriptor of its folder.
+        name: Its name there.
+        captured: Where its chunks are offered.
+        wanted: Whether to capture larger chunks as well.
+
+    Returns:
+        None if it is not a regular file any more, or keeps changing.
+
+    Raises:
+        OSError: It cannot be read.
+    """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     file = os.open(name, flags, dir_fd=folder)
     try:
-        for _ in range(TRIES):
+        for _ in range(_TRIES):
             before = os.fstat(file)
             if not stats.S_ISREG(before.st_mode):
                 return None
-            entry = _content(file, before, captured, wanted)
+            entry = _read(file, before, captured, wanted)
             signature = signature_of(before)
             if entry and signature_of(os.fstat(file)) == signature:
                 return signature, entry
@@ -205,10 +218,10 @@ def read_file(
     return None
 
 
-def _content(
+def _read(
     file: int, stat: os.stat_result, captured: Captured, wanted: bool
 ) -> Entry | None:
-    """None if it is not as long as its stat says."""
+    """Return the entry, or None if the file has another size than its stat."""
     chunks, size = [], 0
     while data := read_at(file, size):
         name = chunk_hash(data)
@@ -223,7 +236,7 @@ def _content(
 
 
 def read_at(file: int, offset: int) -> bytes:
-    """Up to a chunk, shorter only at the end of the file."""
+    """Return up to a chunk from this offset; less only at the end of the file. Raises OSError."""
     data = os.pread(file, CHUNK, offset)
     while data and len(data) < CHUNK:
         more = os.pread(file, CHUNK - len(data), offset + len(data))

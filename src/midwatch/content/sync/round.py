@@ -1,16 +1,16 @@
-"""One round: look at both sides, merge, send ours, bring theirs, and note what both have now.
+"""One round of the sync: scan both sides, merge, push ours, apply theirs, and record what both sides have now.
 
-The order makes it safe to be killed anywhere. The proxy's commit comes first, the local folders next, by a plan that is on
-disk before it is begun, and the base last: while it is the old one, what was done already is found to be the same change on
-both sides.
+The order makes it safe to be killed at any point. The proxy's commit comes first, the local folders next, by a plan
+that is on disk before it begins, and the base last: as long as it is the old one, the steps that were done are found
+to be the same change on both sides.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,47 +21,72 @@ from midwatch.content.errors import (
     ContentUnavailable,
     VersionConflict,
 )
-from midwatch.content.sync import apply as stage
 from midwatch.content.sync.apply import (
     Plan,
     Staging,
-    carry_out,
-    delta_from_json,
-    delta_to_json,
-    plan,
+    apply_plan,
+    clear_all,
+    make_plan,
     raise_for_disk_error,
     read_plan,
     write_plan,
 )
 from midwatch.content.sync.client import ContentClient, Remote
-from midwatch.content.sync.merge import Merged, folders_above, merge, unit_of
+from midwatch.content.sync.merge import Merged, folders_above, git_folder_of, merge
 from midwatch.content.sync.roots import Roots
 from midwatch.content.sync.scan import Ignored, Scan, Scanner
 from midwatch.content.sync.transfer import download, finish, in_thread, upload
 from midwatch.content.tree import (
     CHUNK,
+    NO_CHANGE,
     Delta,
     Entry,
     Tree,
     compact,
     delta_between,
+    delta_from_json,
     tree_from_json,
     tree_to_json,
 )
 from midwatch.files import replace_file
 
-# ------------------------------------------------------------ base
-# What both sides had when they were equal last: the base of the merge, on disk.
-#
-# The first line is a whole tree, each further one a change of it: a sync of ten files among ten thousand writes ten. A last
-# line that was not finished does not count.
+_REWRITE_BYTES = 1 << 20
+"""Bytes of changes, at least, before the base file is rewritten."""
+_APPEND_CHUNKS = 16
+"""Chunks of lines that are appended in one round; the rest comes in the next."""
+_APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_PUSH_TRIES = 8
+"""Commits of one round, when other writers are faster or files change meanwhile."""
+Step = Callable[[str], None]
+"""Called with the name of each step before it; a test raises there, as if the process were killed."""
 
-_LEAST_BYTES = 1 << 20
-"""Of changes, before the tree is written anew."""
+
+@contextmanager
+def _map_local_errors() -> Iterator[None]:
+    """Turn an OSError about the local folders into ContentFull or ContentUnavailable."""
+    try:
+        yield
+    except OSError as error:
+        raise_for_disk_error(error)
+        raise ContentUnavailable(
+            f"the local folders cannot be read or written: {error.strerror or error}",
+            hint=f"check {os.fspath(error.filename or 'the folders')!r} and their permissions",
+        ) from error
+
+
+# ------------------------------------------------------------------ the base
 
 
 class BaseFile:
-    """`tree`, and `version`: which one that is at the proxy; empty where it is none of its own."""
+    """What both sides had when they were last equal: the base of the merge, on disk.
+
+    The first line is a whole tree, each further one a change of it: a sync of ten files among ten thousand writes
+    ten. An incomplete last line does not count.
+
+    Attributes:
+        tree: The base.
+        version: Its version if the proxy has it; empty for a tree that the proxy does not have.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -71,7 +96,7 @@ class BaseFile:
         self._size = 0
 
     def load(self) -> None:
-        """Raises OSError, and ContentDamaged for what is no base."""
+        """Read the file, if there is one. Raises OSError, and ContentDamaged for an invalid file."""
         try:
             lines = self._path.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
@@ -87,7 +112,7 @@ class BaseFile:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ContentDamaged(
                 f"{self._path} cannot be read",
-                hint="remove it: then the folders are merged as if for the first time",
+                hint="remove it; the folders are then merged as if for the first time",
             ) from error
         self.tree = tree
 
@@ -96,14 +121,14 @@ class BaseFile:
         return delta_from_json(data).apply(tree)
 
     def advance(self, delta: Delta, version: str) -> None:
-        """From now on it is that. Raises OSError; then it is still what it was."""
+        """Change the base. Raises OSError; the base is then unchanged."""
         if not delta and version == self.version:
             return
         tree = delta.apply(self.tree)
-        data = delta_to_json(delta) | {"version": version}
+        data = delta.to_json() | {"version": version}
         line = compact(data) + b"\n"
         changes = self._size - self._whole + len(line)
-        if not self._whole or changes > max(self._whole, _LEAST_BYTES):
+        if not self._whole or changes > max(self._whole, _REWRITE_BYTES):
             self._rewrite(tree, version)
         else:
             self._append(line)
@@ -111,7 +136,7 @@ class BaseFile:
 
     def _append(self, line: bytes) -> None:
         with self._path.open("r+b") as file:
-            # Whatever is behind the last whole line was never told to anybody.
+            # Drop an incomplete line, which never counted.
             file.truncate(self._size)
             file.seek(self._size)
             file.write(line)
@@ -126,30 +151,26 @@ class BaseFile:
         self._whole = self._size = len(line)
 
 
-# ------------------------------------------------------------ owned
-# Files that the proxy's side alone writes, line by line: here only its new lines are appended.
-#
-# The session's mailbox is one. Its reader knows it by byte offset, so that it is never replaced; and what the session has
-# read already is never read again, whatever became of the connection.
-
-_CHUNKS = 16
-"""Taken at a time; the rest in the next round."""
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+# ------------------------------------------------------------------ files that the proxy appends to
 
 
 async def merge_appended_lines(
     client: ContentClient, roots: Roots, path: str, theirs: Entry, ours: Entry | None
 ) -> None:
-    """Append the whole lines that are new. Raises OSError for a local file that cannot be appended to."""
+    """Append the new whole lines of a file that only the proxy's side writes, such as the session's mailbox.
+
+    Its reader knows it by byte offset, so it is never replaced, and what was read is never read again, whatever
+    happens to the connection. Raises OSError if the local file cannot be appended to.
+    """
     same = _shared(ours.chunks if ours else (), theirs.chunks)
-    wanted = theirs.chunks[same : same + _CHUNKS]
+    wanted = theirs.chunks[same : same + _APPEND_CHUNKS]
     pieces = {name: data async for name, data in client.read_chunks(wanted)}
     data = b"".join(pieces.get(name, b"") for name in wanted)
     await in_thread(_append, roots, path, same * CHUNK, data[: data.rfind(b"\n") + 1])
 
 
 def _shared(ours: Sequence[str], theirs: Sequence[str]) -> int:
-    """How many chunks they begin with alike."""
+    """Return the number of equal chunks at the beginning."""
     same = 0
     for one, other in zip(ours, theirs, strict=False):
         if one != other:
@@ -159,10 +180,10 @@ def _shared(ours: Sequence[str], theirs: Sequence[str]) -> int:
 
 
 def _append(roots: Roots, path: str, start: int, theirs: bytes) -> None:
-    """`theirs` are the lines that they have from `start` on."""
+    """Append what is new in `theirs`, their lines from the offset `start` on."""
     with roots.walker() as walker:
         folder, name = walker.parent(path)
-        file = os.open(name, _FLAGS, 0o600, dir_fd=folder)
+        file = os.open(name, _APPEND_FLAGS, 0o600, dir_fd=folder)
     try:
         ours = os.pread(file, len(theirs) + CHUNK, start)
         new = _new_lines(ours, theirs)
@@ -174,7 +195,7 @@ def _append(roots: Roots, path: str, start: int, theirs: bytes) -> None:
 
 
 def _new_lines(ours: bytes, theirs: bytes) -> bytes:
-    """The rest of a file that was left behind; of one that took another way, the lines that it does not have."""
+    """Return what follows ours in theirs; if the two differ, the lines that ours does not have."""
     if theirs.startswith(ours):
         return theirs[len(ours) :]
     if ours.startswith(theirs):
@@ -185,15 +206,18 @@ def _new_lines(ours: bytes, theirs: bytes) -> bytes:
     return begun + b"".join(line + b"\n" for line in lines)
 
 
-# ------------------------------------------------------------ scope
-# Which paths of a folder the local side has a say in, and how the trees look from there. Pure.
+# ------------------------------------------------------------------ the scope
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The roots, without what is `ignored` there.
+    """Which paths the local side decides about, and how the trees look from there. Pure.
 
-    Of `remote_owned` files the proxy alone decides, of all else in the top folders `local_owned` our side.
+    Attributes:
+        roots: The local folders.
+        remote_owned: Files that the proxy's side alone decides about.
+        ignored: Paths in the roots that are left out.
+        local_owned: Top folders that the local side alone decides about.
     """
 
     roots: Roots
@@ -206,9 +230,10 @@ class Scope:
         return bool(slash) and top in self.local_owned and self.has(path)
 
     def has(self, path: str) -> bool:
+        """Return whether the path is synchronised."""
         if not self.roots.has(path):
             return False
-        if path.endswith(".lock") and unit_of(path):
+        if path.endswith(".lock") and git_folder_of(path):
             return False
         ignored = self.ignored
         return ignored is None or not (
@@ -216,7 +241,7 @@ class Scope:
         )
 
     def foreign(self, tree: Tree) -> dict[str, Entry]:
-        """The entries that are not ours."""
+        """Return the entries out of scope."""
         return {path: entry for path, entry in tree.items() if not self.has(path)}
 
     def merge(
@@ -228,8 +253,15 @@ class Scope:
         *,
         own: bool = True,
     ) -> Merged:
-        """`foreign` are those of the proxy's tree: in what is not ours, it is right. `own`: nothing is taken
-        of what is ours alone."""
+        """Merge the scan with the proxy's tree.
+
+        Args:
+            base: What both sides had when they were last equal.
+            scan: The local tree.
+            remote: The proxy's tree.
+            foreign: Its entries out of scope, which stay as they are.
+            own: Whether to refuse changes in `local_owned` folders.
+        """
         ours = {**scan.tree, **foreign}
         was = base if remote is base else self._common(base, remote, foreign)
         for path in self.remote_owned:
@@ -242,8 +274,8 @@ class Scope:
     def _common(
         self, base: Tree, remote: Tree, foreign: Mapping[str, Entry]
     ) -> dict[str, Entry]:
-        """The base of what is ours; of everything else, what the proxy has."""
-        # A folder that lost everything is not one in which somebody removed everything.
+        """Return the base of what is in scope, and the proxy's entries of everything else."""
+        # An empty tree means that the folder was lost, not that everything in it was removed.
         was = {p: e for p, e in base.items() if self.has(p)} if remote else {}
         was.update(foreign)
         for path in self.remote_owned:
@@ -256,7 +288,7 @@ class Scope:
 def next_base(
     base: Tree, remote: Tree, merged: Tree, skipped: frozenset[str] | set[str]
 ) -> Mapping[str, Entry]:
-    """What both sides have in common when the merged tree is in place here but for what was skipped,
+    """Return what both sides have in common after the local side has applied `merged` except for what it skipped,
     and the proxy has `remote`."""
     if not skipped and (remote is merged or remote == merged):
         return merged
@@ -268,16 +300,12 @@ def next_base(
     return found
 
 
-TRIES = 8
-"""Commits of one round, when others are faster or files change under it."""
-Step = Callable[[str], None]
-"""Told the name of each step that is about to be taken; a test raises there, as if the process had died."""
+# ------------------------------------------------------------------ rounds
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a round did: entries sent and brought, where theirs was kept, what there is to say, and which of that
-    is about what was not sent."""
+class RoundResult:
+    """What a round did: the version of the base, entries pushed and applied, paths of conflicts, and messages."""
 
     version: str
     sent: int = 0
@@ -288,7 +316,15 @@ class Outcome:
 
 
 class Rounds:
-    """Rounds of one local folder and one client, one at a time; everything it remembers is in `state`."""
+    """Runs rounds, one at a time.
+
+    Args:
+        client: The proxy's folder.
+        scope: What is synchronised.
+        scanner: Scans the local folders.
+        state: The folder of the base and the plan.
+        step: Called before each step.
+    """
 
     def __init__(
         self,
@@ -301,73 +337,76 @@ class Rounds:
         self._client = client
         self._scope = scope
         self._scanner = scanner
-        self._journal = state / "journal.json"
+        self._plan = state / "journal.json"
         self._step = step
         self._loaded = False
         self._foreign: tuple[Tree | None, dict[str, Entry]] = (None, {})
-        self._never: dict[str, Entry] = {}
+        self._impossible: dict[str, Entry] = {}
         self._unanswered: dict[str, set[Entry | None]] = {}
-        self._taken: dict[str, tuple[Entry | None, Entry]] = {}
+        self._appended: dict[str, tuple[Entry | None, Entry]] = {}
         self.base = BaseFile(state / "base.jsonl")
 
     def load(self) -> None:
-        """What was noted last, and the rest of what was begun then. Raises ContentDamaged, ContentUnavailable."""
+        """Read the base, and finish a plan that was begun. Raises ContentDamaged, ContentFull, ContentUnavailable."""
         try:
-            if not self._loaded:
-                self.base.load()
-                self._loaded = True
-            if made := read_plan(self._journal):
-                self._carry_out(made)
+            with _map_local_errors():
+                if not self._loaded:
+                    self.base.load()
+                    self._loaded = True
+                if plan := read_plan(self._plan):
+                    self._apply_plan(plan)
         except ValueError as error:
             raise ContentDamaged(str(error), hint="remove that file") from error
-        except OSError as error:
-            raise _local(error) from error
 
     async def run(
         self, *, push: bool, last: bool = False, unchanged: bool = False
-    ) -> Outcome:
-        """`unchanged`: somebody watches the proxy, which still has the base's version."""
+    ) -> RoundResult:
+        """Run a round.
+
+        Args:
+            push: Whether to send what is different here.
+            last: Whether no program runs in the local folders any more.
+            unchanged: Whether the proxy is known to still have the base's version, because it is watched.
+        """
         await in_thread(self.load)
         scan = await self._scan(last)
-        remote, merged = await self._compared(scan, push, unchanged)
+        remote, merged = await self._compare(scan, push, unchanged)
         sent = 0
         if push:
             scan, remote, merged, sent = await self._push(scan, remote, merged)
         brought = await self._bring(scan, remote, merged)
-        await self._take_lines(scan, remote)
+        await self._append_lines(scan, remote)
         conflicts = tuple(sorted(merged.conflicts.values())) if push else ()
-        return Outcome(
+        return RoundResult(
             self.base.version, sent, brought, conflicts, scan.notes, scan.unsent
         )
 
-    async def adopt(self, folder: str) -> Outcome:
-        """Everything of another folder becomes ours, where we have nothing else."""
+    async def adopt(self, folder: str) -> RoundResult:
+        """Copy everything from another folder, except where the local folders differ."""
         await in_thread(self.load)
         scan = await self._scan(False)
         other = await self._client.manifest(folder=folder)
         tree = {p: e for p, e in other.tree.items() if self._scope.has(p)}
         merged = merge({}, scan.tree, tree)
-        delta = self._for_us(merged.to_apply_locally, scan)[0]
+        delta = self._local_change(merged.to_apply_locally, scan)[0]
         await self._apply(
-            delta, scan, merged.tree, Delta({}, frozenset()), self.base.version, folder
+            delta, scan, merged.tree, NO_CHANGE, self.base.version, folder
         )
-        return Outcome(self.base.version, 0, len(delta.put), (), scan.notes)
+        return RoundResult(self.base.version, 0, len(delta.put), (), scan.notes)
 
-    # ------------------------------------------------------------------ looking
+    # -------------------------------------------------- comparing
 
     async def _scan(self, last: bool) -> Scan:
         self._step("scan")
-        try:
+        with _map_local_errors():
             return await in_thread(self._scanner.scan, self.base.tree, last=last)
-        except OSError as error:
-            raise _local(error) from error
 
-    async def _compared(
+    async def _compare(
         self, scan: Scan, push: bool, unchanged: bool
     ) -> tuple[Remote, Merged]:
-        """What the proxy has, and what that means.
+        """Return the proxy's tree and the merge with it.
 
-        Whether it still is the base need not be asked where a commit is about to tell.
+        The proxy is not asked if a commit is about to tell whether it still has the base.
         """
         base = Remote(self.base.version, self.base.tree)
         if self.base.version:
@@ -392,8 +431,7 @@ class Rounds:
         return self._scope.merge(self._base_of(remote), scan, remote, foreign, own=own)
 
     def _base_of(self, remote: Tree) -> Tree:
-        """The base, with what we sent and have not noted, where the proxy has it: it is no change of somebody
-        else's."""
+        """Return the base, with the entries of unanswered commits that the proxy has: they are this side's own."""
         if not self._unanswered or remote is self.base.tree:
             return self.base.tree
         base = dict(self.base.tree)
@@ -407,13 +445,13 @@ class Rounds:
                 base[path] = entry
         return base
 
-    # ------------------------------------------------------------------ sending
+    # -------------------------------------------------- pushing
 
     async def _push(
         self, scan: Scan, remote: Remote, merged: Merged
     ) -> tuple[Scan, Remote, Merged, int]:
         known: set[str] | None = None
-        for _ in range(TRIES):
+        for _ in range(_PUSH_TRIES):
             delta = merged.to_push
             if not delta:
                 return scan, remote, merged, 0
@@ -426,17 +464,19 @@ class Rounds:
             self._step("commit")
             try:
                 version = await self._commit(remote, delta, scan)
-                return scan, Remote(version, merged.tree), merged, _size(delta)
+                return scan, Remote(version, merged.tree), merged, len(delta)
             except VersionConflict:
                 self._step("manifest")
                 remote, known = await self._client.changed(remote), None
                 merged = await self._merge(scan, remote)
             except ChunksMissing as error:
                 known -= set(error.hashes)
-        raise ContentUnavailable("the folders change faster than they are sent")
+        raise ContentUnavailable(
+            f"the folders changed during each of {_PUSH_TRIES} tries to send them"
+        )
 
     async def _commit(self, remote: Remote, delta: Delta, scan: Scan) -> str:
-        # From here on it may be in place, until the base has it: an answer is lost, or nobody waits for it.
+        # From here on, until the base has it, it may be applied: its response may be lost, or the caller cancelled.
         for path, entry in _ours(delta, scan).items():
             self._unanswered.setdefault(path, set()).add(entry)
         return await self._client.commit(remote.version, delta)
@@ -454,31 +494,32 @@ class Rounds:
         known.update(wanted)
         return changed
 
-    # ------------------------------------------------------------------ bringing
+    # -------------------------------------------------- applying
 
     async def _bring(self, scan: Scan, remote: Remote, merged: Merged) -> int:
-        delta, change, version = await in_thread(self._settled, scan, remote, merged)
+        """Apply the other side's changes here, and change the base. Return the number of entries."""
+
+        def prepare() -> tuple[Delta, Delta, str]:
+            delta, skipped = self._local_change(merged.to_apply_locally, scan)
+            base = next_base(self.base.tree, remote.tree, merged.tree, skipped)
+            change = delta_between(self.base.tree, base)
+            return delta, change, remote.version if base == remote.tree else ""
+
+        delta, change, version = await in_thread(prepare)
         await self._apply(delta, scan, merged.tree, change, version)
         self._unanswered.clear()
-        return _size(delta)
+        return len(delta)
 
-    def _settled(
-        self, scan: Scan, remote: Remote, merged: Merged
-    ) -> tuple[Delta, Delta, str]:
-        """What to change here, and what the base becomes by it."""
-        delta, skipped = self._for_us(merged.to_apply_locally, scan)
-        base = next_base(self.base.tree, remote.tree, merged.tree, skipped)
-        change = delta_between(self.base.tree, base)
-        return delta, change, remote.version if base == remote.tree else ""
-
-    def _for_us(self, delta: Delta, scan: Scan) -> tuple[Delta, set[str]]:
-        """What to change here, and what has to stay as it is for now."""
+    def _local_change(self, delta: Delta, scan: Scan) -> tuple[Delta, set[str]]:
+        """Return what to change here, and the paths that have to stay as they are for now."""
         put, removed, skipped = {}, set(), set()
         for path in [*delta.put, *delta.removed]:
             if "/" not in path or not self._scope.has(path):
                 continue
             entry = delta.put.get(path)
-            if not scan.is_sure(path) or (entry and self._never.get(path) == entry):
+            if not scan.is_sure(path) or (
+                entry and self._impossible.get(path) == entry
+            ):
                 skipped.add(path)
             elif entry is None:
                 removed.add(path)
@@ -497,92 +538,67 @@ class Rounds:
     ) -> None:
         if not delta:
             self._step("base")
-            return await self._noted(Plan(delta, {}, base=change, version=version))
+            return await self._finish(Plan(delta, {}, base=change, version=version))
         self._step("download")
         roots = self._scanner.roots
         files = {p: e for p, e in delta.put.items() if e.kind != "folder"}
         staged: Mapping[str, str] = {}
         if files:
-            ready = Staging(roots, files)
+            staging = Staging(roots, files)
+            present = {path: entry for path, (_, entry) in scan.files.items()}
             try:
-                await in_thread(ready.open)
-                await download(self._client, roots, ready, _files(scan), folder=folder)
+                await in_thread(staging.open)
+                await download(self._client, roots, staging, present, folder=folder)
                 self._step("sync files")
-                await in_thread(finish, ready)
-                staged = ready.names
+                await in_thread(finish, staging)
+                staged = staging.names
             finally:
-                ready.close()
+                staging.close()
         self._step("plan")
-        made = plan(delta, scan, tree, staged, change, version)
-        await self._noted(made)
+        await self._finish(make_plan(delta, scan, tree, staged, change, version))
 
-    async def _noted(self, made: Plan) -> None:
-        try:
-            await in_thread(self._finish, made)
-        except OSError as error:
-            raise _local(error) from error
+    async def _finish(self, plan: Plan) -> None:
+        def finish() -> None:
+            if not plan.delta:
+                return self.base.advance(plan.base, plan.version)
+            write_plan(self._plan, plan)
+            self._apply_plan(plan)
 
-    def _finish(self, made: Plan) -> None:
-        if not made.delta:
-            return self.base.advance(made.base, made.version)
-        write_plan(self._journal, made)
-        self._carry_out(made)
+        with _map_local_errors():
+            await in_thread(finish)
 
-    def _carry_out(self, made: Plan) -> None:
+    def _apply_plan(self, plan: Plan) -> None:
         self._step("apply")
-        outcome = carry_out(self._scanner.roots, made, self._step)
-        put = made.delta.put
-        self._never.update((p, put[p]) for p in outcome.never if p in put)
-        skipped = outcome.skipped
+        applied = apply_plan(self._scanner.roots, plan, self._step)
+        put = plan.delta.put
+        self._impossible.update((p, put[p]) for p in applied.impossible if p in put)
+        skipped = applied.skipped
         base = Delta(
-            {p: e for p, e in made.base.put.items() if p not in skipped},
-            made.base.removed - skipped,
+            {p: e for p, e in plan.base.put.items() if p not in skipped},
+            plan.base.removed - skipped,
         )
         self._step("base")
-        self.base.advance(base, "" if skipped else made.version)
+        self.base.advance(base, "" if skipped else plan.version)
         self._step("over")
-        self._journal.unlink(missing_ok=True)
-        stage.clear_all(self._scanner.roots)
+        self._plan.unlink(missing_ok=True)
+        clear_all(self._scanner.roots)
 
-    async def _take_lines(self, scan: Scan, remote: Remote) -> None:
+    async def _append_lines(self, scan: Scan, remote: Remote) -> None:
         for path in self._scope.remote_owned:
             theirs, ours = remote.tree.get(path), scan.tree.get(path)
             if theirs is None or theirs.kind != "file" or theirs == ours:
                 continue
-            if not self._scope.roots.has(path) or self._taken.get(path) == (
-                ours,
-                theirs,
-            ):
+            roots = self._scope.roots
+            if not roots.has(path) or self._appended.get(path) == (ours, theirs):
                 continue
             self._step("lines")
-            try:
-                await merge_appended_lines(
-                    self._client, self._scope.roots, path, theirs, ours
-                )
-            except OSError as error:
-                raise _local(error) from error
-            self._taken[path] = (ours, theirs)
+            with _map_local_errors():
+                await merge_appended_lines(self._client, roots, path, theirs, ours)
+            self._appended[path] = (ours, theirs)
 
 
 def _ours(delta: Delta, scan: Scan) -> dict[str, Entry | None]:
-    """What a commit says about paths that are here as it has them; None for those that are gone."""
+    """Return the entries of a commit that are the same here; None for removed ones."""
     put = {p: e for p, e in delta.put.items() if scan.tree.get(p) == e}
     gone = [p for p in delta.removed if p not in scan.tree]
     return {**put, **dict.fromkeys(gone)}
-
-
-def _files(scan: Scan) -> Mapping[str, Entry]:
-    return {path: entry for path, (_, entry) in scan.kept.items()}
-
-
-def _size(delta: Delta) -> int:
-    return len(delta.put) + len(delta.removed)
-
-
-def _local(error: OSError) -> ContentUnavailable:
-    with suppress(ContentUnavailable):
-        raise_for_disk_error(error)
-    return ContentUnavailable(
-        f"the local folders cannot be read or written: {error.strerror or error}",
-        hint=f"check {os.fspath(error.filename or 'the folders')!r} and their permissions",
-    )

@@ -1,7 +1,7 @@
-"""Local folders → tree. What was not touched since the last scan is not read again.
+"""Local folders → tree. Files that have not changed since the last scan are not read again.
 
-What cannot be read as it is (no permission, written to all the time, a `.git` in the middle of a change) stays in the
-tree as `base` had it and is `unsure`: a failed read is never a removal.
+What cannot be read (no permission, written to all the time, a `.git` in the middle of a change) stays in the tree as
+`base` has it and is `unsure`: a failed read is never a removal.
 """
 
 from __future__ import annotations
@@ -10,248 +10,131 @@ import os
 import stat as stats
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from midwatch.content.sync.merge import folders_above, unit_of
+from midwatch.content.sync.merge import folders_above, git_folder_of
 from midwatch.content.sync.roots import (
     STAGING,
     Captured,
-    Kept,
     Roots,
     Signature,
+    Signed,
     is_racy,
-    load,
+    load_cache,
     open_folder,
     read_file,
-    save,
+    save_cache,
     signature_of,
 )
 from midwatch.content.tree import MAX_PATH, Entry, Tree
 
-# ------------------------------------------------------------ found
-# What a scan has so far, or a part of one that may be thrown away.
-
-
-def carried(base: Tree, path: str) -> Iterator[tuple[str, Entry]]:
-    """The entries of `base` at and below a path."""
-    if entry := base.get(path):
-        yield path, entry
-        if entry.kind == "folder":
-            below = path + "/"
-            yield from ((p, e) for p, e in base.items() if p.startswith(below))
-
-
-@dataclass(slots=True)
-class ScanResult:
-    """`kept` are files and symlinks with their signatures, `racy` those of them that may change unseen,
-    `unsure` the paths that are as the base had them, `unsent` the notes about those."""
-
-    tree: dict[str, Entry] = field(default_factory=dict)
-    kept: Kept = field(default_factory=dict)
-    racy: set[str] = field(default_factory=set)
-    unsure: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
-    unsent: list[str] = field(default_factory=list)
-
-    def add(self, other: ScanResult) -> None:
-        self.tree.update(other.tree)
-        self.kept.update(other.kept)
-        self.racy |= other.racy
-        self.unsure |= other.unsure
-        self.notes += other.notes
-        self.unsent += other.unsent
-
-    def carry(self, path: str, base: Tree, why: str) -> None:
-        self.unsure.add(path)
-        self.tree.update(carried(base, path))
-        note = f"{ascii(path[:200])} is left as it was: {why}"
-        self.notes.append(note)
-        self.unsent.append(note)
-
-
-# ------------------------------------------------------------ gitfolder
-# A `.git` folder as it was at one moment, while git may be at work in it.
-#
-# Git writes objects first and then what names them (refs, the index, logs). So these are read first and the objects
-# afterwards, and then it is looked whether they are still the same: if so, all that they name was there to be read.
-# A `gc` meanwhile shows as a change of the packs. While a lock is held, a command is half done.
-
-TRIES = 3
-_PAUSE_SECONDS = 0.02
-"""Between two tries: most commands of git hold a lock for less."""
-LEFT_BEHIND_SECONDS = 60.0
-"""A lock of this age was left by a git that was killed, or is held by one that waits for a person."""
-_ERROR = "git is at work in it"
-
-
-@dataclass(slots=True)
-class GitRules:
-    """What of a `.git` is left out or comes later, and which locks are held."""
-
-    now: float
-    locks_count: bool
-    objects: bool = False
-    locked: bool = False
-    later: list[str] = field(default_factory=list)
-
-    @property
-    def capture(self) -> bool:
-        """Refs, index and logs change; objects do not."""
-        return not self.objects
-
-    def leave_out(self, item: os.DirEntry[str]) -> bool:
-        name = item.name
-        if name.endswith(".lock"):
-            self.locked |= self.locks_count and self._is_fresh(item)
-            return True
-        if self.objects:
-            return name.startswith(("tmp_", ".tmp-"))
-        return name == "gc.pid"
-
-    def comes_later(self, name: str, path: str, tree: Mapping[str, Entry]) -> bool:
-        """The objects of this repository, or of one of its submodules."""
-        if self.objects or name != "objects":
-            return False
-        if f"{path.removesuffix(name)}HEAD" not in tree:
-            return False
-        self.later.append(path)
-        return True
-
-    def _is_fresh(self, item: os.DirEntry[str]) -> bool:
-        try:
-            age = self.now - item.stat(follow_symlinks=False).st_mtime
-        except FileNotFoundError:
-            return True
-        return age < LEFT_BEHIND_SECONDS
-
-
-def scan_git(walk: Walk, fd: int, path: str, found: ScanResult) -> None:
-    """Adds the unit to what was found, or as `base` had it if it does not hold still."""
-    for attempt in range(TRIES):
-        if attempt:
-            time.sleep(_PAUSE_SECONDS)
-        if unit := _snapshot(walk, fd, path):
-            found.add(unit)
-            return
-    found.tree.pop(path, None)
-    found.carry(path, walk.base, _ERROR)
-
-
-def _snapshot(walk: Walk, fd: int, path: str) -> ScanResult | None:
-    try:
-        refs, rules = _refs(walk, fd, path)
-        if rules.locked:
-            return None
-        packs = _packs(fd, path, rules.later)
-        objects = _objects(walk, fd, path, rules)
-        again, now = _refs(walk, fd, path)
-        if now.locked or now.later != rules.later:
-            return None
-        if refs.kept != again.kept or refs.tree != again.tree or refs.unsure:
-            return None
-        if _packs(fd, path, rules.later) != packs:
-            return None
-    except FileNotFoundError:
-        return None
-    refs.add(objects)
-    return refs
-
-
-def _refs(walk: Walk, fd: int, path: str) -> tuple[ScanResult, GitRules]:
-    found, rules = ScanResult(), _rules(walk)
-    walk.folder(fd, path + "/", found, rules)
-    # The second reading takes from the first what cannot have changed unseen.
-    walk.cache.update(
-        (name, known) for name, known in found.kept.items() if name not in found.racy
-    )
-    return found, rules
-
-
-def _objects(walk: Walk, fd: int, path: str, rules: GitRules) -> ScanResult:
-    found = ScanResult()
-    within = _rules(walk, objects=True)
-    for folder in rules.later:
-        with _opened(fd, folder.removeprefix(path + "/")) as inner:
-            walk.folder(inner, folder + "/", found, within)
-    return found
-
-
-def _packs(fd: int, path: str, later: list[str]) -> set[tuple[str, str, int, int]]:
-    """The packs there are, by folder, name, inode and time of change."""
-    packs = set()
-    for folder in later:
-        relative = f"{folder.removeprefix(path + '/')}/pack"
-        try:
-            with _opened(fd, relative) as inner, os.scandir(inner) as items:
-                for item in items:
-                    if not item.name.startswith(("tmp_", ".tmp-")):
-                        stat = item.stat(follow_symlinks=False)
-                        packs.add((folder, item.name, stat.st_ino, stat.st_mtime_ns))
-        except FileNotFoundError:
-            continue
-    return packs
-
-
-@contextmanager
-def _opened(fd: int, relative: str) -> Iterator[int]:
-    opened: list[int] = []
-    try:
-        for part in relative.split("/"):
-            opened.append(open_folder(part, opened[-1] if opened else fd))
-        yield opened[-1]
-    finally:
-        for one in opened:
-            os.close(one)
-
-
-def _rules(walk: Walk, *, objects: bool = False) -> GitRules:
-    return GitRules(walk.now_ns() / 1e9, not walk.last, objects)
-
-
-DEEPEST = 256
-"""Folders within folders; each costs an open file while it is scanned."""
+MAX_DEPTH = 256
+"""Folders within folders; each takes a descriptor while it is scanned."""
 ROOT = Entry("folder", 0o755)
-"""A root in the tree: its mode is the place's own and does not travel."""
+"""The entry of a root: the mode of the local folder does not travel."""
+_GIT_TRIES = 3
+_GIT_PAUSE = 0.02
+"""Seconds between two tries: most commands of git hold a lock for less."""
+_STALE_LOCK = 60.0
+"""Seconds: a lock of git of this age was left by a process that was killed, or waits for a person."""
 Ignored = Callable[[str], bool]
-"""Whether a path (with its root's name) is none of ours. What is in an ignored folder is not asked for."""
+"""Returns whether a path, with the name of its root, is not synchronised. Not called for paths in an ignored folder."""
+
+
+# ------------------------------------------------------------------ results
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """`kept` has the signatures of files and symlinks as they were, `captured` the bytes of some."""
+    """The local tree.
+
+    Attributes:
+        tree: The entries.
+        files: Files and symlinks with their signatures.
+        unsure: Paths that could not be read and are as the base has them.
+        notes: Messages about what is left out.
+        unsent: Those of the notes that are about `unsure` paths.
+        captured: The bytes of some chunks, by hash.
+    """
 
     tree: Mapping[str, Entry]
-    kept: Mapping[str, tuple[Signature, Entry]] = field(repr=False)
+    files: Mapping[str, tuple[Signature, Entry]] = field(repr=False)
     unsure: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     unsent: tuple[str, ...] = ()
     captured: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     def is_sure(self, path: str) -> bool:
+        """Return whether the path and the folders above it could be read."""
         return not self.unsure or not (
             path in self.unsure
             or any(above in self.unsure for above in folders_above(path))
         )
 
     def without(self, paths: Iterable[str], base: Tree) -> Scan:
-        """The same, but these paths (and the `.git` they are in) as `base` has them."""
-        left = {unit_of(path) or path for path in paths}
+        """Return the scan with these paths (and the `.git` folders they are in) as `base` has them."""
+        left = {git_folder_of(path) or path for path in paths}
         tree = {
             p: entry
             for p, entry in self.tree.items()
             if not left & {p, *folders_above(p)}
         }
         for path in left:
-            tree.update(carried(base, path))
+            tree.update(_subtree(base, path))
         return replace(self, tree=tree, unsure=self.unsure | left)
 
 
-class Scanner:
-    """Scans the same roots again and again.
+@dataclass(slots=True)
+class ScanResult:
+    """A scan under way, or a part of one that may be dropped; `racy` files may change without a new signature."""
 
-    `now_ns` is the clock that file times are from; `cache` is a file that lets a later scanner begin where this one ended.
+    tree: dict[str, Entry] = field(default_factory=dict)
+    files: Signed = field(default_factory=dict)
+    racy: set[str] = field(default_factory=set)
+    unsure: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    unsent: list[str] = field(default_factory=list)
+
+    def add(self, other: ScanResult) -> None:
+        """Add all of another part."""
+        self.tree.update(other.tree)
+        self.files.update(other.files)
+        self.racy |= other.racy
+        self.unsure |= other.unsure
+        self.notes += other.notes
+        self.unsent += other.unsent
+
+    def keep_base(self, path: str, base: Tree, why: str) -> None:
+        """Leave a path, and what is below it, as the base has it."""
+        self.unsure.add(path)
+        self.tree.update(_subtree(base, path))
+        note = f"{ascii(path[:200])} is not synchronised: {why}"
+        self.notes.append(note)
+        self.unsent.append(note)
+
+
+def _subtree(tree: Tree, path: str) -> Iterator[tuple[str, Entry]]:
+    """Yield the entries at and below a path."""
+    if entry := tree.get(path):
+        yield path, entry
+        if entry.kind == "folder":
+            below = path + "/"
+            yield from ((p, e) for p, e in tree.items() if p.startswith(below))
+
+
+# ------------------------------------------------------------------ scanning
+
+
+class Scanner:
+    """Scans the same roots repeatedly.
+
+    Args:
+        roots: The local folders.
+        ignored: Which paths are not synchronised.
+        cache: A file that keeps the hashes for a later scanner.
+        now_ns: The clock that stamps files, in nanoseconds since the epoch.
     """
 
     def __init__(
@@ -266,43 +149,43 @@ class Scanner:
         self._ignored = ignored
         self._file = cache
         self._now_ns = now_ns
-        self._cache: Kept = load(cache) if cache else {}
+        self._cache: Signed = load_cache(cache) if cache else {}
         self._unsaved = 0
 
     def scan(self, base: Tree | None = None, *, last: bool = False) -> Scan:
-        """Raises OSError if a root itself cannot be read.
+        """Return the local tree.
 
-        `last`: nothing runs in there any more, so that a lock of git is one that was left behind.
+        Args:
+            base: What unreadable paths are taken from.
+            last: Whether no program runs in the folders any more, so that every lock of git is stale.
+
+        Raises:
+            OSError: A root itself cannot be read.
         """
         walk = Walk(self._cache, base or {}, self._ignored, self._now_ns, last)
         found = ScanResult()
-        for name, place in self.roots.places.items():
+        for name, path in self.roots.folders.items():
             found.tree[name] = ROOT
-            folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 walk.folder(folder, name + "/", found)
             finally:
                 os.close(folder)
-        self._remember(found, walk.hashed)
+        self._cache = {p: f for p, f in found.files.items() if p not in found.racy}
+        self._unsaved += walk.hashed
         return Scan(
             found.tree,
-            found.kept,
+            found.files,
             frozenset(found.unsure),
             tuple(found.notes),
             tuple(found.unsent),
             walk.captured.held,
         )
 
-    def _remember(self, found: ScanResult, hashed: int) -> None:
-        self._cache = dict(found.kept)
-        for path in found.racy:
-            self._cache.pop(path, None)
-        self._unsaved += hashed
-
     def save(self, *, least: int = 1) -> None:
-        """Keep the cache, if at least so many files were read since. Raises OSError."""
+        """Write the cache, if at least this many files were read since. Raises OSError."""
         if self._file and self._unsaved >= least:
-            save(self._file, self._cache)
+            save_cache(self._file, self._cache)
             self._unsaved = 0
 
 
@@ -311,7 +194,7 @@ class Walk:
 
     def __init__(
         self,
-        cache: Kept,
+        cache: Signed,
         base: Tree,
         ignored: Ignored | None,
         now_ns: Callable[[], int],
@@ -329,9 +212,9 @@ class Walk:
     def folder(
         self, fd: int, prefix: str, found: ScanResult, rules: GitRules | None = None
     ) -> None:
-        """All that is in an open folder and below. Raises OSError if it cannot be listed."""
+        """Scan an open folder and all below it. Raises OSError if it cannot be listed."""
         below: list[tuple[str, int]] = []
-        cache, tree, kept, ignored = self.cache, found.tree, found.kept, self._ignored
+        cache, tree, files, ignored = self.cache, found.tree, found.files, self._ignored
         with os.scandir(fd) as items:
             for item in items:
                 name = item.name
@@ -344,8 +227,8 @@ class Walk:
                     stat = item.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                except OSError as error:  # a folder that may be listed, but not entered
-                    found.carry(path, self.base, str(error.strerror))
+                except OSError as error:  # the folder may be listed, but not entered
+                    found.keep_base(path, self.base, str(error.strerror))
                     continue
                 if stats.S_ISDIR(stat.st_mode):
                     below.append((name, stat.st_mode & 0o777))
@@ -353,7 +236,7 @@ class Walk:
                 signature = signature_of(stat)
                 known = cache.get(path)
                 if known is not None and known[0] == signature:
-                    kept[path] = known
+                    files[path] = known
                     tree[path] = known[1]
                 else:
                     self._read(fd, name, path, stat.st_mode, found, rules)
@@ -369,26 +252,26 @@ class Walk:
         found: ScanResult,
         rules: GitRules | None,
     ) -> None:
-        if is_too_long(path):
-            return found.carry(path, self.base, "its path is too long")
+        if _is_too_long(path):
+            return found.keep_base(path, self.base, "its path is too long")
         depth = path.count("/")
         if depth == 1 and name == STAGING:
             return
         found.tree[path] = self._folders.setdefault(mode, Entry("folder", mode))
         if rules is not None and rules.comes_later(name, path, found.tree):
             return
-        if depth > DEEPEST:
-            return found.carry(path, self.base, "it is nested too deep")
+        if depth > MAX_DEPTH:
+            return found.keep_base(path, self.base, "it is nested too deep")
         try:
             inner = open_folder(name, fd)
         except FileNotFoundError:
             found.tree.pop(path)
             return
         except OSError as error:
-            return found.carry(path, self.base, str(error.strerror))
+            return found.keep_base(path, self.base, str(error.strerror))
         try:
             if name == ".git" and rules is None:
-                scan_git(self, inner, path, found)
+                _scan_git(self, inner, path, found)
             else:
                 self.folder(inner, path + "/", found, rules)
         finally:
@@ -404,33 +287,34 @@ class Walk:
         rules: GitRules | None,
     ) -> None:
         read_at = self.now_ns()
-        if is_too_long(path):
-            return found.carry(path, self.base, "its path is too long")
+        if _is_too_long(path):
+            return found.keep_base(path, self.base, "its path is too long")
         try:
             if stats.S_ISLNK(bits):
                 read = _read_link(fd, name)
             elif stats.S_ISREG(bits):
                 self.hashed += 1
-                wanted = rules is not None and rules.capture
+                # Refs, index and logs of git change; objects do not.
+                wanted = rules is not None and not rules.objects
                 read = read_file(fd, name, self.captured, wanted=wanted)
             else:
-                found.notes.append(f"{ascii(path[:200])} is no file: left out")
+                found.notes.append(f"{ascii(path[:200])} is left out: not a file")
                 return
         except FileNotFoundError:
             return
         except OSError as error:
-            return found.carry(path, self.base, str(error.strerror))
+            return found.keep_base(path, self.base, str(error.strerror))
         if read is None:
-            return found.carry(path, self.base, "it keeps changing")
+            return found.keep_base(path, self.base, "it keeps changing")
         # The same object as in `base` makes comparing the trees a matter of identity.
         was = self.base.get(path)
-        found.kept[path] = read if was != read[1] or was is None else (read[0], was)
-        found.tree[path] = found.kept[path][1]
+        found.files[path] = read if was != read[1] or was is None else (read[0], was)
+        found.tree[path] = found.files[path][1]
         if is_racy(read[0], read_at):
             found.racy.add(path)
 
 
-def is_too_long(path: str) -> bool:
+def _is_too_long(path: str) -> bool:
     return len(path) * 4 > MAX_PATH and len(os.fsencode(path)) > MAX_PATH
 
 
@@ -440,3 +324,133 @@ def _read_link(fd: int, name: str) -> tuple[Signature, Entry] | None:
         return None
     target = os.readlink(name, dir_fd=fd)
     return signature_of(stat), Entry("symlink", 0o777, target=target)
+
+
+# ------------------------------------------------------------------ a `.git` folder
+
+
+@dataclass(slots=True)
+class GitRules:
+    """What is left out of a `.git` folder or read later, and whether a lock is held.
+
+    Attributes:
+        now: The time in seconds since the epoch.
+        locks_count: Whether a fresh lock means that git is at work.
+        objects: Whether this is a pass over the objects.
+        locked: Whether a lock was found.
+        later: The folders of objects that were found.
+    """
+
+    now: float
+    locks_count: bool
+    objects: bool = False
+    locked: bool = False
+    later: list[str] = field(default_factory=list)
+
+    def leave_out(self, item: os.DirEntry[str]) -> bool:
+        name = item.name
+        if name.endswith(".lock"):
+            self.locked |= self.locks_count and self._is_fresh(item)
+            return True
+        if self.objects:
+            return name.startswith(("tmp_", ".tmp-"))
+        return name == "gc.pid"
+
+    def comes_later(self, name: str, path: str, tree: Mapping[str, Entry]) -> bool:
+        """Return whether these are the objects of this repository, or of one of its submodules."""
+        if self.objects or name != "objects":
+            return False
+        if f"{path.removesuffix(name)}HEAD" not in tree:
+            return False
+        self.later.append(path)
+        return True
+
+    def _is_fresh(self, item: os.DirEntry[str]) -> bool:
+        try:
+            age = self.now - item.stat(follow_symlinks=False).st_mtime
+        except FileNotFoundError:
+            return True
+        return age < _STALE_LOCK
+
+
+def _scan_git(walk: Walk, fd: int, path: str, found: ScanResult) -> None:
+    """Add a `.git` folder as it was at one moment, or as `base` has it if git keeps working in it.
+
+    Git writes objects first and then what names them (refs, the index, logs). So the names are read first and the
+    objects next, then the names once more: if they are the same, all that they name was there to be read. A `gc`
+    shows as a change of the packs. While a lock is held, a command is half done.
+    """
+    for attempt in range(_GIT_TRIES):
+        if attempt:
+            time.sleep(_GIT_PAUSE)
+        if part := _git_snapshot(walk, fd, path):
+            found.add(part)
+            return
+    found.tree.pop(path, None)
+    found.keep_base(path, walk.base, "git is at work in it")
+
+
+def _git_snapshot(walk: Walk, fd: int, path: str) -> ScanResult | None:
+    try:
+        refs, rules = _git_refs(walk, fd, path)
+        if rules.locked:
+            return None
+        packs = _git_packs(fd, path, rules.later)
+        objects = _git_objects(walk, fd, path, rules.later)
+        again, now = _git_refs(walk, fd, path)
+        if now.locked or now.later != rules.later:
+            return None
+        if refs.files != again.files or refs.tree != again.tree or refs.unsure:
+            return None
+        if _git_packs(fd, path, rules.later) != packs:
+            return None
+    except FileNotFoundError:
+        return None
+    refs.add(objects)
+    return refs
+
+
+def _git_refs(walk: Walk, fd: int, path: str) -> tuple[ScanResult, GitRules]:
+    found, rules = ScanResult(), GitRules(walk.now_ns() / 1e9, not walk.last)
+    walk.folder(fd, path + "/", found, rules)
+    # The second reading takes from the first what cannot have changed without a new signature.
+    walk.cache.update(
+        (name, known) for name, known in found.files.items() if name not in found.racy
+    )
+    return found, rules
+
+
+def _git_objects(walk: Walk, fd: int, path: str, folders: list[str]) -> ScanResult:
+    found = ScanResult()
+    rules = GitRules(walk.now_ns() / 1e9, not walk.last, objects=True)
+    for folder in folders:
+        with _opened_below(fd, folder.removeprefix(path + "/")) as inner:
+            walk.folder(inner, folder + "/", found, rules)
+    return found
+
+
+def _git_packs(
+    fd: int, path: str, folders: list[str]
+) -> set[tuple[str, str, int, int]]:
+    """Return the packs by folder, name, inode and modification time."""
+    packs = set()
+    for folder in folders:
+        relative = f"{folder.removeprefix(path + '/')}/pack"
+        try:
+            with _opened_below(fd, relative) as inner, os.scandir(inner) as items:
+                for item in items:
+                    if not item.name.startswith(("tmp_", ".tmp-")):
+                        stat = item.stat(follow_symlinks=False)
+                        packs.add((folder, item.name, stat.st_ino, stat.st_mtime_ns))
+        except FileNotFoundError:
+            continue
+    return packs
+
+
+@contextmanager
+def _opened_below(fd: int, relative: str) -> Iterator[int]:
+    with ExitStack() as stack:
+        for part in relative.split("/"):
+            fd = open_folder(part, fd)
+            stack.callback(os.close, fd)
+        yield fd

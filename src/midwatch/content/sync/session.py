@@ -1,4 +1,4 @@
-"""A local folder and its copy behind the content proxy, kept equal while somebody works in either."""
+"""A local folder and its copy behind the content proxy, kept equal while programs work in either."""
 
 from __future__ import annotations
 
@@ -12,26 +12,34 @@ from pathlib import Path
 from midwatch.content.errors import ContentUnavailable, Superseded
 from midwatch.content.sync.client import ContentClient
 from midwatch.content.sync.roots import Roots
-from midwatch.content.sync.round import Outcome, Rounds, Scope, Step
+from midwatch.content.sync.round import RoundResult, Rounds, Scope, Step
 from midwatch.content.sync.scan import Ignored, Scanner
 from midwatch.content.sync.transfer import in_thread
 from midwatch.content.tree import INBOX
 from midwatch.errors import MidwatchError, PermanentError, TemporaryError
-from midwatch.lifecycle import Clock, StopEvent, SystemClock, first
+from midwatch.lifecycle import Backoff, Clock, StopEvent, SystemClock, background, first
 
 _WATCH_SECONDS = 50.0
 _LONGEST_PAUSE = 60.0
-_BREATH_SECONDS = 1.0
-"""Until the folder is watched again: by then it has been read, or the proxy is in trouble."""
-_MANY = 500
-"""Files read anew, before the cache of what they are is written again."""
+_WATCH_PAUSE = 1.0
+"""Seconds until the folder is watched again: by then it has been read, or the proxy is in trouble."""
+_SAVE_AFTER = 500
+"""Files that are hashed before the cache is saved again."""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """A push: the version that both sides have (empty if something here is still to come), entries sent and
-    brought, bytes both ways, requests, and where the other side's versions were kept. `notes` are about what does not
-    travel; `unsent` are those of them about what is here and should, but could not be read.
+    """What a pull or push did.
+
+    Attributes:
+        version: The version that both sides have; empty if something here is still to come.
+        files: Entries that were sent.
+        brought: Entries that were changed here.
+        bytes: Bytes of chunks, both ways.
+        requests: HTTP requests.
+        conflicts: Where the other side's entries were stored.
+        notes: Messages about what is not synchronised.
+        unsent: Those of the notes that are about local files that could not be read.
     """
 
     version: str
@@ -45,14 +53,27 @@ class SyncReport:
 
 
 class WorkspaceSync:
-    """Keeps `roots` (top folder's name → local folder) equal to the client's folder; remembers in `state`.
+    """Keeps local folders equal to a folder of the content proxy.
 
-    `state` is a folder of its own. `remote_owned` files only get the lines that are new at the proxy. `ignored` paths are left
-    alone on both sides. Of the top folders `local_owned` nothing is taken any more after the pull: what they changed there
-    is kept as their side of a conflict. `last_error` and `last_success` tell how it goes, `heard` gets every report.
+    A client with an attempt claims the folder at the pull. Once a later attempt has claimed it, all methods raise
+    Superseded and nothing is sent any more.
 
-    A client with an attempt claims the folder at the pull. When a later one has, everything here raises Superseded
-    and nothing is sent any more.
+    Args:
+        client: The proxy's folder.
+        roots: The local folders by the name of their top folder.
+        state: A local folder for the sync's own files.
+        clock: Where time comes from.
+        interval: Seconds between two pushes.
+        remote_owned: Files that the proxy's side alone writes; only their new lines are appended here.
+        local_owned: Top folders that the local side alone writes after the pull; changes of the other side are
+            stored as conflicts.
+        ignored: Which paths are left alone on both sides.
+        step: Called with the name of each step before it, in tests.
+
+    Attributes:
+        last_error: The error of the last pull or push, None if it succeeded.
+        last_success: When a pull or push last succeeded.
+        on_report: Called with every report.
     """
 
     def __init__(
@@ -70,76 +91,76 @@ class WorkspaceSync:
     ) -> None:
         self.last_error: MidwatchError | None = None
         self.last_success: datetime | None = None
-        self.heard: Callable[[SyncReport], None] = lambda report: None
+        self.on_report: Callable[[SyncReport], None] = lambda report: None
         self._superseded: Superseded | None = None
         self._client = client
         self._clock = clock or SystemClock()
         self._interval = interval
+        self._longest_pause = max(interval, _LONGEST_PAUSE)
         self._state = state
-        places = Roots({name: place.absolute() for name, place in roots.items()})
-        ignored = _also(ignored, places, state.absolute())
-        self._places = places
-        self._scanner = Scanner(places, ignored=ignored, cache=state / "files.json")
-        scope = Scope(places, remote_owned, ignored, local_owned)
+        self._roots = Roots({name: path.absolute() for name, path in roots.items()})
+        ignored = _ignore_state(ignored, self._roots, state.absolute())
+        self._scanner = Scanner(
+            self._roots, ignored=ignored, cache=state / "files.json"
+        )
+        scope = Scope(self._roots, remote_owned, ignored, local_owned)
         self._rounds = Rounds(client, scope, self._scanner, state, step)
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._nudged = asyncio.Event()
         self._watched = ""
 
     async def pull(self) -> SyncReport:
         """Bring what the proxy has; what is different here stays, and is sent by the next push."""
-        return await self._one(self._pull)
+        return await self._run(self._pull)
 
-    async def _pull(self) -> Outcome:
+    async def _pull(self) -> RoundResult:
         if self._client.attempt is not None:
             await self._client.claim()
         return await self._rounds.run(push=False)
 
     async def pull_from(self, folder: str) -> SyncReport:
-        """Begin with what another folder has, which is only read. What is here already stays."""
-        return await self._one(lambda: self._rounds.adopt(folder))
+        """Bring what another folder has, which is only read; what is different here stays."""
+        return await self._run(lambda: self._rounds.adopt(folder))
 
     async def push(self, *, last: bool = False) -> SyncReport:
-        """Make both sides equal. `last`: nothing works in the folders any more."""
-        return await self._one(
+        """Make both sides equal.
+
+        Args:
+            last: Whether no program works in the folders any more.
+        """
+        return await self._run(
             lambda: self._rounds.run(push=True, last=last, unchanged=self._is_watched())
         )
 
     def nudge(self) -> None:
-        """Something has changed: do not wait for the interval."""
+        """Push now instead of after the interval: something has changed."""
         self._nudged.set()
 
     async def run(self, stop: StopEvent) -> None:
-        """Push again and again until the stop, which ends it at once; the last push is the caller's.
+        """Push repeatedly until the stop, which ends a push under way; the caller makes the last one.
 
-        Errors are told by `last_error`; after one the wait grows. Superseded ends it as well.
+        `last_error` has the error of a push; after one the pause grows. Superseded ends the run as well.
         """
-        stopping = asyncio.create_task(stop.wait(), name="stop")
-        keeping = asyncio.create_task(self._keep_equal(), name="sync")
-        watching = asyncio.create_task(self._watch(), name="sync watch")
-        try:
-            await asyncio.wait({stopping, keeping}, return_when="FIRST_COMPLETED")
-            if keeping.done():
-                keeping.result()
-        finally:
-            for task in (stopping, keeping, watching):
-                task.cancel()
-            await asyncio.gather(stopping, keeping, watching, return_exceptions=True)
+        async with background(self._watch()):
+            await first(self._push_repeatedly(), stop.wait())
 
     # ------------------------------------------------------------------ one at a time
 
-    async def _one(self, round: Callable[[], Awaitable[Outcome]]) -> SyncReport:
-        async with self._turn:
+    async def _run(self, work: Callable[[], Awaitable[RoundResult]]) -> SyncReport:
+        async with self._lock:
             if self._superseded is not None:
                 raise self._superseded
             client = self._client
             requests, moved = client.requests, client.sent + client.received
             try:
-                await in_thread(self._make_places)
-                outcome = await round()
-                await in_thread(self._scanner.save, least=_MANY)
+                await in_thread(self._make_folders)
+                result = await work()
+                await in_thread(self._scanner.save, least=_SAVE_AFTER)
             except OSError as error:
-                self.last_error = ContentUnavailable(f"{self._state}: {error.strerror}")
+                self.last_error = ContentUnavailable(
+                    f"{error.filename or self._state}: {error.strerror}",
+                    hint="check the local folders and their permissions",
+                )
                 raise self.last_error from error
             except MidwatchError as error:
                 self.last_error = error
@@ -148,53 +169,50 @@ class WorkspaceSync:
                 raise
             self.last_error, self.last_success = None, self._clock.now()
             report = SyncReport(
-                outcome.version,
-                outcome.sent,
-                outcome.brought,
+                result.version,
+                result.sent,
+                result.brought,
                 client.sent + client.received - moved,
                 client.requests - requests,
-                outcome.conflicts,
-                outcome.notes,
-                outcome.unsent,
+                result.conflicts,
+                result.notes,
+                result.unsent,
             )
-            self.heard(report)
+            self.on_report(report)
             return report
 
-    def _make_places(self) -> None:
-        for place in (self._state, *self._places.places.values()):
-            place.mkdir(parents=True, exist_ok=True)
+    def _make_folders(self) -> None:
+        for path in (self._state, *self._roots.folders.values()):
+            path.mkdir(parents=True, exist_ok=True)
 
     # ------------------------------------------------------------------ waiting
 
-    async def _keep_equal(self) -> None:
-        failed = 0
+    async def _push_repeatedly(self) -> None:
+        backoff = Backoff(self._interval, self._longest_pause)
         while True:
             self._nudged.clear()
             try:
                 await self.push()
-                failed = 0
             except Superseded:
                 return
             except MidwatchError as error:
-                failed += 1
-                await self._clock.sleep(self._pause(error, failed))
+                await self._clock.sleep(self._pause_after(error, backoff.next()))
             else:
+                backoff.reset()
                 await first(self._clock.sleep(self._interval), self._nudged.wait())
 
-    def _pause(self, error: MidwatchError, failed: int) -> float:
-        """Seconds after so many failures in a row."""
-        longest = max(self._interval, _LONGEST_PAUSE)
-        pause = min(self._interval * 2.0 ** min(failed - 1, 10), longest)
+    def _pause_after(self, error: MidwatchError, pause: float) -> float:
+        """Return the seconds to wait, which are `pause` unless the error asks for more."""
         if isinstance(error, PermanentError):
-            pause = longest
+            pause = self._longest_pause
         if isinstance(error, TemporaryError) and error.retry_after is not None:
-            pause = min(max(pause, error.retry_after), longest)
+            pause = min(max(pause, error.retry_after), self._longest_pause)
         return pause * random.uniform(0.5, 1.0)
 
     async def _watch(self) -> None:
-        """Nudge when somebody else changes the folder."""
+        """Nudge when another client changes the folder."""
         while True:
-            async with self._turn:
+            async with self._lock:
                 version = self._rounds.base.version
             if not version:
                 await self._clock.sleep(self._interval)
@@ -207,23 +225,23 @@ class WorkspaceSync:
                 await self._clock.sleep(self._interval)
             finally:
                 self._watched = ""
-            # Our own commit is a change as well; after it the base is another.
-            async with self._turn:
+            # This side's own commit is a change as well; after it the base is another.
+            async with self._lock:
                 theirs = changed and version == self._rounds.base.version
             if theirs:
                 self.nudge()
-                await self._clock.sleep(min(self._interval, _BREATH_SECONDS))
+                await self._clock.sleep(min(self._interval, _WATCH_PAUSE))
 
     def _is_watched(self) -> bool:
         return bool(self._watched) and self._watched == self._rounds.base.version
 
 
-def _also(ignored: Ignored | None, places: Roots, state: Path) -> Ignored | None:
-    """What is remembered is not synchronised, wherever it is."""
+def _ignore_state(ignored: Ignored | None, roots: Roots, state: Path) -> Ignored | None:
+    """Return `ignored`, extended by the sync's own folder if it is in one of the roots."""
     own = {
-        f"{name}/{state.relative_to(place).as_posix()}"
-        for name, place in places.places.items()
-        if state.is_relative_to(place)
+        f"{name}/{state.relative_to(path).as_posix()}"
+        for name, path in roots.folders.items()
+        if state.is_relative_to(path)
     }
     if not own:
         return ignored

@@ -1,4 +1,4 @@
-"""Chunks on their way, in bounded memory; a transfer that breaks goes on where it was."""
+"""Uploads and downloads of chunks, in bounded memory; a transfer that breaks continues where it was."""
 
 from __future__ import annotations
 
@@ -21,16 +21,38 @@ from midwatch.content.sync.roots import Roots, Walker, read_at
 from midwatch.content.tree import CHUNK, MAX_HASHES, Entry, chunk_hash, frame_of
 from midwatch.errors import TemporaryError
 
-# ------------------------------------------------------------ local
-# Chunks from local files, checked: a file that is not what it was any more has none.
-
+P = ParamSpec("P")
+R = TypeVar("R")
 BATCH = CHUNK
-"""Bytes that go from or to a thread at once, and a chunk more at most."""
+"""Bytes that are passed to or from a thread at once, and a chunk more at most."""
+_TRIES = 4
+"""Failures in a row without any progress."""
+_FEW = 64
+_SMALL = 4 << 20
+"""Chunks and bytes that are sent without asking which of them are missing."""
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
+async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return the result of a call that blocks. A cancellation waits for it, so that nothing goes on in the folders."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
 class LocalChunks:
-    """Where chunks are in local files; `changed` has the paths that were found to be other files by now."""
+    """Reads chunks from local files; `changed` has the paths of files that have changed since the scan.
+
+    Args:
+        walker: Opens the files.
+        entries: The files by path.
+        captured: Chunks that need not be read.
+    """
 
     def __init__(
         self,
@@ -51,7 +73,7 @@ class LocalChunks:
         return chunk in self._places
 
     def batches(self, chunks: Iterable[str]) -> Iterator[list[tuple[str, bytes]]]:
-        """What there is of these chunks, about `BATCH` bytes at a time."""
+        """Yield those of these chunks that still exist, about `BATCH` bytes at a time."""
         batch: list[tuple[str, bytes]] = []
         size = 0
         for chunk in chunks:
@@ -65,7 +87,7 @@ class LocalChunks:
             yield batch
 
     def frames(self, chunks: Iterable[str]) -> Iterator[bytes]:
-        """The same as a stream of frames."""
+        """Yield the same as a stream of frames."""
         for batch in self.batches(chunks):
             yield b"".join(frame_of(name, data) for name, data in batch)
 
@@ -93,27 +115,6 @@ class LocalChunks:
             os.close(file)
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-_TRIES = 4
-"""Without any progress between them."""
-_FEW = 64
-_SMALL = 4 << 20
-"""Chunks and bytes that are sent without asking which of them are there."""
-
-
-async def in_thread(work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Work that blocks. A cancellation waits for it: nothing goes on in the folders behind our back."""
-    task = asyncio.ensure_future(asyncio.to_thread(work, *args, **kwargs))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()
-        raise
-
-
 async def upload(
     client: ContentClient,
     roots: Roots,
@@ -121,7 +122,18 @@ async def upload(
     wanted: Collection[str],
     captured: Mapping[str, bytes],
 ) -> set[str]:
-    """Send the wanted chunks of these files; the paths whose files are others by now."""
+    """Send chunks of local files.
+
+    Args:
+        client: The proxy.
+        roots: The local folders.
+        entries: The files by path.
+        wanted: The chunks to send.
+        captured: Chunks that need not be read.
+
+    Returns:
+        The paths of files that have changed since the scan.
+    """
     with roots.walker() as walker:
         local = LocalChunks(walker, entries, captured)
         left, size = [c for c in wanted if c in local], len(wanted) * CHUNK
@@ -154,14 +166,22 @@ async def download(
     *,
     folder: str | None = None,
 ) -> None:
-    """Make the staged files whole: from `present` local files that have a chunk, otherwise from the proxy."""
+    """Complete the staged files.
+
+    Args:
+        client: The proxy.
+        roots: The local folders.
+        staging: The files to complete.
+        present: Local files that may have some of the chunks.
+        folder: The folder on the proxy; the client's by default.
+    """
     if not staging.wanted:
         return
     await in_thread(_copy, roots, staging, present)
     tries = 0
     while wanted := staging.wanted[:MAX_HASHES]:
         before = len(staging.wanted)
-        problem: TemporaryError = ContentUnavailable("chunks did not come")
+        problem: TemporaryError = ContentUnavailable("the content proxy sent no chunks")
         try:
             await _fetch(client, staging, wanted, folder)
         except (ContentUnavailable, StreamBroken) as error:
@@ -179,12 +199,12 @@ def _copy(roots: Roots, staging: Staging, present: Mapping[str, Entry]) -> None:
 
 
 def finish(staging: Staging) -> None:
-    """What was downloaded is ready and on the disk. Raises ContentDamaged."""
+    """Finish and sync the staged files. Raises ContentDamaged."""
     try:
         staging.finish()
     except ValueError as error:
         raise ContentDamaged(
-            f"the content proxy's manifest is wrong: {error}"
+            f"the content proxy's manifest is invalid: {error}"
         ) from None
 
 
@@ -201,6 +221,6 @@ async def _fetch(
                 full, batch, size = batch, [], 0
                 await in_thread(staging.write, full)
     finally:
-        # Also of a stream that broke: what came whole need not come again.
+        # Also if the stream breaks: complete chunks need not be sent again.
         if batch:
             await in_thread(staging.write, batch)
