@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from midwatch.cli.session.service import Choices, session_options
 from midwatch.kube.runner_outcome import End, in_another_pod, said
 from midwatch.kube.runner_task import allowed_in_a_pod
 from midwatch.session.events import Phase
+from midwatch.session.options import OptionOverrides, session_options
 from midwatch.settings import SessionSettings
 
 
@@ -46,5 +46,5 @@ def test_the_last_line_says_everything_once(end: End, line: str) -> None:
 def test_bash_is_allowed_in_a_pod_unless_somebody_said_what_is(
     settings: SessionSettings, tools: tuple[str, ...]
 ) -> None:
-    options = session_options(settings, Choices())
+    options = session_options(settings, OptionOverrides())
     assert allowed_in_a_pod(options, settings).allowed_tools == tools

@@ -15,22 +15,7 @@ from pydantic import ValidationError
 
 from midwatch.cli.app import Edge, here
 from midwatch.cli.output import GREEN, RED, Output
-from midwatch.cli.session.service import (
-    Choices,
-    Desk,
-    Kept,
-    Place,
-    Repository,
-    Request,
-    carried_of,
-    earlier_choices,
-    elsewhere,
-    is_here,
-    new_id,
-    open_desk,
-    repositories_of,
-    session_options,
-)
+from midwatch.cli.session.service import SessionContext, open_sessions
 from midwatch.cli.session.view import (
     EventPrinter,
     aside,
@@ -54,7 +39,6 @@ from midwatch.lifecycle import StopEvent, SystemClock, stop_on_signals
 from midwatch.model import Diagnosis, Ticket
 from midwatch.redaction import Redactor
 from midwatch.session.agentic_session import (
-    GO_ON,
     AsyncAgenticSession,
     SessionResult,
     SessionStopped,
@@ -64,15 +48,15 @@ from midwatch.session.agentic_session import (
     unless_stopped,
 )
 from midwatch.session.events import Phase
-from midwatch.session.log import conversation_id, read_events
-from midwatch.session.records import HEARTBEAT, SessionSpec, TranscriptKey
-from midwatch.session.status import SessionStatus, fold
-from midwatch.session.transcripts import PROJECT
+from midwatch.session.manager import new_session_id
+from midwatch.session.options import OptionOverrides, session_options
+from midwatch.session.paths import SessionPaths
+from midwatch.session.records import HEARTBEAT, SessionRequest, SessionSpec
 from midwatch.settings import SubjectSettings
-from midwatch.store.sessions import StoredSession
 from midwatch.text import clean, fence, one_line, shorten
 from midwatch.units import format_duration
 from midwatch.workspace.inspect import RepoState, inspect_workspace
+from midwatch.workspace.plan import RepoSpec
 from midwatch.workspace.push import PushResult, push_workspace
 from midwatch.workspace.record import ClonedRepo, Workspace, open_workspace, save_record
 from midwatch.workspace.setup import setup_workspace_async
@@ -86,23 +70,26 @@ class NotPushed(MidwatchError):
     """Something could not be pushed."""
 
 
-async def look(desk: Desk, place: Place) -> list[RepoState]:
+async def look(desk: SessionContext, place: SessionPaths) -> list[RepoState]:
     """The repositories as they are now; the records follow."""
     workspace = open_workspace(place.state)
-    states = await inspect_workspace(workspace, desk.workspace_options(place).git())
+    states = await inspect_workspace(workspace, desk.workspace_options(place.id).git())
     records = [repository_record(state) for state in states]
     await desk.sessions.save_repositories(place.id, records)
     return states
 
 
 async def push_and_tell(
-    desk: Desk, place: Place, teller: EventPrinter, branch: str | None = None
+    desk: SessionContext,
+    place: SessionPaths,
+    teller: EventPrinter,
+    branch: str | None = None,
 ) -> None:
     """Push every repository that has something. Raises NotPushed if one could not be."""
     workspace = open_workspace(place.state)
     if branch is not None:
         workspace = await _onto(desk, place, workspace, branch)
-    results = await push_workspace(workspace, desk.workspace_options(place).git())
+    results = await push_workspace(workspace, desk.workspace_options(place.id).git())
     for result in results:
         _tell(teller, result)
     await look(desk, place)
@@ -117,7 +104,7 @@ async def push_and_tell(
 
 
 async def _onto(
-    desk: Desk, place: Place, workspace: Workspace, branch: str
+    desk: SessionContext, place: SessionPaths, workspace: Workspace, branch: str
 ) -> Workspace:
     """The workspace with another branch to push to, from now on: a fork or another machine
     begins where the session has pushed to."""
@@ -161,14 +148,16 @@ def repository_named(workspace: Workspace, wanted: str) -> ClonedRepo:
 class Runner:
     """Carries a request out. After `run`, the session is in a terminal phase, in every record."""
 
-    def __init__(self, desk: Desk, request: Request, teller: EventPrinter) -> None:
+    def __init__(
+        self, desk: SessionContext, request: SessionRequest, teller: EventPrinter
+    ) -> None:
         self._desk = desk
         self._request = request
         self._teller = teller
-        self._place: Place = desk.places.place(request.id)
-        self._redactor: Redactor = desk.redactor()
-        self._kept = Kept(desk, request, self._place, self._redactor)
-        self._git = desk.workspace_options(self._place)
+        self._place: SessionPaths = desk.manager.paths(request.id)
+        self._redactor: Redactor = desk.manager.redactor
+        self._kept = desk.manager.records(request)
+        self._git = desk.workspace_options(request.id)
 
     async def run(self) -> SessionResult:
         """Raises what ended the session badly, and SessionStopped; returns what is Completed."""
@@ -197,7 +186,7 @@ class Runner:
         with self._place.folder.locked():
             if self._request.moved:
                 # What the program has on this disk is older than the store's transcript.
-                shutil.rmtree(self._place.programs_own, ignore_errors=True)
+                shutil.rmtree(self._place.program_transcripts, ignore_errors=True)
             await self._kept.save_spec(self._spec())
             try:
                 async with self._heartbeat():
@@ -212,7 +201,9 @@ class Runner:
             id=request.id,
             created_at=now,
             cwd=str(self._place.workspace),
-            model=session_options(self._desk.settings.sessions, request.choices).model,
+            model=session_options(
+                self._desk.settings.sessions, request.overrides
+            ).model,
             interactive=request.interactive,
             forked_from=request.forked_from,
             ticket=request.ticket,
@@ -220,10 +211,9 @@ class Runner:
 
     async def _cloned(self, stop: StopEvent) -> Workspace:
         request = self._request
-        specs = [repository.spec() for repository in request.repositories]
         with shown_progress(quiet=self._teller.as_json) as on_progress:
             setting_up = setup_workspace_async(
-                specs,
+                request.repositories,
                 self._place.workspace,
                 request.main,
                 options=self._git,
@@ -259,18 +249,18 @@ class Runner:
 
     def _session(self, workspace: Workspace) -> AsyncAgenticSession:
         desk, request = self._desk, self._request
-        spent = request.carried.cost_usd if request.carried else 0.0
+        spent = request.elsewhere.cost_usd if request.elsewhere else 0.0
         return AsyncAgenticSession(
             client=desk.access(),
             workspace=workspace,
-            options=session_options(desk.settings.sessions, request.choices, spent),
+            options=session_options(desk.settings.sessions, request.overrides, spent),
             interactive=request.interactive,
             session_id=request.id,
             folder=self._place.folder.path,
             forked_from=request.forked_from,
             ticket=request.ticket,
             records=self._kept,
-            transcripts=desk.transcripts,
+            transcripts=desk.manager.transcripts,
             workspace_options=self._git,
             redactor=self._redactor,
         )
@@ -319,123 +309,6 @@ class Runner:
             aside(f"nothing is pushed: `midwatch session push {result.session_id}`")
 
 
-# ------------------------------------------------------------ again
-# Requests for sessions that were before: resumed here or elsewhere, and forked.
-
-
-async def resumed(
-    desk: Desk,
-    session_id: str,
-    prompt: str | None,
-    interactive: bool,
-    push: bool,
-    choices: Choices,
-) -> Request:
-    """Raises NotFound, and Conflict where it runs or where there is nothing to go on with."""
-    session = await desk.session(session_id)
-    place = desk.places.place(session_id)
-    if desk.alive(session):
-        raise Conflict(
-            f"session {session_id} is running on {session.options.get('host')}",
-            hint=f"`midwatch session attach {session_id}` or `end {session_id}`",
-        )
-    repositories, carried = repositories_of(session), carried_of(session)
-    here = fold(SessionStatus(), read_events(place.folder.outbox))
-    moved = not is_here(session, place)
-    if moved:
-        carried = elsewhere(session.status, here)
-        _tell_moved(session, place)
-    if session.status.last_seq and not place.state.exists():
-        repositories = _as_pushed(session, repositories)
-    if prompt is None and not interactive:
-        prompt = _still_to_do(session, here)
-    return Request(
-        id=session_id,
-        prompt=prompt,
-        repositories=repositories,
-        main=int(session.options.get("main") or 0),
-        interactive=interactive,
-        push=push or bool(session.options.get("push")),
-        choices=choices.over(earlier_choices(session)),
-        forked_from=session.forked_from,
-        ticket=session.ticket,
-        carried=carried,
-        moved=moved,
-        asked=session.prompt,
-    )
-
-
-def _tell_moved(session: StoredSession, place: Place) -> None:
-    was = f"session {session.id} was last on {session.options.get('host')}"
-    if place.state.exists():
-        aside(f"{was}: the workspace is as the session left it here")
-    else:
-        aside(f"{was}: what it did not push is not in this workspace")
-
-
-def _as_pushed(
-    session: StoredSession, asked: tuple[Repository, ...]
-) -> tuple[Repository, ...]:
-    """The repositories, each from the branch that the session has pushed to."""
-    if len(session.repositories) != len(asked):
-        return asked
-    own = f"midwatch/{session.id}"
-    return tuple(
-        (
-            replace(one, branch=one.push_branch or own)
-            if record.get("status") == "pushed"
-            else one
-        )
-        for one, record in zip(asked, session.repositories, strict=True)
-    )
-
-
-def _still_to_do(session: StoredSession, here: SessionStatus) -> str | None:
-    """The prompt of a resume that has none; None where a turn was cut off here, and goes on."""
-    if here.unfinished:
-        return None
-    if (
-        session.status.unfinished
-    ):  # cut off on another machine: the transcript tells how far
-        return GO_ON
-    if not session.status.prompts and session.prompt:
-        return session.prompt
-    raise Conflict(
-        f"session {session.id} has answered everything",
-        hint="say what to do next: --prompt TEXT",
-    )
-
-
-async def forked(
-    desk: Desk,
-    session_id: str,
-    prompt: str | None,
-    interactive: bool,
-    push: bool,
-    push_branch: str | None,
-    choices: Choices,
-) -> Request:
-    """Raises NotFound, and Conflict where nothing was said yet."""
-    session = await desk.session(session_id)
-    key = TranscriptKey(project_key=PROJECT, session_id=conversation_id(session_id))
-    if await desk.transcripts.load(key) is None:
-        raise Conflict(f"nothing was said in session {session_id} yet")
-    return Request(
-        id=new_id(),
-        prompt=prompt,
-        repositories=tuple(
-            replace(one, push_branch=push_branch)
-            for one in _as_pushed(session, repositories_of(session))
-        ),
-        main=int(session.options.get("main") or 0),
-        interactive=interactive,
-        push=push,
-        choices=choices.over(earlier_choices(session)),
-        forked_from=session_id,
-        ticket=session.ticket,
-    )
-
-
 # ------------------------------------------------------------ fixing
 # A ticket as a prompt, and the session that gets it.
 
@@ -467,9 +340,9 @@ class Fix:
     interactive: bool
     push: bool
     push_branch: str | None
-    choices: Choices
+    choices: OptionOverrides
     as_json: bool
-    _request: Request | None = field(default=None, init=False)
+    _request: SessionRequest | None = field(default=None, init=False)
     _told: str = field(default="", init=False)
 
     def __str__(self) -> str:
@@ -479,7 +352,7 @@ class Fix:
     async def prepare(self, edge: Edge) -> str:
         """The prompt. Raises NotFound, Conflict for a resolved ticket, SettingsError where the
         subject names no repositories."""
-        async with open_desk(edge) as desk:
+        async with open_sessions(edge) as desk:
             ticket = await desk.store.ticket(self.ticket_id)
             if ticket.resolved:
                 raise Conflict(f"ticket {ticket.id} is resolved already")
@@ -487,17 +360,19 @@ class Fix:
             repositories = ticket_repositories(
                 desk.settings.subjects, ticket.key.subject, self.push_branch
             )
-            prompt = desk.redactor().text(compose(ticket, settled(ticket, attempts)))
+            prompt = desk.manager.redactor.text(
+                compose(ticket, settled(ticket, attempts))
+            )
             self._told = _told(desk, repositories, self)
-        self._request = Request(
-            id=new_id(),
+        self._request = SessionRequest(
+            id=new_session_id(),
             prompt=prompt,
             repositories=repositories,
             interactive=self.interactive,
             push=self.push,
-            choices=self.choices,
+            overrides=self.choices,
             ticket=ticket.id,
-            asked=f"fix ticket {ticket.id}: {one_line(ticket.message)}",
+            first_prompt=f"fix ticket {ticket.id}: {one_line(ticket.message)}",
         )
         return prompt
 
@@ -506,7 +381,7 @@ class Fix:
         request = self._request
         assert request is not None and request.ticket is not None
         actor = user_at_host()
-        async with open_desk(edge) as desk:
+        async with open_sessions(edge) as desk:
             desk.access()  # without a key, nothing is begun
             teller = EventPrinter(Output.standard(edge.environ), self.as_json)
             teller.plain(f"session {request.id} for ticket {request.ticket}")
@@ -522,7 +397,7 @@ class Fix:
 
 def ticket_repositories(
     subjects: Sequence[Mapping[str, Any]], name: str, push_branch: str | None
-) -> tuple[Repository, ...]:
+) -> tuple[RepoSpec, ...]:
     """The repositories that the settings of a subject name. Raises SettingsError."""
     for number, written in enumerate(subjects):
         if written.get("name") == name:
@@ -537,7 +412,7 @@ def ticket_repositories(
 
 def _read(
     written: Mapping[str, Any], path: str, push_branch: str | None
-) -> tuple[Repository, ...]:
+) -> tuple[RepoSpec, ...]:
     own = {name: written[name] for name in ("name", "kind") if name in written}
     asked = {**own, "repositories": written.get("repositories") or []}
     try:
@@ -550,7 +425,9 @@ def _read(
             path=path,
             hint="repositories: [{url: …}] says where its fixes are made",
         )
-    return tuple(Repository(one.url, one.branch, push_branch) for one in found)
+    return tuple(
+        RepoSpec(one.url, branch=one.branch, push_branch=push_branch) for one in found
+    )
 
 
 # ------------------------------------------------------------------ the prompt
@@ -612,7 +489,7 @@ def _fenced(text: str, tag: str) -> str:
     return fence(clean(text), tag)
 
 
-def _told(desk: Desk, repositories: Sequence[Repository], fix: Fix) -> str:
+def _told(desk: SessionContext, repositories: Sequence[RepoSpec], fix: Fix) -> str:
     options = session_options(desk.settings.sessions, fix.choices)
     wall = options.limits.wall
     lines = [

@@ -9,16 +9,14 @@ import queue
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Cell, Output, cut, iso
-from midwatch.cli.session.service import Place
 from midwatch.errors import Conflict, MidwatchError
 from midwatch.model import Json
 from midwatch.session.agentic_session import SessionResult, repository_record
@@ -44,11 +42,10 @@ from midwatch.session.events import (
     TurnStarted,
     to_json,
 )
-from midwatch.session.log import EventReader, read_events
-from midwatch.session.mailbox import MAX_LINE, Kind, write_mail
-from midwatch.session.records import FolderRecords, status_to_json
-from midwatch.session.status import SessionStatus, fold
-from midwatch.store.sessions import StoredSession
+from midwatch.session.log import EventReader
+from midwatch.session.mailbox import Mailbox
+from midwatch.session.paths import SessionPaths
+from midwatch.session.records import FolderRecords, StoredSession, status_to_json
 from midwatch.text import one_line
 from midwatch.units import format_duration
 from midwatch.workspace.git import OnProgress, Progress
@@ -526,89 +523,56 @@ def _bars() -> Iterator[OnProgress]:
         yield show
 
 
-# ------------------------------------------------------------ letters
-# Lines of an inbox, as the commands write them.
+# ------------------------------------------------------------------ mailbox
 
 
-def write(place: Place, kind: Kind, content: Any, at: datetime) -> str:
-    """Append one message; returns its id. Raises Conflict for one that no session would take."""
-    if (
-        isinstance(content, str)
-        and len(content.encode("utf-8", "replace")) > MAX_LINE // 2
-    ):
-        raise Conflict("that is too long for a message", hint="put it into a file")
-    message_id = uuid.uuid4().hex
-    write_mail(
-        place.folder.inbox, id=message_id, kind=kind, content=content, timestamp=iso(at)
-    )
-    return message_id
-
-
-def expectation(place: Place) -> str:
-    """What will become of a message, as far as can be told now."""
-    spec = FolderRecords(place.folder.path).load_spec()
-    if place.running and (spec is None or spec.interactive):
+def delivery_line(paths: SessionPaths) -> str:
+    """Return when a message that was just written will be read, as far as the folder shows."""
+    spec = FolderRecords(paths.folder.path).load_spec()
+    if paths.running and (spec is None or spec.interactive):
         return "written"
-    how = f"`midwatch session resume {place.id} --interactive`"
-    if place.running:
+    how = f"`midwatch session resume {paths.id} --interactive`"
+    if paths.running:
         return f"written, but the session does not read its mailbox; later {how}"
     return f"written; the session does not run, {how} reads it"
 
 
-def pending_request(place: Place) -> str:
-    """The one permission that is asked for. Raises Conflict where it is not just one."""
-    asked = status_of(place).pending_permissions
-    if not asked:
-        raise Conflict(f"session {place.id} asks for nothing")
-    if len(asked) > 1:
-        names = ", ".join(f"{one.request_id} ({one.tool})" for one in asked)
-        raise Conflict(f"session {place.id} asks for {len(asked)} things", hint=names)
-    return asked[0].request_id
-
-
-def status_of(place: Place) -> SessionStatus:
-    return fold(SessionStatus(), read_events(place.folder.outbox))
-
-
-# ------------------------------------------------------------ attaching
-# Following a session's outbox while writing into its inbox: a chat over two files.
-
 _CHUNK = 65_536
 _INTERVAL = 0.05
-"""Seconds between two looks at the outbox."""
+"""Seconds between two checks of the outbox and of standard input."""
 
 
-def follow(place: Place, teller: EventPrinter, after: int) -> None:
-    """Tell every event behind `after` until the run ends or the runner is gone."""
-    reader = EventReader(place.folder.outbox, after)
-    said = _input_lines()
+def follow(paths: SessionPaths, printer: EventPrinter, after: int) -> None:
+    """Print every event after `after`, and send what is typed, until the run ends or has no runner."""
+    reader = EventReader(paths.folder.outbox, after)
+    typed = _input_lines()
     ended = False
     while True:
-        running = place.running  # before the events: what comes last is still read
+        running = paths.running  # before the events: the last ones are still printed
         for event in reader.poll():
-            teller.event(event)
+            printer.event(event)
             if isinstance(event, PhaseChanged):
                 ended = event.phase.terminal
-        _say(place, said)
+        _send_typed(paths, typed)
         if not running:
             break
         time.sleep(_INTERVAL)
     if not ended:
         aside(
-            f"no runner works on session {place.id}: `midwatch session list` says why"
+            f"session {paths.id} has no runner: `midwatch session list` shows the reason"
         )
 
 
-async def chat(place: Place) -> None:
-    """Say to a session what is typed, until this is cancelled."""
-    said = _input_lines()
+async def chat(paths: SessionPaths) -> None:
+    """Send to a session what is typed, until this is cancelled."""
+    typed = _input_lines()
     while True:
-        _say(place, said)
+        _send_typed(paths, typed)
         await asyncio.sleep(_INTERVAL)
 
 
 def _input_lines() -> queue.SimpleQueue[str]:
-    """Lines of standard input as they come; the thread that waits for them ends with the process."""
+    """Return the queue of lines of standard input. Its thread ends with the process."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     file = sys.stdin.fileno()
 
@@ -624,24 +588,22 @@ def _input_lines() -> queue.SimpleQueue[str]:
     return lines
 
 
-def _say(place: Place, said: queue.SimpleQueue[str]) -> None:
-    while not said.empty():
-        line = said.get()
+def _send_typed(paths: SessionPaths, typed: queue.SimpleQueue[str]) -> None:
+    mailbox = Mailbox(paths.id, paths.folder)
+    while not typed.empty():
+        line = typed.get()
         if line.strip():
             try:
-                _write(place, line)
+                _send(mailbox, line)
             except Conflict as error:
                 aside(error.one_line())
 
 
-def _write(place: Place, line: str) -> None:
-    now = datetime.now(UTC)
+def _send(mailbox: Mailbox, line: str) -> None:
     command, _, rest = line.strip().partition(" ")
     if command in ("/approve", "/deny"):
-        asked = rest.strip() or pending_request(place)
-        content = {"request_id": asked, "allow": command == "/approve"}
-        write(place, "permission_response", content, now)
+        mailbox.answer(rest.strip() or None, allow=command == "/approve")
     elif line.strip() == "/interrupt":
-        write(place, "interrupt", None, now)
+        mailbox.interrupt()
     else:  # a message that is /end ends the session, by the rule of the mailbox
-        write(place, "user_message", line, now)
+        mailbox.send(line)
