@@ -1,7 +1,7 @@
 """How the claude program is started: through a launcher that gives it an environment built from a list.
 
 The Agent SDK hands all of the runner's environment to what it starts. So it starts a small script
-of ours, which throws that away and runs `supervise.py`; that one starts the program with the
+of ours, which throws that away and runs `supervisor.py`; that one starts the program with the
 variables of a plan, and passes the API key through a pipe. Bash in the session sees no key: the program
 reads the pipe once, and neither an environment, an argument nor a file has the key.
 """
@@ -28,7 +28,7 @@ from midwatch.session.supervisor import started
 
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL for the program; it takes some 20 ms where nothing hangs."""
-_SUPERVISOR = Path(__file__).with_name("supervise.py")
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
 @dataclass(frozen=True, slots=True)
