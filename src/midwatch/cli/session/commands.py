@@ -427,7 +427,7 @@ def use_sessions(edge: Edge, use: Callable[[SessionContext], Awaitable[T]]) -> T
     return asyncio.run(run())
 
 
-# ------------------------------------------------------------ serve
+# ------------------------------------------------------------------ serve
 # `midwatch session serve`: the runner in a pod, configured by its environment alone.
 
 

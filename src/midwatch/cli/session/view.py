@@ -1,4 +1,4 @@
-"""Sessions as people read them."""
+"""How sessions are printed: tables and pages for people, documents for `--json`, and a chat."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ PHASE_STYLES = {
 
 
 def session_table(output: Output, sessions: Sequence[StoredSession]) -> None:
+    """Print sessions as a table."""
     if not sessions:
         if output.terminal:
             output.line("no sessions", DIM)
@@ -73,7 +74,9 @@ def session_table(output: Output, sessions: Sequence[StoredSession]) -> None:
 
 def _row(output: Output, session: StoredSession) -> list[Cell]:
     phase = session.status.phase
-    shown = f"{phase}: {session.status.reason}" if _tells(session) else str(phase)
+    shown = str(phase)
+    if phase in (Phase.FAILED, Phase.STOPPED):
+        shown = f"{phase}: {session.status.reason}"
     return [
         Cell(session.id),
         Cell(shown, PHASE_STYLES.get(phase, "")),
@@ -85,12 +88,8 @@ def _row(output: Output, session: StoredSession) -> list[Cell]:
     ]
 
 
-def _tells(session: StoredSession) -> bool:
-    return session.status.phase in (Phase.FAILED, Phase.STOPPED)
-
-
 def show_session(output: Output, session: StoredSession) -> None:
-    """Everything that is known of one."""
+    """Print all that is recorded of a session."""
     status = session.status
     why = f", {status.reason}" if status.reason else ""
     style = PHASE_STYLES.get(status.phase, BOLD)
@@ -138,7 +137,7 @@ def _facts(output: Output, session: StoredSession) -> list[tuple[str, str]]:
 
 
 def record_line(record: Mapping[str, Any]) -> str:
-    """A repository of a record: `app: changed, 2 files +10 -3, 1 commit`."""
+    """Return a repository of a record as `app: changed, 2 files +10 -3, 1 commit`."""
     return _line(
         one_line(str(record["name"])),
         str(record["status"]),
@@ -150,6 +149,7 @@ def record_line(record: Mapping[str, Any]) -> str:
 
 
 def repository_line(state: RepoState) -> str:
+    """Return a repository after a run, as `record_line` has it."""
     return _line(
         one_line(state.name),
         state.status,
@@ -186,7 +186,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def summary_line(result: SessionResult) -> str:
-    """`session s-…: Completed, 3 calls, 4,100 tokens, $0.0200, 12s`."""
+    """Return the end of a run as `session s-…: Completed, 3 calls, 4,100 tokens, $0.0200, 12s`."""
     usage = result.usage
     tokens = usage.input_tokens + usage.output_tokens
     why = f" ({one_line(result.reason)})" if result.reason else ""
@@ -200,8 +200,7 @@ def summary_line(result: SessionResult) -> str:
     return ", ".join(parts)
 
 
-# ------------------------------------------------------------ telling
-# What a run prints: each event as one line, or as one line of JSON; then how it ended.
+# ------------------------------------------------------------------ events
 
 _LONGEST = 2000
 _KIND = 11
@@ -219,7 +218,7 @@ _STYLES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class EventPrinter:
-    """Prints at once: whoever reads a pipe sees each event as it happens."""
+    """Prints each event as one line, or as one line of JSON, and flushes it: a pipe has it at once."""
 
     output: Output
     as_json: bool = False
@@ -227,12 +226,12 @@ class EventPrinter:
     def event(self, event: Event) -> None:
         if self.as_json:
             self.document(to_json(event))
-        elif told := told_line(event):
-            kind, text = told
+        elif line := event_line(event):
+            kind, text = line
             self.line(f"{event.at:%H:%M:%S}", kind, text)
 
     def document(self, document: Any) -> None:
-        """One line of JSON, escaped to ASCII."""
+        """Print one line of JSON, escaped to ASCII."""
         print(json.dumps(document), file=self.output.stream, flush=True)
 
     def line(self, time: str, kind: str, text: str) -> None:
@@ -244,13 +243,13 @@ class EventPrinter:
         self.output.stream.flush()
 
     def plain(self, text: str = "", style: str = "") -> None:
-        """A line for people; with --json there is none."""
+        """Print a line for people; with --json nothing."""
         if not self.as_json:
             self.output.line(text, style)
             self.output.stream.flush()
 
     def answer(self, text: str) -> None:
-        """What Claude said last, whole."""
+        """Print the last answer of Claude in full; with --json nothing."""
         if text and not self.as_json:
             self.output.line()
             self.output.markdown(text)
@@ -261,7 +260,7 @@ class EventPrinter:
 
 
 def aside(text: str) -> None:
-    """Something to know that is no result: on standard error."""
+    """Print a notice on standard error."""
     print(f"midwatch: {one_line(text, _LONGEST)}", file=sys.stderr, flush=True)
 
 
@@ -269,10 +268,10 @@ def aside_error(what: str, error: MidwatchError) -> None:
     aside(f"{what}: {error.one_line()}")
 
 
-def told_line(event: Event) -> tuple[str, str] | None:
-    """What kind of line an event is, and its text; None where it tells a person nothing."""
-    tell = _TOLD.get(type(event))
-    return None if tell is None else tell(event)
+def event_line(event: Event) -> tuple[str, str] | None:
+    """Return the kind and the text of an event's line; None for an event without one."""
+    line = _LINES.get(type(event))
+    return None if line is None else line(event)
 
 
 def _phase(event: PhaseChanged) -> tuple[str, str]:
@@ -291,7 +290,7 @@ def _tool_use(event: ToolUse) -> tuple[str, str]:
 
 
 def _input(data: Any) -> str:
-    """A tool's input: the one value that matters, where there is one."""
+    """Return the input of a tool: its main value, or all of it as JSON."""
     for name in ("command", "file_path", "pattern", "url", "description"):
         if isinstance(data, dict) and isinstance(data.get(name), str):
             return str(data[name])
@@ -305,14 +304,14 @@ def _tool_result(event: ToolResult) -> tuple[str, str]:
 
 
 def _permission(event: PermissionRequest) -> tuple[str, str]:
-    asked = f"{event.tool} {_input(event.input)}"
-    return "permission", f"asked as {event.request_id}: {asked}"
+    call = f"{event.tool} {_input(event.input)}"
+    return "permission", f"requested as {event.request_id}: {call}"
 
 
 def _answer(event: PermissionAnswer) -> tuple[str, str]:
     why = f": {event.why}" if event.why else ""
-    said = "allowed" if event.allowed else "denied"
-    return "permission", f"{event.request_id} {said}{why}"
+    answer = "allowed" if event.allowed else "denied"
+    return "permission", f"{event.request_id} {answer}{why}"
 
 
 def _retry(event: Retry) -> tuple[str, str]:
@@ -332,11 +331,11 @@ def _result(event: TurnResult) -> tuple[str, str]:
 
 
 def _of(parent: str | None, kind: str) -> str:
-    """What a subagent does is shown as such."""
+    """Mark the lines of a subagent."""
     return kind if parent is None else f"> {kind}"[:_KIND]
 
 
-_TOLD: dict[type, Callable[[Any], tuple[str, str] | None]] = {
+_LINES: dict[type, Callable[[Any], tuple[str, str] | None]] = {
     PhaseChanged: _phase,
     Started: _started,
     Prompt: lambda e: ("prompt", e.text),
@@ -357,12 +356,11 @@ _TOLD: dict[type, Callable[[Any], tuple[str, str] | None]] = {
 }
 
 
-# ------------------------------------------------------------ documents
-# Sessions as JSON; docs/json.md is the table of these fields.
+# ------------------------------------------------------------------ JSON, as in docs/json.md
 
 
 def session_row(session: StoredSession) -> Json:
-    """A session in a list: without its long texts."""
+    """Return a session of a list, without its long texts."""
     status, options = session.status, session.options
     return {
         "id": session.id,
@@ -390,7 +388,7 @@ def session_row(session: StoredSession) -> Json:
 
 
 def session_document(session: StoredSession) -> Json:
-    """A session with everything that is known of it."""
+    """Return all that is recorded of a session."""
     status = session.status
     whole = status_to_json(status)
     return {
@@ -411,7 +409,7 @@ def session_document(session: StoredSession) -> Json:
 
 
 def result_document(result: SessionResult) -> Json:
-    """The last line of a run with --json; `type` tells it from the events before it."""
+    """Return the last line of a run; its `type` differs from those of the events before it."""
     return {
         "type": "session",
         "id": result.session_id,
@@ -441,6 +439,7 @@ def result_document(result: SessionResult) -> Json:
 
 
 def push_document(result: PushResult) -> Json:
+    """Return the push of a repository."""
     return {
         "type": "push",
         "name": result.name,
@@ -453,6 +452,7 @@ def push_document(result: PushResult) -> Json:
 
 
 def mirror_document(mirror: Mirror) -> Json:
+    """Return a mirror of `midwatch cache`."""
     return {
         "url": mirror.url,
         "path": str(Path(mirror.path)),
@@ -465,8 +465,7 @@ def _iso(at: datetime | None) -> str | None:
     return None if at is None else iso(at)
 
 
-# ------------------------------------------------------------ cloning
-# The progress of clones: bars on a terminal, a line per repository elsewhere.
+# ------------------------------------------------------------------ progress of clones
 
 _SHARE = {
     "asking": 0,
@@ -481,7 +480,10 @@ _SPAN = {"counting": 5, "receiving": 70, "resolving": 10, "checkout": 10}
 
 @contextmanager
 def shown_progress(quiet: bool) -> Iterator[OnProgress]:
-    """What to hand to `setup_workspace`; it writes to standard error, or nowhere if `quiet`."""
+    """Yield the `on_progress` of `setup_workspace`: bars on a terminal, a line per repository elsewhere.
+
+    It prints on standard error, or nothing if `quiet`.
+    """
     if quiet:
         yield lambda progress: None
     elif sys.stderr.isatty():
