@@ -27,7 +27,7 @@ from midwatch.kube.runner_task import PodTask
 from midwatch.kube.status import Condition, repository_changes
 from midwatch.lifecycle import Clock, StopEvent
 from midwatch.model import Json
-from midwatch.session.agentic_session import GO_ON, repository_record
+from midwatch.session.agentic_session import GO_ON
 from midwatch.session.events import (
     Event,
     Phase,
@@ -578,8 +578,7 @@ class Delivery:
         """The repositories as `status.repos`; none where they cannot be looked at, which ends nothing."""
         looking = inspect_workspace(self._workspace, self._git)
         states = await self._within(within, looking, "the look at the repositories")
-        records = [repository_record(state) for state in states or ()]
-        return repository_changes(records, self._pushes)
+        return repository_changes(states or (), self._pushes)
 
     async def _within(
         self, seconds: float, work: Coroutine[Any, Any, T], what: str

@@ -36,7 +36,6 @@ from midwatch.session.options import (
 )
 from midwatch.session.records import (
     FolderRecords,
-    RepositoryRecord,
     SessionRecords,
     SessionSpec,
     Transcripts,
@@ -117,21 +116,6 @@ async def states_of(
         return ()
     git = options.git()
     return tuple(await inspect_workspace(workspace, git))
-
-
-def repository_record(state: RepoState) -> RepositoryRecord:
-    return RepositoryRecord(
-        name=state.name,
-        url=state.url,
-        status=state.status,
-        branch=state.branch,
-        commits=state.commit_count,
-        files=len(state.files),
-        added=state.added,
-        removed=state.removed,
-        untracked=state.untracked,
-        problem=state.problem,
-    )
 
 
 WorkspaceLike = Path | str | Workspace | Sequence[Path]
@@ -300,8 +284,7 @@ class AsyncAgenticSession:
         workspace = self._workspace if repositories else None
         states = await states_of(workspace, self._workspace_options)
         if states:
-            records = [repository_record(state) for state in states]
-            await self._setting.records.save_repositories(self.id, records)
+            await self._setting.records.save_repositories(self.id, states)
         return result_of(
             self.id, status, self.folder.path, self._setting.conversation, states
         )

@@ -9,7 +9,7 @@ conversation; a store that passes `claude_agent_sdk.testing.run_session_store_co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict
@@ -25,6 +25,7 @@ from midwatch.session.log import read_json, replace_json
 from midwatch.session.options import OptionOverrides
 from midwatch.session.paths import SessionPaths, this_host
 from midwatch.session.status import SessionStatus
+from midwatch.workspace.inspect import RepoState
 from midwatch.workspace.plan import RepoSpec
 
 HEARTBEAT = 5.0
@@ -76,28 +77,12 @@ class SessionSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class RepositoryRecord:
-    """What a session did to one repository, as it is recorded."""
-
-    name: str
-    url: str
-    status: str
-    branch: str | None = None
-    commits: int = 0
-    files: int = 0
-    added: int = 0
-    removed: int = 0
-    untracked: int = 0
-    problem: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class StoredSession:
     """A session as a store has it.
 
     Attributes:
         options: What a resume needs, as `SessionRequest.to_options` wrote it.
-        repositories: `RepositoryRecord`s as plain data.
+        repositories: The repositories as they were last inspected, as `repository_to_json` writes them.
         runner: The host and the process id of the last runner.
         heartbeat_at: When that runner last wrote something, by the clock of the store.
         silent_for: Seconds since then, by the same clock.
@@ -164,7 +149,7 @@ class SessionRecords(Protocol):
         """Record that `runner` (a host and a process id) works on the session."""
 
     async def save_repositories(
-        self, session_id: str, repositories: Sequence[RepositoryRecord]
+        self, session_id: str, repositories: Sequence[RepoState]
     ) -> None:
         """Keep the state of the repositories, as it was last inspected."""
 
@@ -214,6 +199,22 @@ def status_from_json(data: Json) -> SessionStatus:
     )
 
 
+def repository_to_json(state: RepoState) -> Json:
+    """Return what is recorded of the state of a repository: numbers of files and lines, no names."""
+    return {
+        "name": state.name,
+        "url": state.url,
+        "status": state.status,
+        "branch": state.branch,
+        "commits": state.commit_count,
+        "files": len(state.files),
+        "added": state.added,
+        "removed": state.removed,
+        "untracked": state.untracked,
+        "problem": state.problem,
+    }
+
+
 class FolderRecords:
     """The records of one session as small files in its folder: `spec.json`, `status.json`, …"""
 
@@ -230,9 +231,11 @@ class FolderRecords:
         self._write("heartbeat.json", {"runner": runner, "at": at.isoformat()})
 
     async def save_repositories(
-        self, session_id: str, repositories: Sequence[RepositoryRecord]
+        self, session_id: str, repositories: Sequence[RepoState]
     ) -> None:
-        self._write("repositories.json", [asdict(repo) for repo in repositories])
+        self._write(
+            "repositories.json", [repository_to_json(one) for one in repositories]
+        )
 
     def load_spec(self) -> SessionSpec | None:
         """Return the spec; None if there is none or it cannot be read."""
@@ -296,7 +299,7 @@ class SessionRequest:
         return {
             "host": this_host(),
             "folder": str(folder),
-            "repositories": [_repository_to_json(one) for one in self.repositories],
+            "repositories": [_spec_to_json(one) for one in self.repositories],
             "main": self.main,
             "push": self.push,
             "choices": self.overrides.to_json(),
@@ -308,7 +311,7 @@ class SessionRequest:
         }
 
 
-def _repository_to_json(repository: RepoSpec) -> Json:
+def _spec_to_json(repository: RepoSpec) -> Json:
     """Three fields as always, and of the others those that differ from their defaults."""
     first = {
         "url": repository.url,
@@ -388,7 +391,7 @@ class RunRecords:
         await self._store.heartbeat(session_id, runner, at)
 
     async def save_repositories(
-        self, session_id: str, repositories: Sequence[RepositoryRecord]
+        self, session_id: str, repositories: Sequence[RepoState]
     ) -> None:
         await self._files.save_repositories(session_id, repositories)
         await self._store.save_repositories(session_id, repositories)

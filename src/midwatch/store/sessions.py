@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,11 +16,16 @@ from sqlalchemy import ColumnElement, Row, delete, func, select, update
 from midwatch.errors import NotFound, StoreRejected
 from midwatch.model import Json
 from midwatch.session.events import Phase
-from midwatch.session.records import RepositoryRecord, SessionSpec, StoredSession
+from midwatch.session.records import (
+    SessionSpec,
+    StoredSession,
+    repository_to_json,
+)
 from midwatch.session.status import SessionStatus
 from midwatch.store.engine import Transaction, TransactionalStore, audit_row
 from midwatch.store.schema import dump_json, sessions, transcript_entries
 from midwatch.store.tickets import ticket
+from midwatch.workspace.inspect import RepoState
 
 _TERMINAL = tuple(phase.value for phase in Phase if phase.terminal)
 _STATUS: TypeAdapter[SessionStatus] = TypeAdapter(SessionStatus)
@@ -54,9 +58,9 @@ class SqlSessions(TransactionalStore):
         await self._run(_change, session_id, {"runner": runner})
 
     async def save_repositories(
-        self, session_id: str, repositories: Sequence[RepositoryRecord]
+        self, session_id: str, repositories: Sequence[RepoState]
     ) -> None:
-        documents = [asdict(repository) for repository in repositories]
+        documents = [repository_to_json(one) for one in repositories]
         await self._run(_save, session_id, {"repositories": documents})
 
     # -------------------------------------------------- read and changed by all others

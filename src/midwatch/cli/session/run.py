@@ -43,7 +43,6 @@ from midwatch.session.agentic_session import (
     SessionResult,
     SessionStopped,
     end_unprepared,
-    repository_record,
     stop_when_told,
     unless_stopped,
 )
@@ -74,8 +73,7 @@ async def look(desk: SessionContext, place: SessionPaths) -> list[RepoState]:
     """The repositories as they are now; the records follow."""
     workspace = open_workspace(place.state)
     states = await inspect_workspace(workspace, desk.workspace_options(place.id).git())
-    records = [repository_record(state) for state in states]
-    await desk.sessions.save_repositories(place.id, records)
+    await desk.sessions.save_repositories(place.id, states)
     return states
 
 

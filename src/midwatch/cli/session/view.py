@@ -19,7 +19,7 @@ from typing import Any
 from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Cell, Output, cut, iso
 from midwatch.errors import Conflict, MidwatchError
 from midwatch.model import Json
-from midwatch.session.agentic_session import SessionResult, repository_record
+from midwatch.session.agentic_session import SessionResult
 from midwatch.session.events import (
     Command,
     Event,
@@ -45,7 +45,12 @@ from midwatch.session.events import (
 from midwatch.session.log import EventReader
 from midwatch.session.mailbox import Mailbox
 from midwatch.session.paths import SessionPaths
-from midwatch.session.records import FolderRecords, StoredSession, status_to_json
+from midwatch.session.records import (
+    FolderRecords,
+    StoredSession,
+    repository_to_json,
+    status_to_json,
+)
 from midwatch.text import one_line
 from midwatch.units import format_duration
 from midwatch.workspace.git import OnProgress, Progress
@@ -434,7 +439,7 @@ def result_document(result: SessionResult) -> Json:
                 "status": result.error.status,
             }
         ),
-        "repositories": [asdict(repository_record(r)) for r in result.repositories],
+        "repositories": [repository_to_json(one) for one in result.repositories],
     }
 
 
