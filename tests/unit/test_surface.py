@@ -44,6 +44,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ("import midwatch", "anthropic pydantic sqlalchemy typer asyncio"),
         ("from midwatch import MonitorLoop, AgentRunner", "anthropic"),
         ("import midwatch.cli.main", "anthropic sqlalchemy claude_agent_sdk"),
+        ("from midwatch import SessionManager", "anthropic claude_agent_sdk"),
+        ("import midwatch.cli.session.view", "anthropic claude_agent_sdk"),
         ("import midwatch.subjects.http as e; e._tls.read", "cryptography"),
     ],
 )

@@ -1,7 +1,8 @@
 """The manager of sessions: list, resume, fork, answer, end and remove them.
 
 `SessionManager` is what `midwatch session` is made of, for programs of your own: a web page, a bot, a
-service. It prints nothing and reads no environment; its arguments are all that it uses.
+service. It prints nothing and reads no environment; its arguments are all that it uses. Only `open` imports the
+Agent SDK, which takes longer than everything else here.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from midwatch.errors import Conflict, NotFound
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.redaction import Redactor
-from midwatch.session.agentic_session import GO_ON, AsyncAgenticSession
 from midwatch.session.events import Phase
 from midwatch.session.log import conversation_id, read_events
 from midwatch.session.mailbox import Mailbox
@@ -42,6 +43,9 @@ from midwatch.settings import SessionSettings
 from midwatch.workspace.environment import GitEnvironment
 from midwatch.workspace.plan import RepoSpec
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
+
+if TYPE_CHECKING:
+    from midwatch.session.agentic_session import AsyncAgenticSession
 
 SILENT = 4 * HEARTBEAT
 """Seconds without a heartbeat after which a runner on another machine has crashed."""
@@ -263,6 +267,8 @@ class SessionManager:
             KeyRefused, SessionRefused: The client or the options cannot be used.
             MidwatchError: A repository cannot be cloned; see `midwatch.workspace.errors`.
         """
+        from midwatch.session.agentic_session import AsyncAgenticSession
+
         paths = self.folders.of(request.id)
         workspace = self.workspace_options(request.id, environment)
         spent = request.elsewhere.cost_usd if request.elsewhere else 0.0
@@ -503,6 +509,8 @@ def _prompt_to_continue(session: StoredSession, here: SessionStatus) -> str | No
 
     Raises Conflict where everything is answered.
     """
+    from midwatch.session.agentic_session import GO_ON
+
     if here.unfinished:
         return None
     if session.status.unfinished:  # cut off elsewhere: only the transcript has it

@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Cell, Output, cut, iso
 from midwatch.errors import Conflict, MidwatchError
 from midwatch.model import Json
-from midwatch.session.agentic_session import SessionResult
 from midwatch.session.events import (
     Command,
     Event,
@@ -57,6 +56,9 @@ from midwatch.workspace.git import OnProgress, Progress
 from midwatch.workspace.inspect import RepoState
 from midwatch.workspace.mirrors import Mirror
 from midwatch.workspace.push import PushResult
+
+if TYPE_CHECKING:
+    from midwatch.session.agentic_session import SessionResult
 
 _PROMPT = 5  # the column that is shortened
 PHASE_STYLES = {
