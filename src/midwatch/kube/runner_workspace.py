@@ -36,7 +36,7 @@ from midwatch.session.events import (
     TurnResult,
     TurnStarted,
 )
-from midwatch.session.log import SessionFolder, disk_error, read_json, replace_json
+from midwatch.session.log import SessionFolder, map_disk_error, read_json, replace_json
 from midwatch.session.status import SessionStatus, fold
 from midwatch.workspace.errors import WorkspaceExists
 from midwatch.workspace.git import Git
@@ -405,7 +405,7 @@ class PodPlaces:
                 probe.touch()
                 probe.unlink()
             except OSError as error:
-                raise disk_error(error, path) from error
+                raise map_disk_error(error, path) from error
 
 
 def stays_here(path: str) -> bool:
@@ -455,7 +455,7 @@ def _leave_out(places: PodPlaces, kept: set[str]) -> None:
             if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
-        raise disk_error(error, places.state) from error
+        raise map_disk_error(error, places.state) from error
 
 
 # ------------------------------------------------------------ preparing
@@ -519,7 +519,7 @@ def _moved(path: Path) -> Path:
         to.parent.mkdir(exist_ok=True)
         path.rename(to)
     except OSError as error:
-        raise disk_error(error, path) from error
+        raise map_disk_error(error, path) from error
     return to
 
 

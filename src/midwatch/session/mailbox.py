@@ -29,7 +29,7 @@ from midwatch.session.log import (
     Journal,
     SessionFolder,
     append_line,
-    disk_error,
+    map_disk_error,
     prompt_uuid,
     read_events,
     replace_json,
@@ -177,7 +177,7 @@ class Inbox:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise disk_error(error, self.path) from error
+            raise map_disk_error(error, self.path) from error
 
     def all(self) -> list[Mail | Rejected]:
         """Return every complete line of the file, also those before the cursor."""

@@ -17,7 +17,7 @@ from typing import Any
 from midwatch.errors import NotFound
 from midwatch.files import is_locked, locked_if_free
 from midwatch.session.errors import SessionBusy
-from midwatch.session.log import SessionFolder, disk_error
+from midwatch.session.log import SessionFolder, map_disk_error
 from midwatch.settings import SessionSettings
 from midwatch.workspace.environment import default_home
 from midwatch.workspace.setup import default_cache
@@ -89,7 +89,7 @@ class SessionPaths:
                         return
                 time.sleep(_PAUSE)
         except OSError as error:
-            raise disk_error(error, self._runner_lock) from error
+            raise map_disk_error(error, self._runner_lock) from error
         raise SessionBusy(f"session {self.id} has another runner")
 
     @property
@@ -113,7 +113,7 @@ class SessionPaths:
                 if path.exists():
                     shutil.rmtree(path, onerror=_open_and_retry)
             except OSError as error:
-                raise disk_error(error, path) from error
+                raise map_disk_error(error, path) from error
         lock = self.state.with_name(f"{self.state.name}.lock")
         lock.unlink(missing_ok=True)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.session.errors import ProgramRefused, SandboxUnavailable
-from midwatch.session.log import disk_error
+from midwatch.session.log import map_disk_error
 from midwatch.session.options import SessionOptions
 from midwatch.session.supervisor import started
 
@@ -69,7 +69,7 @@ class Launcher:
             self.mcp_servers.write_text(json.dumps({"mcpServers": dict(servers)}))
             pipe = self._open_pipe(key)
         except OSError as error:
-            raise disk_error(error, self.plan) from error
+            raise map_disk_error(error, self.plan) from error
         try:
             yield
         finally:
