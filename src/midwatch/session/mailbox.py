@@ -26,7 +26,7 @@ from midwatch.session.log import (
     Journal,
     SessionFolder,
     append_line,
-    disk_error,
+    map_disk_error,
     prompt_uuid,
     replace_json,
 )
@@ -169,7 +169,7 @@ class Inbox:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise disk_error(error, self.path) from error
+            raise map_disk_error(error, self.path) from error
 
     def all(self) -> list[Mail | Rejected]:
         """Every complete line of the file, whatever the cursor says."""

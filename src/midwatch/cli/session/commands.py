@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -242,7 +241,7 @@ def carry_out(
 async def _carry_out(
     edge: Edge, make: Callable[[Desk], Awaitable[Request]], as_json: bool
 ) -> None:
-    from midwatch.cli.session.run import Runner
+    from midwatch.cli.session.run import local_runner
     from midwatch.cli.session.service import open_desk
     from midwatch.cli.session.view import EventPrinter
 
@@ -257,7 +256,7 @@ async def _carry_out(
             )
         teller = EventPrinter(Output.standard(edge.environ), as_json)
         teller.plain(f"session {request.id} in {place.workspace}")
-        await Runner(desk, request, teller).run()
+        await local_runner(desk, request, teller).run()
 
 
 # ------------------------------------------------------------ fix
@@ -447,14 +446,14 @@ def push(
     """Push what a session did: its commits and, in one more, the rest. Nothing is forced."""
 
     async def act(desk: Desk) -> None:
-        from midwatch.cli.session.run import push_and_tell
+        from midwatch.cli.session.run import push_session
         from midwatch.cli.session.view import EventPrinter
 
         place = desk.places.present(session_id)
         if place.running:
             raise Conflict(f"session {session_id} is running", hint="wait for its end")
         teller = EventPrinter(Output.standard(desk.edge.environ), as_json)
-        await push_and_tell(desk, place, teller, push_branch)
+        await push_session(desk, place, teller, push_branch)
 
     at_desk(context.obj, act)
 
@@ -676,9 +675,7 @@ def serve(context: typer.Context) -> None:
     written, 143 the pod was taken away before the end.
     """
     set_nondumpable()
-    gc.enable()  # `main` turned it off for the start
-    code = asyncio.run(_serve(context.obj))
-    raise typer.Exit(code)
+    raise typer.Exit(asyncio.run(_serve(context.obj)))
 
 
 async def _serve(edge: Edge) -> int:
@@ -705,31 +702,23 @@ async def _serve(edge: Edge) -> int:
 async def _run(
     edge: Edge, settings: Settings, task: PodTask, cluster: StatusCluster
 ) -> int:
-    from midwatch.cli.output import Output
+    from midwatch.cli.session.run import TerminalEvents
     from midwatch.cli.session.service import Choices, git_environment, session_options
     from midwatch.cli.session.view import EventPrinter, aside
-    from midwatch.kube.runner import Dependencies, PodRunner
-    from midwatch.kube.runner_task import allowed_in_a_pod
-
-    teller = EventPrinter(Output.standard(edge.environ))
-
-    class Voice:
-        event = staticmethod(teller.event)
-        note = staticmethod(aside)
+    from midwatch.kube.runner import Dependencies, pod_runner
 
     for name in task.variables.left_out:
         aside(f"{name} is a reserved name: that key of a secret is left out")
     async with _sync(task) as sync:
-        means = Dependencies(
+        dependencies = Dependencies(
             cluster=cluster,
             sync=sync,
-            options=allowed_in_a_pod(
-                session_options(settings.sessions, Choices()), settings.sessions
-            ),
+            options=session_options(settings.sessions, Choices()),
             environment=git_environment(settings.sessions, task.variables.of_git),
-            voice=Voice(),
+            events=TerminalEvents(EventPrinter(Output.standard(edge.environ))),
+            settings=settings.sessions,
         )
-        return await PodRunner(task, means).run()
+        return await pod_runner(task, dependencies).run()
 
 
 @contextlib.asynccontextmanager

@@ -30,7 +30,7 @@ from midwatch.model import Json, Usage
 from midwatch.redaction import Redactor
 from midwatch.session.errors import KeyRefused, SessionBusy
 from midwatch.session.events import ModelUsage, Phase
-from midwatch.session.log import SessionFolder, conversation_id, disk_error
+from midwatch.session.log import SessionFolder, conversation_id, map_disk_error
 from midwatch.session.options import (
     ApiAccess,
     Limits,
@@ -100,7 +100,7 @@ class Place:
         try:
             file = os.open(self._runner_lock, flags, 0o600)
         except OSError as error:
-            raise disk_error(error, self._runner_lock) from error
+            raise map_disk_error(error, self._runner_lock) from error
         try:
             _lock(file, f"session {self.id} has another runner")
             yield
@@ -724,7 +724,7 @@ def _remove_files(place: Place) -> None:
             if path.exists():
                 shutil.rmtree(path, onerror=_once_more)
         except OSError as error:
-            raise disk_error(error, path) from error
+            raise map_disk_error(error, path) from error
     lock = place.state.with_name(f"{place.state.name}.lock")
     lock.unlink(missing_ok=True)
 
