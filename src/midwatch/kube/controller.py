@@ -443,10 +443,14 @@ class ReconcileWorker:
             self._log.info("waits", session=session, why=error.message, wait=wait)
         except TemporaryError as error:
             wait = self._failed("temporary", key, error.retry_after or 0.0)
-            self._log.warning("failed", session=session, error=error.one_line(), wait=wait)
+            self._log.warning(
+                "failed", session=session, error=error.one_line(), wait=wait
+            )
         except PermanentError as error:
             wait = self._failed("permanent", key)
-            self._log.error("refused", session=session, error=error.one_line(), wait=wait)
+            self._log.error(
+                "refused", session=session, error=error.one_line(), wait=wait
+            )
         except Exception:  # the outermost guard: a session that trips us stops no other
             wait = self._failed("unexpected", key)
             self._log.exception("failed", session=session, wait=wait)

@@ -509,7 +509,7 @@ def _prompt_to_continue(session: StoredSession, here: SessionStatus) -> str | No
 
     Raises Conflict where everything is answered.
     """
-    from midwatch.session.agentic_session import GO_ON
+    from midwatch.session.runner import GO_ON
 
     if here.unfinished:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, replace
@@ -142,7 +141,7 @@ async def _run_request(
     make: Callable[[SessionContext], Awaitable[SessionRequest]],
     as_json: bool,
 ) -> None:
-    from midwatch.cli.session.run import Runner
+    from midwatch.cli.session.run import local_runner
     from midwatch.cli.session.service import open_sessions
     from midwatch.cli.session.view import EventPrinter, aside
 
@@ -159,7 +158,7 @@ async def _run_request(
             aside(request.notice)
         printer = EventPrinter(Output.standard(edge.environ), as_json)
         printer.plain(f"session {request.id} in {paths.workspace}")
-        await Runner(sessions, request, printer).run()
+        await local_runner(sessions, request, printer).run()
 
 
 @app.command("fix")
@@ -335,14 +334,14 @@ def push(
     """Push the commits of a session and one more with its other changes. Never forces."""
 
     async def act(sessions: SessionContext) -> None:
-        from midwatch.cli.session.run import push_and_tell
+        from midwatch.cli.session.run import push_session
         from midwatch.cli.session.view import EventPrinter
 
         paths = sessions.manager.folders.existing(session_id)
         if paths.running:
             raise Conflict(f"session {session_id} is running", hint="wait for its end")
         printer = EventPrinter(Output.standard(sessions.edge.environ), as_json)
-        await push_and_tell(sessions, paths, printer, push_branch)
+        await push_session(sessions, paths, printer, push_branch)
 
     use_sessions(context.obj, act)
 
@@ -439,9 +438,7 @@ def serve(context: typer.Context) -> None:
     written, 143 the pod was taken away before the end.
     """
     set_nondumpable()
-    gc.enable()  # `main` turned it off for the start
-    code = asyncio.run(_serve(context.obj))
-    raise typer.Exit(code)
+    raise typer.Exit(asyncio.run(_serve(context.obj)))
 
 
 async def _serve(edge: Edge) -> int:
@@ -468,30 +465,23 @@ async def _serve(edge: Edge) -> int:
 async def _run(
     edge: Edge, settings: Settings, task: PodTask, cluster: StatusCluster
 ) -> int:
+    from midwatch.cli.session.run import TerminalEvents
     from midwatch.cli.session.view import EventPrinter, aside
-    from midwatch.kube.runner import Dependencies, PodRunner
-    from midwatch.kube.runner_task import allowed_in_a_pod
+    from midwatch.kube.runner import Dependencies, pod_runner
     from midwatch.session.options import git_environment, session_options
-
-    teller = EventPrinter(Output.standard(edge.environ))
-
-    class Voice:
-        event = staticmethod(teller.event)
-        note = staticmethod(aside)
 
     for name in task.variables.left_out:
         aside(f"{name} is a reserved name: that key of a secret is left out")
     async with _sync(task) as sync:
-        means = Dependencies(
+        dependencies = Dependencies(
             cluster=cluster,
             sync=sync,
-            options=allowed_in_a_pod(
-                session_options(settings.sessions), settings.sessions
-            ),
+            options=session_options(settings.sessions),
             environment=git_environment(settings.sessions, task.variables.of_git),
-            voice=Voice(),
+            events=TerminalEvents(EventPrinter(Output.standard(edge.environ))),
+            settings=settings.sessions,
         )
-        return await PodRunner(task, means).run()
+        return await pod_runner(task, dependencies).run()
 
 
 @contextlib.asynccontextmanager
