@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     )
     from midwatch.session.blocking import AgenticSession as AgenticSession
     from midwatch.session.blocking import run_agentic_session as run_agentic_session
+    from midwatch.session.manager import SessionManager as SessionManager
     from midwatch.session.options import ApiAccess as ApiAccess
     from midwatch.session.options import Limits as Limits
     from midwatch.session.options import SessionOptions as SessionOptions
@@ -34,6 +35,7 @@ __all__ = [
     "Limits",
     "MonitorLoop",
     "RepoSpec",
+    "SessionManager",
     "SessionOptions",
     "WorkspaceOptions",
     "__version__",
@@ -50,6 +52,7 @@ _WHERE = {
     "Limits": "session.options",
     "MonitorLoop": "monitor.loop",
     "RepoSpec": "workspace",
+    "SessionManager": "session.manager",
     "SessionOptions": "session.options",
     "WorkspaceOptions": "workspace",
     "run_agentic_session": "session.blocking",

@@ -7,19 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.cli.session.service import (
-    Choices,
-    choices_of,
-    continued,
-    elsewhere,
-    git_environment,
-    parse_repository,
-    session_options,
-)
-from midwatch.cli.session.view import told_line
+from midwatch.cli.session.options import parse_repository
+from midwatch.cli.session.view import event_line
 from midwatch.errors import SettingsError
 from midwatch.model import Usage
 from midwatch.session.events import Event, ModelUsage, Phase
+from midwatch.session.options import (
+    OptionOverrides,
+    git_environment,
+    session_options,
+)
+from midwatch.session.records import add_status, subtract_status
 from midwatch.session.status import SessionStatus
 from midwatch.settings import GitCredentialSettings, SessionSettings
 
@@ -63,15 +61,19 @@ def test_tokens_come_from_a_variable_or_a_file(tmp_path: Path) -> None:
         git_environment(neither, {})
 
 
-def test_choices_go_over_earlier_choices_and_those_over_settings() -> None:
+def test_overrides_replace_earlier_overrides_and_those_the_settings() -> None:
     settings = SessionSettings(
         max_usd=2.0, allowed_tools=["Bash"], trust_repository=True
     )
-    earlier = Choices(model="claude-a", trust=False, wall=60.0)
+    earlier = OptionOverrides(model="claude-a", trust=False, wall=60.0)
     options = session_options(
-        settings, Choices(model="claude-b", allow=("Write",)).over(earlier), spent=0.5
+        settings,
+        OptionOverrides(model="claude-b", allow=("Write",)).over(earlier),
+        spent=0.5,
     )
-    assert choices_of(json.loads(json.dumps(earlier.to_json()))) == earlier
+    assert (
+        OptionOverrides.from_json(json.loads(json.dumps(earlier.to_json()))) == earlier
+    )
     assert (options.model, options.trust_repository) == ("claude-b", False)
     assert options.allowed_tools == ("Bash", "Write")
     assert (options.limits.wall, options.limits.max_usd) == (60.0, 1.5)
@@ -81,16 +83,16 @@ def test_sums_over_machines() -> None:
     """Here, then elsewhere, then here again: nothing is lost and nothing counts twice."""
     here = SessionStatus(run=1, turns=2, spend={"a": ModelUsage(Usage(10, 1), 0.5)})
     there = SessionStatus(run=1, turns=3, spend={"b": ModelUsage(Usage(20, 2), 1.0)})
-    both = continued(elsewhere(here, SessionStatus()), there)
+    both = add_status(subtract_status(here, SessionStatus()), there)
     assert (both.run, both.turns, both.cost_usd) == (2, 5, 1.5)
     again = SessionStatus(Phase.COMPLETED, run=2, turns=4, spend=here.spend)
-    total = continued(elsewhere(both, here), again)
+    total = add_status(subtract_status(both, here), again)
     assert (total.run, total.turns, total.cost_usd) == (3, 7, 1.5)
     assert total.usage == Usage(30, 3) and total.phase is Phase.COMPLETED
 
 
 def test_every_event_has_a_line_or_is_left_out_on_purpose() -> None:
-    from midwatch.cli.session.view import _TOLD
+    from midwatch.cli.session.view import _LINES
 
-    assert set(_TOLD) == set(Event.__args__)
-    assert told_line(Event.__args__[-1](text="Hm.")) == ("notice", "Hm.")
+    assert set(_LINES) == set(Event.__args__)
+    assert event_line(Event.__args__[-1](text="Hm.")) == ("notice", "Hm.")

@@ -19,13 +19,19 @@ from midwatch.content.sync.session import WorkspaceSync
 from midwatch.content.tree import Entry
 from midwatch.kube.environment import sorted_variables
 from midwatch.kube.errors import ClusterUnavailable
-from midwatch.kube.runner import LAST_WORD, SAVE_WITHIN, Dependencies, PodRunner
+from midwatch.kube.runner import (
+    REPORT_WITHIN,
+    SAVE_WITHIN,
+    Dependencies,
+    pod_runner,
+)
 from midwatch.kube.runner_task import read_task
 from midwatch.kube.runner_workspace import LOCAL_OWNED, PodPlaces, stays_here
 from midwatch.kube.status_writer import NoCluster, StatusCluster
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Json
 from midwatch.session.events import Event, Phase, Prompt, ToolResult
+from midwatch.session.runner import SessionRunner
 from midwatch.testing.fakes import options, run_git
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 from midwatch.workspace.environment import GitEnvironment
@@ -184,7 +190,7 @@ class Unreachable:
 @contextlib.asynccontextmanager
 async def runner(
     pod: Pod, cluster: StatusCluster, voice: Voice, timeout: float = 6000
-) -> AsyncIterator[PodRunner]:
+) -> AsyncIterator[SessionRunner[int]]:
     environ = pod.environ(TIMEOUT=f"{timeout:g}", IDLE_TIMEOUT="6000")
     task, clock = read_task(sorted_variables(environ)), Hurried()
     given = task.environment
@@ -212,8 +218,8 @@ async def runner(
                 ignored=stays_here,
             )
         environment = GitEnvironment()
-        means = Dependencies(cluster, sync, options(), environment, voice, clock)
-        yield PodRunner(task, means)
+        dependencies = Dependencies(cluster, sync, options(), environment, voice, clock)
+        yield pod_runner(task, dependencies)
 
 
 def saved(cluster: NoCluster) -> tuple[str, str]:
@@ -345,7 +351,7 @@ async def test_what_is_saved_and_told_last_outlives_an_outage_of_minutes(
                 later = clock.monotonic() + 2 * SAVE_WITHIN
                 await _until(lambda: clock.monotonic() > later)
                 with process(tmp_path, PORT=url.rpartition(":")[2]):
-                    await _until(lambda: cluster.tries > LAST_WORD + 5)
+                    await _until(lambda: cluster.tries > REPORT_WITHIN + 5)
                     assert story(cluster)[0] == "Running"
                     cluster.back = True
                     assert await working == 0
@@ -402,7 +408,7 @@ async def test_an_end_that_cannot_be_told_has_its_own_exit_code(
         async with runner(pod, Unreachable(), voice, timeout=200) as running:
             assert await running.run() == 3
     assert pod.status().phase is Phase.COMPLETED
-    assert "could not be told: connection refused" in voice.notes[-1]
+    assert "could not be written: connection refused" in voice.notes[-1]
 
 
 async def _until(true: Callable[[], bool]) -> None:

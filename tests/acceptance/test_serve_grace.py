@@ -14,12 +14,12 @@ import pytest
 
 from midwatch.errors import MidwatchError
 from midwatch.kube.environment import sorted_variables
-from midwatch.kube.runner import Dependencies, PodRunner
-from midwatch.kube.runner_outcome import ShutdownBudget
+from midwatch.kube.runner import Dependencies, pod_runner
 from midwatch.kube.runner_task import read_task
 from midwatch.kube.status_writer import NoCluster
 from midwatch.lifecycle import StopEvent
 from midwatch.session.events import Event
+from midwatch.session.runner import ShutdownBudget
 from midwatch.testing.fakes import options
 from midwatch.testing.messages_api import Hold, Rule, ScriptedMessagesAPI
 from midwatch.workspace.environment import GitEnvironment
@@ -72,8 +72,10 @@ async def test_the_last_word_comes_within_a_short_grace(tmp_path: Path) -> None:
         pod = Pod(tmp_path / "pod", api, make_repositories(tmp_path))
         environ = pod.environ(TERMINATION_GRACE="20", STATUS_INTERVAL="60")
         task = read_task(sorted_variables(environ))
-        means = Dependencies(cluster, Hangs(), options(), GitEnvironment(), Silent())
-        running = asyncio.create_task(PodRunner(task, means).run())
+        dependencies = Dependencies(
+            cluster, Hangs(), options(), GitEnvironment(), Silent()
+        )
+        running = asyncio.create_task(pod_runner(task, dependencies).run())
         await hold.arrived()
         began = time.monotonic()
         os.kill(os.getpid(), signal.SIGTERM)

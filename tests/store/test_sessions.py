@@ -13,13 +13,14 @@ from alembic import command
 from midwatch.errors import NotFound
 from midwatch.model import TicketStatus, Usage
 from midwatch.session.events import Failure, ModelUsage, Phase
-from midwatch.session.records import RepositoryRecord, SessionRecords, SessionSpec
+from midwatch.session.records import SessionRecords, SessionSpec
 from midwatch.session.status import SessionStatus
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.sessions import SqlSessions
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.store.upgrade import _config, upgrade
 from midwatch.testing.fakes import ManualClock, open_tickets
+from midwatch.workspace.inspect import FileChange, RepoState
 
 AT = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
 SPEC = SessionSpec("s-1", AT, "/srv/a", ("/srv/b",), "claude-x", prompt="Fix it.")
@@ -51,7 +52,10 @@ async def test_everything_comes_back(records: SqlSessions) -> None:
         result="done \0 \ud800",
         error=Failure(kind="KeyRefused", message="no", status=401),
     )
-    repository = RepositoryRecord("a", "/srv/a.git", "changed", files=2, added=3)
+    files = FileChange("x", "added", 2, 0), FileChange("y", "changed", 1, None)
+    repository = RepoState(
+        "a", "/srv/a.git", "changed", None, None, "b", 0, (), files, 1
+    )
     await runner.save_spec(replace(SPEC, options={"main": 0}))
     await runner.save_status("s-1", failed)
     await runner.heartbeat("s-1", "host:1", AT)
@@ -64,6 +68,7 @@ async def test_everything_comes_back(records: SqlSessions) -> None:
         "claude-x",
     )
     assert found.repositories[0]["files"] == 2 and found.options == {"main": 0}
+    assert found.repositories[0]["added"] == 3
     assert (found.runner, found.created_at, found.prompt) == ("host:1", AT, "Fix it.")
 
 

@@ -22,8 +22,13 @@ from midwatch.kube.rules import (
     MAX_URL,
     MAX_VARIABLE,
 )
-from midwatch.kube.runner import LAST_WORD, LOOK_WITHIN, SAVE_WITHIN
-from midwatch.kube.runner_workspace import PUSH_AT_LEAST, WIND_UP
+from midwatch.kube.runner import (
+    INSPECT_WITHIN,
+    PUSH_AT_LEAST,
+    REPORT_WITHIN,
+    SAVE_WITHIN,
+)
+from midwatch.kube.runner_workspace import WIND_UP
 from midwatch.session.options import Limits
 from midwatch.settings import KeyReference, OperatorSettings
 
@@ -220,8 +225,8 @@ def test_the_deadline_cuts_off_no_pod_that_keeps_to_its_own_limits() -> None:
     settings = OperatorSettings(
         image=IMAGE, unschedulable_grace=400, image_pull_grace=30
     )
-    after = (Limits().grace, WIND_UP, PUSH_AT_LEAST, LOOK_WITHIN, SAVE_WITHIN)
-    latest = 400 + 30 + 600 + sum(after) + LAST_WORD
+    after = (Limits().grace, WIND_UP, PUSH_AT_LEAST, INSPECT_WITHIN, SAVE_WITHIN)
+    latest = 400 + 30 + 600 + sum(after) + REPORT_WITHIN
     deadline = run(resource(), settings)["spec"]["activeDeadlineSeconds"]
     assert latest <= deadline <= latest + 30
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from midwatch.cli.session.service import Choices, session_options
-from midwatch.kube.runner_outcome import End, in_another_pod, said
-from midwatch.kube.runner_task import allowed_in_a_pod
+from midwatch.kube.runner_outcome import End, in_another_pod
 from midwatch.session.events import Phase
+from midwatch.session.options import OptionOverrides, session_options
+from midwatch.session.runner import permitted
 from midwatch.settings import SessionSettings
 
 
@@ -25,12 +25,12 @@ from midwatch.settings import SessionSettings
         (End(Phase.STOPPED, "Stopped"), "Stopped"),
         (
             in_another_pod(End(Phase.STOPPED, "Stopped")),
-            "not over: PodEnding: its pod was told to end; another attempt may go on with it",
+            "not over: PodEnding: its pod was asked to end; another attempt may go on with it",
         ),
     ],
 )
 def test_the_last_line_says_everything_once(end: End, line: str) -> None:
-    assert said(end) == line
+    assert str(end) == line
 
 
 @pytest.mark.parametrize(
@@ -46,5 +46,7 @@ def test_the_last_line_says_everything_once(end: End, line: str) -> None:
 def test_bash_is_allowed_in_a_pod_unless_somebody_said_what_is(
     settings: SessionSettings, tools: tuple[str, ...]
 ) -> None:
-    options = session_options(settings, Choices())
-    assert allowed_in_a_pod(options, settings).allowed_tools == tools
+    options = session_options(settings, OptionOverrides())
+    assert permitted(options, settings, contained=True).allowed_tools == tools
+    # Outside of a container the program's sandbox allows Bash, or each command asks.
+    assert permitted(options, settings, contained=False) == options

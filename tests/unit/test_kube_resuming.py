@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from midwatch.kube.runner_workspace import left_to_say
-from midwatch.session.agentic_session import GO_ON
+from midwatch.kube.runner_workspace import next_prompt
 from midwatch.session.events import (
     Event,
     Phase,
@@ -18,6 +17,7 @@ from midwatch.session.events import (
     TurnResult,
     TurnStarted,
 )
+from midwatch.session.runner import GO_ON
 
 PROMPT = Prompt(id="call/1", uuid="u", text="Do it.", source="call")
 STARTED = TurnStarted(prompt_id="call/1")
@@ -66,4 +66,4 @@ def test_a_turn_that_was_cut_is_gone_on_with(
 ) -> None:
     at = datetime(2026, 11, 22, tzinfo=UTC)
     numbered = [replace(e, seq=n, at=at) for n, e in enumerate(events, 1)]
-    assert left_to_say(numbered, "Do it.") == said
+    assert next_prompt(numbered, "Do it.") == said

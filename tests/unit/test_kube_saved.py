@@ -21,20 +21,20 @@ def told(saved: SyncCondition) -> tuple[str, str]:
 
 def test_what_stays_unsaved_is_told_once() -> None:
     saved = SyncCondition()
-    assert saved.hear(report(BUSY, DEEP)) == []
+    assert saved.add(report(BUSY, DEEP)) == []
     assert told(saved) == ("True", "Saved")
-    assert saved.hear(report(DEEP)) == [f"not saved: {DEEP}"]
+    assert saved.add(report(DEEP)) == [f"not saved: {DEEP}"]
     assert told(saved) == ("False", "SavedPartly")
     assert saved.condition().message == f"1 path is not saved: {DEEP}"
-    assert saved.hear(report(DEEP)) == []
-    saved.hear(report())
+    assert saved.add(report(DEEP)) == []
+    saved.add(report())
     assert told(saved) == ("True", "Saved")
 
 
 def test_the_last_push_has_no_next_one() -> None:
     saved = SyncCondition()
     many = tuple(f"'{number}' is left as it was" for number in range(5))
-    assert len(saved.hear(report(*many), last=True)) == 5
+    assert len(saved.add(report(*many), last=True)) == 5
     message = saved.condition().message
     assert message.startswith("5 paths are not saved: '0'")
     assert message.endswith("'2' is left as it was; and 2 more")
@@ -43,7 +43,7 @@ def test_the_last_push_has_no_next_one() -> None:
 def test_a_socket_is_worth_a_line_only() -> None:
     saved = SyncCondition()
     for last in (False, True):
-        lines = saved.hear(report(notes=(SOCKET,)), last=last)
+        lines = saved.add(report(notes=(SOCKET,)), last=last)
         assert lines == ([] if last else [f"not saved: {SOCKET}"])
         assert told(saved) == ("True", "Saved")
 
@@ -51,19 +51,19 @@ def test_a_socket_is_worth_a_line_only() -> None:
 def test_a_conflict_says_where_the_other_version_is() -> None:
     saved = SyncCondition()
     place = ".midwatch-conflicts/0123abcd/workspace/a b\n\udcff"
-    [line] = saved.hear(report(aside=place))
+    [line] = saved.add(report(aside=place))
     asked = "path=.midwatch-conflicts/0123abcd/workspace/a%20b%0A%FF"
     assert line.endswith(asked)
-    assert saved.hear(report()) == []  # and it stays told
+    assert saved.add(report()) == []  # and it stays told
     assert told(saved) == ("True", "SavedWithConflicts")
     assert asked in saved.condition().message
-    saved.hear(report(DEEP), last=True)
+    saved.add(report(DEEP), last=True)
     assert told(saved) == ("False", "SavedPartly")
     assert asked in saved.condition().message
 
 
 def test_the_log_is_bounded() -> None:
     saved = SyncCondition()
-    lines = saved.hear(report(*map(str, range(1000))), last=True)
+    lines = saved.add(report(*map(str, range(1000))), last=True)
     assert len(lines) == 200
-    assert saved.hear(report(*map(str, range(1000, 2000))), last=True) == []
+    assert saved.add(report(*map(str, range(1000, 2000))), last=True) == []

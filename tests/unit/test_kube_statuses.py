@@ -31,9 +31,9 @@ from midwatch.kube.status import (
 )
 from midwatch.model import Json, Usage
 from midwatch.session.events import Failure, ModelUsage, Phase
-from midwatch.session.records import RepositoryRecord
 from midwatch.session.status import SessionStatus
 from midwatch.workspace.errors import PushRejected
+from midwatch.workspace.inspect import RepoState
 from midwatch.workspace.push import PushResult
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -261,7 +261,10 @@ def test_what_a_session_tells() -> None:
 
 
 def test_repositories_say_whether_their_push_came_through() -> None:
-    records = [RepositoryRecord(name, f"/{name}", "changed", "b") for name in "abc"]
+    records = [
+        RepoState(name, f"/{name}", "changed", None, None, "b", 0, (), (), 0)
+        for name in "abc"
+    ]
     refused = PushRejected("/b", "not a fast-forward")
     pushes = [
         PushResult("a", "/a", "midwatch/s", "pushed", "c0ffee"),

@@ -10,7 +10,11 @@ from claude_agent_sdk import ClaudeSDKError, ResultMessage
 
 from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.session import errors
-from midwatch.session.translate import api_error, program_error, result_error
+from midwatch.session.translate import (
+    map_api_error,
+    map_program_error,
+    map_result_error,
+)
 
 
 def result(**changes: Any) -> ResultMessage:
@@ -46,13 +50,13 @@ def result(**changes: Any) -> ResultMessage:
 def test_a_result_is_judged_by_what_it_says(
     changes: dict[str, Any], kind: type[MidwatchError] | None
 ) -> None:
-    found = result_error(result(**changes))
+    found = map_result_error(result(**changes))
     assert (type(found) if found else None) == kind
 
 
 @pytest.mark.parametrize("status", range(400, 600))
 def test_every_status_has_an_error_with_that_status(status: int) -> None:
-    error = api_error(status, "said")
+    error = map_api_error(status, "said")
     assert error.status == status and str(status) in error.one_line()  # type: ignore[attr-defined]
     temporary = status >= 500 or status in (408, 409, 429)
     assert isinstance(error, TemporaryError) == temporary
@@ -69,5 +73,5 @@ def test_every_error_of_the_sdk_is_mapped() -> None:
         error = kind.__new__(kind)
         Exception.__init__(error, "it said so")
         for running in (True, False):
-            found = program_error(error, ["last words"], running=running)
+            found = map_program_error(error, ["last words"], running=running)
             assert isinstance(found, MidwatchError) and found.hint

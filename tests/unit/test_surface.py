@@ -55,6 +55,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ("from midwatch.agent import *", "anthropic"),
         ("import midwatch.cli.main", "anthropic sqlalchemy claude_agent_sdk"),
         ("import midwatch.subjects.http as e; e.tls.read", "cryptography"),
+        ("from midwatch import SessionManager", "anthropic claude_agent_sdk"),
+        ("import midwatch.cli.session.view", "anthropic claude_agent_sdk"),
     ],
 )
 def test_what_is_not_used_is_not_imported(statement: str, unwanted: str) -> None:

@@ -64,10 +64,10 @@ def prune(
 
 
 def _mirrors(edge: Edge) -> Mirrors:
-    from midwatch.cli.session.service import Places
+    from midwatch.session.paths import SessionFolders
     from midwatch.workspace.git import Git
     from midwatch.workspace.setup import WorkspaceOptions
 
     settings = edge.settings().sessions
-    options = WorkspaceOptions(cache=Places.of(settings).cache)
+    options = WorkspaceOptions(cache=SessionFolders.from_settings(settings).cache)
     return options.mirrors(Git())

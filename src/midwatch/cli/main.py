@@ -32,6 +32,7 @@ add_lazily(
     "session",
     "Run, steer and look at sessions of Claude Code.",
     "midwatch.cli.session.commands",
+    "midwatch.cli.session.mailbox",
     "midwatch.cli.session.demo",
 )
 add_lazily(

@@ -1,18 +1,15 @@
-"""How the runner of a pod ends: what the resource is told, and the exit code."""
+"""How a session ends in its pod: the phase, the reason and the message in the resource, and the exit code."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from midwatch.errors import MidwatchError
 from midwatch.kube.environment import POD_ENDED
 from midwatch.kube.status import failure_story, phase_reason
-from midwatch.session.agentic_session import SessionStopped
 from midwatch.session.events import Phase, failure
+from midwatch.session.runner import SIGNALS, RunEnd, SessionStopped
 from midwatch.session.status import SessionStatus
-
-# ------------------------------------------------------------ hints
-# What to do about a failure, for somebody who looks at a resource and not at a command line.
 
 _RESUME = "create a session with spec.resumeFrom that goes on with this one"
 _SECRET = "check the secret of spec.apiKeySecret, or the operator's own"
@@ -55,24 +52,19 @@ HINTS: dict[str, str] = {
     "WorkspaceExists": "name the same repositories as the session that this one resumes",
     "WorkspaceNotWritable": "check the volume and the pod's fsGroup",
 }
-"""By the kind of the error; where there is none, the error's own hint stands."""
-
-
-def hint_for(kind: str, own: str) -> str:
-    return HINTS.get(kind, own)
+"""What to do about a failure, for a reader of the resource, by the kind of the error. An error that is not
+listed keeps its own hint."""
 
 
 COMPLETED_OR_STOPPED = 0
 FAILED = 1
-SIGNALS = ("SIGTERM", "SIGINT")
-"""Reasons of a stop that came from outside of the session."""
 STOPPED = "Stopped"
-"""The reason of an end that was asked for; one for idleness has another."""
+"""The reason of an end that was requested; one for idleness has another."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a session in this pod. Without a `phase` it has none: it goes on in another pod."""
+    """The end of a session in this pod. Without a `phase` the session goes on in another pod."""
 
     phase: Phase | None
     reason: str
@@ -84,65 +76,42 @@ class End:
             return POD_ENDED
         return FAILED if self.phase is Phase.FAILED else COMPLETED_OR_STOPPED
 
+    def __str__(self) -> str:
+        """Return the end as the last line of the pod's log."""
+        phase = self.phase.value if self.phase is not None else "not over"
+        words = [phase, "" if self.reason == phase else self.reason, self.message]
+        return ": ".join(word for word in words if word)
 
-def ended_by(error: MidwatchError) -> End:
-    """The end of a session that an error kept from its program."""
-    if isinstance(error, SessionStopped):
-        return End(Phase.STOPPED, *_stopped(error.message))
-    return End(Phase.FAILED, *failure_story(failure(error), HINTS))
 
-
-def ended_as(status: SessionStatus, error: MidwatchError | None) -> End:
-    """The end of a session that ran. `error` counts where the log has no end: it could not be opened."""
-    if error is not None and (status.phase is not Phase.FAILED or not status.error):
-        return ended_by(error)
-    if status.phase is Phase.STOPPED and status.reason in SIGNALS:
-        return End(Phase.STOPPED, *_stopped(status.reason))
-    return End(status.phase, *phase_reason(status, HINTS))
+def pod_end(end: RunEnd) -> End:
+    """Return the end of a run as the resource has it."""
+    found = _end(end.status, end.error, end.began)
+    if end.drained and found.reason == STOPPED:
+        return in_another_pod(found)
+    if end.unpushed is not None:
+        why = f"it is done, but {end.unpushed.message} ({HINTS['PushFailed']})"
+        return replace(found, phase=Phase.FAILED, reason="PushFailed", message=why)
+    return found
 
 
 def in_another_pod(end: End) -> End:
-    """The end of the pod alone: a drained node, an eviction, a preemption."""
-    why = "its pod was told to end; another attempt may go on with it"
+    """Return the end of the pod alone: a drained node, an eviction, a preemption."""
+    why = "its pod was asked to end; another attempt may go on with it"
     return replace(end, phase=None, reason="PodEnding", message=why)
 
 
-def said(end: End) -> str:
-    """The end as the last line of the pod's log."""
-    phase = end.phase.value if end.phase is not None else "not over"
-    words = [phase, "" if end.reason == phase else end.reason, end.message]
-    return ": ".join(word for word in words if word)
+def _end(status: SessionStatus, error: MidwatchError | None, began: bool) -> End:
+    unlogged = status.phase is not Phase.FAILED or not status.error
+    if error is not None and (unlogged or not began):
+        if isinstance(error, SessionStopped):
+            return End(Phase.STOPPED, STOPPED, _stopped(error.message))
+        return End(Phase.FAILED, *failure_story(failure(error), HINTS))
+    if status.phase is Phase.STOPPED and status.reason in SIGNALS:
+        return End(Phase.STOPPED, STOPPED, _stopped(status.reason))
+    return End(status.phase, *phase_reason(status, HINTS))
 
 
-def _stopped(reason: str) -> tuple[str, str]:
+def _stopped(reason: str) -> str:
     if reason in SIGNALS:
-        return STOPPED, "it was stopped on request; resumeFrom goes on with it"
-    return STOPPED, f"it was stopped: {reason}"
-
-
-# ------------------------------------------------------------ graces
-# What each of the last steps may take once the pod is ending: its grace, shared out.
-
-
-@dataclass(frozen=True, slots=True)
-class ShutdownBudget:
-    """Seconds, of a pod that gets 60: all but `push` come one after the other, and leave some for the exit.
-
-    `session` is what a turn gets to end, `wind_up` a push to the content proxy that is under way, `push` the
-    one to the repositories: then the session is over already.
-    """
-
-    session: float = 10.0
-    wind_up: float = 5.0
-    push: float = 15.0
-    look: float = 5.0
-    save: float = 18.0
-    ask: float = 4.0
-    last_word: float = 15.0
-
-    @classmethod
-    def within(cls, seconds: float) -> ShutdownBudget:
-        """Those of a pod that gets so many seconds; more than 60 changes nothing."""
-        share = min(1.0, seconds / 60.0)
-        whole = cls()
-        return cls(**{f.name: getattr(whole, f.name) * share for f in fields(cls)})
+        return "it was stopped on request; resumeFrom goes on with it"
+    return f"it was stopped: {reason}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -23,14 +23,7 @@ from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Json
 from midwatch.redaction import Redactor
 from midwatch.session.events import Phase
-from midwatch.session.options import (
-    ApiAccess,
-    SessionOptions,
-    check_access,
-    check_id,
-    check_prompt,
-)
-from midwatch.settings import SessionSettings
+from midwatch.session.options import ApiAccess, check_access, check_id, check_prompt
 from midwatch.workspace.environment import Credential
 from midwatch.workspace.plan import RepoSpec, plan_workspace
 from midwatch.workspace.urls import parse_remote
@@ -253,9 +246,6 @@ def _credentials(
         raise SettingsError(error.message, path=path, hint=error.hint) from None
 
 
-# ------------------------------------------------------------ refusing
-# A pod whose environment is wrong says so where people look: in the resource.
-
 REFUSE_WITHIN = 20.0
 """Seconds of tries; the exit code and the pod's log say it as well."""
 
@@ -279,21 +269,3 @@ async def refuse(
         await cluster.write_status(
             target.namespace, target.name, propose, give_up_after=REFUSE_WITHIN
         )
-
-
-# ------------------------------------------------------------ allowing
-# What a session in a pod may do without being asked about.
-
-_OWN_WISH = {"allowed_tools", "permission_mode"}
-
-
-def allowed_in_a_pod(
-    options: SessionOptions, settings: SessionSettings
-) -> SessionOptions:
-    """`options` with Bash allowed, unless the settings say themselves what is.
-
-    The pod is the sandbox, and in most sessions nobody is there to be asked: each command would be refused.
-    """
-    if _OWN_WISH & settings.model_fields_set:
-        return options
-    return replace(options, allowed_tools=("Bash",))

@@ -1,4 +1,4 @@
-"""The pod's folders and their copy behind the content proxy: fetched first, kept in step, saved last."""
+"""The folders of a pod and their copy behind the content proxy: fetched first, kept in step, saved last."""
 
 from __future__ import annotations
 
@@ -6,43 +6,37 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Iterable,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from midwatch.content.errors import ContentUnavailable, Superseded
 from midwatch.errors import MidwatchError, NotFound, PermanentError, TemporaryError
-from midwatch.kube.runner_outcome import HINTS, SIGNALS, End, hint_for
+from midwatch.kube.runner_outcome import HINTS
 from midwatch.kube.runner_task import PodTask
-from midwatch.kube.status import Condition, repository_changes
-from midwatch.lifecycle import Clock, StopEvent
-from midwatch.model import Json
-from midwatch.session.agentic_session import GO_ON, repository_record
+from midwatch.kube.status import Condition
+from midwatch.lifecycle import Backoff, Clock, StopEvent, background, cancel, first
 from midwatch.session.events import (
     Event,
-    Phase,
     PhaseChanged,
     Prompt,
     TurnResult,
     TurnStarted,
 )
-from midwatch.session.log import SessionFolder, disk_error, read_json, replace_json
+from midwatch.session.log import (
+    SessionFolder,
+    map_disk_error,
+    read_json,
+    replace_json,
+)
+from midwatch.session.runner import GO_ON, SIGNALS, Deadline
 from midwatch.session.status import SessionStatus, fold
 from midwatch.workspace.errors import WorkspaceExists
-from midwatch.workspace.git import Git
-from midwatch.workspace.inspect import inspect_workspace
 from midwatch.workspace.plan import plan_workspace
-from midwatch.workspace.push import PushResult, push_workspace
 from midwatch.workspace.record import (
     Workspace,
     load_record,
@@ -51,22 +45,18 @@ from midwatch.workspace.record import (
 )
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
 
-# ------------------------------------------------------------ saved
-# What the sync's reports say about the workspace, for the resource and for the pod's log.
-#
-# Both are for people, and both tell what a successful push does not: files that could not be read and so were not
-# saved, and files that were changed on both sides, of which the other version was put aside.
+# ------------------------------------------------------------------ the condition WorkspaceSaved
 
 CONDITION = "WorkspaceSaved"
 _NAMED = 3
-"""Files that a message names; the log has all, up to `_LOGGED`."""
+"""Files that a message names; the log names all, up to `_LOGGED`."""
 _LOGGED = 200
 _LONGEST = 400
 """Characters of a path in a message."""
 
 
 class Report(Protocol):
-    """What is needed of `content.sync.SyncReport`."""
+    """The part of `content.sync.SyncReport` that is used here."""
 
     @property
     def conflicts(self) -> tuple[str, ...]: ...
@@ -77,25 +67,25 @@ class Report(Protocol):
 
 
 class SyncCondition:
-    """`hear` every report; then `condition` is what there is to tell.
+    """Turns the reports of the sync into a condition of the resource and lines for the pod's log.
 
     A file that is being written, or a `.git` in the middle of a change, is left out of one push and comes with
-    the next. So what was not saved counts once it was not saved twice, or in the last push of all.
+    the next. So a path counts as not saved once two pushes, or the last one, left it out.
     """
 
     def __init__(self) -> None:
         self._unsaved: tuple[str, ...] = ()
         self._before: frozenset[str] = frozenset()
         self._conflicts: dict[str, None] = {}
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
-    def hear(self, report: Report, *, last: bool = False) -> list[str]:
-        """The lines for the log that are new."""
+    def add(self, report: Report, *, last: bool = False) -> list[str]:
+        """Take in a report. Return the new lines for the log."""
         self._unsaved = tuple(
             one for one in report.unsent if last or one in self._before
         )
         self._before = frozenset(report.unsent)
-        # A socket or a pipe is nothing that could be saved: worth a line, no more.
+        # A socket or a pipe cannot be saved at all: a line in the log is enough.
         special = [one for one in report.notes if one not in self._before]
         fresh = [one for one in report.conflicts if one not in self._conflicts]
         self._conflicts |= dict.fromkeys(fresh)
@@ -107,6 +97,7 @@ class SyncCondition:
         )
 
     def condition(self) -> Condition:
+        """Return the condition after all reports so far."""
         parts = []
         if self._unsaved:
             parts.append(
@@ -124,14 +115,14 @@ class SyncCondition:
         return Condition(CONDITION, "True", reason, message)
 
     def _new(self, lines: Iterable[str]) -> list[str]:
-        new = [one for one in dict.fromkeys(lines) if one not in self._said]
-        new = new[: max(_LOGGED - len(self._said), 0)]
-        self._said.update(new)
+        new = [one for one in dict.fromkeys(lines) if one not in self._logged]
+        new = new[: max(_LOGGED - len(self._logged), 0)]
+        self._logged.update(new)
         return new
 
 
 def _how_to_get(place: str) -> str:
-    """Where the other version is: a path that nobody has to trust, in the words of the content proxy."""
+    """Return the request to the content proxy that gives the other version. The path is untrusted, so it is quoted."""
     path = quote(os.fsencode(place))
     shown = path if len(path) <= _LONGEST else f"{path[:_LONGEST]}…"
     return f"GET /content/file?path={shown}"
@@ -146,17 +137,19 @@ def _first(items: Sequence[str]) -> str:
     return "; ".join(items[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
+# ------------------------------------------------------------------ the sync
+
 FETCH_FOR = 900.0
-"""Seconds of tries to reach the proxy before the session is given up, since it must not begin with nothing. A node that is lost
+"""Seconds of tries to reach the proxy before the session fails: it must not begin with an empty folder. A lost node
 often takes the proxy along; its volume comes to another node after some 6 to 10 minutes."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 10.0
-_LOOK = 5.0  # seconds between two looks at how the sync fares
+_CHECK_EVERY = 5.0  # seconds between two checks of the sync
 WIND_UP = 5.0
 """Seconds that a push under way gets before the last one, at most."""
 
 
 class Sync(Protocol):
-    """What is needed of `content.sync.WorkspaceSync`."""
+    """The part of `content.sync.WorkspaceSync` that is used here."""
 
     last_error: MidwatchError | None
     last_success: datetime | None
@@ -170,18 +163,25 @@ class Sync(Protocol):
 
 
 class SyncSupervisor:
-    """`fetch` at first, `beside` the session, `save` at the end. Without a sync all of it is nothing.
+    """Runs the sync of one session: `fetch` first, `beside` the session, `save` last. Without a sync nothing happens.
 
-    `tell` gets the condition whenever it changes, `note` lines for the log. What was never fetched is never
-    saved: an empty folder must not go over a full one. Where a later attempt has claimed the folder, `lost` says so
-    (`on_lost` hears of it once), and nothing is saved any more.
+    A folder that was never fetched is never saved: an empty folder must not replace a full one. Once a later
+    attempt has claimed the folder, nothing is saved any more.
+
+    Args:
+        sync: The sync, None without a content proxy.
+        clock: Where time comes from.
+        report: Gets the condition whenever it changes.
+        wind_up: Seconds that a push under way gets before the last one.
+        note: Gets lines for the pod's log.
+        on_lost: Is called once, with the reason, when a later attempt has claimed the folder.
     """
 
     def __init__(
         self,
         sync: Sync | None,
         clock: Clock,
-        tell: Callable[[Condition], None],
+        report: Callable[[Condition], None],
         wind_up: float = WIND_UP,
         *,
         note: Callable[[str], None] = lambda text: None,
@@ -190,95 +190,102 @@ class SyncSupervisor:
         self.lost: Superseded | None = None
         self._sync = sync
         self._clock = clock
-        self._tell = tell
+        self._on_condition = report
         self._wind_up = wind_up
         self._note = note
         self._on_lost = on_lost
         self._saved = SyncCondition()
         self._ending = False
-        self._told: Condition | None = None
+        self._reported: Condition | None = None
         self._fetched = False
 
     @property
     def present(self) -> bool:
+        """Whether there is a content proxy."""
         return self._sync is not None
 
     async def fetch(
         self,
         within: float = FETCH_FOR,
-        waiting: Callable[[str], None] = lambda why: None,
+        on_wait: Callable[[str], None] = lambda why: None,
     ) -> None:
-        """Bring the session's folder here, within so many seconds; `waiting` is told why that takes longer.
+        """Bring the session's folder here.
 
-        Raises ContentUnavailable when they are over, and what is permanent.
+        Args:
+            within: Seconds of tries while the proxy is away.
+            on_wait: Gets the reason why it takes longer.
+
+        Raises:
+            ContentUnavailable: The proxy was away all the time.
+            PermanentError: The proxy refused.
         """
         if self._sync is None:
             why = "there is no content proxy: it lasts as long as its volume"
-            return self._say(Condition(CONDITION, "Unknown", "OnVolume", why))
-        await self._tried(self._sync.pull, within, waiting)
+            return self._report(Condition(CONDITION, "Unknown", "OnVolume", why))
+        await self._retry(self._sync.pull, within, on_wait)
         self._fetched = True
 
     async def fetch_from(
         self,
         folder: str,
         within: float = FETCH_FOR,
-        waiting: Callable[[str], None] = lambda why: None,
+        on_wait: Callable[[str], None] = lambda why: None,
     ) -> None:
-        """Bring another session's folder here, as ours. Raises as `fetch`."""
+        """Bring another session's folder here, as this session's own. Raises as `fetch`."""
         assert self._sync is not None
         sync, self._fetched = self._sync, False
-        await self._tried(lambda: sync.pull_from(folder), within, waiting)
+        await self._retry(lambda: sync.pull_from(folder), within, on_wait)
         self._fetched = True
 
     @contextlib.asynccontextmanager
     async def beside(self) -> AsyncIterator[None]:
-        """While inside, changes travel both ways."""
+        """Sync in both directions while the block runs."""
         if self._sync is None:
             yield
             return
-        stop, self._sync.on_report = StopEvent(self._clock), self._hear
+        stop, self._sync.on_report = StopEvent(self._clock), self._on_report
         syncing = asyncio.create_task(self._sync.run(stop), name="sync")
-        looking = asyncio.create_task(self._look(syncing), name="look at the sync")
         try:
-            yield
+            async with background(self._watch(syncing)):
+                yield
         finally:
             stop.set("the session ends")
-            looking.cancel()
             await asyncio.wait({syncing}, timeout=self._wind_up)
-            syncing.cancel()
-            await asyncio.gather(syncing, looking, return_exceptions=True)
+            await cancel(syncing)
 
     def nudge(self) -> None:
-        """Something worth saving has happened."""
+        """Sync soon: something worth saving has happened."""
         if self._sync is not None and self._fetched:
             self._sync.nudge()
 
     async def save(self, within: float) -> None:
-        """Push what there is, for so many seconds; how it went is in the condition."""
+        """Push what there is, for at most `within` seconds; the condition says how it went."""
         if self._sync is None or not self._fetched or self.lost is not None:
             return
         sync, self._ending = self._sync, True
-        sync.on_report = self._hear
+        sync.on_report = self._on_report
         try:
             async with asyncio.timeout(within):
-                await self._tried(lambda: sync.push(last=True), within)
+                await self._retry(lambda: sync.push(last=True), within)
         except (TimeoutError, asyncio.CancelledError) as error:
-            self._say(_not_saved(ContentUnavailable("there was no time to save all")))
+            late = ContentUnavailable("there was no time to save all")
+            self._report(_not_saved(late))
             if isinstance(error, asyncio.CancelledError):
                 raise
         except Superseded:
-            pass  # it is told by `lost`
+            pass  # `lost` has it
         except MidwatchError as error:
-            self._say(_not_saved(error))
+            self._report(_not_saved(error))
 
-    async def _tried(
+    async def _retry(
         self,
-        work: Callable[[], Any],
+        work: Callable[[], Awaitable[Any]],
         within: float,
-        waiting: Callable[[str], None] = lambda why: None,
+        on_wait: Callable[[str], None] = lambda why: None,
     ) -> None:
         """Do it, again and again while the proxy is away."""
-        deadline, wait = self._clock.monotonic() + within, _FIRST_WAIT
+        deadline = self._clock.monotonic() + within
+        backoff = Backoff(_FIRST_WAIT, _LONGEST_WAIT)
         while True:
             try:
                 await work()
@@ -287,47 +294,41 @@ class SyncSupervisor:
                 self._lose(error)
                 raise
             except TemporaryError as error:
-                pause = max(wait, error.retry_after or 0.0)
+                pause = max(backoff.next(), error.retry_after or 0.0)
                 if self._clock.monotonic() + pause > deadline:
                     raise _given_up(error, within) from error
                 condition = _not_saved(error)
-                self._say(condition)
-                waiting(condition.message)
-                wait = min(wait * 2, _LONGEST_WAIT)
+                self._report(condition)
+                on_wait(condition.message)
                 await self._clock.sleep(pause)
 
-    async def _look(self, syncing: asyncio.Task[None]) -> None:
-        """Tell what goes wrong with the sync, at once if it has given up."""
+    async def _watch(self, syncing: asyncio.Task[None]) -> None:
+        """Report what goes wrong with the sync, at once if it has given up."""
         assert self._sync is not None
         while True:
             error = self._sync.last_error
             if isinstance(error, Superseded):
                 return self._lose(error)
             if error is not None:
-                self._say(_not_saved(error))
+                self._report(_not_saved(error))
             if syncing.done():
                 return
-            sleeping = asyncio.ensure_future(self._clock.sleep(_LOOK))
-            try:
-                await asyncio.wait({syncing, sleeping}, return_when="FIRST_COMPLETED")
-            finally:
-                sleeping.cancel()
-                await asyncio.gather(sleeping, return_exceptions=True)
+            await first(self._clock.sleep(_CHECK_EVERY), asyncio.shield(syncing))
 
-    def _hear(self, report: Any) -> None:
-        for line in self._saved.hear(report, last=self._ending):
+    def _on_report(self, report: Any) -> None:
+        for line in self._saved.add(report, last=self._ending):
             self._note(line)
-        self._say(self._saved.condition())
+        self._report(self._saved.condition())
 
     def _lose(self, error: Superseded) -> None:
         if self.lost is None:
             self.lost = error
             self._on_lost(error.message)
 
-    def _say(self, condition: Condition) -> None:
-        if condition != self._told:
-            self._told = condition
-            self._tell(condition)
+    def _report(self, condition: Condition) -> None:
+        if condition != self._reported:
+            self._reported = condition
+            self._on_condition(condition)
 
 
 def _given_up(error: TemporaryError, within: float) -> TemporaryError:
@@ -340,27 +341,29 @@ def _given_up(error: TemporaryError, within: float) -> TemporaryError:
 def _not_saved(error: MidwatchError) -> Condition:
     kind = type(error).__name__
     again = "" if isinstance(error, PermanentError) else "; it is tried again"
-    hint = hint_for(kind, error.hint)
+    hint = HINTS.get(kind, error.hint)
     return Condition(CONDITION, "False", kind, f"{error.message} ({hint}{again})")
 
 
-# ------------------------------------------------------------ places
-# The folders of a pod. They have the same absolute paths in every pod: a transcript knows them.
+# ------------------------------------------------------------------ the folders
 
 ADOPTING = ".adopting"
-"""There while a session becomes the continuation of another: the names that were its own before."""
+"""A file that is there while the session takes over another one's folder: the names that it had itself before."""
 _STAY = (
     *("run", "lock", "heartbeat.json", "repositories.lock", "home/.cache"),
     *(".sync", ADOPTING),
 )
-"""What of the session's folder means something in this pod alone."""
+"""Paths of the session's folder that mean something in this pod alone."""
 LOCAL_OWNED = frozenset({"session"})
-"""Top folders that only the runner writes to: it has files in them open, and works by what it wrote there."""
+"""Top folders that only the runner writes to: it keeps files in them open and relies on their content."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodPlaces:
-    """`state` is the session's own folder; with the workspace it is all that is kept."""
+    """The folders of a pod, with the same absolute paths in every pod: a transcript contains them.
+
+    `state` is the session's own folder; it and the workspace are what is kept.
+    """
 
     workspace: Path
     state: Path
@@ -377,7 +380,7 @@ class PodPlaces:
 
     @property
     def home(self) -> Path:
-        """Of git's SSH and of the program; the pod's own is read-only."""
+        """The home folder of git's SSH and of the program; the pod's own is read-only."""
         return self.state / "home"
 
     @property
@@ -386,7 +389,7 @@ class PodPlaces:
 
     @property
     def sync_state(self) -> Path:
-        """What the sync remembers; it goes with the volume that it speaks of."""
+        """The state of the sync; it belongs to the volume that it describes."""
         return self.state / ".sync"
 
     @property
@@ -400,27 +403,23 @@ class PodPlaces:
         for path in (self.workspace, self.cache):
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                # Looked at now: a volume that nobody may write to shows only here as what it is.
+                # Checked now: later a volume that is not writable shows as some other fault.
                 probe = path / f".midwatch-{os.getpid()}"
                 probe.touch()
                 probe.unlink()
             except OSError as error:
-                raise disk_error(error, path) from error
+                raise map_disk_error(error, path) from error
 
 
 def stays_here(path: str) -> bool:
-    """Whether a path below `roots` means something in this pod alone, and does not travel."""
+    """Return whether a path below `roots` means something in this pod alone, and is not synced."""
     top, _, rest = path.partition("/")
     return top == "session" and any(
         rest == one or rest.startswith(f"{one}/") for one in _STAY
     )
 
 
-# ------------------------------------------------------------ adopting
-# A session that goes on with another one: its folder becomes ours, at the very first and once.
-#
-# What was said and cloned stays; what was told of the other session (its outbox, mailbox, status) goes, or it
-# would be taken for ours. A note of what was there before makes that safe to be killed anywhere.
+# ------------------------------------------------------------------ preparation
 
 _KEPT = frozenset({"claude", "repositories", "home", ".sync", "run", "lock"})
 
@@ -428,9 +427,12 @@ _KEPT = frozenset({"claude", "repositories", "home", ".sync", "run", "lock"})
 async def adopt(
     places: PodPlaces, origin: str, fetch: Callable[[], Awaitable[None]]
 ) -> None:
-    """Fetch the folder of the session `origin` and make it ours, unless ours has its own story already.
+    """Fetch the folder of the session `origin` and make it this session's own, once, before it has an outbox.
 
-    Raises what `fetch` raises, and NotFound where that session left no conversation.
+    Conversation and clones stay. The other session's outbox, mailbox and status go, or they would count as
+    this session's. A note of the names that were there before makes it safe to be killed at any point.
+
+    Raises what `fetch` raises, and NotFound if that session left no conversation.
     """
     note = places.state / ADOPTING
     own = read_json(note)
@@ -455,11 +457,7 @@ def _leave_out(places: PodPlaces, kept: set[str]) -> None:
             if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:
-        raise disk_error(error, places.state) from error
-
-
-# ------------------------------------------------------------ preparing
-# Setting a pod's workspace up: anew, or as the pod before this one left it.
+        raise map_disk_error(error, places.state) from error
 
 
 async def prepare_workspace(
@@ -468,14 +466,14 @@ async def prepare_workspace(
     options: WorkspaceOptions,
     note: Callable[[str], None],
 ) -> Workspace:
-    """The workspace as it was left, else fresh clones. Raises what `setup_workspace_async` raises.
+    """Return the workspace as the pod before left it, else fresh clones. Raises what `setup_workspace_async` raises.
 
-    Clones that no whole record tells of cannot be worked in: nothing says where they began, and
-    their `.git` is not to be trusted. They are moved aside, never removed, and cloned anew in their
-    place, so that the working directory stays the one that the transcript knows.
+    Clones without a complete record cannot be used: where they began is unknown, and their `.git` is not to be
+    trusted. They are moved aside, never removed, and cloned again in their place, so that the working directory
+    stays the one that the transcript knows.
     """
     for path in set_aside(task, places):
-        note(f"what no record tells of was moved to {path}, and is cloned anew")
+        note(f"a clone without a record was moved to {path}, and is cloned again")
     given = task.environment
     await setup_workspace_async(
         task.specs,
@@ -488,7 +486,7 @@ async def prepare_workspace(
 
 
 def set_aside(task: PodTask, places: PodPlaces) -> list[Path]:
-    """Move clones and records that do not belong together out of the way; where they are now."""
+    """Move clones and records that do not belong together out of the way. Return their new paths."""
     given = task.environment
     plan = plan_workspace(task.specs, given.workspace_path, given.main_repo_index)
     wanted = plan.paths
@@ -499,7 +497,7 @@ def set_aside(task: PodTask, places: PodPlaces) -> list[Path]:
 
 
 def _whole(record: Path) -> bool:
-    """Whether a record and its clones fit: all there, all gone, or still being moved."""
+    """Return whether a record and its clones fit: all there, all gone, or still being moved."""
     try:
         found = load_record(record)
     except WorkspaceExists:
@@ -511,7 +509,7 @@ def _whole(record: Path) -> bool:
 
 
 def _moved(path: Path) -> Path:
-    """Beside it, under a name that is free: a rename, which needs no space."""
+    """Move `path` to a free name beside it, by a rename, which needs no space. Return the new path."""
     number = 1
     while os.path.lexists(to := path.parent / f".midwatch-saved-{number}" / path.name):
         number += 1
@@ -519,12 +517,12 @@ def _moved(path: Path) -> Path:
         to.parent.mkdir(exist_ok=True)
         path.rename(to)
     except OSError as error:
-        raise disk_error(error, path) from error
+        raise map_disk_error(error, path) from error
     return to
 
 
 def _pushed_as_asked(workspace: Workspace, task: PodTask) -> Workspace:
-    """A session that goes on with another one pushes to where its own resource says."""
+    """Return the workspace with the targets of this session's resource, also where it goes on with another session."""
     plan = plan_workspace(
         task.specs,
         task.environment.workspace_path,
@@ -545,88 +543,103 @@ def _pushed_as_asked(workspace: Workspace, task: PodTask) -> Workspace:
     return changed
 
 
-# ------------------------------------------------------------ delivering
-# What a session did to its repositories: pushed, and looked at.
+class PodWorkspace:
+    """The workspace of a pod's session, restored from the content proxy. Satisfies `WorkspaceProvider`.
 
-PUSH_AT_LEAST, PUSH_AT_MOST = 50.0, 300.0
-"""Seconds for the push of all repositories: in between, what is left of the session's time-out."""
-T = TypeVar("T")
-
-
-class Delivery:
-    """First `push`, then `look`."""
+    Args:
+        task: What the pod is to do.
+        places: The pod's folders.
+        options: How the workspace is cloned, inspected and pushed.
+        supervisor: The sync with the content proxy.
+        deadline: How long the session may take; the proxy is waited for no longer.
+        report: Gets each step, as a reason and a message.
+        note: Gets lines for the pod's log.
+        save_within: Returns the seconds for the last push to the proxy.
+    """
 
     def __init__(
-        self, workspace: Workspace, git: Git, note: Callable[[str], None]
+        self,
+        task: PodTask,
+        places: PodPlaces,
+        options: WorkspaceOptions,
+        supervisor: SyncSupervisor,
+        deadline: Deadline,
+        report: Callable[[str, str], None],
+        note: Callable[[str], None],
+        *,
+        save_within: Callable[[], float],
     ) -> None:
-        self._workspace = workspace
-        self._git = git
+        self.options = options
+        self.root = places.workspace
+        self.folder = places.folder
+        self._task = task
+        self._places = places
+        self._supervisor = supervisor
+        self._deadline = deadline
+        self._report = report
         self._note = note
-        self._pushes: list[PushResult] = []
+        self._save_within = save_within
 
-    async def push(self, end: End, time_left: float) -> End:
-        """Push every repository that has something. What was to be delivered and is not, is no success."""
-        within = max(PUSH_AT_LEAST, min(time_left, PUSH_AT_MOST))
-        pushing = push_workspace(self._workspace, self._git)
-        pushes = await self._within(within, pushing, "the push")
-        if pushes is None:
-            return unpushed(end)
-        self._pushes = pushes
-        errors = [one.error for one in pushes if one.error is not None]
-        for error in errors:
-            self._note(error.one_line())
-        return _failed(end, errors[0].message) if errors else end
+    def owned(self) -> AbstractContextManager[None]:
+        """Nothing is locked: the number of the attempt decides who owns the session (`ResourceStatus.owned`)."""
+        return contextlib.nullcontext()
 
-    async def look(self, within: float) -> list[Json]:
-        """The repositories as `status.repos`; none where they cannot be looked at, which ends nothing."""
-        looking = inspect_workspace(self._workspace, self._git)
-        states = await self._within(within, looking, "the look at the repositories")
-        records = [repository_record(state) for state in states or ()]
-        return repository_changes(records, self._pushes)
+    def locked(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
-    async def _within(
-        self, seconds: float, work: Coroutine[Any, Any, T], what: str
-    ) -> T | None:
-        try:
-            async with asyncio.timeout(seconds):
-                return await work
-        except TimeoutError:
-            self._note(f"{what} took longer than {seconds:g} s")
-        except MidwatchError as error:
-            self._note(f"{what} failed: {error.one_line()}")
-        return None
+    async def prepare(self) -> Workspace:
+        self._places.make()
+        self._report("FetchingWorkspace", "")
+        await self._supervisor.fetch(self._patience(), self._on_wait)
+        if origin := self._task.environment.resume_from:
+            await adopt(self._places, origin, self._fetch_origin)
+        self._report("CloningRepositories", "")
+        return await prepare_workspace(
+            self._task, self._places, self.options, self._note
+        )
 
+    def beside(self) -> AbstractAsyncContextManager[None]:
+        return self._supervisor.beside()
 
-def unpushed(end: End) -> End:
-    """The end where the time for the push was over."""
-    return _failed(end, "the repositories could not be pushed in time")
+    def nudge(self) -> None:
+        self._supervisor.nudge()
 
+    async def save(self) -> None:
+        await self._supervisor.save(self._save_within())
 
-def _failed(end: End, why: str) -> End:
-    message = f"it is done, but {why} ({HINTS['PushFailed']})"
-    return replace(end, phase=Phase.FAILED, reason="PushFailed", message=message)
+    async def _fetch_origin(self) -> None:
+        folder = self._task.environment.resume_from_folder
+        if folder and self._supervisor.present:
+            self._report("FetchingEarlierSession", "")
+            await self._supervisor.fetch_from(folder, self._patience(), self._on_wait)
+
+    def _patience(self) -> float:
+        """Return the seconds to wait for the content proxy: the session's own time is no longer than that."""
+        return min(FETCH_FOR, self._deadline.left() * 0.9)
+
+    def _on_wait(self, why: str) -> None:
+        self._report("WaitingForContent", why)
 
 
-# ------------------------------------------------------------ resuming
-# What is left to say to a session, after what its outbox tells of earlier pods. Pure.
+# ------------------------------------------------------------------ the prompt of a later pod
 
 
-def left_to_say(events: Iterable[Event], prompt: str | None) -> str | None:
-    """The prompt, unless the session has it; None goes on with what is unanswered.
+def next_prompt(events: Iterable[Event], prompt: str | None) -> str | None:
+    """Return what is to be sent to a session after the events of earlier pods; None goes on with what is unanswered.
 
-    A pod that was taken away gently interrupted its turn. That turn counts as answered though nobody
-    wanted its end: the session is told to go on.
+    That is the prompt, unless the session has it. A pod that was ended by a signal interrupted its turn, which
+    counts as answered although no user asked for that: then the session is asked to go on.
     """
-    told = list(events)
-    if not any(isinstance(e, Prompt) and e.source == "call" for e in told):
+    known = list(events)
+    if not any(isinstance(e, Prompt) and e.source == "call" for e in known):
         return prompt
-    if fold(SessionStatus(), told).unfinished:
+    if fold(SessionStatus(), known).unfinished:
         return None
-    return GO_ON if _cut_by_a_signal(told) else None
+    return GO_ON if _cut_by_a_signal(known) else None
 
 
 def _cut_by_a_signal(events: Iterable[Event]) -> bool:
-    """Whether the last turn was interrupted by the end of its pod."""
+    """Return whether the last turn was interrupted by the end of its pod."""
     outcome, cut = "", False
     for event in events:
         match event:

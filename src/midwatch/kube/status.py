@@ -27,8 +27,8 @@ from midwatch.kube.errors import ResourceGone, WriterOutdated
 from midwatch.kube.resource import VALIDATIONS, Part, cel
 from midwatch.model import Json, Usage, keepable
 from midwatch.session.events import Failure, Phase
-from midwatch.session.records import RepositoryRecord
 from midwatch.session.status import SessionStatus
+from midwatch.workspace.inspect import RepoState
 from midwatch.workspace.push import PushResult
 
 MAX_RESULT = 8192
@@ -366,22 +366,22 @@ def _stopped(reason: str) -> tuple[str, str]:
 
 
 def repository_changes(
-    records: Sequence[RepositoryRecord], pushes: Sequence[PushResult] = ()
+    records: Sequence[RepoState], pushes: Sequence[PushResult] = ()
 ) -> list[Json]:
     """The repositories as `status.repos`; what became of a push goes over how a clone looks."""
     by_name = {push.name: push for push in pushes}
     return [_repository(one, by_name.get(one.name)) for one in records[:MAX_REPOS]]
 
 
-def _repository(record: RepositoryRecord, push: PushResult | None) -> Json:
+def _repository(record: RepoState, push: PushResult | None) -> Json:
     fields: Json = {
         "name": bounded(record.name, 100),
         "state": record.status,
         "added": record.added,
         "removed": record.removed,
-        "files": record.files,
+        "files": len(record.files),
         "untracked": record.untracked,
-        "commits": record.commits,
+        "commits": record.commit_count,
     }
     if record.branch:
         fields["branch"] = bounded(record.branch, 255)

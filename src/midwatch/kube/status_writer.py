@@ -29,8 +29,9 @@ from midwatch.kube.status import (
 from midwatch.lifecycle import Clock, StopEvent
 from midwatch.model import Json
 from midwatch.session.events import Phase
-from midwatch.session.records import FolderRecords, RepositoryRecord, SessionSpec
+from midwatch.session.records import FolderRecords, SessionSpec
 from midwatch.session.status import SessionStatus
+from midwatch.workspace.inspect import RepoState
 
 GIVE_UP_AFTER = 30.0
 """Seconds of tries after which a write is begun anew, with what is newest then."""
@@ -220,7 +221,7 @@ class ResourceRecords:
         await self._files.heartbeat(session_id, runner, at)
 
     async def save_repositories(
-        self, session_id: str, repositories: Sequence[RepositoryRecord]
+        self, session_id: str, repositories: Sequence[RepoState]
     ) -> None:
         self.tell({"repos": repository_changes(repositories)})
         await self._files.save_repositories(session_id, repositories)

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self
 
-from midwatch.errors import MidwatchError, PermanentError
-from midwatch.lifecycle import Clock, StopEvent, SystemClock
+from midwatch.errors import MidwatchError
+from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Usage
 from midwatch.redaction import Redactor
 from midwatch.session.claude_code import Place
-from midwatch.session.errors import FolderUnusable, RunnerCrashed, SessionBusy
-from midwatch.session.events import (
-    Event,
-    Failure,
-    ModelUsage,
-    Phase,
-    PhaseChanged,
-    failure,
-)
-from midwatch.session.log import Journal, SessionFolder, default_sessions, read_events
+from midwatch.session.errors import FolderUnusable, SessionBusy
+from midwatch.session.events import Event, Failure, ModelUsage, Phase
+from midwatch.session.log import SessionFolder, default_sessions, read_events
 from midwatch.session.options import (
     Client,
     SessionOptions,
@@ -36,7 +29,6 @@ from midwatch.session.options import (
 )
 from midwatch.session.records import (
     FolderRecords,
-    RepositoryRecord,
     SessionRecords,
     SessionSpec,
     Transcripts,
@@ -117,21 +109,6 @@ async def states_of(
         return ()
     git = options.git()
     return tuple(await inspect_workspace(workspace, git))
-
-
-def repository_record(state: RepoState) -> RepositoryRecord:
-    return RepositoryRecord(
-        name=state.name,
-        url=state.url,
-        status=state.status,
-        branch=state.branch,
-        commits=state.commit_count,
-        files=len(state.files),
-        added=state.added,
-        removed=state.removed,
-        untracked=state.untracked,
-        problem=state.problem,
-    )
 
 
 WorkspaceLike = Path | str | Workspace | Sequence[Path]
@@ -300,8 +277,7 @@ class AsyncAgenticSession:
         workspace = self._workspace if repositories else None
         states = await states_of(workspace, self._workspace_options)
         if states:
-            records = [repository_record(state) for state in states]
-            await self._setting.records.save_repositories(self.id, records)
+            await self._setting.records.save_repositories(self.id, states)
         return result_of(
             self.id, status, self.folder.path, self._setting.conversation, states
         )
@@ -364,65 +340,3 @@ def _check_apart(folder: Path, places: Sequence[Path]) -> None:
                 f"the session's folder {folder} is inside the workspace {place}",
                 hint="put it where the agent does not work",
             )
-
-
-# ------------------------------------------------------------ before
-# What whoever runs sessions does around one: prepare its workspace, stop it, close what never began.
-
-T = TypeVar("T")
-GO_ON = "Go on with what you were doing when you were interrupted."
-"""What a session is told whose turn ended with its runner, and not because anybody wanted it."""
-_ASK_AGAIN = 0.5  # seconds between two requests to stop: the session may not be up yet
-
-
-class SessionStopped(PermanentError):
-    """The session was stopped before it was done."""
-
-
-async def unless_stopped(work: Coroutine[Any, Any, T], stop: StopEvent) -> T:
-    """The outcome of `work`; SessionStopped, once it is undone, if the stop comes first."""
-    working = asyncio.create_task(work, name="preparation")
-    stopping = asyncio.create_task(stop.wait(), name="stop")
-    try:
-        await asyncio.wait({working, stopping}, return_when="FIRST_COMPLETED")
-        if not working.done():
-            raise SessionStopped(stop.reason or "stopped")
-        return await working
-    finally:
-        for task in (working, stopping):
-            task.cancel()
-        await asyncio.gather(working, stopping, return_exceptions=True)
-
-
-async def stop_when_told(session: AsyncAgenticSession, stop: StopEvent) -> None:
-    """Pass a stop on to a session, until this is cancelled."""
-    await stop.wait()
-    while True:
-        session.stop(stop.reason)
-        await asyncio.sleep(_ASK_AGAIN)
-
-
-def end_unprepared(
-    folder: SessionFolder, redactor: Redactor, clock: Clock, error: MidwatchError
-) -> SessionStatus:
-    """Write into the outbox how a run ended that never had a program; the status it has then.
-
-    SessionStopped makes it Stopped, any other error Failed. Raises DiskFull and FolderUnusable.
-    """
-    journal = Journal(folder, redactor, clock.now)
-    try:
-        run = journal.ledger.run
-        if run and not journal.ledger.phase.terminal:
-            reason = RunnerCrashed.__name__
-            journal.emit(PhaseChanged(phase=Phase.FAILED, run=run, reason=reason))
-        run += 1
-        journal.emit(PhaseChanged(phase=Phase.CREATING, run=run))
-        stopped = isinstance(error, SessionStopped)
-        if not stopped:
-            journal.emit(failure(error))
-        phase = Phase.STOPPED if stopped else Phase.FAILED
-        reason = error.message if stopped else type(error).__name__
-        journal.emit(PhaseChanged(phase=phase, run=run, reason=reason))
-        return journal.status
-    finally:
-        journal.close()

@@ -32,7 +32,7 @@ from midwatch.session.options import SessionOptions
 from midwatch.session.process import Launcher, program_environment
 from midwatch.session.signals import PermissionAsked, ProgramEnded, Signal, Verdict
 from midwatch.session.transcripts import Mirror
-from midwatch.session.translate import Translator, program_error
+from midwatch.session.translate import Translator, map_program_error
 
 # ------------------------------------------------------------ conversation
 # Which conversation of the program a run continues.
@@ -229,7 +229,7 @@ class Program:
                 await self._client.connect()
             # The SDK raises a bare Exception where the program does not answer its first request.
             except Exception as error:
-                raise program_error(error, self._stderr, running=False) from error
+                raise map_program_error(error, self._stderr, running=False) from error
         self._pump = asyncio.create_task(self._listen(), name="claude program")
 
     async def send(self, text: str, uuid: str) -> None:
@@ -237,7 +237,7 @@ class Program:
         try:
             await self._client.query(_user_message(text, uuid))
         except claude_agent_sdk.ClaudeSDKError as error:
-            raise program_error(error, self._stderr, running=True) from error
+            raise map_program_error(error, self._stderr, running=True) from error
 
     async def interrupt(self) -> None:
         """Ask the program to end the turn; one that does not even take the question is left alone."""
@@ -268,7 +268,7 @@ class Program:
             error: Exception = ProgramCrashed("the claude program ended by itself")
         # What it raises is what the program's end made of it; all of it is mapped.
         except Exception as raised:
-            error = program_error(raised, self._stderr, running=True)
+            error = map_program_error(raised, self._stderr, running=True)
         if not self._closing:
             if isinstance(error, ProgramCrashed) and self._stderr:
                 error = ProgramCrashed(f"{error.message}: {' '.join(self._stderr)}")

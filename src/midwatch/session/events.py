@@ -1,8 +1,8 @@
-"""What happens in a session, as one frozen union of events, and the union's JSON.
+"""The events of a session as one union of frozen values, and their JSON.
 
-Every event has `seq` (1, 2, 3, … within a session; 0 before it is logged), `at` and `type`. A name
-that ends in `_id` refers to another event: `parent_id` is the tool use that a subagent works for.
-Times are aware and in UTC, durations are seconds, money is US dollars.
+Every event has `seq` (1, 2, 3, … within a session; 0 before it is logged), `at` and `type`. A field
+whose name ends in `_id` refers to another event: `parent_id` is the tool use that started a subagent.
+Times are aware and in UTC, durations are seconds, costs are US dollars.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Phase(StrEnum):
-    """Where a session stands. The last three are terminal: each run ends in just one of them."""
+    """The phase of a session. The last three are terminal: each run ends in exactly one of them."""
 
     PENDING = "Pending"
     CREATING = "Creating"
@@ -34,12 +34,13 @@ class Phase(StrEnum):
 
     @property
     def terminal(self) -> bool:
+        """Whether a run ends in this phase."""
         return self in (Phase.COMPLETED, Phase.FAILED, Phase.STOPPED)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelUsage:
-    """What one model cost."""
+    """The tokens and the cost of one model."""
 
     usage: Usage = Usage()
     cost_usd: float = 0.0
@@ -56,7 +57,7 @@ class _Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseChanged(_Base):
-    """The session is in another phase. `run` counts its starts from 1."""
+    """The session has entered a phase. `run` counts its starts from 1."""
 
     type: Literal["phase"] = "phase"
     phase: Phase
@@ -66,7 +67,7 @@ class PhaseChanged(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started(_Base):
-    """The program runs. `conversation` is its own session id; `sandbox`: whether Bash is in one."""
+    """The program runs. `conversation` is its own session id; `sandbox` is whether Bash runs in one."""
 
     type: Literal["started"] = "started"
     conversation: str
@@ -80,7 +81,7 @@ class Started(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt(_Base):
-    """A text for Claude was accepted. `uuid` names it in the transcript."""
+    """A prompt was accepted. `uuid` is its id in the transcript."""
 
     type: Literal["prompt"] = "prompt"
     id: str
@@ -91,7 +92,7 @@ class Prompt(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnStarted(_Base):
-    """From here on, the program may have the prompt."""
+    """The prompt is sent to the program, which may have it from now on."""
 
     type: Literal["turn"] = "turn"
     prompt_id: str
@@ -109,6 +110,8 @@ class Message(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thinking(_Base):
+    """Text that Claude thought."""
+
     type: Literal["thinking"] = "thinking"
     text: str
     parent_id: str | None = None
@@ -116,6 +119,8 @@ class Thinking(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolUse(_Base):
+    """Claude calls a tool."""
+
     type: Literal["tool_use"] = "tool_use"
     id: str
     name: str
@@ -125,6 +130,8 @@ class ToolUse(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult(_Base):
+    """A tool has returned."""
+
     type: Literal["tool_result"] = "tool_result"
     tool_use_id: str
     text: str
@@ -134,7 +141,7 @@ class ToolResult(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermissionRequest(_Base):
-    """Claude wants to use a tool that needs a yes; without one by `expires_at` it is a no."""
+    """Claude asks for permission to use a tool; it is denied if there is no answer by `expires_at`."""
 
     type: Literal["permission_request"] = "permission_request"
     request_id: str
@@ -145,6 +152,8 @@ class PermissionRequest(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermissionAnswer(_Base):
+    """A permission request was answered, or has expired."""
+
     type: Literal["permission_answer"] = "permission_answer"
     request_id: str
     allowed: bool
@@ -153,7 +162,7 @@ class PermissionAnswer(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry(_Base):
-    """The program tries an API call again, `delay` seconds from now."""
+    """The program repeats a failed API call, `delay` seconds from now."""
 
     type: Literal["retry"] = "retry"
     attempt: int
@@ -165,7 +174,7 @@ class Retry(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure(_Base):
-    """What ended the session. `kind` is the class of the error, `status` the API's."""
+    """The error that ended the session. `kind` is its class, `status` the HTTP status of the API."""
 
     type: Literal["error"] = "error"
     kind: str
@@ -177,7 +186,7 @@ class Failure(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnResult(_Base):
-    """A turn ended. `models` is what this turn cost, per model; `turns` counts calls of the API."""
+    """A turn ended. `models` has its cost per model; `turns` counts calls of the API."""
 
     type: Literal["result"] = "result"
     prompt_id: str
@@ -196,7 +205,7 @@ class TurnResult(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command(_Base):
-    """A command from the mailbox was accepted; `effect` says what it did."""
+    """A command from the mailbox was accepted; `effect` is what it did."""
 
     type: Literal["command"] = "command"
     id: str
@@ -206,7 +215,7 @@ class Command(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailboxRejected(_Base):
-    """A line of the inbox is not valid; it was put into `inbox.rejected.jsonl`."""
+    """A line of the inbox is not valid; it was appended to `inbox.rejected.jsonl`."""
 
     type: Literal["mailbox_rejected"] = "mailbox_rejected"
     offset: int
@@ -227,7 +236,7 @@ class Subagent(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice(_Base):
-    """Something worth knowing that ends nothing."""
+    """Information that does not end the session."""
 
     type: Literal["notice"] = "notice"
     text: str
@@ -259,13 +268,13 @@ _ADAPTER: TypeAdapter[Event] = TypeAdapter(
 
 
 def to_json(event: Event) -> Json:
-    """The event as plain data."""
+    """Return an event as plain data."""
     data: Json = _ADAPTER.dump_python(event, mode="json")
     return data
 
 
 def from_json(data: Mapping[str, Any]) -> Event:
-    """The event in plain data. Raises ValueError for what is none."""
+    """Return the event in plain data. Raises ValueError for other data."""
     try:
         return _ADAPTER.validate_python(data)
     except ValidationError as error:
@@ -273,7 +282,7 @@ def from_json(data: Mapping[str, Any]) -> Event:
 
 
 def parse_line(line: bytes) -> Event | None:
-    """The event of one line; None for a torn line and for a type that is not known here."""
+    """Return the event in a line; None for an incomplete line and for an unknown type."""
     try:
         data = json.loads(line)
         return from_json(data) if isinstance(data, dict) else None
@@ -282,7 +291,7 @@ def parse_line(line: bytes) -> Event | None:
 
 
 def failure(error: MidwatchError) -> Failure:
-    """An error as an event."""
+    """Return an error as an event."""
     status = getattr(error, "status", None)
     return Failure(
         kind=type(error).__name__,

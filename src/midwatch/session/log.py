@@ -62,7 +62,7 @@ class EventLog:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             self._file = os.open(path, flags, 0o600)
         except OSError as error:
-            raise disk_error(error, path) from error
+            raise map_disk_error(error, path) from error
         self.last_seq, self._torn = _end_of(self._file)
 
     def append(self, event: Event) -> Event:
@@ -88,7 +88,7 @@ class EventLog:
                 data = data[written:]
                 self._torn = bool(data)
         except OSError as error:
-            raise disk_error(error, self.path) from error
+            raise map_disk_error(error, self.path) from error
 
 
 def _line(data: Any) -> bytes:
@@ -137,7 +137,7 @@ def _end_of(file: int) -> tuple[int, bool]:
     return 0, torn
 
 
-def disk_error(error: OSError, path: Path) -> MidwatchError:
+def map_disk_error(error: OSError, path: Path) -> MidwatchError:
     """What the operating system says of a file of a session, as an error of ours."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFull(f"{path}: {error.strerror}")
@@ -218,7 +218,7 @@ def replace_json(path: Path, data: Any, *, durable: bool = False) -> None:
                 os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise disk_error(error, path) from error
+        raise map_disk_error(error, path) from error
 
 
 def read_json(path: Path) -> Any:
@@ -239,7 +239,7 @@ def append_line(path: Path, line: bytes) -> None:
         finally:
             os.close(file)
     except OSError as error:
-        raise disk_error(error, path) from error
+        raise map_disk_error(error, path) from error
 
 
 # ------------------------------------------------------------ ledger
@@ -365,7 +365,7 @@ class SessionFolder:
             for name in ("run", "home", "claude"):
                 (self.path / name).mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
-            raise disk_error(error, self.path) from error
+            raise map_disk_error(error, self.path) from error
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -373,7 +373,7 @@ class SessionFolder:
         try:
             file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
         except OSError as error:
-            raise disk_error(error, self.path) from error
+            raise map_disk_error(error, self.path) from error
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

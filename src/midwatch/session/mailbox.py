@@ -1,13 +1,13 @@
-"""The inbox of a session: a file that anybody appends a line to.
+"""The mailbox of a session: `inbox.jsonl`, which any program appends lines to.
 
-One JSON object a line: ``{"id": "…", "type": "…", "content": …, "timestamp": "…"}``. A line counts when
-its newline is there. Types: `user_message` (content: the text), `interrupt`, `end_session`,
+Each line is one JSON object: ``{"id": "…", "type": "…", "content": …, "timestamp": "…"}``. A line counts
+once its newline is written. Types: `user_message` (content: the text), `interrupt`, `end_session`,
 `permission_response` (content: ``{"request_id": "…", "allow": true, "message": "…"}``). A message whose
-text is just `/end` ends the session as well.
+text is just `/end` also ends the session.
 
-`Inbox.poll` reads from the cursor on; `commit` moves the cursor, once what was read is in the outbox.
-So a crash in between makes the lines come again, and their ids, which the outbox has, keep them
-from acting twice.
+`Mailbox` writes messages. `Inbox.poll` reads from the cursor on; `commit` moves the cursor, once what was
+read is in the outbox. After a crash in between, the lines are read again; their ids are in the outbox
+by then, and keep them from taking effect twice. `InboxConsumer` does so for a running session.
 """
 
 from __future__ import annotations
@@ -16,25 +16,30 @@ import asyncio
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from midwatch.session.events import MailboxRejected, Prompt
+from midwatch.errors import Conflict
+from midwatch.lifecycle import SystemClock
+from midwatch.session.events import MailboxRejected, PermissionRequest, Prompt
 from midwatch.session.log import (
     Journal,
     SessionFolder,
     append_line,
-    disk_error,
+    map_disk_error,
     prompt_uuid,
+    read_events,
     replace_json,
 )
+from midwatch.session.status import SessionStatus, fold
 
 POLL_INTERVAL = 0.02
-"""Seconds between two looks at the inbox. One look is a `stat`: some 2 µs, so 0.01 % of a core."""
+"""Seconds between two checks of the inbox. A check is one `stat`: about 2 µs, or 0.01 % of a core."""
 MAX_LINE = 500_000
-"""Bytes of one line. More is no message for a model, and would not fit the outbox."""
+"""Bytes of one line. A longer one is too much for a model, and would not fit the outbox."""
 _CHUNK = 4_000_000
 _MAX_ID = 200
 _BEGINNING = 200
@@ -51,7 +56,7 @@ KINDS: tuple[Kind, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """A valid message. `text` is that of a user message."""
+    """A valid message. `text` is that of a user message, or the reason of a permission response."""
 
     id: str
     kind: Kind
@@ -63,7 +68,7 @@ class Mail:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A line that is no message, and why; `raw` is its beginning."""
+    """A line that is not a valid message, and why; `raw` is its beginning."""
 
     offset: int
     why: str
@@ -71,7 +76,7 @@ class Rejected:
 
 
 def parse_mail(line: bytes, offset: int) -> Mail | Rejected:
-    """What a line says."""
+    """Return the message in a line, or why it has none."""
     if len(line) > MAX_LINE:
         return Rejected(offset, f"longer than {MAX_LINE} bytes", line)
     try:
@@ -93,7 +98,7 @@ def _mail(data: Any, offset: int) -> Mail:
     if not isinstance(id, str) or not 0 < len(id) <= _MAX_ID:
         raise ValueError(f"id must be a text of 1 to {_MAX_ID} characters")
     if id.startswith("call/"):
-        raise ValueError("an id that begins with call/ is the session's own")
+        raise ValueError("an id that begins with call/ is reserved for the session")
     if kind not in KINDS:
         raise ValueError(f"type must be one of {', '.join(KINDS)}")
     if kind == "user_message":
@@ -108,19 +113,19 @@ def _mail(data: Any, offset: int) -> Mail:
 
 
 def _permission(id: str, content: Any, offset: int) -> Mail:
-    said = content if isinstance(content, Mapping) else {}
-    asked, allow = said.get("request_id"), said.get("allow")
-    if not isinstance(asked, str) or not isinstance(allow, bool):
+    answer = content if isinstance(content, Mapping) else {}
+    request_id, allow = answer.get("request_id"), answer.get("allow")
+    if not isinstance(request_id, str) or not isinstance(allow, bool):
         raise ValueError(
             "content must have request_id (a text) and allow (true or false)"
         )
-    text = said.get("message")
+    text = answer.get("message")
     return Mail(
         id,
         "permission_response",
         offset,
         text=text if isinstance(text, str) else "",
-        request_id=asked,
+        request_id=request_id,
         allow=allow,
     )
 
@@ -133,7 +138,7 @@ class _Cursor:
 
 
 class Inbox:
-    """Reads new lines. A file that was truncated or replaced is read again from its beginning."""
+    """Reads the new lines of an inbox. A truncated or replaced file is read again from its beginning."""
 
     def __init__(self, path: Path, cursor: Path) -> None:
         self.path = path
@@ -142,10 +147,10 @@ class Inbox:
         self._next = self._cursor
         self._read_to = self._cursor.offset
         self.restarted = False
-        """Whether the last `poll` found another file and began anew."""
+        """Whether the last `poll` found another file and read it from its beginning."""
 
-    def look(self) -> tuple[int, int, int] | None:
-        """What tells one state of the file from the next; one `stat`. None without a file."""
+    def state(self) -> tuple[int, int, int] | None:
+        """Return what changes with the file, from one `stat`; None without a file."""
         try:
             found = os.stat(self.path)
         except OSError:
@@ -153,7 +158,10 @@ class Inbox:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
     def poll(self) -> list[Mail | Rejected]:
-        """The lines behind the cursor that are complete. `commit` when they are taken care of."""
+        """Return the complete lines after the cursor. Call `commit` once they are processed.
+
+        Raises FolderUnusable for a file that cannot be read.
+        """
         self.restarted = False
         try:
             with self.path.open("rb") as file:
@@ -169,14 +177,14 @@ class Inbox:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise disk_error(error, self.path) from error
+            raise map_disk_error(error, self.path) from error
 
     def all(self) -> list[Mail | Rejected]:
-        """Every complete line of the file, whatever the cursor says."""
+        """Return every complete line of the file, also those before the cursor."""
         return Inbox(self.path, self.path.with_name("no cursor")).poll()
 
     def commit(self) -> None:
-        """Move the cursor behind all that was read; atomic."""
+        """Move the cursor after all that was read, atomically. Raises DiskFull, FolderUnusable."""
         if self._next != self._cursor:
             self._cursor = self._next
             replace_json(self._cursor_path, asdict(self._cursor))
@@ -192,7 +200,7 @@ class Inbox:
             self._cursor, self._read_to, self.restarted = _Cursor(), 0, True
 
     def _lines(self, file: Any) -> Iterator[Mail | Rejected]:
-        """Complete lines from here on; a long one is never held in memory whole."""
+        """Yield the complete lines from here on; of a long one only a part is in memory."""
         while line := file.readline(_CHUNK):
             offset, length = self._read_to, len(line)
             while not line.endswith(b"\n"):
@@ -212,7 +220,7 @@ def _tail(file: int, offset: int) -> str:
 
 
 def _load_cursor(path: Path) -> _Cursor:
-    """The stored cursor; the beginning where there is none that makes sense."""
+    """Return the stored cursor, or the beginning if there is none that is valid."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return _Cursor(int(data["offset"]), int(data["inode"]), str(data["tail"]))
@@ -221,33 +229,102 @@ def _load_cursor(path: Path) -> _Cursor:
 
 
 def rejected_line(rejected: Rejected) -> bytes:
-    """What `inbox.rejected.jsonl` keeps of a line: why, where, and how it begins."""
-    beginning = rejected.raw[:MAX_LINE].decode("utf-8", "replace")
-    data = {"offset": rejected.offset, "why": rejected.why, "line": beginning}
+    """Return the line of `inbox.rejected.jsonl`: why, where, and the beginning of the text."""
+    text = rejected.raw[:MAX_LINE].decode("utf-8", "replace")
+    data = {"offset": rejected.offset, "why": rejected.why, "line": text}
     return json.dumps(data, ensure_ascii=False).encode() + b"\n"
-
-
-def beginning(rejected: Rejected) -> str:
-    return rejected.raw[:_BEGINNING].decode("utf-8", "replace")
 
 
 def write_mail(
     inbox: Path, *, id: str, kind: Kind, content: Any, timestamp: str
 ) -> None:
-    """Append one message: what every writer of an inbox does."""
+    """Append one message to an inbox. Raises DiskFull, FolderUnusable.
+
+    Args:
+        inbox: The file; it is created if it is missing.
+        id: Any text of 1 to 200 characters; a second message of the same id is ignored.
+        kind: The type of the message.
+        content: What the type needs, as the module describes it.
+        timestamp: ISO 8601, for people.
+    """
     message = {"id": id, "type": kind, "content": content, "timestamp": timestamp}
     line = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
     append_line(inbox, line)
 
 
-# ------------------------------------------------------------ post
-# The mailbox at work: watches the inbox, accepts what is in it, and keeps aside what is no message.
+class Mailbox:
+    """Writes messages to a session, which need not run. Every method returns the id of its message.
 
-_AT_ONCE = 100  # lines between two chances for everything else
+    All of them raise DiskFull and FolderUnusable.
+    """
+
+    def __init__(self, session_id: str, folder: SessionFolder) -> None:
+        self._session_id = session_id
+        self._folder = folder
+
+    def send(self, text: str) -> str:
+        """Send a text to Claude. Raises Conflict for one that no session would accept."""
+        if len(text.encode("utf-8", "replace")) > MAX_LINE // 2:
+            raise Conflict(
+                f"the message is longer than {MAX_LINE // 2} bytes",
+                hint="put it into a file",
+            )
+        return self._write("user_message", text)
+
+    def interrupt(self) -> str:
+        """End the turn under way, not the session."""
+        return self._write("interrupt", None)
+
+    def end(self) -> str:
+        """End the session once the earlier messages are answered."""
+        return self._write("end_session", None)
+
+    def answer(self, request_id: str | None, *, allow: bool, why: str = "") -> str:
+        """Allow or deny a permission request; None is the one that is pending.
+
+        Raises Conflict if `request_id` is None and not exactly one request is pending.
+        """
+        content = {
+            "request_id": request_id or self._only_request(),
+            "allow": allow,
+            "message": why,
+        }
+        return self._write("permission_response", content)
+
+    def pending(self) -> tuple[PermissionRequest, ...]:
+        """Return the permission requests that wait for an answer."""
+        status = fold(SessionStatus(), read_events(self._folder.outbox))
+        return status.pending_permissions
+
+    def _only_request(self) -> str:
+        pending = self.pending()
+        if not pending:
+            raise Conflict(f"session {self._session_id} asks for nothing")
+        if len(pending) > 1:
+            names = ", ".join(f"{one.request_id} ({one.tool})" for one in pending)
+            raise Conflict(
+                f"session {self._session_id} asks for {len(pending)} permissions",
+                hint=f"choose one of {names}",
+            )
+        return pending[0].request_id
+
+    def _write(self, kind: Kind, content: Any) -> str:
+        id, now = uuid.uuid4().hex, SystemClock().now()
+        write_mail(
+            self._folder.inbox,
+            id=id,
+            kind=kind,
+            content=content,
+            timestamp=now.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        )
+        return id
+
+
+_BATCH = 100  # lines between two chances for other tasks
 
 
 class InboxConsumer:
-    """The inbox of one running session."""
+    """Reads the inbox of a running session: accepts its messages, and keeps invalid lines aside."""
 
     def __init__(self, session_id: str, folder: SessionFolder) -> None:
         self._session_id = session_id
@@ -259,14 +336,14 @@ class InboxConsumer:
         """Call `arrived` whenever the inbox has changed; runs until it is cancelled."""
         last = None
         while True:
-            now = self._inbox.look()
+            now = self._inbox.state()
             if now != last:
                 last = now
                 arrived()
             await asyncio.sleep(POLL_INTERVAL)
 
     async def read(self, journal: Journal, act: Callable[[Mail], None]) -> None:
-        """Accept what is new: log it, act on commands, then move the cursor."""
+        """Log the new messages, act on commands, then move the cursor."""
         found = self._inbox.poll()
         if self._inbox.restarted:
             journal.ledger.rejected.clear()
@@ -275,16 +352,16 @@ class InboxConsumer:
                 self._reject(item, journal)
             elif item.id not in journal.ledger.known:
                 self._accept(item, journal, act)
-            if number % _AT_ONCE == _AT_ONCE - 1:
+            if number % _BATCH == _BATCH - 1:
                 await asyncio.sleep(0)
         self._inbox.commit()
 
     def text_of(self, prompt: Prompt) -> str:
-        """What was written, as it was written: the outbox has it redacted."""
+        """Return the text of a prompt as it was written; the outbox has it redacted."""
         return self._texts.pop(prompt.id, prompt.text)
 
     def remember(self, ids: set[str]) -> None:
-        """Look up the texts of messages that an earlier run accepted."""
+        """Read the texts of messages that an earlier run accepted."""
         for item in self._inbox.all():
             if isinstance(item, Mail) and item.id in ids:
                 self._texts.setdefault(item.id, item.text)
@@ -309,6 +386,5 @@ class InboxConsumer:
         if item.offset in journal.ledger.rejected:
             return
         append_line(self._folder.rejected, rejected_line(item))
-        journal.emit(
-            MailboxRejected(offset=item.offset, why=item.why, beginning=beginning(item))
-        )
+        start = item.raw[:_BEGINNING].decode("utf-8", "replace")
+        journal.emit(MailboxRejected(offset=item.offset, why=item.why, beginning=start))

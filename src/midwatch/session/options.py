@@ -1,4 +1,8 @@
-"""What a session may do, and for how long."""
+"""The options of a session: what it may do, and for how long.
+
+`SessionOptions` is the model that a session is started with. `session_options` makes it of the settings
+and of what one session overrides (`OptionOverrides`: from a command line, and kept in its record).
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,17 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
+from pydantic import TypeAdapter, ValidationError
+
+from midwatch.errors import SettingsError
+from midwatch.model import Json
 from midwatch.session.errors import KeyRefused, SessionRefused
-from midwatch.settings import DEFAULT_MODEL
+from midwatch.settings import DEFAULT_MODEL, GitCredentialSettings, SessionSettings
+from midwatch.workspace.environment import Credential, GitEnvironment
 
 PermissionMode = Literal[
     "default", "acceptEdits", "plan", "dontAsk", "bypassPermissions", "auto"
@@ -22,7 +31,7 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Client(Protocol):
-    """Where Claude is and with which key: `anthropic.Anthropic` and `AsyncAnthropic` are such."""
+    """The key and the address of the API. `anthropic.Anthropic` and `AsyncAnthropic` are clients."""
 
     @property
     def api_key(self) -> str | None: ...
@@ -32,7 +41,12 @@ class Client(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ApiAccess:
-    """A key and an address without the Anthropic SDK; without a `base_url`, Anthropic's own."""
+    """A client without the Anthropic SDK.
+
+    Attributes:
+        api_key: The key.
+        base_url: The address of the API; None is Anthropic's own.
+    """
 
     api_key: str = field(repr=False)
     base_url: str | None = None
@@ -40,14 +54,18 @@ class ApiAccess:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Each one ends the session with its reason; None is no limit.
+    """What ends a session, each with a reason of its own. None is no limit.
 
-    `wall` and `idle` are seconds: of one run, and without any sign of life during a turn. `mail_idle`
-    seconds without a message, between turns, stop an interactive session with the reason `idle`.
-    `max_turns` counts calls of the API in one turn, `max_usd` dollars of the whole session.
-    `retries` is how often the program tries a failed API call again. `permission_wait` seconds
-    without an answer are a no. `grace` seconds are what a stop leaves to a turn. `line_bytes`
-    bounds one line of the program's output.
+    Attributes:
+        wall: Seconds of one run.
+        idle: Seconds without any event during a turn.
+        mail_idle: Seconds without a message between turns; they stop an interactive session (reason `idle`).
+        max_turns: Calls of the API in one turn.
+        max_usd: US dollars of the whole session.
+        retries: How often the program repeats a failed call of the API.
+        permission_wait: Seconds to wait for the answer to a permission request; then it is denied.
+        grace: Seconds that a turn gets to end after a stop.
+        line_bytes: The longest line of the program's output, in bytes.
     """
 
     wall: float | None = 3600.0
@@ -63,7 +81,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class SubagentSpec:
-    """A subagent that Claude may give work to."""
+    """A subagent that Claude may delegate work to.
+
+    Attributes:
+        description: When Claude should use it.
+        prompt: Its instructions.
+        tools: Its tools; None is all of them.
+        model: Its model; None is that of the session.
+    """
 
     description: str
     prompt: str
@@ -75,12 +100,23 @@ class SubagentSpec:
 class SessionOptions:
     """How Claude works in a session.
 
-    `trust_repository` loads the repository's own `.claude` settings, hooks, CLAUDE.md and `.mcp.json`:
-    they run what they say. `sandbox`: "auto" puts Bash in one where bubblewrap and socat are, "on"
-    fails where they are not. `variables` are added to the environment that is built for the program;
-    `home` is its home folder, by default an empty one of the session's own. `mcp_servers` are as
-    the Agent SDK has them. `verbatim` delivers prompts as they are: no `@file` and no slash command
-    in them has an effect. `program` is the claude program, by default the Agent SDK's own.
+    Attributes:
+        fallback_model: The model to use while `model` is overloaded.
+        effort: How much the model thinks; None is its own default.
+        permission_mode: What is done without a permission request, as Claude Code defines it.
+        allowed_tools: Tools that need no permission, such as `Bash(git log:*)`.
+        denied_tools: Tools that Claude does not get.
+        mcp_servers: MCP servers by name, as the Agent SDK defines them.
+        system_prompt_addition: Text appended to the system prompt of Claude Code.
+        trust_repository: Load the repository's own `.claude` settings, hooks, CLAUDE.md and `.mcp.json`.
+            They can run any command.
+        sandbox: "auto" runs Bash in a sandbox where bubblewrap and socat are installed; "on" fails where
+            they are not; "off" uses none.
+        verbatim: Deliver prompts unchanged: `@file` and slash commands in them have no effect.
+        path: The `PATH` of the program.
+        home: The home folder of the program; None is an empty one of the session's own.
+        variables: Added to the environment that is built for the program.
+        program: The claude program; None is the one of the Agent SDK.
     """
 
     model: str = DEFAULT_MODEL
@@ -102,18 +138,155 @@ class SessionOptions:
     program: Path | None = None
 
 
-# ------------------------------------------------------------ checks
-# What a session is asked for, refused before anything begins where it cannot be meant.
+# ------------------------------------------------------------------ from settings and overrides
+
+
+@dataclass(frozen=True, slots=True)
+class OptionOverrides:
+    """What one session changes of the settings. None, and an empty tuple, change nothing.
+
+    The names of the fields are those of the session's record.
+
+    Attributes:
+        trust: Overrides `trust_repository`.
+        wall: Seconds; overrides the limit of one run. `idle` likewise.
+        allow: Tools that need no permission, beside those of the settings.
+        deny: Tools that Claude does not get, beside those of the settings.
+    """
+
+    model: str | None = None
+    trust: bool | None = None
+    sandbox: SandboxMode | None = None
+    max_turns: int | None = None
+    max_usd: float | None = None
+    wall: float | None = None
+    idle: float | None = None
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+    def over(self, earlier: OptionOverrides) -> OptionOverrides:
+        """Return these overrides, and those of an earlier run where these change nothing."""
+        given = {one.name: getattr(self, one.name) for one in fields(self)}
+        changes = {n: v for n, v in given.items() if v is not None and v != ()}
+        return replace(earlier, **changes)
+
+    def to_json(self) -> Json:
+        """Return the fields that are set; false is set."""
+        return {
+            name: value for name, value in asdict(self).items() if value is not None
+        }
+
+    @classmethod
+    def from_json(cls, document: object) -> OptionOverrides:
+        """Return the overrides in a record; none for data that is not readable."""
+        try:
+            return _OVERRIDES.validate_python(document or {})
+        except ValidationError:
+            return cls()
+
+
+_OVERRIDES: TypeAdapter[OptionOverrides] = TypeAdapter(OptionOverrides)
+
+
+def session_options(
+    settings: SessionSettings,
+    overrides: OptionOverrides | None = None,
+    spent: float = 0.0,
+) -> SessionOptions:
+    """Return the options of a run.
+
+    Args:
+        settings: What holds for all sessions.
+        overrides: What this session changes of it.
+        spent: US dollars of the session's limit that are spent already, on other machines.
+    """
+    chosen = overrides or OptionOverrides()
+    max_usd = chosen.max_usd or settings.max_usd
+    trust = settings.trust_repository if chosen.trust is None else chosen.trust
+    return SessionOptions(
+        model=chosen.model or settings.model,
+        fallback_model=settings.fallback_model,
+        effort=settings.effort,
+        permission_mode=settings.permission_mode,
+        allowed_tools=(*settings.allowed_tools, *chosen.allow),
+        denied_tools=(*settings.denied_tools, *chosen.deny),
+        mcp_servers=settings.mcp_servers,
+        subagents={
+            name: SubagentSpec(
+                one.description,
+                one.prompt,
+                None if one.tools is None else tuple(one.tools),
+                one.model,
+            )
+            for name, one in settings.subagents.items()
+        },
+        trust_repository=trust,
+        sandbox=chosen.sandbox or settings.sandbox,
+        limits=Limits(
+            wall=chosen.wall or settings.wall,
+            idle=chosen.idle or settings.idle,
+            max_turns=chosen.max_turns or settings.max_turns,
+            max_usd=None if max_usd is None else max(max_usd - spent, 0.0),
+            retries=settings.retries,
+            permission_wait=settings.permission_wait,
+        ),
+        variables=settings.variables,
+    )
+
+
+def git_environment(
+    settings: SessionSettings, environ: Mapping[str, str]
+) -> GitEnvironment:
+    """Return what git gets from `environ`, and the tokens that the settings name.
+
+    Raises SettingsError for a token that is named and missing.
+    """
+    tokens = [
+        Credential(
+            one.host, _token(one, environ, f"sessions.git[{number}]"), one.username
+        )
+        for number, one in enumerate(settings.git)
+    ]
+    return GitEnvironment.from_environ(environ, tokens)
+
+
+def _token(one: GitCredentialSettings, environ: Mapping[str, str], path: str) -> str:
+    if (one.token_variable is None) == (one.token_file is None):
+        raise SettingsError(
+            "needs either token_variable or token_file",
+            path=path,
+            hint="the token itself never stands in the settings",
+        )
+    if one.token_variable is not None:
+        token = environ.get(one.token_variable, "").strip()
+        problem = f"the environment has no {one.token_variable}"
+    else:
+        assert one.token_file is not None
+        try:
+            token = one.token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(
+                f"cannot read {one.token_file}: {error}", path=f"{path}.token_file"
+            ) from error
+        problem = f"{one.token_file} is empty"
+    if not token:
+        raise SettingsError(
+            problem, path=path, hint=f"put the token for {one.host} there"
+        )
+    return token
+
+
+# ------------------------------------------------------------------ checks before a start
 
 MAX_PROMPT = 500_000
-"""Bytes of a prompt, as of a message of the inbox: a longer one would not be whole in the outbox."""
+"""Bytes of a prompt, as of a message in the inbox: a longer one would be cut in the outbox."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MODEL = re.compile(r"[^\W_][!-~]{0,199}")
 _KEY = re.compile(r"[!-~]{1,4000}")
 
 
 def check_id(id: str) -> str:
-    """A session's id, which is a name of a folder too. Raises SessionRefused."""
+    """Return the id if it can name a session and its folder. Raises SessionRefused."""
     if not _ID.fullmatch(id):
         raise SessionRefused(
             f"{id[:100]!r} cannot be the id of a session",
@@ -123,23 +296,23 @@ def check_id(id: str) -> str:
 
 
 def check_access(client: Client) -> ApiAccess:
-    """The key and the address of a client. Raises KeyRefused; it never repeats the key."""
+    """Return the key and the address of a client. Raises KeyRefused, without the key in its text."""
     key = client.api_key
     if not key:
         raise KeyRefused("there is no API key", hint="set ANTHROPIC_API_KEY")
     if not _KEY.fullmatch(key):
         raise KeyRefused(
-            "what was given as API key is none: it has blanks, line breaks or other odd characters",
-            hint="check ANTHROPIC_API_KEY; it is one word, as the Anthropic console shows it",
+            "the API key has blanks, line breaks or other characters that no key has",
+            hint="set ANTHROPIC_API_KEY to the one word that the Anthropic console shows",
         )
     base_url = str(client.base_url).rstrip("/") if client.base_url else None
     return ApiAccess(key, base_url)
 
 
 def check_prompt(text: str) -> None:
-    """Raises SessionRefused for a prompt that says nothing, or too much to be kept whole."""
+    """Raise SessionRefused for an empty prompt, and for one that is too long."""
     if not text.strip():
-        raise SessionRefused("the prompt is empty", hint="say what Claude should do")
+        raise SessionRefused("the prompt is empty", hint="write what Claude should do")
     if len(text.encode("utf-8", "replace")) > MAX_PROMPT:
         raise SessionRefused(
             f"the prompt is longer than {MAX_PROMPT} bytes",
@@ -148,7 +321,7 @@ def check_prompt(text: str) -> None:
 
 
 def check_main(paths: Sequence[Path], main: int) -> None:
-    """Raises SessionRefused where the workspace has no such repository."""
+    """Raise SessionRefused if the workspace has no repository of this index."""
     if not paths:
         raise SessionRefused(
             "the workspace has no folder", hint="name at least one folder"
@@ -161,26 +334,26 @@ def check_main(paths: Sequence[Path], main: int) -> None:
 
 
 def check_folders(paths: Sequence[Path]) -> None:
-    """Whether Claude can work there; looks at the disk. Raises SessionRefused."""
+    """Raise SessionRefused for a folder that does not exist or cannot be read."""
     for path in paths:
         try:
             next(path.iterdir(), None)
         except OSError as error:
             raise SessionRefused(
                 f"the workspace {path} cannot be used: {error.strerror}",
-                hint="name a folder that exists and may be read, or make it with setup_workspace",
+                hint="name a folder that exists and is readable, or create it with setup_workspace",
             ) from error
 
 
 def check_options(options: SessionOptions) -> None:
-    """Refuses what the program would pass over in silence. Raises SessionRefused."""
+    """Raise SessionRefused for a value that the program would ignore without an error."""
     _one_of("sandbox", options.sandbox, get_args(SandboxMode))
     if options.effort is not None:
         _one_of("effort", options.effort, get_args(Effort))
     for name in ("model", "fallback_model"):
         value = getattr(options, name)
         if value is not None and not _MODEL.fullmatch(value):
-            raise SessionRefused(f"{name} {value!r} is no name of a model")
+            raise SessionRefused(f"{name} {value!r} is not the name of a model")
     for name, server in options.mcp_servers.items():
         _check_server(name, server)
     _check_limits(options.limits)
@@ -194,9 +367,9 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def _check_server(name: str, server: Mapping[str, Any]) -> None:
-    hint = "give it a `command`, or a `type` and a `url`, with plain values"
+    hint = "give it a `command`, or a `type` and a `url`, as plain values"
     if not any(isinstance(server.get(way), str) for way in ("command", "url")):
-        raise SessionRefused(f"no way to reach the MCP server {name!r}", hint=hint)
+        raise SessionRefused(f"MCP server {name!r} has no address", hint=hint)
     try:
         json.dumps(dict(server))
     except (TypeError, ValueError) as error:
@@ -220,5 +393,5 @@ def _check_limits(limits: Limits) -> None:
         if value is not None and not minimum <= value < math.inf:
             raise SessionRefused(
                 f"the limit `{name}` cannot be {value}",
-                hint=f"give a number from {minimum:g} on",
+                hint=f"use a number of at least {minimum:g}",
             )

@@ -1,7 +1,7 @@
 """How the claude program is started: through a launcher that gives it an environment built from a list.
 
 The Agent SDK hands all of the runner's environment to what it starts. So it starts a small script
-of ours, which throws that away and runs `supervise.py`; that one starts the program with the
+of ours, which throws that away and runs `supervisor.py`; that one starts the program with the
 variables of a plan, and passes the API key through a pipe. Bash in the session sees no key: the program
 reads the pipe once, and neither an environment, an argument nor a file has the key.
 """
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.session.errors import ProgramRefused, SandboxUnavailable
-from midwatch.session.log import disk_error
+from midwatch.session.log import map_disk_error
 from midwatch.session.options import SessionOptions
 from midwatch.session.supervisor import started
 
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL for the program; it takes some 20 ms where nothing hangs."""
-_SUPERVISOR = Path(__file__).with_name("supervise.py")
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Launcher:
             self.mcp_servers.write_text(json.dumps({"mcpServers": dict(servers)}))
             pipe = self._open_pipe(key)
         except OSError as error:
-            raise disk_error(error, self.plan) from error
+            raise map_disk_error(error, self.plan) from error
         try:
             yield
         finally:

@@ -1,27 +1,41 @@
-"""What of a session must be kept, as protocols: files here, tables in a store.
+"""The records of sessions: what was asked for, how it stands, and where both are kept.
 
-`SessionRecords` holds what people list and look at; `Transcripts` holds the program's own transcript,
-so that another machine can go on with the conversation. A store that passes
-`claude_agent_sdk.testing.run_session_store_conformance` is a `Transcripts`.
+`SessionRecords` is what a running session writes, `SessionStore` adds what a manager of sessions reads and
+changes: small files in the session's folder here (`FolderRecords`), tables in `midwatch.store.sessions`.
+`Transcripts` holds the transcript of the claude program, so that another machine can resume the
+conversation; a store that passes `claude_agent_sdk.testing.run_session_store_conformance` is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NotRequired, Protocol, TypedDict
 
 from pydantic import TypeAdapter, ValidationError
 
-from midwatch.model import Json
+from midwatch.errors import NotFound
+from midwatch.model import Json, Usage
+from midwatch.redaction import Redactor
+from midwatch.session.errors import RunnerCrashed
+from midwatch.session.events import Failure, ModelUsage, Phase
 from midwatch.session.log import read_json, replace_json
+from midwatch.session.options import OptionOverrides
+from midwatch.session.paths import SessionPaths, this_host
 from midwatch.session.status import SessionStatus
+from midwatch.workspace.inspect import RepoState
+from midwatch.workspace.plan import RepoSpec
+
+HEARTBEAT = 5.0
+"""Seconds between two heartbeats."""
+CRASHED = RunnerCrashed.__name__
+"""The reason of a session whose runner ended without writing how."""
 
 
 class TranscriptKey(TypedDict):
-    """One transcript; `subpath` is that of a subagent."""
+    """The key of one transcript; `subpath` names that of a subagent."""
 
     project_key: str
     session_id: str
@@ -31,8 +45,8 @@ class TranscriptKey(TypedDict):
 class Transcripts(Protocol):
     """Append-only lists of JSON objects, as the Agent SDK's session store has them.
 
-    An entry with a `uuid` that is there already is not added again. `load` gives None for a key
-    that was never written. `delete` without a subpath takes the subagents' with it.
+    An entry whose `uuid` the transcript has is not appended again. `load` returns None for a key
+    that was never written. `delete` without a subpath also deletes the transcripts of the subagents.
     """
 
     async def append(self, key: Any, entries: list[Any]) -> None: ...
@@ -43,7 +57,12 @@ class Transcripts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
-    """What was asked for. `options` are plain data; nothing in here is secret."""
+    """What was asked for, as it is recorded. No field holds a secret.
+
+    Attributes:
+        cwd: The folder that Claude works in; `directories` are the additional ones.
+        options: Plain data; `SessionRequest.to_options` writes what a resume needs.
+    """
 
     id: str
     created_at: datetime
@@ -58,65 +77,146 @@ class SessionSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class RepositoryRecord:
-    """What a session did to one repository."""
+class StoredSession:
+    """A session as a store has it.
 
-    name: str
-    url: str
-    status: str
-    branch: str | None = None
-    commits: int = 0
-    files: int = 0
-    added: int = 0
-    removed: int = 0
-    untracked: int = 0
-    problem: str | None = None
+    Attributes:
+        options: What a resume needs, as `SessionRequest.to_options` wrote it.
+        repositories: The repositories as they were last inspected, as `repository_to_json` writes them.
+        runner: The host and the process id of the last runner.
+        heartbeat_at: When that runner last wrote something, by the clock of the store.
+        silent_for: Seconds since then, by the same clock.
+    """
+
+    id: str
+    created_at: datetime
+    ticket: int | None
+    forked_from: str | None
+    model: str
+    interactive: bool
+    prompt: str
+    cwd: str
+    directories: tuple[str, ...]
+    options: Json
+    status: SessionStatus
+    repositories: tuple[Json, ...]
+    runner: str | None
+    heartbeat_at: datetime
+    silent_for: float
+
+    @property
+    def host(self) -> str:
+        """The machine of the last run; empty where that is unknown."""
+        return str(self.options.get("host") or "")
+
+    def is_here(self, paths: SessionPaths) -> bool:
+        """Return whether the last run was on this machine, in this folder."""
+        where = (self.options.get("host"), self.options.get("folder"))
+        return where == (this_host(), str(paths.folder.path)) and paths.exists
+
+    def crashed(self) -> SessionStatus:
+        """Return the status of the session after its runner has crashed: Failed."""
+        return replace(
+            self.status,
+            phase=Phase.FAILED,
+            reason=CRASHED,
+            error=Failure(
+                kind=CRASHED,
+                message=f"its runner {self.runner or ''} ended without writing a result",
+                hint=f"`midwatch session resume {self.id}`; transcript and workspace are kept",
+                temporary=True,
+            ),
+            ended_at=self.heartbeat_at,
+            pending_permissions=(),
+        )
 
 
 class SessionRecords(Protocol):
-    """Where the records of sessions go. Each call replaces what was there; all are idempotent.
+    """What a running session writes. Each call replaces the earlier value; all are idempotent.
 
-    A running session is alive while its heartbeat is younger than a few `HEARTBEAT`s; one that
+    A running session is alive while its heartbeat is younger than a few `HEARTBEAT`s. A session that
     is not alive and in no terminal phase has crashed. Errors are children of `MidwatchError`; a
     TemporaryError of `heartbeat` and `save_status` ends no session.
     """
 
     async def save_spec(self, spec: SessionSpec) -> None:
-        """Keep what was asked for; a resume writes it again."""
+        """Keep what was asked for. A resume writes it again."""
 
     async def save_status(self, session_id: str, status: SessionStatus) -> None:
         """Keep the status: at every change of phase, and every few seconds in between."""
 
     async def heartbeat(self, session_id: str, runner: str, at: datetime) -> None:
-        """Note that `runner` (a host and a pid) works on the session."""
+        """Record that `runner` (a host and a process id) works on the session."""
 
     async def save_repositories(
-        self, session_id: str, repositories: Sequence[RepositoryRecord]
+        self, session_id: str, repositories: Sequence[RepoState]
     ) -> None:
-        """Keep the state of the repositories, as it was last looked at."""
+        """Keep the state of the repositories, as it was last inspected."""
 
 
-HEARTBEAT = 5.0
-"""Seconds between two heartbeats."""
+class SessionStore(SessionRecords, Protocol):
+    """The records of all sessions, as `SessionManager` needs them; `SqlSessions` is one."""
+
+    async def get(self, session_id: str) -> StoredSession:
+        """Return a session. Raises NotFound."""
+
+    async def listed(
+        self,
+        *,
+        phases: Sequence[Phase] = (),
+        ticket: int | None = None,
+        limit: int | None = None,
+    ) -> list[StoredSession]:
+        """Return the sessions in one of `phases` (any, if there are none), the newest first."""
+
+    async def fail_crashed(self, session: StoredSession) -> bool:
+        """Save `session.crashed()`, unless the session has changed since it was read.
+
+        Return whether it was saved: not if the runner has written a heartbeat or an end since.
+        """
+
+    async def save_options(self, session_id: str, options: Json) -> None:
+        """Replace the options of the record."""
+
+    async def remove(self, session_id: str) -> None:
+        """Remove a record. Raises NotFound."""
+
 
 _STATUS: TypeAdapter[SessionStatus] = TypeAdapter(SessionStatus)
 _SPEC: TypeAdapter[SessionSpec] = TypeAdapter(SessionSpec)
 
 
 def status_to_json(status: SessionStatus) -> Json:
+    """Return a status as plain data, with its `cost_usd`."""
     data: Json = _STATUS.dump_python(status, mode="json")
     return data | {"cost_usd": status.cost_usd}
 
 
 def status_from_json(data: Json) -> SessionStatus:
-    """Raises ValueError for what is no status."""
+    """Return the status in plain data. Raises ValueError for other data."""
     return _STATUS.validate_python(
         {name: value for name, value in data.items() if name != "cost_usd"}
     )
 
 
+def repository_to_json(state: RepoState) -> Json:
+    """Return what is recorded of the state of a repository: numbers of files and lines, no names."""
+    return {
+        "name": state.name,
+        "url": state.url,
+        "status": state.status,
+        "branch": state.branch,
+        "commits": state.commit_count,
+        "files": len(state.files),
+        "added": state.added,
+        "removed": state.removed,
+        "untracked": state.untracked,
+        "problem": state.problem,
+    }
+
+
 class FolderRecords:
-    """Records as small files in the session's own folder: `spec.json`, `status.json`, …"""
+    """The records of one session as small files in its folder: `spec.json`, `status.json`, …"""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -131,19 +231,21 @@ class FolderRecords:
         self._write("heartbeat.json", {"runner": runner, "at": at.isoformat()})
 
     async def save_repositories(
-        self, session_id: str, repositories: Sequence[RepositoryRecord]
+        self, session_id: str, repositories: Sequence[RepoState]
     ) -> None:
-        self._write("repositories.json", [asdict(repo) for repo in repositories])
+        self._write(
+            "repositories.json", [repository_to_json(one) for one in repositories]
+        )
 
     def load_spec(self) -> SessionSpec | None:
-        """The spec; None where there is none or it cannot be read."""
+        """Return the spec; None if there is none or it cannot be read."""
         try:
             return _SPEC.validate_python(read_json(self.folder / "spec.json"))
         except ValidationError:
             return None
 
     def load_status(self) -> SessionStatus | None:
-        """As `load_spec`, for the status."""
+        """Return the status; None if there is none or it cannot be read."""
         data = read_json(self.folder / "status.json")
         try:
             return status_from_json(data) if isinstance(data, dict) else None
@@ -152,3 +254,179 @@ class FolderRecords:
 
     def _write(self, name: str, data: Any) -> None:
         replace_json(self.folder / name, data)
+
+
+# ------------------------------------------------------------------ one run
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequest:
+    """One run of a session: what a runner is asked to do.
+
+    Attributes:
+        id: The session; `new_session_id` makes one.
+        prompt: None continues with what is unanswered.
+        repositories: What is cloned; each `branch` is where the session starts.
+        main: Index of the repository that Claude starts in.
+        interactive: Whether the session stays open and reads its mailbox.
+        push: Whether the changes are pushed once the session is Completed.
+        overrides: What replaces the settings in this session.
+        forked_from: The session whose conversation it begins with.
+        ticket: The ticket that it works on.
+        first_prompt: The first prompt of the session, for lists; empty if it is `prompt`.
+        elsewhere: The sums of the runs on other machines, whose outbox is not here.
+        moved: Whether the last run was on another machine.
+        notice: What the user should know before the run; empty if there is nothing.
+    """
+
+    id: str
+    prompt: str | None
+    repositories: tuple[RepoSpec, ...]
+    main: int = 0
+    interactive: bool = False
+    push: bool = False
+    overrides: OptionOverrides = field(default_factory=OptionOverrides)
+    forked_from: str | None = None
+    ticket: int | None = None
+    first_prompt: str = ""
+    elsewhere: SessionStatus | None = None
+    moved: bool = False
+    notice: str = ""
+
+    def to_options(self, folder: Path) -> Json:
+        """Return what the record keeps of the request, so that any machine can resume it."""
+        elsewhere = self.elsewhere
+        return {
+            "host": this_host(),
+            "folder": str(folder),
+            "repositories": [_spec_to_json(one) for one in self.repositories],
+            "main": self.main,
+            "push": self.push,
+            "choices": self.overrides.to_json(),
+            "carried": (
+                None
+                if elsewhere is None
+                else _STATUS.dump_python(elsewhere, mode="json")
+            ),
+        }
+
+
+def _spec_to_json(repository: RepoSpec) -> Json:
+    """Three fields as always, and of the others those that differ from their defaults."""
+    first = {
+        "url": repository.url,
+        "branch": repository.branch,
+        "push_branch": repository.push_branch,
+    }
+    others: Json = _REPOSITORY.dump_python(repository, exclude_defaults=True)
+    return others | first
+
+
+_REPOSITORY: TypeAdapter[RepoSpec] = TypeAdapter(RepoSpec)
+_REPOSITORIES: TypeAdapter[tuple[RepoSpec, ...]] = TypeAdapter(tuple[RepoSpec, ...])
+
+
+def recorded_repositories(session: StoredSession) -> tuple[RepoSpec, ...]:
+    """Return the repositories that a session was asked for. Raises NotFound for a record without them."""
+    try:
+        found = _REPOSITORIES.validate_python(session.options.get("repositories") or ())
+    except ValidationError:
+        found = ()
+    if not found:
+        raise NotFound(
+            f"the record of session {session.id} names no repositories",
+            hint="it was not started by `midwatch session`; resume it where it was",
+        )
+    return found
+
+
+def recorded_elsewhere(session: StoredSession) -> SessionStatus | None:
+    """Return the sums of the runs on other machines, where the record has them."""
+    document = session.options.get("carried")
+    try:
+        return None if document is None else _STATUS.validate_python(document)
+    except ValidationError:
+        return None
+
+
+class RunRecords:
+    """The records of one run: rows in a store and, beside them, files in the session's folder.
+
+    The files show `midwatch session send` and other programs how the session stands without a database.
+    The session itself does not know its prompt for lists, its repositories and its runs on other
+    machines; they are added here. Satisfies `SessionRecords`.
+    """
+
+    def __init__(
+        self,
+        store: SessionRecords,
+        request: SessionRequest,
+        paths: SessionPaths,
+        redactor: Redactor,
+    ) -> None:
+        self._store = store
+        self._files = FolderRecords(paths.folder.path)
+        self._request = request
+        self._redactor = redactor
+
+    async def save_spec(self, spec: SessionSpec) -> None:
+        request, folder = self._request, self._files.folder
+        whole = replace(
+            spec,
+            prompt=self._redactor.text(request.first_prompt or request.prompt or ""),
+            options=request.to_options(folder),
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        await self._files.save_spec(whole)
+        await self._store.save_spec(whole)
+
+    async def save_status(self, session_id: str, status: SessionStatus) -> None:
+        if self._request.elsewhere is not None:
+            status = add_status(self._request.elsewhere, status)
+        await self._files.save_status(session_id, status)
+        await self._store.save_status(session_id, status)
+
+    async def heartbeat(self, session_id: str, runner: str, at: datetime) -> None:
+        await self._files.heartbeat(session_id, runner, at)
+        await self._store.heartbeat(session_id, runner, at)
+
+    async def save_repositories(
+        self, session_id: str, repositories: Sequence[RepoState]
+    ) -> None:
+        await self._files.save_repositories(session_id, repositories)
+        await self._store.save_repositories(session_id, repositories)
+
+
+def add_status(earlier: SessionStatus, now: SessionStatus) -> SessionStatus:
+    """Return the status `now`, with the sums of the runs on other machines added."""
+    return replace(
+        _sum(now, earlier, 1),
+        started_at=earlier.started_at or now.started_at,
+        result=now.result or earlier.result,
+    )
+
+
+def subtract_status(whole: SessionStatus, here: SessionStatus) -> SessionStatus:
+    """Return the sums of the runs on other machines: those of all runs without those here."""
+    return _sum(whole, here, -1)
+
+
+def _sum(one: SessionStatus, other: SessionStatus, sign: int) -> SessionStatus:
+    return replace(
+        one,
+        run=one.run + sign * other.run,
+        turns=one.turns + sign * other.turns,
+        prompts=one.prompts + sign * other.prompts,
+        retries=one.retries + sign * other.retries,
+        active_seconds=one.active_seconds + sign * other.active_seconds,
+        spend={
+            model: _usage(one.spend, model, 1) + _usage(other.spend, model, sign)
+            for model in {**one.spend, **other.spend}
+        },
+    )
+
+
+def _usage(spend: Mapping[str, ModelUsage], model: str, sign: int) -> ModelUsage:
+    used = spend.get(model, ModelUsage())
+    tokens = (sign * count for count in astuple(used.usage))
+    return ModelUsage(Usage(*tokens), sign * used.cost_usd)

@@ -1,7 +1,7 @@
-"""Events → status: a pure fold that the command line, the web page and the custom resource share.
+"""Events → status: a pure fold that the command line and the custom resource share.
 
-`fold(fold(nothing, first), rest)` equals `fold(nothing, first + rest)`, so a reader may stop and
-go on at any sequence number.
+`fold(fold(empty, first), rest)` equals `fold(empty, first + rest)`, so a reader may stop and
+continue at any sequence number.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ from midwatch.session.events import (
 
 @dataclass(frozen=True, slots=True)
 class SessionStatus:
-    """Where a session stands after the event `last_seq`.
+    """The status of a session after the event `last_seq`.
 
-    `turns`, `spend` and `cost_usd` are sums over the whole session; `result` is the text of the last
-    turn that ended, `error` what ended the last run. `pending_permissions` wait for an answer.
-    `unfinished` are the ids of prompts that have not been answered yet, in order; a resume goes on with
-    them.
+    Attributes:
+        run: How often it was started.
+        turns: Calls of the API; like `spend`, `retries` and `active_seconds` a sum over the whole session.
+        active_seconds: Seconds spent in turns.
+        result: The text of the last turn that ended.
+        error: What ended the last run.
+        pending_permissions: The permission requests that wait for an answer.
+        unfinished: The ids of the prompts that are not answered yet, in order; a resume continues with them.
     """
 
     phase: Phase = Phase.PENDING
@@ -62,6 +66,7 @@ class SessionStatus:
 
     @property
     def cost_usd(self) -> float:
+        """The cost of all models in US dollars."""
         return sum(spend.cost_usd for spend in self.spend.values())
 
     @property
@@ -71,7 +76,7 @@ class SessionStatus:
 
 
 def fold(status: SessionStatus, events: Iterable[Event]) -> SessionStatus:
-    """The status after these events."""
+    """Return the status after these events."""
     for event in events:
         status = _step(status, event)
     return status
@@ -127,7 +132,7 @@ def _phase(status: SessionStatus, event: PhaseChanged) -> SessionStatus:
     )
     if event.phase.terminal:
         return replace(changed, ended_at=event.at, pending_permissions=())
-    if event.phase is Phase.CREATING:  # a new run: the error of the last one is past
+    if event.phase is Phase.CREATING:  # a new run: the error belongs to the last one
         return replace(changed, error=None)
     return changed
 
@@ -140,7 +145,7 @@ def _result(status: SessionStatus, event: TurnResult) -> SessionStatus:
         status,
         turns=status.turns + event.turns,
         spend=spend,
-        # The text of a failed turn is the error, which is no answer.
+        # The text of a failed turn is the error, not an answer.
         result=status.result if event.outcome == "failed" else event.text,
         outcome=event.outcome,
         active_seconds=status.active_seconds + event.duration,

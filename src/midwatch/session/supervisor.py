@@ -1,6 +1,6 @@
 """Runs the claude program as a child that never outlives the runner. Started as a script.
 
-``python -I -S supervise.py PLAN ARGUMENT…`` with an empty environment. It must start quickly and must
+``python -I -S supervisor.py PLAN ARGUMENT…`` with an empty environment. It must start quickly and must
 not depend on anything installed, so it uses the standard library alone and imports nothing of ours.
 
 PLAN is a file of texts with a NUL behind each: the program, where the pids go, a named pipe with the

@@ -1,4 +1,8 @@
-"""Transcripts of the program: kept in files, and read for what a run must know before it starts."""
+"""Transcripts of the claude program: kept in files or a store, and read before a run starts.
+
+A run reads what the program has done with a prompt (`turn_outcome`) and what it has spent already
+(`spent_before`): the program counts on from there.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +14,16 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
+from midwatch.files import replace_file
 from midwatch.model import Usage
 from midwatch.redaction import Redactor
 from midwatch.session.events import ModelUsage
 from midwatch.session.log import append_line
 from midwatch.session.records import TranscriptKey, Transcripts
 
-# ------------------------------------------------------------ spend
-# What the program counts, in our terms.
-
 
 def spend_by_model(model_usage: Mapping[str, Any]) -> dict[str, ModelUsage]:
-    """The program's sums per model, as its results and its transcript have them."""
+    """Return the usage per model from the program's `modelUsage`, in a result or a transcript."""
     return {
         name: _spend(used)
         for name, used in model_usage.items()
@@ -32,7 +34,7 @@ def spend_by_model(model_usage: Mapping[str, Any]) -> dict[str, ModelUsage]:
 def added(
     total: Mapping[str, ModelUsage], before: Mapping[str, ModelUsage]
 ) -> dict[str, ModelUsage]:
-    """What came on top of `before`, without the models that cost nothing; never negative."""
+    """Return what was added since `before`, without models that added nothing; never negative."""
     more = {
         name: _less(cost, before.get(name, ModelUsage()))
         for name, cost in total.items()
@@ -43,7 +45,7 @@ def added(
 def lesser(
     one: Mapping[str, ModelUsage], other: Mapping[str, ModelUsage]
 ) -> dict[str, ModelUsage]:
-    """What both have."""
+    """Return, for each model in both, the usage that costs less."""
     return {
         name: min(one[name], other[name], key=lambda spend: spend.cost_usd)
         for name in one
@@ -75,7 +77,7 @@ def _less(total: ModelUsage, before: ModelUsage) -> ModelUsage:
 
 
 PROJECT = "midwatch"
-"""The project key under which all sessions of ours are: a path of one machine would not do."""
+"""The project key of all sessions. The program's own, a path, differs between machines."""
 _ENDED = frozenset({"end_turn", "stop_sequence", "max_tokens", "refusal"})
 _LONGEST_NAME = 200
 _CHECKED = frozenset(
@@ -85,11 +87,15 @@ _CHECKED = frozenset(
         *("signature", "data", "version", "gitBranch", "cwd", "role", "model"),
     }
 )
-"""Fields of a transcript that must come back letter by letter: ids, signatures, encoded images."""
+"""Fields of a transcript that must stay unchanged: ids, signatures, encoded images."""
 
 
 class FileTranscripts:
-    """Transcripts as JSON lines in a folder. One process writes a transcript at a time."""
+    """Transcripts as JSON lines in a folder. One process writes a transcript at a time.
+
+    Satisfies `midwatch.session.records.Transcripts`. Raises DiskFull, FolderUnusable, and ValueError for a
+    part of a key that is empty or too long for a file name.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -114,7 +120,7 @@ class FileTranscripts:
         return list(read_entries(path)) if path.is_file() else None
 
     async def list_sessions(self, project_key: str) -> list[Any]:
-        """The sessions of a project, with the time of their last change in ms since 1970."""
+        """Return the sessions of a project, each with the time of its last change in ms since 1970."""
         found = (self.folder / _name(project_key)).glob("*/main.jsonl")
         return [
             {
@@ -157,7 +163,7 @@ def _line(entry: Any) -> bytes:
 
 
 def _name(text: str) -> str:
-    """A file name for a part of a key, which may hold anything. Raises ValueError for a long one."""
+    """Return a file name for a part of a key, which may have any characters. Raises ValueError if it is too long."""
     name = quote(text, safe="").replace(".", "%2E")
     if not name or len(name) > _LONGEST_NAME:
         raise ValueError(f"a key of 1 to {_LONGEST_NAME} characters is needed")
@@ -165,7 +171,7 @@ def _name(text: str) -> str:
 
 
 def read_entries(path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a transcript file; torn lines are left out."""
+    """Yield the entries of a transcript file; lines that are incomplete are left out."""
     with path.open("rb") as file:
         for line in file:
             try:
@@ -177,12 +183,12 @@ def read_entries(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Mirror:
-    """A transcript store as the Agent SDK gets it: it may add, but does not load.
+    """The session store that the Agent SDK gets: it appends, and loads nothing.
 
-    Secrets are taken out on the way in; the program's own file on this disk stays as it is.
+    Secrets are removed from what is appended; the program's own file on this disk is not changed.
 
-    What the SDK loads, it puts into a temporary folder that a crash leaves behind and that the next run
-    does not find. So we put transcripts in place ourselves, with `restore`.
+    The SDK would load a transcript into a temporary folder, which a crash leaves behind and the next run
+    does not find. `restore` puts transcripts in place instead.
     """
 
     def __init__(self, store: Transcripts, redactor: Redactor) -> None:
@@ -198,7 +204,7 @@ class Mirror:
 
 
 def _without_secrets(value: Any, redactor: Redactor) -> Any:
-    """What people and tools wrote, redacted; what the program or the API checks, untouched."""
+    """Return the value with its texts redacted, except those that the program or the API checks."""
     if isinstance(value, str):
         return redactor.text(value)
     if isinstance(value, list):
@@ -212,9 +218,9 @@ def _without_secrets(value: Any, redactor: Redactor) -> Any:
 
 
 async def restore(store: Transcripts | None, conversation: str, main: Path) -> bool:
-    """Write the transcript of a conversation to the file `main`, and its subagents' beside it.
+    """Write the transcript of a conversation to the file `main`, and those of its subagents beside it.
 
-    Returns whether there was one. What is on the disk already stays: it is newer than the store.
+    Return whether there was one. A file that exists is kept: it is newer than the store.
     """
     if main.is_file():
         return True
@@ -236,11 +242,8 @@ async def restore(store: Transcripts | None, conversation: str, main: Path) -> b
 
 
 def _write(path: Path, entries: Iterable[Any]) -> None:
-    """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(b"".join(_line(entry) for entry in entries))
-    temporary.replace(path)
+    replace_file(path, b"".join(_line(entry) for entry in entries), durable=False)
 
 
 TurnState = Literal["unknown", "cut", "ended"]
@@ -248,9 +251,11 @@ TurnState = Literal["unknown", "cut", "ended"]
 
 @dataclass(frozen=True, slots=True)
 class TurnOutcome:
-    """What a transcript tells of a prompt.
+    """What a transcript shows of a prompt.
 
-    "unknown": the program never took it. "cut": it began with it. "ended": `text` is its answer.
+    Attributes:
+        state: "unknown": the program never read it; "cut": the turn has begun; "ended": it has ended.
+        text: The answer so far.
     """
 
     state: TurnState
@@ -258,33 +263,33 @@ class TurnOutcome:
 
 
 def turn_outcome(entries: Iterable[Mapping[str, Any]], uuid: str) -> TurnOutcome:
-    """What became of the prompt with this uuid."""
-    told = TurnOutcome("unknown")
+    """Return how far the turn of the prompt with this uuid came."""
+    outcome = TurnOutcome("unknown")
     for entry in entries:
         if entry.get("isSidechain"):
             continue
         if entry.get("uuid") == uuid and entry.get("type") == "user":
-            told = TurnOutcome("cut")
-        elif told.state != "unknown" and entry.get("type") in ("assistant", "user"):
-            told = _after(entry, told)
-    return told
+            outcome = TurnOutcome("cut")
+        elif outcome.state != "unknown" and entry.get("type") in ("assistant", "user"):
+            outcome = _after(entry, outcome)
+    return outcome
 
 
-def _after(entry: Mapping[str, Any], told: TurnOutcome) -> TurnOutcome:
+def _after(entry: Mapping[str, Any], outcome: TurnOutcome) -> TurnOutcome:
     message = entry.get("message")
     if entry["type"] == "user" or not isinstance(message, Mapping):
-        return TurnOutcome("cut", told.text)
-    if entry.get("isApiErrorMessage"):  # the program's own words about a failure
-        return TurnOutcome("cut", told.text)
+        return TurnOutcome("cut", outcome.text)
+    if entry.get("isApiErrorMessage"):  # written by the program about a failure
+        return TurnOutcome("cut", outcome.text)
     content = message.get("content")
     blocks = content if isinstance(content, list) else []
     text = "\n".join(b["text"] for b in blocks if b.get("type") == "text")
     ended = message.get("stop_reason") in _ENDED
-    return TurnOutcome("ended" if ended else "cut", text or told.text)
+    return TurnOutcome("ended" if ended else "cut", text or outcome.text)
 
 
 def spent_before(entries: Iterable[Mapping[str, Any]]) -> dict[str, ModelUsage]:
-    """What the program will count on from when it resumes this transcript."""
+    """Return the usage that the program starts to count from when it resumes this transcript."""
     spent: dict[str, ModelUsage] = {}
     for entry in entries:
         if entry.get("type") == "cost-state":

@@ -87,7 +87,7 @@ _OF_THE_API = frozenset({"", "api_error", "model_error"})
 _SAID_LENGTH = 500
 
 
-def api_error(status: int | None, said: str) -> MidwatchError:
+def map_api_error(status: int | None, said: str) -> MidwatchError:
     """The error for an answer of the API with this status; None is no answer."""
     if status is None:
         return ApiUnreachable(_message("the API gave no whole answer", said))
@@ -99,7 +99,7 @@ def api_error(status: int | None, said: str) -> MidwatchError:
     return error
 
 
-def result_error(result: ResultMessage) -> MidwatchError | None:
+def map_result_error(result: ResultMessage) -> MidwatchError | None:
     """What a result says went wrong. Never looks at the subtype: that is "success" for an API error."""
     reason = result.terminal_reason or ""
     if not result.is_error or reason in INTERRUPTED:
@@ -109,11 +109,11 @@ def result_error(result: ResultMessage) -> MidwatchError | None:
     if kind is not None:
         return kind(said or None)
     if result.api_error_status is not None or reason in _OF_THE_API:
-        return api_error(result.api_error_status, said)
+        return map_api_error(result.api_error_status, said)
     return TurnFailed(_message(f"the turn failed ({reason or result.subtype})", said))
 
 
-def program_error(
+def map_program_error(
     error: Exception, stderr: Sequence[str], *, running: bool
 ) -> MidwatchError:
     """What ended the program; `running` is true once it had answered for the first time."""
@@ -186,7 +186,7 @@ class Translator:
             retry = _retry(message.data)
             yield Said(retry)
             if retry.status in (401, 403):  # the same key will not be better next time
-                error = api_error(retry.status, "")
+                error = map_api_error(retry.status, "")
                 yield TurnEnded(_failed(retry.status, error.message), error)
         elif message.subtype == "session_state_changed":
             yield StateChanged(str(message.data.get("state")))
@@ -200,7 +200,7 @@ class Translator:
         total = spend_by_model(result.model_usage or {})
         models = added(total, self._spent)
         self._spent |= total
-        error = result_error(result)
+        error = map_result_error(result)
         interrupted = (result.terminal_reason or "") in INTERRUPTED
         return TurnEnded(
             TurnResult(

@@ -1,89 +1,48 @@
-"""Sessions on SQL, beside the tickets: what was asked for, how it stands, who runs it.
+"""Sessions on SQL, beside the tickets, and the transcripts of their conversations.
 
-The rows are written by the runner of a session (`midwatch.session.records.SessionRecords`) and
-read by everybody else. A heartbeat is stamped by the database's clock, the one that all machines share.
+A heartbeat is stamped with the database's clock, the one that all machines share.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import ColumnElement, Row, delete, func, select, update
 
 from midwatch.errors import NotFound, StoreRejected
 from midwatch.model import Json
-from midwatch.session.events import Failure, Phase
+from midwatch.session.events import Phase
+from midwatch.session.records import (
+    SessionSpec,
+    StoredSession,
+    repository_to_json,
+)
 from midwatch.session.status import SessionStatus
 from midwatch.store.engine import Transaction, TransactionalStore, audit_row
 from midwatch.store.schema import dump_json, sessions, transcript_entries
 from midwatch.store.tickets import ticket
+from midwatch.workspace.inspect import RepoState
 
-TERMINAL = tuple(phase.value for phase in Phase if phase.terminal)
-CRASH = "RunnerCrashed"
+_TERMINAL = tuple(phase.value for phase in Phase if phase.terminal)
 _STATUS: TypeAdapter[SessionStatus] = TypeAdapter(SessionStatus)
-
-
-class Spec(Protocol):
-    """What `SessionSpec` is to this module, which stands below it."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def created_at(self) -> datetime: ...
-    @property
-    def cwd(self) -> str: ...
-    @property
-    def directories(self) -> tuple[str, ...]: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def interactive(self) -> bool: ...
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def options(self) -> Json: ...
-    @property
-    def forked_from(self) -> str | None: ...
-    @property
-    def ticket(self) -> int | None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSession:
-    """A session as the store knows it. `repositories` are `RepositoryRecord`s as plain data.
-
-    `silent_for` is the seconds since its runner was last heard of.
-    """
-
-    id: str
-    created_at: datetime
-    ticket: int | None
-    forked_from: str | None
-    model: str
-    interactive: bool
-    prompt: str
-    cwd: str
-    directories: tuple[str, ...]
-    options: Json
-    status: SessionStatus
-    repositories: tuple[Json, ...]
-    runner: str | None
-    heartbeat_at: datetime
-    silent_for: float
+_MAX_KEY_BYTES = 600  # four of them must fit one index entry of PostgreSQL, 2704 bytes
+_entries = transcript_entries.c
 
 
 class SqlSessions(TransactionalStore):
-    """Satisfies `SessionRecords`. Writes about a session that was removed do nothing."""
+    """The records of sessions, as `midwatch.session.records.SessionStore`.
 
-    # -------------------------------------------------- its runner
+    A write for a session that was removed does nothing. Errors are those of `midwatch.store.errors`.
+    """
 
-    async def save_spec(self, spec: Spec) -> None:
-        """Keep what was asked for. Again keeps `created_at` and all that has happened since."""
+    # -------------------------------------------------- written by its runner
+
+    async def save_spec(self, spec: SessionSpec) -> None:
+        """Keep what was asked for. A second call keeps `created_at`, the status and the repositories."""
         await self._run(_save_spec, spec)
 
     async def save_status(self, session_id: str, status: SessionStatus) -> None:
@@ -95,19 +54,19 @@ class SqlSessions(TransactionalStore):
         await self._run(_change, session_id, values)
 
     async def heartbeat(self, session_id: str, runner: str, at: datetime) -> None:
-        """Note that `runner` works on it. What counts is the database's clock, not `at`."""
+        """Record that `runner` works on it, at the time of the database's clock; `at` is not used."""
         await self._run(_change, session_id, {"runner": runner})
 
     async def save_repositories(
-        self, session_id: str, repositories: Sequence[Any]
+        self, session_id: str, repositories: Sequence[RepoState]
     ) -> None:
-        documents = [asdict(repository) for repository in repositories]
+        documents = [repository_to_json(one) for one in repositories]
         await self._run(_save, session_id, {"repositories": documents})
 
-    # -------------------------------------------------- everybody else
+    # -------------------------------------------------- read and changed by all others
 
     async def get(self, session_id: str) -> StoredSession:
-        """Raises NotFound."""
+        """Return a session. Raises NotFound."""
         return await self._read(_get, session_id)
 
     async def listed(
@@ -117,33 +76,33 @@ class SqlSessions(TransactionalStore):
         ticket: int | None = None,
         limit: int | None = None,
     ) -> list[StoredSession]:
-        """The newest first; without `phases`, those in any."""
+        """Return the sessions in one of `phases` (any, if there are none), the newest first."""
         return await self._read(_listed, phases, ticket, limit)
 
     async def fail_crashed(self, session: StoredSession) -> bool:
-        """Close a session whose runner ended without a word: Failed, by crash.
+        """Save `session.crashed()`. Return whether it was saved.
 
-        False where the runner was heard of since `session` was read, or has closed it itself.
+        It is not if the runner has written a heartbeat, or the end, since `session` was read.
         """
         return await self._run(_fail_crashed, session)
 
     async def save_options(self, session_id: str, options: Json) -> None:
-        """Replace the options that were asked for."""
+        """Replace the options of the record."""
         await self._run(_save, session_id, {"options": options})
 
     async def remove(self, session_id: str) -> None:
-        """Forget a session. Its transcript is `SqlTranscripts`' to forget. Raises NotFound."""
+        """Remove a record; `SqlTranscripts.delete` removes the transcript. Raises NotFound."""
         await self._run(_remove, session_id)
 
     async def note(self, ticket_id: int, session_id: str, actor: str, why: str) -> None:
-        """Tell a ticket's history of a session. Changes nothing of the ticket. Raises NotFound."""
+        """Add a session to the history of a ticket, which stays as it is. Raises NotFound."""
         await self._run(_note, ticket_id, f"session {session_id}: {why}", actor)
 
 
 # ------------------------------------------------------------------ statements
 
 
-def _save_spec(work: Transaction, spec: Spec) -> None:
+def _save_spec(work: Transaction, spec: SessionSpec) -> None:
     asked: Json = {
         "ticket_id": spec.ticket,
         "forked_from": spec.forked_from,
@@ -166,7 +125,7 @@ def _save_spec(work: Transaction, spec: Spec) -> None:
 
 
 def _change(work: Transaction, session_id: str, values: Json) -> None:
-    """Only its runner calls this: so each call is a sign of life."""
+    """Only the runner of a session calls this, so each call counts as a heartbeat."""
     work.execute(
         update(sessions)
         .where(sessions.c.id == session_id)
@@ -197,31 +156,17 @@ def _listed(
 
 
 def _fail_crashed(work: Transaction, session: StoredSession) -> bool:
-    status = session.status
-    crash = Failure(
-        kind=CRASH,
-        message=f"its runner {session.runner or ''} ended without a word",
-        hint=f"`midwatch session resume {session.id}`; transcript and workspace are kept",
-        temporary=True,
-    )
-    failed = replace(
-        status,
-        phase=Phase.FAILED,
-        reason=CRASH,
-        error=crash,
-        ended_at=session.heartbeat_at,
-        pending_permissions=(),
-    )
+    crashed = session.crashed()
     statement = (
         update(sessions)
         .where(
             sessions.c.id == session.id,
             sessions.c.heartbeat_at == session.heartbeat_at,
-            sessions.c.phase.not_in(TERMINAL),
+            sessions.c.phase.not_in(_TERMINAL),
         )
         .values(
-            phase=Phase.FAILED.value,
-            status=_STATUS.dump_python(failed, mode="json"),
+            phase=crashed.phase.value,
+            status=_STATUS.dump_python(crashed, mode="json"),
         )
     )
     return bool(work.execute(statement).rowcount)
@@ -264,31 +209,26 @@ def _session_of(row: Row[Any], now: datetime) -> StoredSession:
 
 
 def _status_of(document: Mapping[str, Any] | None, phase: Phase) -> SessionStatus:
-    """What a later version wrote may not be readable: then the phase is what is known."""
+    """A later version may have written a status that is not readable; its phase is."""
     try:
         return _STATUS.validate_python(document or {"phase": phase})
     except ValidationError:
         return SessionStatus(phase=phase)
 
 
-# ------------------------------------------------------------ transcripts
-# Transcripts of the claude program on SQL, as the Agent SDK's session store has them.
-#
-# With these, a session goes on with its whole conversation on any machine that has the database.
-
-_MAX_KEY_BYTES = 600  # four of them must fit one index entry of PostgreSQL, 2704 bytes
-_entries = transcript_entries.c
+# ------------------------------------------------------------------ transcripts
 
 
 class SqlTranscripts(TransactionalStore):
-    """Satisfies `midwatch.session.records.Transcripts`; the SDK's conformance suite passes.
+    """Transcripts of the claude program, as `midwatch.session.records.Transcripts`.
 
-    Raises what `midwatch.store.errors` makes of the drivers' errors, and StoreRejected for a
-    part of a key that is longer than 600 bytes.
+    With them, any machine that reaches the database can resume a session. They pass the Agent SDK's
+    conformance suite. Errors are those of `midwatch.store.errors`, and StoreRejected for a part of a
+    key that is longer than 600 bytes.
     """
 
     async def append(self, key: Any, entries: list[Any]) -> None:
-        """Append entries; one whose uuid the transcript has already is left out."""
+        """Append entries, without those whose uuid the transcript has."""
         if not entries:
             return
         rows = [
@@ -298,13 +238,13 @@ class SqlTranscripts(TransactionalStore):
         await self.transactions.run(self._append, rows)
 
     async def load(self, key: Any) -> list[Any] | None:
-        """The entries in order; None for a transcript that was never written."""
+        """Return the entries in order; None for a transcript that was never written."""
         query = select(_entries.entry).where(*_is(_parts(key))).order_by(_entries.id)
         found = await self.transactions.read(lambda c: c.scalars(query).all())
         return [json.loads(entry) for entry in found] or None
 
     async def list_sessions(self, project_key: str) -> list[Any]:
-        """The sessions of a project, with the time of their last change in ms since 1970."""
+        """Return the sessions of a project, each with the time of its last change in ms since 1970."""
         query = (
             select(_entries.session_id, func.max(_entries.at).label("at"))
             .where(_entries.project_key == project_key, _entries.subpath == "")
@@ -317,7 +257,7 @@ class SqlTranscripts(TransactionalStore):
         ]
 
     async def delete(self, key: Any) -> None:
-        """Forget a transcript; without a subpath, its subagents' as well."""
+        """Delete a transcript; without a subpath, those of its subagents as well."""
         parts = _parts(key)
         if not parts["subpath"]:
             del parts["subpath"]
@@ -325,6 +265,7 @@ class SqlTranscripts(TransactionalStore):
         await self.transactions.run(lambda c: c.execute(statement).rowcount)
 
     async def list_subkeys(self, key: Any) -> list[str]:
+        """Return the subpaths of a session: the transcripts of its subagents."""
         parts = _parts({**key, "subpath": ""})
         del parts["subpath"]
         query = select(_entries.subpath).where(*_is(parts), _entries.subpath != "")
@@ -356,7 +297,7 @@ def _is(parts: Mapping[str, str]) -> list[ColumnElement[bool]]:
 
 
 def _uuid(entry: Any) -> str | None:
-    """What an entry is known by; one without may come twice, and then is there twice."""
+    """Return the uuid of an entry. One without is stored as often as it is appended."""
     uuid = entry.get("uuid") if isinstance(entry, Mapping) else None
     if not isinstance(uuid, str):
         return None

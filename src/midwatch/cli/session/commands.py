@@ -1,340 +1,224 @@
-"""`midwatch session run | resume | fork`."""
+"""`midwatch session run | resume | fork | fix | list | show | diff | push | rm | prune | serve`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
-from datetime import UTC, datetime
-from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from midwatch.cli.app import Edge
 from midwatch.cli.output import Output
 from midwatch.cli.session.options import (
-    AllowTool,
     AsJson,
-    DenyTool,
     Id,
-    IdleTimeout,
-    Interactive,
-    MaxTurns,
-    MaxUsd,
-    Model,
     PromptText,
-    Push,
     PushBranch,
-    Timeout,
-    Trust,
+    RunOptions,
+    parse_repositories,
+    read_first_prompt,
+    read_prompt,
+    with_run_options,
 )
 from midwatch.errors import Conflict, MidwatchError, SettingsError
 from midwatch.lifecycle import set_nondumpable
 from midwatch.units import format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
-    from midwatch.cli.session.service import Choices, Desk, Place, Request
+    from midwatch.cli.session.service import SessionContext
     from midwatch.kube.runner_task import Identity, PodTask
     from midwatch.kube.runner_workspace import Sync
     from midwatch.kube.status_writer import StatusCluster
     from midwatch.session.events import Phase
-    from midwatch.session.mailbox import Kind
+    from midwatch.session.manager import RemovedSession
+    from midwatch.session.records import SessionRequest, StoredSession
     from midwatch.settings import Settings
-    from midwatch.store.sessions import StoredSession
     from midwatch.workspace.inspect import Diff
 
+T = TypeVar("T")
 app = typer.Typer()
 
 
-class SandboxName(StrEnum):
-    AUTO = "auto"
-    ON = "on"
-    OFF = "off"
-
-
-Sandbox = Annotated[
-    SandboxName | None, typer.Option(help="Bash in a sandbox; auto: where it can be.")
-]
-
-
 @app.command()
+@with_run_options()
 def run(
     context: typer.Context,
     repo: Annotated[
         list[str],
         typer.Option("--repo", "-r", help="URL@BRANCH, a URL or a path; repeatable."),
     ],
+    options: RunOptions,
     prompt: PromptText = None,
     main: Annotated[
-        int, typer.Option(min=0, help="Which one Claude starts in, from 0.")
+        int, typer.Option(min=0, help="Index of the main repository (0 is the first).")
     ] = 0,
-    interactive: Interactive = False,
-    push: Push = False,
-    push_branch: PushBranch = None,
-    model: Model = None,
-    trust: Trust = None,
-    sandbox: Sandbox = None,
-    max_turns: MaxTurns = None,
-    max_usd: MaxUsd = None,
-    timeout: Timeout = None,
-    idle_timeout: IdleTimeout = None,
-    allow_tool: AllowTool = None,
-    deny_tool: DenyTool = None,
-    as_json: AsJson = False,
 ) -> None:
     """Clone repositories and let Claude Code work in them. Exit code 0 only if it is Completed."""
-    from midwatch.cli.session.service import (
-        Request,
-        new_id,
-        parse_repositories,
-        read_prompt,
-    )
+    from midwatch.session.manager import new_session_id
+    from midwatch.session.records import SessionRequest
 
-    if prompt is None and not interactive:
-        raise SettingsError("is missing", path="--prompt", hint="say what to do")
-    request = Request(
-        id=new_id(),
-        prompt=None if prompt is None else read_prompt(prompt),
-        repositories=parse_repositories(repo, push_branch),
+    request = SessionRequest(
+        id=new_session_id(),
+        prompt=read_first_prompt(prompt, options.interactive),
+        repositories=parse_repositories(repo, options.push_branch),
         main=main,
-        interactive=interactive,
-        push=push,
-        choices=chosen(
-            model,
-            trust,
-            sandbox,
-            max_turns,
-            max_usd,
-            timeout,
-            idle_timeout,
-            allow_tool,
-            deny_tool,
-        ),
+        interactive=options.interactive,
+        push=options.push,
+        overrides=options.overrides(),
     )
 
-    async def made(desk: Desk) -> Request:
+    async def make(sessions: SessionContext) -> SessionRequest:
         return request
 
-    carry_out(context.obj, made, as_json)
+    run_request(context.obj, make, options.as_json)
 
 
 @app.command()
+@with_run_options("push_branch")
 def resume(
     context: typer.Context,
     session_id: Id,
+    options: RunOptions,
     prompt: PromptText = None,
-    interactive: Interactive = False,
-    push: Push = False,
-    model: Model = None,
-    trust: Trust = None,
-    sandbox: Sandbox = None,
-    max_turns: MaxTurns = None,
-    max_usd: MaxUsd = None,
-    timeout: Timeout = None,
-    idle_timeout: IdleTimeout = None,
-    allow_tool: AllowTool = None,
-    deny_tool: DenyTool = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Go on with a session, with all that was said; also on another machine with the same database."""
-    from midwatch.cli.session.run import resumed
-    from midwatch.cli.session.service import read_prompt
-
+    """Continue a session with its whole conversation, also on another machine with the same database."""
     text = None if prompt is None else read_prompt(prompt)
-    now = chosen(
-        model,
-        trust,
-        sandbox,
-        max_turns,
-        max_usd,
-        timeout,
-        idle_timeout,
-        allow_tool,
-        deny_tool,
-    )
+    overrides = options.overrides()
 
-    async def made(desk: Desk) -> Request:
-        return await resumed(desk, session_id, text, interactive, push, now)
+    async def make(sessions: SessionContext) -> SessionRequest:
+        return await sessions.manager.resume(
+            session_id,
+            text,
+            interactive=options.interactive,
+            push=options.push,
+            overrides=overrides,
+        )
 
-    carry_out(context.obj, made, as_json)
+    run_request(context.obj, make, options.as_json)
 
 
 @app.command()
+@with_run_options()
 def fork(
     context: typer.Context,
     session_id: Id,
+    options: RunOptions,
     prompt: PromptText = None,
-    interactive: Interactive = False,
-    push: Push = False,
-    push_branch: PushBranch = None,
-    model: Model = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Begin a new session with all that was said in another one, in fresh clones."""
-    from midwatch.cli.session.run import forked
-    from midwatch.cli.session.service import read_prompt
+    """Start a new session with the conversation of another one, in fresh clones."""
+    text = read_first_prompt(prompt, options.interactive)
+    overrides = options.overrides()
 
-    if prompt is None and not interactive:
-        raise SettingsError("is missing", path="--prompt", hint="say what to do")
-    text = None if prompt is None else read_prompt(prompt)
-    now = chosen(model)
+    async def make(sessions: SessionContext) -> SessionRequest:
+        return await sessions.manager.fork(
+            session_id,
+            text,
+            interactive=options.interactive,
+            push=options.push,
+            push_branch=options.push_branch,
+            overrides=overrides,
+        )
 
-    async def made(desk: Desk) -> Request:
-        return await forked(desk, session_id, text, interactive, push, push_branch, now)
-
-    carry_out(context.obj, made, as_json)
-
-
-# ------------------------------------------------------------------ shared
-
-
-def chosen(
-    model: str | None = None,
-    trust: bool | None = None,
-    sandbox: SandboxName | None = None,
-    max_turns: int | None = None,
-    max_usd: float | None = None,
-    timeout: str | None = None,
-    idle_timeout: str | None = None,
-    allow_tool: list[str] | None = None,
-    deny_tool: list[str] | None = None,
-) -> Choices:
-    """What the options say. Raises SettingsError for what is no duration."""
-    from midwatch.cli.session.service import Choices
-
-    return Choices(
-        model=model,
-        trust=trust,
-        sandbox=None if sandbox is None else sandbox.value,
-        max_turns=max_turns,
-        max_usd=max_usd,
-        wall=_duration(timeout, "--timeout"),
-        idle=_duration(idle_timeout, "--idle-timeout"),
-        allow=tuple(allow_tool or ()),
-        deny=tuple(deny_tool or ()),
-    )
+    run_request(context.obj, make, options.as_json)
 
 
-def _duration(text: str | None, option: str) -> float | None:
-    if text is None:
-        return None
-    try:
-        seconds = parse_duration(text)
-    except ValueError as error:
-        raise SettingsError(str(error), path=option) from None
-    if seconds <= 0:
-        raise SettingsError("must be longer than nothing", path=option)
-    return seconds
-
-
-def carry_out(
-    edge: Edge, make: Callable[[Desk], Awaitable[Request]], as_json: bool
+def run_request(
+    edge: Edge,
+    make: Callable[[SessionContext], Awaitable[SessionRequest]],
+    as_json: bool,
 ) -> None:
-    """Make the request and run it to its end, on standard output."""
+    """Make the request, run it to its end and print it on standard output."""
     set_nondumpable()
-    asyncio.run(_carry_out(edge, make, as_json))
+    asyncio.run(_run_request(edge, make, as_json))
 
 
-async def _carry_out(
-    edge: Edge, make: Callable[[Desk], Awaitable[Request]], as_json: bool
+async def _run_request(
+    edge: Edge,
+    make: Callable[[SessionContext], Awaitable[SessionRequest]],
+    as_json: bool,
 ) -> None:
-    from midwatch.cli.session.run import Runner
-    from midwatch.cli.session.service import open_desk
-    from midwatch.cli.session.view import EventPrinter
+    from midwatch.cli.session.run import local_runner
+    from midwatch.cli.session.service import open_sessions
+    from midwatch.cli.session.view import EventPrinter, aside
 
-    async with open_desk(edge) as desk:
-        await desk.close_crashed()
-        request = await make(desk)
-        place = desk.places.place(request.id)
-        if place.running:
+    async with open_sessions(edge) as sessions:
+        await sessions.manager.close_crashed()
+        request = await make(sessions)
+        paths = sessions.manager.paths(request.id)
+        if paths.running:
             raise Conflict(
                 f"session {request.id} is running already",
                 hint=f"`midwatch session attach {request.id}`",
             )
-        teller = EventPrinter(Output.standard(edge.environ), as_json)
-        teller.plain(f"session {request.id} in {place.workspace}")
-        await Runner(desk, request, teller).run()
-
-
-# ------------------------------------------------------------ fix
-# `midwatch session fix`: a session that carries out what a ticket calls for.
+        if request.notice:
+            aside(request.notice)
+        printer = EventPrinter(Output.standard(edge.environ), as_json)
+        printer.plain(f"session {request.id} in {paths.workspace}")
+        await local_runner(sessions, request, printer).run()
 
 
 @app.command("fix")
+@with_run_options("trust")
 def fix(
     context: typer.Context,
-    ticket_id: Annotated[int, typer.Argument(metavar="TICKET", help="Its number.")],
+    ticket_id: Annotated[
+        int, typer.Argument(metavar="TICKET", help="The number of the ticket.")
+    ],
+    options: RunOptions,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask before it starts.")
+        bool, typer.Option("--yes", "-y", help="Start without confirmation.")
     ] = False,
     show_prompt: Annotated[
         bool, typer.Option("--show-prompt", help="Print the prompt; start nothing.")
     ] = False,
-    interactive: Interactive = False,
-    push: Push = False,
-    push_branch: PushBranch = None,
-    model: Model = None,
-    sandbox: Sandbox = None,
-    max_turns: MaxTurns = None,
-    max_usd: MaxUsd = None,
-    timeout: Timeout = None,
-    idle_timeout: IdleTimeout = None,
-    allow_tool: AllowTool = None,
-    deny_tool: DenyTool = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Let Claude Code work on a ticket, in the repositories that its subject names.
+    """Let Claude Code work on a ticket, in the repositories of its subject.
 
-    What it does resolves nothing: the ticket resolves when its invariant is seen to hold again.
+    The session resolves nothing: the ticket resolves when its invariant is observed to hold again.
     """
-    import asyncio
-
     from midwatch.cli.session.run import Fix
 
     set_nondumpable()
     edge: Edge = context.obj
-    chosen_ = chosen(
-        model,
-        None,
-        sandbox,
-        max_turns,
-        max_usd,
-        timeout,
-        idle_timeout,
-        allow_tool,
-        deny_tool,
+    plan = Fix(
+        ticket_id,
+        options.interactive,
+        options.push,
+        options.push_branch,
+        options.overrides(),
+        options.as_json,
     )
-    plan = Fix(ticket_id, interactive, push, push_branch, chosen_, as_json)
     prompt = asyncio.run(plan.prepare(edge))
     if show_prompt:
         typer.echo(prompt)
         return
     if not yes:
-        _ask(plan, prompt)
+        _confirm(plan, prompt)
     asyncio.run(plan.carry_out(edge))
 
 
-def _ask(plan: object, prompt: str) -> None:
-    """Raises Conflict where nobody is there to approve, or somebody does not."""
+def _confirm(plan: object, prompt: str) -> None:
+    """Raise Conflict if there is no terminal to ask on, or the answer is no."""
     print(prompt, file=sys.stderr)
     print(f"\n{plan}", file=sys.stderr)
     if not sys.stdin.isatty():
-        raise Conflict("nobody is there to approve it", hint="--yes starts it unasked")
+        raise Conflict(
+            "standard input is not a terminal, so nothing can be confirmed",
+            hint="--yes starts the session without confirmation",
+        )
     if not typer.confirm("Start this session?", err=True):
         raise Conflict("not started")
 
 
-# ------------------------------------------------------------ shelf
-# `midwatch session list | show | diff | push | rm | prune`: what is kept of sessions.
+# ------------------------------------------------------------------ records
 
-T = TypeVar("T")
 Repo = Annotated[
     str | None,
-    typer.Option("--repo", help="Only this one: a name, or a number from 0."),
+    typer.Option("--repo", help="Only this repository: its name or its index from 0."),
 ]
 
 
@@ -342,20 +226,21 @@ Repo = Annotated[
 def list_(
     context: typer.Context,
     phase: Annotated[
-        list[str] | None, typer.Option(help="Only in this phase; may be repeated.")
+        list[str] | None, typer.Option(help="Only in this phase; repeatable.")
     ] = None,
     ticket: Annotated[int | None, typer.Option(help="Only for this ticket.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Print at most this many.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """Sessions, the newest first."""
+    """List sessions, the newest first."""
     phases = [_phase(name) for name in phase or ()]
 
-    async def read(desk: Desk) -> list[StoredSession]:
-        await desk.close_crashed()
-        return await desk.sessions.listed(phases=phases, ticket=ticket, limit=limit + 1)
+    async def read(sessions: SessionContext) -> Sequence[StoredSession]:
+        return await sessions.manager.list(
+            phases=phases, ticket=ticket, limit=limit + 1
+        )
 
-    found = at_desk(context.obj, read)
+    found = use_sessions(context.obj, read)
     output = Output.standard(context.obj.environ)
     if as_json:
         from midwatch.cli.session.view import session_row
@@ -378,13 +263,15 @@ def _phase(name: str) -> Phase:
         if phase.value.lower() == name.lower():
             return phase
     known = ", ".join(phase.value for phase in Phase)
-    raise SettingsError(f"{name!r} is no phase", path="--phase", hint=f"one of {known}")
+    raise SettingsError(
+        f"{name!r} is not a phase", path="--phase", hint=f"use one of {known}"
+    )
 
 
 @app.command()
 def show(context: typer.Context, session_id: Id, as_json: AsJson = False) -> None:
-    """A session: how it stands, what it cost, what it did."""
-    found = at_desk(context.obj, lambda desk: desk.session(session_id))
+    """Show a session: its phase, its cost, its repositories and its result."""
+    found = use_sessions(context.obj, lambda one: one.manager.get(session_id))
     output = Output.standard(context.obj.environ)
     if as_json:
         from midwatch.cli.session.view import session_document
@@ -400,7 +287,7 @@ def show(context: typer.Context, session_id: Id, as_json: AsJson = False) -> Non
 def diff(
     context: typer.Context, session_id: Id, repo: Repo = None, as_json: AsJson = False
 ) -> None:
-    """What a session changed, new files included."""
+    """Print what a session changed, new files included."""
     found = diffs_of(context.obj, session_id, repo)
     if as_json:
         output = Output.standard(context.obj.environ)
@@ -410,20 +297,20 @@ def diff(
 
 
 def diffs_of(edge: Edge, session_id: str, repo: str | None) -> list[tuple[str, Diff]]:
-    """What a session changed, by repository; `repo` is one's name or number."""
+    """Return what a session changed, by repository; `repo` is the name or the index of one."""
 
-    async def read(desk: Desk) -> list[tuple[str, Diff]]:
+    async def read(sessions: SessionContext) -> list[tuple[str, Diff]]:
         from midwatch.cli.session.run import repository_named
         from midwatch.workspace.inspect import diff_of
         from midwatch.workspace.record import open_workspace
 
-        place = desk.places.present(session_id)
-        workspace = open_workspace(place.state)
-        git = desk.workspace_options(place).git()
+        paths = sessions.manager.folders.existing(session_id)
+        workspace = open_workspace(paths.state)
+        git = sessions.workspace_options(session_id).git()
         repos = workspace.repos if repo is None else [repository_named(workspace, repo)]
         return [(one.name, await diff_of(one, git)) for one in repos]
 
-    return at_desk(edge, read)
+    return use_sessions(edge, read)
 
 
 def print_diffs(edge: Edge, found: list[tuple[str, Diff]]) -> None:
@@ -434,7 +321,7 @@ def print_diffs(edge: Edge, found: list[tuple[str, Diff]]) -> None:
         if one.text:
             output.line(one.text.rstrip("\n"))
         if one.cut:
-            typer.echo(f"the diff of {name} goes on", err=True)
+            typer.echo(f"the diff of {name} is longer; its rest is left out", err=True)
 
 
 @app.command()
@@ -444,19 +331,19 @@ def push(
     push_branch: PushBranch = None,
     as_json: AsJson = False,
 ) -> None:
-    """Push what a session did: its commits and, in one more, the rest. Nothing is forced."""
+    """Push the commits of a session and one more with its other changes. Never forces."""
 
-    async def act(desk: Desk) -> None:
-        from midwatch.cli.session.run import push_and_tell
+    async def act(sessions: SessionContext) -> None:
+        from midwatch.cli.session.run import push_session
         from midwatch.cli.session.view import EventPrinter
 
-        place = desk.places.present(session_id)
-        if place.running:
+        paths = sessions.manager.folders.existing(session_id)
+        if paths.running:
             raise Conflict(f"session {session_id} is running", hint="wait for its end")
-        teller = EventPrinter(Output.standard(desk.edge.environ), as_json)
-        await push_and_tell(desk, place, teller, push_branch)
+        printer = EventPrinter(Output.standard(sessions.edge.environ), as_json)
+        await push_session(sessions, paths, printer, push_branch)
 
-    at_desk(context.obj, act)
+    use_sessions(context.obj, act)
 
 
 @app.command()
@@ -467,13 +354,11 @@ def rm(
 ) -> None:
     """Remove sessions for good: folder, workspace, transcript and record."""
 
-    async def act(desk: Desk) -> None:
-        from midwatch.cli.session.service import remove
-
+    async def act(sessions: SessionContext) -> None:
         for session_id in session_ids:
-            await remove(desk, session_id)
+            await sessions.manager.remove(session_id)
 
-    at_desk(context.obj, act)
+    use_sessions(context.obj, act)
     output = Output.standard(context.obj.environ)
     if as_json:
         output.json({"removed": session_ids})
@@ -486,185 +371,62 @@ def rm(
 def prune(
     context: typer.Context,
     older_than: Annotated[
-        str | None, typer.Option(help="Remove what ended longer ago, such as 7d.")
+        str | None,
+        typer.Option(help="Remove sessions that ended longer ago, such as 7d."),
     ] = None,
     max_size: Annotated[
-        str | None, typer.Option(help="Then the oldest, until so much is left: 10GB.")
+        str | None,
+        typer.Option(help="Then remove the oldest until this much is left: 10GB."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+        bool, typer.Option("--dry-run", help="Only print what would be removed.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old sessions of this machine; by default as the settings have it."""
-    age, size = _age(older_than), _size(max_size)
+    """Remove old sessions of this machine; the defaults are in the settings."""
+    age = _parsed(older_than, parse_duration, "--older-than")
+    size = _parsed(max_size, parse_size, "--max-size")
 
-    async def act(desk: Desk) -> list[tuple[str, int]]:
-        from midwatch.cli.session.service import prune_sessions
-
-        kept = desk.settings.sessions
-        return await prune_sessions(
-            desk,
-            kept.keep_for if age is None else age,
-            kept.keep_bytes if size is None else size,
-            dry_run,
+    async def act(sessions: SessionContext) -> Sequence[RemovedSession]:
+        settings = sessions.manager.settings
+        return await sessions.manager.prune(
+            settings.keep_for if age is None else age,
+            settings.keep_bytes if size is None else size,
+            dry_run=dry_run,
         )
 
-    removed = at_desk(context.obj, act)
+    removed = use_sessions(context.obj, act)
     output = Output.standard(context.obj.environ)
     if as_json:
-        told = [{"id": name, "size": size} for name, size in removed]
-        output.json({"removed": told, "dry_run": dry_run})
+        output.json({"removed": [asdict(one) for one in removed], "dry_run": dry_run})
         return
-    for name, freed in removed:
-        said = "would be removed" if dry_run else "removed"
-        output.line(f"session {name}: {said}, {format_size(freed)}")
+    done = "would be removed" if dry_run else "removed"
+    for one in removed:
+        output.line(f"session {one.id}: {done}, {format_size(one.size)}")
 
 
-def _age(text: str | None) -> float | None:
+def _parsed(
+    text: str | None, parse: Callable[[str], float], option: str
+) -> float | None:
     try:
-        return None if text is None else parse_duration(text)
+        return None if text is None else parse(text)
     except ValueError as error:
-        raise SettingsError(str(error), path="--older-than") from None
+        raise SettingsError(str(error), path=option) from None
 
 
-def _size(text: str | None) -> float | None:
-    try:
-        return None if text is None else parse_size(text)
-    except ValueError as error:
-        raise SettingsError(str(error), path="--max-size") from None
-
-
-def at_desk(edge: Edge, use: Callable[[Desk], Awaitable[T]]) -> T:
-    """Open the desk, do one thing, close it."""
+def use_sessions(edge: Edge, use: Callable[[SessionContext], Awaitable[T]]) -> T:
+    """Open the sessions, do one thing with them, and close them."""
 
     async def run() -> T:
-        from midwatch.cli.session.service import open_desk
+        from midwatch.cli.session.service import open_sessions
 
-        async with open_desk(edge) as desk:
-            return await use(desk)
+        async with open_sessions(edge) as sessions:
+            return await use(sessions)
 
     return asyncio.run(run())
 
 
-# ------------------------------------------------------------ mail
-# `midwatch session send | interrupt | approve | deny | end | attach`: the two files of a session.
-
-RequestId = Annotated[
-    str | None,
-    typer.Argument(metavar="[REQUEST]", help="Which one, if several are asked."),
-]
-
-
-@app.command()
-def send(
-    context: typer.Context,
-    session_id: Id,
-    text: Annotated[str, typer.Argument(help="TEXT, @FILE, or - for stdin.")],
-    as_json: AsJson = False,
-) -> None:
-    """Say something to an interactive session; `/end` ends it."""
-    from midwatch.cli.session.service import read_prompt
-
-    _post(context.obj, session_id, "user_message", read_prompt(text), as_json)
-
-
-@app.command()
-def interrupt(context: typer.Context, session_id: Id, as_json: AsJson = False) -> None:
-    """End the turn under way, not the session."""
-    _post(context.obj, session_id, "interrupt", None, as_json)
-
-
-@app.command()
-def end(context: typer.Context, session_id: Id, as_json: AsJson = False) -> None:
-    """End an interactive session, once what was said before is answered."""
-    _post(context.obj, session_id, "end_session", None, as_json)
-
-
-@app.command()
-def approve(
-    context: typer.Context,
-    session_id: Id,
-    request: RequestId = None,
-    as_json: AsJson = False,
-) -> None:
-    """Let Claude use the tool that it asks for."""
-    _answer(context.obj, session_id, request, True, "", as_json)
-
-
-@app.command()
-def deny(
-    context: typer.Context,
-    session_id: Id,
-    request: RequestId = None,
-    why: Annotated[str, typer.Option("--why", help="What Claude is told.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Do not let Claude use the tool that it asks for."""
-    _answer(context.obj, session_id, request, False, why, as_json)
-
-
-@app.command()
-def attach(
-    context: typer.Context,
-    session_id: Id,
-    after: Annotated[
-        int, typer.Option("--after", min=0, help="Begin behind this event's number.")
-    ] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Follow a session; each line of standard input is said to it, as in a chat.
-
-    `/interrupt`, `/approve`, `/deny` and `/end` are commands. Who leaves ends nothing.
-    """
-    from midwatch.cli.session.view import EventPrinter, follow
-
-    edge: Edge = context.obj
-    place = _place(edge, session_id)
-    follow(place, EventPrinter(Output.standard(edge.environ), as_json), after)
-
-
-# ------------------------------------------------------------------ shared
-
-
-def _answer(
-    edge: Edge,
-    session_id: str,
-    request: str | None,
-    allow: bool,
-    why: str,
-    as_json: bool,
-) -> None:
-    from midwatch.cli.session.view import pending_request
-
-    asked = request or pending_request(_place(edge, session_id))
-    content = {"request_id": asked, "allow": allow, "message": why}
-    _post(edge, session_id, "permission_response", content, as_json)
-
-
-def _post(edge: Edge, session_id: str, kind: Kind, content: Any, as_json: bool) -> None:
-    from midwatch.cli.session.view import expectation, write
-
-    place = _place(edge, session_id)
-    message_id = write(place, kind, content, datetime.now(UTC))
-    output = Output.standard(edge.environ)
-    if as_json:
-        output.json({"session": session_id, "message": message_id, "type": kind})
-    else:
-        output.line(f"{kind} {message_id}: {expectation(place)}")
-
-
-def _place(edge: Edge, session_id: str) -> Place:
-    """Raises NotFound."""
-    from midwatch.cli.session.service import Places
-
-    settings = edge.settings()
-    if not session_id:
-        raise SettingsError("is empty", path="ID", hint="see `midwatch session list`")
-    return Places.of(settings.sessions).present(session_id)
-
-
-# ------------------------------------------------------------ serve
+# ------------------------------------------------------------------ serve
 # `midwatch session serve`: the runner in a pod, configured by its environment alone.
 
 
@@ -676,9 +438,7 @@ def serve(context: typer.Context) -> None:
     written, 143 the pod was taken away before the end.
     """
     set_nondumpable()
-    gc.enable()  # `main` turned it off for the start
-    code = asyncio.run(_serve(context.obj))
-    raise typer.Exit(code)
+    raise typer.Exit(asyncio.run(_serve(context.obj)))
 
 
 async def _serve(edge: Edge) -> int:
@@ -705,31 +465,23 @@ async def _serve(edge: Edge) -> int:
 async def _run(
     edge: Edge, settings: Settings, task: PodTask, cluster: StatusCluster
 ) -> int:
-    from midwatch.cli.output import Output
-    from midwatch.cli.session.service import Choices, git_environment, session_options
+    from midwatch.cli.session.run import TerminalEvents
     from midwatch.cli.session.view import EventPrinter, aside
-    from midwatch.kube.runner import Dependencies, PodRunner
-    from midwatch.kube.runner_task import allowed_in_a_pod
-
-    teller = EventPrinter(Output.standard(edge.environ))
-
-    class Voice:
-        event = staticmethod(teller.event)
-        note = staticmethod(aside)
+    from midwatch.kube.runner import Dependencies, pod_runner
+    from midwatch.session.options import git_environment, session_options
 
     for name in task.variables.left_out:
         aside(f"{name} is a reserved name: that key of a secret is left out")
     async with _sync(task) as sync:
-        means = Dependencies(
+        dependencies = Dependencies(
             cluster=cluster,
             sync=sync,
-            options=allowed_in_a_pod(
-                session_options(settings.sessions, Choices()), settings.sessions
-            ),
+            options=session_options(settings.sessions),
             environment=git_environment(settings.sessions, task.variables.of_git),
-            voice=Voice(),
+            events=TerminalEvents(EventPrinter(Output.standard(edge.environ))),
+            settings=settings.sessions,
         )
-        return await PodRunner(task, means).run()
+        return await pod_runner(task, dependencies).run()
 
 
 @contextlib.asynccontextmanager

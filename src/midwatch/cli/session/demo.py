@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from midwatch.cli.app import Edge
-from midwatch.cli.session.commands import carry_out
+from midwatch.cli.session.commands import run_request
 from midwatch.errors import MidwatchError
 
 if TYPE_CHECKING:
@@ -117,23 +117,29 @@ def _scripted() -> Iterator[str]:
 
 def _play(edge: Edge, folder: Path) -> None:
     from midwatch.cli.session.commands import diffs_of, print_diffs
-    from midwatch.cli.session.service import Choices, Desk, Repository, Request, new_id
+    from midwatch.cli.session.service import SessionContext
+    from midwatch.session.manager import new_session_id
+    from midwatch.session.options import OptionOverrides
+    from midwatch.session.records import SessionRequest
     from midwatch.testing.fakes import make_repository
+    from midwatch.workspace.plan import RepoSpec
 
     shop = make_repository(folder / "remotes" / "shop", SHOP)
     prices = make_repository(folder / "remotes" / "prices", PRICES)
     own = replace(edge, environ=_without_ours(edge), config=_settings(folder))
-    request = Request(
-        id=new_id(),
+    request = SessionRequest(
+        id=new_session_id(),
         prompt=PROMPT,
-        repositories=(Repository(str(shop)), Repository(str(prices))),
-        choices=Choices(allow=("Bash",), max_turns=20, max_usd=1.0, wall=600.0),
+        repositories=(RepoSpec(str(shop)), RepoSpec(str(prices))),
+        overrides=OptionOverrides(
+            allow=("Bash",), max_turns=20, max_usd=1.0, wall=600.0
+        ),
     )
 
-    async def made(desk: Desk) -> Request:
+    async def made(desk: SessionContext) -> SessionRequest:
         return request
 
-    carry_out(own, made, as_json=False)
+    run_request(own, made, as_json=False)
     typer.echo()
     found = diffs_of(own, request.id, None)
     print_diffs(own, found)

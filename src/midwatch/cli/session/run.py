@@ -1,112 +1,92 @@
-"""One run of a session, from its workspace to its end, told while it happens."""
+"""Sessions on this machine: their runner, requests to resume, fork or fix, and pushes."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import gc
 import shutil
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field, replace
+from types import TracebackType
 from typing import Any
 
 from pydantic import ValidationError
 
-from midwatch.cli.app import Edge, here
+from midwatch.cli.app import Edge
 from midwatch.cli.output import GREEN, RED, Output
-from midwatch.cli.session.service import (
-    Choices,
-    Desk,
-    Kept,
-    Place,
-    Repository,
-    Request,
-    carried_of,
-    earlier_choices,
-    elsewhere,
-    is_here,
-    new_id,
-    open_desk,
-    repositories_of,
-    session_options,
-)
+from midwatch.cli.session.service import SessionContext, open_sessions
 from midwatch.cli.session.view import (
     EventPrinter,
     aside,
-    aside_error,
     chat,
     push_document,
     repository_line,
+    result_document,
     shown_progress,
     summary_line,
 )
 from midwatch.cli.tickets import settled, user_at_host
 from midwatch.config import explain
-from midwatch.errors import (
-    Conflict,
-    MidwatchError,
-    NotFound,
-    SettingsError,
-    TemporaryError,
-)
-from midwatch.lifecycle import StopEvent, SystemClock, stop_on_signals
+from midwatch.errors import Conflict, MidwatchError, NotFound, SettingsError
+from midwatch.lifecycle import StopEvent, SystemClock, background
 from midwatch.model import Diagnosis, Ticket
-from midwatch.redaction import Redactor
 from midwatch.session.agentic_session import (
-    GO_ON,
-    AsyncAgenticSession,
     SessionResult,
-    SessionStopped,
-    end_unprepared,
-    repository_record,
-    stop_when_told,
-    unless_stopped,
+    result_of,
 )
 from midwatch.session.events import Phase
-from midwatch.session.log import conversation_id, read_events
-from midwatch.session.records import HEARTBEAT, SessionSpec, TranscriptKey
-from midwatch.session.status import SessionStatus, fold
-from midwatch.session.transcripts import PROJECT
+from midwatch.session.log import conversation_id
+from midwatch.session.manager import new_session_id
+from midwatch.session.options import OptionOverrides, session_options
+from midwatch.session.paths import SessionPaths
+from midwatch.session.records import RunRecords, SessionRequest, SessionSpec
+from midwatch.session.runner import (
+    Deadline,
+    NotPushed,
+    RunEnd,
+    RunnerDependencies,
+    SessionRunner,
+    SessionStopped,
+    SessionTask,
+    ShutdownBudget,
+    SignalStops,
+)
 from midwatch.settings import SubjectSettings
-from midwatch.store.sessions import StoredSession
 from midwatch.text import clean, fence, one_line, shorten
 from midwatch.units import format_duration
 from midwatch.workspace.inspect import RepoState, inspect_workspace
+from midwatch.workspace.plan import RepoSpec
 from midwatch.workspace.push import PushResult, push_workspace
 from midwatch.workspace.record import ClonedRepo, Workspace, open_workspace, save_record
 from midwatch.workspace.setup import setup_workspace_async
 from midwatch.workspace.urls import check_ref_name
 
-# ------------------------------------------------------------ pushing
-# What a session did to its repositories: looked at anew, and pushed.
+# ------------------------------------------------------------------ pushing
 
 
-class NotPushed(MidwatchError):
-    """Something could not be pushed."""
-
-
-async def look(desk: Desk, place: Place) -> list[RepoState]:
-    """The repositories as they are now; the records follow."""
-    workspace = open_workspace(place.state)
-    states = await inspect_workspace(workspace, desk.workspace_options(place).git())
-    records = [repository_record(state) for state in states]
-    await desk.sessions.save_repositories(place.id, records)
-    return states
-
-
-async def push_and_tell(
-    desk: Desk, place: Place, teller: EventPrinter, branch: str | None = None
+async def push_session(
+    desk: SessionContext,
+    place: SessionPaths,
+    printer: EventPrinter,
+    branch: str | None = None,
 ) -> None:
-    """Push every repository that has something. Raises NotPushed if one could not be."""
+    """Push every repository that has something, and record how all are then. Raises NotPushed."""
     workspace = open_workspace(place.state)
     if branch is not None:
         workspace = await _onto(desk, place, workspace, branch)
-    results = await push_workspace(workspace, desk.workspace_options(place).git())
-    for result in results:
-        _tell(teller, result)
-    await look(desk, place)
-    failed = [result for result in results if result.error is not None]
+    git = desk.workspace_options(place.id).git()
+    pushes = await push_workspace(workspace, git)
+    states = await inspect_workspace(workspace, git)
+    await desk.sessions.save_repositories(place.id, states)
+    print_pushes(printer, pushes)
+
+
+def print_pushes(printer: EventPrinter, pushes: Sequence[PushResult]) -> None:
+    """Print the result of each push. Raises NotPushed if one failed."""
+    for push in pushes:
+        _print_push(printer, push)
+    failed = [push for push in pushes if push.error is not None]
     if failed:
         error = failed[0].error
         assert error is not None
@@ -117,10 +97,10 @@ async def push_and_tell(
 
 
 async def _onto(
-    desk: Desk, place: Place, workspace: Workspace, branch: str
+    desk: SessionContext, place: SessionPaths, workspace: Workspace, branch: str
 ) -> Workspace:
-    """The workspace with another branch to push to, from now on: a fork or another machine
-    begins where the session has pushed to."""
+    """Return the workspace with another branch to push to, recorded: a fork, or a resume on another machine,
+    begins at the branch that the session has pushed to."""
     check_ref_name(branch)
     repos = tuple(replace(repo, push_branch=branch) for repo in workspace.repos)
     changed = replace(workspace, repos=repos)
@@ -135,22 +115,22 @@ async def _onto(
     return changed
 
 
-def _tell(teller: EventPrinter, result: PushResult) -> None:
-    if teller.as_json:
-        teller.document(push_document(result))
+def _print_push(printer: EventPrinter, result: PushResult) -> None:
+    if printer.as_json:
+        printer.document(push_document(result))
         return
     where = f"{one_line(result.remote)} {result.branch}"
     name = one_line(result.name)
     if result.outcome == "pushed":
-        teller.plain(f"{name}: pushed to {where}", GREEN)
+        printer.plain(f"{name}: pushed to {where}", GREEN)
     elif result.outcome == "nothing":
-        teller.plain(f"{name}: nothing to push")
+        printer.plain(f"{name}: nothing to push")
     else:
-        teller.plain(f"{name}: not pushed to {where}", RED)
+        printer.plain(f"{name}: not pushed to {where}", RED)
 
 
 def repository_named(workspace: Workspace, wanted: str) -> ClonedRepo:
-    """A repository by its name or its number from 0. Raises NotFound."""
+    """Return a repository by its name or its index from 0. Raises NotFound."""
     for number, repo in enumerate(workspace.repos):
         if wanted in (repo.name, str(number)):
             return repo
@@ -158,282 +138,186 @@ def repository_named(workspace: Workspace, wanted: str) -> ClonedRepo:
     raise NotFound(f"there is no repository {wanted[:80]!r}", hint=f"known: {known}")
 
 
-class Runner:
-    """Carries a request out. After `run`, the session is in a terminal phase, in every record."""
+# ------------------------------------------------------------------ the runner
 
-    def __init__(self, desk: Desk, request: Request, teller: EventPrinter) -> None:
-        self._desk = desk
+
+def local_runner(
+    desk: SessionContext, request: SessionRequest, printer: EventPrinter
+) -> SessionRunner[SessionResult]:
+    """Return the runner of a session on this machine.
+
+    Its `run` returns the result of a session that is Completed, with everything pushed that was to be pushed.
+    It raises what ended the session badly, SessionStopped and NotPushed. Raises KeyRefused without a key.
+    """
+    place = desk.manager.paths(request.id)
+    spent = request.elsewhere.cost_usd if request.elsewhere else 0.0
+    settings, clock = desk.settings.sessions, SystemClock()
+    task = SessionTask(
+        id=request.id,
+        prompt=lambda: request.prompt,
+        options=session_options(settings, request.overrides, spent),
+        settings=settings,
+        access=desk.access(),
+        interactive=request.interactive,
+        push=request.push,
+        forked_from=request.forked_from,
+        ticket=request.ticket,
+        transcripts=desk.manager.transcripts,
+        redactor=desk.manager.redactor,
+    )
+    return SessionRunner(
+        task,
+        RunnerDependencies(
+            workspace=LocalWorkspace(desk, request, place, quiet=printer.as_json),
+            status=LocalStatus(desk.manager.records(request), request, place, printer),
+            events=TerminalEvents(printer),
+            stops=SignalStops(),
+            stop=StopEvent(clock),
+            deadline=Deadline(clock),
+            budget=_BUDGET,
+            clock=clock,
+        ),
+    )
+
+
+_BUDGET = ShutdownBudget(push=30.0, inspect=30.0)
+"""A person who presses Ctrl-C waits longer than the grace period of a pod."""
+
+
+class TerminalEvents:
+    """Prints the events of a run. Satisfies `EventSink`."""
+
+    def __init__(self, printer: EventPrinter) -> None:
+        self.event = printer.event
+
+    def note(self, text: str) -> None:
+        aside(text)
+
+
+class LocalWorkspace:
+    """The workspace of a session on this machine: clones beside the session's folder. Satisfies `WorkspaceProvider`."""
+
+    def __init__(
+        self,
+        desk: SessionContext,
+        request: SessionRequest,
+        place: SessionPaths,
+        *,
+        quiet: bool,
+    ) -> None:
+        self.options = desk.workspace_options(place.id)
+        self.root = place.workspace
+        self.folder = place.folder
         self._request = request
-        self._teller = teller
-        self._place: Place = desk.places.place(request.id)
-        self._redactor: Redactor = desk.redactor()
-        self._kept = Kept(desk, request, self._place, self._redactor)
-        self._git = desk.workspace_options(self._place)
+        self._place = place
+        self._quiet = quiet
 
-    async def run(self) -> SessionResult:
-        """Raises what ended the session badly, and SessionStopped; returns what is Completed."""
-        gc.enable()  # `main` turned it off for the start
-        self._desk.access()  # without a key, nothing is begun
-        self._place.folder.make()
-        stop = StopEvent()
-        with self._place.owned(), stop_on_signals(stop):
-            workspace = await self._prepare(stop)
-            error, result = await self._converse(workspace, stop)
-        await self._tell_end(result)
-        if error is not None:
-            raise error
-        if result.phase is not Phase.COMPLETED:
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        self.folder.make()
+        with self._place.owned():
+            yield
+
+    def locked(self) -> AbstractContextManager[None]:
+        return self.folder.locked()
+
+    async def prepare(self) -> Workspace:
+        request = self._request
+        if request.moved:
+            # The program's transcript on this disk is older than the one in the store.
+            shutil.rmtree(self._place.program_transcripts, ignore_errors=True)
+        with shown_progress(quiet=self._quiet) as on_progress:
+            await setup_workspace_async(
+                request.repositories,
+                self.root,
+                request.main,
+                options=self.options,
+                on_progress=on_progress,
+            )
+        return open_workspace(self._place.state)
+
+    def beside(self) -> AbstractAsyncContextManager[None]:
+        if self._request.interactive and sys.stdin.isatty():
+            return background(chat(self._place))
+        return contextlib.nullcontext()
+
+    def nudge(self) -> None:
+        """Nothing is to be done: the folders stay where they are."""
+
+    async def save(self) -> None:
+        """Nothing is to be done: the folders stay where they are."""
+
+
+class LocalStatus:
+    """The status of a session in the database, in its folder, and on the terminal. Satisfies `StatusSink`."""
+
+    def __init__(
+        self,
+        records: RunRecords,
+        request: SessionRequest,
+        place: SessionPaths,
+        printer: EventPrinter,
+    ) -> None:
+        self.records = records
+        self._request = request
+        self._place = place
+        self._printer = printer
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    async def begin(self, spec: SessionSpec) -> None:
+        await self.records.save_spec(spec)
+
+    async def owned(self) -> bool:
+        return True  # by the lock of `LocalWorkspace.owned`
+
+    async def save_repositories(
+        self, states: Sequence[RepoState], pushes: Sequence[PushResult]
+    ) -> None:
+        await self.records.save_repositories(self._request.id, states)
+
+    async def finish(self, end: RunEnd) -> SessionResult:
+        """Print how the session ended. Raise what is not a success."""
+        result = result_of(
+            self._request.id,
+            end.status,
+            self._place.folder.path,
+            conversation_id(self._request.id),
+            end.repositories,
+        )
+        if end.began:
+            self._print(result)
+        if end.error is not None:
+            raise end.error
+        if not end.completed:
             raise SessionStopped(
                 f"the session was stopped: {result.reason}",
                 hint=f"`midwatch session resume {result.session_id}` goes on with it",
             )
-        if self._request.push:
-            await push_and_tell(self._desk, self._place, self._teller)
+        print_pushes(self._printer, end.pushes)
+        if end.push_error is not None:
+            raise end.push_error
         return result
 
-    # -------------------------------------------------- the workspace
-
-    async def _prepare(self, stop: StopEvent) -> Workspace:
-        with self._place.folder.locked():
-            if self._request.moved:
-                # What the program has on this disk is older than the store's transcript.
-                shutil.rmtree(self._place.programs_own, ignore_errors=True)
-            await self._kept.save_spec(self._spec())
-            try:
-                async with self._heartbeat():
-                    return await self._cloned(stop)
-            except MidwatchError as error:
-                await self._end_unprepared(error)
-                raise
-
-    def _spec(self) -> SessionSpec:
-        request, now = self._request, SystemClock().now()
-        return SessionSpec(
-            id=request.id,
-            created_at=now,
-            cwd=str(self._place.workspace),
-            model=session_options(self._desk.settings.sessions, request.choices).model,
-            interactive=request.interactive,
-            forked_from=request.forked_from,
-            ticket=request.ticket,
-        )
-
-    async def _cloned(self, stop: StopEvent) -> Workspace:
-        request = self._request
-        specs = [repository.spec() for repository in request.repositories]
-        with shown_progress(quiet=self._teller.as_json) as on_progress:
-            setting_up = setup_workspace_async(
-                specs,
-                self._place.workspace,
-                request.main,
-                options=self._git,
-                on_progress=on_progress,
-            )
-            await unless_stopped(setting_up, stop)
-        return open_workspace(self._place.state)
-
-    @contextlib.asynccontextmanager
-    async def _heartbeat(self) -> AsyncIterator[None]:
-        async def beat() -> None:
-            while True:
-                with contextlib.suppress(TemporaryError):
-                    now = SystemClock().now()
-                    await self._kept.heartbeat(self._request.id, here(), now)
-                await asyncio.sleep(HEARTBEAT)
-
-        beating = asyncio.create_task(beat(), name="heartbeat")
-        try:
-            yield
-        finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
-
-    async def _end_unprepared(self, error: MidwatchError) -> None:
-        """Write how a run ended that never had a program."""
-        status = end_unprepared(
-            self._place.folder, self._redactor, SystemClock(), error
-        )
-        await self._kept.save_status(self._request.id, status)
-
-    # -------------------------------------------------- the conversation
-
-    def _session(self, workspace: Workspace) -> AsyncAgenticSession:
-        desk, request = self._desk, self._request
-        spent = request.carried.cost_usd if request.carried else 0.0
-        return AsyncAgenticSession(
-            client=desk.access(),
-            workspace=workspace,
-            options=session_options(desk.settings.sessions, request.choices, spent),
-            interactive=request.interactive,
-            session_id=request.id,
-            folder=self._place.folder.path,
-            forked_from=request.forked_from,
-            ticket=request.ticket,
-            records=self._kept,
-            transcripts=desk.transcripts,
-            workspace_options=self._git,
-            redactor=self._redactor,
-        )
-
-    async def _converse(
-        self, workspace: Workspace, stop: StopEvent
-    ) -> tuple[MidwatchError | None, SessionResult]:
-        session = self._session(workspace)
-        ended_badly: MidwatchError | None = None
-        async with session:
-            beside = [asyncio.create_task(stop_when_told(session, stop), name="stop")]
-            if self._request.interactive and sys.stdin.isatty():
-                beside.append(asyncio.create_task(chat(self._place), name="chat"))
-            try:
-                async for event in session.execute(self._request.prompt):
-                    self._teller.event(event)
-            except MidwatchError as error:
-                ended_badly = error
-            finally:
-                for task in beside:
-                    task.cancel()
-                await asyncio.gather(*beside, return_exceptions=True)
-            return ended_badly, await self._results(session)
-
-    async def _results(self, session: AsyncAgenticSession) -> SessionResult:
-        """The results; a repository that cannot be looked at does not hide how it ended."""
-        try:
-            return await session.get_results()
-        except MidwatchError as error:
-            aside_error("the repositories could not be looked at", error)
-            return await session.get_results(repositories=False)
-
-    async def _tell_end(self, result: SessionResult) -> None:
-        teller = self._teller
-        if teller.as_json:
-            from midwatch.cli.session.view import result_document
-
-            teller.document(result_document(result))
+    def _print(self, result: SessionResult) -> None:
+        printer = self._printer
+        if printer.as_json:
+            printer.document(result_document(result))
             return
-        teller.answer(result.text)
-        teller.plain()
+        printer.answer(result.text)
+        printer.plain()
         for state in result.repositories:
-            teller.plain(repository_line(state))
-        teller.phase(result.phase, summary_line(result))
+            printer.plain(repository_line(state))
+        printer.phase(result.phase, summary_line(result))
         if self._request.push and result.phase is not Phase.COMPLETED:
             aside(f"nothing is pushed: `midwatch session push {result.session_id}`")
-
-
-# ------------------------------------------------------------ again
-# Requests for sessions that were before: resumed here or elsewhere, and forked.
-
-
-async def resumed(
-    desk: Desk,
-    session_id: str,
-    prompt: str | None,
-    interactive: bool,
-    push: bool,
-    choices: Choices,
-) -> Request:
-    """Raises NotFound, and Conflict where it runs or where there is nothing to go on with."""
-    session = await desk.session(session_id)
-    place = desk.places.place(session_id)
-    if desk.alive(session):
-        raise Conflict(
-            f"session {session_id} is running on {session.options.get('host')}",
-            hint=f"`midwatch session attach {session_id}` or `end {session_id}`",
-        )
-    repositories, carried = repositories_of(session), carried_of(session)
-    here = fold(SessionStatus(), read_events(place.folder.outbox))
-    moved = not is_here(session, place)
-    if moved:
-        carried = elsewhere(session.status, here)
-        _tell_moved(session, place)
-    if session.status.last_seq and not place.state.exists():
-        repositories = _as_pushed(session, repositories)
-    if prompt is None and not interactive:
-        prompt = _still_to_do(session, here)
-    return Request(
-        id=session_id,
-        prompt=prompt,
-        repositories=repositories,
-        main=int(session.options.get("main") or 0),
-        interactive=interactive,
-        push=push or bool(session.options.get("push")),
-        choices=choices.over(earlier_choices(session)),
-        forked_from=session.forked_from,
-        ticket=session.ticket,
-        carried=carried,
-        moved=moved,
-        asked=session.prompt,
-    )
-
-
-def _tell_moved(session: StoredSession, place: Place) -> None:
-    was = f"session {session.id} was last on {session.options.get('host')}"
-    if place.state.exists():
-        aside(f"{was}: the workspace is as the session left it here")
-    else:
-        aside(f"{was}: what it did not push is not in this workspace")
-
-
-def _as_pushed(
-    session: StoredSession, asked: tuple[Repository, ...]
-) -> tuple[Repository, ...]:
-    """The repositories, each from the branch that the session has pushed to."""
-    if len(session.repositories) != len(asked):
-        return asked
-    own = f"midwatch/{session.id}"
-    return tuple(
-        (
-            replace(one, branch=one.push_branch or own)
-            if record.get("status") == "pushed"
-            else one
-        )
-        for one, record in zip(asked, session.repositories, strict=True)
-    )
-
-
-def _still_to_do(session: StoredSession, here: SessionStatus) -> str | None:
-    """The prompt of a resume that has none; None where a turn was cut off here, and goes on."""
-    if here.unfinished:
-        return None
-    if (
-        session.status.unfinished
-    ):  # cut off on another machine: the transcript tells how far
-        return GO_ON
-    if not session.status.prompts and session.prompt:
-        return session.prompt
-    raise Conflict(
-        f"session {session.id} has answered everything",
-        hint="say what to do next: --prompt TEXT",
-    )
-
-
-async def forked(
-    desk: Desk,
-    session_id: str,
-    prompt: str | None,
-    interactive: bool,
-    push: bool,
-    push_branch: str | None,
-    choices: Choices,
-) -> Request:
-    """Raises NotFound, and Conflict where nothing was said yet."""
-    session = await desk.session(session_id)
-    key = TranscriptKey(project_key=PROJECT, session_id=conversation_id(session_id))
-    if await desk.transcripts.load(key) is None:
-        raise Conflict(f"nothing was said in session {session_id} yet")
-    return Request(
-        id=new_id(),
-        prompt=prompt,
-        repositories=tuple(
-            replace(one, push_branch=push_branch)
-            for one in _as_pushed(session, repositories_of(session))
-        ),
-        main=int(session.options.get("main") or 0),
-        interactive=interactive,
-        push=push,
-        choices=choices.over(earlier_choices(session)),
-        forked_from=session_id,
-        ticket=session.ticket,
-    )
 
 
 # ------------------------------------------------------------ fixing
@@ -467,9 +351,9 @@ class Fix:
     interactive: bool
     push: bool
     push_branch: str | None
-    choices: Choices
+    choices: OptionOverrides
     as_json: bool
-    _request: Request | None = field(default=None, init=False)
+    _request: SessionRequest | None = field(default=None, init=False)
     _told: str = field(default="", init=False)
 
     def __str__(self) -> str:
@@ -479,7 +363,7 @@ class Fix:
     async def prepare(self, edge: Edge) -> str:
         """The prompt. Raises NotFound, Conflict for a resolved ticket, SettingsError where the
         subject names no repositories."""
-        async with open_desk(edge) as desk:
+        async with open_sessions(edge) as desk:
             ticket = await desk.store.ticket(self.ticket_id)
             if ticket.resolved:
                 raise Conflict(f"ticket {ticket.id} is resolved already")
@@ -487,17 +371,19 @@ class Fix:
             repositories = ticket_repositories(
                 desk.settings.subjects, ticket.key.subject, self.push_branch
             )
-            prompt = desk.redactor().text(compose(ticket, settled(ticket, attempts)))
+            prompt = desk.manager.redactor.text(
+                compose(ticket, settled(ticket, attempts))
+            )
             self._told = _told(desk, repositories, self)
-        self._request = Request(
-            id=new_id(),
+        self._request = SessionRequest(
+            id=new_session_id(),
             prompt=prompt,
             repositories=repositories,
             interactive=self.interactive,
             push=self.push,
-            choices=self.choices,
+            overrides=self.choices,
             ticket=ticket.id,
-            asked=f"fix ticket {ticket.id}: {one_line(ticket.message)}",
+            first_prompt=f"fix ticket {ticket.id}: {one_line(ticket.message)}",
         )
         return prompt
 
@@ -506,13 +392,13 @@ class Fix:
         request = self._request
         assert request is not None and request.ticket is not None
         actor = user_at_host()
-        async with open_desk(edge) as desk:
+        async with open_sessions(edge) as desk:
             desk.access()  # without a key, nothing is begun
-            teller = EventPrinter(Output.standard(edge.environ), self.as_json)
-            teller.plain(f"session {request.id} for ticket {request.ticket}")
+            printer = EventPrinter(Output.standard(edge.environ), self.as_json)
+            printer.plain(f"session {request.id} for ticket {request.ticket}")
             await desk.sessions.note(request.ticket, request.id, actor, "started")
             try:
-                await Runner(desk, request, teller).run()
+                await local_runner(desk, request, printer).run()
             except MidwatchError as error:
                 said = f"ended badly: {error.message}"
                 await desk.sessions.note(request.ticket, request.id, actor, said)
@@ -522,7 +408,7 @@ class Fix:
 
 def ticket_repositories(
     subjects: Sequence[Mapping[str, Any]], name: str, push_branch: str | None
-) -> tuple[Repository, ...]:
+) -> tuple[RepoSpec, ...]:
     """The repositories that the settings of a subject name. Raises SettingsError."""
     for number, written in enumerate(subjects):
         if written.get("name") == name:
@@ -537,7 +423,7 @@ def ticket_repositories(
 
 def _read(
     written: Mapping[str, Any], path: str, push_branch: str | None
-) -> tuple[Repository, ...]:
+) -> tuple[RepoSpec, ...]:
     own = {name: written[name] for name in ("name", "kind") if name in written}
     asked = {**own, "repositories": written.get("repositories") or []}
     try:
@@ -550,7 +436,9 @@ def _read(
             path=path,
             hint="repositories: [{url: …}] says where its fixes are made",
         )
-    return tuple(Repository(one.url, one.branch, push_branch) for one in found)
+    return tuple(
+        RepoSpec(one.url, branch=one.branch, push_branch=push_branch) for one in found
+    )
 
 
 # ------------------------------------------------------------------ the prompt
@@ -612,7 +500,7 @@ def _fenced(text: str, tag: str) -> str:
     return fence(clean(text), tag)
 
 
-def _told(desk: Desk, repositories: Sequence[Repository], fix: Fix) -> str:
+def _told(desk: SessionContext, repositories: Sequence[RepoSpec], fix: Fix) -> str:
     options = session_options(desk.settings.sessions, fix.choices)
     wall = options.limits.wall
     lines = [

@@ -1,4 +1,4 @@
-"""Sessions as people read them."""
+"""How sessions are printed: tables and pages for people, documents for `--json`, and a chat."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ import queue
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Cell, Output, cut, iso
-from midwatch.cli.session.service import Place
 from midwatch.errors import Conflict, MidwatchError
 from midwatch.model import Json
-from midwatch.session.agentic_session import SessionResult, repository_record
 from midwatch.session.events import (
     Command,
     Event,
@@ -44,17 +41,24 @@ from midwatch.session.events import (
     TurnStarted,
     to_json,
 )
-from midwatch.session.log import EventReader, read_events
-from midwatch.session.mailbox import MAX_LINE, Kind, write_mail
-from midwatch.session.records import FolderRecords, status_to_json
-from midwatch.session.status import SessionStatus, fold
-from midwatch.store.sessions import StoredSession
+from midwatch.session.log import EventReader
+from midwatch.session.mailbox import Mailbox
+from midwatch.session.paths import SessionPaths
+from midwatch.session.records import (
+    FolderRecords,
+    StoredSession,
+    repository_to_json,
+    status_to_json,
+)
 from midwatch.text import one_line
 from midwatch.units import format_duration
 from midwatch.workspace.git import OnProgress, Progress
 from midwatch.workspace.inspect import RepoState
 from midwatch.workspace.mirrors import Mirror
 from midwatch.workspace.push import PushResult
+
+if TYPE_CHECKING:
+    from midwatch.session.agentic_session import SessionResult
 
 _PROMPT = 5  # the column that is shortened
 PHASE_STYLES = {
@@ -66,6 +70,7 @@ PHASE_STYLES = {
 
 
 def session_table(output: Output, sessions: Sequence[StoredSession]) -> None:
+    """Print sessions as a table."""
     if not sessions:
         if output.terminal:
             output.line("no sessions", DIM)
@@ -76,7 +81,9 @@ def session_table(output: Output, sessions: Sequence[StoredSession]) -> None:
 
 def _row(output: Output, session: StoredSession) -> list[Cell]:
     phase = session.status.phase
-    shown = f"{phase}: {session.status.reason}" if _tells(session) else str(phase)
+    shown = str(phase)
+    if phase in (Phase.FAILED, Phase.STOPPED):
+        shown = f"{phase}: {session.status.reason}"
     return [
         Cell(session.id),
         Cell(shown, PHASE_STYLES.get(phase, "")),
@@ -88,12 +95,8 @@ def _row(output: Output, session: StoredSession) -> list[Cell]:
     ]
 
 
-def _tells(session: StoredSession) -> bool:
-    return session.status.phase in (Phase.FAILED, Phase.STOPPED)
-
-
 def show_session(output: Output, session: StoredSession) -> None:
-    """Everything that is known of one."""
+    """Print all that is recorded of a session."""
     status = session.status
     why = f", {status.reason}" if status.reason else ""
     style = PHASE_STYLES.get(status.phase, BOLD)
@@ -141,7 +144,7 @@ def _facts(output: Output, session: StoredSession) -> list[tuple[str, str]]:
 
 
 def record_line(record: Mapping[str, Any]) -> str:
-    """A repository of a record: `app: changed, 2 files +10 -3, 1 commit`."""
+    """Return a repository of a record as `app: changed, 2 files +10 -3, 1 commit`."""
     return _line(
         one_line(str(record["name"])),
         str(record["status"]),
@@ -153,6 +156,7 @@ def record_line(record: Mapping[str, Any]) -> str:
 
 
 def repository_line(state: RepoState) -> str:
+    """Return a repository after a run, as `record_line` has it."""
     return _line(
         one_line(state.name),
         state.status,
@@ -189,7 +193,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def summary_line(result: SessionResult) -> str:
-    """`session s-…: Completed, 3 calls, 4,100 tokens, $0.0200, 12s`."""
+    """Return the end of a run as `session s-…: Completed, 3 calls, 4,100 tokens, $0.0200, 12s`."""
     usage = result.usage
     tokens = usage.input_tokens + usage.output_tokens
     why = f" ({one_line(result.reason)})" if result.reason else ""
@@ -203,8 +207,7 @@ def summary_line(result: SessionResult) -> str:
     return ", ".join(parts)
 
 
-# ------------------------------------------------------------ telling
-# What a run prints: each event as one line, or as one line of JSON; then how it ended.
+# ------------------------------------------------------------------ events
 
 _LONGEST = 2000
 _KIND = 11
@@ -222,7 +225,7 @@ _STYLES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class EventPrinter:
-    """Prints at once: whoever reads a pipe sees each event as it happens."""
+    """Prints each event as one line, or as one line of JSON, and flushes it: a pipe has it at once."""
 
     output: Output
     as_json: bool = False
@@ -230,12 +233,12 @@ class EventPrinter:
     def event(self, event: Event) -> None:
         if self.as_json:
             self.document(to_json(event))
-        elif told := told_line(event):
-            kind, text = told
+        elif line := event_line(event):
+            kind, text = line
             self.line(f"{event.at:%H:%M:%S}", kind, text)
 
     def document(self, document: Any) -> None:
-        """One line of JSON, escaped to ASCII."""
+        """Print one line of JSON, escaped to ASCII."""
         print(json.dumps(document), file=self.output.stream, flush=True)
 
     def line(self, time: str, kind: str, text: str) -> None:
@@ -247,13 +250,13 @@ class EventPrinter:
         self.output.stream.flush()
 
     def plain(self, text: str = "", style: str = "") -> None:
-        """A line for people; with --json there is none."""
+        """Print a line for people; with --json nothing."""
         if not self.as_json:
             self.output.line(text, style)
             self.output.stream.flush()
 
     def answer(self, text: str) -> None:
-        """What Claude said last, whole."""
+        """Print the last answer of Claude in full; with --json nothing."""
         if text and not self.as_json:
             self.output.line()
             self.output.markdown(text)
@@ -264,7 +267,7 @@ class EventPrinter:
 
 
 def aside(text: str) -> None:
-    """Something to know that is no result: on standard error."""
+    """Print a notice on standard error."""
     print(f"midwatch: {one_line(text, _LONGEST)}", file=sys.stderr, flush=True)
 
 
@@ -272,10 +275,10 @@ def aside_error(what: str, error: MidwatchError) -> None:
     aside(f"{what}: {error.one_line()}")
 
 
-def told_line(event: Event) -> tuple[str, str] | None:
-    """What kind of line an event is, and its text; None where it tells a person nothing."""
-    tell = _TOLD.get(type(event))
-    return None if tell is None else tell(event)
+def event_line(event: Event) -> tuple[str, str] | None:
+    """Return the kind and the text of an event's line; None for an event without one."""
+    line = _LINES.get(type(event))
+    return None if line is None else line(event)
 
 
 def _phase(event: PhaseChanged) -> tuple[str, str]:
@@ -294,7 +297,7 @@ def _tool_use(event: ToolUse) -> tuple[str, str]:
 
 
 def _input(data: Any) -> str:
-    """A tool's input: the one value that matters, where there is one."""
+    """Return the input of a tool: its main value, or all of it as JSON."""
     for name in ("command", "file_path", "pattern", "url", "description"):
         if isinstance(data, dict) and isinstance(data.get(name), str):
             return str(data[name])
@@ -308,14 +311,14 @@ def _tool_result(event: ToolResult) -> tuple[str, str]:
 
 
 def _permission(event: PermissionRequest) -> tuple[str, str]:
-    asked = f"{event.tool} {_input(event.input)}"
-    return "permission", f"asked as {event.request_id}: {asked}"
+    call = f"{event.tool} {_input(event.input)}"
+    return "permission", f"requested as {event.request_id}: {call}"
 
 
 def _answer(event: PermissionAnswer) -> tuple[str, str]:
     why = f": {event.why}" if event.why else ""
-    said = "allowed" if event.allowed else "denied"
-    return "permission", f"{event.request_id} {said}{why}"
+    answer = "allowed" if event.allowed else "denied"
+    return "permission", f"{event.request_id} {answer}{why}"
 
 
 def _retry(event: Retry) -> tuple[str, str]:
@@ -335,11 +338,11 @@ def _result(event: TurnResult) -> tuple[str, str]:
 
 
 def _of(parent: str | None, kind: str) -> str:
-    """What a subagent does is shown as such."""
+    """Mark the lines of a subagent."""
     return kind if parent is None else f"> {kind}"[:_KIND]
 
 
-_TOLD: dict[type, Callable[[Any], tuple[str, str] | None]] = {
+_LINES: dict[type, Callable[[Any], tuple[str, str] | None]] = {
     PhaseChanged: _phase,
     Started: _started,
     Prompt: lambda e: ("prompt", e.text),
@@ -360,12 +363,11 @@ _TOLD: dict[type, Callable[[Any], tuple[str, str] | None]] = {
 }
 
 
-# ------------------------------------------------------------ documents
-# Sessions as JSON; docs/json.md is the table of these fields.
+# ------------------------------------------------------------------ JSON, as in docs/json.md
 
 
 def session_row(session: StoredSession) -> Json:
-    """A session in a list: without its long texts."""
+    """Return a session of a list, without its long texts."""
     status, options = session.status, session.options
     return {
         "id": session.id,
@@ -393,7 +395,7 @@ def session_row(session: StoredSession) -> Json:
 
 
 def session_document(session: StoredSession) -> Json:
-    """A session with everything that is known of it."""
+    """Return all that is recorded of a session."""
     status = session.status
     whole = status_to_json(status)
     return {
@@ -414,7 +416,7 @@ def session_document(session: StoredSession) -> Json:
 
 
 def result_document(result: SessionResult) -> Json:
-    """The last line of a run with --json; `type` tells it from the events before it."""
+    """Return the last line of a run; its `type` differs from those of the events before it."""
     return {
         "type": "session",
         "id": result.session_id,
@@ -439,11 +441,12 @@ def result_document(result: SessionResult) -> Json:
                 "status": result.error.status,
             }
         ),
-        "repositories": [asdict(repository_record(r)) for r in result.repositories],
+        "repositories": [repository_to_json(one) for one in result.repositories],
     }
 
 
 def push_document(result: PushResult) -> Json:
+    """Return the push of a repository."""
     return {
         "type": "push",
         "name": result.name,
@@ -456,6 +459,7 @@ def push_document(result: PushResult) -> Json:
 
 
 def mirror_document(mirror: Mirror) -> Json:
+    """Return a mirror of `midwatch cache`."""
     return {
         "url": mirror.url,
         "path": str(Path(mirror.path)),
@@ -468,8 +472,7 @@ def _iso(at: datetime | None) -> str | None:
     return None if at is None else iso(at)
 
 
-# ------------------------------------------------------------ cloning
-# The progress of clones: bars on a terminal, a line per repository elsewhere.
+# ------------------------------------------------------------------ progress of clones
 
 _SHARE = {
     "asking": 0,
@@ -484,7 +487,10 @@ _SPAN = {"counting": 5, "receiving": 70, "resolving": 10, "checkout": 10}
 
 @contextmanager
 def shown_progress(quiet: bool) -> Iterator[OnProgress]:
-    """What to hand to `setup_workspace`; it writes to standard error, or nowhere if `quiet`."""
+    """Yield the `on_progress` of `setup_workspace`: bars on a terminal, a line per repository elsewhere.
+
+    It prints on standard error, or nothing if `quiet`.
+    """
     if quiet:
         yield lambda progress: None
     elif sys.stderr.isatty():
@@ -526,89 +532,56 @@ def _bars() -> Iterator[OnProgress]:
         yield show
 
 
-# ------------------------------------------------------------ letters
-# Lines of an inbox, as the commands write them.
+# ------------------------------------------------------------------ mailbox
 
 
-def write(place: Place, kind: Kind, content: Any, at: datetime) -> str:
-    """Append one message; returns its id. Raises Conflict for one that no session would take."""
-    if (
-        isinstance(content, str)
-        and len(content.encode("utf-8", "replace")) > MAX_LINE // 2
-    ):
-        raise Conflict("that is too long for a message", hint="put it into a file")
-    message_id = uuid.uuid4().hex
-    write_mail(
-        place.folder.inbox, id=message_id, kind=kind, content=content, timestamp=iso(at)
-    )
-    return message_id
-
-
-def expectation(place: Place) -> str:
-    """What will become of a message, as far as can be told now."""
-    spec = FolderRecords(place.folder.path).load_spec()
-    if place.running and (spec is None or spec.interactive):
+def delivery_line(paths: SessionPaths) -> str:
+    """Return when a message that was just written will be read, as far as the folder shows."""
+    spec = FolderRecords(paths.folder.path).load_spec()
+    if paths.running and (spec is None or spec.interactive):
         return "written"
-    how = f"`midwatch session resume {place.id} --interactive`"
-    if place.running:
+    how = f"`midwatch session resume {paths.id} --interactive`"
+    if paths.running:
         return f"written, but the session does not read its mailbox; later {how}"
     return f"written; the session does not run, {how} reads it"
 
 
-def pending_request(place: Place) -> str:
-    """The one permission that is asked for. Raises Conflict where it is not just one."""
-    asked = status_of(place).pending_permissions
-    if not asked:
-        raise Conflict(f"session {place.id} asks for nothing")
-    if len(asked) > 1:
-        names = ", ".join(f"{one.request_id} ({one.tool})" for one in asked)
-        raise Conflict(f"session {place.id} asks for {len(asked)} things", hint=names)
-    return asked[0].request_id
-
-
-def status_of(place: Place) -> SessionStatus:
-    return fold(SessionStatus(), read_events(place.folder.outbox))
-
-
-# ------------------------------------------------------------ attaching
-# Following a session's outbox while writing into its inbox: a chat over two files.
-
 _CHUNK = 65_536
 _INTERVAL = 0.05
-"""Seconds between two looks at the outbox."""
+"""Seconds between two checks of the outbox and of standard input."""
 
 
-def follow(place: Place, teller: EventPrinter, after: int) -> None:
-    """Tell every event behind `after` until the run ends or the runner is gone."""
-    reader = EventReader(place.folder.outbox, after)
-    said = _input_lines()
+def follow(paths: SessionPaths, printer: EventPrinter, after: int) -> None:
+    """Print every event after `after`, and send what is typed, until the run ends or has no runner."""
+    reader = EventReader(paths.folder.outbox, after)
+    typed = _input_lines()
     ended = False
     while True:
-        running = place.running  # before the events: what comes last is still read
+        running = paths.running  # before the events: the last ones are still printed
         for event in reader.poll():
-            teller.event(event)
+            printer.event(event)
             if isinstance(event, PhaseChanged):
                 ended = event.phase.terminal
-        _say(place, said)
+        _send_typed(paths, typed)
         if not running:
             break
         time.sleep(_INTERVAL)
     if not ended:
         aside(
-            f"no runner works on session {place.id}: `midwatch session list` says why"
+            f"session {paths.id} has no runner: `midwatch session list` shows the reason"
         )
 
 
-async def chat(place: Place) -> None:
-    """Say to a session what is typed, until this is cancelled."""
-    said = _input_lines()
+async def chat(paths: SessionPaths) -> None:
+    """Send to a session what is typed, until this is cancelled."""
+    typed = _input_lines()
     while True:
-        _say(place, said)
+        _send_typed(paths, typed)
         await asyncio.sleep(_INTERVAL)
 
 
 def _input_lines() -> queue.SimpleQueue[str]:
-    """Lines of standard input as they come; the thread that waits for them ends with the process."""
+    """Return the queue of lines of standard input. Its thread ends with the process."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     file = sys.stdin.fileno()
 
@@ -624,24 +597,22 @@ def _input_lines() -> queue.SimpleQueue[str]:
     return lines
 
 
-def _say(place: Place, said: queue.SimpleQueue[str]) -> None:
-    while not said.empty():
-        line = said.get()
+def _send_typed(paths: SessionPaths, typed: queue.SimpleQueue[str]) -> None:
+    mailbox = Mailbox(paths.id, paths.folder)
+    while not typed.empty():
+        line = typed.get()
         if line.strip():
             try:
-                _write(place, line)
+                _send(mailbox, line)
             except Conflict as error:
                 aside(error.one_line())
 
 
-def _write(place: Place, line: str) -> None:
-    now = datetime.now(UTC)
+def _send(mailbox: Mailbox, line: str) -> None:
     command, _, rest = line.strip().partition(" ")
     if command in ("/approve", "/deny"):
-        asked = rest.strip() or pending_request(place)
-        content = {"request_id": asked, "allow": command == "/approve"}
-        write(place, "permission_response", content, now)
+        mailbox.answer(rest.strip() or None, allow=command == "/approve")
     elif line.strip() == "/interrupt":
-        write(place, "interrupt", None, now)
+        mailbox.interrupt()
     else:  # a message that is /end ends the session, by the rule of the mailbox
-        write(place, "user_message", line, now)
+        mailbox.send(line)

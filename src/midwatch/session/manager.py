@@ -1,0 +1,530 @@
+"""The manager of sessions: list, resume, fork, answer, end and remove them.
+
+`SessionManager` is what `midwatch session` is made of, for programs of your own: a web page, a bot, a
+service. It prints nothing and reads no environment; its arguments are all that it uses. Only `open` imports the
+Agent SDK, which takes longer than everything else here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from midwatch.errors import Conflict, NotFound
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.redaction import Redactor
+from midwatch.session.events import Phase
+from midwatch.session.log import conversation_id, read_events
+from midwatch.session.mailbox import Mailbox
+from midwatch.session.options import Client, OptionOverrides, session_options
+from midwatch.session.paths import SessionFolders, SessionPaths
+from midwatch.session.records import (
+    HEARTBEAT,
+    FolderRecords,
+    RunRecords,
+    SessionRequest,
+    SessionStore,
+    StoredSession,
+    TranscriptKey,
+    Transcripts,
+    recorded_elsewhere,
+    recorded_repositories,
+    subtract_status,
+)
+from midwatch.session.status import SessionStatus, fold
+from midwatch.session.transcripts import PROJECT
+from midwatch.settings import SessionSettings
+from midwatch.workspace.environment import GitEnvironment
+from midwatch.workspace.plan import RepoSpec
+from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
+
+if TYPE_CHECKING:
+    from midwatch.session.agentic_session import AsyncAgenticSession
+
+SILENT = 4 * HEARTBEAT
+"""Seconds without a heartbeat after which a runner on another machine has crashed."""
+_UNFINISHED = tuple(phase for phase in Phase if not phase.terminal)
+
+
+def new_session_id() -> str:
+    """Return a new id, such as `s-0f3c9a5be1d2`."""
+    return f"s-{uuid.uuid4().hex[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedSession:
+    """A session that `prune` removed, and the bytes that its files took."""
+
+    id: str
+    size: int
+
+
+class SessionManager:
+    """All sessions of a store, and the files of those that ran on this machine.
+
+    ::
+
+        store = await open_store("sqlite:///midwatch.db")
+        manager = SessionManager(
+            SqlSessions(store.transactions), SqlTranscripts(store.transactions)
+        )
+        for session in await manager.list(phases=[Phase.RUNNING]):
+            print(session.id, session.status.cost_usd)
+
+    Many managers may use one store, on many machines. Which of the methods work on a session of
+    another machine: `list`, `get`, `resume`, `fork` and `remove` do; those that write to a mailbox
+    need the session's folder and raise NotFound.
+
+    Errors are children of `midwatch.errors.MidwatchError`: beside those that a method names, what the
+    store raises (TemporaryError while a database is away), DiskFull and FolderUnusable.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        transcripts: Transcripts,
+        settings: SessionSettings | None = None,
+        *,
+        redactor: Redactor | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Create a manager; nothing is opened or read.
+
+        Args:
+            store: The records, such as `midwatch.store.sessions.SqlSessions`.
+            transcripts: The conversations, such as `midwatch.store.sessions.SqlTranscripts`.
+            settings: The group `sessions` of the settings: the folders, and the options of every run.
+            redactor: Takes secrets out of what is recorded; it should know every secret in a prompt.
+            clock: Where the age of a session comes from.
+        """
+        self.store = store
+        self.transcripts = transcripts
+        self.settings = settings or SessionSettings()
+        self.folders = SessionFolders.from_settings(self.settings)
+        self.redactor = redactor or Redactor()
+        self._clock = clock or SystemClock()
+
+    # -------------------------------------------------- what there is
+
+    async def get(self, session_id: str) -> StoredSession:
+        """Return a session, closed if its runner has crashed. Raises NotFound."""
+        self.folders.of(session_id)
+        found = await self.store.get(session_id)
+        if await self._close_if_crashed(found):
+            return await self.store.get(session_id)
+        return found
+
+    def paths(self, session_id: str) -> SessionPaths:
+        """Return where a session is, or would be, on this machine. Raises NotFound for a bad id."""
+        return self.folders.of(session_id)
+
+    def alive(self, session: StoredSession) -> bool:
+        """Return whether a runner works on the session.
+
+        On this machine its lock tells; elsewhere a heartbeat of the last 20 seconds.
+        """
+        paths = self.folders.of(session.id)
+        if session.is_here(paths):
+            return paths.running
+        return session.silent_for < SILENT and not session.status.phase.terminal
+
+    async def close_crashed(self) -> Sequence[str]:
+        """Close each session that is in no terminal phase and has no runner. Return their ids.
+
+        They become Failed, with the reason `RunnerCrashed`; transcript and workspace stay. If the end
+        of a session is in its folder, because the database was away when it ended, that is recorded.
+        """
+        unfinished = await self.store.listed(phases=_UNFINISHED)
+        return [one.id for one in unfinished if await self._close_if_crashed(one)]
+
+    async def _close_if_crashed(self, session: StoredSession) -> bool:
+        if session.status.phase.terminal or self.alive(session):
+            return False
+        paths = self.folders.of(session.id)
+        if session.is_here(paths) and (ended := _recorded_end(paths, session)):
+            await self.store.save_status(session.id, ended)
+            return True
+        return await self.store.fail_crashed(session)
+
+    # -------------------------------------------------- runs
+
+    async def resume(
+        self,
+        session_id: str,
+        prompt: str | None = None,
+        *,
+        interactive: bool = False,
+        push: bool = False,
+        overrides: OptionOverrides | None = None,
+    ) -> SessionRequest:
+        """Return the request that continues a session, with its whole conversation.
+
+        Args:
+            session_id: The session; its last run may have been on another machine.
+            prompt: What to do next. None continues a turn that was cut off.
+            interactive: Whether the session stays open and reads its mailbox.
+            push: Whether to push the changes once it is Completed; an earlier run may have asked for it.
+            overrides: They replace those of the earlier runs where they are set.
+
+        Raises:
+            NotFound: There is no such session, or its record names no repositories.
+            Conflict: It is running, or there is no prompt and nothing is unanswered.
+        """
+        session = await self.get(session_id)
+        paths = self.folders.of(session_id)
+        if self.alive(session):
+            raise Conflict(
+                f"session {session_id} is running on {session.host}",
+                hint=f"`midwatch session attach {session_id}` or `end {session_id}`",
+            )
+        repositories = _repositories_to_clone(session, paths)
+        here = fold(SessionStatus(), read_events(paths.folder.outbox))
+        moved = not session.is_here(paths)
+        elsewhere = recorded_elsewhere(session)
+        if moved:
+            elsewhere = subtract_status(session.status, here)
+        if prompt is None and not interactive:
+            prompt = _prompt_to_continue(session, here)
+        return SessionRequest(
+            id=session_id,
+            prompt=prompt,
+            repositories=repositories,
+            main=int(session.options.get("main") or 0),
+            interactive=interactive,
+            push=push or bool(session.options.get("push")),
+            overrides=(overrides or OptionOverrides()).over(_overrides(session)),
+            forked_from=session.forked_from,
+            ticket=session.ticket,
+            first_prompt=session.prompt,
+            elsewhere=elsewhere,
+            moved=moved,
+            notice=_notice_of_move(session, paths) if moved else "",
+        )
+
+    async def fork(
+        self,
+        session_id: str,
+        prompt: str | None = None,
+        *,
+        interactive: bool = False,
+        push: bool = False,
+        push_branch: str | None = None,
+        overrides: OptionOverrides | None = None,
+    ) -> SessionRequest:
+        """Return the request for a new session that begins with the conversation of another one.
+
+        It gets fresh clones: of the branch that the other session has pushed, or of the one it began
+        with. `push_branch` is where it pushes to, by default a branch of its own; the other arguments
+        are those of `resume`.
+
+        Raises:
+            NotFound: There is no such session, or its record names no repositories.
+            Conflict: It has no conversation yet.
+        """
+        session = await self.get(session_id)
+        if await self.transcripts.load(_transcript_key(session_id)) is None:
+            raise Conflict(f"session {session_id} has no conversation yet")
+        return SessionRequest(
+            id=new_session_id(),
+            prompt=prompt,
+            repositories=tuple(
+                replace(one, push_branch=push_branch)
+                for one in _as_pushed(session, recorded_repositories(session))
+            ),
+            main=int(session.options.get("main") or 0),
+            interactive=interactive,
+            push=push,
+            overrides=(overrides or OptionOverrides()).over(_overrides(session)),
+            forked_from=session_id,
+            ticket=session.ticket,
+        )
+
+    @contextlib.asynccontextmanager
+    async def open(
+        self,
+        request: SessionRequest,
+        client: Client,
+        environment: GitEnvironment | None = None,
+    ) -> AsyncIterator[AsyncAgenticSession]:
+        """Clone the repositories of a request and yield its session: `execute(request.prompt)` runs it.
+
+        Clones of an earlier run are kept. At the end of the block the session is stopped, if it still
+        runs; its record, transcript and workspace stay.
+
+        Args:
+            request: A new one, or one that `resume` or `fork` returned.
+            client: The key and the address of the API.
+            environment: What git gets: tokens, proxies, keys.
+
+        Raises:
+            SessionBusy: Another runner works on it.
+            KeyRefused, SessionRefused: The client or the options cannot be used.
+            MidwatchError: A repository cannot be cloned; see `midwatch.workspace.errors`.
+        """
+        from midwatch.session.agentic_session import AsyncAgenticSession
+
+        paths = self.folders.of(request.id)
+        workspace = self.workspace_options(request.id, environment)
+        spent = request.elsewhere.cost_usd if request.elsewhere else 0.0
+        paths.folder.make()
+        with paths.owned():
+            if (
+                request.moved
+            ):  # the program's files here are older than the stored transcript
+                await asyncio.to_thread(
+                    shutil.rmtree, paths.program_transcripts, ignore_errors=True
+                )
+            await setup_workspace_async(
+                request.repositories, paths.workspace, request.main, options=workspace
+            )
+            session = AsyncAgenticSession(
+                client=client,
+                workspace=paths.workspace,
+                options=session_options(self.settings, request.overrides, spent),
+                interactive=request.interactive,
+                session_id=request.id,
+                folder=paths.folder.path,
+                forked_from=request.forked_from,
+                ticket=request.ticket,
+                records=self.records(request),
+                transcripts=self.transcripts,
+                workspace_options=workspace,
+                redactor=self.redactor,
+            )
+            async with session:
+                yield session
+
+    def records(self, request: SessionRequest) -> RunRecords:
+        """Return where a run of this request writes its records: the store and the session's folder."""
+        paths = self.folders.of(request.id)
+        return RunRecords(self.store, request, paths, self.redactor)
+
+    def workspace_options(
+        self, session_id: str, environment: GitEnvironment | None = None
+    ) -> WorkspaceOptions:
+        """Return how the workspace of a session is set up, inspected and pushed."""
+        return WorkspaceOptions(
+            session=session_id,
+            cache=self.folders.cache,
+            state=self.folders.of(session_id).state,
+            mirror_bytes=int(self.settings.cache_size),
+            environment=environment or GitEnvironment(),
+        )
+
+    # -------------------------------------------------- its mailbox
+
+    def mailbox(self, session_id: str) -> Mailbox:
+        """Return the mailbox of a session that is on this machine. Raises NotFound."""
+        return Mailbox(session_id, self.folders.existing(session_id).folder)
+
+    def send(self, session_id: str, text: str) -> str:
+        """Send a message to an interactive session. Return the id of the message.
+
+        A session that does not run reads it when it is resumed interactively; so it is with every
+        method that writes to the mailbox. A text that is just `/end` ends the session.
+
+        Raises:
+            NotFound: The session is not on this machine.
+            Conflict: The text is too long.
+        """
+        return self.mailbox(session_id).send(text)
+
+    def interrupt(self, session_id: str) -> str:
+        """End the turn under way, not the session. Return the id of the message. Raises NotFound."""
+        return self.mailbox(session_id).interrupt()
+
+    def approve(self, session_id: str, request_id: str | None = None) -> str:
+        """Allow the tool call that a session asks permission for. Return the id of the message.
+
+        Args:
+            session_id: The session.
+            request_id: Which request, if there are several: `status.pending_permissions` has them.
+
+        Raises:
+            NotFound: The session is not on this machine.
+            Conflict: There is no `request_id`, and not exactly one request is pending.
+        """
+        return self.mailbox(session_id).answer(request_id, allow=True)
+
+    def deny(
+        self, session_id: str, request_id: str | None = None, why: str = ""
+    ) -> str:
+        """Refuse a tool call, as `approve` allows it. `why` is the reason that Claude reads."""
+        return self.mailbox(session_id).answer(request_id, allow=False, why=why)
+
+    def end(self, session_id: str) -> str:
+        """End an interactive session once the messages before this one are answered.
+
+        Return the id of the message. Raises NotFound.
+        """
+        return self.mailbox(session_id).end()
+
+    # -------------------------------------------------- removal
+
+    async def remove(self, session_id: str) -> None:
+        """Remove a session for good: its files, workspace, transcript and record.
+
+        The record goes last: a removal that was interrupted can be repeated.
+
+        Raises:
+            NotFound: There is no such session.
+            Conflict: It is running.
+        """
+        paths = self.folders.of(session_id)
+        session = await self._recorded(session_id)
+        if session is None and not paths.exists:
+            raise NotFound(
+                f"there is no session {session_id}", hint="see `midwatch session list`"
+            )
+        if paths.running or (session is not None and self.alive(session)):
+            raise Conflict(
+                f"session {session_id} is running",
+                hint=f"`midwatch session end {session_id}`, or stop its runner",
+            )
+        with paths.owned() if paths.exists else contextlib.nullcontext():
+            await asyncio.to_thread(paths.remove)
+        await self.transcripts.delete(_transcript_key(session_id))
+        if session is not None:
+            await self.store.remove(session_id)
+
+    async def prune(
+        self,
+        keep_for: float | None,
+        keep_bytes: float | None,
+        *,
+        dry_run: bool = False,
+    ) -> Sequence[RemovedSession]:
+        """Remove ended sessions of this machine, the oldest first. Return what was removed.
+
+        Args:
+            keep_for: Remove what ended more than this many seconds ago; None for no such limit.
+            keep_bytes: Then remove until the rest has at most this many bytes; None for no such limit.
+            dry_run: Only return what would be removed.
+        """
+        await self.close_crashed()
+        ended = [
+            one
+            for one in reversed(await self.store.listed())
+            if one.status.phase.terminal and not self.alive(one)
+            if one.is_here(self.folders.of(one.id))
+        ]
+        sizes = {
+            one.id: await asyncio.to_thread(self.folders.of(one.id).size)
+            for one in ended
+        }
+        total, removed = sum(sizes.values()), []
+        for session in ended:
+            too_old = keep_for is not None and self._age(session) > keep_for
+            if too_old or (keep_bytes is not None and total > keep_bytes):
+                total -= sizes[session.id]
+                removed.append(RemovedSession(session.id, sizes[session.id]))
+                if not dry_run:
+                    await self.remove(session.id)
+        return removed
+
+    async def _recorded(self, session_id: str) -> StoredSession | None:
+        try:
+            return await self.store.get(session_id)
+        except NotFound:
+            return None
+
+    def _age(self, session: StoredSession) -> float:
+        """Return the seconds since a session ended."""
+        status = session.status
+        since = status.ended_at or status.last_activity_at or session.created_at
+        return max(self._clock.now() - since, timedelta()).total_seconds()
+
+    # Last, because in a class body the name hides the type `list`.
+    async def list(
+        self,
+        *,
+        phases: Sequence[Phase] = (),
+        ticket: int | None = None,
+        limit: int | None = None,
+    ) -> Sequence[StoredSession]:
+        """Return sessions, the newest first, after `close_crashed`.
+
+        Args:
+            phases: Only sessions in one of these phases; all, if there are none.
+            ticket: Only sessions for this ticket.
+            limit: At most this many.
+        """
+        await self.close_crashed()
+        return await self.store.listed(phases=phases, ticket=ticket, limit=limit)
+
+
+def _transcript_key(session_id: str) -> TranscriptKey:
+    return TranscriptKey(project_key=PROJECT, session_id=conversation_id(session_id))
+
+
+def _overrides(session: StoredSession) -> OptionOverrides:
+    return OptionOverrides.from_json(session.options.get("choices"))
+
+
+def _recorded_end(paths: SessionPaths, session: StoredSession) -> SessionStatus | None:
+    """Return the end that only the session's folder has: the database was away when it came."""
+    status = FolderRecords(paths.folder.path).load_status()
+    if status is None or not status.phase.terminal:
+        return None
+    known = session.status
+    later = (status.run, status.last_seq) > (known.run, known.last_seq)
+    return status if later else None
+
+
+def _repositories_to_clone(
+    session: StoredSession, paths: SessionPaths
+) -> tuple[RepoSpec, ...]:
+    """Return the repositories; without a workspace here, from the branches that were pushed."""
+    repositories = recorded_repositories(session)
+    if session.status.last_seq and not paths.state.exists():
+        return _as_pushed(session, repositories)
+    return repositories
+
+
+def _as_pushed(
+    session: StoredSession, repositories: tuple[RepoSpec, ...]
+) -> tuple[RepoSpec, ...]:
+    """Return the repositories, each starting from the branch that the session has pushed."""
+    if len(session.repositories) != len(repositories):
+        return repositories
+    own = f"midwatch/{session.id}"
+    return tuple(
+        (
+            replace(one, branch=one.push_branch or own, tag=None)
+            if record.get("status") == "pushed"
+            else one
+        )
+        for one, record in zip(repositories, session.repositories, strict=True)
+    )
+
+
+def _prompt_to_continue(session: StoredSession, here: SessionStatus) -> str | None:
+    """Return the prompt of a resume without one; None if a turn that was cut off here continues.
+
+    Raises Conflict where everything is answered.
+    """
+    from midwatch.session.runner import GO_ON
+
+    if here.unfinished:
+        return None
+    if session.status.unfinished:  # cut off elsewhere: only the transcript has it
+        return GO_ON
+    if not session.status.prompts and session.prompt:
+        return session.prompt
+    raise Conflict(
+        f"session {session.id} has answered everything",
+        hint="add what to do next: --prompt TEXT",
+    )
+
+
+def _notice_of_move(session: StoredSession, paths: SessionPaths) -> str:
+    was = f"session {session.id} was last on {session.host}"
+    if paths.state.exists():
+        return f"{was}: the workspace is as the session left it here"
+    return f"{was}: what it did not push is not in this workspace"
