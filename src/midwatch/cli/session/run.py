@@ -328,8 +328,7 @@ class LocalStatus:
             aside(f"nothing is pushed: `midwatch session push {result.session_id}`")
 
 
-# ------------------------------------------------------------ again
-# Requests for sessions that were before: resumed here or elsewhere, and forked.
+# ------------------------------------------------------------------ resume and fork
 
 
 async def resumed(
@@ -340,7 +339,10 @@ async def resumed(
     push: bool,
     choices: Choices,
 ) -> Request:
-    """Raises NotFound, and Conflict where it runs or where there is nothing to go on with."""
+    """Return the request that resumes a session, here or from another machine.
+
+    Raises NotFound, and Conflict if it runs or has answered everything.
+    """
     session = await desk.session(session_id)
     place = desk.places.place(session_id)
     if desk.alive(session):
@@ -353,7 +355,7 @@ async def resumed(
     moved = not is_here(session, place)
     if moved:
         carried = elsewhere(session.status, here)
-        _tell_moved(session, place)
+        _note_moved(session, place)
     if session.status.last_seq and not place.state.exists():
         repositories = _as_pushed(session, repositories)
     if prompt is None and not interactive:
@@ -374,7 +376,7 @@ async def resumed(
     )
 
 
-def _tell_moved(session: StoredSession, place: Place) -> None:
+def _note_moved(session: StoredSession, place: Place) -> None:
     was = f"session {session.id} was last on {session.options.get('host')}"
     if place.state.exists():
         aside(f"{was}: the workspace is as the session left it here")
@@ -385,7 +387,7 @@ def _tell_moved(session: StoredSession, place: Place) -> None:
 def _as_pushed(
     session: StoredSession, asked: tuple[Repository, ...]
 ) -> tuple[Repository, ...]:
-    """The repositories, each from the branch that the session has pushed to."""
+    """Return the repositories, each at the branch that the session has pushed to."""
     if len(session.repositories) != len(asked):
         return asked
     own = f"midwatch/{session.id}"
@@ -400,7 +402,7 @@ def _as_pushed(
 
 
 def _still_to_do(session: StoredSession, here: SessionStatus) -> str | None:
-    """The prompt of a resume that has none; None where a turn was cut off here, and goes on."""
+    """Return the prompt of a resume without one; None if a turn was cut off here, and goes on."""
     if here.unfinished:
         return None
     if (
@@ -411,7 +413,7 @@ def _still_to_do(session: StoredSession, here: SessionStatus) -> str | None:
         return session.prompt
     raise Conflict(
         f"session {session.id} has answered everything",
-        hint="say what to do next: --prompt TEXT",
+        hint="add what to do next: --prompt TEXT",
     )
 
 
@@ -424,7 +426,10 @@ async def forked(
     push_branch: str | None,
     choices: Choices,
 ) -> Request:
-    """Raises NotFound, and Conflict where nothing was said yet."""
+    """Return the request for a new session with the conversation of another one.
+
+    Raises NotFound, and Conflict if that session has no conversation yet.
+    """
     session = await desk.session(session_id)
     key = TranscriptKey(project_key=PROJECT, session_id=conversation_id(session_id))
     if await desk.transcripts.load(key) is None:
@@ -445,11 +450,10 @@ async def forked(
     )
 
 
-# ------------------------------------------------------------ fixing
-# A ticket as a prompt, and the session that gets it.
+# ------------------------------------------------------------------ fix a ticket
 
 EVIDENCE_TOKENS = 16_000
-"""What all evidence together may take of the prompt."""
+"""Tokens of the prompt for all evidence together."""
 
 _TASK = """\
 You are the engineer who carries out the fix for ticket {id} of the system "{subject}". You work in \
@@ -470,7 +474,7 @@ the diagnosis recommends are proposals for a person at the system; run none of t
 
 @dataclass
 class Fix:
-    """`prepare` reads and composes, `carry_out` runs; between them somebody may approve."""
+    """The session for a ticket: `prepare` composes its prompt, `carry_out` runs it, after an approval in between."""
 
     ticket_id: int
     interactive: bool
@@ -479,15 +483,17 @@ class Fix:
     choices: Choices
     as_json: bool
     _request: Request | None = field(default=None, init=False)
-    _told: str = field(default="", init=False)
+    _summary: str = field(default="", init=False)
 
     def __str__(self) -> str:
-        """What would be done, for whoever approves it."""
-        return self._told
+        """Return what would be done, for the approval."""
+        return self._summary
 
     async def prepare(self, edge: Edge) -> str:
-        """The prompt. Raises NotFound, Conflict for a resolved ticket, SettingsError where the
-        subject names no repositories."""
+        """Return the prompt.
+
+        Raises NotFound, Conflict for a resolved ticket, SettingsError if the subject names no repositories.
+        """
         async with open_desk(edge) as desk:
             ticket = await desk.store.ticket(self.ticket_id)
             if ticket.resolved:
@@ -497,7 +503,7 @@ class Fix:
                 desk.settings.subjects, ticket.key.subject, self.push_branch
             )
             prompt = desk.redactor().text(compose(ticket, settled(ticket, attempts)))
-            self._told = _told(desk, repositories, self)
+            self._summary = _fix_summary(desk, repositories, self)
         self._request = Request(
             id=new_id(),
             prompt=prompt,
@@ -511,7 +517,7 @@ class Fix:
         return prompt
 
     async def carry_out(self, edge: Edge) -> None:
-        """Run the session; the ticket's history tells of its begin and of its end."""
+        """Run the session; the ticket's history records its start and its end."""
         request = self._request
         assert request is not None and request.ticket is not None
         actor = user_at_host()
@@ -523,8 +529,8 @@ class Fix:
             try:
                 await local_runner(desk, request, printer).run()
             except MidwatchError as error:
-                said = f"ended badly: {error.message}"
-                await desk.sessions.note(request.ticket, request.id, actor, said)
+                why = f"ended badly: {error.message}"
+                await desk.sessions.note(request.ticket, request.id, actor, why)
                 raise
             await desk.sessions.note(request.ticket, request.id, actor, "Completed")
 
@@ -532,7 +538,7 @@ class Fix:
 def ticket_repositories(
     subjects: Sequence[Mapping[str, Any]], name: str, push_branch: str | None
 ) -> tuple[Repository, ...]:
-    """The repositories that the settings of a subject name. Raises SettingsError."""
+    """Return the repositories in the settings of a subject. Raises SettingsError."""
     for number, written in enumerate(subjects):
         if written.get("name") == name:
             path = f"subjects[{number}]"
@@ -557,7 +563,7 @@ def _read(
         raise SettingsError(
             "names no repositories",
             path=path,
-            hint="repositories: [{url: …}] says where its fixes are made",
+            hint="repositories: [{url: …}] names the repositories for its fixes",
         )
     return tuple(Repository(one.url, one.branch, push_branch) for one in found)
 
@@ -566,7 +572,7 @@ def _read(
 
 
 def compose(ticket: Ticket, diagnosis: Diagnosis | None) -> str:
-    """The prompt for a ticket. What comes from outside is fenced, and cannot end its fence."""
+    """Return the prompt for a ticket. Text from outside is fenced, and cannot end its fence."""
     task = _TASK.format(id=ticket.id, subject=one_line(ticket.key.subject))
     parts = [task, _ticket(ticket)]
     first_aid = (ticket.first_aid or {}).get("markdown")
@@ -621,7 +627,7 @@ def _fenced(text: str, tag: str) -> str:
     return fence(clean(text), tag)
 
 
-def _told(desk: Desk, repositories: Sequence[Repository], fix: Fix) -> str:
+def _fix_summary(desk: Desk, repositories: Sequence[Repository], fix: Fix) -> str:
     options = session_options(desk.settings.sessions, fix.choices)
     wall = options.limits.wall
     lines = [
