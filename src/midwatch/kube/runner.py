@@ -91,15 +91,7 @@ def pod_runner(task: PodTask, dependencies: Dependencies) -> SessionRunner[int]:
     budget = ShutdownBudget.within(given.termination_grace)
     deadline = Deadline(clock, given.timeout)
     stop = StopEvent(clock)
-    records = ResourceRecords(
-        dependencies.cluster,
-        task.identity.target,
-        FolderRecords(given.state_path),
-        interval=given.status_interval,
-        clock=clock,
-        hints=HINTS,
-        on_lost=stop.set,
-    )
+    records = _records(task, dependencies, stop)
 
     def note(text: str) -> None:
         dependencies.events.note(redactor.text(text))
@@ -123,20 +115,19 @@ def pod_runner(task: PodTask, dependencies: Dependencies) -> SessionRunner[int]:
         clock,
         note,
     )
-    workspace = PodWorkspace(
-        task,
-        places,
-        _workspace_options(task, places, dependencies.environment),
-        supervisor,
-        deadline,
-        status.report_step,
-        note,
-        save_within=lambda: _within(SAVE_WITHIN, deadline),
-    )
     return SessionRunner(
         _session_task(task, places, dependencies, redactor),
         RunnerDependencies(
-            workspace=workspace,
+            workspace=PodWorkspace(
+                task,
+                places,
+                _workspace_options(task, places, dependencies.environment),
+                supervisor,
+                deadline,
+                status.report_step,
+                note,
+                save_within=lambda: _within(SAVE_WITHIN, deadline),
+            ),
             status=status,
             events=dependencies.events,
             stops=status,
@@ -146,6 +137,20 @@ def pod_runner(task: PodTask, dependencies: Dependencies) -> SessionRunner[int]:
             budget=budget,
             clock=clock,
         ),
+    )
+
+
+def _records(
+    task: PodTask, dependencies: Dependencies, stop: StopEvent
+) -> ResourceRecords:
+    return ResourceRecords(
+        dependencies.cluster,
+        task.identity.target,
+        FolderRecords(task.environment.state_path),
+        interval=task.environment.status_interval,
+        clock=dependencies.clock,
+        hints=HINTS,
+        on_lost=stop.set,
     )
 
 

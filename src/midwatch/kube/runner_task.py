@@ -1,4 +1,4 @@
-"""What a runner is to do: the variables of `environment`, checked together."""
+"""The task of a pod's runner: the variables of `environment`, checked together, and the refusal of wrong ones."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _SHORTEST_SECRET = 8
 _IDENTITY = frozenset(
     "SESSION_NAME SESSION_NAMESPACE SESSION_UID SESSION_GENERATION SESSION_ATTEMPT JOB_NAME POD_NAME STATUS".split()
 )
-"""Variables that tell which resource this is, and so where to say that another one is wrong."""
+"""Variables that identify the resource, to which a fault in another variable is reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which session this is, and whether its resource is to be told of it."""
+    """Which session this is. `told`: its status is written to its resource."""
 
     name: str
     namespace: str
@@ -67,7 +67,7 @@ class ContentAccess:
 
 @dataclass(frozen=True, slots=True)
 class PodTask:
-    """All that a runner is told: its variables as they are, and what follows from them.
+    """Everything that a runner is to do: its variables, and what follows from them.
 
     Attributes:
         environment: The runner's variables.
@@ -90,7 +90,7 @@ class PodTask:
 
     @property
     def secrets(self) -> list[str]:
-        """Values that must not be told: what came by secret, and what of the other variables looks secret."""
+        """Values that must not be logged: those from secrets, and those of other variables that look secret."""
         shapes, from_secrets = Redactor(), self.variables.hidden
         known = [s for one in self.credentials for s in one.secrets]
         if self.content is not None:
@@ -192,7 +192,7 @@ def _spec(repo: Repo) -> RepoSpec:
 
 
 def _check_plan(task: PodTask) -> None:
-    """What would be refused later is refused now. Raises SettingsError."""
+    """Raise SettingsError for a workspace that would be refused later."""
     main = task.environment.main_repo_index
     if main >= len(task.repos):
         raise SettingsError(
@@ -207,7 +207,7 @@ def _check_plan(task: PodTask) -> None:
 
 
 def _check_apart(workspace: Path, state: Path, cache: Path) -> None:
-    """What the agent writes to must not hold what the runner trusts, nor the other way round."""
+    """Raise SettingsError if the agent's folder contains one that the runner trusts, or the reverse."""
     for name, path in (("STATE_PATH", state), ("CACHE_PATH", cache)):
         if path.is_relative_to(workspace) or workspace.is_relative_to(path):
             raise SettingsError(
@@ -230,7 +230,7 @@ def _content(given: RunnerEnvironment) -> ContentAccess | None:
 def _credentials(
     given: RunnerEnvironment, repos: tuple[Repo, ...]
 ) -> tuple[Credential, ...]:
-    """The token for the https hosts that the resource names, and for no other."""
+    """Return the token for the https hosts of the resource's repositories, and for no other host."""
     token, username = given.git_token, given.git_username
     if not token:
         return ()
@@ -247,7 +247,7 @@ def _credentials(
 
 
 REFUSE_WITHIN = 20.0
-"""Seconds of tries; the exit code and the pod's log say it as well."""
+"""Seconds of tries; the exit code and the pod's log report it as well."""
 
 
 async def refuse(

@@ -1,4 +1,4 @@
-"""`AsyncAgenticSession`: a session as a library has it."""
+"""`AsyncAgenticSession`: a session for library users, and its result."""
 
 from __future__ import annotations
 
@@ -40,17 +40,18 @@ from midwatch.workspace.inspect import RepoState, inspect_workspace
 from midwatch.workspace.record import Workspace, load_record
 from midwatch.workspace.setup import WorkspaceOptions
 
-# ------------------------------------------------------------ results
-# How a session went.
-
 
 @dataclass(frozen=True, slots=True)
 class SessionResult:
-    """How a session stands after its last run.
+    """The result of a session after its last run.
 
-    `text` is Claude's last answer. `turns` are calls of the API, `duration` is the seconds spent in
-    turns; they and `models` are sums over the whole session. `repositories` are those of a
-    workspace that `setup_workspace` made. `error` is what ended the last run, with a hint.
+    Attributes:
+        text: Claude's last answer.
+        turns: Calls of the API, over the whole session.
+        duration: Seconds spent in turns, over the whole session.
+        models: Usage and cost by model, over the whole session.
+        error: What ended the last run, with a hint.
+        repositories: The state of the clones, for a workspace that `setup_workspace` made.
     """
 
     session_id: str
@@ -97,14 +98,14 @@ def result_of(
 
 
 def recorded_workspace(path: Path, options: WorkspaceOptions) -> Workspace | None:
-    """The workspace that `setup_workspace` made at this path, if it did."""
+    """Return the workspace that `setup_workspace` made at this path, or None."""
     return load_record(options.state_of(path))
 
 
 async def states_of(
     workspace: Workspace | None, options: WorkspaceOptions
 ) -> tuple[RepoState, ...]:
-    """The state of its repositories; raises what git raises."""
+    """Return the state of the workspace's repositories. Raises what git raises."""
     if workspace is None:
         return ()
     git = options.git()
@@ -131,8 +132,7 @@ class AsyncAgenticSession:
     `session_id` and folder continue a session. `forked_from` needs the `transcripts` that both
     sessions share. `model` replaces that of `options`.
 
-    Raises KeyRefused, SessionRefused and FolderUnusable for what cannot be meant; nothing has
-    begun then.
+    Raises KeyRefused, SessionRefused and FolderUnusable for invalid arguments; nothing has begun then.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class AsyncAgenticSession:
 
         A session that is interactive goes on with its inbox until `end_session`. After the last event, the error that
         ended the session badly is raised: the children of MidwatchError in `session.errors`. A
-        session that was stopped or interrupted raises nothing. Who leaves the loop early should
+        session that was stopped or interrupted raises nothing. A caller that leaves the loop early should
         `aclose` the session; its phase is then Stopped.
 
         Raises SessionRefused for an empty prompt or one of over 500 kB, and SessionBusy while
@@ -247,7 +247,7 @@ class AsyncAgenticSession:
     def stop(self, reason: str = "stopped") -> None:
         """End the session: the turn is interrupted and gets its grace; the phase is Stopped.
 
-        One that does not run yet ends as soon as it does.
+        A session that does not run yet ends as soon as it starts.
         """
         if self._run is not None:
             self._run.stop(reason)
@@ -271,8 +271,14 @@ class AsyncAgenticSession:
             await self._ended(run, "closed")
 
     async def get_results(self, *, repositories: bool = True) -> SessionResult:
-        """How it went so far. Looks at the repositories, if asked to, without running anything
-        in them; raises what `inspect_workspace` raises."""
+        """Return the result so far.
+
+        Args:
+            repositories: Whether to inspect the repositories too. Nothing in them is executed.
+
+        Raises:
+            MidwatchError: What `inspect_workspace` raises.
+        """
         status = await asyncio.to_thread(self.status)
         workspace = self._workspace if repositories else None
         states = await states_of(workspace, self._workspace_options)
@@ -283,7 +289,7 @@ class AsyncAgenticSession:
         )
 
     def status(self) -> SessionStatus:
-        """Where it stands."""
+        """Return the current status."""
         if self._run is not None:
             return self._run.journal.status
         logged = fold(SessionStatus(), read_events(self.folder.outbox))
@@ -291,7 +297,7 @@ class AsyncAgenticSession:
         return max(self._last_status, logged, key=lambda status: status.last_seq)
 
     async def _opened(self) -> Run:
-        """The run that `prepare` has started, or a new one."""
+        """Return the run that `prepare` has started, or a new one."""
         if self._run is None:
             run = Run(self._setting)
             await run.open()
@@ -314,7 +320,7 @@ class AsyncAgenticSession:
 def _placed(
     workspace: WorkspaceLike, main: int | None, options: WorkspaceOptions
 ) -> tuple[Workspace | None, Path, tuple[Path, ...]]:
-    """The workspace if it is one of ours, the working directory, and the other directories."""
+    """Return the recorded workspace, if there is one, the working directory, and the other directories."""
     if isinstance(workspace, Workspace):
         found: Workspace | None = workspace
         paths = workspace.paths
@@ -333,7 +339,7 @@ def _placed(
 
 
 def _check_apart(folder: Path, places: Sequence[Path]) -> None:
-    """What the agent may write to must not hold what the session trusts."""
+    """Raise FolderUnusable if the session's folder is inside of what the agent may write to."""
     for place in places:
         if folder.absolute().is_relative_to(place):
             raise FolderUnusable(

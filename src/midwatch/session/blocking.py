@@ -45,7 +45,7 @@ class MoreArguments(TypedDict, total=False):
 
 
 class Arguments(MoreArguments):
-    """All of them."""
+    """The arguments of `AsyncAgenticSession`."""
 
     client: Required[Client]
     workspace: Required[WorkspaceLike]
@@ -56,7 +56,7 @@ class _Background:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        # No daemon: the program is tied to the thread that started it.
+        # Not a daemon thread: the program is tied to the thread that started it.
         self._thread = threading.Thread(target=self._loop.run_forever, name="session")
         self._thread.start()
 
@@ -168,11 +168,11 @@ class AgenticSession:
         self._background.run(self._session.interrupt)
 
     def get_results(self) -> SessionResult:
-        """How it went so far."""
+        """Return the result so far. Raises what `inspect_workspace` raises."""
         return self._background.call(self._session.get_results())
 
     def status(self) -> SessionStatus:
-        """Where it stands."""
+        """Return the current status."""
         return self._session.status()
 
     def close(self) -> None:
@@ -198,9 +198,21 @@ def run_agentic_session(
     base_url: str | None = None,
     **arguments: Unpack[MoreArguments],
 ) -> SessionResult:
-    """Run one prompt in a workspace to its end, and say how it went.
+    """Run one prompt in a workspace to its end.
 
-    Raises what ended the session badly: the children of MidwatchError in `session.errors`.
+    Args:
+        prompt: What Claude should do.
+        workspace: A folder, a `Workspace`, or what `setup_workspace` returned.
+        anthropic_api_key: The key for the Claude API.
+        on_event: Is called with every event as it happens.
+        base_url: The address of the API, by default Anthropic's own.
+        arguments: As for `AsyncAgenticSession`.
+
+    Returns:
+        The result, with the state of the repositories.
+
+    Raises:
+        MidwatchError: What ended the session badly: the children in `midwatch.session.errors`.
     """
     client = ApiAccess(anthropic_api_key, base_url)
     with AgenticSession(client=client, workspace=workspace, **arguments) as session:

@@ -26,6 +26,7 @@ from claude_agent_sdk import (
 )
 from claude_agent_sdk.types import CanUseTool, SessionStore
 
+from midwatch.lifecycle import cancel
 from midwatch.session.errors import ProgramCrashed, ProgramMissing
 from midwatch.session.events import ModelUsage
 from midwatch.session.options import SessionOptions
@@ -34,13 +35,12 @@ from midwatch.session.signals import PermissionAsked, ProgramEnded, Signal, Verd
 from midwatch.session.transcripts import Mirror
 from midwatch.session.translate import Translator, map_program_error
 
-# ------------------------------------------------------------ conversation
-# Which conversation of the program a run continues.
-
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """`id` is a UUID. `resumed`: the program finds its transcript in its folder.
+    """Which conversation of the program a run continues.
+
+    `id` is a UUID. `resumed`: the program finds its transcript in its folder.
 
     `spent` is what the transcript says was spent before: the program counts on from there.
     `resume_turn`: the last turn was cut off, and the program begins with it by itself.
@@ -52,10 +52,6 @@ class Conversation:
     spent: Mapping[str, ModelUsage] = field(default_factory=dict)
     resume_turn: bool = False
     fork_of: str | None = None
-
-
-# ------------------------------------------------------------ arguments
-# Our options as the Agent SDK's.
 
 
 def sdk_options(
@@ -73,7 +69,7 @@ def sdk_options(
     store: Mirror | None,
     on_stderr: Callable[[str], None],
 ) -> ClaudeAgentOptions:
-    """What the SDK is told. The environment is not among it: the launcher has that."""
+    """Return the session's options as the Agent SDK's. The environment is not among them: the launcher has it."""
     trusted = options.trust_repository
     return ClaudeAgentOptions(
         cli_path=script,
@@ -149,7 +145,7 @@ _INTERRUPT_PATIENCE = 5.0  # seconds until an interrupt must have been taken
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the program works. `folder` is private to the session; the agent has no business there."""
+    """Where the program works. `folder` is private to the session, outside of the agent's workspace."""
 
     cwd: Path
     directories: tuple[Path, ...]
@@ -240,7 +236,7 @@ class Program:
             raise map_program_error(error, self._stderr, running=True) from error
 
     async def interrupt(self) -> None:
-        """Ask the program to end the turn; one that does not even take the question is left alone."""
+        """Ask the program to end the turn. A program that does not take the request is left alone."""
         # The SDK reports a refused or lost control request as a bare Exception.
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_INTERRUPT_PATIENCE):
@@ -251,14 +247,13 @@ class Program:
         self._closing = True
         if now:
             self._place.launcher.terminate()
-        # Not a task of ours: the SDK's own clean-up must not be cancelled half way.
+        # In a task that is not cancelled: the SDK's clean-up must not be cut off half way.
         closing = asyncio.ensure_future(self._client.disconnect())
         try:
             await asyncio.shield(closing)
         finally:
             if self._pump is not None:
-                self._pump.cancel()
-                await asyncio.gather(self._pump, return_exceptions=True)
+                await cancel(self._pump)
 
     async def _listen(self) -> None:
         try:
@@ -287,7 +282,10 @@ class Program:
 
 
 def find_program(options: SessionOptions) -> Path:
-    """The claude program: the one that is set, the Agent SDK's own, or one on the path."""
+    """Return the path of the claude program: the configured one, the Agent SDK's own, or one on the path.
+
+    Raises ProgramMissing.
+    """
     if options.program is not None:
         if not options.program.is_file():
             raise ProgramMissing(
@@ -311,21 +309,15 @@ async def _user_message(text: str, uuid: str) -> AsyncIterator[dict[str, Any]]:
     }
 
 
-# ------------------------------------------------------------ init
-# The claude program, driven through the Agent SDK; nothing outside of this folder imports the SDK.
-
 if find_spec("claude_agent_sdk") is None:  # it comes with an extra
     raise ProgramMissing("the Claude Agent SDK is not installed")
 
-# What the SDK logs, we report as events and errors; without a handler it would go to stderr.
+# The SDK's logs are reported as events and errors; without a handler they would go to stderr.
 logging.getLogger("claude_agent_sdk").addHandler(logging.NullHandler())
 
 
-# ------------------------------------------------------------ transcript
-# Where the program keeps the transcript of a conversation.
-
-
 def transcript_file(config: Path, cwd: Path, conversation: str) -> Path:
+    """Return the file in which the program keeps the transcript of a conversation."""
     return (
         config / "projects" / project_key_for_directory(cwd) / f"{conversation}.jsonl"
     )

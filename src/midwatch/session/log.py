@@ -1,11 +1,20 @@
-"""The outbox: an append-only file of events, one JSON object a line."""
+"""The log of a session: its folder, the append-only outbox of events, and what follows from them.
+
+`Ledger` folds the outbox into what became of every message. These rules keep a crash at any point from losing or
+doubling one:
+
+1. A line of the inbox is accepted by its event in the outbox (`prompt`, `command`); its id is known from then on.
+2. Only then does the cursor of the inbox move. A crash in between shows the line again; its id is known.
+3. A prompt is sent to the program after a `turn` event, under a uuid that is computed from its id.
+4. It is finished by its `result`, unless that is a failure. A prompt without one when a run begins is sent again
+   under the same uuid. The program takes a uuid once: if it is in the transcript already, the turn goes on from
+   there (or had ended, and only its result is added); if not, the program never had it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import uuid
@@ -16,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.errors import MidwatchError
+from midwatch.files import append, is_disk_full, locked_if_free, replace_file
 from midwatch.model import keepable
 from midwatch.redaction import Redactor
 from midwatch.session.errors import DiskFull, FolderUnusable, SessionBusy
@@ -38,7 +48,7 @@ from midwatch.workspace.environment import default_home
 MAX_LINE = 1_000_000
 """Bytes of one line; a longer event has its longest texts cut."""
 _CHUNK = 65536
-_OURS = ("type", "seq", "at")  # nobody else's text is in them
+_PLAIN = ("type", "seq", "at")  # fields without text from outside
 _CAPS = (200_000, 20_000, 2_000, 200, 20)  # characters of one text, tried in turn
 
 
@@ -66,11 +76,11 @@ class EventLog:
         self.last_seq, self._torn = _end_of(self._file)
 
     def append(self, event: Event) -> Event:
-        """Log an event; returns it as it was logged, with its `seq` and time, redacted."""
+        """Log an event. Return it as it was logged: redacted, with its `seq` and time."""
         numbered = replace(event, seq=self.last_seq + 1, at=self._now())
         data = to_json(numbered)
-        ours = {name: data.pop(name) for name in _OURS}
-        data = {**ours, **self._redactor.value(data)}
+        plain = {name: data.pop(name) for name in _PLAIN}
+        data = {**plain, **self._redactor.value(data)}
         line = _line(data)
         self._write((b"\n" if self._torn else b"") + line)
         self.last_seq += 1
@@ -92,7 +102,7 @@ class EventLog:
 
 
 def _line(data: Any) -> bytes:
-    """One line of at most MAX_LINE bytes."""
+    """Return one line of at most MAX_LINE bytes."""
     line = _encoded(data)
     for cap in _CAPS:
         if len(line) <= MAX_LINE:
@@ -118,7 +128,7 @@ def _shortened(value: Any, cap: int) -> Any:
 
 
 def _end_of(file: int) -> tuple[int, bool]:
-    """The last sequence number in the file, and whether its last line lacks its newline."""
+    """Return the last sequence number in the file, and whether its last line lacks its newline."""
     end = os.fstat(file).st_size
     if end == 0:
         return 0, False
@@ -138,14 +148,14 @@ def _end_of(file: int) -> tuple[int, bool]:
 
 
 def map_disk_error(error: OSError, path: Path) -> MidwatchError:
-    """What the operating system says of a file of a session, as an error of ours."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    """Return the error of a session for an error of the operating system with one of its files."""
+    if is_disk_full(error):
         return DiskFull(f"{path}: {error.strerror}")
     return FolderUnusable(f"{path}: {error.strerror}")
 
 
 class EventReader:
-    """Follows an outbox from the first event after `after`; `poll` gives what is new."""
+    """Reads an outbox from the first event after sequence number `after`, while it grows."""
 
     def __init__(self, path: Path, after: int = 0) -> None:
         self.path = path
@@ -153,7 +163,7 @@ class EventReader:
         self._offset = _offset_after(path, after)
 
     def poll(self, limit: int = 10_000) -> list[Event]:
-        """The next events, at most so many; none while there is nothing new or no file."""
+        """Return the next events, at most `limit`; none while there is nothing new or no file."""
         events: list[Event] = []
         try:
             with self.path.open("rb") as file:
@@ -173,14 +183,14 @@ class EventReader:
 
 
 def read_events(path: Path, after: int = 0) -> Iterator[Event]:
-    """The events of an outbox that come after sequence number `after`."""
+    """Yield the events of an outbox that come after sequence number `after`."""
     reader = EventReader(path, after)
     while events := reader.poll():
         yield from events
 
 
 def _offset_after(path: Path, after: int) -> int:
-    """A byte offset at the beginning of a line, at or before the first event after `after`.
+    """Return the byte offset of a line at or before the first event after `after`.
 
     Sequence numbers only grow, so the file is searched by halves.
     """
@@ -203,26 +213,23 @@ def _offset_after(path: Path, after: int) -> int:
         return 0
 
 
-# ------------------------------------------------------------ files
-# The two ways a session writes: small records are replaced, growing ones are appended to.
+# ------------------------------------------------------------------ small files
 
 
 def replace_json(path: Path, data: Any, *, durable: bool = False) -> None:
-    """Replace a file by this JSON, whole or not at all. `durable` also survives a power cut."""
-    temporary = path.with_name(f".{path.name}.new")
+    """Replace a file by this JSON, whole or not at all. `durable` also survives a power cut.
+
+    Raises DiskFull and FolderUnusable.
+    """
+    text = json.dumps(data, ensure_ascii=False, indent=1)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(data, file, ensure_ascii=False, indent=1)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_file(path, text.encode(), durable=durable)
     except OSError as error:
         raise map_disk_error(error, path) from error
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in a file; None where there is no file or no JSON in it."""
+    """Return the JSON in a file; None if there is no file or no JSON in it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -230,46 +237,31 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append one line with one write."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    """Append one line with one write. Raises DiskFull and FolderUnusable."""
     try:
-        file = os.open(path, flags, 0o600)
-        try:
-            os.write(file, line)
-        finally:
-            os.close(file)
+        append(path, line)
     except OSError as error:
         raise map_disk_error(error, path) from error
 
 
-# ------------------------------------------------------------ ledger
-# What became of every message: a pure fold of the outbox, made when a run begins.
-#
-# The rule that a crash at any point can neither lose nor double a message:
-#
-# 1. A line of the inbox is accepted by its event in the outbox (`prompt`, `command`); its id is known from then on.
-# 2. Only then does the cursor of the inbox move. A crash in between shows the line again; its id is known.
-# 3. A prompt is handed to the program behind a `turn` event, under a uuid that is computed from its id.
-# 4. It is finished by its `result`, unless that is a failure. What has none when a run begins is handed over again under the same
-#    uuid. The program takes a uuid once: if it is in its transcript already, the turn goes on from
-#    there (or had ended, and only its result is made up for); if not, the program never had it.
+# ------------------------------------------------------------------ the ledger
 
 _NAMESPACE = uuid.UUID("6b8a7d1e-3b1f-5d6c-9a55-0d7a51d0b7c4")
 
 
 def conversation_id(session_id: str) -> str:
-    """The program's id for the conversation of a session."""
+    """Return the program's id for the conversation of a session."""
     return str(uuid.uuid5(_NAMESPACE, session_id))
 
 
 def prompt_uuid(session_id: str, prompt_id: str) -> str:
-    """The program's id for a prompt: the same whenever it is handed over."""
+    """Return the program's id for a prompt: the same however often it is sent."""
     return str(uuid.uuid5(_NAMESPACE, f"{session_id}/{prompt_id}"))
 
 
 @dataclass(slots=True)
 class Waiting:
-    """A prompt without a result. `sent`: the program may have it. `interrupted`: a person ended its turn."""
+    """A prompt without a result. `sent`: the program may have it. `interrupted`: a user ended its turn."""
 
     prompt: Prompt
     sent: bool = False
@@ -278,7 +270,10 @@ class Waiting:
 
 @dataclass(slots=True)
 class Ledger:
-    """`queue` is in order of acceptance; None in it is where the session was asked to end."""
+    """What became of every message, by the events so far.
+
+    `queue` is in order of acceptance; None in it is where the session was asked to end.
+    """
 
     run: int = 0
     known: set[str] = field(default_factory=set)
@@ -327,18 +322,17 @@ def read_ledger(events: Iterable[Event]) -> Ledger:
     return ledger
 
 
-# ------------------------------------------------------------ folder
-# The folder of a session: all of it, in one place that the agent has no business in.
+# ------------------------------------------------------------------ the folder
 
 
 def default_sessions() -> Path:
-    """Where sessions are kept unless somebody says otherwise."""
+    """Return the default folder of sessions."""
     return default_home() / ".local" / "state" / "midwatch" / "sessions"
 
 
 @dataclass(frozen=True, slots=True)
 class SessionFolder:
-    """The names in it. Other programs use `inbox` and `outbox`; the rest is ours."""
+    """The folder of a session, outside of the agent's workspace. Other programs use `inbox` and `outbox` only."""
 
     path: Path
 
@@ -369,27 +363,30 @@ class SessionFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One runner at a time. Raises SessionBusy while another has it."""
-        try:
-            file = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        except OSError as error:
-            raise map_disk_error(error, self.path) from error
-        try:
+        """Keep other runners out while the block runs.
+
+        Raises:
+            SessionBusy: Another runner has the folder.
+            FolderUnusable: The folder does not exist or is not writable.
+        """
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SessionBusy(f"{self.path}: another runner works on it") from None
+                held = stack.enter_context(locked_if_free(self.path / "lock"))
+            except OSError as error:
+                raise map_disk_error(error, self.path) from error
+            if not held:
+                raise SessionBusy(f"{self.path}: another runner works on it")
             yield
-        finally:
-            os.close(file)
 
 
-# ------------------------------------------------------------ journal
-# Everything a run says: into the outbox, the status, the ledger, and to whoever listens.
+# ------------------------------------------------------------------ the journal of a run
 
 
 class Journal:
-    """Opened once a run has its folder for itself. `stream` ends with None."""
+    """Takes every event of a run into the outbox, the status, the ledger and `stream`, which ends with None.
+
+    Opened when the run has locked the folder. Raises DiskFull and FolderUnusable.
+    """
 
     def __init__(
         self, folder: SessionFolder, redactor: Redactor, now: Callable[[], datetime]
@@ -403,14 +400,14 @@ class Journal:
         self._log = EventLog(folder.outbox, redactor, now)
 
     def emit(self, event: Event) -> Event:
-        """Log an event and pass it on. Raises DiskFull and FolderUnusable; then it did not happen."""
+        """Log an event and pass it on. Raises DiskFull and FolderUnusable; then nothing was passed on."""
         logged = self._log.append(event)
         self._take(logged)
         self.stream.put_nowait(logged)
         return logged
 
     def emit_last(self, event: Event) -> Event:
-        """As `emit`, but on a full disk the event still reaches the listener and the status."""
+        """As `emit`, but on a full disk the event still reaches the stream and the status."""
         try:
             return self.emit(event)
         except DiskFull:

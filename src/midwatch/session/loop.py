@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Clock
+from midwatch.lifecycle import Clock, cancel
 from midwatch.session.claude_code import Program
 from midwatch.session.errors import SessionIdle, SessionTimedOut
 from midwatch.session.events import (
@@ -37,9 +37,9 @@ from midwatch.session.signals import (
 )
 
 NUDGE_AFTER = 5.0
-"""Seconds that the program gets to go on with a cut turn by itself, before it is told to."""
+"""Seconds that the program gets to go on with a cut turn by itself, before it gets a prompt to."""
 IDLE = "idle"
-"""The reason of a session that was stopped because nobody wrote to it."""
+"""The reason of a session that was stopped because it got no message."""
 _NUDGE = "Continue where you were interrupted."
 
 
@@ -97,7 +97,7 @@ class Loop:
 
     @property
     def in_turn(self) -> bool:
-        """Whether the program works, for a prompt or in the background."""
+        """Return whether the program works, for a prompt or in the background."""
         return self._turn is not None or self._busy
 
     async def converse(self) -> RunOutcome:
@@ -114,7 +114,7 @@ class Loop:
     # -------------------------------------------------------------- turns
 
     async def _advance(self) -> RunOutcome | None:
-        """Begin the next turn where none is under way; the ending if there is no next."""
+        """Begin the next turn if none is under way. Return the outcome if there is no next turn."""
         if self._stopping and self._turn is None:
             return RunOutcome(Phase.STOPPED, self._stopping)
         if self._turn is not None:
@@ -192,7 +192,7 @@ class Loop:
             self._drop_questions()
 
     def _abandon(self, why: str) -> None:
-        """Count the turn as interrupted: nobody waits for its result any more."""
+        """Count the turn as interrupted: its result is no longer waited for."""
         if self._turn is not None:
             prompt_id = self._turn.waiting.prompt.id
             self.journal.emit(
@@ -211,7 +211,7 @@ class Loop:
         return True
 
     def _run_aside(self, work: Coroutine[None, None, None]) -> None:
-        """Talk to the program without waiting for it: limits and signals must go on."""
+        """Send to the program without waiting for it: limits and signals must go on."""
         task = asyncio.create_task(work)
         self._aside.add(task)
         task.add_done_callback(self._aside.discard)
@@ -226,9 +226,7 @@ class Loop:
     async def settle(self) -> None:
         """End what still runs beside the loop."""
         self._drop_questions()
-        for task in list(self._aside):
-            task.cancel()
-        await asyncio.gather(*self._aside, return_exceptions=True)
+        await cancel(*self._aside)
 
     # -------------------------------------------------------------- permissions
 
@@ -273,7 +271,7 @@ class Loop:
         await self.post.read(self.journal, self._command)
 
     def _command(self, mail: Mail) -> None:
-        """Log a command, then let it act: it has acted for whoever reads the log."""
+        """Log a command, then carry it out: a reader of the log counts it as done."""
         if self._turn is None:  # during a turn only the program gives signs of life
             self._sign_of_life()
         command = Command(id=mail.id, kind="interrupt")
@@ -297,7 +295,7 @@ class Loop:
             self._turn.nudge_at = None
 
     async def _next_signal(self) -> Signal | None:
-        """The next signal; None when a limit may be reached."""
+        """Return the next signal; None when a limit may be reached."""
         now = self.clock.monotonic()
         due = min(self._deadlines(), default=None)
         try:
@@ -321,12 +319,12 @@ class Loop:
 
     @property
     def _idles(self) -> bool:
-        """Whether silence means that something hangs: not while a person is asked."""
+        """Return whether silence means that something hangs: not while a permission is asked for."""
         return self.in_turn and not self._pending and not self._stopping
 
     @property
     def _waits_for_mail(self) -> bool:
-        """Whether only a message can make it go on."""
+        """Return whether the session waits for a message."""
         return (
             self.post is not None
             and not self.in_turn
@@ -367,7 +365,7 @@ class Loop:
         self._run_aside(self._send(_NUDGE, turn.uuid))
 
     async def _send(self, text: str, uuid: str) -> None:
-        """Hand a text over; where that fails, the loop gets to know as it does of anything else."""
+        """Send a text to the program; a failure reaches the loop as a signal."""
         try:
             await self.program.send(text, uuid)
         except MidwatchError as error:

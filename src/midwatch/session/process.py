@@ -1,7 +1,7 @@
-"""How the claude program is started: through a launcher that gives it an environment built from a list.
+"""The launcher of the claude program, which gives it an environment that is built, not inherited.
 
-The Agent SDK hands all of the runner's environment to what it starts. So it starts a small script
-of ours, which throws that away and runs `supervisor.py`; that one starts the program with the
+The Agent SDK passes all of the runner's environment on to the program that it starts. So it starts a small
+script instead, which drops that environment and runs `supervisor.py`; that one starts the program with the
 variables of a plan, and passes the API key through a pipe. Bash in the session sees no key: the program
 reads the pipe once, and neither an environment, an argument nor a file has the key.
 """
@@ -33,7 +33,7 @@ _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """What one start needs on the disk; `script` stands in for the program."""
+    """The files of one start; `script` stands in for the program."""
 
     script: Path
     plan: Path
@@ -96,7 +96,7 @@ class Launcher:
         self.script.chmod(0o700)
 
     def _open_pipe(self, key: str) -> int:
-        """The pipe with the key in it: what is written stays until it is read or we close."""
+        """Return the pipe with the key in it, which stays until it is read or the pipe is closed."""
         self.key_pipe.unlink(missing_ok=True)
         os.mkfifo(self.key_pipe, 0o600)
         pipe = os.open(self.key_pipe, os.O_RDWR | os.O_CLOEXEC)
@@ -104,7 +104,7 @@ class Launcher:
         return pipe
 
     def processes(self) -> list[int]:
-        """The pids of the program and of its supervisor, those that still run."""
+        """Return the pids of the program and of its supervisor, as far as they still run."""
         try:
             lines = self.record.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
@@ -113,16 +113,15 @@ class Launcher:
         return [int(pid) for pid, _, at in listed if at and started(int(pid)) == at]
 
     def terminate(self) -> None:
-        """Ask the program to end now; its supervisor sees to it."""
+        """Ask the supervisor to end the program now."""
         for pid in self.processes()[-1:]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
     def reap(self, patience: float = GRACE + 2) -> int:
-        """End what an earlier run left running; returns how many processes that were.
+        """End what an earlier run left running. Return the number of processes.
 
-        Only processes that still are the ones written down are touched. Blocks up to
-        `patience` seconds.
+        Only a process whose pid and start time are those in the record is touched. Blocks up to `patience` seconds.
         """
         left = self.processes()
         self.terminate()
@@ -135,14 +134,13 @@ class Launcher:
         return len(left)
 
 
-# ------------------------------------------------------------ environment
-# The environment of the claude program, built from a list; and whether a sandbox can be.
+# ------------------------------------------------------------------ the environment
 
 _FIXED = {
     "LANG": "C.UTF-8",
     "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
     "CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS": "1",
-    # Nothing but the Messages API is talked to, and nothing is installed or updated.
+    # The program connects to the Messages API only, and installs and updates nothing.
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "DISABLE_AUTOUPDATER": "1",
 }
@@ -157,7 +155,7 @@ def program_environment(
     base_url: str | None,
     resume_turn: bool,
 ) -> dict[str, str]:
-    """All variables of the program. The caller's own come last, so they may replace any.
+    """Return all variables of the program. The caller's own come last, so they may replace any.
 
     Raises ProgramRefused for a variable that no environment can hold.
     """
@@ -193,7 +191,7 @@ def _encodable(text: str) -> bool:
 
 
 def sandbox_wanted(options: SessionOptions) -> bool:
-    """Whether Bash will run in a sandbox. Raises SandboxUnavailable where one was asked for in vain."""
+    """Return whether Bash will run in a sandbox. Raises SandboxUnavailable if a required one is not available."""
     if options.sandbox == "off":
         return False
     missing = _missing(options.path)

@@ -7,12 +7,12 @@ import contextlib
 import os
 import platform
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from midwatch.errors import MidwatchError, NotFound, TemporaryError
-from midwatch.lifecycle import Clock
+from midwatch.lifecycle import Clock, background
 from midwatch.redaction import Redactor
 from midwatch.session.claude_code import Conversation, Place, Program, transcript_file
 from midwatch.session.errors import BudgetSpent, RunnerCrashed
@@ -45,7 +45,7 @@ from midwatch.session.transcripts import (
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """All that the runs of a session have in common."""
+    """What all runs of a session have in common."""
 
     spec: SessionSpec
     folder: SessionFolder
@@ -63,10 +63,10 @@ class RunConfig:
 
 
 class Run:
-    """`open`, `start`, `finish`; after `open` has succeeded, `finish` must be called."""
+    """One run: `open`, `start`, `finish`. After `open` has succeeded, `finish` or `abandon` must be called."""
 
-    def __init__(self, setting: RunConfig) -> None:
-        self._setting = setting
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
         self.signals: asyncio.Queue[Signal] = asyncio.Queue()
         self._stack = contextlib.ExitStack()
         self._program: Program | None = None
@@ -80,21 +80,21 @@ class Run:
         self.journal: Journal
 
     async def open(self) -> None:
-        """Take the folder and close what an earlier run left open. Raises SessionBusy."""
-        setting = self._setting
-        setting.folder.make()
-        self._stack.enter_context(setting.folder.locked())
+        """Lock the folder and close what an earlier run left open. Raises SessionBusy."""
+        config = self._config
+        config.folder.make()
+        self._stack.enter_context(config.folder.locked())
         try:
-            self.journal = Journal(setting.folder, setting.redactor, setting.clock.now)
+            self.journal = Journal(config.folder, config.redactor, config.clock.now)
         except BaseException:
             self._stack.close()
             raise
         try:
-            left = await asyncio.to_thread(setting.place.launcher.reap)
+            left = await asyncio.to_thread(config.place.launcher.reap)
             self._close_crashed_run(left)
             run = self.journal.ledger.run + 1
             self.journal.emit(PhaseChanged(phase=Phase.CREATING, run=run))
-            await setting.records.save_spec(setting.spec)
+            await config.records.save_spec(config.spec)
             await self._save_status()
         except BaseException as raised:
             error = raised if isinstance(raised, MidwatchError) else None
@@ -103,54 +103,56 @@ class Run:
 
     def accept(self, text: str) -> None:
         """Accept a prompt of the caller; it is answered once the loop runs."""
-        # Never the same twice, also where the conversation goes on with another outbox.
+        # Unique, also if the conversation goes on with another outbox.
         id = f"call/{uuid.uuid4().hex[:12]}"
         self._texts[id] = text
         self.journal.emit(
-            Prompt(id=id, uuid=prompt_uuid(self._setting.spec.id, id), text=text)
+            Prompt(id=id, uuid=prompt_uuid(self._config.spec.id, id), text=text)
         )
 
     def stop(self, reason: str) -> None:
-        """End it soon; from any point on."""
+        """End the run soon; callable at any point."""
         self._stop_reason = self._stop_reason or reason
         self._stop_asked.set()
         self.signals.put_nowait(StopAsked(reason))
 
     async def start(self) -> None:
-        """Start the program; again is nothing. Raises the errors of a session."""
+        """Start the program, unless it runs already. Raises the errors of a session."""
         if self._program is not None:
             return
-        setting = self._setting
-        sandbox = sandbox_wanted(setting.options)
-        folders = (setting.place.cwd, *setting.place.directories)
+        config = self._config
+        sandbox = sandbox_wanted(config.options)
+        folders = (config.place.cwd, *config.place.directories)
         await asyncio.to_thread(check_folders, folders)
         self._conversation = await self._prepare_conversation()
         self._program = Program(
-            setting.options,
-            setting.place,
+            config.options,
+            config.place,
             self._conversation,
             self.signals.put_nowait,
             sandbox=sandbox,
             max_usd=self._dollars_left(self._conversation),
             store=(
-                Mirror(setting.transcripts, setting.redactor)
-                if setting.transcripts
+                Mirror(config.transcripts, config.redactor)
+                if config.transcripts
                 else None
             ),
         )
-        starting = asyncio.create_task(
-            self._program.start(setting.access.api_key, setting.access.base_url)
-        )
-        await self._unless_stopped(starting)
+        async with background(self._terminate_on_stop()):
+            await self._program.start(config.access.api_key, config.access.base_url)
         self.journal.emit(
             PhaseChanged(phase=Phase.RUNNING, run=self.journal.ledger.run)
         )
         await self._save_status()
 
     async def finish(self, error: MidwatchError | None = None) -> None:
-        """Converse to the end and close everything; `error` is what went wrong already.
+        """Converse to the end and close everything.
 
-        Raises what ended the session badly, after the terminal phase is written.
+        Args:
+            error: What went wrong already; it ends the run at once.
+
+        Raises:
+            MidwatchError: What ended the session badly, after the terminal phase is written.
         """
         ending = RunOutcome(Phase.FAILED, "the runner failed")
         try:
@@ -180,30 +182,32 @@ class Run:
         ledger = self.journal.ledger
         if ledger.run == 0 or ledger.phase.terminal:
             return
-        crash = RunnerCrashed(f"run {ledger.run} ended without a word")
+        crash = RunnerCrashed(f"run {ledger.run} ended without a final status")
         self.journal.emit(failure(crash))
         self._crashed = True
         if left:
-            self.journal.emit(Notice(text="what it had left running was ended"))
+            self.journal.emit(
+                Notice(text="the processes that it had left running were ended")
+            )
         reason = type(crash).__name__
         self.journal.emit(
             PhaseChanged(phase=Phase.FAILED, run=ledger.run, reason=reason)
         )
 
     async def _prepare_conversation(self) -> Conversation:
-        """Put the transcript in place, and find out what became of the turn that was under way."""
-        setting, id = self._setting, self._setting.conversation
-        config, cwd = setting.place.config, setting.place.cwd
-        path = transcript_file(config, cwd, id)
-        if await restore(setting.transcripts, id, path):
+        """Put the transcript in place, and find out how the turn ended that was under way."""
+        config, id = self._config, self._config.conversation
+        claude, cwd = config.place.config, config.place.cwd
+        path = transcript_file(claude, cwd, id)
+        if await restore(config.transcripts, id, path):
             entries = list(read_entries(path))
             cut = self._settle_unfinished(entries)
             return Conversation(id, True, self._counted(entries), resume_turn=cut)
-        origin = setting.spec.forked_from
+        origin = config.spec.forked_from
         if origin is not None:
             origin_id = conversation_id(origin)
-            found = transcript_file(config, cwd, origin_id)
-            if not await restore(setting.transcripts, origin_id, found):
+            found = transcript_file(claude, cwd, origin_id)
+            if not await restore(config.transcripts, origin_id, found):
                 raise NotFound(
                     f"session {origin} has no transcript to fork from",
                     hint="check its id, and that both sessions use the same `transcripts`",
@@ -213,45 +217,45 @@ class Run:
         return Conversation(id)
 
     def _counted(self, entries: list[dict[str, Any]]) -> dict[str, ModelUsage]:
-        """What of the program's sums is in our log: after a crash not what its last turn cost."""
+        """Return the part of the program's sums that is in the log: after a crash without the cost of its last turn."""
         spent = spent_before(entries)
         return lesser(spent, self.journal.status.spend) if self._crashed else spent
 
     def _settle_unfinished(self, entries: list[dict[str, Any]]) -> bool:
-        """Write the results that a crash kept from us; true if the program goes on with a turn."""
+        """Write the result that a crash kept from the log. Return whether the program goes on with the turn."""
         queue = self.journal.ledger.queue
         if not queue or queue[0] is None or not queue[0].sent:
             return False
         waiting = queue[0]
-        told = turn_outcome(
-            entries, prompt_uuid(self._setting.spec.id, waiting.prompt.id)
+        outcome = turn_outcome(
+            entries, prompt_uuid(self._config.spec.id, waiting.prompt.id)
         )
         if waiting.interrupted:
-            told = TurnOutcome("ended", told.text)
-        if told.state == "ended":
+            outcome = TurnOutcome("ended", outcome.text)
+        if outcome.state == "ended":
             self.journal.emit(
                 TurnResult(
                     prompt_id=waiting.prompt.id,
                     outcome="interrupted" if waiting.interrupted else "completed",
-                    text=told.text,
+                    text=outcome.text,
                     reason="told by the transcript",
                 )
             )
-        return told.state == "cut"
+        return outcome.state == "cut"
 
     def _dollars_left(self, conversation: Conversation) -> float | None:
-        limit = self._setting.options.limits.max_usd
+        limit = self._config.options.limits.max_usd
         if limit is None:
             return None
         spent = self.journal.status.cost_usd
         if spent >= limit:
             raise BudgetSpent(f"{spent:.2f} of {limit:.2f} dollars are spent")
-        # The program counts on from what its transcript says.
+        # The program's count begins with what its transcript contains.
         before = sum(cost.cost_usd for cost in conversation.spent.values())
         return limit - spent + before
 
     async def _started(self) -> bool:
-        """Start the program, unless a stop comes first."""
+        """Start the program. Return false if a stop came first."""
         try:
             if self._program is None and self._stop_asked.is_set():
                 return False
@@ -262,28 +266,21 @@ class Run:
             return False
         return True
 
-    async def _unless_stopped(self, starting: asyncio.Task[None]) -> None:
-        stopped = asyncio.create_task(self._stop_asked.wait())
-        try:
-            await asyncio.wait({starting, stopped}, return_when="FIRST_COMPLETED")
-            if not starting.done():
-                self._setting.place.launcher.terminate()
-            await starting
-        finally:
-            for task in (starting, stopped):
-                task.cancel()
-            await asyncio.gather(starting, stopped, return_exceptions=True)
+    async def _terminate_on_stop(self) -> None:
+        """End a program that is still starting: its start then raises."""
+        await self._stop_asked.wait()
+        self._config.place.launcher.terminate()
 
     # -------------------------------------------------------------- the loop and its end
 
     async def _converse(self) -> RunOutcome:
         assert self._program is not None and self._conversation is not None
         self._loop = Loop(
-            self._setting.spec.id,
+            self._config.spec.id,
             self.journal,
             self._program,
-            self._setting.options.limits,
-            self._setting.clock,
+            self._config.options.limits,
+            self._config.clock,
             self.signals,
             self._post,
             self._conversation.resume_turn,
@@ -296,37 +293,33 @@ class Run:
 
     @contextlib.asynccontextmanager
     async def _beside(self) -> AsyncIterator[None]:
-        """What runs beside the loop: the heartbeat and, in interactive mode, the watch on the inbox."""
-        spec, folder = self._setting.spec, self._setting.folder
-        tasks = [asyncio.create_task(self._heartbeat(), name="heartbeat")]
+        """Run the heartbeat and, in interactive mode, watch the inbox, while the block runs."""
+        spec, folder = self._config.spec, self._config.folder
+        work: list[Coroutine[Any, Any, None]] = [self._heartbeat()]
         if spec.interactive:
             self._post = InboxConsumer(spec.id, folder)
             waiting = {w.prompt.id for w in self.journal.ledger.queue if w is not None}
             self._post.remember(waiting)
             watch = self._post.watch(lambda: self.signals.put_nowait(MailArrived()))
-            tasks.append(asyncio.create_task(watch, name="inbox"))
-        try:
+            work.append(watch)
+        async with background(*work):
             yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _heartbeat(self) -> None:
         runner = f"{platform.node()}:{os.getpid()}"
-        id, seen = self._setting.spec.id, -1
+        id, seen = self._config.spec.id, -1
         while True:
             with contextlib.suppress(TemporaryError):
-                await self._setting.records.heartbeat(
-                    id, runner, self._setting.clock.now()
+                await self._config.records.heartbeat(
+                    id, runner, self._config.clock.now()
                 )
                 if seen != self.journal.status.last_seq:
                     seen = self.journal.status.last_seq
-                    await self._setting.records.save_status(id, self.journal.status)
-            await self._setting.clock.sleep(HEARTBEAT)
+                    await self._config.records.save_status(id, self.journal.status)
+            await self._config.clock.sleep(HEARTBEAT)
 
     async def _close(self, ending: RunOutcome, error: MidwatchError | None) -> None:
-        """Shielded: a run that is cancelled must not leave a program or an open phase behind."""
+        """Close everything, shielded: a cancelled run must not leave a program or an open phase behind."""
         closing = asyncio.ensure_future(self._close_all(ending, error))
         while not closing.done():
             with contextlib.suppress(asyncio.CancelledError):
@@ -354,6 +347,6 @@ class Run:
             await self._save_status()
 
     async def _save_status(self) -> None:
-        await self._setting.records.save_status(
-            self._setting.spec.id, self.journal.status
+        await self._config.records.save_status(
+            self._config.spec.id, self.journal.status
         )

@@ -73,6 +73,8 @@ class NotPushed(MidwatchError):
 
 # ------------------------------------------------------------------ permissions
 
+_OWN_RULES = {"allowed_tools", "permission_mode"}
+
 
 def permitted(
     options: SessionOptions, settings: SessionSettings, *, contained: bool
@@ -89,8 +91,6 @@ def permitted(
     allowed = (*(t for t in options.allowed_tools if t != "Bash"), "Bash")
     return replace(options, allowed_tools=allowed)
 
-
-_OWN_RULES = {"allowed_tools", "permission_mode"}
 
 # ------------------------------------------------------------------ what a run works with
 

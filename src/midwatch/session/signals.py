@@ -1,4 +1,4 @@
-"""What the loop of a session is woken by."""
+"""The signals that wake the loop of a session."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from midwatch.session.events import Event, TurnResult
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """The program said something."""
+    """The program emitted an event."""
 
     event: Event
 
@@ -21,7 +21,7 @@ class Said:
 class TurnEnded:
     """The program ended a turn; `error` is what ends the session, if anything does.
 
-    `uuids` are the prompts that the turn took in, as far as the program tells.
+    `uuids` are the prompts that the turn took in, as far as the program reports them.
     """
 
     result: TurnResult
@@ -31,8 +31,7 @@ class TurnEnded:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """Whether the program has anything to do: "idle" only when no subagent runs in the background
-    and no turn is owed for one."""
+    """The program's state: "idle" only when no subagent runs in the background and no turn is due for one."""
 
     state: str
 
@@ -64,19 +63,19 @@ class ProgramEnded:
 
 @dataclass(frozen=True, slots=True)
 class StopAsked:
-    """Somebody wants the session to end now."""
+    """The session is to end now."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class InterruptAsked:
-    """Somebody wants the turn to end now."""
+    """The turn is to end now."""
 
 
 @dataclass(frozen=True, slots=True)
 class MailArrived:
-    """The inbox has something new."""
+    """The inbox has a new line."""
 
 
 Signal = (

@@ -1,7 +1,8 @@
-"""Runs the claude program as a child that never outlives the runner. Started as a script.
+"""Runs the claude program as a child that never outlives the runner. Started as a script, not imported.
 
 ``python -I -S supervisor.py PLAN ARGUMENT…`` with an empty environment. It must start quickly and must
-not depend on anything installed, so it uses the standard library alone and imports nothing of ours.
+not depend on anything installed, so it uses the standard library alone: also for its lock, which
+`midwatch.files` has for everything else.
 
 PLAN is a file of texts with a NUL behind each: the program, where the pids go, a named pipe with the
 API key, the pid of the runner, seconds of grace, and then all variables of the program as NAME=VALUE.
@@ -27,11 +28,11 @@ _KEY_VARIABLE = "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"
 _TEMPORARY, _TEMPORARY_OF_TOOLS = "CLAUDE_CODE_TMPDIR", "TMPDIR"
 _PREFIX = "midwatch-claude-"
 _LONGEST = 70  # bytes; the sandbox has sockets in it, whose paths end at 108
-_TICK = 0.5  # seconds between two looks for the runner
+_TICK = 0.5  # seconds between two checks of the runner
 
 
 class Plan:
-    """What the runner wants."""
+    """The plan file of the runner."""
 
     def __init__(self, path: str) -> None:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
@@ -76,7 +77,7 @@ def _signals() -> tuple[int, list[int]]:
 
 
 def _temporary_folder(env: dict[str, str]) -> str | None:
-    """A folder of the program's own, told to it; None if it has one, or must share what is there.
+    """Make a temporary folder for the program and put it into `env`. Return None if `env` names one, or on failure.
 
     It is locked as long as this process lives, so that others see whether it is still in use.
     """
@@ -98,7 +99,7 @@ def _temporary_folder(env: dict[str, str]) -> str | None:
 
 
 def _lock(folder: str) -> int | None:
-    """The folder, open and locked; None if somebody else has it, or it is no folder of ours."""
+    """Return the folder, open and locked; None if it is in use, or not a folder of this user."""
     try:
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -114,7 +115,7 @@ def _lock(folder: str) -> int | None:
 
 
 def _clean_up(folder: str) -> None:
-    """Remove it, and those that supervisors left that were killed."""
+    """Remove the folder, and those that killed supervisors left behind."""
     _remove(folder)
     above = os.path.dirname(folder)
     try:
@@ -129,7 +130,7 @@ def _clean_up(folder: str) -> None:
 
 
 def _remove(folder: str) -> None:
-    """All that can be removed of it; links are not followed."""
+    """Remove what can be removed of a folder; links are not followed."""
     for path, folders, files in os.walk(folder, topdown=False):
         for name in files + folders:
             _try_to_remove(os.path.join(path, name))
@@ -163,7 +164,7 @@ def _spawn(plan: Plan, arguments: list[str]) -> int:
 
 
 def _key_file(named_pipe: str) -> int:
-    """A descriptor that the program reads the key from, once."""
+    """Return a descriptor from which the program reads the key, once."""
     with open(named_pipe, encoding="utf-8") as pipe:
         key = pipe.readline().rstrip("\n")
     read, write = os.pipe()
@@ -174,7 +175,7 @@ def _key_file(named_pipe: str) -> int:
 
 
 def _record(path: str, child: int) -> None:
-    """Write down who runs, with the times they started: a pid alone may be somebody else later."""
+    """Record the pids with their start times: a pid alone may later belong to another process."""
     with open(f"{path}.new", "w", encoding="utf-8") as file:
         for pid in (child, os.getpid()):
             file.write(f"{pid} {started(pid)}\n")
@@ -182,7 +183,7 @@ def _record(path: str, child: int) -> None:
 
 
 def started(pid: int) -> str:
-    """When a process started, in the kernel's own words; empty where that is not told."""
+    """Return when a process started, in the kernel's clock ticks; empty if unknown."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[19]
@@ -198,7 +199,7 @@ def _let_go_of_the_streams() -> None:
 
 
 def _wait(child: int, plan: Plan, wake: int, stopping: list[int]) -> int:
-    """The exit code of the program, as a shell would give it."""
+    """Wait for the program. Return its exit code as a shell has it."""
     asked = 0.0
     while True:
         ended, status = os.waitpid(-1, os.WNOHANG)
@@ -220,7 +221,7 @@ def _wait(child: int, plan: Plan, wake: int, stopping: list[int]) -> int:
 
 
 def _end_the_rest(grace: float) -> None:
-    """Kill what the program left behind: as subreaper we inherited all of it."""
+    """Kill what the program left behind: this process is its subreaper, so it is the parent now."""
     until = time.monotonic() + grace
     while time.monotonic() < until:
         for pid in _children():
@@ -252,7 +253,7 @@ def _children() -> list[int]:
 
 
 def _prctl(option: int, value: int) -> None:
-    """Linux only; elsewhere the looks for the runner have to do."""
+    """Call prctl(2) on Linux; elsewhere the regular checks of the runner have to do."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, int(value), 0, 0, 0)
 

@@ -1,4 +1,4 @@
-"""The program's messages as events."""
+"""The program's messages as events, and what the SDK, the program and the API report as errors of a session."""
 
 from __future__ import annotations
 
@@ -64,9 +64,6 @@ from midwatch.session.events import (
 from midwatch.session.signals import Said, Signal, StateChanged, TurnEnded
 from midwatch.session.transcripts import added, spend_by_model
 
-# ------------------------------------------------------------ faults
-# What the SDK, the program and the API report, as errors of ours. The one place that maps them.
-
 INTERRUPTED = frozenset({"aborted_streaming", "aborted_tools"})
 _BY_STATUS: dict[int, type[MidwatchError]] = {
     400: RequestRefused,
@@ -88,7 +85,7 @@ _SAID_LENGTH = 500
 
 
 def map_api_error(status: int | None, said: str) -> MidwatchError:
-    """The error for an answer of the API with this status; None is no answer."""
+    """Return the error for an answer of the API with this status; None means no answer."""
     if status is None:
         return ApiUnreachable(_message("the API gave no whole answer", said))
     kind = _BY_STATUS.get(status)
@@ -100,7 +97,7 @@ def map_api_error(status: int | None, said: str) -> MidwatchError:
 
 
 def map_result_error(result: ResultMessage) -> MidwatchError | None:
-    """What a result says went wrong. Never looks at the subtype: that is "success" for an API error."""
+    """Return the error of a result, or None. The subtype does not count: it is "success" for an API error."""
     reason = result.terminal_reason or ""
     if not result.is_error or reason in INTERRUPTED:
         return None
@@ -116,7 +113,7 @@ def map_result_error(result: ResultMessage) -> MidwatchError | None:
 def map_program_error(
     error: Exception, stderr: Sequence[str], *, running: bool
 ) -> MidwatchError:
-    """What ended the program; `running` is true once it had answered for the first time."""
+    """Return the error that ended the program; `running` is true once it had answered for the first time."""
     said = " ".join(stderr)
     if isinstance(error, CLINotFoundError):
         return ProgramMissing()
@@ -158,11 +155,11 @@ def _message(what: str, said: str) -> str:
 
 
 _PROGRAM_ITSELF = "<synthetic>"
-"""The model of what the program says in Claude's place: the text of an error, which the result has too."""
+"""The model of messages that the program writes in Claude's place: the text of an error, which the result has too."""
 
 
 class Translator:
-    """Remembers what was spent at the last result, as the program only ever tells the sum."""
+    """Translates the messages of one program. It keeps the spend at the last result, as the program reports sums."""
 
     def __init__(self, spent: Mapping[str, ModelUsage], sandbox: bool) -> None:
         self._spent = dict(spent)
@@ -170,7 +167,7 @@ class Translator:
         self._introduced = False
 
     def signals(self, message: object) -> Iterator[Signal]:
-        """What a message of the SDK means; nothing for what is of no interest."""
+        """Yield the signals for a message of the SDK; none for a message that the session does not use."""
         match message:
             case AssistantMessage():
                 yield from map(Said, _spoken(message))
@@ -270,7 +267,7 @@ def _result(
 
 
 def _text(content: object) -> str:
-    """The text of a tool's result; what is no text is named by its type."""
+    """Return the text of a tool's result; a block without text is named by its type."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):

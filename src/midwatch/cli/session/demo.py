@@ -1,4 +1,4 @@
-"""`midwatch session demo`: Claude Code mends a bug that lies in the second of two repositories."""
+"""`midwatch session demo`: Claude Code fixes a bug in the second of two repositories."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ from midwatch.errors import MidwatchError
 if TYPE_CHECKING:
     from midwatch.testing.messages_api import Answer
 
-
-# ------------------------------------------------------------ bug
-# The bug of the demos: it lies in the second of two repositories, and a scripted Claude mends it.
 
 SHOP = {
     "test_cart.py": """\
@@ -70,7 +67,7 @@ def looked() -> Answer:
 
 
 def mended() -> Answer:
-    """Claude mends the bug."""
+    """Claude fixes the bug."""
     return _bash(FIX)
 
 
@@ -86,9 +83,9 @@ _KEY = "sk-ant-scripted-demo"
 
 
 class DemoBroke(MidwatchError):
-    """The session did not do what it was asked for."""
+    """The session did not fix the bug."""
 
-    hint = "its events above say what happened"
+    hint = "its events above show what happened"
 
 
 @app.command()
@@ -148,7 +145,7 @@ def _play(edge: Edge, folder: Path) -> None:
 
 
 def _settings(folder: Path) -> Path:
-    """Settings whose every folder goes away with the demo."""
+    """Write settings whose folders are all removed with the demo. Return their path."""
     settings = {
         "database": f"sqlite:///{folder / 'midwatch.db'}",
         "sessions": {
@@ -162,7 +159,7 @@ def _settings(folder: Path) -> Path:
 
 
 def _without_ours(edge: Edge) -> dict[str, str]:
-    """The user's own Midwatch settings are not the demo's."""
+    """Return the environment without the user's Midwatch settings."""
     return {
         name: value
         for name, value in edge.environ.items()

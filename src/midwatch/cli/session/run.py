@@ -320,11 +320,10 @@ class LocalStatus:
             aside(f"nothing is pushed: `midwatch session push {result.session_id}`")
 
 
-# ------------------------------------------------------------ fixing
-# A ticket as a prompt, and the session that gets it.
+# ------------------------------------------------------------------ fix a ticket
 
 EVIDENCE_TOKENS = 16_000
-"""What all evidence together may take of the prompt."""
+"""Tokens of the prompt for all evidence together."""
 
 _TASK = """\
 You are the engineer who carries out the fix for ticket {id} of the system "{subject}". You work in \
@@ -345,7 +344,7 @@ the diagnosis recommends are proposals for a person at the system; run none of t
 
 @dataclass
 class Fix:
-    """`prepare` reads and composes, `carry_out` runs; between them somebody may approve."""
+    """The session for a ticket: `prepare` composes its prompt, `carry_out` runs it, after an approval in between."""
 
     ticket_id: int
     interactive: bool
@@ -354,15 +353,17 @@ class Fix:
     choices: OptionOverrides
     as_json: bool
     _request: SessionRequest | None = field(default=None, init=False)
-    _told: str = field(default="", init=False)
+    _summary: str = field(default="", init=False)
 
     def __str__(self) -> str:
-        """What would be done, for whoever approves it."""
-        return self._told
+        """Return what would be done, for the approval."""
+        return self._summary
 
     async def prepare(self, edge: Edge) -> str:
-        """The prompt. Raises NotFound, Conflict for a resolved ticket, SettingsError where the
-        subject names no repositories."""
+        """Return the prompt.
+
+        Raises NotFound, Conflict for a resolved ticket, SettingsError if the subject names no repositories.
+        """
         async with open_sessions(edge) as desk:
             ticket = await desk.store.ticket(self.ticket_id)
             if ticket.resolved:
@@ -374,7 +375,7 @@ class Fix:
             prompt = desk.manager.redactor.text(
                 compose(ticket, settled(ticket, attempts))
             )
-            self._told = _told(desk, repositories, self)
+            self._summary = _fix_summary(desk, repositories, self)
         self._request = SessionRequest(
             id=new_session_id(),
             prompt=prompt,
@@ -388,7 +389,7 @@ class Fix:
         return prompt
 
     async def carry_out(self, edge: Edge) -> None:
-        """Run the session; the ticket's history tells of its begin and of its end."""
+        """Run the session; the ticket's history records its start and its end."""
         request = self._request
         assert request is not None and request.ticket is not None
         actor = user_at_host()
@@ -400,8 +401,8 @@ class Fix:
             try:
                 await local_runner(desk, request, printer).run()
             except MidwatchError as error:
-                said = f"ended badly: {error.message}"
-                await desk.sessions.note(request.ticket, request.id, actor, said)
+                why = f"ended badly: {error.message}"
+                await desk.sessions.note(request.ticket, request.id, actor, why)
                 raise
             await desk.sessions.note(request.ticket, request.id, actor, "Completed")
 
@@ -409,7 +410,7 @@ class Fix:
 def ticket_repositories(
     subjects: Sequence[Mapping[str, Any]], name: str, push_branch: str | None
 ) -> tuple[RepoSpec, ...]:
-    """The repositories that the settings of a subject name. Raises SettingsError."""
+    """Return the repositories in the settings of a subject. Raises SettingsError."""
     for number, written in enumerate(subjects):
         if written.get("name") == name:
             path = f"subjects[{number}]"
@@ -434,7 +435,7 @@ def _read(
         raise SettingsError(
             "names no repositories",
             path=path,
-            hint="repositories: [{url: …}] says where its fixes are made",
+            hint="repositories: [{url: …}] names the repositories for its fixes",
         )
     return tuple(
         RepoSpec(one.url, branch=one.branch, push_branch=push_branch) for one in found
@@ -445,7 +446,7 @@ def _read(
 
 
 def compose(ticket: Ticket, diagnosis: Diagnosis | None) -> str:
-    """The prompt for a ticket. What comes from outside is fenced, and cannot end its fence."""
+    """Return the prompt for a ticket. Text from outside is fenced, and cannot end its fence."""
     task = _TASK.format(id=ticket.id, subject=one_line(ticket.key.subject))
     parts = [task, _ticket(ticket)]
     first_aid = (ticket.first_aid or {}).get("markdown")
@@ -500,7 +501,7 @@ def _fenced(text: str, tag: str) -> str:
     return fence(clean(text), tag)
 
 
-def _told(desk: SessionContext, repositories: Sequence[RepoSpec], fix: Fix) -> str:
+def _fix_summary(desk: SessionContext, repositories: Sequence[RepoSpec], fix: Fix) -> str:
     options = session_options(desk.settings.sessions, fix.choices)
     wall = options.limits.wall
     lines = [
