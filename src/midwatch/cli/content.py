@@ -1,4 +1,4 @@
-"""`midwatch content serve`."""
+"""`midwatch content …`: the content proxy, and tokens for it."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from midwatch.errors import SettingsError
 from midwatch.settings import Settings
 from midwatch.units import parse_duration
 
-# ------------------------------------------------------------ extra
-# What only an installation with the extra `content` has.
+app = typer.Typer()
 
-_PARTS = ("jwt", "prometheus_client", "starlette", "uvicorn")
+_EXTRA = ("jwt", "prometheus_client", "starlette", "uvicorn")
+"""Packages that only the extra `content` installs."""
 
 
 @contextmanager
 def needs_content() -> Iterator[None]:
-    """Imports inside need the extra. Raises SettingsError where a package of it is not installed."""
+    """Raise SettingsError if an import in the block needs a package of the extra that is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in _PARTS:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
         raise SettingsError(
             f"the content proxy needs the package {error.name}",
@@ -41,32 +41,30 @@ def needs_content() -> Iterator[None]:
 
 
 def keys_of(settings: Settings) -> tuple[bytes, ...]:
-    """The keys that tokens are signed with. Raises SettingsError."""
+    """Return the keys that tokens are signed with. Raises SettingsError."""
     from midwatch.content.tokens import read_keys
 
     return read_keys(key_file(settings))
 
 
 def key_file(settings: Settings) -> Path:
-    """The file that holds them. Raises SettingsError."""
+    """Return the file that holds the keys. Raises SettingsError."""
     if settings.content.key_file is None:
         raise SettingsError(
-            "there is no key for tokens",
+            "no key for tokens is set",
             path="content.key_file",
             hint="openssl rand -hex 32 > FILE, and name the file; the operator needs the same",
         )
     return settings.content.key_file
 
 
-app = typer.Typer()
-
 _MARGIN = 5.0
-"""Seconds beyond the grace until the process ends, whatever a disk that hangs would wait for."""
+"""Seconds after the grace period until the process ends, also if a disk hangs."""
 
 
 @app.command()
 def serve(context: typer.Context) -> None:
-    """Serve the volume that `content.root` names, until SIGTERM."""
+    """Serve the volume at `content.root` until SIGTERM."""
     with needs_content():
         asyncio.run(_serve(context.obj))
 
@@ -90,28 +88,27 @@ async def _serve(edge: Edge) -> None:
         await serve(settings.content, live, stop, log)
 
 
-# ------------------------------------------------------------ token
-# `midwatch content token`.
-
-
 @app.command()
 def token(
     context: typer.Context,
     folder: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="NAMESPACE/NAME.UID, as it is.")
+        str,
+        typer.Argument(
+            metavar="FOLDER", help="The session's folder: NAMESPACE/NAME.UID."
+        ),
     ],
     read: Annotated[
         list[str] | None,
-        typer.Option(help="Another folder that it may read; repeatable."),
+        typer.Option(help="Another folder that the token may read; repeatable."),
     ] = None,
     expires: Annotated[
-        str, typer.Option(help="For how long it holds, such as 2h; 0 for ever.")
+        str, typer.Option(help="Lifetime, such as 2h; 0 for no expiry.")
     ] = "1h",
 ) -> None:
-    """Print a token for a session's folder, to read its files or to send it a message by hand.
+    """Print a token for a session's folder, to read its files or to send it a message.
 
-    `curl -H "Authorization: Bearer TOKEN" ADDRESS/content/list?path=workspace` lists a folder of it, and
-    `/content/file?path=…` answers a file; docs/kubernetes.md has more.
+    `curl -H "Authorization: Bearer TOKEN" ADDRESS/content/list?path=workspace` lists a folder,
+    `/content/file?path=…` returns a file; see docs/kubernetes.md.
     """
     with needs_content():
         from midwatch.content.tokens import issue
@@ -128,14 +125,10 @@ def token(
 
 
 def _check(folder: str) -> None:
-    """Without the uid it would be another folder, where nobody reads what is sent. Raises SettingsError."""
+    """Raise SettingsError for a folder without uid: no session would read it."""
     if not re.search(r"\.[0-9a-f]{8}\Z", folder):
         raise SettingsError(
             f"{ascii(folder[:200])} does not end with the first 8 digits of the session's uid",
             path="FOLDER",
-            hint="kubectl get agenticsession NAME -o jsonpath='{.metadata.uid}' tells it: NAMESPACE/NAME.UID",
+            hint="kubectl get agenticsession NAME -o jsonpath='{.metadata.uid}' prints the uid; write NAMESPACE/NAME.UID",
         )
-
-
-# ------------------------------------------------------------ init
-# `midwatch content`: the content proxy and tokens for it.
