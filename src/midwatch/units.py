@@ -1,4 +1,4 @@
-"""Durations, sizes and shares as people write them, and back again."""
+"""Read and write durations, sizes and shares as people write them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
 def parse_duration(value: object) -> float:
-    """Seconds in `10s`, `1h30m`, `500ms`, `2d`, a number of seconds or a timedelta.
+    """Return the seconds of `10s`, `1h30m`, `500ms`, `2d`, a number of seconds or a timedelta.
 
     Raises ValueError for anything else, negative durations included.
     """
@@ -35,37 +35,37 @@ def parse_duration(value: object) -> float:
                 seconds = float(text)
             except ValueError:
                 raise ValueError(
-                    f"{value!r} is no duration; write it like 10s, 5m or 1h30m"
+                    f"{value!r} is not a duration; use 30s, 5m or 2h"
                 ) from None
     if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{value!r} is no duration from 0 upwards")
+        raise ValueError(f"{value!r} is not a duration; use 0s or more, such as 30s")
     return seconds
 
 
 def parse_size(value: object) -> float:
-    """Bytes in `512MB` (powers of 1000), `512MiB` (of 1024) or a number of bytes."""
+    """Return the bytes of `512MB` (powers of 1000), `512MiB` (of 1024) or a number. Raises ValueError."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     match = _SIZE.fullmatch(str(value).strip())
     if not match:
-        raise ValueError(f"{value!r} is no size; write it like 500MB or 2GiB")
+        raise ValueError(f"{value!r} is not a size; use 500MB or 2GiB")
     number, prefix, binary = match.groups()
     base = 1024.0 if binary else 1000.0
     return float(number) * base ** _POWERS[prefix.lower()]
 
 
 def parse_ratio(value: object) -> float:
-    """A ratio in `90%` or 0.9."""
+    """Return the ratio of `90%` or 0.9. Raises ValueError."""
     try:
         if isinstance(value, str) and value.strip().endswith("%"):
             return float(value.strip()[:-1]) / 100
         return float(str(value))
     except ValueError:
-        raise ValueError(f"{value!r} is no share; write it like 90% or 0.9") from None
+        raise ValueError(f"{value!r} is not a share; use 90% or 0.9") from None
 
 
 def parse_limit(value: object, unit: Unit) -> float:
-    """A limit written by a person, in `unit`. Raises ValueError with an example of the right form."""
+    """Return a limit that a person wrote, in `unit`. Raises ValueError with an example."""
     if unit is Unit.SECONDS:
         return parse_duration(value)
     if unit is Unit.BYTES:
@@ -75,11 +75,11 @@ def parse_limit(value: object, unit: Unit) -> float:
     try:
         return float(str(value))
     except ValueError:
-        raise ValueError(f"{value!r} is no number") from None
+        raise ValueError(f"{value!r} is not a number; use one such as 5") from None
 
 
 def format_duration(seconds: float) -> str:
-    """`850ms`, `4.2s`, `3m 20s`, `2h 5m`, `3d 4h`: two parts at most."""
+    """Return seconds as `850ms`, `4.2s`, `3m 20s`, `2h 5m` or `3d 4h`: two parts at most."""
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms"
     if seconds < 10:
@@ -98,7 +98,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_size(size: float) -> str:
-    """`640 B`, `1.5 MB`, in powers of 1000."""
+    """Return bytes as `640 B` or `1.5 MB`, in powers of 1000."""
     for prefix in ("B", "kB", "MB", "GB", "TB"):
         if abs(size) < 1000:
             return f"{size:.0f} B" if prefix == "B" else f"{size:.1f} {prefix}"
@@ -107,7 +107,7 @@ def format_size(size: float) -> str:
 
 
 def format_value(value: float, unit: Unit) -> str:
-    """A value as a person reads it, with its unit."""
+    """Return a value with its unit."""
     if unit is Unit.SECONDS:
         return format_duration(value)
     if unit is Unit.BYTES:
