@@ -27,17 +27,17 @@ def main() -> None:
 
 
 def with_variables(page: str) -> str:
-    """docs/kubernetes.md, with the table of the runner's variables written anew."""
+    """Return docs/kubernetes.md with the current table of the runner's variables."""
     return _replaced(page, "variables", environment_table())
 
 
 def with_metrics(page: str) -> str:
-    """docs/metrics.md, with the table of metrics written anew."""
+    """Return docs/metrics.md with the current table of metrics."""
     return _replaced(page, "metrics", metrics_table(METRICS))
 
 
 def _replaced(page: str, name: str, table: str) -> str:
-    """The page, with what is between the marks of that name written anew."""
+    """Return the page with `table` between the marks of that name."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     pattern = re.escape(begin) + r".*?" + re.escape(end)
     whole = f"{begin}\n{table}\n{end}"

@@ -103,9 +103,7 @@ class Kind(StrEnum):
     CUT = "cut"  # by max_tokens
     INVALID = "invalid"  # does not fit the schema
     REJECTED = "rejected"  # 400, 413: this request will never be taken
-    UNREACHABLE = (
-        "unreachable"  # connection, time-out, 408, 409, 5xx, 529, not our API's answer
-    )
+    UNREACHABLE = "unreachable"  # connection, timeout, 408, 409, 5xx, 529, not an answer of the API
     RATE_LIMITED = "rate_limited"
     SPEND_LIMIT = "spend_limit"
     UNAUTHORISED = "unauthorised"  # 401, 403, unknown model

@@ -8,13 +8,13 @@
     │   ├── StoreBusy                 it answers, but a lock or a conflict was in the way
     │   ├── StoreFull                 no space for a write; nothing was lost
     │   ├── StaleWatch                another writer changed the subject's tickets meanwhile
-    │   └── ObservationFailed         a subject could not be looked at
+    │   └── ObservationFailed         a subject could not be observed
     └── PermanentError            trying again without a change cannot help
         ├── SettingsError             path: the setting that is wrong
         ├── NotFound                  no such ticket, subject, …
         ├── Conflict                  the request does not fit the present state
         ├── SchemaMismatch            the database needs `midwatch db upgrade`
-        ├── StoreRejected             the database refused the statement or the log-in
+        ├── StoreRejected             the database refused the statement or the login
         └── ClaimLost                 the lease passed to somebody else
 
 Workspaces and sessions have errors of their own below the same two branches: see

@@ -1,4 +1,8 @@
-"""Values to the text that Prometheus reads."""
+"""Metrics for Prometheus, and a port that serves them.
+
+The daemons count in plain values of their own. `Exposition` turns them into the text that Prometheus
+reads when it scrapes, `serving` is the port for daemons that have no other.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A metric. `labels` take values of a bounded set only: names from the settings, words of ours."""
+    """A metric. `labels` take values of a bounded set only: names from the settings, constants."""
 
     name: str
     kind: Literal["counter", "gauge"]
@@ -156,7 +160,7 @@ async def serving(
     def ended(task: asyncio.Task[None]) -> None:
         connections.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # A fault of ours; the daemon goes on, and who asked sees no answer.
+            # The daemon goes on; the client gets no answer.
             log.error("a page failed", exc_info=error)
 
     try:
@@ -190,7 +194,7 @@ async def _connection(
             writer.close()
             await writer.wait_closed()
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-        pass  # no request: nobody waits for an answer
+        pass  # no request: no client waits for an answer
     except (TimeoutError, OSError):
         pass
     finally:
@@ -213,11 +217,3 @@ def _response(head: bytes, pages: Mapping[str, Page]) -> bytes:
     ]
     start = "\r\n".join([*lines, "", ""]).encode("ascii")
     return start if method == b"HEAD" else start + answer.body
-
-
-# ------------------------------------------------------------ init
-# Metrics for Prometheus, and the port that serves them.
-#
-# The daemons count in plain values of their own. `families` says what a metric is, `exposition` turns
-# values into the text that Prometheus reads at the moment it asks, `serving` is the port for those that
-# have none. Only `exposition` knows the library of Prometheus, and only a process that serves imports it.

@@ -275,7 +275,7 @@ DiagnosisOutcome = Literal[
     "late",  # an answer came after the claim had passed to another; paid, not used
     "answered",
     "refused",
-    "cut",  # what a max_tokens answer still told
+    "cut",  # what parses of an answer that max_tokens cut
     "error",  # the error is the diagnosis: no answer will come without a person
     "retry",  # failed in a way that will be tried again
 ]

@@ -41,7 +41,7 @@ class AgentSettings(Group):
     """The daemon that diagnoses."""
 
     poll_interval: Seconds = Field(
-        10.0, gt=0, description="Wait between two looks at an empty queue."
+        10.0, gt=0, description="Wait between two polls of an empty queue."
     )
     concurrency: int = Field(1, ge=1, le=64, description="Calls in flight per daemon.")
     max_attempts: int = Field(
@@ -54,7 +54,9 @@ class AgentSettings(Group):
         0.25, ge=0, le=1, description="Share of the budget kept for critical tickets."
     )
     lease: Seconds = Field(
-        30.0, ge=1, description="A claim not renewed for so long is free again."
+        30.0,
+        ge=1,
+        description="A claim that is not renewed for this time is free again.",
     )
     grace: Seconds = Field(
         3.0, ge=0, le=4, description="What a call in flight gets at a stop."
@@ -92,7 +94,7 @@ class MonitorSettings(Group):
         description="Violations within this time of each other are one incident.",
     )
     unobservable_after: int = Field(
-        3, ge=1, description="Failed looks in a row before that is a ticket itself."
+        3, ge=1, description="Failed checks in a row before that is a ticket itself."
     )
     flapping_openings: int = Field(
         3, ge=2, description="Openings within flapping_window that mark a ticket."
@@ -108,12 +110,14 @@ class MonitorSettings(Group):
 class InvariantSettings(Group):
     """What a subject's settings may change of one invariant."""
 
-    enabled: bool = Field(True, description="Whether it is watched at all.")
+    enabled: bool = Field(True, description="Whether it is watched.")
     limit: str | float | None = Field(
         None, description="In the invariant's unit: 10s, 90%, 2GB, 5."
     )
     hold_for: Seconds | None = Field(
-        None, alias="for", description="Broken for so long before a ticket opens."
+        None,
+        alias="for",
+        description="How long it must be broken before a ticket opens.",
     )
     severity: Literal["critical", "warning", "info"] | None = Field(
         None, description="Instead of the invariant's own."
@@ -228,10 +232,10 @@ class SessionSettings(Group):
         description="Longest time in which nothing happens in a turn; null for no limit.",
     )
     retries: int = Field(
-        6, ge=0, le=100, description="Times that a failed call of the API is repeated."
+        6, ge=0, le=100, description="Retries of a failed call of the API."
     )
     permission_wait: Seconds = Field(
-        300.0, gt=0, description="No answer for so long is a no."
+        300.0, gt=0, description="A request without an answer for this time is denied."
     )
     folder: Path | None = Field(
         None,
@@ -359,15 +363,15 @@ class OperatorSettings(Group):
     deadline_margin: Seconds = Field(
         180.0,
         ge=0,
-        description="What a pod gets after the session's time-out to push, save and tell, before the Job's deadline.",
+        description="What a pod gets after the session's timeout to push, save and report, before the Job's deadline.",
     )
     idle_margin: Seconds = Field(
         60.0,
         ge=0,
-        description="The operator stops an idle session so much after it should have itself.",
+        description="How long after the idle limit the operator stops a session that did not stop itself.",
     )
     job_ttl: Seconds = Field(
-        3600.0, ge=0, description="A finished Job and its log are kept for so long."
+        3600.0, ge=0, description="How long a finished Job and its log are kept."
     )
     sync_interval: Seconds = Field(
         5.0, gt=0, description="A pod's wait between two pushes of its workspace."
@@ -379,12 +383,12 @@ class OperatorSettings(Group):
         30.0, gt=0, description="Wall clock of one request to the API server."
     )
     watch_timeout: Seconds = Field(
-        300.0, gt=0, description="A watch is opened anew after so long."
+        300.0, gt=0, description="A watch is opened again after this time."
     )
     watch_silence: Seconds = Field(
         70.0,
         gt=0,
-        description="A watch without a word for so long is taken for dead; the server speaks each minute.",
+        description="A watch that is silent for this time counts as broken; the server sends a bookmark each minute.",
     )
     backoff: Seconds = Field(
         2.0, gt=0, description="First wait after a failed request; doubles each time."
@@ -414,7 +418,7 @@ class ContentSettings(Group):
         "127.0.0.1", description="The address it listens on; 0.0.0.0 in a pod."
     )
     port: int = Field(
-        8080, ge=0, le=65535, description="Its port; 0 for any, which the log tells."
+        8080, ge=0, le=65535, description="Its port; 0 for any, which the log shows."
     )
     key_file: Path | None = Field(
         None,
@@ -460,7 +464,9 @@ class ContentSettings(Group):
         20.0, ge=0, description="What requests in flight get at a stop."
     )
     collect_interval: Seconds = Field(
-        900.0, gt=0, description="Wait between two looks for chunks that nothing needs."
+        900.0,
+        gt=0,
+        description="Wait between two searches for chunks that nothing needs.",
     )
     collect_grace: Seconds = Field(
         3600.0,
@@ -470,7 +476,7 @@ class ContentSettings(Group):
     keep_for: Seconds | None = Field(
         None,
         ge=3600,
-        description="Remove the folder of a session, for ever, when nobody read or wrote it for so long, such as 90d; null keeps all.",
+        description="Remove the folder of a session that was neither read nor written for this time, such as 90d; null keeps all.",
     )
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 LONGEST_LINE = 4000
-"""Characters that `clean` leaves of a line unless told otherwise."""
+"""Characters that `clean` leaves of a line by default."""
 
 # ------------------------------------------------------------------ harmless
 

@@ -54,6 +54,6 @@ def test_stats_count_what_happened(tmp_path: Path) -> None:
     assert told["daemons"][0]["info"] == {"state": "diagnosing"}
     assert told["pauses"] == [] and told["today"]["budget_usd"] == 20
     assert "agent here:1" in said(tmp_path, "stats")
-    assert "--within: 'soon' is no duration" in refused(
+    assert "--within: 'soon' is not a duration" in refused(
         tmp_path, "stats", "--within", "soon"
     )
