@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -17,6 +19,7 @@ import httpx2
 import pytest
 from anthropic import APIStatusError, _exceptions
 from anthropic.types import ErrorObject
+from tools.tables import ARCHITECTURE_PAGE, with_map
 
 import midwatch
 from midwatch._moved import MODULES, NAMES
@@ -370,3 +373,28 @@ def _most(node: ast.AST) -> float:
         return MOST_LINES
     function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     return MOST_LINES_OF_A_FUNCTION if function else float("inf")
+
+
+# ------------------------------------------------------------------ the map
+
+
+def test_the_map_of_modules_is_current() -> None:
+    page = ARCHITECTURE_PAGE.read_text(encoding="utf-8")
+    assert page == with_map(page), "run `make docs`"
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = [
+        one
+        for extra, them in {"": project["dependencies"], **extras}.items()
+        if extra != "dev"
+        for one in them
+    ]
+    names = {re.split(r"[\[<>=]", one)[0] for one in needed} - {"midwatch"}
+    page = ARCHITECTURE_PAGE.read_text(encoding="utf-8")
+    table = page.partition("## Why each dependency")[2].partition("## Map")[0]
+    first_cells = "".join(line.split(" | ")[0] for line in table.splitlines())
+    extras_named = set(extras) - {"dev"}
+    assert set(re.findall(r"`([\w-]+)`", first_cells)) - extras_named == names
