@@ -101,7 +101,7 @@ def test_a_group_that_is_no_group_is_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ what is wrong
 
 WRONG: list[Any] = [
-    None, True, "5x", "", "a" * 30_000, "9" * 5000, b"\xff", -1, 0, 0.5, 10**30,
+    None, True, "5x", "", "a" * 30_000, b"\xff", -1, 0, 0.5, 10**30,
     float("inf"), float("nan"), [], {}, ["", 1], [{1: 2}, {"nonsense": 1}], ["x"] * 300,
     {1: 2}, {"a": 1}, {"a": "x"}, {"a": {}}, {"a": {1: 2}},
 ]  # fmt: skip
@@ -132,11 +132,11 @@ def problems() -> Iterator[tuple[str, SettingsError]]:
     for model in dict.fromkeys(groups(Settings, *kinds)):
         fields = [field.alias or name for name, field in model.model_fields.items()]
         written = [{name: value} for name in (*fields, 1) for value in WRONG]
-        for one in (*written, {}, "text"):
+        for one in (*written, {}, "text", {"concurrency": "9" * 5000}):
             try:
                 model.model_validate(one)
             except ValidationError as error:
-                for problem in error.errors(include_url=False):
+                for problem in error.errors(include_url=False)[:5]:
                     yield problem["type"], explain_problem(problem, model)
 
 
