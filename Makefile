@@ -15,18 +15,18 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help:
 	@echo "make demo    watch a real PostgreSQL break and recover   (ARGS='--fault deadlocks')"
-	@echo "make session-demo   Claude Code mends a bug in two small repositories"
+	@echo "make session-demo   Claude Code fixes a bug in two small repositories"
 	@echo "make demo-kubernetes   a session in a cluster that is this machine"
 	@echo "make test    run the tests                               (ARGS='-k store')"
 	@echo "make test-fast     the unit tests that start no server and no program"
 	@echo "make test-pythons  the unit tests on every Python of this machine"
 	@echo "make test-busy     the tests twice, beside four busy loops"
-	@echo "make check   black, isort, flake8, mypy, import-linter"
+	@echo "make check   black, isort, flake8, mypy, import-linter, words"
 	@echo "make bench   speed and memory, as ratios to a floor"
 	@echo "make format  rewrite the code as check wants it"
-	@echo "make docs    write the generated pages anew"
-	@echo "make manifests  write the CRD and deploy/manifests anew"
-	@echo "make lock    compile requirements.lock anew"
+	@echo "make docs    generate pages and tables of docs/"
+	@echo "make manifests  generate the CRD and deploy/manifests"
+	@echo "make lock    compile the lock files again"
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "midwatch needs Python 3.11 or newer; none is on the PATH" >&2; exit 1; }
@@ -74,6 +74,7 @@ check: $(VENV)/.dev
 	@echo "==> flake8" && $(BIN)/flake8 src tests bench deploy tools
 	@echo "==> mypy" && $(BIN)/mypy
 	@echo "==> import-linter" && $(BIN)/lint-imports
+	@echo "==> words" && $(BIN)/python -m tools.words
 
 format: $(VENV)/.dev
 	@$(BIN)/isort --quiet src tests bench deploy tools

@@ -1,4 +1,4 @@
-"""`python -m tools.settings_page docs/settings.md`: the page of all settings, generated."""
+"""`python -m tools.settings_page docs/settings.md`: generate the page of all settings."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from midwatch.cli.stats import known_invariants, limit, load_kinds, row, unit
-from midwatch.config import PREFIX
+from midwatch.config import PREFIX, format_setting
 from midwatch.model import Invariant
 from midwatch.settings import Group, InvariantSettings, Settings, SubjectSettings
-from midwatch.units import (
-    format_duration,
-    format_size,
-    parse_duration,
-    parse_ratio,
-    parse_size,
-)
+from midwatch.units import parse_duration, parse_ratio, parse_size
 
 _HEAD = """\
 # Settings
@@ -43,7 +37,7 @@ address than Anthropic's own), and `NO_COLOR` (no colours on the terminal).
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the page to the file that is named, or to standard output."""
+    """Write the page to the named file, or to standard output."""
     page = settings_page()
     if arguments:
         Path(arguments[0]).write_text(page, encoding="utf-8")
@@ -53,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def settings_page() -> str:
-    """The page as Markdown."""
+    """Return the page as Markdown."""
     return "\n".join([_HEAD, *_groups(), *_subjects(), *_invariants()]) + "\n"
 
 
@@ -97,7 +91,7 @@ def _subjects() -> Iterator[str]:
 
 
 def _parts(fields: dict[str, FieldInfo], prefix: str) -> Iterator[str]:
-    """The tables of groups that stand within lists or mappings of a kind's settings."""
+    """Yield the tables of groups inside lists or mappings of a kind's settings."""
     for name, field in fields.items():
         for group in _groups_in(field.annotation):
             yield f"\n#### {prefix}`{name}`\n\n{_doc(group)}".rstrip("\n") + "\n"
@@ -113,14 +107,14 @@ def _groups_in(annotation: Any) -> list[type[Group]]:
 
 def _invariants() -> Iterator[str]:
     yield "\n## Invariants\n\nWhat each kind of subject watches (`midwatch invariants`)."
-    for kind, them in known_invariants():
+    for kind, invariants in known_invariants():
         yield f"\n### {kind}\n"
-        if not them:
+        if not invariants:
             yield "None of its own: what it watches is in its settings."
             continue
         yield "| id | unit | broken when | for | severity | what holds |"
         yield "|---|---|---|---|---|---|"
-        yield from map(_invariant, them)
+        yield from map(_invariant, invariants)
 
 
 def _invariant(one: Invariant) -> str:
@@ -133,7 +127,7 @@ def _invariant(one: Invariant) -> str:
 
 
 def _table(fields: dict[str, FieldInfo], prefix: str = "") -> Iterator[str]:
-    """One row a setting; with a `prefix`, the variables that override them."""
+    """Yield one row a setting; with a `prefix`, also the variable that overrides it."""
     if not fields:
         yield "Nothing more."
         return
@@ -157,7 +151,7 @@ def _cell(text: str) -> str:
 
 
 def _doc(model: type[BaseModel]) -> str:
-    """The model's own docstring; pydantic's models inherit none."""
+    """Return the model's own docstring; pydantic's models inherit none."""
     return " ".join((model.__doc__ or "").split())
 
 
@@ -184,7 +178,7 @@ _PLAIN: dict[Any, str] = {
 
 
 def _type(field: FieldInfo) -> str:
-    """A field's type in plain words."""
+    """Return a field's type in plain words."""
     for one in field.metadata:
         if known := _READ_BY.get(getattr(one, "func", None)):
             return known
@@ -213,24 +207,16 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True, validated_data={})
-    return "–" if default is None else _value(default, _type(field))
+    return "–" if default is None else _value(default, field)
 
 
-def _value(value: Any, type_: str) -> str:
-    """A default as it would be written in the file."""
+def _value(value: Any, field: FieldInfo) -> str:
+    """Return a default as it is written in the file."""
     if _is_group(type(value)) or value in ([], {}, ()):
         return "empty"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_value(one, "") for one in value)
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    if isinstance(value, (int, float)):
-        if type_.startswith("duration"):
-            return f"`{format_duration(value) if value else '0s'}`".replace(" ", "")
-        if type_.startswith("size"):
-            return f"`{format_size(value)}`".replace(" ", "").replace(".0", "")
-        return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
-    return f"`{value}`"
+        return ", ".join(_value(one, field) for one in value)
+    return f"`{format_setting(value, field)}`"
 
 
 if __name__ == "__main__":

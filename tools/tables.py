@@ -1,7 +1,8 @@
-"""`python -m tools.tables`: the tables in docs/kubernetes.md and docs/metrics.md, generated."""
+"""`python -m tools.tables`: generate the tables in docs/architecture.md, kubernetes.md and metrics.md."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,29 +16,48 @@ from midwatch.metrics import Family
 METRICS = (*MONITOR, *AGENT, *OPERATOR, *CONTENT)
 DOCS = Path(__file__).parents[1] / "docs"
 KUBERNETES_PAGE, METRICS_PAGE = DOCS / "kubernetes.md", DOCS / "metrics.md"
+ARCHITECTURE_PAGE = DOCS / "architecture.md"
+SOURCE = DOCS.parent / "src" / "midwatch"
 
 
 def main() -> None:
-    """Write both tables."""
+    """Write the tables."""
     for page, table in (
         (KUBERNETES_PAGE, with_variables),
         (METRICS_PAGE, with_metrics),
+        (ARCHITECTURE_PAGE, with_map),
     ):
         page.write_text(table(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def with_variables(page: str) -> str:
-    """docs/kubernetes.md, with the table of the runner's variables written anew."""
+    """Return docs/kubernetes.md with the current table of the runner's variables."""
     return _replaced(page, "variables", environment_table())
 
 
 def with_metrics(page: str) -> str:
-    """docs/metrics.md, with the table of metrics written anew."""
+    """Return docs/metrics.md with the current table of metrics."""
     return _replaced(page, "metrics", metrics_table(METRICS))
 
 
+def with_map(page: str) -> str:
+    """Return docs/architecture.md with the current map of modules."""
+    return _replaced(page, "map", module_table())
+
+
+def module_table() -> str:
+    """Return one row a module: its file, and the first line of its docstring."""
+    rows = ["| module | what it is |", "|---|---|"]
+    for file in sorted(SOURCE.rglob("*.py")):
+        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        if text and "versions" not in file.parts:
+            first = text.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+            rows.append(f"| `{file.relative_to(SOURCE)}` | {first} |")
+    return "\n".join(rows)
+
+
 def _replaced(page: str, name: str, table: str) -> str:
-    """The page, with what is between the marks of that name written anew."""
+    """Return the page with `table` between the marks of that name."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     pattern = re.escape(begin) + r".*?" + re.escape(end)
     whole = f"{begin}\n{table}\n{end}"

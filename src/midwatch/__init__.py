@@ -1,13 +1,14 @@
 """Midwatch: an on-call engineer that a team runs itself.
 
-The public names below are imported when they are first used, so that a short command does
-not pay for what it does not need.
+A public name is imported when it is first used, so that a short command starts fast.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from midwatch._moved import install
 
 if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner as AgentRunner
@@ -43,6 +44,8 @@ __all__ = [
     "setup_workspace",
     "setup_workspace_async",
 ]
+
+install()
 
 _WHERE = {
     "AgentRunner": "agent.runner",

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 
+from midwatch._moved import renamed
+
 T = TypeVar("T")
 
 
@@ -181,7 +183,7 @@ class Liveness:
         self._due: dict[str, float] = {}
 
     def expect(self, loop: str, within: float) -> None:
-        """Record that the loop lives and will report again within so many seconds."""
+        """Record that the loop lives and will report again `within` this number of seconds."""
         self._due[loop] = self._clock.monotonic() + within
 
     def expect_nothing(self, loop: str) -> None:
@@ -207,3 +209,7 @@ def set_nondumpable() -> bool:
     if sys.platform != "linux":
         return False
     return bool(ctypes.CDLL(None).prctl(_SET_DUMPABLE, 0, 0, 0, 0) == 0)
+
+
+def __getattr__(name: str) -> object:
+    return renamed(__name__, name)

@@ -1,4 +1,4 @@
-"""Durations, sizes and shares: parsed from what people write, and formatted for them."""
+"""Read and write durations, sizes and shares as people write them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
 def parse_duration(value: object) -> float:
-    """Return the seconds in `10s`, `1h30m`, `500ms`, `2d`, a number of seconds or a timedelta.
+    """Return the seconds of `10s`, `1h30m`, `500ms`, `2d`, a number of seconds or a timedelta.
 
     Raises ValueError for anything else, including negative durations.
     """
@@ -35,15 +35,15 @@ def parse_duration(value: object) -> float:
                 seconds = float(text)
             except ValueError:
                 raise ValueError(
-                    f"{value!r} is not a duration; use 30s, 5m or 1h30m"
+                    f"{value!r} is not a duration; use 30s, 5m or 2h"
                 ) from None
     if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{value!r} is not a finite duration of 0 or more")
+        raise ValueError(f"{value!r} is not a duration; use 0s or more, such as 30s")
     return seconds
 
 
 def parse_size(value: object) -> float:
-    """Return the bytes in `512MB` (powers of 1000), `512MiB` (of 1024) or a number. Raises ValueError."""
+    """Return the bytes of `512MB` (powers of 1000), `512MiB` (of 1024) or a number. Raises ValueError."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     match = _SIZE.fullmatch(str(value).strip())
@@ -55,7 +55,7 @@ def parse_size(value: object) -> float:
 
 
 def parse_ratio(value: object) -> float:
-    """Return the ratio in `90%` or 0.9. Raises ValueError."""
+    """Return the ratio of `90%` or 0.9. Raises ValueError."""
     try:
         if isinstance(value, str) and value.strip().endswith("%"):
             return float(value.strip()[:-1]) / 100
@@ -65,7 +65,7 @@ def parse_ratio(value: object) -> float:
 
 
 def parse_limit(value: object, unit: Unit) -> float:
-    """Return a limit in `unit`, as a person wrote it. Raises ValueError with an example of the right form."""
+    """Return a limit that a person wrote, in `unit`. Raises ValueError with an example."""
     if unit is Unit.SECONDS:
         return parse_duration(value)
     if unit is Unit.BYTES:
@@ -75,7 +75,7 @@ def parse_limit(value: object, unit: Unit) -> float:
     try:
         return float(str(value))
     except ValueError:
-        raise ValueError(f"{value!r} is not a number") from None
+        raise ValueError(f"{value!r} is not a number; use one such as 5") from None
 
 
 def format_duration(seconds: float) -> str:
@@ -107,7 +107,7 @@ def format_size(size: float) -> str:
 
 
 def format_value(value: float, unit: Unit) -> str:
-    """Return a value with its unit, for a person."""
+    """Return a value with its unit."""
     if unit is Unit.SECONDS:
         return format_duration(value)
     if unit is Unit.BYTES:

@@ -27,7 +27,7 @@ def test_a_daemon_that_answers_hangs_and_is_gone(tmp_path: Path) -> None:
     with process(tmp_path) as (url, pid):
         env = {"MIDWATCH_CONTENT__PORT": port_of(url)}
         ask = ("health", "content", "serve")
-        assert said(tmp_path, *ask, env=env) == "content serve is well\n"
+        assert said(tmp_path, *ask, env=env) == "content serve is healthy\n"
         os.kill(pid, signal.SIGSTOP)
         try:
             assert "does not answer" in refused(tmp_path, *ask, env=env)
@@ -48,17 +48,17 @@ async def test_a_loop_that_hangs_is_told_by_its_name(tmp_path: Path) -> None:
         env = {"MIDWATCH_METRICS__PORT": port_of(url)}
         env["MIDWATCH_METRICS__HOST"] = "0.0.0.0"  # where it listens; asked is loopback
         well = await asyncio.to_thread(said, tmp_path, "health", "monitor", env=env)
-        assert well == "monitor is well\n"
+        assert well == "monitor is healthy\n"
         await clock.advance(31)
         told = await asyncio.to_thread(refused, tmp_path, "health", "agent", env=env)
-    assert "agent is not well (503): cycle of orders: late by 1 s" in told
+    assert "agent is not healthy (503): cycle of orders: late by 1 s" in told
 
 
 def test_what_nobody_can_answer(tmp_path: Path) -> None:
     assert "metrics.port is null" in said(tmp_path, "health", "monitor")
-    assert "'montor' is no daemon" in refused(tmp_path, "health", "montor")
+    assert "'montor' is not a daemon" in refused(tmp_path, "health", "montor")
     # Whatever runs the tests is none of ours.
-    assert "process 1 is no daemon" in said(tmp_path, "health")
+    assert "process 1 is not a daemon" in said(tmp_path, "health")
 
 
 @pytest.mark.parametrize(

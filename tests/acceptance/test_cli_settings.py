@@ -36,7 +36,7 @@ WRONG = [
     ),
     Wrong(
         "wrong type",
-        ("agent.concurrency: input should be a valid integer", "Calls in flight"),
+        ("agent.concurrency: 'many' is not a whole number", "Calls in flight"),
         "agent: {concurrency: many}",
     ),
     Wrong(
@@ -46,7 +46,7 @@ WRONG = [
     ),
     Wrong(
         "out of range",
-        ("agent.max_attempts: input should be greater than or equal to 1",),
+        ("agent.max_attempts: 0 is too small; use 1 or more",),
         "agent: {max_attempts: 0}",
     ),
     Wrong("bad YAML", ("midwatch.yaml is not valid YAML", "line 1"), "agent: {"),
@@ -64,9 +64,7 @@ WRONG = [
     ),
     Wrong(
         "wrong value in a variable",
-        (
-            "MIDWATCH_AGENT__POLL_INTERVAL (agent.poll_interval): 'soon' is not a duration",
-        ),
+        ("MIDWATCH_AGENT__POLL_INTERVAL (agent.poll_interval): 'soon' is not a duration",),
         env={"MIDWATCH_AGENT__POLL_INTERVAL": "soon"},
     ),
     Wrong(

@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.runner import AgentRunner
-from midwatch.cli.metrics import AGENT, MONITOR, figures_served
+from midwatch.cli.metrics import AGENT, MONITOR, metrics_served
 from midwatch.content.server.app import CONTENT
 from midwatch.errors import SettingsError, StoreBusy
 from midwatch.kube.cache import Queue
@@ -210,7 +210,7 @@ async def test_a_monitor_that_hangs_is_not_healthy(
     stuck = Stuck(store)
     subject = FakeSubject("fake", [broken("alive", "db")])
     loop = MonitorLoop(stuck, [subject], clock=clock)  # type: ignore[arg-type]
-    async with figures_served(
+    async with metrics_served(
         ANY_PORT, quiet_log(), loop.progress, monitor=loop
     ) as url:
         async with at_work(loop.run(StopEvent(clock))):

@@ -217,7 +217,7 @@ def _evict(cluster: LocalCluster, watch: Watch, hold: Hold) -> None:
     """Take the node's memory away once the mended file is with the content proxy."""
     watch.until(lambda body: _saved(cluster, body), _PATIENCE)
     watch.say(
-        "saved", "prices.py is mended in the pod, and the content proxy has it", "green"
+        "saved", "prices.py is fixed in the pod, and the content proxy has it", "green"
     )
     cluster.kubelet.evict(cluster.kubelet.running("team", _NAME))
     watch.say(

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-from midwatch.cli.demo import FaultTarget
+from midwatch.cli.demo_faults import FaultTarget
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.fakes import answer
 from midwatch.testing.messages_api import Answer, Request, Rule, ScriptedMessagesAPI

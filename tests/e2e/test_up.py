@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.cli.demo import FaultTarget, LockPileUp, shop
+from midwatch.cli.demo_faults import FaultTarget, LockPileUp, shop
 from midwatch.model import TicketStatus
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.sql import SqlStore, open_store

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel, ValidationError
 from tools.settings_page import settings_page
 
-from midwatch.config import load
+from midwatch.cli.stats import load_kinds
+from midwatch.config import PROBLEMS, explain_problem, load
 from midwatch.errors import SettingsError
 from midwatch.settings import Settings
 
@@ -91,3 +96,96 @@ def test_a_group_that_is_no_group_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as caught:
         load({}, path)
     assert caught.value.path == "agent"
+
+
+# ------------------------------------------------------------------ what is wrong
+
+WRONG: list[Any] = [
+    None, True, "5x", "", "a" * 30_000, b"\xff", -1, 0, 0.5, 10**30,
+    float("inf"), float("nan"), [], {}, ["", 1], [{1: 2}, {"nonsense": 1}], ["x"] * 300,
+    {1: 2}, {"a": 1}, {"a": "x"}, {"a": {}}, {"a": {1: 2}},
+]  # fmt: skip
+PYDANTIC = re.compile(
+    r"input should|unable to|field required|parse|dictionary|instance|pydantic|extra"
+    r"|\bint\b|\bfloat\b|\bstr\b|\bstring\b|\bdict\b|unicode|\[key\]|\.0s",
+    re.IGNORECASE,
+)
+
+
+def groups(*models: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """The models, and all that stand within them."""
+    for model in models:
+        yield model
+        for field in model.model_fields.values():
+            yield from groups(*models_in(field.annotation))
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [one for inner in get_args(annotation) for one in models_in(inner)]
+
+
+def problems() -> Iterator[tuple[str, SettingsError]]:
+    """Every problem of each setting with each wrong value, and what a person reads of it."""
+    kinds = [kind.settings_model for kind in load_kinds()]
+    for model in dict.fromkeys(groups(Settings, *kinds)):
+        fields = [field.alias or name for name, field in model.model_fields.items()]
+        written = [{name: value} for name in (*fields, 1) for value in WRONG]
+        for one in (*written, {}, "text", {"concurrency": "9" * 5000}):
+            try:
+                model.model_validate(one)
+            except ValidationError as error:
+                for problem in error.errors(include_url=False)[:5]:
+                    yield problem["type"], explain_problem(problem, model)
+
+
+def test_every_problem_is_told_in_our_words() -> None:
+    seen = set()
+    for kind, error in problems():
+        seen.add(kind)
+        text = error.message.removeprefix(f"{error.path}: ")
+        assert not PYDANTIC.search(re.sub(r"'[^']*'", "", text)), (kind, error)
+        assert not PYDANTIC.search(error.path.replace("extra_", "")), (kind, error)
+    # `less_than` is for the settings of plug-ins: no kind of this package has such a bound.
+    assert seen - {"extra_forbidden"} == PROBLEMS.keys() - {"less_than"}
+
+
+def test_a_problem_names_the_value_and_what_is_expected(tmp_path: Path) -> None:
+    path = tmp_path / "midwatch.yaml"
+    for text, line in [
+        (
+            "monitor: {interval: 5x}",
+            "monitor.interval: '5x' is not a duration; use 30s, 5m or 2h"
+            " (Wait between two cycles; default 30s)",
+        ),
+        (
+            "agent: {lease: 500ms}",
+            "agent.lease: 500ms is too small; use 1s or more",
+        ),
+        (
+            "subjects: [1]",
+            "subjects[0]: 1 is not a mapping; use names and values such as {name: value}",
+        ),
+        (
+            "operator: {api_key_secret: {nmae: x}}",
+            "operator.api_key_secret.nmae: unknown setting (did you mean name?)",
+        ),
+        (
+            "sessions: {variables: {TOKEN: [hunter2]}}",
+            "sessions.variables.TOKEN: a list is not text",
+        ),
+    ]:
+        path.write_text(text)
+        with pytest.raises(SettingsError) as caught:
+            load({}, path)
+        assert caught.value.one_line().startswith(line)
+
+
+def test_a_value_that_may_be_a_secret_is_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "midwatch.yaml"
+    path.write_text("operator: {api_key_secret: hunter2}")
+    with pytest.raises(SettingsError) as caught:
+        load({}, path)
+    assert "hunter2" not in caught.value.one_line()
+    assert "the value is not a group" in caught.value.one_line()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn, get_args
 
@@ -15,9 +19,11 @@ import httpx2
 import pytest
 from anthropic import APIStatusError, _exceptions
 from anthropic.types import ErrorObject
+from tools.tables import ARCHITECTURE_PAGE, with_map
 
 import midwatch
 import midwatch.agent
+from midwatch._moved import MODULES, NAMES
 from midwatch.agent.claude import Claude, map_api_error
 from midwatch.agent.diagnosis import Prompt
 from midwatch.diagnosis_schema import Kind
@@ -67,6 +73,37 @@ def test_what_is_not_used_is_not_imported(statement: str, unwanted: str) -> None
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert ended.stdout.split() == []
+
+
+OLD_NAMES = [
+    ("midwatch.events", "Message"),
+    ("midwatch.lifecycle", "Stop"),
+    ("midwatch.lifecycle", "signals_set"),
+    ("midwatch.session.ledger", "read_ledger"),
+    ("midwatch.session.outbox", "read_events"),
+    ("midwatch.session.session", "AsyncAgenticSession"),
+    ("midwatch.status", "fold"),
+    ("midwatch.subjects.configure", "configure"),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), OLD_NAMES)
+def test_a_documented_old_name_warns_and_works(
+    module: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if module in MODULES:
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.warns(DeprecationWarning, match=module.replace(".", r"\.")):
+        found = getattr(import_module(module), name)
+    new = MODULES.get(module, module)
+    assert found is getattr(import_module(new), NAMES.get(module, {}).get(name, name))
+    assert import_module(new).__spec__.name == new  # type: ignore[union-attr]
+
+
+def test_every_old_name_is_tried() -> None:
+    names = {(module, name) for module, names in NAMES.items() for name in names}
+    assert names <= set(OLD_NAMES)
+    assert MODULES.keys() | NAMES.keys() == {module for module, _ in OLD_NAMES}
 
 
 # ------------------------------------------------------------------ the SDK's errors
@@ -206,6 +243,39 @@ GUARDS = {
 }
 
 
+ENVIRONMENT_READERS = {"cli/main.py", "tests/cluster/demo.py"}
+
+# File names that stand more than once, and what each of them has in every package.
+REPEATED = {
+    "__init__.py": "the public names of the package",
+    "app.py": "the composition of a program",
+    "base.py": "the protocol that the other modules implement",
+    "cache.py": "what is kept in memory or on disk to be found again",
+    "client.py": "the one that sends requests",
+    "daemons.py": "long-running processes, and the checks of their heartbeats",
+    "demo.py": "a demo's command",
+    "environment.py": "the variables of a child process",
+    "errors.py": "the package's errors",
+    "evidence.py": "the evidence of a subject or of a prompt",
+    "http.py": "requests and responses",
+    "locks.py": "locks: of PostgreSQL in playbooks, else of files",
+    "log.py": "the log: a session's events, PostgreSQL's own",
+    "loop.py": "the loop of a daemon or a session",
+    "metrics.py": "metrics",
+    "options.py": "options",
+    "rules.py": "rules, pure",
+    "run.py": "one run of a session",
+    "runner.py": "the agent's runner, the pod's runner",
+    "settings.py": "settings",
+    "sql.py": "SQL",
+    "status.py": "the status of a session",
+    "subject.py": "a subject",
+    "text.py": "text",
+    "tickets.py": "tickets",
+}
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 650, 60
+
+
 def sources() -> Iterator[tuple[str, ast.Module]]:
     """The wheel's, by their place in it, and those beside it that are held to the same."""
     beside = (CHECKOUT / "tests" / "cluster", CHECKOUT / "tools")
@@ -224,7 +294,7 @@ def test_only_the_edge_reads_the_environment() -> None:
         in ("environ", "environb", "getenv", "putenv")
         and (isinstance(node, ast.alias) or _is_os(node.value))
     }
-    assert readers == {"cli/main.py", "tests/cluster/demo.py"}
+    assert readers == ENVIRONMENT_READERS
 
 
 def _is_os(node: ast.expr) -> bool:
@@ -253,3 +323,92 @@ def _is_broad(handler: ast.ExceptHandler) -> bool:
     )
     last = handler.body[-1]
     return broad and not (isinstance(last, ast.Raise) and last.exc is None)
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    """Also none that a function or a type checker makes."""
+    trees = {_module(name): tree for name, tree in sources()}
+    graph = {
+        name: {
+            imported
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level
+            for imported in _imported(node, trees)
+        }
+        - {name}
+        for name, tree in trees.items()
+    }
+    TopologicalSorter(graph).prepare()
+
+
+def _module(file: str) -> str:
+    name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    inside = name.startswith(("tests.", "tools"))
+    return name if inside else f"midwatch.{name}".removesuffix(".__init__")
+
+
+def _imported(node: ast.ImportFrom, known: Collection[str]) -> set[str]:
+    """The modules of ours that a statement imports: the one it names, or those within it."""
+    within = {f"{node.module}.{one.name}" for one in node.names}
+    modules = within if within & set(known) else {str(node.module)}
+    return modules & set(known)
+
+
+def test_a_circle_would_be_found() -> None:
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+def test_no_file_name_stands_twice_by_chance() -> None:
+    wheel = (name for name, _ in sources() if not name.startswith(("tests/", "tools/")))
+    count = Counter(Path(name).name for name in wheel)
+    assert {name for name, times in count.items() if times > 1} == REPEATED.keys()
+
+
+def test_files_and_functions_are_short() -> None:
+    long = [
+        (name, getattr(node, "name", "the file"), lines)
+        for name, tree in sources()
+        for node in ast.walk(tree)
+        if "/versions/" not in name and (lines := _lines(node)) > _most(node)
+    ]
+    assert not long
+
+
+def _lines(node: ast.AST) -> int:
+    if isinstance(node, ast.Module):
+        return node.body[-1].end_lineno or 0 if node.body else 0
+    start, end = getattr(node, "lineno", 0), getattr(node, "end_lineno", 0)
+    return end - start + 1
+
+
+def _most(node: ast.AST) -> float:
+    if isinstance(node, ast.Module):
+        return MOST_LINES
+    function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    return MOST_LINES_OF_A_FUNCTION if function else float("inf")
+
+
+# ------------------------------------------------------------------ the map
+
+
+def test_the_map_of_modules_is_current() -> None:
+    page = ARCHITECTURE_PAGE.read_text(encoding="utf-8")
+    assert page == with_map(page), "run `make docs`"
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    needed = [
+        one
+        for extra, them in {"": project["dependencies"], **extras}.items()
+        if extra != "dev"
+        for one in them
+    ]
+    names = {re.split(r"[\[<>=]", one)[0] for one in needed} - {"midwatch"}
+    page = ARCHITECTURE_PAGE.read_text(encoding="utf-8")
+    table = page.partition("## Why each dependency")[2].partition("## Map")[0]
+    first_cells = "".join(line.split(" | ")[0] for line in table.splitlines())
+    extras_named = set(extras) - {"dev"}
+    assert set(re.findall(r"`([\w-]+)`", first_cells)) - extras_named == names

@@ -1,7 +1,6 @@
-"""The composition root: settings to a store, subjects, a monitor and an agent.
+"""The composition root: from settings to a store, subjects, a monitor and an agent.
 
-What only some commands need is imported by the function that needs it: `midwatch tickets list`
-takes no longer than a list of tickets should.
+A function imports what only some commands need, so that `midwatch tickets list` starts fast.
 """
 
 from __future__ import annotations
@@ -34,24 +33,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """What the process was started with; nothing below reads it for itself."""
+    """What the process was started with. No other module reads the environment."""
 
     environ: Mapping[str, str]
     config: Path | None
 
     def settings(self) -> Settings:
+        """Read the settings. Raises SettingsError."""
         from midwatch.config import load
 
         return load(self.environ, self.config)
 
 
 def here() -> str:
-    """Who this process is, in claims and heartbeats."""
+    """Return the name of this process in claims and heartbeats: HOST:PID."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def api_key(settings: Settings, environ: Mapping[str, str]) -> str | None:
-    """The key: ANTHROPIC_API_KEY, else the file's present content. Raises SettingsError."""
+    """Return ANTHROPIC_API_KEY, else the present content of the key file. Raises SettingsError."""
     if key := environ.get("ANTHROPIC_API_KEY", "").strip():
         return key
     file = settings.anthropic.api_key_file
@@ -63,12 +63,12 @@ def api_key(settings: Settings, environ: Mapping[str, str]) -> str | None:
         raise SettingsError(
             f"cannot read {file}: {error}",
             path="anthropic.api_key_file",
-            hint="the file holds the key and nothing else",
+            hint="the file must hold the key and nothing else",
         ) from error
 
 
 class ModelFromKey:
-    """The model to ask, as long as there is a key; a key file that is replaced is read again."""
+    """Return the model to call while there is a key. A replaced key file is read again."""
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
@@ -107,7 +107,7 @@ class ModelFromKey:
 
 
 def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
-    """Secret values that this process knows of, beside those of its subjects."""
+    """Return the secrets that this process knows, without those of its subjects."""
     from sqlalchemy.engine import make_url
 
     known = [environ.get("ANTHROPIC_API_KEY", "")]
@@ -122,7 +122,7 @@ def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """Everything a daemon needs, wired."""
+    """Everything that a daemon needs."""
 
     settings: Settings
     store: Store
@@ -133,6 +133,7 @@ class App:
     log: Log
 
     def monitor(self) -> MonitorLoop:
+        """Return the monitor of all subjects. Raises SettingsError if there are none."""
         from midwatch.agent.first_aid import FirstAidWriter
         from midwatch.lifecycle import SystemClock
         from midwatch.monitor.loop import MonitorLoop
@@ -164,6 +165,7 @@ class App:
         )
 
     def agent(self, progress: Liveness | None = None) -> AgentRunner:
+        """Return the agent; `progress` is the liveness that it shares with a monitor."""
         from midwatch.agent.runner import AgentRunner
 
         return AgentRunner(
@@ -182,7 +184,7 @@ class App:
 
 @asynccontextmanager
 async def open_app(edge: Edge, log_to: TextIO) -> AsyncIterator[App]:
-    """Build everything from the settings, and close it again."""
+    """Build everything from the settings, and close it at the end of the block."""
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.lifecycle import SystemClock
     from midwatch.logs import open_log
@@ -217,7 +219,7 @@ async def open_app(edge: Edge, log_to: TextIO) -> AsyncIterator[App]:
 
 @asynccontextmanager
 async def open_database(edge: Edge) -> AsyncIterator[Store]:
-    """Just the store, for commands that read and change tickets: quick to start."""
+    """Open the store alone, for commands that read and change tickets."""
     from midwatch.store.sql import open_store
 
     store = await open_store(edge.settings().database)
@@ -228,7 +230,7 @@ async def open_database(edge: Edge) -> AsyncIterator[Store]:
 
 
 def use_store(edge: Edge, use: Callable[[Store], Awaitable[T]]) -> T:
-    """Open the store, do one thing with it, close it."""
+    """Open the store, use it once, close it."""
     import asyncio
 
     async def run() -> T:

@@ -1,4 +1,4 @@
-"""`midwatch cache`: the mirrors of repositories that make the next clone quick."""
+"""`midwatch cache …`: the mirrors of repositories, which make the next clone fast."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from midwatch.cli.app import Edge
 from midwatch.cli.output import Cell, Output
+from midwatch.cli.tickets import AsJson
 from midwatch.errors import SettingsError
 from midwatch.units import format_size, parse_size
 
@@ -15,12 +16,11 @@ if TYPE_CHECKING:
     from midwatch.workspace.mirrors import Mirrors
 
 app = typer.Typer()
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 
 
 @app.command("list")
 def list_(context: typer.Context, as_json: AsJson = False) -> None:
-    """The mirrors, the one used last first."""
+    """List the mirrors, the one used last first."""
     from midwatch.cli.session.view import mirror_document
 
     found = _mirrors(context.obj).listed()
@@ -41,11 +41,11 @@ def prune(
     context: typer.Context,
     max_size: Annotated[
         str | None,
-        typer.Option(help="What may be left, such as 5GB; 0 removes all."),
+        typer.Option(help="Size that may stay, such as 5GB; 0 removes all."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove mirrors, the oldest use first; by default down to sessions.cache_size."""
+    """Remove mirrors, the least recently used first, down to sessions.cache_size."""
     from midwatch.cli.session.view import mirror_document
 
     left = context.obj.settings().sessions.cache_size

@@ -1,10 +1,10 @@
-"""`midwatch check`: settings, database, subjects, key, model and daemons, one line each."""
+"""`midwatch check` and `midwatch db`: is everything there that the daemons need?"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from midwatch.cli.stats import alive_within
 from midwatch.cli.tickets import AsJson
 from midwatch.errors import MidwatchError, SchemaMismatch, SettingsError
 from midwatch.text import one_line
+from midwatch.units import format_duration
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_LONGEST = 400  # characters of what a line says
+_MAX_TEXT = 400  # characters of a line
 
 
 class Grade(StrEnum):
@@ -46,7 +47,7 @@ _MARKS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was looked at, how it is, and what is to be said of it."""
+    """The result of one check. The names of the fields are those of the JSON."""
 
     what: str
     grade: Grade
@@ -67,11 +68,11 @@ def failed(what: str, error: MidwatchError) -> Finding:
 
 @app.command()
 def check(context: typer.Context, as_json: AsJson = False) -> None:
-    """Try everything that the daemons need: one line each, exit code 1 if something failed."""
+    """Check everything that the daemons need: one line each, exit code 1 if something failed."""
     output = Output.standard(context.obj.environ)
     found = asyncio.run(_run(context.obj, output, quiet=as_json))
     if as_json:
-        output.json([asdict(one) for one in found])
+        output.json(found)
     if any(one.grade is Grade.FAILED for one in found):
         raise typer.Exit(1)
 
@@ -82,14 +83,14 @@ async def _run(edge: Edge, output: Output, *, quiet: bool) -> list[Finding]:
         found.append(finding)
         if not quiet:
             mark, style = _MARKS[finding.grade]
-            says = one_line(finding.says, _LONGEST)
+            says = one_line(finding.says, _MAX_TEXT)
             output.line(f"{mark} {one_line(finding.what)}: {says}", style)
             output.stream.flush()
     return found
 
 
 async def findings(edge: Edge) -> AsyncIterator[Finding]:
-    """Everything that can be looked at; what needs settings only where they can be read."""
+    """Run every check. Without readable settings nothing else can be checked."""
     try:
         settings = edge.settings()
     except SettingsError as error:
@@ -108,9 +109,6 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-# ------------------------------------------------------------------ the database
-
-
 async def _database(edge: Edge, settings: Settings) -> list[Finding]:
     from midwatch.store.schema import REVISION
 
@@ -123,15 +121,12 @@ async def _database(edge: Edge, settings: Settings) -> list[Finding]:
 
 
 async def _daemons(store: Store, settings: Settings) -> Finding:
-    """Who gave a sign of life within a few of its periods."""
+    """Return the daemons with a recent heartbeat."""
     alive = await store.daemons(alive_within(settings))
     if not alive:
-        return warning("daemons", "none is running")
+        return warning("daemons", "no daemon is running")
     beats = (f"{one.name} ({one.kind})" for one in alive)
     return ok("daemons", ", ".join(beats))
-
-
-# ------------------------------------------------------------------ subjects
 
 
 async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
@@ -148,21 +143,25 @@ async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
     own = [secret for subject in subjects for secret in subject.secrets]
     redactor = Redactor([*known, *own])
     try:
-        return await asyncio.gather(*(_look(one, redactor) for one in subjects))
+        return await asyncio.gather(
+            *(_check_subject(one, redactor) for one in subjects)
+        )
     finally:
         for subject in subjects:
             await subject.close()
 
 
-async def _look(subject: Subject, redactor: Redactor) -> Finding:
-    """One observation, within the subject's time limit even if it does not heed it."""
+async def _check_subject(subject: Subject, redactor: Redactor) -> Finding:
+    """Observe the subject once, within its timeout even if its own code ignores it."""
     what = f"subject {subject.name} ({subject.kind})"
-    look = asyncio.create_task(_observe(subject), name=f"observe {subject.name}")
-    await asyncio.wait({look}, timeout=subject.timeout)
-    if not look.done():
-        look.cancel()
-        return Finding(what, Grade.FAILED, f"no answer within {subject.timeout:g} s")
-    finding = look.result()
+    task = asyncio.create_task(_observe(subject), name=f"observe {subject.name}")
+    await asyncio.wait({task}, timeout=subject.timeout)
+    if not task.done():
+        task.cancel()
+        return Finding(
+            what, Grade.FAILED, f"no answer within {format_duration(subject.timeout)}"
+        )
+    finding = task.result()
     return Finding(what, finding.grade, redactor.text(finding.says))
 
 
@@ -171,19 +170,19 @@ async def _observe(subject: Subject) -> Finding:
         observation = await subject.observe({})
     except MidwatchError as error:
         return failed("", error)
-    except Exception as error:  # a subject may be anybody's code
+    except Exception as error:  # a subject may be a plug-in
         return Finding("", Grade.FAILED, f"{type(error).__name__}: {error}")
-    from midwatch.monitor.rules import check as checked
+    from midwatch.monitor.rules import check as check_rules
 
     invariants = {one.id: one for one in subject.invariants}
-    broken = checked(subject.name, invariants, observation, {}, 0.0).broken
+    broken = check_rules(subject.name, invariants, observation, {}, 0.0).broken
     covered = sum(observation.covers(name) for name in invariants)
-    said = f"observed; {covered} of {len(invariants)} invariants seen"
-    said += f"; broken now: {_names(key.invariant for key in broken)}" if broken else ""
+    text = f"observed; {covered} of {len(invariants)} invariants seen"
+    text += f"; broken now: {_names(key.invariant for key in broken)}" if broken else ""
     if unseen := observation.unavailable:
         why = "; ".join(f"{name}: {reason}" for name, reason in unseen.items())
-        return warning("", f"{said}; not seen: {why}")
-    return ok("", said)
+        return warning("", f"{text}; not seen: {why}")
+    return ok("", text)
 
 
 def _names(names: Iterable[str]) -> str:
@@ -193,9 +192,6 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(
         name if count == 1 else f"{name} ×{count}" for name, count in counted.items()
     )
-
-
-# ------------------------------------------------------------------ Claude
 
 
 async def _claude(edge: Edge, settings: Settings) -> list[Finding]:
@@ -209,8 +205,8 @@ async def _claude(edge: Edge, settings: Settings) -> list[Finding]:
         return [failed("key", error)]
     found = []
     if key is None:
-        said = "none: tickets get first aid only (set ANTHROPIC_API_KEY or anthropic.api_key_file)"
-        found.append(warning("key", said))
+        text = "none: tickets get first aid only (set ANTHROPIC_API_KEY or anthropic.api_key_file)"
+        found.append(warning("key", text))
     else:
         base_url = edge.environ.get("ANTHROPIC_BASE_URL") or None
         result = await probe(key, model, base_url)
@@ -227,16 +223,15 @@ async def _claude(edge: Edge, settings: Settings) -> list[Finding]:
     return found
 
 
-# ------------------------------------------------------------ database
-# `midwatch db`: the database's schema.
+# ------------------------------------------------------------------ the database's schema
 
-db = typer.Typer(help="The database's schema.", no_args_is_help=True)
+db = typer.Typer(help="Show or upgrade the database's schema.", no_args_is_help=True)
 app.add_typer(db, name="db")
 
 
 @db.command()
 def upgrade(context: typer.Context, as_json: AsJson = False) -> None:
-    """Bring the schema to what this version needs."""
+    """Upgrade the schema to what this version needs."""
     from midwatch.store.schema import REVISION
 
     before = asyncio.run(_upgrade(context.obj))
@@ -251,7 +246,7 @@ def upgrade(context: typer.Context, as_json: AsJson = False) -> None:
 
 @db.command()
 def status(context: typer.Context, as_json: AsJson = False) -> None:
-    """Say which schema the database has and which is needed; exit code 1 if they differ."""
+    """Show the schema that the database has and the one needed; exit code 1 if they differ."""
     from midwatch.store.schema import REVISION
 
     present = asyncio.run(_present(context.obj))
@@ -283,7 +278,7 @@ async def _present(edge: Edge) -> str | None:
 
     url = parse_database(edge.settings().database)
     if _is_missing_file(url):
-        return None  # opening it would make it
+        return None  # opening it would create it
     transactions = open_transactions(url)
     try:
         return await transactions.run(present_revision)

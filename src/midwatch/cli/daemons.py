@@ -1,4 +1,4 @@
-"""`midwatch monitor`, `midwatch agent`, `midwatch up`."""
+"""`midwatch monitor`, `midwatch agent` and `midwatch up` run daemons; `midwatch health` asks one."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-Once = Annotated[bool, typer.Option("--once", help="One round, then exit.")]
-_LONGEST_STOP = 4.5
-"""Seconds from the signal to the end of the process, whatever a locked file, a frozen server or
-a plug-in that heeds nothing would still wait for. It costs nothing: what is not committed is
-computed anew, and a claim ends with its lease."""
+Once = Annotated[bool, typer.Option("--once", help="Run one cycle, then exit.")]
+_MAX_STOP = 4.5
+"""Seconds from the signal to the end of the process, also if a locked file, a frozen server or a
+plug-in still blocks. Nothing is lost: what is not committed is computed again, and a claim ends
+with its lease."""
 
 
-def end_in(seconds: float = _LONGEST_STOP, code: int = 0) -> None:
-    """End the process by then, with this exit code, if it has not ended by itself."""
+def end_in(seconds: float = _MAX_STOP, code: int = 0) -> None:
+    """End the process with this exit code after `seconds`, unless it has ended before."""
     timer = threading.Timer(seconds, os._exit, [code])
     timer.daemon = True
     timer.start()
@@ -45,7 +45,7 @@ def end_in(seconds: float = _LONGEST_STOP, code: int = 0) -> None:
 
 @app.command()
 def monitor(context: typer.Context, once: Once = False) -> None:
-    """Watch: open a ticket for what breaks, resolve it when it holds again."""
+    """Run the monitor: open a ticket when an invariant breaks, resolve it when it holds again."""
     asyncio.run(_monitor(context.obj, once))
 
 
@@ -70,16 +70,16 @@ def _served(
     monitor: MonitorLoop | None = None,
     agent: AgentRunner | None = None,
 ) -> AbstractAsyncContextManager[object]:
-    from midwatch.cli.metrics import figures_served
+    from midwatch.cli.metrics import metrics_served
 
-    return figures_served(
+    return metrics_served(
         opened.settings.metrics, opened.log, progress, monitor=monitor, agent=agent
     )
 
 
 @app.command()
 def agent(context: typer.Context, once: Once = False) -> None:
-    """Diagnose what is queued, with evidence that is checked."""
+    """Run the agent: diagnose queued tickets, with evidence that is checked."""
     if reason := asyncio.run(_agent(context.obj, once)):
         print(f"midwatch: not diagnosing: {reason}", file=sys.stderr)
         raise typer.Exit(1)
@@ -102,7 +102,7 @@ async def _agent(edge: Edge, once: bool) -> str | None:
 
 @app.command()
 def up(context: typer.Context) -> None:
-    """Monitor and agent in one process."""
+    """Run monitor and agent in one process."""
     asyncio.run(_up(context.obj))
 
 
@@ -116,7 +116,7 @@ async def _up(edge: Edge) -> None:
 
 
 async def run_both(opened: App, stop: StopEvent) -> None:
-    """Monitor and agent until the stop."""
+    """Run monitor and agent until the stop."""
     monitor = opened.monitor()
     agent = opened.agent(monitor.progress)
     async with _served(opened, monitor.progress, monitor=monitor, agent=agent):
@@ -125,11 +125,10 @@ async def run_both(opened: App, stop: StopEvent) -> None:
             group.create_task(agent.run(stop), name="agent")
 
 
-# ------------------------------------------------------------ health
-# `midwatch health`: what a container engine asks, in the container of a daemon.
+# ------------------------------------------------------------------ health
 
 SECONDS = 5.0
-"""The time limit of the question: a loop that hangs may hold up the answer as well."""
+"""Timeout of the request: a loop that hangs may delay the answer as well."""
 _FIRST_PROCESS = Path("/proc/1/cmdline")
 _DAEMONS = {
     ("monitor",): "metrics",
@@ -138,20 +137,20 @@ _DAEMONS = {
     ("kube", "operator"): "operator",
     ("content", "serve"): "content",
 }
-"""Commands that answer `/healthz`, and where their settings have the address."""
+"""Commands that serve `/healthz`, and the group of settings that has the address."""
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 
-class Unwell(TemporaryError):
-    """A daemon is not well, or does not answer."""
+class Unhealthy(TemporaryError):
+    """A daemon is not healthy, or does not answer."""
 
-    hint = "see its log; it answers while all its loops come round"
+    hint = "see its log; it answers 200 while all its loops run"
 
 
 class NoDaemon(PermanentError):
-    """It is not known what to ask."""
+    """The command is not one of a daemon."""
 
-    hint = "name the command of one, such as `midwatch health monitor`"
+    hint = "name the command of a daemon, such as `midwatch health monitor`"
 
 
 @app.command()
@@ -159,37 +158,40 @@ def health(
     context: typer.Context,
     command: Annotated[
         list[str] | None,
-        typer.Argument(help="Of which daemon; else the container's own, process 1."),
+        typer.Argument(help="The daemon's command; without it, that of process 1."),
     ] = None,
 ) -> None:
-    """Ask a daemon whether it is well: `monitor`, `agent`, `up`, `kube operator`, `content serve`."""
+    """Check the health of a daemon: `monitor`, `agent`, `up`, `kube operator` or `content serve`.
+
+    A container engine runs this inside the daemon's container.
+    """
     edge: Edge = context.obj
-    words = command or of_midwatch(_first_process())
-    daemon = daemon_in(words)
+    arguments = command or of_midwatch(_first_process())
+    daemon = daemon_in(arguments)
     if daemon is None and command:
-        raise NoDaemon(f"{' '.join(command)!r} is no daemon")
+        raise NoDaemon(f"{' '.join(command)!r} is not a daemon")
     if daemon is None:
-        typer.echo("process 1 is no daemon: it is well as long as it runs")
+        typer.echo("process 1 is not a daemon: it is healthy while it runs")
         return
-    if not command and (config := config_in(words)) is not None:
+    if not command and (config := config_in(arguments)) is not None:
         edge = replace(edge, config=config)
     name, group = " ".join(daemon), _DAEMONS[daemon]
     address = _address(edge.settings(), group)
     if address is None:
-        typer.echo(f"{name}: nothing is known, as {group}.port is null")
+        typer.echo(f"{name}: unknown, as {group}.port is null")
         return
-    _ask(name, *address)
-    typer.echo(f"{name} is well")
+    _request(name, *address)
+    typer.echo(f"{name} is healthy")
 
 
 def of_midwatch(words: Sequence[str]) -> Sequence[str]:
-    """What a command line has behind `midwatch`; there may be an init or a shell before it."""
+    """Return the arguments after `midwatch`; an init or a shell may stand before it."""
     names = [Path(word).name for word in words]
     return words[names.index("midwatch") + 1 :] if "midwatch" in names else ()
 
 
 def daemon_in(words: Sequence[str]) -> tuple[str, ...] | None:
-    """The first command of a daemon among the words of a command line."""
+    """Return the first command of a daemon on a command line."""
     for at in range(len(words)):
         for daemon in _DAEMONS:
             if tuple(words[at : at + len(daemon)]) == daemon:
@@ -198,7 +200,7 @@ def daemon_in(words: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def config_in(words: Sequence[str]) -> Path | None:
-    """The settings file that a command line names."""
+    """Return the settings file that a command line names."""
     for word, following in pairwise((*words, "")):
         if word in ("--config", "-c"):
             return Path(following)
@@ -212,30 +214,30 @@ def _first_process() -> list[str]:
         data = _FIRST_PROCESS.read_bytes()
     except OSError as error:
         raise NoDaemon(f"cannot read {_FIRST_PROCESS}: {error.strerror}") from None
-    # It may be a shell, which has the whole command as one word.
+    # It may be a shell, which has the whole command as one argument.
     return data.decode("utf-8", "replace").replace("\0", " ").split()
 
 
 def _address(settings: Settings, group: str) -> tuple[str, int] | None:
-    """Host and port to ask."""
+    """Return host and port of a daemon; None without a port."""
     chosen = getattr(settings, group)
     if chosen.port is None:
         return None
     return _ANY.get(chosen.host, chosen.host), chosen.port
 
 
-def _ask(name: str, host: str, port: int) -> None:
-    """Raises Unwell."""
+def _request(name: str, host: str, port: int) -> None:
+    """Request `/healthz`. Raises Unhealthy."""
     connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
     try:
         connection.request("GET", "/healthz")
         answer = connection.getresponse()
-        said = one_line(answer.read(2000).decode("utf-8", "replace")) or answer.reason
+        body = one_line(answer.read(2000).decode("utf-8", "replace")) or answer.reason
     except (OSError, http.client.HTTPException) as error:
-        told = getattr(error, "strerror", None) or str(error)
-        why = (told or type(error).__name__).lower()
-        raise Unwell(f"{name} does not answer on {host}:{port}: {why}") from None
+        text = getattr(error, "strerror", None) or str(error)
+        why = (text or type(error).__name__).lower()
+        raise Unhealthy(f"{name} does not answer on {host}:{port}: {why}") from None
     finally:
         connection.close()
     if answer.status != 200:
-        raise Unwell(f"{name} is not well ({answer.status}): {said}")
+        raise Unhealthy(f"{name} is not healthy ({answer.status}): {body}")

@@ -1,4 +1,4 @@
-"""`midwatch kube operator`: the daemon that runs AgenticSession resources."""
+"""`midwatch kube …`: the operator, and documents for kubectl on standard output."""
 
 from __future__ import annotations
 
@@ -42,25 +42,24 @@ async def _operate(edge: Edge) -> None:
     from midwatch.redaction import Redactor
 
     settings = edge.settings()
-    ours = settings.operator
+    operator = settings.operator
     log = open_log(settings.log, sys.stdout, Redactor())
     gc.enable()  # `main` turned it off for the start
     stop = StopEvent()
     with stop_on_signals(stop, end_in):
         async with Cluster.connect(
-            ours.kubeconfig, ours.context, ours.request_timeout
+            operator.kubeconfig, operator.context, operator.request_timeout
         ) as cluster:
-            await Operator(cluster, ours, log=log).run(stop)
+            await Operator(cluster, operator, log=log).run(stop)
     log.info("operator stopped", reason=stop.reason)
 
 
-# ------------------------------------------------------------ resources
-# `midwatch kube crd` and `midwatch kube convert`: documents for kubectl on standard output.
+# ------------------------------------------------------------------ documents
 
 Format = Annotated[
-    Literal["yaml", "json"], typer.Option("--output", "-o", help="How it is written.")
+    Literal["yaml", "json"], typer.Option("--output", "-o", help="Output format.")
 ]
-_LONGEST_WARNING = 500
+_MAX_WARNING = 500
 
 
 @app.command()
@@ -80,9 +79,9 @@ def convert(
     ] = None,
     output: Format = "yaml",
 ) -> None:
-    """Make AgenticSession resources of vteam.ambient-code/v1alpha1 ours.
+    """Convert AgenticSession resources of vteam.ambient-code/v1alpha1.
 
-    Other documents pass through as they are. What cannot be carried over is said on standard error.
+    Other documents are printed unchanged. A field that has no counterpart is named on standard error.
     """
     from midwatch.kube.convert import convert as convert_document
     from midwatch.kube.yaml import read_documents
@@ -98,10 +97,10 @@ def convert(
                 done = convert_document(document)
             documents.append(done.document)
             warnings += done.warnings
-    # Nothing is printed of an input that is not good as a whole: it may go straight to kubectl.
+    # Nothing is printed unless the whole input is valid: the output may go straight to kubectl.
     _print(documents, output, Output.standard(context.obj.environ))
     for warning in warnings:
-        print(f"midwatch: {one_line(warning, _LONGEST_WARNING)}", file=sys.stderr)
+        print(f"midwatch: {one_line(warning, _MAX_WARNING)}", file=sys.stderr)
 
 
 def _print(documents: list[Json], format: str, output: Output) -> None:
@@ -111,7 +110,7 @@ def _print(documents: list[Json], format: str, output: Output) -> None:
         return
     from midwatch.kube.yaml import write_yaml
 
-    # Escaped on a terminal, where odd characters of a hostile text would act.
+    # Escaped on a terminal, which control characters of a hostile text would reach.
     output.stream.write(write_yaml(documents, ascii_only=output.terminal))
 
 
@@ -120,7 +119,7 @@ def _list_of(documents: list[Json]) -> Json:
 
 
 def _read(file: Path) -> bytes:
-    """One byte more than is taken at most. Raises PermanentError."""
+    """Return the content, at most one byte more than the limit. Raises PermanentError."""
     from midwatch.kube.yaml import MAX_BYTES
 
     if str(file) == "-":
@@ -138,10 +137,10 @@ def _read(file: Path) -> bytes:
 
 @contextmanager
 def _naming(place: str) -> Iterator[None]:
-    """An error says where it was found."""
+    """Prefix an error with the place in the input."""
     try:
         yield
     except MidwatchError as error:
         raise PermanentError(
-            one_line(f"{place}: {error.message}", _LONGEST_WARNING), hint=error.hint
+            one_line(f"{place}: {error.message}", _MAX_WARNING), hint=error.hint
         ) from None

@@ -11,7 +11,7 @@ from typer.main import get_command
 
 
 def add_lazily(app: typer.Typer, name: str, help: str, *modules: str) -> None:
-    """Add the group `name`; its commands are those of each module's Typer called `app`."""
+    """Add the group `name` with the commands of each module's Typer `app`, imported when used."""
 
     class Lazy(TyperGroup):
         def list_commands(self, context: Any) -> list[str]:

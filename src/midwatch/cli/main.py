@@ -30,7 +30,7 @@ for module in (check, daemons, stats, tickets, demo):
 add_lazily(
     app,
     "session",
-    "Run, steer and look at sessions of Claude Code.",
+    "Run, steer and inspect sessions of Claude Code.",
     "midwatch.cli.session.commands",
     "midwatch.cli.session.mailbox",
     "midwatch.cli.session.demo",
@@ -38,20 +38,22 @@ add_lazily(
 add_lazily(
     app,
     "content",
-    "The content proxy, where workspaces outlive their pods.",
+    "Serve the content proxy, which keeps the workspaces of pods.",
     "midwatch.cli.content",
 )
-add_lazily(app, "cache", "The mirrors of repositories.", "midwatch.cli.cache")
+add_lazily(
+    app, "cache", "List and prune the mirrors of repositories.", "midwatch.cli.cache"
+)
 add_lazily(
     app,
     "kube",
-    "Sessions in a Kubernetes cluster.",
+    "Run sessions in a Kubernetes cluster.",
     "midwatch.cli.kube",
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(given: bool) -> None:
+    if given:
         typer.echo(f"midwatch {__version__}")
         raise typer.Exit()
 
@@ -65,17 +67,22 @@ def edge(
     ] = None,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Say which."),
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Show the version and exit.",
+        ),
     ] = False,
 ) -> None:
-    """Read what the process was started with, once."""
+    """Read the environment and the options of the process, once."""
     context.obj = Edge(dict(os.environ), config)
 
 
 def main() -> None:
     """Run a command. An error is one line on stderr and a non-zero exit."""
-    # Imports and short commands leave no cycles worth looking for: looking for them costs a
-    # fifth of the start, freeing every module one by one a third of it. Daemons collect.
+    # Imports and short commands leave few reference cycles. Collecting them costs a fifth of the
+    # start, freeing every module one by one a third of it. Daemons turn the collector on.
     gc.disable()
     try:
         try:
@@ -88,7 +95,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python would complain at its exit.
+        # The reader of the output has gone; Python would complain at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except BaseExceptionGroup as group:

@@ -1,5 +1,7 @@
-"""What monitor and agent tell Prometheus, and the port for it. All of it is known in the process already: a
-scrape asks neither the database nor a subject."""
+"""The metrics of monitor and agent, and the port that serves them.
+
+The process has all values in memory: a scrape reads neither the database nor a subject.
+"""
 
 from __future__ import annotations
 
@@ -21,43 +23,43 @@ from midwatch.settings import MetricsSettings
 _CYCLES = Family(
     "midwatch_monitor_cycles_total",
     "counter",
-    "Looks at a subject by result: observed, unobservable, unsaved.",
+    "Checks of a subject by result: observed, unobservable, unsaved.",
     ("subject", "result"),
 )
 _SECONDS = Family(
     "midwatch_monitor_cycle_seconds_total",
     "counter",
-    "Time that looking at a subject and saving it took.",
+    "Seconds spent on checking a subject and saving the result.",
     ("subject",),
 )
 _UNOBSERVABLE = Family(
     "midwatch_monitor_subject_unobservable",
     "gauge",
-    "1 if the last look at the subject failed.",
+    "1 if the last check of the subject failed.",
     ("subject",),
 )
 _OPEN = Family(
     "midwatch_monitor_open_tickets",
     "gauge",
-    "Tickets that are not resolved yet, as the last look left them.",
+    "Tickets that are not resolved, after the last check.",
     ("subject", "severity"),
 )
 _OPENED = Family(
     "midwatch_monitor_tickets_opened_total",
     "counter",
-    "Tickets that were opened.",
+    "Tickets opened.",
     ("subject",),
 )
 _RESOLVED = Family(
     "midwatch_monitor_tickets_resolved_total",
     "counter",
-    "Tickets that were seen to hold again.",
+    "Tickets resolved because the invariant holds again.",
     ("subject",),
 )
 _OBSERVED_AT = Family(
     "midwatch_monitor_last_success_timestamp_seconds",
     "gauge",
-    "When the subject was last observed and what was seen was saved.",
+    "Time of the last check that was observed and saved.",
     ("subject",),
 )
 MONITOR = (
@@ -73,28 +75,28 @@ MONITOR = (
 _DIAGNOSES = Family(
     "midwatch_agent_diagnoses_total",
     "counter",
-    "Tries to diagnose a batch of tickets, by how they ended.",
+    "Attempts to diagnose a batch of tickets, by outcome.",
     ("outcome",),
 )
 _SPENT = Family(
-    "midwatch_agent_spent_usd_total", "counter", "Dollars that calls of Claude cost."
+    "midwatch_agent_spent_usd_total", "counter", "Dollars spent on calls of Claude."
 )
 _PAUSED = Family(
     "midwatch_agent_paused",
     "gauge",
-    "1 if nothing is diagnosed now, for this reason.",
+    "1 while the agent is paused for this reason.",
     ("reason",),
 )
 _PAUSES = Family(
     "midwatch_agent_pauses_total",
     "counter",
-    "Times that the agent began to stand still.",
+    "Times the agent paused, by reason.",
     ("reason",),
 )
 _CLAIMED_AT = Family(
     "midwatch_agent_last_success_timestamp_seconds",
     "gauge",
-    "When the queue was last looked at with nothing in the way.",
+    "Time of the last check of the queue that nothing prevented.",
 )
 AGENT = (_DIAGNOSES, _SPENT, _PAUSED, _PAUSES, _CLAIMED_AT)
 
@@ -117,6 +119,7 @@ _REASONS = tuple(
 
 
 def monitor_samples(monitor: MonitorLoop) -> Iterator[Sample]:
+    """Return the values of a monitor."""
     for one in monitor.monitors:
         name, stats = one.subject.name, one.stats
         for result in get_args(Result):
@@ -134,7 +137,8 @@ def monitor_samples(monitor: MonitorLoop) -> Iterator[Sample]:
 
 
 def agent_samples(agent: AgentRunner) -> Iterator[Sample]:
-    # Also those that have not happened: a counter that begins at 1 has no increase.
+    """Return the values of an agent."""
+    # Outcomes that have not happened are 0: a counter that begins at 1 has no increase.
     for outcome in {**dict.fromkeys(_OUTCOMES), **agent.outcomes}:
         yield _DIAGNOSES(agent.outcomes[outcome], outcome)
     yield _SPENT(agent.spent_usd)
@@ -146,7 +150,7 @@ def agent_samples(agent: AgentRunner) -> Iterator[Sample]:
 
 
 @contextlib.asynccontextmanager
-async def figures_served(
+async def metrics_served(
     settings: MetricsSettings,
     log: Log,
     progress: Liveness,
@@ -154,7 +158,7 @@ async def figures_served(
     monitor: MonitorLoop | None = None,
     agent: AgentRunner | None = None,
 ) -> AsyncIterator[str | None]:
-    """While inside, `/metrics` and `/healthz` are served, if the settings name a port; yields the address."""
+    """Serve `/metrics` and `/healthz` while the block runs, if the settings name a port. Yields the address."""
     if settings.port is None:
         yield None
         return
@@ -166,7 +170,7 @@ async def figures_served(
         raise SettingsError(
             "the package prometheus_client is not installed",
             path="metrics.port",
-            hint="pip install 'midwatch[metrics]', or leave the port out",
+            hint="pip install 'midwatch[metrics]', or set no port",
         ) from None
     from midwatch.metrics import health, metrics_page, serving
 

@@ -1,6 +1,6 @@
-"""What a command prints: lines, tables, Markdown, JSON.
+"""Print lines, tables, Markdown and JSON.
 
-Text that came from outside is made harmless here, at the last place before the terminal.
+Text from outside is escaped here, last before the terminal.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from midwatch.text import clean, one_line
 from midwatch.units import format_duration
 
-_NARROWEST = 20  # columns that are left to a shortened cell at least
+_MIN_COLUMN = 20  # columns that a shortened cell keeps
 _GAP = "  "
-_LONGEST_CELL = 500
+_MAX_CELL = 500
 
 RED, YELLOW, GREEN, BOLD, DIM = "31", "33", "32", "1", "2"
 SEVERITY_STYLES = {"critical": RED, "warning": YELLOW, "info": ""}
@@ -27,7 +27,7 @@ SEVERITY_STYLES = {"critical": RED, "warning": YELLOW, "info": ""}
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A piece of text in a table, with the ANSI style that it has on a terminal."""
+    """The text of a table cell, and its ANSI style on a terminal."""
 
     text: str
     style: str = ""
@@ -35,7 +35,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a command prints to, and what that can show. `now` is what ages are counted from."""
+    """The stream that a command prints to, and what it can show. Ages are relative to `now`."""
 
     stream: TextIO
     terminal: bool
@@ -45,6 +45,7 @@ class Output:
 
     @classmethod
     def standard(cls, environ: Mapping[str, str]) -> Output:
+        """Return standard output. NO_COLOR and TERM=dumb turn colours off."""
         terminal = sys.stdout.isatty()
         plain = environ.get("NO_COLOR") or environ.get("TERM") == "dumb"
         return cls(
@@ -55,36 +56,41 @@ class Output:
             datetime.now(UTC),
         )
 
-    # -------------------------------------------------- plain lines
-
     def line(self, text: str = "", style: str = "") -> None:
-        """One line; `text` is ours, or was made harmless before."""
+        """Print one line. `text` is trusted or has been escaped."""
         print(self._styled(text, style), file=self.stream)
 
-    def json(self, document: Any) -> None:
-        # Escaped to ASCII, so that no control character of a hostile text reaches a terminal.
-        print(json.dumps(document, indent=2), file=self.stream)
+    def json(self, value: Any) -> None:
+        """Print a value as JSON: mappings, sequences, dataclasses and instants within it included.
+
+        It is escaped to ASCII, so that no control character of a hostile text reaches a terminal.
+        """
+        print(json.dumps(value, indent=2, default=plain), file=self.stream)
 
     def when(self, at: datetime | None) -> str:
-        """How long ago (or until then) on a terminal; the instant elsewhere."""
+        """Return the age of an instant on a terminal, such as `5m ago`; elsewhere the instant."""
         if at is None:
             return ""
         return relative(at, self.now) if self.terminal else iso(at)
 
-    # -------------------------------------------------- tables
-
     def table(
         self, headings: Sequence[str], rows: Sequence[Sequence[Cell]], shrink: int = -1
     ) -> None:
-        """Columns under their headings. On a terminal the column `shrink` is shortened to fit."""
-        shown = [[_harmless(cell) for cell in row] for row in rows]
+        """Print columns under their headings.
+
+        Args:
+            headings: One a column.
+            rows: The cells of each row, one a column; their text is escaped here.
+            shrink: Index of the column that is shortened to fit a terminal; -1 for none.
+        """
+        shown = [[_escaped(cell) for cell in row] for row in rows]
         widths = [
             max([width(heading), *(width(row[column].text) for row in shown)])
             for column, heading in enumerate(headings)
         ]
         if self.terminal and shrink >= 0:
             others = sum(widths) - widths[shrink] + len(_GAP) * (len(widths) - 1)
-            room = max(self.width - others, _NARROWEST)
+            room = max(self.width - others, _MIN_COLUMN)
             widths[shrink] = min(widths[shrink], room)
         self._row([Cell(heading.upper(), DIM) for heading in headings], widths)
         for row in shown:
@@ -102,13 +108,11 @@ class Output:
     def _styled(self, text: str, style: str) -> str:
         return f"\x1b[{style}m{text}\x1b[0m" if style and text and self.colour else text
 
-    # -------------------------------------------------- Markdown
-
     def markdown(self, text: str) -> None:
-        """Markdown rendered on a terminal, as it is elsewhere. Nothing in it becomes live."""
-        harmless = clean(text).rstrip("\n")
+        """Print Markdown, rendered on a terminal. Links and control characters in it do nothing."""
+        cleaned = clean(text).rstrip("\n")
         if not self.terminal:
-            print(harmless, file=self.stream)
+            print(cleaned, file=self.stream)
             return
         from rich.console import Console
         from rich.markdown import Markdown
@@ -121,15 +125,15 @@ class Output:
             markup=False,
             emoji=False,
         )
-        console.print(Markdown(harmless, hyperlinks=False, code_theme="bw"))
+        console.print(Markdown(cleaned, hyperlinks=False, code_theme="bw"))
 
 
-def _harmless(cell: Cell) -> Cell:
-    return Cell(one_line(cell.text, _LONGEST_CELL), cell.style)
+def _escaped(cell: Cell) -> Cell:
+    return Cell(one_line(cell.text, _MAX_CELL), cell.style)
 
 
 def width(text: str) -> int:
-    """Columns that a text takes on a terminal."""
+    """Return the columns that a text takes on a terminal."""
     if text.isascii():
         return len(text)
     return sum(_columns(character) for character in text)
@@ -142,7 +146,7 @@ def _columns(character: str) -> int:
 
 
 def cut(text: str, room: int) -> str:
-    """`text` in at most `room` columns; an ellipsis stands for what is missing."""
+    """Return `text` in at most `room` columns; an ellipsis replaces the rest."""
     if width(text) <= room:
         return text
     kept, taken = [], 1
@@ -155,14 +159,25 @@ def cut(text: str, room: int) -> str:
 
 
 def relative(at: datetime, now: datetime) -> str:
-    """`5m 3s ago`, `in 12s`."""
+    """Return the distance of an instant from now: `5m 3s ago`, `in 12s`."""
     seconds = (now - at).total_seconds()
     if abs(seconds) < 1:
         return "now"
-    told = format_duration(round(abs(seconds)))
-    return f"{told} ago" if seconds > 0 else f"in {told}"
+    distance = format_duration(round(abs(seconds)))
+    return f"{distance} ago" if seconds > 0 else f"in {distance}"
 
 
 def iso(at: datetime) -> str:
-    """An instant in UTC, to the millisecond: 2026-11-21T22:40:01.250Z."""
+    """Return an instant in UTC, to the millisecond: 2026-11-21T22:40:01.250Z."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def plain(value: Any) -> Any:
+    """Return what JSON has for a value that it does not know: the `default` of `json.dumps`."""
+    if isinstance(value, datetime):
+        return iso(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: getattr(value, one.name) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} cannot be printed as JSON")

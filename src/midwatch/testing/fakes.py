@@ -219,7 +219,7 @@ class FakeSubject:
             raise step
         if isinstance(step, Hang):
             await asyncio.Event().wait()
-            raise AssertionError("nobody sets this event")
+            raise AssertionError("nothing sets this event")
         return step
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:

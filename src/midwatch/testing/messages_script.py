@@ -82,7 +82,7 @@ class Rendered:
 class Answer:
     """A message of the model, sent as a stream of events when the request asked for one.
 
-    With nothing said (`Answer()`), it is a minimal instance of the schema when structured
+    Without a text (`Answer()`), it is a minimal instance of the schema when structured
     output was asked for, else a short text.
     """
 
@@ -298,7 +298,7 @@ class Raw:
 
 
 def html_page(status: int = 200) -> Raw:
-    """What a proxy or a log-in page answers in the API's place."""
+    """What a proxy or a login page answers in the API's place."""
     page = b"<!doctype html><title>Sign in</title><p>Sign in to the network.</p>"
     return Raw(status, page, "text/html; charset=utf-8")
 
@@ -443,7 +443,7 @@ class Garbled:
 
 @dataclass(frozen=True)
 class Delay:
-    """Nothing for so many seconds, then the reply."""
+    """Wait for `seconds`, then send the reply."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _NESTING
 

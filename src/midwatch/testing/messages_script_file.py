@@ -13,39 +13,37 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ArgsKwargs
 
 from midwatch.errors import SettingsError
-from midwatch.testing import messages_script as answers
-from midwatch.testing import messages_script as errors
-from midwatch.testing import messages_script as faults
+from midwatch.testing import messages_script as script
 from midwatch.testing.messages_script import Answer, Hold, Rule
 from midwatch.testing.messages_wire import Reply
 
 FAULTS: Mapping[str, Callable[..., Reply]] = {
-    "bad_request": errors.bad_request,
-    "context_window_exceeded": answers.context_window_exceeded,
-    "cut": faults.Cut,
-    "cut_by_max_tokens": answers.cut_by_max_tokens,
-    "delay": faults.Delay,
-    "drip": faults.Drip,
-    "empty_body": faults.empty_body,
-    "error": errors.Error,
-    "forbidden": errors.forbidden,
-    "garbled": faults.Garbled,
-    "hang": faults.Hang,
-    "html_page": faults.html_page,
-    "overloaded": errors.overloaded,
-    "pings": faults.Pings,
-    "prompt_too_long": errors.prompt_too_long,
-    "rate_limited": errors.rate_limited,
-    "raw": faults.Raw,
-    "refusal": answers.refusal,
-    "request_too_large": errors.request_too_large,
-    "reset": faults.Reset,
-    "server_error": errors.server_error,
-    "spend_limit_reached": errors.spend_limit_reached,
-    "stream_error": faults.StreamError,
-    "truncated": faults.Truncated,
-    "unauthorized": errors.unauthorized,
-    "unknown_model": errors.unknown_model,
+    "bad_request": script.bad_request,
+    "context_window_exceeded": script.context_window_exceeded,
+    "cut": script.Cut,
+    "cut_by_max_tokens": script.cut_by_max_tokens,
+    "delay": script.Delay,
+    "drip": script.Drip,
+    "empty_body": script.empty_body,
+    "error": script.Error,
+    "forbidden": script.forbidden,
+    "garbled": script.Garbled,
+    "hang": script.Hang,
+    "html_page": script.html_page,
+    "overloaded": script.overloaded,
+    "pings": script.Pings,
+    "prompt_too_long": script.prompt_too_long,
+    "rate_limited": script.rate_limited,
+    "raw": script.Raw,
+    "refusal": script.refusal,
+    "request_too_large": script.request_too_large,
+    "reset": script.Reset,
+    "server_error": script.server_error,
+    "spend_limit_reached": script.spend_limit_reached,
+    "stream_error": script.StreamError,
+    "truncated": script.Truncated,
+    "unauthorized": script.unauthorized,
+    "unknown_model": script.unknown_model,
 }
 """Every fault that a file can name, beside `hold`; the other fields are its arguments."""
 _NESTED = ("answer", "then", "error")

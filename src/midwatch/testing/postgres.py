@@ -381,7 +381,7 @@ def _owner() -> pwd.struct_passwd | None:
         return pwd.getpwnam("nobody")
     except KeyError:
         raise PermanentError(
-            "PostgreSQL does not run as root, and there is no user nobody",
+            "PostgreSQL does not run as root, and the system has no user `nobody`",
             hint="run it as another user",
         ) from None
 

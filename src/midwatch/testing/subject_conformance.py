@@ -37,7 +37,7 @@ _ID = re.compile(r"[A-Za-z0-9][^\x00-\x1f\x7f]*")
 
 def check_kind(kind: SubjectKind) -> None:
     """Raises AssertionError when the class, or what stands for it, breaks the contract."""
-    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", kind.kind), "kind is no name"
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", kind.kind), "kind is not a name"
     assert issubclass(kind.settings_model, SubjectSettings), "settings_model is foreign"
     _check_invariants(kind.default_invariants)
     assert kind.default_invariants, f"{kind.kind} documents no invariant"

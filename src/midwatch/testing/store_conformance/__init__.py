@@ -12,7 +12,7 @@ With pytest, and no plug-in::
     def test_conforms(check):
         asyncio.run(run_check(check, make_store))
 
-A check fails with AssertionError; its name and docstring say which promise was broken. Call
+A check fails with AssertionError; its name and docstring name the broken promise. Call
 `pytest.register_assert_rewrite("midwatch.testing.store_conformance")` in a `conftest.py` to see
 the values too.
 """

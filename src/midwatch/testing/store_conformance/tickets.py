@@ -204,7 +204,7 @@ async def state_is_kept_until_it_changes(stand: Stand) -> None:
 
 
 async def openings_of_a_key_are_remembered(stand: Stand) -> None:
-    """Oldest first, resolved ones too, within so many seconds."""
+    """Tickets of the last seconds come oldest first, resolved ones included."""
     key = Key("db", "connections", "a")
     opened: list[Ticket] = []
     for _ in range(3):

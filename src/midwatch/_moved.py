@@ -1,0 +1,77 @@
+"""Names that version 0.1.0 documented elsewhere; each works for one more release, with a warning."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+MODULES = {
+    "midwatch.events": "midwatch.session.events",
+    "midwatch.session.ledger": "midwatch.session.log",
+    "midwatch.session.outbox": "midwatch.session.log",
+    "midwatch.session.session": "midwatch.session.agentic_session",
+    "midwatch.status": "midwatch.session.status",
+    "midwatch.subjects.configure": "midwatch.subjects.base",
+}
+NAMES = {
+    "midwatch.lifecycle": {"Stop": "StopEvent", "signals_set": "stop_on_signals"},
+}
+
+
+def renamed(module: str, name: str) -> object:
+    """Return what an old name of `module` means, with a warning: its `__getattr__` (PEP 562).
+
+    Raises:
+        AttributeError: The module never had such a name.
+    """
+    new = NAMES[module].get(name)
+    if new is None:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    _warn(f"{module}.{name}", f"{module}.{new}")
+    return getattr(sys.modules[module], new)
+
+
+def install() -> None:
+    """Let the old names of modules be imported. Python asks the finder after all others."""
+    if not any(isinstance(one, _MovedFinder) for one in sys.meta_path):
+        sys.meta_path.append(_MovedFinder())
+
+
+class _MovedFinder(MetaPathFinder):
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: ModuleType | None = None,
+    ) -> ModuleSpec | None:
+        new = MODULES.get(fullname)
+        return ModuleSpec(fullname, _MovedLoader(fullname, new)) if new else None
+
+
+class _MovedLoader(Loader):
+    """Load the module of the new name, which is the same object under both names."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self._old, self._new = old, new
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        _warn(self._old, self._new)
+        module = import_module(self._new)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec  # the import system has set that of the old name
+
+
+def _warn(old: str, new: str) -> None:
+    warnings.warn(
+        f"{old} is now {new}; the old name ends with the next release",
+        DeprecationWarning,
+        stacklevel=3,
+    )

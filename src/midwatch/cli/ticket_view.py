@@ -1,0 +1,311 @@
+"""What the commands of tickets print: tables for people, JSON for programs.
+
+docs/json.md lists the fields of the JSON; they stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from midwatch.cli.output import (
+    BOLD,
+    DIM,
+    GREEN,
+    RED,
+    SEVERITY_STYLES,
+    YELLOW,
+    Cell,
+    Output,
+)
+from midwatch.model import AuditRow, Diagnosis, Json, Ticket, TicketStatus
+from midwatch.store.protocol import Brief, TicketSession
+from midwatch.text import markdown_escape, one_line
+
+_MESSAGE = 5  # the column that is shortened on a terminal
+_STATUS_STYLES = {TicketStatus.OPEN: BOLD, TicketStatus.RESOLVED: GREEN}
+_OUTCOME_STYLES = {"answered": GREEN, "error": RED, "refused": RED, "cut": YELLOW}
+
+
+def ticket_table(
+    output: Output, tickets: Sequence[Ticket], briefs: Mapping[int, Brief]
+) -> None:
+    """Print one line per ticket.
+
+    Args:
+        output: Where to print.
+        tickets: The tickets, in the order of the lines.
+        briefs: The outcome of each diagnosis, by the ticket's id.
+    """
+    if not tickets:
+        if output.terminal:
+            output.line("no tickets", DIM)
+        return
+    headings = (
+        "id",
+        "severity",
+        "status",
+        "subject",
+        "component",
+        "message",
+        "since",
+        "diagnosis",
+    )
+    rows = [_ticket_row(output, one, briefs.get(one.id)) for one in tickets]
+    output.table(headings, rows, shrink=_MESSAGE)
+
+
+def _ticket_row(output: Output, ticket: Ticket, brief: Brief | None) -> list[Cell]:
+    severity = ticket.severity.label
+    return [
+        Cell(str(ticket.id)),
+        Cell(severity, SEVERITY_STYLES[severity]),
+        Cell(_status(ticket), _STATUS_STYLES.get(ticket.status, "")),
+        Cell(ticket.key.subject),
+        Cell(ticket.key.component),
+        Cell(ticket.message),
+        Cell(output.when(ticket.first_seen_at)),
+        Cell(_diagnosis(output, ticket, brief)),
+    ]
+
+
+def _status(ticket: Ticket) -> str:
+    marks = [ticket.status.value]
+    if ticket.held:
+        marks.append("held")
+    if ticket.flapping:
+        marks.append("flapping")
+    return ", ".join(marks)
+
+
+def _diagnosis(output: Output, ticket: Ticket, brief: Brief | None) -> str:
+    """Return the verdict of the diagnosis; without one, the attempts so far."""
+    if brief is not None:
+        verdict = "/".join(part for part in (brief.verdict, brief.confidence) if part)
+        return verdict if brief.outcome == "answered" else f"{brief.outcome} {verdict}"
+    if not ticket.attempts:
+        return ""
+    progress = f"{ticket.attempts} tried"
+    if ticket.next_attempt_at is not None and not ticket.resolved:
+        progress += f", next {output.when(ticket.next_attempt_at)}"
+    return progress
+
+
+def show_ticket(
+    output: Output,
+    ticket: Ticket,
+    diagnosis: Diagnosis | None,
+    attempts: Sequence[Diagnosis],
+    sessions: Sequence[TicketSession],
+) -> None:
+    """Print a ticket with its first aid, its diagnosis, every attempt at one, and its sessions."""
+    severity = ticket.severity.label
+    title = f"Ticket {ticket.id}: {severity}, {_status(ticket)}"
+    output.line(title, SEVERITY_STYLES[severity] or BOLD)
+    output.line(one_line(ticket.message, 2000))
+    output.line()
+    for name, value in _details(output, ticket):
+        output.line(f"  {name + ':':<14}{value}")
+    _section(output, (ticket.first_aid or {}).get("markdown"))
+    if diagnosis is not None:
+        _section(output, diagnosis.markdown or _without_answer(diagnosis))
+    if attempts:
+        output.line()
+        output.line("Attempts", BOLD)
+        _attempts_table(output, attempts)
+    if sessions:
+        output.line()
+        output.line("Sessions", BOLD)
+        _sessions_table(output, sessions)
+
+
+def _details(output: Output, ticket: Ticket) -> list[tuple[str, str]]:
+    key = ticket.key
+    details = [
+        ("subject", one_line(key.subject)),
+        ("invariant", one_line(key.invariant)),
+        ("component", one_line(key.component, 500)),
+        ("first seen", output.when(ticket.first_seen_at)),
+        ("last seen", _last_seen(output, ticket)),
+        ("incident", f"batch {ticket.batch}"),
+    ]
+    if ticket.previous_id is not None:
+        details.append(("earlier", f"ticket {ticket.previous_id}, with the same key"))
+    if ticket.acknowledged_at is not None:
+        by = one_line(ticket.acknowledged_by or "")
+        details.append(
+            ("acknowledged", f"{output.when(ticket.acknowledged_at)} by {by}")
+        )
+    if ticket.resolved_at is not None:
+        why = one_line(ticket.resolution or "", 500)
+        details.append(("resolved", f"{output.when(ticket.resolved_at)}: {why}"))
+    elif ticket.next_attempt_at is not None:
+        details.append(("next attempt", output.when(ticket.next_attempt_at)))
+    if ticket.last_error:
+        details.append(("last error", one_line(ticket.last_error, 500)))
+    return details
+
+
+def _last_seen(output: Output, ticket: Ticket) -> str:
+    times = (
+        "once" if ticket.occurrence_count == 1 else f"{ticket.occurrence_count} times"
+    )
+    unseen = "" if ticket.seen or ticket.resolved else "; not in the last check"
+    return f"{output.when(ticket.last_seen_at)}, {times}{unseen}"
+
+
+def _section(output: Output, markdown: str | None) -> None:
+    if markdown:
+        output.line()
+        output.markdown(markdown)
+
+
+def _without_answer(diagnosis: Diagnosis) -> str:
+    """Return the Markdown of a diagnosis that ended with an error."""
+    error = markdown_escape(one_line(diagnosis.error or "no reason is known", 2000))
+    return f"## Diagnosis\n\n**{diagnosis.outcome}**: {error}\n"
+
+
+def _attempts_table(output: Output, attempts: Sequence[Diagnosis]) -> None:
+    headings = ("started", "outcome", "model", "claims", "tokens", "cost", "error")
+    rows = [
+        [
+            Cell(output.when(one.started_at)),
+            Cell(one.outcome, _OUTCOME_STYLES.get(one.outcome, "")),
+            Cell(one.model),
+            Cell(
+                f"{one.grounded.verified}/{one.grounded.total}" if one.grounded else ""
+            ),
+            Cell(f"{_tokens(one):,}"),
+            Cell(f"${one.cost_usd:.4f}"),
+            Cell(one.error or ""),
+        ]
+        for one in attempts
+    ]
+    output.table(headings, rows, shrink=len(headings) - 1)
+
+
+def _sessions_table(output: Output, sessions: Sequence[TicketSession]) -> None:
+    output.table(
+        ("session", "phase", "since"),
+        [
+            [Cell(one.id), Cell(one.phase), Cell(output.when(one.created_at))]
+            for one in sessions
+        ],
+    )
+
+
+def _tokens(diagnosis: Diagnosis) -> int:
+    usage = diagnosis.usage
+    return (
+        usage.input_tokens
+        + usage.output_tokens
+        + usage.cache_read_tokens
+        + usage.cache_write_tokens
+    )
+
+
+def history_table(output: Output, rows: Sequence[AuditRow]) -> None:
+    """Print one line per change of a ticket."""
+    headings = ("when", "who", "what", "from", "to", "why")
+    output.table(
+        headings,
+        [
+            [
+                Cell(output.when(row.at)),
+                Cell(row.actor),
+                Cell(row.action),
+                Cell(row.before or ""),
+                Cell(row.after or ""),
+                Cell(row.why),
+            ]
+            for row in rows
+        ],
+        shrink=len(headings) - 1,
+    )
+
+
+# ------------------------------------------------------------------ JSON
+
+
+def ticket_summary(ticket: Ticket, brief: Brief | None) -> Json:
+    """Return a ticket as it is in a list: without its long texts."""
+    return {**_ticket_fields(ticket), "diagnosis": brief}
+
+
+def ticket_document(
+    ticket: Ticket, diagnosis: Diagnosis | None, sessions: Sequence[TicketSession]
+) -> Json:
+    """Return a ticket with its facts, first aid, diagnosis and sessions."""
+    return {
+        **_ticket_fields(ticket),
+        "facts": dict(ticket.facts),
+        "first_aid": ticket.first_aid,
+        "diagnosis": None if diagnosis is None else _diagnosis_document(diagnosis),
+        "sessions": list(sessions),
+    }
+
+
+def _ticket_fields(ticket: Ticket) -> Json:
+    return {
+        "id": ticket.id,
+        "subject": ticket.key.subject,
+        "invariant": ticket.key.invariant,
+        "component": ticket.key.component,
+        "severity": ticket.severity.label,
+        "status": ticket.status.value,
+        "held": ticket.held,
+        "flapping": ticket.flapping,
+        "seen": ticket.seen,
+        "message": ticket.message,
+        "first_seen_at": ticket.first_seen_at,
+        "opened_at": ticket.opened_at,
+        "last_seen_at": ticket.last_seen_at,
+        "occurrence_count": ticket.occurrence_count,
+        "batch": ticket.batch,
+        "previous_id": ticket.previous_id,
+        "acknowledged_at": ticket.acknowledged_at,
+        "acknowledged_by": ticket.acknowledged_by,
+        "attempts": ticket.attempts,
+        "next_attempt_at": ticket.next_attempt_at,
+        "last_error": ticket.last_error,
+        "resolved_at": ticket.resolved_at,
+        "resolution": ticket.resolution,
+    }
+
+
+def _diagnosis_document(diagnosis: Diagnosis) -> Json:
+    answer = diagnosis.answer or {}
+    return {
+        "id": diagnosis.id,
+        "outcome": diagnosis.outcome,
+        "verdict": answer.get("verdict"),
+        "summary": answer.get("summary"),
+        "root_cause": answer.get("root_cause"),
+        "confidence": diagnosis.confidence,
+        "grounded": diagnosis.grounded,
+        "explains": list(diagnosis.explains),
+        "model": diagnosis.model,
+        "prompt_version": diagnosis.prompt_version,
+        "started_at": diagnosis.started_at,
+        "finished_at": diagnosis.finished_at,
+        "usage": diagnosis.usage,
+        "cost_usd": diagnosis.cost_usd,
+        "error": diagnosis.error,
+        "request_id": diagnosis.request_id,
+        "answer": diagnosis.answer,
+        "evidence": diagnosis.evidence,
+        "markdown": diagnosis.markdown,
+    }
+
+
+def history_document(row: AuditRow) -> Json:
+    """Return one change of a ticket."""
+    return {
+        "ticket": row.ticket_id,
+        "at": row.at,
+        "actor": row.actor,
+        "action": row.action,
+        "from": row.before,
+        "to": row.after,
+        "why": row.why,
+    }
