@@ -28,6 +28,8 @@ from tests.cluster import ApiServer, asking
 
 from ..acceptance.cli import comes_true
 
+pytestmark = pytest.mark.integration
+
 eventually = partial(comes_true, timeout=10)
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from pathlib import Path
@@ -258,8 +258,8 @@ REPEATED = {
     "errors.py": "the package's errors",
     "evidence.py": "the evidence of a subject or of a prompt",
     "http.py": "requests and responses",
-    "locks.py": "locks: of PostgreSQL in playbooks, else of files",
     "log.py": "the log: a session's events, PostgreSQL's own",
+    "mailbox.py": "the mailbox of a session, and its commands",
     "loop.py": "the loop of a daemon or a session",
     "metrics.py": "metrics",
     "options.py": "options",
@@ -395,6 +395,33 @@ def _most(node: ast.AST) -> float:
 def test_the_map_of_modules_is_current() -> None:
     page = ARCHITECTURE_PAGE.read_text(encoding="utf-8")
     assert page == with_map(page), "run `make docs`"
+
+
+def test_the_three_ways_name_what_exists() -> None:
+    page = ARCHITECTURE_PAGE.read_text(encoding="utf-8")
+    ways = page.partition("## Three ways")[2].partition("## Why each")[0]
+    modules = {name[:-3].replace("/", "."): tree for name, tree in sources()}
+    steps = re.findall(r"`((?:[a-z_]+\.)+\w+)`", ways)
+    found = [step for step in steps if _is_defined(step, modules)]
+    unknown = set(steps) - set(found) - {"monitor.interval"}
+    assert len(found) > 30 and not unknown
+
+
+def _is_defined(step: str, modules: Mapping[str, ast.Module]) -> bool:
+    """Return whether `package.module.Class.method` is a module, or a name defined in one."""
+    parts = step.split(".")
+    for length in range(len(parts), 0, -1):
+        tree: ast.AST | None = modules.get(".".join(parts[:length]))
+        if tree is not None:
+            for name in parts[length:]:
+                tree = next(
+                    (one for one in tree.body if getattr(one, "name", "") == name),  # type: ignore[union-attr]
+                    None,
+                )
+                if tree is None:
+                    return False
+            return True
+    return False
 
 
 def test_every_dependency_has_its_reason() -> None:

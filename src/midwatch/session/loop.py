@@ -243,7 +243,7 @@ class Loop:
         )
         self._pending[asked.request_id] = _Asked(asked, until)
         if self.post is None:
-            self._answer(asked.request_id, Verdict(False, "Nobody is there to ask."))
+            self._answer(asked.request_id, Verdict(False, "No one is there to ask."))
         elif self._stopping:
             self._answer(asked.request_id, Verdict(False, "The session ends."))
 
@@ -337,7 +337,7 @@ class Loop:
         now, limits = self.clock.monotonic(), self.limits
         for request_id, pending in list(self._pending.items()):
             if now >= pending.until:
-                self._answer(request_id, Verdict(False, "Nobody answered in time."))
+                self._answer(request_id, Verdict(False, "No one answered in time."))
         if self._stopping:
             if now >= self._grace_until:
                 self._abandon("it did not end within its grace")

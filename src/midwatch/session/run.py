@@ -238,7 +238,7 @@ class Run:
                     prompt_id=waiting.prompt.id,
                     outcome="interrupted" if waiting.interrupted else "completed",
                     text=outcome.text,
-                    reason="told by the transcript",
+                    reason="read from the transcript",
                 )
             )
         return outcome.state == "cut"

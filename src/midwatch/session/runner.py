@@ -405,7 +405,7 @@ class SessionRunner(Generic[T]):
             await clock.sleep(HEARTBEAT)
 
     async def _close_unprepared(self, error: MidwatchError) -> RunEnd:
-        """Write the end into the outbox as well: whoever follows the session waits for one."""
+        """Write the end into the outbox as well: those who follow the session wait for it."""
         self._deps.events.event(failure(error))
         status = SessionStatus()
         with contextlib.suppress(MidwatchError):  # the disk is full, or not writable

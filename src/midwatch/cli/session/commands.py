@@ -488,7 +488,7 @@ async def _run(
 async def _cluster(
     identity: Identity, settings: Settings
 ) -> AsyncIterator[StatusCluster]:
-    """The API server, or what stands in where nothing is to be told. Raises SettingsError."""
+    """The API server, or what stands in where no status is to be written. Raises SettingsError."""
     from midwatch.kube.status_writer import NoCluster
 
     if not identity.told:
