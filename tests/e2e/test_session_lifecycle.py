@@ -49,16 +49,16 @@ RUNNER = """
 import asyncio, sys
 from pathlib import Path
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Stop, signals_set
+from midwatch.lifecycle import StopEvent, stop_on_signals
 from midwatch.testing.fakes import options, session_in
 
 async def main(folder, base_url, prompt, interactive):
-    stop = Stop()
+    stop = StopEvent()
     session = session_in(Path(folder), base_url, interactive=interactive == "yes")
     async def watch():
         await stop.wait()
         session.stop(stop.reason)
-    with signals_set(stop):
+    with stop_on_signals(stop):
         watching = asyncio.create_task(watch())
         async for event in session.execute(prompt or None):
             pass
