@@ -233,4 +233,4 @@ def test_a_repository_that_cannot_be_looked_at_hides_no_ending(tmp_path: Path) -
         )
     assert told.returncode == 0, told.stderr
     assert "Tidied up." in told.stdout and "Completed" in told.stdout.splitlines()[-1]
-    assert "the repositories could not be looked at" in told.stderr
+    assert "the inspection of the repositories failed" in told.stderr

@@ -241,7 +241,7 @@ def test_clones_without_a_whole_record_are_kept_aside(
         (record / "workspace.json").write_text('{"torn')
         ended = pod.serve()
         assert ended.returncode == 0, ended.stderr
-        assert "is cloned anew" in ended.stderr
+        assert "is cloned again" in ended.stderr
     saved = pod.workspace / ".midwatch-saved-1" / "app" / "lost.py"
     assert saved.read_text() == "work\n"
     assert (pod.workspace / "app" / "main.py").exists() and not lost.exists()

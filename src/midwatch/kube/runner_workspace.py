@@ -473,7 +473,7 @@ async def prepare_workspace(
     stays the one that the transcript knows.
     """
     for path in set_aside(task, places):
-        note(f"a clone without a record was moved to {path}, and is cloned again")
+        note(f"an incomplete clone or record was moved to {path}, and is cloned again")
     given = task.environment
     await setup_workspace_async(
         task.specs,
