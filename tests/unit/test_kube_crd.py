@@ -443,7 +443,7 @@ def with_status(**status: Any) -> dict[str, Any]:
 def test_the_end_stays() -> None:
     ended, again = with_status(phase="Failed"), with_status(phase="Running")
     assert refusals(ended, again) == []
-    assert refusals(again, ended) == ["the session has ended: its phase stays"]
+    assert refusals(again, ended) == ["the session has ended: its phase cannot change"]
     assert refusals(with_status(message="x"), ended)
     assert refusals(with_status(phase="Failed", message="more"), ended) == []
     assert refusals(with_status(phase="Unknown"))

@@ -42,15 +42,15 @@ async def _operate(edge: Edge) -> None:
     from midwatch.redaction import Redactor
 
     settings = edge.settings()
-    ours = settings.operator
+    options = settings.operator
     log = open_log(settings.log, sys.stdout, Redactor())
     gc.enable()  # `main` turned it off for the start
     stop = StopEvent()
     with stop_on_signals(stop, end_in):
         async with Cluster.connect(
-            ours.kubeconfig, ours.context, ours.request_timeout
+            options.kubeconfig, options.context, options.request_timeout
         ) as cluster:
-            await Operator(cluster, ours, log=log).run(stop)
+            await Operator(cluster, options, log=log).run(stop)
     log.info("operator stopped", reason=stop.reason)
 
 
@@ -80,7 +80,7 @@ def convert(
     ] = None,
     output: Format = "yaml",
 ) -> None:
-    """Make AgenticSession resources of vteam.ambient-code/v1alpha1 ours.
+    """Make AgenticSession resources of vteam.ambient-code/v1alpha1 options.
 
     Other documents pass through as they are. What cannot be carried over is said on standard error.
     """
@@ -91,10 +91,10 @@ def convert(
     warnings: list[str] = []
     for file in files or [Path("-")]:
         name = "standard input" if str(file) == "-" else str(file)
-        with _naming(name):
+        with _located(name):
             found = read_documents(_read(file))
         for number, document in enumerate(found, 1):
-            with _naming(f"{name}, document {number}"):
+            with _located(f"{name}, document {number}"):
                 done = convert_document(document)
             documents.append(done.document)
             warnings += done.warnings
@@ -137,7 +137,7 @@ def _read(file: Path) -> bytes:
 
 
 @contextmanager
-def _naming(place: str) -> Iterator[None]:
+def _located(place: str) -> Iterator[None]:
     """An error says where it was found."""
     try:
         yield

@@ -126,9 +126,9 @@ def read_config(kubeconfig: Path | None, context: str | None) -> SingleConfig:
 
 
 # ------------------------------------------------------------ faults
-# Errors of the HTTP client and answers of the API server → ours.
+# Errors of the HTTP client and answers of the API server → mapped.
 
-LONGEST_MESSAGE = 1000
+MAX_MESSAGE = 1000
 """Characters of an API server's message that are passed on."""
 _MAX_CAUSES = 20
 _HINTS = {
@@ -137,7 +137,7 @@ _HINTS = {
     404: "check that the resource definition and the namespace are there",
     422: "correct what the API server names; a field that is unknown means another version of the cluster or of the CRD",
 }
-FOREIGN_ERRORS = (
+CLIENT_ERRORS = (
     httpx2.HTTPError,
     httpx2.InvalidURL,
     httpx2.StreamError,
@@ -150,11 +150,11 @@ FOREIGN_ERRORS = (
 """All that a call of the client raises."""
 
 
-class Conflicted(TemporaryError):
+class Conflict(TemporaryError):
     """409: the object changed since it was read, or is there already."""
 
 
-def code_of(error: Exception) -> str:
+def result_code(error: Exception) -> str:
     """What one of FOREIGN_ERRORS counts as: the status of an answer, `timeout` or `error`."""
     if isinstance(error, httpx2.HTTPStatusError):
         return code_label(error.response.status_code)
@@ -162,10 +162,10 @@ def code_of(error: Exception) -> str:
     return "timeout" if timed_out else "error"
 
 
-def translated(error: Exception, doing: str) -> MidwatchError:
+def map_client_error(error: Exception, doing: str) -> MidwatchError:
     """Our error for one of FOREIGN_ERRORS, raised while `doing` something."""
     if isinstance(error, httpx2.HTTPStatusError):
-        return _of_answer(error.response, doing)
+        return _map_response_error(error.response, doing)
     if isinstance(error, (TimeoutError, httpx2.TimeoutException)):
         return ClusterUnavailable(f"cannot {doing}: no answer in time")
     if isinstance(error, (httpx2.TransportError, OSError)):
@@ -177,13 +177,13 @@ def translated(error: Exception, doing: str) -> MidwatchError:
     )
 
 
-def _of_answer(response: httpx2.Response, doing: str) -> MidwatchError:
+def _map_response_error(response: httpx2.Response, doing: str) -> MidwatchError:
     code = response.status_code
     status = _status_of(response)
-    said = str(status.get("message") or response.reason_phrase or "no message")
-    message = f"cannot {doing}: {code} {said[:LONGEST_MESSAGE]}"
+    text = str(status.get("message") or response.reason_phrase or "no message")
+    message = f"cannot {doing}: {code} {text[:MAX_MESSAGE]}"
     if code == 409:
-        return Conflicted(message)
+        return Conflict(message)
     # 410: the list that is read in parts has expired; the next one begins anew.
     if code in (408, 410, 429) or code >= 500:
         retry_after = _retry_after(response, status)
@@ -193,11 +193,11 @@ def _of_answer(response: httpx2.Response, doing: str) -> MidwatchError:
         hint=_HINTS.get(code),
         status=code,
         reason=str(status.get("reason") or "")[:100],
-        fields=_fields(status),
+        fields=_wrong_fields(status),
     )
 
 
-def _fields(status: dict[str, Any]) -> tuple[str, ...]:
+def _wrong_fields(status: dict[str, Any]) -> tuple[str, ...]:
     """What is wrong with the object, where the server says so."""
     details = status.get("details")
     causes = details.get("causes") if isinstance(details, dict) else None
@@ -228,13 +228,13 @@ def _retry_after(response: httpx2.Response, status: dict[str, Any]) -> float | N
 
 
 def _text(error: Exception) -> str:
-    return (str(error) or type(error).__name__)[:LONGEST_MESSAGE]
+    return (str(error) or type(error).__name__)[:MAX_MESSAGE]
 
 
 T = TypeVar("T")
 Propose = Callable[[Json], Json | None]
 """The merge patch for a resource's `status`, from the whole resource; None: nothing to write."""
-FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
+FIRST_WAIT, MAX_WAIT = 0.5, 15.0
 """Seconds between the tries of a write."""
 _PAGE = 500
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -286,7 +286,7 @@ class Cluster:
         *,
         timeout: float = 30.0,
         clock: Clock | None = None,
-        chance: random.Random | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         self._read = read
         self._logins = [Login(read(), timeout)]
@@ -294,7 +294,7 @@ class Cluster:
         self._clock = clock or SystemClock()
         self.requests: Counter[tuple[str, str]] = Counter()
         """Calls so far, by verb and code; a list in pages is one, as is a watch that was opened or tried."""
-        self._chance = chance or random.Random()
+        self._random = rng or random.Random()
 
     @classmethod
     def connect(
@@ -357,7 +357,9 @@ class Cluster:
             patch = {"metadata": _precondition(body), "status": status}
             return await self._patch(_SESSION.Status, namespace, name, patch)
 
-        return await self._settle(namespace, name, attempt, seen, give_up_after)
+        return await self._write_until_accepted(
+            namespace, name, attempt, seen, give_up_after
+        )
 
     async def set_finalizer(
         self,
@@ -383,7 +385,9 @@ class Cluster:
             patch = {"metadata": _precondition(body) | {"finalizers": wanted}}
             return await self._patch(_SESSION, namespace, name, patch)
 
-        return await self._settle(namespace, name, attempt, seen, give_up_after)
+        return await self._write_until_accepted(
+            namespace, name, attempt, seen, give_up_after
+        )
 
     async def list_sessions(self, namespace: str | None = None) -> list[Json]:
         """All resources, of one namespace or of all."""
@@ -402,7 +406,7 @@ class Cluster:
         resource = _KINDS[kind]
         try:
             await self._call("create", self._client.create(resource(manifest)), doing)
-        except Conflicted as error:
+        except Conflict as error:
             found = await self._get(resource, namespace, name)
             if found is None:  # deleted in between
                 raise ClusterUnavailable(error.message) from error
@@ -439,8 +443,8 @@ class Cluster:
                 "delete",
                 self._client.delete(
                     _JOB,
-                    _checked(name),
-                    namespace=_checked(namespace),
+                    _checked_name(name),
+                    namespace=_checked_name(namespace),
                     cascade=CascadeType.BACKGROUND,
                 ),
                 doing,
@@ -453,13 +457,13 @@ class Cluster:
         self, namespace: str | None = None, session: str | None = None
     ) -> list[Json]:
         """The Jobs of one session, or of all."""
-        return await self._list(_JOB, namespace, _of(session))
+        return await self._list(_JOB, namespace, _session_labels(session))
 
     async def list_pods(
         self, namespace: str | None = None, session: str | None = None
     ) -> list[Json]:
         """The pods of one session, or of all."""
-        return await self._list(_POD, namespace, _of(session))
+        return await self._list(_POD, namespace, _session_labels(session))
 
     async def record_event(self, manifest: Json) -> None:
         """Create an Event; one of its name is this very event."""
@@ -471,7 +475,7 @@ class Cluster:
                 self._client.create(_KINDS["Event"](manifest)),
                 doing,
             )
-        except Conflicted:
+        except Conflict:
             pass
 
     # -------------------------------------------------------------- watches
@@ -483,7 +487,7 @@ class Cluster:
         kind, label = _WATCHED[plural]
         labels = {label: exists()} if label else None
         listed = self._listed(kind, namespace, labels)
-        found = await self._call("list", _all_of(listed), f"list {plural}")
+        found = await self._call("list", _collect(listed), f"list {plural}")
         return found, listed.resourceVersion
 
     @contextlib.asynccontextmanager
@@ -519,7 +523,7 @@ class Cluster:
             timeout=httpx2.Timeout(self._timeout, read=silence),
         )
         doing = f"watch {plural}"
-        response = await self._call("watch", _opened(streams, request), doing)
+        response = await self._call("watch", _open_stream(streams, request), doing)
         try:
             async with contextlib.aclosing(_events(response, kind, doing)) as events:
                 yield events
@@ -532,7 +536,7 @@ class Cluster:
     def _client(self) -> AsyncClient:
         return self._logins[-1].client
 
-    async def _settle(
+    async def _write_until_accepted(
         self,
         namespace: str,
         name: str,
@@ -547,21 +551,21 @@ class Cluster:
             try:
                 body = seen or await self.get_session(namespace, name)
                 return await attempt(body)
-            except (Conflicted, ClusterUnavailable) as error:
-                pause = self._pause(error, wait, known=seen is not None)
+            except (Conflict, ClusterUnavailable) as error:
+                pause = self._seconds_to_wait(error, wait, known=seen is not None)
                 if self._clock.monotonic() + pause > deadline:
                     raise ClusterUnavailable(
                         error.message, retry_after=error.retry_after
                     ) from error
                 # Whether the write arrived is not known: look before the next.
-                seen, wait = None, min(wait * 2, LONGEST_WAIT)
+                seen, wait = None, min(wait * 2, MAX_WAIT)
                 await self._clock.sleep(pause)
 
-    def _pause(
-        self, error: Conflicted | ClusterUnavailable, wait: float, *, known: bool
+    def _seconds_to_wait(
+        self, error: Conflict | ClusterUnavailable, wait: float, *, known: bool
     ) -> float:
-        wait *= self._chance.uniform(0.5, 1.0)
-        if isinstance(error, Conflicted):  # others write as well, but nobody is in need
+        wait *= self._random.uniform(0.5, 1.0)
+        if isinstance(error, Conflict):  # others write as well, but nobody is in need
             return 0.0 if known else wait / 10
         return max(error.retry_after or 0.0, wait)
 
@@ -569,7 +573,7 @@ class Cluster:
         doing = f"read {resource.__name__} {namespace}/{name}"
         try:
             got = self._client.get(
-                resource, _checked(name), namespace=_checked(namespace)
+                resource, _checked_name(name), namespace=_checked_name(namespace)
             )
             return dict(await self._call("get", got, doing))
         except ResourceGone:
@@ -581,9 +585,9 @@ class Cluster:
         doing = f"write {resource.__name__} {namespace}/{name}"
         patching = self._client.patch(
             resource,
-            _checked(name),
+            _checked_name(name),
             patch,
-            namespace=_checked(namespace),
+            namespace=_checked_name(namespace),
             patch_type=PatchType.MERGE,
         )
         return dict(await self._call("patch", patching, doing))
@@ -592,20 +596,20 @@ class Cluster:
         self, resource: type[Any], namespace: str | None, labels: Json | None = None
     ) -> list[Json]:
         listed = self._listed(resource, namespace, labels)
-        return await self._call("list", _all_of(listed), f"list {resource.__name__}s")
+        return await self._call("list", _collect(listed), f"list {resource.__name__}s")
 
     def _listed(
         self, resource: type[Any], namespace: str | None, labels: Json | None
     ) -> ListAsyncIterable[Any]:
         return self._client.list(
             resource,
-            namespace="*" if namespace is None else _checked(namespace),
+            namespace="*" if namespace is None else _checked_name(namespace),
             chunk_size=_PAGE,
             labels=labels,
         )
 
     async def _call(self, verb: str, call: Awaitable[T], doing: str) -> T:
-        """The one place where errors of others become ours. 404 is ResourceGone."""
+        """The one place where errors of others become mapped. 404 is ResourceGone."""
         code = "error"
         try:
             async with asyncio.timeout(self._timeout):
@@ -614,14 +618,14 @@ class Cluster:
                 return answer
         except ConfigError as error:  # the token's file is gone
             raise ClusterUnavailable(f"cannot {doing}: {error}") from error
-        except FOREIGN_ERRORS as error:
-            code = code_of(error)
-            ours = translated(error, doing)
-            if isinstance(ours, ClusterRefused) and ours.status == 404:
-                raise ResourceGone(ours.message) from error
+        except CLIENT_ERRORS as error:
+            code = result_code(error)
+            mapped = map_client_error(error, doing)
+            if isinstance(mapped, ClusterRefused) and mapped.status == 404:
+                raise ResourceGone(mapped.message) from error
             if code == "401":
                 self._log_in_again()
-            raise ours from error
+            raise mapped from error
         finally:
             self.requests[verb, code] += 1
 
@@ -633,11 +637,11 @@ class Cluster:
                 self._logins.append(Login(config, self._timeout))
 
 
-async def _all_of(listed: AsyncIterable[Mapping[str, Any]]) -> list[Json]:
+async def _collect(listed: AsyncIterable[Mapping[str, Any]]) -> list[Json]:
     return [dict(one) async for one in listed]
 
 
-async def _opened(
+async def _open_stream(
     streams: httpx2.AsyncClient, request: httpx2.Request
 ) -> httpx2.Response:
     response = await streams.send(request, stream=True)
@@ -660,7 +664,7 @@ async def _events(
                     raise ClusterUnavailable(message, status=status.code or 0)
                 body = dict(decode_object(event.object, kind))
             except ValueError as error:
-                raise translated(error, doing) from error
+                raise map_client_error(error, doing) from error
             yield event.type, body
 
 
@@ -678,16 +682,16 @@ def _address(kind: type[Any], namespace: str | None) -> str:
     info = api_info(kind)
     group, version = info.resource.group, info.resource.version
     root = f"apis/{group}" if group else "api"
-    within = "" if namespace is None else f"namespaces/{_checked(namespace)}/"
+    within = "" if namespace is None else f"namespaces/{_checked_name(namespace)}/"
     return f"{root}/{version}/{within}{info.plural}"
 
 
-def _of(session: str | None) -> Json:
+def _session_labels(session: str | None) -> Json:
     """The label of one session's objects; of all sessions' without one."""
     return {SESSION_LABEL: session or exists()}
 
 
-def _checked(name: str) -> str:
+def _checked_name(name: str) -> str:
     """A name goes into the address of a request: nothing but a name may."""
     if not _NAME.fullmatch(name):
         raise ClusterRefused(f"{name[:60]!r} is no name in Kubernetes")

@@ -1,9 +1,9 @@
-"""Sessions of the platform that inspired this one, `vteam.ambient-code/v1alpha1`, made sessions of ours. Pure.
+"""Sessions of the platform that inspired this one, `vteam.ambient-code/v1alpha1`, made sessions of old_group. Pure.
 
 That resource, as its CustomResourceDefinition has it (components/manifests of ambient-code/platform and its
 predecessor vTeam): prompt (later initialPrompt), displayName, interactive, repos[] with input and output or, before
 and after that, url and branch, mainRepoIndex, llmSettings, timeout, autoPushOnComplete, and what its backend added.
-What cannot be carried over is said, one line each; nothing is left out in silence.
+What cannot be carried over is said, one line each; nothing is rest out in silence.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def is_old_session(body: Mapping[str, Any]) -> bool:
 
 
 def convert(body: Mapping[str, Any]) -> Converted:
-    """The document of ours that means the same. What is no old session (or a list with one) stays as it is.
+    """The document of old_group that means the same. What is no old session (or a list with one) stays as it is.
 
     Raises SpecRefused, which names the field, for what would be refused by the API server.
     """
@@ -81,8 +81,8 @@ def convert(body: Mapping[str, Any]) -> Converted:
 
 def _convert_list(body: Mapping[str, Any], items: list[Any]) -> Converted:
     done = [convert(_mapping(item, f"items[{i}]")) for i, item in enumerate(items)]
-    ours = str(body.get("apiVersion") or "").startswith(f"{OLD_GROUP}/")
-    head = {"apiVersion": "v1", "kind": "List"} if ours else {}
+    old_group = str(body.get("apiVersion") or "").startswith(f"{OLD_GROUP}/")
+    head = {"apiVersion": "v1", "kind": "List"} if old_group else {}
     document = {**body, **head, "items": [one.document for one in done]}
     return Converted(document, tuple(line for one in done for line in one.warnings))
 
@@ -106,7 +106,7 @@ class _Conversion:
         if status:
             phase = status.get("phase") if isinstance(status, Mapping) else None
             self._warn(
-                f"status ({phase}) is left out: once applied, the session runs again"
+                f"status ({phase}) is rest out: once applied, the session runs again"
             )
         read_resource({**document, "metadata": {"name": metadata.get("name", "")}})
         return Converted(document, tuple(self.warnings))
@@ -116,33 +116,33 @@ class _Conversion:
         name = about.get("name") if isinstance(about, Mapping) else None
         self.warnings.append(f"{name or 'a session without a name'}: {line}")
 
-    def _left_out(self, path: str, left: Mapping[str, Any]) -> None:
-        for key, value in left.items():
-            place = f"{path}.{key}"
+    def _warn_left_out(self, path: str, rest: Mapping[str, Any]) -> None:
+        for key, value in rest.items():
+            location = f"{path}.{key}"
             if value not in (None, "", [], {}):
-                kind = re.sub(r"\[\d+\]", "[]", place)
+                kind = re.sub(r"\[\d+\]", "[]", location)
                 why = _WHY_NOT.get(kind, "it has no counterpart")
-                self._warn(f"{place} is left out: {why}")
+                self._warn(f"{location} is rest out: {why}")
 
     # -------------------------------------------------- metadata
 
     def _metadata(self) -> Json:
-        left = dict(_mapping(self.old.get("metadata"), "metadata"))
-        kept: Json = {}
+        rest = dict(_mapping(self.old.get("metadata"), "metadata"))
+        result: Json = {}
         for key in ("name", "generateName", "namespace", "labels", "annotations"):
-            if left.get(key):
-                kept[key] = left[key]
-            left.pop(key, None)
-        if "annotations" in kept:
-            kept["annotations"] = self._annotations(kept["annotations"])
-        if not (kept.get("name") or kept.get("generateName")):
+            if rest.get(key):
+                result[key] = rest[key]
+            rest.pop(key, None)
+        if "annotations" in result:
+            result["annotations"] = self._annotations(result["annotations"])
+        if not (result.get("name") or result.get("generateName")):
             raise SpecRefused("is missing", path="metadata.name")
-        if not isinstance(kept.get("name", ""), str):
+        if not isinstance(result.get("name", ""), str):
             raise SpecRefused("is not a text", path="metadata.name")
-        self._left_out(
-            "metadata", {k: v for k, v in left.items() if k not in _SERVER_MADE}
+        self._warn_left_out(
+            "metadata", {k: v for k, v in rest.items() if k not in _SERVER_MADE}
         )
-        return kept
+        return result
 
     def _annotations(self, given: Any) -> Json:
         """Without the one that kubectl would compare the new document with."""
@@ -152,35 +152,35 @@ class _Conversion:
     # -------------------------------------------------- spec
 
     def _spec(self) -> Json:
-        left = dict(_mapping(self.old.get("spec"), "spec"))
-        spec: Json = self._prompt(left)
+        rest = dict(_mapping(self.old.get("spec"), "spec"))
+        spec: Json = self._prompt(rest)
         for key in (
             "displayName",
             "interactive",
             "mainRepoIndex",
             "autoPushOnComplete",
         ):
-            if left.get(key) is not None:
-                spec[key] = left[key]
-            left.pop(key, None)
-        spec["repos"] = self._repos(left.pop("repos", None))
-        model = self._llm_settings(left.pop("llmSettings", None))
+            if rest.get(key) is not None:
+                spec[key] = rest[key]
+            rest.pop(key, None)
+        spec["repos"] = self._repos(rest.pop("repos", None))
+        model = self._llm_settings(rest.pop("llmSettings", None))
         spec |= {
             **({"llmSettings": model} if model else {}),
-            **self._times(left),
-            **self._environment(left.pop("environmentVariables", None)),
-            **self._resources(left.pop("resourceOverrides", None)),
+            **self._times(rest),
+            **self._environment(rest.pop("environmentVariables", None)),
+            **self._resources(rest.pop("resourceOverrides", None)),
         }
-        self._left_out("spec", left)
+        self._warn_left_out("spec", rest)
         return spec
 
-    def _prompt(self, left: Json) -> Json:
+    def _prompt(self, rest: Json) -> Json:
         """`interactive` was false beside a prompt, and true in the later form with initialPrompt."""
-        first, later = left.pop("prompt", None), left.pop("initialPrompt", None)
+        first, later = rest.pop("prompt", None), rest.pop("initialPrompt", None)
         if first and later:
-            self._warn("spec.initialPrompt is left out: spec.prompt says what to do")
+            self._warn("spec.initialPrompt is rest out: spec.prompt says what to do")
         spec: Json = {"prompt": first or later or ""}
-        if not first and left.get("interactive") is None:
+        if not first and rest.get("interactive") is None:
             self._warn(
                 "spec.interactive is not given: true, as it was without spec.prompt"
             )
@@ -197,44 +197,44 @@ class _Conversion:
             for i, repo in enumerate(given)
         ]
 
-    def _repo(self, left: Json, path: str) -> Json:
-        plain = {key: left.pop(key, None) for key in ("url", "branch")}
-        source = left.pop("input", None)
+    def _repo(self, rest: Json, path: str) -> Json:
+        plain = {key: rest.pop(key, None) for key in ("url", "branch")}
+        source = rest.pop("input", None)
         if source is None:
             repo: Json = {"input": self._place(plain, path)}
         else:
-            self._left_out(path, plain)
-            place = self._place(source, f"{path}.input")
-            repo = {"input": {"branch": _OLD_BRANCH, **place}}
-        output = left.pop("output", None)
+            self._warn_left_out(path, plain)
+            location = self._place(source, f"{path}.input")
+            repo = {"input": {"branch": _OLD_BRANCH, **location}}
+        output = rest.pop("output", None)
         if output is not None:
-            place = self._place(output, f"{path}.output")
-            if place:
-                repo["output"] = place
-            if not place.get("branch"):
+            location = self._place(output, f"{path}.output")
+            if location:
+                repo["output"] = location
+            if not location.get("branch"):
                 self._warn(
                     f"{path}.output names no branch: the session's own is pushed"
                 )
-        left.pop("status", None)  # what became of it, as in the status
-        if left.get("autoPush") is False:
-            del left["autoPush"]
-        self._left_out(path, left)
+        rest.pop("status", None)  # what became of it, as in the status
+        if rest.get("autoPush") is False:
+            del rest["autoPush"]
+        self._warn_left_out(path, rest)
         return repo
 
     def _place(self, given: Any, path: str) -> Json:
-        left = dict(_mapping(given, path))
-        place = {key: left.pop(key, None) for key in ("url", "branch")}
-        self._left_out(path, left)
-        return {key: value for key, value in place.items() if value}
+        rest = dict(_mapping(given, path))
+        location = {key: rest.pop(key, None) for key in ("url", "branch")}
+        self._warn_left_out(path, rest)
+        return {key: value for key, value in location.items() if value}
 
     def _llm_settings(self, given: Any) -> Json:
-        left = dict(_mapping(given, "spec.llmSettings"))
-        model = left.pop("model", None)
-        self._left_out("spec.llmSettings", left)
+        rest = dict(_mapping(given, "spec.llmSettings"))
+        model = rest.pop("model", None)
+        self._warn_left_out("spec.llmSettings", rest)
         return {"model": model} if model else {}
 
-    def _times(self, left: Json) -> Json:
-        timeout, idle = left.pop("timeout", None), left.pop("inactivityTimeout", None)
+    def _times(self, rest: Json) -> Json:
+        timeout, idle = rest.pop("timeout", None), rest.pop("inactivityTimeout", None)
         if timeout is None:
             self._warn(
                 f"spec.timeout is not given: {_OLD_TIMEOUT} seconds, as it was before"
@@ -256,27 +256,27 @@ class _Conversion:
 
     def _environment(self, given: Any) -> Json:
         path = "spec.environmentVariables"
-        kept = {}
+        result = {}
         for name, value in _mapping(given, path).items():
             if is_reserved(name):
                 self._warn(
-                    f"{path}.{name} is left out: it is reserved; keys and tokens come by secret"
+                    f"{path}.{name} is rest out: it is reserved; keys and tokens come by secret"
                 )
             elif not fits(VARIABLE_NAME, name) or not isinstance(value, str):
-                self._warn(f"{path}.{name} is left out: not a name and a text")
+                self._warn(f"{path}.{name} is rest out: not a name and a text")
             else:
-                kept[name] = value
-        return {"environment": {"variables": kept}} if kept else {}
+                result[name] = value
+        return {"environment": {"variables": result}} if result else {}
 
     def _resources(self, given: Any) -> Json:
         """Asked for and limited to the same, so that a pod has what it was given."""
-        left = dict(_mapping(given, "spec.resourceOverrides"))
-        amounts = {key: left.pop(key, None) for key in ("cpu", "memory")}
-        kept = {key: value for key, value in amounts.items() if value}
-        self._left_out("spec.resourceOverrides", left)
-        if not kept:
+        rest = dict(_mapping(given, "spec.resourceOverrides"))
+        amounts = {key: rest.pop(key, None) for key in ("cpu", "memory")}
+        result = {key: value for key, value in amounts.items() if value}
+        self._warn_left_out("spec.resourceOverrides", rest)
+        if not result:
             return {}
-        return {"resources": {"requests": kept, "limits": dict(kept)}}
+        return {"resources": {"requests": result, "limits": dict(result)}}
 
 
 def _mapping(given: Any, path: str) -> Mapping[str, Any]:

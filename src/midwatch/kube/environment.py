@@ -145,7 +145,7 @@ _BY_SECRET = "a secret of `spec.environment`"
 _OPERATOR = "operator"
 
 
-def _is(
+def _variable(
     kind: Kind,
     meaning: str,
     set_by: str,
@@ -179,7 +179,7 @@ class RunnerEnvironment:
     it writes, also empty ones. An empty variable counts as not set.
     """
 
-    anthropic_api_key: str = _is(
+    anthropic_api_key: str = _variable(
         TEXT,
         "The key of the Claude API.",
         f"`spec.apiKeySecret`, `operator.api_key_secret` or {_BY_SECRET}",
@@ -187,166 +187,168 @@ class RunnerEnvironment:
         secret=True,
         by_secret=True,
     )
-    anthropic_base_url: str | None = _is(
+    anthropic_base_url: str | None = _variable(
         TEXT,
         "Where the Claude API is.",
         "`operator.base_url`",
         None,
         unset="Anthropic's own",
     )
-    workspace_path: Path = _is(
+    workspace_path: Path = _variable(
         FOLDER, "The folder of the clones.", _OPERATOR, Path(WORKSPACE_PATH)
     )
-    state_path: Path = _is(
+    state_path: Path = _variable(
         FOLDER,
         "The session's own folder, the mailbox in it.",
         _OPERATOR,
         Path(STATE_PATH),
     )
-    cache_path: Path = _is(
+    cache_path: Path = _variable(
         FOLDER, "Where mirrors of repositories are kept.", _OPERATOR, Path(CACHE_PATH)
     )
-    session_name: str = _is(
+    session_name: str = _variable(
         TEXT,
         "The name of the resource; the session's id.",
         "`metadata.name`",
         required=True,
     )
-    session_namespace: str = _is(
+    session_namespace: str = _variable(
         TEXT, "The namespace of the resource.", "`metadata.namespace`"
     )
-    session_uid: str = _is(
+    session_uid: str = _variable(
         TEXT,
         "The uid of the resource, so that no other is written to.",
         "`metadata.uid`",
     )
-    session_generation: int = _is(
+    session_generation: int = _variable(
         COUNT,
         "The generation of the spec that this runs.",
         "`metadata.generation`",
         0,
     )
-    session_attempt: int = _is(
+    session_attempt: int = _variable(
         NUMBER, "Which attempt this is; above 1 it resumes.", _OPERATOR, 1
     )
-    job_name: str = _is(TEXT, "The Job, as the status names it.", _OPERATOR)
-    pod_name: str = _is(TEXT, "The pod, as the status names it.", "Kubernetes")
-    status: Reporting = _is(
+    job_name: str = _variable(TEXT, "The Job, as the status names it.", _OPERATOR)
+    pod_name: str = _variable(TEXT, "The pod, as the status names it.", "Kubernetes")
+    status: Reporting = _variable(
         REPORTING,
         "`resource`: tell the resource's status; `none`: do not.",
         _OPERATOR,
         "resource",
     )
-    prompt: str = _is(TEXT, "What to do; may be empty if interactive.", "`spec.prompt`")
-    interactive: bool = _is(
+    prompt: str = _variable(
+        TEXT, "What to do; may be empty if interactive.", "`spec.prompt`"
+    )
+    interactive: bool = _variable(
         FLAG,
         "`true`: read the mailbox until told to end.",
         "`spec.interactive`",
         False,
     )
-    repos_json: str = _is(
+    repos_json: str = _variable(
         TEXT,
         "`[{name, input{url, branch}, output{url, branch}}]`, as in the resource.",
         "`spec.repos`",
         required=True,
     )
-    main_repo_index: int = _is(
+    main_repo_index: int = _variable(
         COUNT,
         "The repository that is the working directory.",
         "`spec.mainRepoIndex`",
         0,
     )
-    model: str | None = _is(
+    model: str | None = _variable(
         TEXT,
         "The model that works.",
         "`spec.llmSettings.model` or `operator.model`",
         None,
         unset="the settings' `sessions.model`",
     )
-    max_turns: int | None = _is(
+    max_turns: int | None = _variable(
         NUMBER,
         "Calls of the API in one turn.",
         "`spec.llmSettings.maxTurns`",
         None,
         unset="no limit",
     )
-    max_budget_usd: float | None = _is(
+    max_budget_usd: float | None = _variable(
         DOLLARS,
         "Dollars of the whole session.",
         "`spec.llmSettings.maxBudgetUsd`",
         None,
         unset="no limit",
     )
-    effort: Effort | None = _is(
+    effort: Effort | None = _variable(
         EFFORT,
         "`low`, `medium`, `high`, `xhigh` or `max`.",
         "`spec.llmSettings.effort`",
         None,
         unset="the model's own",
     )
-    timeout: float = _is(
+    timeout: float = _variable(
         SECONDS, "Seconds this attempt may take.", "what `spec.timeout` leaves", 3600
     )
-    idle_timeout: float = _is(
+    idle_timeout: float = _variable(
         SECONDS,
         "Seconds without a sign of life in a turn, or without a message in interactive mode.",
         "`spec.idleTimeout`",
         900,
     )
-    auto_push_on_complete: bool = _is(
+    auto_push_on_complete: bool = _variable(
         FLAG, "`true`: push what was done.", "`spec.autoPushOnComplete`", False
     )
-    trust_repositories: bool = _is(
+    trust_repositories: bool = _variable(
         FLAG,
         "`true`: load the repositories' own `.claude` settings, hooks and `.mcp.json`.",
         "`spec.trustRepositories`",
         False,
     )
-    resume_from: str = _is(
+    resume_from: str = _variable(
         TEXT,
         "The session whose workspace and conversation this continues.",
         "`spec.resumeFrom`",
     )
-    resume_from_folder: str = _is(
+    resume_from_folder: str = _variable(
         TEXT, "Its folder behind the content proxy.", _OPERATOR
     )
-    content_url: str = _is(
+    content_url: str = _variable(
         ADDRESS,
         "Where the content proxy is; empty: the volume is all there is.",
         "`operator.content_url`",
     )
-    content_token: str = _is(
+    content_token: str = _variable(
         TEXT, "The token for the folder there.", "the session's own secret", secret=True
     )
-    content_folder: str = _is(
+    content_folder: str = _variable(
         TEXT, "The session's folder there, `NAMESPACE/NAME.UID`.", _OPERATOR
     )
-    sync_interval: float = _is(
+    sync_interval: float = _variable(
         SECONDS,
         "Seconds between two pushes of the workspace.",
         "`operator.sync_interval`",
         5,
     )
-    status_interval: float = _is(
+    status_interval: float = _variable(
         SECONDS,
         "Seconds between two writes of an unchanged phase.",
         "`operator.status_interval`",
         5,
     )
-    termination_grace: float = _is(
+    termination_grace: float = _variable(
         SECONDS,
         "Seconds between the SIGTERM and the SIGKILL that the pod gets at its end.",
         "`operator.termination_grace`",
         60,
     )
-    git_token: str = _is(
+    git_token: str = _variable(
         TEXT,
         "A token for the repositories' hosts over https.",
         _BY_SECRET,
         secret=True,
         by_secret=True,
     )
-    git_username: str = _is(
+    git_username: str = _variable(
         TEXT,
         "The user name beside it.",
         _BY_SECRET,
@@ -407,7 +409,7 @@ def not_set(name: str) -> SettingsError:
 
 # ------------------------------------------------------------------ what others may set
 
-_MAY_BE_SECRET = frozenset(v.name for v in RUNNER_VARIABLES if v.by_secret)
+_ALLOWED_AS_SECRET = frozenset(v.name for v in RUNNER_VARIABLES if v.by_secret)
 RESERVED_VARIABLES = tuple(
     sorted(
         {v.name for v in RUNNER_VARIABLES if v.reserved} | {"PATH", "HOME", "TMPDIR"}
@@ -418,10 +420,10 @@ RESERVED_PREFIXES = ("KUBERNETES_", "LD_", "MIDWATCH_", "PYTHON")
 """Those of the cluster's address, of the loader, of settings and of the interpreter: with them a resource
 would lead the runner elsewhere."""
 # What a pod has without anybody having asked for it.
-_OF_THE_POD = frozenset(
+_SET_BY_THE_POD = frozenset(
     "PATH HOME HOSTNAME PWD OLDPWD SHLVL TERM LANG USER LOGNAME TMPDIR _".split()
 )
-_OF_OTHERS = ("LC_", "CLAUDE_CODE_", "GPG_KEY")
+_FOREIGN_PREFIXES = ("LC_", "CLAUDE_CODE_", "GPG_KEY")
 
 
 def is_reserved(name: str) -> bool:
@@ -451,7 +453,7 @@ def container_env(
     literal = {**settings, **asked, **own.written()}
     return [
         *(
-            {"name": name, "value": _literally(value)}
+            {"name": name, "value": _escaped(value)}
             for name, value in literal.items()
             if name not in sources
         ),
@@ -459,7 +461,7 @@ def container_env(
     ]
 
 
-def _literally(value: str) -> str:
+def _escaped(value: str) -> str:
     """Kubernetes puts other variables, secret ones too, in place of $(NAME), and makes $ of $$."""
     return value.replace("$", "$$")
 
@@ -483,7 +485,7 @@ class PodVariables:
     @property
     def of_the_program(self) -> dict[str, str]:
         """What the session's program gets: a literal of the resource goes over all else of its name."""
-        plain = {k: v for k, v in self.own.items() if not _is_ours(k)}
+        plain = {k: v for k, v in self.own.items() if not _is_internal(k)}
         return {**plain, **self.secret, **self.literal}
 
     @property
@@ -494,16 +496,16 @@ class PodVariables:
 
 def sorted_variables(environ: Mapping[str, str]) -> PodVariables:
     """Return the variables of a pod by who wrote them: the operator and the image, the resource, or a secret."""
-    literal = _below(environ, VARIABLE_PREFIX)
-    secret = _below(environ, SECRET_PREFIX)
+    literal = _with_prefix(environ, VARIABLE_PREFIX)
+    secret = _with_prefix(environ, SECRET_PREFIX)
     own = {
         name: value
         for name, value in environ.items()
         if not name.startswith((VARIABLE_PREFIX, SECRET_PREFIX))
     }
-    for name in _MAY_BE_SECRET & set(secret):
+    for name in _ALLOWED_AS_SECRET & set(secret):
         own[name] = own.get(name, "").strip() or secret[name]
-    left_out = (set(secret) | set(literal)) - _MAY_BE_SECRET
+    left_out = (set(secret) | set(literal)) - _ALLOWED_AS_SECRET
     return PodVariables(
         own=own,
         literal={k: v for k, v in literal.items() if not is_reserved(k)},
@@ -513,7 +515,7 @@ def sorted_variables(environ: Mapping[str, str]) -> PodVariables:
     )
 
 
-def _below(environ: Mapping[str, str], prefix: str) -> dict[str, str]:
+def _with_prefix(environ: Mapping[str, str], prefix: str) -> dict[str, str]:
     return {
         name.removeprefix(prefix): value
         for name, value in environ.items()
@@ -522,11 +524,11 @@ def _below(environ: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 
 def _may_pass(name: str) -> bool:
-    return name not in _MAY_BE_SECRET and not is_reserved(name)
+    return name not in _ALLOWED_AS_SECRET and not is_reserved(name)
 
 
-def _is_ours(name: str) -> bool:
+def _is_internal(name: str) -> bool:
     """Whether it is the runner's, or the pod's: the session's program has its own."""
-    if name in VARIABLES or is_reserved(name) or name in _OF_THE_POD:
+    if name in VARIABLES or is_reserved(name) or name in _SET_BY_THE_POD:
         return True
-    return name.startswith(_OF_OTHERS)
+    return name.startswith(_FOREIGN_PREFIXES)

@@ -34,7 +34,9 @@ def read_documents(data: bytes) -> list[Json]:
         raise SpecRefused("not UTF-8 text") from None
     found = _as_json(text) if text.lstrip()[:1] in ("{", "[") else None
     documents = _as_yaml(text) if found is None else found
-    return [_checked(document) for document in documents if document is not None]
+    return [
+        _checked_document(document) for document in documents if document is not None
+    ]
 
 
 def _as_json(text: str) -> list[Any] | None:
@@ -56,7 +58,7 @@ def _as_yaml(text: str) -> list[Any]:
         raise SpecRefused(f"neither YAML nor JSON: {error}") from None
 
 
-def _checked(document: Any) -> Json:
+def _checked_document(document: Any) -> Json:
     _check_plain(document, 0)
     if not isinstance(document, dict):
         raise SpecRefused("not an object of Kubernetes")
@@ -78,11 +80,11 @@ def _check_plain(value: Any, depth: int) -> None:
     elif isinstance(value, list):
         for part in value:
             _check_plain(part, depth + 1)
-    elif not isinstance(value, _PLAIN) or _is_odd(value):
+    elif not isinstance(value, _PLAIN) or _is_not_json(value):
         raise SpecRefused(f"{value!r:.50} is nothing that JSON has")
 
 
-def _is_odd(value: object) -> bool:
+def _is_not_json(value: object) -> bool:
     if isinstance(value, float):
         return not math.isfinite(value)
     return isinstance(value, str) and _SURROGATES.search(value) is not None
