@@ -11,8 +11,9 @@ import httpx2
 import pytest
 
 from midwatch.errors import MidwatchError, PermanentError, SettingsError, TemporaryError
-from midwatch.kube.client import CLIENT_ERRORS, Cluster, Conflict, map_client_error
+from midwatch.kube.client import Cluster
 from midwatch.kube.crd import crd
+from midwatch.kube.error_mapping import CLIENT_ERRORS, Conflict, map_client_error
 from midwatch.kube.errors import (
     ClusterRefused,
     ClusterUnavailable,
@@ -176,7 +177,7 @@ def test_settings_that_lead_nowhere_say_so(tmp_path: Path) -> None:
         with pytest.raises(SettingsError) as caught:
             Cluster.connect(path)
         assert caught.value.path == "operator.kubeconfig"
-    with pytest.raises(SettingsError, match="by a program"):
+    with pytest.raises(SettingsError, match="by an unsupported program"):
         Cluster.connect(programs)
 
 

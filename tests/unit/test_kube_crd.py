@@ -428,12 +428,12 @@ def test_only_what_a_running_session_heeds_can_change(name: str) -> None:
     said = refusals(new, old)
     assert bool(said) == (name not in CHANGEABLE)
     if said:
-        assert said[0].startswith(f"{name} cannot be changed")
+        assert said[0].startswith(f"{name} is immutable")
     assert refusals(old, old) == []
 
 
 def test_a_stop_cannot_be_taken_back() -> None:
-    assert refusals(resource(), resource(stop=True)) == ["a stop cannot be taken back"]
+    assert refusals(resource(), resource(stop=True)) == ["a stop cannot be undone"]
 
 
 def with_status(**status: Any) -> dict[str, Any]:

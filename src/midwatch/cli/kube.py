@@ -1,4 +1,4 @@
-"""`midwatch kube operator`: the daemon that runs AgenticSession resources."""
+"""`midwatch kube`: the operator, and documents for kubectl (`crd`, `convert`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = typer.Typer()
 
 @app.command()
 def operator(context: typer.Context) -> None:
-    """Run AgenticSession resources as Jobs, until SIGTERM."""
+    """Run the operator: turn AgenticSession resources into Jobs, until SIGTERM."""
     if find_spec("lightkube") is None:
         raise SettingsError(
             "lightkube is not installed",
@@ -54,11 +54,8 @@ async def _operate(edge: Edge) -> None:
     log.info("operator stopped", reason=stop.reason)
 
 
-# ------------------------------------------------------------ resources
-# `midwatch kube crd` and `midwatch kube convert`: documents for kubectl on standard output.
-
 Format = Annotated[
-    Literal["yaml", "json"], typer.Option("--output", "-o", help="How it is written.")
+    Literal["yaml", "json"], typer.Option("--output", "-o", help="Output format.")
 ]
 _LONGEST_WARNING = 500
 
@@ -80,9 +77,9 @@ def convert(
     ] = None,
     output: Format = "yaml",
 ) -> None:
-    """Make AgenticSession resources of vteam.ambient-code/v1alpha1 options.
+    """Convert AgenticSession resources of vteam.ambient-code/v1alpha1 to midwatch.dev/v1alpha1.
 
-    Other documents pass through as they are. What cannot be carried over is said on standard error.
+    Other documents pass through unchanged. Fields without a counterpart are reported on standard error.
     """
     from midwatch.kube.convert import convert as convert_document
     from midwatch.kube.yaml import read_documents
@@ -98,7 +95,7 @@ def convert(
                 done = convert_document(document)
             documents.append(done.document)
             warnings += done.warnings
-    # Nothing is printed of an input that is not good as a whole: it may go straight to kubectl.
+    # Print nothing if one document is wrong: the output may go straight to kubectl.
     _print(documents, output, Output.standard(context.obj.environ))
     for warning in warnings:
         print(f"midwatch: {one_line(warning, _LONGEST_WARNING)}", file=sys.stderr)
@@ -111,7 +108,7 @@ def _print(documents: list[Json], format: str, output: Output) -> None:
         return
     from midwatch.kube.yaml import write_yaml
 
-    # Escaped on a terminal, where odd characters of a hostile text would act.
+    # Escaped on a terminal, where control characters of a hostile text would act.
     output.stream.write(write_yaml(documents, ascii_only=output.terminal))
 
 
@@ -120,13 +117,13 @@ def _list_of(documents: list[Json]) -> Json:
 
 
 def _read(file: Path) -> bytes:
-    """One byte more than is taken at most. Raises PermanentError."""
+    """Return at most one byte more than the limit. Raises PermanentError."""
     from midwatch.kube.yaml import MAX_BYTES
 
     if str(file) == "-":
         if sys.stdin.isatty():
             raise PermanentError(
-                "nothing to convert", hint="name a file, or pipe one in"
+                "nothing to convert", hint="name a file, or pipe one into it"
             )
         return sys.stdin.buffer.read(MAX_BYTES + 1)
     try:
@@ -138,7 +135,7 @@ def _read(file: Path) -> bytes:
 
 @contextmanager
 def _located(place: str) -> Iterator[None]:
-    """An error says where it was found."""
+    """Add the place of a document to an error."""
     try:
         yield
     except MidwatchError as error:
