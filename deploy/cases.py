@@ -1,4 +1,4 @@
-"""Installations that the tests render: what people choose, and both ends of it."""
+"""Installations that the tests render: typical values, and the extremes."""
 
 from __future__ import annotations
 

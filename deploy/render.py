@@ -1,7 +1,7 @@
-"""The chart rendered by Helm's own engine: `python -m deploy.render` writes the generated files anew.
+"""Render the chart with Helm's own engine. `python -m deploy.render` writes the generated files.
 
-Generated are the CRD in the chart (from `midwatch.kube.crd`) and deploy/manifests (from the chart); a test
-keeps both current.
+They are the CRD in the chart (from `midwatch.kube.crd`) and deploy/manifests (from the chart). A test checks that both
+are current.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ _ORDER = (
     "Deployment",
     "StatefulSet",
 )
-"""Of kinds, as Helm installs them: what a pod needs is there before it. Others come last."""
+"""Kinds in the order in which Helm installs them: what a pod needs comes first. Other kinds come last."""
 _KIND = re.compile(r"^kind: (\w+)$", re.MULTILINE)
 _TITLES = {
-    "namespace.yaml": "The namespace; pods in it are held to the Pod Security Standard `restricted`.",
+    "namespace.yaml": "The namespace, which enforces the Pod Security Standard `restricted`.",
     "crd.yaml": "The resource AgenticSession. Apply it before the rest, and again before each upgrade.",
     "sessions.yaml": "Sessions as resources: the operator and the content proxy.",
     "watch.yaml": "Tickets and diagnoses: monitor and agents, which watch what their ConfigMap names.",
@@ -62,7 +62,7 @@ _TITLES = {
 
 @cache
 def chart() -> Chart:
-    """Loads Helm, which takes 80 MB."""
+    """Return the chart. This loads Helm, which takes 80 MB of memory."""
     return Chart.load(CHART)
 
 
@@ -72,7 +72,7 @@ def texts(
     name: str = "midwatch",
     namespace: str = NAMESPACE,
 ) -> dict[str, str]:
-    """What each template renders to, by its file's name. Raises HelmError for values that are wrong."""
+    """Return the rendered templates by file name. Raises HelmError for wrong values."""
     rendered = chart().render(dict(values or {}), name=name, namespace=namespace)
     return {Path(path).name: text for path, text in sorted(rendered.items())}
 
@@ -83,14 +83,14 @@ def documents(
     name: str = "midwatch",
     namespace: str = NAMESPACE,
 ) -> list[Json]:
-    """All objects of a release, without the CRD."""
+    """Return all objects of a release, without the CRD."""
     rendered = texts(values, name=name, namespace=namespace)
     joined = "\n---\n".join(text for path, text in rendered.items() if _is_yaml(path))
     return [document for document in yaml.safe_load_all(joined) if document]
 
 
 def rules_for(values: Mapping[str, Any] | None = None) -> dict[str, list[Json]]:
-    """What the operator may do, as RBAC rules by namespace; under "" what it may in all of them."""
+    """Return the operator's permissions: RBAC rules by namespace, with "" for all namespaces."""
     roles = [one for one in documents(values) if _is_operators(one)]
     return {one["metadata"].get("namespace", ""): one["rules"] for one in roles}
 
@@ -103,7 +103,7 @@ def _is_operators(document: Json) -> bool:
 
 
 def crd_text() -> str:
-    """The CRD as it is in the chart."""
+    """Return the text of the CRD in the chart."""
     from midwatch.kube.crd import crd
 
     head = "# Written by `make manifests` from midwatch.kube.crd.\n"
@@ -111,7 +111,7 @@ def crd_text() -> str:
 
 
 def manifests() -> dict[str, str]:
-    """The plain manifests, by file."""
+    """Return the plain manifests by file name."""
     contents = {
         "namespace.yaml": _dump(_namespace()),
         "crd.yaml": crd_text().split("\n", 1)[1],
@@ -136,11 +136,11 @@ def _joined(rendered: Mapping[str, str]) -> str:
         if _is_yaml(path):
             parts += text.strip().removeprefix("---").split("\n---\n")
     kept = [part.strip() for part in parts if part.strip()]
-    return "".join(f"---\n{part}\n" for part in sorted(kept, key=_place))
+    return "".join(f"---\n{part}\n" for part in sorted(kept, key=_install_order))
 
 
-def _place(part: str) -> int:
-    """Of an object in the order of installation."""
+def _install_order(part: str) -> int:
+    """Return the position of an object in the order of installation."""
     kind = _KIND.search(part)
     return _ORDER.index(kind[1]) if kind and kind[1] in _ORDER else len(_ORDER)
 

@@ -1,4 +1,4 @@
-"""`python -m tools.tables`: generate the tables in docs/architecture.md, kubernetes.md and metrics.md."""
+"""Generate the tables in docs/kubernetes.md and docs/metrics.md (`python -m tools.tables`)."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def main() -> None:
 
 
 def with_variables(page: str) -> str:
-    """Return docs/kubernetes.md with the current table of the runner's variables."""
+    """Return docs/kubernetes.md with a current table of the runner's variables."""
     return _replaced(page, "variables", environment_table())
 
 
 def with_metrics(page: str) -> str:
-    """Return docs/metrics.md with the current table of metrics."""
+    """Return docs/metrics.md with a current table of metrics."""
     return _replaced(page, "metrics", metrics_table(METRICS))
 
 
@@ -57,7 +57,7 @@ def module_table() -> str:
 
 
 def _replaced(page: str, name: str, table: str) -> str:
-    """Return the page with `table` between the marks of that name."""
+    """Return the page with the table between the marks of that name replaced."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     pattern = re.escape(begin) + r".*?" + re.escape(end)
     whole = f"{begin}\n{table}\n{end}"
@@ -65,7 +65,8 @@ def _replaced(page: str, name: str, table: str) -> str:
 
 
 def environment_table() -> str:
-    head = ["| variable | what it is | set by | default |", "|---|---|---|---|"]
+    """Return the table of the runner's variables."""
+    head = ["| variable | meaning | set by | default |", "|---|---|---|---|"]
     return "\n".join([*head, *map(_variable, RUNNER_VARIABLES)])
 
 
@@ -82,7 +83,8 @@ def _default(variable: Variable) -> str:
 
 
 def metrics_table(families: Sequence[Family]) -> str:
-    head = ["| metric | type | labels | what it is |", "|---|---|---|---|"]
+    """Return the table of metrics."""
+    head = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
     return "\n".join([*head, *map(_family, families)])
 
 

@@ -64,7 +64,9 @@ WRONG = [
     ),
     Wrong(
         "wrong value in a variable",
-        ("MIDWATCH_AGENT__POLL_INTERVAL (agent.poll_interval): 'soon' is not a duration",),
+        (
+            "MIDWATCH_AGENT__POLL_INTERVAL (agent.poll_interval): 'soon' is not a duration",
+        ),
         env={"MIDWATCH_AGENT__POLL_INTERVAL": "soon"},
     ),
     Wrong(

@@ -113,9 +113,7 @@ def test_a_wrong_environment_ends_with_its_own_exit_code(tmp_path: Path) -> None
     pod = Pod(tmp_path, "http://127.0.0.1:1", ["https://example.org/app"])
     ended = pod.serve(TIMEOUT="abc")
     assert ended.returncode == 2
-    assert ended.stderr == (
-        "midwatch: TIMEOUT: 'abc' cannot be meant (write a number)\n"
-    )
+    assert ended.stderr == ("midwatch: TIMEOUT: 'abc' is not valid (write a number)\n")
     assert not pod.state.exists()
 
 

@@ -11,8 +11,9 @@ import httpx2
 import pytest
 
 from midwatch.errors import MidwatchError, PermanentError, SettingsError, TemporaryError
-from midwatch.kube.client import FOREIGN_ERRORS, Cluster, Conflicted, translated
+from midwatch.kube.client import Cluster
 from midwatch.kube.crd import crd
+from midwatch.kube.error_mapping import CLIENT_ERRORS, Conflict, map_client_error
 from midwatch.kube.errors import (
     ClusterRefused,
     ClusterUnavailable,
@@ -100,8 +101,8 @@ def test_no_error_of_the_client_is_left_untranslated() -> None:
     assert len(known) > 20
     for kind in known:
         error = kind.__new__(kind)
-        assert isinstance(error, FOREIGN_ERRORS), kind
-        assert isinstance(translated(error, "read it"), MidwatchError)
+        assert isinstance(error, CLIENT_ERRORS), kind
+        assert isinstance(map_client_error(error, "read it"), MidwatchError)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_no_error_of_the_client_is_left_untranslated() -> None:
         (404, ClusterRefused),
         (405, ClusterRefused),
         (408, ClusterUnavailable),
-        (409, Conflicted),
+        (409, Conflict),
         (410, ClusterUnavailable),
         (413, ClusterRefused),
         (422, ClusterRefused),
@@ -128,7 +129,7 @@ def test_each_answer_is_worth_another_try_or_not(
 ) -> None:
     request = httpx2.Request("GET", "https://cluster.example")
     response = httpx2.Response(status, request=request, text="<html>")
-    error = translated(httpx2.HTTPStatusError("", request=request, response=response), "")  # type: ignore[arg-type]
+    error = map_client_error(httpx2.HTTPStatusError("", request=request, response=response), "")  # type: ignore[arg-type]
     assert type(error) is kind
 
 
@@ -177,7 +178,7 @@ def test_settings_that_lead_nowhere_say_so(tmp_path: Path) -> None:
         with pytest.raises(SettingsError) as caught:
             Cluster.connect(path)
         assert caught.value.path == "operator.kubeconfig"
-    with pytest.raises(SettingsError, match="by a program"):
+    with pytest.raises(SettingsError, match="by an unsupported program"):
         Cluster.connect(programs)
 
 

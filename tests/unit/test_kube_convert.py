@@ -85,7 +85,7 @@ def test_the_later_form() -> None:
     assert spec["prompt"] == "Fix it." and spec["interactive"] is True
     assert spec["repos"] == [{"input": {"url": URL}}]
     assert warnings == [
-        "spec.interactive is not given: true, as it was without spec.prompt"
+        "spec.interactive is not set: it becomes true, the old default without spec.prompt"
     ]
 
 
@@ -100,7 +100,7 @@ def test_the_later_form() -> None:
         ({"project": "p"}, "spec.project is left out"),
         ({"initialPrompt": "Else."}, "spec.initialPrompt is left out"),
         ({"somethingNew": 1}, "spec.somethingNew is left out"),
-        ({"timeout": None}, "spec.timeout is not given: 300 seconds"),
+        ({"timeout": None}, "spec.timeout is not set: it becomes 300 seconds"),
         ({"timeout": 0}, "spec.timeout 0 becomes 604800 seconds"),
         (
             {"resourceOverrides": {"priorityClass": "high"}},
@@ -124,7 +124,7 @@ def test_the_later_form() -> None:
         ),
         (
             {"repos": [{"url": URL, "autoPush": True}]},
-            "spec.repos[0].autoPush is left out: autoPushOnComplete is for all",
+            "spec.repos[0].autoPush is left out: autoPushOnComplete applies to all",
         ),
         (
             {"repos": [{"input": {"url": URL}, "url": "https://git.example/b"}]},
@@ -163,7 +163,7 @@ def test_it_begins_anew() -> None:
     assert set(done.document) == {"apiVersion", "kind", "metadata", "spec"}
     finalizers, status = done.warnings
     assert "metadata.finalizers is left out" in finalizers
-    assert "status (Completed) is left out: once applied, the session runs" in status
+    assert "status (Completed) is left out: the session runs" in status
 
 
 def test_lists_are_converted_and_the_rest_stays() -> None:
@@ -268,12 +268,12 @@ BOMB = "a0: &a0 x\n" + "".join(
         ("[" * 5000, "too large"),
         ('{"a":' * 5000, "too large"),
         ("a: !!python/object/apply:os.getcwd []", "neither YAML nor JSON"),
-        ("a: !!binary eHg=", "nothing that JSON has"),
-        ("a: .inf", "nothing that JSON has"),
-        ('{"a": "\\ud800"}', "nothing that JSON has"),
-        ('{"a": "\\ud800"}', "nothing that JSON has"),
-        ("1: a", "is no text"),
-        ("- a", "not an object"),
+        ("a: !!binary eHg=", "is not a JSON value"),
+        ("a: .inf", "is not a JSON value"),
+        ('{"a": "\\ud800"}', "is not a JSON value"),
+        ('{"a": "\\ud800"}', "is not a JSON value"),
+        ("1: a", "is not a string"),
+        ("- a", "not a Kubernetes object"),
         ("a: [", "neither YAML nor JSON"),
         ("a: \x01", "neither YAML nor JSON"),
         ("#" * (MAX_BYTES + 1), "longer than"),

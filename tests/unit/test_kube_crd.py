@@ -428,12 +428,12 @@ def test_only_what_a_running_session_heeds_can_change(name: str) -> None:
     said = refusals(new, old)
     assert bool(said) == (name not in CHANGEABLE)
     if said:
-        assert said[0].startswith(f"{name} cannot be changed")
+        assert said[0].startswith(f"{name} is immutable")
     assert refusals(old, old) == []
 
 
 def test_a_stop_cannot_be_taken_back() -> None:
-    assert refusals(resource(), resource(stop=True)) == ["a stop cannot be taken back"]
+    assert refusals(resource(), resource(stop=True)) == ["a stop cannot be undone"]
 
 
 def with_status(**status: Any) -> dict[str, Any]:
@@ -443,7 +443,7 @@ def with_status(**status: Any) -> dict[str, Any]:
 def test_the_end_stays() -> None:
     ended, again = with_status(phase="Failed"), with_status(phase="Running")
     assert refusals(ended, again) == []
-    assert refusals(again, ended) == ["the session has ended: its phase stays"]
+    assert refusals(again, ended) == ["the session has ended: its phase cannot change"]
     assert refusals(with_status(message="x"), ended)
     assert refusals(with_status(phase="Failed", message="more"), ended) == []
     assert refusals(with_status(phase="Unknown"))

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from midwatch.kube.controller import Helpers
-from midwatch.kube.observed import ObservedState, PodView, seen_of
+from midwatch.kube.controller import HelperCache
+from midwatch.kube.observed import ObservedState, PodView, observe
 from midwatch.kube.reconcile import CreateJob
 
 POD = PodView("team", "s", "p1", "u-1", 1, phase="Failed")
@@ -17,17 +17,17 @@ def seen(*pods: PodView, **status: object) -> ObservedState:
     repos = [{"input": {"url": "https://git.example/shop.git"}}]
     meta = {"name": "s", "namespace": "team", "uid": "u-1"}
     spec = {"prompt": "mend it", "repos": repos}
-    return seen_of({"metadata": meta, "spec": spec, "status": status}, (), pods)
+    return observe({"metadata": meta, "spec": spec, "status": status}, (), pods)
 
 
 def test_they_are_known_for_a_time() -> None:
-    helpers, first = Helpers(longest=60), CreateJob(1, 100)
-    assert not helpers.are_there(seen(), first, 0)
-    helpers.made("u-1", 0)
-    assert helpers.are_there(seen(), first, 60)
-    assert not helpers.are_there(seen(), first, 61)
+    helpers, first = HelperCache(longest=60), CreateJob(1, 100)
+    assert not helpers.are_present(seen(), first, 0)
+    helpers.record("u-1", 0)
+    assert helpers.are_present(seen(), first, 60)
+    assert not helpers.are_present(seen(), first, 61)
     helpers.forget("u-1")
-    assert not helpers.are_there(seen(), first, 1)
+    assert not helpers.are_present(seen(), first, 1)
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,15 @@ def test_they_are_known_for_a_time() -> None:
 def test_after_an_attempt_whose_pod_never_ran_one_may_be_missing(
     before: ObservedState, known: bool
 ) -> None:
-    helpers = Helpers()
-    helpers.made("u-1", 0)
-    assert helpers.are_there(before, CreateJob(2, 100), 1) is known
+    helpers = HelperCache()
+    helpers.record("u-1", 0)
+    assert helpers.are_present(before, CreateJob(2, 100), 1) is known
 
 
 def test_the_oldest_are_forgotten() -> None:
-    helpers = Helpers(most=2)
+    helpers = HelperCache(most=2)
     for number in (1, 2, 1, 3):
-        helpers.made(f"u-{number}", 0)
-    assert helpers.are_there(seen(), CreateJob(1, 100), 0)
-    helpers.made("u-4", 0)
-    assert not helpers.are_there(seen(), CreateJob(1, 100), 0)
+        helpers.record(f"u-{number}", 0)
+    assert helpers.are_present(seen(), CreateJob(1, 100), 0)
+    helpers.record("u-4", 0)
+    assert not helpers.are_present(seen(), CreateJob(1, 100), 0)

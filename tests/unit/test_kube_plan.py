@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from midwatch.kube import reconcile as do
 from midwatch.kube.errors import WriterOutdated
-from midwatch.kube.observed import JobView, ObservedState, PodView, seen_of
+from midwatch.kube.observed import JobView, ObservedState, PodView, observe
 from midwatch.kube.reconcile import SETTLE, impossible, plan, refusal
 from midwatch.kube.rules import FINALIZER, job_name
 from midwatch.kube.status import (
@@ -83,8 +83,8 @@ def next_plan(
     fresh: bool = True,
     settings: OperatorSettings = SETTINGS,
 ) -> do.Plan:
-    seen = seen_of(body_, jobs, pods, fresh=fresh)
-    return plan(seen, settings, START + timedelta(seconds=after))
+    state = observe(body_, jobs, pods, fresh=fresh)
+    return plan(state, settings, START + timedelta(seconds=after))
 
 
 def written(of: do.Plan) -> do.WriteStatus:
@@ -145,7 +145,7 @@ def test_the_job_of_a_killed_pod_is_asked_why_before_it_is_told() -> None:
     killed = a_pod(3, phase="Failed", exit_code=143, ended_at=START)
     for fresh in (True, False):
         unmarked = next_plan(last, (a_job(3),), (killed,), after=5, fresh=fresh)
-        assert unmarked == do.Plan(again=SETTLE - 5)
+        assert unmarked == do.Plan(recheck_in=SETTLE - 5)
     late = a_job(3, target="FailureTarget", reason="DeadlineExceeded")
     told = written(next_plan(last, (late,), (killed,), after=6))
     assert told.changes["reason"] == "DeadlineExceeded"
@@ -168,7 +168,7 @@ def test_no_second_attempt_beside_a_pod_that_lives() -> None:
     over = a_job(outcome="Failed", reason="BackoffLimitExceeded")
     going = a_pod(delete_at=START + timedelta(seconds=40))
     assert next_plan(started(), (), (going,)).actions == ()
-    waits = next_plan(started(), (over,), (going,)).again
+    waits = next_plan(started(), (over,), (going,)).recheck_in
     assert waits is not None and waits > 0
 
 
@@ -176,7 +176,7 @@ def test_an_idle_session_is_stopped_on_a_fresh_look() -> None:
     limit = 900 + SETTINGS.idle_margin
     quiet = started(lastActivityTime=timestamp(START))
     running = ((a_job(),), (a_pod(),))
-    assert next_plan(quiet, *running, after=limit - 5) == do.Plan(again=5)
+    assert next_plan(quiet, *running, after=limit - 5) == do.Plan(recheck_in=5)
     assert next_plan(quiet, *running, after=limit, fresh=False).actions == (
         do.Refresh(),
     )
@@ -196,7 +196,9 @@ def test_an_idle_session_is_stopped_on_a_fresh_look() -> None:
         ],
     )
     margin = SETTINGS.idle_margin
-    assert next_plan(marked, *running, after=limit + margin - 5) == do.Plan(again=5)
+    assert next_plan(marked, *running, after=limit + margin - 5) == do.Plan(
+        recheck_in=5
+    )
     stopping = next_plan(marked, *running, after=limit + margin)
     assert stopping.actions[0] == do.SuspendJob("s-run-1")
     # Who waits for a person's answer is not idle.
@@ -217,7 +219,7 @@ def test_a_job_whose_image_cannot_be_pulled_is_taken_away() -> None:
     creating = started(phase="Creating", reason="JobCreated")
     early = next_plan(creating, (a_job(),), (stuck,), after=10)
     assert written(early).changes["reason"] == "ImagePull"
-    assert early.again == SETTINGS.image_pull_grace - 10
+    assert early.recheck_in == SETTINGS.image_pull_grace - 10
     late = next_plan(creating, (a_job(),), (stuck,), after=120)
     assert late.actions[0] == do.DeleteJob("s-run-1")
     assert written(late).changes["phase"] == "Failed"
@@ -307,7 +309,10 @@ def test_a_session_that_is_over_costs_nothing() -> None:
     counted = a_job(suspended=True)
     assert next_plan(over, (counted,), gone_pods, after=80) == do.Plan(done=True)
     hung = next_plan(over, (a_job(expires=True),), (a_pod(),), after=10)
-    assert hung.actions == () and hung.again == SETTINGS.termination_grace + SETTLE - 10
+    assert (
+        hung.actions == ()
+        and hung.recheck_in == SETTINGS.termination_grace + SETTLE - 10
+    )
     hangs = ((a_job(had_pod=True, expires=True),), (a_pod(),))
     assert next_plan(over, *hangs, after=80, fresh=False).actions == (do.Refresh(),)
     gone = (do.DeleteJob("s-run-1"),)
@@ -317,7 +322,7 @@ def test_a_session_that_is_over_costs_nothing() -> None:
 
 
 def test_nothing_is_refused_after_the_end() -> None:
-    over = seen_of(started(phase="Completed"))
+    over = observe(started(phase="Completed"))
     assert refusal(over, "ClusterRefused", "403") == ()
     assert impossible(over, "InvalidSpec", "422") == ()
 
@@ -559,7 +564,7 @@ class Operator:
 
     def seen(self) -> ObservedState:
         jobs, pods = self.jobs.values(), self.pods.values()
-        return seen_of(self.body, jobs, pods, fresh=self.fresh, current=self.current)
+        return observe(self.body, jobs, pods, fresh=self.fresh, current=self.current)
 
     def step(self) -> bool:
         """Carry out the next action; false if there is none and the plan waits."""

@@ -130,7 +130,7 @@ def test_no_secret_is_written_or_shown() -> None:
 def test_one_fault_is_one_line_and_only_the_named_are_read() -> None:
     with pytest.raises(SettingsError) as raised:
         RunnerEnvironment.read({**POD, "TIMEOUT": "5x", "ANTHROPIC_API_KEY": "k"})
-    assert raised.value.one_line() == "TIMEOUT: '5x' cannot be meant (write a number)"
+    assert raised.value.one_line() == "TIMEOUT: '5x' is not valid (write a number)"
     with pytest.raises(SettingsError, match="ANTHROPIC_API_KEY: is not set"):
         RunnerEnvironment.read(POD)
     assert RunnerEnvironment.read({**POD, "TIMEOUT": "5x"}, {"SESSION_NAME"}) == (

@@ -98,7 +98,7 @@ UNSCHEDULABLE = condition(
         (ended(1, message="boom"), "failed ExitCode", "boom (see `kubectl logs"),
         (ended(2, message="PROMPT is empty"), "failed BadEnvironment", "PROMPT is"),
         (ended(3), "failed OutcomeUnknown", "resumeFrom"),
-        (ended(0, "Completed"), "failed OutcomeUnknown", "not told"),
+        (ended(0, "Completed"), "failed OutcomeUnknown", "did not report"),
     ],
 )
 def test_a_container_that_ended(state: Json, told: str, hint: str) -> None:
@@ -157,7 +157,7 @@ def test_a_name_that_looks_like_a_key_is_still_the_name() -> None:
             pod(waiting("CreateContainerConfigError", 'secret "key" not found')),
             "CreateContainerConfigError",
             120 - 25,
-            'secret "key" not found (create what is missing',
+            'secret "key" not found (create the missing object',
         ),
         (
             {
@@ -174,7 +174,7 @@ def test_what_may_still_come_about_has_its_grace(
     its: Json, reason: str, grace: float, hint: str
 ) -> None:
     early = verdict(job(), its)
-    assert (early.outcome, early.reason, early.again) == ("waiting", reason, grace)
+    assert (early.outcome, early.reason, early.recheck_in) == ("waiting", reason, grace)
     late = verdict(job(), its, later=grace)
     assert (late.outcome, late.reason) == ("failed", reason)
     assert hint in late.message
@@ -201,9 +201,13 @@ def test_a_pod_is_missed_only_once_the_job_controller_had_its_chance() -> None:
     """It was down, or a queue held the Job back: then nothing refuses the pod."""
     untouched = job(age=3600, counts={"startTime": None})
     seen = verdict(untouched)
-    assert (seen.outcome, seen.reason, seen.again) == ("waiting", "JobNotBegun", None)
+    assert (seen.outcome, seen.reason, seen.recheck_in) == (
+        "waiting",
+        "JobNotBegun",
+        None,
+    )
     assert verdict(job(age=59, counts={"startTime": None})) == Verdict(
-        "fine", "JobNotBegun", seen.message, again=1
+        "fine", "JobNotBegun", seen.message, recheck_in=1
     )
     held = condition("Suspended", age=3000)
     released = job(held, age=3600)

@@ -25,7 +25,7 @@ from typer.main import get_command
 import midwatch
 from midwatch.cli.main import app
 from midwatch.kube.crd import crd
-from midwatch.kube.operator import REASONS, TAKEN
+from midwatch.kube.operator import DISRUPTION_REASONS, REASONS
 from midwatch.kube.resource import read_resource
 from midwatch.kube.rules import API_VERSION
 
@@ -139,7 +139,7 @@ def test_an_end_s_reason_is_a_label_if_it_is_in_the_table() -> None:
         if len(cells) > 2 and re.search("Completed|Failed|Stopped|any", cells[2]):
             wanted |= set(re.findall(r"`([A-Z]\w+)`", cells[1] + cells[3]))
     assert wanted - REASONS == {"Restarting", "Restarted"}
-    assert REASONS - wanted == TAKEN, "those are Kubernetes' own"
+    assert REASONS - wanted == DISRUPTION_REASONS, "those are Kubernetes' own"
 
 
 def test_the_metrics_are_those_of_the_code() -> None:

@@ -173,7 +173,9 @@ def test_markers_survive_a_known_value_that_is_a_part_of_them() -> None:
     once = redactor.text("password=hunter2 was redacted")
     assert once == "[redacted:secret]=hunter2 was [redacted:secret]"
     assert redactor.text(once) == once
-    assert "hunter2" not in R.text("token=[redacted:hunter2]")  # not a marker of this module
+    assert "hunter2" not in R.text(
+        "token=[redacted:hunter2]"
+    )  # not a marker of this module
 
 
 PIECES = [

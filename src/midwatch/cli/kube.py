@@ -1,4 +1,4 @@
-"""`midwatch kube …`: the operator, and documents for kubectl on standard output."""
+"""`midwatch kube`: the operator, and documents for kubectl (`crd`, `convert`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ app = typer.Typer()
 
 @app.command()
 def operator(context: typer.Context) -> None:
-    """Run AgenticSession resources as Jobs, until SIGTERM."""
+    """Run the operator: turn AgenticSession resources into Jobs, until SIGTERM."""
     if find_spec("lightkube") is None:
         raise SettingsError(
             "lightkube is not installed",
@@ -42,19 +42,17 @@ async def _operate(edge: Edge) -> None:
     from midwatch.redaction import Redactor
 
     settings = edge.settings()
-    operator = settings.operator
+    options = settings.operator
     log = open_log(settings.log, sys.stdout, Redactor())
     gc.enable()  # `main` turned it off for the start
     stop = StopEvent()
     with stop_on_signals(stop, end_in):
         async with Cluster.connect(
-            operator.kubeconfig, operator.context, operator.request_timeout
+            options.kubeconfig, options.context, options.request_timeout
         ) as cluster:
-            await Operator(cluster, operator, log=log).run(stop)
+            await Operator(cluster, options, log=log).run(stop)
     log.info("operator stopped", reason=stop.reason)
 
-
-# ------------------------------------------------------------------ documents
 
 Format = Annotated[
     Literal["yaml", "json"], typer.Option("--output", "-o", help="Output format.")
@@ -79,9 +77,9 @@ def convert(
     ] = None,
     output: Format = "yaml",
 ) -> None:
-    """Convert AgenticSession resources of vteam.ambient-code/v1alpha1.
+    """Convert AgenticSession resources of vteam.ambient-code/v1alpha1 to midwatch.dev/v1alpha1.
 
-    Other documents are printed unchanged. A field that has no counterpart is named on standard error.
+    Other documents pass through unchanged. Fields without a counterpart are reported on standard error.
     """
     from midwatch.kube.convert import convert as convert_document
     from midwatch.kube.yaml import read_documents
@@ -90,14 +88,14 @@ def convert(
     warnings: list[str] = []
     for file in files or [Path("-")]:
         name = "standard input" if str(file) == "-" else str(file)
-        with _naming(name):
+        with _located(name):
             found = read_documents(_read(file))
         for number, document in enumerate(found, 1):
-            with _naming(f"{name}, document {number}"):
+            with _located(f"{name}, document {number}"):
                 done = convert_document(document)
             documents.append(done.document)
             warnings += done.warnings
-    # Nothing is printed unless the whole input is valid: the output may go straight to kubectl.
+    # Print nothing if one document is wrong: the output may go straight to kubectl.
     _print(documents, output, Output.standard(context.obj.environ))
     for warning in warnings:
         print(f"midwatch: {one_line(warning, _MAX_WARNING)}", file=sys.stderr)
@@ -110,7 +108,7 @@ def _print(documents: list[Json], format: str, output: Output) -> None:
         return
     from midwatch.kube.yaml import write_yaml
 
-    # Escaped on a terminal, which control characters of a hostile text would reach.
+    # Escaped on a terminal, where control characters of a hostile text would act.
     output.stream.write(write_yaml(documents, ascii_only=output.terminal))
 
 
@@ -119,13 +117,13 @@ def _list_of(documents: list[Json]) -> Json:
 
 
 def _read(file: Path) -> bytes:
-    """Return the content, at most one byte more than the limit. Raises PermanentError."""
+    """Return at most one byte more than the limit. Raises PermanentError."""
     from midwatch.kube.yaml import MAX_BYTES
 
     if str(file) == "-":
         if sys.stdin.isatty():
             raise PermanentError(
-                "nothing to convert", hint="name a file, or pipe one in"
+                "nothing to convert", hint="name a file, or pipe one into it"
             )
         return sys.stdin.buffer.read(MAX_BYTES + 1)
     try:
@@ -136,8 +134,8 @@ def _read(file: Path) -> bytes:
 
 
 @contextmanager
-def _naming(place: str) -> Iterator[None]:
-    """Prefix an error with the place in the input."""
+def _located(place: str) -> Iterator[None]:
+    """Add the place of a document to an error."""
     try:
         yield
     except MidwatchError as error:

@@ -1,7 +1,7 @@
 """Sessions in Kubernetes: `AgenticSession` resources, their operator, and the runner in the pod.
 
-`resource` reads a resource, `crd` defines it; `manifests` writes what a session is made of, `verdict` reads
-what became of it, `plan` decides what to do next and `statuses` what may be written: all pure. `api`
-talks to the API server, `watch` keeps up with it, `operator` follows the resources, `writer` tells the status
-from the pod.
+Pure: `resource` reads a resource, `crd` defines it, `manifests` builds the objects of a session, `observed` reads
+Jobs and pods, `reconcile` plans the next actions, and `status` decides which status may be written. `client` talks to
+the API server, `watch` lists and watches, `cache` holds the result, `controller` executes plans, and `operator` runs
+these parts. `status_writer` writes the status from the pod.
 """

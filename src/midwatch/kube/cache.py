@@ -1,4 +1,8 @@
-"""What the operator knows of the cluster: few fields of each Job and pod, and the resources that live."""
+"""The operator's cache (`Index`) and its work queue (`Queue`).
+
+The index holds the resources of live sessions and a few fields of each of their Jobs and pods. The queue holds the
+names of sessions to reconcile: one worker at a time handles a session, and again if it changed meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,13 @@ from midwatch.kube.observed import (
     JobView,
     ObservedState,
     PodView,
-    later,
+    is_not_older,
+    observe,
     read_job,
     read_pod,
-    seen_of,
 )
 from midwatch.kube.status import phase_of
-from midwatch.lifecycle import Clock, Liveness, SystemClock
+from midwatch.lifecycle import Backoff, Clock, Liveness, SystemClock
 from midwatch.model import Json
 from midwatch.session.events import Phase
 
@@ -32,8 +36,14 @@ Versions = dict[Key, dict[tuple[Kind, str], str]]
 
 
 @dataclass
-class Known:
-    """Of one session. `body` is its resource; None: not seen, or over and done with."""
+class SessionObjects:
+    """The objects of one session.
+
+    Attributes:
+        body: The session's resource; None if it was not observed yet, or if its session needs no more work.
+        jobs: Its Jobs, by name.
+        pods: Its pods, by name.
+    """
 
     body: Json | None = None
     jobs: dict[str, JobView] = field(default_factory=dict)
@@ -43,9 +53,10 @@ class Known:
         return self.body is not None or bool(self.jobs or self.pods)
 
     def versions(self, kind: Kind | None = None) -> dict[tuple[Kind, str], str]:
-        """By kind and name; of one kind, or of all."""
-        found: dict[tuple[Kind, str], str] = {}
-        found |= {("job", name): job.version for name, job in self.jobs.items()}
+        """Return resource versions by kind and name, of one kind or of all."""
+        found: dict[tuple[Kind, str], str] = {
+            ("job", name): job.version for name, job in self.jobs.items()
+        }
         found |= {("pod", name): pod.version for name, pod in self.pods.items()}
         if self.body is not None:
             version = self.body["metadata"].get("resourceVersion")
@@ -61,18 +72,19 @@ class Known:
             case "pod":
                 self.pods.pop(name, None)
 
-    def seen(self, *, fresh: bool, current: bool) -> ObservedState | None:
+    def observe(self, *, fresh: bool, current: bool) -> ObservedState | None:
+        """Return the state to plan from; None without a resource."""
         if self.body is None:
             return None
         jobs, pods = self.jobs.values(), self.pods.values()
-        return seen_of(self.body, jobs, pods, fresh=fresh, current=current)
+        return observe(self.body, jobs, pods, fresh=fresh, current=current)
 
 
 class Index:
-    """By session. Events may come late and in any order: an older state never replaces a newer one."""
+    """Objects by session. Events may arrive late and in any order: an older version never replaces a newer one."""
 
     def __init__(self) -> None:
-        self._known: dict[Key, Known] = {}
+        self._known: dict[Key, SessionObjects] = {}
 
     def __len__(self) -> int:
         return sum(known.body is not None for known in self._known.values())
@@ -81,17 +93,17 @@ class Index:
         return iter(list(self._known))
 
     def phases(self) -> Counter[Phase]:
-        """How many sessions are in each."""
+        """Return the number of sessions by phase."""
         bodies = [known.body for known in self._known.values()]
         return Counter(phase_of(body) for body in bodies if body is not None)
 
-    def get(self, key: Key) -> Known | None:
+    def get(self, key: Key) -> SessionObjects | None:
         return self._known.get(key)
 
     def put_session(self, body: Json) -> Key:
         key, known = self._at(*_name(body))
         if known.body is None or _newer(known.body, body):
-            known.body = _slim(body)
+            known.body = _without_managed_fields(body)
         return key
 
     def put_job(self, body: Json) -> Key:
@@ -107,7 +119,7 @@ class Index:
         return key
 
     def put(self, kind: Kind, body: Json) -> Key:
-        """The session that it belongs to."""
+        """Store an object and return the key of its session."""
         match kind:
             case "session":
                 return self.put_session(body)
@@ -117,60 +129,72 @@ class Index:
                 return self.put_pod(body)
 
     def drop(self, key: Key, kind: Kind, name: str = "") -> None:
-        """It is gone; a session also when it needs nothing any more."""
+        """Remove an object that was deleted, or the resource of a session that needs no more work."""
         if known := self._known.get(key):
             known.drop(kind, name)
-        self._tidy(key)
+        self._drop_if_empty(key)
 
-    def before(self, key: Key) -> Versions:
-        """What is known now of one session's objects; to give to `after`."""
+    def snapshot(self, key: Key) -> Versions:
+        """Return the versions of one session's objects, for `apply_list`."""
         known = self.get(key)
         return {key: known.versions()} if known else {}
 
-    def before_list(self, kind: Kind, namespace: str | None) -> Versions:
-        """What is known now of all objects of a kind, in one namespace or in all; to give to `after`."""
+    def snapshot_kind(self, kind: Kind, namespace: str | None) -> Versions:
+        """Return the versions of all objects of a kind, in one namespace or in all, for `apply_list`."""
         return {
             key: versions
             for key, known in self._known.items()
             if namespace in (None, key[0]) and (versions := known.versions(kind))
         }
 
-    def after(self, before: Versions, read: Mapping[Kind, Iterable[Json]]) -> set[Key]:
-        """All of this was read since `before`: what was known then and is not among it is gone.
+    def apply_list(
+        self, before: Versions, read: Mapping[Kind, Iterable[Json]]
+    ) -> set[Key]:
+        """Store a complete read, and drop the objects of `before` that it lacks.
 
-        What watches told meanwhile is newer than what was read, and stays. Return the sessions of both.
+        An object that a watch delivered since `before` is newer than the read, and stays.
+
+        Args:
+            before: The snapshot taken before the read.
+            read: All objects, by kind.
+
+        Returns:
+            The keys of all sessions in the snapshot or in the read.
         """
-        there: set[tuple[Kind, Key, str]] = set()
+        present: set[tuple[Kind, Key, str]] = set()
         for kind, bodies in read.items():
-            there |= {
-                (kind, self.put(kind, body), _item(kind, body)) for body in bodies
+            present |= {
+                (kind, self.put(kind, body), _object_name(kind, body))
+                for body in bodies
             }
         for key, versions in before.items():
-            known = self._known.get(key) or Known()
+            known = self._known.get(key) or SessionObjects()
             now = known.versions()
             for (kind, name), version in versions.items():
-                if (kind, key, name) not in there and now.get((kind, name)) == version:
+                if (kind, key, name) not in present and now.get(
+                    (kind, name)
+                ) == version:
                     known.drop(kind, name)
-            self._tidy(key)
-        return {key for _, key, _ in there} | set(before)
+            self._drop_if_empty(key)
+        return {key for _, key, _ in present} | set(before)
 
-    def _at(self, namespace: str, name: str) -> tuple[Key, Known]:
+    def _at(self, namespace: str, name: str) -> tuple[Key, SessionObjects]:
         key = (namespace, name)
-        return key, self._known.setdefault(key, Known())
+        return key, self._known.setdefault(key, SessionObjects())
 
-    def _tidy(self, key: Key) -> None:
+    def _drop_if_empty(self, key: Key) -> None:
         if not self._known.get(key):
             self._known.pop(key, None)
 
 
 def _put(known: dict[str, T], one: T) -> None:
     had = known.get(one.name)
-    if had is None or later(had.version, one.version):
+    if had is None or is_not_older(had.version, one.version):
         known[one.name] = one
 
 
-def _item(kind: Kind, body: Json) -> str:
-    """What tells an object from others of its kind and session."""
+def _object_name(kind: Kind, body: Json) -> str:
+    """Return the key of an object among those of its kind and session."""
     return "" if kind == "session" else _name(body)[1]
 
 
@@ -183,75 +207,77 @@ def _newer(old: Json, new: Json) -> bool:
     before, after = old["metadata"], new["metadata"]
     if before.get("uid") != after.get("uid"):
         return True
-    return later(
+    return is_not_older(
         str(before.get("resourceVersion", "")), str(after.get("resourceVersion", ""))
     )
 
 
-def _slim(body: Json) -> Json:
-    """Without what nobody reads: who wrote which field is as long as the rest."""
+def _without_managed_fields(body: Json) -> Json:
+    """Return the body without `managedFields`, which are unused and as long as the rest."""
     meta = {k: v for k, v in body["metadata"].items() if k != "managedFields"}
     return {**body, "metadata": meta}
 
-
-# ------------------------------------------------------------ queue
-# Names of sessions that something happened to: each is worked on by one worker at a time, and again if
-# something happened meanwhile.
 
 _LOOP = "queue"
 
 
 class Queue:
-    """`backoff` is the first wait after a failure, in seconds; it doubles up to `longest`.
+    """A work queue of session keys, with the semantics of client-go's rate-limited workqueue.
 
-    While a session waits, one has to be taken within `stuck_after` seconds of the one before.
+    Args:
+        backoff: Seconds to wait after the first failure of a session; the wait doubles with each failure.
+        longest: The longest such wait, in seconds.
+        rng: Source of jitter.
+        progress: Learns whether workers still take sessions.
+        stuck_after: Seconds within which a worker must take the next session while one is ready.
     """
 
     def __init__(
         self,
         backoff: float,
         longest: float,
-        chance: random.Random | None = None,
+        rng: random.Random | None = None,
         *,
         clock: Clock | None = None,
         progress: Liveness | None = None,
         stuck_after: float = 300.0,
     ) -> None:
         self._backoff, self._longest = backoff, longest
-        self._chance = chance or random.Random()
+        self._random = rng or random.Random()
         self._clock = clock or SystemClock()
         self._progress = progress or Liveness(self._clock)
         self._stuck_after = stuck_after
         self._ready: deque[tuple[Key, float]] = deque()
         self._waiting: set[Key] = set()
-        self._at_work: set[Key] = set()
+        self._in_progress: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
-        self._failures: dict[Key, int] = {}
-        self._something = asyncio.Event()
+        self._failures = Counter[Key]()
+        self._backoffs: dict[Key, Backoff] = {}
+        self._not_empty = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._ready)
 
-    def working(self) -> int:
-        """Sessions that are worked on now."""
-        return len(self._at_work)
+    def in_progress(self) -> int:
+        """Return the number of sessions that workers are handling."""
+        return len(self._in_progress)
 
     def oldest(self) -> float:
-        """Seconds that the first in the queue has waited; 0 if there is none."""
+        """Return the seconds that the first session in the queue has waited; 0 if the queue is empty."""
         return self._clock.monotonic() - self._ready[0][1] if self._ready else 0.0
 
     def add(self, key: Key) -> None:
-        """Work on it, as soon as nobody does."""
+        """Queue a session, or queue it again after the worker that is handling it."""
         if (timer := self._timers.pop(key, None)) is not None:
             timer.cancel()
         if key in self._waiting:
             return
         self._waiting.add(key)
-        if key not in self._at_work:
+        if key not in self._in_progress:
             self._push(key)
 
-    def later(self, key: Key, seconds: float) -> None:
-        """Work on it after so long, if nothing happens to it before."""
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Queue a session after `seconds`, unless it is queued earlier."""
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         timer = self._timers.get(key)
@@ -261,42 +287,47 @@ class Queue:
             timer.cancel()
         self._timers[key] = loop.call_at(due, self._due, key)
 
-    def failed(self, key: Key, at_least: float = 0.0) -> float:
-        """It did not work: try again later, each time later. The seconds until then."""
-        failures = self._failures.get(key, 0)
-        self._failures[key] = failures + 1
-        wait = min(self._backoff * 2.0 ** min(failures, 20), self._longest)
-        wait = max(at_least, wait * self._chance.uniform(0.7, 1.0))
-        self.later(key, wait)
+    def retry(self, key: Key, at_least: float = 0.0) -> float:
+        """Queue a session again after a back-off, and return the seconds until then (at least `at_least`)."""
+        self._failures[key] += 1
+        if key not in self._backoffs:
+            self._backoffs[key] = Backoff(self._backoff, self._longest)
+        wait = self._backoffs[key].next() * self._random.uniform(0.7, 1.0)
+        wait = max(at_least, wait)
+        self.add_after(key, wait)
         return wait
 
     def failures(self, key: Key) -> int:
-        """In a row, up to now."""
-        return self._failures.get(key, 0)
+        """Return the number of failures of a session since its last success."""
+        return self._failures[key]
 
-    def worked(self, key: Key) -> None:
+    def forget(self, key: Key) -> None:
+        """Reset a session's failures and back-off, after a success."""
         self._failures.pop(key, None)
+        self._backoffs.pop(key, None)
 
     async def take(self) -> Key:
-        """The next one. Call `done` with it afterwards."""
+        """Wait for the next session and return its key. Call `done` with it afterwards."""
         while not self._ready:
-            self._something.clear()
-            await self._something.wait()
+            self._not_empty.clear()
+            await self._not_empty.wait()
         key, _ = self._ready.popleft()
         if self._ready:
             self._progress.expect(_LOOP, self._stuck_after)
         else:
             self._progress.expect_nothing(_LOOP)
         self._waiting.discard(key)
-        self._at_work.add(key)
+        self._in_progress.add(key)
         return key
 
     def done(self, key: Key) -> None:
-        self._at_work.discard(key)
+        """Record that a worker has finished with a session."""
+        self._in_progress.discard(key)
         if key in self._waiting:
             self._push(key)
 
     def close(self) -> None:
+        """Cancel all timers."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -309,4 +340,4 @@ class Queue:
         if not self._ready:
             self._progress.expect(_LOOP, self._stuck_after)
         self._ready.append((key, self._clock.monotonic()))
-        self._something.set()
+        self._not_empty.set()

@@ -1,10 +1,9 @@
-"""The API server, as the operator and the runner need it: a few calls, each with a time limit."""
+"""A client of the Kubernetes API: the few calls that the operator and the runner need, each with a timeout."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import re
 from collections import Counter
@@ -16,17 +15,14 @@ from collections.abc import (
     Callable,
     Mapping,
 )
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx2
-import yaml
 from lightkube import AsyncClient
-from lightkube.config.client_adapter import ConnectionParams
-from lightkube.config.kubeconfig import KubeConfig, SingleConfig
-from lightkube.config.models import User
+from lightkube.config.kubeconfig import SingleConfig
 from lightkube.core.decoders import decode_object, decode_status, decode_watch_event
 from lightkube.core.exceptions import ConfigError
 from lightkube.core.generic_client import ListAsyncIterable
@@ -39,13 +35,20 @@ from lightkube.generic_resource import (
 from lightkube.operators import exists
 from lightkube.types import CascadeType, PatchType
 
-from midwatch.errors import MidwatchError, SettingsError, TemporaryError
+from midwatch.errors import SettingsError
+from midwatch.kube.error_mapping import (
+    CLIENT_ERRORS,
+    Conflict,
+    map_client_error,
+    result_code,
+)
 from midwatch.kube.errors import (
     ClusterRefused,
     ClusterUnavailable,
     NameTaken,
     ResourceGone,
 )
+from midwatch.kube.login import Login, read_config
 from midwatch.kube.rules import (
     FINALIZER,
     GROUP,
@@ -55,187 +58,14 @@ from midwatch.kube.rules import (
     UID_LABEL,
     VERSION,
 )
-from midwatch.lifecycle import Clock, SystemClock
-from midwatch.metrics import code_label
+from midwatch.lifecycle import Backoff, Clock, SystemClock
 from midwatch.model import Json
-
-# ------------------------------------------------------------ access
-# How the API server is reached: its address and who we are there.
-
-_PATH = "operator.kubeconfig"
-_PROGRAMS = tuple(
-    f"client.authentication.k8s.io/{version}" for version in ("v1alpha1", "v1beta1")
-)
-"""Protocols of the programs that the client runs to log in."""
-
-
-class Login:
-    """The clients of one login, with a time limit in seconds for each request.
-
-    Raises SettingsError where the client takes nothing of the configuration.
-    """
-
-    def __init__(self, config: SingleConfig, timeout: float) -> None:
-        self.config = config
-        self._timeout = httpx2.Timeout(timeout)
-        try:
-            self.client = AsyncClient(config, timeout=self._timeout, trust_env=False)
-        except (ConfigError, OSError, ValueError, httpx2.InvalidURL) as error:
-            raise SettingsError(
-                f"cannot connect to {config.cluster.server}: {error}",
-                path=_PATH,
-                hint="check the server's address, the certificates and the keys",
-            ) from error
-
-    @cached_property
-    def streams(self) -> httpx2.AsyncClient:
-        """For watches: each keeps a connection, so there is no limit on how many there are."""
-        params = ConnectionParams(timeout=self._timeout, trust_env=False)
-        limits = httpx2.Limits(max_connections=None)
-        return httpx2.AsyncClient(**params.httpx_params(self.config), limits=limits)
-
-    async def close(self) -> None:
-        await self.client.close()
-        if "streams" in vars(self):
-            await self.streams.aclose()
-
-
-def read_config(kubeconfig: Path | None, context: str | None) -> SingleConfig:
-    """By this file, or as the pod that this is. Raises SettingsError."""
-    try:
-        if kubeconfig is None:
-            config = KubeConfig.from_service_account().get()
-        else:
-            config = KubeConfig.from_file(kubeconfig).get(context)
-    except (ConfigError, OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as e:
-        where = kubeconfig or "the service account of the pod"
-        raise SettingsError(
-            f"cannot read {where}: {e}",
-            path=_PATH,
-            hint="name a kubeconfig, or run in a pod with a service account",
-        ) from e
-    assert config is not None
-    user = config.user or User()
-    if user.auth_provider or (user.exec and user.exec.apiVersion not in _PROGRAMS):
-        raise SettingsError(
-            "its user logs in by a program",
-            path=_PATH,
-            hint="name a kubeconfig with a token or a certificate, or run in the cluster",
-        )
-    return config._replace(user=user)
-
-
-# ------------------------------------------------------------ faults
-# Errors of the HTTP client and answers of the API server → ours.
-
-LONGEST_MESSAGE = 1000
-"""Characters of an API server's message that are passed on."""
-_MAX_CAUSES = 20
-_HINTS = {
-    401: "check the token, the certificate or the service account",
-    403: "check the roles of the service account, and the quotas of the namespace",
-    404: "check that the resource definition and the namespace are there",
-    422: "correct what the API server names; a field that is unknown means another version of the cluster or of the CRD",
-}
-FOREIGN_ERRORS = (
-    httpx2.HTTPError,
-    httpx2.InvalidURL,
-    httpx2.StreamError,
-    # The client closes over answers that are no JSON, or have no content type.
-    KeyError,
-    ValueError,
-    TimeoutError,
-    OSError,
-)
-"""All that a call of the client raises."""
-
-
-class Conflicted(TemporaryError):
-    """409: the object changed since it was read, or is there already."""
-
-
-def code_of(error: Exception) -> str:
-    """What one of FOREIGN_ERRORS counts as: the status of an answer, `timeout` or `error`."""
-    if isinstance(error, httpx2.HTTPStatusError):
-        return code_label(error.response.status_code)
-    timed_out = isinstance(error, (TimeoutError, httpx2.TimeoutException))
-    return "timeout" if timed_out else "error"
-
-
-def translated(error: Exception, doing: str) -> MidwatchError:
-    """Our error for one of FOREIGN_ERRORS, raised while `doing` something."""
-    if isinstance(error, httpx2.HTTPStatusError):
-        return _of_answer(error.response, doing)
-    if isinstance(error, (TimeoutError, httpx2.TimeoutException)):
-        return ClusterUnavailable(f"cannot {doing}: no answer in time")
-    if isinstance(error, (httpx2.TransportError, OSError)):
-        return ClusterUnavailable(f"cannot {doing}: {_text(error)}")
-    if isinstance(error, (httpx2.InvalidURL, httpx2.TooManyRedirects)):
-        return ClusterRefused(f"cannot {doing}: {_text(error)}")
-    return ClusterUnavailable(
-        f"cannot {doing}: the answer is none of an API server: {_text(error)}"
-    )
-
-
-def _of_answer(response: httpx2.Response, doing: str) -> MidwatchError:
-    code = response.status_code
-    status = _status_of(response)
-    said = str(status.get("message") or response.reason_phrase or "no message")
-    message = f"cannot {doing}: {code} {said[:LONGEST_MESSAGE]}"
-    if code == 409:
-        return Conflicted(message)
-    # 410: the list that is read in parts has expired; the next one begins anew.
-    if code in (408, 410, 429) or code >= 500:
-        retry_after = _retry_after(response, status)
-        return ClusterUnavailable(message, retry_after=retry_after, status=code)
-    return ClusterRefused(
-        message,
-        hint=_HINTS.get(code),
-        status=code,
-        reason=str(status.get("reason") or "")[:100],
-        fields=_fields(status),
-    )
-
-
-def _fields(status: dict[str, Any]) -> tuple[str, ...]:
-    """What is wrong with the object, where the server says so."""
-    details = status.get("details")
-    causes = details.get("causes") if isinstance(details, dict) else None
-    if not isinstance(causes, list):
-        return ()
-    named = (one.get("field") for one in causes[:_MAX_CAUSES] if isinstance(one, dict))
-    return tuple(str(field)[:200] for field in named if field)
-
-
-def _status_of(response: httpx2.Response) -> dict[str, Any]:
-    """The `Status` in an answer; empty if there is none."""
-    try:
-        status = json.loads(response.content)
-    except (ValueError, httpx2.ResponseNotRead):
-        return {}
-    return status if isinstance(status, dict) else {}
-
-
-def _retry_after(response: httpx2.Response, status: dict[str, Any]) -> float | None:
-    details = status.get("details")
-    written = response.headers.get("retry-after")
-    if written is None and isinstance(details, dict):
-        written = details.get("retryAfterSeconds")
-    try:
-        return max(0.0, float(written)) if written is not None else None
-    except (TypeError, ValueError):
-        return None
-
-
-def _text(error: Exception) -> str:
-    return (str(error) or type(error).__name__)[:LONGEST_MESSAGE]
-
 
 T = TypeVar("T")
 Propose = Callable[[Json], Json | None]
-"""The merge patch for a resource's `status`, from the whole resource; None: nothing to write."""
-FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
-"""Seconds between the tries of a write."""
+"""Returns the merge patch of `status` for a resource; None if nothing has to be written."""
+FIRST_WAIT, MAX_WAIT = 0.5, 15.0
+"""Seconds between two attempts of a write."""
 _PAGE = 500
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
@@ -275,9 +105,17 @@ _WATCHED: dict[str, tuple[type[Any], str | None]] = {
 class Cluster:
     """A connection to the API server. Close it, or use it as an async context manager.
 
-    Every call raises ClusterUnavailable (perhaps with `retry_after`) when trying again can help and
-    ClusterRefused when it cannot; each takes `timeout` seconds at most. `timeout` is also the longest
-    that a write is waited for before it is tried again.
+    Args:
+        read: Returns address and credentials; is called again when the credentials are refused.
+        timeout: Seconds for each request.
+        rng: Source of jitter.
+
+    Attributes:
+        requests: Calls so far, by verb and code. A paged list counts once, and so does the opening of a watch.
+
+    Raises:
+        ClusterUnavailable: By every call, if a later attempt may succeed; `retry_after` has the server's wish.
+        ClusterRefused: By every call, if a later attempt would not succeed either.
     """
 
     def __init__(
@@ -286,15 +124,14 @@ class Cluster:
         *,
         timeout: float = 30.0,
         clock: Clock | None = None,
-        chance: random.Random | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         self._read = read
         self._logins = [Login(read(), timeout)]
         self._timeout = timeout
         self._clock = clock or SystemClock()
         self.requests: Counter[tuple[str, str]] = Counter()
-        """Calls so far, by verb and code; a list in pages is one, as is a watch that was opened or tried."""
-        self._chance = chance or random.Random()
+        self._random = rng or random.Random()
 
     @classmethod
     def connect(
@@ -305,7 +142,7 @@ class Cluster:
         *,
         clock: Clock | None = None,
     ) -> Cluster:
-        """Without a `kubeconfig` as the pod that this runs in. Raises SettingsError."""
+        """Connect by a kubeconfig, or as the pod's service account without one. Raises SettingsError."""
         return cls(
             partial(read_config, kubeconfig, context), timeout=timeout, clock=clock
         )
@@ -322,16 +159,17 @@ class Cluster:
         await self.close()
 
     async def close(self) -> None:
+        """Close all connections."""
         for login in self._logins:
             await login.close()
 
     # -------------------------------------------------------------- sessions
 
     async def get_session(self, namespace: str, name: str) -> Json:
-        """The resource. Raises ResourceGone where there is none."""
+        """Return a session's resource. Raises ResourceGone if it does not exist."""
         found = await self._get(_SESSION, namespace, name)
         if found is None:
-            raise ResourceGone(f"there is no session {namespace}/{name}")
+            raise ResourceGone(f"session {namespace}/{name} does not exist")
         return found
 
     async def write_status(
@@ -343,11 +181,17 @@ class Cluster:
         seen: Json | None = None,
         give_up_after: float = 60.0,
     ) -> Json:
-        """Bring a resource's status to what `propose` wants, and return the resource as it is then.
+        """Write a session's status, and return the resource after the write.
 
-        `seen` is the resource as it was known last: if it is current, it is not read anew. A conflict is
-        read again and proposed again; a fault is waited out for `give_up_after` seconds in all. Raises
-        ResourceGone, and what `propose` raises.
+        After a conflict the resource is read and proposed again.
+
+        Args:
+            propose: Returns the patch; its errors are raised here.
+            seen: The last known version of the resource; saves a read if it is current.
+            give_up_after: Seconds in all that failures are retried.
+
+        Raises:
+            ResourceGone: The resource does not exist.
         """
 
         async def attempt(body: Json) -> Json:
@@ -357,7 +201,9 @@ class Cluster:
             patch = {"metadata": _precondition(body), "status": status}
             return await self._patch(_SESSION.Status, namespace, name, patch)
 
-        return await self._settle(namespace, name, attempt, seen, give_up_after)
+        return await self._write_until_accepted(
+            namespace, name, attempt, seen, give_up_after
+        )
 
     async def set_finalizer(
         self,
@@ -369,12 +215,14 @@ class Cluster:
         seen: Json | None = None,
         give_up_after: float = 60.0,
     ) -> Json:
-        """Hold the resource back from being deleted, or let it go. Raises ResourceGone."""
+        """Add or remove the operator's finalizer, and return the resource. Raises ResourceGone."""
 
         async def attempt(body: Json) -> Json:
             meta = body.get("metadata") or {}
             if meta.get("uid") != uid:
-                raise ResourceGone("the resource was replaced by another of its name")
+                raise ResourceGone(
+                    "the resource was replaced by another of the same name"
+                )
             held = list(meta.get("finalizers") or ())
             if (FINALIZER in held) == present:
                 return body
@@ -383,18 +231,21 @@ class Cluster:
             patch = {"metadata": _precondition(body) | {"finalizers": wanted}}
             return await self._patch(_SESSION, namespace, name, patch)
 
-        return await self._settle(namespace, name, attempt, seen, give_up_after)
+        return await self._write_until_accepted(
+            namespace, name, attempt, seen, give_up_after
+        )
 
     async def list_sessions(self, namespace: str | None = None) -> list[Json]:
-        """All resources, of one namespace or of all."""
+        """Return the sessions of one namespace or of all."""
         return await self._list(_SESSION, namespace)
 
     # -------------------------------------------------------------- their objects
 
     async def create(self, manifest: Json) -> bool:
-        """Create an object; false if it was there already and is the same session's.
+        """Create an object; return False if it exists already for the same session.
 
-        Raises NameTaken if it is somebody else's.
+        Raises:
+            NameTaken: An object of this name exists that is not this session's.
         """
         kind, meta = manifest["kind"], manifest["metadata"]
         namespace, name = meta["namespace"], meta["name"]
@@ -402,26 +253,27 @@ class Cluster:
         resource = _KINDS[kind]
         try:
             await self._call("create", self._client.create(resource(manifest)), doing)
-        except Conflicted as error:
+        except Conflict as error:
             found = await self._get(resource, namespace, name)
             if found is None:  # deleted in between
                 raise ClusterUnavailable(error.message) from error
             if _uid_label(found) != _uid_label(manifest):
                 raise NameTaken(
-                    f"the {kind} {name} exists and is not this session's"
+                    f"the {kind} {name} exists and does not belong to this session"
                 ) from None
             return False
         return True
 
     async def get_job(self, namespace: str, name: str) -> Json | None:
+        """Return a Job; None if it does not exist."""
         return await self._get(_JOB, namespace, name)
 
     async def suspend_job(self, namespace: str, name: str) -> Json | None:
-        """End a Job's pods with SIGTERM and their grace; the Job as it is then, None if there is none."""
+        """Suspend a Job: its pods get SIGTERM and their grace period. Return the Job; None if it does not exist."""
         return await self._patch_job(namespace, name, {"suspend": True})
 
     async def expire_job(self, namespace: str, name: str, seconds: int) -> Json | None:
-        """Have a Job deleted so long after its end; the Job as it is then, None if there is none."""
+        """Have a Job deleted `seconds` after its end. Return the Job; None if it does not exist."""
         change = {"ttlSecondsAfterFinished": seconds}
         return await self._patch_job(namespace, name, change)
 
@@ -432,15 +284,15 @@ class Cluster:
             return None
 
     async def delete_job(self, namespace: str, name: str) -> bool:
-        """Delete a Job and its pods; false if there is no such Job."""
+        """Delete a Job and its pods. Return False if it does not exist."""
         doing = f"delete the Job {namespace}/{name}"
         try:
             await self._call(
                 "delete",
                 self._client.delete(
                     _JOB,
-                    _checked(name),
-                    namespace=_checked(namespace),
+                    _checked_name(name),
+                    namespace=_checked_name(namespace),
                     cascade=CascadeType.BACKGROUND,
                 ),
                 doing,
@@ -452,17 +304,17 @@ class Cluster:
     async def list_jobs(
         self, namespace: str | None = None, session: str | None = None
     ) -> list[Json]:
-        """The Jobs of one session, or of all."""
-        return await self._list(_JOB, namespace, _of(session))
+        """Return the Jobs of one session, or of all."""
+        return await self._list(_JOB, namespace, _session_labels(session))
 
     async def list_pods(
         self, namespace: str | None = None, session: str | None = None
     ) -> list[Json]:
-        """The pods of one session, or of all."""
-        return await self._list(_POD, namespace, _of(session))
+        """Return the pods of one session, or of all."""
+        return await self._list(_POD, namespace, _session_labels(session))
 
     async def record_event(self, manifest: Json) -> None:
-        """Create an Event; one of its name is this very event."""
+        """Create an Event, unless it exists."""
         meta = manifest["metadata"]
         doing = f"record an event in {meta['namespace']}"
         try:
@@ -471,7 +323,7 @@ class Cluster:
                 self._client.create(_KINDS["Event"](manifest)),
                 doing,
             )
-        except Conflicted:
+        except Conflict:
             pass
 
     # -------------------------------------------------------------- watches
@@ -479,11 +331,11 @@ class Cluster:
     async def list_for_watch(
         self, plural: str, namespace: str | None
     ) -> tuple[list[Json], str]:
-        """All sessions, or their Jobs or pods, and the resource version to watch from."""
+        """Return all sessions, Jobs or pods, and the resource version to watch from."""
         kind, label = _WATCHED[plural]
         labels = {label: exists()} if label else None
         listed = self._listed(kind, namespace, labels)
-        found = await self._call("list", _all_of(listed), f"list {plural}")
+        found = await self._call("list", _collect(listed), f"list {plural}")
         return found, listed.resourceVersion
 
     @contextlib.asynccontextmanager
@@ -496,14 +348,17 @@ class Cluster:
         seconds: int,
         silence: float,
     ) -> AsyncIterator[AsyncIterator[tuple[str, Json]]]:
-        """Open a watch; inside, iterate over types and objects, bookmarks among them.
+        """Open a watch; inside, iterate over pairs of event type and object, bookmarks included.
 
-        The iteration ends when the server ends it (after `seconds`), when the connection breaks and when
-        nothing comes for `silence` seconds. Opening and iterating raise ClusterUnavailable with `status` 410
-        where the server does not know any more what happened since `version`.
+        The iteration ends when the server ends the watch (after `seconds`), when the connection breaks, and when
+        nothing arrives for `silence` seconds.
+
+        Raises:
+            ClusterUnavailable: With `status` 410 if the server has dropped the history since `version`, also
+                while iterating.
         """
-        # Not by lightkube's own watch: it asks for no bookmarks, opens a watch that ended anew without
-        # a word, and takes each line separator of Unicode for the end of an event.
+        # lightkube's own watch requests no bookmarks, silently reopens a watch that ended, and takes each
+        # line separator of Unicode for the end of an event.
         kind, label = _WATCHED[plural]
         params = {
             "watch": "true",
@@ -519,7 +374,7 @@ class Cluster:
             timeout=httpx2.Timeout(self._timeout, read=silence),
         )
         doing = f"watch {plural}"
-        response = await self._call("watch", _opened(streams, request), doing)
+        response = await self._call("watch", _open_stream(streams, request), doing)
         try:
             async with contextlib.aclosing(_events(response, kind, doing)) as events:
                 yield events
@@ -532,7 +387,7 @@ class Cluster:
     def _client(self) -> AsyncClient:
         return self._logins[-1].client
 
-    async def _settle(
+    async def _write_until_accepted(
         self,
         namespace: str,
         name: str,
@@ -540,28 +395,32 @@ class Cluster:
         seen: Json | None,
         give_up_after: float,
     ) -> Json:
-        """Read, compute and write until it holds."""
+        """Read and call `attempt` until a write is accepted."""
         deadline = self._clock.monotonic() + give_up_after
-        wait = FIRST_WAIT
+        backoff = Backoff(FIRST_WAIT, MAX_WAIT)
         while True:
             try:
                 body = seen or await self.get_session(namespace, name)
                 return await attempt(body)
-            except (Conflicted, ClusterUnavailable) as error:
-                pause = self._pause(error, wait, known=seen is not None)
+            except (Conflict, ClusterUnavailable) as error:
+                pause = self._seconds_to_wait(
+                    error, backoff.next(), known=seen is not None
+                )
                 if self._clock.monotonic() + pause > deadline:
                     raise ClusterUnavailable(
                         error.message, retry_after=error.retry_after
                     ) from error
-                # Whether the write arrived is not known: look before the next.
-                seen, wait = None, min(wait * 2, LONGEST_WAIT)
+                # The write may have arrived: read before the next one.
+                seen = None
                 await self._clock.sleep(pause)
 
-    def _pause(
-        self, error: Conflicted | ClusterUnavailable, wait: float, *, known: bool
+    def _seconds_to_wait(
+        self, error: Conflict | ClusterUnavailable, wait: float, *, known: bool
     ) -> float:
-        wait *= self._chance.uniform(0.5, 1.0)
-        if isinstance(error, Conflicted):  # others write as well, but nobody is in need
+        wait *= self._random.uniform(0.5, 1.0)
+        if isinstance(
+            error, Conflict
+        ):  # others write as well, but the server is not overloaded
             return 0.0 if known else wait / 10
         return max(error.retry_after or 0.0, wait)
 
@@ -569,7 +428,7 @@ class Cluster:
         doing = f"read {resource.__name__} {namespace}/{name}"
         try:
             got = self._client.get(
-                resource, _checked(name), namespace=_checked(namespace)
+                resource, _checked_name(name), namespace=_checked_name(namespace)
             )
             return dict(await self._call("get", got, doing))
         except ResourceGone:
@@ -581,9 +440,9 @@ class Cluster:
         doing = f"write {resource.__name__} {namespace}/{name}"
         patching = self._client.patch(
             resource,
-            _checked(name),
+            _checked_name(name),
             patch,
-            namespace=_checked(namespace),
+            namespace=_checked_name(namespace),
             patch_type=PatchType.MERGE,
         )
         return dict(await self._call("patch", patching, doing))
@@ -592,52 +451,52 @@ class Cluster:
         self, resource: type[Any], namespace: str | None, labels: Json | None = None
     ) -> list[Json]:
         listed = self._listed(resource, namespace, labels)
-        return await self._call("list", _all_of(listed), f"list {resource.__name__}s")
+        return await self._call("list", _collect(listed), f"list {resource.__name__}s")
 
     def _listed(
         self, resource: type[Any], namespace: str | None, labels: Json | None
     ) -> ListAsyncIterable[Any]:
         return self._client.list(
             resource,
-            namespace="*" if namespace is None else _checked(namespace),
+            namespace="*" if namespace is None else _checked_name(namespace),
             chunk_size=_PAGE,
             labels=labels,
         )
 
     async def _call(self, verb: str, call: Awaitable[T], doing: str) -> T:
-        """The one place where errors of others become ours. 404 is ResourceGone."""
+        """Await a call within the timeout, count it, and map its errors. 404 becomes ResourceGone."""
         code = "error"
         try:
             async with asyncio.timeout(self._timeout):
                 answer = await call
                 code = "2xx"
                 return answer
-        except ConfigError as error:  # the token's file is gone
+        except ConfigError as error:  # the file of the token is missing
             raise ClusterUnavailable(f"cannot {doing}: {error}") from error
-        except FOREIGN_ERRORS as error:
-            code = code_of(error)
-            ours = translated(error, doing)
-            if isinstance(ours, ClusterRefused) and ours.status == 404:
-                raise ResourceGone(ours.message) from error
+        except CLIENT_ERRORS as error:
+            code = result_code(error)
+            mapped = map_client_error(error, doing)
+            if isinstance(mapped, ClusterRefused) and mapped.status == 404:
+                raise ResourceGone(mapped.message) from error
             if code == "401":
                 self._log_in_again()
-            raise ours from error
+            raise mapped from error
         finally:
             self.requests[verb, code] += 1
 
     def _log_in_again(self) -> None:
-        """Use what the kubeconfig says now: its token may have been replaced. Requests under way keep theirs."""
+        """Read the configuration again: its token may have been replaced. Running requests keep the old login."""
         with contextlib.suppress(SettingsError):
             config = self._read()
             if config != self._logins[-1].config:
                 self._logins.append(Login(config, self._timeout))
 
 
-async def _all_of(listed: AsyncIterable[Mapping[str, Any]]) -> list[Json]:
+async def _collect(listed: AsyncIterable[Mapping[str, Any]]) -> list[Json]:
     return [dict(one) async for one in listed]
 
 
-async def _opened(
+async def _open_stream(
     streams: httpx2.AsyncClient, request: httpx2.Request
 ) -> httpx2.Response:
     response = await streams.send(request, stream=True)
@@ -660,12 +519,12 @@ async def _events(
                     raise ClusterUnavailable(message, status=status.code or 0)
                 body = dict(decode_object(event.object, kind))
             except ValueError as error:
-                raise translated(error, doing) from error
+                raise map_client_error(error, doing) from error
             yield event.type, body
 
 
 async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
-    """Lines as JSON has them; ends also where the connection does."""
+    """Yield lines until the stream or the connection ends."""
     rest = b""
     with contextlib.suppress(httpx2.HTTPError, httpx2.StreamError, OSError):
         async for chunk in response.aiter_bytes():
@@ -678,19 +537,19 @@ def _address(kind: type[Any], namespace: str | None) -> str:
     info = api_info(kind)
     group, version = info.resource.group, info.resource.version
     root = f"apis/{group}" if group else "api"
-    within = "" if namespace is None else f"namespaces/{_checked(namespace)}/"
+    within = "" if namespace is None else f"namespaces/{_checked_name(namespace)}/"
     return f"{root}/{version}/{within}{info.plural}"
 
 
-def _of(session: str | None) -> Json:
-    """The label of one session's objects; of all sessions' without one."""
+def _session_labels(session: str | None) -> Json:
+    """Return the label selector of one session's objects, or of all sessions' objects."""
     return {SESSION_LABEL: session or exists()}
 
 
-def _checked(name: str) -> str:
-    """A name goes into the address of a request: nothing but a name may."""
+def _checked_name(name: str) -> str:
+    """Return a name that may become part of a request's URL. Raises ClusterRefused for anything else."""
     if not _NAME.fullmatch(name):
-        raise ClusterRefused(f"{name[:60]!r} is no name in Kubernetes")
+        raise ClusterRefused(f"{name[:60]!r} is not a Kubernetes name")
     return name
 
 

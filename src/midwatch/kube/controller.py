@@ -1,4 +1,4 @@
-"""Carrying out a plan's actions: the operator's hands."""
+"""Execute plans: create, suspend and delete the objects of sessions, and write status and events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from midwatch.kube.errors import (
     WriterOutdated,
 )
 from midwatch.kube.manifests import job, objects
-from midwatch.kube.observed import ObservedState, seen_of
+from midwatch.kube.observed import ObservedState, observe
 from midwatch.kube.reconcile import (
     Action,
     AddFinalizer,
@@ -45,8 +45,8 @@ from midwatch.kube.rules import API_VERSION, KIND, MANAGED_BY, MAX_RESTARTS
 from midwatch.kube.status import (
     Writer,
     bounded,
+    inconsistent_conditions,
     merged,
-    out_of_step,
     phase_of,
     timestamp,
 )
@@ -55,60 +55,58 @@ from midwatch.logs import Log
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
 
-# ------------------------------------------------------------ helpers
-# Which sessions have what stands beside their Job: found out by creating it, and not again at every try.
-
-LONGEST = 600.0
-"""Seconds: what somebody deleted meanwhile is made again by a later try."""
-MOST = 10_000
-"""Sessions that are kept in mind; the oldest are forgotten."""
+MAX_AGE = 600.0
+"""Seconds after which a session's helper objects are created again, in case one was deleted."""
+MAX_SESSIONS = 10_000
+"""Sessions in the cache; the oldest are dropped first."""
 
 
-class Helpers:
-    """In memory only: after a restart every object is created anew, which finds it."""
+class HelperCache:
+    """Remembers which sessions have the objects beside their Job (account, role, secret, claim).
 
-    def __init__(self, longest: float = LONGEST, most: int = MOST) -> None:
+    So not every attempt creates them again. It is in memory only: after a restart each object is created once more,
+    and the conflict shows that it exists.
+    """
+
+    def __init__(self, longest: float = MAX_AGE, most: int = MAX_SESSIONS) -> None:
         self._longest, self._most = longest, most
-        self._made: OrderedDict[str, float] = OrderedDict()
+        self._created: OrderedDict[str, float] = OrderedDict()
 
-    def made(self, uid: str, now: float) -> None:
-        """All of a session's are there, at this time of a clock that only goes forward."""
-        self._made.pop(uid, None)
-        self._made[uid] = now
-        while len(self._made) > self._most:
-            self._made.popitem(last=False)
+    def record(self, uid: str, now: float) -> None:
+        """Record that all objects of a session exist, at a monotonic time in seconds."""
+        self._created.pop(uid, None)
+        self._created[uid] = now
+        while len(self._created) > self._most:
+            self._created.popitem(last=False)
 
     def forget(self, uid: str) -> None:
-        """One may be missing."""
-        self._made.pop(uid, None)
+        """Forget a session: one of its objects may be missing."""
+        self._created.pop(uid, None)
 
-    def are_there(self, seen: ObservedState, action: CreateJob, now: float) -> bool:
-        """Whether the Job of this attempt can do with what was made before.
+    def are_present(self, state: ObservedState, action: CreateJob, now: float) -> bool:
+        """Return whether the objects of this attempt's Job are known to exist.
 
-        An attempt whose pod never ran may have lacked one of them.
+        An attempt whose pod never ran may have lacked one of them, so the next one creates them again.
         """
-        since = self._made.get(seen.resource.uid)
+        since = self._created.get(state.resource.uid)
         if since is None or now - since > self._longest:
             return False
-        before = [pod for pod in seen.pods if pod.attempt == action.attempt - 1]
-        # The runner tells the name of its pod, which takes all that it has.
-        told = seen.status.get("podName") is not None
-        ran = told or any(pod.exit_code is not None for pod in before)
+        before = [pod for pod in state.pods if pod.attempt == action.attempt - 1]
+        # A runner that wrote the name of its pod had all of its objects.
+        reported = state.status.get("podName") is not None
+        ran = reported or any(pod.exit_code is not None for pod in before)
         return action.attempt == 1 or ran
 
 
-# ------------------------------------------------------------ telling
-# Kubernetes events, for `kubectl describe`.
-
 _COMPONENT = "midwatch-operator"
 _MAX_MESSAGE = 1024
-"""Bytes; what the API server takes."""
+"""Bytes of an event's message that the API server accepts."""
 
 
 def event_manifest(resource: SessionResource, event: Event, now: datetime) -> Json:
-    """The event as an object. Its name follows from what it tells, so that telling it twice is one event."""
-    told = f"{resource.uid}/{event.attempt}/{event.reason}"
-    mark = hashlib.sha256(told.encode()).hexdigest()[:16]
+    """Return the manifest of an event. Its name is a hash of its content, so recording it twice makes one event."""
+    content = f"{resource.uid}/{event.attempt}/{event.reason}"
+    mark = hashlib.sha256(content.encode()).hexdigest()[:16]
     at = timestamp(now)
     return {
         "apiVersion": "v1",
@@ -135,79 +133,86 @@ def event_manifest(resource: SessionResource, event: Event, now: datetime) -> Js
     }
 
 
-_MEANT = ("exceeded quota", "denied the request")
-"""A quota and an admission webhook: they refuse this very object."""
-_PATIENCE = 5.0
-"""Seconds that a write is tried on the spot; longer waits are left to the queue."""
-
+_POLICY_REFUSALS = ("exceeded quota", "denied the request")
+"""Messages of a quota and of an admission webhook, which refuse this object for good."""
+_WRITE_TIMEOUT = 5.0
+"""Seconds that a write is retried at once; after that the queue retries it."""
 
 _TOKEN_MARGIN = timedelta(days=14)
-"""For a quota, a node, an image, an operator that is away."""
+"""Extra life of a content token: waits for a quota, a node, an image, or an operator that is down."""
 
 
 @dataclass(slots=True)
-class Tally:
-    """What came of the actions since the start; `ends` by phase and reason, as the status has them."""
+class SessionCounts:
+    """Sessions started, restarted and ended since the start of the operator; `ends` by phase and reason."""
 
     starts: int = 0
     restarts: int = 0
     ends: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def started(self, attempt: int) -> None:
+        """Count the start of an attempt."""
         self.starts += attempt == 1
         self.restarts += attempt > 1
 
 
 @dataclass(frozen=True)
 class ActionExecutor:
-    """What the actions need. The index is told of what they did, ahead of the watches."""
+    """Executes actions, and updates the index with the answers, ahead of the watches."""
 
     cluster: Cluster
     index: Index
     settings: OperatorSettings
     clock: Clock
     log: Log
-    tally: Tally = field(default_factory=Tally)
-    helpers: Helpers = field(default_factory=Helpers)
+    counts: SessionCounts = field(default_factory=SessionCounts)
+    helpers: HelperCache = field(default_factory=HelperCache)
 
-    async def carry(self, seen: ObservedState, action: Action) -> None:
-        """Raises the errors of the cluster, of the settings, and SpecRefused."""
-        resource, key = seen.resource, seen.resource.key
+    async def execute(self, state: ObservedState, action: Action) -> None:
+        """Execute one action.
+
+        Raises:
+            ClusterUnavailable, ClusterRefused, NameTaken, ResourceGone: As `Cluster` does.
+            WriterOutdated: Another writer has taken over the status.
+            SettingsError: The content key cannot be read.
+            SpecRefused: The spec cannot be run.
+        """
+        resource, key = state.resource, state.resource.key
         match action:
             case Refresh():
-                await self._look(key)
+                await self._refresh(key)
             case AddFinalizer() | RemoveFinalizer():
                 await self._finalizer(
                     resource, present=isinstance(action, AddFinalizer)
                 )
-                if isinstance(action, RemoveFinalizer) and seen.phase.terminal:
-                    reason = str(seen.status.get("reason") or "")
-                    self.tally.ends[seen.phase.value, reason] += 1
+                if isinstance(action, RemoveFinalizer) and state.phase.terminal:
+                    reason = str(state.status.get("reason") or "")
+                    self.counts.ends[state.phase.value, reason] += 1
             case CreateJob():
-                await self._create(seen, action)
+                await self._create(state, action)
             case SuspendJob():
                 job = await self.cluster.suspend_job(key[0], action.name)
-                self._is_now(key, action.name, job)
+                self._update_job(key, action.name, job)
             case DeleteJob():
                 await self.cluster.delete_job(resource.namespace, action.name)
                 self.index.drop(key, "job", action.name)
             case ExpireJob():
                 seconds = math.ceil(self.settings.job_ttl)
                 job = await self.cluster.expire_job(key[0], action.name, seconds)
-                self._is_now(key, action.name, job)
+                self._update_job(key, action.name, job)
             case WriteStatus():
                 await self._write(resource, action)
             case Event():
-                await self._tell(resource, action)
+                await self._record_event(resource, action)
         self.log.debug("done", session="/".join(key), action=type(action).__name__)
 
-    async def _look(self, key: Key) -> None:
-        # The pods first, the resource last: a runner that ended has told before it did.
-        before = self.index.before(key)
+    async def _refresh(self, key: Key) -> None:
+        # The pods first, the resource last: a runner writes its status before it ends.
+        before = self.index.snapshot(key)
         pods = await self.cluster.list_pods(*key)
         jobs = await self.cluster.list_jobs(*key)
         body = await self.cluster.get_session(*key)
-        self.index.after(before, {"session": [body], "job": jobs, "pod": pods})
+        self.index.apply_list(before, {"session": [body], "job": jobs, "pod": pods})
 
     async def _finalizer(self, resource: SessionResource, *, present: bool) -> None:
         namespace, name = resource.key
@@ -217,12 +222,12 @@ class ActionExecutor:
             resource.uid,
             present=present,
             seen=self._body(resource.key),
-            give_up_after=_PATIENCE,
+            give_up_after=_WRITE_TIMEOUT,
         )
         self.index.put_session(body)
 
-    def _is_now(self, key: Key, name: str, body: Json | None) -> None:
-        """A Job as it is by now; None: there is none."""
+    def _update_job(self, key: Key, name: str, body: Json | None) -> None:
+        """Store the current version of a Job, or drop it if it is gone (None)."""
         if body is None:
             self.index.drop(key, "job", name)
         else:
@@ -234,16 +239,16 @@ class ActionExecutor:
 
         def propose(body: Json) -> Json | None:
             if phase_of(body).terminal:
-                # The runner may have ended it meanwhile: to that nothing is added but what belongs to it.
-                crooked = out_of_step(body.get("status") or {})
-                return merged(body, writer, {}, (), now) if crooked else None
+                # The runner may have ended the session meanwhile: only its conditions may be completed.
+                inconsistent = inconsistent_conditions(body.get("status") or {})
+                return merged(body, writer, {}, (), now) if inconsistent else None
             return merged(body, writer, write.changes, write.conditions, now)
 
         body = await self.cluster.write_status(
             *resource.key,
             propose,
             seen=self._body(resource.key),
-            give_up_after=_PATIENCE,
+            give_up_after=_WRITE_TIMEOUT,
         )
         self.index.put_session(body)
 
@@ -251,8 +256,8 @@ class ActionExecutor:
         known = self.index.get(key)
         return known.body if known is not None else None
 
-    async def _tell(self, resource: SessionResource, event: Event) -> None:
-        """An event is a help for people: that it could not be told stops nothing."""
+    async def _record_event(self, resource: SessionResource, event: Event) -> None:
+        """Record an event. A failure is logged and stops nothing: events only help people."""
         self.log.info(
             event.reason.lower(),
             session="/".join(resource.key),
@@ -267,8 +272,8 @@ class ActionExecutor:
 
     # -------------------------------------------------------------- creation
 
-    async def _create(self, seen: ObservedState, action: CreateJob) -> None:
-        resource = seen.resource
+    async def _create(self, state: ObservedState, action: CreateJob) -> None:
+        resource = state.resource
         other = await self._resumed(resource, needed=action.attempt == 1)
         manifest = job(
             resource,
@@ -277,33 +282,33 @@ class ActionExecutor:
             timeout=action.timeout,
             resume_from=other,
         )
-        await self._help(seen, action, other)
+        await self._create_helpers(state, action, other)
         if await self._create_job(resource, manifest):
             self.index.put_job(manifest)
-            self.tally.started(action.attempt)
-        else:  # made before, perhaps by another operator: as it is now
+            self.counts.started(action.attempt)
+        else:  # it exists, perhaps from another operator: read its current version
             name = manifest["metadata"]["name"]
             found = await self.cluster.get_job(resource.namespace, name)
             if found is not None:
                 self.index.put_job(found)
 
-    async def _help(
-        self, seen: ObservedState, action: CreateJob, other: SessionResource | None
+    async def _create_helpers(
+        self, state: ObservedState, action: CreateJob, other: SessionResource | None
     ) -> None:
-        """Create what stands beside the Job, unless it is known to be there."""
-        resource, now = seen.resource, self.clock.monotonic()
-        if self.helpers.are_there(seen, action, now):
+        """Create the objects beside the Job, unless they are known to exist."""
+        resource, now = state.resource, self.clock.monotonic()
+        if self.helpers.are_present(state, action, now):
             return
         self.helpers.forget(resource.uid)
         token = self._token(resource, other)
         for one in objects(resource, self.settings, token):
             await self.cluster.create(one)
-        self.helpers.made(resource.uid, now)
+        self.helpers.record(resource.uid, now)
 
     async def _create_job(self, resource: SessionResource, manifest: Json) -> bool:
         try:
             return await self.cluster.create(manifest)
-        except ResourceGone:  # the namespace, and all in it
+        except ResourceGone:  # the namespace is gone
             self.helpers.forget(resource.uid)
             raise
         except ClusterRefused as error:
@@ -315,7 +320,7 @@ class ActionExecutor:
     async def _resumed(
         self, resource: SessionResource, *, needed: bool
     ) -> SessionResource | None:
-        """The session that `spec.resumeFrom` names. A later attempt can do without: it has its own."""
+        """Return the session that `spec.resumeFrom` names. Only the first attempt needs it: later ones have its content."""
         name = resource.spec.resume_from
         if name is None:
             return None
@@ -325,23 +330,23 @@ class ActionExecutor:
             if not needed:
                 return None
             raise SpecRefused(
-                f"there is no session {name}",
+                f"session {name} does not exist",
                 path="spec.resumeFrom",
-                hint="it names a session of this namespace that still exists",
+                hint="name a session of this namespace that still exists",
             ) from None
         if needed and not phase_of(body).terminal:
-            # Two sessions would work in one conversation, and push to one branch.
+            # Otherwise two sessions would share one conversation and push to one branch.
             raise OriginNotEnded(
-                f"session {name} is not over yet",
+                f"session {name} is still running",
                 path="spec.resumeFrom",
-                hint=f"this one begins when that has ended; spec.stop of {name} ends it",
+                hint=f"this session starts when it has ended; set spec.stop of {name} to end it",
             )
-        return seen_of(body).resource
+        return observe(body).resource
 
     def _token(
         self, resource: SessionResource, other: SessionResource | None
     ) -> str | None:
-        """The key for the session's own folder; the file is read each time, since it may be rotated."""
+        """Return a token for the session's folder. The key file is read each time, because keys rotate."""
         file = self.settings.content_key_file
         if self.settings.content_url is None or file is None:
             return None
@@ -357,15 +362,17 @@ class ActionExecutor:
 
 
 def token_life(resource: SessionResource) -> timedelta:
-    """How long a session's token is good for. Its secret is made once, before the first attempt; so it is for the
-    longest time-out of as many attempts as there can ever be, and for all that they may wait between them.
+    """Return how long a session's token is valid.
+
+    Its secret is created once, before the first attempt. So the token covers the timeout of the largest number of
+    attempts that there can be, and the waits between them.
     """
     attempts = MAX_RESTARTS + 1
     return timedelta(seconds=resource.spec.timeout * attempts) + _TOKEN_MARGIN
 
 
 def _field_of_spec(resource: SessionResource, error: ClusterRefused) -> str | None:
-    """The field of the session's spec that a refusal of its Job follows from; None if none does."""
+    """Return the field of the spec that made the API server refuse the Job; None if it is another reason."""
     if error.status != 422:
         return None
     spec = resource.spec
@@ -376,15 +383,15 @@ def _field_of_spec(resource: SessionResource, error: ClusterRefused) -> str | No
     return None
 
 
-def may_pass(error: MidwatchError) -> bool:
-    """Whether it is a refusal that comes and goes: an API server that has just started knows no roles yet."""
+def may_be_transient(error: MidwatchError) -> bool:
+    """Return whether a refusal may go away: an API server that has just started knows no roles yet."""
     if not isinstance(error, ClusterRefused) or error.status not in (401, 403):
         return False
-    return not any(words in error.message for words in _MEANT)
+    return not any(words in error.message for words in _POLICY_REFUSALS)
 
 
 def reason_of_refusal(error: MidwatchError) -> str:
-    """Why a session cannot be started, as a condition's reason."""
+    """Return the condition's reason for an error that keeps a session from starting."""
     if isinstance(error, OriginNotEnded):
         return "ResumeFromNotEnded"
     if isinstance(error, SpecRefused):
@@ -398,49 +405,49 @@ def reason_of_refusal(error: MidwatchError) -> str:
     return type(error).__name__
 
 
-# ------------------------------------------------------------ follow
-# One session, one step on: plan, carry out, plan again, until there is nothing to do.
-
 ROUNDS = 10
-"""Plans in a row for one session; it takes four. What is not settled then waits for its next turn."""
+"""Plans in a row for one session. Four are usual; after the limit the session goes back into the queue."""
 Failure = Literal["outdated", "temporary", "permanent", "unexpected"]
 FAILURES: tuple[Failure, ...] = get_args(Failure)
-PASSING = 3
-"""Failures in a row after which a refusal that may pass is told in the resource: a quarter of a minute."""
+TRANSIENT_LIMIT = 3
+"""Failures in a row (about 15 seconds) after which a refusal that may go away is written to the status."""
 
 
 class ReconcileWorker:
-    """Follows one session at a time; `run` may run several times at once. `failures` counts them by kind."""
+    """Reconciles sessions from the queue, one at a time: plan, execute, and plan again until no action is left.
 
-    def __init__(self, hands: ActionExecutor, queue: Queue) -> None:
-        self._hands = hands
+    Several `run` tasks may share one worker. `failures` counts failed reconciliations by kind.
+    """
+
+    def __init__(self, executor: ActionExecutor, queue: Queue) -> None:
+        self._executor = executor
         self._queue = queue
-        self._log = hands.log
+        self._log = executor.log
         self.failures = Counter[str]()
 
     async def run(self) -> None:
-        """Take what is next and follow it, for ever."""
+        """Take sessions from the queue and reconcile them until cancelled."""
         while True:
             key = await self._queue.take()
             try:
-                await self._guarded(key)
+                await self._reconcile_safely(key)
             finally:
                 self._queue.done(key)
 
-    async def _guarded(self, key: Key) -> None:
+    async def _reconcile_safely(self, key: Key) -> None:
         session = "/".join(key)
         try:
-            await self.follow(key)
+            await self.reconcile(key)
         except ResourceGone as error:
-            self._hands.index.drop(key, "session")
-            self._queue.worked(key)
-            self._log.info("gone", session=session, why=error.message)
+            self._executor.index.drop(key, "session")
+            self._queue.forget(key)
+            self._log.info("gone", session=session, reason=error.message)
         except WriterOutdated as error:
-            self._log.info("outdated", session=session, why=error.message)
+            self._log.info("outdated", session=session, reason=error.message)
             self._failed("outdated", key)
-        except OriginNotEnded as error:  # nothing is wrong: it waits for another
-            wait = self._queue.failed(key)
-            self._log.info("waits", session=session, why=error.message, wait=wait)
+        except OriginNotEnded as error:  # not a failure: it waits for another session
+            wait = self._queue.retry(key)
+            self._log.info("waiting", session=session, reason=error.message, wait=wait)
         except TemporaryError as error:
             wait = self._failed("temporary", key, error.retry_after or 0.0)
             self._log.warning(
@@ -451,67 +458,72 @@ class ReconcileWorker:
             self._log.error(
                 "refused", session=session, error=error.one_line(), wait=wait
             )
-        except Exception:  # the outermost guard: a session that trips us stops no other
+        except Exception:  # the outermost guard: one session stops no other
             wait = self._failed("unexpected", key)
             self._log.exception("failed", session=session, wait=wait)
 
     def _failed(self, kind: Failure, key: Key, at_least: float = 0.0) -> float:
         self.failures[kind] += 1
-        return self._queue.failed(key, at_least)
+        return self._queue.retry(key, at_least)
 
-    async def follow(self, key: Key) -> None:
-        """Bring a session as far as it goes now. Raises what could not be told in the resource."""
+    async def reconcile(self, key: Key) -> None:
+        """Plan and execute until no action is left. Raises every error that stopped an action."""
         done: set[type[Action]] = set()
         for _ in range(ROUNDS):
-            seen = self._seen(key, done)
-            if seen is None:
+            state = self._observe(key, done)
+            if state is None:
                 return
-            next_ = plan(seen, self._hands.settings, self._hands.clock.now())
-            if not next_.actions:
-                return self._settled(key, next_)
-            await self._carry(seen, next_)
-            done |= {type(action) for action in next_.actions}
-        raise TemporaryError("it does not settle")
+            next_plan = plan(state, self._executor.settings, self._executor.clock.now())
+            if not next_plan.actions:
+                return self._settled(key, next_plan)
+            await self._execute(state, next_plan)
+            done |= {type(action) for action in next_plan.actions}
+        raise TemporaryError(f"the session does not settle within {ROUNDS} plans")
 
-    def _seen(self, key: Key, done: set[type[Action]]) -> ObservedState | None:
-        """What is known; of what was done for it follows how new that is."""
-        known = self._hands.index.get(key)
+    def _observe(self, key: Key, done: set[type[Action]]) -> ObservedState | None:
+        """Return the session's cached state. The actions done so far determine how current it is."""
+        known = self._executor.index.get(key)
         if known is None:
             return None
-        # Holding a resource back answers with the resource as it is then.
-        return known.seen(fresh=Refresh in done, current=AddFinalizer in done)
+        # Adding the finalizer returned the current resource.
+        return known.observe(fresh=Refresh in done, current=AddFinalizer in done)
 
     def _settled(self, key: Key, last: Plan) -> None:
-        self._queue.worked(key)
+        self._queue.forget(key)
         if last.done:
-            self._hands.index.drop(key, "session")
-        elif last.again is not None:
-            self._queue.later(key, max(0.05, last.again))
+            self._executor.index.drop(key, "session")
+        elif last.recheck_in is not None:
+            self._queue.add_after(key, max(0.05, last.recheck_in))
 
-    async def _carry(self, seen: ObservedState, next_: Plan) -> None:
-        for action in next_.actions:
+    async def _execute(self, state: ObservedState, next_plan: Plan) -> None:
+        for action in next_plan.actions:
             try:
-                await self._hands.carry(seen, action)
+                await self._executor.execute(state, action)
             except (ResourceGone, WriterOutdated):
                 raise
             except SpecImpossible as error:
-                return await self._end(seen, error)
+                return await self._end(state, error)
             except PermanentError as error:
-                await self._refuse(seen, error)
+                await self._refuse(state, error)
                 raise
 
-    async def _end(self, seen: ObservedState, error: SpecImpossible) -> None:
-        """Trying again would be for ever: the session is over before it began."""
-        for action in impossible(seen, reason_of_refusal(error), error.one_line()):
-            await self._hands.carry(seen, action)
+    async def _end(self, state: ObservedState, error: SpecImpossible) -> None:
+        """End a session that can never start: retrying would not help."""
+        for action in impossible(state, reason_of_refusal(error), error.one_line()):
+            await self._executor.execute(state, action)
 
-    async def _refuse(self, seen: ObservedState, error: MidwatchError) -> None:
-        """Say in the resource why it goes no further, once that is sure."""
-        if may_pass(error) and self._queue.failures(seen.resource.key) < PASSING:
+    async def _refuse(self, state: ObservedState, error: MidwatchError) -> None:
+        """Write to the status why the session does not start, unless the refusal may still go away."""
+        if (
+            may_be_transient(error)
+            and self._queue.failures(state.resource.key) < TRANSIENT_LIMIT
+        ):
             return
-        for action in refusal(seen, reason_of_refusal(error), error.one_line()):
+        for action in refusal(state, reason_of_refusal(error), error.one_line()):
             try:
-                await self._hands.carry(seen, action)
+                await self._executor.execute(state, action)
             except (PermanentError, TemporaryError) as also:
-                self._log.warning("not told", error=also.one_line())
+                self._log.warning(
+                    "the refusal was not written to the status", error=also.one_line()
+                )
                 return

@@ -1,9 +1,9 @@
-"""Sessions of the platform that inspired this one, `vteam.ambient-code/v1alpha1`, made sessions of ours. Pure.
+"""Convert sessions of `vteam.ambient-code/v1alpha1`, the platform that inspired this one, to `midwatch.dev/v1alpha1`. Pure.
 
 That resource, as its CustomResourceDefinition has it (components/manifests of ambient-code/platform and its
 predecessor vTeam): prompt (later initialPrompt), displayName, interactive, repos[] with input and output or, before
 and after that, url and branch, mainRepoIndex, llmSettings, timeout, autoPushOnComplete, and what its backend added.
-What cannot be carried over is said, one line each; nothing is left out in silence.
+Each field that has no counterpart is left out with a warning of one line.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from midwatch.model import Json
 
 OLD_GROUP = "vteam.ambient-code"
 _OLD_TIMEOUT = 300
-"""Seconds that the old platform gave a session that did not say."""
+"""The old platform's default timeout in seconds."""
 _OLD_BRANCH = "main"
-"""The branch that it took where an input named none."""
+"""The old platform's default branch of an input."""
 _SERVER_MADE = frozenset(
     {
         "uid",
@@ -36,40 +36,42 @@ _SERVER_MADE = frozenset(
         "selfLink",
     }
 )
-"""Metadata that the API server makes anew."""
+"""Metadata that the API server sets."""
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _WHY_NOT = {
     "spec.llmSettings.temperature": "Claude Code has no such setting",
     "spec.llmSettings.maxTokens": "Claude Code has no such setting",
     "spec.userContext": "who created a session is in the API server's audit log",
-    "spec.botAccount": "each session has an account of its own; tokens come by environment.secrets",
-    "spec.activeWorkflow": "add its repository to repos, and say in the prompt what to take from it",
-    "spec.project": "metadata.namespace says where it runs",
-    "spec.resourceOverrides.storageClass": "the operator's setting storage_class says it",
+    "spec.botAccount": "each session has its own account; put tokens into environment.secrets",
+    "spec.activeWorkflow": "add its repository to repos, and name its files in the prompt",
+    "spec.project": "the session runs in metadata.namespace",
+    "spec.resourceOverrides.storageClass": "use the operator's setting storage_class",
     "spec.resourceOverrides.priorityClass": "it has no counterpart",
-    "spec.repos[].autoPush": "autoPushOnComplete is for all repositories",
-    "metadata.ownerReferences": "its owner may not be there",
-    "metadata.finalizers": "nobody would take them off",
+    "spec.repos[].autoPush": "autoPushOnComplete applies to all repositories",
+    "metadata.ownerReferences": "its owner may not exist",
+    "metadata.finalizers": "no controller would remove them",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A document as it is now, and what a person should know: one line each."""
+    """A converted document, and warnings of one line each."""
 
     document: Json
     warnings: tuple[str, ...] = ()
 
 
 def is_old_session(body: Mapping[str, Any]) -> bool:
+    """Return whether a document is a session of the old platform."""
     group = str(body.get("apiVersion") or "").partition("/")[0]
     return group == OLD_GROUP and body.get("kind") == KIND
 
 
 def convert(body: Mapping[str, Any]) -> Converted:
-    """The document of ours that means the same. What is no old session (or a list with one) stays as it is.
+    """Return the equivalent document. Anything but an old session, or a list of them, stays unchanged.
 
-    Raises SpecRefused, which names the field, for what would be refused by the API server.
+    Raises:
+        SpecRefused: The API server would refuse the result; it names the field.
     """
     items = body.get("items")
     if isinstance(items, list) and str(body.get("kind", "")).endswith("List"):
@@ -81,15 +83,15 @@ def convert(body: Mapping[str, Any]) -> Converted:
 
 def _convert_list(body: Mapping[str, Any], items: list[Any]) -> Converted:
     done = [convert(_mapping(item, f"items[{i}]")) for i, item in enumerate(items)]
-    ours = str(body.get("apiVersion") or "").startswith(f"{OLD_GROUP}/")
-    head = {"apiVersion": "v1", "kind": "List"} if ours else {}
+    is_old = str(body.get("apiVersion") or "").startswith(f"{OLD_GROUP}/")
+    head = {"apiVersion": "v1", "kind": "List"} if is_old else {}
     document = {**body, **head, "items": [one.document for one in done]}
     return Converted(document, tuple(line for one in done for line in one.warnings))
 
 
 @dataclass(slots=True)
 class _Conversion:
-    """One resource on its way. What is taken from `old` is what has a counterpart."""
+    """The conversion of one resource."""
 
     old: Mapping[str, Any]
     warnings: list[str] = field(default_factory=list)
@@ -106,7 +108,7 @@ class _Conversion:
         if status:
             phase = status.get("phase") if isinstance(status, Mapping) else None
             self._warn(
-                f"status ({phase}) is left out: once applied, the session runs again"
+                f"status ({phase}) is left out: the session runs again once it is applied"
             )
         read_resource({**document, "metadata": {"name": metadata.get("name", "")}})
         return Converted(document, tuple(self.warnings))
@@ -116,73 +118,73 @@ class _Conversion:
         name = about.get("name") if isinstance(about, Mapping) else None
         self.warnings.append(f"{name or 'a session without a name'}: {line}")
 
-    def _left_out(self, path: str, left: Mapping[str, Any]) -> None:
-        for key, value in left.items():
-            place = f"{path}.{key}"
+    def _warn_left_out(self, path: str, rest: Mapping[str, Any]) -> None:
+        for key, value in rest.items():
+            location = f"{path}.{key}"
             if value not in (None, "", [], {}):
-                kind = re.sub(r"\[\d+\]", "[]", place)
+                kind = re.sub(r"\[\d+\]", "[]", location)
                 why = _WHY_NOT.get(kind, "it has no counterpart")
-                self._warn(f"{place} is left out: {why}")
+                self._warn(f"{location} is left out: {why}")
 
     # -------------------------------------------------- metadata
 
     def _metadata(self) -> Json:
-        left = dict(_mapping(self.old.get("metadata"), "metadata"))
-        kept: Json = {}
+        rest = dict(_mapping(self.old.get("metadata"), "metadata"))
+        result: Json = {}
         for key in ("name", "generateName", "namespace", "labels", "annotations"):
-            if left.get(key):
-                kept[key] = left[key]
-            left.pop(key, None)
-        if "annotations" in kept:
-            kept["annotations"] = self._annotations(kept["annotations"])
-        if not (kept.get("name") or kept.get("generateName")):
+            if rest.get(key):
+                result[key] = rest[key]
+            rest.pop(key, None)
+        if "annotations" in result:
+            result["annotations"] = self._annotations(result["annotations"])
+        if not (result.get("name") or result.get("generateName")):
             raise SpecRefused("is missing", path="metadata.name")
-        if not isinstance(kept.get("name", ""), str):
-            raise SpecRefused("is not a text", path="metadata.name")
-        self._left_out(
-            "metadata", {k: v for k, v in left.items() if k not in _SERVER_MADE}
+        if not isinstance(result.get("name", ""), str):
+            raise SpecRefused("is not a string", path="metadata.name")
+        self._warn_left_out(
+            "metadata", {k: v for k, v in rest.items() if k not in _SERVER_MADE}
         )
-        return kept
+        return result
 
     def _annotations(self, given: Any) -> Json:
-        """Without the one that kubectl would compare the new document with."""
+        """Return annotations without the one that kubectl would compare the new document with."""
         written = _mapping(given, "metadata.annotations")
         return {k: v for k, v in written.items() if k != _LAST_APPLIED}
 
     # -------------------------------------------------- spec
 
     def _spec(self) -> Json:
-        left = dict(_mapping(self.old.get("spec"), "spec"))
-        spec: Json = self._prompt(left)
+        rest = dict(_mapping(self.old.get("spec"), "spec"))
+        spec: Json = self._prompt(rest)
         for key in (
             "displayName",
             "interactive",
             "mainRepoIndex",
             "autoPushOnComplete",
         ):
-            if left.get(key) is not None:
-                spec[key] = left[key]
-            left.pop(key, None)
-        spec["repos"] = self._repos(left.pop("repos", None))
-        model = self._llm_settings(left.pop("llmSettings", None))
+            if rest.get(key) is not None:
+                spec[key] = rest[key]
+            rest.pop(key, None)
+        spec["repos"] = self._repos(rest.pop("repos", None))
+        model = self._llm_settings(rest.pop("llmSettings", None))
         spec |= {
             **({"llmSettings": model} if model else {}),
-            **self._times(left),
-            **self._environment(left.pop("environmentVariables", None)),
-            **self._resources(left.pop("resourceOverrides", None)),
+            **self._times(rest),
+            **self._environment(rest.pop("environmentVariables", None)),
+            **self._resources(rest.pop("resourceOverrides", None)),
         }
-        self._left_out("spec", left)
+        self._warn_left_out("spec", rest)
         return spec
 
-    def _prompt(self, left: Json) -> Json:
-        """`interactive` was false beside a prompt, and true in the later form with initialPrompt."""
-        first, later = left.pop("prompt", None), left.pop("initialPrompt", None)
+    def _prompt(self, rest: Json) -> Json:
+        """Return prompt and mode. `interactive` defaulted to false with `prompt`, and to true with `initialPrompt`."""
+        first, later = rest.pop("prompt", None), rest.pop("initialPrompt", None)
         if first and later:
-            self._warn("spec.initialPrompt is left out: spec.prompt says what to do")
+            self._warn("spec.initialPrompt is left out: spec.prompt is used")
         spec: Json = {"prompt": first or later or ""}
-        if not first and left.get("interactive") is None:
+        if not first and rest.get("interactive") is None:
             self._warn(
-                "spec.interactive is not given: true, as it was without spec.prompt"
+                "spec.interactive is not set: it becomes true, the old default without spec.prompt"
             )
             spec["interactive"] = True
         return spec
@@ -197,47 +199,47 @@ class _Conversion:
             for i, repo in enumerate(given)
         ]
 
-    def _repo(self, left: Json, path: str) -> Json:
-        plain = {key: left.pop(key, None) for key in ("url", "branch")}
-        source = left.pop("input", None)
+    def _repo(self, rest: Json, path: str) -> Json:
+        plain = {key: rest.pop(key, None) for key in ("url", "branch")}
+        source = rest.pop("input", None)
         if source is None:
-            repo: Json = {"input": self._place(plain, path)}
+            repo: Json = {"input": self._location(plain, path)}
         else:
-            self._left_out(path, plain)
-            place = self._place(source, f"{path}.input")
-            repo = {"input": {"branch": _OLD_BRANCH, **place}}
-        output = left.pop("output", None)
+            self._warn_left_out(path, plain)
+            location = self._location(source, f"{path}.input")
+            repo = {"input": {"branch": _OLD_BRANCH, **location}}
+        output = rest.pop("output", None)
         if output is not None:
-            place = self._place(output, f"{path}.output")
-            if place:
-                repo["output"] = place
-            if not place.get("branch"):
+            location = self._location(output, f"{path}.output")
+            if location:
+                repo["output"] = location
+            if not location.get("branch"):
                 self._warn(
-                    f"{path}.output names no branch: the session's own is pushed"
+                    f"{path}.output names no branch: the session's own branch is pushed"
                 )
-        left.pop("status", None)  # what became of it, as in the status
-        if left.get("autoPush") is False:
-            del left["autoPush"]
-        self._left_out(path, left)
+        rest.pop("status", None)  # its result, as in the status
+        if rest.get("autoPush") is False:
+            del rest["autoPush"]
+        self._warn_left_out(path, rest)
         return repo
 
-    def _place(self, given: Any, path: str) -> Json:
-        left = dict(_mapping(given, path))
-        place = {key: left.pop(key, None) for key in ("url", "branch")}
-        self._left_out(path, left)
-        return {key: value for key, value in place.items() if value}
+    def _location(self, given: Any, path: str) -> Json:
+        rest = dict(_mapping(given, path))
+        location = {key: rest.pop(key, None) for key in ("url", "branch")}
+        self._warn_left_out(path, rest)
+        return {key: value for key, value in location.items() if value}
 
     def _llm_settings(self, given: Any) -> Json:
-        left = dict(_mapping(given, "spec.llmSettings"))
-        model = left.pop("model", None)
-        self._left_out("spec.llmSettings", left)
+        rest = dict(_mapping(given, "spec.llmSettings"))
+        model = rest.pop("model", None)
+        self._warn_left_out("spec.llmSettings", rest)
         return {"model": model} if model else {}
 
-    def _times(self, left: Json) -> Json:
-        timeout, idle = left.pop("timeout", None), left.pop("inactivityTimeout", None)
+    def _times(self, rest: Json) -> Json:
+        timeout, idle = rest.pop("timeout", None), rest.pop("inactivityTimeout", None)
         if timeout is None:
             self._warn(
-                f"spec.timeout is not given: {_OLD_TIMEOUT} seconds, as it was before"
+                f"spec.timeout is not set: it becomes {_OLD_TIMEOUT} seconds, the old default"
             )
             timeout = _OLD_TIMEOUT
         times = {"timeout": self._seconds(timeout, "spec.timeout")}
@@ -246,41 +248,43 @@ class _Conversion:
         return times
 
     def _seconds(self, given: Any, path: str) -> Any:
-        """What is no whole number is refused later, with all else; 0 was no limit."""
+        """Return seconds within the limits. 0 meant no limit; anything but an integer is refused later."""
         if not isinstance(given, int) or isinstance(given, bool):
             return given
         if 1 <= given <= MAX_SECONDS:
             return given
-        self._warn(f"{path} {given} becomes {MAX_SECONDS} seconds, the most there is")
+        self._warn(f"{path} {given} becomes {MAX_SECONDS} seconds, the maximum")
         return MAX_SECONDS
 
     def _environment(self, given: Any) -> Json:
         path = "spec.environmentVariables"
-        kept = {}
+        result = {}
         for name, value in _mapping(given, path).items():
             if is_reserved(name):
                 self._warn(
-                    f"{path}.{name} is left out: it is reserved; keys and tokens come by secret"
+                    f"{path}.{name} is left out: it is reserved; put keys and tokens into secrets"
                 )
             elif not fits(VARIABLE_NAME, name) or not isinstance(value, str):
-                self._warn(f"{path}.{name} is left out: not a name and a text")
+                self._warn(
+                    f"{path}.{name} is left out: not a variable name and a string"
+                )
             else:
-                kept[name] = value
-        return {"environment": {"variables": kept}} if kept else {}
+                result[name] = value
+        return {"environment": {"variables": result}} if result else {}
 
     def _resources(self, given: Any) -> Json:
-        """Asked for and limited to the same, so that a pod has what it was given."""
-        left = dict(_mapping(given, "spec.resourceOverrides"))
-        amounts = {key: left.pop(key, None) for key in ("cpu", "memory")}
-        kept = {key: value for key, value in amounts.items() if value}
-        self._left_out("spec.resourceOverrides", left)
-        if not kept:
+        """Return equal requests and limits, so that a pod gets exactly these amounts."""
+        rest = dict(_mapping(given, "spec.resourceOverrides"))
+        amounts = {key: rest.pop(key, None) for key in ("cpu", "memory")}
+        result = {key: value for key, value in amounts.items() if value}
+        self._warn_left_out("spec.resourceOverrides", rest)
+        if not result:
             return {}
-        return {"resources": {"requests": kept, "limits": dict(kept)}}
+        return {"resources": {"requests": result, "limits": dict(result)}}
 
 
 def _mapping(given: Any, path: str) -> Mapping[str, Any]:
-    """An object, empty for none. Raises SpecRefused for anything else."""
+    """Return an object; empty for None. Raises SpecRefused for anything else."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):

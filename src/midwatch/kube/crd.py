@@ -1,7 +1,7 @@
 """The CustomResourceDefinition of `AgenticSession`, for Kubernetes 1.29 and later. Pure.
 
-Its schema is generated from the models `Spec` and `Status`: `model_json_schema` gives JSON Schema, and `_structural` brings
-that into the form that Kubernetes takes.
+Its schema is generated from the models `Spec` and `Status`: `model_json_schema` returns JSON Schema, and `_structural`
+turns that into a structural schema.
 Source: https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/
 """
 
@@ -88,15 +88,15 @@ def _schema() -> Json:
         VALIDATIONS: [
             cel(
                 f"self.metadata.name.size() <= {MAX_NAME}",
-                f"metadata.name has at most {MAX_NAME} characters: the names of the session's Jobs begin with it",
+                f"metadata.name has at most {MAX_NAME} characters: the names of its Jobs start with it",
             ),
             cel(
                 "!self.metadata.name.contains('.')",
-                "metadata.name has no dots: the names of its pods, and so of their hosts, begin with it",
+                "metadata.name must not have dots: the host names of its pods start with it",
             ),
             cel(
                 "!has(self.spec.resumeFrom) || self.spec.resumeFrom != self.metadata.name",
-                "a session cannot continue itself: name another one",
+                "a session cannot continue itself: name another session",
                 ".spec.resumeFrom",
             ),
         ],
@@ -104,7 +104,7 @@ def _schema() -> Json:
 
 
 def _spec_schema() -> Json:
-    """The schema of `Spec`, with a rule for each field that cannot be changed later."""
+    """Return the schema of `Spec`, with a rule for each immutable field."""
     schema = _model_schema(Spec)
     schema[VALIDATIONS] += [
         _unchanged(name, "default" in field or name in schema["required"])
@@ -115,26 +115,28 @@ def _spec_schema() -> Json:
 
 
 def _unchanged(name: str, always: bool) -> Json:
-    """The rule for one field; `always`: it is there in every resource."""
+    """Return the rule of an immutable field; `always`: every resource has the field."""
     same = f"self.{name} == oldSelf.{name}"
     if not always:
         same = (
             f"has(self.{name}) == has(oldSelf.{name}) && (!has(self.{name}) || {same})"
         )
-    message = f"{name} cannot be changed: create another session (resumeFrom continues this one)"
+    message = (
+        f"{name} is immutable: create another session (resumeFrom continues this one)"
+    )
     return cel(same, message, f".{name}")
 
 
 # ------------------------------------------------------------------ JSON Schema to structural schema
 
 _LEFT_OUT = ("title", "$defs", "propertyNames")
-"""What pydantic writes and a structural schema cannot have."""
+"""Keys of pydantic's schema that a structural schema must not have."""
 _FIRST = ("type", "format", "description", "properties", "items")
-"""Keys that come before all others, for people who read the manifest."""
+"""Keys that come first, for readers of the manifest."""
 
 
 class _AsDeclared(GenerateJsonSchema):
-    """Keys stay in the order in which they were written, for people who read the manifest."""
+    """Keeps keys in the order of their declaration, for readers of the manifest."""
 
     def sort(
         self, value: JsonSchemaValue, parent_key: str | None = None
@@ -150,8 +152,8 @@ def _model_schema(model: type[Part]) -> Json:
 def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Json:
     """Return a schema without references, alternatives with null, and titles.
 
-    In Kubernetes a field without a value is absent, so a default of null is none. A default of an object is empty:
-    the API server fills in those of its fields.
+    In Kubernetes a field without a value is absent, so a default of null is dropped. The default of an object is empty:
+    the API server sets those of its fields.
     """
     node = _resolved(node, definitions)
     schema = {key: value for key, value in node.items() if key not in _LEFT_OUT}
@@ -160,7 +162,7 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Json
     for key in ("items", "additionalProperties"):
         if key in schema:
             schema[key] = _structural(schema[key], definitions)
-    if "anyOf" in schema:  # int or string; copied, or YAML would have anchors
+    if "anyOf" in schema:  # int or string; copied, so that YAML has no anchors
         schema["anyOf"] = [dict(one) for one in schema["anyOf"]]
     if "properties" in schema:
         schema["properties"] = {
@@ -179,7 +181,7 @@ def _structural(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Json
 
 
 def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Json:
-    """The node with what it refers to, and without the alternative of null, in its place."""
+    """Return a node with its reference resolved, and without the alternative of null."""
     outer = dict(node)
     if "$ref" in outer:
         inner = definitions[outer.pop("$ref").rpartition("/")[2]]

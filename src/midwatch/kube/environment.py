@@ -1,12 +1,11 @@
 """The contract between the operator and the runner in the pod: the variables of the runner's environment. Pure.
 
-`RunnerEnvironment` has each of them once. The operator writes a Job's `env` from it (`container_env`), the runner
-reads it back (`RunnerEnvironment.read`), and the table in docs/kubernetes.md is made of `RUNNER_VARIABLES`. Anything
-else that starts the runner's image may pass them as well.
+`RunnerEnvironment` defines each variable once. The operator writes a Job's `env` from it (`container_env`), the runner
+reads it back (`RunnerEnvironment.read`), and the table in docs/kubernetes.md is generated from `RUNNER_VARIABLES`. Any other
+program that starts the runner's image may set them as well.
 
-What a resource and its secrets bring comes under prefixes, and `sorted_variables` tells who wrote what. So nothing of
-it is a variable of the runner, its interpreter or its loader before it was checked here, whatever somebody called
-the keys of a secret.
+Variables of a resource and keys of its secrets have prefixes, and `sorted_variables` sorts them by source. So none of them
+is a variable of the runner, its interpreter or its loader before it was checked here, whatever the keys of a secret are.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from midwatch.model import Json
 from midwatch.session.options import Effort
 
 VARIABLE_PREFIX = "SESSION_VARIABLE_"
-"""Before the names of `spec.environment.variables`: the session's program gets them, and the runner does not."""
+"""Prefix of the names of `spec.environment.variables`, which are for the session's program, not for the runner."""
 SECRET_PREFIX = "SESSION_SECRET_"
-"""Before the keys of `spec.environment.secrets`, whose values are kept out of what is written down as well."""
+"""Prefix of the keys of `spec.environment.secrets`, whose values are redacted wherever the runner writes."""
 
 BAD_ENVIRONMENT, UNTOLD, POD_ENDED = 2, 3, 143
-"""Exit codes of the runner: its environment is wrong; the status could not be written; the pod was taken away in
-the middle of the work, which is what SIGTERM's default is, so that it counts as lost."""
+"""Exit codes of the runner: its environment is wrong; the status could not be written; the pod was removed during the
+work (143 is that of SIGTERM, so that the attempt counts as lost)."""
 
 WORKSPACE_PATH = "/workspace"
 STATE_PATH = "/session"
@@ -43,7 +42,7 @@ class Kind:
     """How a value is read from a variable, and written into one.
 
     Attributes:
-        read: Takes a text that is not empty. Raises ValueError, whose message says what to write instead.
+        read: Parses a text that is not empty. Raises ValueError with what to write instead.
         write: The reverse.
     """
 
@@ -118,17 +117,17 @@ REPORTING = _one_of(get_args(Reporting))
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """What is known of one variable.
+    """One variable of the runner.
 
     Attributes:
-        name: In the environment.
+        name: Its name in the environment.
         kind: How it is read and written.
-        meaning: One sentence, for the table and for whoever left it out.
+        meaning: One sentence, for the table and for the error of a missing variable.
         set_by: Where its value comes from, for the table.
-        default: What it is when it is not set, for the table; None: it has to be set.
-        secret: Its value stands in a secret, never in a Job.
-        by_secret: A secret of `spec.environment` may bring it where the operator sets none.
-        reserved: `spec.environment.variables` may not set it.
+        default: Its default, for the table; None: it is required.
+        secret: Whether its value comes from a secret, never from a Job.
+        by_secret: Whether a secret of `spec.environment` may set it if the operator does not.
+        reserved: Whether `spec.environment.variables` must not set it.
     """
 
     name: str
@@ -145,7 +144,7 @@ _BY_SECRET = "a secret of `spec.environment`"
 _OPERATOR = "operator"
 
 
-def _is(
+def _variable(
     kind: Kind,
     meaning: str,
     set_by: str,
@@ -157,7 +156,7 @@ def _is(
     by_secret: bool = False,
     reserved: bool = True,
 ) -> Any:
-    """A field of `RunnerEnvironment`. `unset` says for the table what holds where `default` is None."""
+    """Return a field of `RunnerEnvironment`. `unset` is the table's text for a `default` of None."""
     shown = unset if default is None else kind.write(default)
     about = {
         "kind": kind,
@@ -175,180 +174,193 @@ def _is(
 class RunnerEnvironment:
     """The runner's variables as values: each field is the variable of its name in capitals.
 
-    The operator leaves a variable out where the value is None, so that its setting `variables` may have it; all others
-    it writes, also empty ones. An empty variable counts as not set.
+    The operator omits a variable whose value is None, so that its setting `variables` may set it; it writes all others,
+    also empty ones. An empty variable counts as not set.
     """
 
-    anthropic_api_key: str = _is(
+    anthropic_api_key: str = _variable(
         TEXT,
-        "The key of the Claude API.",
+        "Key of the Claude API.",
         f"`spec.apiKeySecret`, `operator.api_key_secret` or {_BY_SECRET}",
         required=True,
         secret=True,
         by_secret=True,
     )
-    anthropic_base_url: str | None = _is(
+    anthropic_base_url: str | None = _variable(
         TEXT,
-        "Where the Claude API is.",
+        "URL of the Claude API.",
         "`operator.base_url`",
         None,
-        unset="Anthropic's own",
+        unset="Anthropic's API",
     )
-    workspace_path: Path = _is(
-        FOLDER, "The folder of the clones.", _OPERATOR, Path(WORKSPACE_PATH)
+    workspace_path: Path = _variable(
+        FOLDER, "Folder of the clones.", _OPERATOR, Path(WORKSPACE_PATH)
     )
-    state_path: Path = _is(
+    state_path: Path = _variable(
         FOLDER,
-        "The session's own folder, the mailbox in it.",
+        "Folder of the session's state and mailbox.",
         _OPERATOR,
         Path(STATE_PATH),
     )
-    cache_path: Path = _is(
-        FOLDER, "Where mirrors of repositories are kept.", _OPERATOR, Path(CACHE_PATH)
+    cache_path: Path = _variable(
+        FOLDER, "Folder of the mirrors of repositories.", _OPERATOR, Path(CACHE_PATH)
     )
-    session_name: str = _is(
+    session_name: str = _variable(
         TEXT,
-        "The name of the resource; the session's id.",
+        "Name of the resource, and id of the session.",
         "`metadata.name`",
         required=True,
     )
-    session_namespace: str = _is(
-        TEXT, "The namespace of the resource.", "`metadata.namespace`"
+    session_namespace: str = _variable(
+        TEXT, "Namespace of the resource.", "`metadata.namespace`"
     )
-    session_uid: str = _is(
+    session_uid: str = _variable(
         TEXT,
-        "The uid of the resource, so that no other is written to.",
+        "Uid of the resource, so that a later resource of the same name is not written to.",
         "`metadata.uid`",
     )
-    session_generation: int = _is(
+    session_generation: int = _variable(
         COUNT,
-        "The generation of the spec that this runs.",
+        "Generation of the spec that this attempt runs.",
         "`metadata.generation`",
         0,
     )
-    session_attempt: int = _is(
-        NUMBER, "Which attempt this is; above 1 it resumes.", _OPERATOR, 1
+    session_attempt: int = _variable(
+        NUMBER, "Number of the attempt; above 1 it resumes.", _OPERATOR, 1
     )
-    job_name: str = _is(TEXT, "The Job, as the status names it.", _OPERATOR)
-    pod_name: str = _is(TEXT, "The pod, as the status names it.", "Kubernetes")
-    status: Reporting = _is(
+    job_name: str = _variable(TEXT, "Name of the Job, for the status.", _OPERATOR)
+    pod_name: str = _variable(TEXT, "Name of the pod, for the status.", "Kubernetes")
+    status: Reporting = _variable(
         REPORTING,
-        "`resource`: tell the resource's status; `none`: do not.",
+        "`resource`: write the resource's status; `none`: do not.",
         _OPERATOR,
         "resource",
     )
-    prompt: str = _is(TEXT, "What to do; may be empty if interactive.", "`spec.prompt`")
-    interactive: bool = _is(
+    prompt: str = _variable(
+        TEXT, "Task for Claude; may be empty if interactive.", "`spec.prompt`"
+    )
+    interactive: bool = _variable(
         FLAG,
-        "`true`: read the mailbox until told to end.",
+        "`true`: read messages from the mailbox until a message ends the session.",
         "`spec.interactive`",
         False,
     )
-    repos_json: str = _is(
+    repos_json: str = _variable(
         TEXT,
         "`[{name, input{url, branch}, output{url, branch}}]`, as in the resource.",
         "`spec.repos`",
         required=True,
     )
-    main_repo_index: int = _is(
+    main_repo_index: int = _variable(
         COUNT,
-        "The repository that is the working directory.",
+        "Index of the main repository, which is the working directory (0 is the first).",
         "`spec.mainRepoIndex`",
         0,
     )
-    model: str | None = _is(
+    model: str | None = _variable(
         TEXT,
-        "The model that works.",
+        "Model to use.",
         "`spec.llmSettings.model` or `operator.model`",
         None,
-        unset="the settings' `sessions.model`",
+        unset="the setting `sessions.model`",
     )
-    max_turns: int | None = _is(
+    max_turns: int | None = _variable(
         NUMBER,
-        "Calls of the API in one turn.",
+        "Most calls to the Claude API in one turn.",
         "`spec.llmSettings.maxTurns`",
         None,
         unset="no limit",
     )
-    max_budget_usd: float | None = _is(
+    max_budget_usd: float | None = _variable(
         DOLLARS,
-        "Dollars of the whole session.",
+        "Most US dollars for the whole session.",
         "`spec.llmSettings.maxBudgetUsd`",
         None,
         unset="no limit",
     )
-    effort: Effort | None = _is(
+    effort: Effort | None = _variable(
         EFFORT,
         "`low`, `medium`, `high`, `xhigh` or `max`.",
         "`spec.llmSettings.effort`",
         None,
-        unset="the model's own",
+        unset="the model's default",
     )
-    timeout: float = _is(
-        SECONDS, "Seconds this attempt may take.", "what `spec.timeout` leaves", 3600
-    )
-    idle_timeout: float = _is(
+    timeout: float = _variable(
         SECONDS,
-        "Seconds without a sign of life in a turn, or without a message in interactive mode.",
+        "Timeout of this attempt, in seconds.",
+        "the rest of `spec.timeout`",
+        3600,
+    )
+    idle_timeout: float = _variable(
+        SECONDS,
+        "Longest time without activity in a turn, or without a message in interactive mode, in seconds.",
         "`spec.idleTimeout`",
         900,
     )
-    auto_push_on_complete: bool = _is(
-        FLAG, "`true`: push what was done.", "`spec.autoPushOnComplete`", False
+    auto_push_on_complete: bool = _variable(
+        FLAG,
+        "`true`: push the commits when the session completes.",
+        "`spec.autoPushOnComplete`",
+        False,
     )
-    trust_repositories: bool = _is(
+    trust_repositories: bool = _variable(
         FLAG,
         "`true`: load the repositories' own `.claude` settings, hooks and `.mcp.json`.",
         "`spec.trustRepositories`",
         False,
     )
-    resume_from: str = _is(
+    resume_from: str = _variable(
         TEXT,
-        "The session whose workspace and conversation this continues.",
+        "Session whose workspace and conversation this one continues.",
         "`spec.resumeFrom`",
     )
-    resume_from_folder: str = _is(
-        TEXT, "Its folder behind the content proxy.", _OPERATOR
+    resume_from_folder: str = _variable(
+        TEXT, "Folder of that session behind the content proxy.", _OPERATOR
     )
-    content_url: str = _is(
+    content_url: str = _variable(
         ADDRESS,
-        "Where the content proxy is; empty: the volume is all there is.",
+        "URL of the content proxy; empty: the workspace is only on the volume.",
         "`operator.content_url`",
     )
-    content_token: str = _is(
-        TEXT, "The token for the folder there.", "the session's own secret", secret=True
+    content_token: str = _variable(
+        TEXT,
+        "Token for the session's folder behind the content proxy.",
+        "the session's own secret",
+        secret=True,
     )
-    content_folder: str = _is(
-        TEXT, "The session's folder there, `NAMESPACE/NAME.UID`.", _OPERATOR
+    content_folder: str = _variable(
+        TEXT,
+        "Folder of the session behind the content proxy, `NAMESPACE/NAME.UID`.",
+        _OPERATOR,
     )
-    sync_interval: float = _is(
+    sync_interval: float = _variable(
         SECONDS,
         "Seconds between two pushes of the workspace.",
         "`operator.sync_interval`",
         5,
     )
-    status_interval: float = _is(
+    status_interval: float = _variable(
         SECONDS,
         "Seconds between two writes of an unchanged phase.",
         "`operator.status_interval`",
         5,
     )
-    termination_grace: float = _is(
+    termination_grace: float = _variable(
         SECONDS,
-        "Seconds between the SIGTERM and the SIGKILL that the pod gets at its end.",
+        "Seconds between SIGTERM and SIGKILL when the pod is terminated.",
         "`operator.termination_grace`",
         60,
     )
-    git_token: str = _is(
+    git_token: str = _variable(
         TEXT,
-        "A token for the repositories' hosts over https.",
+        "Token for the repositories' hosts over https.",
         _BY_SECRET,
         secret=True,
         by_secret=True,
     )
-    git_username: str = _is(
+    git_username: str = _variable(
         TEXT,
-        "The user name beside it.",
+        "User name for `GIT_TOKEN`.",
         _BY_SECRET,
         "x-access-token",
         by_secret=True,
@@ -359,10 +371,14 @@ class RunnerEnvironment:
     def read(
         cls, environ: Mapping[str, str], only: Collection[str] | None = None
     ) -> Self:
-        """Return the values of an environment; `only` names the variables to read, and leaves others at their default.
+        """Return the values of an environment.
 
-        Raises SettingsError for the first that is missing or cannot be meant: it names the variable, and never
-        repeats a secret.
+        Args:
+            environ: The environment.
+            only: Names of the variables to read; others keep their default. None reads all.
+
+        Raises:
+            SettingsError: A variable is missing or wrong. The error names it and never contains a secret.
         """
         values = {}
         for variable in RUNNER_VARIABLES:
@@ -376,7 +392,7 @@ class RunnerEnvironment:
         return cls(**values)
 
     def written(self) -> dict[str, str]:
-        """Return the variables as texts, without those that come by secret."""
+        """Return the variables as strings, without those that come from secrets."""
         values = {v: getattr(self, v.name.lower()) for v in RUNNER_VARIABLES}
         return {
             variable.name: variable.kind.write(value)
@@ -396,36 +412,36 @@ def _value(variable: Variable, text: str) -> Any:
         return variable.kind.read(text)
     except ValueError as error:
         raise SettingsError(
-            f"{text[:60]!r} cannot be meant", path=variable.name, hint=str(error)
+            f"{text[:60]!r} is not valid", path=variable.name, hint=str(error)
         ) from None
 
 
 def not_set(name: str) -> SettingsError:
-    """Return the error of a variable that has to be set, and is not."""
+    """Return the error of a required variable that is not set."""
     return SettingsError("is not set", path=name, hint=VARIABLES[name].meaning)
 
 
 # ------------------------------------------------------------------ what others may set
 
-_MAY_BE_SECRET = frozenset(v.name for v in RUNNER_VARIABLES if v.by_secret)
+_ALLOWED_AS_SECRET = frozenset(v.name for v in RUNNER_VARIABLES if v.by_secret)
 RESERVED_VARIABLES = tuple(
     sorted(
         {v.name for v in RUNNER_VARIABLES if v.reserved} | {"PATH", "HOME", "TMPDIR"}
     )
 )
-"""Names that `spec.environment` may not give a variable."""
+"""Names that `spec.environment` must not use."""
 RESERVED_PREFIXES = ("KUBERNETES_", "LD_", "MIDWATCH_", "PYTHON")
-"""Those of the cluster's address, of the loader, of settings and of the interpreter: with them a resource
-would lead the runner elsewhere."""
-# What a pod has without anybody having asked for it.
-_OF_THE_POD = frozenset(
+"""Prefixes of the cluster's address, the loader, settings and the interpreter, by which a resource could take over the
+runner."""
+# Variables that the container runtime or the image sets.
+_SET_BY_THE_POD = frozenset(
     "PATH HOME HOSTNAME PWD OLDPWD SHLVL TERM LANG USER LOGNAME TMPDIR _".split()
 )
-_OF_OTHERS = ("LC_", "CLAUDE_CODE_", "GPG_KEY")
+_FOREIGN_PREFIXES = ("LC_", "CLAUDE_CODE_", "GPG_KEY")
 
 
 def is_reserved(name: str) -> bool:
-    """Return whether a resource may not set the variable of that name."""
+    """Return whether a resource must not set the variable of that name."""
     return name in RESERVED_VARIABLES or name.startswith(RESERVED_PREFIXES)
 
 
@@ -442,8 +458,8 @@ def container_env(
     """Return a container's `env`.
 
     Args:
-        own: The runner's variables; they come over all others of their names.
-        sources: By name, where Kubernetes takes the value from (`valueFrom`): secrets, and the pod's name.
+        own: The runner's variables, which override all others of the same name.
+        sources: Sources of values by name (`valueFrom`): secrets, and the pod's name.
         settings: Literal variables of the operator's settings.
         resource: Literal variables of `spec.environment`.
     """
@@ -451,7 +467,7 @@ def container_env(
     literal = {**settings, **asked, **own.written()}
     return [
         *(
-            {"name": name, "value": _literally(value)}
+            {"name": name, "value": _escaped(value)}
             for name, value in literal.items()
             if name not in sources
         ),
@@ -459,8 +475,8 @@ def container_env(
     ]
 
 
-def _literally(value: str) -> str:
-    """Kubernetes puts other variables, secret ones too, in place of $(NAME), and makes $ of $$."""
+def _escaped(value: str) -> str:
+    """Return a value escaped for Kubernetes, which expands $(NAME), also of secrets, and turns $$ into $."""
     return value.replace("$", "$$")
 
 
@@ -469,9 +485,14 @@ def _literally(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PodVariables:
-    """`own` are those of the runner, its settings and the image. `literal` and `secret` are for the session's
-    program, by the names that people gave them; `left_out` are names in secrets that cannot be. `hidden` are
-    all values of secrets, of those names too.
+    """The variables of a pod by source.
+
+    Attributes:
+        own: Those of the runner, its settings and the image.
+        literal: Those of `spec.environment.variables`, without the prefix, for the session's program.
+        secret: Those of `spec.environment.secrets`, without the prefix, for the session's program.
+        left_out: Reserved names, which are ignored.
+        hidden: All values of secrets, also of ignored ones, for redaction.
     """
 
     own: Mapping[str, str] = field(repr=False)
@@ -482,28 +503,28 @@ class PodVariables:
 
     @property
     def of_the_program(self) -> dict[str, str]:
-        """What the session's program gets: a literal of the resource goes over all else of its name."""
-        plain = {k: v for k, v in self.own.items() if not _is_ours(k)}
+        """The environment of the session's program. A literal of the resource overrides all others of its name."""
+        plain = {k: v for k, v in self.own.items() if not _is_internal(k)}
         return {**plain, **self.secret, **self.literal}
 
     @property
     def of_git(self) -> dict[str, str]:
-        """What is known of proxies, certificates and tokens; HOME and PATH are the pod's own."""
+        """The environment of git: proxies, certificates and tokens; HOME and PATH are the pod's."""
         return {**self.own, **self.secret, **self.literal}
 
 
 def sorted_variables(environ: Mapping[str, str]) -> PodVariables:
-    """Return the variables of a pod by who wrote them: the operator and the image, the resource, or a secret."""
-    literal = _below(environ, VARIABLE_PREFIX)
-    secret = _below(environ, SECRET_PREFIX)
+    """Return the variables of a pod by source: the operator and the image, the resource, or a secret."""
+    literal = _with_prefix(environ, VARIABLE_PREFIX)
+    secret = _with_prefix(environ, SECRET_PREFIX)
     own = {
         name: value
         for name, value in environ.items()
         if not name.startswith((VARIABLE_PREFIX, SECRET_PREFIX))
     }
-    for name in _MAY_BE_SECRET & set(secret):
+    for name in _ALLOWED_AS_SECRET & set(secret):
         own[name] = own.get(name, "").strip() or secret[name]
-    left_out = (set(secret) | set(literal)) - _MAY_BE_SECRET
+    left_out = (set(secret) | set(literal)) - _ALLOWED_AS_SECRET
     return PodVariables(
         own=own,
         literal={k: v for k, v in literal.items() if not is_reserved(k)},
@@ -513,7 +534,7 @@ def sorted_variables(environ: Mapping[str, str]) -> PodVariables:
     )
 
 
-def _below(environ: Mapping[str, str], prefix: str) -> dict[str, str]:
+def _with_prefix(environ: Mapping[str, str], prefix: str) -> dict[str, str]:
     return {
         name.removeprefix(prefix): value
         for name, value in environ.items()
@@ -522,11 +543,11 @@ def _below(environ: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 
 def _may_pass(name: str) -> bool:
-    return name not in _MAY_BE_SECRET and not is_reserved(name)
+    return name not in _ALLOWED_AS_SECRET and not is_reserved(name)
 
 
-def _is_ours(name: str) -> bool:
-    """Whether it is the runner's, or the pod's: the session's program has its own."""
-    if name in VARIABLES or is_reserved(name) or name in _OF_THE_POD:
+def _is_internal(name: str) -> bool:
+    """Return whether a variable is the runner's or the pod's, and so not for the session's program."""
+    if name in VARIABLES or is_reserved(name) or name in _SET_BY_THE_POD:
         return True
-    return name.startswith(_OF_OTHERS)
+    return name.startswith(_FOREIGN_PREFIXES)

@@ -3,15 +3,15 @@
 ::
 
     TemporaryError
-    └── ClusterUnavailable    the API server does not answer, or asks to wait (retry_after); status
+    └── ClusterUnavailable    the API server does not answer, or asks to retry later (retry_after); status
     PermanentError
-    ├── ClusterRefused        401, 403, 400, 422: asking again changes nothing; status, reason
-    ├── NameTaken             an object of that name is there, and is not this session's
+    ├── ClusterRefused        401, 403, 400, 422: a retry does not help; status, reason
+    ├── NameTaken             an object of this name exists and belongs to something else
     ├── ResourceGone          the session's resource was deleted (404), or replaced by another uid
-    ├── SpecRefused           a resource that means nothing; path: the field
-    │   ├── SpecImpossible    the API server takes no Job of it, and the field cannot be changed any more
+    ├── SpecRefused           the spec is invalid; path: the field
+    │   ├── SpecImpossible    the API server refuses its Job, and the field is immutable
     │   └── OriginNotEnded    the session of spec.resumeFrom still runs
-    └── WriterOutdated        a later attempt has taken over, or the session is over
+    └── WriterOutdated        a later attempt has taken over, or the session has ended
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from midwatch.errors import PermanentError, TemporaryError
 class ClusterUnavailable(TemporaryError):
     """The Kubernetes API server does not answer.
 
-    `status` is the HTTP status that asks to try again; 0: there was no answer.
+    Attributes:
+        status: The HTTP status that asks for a retry; 0 without an answer.
     """
 
-    hint = "check the cluster's address and that it runs; it is tried again"
+    hint = "check that the cluster runs and its address is right; Midwatch retries"
 
     def __init__(
         self,
@@ -39,8 +40,13 @@ class ClusterUnavailable(TemporaryError):
 
 
 class ClusterRefused(PermanentError):
-    """The Kubernetes API server refused. `status` is the HTTP status (0: no request was made), `reason`
-    the API's word for it, `fields` are those that it found wrong."""
+    """The Kubernetes API server refused a request.
+
+    Attributes:
+        status: The HTTP status; 0 if no request was sent.
+        reason: The API's reason, such as Forbidden.
+        fields: The fields of the object that are wrong.
+    """
 
     def __init__(
         self,
@@ -58,17 +64,21 @@ class ClusterRefused(PermanentError):
 
 
 class NameTaken(PermanentError):
-    """An object of that name is there, and belongs to somebody else."""
+    """An object of this name exists and does not belong to the session."""
 
     hint = "delete it, or give the session another name"
 
 
 class ResourceGone(PermanentError):
-    """The session's resource is gone."""
+    """The session's resource does not exist."""
 
 
 class SpecRefused(PermanentError):
-    """The resource asks for something that cannot be."""
+    """The spec of a resource is invalid.
+
+    Attributes:
+        path: The field, such as `spec.repos[0].name`.
+    """
 
     def __init__(
         self, message: str, *, path: str = "", hint: str | None = None
@@ -78,14 +88,14 @@ class SpecRefused(PermanentError):
 
 
 class SpecImpossible(SpecRefused):
-    """No Job can be made of the resource."""
+    """The API server refuses every Job of this resource."""
 
-    hint = "create another session: this field cannot be changed"
+    hint = "create another session: this field is immutable"
 
 
 class OriginNotEnded(SpecRefused):
-    """The session that this one goes on with is still running."""
+    """The session that `spec.resumeFrom` names is still running."""
 
 
 class WriterOutdated(PermanentError):
-    """A later attempt has taken over this session, or it is over."""
+    """A later attempt has taken over this session, or the session has ended."""

@@ -1,4 +1,4 @@
-"""The objects of a session in the cluster. Pure: of the same resource and settings, the same manifests.
+"""The manifests of a session's objects. Pure: the same resource and settings give the same manifests.
 
 Their names follow from the session's, so that a repeated create finds its own.
 """
@@ -36,16 +36,16 @@ from midwatch.kube.rules import (
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
 
-# ------------------------------------------------------------ owned
-# What all objects of a session have in common.
+# ------------------------------------------------------------------ metadata
 
 
 def labels(resource: SessionResource) -> dict[str, str]:
+    """Return the labels of a session's objects."""
     return {**MANAGED_BY, SESSION_LABEL: resource.name, UID_LABEL: resource.uid}
 
 
 def metadata(resource: SessionResource, name: str) -> Json:
-    """Name, labels, and the owner: without the resource the object is collected."""
+    """Return an object's metadata. The owner reference deletes the object with the resource."""
     return {
         "name": name,
         "namespace": resource.namespace,
@@ -63,13 +63,12 @@ def metadata(resource: SessionResource, name: str) -> Json:
     }
 
 
-# ------------------------------------------------------------ job
-# The Job of one attempt: a pod that has what Pod Security calls `restricted`, and no more rights than it needs.
+# ------------------------------------------------------------------ the Job
 
 ARGUMENTS = ("session", "serve")
-"""For the image's entry point, which stays: its first process reaps what a session leaves behind."""
+"""Arguments for the image's entry point, which stays: its first process reaps orphaned processes."""
 USER = 10001
-"""The image's own user and group."""
+"""User and group of the image."""
 
 
 def job(
@@ -80,8 +79,14 @@ def job(
     timeout: int,
     resume_from: SessionResource | None,
 ) -> Json:
-    """The manifest. `timeout` is seconds that are left to this attempt; `resume_from` the resource that
-    `spec.resumeFrom` names, if there is one. `settings.image` has to be there.
+    """Return the Job of one attempt. Its pod meets the Pod Security Standard `restricted`.
+
+    Args:
+        resource: The session.
+        settings: The operator's settings; `image` is required.
+        attempt: Number of the attempt, from 1.
+        timeout: Seconds that are left for this attempt.
+        resume_from: The resource that `spec.resumeFrom` names, if it exists.
     """
     about = metadata(resource, job_name(resource.name, attempt))
     about["labels"] = {**about["labels"], ATTEMPT_LABEL: str(attempt)}
@@ -92,13 +97,13 @@ def job(
         "spec": {
             "parallelism": 1,
             "completions": 1,
-            # Whether to start again is decided by the operator, which knows why the pod was lost.
+            # The operator decides on restarts: it knows why the pod was lost.
             "backoffLimit": 0,
-            # The Job has not failed before its pod is gone: else two attempts would run at once.
+            # The Job fails only after its pod is gone: otherwise two attempts could run at once.
             "podReplacementPolicy": "Failed",
             "activeDeadlineSeconds": _deadline(timeout, settings),
-            # No ttlSecondsAfterFinished: a Job that went while the operator was away would be taken for lost,
-            # and run again. The operator sets it once the status tells the end.
+            # No ttlSecondsAfterFinished: a Job that expired while the operator was down would count as lost
+            # and run again. The operator sets it once the status has the end.
             "template": {
                 "metadata": {
                     "labels": {**settings.pod_labels, **about["labels"]},
@@ -114,8 +119,11 @@ def job(
 
 
 def _deadline(timeout: int, settings: OperatorSettings) -> int:
-    """Seconds. A Job's clock starts before its pod has a node and an image, the runner's after that: as long
-    as the operator would wait for those, the session still has all of its time."""
+    """Return the Job's deadline in seconds.
+
+    It starts before the pod has a node and an image; the runner's timeout starts after that. So the longest waits for
+    both are added, and the session keeps all of its time.
+    """
     waits = settings.unschedulable_grace + settings.image_pull_grace
     return math.ceil(waits + timeout + settings.deadline_margin)
 
@@ -127,9 +135,9 @@ def _pod(
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": math.ceil(settings.termination_grace),
         "serviceAccountName": account_name(resource.name),
-        # The runner writes the status with it.
+        # The runner writes the status with this token.
         "automountServiceAccountToken": True,
-        # The namespace's services would become variables, some of them under names of ours.
+        # Otherwise services become variables, some with names of the runner's variables.
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
@@ -162,7 +170,7 @@ def _container(
         "args": list(ARGUMENTS),
         "env": environment,
         "resources": resource.spec.resources.manifest or dict(settings.resources),
-        # The last lines of its log are what the operator can tell of a pod that died without a word.
+        # The operator shows the last lines of the log of a pod that died without a report.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -176,7 +184,7 @@ def _container(
     secrets = resource.spec.environment.secrets
     if secrets:
         container["envFrom"] = [
-            # A key of a secret may be called LD_PRELOAD; under a prefix it is nobody's variable.
+            # A key of a secret may be LD_PRELOAD; the prefix makes it harmless.
             {"prefix": SECRET_PREFIX, "secretRef": {"name": name}}
             for name in secrets
         ]
@@ -234,7 +242,7 @@ def _environment(
 
 
 def _sources(resource: SessionResource, settings: OperatorSettings) -> dict[str, Json]:
-    """What is not in the Job itself: secrets, and the name that the pod is given."""
+    """Return the values that come from outside the Job: secrets, and the pod's name."""
     sources: dict[str, Json] = {}
     key = resource.spec.api_key_secret or settings.api_key_secret
     if key is not None:
@@ -269,10 +277,10 @@ def _mounts(settings: OperatorSettings) -> list[Json]:
         {"name": "cache", "mountPath": CACHE_PATH},
     ]
     for name, path in (("session", STATE_PATH), ("workspace", WORKSPACE_PATH)):
-        place: Json = {"name": name, "mountPath": path}
+        mount: Json = {"name": name, "mountPath": path}
         if settings.storage == "claim":
-            place = {"name": "saved", "mountPath": path, "subPath": name}
-        mounts.append(place)
+            mount = {"name": "saved", "mountPath": path, "subPath": name}
+        mounts.append(mount)
     return mounts
 
 
@@ -292,7 +300,13 @@ _RBAC = "rbac.authorization.k8s.io"
 def objects(
     resource: SessionResource, settings: OperatorSettings, token: str | None
 ) -> list[Json]:
-    """All but the Job, in the order to create them. `token` is for the content proxy; None without one."""
+    """Return all objects but the Job, in the order to create them.
+
+    Args:
+        resource: The session.
+        settings: The operator's settings.
+        token: The token for the content proxy; None without a proxy.
+    """
     made = [
         service_account(resource, settings),
         role(resource),
@@ -306,7 +320,7 @@ def objects(
 
 
 def service_account(resource: SessionResource, settings: OperatorSettings) -> Json:
-    """The account of the runner. Its token is mounted only where a pod asks for it."""
+    """Return the runner's service account. Its token is mounted only in pods that ask for it."""
     about = metadata(resource, account_name(resource.name))
     if settings.service_account_annotations:
         about["annotations"] = dict(settings.service_account_annotations)
@@ -319,7 +333,7 @@ def service_account(resource: SessionResource, settings: OperatorSettings) -> Js
 
 
 def role(resource: SessionResource) -> Json:
-    """Its own resource to read, the status of it to write, and nothing else."""
+    """Return the runner's role: read its own resource, write its status, and nothing else."""
     own = {"apiGroups": [GROUP], "resourceNames": [resource.name]}
     return {
         "apiVersion": f"{_RBAC}/v1",
@@ -337,6 +351,7 @@ def role(resource: SessionResource) -> Json:
 
 
 def role_binding(resource: SessionResource) -> Json:
+    """Return the binding of role and service account."""
     name = account_name(resource.name)
     return {
         "apiVersion": f"{_RBAC}/v1",
@@ -350,7 +365,7 @@ def role_binding(resource: SessionResource) -> Json:
 
 
 def content_secret(resource: SessionResource, token: str) -> Json:
-    """The token for the session's folder behind the content proxy, key `token`."""
+    """Return the secret with the token for the session's folder behind the content proxy."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",
@@ -362,7 +377,7 @@ def content_secret(resource: SessionResource, token: str) -> Json:
 
 
 def workspace_claim(resource: SessionResource, settings: OperatorSettings) -> Json:
-    """The volume that outlives the pods, not the resource. One node at a time mounts it."""
+    """Return the volume claim of the workspace. It outlives the pods, but not the resource."""
     spec: Json = {
         "accessModes": ["ReadWriteOnce"],
         "resources": {"requests": {"storage": settings.claim_size}},

@@ -1,4 +1,8 @@
-"""Jobs and pods as values: of each only what a verdict or a plan needs, since an operator keeps them all."""
+"""The observed state of a session, and the verdict on its current attempt. Pure.
+
+`JobView` and `PodView` hold the few fields that a verdict or a plan needs, because the operator caches all Jobs and
+pods. `ObservedState` combines a resource with its Jobs and pods; `judge` returns the `Verdict` on an attempt.
+"""
 
 from __future__ import annotations
 
@@ -26,28 +30,31 @@ from midwatch.session.events import Phase
 from midwatch.settings import OperatorSettings
 
 MAX_TEXT = 500
-"""Characters kept of what the cluster says."""
+"""Characters kept of each message of the cluster."""
 _OUTCOMES, _TARGETS = ("Complete", "Failed"), ("SuccessCriteriaMet", "FailureTarget")
-"""Conditions: what a Job has become, and what it is about to become."""
+"""Condition types: how a Job ended, and how it is about to end."""
 _COUNTS = ("active", "ready", "terminating", "succeeded", "failed")
 _REDACTOR = Redactor()
 
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A Job. `outcome` is Complete or Failed once it is over; `reason` and `message` say why.
+    """The fields of a Job that a plan needs.
 
-    `target` is FailureTarget or SuccessCriteriaMet: Kubernetes has decided how it ends, and why, and still
-    counts its pods; the outcome follows, up to seconds after the last pod is gone. `begun_at`: since then the
-    Job controller tries to make its pod; None before. `had_pod`: its status knows of a pod. `expires`:
-    Kubernetes deletes it some time after its end.
+    Attributes:
+        uid: The session's uid, not the Job's.
+        begun_at: When the Job controller began to create its pod; None before that.
+        had_pod: Whether its status counts a pod.
+        expires: Whether Kubernetes deletes it some time after its end (`ttlSecondsAfterFinished`).
+        target: SuccessCriteriaMet or FailureTarget once Kubernetes has decided how the Job ends. The outcome
+            follows, up to seconds after the last pod is gone.
+        outcome: Complete or Failed once it is over; `reason` and `message` explain it.
     """
 
     namespace: str
     session: str
     name: str
     uid: str
-    """The session's uid, not the Job's."""
     attempt: int
     version: str = ""
     created_at: datetime | None = None
@@ -64,20 +71,24 @@ class JobView:
 
     @property
     def over(self) -> bool:
+        """Whether the Job has ended."""
         return bool(self.outcome)
 
     @property
     def ending(self) -> bool:
-        """Over, or so good as over: no pod will be started any more, and those that run are ended."""
+        """Whether the Job has ended or is about to: no further pod starts, and running pods are terminated."""
         return bool(self.outcome or self.target)
 
 
 @dataclass(frozen=True, slots=True)
 class PodView:
-    """A pod and its one container.
+    """The fields of a pod and of its one container that a verdict needs.
 
-    `waiting` and `exit_reason` are the words of the kubelet; `disrupted` is why the cluster took the pod
-    away, if it did; `delete_at`: it is being deleted, and should be gone by then.
+    Attributes:
+        delete_at: Set while the pod is being deleted: when it should be gone.
+        waiting: The kubelet's reason why the container does not run yet.
+        exit_reason: The kubelet's reason why the container ended.
+        disrupted: The reason of the condition DisruptionTarget: why the cluster removed the pod.
     """
 
     namespace: str
@@ -103,11 +114,12 @@ class PodView:
 
     @property
     def over(self) -> bool:
+        """Whether the pod has ended."""
         return self.phase in ("Succeeded", "Failed")
 
 
 def read_job(body: Mapping[str, Any]) -> JobView:
-    """A Job of a session, as the API server gives it or as it was sent there."""
+    """Return the view of a Job, as the API server returned it or as it was sent."""
     meta, spec, status = _parts(body)
     conditions = _conditions(status)
     outcome = next((type_ for type_ in _OUTCOMES if type_ in conditions), "")
@@ -130,7 +142,7 @@ def read_job(body: Mapping[str, Any]) -> JobView:
 
 
 def read_pod(body: Mapping[str, Any]) -> PodView:
-    """A pod of a session, as the API server gives it."""
+    """Return the view of a pod, as the API server returned it."""
     meta, _, status = _parts(body)
     conditions = _conditions(status)
     scheduled = _any_condition(status, "PodScheduled")
@@ -159,8 +171,8 @@ def read_pod(body: Mapping[str, Any]) -> PodView:
     )
 
 
-def later(old: str, new: str) -> bool:
-    """Whether the resource version `new` does not come before `old`."""
+def is_not_older(old: str, new: str) -> bool:
+    """Return whether the resource version `new` is the same as `old` or newer."""
     if old.isdigit() and new.isdigit():
         return int(new) >= int(old)
     return True
@@ -176,7 +188,7 @@ def _parts(
 
 
 def _identity(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """By which it is found again: names as they are, which a redactor must not touch."""
+    """Return the names of an object. They are not redacted: the object is found by them."""
     labels = meta.get("labels") or {}
     return {
         "namespace": meta.get("namespace") or "default",
@@ -189,7 +201,7 @@ def _identity(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _uncounted(status: Mapping[str, Any]) -> bool:
-    """Whether pods have ended that the Job's counts do not have yet."""
+    """Return whether pods have ended that the Job's counts do not include yet."""
     return any((status.get("uncountedTerminatedPods") or {}).values())
 
 
@@ -199,20 +211,24 @@ def _attempt(label: Any) -> int:
 
 
 def _any_condition(status: Mapping[str, Any], type_: str) -> Mapping[str, Any]:
-    return next((c for c in _listed(status) if c.get("type") == type_), {})
+    return next((c for c in _list_conditions(status) if c.get("type") == type_), {})
 
 
 def _conditions(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The conditions that hold, by type."""
-    return {str(c.get("type")): c for c in _listed(status) if c.get("status") == "True"}
+    """Return the true conditions by type."""
+    return {
+        str(c.get("type")): c
+        for c in _list_conditions(status)
+        if c.get("status") == "True"
+    }
 
 
-def _listed(status: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+def _list_conditions(status: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     return (c for c in status.get("conditions") or () if isinstance(c, Mapping))
 
 
 def _state(status: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state of the session's container."""
+    """Return the state of the session's container."""
     for one in status.get("containerStatuses") or ():
         if one.get("name") == CONTAINER:
             return one.get("state") or {}
@@ -228,23 +244,28 @@ def _number(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str:
-    """Short, on one line, and without secrets: an image's address may hold one."""
+    """Return a text short, on one line and redacted: the address of an image may contain a secret."""
     text = " ".join(str(value or "").split())
     return _REDACTOR.text(text[: 4 * MAX_TEXT])[:MAX_TEXT] if text else ""
 
 
-# ------------------------------------------------------------ seen
-# Everything a plan is made from: a resource, its Jobs and its pods, at one moment.
+# ------------------------------------------------------------------ the state
 
 
 @dataclass(frozen=True)
 class ObservedState:
-    """`fresh`: read for this plan, not taken from what the watches told. `refused`: the spec cannot be
-    read; `resource` has a harmless one in its place, so that a Job that runs is still followed.
+    """Everything that a plan is made from: a resource, its Jobs and its pods at one moment.
+
+    Attributes:
+        has_finalizer: Whether the resource has the operator's finalizer.
+        refused: Why the spec cannot be read. `resource` then has a harmless spec, so that a running Job is
+            still managed.
+        fresh: Whether everything was read for this plan, not taken from the cache.
+        current: Whether the resource itself is up to date.
     """
 
     resource: SessionResource
-    held: bool
+    has_finalizer: bool
     deleted_at: datetime | None = None
     refused: SpecRefused | None = None
     jobs: tuple[JobView, ...] = ()
@@ -262,10 +283,10 @@ class ObservedState:
 
     @cached_property
     def attempt(self) -> int:
-        """The latest; 0 before the first. A Job is made before the status tells of it."""
-        told = self.status.get("attempt")
+        """The latest attempt; 0 before the first. The Job is created before the status is written."""
+        recorded = self.status.get("attempt")
         attempts = [job.attempt for job in self.jobs]
-        return max([told if isinstance(told, int) else 0, *attempts])
+        return max([recorded if isinstance(recorded, int) else 0, *attempts])
 
     @property
     def job(self) -> JobView | None:
@@ -281,19 +302,19 @@ class ObservedState:
         return tuple(pod for pod in self.pods if not pod.over)
 
     def time(self, name: str) -> datetime | None:
-        """A time in the status."""
+        """Return a time in the status; None without one."""
         text = self.status.get(name)
         return datetime.fromisoformat(text) if isinstance(text, str) and text else None
 
     def since(self, type_: str, reason: str) -> datetime | None:
-        """Since when the resource has a condition with this reason; None if it has not."""
+        """Return since when the resource has a condition with this reason; None without one."""
         for one in self.status.get("conditions") or ():
             if (one.get("type"), one.get("reason")) == (type_, reason):
                 return datetime.fromisoformat(one["lastTransitionTime"])
         return None
 
-    def told(self, type_: str, status: str, reason: str, message: str) -> bool:
-        """Whether the resource has this very condition."""
+    def has_condition(self, type_: str, status: str, reason: str, message: str) -> bool:
+        """Return whether the resource has exactly this condition."""
         return any(
             (one.get("type"), one.get("status"), one.get("reason"), one.get("message"))
             == (type_, status, reason, message)
@@ -301,7 +322,7 @@ class ObservedState:
         )
 
 
-def seen_of(
+def observe(
     body: Mapping[str, Any],
     jobs: Iterable[JobView] = (),
     pods: Iterable[PodView] = (),
@@ -309,17 +330,17 @@ def seen_of(
     fresh: bool = False,
     current: bool = False,
 ) -> ObservedState:
-    """What is seen of a resource. Jobs and pods of another resource of its name are left out."""
+    """Return the observed state of a resource, without Jobs and pods of an earlier resource of the same name."""
     meta = body.get("metadata") or {}
     refused: SpecRefused | None = None
     try:
         resource = read_resource(body)
     except SpecRefused as error:
-        refused, resource = error, _unread(body)
+        refused, resource = error, _without_spec(body)
     deleted = meta.get("deletionTimestamp")
     return ObservedState(
         resource=resource,
-        held=FINALIZER in (meta.get("finalizers") or ()),
+        has_finalizer=FINALIZER in (meta.get("finalizers") or ()),
         deleted_at=datetime.fromisoformat(deleted) if deleted else None,
         refused=refused,
         jobs=tuple(job for job in jobs if job.uid == resource.uid),
@@ -329,35 +350,34 @@ def seen_of(
     )
 
 
-def _unread(body: Mapping[str, Any]) -> SessionResource:
-    """A resource whose spec is refused, with as much of it as is needed to follow and to stop it."""
+def _without_spec(body: Mapping[str, Any]) -> SessionResource:
+    """Return a resource whose spec was refused, with what is needed to manage and to stop it."""
     stop = (body.get("spec") or {}).get("stop") is True
-    # No limit, as its limits cannot be read.
+    # The largest limits, because its own cannot be read.
     spec = Spec.model_construct(
         repos=(), timeout=MAX_SECONDS, idle_timeout=MAX_SECONDS, stop=stop
     )
     return resource_with(spec, body)
 
 
-# ------------------------------------------------------------ verdict
-# What became of an attempt, from its Job and its pods. Pure.
+# ------------------------------------------------------------------ the verdict
 
 Outcome = Literal["fine", "waiting", "lost", "failed"]
-"""`waiting`: it may still come about, which is worth telling; `lost`: another attempt may succeed; `failed`: none would."""
+"""`waiting`: delayed, and worth a warning; `lost`: another attempt may succeed; `failed`: no attempt would."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`again`: seconds until the verdict may be another without anything having happened."""
+    """The verdict on an attempt. `recheck_in`: seconds until it may change without an event; None: it needs one."""
 
     outcome: Outcome
     reason: str = ""
     message: str = ""
-    again: float | None = None
+    recheck_in: float | None = None
 
 
 FINE = Verdict("fine")
-_PULL = {
+_PULL_REASONS = {
     "ErrImagePull",
     "ImagePullBackOff",
     "ErrImageNeverPull",
@@ -365,14 +385,20 @@ _PULL = {
     "RegistryUnavailable",
     "SignatureValidationFailed",
 }
-_START = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
-PASSING = frozenset({"ImagePull", "Unschedulable", "JobNotBegun", *_START})
-"""Reasons of `waiting`, which may pass."""
-_QUIET = {"NoPod", "NodeLost", "JobNotBegun"}
-"""Nothing to tell as long as the grace lasts."""
-_BEGINS = 60.0
-"""Seconds within which the Job controller looks at a new Job, or is said to be late."""
-_KILLED = {137: "SIGKILL", POD_ENDED: "SIGTERM"}
+_START_REASONS = {
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+}
+TRANSIENT_REASONS = frozenset(
+    {"ImagePull", "Unschedulable", "JobNotBegun", *_START_REASONS}
+)
+"""Reasons of `waiting`, which may go away."""
+_SILENT_DURING_GRACE = {"NoPod", "NodeLost", "JobNotBegun"}
+"""Reasons that are not reported during their grace period."""
+_JOB_START_GRACE = 60.0
+"""Seconds that the Job controller gets to start on a new Job before it is reported as late."""
+_KILL_SIGNALS = {137: "SIGKILL", POD_ENDED: "SIGTERM"}
 
 
 def judge(
@@ -381,25 +407,25 @@ def judge(
     settings: OperatorSettings,
     now: datetime,
 ) -> Verdict:
-    """The verdict on an attempt: its Job (None: it is gone) and its pods.
+    """Return the verdict on an attempt, from its Job (None: it is gone) and its pods.
 
-    Where the session's status has a terminal phase already, that is the truth, and this not asked.
+    Only for sessions that have not ended: a terminal phase in the status overrides any verdict.
     """
     pod = _newest(pods)
     if job is None:
         gone = Verdict("lost", "JobDeleted", "its Job was deleted")
-        return gone if pod is None or not pod.over else _of_ended_pod(pod)
-    if job.reason == "DeadlineExceeded":  # what its pod does now follows from it
+        return gone if pod is None or not pod.over else _judge_ended_pod(pod)
+    if job.reason == "DeadlineExceeded":  # how its pod ends follows from it
         return Verdict(
             "failed",
             "DeadlineExceeded",
-            "it ran past spec.timeout and did not end by itself; give it more time",
+            "it exceeded spec.timeout and did not end by itself (raise spec.timeout)",
         )
-    if pod is not None and (verdict := _of_pod(pod, settings, now)) is not FINE:
+    if pod is not None and (verdict := _judge_pod(pod, settings, now)) is not FINE:
         return verdict
     if job.over:
-        return _of_ended_job(job, pod)
-    return _of_job(job, pod, settings, now)
+        return _judge_ended_job(job, pod)
+    return _judge_job(job, pod, settings, now)
 
 
 def _newest(pods: Sequence[PodView]) -> PodView | None:
@@ -411,35 +437,35 @@ def _newest(pods: Sequence[PodView]) -> PodView | None:
 # ------------------------------------------------------------------ the Job
 
 
-def _of_ended_job(job: JobView, pod: PodView | None) -> Verdict:
+def _judge_ended_job(job: JobView, pod: PodView | None) -> Verdict:
     if job.outcome == "Complete":
-        return _untold(f"its Job {job.name} is complete, but")
+        return _outcome_unknown(f"its Job {job.name} completed but its runner")
     if pod is None or job.reason in ("BackoffLimitExceeded", ""):
-        return Verdict("lost", "PodGone", "its pod was deleted, or went with its node")
+        return Verdict("lost", "PodGone", "its pod was deleted, or lost with its node")
     return Verdict("failed", job.reason, f"its Job failed: {job.message}")
 
 
-def _of_job(
+def _judge_job(
     job: JobView, pod: PodView | None, settings: OperatorSettings, now: datetime
 ) -> Verdict:
-    # In a Job that ends, or has counted a pod, Kubernetes is between two of its steps.
+    # The Job is ending or had a pod: Kubernetes is between two steps.
     if pod is not None or job.ending or job.had_pod:
         return FINE
-    # The condition outlives the field until the controller has seen that it may go on.
+    # The condition stays until the controller has noticed that the Job is resumed.
     if job.suspended or job.suspended_at is not None:
         return FINE
     if job.begun_at is None:
-        said = "the Job controller has not begun with it (kube-controller-manager may be down, or behind)"
-        late = Verdict("waiting", "JobNotBegun", said)
-        return _after(_BEGINS, job.created_at, now, late)
-    return _after(
+        text = "the Job controller has not started it (kube-controller-manager may be down or overloaded)"
+        late = Verdict("waiting", "JobNotBegun", text)
+        return _after_grace(_JOB_START_GRACE, job.created_at, now, late)
+    return _after_grace(
         settings.unschedulable_grace,
         job.begun_at,
         now,
         Verdict(
             "failed",
             "NoPod",
-            f"no pod was made for it: see `kubectl describe job {job.name}`; a quota or an admission rule may refuse it",
+            f"no pod was created (a quota or an admission rule may refuse it: see `kubectl describe job {job.name}`)",
         ),
     )
 
@@ -447,97 +473,99 @@ def _of_job(
 # ------------------------------------------------------------------ the pod
 
 
-def _of_pod(pod: PodView, settings: OperatorSettings, now: datetime) -> Verdict:
+def _judge_pod(pod: PodView, settings: OperatorSettings, now: datetime) -> Verdict:
     if pod.over or pod.exit_code is not None:
-        return _of_ended_pod(pod)
+        return _judge_ended_pod(pod)
     if pod.delete_at is not None:
-        overdue = Verdict("lost", "NodeLost", "its node does not answer any more")
-        return _after(settings.deadline_margin, pod.delete_at, now, overdue)
+        overdue = Verdict("lost", "NodeLost", "its node does not respond")
+        return _after_grace(settings.deadline_margin, pod.delete_at, now, overdue)
     if pod.waiting:
-        return _of_waiting(pod, settings, now)
+        return _judge_waiting(pod, settings, now)
     if pod.unschedulable_at is not None:
-        return _after(
+        return _after_grace(
             settings.unschedulable_grace,
             pod.unschedulable_at,
             now,
             Verdict(
                 "failed",
                 "Unschedulable",
-                f"no node takes it: {pod.message} (lower spec.resources, or add nodes)",
+                f"no node can run it: {pod.message} (lower spec.resources, or add nodes)",
             ),
         )
     return FINE
 
 
-def _of_waiting(pod: PodView, settings: OperatorSettings, now: datetime) -> Verdict:
-    said = pod.waiting_message or pod.waiting
+def _judge_waiting(pod: PodView, settings: OperatorSettings, now: datetime) -> Verdict:
+    text = pod.waiting_message or pod.waiting
     since = pod.scheduled_at or pod.created_at
     if pod.waiting == "InvalidImageName":
         hint = "correct operator.image"
-        return Verdict("failed", "InvalidImageName", f"{said} ({hint})")
-    if pod.waiting in _PULL:
+        return Verdict("failed", "InvalidImageName", f"{text} ({hint})")
+    if pod.waiting in _PULL_REASONS:
         hint = "check operator.image, the registry and operator.image_pull_secrets"
-        failed = Verdict("failed", "ImagePull", f"{said} ({hint})")
-        return _after(settings.image_pull_grace, since, now, failed)
-    if pod.waiting in _START:
-        hint = "create what is missing in the session's namespace"
-        failed = Verdict("failed", pod.waiting, f"{said} ({hint})")
-        return _after(settings.image_pull_grace, since, now, failed)
+        failed = Verdict("failed", "ImagePull", f"{text} ({hint})")
+        return _after_grace(settings.image_pull_grace, since, now, failed)
+    if pod.waiting in _START_REASONS:
+        hint = "create the missing object in the session's namespace"
+        failed = Verdict("failed", pod.waiting, f"{text} ({hint})")
+        return _after_grace(settings.image_pull_grace, since, now, failed)
     return FINE
 
 
-def _of_ended_pod(pod: PodView) -> Verdict:
+def _judge_ended_pod(pod: PodView) -> Verdict:
     if pod.exit_reason == "OOMKilled":
         return Verdict(
             "failed",
             "OutOfMemory",
-            "it needed more memory than it may have (raise spec.resources.limits.memory)",
+            "it exceeded its memory limit (raise spec.resources.limits.memory)",
         )
     if pod.disrupted or pod.reason:
         why = pod.reason or pod.disrupted
-        return _pod(pod, Verdict("lost", why, f"its pod was taken away: {why}"))
-    if pod.exit_code in _KILLED:
-        how = _KILLED[pod.exit_code]
-        return Verdict("lost", "Killed", f"its pod was ended by {how}")
+        return _with_pod_message(
+            pod, Verdict("lost", why, f"its pod was removed: {why}")
+        )
+    if pod.exit_code in _KILL_SIGNALS:
+        how = _KILL_SIGNALS[pod.exit_code]
+        return Verdict("lost", "Killed", f"its pod was terminated by {how}")
     if pod.delete_at is not None and pod.exit_code != 0:
         return Verdict("lost", "PodDeleted", "its pod was deleted")
-    return _of_exit(pod)
+    return _judge_exit(pod)
 
 
-def _of_exit(pod: PodView) -> Verdict:
+def _judge_exit(pod: PodView) -> Verdict:
     if pod.exit_code in (0, UNTOLD):
-        return _untold("its runner ended, but")
+        return _outcome_unknown("its runner ended and")
     if pod.exit_code is None:
-        return Verdict("lost", "PodFailed", "its pod failed before it could start")
-    said = f": {pod.exit_message}" if pod.exit_message else ""
+        return Verdict("lost", "PodFailed", "its pod failed before it started")
+    text = f": {pod.exit_message}" if pod.exit_message else ""
     hint = f"see `kubectl logs {pod.name}`"
     if pod.exit_code == BAD_ENVIRONMENT:
-        what = f"its runner refused its environment{said}"
+        what = f"its runner refused its environment{text}"
         return Verdict("failed", "BadEnvironment", f"{what} ({hint})")
-    what = f"its runner ended with exit code {pod.exit_code} and no last word{said}"
+    what = f"its runner ended with exit code {pod.exit_code} without reporting an outcome{text}"
     return Verdict("failed", "ExitCode", f"{what} ({hint})")
 
 
-def _untold(what: str) -> Verdict:
-    hint = "the log of its pod and its workspace tell; start it again with resumeFrom"
+def _outcome_unknown(what: str) -> Verdict:
+    hint = "see the log of its pod and its workspace; continue it with resumeFrom"
     return Verdict(
-        "failed", "OutcomeUnknown", f"{what} how it went was not told ({hint})"
+        "failed", "OutcomeUnknown", f"{what} did not report its outcome ({hint})"
     )
 
 
-def _pod(pod: PodView, verdict: Verdict) -> Verdict:
-    """With what the cluster said."""
+def _with_pod_message(pod: PodView, verdict: Verdict) -> Verdict:
+    """Return the verdict with the message of the cluster."""
     if not pod.message:
         return verdict
     return Verdict(verdict.outcome, verdict.reason, f"{verdict.message}: {pod.message}")
 
 
-def _after(
+def _after_grace(
     grace: float, since: datetime | None, now: datetime, verdict: Verdict
 ) -> Verdict:
-    """`verdict` once it has been so for the grace; until then it is waited for."""
+    """Return `verdict` after the grace period in seconds; until then a verdict to wait."""
     left = grace - (now - since).total_seconds() if since is not None else grace
     if left <= 0:
         return verdict
-    outcome: Outcome = "fine" if verdict.reason in _QUIET else "waiting"
-    return Verdict(outcome, verdict.reason, verdict.message, again=left)
+    outcome: Outcome = "fine" if verdict.reason in _SILENT_DURING_GRACE else "waiting"
+    return Verdict(outcome, verdict.reason, verdict.message, recheck_in=left)

@@ -1,4 +1,9 @@
-"""The operator as a daemon: its parts, started and stopped together."""
+"""The operator: keep an index of the cluster, and reconcile every session that changed.
+
+Reflectors (`kube.watch`) list and watch; they update the index and queue the keys of changed sessions. Workers
+(`kube.controller`) take keys from the queue, make a plan (`kube.reconcile`, pure) and execute it until no action is left.
+A scrape of the metrics sends no request to the API server.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +15,14 @@ from dataclasses import dataclass
 
 from midwatch.kube.cache import Index, Key, Queue
 from midwatch.kube.client import Cluster
-from midwatch.kube.controller import FAILURES, ActionExecutor, ReconcileWorker, Tally
+from midwatch.kube.controller import (
+    FAILURES,
+    ActionExecutor,
+    ReconcileWorker,
+    SessionCounts,
+)
 from midwatch.kube.watch import RESOURCES, Reflector, WatchStats
-from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock
+from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock, background
 from midwatch.logs import Log, quiet_log
 from midwatch.metrics import (
     Answer,
@@ -27,54 +37,53 @@ from midwatch.metrics import (
 from midwatch.session.events import Phase
 from midwatch.settings import OperatorSettings
 
-# ------------------------------------------------------------ figures
-# What the operator tells probes and Prometheus. A scrape asks the API server for nothing.
-
 _SESSIONS = Family(
     "midwatch_operator_sessions",
     "gauge",
-    "Sessions that are not over and done with, by phase.",
+    "Sessions that the operator still manages, by phase.",
     ("phase",),
 )
-_STARTS = Family("midwatch_operator_starts_total", "counter", "First Jobs of sessions.")
+_STARTS = Family(
+    "midwatch_operator_starts_total", "counter", "Sessions started: their first Jobs."
+)
 _RESTARTS = Family(
     "midwatch_operator_restarts_total",
     "counter",
-    "Jobs for sessions whose pod was lost.",
+    "Jobs created for sessions that lost their pod.",
 )
 _ENDS = Family(
     "midwatch_operator_ends_total",
     "counter",
-    "Sessions that ended, by phase and the status's reason; `other` is a reason that is not in the table.",
+    "Sessions that ended, by phase and reason of the status; `other` is any reason that is not documented.",
     ("phase", "reason"),
 )
 _REQUESTS = Family(
     "midwatch_operator_api_requests_total",
     "counter",
-    "Calls of the API server; a list in pages is one. Codes: 2xx, a status, timeout, error.",
+    "Requests to the API server; a paged list counts once. Codes: 2xx, an HTTP status, timeout, error.",
     ("verb", "code"),
 )
 _FAILURES = Family(
     "midwatch_operator_reconcile_errors_total",
     "counter",
-    "Turns of a session that failed: outdated, temporary, permanent, unexpected.",
+    "Reconciliations that failed, by kind: outdated, temporary, permanent, unexpected.",
     ("kind",),
 )
 _DEPTH = Family(
-    "midwatch_operator_queue_depth", "gauge", "Sessions that wait for their turn."
+    "midwatch_operator_queue_depth", "gauge", "Sessions that wait to be reconciled."
 )
 _OLDEST = Family(
     "midwatch_operator_queue_oldest_seconds",
     "gauge",
-    "How long the first of them has waited.",
+    "Seconds that the first session in the queue has waited.",
 )
 _WORKING = Family(
-    "midwatch_operator_queue_working", "gauge", "Sessions that are worked on now."
+    "midwatch_operator_queue_working", "gauge", "Sessions that are being reconciled."
 )
 _DOWN = Family(
     "midwatch_operator_watch_down_seconds",
     "gauge",
-    "How long a watch has not been open; 0 while all of the resource are.",
+    "Seconds that the worst watch of a resource has been down; 0 while all are open.",
     ("resource",),
 )
 OPERATOR = (
@@ -90,13 +99,13 @@ OPERATOR = (
     _DOWN,
 )
 
-TAKEN = frozenset(
+DISRUPTION_REASONS = frozenset(
     ("Evicted", "Preempting", "NodeShutdown", "Terminated", "NodeAffinity")
     + ("PreemptionByScheduler", "DeletionByTaintManager", "EvictionByEvictionAPI")
     + ("DeletionByPodGC", "TerminationByKubelet")
 )
-"""Why Kubernetes takes a pod away: `status.reason` of a pod, and the reasons of its DisruptionTarget."""
-REASONS = TAKEN | frozenset(
+"""Reasons why Kubernetes removes a pod: `status.reason` of a pod, and the reasons of its DisruptionTarget."""
+REASONS = DISRUPTION_REASONS | frozenset(
     ("Completed", "Stopped", "Idle", "Interrupted", "InvalidSpec", "NameTooLong")
     + ("ImagePull", "InvalidImageName", "CreateContainerConfigError")
     + ("Unschedulable", "NoPod", "OutOfMemory", "DeadlineExceeded", "TimedOut")
@@ -107,28 +116,29 @@ REASONS = TAKEN | frozenset(
     + ("OutcomeUnknown", "NodeLost", "Killed", "PodDeleted", "PodFailed", "PodGone")
     + ("JobDeleted",)
 )
-"""What a session can end with, as docs/kubernetes.md has it. A status can be written by others: what is
-not among these is no label."""
+"""Reasons with which a session can end, as docs/kubernetes.md lists them. Others can write a status as well, so
+any other reason becomes the label value `other`."""
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What is counted, where it is counted."""
+class OperatorMetrics:
+    """The operator's metrics, read from the parts that count them."""
 
     index: Index
     queue: Queue
-    tally: Tally
+    counts: SessionCounts
     failures: Mapping[str, int]
     watches: WatchStats
     requests: Counter[tuple[str, str]]
 
     def samples(self) -> Iterator[Sample]:
+        """Yield the current samples."""
         phases = self.index.phases()
         for phase in Phase:
             yield _SESSIONS(phases[phase], phase.value)
-        yield _STARTS(self.tally.starts)
-        yield _RESTARTS(self.tally.restarts)
-        for (ended, reason), count in self._ends().items():
+        yield _STARTS(self.counts.starts)
+        yield _RESTARTS(self.counts.restarts)
+        for (ended, reason), count in self._ends_by_reason().items():
             yield _ENDS(count, ended, reason)
         for (verb, code), count in self.requests.items():
             yield _REQUESTS(count, verb, code)
@@ -136,38 +146,40 @@ class Figures:
             yield _FAILURES(self.failures.get(kind, 0), kind)
         yield _DEPTH(len(self.queue))
         yield _OLDEST(self.queue.oldest())
-        yield _WORKING(self.queue.working())
+        yield _WORKING(self.queue.in_progress())
         for resource, seconds in self.watches.down().items():
             if resource in RESOURCES:
                 yield _DOWN(seconds, resource)
 
-    def _ends(self) -> Counter[tuple[str, str]]:
+    def _ends_by_reason(self) -> Counter[tuple[str, str]]:
         known = Counter[tuple[str, str]]()
-        for (phase, reason), count in self.tally.ends.items():
+        for (phase, reason), count in self.counts.ends.items():
             known[phase, reason if reason in REASONS else "other"] += count
         return known
 
 
 def readiness(watches: WatchStats, needed: int, silence: float) -> Page:
-    """200 while all of so many watches are open, or were within `silence` seconds; else 503 says which."""
+    """Return the page of the readiness probe.
+
+    It answers 200 while `needed` watches are open, or were within `silence` seconds; else 503 with their names.
+    """
 
     def page() -> Answer:
         if watches.watches() < needed:
             return Answer(503, b"the watches are not open yet\n")
         down = {name: s for name, s in watches.down().items() if s > silence}
-        said = [f"watch of {name}: down for {s:.0f} s\n" for name, s in down.items()]
-        return Answer(503 if down else 200, "".join(said or ["ok\n"]).encode())
+        lines = [f"watch of {name}: down for {s:.0f} s\n" for name, s in down.items()]
+        return Answer(503 if down else 200, "".join(lines or ["ok\n"]).encode())
 
     return page
 
 
-_TURN = 10
-"""Requests, each as slow as it may be, after which somebody should have taken the next session: with one
-worker, what a turn of a new session takes."""
+_REQUESTS_PER_TURN = 10
+"""Requests that reconciling a new session takes. After so many request timeouts a worker must have taken the next one."""
 
 
 class Operator:
-    """Runs the sessions of a cluster until it is stopped."""
+    """Runs the AgenticSession resources of a cluster."""
 
     def __init__(
         self,
@@ -189,10 +201,10 @@ class Operator:
             settings.backoff_max,
             clock=clock,
             progress=self.progress,
-            stuck_after=_TURN * settings.request_timeout,
+            stuck_after=_REQUESTS_PER_TURN * settings.request_timeout,
         )
-        self._hands = ActionExecutor(cluster, self.index, settings, clock, self._log)
-        self._follower = ReconcileWorker(self._hands, self._queue)
+        self._executor = ActionExecutor(cluster, self.index, settings, clock, self._log)
+        self._worker = ReconcileWorker(self._executor, self._queue)
         self._started = False
         namespaces: list[str | None] = [*settings.namespaces]
         self._reflectors = [
@@ -213,50 +225,48 @@ class Operator:
         ]
 
     async def run(self, stop: StopEvent) -> None:
-        """Follow all sessions until the stop. Raises SettingsError where `operator.port` is taken."""
-        async with self.served():
-            tasks = [
-                asyncio.create_task(one.run(), name=f"watch {one.name}")
-                for one in self._reflectors
-            ]
-            tasks.append(asyncio.create_task(self._follow(), name="followers"))
-            try:
-                await stop.wait()
-            finally:
-                # What is cut off here is taken up at the next start: every step may be repeated.
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                self._queue.close()
+        """Reconcile all sessions until the stop.
+
+        Raises:
+            SettingsError: `operator.port` is in use.
+        """
+        async with self.serve():
+            # Cancelling is safe at any point: every step may be repeated after the next start.
+            watches = [one.run() for one in self._reflectors]
+            async with background(*watches, self._work()):
+                try:
+                    await stop.wait()
+                finally:
+                    self._queue.close()
 
     @contextlib.asynccontextmanager
-    async def served(self) -> AsyncIterator[str | None]:
-        """While inside, probes and Prometheus are answered, if the settings name a port; the address."""
-        ours = self._settings
-        if ours.port is None:
+    async def serve(self) -> AsyncIterator[str | None]:
+        """Answer probes and Prometheus while the block runs, if the settings name a port; yield the address."""
+        settings = self._settings
+        if settings.port is None:
             yield None
             return
-        figures = Figures(
+        figures = OperatorMetrics(
             self.index,
             self._queue,
-            self._hands.tally,
-            self._follower.failures,
+            self._executor.counts,
+            self._worker.failures,
             self.watches,
             self._cluster.requests,
         )
         needed = len(self._reflectors)
         pages = {
             "/healthz": health(self.progress),
-            "/readyz": readiness(self.watches, needed, ours.watch_silence),
+            "/readyz": readiness(self.watches, needed, settings.watch_silence),
             "/metrics": metrics_page(Exposition(OPERATOR, figures.samples)),
         }
         async with serving(
-            ours.host, ours.port, pages, self._log, setting="operator.port"
+            settings.host, settings.port, pages, self._log, setting="operator.port"
         ) as address:
             yield address
 
-    async def _follow(self) -> None:
-        """Know the cluster before anything is judged; then follow every session."""
+    async def _work(self) -> None:
+        """Wait for the first lists, then reconcile every session."""
         for reflector in self._reflectors:
             await reflector.listed.wait()
         self._log.info("operator started", sessions=len(self.index))
@@ -264,16 +274,8 @@ class Operator:
         for key in self.index:
             self._queue.add(key)
         workers = range(self._settings.concurrency)
-        await asyncio.gather(*(self._follower.run() for _ in workers))
+        await asyncio.gather(*(self._worker.run() for _ in workers))
 
     def _changed(self, key: Key) -> None:
         if self._started:
             self._queue.add(key)
-
-
-# ------------------------------------------------------------ init
-# The operator: keeps an index of what is in the cluster, and brings every session one step on whenever
-# something happened to it.
-#
-# `kube.watch` lists and watches; it feeds the `index` and names what changed to the `queue`. Workers take names
-# from that and `follow` them: make a plan (`kube.plan`, pure) and `carry` it out, until nothing is left.

@@ -1,11 +1,11 @@
-"""An `AgenticSession` resource as values, and `Spec`, the model of what a person asks for.
+"""An `AgenticSession` resource as values, and `Spec`, the model of its spec.
 
 The model is the one source of the schema too: `crd` generates the CustomResourceDefinition from it, and from
-`statuses.Status`, so the API server refuses what `read_resource` would. What only Kubernetes knows (rules in CEL, list types)
+`status.Status`, so the API server refuses what `read_resource` would. What only Kubernetes has (CEL rules, list types)
 stands beside the field in `json_schema_extra` or `Rule`. The API server estimates the cost of a rule from the
-bounds of what it reads: that is why every text, list and map has a bound.
+limits of the fields that it reads, so every string, list and map has a limit.
 
-The keys of a map can have no bound. Odd characters in the name of a variable are therefore the one thing that only
+The keys of a map cannot have a pattern. So invalid characters in the name of a variable are the one thing that only
 `read_resource` refuses.
 """
 
@@ -66,18 +66,18 @@ from midwatch.session.options import Effort
 VALIDATIONS = "x-kubernetes-validations"
 """The key of a schema under which the API server finds rules in CEL."""
 CHANGEABLE = frozenset({"stop", "displayName", "maxRestarts"})
-"""Fields of `spec` that can be changed later: a running session heeds no other."""
+"""Mutable fields of `spec`: a running session ignores changes of all others."""
 
 
 def cel(expression: str, message: str, path: str | None = None) -> Json:
-    """Return a rule in CEL as a schema has it; `path` is the field that is to blame."""
+    """Return a CEL rule for a schema; `path` is the field that it blames."""
     rule = {"rule": expression, "message": message}
     return {**rule, "fieldPath": path} if path else rule
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule that both readers of a value apply: an annotation of a field's type.
+    """A rule that both the API server and pydantic apply: an annotation of a field's type.
 
     Attributes:
         expression: CEL on `self`, for the API server.
@@ -111,7 +111,7 @@ class Rule:
 
 # ------------------------------------------------------------------ types of fields
 
-# What is not a number or a truth value in JSON is not one here: neither "3600" nor "yes" is read as one.
+# Strict, as JSON is: "3600" is not a number, and "yes" is not a boolean.
 Whole = Annotated[int, Field(strict=True)]
 Dollars = Annotated[float, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
@@ -122,12 +122,12 @@ Url = Annotated[
     Field(min_length=1, max_length=MAX_URL),
     Rule(
         f"self.matches(r'{URL}')",
-        "not the URL of a repository: give https, http, ssh or git@host:path, without blanks",
+        "not the URL of a repository: use https, http, ssh or git@host:path, without spaces",
         lambda url: fits(URL, url),
     ),
     Rule(
         f"!self.matches(r'{URL_WITH_CREDENTIALS}')",
-        "credentials in the URL: give a token by a secret (environment.secrets, GIT_TOKEN)",
+        "the URL contains credentials: put a token into a secret (environment.secrets, GIT_TOKEN)",
         lambda url: not fits(URL_WITH_CREDENTIALS, url),
     ),
 ]
@@ -136,7 +136,7 @@ Branch = Annotated[
     Field(min_length=1, max_length=MAX_BRANCH),
     Rule(
         f"!self.matches(r'{BAD_BRANCH}')",
-        "not a name that git takes for a branch",
+        "not a valid branch name for git",
         lambda branch: not fits(BAD_BRANCH, branch),
     ),
 ]
@@ -157,17 +157,17 @@ SessionName = Annotated[
 KeyName = Annotated[str, Field(min_length=1, max_length=253, pattern=SECRET_KEY)]
 VariableValue = Annotated[
     str,
-    Field(max_length=MAX_VARIABLE, pattern=NO_NUL, description="The value, as it is."),
+    Field(max_length=MAX_VARIABLE, pattern=NO_NUL, description="The literal value."),
 ]
 
 
 def _check_variable_name(name: str) -> str:
     if not fits(VARIABLE_NAME, name):
-        raise ValueError("not the name of a variable")
+        raise ValueError("not a valid variable name")
     return name
 
 
-# No `pattern`: a structural schema can say nothing of the keys of a map.
+# No `pattern`: a structural schema cannot constrain the keys of a map.
 VariableName = Annotated[
     str, Field(max_length=MAX_VARIABLE_NAME), AfterValidator(_check_variable_name)
 ]
@@ -197,8 +197,10 @@ Amount = Annotated[
 
 
 class Part(BaseModel):
-    """A part of a resource: camelCase outside, frozen inside. Unknown fields are left out, as the API
-    server prunes them. The docstring of a part is its description in the schema where a field gives none.
+    """A part of a resource: camelCase outside, frozen inside.
+
+    Unknown fields are dropped, as the API server prunes them. The docstring of a part is its description in the
+    schema where a field has none.
     """
 
     model_config = ConfigDict(
@@ -206,7 +208,7 @@ class Part(BaseModel):
         populate_by_name=True,
         frozen=True,
         extra="ignore",
-        defer_build=True,  # a validator is built when it is first used; that of a status hardly is
+        defer_build=True,  # build a validator when it is first used; that of a status rarely is
     )
 
 
@@ -214,31 +216,34 @@ class Part(BaseModel):
 
 
 class GitPlace(Part):
-    """Where it is cloned from."""
+    """The source to clone."""
 
-    url: Url = Field(description="https, http, ssh or git@host:path.")
+    url: Url = Field(
+        description="URL of the repository: https, http, ssh or git@host:path."
+    )
     branch: Branch | None = Field(
-        None, description="Where to start; the repository's own default."
+        None,
+        description="Branch to start from; by default the repository's default branch.",
     )
 
 
 class PushPlace(Part):
-    """Where commits are pushed to."""
+    """The target of pushes."""
 
     url: Url | None = Field(
-        None, description="The repository; by default the one of input."
+        None, description="URL of the repository; by default the one of input."
     )
     branch: Branch | None = Field(
-        None, description="The branch; by default the session's own."
+        None, description="Branch to push; by default the session's own branch."
     )
 
 
 class Repo(Part):
-    """Cloned from input, pushed to output."""
+    """A repository, cloned from input and pushed to output."""
 
     name: Folder | None = Field(
         None,
-        description="Its folder in the workspace; by default the last part of its URL.",
+        description="Folder in the workspace; by default the last part of the URL.",
     )
     input: GitPlace
     output: PushPlace | None = None
@@ -265,35 +270,38 @@ Repos = Annotated[
     Rule(
         "self.all(r, has(r.name) || self.exists_one(o, !has(o.name) && o.input.url == r.input.url"
         " && (has(o.input.branch) ? o.input.branch : '') == (has(r.input.branch) ? r.input.branch : '')))",
-        "a repository is named twice: name it once, or give its clones names",
+        "a repository is listed twice: list it once, or name its clones",
         _cloned_once,
     ),
 ]
 
 
 class LlmSettings(Part):
-    """How Claude works; what is not said here the operator's settings say."""
+    """Model and limits of Claude; the operator's settings have the defaults."""
 
-    model: ModelName | None = Field(None, description="The model.")
+    model: ModelName | None = Field(None, description="Model to use.")
     max_turns: Whole | None = Field(
-        None, ge=1, le=1_000_000, description="Calls of the API in one turn."
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Most calls to the Claude API in one turn.",
     )
     max_budget_usd: Dollars | None = Field(
-        None, gt=0, le=1_000_000, description="Dollars of the whole session."
+        None, gt=0, le=1_000_000, description="Most US dollars for the whole session."
     )
-    effort: Effort | None = Field(None, description="How much the model thinks.")
+    effort: Effort | None = Field(None, description="Effort of the model's thinking.")
 
 
 class SecretKey(Part):
     """A key of a secret in the session's namespace."""
 
-    name: ObjectName = Field(description="A secret of this namespace.")
-    key: KeyName = Field("ANTHROPIC_API_KEY", description="The key in it.")
+    name: ObjectName = Field(description="Name of a secret in this namespace.")
+    key: KeyName = Field("ANTHROPIC_API_KEY", description="Key in the secret.")
 
 
 def _variable_rules() -> Json:
     reserved = ", ".join(f"'{name}'" for name in RESERVED_VARIABLES)
-    # One by one: a prefix out of a list would have no bound in the estimate of older servers.
+    # One by one: older servers assume no limit for a prefix that comes from a list.
     begins = " || ".join(f"name.startsWith('{prefix}')" for prefix in RESERVED_PREFIXES)
     size = f"self.all(name, name.size() > 0 && name.size() <= {MAX_VARIABLE_NAME})"
     return {
@@ -303,24 +311,26 @@ def _variable_rules() -> Json:
             ),
             cel(
                 f"self.all(name, !(name in [{reserved}] || {begins}))",
-                "a variable is reserved: fields of spec or the operator set it; keys and tokens come by secret",
+                "a variable is reserved: the operator sets it, or a field of spec does; put keys and tokens into secrets",
             ),
         ]
     }
 
 
 class Environment(Part):
-    """Variables of the session."""
+    """Environment variables of the session."""
 
-    secrets: tuple[Annotated[ObjectName, Field(description="Its name.")], ...] = Field(
+    secrets: tuple[
+        Annotated[ObjectName, Field(description="Name of a secret.")], ...
+    ] = Field(
         (),
         max_length=MAX_SECRETS,
-        description="Secrets of this namespace: each of their keys becomes a variable.",
+        description="Secrets in this namespace: each of their keys becomes a variable.",
     )
     variables: Mapping[VariableName, VariableValue] = Field(
         {},
         max_length=MAX_VARIABLES,
-        description="Literal values by name. Keys and tokens belong into secrets.",
+        description="Literal values by name. Put keys and tokens into secrets.",
         json_schema_extra=_variable_rules(),
     )
 
@@ -328,20 +338,20 @@ class Environment(Part):
 _LIMITS_RULE = cel(
     "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits) || "
     "!quantity(string(self.requests[name])).isGreaterThan(quantity(string(self.limits[name]))))",
-    "what is requested is at most the limit of the same name",
+    "a request must not exceed the limit of the same name",
 )
 
 
 class Resources(Part):
-    """What the session's container requests and is limited to."""
+    """Resource requests and limits of the session's container."""
 
     model_config = ConfigDict(json_schema_extra={VALIDATIONS: [_LIMITS_RULE]})
 
     requests: Mapping[str, Amount] | None = Field(
-        None, max_length=20, description="Amounts by name, such as cpu: 500m."
+        None, max_length=20, description="Quantities by name, such as cpu: 500m."
     )
     limits: Mapping[str, Amount] | None = Field(
-        None, max_length=20, description="Amounts by name, such as memory: 4Gi."
+        None, max_length=20, description="Quantities by name, such as memory: 4Gi."
     )
 
     @model_validator(mode="after")
@@ -354,19 +364,19 @@ class Resources(Part):
 
     @property
     def manifest(self) -> Json:
-        """As a container has it; empty where nothing is asked for."""
+        """The resources of a container; empty if none are set."""
         return self.model_dump(exclude_none=True)
 
 
 _SPEC_RULES = [
     cel(
         f"self.interactive || self.prompt.matches(r'{NOT_BLANK}')",
-        "prompt is empty: say what to do, or set interactive",
+        "prompt is empty: write the task, or set interactive",
         ".prompt",
     ),
     cel(
         "self.mainRepoIndex < self.repos.size()",
-        "mainRepoIndex names no repository: it counts repos from 0",
+        "mainRepoIndex names no repository: the first of repos is 0",
         ".mainRepoIndex",
     ),
 ]
@@ -374,11 +384,11 @@ _PROMPT_RULE = cel(
     f"bytes(self).size() <= {MAX_PROMPT_BYTES}",
     f"prompt has at most {MAX_PROMPT_BYTES} bytes: put the long part into a file of a repository",
 )
-_STOP_RULE = cel("!oldSelf || self", "a stop cannot be taken back")
+_STOP_RULE = cel("!oldSelf || self", "a stop cannot be undone")
 
 
 class Spec(Part):
-    """What is asked for. Only stop, displayName and maxRestarts can be changed later."""
+    """The desired session. Only stop, displayName and maxRestarts are mutable."""
 
     model_config = ConfigDict(json_schema_extra={VALIDATIONS: list(_SPEC_RULES)})
 
@@ -386,54 +396,52 @@ class Spec(Part):
         "",
         max_length=MAX_PROMPT_BYTES,
         pattern=NO_NUL,
-        description="What Claude should do. May be empty if interactive.",
+        description="Task for Claude. May be empty if interactive.",
         json_schema_extra={VALIDATIONS: [_PROMPT_RULE]},
     )
-    display_name: str | None = Field(
-        None, max_length=200, description="A name for people."
-    )
+    display_name: str | None = Field(None, max_length=200, description="Display name.")
     interactive: Flag = Field(
-        False, description="Stay open and read messages until told to end."
+        False, description="Keep the session open, and read messages until one ends it."
     )
     repos: Repos = Field(
-        description="The repositories of the workspace, cloned side by side."
+        description="Repositories of the workspace, cloned side by side."
     )
     main_repo_index: Whole = Field(
         0,
         ge=0,
-        description="The repository that is Claude's working directory, counted from 0.",
+        description="Index of the main repository, Claude's working directory (0 is the first).",
     )
     llm_settings: LlmSettings = LlmSettings()
     timeout: Seconds = Field(
-        3600, description="Longest run, restarts included, in seconds."
+        3600, description="Timeout of the session in seconds, restarts included."
     )
     idle_timeout: Seconds = Field(
         900,
-        description="Longest time without a sign of life in a turn, or without a message in interactive mode, in seconds.",
+        description="Longest time without activity in a turn, or without a message in interactive mode, in seconds.",
     )
     auto_push_on_complete: Flag = Field(
-        False, description="Push what was done, once it is Completed."
+        False, description="Push the commits when the session is Completed."
     )
     environment: Environment = Environment()
     api_key_secret: SecretKey | None = Field(
         None,
-        description="The key of the Claude API; by default the one of the operator's settings.",
+        description="Key of the Claude API; by default the one of the operator's settings.",
     )
     resources: Resources = Resources()
     trust_repositories: Flag = Field(
         False,
-        description="Load the repositories' own .claude settings, hooks and .mcp.json, which run what they say.",
+        description="Load the repositories' own .claude settings, hooks and .mcp.json, which can run commands.",
     )
     resume_from: SessionName | None = Field(
         None,
-        description="The session, of this namespace, whose workspace and conversation this one continues.",
+        description="Session in this namespace whose workspace and conversation this one continues.",
     )
     max_restarts: Whole = Field(
-        2, ge=0, le=MAX_RESTARTS, description="How often a lost pod is started again."
+        2, ge=0, le=MAX_RESTARTS, description="Most restarts after a lost pod."
     )
     stop: Flag = Field(
         False,
-        description="A request to stop: what was done is saved first.",
+        description="Stop the session; the workspace is saved first.",
         json_schema_extra={VALIDATIONS: [_STOP_RULE]},
     )
 
@@ -444,7 +452,7 @@ class Spec(Part):
 
 
 def _without_nulls(value: Any) -> Any:
-    """As the API server prunes them, before it puts in defaults; in a list they stay, and are refused."""
+    """Return a value without nulls, as the API server prunes them before it sets defaults. In a list they stay, and are refused."""
     if not isinstance(value, Mapping):
         return [_without_nulls(v) for v in value] if isinstance(value, list) else value
     return {k: _without_nulls(v) for k, v in value.items() if v is not None}
@@ -455,7 +463,7 @@ def _without_nulls(value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class SessionResource:
-    """A resource. `status` is the raw document: `statuses` knows its meaning."""
+    """A resource. `status` is the raw document, which `kube.status` interprets."""
 
     namespace: str
     name: str
@@ -466,6 +474,7 @@ class SessionResource:
 
     @property
     def key(self) -> tuple[str, str]:
+        """Namespace and name."""
         return self.namespace, self.name
 
     @property
@@ -488,7 +497,7 @@ def read_resource(body: Mapping[str, Any]) -> SessionResource:
 
 
 def resource_with(spec: Spec, body: Mapping[str, Any]) -> SessionResource:
-    """Return the resource in a document, with this for its spec."""
+    """Return the resource in a document, with another spec."""
     meta = body.get("metadata") or {}
     return SessionResource(
         namespace=meta.get("namespace") or "default",
@@ -501,16 +510,16 @@ def resource_with(spec: Spec, body: Mapping[str, Any]) -> SessionResource:
 
 
 _PATTERNS = {
-    MODEL: "not the name of a model",
-    NO_NUL: "has a NUL",
-    OBJECT_NAME: "not the name of an object",
-    SECRET_KEY: "not a key of a secret",
+    MODEL: "not a valid model name",
+    NO_NUL: "contains a NUL",
+    OBJECT_NAME: "not a valid object name",
+    SECRET_KEY: "not a valid key of a secret",
 }
-"""What a text is that does not match, for people."""
+"""Messages for strings that do not match a pattern."""
 
 
 def first_fault(error: ValidationError) -> tuple[str, str]:
-    """Return the path of the first field that is wrong, such as `.repos[0].name`, and what is wrong with it."""
+    """Return the path of the first wrong field, such as `.repos[0].name`, and what is wrong with it."""
     first = error.errors(include_url=False, include_input=False)[0]
     path = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in first["loc"])
     context = first.get("ctx", {})
@@ -527,9 +536,9 @@ def first_fault(error: ValidationError) -> tuple[str, str]:
 
 
 def check_spec(spec: Spec) -> None:
-    """Check what single fields cannot say; the same as the rules in CEL. Raises SpecRefused."""
+    """Raise SpecRefused for a spec that breaks a rule across fields, as the CEL rules do."""
     if not fits(NOT_BLANK, spec.prompt) and not spec.interactive:
-        raise SpecRefused("is empty", path="spec.prompt", hint="say what to do")
+        raise SpecRefused("is empty", path="spec.prompt", hint="write the task")
     if len(spec.prompt.encode("utf-8", "replace")) > MAX_PROMPT_BYTES:
         raise SpecRefused(
             f"is longer than {MAX_PROMPT_BYTES} bytes",
@@ -538,16 +547,16 @@ def check_spec(spec: Spec) -> None:
         )
     if spec.main_repo_index >= len(spec.repos):
         raise SpecRefused(
-            f"there is no repository {spec.main_repo_index}",
+            f"repository {spec.main_repo_index} does not exist",
             path="spec.mainRepoIndex",
-            hint=f"it counts from 0; there are {len(spec.repos)}",
+            hint=f"the first is 0; there are {len(spec.repos)}",
         )
     reserved = sorted(filter(is_reserved, spec.environment.variables))
     if reserved:
         raise SpecRefused(
-            f"{reserved[0]} is set by the operator or must not be set",
+            f"{reserved[0]} is reserved",
             path="spec.environment.variables",
-            hint="leave it out; the fields of spec say what it would, keys and tokens come by secret",
+            hint="remove it: the operator sets it, or a field of spec does; put keys and tokens into secrets",
         )
 
 
@@ -556,7 +565,7 @@ def _check_name(name: str, spec: Spec) -> None:
         raise SpecRefused(f"is longer than {MAX_NAME} characters", path="metadata.name")
     if "." in name:
         raise SpecRefused(
-            "has dots, which its pods' names must not", path="metadata.name"
+            "has dots, which names of pods must not have", path="metadata.name"
         )
     if spec.resume_from == name:
         raise SpecRefused("a session cannot continue itself", path="spec.resumeFrom")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from midwatch.errors import MidwatchError
 from midwatch.kube.environment import POD_ENDED
-from midwatch.kube.status import failure_story, phase_reason
+from midwatch.kube.status import failure_reason, phase_reason
 from midwatch.session.events import Phase, failure
 from midwatch.session.runner import SIGNALS, RunEnd, SessionStopped
 from midwatch.session.status import SessionStatus
@@ -105,7 +105,7 @@ def _end(status: SessionStatus, error: MidwatchError | None, began: bool) -> End
     if error is not None and (unlogged or not began):
         if isinstance(error, SessionStopped):
             return End(Phase.STOPPED, STOPPED, _stopped(error.message))
-        return End(Phase.FAILED, *failure_story(failure(error), HINTS))
+        return End(Phase.FAILED, *failure_reason(failure(error), HINTS))
     if status.phase is Phase.STOPPED and status.reason in SIGNALS:
         return End(Phase.STOPPED, STOPPED, _stopped(status.reason))
     return End(status.phase, *phase_reason(status, HINTS))

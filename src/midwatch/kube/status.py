@@ -1,4 +1,4 @@
-"""What may be written into a resource's `status`, whoever writes it. Pure.
+"""The rules of writes to a resource's `status`, for every writer. Pure.
 
 The operator and the runners of several attempts write the same document. Each of them computes its patch
 with `merged` from the document as it stands, so the rules below hold in every order of their writes:
@@ -6,11 +6,11 @@ with `merged` from the document as it stands, so the rules below hold in every o
 - a terminal phase is never changed, nor its reason, message and times; data of the same attempt may follow it
 - within an attempt the phase only goes forward
 - a lower attempt writes nothing (WriterOutdated); neither does a later one after the end
-- `observedGeneration`, `attempt`, `restarts` and what was counted or paid never go down
-- `Ready` and `Finished` fit a terminal phase, whoever wrote that
-- a start and an end are told once; a condition's `lastTransitionTime` moves only with its status
+- `observedGeneration`, `attempt`, `restarts`, counts and costs never decrease
+- `Ready` and `Finished` are consistent with a terminal phase, also one that another writer set
+- a start and an end are set once; a condition's `lastTransitionTime` moves only with its status
 
-The limits of lengths are those of `metav1.Condition`, and smaller ones of ours.
+Lengths are limited as in `metav1.Condition`, or more tightly.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from midwatch.workspace.inspect import RepoState
 from midwatch.workspace.push import PushResult
 
 MAX_RESULT = 8192
-"""Bytes of the result; the whole answer is in the session's outbox."""
+"""Bytes of the result; the full result is in the session's outbox."""
 MAX_MESSAGE = 4096
 """Bytes of a message; metav1.Condition takes 32768 characters."""
 MAX_REASON = 128
@@ -44,18 +44,24 @@ ConditionStatus = Literal["True", "False", "Unknown"]
 
 _PHASES = {phase.value: phase for phase in Phase}
 _ORDER = {Phase.PENDING: 0, Phase.CREATING: 1, Phase.RUNNING: 2}
-_STORY = ("phase", "reason", "message")
-"""What belongs to a phase: told together, refused together."""
-_OF_THE_PHASE = ("Ready", "Finished")
+_PHASE_FIELDS = ("phase", "reason", "message")
+"""The fields of a phase, which are accepted or refused together."""
+_PHASE_CONDITIONS = ("Ready", "Finished")
 """The conditions that follow from a phase."""
-_ONCE = ("startTime", "completionTime")
-_UPWARD = ("observedGeneration", "attempt", "restarts", "numTurns", "totalCostUsd")
-_NOT_OF_A_REASON = re.compile(r"[^A-Za-z0-9_]")
+_SET_ONCE = ("startTime", "completionTime")
+_NEVER_LOWERED = (
+    "observedGeneration",
+    "attempt",
+    "restarts",
+    "numTurns",
+    "totalCostUsd",
+)
+_INVALID_IN_REASON = re.compile(r"[^A-Za-z0-9_]")
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Who writes: for which resource, after which spec, in which attempt (0 before the first)."""
+    """The identity of a writer: the resource, the generation of its spec, and the attempt (0 before the first)."""
 
     uid: str
     generation: int
@@ -79,16 +85,24 @@ def merged(
     conditions: Sequence[Condition],
     now: datetime,
 ) -> Json | None:
-    """The merge patch of `status` that brings `changes` into the resource `body`; None for no change.
+    """Return the merge patch of `status` that applies changes to a resource; None if nothing changes.
 
-    A value of None in `changes` removes a field. Raises ResourceGone where the resource is another one
-    than the writer's, and WriterOutdated where a later attempt has taken over, or the session is over.
+    Args:
+        body: The resource.
+        writer: The identity of the writer.
+        changes: Fields of the status; None removes a field.
+        conditions: Conditions to set; of two with one type the last counts.
+        now: The time of new transitions.
+
+    Raises:
+        ResourceGone: The resource is not the writer's.
+        WriterOutdated: A later attempt has taken over, or the session has ended.
     """
     status: Json = dict(body.get("status") or {})
     _check_writer(body, status, writer)
-    taken = _taken(status, writer, changes)
-    refused = "phase" in changes and "phase" not in taken
-    wanted = _bounded_fields(taken)
+    allowed = _allowed_changes(status, writer, changes)
+    refused = "phase" in changes and "phase" not in allowed
+    wanted = _bounded_fields(allowed)
     wanted["observedGeneration"] = writer.generation
     if writer.attempt:
         wanted["attempt"] = writer.attempt
@@ -97,30 +111,32 @@ def merged(
     over = phase_of(body).terminal
     if over and not status.get("completionTime"):
         wanted["completionTime"] = timestamp(now)
-    told = [
+    accepted = [
         condition
         for condition in conditions
-        if not ((refused or over) and condition.type in _OF_THE_PHASE)
+        if not ((refused or over) and condition.type in _PHASE_CONDITIONS)
     ]
-    wanted["conditions"] = _conditions(status, writer, told, now)
-    if crooked := out_of_step({**status, **wanted}):
-        wanted["conditions"] = _conditions(status, writer, [*told, *crooked], now)
+    wanted["conditions"] = _conditions(status, writer, accepted, now)
+    if inconsistent := inconsistent_conditions({**status, **wanted}):
+        wanted["conditions"] = _conditions(
+            status, writer, [*accepted, *inconsistent], now
+        )
     return _difference(status, wanted) or None
 
 
 def phase_of(body: Mapping[str, Any]) -> Phase:
-    """The phase in a resource; Pending where there is none."""
+    """Return the phase of a resource; Pending if it has none."""
     status = body.get("status")
     return _phase(status.get("phase") if isinstance(status, Mapping) else None)
 
 
 def timestamp(at: datetime) -> str:
-    """A time as `metav1.Time` has it: UTC, whole seconds."""
+    """Return a time in the format of `metav1.Time`: UTC, whole seconds."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def bounded(text: str, limit: int) -> str:
-    """`text` in at most `limit` bytes of UTF-8, with a mark where it was cut."""
+    """Return `text` in at most `limit` bytes of UTF-8, with a mark where it was cut."""
     clean = keepable(text)
     data = clean.encode()
     if len(data) <= limit:
@@ -132,8 +148,8 @@ def bounded(text: str, limit: int) -> str:
 
 
 def reason_of(text: str) -> str:
-    """`text` as a reason: CamelCase, as the pattern of metav1.Condition wants it."""
-    words = [word for word in _NOT_OF_A_REASON.split(text) if word.strip("_")]
+    """Return `text` as a reason: CamelCase, within the pattern of metav1.Condition."""
+    words = [word for word in _INVALID_IN_REASON.split(text) if word.strip("_")]
     name = "".join(word[:1].upper() + word[1:] for word in words).strip("_")
     name = name[:MAX_REASON].rstrip("_").lstrip("0123456789_")
     return name or "Unspecified"
@@ -145,7 +161,7 @@ def reason_of(text: str) -> str:
 def _check_writer(body: Mapping[str, Any], status: Json, writer: Writer) -> None:
     uid = (body.get("metadata") or {}).get("uid", "")
     if writer.uid and uid and uid != writer.uid:
-        raise ResourceGone("the resource was replaced by another of its name")
+        raise ResourceGone("the resource was replaced by another of the same name")
     attempt = _number(status.get("attempt"))
     if attempt > writer.attempt:
         raise WriterOutdated(f"attempt {attempt:g} has taken over this session")
@@ -154,19 +170,19 @@ def _check_writer(body: Mapping[str, Any], status: Json, writer: Writer) -> None
         raise WriterOutdated(f"the session is {phase.value} already")
 
 
-def _taken(status: Json, writer: Writer, changes: Json) -> Json:
-    """The changes without what the rules keep back."""
+def _allowed_changes(status: Json, writer: Writer, changes: Json) -> Json:
+    """Return the changes that the rules allow."""
     current, same = _phase(status.get("phase")), _same_attempt(status, writer)
     proposed = _phase(changes.get("phase", current.value))
     back = same and _ORDER.get(proposed, 3) < _ORDER.get(current, 3)
-    taken = dict(changes)
+    allowed = dict(changes)
     if current.terminal or back:
-        for name in (*_STORY, "completionTime"):
-            taken.pop(name, None)
-    for name in _ONCE:
+        for name in (*_PHASE_FIELDS, "completionTime"):
+            allowed.pop(name, None)
+    for name in _SET_ONCE:
         if status.get(name):
-            taken.pop(name, None)
-    return taken
+            allowed.pop(name, None)
+    return allowed
 
 
 def _same_attempt(status: Json, writer: Writer) -> bool:
@@ -185,21 +201,21 @@ def _number(value: Any) -> float:
 
 
 def _difference(status: Json, wanted: Json) -> Json:
-    """What of `wanted` is new, as a merge patch."""
+    """Return the fields of `wanted` that differ from the status, as a merge patch."""
     patch: Json = {}
     for name, value in wanted.items():
         had = status.get(name)
-        if name in _UPWARD and value is not None:
+        if name in _NEVER_LOWERED and value is not None:
             value = max(value, _number(had)) if had is not None else value
         elif name == "usage" and isinstance(value, Mapping):
-            value = _upward(had, value)
+            value = _max_usage(had, value)
         if value != had:
             patch[name] = value
     return patch
 
 
-def _upward(had: Any, counts: Mapping[str, Any]) -> Json:
-    """Tokens were paid for, also where the folder of a later attempt knows of fewer."""
+def _max_usage(had: Any, counts: Mapping[str, Any]) -> Json:
+    """Return usage that never decreases: a later attempt may have lost the counts of tokens already paid for."""
     before: Mapping[str, Any] = had if isinstance(had, Mapping) else {}
     return {**before} | {
         name: max(count, _number(before.get(name, 0))) for name, count in counts.items()
@@ -219,7 +235,7 @@ def _bounded_fields(changes: Json) -> Json:
 def _conditions(
     status: Json, writer: Writer, conditions: Iterable[Condition], now: datetime
 ) -> list[Json]:
-    """The list as it should be: of a type named twice the last counts, and what nobody names stays as it is."""
+    """Return the new list of conditions. Of a type given twice the last counts; types not given stay."""
     by_type: dict[str, Json] = {
         condition["type"]: condition
         for condition in status.get("conditions") or ()
@@ -227,16 +243,19 @@ def _conditions(
     }
     for condition in {one.type: one for one in conditions}.values():
         before = by_type.get(condition.type)
-        if not _speaks_of_an_older_spec(condition, before, writer):
+        if not _judges_older_spec(condition, before, writer):
             by_type[condition.type] = _condition(condition, before, writer, now)
     return list(by_type.values())
 
 
-def _speaks_of_an_older_spec(
+def _judges_older_spec(
     condition: Condition, before: Json | None, writer: Writer
 ) -> bool:
-    """`Accepted` judges a spec. The others tell of the run, which goes on when the spec changes: a
-    runner that is stopped by a new generation still has the last word on them."""
+    """Return whether a condition judges an older spec than the current condition does.
+
+    Only `Accepted` judges a spec. The others are about the run, which continues when the spec changes: a runner that
+    a new generation stops still writes them last.
+    """
     seen = _number((before or {}).get("observedGeneration"))
     return condition.type == "Accepted" and seen > writer.generation
 
@@ -258,18 +277,18 @@ def _condition(
     }
 
 
-# ------------------------------------------------------------------ what a session tells
+# ------------------------------------------------------------------ what a session reports
 
 
 def phase_changes(phase: Phase, reason: str, message: str = "") -> Json:
-    """A phase with its reason and message."""
+    """Return the fields of a phase."""
     return {"phase": phase.value, "reason": reason_of(reason), "message": message}
 
 
 def phase_conditions(
     phase: Phase, reason: str, message: str = ""
 ) -> tuple[Condition, ...]:
-    """`Ready` (a session works, or waits for messages) and `Finished`, as they follow from a phase."""
+    """Return `Ready` (the session works, or waits for messages) and `Finished` for a phase."""
     ready: ConditionStatus = "True" if phase is Phase.RUNNING else "False"
     finished: ConditionStatus = "True" if phase.terminal else "False"
     return (
@@ -278,11 +297,11 @@ def phase_conditions(
     )
 
 
-def out_of_step(status: Mapping[str, Any]) -> tuple[Condition, ...]:
-    """The conditions that do not fit a terminal phase, as they should be.
+def inconsistent_conditions(status: Mapping[str, Any]) -> tuple[Condition, ...]:
+    """Return corrections of the conditions that are inconsistent with a terminal phase.
 
-    A session's pod may write any status, and Claude's Bash is in that pod: a phase that somebody wrote alone
-    must not leave others waiting for `Finished`.
+    A session's pod may write any status, and Claude's Bash runs in that pod: a terminal phase written alone must not
+    leave others waiting for `Finished`.
     """
     phase = _phase(status.get("phase"))
     if not phase.terminal:
@@ -297,8 +316,12 @@ def out_of_step(status: Mapping[str, Any]) -> tuple[Condition, ...]:
 def session_changes(
     status: SessionStatus, *, hints: Mapping[str, str] | None = None
 ) -> Json:
-    """A session's status as fields of the resource. `hints` by kind of error take the place of the
-    error's own, which speak to somebody at a command line."""
+    """Return a session's status as fields of the resource.
+
+    Args:
+        status: The session's status.
+        hints: Hints by kind of error that replace the error's own, which address a user of the command line.
+    """
     reason, message = phase_reason(status, hints or {})
     changes = phase_changes(status.phase, reason, message) | {
         "numTurns": status.turns,
@@ -328,36 +351,36 @@ def usage_fields(usage: Usage) -> Json:
 
 
 def phase_reason(status: SessionStatus, hints: Mapping[str, str]) -> tuple[str, str]:
-    """The reason and the message of a session's phase."""
+    """Return the reason and the message of a session's phase."""
     match status.phase:
         case Phase.CREATING:
             return "StartingClaude", ""
         case Phase.RUNNING if status.pending_permissions:
             tool = status.pending_permissions[0].tool
-            return "PermissionNeeded", f"Claude asks whether it may use {tool[:100]}"
+            return "PermissionNeeded", f"Claude asks for permission to use {tool[:100]}"
         case Phase.RUNNING if status.unfinished:
             return "Working", ""
         case Phase.RUNNING:
-            return "WaitingForMessages", "the next message goes into the inbox"
+            return "WaitingForMessages", "send the next message to the inbox"
         case Phase.COMPLETED:
             turns = "1 turn" if status.turns == 1 else f"{status.turns} turns"
             return "Completed", f"done after {turns}"
         case Phase.FAILED if status.error is not None:
-            return failure_story(status.error, hints)
+            return failure_reason(status.error, hints)
         case Phase.STOPPED:
             return _stopped(status.reason)
         case _:
             return status.reason or status.phase.value, ""
 
 
-def failure_story(error: Failure, hints: Mapping[str, str]) -> tuple[str, str]:
-    """The reason and the message of a failure: what failed, then what to do."""
+def failure_reason(error: Failure, hints: Mapping[str, str]) -> tuple[str, str]:
+    """Return the reason and the message of a failure: what failed, then what to do."""
     hint = hints.get(error.kind, error.hint)
     return error.kind, f"{error.message} ({hint})" if hint else error.message
 
 
 def _stopped(reason: str) -> tuple[str, str]:
-    """`idle` and `interrupted` are the session's own words; else somebody asked from outside."""
+    """Return reason and message of a stop: `idle` and `interrupted` come from the session, others from outside."""
     if reason == "idle":
         return "Idle", "no message came within spec.idleTimeout"
     if reason == "interrupted":
@@ -368,7 +391,7 @@ def _stopped(reason: str) -> tuple[str, str]:
 def repository_changes(
     records: Sequence[RepoState], pushes: Sequence[PushResult] = ()
 ) -> list[Json]:
-    """The repositories as `status.repos`; what became of a push goes over how a clone looks."""
+    """Return `status.repos`. The outcome of a push replaces the state of the clone."""
     by_name = {push.name: push for push in pushes}
     return [_repository(one, by_name.get(one.name)) for one in records[:MAX_REPOS]]
 
@@ -397,35 +420,35 @@ def _repository(record: RepoState, push: PushResult | None) -> Json:
 
 # ------------------------------------------------------------------ the document
 
-# `crd` generates the schema of `status` from this. Bounds are wide: a status that is refused would be lost.
+# `crd` generates the schema of `status` from this. Limits are wide: a refused status would be lost.
 Count = Annotated[int, Field(strict=True, ge=0)]
 Generation = Annotated[
-    Count, Field(description="The generation of spec that this is about.")
+    Count, Field(description="The generation of the spec that this applies to.")
 ]
 Name = Annotated[str, Field(max_length=253)]
 Reason = Annotated[
-    str, Field(max_length=1024, description="Why, in one word of CamelCase.")
+    str, Field(max_length=1024, description="The reason, one word in CamelCase.")
 ]
 Message = Annotated[
-    str, Field(max_length=32_768, description="Why, and what to do about it.")
+    str, Field(max_length=32_768, description="What happened, and what to do.")
 ]
 
 
 class TokenUsage(Part):
-    """What was read and written."""
+    """Tokens that were used."""
 
-    input_tokens: Count | None = Field(None, description="Read, in tokens.")
-    output_tokens: Count | None = Field(None, description="Written, in tokens.")
+    input_tokens: Count | None = Field(None, description="Input tokens.")
+    output_tokens: Count | None = Field(None, description="Output tokens.")
     cache_read_input_tokens: Count | None = Field(
-        None, description="Read from the cache, in tokens."
+        None, description="Tokens read from the prompt cache."
     )
     cache_creation_input_tokens: Count | None = Field(
-        None, description="Put into the cache, in tokens."
+        None, description="Tokens written to the prompt cache."
     )
 
 
 class StatusCondition(Part):
-    """A condition, as Kubernetes has them."""
+    """A condition (metav1.Condition)."""
 
     type: str = Field(
         max_length=316, description="Accepted, Ready, WorkspaceSaved or Finished."
@@ -433,14 +456,14 @@ class StatusCondition(Part):
     status: ConditionStatus
     reason: Annotated[Reason, Field(min_length=1)]
     message: Message
-    last_transition_time: datetime = Field(description="When status became what it is.")
+    last_transition_time: datetime = Field(description="When the status last changed.")
     observed_generation: Generation | None = None
 
 
 class RepoStatus(Part):
-    """A repository, as the session left it."""
+    """The state of a repository."""
 
-    name: Name = Field(description="Its folder.")
+    name: Name = Field(description="Its folder in the workspace.")
     state: Literal["clean", "changed", "pushed", "failed"]
     branch: str | None = Field(
         None, max_length=1024, description="The branch that the session works on."
@@ -448,66 +471,74 @@ class RepoStatus(Part):
     added: Count | None = Field(None, description="Lines added.")
     removed: Count | None = Field(None, description="Lines removed.")
     files: Count | None = Field(None, description="Files changed.")
-    untracked: Count | None = Field(None, description="Files that git does not know.")
+    untracked: Count | None = Field(None, description="Untracked files.")
     commits: Count | None = Field(None, description="Commits made.")
     pushed_to: str | None = Field(
-        None, max_length=4096, description="The repository and branch they are at."
+        None,
+        max_length=4096,
+        description="The repository and branch that the commits were pushed to.",
     )
-    message: Message | None = Field(None, description="What went wrong.")
+    message: Message | None = Field(None, description="The error.")
 
 
 _TERMINAL = ", ".join(f"'{phase}'" for phase in Phase if phase.terminal)
 _PHASE_RULE = cel(
     f"self == oldSelf || !(oldSelf in [{_TERMINAL}])",
-    "the session has ended: its phase stays",
+    "the session has ended: its phase cannot change",
 )
 _STATUS_RULE = cel(
-    "!has(oldSelf.phase) || has(self.phase)", "the phase cannot be taken away", ".phase"
+    "!has(oldSelf.phase) || has(self.phase)",
+    "the phase cannot be removed",
+    ".phase",
 )
 
 
 class Status(Part):
-    """What has become of it."""
+    """The state of the session."""
 
     model_config = ConfigDict(json_schema_extra={VALIDATIONS: [_STATUS_RULE]})
 
     phase: Phase | None = Field(
         None,
-        description="Completed, Failed and Stopped are the end, and stay.",
+        description="The phase. Completed, Failed and Stopped are final.",
         json_schema_extra={VALIDATIONS: [_PHASE_RULE]},
     )
     reason: Reason | None = None
     message: Message | None = None
     observed_generation: Generation | None = None
     start_time: datetime | None = Field(
-        None, description="When the first attempt began."
+        None, description="When the first attempt started."
     )
-    completion_time: datetime | None = Field(None, description="When it ended.")
+    completion_time: datetime | None = Field(
+        None, description="When the session ended."
+    )
     last_activity_time: datetime | None = Field(
-        None, description="The last sign of life of the session."
+        None, description="The last activity of the session."
     )
-    job_name: Name | None = Field(None, description="The Job of the present attempt.")
-    pod_name: Name | None = Field(None, description="The pod of the present attempt.")
-    attempt: Count | None = Field(None, description="Which attempt this is, from 1.")
+    job_name: Name | None = Field(None, description="The Job of the current attempt.")
+    pod_name: Name | None = Field(None, description="The pod of the current attempt.")
+    attempt: Count | None = Field(
+        None, description="The number of the current attempt, from 1."
+    )
     restarts: Count | None = Field(
-        None, description="How often a lost pod was started again."
+        None, description="Number of restarts after a lost pod."
     )
     session_id: Name | None = Field(
-        None, description="Claude's own id of the conversation."
+        None, description="Claude's id of the conversation."
     )
-    model: Name | None = Field(None, description="The model that works.")
-    num_turns: Count | None = Field(None, description="Calls of the API.")
+    model: Name | None = Field(None, description="The model in use.")
+    num_turns: Count | None = Field(None, description="Calls to the Claude API.")
     usage: TokenUsage | None = None
-    total_cost_usd: float | None = Field(None, ge=0, description="Dollars spent.")
+    total_cost_usd: float | None = Field(None, ge=0, description="Cost in US dollars.")
     result: str | None = Field(
         None,
         max_length=MAX_RESULT,
-        description="What Claude said at the end, shortened.",
+        description="Claude's final answer, shortened.",
     )
     conditions: tuple[StatusCondition, ...] | None = Field(
         None,
         max_length=16,
-        description="What holds and what does not.",
+        description="The conditions of the session.",
         json_schema_extra={
             "x-kubernetes-list-type": "map",
             "x-kubernetes-list-map-keys": ["type"],

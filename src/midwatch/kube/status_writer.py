@@ -1,13 +1,12 @@
-"""Telling a session's status in its resource, from the pod, without ever keeping the session waiting.
+"""Write a session's status to its resource, from the pod, without blocking the session.
 
-What is to be told is kept as one document, the newest of each field; one task writes it. So a slow API
-server delays nothing and queues nothing: the next write has all that changed meanwhile.
+Changes accumulate in one document that holds the newest value of each field; one task writes it. So a slow API
+server delays no event, and the next write has everything that changed meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +25,7 @@ from midwatch.kube.status import (
     repository_changes,
     session_changes,
 )
-from midwatch.lifecycle import Clock, StopEvent
+from midwatch.lifecycle import Clock, StopEvent, cancel, first
 from midwatch.model import Json
 from midwatch.session.events import Phase
 from midwatch.session.records import FolderRecords, SessionSpec
@@ -34,14 +33,14 @@ from midwatch.session.status import SessionStatus
 from midwatch.workspace.inspect import RepoState
 
 GIVE_UP_AFTER = 30.0
-"""Seconds of tries after which a write is begun anew, with what is newest then."""
-LOOK_AGAIN = 60.0
-"""Seconds after which the resource is read again where nothing was written: another may have taken over."""
-_STORY = ("phase", "reason", "message", "completionTime")
+"""Seconds after which a write that keeps failing starts again with the newest document."""
+REREAD_AFTER = 60.0
+"""Seconds without a write after which the resource is read again: another attempt may have taken over."""
+_END_FIELDS = ("phase", "reason", "message", "completionTime")
 
 
 class StatusCluster(Protocol):
-    """What a runner needs of `kube.api.Cluster`."""
+    """The part of `kube.client.Cluster` that a runner needs."""
 
     async def get_session(self, namespace: str, name: str) -> Json: ...
 
@@ -57,7 +56,7 @@ class StatusCluster(Protocol):
 
 
 class NoCluster:
-    """Where no resource is to be written to: the document stays in memory, and a signal is a stop."""
+    """A stand-in without a resource: the document stays in memory, and `spec.stop` is set."""
 
     def __init__(self) -> None:
         self.body: Json = {"spec": {"stop": True}}
@@ -83,7 +82,7 @@ class NoCluster:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The resource that is written to, and as whom."""
+    """The resource to write to, and the identity to write with."""
 
     namespace: str
     name: str
@@ -91,7 +90,7 @@ class Target:
 
 
 class ResourceRecords:
-    """Satisfies `SessionRecords`: the status goes to the resource, and all to files in the session's folder.
+    """Satisfies `SessionRecords`: writes the status to the resource, and all records to the session's folder.
 
     ::
 
@@ -100,11 +99,19 @@ class ResourceRecords:
             …
             written = await records.settled(60)
 
-    A change of phase is written at once, the rest every `interval` seconds. A terminal phase of the
-    session itself is kept back: whoever runs it tells the end, when all that belongs to it is done.
-    `hints` are those of `session_changes`. `on_lost` is called once if the resource is no longer ours to
-    write: it is gone, another attempt has taken over (`superseded`), or somebody else ended the session
-    (`overruled`).
+    A change of phase is written at once, other changes every `interval` seconds. A terminal phase that the session
+    reports is held back: the runner writes the end itself, after the final save and push.
+
+    Args:
+        interval: Seconds between two writes of an unchanged phase.
+        hints: As for `session_changes`.
+        on_lost: Is called once with the reason if this runner may no longer write: the resource is gone, another
+            attempt has taken over (`superseded`), or another writer ended the session (`overruled`).
+
+    Attributes:
+        superseded: The error that ended all writes; None while this runner may write.
+        overruled: The terminal phase that another writer set; None without one.
+        problem: The error of the last write; None after a write that succeeded.
     """
 
     def __init__(
@@ -121,7 +128,6 @@ class ResourceRecords:
         self.superseded: MidwatchError | None = None
         self.overruled: Phase | None = None
         self.problem: MidwatchError | None = None
-        """Why the last write failed; None after one that did not."""
         self._cluster = cluster
         self._target = target
         self._files = files
@@ -131,16 +137,16 @@ class ResourceRecords:
         self._on_lost = on_lost
         self._changes: Json = {}
         self._conditions: dict[str, Condition] = {}
-        self._asked = self._written = 0
-        self._news = asyncio.Event()
-        self._hurry = StopEvent(clock)
-        self._progress = asyncio.Event()
-        self._seen: Json | None = None
-        self._looked_at = clock.monotonic()
+        self._requested = self._written = 0
+        self._pending = asyncio.Event()
+        self._urgent = StopEvent(clock)
+        self._attempted = asyncio.Event()
+        self._known: Json | None = None
+        self._read_at = clock.monotonic()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._write_on(), name="status")
+        self._task = asyncio.create_task(self._write_loop(), name="status")
         return self
 
     async def __aexit__(
@@ -150,11 +156,9 @@ class ResourceRecords:
         trace: TracebackType | None,
     ) -> None:
         assert self._task is not None
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-
-    # -------------------------------------------------------------- what is told
+        await cancel(self._task)
+        if not self._task.cancelled():
+            self._task.result()  # raises what ended it
 
     def tell(
         self,
@@ -163,19 +167,19 @@ class ResourceRecords:
         *,
         urgent: bool = False,
     ) -> None:
-        """Have this written soon, at once if it is urgent. Returns at once; raises nothing."""
+        """Queue changes and conditions for the next write; `urgent` writes at once. Never blocks or raises."""
         before = self._changes.get("phase")
         self._changes |= changes or {}
         self._conditions |= {condition.type: condition for condition in conditions}
-        self._asked += 1
-        self._news.set()
+        self._requested += 1
+        self._pending.set()
         if urgent or self._changes.get("phase") != before:
-            self._hurry.set()
+            self._urgent.set()
 
     def tell_phase(
         self, phase: Phase, reason: str, message: str = "", changes: Json | None = None
     ) -> None:
-        """Tell a phase, with what follows from it, at once."""
+        """Write a phase and the conditions that follow from it, at once."""
         self.tell(
             {**(changes or {}), **phase_changes(phase, reason, message)},
             phase_conditions(phase, reason, message),
@@ -183,19 +187,18 @@ class ResourceRecords:
         )
 
     async def settled(self, within: float) -> bool:
-        """Wait until all is written, or nothing more can be, for so many seconds; whether it is written."""
-        waiting = asyncio.create_task(self._until_written(), name="status written")
-        limit = asyncio.ensure_future(self._clock.sleep(within))
-        await asyncio.wait({waiting, limit}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (waiting, limit):
-            task.cancel()
-        await asyncio.gather(waiting, limit, return_exceptions=True)
-        return self._written == self._asked
+        """Wait until everything is written or nothing more can be, at most `within` seconds.
+
+        Returns:
+            Whether everything is written.
+        """
+        await first(self._until_written(), self._clock.sleep(within))
+        return self._written == self._requested
 
     @property
     def phase(self) -> Phase:
-        """The phase in the resource, as it was seen last."""
-        return phase_of(self._seen or {})
+        """The phase of the resource when it was last read or written."""
+        return phase_of(self._known or {})
 
     # -------------------------------------------------------------- SessionRecords
 
@@ -206,18 +209,18 @@ class ResourceRecords:
         changes = session_changes(status, hints=self._hints)
         conditions: tuple[Condition, ...] = ()
         if status.phase.terminal:
-            changes = {k: v for k, v in changes.items() if k not in _STORY}
+            changes = {k: v for k, v in changes.items() if k not in _END_FIELDS}
         else:
-            story = changes["reason"], changes["message"]
-            conditions = phase_conditions(status.phase, *story)
+            reason_and_message = changes["reason"], changes["message"]
+            conditions = phase_conditions(status.phase, *reason_and_message)
         self.tell(changes, conditions)
         await self._files.save_status(session_id, status)
 
     async def heartbeat(self, session_id: str, runner: str, at: datetime) -> None:
-        if self._clock.monotonic() - self._looked_at >= LOOK_AGAIN:
-            self._looked_at = self._clock.monotonic()
-            self._seen = None  # so that it is read
-            self._news.set()
+        if self._clock.monotonic() - self._read_at >= REREAD_AFTER:
+            self._read_at = self._clock.monotonic()
+            self._known = None  # read it with the next write
+            self._pending.set()
         await self._files.heartbeat(session_id, runner, at)
 
     async def save_repositories(
@@ -228,61 +231,61 @@ class ResourceRecords:
 
     # -------------------------------------------------------------- the one writer
 
-    async def _write_on(self) -> None:
+    async def _write_loop(self) -> None:
         while self.superseded is None:
-            await self._news.wait()
-            self._news.clear()
-            self._hurry = StopEvent(self._clock)
+            await self._pending.wait()
+            self._pending.clear()
+            self._urgent = StopEvent(self._clock)
             pause = self._interval
             try:
                 await self._write()
             except (WriterOutdated, ResourceGone) as error:
                 self.superseded = error
                 self._on_lost(error.message)
-            except MidwatchError as error:  # tried again, with what is newest then
+            except MidwatchError as error:  # try again, with the newest document
                 self.problem = error
-                self._news.set()
+                self._pending.set()
                 pause = max(pause, getattr(error, "retry_after", None) or 0.0)
-            self._progress.set()
+            self._attempted.set()
             await self._pause(pause)
 
     async def _pause(self, seconds: float) -> None:
-        """Nothing hurries past a server that does not answer."""
+        """Wait until the next write; an urgent change ends the wait, unless the last write failed."""
         if self.problem is not None:
             await self._clock.sleep(seconds)
         else:
-            await self._hurry.pause(seconds)
+            await self._urgent.pause(seconds)
 
     async def _write(self) -> None:
-        asked = self._asked
+        requested = self._requested
 
         def propose(body: Json) -> Json | None:
-            nonlocal asked
-            asked = self._asked
+            nonlocal requested
+            requested = self._requested
             conditions = tuple(self._conditions.values())
             now = self._clock.now()
             return merged(body, self._target.writer, self._changes, conditions, now)
 
-        self._seen = await self._cluster.write_status(
+        self._known = await self._cluster.write_status(
             self._target.namespace,
             self._target.name,
             propose,
-            seen=self._seen,
+            seen=self._known,
             give_up_after=GIVE_UP_AFTER,
         )
         self.problem = None
-        self._written = asked
-        self._looked_at = self._clock.monotonic()
-        self._look_who_ended_it()
+        self._written = requested
+        self._read_at = self._clock.monotonic()
+        self._check_overruled()
 
-    def _look_who_ended_it(self) -> None:
-        told = self._changes.get("phase")
-        ours = told is not None and Phase(told).terminal
-        if self.phase.terminal and not ours and self.overruled is None:
+    def _check_overruled(self) -> None:
+        phase = self._changes.get("phase")
+        own_end = phase is not None and Phase(phase).terminal
+        if self.phase.terminal and not own_end and self.overruled is None:
             self.overruled = self.phase
             self._on_lost(f"the resource is {self.phase.value} already")
 
     async def _until_written(self) -> None:
-        while self.superseded is None and self._written != self._asked:
-            self._progress.clear()
-            await self._progress.wait()
+        while self.superseded is None and self._written != self._requested:
+            self._attempted.clear()
+            await self._attempted.wait()

@@ -1,4 +1,4 @@
-"""Lists and watches, which keep the operator's index as the API server has it."""
+"""Reflectors: lists and watches that keep the operator's index in step with the API server."""
 
 from __future__ import annotations
 
@@ -13,41 +13,44 @@ from midwatch.kube.cache import Index, Key, Kind
 from midwatch.kube.client import Cluster
 from midwatch.kube.errors import ClusterUnavailable, ResourceGone
 from midwatch.kube.rules import PLURAL
-from midwatch.lifecycle import Clock, Liveness
+from midwatch.lifecycle import Backoff, Clock, Liveness
 from midwatch.logs import Log
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
 
 RESOURCES: dict[str, Kind] = {PLURAL: "session", "jobs": "job", "pods": "pod"}
-"""What is watched, in each namespace that is served, by plural."""
+"""Watched kinds, by plural."""
 RESYNC = 300.0
-"""Seconds between two lists of everything: what a broken watch did not tell is found then."""
-_LONGEST_PAUSE = 15.0
-"""Seconds between two tries of a watch: for so long a server may be back without our noticing."""
+"""Seconds between two full lists, which find what a broken watch did not deliver."""
+_MAX_PAUSE = 15.0
+"""Longest wait in seconds between two attempts to watch."""
 _SLACK = 60.0
-"""Seconds beyond its own time until a watch counts as stuck."""
-_INSTALL = "install the resource definition: midwatch kube crd | kubectl apply -f -"
+"""Seconds beyond its own timeout after which a watch counts as stuck."""
+_INSTALL_HINT = (
+    "install the resource definition: midwatch kube crd | kubectl apply -f -"
+)
 
 
 @dataclass
 class WatchStats:
-    """Since when each watch is down. It is from the moment it is tried until the server takes it."""
+    """How long each watch has been down: from the attempt to open it until the server accepts it."""
 
     clock: Clock
     _down: dict[str, float | None] = field(default_factory=dict)
-    _taken: set[str] = field(default_factory=set)
+    _ever_open: set[str] = field(default_factory=set)
 
     def opening(self, watch: str) -> None:
-        """It is tried now. Its name ends with the plural of its resource, after a slash."""
+        """Record an attempt to open a watch, named `NAMESPACE/PLURAL`."""
         if self._down.get(watch) is None:
             self._down[watch] = self.clock.monotonic()
 
     def opened(self, watch: str) -> None:
+        """Record that the server accepted a watch."""
         self._down[watch] = None
-        self._taken.add(watch)
+        self._ever_open.add(watch)
 
     def down(self) -> dict[str, float]:
-        """By resource, for how many seconds the worst of its watches is down; those that were tried."""
+        """Return the seconds that the worst watch of each resource has been down; 0 while all are open."""
         now, worst = self.clock.monotonic(), dict[str, float]()
         for watch, since in self._down.items():
             resource = watch.rpartition("/")[2]
@@ -56,17 +59,22 @@ class WatchStats:
         return worst
 
     def watches(self) -> int:
-        """How many there are that were ever open."""
-        return len(self._taken)
+        """Return the number of watches that were open at least once."""
+        return len(self._ever_open)
 
 
 class Reflector:
     """Keeps the index up to date on one resource, in one namespace or (None) in all.
 
-    Lists, then watches from there. An interrupted watch goes on where it was; what was deleted while the server
-    does not know the history any more is found by the next list, and there is one every `resync` seconds.
-    `changed` is called with each session that something may have happened to; `listed` is set once the first
-    list is in the index.
+    It lists, then watches from there. An interrupted watch resumes where it stopped. When the server has dropped
+    that history (410), the next list finds deletions; a list also runs every `resync` seconds.
+
+    Args:
+        changed: Is called with the key of each session that may have changed.
+        resync: Seconds between two lists.
+
+    Attributes:
+        listed: Is set once the first list is in the index.
     """
 
     def __init__(
@@ -99,32 +107,37 @@ class Reflector:
         self.listed = asyncio.Event()
         self._version: str | None = None
         self._list_at = 0.0
-        self._failures = 0
+        self._first_wait = min(1.0, settings.backoff)
+        longest = min(settings.backoff_max, _MAX_PAUSE)
+        self._max_wait = longest
+        self._backoff = Backoff(settings.backoff, longest)
         self._logged: str | None = None
 
     async def run(self) -> None:
-        """List and watch, for ever."""
+        """List and watch until cancelled."""
         while True:
-            pause = min(1.0, self._settings.backoff)
+            pause = self._first_wait
             try:
                 await self._list_and_watch()
-                self._failures = 0
+                self._backoff.reset()
             except MidwatchError as error:
                 pause = self._failed(error)
-            except Exception:  # the outermost guard: no object ends the watch of others
+            except (
+                Exception
+            ):  # the outermost guard: one bad object must not end the watch
                 self._log.exception("a watch failed", watch=self.name)
-                self._version, pause = None, _LONGEST_PAUSE
+                self._version, pause = None, _MAX_PAUSE
             await self._clock.sleep(pause)
 
     async def _list_and_watch(self) -> None:
-        self._expect()
+        self._report_alive()
         if self._version is None or self._clock.monotonic() >= self._list_at:
             await self._list()
-            self._expect()
+            self._report_alive()
         assert self._version is not None
         left = self._list_at - self._clock.monotonic()
         seconds = max(1, math.ceil(min(self._settings.watch_timeout, left)))
-        # The server ends it in time, if it is there.
+        # The server ends the watch in time unless it is down.
         with contextlib.suppress(TimeoutError):
             async with (
                 asyncio.timeout(seconds + self._settings.request_timeout),
@@ -138,21 +151,21 @@ class Reflector:
             ):
                 self._opened()
                 async for type_, body in events:
-                    self._take(type_, body)
+                    self._apply(type_, body)
 
     async def _list(self) -> None:
-        before = self._index.before_list(self._kind, self._namespace)
+        before = self._index.snapshot_kind(self._kind, self._namespace)
         bodies, self._version = await self._cluster.list_for_watch(
             self._resource, self._namespace
         )
         self._list_at = self._clock.monotonic() + self._resync
-        concerned = self._index.after(before, {self._kind: bodies})
+        concerned = self._index.apply_list(before, {self._kind: bodies})
         self.listed.set()
         for key in concerned:
             self._changed(key)
 
-    def _take(self, type_: str, body: Json) -> None:
-        self._failures = 0
+    def _apply(self, type_: str, body: Json) -> None:
+        self._backoff.reset()
         if type_ != "BOOKMARK":
             key = self._index.put(self._kind, body)
             if type_ == "DELETED":
@@ -160,12 +173,12 @@ class Reflector:
             self._changed(key)
         self._version = body["metadata"]["resourceVersion"]
 
-    # -------------------------------------------------------------- what is known of it
-
-    def _expect(self) -> None:
-        """It is opened again when its time is over, or tried again and again."""
-        ours = self._settings
-        within = ours.watch_timeout + ours.request_timeout + ours.backoff_max
+    def _report_alive(self) -> None:
+        """Report to the liveness probe, and until when the next report is due."""
+        settings = self._settings
+        within = (
+            settings.watch_timeout + settings.request_timeout + settings.backoff_max
+        )
         self._progress.expect(f"watch {self.name}", within + _SLACK)
         self._stats.opening(self.name)
 
@@ -176,17 +189,15 @@ class Reflector:
             self._logged = None
 
     def _failed(self, error: MidwatchError) -> float:
-        """Return the seconds until the next try. The same failure is logged once."""
-        ours, asked = self._settings, 0.0
+        """Return the seconds until the next attempt. A repeated failure is logged once."""
+        retry_after = 0.0
         if isinstance(error, ClusterUnavailable):
-            asked = error.retry_after or 0.0
+            retry_after = error.retry_after or 0.0
         if not isinstance(error, ClusterUnavailable) or error.status == 410:
             self._version = None
-        wait = max(asked, ours.backoff * 2.0 ** min(self._failures, 20))
-        wait = min(wait, ours.backoff_max, _LONGEST_PAUSE)
-        self._failures += 1
+        wait = min(max(retry_after, self._backoff.next()), self._max_wait)
         if error.message != self._logged:
-            hint = _INSTALL if isinstance(error, ResourceGone) else error.hint
+            hint = _INSTALL_HINT if isinstance(error, ResourceGone) else error.hint
             self._log.warning(
                 "cannot watch", watch=self.name, error=error.message, hint=hint
             )

@@ -1,4 +1,4 @@
-"""Documents of Kubernetes as text: YAML of one or many, and JSON. Bounded, whatever the text is."""
+"""Read and write Kubernetes documents as YAML or JSON. Input of any kind takes bounded memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from midwatch.kube.errors import SpecRefused
 from midwatch.model import Json
 
 MAX_BYTES = 5_000_000
-"""Of a whole input; a single object of the API server has 1,500,000."""
+"""Bytes of an input; a single object of the API server has at most 1,500,000."""
 _MAX_CHARACTERS = 20_000_000
-"""Of a document when what it refers to is written out: a few lines can stand for gigabytes."""
+"""Characters of a document with its aliases expanded: a few lines can stand for gigabytes."""
 _MAX_DEPTH = 60
 _TAG = "tag:yaml.org,2002:"
 _BREAKS = re.compile("[\\x85\\u2028\\u2029\\ufeff]")
@@ -25,7 +25,7 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 def read_documents(data: bytes) -> list[Json]:
-    """The objects in a text; empty documents are left out. Raises SpecRefused."""
+    """Return the objects in a text, without empty documents. Raises SpecRefused."""
     if len(data) > MAX_BYTES:
         raise SpecRefused(f"longer than {MAX_BYTES:,} bytes", hint="split it")
     try:
@@ -34,11 +34,13 @@ def read_documents(data: bytes) -> list[Json]:
         raise SpecRefused("not UTF-8 text") from None
     found = _as_json(text) if text.lstrip()[:1] in ("{", "[") else None
     documents = _as_yaml(text) if found is None else found
-    return [_checked(document) for document in documents if document is not None]
+    return [
+        _checked_document(document) for document in documents if document is not None
+    ]
 
 
 def _as_json(text: str) -> list[Any] | None:
-    """None for what is no JSON: a document of YAML may begin like that too."""
+    """Return the JSON document; None if it is not JSON, because YAML may start like JSON."""
     try:
         return [json.loads(text)]
     except (ValueError, RecursionError):
@@ -52,44 +54,44 @@ def _as_yaml(text: str) -> list[Any]:
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
         raise SpecRefused(f"neither YAML nor JSON: {where}") from None
-    except ValueError as error:  # such as a tagged date that is none
+    except ValueError as error:  # such as an invalid tagged date
         raise SpecRefused(f"neither YAML nor JSON: {error}") from None
 
 
-def _checked(document: Any) -> Json:
+def _checked_document(document: Any) -> Json:
     _check_plain(document, 0)
     if not isinstance(document, dict):
-        raise SpecRefused("not an object of Kubernetes")
+        raise SpecRefused("not a Kubernetes object")
     return document
 
 
 def _check_plain(value: Any, depth: int) -> None:
-    """Only what JSON has: no dates, no sets, no names that are numbers."""
+    """Raise SpecRefused for values that JSON does not have: dates, sets, keys that are numbers."""
     if depth > _MAX_DEPTH:
         raise SpecRefused(f"nested deeper than {_MAX_DEPTH}")
     if isinstance(value, dict):
         for key, part in value.items():
             if not isinstance(key, str):
                 raise SpecRefused(
-                    f"the name {key!r:.50} is no text", hint="put it into quotes"
+                    f"the name {key!r:.50} is not a string", hint="put it into quotes"
                 )
             _check_plain(key, depth + 1)
             _check_plain(part, depth + 1)
     elif isinstance(value, list):
         for part in value:
             _check_plain(part, depth + 1)
-    elif not isinstance(value, _PLAIN) or _is_odd(value):
-        raise SpecRefused(f"{value!r:.50} is nothing that JSON has")
+    elif not isinstance(value, _PLAIN) or _is_not_json(value):
+        raise SpecRefused(f"{value!r:.50} is not a JSON value")
 
 
-def _is_odd(value: object) -> bool:
+def _is_not_json(value: object) -> bool:
     if isinstance(value, float):
         return not math.isfinite(value)
     return isinstance(value, str) and _SURROGATES.search(value) is not None
 
 
 def _refuse_bombs(text: str) -> None:
-    """Follow the events of the parser, which writes nothing out, and add up what would be."""
+    """Raise SpecRefused for documents that are too large once expanded, by the events of the parser."""
     sizes: dict[str, int] = {}
     open_ones: list[tuple[str | None, int]] = []
     size = 0
@@ -116,11 +118,11 @@ def _refuse_bombs(text: str) -> None:
             if anchor:
                 sizes[anchor] = size - before
         if size > _MAX_CHARACTERS or len(open_ones) > _MAX_DEPTH:
-            raise SpecRefused("too large once its references are written out")
+            raise SpecRefused("too large once its aliases are expanded")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """What kubectl would read: a time stays a text, and so does 22:22, which is 1342 in old YAML."""
+    """Reads as kubectl does: a timestamp stays a string, and so does 22:22, which is 1342 in YAML 1.1."""
 
     yaml_implicit_resolvers = {
         first: [
@@ -151,7 +153,7 @@ _Loader.add_implicit_resolver(
 
 
 def write_yaml(documents: Iterable[Json], *, ascii_only: bool = False) -> str:
-    """Documents one after the other, ready for kubectl. Long lines stay whole."""
+    """Return documents as YAML for kubectl. Long lines are not wrapped."""
     return yaml.dump_all(
         documents,
         Dumper=_Dumper,
@@ -162,7 +164,7 @@ def write_yaml(documents: Iterable[Json], *, ascii_only: bool = False) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as they are read, and nothing by reference."""
+    """Writes strings of several lines as blocks, and no aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

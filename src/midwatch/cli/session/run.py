@@ -501,7 +501,9 @@ def _fenced(text: str, tag: str) -> str:
     return fence(clean(text), tag)
 
 
-def _fix_summary(desk: SessionContext, repositories: Sequence[RepoSpec], fix: Fix) -> str:
+def _fix_summary(
+    desk: SessionContext, repositories: Sequence[RepoSpec], fix: Fix
+) -> str:
     options = session_options(desk.settings.sessions, fix.choices)
     wall = options.limits.wall
     lines = [
