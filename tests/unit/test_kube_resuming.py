@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from midwatch.kube.runner_workspace import next_prompt
+from midwatch.kube.runner_task import next_prompt
 from midwatch.session.events import (
     Event,
     Phase,

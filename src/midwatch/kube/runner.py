@@ -15,13 +15,12 @@ from midwatch.errors import MidwatchError
 from midwatch.kube.environment import UNTOLD
 from midwatch.kube.errors import ResourceGone, WriterOutdated
 from midwatch.kube.runner_outcome import COMPLETED_OR_STOPPED, HINTS, End, pod_end
-from midwatch.kube.runner_task import PodTask
+from midwatch.kube.runner_task import PodTask, next_prompt
 from midwatch.kube.runner_workspace import (
     PodPlaces,
     PodWorkspace,
     Sync,
     SyncSupervisor,
-    next_prompt,
 )
 from midwatch.kube.status import Condition, merged, repository_changes, timestamp
 from midwatch.kube.status_writer import ResourceRecords, StatusCluster

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,8 +22,17 @@ from midwatch.kube.status_writer import StatusCluster, Target
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Json
 from midwatch.redaction import Redactor
-from midwatch.session.events import Phase
+from midwatch.session.events import (
+    Event,
+    Phase,
+    PhaseChanged,
+    Prompt,
+    TurnResult,
+    TurnStarted,
+)
 from midwatch.session.options import ApiAccess, check_access, check_id, check_prompt
+from midwatch.session.runner import GO_ON, SIGNALS
+from midwatch.session.status import SessionStatus, fold
 from midwatch.workspace.environment import Credential
 from midwatch.workspace.plan import RepoSpec, plan_workspace
 from midwatch.workspace.urls import parse_remote
@@ -269,3 +278,34 @@ async def refuse(
         await cluster.write_status(
             target.namespace, target.name, propose, give_up_after=REFUSE_WITHIN
         )
+
+
+# ------------------------------------------------------------------ the prompt of a later pod
+
+
+def next_prompt(events: Iterable[Event], prompt: str | None) -> str | None:
+    """Return what is to be sent to a session after the events of earlier pods; None goes on with what is unanswered.
+
+    That is the prompt, unless the session has it. A pod that was ended by a signal interrupted its turn, which
+    counts as answered although no user asked for that: then the session is asked to go on.
+    """
+    known = list(events)
+    if not any(isinstance(e, Prompt) and e.source == "call" for e in known):
+        return prompt
+    if fold(SessionStatus(), known).unfinished:
+        return None
+    return GO_ON if _cut_by_a_signal(known) else None
+
+
+def _cut_by_a_signal(events: Iterable[Event]) -> bool:
+    """Return whether the last turn was interrupted by the end of its pod."""
+    outcome, cut = "", False
+    for event in events:
+        match event:
+            case TurnStarted():
+                outcome, cut = "", False
+            case TurnResult():
+                outcome = event.outcome
+            case PhaseChanged() if event.phase.terminal:
+                cut = cut or (outcome == "interrupted" and event.reason in SIGNALS)
+    return cut

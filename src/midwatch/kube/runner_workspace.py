@@ -20,21 +20,13 @@ from midwatch.kube.runner_outcome import HINTS
 from midwatch.kube.runner_task import PodTask
 from midwatch.kube.status import Condition
 from midwatch.lifecycle import Backoff, Clock, StopEvent, background, cancel, first
-from midwatch.session.events import (
-    Event,
-    PhaseChanged,
-    Prompt,
-    TurnResult,
-    TurnStarted,
-)
 from midwatch.session.log import (
     SessionFolder,
     map_disk_error,
     read_json,
     replace_json,
 )
-from midwatch.session.runner import GO_ON, SIGNALS, Deadline
-from midwatch.session.status import SessionStatus, fold
+from midwatch.session.runner import Deadline
 from midwatch.workspace.errors import WorkspaceExists
 from midwatch.workspace.plan import plan_workspace
 from midwatch.workspace.record import (
@@ -619,34 +611,3 @@ class PodWorkspace:
 
     def _on_wait(self, why: str) -> None:
         self._report("WaitingForContent", why)
-
-
-# ------------------------------------------------------------------ the prompt of a later pod
-
-
-def next_prompt(events: Iterable[Event], prompt: str | None) -> str | None:
-    """Return what is to be sent to a session after the events of earlier pods; None goes on with what is unanswered.
-
-    That is the prompt, unless the session has it. A pod that was ended by a signal interrupted its turn, which
-    counts as answered although no user asked for that: then the session is asked to go on.
-    """
-    known = list(events)
-    if not any(isinstance(e, Prompt) and e.source == "call" for e in known):
-        return prompt
-    if fold(SessionStatus(), known).unfinished:
-        return None
-    return GO_ON if _cut_by_a_signal(known) else None
-
-
-def _cut_by_a_signal(events: Iterable[Event]) -> bool:
-    """Return whether the last turn was interrupted by the end of its pod."""
-    outcome, cut = "", False
-    for event in events:
-        match event:
-            case TurnStarted():
-                outcome, cut = "", False
-            case TurnResult():
-                outcome = event.outcome
-            case PhaseChanged() if event.phase.terminal:
-                cut = cut or (outcome == "interrupted" and event.reason in SIGNALS)
-    return cut
