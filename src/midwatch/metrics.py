@@ -1,24 +1,17 @@
-"""Metrics for Prometheus, and the port that serves them.
+"""Metrics as values, and the port that serves them.
 
-The daemons count in plain values of their own. A `Family` describes a metric, `Exposition` turns values into
-Prometheus' text format when they are scraped, and `serving` opens a port for daemons that have no other. Only
-this module imports `prometheus_client`, and only a process that serves metrics imports this module.
+The daemons count in plain values of their own. A `Family` describes a metric, `midwatch.exposition` turns values
+into Prometheus' text format when they are scraped, and `serving` opens a port for daemons that have no other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from importlib.metadata import version
 from typing import Literal
-
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from prometheus_client.registry import Collector
 
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import Liveness, cancel
@@ -63,49 +56,6 @@ _CODES = frozenset(
     + (499, 500, 502, 503, 504, 507)
 )
 
-_INFO = Family("midwatch_info", "gauge", "The version; always 1.", ("version",))
-_Metric = CounterMetricFamily | GaugeMetricFamily
-
-
-class Exposition:
-    """The metrics of one process. `read` is called at every scrape, in the caller's thread."""
-
-    content_type = CONTENT_TYPE_PLAIN_0_0_4
-
-    def __init__(self, families: Sequence[Family], read: Read) -> None:
-        # Not the global registry: there may be several in a process, and libraries add to the global one.
-        self._registry = CollectorRegistry()
-        self._registry.register(_Values((_INFO, *families), read))
-        ProcessCollector(registry=self._registry)
-
-    def text(self) -> bytes:
-        """Return the current values in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-
-class _Values(Collector):
-    def __init__(self, families: Sequence[Family], read: Read) -> None:
-        self._families = families
-        self._read = read
-
-    def describe(self) -> Iterable[_Metric]:
-        return [_metric(family) for family in self._families]
-
-    def collect(self) -> Iterable[_Metric]:
-        metrics = {family: _metric(family) for family in self._families}
-        for sample in (_INFO(1, version("midwatch")), *self._read()):
-            _add(metrics[sample.family], sample)
-        return metrics.values()
-
-
-def _metric(family: Family) -> _Metric:
-    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
-    return kind(family.name, family.help, labels=family.labels)
-
-
-def _add(metric: _Metric, sample: Sample) -> None:
-    metric.add_metric(list(sample.labels), sample.value)
-
 
 # ------------------------------------------------------------------ serving
 
@@ -135,11 +85,6 @@ def health(progress: Liveness) -> Page:
         return Answer(503 if late else 200, "".join(lines or ["ok\n"]).encode())
 
     return page
-
-
-def metrics_page(exposition: Exposition) -> Page:
-    """Return the page that Prometheus scrapes."""
-    return lambda: Answer(200, exposition.text(), exposition.content_type)
 
 
 @contextlib.asynccontextmanager

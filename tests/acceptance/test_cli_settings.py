@@ -96,13 +96,13 @@ WRONG = [
     ),
     Wrong(
         "wrong kind",
-        ("subjects[0].kind: 'hots' is no kind of subject", "host"),
+        ("subjects[0].kind: 'hots' is not a kind of subject", "host"),
         "subjects: [{name: box, kind: hots}]",
         command=SUBJECTS,
     ),
     Wrong(
         "two of one name",
-        ("subjects[1].name: box is the name of subjects[0]", "a name of its own"),
+        ("subjects[1].name: box is also the name of subjects[0]", "a name of its own"),
         "subjects: [{name: box, kind: host}, {name: box, kind: host}]",
         command=SUBJECTS,
     ),

@@ -31,7 +31,7 @@ from midwatch.content.tree import (
     encode_frame,
     version_of,
 )
-from midwatch.testing.sessions import wait_until
+from midwatch.testing.fakes import wait_until
 
 from ..waiting import PATIENCE
 from .cli import refused, said

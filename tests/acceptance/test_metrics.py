@@ -297,7 +297,7 @@ def test_a_list_of_tickets_imports_nothing_of_it(tmp_path: Path) -> None:
         )
         modules = set(done.stderr.split())
         assert "midwatch.settings" in modules, done.stderr
-        assert not modules & {"prometheus_client", "midwatch.metrics"}
+        assert not modules & {"prometheus_client", "midwatch.exposition"}
 
 
 def test_what_is_wrong_ends_the_start_with_one_line(tmp_path: Path) -> None:
@@ -463,7 +463,7 @@ async def test_a_queue_that_nobody_takes_from_is_stuck(clock: ManualClock) -> No
     await clock.advance(61)
     assert health(progress)().status == 503 and queue.oldest() == 61
     await queue.take()
-    assert progress.late() == {} and len(queue) == queue.working() == 1
+    assert progress.late() == {} and len(queue) == queue.in_progress() == 1
     await queue.take()
     await clock.advance(1000)
     assert progress.late() == {}, "with nothing to do nothing is late"

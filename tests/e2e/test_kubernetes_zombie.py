@@ -76,7 +76,7 @@ def test_what_a_zombie_does_stays_with_it(tmp_path: Path) -> None:
         zombie.release()
         os.kill(first.process.pid, signal.SIGCONT)
         _until(lambda: "this attempt is over" in running.kubelet.output(first))
-        assert "attempt 2 works on this folder" in running.kubelet.output(first)
+        assert "attempt 2 owns this folder" in running.kubelet.output(first)
         second.release()
         body = running.until("fix", over)
         assert body is not None

@@ -163,7 +163,7 @@ async def metrics_served(
         yield None
         return
     try:
-        from midwatch.metrics import Exposition
+        from midwatch.exposition import Exposition
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "prometheus_client":
             raise
@@ -172,7 +172,7 @@ async def metrics_served(
             path="metrics.port",
             hint="pip install 'midwatch[metrics]', or set no port",
         ) from None
-    from midwatch.metrics import health, metrics_page, serving
+    from midwatch.metrics import health, serving
 
     def read() -> Iterator[Sample]:
         if monitor is not None:
@@ -183,7 +183,7 @@ async def metrics_served(
     families = (MONITOR if monitor else ()) + (AGENT if agent else ())
     pages = {
         "/healthz": health(progress),
-        "/metrics": metrics_page(Exposition(families, read)),
+        "/metrics": Exposition(families, read).page,
     }
     async with serving(
         settings.host, settings.port, pages, log, setting="metrics.port"

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 
+from midwatch.exposition import Exposition
 from midwatch.kube.cache import Index, Key, Queue
 from midwatch.kube.client import Cluster
 from midwatch.kube.controller import (
@@ -26,12 +27,10 @@ from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock, backgrou
 from midwatch.logs import Log, quiet_log
 from midwatch.metrics import (
     Answer,
-    Exposition,
     Family,
     Page,
     Sample,
     health,
-    metrics_page,
     serving,
 )
 from midwatch.session.events import Phase
@@ -258,7 +257,7 @@ class Operator:
         pages = {
             "/healthz": health(self.progress),
             "/readyz": readiness(self.watches, needed, settings.watch_silence),
-            "/metrics": metrics_page(Exposition(OPERATOR, figures.samples)),
+            "/metrics": Exposition(OPERATOR, figures.samples).page,
         }
         async with serving(
             settings.host, settings.port, pages, self._log, setting="operator.port"

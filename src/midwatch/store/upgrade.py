@@ -1,28 +1,14 @@
-"""Migrations and the indexes of the tables.
-
-Alembic applies migrations; it is imported only if there is one to apply. The indexes belong to the
-tables' metadata once this module is imported. They are not in `schema` because an option of PostgreSQL
-loads its dialect, which commands that list tickets do not need.
-"""
+"""Migrations: alembic applies them, and is imported only if there is one to apply."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, Index, inspect, text
+from sqlalchemy import Connection, inspect, text
 
 from midwatch.errors import SchemaMismatch
 from midwatch.store.engine import Transactions
-from midwatch.store.schema import (
-    REVISION,
-    audit,
-    batches,
-    diagnoses,
-    diagnosis_tickets,
-    sessions,
-    tickets,
-    transcript_entries,
-)
+from midwatch.store.schema import REVISION
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -90,50 +76,3 @@ def _config(connection: Connection) -> Config:
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     return config
-
-
-_UNRESOLVED = text("status <> 'resolved'")
-
-Index(
-    "batches_queue",
-    batches.c.severity,
-    batches.c.opened_at,
-    batches.c.id,
-    sqlite_where=text("queued"),
-    postgresql_where=text("queued"),
-)
-Index("batches_subject", batches.c.subject, batches.c.id)
-Index(
-    "tickets_one_unresolved_per_key",
-    tickets.c.subject,
-    tickets.c.invariant,
-    tickets.c.component,
-    unique=True,
-    sqlite_where=_UNRESOLVED,
-    postgresql_where=_UNRESOLVED,
-)
-Index(
-    "tickets_unresolved",
-    tickets.c.severity,
-    tickets.c.opened_at,
-    tickets.c.id,
-    sqlite_where=_UNRESOLVED,
-    postgresql_where=_UNRESOLVED,
-)
-Index("tickets_batch", tickets.c.batch_id)
-Index("tickets_past", tickets.c.invariant, tickets.c.subject, tickets.c.opened_at)
-Index("tickets_opened", tickets.c.opened_at)
-Index("diagnoses_batch", diagnoses.c.batch_id)
-Index("diagnoses_started", diagnoses.c.started_at)
-Index("diagnosis_tickets_ticket", diagnosis_tickets.c.ticket_id)
-Index("audit_ticket", audit.c.ticket_id, audit.c.id)
-Index("sessions_created", sessions.c.created_at, sessions.c.id)
-Index("sessions_ticket", sessions.c.ticket_id)
-_TRANSCRIPT = (
-    transcript_entries.c.project_key,
-    transcript_entries.c.session_id,
-    transcript_entries.c.subpath,
-)
-Index("transcript_entries_order", *_TRANSCRIPT, transcript_entries.c.id)
-# Entries without a uuid never conflict: null equals nothing, not even null.
-Index("transcript_entries_once", *_TRANSCRIPT, transcript_entries.c.uuid, unique=True)

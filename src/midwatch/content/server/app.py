@@ -37,9 +37,10 @@ from midwatch.content.server.store import ContentStore
 from midwatch.content.server.volume import Volume, map_disk_errors
 from midwatch.content.tokens import Keys
 from midwatch.errors import MidwatchError, SettingsError
+from midwatch.exposition import Exposition
 from midwatch.lifecycle import Clock, StopEvent, SystemClock, cancel
 from midwatch.logs import Log
-from midwatch.metrics import Exposition, Family, Sample, code_label
+from midwatch.metrics import Family, Sample, code_label
 from midwatch.settings import ContentSettings
 
 T = TypeVar("T")

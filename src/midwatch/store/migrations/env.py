@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from midwatch.store import upgrade as _indexes  # noqa: F401
+from midwatch.store import indexes  # noqa: F401
 from midwatch.store.schema import metadata
 
 context.configure(
