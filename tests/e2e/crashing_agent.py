@@ -49,7 +49,7 @@ def kill_before_commit(store: SqlStore) -> None:
 
     async def run(function: Any, *arguments: Any, **options: Any) -> Any:
         def deadly(connection: Any) -> Any:
-            result = function(connection)
+            result = function(connection, *arguments, **options)
             changed = connection.exec_driver_sql(
                 "SELECT count(*) FROM diagnoses WHERE outcome = 'answered'"
             ).scalar()
