@@ -206,25 +206,32 @@ def _expand(value: Any, environ: Mapping[str, str], path: str) -> Any:
 
 
 def explain(
-    error: ValidationError, model: type[BaseModel], path: str = ""
+    error: ValidationError,
+    model: type[BaseModel],
+    path: str = "",
+    what: str = "setting",
 ) -> SettingsError:
-    """Return the first problem of a validation as one line: the setting, its value, what to write.
+    """Return the first problem of a validation as one line: the setting, its value, what is allowed.
 
     Args:
         error: What pydantic raised.
-        model: The settings model that refused the values.
-        path: Where the values stand in the settings, such as `subjects[0]`.
+        model: The model that refused the values.
+        path: Where the values stand, such as `subjects[0]`.
+        what: What the model's fields are for the reader, such as "field" of a document.
     """
     problems = error.errors(include_url=False)
     # A misspelt name explains why the right one is missing.
     problems.sort(key=lambda problem: problem["type"] == "missing")
-    return explain_problem(problems[0], model, path)
+    return explain_problem(problems[0], model, path, what)
 
 
 def explain_problem(
-    problem: ErrorDetails, model: type[BaseModel], path: str = ""
+    problem: ErrorDetails,
+    model: type[BaseModel],
+    path: str = "",
+    what: str = "setting",
 ) -> SettingsError:
-    """Return one problem of a validation in the words of this package."""
+    """Return one problem of a validation, as `explain` does."""
     kind, loc = problem["type"], problem["loc"]
     field, parts = _locate(model, loc)
     where = path
@@ -234,9 +241,10 @@ def explain_problem(
     if kind == "extra_forbidden":
         known = _fields_at(model, loc[:-1])
         return SettingsError(
-            "unknown setting", path=where, hint=_suggest(str(loc[-1]), known)
+            f"unknown {what}", path=where, hint=_suggest(str(loc[-1]), known)
         )
-    values = {**problem.get("ctx", {}), "value": _shown(problem["input"], field, parts)}
+    shown = _shown(problem["input"], field, parts)
+    values = {**problem.get("ctx", {}), "value": shown, "what": what}
     for bound in ("gt", "ge", "lt", "le"):
         if bound in values:
             values[bound] = format_setting(values[bound], field)
@@ -258,13 +266,13 @@ PROBLEMS = {
     "int_parsing": "{value} is not a whole number; use one such as 5",
     "int_parsing_size": "{value} has too many digits; use a whole number such as 5",
     "int_type": "{value} is not a whole number; use one such as 5",
-    "invalid_key": "{value} is not a name of a setting; put it in quotes",
+    "invalid_key": "{value} is not a name of a {what}; put it in quotes",
     "less_than": "{value} is too large; use less than {lt}",
     "less_than_equal": "{value} is too large; use {le} or less",
     "list_type": "{value} is not a list; use one such as [a, b]",
     "literal_error": "{value} is not a choice; use {expected}",
-    "missing": "is missing; this setting is required",
-    "model_type": "{value} is not a group of settings; use names and values such as {{name: value}}",
+    "missing": "is missing; this {what} is required",
+    "model_type": "{value} is not a group of {what}s; use names and values such as {{name: value}}",
     "path_type": "{value} is not a path; use one such as /etc/midwatch/key",
     "string_pattern_mismatch": "{value} is not a name; use letters, digits, '.', '_' and '-', such as orders-db",
     "string_too_long": "{value} is too long; use at most {max_length} characters",

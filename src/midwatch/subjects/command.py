@@ -40,6 +40,7 @@ from pydantic import (
     field_validator,
 )
 
+from midwatch.config import explain
 from midwatch.errors import ObservationFailed
 from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket
 from midwatch.settings import SubjectSettings
@@ -264,14 +265,8 @@ def _report(value: Any) -> Report:
     try:
         return Report.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = {"extra_forbidden": "there is no such field"}.get(
-            first["type"], first["msg"]
-        )
-        raise _wrong(
-            f"does not have the right form: {ticket_line(where, 100)}: {what}"
-        ) from None
+        problem = explain(error, Report, what="field")
+        raise _wrong(f"is not a report: {ticket_line(problem.message, 200)}") from None
 
 
 def _wrong(what: str) -> ObservationFailed:
