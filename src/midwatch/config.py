@@ -18,7 +18,6 @@ from midwatch.settings import DEFAULT_FILE, Settings
 from midwatch.units import format_duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
-    import yaml
     from pydantic_core import ErrorDetails
 
 PREFIX = "MIDWATCH_"
@@ -150,7 +149,10 @@ def _read_yaml(file: Path, *, must_exist: bool) -> dict[str, Any]:
         raise SettingsError(
             f"{file} is not valid YAML: byte {error.start} is not UTF-8"
         ) from None
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: such as the date 2026-99-99
         raise SettingsError(
             f"{file} is not valid YAML: {_yaml_problem(error)}"
         ) from None
@@ -163,11 +165,35 @@ def _read_yaml(file: Path, *, must_exist: bool) -> dict[str, Any]:
     return document
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
+YAML_PROBLEMS = {
+    r"character '\\t'": "a tab cannot indent; use spaces",
+    r"found character '(.)'": r"text that starts with \1 needs quotes",
+    r"mapping values are not allowed": "there is a second ':' or an indented name; put text with ': ' in quotes",
+    r"expected ',' or|<stream end>": "a list or mapping in brackets is not closed",
+    r"expected <block end>": "the indentation differs from the lines above",
+    r"unexpected end of stream": "a quote is not closed",
+    r"could not find expected ':'": "a line has no ':' after its name",
+    # Neither the alias nor the tag is repeated: a password may start so.
+    r"undefined alias": "text that starts with * needs quotes",
+    r"constructor for the tag": "text that starts with ! needs quotes",
+    r"unknown escape character '(.)'": r"\\\1 is not an escape; use single quotes",
+    r"unhashable key": "a name must be text",
+    r"another document": "there is a second document; use one",
+    r"special characters": "there is a control character; remove it",
+}
+"""What to write for the problems that the parser of YAML reports, by a pattern of its text."""
+
+
+def _yaml_problem(error: Exception) -> str:
     """Return where a document is wrong and how, without the parser's names for its input."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None)
-    text = " ".join(str(problem or "the document cannot be read").split())
+    found = (
+        match.expand(text)
+        for pattern, text in YAML_PROBLEMS.items()
+        if (match := re.search(pattern, f"{problem or error}"))
+    )
+    text = next(found, "the text or value here cannot be read; put text in quotes")
     return f"line {mark.line + 1}, column {mark.column + 1}: {text}" if mark else text
 
 
