@@ -1,4 +1,4 @@
-"""Read settings: `midwatch.yaml`, overridden by variables; a wrong one is explained in one line."""
+"""Read settings from `midwatch.yaml` and variables, and explain a wrong setting in one line."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The form of a diagnosis, which Claude answers in and playbooks write, and how a call to Claude ended.
+"""The schema of a diagnosis, which Claude and playbooks fill in, and the outcome of a call to Claude.
 
-Lists stand where a mapping would seem natural: the Anthropic SDK's schema transform turns
+Lists are used where a mapping would be natural: the Anthropic SDK's schema transform turns
 ``dict[...]`` into an object that can only be empty.
 """
 
@@ -95,7 +95,7 @@ class DiagnosisOutput(_Part):
 
 
 class Kind(StrEnum):
-    """How a call to Claude ended: one kind for every row of the outcome table (docs/architecture.md)."""
+    """The outcome of a call to Claude: one kind for every row of the outcome table (docs/architecture.md)."""
 
     ANSWERED = "answered"
     REFUSED = "refused"

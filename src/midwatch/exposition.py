@@ -1,4 +1,4 @@
-"""Values to the text format of Prometheus.
+"""Write metrics in the text format of Prometheus.
 
 Only this module imports `prometheus_client`, and only a process that serves metrics imports this module.
 """

@@ -1,4 +1,4 @@
-"""Structured logs: for people on a terminal, JSON elsewhere, without secrets in either."""
+"""Structured logs: readable on a terminal, JSON elsewhere; redacted in both."""
 
 from __future__ import annotations
 

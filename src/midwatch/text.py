@@ -1,4 +1,4 @@
-"""Foreign text made harmless, short enough, and unable to break out of its place.
+"""Clean, shorten and delimit text from outside, so that it cannot act on a terminal, page or prompt.
 
 `clean` treats all text that enters. `shorten` keeps text of a prompt within a budget, and `fence` delimits
 it. `markdown_escape` is for text that is shown as Markdown; `ticket_line` and `component_name` are for the

@@ -13,8 +13,7 @@ import pytest
 from midwatch.cli.demo_faults import FaultTarget, LockPileUp, shop
 from midwatch.model import TicketStatus
 from midwatch.store.engine import open_transactions, parse_database
-from midwatch.store.sql import SqlStore, open_store
-from midwatch.store.upgrade import upgrade
+from midwatch.store.sql import SqlStore, open_store, upgrade
 from midwatch.testing.messages_api import (
     Hold,
     Request,

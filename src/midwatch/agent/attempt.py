@@ -94,7 +94,7 @@ class Attempt:
     began: float = 0.0
 
     async def run(self, stop: StopEvent) -> AttemptOutcome:
-        """Work until the claim is settled, its lease is lost, or the grace period after a stop is over."""
+        """Work until the claim ends, its lease is lost, or the grace period after a stop is over."""
         self.began = self.shared.clock.monotonic()
         work = asyncio.create_task(
             self._work(), name=f"diagnose batch {self.claim.batch}"
@@ -260,7 +260,7 @@ class Attempt:
             return replace(known, keep=False, counted=counted)
         return Finish(
             "lost",
-            cost_usd=self.reserved,  # the API may have worked and billed all the same
+            cost_usd=self.reserved,  # the API may have processed and billed the call
             error=f"{self.why_cancelled or 'stopped'} during the call",
             counted=False,
         )

@@ -1,4 +1,4 @@
-"""From a context to a diagnosis: the prompt, the next step after a reply, the diagnosis to store.
+"""Pure steps of a diagnosis: the prompt, the next step after a reply, the result to store.
 
 All of it is pure: `midwatch.agent.claude` makes the calls and `midwatch.agent.attempt` the writes.
 """
@@ -22,7 +22,7 @@ from midwatch.text import clean, estimate_tokens, fence
 # ------------------------------------------------------------------ the prompt
 
 PROMPT_VERSION = "2026-11-1"
-"""Changes with every change of the text below or of the schema; stored with each diagnosis."""
+"""Increase it with every change of the text below or of the schema; stored with each diagnosis."""
 
 SYSTEM_PROMPT = """\
 You are the senior site reliability engineer on call. You are given the tickets of one incident and \

@@ -1,4 +1,4 @@
-"""From the tickets of a batch to the context of their diagnosis.
+"""Gather the context of a diagnosis: the evidence for the tickets of a batch.
 
 The evidence is, in this order: the violations, what the subject's sources return now (lowest rank
 first), and past tickets with a diagnosis. Each text is cleaned, redacted whole, then shortened to its
@@ -26,9 +26,9 @@ from midwatch.units import format_duration, format_value
 OVERHEAD = 40
 """Tokens of the prompt for the number, time and delimiters of one piece of evidence."""
 LEAST_SHARE = 120
-"""Least tokens of a shortened text that is still useful: below it, a source is left out instead."""
+"""Fewest tokens of a shortened text that is still useful: below it, a source is left out instead."""
 VIOLATIONS_SHARE = 0.4
-"""The part of the budget that the violations get first, if they need it."""
+"""The share of the budget that is reserved for the violations."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The composition root: from settings to a store, subjects, a monitor and an agent.
+"""The composition root: build store, subjects, monitor and agent from the settings.
 
 A function imports what only some commands need, so that `midwatch tickets list` starts fast.
 """
@@ -68,7 +68,7 @@ def api_key(settings: Settings, environ: Mapping[str, str]) -> str | None:
 
 
 class ModelFromKey:
-    """Return the model to call while there is a key. A replaced key file is read again."""
+    """Returns the model to call while there is a key. A replaced key file is read again."""
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings

@@ -1,4 +1,4 @@
-"""`midwatch check` and `midwatch db`: is everything there that the daemons need?"""
+"""`midwatch check` and `midwatch db`: check what the daemons need, and upgrade the schema."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 
 async def _upgrade(edge: Edge) -> str | None:
     from midwatch.store.engine import open_transactions, parse_database
-    from midwatch.store.upgrade import upgrade as apply
+    from midwatch.store.sql import upgrade as apply
 
     transactions = open_transactions(parse_database(edge.settings().database))
     try:
@@ -274,7 +274,7 @@ async def _upgrade(edge: Edge) -> str | None:
 
 async def _present(edge: Edge) -> str | None:
     from midwatch.store.engine import open_transactions, parse_database
-    from midwatch.store.upgrade import present_revision
+    from midwatch.store.sql import present_revision
 
     url = parse_database(edge.settings().database)
     if _is_missing_file(url):

@@ -1,4 +1,4 @@
-"""`midwatch demo`: a real PostgreSQL breaks, is noticed, explained, and recovers."""
+"""`midwatch demo`: inject a fault into a real PostgreSQL, diagnose it, and remove it."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def shop() -> Iterator[PrivatePostgres]:
 
 @contextmanager
 def customers(server: PrivatePostgres, count: int = 2) -> Iterator[None]:
-    """Run a light workload while the block runs; it goes on through every failure of the server."""
+    """Run a light workload while the block runs; it continues through every failure of the server."""
     over = threading.Event()
     threads = [
         threading.Thread(target=_buy, args=(server, number, over), daemon=True)

@@ -1,4 +1,4 @@
-"""What `midwatch demo` plays: healthy, broken, ticket, first aid, diagnosis, repaired, resolved."""
+"""The steps of `midwatch demo`: healthy, broken, ticket, first aid, diagnosis, repaired, resolved."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ async def play(
 
 
 async def _with_daemons(app: App, stop: StopEvent, scenes: Awaitable[None]) -> None:
-    """Play the scenes beside monitor and agent; a signal ends all of them."""
+    """Run the steps while monitor and agent run; a signal ends all of them."""
     daemons = asyncio.create_task(run_both(app, stop))
     played = asyncio.ensure_future(scenes)
     try:
@@ -195,7 +195,7 @@ def _check_diagnosis(diagnosis: Diagnosis, culprits: Sequence[str]) -> None:
 def _check_answer(
     what: str, answer: Json, grounded: Grounded, culprits: Sequence[str]
 ) -> None:
-    """Raise DemoFailed unless the answer names the culprits and quotes the evidence."""
+    """Raise DemoFailed unless the answer names the culprits and cites the evidence."""
     text = f"{answer['summary']} {answer['root_cause']}"
     if missing := [name for name in culprits if name not in text]:
         raise DemoFailed(f"{what} does not name {', '.join(missing)}: {text}")

@@ -69,7 +69,7 @@ def find_line(evidence: Evidence, wanted: Sequence[str]) -> str | None:
 
 
 def bounded(line: str, limit: int = 300) -> str:
-    """Return the line, cut between two words: half a number would be another number."""
+    """Return the line, cut between two words so that no number is cut."""
     return line if len(line) <= limit else line[:limit].rsplit(None, 1)[0]
 
 

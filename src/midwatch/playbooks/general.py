@@ -107,7 +107,7 @@ def host_pressure(tickets: Tickets, context: Context) -> Note:
 
 @playbook("host", "process")
 def host_process(tickets: Tickets, context: Context) -> Note:
-    """A process that must run does not."""
+    """A required process does not run."""
     names = [ticket.key.component for ticket in tickets]
     cited = [
         line_starting(context, "Processes that must run", f"{name}:") for name in names

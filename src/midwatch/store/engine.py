@@ -77,7 +77,7 @@ class Transactions(Protocol):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Do as `run`, for a function that only reads: it does not wait for a writer."""
+        """Do the same as `run` for a function that only reads; it does not wait for a writer."""
         ...
 
     async def close(self) -> None:
@@ -334,7 +334,7 @@ CLOCK_SLACK = timedelta(seconds=5)
 
 @dataclass(eq=False)
 class Transaction:
-    """The statements of one transaction, which happens at one moment."""
+    """The statements of one transaction, with one time for all of them."""
 
     connection: Connection
     clock: DatabaseClock
@@ -438,7 +438,7 @@ class TransactionalStore:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Do as `_run`, for a function that only reads: it does not wait for a writer."""
+        """Do the same as `_run` for a function that only reads; it does not wait for a writer."""
         return await self.transactions.read(self._bind(function), *args, **kwargs)
 
     def _bind(

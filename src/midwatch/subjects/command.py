@@ -334,7 +334,8 @@ class CommandSubject:
 
     def __init__(self, settings: CommandSettings) -> None:
         self.settings = settings
-        self._invariants = configure(
+        self.name, self.timeout = settings.name, settings.timeout
+        self.invariants = configure(
             INVARIANTS, settings.invariants, f"subjects.{settings.name}"
         )
         override = settings.invariants.get("violation")
@@ -345,25 +346,13 @@ class CommandSubject:
         )
 
     @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def timeout(self) -> float:
-        return self.settings.timeout
-
-    @property
-    def invariants(self) -> Sequence[Invariant]:
-        return self._invariants
-
-    @property
     def secrets(self) -> Sequence[str]:
         values = self.settings.secret_env.values()
         return [text for value in values if (text := value.get_secret_value())]
 
     async def observe(self, previous: Json) -> Observation:
         """Run the command. Raises ObservationFailed when it fails or its output is invalid."""
-        if not self._invariants:
+        if not self.invariants:
             return Observation(signals=(), covered=frozenset())
         ended = await self._run()
         if ended.trouble:
@@ -422,7 +411,7 @@ class CommandSubject:
                 for name, fact in violation.facts.items()
             },
             severity=self._severity or Severity.parse(violation.severity),
-            hold_for=self._invariants[0].hold_for,
+            hold_for=self.invariants[0].hold_for,
         )
 
     async def _evidence(self) -> str:

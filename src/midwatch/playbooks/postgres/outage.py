@@ -43,7 +43,7 @@ RECOVERY = action(
     "Let it recover; if it does not come back by itself, start it and watch the log",
     risk="recovery takes as long as the write-ahead log since the last checkpoint",
 )
-# A cause stands before its effects: a full disk before the crash that it leads to.
+# Causes come before their effects: a full disk before the crash that it leads to.
 CAUSES = (
     Cause(
         "could not .*No space left on device",

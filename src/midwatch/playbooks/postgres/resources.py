@@ -21,7 +21,7 @@ from midwatch.playbooks.base import (
 
 @playbook("postgres", "connections")
 def connections_exhausted(tickets: Tickets, context: Context) -> Note:
-    """The connections run out: which application holds them."""
+    """Connections are exhausted: which application holds them."""
     if text_fact(tickets[0], "holder_application") or text_fact(
         tickets[0], "holder_user"
     ):
