@@ -150,16 +150,17 @@ def parse_truncated(text: str) -> DiagnosisOutput | None:
         return None
     if not isinstance(parsed, dict) or not parsed.get("summary"):
         return None
-    whole = {
-        name: _whole(name, parsed.get(name)) for name in DiagnosisOutput.model_fields
+    fields = {
+        name: _valid_part(name, parsed.get(name))
+        for name in DiagnosisOutput.model_fields
     }
     try:
-        return DiagnosisOutput.model_validate(whole)
+        return DiagnosisOutput.model_validate(fields)
     except ValidationError:
         return None
 
 
-def _whole(name: str, value: Any) -> Any:
+def _valid_part(name: str, value: Any) -> Any:
     """Return the value if it fits its field, else the items of a list that fit, else an empty value."""
     if _fits(name, value):
         return value

@@ -117,7 +117,7 @@ async def test_a_lock_pile_up_from_the_ticket_to_its_end(
         assert up.end(signal.SIGTERM)[0] == 0
     ward.close()
     [call] = api.calls
-    changed = call.prompt.partition("What changed since all was well")[2][:1000]
+    changed = call.prompt.partition("What changed since every invariant held")[2][:1000]
     assert f"application {name}, idle in transaction: none → 1" in changed
 
 

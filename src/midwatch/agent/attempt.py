@@ -249,11 +249,11 @@ class Attempt:
         if self.call is None:
             await self.shared.store.release(self.claim)
             return
-        finish = self._as_it_stands()
+        finish = self._unsaved_finish()
         stored = await self.shared.store.finish(self.claim, self.call, finish)
         self._report(finish, stored)
 
-    def _as_it_stands(self) -> Finish:
+    def _unsaved_finish(self) -> Finish:
         """Return the answer that is not stored yet; without one the call is lost."""
         if (known := self.unsaved) is not None:
             counted = known.counted and not known.keep

@@ -69,7 +69,7 @@ def shrink(context: Context, tokens: int) -> Context:
     """Return the context within a smaller budget, in tokens. Evidence that stays keeps its number."""
     kept = list(context.evidence)
     pieces = [_piece_of(item, rank) for rank, item in enumerate(kept)]
-    while len(pieces) > 1 and not _bearable(pieces, tokens):
+    while len(pieces) > 1 and not _all_useful(pieces, tokens):
         pieces.pop()
     shares = _shares(pieces, tokens)
     evidence = tuple(
@@ -93,11 +93,11 @@ def within(pieces: Sequence[Piece], tokens: int, now: datetime) -> tuple[Evidenc
     kept = list(pieces)
     dropped: list[Piece] = []
     note: list[Piece] = []
-    while len(kept) > 1 and not _bearable([*kept, *note], tokens):
+    while len(kept) > 1 and not _all_useful([*kept, *note], tokens):
         last = max(range(1, len(kept)), key=lambda index: (kept[index].rank, index))
         dropped.append(kept.pop(last))
         note = [_left_out(dropped, now)]
-    if not _bearable([*kept, *note], tokens):
+    if not _all_useful([*kept, *note], tokens):
         note = []
     together = [*kept, *note]
     shares = _shares(together, tokens)
@@ -113,7 +113,7 @@ def _left_out(dropped: Iterable[Piece], now: datetime) -> Piece:
     return Piece("Left out", "midwatch", now, text, available=False)
 
 
-def _bearable(pieces: Sequence[Piece], tokens: int) -> bool:
+def _all_useful(pieces: Sequence[Piece], tokens: int) -> bool:
     """Return whether the share of every piece is large enough to be useful."""
     least = (min(estimate_tokens(piece.text), LEAST_SHARE) for piece in pieces)
     return sum(least) + sum(piece.head for piece in pieces) <= tokens
@@ -146,7 +146,7 @@ def _fair(needs: Sequence[int], budget: int) -> list[int]:
 # ------------------------------------------------------------------ gathering
 
 VIOLATIONS = "The violations"
-CHANGED = "What changed since all was well"
+CHANGED = "What changed since every invariant held"
 OPENING_RANK = 15
 """The rank of evidence from a ticket's opening among those of a subject's sources."""
 MOST_FROM_OPENING = 5
@@ -333,7 +333,7 @@ class ContextGatherer:
         piece = self._piece(
             source.title,
             source.source,
-            text or "The source answered, with nothing in it.",
+            text or "The source returned nothing.",
             available=not failure,
             rank=source.rank,
         )
@@ -367,7 +367,9 @@ class ContextGatherer:
                 for name, fact in facts.items()
             ]
         if ticket.flapping:
-            lines.append("flapping: it opened and cleared several times in short order")
+            lines.append(
+                "flapping: it opened and cleared several times within a short time"
+            )
         if ticket.previous_id is not None:
             lines.append(f"earlier opening: ticket {ticket.previous_id}")
         return "\n".join(lines)

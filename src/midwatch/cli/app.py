@@ -45,7 +45,7 @@ class Edge:
         return load(self.environ, self.config)
 
 
-def here() -> str:
+def process_name() -> str:
     """Return the name of this process in claims and heartbeats: HOST:PID."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
@@ -141,7 +141,7 @@ class App:
 
         if not self.subjects:
             raise SettingsError(
-                "there is nothing to watch",
+                "no subject is configured",
                 path="subjects",
                 hint="name a system, such as {name: orders-db, kind: postgres, dsn: …}",
             )
@@ -161,7 +161,7 @@ class App:
             first_aid=first_aid,
             redactor=self.redactor,
             log=self.log,
-            name=f"monitor {here()}",
+            name=f"monitor {process_name()}",
         )
 
     def agent(self, progress: Liveness | None = None) -> AgentRunner:
@@ -176,7 +176,7 @@ class App:
             max_tokens=self.settings.anthropic.max_tokens,
             redactor=self.redactor,
             log=self.log,
-            name=f"agent {here()}",
+            name=f"agent {process_name()}",
             longest_call=self.settings.anthropic.timeout,
             progress=progress,
         )

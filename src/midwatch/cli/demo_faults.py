@@ -279,9 +279,7 @@ class Deadlocks(Fault):
 
 class InactiveSlot(Fault):
     name = "inactive-slot"
-    title = (
-        "a standby went away for good; its replication slot keeps the write-ahead log"
-    )
+    title = "a standby was shut down for good; its replication slot keeps the write-ahead log"
     invariant = "inactive_slots"
 
     def inject(self, target: FaultTarget) -> Sequence[str]:

@@ -148,7 +148,7 @@ async def _until(
             if (found := await poll()) is not None:
                 return found
         await asyncio.sleep(0.1)
-    raise DemoFailed(f"no sign of {what} within {format_duration(seconds)}")
+    raise DemoFailed(f"timed out waiting for {what} after {format_duration(seconds)}")
 
 
 async def _watched(store: Store) -> bool | None:

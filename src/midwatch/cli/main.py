@@ -41,17 +41,17 @@ def add_lazily(app: typer.Typer, name: str, help: str, *modules: str) -> None:
             return _load_group(modules).get_command(context, name)
 
     group = typer.Typer(name=name, help=help, cls=Lazy, no_args_is_help=True)
-    group.callback()(_nothing)
+    group.callback()(_no_options)
     app.add_typer(group, name=name)
 
 
-def _nothing() -> None:
+def _no_options() -> None:
     pass
 
 
 def _load_group(modules: tuple[str, ...]) -> Any:
     group = typer.Typer(no_args_is_help=True)
-    group.callback()(_nothing)
+    group.callback()(_no_options)
     for module in dict.fromkeys(modules):
         group.add_typer(import_module(module).app)
     return get_command(group)

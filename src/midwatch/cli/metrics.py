@@ -96,7 +96,7 @@ _PAUSES = Family(
 _CLAIMED_AT = Family(
     "midwatch_agent_last_success_timestamp_seconds",
     "gauge",
-    "Time of the last check of the queue that nothing prevented.",
+    "Time of the last check of the queue without an error or a pause.",
 )
 AGENT = (_DIAGNOSES, _SPENT, _PAUSED, _PAUSES, _CLAIMED_AT)
 

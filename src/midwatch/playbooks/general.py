@@ -38,7 +38,7 @@ def host_space(tickets: Tickets, context: Context) -> Note:
     rows = [line_starting(context, "File systems", f"{mount}  ") for mount in mounts]
     inodes = tickets[0].key.invariant == "inodes"
     what = "inodes" if inodes else "space"
-    place = shlex.quote(mounts[0])
+    quoted = shlex.quote(mounts[0])
     usage = "du -x --inodes" if inodes else "du -xm"
     return write_note(
         tickets,
@@ -49,11 +49,11 @@ def host_space(tickets: Tickets, context: Context) -> Note:
         actions=[
             action(
                 "See which directories hold the most",
-                f"{usage} {place} 2>/dev/null | sort -n | tail -20",
+                f"{usage} {quoted} 2>/dev/null | sort -n | tail -20",
             ),
             action("See deleted files that are still held open", "lsof -nP +L1"),
             action(
-                "Let the journal keep less, if that is it",
+                "Shrink the systemd journal if it takes the space",
                 "journalctl --vacuum-size=200M",
                 risk="older log lines are gone",
                 undo=False,
@@ -87,7 +87,7 @@ def host_pressure(tickets: Tickets, context: Context) -> Note:
         ],
         actions=[
             action(
-                "See what it is and since when it runs",
+                "See what it is and when it started",
                 f"ps -o pid,ppid,user,lstart,rss,pcpu,args -p {int(pid)}",
             ),
             action(
@@ -95,13 +95,13 @@ def host_pressure(tickets: Tickets, context: Context) -> Note:
                 "journalctl -k --since '-1h' | grep -i 'out of memory'",
             ),
             action(
-                "Restart it if it is a service that can be",
+                "Restart it if it is a service that can be restarted",
                 risk="its work in progress is lost",
                 undo=False,
             ),
         ],
         risks=["The kernel may kill a process to get memory."] if not busy else [],
-        missing=["How its use developed."],
+        missing=["How its use changed over time."],
     )
 
 
@@ -190,7 +190,7 @@ def http_outage(tickets: Tickets, context: Context) -> Note:
         ],
         actions=[
             action(
-                "Try it from here",
+                "Send a request from this machine",
                 command.format(host=shlex.quote(host), url=shlex.quote(url)),
             ),
             action("Check the service and its log on its own machine"),
@@ -242,22 +242,22 @@ def http_answer(tickets: Tickets, context: Context) -> Note:
     url = text_fact(tickets[0], "url", tickets[0].key.component)
     now = line_starting(context, f"{url} now", "status: ")
     status = text_fact(tickets[0], "status")
-    whose = (
+    problem = (
         "the server or something behind it fails"
         if status.startswith("5")
         else "the server does not accept this request"
     )
     if not status.startswith(("4", "5")):
-        whose = "it answers, but not with what is expected"
+        problem = "it answers, but not with what is expected"
     return write_note(
         tickets,
         summary=f"{tickets[0].message}.",
-        cause=f"{url}: {whose}",
+        cause=f"{url}: {problem}",
         cited=[now],
         confidence="low",
         reason="the answer is known; its cause is in the server's own log",
         actions=[
-            action("Ask it by hand", f"curl -sv -m 20 {shlex.quote(url)}"),
+            action("Send the request by hand", f"curl -sv -m 20 {shlex.quote(url)}"),
             action("Read the log of the service at the time of the ticket"),
             action("See what was deployed or configured shortly before"),
         ],
@@ -301,7 +301,7 @@ def http_latency(tickets: Tickets, context: Context) -> Note:
             ),
             action("Check the load and the slow queries of the service"),
         ],
-        missing=["What the server does meanwhile."],
+        missing=["What the server does in that time."],
     )
 
 

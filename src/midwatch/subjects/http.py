@@ -149,7 +149,7 @@ STATUS = Invariant(
 )
 LATENCY = Invariant(
     "latency",
-    "The answer comes quickly",
+    "The answer is fast enough",
     "Seconds from the start of the request to the end of the body (or to `body_limit`), "
     "with DNS lookup, connection and redirects.",
     unit=Unit.SECONDS,

@@ -219,7 +219,7 @@ def deadlocks(tickets: Tickets, context: Context) -> Note:
         cause += ": " + " / ".join(text for text, _ in statements)
     return write_note(
         tickets,
-        summary="Transactions locked each other out; the server ended one of each pair.",
+        summary="Transactions deadlocked; the server aborted one of each pair.",
         cause=cause,
         cited=[lines[0] if lines else counter, *(quoted for _, quoted in statements)],
         reason=(

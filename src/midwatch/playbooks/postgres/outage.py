@@ -90,7 +90,7 @@ CAUSES = (
     ),
     Cause(
         "received (?:fast|smart|immediate) shutdown request",
-        "somebody or something asked it to shut down",
+        "it received a shutdown request",
         action(
             "Ask who stopped it (deployment, package upgrade, an operator)",
             "last -x | head",
@@ -209,8 +209,8 @@ def _after_start(context: Context, cause: Cause) -> Citation | None:
 
 
 def _follows(context: Context, line: Citation, earlier: Citation) -> bool:
-    everything = log_lines(context, "")
-    return everything.index(line) < everything.index(earlier)
+    lines = log_lines(context, "")
+    return lines.index(line) < lines.index(earlier)
 
 
 def _last_log_line(context: Context) -> Citation | None:
