@@ -187,7 +187,7 @@ async def open_app(edge: Edge, log_to: TextIO) -> AsyncIterator[App]:
     """Build everything from the settings, and close it at the end of the block."""
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.lifecycle import SystemClock
-    from midwatch.logs import open_log
+    from midwatch.logs import forward_library_logs, open_log
     from midwatch.redaction import Redactor
     from midwatch.store.sql import open_store
     from midwatch.subjects.base import build_subjects
@@ -208,6 +208,7 @@ async def open_app(edge: Edge, log_to: TextIO) -> AsyncIterator[App]:
     model = ModelFromKey(settings, edge.environ)
     gc.enable()  # `main` turned it off for the start
     log = open_log(settings.log, log_to, redactor)
+    forward_library_logs(log)
     try:
         yield App(settings, store, subjects, redactor, gatherer, model, log)
     finally:
