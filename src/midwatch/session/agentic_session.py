@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Clock, SystemClock
+from midwatch.lifecycle import Clock, SystemClock, first
 from midwatch.model import Usage
 from midwatch.redaction import Redactor
 from midwatch.session.claude_code import Place
@@ -313,8 +314,11 @@ class AsyncAgenticSession:
             return
         if not task.done():
             run.stop(reason)
-        await asyncio.gather(task, return_exceptions=True)
-        self._last_status = run.journal.status
+        try:
+            with contextlib.suppress(MidwatchError):  # `execute` raises it
+                await first(task)
+        finally:
+            self._last_status = run.journal.status
 
 
 def _placed(

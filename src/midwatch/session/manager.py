@@ -22,7 +22,12 @@ from midwatch.redaction import Redactor
 from midwatch.session.events import Phase
 from midwatch.session.log import conversation_id, read_events
 from midwatch.session.mailbox import Mailbox
-from midwatch.session.options import Client, OptionOverrides, session_options
+from midwatch.session.options import (
+    Client,
+    OptionOverrides,
+    check_access,
+    session_options,
+)
 from midwatch.session.paths import SessionFolders, SessionPaths
 from midwatch.session.records import (
     HEARTBEAT,
@@ -41,11 +46,14 @@ from midwatch.session.status import SessionStatus, fold
 from midwatch.session.transcripts import PROJECT
 from midwatch.settings import SessionSettings
 from midwatch.workspace.environment import GitEnvironment
+from midwatch.workspace.git import OnProgress
 from midwatch.workspace.plan import RepoSpec
+from midwatch.workspace.record import Workspace, open_workspace
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
 
 if TYPE_CHECKING:
     from midwatch.session.agentic_session import AsyncAgenticSession
+    from midwatch.session.runner import SessionTask
 
 SILENT = 4 * HEARTBEAT
 """Seconds without a heartbeat after which a runner on another machine has crashed."""
@@ -267,38 +275,56 @@ class SessionManager:
             KeyRefused, SessionRefused: The client or the options cannot be used.
             MidwatchError: A repository cannot be cloned; see `midwatch.workspace.errors`.
         """
-        from midwatch.session.agentic_session import AsyncAgenticSession
-
-        paths = self.folders.of(request.id)
-        workspace = self.workspace_options(request.id, environment)
-        spent = request.elsewhere.cost_usd if request.elsewhere else 0.0
+        paths, task = self.folders.of(request.id), self.task(request, client)
+        options = self.workspace_options(request.id, environment)
         paths.folder.make()
         with paths.owned():
-            if (
-                request.moved
-            ):  # the program's files here are older than the stored transcript
-                await asyncio.to_thread(
-                    shutil.rmtree, paths.program_transcripts, ignore_errors=True
-                )
-            await setup_workspace_async(
-                request.repositories, paths.workspace, request.main, options=workspace
-            )
-            session = AsyncAgenticSession(
-                client=client,
-                workspace=paths.workspace,
-                options=session_options(self.settings, request.overrides, spent),
-                interactive=request.interactive,
-                session_id=request.id,
-                folder=paths.folder.path,
-                forked_from=request.forked_from,
-                ticket=request.ticket,
-                records=self.records(request),
-                transcripts=self.transcripts,
-                workspace_options=workspace,
-                redactor=self.redactor,
-            )
-            async with session:
+            workspace = await self.prepare_workspace(request, options)
+            async with task.session(
+                workspace, paths.folder, self.records(request), options
+            ) as session:
                 yield session
+
+    def task(self, request: SessionRequest, client: Client) -> SessionTask:
+        """Return a request as the task of a `SessionRunner`. Raises KeyRefused for a key that cannot be used."""
+        from midwatch.session.runner import SessionTask
+
+        spent = request.elsewhere.cost_usd if request.elsewhere else 0.0
+        return SessionTask(
+            id=request.id,
+            prompt=lambda: request.prompt,
+            options=session_options(self.settings, request.overrides, spent),
+            settings=self.settings,
+            access=check_access(client),
+            interactive=request.interactive,
+            push=request.push,
+            forked_from=request.forked_from,
+            ticket=request.ticket,
+            transcripts=self.transcripts,
+            redactor=self.redactor,
+        )
+
+    async def prepare_workspace(
+        self,
+        request: SessionRequest,
+        options: WorkspaceOptions,
+        on_progress: OnProgress | None = None,
+    ) -> Workspace:
+        """Clone the repositories of a request; clones of an earlier run are kept. Raises MidwatchError."""
+        paths = self.folders.of(request.id)
+        if request.moved:
+            # The program's transcript on this disk is older than the one in the store.
+            await asyncio.to_thread(
+                shutil.rmtree, paths.program_transcripts, ignore_errors=True
+            )
+        await setup_workspace_async(
+            request.repositories,
+            paths.workspace,
+            request.main,
+            options=options,
+            on_progress=on_progress,
+        )
+        return open_workspace(paths.state)
 
     def records(self, request: SessionRequest) -> RunRecords:
         """Return where a run of this request writes its records: the store and the session's folder."""

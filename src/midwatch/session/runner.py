@@ -123,6 +123,31 @@ class SessionTask:
     transcripts: Transcripts | None = None
     redactor: Redactor = field(default_factory=Redactor)
 
+    def session(
+        self,
+        workspace: Workspace,
+        folder: SessionFolder,
+        records: SessionRecords,
+        workspace_options: WorkspaceOptions,
+        clock: Clock | None = None,
+    ) -> AsyncAgenticSession:
+        """Return the session of this task in a workspace, with the permissions of `permitted`."""
+        return AsyncAgenticSession(
+            client=self.access,
+            workspace=workspace,
+            options=permitted(self.options, self.settings, contained=self.contained),
+            interactive=self.interactive,
+            session_id=self.id,
+            folder=folder.path,
+            forked_from=self.forked_from,
+            ticket=self.ticket,
+            records=records,
+            transcripts=self.transcripts,
+            workspace_options=workspace_options,
+            redactor=self.redactor,
+            clock=clock,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
@@ -432,35 +457,20 @@ class SessionRunner(Generic[T]):
         )
 
     def _session(self, workspace: Workspace) -> AsyncAgenticSession:
-        task = self._task
-        return AsyncAgenticSession(
-            client=task.access,
-            workspace=workspace,
-            options=self._options(),
-            interactive=task.interactive,
-            session_id=task.id,
-            folder=self._workspace.folder.path,
-            forked_from=task.forked_from,
-            ticket=task.ticket,
-            records=self._status.records,
-            transcripts=task.transcripts,
-            workspace_options=self._workspace.options,
-            redactor=task.redactor,
-            clock=self._deps.clock,
+        """Return the session, with limits that end it in the time that is left."""
+        left, limits = self._deps.deadline.left(), self._task.options.limits
+        limits = replace(
+            limits,
+            wall=limits.wall if math.isinf(left) else left,
+            grace=min(limits.grace, self._deps.budget.session),
         )
-
-    def _options(self) -> SessionOptions:
-        """Return the options with the permissions, within the time that is left."""
-        task, left = self._task, self._deps.deadline.left()
-        options = permitted(task.options, task.settings, contained=task.contained)
-        limits = options.limits
-        return replace(
-            options,
-            limits=replace(
-                limits,
-                wall=limits.wall if math.isinf(left) else left,
-                grace=min(limits.grace, self._deps.budget.session),
-            ),
+        task = replace(self._task, options=replace(self._task.options, limits=limits))
+        return task.session(
+            workspace,
+            self._workspace.folder,
+            self._status.records,
+            self._workspace.options,
+            self._deps.clock,
         )
 
     async def _converse(self, session: AsyncAgenticSession) -> RunEnd:

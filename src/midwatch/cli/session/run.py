@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
@@ -48,7 +47,6 @@ from midwatch.session.runner import (
     RunnerDependencies,
     SessionRunner,
     SessionStopped,
-    SessionTask,
     ShutdownBudget,
     SignalStops,
 )
@@ -59,7 +57,6 @@ from midwatch.workspace.inspect import RepoState, inspect_workspace
 from midwatch.workspace.plan import RepoSpec
 from midwatch.workspace.push import PushResult, push_workspace
 from midwatch.workspace.record import ClonedRepo, Workspace, open_workspace, save_record
-from midwatch.workspace.setup import setup_workspace_async
 from midwatch.workspace.urls import check_ref_name
 
 # ------------------------------------------------------------------ pushing
@@ -150,23 +147,9 @@ def local_runner(
     It raises what ended the session badly, SessionStopped and NotPushed. Raises KeyRefused without a key.
     """
     place = desk.manager.paths(request.id)
-    spent = request.elsewhere.cost_usd if request.elsewhere else 0.0
-    settings, clock = desk.settings.sessions, SystemClock()
-    task = SessionTask(
-        id=request.id,
-        prompt=lambda: request.prompt,
-        options=session_options(settings, request.overrides, spent),
-        settings=settings,
-        access=desk.access(),
-        interactive=request.interactive,
-        push=request.push,
-        forked_from=request.forked_from,
-        ticket=request.ticket,
-        transcripts=desk.manager.transcripts,
-        redactor=desk.manager.redactor,
-    )
+    clock = SystemClock()
     return SessionRunner(
-        task,
+        desk.manager.task(request, desk.access()),
         RunnerDependencies(
             workspace=LocalWorkspace(desk, request, place, quiet=printer.as_json),
             status=LocalStatus(desk.manager.records(request), request, place, printer),
@@ -208,6 +191,7 @@ class LocalWorkspace:
         self.options = desk.workspace_options(place.id)
         self.root = place.workspace
         self.folder = place.folder
+        self._manager = desk.manager
         self._request = request
         self._place = place
         self._quiet = quiet
@@ -222,19 +206,10 @@ class LocalWorkspace:
         return self.folder.locked()
 
     async def prepare(self) -> Workspace:
-        request = self._request
-        if request.moved:
-            # The program's transcript on this disk is older than the one in the store.
-            shutil.rmtree(self._place.program_transcripts, ignore_errors=True)
         with shown_progress(quiet=self._quiet) as on_progress:
-            await setup_workspace_async(
-                request.repositories,
-                self.root,
-                request.main,
-                options=self.options,
-                on_progress=on_progress,
+            return await self._manager.prepare_workspace(
+                self._request, self.options, on_progress
             )
-        return open_workspace(self._place.state)
 
     def beside(self) -> AbstractAsyncContextManager[None]:
         if self._request.interactive and sys.stdin.isatty():
