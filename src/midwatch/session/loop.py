@@ -23,7 +23,7 @@ from midwatch.session.events import (
 from midwatch.session.log import Journal, Waiting, prompt_uuid
 from midwatch.session.mailbox import InboxConsumer, Mail
 from midwatch.session.options import Limits
-from midwatch.session.signals import (
+from midwatch.session.translate import (
     InterruptAsked,
     MailArrived,
     PermissionAsked,

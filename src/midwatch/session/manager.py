@@ -28,11 +28,12 @@ from midwatch.session.options import (
     check_access,
     session_options,
 )
-from midwatch.session.paths import SessionFolders, SessionPaths
 from midwatch.session.records import (
     HEARTBEAT,
     FolderRecords,
     RunRecords,
+    SessionFolders,
+    SessionPaths,
     SessionRequest,
     SessionStore,
     StoredSession,

@@ -14,7 +14,13 @@ from typing import Any
 from midwatch.errors import MidwatchError, NotFound, TemporaryError
 from midwatch.lifecycle import Clock, background
 from midwatch.redaction import Redactor
-from midwatch.session.claude_code import Conversation, Place, Program, transcript_file
+from midwatch.session.claude_code import (
+    Conversation,
+    Place,
+    Program,
+    sandbox_wanted,
+    transcript_file,
+)
 from midwatch.session.errors import BudgetSpent, RunnerCrashed
 from midwatch.session.events import (
     ModelUsage,
@@ -29,9 +35,7 @@ from midwatch.session.log import Journal, SessionFolder, conversation_id, prompt
 from midwatch.session.loop import Loop, RunOutcome
 from midwatch.session.mailbox import InboxConsumer
 from midwatch.session.options import ApiAccess, SessionOptions, check_folders
-from midwatch.session.process import sandbox_wanted
 from midwatch.session.records import HEARTBEAT, SessionRecords, SessionSpec, Transcripts
-from midwatch.session.signals import MailArrived, Signal, StopAsked
 from midwatch.session.transcripts import (
     Mirror,
     TurnOutcome,
@@ -41,6 +45,7 @@ from midwatch.session.transcripts import (
     spent_before,
     turn_outcome,
 )
+from midwatch.session.translate import MailArrived, Signal, StopAsked
 
 
 @dataclass(frozen=True, slots=True)

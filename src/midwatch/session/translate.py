@@ -1,9 +1,11 @@
-"""The program's messages as events, and what the SDK, the program and the API report as errors of a session."""
+"""The signals that wake the loop of a session, and the messages and errors of the claude program as such signals."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from claude_agent_sdk import (
@@ -30,6 +32,7 @@ from claude_agent_sdk.types import (
 )
 
 from midwatch.errors import MidwatchError
+from midwatch.model import Json
 from midwatch.session.errors import (
     ApiFailed,
     ApiUnreachable,
@@ -61,8 +64,91 @@ from midwatch.session.events import (
     ToolUse,
     TurnResult,
 )
-from midwatch.session.signals import Said, Signal, StateChanged, TurnEnded
 from midwatch.session.transcripts import added, spend_by_model
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The program emitted an event."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnded:
+    """The program ended a turn; `error` is what ends the session, if anything does.
+
+    `uuids` are the prompts that the turn took in, as far as the program reports them.
+    """
+
+    result: TurnResult
+    error: MidwatchError | None = None
+    uuids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The program's state: "idle" only when no subagent runs in the background and no turn is due for one."""
+
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer to a permission request."""
+
+    allowed: bool
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionAsked:
+    """The program waits until `answer` has a result."""
+
+    request_id: str
+    tool: str
+    input: Json
+    answer: asyncio.Future[Verdict] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramEnded:
+    """The program is gone."""
+
+    error: MidwatchError
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """The session is to end now."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptAsked:
+    """The turn is to end now."""
+
+
+@dataclass(frozen=True, slots=True)
+class MailArrived:
+    """The inbox has a new line."""
+
+
+Signal = (
+    Said
+    | TurnEnded
+    | StateChanged
+    | PermissionAsked
+    | ProgramEnded
+    | StopAsked
+    | InterruptAsked
+    | MailArrived
+)
+
+
+# ------------------------------------------------------------------ errors
+
 
 INTERRUPTED = frozenset({"aborted_streaming", "aborted_tools"})
 _BY_STATUS: dict[int, type[MidwatchError]] = {

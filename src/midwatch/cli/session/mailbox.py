@@ -17,7 +17,7 @@ from midwatch.errors import SettingsError
 
 if TYPE_CHECKING:
     from midwatch.session.mailbox import Kind, Mailbox
-    from midwatch.session.paths import SessionPaths
+    from midwatch.session.records import SessionPaths
 
 app = typer.Typer()
 RequestId = Annotated[
@@ -134,7 +134,7 @@ def _write(
 
 def _paths(edge: Edge, session_id: str) -> SessionPaths:
     """Return the paths of a session on this machine. Raises NotFound."""
-    from midwatch.session.paths import SessionFolders
+    from midwatch.session.records import SessionFolders
 
     settings = edge.settings()
     if not session_id:

@@ -38,8 +38,12 @@ from midwatch.session.events import Phase
 from midwatch.session.log import conversation_id
 from midwatch.session.manager import new_session_id
 from midwatch.session.options import OptionOverrides, session_options
-from midwatch.session.paths import SessionPaths
-from midwatch.session.records import RunRecords, SessionRequest, SessionSpec
+from midwatch.session.records import (
+    RunRecords,
+    SessionPaths,
+    SessionRequest,
+    SessionSpec,
+)
 from midwatch.session.runner import (
     Deadline,
     NotPushed,

@@ -43,9 +43,9 @@ from midwatch.session.events import (
 )
 from midwatch.session.log import EventReader
 from midwatch.session.mailbox import Mailbox
-from midwatch.session.paths import SessionPaths
 from midwatch.session.records import (
     FolderRecords,
+    SessionPaths,
     StoredSession,
     repository_to_json,
     status_to_json,
