@@ -51,14 +51,14 @@ from midwatch.lifecycle import cancel
 from midwatch.session.events import ModelUsage
 from midwatch.session.log import map_disk_error
 from midwatch.session.options import SessionOptions
-from midwatch.session.supervisor import started
+from midwatch.session.supervisor import start_time
 from midwatch.session.transcripts import Mirror
 from midwatch.session.translate import (
-    PermissionAsked,
+    PermissionDecision,
+    PermissionRequested,
     ProgramEnded,
     Signal,
     Translator,
-    Verdict,
     map_program_error,
 )
 
@@ -72,7 +72,7 @@ _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """The files of one start; `script` stands in for the program."""
+    """The files of one start. The Agent SDK runs `script` in place of the program."""
 
     script: Path
     plan: Path
@@ -98,7 +98,7 @@ class Launcher:
         key: str,
         servers: Mapping[str, Any],
     ) -> Iterator[None]:
-        """While inside, `script` can be started, once. Raises DiskFull and FolderUnusable.
+        """Let `script` be started, once, while the block runs. Raises DiskFull and FolderUnusable.
 
         The MCP servers' settings may hold tokens: they are in a file, not among the arguments.
         """
@@ -135,7 +135,7 @@ class Launcher:
         self.script.chmod(0o700)
 
     def _open_pipe(self, key: str) -> int:
-        """Return the pipe with the key in it, which stays until it is read or the pipe is closed."""
+        """Return the pipe with the key in it. The key stays there until it is read or the pipe is closed."""
         self.key_pipe.unlink(missing_ok=True)
         os.mkfifo(self.key_pipe, 0o600)
         pipe = os.open(self.key_pipe, os.O_RDWR | os.O_CLOEXEC)
@@ -143,13 +143,13 @@ class Launcher:
         return pipe
 
     def processes(self) -> list[int]:
-        """Return the pids of the program and of its supervisor, as far as they still run."""
+        """Return the pids of the program and of its supervisor, of those that still run."""
         try:
             lines = self.record.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return []
         listed = [line.partition(" ") for line in lines]
-        return [int(pid) for pid, _, at in listed if at and started(int(pid)) == at]
+        return [int(pid) for pid, _, at in listed if at and start_time(int(pid)) == at]
 
     def terminate(self) -> None:
         """Ask the supervisor to end the program now."""
@@ -157,14 +157,14 @@ class Launcher:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
-    def reap(self, patience: float = GRACE + 2) -> int:
-        """End what an earlier run left running. Return the number of processes.
+    def reap(self, timeout: float = GRACE + 2) -> int:
+        """End the processes that an earlier run left behind. Return how many there were.
 
-        Only a process whose pid and start time are those in the record is touched. Blocks up to `patience` seconds.
+        Only a process whose pid and start time are those in the record is touched. Blocks up to `timeout` seconds.
         """
         left = self.processes()
         self.terminate()
-        until = time.monotonic() + patience
+        until = time.monotonic() + timeout
         while self.processes() and time.monotonic() < until:
             time.sleep(0.02)
         for pid in self.processes():
@@ -229,17 +229,17 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def sandbox_wanted(options: SessionOptions) -> bool:
+def sandbox_enabled(options: SessionOptions) -> bool:
     """Return whether Bash will run in a sandbox. Raises SandboxUnavailable if a required one is not available."""
     if options.sandbox == "off":
         return False
-    missing = _missing(options.path)
+    missing = _missing_programs(options.path)
     if missing and options.sandbox == "on":
         raise SandboxUnavailable(f"no sandbox: {', '.join(missing)} not found")
     return not missing
 
 
-def _missing(path: str) -> list[str]:
+def _missing_programs(path: str) -> list[str]:
     needed = {"linux": ("bwrap", "socat"), "darwin": ("sandbox-exec",)}
     programs = needed.get(sys.platform)
     if programs is None:
@@ -254,11 +254,12 @@ def _missing(path: str) -> list[str]:
 class Conversation:
     """Which conversation of the program a run continues.
 
-    `id` is a UUID. `resumed`: the program finds its transcript in its folder.
-
-    `spent` is what the transcript says was spent before: the program counts on from there.
-    `resume_turn`: the last turn was cut off, and the program begins with it by itself.
-    `fork_of`: another conversation, of which this one is to be a copy.
+    Attributes:
+        id: A UUID.
+        resumed: Whether the transcript is in the program's folder.
+        spent: The usage that the transcript records. The program adds to it.
+        resume_turn: Whether the last turn was cut off. The program then continues it without a prompt.
+        fork_of: The conversation that this one starts as a copy of.
     """
 
     id: str
@@ -283,7 +284,7 @@ def sdk_options(
     store: Mirror | None,
     on_stderr: Callable[[str], None],
 ) -> ClaudeAgentOptions:
-    """Return the session's options as the Agent SDK's. The environment is not among them: the launcher has it."""
+    """Return the options of the Agent SDK for a session, without the environment, which the launcher sets."""
     trusted = options.trust_repository
     return ClaudeAgentOptions(
         cli_path=script,
@@ -325,8 +326,11 @@ def _system_prompt(options: SessionOptions) -> Any:
 
 
 def _settings(options: SessionOptions, sandbox: bool) -> dict[str, Any]:
-    """The SDK's own sandbox option would drop `failIfUnavailable`, and its `allowed_tools` warns
-    wherever somebody may be asked as well; as settings both count."""
+    """Return what the program reads as its settings.
+
+    The SDK's own sandbox option would drop `failIfUnavailable`, and its `allowed_tools` prints a warning
+    in a session that can ask for permissions.
+    """
     settings: dict[str, Any] = {}
     if options.allowed_tools:
         settings["permissions"] = {"allow": list(options.allowed_tools)}
@@ -354,12 +358,12 @@ def _agents(options: SessionOptions) -> dict[str, AgentDefinition] | None:
 
 
 _STDERR_LINES = 20
-_INTERRUPT_PATIENCE = 5.0  # seconds until an interrupt must have been taken
+_INTERRUPT_TIMEOUT = 5.0  # seconds to wait for the answer to an interrupt
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where the program works. `folder` is private to the session, outside of the agent's workspace."""
+class ProgramPaths:
+    """The folders of the program. `folder` is private to the session, outside of the agent's workspace."""
 
     cwd: Path
     directories: tuple[Path, ...]
@@ -380,7 +384,7 @@ class Place:
 
 
 class Program:
-    """The program in one conversation. What it says goes to `put`, as signals.
+    """The program in one conversation. Its messages are passed to `put`, as signals.
 
     It is started once and closed once. `start`, `send` and `interrupt` raise the errors of a session.
     """
@@ -388,7 +392,7 @@ class Program:
     def __init__(
         self,
         options: SessionOptions,
-        place: Place,
+        paths: ProgramPaths,
         conversation: Conversation,
         put: Callable[[Signal], None],
         *,
@@ -397,24 +401,24 @@ class Program:
         store: Mirror | None = None,
     ) -> None:
         self._options = options
-        self._place = place
+        self._paths = paths
         self._conversation = conversation
         self._put = put
         self._sandbox = sandbox
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
         self._translator = Translator(conversation.spent, sandbox)
-        self._pump: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
         self._closing = False
         self._client = ClaudeSDKClient(
             sdk_options(
                 options,
                 conversation,
-                script=place.launcher.script,
-                cwd=place.cwd,
-                directories=place.directories,
+                script=paths.launcher.script,
+                cwd=paths.cwd,
+                directories=paths.directories,
                 sandbox=sandbox,
-                config=place.config,
-                mcp_file=place.launcher.mcp_servers,
+                config=paths.config,
+                mcp_file=paths.launcher.mcp_servers,
                 max_usd=max_usd,
                 ask=self._ask,
                 store=store,
@@ -427,20 +431,20 @@ class Program:
         program = find_program(self._options)
         env = program_environment(
             self._options,
-            config=self._place.config,
-            home=self._place.home,
-            cwd=self._place.cwd,
+            config=self._paths.config,
+            home=self._paths.home,
+            cwd=self._paths.cwd,
             base_url=base_url,
             resume_turn=self._conversation.resume_turn,
         )
         servers = self._options.mcp_servers
-        with self._place.launcher.ready(program, env, key, servers):
+        with self._paths.launcher.ready(program, env, key, servers):
             try:
                 await self._client.connect()
             # The SDK raises a bare Exception where the program does not answer its first request.
             except Exception as error:
                 raise map_program_error(error, self._stderr, running=False) from error
-        self._pump = asyncio.create_task(self._listen(), name="claude program")
+        self._reader = asyncio.create_task(self._listen(), name="claude program")
 
     async def send(self, text: str, uuid: str) -> None:
         """Begin a turn. The program takes a uuid once, also over a resume."""
@@ -450,24 +454,24 @@ class Program:
             raise map_program_error(error, self._stderr, running=True) from error
 
     async def interrupt(self) -> None:
-        """Ask the program to end the turn. A program that does not take the request is left alone."""
+        """Ask the program to end the turn. An error or a timeout is ignored."""
         # The SDK reports a refused or lost control request as a bare Exception.
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(_INTERRUPT_PATIENCE):
+            async with asyncio.timeout(_INTERRUPT_TIMEOUT):
                 await self._client.interrupt()
 
     async def close(self, *, now: bool = False) -> None:
-        """End the program and all it started; `now` without waiting for it to finish by itself."""
+        """End the program and all its processes. With `now`, do not wait for it to finish by itself."""
         self._closing = True
         if now:
-            self._place.launcher.terminate()
-        # In a task that is not cancelled: the SDK's clean-up must not be cut off half way.
+            self._paths.launcher.terminate()
+        # Shielded: a cancelled clean-up of the SDK would leave processes behind.
         closing = asyncio.ensure_future(self._client.disconnect())
         try:
             await asyncio.shield(closing)
         finally:
-            if self._pump is not None:
-                await cancel(self._pump)
+            if self._reader is not None:
+                await cancel(self._reader)
 
     async def _listen(self) -> None:
         try:
@@ -475,7 +479,7 @@ class Program:
                 for one in self._translator.signals(message):
                     self._put(one)
             error: Exception = ProgramCrashed("the claude program ended by itself")
-        # What it raises is what the program's end made of it; all of it is mapped.
+        # How the program ended decides what the SDK raises, also errors that are not its own.
         except Exception as raised:
             error = map_program_error(raised, self._stderr, running=True)
         if not self._closing:
@@ -486,13 +490,15 @@ class Program:
     async def _ask(
         self, tool: str, arguments: dict[str, Any], context: ToolPermissionContext
     ) -> PermissionResultAllow | PermissionResultDeny:
-        answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[PermissionDecision] = (
+            asyncio.get_running_loop().create_future()
+        )
         request_id = context.tool_use_id or f"ask-{id(answer):x}"
-        self._put(PermissionAsked(request_id, tool, arguments, answer))
-        verdict = await answer
-        if verdict.allowed:
+        self._put(PermissionRequested(request_id, tool, arguments, answer))
+        decision = await answer
+        if decision.allowed:
             return PermissionResultAllow()
-        return PermissionResultDeny(message=verdict.message or "Permission denied.")
+        return PermissionResultDeny(message=decision.message or "Permission denied.")
 
 
 def find_program(options: SessionOptions) -> Path:

@@ -1,9 +1,9 @@
 """The records of sessions: the request, the status, and the files and tables that hold them.
 
-`SessionRecords` is what a running session writes, `SessionStore` adds what a manager of sessions reads and
-changes: small files in the session's folder here (`FolderRecords`), tables in `midwatch.store.sessions`.
-`Transcripts` holds the transcript of the claude program, so that another machine can resume the
-conversation; a store that passes `claude_agent_sdk.testing.run_session_store_conformance` is one.
+A running session writes `SessionRecords`: files in its folder (`FolderRecords`) and tables in
+`midwatch.store.sessions`. `SessionStore` adds the methods that `SessionManager` needs. `Transcripts` stores the
+transcript of the claude program, so that another machine can resume the conversation; its implementations pass
+`claude_agent_sdk.testing.run_session_store_conformance`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SessionPaths:
 
     @property
     def state(self) -> Path:
-        """The record of the workspace. It is in the session's folder, where no agent writes."""
+        """The record of the workspace. The agent cannot write to the session's folder."""
         return self.folder.path / "repositories"
 
     @property
@@ -82,21 +82,21 @@ class SessionPaths:
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
-        """Keep other processes from starting or removing the session while the block runs.
+        """Lock the session against other processes that start or remove it, while the block runs.
 
-        The session's own lock is free between the clones and the start of the program; this one
-        is held all the time. The kernel releases both when the process ends.
+        `SessionFolder.locked` is not held between the clones and the start of the program; this lock is. The
+        kernel releases both when the process ends.
 
         Raises:
             SessionBusy: Another runner has the session.
-            DiskFull, FolderUnusable: The lock file cannot be made.
+            DiskFull, FolderUnusable: The lock file cannot be created.
         """
         with contextlib.ExitStack() as stack:
             self._lock(stack)
             yield
 
     def _lock(self, stack: contextlib.ExitStack) -> None:
-        """Try for a moment: a check with `running` holds the lock for some microseconds."""
+        """Retry for a short time: `running` holds the lock for some microseconds."""
         try:
             for _ in range(_ATTEMPTS):
                 with contextlib.ExitStack() as attempt:
@@ -106,14 +106,14 @@ class SessionPaths:
                 time.sleep(_PAUSE)
         except OSError as error:
             raise map_disk_error(error, self._runner_lock) from error
-        raise SessionBusy(f"session {self.id} has another runner")
+        raise SessionBusy(f"another runner works on session {self.id}")
 
     @property
     def _runner_lock(self) -> Path:
         return self.folder.path / "runner.lock"
 
     def size(self) -> int:
-        """Return the bytes of the session's files; a file that vanishes meanwhile is left out."""
+        """Return the bytes of the session's files; a file that is removed meanwhile is skipped."""
         total = 0
         for root in (self.folder.path, self.workspace):
             for folder, _, files in os.walk(root):
@@ -123,19 +123,19 @@ class SessionPaths:
         return total
 
     def remove(self) -> None:
-        """Remove the files, also those that an agent made hard to remove. Raises DiskFull, FolderUnusable."""
+        """Remove the files, also read-only ones. Raises DiskFull and FolderUnusable."""
         for path in (self.workspace, self.folder.path):
             try:
                 if path.exists():
-                    shutil.rmtree(path, onerror=_open_and_retry)
+                    shutil.rmtree(path, onerror=_make_writable_and_retry)
             except OSError as error:
                 raise map_disk_error(error, path) from error
         lock = self.state.with_name(f"{self.state.name}.lock")
         lock.unlink(missing_ok=True)
 
 
-def _open_and_retry(function: Callable[..., Any], path: str, _: Any) -> None:
-    """Give the owner access to the folders, then repeat what failed."""
+def _make_writable_and_retry(function: Callable[..., Any], path: str, _: Any) -> None:
+    """Give the owner access to the folders, then call `function` again."""
     for folder in (Path(path).parent, Path(path)):
         if folder.is_dir() and not folder.is_symlink():
             folder.chmod(stat.S_IRWXU)
@@ -167,7 +167,7 @@ class SessionFolders:
     def of(self, session_id: str) -> SessionPaths:
         """Return the paths of a session, which need not exist.
 
-        Raises NotFound for a text that cannot be a session's id, and so must not become a path.
+        Raises NotFound for a text that is not a valid id: it must not become a path.
         """
         if not _ID.fullmatch(session_id):
             raise NotFound(
@@ -183,7 +183,7 @@ class SessionFolders:
         if not paths.exists:
             raise NotFound(
                 f"there is no session {session_id} on this machine",
-                hint="see `midwatch session list`; resume brings one of another machine here",
+                hint="see `midwatch session list`; `midwatch session resume` moves a session to this machine",
             )
         return paths
 
@@ -194,7 +194,7 @@ class SessionFolders:
 HEARTBEAT = 5.0
 """Seconds between two heartbeats."""
 CRASHED = RunnerCrashed.__name__
-"""The reason of a session whose runner ended without writing how."""
+"""The reason of a session whose runner ended without a final status."""
 
 
 class TranscriptKey(TypedDict):
@@ -220,11 +220,11 @@ class Transcripts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
-    """What was asked for, as it is recorded. No field holds a secret.
+    """The specification of a session, as it is recorded. No field holds a secret.
 
     Attributes:
-        cwd: The folder that Claude works in; `directories` are the additional ones.
-        options: Plain data; `SessionRequest.to_options` writes what a resume needs.
+        cwd: Claude's working directory; `directories` are the additional ones.
+        options: What a resume needs, as `SessionRequest.to_options` writes it.
     """
 
     id: str
@@ -247,7 +247,7 @@ class StoredSession:
         options: What a resume needs, as `SessionRequest.to_options` wrote it.
         repositories: The repositories as they were last inspected, as `repository_to_json` writes them.
         runner: The host and the process id of the last runner.
-        heartbeat_at: When that runner last wrote something, by the clock of the store.
+        heartbeat_at: The last write of that runner, by the clock of the store.
         silent_for: Seconds since then, by the same clock.
     """
 
@@ -272,7 +272,7 @@ class StoredSession:
         """The machine of the last run; empty where that is unknown."""
         return str(self.options.get("host") or "")
 
-    def is_here(self, paths: SessionPaths) -> bool:
+    def is_local(self, paths: SessionPaths) -> bool:
         """Return whether the last run was on this machine, in this folder."""
         where = (self.options.get("host"), self.options.get("folder"))
         return where == (this_host(), str(paths.folder.path)) and paths.exists
@@ -295,18 +295,18 @@ class StoredSession:
 
 
 class SessionRecords(Protocol):
-    """What a running session writes. Each call replaces the earlier value; all are idempotent.
+    """The records that a running session writes. Each call replaces the earlier value; all are idempotent.
 
-    A running session is alive while its heartbeat is younger than a few `HEARTBEAT`s. A session that
-    is not alive and in no terminal phase has crashed. Errors are children of `MidwatchError`; a
-    TemporaryError of `heartbeat` and `save_status` ends no session.
+    A session is alive while its heartbeat is younger than a few `HEARTBEAT`s. A session that is neither alive nor in
+    a terminal phase has crashed. Errors are children of `MidwatchError`; a TemporaryError of `heartbeat` or
+    `save_status` does not end the session.
     """
 
     async def save_spec(self, spec: SessionSpec) -> None:
-        """Keep what was asked for. A resume writes it again."""
+        """Save the specification. A resume writes it again."""
 
     async def save_status(self, session_id: str, status: SessionStatus) -> None:
-        """Keep the status: at every change of phase, and every few seconds in between."""
+        """Save the status: at every change of phase, and every few seconds."""
 
     async def heartbeat(self, session_id: str, runner: str, at: datetime) -> None:
         """Record that `runner` (a host and a process id) works on the session."""
@@ -314,7 +314,7 @@ class SessionRecords(Protocol):
     async def save_repositories(
         self, session_id: str, repositories: Sequence[RepoState]
     ) -> None:
-        """Keep the state of the repositories, as it was last inspected."""
+        """Save the state of the repositories, as last inspected."""
 
 
 class SessionStore(SessionRecords, Protocol):
@@ -335,7 +335,7 @@ class SessionStore(SessionRecords, Protocol):
     async def fail_crashed(self, session: StoredSession) -> bool:
         """Save `session.crashed()`, unless the session has changed since it was read.
 
-        Return whether it was saved: not if the runner has written a heartbeat or an end since.
+        Return whether it was saved; false if the runner has written since.
         """
 
     async def save_options(self, session_id: str, options: Json) -> None:
@@ -363,7 +363,7 @@ def status_from_json(data: Json) -> SessionStatus:
 
 
 def repository_to_json(state: RepoState) -> Json:
-    """Return what is recorded of the state of a repository: numbers of files and lines, no names."""
+    """Return the state of a repository for the records: counts of files and lines, no file names."""
     return {
         "name": state.name,
         "url": state.url,
@@ -424,22 +424,22 @@ class FolderRecords:
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """One run of a session: what a runner is asked to do.
+    """The request for one run of a session.
 
     Attributes:
         id: The session; `new_session_id` makes one.
-        prompt: None continues with what is unanswered.
-        repositories: What is cloned; each `branch` is where the session starts.
-        main: Index of the repository that Claude starts in.
+        prompt: The prompt; None continues with unanswered prompts.
+        repositories: The repositories to clone; the session starts from each `branch`.
+        main: Index of the main repository (0 is the first).
         interactive: Whether the session stays open and reads its mailbox.
         push: Whether the changes are pushed once the session is Completed.
-        overrides: What replaces the settings in this session.
-        forked_from: The session whose conversation it begins with.
+        overrides: Options that override the settings.
+        forked_from: The session whose conversation it starts with.
         ticket: The ticket that it works on.
-        first_prompt: The first prompt of the session, for lists; empty if it is `prompt`.
-        elsewhere: The sums of the runs on other machines, whose outbox is not here.
+        first_prompt: The first prompt of the session, shown in lists; empty if it is `prompt`.
+        elsewhere: The totals of runs on other machines, whose outbox is not here.
         moved: Whether the last run was on another machine.
-        notice: What the user should know before the run; empty if there is nothing.
+        notice: A notice for the user before the run, or empty.
     """
 
     id: str
@@ -457,7 +457,7 @@ class SessionRequest:
     notice: str = ""
 
     def to_options(self, folder: Path) -> Json:
-        """Return what the record keeps of the request, so that any machine can resume it."""
+        """Return the fields of the request that a resume on any machine needs."""
         elsewhere = self.elsewhere
         return {
             "host": this_host(),
@@ -475,7 +475,7 @@ class SessionRequest:
 
 
 def _spec_to_json(repository: RepoSpec) -> Json:
-    """Three fields as always, and of the others those that differ from their defaults."""
+    """Return three fields always, and the others if they differ from their defaults."""
     first = {
         "url": repository.url,
         "branch": repository.branch,
@@ -490,7 +490,7 @@ _REPOSITORIES: TypeAdapter[tuple[RepoSpec, ...]] = TypeAdapter(tuple[RepoSpec, .
 
 
 def recorded_repositories(session: StoredSession) -> tuple[RepoSpec, ...]:
-    """Return the repositories that a session was asked for. Raises NotFound for a record without them."""
+    """Return the repositories of a session's request. Raises NotFound for a record without them."""
     try:
         found = _REPOSITORIES.validate_python(session.options.get("repositories") or ())
     except ValidationError:
@@ -498,13 +498,13 @@ def recorded_repositories(session: StoredSession) -> tuple[RepoSpec, ...]:
     if not found:
         raise NotFound(
             f"the record of session {session.id} names no repositories",
-            hint="it was not started by `midwatch session`; resume it where it was",
+            hint="it was not started by `midwatch session`; resume it with the program that started it",
         )
     return found
 
 
 def recorded_elsewhere(session: StoredSession) -> SessionStatus | None:
-    """Return the sums of the runs on other machines, where the record has them."""
+    """Return the totals of runs on other machines, or None."""
     document = session.options.get("carried")
     try:
         return None if document is None else _STATUS.validate_python(document)
@@ -513,11 +513,10 @@ def recorded_elsewhere(session: StoredSession) -> SessionStatus | None:
 
 
 class RunRecords:
-    """The records of one run: rows in a store and, beside them, files in the session's folder.
+    """The records of one run: rows in a store and files in the session's folder. Satisfies `SessionRecords`.
 
-    The files show `midwatch session send` and other programs how the session stands without a database.
-    The session itself does not know its prompt for lists, its repositories and its runs on other
-    machines; they are added here. Satisfies `SessionRecords`.
+    With the files, `midwatch session send` and other programs see the status without a database. This class
+    adds what the session does not know: the prompt for lists, the repositories, and runs on other machines.
     """
 
     def __init__(
@@ -561,7 +560,7 @@ class RunRecords:
 
 
 def add_status(earlier: SessionStatus, now: SessionStatus) -> SessionStatus:
-    """Return the status `now`, with the sums of the runs on other machines added."""
+    """Return the status `now` plus the totals of runs on other machines."""
     return replace(
         _sum(now, earlier, 1),
         started_at=earlier.started_at or now.started_at,
@@ -570,7 +569,7 @@ def add_status(earlier: SessionStatus, now: SessionStatus) -> SessionStatus:
 
 
 def subtract_status(whole: SessionStatus, here: SessionStatus) -> SessionStatus:
-    """Return the sums of the runs on other machines: those of all runs without those here."""
+    """Return the totals of runs on other machines: those of all runs minus those here."""
     return _sum(whole, here, -1)
 
 

@@ -64,11 +64,11 @@ from midwatch.session.events import (
     ToolUse,
     TurnResult,
 )
-from midwatch.session.transcripts import added, spend_by_model
+from midwatch.session.transcripts import spend_by_model, usage_since
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ProgramEvent:
     """The program emitted an event."""
 
     event: Event
@@ -76,9 +76,9 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class TurnEnded:
-    """The program ended a turn; `error` is what ends the session, if anything does.
+    """The program ended a turn. An `error` ends the session.
 
-    `uuids` are the prompts that the turn took in, as far as the program reports them.
+    `uuids` are the prompts of the turn; empty if the program does not report them.
     """
 
     result: TurnResult
@@ -88,13 +88,13 @@ class TurnEnded:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """The program's state: "idle" only when no subagent runs in the background and no turn is due for one."""
+    """The program's state. It is "idle" when neither a turn nor a subagent runs or is due."""
 
     state: str
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PermissionDecision:
     """The answer to a permission request."""
 
     allowed: bool
@@ -102,47 +102,47 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class PermissionAsked:
-    """The program waits until `answer` has a result."""
+class PermissionRequested:
+    """The program asks for permission, and waits until `answer` has a result."""
 
     request_id: str
     tool: str
     input: Json
-    answer: asyncio.Future[Verdict] = field(repr=False)
+    answer: asyncio.Future[PermissionDecision] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramEnded:
-    """The program is gone."""
+    """The program has ended."""
 
     error: MidwatchError
 
 
 @dataclass(frozen=True, slots=True)
-class StopAsked:
-    """The session is to end now."""
+class StopRequested:
+    """Someone asked for the end of the session."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class InterruptAsked:
-    """The turn is to end now."""
+class InterruptRequested:
+    """Someone asked for the end of the turn."""
 
 
 @dataclass(frozen=True, slots=True)
 class MailArrived:
-    """The inbox has a new line."""
+    """The inbox has changed."""
 
 
 Signal = (
-    Said
+    ProgramEvent
     | TurnEnded
     | StateChanged
-    | PermissionAsked
+    | PermissionRequested
     | ProgramEnded
-    | StopAsked
-    | InterruptAsked
+    | StopRequested
+    | InterruptRequested
     | MailArrived
 )
 
@@ -166,65 +166,65 @@ _BY_REASON: dict[str, type[MidwatchError]] = {
     "prompt_too_long": RequestTooLarge,
     "blocking_limit": RequestTooLarge,
 }
-_OF_THE_API = frozenset({"", "api_error", "model_error"})
-_SAID_LENGTH = 500
+_API_REASONS = frozenset({"", "api_error", "model_error"})
+_DETAIL_LENGTH = 500
 
 
-def map_api_error(status: int | None, said: str) -> MidwatchError:
+def map_api_error(status: int | None, detail: str) -> MidwatchError:
     """Return the error for an answer of the API with this status; None means no answer."""
     if status is None:
-        return ApiUnreachable(_message("the API gave no whole answer", said))
+        return ApiUnreachable(_message("the API gave no complete answer", detail))
     kind = _BY_STATUS.get(status)
     if kind is None:
         kind = ApiFailed if status >= 500 or status in (408, 409) else RequestRefused
-    error = kind(_message(f"{_words(kind)} ({status})", said))
+    error = kind(_message(f"{_description(kind)} ({status})", detail))
     error.status = status  # type: ignore[attr-defined]
     return error
 
 
 def map_result_error(result: ResultMessage) -> MidwatchError | None:
-    """Return the error of a result, or None. The subtype does not count: it is "success" for an API error."""
+    """Return the error of a result, or None. The subtype is not used: it is "success" also for an API error."""
     reason = result.terminal_reason or ""
     if not result.is_error or reason in INTERRUPTED:
         return None
-    said = (result.result or "; ".join(result.errors or [])).strip()
+    detail = (result.result or "; ".join(result.errors or [])).strip()
     kind = _BY_REASON.get(reason)
     if kind is not None:
-        return kind(said or None)
-    if result.api_error_status is not None or reason in _OF_THE_API:
-        return map_api_error(result.api_error_status, said)
-    return TurnFailed(_message(f"the turn failed ({reason or result.subtype})", said))
+        return kind(detail or None)
+    if result.api_error_status is not None or reason in _API_REASONS:
+        return map_api_error(result.api_error_status, detail)
+    return TurnFailed(_message(f"the turn failed ({reason or result.subtype})", detail))
 
 
 def map_program_error(
     error: Exception, stderr: Sequence[str], *, running: bool
 ) -> MidwatchError:
-    """Return the error that ended the program; `running` is true once it had answered for the first time."""
-    said = " ".join(stderr)
+    """Return the error that ended the program; `running` is false until its first answer."""
+    detail = " ".join(stderr)
     if isinstance(error, CLINotFoundError):
         return ProgramMissing()
     if isinstance(error, CLIJSONDecodeError) and "maximum buffer size" in str(error):
         return LineTooLong()
-    if "andbox" in said and "unavailable" in said:
-        return SandboxUnavailable(_message("the sandbox does not work here", said))
+    if "andbox" in detail and "unavailable" in detail:
+        return SandboxUnavailable(_message("the sandbox does not work here", detail))
     if not running:
-        return _not_started(error, said)
-    crash = ProgramCrashed(_message("the claude program ended", said or str(error)))
+        return _map_start_error(error, detail)
+    crash = ProgramCrashed(_message("the claude program ended", detail or str(error)))
     crash.exit_code = getattr(error, "exit_code", None)
     return crash
 
 
-def _not_started(error: Exception, said: str) -> MidwatchError:
+def _map_start_error(error: Exception, detail: str) -> MidwatchError:
     if getattr(error, "exit_code", None) == 127:
-        return ProgramMissing(_message("the claude program cannot be run", said))
-    if isinstance(error, (ClaudeSDKError, ProcessError)) or said:
+        return ProgramMissing(_message("the claude program cannot be run", detail))
+    if isinstance(error, (ClaudeSDKError, ProcessError)) or detail:
         return ProgramRefused(
-            _message("the claude program did not start", said or str(error))
+            _message("the claude program did not start", detail or str(error))
         )
     return ProgramCrashed(_message("the claude program did not answer", str(error)))
 
 
-def _words(kind: type[MidwatchError]) -> str:
+def _description(kind: type[MidwatchError]) -> str:
     return {
         KeyRefused: "key refused",
         Overloaded: "the API is overloaded",
@@ -235,53 +235,53 @@ def _words(kind: type[MidwatchError]) -> str:
     }.get(kind, "the API failed")
 
 
-def _message(what: str, said: str) -> str:
-    said = " ".join(said.split())[:_SAID_LENGTH]
-    return f"{what}: {said}" if said else what
+def _message(what: str, detail: str) -> str:
+    detail = " ".join(detail.split())[:_DETAIL_LENGTH]
+    return f"{what}: {detail}" if detail else what
 
 
-_PROGRAM_ITSELF = "<synthetic>"
-"""The model of messages that the program writes in Claude's place: the text of an error, which the result has too."""
+_SYNTHETIC_MODEL = "<synthetic>"
+"""The model name of messages that the program writes itself: the text of an error, which the result repeats."""
 
 
 class Translator:
-    """Translates the messages of one program. It keeps the spend at the last result, as the program reports sums."""
+    """Translate the messages of one program. It keeps the usage at the last result: the program reports sums."""
 
     def __init__(self, spent: Mapping[str, ModelUsage], sandbox: bool) -> None:
         self._spent = dict(spent)
         self._sandbox = sandbox
-        self._introduced = False
+        self._initialized = False
 
     def signals(self, message: object) -> Iterator[Signal]:
         """Yield the signals for a message of the SDK; none for a message that the session does not use."""
         match message:
             case AssistantMessage():
-                yield from map(Said, _spoken(message))
+                yield from map(ProgramEvent, _assistant_events(message))
             case UserMessage():
-                yield from map(Said, _results(message))
+                yield from map(ProgramEvent, _user_events(message))
             case ResultMessage():
-                yield self._ended(message)
+                yield self._turn_ended(message)
             case SystemMessage():
                 yield from self._system(message)
 
     def _system(self, message: SystemMessage) -> Iterator[Signal]:
         if message.subtype == "api_retry":
             retry = _retry(message.data)
-            yield Said(retry)
-            if retry.status in (401, 403):  # the same key will not be better next time
+            yield ProgramEvent(retry)
+            if retry.status in (401, 403):  # a retry with the same key fails again
                 error = map_api_error(retry.status, "")
                 yield TurnEnded(_failed(retry.status, error.message), error)
         elif message.subtype == "session_state_changed":
             yield StateChanged(str(message.data.get("state")))
-        elif message.subtype == "init" and not self._introduced:
-            self._introduced = True
-            yield Said(_started(message.data, self._sandbox))
+        elif message.subtype == "init" and not self._initialized:
+            self._initialized = True
+            yield ProgramEvent(_started(message.data, self._sandbox))
         else:
-            yield from map(Said, _news(message))
+            yield from map(ProgramEvent, _task_events(message))
 
-    def _ended(self, result: ResultMessage) -> TurnEnded:
+    def _turn_ended(self, result: ResultMessage) -> TurnEnded:
         total = spend_by_model(result.model_usage or {})
-        models = added(total, self._spent)
+        models = usage_since(total, self._spent)
         self._spent |= total
         error = map_result_error(result)
         interrupted = (result.terminal_reason or "") in INTERRUPTED
@@ -312,8 +312,8 @@ def _failed(status: int | None, reason: str) -> TurnResult:
     return TurnResult(prompt_id="", outcome="failed", status=status, reason=reason)
 
 
-def _spoken(message: AssistantMessage) -> Iterator[Event]:
-    if message.model == _PROGRAM_ITSELF:
+def _assistant_events(message: AssistantMessage) -> Iterator[Event]:
+    if message.model == _SYNTHETIC_MODEL:
         return
     parent = message.parent_tool_use_id
     for block in message.content:
@@ -333,7 +333,7 @@ def _spoken(message: AssistantMessage) -> Iterator[Event]:
                 yield _result(block, parent)
 
 
-def _results(message: UserMessage) -> Iterator[Event]:
+def _user_events(message: UserMessage) -> Iterator[Event]:
     if isinstance(message.content, str):
         return
     for block in message.content:
@@ -395,7 +395,7 @@ def _started(data: Mapping[str, Any], sandbox: bool) -> Started:
     )
 
 
-def _news(message: SystemMessage) -> Iterator[Event]:
+def _task_events(message: SystemMessage) -> Iterator[Event]:
     match message:
         case TaskStartedMessage():
             yield _subagent(message, "started", message.description)

@@ -143,7 +143,7 @@ async def _run_request(
 ) -> None:
     from midwatch.cli.session.run import local_runner
     from midwatch.cli.session.service import open_sessions
-    from midwatch.cli.session.view import EventPrinter, aside
+    from midwatch.cli.session.view import EventPrinter, print_notice
 
     async with open_sessions(edge) as sessions:
         await sessions.manager.close_crashed()
@@ -155,7 +155,7 @@ async def _run_request(
                 hint=f"`midwatch session attach {request.id}`",
             )
         if request.notice:
-            aside(request.notice)
+            print_notice(request.notice)
         printer = EventPrinter(Output.standard(edge.environ), as_json)
         printer.plain(f"session {request.id} in {paths.workspace}")
         await local_runner(sessions, request, printer).run()
@@ -442,7 +442,7 @@ def serve(context: typer.Context) -> None:
 
 
 async def _serve(edge: Edge) -> int:
-    from midwatch.cli.session.view import aside
+    from midwatch.cli.session.view import print_notice
     from midwatch.kube.environment import BAD_ENVIRONMENT, sorted_variables
     from midwatch.kube.runner_task import read_identity, read_task, refuse
 
@@ -458,7 +458,7 @@ async def _serve(edge: Edge) -> int:
                 await refuse(identity, cluster, error)
                 raise
     except SettingsError as error:
-        aside(error.one_line())
+        print_notice(error.one_line())
         return BAD_ENVIRONMENT
 
 
@@ -466,12 +466,12 @@ async def _run(
     edge: Edge, settings: Settings, task: PodTask, cluster: StatusCluster
 ) -> int:
     from midwatch.cli.session.run import TerminalEvents
-    from midwatch.cli.session.view import EventPrinter, aside
+    from midwatch.cli.session.view import EventPrinter, print_notice
     from midwatch.kube.runner import Dependencies, pod_runner
     from midwatch.session.options import git_environment, session_options
 
     for name in task.variables.left_out:
-        aside(f"{name} is a reserved name: that key of a secret is left out")
+        print_notice(f"{name} is a reserved name: that key of a secret is left out")
     async with _sync(task) as sync:
         dependencies = Dependencies(
             cluster=cluster,

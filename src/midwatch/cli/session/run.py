@@ -17,8 +17,8 @@ from midwatch.cli.output import GREEN, RED, Output
 from midwatch.cli.session.service import SessionContext, open_sessions
 from midwatch.cli.session.view import (
     EventPrinter,
-    aside,
     chat,
+    print_notice,
     push_document,
     repository_line,
     result_document,
@@ -32,7 +32,7 @@ from midwatch.lifecycle import StopEvent, SystemClock, background
 from midwatch.model import Diagnosis, Ticket
 from midwatch.session.agentic_session import (
     SessionResult,
-    result_of,
+    session_result,
 )
 from midwatch.session.events import Phase
 from midwatch.session.log import conversation_id
@@ -67,19 +67,19 @@ from midwatch.workspace.urls import check_ref_name
 
 
 async def push_session(
-    desk: SessionContext,
-    place: SessionPaths,
+    context: SessionContext,
+    paths: SessionPaths,
     printer: EventPrinter,
     branch: str | None = None,
 ) -> None:
     """Push every repository that has something, and record how all are then. Raises NotPushed."""
-    workspace = open_workspace(place.state)
+    workspace = open_workspace(paths.state)
     if branch is not None:
-        workspace = await _onto(desk, place, workspace, branch)
-    git = desk.workspace_options(place.id).git()
+        workspace = await _with_push_branch(context, paths, workspace, branch)
+    git = context.workspace_options(paths.id).git()
     pushes = await push_workspace(workspace, git)
     states = await inspect_workspace(workspace, git)
-    await desk.sessions.save_repositories(place.id, states)
+    await context.sessions.save_repositories(paths.id, states)
     print_pushes(printer, pushes)
 
 
@@ -97,8 +97,8 @@ def print_pushes(printer: EventPrinter, pushes: Sequence[PushResult]) -> None:
         )
 
 
-async def _onto(
-    desk: SessionContext, place: SessionPaths, workspace: Workspace, branch: str
+async def _with_push_branch(
+    context: SessionContext, paths: SessionPaths, workspace: Workspace, branch: str
 ) -> Workspace:
     """Return the workspace with another branch to push to, recorded: a fork, or a resume on another machine,
     begins at the branch that the session has pushed to."""
@@ -106,13 +106,13 @@ async def _onto(
     repos = tuple(replace(repo, push_branch=branch) for repo in workspace.repos)
     changed = replace(workspace, repos=repos)
     save_record(changed)
-    session = await desk.sessions.get(place.id)
+    session = await context.sessions.get(paths.id)
     asked = [
         {**one, "push_branch": branch}
         for one in session.options.get("repositories") or ()
     ]
     options = {**session.options, "repositories": asked}
-    await desk.sessions.save_options(place.id, options)
+    await context.sessions.save_options(paths.id, options)
     return changed
 
 
@@ -143,20 +143,22 @@ def repository_named(workspace: Workspace, wanted: str) -> ClonedRepo:
 
 
 def local_runner(
-    desk: SessionContext, request: SessionRequest, printer: EventPrinter
+    context: SessionContext, request: SessionRequest, printer: EventPrinter
 ) -> SessionRunner[SessionResult]:
     """Return the runner of a session on this machine.
 
     Its `run` returns the result of a session that is Completed, with everything pushed that was to be pushed.
     It raises what ended the session badly, SessionStopped and NotPushed. Raises KeyRefused without a key.
     """
-    place = desk.manager.paths(request.id)
+    paths = context.manager.paths(request.id)
     clock = SystemClock()
     return SessionRunner(
-        desk.manager.task(request, desk.access()),
+        context.manager.task(request, context.access()),
         RunnerDependencies(
-            workspace=LocalWorkspace(desk, request, place, quiet=printer.as_json),
-            status=LocalStatus(desk.manager.records(request), request, place, printer),
+            workspace=LocalWorkspace(context, request, paths, quiet=printer.as_json),
+            status=LocalStatus(
+                context.manager.records(request), request, paths, printer
+            ),
             events=TerminalEvents(printer),
             stops=SignalStops(),
             stop=StopEvent(clock),
@@ -178,7 +180,7 @@ class TerminalEvents:
         self.event = printer.event
 
     def note(self, text: str) -> None:
-        aside(text)
+        print_notice(text)
 
 
 class LocalWorkspace:
@@ -186,24 +188,24 @@ class LocalWorkspace:
 
     def __init__(
         self,
-        desk: SessionContext,
+        context: SessionContext,
         request: SessionRequest,
-        place: SessionPaths,
+        paths: SessionPaths,
         *,
         quiet: bool,
     ) -> None:
-        self.options = desk.workspace_options(place.id)
-        self.root = place.workspace
-        self.folder = place.folder
-        self._manager = desk.manager
+        self.options = context.workspace_options(paths.id)
+        self.root = paths.workspace
+        self.folder = paths.folder
+        self._manager = context.manager
         self._request = request
-        self._place = place
+        self._paths = paths
         self._quiet = quiet
 
     @contextlib.contextmanager
     def owned(self) -> Iterator[None]:
         self.folder.make()
-        with self._place.owned():
+        with self._paths.owned():
             yield
 
     def locked(self) -> AbstractContextManager[None]:
@@ -217,7 +219,7 @@ class LocalWorkspace:
 
     def beside(self) -> AbstractAsyncContextManager[None]:
         if self._request.interactive and sys.stdin.isatty():
-            return background(chat(self._place))
+            return background(chat(self._paths))
         return contextlib.nullcontext()
 
     def nudge(self) -> None:
@@ -234,12 +236,12 @@ class LocalStatus:
         self,
         records: RunRecords,
         request: SessionRequest,
-        place: SessionPaths,
+        paths: SessionPaths,
         printer: EventPrinter,
     ) -> None:
         self.records = records
         self._request = request
-        self._place = place
+        self._paths = paths
         self._printer = printer
 
     async def __aenter__(self) -> None: ...
@@ -264,10 +266,10 @@ class LocalStatus:
 
     async def finish(self, end: RunEnd) -> SessionResult:
         """Print how the session ended. Raise what is not a success."""
-        result = result_of(
+        result = session_result(
             self._request.id,
             end.status,
-            self._place.folder.path,
+            self._paths.folder.path,
             conversation_id(self._request.id),
             end.repositories,
         )
@@ -296,7 +298,9 @@ class LocalStatus:
             printer.plain(repository_line(state))
         printer.phase(result.phase, summary_line(result))
         if self._request.push and result.phase is not Phase.COMPLETED:
-            aside(f"nothing is pushed: `midwatch session push {result.session_id}`")
+            print_notice(
+                f"nothing is pushed: `midwatch session push {result.session_id}`"
+            )
 
 
 # ------------------------------------------------------------------ fix a ticket
@@ -343,18 +347,18 @@ class Fix:
 
         Raises NotFound, Conflict for a resolved ticket, SettingsError if the subject names no repositories.
         """
-        async with open_sessions(edge) as desk:
-            ticket = await desk.store.ticket(self.ticket_id)
+        async with open_sessions(edge) as context:
+            ticket = await context.store.ticket(self.ticket_id)
             if ticket.resolved:
                 raise Conflict(f"ticket {ticket.id} is resolved already")
-            attempts = await desk.store.diagnoses(ticket.id)
+            attempts = await context.store.diagnoses(ticket.id)
             repositories = ticket_repositories(
-                desk.settings.subjects, ticket.key.subject, self.push_branch
+                context.settings.subjects, ticket.key.subject, self.push_branch
             )
-            prompt = desk.manager.redactor.text(
-                compose(ticket, settled(ticket, attempts))
+            prompt = context.manager.redactor.text(
+                fix_prompt(ticket, settled(ticket, attempts))
             )
-            self._summary = _fix_summary(desk, repositories, self)
+            self._summary = _fix_summary(context, repositories, self)
         self._request = SessionRequest(
             id=new_session_id(),
             prompt=prompt,
@@ -372,18 +376,18 @@ class Fix:
         request = self._request
         assert request is not None and request.ticket is not None
         actor = user_at_host()
-        async with open_sessions(edge) as desk:
-            desk.access()  # without a key, nothing is begun
+        async with open_sessions(edge) as context:
+            context.access()  # without a key, nothing is begun
             printer = EventPrinter(Output.standard(edge.environ), self.as_json)
             printer.plain(f"session {request.id} for ticket {request.ticket}")
-            await desk.sessions.note(request.ticket, request.id, actor, "started")
+            await context.sessions.note(request.ticket, request.id, actor, "started")
             try:
-                await local_runner(desk, request, printer).run()
+                await local_runner(context, request, printer).run()
             except MidwatchError as error:
                 why = f"ended badly: {error.message}"
-                await desk.sessions.note(request.ticket, request.id, actor, why)
+                await context.sessions.note(request.ticket, request.id, actor, why)
                 raise
-            await desk.sessions.note(request.ticket, request.id, actor, "Completed")
+            await context.sessions.note(request.ticket, request.id, actor, "Completed")
 
 
 def ticket_repositories(
@@ -424,7 +428,7 @@ def _read(
 # ------------------------------------------------------------------ the prompt
 
 
-def compose(ticket: Ticket, diagnosis: Diagnosis | None) -> str:
+def fix_prompt(ticket: Ticket, diagnosis: Diagnosis | None) -> str:
     """Return the prompt for a ticket. Text from outside is fenced, and cannot end its fence."""
     task = _TASK.format(id=ticket.id, subject=one_line(ticket.key.subject))
     parts = [task, _ticket(ticket)]
@@ -481,9 +485,9 @@ def _fenced(text: str, tag: str) -> str:
 
 
 def _fix_summary(
-    desk: SessionContext, repositories: Sequence[RepoSpec], fix: Fix
+    context: SessionContext, repositories: Sequence[RepoSpec], fix: Fix
 ) -> str:
-    options = session_options(desk.settings.sessions, fix.choices)
+    options = session_options(context.settings.sessions, fix.choices)
     wall = options.limits.wall
     lines = [
         f"This starts a session with {options.model} for ticket {fix.ticket_id}, in",

@@ -209,7 +209,7 @@ def summary_line(result: SessionResult) -> str:
 
 # ------------------------------------------------------------------ events
 
-_LONGEST = 2000
+_MAX_TEXT = 2000
 _KIND = 11
 _STYLES: dict[str, str] = {
     "message": BOLD,
@@ -243,7 +243,7 @@ class EventPrinter:
 
     def line(self, time: str, kind: str, text: str) -> None:
         head = f"{time} {kind:<{_KIND}} "
-        shown = one_line(text, _LONGEST)
+        shown = one_line(text, _MAX_TEXT)
         if self.output.terminal:
             shown = cut(shown, max(self.output.width - len(head), 20))
         self.output.line(f"{head}{shown}".rstrip(), _STYLES.get(kind, ""))
@@ -266,13 +266,13 @@ class EventPrinter:
         self.plain(text, GREEN if phase is Phase.COMPLETED else RED)
 
 
-def aside(text: str) -> None:
+def print_notice(text: str) -> None:
     """Print a notice on standard error."""
-    print(f"midwatch: {one_line(text, _LONGEST)}", file=sys.stderr, flush=True)
+    print(f"midwatch: {one_line(text, _MAX_TEXT)}", file=sys.stderr, flush=True)
 
 
 def aside_error(what: str, error: MidwatchError) -> None:
-    aside(f"{what}: {error.one_line()}")
+    print_notice(f"{what}: {error.one_line()}")
 
 
 def event_line(event: Event) -> tuple[str, str] | None:
@@ -293,7 +293,10 @@ def _started(event: Started) -> tuple[str, str]:
 
 
 def _tool_use(event: ToolUse) -> tuple[str, str]:
-    return _of(event.parent_id, "tool_use"), f"{event.name} {_input(event.input)}"
+    return (
+        _subagent_kind(event.parent_id, "tool_use"),
+        f"{event.name} {_input(event.input)}",
+    )
 
 
 def _input(data: Any) -> str:
@@ -307,7 +310,7 @@ def _input(data: Any) -> str:
 def _tool_result(event: ToolResult) -> tuple[str, str]:
     if event.is_error:
         return "error", f"the tool failed: {event.text}"
-    return _of(event.parent_id, "tool_result"), event.text
+    return _subagent_kind(event.parent_id, "tool_result"), event.text
 
 
 def _permission(event: PermissionRequest) -> tuple[str, str]:
@@ -337,7 +340,7 @@ def _result(event: TurnResult) -> tuple[str, str]:
     return "result", f"{event.outcome}{why}: {event.duration:.1f} s, {cost}"
 
 
-def _of(parent: str | None, kind: str) -> str:
+def _subagent_kind(parent: str | None, kind: str) -> str:
     """Mark the lines of a subagent."""
     return kind if parent is None else f"> {kind}"[:_KIND]
 
@@ -347,8 +350,8 @@ _LINES: dict[type, Callable[[Any], tuple[str, str] | None]] = {
     Started: _started,
     Prompt: lambda e: ("prompt", e.text),
     TurnStarted: lambda e: None,
-    Message: lambda e: (_of(e.parent_id, "message"), e.text),
-    Thinking: lambda e: (_of(e.parent_id, "thinking"), e.text),
+    Message: lambda e: (_subagent_kind(e.parent_id, "message"), e.text),
+    Thinking: lambda e: (_subagent_kind(e.parent_id, "thinking"), e.text),
     ToolUse: _tool_use,
     ToolResult: _tool_result,
     PermissionRequest: _permission,
@@ -502,7 +505,7 @@ def shown_progress(quiet: bool) -> Iterator[OnProgress]:
 
 def _lines(progress: Progress) -> None:
     if progress.phase == "done":
-        aside(f"cloned {progress.repository}")
+        print_notice(f"cloned {progress.repository}")
 
 
 @contextmanager
@@ -567,7 +570,7 @@ def follow(paths: SessionPaths, printer: EventPrinter, after: int) -> None:
             break
         time.sleep(_INTERVAL)
     if not ended:
-        aside(
+        print_notice(
             f"session {paths.id} has no runner: `midwatch session list` shows the reason"
         )
 
@@ -605,7 +608,7 @@ def _send_typed(paths: SessionPaths, typed: queue.SimpleQueue[str]) -> None:
             try:
                 _send(mailbox, line)
             except Conflict as error:
-                aside(error.one_line())
+                print_notice(error.one_line())
 
 
 def _send(mailbox: Mailbox, line: str) -> None:
