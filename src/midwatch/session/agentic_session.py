@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-import uuid
 from collections.abc import (
     AsyncGenerator,
     Awaitable,
@@ -42,6 +41,7 @@ from midwatch.session.records import (
     SessionRecords,
     SessionSpec,
     Transcripts,
+    new_session_id,
 )
 from midwatch.session.run import Run, RunConfig
 from midwatch.session.status import SessionStatus, fold
@@ -166,7 +166,7 @@ class AsyncAgenticSession:
         options = options or SessionOptions()
         self.options = replace(options, model=model) if model else options
         check_options(self.options)
-        self.id = check_id(session_id or f"s-{uuid.uuid4().hex[:12]}")
+        self.id = check_id(session_id or new_session_id())
         self.folder = SessionFolder(Path(folder or default_sessions() / self.id))
         self._workspace_options = workspace_options or WorkspaceOptions()
         self._workspace, cwd, others = _resolve_workspace(

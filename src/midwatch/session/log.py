@@ -27,7 +27,7 @@ from midwatch.errors import MidwatchError
 from midwatch.files import append, is_disk_full, locked_if_free, replace_file
 from midwatch.model import keepable
 from midwatch.redaction import Redactor
-from midwatch.session.errors import DiskFull, FolderUnusable, SessionBusy
+from midwatch.session.errors import DiskFull, FolderUnusable, RunnerCrashed, SessionBusy
 from midwatch.session.events import (
     Command,
     Event,
@@ -37,6 +37,7 @@ from midwatch.session.events import (
     Prompt,
     TurnResult,
     TurnStarted,
+    failure,
     from_json,
     parse_line,
     to_json,
@@ -414,6 +415,30 @@ class Journal:
             self._apply(unlogged)
             self.stream.put_nowait(unlogged)
             return unlogged
+
+    def close_crashed_run(self) -> bool:
+        """Log the end of an earlier run that logged none. Return whether there was one."""
+        if self.ledger.run == 0 or self.ledger.phase.terminal:
+            return False
+        run = self.ledger.run
+        crash = RunnerCrashed(f"run {run} ended without a final status")
+        self.emit(failure(crash))
+        reason = type(crash).__name__
+        self.emit(PhaseChanged(phase=Phase.FAILED, run=run, reason=reason))
+        return True
+
+    def begin_run(self) -> None:
+        """Log the start of the next run."""
+        self.emit(PhaseChanged(phase=Phase.CREATING, run=self.ledger.run + 1))
+
+    def end_run(
+        self, phase: Phase, reason: str, error: MidwatchError | None = None
+    ) -> None:
+        """Log the error and the terminal phase of the run, as `emit_last` does."""
+        if error is not None:
+            self.emit_last(failure(error))
+        run = self.ledger.run
+        self.emit_last(PhaseChanged(phase=phase, run=run, reason=reason))
 
     def close(self) -> None:
         self._log.close()

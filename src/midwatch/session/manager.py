@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -38,6 +37,9 @@ from midwatch.session.records import (
     StoredSession,
     TranscriptKey,
     Transcripts,
+)
+from midwatch.session.records import new_session_id as new_session_id
+from midwatch.session.records import (
     recorded_elsewhere,
     recorded_repositories,
     subtract_status,
@@ -58,11 +60,6 @@ if TYPE_CHECKING:
 HEARTBEAT_TIMEOUT = 4 * HEARTBEAT
 """Seconds without a heartbeat after which a runner on another machine counts as crashed."""
 _UNFINISHED = tuple(phase for phase in Phase if not phase.terminal)
-
-
-def new_session_id() -> str:
-    """Return a new id, such as `s-0f3c9a5be1d2`."""
-    return f"s-{uuid.uuid4().hex[:12]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,7 +253,7 @@ def git_environment(
 def _token(one: GitCredentialSettings, environ: Mapping[str, str], path: str) -> str:
     if (one.token_variable is None) == (one.token_file is None):
         raise SettingsError(
-            "needs exactly one of token_variable and token_file",
+            "needs either token_variable or token_file",
             path=path,
             hint="name a variable or a file that holds the token",
         )

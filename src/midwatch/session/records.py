@@ -15,6 +15,7 @@ import re
 import shutil
 import stat
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime
@@ -45,6 +46,16 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 def this_host() -> str:
     """Return the name of this machine, as the records of sessions have it."""
     return platform.node()
+
+
+def this_runner() -> str:
+    """Return the name of this runner: the host and the process id."""
+    return f"{this_host()}:{os.getpid()}"
+
+
+def new_session_id() -> str:
+    """Return a new id, such as `s-0f3c9a5be1d2`."""
+    return f"s-{uuid.uuid4().hex[:12]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import platform
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from midwatch.session.claude_code import (
     sandbox_enabled,
     transcript_file,
 )
-from midwatch.session.errors import BudgetSpent, RunnerCrashed
+from midwatch.session.errors import BudgetSpent
 from midwatch.session.events import (
     ModelUsage,
     Notice,
@@ -29,13 +27,18 @@ from midwatch.session.events import (
     PhaseChanged,
     Prompt,
     TurnResult,
-    failure,
 )
 from midwatch.session.log import Journal, SessionFolder, conversation_id, prompt_uuid
 from midwatch.session.loop import Loop, RunOutcome
 from midwatch.session.mailbox import InboxConsumer
 from midwatch.session.options import ApiAccess, SessionOptions, check_folders
-from midwatch.session.records import HEARTBEAT, SessionRecords, SessionSpec, Transcripts
+from midwatch.session.records import (
+    HEARTBEAT,
+    SessionRecords,
+    SessionSpec,
+    Transcripts,
+    this_runner,
+)
 from midwatch.session.transcripts import (
     Mirror,
     TurnOutcome,
@@ -96,9 +99,10 @@ class Run:
             raise
         try:
             left = await asyncio.to_thread(config.paths.launcher.reap)
-            self._close_crashed_run(left)
-            run = self.journal.ledger.run + 1
-            self.journal.emit(PhaseChanged(phase=Phase.CREATING, run=run))
+            self._crashed = self.journal.close_crashed_run()
+            if self._crashed and left:
+                self.journal.emit(Notice(text="its remaining processes were ended"))
+            self.journal.begin_run()
             await config.records.save_spec(config.spec)
             await self._save_status()
         except BaseException as raised:
@@ -182,20 +186,6 @@ class Run:
         await self._close(RunOutcome(Phase.STOPPED, "not used"), None)
 
     # -------------------------------------------------------------- before the loop
-
-    def _close_crashed_run(self, left: int) -> None:
-        ledger = self.journal.ledger
-        if ledger.run == 0 or ledger.phase.terminal:
-            return
-        crash = RunnerCrashed(f"run {ledger.run} ended without a final status")
-        self.journal.emit(failure(crash))
-        self._crashed = True
-        if left:
-            self.journal.emit(Notice(text="its remaining processes were ended"))
-        reason = type(crash).__name__
-        self.journal.emit(
-            PhaseChanged(phase=Phase.FAILED, run=ledger.run, reason=reason)
-        )
 
     async def _prepare_conversation(self) -> Conversation:
         """Write the transcript into the program's folder, and find how the unfinished turn ended."""
@@ -311,8 +301,7 @@ class Run:
             yield
 
     async def _heartbeat(self) -> None:
-        runner = f"{platform.node()}:{os.getpid()}"
-        id, saved_seq = self._config.spec.id, -1
+        runner, id, saved_seq = this_runner(), self._config.spec.id, -1
         while True:
             with contextlib.suppress(TemporaryError):
                 await self._config.records.heartbeat(
@@ -348,12 +337,7 @@ class Run:
     async def _write_end(
         self, outcome: RunOutcome, error: MidwatchError | None
     ) -> None:
-        if error is not None:
-            self.journal.emit_last(failure(error))
-        run, reason = self.journal.ledger.run, outcome.reason
-        self.journal.emit_last(
-            PhaseChanged(phase=outcome.phase, run=run, reason=reason)
-        )
+        self.journal.end_run(outcome.phase, outcome.reason, error)
         with contextlib.suppress(TemporaryError):
             await self._save_status()
 

@@ -11,8 +11,6 @@ import asyncio
 import contextlib
 import gc
 import math
-import os
-import platform
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
@@ -32,18 +30,23 @@ from midwatch.lifecycle import (
 )
 from midwatch.redaction import Redactor
 from midwatch.session.agentic_session import AsyncAgenticSession
-from midwatch.session.errors import RunnerCrashed, SessionTimedOut
+from midwatch.session.errors import SessionTimedOut
 from midwatch.session.events import (
     Event,
     PermissionRequest,
     Phase,
-    PhaseChanged,
     TurnResult,
     failure,
 )
 from midwatch.session.log import Journal, SessionFolder
 from midwatch.session.options import ApiAccess, SessionOptions
-from midwatch.session.records import HEARTBEAT, SessionRecords, SessionSpec, Transcripts
+from midwatch.session.records import (
+    HEARTBEAT,
+    SessionRecords,
+    SessionSpec,
+    Transcripts,
+    this_runner,
+)
 from midwatch.session.status import SessionStatus
 from midwatch.settings import SessionSettings
 from midwatch.workspace.inspect import RepoState, inspect_workspace
@@ -421,7 +424,7 @@ class SessionRunner(Generic[T]):
 
     async def _heartbeat(self) -> None:
         """Write heartbeats until the session does. A failed write is ignored."""
-        runner, clock = f"{platform.node()}:{os.getpid()}", self._deps.clock
+        runner, clock = this_runner(), self._deps.clock
         while True:
             with contextlib.suppress(MidwatchError):
                 now = clock.now()
@@ -572,18 +575,12 @@ def close_unprepared(
     """
     journal = Journal(folder, redactor, clock.now)
     try:
-        run = journal.ledger.run
-        if run and not journal.ledger.phase.terminal:
-            reason = RunnerCrashed.__name__
-            journal.emit(PhaseChanged(phase=Phase.FAILED, run=run, reason=reason))
-        run += 1
-        journal.emit(PhaseChanged(phase=Phase.CREATING, run=run))
-        stopped = isinstance(error, SessionStopped)
-        if not stopped:
-            journal.emit(failure(error))
-        phase = Phase.STOPPED if stopped else Phase.FAILED
-        reason = error.message if stopped else type(error).__name__
-        journal.emit(PhaseChanged(phase=phase, run=run, reason=reason))
+        journal.close_crashed_run()
+        journal.begin_run()
+        if isinstance(error, SessionStopped):
+            journal.end_run(Phase.STOPPED, error.message)
+        else:
+            journal.end_run(Phase.FAILED, type(error).__name__, error)
         return journal.status
     finally:
         journal.close()

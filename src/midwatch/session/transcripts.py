@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote
@@ -64,16 +64,9 @@ def _model_usage(used: Mapping[str, Any]) -> ModelUsage:
 
 
 def _difference(total: ModelUsage, before: ModelUsage) -> ModelUsage:
-    now, then = total.usage, before.usage
-    return ModelUsage(
-        Usage(
-            max(0, now.input_tokens - then.input_tokens),
-            max(0, now.output_tokens - then.output_tokens),
-            max(0, now.cache_read_tokens - then.cache_read_tokens),
-            max(0, now.cache_write_tokens - then.cache_write_tokens),
-        ),
-        max(0.0, round(total.cost_usd - before.cost_usd, 9)),
-    )
+    counts = zip(astuple(total.usage), astuple(before.usage), strict=True)
+    usage = Usage(*(max(0, now - then) for now, then in counts))
+    return ModelUsage(usage, max(0.0, round(total.cost_usd - before.cost_usd, 9)))
 
 
 PROJECT = "midwatch"

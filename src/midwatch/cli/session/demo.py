@@ -85,7 +85,7 @@ _KEY = "sk-ant-scripted-demo"
 class DemoFailed(MidwatchError):
     """The session did not fix the bug."""
 
-    hint = "its events above show what happened"
+    hint = "read the events above"
 
 
 @app.command()
@@ -104,7 +104,7 @@ def demo(context: typer.Context) -> None:
 
 @contextlib.contextmanager
 def _scripted_api() -> Iterator[str]:
-    """A Messages API that answers as Claude would, and whose commands really run."""
+    """Yield the URL of a scripted Messages API; the commands in its answers really run."""
     from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI
 
     steps = [run_test(), fix_bug(), run_test(), Answer(ANSWER)]
@@ -115,9 +115,8 @@ def _scripted_api() -> Iterator[str]:
 def _run_demo(edge: Edge, folder: Path) -> None:
     from midwatch.cli.session.commands import diffs_of, print_diffs
     from midwatch.cli.session.service import SessionContext
-    from midwatch.session.manager import new_session_id
     from midwatch.session.options import OptionOverrides
-    from midwatch.session.records import SessionRequest
+    from midwatch.session.records import SessionRequest, new_session_id
     from midwatch.testing.fakes import make_repository
     from midwatch.workspace.plan import RepoSpec
 
@@ -147,7 +146,7 @@ def _run_demo(edge: Edge, folder: Path) -> None:
 
 
 def _settings(folder: Path) -> Path:
-    """Write settings whose folders are all removed with the demo. Return their path."""
+    """Write settings with all folders in `folder`. Return their path."""
     settings = {
         "database": f"sqlite:///{folder / 'midwatch.db'}",
         "sessions": {

@@ -1,6 +1,6 @@
 """`midwatch session send | interrupt | end | approve | deny | attach`: the mailbox of a session.
 
-These commands need the session's folder alone: they open no database.
+These commands use only the session's folder, not the database.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def send(
 
 @app.command()
 def interrupt(context: typer.Context, session_id: Id, as_json: AsJson = False) -> None:
-    """End the turn under way, not the session."""
+    """End the current turn, not the session."""
     _write(context.obj, session_id, "interrupt", lambda box: box.interrupt(), as_json)
 
 

@@ -1,4 +1,4 @@
-"""How sessions are printed: tables and pages for people, documents for `--json`, and a chat."""
+"""The output of `midwatch session`: tables and text for people, documents for `--json`, and a chat."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Cell, Output, cut, iso
-from midwatch.errors import Conflict, MidwatchError
+from midwatch.errors import Conflict
 from midwatch.model import Json
 from midwatch.session.events import (
     Command,
@@ -71,10 +71,6 @@ PHASE_STYLES = {
 
 def session_table(output: Output, sessions: Sequence[StoredSession]) -> None:
     """Print sessions as a table."""
-    if not sessions:
-        if output.terminal:
-            output.line("no sessions", DIM)
-        return
     headings = ("id", "phase", "ticket", "since", "cost", "prompt", "repositories")
     output.table(headings, [_row(output, one) for one in sessions], shrink=_PROMPT)
 
@@ -145,47 +141,22 @@ def _facts(output: Output, session: StoredSession) -> list[tuple[str, str]]:
 
 def record_line(record: Mapping[str, Any]) -> str:
     """Return a repository of a record as `app: changed, 2 files +10 -3, 1 commit`."""
-    return _line(
-        one_line(str(record["name"])),
-        str(record["status"]),
-        (record["files"], record["added"], record["removed"]),
-        record["commits"],
-        record["untracked"],
-        record["problem"],
-    )
+    parts = [f"{one_line(str(record['name']))}: {record['status']}"]
+    if record["files"]:
+        lines = f"+{record['added']} -{record['removed']}"
+        parts.append(f"{_count(record['files'], 'file')} {lines}")
+    if record["commits"]:
+        parts.append(_count(record["commits"], "commit"))
+    if record["untracked"]:
+        parts.append(f"{record['untracked']} untracked")
+    if record["problem"]:
+        parts.append(one_line(record["problem"], 300))
+    return ", ".join(parts)
 
 
 def repository_line(state: RepoState) -> str:
-    """Return a repository after a run, as `record_line` has it."""
-    return _line(
-        one_line(state.name),
-        state.status,
-        (len(state.files), state.added, state.removed),
-        state.commit_count,
-        state.untracked,
-        state.problem,
-    )
-
-
-def _line(
-    name: str,
-    status: str,
-    lines: tuple[int, int, int],
-    commits: int,
-    untracked: int,
-    problem: str | None,
-) -> str:
-    files, added, removed = lines
-    parts = [f"{name}: {status}"]
-    if files:
-        parts.append(f"{_count(files, 'file')} +{added} -{removed}")
-    if commits:
-        parts.append(_count(commits, "commit"))
-    if untracked:
-        parts.append(f"{untracked} untracked")
-    if problem:
-        parts.append(one_line(problem, 300))
-    return ", ".join(parts)
+    """Return a repository after a run, in the form of `record_line`."""
+    return record_line(repository_to_json(state))
 
 
 def _count(number: int, noun: str) -> str:
@@ -193,7 +164,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def summary_line(result: SessionResult) -> str:
-    """Return the end of a run as `session s-…: Completed, 3 calls, 4,100 tokens, $0.0200, 12s`."""
+    """Return the summary of a run: `session s-…: Completed, 3 calls, 4,100 tokens, $0.0200, 12s`."""
     usage = result.usage
     tokens = usage.input_tokens + usage.output_tokens
     why = f" ({one_line(result.reason)})" if result.reason else ""
@@ -225,7 +196,7 @@ _STYLES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class EventPrinter:
-    """Prints each event as one line, or as one line of JSON, and flushes it: a pipe has it at once."""
+    """Prints each event as a line of text or JSON and flushes it, so that a pipe delivers it at once."""
 
     output: Output
     as_json: bool = False
@@ -250,13 +221,13 @@ class EventPrinter:
         self.output.stream.flush()
 
     def plain(self, text: str = "", style: str = "") -> None:
-        """Print a line for people; with --json nothing."""
+        """Print a line of text; nothing with --json."""
         if not self.as_json:
             self.output.line(text, style)
             self.output.stream.flush()
 
     def answer(self, text: str) -> None:
-        """Print the last answer of Claude in full; with --json nothing."""
+        """Print Claude's last answer in full; nothing with --json."""
         if text and not self.as_json:
             self.output.line()
             self.output.markdown(text)
@@ -269,10 +240,6 @@ class EventPrinter:
 def print_notice(text: str) -> None:
     """Print a notice on standard error."""
     print(f"midwatch: {one_line(text, _MAX_TEXT)}", file=sys.stderr, flush=True)
-
-
-def aside_error(what: str, error: MidwatchError) -> None:
-    print_notice(f"{what}: {error.one_line()}")
 
 
 def event_line(event: Event) -> tuple[str, str] | None:
@@ -341,7 +308,7 @@ def _result(event: TurnResult) -> tuple[str, str]:
 
 
 def _subagent_kind(parent: str | None, kind: str) -> str:
-    """Mark the lines of a subagent."""
+    """Return the kind, marked if the event is from a subagent."""
     return kind if parent is None else f"> {kind}"[:_KIND]
 
 
@@ -418,8 +385,12 @@ def session_document(session: StoredSession) -> Json:
     }
 
 
+_ERROR = ("kind", "message", "hint", "temporary", "status")
+
+
 def result_document(result: SessionResult) -> Json:
     """Return the last line of a run; its `type` differs from those of the events before it."""
+    error = result.error
     return {
         "type": "session",
         "id": result.session_id,
@@ -433,17 +404,7 @@ def result_document(result: SessionResult) -> Json:
         "models": {name: asdict(spend) for name, spend in result.models.items()},
         "conversation": result.conversation,
         "folder": str(result.folder),
-        "error": (
-            None
-            if result.error is None
-            else {
-                "kind": result.error.kind,
-                "message": result.error.message,
-                "hint": result.error.hint,
-                "temporary": result.error.temporary,
-                "status": result.error.status,
-            }
-        ),
+        "error": None if error is None else {n: getattr(error, n) for n in _ERROR},
         "repositories": [repository_to_json(one) for one in result.repositories],
     }
 
@@ -539,14 +500,14 @@ def _bars() -> Iterator[OnProgress]:
 
 
 def delivery_line(paths: SessionPaths) -> str:
-    """Return when a message that was just written will be read, as far as the folder shows."""
+    """Return whether a message that was just written will be read, and if not, the command to read it."""
     spec = FolderRecords(paths.folder.path).load_spec()
     if paths.running and (spec is None or spec.interactive):
         return "written"
     how = f"`midwatch session resume {paths.id} --interactive`"
     if paths.running:
-        return f"written, but the session does not read its mailbox; later {how}"
-    return f"written; the session does not run, {how} reads it"
+        return f"written, but the session does not read its mailbox; {how} does"
+    return f"written, but the session does not run; {how} reads it"
 
 
 _CHUNK = 65_536
@@ -555,7 +516,7 @@ _INTERVAL = 0.05
 
 
 def follow(paths: SessionPaths, printer: EventPrinter, after: int) -> None:
-    """Print every event after `after`, and send what is typed, until the run ends or has no runner."""
+    """Print every event after `after` and send typed lines, until the session has no runner."""
     reader = EventReader(paths.folder.outbox, after)
     typed = _input_lines()
     ended = False
@@ -571,12 +532,12 @@ def follow(paths: SessionPaths, printer: EventPrinter, after: int) -> None:
         time.sleep(_INTERVAL)
     if not ended:
         print_notice(
-            f"session {paths.id} has no runner: `midwatch session list` shows the reason"
+            f"session {paths.id} has no runner; `midwatch session list` shows why"
         )
 
 
 async def chat(paths: SessionPaths) -> None:
-    """Send to a session what is typed, until this is cancelled."""
+    """Send typed lines to a session until cancelled."""
     typed = _input_lines()
     while True:
         _send_typed(paths, typed)
@@ -617,5 +578,5 @@ def _send(mailbox: Mailbox, line: str) -> None:
         mailbox.answer(rest.strip() or None, allow=command == "/approve")
     elif line.strip() == "/interrupt":
         mailbox.interrupt()
-    else:  # a message that is /end ends the session, by the rule of the mailbox
+    else:  # `/end` as a message ends the session
         mailbox.send(line)
