@@ -115,7 +115,7 @@ def recorded_workspace(path: Path, options: WorkspaceOptions) -> Workspace | Non
 async def repository_states(
     workspace: Workspace | None, options: WorkspaceOptions
 ) -> tuple[RepoState, ...]:
-    """Return the state of the workspace's repositories. Raises what git raises."""
+    """Return the state of the workspace's repositories. Raises the MidwatchErrors of `inspect_workspace`."""
     if workspace is None:
         return ()
     git = options.git()
@@ -510,7 +510,7 @@ class AgenticSession:
         self._running_loop.run(self._session.interrupt)
 
     def get_results(self) -> SessionResult:
-        """Return the result so far. Raises what `inspect_workspace` raises."""
+        """As `AsyncAgenticSession.get_results`."""
         return self._running_loop.call(self._session.get_results())
 
     def status(self) -> SessionStatus:

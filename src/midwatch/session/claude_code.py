@@ -326,7 +326,7 @@ def _system_prompt(options: SessionOptions) -> Any:
 
 
 def _settings(options: SessionOptions, sandbox: bool) -> dict[str, Any]:
-    """Return what the program reads as its settings.
+    """Return the settings of the program.
 
     The SDK's own sandbox option would drop `failIfUnavailable`, and its `allowed_tools` prints a warning
     in a session that can ask for permissions.

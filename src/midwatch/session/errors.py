@@ -152,7 +152,7 @@ class SessionRefused(PermanentError):
 
 
 class ProgramMissing(PermanentError):
-    """There is no claude program."""
+    """The claude program or the Agent SDK is not installed."""
 
     hint = "install midwatch with its extra: pip install 'midwatch[sessions]'"
 

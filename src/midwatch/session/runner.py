@@ -59,7 +59,7 @@ R = TypeVar("R")
 T_co = TypeVar("T_co", covariant=True)
 
 CONTINUE_PROMPT = "Go on with what you were doing when you were interrupted."
-"""The prompt for a session whose turn ended with its runner, and not on request."""
+"""The prompt for a session whose turn was cut off with its runner."""
 SIGNALS = ("SIGTERM", "SIGINT")
 """Reasons of a stop by a signal."""
 _SAVED_AT_ONCE = (TurnResult, PermissionRequest)

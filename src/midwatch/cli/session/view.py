@@ -100,15 +100,15 @@ def show_session(output: Output, session: StoredSession) -> None:
     output.line(one_line(session.prompt, 2000))
     output.line()
     for name, value in _facts(output, session):
-        output.line(f"  {name + ':':<14}{value}")
+        output.line(f"  {name + ':':<15}{value}")
     for repository in session.repositories:
-        output.line(f"  {'repository:':<14}{record_line(repository)}")
-    for asked in status.pending_permissions:
-        text = f"{asked.request_id}: {asked.tool}"
-        output.line(f"  {'asks:':<14}{one_line(text, 500)}", YELLOW)
+        output.line(f"  {'repository:':<15}{record_line(repository)}")
+    for request in status.pending_permissions:
+        text = f"{request.request_id}: {request.tool}"
+        output.line(f"  {'permission:':<15}{one_line(text, 500)}", YELLOW)
     if status.error is not None:
         error = f"{status.error.message} ({status.error.hint})"
-        output.line(f"  {'error:':<14}{one_line(error, 1000)}", RED)
+        output.line(f"  {'error:':<15}{one_line(error, 1000)}", RED)
     if status.result:
         output.line()
         output.markdown(status.result)
@@ -121,14 +121,14 @@ def _facts(output: Output, session: StoredSession) -> list[tuple[str, str]]:
     facts = [
         ("model", one_line(status.model or session.model)),
         ("created", output.when(session.created_at)),
-        ("last sign", output.when(status.last_activity_at or session.heartbeat_at)),
+        ("last activity", output.when(status.last_activity_at or session.heartbeat_at)),
         ("runs", str(status.run)),
         ("work", f"{status.turns} calls, {format_duration(status.active_seconds)}"),
         ("tokens", tokens),
         ("cost", f"${status.cost_usd:.4f}"),
         ("folder", one_line(str(session.options.get("folder") or ""), 500)),
         ("host", one_line(str(session.options.get("host") or ""))),
-        ("works in", one_line(session.cwd, 500)),
+        ("directory", one_line(session.cwd, 500)),
     ]
     if session.ticket is not None:
         facts.insert(0, ("ticket", str(session.ticket)))
