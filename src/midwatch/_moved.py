@@ -12,6 +12,7 @@ from types import ModuleType
 
 MODULES = {
     "midwatch.events": "midwatch.session.events",
+    "midwatch.session.blocking": "midwatch.session.agentic_session",
     "midwatch.session.ledger": "midwatch.session.log",
     "midwatch.session.outbox": "midwatch.session.log",
     "midwatch.session.session": "midwatch.session.agentic_session",

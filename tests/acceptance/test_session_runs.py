@@ -17,7 +17,8 @@ import pytest
 from midwatch.errors import StoreUnavailable
 from midwatch.model import Usage
 from midwatch.session import errors
-from midwatch.session.blocking import AgenticSession, run_agentic_session
+from midwatch.session.agentic_session import AgenticSession, run_agentic_session
+from midwatch.session.claude_code import Launcher
 from midwatch.session.events import (
     Message,
     Notice,
@@ -32,7 +33,6 @@ from midwatch.session.events import (
 )
 from midwatch.session.log import EventLog, read_events
 from midwatch.session.options import ApiAccess, SubagentSpec
-from midwatch.session.process import Launcher
 from midwatch.session.records import FolderRecords, SessionSpec
 from midwatch.session.status import SessionStatus, fold
 from midwatch.session.transcripts import FileTranscripts

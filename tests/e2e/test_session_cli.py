@@ -56,7 +56,9 @@ def test_a_session_is_steered_from_other_processes(tmp_path: Path) -> None:
             said(desk, "session", "approve", id_)
             running.until("permission_answer", request_id=asked["request_id"])
             running.until("result", text="Written.")
-            assert "asks for nothing" in refused(desk, "session", "deny", id_)
+            assert "no pending permission request" in refused(
+                desk, "session", "deny", id_
+            )
             assert "is running" in refused(desk, "session", "rm", id_)
             attached = subprocess.run(
                 [MIDWATCH, "session", "attach", id_],

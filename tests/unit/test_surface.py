@@ -79,6 +79,7 @@ OLD_NAMES = [
     ("midwatch.events", "Message"),
     ("midwatch.lifecycle", "Stop"),
     ("midwatch.lifecycle", "signals_set"),
+    ("midwatch.session.blocking", "run_agentic_session"),
     ("midwatch.session.ledger", "read_ledger"),
     ("midwatch.session.outbox", "read_events"),
     ("midwatch.session.session", "AsyncAgenticSession"),
