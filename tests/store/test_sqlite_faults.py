@@ -11,9 +11,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from midwatch.errors import (
     MidwatchError,
@@ -81,6 +82,25 @@ async def test_locked_by_another_process(
             and "try again" in caught.value.one_line()
         )
     assert (await store.watch("db")).tickets == ()
+
+
+async def test_a_waiting_writer_tries_at_short_intervals(
+    store: SqlStore, sqlite_file: Path
+) -> None:
+    """Otherwise processes that arrive later take the lock again and again, and the wait ends in an error."""
+    assert isinstance(store.transactions, engine.SqliteTransactions)
+    statements: list[str] = []
+
+    @event.listens_for(store.transactions.engine, "before_cursor_execute")
+    def record(_: Any, __: Any, statement: str, *___: Any) -> None:
+        statements.append(statement)
+
+    with locked(sqlite_file):
+        with pytest.raises(StoreBusy):
+            await store.pause("outage", 60, "a", "b")
+    assert set(statements) == {"BEGIN IMMEDIATE"}
+    assert len(statements) > 2
+    assert await store.transactions.run(_busy_timeout) == 200
 
 
 @pytest.fixture
