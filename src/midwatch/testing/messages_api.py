@@ -74,7 +74,7 @@ from typing import Any, Self, TextIO
 import h11
 
 from midwatch.errors import SettingsError
-from midwatch.lifecycle import Clock, SystemClock
+from midwatch.lifecycle import Clock, SystemClock, cancel, first
 from midwatch.testing.messages_script import (
     Answer,
     Answers,
@@ -259,9 +259,7 @@ class _Service:
         task.add_done_callback(self._connections.discard)
 
     async def end_all(self) -> None:
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await cancel(*self._connections)
 
     async def _serve(self, connection: Connection) -> None:
         """One connection, request after request."""
@@ -294,20 +292,16 @@ class _Service:
         request = self._request(incoming)
         self._journal.arrived(request)
         exchange = Exchange(connection, request, self._clock)
-        replying = asyncio.create_task(self._reply(exchange, incoming.too_large))
-        leaving = asyncio.create_task(connection.gone())
         complete = False
         try:
-            await asyncio.wait({replying, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            complete = replying.done() and not exchange.broken
+            reply = self._reply(exchange, incoming.too_large)
+            complete = bool(await first(reply, connection.gone()))
         finally:
-            replying.cancel()
-            leaving.cancel()
-            await asyncio.gather(replying, leaving, return_exceptions=True)
             self._journal.finished(request.number, "complete" if complete else "broken")
         return complete and connection.next_cycle()
 
-    async def _reply(self, exchange: Exchange, too_large: bool) -> None:
+    async def _reply(self, exchange: Exchange, too_large: bool) -> bool:
+        """Send the reply. Return whether the connection is still usable afterwards."""
         try:
             if self._observer:
                 self._observer(exchange.request)
@@ -320,6 +314,7 @@ class _Service:
         except Exception as error:  # the outermost guard around a script's functions
             self.failures.append(error)
             await self._admit(exchange, error)
+        return not exchange.broken
 
     async def _choose(self, exchange: Exchange, too_large: bool) -> Reply:
         path = exchange.request.path
