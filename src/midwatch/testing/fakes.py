@@ -16,11 +16,9 @@ import base64
 import contextlib
 import heapq
 import itertools
-import os
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -359,24 +357,6 @@ def post(session: AsyncAgenticSession, kind: Kind, content: Any, id: str) -> Non
     inbox = session.folder.inbox
     inbox.parent.mkdir(parents=True, exist_ok=True)
     write_mail(inbox, id=id, kind=kind, content=content, timestamp="")
-
-
-def wait_until(true: Callable[[], bool], timeout: float = 60.0) -> None:
-    """Look every 10 ms. Raises TimeoutError after `timeout` seconds."""
-    until = time.monotonic() + timeout
-    while not true():
-        if time.monotonic() > until:
-            raise TimeoutError(f"not true after {timeout:g} s")
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that only waits to be reaped does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z" and os.path.exists(f"/proc/{pid}")
 
 
 _ENV = {
