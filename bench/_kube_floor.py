@@ -93,14 +93,14 @@ def _manifests() -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
     from midwatch.settings import OperatorSettings
 
     settings = OperatorSettings(image="midwatch:testing")
-    told = Event("Normal", "JobCreated", "waiting for its pod", 1)
+    event = Event("Normal", "JobCreated", "waiting for its pod", 1)
 
     def manifests_of(body: dict[str, Any]) -> list[dict[str, Any]]:
         resource = read_resource(body)
         return [
             *objects(resource, settings, _TOKEN),
             job(resource, settings, attempt=1, timeout=3600, resume_from=None),
-            event_manifest(resource, told, datetime.now(UTC)),
+            event_manifest(resource, event, datetime.now(UTC)),
         ]
 
     return manifests_of

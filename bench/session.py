@@ -84,7 +84,7 @@ def _session(root: Path, api: ScriptedMessagesAPI, number: int) -> AsyncAgenticS
 
 
 async def _first_event(session: AsyncAgenticSession, began: float) -> float:
-    """Seconds until the program said something; what we say ourselves does not count."""
+    """Return the seconds until the first output of the program; events of Midwatch do not count."""
     seconds = 0.0
     async for event in session.execute("Hello."):
         if isinstance(event, Started):

@@ -12,8 +12,8 @@ from midwatch.lifecycle import SystemClock
 PATIENCE = 90.0
 """Seconds that anything awaited may take on a machine that is busy with other work.
 
-Nothing right comes near it, and what a fault would take is longer: where a test shows that
-something ends early, what it would otherwise wait for takes ten minutes or has no end.
+Correct code needs far less. A test that shows that a wait ends early uses a wait of ten minutes
+or without an end, so that a fault takes longer than this.
 """
 
 

@@ -1,4 +1,4 @@
-"""What every store must do, as checks that any implementation can be put through.
+"""The conformance suite for stores: checks of every promise of the `Store` protocol.
 
 With pytest, and no plug-in::
 

@@ -45,7 +45,7 @@ async def the_less_urgent_can_be_left(fixture: StoreFixture) -> None:
 
 
 async def a_batch_is_claimed_once(fixture: StoreFixture) -> None:
-    """However many ask at the same moment."""
+    """Also when many callers claim at the same time."""
     tickets = await fixture.open_apart(6)
     answers = await asyncio.gather(
         *(fixture.store.claim(f"agent-{n}", lease=LEASE, limit=2) for n in range(8))
@@ -58,7 +58,7 @@ async def a_batch_is_claimed_once(fixture: StoreFixture) -> None:
 
 
 async def a_lease_that_ran_out_is_free_again(fixture: StoreFixture) -> None:
-    """The new claim counts on, and the call of the old one is marked lost."""
+    """The new claim increments the attempts, and the call of the old one is marked lost."""
     (ticket,) = await fixture.open("a")
     old = await fixture.claim("old")
     diagnosis = await fixture.begin(old, usd=0.5)
@@ -108,7 +108,7 @@ async def renewing_keeps_a_claim(fixture: StoreFixture) -> None:
 
 
 async def a_late_heartbeat_saves_what_nobody_took(fixture: StoreFixture) -> None:
-    """A lease that ran out stays its holder's until somebody else claims."""
+    """A lease that has expired belongs to its holder until another one claims."""
     await fixture.open("a")
     claim = await fixture.claim()
     fixture.clock.move(LEASE * 10)
@@ -207,7 +207,7 @@ async def an_answer_is_stored_whole(fixture: StoreFixture) -> None:
 
 
 async def finishing_twice_changes_nothing(fixture: StoreFixture) -> None:
-    """The first commit succeeded although its client saw an error; it says so again."""
+    """A repeated write after a commit that the client saw fail returns the same result."""
     for number, finish in enumerate(
         (Finish("answered", cost_usd=0.5), Finish("retry", cost_usd=0.5, retry_in=60))
     ):
@@ -247,7 +247,7 @@ async def what_is_not_explained_queues_again(fixture: StoreFixture) -> None:
 
 
 async def an_answer_that_explains_nothing_is_for_all(fixture: StoreFixture) -> None:
-    """Else the same batch would be asked and paid for without an end."""
+    """Otherwise the same batch would be diagnosed and billed again and again."""
     tickets = await fixture.open("a", "b")
     _, diagnosis = await fixture.diagnose(Finish("answered", explains=()))
     for ticket in tickets:
@@ -284,7 +284,7 @@ async def a_batch_resolved_during_the_call_keeps_its_diagnosis(
 
 
 async def a_person_may_act_during_the_call(fixture: StoreFixture) -> None:
-    """What was held stays held; what was acknowledged says by whom."""
+    """A held ticket stays held; an acknowledged one keeps the name of the person."""
     held, acknowledged = await fixture.open("a", "b")
     claim = await fixture.claim()
     diagnosis = await fixture.begin(claim)
@@ -341,7 +341,7 @@ async def a_claim_may_make_several_calls(fixture: StoreFixture) -> None:
 
 
 async def errors_and_refusals_are_diagnoses(fixture: StoreFixture) -> None:
-    """The ticket leaves the queue and says why."""
+    """The ticket leaves the queue and has the error."""
     for component in ("refused", "cut", "error"):
         (ticket,) = await fixture.open(component)
         finish = Finish(component, error=f"it was {component}")

@@ -1,4 +1,4 @@
-"""What daemons share: the day's money, clocks that jump, pauses and heartbeats."""
+"""Checks of what daemons share: the daily budget, clock steps, pauses and heartbeats."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def a_share_is_kept_for_critical_tickets(fixture: StoreFixture) -> None:
 
 
 async def the_last_money_is_spent_once(fixture: StoreFixture) -> None:
-    """However many begin at the same moment."""
+    """Also when many calls begin at the same time."""
     await fixture.open_apart(6)
     claims = await fixture.store.claim("agent", lease=LEASE, limit=6)
     budget = Budget(5.0)
@@ -129,7 +129,7 @@ async def a_wait_ends_though_the_clock_went_back(fixture: StoreFixture) -> None:
 
 
 async def a_wait_may_be_long(fixture: StoreFixture) -> None:
-    """What is meant to wait for days does."""
+    """A wait of several days is kept."""
     await fixture.open("a")
     await fixture.diagnose(Finish("retry", retry_in=30 * HOUR))
     fixture.clock.move(29 * HOUR)

@@ -1,7 +1,7 @@
-"""Text from outside in every field: it comes back as it was, and never does harm.
+"""Hostile text in every field is stored and returned unchanged.
 
-Two things no store has to keep: NUL, which PostgreSQL's text cannot hold, and lone
-surrogates, which UTF-8 cannot. Both come back as U+FFFD, on every database.
+There are two exceptions: NUL, which text in PostgreSQL cannot hold, and lone surrogates, which
+UTF-8 cannot. Both are returned as U+FFFD, on every database.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ROUND_TRIPS = (
     "\x01\x7f\r\n\t",
     LONG,
 )
-MENDED = {
+REPLACED = {
     "a\x00b": "a\ufffdb",
     "a\ud800b\udfffc": "a\ufffdb\ufffdc",
     "\\u0000 \x00 \\ud800": "\\u0000 \ufffd \\ud800",
 }
-TEXTS = {**{text: text for text in ROUND_TRIPS}, **MENDED}
+TEXTS = {**{text: text for text in ROUND_TRIPS}, **REPLACED}
 
 
 async def hostile_text_stays_text(fixture: StoreFixture) -> None:
@@ -98,8 +98,8 @@ async def hostile_text_between_daemons(fixture: StoreFixture) -> None:
         assert (await fixture.store.watch("db")).state == {"log": [expected]}
         await fixture.fail(text)
         await fixture.store.save_first_aid([ticket.id], {"summary": text})
-        told = (await fixture.store.ticket(ticket.id)).first_aid
-        assert told == {"summary": expected}
+        first_aid = (await fixture.store.ticket(ticket.id)).first_aid
+        assert first_aid == {"summary": expected}
         await fixture.store.pause("outage", 60, text, text)
         (pause,) = await fixture.store.pauses()
         assert (pause.reason, pause.actor) == (expected, expected)
@@ -110,7 +110,7 @@ async def hostile_text_between_daemons(fixture: StoreFixture) -> None:
 
 
 async def any_text_can_be_a_key(fixture: StoreFixture) -> None:
-    """It comes back as it was, finds its ticket and is unique."""
+    """A key is returned unchanged, finds its ticket and is unique."""
     noise = "".join(random.Random(7).choices(string.printable, k=5000))
     parts = [*TEXTS, LONG + "1", noise, noise + "1", "🔥" * 600 + "1", "🔥" * 600]
     for text in parts:
@@ -130,7 +130,7 @@ async def any_text_can_be_a_key(fixture: StoreFixture) -> None:
 
 
 async def numbers_that_json_has_not(fixture: StoreFixture) -> None:
-    """A metric may be NaN or infinite; JSON has no such number, so facts tell it in words."""
+    """NaN and infinity, which JSON does not have, are stored in facts as text."""
     facts: Facts = {"rate": math.nan, "big": 10**25, "text": "NaN"}
     key = Key("db", "connections", "a")
     violation = Violation(key, Severity.WARNING, "odd", math.inf, -math.inf, facts)

@@ -1,4 +1,4 @@
-"""Tickets: what the monitor saves, batches, what people do, and what is read."""
+"""Checks of tickets: cycles of the monitor, batches, actions of people, and queries."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def only_one_of_two_writers_opens(fixture: StoreFixture) -> None:
 
 
 async def an_unchanged_cycle_counts_all_the_same(fixture: StoreFixture) -> None:
-    """The revision stays; count and last time of what is seen go up."""
+    """The revision stays; count and last time of the tickets in the observation increase."""
     (ticket,) = await fixture.open("a")
     revision = await fixture.store.revision("db")
     for _ in range(3):
@@ -146,7 +146,7 @@ async def a_held_ticket_does_not_resolve_by_itself(fixture: StoreFixture) -> Non
 
 
 async def failed_looks_are_counted_in_a_row(fixture: StoreFixture) -> None:
-    """A failure leaves tickets and state alone; a good look sets the count to nought."""
+    """A failure leaves tickets and state alone; a successful observation resets the count to zero."""
     revision = (await fixture.store.watch("db")).revision
     await fixture.store.save_cycle(
         "db", revision, Changes((opening("a"),)), state={"seen": [1]}
@@ -163,7 +163,7 @@ async def failed_looks_are_counted_in_a_row(fixture: StoreFixture) -> None:
 
 
 async def a_failed_look_can_open_a_ticket(fixture: StoreFixture) -> None:
-    """That of a subject that cannot be observed: it counts failed looks, and they resolve nothing."""
+    """That of a subject that cannot be observed: it counts failed observations, which resolve nothing."""
     (known,) = await fixture.open("a")
     fixture.clock.move(30)
     changes = Changes((opening("db", invariant="subject_unobservable"),))
@@ -345,7 +345,7 @@ async def acknowledging_keeps_a_diagnosis(fixture: StoreFixture) -> None:
 
 
 async def resolving_by_hand_ends_a_ticket(fixture: StoreFixture) -> None:
-    """A held one too; afterwards its count stands still, and doing it again is a conflict."""
+    """Also a held ticket; its count then stays, and resolving it again is a conflict."""
     (ticket,) = await fixture.open("a")
     await fixture.store.hold(ticket.id, True, "ann")
     await fixture.cycle()
