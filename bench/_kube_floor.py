@@ -41,7 +41,7 @@ def main(kubeconfig: str, what: str, number: str) -> None:
 
 
 async def watch(kubeconfig: Path, sessions: int) -> None:
-    """List and watch sessions, Jobs and pods. Say so once that many sessions were seen."""
+    """List and watch sessions, Jobs and pods. Print "seen all" after the given number of sessions."""
     config = KubeConfig.from_file(kubeconfig).get()
     seen = set[str]()
 
@@ -68,7 +68,7 @@ async def watch(kubeconfig: Path, sessions: int) -> None:
 
 
 async def create(kubeconfig: Path, concurrency: int) -> None:
-    """What the operator creates for each session, so many sessions at a time."""
+    """Create what the operator creates for each session, with bounded concurrency."""
     manifests_of = _manifests()
     config = KubeConfig.from_file(kubeconfig).get()
     async with AsyncClient(config, trust_env=False) as client:

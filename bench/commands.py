@@ -49,7 +49,7 @@ async def _seed(folder: Path) -> None:
 
 
 def process(folder: Path, *command: str) -> Round:
-    """A round that runs a command and waits for its end; its output goes nowhere."""
+    """Return a round that runs a command to its end and drops its output."""
 
     async def once() -> float:
         began = time.perf_counter()
