@@ -38,17 +38,17 @@ from midwatch.session.status import SessionStatus, fold
 from midwatch.session.transcripts import FileTranscripts
 from midwatch.testing.fakes import (
     KEY,
-    alive,
     collect,
     make_repository,
     only,
     options,
     session_in,
-    wait_until,
 )
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 from midwatch.testing.messages_api import ToolUse as Use
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
+
+from ..waiting import alive, wait_until
 
 MCP_SERVER = """
 import json, os, sys

@@ -85,6 +85,9 @@ OLD_NAMES = [
     ("midwatch.session.session", "AsyncAgenticSession"),
     ("midwatch.status", "fold"),
     ("midwatch.subjects.configure", "configure"),
+    ("midwatch.testing.store_conformance", "Stand"),
+    ("midwatch.testing.store_conformance.fixture", "Stand"),
+    ("midwatch.testing.store_conformance.stand", "opening"),
 ]
 
 
