@@ -19,13 +19,13 @@ from midwatch.settings import SessionSettings
             "Completed: done after 2 turns",
         ),
         (
-            End(Phase.FAILED, "PushFailed", "it is done, but"),
-            "Failed: PushFailed: it is done, but",
+            End(Phase.FAILED, "PushFailed", "the session completed, but"),
+            "Failed: PushFailed: the session completed, but",
         ),
         (End(Phase.STOPPED, "Stopped"), "Stopped"),
         (
             in_another_pod(End(Phase.STOPPED, "Stopped")),
-            "not over: PodEnding: its pod was asked to end; another attempt may go on with it",
+            "not finished: PodEnding: its pod was terminated; another attempt may continue it",
         ),
     ],
 )

@@ -114,7 +114,7 @@ class Cluster:
         requests: Calls so far, by verb and code. A paged list counts once, and so does the opening of a watch.
 
     Raises:
-        ClusterUnavailable: By every call, if a later attempt may succeed; `retry_after` has the server's wish.
+        ClusterUnavailable: By every call, if a later attempt may succeed; `retry_after` has the delay that the server asks for.
         ClusterRefused: By every call, if a later attempt would not succeed either.
     """
 

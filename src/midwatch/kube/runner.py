@@ -1,7 +1,7 @@
 """The session of a pod: `pod_runner` assembles a `SessionRunner` from the pod's task.
 
-`runner_task` reads the environment, `runner_workspace` keeps the folders in step with the content proxy,
-`runner_outcome` has the end as the resource shows it; here the status goes into the resource.
+`runner_task` reads the environment, `runner_workspace` keeps the folders in sync with the content proxy,
+`runner_outcome` maps the end to phase and exit code, and `ResourceStatus` writes it to the resource.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from midwatch.errors import MidwatchError
-from midwatch.kube.environment import UNTOLD
+from midwatch.kube.environment import STATUS_NOT_WRITTEN
 from midwatch.kube.errors import ResourceGone, WriterOutdated
 from midwatch.kube.runner_outcome import COMPLETED_OR_STOPPED, HINTS, End, pod_end
 from midwatch.kube.runner_task import PodTask, next_prompt
@@ -48,28 +48,28 @@ from midwatch.workspace.push import PushResult
 from midwatch.workspace.setup import WorkspaceOptions
 
 FIRST_WRITE = 10.0
-"""Seconds to wait for the first write: it shows whether this attempt is still wanted."""
+"""Seconds to wait for the first write: it shows whether this attempt still owns the session."""
 PUSH_AT_LEAST, PUSH_AT_MOST = 50.0, 300.0
-"""Seconds for the push of all repositories: in between, what is left of the session's timeout."""
+"""Seconds for the push of all repositories: what is left of the session's timeout, within these limits."""
 INSPECT_WITHIN, SAVE_WITHIN, REPORT_WITHIN = 10.0, 40.0, 60.0
 """Seconds for each step after the session. With the end of the session itself and PUSH_AT_LEAST they fit into
 `operator.deadline_margin`, so that the Job's deadline does not cut off the final status. Once the pod is ending,
 `ShutdownBudget` replaces them."""
 OUTAGE = 900.0
-"""Seconds that the content proxy and the API server may be away at the end, if the session has that much time left."""
+"""Seconds to retry while the content proxy or the API server is down at the end, if the session has that much time left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """What a pod's runner works with.
+    """The dependencies of a pod's runner.
 
     Attributes:
         cluster: The API server.
-        sync: The sync with the content proxy, None without one.
-        options: The session's options by the settings, before the task's own.
-        environment: What git may use, by the settings.
+        sync: The sync with the content proxy; None without one.
+        options: The session's options from the settings; the task's override them.
+        environment: The environment of git, from the settings.
         events: The pod's log.
-        clock: Where time comes from.
+        clock: The source of time.
         settings: The settings that decide on permissions.
     """
 
@@ -97,7 +97,7 @@ def pod_runner(task: PodTask, dependencies: Dependencies) -> SessionRunner[int]:
 
     def report(condition: Condition) -> None:
         message = redactor.text(condition.message)
-        records.tell({}, [replace(condition, message=message)])
+        records.report({}, [replace(condition, message=message)])
 
     supervisor = SyncSupervisor(
         dependencies.sync, clock, report, budget.wind_up, note=note, on_lost=stop.set
@@ -194,7 +194,7 @@ def _options(task: PodTask, options: SessionOptions) -> SessionOptions:
 def _workspace_options(
     task: PodTask, places: PodPlaces, environment: GitEnvironment
 ) -> WorkspaceOptions:
-    """The task's token goes before those of the settings."""
+    """Return the options of the workspace. The task's token precedes those of the settings."""
     credentials = (*task.credentials, *environment.credentials)
     return WorkspaceOptions(
         session=task.identity.name,
@@ -205,15 +205,15 @@ def _workspace_options(
 
 
 def _within(least: float, deadline: Deadline) -> float:
-    """Return the seconds for a step whose work would be lost with the pod: it may use the rest of the deadline."""
+    """Return the seconds for a step that saves work: at least `least`, and up to OUTAGE while the session has time left."""
     return max(least, min(OUTAGE, deadline.left()))
 
 
 class ResourceStatus:
     """The status of a session in its resource. Satisfies `StatusSink` and `StopPolicy`.
 
-    The resource also says whether this attempt still owns the session, and whether a SIGTERM ends the session
-    (`spec.stop`, or the resource is being deleted) or just the pod: a drained node, an eviction.
+    The resource also shows whether this attempt still owns the session, and whether a SIGTERM stops the session
+    (`spec.stop`, or the resource is being deleted) or only the pod (a drained node, an eviction).
     """
 
     def __init__(
@@ -259,15 +259,15 @@ class ResourceStatus:
         names = {"jobName": self._identity.job, "podName": self._identity.pod}
         changes: Json = {"startTime": now, "lastActivityTime": now}
         changes |= {name: value for name, value in names.items() if value}
-        self.records.tell_phase(Phase.CREATING, "Starting", changes=changes)
+        self.records.report_phase(Phase.CREATING, "Starting", changes=changes)
         await self.records.settled(FIRST_WRITE)
 
     def report_step(self, reason: str, message: str = "") -> None:
         """Report a step of the preparation."""
-        self.records.tell_phase(Phase.CREATING, reason, message)
+        self.records.report_phase(Phase.CREATING, reason, message)
 
     async def owned(self) -> bool:
-        """Read the resource and return whether this attempt still owns it. A server that is away changes nothing."""
+        """Read the resource and return whether this attempt still owns it. If the server does not answer, it does."""
         identity, self._body = self._identity, None
         try:
             async with asyncio.timeout(self._budget.ask):
@@ -292,7 +292,7 @@ class ResourceStatus:
     ) -> None:
         changes = repository_changes(states, pushes)
         if changes:
-            self.records.tell({"repos": self._redactor.value(changes)})
+            self.records.report({"repos": self._redactor.value(changes)})
 
     async def finish(self, end: RunEnd) -> int:
         """Write the end and return the exit code. If another attempt has taken over, nothing is written."""
@@ -312,19 +312,19 @@ class ResourceStatus:
             return replace(outcome, phase=records.overruled or outcome.phase).exit_code
         why = records.problem.one_line() if records.problem else "no answer"
         self._note(f"the final status could not be written: {why}")
-        return UNTOLD
+        return STATUS_NOT_WRITTEN
 
     def _report_end(self, end: End) -> None:
         end = replace(end, message=self._redactor.text(end.message))
         if end.phase is None:
             condition = Condition("Ready", "False", end.reason, end.message)
             changes = {"reason": end.reason, "message": end.message}
-            self.records.tell(changes, [condition], urgent=True)
+            self.records.report(changes, [condition], urgent=True)
         else:
-            self.records.tell_phase(end.phase, end.reason, end.message)
+            self.records.report_phase(end.phase, end.reason, end.message)
         self._note(str(end))
 
     @property
     def _superseded(self) -> MidwatchError | None:
-        """Why another attempt owns the session now, by the resource or by the content proxy; else None."""
+        """The error that shows that another attempt owns the session; None while this one does."""
         return self.records.superseded or self._outdated or self._supervisor.lost

@@ -11,13 +11,13 @@ from midwatch.session.events import Phase, failure
 from midwatch.session.runner import SIGNALS, RunEnd, SessionStopped
 from midwatch.session.status import SessionStatus
 
-_RESUME = "create a session with spec.resumeFrom that goes on with this one"
+_RESUME = "create a session with spec.resumeFrom that continues this one"
 _SECRET = "check the secret of spec.apiKeySecret, or the operator's own"
 _SPACE = "free the volume, or give the workspace more in the operator's settings"
 
 HINTS: dict[str, str] = {
     "ApiFailed": f"{_RESUME}, later",
-    "ApiUnreachable": "check the cluster's network policies and the way to the Claude API",
+    "ApiUnreachable": "check the cluster's network policies and the connection to the Claude API",
     "BudgetSpent": f"raise spec.llmSettings.maxBudgetUsd; {_RESUME}",
     "ContentUnavailable": "check that the content proxy runs and that the pod may reach it",
     "DiskFull": _SPACE,
@@ -46,13 +46,13 @@ HINTS: dict[str, str] = {
     "SessionIdle": f"a call or a tool hung; {_RESUME}, or raise spec.idleTimeout",
     "SessionTimedOut": f"raise spec.timeout; {_RESUME}",
     "TokenRefused": "the operator and the content proxy must share their key",
-    "TurnFailed": f"read what it says; {_RESUME}",
+    "TurnFailed": f"read the message; {_RESUME}",
     "TurnLimit": f"raise spec.llmSettings.maxTurns; {_RESUME}",
     "WorkspaceDiskFull": _SPACE,
     "WorkspaceExists": "name the same repositories as the session that this one resumes",
     "WorkspaceNotWritable": "check the volume and the pod's fsGroup",
 }
-"""What to do about a failure, for a reader of the resource, by the kind of the error. An error that is not
+"""What to do about a failure, for readers of the resource, by kind of error. An error that is not
 listed keeps its own hint."""
 
 
@@ -64,7 +64,7 @@ STOPPED = "Stopped"
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a session in this pod. Without a `phase` the session goes on in another pod."""
+    """The end of a session in this pod. Without a `phase` the session continues in another pod."""
 
     phase: Phase | None
     reason: str
@@ -78,25 +78,27 @@ class End:
 
     def __str__(self) -> str:
         """Return the end as the last line of the pod's log."""
-        phase = self.phase.value if self.phase is not None else "not over"
+        phase = self.phase.value if self.phase is not None else "not finished"
         words = [phase, "" if self.reason == phase else self.reason, self.message]
         return ": ".join(word for word in words if word)
 
 
 def pod_end(end: RunEnd) -> End:
-    """Return the end of a run as the resource has it."""
+    """Return the end of a run as it is written to the resource."""
     found = _end(end.status, end.error, end.began)
     if end.drained and found.reason == STOPPED:
         return in_another_pod(found)
     if end.unpushed is not None:
-        why = f"it is done, but {end.unpushed.message} ({HINTS['PushFailed']})"
+        why = (
+            f"the session completed, but {end.unpushed.message} ({HINTS['PushFailed']})"
+        )
         return replace(found, phase=Phase.FAILED, reason="PushFailed", message=why)
     return found
 
 
 def in_another_pod(end: End) -> End:
-    """Return the end of the pod alone: a drained node, an eviction, a preemption."""
-    why = "its pod was asked to end; another attempt may go on with it"
+    """Return the end of the pod only, as after a drained node, an eviction or a preemption."""
+    why = "its pod was terminated; another attempt may continue it"
     return replace(end, phase=None, reason="PodEnding", message=why)
 
 
@@ -113,5 +115,5 @@ def _end(status: SessionStatus, error: MidwatchError | None, began: bool) -> End
 
 def _stopped(reason: str) -> str:
     if reason in SIGNALS:
-        return "it was stopped on request; resumeFrom goes on with it"
+        return "it was stopped on request; continue it with resumeFrom"
     return f"it was stopped: {reason}"

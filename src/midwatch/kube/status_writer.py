@@ -95,7 +95,7 @@ class ResourceRecords:
     ::
 
         async with ResourceRecords(cluster, target, files, interval=5, clock=clock) as records:
-            records.tell_phase(Phase.CREATING, "Cloning")
+            records.report_phase(Phase.CREATING, "Cloning")
             …
             written = await records.settled(60)
 
@@ -160,7 +160,7 @@ class ResourceRecords:
         if not self._task.cancelled():
             self._task.result()  # raises what ended it
 
-    def tell(
+    def report(
         self,
         changes: Json | None = None,
         conditions: Sequence[Condition] = (),
@@ -176,11 +176,11 @@ class ResourceRecords:
         if urgent or self._changes.get("phase") != before:
             self._urgent.set()
 
-    def tell_phase(
+    def report_phase(
         self, phase: Phase, reason: str, message: str = "", changes: Json | None = None
     ) -> None:
         """Write a phase and the conditions that follow from it, at once."""
-        self.tell(
+        self.report(
             {**(changes or {}), **phase_changes(phase, reason, message)},
             phase_conditions(phase, reason, message),
             urgent=True,
@@ -213,7 +213,7 @@ class ResourceRecords:
         else:
             reason_and_message = changes["reason"], changes["message"]
             conditions = phase_conditions(status.phase, *reason_and_message)
-        self.tell(changes, conditions)
+        self.report(changes, conditions)
         await self._files.save_status(session_id, status)
 
     async def heartbeat(self, session_id: str, runner: str, at: datetime) -> None:
@@ -226,7 +226,7 @@ class ResourceRecords:
     async def save_repositories(
         self, session_id: str, repositories: Sequence[RepoState]
     ) -> None:
-        self.tell({"repos": repository_changes(repositories)})
+        self.report({"repos": repository_changes(repositories)})
         await self._files.save_repositories(session_id, repositories)
 
     # -------------------------------------------------------------- the one writer

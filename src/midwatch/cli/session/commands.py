@@ -491,7 +491,7 @@ async def _cluster(
     """The API server, or what stands in where no status is to be written. Raises SettingsError."""
     from midwatch.kube.status_writer import NoCluster
 
-    if not identity.told:
+    if not identity.writes_status:
         yield NoCluster()
         return
     try:
