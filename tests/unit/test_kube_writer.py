@@ -13,7 +13,7 @@ import pytest
 from midwatch.errors import MidwatchError
 from midwatch.kube.errors import ClusterUnavailable, ResourceGone
 from midwatch.kube.status import Condition, Writer
-from midwatch.kube.status_writer import ResourceRecords, Target
+from midwatch.kube.status_writer import NoCluster, ResourceRecords, Target
 from midwatch.model import Json
 from midwatch.session.events import Phase
 from midwatch.session.records import FolderRecords
@@ -25,7 +25,7 @@ from ..waiting import PATIENCE
 RUNNING = SessionStatus(phase=Phase.RUNNING, unfinished=("p",))
 
 
-class Resource:
+class Resource(NoCluster):
     """A resource in memory: it counts writes, can be slow, and can fail."""
 
     def __init__(self) -> None:
@@ -35,28 +35,24 @@ class Resource:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def get_session(self, namespace: str, name: str) -> Json:
-        return self.body
-
     async def write_status(
         self,
         namespace: str,
         name: str,
         propose: Callable[[Json], Json | None],
-        *,
-        seen: Json | None = None,
-        give_up_after: float = 60.0,
+        **_: object,
     ) -> Json:
         assert (namespace, name) == ("ns", "fix")
         await self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
-        patch = propose(self.body)
-        if patch is not None:
-            self.patches.append(patch)
-            status = {**self.body["status"], **patch}
-            self.body = {**self.body, "status": status}
-        return self.body
+
+        def recorded(body: Json) -> Json | None:
+            patch = propose(body)
+            self.patches += [] if patch is None else [patch]
+            return patch
+
+        return await super().write_status(namespace, name, recorded)
 
     @property
     def status(self) -> Json:

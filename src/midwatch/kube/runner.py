@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
@@ -15,7 +15,7 @@ from midwatch.errors import MidwatchError
 from midwatch.kube.environment import STATUS_NOT_WRITTEN
 from midwatch.kube.errors import ResourceGone, WriterOutdated
 from midwatch.kube.runner_outcome import COMPLETED_OR_STOPPED, HINTS, End, pod_end
-from midwatch.kube.runner_task import PodTask, next_prompt
+from midwatch.kube.runner_task import Identity, PodTask, next_prompt
 from midwatch.kube.runner_workspace import (
     PodPlaces,
     PodWorkspace,
@@ -102,17 +102,9 @@ def pod_runner(task: PodTask, dependencies: Dependencies) -> SessionRunner[int]:
     supervisor = SyncSupervisor(
         dependencies.sync, clock, report, budget.wind_up, note=note, on_lost=stop.set
     )
+    lifetime = Lifetime(stop, deadline, budget)
     status = ResourceStatus(
-        task,
-        dependencies.cluster,
-        records,
-        supervisor,
-        redactor,
-        stop,
-        deadline,
-        budget,
-        clock,
-        note,
+        task.identity, dependencies, records, supervisor, lifetime, redactor
     )
     return SessionRunner(
         _session_task(task, places, dependencies, redactor),
@@ -209,6 +201,15 @@ def _within(least: float, deadline: Deadline) -> float:
     return max(least, min(OUTAGE, deadline.left()))
 
 
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """How long the pod's session may run: its stop, its timeout, and the seconds for each step once the pod is ending."""
+
+    stop: StopEvent
+    deadline: Deadline
+    budget: ShutdownBudget
+
+
 class ResourceStatus:
     """The status of a session in its resource. Satisfies `StatusSink` and `StopPolicy`.
 
@@ -218,27 +219,21 @@ class ResourceStatus:
 
     def __init__(
         self,
-        task: PodTask,
-        cluster: StatusCluster,
+        identity: Identity,
+        dependencies: Dependencies,
         records: ResourceRecords,
         supervisor: SyncSupervisor,
+        lifetime: Lifetime,
         redactor: Redactor,
-        stop: StopEvent,
-        deadline: Deadline,
-        budget: ShutdownBudget,
-        clock: Clock,
-        note: Callable[[str], None],
     ) -> None:
         self.records = records
-        self._identity = task.identity
-        self._cluster = cluster
+        self._identity = identity
+        self._cluster = dependencies.cluster
+        self._clock = dependencies.clock
+        self._events = dependencies.events
         self._supervisor = supervisor
+        self._lifetime = lifetime
         self._redactor = redactor
-        self._stop = stop
-        self._deadline = deadline
-        self._budget = budget
-        self._clock = clock
-        self._note = note
         self._body: Json | None = None
         self._outdated: MidwatchError | None = None
 
@@ -270,7 +265,7 @@ class ResourceStatus:
         """Read the resource and return whether this attempt still owns it. If the server does not answer, it does."""
         identity, self._body = self._identity, None
         try:
-            async with asyncio.timeout(self._budget.ask):
+            async with asyncio.timeout(self._lifetime.budget.ask):
                 body = await self._cluster.get_session(
                     identity.namespace, identity.name
                 )
@@ -301,9 +296,9 @@ class ResourceStatus:
         if self._superseded is None:
             self._report_end(outcome)
             written = await first(
-                records.settled(_within(REPORT_WITHIN, self._deadline)),
-                self._stop.wait(),
-                grace=self._budget.report,
+                records.settled(_within(REPORT_WITHIN, self._lifetime.deadline)),
+                self._lifetime.stop.wait(),
+                grace=self._lifetime.budget.report,
             )
         if self._superseded is not None:
             self._note(f"this attempt is over: {self._superseded.one_line()}")
@@ -313,6 +308,9 @@ class ResourceStatus:
         why = records.problem.one_line() if records.problem else "no answer"
         self._note(f"the final status could not be written: {why}")
         return STATUS_NOT_WRITTEN
+
+    def _note(self, text: str) -> None:
+        self._events.note(self._redactor.text(text))
 
     def _report_end(self, end: End) -> None:
         end = replace(end, message=self._redactor.text(end.message))

@@ -69,9 +69,7 @@ class NoCluster:
         namespace: str,
         name: str,
         propose: Callable[[Json], Json | None],
-        *,
-        seen: Json | None = None,
-        give_up_after: float = 60.0,
+        **_: object,
     ) -> Json:
         patch = propose(self.body) or {}
         status = {**self.body.get("status", {}), **patch}

@@ -21,6 +21,8 @@ _MAX_DEPTH = 60
 _TAG = "tag:yaml.org,2002:"
 _BREAKS = re.compile("[\\x85\\u2028\\u2029\\ufeff]")
 _SURROGATES = re.compile("[\\ud800-\\udfff]")
+_BAD_VALUES = (ValueError, KeyError, IndexError, AttributeError, TypeError)
+"""Everything that PyYAML raises for a value that does not fit an explicit tag, such as `!!bool x`."""
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -52,10 +54,25 @@ def _as_yaml(text: str) -> list[Any]:
         _refuse_bombs(text)
         return list(yaml.load_all(text, Loader=_Loader))
     except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise SpecRefused(f"neither YAML nor JSON: {where}") from None
-    except ValueError as error:  # such as an invalid tagged date
-        raise SpecRefused(f"neither YAML nor JSON: {error}") from None
+        raise SpecRefused(
+            f"neither YAML nor JSON{_position(error, text)}",
+            hint="check the indentation, quotes, brackets and tags there",
+        ) from None
+    except _BAD_VALUES:
+        raise SpecRefused(
+            "neither YAML nor JSON: a value does not fit its tag, or is too long a number",
+            hint="put it into quotes, or remove the tag",
+        ) from None
+
+
+def _position(error: yaml.YAMLError, text: str) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is not None:
+        return f": line {mark.line + 1}, column {mark.column + 1}"
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return f": line {line} has a control character"
+    return ""
 
 
 def _checked_document(document: Any) -> Json:
@@ -81,7 +98,8 @@ def _check_plain(value: Any, depth: int) -> None:
         for part in value:
             _check_plain(part, depth + 1)
     elif not isinstance(value, _PLAIN) or _is_not_json(value):
-        raise SpecRefused(f"{value!r:.50} is not a JSON value")
+        shown = repr(value) if isinstance(value, _PLAIN) else str(value)
+        raise SpecRefused(f"{shown:.50} is not a JSON value")
 
 
 def _is_not_json(value: object) -> bool:
