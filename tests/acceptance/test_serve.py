@@ -289,7 +289,7 @@ def test_the_hints_are_for_errors_that_there_are() -> None:
     """One that was renamed would lose its hint without anybody noticing."""
     from midwatch import errors
     from midwatch.content import errors as content
-    from midwatch.kube.runner_outcome import HINTS
+    from midwatch.kube.status_writer import HINTS
     from midwatch.session import errors as session
     from midwatch.workspace import errors as workspace
 

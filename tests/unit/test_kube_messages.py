@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 from pydantic_core._pydantic_core import list_all_errors
 
+from midwatch.kube.convert import read_documents
 from midwatch.kube.errors import SpecRefused
 from midwatch.kube.resource import Spec, first_fault, read_resource
-from midwatch.kube.yaml import read_documents
 
 FOREIGN = re.compile(
     r"Input should|(String|Tuple|Data|List|Dictionary|Value) (should|error)|Field required|pydantic|instance of"

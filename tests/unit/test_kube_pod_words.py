@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from midwatch.kube.runner_outcome import End, in_another_pod
+from midwatch.kube.status_writer import End, in_another_pod
 from midwatch.session.events import Phase
 from midwatch.session.options import OptionOverrides, session_options
 from midwatch.session.runner import permitted

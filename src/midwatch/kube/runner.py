@@ -1,7 +1,7 @@
 """The session of a pod: `pod_runner` assembles a `SessionRunner` from the pod's task.
 
 `runner_task` reads the environment, `runner_workspace` keeps the folders in sync with the content proxy,
-`runner_outcome` maps the end to phase and exit code, and `ResourceStatus` writes it to the resource.
+`status_writer` maps the end to phase and exit code, and `ResourceStatus` writes it to the resource.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from types import TracebackType
 from midwatch.errors import MidwatchError
 from midwatch.kube.environment import STATUS_NOT_WRITTEN
 from midwatch.kube.errors import ResourceGone, WriterOutdated
-from midwatch.kube.runner_outcome import COMPLETED_OR_STOPPED, HINTS, End, pod_end
 from midwatch.kube.runner_task import Identity, PodTask, next_prompt
 from midwatch.kube.runner_workspace import (
     PodPlaces,
@@ -23,7 +22,14 @@ from midwatch.kube.runner_workspace import (
     SyncSupervisor,
 )
 from midwatch.kube.status import Condition, merged, repository_changes, timestamp
-from midwatch.kube.status_writer import ResourceRecords, StatusCluster
+from midwatch.kube.status_writer import (
+    COMPLETED_OR_STOPPED,
+    HINTS,
+    End,
+    ResourceRecords,
+    StatusCluster,
+    pod_end,
+)
 from midwatch.lifecycle import Clock, StopEvent, SystemClock, first
 from midwatch.model import Json
 from midwatch.redaction import Redactor

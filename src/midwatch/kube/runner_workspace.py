@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 from midwatch.content.errors import ContentUnavailable, Superseded
 from midwatch.errors import MidwatchError, NotFound, PermanentError, TemporaryError
-from midwatch.kube.runner_outcome import HINTS
 from midwatch.kube.runner_task import PodTask
 from midwatch.kube.status import Condition
+from midwatch.kube.status_writer import HINTS
 from midwatch.lifecycle import Backoff, Clock, StopEvent, background, cancel, first
 from midwatch.session.log import (
     SessionFolder,
