@@ -11,6 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,21 +170,13 @@ class Voice:
         self.notes.append(text)
 
 
-class Unreachable:
+class Unreachable(NoCluster):
     """An API server that never answers."""
 
     async def get_session(self, namespace: str, name: str) -> Json:
         raise ClusterUnavailable("connection refused")
 
-    async def write_status(
-        self,
-        namespace: str,
-        name: str,
-        propose: Callable[[Json], Json | None],
-        *,
-        seen: Json | None = None,
-        give_up_after: float = 60.0,
-    ) -> Json:
+    async def write_status(self, *_: Any, **__: Any) -> Json:
         raise ClusterUnavailable("connection refused")
 
 
