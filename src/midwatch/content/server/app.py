@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from midwatch.content.errors import ContentUnavailable
-from midwatch.content.server.api import FolderApi
+from midwatch.content.server.api import FolderApi, LegacyApi
 from midwatch.content.server.http import (
     JsonResponse,
     ServerState,
@@ -32,7 +32,6 @@ from midwatch.content.server.http import (
     on_http_error,
     on_midwatch_error,
 )
-from midwatch.content.server.legacy import LegacyApi
 from midwatch.content.server.store import ContentStore
 from midwatch.content.server.volume import Volume, map_disk_errors
 from midwatch.content.tokens import Keys
