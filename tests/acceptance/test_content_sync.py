@@ -92,7 +92,7 @@ async def test_everything_arrives_as_it_was(pods: tuple[Side, Side]) -> None:
     await two.sync.pull()
     assert two.files() == one.files()
     again = await two.sync.push()
-    assert (again.files, again.brought) == (0, 0)
+    assert (again.files, again.applied) == (0, 0)
 
 
 async def test_a_change_is_sent_in_two_requests(pods: tuple[Side, Side]) -> None:
@@ -751,7 +751,7 @@ async def test_whatever_happens_both_sides_are_equal_in_the_end(
     one, two = pods
     assert one.files() == two.files()
     report = await two.sync.push()
-    assert (report.files, report.brought) == (0, 0) and report.version != EMPTY
+    assert (report.files, report.applied) == (0, 0) and report.version != EMPTY
     kept = await contents(running)
     for data in story.written - story.unwanted:
         assert name_of(data) in kept, data[:20]

@@ -50,7 +50,7 @@ class PushOptions:
     """What is pushed.
 
     Attributes:
-        commit_rest: Push the changes that the agent did not commit, as one more commit.
+        commit_rest: Commit the changes that the agent did not commit, and push them too.
         message: The message of that commit.
         identity: The author of that commit.
         limits: Limits on untracked files; a file beyond them fails the push.

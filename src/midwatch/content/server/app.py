@@ -1,4 +1,4 @@
-"""The content proxy as a process: the application, its socket, its background work and its end."""
+"""The content proxy as a process: the application, its socket, background tasks and shutdown."""
 
 from __future__ import annotations
 
@@ -511,7 +511,7 @@ def _used_and_free(root: Path) -> tuple[int, int] | None:
 async def collect_until(stop: StopEvent, state: ServerState, log: Log) -> None:
     """Remove unneeded chunks, unused folders and incomplete files, at once and every `content.collect_interval`.
 
-    A folder that fails does not keep the others.
+    A folder that fails does not stop the collection of the others.
     """
     while not stop:
         try:
