@@ -493,15 +493,15 @@ async def test_a_push_that_is_given_up_after_its_commit_is_no_conflict(
     await one.sync.push()
     one.write("workspace/a", "sent")
     round_ = one.sync._rounds
-    bring = round_._bring
+    apply_remote = round_._apply_remote
 
     async def given_up(*_: object) -> int:
         raise asyncio.CancelledError
 
-    round_._bring = given_up  # type: ignore[method-assign,assignment]
+    round_._apply_remote = given_up  # type: ignore[method-assign,assignment]
     with pytest.raises(asyncio.CancelledError):
         await one.sync.push()
-    round_._bring = bring  # type: ignore[method-assign]
+    round_._apply_remote = apply_remote  # type: ignore[method-assign]
     one.write("workspace/a", "sent, and more")
     report = await one.sync.push(last=True)
     assert report.conflicts == ()
