@@ -176,7 +176,8 @@ def test_the_environment_is_built_not_inherited() -> None:
     ("scope", "token"),
     [
         ("github.com", "t"),
-        ("https://github.com/org", "t"),
+        ("https://me@github.com", "t"),
+        ("git@github.com:org", "t"),
         ("https://me:x@github.com", "t"),
         ("https://github.com", "a\nhost=evil"),
         ("https://github.com", ""),

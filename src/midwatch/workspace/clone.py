@@ -193,6 +193,7 @@ class Cloner:
             folder=clone,
             remote=repo.remote,
             protocols=_SUBMODULE_PROTOCOLS[repo.remote.scheme],
+            all_credentials=True,
         )
         await self.git.run(command)
 

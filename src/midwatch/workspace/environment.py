@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import pwd
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ from urllib.parse import quote
 from midwatch.workspace.errors import WorkspaceRefused
 from midwatch.workspace.urls import Remote, parse_remote
 
-_PASSED_ON = (
+PASSED_ON = (
+    "GIT_SSH_COMMAND",
     "SSH_AUTH_SOCK",
     "GIT_SSL_CAINFO",
     "http_proxy",
@@ -22,21 +24,24 @@ _PASSED_ON = (
     "no_proxy",
     "NO_PROXY",
 )
+"""Variables of a process that git needs for remotes. Each decides where git connects, or what it trusts."""
 # The helper has no secret in its text: the shell that git starts reads the environment. `printf` is a
 # builtin of that shell, so the token is not on a command line either.
 _HELPER = (
     '!f() { test "$1" = get && '
-    'printf "username=%s\\npassword=%s\\n" "$MIDWATCH_GIT_USER" "$MIDWATCH_GIT_TOKEN"; }; f'
+    'printf "username=%s\\npassword=%s\\n" "$MIDWATCH_GIT_USER{0}" "$MIDWATCH_GIT_TOKEN{0}"; }; f'
 )
-_SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15"
+# No prompts: an unknown host or a key with a passphrase is an error. A host key is never accepted unseen.
+_SSH_OPTIONS = " -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15"
+_SSH_KEYS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A token for one host.
+    """A token for one host, or for the repositories below one path of it.
 
     Attributes:
-        scope: Scheme and host, such as `https://github.com`.
+        scope: Scheme and host, such as `https://github.com`, and a path, as in `https://github.com/my-org`.
         token: The token.
         username: The user name beside the token. Most hosts accept any; a deploy token of GitLab
             needs its own.
@@ -51,10 +56,10 @@ class Credential:
 
     def __post_init__(self) -> None:
         remote = parse_remote(self.scope)
-        if remote.scheme not in ("https", "http") or remote.path:
+        if remote.scheme not in ("https", "http") or "@" in self.scope:
             raise WorkspaceRefused(
                 f"the scope {remote.url!r} of a token is not a scheme and a host",
-                hint="use a scope such as https://github.com",
+                hint="use a scope such as https://github.com or https://github.com/my-org",
             )
         if not self.token or not (self.token + self.username).isprintable():
             raise WorkspaceRefused(
@@ -63,9 +68,10 @@ class Credential:
             )
 
     def covers(self, remote: Remote) -> bool:
-        """Return whether the token is for the host of a remote."""
+        """Return whether the token is for the host and the path of a remote."""
         scope = parse_remote(self.scope)
-        return (scope.scheme, scope.host) == (remote.scheme, remote.host)
+        below = remote.path[: len(scope.path)] == scope.path
+        return (scope.scheme, scope.host) == (remote.scheme, remote.host) and below
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -80,8 +86,9 @@ class GitEnvironment:
 
     Attributes:
         path: PATH.
-        home: The home folder for SSH, with its keys and known hosts; the user's by default.
-        variables: More variables for remotes: the socket of an SSH agent, a proxy, a certificate file.
+        home: The home folder for SSH, with its keys, known hosts and configuration; the user's by default.
+        variables: More variables for remotes: the socket of an SSH agent, GIT_SSH_COMMAND, a proxy, a
+            certificate file.
         credentials: Tokens.
     """
 
@@ -104,15 +111,16 @@ class GitEnvironment:
         return cls(
             path=environ.get("PATH") or cls().path,
             home=Path(home) if home else None,
-            variables={k: environ[k] for k in _PASSED_ON if environ.get(k)},
+            variables={k: environ[k] for k in PASSED_ON if environ.get(k)},
             credentials=tuple(credentials),
         )
 
     def credential_for(self, remote: Remote | None) -> Credential | None:
-        """Return the first token for the host of a remote, or None."""
+        """Return the token for a remote, or None: of several the one with the longest path, then the first."""
         if remote is None:
             return None
-        return next((c for c in self.credentials if c.covers(remote)), None)
+        covering = [c for c in self.credentials if c.covers(remote)]
+        return max(covering, key=lambda c: len(parse_remote(c.scope).path), default=None)
 
     def redact(self, text: str) -> str:
         """Return `text` without the tokens of this environment."""
@@ -133,6 +141,8 @@ def git_variables(
     protocols: str,
     low_speed_bytes: int,
     low_speed_seconds: float,
+    *,
+    all_credentials: bool = False,
 ) -> dict[str, str]:
     """Return the environment of a git process.
 
@@ -142,6 +152,7 @@ def git_variables(
         protocols: The value of GIT_ALLOW_PROTOCOL.
         low_speed_bytes: See `midwatch.workspace.git.GitLimits`.
         low_speed_seconds: See `midwatch.workspace.git.GitLimits`.
+        all_credentials: Give git every token, each for its own host and path, and not only that of `remote`.
     """
     settings = dict(_SETTINGS)
     settings["http.lowSpeedLimit"] = str(low_speed_bytes)
@@ -161,11 +172,14 @@ def git_variables(
     }
     if remote is not None and remote.scheme != "file":
         variables |= environment.variables
-    if remote is not None and remote.scheme == "ssh":
-        variables["GIT_SSH_COMMAND"] = _SSH
+    variables.pop("GIT_SSH_COMMAND", None)
+    if remote is not None and "ssh" in protocols.split(":"):
+        variables["GIT_SSH_COMMAND"] = _ssh_command(environment)
         variables["HOME"] = str(environment.home or default_home())
+    found = environment.credential_for(remote)
+    credentials = list(environment.credentials) if all_credentials else [found]
     pairs = list(settings.items()) + _credential_settings(
-        variables, environment.credential_for(remote)
+        variables, [one for one in credentials if one is not None]
     )
     variables["GIT_CONFIG_COUNT"] = str(len(pairs))
     for index, (key, value) in enumerate(pairs):
@@ -175,15 +189,47 @@ def git_variables(
 
 
 def _credential_settings(
-    variables: dict[str, str], credential: Credential | None
+    variables: dict[str, str], credentials: Sequence[Credential]
 ) -> list[tuple[str, str]]:
-    if credential is None:
-        return []
-    variables["MIDWATCH_GIT_USER"] = credential.username
-    variables["MIDWATCH_GIT_TOKEN"] = credential.token
-    # Scoped by URL: there is no helper for the host of a redirect.
-    scope = parse_remote(credential.scope).url
-    return [(f"credential.{scope}.helper", _HELPER)]
+    """Return the settings of git for tokens, the one with the longest path first, and set their variables."""
+    scoped = [(parse_remote(one.scope), one) for one in credentials]
+    scoped.sort(key=lambda pair: -len(pair[0].path))
+    pairs = []
+    for index, (scope, one) in enumerate(scoped):
+        number = str(index) if index else ""
+        variables[f"MIDWATCH_GIT_USER{number}"] = one.username
+        variables[f"MIDWATCH_GIT_TOKEN{number}"] = one.token
+        # Scoped by URL: there is no helper for the host of a redirect, of a submodule or of Git LFS elsewhere.
+        pairs.append((f"credential.{scope.url}.helper", _helper(number)))
+        # git-lfs tells its path, by which the scope is found, only then.
+        pairs.append((f"credential.{scope.url}.useHttpPath", "true"))
+    return pairs
+
+
+def _helper(number: str) -> str:
+    return _HELPER.replace("{0}", number)
+
+
+def _ssh_command(environment: GitEnvironment) -> str:
+    """Return the value of GIT_SSH_COMMAND: that of the environment, or ssh with the keys of `home`.
+
+    ssh finds its files by the user database and not by HOME.
+    """
+    given = environment.variables.get("GIT_SSH_COMMAND", "").strip()
+    if given:
+        program = os.path.basename(given.split()[0])
+        return given + _SSH_OPTIONS if program == "ssh" else given
+    words = ["ssh"]
+    if environment.home is not None and environment.home != default_home():
+        folder = environment.home / ".ssh"
+        if (folder / "config").is_file():
+            words += ["-F", str(folder / "config")]
+        words += ["-o", f'UserKnownHostsFile="{folder / "known_hosts"}"']
+        keys = [folder / name for name in _SSH_KEYS]
+        for key in keys:
+            if key.is_file():
+                words += ["-o", f'IdentityFile="{key}"']
+    return shlex.join(words) + _SSH_OPTIONS
 
 
 def _home_of_user() -> str:

@@ -60,7 +60,7 @@ from midwatch.workspace.plan import RepoSpec
 from midwatch.workspace.push import PushResult, push_workspace
 from midwatch.workspace.record import ClonedRepo, Workspace, open_workspace, save_record
 from midwatch.workspace.setup import setup_workspace_async
-from midwatch.workspace.urls import check_ref_name
+from midwatch.workspace.urls import check_ref_name, parse_remote
 
 # ------------------------------------------------------------------ pushing
 
@@ -438,7 +438,8 @@ def _read(
             hint="repositories: [{url: …}] names the repositories for its fixes",
         )
     return tuple(
-        RepoSpec(one.url, branch=one.branch, push_branch=push_branch) for one in found
+        RepoSpec(parse_remote(one.url).url, one.branch, push_branch=push_branch)
+        for one in found
     )
 
 
