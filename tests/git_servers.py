@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from midwatch.testing.fakes import GitServer, _Handler, add_commit
+from midwatch.testing.fakes import GitServer, _Handler, add_commit, run_git
 
 # ------------------------------------------------------------------ HTTP: repositories and Git LFS
 
@@ -57,7 +57,8 @@ class GitHost:
         moved: Prefixes of paths, and where they are redirected to.
         content: The files of Git LFS by object id, of all its repositories.
         object_base: The host that its batch API names for downloads; itself by default.
-        object_header: Headers that its batch API gives for downloads.
+        object_header: Headers that its batch API gives for downloads, and asks for there.
+        batch_header: The Authorization that its batch API asks for instead of the token.
         requests: What it was sent.
     """
 
@@ -68,6 +69,7 @@ class GitHost:
     content: dict[str, bytes] = field(default_factory=dict)
     object_base: str | None = None
     object_header: dict[str, str] = field(default_factory=dict)
+    batch_header: str | None = None
     requests: list[Request] = field(default_factory=list)
 
     def saw(self, secret: str) -> bool:
@@ -132,9 +134,11 @@ class _HostHandler(_Handler):
         for prefix, to in host.moved.items():
             if self.path.startswith(prefix):
                 return self._redirect(to + self.path.removeprefix(prefix))
-        expected = host.object_header.get("Authorization")
-        if expected is not None and "/lfs-objects/" in self.path:
-            if given != expected:
+        wanted = host.batch_header if "/info/lfs" in self.path else None
+        if "/lfs-objects/" in self.path:
+            wanted = host.object_header.get("Authorization")
+        if wanted is not None:
+            if given != wanted:
                 return self._send(403, b"{}")
         elif host.token is not None and request.password != host.token:
             return self._ask()
@@ -179,6 +183,26 @@ class _HostHandler(_Handler):
         self.wfile.write(body)
 
 
+def add_submodules(bare: Path, submodules: Mapping[str, tuple[str, Path]]) -> None:
+    """Commit submodules to a repository: by their path, the URL and the repository whose `main` they are at."""
+    modules, entries = "", []
+    for path, (url, repository) in submodules.items():
+        modules += f'[submodule "{path}"]\n\tpath = {path}\n\turl = {url}\n'
+        entries.append(
+            f"160000 commit {run_git(repository, 'rev-parse', 'main')}\t{path}"
+        )
+    add_commit(bare, {".gitmodules": modules}, "modules")
+    tree = run_git(bare, "ls-tree", "main").splitlines()
+    made = run_git(
+        bare, "mktree", "--missing", stdin="\n".join(tree + entries).encode() + b"\n"
+    )
+    author = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+    commit = run_git(
+        bare, *author, "commit-tree", made, "-p", "main", "-m", "submodules"
+    )
+    run_git(bare, "update-ref", "refs/heads/main", commit)
+
+
 def why_no_lfs() -> str:
     """Return why Git LFS cannot be tested here; empty if it can."""
     return "" if shutil.which("git-lfs") else "the program git-lfs is not installed"
@@ -188,7 +212,9 @@ needs_lfs = pytest.mark.skipif(bool(why_no_lfs()), reason=why_no_lfs())
 
 # ------------------------------------------------------------------ SSH
 
-_SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+_SSHD = shutil.which(
+    "sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+)
 _SERVE = """#!/bin/sh
 printf '%s\\n' "$SSH_ORIGINAL_COMMAND" >> {folder}/commands
 export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_NOSYSTEM=1
@@ -302,7 +328,18 @@ def ssh_server(folder: Path, root: Path) -> Iterator[SshServer]:
 
 
 def _make_key(path: Path) -> None:
-    make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path)]
+    make = [
+        "ssh-keygen",
+        "-q",
+        "-t",
+        "ed25519",
+        "-N",
+        "",
+        "-C",
+        "test",
+        "-f",
+        str(path),
+    ]
     subprocess.run(make, check=True, stdin=subprocess.DEVNULL)
 
 
