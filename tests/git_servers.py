@@ -55,6 +55,7 @@ class GitHost:
         token: The password that it asks for; None serves everyone.
         url: Its address.
         moved: Prefixes of paths, and where they are redirected to.
+        moved_after_login: The same, for requests with the token only.
         content: The files of Git LFS by object id, of all its repositories.
         object_base: The host that its batch API names for downloads; itself by default.
         object_header: Headers that its batch API gives for downloads, and asks for there.
@@ -66,6 +67,7 @@ class GitHost:
     token: str | None = None
     url: str = ""
     moved: dict[str, str] = field(default_factory=dict)
+    moved_after_login: dict[str, str] = field(default_factory=dict)
     content: dict[str, bytes] = field(default_factory=dict)
     object_base: str | None = None
     object_header: dict[str, str] = field(default_factory=dict)
@@ -131,9 +133,8 @@ class _HostHandler(_Handler):
         given = self.headers.get("Authorization", "")
         request = Request(self.command, self.path, given)
         host.requests.append(request)
-        for prefix, to in host.moved.items():
-            if self.path.startswith(prefix):
-                return self._redirect(to + self.path.removeprefix(prefix))
+        if self._moved(host.moved):
+            return None
         wanted = host.batch_header if "/info/lfs" in self.path else None
         if "/lfs-objects/" in self.path:
             wanted = host.object_header.get("Authorization")
@@ -142,6 +143,8 @@ class _HostHandler(_Handler):
                 return self._send(403, b"{}")
         elif host.token is not None and request.password != host.token:
             return self._ask()
+        if self._moved(host.moved_after_login):
+            return None
         if self.path.endswith("/info/lfs/objects/batch"):
             return self._batch(json.loads(body))
         if "/lfs-objects/" in self.path:
@@ -169,11 +172,16 @@ class _HostHandler(_Handler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _redirect(self, to: str) -> None:
-        self.send_response(307)
-        self.send_header("Location", to)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+    def _moved(self, table: Mapping[str, str]) -> bool:
+        """Redirect the request if the table has its path, and return whether it has."""
+        for prefix, to in table.items():
+            if self.path.startswith(prefix):
+                self.send_response(307)
+                self.send_header("Location", to + self.path.removeprefix(prefix))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return True
+        return False
 
     def _send(self, status: int, body: bytes, kind: str = "text/plain") -> None:
         self.send_response(status)

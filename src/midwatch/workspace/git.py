@@ -157,6 +157,11 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
         None,
     ),
     (
+        r"requested URL returned error: 3\d\d|unable to update url base from redirection",
+        RepositoryNotFound,
+        "the host redirects to another URL: use that one",
+    ),
+    (
         r"Could not resolve (host|proxy)|Couldn't connect to server|Failed to connect"
         r"|Connection refused|Connection reset|Network is unreachable|No route to host"
         r"|Empty reply from server|early EOF|unexpected disconnect|hung up unexpectedly"
