@@ -59,6 +59,7 @@ class GitHost:
         content: The files of Git LFS by object id, of all its repositories.
         object_base: The host that its batch API names for downloads; itself by default.
         object_header: Headers that its batch API gives for downloads, and asks for there.
+        lfs_token: The password that Git LFS asks for instead of `token`.
         batch_header: The Authorization that its batch API asks for instead of the token.
         requests: What it was sent.
     """
@@ -72,6 +73,7 @@ class GitHost:
     object_base: str | None = None
     object_header: dict[str, str] = field(default_factory=dict)
     batch_header: str | None = None
+    lfs_token: str | None = None
     requests: list[Request] = field(default_factory=list)
 
     def saw(self, secret: str) -> bool:
@@ -141,7 +143,7 @@ class _HostHandler(_Handler):
         if wanted is not None:
             if given != wanted:
                 return self._send(403, b"{}")
-        elif host.token is not None and request.password != host.token:
+        elif self._password() not in (None, request.password):
             return self._ask()
         if self._moved(host.moved_after_login):
             return None
@@ -171,6 +173,10 @@ class _HostHandler(_Handler):
         self.send_header("LFS-Authenticate", 'Basic realm="lfs"')
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    def _password(self) -> str | None:
+        lfs = self.host.lfs_token if "/info/lfs" in self.path else None
+        return lfs or self.host.token
 
     def _moved(self, table: Mapping[str, str]) -> bool:
         """Redirect the request if the table has its path, and return whether it has."""

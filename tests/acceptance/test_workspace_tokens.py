@@ -275,6 +275,20 @@ async def test_git_lfs_of_the_same_host_gets_the_token(
 
 
 @needs_lfs
+async def test_git_lfs_whose_host_refuses_the_token_is_asked_a_few_times_only(
+    tmp_path: Path, home_host: GitHost
+) -> None:
+    home_host.add_lfs_file(home_host.root / "org/x.git", "a.bin", b"content\n")
+    home_host.lfs_token = OTHER_TOKEN
+    spec = RepoSpec(f"{home_host.url}/org/x.git", lfs=True)
+    with pytest.raises(NotAuthorised):
+        await clone(tmp_path, spec, home_only(tmp_path, home_host))
+    batch = [r for r in home_host.requests if r.path.endswith("/objects/batch")]
+    assert 1 <= len(batch) < 10 and batch[-1].password == TOKEN
+    assert not (tmp_path / "ws").exists() and not (tmp_path / "state").exists()
+
+
+@needs_lfs
 async def test_git_lfs_configured_at_another_host_does_not_get_the_token(
     tmp_path: Path, home_host: GitHost, other_host: GitHost
 ) -> None:

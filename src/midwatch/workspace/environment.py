@@ -28,9 +28,15 @@ PASSED_ON = (
 # The helper has no secret in its text: the shell that git starts reads the environment. `printf` is a
 # builtin of that shell, so the token is not on a command line either.
 _HELPER = (
-    '!f() { test "$1" = get && '
-    'printf "username=%s\\npassword=%s\\n" "$MIDWATCH_GIT_USER{0}" "$MIDWATCH_GIT_TOKEN{0}"; }; f'
+    '!f() { r="${MIDWATCH_GIT_REFUSED:-}"; case "$1" in '
+    'erase) test -z "$r" || : > "$r";; '
+    'get) if test -n "$r" && test -e "$r"; then echo quit=1; else '
+    'printf "username=%s\\npassword=%s\\n" "$MIDWATCH_GIT_USER{0}" "$MIDWATCH_GIT_TOKEN{0}"; fi;; '
+    "esac; }; f"
 )
+REFUSED_FILE = "MIDWATCH_GIT_REFUSED"
+"""Variable with the path of a file that marks a refused token. git-lfs asks for the token again for as long as it
+gets one, without end; git asks once."""
 # No prompts: an unknown host or a key with a passphrase is an error. A host key is never accepted unseen.
 _SSH_OPTIONS = " -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15"
 _SSH_KEYS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")
@@ -82,7 +88,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class GitEnvironment:
-    """What git sees of the environment.
+    """The part of the environment that git processes get.
 
     Attributes:
         path: PATH.
@@ -120,7 +126,9 @@ class GitEnvironment:
         if remote is None:
             return None
         covering = [c for c in self.credentials if c.covers(remote)]
-        return max(covering, key=lambda c: len(parse_remote(c.scope).path), default=None)
+        return max(
+            covering, key=lambda c: len(parse_remote(c.scope).path), default=None
+        )
 
     def redact(self, text: str) -> str:
         """Return `text` without the tokens of this environment."""
@@ -175,6 +183,7 @@ def git_variables(
     variables.pop("GIT_SSH_COMMAND", None)
     if remote is not None and "ssh" in protocols.split(":"):
         variables["GIT_SSH_COMMAND"] = _ssh_command(environment)
+    if remote is not None and remote.scheme == "ssh":
         variables["HOME"] = str(environment.home or default_home())
     found = environment.credential_for(remote)
     credentials = list(environment.credentials) if all_credentials else [found]
