@@ -6,6 +6,7 @@ that had the token for it would send it.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.errors import MidwatchError
+from midwatch.errors import MidwatchError, SettingsError
+from midwatch.kube.environment import sorted_variables
+from midwatch.kube.runner_task import PodTask, read_task
 from midwatch.testing.fakes import add_commit, make_repository, run_git
-from midwatch.workspace.environment import Credential, GitEnvironment
+from midwatch.workspace.environment import PASSED_ON, Credential, GitEnvironment
 from midwatch.workspace.errors import NotAuthorised, RepositoryError, RepositoryNotFound
 from midwatch.workspace.git import GitLimits
 from midwatch.workspace.plan import RepoSpec
@@ -336,3 +339,73 @@ async def test_a_redirect_of_git_lfs_to_another_host(
     with pytest.raises(NotAuthorised):  # git-lfs wants credentials for every redirect
         await clone(tmp_path, spec, home_only(tmp_path, home_host))
     assert home_host.saw(TOKEN) and not other_host.saw(TOKEN)
+
+
+# ------------------------------------------------------------------ in a pod
+
+
+def pod_task(urls: list[str], **secret: str) -> PodTask:
+    repos = [{"input": {"url": url}} for url in urls]
+    given = {
+        "SESSION_NAME": "fix",
+        "STATUS": "none",
+        "REPOS_JSON": json.dumps(repos),
+        "PROMPT": "Do it.",
+        "ANTHROPIC_API_KEY": "key",
+    }
+    given |= {f"SESSION_SECRET_{name}": value for name, value in secret.items()}
+    return read_task(sorted_variables(given))
+
+
+async def test_the_token_of_a_secret_goes_to_the_host_that_the_secret_names(
+    tmp_path: Path, home_host: GitHost, other_host: GitHost
+) -> None:
+    urls = [f"{home_host.url}/org/x.git", f"{other_host.url}/org/y.git"]
+    chosen = options(
+        tmp_path, *pod_task(urls, GIT_TOKEN=TOKEN, GIT_HOST=home_host.url).credentials
+    )
+    with pytest.raises(NotAuthorised, match="y.git"):
+        await setup_workspace_async(urls, tmp_path / "ws", options=chosen)
+    assert home_host.saw(TOKEN)
+    assert other_host.requests and not other_host.saw(TOKEN)
+    other_host.token = None
+    await setup_workspace_async(urls, tmp_path / "ws", options=chosen)
+    assert not other_host.saw(TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("urls", "host", "scope"),
+    [
+        (["https://a.example/x", "https://b.example/y"], "https://b.example", None),
+        (["https://a.example/x", "https://b.example/y"], "b.example", None),
+        (["https://b.example/x"], "https://b.example/team", "https://b.example/team"),
+        (["https://b.example/x", "git@a.example:y", "https://b.example/z"], "", None),
+    ],
+)
+def test_what_the_token_of_a_secret_is_for(
+    urls: list[str], host: str, scope: str | None
+) -> None:
+    [found] = pod_task(urls, GIT_TOKEN=TOKEN, GIT_HOST=host).credentials
+    wanted = scope or "https://b.example"
+    assert (found.scope, found.token) == (wanted, TOKEN)
+
+
+def test_a_token_that_could_be_for_several_hosts_is_refused() -> None:
+    with pytest.raises(
+        SettingsError, match="GIT_TOKEN.*a.example, b.example"
+    ) as caught:
+        pod_task(["https://a.example/x", "https://b.example/y"], GIT_TOKEN=TOKEN)
+    assert "GIT_HOST" in caught.value.hint and TOKEN not in caught.value.one_line()
+    with pytest.raises(SettingsError, match="GIT_HOST"):
+        pod_task(["https://a.example/x"], GIT_TOKEN=TOKEN, GIT_HOST="git@a.example:x")
+
+
+def test_a_resource_has_no_say_in_where_git_connects() -> None:
+    steering = {name: "evil" for name in PASSED_ON}
+    given = {"PATH": "/bin", "https_proxy": "http://proxy.example"}
+    for prefix in ("SESSION_VARIABLE_", "SESSION_SECRET_"):
+        asked = {prefix + name: value for name, value in steering.items()}
+        variables = sorted_variables({**given, **asked, f"{prefix}A_TOKEN": "t"})
+        environment = GitEnvironment.from_environ(variables.of_git)
+        assert environment.variables == {"https_proxy": "http://proxy.example"}
+        assert variables.of_git["A_TOKEN"] == "t"

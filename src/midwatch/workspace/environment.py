@@ -113,7 +113,7 @@ class GitEnvironment:
             environ: The environment of the process.
             credentials: Tokens.
         """
-        home = environ.get("HOME") or _home_of_user()
+        home = environ.get("HOME") or _home_in_user_database()
         return cls(
             path=environ.get("PATH") or cls().path,
             home=Path(home) if home else None,
@@ -140,7 +140,7 @@ class GitEnvironment:
 
 def default_home() -> Path:
     """Return the home folder of the present user, from the user database."""
-    return Path(_home_of_user() or "/")
+    return Path(_home_in_user_database() or "/")
 
 
 def git_variables(
@@ -180,9 +180,9 @@ def git_variables(
     }
     if remote is not None and remote.scheme != "file":
         variables |= environment.variables
-    variables.pop("GIT_SSH_COMMAND", None)
-    if remote is not None and "ssh" in protocols.split(":"):
-        variables["GIT_SSH_COMMAND"] = _ssh_command(environment)
+    # git-lfs connects by itself, and by ssh as well where a repository asks for that.
+    allowed = remote is not None and "ssh" in protocols.split(":")
+    variables["GIT_SSH_COMMAND"] = _ssh_command(environment) if allowed else "false"
     if remote is not None and remote.scheme == "ssh":
         variables["HOME"] = str(environment.home or default_home())
     found = environment.credential_for(remote)
@@ -229,7 +229,9 @@ def _ssh_command(environment: GitEnvironment) -> str:
         program = os.path.basename(given.split()[0])
         return given + _SSH_OPTIONS if program == "ssh" else given
     words = ["ssh"]
-    if environment.home is not None and environment.home != default_home():
+    if environment.home is not None and environment.home != Path(
+        _home_in_user_database() or "/"
+    ):
         folder = environment.home / ".ssh"
         if (folder / "config").is_file():
             words += ["-F", str(folder / "config")]
@@ -241,7 +243,7 @@ def _ssh_command(environment: GitEnvironment) -> str:
     return shlex.join(words) + _SSH_OPTIONS
 
 
-def _home_of_user() -> str:
+def _home_in_user_database() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:  # a container may run as a user without an entry
@@ -267,4 +269,5 @@ _SETTINGS = {
     "advice.detachedHead": "false",
     "init.defaultBranch": "main",
     "log.showSignature": "false",
+    "lfs.transfer.maxRetries": "3",  # 8 by default, also for a refused login
 }
