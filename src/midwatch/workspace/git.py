@@ -118,7 +118,7 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
         "the credentials lack the permission: use a token with write access",
     ),
     (
-        r"Authentication failed|could not read (Username|Password)|terminal prompts disabled|told us to quit"
+        r"Authentication failed|could not read (Username|Password)|terminal prompts disabled|us to quit"
         r"|requested URL returned error: 401|Invalid username or password",
         NotAuthorised,
         None,
