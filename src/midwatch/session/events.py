@@ -7,14 +7,15 @@ Times are aware and in UTC, durations are seconds, costs are US dollars.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.model import Json, Usage
@@ -262,21 +263,31 @@ Event = (
     | Notice
 )
 
-_ADAPTER: TypeAdapter[Event] = TypeAdapter(
-    Annotated[Event, Field(discriminator="type")]
-)
+_KINDS: Mapping[str, type[Event]] = {
+    kind.__dataclass_fields__["type"].default: kind for kind in get_args(Event)
+}
+
+
+@functools.cache
+def _adapter(kind: type[Event]) -> TypeAdapter[Event]:
+    """Return what reads and writes events of one kind: most sessions have a few of them, and each takes time."""
+    return TypeAdapter(kind)
 
 
 def to_json(event: Event) -> Json:
     """Return an event as plain data."""
-    data: Json = _ADAPTER.dump_python(event, mode="json")
+    data: Json = _adapter(type(event)).dump_python(event, mode="json")
     return data
 
 
 def from_json(data: Mapping[str, Any]) -> Event:
     """Return the event in plain data. Raises ValueError for other data."""
+    name = data.get("type")
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ValueError(f"not an event: its type is {str(name)[:80]!r}")
     try:
-        return _ADAPTER.validate_python(data)
+        return _adapter(kind).validate_python(data)
     except ValidationError as error:
         raise ValueError(f"not an event: {error.errors()[0]['msg']}") from None
 

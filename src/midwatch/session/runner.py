@@ -376,7 +376,8 @@ class SessionRunner(Generic[T]):
             SessionBusy: Another runner works on the session; nothing was written.
             MidwatchError: An error of `StatusSink.begin` or `finish`.
         """
-        gc.enable()  # `main` turned it off for the start
+        gc.freeze()  # what the imports made stays; `main` turned the collector off
+        gc.enable()
         set_nondumpable()
         signals = stop_on_signals(self._stop, self._workspace.nudge)
         with self._workspace.owned(), signals:
