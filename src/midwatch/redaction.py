@@ -75,9 +75,13 @@ _TOKENS: tuple[tuple[str, str, str], ...] = (  # label, hint, pattern
     ),
     ("aws-key-id", "akia", r"AKIA[A-Z0-9]{16}(?![A-Za-z0-9])"),
     ("aws-key-id", "asia", r"ASIA[A-Z0-9]{16}(?![A-Za-z0-9])"),
-    ("github-token", "gh", r"gh[pousr]_[A-Za-z0-9]{20,}+"),
+    ("github-token", "ghp_ gho_ ghu_ ghs_ ghr_", r"gh[pousr]_[A-Za-z0-9]{20,}+"),
     ("github-token", "github_pat_", r"github_pat_[A-Za-z0-9_]{20,}+"),
-    ("gitlab-token", "gl", r"gl(?:pat|ptt|dt|rt|cbt|soat|ft|agent)-[\w.-]{16,}+"),
+    (
+        "gitlab-token",
+        "glpat- glptt- gldt- glrt- glcbt- glsoat- glft- glagent-",
+        r"gl(?:pat|ptt|dt|rt|cbt|soat|ft|agent)-[\w.-]{16,}+",
+    ),
     ("slack-token", "xox", r"xox[a-z](?:\.[a-z]{4})?-[A-Za-z0-9-]{10,}+"),
     ("slack-token", "xapp-", r"xapp-[0-9]-[A-Za-z0-9-]{10,}+"),
     (
@@ -92,7 +96,7 @@ _TOKENS: tuple[tuple[str, str, str], ...] = (  # label, hint, pattern
     ("stripe-key", "whsec_", r"whsec_[A-Za-z0-9+/]{16,}+"),
     ("npm-token", "npm_", r"npm_[A-Za-z0-9]{30,}+"),
     ("pypi-token", "pypi-", r"pypi-AgE[\w-]{20,}+"),
-    ("vault-token", "hv", r"hv[sbr]\.[\w-]{20,}+"),
+    ("vault-token", "hvs. hvb. hvr.", r"hv[sbr]\.[\w-]{20,}+"),
     ("sendgrid-key", "sg.", r"SG\.[\w-]{16,64}\.[\w-]{16,}+"),
     ("huggingface-token", "hf_", r"hf_[A-Za-z0-9]{30,}+"),
     ("docker-token", "dckr_", r"dckr_[ps]at_[\w-]{20,}+"),
@@ -120,12 +124,12 @@ def _constant(label: str) -> Callable[[re.Match[str]], str]:
 
 
 def _token_shapes() -> Iterator[_Shape]:
-    for label, hint, pattern in _TOKENS:
+    for label, hints, pattern in _TOKENS:
         # Letters first, the lookbehind second: only then does the search skip ahead quickly.
         first = re.match(r"\[\w+\]|\w", pattern)
         assert first is not None
         ahead = rf"(?={first[0]}){_LEFT}{pattern}"
-        yield _Shape((hint,), ahead, _constant(label), re.ASCII)
+        yield _Shape(tuple(hints.split()), ahead, _constant(label), re.ASCII)
 
 
 # ------------------------------------------------------------------ keys, addresses, headers

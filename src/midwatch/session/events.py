@@ -263,31 +263,30 @@ Event = (
     | Notice
 )
 
-_KINDS: Mapping[str, type[Event]] = {
+_TYPES: Mapping[str, type[Event]] = {
     kind.__dataclass_fields__["type"].default: kind for kind in get_args(Event)
 }
 
 
 @functools.cache
-def _adapter(kind: type[Event]) -> TypeAdapter[Event]:
-    """Return what reads and writes events of one kind: most sessions have a few of them, and each takes time."""
-    return TypeAdapter(kind)
+def _adapter(name: str) -> TypeAdapter[Event]:
+    """Return the adapter for one type of events. Each takes time to build, and a session has few types."""
+    return TypeAdapter(_TYPES[name])
 
 
 def to_json(event: Event) -> Json:
     """Return an event as plain data."""
-    data: Json = _adapter(type(event)).dump_python(event, mode="json")
+    data: Json = _adapter(event.type).dump_python(event, mode="json")
     return data
 
 
 def from_json(data: Mapping[str, Any]) -> Event:
     """Return the event in plain data. Raises ValueError for other data."""
     name = data.get("type")
-    kind = _KINDS.get(name) if isinstance(name, str) else None
-    if kind is None:
+    if not isinstance(name, str) or name not in _TYPES:
         raise ValueError(f"not an event: its type is {str(name)[:80]!r}")
     try:
-        return _adapter(kind).validate_python(data)
+        return _adapter(name).validate_python(data)
     except ValidationError as error:
         raise ValueError(f"not an event: {error.errors()[0]['msg']}") from None
 
