@@ -88,8 +88,9 @@ def failed(status: SessionStatus, error: MidwatchError, at: datetime) -> Session
     """Return `status` after one more run, which failed and could not be logged."""
     kind = type(error).__name__
     end = PhaseChanged(phase=Phase.FAILED, run=status.run + 1, reason=kind)
-    events = enumerate((failure(error), end), start=status.last_seq + 1)
-    return fold(status, (replace(event, seq=seq, at=at) for seq, event in events))
+    events: tuple[Event, ...] = (failure(error), end)
+    numbered = enumerate(events, start=status.last_seq + 1)
+    return fold(status, (replace(event, seq=seq, at=at) for seq, event in numbered))
 
 
 def _step(status: SessionStatus, event: Event) -> SessionStatus:
