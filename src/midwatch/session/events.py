@@ -216,7 +216,10 @@ class Command(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailboxRejected(_Base):
-    """A line of the inbox is not valid; it was appended to `inbox.rejected.jsonl`."""
+    """A line of the inbox is not valid; it was appended to `inbox.rejected.jsonl`.
+
+    The offset -1 stands for the inbox itself: it is not a regular file, or cannot be read.
+    """
 
     type: Literal["mailbox_rejected"] = "mailbox_rejected"
     offset: int

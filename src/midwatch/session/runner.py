@@ -42,12 +42,13 @@ from midwatch.session.log import Journal, SessionFolder
 from midwatch.session.options import ApiAccess, SessionOptions
 from midwatch.session.records import (
     HEARTBEAT,
+    FolderRecords,
     SessionRecords,
     SessionSpec,
     Transcripts,
     this_runner,
 )
-from midwatch.session.status import SessionStatus
+from midwatch.session.status import SessionStatus, failed
 from midwatch.settings import SessionSettings
 from midwatch.workspace.inspect import RepoState, inspect_workspace
 from midwatch.workspace.push import PushResult, push_workspace
@@ -435,13 +436,14 @@ class SessionRunner(Generic[T]):
     async def _close_unprepared(self, error: MidwatchError) -> RunEnd:
         """Log the end in the outbox: readers that follow the session wait for it."""
         self._deps.events.event(failure(error))
-        status = SessionStatus()
-        with contextlib.suppress(MidwatchError):  # the disk is full, or not writable
-            folder = self._workspace.folder
+        folder, clock = self._workspace.folder, self._deps.clock
+        try:
             folder.make()
-            status = close_unprepared(
-                folder, self._task.redactor, self._deps.clock, error
-            )
+            status = close_unprepared(folder, self._task.redactor, clock, error)
+        except MidwatchError:  # the disk is full, or the folder is not usable
+            before = FolderRecords(folder.path).load_status() or SessionStatus()
+            status = failed(before, error, clock.now())
+        with contextlib.suppress(MidwatchError):
             await self._status.records.save_status(self._task.id, status)
         return RunEnd(status, error, began=False)
 
