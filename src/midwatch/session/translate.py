@@ -52,6 +52,7 @@ from midwatch.session.errors import (
     TurnLimit,
 )
 from midwatch.session.events import (
+    DeniedCall,
     Event,
     Message,
     ModelUsage,
@@ -63,6 +64,7 @@ from midwatch.session.events import (
     ToolResult,
     ToolUse,
     TurnResult,
+    denied_call,
 )
 from midwatch.session.transcripts import spend_by_model, usage_since
 
@@ -297,10 +299,24 @@ class Translator:
                 models=models,
                 status=result.api_error_status,
                 reason=result.terminal_reason or result.subtype,
+                denied=() if interrupted else _denied(result),
             ),
             error,
             _uuids(result),
         )
+
+
+def _denied(result: ResultMessage) -> tuple[DeniedCall, ...]:
+    """Return the calls that the program denied, by a rule, by its mode or because it was told to."""
+    return tuple(
+        denied_call(
+            str(one.get("tool_use_id") or ""),
+            str(one.get("tool_name") or ""),
+            one.get("tool_input"),
+        )
+        for one in result.permission_denials or ()
+        if isinstance(one, dict)
+    )
 
 
 def _uuids(result: ResultMessage) -> tuple[str, ...]:
