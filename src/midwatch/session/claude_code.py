@@ -379,6 +379,7 @@ class Program:
         put: Callable[[Signal], None],
         *,
         sandbox: bool,
+        permissions: str = "",
         max_usd: float | None = None,
         store: Mirror | None = None,
     ) -> None:
@@ -388,7 +389,7 @@ class Program:
         self._put = put
         self._sandbox = sandbox
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
-        self._translator = Translator(conversation.spent, sandbox)
+        self._translator = Translator(conversation.spent, sandbox, permissions)
         self._reader: asyncio.Task[None] | None = None
         self._closing = False
         self._client = ClaudeSDKClient(

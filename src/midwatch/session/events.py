@@ -102,7 +102,10 @@ class PhaseChanged(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started(_Base):
-    """The program runs. `conversation` is its own session id; `sandbox` is whether Bash runs in one."""
+    """The program runs. `conversation` is its own session id; `sandbox` is whether Bash runs in one.
+
+    `permissions` says in one line what the session may do without asking.
+    """
 
     type: Literal["started"] = "started"
     conversation: str
@@ -110,6 +113,7 @@ class Started(_Base):
     program_version: str = ""
     permission_mode: str = ""
     sandbox: bool = False
+    permissions: str = ""
     tools: tuple[str, ...] = ()
     mcp_servers: tuple[str, ...] = ()
 

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 
 from midwatch.errors import MidwatchError
 from midwatch.session.errors import SandboxUnavailable
-from midwatch.session.events import DeniedCall, Event, Failure, ToolResult, ToolUse
+from midwatch.session.events import (
+    DeniedCall,
+    Event,
+    Failure,
+    Started,
+    ToolResult,
+    ToolUse,
+)
 from midwatch.session.options import SessionOptions
 from midwatch.text import one_line
 
@@ -36,7 +43,7 @@ _KERNEL_HINT = (
 class ToolsDenied(MidwatchError):
     """A tool call was denied in a session that completed."""
 
-    exit_code = EXIT_DENIED
+    command_exit_code = EXIT_DENIED
     hint = (
         "allow the tool with `--allow-tool`, let Bash work in a sandbox, or use "
         "`--interactive` and answer the requests"
@@ -146,6 +153,7 @@ class SandboxWatch:
     """
 
     def __init__(self) -> None:
+        self._active = False
         self._commands: dict[str, str] = {}
         self._failures = 0
         self._worked = False
@@ -154,7 +162,9 @@ class SandboxWatch:
     def observe(self, event: Event) -> None:
         """Take note of a Bash call or its result."""
         match event:
-            case ToolUse(name="Bash"):
+            case Started():
+                self._active = event.sandbox
+            case ToolUse(name="Bash") if self._active:
                 self._commands[event.id] = str(event.input.get("command", ""))
             case ToolResult():
                 command = self._commands.pop(event.tool_use_id, None)
@@ -234,15 +244,15 @@ def describe_permissions(
         text += (
             f"; forbidden: {', '.join(one_line(t, 80) for t in options.denied_tools)}"
         )
-    return text + ("" if interactive else f"; {_how(bash)} allows more")
+    return text + ("" if interactive else f"; {_more(bash)}")
 
 
 def _where(sandbox: Sandbox) -> str:
     return " in a sandbox" if sandbox.enabled else " without a sandbox"
 
 
-def _how(bash: bool) -> str:
-    return "--allow-tool TOOL" if bash else "--allow-tool Bash"
+def _more(bash: bool) -> str:
+    return f"more with --allow-tool {'TOOL' if bash else 'Bash'}, or the setting `allowed_tools`"
 
 
 def denied_line(denied: Sequence[DeniedCall], limit: int = 500) -> str:

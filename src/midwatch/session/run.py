@@ -140,6 +140,9 @@ class Run:
             self._conversation,
             self.signals.put_nowait,
             sandbox=sandbox.enabled,
+            permissions=describe_permissions(
+                config.options, sandbox, interactive=config.spec.interactive
+            ),
             max_usd=self._dollars_left(self._conversation),
             store=(
                 Mirror(config.transcripts, config.redactor)
@@ -147,10 +150,6 @@ class Run:
                 else None
             ),
         )
-        allowed = describe_permissions(
-            config.options, sandbox, interactive=config.spec.interactive
-        )
-        self.journal.emit(Notice(text=allowed))
         async with background(self._terminate_on_stop()):
             await self._program.start(config.access.api_key, config.access.base_url)
         self.journal.emit(
