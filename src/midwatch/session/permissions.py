@@ -68,22 +68,22 @@ class Sandbox:
     hint: str = ""
 
 
-def find_sandbox(options: SessionOptions) -> Sandbox:
+def find_sandbox(options: SessionOptions, timeout: float = TRIAL_TIMEOUT) -> Sandbox:
     """Return the sandbox of a session's Bash. A trial is made once per process and `PATH`.
 
-    Blocks for the trial, at most `TRIAL_TIMEOUT` seconds. Raises SandboxUnavailable if the options require a
+    Blocks for the trial, at most `timeout` seconds. Raises SandboxUnavailable if the options require a
     sandbox and none works.
     """
     if options.sandbox == "off":
         return Sandbox(False, "it is turned off", "set sandbox to auto or on")
-    found = _try_sandbox(options.variables.get("PATH", options.path))
+    found = _try_sandbox(options.variables.get("PATH", options.path), timeout)
     if not found.enabled and options.sandbox == "on":
         raise SandboxUnavailable(f"no sandbox: {found.problem}", hint=found.hint)
     return found
 
 
 @functools.cache
-def _try_sandbox(path: str) -> Sandbox:
+def _try_sandbox(path: str, timeout: float) -> Sandbox:
     needed = _PROGRAMS.get(sys.platform)
     if needed is None:
         return Sandbox(False, f"there is none for {sys.platform}", "set sandbox to off")
@@ -93,7 +93,7 @@ def _try_sandbox(path: str) -> Sandbox:
         problem = f"{', '.join(missing)} not found on {path}"
         return Sandbox(False, problem, SandboxUnavailable.hint)
     found = [str(program) for program in programs.values()]
-    problem = _problem_of(_LAUNCHES[sys.platform](found), path)
+    problem = _problem_of(_LAUNCHES[sys.platform](found), path, timeout)
     return Sandbox(not problem, problem, _KERNEL_HINT if problem else "")
 
 
@@ -118,7 +118,7 @@ _LAUNCHES: dict[str, Callable[[Sequence[str]], list[str]]] = {
 }
 
 
-def _problem_of(command: Sequence[str], path: str) -> str:
+def _problem_of(command: Sequence[str], path: str, timeout: float) -> str:
     """Run a trial. Return why it failed, empty if it did not."""
     name = os.path.basename(command[0])
     try:
@@ -128,10 +128,10 @@ def _problem_of(command: Sequence[str], path: str) -> str:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            timeout=TRIAL_TIMEOUT,
+            timeout=timeout,
         )
     except subprocess.TimeoutExpired:
-        return f"{name} did not start within {TRIAL_TIMEOUT:g} s"
+        return f"{name} did not start within {timeout:g} s"
     except OSError as error:
         return f"{name} cannot be run: {error.strerror}"
     if done.returncode == 0:
