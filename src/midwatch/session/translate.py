@@ -311,7 +311,7 @@ class Translator:
 
 
 def _denied(result: ResultMessage) -> tuple[DeniedCall, ...]:
-    """Return the calls that the program denied, by a rule, by its mode or because it was told to."""
+    """Return the calls that the program denied, by a rule, by its mode or on request."""
     return tuple(
         denied_call(
             str(one.get("tool_use_id") or ""),
