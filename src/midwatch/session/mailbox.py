@@ -384,7 +384,10 @@ class Mailbox:
         read = {
             e.id for e in read_events(self._folder.outbox) if isinstance(e, Command)
         }
-        mails = Inbox(self._folder.inbox, self._folder.cursor).all()
+        inbox = Inbox(self._folder.inbox, self._folder.cursor)
+        mails = inbox.poll()
+        while inbox.more:
+            mails += inbox.poll()
         return {
             mail.request_id
             for mail in mails
