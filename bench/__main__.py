@@ -16,7 +16,7 @@ FRAME = {"__main__", "report"}
 
 
 def available() -> list[str]:
-    """The modules of this folder that have a benchmark: `async def run() -> Sequence[Row]`."""
+    """Return the modules of this folder that have a benchmark: `async def run() -> Sequence[Row]`."""
     folder = str(Path(__file__).parent)
     names = (module.name for module in pkgutil.iter_modules([folder]))
     return sorted(

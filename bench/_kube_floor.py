@@ -41,7 +41,7 @@ def main(kubeconfig: str, what: str, number: str) -> None:
 
 
 async def watch(kubeconfig: Path, sessions: int) -> None:
-    """List and watch sessions, Jobs and pods. Say so once that many sessions were seen."""
+    """List and watch sessions, Jobs and pods. Print "seen all" after the given number of sessions."""
     config = KubeConfig.from_file(kubeconfig).get()
     seen = set[str]()
 
@@ -68,7 +68,7 @@ async def watch(kubeconfig: Path, sessions: int) -> None:
 
 
 async def create(kubeconfig: Path, concurrency: int) -> None:
-    """What the operator creates for each session, so many sessions at a time."""
+    """Create what the operator creates for each session, with bounded concurrency."""
     manifests_of = _manifests()
     config = KubeConfig.from_file(kubeconfig).get()
     async with AsyncClient(config, trust_env=False) as client:
@@ -93,14 +93,14 @@ def _manifests() -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
     from midwatch.settings import OperatorSettings
 
     settings = OperatorSettings(image="midwatch:testing")
-    told = Event("Normal", "JobCreated", "waiting for its pod", 1)
+    event = Event("Normal", "JobCreated", "waiting for its pod", 1)
 
     def manifests_of(body: dict[str, Any]) -> list[dict[str, Any]]:
         resource = read_resource(body)
         return [
             *objects(resource, settings, _TOKEN),
             job(resource, settings, attempt=1, timeout=3600, resume_from=None),
-            event_manifest(resource, told, datetime.now(UTC)),
+            event_manifest(resource, event, datetime.now(UTC)),
         ]
 
     return manifests_of

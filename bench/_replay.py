@@ -19,7 +19,7 @@ Trace = list[tuple[str, Any, bool]]
 
 
 def record(engine: Engine) -> tuple[Trace, Callable[[], None]]:
-    """The trace that this engine writes from now on, and what ends it."""
+    """Record the statements of this engine from now on; return the trace and the function that ends it."""
     trace: Trace = []
 
     def statement(
@@ -42,7 +42,7 @@ def record(engine: Engine) -> tuple[Trace, Callable[[], None]]:
 
 
 def replay_on_sqlite(file: str, trace: Trace, warm: int) -> float:
-    """Seconds on `sqlite3`, with the pragmas of our store, for what follows `warm` statements."""
+    """Return the seconds on `sqlite3`, with the pragmas of our store, for what follows `warm` statements."""
     connection = sqlite3.connect(file, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
@@ -66,7 +66,7 @@ def _replay_on_sqlite(connection: sqlite3.Connection, trace: Trace) -> None:
 
 
 async def replay_on_postgres(dsn: str, trace: Trace, warm: int) -> float:
-    """Seconds on `psycopg`, asynchronously, on one connection, for what follows `warm` statements."""
+    """Return the seconds on `psycopg`, asynchronously, on one connection, for what follows `warm` statements."""
     connection = await psycopg.AsyncConnection.connect(dsn)
     async with connection:
         await _replay_on_postgres(connection, trace[:warm])

@@ -36,8 +36,8 @@ async def run() -> Sequence[Row]:
 
 async def _row(name: str, ours: Round, floor: Round, aim: float | None) -> Row:
     taken, least = (1000 * seconds for seconds in await paired(ours, floor, ROUNDS))
-    said = "" if aim is None else f"≤ {aim:g} ms"
-    return Row(name, taken, least, taken / least, said, aim is None or taken <= aim)
+    target = "" if aim is None else f"≤ {aim:g} ms"
+    return Row(name, taken, least, taken / least, target, aim is None or taken <= aim)
 
 
 async def _seed(folder: Path) -> None:
@@ -49,7 +49,7 @@ async def _seed(folder: Path) -> None:
 
 
 def process(folder: Path, *command: str) -> Round:
-    """A round that runs a command and waits for its end; its output goes nowhere."""
+    """Return a round that runs a command to its end and drops its output."""
 
     async def once() -> float:
         began = time.perf_counter()

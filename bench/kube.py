@@ -34,15 +34,15 @@ PER_LIFE = 30.0
 PER_SESSION = 18.0
 """Requests of the operator alone."""
 MEMORY_AIM, SPEED_AIM = 1.5, 2.0
-"""Beside the 6 objects of a session the operator writes to the resource twice, and hears of 10 changes."""
+"""Besides the 6 objects of a session, the operator writes to the resource twice and receives 10 watch events."""
 _PATIENCE = 180.0
 _REST = 3.0
-"""Seconds until a process has let go of what it needed in the rush."""
+"""Seconds until a process has released the memory of its peak load."""
 _NO_API = "http://127.0.0.1:9"
 
 
 async def run() -> Sequence[Row]:
-    """The rows; takes about a minute and a half."""
+    """Return the rows. Takes about 90 seconds."""
     return await asyncio.to_thread(_all)
 
 
@@ -103,7 +103,7 @@ def _phase(body: Json | None) -> str:
 
 
 def _asked(cluster: LocalCluster) -> int:
-    """Requests so far, but for the watches: those are as many for one session as for all."""
+    """Return the requests until now without watches, whose number does not depend on the sessions."""
     return len(cluster.server.requests.where(lambda one: one.verb not in ("", "watch")))
 
 
@@ -111,7 +111,7 @@ def _asked(cluster: LocalCluster) -> int:
 
 
 def _ended() -> Row:
-    """Each ends at once without a last word: the operator tells all of the story itself."""
+    """Each pod ends at once without a status of its own: the operator writes every status itself."""
     with _cluster(_NO_API) as cluster:
         cluster.kubelet.fates.wish(Ends(0))
         before = _asked(cluster)
@@ -124,7 +124,7 @@ def _ended() -> Row:
 
 
 def _live() -> list[Row]:
-    """The sessions are there before the operator starts: else it would wait for them to be created."""
+    """Create the sessions before the operator starts, so that it does not wait for them."""
     with _cluster(_NO_API) as cluster:
         cluster.kubelet.fates.wish(Stays())
         cluster.operator.end()
@@ -177,7 +177,7 @@ def _in_phase(cluster: LocalCluster, phase: str) -> int:
 
 
 def _rested(cluster: LocalCluster) -> None:
-    """Return when nothing is asked any more."""
+    """Return when no more requests arrive."""
     before = -1
     while (now := _asked(cluster)) != before:
         before = now
@@ -185,7 +185,7 @@ def _rested(cluster: LocalCluster) -> None:
 
 
 def _seconds_to_jobs(cluster: LocalCluster, maker: Daemon) -> float:
-    """From the first object that is made to the last Job; what it takes to start does not count."""
+    """Return the seconds from the first created object to the last Job, without the start of the process."""
     maker.start()
     _until(lambda: _made(cluster, "serviceaccounts") > 1)
     began = time.perf_counter()
@@ -194,7 +194,7 @@ def _seconds_to_jobs(cluster: LocalCluster, maker: Daemon) -> float:
 
 
 def _made(cluster: LocalCluster, plural: str) -> int:
-    """How many were asked for; to list them would keep the server from its work."""
+    """Return the number of create requests; a list request would add load to the server."""
     made = cluster.server.requests.where(
         lambda one: one.verb == "create" and one.resource == plural
     )
@@ -202,7 +202,7 @@ def _made(cluster: LocalCluster, plural: str) -> int:
 
 
 def _memory(daemon: Daemon) -> tuple[float, float]:
-    """Resident and proportional megabytes."""
+    """Return resident and proportional memory in megabytes."""
     assert daemon.process is not None
     found = psutil.Process(daemon.process.pid).memory_full_info()
     return found.rss / 1e6, found.pss / 1e6
@@ -233,7 +233,7 @@ def _plain_seconds() -> float:
 
 
 def _floor(cluster: LocalCluster, what: str, number: int) -> Daemon:
-    """A process of `_kube_floor`, not yet started, with the operator's own access."""
+    """Return a process of `_kube_floor`, not yet started, with the permissions of the operator."""
     code = "import sys; from bench._kube_floor import main; main(*sys.argv[1:])"
     return Daemon(
         cluster.folder,

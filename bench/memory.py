@@ -68,7 +68,7 @@ async def _bare(folder: Path) -> float:
 
 
 async def _monitor(folder: Path, midwatch: str) -> float:
-    """Megabytes after some cycles, of which the first opens what is broken."""
+    """Return the megabytes after some cycles; the first one opens the tickets."""
     async with _started(folder, midwatch, "monitor") as process:
         assert process.stdout is not None
         seen = 0

@@ -28,7 +28,7 @@ CHANGED_AIM = 3.0
 
 
 def _look(first: int) -> Observation:
-    """A fresh look, as a real subject makes one: `COMPONENTS` broken ones, from number `first` on."""
+    """Return a new observation with `COMPONENTS` broken components, from number `first` on."""
     signals = tuple(
         Signal("alive", f"pod-{number}", "it does not answer", holds=False)
         for number in range(first, first + COMPONENTS)
@@ -37,7 +37,7 @@ def _look(first: int) -> Observation:
 
 
 async def _rounds(monitor: MonitorLoop, subject: FakeSubject, step: int) -> float:
-    """The median milliseconds of a cycle when each sees `step` components end and as many begin."""
+    """Return the median milliseconds of a cycle in which `step` tickets resolve and as many open."""
     first = _first(monitor)
     times = []
     for number in range(1, ROUNDS + 1):

@@ -28,19 +28,19 @@ class Row:
 def against_floor(
     name: str, value: float, floor: float, at_most: float, unit: str = "ms"
 ) -> Row:
-    """A row whose aim is a ratio to the floor."""
+    """Return a row whose aim is a ratio to the floor."""
     ratio = value / floor
     return Row(name, value, floor, ratio, f"≤ {at_most:g}×", ratio <= at_most, unit)
 
 
 def against_bound(name: str, value: float, at_most: float, unit: str) -> Row:
-    """A row whose aim is an absolute bound."""
+    """Return a row whose aim is an absolute bound."""
     aim = f"≤ {at_most:g} {unit}"
     return Row(name, value, None, None, aim, value <= at_most, unit)
 
 
 Round = Callable[[], Awaitable[float]]
-"""Does the work once and returns the seconds that it took, without what it had to prepare."""
+"""Does the work once and returns the seconds it took, without the preparation."""
 
 
 async def paired(ours: Round, floor: Round, rounds: int) -> tuple[float, float]:

@@ -36,7 +36,7 @@ MESSAGES = 21
 
 
 async def run() -> Sequence[Row]:
-    """The rows; takes about a minute."""
+    """Return the rows. Takes about a minute."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         return [*await _start(root), *_log(root), await _mailbox(root)]
@@ -84,7 +84,7 @@ def _session(root: Path, api: ScriptedMessagesAPI, number: int) -> AsyncAgenticS
 
 
 async def _first_event(session: AsyncAgenticSession, began: float) -> float:
-    """Seconds until the program said something; what we say ourselves does not count."""
+    """Return the seconds until the first output of the program; events of Midwatch do not count."""
     seconds = 0.0
     async for event in session.execute("Hello."):
         if isinstance(event, Started):
@@ -93,7 +93,7 @@ async def _first_event(session: AsyncAgenticSession, began: float) -> float:
 
 
 async def _bare(root: Path, base_url: str) -> float:
-    """As our own options, where they cost time; like ours with a new folder for the program."""
+    """Return options that match those of Midwatch where they cost time, with a new folder for the program."""
     config = root / "config"
     config.mkdir(parents=True)
     env = {
@@ -126,7 +126,7 @@ async def _bare(root: Path, base_url: str) -> float:
 
 
 def _log(root: Path) -> list[Row]:
-    """Appends with a reader attached, which reads every event as it comes."""
+    """Measure appends while a reader reads every event."""
     path = root / "outbox.jsonl"
     text = "All tests pass now; the lock was never released on the error path. " * 10
     log = EventLog(path)
@@ -146,7 +146,7 @@ def _log(root: Path) -> list[Row]:
 
 
 def _appends(log: EventLog, reader: EventReader, text: str) -> float:
-    """Microseconds an event, from the median of ten pieces."""
+    """Return the microseconds per event, the median of ten parts."""
     pieces = []
     for _ in range(10):
         began = time.perf_counter()
@@ -161,7 +161,7 @@ def _appends(log: EventLog, reader: EventReader, text: str) -> float:
 
 
 async def _mailbox(root: Path) -> Row:
-    """From the end of the writer's write to the event that says the program has the message."""
+    """Measure the time from the end of the write to the event that the program has received the message."""
     folder = root / "mail"
     folder.mkdir()
     waits = []
@@ -174,7 +174,7 @@ async def _mailbox(root: Path) -> Row:
             if len(waits) == MESSAGES:
                 session.stop()
             elif isinstance(event, TurnResult) or _running(event):
-                # Not in step with the polls, which would flatter them.
+                # A pause in step with the polls would make them look faster than they are.
                 await asyncio.sleep(0.02 + random.uniform(0, 0.03))
                 posted = time.perf_counter()
                 post(session, "user_message", "Hello.", f"m{len(waits)}")

@@ -30,8 +30,7 @@ from midwatch.store.engine import (
 )
 from midwatch.store.protocol import Budget, Changes, Finish, Opening
 from midwatch.store.schema import database_now
-from midwatch.store.sql import SqlStore, open_store
-from midwatch.store.upgrade import upgrade
+from midwatch.store.sql import SqlStore, open_store, upgrade
 from midwatch.testing.postgres import PrivatePostgres
 
 from ._replay import Trace, record, replay_on_postgres, replay_on_sqlite

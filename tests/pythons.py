@@ -53,15 +53,15 @@ def find() -> list[Python]:
             program = folder / f"python3.{minor}"
             if not os.access(program, os.X_OK):
                 continue
-            told = subprocess.run(
+            probe = subprocess.run(
                 [program, "-I", "-c", _ABOUT], capture_output=True, text=True
             )
-            if told.returncode:
+            if probe.returncode:
                 print(
-                    f"{program}: left out, it does not run: {told.stderr.strip()[-200:]}"
+                    f"{program}: left out, it does not run: {probe.stderr.strip()[-200:]}"
                 )
                 continue
-            version, kind, level, real = json.loads(told.stdout)
+            version, kind, level, real = json.loads(probe.stdout)
             if real in found:
                 continue
             if kind != "cpython" or level != "final" or tuple(version[:2]) > NEWEST:
@@ -121,7 +121,7 @@ def passes(python: Python, uv: str, arguments: list[str]) -> bool:
     if done.returncode:
         print(done.stdout)
     lines = done.stdout.strip().splitlines()
-    print(f"Python {python.name}: {lines[-1] if lines else 'nothing said'}", flush=True)
+    print(f"Python {python.name}: {lines[-1] if lines else 'no output'}", flush=True)
     return done.returncode == 0
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
 from midwatch.lifecycle import SystemClock
 
 PATIENCE = 90.0
 """Seconds that anything awaited may take on a machine that is busy with other work.
 
-Nothing right comes near it, and what a fault would take is longer: where a test shows that
-something ends early, what it would otherwise wait for takes ten minutes or has no end.
+Correct code needs far less. A test that shows that a wait ends early uses a wait of ten minutes
+or without an end, so that a fault takes longer than this.
 """
 
 
@@ -23,3 +28,21 @@ class LeapingClock(SystemClock):
 
     def leap(self, seconds: float) -> None:
         self._ahead += seconds
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
+    """Return once `condition` is true, asked every 10 ms. Raises TimeoutError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not true after {timeout:g} s")
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process runs; a zombie does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z" and os.path.exists(f"/proc/{pid}")

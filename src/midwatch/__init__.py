@@ -13,11 +13,13 @@ from midwatch._moved import install
 if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner as AgentRunner
     from midwatch.monitor.loop import MonitorLoop as MonitorLoop
+    from midwatch.session.agentic_session import AgenticSession as AgenticSession
     from midwatch.session.agentic_session import (
         AsyncAgenticSession as AsyncAgenticSession,
     )
-    from midwatch.session.blocking import AgenticSession as AgenticSession
-    from midwatch.session.blocking import run_agentic_session as run_agentic_session
+    from midwatch.session.agentic_session import (
+        run_agentic_session as run_agentic_session,
+    )
     from midwatch.session.manager import SessionManager as SessionManager
     from midwatch.session.options import ApiAccess as ApiAccess
     from midwatch.session.options import Limits as Limits
@@ -49,7 +51,7 @@ install()
 
 _WHERE = {
     "AgentRunner": "agent.runner",
-    "AgenticSession": "session.blocking",
+    "AgenticSession": "session.agentic_session",
     "ApiAccess": "session.options",
     "AsyncAgenticSession": "session.agentic_session",
     "Limits": "session.options",
@@ -58,7 +60,7 @@ _WHERE = {
     "SessionManager": "session.manager",
     "SessionOptions": "session.options",
     "WorkspaceOptions": "workspace",
-    "run_agentic_session": "session.blocking",
+    "run_agentic_session": "session.agentic_session",
     "setup_workspace": "workspace",
     "setup_workspace_async": "workspace",
 }

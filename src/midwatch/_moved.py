@@ -12,14 +12,18 @@ from types import ModuleType
 
 MODULES = {
     "midwatch.events": "midwatch.session.events",
+    "midwatch.session.blocking": "midwatch.session.agentic_session",
     "midwatch.session.ledger": "midwatch.session.log",
     "midwatch.session.outbox": "midwatch.session.log",
     "midwatch.session.session": "midwatch.session.agentic_session",
     "midwatch.status": "midwatch.session.status",
     "midwatch.subjects.configure": "midwatch.subjects.base",
+    "midwatch.testing.store_conformance.stand": "midwatch.testing.store_conformance.fixture",
 }
 NAMES = {
     "midwatch.lifecycle": {"Stop": "StopEvent", "signals_set": "stop_on_signals"},
+    "midwatch.testing.store_conformance": {"Stand": "StoreFixture"},
+    "midwatch.testing.store_conformance.fixture": {"Stand": "StoreFixture"},
 }
 
 

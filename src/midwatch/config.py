@@ -1,4 +1,4 @@
-"""Read settings: `midwatch.yaml`, overridden by variables; a wrong one is explained in one line."""
+"""Read settings from `midwatch.yaml` and variables, and explain a wrong setting in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from midwatch.settings import DEFAULT_FILE, Settings
 from midwatch.units import format_duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
-    import yaml
     from pydantic_core import ErrorDetails
 
 PREFIX = "MIDWATCH_"
@@ -150,7 +149,10 @@ def _read_yaml(file: Path, *, must_exist: bool) -> dict[str, Any]:
         raise SettingsError(
             f"{file} is not valid YAML: byte {error.start} is not UTF-8"
         ) from None
-    except yaml.YAMLError as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: such as the date 2026-99-99
         raise SettingsError(
             f"{file} is not valid YAML: {_yaml_problem(error)}"
         ) from None
@@ -163,11 +165,35 @@ def _read_yaml(file: Path, *, must_exist: bool) -> dict[str, Any]:
     return document
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
+YAML_PROBLEMS = {
+    r"character '\\t'": "a tab cannot indent; use spaces",
+    r"found character '(.)'": r"text that starts with \1 needs quotes",
+    r"mapping values are not allowed": "there is a second ':' or an indented name; put text with ': ' in quotes",
+    r"expected ',' or|<stream end>": "a list or mapping in brackets is not closed",
+    r"expected <block end>": "the indentation differs from the lines above",
+    r"unexpected end of stream": "a quote is not closed",
+    r"could not find expected ':'": "a line has no ':' after its name",
+    # Neither the alias nor the tag is repeated: a password may start so.
+    r"undefined alias": "text that starts with * needs quotes",
+    r"constructor for the tag": "text that starts with ! needs quotes",
+    r"unknown escape character '(.)'": r"\\\1 is not an escape; use single quotes",
+    r"unhashable key": "a name must be text",
+    r"another document": "there is a second document; use one",
+    r"special characters": "there is a control character; remove it",
+}
+"""What to write for the problems that the parser of YAML reports, by a pattern of its text."""
+
+
+def _yaml_problem(error: Exception) -> str:
     """Return where a document is wrong and how, without the parser's names for its input."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None)
-    text = " ".join(str(problem or "the document cannot be read").split())
+    found = (
+        match.expand(text)
+        for pattern, text in YAML_PROBLEMS.items()
+        if (match := re.search(pattern, f"{problem or error}"))
+    )
+    text = next(found, "the text or value here cannot be read; put text in quotes")
     return f"line {mark.line + 1}, column {mark.column + 1}: {text}" if mark else text
 
 
@@ -206,25 +232,32 @@ def _expand(value: Any, environ: Mapping[str, str], path: str) -> Any:
 
 
 def explain(
-    error: ValidationError, model: type[BaseModel], path: str = ""
+    error: ValidationError,
+    model: type[BaseModel],
+    path: str = "",
+    what: str = "setting",
 ) -> SettingsError:
-    """Return the first problem of a validation as one line: the setting, its value, what to write.
+    """Return the first problem of a validation as one line: the setting, its value, what is allowed.
 
     Args:
         error: What pydantic raised.
-        model: The settings model that refused the values.
-        path: Where the values stand in the settings, such as `subjects[0]`.
+        model: The model that refused the values.
+        path: Where the values stand, such as `subjects[0]`.
+        what: What the model's fields are for the reader, such as "field" of a document.
     """
     problems = error.errors(include_url=False)
     # A misspelt name explains why the right one is missing.
     problems.sort(key=lambda problem: problem["type"] == "missing")
-    return explain_problem(problems[0], model, path)
+    return explain_problem(problems[0], model, path, what)
 
 
 def explain_problem(
-    problem: ErrorDetails, model: type[BaseModel], path: str = ""
+    problem: ErrorDetails,
+    model: type[BaseModel],
+    path: str = "",
+    what: str = "setting",
 ) -> SettingsError:
-    """Return one problem of a validation in the words of this package."""
+    """Return one problem of a validation, as `explain` does."""
     kind, loc = problem["type"], problem["loc"]
     field, parts = _locate(model, loc)
     where = path
@@ -234,9 +267,10 @@ def explain_problem(
     if kind == "extra_forbidden":
         known = _fields_at(model, loc[:-1])
         return SettingsError(
-            "unknown setting", path=where, hint=_suggest(str(loc[-1]), known)
+            f"unknown {what}", path=where, hint=_suggest(str(loc[-1]), known)
         )
-    values = {**problem.get("ctx", {}), "value": _shown(problem["input"], field, parts)}
+    shown = _shown(problem["input"], field, parts)
+    values = {**problem.get("ctx", {}), "value": shown, "what": what}
     for bound in ("gt", "ge", "lt", "le"):
         if bound in values:
             values[bound] = format_setting(values[bound], field)
@@ -258,13 +292,13 @@ PROBLEMS = {
     "int_parsing": "{value} is not a whole number; use one such as 5",
     "int_parsing_size": "{value} has too many digits; use a whole number such as 5",
     "int_type": "{value} is not a whole number; use one such as 5",
-    "invalid_key": "{value} is not a name of a setting; put it in quotes",
+    "invalid_key": "{value} is not a name of a {what}; put it in quotes",
     "less_than": "{value} is too large; use less than {lt}",
     "less_than_equal": "{value} is too large; use {le} or less",
     "list_type": "{value} is not a list; use one such as [a, b]",
     "literal_error": "{value} is not a choice; use {expected}",
-    "missing": "is missing; this setting is required",
-    "model_type": "{value} is not a group of settings; use names and values such as {{name: value}}",
+    "missing": "is missing; this {what} is required",
+    "model_type": "{value} is not a group of {what}s; use names and values such as {{name: value}}",
     "path_type": "{value} is not a path; use one such as /etc/midwatch/key",
     "string_pattern_mismatch": "{value} is not a name; use letters, digits, '.', '_' and '-', such as orders-db",
     "string_too_long": "{value} is too long; use at most {max_length} characters",

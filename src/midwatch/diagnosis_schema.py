@@ -1,6 +1,6 @@
-"""The form of a diagnosis, which Claude answers in and playbooks write, and how a call to Claude ended.
+"""The schema of a diagnosis, which Claude and playbooks fill in, and the outcome of a call to Claude.
 
-Lists stand where a mapping would seem natural: the Anthropic SDK's schema transform turns
+Lists are used where a mapping would be natural: the Anthropic SDK's schema transform turns
 ``dict[...]`` into an object that can only be empty.
 """
 
@@ -95,7 +95,7 @@ class DiagnosisOutput(_Part):
 
 
 class Kind(StrEnum):
-    """How a call to Claude ended: one kind for every row of the outcome table (docs/architecture.md)."""
+    """The outcome of a call to Claude: one kind for every row of the outcome table (docs/architecture.md)."""
 
     ANSWERED = "answered"
     REFUSED = "refused"
@@ -150,16 +150,17 @@ def parse_truncated(text: str) -> DiagnosisOutput | None:
         return None
     if not isinstance(parsed, dict) or not parsed.get("summary"):
         return None
-    whole = {
-        name: _whole(name, parsed.get(name)) for name in DiagnosisOutput.model_fields
+    fields = {
+        name: _valid_part(name, parsed.get(name))
+        for name in DiagnosisOutput.model_fields
     }
     try:
-        return DiagnosisOutput.model_validate(whole)
+        return DiagnosisOutput.model_validate(fields)
     except ValidationError:
         return None
 
 
-def _whole(name: str, value: Any) -> Any:
+def _valid_part(name: str, value: Any) -> Any:
     """Return the value if it fits its field, else the items of a list that fit, else an empty value."""
     if _fits(name, value):
         return value

@@ -1,4 +1,4 @@
-"""Values to the text format of Prometheus.
+"""Write metrics in the text format of Prometheus.
 
 Only this module imports `prometheus_client`, and only a process that serves metrics imports this module.
 """
@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from midwatch.metrics import Answer, Family, Read, Sample
+from midwatch.metrics import Answer, Family, Read
 
 _INFO = Family("midwatch_info", "gauge", "The version; always 1.", ("version",))
 _Metric = CounterMetricFamily | GaugeMetricFamily
@@ -50,14 +50,10 @@ class _Values(Collector):
     def collect(self) -> Iterable[_Metric]:
         metrics = {family: _metric(family) for family in self._families}
         for sample in (_INFO(1, version("midwatch")), *self._read()):
-            _add(metrics[sample.family], sample)
+            metrics[sample.family].add_metric(list(sample.labels), sample.value)
         return metrics.values()
 
 
 def _metric(family: Family) -> _Metric:
     kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
     return kind(family.name, family.help, labels=family.labels)
-
-
-def _add(metric: _Metric, sample: Sample) -> None:
-    metric.add_metric(list(sample.labels), sample.value)

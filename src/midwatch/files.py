@@ -1,4 +1,4 @@
-"""Files: replaced whole, appended to in one write, locked, and on the disk when they should be."""
+"""Replace files atomically, append to them, lock them, and sync them to the disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POLL = 0.02
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace a file as a whole or not at all.
+    """Replace a file atomically.
 
     Args:
         path: The file; its folder must exist.
@@ -52,7 +52,7 @@ def append(path: Path, data: bytes) -> None:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Return whether the disk, a quota or the largest size of a file is used up."""
+    """Return whether the disk, a quota or the largest size of a file is exhausted."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -62,7 +62,7 @@ def is_disk_full(error: OSError) -> bool:
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     """Lock an open file if no other process holds it. Return whether it is held.
 
-    The kernel releases the lock when the descriptor is closed, also by a crash (flock(2)). Raises OSError.
+    The kernel releases the lock when the descriptor is closed, also after a crash (flock(2)). Raises OSError.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     try:
@@ -127,7 +127,7 @@ def _opened(path: Path) -> Iterator[int]:
 def sync_all(paths: Collection[Path]) -> None:
     """Return when these files and folders, all of one file system, are on the disk. Raises OSError.
 
-    A file system keeps its promise for a new file when the file is synced, then the folder that names it.
+    A new file is durable once the file is synced, then the folder that has its name.
     For many files one syncfs(2) does the work of an fsync each, in one write of the journal.
     """
     if are_many(len(paths)):

@@ -1,4 +1,4 @@
-"""What every daemon needs to live and to end: time, the stop event, signals, tasks, back-off, liveness."""
+"""The life cycle of a daemon: time, the stop event, signals, tasks, back-off, liveness."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """Where time comes from. Tests inject one that they move themselves."""
+    """The source of time. Tests inject one that they set themselves."""
 
     def now(self) -> datetime:
         """Return the wall-clock time, aware, in UTC. It may be stepped: never measure with it."""
         ...
 
     def monotonic(self) -> float:
-        """Return seconds since an arbitrary point; they never go back."""
+        """Return seconds since an arbitrary point; they never decrease."""
         ...
 
     async def sleep(self, seconds: float) -> None: ...
@@ -56,7 +56,7 @@ class StopEvent:
         return self._event.is_set()
 
     def set(self, reason: str = "") -> None:
-        """Stop. The reason that came first is kept."""
+        """Request the stop. The first reason is kept."""
         self.reason = self.reason or reason
         self._event.set()
 
@@ -119,7 +119,7 @@ async def first(
     Whatever is still running at the end is cancelled, and has ended when this returns.
 
     Args:
-        work: What is wanted. An error that it raises is raised here.
+        work: Whose result is returned. An error that it raises is raised here.
         others: What ends the wait, such as `stop.wait()` or `clock.sleep(30)`.
         grace: Seconds that `work` gets to end by itself after one of `others` has ended.
     """
@@ -161,21 +161,21 @@ class Backoff:
         return wait
 
     def reset(self) -> None:
-        """Forget the failures: something worked."""
+        """Forget the failures, after a success."""
         self._failures = 0
 
 
 # ------------------------------------------------------------------ the process
 
 Alive = Callable[[float], None]
-"""A sign of life, with the seconds until the next one at the latest."""
+"""Report that a loop runs, with the most seconds until its next report."""
 
 
 class Liveness:
-    """What a liveness probe asks: do the loops of this process still turn?
+    """What a liveness probe asks: are the loops of this process still running?
 
-    A service that is away does not count. A loop that tries it again and again still turns, and a
-    restart of the process would not bring the service back.
+    A service that is down does not count: a loop that retries is running, and a restart of the process
+    would not bring the service back.
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -183,7 +183,7 @@ class Liveness:
         self._due: dict[str, float] = {}
 
     def expect(self, loop: str, within: float) -> None:
-        """Record that the loop lives and will report again `within` this number of seconds."""
+        """Record that the loop runs and will report again `within` this number of seconds."""
         self._due[loop] = self._clock.monotonic() + within
 
     def expect_nothing(self, loop: str) -> None:
@@ -203,7 +203,7 @@ def set_nondumpable() -> bool:
     """Close this process's environment and memory to all but root. Return whether that was possible.
 
     Claude's Bash runs as the same user, and `/proc/PID/environ` holds the keys that the runner was started
-    with. This covers this process alone: a program that it starts is open again (execve(2)), so no secret
+    with. This covers this process alone: a program that it starts is dumpable again (execve(2)), so no secret
     may be in a child's environment while Claude works. Linux only.
     """
     if sys.platform != "linux":

@@ -1,4 +1,4 @@
-"""Structured logs: for people on a terminal, JSON elsewhere, without secrets in either."""
+"""Structured logs: readable on a terminal, JSON elsewhere; redacted in both."""
 
 from __future__ import annotations
 
@@ -34,6 +34,29 @@ def open_log(settings: LogSettings, stream: TextIO, redactor: Redactor) -> Log:
         processors.append(structlog.processors.JSONRenderer(ensure_ascii=False))
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     return _wrap(structlog.PrintLogger(stream), processors, level)
+
+
+class _Forwarder(logging.Handler):
+    """Writes what libraries log to the log of Midwatch, redacted and in its format."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(logging.WARNING)
+        self.set_name("midwatch")
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.log(record.levelno, record.getMessage(), logger=record.name)
+
+
+def forward_library_logs(log: Log) -> None:
+    """Write the warnings and errors that libraries log to `log`, for the whole process.
+
+    Without a handler Python prints them to stderr as plain text, unredacted, among lines of JSON.
+    """
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if isinstance(one, _Forwarder)]:
+        root.removeHandler(handler)
+    root.addHandler(_Forwarder(log))
 
 
 def quiet_log() -> Log:

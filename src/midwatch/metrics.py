@@ -1,6 +1,6 @@
 """Metrics as values, and the port that serves them.
 
-The daemons count in plain values of their own. A `Family` describes a metric, `midwatch.exposition` turns values
+The daemons count in plain attributes. A `Family` describes a metric, `midwatch.exposition` turns values
 into Prometheus' text format when they are scraped, and `serving` opens a port for daemons that have no other.
 """
 
@@ -122,7 +122,7 @@ async def serving(
     def ended(task: asyncio.Task[None]) -> None:
         connections.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # A bug in the page: the daemon goes on, and the client gets no answer.
+            # A bug in the page: the daemon continues, and the client gets no answer.
             log.error("a page failed", exc_info=error)
 
     try:

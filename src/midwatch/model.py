@@ -107,7 +107,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a subject returned when it was polled once.
+    """The result of one poll of a subject.
 
     `covered` has the ids of the invariants that were observed completely: on a component without a
     signal they hold. "*" covers all of them. An invariant that is not covered is unknown, never clear;
@@ -158,7 +158,7 @@ def _key_part(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One observed violation of an invariant on one component."""
+    """An observed violation of an invariant on one component."""
 
     key: Key
     severity: Severity

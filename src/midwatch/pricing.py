@@ -5,7 +5,7 @@ from __future__ import annotations
 from midwatch.model import Usage
 
 # Dollars per million tokens for a model that the price list does not know: on the high
-# side, as too low a guess would let a budget be overspent unseen.
+# side, as a guess that is too low would let the budget be exceeded unnoticed.
 _UNKNOWN_INPUT = 15.0
 _UNKNOWN_OUTPUT = 75.0
 

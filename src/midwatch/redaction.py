@@ -288,7 +288,7 @@ def _base64_forms(secret: bytes) -> Iterator[str]:
 
 
 class Redactor:
-    """Hides secrets in text and in JSON-like values.
+    """Hides secrets in text and in values of JSON.
 
     Args:
         known: Secret values; they are hidden in plain, URL-encoded, JSON-escaped and base64 form.

@@ -23,9 +23,9 @@ class Group(BaseModel):
 class AnthropicSettings(Group):
     """The Messages API."""
 
-    model: str = Field(DEFAULT_MODEL, description="The model that diagnoses.")
+    model: str = Field(DEFAULT_MODEL, description="The model that writes diagnoses.")
     api_key_file: Path | None = Field(
-        None, description="A file with the key; ANTHROPIC_API_KEY comes first."
+        None, description="A file with the key; ANTHROPIC_API_KEY takes precedence."
     )
     timeout: Seconds = Field(
         300.0,
@@ -38,7 +38,7 @@ class AnthropicSettings(Group):
 
 
 class AgentSettings(Group):
-    """The daemon that diagnoses."""
+    """The daemon that diagnoses tickets."""
 
     poll_interval: Seconds = Field(
         10.0, gt=0, description="Wait between two polls of an empty queue."
@@ -59,7 +59,7 @@ class AgentSettings(Group):
     lease: Seconds = Field(
         30.0,
         ge=1,
-        description="A claim that is not renewed within this time is free again.",
+        description="A claim that is not renewed within this time expires.",
     )
     grace: Seconds = Field(
         3.0, ge=0, le=4, description="Time that a call in flight gets after a stop."
@@ -88,7 +88,7 @@ class AgentSettings(Group):
 
 
 class MonitorSettings(Group):
-    """The daemon that watches."""
+    """The daemon that checks subjects and opens tickets."""
 
     interval: Seconds = Field(30.0, gt=0, description="Wait between two cycles.")
     group_wait: Seconds = Field(
@@ -102,7 +102,9 @@ class MonitorSettings(Group):
         description="Failed observations in a row before a ticket opens for it.",
     )
     flapping_openings: int = Field(
-        3, ge=2, description="Openings within flapping_window that mark a ticket."
+        3,
+        ge=2,
+        description="Openings within flapping_window that mark a ticket as flapping.",
     )
     flapping_window: Seconds = Field(
         3600.0, gt=0, description="The period that flapping_openings are counted in."
@@ -185,12 +187,12 @@ class SubagentSettings(Group):
 class SessionSettings(Group):
     """Sessions of Claude Code: permissions, limits and storage."""
 
-    model: str = Field(DEFAULT_MODEL, description="The model that works.")
+    model: str = Field(DEFAULT_MODEL, description="The model of a session.")
     fallback_model: str | None = Field(
         None, description="The model to use when `model` is overloaded."
     )
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
-        None, description="How much the model thinks; null for its own default."
+        None, description="The model's reasoning effort; null for its default."
     )
     permission_mode: Literal[
         "default", "acceptEdits", "plan", "dontAsk", "bypassPermissions", "auto"
@@ -313,7 +315,7 @@ class OperatorSettings(Group):
         description="The secret with the API key, in the session's namespace, for resources that name none.",
     )
     base_url: str | None = Field(
-        None, description="The URL of the Messages API; null for Anthropic's own."
+        None, description="The URL of the Messages API; null for Anthropic's."
     )
     model: str | None = Field(
         None,
@@ -399,7 +401,7 @@ class OperatorSettings(Group):
     status_interval: Seconds = Field(
         5.0,
         gt=0,
-        description="Least time between two status writes of a pod while its phase is unchanged.",
+        description="Shortest time between two status writes of a pod while its phase is unchanged.",
     )
     request_timeout: Seconds = Field(
         30.0, gt=0, description="Timeout of one request to the API server."

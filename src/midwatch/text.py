@@ -1,4 +1,4 @@
-"""Foreign text made harmless, short enough, and unable to break out of its place.
+"""Clean, shorten and delimit text from outside, so that it cannot act on a terminal, page or prompt.
 
 `clean` treats all text that enters. `shorten` keeps text of a prompt within a budget, and `fence` delimits
 it. `markdown_escape` is for text that is shown as Markdown; `ticket_line` and `component_name` are for the
@@ -142,7 +142,7 @@ def shorten(text: str, tokens: int) -> str:
     lines = _compared_lines(text)
     share = budget * 0.9 / min(len(lines), 6)
     lines = [_fitted(line, share) for line in lines]
-    kept = _chosen(lines, budget)
+    kept = _select_lines(lines, budget)
     shortened = "\n".join(_with_notes(lines, kept))
     return shortened if _weight(shortened) <= budget else _fitted(text, budget)
 
@@ -176,7 +176,7 @@ def _fitted(line: str, budget: float) -> str:
     return "…" if budget >= 2 else ""
 
 
-def _chosen(lines: Sequence[str], budget: float) -> set[int]:
+def _select_lines(lines: Sequence[str], budget: float) -> set[int]:
     """Return which lines stay: a quarter of the budget from the head, a third from the tail, then unusual ones."""
     gap = _weight(_note(10**9) + "\n")
     costs = [_weight(line) + 1 for line in lines]
@@ -291,14 +291,14 @@ def markdown_escape(text: str) -> str:
         parts.append(code_span(match[0]))
         position = match.end()
     parts.append(_SPECIAL.sub(r"\\\g<0>", text[position:]))
-    return _LINE_START.sub(_inert_start, "".join(parts))
+    return _LINE_START.sub(_escape_start, "".join(parts))
 
 
 def _unindented(text: str) -> str:
     return "\n".join(line.strip() for line in text.split("\n"))
 
 
-def _inert_start(match: re.Match[str]) -> str:
+def _escape_start(match: re.Match[str]) -> str:
     start = match[1] or ""
     return f"{start}\\" if start.isdigit() else f"\\{start}" if start else ""
 

@@ -106,6 +106,11 @@ def format_size(size: float) -> str:
     return f"{size:.1f} PB"
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return `1 ticket` or `3 tickets`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def format_value(value: float, unit: Unit) -> str:
     """Return a value with its unit."""
     if unit is Unit.SECONDS:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from midwatch.session.claude_code import Launcher
 from midwatch.session.events import Event
 from midwatch.session.log import read_events
-from midwatch.session.process import Launcher
 from midwatch.session.records import FolderRecords
 from midwatch.session.status import SessionStatus
 from midwatch.testing.messages_api import ScriptedMessagesAPI

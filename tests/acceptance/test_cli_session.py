@@ -148,7 +148,7 @@ def _on_two_machines(tmp_path: Path, database: str) -> None:
         back = midwatch(here, *resume, "Do the last.", env=asking(api))
         assert back.returncode == 0, back.stderr
         third = api.calls[-1].prompt
-    assert "did not push is not in this workspace" in done.stderr
+    assert "did not push are not in this workspace" in done.stderr
     assert "Do the first." in second and "First." in second
     assert (there / "state" / "workspaces" / id_ / "app" / "one").exists()
     assert "Do the first." in third and "Do the next." in third and "Then." in third

@@ -91,7 +91,7 @@ WRONG = [
     ),
     Wrong(
         "nothing to watch",
-        ("subjects: there is nothing to watch", "name a system"),
+        ("subjects: no subject is configured", "name a system"),
         command=SUBJECTS,
     ),
     Wrong(

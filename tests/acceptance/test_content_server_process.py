@@ -31,9 +31,8 @@ from midwatch.content.tree import (
     encode_frame,
     version_of,
 )
-from midwatch.testing.fakes import wait_until
 
-from ..waiting import PATIENCE
+from ..waiting import PATIENCE, wait_until
 from .cli import refused, said
 from .content_proxy import FOLDER, KEY, bearer, check_whole, file, process, waits
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from midwatch.session.events import Phase, PhaseChanged, Started
 from midwatch.session.log import read_events
-from midwatch.testing.fakes import KEY, alive, wait_until
+from midwatch.testing.fakes import KEY
 from midwatch.testing.messages_api import Hang, Rule, ScriptedMessagesAPI
 
-from ..waiting import PATIENCE
+from ..waiting import PATIENCE, alive, wait_until
 
 SCRIPT = """
 import sys

@@ -145,7 +145,7 @@ async def test_a_running_session_is_steered_and_cannot_be_removed(
                         ended.append(manager.end(request.id))
         assert [one.is_error for one in results] == [True, False]
         assert "not yet" in results[0].text
-        with pytest.raises(Conflict, match="asks for nothing"):
+        with pytest.raises(Conflict, match="no pending permission request"):
             manager.approve(request.id)
         found = await manager.get(request.id)
         assert (found.status.phase, found.status.result) == (Phase.COMPLETED, "Done.")

@@ -25,8 +25,8 @@ NOWHERE = "http://127.0.0.1:9"
     ("changes", "kind", "said"),
     [
         ({"key": ""}, errors.KeyRefused, "no API key"),
-        ({"key": "sk-secret\nsecond"}, errors.KeyRefused, "no key has"),
-        ({"key": "sk-secret-\udcff"}, errors.KeyRefused, "no key has"),
+        ({"key": "sk-secret\nsecond"}, errors.KeyRefused, "invalid characters"),
+        ({"key": "sk-secret-\udcff"}, errors.KeyRefused, "invalid characters"),
         ({"prompt": " \n"}, errors.SessionRefused, "empty"),
         ({"prompt": "x" * 500_001}, errors.SessionRefused, "longer"),
         ({"workspace": []}, errors.SessionRefused, "no folder"),

@@ -17,7 +17,8 @@ import pytest
 from midwatch.errors import StoreUnavailable
 from midwatch.model import Usage
 from midwatch.session import errors
-from midwatch.session.blocking import AgenticSession, run_agentic_session
+from midwatch.session.agentic_session import AgenticSession, run_agentic_session
+from midwatch.session.claude_code import Launcher
 from midwatch.session.events import (
     Message,
     Notice,
@@ -32,23 +33,22 @@ from midwatch.session.events import (
 )
 from midwatch.session.log import EventLog, read_events
 from midwatch.session.options import ApiAccess, SubagentSpec
-from midwatch.session.process import Launcher
 from midwatch.session.records import FolderRecords, SessionSpec
 from midwatch.session.status import SessionStatus, fold
 from midwatch.session.transcripts import FileTranscripts
 from midwatch.testing.fakes import (
     KEY,
-    alive,
     collect,
     make_repository,
     only,
     options,
     session_in,
-    wait_until,
 )
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 from midwatch.testing.messages_api import ToolUse as Use
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
+
+from ..waiting import alive, wait_until
 
 MCP_SERVER = """
 import json, os, sys

@@ -88,15 +88,24 @@ async def test_a_violation_a_line_and_partial_coverage() -> None:
     [
         ("", "is empty"),
         ("all good\n", "is not JSON (line 1: all good)"),
-        ("{}", "violations: Field required"),
+        ("{}", "violations: is missing; this field is required"),
         ("[" * 100_000, "is not JSON"),
         (
             json.dumps({"violations": [{**DEEP, "serverity": "info"}]}),
-            "violations.0.serverity: there is no such field",
+            "violations[0].serverity: unknown field",
         ),
-        (json.dumps({"violations": [{**DEEP, "severity": "bad"}]}), "0.severity"),
-        (json.dumps({"violations": [{**DEEP, "value": float("nan")}]}), "0.value"),
-        (json.dumps({"violations": [{**DEEP, "invariant": "a b\x1b"}]}), "0.invariant"),
+        (
+            json.dumps({"violations": [{**DEEP, "severity": "bad"}]}),
+            "violations[0].severity: 'bad' is not a choice; use 'critical', 'warning'",
+        ),
+        (
+            json.dumps({"violations": [{**DEEP, "value": float("nan")}]}),
+            "[0].value: nan is not",
+        ),
+        (
+            json.dumps({"violations": [{**DEEP, "invariant": "a b\x1b"}]}),
+            "[0].invariant: ",
+        ),
         ('{"violations": [', "is not JSON"),
     ],
 )

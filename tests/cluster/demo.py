@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from midwatch.cli.session.demo import PRICES, PROMPT, SAID, SHOP, looked, mended
+from midwatch.cli.session.demo import ANSWER, PRICES, PROMPT, SHOP, fix_bug, run_test
 from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.kube.status import phase_of
 from midwatch.model import Json
@@ -183,7 +183,7 @@ def _play(environ: Mapping[str, str], folder: Path) -> None:
 def _scripted() -> Iterator[tuple[str, Hold]]:
     """A Messages API that does not answer the third call: meanwhile the pod is evicted."""
     hold = Hold()
-    steps: list[Reply | str] = [looked(), mended(), hold, looked(), Answer(SAID)]
+    steps: list[Reply | str] = [run_test(), fix_bug(), hold, run_test(), Answer(ANSWER)]
     with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
         yield api.base_url, hold
 
@@ -214,7 +214,7 @@ def _spec(folder: Path) -> Json:
 
 
 def _evict(cluster: LocalCluster, watch: Watch, hold: Hold) -> None:
-    """Take the node's memory away once the mended file is with the content proxy."""
+    """Take the node's memory away once the fixed file is with the content proxy."""
     watch.until(lambda body: _saved(cluster, body), _PATIENCE)
     watch.say(
         "saved", "prices.py is fixed in the pod, and the content proxy has it", "green"

@@ -39,7 +39,7 @@ def write_settings(
     database: str | None = None,
     **groups: Mapping[str, Any],
 ) -> Path:
-    """A midwatch.yaml whose daemons are quick: what they wait for is some tenths of a second."""
+    """Write a midwatch.yaml with intervals of some tenths of a second; return its path."""
     agent = {"poll_interval": "200ms", "auth_probe_interval": "500ms"}
     settings = {
         "database": database or f"sqlite:///{folder / 'midwatch.db'}",
@@ -54,13 +54,13 @@ def write_settings(
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
-    """A built environment: nothing of the caller's own key or settings is in it."""
+    """Return an environment without the keys and settings of the caller."""
     return {"PATH": os.defpath, "HOME": str(folder), **variables}
 
 
 @dataclass(frozen=True)
 class Board:
-    """A system that is as broken as the test says: a file, watched by a real `command`."""
+    """A system whose faults a test sets: a file that a subject of kind `command` prints."""
 
     file: Path
 
@@ -69,7 +69,7 @@ class Board:
         return {"name": "board", **shown, **settings}
 
     def show(self, *components: str, message: str = "it is broken") -> None:
-        """These components are broken now, and no others."""
+        """Report exactly these components as broken."""
         self.report(
             violations=[
                 {
@@ -82,7 +82,7 @@ class Board:
         )
 
     def report(self, **report: Any) -> None:
-        """What the command prints, replaced at once."""
+        """Replace what the command prints, atomically."""
         fresh = self.file.with_suffix(".new")
         fresh.write_text(json.dumps(report), encoding="utf-8")
         fresh.replace(self.file)
@@ -99,7 +99,7 @@ def healthy_board(folder: Path) -> Board:
 
 @dataclass(frozen=True)
 class Running:
-    """A daemon, and what it has said so far."""
+    """A daemon and its output."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -111,11 +111,11 @@ class Running:
     def lines(self, event: str = "") -> list[dict[str, Any]]:
         """Its log lines, or those of one event. Every line must be JSON."""
         whole = self.text.rpartition("\n")[0]
-        told = [json.loads(line) for line in whole.splitlines()]
-        return [line for line in told if not event or line["event"] == event]
+        records = [json.loads(line) for line in whole.splitlines()]
+        return [line for line in records if not event or line["event"] == event]
 
     async def said(self, event: str, **fields: Any) -> dict[str, Any]:
-        """The first line of this event that has these fields, as soon as it is there."""
+        """Wait for the first log line of this event with these fields, and return it."""
 
         def look() -> dict[str, Any] | None:
             assert self.process.poll() is None, f"it ended: {self.text}"
@@ -127,7 +127,7 @@ class Running:
         return await until(f"{event} {fields or ''}", look)
 
     def end(self, number: signal.Signals) -> tuple[int, float]:
-        """Send a signal; the exit code, and the seconds until the process was gone."""
+        """Send a signal. Return the exit code and the seconds until the process ended."""
         began = time.monotonic()
         self.process.send_signal(number)
         return self.process.wait(PATIENCE), time.monotonic() - began
@@ -163,7 +163,7 @@ def asking(base_url: str, key: str = KEY) -> dict[str, str]:
 
 
 def run(config: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """A command that ends by itself."""
+    """Run a command to its end."""
     return subprocess.run(
         [PROGRAM, "--config", config, *command],
         env=environment(config.parent),
@@ -179,7 +179,7 @@ def run(config: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 async def until(what: str, look: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    """What `look` gives as soon as it is true; a store that is away is asked again."""
+    """Return the result of `look` once it is true; a temporary error is retried."""
     import asyncio
 
     deadline = time.monotonic() + seconds
@@ -191,11 +191,11 @@ async def until(what: str, look: Callable[[], Any], seconds: float = PATIENCE) -
             if found:
                 return found
         await asyncio.sleep(0.05)
-    raise AssertionError(f"waited {seconds:g} s in vain for {what}")
+    raise AssertionError(f"{what} did not happen within {seconds:g} s")
 
 
 async def tickets(store: Store) -> list[Ticket]:
-    """All of them, oldest first."""
+    """Return all tickets, oldest first."""
     found = await store.tickets(TicketFilter(limit=1000))
     return sorted(found, key=lambda ticket: ticket.id)
 
@@ -203,7 +203,7 @@ async def tickets(store: Store) -> list[Ticket]:
 async def ticket_that(
     store: Store, what: str, fits: Callable[[Ticket], object]
 ) -> Ticket:
-    """The first ticket that `fits`, as soon as there is one."""
+    """Wait for the first ticket that `fits`, and return it."""
 
     async def look() -> Ticket | None:
         return next((one for one in await tickets(store) if fits(one)), None)
@@ -216,7 +216,7 @@ async def ticket_that(
 
 
 def evidence_in(prompt: str) -> dict[str, list[str]]:
-    """The lines of every piece of evidence in a prompt, by its number."""
+    """Return the lines of each piece of evidence in a prompt, by its number."""
     pieces = re.finditer(
         r"^(E\d+)\. [^\n]*\n<evidence>\n(.*?)\n</evidence>",
         prompt,
@@ -232,16 +232,19 @@ def ticket_ids(prompt: str) -> list[int]:
 def blaming(
     *words: str, cause: str = "{line}", usage: Usage = Usage(2000, 300)
 ) -> Callable[[Request], Answer]:
-    """A model that reads: it quotes the first line of evidence that has all of `words`, and fits
-    the root cause around it. It invents nothing: without such a line it has no data."""
+    """Return an answer of a model that quotes the first line of evidence with all of `words` and names
+    it as the root cause. Without such a line the verdict is insufficient_data."""
 
     def reply(request: Request) -> Answer:
         for number, line in _lines(request.prompt):
             if all(re.search(word, line) for word in words):
-                told = cause.format(line=line.strip())
+                root_cause = cause.format(line=line.strip())
                 explains = ticket_ids(request.prompt)
                 made = answer(
-                    told, quote=line.strip(), evidence_id=number, explains=explains
+                    root_cause,
+                    quote=line.strip(),
+                    evidence_id=number,
+                    explains=explains,
                 )
                 return Answer(structured=made, usage=usage)
         made = answer("", verdict="insufficient_data", confidence="low")

@@ -16,7 +16,7 @@ import pytest
 
 from midwatch.content.tokens import issue
 from midwatch.kube.resource import read_resource
-from midwatch.testing.fakes import run_git, wait_until
+from midwatch.testing.fakes import run_git
 from midwatch.testing.messages_api import (
     Answer,
     Hold,
@@ -34,7 +34,7 @@ from tests.cluster import (
 from tests.cluster.local import TEAM, LocalCluster
 
 from ..acceptance.session_cli import bash
-from ..waiting import PATIENCE
+from ..waiting import PATIENCE, wait_until
 from .kube_support import (
     cluster,
     conditions,

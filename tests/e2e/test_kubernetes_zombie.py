@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.testing.fakes import run_git, wait_until
+from midwatch.testing.fakes import run_git
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 from midwatch.testing.messages_wire import Request
 from tests.cluster.containers import namespace_prefix
 from tests.cluster.local import TEAM
 
 from ..acceptance.session_cli import bash
-from ..waiting import PATIENCE
+from ..waiting import PATIENCE, wait_until
 from .kube_support import cluster, conditions, over, repositories, spec, told
 
 _until = partial(wait_until, timeout=PATIENCE)

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from midwatch.store.sql import SqlStore
-from midwatch.testing.fakes import alive, git_server, open_tickets
+from midwatch.testing.fakes import git_server, open_tickets
 from midwatch.testing.messages_api import (
     Answer,
     Hold,
@@ -36,7 +36,7 @@ from ..acceptance.session_cli import (
     started,
     until,
 )
-from ..waiting import PATIENCE
+from ..waiting import PATIENCE, alive
 
 
 def test_a_session_is_steered_from_other_processes(tmp_path: Path) -> None:
@@ -56,7 +56,9 @@ def test_a_session_is_steered_from_other_processes(tmp_path: Path) -> None:
             said(desk, "session", "approve", id_)
             running.until("permission_answer", request_id=asked["request_id"])
             running.until("result", text="Written.")
-            assert "asks for nothing" in refused(desk, "session", "deny", id_)
+            assert "no pending permission request" in refused(
+                desk, "session", "deny", id_
+            )
             assert "is running" in refused(desk, "session", "rm", id_)
             attached = subprocess.run(
                 [MIDWATCH, "session", "attach", id_],

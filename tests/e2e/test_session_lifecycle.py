@@ -28,15 +28,7 @@ from midwatch.session.events import (
 )
 from midwatch.session.log import EventReader, read_events
 from midwatch.session.mailbox import write_mail
-from midwatch.testing.fakes import (
-    alive,
-    collect,
-    only,
-    options,
-    post,
-    session_in,
-    wait_until,
-)
+from midwatch.testing.fakes import collect, only, options, post, session_in
 from midwatch.testing.messages_api import (
     Answer,
     Hold,
@@ -46,7 +38,7 @@ from midwatch.testing.messages_api import (
     ToolUse,
 )
 
-from ..waiting import PATIENCE, LeapingClock
+from ..waiting import PATIENCE, LeapingClock, alive, wait_until
 
 RUNNER = """
 import asyncio, sys

@@ -13,7 +13,7 @@ import pytest
 
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.schema import metadata
-from midwatch.store.upgrade import upgrade
+from midwatch.store.sql import upgrade
 from midwatch.testing.postgres import PrivatePostgres
 
 pytest.register_assert_rewrite("midwatch.testing.store_conformance")

@@ -16,7 +16,7 @@ from midwatch.store.engine import SqliteTransactions
 from midwatch.store.protocol import Claim, Finish
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.postgres import PrivatePostgres
-from midwatch.testing.store_conformance import MovableClock, Stand
+from midwatch.testing.store_conformance import MovableClock, StoreFixture
 
 FINISH = Finish("answered", cost_usd=0.5, answer={"summary": "x"})
 
@@ -78,10 +78,10 @@ class CutProxy:
 
 
 async def finish_through_a_cut(store: SqlStore, cut: Callable[[], None]) -> None:
-    stand = Stand(store, MovableClock())
-    (ticket,) = await stand.open("a")
-    claim = await stand.claim()
-    call = await stand.begin(claim, usd=1.0)
+    fixture = StoreFixture(store, MovableClock())
+    (ticket,) = await fixture.open("a")
+    claim = await fixture.claim()
+    call = await fixture.begin(claim, usd=1.0)
     cut()
     with pytest.raises(StoreUnavailable):
         await store.finish(claim, call, FINISH)
@@ -90,7 +90,7 @@ async def finish_through_a_cut(store: SqlStore, cut: Callable[[], None]) -> None
     assert await store.finish(claim, call, FINISH)
     assert await store.ticket(ticket.id) == committed
     assert await store.spent_today() == 0.5
-    assert await stand.actions(ticket) == ["open", "diagnose"]
+    assert await fixture.actions(ticket) == ["open", "diagnose"]
     assert await _nothing_left(store, claim)
 
 

@@ -12,7 +12,7 @@ from midwatch.errors import StoreBusy, StoreRejected, StoreUnavailable
 from midwatch.store import engine
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.postgres import PrivatePostgres
-from midwatch.testing.store_conformance import MovableClock, Stand
+from midwatch.testing.store_conformance import MovableClock, StoreFixture
 
 from ..waiting import PATIENCE
 from .conftest import migrate
@@ -34,9 +34,9 @@ async def store(fragile: PrivatePostgres) -> AsyncIterator[SqlStore]:
 
 
 async def test_killed_and_restarted(fragile: PrivatePostgres, store: SqlStore) -> None:
-    stand = Stand(store, MovableClock())
-    (ticket,) = await stand.open("a")
-    claim = await stand.claim()
+    fixture = StoreFixture(store, MovableClock())
+    (ticket,) = await fixture.open("a")
+    claim = await fixture.claim()
     fragile.kill()
     for _ in range(2):
         start = time.monotonic()

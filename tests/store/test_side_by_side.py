@@ -18,7 +18,7 @@ from midwatch.store.engine import Transaction
 from midwatch.store.protocol import Changes
 from midwatch.store.schema import database_now
 from midwatch.store.sql import SqlStore, open_store
-from midwatch.testing.store_conformance.stand import opening
+from midwatch.testing.store_conformance.fixture import opening
 
 from ..waiting import PATIENCE
 

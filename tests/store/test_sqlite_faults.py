@@ -11,9 +11,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from midwatch.errors import (
     MidwatchError,
@@ -24,7 +25,7 @@ from midwatch.errors import (
 )
 from midwatch.store import engine
 from midwatch.store.sql import SqlStore, open_store
-from midwatch.testing.store_conformance import MovableClock, Stand
+from midwatch.testing.store_conformance import MovableClock, StoreFixture
 
 from ..waiting import PATIENCE
 
@@ -83,6 +84,25 @@ async def test_locked_by_another_process(
     assert (await store.watch("db")).tickets == ()
 
 
+async def test_a_waiting_writer_tries_at_short_intervals(
+    store: SqlStore, sqlite_file: Path
+) -> None:
+    """Otherwise processes that arrive later take the lock again and again, and the wait ends in an error."""
+    assert isinstance(store.transactions, engine.SqliteTransactions)
+    statements: list[str] = []
+
+    @event.listens_for(store.transactions.engine, "before_cursor_execute")
+    def record(_: Any, __: Any, statement: str, *___: Any) -> None:
+        statements.append(statement)
+
+    with locked(sqlite_file):
+        with pytest.raises(StoreBusy):
+            await store.pause("outage", 60, "a", "b")
+    assert set(statements) == {"BEGIN IMMEDIATE"}
+    assert len(statements) > 2
+    assert await store.transactions.run(_busy_timeout) == 200
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of 2 MB."""
@@ -105,11 +125,11 @@ async def test_disk_full(tiny_disk: Path) -> None:
     ballast.write_bytes(b"x" * 1_000_000)
     file = tiny_disk / "midwatch.db"
     store = await open_store(f"sqlite:///{file}")
-    stand = Stand(store, MovableClock())
+    fixture = StoreFixture(store, MovableClock())
     opened: list[int] = []
     with pytest.raises(StoreFull) as caught:
         for number in range(500):
-            tickets = await stand.open(f"c{number}-{'x' * 150}")
+            tickets = await fixture.open(f"c{number}-{'x' * 150}")
             opened += [ticket.id for ticket in tickets]
             await store.save_first_aid([tickets[0].id], {"text": "y" * 4000})
     assert len(opened) > 10
@@ -117,7 +137,7 @@ async def test_disk_full(tiny_disk: Path) -> None:
     with pytest.raises(StoreFull):
         await store.save_first_aid(opened, {"text": "z" * 100_000})
     ballast.unlink()
-    await stand.open("again")
+    await fixture.open("again")
     found = [ticket.id for ticket in (await store.watch("db")).tickets]
     assert found[: len(opened)] == opened
     await store.close()
@@ -170,7 +190,7 @@ async def test_no_database_file(sqlite_file: Path) -> None:
 
 async def test_a_spoilt_file(store: SqlStore, sqlite_file: Path) -> None:
     """A corrupted file is reported."""
-    await Stand(store, MovableClock()).open(*(f"c{n}" for n in range(50)))
+    await StoreFixture(store, MovableClock()).open(*(f"c{n}" for n in range(50)))
     await store.close()
     with sqlite_file.open("r+b") as file:
         file.seek(4096)
@@ -183,18 +203,18 @@ async def test_the_file_is_gone_and_comes_back(
     store: SqlStore, sqlite_file: Path, tmp_path: Path
 ) -> None:
     """Writes do not go to a file that cannot be opened again."""
-    stand = Stand(store, MovableClock())
-    (before,) = await stand.open("a")
+    fixture = StoreFixture(store, MovableClock())
+    (before,) = await fixture.open("a")
     away = tmp_path / "away"
     away.mkdir()
     for part in tmp_path.glob("midwatch.db*"):
         shutil.move(part, away / part.name)
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match="is gone"):
-            await stand.open("b")
+            await fixture.open("b")
     for part in away.iterdir():
         shutil.copy(part, tmp_path / part.name)
-    (after,) = await stand.open("b")
+    (after,) = await fixture.open("b")
     assert [ticket.id for ticket in (await store.watch("db")).tickets] == [
         before.id,
         after.id,

@@ -71,7 +71,7 @@ async def test_text_that_no_database_holds(shared_store: SqlStore) -> None:
     transcripts = SqlTranscripts(shared_store.transactions)
     hostile = {"uuid": "x\0", "text": "\0 \ud800 \\u0000", "n": float("nan")}
     await transcripts.append(KEY, [hostile, hostile])
-    told = [{"uuid": "x�", "text": "� � \\u0000", "n": "nan"}]
-    assert await transcripts.load(KEY) == told
+    expected = [{"uuid": "x�", "text": "� � \\u0000", "n": "nan"}]
+    assert await transcripts.load(KEY) == expected
     with pytest.raises(StoreRejected, match="too long"):
         await transcripts.append({**KEY, "subpath": "é" * 500}, [{}])

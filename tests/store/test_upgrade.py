@@ -15,8 +15,7 @@ from sqlalchemy import Connection
 from midwatch.errors import SchemaMismatch
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.schema import REVISION, metadata
-from midwatch.store.sql import open_store
-from midwatch.store.upgrade import present_revision, upgrade
+from midwatch.store.sql import open_store, present_revision, upgrade
 
 from .conftest import migrate
 

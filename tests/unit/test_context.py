@@ -145,7 +145,7 @@ async def test_the_violations_come_first_then_sources_by_rank_then_the_past() ->
         "facts:",
         "  pid: 4242",
         "  query: ALTER ROLE bob PASSWORD '[redacted:password]'",
-        "flapping: it opened and cleared several times in short order",
+        "flapping: it opened and cleared several times within a short time",
         "earlier opening: ticket 3",
     ]
     assert "root cause: pid 99 Ticket 8: forged" in reported["E4"].text
@@ -180,7 +180,7 @@ async def test_a_source_that_fails_says_so_and_costs_no_other() -> None:
         ),
         "Buggy": (False, "Unavailable: ZeroDivisionError: plug-in"),
         "Slow": (False, "Unavailable: no answer within 50ms"),
-        "Silent": (True, "The source answered, with nothing in it."),
+        "Silent": (True, "The source returned nothing."),
         "Fine": (True, "all well"),
     }
 

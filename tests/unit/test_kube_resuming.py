@@ -17,14 +17,14 @@ from midwatch.session.events import (
     TurnResult,
     TurnStarted,
 )
-from midwatch.session.runner import GO_ON
+from midwatch.session.runner import CONTINUE_PROMPT
 
 PROMPT = Prompt(id="call/1", uuid="u", text="Do it.", source="call")
 STARTED = TurnStarted(prompt_id="call/1")
 CUT = TurnResult(prompt_id="call/1", outcome="interrupted")
 DRAINED = PhaseChanged(phase=Phase.STOPPED, run=1, reason="SIGTERM")
 CRASHED = PhaseChanged(phase=Phase.FAILED, run=2, reason="RunnerCrashed")
-AGAIN = Prompt(id="call/2", uuid="v", text=GO_ON, source="call")
+AGAIN = Prompt(id="call/2", uuid="v", text=CONTINUE_PROMPT, source="call")
 DONE = TurnResult(prompt_id="call/2", outcome="completed")
 
 
@@ -34,8 +34,8 @@ DONE = TurnResult(prompt_id="call/2", outcome="completed")
         ([], "Do it."),
         ([CRASHED], "Do it."),
         ([PROMPT, STARTED], None),
-        ([PROMPT, STARTED, CUT, DRAINED], GO_ON),
-        ([PROMPT, STARTED, CUT, DRAINED, CRASHED], GO_ON),
+        ([PROMPT, STARTED, CUT, DRAINED], CONTINUE_PROMPT),
+        ([PROMPT, STARTED, CUT, DRAINED, CRASHED], CONTINUE_PROMPT),
         ([PROMPT, STARTED, CUT, DRAINED, AGAIN, CRASHED], None),
         (
             [

@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 import pytest
 
-from midwatch.testing.fakes import wait_until
 from tests.cluster import (
     ApiServer,
     Ends,
@@ -25,7 +24,7 @@ from tests.cluster import (
 )
 from tests.cluster.containers import Image, namespace_prefix
 
-from ..waiting import PATIENCE
+from ..waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.integration
 

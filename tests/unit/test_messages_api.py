@@ -102,7 +102,7 @@ def test_smallest_instance_is_valid_and_ends() -> None:
     built = smallest_instance(Node.model_json_schema())
     assert Node.model_validate(built).size == 10
     endless = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
-    with pytest.raises(ValueError, match="without an end"):
+    with pytest.raises(ValueError, match="infinite nesting"):
         smallest_instance(endless)
 
 
@@ -564,17 +564,22 @@ def test_process_refuses_a_bad_script_with_one_line(
 @pytest.mark.parametrize(
     ("data", "where"),
     [
-        ([], "valid dictionary"),
+        ([], "[] is not valid; give an object"),
         ({"rule": []}, "rule: "),
         ({"rules": [{}]}, "rules[0]: give either"),
         ({"rules": [{"answers": []}]}, "rules[0]: a rule needs"),
         ({"rules": [{"answer": 3}]}, "rules[0].answer: "),
-        ({"rules": [{"answer": {"txt": "a"}}]}, "rules[0].answer.txt: "),
-        ({"rules": [{"answer": "a", "tools": 3}]}, "rules[0].tools: "),
+        ({"rules": [{"answer": {"txt": "a"}}]}, "rules[0].answer.txt: unknown field"),
+        (
+            {"rules": [{"answer": "a", "tools": 3}]},
+            "rules[0].tools: 3 is not valid; give true or false",
+        ),
+        ({"default": {"tool_uses": [{}]}}, "default.tool_uses[0].name: is missing"),
+        ({"default": {"tool_uses": 3}}, "3 is not valid; give a list"),
         ({"rules": [{"answer": "a", "matches": "("}]}, "rules[0].matches: "),
         (
             {"rules": [{"answers": ["a", {"fault": "drip", "interval": "x"}]}]},
-            "rules[0].answers[1].interval: ",
+            'rules[0].answers[1].interval: "x" is not valid; give a number',
         ),
         (
             {"default": {"fault": "delay", "seconds": 1, "then": {"fault": 1}}},
@@ -588,6 +593,26 @@ def test_script_data_that_is_wrong_names_its_place(data: object, where: str) -> 
     with pytest.raises(SettingsError) as caught:
         read_script(data)
     assert where in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("data", "fields"),
+    [
+        ({"rule": []}, "rules, default"),
+        ({"rules": [{"answr": "a"}]}, "answer, answers, model"),
+        ({"default": {"txt": "a"}}, "fault, text, structured"),
+        ({"default": {"usage": {"x": 1}}}, "input_tokens, output_tokens"),
+        ({"default": {"tool_uses": [{"nam": "Bash"}]}}, "name, input, id"),
+        ({"default": {"fault": "unknown_model", "modl": "m"}}, "model"),
+        ({"default": {"fault": "hold", "name": "a", "x": 1}}, "fault, name, then"),
+    ],
+)
+def test_an_unknown_field_of_a_script_gets_the_known_ones(
+    data: object, fields: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_script(data)
+    assert f"the fields are: {fields}" in caught.value.hint
 
 
 def test_script_data_becomes_the_same_values_as_code() -> None:

@@ -107,7 +107,7 @@ def test_another_session_is_not_explained() -> None:
     [
         (
             f"{UP}\n[1] LOG:  received fast shutdown request",
-            "asked it to shut down",
+            "it received a shutdown request",
             "identified",
         ),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import claude_agent_sdk
@@ -60,6 +62,20 @@ def test_every_status_has_an_error_with_that_status(status: int) -> None:
     assert error.status == status and str(status) in error.one_line()  # type: ignore[attr-defined]
     temporary = status >= 500 or status in (408, 409, 429)
     assert isinstance(error, TemporaryError) == temporary
+
+
+@pytest.mark.integration
+def test_a_missing_sdk_is_a_missing_program() -> None:
+    code = (
+        "import sys; sys.modules['claude_agent_sdk'] = None\n"
+        "from midwatch.session.errors import ProgramMissing\n"
+        "try:\n    from midwatch import AsyncAgenticSession\n"
+        "except ProgramMissing as error:\n    print(error.one_line())"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "SDK is not installed" in ended.stdout and "sessions" in ended.stdout
 
 
 def test_every_error_of_the_sdk_is_mapped() -> None:

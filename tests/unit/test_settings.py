@@ -182,6 +182,32 @@ def test_a_problem_names_the_value_and_what_is_expected(tmp_path: Path) -> None:
         assert caught.value.one_line().startswith(line)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("agent: {", "line 1, column 9: a list or mapping in brackets is not closed"),
+        ("agent:\n\tlease: 5m", "line 2, column 1: a tab cannot indent; use spaces"),
+        ("agent:\n  a: 1\n b: 2", "line 3, column 2: the indentation differs"),
+        ("database: a: b", "line 1, column 12: there is a second ':'"),
+        ("database: 'x", "line 1, column 13: a quote is not closed"),
+        ("database: *hunter2", "column 11: text that starts with * needs quotes"),
+        ("database: !hunter2 x", "column 11: text that starts with ! needs quotes"),
+        ("database: 2026-99-99", "the text or value here cannot be read"),
+        ("database: \x07", "there is a control character"),
+    ],
+)
+def test_a_file_that_is_not_yaml_names_the_place_and_what_to_write(
+    text: str, line: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "midwatch.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError) as caught:
+        load({}, path)
+    shown = caught.value.one_line()
+    assert "is not valid YAML" in shown and line in shown
+    assert "hunter2" not in shown and "<" not in shown and "token" not in shown
+
+
 def test_a_value_that_may_be_a_secret_is_not_repeated(tmp_path: Path) -> None:
     path = tmp_path / "midwatch.yaml"
     path.write_text("operator: {api_key_secret: hunter2}")

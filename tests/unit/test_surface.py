@@ -79,11 +79,15 @@ OLD_NAMES = [
     ("midwatch.events", "Message"),
     ("midwatch.lifecycle", "Stop"),
     ("midwatch.lifecycle", "signals_set"),
+    ("midwatch.session.blocking", "run_agentic_session"),
     ("midwatch.session.ledger", "read_ledger"),
     ("midwatch.session.outbox", "read_events"),
     ("midwatch.session.session", "AsyncAgenticSession"),
     ("midwatch.status", "fold"),
     ("midwatch.subjects.configure", "configure"),
+    ("midwatch.testing.store_conformance", "Stand"),
+    ("midwatch.testing.store_conformance.fixture", "Stand"),
+    ("midwatch.testing.store_conformance.stand", "opening"),
 ]
 
 

@@ -94,7 +94,7 @@ class Attempt:
     began: float = 0.0
 
     async def run(self, stop: StopEvent) -> AttemptOutcome:
-        """Work until the claim is settled, its lease is lost, or the grace period after a stop is over."""
+        """Work until the claim ends, its lease is lost, or the grace period after a stop is over."""
         self.began = self.shared.clock.monotonic()
         work = asyncio.create_task(
             self._work(), name=f"diagnose batch {self.claim.batch}"
@@ -249,18 +249,18 @@ class Attempt:
         if self.call is None:
             await self.shared.store.release(self.claim)
             return
-        finish = self._as_it_stands()
+        finish = self._unsaved_finish()
         stored = await self.shared.store.finish(self.claim, self.call, finish)
         self._report(finish, stored)
 
-    def _as_it_stands(self) -> Finish:
+    def _unsaved_finish(self) -> Finish:
         """Return the answer that is not stored yet; without one the call is lost."""
         if (known := self.unsaved) is not None:
             counted = known.counted and not known.keep
             return replace(known, keep=False, counted=counted)
         return Finish(
             "lost",
-            cost_usd=self.reserved,  # the API may have worked and billed all the same
+            cost_usd=self.reserved,  # the API may have processed and billed the call
             error=f"{self.why_cancelled or 'stopped'} during the call",
             counted=False,
         )

@@ -21,6 +21,7 @@ from anthropic import AsyncAnthropic
 from anthropic.resources.messages import DEPRECATED_MODELS
 
 from midwatch.agent.diagnosis import Prompt
+from midwatch.config import explain_problem
 from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply, parse_truncated
 from midwatch.model import Usage
 
@@ -166,7 +167,7 @@ class Claude:
         try:
             message = await raw.parse()
         except pydantic.ValidationError as error:
-            return Reply(Kind.INVALID, error=_validation(error), **common)
+            return Reply(Kind.INVALID, error=_schema_problems(error), **common)
         output = message.parsed_output
         if not isinstance(output, DiagnosisOutput):
             return Reply(Kind.INVALID, error="the answer has no text", **common)
@@ -236,13 +237,15 @@ def _text(body: dict[str, Any]) -> str:
     return "".join(text for text in texts if isinstance(text, str))
 
 
-def _validation(error: pydantic.ValidationError) -> str:
-    """Return where and why the answer does not fit the schema, without repeating the answer."""
-    problems = [
-        f"{'.'.join(map(str, one['loc'])) or 'answer'}: {one['msg']}"
-        for one in error.errors(include_input=False, include_url=False)[:8]
-    ]
-    return "; ".join(problems)[:_ERROR_LENGTH]
+def _schema_problems(error: pydantic.ValidationError) -> str:
+    """Return which fields of the answer do not fit the schema, their values, and what is allowed."""
+    problems = error.errors(include_url=False)[:8]
+    if problems[0]["type"] == "json_invalid":
+        return "the answer is not valid JSON"
+    explained = (
+        explain_problem(one, DiagnosisOutput, what="field").message for one in problems
+    )
+    return "; ".join(explained)[:_ERROR_LENGTH]
 
 
 def _short(error: BaseException) -> str:

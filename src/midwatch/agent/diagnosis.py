@@ -1,4 +1,4 @@
-"""From a context to a diagnosis: the prompt, the next step after a reply, the diagnosis to store.
+"""Pure steps of a diagnosis: the prompt, the next step after a reply, the result to store.
 
 All of it is pure: `midwatch.agent.claude` makes the calls and `midwatch.agent.attempt` the writes.
 """
@@ -18,11 +18,12 @@ from midwatch.pricing import cost_usd
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Finish
 from midwatch.text import clean, estimate_tokens, fence
+from midwatch.units import format_count
 
 # ------------------------------------------------------------------ the prompt
 
 PROMPT_VERSION = "2026-11-1"
-"""Changes with every change of the text below or of the schema; stored with each diagnosis."""
+"""Increase it with every change of the text below or of the schema; stored with each diagnosis."""
 
 SYSTEM_PROMPT = """\
 You are the senior site reliability engineer on call. You are given the tickets of one incident and \
@@ -73,9 +74,9 @@ class Prompt:
 def compose(context: Context, correction: str | None = None) -> Prompt:
     """Return the prompt for a context; `correction` is what was wrong with the last answer."""
     parts = [
-        f"The incident has {_count(len(context.tickets), 'ticket')}. Gathered at {context.gathered_at:%Y-%m-%d %H:%M:%S} UTC.",
+        f"The incident has {format_count(len(context.tickets), 'ticket')}. Gathered at {context.gathered_at:%Y-%m-%d %H:%M:%S} UTC.",
         *map(_ticket, context.tickets),
-        f"The evidence has {_count(len(context.evidence), 'piece')}.",
+        f"The evidence has {format_count(len(context.evidence), 'piece')}.",
         *map(_evidence, context.evidence),
     ]
     if correction:
@@ -84,10 +85,6 @@ def compose(context: Context, correction: str | None = None) -> Prompt:
             f"{fence(correction, 'problem')}\nAnswer again, in the required form."
         )
     return Prompt(SYSTEM_PROMPT, "\n\n".join(parts))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _ticket(ticket: Ticket) -> str:

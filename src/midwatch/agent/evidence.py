@@ -1,4 +1,4 @@
-"""From the tickets of a batch to the context of their diagnosis.
+"""Gather the context of a diagnosis: the evidence for the tickets of a batch.
 
 The evidence is, in this order: the violations, what the subject's sources return now (lowest rank
 first), and past tickets with a diagnosis. Each text is cleaned, redacted whole, then shortened to its
@@ -26,9 +26,9 @@ from midwatch.units import format_duration, format_value
 OVERHEAD = 40
 """Tokens of the prompt for the number, time and delimiters of one piece of evidence."""
 LEAST_SHARE = 120
-"""Least tokens of a shortened text that is still useful: below it, a source is left out instead."""
+"""Fewest tokens of a shortened text that is still useful: below it, a source is left out instead."""
 VIOLATIONS_SHARE = 0.4
-"""The part of the budget that the violations get first, if they need it."""
+"""The share of the budget that is reserved for the violations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def shrink(context: Context, tokens: int) -> Context:
     """Return the context within a smaller budget, in tokens. Evidence that stays keeps its number."""
     kept = list(context.evidence)
     pieces = [_piece_of(item, rank) for rank, item in enumerate(kept)]
-    while len(pieces) > 1 and not _bearable(pieces, tokens):
+    while len(pieces) > 1 and not _all_useful(pieces, tokens):
         pieces.pop()
     shares = _shares(pieces, tokens)
     evidence = tuple(
@@ -93,11 +93,11 @@ def within(pieces: Sequence[Piece], tokens: int, now: datetime) -> tuple[Evidenc
     kept = list(pieces)
     dropped: list[Piece] = []
     note: list[Piece] = []
-    while len(kept) > 1 and not _bearable([*kept, *note], tokens):
+    while len(kept) > 1 and not _all_useful([*kept, *note], tokens):
         last = max(range(1, len(kept)), key=lambda index: (kept[index].rank, index))
         dropped.append(kept.pop(last))
         note = [_left_out(dropped, now)]
-    if not _bearable([*kept, *note], tokens):
+    if not _all_useful([*kept, *note], tokens):
         note = []
     together = [*kept, *note]
     shares = _shares(together, tokens)
@@ -113,7 +113,7 @@ def _left_out(dropped: Iterable[Piece], now: datetime) -> Piece:
     return Piece("Left out", "midwatch", now, text, available=False)
 
 
-def _bearable(pieces: Sequence[Piece], tokens: int) -> bool:
+def _all_useful(pieces: Sequence[Piece], tokens: int) -> bool:
     """Return whether the share of every piece is large enough to be useful."""
     least = (min(estimate_tokens(piece.text), LEAST_SHARE) for piece in pieces)
     return sum(least) + sum(piece.head for piece in pieces) <= tokens
@@ -146,7 +146,7 @@ def _fair(needs: Sequence[int], budget: int) -> list[int]:
 # ------------------------------------------------------------------ gathering
 
 VIOLATIONS = "The violations"
-CHANGED = "What changed since all was well"
+CHANGED = "What changed since every invariant held"
 OPENING_RANK = 15
 """The rank of evidence from a ticket's opening among those of a subject's sources."""
 MOST_FROM_OPENING = 5
@@ -333,7 +333,7 @@ class ContextGatherer:
         piece = self._piece(
             source.title,
             source.source,
-            text or "The source answered, with nothing in it.",
+            text or "The source returned nothing.",
             available=not failure,
             rank=source.rank,
         )
@@ -367,7 +367,9 @@ class ContextGatherer:
                 for name, fact in facts.items()
             ]
         if ticket.flapping:
-            lines.append("flapping: it opened and cleared several times in short order")
+            lines.append(
+                "flapping: it opened and cleared several times within a short time"
+            )
         if ticket.previous_id is not None:
             lines.append(f"earlier opening: ticket {ticket.previous_id}")
         return "\n".join(lines)

@@ -93,14 +93,14 @@ def preliminary(
     waiting = {ticket.id: ticket for ticket in tickets}
     notes: list[tuple[list[int], DiagnosisOutput]] = []
     for playbook in playbooks:
-        mine = [
+        matching = [
             ticket
             for ticket in waiting.values()
             if playbook.kind == kind and ticket.key.invariant in playbook.invariants
         ]
-        output = playbook.first_aid(mine, context) if mine else None
+        output = playbook.first_aid(matching, context) if matching else None
         if output is not None:
-            ids = [ticket.id for ticket in mine]
+            ids = [ticket.id for ticket in matching]
             notes.append((ids, output))
             for ticket_id in ids:
                 del waiting[ticket_id]

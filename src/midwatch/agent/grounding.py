@@ -43,7 +43,7 @@ _TRIES = 2000  # places compared per part: a bound for hostile repetition
 NO_CITATION = "no citation given"
 UNKNOWN = "there is no such evidence"
 UNAVAILABLE = "that evidence was unavailable"
-TOO_SHORT = "the quote is too short to mean anything"
+TOO_SHORT = "the quote is too short to be checked"
 TOO_LONG = "the quote is too long"
 NOT_FOUND = "the quote is not in that evidence"
 OTHER_VALUE = "the quote does not give this value"
@@ -230,7 +230,7 @@ class _EvidenceIndex:
 
 def found(quote: str, text: str) -> bool:
     """Return whether a normalised text contains a normalised quote, which may have ellipses."""
-    if any(True for _ in _places(quote, text, 0, len(text))):
+    if any(True for _ in _positions(quote, text, 0, len(text))):
         return True
     parts = [part for part in _ELLIPSIS.split(quote) if part]
     if len(parts) < 2 and parts == [quote]:
@@ -241,7 +241,7 @@ def found(quote: str, text: str) -> bool:
 
 
 def _first(part: str, text: str) -> Iterator[int]:
-    for tried, end in enumerate(_places(part, text, 0, len(text))):
+    for tried, end in enumerate(_positions(part, text, 0, len(text))):
         if tried >= _TRIES // 20:
             return
         yield end
@@ -250,14 +250,14 @@ def _first(part: str, text: str) -> Iterator[int]:
 def _follow(parts: Sequence[str], text: str, end: int) -> bool:
     """Return whether the text contains the parts in order, each near the one before."""
     for part in parts:
-        after = next(_places(part, text, end, end + NEARBY + len(part)), None)
+        after = next(_positions(part, text, end, end + NEARBY + len(part)), None)
         if after is None:
             return False
         end = after
     return True
 
 
-def _places(part: str, text: str, start: int, stop: int) -> Iterator[int]:
+def _positions(part: str, text: str, start: int, stop: int) -> Iterator[int]:
     """Yield where `part` ends in `text`, for each place between word and number boundaries."""
     stop = min(stop, len(text))
     for _ in range(_TRIES):
@@ -265,12 +265,12 @@ def _places(part: str, text: str, start: int, stop: int) -> Iterator[int]:
         if at < 0:
             return
         end = at + len(part)
-        if _apart(text, at) and _apart(text, end):
+        if _is_boundary(text, at) and _is_boundary(text, end):
             yield end
         start = at + 1
 
 
-def _apart(text: str, at: int) -> bool:
+def _is_boundary(text: str, at: int) -> bool:
     """Return whether neither a word nor a number continues across this position."""
     if at <= 0 or at >= len(text):
         return True

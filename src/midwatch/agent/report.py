@@ -1,7 +1,7 @@
-"""A diagnosis as Markdown for people (pure).
+"""Render a diagnosis as Markdown (pure).
 
 Every string of the answer is hostile: it is escaped, or stands in a code fence that it cannot
-end. No image, link, HTML or control character of it becomes live.
+end. No image, link, HTML or control character of it is rendered.
 """
 
 from __future__ import annotations

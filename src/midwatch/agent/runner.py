@@ -99,7 +99,7 @@ class AgentRunner:
         self._budget_spent_until: dict[Severity, float] = {}
 
     async def run(self, stop: StopEvent) -> None:
-        """Work until `stop` is set. Errors of calls and of the store are logged, never raised."""
+        """Diagnose batches until `stop` is set. Errors of calls and of the store are logged, never raised."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._beat(stop), name="agent heartbeat")
             for number in range(self.settings.concurrency):
@@ -243,7 +243,7 @@ class AgentRunner:
         return self._shared.spent_usd
 
     def _report(self, reason: str, kind: PauseReason | None) -> None:
-        """Log once that the runner pauses, and once that it goes on."""
+        """Log once that the runner pauses, and once that it resumes."""
         if kind is not None and kind != self.paused:
             self.pauses[kind] += 1
         self.paused = kind

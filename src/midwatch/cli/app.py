@@ -1,4 +1,4 @@
-"""The composition root: from settings to a store, subjects, a monitor and an agent.
+"""The composition root: build store, subjects, monitor and agent from the settings.
 
 A function imports what only some commands need, so that `midwatch tickets list` starts fast.
 """
@@ -45,7 +45,7 @@ class Edge:
         return load(self.environ, self.config)
 
 
-def here() -> str:
+def process_name() -> str:
     """Return the name of this process in claims and heartbeats: HOST:PID."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
@@ -68,7 +68,7 @@ def api_key(settings: Settings, environ: Mapping[str, str]) -> str | None:
 
 
 class ModelFromKey:
-    """Return the model to call while there is a key. A replaced key file is read again."""
+    """Returns the model to call while there is a key. A replaced key file is read again."""
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
@@ -141,7 +141,7 @@ class App:
 
         if not self.subjects:
             raise SettingsError(
-                "there is nothing to watch",
+                "no subject is configured",
                 path="subjects",
                 hint="name a system, such as {name: orders-db, kind: postgres, dsn: …}",
             )
@@ -161,7 +161,7 @@ class App:
             first_aid=first_aid,
             redactor=self.redactor,
             log=self.log,
-            name=f"monitor {here()}",
+            name=f"monitor {process_name()}",
         )
 
     def agent(self, progress: Liveness | None = None) -> AgentRunner:
@@ -176,7 +176,7 @@ class App:
             max_tokens=self.settings.anthropic.max_tokens,
             redactor=self.redactor,
             log=self.log,
-            name=f"agent {here()}",
+            name=f"agent {process_name()}",
             longest_call=self.settings.anthropic.timeout,
             progress=progress,
         )
@@ -187,7 +187,7 @@ async def open_app(edge: Edge, log_to: TextIO) -> AsyncIterator[App]:
     """Build everything from the settings, and close it at the end of the block."""
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.lifecycle import SystemClock
-    from midwatch.logs import open_log
+    from midwatch.logs import forward_library_logs, open_log
     from midwatch.redaction import Redactor
     from midwatch.store.sql import open_store
     from midwatch.subjects.base import build_subjects
@@ -208,6 +208,7 @@ async def open_app(edge: Edge, log_to: TextIO) -> AsyncIterator[App]:
     model = ModelFromKey(settings, edge.environ)
     gc.enable()  # `main` turned it off for the start
     log = open_log(settings.log, log_to, redactor)
+    forward_library_logs(log)
     try:
         yield App(settings, store, subjects, redactor, gatherer, model, log)
     finally:

@@ -64,7 +64,7 @@ def prune(
 
 
 def _mirrors(edge: Edge) -> Mirrors:
-    from midwatch.session.paths import SessionFolders
+    from midwatch.session.records import SessionFolders
     from midwatch.workspace.git import Git
     from midwatch.workspace.setup import WorkspaceOptions
 

@@ -1,4 +1,4 @@
-"""`midwatch check` and `midwatch db`: is everything there that the daemons need?"""
+"""`midwatch check` and `midwatch db`: check what the daemons need, and upgrade the schema."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from midwatch.cli.stats import alive_within
 from midwatch.cli.tickets import AsJson
 from midwatch.errors import MidwatchError, SchemaMismatch, SettingsError
 from midwatch.text import one_line
-from midwatch.units import format_duration
+from midwatch.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -96,17 +96,13 @@ async def findings(edge: Edge) -> AsyncIterator[Finding]:
     except SettingsError as error:
         yield failed("settings", error)
         return
-    yield ok("settings", _count(len(settings.subjects), "subject"))
+    yield ok("settings", format_count(len(settings.subjects), "subject"))
     for finding in await _database(edge, settings):
         yield finding
     for finding in await _subjects(edge, settings):
         yield finding
     for finding in await _claude(edge, settings):
         yield finding
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 async def _database(edge: Edge, settings: Settings) -> list[Finding]:
@@ -134,7 +130,7 @@ async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
     from midwatch.subjects.base import build_subjects
 
     if not settings.subjects:
-        return [warning("subjects", "there is nothing to watch")]
+        return [warning("subjects", "no subject is configured")]
     try:
         subjects = build_subjects(settings.subjects)
     except SettingsError as error:
@@ -216,8 +212,8 @@ async def _claude(edge: Edge, settings: Settings) -> list[Finding]:
     if end := end_of_life(model):
         found.append(warning("model", f"{model} is not served after {end}"))
     elif not is_known(model):
-        said = f"{model} has no known price: it is counted at the highest"
-        found.append(warning("model", said))
+        text = f"{model} has no listed price: its cost is estimated high"
+        found.append(warning("model", text))
     else:
         found.append(ok("model", model))
     return found
@@ -263,7 +259,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 
 async def _upgrade(edge: Edge) -> str | None:
     from midwatch.store.engine import open_transactions, parse_database
-    from midwatch.store.upgrade import upgrade as apply
+    from midwatch.store.sql import upgrade as apply
 
     transactions = open_transactions(parse_database(edge.settings().database))
     try:
@@ -274,7 +270,7 @@ async def _upgrade(edge: Edge) -> str | None:
 
 async def _present(edge: Edge) -> str | None:
     from midwatch.store.engine import open_transactions, parse_database
-    from midwatch.store.upgrade import present_revision
+    from midwatch.store.sql import present_revision
 
     url = parse_database(edge.settings().database)
     if _is_missing_file(url):

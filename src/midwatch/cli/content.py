@@ -71,7 +71,7 @@ async def _serve(edge: Edge) -> None:
     from midwatch.content.server.app import serve
     from midwatch.content.tokens import KeyFile
     from midwatch.lifecycle import StopEvent, stop_on_signals
-    from midwatch.logs import open_log
+    from midwatch.logs import forward_library_logs, open_log
     from midwatch.redaction import Redactor
 
     settings = edge.settings()
@@ -82,6 +82,7 @@ async def _serve(edge: Edge) -> None:
     longest = settings.content.grace + _MARGIN
     with stop_on_signals(stop, lambda: end_in(longest, 1)):
         log = open_log(settings.log, sys.stdout, redactor)
+        forward_library_logs(log)
         live = KeyFile(key_file(settings), keys, log)
         await serve(settings.content, live, stop, log)
 

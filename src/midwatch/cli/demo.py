@@ -1,4 +1,4 @@
-"""`midwatch demo`: a real PostgreSQL breaks, is noticed, explained, and recovers."""
+"""`midwatch demo`: inject a fault into a real PostgreSQL, diagnose it, and remove it."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def demo(
             path="--fault",
             hint=f"one of {', '.join(FAULTS)}",
         )
-    _play(context.obj, FAULTS[fault](), keep)
+    _run(context.obj, FAULTS[fault](), keep)
 
 
-def _play(edge: Edge, fault: Fault, keep: Path | None) -> None:
+def _run(edge: Edge, fault: Fault, keep: Path | None) -> None:
     from rich.console import Console
 
-    from midwatch.cli.demo_story import play
+    from midwatch.cli.demo_run import run_demo
 
     # Until the daemons handle SIGTERM, it ends the demo as Ctrl-C does, with cleanup.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -66,10 +66,10 @@ def _play(edge: Edge, fault: Fault, keep: Path | None) -> None:
     }
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        asyncio.run(play(fault, environ, keep.resolve(), console))
+        asyncio.run(run_demo(fault, environ, keep.resolve(), console))
         console.print(
             f"kept: midwatch --config {keep / 'midwatch.yaml'} tickets list --all"
         )
         return
     with tempfile.TemporaryDirectory(prefix="midwatch-demo-") as folder:
-        asyncio.run(play(fault, environ, Path(folder), console))
+        asyncio.run(run_demo(fault, environ, Path(folder), console))

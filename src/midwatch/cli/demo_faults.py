@@ -57,11 +57,13 @@ def shop() -> Iterator[PrivatePostgres]:
 
 
 @contextmanager
-def customers(server: PrivatePostgres, count: int = 2) -> Iterator[None]:
-    """Run a light workload while the block runs; it goes on through every failure of the server."""
+def workload(server: PrivatePostgres, count: int = 2) -> Iterator[None]:
+    """Run a light workload while the block runs; it continues through every failure of the server."""
     over = threading.Event()
     threads = [
-        threading.Thread(target=_buy, args=(server, number, over), daemon=True)
+        threading.Thread(
+            target=_update_orders, args=(server, number, over), daemon=True
+        )
         for number in range(count)
     ]
     for thread in threads:
@@ -74,7 +76,7 @@ def customers(server: PrivatePostgres, count: int = 2) -> Iterator[None]:
             thread.join(5)
 
 
-def _buy(server: PrivatePostgres, number: int, over: threading.Event) -> None:
+def _update_orders(server: PrivatePostgres, number: int, over: threading.Event) -> None:
     order = 100 + number
     while not over.wait(0.2):
         with suppress(psycopg.Error):
@@ -277,9 +279,7 @@ class Deadlocks(Fault):
 
 class InactiveSlot(Fault):
     name = "inactive-slot"
-    title = (
-        "a standby went away for good; its replication slot keeps the write-ahead log"
-    )
+    title = "a standby was shut down for good; its replication slot keeps the write-ahead log"
     invariant = "inactive_slots"
 
     def inject(self, target: FaultTarget) -> Sequence[str]:

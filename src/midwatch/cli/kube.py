@@ -38,12 +38,13 @@ def operator(context: typer.Context) -> None:
 async def _operate(edge: Edge) -> None:
     from midwatch.kube.client import Cluster
     from midwatch.kube.operator import Operator
-    from midwatch.logs import open_log
+    from midwatch.logs import forward_library_logs, open_log
     from midwatch.redaction import Redactor
 
     settings = edge.settings()
     options = settings.operator
     log = open_log(settings.log, sys.stdout, Redactor())
+    forward_library_logs(log)
     gc.enable()  # `main` turned it off for the start
     stop = StopEvent()
     with stop_on_signals(stop, end_in):

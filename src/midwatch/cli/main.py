@@ -5,15 +5,17 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from midwatch import __version__
 from midwatch.cli import check, daemons, demo, stats, tickets
 from midwatch.cli.app import Edge
-from midwatch.cli.lazy import add_lazily
 from midwatch.errors import MidwatchError
 
 app = typer.Typer(
@@ -23,6 +25,36 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+# ------------------------------------------------------------------ groups of commands
+
+
+def add_lazily(app: typer.Typer, name: str, help: str, *modules: str) -> None:
+    """Add the group `name` with the commands of each module's Typer `app`, imported when used."""
+
+    class Lazy(TyperGroup):
+        def list_commands(self, context: Any) -> list[str]:
+            return list(_load_group(modules).list_commands(context))
+
+        def get_command(self, context: Any, name: str) -> Any:
+            return _load_group(modules).get_command(context, name)
+
+    group = typer.Typer(name=name, help=help, cls=Lazy, no_args_is_help=True)
+    group.callback()(_no_options)
+    app.add_typer(group, name=name)
+
+
+def _no_options() -> None:
+    pass
+
+
+def _load_group(modules: tuple[str, ...]) -> Any:
+    group = typer.Typer(no_args_is_help=True)
+    group.callback()(_no_options)
+    for module in dict.fromkeys(modules):
+        group.add_typer(import_module(module).app)
+    return get_command(group)
 
 
 for module in (check, daemons, stats, tickets, demo):
@@ -50,6 +82,9 @@ add_lazily(
     "Run sessions in a Kubernetes cluster.",
     "midwatch.cli.kube",
 )
+
+
+# ------------------------------------------------------------------ the process
 
 
 def _version(given: bool) -> None:

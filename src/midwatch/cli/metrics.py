@@ -96,7 +96,7 @@ _PAUSES = Family(
 _CLAIMED_AT = Family(
     "midwatch_agent_last_success_timestamp_seconds",
     "gauge",
-    "Time of the last check of the queue that nothing prevented.",
+    "Time of the last check of the queue without an error or a pause.",
 )
 AGENT = (_DIAGNOSES, _SPENT, _PAUSED, _PAUSES, _CLAIMED_AT)
 
@@ -129,7 +129,7 @@ def monitor_samples(monitor: MonitorLoop) -> Iterator[Sample]:
         yield _RESOLVED(stats.resolved, name)
         if stats.last_success is not None:
             yield _OBSERVED_AT(stats.last_success.timestamp(), name)
-        if stats.known:  # before, no tickets would mean nothing
+        if stats.known:  # before that, 0 tickets would be wrong
             yield _UNOBSERVABLE(stats.last == "unobservable", name)
             count = Counter(ticket.severity for ticket in one.tickets.values())
             for severity in Severity:

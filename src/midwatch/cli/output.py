@@ -1,6 +1,6 @@
 """Print lines, tables, Markdown and JSON.
 
-Text from outside is escaped here, last before the terminal.
+Text from outside is escaped here, just before the terminal.
 """
 
 from __future__ import annotations

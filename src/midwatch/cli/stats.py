@@ -1,4 +1,4 @@
-"""`midwatch stats` and `midwatch invariants`: figures of the watch, and what it watches."""
+"""`midwatch stats` and `midwatch invariants`: figures about tickets and daemons, and what is checked."""
 
 from __future__ import annotations
 

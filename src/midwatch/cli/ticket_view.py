@@ -1,6 +1,6 @@
 """What the commands of tickets print: tables for people, JSON for programs.
 
-docs/json.md lists the fields of the JSON; they stay.
+docs/json.md lists the fields of the JSON, which are stable.
 """
 
 from __future__ import annotations

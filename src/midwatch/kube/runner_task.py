@@ -31,7 +31,7 @@ from midwatch.session.events import (
     TurnStarted,
 )
 from midwatch.session.options import ApiAccess, check_access, check_id, check_prompt
-from midwatch.session.runner import GO_ON, SIGNALS
+from midwatch.session.runner import CONTINUE_PROMPT, SIGNALS
 from midwatch.session.status import SessionStatus, fold
 from midwatch.workspace.environment import Credential
 from midwatch.workspace.plan import RepoSpec, plan_workspace
@@ -294,7 +294,7 @@ def next_prompt(events: Iterable[Event], prompt: str | None) -> str | None:
         return prompt
     if fold(SessionStatus(), known).unfinished:
         return None
-    return GO_ON if _cut_by_a_signal(known) else None
+    return CONTINUE_PROMPT if _cut_by_a_signal(known) else None
 
 
 def _cut_by_a_signal(events: Iterable[Event]) -> bool:

@@ -105,7 +105,7 @@ def check(
             return key not in undecided
         return observation.covers(key.invariant)
 
-    # A violation that cannot be observed now goes on counting: unknown is never clear.
+    # A violation that cannot be observed now keeps its start: unknown is never clear.
     carried = {
         key: began
         for key, began in pending.items()

@@ -77,7 +77,7 @@ class SubjectStats:
 
     @property
     def known(self) -> bool:
-        """Whether the subject's tickets were read: before, no tickets would mean nothing."""
+        """Whether the subject's tickets were read: before that, 0 tickets would be wrong."""
         return bool(self.cycles["observed"] or self.cycles["unobservable"])
 
     def add(self, cycle: Cycle, seconds: float, now: datetime) -> None:
@@ -314,7 +314,7 @@ class SubjectMonitor:
         return tuple(openings)
 
     def _remember(self, poll: Poll, changes: Changes, opened: Iterable[Ticket]) -> None:
-        """Bring what is remembered between cycles up to date with what was saved."""
+        """Update what is remembered between cycles from what was saved."""
         if poll.observation is not None:
             self._unavailable_for = Counter(
                 {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Protocol
 
@@ -23,6 +24,10 @@ from midwatch.diagnosis_schema import (
 from midwatch.errors import SettingsError
 from midwatch.model import Context, Evidence, Ticket
 
+Tickets = Sequence[Ticket]
+Note = DiagnosisOutput | None
+"""A preliminary diagnosis, or None when the evidence does not support one."""
+
 
 class Playbook(Protocol):
     """First aid for some invariants of one kind of subject.
@@ -33,9 +38,7 @@ class Playbook(Protocol):
     kind: str
     invariants: Sequence[str]
 
-    def first_aid(
-        self, tickets: Sequence[Ticket], context: Context
-    ) -> DiagnosisOutput | None:
+    def first_aid(self, tickets: Tickets, context: Context) -> Note:
         """Return a preliminary diagnosis of the batch, or None when the evidence does not support one.
 
         Every claim cites the evidence of the context: its citations are checked like Claude's.
@@ -66,7 +69,7 @@ def find_line(evidence: Evidence, wanted: Sequence[str]) -> str | None:
 
 
 def bounded(line: str, limit: int = 300) -> str:
-    """Return the line, cut between two words: half a number would be another number."""
+    """Return the line, cut between two words so that no number is cut."""
     return line if len(line) <= limit else line[:limit].rsplit(None, 1)[0]
 
 
@@ -79,7 +82,7 @@ _SEVERITY = re.compile(
 )
 
 
-def tickets_of(tickets: Sequence[Ticket], *invariants: str) -> list[Ticket]:
+def tickets_of(tickets: Tickets, *invariants: str) -> list[Ticket]:
     """Return the tickets of these invariants, in the order of the invariants."""
     return sorted(
         (ticket for ticket in tickets if ticket.key.invariant in invariants),
@@ -87,23 +90,38 @@ def tickets_of(tickets: Sequence[Ticket], *invariants: str) -> list[Ticket]:
     )
 
 
-class InvariantPlaybook:
-    """A playbook that writes one note about all tickets of its invariants."""
+@dataclass(slots=True)
+class NotePlaybook:
+    """A playbook that writes one note about all tickets of its invariants, in their order."""
 
     kind: str
     invariants: Sequence[str]
+    write: Callable[[Tickets, Context], Note]
 
-    def first_aid(
-        self, tickets: Sequence[Ticket], context: Context
-    ) -> DiagnosisOutput | None:
-        known = tickets_of(tickets, *self.invariants)
-        return self.note(known, context) if known else None
+    def first_aid(self, tickets: Tickets, context: Context) -> Note:
+        known = [
+            ticket for ticket in tickets if ticket.key.invariant in self.invariants
+        ]
+        if not isinstance(self.invariants, AnyInvariant):
+            known = tickets_of(known, *self.invariants)
+        return self.write(known, context) if known else None
 
-    def note(
-        self, tickets: Sequence[Ticket], context: Context
-    ) -> DiagnosisOutput | None:
-        """Return the note about these tickets, at least one, or None."""
-        raise NotImplementedError
+
+class AnyInvariant(tuple[str, ...]):
+    """All invariants of a kind whose subjects name them themselves."""
+
+    def __contains__(self, invariant: object) -> bool:
+        return isinstance(invariant, str)
+
+
+def playbook(
+    kind: str, *invariants: str
+) -> Callable[[Callable[[Tickets, Context], Note]], NotePlaybook]:
+    """Make a playbook of a function that gets the tickets of `invariants`, at least one.
+
+    Without `invariants` it gets all tickets of the kind.
+    """
+    return lambda write: NotePlaybook(kind, invariants or AnyInvariant(), write)
 
 
 def integer_fact(ticket: Ticket, fact: str) -> int | None:
@@ -164,20 +182,20 @@ def action(
 
 
 def write_note(
-    tickets: Sequence[Ticket],
+    tickets: Tickets,
     *,
     summary: str,
     cause: str,
     cited: Iterable[Citation | None],
     actions: Sequence[Action],
     reason: str,
-    verdict: Verdict = "identified",
-    confidence: Confidence = "high",
+    verdict: Verdict = "suspected",
+    confidence: Confidence = "medium",
     findings: Iterable[Finding | None] = (),
     readings: Iterable[MetricReading | None] = (),
     risks: Sequence[str] = (),
     missing: Sequence[str] = (),
-) -> DiagnosisOutput | None:
+) -> Note:
     """Return the note about these tickets; None when no evidence supports the cause."""
     citations = [citation for citation in cited if citation is not None]
     if not citations:

@@ -1,24 +1,33 @@
-"""`AsyncAgenticSession`: a session for library users, and its result."""
+"""Sessions for library users: `AsyncAgenticSession`, `AgenticSession` without an event loop, and their result."""
 
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Required, Self, TypedDict, TypeVar, Unpack
 
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Clock, SystemClock
+from midwatch.lifecycle import Clock, SystemClock, first
 from midwatch.model import Usage
 from midwatch.redaction import Redactor
-from midwatch.session.claude_code import Place
+from midwatch.session.claude_code import ProgramPaths
 from midwatch.session.errors import FolderUnusable, SessionBusy
 from midwatch.session.events import Event, Failure, ModelUsage, Phase
 from midwatch.session.log import SessionFolder, default_sessions, read_events
 from midwatch.session.options import (
+    ApiAccess,
     Client,
     SessionOptions,
     check_access,
@@ -32,10 +41,11 @@ from midwatch.session.records import (
     SessionRecords,
     SessionSpec,
     Transcripts,
+    new_session_id,
 )
 from midwatch.session.run import Run, RunConfig
-from midwatch.session.signals import InterruptAsked
 from midwatch.session.status import SessionStatus, fold
+from midwatch.session.translate import InterruptRequested
 from midwatch.workspace.inspect import RepoState, inspect_workspace
 from midwatch.workspace.record import Workspace, load_record
 from midwatch.workspace.setup import WorkspaceOptions
@@ -50,7 +60,7 @@ class SessionResult:
         turns: Calls of the API, over the whole session.
         duration: Seconds spent in turns, over the whole session.
         models: Usage and cost by model, over the whole session.
-        error: What ended the last run, with a hint.
+        error: The error that ended the last run, with a hint.
         repositories: The state of the clones, for a workspace that `setup_workspace` made.
     """
 
@@ -73,7 +83,7 @@ class SessionResult:
         return self.phase is Phase.COMPLETED
 
 
-def result_of(
+def session_result(
     session_id: str,
     status: SessionStatus,
     folder: Path,
@@ -102,10 +112,10 @@ def recorded_workspace(path: Path, options: WorkspaceOptions) -> Workspace | Non
     return load_record(options.state_of(path))
 
 
-async def states_of(
+async def repository_states(
     workspace: Workspace | None, options: WorkspaceOptions
 ) -> tuple[RepoState, ...]:
-    """Return the state of the workspace's repositories. Raises what git raises."""
+    """Return the state of the workspace's repositories. Raises the MidwatchErrors of `inspect_workspace`."""
     if workspace is None:
         return ()
     git = options.git()
@@ -126,13 +136,12 @@ class AsyncAgenticSession:
             print((await session.get_results()).text)
 
     `workspace` is a folder, what `setup_workspace` returned (the main repository is the working
-    directory, the others are additional ones), or a `Workspace`. The main one is that of
-    `setup_workspace` unless `main_repo_index` says otherwise. All that belongs to the
-    session is in `folder`, by default one of its own below the user's state folder; the same
-    `session_id` and folder continue a session. `forked_from` needs the `transcripts` that both
-    sessions share. `model` replaces that of `options`.
+    directory, the others are additional ones), or a `Workspace`. `main_repo_index` overrides the main
+    repository that `setup_workspace` recorded. The files of the session are in `folder`, by default a folder
+    of its own in the user's state folder; the same `session_id` and folder continue a session. `forked_from`
+    needs the `transcripts` that both sessions share. `model` overrides that of `options`.
 
-    Raises KeyRefused, SessionRefused and FolderUnusable for invalid arguments; nothing has begun then.
+    Raises KeyRefused, SessionRefused and FolderUnusable for invalid arguments.
     """
 
     def __init__(
@@ -157,16 +166,16 @@ class AsyncAgenticSession:
         options = options or SessionOptions()
         self.options = replace(options, model=model) if model else options
         check_options(self.options)
-        self.id = check_id(session_id or f"s-{uuid.uuid4().hex[:12]}")
+        self.id = check_id(session_id or new_session_id())
         self.folder = SessionFolder(Path(folder or default_sessions() / self.id))
         self._workspace_options = workspace_options or WorkspaceOptions()
-        self._workspace, cwd, others = _placed(
+        self._workspace, cwd, others = _resolve_workspace(
             workspace, main_repo_index, self._workspace_options
         )
-        _check_apart(self.folder.path, (cwd, *others))
+        _check_outside_workspace(self.folder.path, (cwd, *others))
         access = check_access(client)
         clock = clock or SystemClock()
-        self._setting = RunConfig(
+        self._config = RunConfig(
             spec=SessionSpec(
                 id=self.id,
                 created_at=clock.now(),
@@ -178,7 +187,7 @@ class AsyncAgenticSession:
                 ticket=ticket,
             ),
             folder=self.folder,
-            place=Place(cwd, others, self.folder.path.absolute()),
+            paths=ProgramPaths(cwd, others, self.folder.path.absolute()),
             access=access,
             options=self.options,
             records=records or FolderRecords(self.folder.path),
@@ -188,7 +197,7 @@ class AsyncAgenticSession:
         )
         self._run: Run | None = None
         self._task: asyncio.Task[None] | None = None
-        self._stopped_before = ""
+        self._stop_reason = ""
         self._last_status = SessionStatus()
 
     async def __aenter__(self) -> Self:
@@ -203,8 +212,8 @@ class AsyncAgenticSession:
         await self.aclose()
 
     async def prepare(self) -> None:
-        """Start the program ahead of `execute`, whose first event then comes at once."""
-        run = await self._opened()
+        """Start the program before `execute`, so that the first event comes at once."""
+        run = await self._open_run()
         try:
             await run.start()
         except MidwatchError as error:
@@ -212,23 +221,25 @@ class AsyncAgenticSession:
             await run.finish(error)
 
     async def execute(self, prompt: str | None = None) -> AsyncGenerator[Event, None]:
-        """Run `prompt`, yielding events while they happen; without one, what is still unanswered.
+        """Run `prompt` and yield the events while they happen. Without a prompt, continue with unanswered prompts.
 
-        A session that is interactive goes on with its inbox until `end_session`. After the last event, the error that
-        ended the session badly is raised: the children of MidwatchError in `session.errors`. A
-        session that was stopped or interrupted raises nothing. A caller that leaves the loop early should
-        `aclose` the session; its phase is then Stopped.
+        An interactive session then reads its inbox until `end_session`. A caller that leaves the loop early
+        should `aclose` the session; its phase is then Stopped.
 
-        Raises SessionRefused for an empty prompt or one of over 500 kB, and SessionBusy while
-        another `execute` runs; neither changes the session.
+        Raises:
+            MidwatchError: After the last event, the error that ended the session: a class of `session.errors`.
+                A session that was stopped or interrupted raises none.
+            SessionRefused: The prompt is empty or longer than 500 kB; the session is not changed.
+            SessionBusy: Another `execute` runs; the session is not changed.
         """
         if prompt is not None:
             check_prompt(prompt)
         if self._task is not None:
             raise SessionBusy(
-                f"session {self.id} runs already", hint="read its events to their end"
+                f"session {self.id} is running already",
+                hint="read all its events first",
             )
-        run = await self._opened()
+        run = await self._open_run()
         failed: MidwatchError | None = None
         try:
             if prompt is not None:
@@ -242,50 +253,50 @@ class AsyncAgenticSession:
                 yield event
             await task
         finally:
-            await self._ended(run, "its caller left")
+            await self._end_run(run, "its caller left")
 
     def stop(self, reason: str = "stopped") -> None:
-        """End the session: the turn is interrupted and gets its grace; the phase is Stopped.
+        """End the session: its turn is interrupted, within the grace period; the phase is Stopped.
 
-        A session that does not run yet ends as soon as it starts.
+        A session that does not run yet ends when it starts.
         """
         if self._run is not None:
             self._run.stop(reason)
         else:
-            self._stopped_before = reason
+            self._stop_reason = reason
 
     def interrupt(self) -> None:
-        """End the turn under way, not the session."""
+        """End the current turn, not the session."""
         if self._run is not None:
-            self._run.signals.put_nowait(InterruptAsked())
+            self._run.signals.put_nowait(InterruptRequested())
 
     async def aclose(self) -> None:
-        """Stop what runs and wait for its end."""
+        """Stop the run, if there is one, and wait for its end."""
         run = self._run
         if run is None:
             return
         if self._task is None:
             self._run = None
-            await run.abandon()
+            await run.discard()
         else:
-            await self._ended(run, "closed")
+            await self._end_run(run, "closed")
 
     async def get_results(self, *, repositories: bool = True) -> SessionResult:
         """Return the result so far.
 
         Args:
-            repositories: Whether to inspect the repositories too. Nothing in them is executed.
+            repositories: Whether to inspect the repositories. No code of theirs is executed.
 
         Raises:
             MidwatchError: What `inspect_workspace` raises.
         """
         status = await asyncio.to_thread(self.status)
         workspace = self._workspace if repositories else None
-        states = await states_of(workspace, self._workspace_options)
+        states = await repository_states(workspace, self._workspace_options)
         if states:
-            await self._setting.records.save_repositories(self.id, states)
-        return result_of(
-            self.id, status, self.folder.path, self._setting.conversation, states
+            await self._config.records.save_repositories(self.id, states)
+        return session_result(
+            self.id, status, self.folder.path, self._config.conversation, states
         )
 
     def status(self) -> SessionStatus:
@@ -293,31 +304,34 @@ class AsyncAgenticSession:
         if self._run is not None:
             return self._run.journal.status
         logged = fold(SessionStatus(), read_events(self.folder.outbox))
-        # A full disk keeps the end of a run out of the log.
+        # On a full disk, the end of a run is not in the log.
         return max(self._last_status, logged, key=lambda status: status.last_seq)
 
-    async def _opened(self) -> Run:
+    async def _open_run(self) -> Run:
         """Return the run that `prepare` has started, or a new one."""
         if self._run is None:
-            run = Run(self._setting)
+            run = Run(self._config)
             await run.open()
             self._run = run
-            if self._stopped_before:
-                run.stop(self._stopped_before)
+            if self._stop_reason:
+                run.stop(self._stop_reason)
         return self._run
 
-    async def _ended(self, run: Run, reason: str) -> None:
+    async def _end_run(self, run: Run, reason: str) -> None:
         task, self._task, self._run = self._task, None, None
-        self._stopped_before = ""
+        self._stop_reason = ""
         if task is None:
             return
         if not task.done():
             run.stop(reason)
-        await asyncio.gather(task, return_exceptions=True)
-        self._last_status = run.journal.status
+        try:
+            with contextlib.suppress(MidwatchError):  # `execute` raises it
+                await first(task)
+        finally:
+            self._last_status = run.journal.status
 
 
-def _placed(
+def _resolve_workspace(
     workspace: WorkspaceLike, main: int | None, options: WorkspaceOptions
 ) -> tuple[Workspace | None, Path, tuple[Path, ...]]:
     """Return the recorded workspace, if there is one, the working directory, and the other directories."""
@@ -338,11 +352,213 @@ def _placed(
     return found, paths[main], others
 
 
-def _check_apart(folder: Path, places: Sequence[Path]) -> None:
-    """Raise FolderUnusable if the session's folder is inside of what the agent may write to."""
-    for place in places:
-        if folder.absolute().is_relative_to(place):
+def _check_outside_workspace(folder: Path, folders: Sequence[Path]) -> None:
+    """Raise FolderUnusable if the session's folder is inside of a folder that the agent may write to."""
+    for one in folders:
+        if folder.absolute().is_relative_to(one):
             raise FolderUnusable(
-                f"the session's folder {folder} is inside the workspace {place}",
-                hint="put it where the agent does not work",
+                f"the session's folder {folder} is inside the workspace {one}",
+                hint="choose a folder outside of the workspace",
             )
+
+
+# ------------------------------------------------------------------ without an event loop
+
+
+_T = TypeVar("_T")
+
+
+class MoreArguments(TypedDict, total=False):
+    """The optional arguments of `AsyncAgenticSession`."""
+
+    model: str | None
+    options: SessionOptions | None
+    main_repo_index: int | None
+    interactive: bool
+    session_id: str | None
+    folder: Path | str | None
+    forked_from: str | None
+    ticket: int | None
+    records: SessionRecords | None
+    transcripts: Transcripts | None
+    workspace_options: WorkspaceOptions | None
+    redactor: Redactor | None
+    clock: Clock | None
+
+
+class Arguments(MoreArguments):
+    """The arguments of `AsyncAgenticSession`."""
+
+    client: Required[Client]
+    workspace: Required[WorkspaceLike]
+
+
+class _EventLoopThread:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        # Not a daemon thread: the program ends with the thread that started it.
+        self._thread = threading.Thread(target=self._loop.run_forever, name="session")
+        self._thread.start()
+
+    def call(self, awaitable: Awaitable[_T]) -> _T:
+        task = _awaited(awaitable)
+        return asyncio.run_coroutine_threadsafe(task, self._loop).result()
+
+    @property
+    def closed(self) -> bool:
+        return self._loop.is_closed()
+
+    def run(self, function: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(function)
+
+    def close(self) -> None:
+        self.call(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _awaited(awaitable: Awaitable[_T]) -> _T:
+    return await awaitable
+
+
+class _Events:
+    """The events of one `execute`. `close` also works while `next` waits.
+
+    Ctrl-C ends the wait of the caller's thread, and `next` still runs in the loop.
+    """
+
+    def __init__(self, session: AsyncAgenticSession, prompt: str | None) -> None:
+        self._session = session
+        self._events = session.execute(prompt)
+        self._waiting = asyncio.Lock()
+
+    async def next(self) -> Event:
+        async with self._waiting:
+            return await anext(self._events)
+
+    async def close(self) -> None:
+        if self._waiting.locked():
+            self._session.stop("its caller left")
+        async with self._waiting:
+            await self._events.aclose()
+
+
+class AgenticSession:
+    """`AsyncAgenticSession` for code without an event loop; takes the same arguments.
+
+    ::
+
+        with AgenticSession(client=anthropic.Anthropic(), workspace="/srv/work") as session:
+            for event in session.execute("Make the tests pass."):
+                print(event)
+            print(session.get_results().text)
+
+    `stop` and `interrupt` may be called from any thread. Close the session, best by `with`: its thread
+    runs until then.
+    """
+
+    def __init__(self, **arguments: Unpack[Arguments]) -> None:
+        self._session = AsyncAgenticSession(**arguments)
+        self._loop: _EventLoopThread | None = None
+
+    @property
+    def id(self) -> str:
+        return self._session.id
+
+    @property
+    def folder(self) -> SessionFolder:
+        return self._session.folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def prepare(self) -> None:
+        """As `AsyncAgenticSession.prepare`."""
+        self._running_loop.call(self._session.prepare())
+
+    def execute(self, prompt: str | None = None) -> Iterator[Event]:
+        """As `AsyncAgenticSession.execute`."""
+        events = _Events(self._session, prompt)
+        loop = self._running_loop
+        try:
+            while True:
+                try:
+                    yield loop.call(events.next())
+                except StopAsyncIteration:
+                    return
+        finally:
+            if not loop.closed:
+                loop.call(events.close())
+
+    def stop(self, reason: str = "stopped") -> None:
+        """As `AsyncAgenticSession.stop`."""
+        self._running_loop.run(lambda: self._session.stop(reason))
+
+    def interrupt(self) -> None:
+        """As `AsyncAgenticSession.interrupt`."""
+        self._running_loop.run(self._session.interrupt)
+
+    def get_results(self) -> SessionResult:
+        """As `AsyncAgenticSession.get_results`."""
+        return self._running_loop.call(self._session.get_results())
+
+    def status(self) -> SessionStatus:
+        """Return the current status."""
+        return self._session.status()
+
+    def close(self) -> None:
+        """Stop the run, if there is one, and end the thread."""
+        if self._loop is not None:
+            self._loop.call(self._session.aclose())
+            self._loop.close()
+            self._loop = None
+
+    @property
+    def _running_loop(self) -> _EventLoopThread:
+        if self._loop is None:
+            self._loop = _EventLoopThread()
+        return self._loop
+
+
+def run_agentic_session(
+    prompt: str,
+    workspace: WorkspaceLike,
+    anthropic_api_key: str,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    base_url: str | None = None,
+    **arguments: Unpack[MoreArguments],
+) -> SessionResult:
+    """Run one prompt in a workspace and return the result.
+
+    Args:
+        prompt: What Claude should do.
+        workspace: A folder, a `Workspace`, or what `setup_workspace` returned.
+        anthropic_api_key: The key for the Claude API.
+        on_event: Called with every event as it happens.
+        base_url: The address of the API, by default Anthropic's own.
+        arguments: As for `AsyncAgenticSession`.
+
+    Returns:
+        The result, with the state of the repositories.
+
+    Raises:
+        MidwatchError: The error that ended the session: a class of `midwatch.session.errors`.
+    """
+    client = ApiAccess(anthropic_api_key, base_url)
+    with AgenticSession(client=client, workspace=workspace, **arguments) as session:
+        for event in session.execute(prompt):
+            if on_event is not None:
+                on_event(event)
+        return session.get_results()

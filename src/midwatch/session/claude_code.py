@@ -1,4 +1,10 @@
-"""One run of the claude program: started, spoken to, listened to, and ended for certain."""
+"""The claude program: its launcher and environment, its options, and one run of it in a conversation.
+
+The Agent SDK passes all of the runner's environment on to the program that it starts. So it starts a small
+script instead, which drops that environment and runs `supervisor.py`; that one starts the program with the
+variables of a plan, and passes the API key through a pipe. Bash in the session sees no key: the program
+reads the pipe once, and neither an environment, an argument nor a file has the key.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +12,30 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import shlex
 import shutil
+import signal
+import sys
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-import claude_agent_sdk
+from midwatch.session.errors import (
+    ProgramCrashed,
+    ProgramMissing,
+    ProgramRefused,
+    SandboxUnavailable,
+)
+
+try:
+    import claude_agent_sdk
+except ImportError as error:
+    raise ProgramMissing("the Claude Agent SDK is not installed") from error
+
 from claude_agent_sdk import (
     AgentDefinition,
     ClaudeAgentOptions,
@@ -27,24 +48,218 @@ from claude_agent_sdk import (
 from claude_agent_sdk.types import CanUseTool, SessionStore
 
 from midwatch.lifecycle import cancel
-from midwatch.session.errors import ProgramCrashed, ProgramMissing
 from midwatch.session.events import ModelUsage
+from midwatch.session.log import map_disk_error
 from midwatch.session.options import SessionOptions
-from midwatch.session.process import Launcher, program_environment
-from midwatch.session.signals import PermissionAsked, ProgramEnded, Signal, Verdict
+from midwatch.session.supervisor import start_time
 from midwatch.session.transcripts import Mirror
-from midwatch.session.translate import Translator, map_program_error
+from midwatch.session.translate import (
+    PermissionDecision,
+    PermissionRequested,
+    ProgramEnded,
+    Signal,
+    Translator,
+    map_program_error,
+)
+
+# The SDK's logs are reported as events and errors; without a handler they would go to stderr.
+logging.getLogger("claude_agent_sdk").addHandler(logging.NullHandler())
+
+GRACE = 1.0
+"""Seconds between SIGTERM and SIGKILL for the program; it takes some 20 ms where nothing hangs."""
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """The files of one start. The Agent SDK runs `script` in place of the program."""
+
+    script: Path
+    plan: Path
+    key_pipe: Path
+    record: Path
+    mcp_servers: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Launcher:
+        return cls(
+            folder / "claude",
+            folder / "plan",
+            folder / "key",
+            folder / "processes",
+            folder / "mcp.json",
+        )
+
+    @contextlib.contextmanager
+    def ready(
+        self,
+        program: Path,
+        env: Mapping[str, str],
+        key: str,
+        servers: Mapping[str, Any],
+    ) -> Iterator[None]:
+        """Let `script` be started, once, while the block runs. Raises DiskFull and FolderUnusable.
+
+        The MCP servers' settings may hold tokens: they are in a file, not among the arguments.
+        """
+        try:
+            self._write(program, env)
+            self.mcp_servers.touch(mode=0o600)
+            self.mcp_servers.write_text(json.dumps({"mcpServers": dict(servers)}))
+            pipe = self._open_pipe(key)
+        except OSError as error:
+            raise map_disk_error(error, self.plan) from error
+        try:
+            yield
+        finally:
+            os.close(pipe)
+            self.key_pipe.unlink(missing_ok=True)
+            self.mcp_servers.unlink(missing_ok=True)
+
+    def _write(self, program: Path, env: Mapping[str, str]) -> None:
+        self.record.unlink(missing_ok=True)
+        texts = [
+            str(program),
+            str(self.record),
+            str(self.key_pipe),
+            str(os.getpid()),
+            str(GRACE),
+            *(f"{name}={value}" for name, value in env.items()),
+        ]
+        plan = "".join(f"{text}\0" for text in texts)
+        self.plan.write_bytes(plan.encode("utf-8", "surrogateescape"))
+        self.plan.chmod(0o600)
+        words = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(self.plan)]
+        command = " ".join(shlex.quote(word) for word in words)
+        self.script.write_text(f'#!/bin/sh\nexec /usr/bin/env -i {command} "$@"\n')
+        self.script.chmod(0o700)
+
+    def _open_pipe(self, key: str) -> int:
+        """Return the pipe with the key in it. The key stays there until it is read or the pipe is closed."""
+        self.key_pipe.unlink(missing_ok=True)
+        os.mkfifo(self.key_pipe, 0o600)
+        pipe = os.open(self.key_pipe, os.O_RDWR | os.O_CLOEXEC)
+        os.write(pipe, f"{key}\n".encode())
+        return pipe
+
+    def processes(self) -> list[int]:
+        """Return the pids of the program and of its supervisor, of those that still run."""
+        try:
+            lines = self.record.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        listed = [line.partition(" ") for line in lines]
+        return [int(pid) for pid, _, at in listed if at and start_time(int(pid)) == at]
+
+    def terminate(self) -> None:
+        """Ask the supervisor to end the program now."""
+        for pid in self.processes()[-1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def reap(self, timeout: float = GRACE + 2) -> int:
+        """End the processes that an earlier run left behind. Return how many there were.
+
+        Only a process whose pid and start time are those in the record is touched. Blocks up to `timeout` seconds.
+        """
+        left = self.processes()
+        self.terminate()
+        until = time.monotonic() + timeout
+        while self.processes() and time.monotonic() < until:
+            time.sleep(0.02)
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return len(left)
+
+
+# ------------------------------------------------------------------ the environment
+
+_FIXED = {
+    "LANG": "C.UTF-8",
+    "CLAUDE_CODE_ENTRYPOINT": "sdk-py",
+    "CLAUDE_CODE_EMIT_SESSION_STATE_EVENTS": "1",
+    # The program connects to the Messages API only, and installs and updates nothing.
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_AUTOUPDATER": "1",
+}
+
+
+def program_environment(
+    options: SessionOptions,
+    *,
+    config: Path,
+    home: Path,
+    cwd: Path,
+    base_url: str | None,
+    resume_turn: bool,
+) -> dict[str, str]:
+    """Return all variables of the program. The caller's own come last, so they may replace any.
+
+    Raises ProgramRefused for a variable that no environment can hold.
+    """
+    env = {
+        **_FIXED,
+        "PATH": options.path,
+        "HOME": str(options.home or home),
+        "PWD": str(cwd),
+        "CLAUDE_CONFIG_DIR": str(config),
+        "CLAUDE_CODE_MAX_RETRIES": str(options.limits.retries),
+    }
+    if base_url:
+        env["ANTHROPIC_BASE_URL"] = base_url
+    if (
+        options.mcp_servers
+    ):  # wait for them, or the first turn does not have their tools
+        env["MCP_CONNECTION_NONBLOCKING"] = "0"
+    if resume_turn:
+        env["CLAUDE_CODE_RESUME_INTERRUPTED_TURN"] = "1"
+    env |= options.variables
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name + value or not _encodable(value):
+            raise ProgramRefused(f"{name!r} cannot be a variable with its value")
+    return env
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def sandbox_enabled(options: SessionOptions) -> bool:
+    """Return whether Bash will run in a sandbox. Raises SandboxUnavailable if a required one is not available."""
+    if options.sandbox == "off":
+        return False
+    missing = _missing_programs(options.path)
+    if missing and options.sandbox == "on":
+        raise SandboxUnavailable(f"no sandbox: {', '.join(missing)} not found")
+    return not missing
+
+
+def _missing_programs(path: str) -> list[str]:
+    needed = {"linux": ("bwrap", "socat"), "darwin": ("sandbox-exec",)}
+    programs = needed.get(sys.platform)
+    if programs is None:
+        return [f"support for {sys.platform}"]
+    return [name for name in programs if shutil.which(name, path=path) is None]
+
+
+# ------------------------------------------------------------------ the program
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Which conversation of the program a run continues.
 
-    `id` is a UUID. `resumed`: the program finds its transcript in its folder.
-
-    `spent` is what the transcript says was spent before: the program counts on from there.
-    `resume_turn`: the last turn was cut off, and the program begins with it by itself.
-    `fork_of`: another conversation, of which this one is to be a copy.
+    Attributes:
+        id: A UUID.
+        resumed: Whether the transcript is in the program's folder.
+        spent: The usage that the transcript records. The program adds to it.
+        resume_turn: Whether the last turn was cut off. The program then continues it without a prompt.
+        fork_of: The conversation that this one starts as a copy of.
     """
 
     id: str
@@ -69,7 +284,7 @@ def sdk_options(
     store: Mirror | None,
     on_stderr: Callable[[str], None],
 ) -> ClaudeAgentOptions:
-    """Return the session's options as the Agent SDK's. The environment is not among them: the launcher has it."""
+    """Return the options of the Agent SDK for a session, without the environment, which the launcher sets."""
     trusted = options.trust_repository
     return ClaudeAgentOptions(
         cli_path=script,
@@ -111,8 +326,11 @@ def _system_prompt(options: SessionOptions) -> Any:
 
 
 def _settings(options: SessionOptions, sandbox: bool) -> dict[str, Any]:
-    """The SDK's own sandbox option would drop `failIfUnavailable`, and its `allowed_tools` warns
-    wherever somebody may be asked as well; as settings both count."""
+    """Return the settings of the program.
+
+    The SDK's own sandbox option would drop `failIfUnavailable`, and its `allowed_tools` prints a warning
+    in a session that can ask for permissions.
+    """
     settings: dict[str, Any] = {}
     if options.allowed_tools:
         settings["permissions"] = {"allow": list(options.allowed_tools)}
@@ -140,12 +358,12 @@ def _agents(options: SessionOptions) -> dict[str, AgentDefinition] | None:
 
 
 _STDERR_LINES = 20
-_INTERRUPT_PATIENCE = 5.0  # seconds until an interrupt must have been taken
+_INTERRUPT_TIMEOUT = 5.0  # seconds to wait for the answer to an interrupt
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where the program works. `folder` is private to the session, outside of the agent's workspace."""
+class ProgramPaths:
+    """The folders of the program. `folder` is private to the session, outside of the agent's workspace."""
 
     cwd: Path
     directories: tuple[Path, ...]
@@ -166,7 +384,7 @@ class Place:
 
 
 class Program:
-    """The program in one conversation. What it says goes to `put`, as signals.
+    """The program in one conversation. Its messages are passed to `put`, as signals.
 
     It is started once and closed once. `start`, `send` and `interrupt` raise the errors of a session.
     """
@@ -174,7 +392,7 @@ class Program:
     def __init__(
         self,
         options: SessionOptions,
-        place: Place,
+        paths: ProgramPaths,
         conversation: Conversation,
         put: Callable[[Signal], None],
         *,
@@ -183,24 +401,24 @@ class Program:
         store: Mirror | None = None,
     ) -> None:
         self._options = options
-        self._place = place
+        self._paths = paths
         self._conversation = conversation
         self._put = put
         self._sandbox = sandbox
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
         self._translator = Translator(conversation.spent, sandbox)
-        self._pump: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
         self._closing = False
         self._client = ClaudeSDKClient(
             sdk_options(
                 options,
                 conversation,
-                script=place.launcher.script,
-                cwd=place.cwd,
-                directories=place.directories,
+                script=paths.launcher.script,
+                cwd=paths.cwd,
+                directories=paths.directories,
                 sandbox=sandbox,
-                config=place.config,
-                mcp_file=place.launcher.mcp_servers,
+                config=paths.config,
+                mcp_file=paths.launcher.mcp_servers,
                 max_usd=max_usd,
                 ask=self._ask,
                 store=store,
@@ -213,20 +431,20 @@ class Program:
         program = find_program(self._options)
         env = program_environment(
             self._options,
-            config=self._place.config,
-            home=self._place.home,
-            cwd=self._place.cwd,
+            config=self._paths.config,
+            home=self._paths.home,
+            cwd=self._paths.cwd,
             base_url=base_url,
             resume_turn=self._conversation.resume_turn,
         )
         servers = self._options.mcp_servers
-        with self._place.launcher.ready(program, env, key, servers):
+        with self._paths.launcher.ready(program, env, key, servers):
             try:
                 await self._client.connect()
             # The SDK raises a bare Exception where the program does not answer its first request.
             except Exception as error:
                 raise map_program_error(error, self._stderr, running=False) from error
-        self._pump = asyncio.create_task(self._listen(), name="claude program")
+        self._reader = asyncio.create_task(self._listen(), name="claude program")
 
     async def send(self, text: str, uuid: str) -> None:
         """Begin a turn. The program takes a uuid once, also over a resume."""
@@ -236,32 +454,32 @@ class Program:
             raise map_program_error(error, self._stderr, running=True) from error
 
     async def interrupt(self) -> None:
-        """Ask the program to end the turn. A program that does not take the request is left alone."""
+        """Ask the program to end the turn. An error or a timeout is ignored."""
         # The SDK reports a refused or lost control request as a bare Exception.
         with contextlib.suppress(Exception):
-            async with asyncio.timeout(_INTERRUPT_PATIENCE):
+            async with asyncio.timeout(_INTERRUPT_TIMEOUT):
                 await self._client.interrupt()
 
     async def close(self, *, now: bool = False) -> None:
-        """End the program and all it started; `now` without waiting for it to finish by itself."""
+        """End the program and all its processes. With `now`, do not wait for it to finish by itself."""
         self._closing = True
         if now:
-            self._place.launcher.terminate()
-        # In a task that is not cancelled: the SDK's clean-up must not be cut off half way.
+            self._paths.launcher.terminate()
+        # Shielded: a cancelled clean-up of the SDK would leave processes behind.
         closing = asyncio.ensure_future(self._client.disconnect())
         try:
             await asyncio.shield(closing)
         finally:
-            if self._pump is not None:
-                await cancel(self._pump)
+            if self._reader is not None:
+                await cancel(self._reader)
 
     async def _listen(self) -> None:
         try:
             async for message in self._client.receive_messages():
-                for signal in self._translator.signals(message):
-                    self._put(signal)
+                for one in self._translator.signals(message):
+                    self._put(one)
             error: Exception = ProgramCrashed("the claude program ended by itself")
-        # What it raises is what the program's end made of it; all of it is mapped.
+        # How the program ended decides what the SDK raises, also errors that are not its own.
         except Exception as raised:
             error = map_program_error(raised, self._stderr, running=True)
         if not self._closing:
@@ -272,13 +490,15 @@ class Program:
     async def _ask(
         self, tool: str, arguments: dict[str, Any], context: ToolPermissionContext
     ) -> PermissionResultAllow | PermissionResultDeny:
-        answer: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[PermissionDecision] = (
+            asyncio.get_running_loop().create_future()
+        )
         request_id = context.tool_use_id or f"ask-{id(answer):x}"
-        self._put(PermissionAsked(request_id, tool, arguments, answer))
-        verdict = await answer
-        if verdict.allowed:
+        self._put(PermissionRequested(request_id, tool, arguments, answer))
+        decision = await answer
+        if decision.allowed:
             return PermissionResultAllow()
-        return PermissionResultDeny(message=verdict.message or "Permission denied.")
+        return PermissionResultDeny(message=decision.message or "Permission denied.")
 
 
 def find_program(options: SessionOptions) -> Path:
@@ -307,13 +527,6 @@ async def _user_message(text: str, uuid: str) -> AsyncIterator[dict[str, Any]]:
         "parent_tool_use_id": None,
         "uuid": uuid,
     }
-
-
-if find_spec("claude_agent_sdk") is None:  # it comes with an extra
-    raise ProgramMissing("the Claude Agent SDK is not installed")
-
-# The SDK's logs are reported as events and errors; without a handler they would go to stderr.
-logging.getLogger("claude_agent_sdk").addHandler(logging.NullHandler())
 
 
 def transcript_file(config: Path, cwd: Path, conversation: str) -> Path:

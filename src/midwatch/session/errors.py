@@ -1,4 +1,4 @@
-"""What ends a session badly, as children of the one tree.
+"""The errors that end a session, as children of `midwatch.errors.MidwatchError`.
 
 ::
 
@@ -10,25 +10,25 @@
     ├── SessionTimedOut       the wall-clock limit
     ├── SessionIdle           nothing happened for the idle limit: a hung call or tool
     ├── ProgramCrashed        the program ended on its own; `exit_code`
-    ├── RunnerCrashed         the runner of an earlier run ended without a word
+    ├── RunnerCrashed         the runner of an earlier run ended without a final status
     └── DiskFull              the session's folder has no space left
     PermanentError
     ├── KeyRefused            401 or 403; `status`
     ├── ModelNotFound         404
-    ├── RequestRefused        400, and what else the API refuses
+    ├── RequestRefused        400, and any other 4xx
     ├── RequestTooLarge       413, or a conversation that is too long
-    ├── TurnFailed            the program gave the turn up for a reason of its own
+    ├── TurnFailed            the program ended the turn with an error of its own
     ├── TurnLimit             the limit of turns
     ├── BudgetSpent           the limit of dollars
-    ├── SessionRefused        what was asked for cannot be meant: no prompt, no such folder, …
+    ├── SessionRefused        an argument is not valid: no prompt, no such folder, …
     ├── ProgramMissing        there is no `claude` program, or no Agent SDK
     ├── ProgramRefused        the program does not start with these options
-    ├── SandboxUnavailable    a sandbox was asked for where there can be none
+    ├── SandboxUnavailable    a sandbox is required and not available
     ├── FolderUnusable        the session's folder cannot be written
     ├── LineTooLong           a line of the program's output is over the limit
-    └── SessionBusy           another runner has this session
+    └── SessionBusy           another runner works on this session
 
-Those that come from the API carry its `status`.
+Errors of the API have its HTTP `status`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from midwatch.errors import Conflict, PermanentError, TemporaryError
 
 
 class ApiError:
-    """Mixed into what the API answered; `status` is the HTTP status, None without an answer."""
+    """An error of the API. `status` is the HTTP status; None without an answer."""
 
     status: int | None = None
 
@@ -63,7 +63,7 @@ class ApiFailed(TemporaryError, ApiError):
 
 
 class ApiUnreachable(TemporaryError, ApiError):
-    """The API gave no whole answer at any try."""
+    """The API gave no complete answer at any try."""
 
     hint = "check the network and the proxy, then resume the session"
 
@@ -96,7 +96,7 @@ class RunnerCrashed(TemporaryError):
 class DiskFull(TemporaryError):
     """The disk of the session's folder is full."""
 
-    hint = "free some disk, then resume the session"
+    hint = "free disk space, then resume the session"
 
 
 class KeyRefused(PermanentError, ApiError):
@@ -116,21 +116,21 @@ class ModelNotFound(PermanentError, ApiError):
 class RequestRefused(PermanentError, ApiError):
     """The API refused the request."""
 
-    hint = "read what it says; a new session may get further than a resumed one"
+    hint = "read its message; a new session may work where a resumed one does not"
     status = 400
 
 
 class RequestTooLarge(PermanentError, ApiError):
     """The conversation is too large for the API."""
 
-    hint = "begin a new session with a shorter prompt"
+    hint = "start a new session with a shorter prompt"
     status = 413
 
 
 class TurnFailed(PermanentError):
-    """The program gave the turn up."""
+    """The program ended the turn with an error."""
 
-    hint = "read what it says; the session can be resumed"
+    hint = "read its message; the session can be resumed"
 
 
 class TurnLimit(PermanentError):
@@ -140,31 +140,31 @@ class TurnLimit(PermanentError):
 
 
 class BudgetSpent(PermanentError):
-    """The session spent its dollars."""
+    """The session reached its limit of dollars."""
 
     hint = "raise `max_usd` and resume it"
 
 
 class SessionRefused(PermanentError):
-    """The session cannot begin like this."""
+    """An argument of the session is not valid."""
 
-    hint = "change what it says, and begin again"
+    hint = "correct the argument and start again"
 
 
 class ProgramMissing(PermanentError):
-    """There is no claude program."""
+    """The claude program or the Agent SDK is not installed."""
 
     hint = "install midwatch with its extra: pip install 'midwatch[sessions]'"
 
 
 class ProgramRefused(PermanentError):
-    """The claude program does not start like this."""
+    """The claude program does not start with these options."""
 
-    hint = "read what it says, and change the session's options"
+    hint = "read its message and change the session's options"
 
 
 class SandboxUnavailable(PermanentError):
-    """The sandbox that the session asks for is not available here."""
+    """The sandbox that the session requires is not available."""
 
     hint = "install bubblewrap and socat, or set sandbox to auto or off"
 
@@ -184,4 +184,4 @@ class FolderUnusable(PermanentError):
 class SessionBusy(Conflict):
     """Another runner works on this session."""
 
-    hint = "end or wait for the other one"
+    hint = "end the other runner, or wait for it"

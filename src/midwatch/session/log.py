@@ -1,14 +1,13 @@
-"""The log of a session: its folder, the append-only outbox of events, and what follows from them.
+"""The log of a session: its folder, the append-only outbox of events, and the state computed from them.
 
-`Ledger` folds the outbox into what became of every message. These rules keep a crash at any point from losing or
-doubling one:
+`Ledger` computes the state of every message from the outbox. With these rules no crash loses or repeats a message:
 
-1. A line of the inbox is accepted by its event in the outbox (`prompt`, `command`); its id is known from then on.
-2. Only then does the cursor of the inbox move. A crash in between shows the line again; its id is known.
+1. A line of the inbox is accepted when its event (`prompt`, `command`) is in the outbox; then its id is known.
+2. After that the cursor of the inbox moves. After a crash in between, the line is read again and ignored by its id.
 3. A prompt is sent to the program after a `turn` event, under a uuid that is computed from its id.
-4. It is finished by its `result`, unless that is a failure. A prompt without one when a run begins is sent again
-   under the same uuid. The program takes a uuid once: if it is in the transcript already, the turn goes on from
-   there (or had ended, and only its result is added); if not, the program never had it.
+4. It is finished by a `result` that is not a failure. A run sends a prompt without one again under the same uuid,
+   and the program accepts a uuid only once. If the uuid is in the transcript, the turn continues from there (or has
+   ended, and only its result is added).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from midwatch.errors import MidwatchError
 from midwatch.files import append, is_disk_full, locked_if_free, replace_file
 from midwatch.model import keepable
 from midwatch.redaction import Redactor
-from midwatch.session.errors import DiskFull, FolderUnusable, SessionBusy
+from midwatch.session.errors import DiskFull, FolderUnusable, RunnerCrashed, SessionBusy
 from midwatch.session.events import (
     Command,
     Event,
@@ -38,6 +37,7 @@ from midwatch.session.events import (
     Prompt,
     TurnResult,
     TurnStarted,
+    failure,
     from_json,
     parse_line,
     to_json,
@@ -46,16 +46,16 @@ from midwatch.session.status import SessionStatus, fold
 from midwatch.workspace.environment import default_home
 
 MAX_LINE = 1_000_000
-"""Bytes of one line; a longer event has its longest texts cut."""
+"""Bytes of one line; in a longer event the texts are cut."""
 _CHUNK = 65536
-_PLAIN = ("type", "seq", "at")  # fields without text from outside
-_CAPS = (200_000, 20_000, 2_000, 200, 20)  # characters of one text, tried in turn
+_UNREDACTED = ("type", "seq", "at")  # fields without text from outside
+_TEXT_LIMITS = (200_000, 20_000, 2_000, 200, 20)  # characters; tried in turn
 
 
 class EventLog:
-    """The one writer of an outbox. Every append is one write, whatever the length of the file.
+    """The only writer of an outbox. Every append is one write, whatever the length of the file.
 
-    `seq` goes on where the file ends. A last line torn by a crash is closed with a newline, and every
+    `seq` continues from the last event. An incomplete last line is ended with a newline, and every
     reader skips it. Raises DiskFull and FolderUnusable.
     """
 
@@ -73,13 +73,13 @@ class EventLog:
             self._file = os.open(path, flags, 0o600)
         except OSError as error:
             raise map_disk_error(error, path) from error
-        self.last_seq, self._torn = _end_of(self._file)
+        self.last_seq, self._torn = _last_event(self._file)
 
     def append(self, event: Event) -> Event:
         """Log an event. Return it as it was logged: redacted, with its `seq` and time."""
         numbered = replace(event, seq=self.last_seq + 1, at=self._now())
         data = to_json(numbered)
-        plain = {name: data.pop(name) for name in _PLAIN}
+        plain = {name: data.pop(name) for name in _UNREDACTED}
         data = {**plain, **self._redactor.value(data)}
         line = _line(data)
         self._write((b"\n" if self._torn else b"") + line)
@@ -104,10 +104,10 @@ class EventLog:
 def _line(data: Any) -> bytes:
     """Return one line of at most MAX_LINE bytes."""
     line = _encoded(data)
-    for cap in _CAPS:
+    for limit in _TEXT_LIMITS:
         if len(line) <= MAX_LINE:
             break
-        line = _encoded(_shortened(data, cap))
+        line = _encoded(_shortened(data, limit))
     return line
 
 
@@ -116,18 +116,18 @@ def _encoded(data: Any) -> bytes:
     return keepable(text).encode() + b"\n"
 
 
-def _shortened(value: Any, cap: int) -> Any:
-    if isinstance(value, str) and len(value) > cap:
-        return f"{value[:cap]}… [{len(value) - cap} characters cut]"
+def _shortened(value: Any, limit: int) -> Any:
+    if isinstance(value, str) and len(value) > limit:
+        return f"{value[:limit]}… [{len(value) - limit} characters cut]"
     if isinstance(value, list):
-        return [_shortened(item, cap) for item in value[: max(cap, 20)]]
+        return [_shortened(item, limit) for item in value[: max(limit, 20)]]
     if isinstance(value, dict):
-        kept = list(value.items())[: max(cap, 20)]
-        return {key[: max(cap, 40)]: _shortened(item, cap) for key, item in kept}
+        kept = list(value.items())[: max(limit, 20)]
+        return {key[: max(limit, 40)]: _shortened(item, limit) for key, item in kept}
     return value
 
 
-def _end_of(file: int) -> tuple[int, bool]:
+def _last_event(file: int) -> tuple[int, bool]:
     """Return the last sequence number in the file, and whether its last line lacks its newline."""
     end = os.fstat(file).st_size
     if end == 0:
@@ -192,7 +192,7 @@ def read_events(path: Path, after: int = 0) -> Iterator[Event]:
 def _offset_after(path: Path, after: int) -> int:
     """Return the byte offset of a line at or before the first event after `after`.
 
-    Sequence numbers only grow, so the file is searched by halves.
+    A binary search: sequence numbers only grow.
     """
     if after <= 0:
         return 0
@@ -217,7 +217,7 @@ def _offset_after(path: Path, after: int) -> int:
 
 
 def replace_json(path: Path, data: Any, *, durable: bool = False) -> None:
-    """Replace a file by this JSON, whole or not at all. `durable` also survives a power cut.
+    """Replace a file by this JSON, atomically. `durable` also survives a power failure.
 
     Raises DiskFull and FolderUnusable.
     """
@@ -260,8 +260,8 @@ def prompt_uuid(session_id: str, prompt_id: str) -> str:
 
 
 @dataclass(slots=True)
-class Waiting:
-    """A prompt without a result. `sent`: the program may have it. `interrupted`: a user ended its turn."""
+class PendingPrompt:
+    """A prompt without a result. `sent`: the program may have read it. `interrupted`: a user ended its turn."""
 
     prompt: Prompt
     sent: bool = False
@@ -270,15 +270,15 @@ class Waiting:
 
 @dataclass(slots=True)
 class Ledger:
-    """What became of every message, by the events so far.
+    """The state of every message, computed from the events so far.
 
-    `queue` is in order of acceptance; None in it is where the session was asked to end.
+    `queue` is in the order of acceptance. None in it stands for `end_session`.
     """
 
     run: int = 0
     known: set[str] = field(default_factory=set)
     rejected: set[int] = field(default_factory=set)
-    queue: list[Waiting | None] = field(default_factory=list)
+    queue: list[PendingPrompt | None] = field(default_factory=list)
     phase: Phase = Phase.PENDING
 
     def add(self, event: Event) -> None:
@@ -288,14 +288,14 @@ class Ledger:
                 if event.phase in (Phase.COMPLETED, Phase.STOPPED):
                     self.queue = [item for item in self.queue if item is not None]
             case Prompt():
-                self.queue.append(Waiting(event))
+                self.queue.append(PendingPrompt(event))
                 if event.source == "inbox":
                     self.known.add(event.id)
             case TurnStarted():
-                for waiting in self._of(event.prompt_id):
+                for waiting in self._pending(event.prompt_id):
                     waiting.sent = True
             case TurnResult() if event.outcome != "failed":
-                done = self._of(event.prompt_id)
+                done = self._pending(event.prompt_id)
                 self.queue = [item for item in self.queue if item not in done]
             case Command():
                 self._command(event)
@@ -311,7 +311,7 @@ class Ledger:
                 if waiting is not None and waiting.sent:
                     waiting.interrupted = True
 
-    def _of(self, prompt_id: str) -> list[Waiting]:
+    def _pending(self, prompt_id: str) -> list[PendingPrompt]:
         return [w for w in self.queue if w is not None and w.prompt.id == prompt_id]
 
 
@@ -363,10 +363,10 @@ class SessionFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runners out while the block runs.
+        """Lock the folder against other runners while the block runs.
 
         Raises:
-            SessionBusy: Another runner has the folder.
+            SessionBusy: Another runner has locked it.
             FolderUnusable: The folder does not exist or is not writable.
         """
         with contextlib.ExitStack() as stack:
@@ -383,9 +383,9 @@ class SessionFolder:
 
 
 class Journal:
-    """Takes every event of a run into the outbox, the status, the ledger and `stream`, which ends with None.
+    """Adds every event of a run to the outbox, the status, the ledger and `stream`, which ends with None.
 
-    Opened when the run has locked the folder. Raises DiskFull and FolderUnusable.
+    Create it after the folder is locked. Raises DiskFull and FolderUnusable.
     """
 
     def __init__(
@@ -395,14 +395,14 @@ class Journal:
         self.ledger = Ledger()
         self.stream: asyncio.Queue[Event | None] = asyncio.Queue()
         for event in read_events(folder.outbox):
-            self._take(event)
+            self._apply(event)
         self._now = now
         self._log = EventLog(folder.outbox, redactor, now)
 
     def emit(self, event: Event) -> Event:
-        """Log an event and pass it on. Raises DiskFull and FolderUnusable; then nothing was passed on."""
+        """Log an event and pass it on. Raises DiskFull and FolderUnusable, and then passes nothing on."""
         logged = self._log.append(event)
-        self._take(logged)
+        self._apply(logged)
         self.stream.put_nowait(logged)
         return logged
 
@@ -412,14 +412,38 @@ class Journal:
             return self.emit(event)
         except DiskFull:
             unlogged = replace(event, seq=self._log.last_seq + 1, at=self._now())
-            self._take(unlogged)
+            self._apply(unlogged)
             self.stream.put_nowait(unlogged)
             return unlogged
+
+    def close_crashed_run(self) -> bool:
+        """Log the end of an earlier run that logged none. Return whether there was one."""
+        if self.ledger.run == 0 or self.ledger.phase.terminal:
+            return False
+        run = self.ledger.run
+        crash = RunnerCrashed(f"run {run} ended without a final status")
+        self.emit(failure(crash))
+        reason = type(crash).__name__
+        self.emit(PhaseChanged(phase=Phase.FAILED, run=run, reason=reason))
+        return True
+
+    def begin_run(self) -> None:
+        """Log the start of the next run."""
+        self.emit(PhaseChanged(phase=Phase.CREATING, run=self.ledger.run + 1))
+
+    def end_run(
+        self, phase: Phase, reason: str, error: MidwatchError | None = None
+    ) -> None:
+        """Log the error and the terminal phase of the run, as `emit_last` does."""
+        if error is not None:
+            self.emit_last(failure(error))
+        run = self.ledger.run
+        self.emit_last(PhaseChanged(phase=phase, run=run, reason=reason))
 
     def close(self) -> None:
         self._log.close()
         self.stream.put_nowait(None)
 
-    def _take(self, event: Event) -> None:
+    def _apply(self, event: Event) -> None:
         self.status = fold(self.status, (event,))
         self.ledger.add(event)

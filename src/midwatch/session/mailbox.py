@@ -3,11 +3,11 @@
 Each line is one JSON object: ``{"id": "…", "type": "…", "content": …, "timestamp": "…"}``. A line counts
 once its newline is written. Types: `user_message` (content: the text), `interrupt`, `end_session`,
 `permission_response` (content: ``{"request_id": "…", "allow": true, "message": "…"}``). A message whose
-text is just `/end` also ends the session.
+text is only `/end` also ends the session.
 
-`Mailbox` writes messages. `Inbox.poll` reads from the cursor on; `commit` moves the cursor, once what was
-read is in the outbox. After a crash in between, the lines are read again; their ids are in the outbox
-by then, and keep them from taking effect twice. `InboxConsumer` does so for a running session.
+`Mailbox` writes messages. `Inbox.poll` reads the lines after the cursor, and `commit` moves the cursor once they
+are in the outbox. After a crash in between, the lines are read again and ignored, because the outbox has their
+ids. `InboxConsumer` does this for a running session.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from midwatch.session.log import (
 from midwatch.session.status import SessionStatus, fold
 
 POLL_INTERVAL = 0.02
-"""Seconds between two checks of the inbox. A check is one `stat`: about 2 µs, or 0.01 % of a core."""
+"""Seconds between two checks of the inbox. A check is one `stat`, about 2 µs: 0.01 % of a core."""
 MAX_LINE = 500_000
-"""Bytes of one line. A longer one is too much for a model, and would not fit the outbox."""
+"""Bytes of one line. The outbox could not hold a longer one."""
 _CHUNK = 4_000_000
 _MAX_ID = 200
 _BEGINNING = 200
-_TAIL = 64  # bytes before the cursor that tell whether the file is still the same
+_TAIL = 64  # bytes before the cursor whose hash identifies the file
 
 Kind = Literal["user_message", "interrupt", "permission_response", "end_session"]
 KINDS: tuple[Kind, ...] = (
@@ -138,7 +138,7 @@ class _Cursor:
 
 
 class Inbox:
-    """Reads the new lines of an inbox. A truncated or replaced file is read again from its beginning."""
+    """Reads the new lines of an inbox. A truncated or replaced file is read from its beginning."""
 
     def __init__(self, path: Path, cursor: Path) -> None:
         self.path = path
@@ -150,7 +150,7 @@ class Inbox:
         """Whether the last `poll` found another file and read it from its beginning."""
 
     def state(self) -> tuple[int, int, int] | None:
-        """Return what changes with the file, from one `stat`; None without a file."""
+        """Return inode, size and mtime (ns) of the file; None without a file."""
         try:
             found = os.stat(self.path)
         except OSError:
@@ -200,7 +200,7 @@ class Inbox:
             self._cursor, self._read_to, self.restarted = _Cursor(), 0, True
 
     def _lines(self, file: Any) -> Iterator[Mail | Rejected]:
-        """Yield the complete lines from here on; of a long one only a part is in memory."""
+        """Yield the complete lines from here on. Only a part of a long line is kept in memory."""
         while line := file.readline(_CHUNK):
             offset, length = self._read_to, len(line)
             while not line.endswith(b"\n"):
@@ -220,7 +220,7 @@ def _tail(file: int, offset: int) -> str:
 
 
 def _load_cursor(path: Path) -> _Cursor:
-    """Return the stored cursor, or the beginning if there is none that is valid."""
+    """Return the stored cursor, or one at the beginning if there is no valid one."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return _Cursor(int(data["offset"]), int(data["inode"]), str(data["tail"]))
@@ -253,7 +253,7 @@ def write_mail(
 
 
 class Mailbox:
-    """Writes messages to a session, which need not run. Every method returns the id of its message.
+    """Writes messages to a session, also to one that does not run. Every method returns the id of its message.
 
     All of them raise DiskFull and FolderUnusable.
     """
@@ -263,7 +263,7 @@ class Mailbox:
         self._folder = folder
 
     def send(self, text: str) -> str:
-        """Send a text to Claude. Raises Conflict for one that no session would accept."""
+        """Send a text to Claude. Raises Conflict for one that is too long."""
         if len(text.encode("utf-8", "replace")) > MAX_LINE // 2:
             raise Conflict(
                 f"the message is longer than {MAX_LINE // 2} bytes",
@@ -272,7 +272,7 @@ class Mailbox:
         return self._write("user_message", text)
 
     def interrupt(self) -> str:
-        """End the turn under way, not the session."""
+        """End the current turn, not the session."""
         return self._write("interrupt", None)
 
     def end(self) -> str:
@@ -299,12 +299,14 @@ class Mailbox:
     def _only_request(self) -> str:
         pending = self.pending()
         if not pending:
-            raise Conflict(f"session {self._session_id} asks for nothing")
+            raise Conflict(
+                f"session {self._session_id} has no pending permission request"
+            )
         if len(pending) > 1:
             names = ", ".join(f"{one.request_id} ({one.tool})" for one in pending)
             raise Conflict(
-                f"session {self._session_id} asks for {len(pending)} permissions",
-                hint=f"choose one of {names}",
+                f"session {self._session_id} has {len(pending)} pending permission requests",
+                hint=f"name one of {names}",
             )
         return pending[0].request_id
 
@@ -320,11 +322,11 @@ class Mailbox:
         return id
 
 
-_BATCH = 100  # lines between two chances for other tasks
+_BATCH = 100  # lines until other tasks may run
 
 
 class InboxConsumer:
-    """Reads the inbox of a running session: accepts its messages, and keeps invalid lines aside."""
+    """Reads the inbox of a running session: accepts its messages and records invalid lines."""
 
     def __init__(self, session_id: str, folder: SessionFolder) -> None:
         self._session_id = session_id
@@ -357,10 +359,10 @@ class InboxConsumer:
         self._inbox.commit()
 
     def text_of(self, prompt: Prompt) -> str:
-        """Return the text of a prompt as it was written; the outbox has it redacted."""
+        """Return the text of a prompt as written; the outbox has it redacted."""
         return self._texts.pop(prompt.id, prompt.text)
 
-    def remember(self, ids: set[str]) -> None:
+    def load_texts(self, ids: set[str]) -> None:
         """Read the texts of messages that an earlier run accepted."""
         for item in self._inbox.all():
             if isinstance(item, Mail) and item.id in ids:

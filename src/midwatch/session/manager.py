@@ -1,8 +1,7 @@
 """The manager of sessions: list, resume, fork, answer, end and remove them.
 
-`SessionManager` is what `midwatch session` is made of, for programs of your own: a web page, a bot, a
-service. It prints nothing and reads no environment; its arguments are all that it uses. Only `open` imports the
-Agent SDK, which takes longer than everything else here.
+`midwatch session` is a thin layer over `SessionManager`. Use it in your own programs: a web page, a bot, a
+service. It prints nothing and does not read the environment. Only `open` and `task` import the Agent SDK, which is slow.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -22,17 +20,26 @@ from midwatch.redaction import Redactor
 from midwatch.session.events import Phase
 from midwatch.session.log import conversation_id, read_events
 from midwatch.session.mailbox import Mailbox
-from midwatch.session.options import Client, OptionOverrides, session_options
-from midwatch.session.paths import SessionFolders, SessionPaths
+from midwatch.session.options import (
+    Client,
+    OptionOverrides,
+    check_access,
+    session_options,
+)
 from midwatch.session.records import (
     HEARTBEAT,
     FolderRecords,
     RunRecords,
+    SessionFolders,
+    SessionPaths,
     SessionRequest,
     SessionStore,
     StoredSession,
     TranscriptKey,
     Transcripts,
+)
+from midwatch.session.records import new_session_id as new_session_id
+from midwatch.session.records import (
     recorded_elsewhere,
     recorded_repositories,
     subtract_status,
@@ -41,20 +48,18 @@ from midwatch.session.status import SessionStatus, fold
 from midwatch.session.transcripts import PROJECT
 from midwatch.settings import SessionSettings
 from midwatch.workspace.environment import GitEnvironment
+from midwatch.workspace.git import OnProgress
 from midwatch.workspace.plan import RepoSpec
+from midwatch.workspace.record import Workspace, open_workspace
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
 
 if TYPE_CHECKING:
     from midwatch.session.agentic_session import AsyncAgenticSession
+    from midwatch.session.runner import SessionTask
 
-SILENT = 4 * HEARTBEAT
-"""Seconds without a heartbeat after which a runner on another machine has crashed."""
+HEARTBEAT_TIMEOUT = 4 * HEARTBEAT
+"""Seconds without a heartbeat after which a runner on another machine counts as crashed."""
 _UNFINISHED = tuple(phase for phase in Phase if not phase.terminal)
-
-
-def new_session_id() -> str:
-    """Return a new id, such as `s-0f3c9a5be1d2`."""
-    return f"s-{uuid.uuid4().hex[:12]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +82,11 @@ class SessionManager:
         for session in await manager.list(phases=[Phase.RUNNING]):
             print(session.id, session.status.cost_usd)
 
-    Many managers may use one store, on many machines. Which of the methods work on a session of
-    another machine: `list`, `get`, `resume`, `fork` and `remove` do; those that write to a mailbox
-    need the session's folder and raise NotFound.
+    Many managers may use one store, on many machines. `list`, `get`, `resume`, `fork` and `remove` also work
+    on a session of another machine; methods that write to a mailbox need the session's folder and raise NotFound.
 
-    Errors are children of `midwatch.errors.MidwatchError`: beside those that a method names, what the
-    store raises (TemporaryError while a database is away), DiskFull and FolderUnusable.
+    Errors are children of `midwatch.errors.MidwatchError`. Besides those that a method lists, any method may
+    raise the errors of the store (TemporaryError while a database is away), DiskFull and FolderUnusable.
     """
 
     def __init__(
@@ -100,8 +104,8 @@ class SessionManager:
             store: The records, such as `midwatch.store.sessions.SqlSessions`.
             transcripts: The conversations, such as `midwatch.store.sessions.SqlTranscripts`.
             settings: The group `sessions` of the settings: the folders, and the options of every run.
-            redactor: Takes secrets out of what is recorded; it should know every secret in a prompt.
-            clock: Where the age of a session comes from.
+            redactor: Removes secrets from the records; it should know every secret that a prompt may contain.
+            clock: The clock for the age of a session.
         """
         self.store = store
         self.transcripts = transcripts
@@ -110,7 +114,7 @@ class SessionManager:
         self.redactor = redactor or Redactor()
         self._clock = clock or SystemClock()
 
-    # -------------------------------------------------- what there is
+    # -------------------------------------------------- read
 
     async def get(self, session_id: str) -> StoredSession:
         """Return a session, closed if its runner has crashed. Raises NotFound."""
@@ -121,24 +125,26 @@ class SessionManager:
         return found
 
     def paths(self, session_id: str) -> SessionPaths:
-        """Return where a session is, or would be, on this machine. Raises NotFound for a bad id."""
+        """Return the paths of a session on this machine, also of one that does not exist. Raises NotFound for a bad id."""
         return self.folders.of(session_id)
 
     def alive(self, session: StoredSession) -> bool:
         """Return whether a runner works on the session.
 
-        On this machine its lock tells; elsewhere a heartbeat of the last 20 seconds.
+        On this machine, its lock is held; on another one, its heartbeat is younger than 20 seconds.
         """
         paths = self.folders.of(session.id)
-        if session.is_here(paths):
+        if session.is_local(paths):
             return paths.running
-        return session.silent_for < SILENT and not session.status.phase.terminal
+        return (
+            session.silent_for < HEARTBEAT_TIMEOUT and not session.status.phase.terminal
+        )
 
     async def close_crashed(self) -> Sequence[str]:
-        """Close each session that is in no terminal phase and has no runner. Return their ids.
+        """Close each session without a runner that is not in a terminal phase. Return their ids.
 
-        They become Failed, with the reason `RunnerCrashed`; transcript and workspace stay. If the end
-        of a session is in its folder, because the database was away when it ended, that is recorded.
+        They become Failed with the reason `RunnerCrashed`; transcript and workspace are kept. If the database
+        was away when a session ended, the end is read from its folder and recorded.
         """
         unfinished = await self.store.listed(phases=_UNFINISHED)
         return [one.id for one in unfinished if await self._close_if_crashed(one)]
@@ -147,7 +153,7 @@ class SessionManager:
         if session.status.phase.terminal or self.alive(session):
             return False
         paths = self.folders.of(session.id)
-        if session.is_here(paths) and (ended := _recorded_end(paths, session)):
+        if session.is_local(paths) and (ended := _recorded_end(paths, session)):
             await self.store.save_status(session.id, ended)
             return True
         return await self.store.fail_crashed(session)
@@ -167,10 +173,10 @@ class SessionManager:
 
         Args:
             session_id: The session; its last run may have been on another machine.
-            prompt: What to do next. None continues a turn that was cut off.
+            prompt: The next prompt. None continues a turn that was cut off.
             interactive: Whether the session stays open and reads its mailbox.
-            push: Whether to push the changes once it is Completed; an earlier run may have asked for it.
-            overrides: They replace those of the earlier runs where they are set.
+            push: Whether to push the changes once it is Completed; also true if an earlier run asked for it.
+            overrides: Fields that are set replace those of the earlier runs.
 
         Raises:
             NotFound: There is no such session, or its record names no repositories.
@@ -185,7 +191,7 @@ class SessionManager:
             )
         repositories = _repositories_to_clone(session, paths)
         here = fold(SessionStatus(), read_events(paths.folder.outbox))
-        moved = not session.is_here(paths)
+        moved = not session.is_local(paths)
         elsewhere = recorded_elsewhere(session)
         if moved:
             elsewhere = subtract_status(session.status, here)
@@ -217,11 +223,11 @@ class SessionManager:
         push_branch: str | None = None,
         overrides: OptionOverrides | None = None,
     ) -> SessionRequest:
-        """Return the request for a new session that begins with the conversation of another one.
+        """Return the request for a new session that starts with the conversation of another one.
 
-        It gets fresh clones: of the branch that the other session has pushed, or of the one it began
-        with. `push_branch` is where it pushes to, by default a branch of its own; the other arguments
-        are those of `resume`.
+        It gets new clones, of the branch that the other session pushed or else of the branch it started from.
+        `push_branch` is the branch to push to, by default one of its own; the other arguments are those of
+        `resume`.
 
         Raises:
             NotFound: There is no such session, or its record names no repositories.
@@ -252,56 +258,74 @@ class SessionManager:
         client: Client,
         environment: GitEnvironment | None = None,
     ) -> AsyncIterator[AsyncAgenticSession]:
-        """Clone the repositories of a request and yield its session: `execute(request.prompt)` runs it.
+        """Clone the repositories of a request and yield its session, for `execute(request.prompt)`.
 
-        Clones of an earlier run are kept. At the end of the block the session is stopped, if it still
-        runs; its record, transcript and workspace stay.
+        Clones of an earlier run are kept. At the end of the block a running session is stopped; its record,
+        transcript and workspace are kept.
 
         Args:
             request: A new one, or one that `resume` or `fork` returned.
             client: The key and the address of the API.
-            environment: What git gets: tokens, proxies, keys.
+            environment: Tokens, proxies and keys for git.
 
         Raises:
-            SessionBusy: Another runner works on it.
+            SessionBusy: Another runner works on the session.
             KeyRefused, SessionRefused: The client or the options cannot be used.
             MidwatchError: A repository cannot be cloned; see `midwatch.workspace.errors`.
         """
-        from midwatch.session.agentic_session import AsyncAgenticSession
-
-        paths = self.folders.of(request.id)
-        workspace = self.workspace_options(request.id, environment)
-        spent = request.elsewhere.cost_usd if request.elsewhere else 0.0
+        paths, task = self.folders.of(request.id), self.task(request, client)
+        options = self.workspace_options(request.id, environment)
         paths.folder.make()
         with paths.owned():
-            if (
-                request.moved
-            ):  # the program's files here are older than the stored transcript
-                await asyncio.to_thread(
-                    shutil.rmtree, paths.program_transcripts, ignore_errors=True
-                )
-            await setup_workspace_async(
-                request.repositories, paths.workspace, request.main, options=workspace
-            )
-            session = AsyncAgenticSession(
-                client=client,
-                workspace=paths.workspace,
-                options=session_options(self.settings, request.overrides, spent),
-                interactive=request.interactive,
-                session_id=request.id,
-                folder=paths.folder.path,
-                forked_from=request.forked_from,
-                ticket=request.ticket,
-                records=self.records(request),
-                transcripts=self.transcripts,
-                workspace_options=workspace,
-                redactor=self.redactor,
-            )
-            async with session:
+            workspace = await self.prepare_workspace(request, options)
+            async with task.session(
+                workspace, paths.folder, self.records(request), options
+            ) as session:
                 yield session
 
+    def task(self, request: SessionRequest, client: Client) -> SessionTask:
+        """Return a request as the task of a `SessionRunner`. Raises KeyRefused for a key that cannot be used."""
+        from midwatch.session.runner import SessionTask
+
+        spent = request.elsewhere.cost_usd if request.elsewhere else 0.0
+        return SessionTask(
+            id=request.id,
+            prompt=lambda: request.prompt,
+            options=session_options(self.settings, request.overrides, spent),
+            settings=self.settings,
+            access=check_access(client),
+            interactive=request.interactive,
+            push=request.push,
+            forked_from=request.forked_from,
+            ticket=request.ticket,
+            transcripts=self.transcripts,
+            redactor=self.redactor,
+        )
+
+    async def prepare_workspace(
+        self,
+        request: SessionRequest,
+        options: WorkspaceOptions,
+        on_progress: OnProgress | None = None,
+    ) -> Workspace:
+        """Clone the repositories of a request; clones of an earlier run are kept. Raises MidwatchError."""
+        paths = self.folders.of(request.id)
+        if request.moved:
+            # The program's transcript on this disk is older than the one in the store.
+            await asyncio.to_thread(
+                shutil.rmtree, paths.program_transcripts, ignore_errors=True
+            )
+        await setup_workspace_async(
+            request.repositories,
+            paths.workspace,
+            request.main,
+            options=options,
+            on_progress=on_progress,
+        )
+        return open_workspace(paths.state)
+
     def records(self, request: SessionRequest) -> RunRecords:
-        """Return where a run of this request writes its records: the store and the session's folder."""
+        """Return the records that a run of this request writes: in the store and in the session's folder."""
         paths = self.folders.of(request.id)
         return RunRecords(self.store, request, paths, self.redactor)
 
@@ -317,7 +341,7 @@ class SessionManager:
             environment=environment or GitEnvironment(),
         )
 
-    # -------------------------------------------------- its mailbox
+    # -------------------------------------------------- mailbox
 
     def mailbox(self, session_id: str) -> Mailbox:
         """Return the mailbox of a session that is on this machine. Raises NotFound."""
@@ -326,8 +350,8 @@ class SessionManager:
     def send(self, session_id: str, text: str) -> str:
         """Send a message to an interactive session. Return the id of the message.
 
-        A session that does not run reads it when it is resumed interactively; so it is with every
-        method that writes to the mailbox. A text that is just `/end` ends the session.
+        A session that does not run reads its mailbox when it is resumed interactively. A text that is only
+        `/end` ends the session.
 
         Raises:
             NotFound: The session is not on this machine.
@@ -336,7 +360,7 @@ class SessionManager:
         return self.mailbox(session_id).send(text)
 
     def interrupt(self, session_id: str) -> str:
-        """End the turn under way, not the session. Return the id of the message. Raises NotFound."""
+        """End the current turn, not the session. Return the id of the message. Raises NotFound."""
         return self.mailbox(session_id).interrupt()
 
     def approve(self, session_id: str, request_id: str | None = None) -> str:
@@ -344,7 +368,7 @@ class SessionManager:
 
         Args:
             session_id: The session.
-            request_id: Which request, if there are several: `status.pending_permissions` has them.
+            request_id: The request; needed if several are pending. `status.pending_permissions` lists them.
 
         Raises:
             NotFound: The session is not on this machine.
@@ -355,11 +379,11 @@ class SessionManager:
     def deny(
         self, session_id: str, request_id: str | None = None, why: str = ""
     ) -> str:
-        """Refuse a tool call, as `approve` allows it. `why` is the reason that Claude reads."""
+        """Deny a tool call; as `approve`. `why` is the reason that Claude reads."""
         return self.mailbox(session_id).answer(request_id, allow=False, why=why)
 
     def end(self, session_id: str) -> str:
-        """End an interactive session once the messages before this one are answered.
+        """End an interactive session once its earlier messages are answered.
 
         Return the id of the message. Raises NotFound.
         """
@@ -368,9 +392,9 @@ class SessionManager:
     # -------------------------------------------------- removal
 
     async def remove(self, session_id: str) -> None:
-        """Remove a session for good: its files, workspace, transcript and record.
+        """Remove a session: its files, workspace, transcript and record.
 
-        The record goes last: a removal that was interrupted can be repeated.
+        The record is removed last, so that an interrupted removal can be repeated.
 
         Raises:
             NotFound: There is no such session.
@@ -403,16 +427,16 @@ class SessionManager:
         """Remove ended sessions of this machine, the oldest first. Return what was removed.
 
         Args:
-            keep_for: Remove what ended more than this many seconds ago; None for no such limit.
-            keep_bytes: Then remove until the rest has at most this many bytes; None for no such limit.
-            dry_run: Only return what would be removed.
+            keep_for: Seconds. Sessions that ended earlier are removed; None is no limit.
+            keep_bytes: Then the oldest are removed until the rest has at most this size; None is no limit.
+            dry_run: Only return the sessions that would be removed.
         """
         await self.close_crashed()
         ended = [
             one
             for one in reversed(await self.store.listed())
             if one.status.phase.terminal and not self.alive(one)
-            if one.is_here(self.folders.of(one.id))
+            if one.is_local(self.folders.of(one.id))
         ]
         sizes = {
             one.id: await asyncio.to_thread(self.folders.of(one.id).size)
@@ -435,12 +459,12 @@ class SessionManager:
             return None
 
     def _age(self, session: StoredSession) -> float:
-        """Return the seconds since a session ended."""
+        """Return the seconds since the session ended."""
         status = session.status
         since = status.ended_at or status.last_activity_at or session.created_at
         return max(self._clock.now() - since, timedelta()).total_seconds()
 
-    # Last, because in a class body the name hides the type `list`.
+    # Last: in the class body, the name hides the type `list`.
     async def list(
         self,
         *,
@@ -451,7 +475,7 @@ class SessionManager:
         """Return sessions, the newest first, after `close_crashed`.
 
         Args:
-            phases: Only sessions in one of these phases; all, if there are none.
+            phases: Only sessions in one of these phases; empty for all.
             ticket: Only sessions for this ticket.
             limit: At most this many.
         """
@@ -468,7 +492,7 @@ def _overrides(session: StoredSession) -> OptionOverrides:
 
 
 def _recorded_end(paths: SessionPaths, session: StoredSession) -> SessionStatus | None:
-    """Return the end that only the session's folder has: the database was away when it came."""
+    """Return the final status in the session's folder if the store lacks it; else None."""
     status = FolderRecords(paths.folder.path).load_status()
     if status is None or not status.phase.terminal:
         return None
@@ -480,7 +504,7 @@ def _recorded_end(paths: SessionPaths, session: StoredSession) -> SessionStatus 
 def _repositories_to_clone(
     session: StoredSession, paths: SessionPaths
 ) -> tuple[RepoSpec, ...]:
-    """Return the repositories; without a workspace here, from the branches that were pushed."""
+    """Return the repositories; if there is no workspace here, with the branches that were pushed."""
     repositories = recorded_repositories(session)
     if session.status.last_seq and not paths.state.exists():
         return _as_pushed(session, repositories)
@@ -505,16 +529,16 @@ def _as_pushed(
 
 
 def _prompt_to_continue(session: StoredSession, here: SessionStatus) -> str | None:
-    """Return the prompt of a resume without one; None if a turn that was cut off here continues.
+    """Return the prompt for a resume without a prompt; None if a turn that was cut off here continues.
 
-    Raises Conflict where everything is answered.
+    Raises Conflict if everything is answered.
     """
-    from midwatch.session.runner import GO_ON
+    from midwatch.session.runner import CONTINUE_PROMPT
 
     if here.unfinished:
         return None
     if session.status.unfinished:  # cut off elsewhere: only the transcript has it
-        return GO_ON
+        return CONTINUE_PROMPT
     if not session.status.prompts and session.prompt:
         return session.prompt
     raise Conflict(
@@ -527,4 +551,4 @@ def _notice_of_move(session: StoredSession, paths: SessionPaths) -> str:
     was = f"session {session.id} was last on {session.host}"
     if paths.state.exists():
         return f"{was}: the workspace is as the session left it here"
-    return f"{was}: what it did not push is not in this workspace"
+    return f"{was}: changes that it did not push are not in this workspace"

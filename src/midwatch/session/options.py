@@ -1,7 +1,7 @@
-"""The options of a session: what it may do, and for how long.
+"""The options of a session: model, tools, permissions and limits.
 
-`SessionOptions` is the model that a session is started with. `session_options` makes it of the settings
-and of what one session overrides (`OptionOverrides`: from a command line, and kept in its record).
+`session_options` makes the `SessionOptions` of a run from the settings and the session's `OptionOverrides`, which
+come from a command line and are kept in the session's record.
 """
 
 from __future__ import annotations
@@ -54,15 +54,15 @@ class ApiAccess:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What ends a session, each with a reason of its own. None is no limit.
+    """The limits of a session. None is no limit.
 
     Attributes:
         wall: Seconds of one run.
         idle: Seconds without any event during a turn.
-        mail_idle: Seconds without a message between turns; they stop an interactive session (reason `idle`).
+        mail_idle: Seconds without a message between turns; then an interactive session stops (reason `idle`).
         max_turns: Calls of the API in one turn.
         max_usd: US dollars of the whole session.
-        retries: How often the program repeats a failed call of the API.
+        retries: Retries of a failed call of the API.
         permission_wait: Seconds to wait for the answer to a permission request; then it is denied.
         grace: Seconds that a turn gets to end after a stop.
         line_bytes: The longest line of the program's output, in bytes.
@@ -102,10 +102,10 @@ class SessionOptions:
 
     Attributes:
         fallback_model: The model to use while `model` is overloaded.
-        effort: How much the model thinks; None is its own default.
-        permission_mode: What is done without a permission request, as Claude Code defines it.
+        effort: The effort of the model; None is its default.
+        permission_mode: The permission mode of Claude Code.
         allowed_tools: Tools that need no permission, such as `Bash(git log:*)`.
-        denied_tools: Tools that Claude does not get.
+        denied_tools: Tools that Claude cannot use.
         mcp_servers: MCP servers by name, as the Agent SDK defines them.
         system_prompt_addition: Text appended to the system prompt of Claude Code.
         trust_repository: Load the repository's own `.claude` settings, hooks, CLAUDE.md and `.mcp.json`.
@@ -114,8 +114,8 @@ class SessionOptions:
             they are not; "off" uses none.
         verbatim: Deliver prompts unchanged: `@file` and slash commands in them have no effect.
         path: The `PATH` of the program.
-        home: The home folder of the program; None is an empty one of the session's own.
-        variables: Added to the environment that is built for the program.
+        home: The home folder of the program; None is an empty folder of the session.
+        variables: Additional environment variables of the program.
         program: The claude program; None is the one of the Agent SDK.
     """
 
@@ -143,15 +143,15 @@ class SessionOptions:
 
 @dataclass(frozen=True, slots=True)
 class OptionOverrides:
-    """What one session changes of the settings. None, and an empty tuple, change nothing.
+    """Options of one session that override the settings. None and an empty tuple override nothing.
 
-    The names of the fields are those of the session's record.
+    The session's record has the same field names.
 
     Attributes:
         trust: Overrides `trust_repository`.
         wall: Seconds; overrides the limit of one run. `idle` likewise.
-        allow: Tools that need no permission, beside those of the settings.
-        deny: Tools that Claude does not get, beside those of the settings.
+        allow: Tools that need no permission, in addition to those of the settings.
+        deny: Tools that Claude cannot use, in addition to those of the settings.
     """
 
     model: str | None = None
@@ -165,20 +165,20 @@ class OptionOverrides:
     deny: tuple[str, ...] = ()
 
     def over(self, earlier: OptionOverrides) -> OptionOverrides:
-        """Return these overrides, and those of an earlier run where these change nothing."""
+        """Return these overrides on top of those of an earlier run."""
         given = {one.name: getattr(self, one.name) for one in fields(self)}
         changes = {n: v for n, v in given.items() if v is not None and v != ()}
         return replace(earlier, **changes)
 
     def to_json(self) -> Json:
-        """Return the fields that are set; false is set."""
+        """Return the fields that are not None."""
         return {
             name: value for name, value in asdict(self).items() if value is not None
         }
 
     @classmethod
     def from_json(cls, document: object) -> OptionOverrides:
-        """Return the overrides in a record; none for data that is not readable."""
+        """Return the overrides in a record; no overrides if it is not valid."""
         try:
             return _OVERRIDES.validate_python(document or {})
         except ValidationError:
@@ -196,9 +196,9 @@ def session_options(
     """Return the options of a run.
 
     Args:
-        settings: What holds for all sessions.
-        overrides: What this session changes of it.
-        spent: US dollars of the session's limit that are spent already, on other machines.
+        settings: The settings of all sessions.
+        overrides: The overrides of this session.
+        spent: US dollars that the session has spent on other machines.
     """
     chosen = overrides or OptionOverrides()
     max_usd = chosen.max_usd or settings.max_usd
@@ -237,9 +237,9 @@ def session_options(
 def git_environment(
     settings: SessionSettings, environ: Mapping[str, str]
 ) -> GitEnvironment:
-    """Return what git gets from `environ`, and the tokens that the settings name.
+    """Return the environment of git: variables of `environ` and the tokens that the settings name.
 
-    Raises SettingsError for a token that is named and missing.
+    Raises SettingsError for a missing token.
     """
     tokens = [
         Credential(
@@ -255,7 +255,7 @@ def _token(one: GitCredentialSettings, environ: Mapping[str, str], path: str) ->
         raise SettingsError(
             "needs either token_variable or token_file",
             path=path,
-            hint="the token itself never stands in the settings",
+            hint="name a variable or a file that holds the token",
         )
     if one.token_variable is not None:
         token = environ.get(one.token_variable, "").strip()
@@ -271,7 +271,7 @@ def _token(one: GitCredentialSettings, environ: Mapping[str, str], path: str) ->
         problem = f"{one.token_file} is empty"
     if not token:
         raise SettingsError(
-            problem, path=path, hint=f"put the token for {one.host} there"
+            problem, path=path, hint=f"set it to the token for {one.host}"
         )
     return token
 
@@ -279,7 +279,7 @@ def _token(one: GitCredentialSettings, environ: Mapping[str, str], path: str) ->
 # ------------------------------------------------------------------ checks before a start
 
 MAX_PROMPT = 500_000
-"""Bytes of a prompt, as of a message in the inbox: a longer one would be cut in the outbox."""
+"""Bytes of a prompt. The outbox would cut a longer one."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MODEL = re.compile(r"[^\W_][!-~]{0,199}")
 _KEY = re.compile(r"[!-~]{1,4000}")
@@ -290,7 +290,7 @@ def check_id(id: str) -> str:
     if not _ID.fullmatch(id):
         raise SessionRefused(
             f"{id[:100]!r} cannot be the id of a session",
-            hint="up to 100 letters, digits, dots, dashes and underscores",
+            hint="use up to 100 letters, digits, dots, dashes and underscores, a letter or digit first",
         )
     return id
 
@@ -302,21 +302,21 @@ def check_access(client: Client) -> ApiAccess:
         raise KeyRefused("there is no API key", hint="set ANTHROPIC_API_KEY")
     if not _KEY.fullmatch(key):
         raise KeyRefused(
-            "the API key has blanks, line breaks or other characters that no key has",
-            hint="set ANTHROPIC_API_KEY to the one word that the Anthropic console shows",
+            "the API key contains spaces, line breaks or other invalid characters",
+            hint="set ANTHROPIC_API_KEY to the key as the Anthropic console shows it",
         )
     base_url = str(client.base_url).rstrip("/") if client.base_url else None
     return ApiAccess(key, base_url)
 
 
 def check_prompt(text: str) -> None:
-    """Raise SessionRefused for an empty prompt, and for one that is too long."""
+    """Raise SessionRefused for a prompt that is empty or too long."""
     if not text.strip():
-        raise SessionRefused("the prompt is empty", hint="write what Claude should do")
+        raise SessionRefused("the prompt is empty", hint="describe the task")
     if len(text.encode("utf-8", "replace")) > MAX_PROMPT:
         raise SessionRefused(
             f"the prompt is longer than {MAX_PROMPT} bytes",
-            hint="put the long part into a file of the workspace, and name it in the prompt",
+            hint="put the long part into a file of the workspace and name the file in the prompt",
         )
 
 
@@ -346,7 +346,7 @@ def check_folders(paths: Sequence[Path]) -> None:
 
 
 def check_options(options: SessionOptions) -> None:
-    """Raise SessionRefused for a value that the program would ignore without an error."""
+    """Raise SessionRefused for a value that the program would silently ignore."""
     _one_of("sandbox", options.sandbox, get_args(SandboxMode))
     if options.effort is not None:
         _one_of("effort", options.effort, get_args(Effort))
@@ -367,9 +367,11 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def _check_server(name: str, server: Mapping[str, Any]) -> None:
-    hint = "give it a `command`, or a `type` and a `url`, as plain values"
+    hint = "give it a `command`, or a `type` and a `url`, as JSON values"
     if not any(isinstance(server.get(way), str) for way in ("command", "url")):
-        raise SessionRefused(f"MCP server {name!r} has no address", hint=hint)
+        raise SessionRefused(
+            f"MCP server {name!r} has neither a command nor a URL", hint=hint
+        )
     try:
         json.dumps(dict(server))
     except (TypeError, ValueError) as error:
@@ -392,6 +394,6 @@ def _check_limits(limits: Limits) -> None:
         value = getattr(limits, name)
         if value is not None and not minimum <= value < math.inf:
             raise SessionRefused(
-                f"the limit `{name}` cannot be {value}",
+                f"{value} is not valid for the limit `{name}`",
                 hint=f"use a number of at least {minimum:g}",
             )

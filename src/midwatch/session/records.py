@@ -1,14 +1,22 @@
-"""The records of sessions: what was asked for, how it stands, and where both are kept.
+"""The records of sessions: the request, the status, and the files and tables that hold them.
 
-`SessionRecords` is what a running session writes, `SessionStore` adds what a manager of sessions reads and
-changes: small files in the session's folder here (`FolderRecords`), tables in `midwatch.store.sessions`.
-`Transcripts` holds the transcript of the claude program, so that another machine can resume the
-conversation; a store that passes `claude_agent_sdk.testing.run_session_store_conformance` is one.
+A running session writes `SessionRecords`: files in its folder (`FolderRecords`) and tables in
+`midwatch.store.sessions`. `SessionStore` adds the methods that `SessionManager` needs. `Transcripts` stores the
+transcript of the claude program, so that another machine can resume the conversation; its implementations pass
+`claude_agent_sdk.testing.run_session_store_conformance`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import os
+import platform
+import re
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,21 +25,187 @@ from typing import Any, NotRequired, Protocol, TypedDict
 from pydantic import TypeAdapter, ValidationError
 
 from midwatch.errors import NotFound
+from midwatch.files import is_locked, locked_if_free
 from midwatch.model import Json, Usage
 from midwatch.redaction import Redactor
-from midwatch.session.errors import RunnerCrashed
+from midwatch.session.errors import RunnerCrashed, SessionBusy
 from midwatch.session.events import Failure, ModelUsage, Phase
-from midwatch.session.log import read_json, replace_json
+from midwatch.session.log import SessionFolder, map_disk_error, read_json, replace_json
 from midwatch.session.options import OptionOverrides
-from midwatch.session.paths import SessionPaths, this_host
 from midwatch.session.status import SessionStatus
+from midwatch.settings import SessionSettings
+from midwatch.workspace.environment import default_home
 from midwatch.workspace.inspect import RepoState
 from midwatch.workspace.plan import RepoSpec
+from midwatch.workspace.setup import default_cache
+
+_ATTEMPTS, _PAUSE = 10, 0.01  # seconds between two attempts to lock
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+def this_host() -> str:
+    """Return the name of this machine, as the records of sessions have it."""
+    return platform.node()
+
+
+def this_runner() -> str:
+    """Return the name of this runner: the host and the process id."""
+    return f"{this_host()}:{os.getpid()}"
+
+
+def new_session_id() -> str:
+    """Return a new id, such as `s-0f3c9a5be1d2`."""
+    return f"s-{uuid.uuid4().hex[:12]}"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPaths:
+    """The paths of one session.
+
+    Attributes:
+        id: The session.
+        folder: Its own folder, with the mailbox and the records.
+        workspace: The folder of clones that Claude works in.
+    """
+
+    id: str
+    folder: SessionFolder
+    workspace: Path
+
+    @property
+    def state(self) -> Path:
+        """The record of the workspace. The agent cannot write to the session's folder."""
+        return self.folder.path / "repositories"
+
+    @property
+    def program_transcripts(self) -> Path:
+        """The folder where the claude program keeps its transcripts."""
+        return self.folder.path / "claude" / "projects"
+
+    @property
+    def exists(self) -> bool:
+        return self.folder.path.is_dir()
+
+    @property
+    def running(self) -> bool:
+        """Whether a runner of any program works on the session."""
+        return is_locked(self._runner_lock) or is_locked(self.folder.path / "lock")
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Lock the session against other processes that start or remove it, while the block runs.
+
+        `SessionFolder.locked` is not held between the clones and the start of the program; this lock is. The
+        kernel releases both when the process ends.
+
+        Raises:
+            SessionBusy: Another runner has the session.
+            DiskFull, FolderUnusable: The lock file cannot be created.
+        """
+        with contextlib.ExitStack() as stack:
+            self._lock(stack)
+            yield
+
+    def _lock(self, stack: contextlib.ExitStack) -> None:
+        """Retry for a short time: `running` holds the lock for some microseconds."""
+        try:
+            for _ in range(_ATTEMPTS):
+                with contextlib.ExitStack() as attempt:
+                    if attempt.enter_context(locked_if_free(self._runner_lock)):
+                        stack.enter_context(attempt.pop_all())
+                        return
+                time.sleep(_PAUSE)
+        except OSError as error:
+            raise map_disk_error(error, self._runner_lock) from error
+        raise SessionBusy(f"another runner works on session {self.id}")
+
+    @property
+    def _runner_lock(self) -> Path:
+        return self.folder.path / "runner.lock"
+
+    def size(self) -> int:
+        """Return the bytes of the session's files; a file that is removed meanwhile is skipped."""
+        total = 0
+        for root in (self.folder.path, self.workspace):
+            for folder, _, files in os.walk(root):
+                for name in files:
+                    with contextlib.suppress(OSError):
+                        total += os.lstat(os.path.join(folder, name)).st_size
+        return total
+
+    def remove(self) -> None:
+        """Remove the files, also read-only ones. Raises DiskFull and FolderUnusable."""
+        for path in (self.workspace, self.folder.path):
+            try:
+                if path.exists():
+                    shutil.rmtree(path, onerror=_make_writable_and_retry)
+            except OSError as error:
+                raise map_disk_error(error, path) from error
+        lock = self.state.with_name(f"{self.state.name}.lock")
+        lock.unlink(missing_ok=True)
+
+
+def _make_writable_and_retry(function: Callable[..., Any], path: str, _: Any) -> None:
+    """Give the owner access to the folders, then call `function` again."""
+    for folder in (Path(path).parent, Path(path)):
+        if folder.is_dir() and not folder.is_symlink():
+            folder.chmod(stat.S_IRWXU)
+    if function in (os.open, os.scandir, os.lstat, os.listdir):
+        shutil.rmtree(path)
+    else:
+        function(path)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFolders:
+    """The folders of all sessions of this machine.
+
+    Attributes:
+        root: Absolute; holds `sessions/ID` and `workspaces/ID`.
+        cache: Absolute; holds the mirrors of repositories.
+    """
+
+    root: Path
+    cache: Path
+
+    @classmethod
+    def from_settings(cls, settings: SessionSettings) -> SessionFolders:
+        root = settings.folder or default_home() / ".local" / "state" / "midwatch"
+        return cls(
+            root.absolute(), (settings.cache_folder or default_cache()).absolute()
+        )
+
+    def of(self, session_id: str) -> SessionPaths:
+        """Return the paths of a session, which need not exist.
+
+        Raises NotFound for a text that is not a valid id: it must not become a path.
+        """
+        if not _ID.fullmatch(session_id):
+            raise NotFound(
+                f"there is no session {session_id[:80]!r}",
+                hint="see `midwatch session list`",
+            )
+        folder = SessionFolder(self.root / "sessions" / session_id)
+        return SessionPaths(session_id, folder, self.root / "workspaces" / session_id)
+
+    def existing(self, session_id: str) -> SessionPaths:
+        """Return the paths of a session that is on this machine. Raises NotFound."""
+        paths = self.of(session_id)
+        if not paths.exists:
+            raise NotFound(
+                f"there is no session {session_id} on this machine",
+                hint="see `midwatch session list`; `midwatch session resume` moves a session to this machine",
+            )
+        return paths
+
+
+# ------------------------------------------------------------------ the records
+
 
 HEARTBEAT = 5.0
 """Seconds between two heartbeats."""
 CRASHED = RunnerCrashed.__name__
-"""The reason of a session whose runner ended without writing how."""
+"""The reason of a session whose runner ended without a final status."""
 
 
 class TranscriptKey(TypedDict):
@@ -57,11 +231,11 @@ class Transcripts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SessionSpec:
-    """What was asked for, as it is recorded. No field holds a secret.
+    """The specification of a session, as it is recorded. No field holds a secret.
 
     Attributes:
-        cwd: The folder that Claude works in; `directories` are the additional ones.
-        options: Plain data; `SessionRequest.to_options` writes what a resume needs.
+        cwd: Claude's working directory; `directories` are the additional ones.
+        options: What a resume needs, as `SessionRequest.to_options` writes it.
     """
 
     id: str
@@ -84,7 +258,7 @@ class StoredSession:
         options: What a resume needs, as `SessionRequest.to_options` wrote it.
         repositories: The repositories as they were last inspected, as `repository_to_json` writes them.
         runner: The host and the process id of the last runner.
-        heartbeat_at: When that runner last wrote something, by the clock of the store.
+        heartbeat_at: The last write of that runner, by the clock of the store.
         silent_for: Seconds since then, by the same clock.
     """
 
@@ -109,7 +283,7 @@ class StoredSession:
         """The machine of the last run; empty where that is unknown."""
         return str(self.options.get("host") or "")
 
-    def is_here(self, paths: SessionPaths) -> bool:
+    def is_local(self, paths: SessionPaths) -> bool:
         """Return whether the last run was on this machine, in this folder."""
         where = (self.options.get("host"), self.options.get("folder"))
         return where == (this_host(), str(paths.folder.path)) and paths.exists
@@ -132,18 +306,18 @@ class StoredSession:
 
 
 class SessionRecords(Protocol):
-    """What a running session writes. Each call replaces the earlier value; all are idempotent.
+    """The records that a running session writes. Each call replaces the earlier value; all are idempotent.
 
-    A running session is alive while its heartbeat is younger than a few `HEARTBEAT`s. A session that
-    is not alive and in no terminal phase has crashed. Errors are children of `MidwatchError`; a
-    TemporaryError of `heartbeat` and `save_status` ends no session.
+    A session is alive while its heartbeat is younger than a few `HEARTBEAT`s. A session that is neither alive nor in
+    a terminal phase has crashed. Errors are children of `MidwatchError`; a TemporaryError of `heartbeat` or
+    `save_status` does not end the session.
     """
 
     async def save_spec(self, spec: SessionSpec) -> None:
-        """Keep what was asked for. A resume writes it again."""
+        """Save the specification. A resume writes it again."""
 
     async def save_status(self, session_id: str, status: SessionStatus) -> None:
-        """Keep the status: at every change of phase, and every few seconds in between."""
+        """Save the status: at every change of phase, and every few seconds."""
 
     async def heartbeat(self, session_id: str, runner: str, at: datetime) -> None:
         """Record that `runner` (a host and a process id) works on the session."""
@@ -151,7 +325,7 @@ class SessionRecords(Protocol):
     async def save_repositories(
         self, session_id: str, repositories: Sequence[RepoState]
     ) -> None:
-        """Keep the state of the repositories, as it was last inspected."""
+        """Save the state of the repositories, as last inspected."""
 
 
 class SessionStore(SessionRecords, Protocol):
@@ -172,7 +346,7 @@ class SessionStore(SessionRecords, Protocol):
     async def fail_crashed(self, session: StoredSession) -> bool:
         """Save `session.crashed()`, unless the session has changed since it was read.
 
-        Return whether it was saved: not if the runner has written a heartbeat or an end since.
+        Return whether it was saved; false if the runner has written since.
         """
 
     async def save_options(self, session_id: str, options: Json) -> None:
@@ -200,7 +374,7 @@ def status_from_json(data: Json) -> SessionStatus:
 
 
 def repository_to_json(state: RepoState) -> Json:
-    """Return what is recorded of the state of a repository: numbers of files and lines, no names."""
+    """Return the state of a repository for the records: counts of files and lines, no file names."""
     return {
         "name": state.name,
         "url": state.url,
@@ -261,22 +435,22 @@ class FolderRecords:
 
 @dataclass(frozen=True, slots=True)
 class SessionRequest:
-    """One run of a session: what a runner is asked to do.
+    """The request for one run of a session.
 
     Attributes:
         id: The session; `new_session_id` makes one.
-        prompt: None continues with what is unanswered.
-        repositories: What is cloned; each `branch` is where the session starts.
-        main: Index of the repository that Claude starts in.
+        prompt: The prompt; None continues with unanswered prompts.
+        repositories: The repositories to clone; the session starts from each `branch`.
+        main: Index of the main repository (0 is the first).
         interactive: Whether the session stays open and reads its mailbox.
         push: Whether the changes are pushed once the session is Completed.
-        overrides: What replaces the settings in this session.
-        forked_from: The session whose conversation it begins with.
+        overrides: Options that override the settings.
+        forked_from: The session whose conversation it starts with.
         ticket: The ticket that it works on.
-        first_prompt: The first prompt of the session, for lists; empty if it is `prompt`.
-        elsewhere: The sums of the runs on other machines, whose outbox is not here.
+        first_prompt: The first prompt of the session, shown in lists; empty if it is `prompt`.
+        elsewhere: The totals of runs on other machines, whose outbox is not here.
         moved: Whether the last run was on another machine.
-        notice: What the user should know before the run; empty if there is nothing.
+        notice: A notice for the user before the run, or empty.
     """
 
     id: str
@@ -294,7 +468,7 @@ class SessionRequest:
     notice: str = ""
 
     def to_options(self, folder: Path) -> Json:
-        """Return what the record keeps of the request, so that any machine can resume it."""
+        """Return the fields of the request that a resume on any machine needs."""
         elsewhere = self.elsewhere
         return {
             "host": this_host(),
@@ -312,7 +486,7 @@ class SessionRequest:
 
 
 def _spec_to_json(repository: RepoSpec) -> Json:
-    """Three fields as always, and of the others those that differ from their defaults."""
+    """Return three fields always, and the others if they differ from their defaults."""
     first = {
         "url": repository.url,
         "branch": repository.branch,
@@ -327,7 +501,7 @@ _REPOSITORIES: TypeAdapter[tuple[RepoSpec, ...]] = TypeAdapter(tuple[RepoSpec, .
 
 
 def recorded_repositories(session: StoredSession) -> tuple[RepoSpec, ...]:
-    """Return the repositories that a session was asked for. Raises NotFound for a record without them."""
+    """Return the repositories of a session's request. Raises NotFound for a record without them."""
     try:
         found = _REPOSITORIES.validate_python(session.options.get("repositories") or ())
     except ValidationError:
@@ -335,13 +509,13 @@ def recorded_repositories(session: StoredSession) -> tuple[RepoSpec, ...]:
     if not found:
         raise NotFound(
             f"the record of session {session.id} names no repositories",
-            hint="it was not started by `midwatch session`; resume it where it was",
+            hint="it was not started by `midwatch session`; resume it with the program that started it",
         )
     return found
 
 
 def recorded_elsewhere(session: StoredSession) -> SessionStatus | None:
-    """Return the sums of the runs on other machines, where the record has them."""
+    """Return the totals of runs on other machines, or None."""
     document = session.options.get("carried")
     try:
         return None if document is None else _STATUS.validate_python(document)
@@ -350,11 +524,10 @@ def recorded_elsewhere(session: StoredSession) -> SessionStatus | None:
 
 
 class RunRecords:
-    """The records of one run: rows in a store and, beside them, files in the session's folder.
+    """The records of one run: rows in a store and files in the session's folder. Satisfies `SessionRecords`.
 
-    The files show `midwatch session send` and other programs how the session stands without a database.
-    The session itself does not know its prompt for lists, its repositories and its runs on other
-    machines; they are added here. Satisfies `SessionRecords`.
+    With the files, `midwatch session send` and other programs see the status without a database. This class
+    adds what the session does not know: the prompt for lists, the repositories, and runs on other machines.
     """
 
     def __init__(
@@ -398,7 +571,7 @@ class RunRecords:
 
 
 def add_status(earlier: SessionStatus, now: SessionStatus) -> SessionStatus:
-    """Return the status `now`, with the sums of the runs on other machines added."""
+    """Return the status `now` plus the totals of runs on other machines."""
     return replace(
         _sum(now, earlier, 1),
         started_at=earlier.started_at or now.started_at,
@@ -407,7 +580,7 @@ def add_status(earlier: SessionStatus, now: SessionStatus) -> SessionStatus:
 
 
 def subtract_status(whole: SessionStatus, here: SessionStatus) -> SessionStatus:
-    """Return the sums of the runs on other machines: those of all runs without those here."""
+    """Return the totals of runs on other machines: those of all runs minus those here."""
     return _sum(whole, here, -1)
 
 

@@ -1,8 +1,8 @@
-"""`SessionRunner`: one run of a session, on a laptop and in a pod, with the same steps, permissions and end.
+"""`SessionRunner`: one run of a session, on a laptop and in a pod, with the same steps and permissions.
 
-What differs between the two is injected, as protocols: where the workspace comes from and is kept
-(`WorkspaceProvider`), where the status goes (`StatusSink`), who reads the events (`EventSink`) and what a
-signal means (`StopPolicy`). `midwatch.cli.session.run` and `midwatch.kube.runner` have the two sets.
+The differences are protocols: `WorkspaceProvider` prepares and saves the workspace, `StatusSink` records the
+status, `EventSink` prints the events, and `StopPolicy` decides what a signal means. They are implemented in
+`midwatch.cli.session.run` and `midwatch.kube.runner`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ import asyncio
 import contextlib
 import gc
 import math
-import os
-import platform
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
@@ -32,18 +30,23 @@ from midwatch.lifecycle import (
 )
 from midwatch.redaction import Redactor
 from midwatch.session.agentic_session import AsyncAgenticSession
-from midwatch.session.errors import RunnerCrashed, SessionTimedOut
+from midwatch.session.errors import SessionTimedOut
 from midwatch.session.events import (
     Event,
     PermissionRequest,
     Phase,
-    PhaseChanged,
     TurnResult,
     failure,
 )
 from midwatch.session.log import Journal, SessionFolder
 from midwatch.session.options import ApiAccess, SessionOptions
-from midwatch.session.records import HEARTBEAT, SessionRecords, SessionSpec, Transcripts
+from midwatch.session.records import (
+    HEARTBEAT,
+    SessionRecords,
+    SessionSpec,
+    Transcripts,
+    this_runner,
+)
 from midwatch.session.status import SessionStatus
 from midwatch.settings import SessionSettings
 from midwatch.workspace.inspect import RepoState, inspect_workspace
@@ -55,16 +58,16 @@ T = TypeVar("T")
 R = TypeVar("R")
 T_co = TypeVar("T_co", covariant=True)
 
-GO_ON = "Go on with what you were doing when you were interrupted."
-"""The prompt for a session whose turn ended with its runner, and not on request."""
+CONTINUE_PROMPT = "Go on with what you were doing when you were interrupted."
+"""The prompt for a session whose turn was cut off with its runner."""
 SIGNALS = ("SIGTERM", "SIGINT")
-"""Reasons of a stop that came from outside of the session."""
-_AWAITED = (TurnResult, PermissionRequest)
-"""Events that a person who talks with a session waits for."""
+"""Reasons of a stop by a signal."""
+_SAVED_AT_ONCE = (TurnResult, PermissionRequest)
+"""Events after which an interactive session saves its status at once, because a person waits for it."""
 
 
 class SessionStopped(PermanentError):
-    """The session was stopped before it was done."""
+    """The session was stopped before its end."""
 
 
 class NotPushed(MidwatchError):
@@ -79,12 +82,12 @@ _OWN_RULES = {"allowed_tools", "permission_mode"}
 def permitted(
     options: SessionOptions, settings: SessionSettings, *, contained: bool
 ) -> SessionOptions:
-    """Return `options` with what Claude may do without a question: the one rule for every runner.
+    """Return `options` with the permissions of a session; every runner has this rule.
 
-    Bash runs without a question where something confines it: the program's sandbox, which allows what runs
-    in it by itself, or the container of a pod (`contained`), for which Bash is put on the list of allowed
-    tools. Where nothing confines it, every command asks; in a session without a person the answer is no.
-    Settings with `allowed_tools` or `permission_mode` of their own replace the rule for containers.
+    Bash needs no permission in the program's sandbox, nor in the container of a pod (`contained`), where this
+    function adds it to the allowed tools. Otherwise every command needs permission, which is denied in a session
+    that is not interactive. Settings that set `allowed_tools` or `permission_mode` turn the rule for
+    containers off.
     """
     if not contained or _OWN_RULES & settings.model_fields_set:
         return options
@@ -92,22 +95,22 @@ def permitted(
     return replace(options, allowed_tools=allowed)
 
 
-# ------------------------------------------------------------------ what a run works with
+# ------------------------------------------------------------------ task and dependencies
 
 
 @dataclass(frozen=True, slots=True)
 class SessionTask:
-    """What a runner is to do.
+    """The task of a runner.
 
     Attributes:
         id: The session's id.
-        prompt: Returns the prompt once the workspace is there; None goes on with what is unanswered.
-        options: How Claude works, before `permitted`.
+        prompt: Returns the prompt once the workspace is prepared; None continues with unanswered prompts.
+        options: The options, before `permitted`.
         settings: The settings that `permitted` reads.
-        access: How the API is reached.
-        contained: Whether the runner is in a container of its own.
-        push: Whether the repositories are pushed after a session that is Completed.
-        redactor: Takes secrets out of everything that is logged or recorded.
+        access: The key and the address of the API.
+        contained: Whether the runner has a container of its own.
+        push: Whether the repositories are pushed once the session is Completed.
+        redactor: Removes secrets from everything that is logged or recorded.
     """
 
     id: str
@@ -123,6 +126,31 @@ class SessionTask:
     transcripts: Transcripts | None = None
     redactor: Redactor = field(default_factory=Redactor)
 
+    def session(
+        self,
+        workspace: Workspace,
+        folder: SessionFolder,
+        records: SessionRecords,
+        workspace_options: WorkspaceOptions,
+        clock: Clock | None = None,
+    ) -> AsyncAgenticSession:
+        """Return the session of this task in a workspace, with the permissions of `permitted`."""
+        return AsyncAgenticSession(
+            client=self.access,
+            workspace=workspace,
+            options=permitted(self.options, self.settings, contained=self.contained),
+            interactive=self.interactive,
+            session_id=self.id,
+            folder=folder.path,
+            forked_from=self.forked_from,
+            ticket=self.ticket,
+            records=records,
+            transcripts=self.transcripts,
+            workspace_options=workspace_options,
+            redactor=self.redactor,
+            clock=clock,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
@@ -130,9 +158,9 @@ class RunEnd:
 
     Attributes:
         status: The session's status, in a terminal phase if its folder could be written.
-        error: What ended the run badly.
+        error: The error that ended the run.
         began: Whether the session was opened; false if its workspace could not be prepared.
-        drained: Whether a signal ended this runner alone, and another one goes on with the session.
+        drained: Whether a signal ended only this runner, and another runner continues the session.
         repositories: The state of the repositories; empty if they could not be inspected.
         pushes: The result of each push.
         push_error: Why the push as a whole failed.
@@ -152,13 +180,13 @@ class RunEnd:
 
     @property
     def unpushed(self) -> MidwatchError | None:
-        """The first reason why something that was to be pushed is not."""
+        """The first error of the push, or None."""
         errors = (push.error for push in self.pushes if push.error is not None)
         return next(errors, self.push_error)
 
 
 class WorkspaceProvider(Protocol):
-    """Where a session's folders come from, and where they are kept."""
+    """Prepares and saves the folders of a session."""
 
     @property
     def root(self) -> Path:
@@ -176,11 +204,11 @@ class WorkspaceProvider(Protocol):
         ...
 
     def owned(self) -> AbstractContextManager[None]:
-        """Keep other runners from the session while the block runs. Raises SessionBusy and FolderUnusable."""
+        """Lock the session against other runners while the block runs. Raises SessionBusy and FolderUnusable."""
         ...
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keep every other program from the session's folder while the workspace is prepared. Raises SessionBusy."""
+        """Lock the session's folder while the workspace is prepared. Raises SessionBusy."""
         ...
 
     async def prepare(self) -> Workspace:
@@ -188,20 +216,20 @@ class WorkspaceProvider(Protocol):
         ...
 
     def beside(self) -> AbstractAsyncContextManager[None]:
-        """Run what runs beside the session, such as a chat or a sync, while the block runs."""
+        """Run background work of the session, such as a chat or a sync, while the block runs."""
         ...
 
     def nudge(self) -> None:
-        """Note that something worth keeping has happened."""
+        """Ask for a sync soon: a turn has ended or a signal has arrived."""
         ...
 
     async def save(self) -> None:
-        """Keep the workspace after the session. Raises nothing but CancelledError."""
+        """Save the workspace after the session. Raises only CancelledError."""
         ...
 
 
 class StatusSink(Protocol[T_co]):
-    """Where the status of the session goes; what `finish` returns is the result of the run."""
+    """Records the status of the session; `finish` returns the result of the run."""
 
     @property
     def records(self) -> SessionRecords: ...
@@ -216,11 +244,11 @@ class StatusSink(Protocol[T_co]):
     ) -> None: ...
 
     async def begin(self, spec: SessionSpec) -> None:
-        """Record that the run begins. What this raises ends the run, and nothing else is written."""
+        """Record the start of the run. An error ends the run, and nothing else is written."""
         ...
 
     async def owned(self) -> bool:
-        """Return whether this runner still may push, save and report: no other has taken over."""
+        """Return whether this runner still owns the session: only then may it push, save and report."""
         ...
 
     async def save_repositories(
@@ -230,37 +258,37 @@ class StatusSink(Protocol[T_co]):
         ...
 
     async def finish(self, end: RunEnd) -> T_co:
-        """Report the end: the last step of every run. May raise what ended it."""
+        """Report the end: the last step of every run. May raise the error that ended the run."""
         ...
 
 
 class EventSink(Protocol):
-    """Who reads a run while it happens: a terminal, or the log of a pod."""
+    """Prints a run while it happens: on a terminal, or in the log of a pod."""
 
     def event(self, event: Event) -> None: ...
 
     def note(self, text: str) -> None:
-        """Report something that is no event of the session."""
+        """Print a message that is not an event of the session."""
         ...
 
 
 class StopPolicy(Protocol):
-    """What a signal means."""
+    """Decides what a signal means."""
 
     def ends_session(self) -> bool:
-        """Return whether a signal ends the session, and not only its runner. Called after `StatusSink.owned`."""
+        """Return whether a signal ends the session, not only its runner. Called after `StatusSink.owned`."""
         ...
 
 
 class SignalStops:
-    """A signal ends the session: a person pressed Ctrl-C, or ended the command."""
+    """Every signal ends the session: a person pressed Ctrl-C or ended the command."""
 
     def ends_session(self) -> bool:
         return True
 
 
 class Deadline:
-    """The time that preparation and session have together: `timeout` seconds from now, None for no limit."""
+    """The deadline of preparation and session together: `timeout` seconds from now, or None."""
 
     def __init__(self, clock: Clock, timeout: float | None = None) -> None:
         self._clock = clock
@@ -274,7 +302,7 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class StepTimeouts:
-    """Seconds for the steps after the session. The push gets what is left of the deadline, within its bounds."""
+    """Seconds for the steps after the session. The push gets the rest of the deadline, within its bounds."""
 
     push_least: float = math.inf
     push_most: float = math.inf
@@ -283,12 +311,11 @@ class StepTimeouts:
 
 @dataclass(frozen=True, slots=True)
 class ShutdownBudget:
-    """Seconds that each of the last steps may still take once the runner is asked to end; by default those of a
-    pod with 60.
+    """Seconds for each step of a shutdown after a signal. The defaults fit a grace period of 60 seconds.
 
-    `session` is for the turn under way, `wind_up` for a push to the content proxy under way, `push` for the
-    push of the repositories, `ask` for one question to the API server, `report` for the final status. All but
-    `push` come one after the other and leave some time for the exit; a push comes where the session is over.
+    `session` is for the current turn, `wind_up` for a running push to the content proxy, `push` for the push of the
+    repositories, `ask` for one request to the API server, `report` for the final status. All but `push` run one
+    after the other and leave some time for the exit; a push runs only after the session is over.
     """
 
     session: float = 10.0
@@ -309,7 +336,7 @@ class ShutdownBudget:
 
 @dataclass(frozen=True, slots=True)
 class RunnerDependencies(Generic[T]):
-    """What a `SessionRunner` works with. `stop` ends the run early; signals set it."""
+    """The dependencies of a `SessionRunner`. `stop` ends the run early; signals set it."""
 
     workspace: WorkspaceProvider
     status: StatusSink[T]
@@ -329,8 +356,8 @@ class SessionRunner(Generic[T]):
     """Runs a session once, from its workspace to its final status.
 
     Args:
-        task: What to do.
-        dependencies: Where the workspace, the status and the events go.
+        task: The task.
+        dependencies: Workspace, status, events, stop and clock.
     """
 
     def __init__(self, task: SessionTask, dependencies: RunnerDependencies[T]) -> None:
@@ -341,13 +368,13 @@ class SessionRunner(Generic[T]):
         self._stop = dependencies.stop
 
     async def run(self) -> T:
-        """Run the session and return what `StatusSink.finish` makes of its end.
+        """Run the session and return the result of `StatusSink.finish`.
 
-        The session is then in exactly one terminal phase, in its folder and in every record.
+        The session is then in one terminal phase, in its folder and in every record.
 
         Raises:
-            SessionBusy: Another runner has the session; nothing was written.
-            MidwatchError: What `StatusSink.begin` or `finish` raises.
+            SessionBusy: Another runner works on the session; nothing was written.
+            MidwatchError: An error of `StatusSink.begin` or `finish`.
         """
         gc.enable()  # `main` turned it off for the start
         set_nondumpable()
@@ -396,8 +423,8 @@ class SessionRunner(Generic[T]):
         return workspace
 
     async def _heartbeat(self) -> None:
-        """Show that the runner lives, until the session does it. A failed write ends nothing."""
-        runner, clock = f"{platform.node()}:{os.getpid()}", self._deps.clock
+        """Write heartbeats until the session does. A failed write is ignored."""
+        runner, clock = this_runner(), self._deps.clock
         while True:
             with contextlib.suppress(MidwatchError):
                 now = clock.now()
@@ -405,7 +432,7 @@ class SessionRunner(Generic[T]):
             await clock.sleep(HEARTBEAT)
 
     async def _close_unprepared(self, error: MidwatchError) -> RunEnd:
-        """Write the end into the outbox as well: those who follow the session wait for it."""
+        """Log the end in the outbox: readers that follow the session wait for it."""
         self._deps.events.event(failure(error))
         status = SessionStatus()
         with contextlib.suppress(MidwatchError):  # the disk is full, or not writable
@@ -432,39 +459,24 @@ class SessionRunner(Generic[T]):
         )
 
     def _session(self, workspace: Workspace) -> AsyncAgenticSession:
-        task = self._task
-        return AsyncAgenticSession(
-            client=task.access,
-            workspace=workspace,
-            options=self._options(),
-            interactive=task.interactive,
-            session_id=task.id,
-            folder=self._workspace.folder.path,
-            forked_from=task.forked_from,
-            ticket=task.ticket,
-            records=self._status.records,
-            transcripts=task.transcripts,
-            workspace_options=self._workspace.options,
-            redactor=task.redactor,
-            clock=self._deps.clock,
+        """Return the session, with limits that end it in the time that is left."""
+        left, limits = self._deps.deadline.left(), self._task.options.limits
+        limits = replace(
+            limits,
+            wall=limits.wall if math.isinf(left) else left,
+            grace=min(limits.grace, self._deps.budget.session),
         )
-
-    def _options(self) -> SessionOptions:
-        """Return the options with the permissions, within the time that is left."""
-        task, left = self._task, self._deps.deadline.left()
-        options = permitted(task.options, task.settings, contained=task.contained)
-        limits = options.limits
-        return replace(
-            options,
-            limits=replace(
-                limits,
-                wall=limits.wall if math.isinf(left) else left,
-                grace=min(limits.grace, self._deps.budget.session),
-            ),
+        task = replace(self._task, options=replace(self._task.options, limits=limits))
+        return task.session(
+            workspace,
+            self._workspace.folder,
+            self._status.records,
+            self._workspace.options,
+            self._deps.clock,
         )
 
     async def _converse(self, session: AsyncAgenticSession) -> RunEnd:
-        """Run the session to its end: one prompt, or until its inbox ends it."""
+        """Run the session to its end: one prompt, or until `end_session`."""
         error: MidwatchError | None = None
         stopping = background(self._pass_on_stop(session))
         try:
@@ -483,8 +495,8 @@ class SessionRunner(Generic[T]):
         self._deps.events.event(event)
         if isinstance(event, TurnResult):
             self._workspace.nudge()
-        if self._task.interactive and isinstance(event, _AWAITED):
-            # The session itself writes its status seconds later, and a person waits.
+        if self._task.interactive and isinstance(event, _SAVED_AT_ONCE):
+            # The session itself writes its status some seconds later.
             with contextlib.suppress(TemporaryError):
                 status = session.status()
                 await self._status.records.save_status(self._task.id, status)
@@ -510,7 +522,7 @@ class SessionRunner(Generic[T]):
         return replace(end, pushes=tuple(pushes))
 
     async def _inspect(self, workspace: Workspace, end: RunEnd) -> RunEnd:
-        """Record the state of the repositories. A failure of this step ends nothing."""
+        """Record the state of the repositories. An error of this step is only printed."""
 
         async def inspect() -> list[RepoState]:
             states = await inspect_workspace(workspace, self._workspace.options.git())
@@ -528,7 +540,7 @@ class SessionRunner(Generic[T]):
     async def _step(
         self, work: Coroutine[Any, Any, R], seconds: float, grace: float, name: str
     ) -> R | None:
-        """Return the result of `work`, or None with a note if it fails, or takes longer than its time."""
+        """Return the result of `work`; print an error or a timeout and return None."""
 
         async def limited() -> R:
             async with _timeout(seconds):
@@ -557,24 +569,18 @@ def _timeout(seconds: float) -> asyncio.Timeout:
 def close_unprepared(
     folder: SessionFolder, redactor: Redactor, clock: Clock, error: MidwatchError
 ) -> SessionStatus:
-    """Write into the outbox how a run ended that never started the program. Return the status it has then.
+    """Log the end of a run that did not start the program. Return its status.
 
     SessionStopped makes the phase Stopped, any other error Failed. Raises DiskFull and FolderUnusable.
     """
     journal = Journal(folder, redactor, clock.now)
     try:
-        run = journal.ledger.run
-        if run and not journal.ledger.phase.terminal:
-            reason = RunnerCrashed.__name__
-            journal.emit(PhaseChanged(phase=Phase.FAILED, run=run, reason=reason))
-        run += 1
-        journal.emit(PhaseChanged(phase=Phase.CREATING, run=run))
-        stopped = isinstance(error, SessionStopped)
-        if not stopped:
-            journal.emit(failure(error))
-        phase = Phase.STOPPED if stopped else Phase.FAILED
-        reason = error.message if stopped else type(error).__name__
-        journal.emit(PhaseChanged(phase=phase, run=run, reason=reason))
+        journal.close_crashed_run()
+        journal.begin_run()
+        if isinstance(error, SessionStopped):
+            journal.end_run(Phase.STOPPED, error.message)
+        else:
+            journal.end_run(Phase.FAILED, type(error).__name__, error)
         return journal.status
     finally:
         journal.close()

@@ -1,4 +1,4 @@
-"""Events → status: a pure fold that the command line and the custom resource share.
+"""The status of a session, computed from its events; the command line and the custom resource share it.
 
 `fold(fold(empty, first), rest)` equals `fold(empty, first + rest)`, so a reader may stop and
 continue at any sequence number.

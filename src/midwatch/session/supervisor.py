@@ -1,15 +1,15 @@
-"""Runs the claude program as a child that never outlives the runner. Started as a script, not imported.
+"""Run the claude program as a child that ends with the runner. This file is started as a script.
 
-``python -I -S supervisor.py PLAN ARGUMENT…`` with an empty environment. It must start quickly and must
-not depend on anything installed, so it uses the standard library alone: also for its lock, which
-`midwatch.files` has for everything else.
+``python -I -S supervisor.py PLAN ARGUMENT…`` with an empty environment. It must start quickly and
+without any installed package, so it uses the standard library only. For the same reason it has its own lock
+and does not import `midwatch.files`.
 
-PLAN is a file of texts with a NUL behind each: the program, where the pids go, a named pipe with the
+PLAN is a file of NUL-terminated texts: the program, the file for the pids, the named pipe with the
 API key, the pid of the runner, seconds of grace, and then all variables of the program as NAME=VALUE.
-(Not JSON: to import that module takes a third of the whole start.)
+(Not JSON: the import of that module takes a third of the whole start.)
 
-What it makes sure of: the program ends when the runner does, however that ends; what the program
-left running ends with it, and its temporary files go; the key is in no environment, argument or file.
+It ensures that the program ends when the runner ends, also after a SIGKILL; that the program's own processes
+and temporary files are removed; and that the key is in no environment, argument or file.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _SET_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _KEY_VARIABLE = "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"
 _TEMPORARY, _TEMPORARY_OF_TOOLS = "CLAUDE_CODE_TMPDIR", "TMPDIR"
 _PREFIX = "midwatch-claude-"
-_LONGEST = 70  # bytes; the sandbox has sockets in it, whose paths end at 108
-_TICK = 0.5  # seconds between two checks of the runner
+_MAX_PATH = 70  # bytes; the sandbox has sockets in it, whose paths end at 108
+_CHECK_INTERVAL = 0.5  # seconds between two checks of the runner
 
 
 class Plan:
@@ -44,8 +44,8 @@ class Plan:
 
 def main() -> int:
     plan = Plan(sys.argv[1])
-    wake, stopping = _signals()
-    os.setsid()  # no terminal to ask on, and no Ctrl-C that was meant for the runner
+    wake, stop_signals = _signals()
+    os.setsid()  # no controlling terminal: no prompts, and no SIGINT that is meant for the runner
     _prctl(_SET_SUBREAPER, 1)
     _prctl(_SET_DEATH_SIGNAL, signal.SIGTERM)
     if os.getppid() != plan.runner:
@@ -54,38 +54,38 @@ def main() -> int:
     try:
         child = _spawn(plan, sys.argv[2:])
         _record(plan.record, child)
-        _let_go_of_the_streams()
-        code = _wait(child, plan, wake, stopping)
-        _end_the_rest(plan.grace)
+        _close_standard_streams()
+        code = _wait(child, plan, wake, stop_signals)
+        _kill_descendants(plan.grace)
     finally:
         if temporary is not None:
-            _clean_up(temporary)
+            _remove_temporary(temporary)
     return code
 
 
 def _signals() -> tuple[int, list[int]]:
-    """A file that becomes readable at every signal, and the ones that ask to stop."""
-    stopping: list[int] = []
+    """Return a descriptor that is readable after every signal, and the list of signals that ask for a stop."""
+    stop_signals: list[int] = []
     read, write = os.pipe()
     os.set_blocking(write, False)
     os.set_blocking(read, False)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda got, _: stopping.append(got))
+        signal.signal(number, lambda got, _: stop_signals.append(got))
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    return read, stopping
+    return read, stop_signals
 
 
 def _temporary_folder(env: dict[str, str]) -> str | None:
     """Make a temporary folder for the program and put it into `env`. Return None if `env` names one, or on failure.
 
-    It is locked as long as this process lives, so that others see whether it is still in use.
+    It is locked while this process lives: an unlocked folder is not in use.
     """
     if _TEMPORARY in env:
         return None
-    above = env.get(_TEMPORARY_OF_TOOLS) or "/tmp"
-    folder = f"{above}/{_PREFIX}{os.getpid()}-{time.time_ns() & 0xFFFFFFFF:x}"
-    if not os.path.isabs(folder) or len(os.fsencode(folder)) > _LONGEST:
+    parent = env.get(_TEMPORARY_OF_TOOLS) or "/tmp"
+    folder = f"{parent}/{_PREFIX}{os.getpid()}-{time.time_ns() & 0xFFFFFFFF:x}"
+    if not os.path.isabs(folder) or len(os.fsencode(folder)) > _MAX_PATH:
         return None
     try:
         os.mkdir(folder, 0o700)
@@ -114,23 +114,23 @@ def _lock(folder: str) -> int | None:
     return None
 
 
-def _clean_up(folder: str) -> None:
-    """Remove the folder, and those that killed supervisors left behind."""
+def _remove_temporary(folder: str) -> None:
+    """Remove the folder, and folders of supervisors that were killed."""
     _remove(folder)
-    above = os.path.dirname(folder)
+    parent = os.path.dirname(folder)
     try:
-        names = os.listdir(above)
+        names = os.listdir(parent)
     except OSError:
         return
     for name in names:
-        left = os.path.join(above, name)
+        left = os.path.join(parent, name)
         if name.startswith(_PREFIX) and (opened := _lock(left)) is not None:
             _remove(left)
             os.close(opened)
 
 
 def _remove(folder: str) -> None:
-    """Remove what can be removed of a folder; links are not followed."""
+    """Remove a folder, and ignore errors. Links are not followed."""
     for path, folders, files in os.walk(folder, topdown=False):
         for name in files + folders:
             _try_to_remove(os.path.join(path, name))
@@ -178,11 +178,11 @@ def _record(path: str, child: int) -> None:
     """Record the pids with their start times: a pid alone may later belong to another process."""
     with open(f"{path}.new", "w", encoding="utf-8") as file:
         for pid in (child, os.getpid()):
-            file.write(f"{pid} {started(pid)}\n")
+            file.write(f"{pid} {start_time(pid)}\n")
     os.rename(f"{path}.new", path)
 
 
-def started(pid: int) -> str:
+def start_time(pid: int) -> str:
     """Return when a process started, in the kernel's clock ticks; empty if unknown."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
@@ -191,16 +191,16 @@ def started(pid: int) -> str:
         return ""
 
 
-def _let_go_of_the_streams() -> None:
-    """Only the program holds them from here on, so that its end shows at once."""
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
+def _close_standard_streams() -> None:
+    """Close standard input and output here: the runner then sees their end when the program ends."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
 
 
-def _wait(child: int, plan: Plan, wake: int, stopping: list[int]) -> int:
-    """Wait for the program. Return its exit code as a shell has it."""
-    asked = 0.0
+def _wait(child: int, plan: Plan, wake: int, stop_signals: list[int]) -> int:
+    """Wait for the program. Return its exit code, 128 + N after signal N."""
+    terminated_at = 0.0
     while True:
         ended, status = os.waitpid(-1, os.WNOHANG)
         if ended == child:
@@ -208,23 +208,23 @@ def _wait(child: int, plan: Plan, wake: int, stopping: list[int]) -> int:
             return code if code >= 0 else 128 - code
         if ended:
             continue
-        if not asked and (stopping or os.getppid() != plan.runner):
-            asked = time.monotonic()
+        if not terminated_at and (stop_signals or os.getppid() != plan.runner):
+            terminated_at = time.monotonic()
             os.kill(child, signal.SIGTERM)
-        elif asked and time.monotonic() - asked > plan.grace:
+        elif terminated_at and time.monotonic() - terminated_at > plan.grace:
             os.kill(child, signal.SIGKILL)
-        select.select([wake], [], [], _TICK)
+        select.select([wake], [], [], _CHECK_INTERVAL)
         try:
             os.read(wake, 512)
         except BlockingIOError:
             pass
 
 
-def _end_the_rest(grace: float) -> None:
-    """Kill what the program left behind: this process is its subreaper, so it is the parent now."""
+def _kill_descendants(grace: float) -> None:
+    """Kill the processes that the program left. This process is their subreaper, so it is their parent now."""
     until = time.monotonic() + grace
     while time.monotonic() < until:
-        for pid in _children():
+        for pid in _child_pids():
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -236,7 +236,7 @@ def _end_the_rest(grace: float) -> None:
             return
 
 
-def _children() -> list[int]:
+def _child_pids() -> list[int]:
     me = str(os.getpid())
     found = []
     for name in os.listdir("/proc") if os.path.isdir("/proc/self") else []:
@@ -253,7 +253,7 @@ def _children() -> list[int]:
 
 
 def _prctl(option: int, value: int) -> None:
-    """Call prctl(2) on Linux; elsewhere the regular checks of the runner have to do."""
+    """Call prctl(2) on Linux; other systems rely on the regular check of the parent."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, int(value), 0, 0, 0)
 

@@ -1,7 +1,7 @@
-"""Transcripts of the claude program: kept in files or a store, and read before a run starts.
+"""Transcripts of the claude program: stored in files or a database, and read before a run starts.
 
-A run reads what the program has done with a prompt (`turn_outcome`) and what it has spent already
-(`spent_before`): the program counts on from there.
+A run reads how far the turn of a prompt came (`turn_outcome`) and the usage so far (`spent_before`), to
+which the program adds.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote
@@ -25,24 +25,24 @@ from midwatch.session.records import TranscriptKey, Transcripts
 def spend_by_model(model_usage: Mapping[str, Any]) -> dict[str, ModelUsage]:
     """Return the usage per model from the program's `modelUsage`, in a result or a transcript."""
     return {
-        name: _spend(used)
+        name: _model_usage(used)
         for name, used in model_usage.items()
         if isinstance(used, Mapping)
     }
 
 
-def added(
+def usage_since(
     total: Mapping[str, ModelUsage], before: Mapping[str, ModelUsage]
 ) -> dict[str, ModelUsage]:
-    """Return what was added since `before`, without models that added nothing; never negative."""
+    """Return the usage since `before`, without models that were not used; never negative."""
     more = {
-        name: _less(cost, before.get(name, ModelUsage()))
+        name: _difference(cost, before.get(name, ModelUsage()))
         for name, cost in total.items()
     }
     return {name: cost for name, cost in more.items() if cost != ModelUsage()}
 
 
-def lesser(
+def cheaper_usage(
     one: Mapping[str, ModelUsage], other: Mapping[str, ModelUsage]
 ) -> dict[str, ModelUsage]:
     """Return, for each model in both, the usage that costs less."""
@@ -53,7 +53,7 @@ def lesser(
     }
 
 
-def _spend(used: Mapping[str, Any]) -> ModelUsage:
+def _model_usage(used: Mapping[str, Any]) -> ModelUsage:
     usage = Usage(
         input_tokens=int(used.get("inputTokens") or 0),
         output_tokens=int(used.get("outputTokens") or 0),
@@ -63,31 +63,24 @@ def _spend(used: Mapping[str, Any]) -> ModelUsage:
     return ModelUsage(usage, float(used.get("costUSD") or 0.0))
 
 
-def _less(total: ModelUsage, before: ModelUsage) -> ModelUsage:
-    now, then = total.usage, before.usage
-    return ModelUsage(
-        Usage(
-            max(0, now.input_tokens - then.input_tokens),
-            max(0, now.output_tokens - then.output_tokens),
-            max(0, now.cache_read_tokens - then.cache_read_tokens),
-            max(0, now.cache_write_tokens - then.cache_write_tokens),
-        ),
-        max(0.0, round(total.cost_usd - before.cost_usd, 9)),
-    )
+def _difference(total: ModelUsage, before: ModelUsage) -> ModelUsage:
+    counts = zip(astuple(total.usage), astuple(before.usage), strict=True)
+    usage = Usage(*(max(0, now - then) for now, then in counts))
+    return ModelUsage(usage, max(0.0, round(total.cost_usd - before.cost_usd, 9)))
 
 
 PROJECT = "midwatch"
 """The project key of all sessions. The program's own, a path, differs between machines."""
-_ENDED = frozenset({"end_turn", "stop_sequence", "max_tokens", "refusal"})
-_LONGEST_NAME = 200
-_CHECKED = frozenset(
+_END_REASONS = frozenset({"end_turn", "stop_sequence", "max_tokens", "refusal"})
+_MAX_NAME = 200
+_UNREDACTED = frozenset(
     {
         *("type", "uuid", "parentUuid", "logicalParentUuid", "leafUuid", "sessionId"),
         *("timestamp", "requestId", "promptId", "id", "tool_use_id", "toolUseID"),
         *("signature", "data", "version", "gitBranch", "cwd", "role", "model"),
     }
 )
-"""Fields of a transcript that must stay unchanged: ids, signatures, encoded images."""
+"""Fields of a transcript that are not redacted: ids, signatures, encoded images."""
 
 
 class FileTranscripts:
@@ -165,13 +158,13 @@ def _line(entry: Any) -> bytes:
 def _name(text: str) -> str:
     """Return a file name for a part of a key, which may have any characters. Raises ValueError if it is too long."""
     name = quote(text, safe="").replace(".", "%2E")
-    if not name or len(name) > _LONGEST_NAME:
-        raise ValueError(f"a key of 1 to {_LONGEST_NAME} characters is needed")
+    if not name or len(name) > _MAX_NAME:
+        raise ValueError(f"a key of 1 to {_MAX_NAME} characters is needed")
     return name
 
 
 def read_entries(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a transcript file; lines that are incomplete are left out."""
+    """Yield the entries of a transcript file; incomplete lines are skipped."""
     with path.open("rb") as file:
         for line in file:
             try:
@@ -183,12 +176,12 @@ def read_entries(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Mirror:
-    """The session store that the Agent SDK gets: it appends, and loads nothing.
+    """The session store for the Agent SDK. It only appends.
 
     Secrets are removed from what is appended; the program's own file on this disk is not changed.
 
-    The SDK would load a transcript into a temporary folder, which a crash leaves behind and the next run
-    does not find. `restore` puts transcripts in place instead.
+    `load` returns None: the SDK would load a transcript into a temporary folder, which a crash leaves behind
+    and the next run does not use. `restore` writes transcripts into the program's folder instead.
     """
 
     def __init__(self, store: Transcripts, redactor: Redactor) -> None:
@@ -196,22 +189,22 @@ class Mirror:
         self._redactor = redactor
 
     async def append(self, key: Any, entries: list[Any]) -> None:
-        clean = [_without_secrets(entry, self._redactor) for entry in entries]
+        clean = [_redacted(entry, self._redactor) for entry in entries]
         await self._store.append({**key, "project_key": PROJECT}, clean)
 
     async def load(self, key: Any) -> None:
         return None
 
 
-def _without_secrets(value: Any, redactor: Redactor) -> Any:
-    """Return the value with its texts redacted, except those that the program or the API checks."""
+def _redacted(value: Any, redactor: Redactor) -> Any:
+    """Return the value with its texts redacted, except for the fields in `_UNREDACTED`."""
     if isinstance(value, str):
         return redactor.text(value)
     if isinstance(value, list):
-        return [_without_secrets(item, redactor) for item in value]
+        return [_redacted(item, redactor) for item in value]
     if isinstance(value, dict):
         return {
-            name: item if name in _CHECKED else _without_secrets(item, redactor)
+            name: item if name in _UNREDACTED else _redacted(item, redactor)
             for name, item in value.items()
         }
     return value
@@ -220,7 +213,7 @@ def _without_secrets(value: Any, redactor: Redactor) -> Any:
 async def restore(store: Transcripts | None, conversation: str, main: Path) -> bool:
     """Write the transcript of a conversation to the file `main`, and those of its subagents beside it.
 
-    Return whether there was one. A file that exists is kept: it is newer than the store.
+    Return whether there is one. An existing file is not replaced: it is newer than the store.
     """
     if main.is_file():
         return True
@@ -251,10 +244,10 @@ TurnState = Literal["unknown", "cut", "ended"]
 
 @dataclass(frozen=True, slots=True)
 class TurnOutcome:
-    """What a transcript shows of a prompt.
+    """How far the turn of a prompt came, by a transcript.
 
     Attributes:
-        state: "unknown": the program never read it; "cut": the turn has begun; "ended": it has ended.
+        state: "unknown": the prompt is not in the transcript; "cut": its turn did not end; "ended": it did.
         text: The answer so far.
     """
 
@@ -263,7 +256,7 @@ class TurnOutcome:
 
 
 def turn_outcome(entries: Iterable[Mapping[str, Any]], uuid: str) -> TurnOutcome:
-    """Return how far the turn of the prompt with this uuid came."""
+    """Return the outcome of the turn for the prompt with this uuid."""
     outcome = TurnOutcome("unknown")
     for entry in entries:
         if entry.get("isSidechain"):
@@ -271,25 +264,25 @@ def turn_outcome(entries: Iterable[Mapping[str, Any]], uuid: str) -> TurnOutcome
         if entry.get("uuid") == uuid and entry.get("type") == "user":
             outcome = TurnOutcome("cut")
         elif outcome.state != "unknown" and entry.get("type") in ("assistant", "user"):
-            outcome = _after(entry, outcome)
+            outcome = _next_outcome(entry, outcome)
     return outcome
 
 
-def _after(entry: Mapping[str, Any], outcome: TurnOutcome) -> TurnOutcome:
+def _next_outcome(entry: Mapping[str, Any], outcome: TurnOutcome) -> TurnOutcome:
     message = entry.get("message")
     if entry["type"] == "user" or not isinstance(message, Mapping):
         return TurnOutcome("cut", outcome.text)
-    if entry.get("isApiErrorMessage"):  # written by the program about a failure
+    if entry.get("isApiErrorMessage"):  # the program wrote it to report an error
         return TurnOutcome("cut", outcome.text)
     content = message.get("content")
     blocks = content if isinstance(content, list) else []
     text = "\n".join(b["text"] for b in blocks if b.get("type") == "text")
-    ended = message.get("stop_reason") in _ENDED
+    ended = message.get("stop_reason") in _END_REASONS
     return TurnOutcome("ended" if ended else "cut", text or outcome.text)
 
 
 def spent_before(entries: Iterable[Mapping[str, Any]]) -> dict[str, ModelUsage]:
-    """Return the usage that the program starts to count from when it resumes this transcript."""
+    """Return the usage in the program's last `cost-state`: where it starts to count when it resumes."""
     spent: dict[str, ModelUsage] = {}
     for entry in entries:
         if entry.get("type") == "cost-state":

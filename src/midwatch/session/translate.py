@@ -1,9 +1,11 @@
-"""The program's messages as events, and what the SDK, the program and the API report as errors of a session."""
+"""The signals that wake the loop of a session, and the messages and errors of the claude program as such signals."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from claude_agent_sdk import (
@@ -30,6 +32,7 @@ from claude_agent_sdk.types import (
 )
 
 from midwatch.errors import MidwatchError
+from midwatch.model import Json
 from midwatch.session.errors import (
     ApiFailed,
     ApiUnreachable,
@@ -61,8 +64,91 @@ from midwatch.session.events import (
     ToolUse,
     TurnResult,
 )
-from midwatch.session.signals import Said, Signal, StateChanged, TurnEnded
-from midwatch.session.transcripts import added, spend_by_model
+from midwatch.session.transcripts import spend_by_model, usage_since
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramEvent:
+    """The program emitted an event."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnded:
+    """The program ended a turn. An `error` ends the session.
+
+    `uuids` are the prompts of the turn; empty if the program does not report them.
+    """
+
+    result: TurnResult
+    error: MidwatchError | None = None
+    uuids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The program's state. It is "idle" when neither a turn nor a subagent runs or is due."""
+
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionDecision:
+    """The answer to a permission request."""
+
+    allowed: bool
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionRequested:
+    """The program asks for permission, and waits until `answer` has a result."""
+
+    request_id: str
+    tool: str
+    input: Json
+    answer: asyncio.Future[PermissionDecision] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramEnded:
+    """The program has ended."""
+
+    error: MidwatchError
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """Someone asked for the end of the session."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptRequested:
+    """Someone asked for the end of the turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class MailArrived:
+    """The inbox has changed."""
+
+
+Signal = (
+    ProgramEvent
+    | TurnEnded
+    | StateChanged
+    | PermissionRequested
+    | ProgramEnded
+    | StopRequested
+    | InterruptRequested
+    | MailArrived
+)
+
+
+# ------------------------------------------------------------------ errors
+
 
 INTERRUPTED = frozenset({"aborted_streaming", "aborted_tools"})
 _BY_STATUS: dict[int, type[MidwatchError]] = {
@@ -80,65 +166,65 @@ _BY_REASON: dict[str, type[MidwatchError]] = {
     "prompt_too_long": RequestTooLarge,
     "blocking_limit": RequestTooLarge,
 }
-_OF_THE_API = frozenset({"", "api_error", "model_error"})
-_SAID_LENGTH = 500
+_API_REASONS = frozenset({"", "api_error", "model_error"})
+_DETAIL_LENGTH = 500
 
 
-def map_api_error(status: int | None, said: str) -> MidwatchError:
+def map_api_error(status: int | None, detail: str) -> MidwatchError:
     """Return the error for an answer of the API with this status; None means no answer."""
     if status is None:
-        return ApiUnreachable(_message("the API gave no whole answer", said))
+        return ApiUnreachable(_message("the API gave no complete answer", detail))
     kind = _BY_STATUS.get(status)
     if kind is None:
         kind = ApiFailed if status >= 500 or status in (408, 409) else RequestRefused
-    error = kind(_message(f"{_words(kind)} ({status})", said))
+    error = kind(_message(f"{_description(kind)} ({status})", detail))
     error.status = status  # type: ignore[attr-defined]
     return error
 
 
 def map_result_error(result: ResultMessage) -> MidwatchError | None:
-    """Return the error of a result, or None. The subtype does not count: it is "success" for an API error."""
+    """Return the error of a result, or None. The subtype is not used: it is "success" also for an API error."""
     reason = result.terminal_reason or ""
     if not result.is_error or reason in INTERRUPTED:
         return None
-    said = (result.result or "; ".join(result.errors or [])).strip()
+    detail = (result.result or "; ".join(result.errors or [])).strip()
     kind = _BY_REASON.get(reason)
     if kind is not None:
-        return kind(said or None)
-    if result.api_error_status is not None or reason in _OF_THE_API:
-        return map_api_error(result.api_error_status, said)
-    return TurnFailed(_message(f"the turn failed ({reason or result.subtype})", said))
+        return kind(detail or None)
+    if result.api_error_status is not None or reason in _API_REASONS:
+        return map_api_error(result.api_error_status, detail)
+    return TurnFailed(_message(f"the turn failed ({reason or result.subtype})", detail))
 
 
 def map_program_error(
     error: Exception, stderr: Sequence[str], *, running: bool
 ) -> MidwatchError:
-    """Return the error that ended the program; `running` is true once it had answered for the first time."""
-    said = " ".join(stderr)
+    """Return the error that ended the program; `running` is false until its first answer."""
+    detail = " ".join(stderr)
     if isinstance(error, CLINotFoundError):
         return ProgramMissing()
     if isinstance(error, CLIJSONDecodeError) and "maximum buffer size" in str(error):
         return LineTooLong()
-    if "andbox" in said and "unavailable" in said:
-        return SandboxUnavailable(_message("the sandbox does not work here", said))
+    if "andbox" in detail and "unavailable" in detail:
+        return SandboxUnavailable(_message("the sandbox does not work here", detail))
     if not running:
-        return _not_started(error, said)
-    crash = ProgramCrashed(_message("the claude program ended", said or str(error)))
+        return _map_start_error(error, detail)
+    crash = ProgramCrashed(_message("the claude program ended", detail or str(error)))
     crash.exit_code = getattr(error, "exit_code", None)
     return crash
 
 
-def _not_started(error: Exception, said: str) -> MidwatchError:
+def _map_start_error(error: Exception, detail: str) -> MidwatchError:
     if getattr(error, "exit_code", None) == 127:
-        return ProgramMissing(_message("the claude program cannot be run", said))
-    if isinstance(error, (ClaudeSDKError, ProcessError)) or said:
+        return ProgramMissing(_message("the claude program cannot be run", detail))
+    if isinstance(error, (ClaudeSDKError, ProcessError)) or detail:
         return ProgramRefused(
-            _message("the claude program did not start", said or str(error))
+            _message("the claude program did not start", detail or str(error))
         )
     return ProgramCrashed(_message("the claude program did not answer", str(error)))
 
 
-def _words(kind: type[MidwatchError]) -> str:
+def _description(kind: type[MidwatchError]) -> str:
     return {
         KeyRefused: "key refused",
         Overloaded: "the API is overloaded",
@@ -149,53 +235,53 @@ def _words(kind: type[MidwatchError]) -> str:
     }.get(kind, "the API failed")
 
 
-def _message(what: str, said: str) -> str:
-    said = " ".join(said.split())[:_SAID_LENGTH]
-    return f"{what}: {said}" if said else what
+def _message(what: str, detail: str) -> str:
+    detail = " ".join(detail.split())[:_DETAIL_LENGTH]
+    return f"{what}: {detail}" if detail else what
 
 
-_PROGRAM_ITSELF = "<synthetic>"
-"""The model of messages that the program writes in Claude's place: the text of an error, which the result has too."""
+_SYNTHETIC_MODEL = "<synthetic>"
+"""The model name of messages that the program writes itself: the text of an error, which the result repeats."""
 
 
 class Translator:
-    """Translates the messages of one program. It keeps the spend at the last result, as the program reports sums."""
+    """Translate the messages of one program. It keeps the usage at the last result: the program reports sums."""
 
     def __init__(self, spent: Mapping[str, ModelUsage], sandbox: bool) -> None:
         self._spent = dict(spent)
         self._sandbox = sandbox
-        self._introduced = False
+        self._initialized = False
 
     def signals(self, message: object) -> Iterator[Signal]:
         """Yield the signals for a message of the SDK; none for a message that the session does not use."""
         match message:
             case AssistantMessage():
-                yield from map(Said, _spoken(message))
+                yield from map(ProgramEvent, _assistant_events(message))
             case UserMessage():
-                yield from map(Said, _results(message))
+                yield from map(ProgramEvent, _user_events(message))
             case ResultMessage():
-                yield self._ended(message)
+                yield self._turn_ended(message)
             case SystemMessage():
                 yield from self._system(message)
 
     def _system(self, message: SystemMessage) -> Iterator[Signal]:
         if message.subtype == "api_retry":
             retry = _retry(message.data)
-            yield Said(retry)
-            if retry.status in (401, 403):  # the same key will not be better next time
+            yield ProgramEvent(retry)
+            if retry.status in (401, 403):  # a retry with the same key fails again
                 error = map_api_error(retry.status, "")
                 yield TurnEnded(_failed(retry.status, error.message), error)
         elif message.subtype == "session_state_changed":
             yield StateChanged(str(message.data.get("state")))
-        elif message.subtype == "init" and not self._introduced:
-            self._introduced = True
-            yield Said(_started(message.data, self._sandbox))
+        elif message.subtype == "init" and not self._initialized:
+            self._initialized = True
+            yield ProgramEvent(_started(message.data, self._sandbox))
         else:
-            yield from map(Said, _news(message))
+            yield from map(ProgramEvent, _task_events(message))
 
-    def _ended(self, result: ResultMessage) -> TurnEnded:
+    def _turn_ended(self, result: ResultMessage) -> TurnEnded:
         total = spend_by_model(result.model_usage or {})
-        models = added(total, self._spent)
+        models = usage_since(total, self._spent)
         self._spent |= total
         error = map_result_error(result)
         interrupted = (result.terminal_reason or "") in INTERRUPTED
@@ -226,8 +312,8 @@ def _failed(status: int | None, reason: str) -> TurnResult:
     return TurnResult(prompt_id="", outcome="failed", status=status, reason=reason)
 
 
-def _spoken(message: AssistantMessage) -> Iterator[Event]:
-    if message.model == _PROGRAM_ITSELF:
+def _assistant_events(message: AssistantMessage) -> Iterator[Event]:
+    if message.model == _SYNTHETIC_MODEL:
         return
     parent = message.parent_tool_use_id
     for block in message.content:
@@ -247,7 +333,7 @@ def _spoken(message: AssistantMessage) -> Iterator[Event]:
                 yield _result(block, parent)
 
 
-def _results(message: UserMessage) -> Iterator[Event]:
+def _user_events(message: UserMessage) -> Iterator[Event]:
     if isinstance(message.content, str):
         return
     for block in message.content:
@@ -309,7 +395,7 @@ def _started(data: Mapping[str, Any], sandbox: bool) -> Started:
     )
 
 
-def _news(message: SystemMessage) -> Iterator[Event]:
+def _task_events(message: SystemMessage) -> Iterator[Event]:
     match message:
         case TaskStartedMessage():
             yield _subagent(message, "started", message.description)

@@ -1,4 +1,4 @@
-"""What the monitor writes: one observation of a subject in each transaction."""
+"""Store operations of the monitor: each transaction saves one observation of a subject."""
 
 from __future__ import annotations
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import random
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from midwatch.errors import SettingsError, StoreUnavailable
@@ -49,6 +51,9 @@ T = TypeVar("T")
 _BEGIN = "midwatch_begin"
 _PRAGMAS = ("synchronous=FULL", "foreign_keys=ON")
 SQLITE_BUSY_SECONDS = 3.0
+"""The longest wait for another process's transaction, in seconds."""
+_SQLITE_RETRY_SECONDS = 0.005
+"""The mean wait between two attempts to begin a transaction that may write."""
 POSTGRES_SECONDS = 10.0
 """Timeout of a statement, in seconds; that of a connection attempt is half of it."""
 
@@ -77,7 +82,7 @@ class Transactions(Protocol):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Do as `run`, for a function that only reads: it does not wait for a writer."""
+        """Do the same as `run` for a function that only reads; it does not wait for a writer."""
         ...
 
     async def close(self) -> None:
@@ -209,10 +214,38 @@ def sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        connection.exec_driver_sql(options.get(_BEGIN, "BEGIN IMMEDIATE"))
+        statement = connection.get_execution_options().get(_BEGIN)
+        if statement:
+            connection.exec_driver_sql(statement)
+        else:
+            _begin_immediate(connection)
 
     return engine
+
+
+def _begin_immediate(connection: Connection) -> None:
+    """Take SQLite's write lock, with attempts at short random intervals.
+
+    SQLite's own busy handler waits up to 100 ms between its attempts the longer it has waited. A process
+    that has just arrived then finds the lock free before one that waits, which can fail after
+    SQLITE_BUSY_SECONDS although no transaction is long.
+    """
+    driver: Any = connection.connection.driver_connection
+    deadline = time.monotonic() + SQLITE_BUSY_SECONDS
+    driver.execute("PRAGMA busy_timeout=0").close()
+    try:
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                return
+            except DBAPIError as error:
+                code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+                if code != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                    raise
+            time.sleep(_SQLITE_RETRY_SECONDS * random.uniform(0.5, 1.5))
+    finally:
+        timeout = round(SQLITE_BUSY_SECONDS * 1000)
+        driver.execute(f"PRAGMA busy_timeout={timeout}").close()
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -334,7 +367,7 @@ CLOCK_SLACK = timedelta(seconds=5)
 
 @dataclass(eq=False)
 class Transaction:
-    """The statements of one transaction, which happens at one moment."""
+    """The statements of one transaction, with one time for all of them."""
 
     connection: Connection
     clock: DatabaseClock
@@ -438,7 +471,7 @@ class TransactionalStore:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Do as `_run`, for a function that only reads: it does not wait for a writer."""
+        """Do the same as `_run` for a function that only reads; it does not wait for a writer."""
         return await self.transactions.read(self._bind(function), *args, **kwargs)
 
     def _bind(

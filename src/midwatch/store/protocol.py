@@ -1,6 +1,6 @@
-"""The store protocol: what daemons and commands ask of a database.
+"""The store protocol: the operations of daemons and commands on the database.
 
-Every method is atomic: all of it happens, or nothing. Every method may raise StoreUnavailable,
+Every method is atomic. Every method may raise StoreUnavailable,
 StoreBusy and StoreFull (temporary) and StoreRejected and SchemaMismatch (permanent). Leases and
 waits are measured by the database's clock. Durations are in seconds.
 

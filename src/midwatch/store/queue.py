@@ -1,4 +1,4 @@
-"""What agents write: claims, calls and their outcomes; pauses and heartbeats.
+"""Store operations of agents: claims, calls and their outcomes; pauses and heartbeats.
 
 A claim is a token on a batch, with a lease. Every update that ends a claim is guarded by that
 token, so a daemon that stopped for longer than its lease changes nothing.

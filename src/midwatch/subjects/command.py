@@ -40,6 +40,7 @@ from pydantic import (
     field_validator,
 )
 
+from midwatch.config import explain
 from midwatch.errors import ObservationFailed
 from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket
 from midwatch.settings import SubjectSettings
@@ -54,22 +55,22 @@ _REAP_SECONDS = 2.0  # seconds that a killed process gets to be reaped
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ProcessResult:
     """How a process ended. `code` is negative for a signal, None when it was still running at its timeout.
 
-    `stderr` is its tail. `flooded` is true when it wrote more than its limit.
+    `stderr` is its tail. `too_large` is true when it wrote more than its limit.
     """
 
     code: int | None
     stdout: bytes
     stderr: bytes
     seconds: float
-    flooded: bool
+    too_large: bool
 
     @property
-    def trouble(self) -> str:
+    def failure(self) -> str:
         """Why the run failed, or ""."""
-        if self.flooded:
+        if self.too_large:
             return f"wrote more than {len(self.stdout)} bytes"
         if self.code is None:
             return f"did not end within {self.seconds:.3g} s and was killed"
@@ -85,15 +86,15 @@ async def run(
     cwd: Path | None,
     timeout: float,
     max_output: int,
-) -> Ended:
+) -> ProcessResult:
     """Run `command`, never through a shell, in a process group of its own, with only `env`.
 
-    It has ended when it exited and its output is closed. The whole group is killed then, after `timeout`
+    It has ended when it exited and its output is closed. The document group is killed then, after `timeout`
     seconds, or on cancellation.
 
     Args:
         command: Program and arguments.
-        env: The whole environment.
+        env: The document environment.
         cwd: The working directory.
         timeout: Seconds.
         max_output: Bytes of standard output, above which it is killed.
@@ -124,12 +125,12 @@ async def run(
         code = transport.get_returncode() if output.complete else None
     finally:
         await _end(transport, output)
-    return Ended(
+    return ProcessResult(
         code=code,
         stdout=bytes(output.stdout),
         stderr=bytes(output.stderr),
         seconds=loop.time() - began,
-        flooded=output.flooded,
+        too_large=output.too_large,
     )
 
 
@@ -151,7 +152,7 @@ class _Output(asyncio.SubprocessProtocol):
         self._open = {1, 2}
         self.stdout = bytearray()
         self.stderr = bytearray()
-        self.flooded = False
+        self.too_large = False
         self.ended = asyncio.Event()
         self.exited = asyncio.Event()
 
@@ -167,7 +168,7 @@ class _Output(asyncio.SubprocessProtocol):
         self.stdout += data
         if len(self.stdout) > self._max_output:
             del self.stdout[self._max_output :]
-            self.flooded = True
+            self.too_large = True
             self.ended.set()
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
@@ -233,12 +234,12 @@ def parse(stdout: bytes) -> Report:
         raise _wrong(f"is not UTF-8 at byte {error.start}") from None
     if not text.strip():
         raise _wrong("is empty")
-    whole = _loads(text)
-    if whole is None:
+    document = _loads(text)
+    if document is None:
         return _lines(text)
-    if isinstance(whole, dict) and "invariant" in whole:
-        whole = {"violations": [whole]}
-    return _report(whole)
+    if isinstance(document, dict) and "invariant" in document:
+        document = {"violations": [document]}
+    return _report(document)
 
 
 def _lines(text: str) -> Report:
@@ -264,14 +265,8 @@ def _report(value: Any) -> Report:
     try:
         return Report.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = {"extra_forbidden": "there is no such field"}.get(
-            first["type"], first["msg"]
-        )
-        raise _wrong(
-            f"does not have the right form: {ticket_line(where, 100)}: {what}"
-        ) from None
+        problem = explain(error, Report, what="field")
+        raise _wrong(f"is not a report: {ticket_line(problem.message, 200)}") from None
 
 
 def _wrong(what: str) -> ObservationFailed:
@@ -339,7 +334,8 @@ class CommandSubject:
 
     def __init__(self, settings: CommandSettings) -> None:
         self.settings = settings
-        self._invariants = configure(
+        self.name, self.timeout = settings.name, settings.timeout
+        self.invariants = configure(
             INVARIANTS, settings.invariants, f"subjects.{settings.name}"
         )
         override = settings.invariants.get("violation")
@@ -350,34 +346,22 @@ class CommandSubject:
         )
 
     @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def timeout(self) -> float:
-        return self.settings.timeout
-
-    @property
-    def invariants(self) -> Sequence[Invariant]:
-        return self._invariants
-
-    @property
     def secrets(self) -> Sequence[str]:
         values = self.settings.secret_env.values()
         return [text for value in values if (text := value.get_secret_value())]
 
     async def observe(self, previous: Json) -> Observation:
         """Run the command. Raises ObservationFailed when it fails or its output is invalid."""
-        if not self._invariants:
+        if not self.invariants:
             return Observation(signals=(), covered=frozenset())
-        ended = await self._run()
-        if ended.trouble:
-            tail = ticket_line(ended.stderr[-600:].decode("utf-8", "replace"), 150)
+        result = await self._run()
+        if result.failure:
+            tail = ticket_line(result.stderr[-600:].decode("utf-8", "replace"), 150)
             raise ObservationFailed(
-                f"the command {ended.trouble}" + (f": {tail}" if tail else ""),
+                f"the command {result.failure}" + (f": {tail}" if tail else ""),
                 hint="run it by hand as the same user",
             )
-        report = parse(ended.stdout)
+        report = parse(result.stdout)
         signals = tuple(self._signal(violation) for violation in report.violations)
         covered = frozenset(["*"] if report.covered is None else report.covered)
         return Observation(signals=signals, covered=covered)
@@ -396,7 +380,7 @@ class CommandSubject:
     async def close(self) -> None:
         """Do nothing: no process outlives a run."""
 
-    async def _run(self) -> Ended:
+    async def _run(self) -> ProcessResult:
         env = {
             **_BASE_ENV,
             **self.settings.env,
@@ -427,23 +411,23 @@ class CommandSubject:
                 for name, fact in violation.facts.items()
             },
             severity=self._severity or Severity.parse(violation.severity),
-            hold_for=self._invariants[0].hold_for,
+            hold_for=self.invariants[0].hold_for,
         )
 
     async def _evidence(self) -> str:
-        ended = await self._run()
+        result = await self._run()
         lines = [
-            f"ended: {ended.trouble or 'exited with status 0'}, after {ended.seconds:.2f} s"
+            f"ended: {result.failure or 'exited with status 0'}, after {result.seconds:.2f} s"
         ]
-        if ended.trouble:
-            lines += ["stdout:", ended.stdout[:2000].decode("utf-8", "replace")]
+        if result.failure:
+            lines += ["stdout:", result.stdout[:2000].decode("utf-8", "replace")]
         else:
             try:
-                lines += _described(parse(ended.stdout))
+                lines += _described(parse(result.stdout))
             except ObservationFailed as failure:
                 lines.append(failure.one_line())
-        if ended.stderr:
-            lines += ["stderr (its tail):", ended.stderr.decode("utf-8", "replace")]
+        if result.stderr:
+            lines += ["stderr (its tail):", result.stderr.decode("utf-8", "replace")]
         return "\n".join(lines)
 
 

@@ -161,7 +161,7 @@ _SHARE_OF_TIMEOUT = 0.8  # the rest is for the report that it took too long
 
 
 class HostSubject:
-    """This machine, as psutil sees it.
+    """This machine, observed through psutil.
 
     In a container: its own file systems and processes, but the memory and load of the whole machine.
     """
@@ -172,30 +172,16 @@ class HostSubject:
 
     def __init__(self, settings: HostSettings) -> None:
         self.settings = settings
-        self._invariants = configure(
+        self.name, self.timeout = settings.name, settings.timeout
+        self.invariants = configure(
             INVARIANTS, settings.invariants, f"subjects.{settings.name}"
         )
+        self.secrets: Sequence[str] = ()
         self._off_loop = OffLoop()
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def timeout(self) -> float:
-        return self.settings.timeout
-
-    @property
-    def invariants(self) -> Sequence[Invariant]:
-        return self._invariants
-
-    @property
-    def secrets(self) -> Sequence[str]:
-        return ()
 
     async def observe(self, previous: Json) -> Observation:
         """Observe the machine. Raises ObservationFailed when the operating system hangs, as on a dead mount."""
-        wanted = [invariant.id for invariant in self._invariants]
+        wanted = [invariant.id for invariant in self.invariants]
         signals, unavailable = await self._off_loop.run(
             partial(check, self.settings, wanted),
             self.settings.timeout * _SHARE_OF_TIMEOUT,

@@ -149,7 +149,7 @@ STATUS = Invariant(
 )
 LATENCY = Invariant(
     "latency",
-    "The answer comes quickly",
+    "The answer is fast enough",
     "Seconds from the start of the request to the end of the body (or to `body_limit`), "
     "with DNS lookup, connection and redirects.",
     unit=Unit.SECONDS,
@@ -383,11 +383,12 @@ class HttpSubject:
 
     def __init__(self, settings: HttpSettings, clock: Clock | None = None) -> None:
         self.settings = settings
+        self.name, self.timeout = settings.name, settings.timeout
         self.target = Target.of(settings.url)
         self.clock = clock or SystemClock()
         path = f"subjects.{settings.name}"
         wanted = applicable(settings)
-        self._invariants = tuple(
+        self.invariants = tuple(
             invariant
             for invariant in configure(INVARIANTS, settings.invariants, path)
             if invariant.id in wanted
@@ -398,18 +399,6 @@ class HttpSubject:
             path=f"{path}.ca_file",
             clock=self.clock,
         )
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def timeout(self) -> float:
-        return self.settings.timeout
-
-    @property
-    def invariants(self) -> Sequence[Invariant]:
-        return self._invariants
 
     @property
     def secrets(self) -> Sequence[str]:
@@ -481,11 +470,11 @@ class HttpSubject:
         return replace(found, signals=(*found.signals, lasts))
 
     def _observation(self, found: Findings) -> Observation:
-        enabled = {invariant.id for invariant in self._invariants}
+        enabled = {invariant.id for invariant in self.invariants}
         signals = tuple(
             signal for signal in found.signals if signal.invariant in enabled
         )
-        # What is unknown because of a reported violation is not reported as unavailable as well.
+        # An invariant that is unknown because of a reported violation is not reported as unavailable too.
         unavailable = {
             name: why for name, why in found.unavailable.items() if name in enabled
         }
@@ -495,7 +484,7 @@ class HttpSubject:
 
 # ------------------------------------------------------------------ evidence
 
-# Cookies, locations with tokens and the like stay out.
+# Cookies, locations with tokens and similar headers are left out.
 _SHOWN_HEADERS = (
     "age",
     "cache-control",

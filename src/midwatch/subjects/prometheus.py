@@ -311,11 +311,12 @@ class PrometheusSubject:
         self, settings: PrometheusSettings, clock: Clock | None = None
     ) -> None:
         self.settings = settings
+        self.name, self.timeout = settings.name, settings.timeout
         self.target = Target.of(settings.url)
         self.clock = clock or SystemClock()
         path = f"subjects.{settings.name}"
         own = INVARIANTS if settings.alerts else ()
-        self._invariants = configure(
+        self.invariants = configure(
             (*own, *(rule.invariant() for rule in settings.rules)),
             settings.invariants,
             path,
@@ -336,18 +337,6 @@ class PrometheusSubject:
             clock=self.clock,
         )
         self.api = PrometheusApi(self._web, self.target.url, self._login)
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def timeout(self) -> float:
-        return self.settings.timeout
-
-    @property
-    def invariants(self) -> Sequence[Invariant]:
-        return self._invariants
 
     @property
     def secrets(self) -> Sequence[str]:
@@ -386,7 +375,7 @@ class PrometheusSubject:
 
     def _queries(self, previous: Json) -> dict[str, Query]:
         """Return the queries to the server, by invariant."""
-        enabled = {invariant.id: invariant for invariant in self._invariants}
+        enabled = {invariant.id: invariant for invariant in self.invariants}
         queries = {
             rule.name: self._rule_query(rule, enabled[rule.name], previous)
             for rule in self.settings.rules
@@ -533,7 +522,7 @@ class _EvidenceReader:
     def __init__(self, subject: PrometheusSubject, limit: float) -> None:
         self._api: PrometheusApi = subject.api
         self._rules = {rule.name: rule for rule in subject.settings.rules}
-        self._invariants = {item.id: item for item in subject.invariants}
+        self.invariants = {item.id: item for item in subject.invariants}
         self._clock = subject.clock
         self._limit = limit
 
@@ -544,7 +533,7 @@ class _EvidenceReader:
 
     async def definition(self, name: str) -> str:
         if name in self._rules:
-            invariant = self._invariants.get(name) or self._rules[name].invariant()
+            invariant = self.invariants.get(name) or self._rules[name].invariant()
             side = "above" if invariant.above else "below"
             bound = "" if invariant.limit is None else f"\n{side}: {invariant.limit:g}"
             return f"rule: {name}\nexpr: {self._rules[name].expr}{bound}\nfor: {invariant.hold_for:g} s"

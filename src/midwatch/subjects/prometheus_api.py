@@ -122,7 +122,7 @@ class PrometheusApi:
         return _shaped(lambda: tuple(_line(item) for item in data["result"]))
 
     async def alert_rules(self, timeout: float) -> tuple[AlertRule, ...]:
-        """Return the alerting rules with their alerts, in one request so that both are of one moment."""
+        """Return the alerting rules with their alerts, in one request so that both have the same time."""
         data, _ = await self._get("rules", {"type": "alert"}, timeout)
         return _shaped(lambda: tuple(_rules(data)))
 

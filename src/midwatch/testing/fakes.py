@@ -1,4 +1,4 @@
-"""What stands in for the world in a test: time, subjects, incidents, sessions, repositories.
+"""Fakes for tests: a clock, subjects, tickets, sessions, repositories and a git server.
 
 ::
 
@@ -16,11 +16,9 @@ import base64
 import contextlib
 import heapq
 import itertools
-import os
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -55,7 +53,7 @@ if TYPE_CHECKING:
 
 
 class ManualClock:
-    """Time stands still until `advance`. Satisfies `midwatch.lifecycle.Clock`.
+    """A clock that moves only with `advance`. Satisfies `midwatch.lifecycle.Clock`.
 
     `database` serves as the database's clock of an `SqlStore`, so that leases and waits
     follow the same time.
@@ -86,13 +84,13 @@ class ManualClock:
 
     @property
     def sleeping(self) -> list[float]:
-        """Seconds from now until each sleeper is due, soonest first."""
+        """The seconds until each pending sleep ends, soonest first."""
         return sorted(
             due - self._elapsed for due, _, woken in self._sleepers if not woken.done()
         )
 
     async def advance(self, seconds: float) -> None:
-        """Move on, waking every sleeper at its own moment and letting it act."""
+        """Move forward by `seconds`; each sleep ends at its own time, and its task runs before the next one."""
         end = self._elapsed + seconds
         while self._sleepers and self._sleepers[0][0] <= end:
             due, _, woken = heapq.heappop(self._sleepers)
@@ -104,7 +102,7 @@ class ManualClock:
         self._move(end - self._elapsed)
 
     def step_wall_clock(self, seconds: float) -> None:
-        """Set the wall clock, as an operator or NTP does; monotonic time does not notice."""
+        """Step the wall clock, as an operator or NTP does; monotonic time does not change."""
         self._wall += timedelta(seconds=seconds)
 
     def _move(self, seconds: float) -> None:
@@ -129,14 +127,14 @@ ALIVE = Invariant(
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """A look that never ends by itself."""
+    """An observation that never ends by itself."""
 
 
 Step = Observation | MidwatchError | Hang
 
 
 def healthy(state: Json | None = None) -> Observation:
-    """All was seen, and all is well."""
+    """Return an observation of every invariant in which all hold."""
     return Observation((), frozenset({"*"}), state=state or {})
 
 
@@ -146,7 +144,7 @@ def broken(
     message: str = "it is broken",
     severity: Severity | None = None,
 ) -> Observation:
-    """All was seen; `invariant` is broken on these components."""
+    """Return an observation of every invariant in which `invariant` is broken on these components."""
     signals = tuple(
         Signal(
             invariant,
@@ -160,15 +158,15 @@ def broken(
     return Observation(signals, frozenset({"*"}))
 
 
-def partly(unseen: Mapping[str, str], *signals: Signal) -> Observation:
-    """All was seen but the invariants in `unseen`, which says why."""
-    return Observation(signals, frozenset({"*"}), dict(unseen))
+def partly(unavailable: Mapping[str, str], *signals: Signal) -> Observation:
+    """Return an observation without the invariants in `unavailable`, which maps each to the reason."""
+    return Observation(signals, frozenset({"*"}), dict(unavailable))
 
 
 class FakeSubject:
-    """Each look takes the next step of the script; the last one is repeated.
+    """Each observation takes the next step of the script; the last step repeats.
 
-    `looks` are the states that the looks were given, in order. `evidence` maps titles to a text
+    `looks` has the `previous` state of each observation, in order. `evidence` maps titles to a text
     or to the error that fetching it raises.
     """
 
@@ -209,7 +207,7 @@ class FakeSubject:
         return self._secrets
 
     def then(self, *steps: Step) -> None:
-        """From the next look on, these steps."""
+        """Replace the remaining steps of the script."""
         self._script = list(steps)
 
     async def observe(self, previous: Json) -> Observation:
@@ -245,7 +243,7 @@ class FakeSettings(SubjectSettings):
 
 
 class FakeKind:
-    """A kind whose subjects are those prepared here, by name; others are healthy ones."""
+    """A kind that returns the prepared subject of a name, or a healthy one."""
 
     kind = "fake"
     settings_model = FakeSettings
@@ -289,7 +287,7 @@ def answer(
     explains: Sequence[int] = (),
     **changes: Any,
 ) -> Json:
-    """A whole `DiagnosisOutput` as JSON; `quote` is cited for the root cause if it is given."""
+    """Return a complete `DiagnosisOutput` as JSON; a `quote` is cited for the root cause."""
     cited = [{"evidence_id": evidence_id, "quote": quote}] if quote else []
     return {
         "summary": f"Summary: {root_cause}.",
@@ -318,7 +316,7 @@ _E = TypeVar("_E")
 
 
 def options(**changes: Any) -> SessionOptions:
-    """Options for a test: few retries, short limits, and Bash may be used."""
+    """Return options for a test: few retries, short limits, Bash allowed."""
     limits = replace(LIMITS, **changes.pop("limits", {}))
     return SessionOptions(
         **{"limits": limits, "allowed_tools": ("Bash",), "sandbox": "off", **changes}
@@ -328,7 +326,7 @@ def options(**changes: Any) -> SessionOptions:
 def session_in(
     root: Path, api: ScriptedMessagesAPI | str, **arguments: Any
 ) -> AsyncAgenticSession:
-    """A session named "test" whose workspace is `work` and whose own folder is `session` in `root`."""
+    """Return a session "test" with the workspace `work` and the session folder `session` in `root`."""
     from midwatch.session.agentic_session import AsyncAgenticSession
 
     work = root / "work"
@@ -345,12 +343,12 @@ def session_in(
 
 
 async def collect(session: AsyncAgenticSession, prompt: str | None) -> list[Event]:
-    """All events of one `execute`; raises as it does."""
+    """Return all events of one `execute`; raises what it raises."""
     return [event async for event in session.execute(prompt)]
 
 
 def only(events: list[Event], kind: type[_E]) -> list[_E]:
-    """The events of one kind."""
+    """Return the events of one kind."""
     return [event for event in events if isinstance(event, kind)]
 
 
@@ -359,24 +357,6 @@ def post(session: AsyncAgenticSession, kind: Kind, content: Any, id: str) -> Non
     inbox = session.folder.inbox
     inbox.parent.mkdir(parents=True, exist_ok=True)
     write_mail(inbox, id=id, kind=kind, content=content, timestamp="")
-
-
-def wait_until(true: Callable[[], bool], timeout: float = 60.0) -> None:
-    """Look every 10 ms. Raises TimeoutError after `timeout` seconds."""
-    until = time.monotonic() + timeout
-    while not true():
-        if time.monotonic() > until:
-            raise TimeoutError(f"not true after {timeout:g} s")
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs; one that only waits to be reaped does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z" and os.path.exists(f"/proc/{pid}")
 
 
 _ENV = {
@@ -407,7 +387,7 @@ def run_git(folder: Path, *args: str, stdin: bytes | None = None) -> str:
 
 
 def make_repository(path: Path, files: Mapping[str, str] | None = None) -> Path:
-    """A bare repository with one commit on `main` (none if `files` is None)."""
+    """Create a bare repository with one commit on `main` (none if `files` is None); return its path."""
     path.mkdir(parents=True)
     run_git(path, "init", "-q", "--bare", "-b", "main", ".")
     if files is not None:
@@ -437,9 +417,9 @@ def add_commit(
 
 @dataclass
 class GitServer:
-    """What the server does, and what it saw.
+    """The behaviour of a git server, and the requests it received.
 
-    Without `token` everybody may read. `may_write` is for those with the token. While `gate` is
+    Without `token` reading needs no login. `may_write` allows a push with the token. While `gate` is
     not set, a transfer stops after its first bytes.
     """
 
@@ -456,7 +436,7 @@ class GitServer:
 def git_server(
     root: Path, token: str | None = None, *, gated: bool = False
 ) -> Iterator[GitServer]:
-    """Serve the repositories under `root` over HTTP on loopback while inside."""
+    """Serve the repositories under `root` over HTTP on loopback while the block runs."""
     state = GitServer(root, token)
     if not gated:
         state.gate.set()
@@ -493,7 +473,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self, body: bytes) -> None:
         state = self.server_state
         state.requests.append(f"{self.command} {self.path}")
-        if state.token is not None and not self._knows(state.token):
+        if state.token is not None and not self._has_token(state.token):
             self.send_response(401)
             self.send_header("WWW-Authenticate", 'Basic realm="git"')
             self.end_headers()
@@ -502,7 +482,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(self._backend(body))
 
-    def _knows(self, token: str) -> bool:
+    def _has_token(self, token: str) -> bool:
         kind, _, value = self.headers.get("Authorization", "").partition(" ")
         return (
             kind == "Basic"
@@ -530,7 +510,7 @@ class _Handler(BaseHTTPRequestHandler):
             "CONTENT_TYPE": self.headers.get("Content-Type", ""),
             "CONTENT_LENGTH": str(len(body)),
             "REMOTE_ADDR": "127.0.0.1",
-            "REMOTE_USER": "somebody",
+            "REMOTE_USER": "ada",
         }
         for header in ("Git-Protocol", "Content-Encoding"):
             if self.headers.get(header):

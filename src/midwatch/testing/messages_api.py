@@ -1,4 +1,4 @@
-"""A scripted Messages API on loopback: what our tests talk to, and what you test settings with.
+"""A scripted Messages API on loopback, for tests of clients and settings.
 
 In a program::
 
@@ -74,7 +74,7 @@ from typing import Any, Self, TextIO
 import h11
 
 from midwatch.errors import SettingsError
-from midwatch.lifecycle import Clock, SystemClock
+from midwatch.lifecycle import Clock, SystemClock, cancel, first
 from midwatch.testing.messages_script import (
     Answer,
     Answers,
@@ -164,7 +164,7 @@ __all__ = [
 MAX_BODY = 32 * 1024 * 1024
 """Bytes of a request; the API answers 413 to more (its documented limit is 32 MB)."""
 _STOP_WITHIN = 5.0
-"""Seconds the server's thread may take to end; more means that a script's function blocks it."""
+"""Seconds that the server's thread may take to end; more means that a function of the script blocks it."""
 _KEYS = ("x-api-key", "authorization")
 
 
@@ -178,8 +178,8 @@ class _Json:
         await exchange.send_json(200, self._value)
 
 
-def _objection(request: Request, *, too_large: bool) -> Reply | None:
-    """Why the real API would not take the request, whatever the script says; None if it would."""
+def _invalid_request(request: Request, *, too_large: bool) -> Reply | None:
+    """Return the error of the real API for an invalid request, which no script overrides; None if it is valid."""
     if not request.path.startswith("/v1/"):
         return None
     if not any(name in request.headers for name in _KEYS):
@@ -190,10 +190,10 @@ def _objection(request: Request, *, too_large: bool) -> Reply | None:
         return None
     if request.method != "POST":
         return Error(405, "invalid_request_error", "Method Not Allowed")
-    return _objection_to_body(request.body, whole=request.is_call)
+    return _invalid_body(request.body, whole=request.is_call)
 
 
-def _objection_to_body(body: Any, *, whole: bool) -> Error | None:
+def _invalid_body(body: Any, *, whole: bool) -> Error | None:
     if not body:
         return bad_request("The request body is not valid JSON")
     for name in ("model", "max_tokens", "messages"):
@@ -205,8 +205,8 @@ def _objection_to_body(body: Any, *, whole: bool) -> Error | None:
     return None
 
 
-def _standard(request: Request, default: Reply) -> Reply:
-    """The reply where no rule fits."""
+def _default_reply(request: Request, default: Reply) -> Reply:
+    """Return the reply to a request that no rule fits."""
     if request.is_call:
         return default
     if request.path == "/v1/messages/count_tokens":
@@ -227,7 +227,7 @@ def _model(name: str) -> dict[str, Any]:
 
 
 class _Service:
-    """Serves connections until they end or `end_all` ends them. Lives in one event loop."""
+    """Serves connections, in one event loop, until they end or `end_all` ends them."""
 
     def __init__(
         self,
@@ -259,55 +259,49 @@ class _Service:
         task.add_done_callback(self._connections.discard)
 
     async def end_all(self) -> None:
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await cancel(*self._connections)
 
     async def _serve(self, connection: Connection) -> None:
-        """One connection, request after request."""
+        """Serve the requests of one connection, in order."""
         try:
             while incoming := await connection.read():
                 if not await self._answer(connection, incoming):
                     break
         except h11.RemoteProtocolError as error:
-            await self._complain(connection, error)
+            await self._refuse(connection, error)
         except ConnectionError:
             pass
         finally:
             await connection.abort()
 
-    async def _complain(
+    async def _refuse(
         self, connection: Connection, error: h11.RemoteProtocolError
     ) -> None:
-        """Answer what could not be read as a request; it is not recorded as one."""
-        nothing = Request(0, "", "", "", {}, {}, 0, self._clock.now())
+        """Answer data that is not a valid request; it is not recorded."""
+        unknown = Request(0, "", "", "", {}, {}, 0, self._clock.now())
         closing = {"connection": "close"}
         status = error.error_status_hint
         kind = "request_too_large" if status == 413 else "invalid_request_error"
         reply = Error(status, kind, str(error), headers=closing)
         with contextlib.suppress(ConnectionError):
-            await reply.send(Exchange(connection, nothing, self._clock))
+            await reply.send(Exchange(connection, unknown, self._clock))
             await connection.linger()
 
     async def _answer(self, connection: Connection, incoming: Incoming) -> bool:
-        """Record and answer; whether the connection can take another request."""
+        """Record a request and answer it. Return whether the connection can take another one."""
         request = self._request(incoming)
         self._journal.arrived(request)
         exchange = Exchange(connection, request, self._clock)
-        replying = asyncio.create_task(self._reply(exchange, incoming.too_large))
-        leaving = asyncio.create_task(connection.gone())
         complete = False
         try:
-            await asyncio.wait({replying, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            complete = replying.done() and not exchange.broken
+            reply = self._reply(exchange, incoming.too_large)
+            complete = bool(await first(reply, connection.gone()))
         finally:
-            replying.cancel()
-            leaving.cancel()
-            await asyncio.gather(replying, leaving, return_exceptions=True)
             self._journal.finished(request.number, "complete" if complete else "broken")
         return complete and connection.next_cycle()
 
-    async def _reply(self, exchange: Exchange, too_large: bool) -> None:
+    async def _reply(self, exchange: Exchange, too_large: bool) -> bool:
+        """Send the reply. Return whether the connection is still usable afterwards."""
         try:
             if self._observer:
                 self._observer(exchange.request)
@@ -319,17 +313,18 @@ class _Service:
             exchange.broken = True
         except Exception as error:  # the outermost guard around a script's functions
             self.failures.append(error)
-            await self._admit(exchange, error)
+            await self._report_failure(exchange, error)
+        return not exchange.broken
 
     async def _choose(self, exchange: Exchange, too_large: bool) -> Reply:
         path = exchange.request.path
         if path.startswith("/holds/") and path.endswith("/release"):
             return self._release(path.split("/")[2])
-        refused = _objection(exchange.request, too_large=too_large)
-        if refused:
-            return refused
+        invalid = _invalid_request(exchange.request, too_large=too_large)
+        if invalid:
+            return invalid
         scripted = await self.script.reply_to(exchange.request)
-        return scripted or _standard(exchange.request, self._default)
+        return scripted or _default_reply(exchange.request, self._default)
 
     def _release(self, name: str) -> Reply:
         hold = self._holds.get(name)
@@ -338,14 +333,14 @@ class _Service:
         hold.release()
         return _Json({"released": name})
 
-    async def _admit(self, exchange: Exchange, error: Exception) -> None:
-        """Tell the client that the script, not the code under test, is at fault."""
+    async def _report_failure(self, exchange: Exchange, error: Exception) -> None:
+        """Answer that the script has failed, not the code under test."""
         if exchange.started:
             await exchange.break_off()
             return
-        said = f"the script failed: {type(error).__name__}: {error}"
+        message = f"the script failed: {type(error).__name__}: {error}"
         with contextlib.suppress(ConnectionError):
-            await Error(500, "api_error", said).send(exchange)
+            await Error(500, "api_error", message).send(exchange)
 
     def _request(self, incoming: Incoming) -> Request:
         path, _, query = incoming.target.partition("?")
@@ -383,7 +378,7 @@ class ScriptedMessagesAPI:
         observer: Callable[[Request], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """`default` answers the calls that no rule fits. With `port` 0 the system chooses one.
+        """`default` answers the calls that no rule fits. With `port` 0 the system chooses a port.
 
         `holds` can be released by `POST /holds/NAME/release`. `observer` sees each request as it
         arrives, in the server's thread. Raises ValueError for a rule without an answer.
@@ -412,7 +407,7 @@ class ScriptedMessagesAPI:
 
     @property
     def requests(self) -> list[Request]:
-        """All requests so far, in order of arrival."""
+        """All requests until now, in order of arrival."""
         return self._journal.requests
 
     @property
@@ -422,7 +417,7 @@ class ScriptedMessagesAPI:
 
     @property
     def failures(self) -> list[Exception]:
-        """What functions of the script raised."""
+        """The exceptions that functions of the script have raised."""
         return self._service.failures
 
     def script(self, *rules: Rule | Answers) -> None:
@@ -432,7 +427,7 @@ class ScriptedMessagesAPI:
     async def wait_for_requests(
         self, count: int, timeout: float = 60.0, *, answered: bool = False
     ) -> list[Request]:
-        """The requests once there are `count`; with `answered`, those whose reply has ended.
+        """Return the requests once there are `count`; with `answered`, those whose reply has ended.
 
         Raises TimeoutError after `timeout` seconds.
         """
@@ -441,7 +436,7 @@ class ScriptedMessagesAPI:
     def wait_for_requests_sync(
         self, count: int, timeout: float = 60.0, *, answered: bool = False
     ) -> list[Request]:
-        """As `wait_for_requests`, blocking the calling thread."""
+        """Do as `wait_for_requests`, and block the calling thread."""
         return self._journal.wait_sync(count, timeout, answered=answered)
 
     def start(self) -> None:
@@ -503,7 +498,7 @@ class ScriptedMessagesAPI:
         self.__exit__(kind, error, trace)
 
     async def _run(self, listening: Future[None]) -> None:
-        """The server's thread, from the open port to the closed one."""
+        """Serve in the thread of the server until `stop`."""
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         try:
@@ -521,16 +516,16 @@ class ScriptedMessagesAPI:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The process form; returns the exit code: 0 after a signal, 1 if it could not
-    record or answer something by then, 2 if it cannot begin."""
+    """Serve until a signal. Return the exit code: 0 after a signal, 1 if a request could not be recorded
+    or answered, 2 if the server cannot start."""
     options = _parser().parse_args(arguments)
     try:
         api, record = _build(options.port, options.script, options.record)
         api.start()
     except SettingsError as error:
-        return _refuse(error.one_line())
+        return _print_error(error.one_line())
     except (OSError, OverflowError) as error:
-        return _refuse(f"cannot listen on 127.0.0.1:{options.port}: {error}")
+        return _print_error(f"cannot listen on 127.0.0.1:{options.port}: {error}")
     try:
         _serve_until_signal(api)
     finally:
@@ -583,7 +578,7 @@ def _serve_until_signal(api: ScriptedMessagesAPI) -> None:
     ended.wait()
 
 
-def _refuse(line: str) -> int:
+def _print_error(line: str) -> int:
     print(f"midwatch.testing.messages_api: {line}", file=sys.stderr)
     return 2
 

@@ -1,8 +1,8 @@
-"""What the scripted model says and what goes wrong: answers, errors, faults, holds, and the rules.
+"""The script of the API: answers, errors, faults, holds, and the rules that choose among them.
 
-A fault stands where an answer can. One that concerns a body takes the answer it spoils and
-follows the request: events for a request with `stream`, JSON otherwise. `Pings`, `StreamError`
-and `Garbled` are streams by nature and send events in any case.
+A fault can be used in place of an answer. A fault of the body takes the answer that it damages and
+sends what the request asked for: events with `stream`, JSON otherwise. `Pings`, `StreamError` and
+`Garbled` always send events.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STRICT = {"extra": "forbid"}
 
 @dataclass(frozen=True)
 class Usage:
-    """The tokens a message says it took."""
+    """The usage that a message reports, in tokens."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
 
@@ -58,7 +58,7 @@ class ToolUse:
     name: str
     input: Mapping[str, Any] = field(default_factory=dict)
     id: str | None = None
-    """By default made of the request's number and the block's place."""
+    """By default built from the number of the request and the index of the block."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Rendered:
 
     @property
     def length(self) -> int | None:
-        """Bytes, for a JSON body; a stream has no length that is known beforehand."""
+        """Bytes of a JSON body; None for a stream, whose length is not known in advance."""
         return None if self.content_type == EVENT_STREAM else len(self.whole)
 
 
@@ -94,7 +94,7 @@ class Answer:
     tool_uses: Sequence[ToolUse] = ()
     thinking: str | None = None
     blocks: Sequence[Mapping[str, Any]] | None = None
-    """The content blocks as they are, instead of all the above; () for an empty content."""
+    """The content blocks, sent unchanged instead of the fields above; () for an empty content."""
     stop_reason: str | None = None
     """By default `tool_use` with tool uses, else `end_turn`."""
     stop_sequence: str | None = None
@@ -119,7 +119,7 @@ class Answer:
         return Rendered(JSON, (to_json(message),))
 
     def message(self, request: Request) -> dict[str, Any]:
-        """The message as the API's JSON. Raises ValueError for a schema nothing fits."""
+        """Return the message as JSON of the API. Raises ValueError for a schema that no value fits."""
         refused = {"type": "refusal", "category": None, "explanation": None}
         stop_reason = self.stop_reason or ("tool_use" if self.tool_uses else "end_turn")
         return {
@@ -167,18 +167,18 @@ class Answer:
 
 
 def refusal(text: str = "", *, usage: Usage = Usage()) -> Answer:
-    """The model declines; without a text the content is empty, as it can be."""
+    """Return a refusal; without a text the content is empty, as the API may send it."""
     blocks = [{"type": "text", "text": text}] if text else []
     return Answer(blocks=blocks, stop_reason="refusal", usage=usage)
 
 
 def cut_by_max_tokens(answer: Answer = Answer(), *, keep: float = 0.5) -> Answer:
-    """The answer broken off by the request's own `max_tokens`; `keep` is the share that is left."""
+    """Return an answer that `max_tokens` of the request cut; `keep` is the share that is left."""
     return replace(answer, stop_reason="max_tokens", keep=keep)
 
 
 def context_window_exceeded(answer: Answer = Answer(), *, keep: float = 0.5) -> Answer:
-    """The answer broken off because the model's context window was full."""
+    """Return an answer that ended because the context window of the model was full."""
     return replace(answer, stop_reason="model_context_window_exceeded", keep=keep)
 
 
@@ -217,7 +217,7 @@ def rate_limited(
 
 
 def spend_limit_reached() -> Error:
-    """429 that no minute of waiting cures: the spending limit is used up."""
+    """Return a 429 that a short wait does not clear: the spend limit is reached."""
     return rate_limited(error_code="enforced_spend_limit_reached")
 
 
@@ -227,7 +227,7 @@ def overloaded() -> Error:
 
 
 def server_error(status: int = 500) -> Error:
-    """500, or another status of the API's own failures."""
+    """500, or another status of a failure in the API."""
     return Error(status, "api_error", "Internal server error")
 
 
@@ -237,7 +237,7 @@ def unauthorized() -> Error:
 
 
 def forbidden() -> Error:
-    """403: the key may not do this."""
+    """403: the key lacks the permission."""
     message = "Your API key does not have permission to use the specified resource."
     return Error(403, "permission_error", message)
 
@@ -259,7 +259,7 @@ def bad_request(message: str = "messages: invalid") -> Error:
 
 
 def prompt_too_long(tokens: int = 250_000, limit: int = 200_000) -> Error:
-    """400 for a prompt that the model's context does not hold."""
+    """400 for a prompt that is longer than the context window."""
     return bad_request(f"prompt is too long: {tokens} tokens > {limit} maximum")
 
 
@@ -268,7 +268,7 @@ _NESTING = {**STRICT, "arbitrary_types_allowed": True}
 
 @dataclass(frozen=True)
 class Raw:
-    """Any response. Behind a body that is not as headers or status announce it, nothing comes."""
+    """Any response. If headers or status contradict the body, the connection then hangs."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
 
@@ -278,7 +278,7 @@ class Raw:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     async def send(self, exchange: Exchange) -> None:
-        if exchange.request.method == "HEAD" or self._as_announced():
+        if exchange.request.method == "HEAD" or self._body_fits_head():
             await exchange.send(self.status, self.body, self.content_type, self.headers)
             return
         await exchange.open(
@@ -287,7 +287,7 @@ class Raw:
         await exchange.write_raw(self.body)
         await asyncio.Event().wait()
 
-    def _as_announced(self) -> bool:
+    def _body_fits_head(self) -> bool:
         if self.status in (204, 304) and self.body:
             return False
         named = {name.lower(): value for name, value in self.headers.items()}
@@ -298,19 +298,19 @@ class Raw:
 
 
 def html_page(status: int = 200) -> Raw:
-    """What a proxy or a login page answers in the API's place."""
+    """Return a page such as a proxy or a login page sends instead of the API."""
     page = b"<!doctype html><title>Sign in</title><p>Sign in to the network.</p>"
     return Raw(status, page, "text/html; charset=utf-8")
 
 
 def empty_body() -> Raw:
-    """200 and nothing."""
+    """200 with an empty body."""
     return Raw()
 
 
 @dataclass(frozen=True)
 class Truncated:
-    """200 and a well-formed response whose content stops half-way."""
+    """200 and a valid HTTP response whose content is incomplete."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _NESTING
 
@@ -326,7 +326,7 @@ class Truncated:
 
 @dataclass(frozen=True)
 class Cut:
-    """The connection ends in the middle of the body: less comes than was announced."""
+    """The connection ends in the middle of the body, before the announced length."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _NESTING
 
@@ -355,7 +355,7 @@ class Reset:
 
 @dataclass(frozen=True)
 class Drip:
-    """The body comes `size` bytes at a time, `interval` seconds apart."""
+    """The body is sent in pieces of `size` bytes, `interval` seconds apart."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _NESTING
 
@@ -375,7 +375,7 @@ class Drip:
 
 @dataclass(frozen=True)
 class Hang:
-    """Nothing comes until the client goes or the server stops."""
+    """Nothing is sent until the client closes or the server stops."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
 
@@ -391,7 +391,7 @@ class Hang:
 
 @dataclass(frozen=True)
 class Pings:
-    """A stream that begins, and then has pings for ever, `interval` seconds apart."""
+    """A stream that starts and then sends only pings, `interval` seconds apart."""
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = STRICT
 
@@ -424,9 +424,9 @@ class StreamError:
 
 @dataclass(frozen=True)
 class Garbled:
-    """A stream with bytes in it that are no event of the API, after `after` events of `answer`.
+    """A stream with bytes that are not an event of the API, after the first `after` events of `answer`.
 
-    The stream goes on behind them. By default they are an event whose data is no JSON.
+    The stream continues after them. By default they are an event whose data is not JSON.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _NESTING
@@ -460,9 +460,9 @@ def _share(whole: bytes, keep: float) -> bytes:
 
 
 class Hold:
-    """A gate: requests wait in front of it until `release`; then, and ever after, they get `then`.
+    """Requests wait until `release`; these and all later ones get `then`.
 
-    A test lets the call arrive, does what has to happen meanwhile, and releases it; it needs no
+    A test waits for the call to arrive, acts while it is pending, and releases it, without a
     sleep. Any thread and any event loop may wait and release.
     """
 
@@ -473,34 +473,27 @@ class Hold:
         self._released = False
 
     async def send(self, exchange: Exchange) -> None:
-        self._change(self._arrive)
+        with self._waiting.lock:
+            self._arrived += 1
+        self._waiting.changed()
         await self._waiting.until(lambda: self._released)
         await self.then.send(exchange)
 
     async def arrived(self, count: int = 1, timeout: float = 60.0) -> None:
-        """Return once so many requests have come. Raises TimeoutError after `timeout` seconds."""
+        """Return once `count` requests have arrived. Raises TimeoutError after `timeout` seconds."""
         if not await self._waiting.until(lambda: self._arrived >= count, timeout):
             raise self._too_late(count, timeout)
 
     def arrived_sync(self, count: int = 1, timeout: float = 60.0) -> None:
-        """As `arrived`, blocking the calling thread."""
+        """Do as `arrived`, and block the calling thread."""
         if not self._waiting.until_sync(lambda: self._arrived >= count, timeout):
             raise self._too_late(count, timeout)
 
     def release(self) -> None:
-        """Open the gate."""
-        self._change(self._open)
-
-    def _change(self, change: Callable[[], None]) -> None:
+        """Let the requests go on."""
         with self._waiting.lock:
-            change()
+            self._released = True
         self._waiting.changed()
-
-    def _arrive(self) -> None:
-        self._arrived += 1
-
-    def _open(self) -> None:
-        self._released = True
 
     def _too_late(self, count: int, timeout: float) -> TimeoutError:
         return TimeoutError(
@@ -520,20 +513,20 @@ Answers = Given | Sequence[Given] | Computed
 class Rule:
     """Replies for the requests that fit all of the conditions given; without any, for every call.
 
-    Raises ValueError for no answer at all, re.error for a pattern that is none.
+    Raises ValueError without an answer, re.error for an invalid pattern.
     """
 
     answers: Answers
     model: str | None = None
     contains: str | None = None
-    """A part of any text of the prompt, letter by letter."""
+    """A part of the prompt; case matters."""
     matches: str | None = None
-    """A regular expression searched in the prompt, over lines."""
+    """A regular expression that is searched in the prompt; `.` matches a newline."""
     tools: bool | None = None
     """Whether tools are offered."""
     stream: bool | None = None
     structured: bool | None = None
-    """Whether the answer must fit a schema."""
+    """Whether the request has a schema for the answer."""
     when: Callable[[Request], bool] | None = None
     path: str = "/v1/messages"
     method: str = "POST"
@@ -567,14 +560,14 @@ class Rule:
 
 
 class Script:
-    """Rules in order, and how often each has answered."""
+    """The rules in order, and how many replies each has given."""
 
     def __init__(self, rules: Sequence[Rule | Answers]) -> None:
         self._rules = [rule if isinstance(rule, Rule) else Rule(rule) for rule in rules]
         self._answered = [0] * len(self._rules)
 
     async def reply_to(self, request: Request) -> Reply | None:
-        """The reply of the first rule that fits; None if there is none."""
+        """Return the reply of the first rule that fits; None if there is none."""
         for place, rule in enumerate(self._rules):
             if rule.fits(request):
                 turn = self._answered[place]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,7 +83,7 @@ class _ScriptData(BaseModel):
 
 
 def load_script(path: Path) -> LoadedScript:
-    """Read a script file. Raises SettingsError that names the file and the place in it."""
+    """Read a script file. Raises SettingsError with the file and the path of the wrong field."""
     try:
         data = json.loads(path.read_text("utf-8"))
     except OSError as error:
@@ -96,11 +97,11 @@ def load_script(path: Path) -> LoadedScript:
 
 
 def read_script(data: object) -> LoadedScript:
-    """The script in parsed JSON. Raises SettingsError that names the place."""
+    """Return the script in parsed JSON. Raises SettingsError with the path of the wrong field."""
     try:
         script = _ScriptData.model_validate(data)
     except ValidationError as error:
-        raise _wrong("", error) from None
+        raise _wrong("", error, _ScriptData) from None
     reader = _Reader()
     rules = tuple(
         reader.rule(rule, f"rules[{place}]") for place, rule in enumerate(script.rules)
@@ -112,7 +113,7 @@ def read_script(data: object) -> LoadedScript:
 
 
 class _Reader:
-    """Turns data into replies; collects the holds by name."""
+    """Builds replies from data; collects the holds by name."""
 
     def __init__(self) -> None:
         self.holds: dict[str, Hold] = {}
@@ -129,7 +130,10 @@ class _Reader:
         try:
             return Rule(replies, **data.model_dump(exclude={"answer", "answers"}))
         except re.error as error:
-            raise SettingsError(str(error), path=f"{where}.matches") from None
+            raise SettingsError(
+                f"{data.matches!r} is not a regular expression: {error}",
+                path=f"{where}.matches",
+            ) from None
         except ValueError as error:
             raise SettingsError(str(error), path=where) from None
 
@@ -137,7 +141,10 @@ class _Reader:
         if isinstance(data, str):
             return Answer(data)
         if not isinstance(data, dict):
-            raise SettingsError("an answer is a text or an object", path=where)
+            raise SettingsError(
+                f"{json.dumps(data)[:_MAX_SHOWN]} is not an answer; give a text or an object",
+                path=where,
+            )
         fields = dict(data)
         name = fields.pop("fault", None)
         if name is None:
@@ -150,19 +157,30 @@ class _Reader:
         if not isinstance(name, str) or name not in FAULTS:
             known = ", ".join(sorted([*FAULTS, "hold"]))
             raise SettingsError(
-                f"there is no fault {name!r}", path=where, hint=f"there are: {known}"
+                f"there is no fault {name!r}",
+                path=where,
+                hint=f"the faults are: {known}",
             )
         return _build(FAULTS[name], fields, where)
 
     def _hold(self, fields: dict[str, Any], where: str) -> Hold:
         name = fields.pop("name", None)
         if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
-            raise SettingsError("a hold needs a `name` of letters", path=where)
+            raise SettingsError(
+                f"a hold needs a `name` of letters, digits, '_', '.' and '-', not {name!r}",
+                path=where,
+            )
         if name in self.holds:
-            raise SettingsError(f"there are two holds {name!r}", path=where)
+            raise SettingsError(
+                f"there are two holds {name!r}", path=where, hint="rename one"
+            )
         then = fields.pop("then", Answer())
         if fields:
-            raise SettingsError("not a field of a hold", path=f"{where}.{min(fields)}")
+            raise SettingsError(
+                "unknown field",
+                path=f"{where}.{min(fields)}",
+                hint="the fields are: fault, name, then",
+            )
         self.holds[name] = Hold(then)
         return self.holds[name]
 
@@ -176,13 +194,79 @@ def _build(make: Callable[..., Built], fields: dict[str, Any], where: str) -> Bu
     try:
         return adapter.validate_python(ArgsKwargs((), fields))
     except ValidationError as error:
-        raise _wrong(where, error) from None
+        raise _wrong(where, error, make) from None
 
 
-def _wrong(where: str, error: ValidationError) -> SettingsError:
-    """The first complaint, with its place written as `rules[0].answers[1].text`."""
-    first = error.errors(include_url=False)[0]
+_ALLOWED = {
+    "bool": "true or false",
+    "bytes": "a text",
+    "dataclass": "an object",
+    "dict": "an object",
+    "float": "a number",
+    "int": "a whole number",
+    "is": "a list",  # `is_instance_of`: the only class that fields are checked against is Sequence
+    "list": "a list",
+    "mapping": "an object",
+    "model": "an object",
+    "string": "a text",
+}
+"""What a field takes, by the first word of the type of pydantic's error."""
+_REPLIES = {
+    "Answer": "an answer, which has no `fault`",
+    "Error": 'an error of the API, such as {"fault": "overloaded"}',
+}
+"""What a field takes that is not for every reply, by pydantic's name of the class."""
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_MAX_SHOWN = 60  # characters of a value
+
+
+def _wrong(
+    where: str, error: ValidationError, make: Callable[..., object]
+) -> SettingsError:
+    """Return the first problem: its place, such as `rules[0].answers[1].text`, the value and what is allowed.
+
+    Args:
+        where: The place of the values that were validated; empty for the whole script.
+        error: What pydantic raised.
+        make: The model or function that the values are for.
+    """
+    problems = error.errors(include_url=False)
+    # A misspelt name explains why the right one is missing.
+    problems.sort(key=lambda problem: problem["type"] not in _UNKNOWN)
+    first = problems[0]
+    kind, loc = first["type"], first["loc"]
     path = where
-    for step in first["loc"]:
+    for step in loc:
         path += f"[{step}]" if isinstance(step, int) else f".{step}"
-    return SettingsError(first["msg"], path=path.lstrip("."))
+    path = path.lstrip(".")
+    if kind in _UNKNOWN:
+        names = ", ".join(_fields_at(make, loc[:-1])) or "none"
+        return SettingsError(
+            "unknown field", path=path, hint=f"the fields are: {names}"
+        )
+    if kind.startswith("missing"):
+        return SettingsError("is missing; this field is required", path=path)
+    shown = json.dumps(first["input"], ensure_ascii=False, default=_shown)
+    if len(shown) > _MAX_SHOWN:
+        shown = f"{shown[:_MAX_SHOWN]}…"
+    allowed = _ALLOWED.get(kind.partition("_")[0], "another value")
+    if first.get("ctx", {}).get("class_name") in _REPLIES:
+        allowed = _REPLIES[first["ctx"]["class_name"]]
+    return SettingsError(f"{shown} is not valid; give {allowed}", path=path)
+
+
+def _shown(value: object) -> str:
+    """Return what names a reply in a message, as it was built from the file already."""
+    for name, make in FAULTS.items():
+        if make is type(value):
+            return f"the fault {name}"
+    return f"the {type(value).__name__.lower()}"
+
+
+def _fields_at(make: Callable[..., object], loc: Sequence[int | str]) -> list[str]:
+    """Return the names that `make`, or the object at `loc` in its fields, takes."""
+    nested = {"rules": _RuleData, "tool_uses": script.ToolUse, "usage": script.Usage}
+    names = [step for step in loc if isinstance(step, str)]
+    target = nested.get(names[-1], make) if names else make
+    fields = list(inspect.signature(target).parameters)
+    return ["fault", *fields] if target is Answer else fields

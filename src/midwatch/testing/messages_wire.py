@@ -1,7 +1,7 @@
-"""What goes over the wire: connections, requests and their record, replies, and events of a stream.
+"""The wire of the scripted API: connections, requests and their record, replies, server-sent events.
 
-h11 reads the requests and frames the responses. Only what breaks the protocol on purpose is
-written past it, on the socket.
+h11 parses the requests and frames the responses. Bytes that break the protocol on purpose go
+to the socket directly.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MAX_HEAD = 64 * 1024
 _READ = 16 * 1024
 """Bytes of one read. h11 measures a head only while it is incomplete: after each read but the last."""
 _DISCARD_FACTOR = 8
-"""A body over the limit is read and dropped up to so many times the limit, so that its sender
-gets to read the answer; what is longer still loses its connection."""
+"""A body over the limit is read and dropped up to this multiple of the limit, so that the client
+can read the answer; the connection of a longer one is closed."""
 _LINGER = 1.0
-"""Seconds for a client to notice an answer that came before it had sent everything."""
+"""Seconds that a client has to read an answer that was sent before its request was complete."""
 _PIECE = 40
 """Characters of text or JSON in one delta: small, so that most answers take several."""
 _MOST_PIECES = 500
-"""Deltas of one block: a text of megabytes comes in larger ones."""
+"""The most deltas of one block: a text of megabytes is sent in larger pieces."""
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 _SECRET_HEADERS = {"x-api-key", "authorization", "proxy-authorization", "cookie"}
@@ -71,7 +71,7 @@ class Connection:
         writer.transport.set_write_buffer_limits(high=0)
 
     async def read(self) -> Incoming | None:
-        """The next request; None when the client has closed. Raises h11.RemoteProtocolError."""
+        """Return the next request; None when the client has closed. Raises h11.RemoteProtocolError."""
         request = await self._next_event()
         if not isinstance(request, h11.Request):
             return None
@@ -92,7 +92,7 @@ class Connection:
         )
 
     async def send(self, event: h11.Event) -> None:
-        """Write a part of the response, framed. Raises ConnectionError when the client is gone."""
+        """Write a part of the response, framed. Raises ConnectionError when the client has closed."""
         await self.write(self._http.send(event) or b"")
 
     async def write(self, data: bytes) -> None:
@@ -101,16 +101,16 @@ class Connection:
         await self._writer.drain()
 
     def next_cycle(self) -> bool:
-        """Whether the connection can take another request after this response."""
+        """Return whether the connection can take another request after this response."""
         if {self._http.our_state, self._http.their_state} != {h11.DONE}:
             return False
         self._http.start_next_cycle()
         return True
 
     async def gone(self) -> None:
-        """Return when the client closes, if only for sending; no HTTP client does that and waits.
+        """Return when the client closes, or shuts down its sending side, which no HTTP client does while it waits.
 
-        What it sends meanwhile is kept for `read`.
+        Data that arrives meanwhile is kept for `read`.
         """
         while len(self._http.trailing_data[0]) <= MAX_HEAD:
             try:
@@ -123,14 +123,14 @@ class Connection:
         await asyncio.Event().wait()
 
     async def linger(self) -> None:
-        """Take and drop what still comes: closing over unread data would destroy the answer."""
+        """Read and drop what the client still sends: closing with unread data would reset the connection."""
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(_LINGER):
                 while await self._reader.read(_READ):
                     pass
 
     async def abort(self, *, reset: bool = False) -> None:
-        """Close at once, unsent data dropped; with `reset` the client sees a reset, not an end."""
+        """Close at once and drop unsent data; with `reset` the client sees a reset, not an end of file."""
         if reset:
             handle = self._writer.get_extra_info("socket")
             linger_zero = struct.pack("ii", 1, 0)
@@ -167,7 +167,7 @@ class Request:
     """Bytes of the body that were kept: 0 for one over the limit."""
     received_at: datetime
     delivery: Delivery = "pending"
-    """complete: the whole scripted answer went out. broken: the script, the client or the
+    """complete: the whole scripted answer was sent. broken: the script, the client or the
     server's stop ended it earlier."""
 
     @property
@@ -176,12 +176,12 @@ class Request:
 
     @property
     def is_call(self) -> bool:
-        """Whether it asks for a message: the requests that are paid for."""
+        """Whether it asks for a message; only these requests are billed."""
         return self.method == "POST" and self.path == "/v1/messages"
 
     @property
     def key(self) -> str:
-        """The fingerprint of the key, in whichever header it came; empty if there was none."""
+        """The fingerprint of the API key, from either header; empty if there was none."""
         return self.headers.get("x-api-key") or self.headers.get("authorization", "")
 
     @property
@@ -199,7 +199,7 @@ class Request:
 
     @property
     def prompt(self) -> str:
-        """Every text the model would read: system prompt, messages, results of tools."""
+        """All texts that the model would read: system prompt, messages, results of tools."""
         parts = list(_texts(self.body.get("system")))
         messages = self.body.get("messages")
         for message in messages if isinstance(messages, list) else []:
@@ -215,7 +215,7 @@ class Request:
 
     @property
     def output_schema(self) -> Mapping[str, Any] | None:
-        """The JSON schema the answer must fit, if one was asked for."""
+        """The JSON schema of the answer, if the request has one."""
         config = self.body.get("output_config")
         asked = config.get("format") if _is_object(config) else None
         asked = asked or self.body.get("output_format")
@@ -225,7 +225,7 @@ class Request:
         return schema if _is_object(schema) else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: what the process form writes as one line."""
+        """Return what `--record` writes as one line."""
         return {
             "number": self.number,
             "received_at": self.received_at.isoformat(),
@@ -238,7 +238,7 @@ class Request:
 
 
 def parse_body(raw: bytes) -> dict[str, Any] | None:
-    """The JSON object in `raw`; None if it holds anything else."""
+    """Return the JSON object in `raw`; None if it is anything else."""
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):
@@ -247,7 +247,7 @@ def parse_body(raw: bytes) -> dict[str, Any] | None:
 
 
 def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers with every secret replaced by its fingerprint."""
+    """Return the headers with every secret replaced by its fingerprint."""
     return {
         name: fingerprint(value) if name in _SECRET_HEADERS else value
         for name, value in headers.items()
@@ -255,7 +255,7 @@ def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def fingerprint(secret: str) -> str:
-    """What tells two secrets apart without giving them away: `sha256:1a2b3c4d5e6f …test`.
+    """Return a text that identifies a secret without revealing it: `sha256:1a2b3c4d5e6f …test`.
 
     The scheme of an authorization is left out, so a key reads the same in both headers. The
     last four characters are shown of a secret of eight or more.
@@ -270,7 +270,7 @@ def _is_object(value: object) -> TypeGuard[dict[str, Any]]:
 
 
 def _texts(content: object) -> Iterator[str]:
-    """The texts of a content field: a string, or blocks that may hold content themselves."""
+    """Yield the texts of a content field: a string, or blocks that may have content of their own."""
     if isinstance(content, str):
         yield content
     elif isinstance(content, list):
@@ -293,7 +293,7 @@ def _texts_of_block(block: object) -> Iterator[str]:
 
 
 class Waiting:
-    """Who waits for what. Change the state under `lock`, then call `changed`."""
+    """Waits for conditions, from threads and event loops. Change the state under `lock`, then call `changed`."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -310,7 +310,7 @@ class Waiting:
                 waiter.set_result(None)
 
     async def until(self, holds: Condition, timeout: float | None = None) -> bool:
-        """Wait at most `timeout` seconds in an event loop; false if that was not enough."""
+        """Wait for a condition in an event loop. Return false if it does not hold within `timeout` seconds."""
         waiter = self._register(holds)
         try:
             await asyncio.wait_for(asyncio.wrap_future(waiter), timeout)
@@ -321,7 +321,7 @@ class Waiting:
         return True
 
     def until_sync(self, holds: Condition, timeout: float | None = None) -> bool:
-        """As `until`, blocking the calling thread."""
+        """Do as `until`, and block the calling thread."""
         waiter = self._register(holds)
         try:
             waiter.result(timeout)
@@ -402,16 +402,16 @@ class Journal:
 
 @runtime_checkable
 class Reply(Protocol):
-    """What a rule may give: an answer, a fault, or anything else that writes to an exchange.
+    """What a rule replies with: an answer, a fault, or anything else that writes to an exchange.
 
-    `send` is cancelled when the client goes or the server stops.
+    `send` is cancelled when the client closes or the server stops.
     """
 
     async def send(self, exchange: Exchange) -> None: ...
 
 
 class Exchange:
-    """A request that waits for its reply. Writing raises ConnectionError once the client is gone."""
+    """A request that waits for its reply. Writing raises ConnectionError once the client has closed."""
 
     def __init__(self, connection: Connection, request: Request, clock: Clock) -> None:
         self.request = request
@@ -419,7 +419,7 @@ class Exchange:
         self.started = False
         """Whether a byte of a response was written."""
         self.broken = False
-        """Whether the connection was broken off on purpose."""
+        """Whether the reply closed the connection on purpose."""
         self._connection = connection
         self._finished = False
 
@@ -434,7 +434,7 @@ class Exchange:
         content_type: str = JSON,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """A whole response."""
+        """Send a whole response."""
         await self.open(status, content_type, length=len(body), headers=headers)
         await self.write(body)
         await self.finish()
@@ -472,12 +472,12 @@ class Exchange:
         await self._connection.send(response)
 
     async def write(self, data: bytes) -> None:
-        """A piece of the body."""
+        """Send a part of the body."""
         if data and self.request.method != "HEAD":
             await self._connection.send(h11.Data(data=data))
 
     async def write_raw(self, data: bytes) -> None:
-        """Bytes in the place of the body, however it was announced; it has no proper end then."""
+        """Send bytes as the body without framing, whatever the head announced; the body then has no valid end."""
         await self._connection.write(data)
 
     async def finish(self) -> None:
@@ -493,7 +493,7 @@ class Exchange:
 
 
 def to_json(value: Any) -> bytes:
-    """JSON in UTF-8, as the API writes it; with escapes where a lone surrogate forbids UTF-8."""
+    """Return JSON in UTF-8, as the API writes it; with escapes if a lone surrogate rules out UTF-8."""
     try:
         return json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -501,7 +501,7 @@ def to_json(value: Any) -> bytes:
 
 
 def event(name: str, data: Mapping[str, Any]) -> bytes:
-    """One server-sent event of the Messages API."""
+    """Return one server-sent event of the Messages API."""
     payload = to_json({"type": name, **data})
     return b"event: %s\ndata: %s\n\n" % (name.encode(), payload)
 
@@ -510,7 +510,7 @@ PING = event("ping", {})
 
 
 def events(message: Mapping[str, Any]) -> tuple[bytes, ...]:
-    """All events of a message, from message_start to message_stop, with one ping."""
+    """Return all events of a message, from message_start to message_stop, with one ping."""
     return tuple(_events(message))
 
 

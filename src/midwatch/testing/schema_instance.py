@@ -24,11 +24,11 @@ _MAX_DEPTH = 64
 
 
 def smallest_instance(schema: Schema) -> Any:
-    """A value that fits `schema`: required properties only, lists as short as they may be.
+    """Return a value that fits `schema`: only required properties, the shortest lists allowed.
 
     Covers what the API's structured outputs allow (`$ref`, `anyOf`, `allOf`, `enum`, `const`,
-    formats) and the usual bounds; `pattern` and `not` are not looked at. Raises ValueError for
-    a schema that only an endless value fits.
+    formats) and the usual bounds; `pattern` and `not` are ignored. Raises ValueError for
+    a schema that requires infinite nesting.
     """
     return _Builder(schema).build(schema, 0)
 
@@ -39,7 +39,7 @@ class _Builder:
 
     def build(self, schema: Schema, depth: int) -> Any:
         if depth > _MAX_DEPTH:
-            raise ValueError("the schema refers to itself without an end")
+            raise ValueError("the schema requires infinite nesting")
         schema = self._resolved(schema, depth)
         for fixed in ("const", "default"):
             if fixed in schema:
@@ -52,13 +52,13 @@ class _Builder:
         return self._of_type(schema, depth)
 
     def _resolved(self, schema: Schema, depth: int) -> Schema:
-        """The schema with its reference followed and its `allOf` merged in."""
+        """Return the schema with its reference resolved and its `allOf` merged."""
         merged = dict(schema)
         others = list(merged.pop("allOf", []))
         if "$ref" in merged:
             others.append(self._target(str(merged.pop("$ref"))))
         if others and depth > _MAX_DEPTH:
-            raise ValueError("the schema refers to itself without an end")
+            raise ValueError("the schema requires infinite nesting")
         for other in others:
             other = self._resolved(other, depth + 1)
             properties = {**other.get("properties", {}), **merged.get("properties", {})}

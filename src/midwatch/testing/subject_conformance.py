@@ -1,4 +1,4 @@
-"""What every subject must do; a new kind that passes is done.
+"""The conformance suite for kinds of subjects.
 
 ::
 
@@ -36,9 +36,11 @@ _ID = re.compile(r"[A-Za-z0-9][^\x00-\x1f\x7f]*")
 
 
 def check_kind(kind: SubjectKind) -> None:
-    """Raises AssertionError when the class, or what stands for it, breaks the contract."""
+    """Raise AssertionError if a class or factory breaks the protocol `SubjectKind`."""
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", kind.kind), "kind is not a name"
-    assert issubclass(kind.settings_model, SubjectSettings), "settings_model is foreign"
+    assert issubclass(
+        kind.settings_model, SubjectSettings
+    ), "settings_model is not a subclass of SubjectSettings"
     _check_invariants(kind.default_invariants)
     assert kind.default_invariants, f"{kind.kind} documents no invariant"
 
@@ -46,10 +48,11 @@ def check_kind(kind: SubjectKind) -> None:
 async def check_subject(
     subject: Subject, tickets: Sequence[Ticket] = (), *, observable: bool = True
 ) -> Observation | None:
-    """Look twice, fetch all evidence, close twice; raises AssertionError at what is wrong.
+    """Observe twice, fetch all evidence, close twice; return the second observation.
 
-    `tickets` are those that evidence is asked for; made from the look's broken signals when not
-    given. With `observable` false the subject must say ObservationFailed. Returns the second look.
+    `tickets` are those that evidence is requested for; by default they are made from the signals that
+    do not hold. With `observable` false the subject must raise ObservationFailed. Raises AssertionError
+    for the first rule that is broken.
     """
     assert subject.name and subject.kind, "a subject has a name and a kind"
     assert subject.timeout > 0, "an observation needs time"
@@ -57,8 +60,8 @@ async def check_subject(
     observation = None
     try:
         if observable:
-            first = await _look(subject, {})
-            observation = await _look(subject, json.loads(json.dumps(first.state)))
+            first = await _observe(subject, {})
+            observation = await _observe(subject, json.loads(json.dumps(first.state)))
         else:
             await _check_failure(subject)
         made = tickets or tickets_for(subject, observation)
@@ -70,8 +73,8 @@ async def check_subject(
 
 
 def tickets_for(subject: Subject, observation: Observation | None) -> list[Ticket]:
-    """Tickets to ask a subject's evidence with: one for each signal that does not say that all is
-    well, or one for each invariant where there is no such signal.
+    """Return tickets to request evidence for: one for each signal that does not report `holds`,
+    or, without such a signal, one for each invariant.
     """
     keys: list[tuple[Key, Signal | None]] = [
         (Key(subject.name, signal.invariant, signal.component), signal)
@@ -115,12 +118,12 @@ def _check_invariants(invariants: Sequence[Invariant]) -> None:
         assert invariant.limit is None or math.isfinite(invariant.limit), where
 
 
-async def _look(subject: Subject, previous: dict[str, object]) -> Observation:
+async def _observe(subject: Subject, previous: dict[str, object]) -> Observation:
     try:
         observation = await asyncio.wait_for(subject.observe(previous), subject.timeout)
     except TimeoutError:
         raise AssertionError(
-            f"a look took more than its own {subject.timeout:g} s"
+            f"an observation took longer than the subject's timeout of {subject.timeout:g} s"
         ) from None
     known = {invariant.id: invariant for invariant in subject.invariants}
     for signal in observation.signals:
@@ -137,8 +140,10 @@ def _check_signal(
 ) -> None:
     where = f"signal {signal.invariant}/{signal.component}"
     assert signal.component and len(signal.component) <= 300, f"{where}: component"
-    assert len(signal.message) <= TEXT_LIMIT, f"{where}: a message of that length"
-    assert "\n" not in signal.message + signal.component, f"{where}: more than a line"
+    assert (
+        len(signal.message) <= TEXT_LIMIT
+    ), f"{where}: the message is longer than {TEXT_LIMIT} characters"
+    assert "\n" not in signal.message + signal.component, f"{where}: more than one line"
     assert signal.message or signal.holds is True, f"{where}: no message"
     assert signal.value is None or math.isfinite(signal.value), f"{where}: not finite"
     _check_clean(
@@ -147,12 +152,10 @@ def _check_signal(
         where,
     )
     invariant = known.get(signal.invariant)
-    if invariant is None:  # a dynamic one, which has no limit to be held against
+    if invariant is None:  # a dynamic invariant, which has no limit
         assert _ID.fullmatch(signal.invariant), f"{where}: bad id"
-        assert signal.holds is not None, f"{where}: dynamic, so it must say holds"
-        assert (
-            signal.severity is not None
-        ), f"{where}: dynamic, so it must say its severity"
+        assert signal.holds is not None, f"{where}: dynamic, so it needs `holds`"
+        assert signal.severity is not None, f"{where}: dynamic, so it needs a severity"
     elif signal.holds is None and signal.value is not None:
         assert invariant.limit is not None, f"{where}: a value without a limit"
 
@@ -162,11 +165,15 @@ def _check_coverage(observation: Observation, known: dict[str, Invariant]) -> No
     for name in observation.covered:
         assert _ID.fullmatch(name) or name == "*", f"covered: bad id {name!r}"
     for name, why in observation.unavailable.items():
-        assert why and "\n" not in why, f"unavailable {name}: say why, on one line"
+        assert (
+            why and "\n" not in why
+        ), f"unavailable {name}: give the reason on one line"
         assert name not in observation.covered, f"{name} is covered and unavailable"
     for name in known.keys() | dynamic:
-        unseen = name in observation.unavailable
-        assert not (unseen and observation.covers(name)), f"{name}: unknown and covered"
+        unavailable = name in observation.unavailable
+        assert not (
+            unavailable and observation.covers(name)
+        ), f"{name}: unknown and covered"
 
 
 async def _check_sources(subject: Subject, tickets: Sequence[Ticket]) -> None:
@@ -178,7 +185,7 @@ async def _check_sources(subject: Subject, tickets: Sequence[Ticket]) -> None:
             text = error.one_line()
         except TimeoutError:
             raise AssertionError(
-                f"{source.title}: over its own {source.timeout:g} s"
+                f"{source.title}: took longer than its timeout of {source.timeout:g} s"
             ) from None
         assert isinstance(text, str) and text, f"{source.title}: no text"
         whole = f"{source.title}\n{source.source}\n{text}"
@@ -192,10 +199,12 @@ async def _check_failure(subject: Subject) -> None:
         assert "\n" not in error.one_line(), "a failure is one line"
         _check_clean(error.one_line(), subject.secrets, "the failure")
     else:
-        raise AssertionError("it saw something, though nothing can be seen")
+        raise AssertionError(
+            "observe() succeeded although the subject cannot be observed"
+        )
 
 
 def _check_clean(text: str, secrets: Sequence[str], where: str) -> None:
     for secret in secrets:
-        assert secret, "an empty string is no secret"
+        assert secret, "a secret is an empty string"
         assert secret not in text, f"{where} shows a secret"

@@ -19,6 +19,7 @@ from midwatch.cli.session.options import (
     PromptText,
     PushBranch,
     RunOptions,
+    parse_option,
     parse_repositories,
     read_first_prompt,
     read_prompt,
@@ -57,9 +58,8 @@ def run(
         int, typer.Option(min=0, help="Index of the main repository (0 is the first).")
     ] = 0,
 ) -> None:
-    """Clone repositories and let Claude Code work in them. Exit code 0 only if it is Completed."""
-    from midwatch.session.manager import new_session_id
-    from midwatch.session.records import SessionRequest
+    """Clone repositories and let Claude Code work in them. Exit code 0 if it is Completed."""
+    from midwatch.session.records import SessionRequest, new_session_id
 
     request = SessionRequest(
         id=new_session_id(),
@@ -131,21 +131,13 @@ def run_request(
     make: Callable[[SessionContext], Awaitable[SessionRequest]],
     as_json: bool,
 ) -> None:
-    """Make the request, run it to its end and print it on standard output."""
+    """Make the request, run it to its end and print its events."""
     set_nondumpable()
-    asyncio.run(_run_request(edge, make, as_json))
 
+    async def run(sessions: SessionContext) -> None:
+        from midwatch.cli.session.run import local_runner
+        from midwatch.cli.session.view import EventPrinter, print_notice
 
-async def _run_request(
-    edge: Edge,
-    make: Callable[[SessionContext], Awaitable[SessionRequest]],
-    as_json: bool,
-) -> None:
-    from midwatch.cli.session.run import local_runner
-    from midwatch.cli.session.service import open_sessions
-    from midwatch.cli.session.view import EventPrinter, aside
-
-    async with open_sessions(edge) as sessions:
         await sessions.manager.close_crashed()
         request = await make(sessions)
         paths = sessions.manager.paths(request.id)
@@ -155,10 +147,12 @@ async def _run_request(
                 hint=f"`midwatch session attach {request.id}`",
             )
         if request.notice:
-            aside(request.notice)
+            print_notice(request.notice)
         printer = EventPrinter(Output.standard(edge.environ), as_json)
         printer.plain(f"session {request.id} in {paths.workspace}")
         await local_runner(sessions, request, printer).run()
+
+    use_sessions(edge, run)
 
 
 @app.command("fix")
@@ -173,41 +167,38 @@ def fix(
         bool, typer.Option("--yes", "-y", help="Start without confirmation.")
     ] = False,
     show_prompt: Annotated[
-        bool, typer.Option("--show-prompt", help="Print the prompt; start nothing.")
+        bool, typer.Option("--show-prompt", help="Print the prompt and exit.")
     ] = False,
 ) -> None:
     """Let Claude Code work on a ticket, in the repositories of its subject.
 
-    The session resolves nothing: the ticket resolves when its invariant is observed to hold again.
+    The session does not resolve the ticket: it resolves when its invariant is observed to hold again.
     """
-    from midwatch.cli.session.run import Fix
+    from midwatch.cli.session.run import fix_request, fix_summary, run_fix
 
     set_nondumpable()
     edge: Edge = context.obj
-    plan = Fix(
-        ticket_id,
-        options.interactive,
-        options.push,
-        options.push_branch,
-        options.overrides(),
-        options.as_json,
-    )
-    prompt = asyncio.run(plan.prepare(edge))
+    overrides = options.overrides()
+
+    async def prepare(sessions: SessionContext) -> tuple[SessionRequest, str]:
+        request = await fix_request(sessions, ticket_id, options, overrides)
+        return request, fix_summary(sessions.settings.sessions, request)
+
+    request, summary = use_sessions(edge, prepare)
     if show_prompt:
-        typer.echo(prompt)
+        typer.echo(request.prompt)
         return
     if not yes:
-        _confirm(plan, prompt)
-    asyncio.run(plan.carry_out(edge))
+        _confirm(f"{request.prompt}\n\n{summary}")
+    use_sessions(edge, lambda sessions: run_fix(sessions, request, options.as_json))
 
 
-def _confirm(plan: object, prompt: str) -> None:
+def _confirm(text: str) -> None:
     """Raise Conflict if there is no terminal to ask on, or the answer is no."""
-    print(prompt, file=sys.stderr)
-    print(f"\n{plan}", file=sys.stderr)
+    print(text, file=sys.stderr)
     if not sys.stdin.isatty():
         raise Conflict(
-            "standard input is not a terminal, so nothing can be confirmed",
+            "standard input is not a terminal, so the session cannot be confirmed",
             hint="--yes starts the session without confirmation",
         )
     if not typer.confirm("Start this session?", err=True):
@@ -242,13 +233,11 @@ def list_(
 
     found = use_sessions(context.obj, read)
     output = Output.standard(context.obj.environ)
-    if as_json:
-        from midwatch.cli.session.view import session_row
+    from midwatch.cli.session.view import session_row, session_table
 
+    if as_json:
         output.json([session_row(one) for one in found[:limit]])
     elif found:
-        from midwatch.cli.session.view import session_table
-
         session_table(output, found[:limit])
     else:
         typer.echo("no sessions", err=True)
@@ -273,13 +262,11 @@ def show(context: typer.Context, session_id: Id, as_json: AsJson = False) -> Non
     """Show a session: its phase, its cost, its repositories and its result."""
     found = use_sessions(context.obj, lambda one: one.manager.get(session_id))
     output = Output.standard(context.obj.environ)
-    if as_json:
-        from midwatch.cli.session.view import session_document
+    from midwatch.cli.session.view import session_document, show_session
 
+    if as_json:
         output.json(session_document(found))
     else:
-        from midwatch.cli.session.view import show_session
-
         show_session(output, found)
 
 
@@ -321,7 +308,7 @@ def print_diffs(edge: Edge, found: list[tuple[str, Diff]]) -> None:
         if one.text:
             output.line(one.text.rstrip("\n"))
         if one.cut:
-            typer.echo(f"the diff of {name} is longer; its rest is left out", err=True)
+            typer.echo(f"the diff of {name} is cut", err=True)
 
 
 @app.command()
@@ -331,7 +318,7 @@ def push(
     push_branch: PushBranch = None,
     as_json: AsJson = False,
 ) -> None:
-    """Push the commits of a session and one more with its other changes. Never forces."""
+    """Push the commits of a session, and one more commit with its other changes. Never forces."""
 
     async def act(sessions: SessionContext) -> None:
         from midwatch.cli.session.run import push_session
@@ -352,7 +339,7 @@ def rm(
     session_ids: Annotated[list[str], typer.Argument(metavar="ID…")],
     as_json: AsJson = False,
 ) -> None:
-    """Remove sessions for good: folder, workspace, transcript and record."""
+    """Remove sessions: folder, workspace, transcript and record."""
 
     async def act(sessions: SessionContext) -> None:
         for session_id in session_ids:
@@ -376,7 +363,9 @@ def prune(
     ] = None,
     max_size: Annotated[
         str | None,
-        typer.Option(help="Then remove the oldest until this much is left: 10GB."),
+        typer.Option(
+            help="Then remove the oldest until the rest has this size, such as 10GB."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what would be removed.")
@@ -384,8 +373,8 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Remove old sessions of this machine; the defaults are in the settings."""
-    age = _parsed(older_than, parse_duration, "--older-than")
-    size = _parsed(max_size, parse_size, "--max-size")
+    age = parse_option(older_than, parse_duration, "--older-than")
+    size = parse_option(max_size, parse_size, "--max-size")
 
     async def act(sessions: SessionContext) -> Sequence[RemovedSession]:
         settings = sessions.manager.settings
@@ -405,17 +394,8 @@ def prune(
         output.line(f"session {one.id}: {done}, {format_size(one.size)}")
 
 
-def _parsed(
-    text: str | None, parse: Callable[[str], float], option: str
-) -> float | None:
-    try:
-        return None if text is None else parse(text)
-    except ValueError as error:
-        raise SettingsError(str(error), path=option) from None
-
-
 def use_sessions(edge: Edge, use: Callable[[SessionContext], Awaitable[T]]) -> T:
-    """Open the sessions, do one thing with them, and close them."""
+    """Return the result of `use` on an open session manager."""
 
     async def run() -> T:
         from midwatch.cli.session.service import open_sessions
@@ -432,17 +412,17 @@ def use_sessions(edge: Edge, use: Callable[[SessionContext], Awaitable[T]]) -> T
 
 @app.command()
 def serve(context: typer.Context) -> None:
-    """Run the session of a pod, as its environment says (docs/kubernetes.md has the table).
+    """Run the session of a pod, configured by its environment (see docs/kubernetes.md).
 
-    Exit code: 0 Completed or Stopped, 1 Failed, 2 the environment is wrong, 3 the status could not be
-    written, 143 the pod was taken away before the end.
+    Exit code: 0 Completed or Stopped, 1 Failed, 2 invalid environment, 3 the status could not be
+    written, 143 the pod was terminated before the end.
     """
     set_nondumpable()
     raise typer.Exit(asyncio.run(_serve(context.obj)))
 
 
 async def _serve(edge: Edge) -> int:
-    from midwatch.cli.session.view import aside
+    from midwatch.cli.session.view import print_notice
     from midwatch.kube.environment import BAD_ENVIRONMENT, sorted_variables
     from midwatch.kube.runner_task import read_identity, read_task, refuse
 
@@ -458,7 +438,7 @@ async def _serve(edge: Edge) -> int:
                 await refuse(identity, cluster, error)
                 raise
     except SettingsError as error:
-        aside(error.one_line())
+        print_notice(error.one_line())
         return BAD_ENVIRONMENT
 
 
@@ -466,12 +446,12 @@ async def _run(
     edge: Edge, settings: Settings, task: PodTask, cluster: StatusCluster
 ) -> int:
     from midwatch.cli.session.run import TerminalEvents
-    from midwatch.cli.session.view import EventPrinter, aside
+    from midwatch.cli.session.view import EventPrinter, print_notice
     from midwatch.kube.runner import Dependencies, pod_runner
     from midwatch.session.options import git_environment, session_options
 
     for name in task.variables.left_out:
-        aside(f"{name} is a reserved name: that key of a secret is left out")
+        print_notice(f"{name} is a reserved name: that key of a secret is ignored")
     async with _sync(task) as sync:
         dependencies = Dependencies(
             cluster=cluster,
@@ -488,7 +468,7 @@ async def _run(
 async def _cluster(
     identity: Identity, settings: Settings
 ) -> AsyncIterator[StatusCluster]:
-    """The API server, or what stands in where no status is to be written. Raises SettingsError."""
+    """Connect to the API server; yield `NoCluster` if no status is to be written. Raises SettingsError."""
     from midwatch.kube.status_writer import NoCluster
 
     if not identity.told:
@@ -505,7 +485,7 @@ async def _cluster(
 
 @contextlib.asynccontextmanager
 async def _sync(task: PodTask) -> AsyncIterator[Sync | None]:
-    """The way to the content proxy, where there is one. Raises SettingsError."""
+    """Connect to the content proxy; yield None if there is none. Raises SettingsError."""
     content = task.content
     if content is None:
         yield None

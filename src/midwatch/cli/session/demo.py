@@ -56,17 +56,17 @@ TEST = (
     "python3 -B test_cart.py"  # -B: no bytecode that hides a change of the same second
 )
 FIX = "sed -i 's|count // 4|count // 3|' ../prices/prices.py"
-SAID = (
+ANSWER = (
     "Every third piece is free, but `total` counted every fourth. The test passes now."
 )
 
 
-def looked() -> Answer:
+def run_test() -> Answer:
     """Claude runs the test."""
     return _bash(TEST)
 
 
-def mended() -> Answer:
+def fix_bug() -> Answer:
     """Claude fixes the bug."""
     return _bash(FIX)
 
@@ -82,10 +82,10 @@ app = typer.Typer()
 _KEY = "sk-ant-scripted-demo"
 
 
-class DemoBroke(MidwatchError):
+class DemoFailed(MidwatchError):
     """The session did not fix the bug."""
 
-    hint = "its events above show what happened"
+    hint = "read the events above"
 
 
 @app.command()
@@ -94,36 +94,37 @@ def demo(context: typer.Context) -> None:
     edge: Edge = context.obj
     with tempfile.TemporaryDirectory(prefix="midwatch-session-") as folder:
         if edge.environ.get("ANTHROPIC_API_KEY"):
-            _play(edge, Path(folder))
+            _run_demo(edge, Path(folder))
             return
         typer.echo("no ANTHROPIC_API_KEY: the answers are scripted, all else is real")
-        with _scripted() as base_url:
+        with _scripted_api() as base_url:
             asked = {"ANTHROPIC_API_KEY": _KEY, "ANTHROPIC_BASE_URL": base_url}
-            _play(replace(edge, environ={**edge.environ, **asked}), Path(folder))
+            _run_demo(replace(edge, environ={**edge.environ, **asked}), Path(folder))
 
 
 @contextlib.contextmanager
-def _scripted() -> Iterator[str]:
-    """A Messages API that answers as Claude would, and whose commands really run."""
+def _scripted_api() -> Iterator[str]:
+    """Yield the URL of a scripted Messages API; the commands in its answers really run."""
     from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI
 
-    steps = [looked(), mended(), looked(), Answer(SAID)]
+    steps = [run_test(), fix_bug(), run_test(), Answer(ANSWER)]
     with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
         yield api.base_url
 
 
-def _play(edge: Edge, folder: Path) -> None:
+def _run_demo(edge: Edge, folder: Path) -> None:
     from midwatch.cli.session.commands import diffs_of, print_diffs
     from midwatch.cli.session.service import SessionContext
-    from midwatch.session.manager import new_session_id
     from midwatch.session.options import OptionOverrides
-    from midwatch.session.records import SessionRequest
+    from midwatch.session.records import SessionRequest, new_session_id
     from midwatch.testing.fakes import make_repository
     from midwatch.workspace.plan import RepoSpec
 
     shop = make_repository(folder / "remotes" / "shop", SHOP)
     prices = make_repository(folder / "remotes" / "prices", PRICES)
-    own = replace(edge, environ=_without_ours(edge), config=_settings(folder))
+    own = replace(
+        edge, environ=_without_midwatch_variables(edge), config=_settings(folder)
+    )
     request = SessionRequest(
         id=new_session_id(),
         prompt=PROMPT,
@@ -133,19 +134,19 @@ def _play(edge: Edge, folder: Path) -> None:
         ),
     )
 
-    async def made(desk: SessionContext) -> SessionRequest:
+    async def make(sessions: SessionContext) -> SessionRequest:
         return request
 
-    run_request(own, made, as_json=False)
+    run_request(own, make, as_json=False)
     typer.echo()
     found = diffs_of(own, request.id, None)
     print_diffs(own, found)
     if not any(name == "prices" and one.text for name, one in found):
-        raise DemoBroke()
+        raise DemoFailed()
 
 
 def _settings(folder: Path) -> Path:
-    """Write settings whose folders are all removed with the demo. Return their path."""
+    """Write settings with all folders in `folder`. Return their path."""
     settings = {
         "database": f"sqlite:///{folder / 'midwatch.db'}",
         "sessions": {
@@ -158,7 +159,7 @@ def _settings(folder: Path) -> Path:
     return file
 
 
-def _without_ours(edge: Edge) -> dict[str, str]:
+def _without_midwatch_variables(edge: Edge) -> dict[str, str]:
     """Return the environment without the user's Midwatch settings."""
     return {
         name: value

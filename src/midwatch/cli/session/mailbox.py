@@ -1,6 +1,6 @@
 """`midwatch session send | interrupt | end | approve | deny | attach`: the mailbox of a session.
 
-These commands need the session's folder alone: they open no database.
+These commands use only the session's folder, not the database.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from midwatch.errors import SettingsError
 
 if TYPE_CHECKING:
     from midwatch.session.mailbox import Kind, Mailbox
-    from midwatch.session.paths import SessionPaths
+    from midwatch.session.records import SessionPaths
 
 app = typer.Typer()
 RequestId = Annotated[
@@ -44,7 +44,7 @@ def send(
 
 @app.command()
 def interrupt(context: typer.Context, session_id: Id, as_json: AsJson = False) -> None:
-    """End the turn under way, not the session."""
+    """End the current turn, not the session."""
     _write(context.obj, session_id, "interrupt", lambda box: box.interrupt(), as_json)
 
 
@@ -134,7 +134,7 @@ def _write(
 
 def _paths(edge: Edge, session_id: str) -> SessionPaths:
     """Return the paths of a session on this machine. Raises NotFound."""
-    from midwatch.session.paths import SessionFolders
+    from midwatch.session.records import SessionFolders
 
     settings = edge.settings()
     if not session_id:

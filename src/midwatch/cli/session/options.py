@@ -1,4 +1,4 @@
-"""The options of `midwatch session`: those that several commands share, and how their texts are read."""
+"""The shared options of `midwatch session`, and the parsing of their values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a session.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 PromptText = Annotated[
     str | None,
-    typer.Option("--prompt", "-p", help="What to do: TEXT, @FILE, or - for stdin."),
+    typer.Option("--prompt", "-p", help="The task: TEXT, @FILE, or - for stdin."),
 ]
 PushBranch = Annotated[
     str | None,
@@ -48,7 +48,7 @@ class SandboxName(StrEnum):
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What `run`, `resume`, `fork` and `fix` share; `with_run_options` adds them to a command."""
+    """The options of `run`, `resume`, `fork` and `fix`; `with_run_options` adds them to a command."""
 
     interactive: Annotated[
         bool,
@@ -81,11 +81,11 @@ class RunOptions:
     ] = None
     timeout: Annotated[
         str | None,
-        typer.Option("--timeout", help="Limit of time for the run, such as 30m."),
+        typer.Option("--timeout", help="Time limit of the run, such as 30m."),
     ] = None
     idle_timeout: Annotated[
         str | None,
-        typer.Option("--idle-timeout", help="Limit of time without any event."),
+        typer.Option("--idle-timeout", help="Time limit without any event in a turn."),
     ] = None
     allow_tool: Annotated[
         list[str] | None,
@@ -100,7 +100,7 @@ class RunOptions:
     as_json: AsJson = False
 
     def overrides(self) -> OptionOverrides:
-        """Return what the options change of the settings. Raises SettingsError for a bad duration."""
+        """Return the options that override settings. Raises SettingsError for an invalid duration."""
         from midwatch.session.options import OptionOverrides
 
         return OptionOverrides(
@@ -122,7 +122,7 @@ def with_run_options(
     """Replace a command's parameter `options` by one option for each field of RunOptions.
 
     Args:
-        left_out: Fields that the command does not offer; they keep their defaults.
+        left_out: Fields that are not options of the command; they have their defaults.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -160,14 +160,19 @@ def with_run_options(
 # ------------------------------------------------------------------ texts
 
 
-def _duration(text: str | None, option: str) -> float | None:
-    if text is None:
-        return None
+def parse_option(
+    text: str | None, parse: Callable[[str], float], option: str
+) -> float | None:
+    """Return the value of an option, None if it is not given. Raises SettingsError."""
     try:
-        seconds = parse_duration(text)
+        return None if text is None else parse(text)
     except ValueError as error:
         raise SettingsError(str(error), path=option) from None
-    if seconds <= 0:
+
+
+def _duration(text: str | None, option: str) -> float | None:
+    seconds = parse_option(text, parse_duration, option)
+    if seconds is not None and seconds <= 0:
         raise SettingsError("must be longer than 0 seconds", path=option)
     return seconds
 
@@ -175,8 +180,8 @@ def _duration(text: str | None, option: str) -> float | None:
 def parse_repository(text: str, push_branch: str | None = None) -> RepoSpec:
     """Return the repository in `URL[@BRANCH]`.
 
-    An @ in the host, or in a path that exists, begins no branch. Raises WorkspaceRefused for a URL that
-    no workspace accepts, before anything is recorded: it may hold a password.
+    An @ in the host or in an existing path does not start a branch. Raises WorkspaceRefused for a URL that
+    is not valid, before anything is recorded: it may contain a password.
     """
     from midwatch.workspace.plan import RepoSpec
     from midwatch.workspace.urls import parse_remote
@@ -188,7 +193,7 @@ def parse_repository(text: str, push_branch: str | None = None) -> RepoSpec:
 def parse_repositories(
     texts: Sequence[str], push_branch: str | None
 ) -> tuple[RepoSpec, ...]:
-    """Return the repositories of `--repo`, all with the same branch to push to."""
+    """Return the repositories of `--repo`, all with the same push branch."""
     return tuple(parse_repository(one, push_branch) for one in texts)
 
 
@@ -212,20 +217,20 @@ def read_prompt(text: str) -> str:
     else:
         prompt = text
     if not prompt.strip():
-        raise SettingsError("is empty", path="--prompt", hint="write what to do")
+        raise SettingsError("is empty", path="--prompt", hint="describe the task")
     if len(prompt) > MAX_PROMPT:
         raise SettingsError(
             f"is longer than {MAX_PROMPT} characters",
             path="--prompt",
-            hint="put the text into a file of the repository",
+            hint="put the text into a file of a repository and name the file in the prompt",
         )
     return prompt
 
 
 def read_first_prompt(text: str | None, interactive: bool) -> str | None:
-    """Return the prompt of a new session; only an interactive one may begin without."""
+    """Return the prompt of a new session. Only an interactive session needs none."""
     if text is None and not interactive:
-        raise SettingsError("is missing", path="--prompt", hint="write what to do")
+        raise SettingsError("is missing", path="--prompt", hint="describe the task")
     return None if text is None else read_prompt(text)
 
 

@@ -1,4 +1,4 @@
-"""The session manager of the command line, made of the settings and the environment."""
+"""The session manager of the command line, configured by the settings and the environment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from midwatch.workspace.setup import WorkspaceOptions
 
 @dataclass(frozen=True, slots=True)
 class SessionContext:
-    """What a command of `midwatch session` works with."""
+    """The settings, the stores and the manager for a command of `midwatch session`."""
 
     edge: Edge
     settings: Settings
@@ -30,12 +30,12 @@ class SessionContext:
     manager: SessionManager
 
     def workspace_options(self, session_id: str) -> WorkspaceOptions:
-        """Return the workspace of a session, with the git tokens. Raises SettingsError if one is missing."""
+        """Return the options of a session's workspace, with the git tokens. Raises SettingsError if one is missing."""
         environment = git_environment(self.settings.sessions, self.edge.environ)
         return self.manager.workspace_options(session_id, environment)
 
     def access(self) -> ApiAccess:
-        """Return how the API is reached. Raises KeyRefused if there is no key."""
+        """Return the key and the address of the API. Raises KeyRefused without a key."""
         key = api_key(self.settings, self.edge.environ)
         if not key:
             raise KeyRefused("there is no API key", hint="set ANTHROPIC_API_KEY")
@@ -44,7 +44,7 @@ class SessionContext:
 
 @asynccontextmanager
 async def open_sessions(edge: Edge) -> AsyncIterator[SessionContext]:
-    """Open the database that the settings name; it is closed at the end of the block."""
+    """Open the database of the settings; close it at the end of the block."""
     settings = edge.settings()
     store = await open_store(settings.database)
     try:
@@ -61,9 +61,9 @@ async def open_sessions(edge: Edge) -> AsyncIterator[SessionContext]:
 
 
 def _redactor(edge: Edge, settings: Settings) -> Redactor:
-    """The redactor knows the key, the database's password and the git tokens that can be read.
+    """Return a redactor for the key, the database's password and the git tokens.
 
-    A missing token is an error of what needs it, in `workspace_options`, not of a list.
+    A missing token is ignored here: only `workspace_options` needs it.
     """
     known = secrets_of(settings, edge.environ)
     with contextlib.suppress(MidwatchError):

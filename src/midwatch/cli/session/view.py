@@ -1,4 +1,4 @@
-"""How sessions are printed: tables and pages for people, documents for `--json`, and a chat."""
+"""The output of `midwatch session`: tables and text for people, documents for `--json`, and a chat."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Cell, Output, cut, iso
-from midwatch.errors import Conflict, MidwatchError
+from midwatch.errors import Conflict
 from midwatch.model import Json
 from midwatch.session.events import (
     Command,
@@ -43,9 +43,9 @@ from midwatch.session.events import (
 )
 from midwatch.session.log import EventReader
 from midwatch.session.mailbox import Mailbox
-from midwatch.session.paths import SessionPaths
 from midwatch.session.records import (
     FolderRecords,
+    SessionPaths,
     StoredSession,
     repository_to_json,
     status_to_json,
@@ -71,10 +71,6 @@ PHASE_STYLES = {
 
 def session_table(output: Output, sessions: Sequence[StoredSession]) -> None:
     """Print sessions as a table."""
-    if not sessions:
-        if output.terminal:
-            output.line("no sessions", DIM)
-        return
     headings = ("id", "phase", "ticket", "since", "cost", "prompt", "repositories")
     output.table(headings, [_row(output, one) for one in sessions], shrink=_PROMPT)
 
@@ -104,15 +100,15 @@ def show_session(output: Output, session: StoredSession) -> None:
     output.line(one_line(session.prompt, 2000))
     output.line()
     for name, value in _facts(output, session):
-        output.line(f"  {name + ':':<14}{value}")
+        output.line(f"  {name + ':':<15}{value}")
     for repository in session.repositories:
-        output.line(f"  {'repository:':<14}{record_line(repository)}")
-    for asked in status.pending_permissions:
-        text = f"{asked.request_id}: {asked.tool}"
-        output.line(f"  {'asks:':<14}{one_line(text, 500)}", YELLOW)
+        output.line(f"  {'repository:':<15}{record_line(repository)}")
+    for request in status.pending_permissions:
+        text = f"{request.request_id}: {request.tool}"
+        output.line(f"  {'permission:':<15}{one_line(text, 500)}", YELLOW)
     if status.error is not None:
         error = f"{status.error.message} ({status.error.hint})"
-        output.line(f"  {'error:':<14}{one_line(error, 1000)}", RED)
+        output.line(f"  {'error:':<15}{one_line(error, 1000)}", RED)
     if status.result:
         output.line()
         output.markdown(status.result)
@@ -125,14 +121,14 @@ def _facts(output: Output, session: StoredSession) -> list[tuple[str, str]]:
     facts = [
         ("model", one_line(status.model or session.model)),
         ("created", output.when(session.created_at)),
-        ("last sign", output.when(status.last_activity_at or session.heartbeat_at)),
+        ("last activity", output.when(status.last_activity_at or session.heartbeat_at)),
         ("runs", str(status.run)),
         ("work", f"{status.turns} calls, {format_duration(status.active_seconds)}"),
         ("tokens", tokens),
         ("cost", f"${status.cost_usd:.4f}"),
         ("folder", one_line(str(session.options.get("folder") or ""), 500)),
         ("host", one_line(str(session.options.get("host") or ""))),
-        ("works in", one_line(session.cwd, 500)),
+        ("directory", one_line(session.cwd, 500)),
     ]
     if session.ticket is not None:
         facts.insert(0, ("ticket", str(session.ticket)))
@@ -145,47 +141,22 @@ def _facts(output: Output, session: StoredSession) -> list[tuple[str, str]]:
 
 def record_line(record: Mapping[str, Any]) -> str:
     """Return a repository of a record as `app: changed, 2 files +10 -3, 1 commit`."""
-    return _line(
-        one_line(str(record["name"])),
-        str(record["status"]),
-        (record["files"], record["added"], record["removed"]),
-        record["commits"],
-        record["untracked"],
-        record["problem"],
-    )
+    parts = [f"{one_line(str(record['name']))}: {record['status']}"]
+    if record["files"]:
+        lines = f"+{record['added']} -{record['removed']}"
+        parts.append(f"{_count(record['files'], 'file')} {lines}")
+    if record["commits"]:
+        parts.append(_count(record["commits"], "commit"))
+    if record["untracked"]:
+        parts.append(f"{record['untracked']} untracked")
+    if record["problem"]:
+        parts.append(one_line(record["problem"], 300))
+    return ", ".join(parts)
 
 
 def repository_line(state: RepoState) -> str:
-    """Return a repository after a run, as `record_line` has it."""
-    return _line(
-        one_line(state.name),
-        state.status,
-        (len(state.files), state.added, state.removed),
-        state.commit_count,
-        state.untracked,
-        state.problem,
-    )
-
-
-def _line(
-    name: str,
-    status: str,
-    lines: tuple[int, int, int],
-    commits: int,
-    untracked: int,
-    problem: str | None,
-) -> str:
-    files, added, removed = lines
-    parts = [f"{name}: {status}"]
-    if files:
-        parts.append(f"{_count(files, 'file')} +{added} -{removed}")
-    if commits:
-        parts.append(_count(commits, "commit"))
-    if untracked:
-        parts.append(f"{untracked} untracked")
-    if problem:
-        parts.append(one_line(problem, 300))
-    return ", ".join(parts)
+    """Return a repository after a run, in the form of `record_line`."""
+    return record_line(repository_to_json(state))
 
 
 def _count(number: int, noun: str) -> str:
@@ -193,7 +164,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def summary_line(result: SessionResult) -> str:
-    """Return the end of a run as `session s-…: Completed, 3 calls, 4,100 tokens, $0.0200, 12s`."""
+    """Return the summary of a run: `session s-…: Completed, 3 calls, 4,100 tokens, $0.0200, 12s`."""
     usage = result.usage
     tokens = usage.input_tokens + usage.output_tokens
     why = f" ({one_line(result.reason)})" if result.reason else ""
@@ -209,7 +180,7 @@ def summary_line(result: SessionResult) -> str:
 
 # ------------------------------------------------------------------ events
 
-_LONGEST = 2000
+_MAX_TEXT = 2000
 _KIND = 11
 _STYLES: dict[str, str] = {
     "message": BOLD,
@@ -225,7 +196,7 @@ _STYLES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class EventPrinter:
-    """Prints each event as one line, or as one line of JSON, and flushes it: a pipe has it at once."""
+    """Prints each event as a line of text or JSON and flushes it, so that a pipe delivers it at once."""
 
     output: Output
     as_json: bool = False
@@ -243,20 +214,20 @@ class EventPrinter:
 
     def line(self, time: str, kind: str, text: str) -> None:
         head = f"{time} {kind:<{_KIND}} "
-        shown = one_line(text, _LONGEST)
+        shown = one_line(text, _MAX_TEXT)
         if self.output.terminal:
             shown = cut(shown, max(self.output.width - len(head), 20))
         self.output.line(f"{head}{shown}".rstrip(), _STYLES.get(kind, ""))
         self.output.stream.flush()
 
     def plain(self, text: str = "", style: str = "") -> None:
-        """Print a line for people; with --json nothing."""
+        """Print a line of text; nothing with --json."""
         if not self.as_json:
             self.output.line(text, style)
             self.output.stream.flush()
 
     def answer(self, text: str) -> None:
-        """Print the last answer of Claude in full; with --json nothing."""
+        """Print Claude's last answer in full; nothing with --json."""
         if text and not self.as_json:
             self.output.line()
             self.output.markdown(text)
@@ -266,13 +237,9 @@ class EventPrinter:
         self.plain(text, GREEN if phase is Phase.COMPLETED else RED)
 
 
-def aside(text: str) -> None:
+def print_notice(text: str) -> None:
     """Print a notice on standard error."""
-    print(f"midwatch: {one_line(text, _LONGEST)}", file=sys.stderr, flush=True)
-
-
-def aside_error(what: str, error: MidwatchError) -> None:
-    aside(f"{what}: {error.one_line()}")
+    print(f"midwatch: {one_line(text, _MAX_TEXT)}", file=sys.stderr, flush=True)
 
 
 def event_line(event: Event) -> tuple[str, str] | None:
@@ -293,7 +260,10 @@ def _started(event: Started) -> tuple[str, str]:
 
 
 def _tool_use(event: ToolUse) -> tuple[str, str]:
-    return _of(event.parent_id, "tool_use"), f"{event.name} {_input(event.input)}"
+    return (
+        _subagent_kind(event.parent_id, "tool_use"),
+        f"{event.name} {_input(event.input)}",
+    )
 
 
 def _input(data: Any) -> str:
@@ -307,7 +277,7 @@ def _input(data: Any) -> str:
 def _tool_result(event: ToolResult) -> tuple[str, str]:
     if event.is_error:
         return "error", f"the tool failed: {event.text}"
-    return _of(event.parent_id, "tool_result"), event.text
+    return _subagent_kind(event.parent_id, "tool_result"), event.text
 
 
 def _permission(event: PermissionRequest) -> tuple[str, str]:
@@ -337,8 +307,8 @@ def _result(event: TurnResult) -> tuple[str, str]:
     return "result", f"{event.outcome}{why}: {event.duration:.1f} s, {cost}"
 
 
-def _of(parent: str | None, kind: str) -> str:
-    """Mark the lines of a subagent."""
+def _subagent_kind(parent: str | None, kind: str) -> str:
+    """Return the kind, marked if the event is from a subagent."""
     return kind if parent is None else f"> {kind}"[:_KIND]
 
 
@@ -347,8 +317,8 @@ _LINES: dict[type, Callable[[Any], tuple[str, str] | None]] = {
     Started: _started,
     Prompt: lambda e: ("prompt", e.text),
     TurnStarted: lambda e: None,
-    Message: lambda e: (_of(e.parent_id, "message"), e.text),
-    Thinking: lambda e: (_of(e.parent_id, "thinking"), e.text),
+    Message: lambda e: (_subagent_kind(e.parent_id, "message"), e.text),
+    Thinking: lambda e: (_subagent_kind(e.parent_id, "thinking"), e.text),
     ToolUse: _tool_use,
     ToolResult: _tool_result,
     PermissionRequest: _permission,
@@ -415,8 +385,12 @@ def session_document(session: StoredSession) -> Json:
     }
 
 
+_ERROR = ("kind", "message", "hint", "temporary", "status")
+
+
 def result_document(result: SessionResult) -> Json:
     """Return the last line of a run; its `type` differs from those of the events before it."""
+    error = result.error
     return {
         "type": "session",
         "id": result.session_id,
@@ -430,17 +404,7 @@ def result_document(result: SessionResult) -> Json:
         "models": {name: asdict(spend) for name, spend in result.models.items()},
         "conversation": result.conversation,
         "folder": str(result.folder),
-        "error": (
-            None
-            if result.error is None
-            else {
-                "kind": result.error.kind,
-                "message": result.error.message,
-                "hint": result.error.hint,
-                "temporary": result.error.temporary,
-                "status": result.error.status,
-            }
-        ),
+        "error": None if error is None else {n: getattr(error, n) for n in _ERROR},
         "repositories": [repository_to_json(one) for one in result.repositories],
     }
 
@@ -502,7 +466,7 @@ def shown_progress(quiet: bool) -> Iterator[OnProgress]:
 
 def _lines(progress: Progress) -> None:
     if progress.phase == "done":
-        aside(f"cloned {progress.repository}")
+        print_notice(f"cloned {progress.repository}")
 
 
 @contextmanager
@@ -536,14 +500,14 @@ def _bars() -> Iterator[OnProgress]:
 
 
 def delivery_line(paths: SessionPaths) -> str:
-    """Return when a message that was just written will be read, as far as the folder shows."""
+    """Return whether a message that was just written will be read, and if not, the command to read it."""
     spec = FolderRecords(paths.folder.path).load_spec()
     if paths.running and (spec is None or spec.interactive):
         return "written"
     how = f"`midwatch session resume {paths.id} --interactive`"
     if paths.running:
-        return f"written, but the session does not read its mailbox; later {how}"
-    return f"written; the session does not run, {how} reads it"
+        return f"written, but the session does not read its mailbox; {how} does"
+    return f"written, but the session does not run; {how} reads it"
 
 
 _CHUNK = 65_536
@@ -552,7 +516,7 @@ _INTERVAL = 0.05
 
 
 def follow(paths: SessionPaths, printer: EventPrinter, after: int) -> None:
-    """Print every event after `after`, and send what is typed, until the run ends or has no runner."""
+    """Print every event after `after` and send typed lines, until the session has no runner."""
     reader = EventReader(paths.folder.outbox, after)
     typed = _input_lines()
     ended = False
@@ -567,13 +531,13 @@ def follow(paths: SessionPaths, printer: EventPrinter, after: int) -> None:
             break
         time.sleep(_INTERVAL)
     if not ended:
-        aside(
-            f"session {paths.id} has no runner: `midwatch session list` shows the reason"
+        print_notice(
+            f"session {paths.id} has no runner; `midwatch session list` shows why"
         )
 
 
 async def chat(paths: SessionPaths) -> None:
-    """Send to a session what is typed, until this is cancelled."""
+    """Send typed lines to a session until cancelled."""
     typed = _input_lines()
     while True:
         _send_typed(paths, typed)
@@ -605,7 +569,7 @@ def _send_typed(paths: SessionPaths, typed: queue.SimpleQueue[str]) -> None:
             try:
                 _send(mailbox, line)
             except Conflict as error:
-                aside(error.one_line())
+                print_notice(error.one_line())
 
 
 def _send(mailbox: Mailbox, line: str) -> None:
@@ -614,5 +578,5 @@ def _send(mailbox: Mailbox, line: str) -> None:
         mailbox.answer(rest.strip() or None, allow=command == "/approve")
     elif line.strip() == "/interrupt":
         mailbox.interrupt()
-    else:  # a message that is /end ends the session, by the rule of the mailbox
+    else:  # `/end` as a message ends the session
         mailbox.send(line)

@@ -1,33 +1,21 @@
 """First aid for PostgreSQL. The first playbook with a note for a ticket is used."""
 
 from midwatch.playbooks.base import Playbook
-from midwatch.playbooks.postgres.locks import (
-    Deadlocks,
-    IdleInTransaction,
-    LockPileUp,
-    LongQuery,
-)
-from midwatch.playbooks.postgres.outage import LogDisaster, ServerDown
-from midwatch.playbooks.postgres.resources import (
-    ConnectionsExhausted,
-    DeadRows,
-    Growth,
-    Replication,
-    TransactionIds,
-)
+from midwatch.playbooks.postgres import locks, outage, resources
 
 PLAYBOOKS: tuple[Playbook, ...] = (
-    ServerDown(),
-    LogDisaster(),
-    LockPileUp(),
-    ConnectionsExhausted(),
-    IdleInTransaction(),
-    LongQuery(),
-    Deadlocks(),
-    TransactionIds(),
-    DeadRows(),
-    Replication(),
-    Growth(),
+    outage.server_down,
+    outage.log_disaster,
+    locks.lock_pile_up,
+    resources.connections_exhausted,
+    locks.idle_in_transaction,
+    locks.long_query,
+    locks.deadlocks,
+    resources.transaction_ids,
+    resources.dead_rows,
+    resources.inactive_slots,
+    resources.replication_lag,
+    resources.growth,
 )
 
 __all__ = ["PLAYBOOKS"]

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
-from midwatch.diagnosis_schema import Action, Citation, DiagnosisOutput
+from midwatch.diagnosis_schema import Action, Citation
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
-    InvariantPlaybook,
+    Note,
+    Tickets,
     action,
     bounded,
     find,
     finding,
     integer_fact,
     log_lines,
+    playbook,
     session_line,
     text_fact,
-    tickets_of,
     write_note,
 )
 
@@ -65,97 +65,79 @@ def _named(ticket: Ticket, prefix: str = "") -> str:
     return f"user {user}" + (f", application {application}" if application else "")
 
 
-class LockPileUp:
+@playbook("postgres", "blocked_sessions")
+def lock_pile_up(tickets: Tickets, context: Context) -> Note:
     """Sessions wait for one that does not wait itself."""
+    pid = integer_fact(tickets[0], "blocker_pid")
+    if pid is None:
+        return _prepared(tickets[0], context)
+    return _behind(tickets[0], pid, tickets, context)
 
-    kind = "postgres"
-    invariants: Sequence[str] = ("blocked_sessions",)
 
-    def first_aid(
-        self, tickets: Sequence[Ticket], context: Context
-    ) -> DiagnosisOutput | None:
-        for ticket in tickets_of(tickets, *self.invariants):
-            pid = integer_fact(ticket, "blocker_pid")
-            if pid is None:
-                return self._prepared(ticket, context)
-            return self._behind(ticket, pid, tickets, context)
-        return None
+def _behind(ticket: Ticket, pid: int, tickets: Tickets, context: Context) -> Note:
+    idle = text_fact(ticket, "blocker_state").startswith("idle in transaction")
+    root = find(context, "root: blocks", f"pid {pid}:") or session_line(context, pid)
+    count = integer_fact(ticket, "blocked_count") or 0
+    who = f"pid {pid} ({_named(ticket, 'blocker_')})"
+    if idle:
+        does = "keeps a transaction open while it does nothing"
+    else:
+        does = f"is {text_fact(ticket, 'blocker_state', 'in an unknown state')}"
+    return write_note(
+        [one for one in tickets if integer_fact(one, "blocker_pid") == pid],
+        summary=f"{who} {does} and holds a lock that {count} session"
+        f"{' waits' if count == 1 else 's wait'} for.",
+        cause=f"{who} {does}; what it ran last: {text_fact(ticket, 'blocker_query', 'unknown')}",
+        cited=[root],
+        verdict="identified",
+        confidence="high",
+        reason="the server itself names it as the root of the queue",
+        findings=[
+            finding(f"pid {one} waits for it", find(context, f"pid {one} has waited"))
+            for one in _pids(ticket)[:5]
+        ],
+        actions=_actions(pid, idle),
+        risks=["New sessions queue up behind it until connections run out."],
+        missing=["Why the client does not end its transaction."] if idle else [],
+    )
 
-    def _behind(
-        self, ticket: Ticket, pid: int, tickets: Sequence[Ticket], context: Context
-    ) -> DiagnosisOutput | None:
-        idle = text_fact(ticket, "blocker_state").startswith("idle in transaction")
-        root = find(context, "root: blocks", f"pid {pid}:") or session_line(
-            context, pid
-        )
-        count = integer_fact(ticket, "blocked_count") or 0
-        who = f"pid {pid} ({_named(ticket, 'blocker_')})"
-        if idle:
-            does = "keeps a transaction open while it does nothing"
-        else:
-            does = f"is {text_fact(ticket, 'blocker_state', 'in an unknown state')}"
-        return write_note(
-            self._explained(ticket, pid, tickets),
-            summary=f"{who} {does} and holds a lock that {count} session"
-            f"{' waits' if count == 1 else 's wait'} for.",
-            cause=f"{who} {does}; what it ran last: {text_fact(ticket, 'blocker_query', 'unknown')}",
-            cited=[root],
-            reason="the server itself names it as the root of the queue",
-            findings=[
-                finding(
-                    f"pid {one} waits for it", find(context, f"pid {one} has waited")
-                )
-                for one in _pids(ticket)[:5]
-            ],
-            actions=self._actions(pid, idle),
-            risks=["New sessions queue up behind it until connections run out."],
-            missing=["Why the client does not end its transaction."] if idle else [],
-        )
 
-    def _actions(self, pid: int, idle: bool) -> list[Action]:
-        if idle:  # there is no statement that could be cancelled
-            end = _terminate(pid, "End the session; the queue then moves on")
-            return [_inspect(pid), end, _idle_limit()]
-        return [
-            _inspect(pid),
-            _cancel(pid),
-            _terminate(pid, "If that is not enough, end it"),
-        ]
+def _actions(pid: int, idle: bool) -> list[Action]:
+    if idle:  # there is no statement that could be cancelled
+        end = _terminate(pid, "End the session; the queue then moves on")
+        return [_inspect(pid), end, _idle_limit()]
+    return [
+        _inspect(pid),
+        _cancel(pid),
+        _terminate(pid, "If that is not enough, end it"),
+    ]
 
-    def _explained(
-        self, ticket: Ticket, pid: int, tickets: Sequence[Ticket]
-    ) -> list[Ticket]:
-        same = tickets_of(tickets, "idle_in_transaction", "long_queries")
-        blocked = [
-            one
-            for one in tickets_of(tickets, "blocked_sessions")
-            if integer_fact(one, "blocker_pid") == pid
-        ]
-        return blocked + [one for one in same if integer_fact(one, "pid") == pid]
 
-    def _prepared(self, ticket: Ticket, context: Context) -> DiagnosisOutput | None:
-        root = find(context, "root: a prepared transaction")
-        return write_note(
-            [ticket],
-            summary="A prepared transaction that was not finished holds a lock that others wait for.",
-            cause="a transaction was prepared (two-phase commit) and neither committed nor "
-            "rolled back",
-            cited=[root],
-            reason="the server reports a blocker without a process",
-            actions=[
-                action(
-                    "Find it, and ask its transaction manager what became of it",
-                    "SELECT gid, prepared, owner, database FROM pg_prepared_xacts ORDER BY prepared;",
-                ),
-                action(
-                    "Then commit it or roll it back",
-                    "ROLLBACK PREPARED 'gid';",
-                    risk="the transaction may have been committed elsewhere",
-                    undo=False,
-                ),
-            ],
-            missing=["Which prepared transaction it is, if there are several."],
-        )
+def _prepared(ticket: Ticket, context: Context) -> Note:
+    root = find(context, "root: a prepared transaction")
+    return write_note(
+        [ticket],
+        summary="A prepared transaction that was not finished holds a lock that others wait for.",
+        cause="a transaction was prepared (two-phase commit) and neither committed nor "
+        "rolled back",
+        cited=[root],
+        verdict="identified",
+        confidence="high",
+        reason="the server reports a blocker without a process",
+        actions=[
+            action(
+                "Find it, and ask its transaction manager what became of it",
+                "SELECT gid, prepared, owner, database FROM pg_prepared_xacts ORDER BY prepared;",
+            ),
+            action(
+                "Then commit it or roll it back",
+                "ROLLBACK PREPARED 'gid';",
+                risk="the transaction may have been committed elsewhere",
+                undo=False,
+            ),
+        ],
+        missing=["Which prepared transaction it is, if there are several."],
+    )
 
 
 def _pids(ticket: Ticket) -> list[int]:
@@ -163,133 +145,106 @@ def _pids(ticket: Ticket) -> list[int]:
     return [int(part) for part in parts if part.strip().isdigit()]
 
 
-class IdleInTransaction:
+@playbook("postgres", "idle_in_transaction")
+def idle_in_transaction(tickets: Tickets, context: Context) -> Note:
     """An open, idle transaction that no session waits for yet."""
-
-    kind = "postgres"
-    invariants: Sequence[str] = ("idle_in_transaction",)
-
-    def first_aid(
-        self, tickets: Sequence[Ticket], context: Context
-    ) -> DiagnosisOutput | None:
-        ticket, pid, line = _session_ticket(tickets, context, "idle_in_transaction")
-        if ticket is None or pid is None:
-            return None
-        who = f"pid {pid} ({_named(ticket)})"
-        return write_note(
-            [ticket],
-            summary=f"{who} left a transaction open and does nothing in it.",
-            cause=f"{who} does not end its transaction; what it ran last: "
-            f"{text_fact(ticket, 'query', 'unknown')}",
-            cited=[line],
-            reason="the session's state is known; why its client stopped is not",
-            confidence="medium",
-            actions=[
-                _inspect(pid),
-                _terminate(pid, "End the session if its owner agrees"),
-                _idle_limit(),
-            ],
-            risks=[
-                "It keeps its locks, and vacuum cannot remove rows it may still see."
-            ],
-            missing=["What its client waits for."],
-        )
+    if (found := _with_pid(tickets)) is None:
+        return None
+    ticket, pid = found
+    who = f"pid {pid} ({_named(ticket)})"
+    return write_note(
+        [ticket],
+        summary=f"{who} left a transaction open and does nothing in it.",
+        cause=f"{who} does not end its transaction; what it ran last: "
+        f"{text_fact(ticket, 'query', 'unknown')}",
+        cited=[session_line(context, pid)],
+        verdict="identified",
+        reason="the session's state is known; why its client stopped is not",
+        actions=[
+            _inspect(pid),
+            _terminate(pid, "End the session if its owner agrees"),
+            _idle_limit(),
+        ],
+        risks=["It keeps its locks, and vacuum cannot remove rows it may still see."],
+        missing=["What its client waits for."],
+    )
 
 
-class LongQuery:
+@playbook("postgres", "long_queries")
+def long_query(tickets: Tickets, context: Context) -> Note:
     """A statement that has been running for too long."""
-
-    kind = "postgres"
-    invariants: Sequence[str] = ("long_queries",)
-
-    def first_aid(
-        self, tickets: Sequence[Ticket], context: Context
-    ) -> DiagnosisOutput | None:
-        ticket, pid, line = _session_ticket(tickets, context, "long_queries")
-        if ticket is None or pid is None:
-            return None
-        who = f"pid {pid} ({_named(ticket)})"
-        return write_note(
-            [ticket],
-            summary=f"{who} has been running one statement for too long.",
-            cause=f"{who} runs: {text_fact(ticket, 'query', 'unknown')}",
-            cited=[line],
-            reason="the statement is known; whether it is expected to take so long is not",
-            confidence="medium",
-            actions=[
-                _inspect(pid),
-                _cancel(pid),
-                _terminate(pid, "If it does not react, end its session"),
-                action(
-                    "Limit the statements of its role from now on",
-                    "ALTER ROLE the_role SET statement_timeout = '5min';",
-                    risk="longer statements of that role fail",
-                ),
-            ],
-            risks=["It takes CPU and disk from others and holds vacuum back."],
-            missing=["Its plan (EXPLAIN) and how long it usually takes."],
-        )
-
-
-def _session_ticket(
-    tickets: Sequence[Ticket], context: Context, invariant: str
-) -> tuple[Ticket | None, int | None, Citation | None]:
-    for ticket in tickets_of(tickets, invariant):
-        pid = integer_fact(ticket, "pid")
-        if pid is not None:
-            return ticket, pid, session_line(context, pid)
-    return None, None, None
-
-
-class Deadlocks(InvariantPlaybook):
-    """Transactions that took the same locks in a different order."""
-
-    kind = "postgres"
-    invariants: Sequence[str] = ("deadlocks",)
-
-    def note(
-        self, tickets: Sequence[Ticket], context: Context
-    ) -> DiagnosisOutput | None:
-        lines = log_lines(context, "deadlock detected")
-        counter = find(context, f"database={tickets[0].key.component} ", "deadlocks=")
-        if not (lines or counter):
-            return None
-        parties = find(context, "waits for", "blocked by process")
-        statements = deadlocked_statements(context)
-        cause = "two or more transactions take the same locks in a different order"
-        if statements:
-            cause += ": " + " / ".join(text for text, _ in statements)
-        return write_note(
-            tickets,
-            summary="Transactions locked each other out; the server ended one of each pair.",
-            cause=cause,
-            cited=[
-                lines[0] if lines else counter,
-                *(quoted for _, quoted in statements),
-            ],
-            reason=(
-                "the log names the processes and their statements"
-                if parties
-                else "only the counter is known, not the statements"
+    if (found := _with_pid(tickets)) is None:
+        return None
+    ticket, pid = found
+    who = f"pid {pid} ({_named(ticket)})"
+    return write_note(
+        [ticket],
+        summary=f"{who} has been running one statement for too long.",
+        cause=f"{who} runs: {text_fact(ticket, 'query', 'unknown')}",
+        cited=[session_line(context, pid)],
+        verdict="identified",
+        reason="the statement is known; whether it is expected to take so long is not",
+        actions=[
+            _inspect(pid),
+            _cancel(pid),
+            _terminate(pid, "If it does not react, end its session"),
+            action(
+                "Limit the statements of its role from now on",
+                "ALTER ROLE the_role SET statement_timeout = '5min';",
+                risk="longer statements of that role fail",
             ),
-            confidence="high" if parties else "low",
-            verdict="identified" if parties else "suspected",
-            findings=[
-                finding("who waited for whom", parties),
-                finding("what the server counts", counter),
-            ],
-            actions=[
-                action(
-                    "Read the statements in the log's DETAIL lines and let every transaction "
-                    "take its locks in the same order"
-                ),
-                action(
-                    "Make the clients repeat a transaction that fails with SQLSTATE 40P01",
-                    risk="none where the transaction can be repeated as a whole",
-                ),
-            ],
-            missing=[] if parties else ["The log lines of the deadlock."],
-        )
+        ],
+        risks=["It takes CPU and disk from others and holds vacuum back."],
+        missing=["Its plan (EXPLAIN) and how long it usually takes."],
+    )
+
+
+def _with_pid(tickets: Tickets) -> tuple[Ticket, int] | None:
+    """Return the first ticket that names a session, and the session's pid."""
+    pids = ((ticket, integer_fact(ticket, "pid")) for ticket in tickets)
+    return next(((ticket, pid) for ticket, pid in pids if pid is not None), None)
+
+
+@playbook("postgres", "deadlocks")
+def deadlocks(tickets: Tickets, context: Context) -> Note:
+    """Transactions that took the same locks in a different order."""
+    lines = log_lines(context, "deadlock detected")
+    counter = find(context, f"database={tickets[0].key.component} ", "deadlocks=")
+    if not (lines or counter):
+        return None
+    parties = find(context, "waits for", "blocked by process")
+    statements = deadlocked_statements(context)
+    cause = "two or more transactions take the same locks in a different order"
+    if statements:
+        cause += ": " + " / ".join(text for text, _ in statements)
+    return write_note(
+        tickets,
+        summary="Transactions deadlocked; the server aborted one of each pair.",
+        cause=cause,
+        cited=[lines[0] if lines else counter, *(quoted for _, quoted in statements)],
+        reason=(
+            "the log names the processes and their statements"
+            if parties
+            else "only the counter is known, not the statements"
+        ),
+        confidence="high" if parties else "low",
+        verdict="identified" if parties else "suspected",
+        findings=[
+            finding("who waited for whom", parties),
+            finding("what the server counts", counter),
+        ],
+        actions=[
+            action(
+                "Read the statements in the log's DETAIL lines and let every transaction "
+                "take its locks in the same order"
+            ),
+            action(
+                "Make the clients repeat a transaction that fails with SQLSTATE 40P01",
+                risk="none where the transaction can be repeated as a whole",
+            ),
+        ],
+        missing=[] if parties else ["The log lines of the deadlock."],
+    )
 
 
 _STATEMENT = re.compile(r"^\s+Process \d+: (\S.*)$")

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from midwatch.diagnosis_schema import Action, Citation, DiagnosisOutput
-from midwatch.model import Context, Ticket
+from midwatch.diagnosis_schema import Action, Citation
+from midwatch.model import Context
 from midwatch.playbooks.base import (
     SEVERITIES,
-    InvariantPlaybook,
+    Note,
+    Tickets,
     action,
     find,
     finding,
     log_lines,
+    playbook,
     text_fact,
-    tickets_of,
     write_note,
 )
 
@@ -43,7 +43,7 @@ RECOVERY = action(
     "Let it recover; if it does not come back by itself, start it and watch the log",
     risk="recovery takes as long as the write-ahead log since the last checkpoint",
 )
-# A cause stands before its effects: a full disk before the crash that it leads to.
+# Causes come before their effects: a full disk before the crash that it leads to.
 CAUSES = (
     Cause(
         "could not .*No space left on device",
@@ -90,7 +90,7 @@ CAUSES = (
     ),
     Cause(
         "received (?:fast|smart|immediate) shutdown request",
-        "somebody or something asked it to shut down",
+        "it received a shutdown request",
         action(
             "Ask who stopped it (deployment, package upgrade, an operator)",
             "last -x | head",
@@ -105,121 +105,95 @@ CAUSES = (
 )
 
 
-class ServerDown:
+@playbook("postgres", "reachable")
+def server_down(tickets: Tickets, context: Context) -> Note:
     """A server that does not answer: the cause is in the end of its log."""
-
-    kind = "postgres"
-    invariants: Sequence[str] = ("reachable",)
-
-    def first_aid(
-        self, tickets: Sequence[Ticket], context: Context
-    ) -> DiagnosisOutput | None:
-        ours = tickets_of(tickets, *self.invariants)
-        if not ours:
-            return None
-        refused = find(context, "a connection attempt failed:")
-        for cause in CAUSES:
-            line = _after_start(context, cause)
-            if line is not None:
-                return self._known(tickets, cause, line, refused)
-        return self._unknown(ours, context, refused)
-
-    def _known(
-        self,
-        tickets: Sequence[Ticket],
-        cause: Cause,
-        line: Citation,
-        refused: Citation | None,
-    ) -> DiagnosisOutput | None:
-        return write_note(
-            tickets_of(tickets, "reachable", "log_errors"),
-            summary=f"The server does not answer: {cause.description}.",
-            cause=cause.description,
-            cited=[line],
-            reason="it is the server's own last message since it started",
-            confidence="high" if refused else "medium",
-            findings=[finding("it refuses connections now", refused)],
-            actions=[cause.action, START],
-            risks=["Everything that needs this database is down."],
-        )
-
-    def _unknown(
-        self, tickets: Sequence[Ticket], context: Context, refused: Citation | None
-    ) -> DiagnosisOutput | None:
-        last = _last_log_line(context)
-        error = text_fact(tickets[0], "error")
-        if refused is None and last is None:
-            return None
-        if "refused" not in error.casefold():
-            # A timeout or a failing name can have a cause in the network as well as in the server.
-            cause = "it is hung, overloaded or cut off from here"
-        elif last is None:
-            cause = "its process is gone"
-        else:
-            cause = (
-                "its process is gone without a shutdown in its log: it was killed "
-                "from outside (kill -9, out-of-memory killer) or the machine went down"
-            )
-        return write_note(
-            tickets,
-            summary=f"The server does not answer: {cause}.",
-            cause=cause,
-            cited=[refused, last],
-            verdict="suspected",
-            confidence="medium" if last else "low",
-            reason="the refusal is known; what ended the server left no line in the log",
-            actions=[
-                action(
-                    "On its machine, see whether it runs and whether the kernel killed it",
-                    "ps -C postgres -o pid,etime,cmd",
-                    "dmesg -T | grep -i 'killed process'",
-                ),
-                RECOVERY,
-            ],
-            risks=["Everything that needs this database is down."],
-            missing=["The kernel's log of that machine."],
-        )
+    refused = find(context, "a connection attempt failed:")
+    for cause in CAUSES:
+        line = _after_start(context, cause)
+        if line is not None:
+            return _known(tickets, cause, line, refused)
+    return _unknown(tickets, context, refused)
 
 
-class LogDisaster(InvariantPlaybook):
-    """A server that runs, but whose log reports a crash or damage."""
+def _known(
+    tickets: Tickets, cause: Cause, line: Citation, refused: Citation | None
+) -> Note:
+    return write_note(
+        tickets,
+        summary=f"The server does not answer: {cause.description}.",
+        cause=cause.description,
+        cited=[line],
+        reason="it is the server's own last message since it started",
+        verdict="identified",
+        confidence="high" if refused else "medium",
+        findings=[finding("it refuses connections now", refused)],
+        actions=[cause.action, START],
+        risks=["Everything that needs this database is down."],
+    )
 
-    kind = "postgres"
-    invariants: Sequence[str] = ("log_errors",)
 
-    def note(
-        self, tickets: Sequence[Ticket], context: Context
-    ) -> DiagnosisOutput | None:
-        for cause in CAUSES:
-            lines = log_lines(context, cause.pattern, cause.severities)
-            if lines and cause.disaster:
-                return self._write(tickets, cause.description, lines[0], cause.action)
-        lines = log_lines(context, "database system was not properly shut down")
-        if lines:
-            description = (
-                "it ended without a shutdown and recovered when it was started again"
-            )
-            return self._write(tickets, description, lines[0], RECOVERY)
+def _unknown(tickets: Tickets, context: Context, refused: Citation | None) -> Note:
+    last = _last_log_line(context)
+    error = text_fact(tickets[0], "error")
+    if refused is None and last is None:
         return None
-
-    def _write(
-        self,
-        tickets: Sequence[Ticket],
-        description: str,
-        line: Citation,
-        action: Action,
-    ) -> DiagnosisOutput | None:
-        return write_note(
-            tickets,
-            summary=f"The log reports a disaster: {description}.",
-            cause=description,
-            cited=[line],
-            verdict="suspected",
-            confidence="medium",
-            reason="the line is the server's own; what led to it is not in it",
-            actions=[action],
-            risks=["It can happen again at any time."],
+    if "refused" not in error.casefold():
+        # A timeout or a failing name can have a cause in the network as well as in the server.
+        cause = "it is hung, overloaded or cut off from here"
+    elif last is None:
+        cause = "its process is gone"
+    else:
+        cause = (
+            "its process is gone without a shutdown in its log: it was killed "
+            "from outside (kill -9, out-of-memory killer) or the machine went down"
         )
+    return write_note(
+        tickets,
+        summary=f"The server does not answer: {cause}.",
+        cause=cause,
+        cited=[refused, last],
+        confidence="medium" if last else "low",
+        reason="the refusal is known; what ended the server left no line in the log",
+        actions=[
+            action(
+                "On its machine, see whether it runs and whether the kernel killed it",
+                "ps -C postgres -o pid,etime,cmd",
+                "dmesg -T | grep -i 'killed process'",
+            ),
+            RECOVERY,
+        ],
+        risks=["Everything that needs this database is down."],
+        missing=["The kernel's log of that machine."],
+    )
+
+
+@playbook("postgres", "log_errors")
+def log_disaster(tickets: Tickets, context: Context) -> Note:
+    """A server that runs, but whose log reports a crash or damage."""
+    for cause in CAUSES:
+        lines = log_lines(context, cause.pattern, cause.severities)
+        if lines and cause.disaster:
+            return _write(tickets, cause.description, lines[0], cause.action)
+    lines = log_lines(context, "database system was not properly shut down")
+    if lines:
+        description = (
+            "it ended without a shutdown and recovered when it was started again"
+        )
+        return _write(tickets, description, lines[0], RECOVERY)
+    return None
+
+
+def _write(tickets: Tickets, description: str, line: Citation, action: Action) -> Note:
+    return write_note(
+        tickets,
+        summary=f"The log reports a disaster: {description}.",
+        cause=description,
+        cited=[line],
+        reason="the line is the server's own; what led to it is not in it",
+        actions=[action],
+        risks=["It can happen again at any time."],
+    )
 
 
 def _after_start(context: Context, cause: Cause) -> Citation | None:
@@ -235,8 +209,8 @@ def _after_start(context: Context, cause: Cause) -> Citation | None:
 
 
 def _follows(context: Context, line: Citation, earlier: Citation) -> bool:
-    everything = log_lines(context, "")
-    return everything.index(line) < everything.index(earlier)
+    lines = log_lines(context, "")
+    return lines.index(line) < lines.index(earlier)
 
 
 def _last_log_line(context: Context) -> Citation | None:

@@ -35,7 +35,7 @@ from midwatch.subjects.postgres.observation import (
     series_growth,
     series_until,
 )
-from midwatch.units import format_duration, format_size
+from midwatch.units import format_count, format_duration, format_size
 
 SERVER = "server"
 
@@ -117,7 +117,7 @@ def _queue_signal(
     return Signal(
         "blocked_sessions",
         database,
-        f"{name}{details} blocks {count} session{'s' if count > 1 else ''}; "
+        f"{name}{details} blocks {format_count(count, 'session')}; "
         f"the longest has waited {format_duration(worst.longest)}",
         worst.longest,
         facts={
@@ -229,11 +229,10 @@ def _deadlock_signal(name: str, count: float, window: float) -> Signal:
     within = (
         f"within {format_duration(window)}" if window else "since the last observation"
     )
-    plural = "" if count == 1 else "s"
     return Signal(
         "deadlocks",
         name,
-        f"{count:.0f} deadlock{plural} {within}",
+        f"{format_count(int(count), 'deadlock')} {within}",
         count,
         facts={"count": int(count)},
     )

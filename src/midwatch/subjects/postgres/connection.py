@@ -67,7 +67,7 @@ class Unreachable(ObservationFailed):
 
 
 class Exhausted(ObservationFailed):
-    """The server has no free connection; `component` names the limit that is reached."""
+    """The server has no free connection; `component` is the limit that was reached."""
 
     def __init__(self, message: str, component: str) -> None:
         super().__init__(message, hint="see who holds the connections")

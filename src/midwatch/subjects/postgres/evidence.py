@@ -21,7 +21,7 @@ from midwatch.subjects.postgres.connection import (
 from midwatch.subjects.postgres.log import tail
 from midwatch.subjects.postgres.observation import PREPARED, Blocking, load_lock_waits
 from midwatch.subjects.postgres.settings import PostgresSettings
-from midwatch.units import format_duration
+from midwatch.units import format_count, format_duration
 
 # ------------------------------------------------------------------ rows as text
 
@@ -82,7 +82,7 @@ def blocking(tree: Blocking, sessions: Mapping[int, Row]) -> str:
     lines = []
     for root in tree.roots():
         waiting = list(tree.walk(root))
-        count = f"blocks {len(waiting)} session{'' if len(waiting) == 1 else 's'}"
+        count = f"blocks {format_count(len(waiting), 'session')}"
         if root == PREPARED:
             lines.append(f"root: a prepared transaction {count}")
         else:

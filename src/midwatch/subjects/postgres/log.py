@@ -24,7 +24,7 @@ from midwatch.subjects.postgres.observation import (
     read_series,
 )
 from midwatch.subjects.postgres.settings import PostgresSettings
-from midwatch.units import format_duration
+from midwatch.units import format_count, format_duration
 
 PART = 1_000_000  # bytes read at a time; of more, the last ones
 TAIL = 64_000
@@ -227,11 +227,10 @@ def _signal(kind: str, points: Series, line: object, window: float) -> Signal:
     within = (
         f"within {format_duration(window)}" if window else "since the last observation"
     )
-    plural = "" if count == 1 else "s"
     return Signal(
         "log_errors",
         kind,
-        f"the log reports: {kind}, {count:.0f} line{plural} {within}; last: {text(line, 200)}",
+        f"the log reports: {kind}, {format_count(int(count), 'line')} {within}; last: {text(line, 200)}",
         count,
         facts={"kind": kind, "count": int(count), "line": text(line, 300)},
     )

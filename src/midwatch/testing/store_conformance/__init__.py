@@ -1,4 +1,4 @@
-"""What every store must do, as checks that any implementation can be put through.
+"""The conformance suite for stores: checks of every promise of the `Store` protocol.
 
 With pytest, and no plug-in::
 
@@ -19,12 +19,13 @@ the values too.
 
 from __future__ import annotations
 
+from midwatch._moved import renamed
 from midwatch.testing.store_conformance import claims, daemons, text, tickets
-from midwatch.testing.store_conformance.stand import (
+from midwatch.testing.store_conformance.fixture import (
     Check,
     MakeStore,
     MovableClock,
-    Stand,
+    StoreFixture,
     run_check,
 )
 
@@ -35,4 +36,8 @@ CHECKS: tuple[Check, ...] = (
     *text.CHECKS,
 )
 
-__all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "Stand", "run_check"]
+__all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]
+
+
+def __getattr__(name: str) -> object:
+    return renamed(__name__, name)

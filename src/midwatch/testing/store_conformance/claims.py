@@ -7,10 +7,10 @@ import asyncio
 from midwatch.errors import ClaimLost, Conflict
 from midwatch.model import Evidence, Grounded, Severity, TicketStatus, Usage
 from midwatch.store.protocol import Changes, Finish
-from midwatch.testing.store_conformance.stand import LEASE, Stand, ids, raises
+from midwatch.testing.store_conformance.fixture import LEASE, StoreFixture, ids, raises
 
 
-async def critical_first_then_oldest(stand: Stand) -> None:
+async def critical_first_then_oldest(fixture: StoreFixture) -> None:
     for component, severity in (
         ("info", Severity.INFO),
         ("warning", Severity.WARNING),
@@ -18,11 +18,11 @@ async def critical_first_then_oldest(stand: Stand) -> None:
         ("critical-2", Severity.CRITICAL),
         ("warning-2", Severity.WARNING),
     ):
-        await stand.open(component, severity=severity)
-        stand.clock.move(1)
-    claims = [await stand.claim()]
-    claims += await stand.store.claim("agent", lease=LEASE, limit=3)
-    claims += await stand.store.claim("agent", lease=LEASE, limit=3)
+        await fixture.open(component, severity=severity)
+        fixture.clock.move(1)
+    claims = [await fixture.claim()]
+    claims += await fixture.store.claim("agent", lease=LEASE, limit=3)
+    claims += await fixture.store.claim("agent", lease=LEASE, limit=3)
     assert [claim.tickets[0].key.component for claim in claims] == [
         "critical-1",
         "critical-2",
@@ -33,147 +33,149 @@ async def critical_first_then_oldest(stand: Stand) -> None:
     assert {(claim.attempt, claim.holder) for claim in claims} == {(1, "agent")}
 
 
-async def the_less_urgent_can_be_left(stand: Stand) -> None:
+async def the_less_urgent_can_be_left(fixture: StoreFixture) -> None:
     """When only the reserve for critical tickets is left of the day's money."""
-    await stand.open("warning")
+    await fixture.open("warning")
     least = Severity.CRITICAL
-    assert await stand.store.claim("agent", lease=LEASE, least=least) == []
-    await stand.open("critical", severity=Severity.CRITICAL)
-    (claim,) = await stand.store.claim("agent", lease=LEASE, limit=5, least=least)
+    assert await fixture.store.claim("agent", lease=LEASE, least=least) == []
+    await fixture.open("critical", severity=Severity.CRITICAL)
+    (claim,) = await fixture.store.claim("agent", lease=LEASE, limit=5, least=least)
     assert claim.severity is Severity.CRITICAL
-    assert len(await stand.store.claim("agent", lease=LEASE, limit=5)) == 1
+    assert len(await fixture.store.claim("agent", lease=LEASE, limit=5)) == 1
 
 
-async def a_batch_is_claimed_once(stand: Stand) -> None:
-    """However many ask at the same moment."""
-    tickets = await stand.open_apart(6)
+async def a_batch_is_claimed_once(fixture: StoreFixture) -> None:
+    """Also when many callers claim at the same time."""
+    tickets = await fixture.open_apart(6)
     answers = await asyncio.gather(
-        *(stand.store.claim(f"agent-{n}", lease=LEASE, limit=2) for n in range(8))
+        *(fixture.store.claim(f"agent-{n}", lease=LEASE, limit=2) for n in range(8))
     )
     claims = [claim for answer in answers for claim in answer]
     assert sorted(claim.batch for claim in claims) == sorted(
         ticket.batch for ticket in tickets
     )
-    assert await stand.nothing_due()
+    assert await fixture.nothing_due()
 
 
-async def a_lease_that_ran_out_is_free_again(stand: Stand) -> None:
-    """The new claim counts on, and the call of the old one is marked lost."""
-    (ticket,) = await stand.open("a")
-    old = await stand.claim("old")
-    diagnosis = await stand.begin(old, usd=0.5)
-    stand.clock.move(LEASE - 0.001)
-    assert await stand.nothing_due()
-    stand.clock.move(0.001)
-    new = await stand.claim("new")
+async def a_lease_that_ran_out_is_free_again(fixture: StoreFixture) -> None:
+    """The new claim increments the attempts, and the call of the old one is marked lost."""
+    (ticket,) = await fixture.open("a")
+    old = await fixture.claim("old")
+    diagnosis = await fixture.begin(old, usd=0.5)
+    fixture.clock.move(LEASE - 0.001)
+    assert await fixture.nothing_due()
+    fixture.clock.move(0.001)
+    new = await fixture.claim("new")
     assert (new.batch, new.attempt, ids(new.tickets)) == (old.batch, 2, (ticket.id,))
     assert new.token != old.token
-    lost = await stand.store.diagnosis(diagnosis)
+    lost = await fixture.store.diagnosis(diagnosis)
     assert (lost.outcome, lost.cost_usd) == ("lost", 0.5)
-    assert lost.error and lost.finished_at == stand.clock.now
+    assert lost.error and lost.finished_at == fixture.clock.now
 
 
-async def a_lost_claim_changes_nothing(stand: Stand) -> None:
+async def a_lost_claim_changes_nothing(fixture: StoreFixture) -> None:
     """Late writes are refused: the cost is kept, the outcome is "late", no ticket is touched."""
-    (ticket,) = await stand.open("a")
-    old = await stand.claim("old")
-    diagnosis = await stand.begin(old, usd=0.5)
-    stand.clock.move(LEASE)
-    new = await stand.claim("new")
-    assert not await stand.store.renew(old, lease=LEASE)
-    assert not await stand.store.release(old, error="mine", retry_in=5)
-    await raises(ClaimLost, stand.begin(old))
+    (ticket,) = await fixture.open("a")
+    old = await fixture.claim("old")
+    diagnosis = await fixture.begin(old, usd=0.5)
+    fixture.clock.move(LEASE)
+    new = await fixture.claim("new")
+    assert not await fixture.store.renew(old, lease=LEASE)
+    assert not await fixture.store.release(old, error="mine", retry_in=5)
+    await raises(ClaimLost, fixture.begin(old))
     late = Finish("answered", cost_usd=0.25, answer={"summary": "late"})
     for _ in range(2):
-        assert not await stand.store.finish(old, diagnosis, late)
-    kept = await stand.store.diagnosis(diagnosis)
+        assert not await fixture.store.finish(old, diagnosis, late)
+    kept = await fixture.store.diagnosis(diagnosis)
     assert (kept.outcome, kept.cost_usd) == ("late", 0.25)
-    assert await stand.store.spent_today() == 0.25
-    untouched = await stand.store.ticket(ticket.id)
+    assert await fixture.store.spent_today() == 0.25
+    untouched = await fixture.store.ticket(ticket.id)
     assert (untouched.status, untouched.diagnosis_id) == (TicketStatus.OPEN, None)
     assert (untouched.last_error, untouched.attempts) == (None, 2)
-    assert await stand.actions(ticket) == ["open"]
-    assert await stand.store.finish(new, await stand.begin(new), Finish("answered"))
+    assert await fixture.actions(ticket) == ["open"]
+    assert await fixture.store.finish(new, await fixture.begin(new), Finish("answered"))
 
 
-async def renewing_keeps_a_claim(stand: Stand) -> None:
-    await stand.open("a")
-    claim = await stand.claim()
+async def renewing_keeps_a_claim(fixture: StoreFixture) -> None:
+    await fixture.open("a")
+    claim = await fixture.claim()
     for _ in range(3):
-        stand.clock.move(LEASE - 1)
-        assert await stand.store.renew(claim, lease=LEASE)
-        assert await stand.nothing_due()
-    stand.clock.move(LEASE)
-    assert (await stand.claim()).batch == claim.batch
+        fixture.clock.move(LEASE - 1)
+        assert await fixture.store.renew(claim, lease=LEASE)
+        assert await fixture.nothing_due()
+    fixture.clock.move(LEASE)
+    assert (await fixture.claim()).batch == claim.batch
 
 
-async def a_late_heartbeat_saves_what_nobody_took(stand: Stand) -> None:
-    """A lease that ran out stays its holder's until somebody else claims."""
-    await stand.open("a")
-    claim = await stand.claim()
-    stand.clock.move(LEASE * 10)
-    assert await stand.store.renew(claim, lease=LEASE)
-    assert await stand.nothing_due()
-    stand.clock.move(LEASE * 10)
-    diagnosis = await stand.begin(claim)
-    assert await stand.store.finish(claim, diagnosis, Finish("answered"))
+async def a_late_heartbeat_saves_what_nobody_took(fixture: StoreFixture) -> None:
+    """A lease that has expired belongs to its holder until another one claims."""
+    await fixture.open("a")
+    claim = await fixture.claim()
+    fixture.clock.move(LEASE * 10)
+    assert await fixture.store.renew(claim, lease=LEASE)
+    assert await fixture.nothing_due()
+    fixture.clock.move(LEASE * 10)
+    diagnosis = await fixture.begin(claim)
+    assert await fixture.store.finish(claim, diagnosis, Finish("answered"))
 
 
-async def a_short_lease_does_not_shorten_a_long_one(stand: Stand) -> None:
+async def a_short_lease_does_not_shorten_a_long_one(fixture: StoreFixture) -> None:
     """Daemons of different settings on one store: each lease is its holder's."""
-    await stand.open("a")
-    await stand.claim("patient", lease=600)
-    stand.clock.move(5)
-    assert await stand.store.claim("hasty", lease=1) == []
+    await fixture.open("a")
+    await fixture.claim("patient", lease=600)
+    fixture.clock.move(5)
+    assert await fixture.store.claim("hasty", lease=1) == []
 
 
-async def a_released_batch_is_free_at_once(stand: Stand) -> None:
+async def a_released_batch_is_free_at_once(fixture: StoreFixture) -> None:
     """Without an attempt; its call, if any, is marked lost."""
-    (ticket,) = await stand.open("a")
-    claim = await stand.claim()
-    diagnosis = await stand.begin(claim, usd=0.5)
-    assert await stand.store.release(claim)
-    assert not await stand.store.release(claim)
-    assert (await stand.store.diagnosis(diagnosis)).outcome == "lost"
-    assert (await stand.store.ticket(ticket.id)).attempts == 0
-    again = await stand.claim()
+    (ticket,) = await fixture.open("a")
+    claim = await fixture.claim()
+    diagnosis = await fixture.begin(claim, usd=0.5)
+    assert await fixture.store.release(claim)
+    assert not await fixture.store.release(claim)
+    assert (await fixture.store.diagnosis(diagnosis)).outcome == "lost"
+    assert (await fixture.store.ticket(ticket.id)).attempts == 0
+    again = await fixture.claim()
     assert (again.batch, again.attempt) == (claim.batch, 1)
-    assert not await stand.store.finish(claim, diagnosis, Finish("answered"))
+    assert not await fixture.store.finish(claim, diagnosis, Finish("answered"))
 
 
-async def a_release_can_wait_and_count(stand: Stand) -> None:
-    (ticket,) = await stand.open("a")
-    claim = await stand.claim()
-    assert await stand.store.release(
+async def a_release_can_wait_and_count(fixture: StoreFixture) -> None:
+    (ticket,) = await fixture.open("a")
+    claim = await fixture.claim()
+    assert await fixture.store.release(
         claim, retry_in=20, error="no evidence", counted=True
     )
-    waiting = await stand.store.ticket(ticket.id)
+    waiting = await fixture.store.ticket(ticket.id)
     assert (waiting.attempts, waiting.last_error) == (1, "no evidence")
-    assert waiting.next_attempt_at == stand.clock.after(20)
-    stand.clock.move(19)
-    assert await stand.nothing_due()
-    stand.clock.move(1)
-    assert (await stand.claim()).attempt == 2
+    assert waiting.next_attempt_at == fixture.clock.after(20)
+    fixture.clock.move(19)
+    assert await fixture.nothing_due()
+    fixture.clock.move(1)
+    assert (await fixture.claim()).attempt == 2
 
 
-async def a_call_is_noted_before_it_is_made(stand: Stand) -> None:
-    first, second = await stand.open("a", "b")
-    diagnosis = await stand.begin(await stand.claim(), usd=0.75)
-    noted = await stand.store.diagnosis(diagnosis)
+async def a_call_is_noted_before_it_is_made(fixture: StoreFixture) -> None:
+    first, second = await fixture.open("a", "b")
+    diagnosis = await fixture.begin(await fixture.claim(), usd=0.75)
+    noted = await fixture.store.diagnosis(diagnosis)
     assert (noted.outcome, noted.cost_usd) == ("running", 0.75)
     assert (noted.model, noted.prompt_version) == ("claude-test", "7")
-    assert (noted.started_at, noted.finished_at) == (stand.clock.now, None)
+    assert (noted.started_at, noted.finished_at) == (fixture.clock.now, None)
     for ticket in (first, second):
-        assert await stand.store.diagnoses(ticket.id) == [noted]
+        assert await fixture.store.diagnoses(ticket.id) == [noted]
 
 
-async def an_answer_is_stored_whole(stand: Stand) -> None:
+async def an_answer_is_stored_whole(fixture: StoreFixture) -> None:
     """Every field comes back; the tickets are diagnosed, with an audit row, off the queue."""
-    first, second = await stand.open("a", "b")
-    claim = await stand.claim()
-    diagnosis = await stand.begin(claim, usd=1.0)
-    stand.clock.move(4)
-    evidence = Evidence("E1", "Activity", "pg_stat_activity", stand.clock.now, "pid 1")
+    first, second = await fixture.open("a", "b")
+    claim = await fixture.claim()
+    diagnosis = await fixture.begin(claim, usd=1.0)
+    fixture.clock.move(4)
+    evidence = Evidence(
+        "E1", "Activity", "pg_stat_activity", fixture.clock.now, "pid 1"
+    )
     finish = Finish(
         "answered",
         Usage(1000, 200, 30, 4),
@@ -187,163 +189,167 @@ async def an_answer_is_stored_whole(stand: Stand) -> None:
         (evidence,),
         ids(claim.tickets),
     )
-    assert await stand.store.finish(claim, diagnosis, finish)
-    stored = await stand.store.diagnosis(diagnosis)
+    assert await fixture.store.finish(claim, diagnosis, finish)
+    stored = await fixture.store.diagnosis(diagnosis)
     for name in ("outcome", "usage", "cost_usd", "answer", "markdown", "confidence"):
         assert getattr(stored, name) == getattr(finish, name)
     for name in ("grounded", "error", "request_id", "evidence", "explains"):
         assert getattr(stored, name) == getattr(finish, name)
-    assert stored.finished_at == stand.clock.now
+    assert stored.finished_at == fixture.clock.now
     for ticket in (first, second):
-        after = await stand.store.ticket(ticket.id)
+        after = await fixture.store.ticket(ticket.id)
         assert after.status is TicketStatus.DIAGNOSED
         assert (after.diagnosis_id, after.attempts) == (diagnosis, 1)
-        row = (await stand.store.history(ticket.id))[-1]
+        row = (await fixture.store.history(ticket.id))[-1]
         assert (row.actor, row.before, row.after) == ("agent", "open", "diagnosed")
-    assert await stand.nothing_due()
-    assert await stand.store.spent_today() == 0.125
+    assert await fixture.nothing_due()
+    assert await fixture.store.spent_today() == 0.125
 
 
-async def finishing_twice_changes_nothing(stand: Stand) -> None:
-    """The first commit succeeded although its client saw an error; it says so again."""
+async def finishing_twice_changes_nothing(fixture: StoreFixture) -> None:
+    """A repeated write after a commit that the client saw fail returns the same result."""
     for number, finish in enumerate(
         (Finish("answered", cost_usd=0.5), Finish("retry", cost_usd=0.5, retry_in=60))
     ):
-        (ticket,) = await stand.open(f"c{number}")
-        claim, diagnosis = await stand.diagnose(finish)
-        spent = await stand.store.spent_today()
-        before = await stand.store.ticket(ticket.id)
-        stand.clock.move(1)
-        assert await stand.store.finish(claim, diagnosis, finish)
-        assert await stand.store.spent_today() == spent
-        assert await stand.store.ticket(ticket.id) == before
-        assert len(await stand.store.diagnoses(ticket.id)) == 1
-        assert len(set(await stand.actions(ticket))) == len(await stand.actions(ticket))
+        (ticket,) = await fixture.open(f"c{number}")
+        claim, diagnosis = await fixture.diagnose(finish)
+        spent = await fixture.store.spent_today()
+        before = await fixture.store.ticket(ticket.id)
+        fixture.clock.move(1)
+        assert await fixture.store.finish(claim, diagnosis, finish)
+        assert await fixture.store.spent_today() == spent
+        assert await fixture.store.ticket(ticket.id) == before
+        assert len(await fixture.store.diagnoses(ticket.id)) == 1
+        assert len(set(await fixture.actions(ticket))) == len(
+            await fixture.actions(ticket)
+        )
 
 
-async def what_is_not_explained_queues_again(stand: Stand) -> None:
+async def what_is_not_explained_queues_again(fixture: StoreFixture) -> None:
     """In a batch of its own, at once, with its own severity and a first attempt."""
-    (explained,) = await stand.open("a", severity=Severity.CRITICAL, group_wait=1)
-    others = await stand.open("b", "c", group_wait=1)
-    stand.clock.move(1)
-    foreign = (await stand.open("x", subject="other", group_wait=60))[0]
+    (explained,) = await fixture.open("a", severity=Severity.CRITICAL, group_wait=1)
+    others = await fixture.open("b", "c", group_wait=1)
+    fixture.clock.move(1)
+    foreign = (await fixture.open("x", subject="other", group_wait=60))[0]
     finish = Finish("answered", explains=(explained.id, foreign.id))
-    claim, diagnosis = await stand.diagnose(finish)
-    again = await stand.claim()
+    claim, diagnosis = await fixture.diagnose(finish)
+    again = await fixture.claim()
     assert ids(again.tickets) == ids(others)
     assert (again.attempt, again.severity) == (1, Severity.WARNING)
     assert again.batch != claim.batch
     for ticket in others:
-        assert (await stand.store.ticket(ticket.id)).diagnosis_id is None
-        assert await stand.actions(ticket) == ["open", "requeue"]
-        assert [each.id for each in await stand.store.diagnoses(ticket.id)] == [
+        assert (await fixture.store.ticket(ticket.id)).diagnosis_id is None
+        assert await fixture.actions(ticket) == ["open", "requeue"]
+        assert [each.id for each in await fixture.store.diagnoses(ticket.id)] == [
             diagnosis
         ]
-    assert (await stand.store.ticket(foreign.id)).status is TicketStatus.OPEN
+    assert (await fixture.store.ticket(foreign.id)).status is TicketStatus.OPEN
 
 
-async def an_answer_that_explains_nothing_is_for_all(stand: Stand) -> None:
-    """Else the same batch would be asked and paid for without an end."""
-    tickets = await stand.open("a", "b")
-    _, diagnosis = await stand.diagnose(Finish("answered", explains=()))
+async def an_answer_that_explains_nothing_is_for_all(fixture: StoreFixture) -> None:
+    """Otherwise the same batch would be diagnosed and billed again and again."""
+    tickets = await fixture.open("a", "b")
+    _, diagnosis = await fixture.diagnose(Finish("answered", explains=()))
     for ticket in tickets:
-        assert (await stand.store.ticket(ticket.id)).diagnosis_id == diagnosis
-    assert await stand.nothing_due()
+        assert (await fixture.store.ticket(ticket.id)).diagnosis_id == diagnosis
+    assert await fixture.nothing_due()
 
 
-async def a_ticket_resolved_during_the_call_stays_so(stand: Stand) -> None:
+async def a_ticket_resolved_during_the_call_stays_so(fixture: StoreFixture) -> None:
     """It keeps its state and still gets the diagnosis."""
-    by_hand, observed, left = await stand.open("a", "b", "c")
-    claim = await stand.claim()
-    diagnosis = await stand.begin(claim)
-    await stand.store.resolve(by_hand.id, "ann", "restarted")
-    await stand.cycle(Changes(resolved=(observed.id,)))
-    assert await stand.store.finish(claim, diagnosis, Finish("answered"))
+    by_hand, observed, left = await fixture.open("a", "b", "c")
+    claim = await fixture.claim()
+    diagnosis = await fixture.begin(claim)
+    await fixture.store.resolve(by_hand.id, "ann", "restarted")
+    await fixture.cycle(Changes(resolved=(observed.id,)))
+    assert await fixture.store.finish(claim, diagnosis, Finish("answered"))
     for ticket in (by_hand, observed):
-        after = await stand.store.ticket(ticket.id)
+        after = await fixture.store.ticket(ticket.id)
         assert (after.status, after.diagnosis_id) == (TicketStatus.RESOLVED, diagnosis)
-        assert "diagnose" not in await stand.actions(ticket)
-    assert (await stand.store.ticket(left.id)).status is TicketStatus.DIAGNOSED
+        assert "diagnose" not in await fixture.actions(ticket)
+    assert (await fixture.store.ticket(left.id)).status is TicketStatus.DIAGNOSED
 
 
-async def a_batch_resolved_during_the_call_keeps_its_diagnosis(stand: Stand) -> None:
-    (ticket,) = await stand.open("a")
-    claim = await stand.claim()
-    diagnosis = await stand.begin(claim)
-    await stand.cycle(Changes(resolved=(ticket.id,)))
-    assert await stand.store.renew(claim, lease=30)
-    assert await stand.store.finish(claim, diagnosis, Finish("answered"))
-    after = await stand.store.ticket(ticket.id)
+async def a_batch_resolved_during_the_call_keeps_its_diagnosis(
+    fixture: StoreFixture,
+) -> None:
+    (ticket,) = await fixture.open("a")
+    claim = await fixture.claim()
+    diagnosis = await fixture.begin(claim)
+    await fixture.cycle(Changes(resolved=(ticket.id,)))
+    assert await fixture.store.renew(claim, lease=30)
+    assert await fixture.store.finish(claim, diagnosis, Finish("answered"))
+    after = await fixture.store.ticket(ticket.id)
     assert (after.status, after.diagnosis_id) == (TicketStatus.RESOLVED, diagnosis)
 
 
-async def a_person_may_act_during_the_call(stand: Stand) -> None:
-    """What was held stays held; what was acknowledged says by whom."""
-    held, acknowledged = await stand.open("a", "b")
-    claim = await stand.claim()
-    diagnosis = await stand.begin(claim)
-    await stand.store.hold(held.id, True, "ann")
-    await stand.store.acknowledge(acknowledged.id, "bob")
-    await raises(Conflict, stand.store.retry(held.id, "ann"))
-    assert await stand.store.finish(claim, diagnosis, Finish("answered"))
+async def a_person_may_act_during_the_call(fixture: StoreFixture) -> None:
+    """A held ticket stays held; an acknowledged one keeps the name of the person."""
+    held, acknowledged = await fixture.open("a", "b")
+    claim = await fixture.claim()
+    diagnosis = await fixture.begin(claim)
+    await fixture.store.hold(held.id, True, "ann")
+    await fixture.store.acknowledge(acknowledged.id, "bob")
+    await raises(Conflict, fixture.store.retry(held.id, "ann"))
+    assert await fixture.store.finish(claim, diagnosis, Finish("answered"))
     for ticket in (held, acknowledged):
-        assert (await stand.store.ticket(ticket.id)).status is TicketStatus.DIAGNOSED
-    assert (await stand.store.ticket(held.id)).held
-    after = await stand.store.ticket(acknowledged.id)
-    assert (after.acknowledged_by, after.acknowledged_at) == ("bob", stand.clock.now)
-    row = (await stand.store.history(acknowledged.id))[-1]
+        assert (await fixture.store.ticket(ticket.id)).status is TicketStatus.DIAGNOSED
+    assert (await fixture.store.ticket(held.id)).held
+    after = await fixture.store.ticket(acknowledged.id)
+    assert (after.acknowledged_by, after.acknowledged_at) == ("bob", fixture.clock.now)
+    row = (await fixture.store.history(acknowledged.id))[-1]
     assert (row.before, row.after) == ("acknowledged", "diagnosed")
 
 
-async def a_failed_call_waits_its_turn(stand: Stand) -> None:
+async def a_failed_call_waits_its_turn(fixture: StoreFixture) -> None:
     """Counted or not; the error shows on the ticket until the next attempt ends."""
-    (ticket,) = await stand.open("a")
-    await stand.diagnose(Finish("retry", error="529 overloaded", retry_in=15))
-    waiting = await stand.store.ticket(ticket.id)
+    (ticket,) = await fixture.open("a")
+    await fixture.diagnose(Finish("retry", error="529 overloaded", retry_in=15))
+    waiting = await fixture.store.ticket(ticket.id)
     assert (waiting.status, waiting.diagnosis_id) == (TicketStatus.OPEN, None)
     assert (waiting.attempts, waiting.last_error) == (1, "529 overloaded")
-    assert waiting.next_attempt_at == stand.clock.after(15)
-    assert await stand.nothing_due()
-    stand.clock.move(15)
-    await stand.diagnose(Finish("retry", error="429", counted=False))
-    waiting = await stand.store.ticket(ticket.id)
+    assert waiting.next_attempt_at == fixture.clock.after(15)
+    assert await fixture.nothing_due()
+    fixture.clock.move(15)
+    await fixture.diagnose(Finish("retry", error="429", counted=False))
+    waiting = await fixture.store.ticket(ticket.id)
     assert (waiting.attempts, waiting.last_error) == (1, "429")
     assert waiting.next_attempt_at is None
-    claim, diagnosis = await stand.diagnose()
+    claim, diagnosis = await fixture.diagnose()
     assert claim.attempt == 2
-    done = await stand.store.ticket(ticket.id)
+    done = await fixture.store.ticket(ticket.id)
     assert (done.last_error, done.diagnosis_id) == (None, diagnosis)
-    outcomes = [each.outcome for each in await stand.store.diagnoses(ticket.id)]
+    outcomes = [each.outcome for each in await fixture.store.diagnoses(ticket.id)]
     assert outcomes == ["retry", "retry", "answered"]
 
 
-async def a_claim_may_make_several_calls(stand: Stand) -> None:
+async def a_claim_may_make_several_calls(fixture: StoreFixture) -> None:
     """With `keep` the claim goes on after a call: once more with a smaller context."""
-    (ticket,) = await stand.open("a")
-    claim = await stand.claim()
-    too_long = await stand.begin(claim)
+    (ticket,) = await fixture.open("a")
+    claim = await fixture.claim()
+    too_long = await fixture.begin(claim)
     keep = Finish("retry", error="too long", cost_usd=0.25, keep=True)
-    assert await stand.store.finish(claim, too_long, keep)
-    assert await stand.nothing_due()
-    assert await stand.store.finish(
-        claim, await stand.begin(claim), Finish("answered", cost_usd=0.5)
+    assert await fixture.store.finish(claim, too_long, keep)
+    assert await fixture.nothing_due()
+    assert await fixture.store.finish(
+        claim, await fixture.begin(claim), Finish("answered", cost_usd=0.5)
     )
-    calls = await stand.store.diagnoses(ticket.id)
+    calls = await fixture.store.diagnoses(ticket.id)
     assert [call.outcome for call in calls] == ["retry", "answered"]
-    assert (await stand.store.ticket(ticket.id)).attempts == 1
-    assert await stand.store.spent_today() == 0.75
+    assert (await fixture.store.ticket(ticket.id)).attempts == 1
+    assert await fixture.store.spent_today() == 0.75
 
 
-async def errors_and_refusals_are_diagnoses(stand: Stand) -> None:
-    """The ticket leaves the queue and says why."""
+async def errors_and_refusals_are_diagnoses(fixture: StoreFixture) -> None:
+    """The ticket leaves the queue and has the error."""
     for component in ("refused", "cut", "error"):
-        (ticket,) = await stand.open(component)
+        (ticket,) = await fixture.open(component)
         finish = Finish(component, error=f"it was {component}")
-        _, diagnosis = await stand.diagnose(finish)
-        after = await stand.store.ticket(ticket.id)
+        _, diagnosis = await fixture.diagnose(finish)
+        after = await fixture.store.ticket(ticket.id)
         assert (after.status, after.diagnosis_id) == (TicketStatus.DIAGNOSED, diagnosis)
         assert after.last_error == f"it was {component}"
-        assert await stand.nothing_due()
+        assert await fixture.nothing_due()
 
 
 CHECKS = (

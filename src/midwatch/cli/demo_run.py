@@ -1,4 +1,4 @@
-"""What `midwatch demo` plays: healthy, broken, ticket, first aid, diagnosis, repaired, resolved."""
+"""The steps of `midwatch demo`: healthy, broken, ticket, first aid, diagnosis, repaired, resolved."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from midwatch.cli.daemons import run_both
 from midwatch.cli.demo_faults import (
     Fault,
     FaultTarget,
-    customers,
     shop,
+    workload,
     write_settings,
 )
 from midwatch.errors import MidwatchError, TemporaryError
@@ -45,11 +45,11 @@ class DemoFailed(MidwatchError):
 
 
 @dataclass(slots=True)
-class Story:
+class DemoRun:
     """One run of the demo. Times are seconds since the fault began."""
 
     fault: Fault
-    printer: ScenePrinter
+    printer: StepPrinter
     began: float = 0.0
     times: dict[str, float] = field(default_factory=dict)
 
@@ -59,14 +59,14 @@ class Story:
         return elapsed
 
 
-async def play(
+async def run_demo(
     fault: Fault, environ: Mapping[str, str], folder: Path, console: Console
 ) -> None:
     """Run the whole demo. Raises DemoFailed."""
-    story = Story(fault, ScenePrinter(console))
+    run = DemoRun(fault, StepPrinter(console))
     began = time.monotonic()
-    with shop() as server, customers(server):
-        story.printer.server(time.monotonic() - began)
+    with shop() as server, workload(server):
+        run.printer.server(time.monotonic() - began)
         edge = Edge(environ, write_settings(server, folder))
         target = FaultTarget(server)
         with open(folder / "midwatch.log", "w", encoding="utf-8") as log:
@@ -74,22 +74,20 @@ async def play(
                 stop = StopEvent()
                 with stop_on_signals(stop):
                     try:
-                        await _with_daemons(
-                            app, stop, _scenes(story, app, target, stop)
-                        )
+                        await _with_daemons(app, stop, _steps(run, app, target, stop))
                     finally:
                         await asyncio.to_thread(target.close)
-    story.printer.summary(story.times)
+    run.printer.summary(run.times)
 
 
-async def _with_daemons(app: App, stop: StopEvent, scenes: Awaitable[None]) -> None:
-    """Play the scenes beside monitor and agent; a signal ends all of them."""
+async def _with_daemons(app: App, stop: StopEvent, steps: Awaitable[None]) -> None:
+    """Run the steps while monitor and agent run; a signal ends all of them."""
     daemons = asyncio.create_task(run_both(app, stop))
-    played = asyncio.ensure_future(scenes)
+    running = asyncio.ensure_future(steps)
     try:
-        await first(asyncio.wait({played}), asyncio.wait({daemons}), stop.wait())
-        if played.done():
-            played.result()
+        await first(asyncio.wait({running}), asyncio.wait({daemons}), stop.wait())
+        if running.done():
+            running.result()
         elif daemons.done():
             daemons.result()
             raise DemoFailed("the daemons ended")
@@ -97,30 +95,30 @@ async def _with_daemons(app: App, stop: StopEvent, scenes: Awaitable[None]) -> N
             raise DemoFailed("the demo was interrupted", hint="")
     finally:
         stop.set("the demo is over")
-        await cancel(played)
+        await cancel(running)
         await asyncio.gather(daemons, return_exceptions=True)
 
 
-async def _scenes(story: Story, app: App, target: FaultTarget, stop: StopEvent) -> None:
-    fault, printer = story.fault, story.printer
+async def _steps(run: DemoRun, app: App, target: FaultTarget, stop: StopEvent) -> None:
+    fault, printer = run.fault, run.printer
     await _until("a first check", _TICKET_SECONDS, lambda: _watched(app.store))
     if await _unresolved(app.store):
         raise DemoFailed("there was a ticket before the fault")
     printer.healthy()
-    story.began = time.monotonic()
+    run.began = time.monotonic()
     culprits = await asyncio.to_thread(fault.inject, target)
     printer.broken(fault.title)
     ticket = await _until(
         f"a ticket for {fault.invariant}",
         _TICKET_SECONDS,
-        lambda: _ticket_for(app.store, fault.invariant),
+        lambda: _ticket_of(app.store, fault.invariant),
     )
-    printer.ticket(ticket, story.mark("ticket"))
+    printer.ticket(ticket, run.mark("ticket"))
     aided = await _until(
         "first aid", _FIRST_AID_SECONDS, lambda: _with_first_aid(app.store, ticket.id)
     )
     aid = aided.first_aid or {}
-    printer.first_aid(aid, story.mark("first aid"))
+    printer.first_aid(aid, run.mark("first aid"))
     _check_answer("first aid", aid["answer"], Grounded(**aid["grounded"]), culprits)
     if app.model() is None:
         printer.no_key()
@@ -129,16 +127,16 @@ async def _scenes(story: Story, app: App, target: FaultTarget, stop: StopEvent) 
             "a diagnosis", _DIAGNOSIS_SECONDS, lambda: _diagnosed(app.store, ticket.id)
         )
         _check_diagnosis(diagnosis, culprits)
-        printer.diagnosis(diagnosis, story.mark("diagnosis"))
+        printer.diagnosis(diagnosis, run.mark("diagnosis"))
     await asyncio.to_thread(fault.remove, target)
-    printer.repaired(story.mark("repaired"))
+    printer.repaired(run.mark("repaired"))
     await _until(
         "every ticket to resolve", _RESOLVE_SECONDS, lambda: _all_resolved(app.store)
     )
     rows = await app.store.history(ticket.id)
     if rows[-1].actor != "monitor":
         raise DemoFailed(f"ticket {ticket.id} was resolved by {rows[-1].actor}")
-    printer.resolved(ticket, story.mark("resolved"))
+    printer.resolved(ticket, run.mark("resolved"))
 
 
 async def _until(
@@ -150,7 +148,7 @@ async def _until(
             if (found := await poll()) is not None:
                 return found
         await asyncio.sleep(0.1)
-    raise DemoFailed(f"no sign of {what} within {format_duration(seconds)}")
+    raise DemoFailed(f"timed out waiting for {what} after {format_duration(seconds)}")
 
 
 async def _watched(store: Store) -> bool | None:
@@ -162,7 +160,7 @@ async def _unresolved(store: Store) -> list[Ticket]:
     return await store.tickets(TicketFilter(unresolved))
 
 
-async def _ticket_for(store: Store, invariant: str) -> Ticket | None:
+async def _ticket_of(store: Store, invariant: str) -> Ticket | None:
     found = await store.tickets(TicketFilter())
     return next((one for one in found if one.key.invariant == invariant), None)
 
@@ -195,7 +193,7 @@ def _check_diagnosis(diagnosis: Diagnosis, culprits: Sequence[str]) -> None:
 def _check_answer(
     what: str, answer: Json, grounded: Grounded, culprits: Sequence[str]
 ) -> None:
-    """Raise DemoFailed unless the answer names the culprits and quotes the evidence."""
+    """Raise DemoFailed unless the answer names the culprits and cites the evidence."""
     text = f"{answer['summary']} {answer['root_cause']}"
     if missing := [name for name in culprits if name not in text]:
         raise DemoFailed(f"{what} does not name {', '.join(missing)}: {text}")
@@ -206,7 +204,7 @@ def _check_answer(
 # ------------------------------------------------------------------ the terminal
 
 
-class ScenePrinter:
+class StepPrinter:
     """Print one line for each step of the demo, with the seconds since the fault."""
 
     def __init__(self, console: Console) -> None:

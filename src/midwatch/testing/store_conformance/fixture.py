@@ -1,4 +1,4 @@
-"""What a check stands on: a new store, a clock it moves, and the steps that every check needs."""
+"""The fixture of a check: a new store, a clock that the check moves, and steps that checks share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from midwatch._moved import renamed
 from midwatch.errors import MidwatchError
 from midwatch.model import Facts, Key, Severity, Ticket, Violation
 from midwatch.store.protocol import (
@@ -24,7 +25,7 @@ LEASE = 30.0
 
 
 class MovableClock:
-    """A database's clock that only the check moves. Takes and ignores whatever a store passes."""
+    """A clock for a store, which only the check moves. It ignores the arguments that a store passes."""
 
     def __init__(self, start: datetime = datetime(2026, 3, 1, 12, tzinfo=UTC)) -> None:
         self.now = start
@@ -33,7 +34,7 @@ class MovableClock:
         return self.now
 
     def move(self, seconds: float) -> None:
-        """Forward, or back where negative."""
+        """Move forward by `seconds`, or back if negative."""
         self.now += timedelta(seconds=seconds)
 
     def after(self, seconds: float) -> datetime:
@@ -44,14 +45,16 @@ MakeStore = Callable[[MovableClock], Awaitable[Store]]
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
+class StoreFixture:
+    """The store under test, its clock, and the steps that checks share."""
+
     store: Store
     clock: MovableClock
 
     async def cycle(
         self, changes: Changes = Changes(), subject: str = "db", group_wait: float = 0.0
     ) -> SavedCycle:
-        """A good look on the present revision."""
+        """Save a successful observation on the current revision."""
         revision = (await self.store.watch(subject)).revision
         return await self.store.save_cycle(
             subject, revision, changes, group_wait=group_wait
@@ -60,7 +63,7 @@ class Stand:
     async def fail(
         self, error: str, changes: Changes = Changes(), subject: str = "db"
     ) -> SavedCycle:
-        """A failed look on the present revision."""
+        """Save a failed observation on the current revision."""
         revision = (await self.store.watch(subject)).revision
         return await self.store.save_cycle(subject, revision, changes, error=error)
 
@@ -71,7 +74,7 @@ class Stand:
         severity: Severity = Severity.WARNING,
         group_wait: float = 0.0,
     ) -> tuple[Ticket, ...]:
-        """Open a ticket per component, all in one cycle."""
+        """Open one ticket per component, all in one cycle."""
         openings = tuple(
             opening(component, subject=subject, severity=severity)
             for component in components
@@ -80,7 +83,7 @@ class Stand:
         return saved.opened
 
     async def open_apart(self, count: int) -> list[Ticket]:
-        """Tickets in batches of their own, a second apart."""
+        """Open `count` tickets, each in its own batch, a second apart."""
         found: list[Ticket] = []
         for number in range(count):
             found += await self.open(f"c{number}")
@@ -111,7 +114,7 @@ class Stand:
         )
 
     async def diagnose(self, finish: Finish = Finish("answered")) -> tuple[Claim, int]:
-        """Claim the next batch and end one call so."""
+        """Claim the next batch, begin a call and end it with `finish`."""
         claim = await self.claim()
         diagnosis = await self.begin(claim)
         assert await self.store.finish(claim, diagnosis, finish)
@@ -124,7 +127,7 @@ class Stand:
         return [row.action for row in await self.store.history(ticket.id)]
 
 
-Check = Callable[[Stand], Awaitable[None]]
+Check = Callable[[StoreFixture], Awaitable[None]]
 
 
 async def run_check(check: Check, make_store: MakeStore) -> None:
@@ -132,7 +135,7 @@ async def run_check(check: Check, make_store: MakeStore) -> None:
     clock = MovableClock()
     store = await make_store(clock)
     try:
-        await check(Stand(store, clock))
+        await check(StoreFixture(store, clock))
     finally:
         await store.close()
 
@@ -167,3 +170,7 @@ async def raises(kind: type[MidwatchError], call: Awaitable[object]) -> None:
     except kind:
         return
     raise AssertionError(f"{kind.__name__} was not raised")
+
+
+def __getattr__(name: str) -> object:
+    return renamed(__name__, name)

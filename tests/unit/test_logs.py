@@ -1,0 +1,34 @@
+"""Logs: what libraries log has the same form as the rest, and holds no secret."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from midwatch.logs import forward_library_logs, open_log
+from midwatch.redaction import Redactor
+from midwatch.settings import LogSettings
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    root.handlers[:] = before
+
+
+def test_what_libraries_log_is_forwarded_once_and_redacted() -> None:
+    stream = io.StringIO()
+    log = open_log(LogSettings(format="json"), stream, Redactor(["hunter2hunter2"]))
+    forward_library_logs(log)
+    forward_library_logs(log)
+    logging.getLogger("psycopg").warning("not cancelled: %s", "hunter2hunter2")
+    logging.getLogger("httpx").info("a request")
+    (line,) = map(json.loads, stream.getvalue().splitlines())
+    assert (line["level"], line["logger"]) == ("warning", "psycopg")
+    assert (
+        line["event"].startswith("not cancelled: ") and "hunter2" not in line["event"]
+    )
