@@ -1,13 +1,16 @@
-"""How the Claude API is reached: the provider, its credentials, and the variables of the network. Pure.
+"""How the Claude API is reached: the provider, its credentials, and the variables of the network.
 
 Diagnoses and sessions use the same `ApiAccess`. It is read from an environment as `anthropic.Anthropic()` reads it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ssl
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from midwatch.errors import SettingsError
@@ -54,6 +57,7 @@ class ApiAccess:
         headers: Headers added to every request.
         provider: Whose API it is. The credentials of a cloud come from `environ`, as its own tools read them.
         environ: The variables of proxies, certificates and clouds; others are ignored.
+        client: The SDK's client of a cloud; None makes one of `environ` when it is needed.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -62,6 +66,7 @@ class ApiAccess:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     provider: Provider = "anthropic"
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    client: Any = field(default=None, repr=False)
 
     @classmethod
     def from_environ(
@@ -111,6 +116,27 @@ class ApiAccess:
             for name, value in self.network.items()
             if name.upper() in PROXIES and _has_login(value)
         }
+
+    @property
+    def has_credentials(self) -> bool:
+        """Whether there is something to log in with; those of a cloud are found when they are used."""
+        named = {name.lower() for name in self.headers}
+        return bool(
+            self.provider != "anthropic"
+            or self.api_key
+            or self.auth_token
+            or named & {"authorization", "x-api-key"}
+        )
+
+    @property
+    def needs_relay(self) -> bool:
+        """Whether the program may not have all that its requests need."""
+        return self.has_secrets or bool(self.secret_proxies)
+
+    def plain_variables(self) -> dict[str, str]:
+        """Return the variables of a program that needs no relay."""
+        base = {"ANTHROPIC_BASE_URL": self.base_url} if self.base_url else {}
+        return {**self.network, **base}
 
     @property
     def has_secrets(self) -> bool:
@@ -172,16 +198,122 @@ _TOKEN = frozenset(
 )
 
 
-def check_provider(name: str) -> Provider:
-    """Return the provider of this name. Raises SettingsError."""
-    for one in get_args(Provider):
-        if one == name:
-            return one  # type: ignore[no-any-return]
-    raise SettingsError(
-        f"{name!r} is not a provider",
-        path="anthropic.provider",
-        hint=f"choose from {', '.join(get_args(Provider))}",
+# ------------------------------------------------------------------ clients of the SDK
+
+_CLOUD_CLIENTS: Mapping[str, Provider] = {
+    "AnthropicBedrock": "bedrock",
+    "AsyncAnthropicBedrock": "bedrock",
+    "AnthropicVertex": "vertex",
+    "AsyncAnthropicVertex": "vertex",
+}
+_SDK_HEADERS = frozenset(
+    "accept content-type user-agent anthropic-version x-stainless-async".split()
+)
+
+
+def access_of(client: Any) -> ApiAccess:
+    """Return what a client of the Anthropic SDK was made with: its key or token, its address, its default headers."""
+    if isinstance(client, ApiAccess):
+        return client
+    names = (one.__name__ for one in type(client).__mro__)
+    provider = next((_CLOUD_CLIENTS[n] for n in names if n in _CLOUD_CLIENTS), None)
+    base_url = str(client.base_url).rstrip("/") if client.base_url else None
+    if provider is not None:
+        return ApiAccess(base_url=base_url, provider=provider, client=client)
+    key, token = client.api_key or None, getattr(client, "auth_token", None) or None
+    own = {f"Bearer {key}", f"Bearer {token}", key}
+    headers = {
+        name: value
+        for name, value in getattr(client, "default_headers", {}).items()
+        if isinstance(value, str)
+        and name.lower() not in _SDK_HEADERS
+        and not name.lower().startswith("x-stainless-")
+        and not (name.lower() in ("authorization", "x-api-key") and value in own)
+    }
+    return ApiAccess(key, base_url, None if key else token, headers)
+
+
+def cloud_client(access: ApiAccess, **options: Any) -> Any:
+    """Return the SDK's asynchronous client of a cloud. Raises SettingsError, which names what is missing."""
+    if access.client is not None:
+        return access.client
+    environ = access.environ
+    if access.provider == "bedrock":
+        from anthropic import AsyncAnthropicBedrock
+
+        token = environ.get("AWS_BEARER_TOKEN_BEDROCK") or None
+        if token is None:
+            _need("boto3", access.provider)
+        try:
+            return AsyncAnthropicBedrock(
+                api_key=token,
+                aws_region=environ.get("AWS_REGION")
+                or environ.get("AWS_DEFAULT_REGION")
+                or None,
+                base_url=access.base_url,
+                default_headers=dict(access.headers),
+                **options,
+            )
+        except ValueError:
+            raise _missing("AWS_REGION", "the region, such as us-east-1") from None
+    from anthropic import AsyncAnthropicVertex
+
+    _need("google.auth", access.provider)
+    for name, hint in (
+        ("CLOUD_ML_REGION", "the region, such as global or europe-west1"),
+        ("ANTHROPIC_VERTEX_PROJECT_ID", "the project on Google Cloud"),
+    ):
+        if not environ.get(name):
+            raise _missing(name, hint)
+    return AsyncAnthropicVertex(
+        region=environ["CLOUD_ML_REGION"],
+        project_id=environ["ANTHROPIC_VERTEX_PROJECT_ID"],
+        base_url=access.base_url,
+        default_headers=dict(access.headers),
+        **options,
     )
+
+
+def _need(module: str, provider: Provider) -> None:
+    """Raise SettingsError if the library of a provider is not installed."""
+    from importlib.util import find_spec
+
+    with contextlib.suppress(ImportError):
+        if find_spec(module) is not None:
+            return
+    name = {"google.auth": "google-auth"}.get(module, module)
+    raise SettingsError(
+        f"{provider} needs {name}, which is not installed",
+        path="anthropic.provider",
+        hint=f"pip install 'midwatch[{provider}]'",
+    )
+
+
+def _missing(name: str, what: str) -> SettingsError:
+    return SettingsError("is not set", path=name, hint=f"set it to {what}")
+
+
+def credential_errors() -> tuple[type[Exception], ...]:
+    """Return the errors with which a cloud's library says that it has no credentials, or cannot renew them."""
+    found: list[type[Exception]] = [RuntimeError, ImportError]
+    for module, name in (
+        ("botocore.exceptions", "BotoCoreError"),
+        ("google.auth.exceptions", "GoogleAuthError"),
+    ):
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
+
+
+def trust(environ: Mapping[str, str]) -> ssl.SSLContext:
+    """Return whom to trust: SSL_CERT_FILE, SSL_CERT_DIR or the usual ones, and NODE_EXTRA_CA_CERTS beside them."""
+    import httpx2
+
+    context = httpx2.create_ssl_context()
+    if extra := environ.get("NODE_EXTRA_CA_CERTS"):
+        with contextlib.suppress(OSError):  # the program warns of it, and goes on
+            context.load_verify_locations(extra)
+    return context
 
 
 def _has_login(url: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from midwatch.provider import Provider
 from midwatch.units import Bytes, Ratio, Seconds
 
 DEFAULT_FILE = "midwatch.yaml"
@@ -23,6 +24,10 @@ class Group(BaseModel):
 class AnthropicSettings(Group):
     """The Messages API."""
 
+    provider: Provider = Field(
+        "anthropic",
+        description="Whose API diagnoses and sessions use: anthropic (or a gateway), bedrock or vertex.",
+    )
     model: str = Field(DEFAULT_MODEL, description="The model that writes diagnoses.")
     api_key_file: Path | None = Field(
         None, description="A file with the key; ANTHROPIC_API_KEY takes precedence."

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from midwatch.cli.app import Edge, api_key, open_database, secrets_of
+from midwatch.cli.app import Edge, api_access, open_database, secrets_of
 from midwatch.cli.output import GREEN, RED, YELLOW, Output
 from midwatch.cli.stats import alive_within
 from midwatch.cli.tickets import AsJson
@@ -196,19 +196,22 @@ async def _claude(edge: Edge, settings: Settings) -> list[Finding]:
 
     model = settings.anthropic.model
     try:
-        key = api_key(settings, edge.environ)
+        access = api_access(settings, edge.environ)
     except SettingsError as error:
         return [failed("key", error)]
     found = []
-    if key is None:
+    if access is None:
         text = "none: tickets get first aid only (set ANTHROPIC_API_KEY or anthropic.api_key_file)"
         found.append(warning("key", text))
     else:
-        base_url = edge.environ.get("ANTHROPIC_BASE_URL") or None
-        result = await probe(key, model, base_url)
+        result = await probe(access, model)
         grade = Grade.OK if result.works else Grade.FAILED
         grade = Grade.WARNING if result.temporary else grade
-        found.append(Finding("key", grade, result.message.replace(key, "***")))
+        text = result.message
+        for secret in access.secrets:
+            text = text.replace(secret, "***")
+        what = "key" if access.provider == "anthropic" else access.provider
+        found.append(Finding(what, grade, text))
     if end := end_of_life(model):
         found.append(warning("model", f"{model} is not served after {end}"))
     elif not is_known(model):

@@ -108,7 +108,7 @@ class PodTask:
         for name, value in self.variables.of_the_program.items():
             if shapes.value({name: value}).get(name) != value:
                 known.append(value)
-        return [self.access.api_key, *known]
+        return [*self.access.secrets, *known]
 
 
 def read_identity(environ: Mapping[str, str]) -> Identity:

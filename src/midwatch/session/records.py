@@ -589,6 +589,7 @@ def _sum(one: SessionStatus, other: SessionStatus, sign: int) -> SessionStatus:
         one,
         run=one.run + sign * other.run,
         turns=one.turns + sign * other.turns,
+        requests=one.requests + sign * other.requests,
         prompts=one.prompts + sign * other.prompts,
         retries=one.retries + sign * other.retries,
         active_seconds=one.active_seconds + sign * other.active_seconds,

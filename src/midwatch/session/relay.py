@@ -13,16 +13,22 @@ import contextlib
 import hmac
 import json
 import secrets
-import ssl
 from collections.abc import AsyncIterator, Mapping
+from inspect import iscoroutinefunction
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 import h11
 import httpx2
 
-from midwatch.provider import PROXIES, ApiAccess
+from midwatch.provider import (
+    PROXIES,
+    ApiAccess,
+    cloud_client,
+    credential_errors,
+    trust,
+)
 
 _HOST = "127.0.0.1"
 _MAX_HEAD, _MAX_BODY = 256 * 1024, 64 * 1024 * 1024  # bytes of a request
@@ -35,37 +41,34 @@ _ONE_HOP = frozenset(
 """Headers of a request that are between two hops, or that the relay sets itself."""
 
 
-class Signer(Protocol):
-    """Adds the credentials to a request; a client of the Anthropic SDK for a cloud."""
-
-    @property
-    def base_url(self) -> object: ...
-    async def _prepare_request(self, request: Any) -> None: ...
-
-
 class _CloudAuth(httpx2.Auth):
+    """Signs requests as the SDK's client of a cloud does."""
+
     requires_request_body = True
 
-    def __init__(self, signer: Signer) -> None:
-        self._signer = signer
+    def __init__(self, client: Any) -> None:
+        self._client = client
 
     async def async_auth_flow(self, request: httpx2.Request) -> Any:
-        await self._signer._prepare_request(request)
+        prepare = self._client._prepare_request
+        if iscoroutinefunction(prepare):
+            await prepare(request)
+        else:  # a client without an event loop may wait for its credentials
+            await asyncio.to_thread(prepare, request)
         yield request
 
 
 class Relay:
     """Serves one start of the program, from `async with` on.
 
-    Args:
-        access: What the API needs.
-        signer: The SDK's client of a cloud; None for Anthropic's API and its gateways.
+    Raises SettingsError for a cloud without what it needs.
     """
 
-    def __init__(self, access: ApiAccess, signer: Signer | None = None) -> None:
+    def __init__(self, access: ApiAccess) -> None:
         self._access = access
-        self._signer = signer
-        self._base = str(signer.base_url if signer else access.base_url or _ANTHROPIC)
+        self._cloud = None if access.provider == "anthropic" else cloud_client(access)
+        base = self._cloud.base_url if self._cloud else access.base_url
+        self._base = str(base or _ANTHROPIC)
         self.token = f"relay-{secrets.token_urlsafe(32)}"
         self._server: asyncio.Server | None = None
         self._busy: set[asyncio.Task[None]] = set()
@@ -73,7 +76,7 @@ class Relay:
 
     async def __aenter__(self) -> Self:
         self._client = httpx2.AsyncClient(
-            auth=_CloudAuth(self._signer) if self._signer else None,
+            auth=_CloudAuth(self._cloud) if self._cloud else None,
             verify=trust(self._access.environ),
             timeout=httpx2.Timeout(None, connect=_CONNECT_WITHIN),
             follow_redirects=False,
@@ -204,7 +207,7 @@ class Relay:
     def _path(self, request: h11.Request) -> str | None:
         """Return the path to ask for, with its query; None for a request without the token."""
         path = request.target.decode("ascii")
-        if self._signer is not None:
+        if self._cloud is not None:
             given, _, rest = path[1:].partition("/")
             return f"/{rest}" if self._knows(given) else None
         headers = {name: value.decode("latin-1") for name, value in request.headers}
@@ -235,8 +238,7 @@ class Relay:
             text = f"{host} cannot be reached: {error or type(error).__name__}"
             await _send(connection, writer, _error(502, "api_error", text))
             return False
-        # boto3 and google-auth have errors of their own for credentials that are missing.
-        except Exception as error:
+        except credential_errors() as error:
             text = f"no credentials for {self._access.provider}: {error}"
             await _send(connection, writer, _error(401, "authentication_error", text))
             return False
@@ -255,7 +257,7 @@ class Relay:
             if name.decode("ascii") not in _ONE_HOP
         ]
         added = dict(self._access.headers)
-        if self._signer is None:
+        if self._cloud is None:
             added = {**_credentials(self._access), **added}
         replaced = {name.lower() for name in added}
         return [*(one for one in kept if one[0] not in replaced), *added.items()]
@@ -304,15 +306,6 @@ class Relay:
 
 
 _ANTHROPIC = "https://api.anthropic.com"
-
-
-def trust(environ: Mapping[str, str]) -> ssl.SSLContext:
-    """Return whom to trust: SSL_CERT_FILE, SSL_CERT_DIR or the usual ones, and NODE_EXTRA_CA_CERTS beside them."""
-    context = httpx2.create_ssl_context()
-    if extra := environ.get("NODE_EXTRA_CA_CERTS"):
-        with contextlib.suppress(OSError):  # the program warns of it, and goes on
-            context.load_verify_locations(extra)
-    return context
 
 
 def _credentials(access: ApiAccess) -> dict[str, str]:
