@@ -253,11 +253,11 @@ class SessionSettings(Group):
     )
     folder: Path | None = Field(
         None,
-        description="Folder of sessions and their workspaces; null for ~/.local/state/midwatch.",
+        description="Folder of sessions and their workspaces; null for $XDG_STATE_HOME/midwatch, else ~/.local/state/midwatch.",
     )
     cache_folder: Path | None = Field(
         None,
-        description="Folder of repository mirrors; null for ~/.cache/midwatch.",
+        description="Folder of repository mirrors; null for $XDG_CACHE_HOME/midwatch, else ~/.cache/midwatch.",
     )
     cache_size: Bytes = Field(
         20_000_000_000,

@@ -7,25 +7,25 @@ import json
 import re
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import anthropic
 import pytest
 import trustme
 
 from midwatch.agent.claude import Claude, probe
-from midwatch.agent.diagnosis import Prompt
+from midwatch.agent.diagnosis import Prompt, paid
 from midwatch.diagnosis_schema import Kind
-from midwatch.model import Usage
+from midwatch.errors import MidwatchError
+from midwatch.model import Context, Usage
 from midwatch.pricing import cost_usd
 from midwatch.provider import ApiAccess
 from midwatch.session.agentic_session import AsyncAgenticSession
-from midwatch.session.errors import MidwatchError
 from midwatch.session.events import Message, Started, TurnResult
 from midwatch.session.log import conversation_id
 from midwatch.session.transcripts import FileTranscripts, read_entries
@@ -284,7 +284,7 @@ async def test_the_sdk_asks_for_messages() -> None:
         assert (await probe(access, "claude-sonnet-5-5")).works
         asked = [(r.method, r.path, r.query) for r in api.requests]
     assert asked == [
-        ("POST", "/v1/messages", "beta=true"),
+        ("POST", "/v1/messages", ""),
         ("GET", "/v1/models/claude-sonnet-5-5", ""),
     ]
     missing = Rule(unknown_model(), path="/v1/models/claude-sonnet-5-5", method="GET")
@@ -551,35 +551,26 @@ async def test_a_gateways_name_costs_what_the_model_costs() -> None:
         "arn:aws:bedrock:us-east-1:1:inference-profile/us.anthropic.claude-sonnet-4-5-20250929-v1:0",
     ):
         assert cost_usd(name, usage) == cost_usd("claude-sonnet-4-5", usage), name
-    for name in ("us.anthropic.claude-sonnet-4-5-20250929-v1:0", "team-fast"):
+    for name in ("us.anthropic.claude-sonnet-5-5-v1:0", "team-fast"):
         counted = api_.Usage(input_tokens=1000, output_tokens=1000)
         async with ScriptedMessagesAPI(Answer(usage=counted, model=name)) as api:
             access = ApiAccess("sk-test", api.base_url)
-            reply = await diagnosed(access, "claude-sonnet-4-5")
+            reply = await diagnosed(access)
         assert reply.kind is Kind.ANSWERED and reply.model == name
-        assert reply.cost_usd == cost_usd("claude-sonnet-4-5", usage), name
+        cost = paid(reply, "answered", Context((), (), datetime.now(UTC))).cost_usd
+        assert cost == cost_usd("claude-sonnet-5-5", usage), name
 
 
 @holds("A refused request costs nothing")
 async def test_a_refused_request_costs_nothing(tmp_path: Path) -> None:
     refusals = [bad_request("no such field"), Answer("Fine.")]
-    async with ScriptedMessagesAPI(Rule(refusals, tools=True)) as api:
-        session = session_in(tmp_path / "refused", api) if _made(tmp_path, "refused") else None  # fmt: skip
-        assert session is not None
-        await collect(session, "Hi.")
-        assert len(api.calls) == 2
-    async with ScriptedMessagesAPI(Rule("Fine.", tools=True)) as api:
-        _made(tmp_path, "plain")
-        plain = session_in(tmp_path / "plain", api)
-        await collect(plain, "Hi.")
-    assert session.status().cost_usd == plain.status().cost_usd > 0
-    assert (session.status().requests, plain.status().requests) == (2, 1)
-
-
-def _made(root: Path, name: str) -> bool:
-    (root / name).mkdir()
-    return True
-
-
-assert anthropic.__version__  # the SDK of the diagnoses
-_ = Mapping
+    sessions = []
+    for name, answers in (("refused", refusals), ("plain", refusals[1:])):
+        (tmp_path / name).mkdir()
+        async with ScriptedMessagesAPI(Rule(answers, tools=True)) as api:
+            session = session_in(tmp_path / name, api)
+            await collect(session, "Hi.")
+        sessions.append(session.status())
+    refused, plain = sessions
+    assert refused.cost_usd == plain.cost_usd > 0
+    assert (refused.requests, plain.requests) == (2, 1)

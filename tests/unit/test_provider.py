@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from typing import Any
+
 import anthropic
 import pytest
 
 from midwatch.errors import SettingsError
-from midwatch.provider import ApiAccess, check_provider, parse_headers
+from midwatch.provider import (
+    ApiAccess,
+    Provider,
+    access_of,
+    cloud_client,
+    parse_headers,
+)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +96,42 @@ def test_every_secret_is_known_to_the_redactor() -> None:
     assert "ops" not in known and "the-" not in repr(access)
 
 
-def test_a_provider_is_one_of_three() -> None:
-    assert check_provider("bedrock") == "bedrock"
-    with pytest.raises(SettingsError, match="azure"):
-        check_provider("azure")
+@pytest.mark.parametrize("kind", [anthropic.Anthropic, anthropic.AsyncAnthropic])
+def test_a_client_of_the_sdk_is_taken_with_its_headers(kind: Any) -> None:
+    headers = {"X-Team": "ops", "Authorization": "Bearer other"}
+    client = kind(
+        auth_token="tok", base_url="https://gateway/", default_headers=headers
+    )
+    access = access_of(client)
+    assert access.auth_token == "tok" and access.api_key is None
+    assert access.base_url == "https://gateway" and access.headers == headers
+    plain = access_of(kind(api_key="sk-1"))
+    assert plain.api_key == "sk-1" and not plain.headers and not plain.needs_relay
+
+
+def test_a_client_of_a_cloud_signs_the_requests_itself() -> None:
+    client = anthropic.AsyncAnthropicBedrock(api_key="tok", aws_region="eu-west-1")
+    access = access_of(client)
+    assert access.provider == "bedrock" and access.client is client
+    vertex = anthropic.AnthropicVertex(
+        region="global", project_id="p", access_token="t"
+    )
+    assert access_of(vertex).provider == "vertex"
+
+
+@pytest.mark.parametrize(
+    ("provider", "environ", "named"),
+    [
+        ("bedrock", {"AWS_BEARER_TOKEN_BEDROCK": "t"}, "AWS_REGION"),
+        ("vertex", {}, "CLOUD_ML_REGION"),
+        ("vertex", {"CLOUD_ML_REGION": "global"}, "ANTHROPIC_VERTEX_PROJECT_ID"),
+    ],
+)
+def test_what_a_cloud_lacks_is_named(
+    provider: Provider, environ: dict[str, str], named: str
+) -> None:
+    access = ApiAccess.from_environ(environ, provider=provider)
+    with pytest.raises(SettingsError) as raised:
+        cloud_client(access)
+    missing = find_spec("google") is None and provider == "vertex"
+    assert ("midwatch[vertex]" if missing else named) in raised.value.one_line()

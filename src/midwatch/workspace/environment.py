@@ -100,7 +100,7 @@ class GitEnvironment:
             environ: The environment of the process.
             credentials: Tokens.
         """
-        home = environ.get("HOME") or _home_of_user()
+        home = environ.get("HOME") or _home_in_user_database()
         return cls(
             path=environ.get("PATH") or cls().path,
             home=Path(home) if home else None,
@@ -122,9 +122,27 @@ class GitEnvironment:
         return text
 
 
-def default_home() -> Path:
-    """Return the home folder of the present user, from the user database."""
-    return Path(_home_of_user() or "/")
+def default_home(environ: Mapping[str, str] | None = None) -> Path:
+    """Return the home folder: HOME, or that of the user database if HOME is not an absolute path."""
+    named = (os.environ if environ is None else environ).get("HOME", "")
+    return Path(named if os.path.isabs(named) else _home_in_user_database() or "/")
+
+
+def state_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """Return the folder for state by default: that of XDG_STATE_HOME, else `~/.local/state/midwatch`."""
+    return _xdg_folder("XDG_STATE_HOME", ".local/state", environ)
+
+
+def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """Return the folder for caches by default: that of XDG_CACHE_HOME, else `~/.cache/midwatch`."""
+    return _xdg_folder("XDG_CACHE_HOME", ".cache", environ)
+
+
+def _xdg_folder(name: str, default: str, environ: Mapping[str, str] | None) -> Path:
+    """Return a folder by the XDG Base Directory Specification, which ignores relative paths."""
+    named = (os.environ if environ is None else environ).get(name, "")
+    above = Path(named) if os.path.isabs(named) else default_home(environ) / default
+    return above / "midwatch"
 
 
 def git_variables(
@@ -186,7 +204,7 @@ def _credential_settings(
     return [(f"credential.{scope}.helper", _HELPER)]
 
 
-def _home_of_user() -> str:
+def _home_in_user_database() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:  # a container may run as a user without an entry

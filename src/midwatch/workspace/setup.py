@@ -15,7 +15,7 @@ from pathlib import Path
 from midwatch.files import locked_if_free
 from midwatch.lifecycle import Clock, cancel
 from midwatch.workspace.clone import Cloner, Identity
-from midwatch.workspace.environment import GitEnvironment, default_home
+from midwatch.workspace.environment import GitEnvironment, cache_folder
 from midwatch.workspace.errors import WorkspaceExists, WorkspaceRefused
 from midwatch.workspace.git import Git, GitLimits, OnProgress, map_disk_error
 from midwatch.workspace.mirrors import DEFAULT_MAX_BYTES, Mirrors
@@ -35,7 +35,7 @@ from midwatch.workspace.record import (
 
 def default_cache() -> Path:
     """Return the user's cache folder, for mirrors and the state of workspaces."""
-    return default_home() / ".cache" / "midwatch"
+    return cache_folder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class WorkspaceOptions:
     Attributes:
         session: Name of the session, part of the default `branch`.
         branch: The branch that the session works on; `midwatch/<session>` by default.
-        cache: The folder of mirrors, outside of the workspace; `~/.cache/midwatch` by default.
+        cache: The folder of mirrors, outside of the workspace; `$XDG_CACHE_HOME/midwatch` by default, else `~/.cache/midwatch`.
         state: The state folder, outside of the workspace; in the cache by default.
         use_mirrors: Clone from mirrors.
         mirror_bytes: The largest size of all mirrors together.
