@@ -50,9 +50,17 @@ def clean(text: str | bytes, *, longest: int | None = LONGEST_LINE) -> str:
     text = _RETURNS.sub("\n", text)
     text = _TERMINAL.sub("", text).replace("\0", "")
     text = _SURROGATES.sub("\ufffd", text)
-    text = _CONTROLS.sub(_picture, text)
-    text = _UNSEEN.sub(_code_point, text)
+    text = show_unseen(_CONTROLS.sub(_picture, text))
     return text if longest is None else cut_lines(text, longest)
+
+
+def show_unseen(text: str) -> str:
+    """Return text in which every character that cannot be seen is shown by its number: ``<U+202E>``.
+
+    These are the directions of bidirectional text, zero-width characters, fillers and tags: with them
+    source code can look like other code (CVE-2021-42574).
+    """
+    return _UNSEEN.sub(_code_point, text)
 
 
 def _picture(match: re.Match[str]) -> str:

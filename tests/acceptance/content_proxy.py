@@ -157,6 +157,14 @@ class Proxy:
             while not waits(await self.http.get("/metrics")):
                 await asyncio.sleep(0.01)
 
+    async def until_collected(self) -> None:
+        """Return once the first pass of the collector has listed the folders."""
+        async with asyncio.timeout(PATIENCE):
+            metrics = await self.http.get("/metrics")
+            while "\nmidwatch_content_folders " not in metrics.text:
+                await asyncio.sleep(0.01)
+                metrics = await self.http.get("/metrics")
+
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.getvalue().splitlines()]
 

@@ -70,7 +70,7 @@ async def test_an_attempt_that_is_over_changes_nothing(
                 with pytest.raises(Superseded):
                     await one.sync.push(last=last)
             report = await two.sync.push()
-            assert (report.brought, report.conflicts) == (0, ())
+            assert (report.applied, report.conflicts) == (0, ())
             held.write('{"who":"second, later"}\n')
         await two.sync.push(last=True)
         left = two.files()

@@ -23,13 +23,13 @@ from .content_proxy import FOLDER, Caller, Proxy, bearer, check_whole, file, pro
 _until = partial(comes_true, timeout=PATIENCE)
 
 
-async def raw(running: Proxy, data: bytes, wait: float = 5) -> bytes:
+async def raw(running: Proxy, data: bytes) -> bytes:
     """Send these bytes, then nothing. Return the response until the server closes."""
     host, port = running.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(data)
     try:
-        return await asyncio.wait_for(reader.read(), wait)
+        return await asyncio.wait_for(reader.read(), PATIENCE)
     finally:
         writer.close()
         await writer.wait_closed()
@@ -44,7 +44,7 @@ def head(method: str, address: str, **headers: str) -> bytes:
 
 async def test_slow_clients_are_not_waited_for(tmp_path: Path) -> None:
     frames = encode_frame(b"whole") + encode_frame(b"half")[:-1]
-    async with proxy(tmp_path, request_time=0.15) as running:
+    async with proxy(tmp_path, request_time=1.0) as running:
         nothing, half_a_head, body, upload = await asyncio.gather(
             raw(running, b""),
             raw(running, b"GET / HTTP/1.1\r\nHost"),
@@ -63,22 +63,22 @@ async def test_slow_clients_are_not_waited_for(tmp_path: Path) -> None:
 
 async def test_a_connection_is_used_again_while_it_is_used(tmp_path: Path) -> None:
     """The timeout is for a request that does not arrive, not for a pause between two."""
-    async with proxy(tmp_path, request_time=0.1) as running:
+    async with proxy(tmp_path, request_time=0.5) as running:
         caller = running.caller()
         await caller.manifest()
-        await asyncio.sleep(0.15)
+        await asyncio.sleep(0.6)
         host, port = running.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         for _ in range(2):
             writer.write(head("GET", "manifest", If_None_Match=f'"{EMPTY}"'))
             assert b" 304 " in await reader.readuntil(b"\r\n\r\n")
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.6)
         writer.close()
         await writer.wait_closed()
 
 
 async def test_an_answer_that_is_not_read_ends(tmp_path: Path) -> None:
-    async with proxy(tmp_path, request_time=0.15) as running:
+    async with proxy(tmp_path, request_time=1.0) as running:
         data = os.urandom(16 << 20)
         await running.caller().write({"workspace/large": data})
         host, port = running.url.removeprefix("http://").split(":")
@@ -184,7 +184,8 @@ def _aged(running: Proxy, data: bytes, seconds: float) -> Path:
 
 
 async def test_only_chunks_that_nothing_needs_are_removed(tmp_path: Path) -> None:
-    async with proxy(tmp_path, collect_interval=0.05, collect_grace=1000.0) as running:
+    async with proxy(tmp_path, collect_grace=1000.0) as running:
+        await running.until_collected()  # nothing yet: the next pass is that of another process
         caller = running.caller()
         await caller.write({"workspace/a": b"kept", "workspace/b": b"replaced"})
         await caller.put(b"idle", b"young", b"asked for")
@@ -194,8 +195,13 @@ async def test_only_chunks_that_nothing_needs_are_removed(tmp_path: Path) -> Non
         replaced = _aged(running, b"replaced", 5000)
         await caller.write({"workspace/b": b"another"})
         idle = _aged(running, b"idle", 5000)
-        await _until(lambda: not idle.exists())
         young = _aged(running, b"young", 0)
+        async with proxy(tmp_path, collect_grace=1000.0) as other:
+            await _until(
+                lambda: any(line["event"] == "collected" for line in other.lines())
+            )
+            [collected] = [x for x in other.lines() if x["event"] == "collected"]
+        assert collected["chunks"] == 1 and not idle.exists()
         assert all(path.exists() for path in (kept, asked, young))
         assert replaced.exists(), "a reader of the version before may still come for it"
         assert check_whole(running.root) == 2
@@ -216,12 +222,12 @@ async def test_a_folder_that_nobody_uses_is_removed(tmp_path: Path) -> None:
             os.utime(places[name], (time.time() - seconds,) * 2)
 
         for name in names:
-            age(name, 7000)  # not for so long
+            age(name, 5000)  # not for so long
         await callers["read"].manifest()
         await callers["sent"].put(b"b")
         await callers["changed"].commit(version, {"b": file(b"")})
         used = {name: place.stat().st_mtime for name, place in places.items()}
-        recent = time.time() - 60
+        recent = time.time() - 2500
         assert {name for name, at in used.items() if at > recent} == {
             "read",
             "sent",

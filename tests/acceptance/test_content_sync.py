@@ -92,7 +92,7 @@ async def test_everything_arrives_as_it_was(pods: tuple[Side, Side]) -> None:
     await two.sync.pull()
     assert two.files() == one.files()
     again = await two.sync.push()
-    assert (again.files, again.brought) == (0, 0)
+    assert (again.files, again.applied) == (0, 0)
 
 
 async def test_a_change_is_sent_in_two_requests(pods: tuple[Side, Side]) -> None:
@@ -493,15 +493,15 @@ async def test_a_push_that_is_given_up_after_its_commit_is_no_conflict(
     await one.sync.push()
     one.write("workspace/a", "sent")
     round_ = one.sync._rounds
-    bring = round_._bring
+    apply_remote = round_._apply_remote
 
     async def given_up(*_: object) -> int:
         raise asyncio.CancelledError
 
-    round_._bring = given_up  # type: ignore[method-assign,assignment]
+    round_._apply_remote = given_up  # type: ignore[method-assign,assignment]
     with pytest.raises(asyncio.CancelledError):
         await one.sync.push()
-    round_._bring = bring  # type: ignore[method-assign]
+    round_._apply_remote = apply_remote  # type: ignore[method-assign]
     one.write("workspace/a", "sent, and more")
     report = await one.sync.push(last=True)
     assert report.conflicts == ()
@@ -751,7 +751,7 @@ async def test_whatever_happens_both_sides_are_equal_in_the_end(
     one, two = pods
     assert one.files() == two.files()
     report = await two.sync.push()
-    assert (report.files, report.brought) == (0, 0) and report.version != EMPTY
+    assert (report.files, report.applied) == (0, 0) and report.version != EMPTY
     kept = await contents(running)
     for data in story.written - story.unwanted:
         assert name_of(data) in kept, data[:20]

@@ -26,10 +26,9 @@ from midwatch.agent.runner import AgentRunner
 from midwatch.cli.metrics import AGENT, MONITOR, metrics_served
 from midwatch.content.server.app import CONTENT
 from midwatch.errors import SettingsError, StoreBusy
-from midwatch.kube.cache import Queue
+from midwatch.kube.cache import Queue, WatchStats
 from midwatch.kube.crd import crd
 from midwatch.kube.operator import OPERATOR, readiness
-from midwatch.kube.watch import WatchStats
 from midwatch.lifecycle import Liveness, StopEvent
 from midwatch.logs import open_log, quiet_log
 from midwatch.metrics import Answer, Family, health, serving

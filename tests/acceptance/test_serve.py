@@ -257,7 +257,7 @@ def test_a_push_that_is_refused_is_no_success(
     with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
         ended = Pod(tmp_path / "pod", api, repos).serve(AUTO_PUSH_ON_COMPLETE="true")
     assert ended.returncode == 1
-    assert "Failed: PushFailed: it is done, but" in ended.stderr
+    assert "Failed: PushFailed: the session completed, but" in ended.stderr
 
 
 def test_time_is_up(tmp_path: Path, repos: tuple[str, str], hold: Hold) -> None:
@@ -289,7 +289,7 @@ def test_the_hints_are_for_errors_that_there_are() -> None:
     """One that was renamed would lose its hint without anybody noticing."""
     from midwatch import errors
     from midwatch.content import errors as content
-    from midwatch.kube.runner_outcome import HINTS
+    from midwatch.kube.status_writer import HINTS
     from midwatch.session import errors as session
     from midwatch.workspace import errors as workspace
 

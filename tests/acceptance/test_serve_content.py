@@ -11,6 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ from midwatch.kube.runner_workspace import LOCAL_OWNED, PodPlaces, stays_here
 from midwatch.kube.status_writer import NoCluster, StatusCluster
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Json
-from midwatch.session.events import Event, Phase, Prompt, ToolResult
+from midwatch.session.events import Event, Phase, Prompt, ToolResult, TurnResult
 from midwatch.session.runner import SessionRunner
 from midwatch.testing.fakes import options, run_git
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
@@ -144,17 +145,34 @@ def test_a_session_goes_on_with_another_one(
         assert "spec.resumeFrom" in ended.stderr
 
 
-# ------------------------------------------------------------------ in this process, with hurried waits
+# ------------------------------------------------------------------ in this process, with short sleeps
 
 
-class Hurried(SystemClock):
-    """Fifty seconds in one."""
+class FastClock(SystemClock):
+    """Sleeps fifty times as fast; `monotonic` stands still until `start`, then follows the sleeps.
+
+    A sleep is cut into steps of the event loop. So on a busy machine all sleeps get longer alike, no
+    deadline passes while a process starts, and one that does not matter to a test never passes.
+    """
+
+    def __init__(self) -> None:
+        self._now, self._started = 0.0, False
+
+    def start(self) -> None:
+        self._started = True
 
     def monotonic(self) -> float:
-        return super().monotonic() * 50
+        return self._now
 
     async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds / 50)
+        left = seconds
+        while left > 0:
+            step = min(left, 1.0)
+            before = self._now
+            await asyncio.sleep(step / 50)
+            left -= step
+            if self._started:
+                self._now = max(self._now, before + step)
 
 
 class Voice:
@@ -169,30 +187,26 @@ class Voice:
         self.notes.append(text)
 
 
-class Unreachable:
+class Unreachable(NoCluster):
     """An API server that never answers."""
 
     async def get_session(self, namespace: str, name: str) -> Json:
         raise ClusterUnavailable("connection refused")
 
-    async def write_status(
-        self,
-        namespace: str,
-        name: str,
-        propose: Callable[[Json], Json | None],
-        *,
-        seen: Json | None = None,
-        give_up_after: float = 60.0,
-    ) -> Json:
+    async def write_status(self, *_: Any, **__: Any) -> Json:
         raise ClusterUnavailable("connection refused")
 
 
 @contextlib.asynccontextmanager
 async def runner(
-    pod: Pod, cluster: StatusCluster, voice: Voice, timeout: float = 6000
+    pod: Pod,
+    cluster: StatusCluster,
+    voice: Voice,
+    timeout: float = 6000,
+    clock: FastClock | None = None,
 ) -> AsyncIterator[SessionRunner[int]]:
     environ = pod.environ(TIMEOUT=f"{timeout:g}", IDLE_TIMEOUT="6000")
-    task, clock = read_task(sorted_variables(environ)), Hurried()
+    task, clock = read_task(sorted_variables(environ)), clock or FastClock()
     given = task.environment
     places = PodPlaces(given.workspace_path, given.state_path, given.cache_path)
     async with contextlib.AsyncExitStack() as stack:
@@ -239,12 +253,13 @@ async def test_a_proxy_that_is_not_there_at_first_fails_the_session(
     """Nothing is cloned and nothing is saved: an empty workspace must not go over a full one."""
     pod = Pod(tmp_path / "pod", "http://127.0.0.1:1", repos)
     pod.more = content("http://127.0.0.1:1")
-    cluster, voice = NoCluster(), Voice()
+    cluster, clock = NoCluster(), FastClock()
 
-    async with runner(pod, cluster, voice, timeout=100) as running:
+    async with runner(pod, cluster, Voice(), timeout=100, clock=clock) as running:
         working = asyncio.create_task(running.run())
         await _until(lambda: story(cluster) == ("Creating", "WaitingForContent"))
         assert "content proxy" in cluster.body["status"]["message"]
+        clock.start()
         assert await working == 1
     assert story(cluster) == ("Failed", "ContentUnavailable")
     # As long as the session has time, and no longer.
@@ -290,18 +305,20 @@ async def test_a_proxy_that_goes_in_the_middle_does_not_stop_the_session(
 ) -> None:
     gate = Hold(Answer("Done."))
     steps = [bash("echo one > one"), gate]
-    cluster, voice = NoCluster(), Voice()
+    cluster, voice, clock = NoCluster(), Voice(), FastClock()
     async with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
         pod = Pod(tmp_path / "pod", api, repos)
         with process(tmp_path) as (url, pid):
             pod.more = content(url)
-            async with runner(pod, cluster, voice, timeout=300) as running:
+            async with runner(pod, cluster, voice, 300, clock) as running:
                 working = asyncio.create_task(running.run())
                 await gate.arrived()
                 await _until(lambda: saved(cluster) == ("True", "Saved"))
                 os.kill(pid, signal.SIGKILL)
                 await _until(lambda: saved(cluster) == ("False", "ContentUnavailable"))
                 gate.release()
+                await _until(lambda: _has_answered(voice))
+                clock.start()
                 assert await working == 0
     status = cluster.body["status"]
     assert (status["phase"], status["result"]) == ("Completed", "Done.")
@@ -335,16 +352,17 @@ async def test_what_is_saved_and_told_last_outlives_an_outage_of_minutes(
 ) -> None:
     gate = Hold(Answer("Done."))
     steps = [bash("echo one > one"), gate]
-    cluster, clock = AwayAtTheEnd(), Hurried()
+    cluster, clock = AwayAtTheEnd(), FastClock()
     async with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
         pod = Pod(tmp_path / "pod", api, repos)
         with process(tmp_path) as (url, pid):
             pod.more = content(url)
-            async with runner(pod, cluster, Voice()) as running:
+            async with runner(pod, cluster, Voice(), clock=clock) as running:
                 working = asyncio.create_task(running.run())
                 await gate.arrived()
                 await _until(lambda: saved(cluster) == ("True", "Saved"))
                 os.kill(pid, signal.SIGKILL)
+                clock.start()
                 (pod.workspace / "app" / "late").touch()
                 gate.release()
                 await _until(lambda: saved(cluster) == ("False", "ContentUnavailable"))
@@ -409,6 +427,10 @@ async def test_an_end_that_cannot_be_told_has_its_own_exit_code(
             assert await running.run() == 3
     assert pod.status().phase is Phase.COMPLETED
     assert "could not be written: connection refused" in voice.notes[-1]
+
+
+def _has_answered(voice: Voice) -> bool:
+    return any(isinstance(event, TurnResult) for event in voice.events)
 
 
 async def _until(true: Callable[[], bool]) -> None:

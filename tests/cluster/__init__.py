@@ -1,23 +1,23 @@
-"""The nearest thing to a cluster: an API server in memory, and a kubelet that runs real processes."""
+"""A cluster for tests: an API server in memory, and a kubelet that runs real processes."""
 
 from .apiserver import ApiServer
 from .errors import Refused
 from .kubelet import ProcessKubelet, of_session
 from .pods import (
-    Ends,
-    Fates,
+    ContainerExits,
+    ContainerRuns,
     ImagePull,
     InvalidImageName,
+    PodOutcomes,
     PodWorker,
-    Stays,
     Unschedulable,
 )
 from .requests import Fault, Faults, Journal, Request, asking
 
 __all__ = [
     "ApiServer",
-    "Ends",
-    "Fates",
+    "ContainerExits",
+    "PodOutcomes",
     "Fault",
     "Faults",
     "ImagePull",
@@ -27,7 +27,7 @@ __all__ = [
     "ProcessKubelet",
     "Refused",
     "Request",
-    "Stays",
+    "ContainerRuns",
     "Unschedulable",
     "asking",
     "of_session",

@@ -352,7 +352,7 @@ class Api:
         if dry:
             return new
         if self._over(new["metadata"]):
-            # One event, with the object as it was: its last finalizer is told of as DELETED only.
+            # One event, with the object as it was: removing the last finalizer is reported as DELETED only.
             self.state.remove(kind.resource, key_of(new))
             return new
         return self._stored(kind, new)

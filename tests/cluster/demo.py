@@ -50,7 +50,7 @@ _STYLES = {
 class DemoBroke(MidwatchError):
     """The session did not go as it should."""
 
-    hint = "what is told above says where"
+    hint = "see the lines above"
 
 
 class TooLong(TemporaryError):
@@ -86,14 +86,14 @@ class Watch:
         while True:
             body = self._cluster.get(self._name)
             self._tell_events()
-            self._tell_status((body or {}).get("status") or {})
+            self._print_status((body or {}).get("status") or {})
             if true(body):
                 return body or {}
             if time.monotonic() > end:
                 raise TooLong(f"nothing came of it in {timeout:.0f} s")
             time.sleep(_LOOK)
 
-    def tell_end(self, body: Json) -> None:
+    def print_end(self, body: Json) -> None:
         status = body["status"]
         self._console.print()
         table = Table("NAME", "PHASE", "MODEL", "TURNS", "COST", "RESTARTS", box=None)
@@ -115,11 +115,11 @@ class Watch:
         self._console.print(Text(status.get("result", ""), "italic"))
         self._console.print()
 
-    def _tell_status(self, status: Json) -> None:
-        told = tuple(status.get(key) for key in ("phase", "reason", "attempt"))
-        if not status or told == self._last:
+    def _print_status(self, status: Json) -> None:
+        current = tuple(status.get(key) for key in ("phase", "reason", "attempt"))
+        if not status or current == self._last:
             return
-        self._last = told
+        self._last = current
         phase = str(status.get("phase", ""))
         message = status.get("message") or ""
         pod = status.get("podName") or status.get("jobName") or ""
@@ -194,7 +194,7 @@ def _live(cluster: LocalCluster, watch: Watch, folder: Path, hold: Hold | None) 
     if hold is not None:
         _evict(cluster, watch, hold)
     body = watch.until(_finished, _PATIENCE)
-    watch.tell_end(body)
+    watch.print_end(body)
     status = body["status"]
     if status["phase"] != "Completed" or status["repos"][1]["state"] != "pushed":
         raise DemoBroke(f"the session is {status['phase']}: {status.get('message')}")

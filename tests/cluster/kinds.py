@@ -170,7 +170,7 @@ def resource_list(group: str, version: str, kinds: list[Kind]) -> Json:
 
 
 def _part(kind: Kind) -> Json:
-    """What a subresource tells of its kind: it has no names of its own."""
+    """The fields of a subresource that its kind defines; it has no names of its own."""
     return {"singularName": "", "namespaced": kind.namespaced, "kind": kind.kind}
 
 

@@ -3,7 +3,7 @@
 ::
 
     with ApiServer() as server, ProcessKubelet(server, folder) as kubelet:
-        kubelet.fates.wish(ImagePull(), when=of_session("fix"), times=1)
+        kubelet.outcomes.add(ImagePull(), when=of_session("fix"), times=1)
         ...
         kubelet.oom_kill(kubelet.running("team", "fix")[0])
 
@@ -32,7 +32,7 @@ from .apiserver import ApiServer
 from .containers import IMAGE, PYTHON, Credentials, Folders, Image
 from .errors import Refused
 from .jobs import JobController
-from .pods import NODE, Fates, Node, PodWorker, disrupted
+from .pods import NODE, Node, PodOutcomes, PodWorker, disrupted
 from .storage import Change, key_of
 
 Key = tuple[str, str]
@@ -57,7 +57,7 @@ class ProcessKubelet:
         image: Image = IMAGE,
     ) -> None:
         self._server, self._now = server, now
-        self.fates = Fates()
+        self.outcomes = PodOutcomes()
         self.failures: list[Exception] = []
         self._folders = Folders(folder, server.objects)
         credentials = Credentials(server)
@@ -267,7 +267,7 @@ class ProcessKubelet:
             and pod["metadata"]["uid"] not in self._workers
             and not pod["status"].get("startTime")
         ):
-            worker = PodWorker(self._node, pod, self.fates.of(pod))
+            worker = PodWorker(self._node, pod, self.outcomes.for_pod(pod))
             with self._lock:
                 self._workers[pod["metadata"]["uid"]] = worker
 

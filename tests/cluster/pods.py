@@ -1,4 +1,4 @@
-"""One pod on its node: scheduled, mounted, started, followed to its end, or to the fate that a test wishes for it."""
+"""One pod on its node: scheduled, mounted, started, followed to its end, or to the outcome that a test wishes for it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _on_node(pod: Json, phase: str, state: Json, at: str, *, ready: bool) -> Jso
     }
 
 
-# ------------------------------------------------------------------ what happens instead of a plain run
+# ------------------------------------------------------------------ outcomes other than a normal run
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,72 +157,74 @@ class InvalidImageName:
 
 
 @dataclass(frozen=True, slots=True)
-class Ends:
-    """No process: the container runs and has ended at once with this exit code."""
+class ContainerExits:
+    """The container exits at once with this code; no process is started."""
 
     code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Stays:
-    """No process: the container runs until its pod is deleted or lost."""
+class ContainerRuns:
+    """The container runs until its pod is deleted or lost; no process is started."""
 
 
-Fate = Unschedulable | ImagePull | InvalidImageName | Ends | Stays
+PodOutcome = (
+    Unschedulable | ImagePull | InvalidImageName | ContainerExits | ContainerRuns
+)
 
 
 @dataclass(eq=False, slots=True)
-class Wish:
-    """A fate for pods that a predicate takes; `left` of them (None: all)."""
+class OutcomeRule:
+    """An outcome for the pods that `when` selects, for `left` of them (None: all)."""
 
-    fate: Fate
+    outcome: PodOutcome
     when: Callable[[Json], bool]
     left: int | None
-    lifted: bool = False
+    removed: bool = False
 
-    def lift(self) -> None:
-        """What it keeps waiting goes on."""
-        self.lifted = True
+    def remove(self) -> None:
+        """Remove the rule: pods that it holds back start normally."""
+        self.removed = True
 
 
-class Fates:
-    """In the order in which they were wished; each pod gets the first that fits, once."""
+class PodOutcomes:
+    """The rules in their order; a new pod gets the outcome of the first that matches."""
 
     def __init__(self) -> None:
-        self._wishes: list[Wish] = []
+        self._rules: list[OutcomeRule] = []
         self._lock = threading.Lock()
 
-    def wish(
+    def add(
         self,
-        fate: Fate,
+        outcome: PodOutcome,
         when: Callable[[Json], bool] = lambda pod: True,
         *,
         times: int | None = None,
-    ) -> Wish:
-        """For pods made from now on that `when` takes."""
-        made = Wish(fate, when, times)
+    ) -> OutcomeRule:
+        """Add a rule for pods created from now on that `when` selects."""
+        made = OutcomeRule(outcome, when, times)
         with self._lock:
-            self._wishes.append(made)
+            self._rules.append(made)
         return made
 
-    def of(self, pod: Json) -> Wish | None:
+    def for_pod(self, pod: Json) -> OutcomeRule | None:
         with self._lock:
-            for wish in self._wishes:
-                if not wish.lifted and wish.left != 0 and wish.when(pod):
-                    wish.left = None if wish.left is None else wish.left - 1
-                    return wish
+            for rule in self._rules:
+                if not rule.removed and rule.left != 0 and rule.when(pod):
+                    rule.left = None if rule.left is None else rule.left - 1
+                    return rule
         return None
 
 
 # ------------------------------------------------------------------ one pod
 
 RETRY = 0.1
-"""Seconds between two tries of what is missing; minutes on a real node."""
+"""Seconds between two attempts to start a pod; minutes on a real node."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """What all pods share. `programs` maps the first word of what is run to a local command line."""
+    """The state that all pods share. `programs` maps the first word of a command to a local command line."""
 
     objects: Objects
     folders: Folders
@@ -238,12 +240,12 @@ class PodWorker:
 
     node: Node
     pod: Json
-    wish: Wish | None
+    rule: OutcomeRule | None
     process: Process | None = None
     started: str = ""
     lost: bool = False
     over: bool = False
-    _said: Json = field(default_factory=dict)
+    _written: Json = field(default_factory=dict)
     _kill_at: float | None = None
     _again_at: float = 0.0
     _pulls: int = 0
@@ -253,7 +255,7 @@ class PodWorker:
         return self.pod["metadata"]["namespace"], self.pod["metadata"]["name"]
 
     def due(self) -> bool:
-        """Whether a step is worth it although nobody has changed the pod."""
+        """Return whether a step is due although the pod has not changed."""
         if self.lost or self.over:
             return False
         now = time.monotonic()
@@ -264,7 +266,7 @@ class PodWorker:
         return now >= self._again_at
 
     def step(self) -> None:
-        """One look, and what follows from it. Raises Refused where the pod has changed meanwhile."""
+        """Read the pod and take the next step. Raises Refused if the pod changed meanwhile."""
         if self.lost:
             return
         current = self.node.objects.find("pods", *self.key)
@@ -273,7 +275,7 @@ class PodWorker:
             return
         self.pod = current
         if self.over:
-            self._bury()
+            self._remove_if_deleted()
         elif self.started:
             self._follow()
         elif "deletionTimestamp" in current["metadata"]:
@@ -284,13 +286,13 @@ class PodWorker:
     def end_with(
         self, code: int, reason: str, extra: Callable[[Json], Json] = lambda s: s
     ) -> None:
-        """Kill it, and say this about it."""
+        """Kill the process, and report this end."""
         if self.process:
             self.process.kill()
         self._end(code, reason, extra)
 
     def lose(self, *, zombie: bool) -> None:
-        """The node is gone: nothing more is heard of it. A zombie runs on."""
+        """Lose the node: no more status is written. A zombie's process keeps running."""
         self.lost = True
         if self.process and not zombie:
             self.process.kill()
@@ -301,15 +303,15 @@ class PodWorker:
     def _has_exited(self) -> bool:
         return self.process is not None and self.process.code() is not None
 
-    def _fate(self) -> object:
-        return None if self.wish is None or self.wish.lifted else self.wish.fate
+    def _outcome(self) -> object:
+        return None if self.rule is None or self.rule.removed else self.rule.outcome
 
     def _begin(self) -> None:
-        """From a new pod to a running container, or to the reason why not."""
+        """Start the container of a new pod, or write the reason why it cannot start."""
         self._again_at = time.monotonic() + RETRY
-        fate = self._fate()
-        if isinstance(fate, Unschedulable):
-            self._say(unschedulable(fate.message, self._at()))
+        outcome = self._outcome()
+        if isinstance(outcome, Unschedulable):
+            self._write_status(unschedulable(outcome.message, self._at()))
             return
         try:
             mounts = self.node.folders.mounts(self.pod, self._container())
@@ -319,12 +321,12 @@ class PodWorker:
         if not self.pod["spec"].get("nodeName"):
             patch = {"spec": {"nodeName": NODE}}
             self.pod = self.node.objects.merge("pods", *self.key, patch)
-        if isinstance(fate, InvalidImageName):
+        if isinstance(outcome, InvalidImageName):
             image = self._container()["image"]
             said = f'Failed to apply default image tag "{image}": couldn\'t parse image name "{image}": invalid reference format'
             self._wait("InvalidImageName", said)
-        elif isinstance(fate, ImagePull):
-            self._cannot_pull(fate.message)
+        elif isinstance(outcome, ImagePull):
+            self._cannot_pull(outcome.message)
         else:
             self._start(mounts)
 
@@ -343,30 +345,32 @@ class PodWorker:
 
     def _not_mounted(self, message: str) -> None:
         if "persistentvolumeclaim" in message:
-            self._say(unschedulable(f"0/1 nodes are available: {message}.", self._at()))
+            self._write_status(
+                unschedulable(f"0/1 nodes are available: {message}.", self._at())
+            )
         else:
             self._wait("ContainerCreating", "")
 
     def _start(self, mounts: Mapping[str, Path]) -> None:
-        fate, container = self._fate(), self._container()
+        outcome, container = self._outcome(), self._container()
         try:
             own = environment(self.node.objects, self.pod, container)
         except ConfigError as error:
             self._wait("CreateContainerConfigError", str(error))
             return
-        if not isinstance(fate, (Ends, Stays)) and not self._run(
+        if not isinstance(outcome, (ContainerExits, ContainerRuns)) and not self._run(
             container, own, mounts
         ):
             return
         self.started = self._at()
-        self._say(running(self.pod, self.started))
-        if isinstance(fate, Ends):
-            self._end(fate.code, "Error" if fate.code else "Completed")
+        self._write_status(running(self.pod, self.started))
+        if isinstance(outcome, ContainerExits):
+            self._end(outcome.code, "Error" if outcome.code else "Completed")
 
     def _run(
         self, container: Json, own: Mapping[str, str], mounts: Mapping[str, Path]
     ) -> bool:
-        """Start the process; false if there is no such program."""
+        """Start the process. Return False if its program does not exist."""
         places = self.node.folders.placed(self.pod, mounts)
         variables = self._variables(own, places)
         argv = self._argv(container, variables, places)
@@ -390,7 +394,7 @@ class PodWorker:
     def _variables(
         self, own: Mapping[str, str], places: Mapping[str, str]
     ) -> dict[str, str]:
-        """The container's environment, on top of the image's and of what Kubernetes puts there."""
+        """Return the environment of the container, the image and Kubernetes."""
         moved = {name: relocated(value, places) for name, value in own.items()}
         given = {"HOME": str(self._home()), "HOSTNAME": self.key[1]}
         given |= self.node.image.environment
@@ -409,7 +413,7 @@ class PodWorker:
         return [*self.node.programs.get(words[0], words[:1]), *words[1:]]
 
     def _follow(self) -> None:
-        """A running container: its own end, or the one that was ordered."""
+        """Handle the exit or the deletion of a running container."""
         code = self.process.code() if self.process else None
         if code is not None:
             assert self.process
@@ -432,11 +436,11 @@ class PodWorker:
         at = self._at()
         status = ended(self.pod, code, reason, self.started or at, at)
         self.over = True
-        self._say(extra(status))
-        self._bury()
+        self._write_status(extra(status))
+        self._remove_if_deleted()
 
-    def _bury(self) -> None:
-        """A deleted pod leaves the API server once its containers have ended."""
+    def _remove_if_deleted(self) -> None:
+        """Remove a deleted pod from the API server once its containers have ended."""
         if "deletionTimestamp" in self.pod["metadata"]:
             try:
                 self.node.objects.delete("pods", *self.key, grace=0)
@@ -445,18 +449,18 @@ class PodWorker:
                     raise
 
     def _vanished(self) -> None:
-        """Deleted by force: the process ends without a word."""
+        """Kill the process of a pod that was deleted by force."""
         self.over = self.lost = True
         if self.process:
             self.process.kill()
 
     def _wait(self, reason: str, message: str) -> None:
-        self._say(waiting(self.pod, reason, message, self._at()))
+        self._write_status(waiting(self.pod, reason, message, self._at()))
 
-    def _say(self, status: Json) -> None:
-        """Write it, unless nothing but times would change."""
-        if _timeless(status) != _timeless(self._said):
-            self._said = status
+    def _write_status(self, status: Json) -> None:
+        """Write the status, unless only its times would change."""
+        if _timeless(status) != _timeless(self._written):
+            self._written = status
             patch = {"status": status}
             self.pod = self.node.objects.merge("pods", *self.key, patch, sub="status")
 
@@ -474,7 +478,7 @@ class PodWorker:
 
 
 def _timeless(status: object) -> object:
-    """The document without its times."""
+    """Return a document without its times."""
     if isinstance(status, dict):
         return {
             k: _timeless(v) for k, v in status.items() if not k.endswith(("Time", "At"))

@@ -208,7 +208,7 @@ async def _next(
     changes = [first]
     while not queue.empty() and len(changes) < 200:
         changes.append(queue.get_nowait())
-    # Of a revision that is still to come, as after a backup was restored, nothing is told before it is there.
+    # A watch from a future revision, as after a restored backup, sends no event before that revision exists.
     come = [change for change in changes if change.revision > watch.revision]
     return [line for change in come if (line := watch.line(api, change))]
 

@@ -25,9 +25,9 @@ from midwatch.testing.messages_api import (
     unauthorized,
 )
 from tests.cluster import (
+    ContainerRuns,
     ImagePull,
     InvalidImageName,
-    Stays,
     Unschedulable,
     of_session,
 )
@@ -91,9 +91,9 @@ def test_a_resource_lives_to_its_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fate", ["evicted", "preempted", "node lost", "killed", "pod deleted"]
+    "outcome", ["evicted", "preempted", "node lost", "killed", "pod deleted"]
 )
-def test_a_lost_pod_is_started_again_and_goes_on(tmp_path: Path, fate: str) -> None:
+def test_a_lost_pod_is_started_again_and_goes_on(tmp_path: Path, outcome: str) -> None:
     shop, _ = repositories(tmp_path)
     # A runner on a lost node may get its answer as well.
     hold = Hold(Answer("Done."))
@@ -113,14 +113,14 @@ def test_a_lost_pod_is_started_again_and_goes_on(tmp_path: Path, fate: str) -> N
 
         running.until("fix", saved)
         first = running.kubelet.running(TEAM, "fix")
-        if fate == "evicted":
+        if outcome == "evicted":
             running.kubelet.evict(first)
-        elif fate == "preempted":
+        elif outcome == "preempted":
             running.kubelet.preempt(first)
-        elif fate == "node lost":
+        elif outcome == "node lost":
             running.kubelet.lose_node(first, zombie=True)
             running.kubelet.collect_lost(first)
-        elif fate == "killed":
+        elif outcome == "killed":
             running.kubelet.kill(first)
         else:
             running.server.objects.delete("pods", TEAM, first.key[1])
@@ -198,7 +198,7 @@ def test_the_api_server_is_gone_for_a_while(tmp_path: Path) -> None:
         assert body is not None and body["status"]["phase"] == "Completed"
         assert body["status"]["result"] == "Done."
         # The operator is well again: it runs another.
-        running.kubelet.fates.wish(Stays(), when=of_session("next"))
+        running.kubelet.outcomes.add(ContainerRuns(), when=of_session("next"))
         running.create("next", spec(shop))
         running.until("next", told(phase="Creating"))
 
@@ -281,9 +281,9 @@ def test_what_no_other_pod_would_mend_is_the_end(tmp_path: Path) -> None:
         ScriptedMessagesAPI(Rule(hold, tools=True)) as api,
         cluster(tmp_path, api.base_url, unschedulable_grace=2) as running,
     ):
-        for fate in (ImagePull(), InvalidImageName(), Unschedulable()):
-            name = type(fate).__name__.lower()
-            running.kubelet.fates.wish(fate, when=of_session(name))
+        for outcome in (ImagePull(), InvalidImageName(), Unschedulable()):
+            name = type(outcome).__name__.lower()
+            running.kubelet.outcomes.add(outcome, when=of_session(name))
             running.create(name, spec(shop))
         running.create("memory", spec(shop))
         hold.arrived_sync(timeout=PATIENCE)
@@ -313,7 +313,7 @@ def test_two_operators_run_each_session_once(tmp_path: Path) -> None:
         try:
             other.wait_for("operator started")
             for name in names:
-                running.kubelet.fates.wish(Stays(), when=of_session(name))
+                running.kubelet.outcomes.add(ContainerRuns(), when=of_session(name))
                 running.create(name, spec(shop))
             for name in names:
                 running.until(name, told(phase="Creating"))

@@ -14,7 +14,7 @@ import pytest
 from midwatch.kube.rules import PLURAL, SESSION_LABEL
 from midwatch.kube.status import phase_of
 from midwatch.model import Json
-from tests.cluster import Ends, Stays
+from tests.cluster import ContainerExits, ContainerRuns
 from tests.cluster.local import TEAM, Daemon, LocalCluster
 
 from ..waiting import PATIENCE
@@ -41,8 +41,8 @@ def test_a_thousand_at_once_with_two_operators_of_which_one_is_killed(
         other.start()
         try:
             other.wait_for("operator started")
-            running.kubelet.fates.wish(Ends(0), when=_ends)
-            running.kubelet.fates.wish(Stays())
+            running.kubelet.outcomes.add(ContainerExits(0), when=_ends)
+            running.kubelet.outcomes.add(ContainerRuns())
             for number in range(SESSIONS):
                 running.create(_name(number), SPEC)
             _until(lambda: len(_jobs(running)) > KILL_AT)

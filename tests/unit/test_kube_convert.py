@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.kube.convert import convert
+from midwatch.kube.convert import MAX_BYTES, convert, read_documents, write_yaml
 from midwatch.kube.errors import SpecRefused
 from midwatch.kube.resource import read_resource
-from midwatch.kube.yaml import MAX_BYTES, read_documents, write_yaml
 
 URL = "https://git.example/team/app.git"
 

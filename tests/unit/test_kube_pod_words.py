@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from midwatch.kube.runner_outcome import End, in_another_pod
+from midwatch.kube.status_writer import End, in_another_pod
 from midwatch.session.events import Phase
 from midwatch.session.options import OptionOverrides, session_options
 from midwatch.session.runner import permitted
@@ -19,13 +19,13 @@ from midwatch.settings import SessionSettings
             "Completed: done after 2 turns",
         ),
         (
-            End(Phase.FAILED, "PushFailed", "it is done, but"),
-            "Failed: PushFailed: it is done, but",
+            End(Phase.FAILED, "PushFailed", "the session completed, but"),
+            "Failed: PushFailed: the session completed, but",
         ),
         (End(Phase.STOPPED, "Stopped"), "Stopped"),
         (
             in_another_pod(End(Phase.STOPPED, "Stopped")),
-            "not over: PodEnding: its pod was asked to end; another attempt may go on with it",
+            "not finished: PodEnding: its pod was terminated; another attempt may continue it",
         ),
     ],
 )

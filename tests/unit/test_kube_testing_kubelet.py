@@ -14,11 +14,11 @@ import pytest
 
 from tests.cluster import (
     ApiServer,
-    Ends,
+    ContainerExits,
+    ContainerRuns,
     ImagePull,
     ProcessKubelet,
     Refused,
-    Stays,
     Unschedulable,
     of_session,
 )
@@ -312,8 +312,8 @@ def test_a_zombie_of_a_lost_node_keeps_to_its_own_files(
 def test_fates_keep_pods_waiting_until_lifted(
     server: ApiServer, kubelet: ProcessKubelet
 ) -> None:
-    nowhere = kubelet.fates.wish(Unschedulable(), of_session("a"))
-    pull = kubelet.fates.wish(ImagePull(), of_session("b"))
+    nowhere = kubelet.outcomes.add(Unschedulable(), of_session("a"))
+    pull = kubelet.outcomes.add(ImagePull(), of_session("b"))
     server.objects.create(job("true", "a"))
     server.objects.create(job("true", "b"))
 
@@ -324,8 +324,8 @@ def test_fates_keep_pods_waiting_until_lifted(
     wait_until(lambda: pod("a")["status"].get("conditions"))
     assert condition(pod("a"), "PodScheduled")["reason"] == "Unschedulable"
     wait_until(lambda: "ImagePullBackOff" in str(pod("b")["status"]))
-    nowhere.lift()
-    pull.lift()
+    nowhere.remove()
+    pull.remove()
     for name in "ab":
         assert condition(
             server.objects.wait("jobs", "default", name, ended), "Complete"
@@ -375,8 +375,10 @@ def test_a_pod_reaches_the_server_as_its_service_account(
 def test_two_hundred_jobs_without_processes(
     server: ApiServer, kubelet: ProcessKubelet
 ) -> None:
-    kubelet.fates.wish(Ends(0), lambda pod: pod["metadata"]["name"].startswith("e"))
-    kubelet.fates.wish(Stays())
+    kubelet.outcomes.add(
+        ContainerExits(0), lambda pod: pod["metadata"]["name"].startswith("e")
+    )
+    kubelet.outcomes.add(ContainerRuns())
     for number in range(100):
         server.objects.create(job("", f"e{number}"))
         server.objects.create(job("", f"s{number}"))

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-from midwatch.kube.cache import Index, Key
+from midwatch.kube.cache import Index, Key, Reflector, WatchStats
 from midwatch.kube.client import Cluster
 from midwatch.kube.crd import crd
 from midwatch.kube.errors import ClusterUnavailable
 from midwatch.kube.rules import API_VERSION, KIND, PLURAL, SESSION_LABEL
-from midwatch.kube.watch import Reflector, WatchStats
 from midwatch.lifecycle import Liveness, SystemClock
 from midwatch.logs import open_log
 from midwatch.model import Json

@@ -13,7 +13,7 @@ import pytest
 from midwatch.errors import MidwatchError
 from midwatch.kube.errors import ClusterUnavailable, ResourceGone
 from midwatch.kube.status import Condition, Writer
-from midwatch.kube.status_writer import ResourceRecords, Target
+from midwatch.kube.status_writer import NoCluster, ResourceRecords, Target
 from midwatch.model import Json
 from midwatch.session.events import Phase
 from midwatch.session.records import FolderRecords
@@ -25,7 +25,7 @@ from ..waiting import PATIENCE
 RUNNING = SessionStatus(phase=Phase.RUNNING, unfinished=("p",))
 
 
-class Resource:
+class Resource(NoCluster):
     """A resource in memory: it counts writes, can be slow, and can fail."""
 
     def __init__(self) -> None:
@@ -35,28 +35,24 @@ class Resource:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def get_session(self, namespace: str, name: str) -> Json:
-        return self.body
-
     async def write_status(
         self,
         namespace: str,
         name: str,
         propose: Callable[[Json], Json | None],
-        *,
-        seen: Json | None = None,
-        give_up_after: float = 60.0,
+        **_: object,
     ) -> Json:
         assert (namespace, name) == ("ns", "fix")
         await self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
-        patch = propose(self.body)
-        if patch is not None:
-            self.patches.append(patch)
-            status = {**self.body["status"], **patch}
-            self.body = {**self.body, "status": status}
-        return self.body
+
+        def recorded(body: Json) -> Json | None:
+            patch = propose(body)
+            self.patches += [] if patch is None else [patch]
+            return patch
+
+        return await super().write_status(namespace, name, recorded)
 
     @property
     def status(self) -> Json:
@@ -99,7 +95,7 @@ async def test_a_phase_is_written_at_once_and_the_rest_every_few_seconds(
     records: ResourceRecords, resource: Resource, clock: ManualClock, tmp_path: Path
 ) -> None:
     async with records:
-        records.tell_phase(Phase.CREATING, "Starting")
+        records.report_phase(Phase.CREATING, "Starting")
         await rest()
         await records.save_status("fix", RUNNING)
         await rest()
@@ -139,8 +135,8 @@ async def test_the_end_of_the_session_is_the_runners_to_tell(
         await records.save_status("fix", ended)
         assert await records.settled(60)
         assert resource.status["phase"] == "Running"
-        records.tell({"repos": []}, [Condition("WorkspaceSaved", "True", "Saved")])
-        records.tell_phase(Phase.COMPLETED, "Completed", "done")
+        records.report({"repos": []}, [Condition("WorkspaceSaved", "True", "Saved")])
+        records.report_phase(Phase.COMPLETED, "Completed", "done")
         assert await records.settled(60)
     assert (resource.status["phase"], resource.status["numTurns"]) == ("Completed", 7)
     finished = {c["type"]: c["status"] for c in resource.status["conditions"]}
@@ -155,7 +151,7 @@ async def test_the_last_word_is_tried_until_it_is_written(
         ClusterUnavailable("busy", retry_after=20),
     ]
     async with records:
-        records.tell_phase(Phase.FAILED, "KeyRefused")
+        records.report_phase(Phase.FAILED, "KeyRefused")
         told = asyncio.create_task(records.settled(60))
         await rest()
         assert records.problem is not None and records.problem.message == "away"
@@ -172,7 +168,7 @@ async def test_the_last_word_is_given_up_in_time(
 ) -> None:
     resource.gate.clear()
     async with records:
-        records.tell_phase(Phase.FAILED, "KeyRefused")
+        records.report_phase(Phase.FAILED, "KeyRefused")
         told = asyncio.create_task(records.settled(60))
         await rest()
         await clock.advance(60)
@@ -195,9 +191,9 @@ async def test_a_writer_that_is_outdated_says_so_once_and_writes_no_more(
 ) -> None:
     resource.body |= change
     async with records:
-        records.tell_phase(Phase.RUNNING, "Working")
+        records.report_phase(Phase.RUNNING, "Working")
         assert await records.settled(60) is False
-        records.tell_phase(Phase.FAILED, "Late")
+        records.report_phase(Phase.FAILED, "Late")
         assert await records.settled(60) is False
     assert len(lost) == 1 and why in lost[0] and not resource.patches
     assert records.superseded is not None
@@ -208,7 +204,7 @@ async def test_a_resource_that_is_gone_ends_the_writer(
 ) -> None:
     resource.failures = [ResourceGone("there is no session ns/fix")]
     async with records:
-        records.tell_phase(Phase.CREATING, "Starting")
+        records.report_phase(Phase.CREATING, "Starting")
         assert await records.settled(60) is False
     assert lost == ["there is no session ns/fix"]
 
@@ -221,10 +217,10 @@ async def test_a_session_that_somebody_else_has_ended_is_told_so(
         await rest()
         status = {**resource.status, "phase": "Failed", "reason": "DeadlineExceeded"}
         resource.body = {**resource.body, "status": status}
-        records.tell({"numTurns": 1}, urgent=True)
+        records.report({"numTurns": 1}, urgent=True)
         await rest()
         assert lost == ["the resource is Failed already"]
-        records.tell_phase(Phase.STOPPED, "Stopped", changes={"numTurns": 2})
+        records.report_phase(Phase.STOPPED, "Stopped", changes={"numTurns": 2})
         assert await records.settled(60)
     assert records.overruled is Phase.FAILED
     assert resource.status["reason"] == "DeadlineExceeded"

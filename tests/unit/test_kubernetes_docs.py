@@ -108,7 +108,7 @@ def words_of_the_code() -> set[str]:
     return found
 
 
-def verdicts() -> set[str]:
+def operator_reasons() -> set[str]:
     """The reasons that the operator gives of itself."""
     tree = ast.parse((SOURCE / "kube" / "observed.py").read_text(encoding="utf-8"))
     return {
@@ -116,7 +116,7 @@ def verdicts() -> set[str]:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
-        and node.func.id == "Verdict"
+        and node.func.id == "AttemptHealth"
         and len(node.args) > 1
         and isinstance(node.args[1], ast.Constant)
     }
@@ -127,7 +127,7 @@ def test_its_reasons_are_those_of_the_code() -> None:
     documented = set(re.findall(r"`([A-Z][A-Za-z]+)`", table))
     assert len(documented) > 40
     assert documented - words_of_the_code() == set()
-    assert verdicts() - documented == set()
+    assert operator_reasons() - documented == set()
 
 
 def test_an_end_s_reason_is_a_label_if_it_is_in_the_table() -> None:

@@ -237,7 +237,7 @@ GUARDS = {
     "cli/check.py": 1,
     "content/server/app.py": 1,
     "kube/controller.py": 1,
-    "kube/watch.py": 1,
+    "kube/cache.py": 1,
     "monitor/loop.py": 1,
     "agent/runner.py": 1,
     "session/claude_code.py": 2,

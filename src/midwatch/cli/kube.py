@@ -83,7 +83,7 @@ def convert(
     Other documents pass through unchanged. Fields without a counterpart are reported on standard error.
     """
     from midwatch.kube.convert import convert as convert_document
-    from midwatch.kube.yaml import read_documents
+    from midwatch.kube.convert import read_documents
 
     documents: list[Json] = []
     warnings: list[str] = []
@@ -107,7 +107,7 @@ def _print(documents: list[Json], format: str, output: Output) -> None:
         one = documents[0] if len(documents) == 1 else _list_of(documents)
         output.json(one)
         return
-    from midwatch.kube.yaml import write_yaml
+    from midwatch.kube.convert import write_yaml
 
     # Escaped on a terminal, where control characters of a hostile text would act.
     output.stream.write(write_yaml(documents, ascii_only=output.terminal))
@@ -119,7 +119,7 @@ def _list_of(documents: list[Json]) -> Json:
 
 def _read(file: Path) -> bytes:
     """Return at most one byte more than the limit. Raises PermanentError."""
-    from midwatch.kube.yaml import MAX_BYTES
+    from midwatch.kube.convert import MAX_BYTES
 
     if str(file) == "-":
         if sys.stdin.isatty():

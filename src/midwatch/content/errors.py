@@ -12,7 +12,7 @@
     ├── ContentRefused        400, 403, 415, 422, 428: a retry does not help
     │   ├── TokenRefused          401: no token, or an invalid one
     │   └── ContentTooLarge       413: more than a limit of the proxy
-    ├── Superseded            a later attempt of the session owns the folder; this one is over
+    ├── Superseded            a later attempt of the session owns the folder
     ├── PathRefused           a path that is neither stored nor written; path: which
     └── ContentDamaged        a file on the volume is not what was written
 """

@@ -31,7 +31,7 @@ tree. An error is {"error", "hint"}, at 412 with the current "version" (and as E
 
 Attempts: a runner sends `Midwatch-Attempt: N` with every request about its own folder, and claims the folder before
 it reads it. The folder keeps the highest attempt that has claimed or changed it; a lower one gets 409 with "code":
-"superseded" and that "attempt". A request without the header belongs to no attempt: it is a person's, or a tool's.
+"superseded" and that "attempt". A request without the header belongs to no attempt: a person or a tool sent it.
 
 A frame is a chunk: 32 bytes of its SHA-256, 4 bytes of its length (big-endian, 1 to `CHUNK`), its bytes.
 """
@@ -343,28 +343,28 @@ def verify_chunk(name: str, data: bytes) -> bytes:
 async def split_frames(
     stream: AsyncIterable[bytes],
 ) -> AsyncIterator[tuple[str, bytes]]:
-    """Yield the chunks of a stream, hashes not verified. Holds one frame and one piece. Raises StreamBroken."""
-    held = bytearray()
+    """Yield the chunks of a stream, without verifying the hashes. Buffers one frame and one piece of the stream at most. Raises StreamBroken."""
+    buffer = bytearray()
     async for piece in stream:
-        held += piece
-        taken = 0
-        while frame := _frame_at(held, taken):
+        buffer += piece
+        offset = 0
+        while frame := _frame_at(buffer, offset):
             yield frame
-            taken += _HEAD.size + len(frame[1])
-        if taken:
-            del held[:taken]
-    if held:
+            offset += _HEAD.size + len(frame[1])
+        if offset:
+            del buffer[:offset]
+    if buffer:
         raise StreamBroken("the stream of chunks was cut")
 
 
-def _frame_at(held: bytearray, start: int) -> tuple[str, bytes] | None:
+def _frame_at(buffer: bytearray, start: int) -> tuple[str, bytes] | None:
     """Return the frame that begins at `start`, or None if it is not complete."""
-    if len(held) - start < _HEAD.size:
+    if len(buffer) - start < _HEAD.size:
         return None
-    digest, length = _HEAD.unpack_from(held, start)
+    digest, length = _HEAD.unpack_from(buffer, start)
     if not 0 < length <= CHUNK:
         raise StreamBroken(f"a chunk cannot have {length} bytes")
     begin = start + _HEAD.size
-    if len(held) < begin + length:
+    if len(buffer) < begin + length:
         return None
-    return digest.hex(), bytes(memoryview(held)[begin : begin + length])
+    return digest.hex(), bytes(memoryview(buffer)[begin : begin + length])

@@ -26,9 +26,9 @@ VARIABLE_PREFIX = "SESSION_VARIABLE_"
 SECRET_PREFIX = "SESSION_SECRET_"
 """Prefix of the keys of `spec.environment.secrets`, whose values are redacted wherever the runner writes."""
 
-BAD_ENVIRONMENT, UNTOLD, POD_ENDED = 2, 3, 143
-"""Exit codes of the runner: its environment is wrong; the status could not be written; the pod was removed during the
-work (143 is that of SIGTERM, so that the attempt counts as lost)."""
+BAD_ENVIRONMENT, STATUS_NOT_WRITTEN, POD_ENDED = 2, 3, 143
+"""Exit codes of the runner: its environment is invalid; the status could not be written; the pod was terminated before
+the end (143, as for SIGTERM, so that the attempt counts as lost)."""
 
 WORKSPACE_PATH = "/workspace"
 STATE_PATH = "/session"

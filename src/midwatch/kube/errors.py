@@ -26,7 +26,9 @@ class ClusterUnavailable(TemporaryError):
         status: The HTTP status that asks for a retry; 0 without an answer.
     """
 
-    hint = "check that the cluster runs and its address is right; Midwatch retries"
+    hint = (
+        "check that the cluster runs and that its address is correct; Midwatch retries"
+    )
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""The observed state of a session, and the verdict on its current attempt. Pure.
+"""The observed state of a session, and the health of its current attempt. Pure.
 
-`JobView` and `PodView` hold the few fields that a verdict or a plan needs, because the operator caches all Jobs and
-pods. `ObservedState` combines a resource with its Jobs and pods; `judge` returns the `Verdict` on an attempt.
+`JobView` and `PodView` hold the few fields that a plan needs, because the operator caches all Jobs and
+pods. `ObservedState` combines a resource with its Jobs and pods; `attempt_health` says how an attempt is doing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from midwatch.kube.environment import BAD_ENVIRONMENT, POD_ENDED, UNTOLD
+from midwatch.kube.environment import BAD_ENVIRONMENT, POD_ENDED, STATUS_NOT_WRITTEN
 from midwatch.kube.errors import SpecRefused
 from midwatch.kube.resource import SessionResource, Spec, read_resource, resource_with
 from midwatch.kube.rules import (
@@ -82,7 +82,7 @@ class JobView:
 
 @dataclass(frozen=True, slots=True)
 class PodView:
-    """The fields of a pod and of its one container that a verdict needs.
+    """The fields of a pod and of its one container that `attempt_health` needs.
 
     Attributes:
         delete_at: Set while the pod is being deleted: when it should be gone.
@@ -360,15 +360,15 @@ def _without_spec(body: Mapping[str, Any]) -> SessionResource:
     return resource_with(spec, body)
 
 
-# ------------------------------------------------------------------ the verdict
+# ------------------------------------------------------------------ the health of an attempt
 
 Outcome = Literal["fine", "waiting", "lost", "failed"]
 """`waiting`: delayed, and worth a warning; `lost`: another attempt may succeed; `failed`: no attempt would."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """The verdict on an attempt. `recheck_in`: seconds until it may change without an event; None: it needs one."""
+class AttemptHealth:
+    """How an attempt is doing. `recheck_in`: seconds until that may change without an event; None: only an event changes it."""
 
     outcome: Outcome
     reason: str = ""
@@ -376,7 +376,7 @@ class Verdict:
     recheck_in: float | None = None
 
 
-FINE = Verdict("fine")
+FINE = AttemptHealth("fine")
 _PULL_REASONS = {
     "ErrImagePull",
     "ImagePullBackOff",
@@ -401,31 +401,31 @@ _JOB_START_GRACE = 60.0
 _KILL_SIGNALS = {137: "SIGKILL", POD_ENDED: "SIGTERM"}
 
 
-def judge(
+def attempt_health(
     job: JobView | None,
     pods: Sequence[PodView],
     settings: OperatorSettings,
     now: datetime,
-) -> Verdict:
-    """Return the verdict on an attempt, from its Job (None: it is gone) and its pods.
+) -> AttemptHealth:
+    """Return the health of an attempt, from its Job (None: it is gone) and its pods.
 
-    Only for sessions that have not ended: a terminal phase in the status overrides any verdict.
+    Only for sessions that have not ended: a terminal phase in the status overrides it.
     """
     pod = _newest(pods)
     if job is None:
-        gone = Verdict("lost", "JobDeleted", "its Job was deleted")
-        return gone if pod is None or not pod.over else _judge_ended_pod(pod)
+        gone = AttemptHealth("lost", "JobDeleted", "its Job was deleted")
+        return gone if pod is None or not pod.over else _health_of_ended_pod(pod)
     if job.reason == "DeadlineExceeded":  # how its pod ends follows from it
-        return Verdict(
+        return AttemptHealth(
             "failed",
             "DeadlineExceeded",
             "it exceeded spec.timeout and did not end by itself (raise spec.timeout)",
         )
-    if pod is not None and (verdict := _judge_pod(pod, settings, now)) is not FINE:
-        return verdict
+    if pod is not None and (health := _health_of_pod(pod, settings, now)) is not FINE:
+        return health
     if job.over:
-        return _judge_ended_job(job, pod)
-    return _judge_job(job, pod, settings, now)
+        return _health_of_ended_job(job, pod)
+    return _health_of_job(job, pod, settings, now)
 
 
 def _newest(pods: Sequence[PodView]) -> PodView | None:
@@ -437,17 +437,19 @@ def _newest(pods: Sequence[PodView]) -> PodView | None:
 # ------------------------------------------------------------------ the Job
 
 
-def _judge_ended_job(job: JobView, pod: PodView | None) -> Verdict:
+def _health_of_ended_job(job: JobView, pod: PodView | None) -> AttemptHealth:
     if job.outcome == "Complete":
         return _outcome_unknown(f"its Job {job.name} completed but its runner")
     if pod is None or job.reason in ("BackoffLimitExceeded", ""):
-        return Verdict("lost", "PodGone", "its pod was deleted, or lost with its node")
-    return Verdict("failed", job.reason, f"its Job failed: {job.message}")
+        return AttemptHealth(
+            "lost", "PodGone", "its pod was deleted, or lost with its node"
+        )
+    return AttemptHealth("failed", job.reason, f"its Job failed: {job.message}")
 
 
-def _judge_job(
+def _health_of_job(
     job: JobView, pod: PodView | None, settings: OperatorSettings, now: datetime
-) -> Verdict:
+) -> AttemptHealth:
     # The Job is ending or had a pod: Kubernetes is between two steps.
     if pod is not None or job.ending or job.had_pod:
         return FINE
@@ -456,13 +458,13 @@ def _judge_job(
         return FINE
     if job.begun_at is None:
         text = "the Job controller has not started it (kube-controller-manager may be down or overloaded)"
-        late = Verdict("waiting", "JobNotBegun", text)
+        late = AttemptHealth("waiting", "JobNotBegun", text)
         return _after_grace(_JOB_START_GRACE, job.created_at, now, late)
     return _after_grace(
         settings.unschedulable_grace,
         job.begun_at,
         now,
-        Verdict(
+        AttemptHealth(
             "failed",
             "NoPod",
             f"no pod was created (a quota or an admission rule may refuse it: see `kubectl describe job {job.name}`)",
@@ -473,20 +475,22 @@ def _judge_job(
 # ------------------------------------------------------------------ the pod
 
 
-def _judge_pod(pod: PodView, settings: OperatorSettings, now: datetime) -> Verdict:
+def _health_of_pod(
+    pod: PodView, settings: OperatorSettings, now: datetime
+) -> AttemptHealth:
     if pod.over or pod.exit_code is not None:
-        return _judge_ended_pod(pod)
+        return _health_of_ended_pod(pod)
     if pod.delete_at is not None:
-        overdue = Verdict("lost", "NodeLost", "its node does not respond")
+        overdue = AttemptHealth("lost", "NodeLost", "its node does not respond")
         return _after_grace(settings.deadline_margin, pod.delete_at, now, overdue)
     if pod.waiting:
-        return _judge_waiting(pod, settings, now)
+        return _health_of_waiting(pod, settings, now)
     if pod.unschedulable_at is not None:
         return _after_grace(
             settings.unschedulable_grace,
             pod.unschedulable_at,
             now,
-            Verdict(
+            AttemptHealth(
                 "failed",
                 "Unschedulable",
                 f"no node can run it: {pod.message} (lower spec.resources, or add nodes)",
@@ -495,26 +499,28 @@ def _judge_pod(pod: PodView, settings: OperatorSettings, now: datetime) -> Verdi
     return FINE
 
 
-def _judge_waiting(pod: PodView, settings: OperatorSettings, now: datetime) -> Verdict:
+def _health_of_waiting(
+    pod: PodView, settings: OperatorSettings, now: datetime
+) -> AttemptHealth:
     text = pod.waiting_message or pod.waiting
     since = pod.scheduled_at or pod.created_at
     if pod.waiting == "InvalidImageName":
         hint = "correct operator.image"
-        return Verdict("failed", "InvalidImageName", f"{text} ({hint})")
+        return AttemptHealth("failed", "InvalidImageName", f"{text} ({hint})")
     if pod.waiting in _PULL_REASONS:
         hint = "check operator.image, the registry and operator.image_pull_secrets"
-        failed = Verdict("failed", "ImagePull", f"{text} ({hint})")
+        failed = AttemptHealth("failed", "ImagePull", f"{text} ({hint})")
         return _after_grace(settings.image_pull_grace, since, now, failed)
     if pod.waiting in _START_REASONS:
         hint = "create the missing object in the session's namespace"
-        failed = Verdict("failed", pod.waiting, f"{text} ({hint})")
+        failed = AttemptHealth("failed", pod.waiting, f"{text} ({hint})")
         return _after_grace(settings.image_pull_grace, since, now, failed)
     return FINE
 
 
-def _judge_ended_pod(pod: PodView) -> Verdict:
+def _health_of_ended_pod(pod: PodView) -> AttemptHealth:
     if pod.exit_reason == "OOMKilled":
-        return Verdict(
+        return AttemptHealth(
             "failed",
             "OutOfMemory",
             "it exceeded its memory limit (raise spec.resources.limits.memory)",
@@ -522,50 +528,52 @@ def _judge_ended_pod(pod: PodView) -> Verdict:
     if pod.disrupted or pod.reason:
         why = pod.reason or pod.disrupted
         return _with_pod_message(
-            pod, Verdict("lost", why, f"its pod was removed: {why}")
+            pod, AttemptHealth("lost", why, f"its pod was removed: {why}")
         )
     if pod.exit_code in _KILL_SIGNALS:
         how = _KILL_SIGNALS[pod.exit_code]
-        return Verdict("lost", "Killed", f"its pod was terminated by {how}")
+        return AttemptHealth("lost", "Killed", f"its pod was terminated by {how}")
     if pod.delete_at is not None and pod.exit_code != 0:
-        return Verdict("lost", "PodDeleted", "its pod was deleted")
-    return _judge_exit(pod)
+        return AttemptHealth("lost", "PodDeleted", "its pod was deleted")
+    return _health_of_exit(pod)
 
 
-def _judge_exit(pod: PodView) -> Verdict:
-    if pod.exit_code in (0, UNTOLD):
+def _health_of_exit(pod: PodView) -> AttemptHealth:
+    if pod.exit_code in (0, STATUS_NOT_WRITTEN):
         return _outcome_unknown("its runner ended and")
     if pod.exit_code is None:
-        return Verdict("lost", "PodFailed", "its pod failed before it started")
+        return AttemptHealth("lost", "PodFailed", "its pod failed before it started")
     text = f": {pod.exit_message}" if pod.exit_message else ""
     hint = f"see `kubectl logs {pod.name}`"
     if pod.exit_code == BAD_ENVIRONMENT:
         what = f"its runner refused its environment{text}"
-        return Verdict("failed", "BadEnvironment", f"{what} ({hint})")
+        return AttemptHealth("failed", "BadEnvironment", f"{what} ({hint})")
     what = f"its runner ended with exit code {pod.exit_code} without reporting an outcome{text}"
-    return Verdict("failed", "ExitCode", f"{what} ({hint})")
+    return AttemptHealth("failed", "ExitCode", f"{what} ({hint})")
 
 
-def _outcome_unknown(what: str) -> Verdict:
+def _outcome_unknown(what: str) -> AttemptHealth:
     hint = "see the log of its pod and its workspace; continue it with resumeFrom"
-    return Verdict(
+    return AttemptHealth(
         "failed", "OutcomeUnknown", f"{what} did not report its outcome ({hint})"
     )
 
 
-def _with_pod_message(pod: PodView, verdict: Verdict) -> Verdict:
-    """Return the verdict with the message of the cluster."""
+def _with_pod_message(pod: PodView, health: AttemptHealth) -> AttemptHealth:
+    """Add the message of the pod, if it has one."""
     if not pod.message:
-        return verdict
-    return Verdict(verdict.outcome, verdict.reason, f"{verdict.message}: {pod.message}")
+        return health
+    return AttemptHealth(
+        health.outcome, health.reason, f"{health.message}: {pod.message}"
+    )
 
 
 def _after_grace(
-    grace: float, since: datetime | None, now: datetime, verdict: Verdict
-) -> Verdict:
-    """Return `verdict` after the grace period in seconds; until then a verdict to wait."""
+    grace: float, since: datetime | None, now: datetime, health: AttemptHealth
+) -> AttemptHealth:
+    """Return `health` after the grace period in seconds; until then `waiting` or `fine`, with the rest as `recheck_in`."""
     left = grace - (now - since).total_seconds() if since is not None else grace
     if left <= 0:
-        return verdict
-    outcome: Outcome = "fine" if verdict.reason in _SILENT_DURING_GRACE else "waiting"
-    return Verdict(outcome, verdict.reason, verdict.message, recheck_in=left)
+        return health
+    outcome: Outcome = "fine" if health.reason in _SILENT_DURING_GRACE else "waiting"
+    return AttemptHealth(outcome, health.reason, health.message, recheck_in=left)

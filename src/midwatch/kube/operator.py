@@ -1,6 +1,6 @@
 """The operator: keep an index of the cluster, and reconcile every session that changed.
 
-Reflectors (`kube.watch`) list and watch; they update the index and queue the keys of changed sessions. Workers
+Reflectors (`kube.cache`) list and watch; they update the index and queue the keys of changed sessions. Workers
 (`kube.controller`) take keys from the queue, make a plan (`kube.reconcile`, pure) and execute it until no action is left.
 A scrape of the metrics sends no request to the API server.
 """
@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 
 from midwatch.exposition import Exposition
-from midwatch.kube.cache import Index, Key, Queue
+from midwatch.kube.cache import RESOURCES, Index, Key, Queue, Reflector, WatchStats
 from midwatch.kube.client import Cluster
 from midwatch.kube.controller import (
     FAILURES,
@@ -22,7 +22,6 @@ from midwatch.kube.controller import (
     ReconcileWorker,
     SessionCounts,
 )
-from midwatch.kube.watch import RESOURCES, Reflector, WatchStats
 from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock, background
 from midwatch.logs import Log, quiet_log
 from midwatch.metrics import (

@@ -12,11 +12,11 @@ from typing import Literal
 
 from midwatch.kube.observed import (
     TRANSIENT_REASONS,
+    AttemptHealth,
     JobView,
     ObservedState,
     PodView,
-    Verdict,
-    judge,
+    attempt_health,
 )
 from midwatch.kube.rules import MAX_NAME, job_name
 from midwatch.kube.status import (
@@ -253,10 +253,10 @@ class _Case:
             refused = refusal(state, "InvalidSpec", state.refused.one_line())
             if refused:
                 return Plan(refused)
-        verdict = judge(state.job, state.current_pods, self.settings, self.now)
-        if verdict.outcome in ("lost", "failed"):
-            lost = verdict.outcome == "lost"
-            next_plan = self._lost(verdict) if lost else self._failed(verdict)
+        health = attempt_health(state.job, state.current_pods, self.settings, self.now)
+        if health.outcome in ("lost", "failed"):
+            lost = health.outcome == "lost"
+            next_plan = self._lost(health) if lost else self._failed(health)
             # Waiting needs no fresh read.
             return (
                 next_plan
@@ -265,9 +265,9 @@ class _Case:
             )
         if (state.status.get("attempt") or 0) < state.attempt:
             return Plan(self._publish_attempt(state.attempt, _WAITING))
-        if verdict.outcome == "waiting" and state.phase is not Phase.RUNNING:
-            if state.status.get("reason") != verdict.reason:
-                return self._report_waiting(verdict)
+        if health.outcome == "waiting" and state.phase is not Phase.RUNNING:
+            if state.status.get("reason") != health.reason:
+                return self._report_waiting(health)
         elif (
             state.phase is Phase.CREATING
             and state.status.get("reason") in TRANSIENT_REASONS
@@ -275,13 +275,13 @@ class _Case:
             return Plan(
                 self._write_phase(Phase.CREATING, "PodStarting", "its pod starts")
             )
-        return self._check_idle(verdict)
+        return self._check_idle(health)
 
-    def _report_waiting(self, verdict: Verdict) -> Plan:
-        reason, message = verdict.reason, verdict.message
+    def _report_waiting(self, health: AttemptHealth) -> Plan:
+        reason, message = health.reason, health.message
         event = Event("Warning", reason, message, self.state.attempt)
         published = self._write_phase(Phase.CREATING, reason, message)
-        return Plan((event, *published), verdict.recheck_in)
+        return Plan((event, *published), health.recheck_in)
 
     def _write_phase(
         self, phase: Phase, reason: str, message: str
@@ -290,8 +290,8 @@ class _Case:
         conditions = phase_conditions(phase, reason, message)
         return (WriteStatus(self.state.attempt, changes, conditions),)
 
-    def _check_idle(self, verdict: Verdict) -> Plan:
-        state, recheck_in = self.state, verdict.recheck_in
+    def _check_idle(self, health: AttemptHealth) -> Plan:
+        state, recheck_in = self.state, health.recheck_in
         last, job = state.time("lastActivityTime"), state.job
         if state.phase is not Phase.RUNNING or last is None:
             return Plan(recheck_in=recheck_in)
@@ -318,8 +318,8 @@ class _Case:
 
     # -------------------------------------------------------------- lost and failed
 
-    def _lost(self, verdict: Verdict) -> Plan:
-        state, message = self.state, verdict.message
+    def _lost(self, health: AttemptHealth) -> Plan:
+        state, message = self.state, health.message
         if (unexplained := self._until_explained()) > 0:
             return Plan(recheck_in=unexplained)
         if state.status.get("reason") == _RESTARTING:
@@ -330,10 +330,10 @@ class _Case:
                 restarts, f"after {restarts - 1} restarts"
             )
             why = f"{message} ({count}; spec.maxRestarts allows no more)"
-            return self._failed(Verdict("failed", verdict.reason, why))
+            return self._failed(AttemptHealth("failed", health.reason, why))
         if self._time_left() < 1:
             why = f"{message}, and spec.timeout is over"
-            return self._failed(Verdict("failed", "TimedOut", why))
+            return self._failed(AttemptHealth("failed", "TimedOut", why))
         job = state.job
         if job is not None and not job.over:
             return self._delete_lost_job(job, message)
@@ -364,13 +364,13 @@ class _Case:
             return 0.0
         return SETTLE - (self.now - max(ended)).total_seconds()
 
-    def _failed(self, verdict: Verdict) -> Plan:
+    def _failed(self, health: AttemptHealth) -> Plan:
         job, pods = self.state.job, self.state.current_pods
         ends_itself = bool(pods) and all(pod.over for pod in pods)
         delete: tuple[Action, ...] = ()
         if job is not None and not job.ending and not ends_itself:
             delete = (DeleteJob(job.name),)
-        ended = self._end(Phase.FAILED, verdict.reason, verdict.message)
+        ended = self._end(Phase.FAILED, health.reason, health.message)
         return Plan((*delete, *ended.actions))
 
     # -------------------------------------------------------------- stopping
@@ -386,9 +386,9 @@ class _Case:
         if not state.fresh:
             return Plan((Refresh(),))
         if job is not None and not job.suspended:
-            verdict = judge(job, state.current_pods, self.settings, self.now)
-            if verdict.outcome == "failed":  # before it was stopped
-                return self._failed(verdict)
+            health = attempt_health(job, state.current_pods, self.settings, self.now)
+            if health.outcome == "failed":  # before it was stopped
+                return self._failed(health)
         return self._end(Phase.STOPPED, *self._why_stopped())
 
     def _why_stopped(self) -> tuple[str, str]:
@@ -517,8 +517,8 @@ def _unsaved(state: ObservedState) -> tuple[Condition, ...]:
     )
     if not saved or state.status.get("reason") == "PodEnding":
         return ()
-    message = "its runner ended without a final report; earlier saves are there"
-    return (Condition(_WORKSPACE_SAVED, "Unknown", "NotTold", message),)
+    message = "its runner ended without a final report; earlier saves are kept"
+    return (Condition(_WORKSPACE_SAVED, "Unknown", "NotReported", message),)
 
 
 def _status_attempt(state: ObservedState) -> int:

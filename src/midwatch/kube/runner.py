@@ -1,21 +1,20 @@
 """The session of a pod: `pod_runner` assembles a `SessionRunner` from the pod's task.
 
-`runner_task` reads the environment, `runner_workspace` keeps the folders in step with the content proxy,
-`runner_outcome` has the end as the resource shows it; here the status goes into the resource.
+`runner_task` reads the environment, `runner_workspace` keeps the folders in sync with the content proxy,
+`status_writer` maps the end to phase and exit code, and `ResourceStatus` writes it to the resource.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from midwatch.errors import MidwatchError
-from midwatch.kube.environment import UNTOLD
+from midwatch.kube.environment import STATUS_NOT_WRITTEN
 from midwatch.kube.errors import ResourceGone, WriterOutdated
-from midwatch.kube.runner_outcome import COMPLETED_OR_STOPPED, HINTS, End, pod_end
-from midwatch.kube.runner_task import PodTask, next_prompt
+from midwatch.kube.runner_task import Identity, PodTask, next_prompt
 from midwatch.kube.runner_workspace import (
     PodPlaces,
     PodWorkspace,
@@ -23,7 +22,14 @@ from midwatch.kube.runner_workspace import (
     SyncSupervisor,
 )
 from midwatch.kube.status import Condition, merged, repository_changes, timestamp
-from midwatch.kube.status_writer import ResourceRecords, StatusCluster
+from midwatch.kube.status_writer import (
+    COMPLETED_OR_STOPPED,
+    HINTS,
+    End,
+    ResourceRecords,
+    StatusCluster,
+    pod_end,
+)
 from midwatch.lifecycle import Clock, StopEvent, SystemClock, first
 from midwatch.model import Json
 from midwatch.redaction import Redactor
@@ -48,28 +54,28 @@ from midwatch.workspace.push import PushResult
 from midwatch.workspace.setup import WorkspaceOptions
 
 FIRST_WRITE = 10.0
-"""Seconds to wait for the first write: it shows whether this attempt is still wanted."""
+"""Seconds to wait for the first write: it shows whether this attempt still owns the session."""
 PUSH_AT_LEAST, PUSH_AT_MOST = 50.0, 300.0
-"""Seconds for the push of all repositories: in between, what is left of the session's timeout."""
+"""Seconds for the push of all repositories: what is left of the session's timeout, within these limits."""
 INSPECT_WITHIN, SAVE_WITHIN, REPORT_WITHIN = 10.0, 40.0, 60.0
 """Seconds for each step after the session. With the end of the session itself and PUSH_AT_LEAST they fit into
 `operator.deadline_margin`, so that the Job's deadline does not cut off the final status. Once the pod is ending,
 `ShutdownBudget` replaces them."""
 OUTAGE = 900.0
-"""Seconds that the content proxy and the API server may be away at the end, if the session has that much time left."""
+"""Seconds to retry while the content proxy or the API server is down at the end, if the session has that much time left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
-    """What a pod's runner works with.
+    """The dependencies of a pod's runner.
 
     Attributes:
         cluster: The API server.
-        sync: The sync with the content proxy, None without one.
-        options: The session's options by the settings, before the task's own.
-        environment: What git may use, by the settings.
+        sync: The sync with the content proxy; None without one.
+        options: The session's options from the settings; the task's override them.
+        environment: The environment of git, from the settings.
         events: The pod's log.
-        clock: Where time comes from.
+        clock: The source of time.
         settings: The settings that decide on permissions.
     """
 
@@ -97,22 +103,14 @@ def pod_runner(task: PodTask, dependencies: Dependencies) -> SessionRunner[int]:
 
     def report(condition: Condition) -> None:
         message = redactor.text(condition.message)
-        records.tell({}, [replace(condition, message=message)])
+        records.report({}, [replace(condition, message=message)])
 
     supervisor = SyncSupervisor(
         dependencies.sync, clock, report, budget.wind_up, note=note, on_lost=stop.set
     )
+    lifetime = Lifetime(stop, deadline, budget)
     status = ResourceStatus(
-        task,
-        dependencies.cluster,
-        records,
-        supervisor,
-        redactor,
-        stop,
-        deadline,
-        budget,
-        clock,
-        note,
+        task.identity, dependencies, records, supervisor, lifetime, redactor
     )
     return SessionRunner(
         _session_task(task, places, dependencies, redactor),
@@ -194,7 +192,7 @@ def _options(task: PodTask, options: SessionOptions) -> SessionOptions:
 def _workspace_options(
     task: PodTask, places: PodPlaces, environment: GitEnvironment
 ) -> WorkspaceOptions:
-    """The task's token goes before those of the settings."""
+    """Return the options of the workspace. The task's token precedes those of the settings."""
     credentials = (*task.credentials, *environment.credentials)
     return WorkspaceOptions(
         session=task.identity.name,
@@ -205,40 +203,43 @@ def _workspace_options(
 
 
 def _within(least: float, deadline: Deadline) -> float:
-    """Return the seconds for a step whose work would be lost with the pod: it may use the rest of the deadline."""
+    """Return the seconds for a step that saves work: at least `least`, and up to OUTAGE while the session has time left."""
     return max(least, min(OUTAGE, deadline.left()))
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetime:
+    """How long the pod's session may run: its stop, its timeout, and the seconds for each step once the pod is ending."""
+
+    stop: StopEvent
+    deadline: Deadline
+    budget: ShutdownBudget
 
 
 class ResourceStatus:
     """The status of a session in its resource. Satisfies `StatusSink` and `StopPolicy`.
 
-    The resource also says whether this attempt still owns the session, and whether a SIGTERM ends the session
-    (`spec.stop`, or the resource is being deleted) or just the pod: a drained node, an eviction.
+    The resource also shows whether this attempt still owns the session, and whether a SIGTERM stops the session
+    (`spec.stop`, or the resource is being deleted) or only the pod (a drained node, an eviction).
     """
 
     def __init__(
         self,
-        task: PodTask,
-        cluster: StatusCluster,
+        identity: Identity,
+        dependencies: Dependencies,
         records: ResourceRecords,
         supervisor: SyncSupervisor,
+        lifetime: Lifetime,
         redactor: Redactor,
-        stop: StopEvent,
-        deadline: Deadline,
-        budget: ShutdownBudget,
-        clock: Clock,
-        note: Callable[[str], None],
     ) -> None:
         self.records = records
-        self._identity = task.identity
-        self._cluster = cluster
+        self._identity = identity
+        self._cluster = dependencies.cluster
+        self._clock = dependencies.clock
+        self._events = dependencies.events
         self._supervisor = supervisor
+        self._lifetime = lifetime
         self._redactor = redactor
-        self._stop = stop
-        self._deadline = deadline
-        self._budget = budget
-        self._clock = clock
-        self._note = note
         self._body: Json | None = None
         self._outdated: MidwatchError | None = None
 
@@ -259,18 +260,18 @@ class ResourceStatus:
         names = {"jobName": self._identity.job, "podName": self._identity.pod}
         changes: Json = {"startTime": now, "lastActivityTime": now}
         changes |= {name: value for name, value in names.items() if value}
-        self.records.tell_phase(Phase.CREATING, "Starting", changes=changes)
+        self.records.report_phase(Phase.CREATING, "Starting", changes=changes)
         await self.records.settled(FIRST_WRITE)
 
     def report_step(self, reason: str, message: str = "") -> None:
         """Report a step of the preparation."""
-        self.records.tell_phase(Phase.CREATING, reason, message)
+        self.records.report_phase(Phase.CREATING, reason, message)
 
     async def owned(self) -> bool:
-        """Read the resource and return whether this attempt still owns it. A server that is away changes nothing."""
+        """Read the resource and return whether this attempt still owns it. If the server does not answer, it does."""
         identity, self._body = self._identity, None
         try:
-            async with asyncio.timeout(self._budget.ask):
+            async with asyncio.timeout(self._lifetime.budget.ask):
                 body = await self._cluster.get_session(
                     identity.namespace, identity.name
                 )
@@ -292,7 +293,7 @@ class ResourceStatus:
     ) -> None:
         changes = repository_changes(states, pushes)
         if changes:
-            self.records.tell({"repos": self._redactor.value(changes)})
+            self.records.report({"repos": self._redactor.value(changes)})
 
     async def finish(self, end: RunEnd) -> int:
         """Write the end and return the exit code. If another attempt has taken over, nothing is written."""
@@ -301,9 +302,9 @@ class ResourceStatus:
         if self._superseded is None:
             self._report_end(outcome)
             written = await first(
-                records.settled(_within(REPORT_WITHIN, self._deadline)),
-                self._stop.wait(),
-                grace=self._budget.report,
+                records.settled(_within(REPORT_WITHIN, self._lifetime.deadline)),
+                self._lifetime.stop.wait(),
+                grace=self._lifetime.budget.report,
             )
         if self._superseded is not None:
             self._note(f"this attempt is over: {self._superseded.one_line()}")
@@ -312,19 +313,22 @@ class ResourceStatus:
             return replace(outcome, phase=records.overruled or outcome.phase).exit_code
         why = records.problem.one_line() if records.problem else "no answer"
         self._note(f"the final status could not be written: {why}")
-        return UNTOLD
+        return STATUS_NOT_WRITTEN
+
+    def _note(self, text: str) -> None:
+        self._events.note(self._redactor.text(text))
 
     def _report_end(self, end: End) -> None:
         end = replace(end, message=self._redactor.text(end.message))
         if end.phase is None:
             condition = Condition("Ready", "False", end.reason, end.message)
             changes = {"reason": end.reason, "message": end.message}
-            self.records.tell(changes, [condition], urgent=True)
+            self.records.report(changes, [condition], urgent=True)
         else:
-            self.records.tell_phase(end.phase, end.reason, end.message)
+            self.records.report_phase(end.phase, end.reason, end.message)
         self._note(str(end))
 
     @property
     def _superseded(self) -> MidwatchError | None:
-        """Why another attempt owns the session now, by the resource or by the content proxy; else None."""
+        """The error that shows that another attempt owns the session; None while this one does."""
         return self.records.superseded or self._outdated or self._supervisor.lost

@@ -39,16 +39,16 @@ from midwatch.workspace.urls import parse_remote
 
 _REPOS: TypeAdapter[tuple[Repo, ...]] = TypeAdapter(tuple[Repo, ...])
 _SHORTEST_SECRET = 8
-"""Characters: a shorter value of a secret, such as `true`, would be taken out of ordinary text everywhere."""
+"""Characters: redacting a shorter value, such as `true`, would garble ordinary text."""
 _IDENTITY = frozenset(
     "SESSION_NAME SESSION_NAMESPACE SESSION_UID SESSION_GENERATION SESSION_ATTEMPT JOB_NAME POD_NAME STATUS".split()
 )
-"""Variables that identify the resource, to which a fault in another variable is reported."""
+"""Variables that identify the resource, where an error in any other variable is reported."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which session this is. `told`: its status is written to its resource."""
+    """The session that the pod runs. `writes_status`: whether its status is written to a resource."""
 
     name: str
     namespace: str
@@ -57,7 +57,7 @@ class Identity:
     attempt: int
     job: str
     pod: str
-    told: bool
+    writes_status: bool
 
     @property
     def target(self) -> Target:
@@ -67,7 +67,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class ContentAccess:
-    """Where the session's folder is kept."""
+    """URL, token and folder of the session behind the content proxy."""
 
     url: str
     token: str = field(repr=False)
@@ -76,12 +76,12 @@ class ContentAccess:
 
 @dataclass(frozen=True, slots=True)
 class PodTask:
-    """Everything that a runner is to do: its variables, and what follows from them.
+    """The task of a runner: its variables, and the values derived from them.
 
     Attributes:
         environment: The runner's variables.
-        variables: All variables of the pod by who wrote them; those for the session's program are in them.
-        prompt: What to do; None where an interactive session waits for its first message.
+        variables: All variables of the pod by their source, including those of the session's program.
+        prompt: The prompt; None if an interactive session waits for its first message.
     """
 
     environment: RunnerEnvironment
@@ -112,12 +112,12 @@ class PodTask:
 
 
 def read_identity(environ: Mapping[str, str]) -> Identity:
-    """Return which session this is. Raises SettingsError, which names the variable."""
+    """Return the session's identity. Raises SettingsError, which names the variable."""
     return _identity(RunnerEnvironment.read(environ, _IDENTITY))
 
 
 def read_task(variables: PodVariables) -> PodTask:
-    """Return all of it. Raises SettingsError, which names the variable and never repeats a secret."""
+    """Return the pod's task. Raises SettingsError, which names the variable and never contains a secret."""
     identity = read_identity(variables.own)
     given = RunnerEnvironment.read(variables.own)
     repos = _repos(given.repos_json)
@@ -141,9 +141,9 @@ def _identity(given: RunnerEnvironment) -> Identity:
         check_id(given.session_name)
     except MidwatchError as error:
         raise SettingsError(error.message, path="SESSION_NAME") from None
-    told = given.status == "resource"
-    if told and not given.session_namespace:
-        hint = "set it, or STATUS=none where there is no resource"
+    writes_status = given.status == "resource"
+    if writes_status and not given.session_namespace:
+        hint = "set it, or set STATUS=none if there is no resource"
         raise SettingsError("is empty", path="SESSION_NAMESPACE", hint=hint)
     return Identity(
         name=given.session_name,
@@ -153,7 +153,7 @@ def _identity(given: RunnerEnvironment) -> Identity:
         attempt=given.session_attempt,
         job=given.job_name,
         pod=given.pod_name,
-        told=told,
+        writes_status=writes_status,
     )
 
 
@@ -185,7 +185,9 @@ def _repos(text: str) -> tuple[Repo, ...]:
         hint = VARIABLES["REPOS_JSON"].meaning
         raise SettingsError(what, path="REPOS_JSON", hint=hint) from None
     if not repos:
-        raise SettingsError("names no repository", path="REPOS_JSON")
+        raise SettingsError(
+            "the list is empty: name at least one repository", path="REPOS_JSON"
+        )
     return repos
 
 
@@ -205,9 +207,9 @@ def _check_plan(task: PodTask) -> None:
     main = task.environment.main_repo_index
     if main >= len(task.repos):
         raise SettingsError(
-            f"there is no repository {main}",
+            f"repository {main} does not exist",
             path="MAIN_REPO_INDEX",
-            hint=f"it counts from 0; there are {len(task.repos)}",
+            hint=f"the first is 0; there are {len(task.repos)}",
         )
     try:
         plan_workspace(task.specs, task.environment.workspace_path, main)
@@ -216,13 +218,13 @@ def _check_plan(task: PodTask) -> None:
 
 
 def _check_apart(workspace: Path, state: Path, cache: Path) -> None:
-    """Raise SettingsError if the agent's folder contains one that the runner trusts, or the reverse."""
+    """Raise SettingsError if the workspace contains a folder that the runner trusts, or lies in one."""
     for name, path in (("STATE_PATH", state), ("CACHE_PATH", cache)):
         if path.is_relative_to(workspace) or workspace.is_relative_to(path):
             raise SettingsError(
-                f"{path} and the workspace {workspace} are in each other",
+                f"{path} and the workspace {workspace} overlap",
                 path=name,
-                hint="put them side by side",
+                hint="use separate folders, none inside the other",
             )
 
 
@@ -256,7 +258,7 @@ def _credentials(
 
 
 REFUSE_WITHIN = 20.0
-"""Seconds of tries; the exit code and the pod's log report it as well."""
+"""Seconds of retries. The exit code and the pod's log report the error too."""
 
 
 async def refuse(
@@ -265,7 +267,7 @@ async def refuse(
     error: SettingsError,
     clock: Clock | None = None,
 ) -> None:
-    """Make the session Failed, if the resource can be reached."""
+    """Write Failed to the resource's status, if the API server can be reached."""
     clock = clock or SystemClock()
     target, story = identity.target, ("BadEnvironment", error.one_line())
     changes = phase_changes(Phase.FAILED, *story)
@@ -274,7 +276,7 @@ async def refuse(
     def propose(body: Json) -> Json | None:
         return merged(body, target.writer, changes, conditions, clock.now())
 
-    with contextlib.suppress(MidwatchError):  # exit code 2 has to do then
+    with contextlib.suppress(MidwatchError):  # exit code 2 reports it as well
         await cluster.write_status(
             target.namespace, target.name, propose, give_up_after=REFUSE_WITHIN
         )
@@ -284,20 +286,20 @@ async def refuse(
 
 
 def next_prompt(events: Iterable[Event], prompt: str | None) -> str | None:
-    """Return what is to be sent to a session after the events of earlier pods; None goes on with what is unanswered.
+    """Return the prompt for a session after the events of earlier pods; None to answer the pending message.
 
-    That is the prompt, unless the session has it. A pod that was ended by a signal interrupted its turn, which
-    counts as answered although no user asked for that: then the session is asked to go on.
+    A session that already has the prompt gets none. If the end of the last pod interrupted a turn, the session is
+    asked to continue: an interrupted turn counts as answered.
     """
     known = list(events)
     if not any(isinstance(e, Prompt) and e.source == "call" for e in known):
         return prompt
     if fold(SessionStatus(), known).unfinished:
         return None
-    return CONTINUE_PROMPT if _cut_by_a_signal(known) else None
+    return CONTINUE_PROMPT if _interrupted_by_signal(known) else None
 
 
-def _cut_by_a_signal(events: Iterable[Event]) -> bool:
+def _interrupted_by_signal(events: Iterable[Event]) -> bool:
     """Return whether the last turn was interrupted by the end of its pod."""
     outcome, cut = "", False
     for event in events:

@@ -1,4 +1,4 @@
-"""The folders of a pod and their copy behind the content proxy: fetched first, kept in step, saved last."""
+"""The folders of a pod and their copy behind the content proxy: fetched first, kept in sync, saved last."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 from midwatch.content.errors import ContentUnavailable, Superseded
 from midwatch.errors import MidwatchError, NotFound, PermanentError, TemporaryError
-from midwatch.kube.runner_outcome import HINTS
 from midwatch.kube.runner_task import PodTask
 from midwatch.kube.status import Condition
+from midwatch.kube.status_writer import HINTS
 from midwatch.lifecycle import Backoff, Clock, StopEvent, background, cancel, first
 from midwatch.session.log import (
     SessionFolder,
@@ -132,12 +132,12 @@ def _first(items: Sequence[str]) -> str:
 # ------------------------------------------------------------------ the sync
 
 FETCH_FOR = 900.0
-"""Seconds of tries to reach the proxy before the session fails: it must not begin with an empty folder. A lost node
-often takes the proxy along; its volume comes to another node after some 6 to 10 minutes."""
+"""Seconds of retries to reach the proxy before the session fails: it must not start with an empty folder. A lost node
+is often the proxy's too; its volume moves to another node within 6 to 10 minutes."""
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 10.0
 _CHECK_EVERY = 5.0  # seconds between two checks of the sync
 WIND_UP = 5.0
-"""Seconds that a push under way gets before the last one, at most."""
+"""Most seconds to wait for a running push before the last one."""
 
 
 class Sync(Protocol):
@@ -201,7 +201,7 @@ class SyncSupervisor:
         within: float = FETCH_FOR,
         on_wait: Callable[[str], None] = lambda why: None,
     ) -> None:
-        """Bring the session's folder here.
+        """Download the session's folder.
 
         Args:
             within: Seconds of tries while the proxy is away.
@@ -223,7 +223,7 @@ class SyncSupervisor:
         within: float = FETCH_FOR,
         on_wait: Callable[[str], None] = lambda why: None,
     ) -> None:
-        """Bring another session's folder here, as this session's own. Raises as `fetch`."""
+        """Download another session's folder as this session's own. Raises as `fetch`."""
         assert self._sync is not None
         sync, self._fetched = self._sync, False
         await self._retry(lambda: sync.pull_from(folder), within, on_wait)
@@ -246,12 +246,12 @@ class SyncSupervisor:
             await cancel(syncing)
 
     def nudge(self) -> None:
-        """Sync soon: something worth saving has happened."""
+        """Request a sync soon."""
         if self._sync is not None and self._fetched:
             self._sync.nudge()
 
     async def save(self, within: float) -> None:
-        """Push what there is, for at most `within` seconds; the condition says how it went."""
+        """Push all changes, for at most `within` seconds; the condition has the result."""
         if self._sync is None or not self._fetched or self.lost is not None:
             return
         sync, self._ending = self._sync, True
@@ -275,7 +275,7 @@ class SyncSupervisor:
         within: float,
         on_wait: Callable[[str], None] = lambda why: None,
     ) -> None:
-        """Do it, again and again while the proxy is away."""
+        """Call it, and retry while the proxy does not answer."""
         deadline = self._clock.monotonic() + within
         backoff = Backoff(_FIRST_WAIT, _LONGEST_WAIT)
         while True:
@@ -295,7 +295,7 @@ class SyncSupervisor:
                 await self._clock.sleep(pause)
 
     async def _watch(self, syncing: asyncio.Task[None]) -> None:
-        """Report what goes wrong with the sync, at once if it has given up."""
+        """Report failures of the sync, at once if it has given up."""
         assert self._sync is not None
         while True:
             error = self._sync.last_error
@@ -340,12 +340,12 @@ def _not_saved(error: MidwatchError) -> Condition:
 # ------------------------------------------------------------------ the folders
 
 ADOPTING = ".adopting"
-"""A file that is there while the session takes over another one's folder: the names that it had itself before."""
+"""Marker of an unfinished takeover of another session's folder: the names that existed before."""
 _STAY = (
     *("run", "lock", "heartbeat.json", "repositories.lock", "home/.cache"),
     *(".sync", ADOPTING),
 )
-"""Paths of the session's folder that mean something in this pod alone."""
+"""Paths of the session's folder that are valid in this pod only."""
 LOCAL_OWNED = frozenset({"session"})
 """Top folders that only the runner writes to: it keeps files in them open and relies on their content."""
 
@@ -390,12 +390,12 @@ class PodPlaces:
         return {"workspace": self.workspace, "session": self.state}
 
     def make(self) -> None:
-        """Create what is missing. Raises DiskFull and FolderUnusable."""
+        """Create missing folders. Raises DiskFull and FolderUnusable."""
         self.folder.make()
         for path in (self.workspace, self.cache):
             try:
                 path.mkdir(parents=True, exist_ok=True)
-                # Checked now: later a volume that is not writable shows as some other fault.
+                # Check now: later, a volume that is not writable would cause a less clear error.
                 probe = path / f".midwatch-{os.getpid()}"
                 probe.touch()
                 probe.unlink()
@@ -404,7 +404,7 @@ class PodPlaces:
 
 
 def stays_here(path: str) -> bool:
-    """Return whether a path below `roots` means something in this pod alone, and is not synced."""
+    """Return whether a path below `roots` is valid in this pod only, and is not synced."""
     top, _, rest = path.partition("/")
     return top == "session" and any(
         rest == one or rest.startswith(f"{one}/") for one in _STAY
@@ -458,7 +458,7 @@ async def prepare_workspace(
     options: WorkspaceOptions,
     note: Callable[[str], None],
 ) -> Workspace:
-    """Return the workspace as the pod before left it, else fresh clones. Raises what `setup_workspace_async` raises.
+    """Return the workspace of the previous pod, or fresh clones. Raises what `setup_workspace_async` raises.
 
     Clones without a complete record cannot be used: where they began is unknown, and their `.git` is not to be
     trusted. They are moved aside, never removed, and cloned again in their place, so that the working directory
@@ -514,7 +514,7 @@ def _moved(path: Path) -> Path:
 
 
 def _pushed_as_asked(workspace: Workspace, task: PodTask) -> Workspace:
-    """Return the workspace with the targets of this session's resource, also where it goes on with another session."""
+    """Return the workspace with the push targets of this session's resource, also if it continues another session."""
     plan = plan_workspace(
         task.specs,
         task.environment.workspace_path,
@@ -606,7 +606,7 @@ class PodWorkspace:
             await self._supervisor.fetch_from(folder, self._patience(), self._on_wait)
 
     def _patience(self) -> float:
-        """Return the seconds to wait for the content proxy: the session's own time is no longer than that."""
+        """Return the seconds to wait for the content proxy, at most the rest of the session's timeout."""
         return min(FETCH_FOR, self._deadline.left() * 0.9)
 
     def _on_wait(self, why: str) -> None:

@@ -243,17 +243,17 @@ def _conditions(
     }
     for condition in {one.type: one for one in conditions}.values():
         before = by_type.get(condition.type)
-        if not _judges_older_spec(condition, before, writer):
+        if not _concerns_older_spec(condition, before, writer):
             by_type[condition.type] = _condition(condition, before, writer, now)
     return list(by_type.values())
 
 
-def _judges_older_spec(
+def _concerns_older_spec(
     condition: Condition, before: Json | None, writer: Writer
 ) -> bool:
-    """Return whether a condition judges an older spec than the current condition does.
+    """Return whether a condition concerns an older spec than the current condition does.
 
-    Only `Accepted` judges a spec. The others are about the run, which continues when the spec changes: a runner that
+    Only `Accepted` concerns a spec. The others are about the run, which continues when the spec changes: a runner that
     a new generation stops still writes them last.
     """
     seen = _number((before or {}).get("observedGeneration"))

@@ -76,7 +76,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class GitEnvironment:
-    """What git sees of the environment.
+    """The part of the environment that git processes get.
 
     Attributes:
         path: PATH.

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from midwatch.text import show_unseen
 from midwatch.workspace.git import Git
 from midwatch.workspace.record import ClonedRepo, Workspace
 from midwatch.workspace.snapshot import (
@@ -23,7 +24,7 @@ MAX_DIFF_BYTES = 2_000_000
 _MAX_LIST_BYTES = 8_000_000
 _MAX_COMMITS = 200
 _LOG_FORMAT = "--format=%H%x1f%an%x1f%at%x1f%s"
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +169,12 @@ async def describe(repo: ClonedRepo, git: Git, snapshot: Snapshot) -> RepoState:
 
 
 def printable(text: str) -> str:
-    """Return text with visible control characters: an agent wrote it, and terminals show it."""
+    """Return text in which control characters and characters that cannot be seen are visible.
+
+    An agent wrote it, and a person reviews it on a terminal.
+    """
     text = text.encode("utf-8", "replace").decode("utf-8")
-    return _UNPRINTABLE.sub(_visible, text)
+    return show_unseen(_UNPRINTABLE.sub(_visible, text))
 
 
 def _visible(match: re.Match[str]) -> str:

@@ -148,10 +148,10 @@ class Mirrors:
 
     def _sweep(self) -> None:
         """Remove incomplete mirrors of killed processes."""
-        for half in self._trash.glob("*"):
-            with locked_if_free(self._lock_of(half)) as held:
+        for leftover in self._trash.glob("*"):
+            with locked_if_free(self._lock_of(leftover)) as held:
                 if held:
-                    shutil.rmtree(half, ignore_errors=True)
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     @property
     def _trash(self) -> Path:

@@ -114,7 +114,7 @@ def plan_workspace(
         existing: Names that are already in the workspace.
 
     Raises:
-        WorkspaceRefused: Something must not reach git or the disk.
+        WorkspaceRefused: A repository, a name or the index is not valid.
         WorkspaceExists: A folder for a clone exists.
     """
     if isinstance(repos, str):
@@ -129,9 +129,9 @@ def plan_workspace(
     remotes = [parse_remote(spec.url) for spec in specs]
     _refuse_duplicates(specs, remotes)
     names = _folder_names(specs, remotes)
-    taken = {collision_key(name) for name in existing}
+    existing_keys = {collision_key(name) for name in existing}
     for name in names:
-        if collision_key(name) in taken:
+        if collision_key(name) in existing_keys:
             raise WorkspaceExists(f"{name!r} exists in the workspace {workspace}")
     planned = tuple(
         _resolved(spec, remote, name, session_branch)
@@ -158,15 +158,15 @@ def _check_count(specs: Sequence[RepoSpec], main: int) -> None:
 
 
 def _refuse_duplicates(specs: Sequence[RepoSpec], remotes: Sequence[Remote]) -> None:
-    seen = set()
+    keys = set()
     for spec, remote in zip(specs, remotes, strict=True):
         key = (remote.url, spec.branch, spec.tag, spec.name)
-        if key in seen:
+        if key in keys:
             raise WorkspaceRefused(
                 f"repository {remote.url!r} is given twice",
                 hint="give it once, or give its clones different names",
             )
-        seen.add(key)
+        keys.add(key)
 
 
 def _folder_names(specs: Sequence[RepoSpec], remotes: Sequence[Remote]) -> list[str]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from midwatch.errors import MidwatchError
-from midwatch.workspace.clone import Identity
 from midwatch.workspace.errors import PushRejected, RepositoryError
 from midwatch.workspace.git import Git, GitCommand
 from midwatch.workspace.record import ClonedRepo, Workspace
+from midwatch.workspace.setup import Identity
 from midwatch.workspace.snapshot import (
     Snapshot,
     SnapshotLimits,
@@ -50,7 +50,7 @@ class PushOptions:
     """What is pushed.
 
     Attributes:
-        commit_rest: Push the changes that the agent did not commit, as one more commit.
+        commit_rest: Commit the changes that the agent did not commit, and push them too.
         message: The message of that commit.
         identity: The author of that commit.
         limits: Limits on untracked files; a file beyond them fails the push.
@@ -97,8 +97,9 @@ async def push_repo(
             return PushResult(repo.name, remote.url, repo.push_branch, "nothing")
         await _push(repo, git, tip)
     except RepositoryError as error:
-        outcome: Literal["failed"] = "failed"
-        return PushResult(repo.name, remote.url, repo.push_branch, outcome, error=error)
+        return PushResult(
+            repo.name, remote.url, repo.push_branch, "failed", error=error
+        )
     return PushResult(repo.name, remote.url, repo.push_branch, "pushed", tip)
 
 
@@ -166,10 +167,10 @@ async def _commit(
     for parent in parents:
         args += ["-p", parent]
     name, email = options.identity.name, options.identity.email
-    command = GitCommand(
+    output = await run_trusted(
+        git,
+        repo,
         args,
-        repository=repo.url,
-        git_dir=repo.git_dir,
         stdin=options.message.encode("utf-8", "replace"),
         variables={
             "GIT_AUTHOR_NAME": name,
@@ -178,7 +179,7 @@ async def _commit(
             "GIT_COMMITTER_EMAIL": email,
         },
     )
-    return (await git.run(command)).text.strip()
+    return output.text.strip()
 
 
 async def _push(repo: ClonedRepo, git: Git, tip: str) -> None:

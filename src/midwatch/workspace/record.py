@@ -30,7 +30,7 @@ from midwatch.workspace.plan import WorkspacePlan
 from midwatch.workspace.urls import Remote, parse_remote
 
 PREFIX = ".midwatch-"
-"""What the names of staging folders begin with."""
+"""The prefix of the names of staging folders."""
 _FILE = "workspace.json"
 _VERSION = 1
 
@@ -195,7 +195,7 @@ class Staging:
         """
         for path in self.plan.paths:
             if os.path.lexists(path):
-                raise _taken(path)
+                raise _occupied(path)
         workspace = Workspace(
             path=self.plan.workspace,
             state=self.final_state,
@@ -211,7 +211,7 @@ class Staging:
 
 @contextlib.asynccontextmanager
 async def staged(plan: WorkspacePlan, state: Path) -> AsyncIterator[Staging]:
-    """Yield folders to make a workspace in. What is left in them at the end is removed.
+    """Yield staging folders for a new workspace. What remains in them at the end is removed.
 
     The folder of the workspace is removed too if it was created here and is empty.
 
@@ -254,19 +254,19 @@ def move_into_place(workspace: Workspace) -> Workspace:
         if source.is_dir() and not repo.path.exists():
             source.rename(repo.path)
         elif not repo.path.is_dir() or source.is_dir():
-            raise _taken(repo.path)
+            raise _occupied(repo.path)
     done = replace(workspace, staging=None)
     save_record(done)
     shutil.rmtree(staging, ignore_errors=True)
     return done
 
 
-def _taken(path: Path) -> WorkspaceExists:
+def _occupied(path: Path) -> WorkspaceExists:
     return WorkspaceExists(f"{path} was created by others during the clone")
 
 
 def sweep(workspace: Path, state: Path) -> None:
-    """Remove what a killed setup of this workspace left. The caller holds its lock."""
+    """Remove the leftovers of a killed setup of this workspace. The caller holds its lock."""
     leftovers = [*workspace.glob(f"{_prefix(state)}*")]
     leftovers += state.parent.glob(f"{state.name}.new-*")
     for left in leftovers:

@@ -471,7 +471,7 @@ async def _cluster(
     """Connect to the API server; yield `NoCluster` if no status is to be written. Raises SettingsError."""
     from midwatch.kube.status_writer import NoCluster
 
-    if not identity.told:
+    if not identity.writes_status:
         yield NoCluster()
         return
     try:

@@ -1,4 +1,4 @@
-"""The content proxy as a process: the application, its socket, its background work and its end."""
+"""The content proxy as a process: the application, its socket, background tasks and shutdown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from midwatch.content.errors import ContentUnavailable
-from midwatch.content.server.api import FolderApi
+from midwatch.content.server.api import FolderApi, LegacyApi
 from midwatch.content.server.http import (
     JsonResponse,
     ServerState,
@@ -32,7 +32,6 @@ from midwatch.content.server.http import (
     on_http_error,
     on_midwatch_error,
 )
-from midwatch.content.server.legacy import LegacyApi
 from midwatch.content.server.store import ContentStore
 from midwatch.content.server.volume import Volume, map_disk_errors
 from midwatch.content.tokens import Keys
@@ -512,7 +511,7 @@ def _used_and_free(root: Path) -> tuple[int, int] | None:
 async def collect_until(stop: StopEvent, state: ServerState, log: Log) -> None:
     """Remove unneeded chunks, unused folders and incomplete files, at once and every `content.collect_interval`.
 
-    A folder that fails does not keep the others.
+    A folder that fails does not stop the collection of the others.
     """
     while not stop:
         try:

@@ -1,4 +1,4 @@
-"""What all endpoints share: reading and checking requests, responses and errors, limits, and waiting for changes.
+"""Shared by all endpoints: reading and checking requests, responses and errors, limits, and waiting for changes.
 
 Requests are bounded in bytes and in time, and checked before anything is done with them. Responses are JSON in ASCII;
 every error has a status and `{error, hint}`.
@@ -190,7 +190,7 @@ async def paced(request: Request, seconds: float) -> AsyncIterator[bytes]:
 
     Only the time spent waiting counts. Raises RequestRefused (408).
     """
-    left, got = seconds, 0
+    left, received = seconds, 0
     loop = asyncio.get_running_loop()
     stream = request.stream()
     while True:
@@ -202,10 +202,10 @@ async def paced(request: Request, seconds: float) -> AsyncIterator[bytes]:
             raise _too_slow(seconds) from None
         if piece is None:
             return
-        got += len(piece)
+        received += len(piece)
         left -= loop.time() - began
-        if got >= CHUNK:
-            left, got = seconds, 0
+        if received >= CHUNK:
+            left, received = seconds, 0
         yield piece
 
 

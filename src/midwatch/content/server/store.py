@@ -41,7 +41,7 @@ from midwatch.settings import ContentSettings
 _MANIFEST = "manifest.jsonl"
 _HISTORY_BYTES = 16 << 20
 _FOLDER_HISTORY_BYTES = 1 << 20
-"""Holds the last some 5,000 changed paths of a folder."""
+"""Enough for the last 5,000 or so changed paths of a folder."""
 _ITEM_BYTES = 120
 """Approximate bytes that a path or a step takes in addition to its characters."""
 
@@ -121,7 +121,7 @@ class _Steps:
 class History:
     """The last changes of folders, so that a client with a recent version is sent the difference only. Thread-safe.
 
-    It is in memory, bounded, and of this process: the whole manifest is sent where it does not know the way.
+    It is in memory, bounded, and of this process: the whole manifest is sent if the commits in between are not recorded.
 
     Args:
         limit: Bytes for all folders.
@@ -153,7 +153,7 @@ class History:
                 self._drop(next(iter(self._folders)))
 
     def since(self, folder: str, known: str, current: str) -> frozenset[str] | None:
-        """Return the paths that changed from version `known` to `current`; None if the steps are not known."""
+        """Return the paths that changed from version `known` to `current`; None if some commits in between are not recorded."""
         with self._lock:
             found = self._folders.get(folder)
             steps = list(found.held) if found else []

@@ -1,4 +1,4 @@
-"""The layout of the volume: folders, their locks, chunks and quotas, and what a crash left behind.
+"""The layout of the volume: folders, their locks, chunks and quotas, and leftovers of crashes.
 
 ::
 
@@ -49,7 +49,7 @@ FRESH = 60.0
 _MEASURE_AFTER = 8
 """Usage is measured again after an eighth of the quota was written, to see the writes of other processes."""
 _GOAL = 0.75
-"""Part of the quota that is left when space is freed, so that it is not full again at once."""
+"""Fraction of the quota that may be used after space was freed, so that it is not full again at once."""
 
 
 # ------------------------------------------------------------------ the disk

@@ -1,1 +1,1 @@
-"""A local folder and its copy behind the proxy, kept equal."""
+"""Synchronise local folders with the content proxy."""

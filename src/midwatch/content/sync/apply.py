@@ -1,9 +1,9 @@
-"""Change local folders to what a tree says, without ever going through a symlink.
+"""Apply a tree to local folders without following symlinks.
 
-Files are first written to a staging folder in their root, on the same file system. Then a plan is saved, so that a
-process that is killed is followed by one that does the rest. Then the plan is applied: remove, make folders, rename
-the files into place, set the modes of folders. Every step can be repeated. A path that is no longer what the plan
-says it was is skipped, so that nothing is replaced that was written meanwhile; the next round finds it.
+Files are first written to a staging folder in their root, on the same file system. Then a plan is saved, so that
+after a kill the next process can finish it. Then the plan is applied: remove, make folders, rename
+the files into place, set the modes of folders. Every step can be repeated. A path that has changed since
+the plan was made is skipped, so that newer content is never replaced; the next round merges it.
 """
 
 from __future__ import annotations
@@ -511,7 +511,7 @@ def clear_all(roots: Roots) -> None:
 
 
 def _clear(root: int) -> None:
-    """Remove the staging folder of a root, whatever became of it."""
+    """Remove the staging folder of a root, or whatever else has its name."""
     try:
         staging = open_folder(STAGING, root)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
 """Three-way merge of trees. Pure.
 
-A change of one side is taken; the same change on both sides is one change. Where both sides changed a path
+A change on one side is applied to the other; the same change on both sides is no conflict. Where both sides changed a path
 differently, ours keeps the path and theirs is stored below `CONFLICTS`: nothing that was written on either side
 is missing from the merged tree. A change wins over a removal. A `.git` folder is merged as a whole, since half
 of one side's and half of the other's is not a repository.
@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from midwatch.content.tree import (
     MAX_PATH,
@@ -67,7 +67,7 @@ def merge(
     if not changes:
         return Merged(tree, NO_CHANGE, delta_between(theirs, tree), {})
     changed = [*changes.put, *changes.removed]
-    lost.update(_refused(base, ours, theirs, filter(owned, changed)))
+    lost.update(_rejected(base, ours, theirs, filter(owned, changed)))
     changed = [path for path in changed if not owned(path)]
     _merge_paths(tree, lost, base, ours, theirs, changed)
     _merge_git_folders(tree, lost, base, ours, theirs, changed)
@@ -78,7 +78,7 @@ def merge(
     )
 
 
-def _refused(
+def _rejected(
     base: Tree, ours: Tree, theirs: Tree, paths: Iterable[str]
 ) -> Iterator[tuple[str, Entry]]:
     """Yield their changes of owned paths."""
@@ -137,8 +137,8 @@ def _resolve(was: Entry | None, our: Entry | None, their: Entry | None) -> Entry
         return our
     before = was if was and was.kind == our.kind else None
     mode = their.mode if before and our.mode == before.mode else our.mode
-    taken = their if before and _same_content(our, before) else our
-    return Entry(taken.kind, mode, taken.size, taken.chunks, taken.target)
+    content = their if before and _same_content(our, before) else our
+    return replace(content, mode=mode)
 
 
 def _is_same(one: Entry, other: Entry) -> bool:
@@ -228,7 +228,7 @@ def _store_conflicts(
     """Add their entries below `CONFLICTS`. Return where each of them is."""
     version = version_of(theirs)[:8]
     number, paths = 1, _conflict_paths(f"{CONFLICTS}/{version}", lost)
-    while any(_is_taken(tree, paths[path], lost[path]) for path in paths):
+    while any(_is_occupied(tree, paths[path], lost[path]) for path in paths):
         number += 1
         paths = _conflict_paths(f"{CONFLICTS}/{version}-{number}", lost)
     for path, target in paths.items():
@@ -247,7 +247,7 @@ def _conflict_paths(folder: str, lost: Iterable[str]) -> dict[str, str]:
     return paths
 
 
-def _is_taken(tree: Tree, path: str, entry: Entry) -> bool:
+def _is_occupied(tree: Tree, path: str, entry: Entry) -> bool:
     above = (tree.get(folder) for folder in folders_above(path))
     return tree.get(path, entry) != entry or any(
         e is not None and e.kind != "folder" for e in above

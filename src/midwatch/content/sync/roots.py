@@ -1,11 +1,11 @@
-"""The local folders: paths that never go through a symlink, and files read as they were at one moment.
+"""The local folders: open paths without following symlinks, and read consistent contents of files.
 
 A program in a workspace may put a symlink in place of a folder at any time. So a path is opened part by part, each
 part within the open folder before it, and no part is followed.
 
 A file with the same size, times, inode and mode has the same content (as git's index assumes), unless it was written
-again within one tick of the clock that stamps files. So a cached hash is used only if the file had been quiet for
-longer than a tick when it was read.
+again within one tick of the file system's clock. So a cached hash is used only if the file was last written more
+than a tick before it was read.
 """
 
 from __future__ import annotations

@@ -202,8 +202,8 @@ def _new_lines(ours: bytes, theirs: bytes) -> bytes:
         return b""
     known = set(ours.splitlines())
     lines = [line for line in theirs.splitlines() if line not in known]
-    begun = b"" if ours.endswith(b"\n") or not lines else b"\n"
-    return begun + b"".join(line + b"\n" for line in lines)
+    separator = b"" if ours.endswith(b"\n") or not lines else b"\n"
+    return separator + b"".join(line + b"\n" for line in lines)
 
 
 # ------------------------------------------------------------------ the scope
@@ -211,13 +211,13 @@ def _new_lines(ours: bytes, theirs: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which paths the local side decides about, and how the trees look from there. Pure.
+    """The paths that are synchronised, and which side owns them. Pure.
 
     Attributes:
         roots: The local folders.
-        remote_owned: Files that the proxy's side alone decides about.
+        remote_owned: Files in which only the proxy's changes count.
         ignored: Paths in the roots that are left out.
-        local_owned: Top folders that the local side alone decides about.
+        local_owned: Top folders in which only local changes count.
     """
 
     roots: Roots
@@ -260,7 +260,7 @@ class Scope:
             scan: The local tree.
             remote: The proxy's tree.
             foreign: Its entries out of scope, which stay as they are.
-            own: Whether to refuse changes in `local_owned` folders.
+            own: Whether to reject remote changes in `local_owned` folders.
         """
         ours = {**scan.tree, **foreign}
         was = base if remote is base else self._common(base, remote, foreign)
@@ -309,7 +309,7 @@ class RoundResult:
 
     version: str
     sent: int = 0
-    brought: int = 0
+    applied: int = 0
     conflicts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     unsent: tuple[str, ...] = ()
@@ -364,8 +364,8 @@ class Rounds:
         """Run a round.
 
         Args:
-            push: Whether to send what is different here.
-            last: Whether no program runs in the local folders any more.
+            push: Whether to send local changes.
+            last: Whether no program runs in the local folders any more, so that every git lock is stale.
             unchanged: Whether the proxy is known to still have the base's version, because it is watched.
         """
         await in_thread(self.load)
@@ -374,11 +374,11 @@ class Rounds:
         sent = 0
         if push:
             scan, remote, merged, sent = await self._push(scan, remote, merged)
-        brought = await self._bring(scan, remote, merged)
+        applied = await self._apply_remote(scan, remote, merged)
         await self._append_lines(scan, remote)
         conflicts = tuple(sorted(merged.conflicts.values())) if push else ()
         return RoundResult(
-            self.base.version, sent, brought, conflicts, scan.notes, scan.unsent
+            self.base.version, sent, applied, conflicts, scan.notes, scan.unsent
         )
 
     async def adopt(self, folder: str) -> RoundResult:
@@ -406,7 +406,7 @@ class Rounds:
     ) -> tuple[Remote, Merged]:
         """Return the proxy's tree and the merge with it.
 
-        The proxy is not asked if a commit is about to tell whether it still has the base.
+        The proxy is not asked if the commit that follows fails anyway when it no longer has the base.
         """
         base = Remote(self.base.version, self.base.tree)
         if self.base.version:
@@ -431,7 +431,7 @@ class Rounds:
         return self._scope.merge(self._base_of(remote), scan, remote, foreign, own=own)
 
     def _base_of(self, remote: Tree) -> Tree:
-        """Return the base, with the entries of unanswered commits that the proxy has: they are this side's own."""
+        """Return the base, with the entries of unanswered commits that the proxy has: this side wrote them."""
         if not self._unanswered or remote is self.base.tree:
             return self.base.tree
         base = dict(self.base.tree)
@@ -496,8 +496,8 @@ class Rounds:
 
     # -------------------------------------------------- applying
 
-    async def _bring(self, scan: Scan, remote: Remote, merged: Merged) -> int:
-        """Apply the other side's changes here, and change the base. Return the number of entries."""
+    async def _apply_remote(self, scan: Scan, remote: Remote, merged: Merged) -> int:
+        """Apply the proxy's changes to the local folders, and update the base. Return the number of entries."""
 
         def prepare() -> tuple[Delta, Delta, str]:
             delta, skipped = self._local_change(merged.to_apply_locally, scan)
@@ -511,7 +511,7 @@ class Rounds:
         return len(delta)
 
     def _local_change(self, delta: Delta, scan: Scan) -> tuple[Delta, set[str]]:
-        """Return what to change here, and the paths that have to stay as they are for now."""
+        """Return the change of the local folders, and the paths that cannot be changed in this round."""
         put, removed, skipped = {}, set(), set()
         for path in [*delta.put, *delta.removed]:
             if "/" not in path or not self._scope.has(path):
@@ -598,7 +598,7 @@ class Rounds:
 
 
 def _ours(delta: Delta, scan: Scan) -> dict[str, Entry | None]:
-    """Return the entries of a commit that are the same here; None for removed ones."""
+    """Return the entries of a commit that equal the local ones; None for removed ones."""
     put = {p: e for p, e in delta.put.items() if scan.tree.get(p) == e}
-    gone = [p for p in delta.removed if p not in scan.tree]
-    return {**put, **dict.fromkeys(gone)}
+    removed = [p for p in delta.removed if p not in scan.tree]
+    return {**put, **dict.fromkeys(removed)}

@@ -1,7 +1,7 @@
 """Local folders → tree. Files that have not changed since the last scan are not read again.
 
 What cannot be read (no permission, written to all the time, a `.git` in the middle of a change) stays in the tree as
-`base` has it and is `unsure`: a failed read is never a removal.
+`base` has it and is `unsure`: a path that cannot be read never counts as removed.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class ScanResult:
         self.unsent += other.unsent
 
     def keep_base(self, path: str, base: Tree, why: str) -> None:
-        """Leave a path, and what is below it, as the base has it."""
+        """Keep the base's entries of a path and of everything below it."""
         self.unsure.add(path)
         self.tree.update(_subtree(base, path))
         note = f"{ascii(path[:200])} is not synchronised: {why}"
@@ -156,7 +156,7 @@ class Scanner:
         """Return the local tree.
 
         Args:
-            base: What unreadable paths are taken from.
+            base: The tree that supplies the entries of unreadable paths.
             last: Whether no program runs in the folders any more, so that every lock of git is stale.
 
         Raises:
@@ -335,7 +335,7 @@ class GitRules:
 
     Attributes:
         now: The time in seconds since the epoch.
-        locks_count: Whether a fresh lock means that git is at work.
+        locks_count: Whether a recent lock means that a git command is running.
         objects: Whether this is a pass over the objects.
         locked: Whether a lock was found.
         later: The folders of objects that were found.
@@ -374,11 +374,11 @@ class GitRules:
 
 
 def _scan_git(walk: Walk, fd: int, path: str, found: ScanResult) -> None:
-    """Add a `.git` folder as it was at one moment, or as `base` has it if git keeps working in it.
+    """Add a `.git` folder as it was at one moment, or as `base` has it while git commands run in it.
 
-    Git writes objects first and then what names them (refs, the index, logs). So the names are read first and the
-    objects next, then the names once more: if they are the same, all that they name was there to be read. A `gc`
-    shows as a change of the packs. While a lock is held, a command is half done.
+    Git writes objects first, and then the refs, index and logs that refer to them. So these are read before the
+    objects and once more after them: if they are the same, all objects that they refer to were read. A `gc` shows as
+    a change of the packs. While a lock is held, a command is incomplete.
     """
     for attempt in range(_GIT_TRIES):
         if attempt:
@@ -387,7 +387,7 @@ def _scan_git(walk: Walk, fd: int, path: str, found: ScanResult) -> None:
             found.add(part)
             return
     found.tree.pop(path, None)
-    found.keep_base(path, walk.base, "git is at work in it")
+    found.keep_base(path, walk.base, "a git command is running in it")
 
 
 def _git_snapshot(walk: Walk, fd: int, path: str) -> ScanResult | None:

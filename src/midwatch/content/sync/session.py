@@ -1,4 +1,4 @@
-"""A local folder and its copy behind the content proxy, kept equal while programs work in either."""
+"""Synchronise local folders with the content proxy while programs write to either."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class SyncReport:
     """What a pull or push did.
 
     Attributes:
-        version: The version that both sides have; empty if something here is still to come.
+        version: The version that both sides have; empty if some changes were not applied locally yet.
         files: Entries that were sent.
-        brought: Entries that were changed here.
+        applied: Entries that were changed locally.
         bytes: Bytes of chunks, both ways.
         requests: HTTP requests.
         conflicts: Where the other side's entries were stored.
@@ -44,7 +44,7 @@ class SyncReport:
 
     version: str
     files: int
-    brought: int
+    applied: int
     bytes: int
     requests: int
     conflicts: tuple[str, ...] = ()
@@ -62,12 +62,12 @@ class WorkspaceSync:
         client: The proxy's folder.
         roots: The local folders by the name of their top folder.
         state: A local folder for the sync's own files.
-        clock: Where time comes from.
+        clock: The clock.
         interval: Seconds between two pushes.
         remote_owned: Files that the proxy's side alone writes; only their new lines are appended here.
         local_owned: Top folders that the local side alone writes after the pull; changes of the other side are
             stored as conflicts.
-        ignored: Which paths are left alone on both sides.
+        ignored: Returns whether a path is not synchronised, on either side.
         step: Called with the name of each step before it, in tests.
 
     Attributes:
@@ -110,7 +110,7 @@ class WorkspaceSync:
         self._watched = ""
 
     async def pull(self) -> SyncReport:
-        """Bring what the proxy has; what is different here stays, and is sent by the next push."""
+        """Apply the proxy's changes; local changes stay, and are sent by the next push."""
         return await self._run(self._pull)
 
     async def _pull(self) -> RoundResult:
@@ -119,21 +119,21 @@ class WorkspaceSync:
         return await self._rounds.run(push=False)
 
     async def pull_from(self, folder: str) -> SyncReport:
-        """Bring what another folder has, which is only read; what is different here stays."""
+        """Copy the entries of another folder, which is only read; local changes stay."""
         return await self._run(lambda: self._rounds.adopt(folder))
 
     async def push(self, *, last: bool = False) -> SyncReport:
         """Make both sides equal.
 
         Args:
-            last: Whether no program works in the folders any more.
+            last: Whether no program runs in the folders any more.
         """
         return await self._run(
             lambda: self._rounds.run(push=True, last=last, unchanged=self._is_watched())
         )
 
     def nudge(self) -> None:
-        """Push now instead of after the interval: something has changed."""
+        """Push at once instead of after the interval."""
         self._nudged.set()
 
     async def run(self, stop: StopEvent) -> None:
@@ -171,7 +171,7 @@ class WorkspaceSync:
             report = SyncReport(
                 result.version,
                 result.sent,
-                result.brought,
+                result.applied,
                 client.sent + client.received - moved,
                 client.requests - requests,
                 result.conflicts,
@@ -225,10 +225,10 @@ class WorkspaceSync:
                 await self._clock.sleep(self._interval)
             finally:
                 self._watched = ""
-            # This side's own commit is a change as well; after it the base is another.
+            # A commit of this side is a change as well, but it also changes the base.
             async with self._lock:
-                theirs = changed and version == self._rounds.base.version
-            if theirs:
+                by_others = changed and version == self._rounds.base.version
+            if by_others:
                 self.nudge()
                 await self._clock.sleep(min(self._interval, _WATCH_PAUSE))
 

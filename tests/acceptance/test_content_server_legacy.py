@@ -1,4 +1,4 @@
-"""The endpoints of the earlier content service, on the same trees."""
+"""The endpoints of the earlier content service (`/content/…`), on the same folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of an attempt: from the documents of the API server to the verdict."""
+"""What became of an attempt: from the documents of the API server to the health."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from midwatch.kube.observed import Verdict, judge, read_job, read_pod
+from midwatch.kube.observed import AttemptHealth, attempt_health, read_job, read_pod
 from midwatch.kube.status import timestamp
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
@@ -73,10 +73,10 @@ def waiting(reason: str, message: str = "") -> Json:
     return {"waiting": {"reason": reason, "message": message}}
 
 
-def verdict(job_: Json | None, *pods: Json, later: float = 0) -> Verdict:
+def health(job_: Json | None, *pods: Json, later: float = 0) -> AttemptHealth:
     seen = read_job(job_) if job_ is not None else None
     now = NOW + timedelta(seconds=later)
-    return judge(seen, [read_pod(one) for one in pods], SETTINGS, now)
+    return attempt_health(seen, [read_pod(one) for one in pods], SETTINGS, now)
 
 
 FAILED = condition("Failed", reason="BackoffLimitExceeded", message="limit reached")
@@ -103,7 +103,7 @@ UNSCHEDULABLE = condition(
 )
 def test_a_container_that_ended(state: Json, told: str, hint: str) -> None:
     for its in (job(), job(FAILED)):
-        seen = verdict(its, pod(state, phase="Failed"))
+        seen = health(its, pod(state, phase="Failed"))
         assert f"{seen.outcome} {seen.reason}" == told
         assert hint in seen.message
 
@@ -129,13 +129,13 @@ def test_a_container_that_ended(state: Json, told: str, hint: str) -> None:
 )
 def test_a_pod_that_was_taken_away_is_lost(gone: Json, reason: str) -> None:
     for its in (job(), job(FAILED), None):
-        seen = verdict(its, gone)
+        seen = health(its, gone)
         assert (seen.outcome, seen.reason) == ("lost", reason)
 
 
 def test_what_the_cluster_said_is_told_without_secrets() -> None:
     image = "cannot pull https://bob:hunter22@registry.example/x"
-    seen = verdict(job(), pod(waiting("InvalidImageName", image)))
+    seen = health(job(), pod(waiting("InvalidImageName", image)))
     assert (seen.outcome, seen.reason) == ("failed", "InvalidImageName")
     assert "registry.example" in seen.message and "hunter22" not in seen.message
 
@@ -173,9 +173,9 @@ def test_a_name_that_looks_like_a_key_is_still_the_name() -> None:
 def test_what_may_still_come_about_has_its_grace(
     its: Json, reason: str, grace: float, hint: str
 ) -> None:
-    early = verdict(job(), its)
+    early = health(job(), its)
     assert (early.outcome, early.reason, early.recheck_in) == ("waiting", reason, grace)
-    late = verdict(job(), its, later=grace)
+    late = health(job(), its, later=grace)
     assert (late.outcome, late.reason) == ("failed", reason)
     assert hint in late.message
 
@@ -183,39 +183,39 @@ def test_what_may_still_come_about_has_its_grace(
 def test_a_node_that_does_not_answer() -> None:
     going = meta("p", deletionTimestamp=timestamp(NOW + timedelta(seconds=60)))
     its = pod({"running": {"startedAt": ago(20)}}, phase="Running", about=going)
-    assert verdict(job(), its).outcome == "fine"
-    seen = verdict(job(), its, later=60 + SETTINGS.deadline_margin)
+    assert health(job(), its).outcome == "fine"
+    seen = health(job(), its, later=60 + SETTINGS.deadline_margin)
     assert (seen.outcome, seen.reason) == ("lost", "NodeLost")
 
 
 def test_the_job_alone() -> None:
-    assert verdict(job(age=599)).outcome == "fine"
-    assert verdict(job(age=600)).reason == "NoPod"
-    assert verdict(job(age=900, suspend=True)).outcome == "fine"
-    assert verdict(job(FAILED)).reason == "PodGone"
-    assert verdict(job(condition("Complete"))).reason == "OutcomeUnknown"
-    assert verdict(None) == Verdict("lost", "JobDeleted", "its Job was deleted")
+    assert health(job(age=599)).outcome == "fine"
+    assert health(job(age=600)).reason == "NoPod"
+    assert health(job(age=900, suspend=True)).outcome == "fine"
+    assert health(job(FAILED)).reason == "PodGone"
+    assert health(job(condition("Complete"))).reason == "OutcomeUnknown"
+    assert health(None) == AttemptHealth("lost", "JobDeleted", "its Job was deleted")
 
 
 def test_a_pod_is_missed_only_once_the_job_controller_had_its_chance() -> None:
     """It was down, or a queue held the Job back: then nothing refuses the pod."""
     untouched = job(age=3600, counts={"startTime": None})
-    seen = verdict(untouched)
+    seen = health(untouched)
     assert (seen.outcome, seen.reason, seen.recheck_in) == (
         "waiting",
         "JobNotBegun",
         None,
     )
-    assert verdict(job(age=59, counts={"startTime": None})) == Verdict(
+    assert health(job(age=59, counts={"startTime": None})) == AttemptHealth(
         "fine", "JobNotBegun", seen.message, recheck_in=1
     )
     held = condition("Suspended", age=3000)
     released = job(held, age=3600)
-    assert verdict(released) == Verdict("fine")
+    assert health(released) == AttemptHealth("fine")
     resumed = condition("Suspended", "False")
     begun = job(resumed, age=3600, counts={"startTime": ago(599)})
-    assert verdict(begun).outcome == "fine"
-    assert verdict(begun, later=1).reason == "NoPod"
+    assert health(begun).outcome == "fine"
+    assert health(begun, later=1).reason == "NoPod"
 
 
 LOST = condition("FailureTarget", reason="BackoffLimitExceeded")
@@ -237,12 +237,12 @@ UNCOUNTED = {"failed": ["b5a1"]}
     ],
 )
 def test_a_job_that_ends_is_waited_for_when_its_pod_is_gone(between: Json) -> None:
-    assert verdict(between) == Verdict("fine")
+    assert health(between) == AttemptHealth("fine")
 
 
 def test_a_job_whose_pods_are_all_counted_as_none_never_had_one() -> None:
     none = {"active": 0, "ready": 0, "terminating": 0, "uncountedTerminatedPods": {}}
-    assert verdict(job(age=900, counts=none)).reason == "NoPod"
+    assert health(job(age=900, counts=none)).reason == "NoPod"
 
 
 @pytest.mark.parametrize(
@@ -254,21 +254,21 @@ def test_a_job_whose_pods_are_all_counted_as_none_never_had_one() -> None:
     ],
 )
 def test_a_deadline_is_told_when_it_strikes(its: list[Json]) -> None:
-    seen = verdict(job(LATE, age=900, counts={"terminating": 1}), *its)
+    seen = health(job(LATE, age=900, counts={"terminating": 1}), *its)
     assert (seen.outcome, seen.reason) == ("failed", "DeadlineExceeded")
 
 
 def test_a_deadline_is_told_before_the_exit_code_that_it_caused() -> None:
     its = job(condition("Failed", reason="DeadlineExceeded"))
-    assert verdict(its, pod(ended(143), phase="Failed")).reason == "DeadlineExceeded"
+    assert health(its, pod(ended(143), phase="Failed")).reason == "DeadlineExceeded"
 
 
 def test_a_pod_that_starts_or_runs_is_fine() -> None:
-    assert verdict(job(), pod(waiting("ContainerCreating"))).outcome == "fine"
-    assert verdict(job(), pod({"running": {}}, phase="Running")).outcome == "fine"
+    assert health(job(), pod(waiting("ContainerCreating"))).outcome == "fine"
+    assert health(job(), pod({"running": {}}, phase="Running")).outcome == "fine"
 
 
 def test_of_several_pods_the_newest_counts() -> None:
     old = pod(ended(1), phase="Failed", about=meta("a", age=50))
     new = pod({"running": {}}, phase="Running", about=meta("b", age=10))
-    assert verdict(job(), new, old).outcome == "fine"
+    assert health(job(), new, old).outcome == "fine"

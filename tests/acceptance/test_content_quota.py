@@ -1,4 +1,4 @@
-"""What one session may take of the volume that all share."""
+"""The quota of a folder on the volume that all sessions share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .content_proxy import FOLDER, OTHER, Caller, file, proxy
 LIMIT = 1 << 20
 
 
-def taken(root: Path, folder: str = FOLDER) -> int:
+def bytes_used(root: Path, folder: str = FOLDER) -> int:
     chunks = (root / "folders" / folder / "chunks").rglob("*")
     return sum(path.stat().st_size for path in chunks if path.is_file())
 
@@ -33,23 +33,23 @@ async def write(caller: Caller, path: str, data: bytes) -> httpx2.Response:
     )
 
 
-async def test_a_folder_takes_no_more_than_twice_its_size(tmp_path: Path) -> None:
+async def test_a_folder_is_limited_to_twice_its_maximum_size(tmp_path: Path) -> None:
     async with proxy(tmp_path, max_size=LIMIT) as running:
         caller = running.caller()
         codes = []
         for _ in range(8):
             codes.append((await caller.put(os.urandom(900_000))).status_code)
             version, _ = await caller.manifest()
-            # A commit that changes nothing makes no room.
+            # A commit that changes nothing frees no space.
             assert (await caller.commit(version)).status_code == 200
         assert codes == [200, 200] + 6 * [507]
-        assert taken(running.root) <= 2 * LIMIT
+        assert bytes_used(running.root) <= 2 * LIMIT
         answer = await caller.put(os.urandom(900_000))
         assert "content.max_size" in answer.json()["hint"]
-        # Nobody else feels it.
+        # Other folders are not affected.
         other = running.caller(OTHER)
         assert (await other.put(os.urandom(900_000))).status_code == 200
-        # Nor does it last: what nothing names goes when it is needed, before the collector's grace.
+        # Unreferenced chunks are removed when space is needed, before the collector's grace period ends.
         age(running.root, 120)
         data = os.urandom(900_000)
         assert (await caller.put(data)).status_code == 200
@@ -61,10 +61,10 @@ async def test_a_folder_takes_no_more_than_twice_its_size(tmp_path: Path) -> Non
         answer = await caller.http.get(
             "/content/file", params={"path": "a"}, headers=caller.headers
         )
-        assert answer.content == data  # what is named stays
+        assert answer.content == data  # referenced chunks stay
 
 
-async def test_plain_writes_and_messages_are_bounded_too(tmp_path: Path) -> None:
+async def test_legacy_writes_and_messages_count_as_well(tmp_path: Path) -> None:
     async with proxy(tmp_path, max_size=LIMIT) as running:
         caller = running.caller()
         codes = {
@@ -75,7 +75,7 @@ async def test_plain_writes_and_messages_are_bounded_too(tmp_path: Path) -> None
         message = {"type": "user_message", "content": "x" * 400_000}
         answers = [await caller.post("inbox", message) for _ in range(2)]
         assert answers[-1].status_code == 507
-        assert taken(running.root) <= 2 * LIMIT
+        assert bytes_used(running.root) <= 2 * LIMIT
 
 
 async def test_another_process_on_the_volume_counts_as_well(tmp_path: Path) -> None:
@@ -84,4 +84,4 @@ async def test_another_process_on_the_volume_counts_as_well(tmp_path: Path) -> N
         for _ in range(6):
             for running in (one, two):
                 await running.caller().put(os.urandom(400_000))
-        assert taken(one.root) <= 2 * LIMIT
+        assert bytes_used(one.root) <= 2 * LIMIT

@@ -1,4 +1,4 @@
-"""What the keeper of a pod tells of its sync: files that were not saved, conflicts, and the end of the attempt."""
+"""The conditions that a pod's runner reports for its sync: unsaved files, conflicts, and a superseded attempt."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .content_sync import FastClock, Side, side
 _until = partial(comes_true, timeout=PATIENCE)
 
 
-class Told:
-    """A keeper and all that it told."""
+class Recorder:
+    """A supervisor and everything that it reported."""
 
     def __init__(self, pod: Side) -> None:
         self.conditions: list[Condition] = []
-        self.lines: list[str] = []
+        self.notes: list[str] = []
         self.lost: list[str] = []
-        self.keeper = SyncSupervisor(
+        self.supervisor = SyncSupervisor(
             pod.sync,
             FastClock(),
             self.conditions.append,
-            note=self.lines.append,
+            note=self.notes.append,
             on_lost=self.lost.append,
         )
 
@@ -54,51 +54,53 @@ async def pod(running: Proxy, tmp_path: Path) -> AsyncIterator[Side]:
         yield one
 
 
-async def test_what_cannot_be_saved_is_no_success(pod: Side) -> None:
-    told = Told(pod)
-    await told.keeper.fetch()
+async def test_unsaved_files_are_reported_as_saved_partly(pod: Side) -> None:
+    reports = Recorder(pod)
+    await reports.supervisor.fetch()
     pod.write("workspace/fine", "x")
     deep = pod.work
     for _ in range(260):
         deep = deep / "d"
     deep.mkdir(parents=True)
-    async with told.keeper.beside():
-        await _until(lambda: told.conditions and told.last == ("False", "SavedPartly"))
-    await told.keeper.save(20)
-    assert told.last == ("False", "SavedPartly")
-    assert "nested too deep" in told.conditions[-1].message
-    assert len(told.lines) == 1
+    async with reports.supervisor.beside():
+        await _until(
+            lambda: reports.conditions and reports.last == ("False", "SavedPartly")
+        )
+    await reports.supervisor.save(20)
+    assert reports.last == ("False", "SavedPartly")
+    assert "nested too deep" in reports.conditions[-1].message
+    assert len(reports.notes) == 1
 
 
 async def test_a_conflict_is_reported(pod: Side, running: Proxy) -> None:
-    caller, told = running.caller(), Told(pod)
+    caller, reports = running.caller(), Recorder(pod)
     await caller.write({"workspace/a": b"before"})
-    await told.keeper.fetch()
+    await reports.supervisor.fetch()
     pod.write("workspace/a", "ours")
     await caller.write({"workspace/a": b"theirs"})
-    await told.keeper.save(20)
-    assert told.last == ("True", "SavedWithConflicts")
-    [line] = told.lines
+    await reports.supervisor.save(20)
+    assert reports.last == ("True", "SavedWithConflicts")
+    [line] = reports.notes
     answer = await caller.http.get(line.partition("GET ")[2], headers=caller.headers)
     assert answer.text == "theirs"
 
 
 async def test_a_later_attempt_ends_this_one(pod: Side, running: Proxy) -> None:
-    caller, told = running.caller(), Told(pod)
+    caller, reports = running.caller(), Recorder(pod)
     caller.headers |= {ATTEMPT: "2"}
-    await told.keeper.fetch()
-    async with told.keeper.beside():
-        await _until(lambda: told.conditions)
+    await reports.supervisor.fetch()
+    async with reports.supervisor.beside():
+        await _until(lambda: reports.conditions)
         await caller.post("claim", {})
         pod.write("workspace/late", "x")
-        told.keeper.nudge()
-        await _until(lambda: told.lost)
-    before = len(told.conditions)
-    await told.keeper.save(20)
-    assert told.lost == ["attempt 2 owns this folder now"]
-    assert len(told.conditions) == before and told.last == ("True", "Saved")
+        reports.supervisor.nudge()
+        await _until(lambda: reports.lost)
+    before = len(reports.conditions)
+    await reports.supervisor.save(20)
+    assert reports.lost == ["attempt 2 owns this folder now"]
+    assert len(reports.conditions) == before and reports.last == ("True", "Saved")
     assert "workspace/late" not in (await caller.manifest())[1]
-    again = Told(pod)
+    again = Recorder(pod)
     with pytest.raises(Superseded):
-        await again.keeper.fetch()
-    assert again.keeper.lost is not None
+        await again.supervisor.fetch()
+    assert again.supervisor.lost is not None
