@@ -28,16 +28,13 @@ CLOUD_VARIABLES = {
     "vertex": ("CLOUD_ML_REGION", "ANTHROPIC_VERTEX_PROJECT_ID"),
 }
 """Variables of a provider that are not secret, which the claude program gets."""
-SECRET_VARIABLES = (
-    "ANTHROPIC_API_KEY",
-    "ANTHROPIC_AUTH_TOKEN",
-    "ANTHROPIC_CUSTOM_HEADERS",
+AWS_SECRETS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AWS_BEARER_TOKEN_BEDROCK",
 )
-"""Variables whose values neither Bash nor a log may show."""
+"""Variables of credentials of Amazon, which neither Bash nor a log may show if they are for the API."""
 _SHORTEST_SECRET = 8  # characters; a shorter one would be redacted in ordinary text
 _ADDRESSES = {
     "anthropic": "ANTHROPIC_BASE_URL",
@@ -160,7 +157,7 @@ class ApiAccess:
             yield value if len(value) >= _SHORTEST_SECRET else ""
             word = value.rpartition(" ")[2]  # of "Bearer WORD"
             yield word if len(word) >= _SHORTEST_SECRET else ""
-        for name in SECRET_VARIABLES[3:]:
+        for name in AWS_SECRETS if self.provider == "bedrock" else ():
             yield self.environ.get(name, "")
         for url in (self.base_url or "", *self.secret_proxies.values()):
             yield from _passwords(url)
@@ -247,6 +244,9 @@ def cloud_client(access: ApiAccess, **options: Any) -> Any:
         try:
             return AsyncAnthropicBedrock(
                 api_key=token,
+                aws_access_key=None if token else environ.get("AWS_ACCESS_KEY_ID"),
+                aws_secret_key=None if token else environ.get("AWS_SECRET_ACCESS_KEY"),
+                aws_session_token=None if token else environ.get("AWS_SESSION_TOKEN"),
                 aws_region=environ.get("AWS_REGION")
                 or environ.get("AWS_DEFAULT_REGION")
                 or None,

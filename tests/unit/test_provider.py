@@ -85,10 +85,11 @@ def test_every_secret_is_known_to_the_redactor() -> None:
         {
             "ANTHROPIC_API_KEY": "the-key",
             "ANTHROPIC_CUSTOM_HEADERS": "X-Gateway: Bearer the-gateway-word\nX-Team: ops",
-            "ANTHROPIC_BASE_URL": "https://me:the%2Furl@gateway",
+            "ANTHROPIC_BEDROCK_BASE_URL": "https://me:the%2Furl@gateway",
             "HTTPS_PROXY": "http://me:the-password@proxy",
             "AWS_SECRET_ACCESS_KEY": "the-aws-secret",
-        }
+        },
+        provider="bedrock",
     )
     known = set(access.secrets)
     assert known >= {"the-key", "the-gateway-word", "Bearer the-gateway-word"}
