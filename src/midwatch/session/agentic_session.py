@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 from collections.abc import (
     AsyncGenerator,
@@ -47,6 +46,7 @@ from midwatch.session.records import (
 from midwatch.session.run import Run, RunConfig
 from midwatch.session.status import SessionStatus, fold
 from midwatch.session.translate import InterruptRequested
+from midwatch.workspace.environment import process_environ
 from midwatch.workspace.inspect import RepoState, inspect_workspace
 from midwatch.workspace.record import Workspace, load_record
 from midwatch.workspace.setup import WorkspaceOptions
@@ -177,7 +177,7 @@ class AsyncAgenticSession:
             workspace, main_repo_index, self._workspace_options
         )
         _check_outside_workspace(self.folder.path, (cwd, *others))
-        access = check_access(client).in_environ(os.environ)
+        access = check_access(client).in_environ(process_environ())
         clock = clock or SystemClock()
         self._config = RunConfig(
             spec=SessionSpec(
@@ -561,7 +561,7 @@ def run_agentic_session(
         MidwatchError: The error that ended the session: a class of `midwatch.session.errors`.
     """
     client = ApiAccess.from_environ(
-        os.environ, api_key=anthropic_api_key, base_url=base_url
+        process_environ(), api_key=anthropic_api_key, base_url=base_url
     )
     with AgenticSession(client=client, workspace=workspace, **arguments) as session:
         for event in session.execute(prompt):

@@ -122,9 +122,14 @@ class GitEnvironment:
         return text
 
 
+def process_environ() -> Mapping[str, str]:
+    """Return the environment of the process: what a library user's call is read from, as by `anthropic.Anthropic()`."""
+    return os.environ
+
+
 def default_home(environ: Mapping[str, str] | None = None) -> Path:
     """Return the home folder: HOME, or that of the user database if HOME is not an absolute path."""
-    named = (os.environ if environ is None else environ).get("HOME", "")
+    named = (process_environ() if environ is None else environ).get("HOME", "")
     return Path(named if os.path.isabs(named) else _home_in_user_database() or "/")
 
 
@@ -140,7 +145,7 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
 
 def _xdg_folder(name: str, default: str, environ: Mapping[str, str] | None) -> Path:
     """Return a folder by the XDG Base Directory Specification, which ignores relative paths."""
-    named = (os.environ if environ is None else environ).get(name, "")
+    named = (process_environ() if environ is None else environ).get(name, "")
     above = Path(named) if os.path.isabs(named) else default_home(environ) / default
     return above / "midwatch"
 
