@@ -23,7 +23,7 @@ def cost_usd(model: str, usage: Usage, asked: str = "") -> float:
         usage: The tokens of one request: a long context may cost more for each token.
         asked: The model that was asked for, whose price counts if `model` says nothing.
     """
-    for name in (*_names(model), *_names(asked)):
+    for name in (*names_of(model), *names_of(asked)):
         listed = _listed_usd(name, usage)
         if listed is not None:
             return listed
@@ -34,10 +34,10 @@ def cost_usd(model: str, usage: Usage, asked: str = "") -> float:
 def is_known(model: str) -> bool:
     """Return whether the price list has the model."""
     one = Usage(input_tokens=1)
-    return any(_listed_usd(name, one) is not None for name in _names(model))
+    return any(_listed_usd(name, one) is not None for name in names_of(model))
 
 
-def _names(model: str) -> Iterator[str]:
+def names_of(model: str) -> Iterator[str]:
     """Yield the names under which the price list may have a model that a cloud or a gateway names its own way."""
     if not model:
         return

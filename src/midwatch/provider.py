@@ -306,13 +306,28 @@ def credential_errors() -> tuple[type[Exception], ...]:
 
 
 def trust(environ: Mapping[str, str]) -> ssl.SSLContext:
-    """Return whom to trust: SSL_CERT_FILE, SSL_CERT_DIR or the usual ones, and NODE_EXTRA_CA_CERTS beside them."""
+    """Return whom to trust: SSL_CERT_FILE, SSL_CERT_DIR or the usual ones, and NODE_EXTRA_CA_CERTS beside them.
+
+    Raises SettingsError for a file that cannot be used.
+    """
     import httpx2
 
-    context = httpx2.create_ssl_context()
-    if extra := environ.get("NODE_EXTRA_CA_CERTS"):
-        with contextlib.suppress(OSError):  # the program warns of it, and goes on
+    name = ""
+    try:
+        if file := environ.get(name := "SSL_CERT_FILE"):
+            context = ssl.create_default_context(cafile=file)
+        elif folder := environ.get(name := "SSL_CERT_DIR"):
+            context = ssl.create_default_context(capath=folder)
+        else:
+            context = httpx2.create_ssl_context(trust_env=False)
+        if extra := environ.get(name := "NODE_EXTRA_CA_CERTS"):
             context.load_verify_locations(extra)
+    except OSError as error:  # ssl.SSLError is one
+        raise SettingsError(
+            f"cannot read certificates from {environ.get(name)}: {error}",
+            path=name,
+            hint="name a readable file of certificates in PEM",
+        ) from error
     return context
 
 

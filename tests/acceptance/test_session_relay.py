@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import re
+import struct
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import anthropic
 import httpx2
 import pytest
+import trustme
 
+from midwatch.agent.claude import probe
+from midwatch.errors import SettingsError
 from midwatch.provider import ApiAccess
 from midwatch.session.relay import Relay
+from midwatch.testing.fakes import collect, session_in
 from midwatch.testing.messages_api import (
     Answer,
     Cut,
     Hold,
     Rule,
     ScriptedMessagesAPI,
+    ToolUse,
     fingerprint,
 )
+from midwatch.testing.messages_wire import events as wire_events
 
 from ..waiting import PATIENCE
 
@@ -191,7 +203,167 @@ async def test_a_proxy_that_refuses_is_heard() -> None:
             assert b" 403 " in await _spoken(url, head)
 
 
-async def test_a_proxy_without_a_password_is_handed_on() -> None:
-    environ = {"HTTPS_PROXY": "http://proxy:3128", "SSL_CERT_FILE": "/ca.pem"}
+async def test_a_proxy_without_a_password_is_handed_on(tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    environ = {
+        "HTTPS_PROXY": "http://proxy:3128",
+        "SSL_CERT_FILE": str(tmp_path / "ca.pem"),
+    }
     async with Relay(ApiAccess("k", environ=environ)) as relay:
         assert relay.variables() == environ
+
+
+async def test_certificates_that_cannot_be_read_are_named() -> None:
+    environ = {"NODE_EXTRA_CA_CERTS": "/nowhere/ca.pem"}
+    access = ApiAccess("k", headers={"X-Team": "ops"}, environ=environ)
+    with pytest.raises(SettingsError, match="NODE_EXTRA_CA_CERTS.*/nowhere/ca.pem"):
+        await Relay(access).__aenter__()
+    found = await probe(access, "claude-sonnet-5-5")
+    assert not found.works and "/nowhere/ca.pem" in found.message
+
+
+@pytest.mark.parametrize(
+    ("host", "hit"), [("127.0.0.1", False), ("*", False), ("example.org", True)]
+)
+async def test_the_relay_goes_through_the_proxy(host: str, hit: bool) -> None:
+    async with proxy(_echo) as it, ScriptedMessagesAPI(Answer("Fine.")) as api:
+        environ = {"http_proxy": it.url, "NO_PROXY": host}
+        given = ApiAccess("k", api.base_url, headers={"X-Team": "ops"}, environ=environ)
+        async with Relay(given) as relay, asking(relay) as client:
+            with contextlib.suppress(anthropic.APIError):
+                await client.messages.create(**QUESTION)  # type: ignore[call-overload]
+    assert bool(it.heads) is hit and bool(api.calls) is not hit
+
+
+# ------------------------------------------------------------------ what Bash can see
+
+SECRETS = {
+    "ANTHROPIC_AUTH_TOKEN": "gateway-token-5f1c9a",
+    "ANTHROPIC_CUSTOM_HEADERS": "X-Gateway-Key: header-secret-77aa31",
+    "HTTPS_PROXY": "http://proxy-user:proxy-password-09de@127.0.0.1:9",
+    "AWS_REGION": "eu-west-1",
+    "AWS_BEARER_TOKEN_BEDROCK": "bedrock-token-bb20c4",
+}
+WORDS = (
+    "gateway-token-5f1c9a",
+    "header-secret-77aa31",
+    "proxy-password-09de",
+    "bedrock-token-bb20c4",
+)
+LOOK = (
+    "(env; p=$PPID; for i in 1 2; do tr '\\0' '\\n' < /proc/$p/environ; tr '\\0' ' ' < /proc/$p/cmdline;"
+    " p=$(awk '{print $4}' /proc/$p/stat); done) > seen"
+)
+
+
+async def test_bash_sees_no_secret_of_a_gateway(tmp_path: Path) -> None:
+    look = Answer(tool_uses=[ToolUse("Bash", {"command": LOOK})])
+    async with ScriptedMessagesAPI(Rule([look, "Done."], tools=True)) as api:
+        environ = {
+            **SECRETS,
+            "ANTHROPIC_BASE_URL": api.base_url,
+            "NO_PROXY": "127.0.0.1",
+        }
+        session = session_in(tmp_path, api, client=ApiAccess.from_environ(environ))
+        await collect(session, f"Look around. It is {WORDS[0]}.")
+        assert len(api.calls) == 2
+        for call in api.calls:
+            assert call.headers["authorization"] == fingerprint(f"Bearer {WORDS[0]}")
+            assert call.headers["x-gateway-key"] == WORDS[1]
+    seen = (tmp_path / "work" / "seen").read_text(errors="replace")
+    assert "ANTHROPIC_BASE_URL=http://127.0.0.1:" in seen and "HTTPS_PROXY" in seen
+    log = session.folder.outbox.read_text()
+    for word in WORDS:
+        assert word not in seen and word not in log, word
+        for path in (tmp_path / "session" / "run").rglob("*"):
+            assert not path.is_file() or word.encode() not in path.read_bytes()
+
+
+async def test_bash_sees_no_credentials_of_a_cloud(tmp_path: Path) -> None:
+    look = ToolUse("Bash", {"command": LOOK})
+    asked: list[str] = []
+    model = "us.anthropic.claude-sonnet-5-5"
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        length = re.search(r"content-length: (\d+)", head, re.I)
+        body = await reader.readexactly(int(length[1])) if length else b""
+        status, kind, answer = b"404 Not Found", b"application/json", b"{}"
+        if "/invoke-with-response-stream" in head:
+            asked.append(head)
+            assert json.loads(body)["anthropic_version"] == "bedrock-2023-05-31"
+            status, kind = b"200 OK", b"application/vnd.amazon.eventstream"
+            reply = Answer(tool_uses=[look]) if len(asked) == 1 else Answer("Done.")
+            answer = b"".join(map(_frame, _events(reply, len(asked), model)))
+        writer.write(
+            b"HTTP/1.1 %s\r\ncontent-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            % (status, kind, len(answer))
+            + answer
+        )
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        environ = {
+            **SECRETS,
+            "ANTHROPIC_BEDROCK_BASE_URL": url,
+            "NO_PROXY": "127.0.0.1",
+        }
+        access = ApiAccess.from_environ(environ, provider="bedrock")
+        session = session_in(tmp_path, "", client=access, model=model)
+        await collect(session, "Look around.")
+    assert session.status().result == "Done." and session.status().cost_usd > 0
+    for head in asked:
+        assert f"authorization: bearer {WORDS[3]}\r\n" in head.lower()
+        assert f"x-gateway-key: {WORDS[1]}\r\n" in head.lower()
+    seen = (tmp_path / "work" / "seen").read_text(errors="replace")
+    assert "CLAUDE_CODE_USE_BEDROCK=1" in seen and "AWS_REGION=eu-west-1" in seen
+    assert not [word for word in WORDS if word in seen]
+
+
+def _events(answer: Answer, number: int, model: str) -> list[dict[str, Any]]:
+    """The events of an answer as they are streamed, without the scripted server."""
+    blocks = [
+        {
+            "type": "tool_use",
+            "id": f"toolu_{number}",
+            "name": one.name,
+            "input": dict(one.input),
+        }
+        for one in answer.tool_uses
+    ] or [{"type": "text", "text": answer.text}]
+    message = {
+        "id": f"msg_{number}",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": blocks,
+        "stop_reason": "tool_use" if answer.tool_uses else "end_turn",
+        "stop_sequence": None,
+        "usage": {"input_tokens": 100, "output_tokens": 20},
+    }
+    return [
+        json.loads(part.partition(b"data: ")[2])
+        for part in wire_events(message)
+        if b"data: " in part
+    ]
+
+
+def _frame(event: dict[str, Any]) -> bytes:
+    """An event of the Messages API as Bedrock sends it: a message of Amazon's event stream."""
+    data = base64.b64encode(json.dumps(event).encode()).decode()
+    payload = json.dumps({"bytes": data}).encode()
+    headers = b"".join(
+        bytes([len(name)]) + name + b"\x07" + struct.pack(">H", len(value)) + value
+        for name, value in (
+            (b":event-type", b"chunk"),
+            (b":content-type", b"application/json"),
+            (b":message-type", b"event"),
+        )
+    )
+    total = 12 + len(headers) + len(payload) + 4
+    prelude = struct.pack(">II", total, len(headers))
+    whole = prelude + struct.pack(">I", zlib.crc32(prelude)) + headers + payload
+    return whole + struct.pack(">I", zlib.crc32(whole))

@@ -24,7 +24,14 @@ from midwatch.config import explain_problem
 from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply, parse_truncated
 from midwatch.errors import SettingsError
 from midwatch.model import Usage
-from midwatch.provider import ApiAccess, cloud_client, credential_errors, trust
+from midwatch.pricing import names_of
+from midwatch.provider import (
+    CERTIFICATE_VARIABLES,
+    ApiAccess,
+    cloud_client,
+    credential_errors,
+    trust,
+)
 
 _LONGEST_RETRY_AFTER = 24 * 3600.0
 _ERROR_LENGTH = 500
@@ -321,7 +328,7 @@ async def probe(
 def open_client(access: ApiAccess, timeout: float) -> Any:
     """Return the SDK's asynchronous client. Raises SettingsError for a cloud without what it needs."""
     options: dict[str, Any] = {"max_retries": 0, "timeout": timeout}
-    if access.environ.get("NODE_EXTRA_CA_CERTS"):  # the SDK knows the others itself
+    if any(access.environ.get(name) for name in CERTIFICATE_VARIABLES):
         options["http_client"] = anthropic.DefaultAsyncHttpxClient(
             verify=trust(access.environ)
         )
@@ -369,4 +376,5 @@ def _map_probe_error(
 
 def end_of_life(model: str) -> str | None:
     """Return the date of a model's retirement as the SDK writes it, or None if none is announced."""
-    return DEPRECATED_MODELS.get(model)
+    ends = (DEPRECATED_MODELS.get(name) for name in names_of(model))
+    return next(filter(None, ends), None)

@@ -11,8 +11,10 @@ import asyncio
 import base64
 import contextlib
 import hmac
+import ipaddress
 import json
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from inspect import iscoroutinefunction
 from types import TracebackType
@@ -75,9 +77,12 @@ class Relay:
         self._client: httpx2.AsyncClient
 
     async def __aenter__(self) -> Self:
+        trusted = trust(self._access.environ)
         self._client = httpx2.AsyncClient(
             auth=_CloudAuth(self._cloud) if self._cloud else None,
-            verify=trust(self._access.environ),
+            transport=httpx2.AsyncHTTPTransport(verify=trusted),
+            mounts=_proxies(self._access.network, trusted),
+            trust_env=False,  # it would read the environment of the process, and .netrc
             timeout=httpx2.Timeout(None, connect=_CONNECT_WITHIN),
             follow_redirects=False,
         )
@@ -306,6 +311,34 @@ class Relay:
 
 
 _ANTHROPIC = "https://api.anthropic.com"
+
+
+def _proxies(
+    network: Mapping[str, str], trusted: ssl.SSLContext
+) -> dict[str, httpx2.AsyncHTTPTransport | None]:
+    """Return a transport for each pattern of URLs, as the SDK makes them of the variables."""
+    found: dict[str, httpx2.AsyncHTTPTransport | None] = {}
+    for name in PROXIES:
+        if url := network.get(name.lower()) or network.get(name):
+            pattern = f"{name.partition('_')[0].lower()}://"
+            url = url if "://" in url else f"http://{url}"
+            found[pattern] = httpx2.AsyncHTTPTransport(verify=trusted, proxy=url)
+    past = network.get("no_proxy") or network.get("NO_PROXY") or ""
+    for host in filter(None, map(str.strip, past.split(","))):
+        if host == "*":
+            return {}
+        found[_pattern(host)] = None
+    return found
+
+
+def _pattern(host: str) -> str:
+    """Return the pattern of URLs for an entry of NO_PROXY: a host with its subdomains, or an address."""
+    if "://" in host:
+        return host
+    with contextlib.suppress(ValueError):
+        address = ipaddress.ip_address(host.split("/")[0].strip("[]"))
+        return f"all://[{address}]" if address.version == 6 else f"all://{address}"
+    return f"all://{host}" if host.lower() == "localhost" else f"all://*{host}"
 
 
 def _credentials(access: ApiAccess) -> dict[str, str]:
