@@ -10,7 +10,7 @@ import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from midwatch.errors import SettingsError

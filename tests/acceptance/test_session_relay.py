@@ -160,6 +160,10 @@ async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     await writer.drain()
 
 
+async def _refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
+
+
 async def _spoken(url: str, head: str, line: bytes = b"") -> bytes:
     host, _, port = url.rpartition("@")[2].partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -193,10 +197,7 @@ async def test_a_proxy_gets_its_password_from_the_relay() -> None:
 
 
 async def test_a_proxy_that_refuses_is_heard() -> None:
-    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
-
-    async with proxy(refuse) as it:
+    async with proxy(_refuse) as it:
         async with Relay(ApiAccess("k", environ={"https_proxy": it.url})) as relay:
             url = relay.variables()["https_proxy"]
             head = f"CONNECT example.org:443 HTTP/1.1\r\nProxy-Authorization: Basic {_login(url)}"
@@ -226,7 +227,7 @@ async def test_certificates_that_cannot_be_read_are_named() -> None:
     ("host", "hit"), [("127.0.0.1", False), ("*", False), ("example.org", True)]
 )
 async def test_the_relay_goes_through_the_proxy(host: str, hit: bool) -> None:
-    async with proxy(_echo) as it, ScriptedMessagesAPI(Answer("Fine.")) as api:
+    async with proxy(_refuse) as it, ScriptedMessagesAPI(Answer("Fine.")) as api:
         environ = {"http_proxy": it.url, "NO_PROXY": host}
         given = ApiAccess("k", api.base_url, headers={"X-Team": "ops"}, environ=environ)
         async with Relay(given) as relay, asking(relay) as client:
