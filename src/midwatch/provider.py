@@ -158,7 +158,8 @@ class ApiAccess:
             word = value.rpartition(" ")[2]  # of "Bearer WORD"
             yield word if len(word) >= _SHORTEST_SECRET else ""
         for name in AWS_SECRETS if self.provider == "bedrock" else ():
-            yield self.environ.get(name, "")
+            value = self.environ.get(name, "")
+            yield value if len(value) >= _SHORTEST_SECRET else ""
         for url in (self.base_url or "", *self.secret_proxies.values()):
             yield from _passwords(url)
 

@@ -369,45 +369,46 @@ class TurnCosts:
         self._requests[message.message_id] = (message.model, usage)
         if self._left is None or known or _input_tokens(usage) <= _LONG_CONTEXT:
             return None
-        model = message.model
-        total = sum((one for _, one in self._requests.values()), Usage())
-        cost = self._listed_usd(model, Usage())
+        inputs = [one for _, one in self._requests.values()]
+        cost = _listed_usd(message.model, inputs, 0)
         if cost < self._left:
             return None
-        models = {model: ModelUsage(total, cost)}
+        models = {message.model: ModelUsage(sum(inputs, Usage()), cost)}
         reason = "budget_exhausted"
         return TurnResult(prompt_id="", outcome="failed", models=models, reason=reason)
 
     def ended(self, models: Mapping[str, ModelUsage]) -> dict[str, ModelUsage]:
         """Return the usage of a turn with the higher costs, and begin the next turn."""
         counted = dict(models)
-        if any(_input_tokens(u) > _LONG_CONTEXT for _, u in self._requests.values()):
-            for name, spend in models.items():
-                if len(models) == 1 or self._models() == {name}:
-                    listed = self._listed_usd(name, spend.usage)
-                    counted[name] = replace(spend, cost_usd=max(spend.cost_usd, listed))
+        for name, spend in models.items():
+            inputs = [
+                usage
+                for model, usage in self._requests.values()
+                # With a gateway, an answer may name the model in another way.
+                if model == name or len(models) == 1
+            ]
+            if any(_input_tokens(usage) > _LONG_CONTEXT for usage in inputs):
+                listed = _listed_usd(name, inputs, spend.usage.output_tokens)
+                counted[name] = replace(spend, cost_usd=max(spend.cost_usd, listed))
         self._requests.clear()
         if self._left is not None:
             self._left -= _dollars(counted)
         return counted
 
-    def _models(self) -> set[str]:
-        return {model for model, _ in self._requests.values()}
 
-    def _listed_usd(self, model: str, whole: Usage) -> float:
-        """Return the listed cost of the requests, whose output is that of `whole`; 0 for a model without a price."""
-        from midwatch.pricing import cost_usd, is_known  # slow to load
+def _listed_usd(model: str, inputs: Sequence[Usage], output_tokens: int) -> float:
+    """Return the listed cost of requests, in US dollars; 0 for a model without a price."""
+    from midwatch.pricing import cost_usd, is_known  # slow to load
 
-        if not is_known(model):
-            return 0.0
-        inputs = [usage for _, usage in self._requests.values()]
-        longest = max(inputs, key=_input_tokens)
-        answered = replace(longest, output_tokens=whole.output_tokens)
-        return (
-            sum(cost_usd(model, usage) for usage in inputs)
-            + cost_usd(model, answered)
-            - cost_usd(model, longest)
-        )
+    if not is_known(model):
+        return 0.0
+    longest = max(inputs, key=_input_tokens)
+    answered = replace(longest, output_tokens=output_tokens)
+    return (
+        sum(cost_usd(model, usage) for usage in inputs)
+        + cost_usd(model, answered)
+        - cost_usd(model, longest)
+    )
 
 
 _LONG_CONTEXT = 100_000
