@@ -78,6 +78,43 @@ async def test_it_sends_the_credentials_and_the_headers(
             assert not other & set(call.headers)
 
 
+async def test_requests_may_follow_each_other_on_a_connection() -> None:
+    async with ScriptedMessagesAPI(Answer("Fine.")) as api:
+        given = ApiAccess("sk-real", api.base_url, headers={"X-Team": "ops"})
+        async with Relay(given) as relay:
+            body = json.dumps(QUESTION)
+            one = (
+                f"POST /v1/messages HTTP/1.1\r\nhost: relay\r\nx-api-key: {relay.token}\r\n"
+                f"content-length: {len(body)}\r\n\r\n{body}"
+            )
+            last = one.replace("host:", "connection: close\r\nhost:")
+            url = relay.variables()["ANTHROPIC_BASE_URL"].removeprefix("http://")
+            host, _, port = url.partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write((one + one + last).encode())
+            answers = await asyncio.wait_for(reader.read(), PATIENCE)
+            writer.close()
+    assert answers.count(b"HTTP/1.1 200") == answers.count(b"Fine.") == 3
+    assert len(api.calls) == 3
+
+
+@pytest.mark.parametrize(
+    "noise", [b"\r\n\r\n", b"x\r\n\r\n", b"\xff / \r\n\r\n", b"GET / HTTP/9\r\n\r\n"]
+)
+async def test_noise_ends_only_its_connection(noise: bytes) -> None:
+    async with ScriptedMessagesAPI(Answer("Fine.")) as api:
+        given = ApiAccess("sk-real", api.base_url, headers={"X-Team": "ops"})
+        async with Relay(given) as relay, asking(relay) as client:
+            url = relay.variables()["ANTHROPIC_BASE_URL"].removeprefix("http://")
+            host, _, port = url.partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(noise)
+            await asyncio.wait_for(reader.read(), PATIENCE)
+            writer.close()
+            message = await client.messages.create(**QUESTION)  # type: ignore[call-overload]
+    assert message.content[0].text == "Fine."
+
+
 async def test_it_answers_nobody_else() -> None:
     async with ScriptedMessagesAPI(Answer("Fine.")) as api:
         given = ApiAccess("sk-real", api.base_url, headers={"X-Team": "ops"})

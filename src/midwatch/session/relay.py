@@ -103,6 +103,8 @@ class Relay:
             task.cancel()
         await asyncio.gather(*self._busy, return_exceptions=True)
         await self._client.aclose()
+        if self._cloud is not None and self._cloud is not self._access.client:
+            await self._cloud.close()
 
     # -------------------------------------------------------------- what the program gets
 
@@ -151,7 +153,7 @@ class Relay:
         self._busy.add(task)
         try:
             await self._serve(reader, writer)
-        except (OSError, EOFError, ValueError, h11.ProtocolError):
+        except (OSError, EOFError, ValueError, IndexError, h11.ProtocolError):
             pass  # who asked has gone, or does not speak HTTP
         except asyncio.LimitOverrunError:
             pass
@@ -162,23 +164,22 @@ class Relay:
     async def _serve(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if not head.split(b" ", 2)[1].startswith(b"/"):
+            await self._tunnel(head, reader, writer)
+            return
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD)
-        while True:
-            try:
-                head = await reader.readuntil(b"\r\n\r\n")
-            except asyncio.IncompleteReadError:
+        early: bytes | None = head
+        while early is not None:
+            if early:
+                connection.receive_data(early)
+            request = await _event(connection, reader)
+            if not isinstance(request, h11.Request):
                 return
-            target = head.split(b" ", 2)[1]
-            if not target.startswith(b"/"):
-                await self._tunnel(head, reader, writer)
-                return
-            connection.receive_data(head)
-            request = connection.next_event()
-            assert isinstance(request, h11.Request)
             body = await _body(connection, reader)
-            if not await self._answer(request, body, connection, reader, writer):
-                return
-            connection.start_next_cycle()
+            early = await self._answer(request, body, connection, reader, writer)
+            if early is not None:
+                connection.start_next_cycle()
 
     # -------------------------------------------------------------- the API
 
@@ -189,25 +190,28 @@ class Relay:
         connection: h11.Connection,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-    ) -> bool:
-        """Answer one request. Return whether the connection can be used again."""
+    ) -> bytes | None:
+        """Answer one request. Return what was read of the next one; None if there is none on this connection."""
         path = self._path(request)
         if path is None:
             refused = _error(401, "authentication_error", "the relay refuses the key")
             await _send(connection, writer, refused)
-            return False
+            return None
         asked = asyncio.ensure_future(
             self._ask(request, path, body, connection, writer)
         )
-        # The program sends nothing during an answer: what can be read is that it has gone.
-        gone = asyncio.ensure_future(reader.read(1))
+        # Who asks sends nothing during an answer, but the end of the connection if it goes away.
+        next_byte = asyncio.ensure_future(reader.read(1))
         try:
-            await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
-            return asked.done() and asked.result() and not gone.done()
+            await asyncio.wait({asked, next_byte}, return_when=asyncio.FIRST_COMPLETED)
+            if next_byte.done() and not next_byte.result():
+                return None
+            again = await asked
+            return (next_byte.result() if next_byte.done() else b"") if again else None
         finally:
-            for task in (asked, gone):
+            for task in (asked, next_byte):
                 task.cancel()
-            await asyncio.gather(asked, gone, return_exceptions=True)
+            await asyncio.gather(asked, next_byte, return_exceptions=True)
 
     def _path(self, request: h11.Request) -> str | None:
         """Return the path to ask for, with its query; None for a request without the token."""
@@ -350,21 +354,20 @@ def _credentials(access: ApiAccess) -> dict[str, str]:
     return {}
 
 
+async def _event(connection: h11.Connection, reader: asyncio.StreamReader) -> object:
+    """Return the next event of who asks. At the end of the connection it is one of that."""
+    while (event := connection.next_event()) is h11.NEED_DATA:
+        connection.receive_data(await reader.read(_CHUNK))
+    return event
+
+
 async def _body(connection: h11.Connection, reader: asyncio.StreamReader) -> bytes:
     body = bytearray()
-    while True:
-        event = connection.next_event()
-        if event is h11.NEED_DATA:
-            data = await reader.read(_CHUNK)
-            if not data:
-                raise EOFError
-            connection.receive_data(data)
-        elif isinstance(event, h11.Data):
-            body += event.data
-            if len(body) > _MAX_BODY:
-                raise ValueError("the request is too long")
-        else:
-            return bytes(body)
+    while isinstance(event := await _event(connection, reader), h11.Data):
+        body += event.data
+        if len(body) > _MAX_BODY:
+            raise ValueError("the request is too long")
+    return bytes(body)
 
 
 async def _streamed(
