@@ -405,3 +405,33 @@ def _frame(event: dict[str, Any]) -> bytes:
     prelude = struct.pack(">II", total, len(headers))
     whole = prelude + struct.pack(">I", zlib.crc32(prelude)) + headers + payload
     return whole + struct.pack(">I", zlib.crc32(whole))
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_requests_are_signed_with_the_keys_of_amazon(
+    known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("botocore")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    keys = {"AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "the-secret"}
+    async with ScriptedMessagesAPI(Rule("Fine.", path="/model/m:0/invoke")) as api:
+        environ = {"AWS_REGION": "eu-west-1", **(keys if known else {})}
+        environ["ANTHROPIC_BEDROCK_BASE_URL"] = api.base_url
+        access = ApiAccess.from_environ(environ, provider="bedrock")
+        async with Relay(access) as relay, httpx2.AsyncClient() as client:
+            url = relay.variables()["ANTHROPIC_BEDROCK_BASE_URL"]
+            answer = await client.post(f"{url}/model/m:0/invoke", json={})
+            denied = url.replace(relay.token, "other")
+            assert (await client.post(f"{denied}/model/m:0/invoke")).status_code == 401
+        if not known:
+            found = await probe(access, "m:0")
+            assert not found.works and "no credentials for bedrock" in found.message
+            assert answer.status_code == 401 and "no credentials" in answer.text
+            assert not api.requests
+            return
+        assert answer.status_code == 200
+        (asked,) = api.requests
+    # The scripted API keeps secrets as fingerprints; a signature has no fixed text.
+    assert asked.headers["x-amz-date"] and "authorization" in asked.headers
+    assert "x-api-key" not in asked.headers
