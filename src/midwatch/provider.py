@@ -339,7 +339,7 @@ def _has_login(url: str) -> bool:
 def _passwords(url: str) -> Iterator[str]:
     parts = urlsplit(_with_scheme(url))
     for text in (parts.password, None if parts.password else parts.username):
-        if text:
+        if text and len(text) >= 4:  # a shorter one would be redacted in ordinary text
             yield text
             yield unquote(text)
 

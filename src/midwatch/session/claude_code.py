@@ -498,6 +498,8 @@ class Program:
         # How the program ended decides what the SDK raises, also errors that are not its own.
         except Exception as raised:
             error = map_program_error(raised, self._stderr, running=True)
+        for one in self._translator.held():
+            self._put(one)
         if not self._closing:
             if isinstance(error, ProgramCrashed) and self._stderr:
                 error = ProgramCrashed(f"{error.message}: {' '.join(self._stderr)}")

@@ -265,8 +265,8 @@ class Translator:
 
     def signals(self, message: object) -> Iterator[Signal]:
         """Yield the signals for a message of the SDK; none for a message that the session does not use."""
-        held, self._held = self._held, ()
-        yield from map(ProgramEvent, _marked(held, message))
+        if not isinstance(message, SystemMessage):
+            yield from self.held(message)
         match message:
             case AssistantMessage() if self.interrupting:
                 self._held = tuple(_assistant_events(message))
@@ -280,6 +280,11 @@ class Translator:
                 yield self._turn_ended(message)
             case SystemMessage():
                 yield from self._system(message)
+
+    def held(self, then: object = None) -> Iterator[Signal]:
+        """Yield what is held back, before the message `then`."""
+        events, self._held = self._held, ()
+        yield from map(ProgramEvent, _marked(events, then))
 
     def _system(self, message: SystemMessage) -> Iterator[Signal]:
         if message.subtype == "api_retry":
@@ -323,7 +328,12 @@ class Translator:
 
 def _marked(held: Sequence[Event], then: object) -> Iterator[Event]:
     """Yield the events of a message that came after an interrupt, marked if the program cut it there."""
-    cut = isinstance(then, UserMessage) and _INTERRUPTED_TEXT in _words(then)
+    cut = (
+        isinstance(then, UserMessage)
+        and _INTERRUPTED_TEXT in _words(then)
+        or isinstance(then, ResultMessage)
+        and then.terminal_reason == "aborted_streaming"
+    )
     for event in held:
         if cut and isinstance(event, Message) and event is held[-1]:
             event = replace(event, interrupted=True)
