@@ -152,10 +152,12 @@ def test_check_tries_a_cloud_for_diagnoses_and_sessions(tmp_path: Path) -> None:
 async def test_a_budget_ends_at_the_higher_price(tmp_path: Path) -> None:
     """Two requests of 250,000 tokens: 0.75 dollars each by the program, 1.50 by the list."""
     usage = Usage(input_tokens=250_000, output_tokens=10)
-    look = Answer(
-        "Look.", tool_uses=[ToolUse("Bash", {"command": "true"})], usage=usage
+    # The second command never ends, so that there is no third request on its way.
+    look, wait = (
+        Answer("Look.", tool_uses=[ToolUse("Bash", {"command": command})], usage=usage)
+        for command in ("true", "tail -f /dev/null")
     )
-    async with ScriptedMessagesAPI(Rule([look, look, "Done."], tools=True)) as api:
+    async with ScriptedMessagesAPI(Rule([look, wait, "Done."], tools=True)) as api:
         session = session_in(
             tmp_path,
             api,
