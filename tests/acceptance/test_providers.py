@@ -431,7 +431,7 @@ async def test_a_model_not_found_is_asked_for_again(tmp_path: Path) -> None:
 async def test_half_a_sentence_is_marked(tmp_path: Path) -> None:
     whole, half = "This is whole. ", "This is cut before its end. " * 60
     blocks = [{"type": "text", "text": text} for text in (whole, half)]
-    slow = Drip(Answer(blocks=blocks), size=60, interval=0.05)
+    slow = Drip(Answer(blocks=blocks), size=400, interval=0.2)
     async with ScriptedMessagesAPI(Rule(slow, tools=True)) as api:
         session = session_in(tmp_path, api)
         seen: list[Any] = []
