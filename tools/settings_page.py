@@ -31,8 +31,9 @@ Durations are written like `500ms`, `10s`, `1h30m`, `2d`; shares like `90%` or `
 `500MB` (powers of 1000) or `2GiB` (of 1024). A setting that is unknown or wrong ends the command
 with one line that names it.
 
-Three more variables are read: `ANTHROPIC_API_KEY` (the key), `ANTHROPIC_BASE_URL` (another
-address than Anthropic's own), and `NO_COLOR` (no colours on the terminal).
+More variables are read as `anthropic.Anthropic()` reads them: `ANTHROPIC_API_KEY` (the key), `ANTHROPIC_BASE_URL` (another
+address than Anthropic's own), and those for gateways, proxies and clouds in [providers.md](providers.md). `XDG_STATE_HOME` and
+`XDG_CACHE_HOME` move the default folders, and `NO_COLOR` turns off colours on the terminal.
 """
 
 

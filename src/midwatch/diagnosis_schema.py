@@ -114,7 +114,7 @@ class Reply:
     """The result of a call to Claude.
 
     `output` may be partial for CUT. `usage` is filled whenever a message was received. `retry_after` is
-    in seconds, where the API named a time. `text` is what the model wrote.
+    in seconds, where the API named a time. `model` is as the API names it. `text` is what the model wrote.
     """
 
     kind: Kind
@@ -123,6 +123,7 @@ class Reply:
     error: str = ""
     usage: Usage = Usage()
     model: str = ""
+    asked_model: str = ""
     request_id: str | None = None
     retry_after: float | None = None
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from midwatch.provider import Provider
 from midwatch.units import Bytes, Ratio, Seconds
 
 DEFAULT_FILE = "midwatch.yaml"
@@ -23,6 +24,10 @@ class Group(BaseModel):
 class AnthropicSettings(Group):
     """The Messages API."""
 
+    provider: Provider = Field(
+        "anthropic",
+        description="Whose API diagnoses and sessions use: anthropic (or a gateway), bedrock or vertex.",
+    )
     model: str = Field(DEFAULT_MODEL, description="The model that writes diagnoses.")
     api_key_file: Path | None = Field(
         None, description="A file with the key; ANTHROPIC_API_KEY takes precedence."
@@ -250,11 +255,11 @@ class SessionSettings(Group):
     )
     folder: Path | None = Field(
         None,
-        description="Folder of sessions and their workspaces; null for ~/.local/state/midwatch.",
+        description="Folder of sessions and their workspaces; null for $XDG_STATE_HOME/midwatch, else ~/.local/state/midwatch.",
     )
     cache_folder: Path | None = Field(
         None,
-        description="Folder of repository mirrors; null for ~/.cache/midwatch.",
+        description="Folder of repository mirrors; null for $XDG_CACHE_HOME/midwatch, else ~/.cache/midwatch.",
     )
     cache_size: Bytes = Field(
         20_000_000_000,

@@ -75,3 +75,20 @@ async def test_text_that_no_database_holds(shared_store: SqlStore) -> None:
     assert await transcripts.load(KEY) == expected
     with pytest.raises(StoreRejected, match="too long"):
         await transcripts.append({**KEY, "subpath": "é" * 500}, [{}])
+
+
+async def test_a_batch_that_comes_again_is_kept_once(shared_store: SqlStore) -> None:
+    """After a lost acknowledgement the Agent SDK repeats a batch; some of its entries have no uuid."""
+    transcripts = SqlTranscripts(shared_store.transactions)
+    key = {"project_key": "midwatch", "session_id": "again"}
+    latch, prompt = {"type": "latch", "on": True}, {
+        "type": "last-prompt",
+        "text": "é\n",
+    }
+    said = {"type": "assistant", "uuid": "u1"}
+    first, second = [latch, said, prompt], [latch]
+    for batch in (first, first, second, second, first[2:], second, second):
+        await transcripts.append(key, batch)
+    assert await transcripts.load(key) == [*first, latch, prompt, latch]
+    await transcripts.append({**key, "subpath": "sub"}, second)
+    assert await transcripts.load({**key, "subpath": "sub"}) == second

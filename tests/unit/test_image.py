@@ -23,7 +23,7 @@ from .test_chart import find_command
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {"sessions", "kubernetes"}
+EXTRAS = {"sessions", "kubernetes", "bedrock", "vertex"}
 """What the pods need."""
 Step = tuple[str, str]
 

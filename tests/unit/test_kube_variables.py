@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from midwatch.errors import SettingsError
 from midwatch.kube.crd import crd
 from midwatch.kube.environment import (
+    PROVIDER_VARIABLE,
     RESERVED_PREFIXES,
     RESERVED_VARIABLES,
     RUNNER_VARIABLES,
@@ -46,7 +47,8 @@ def by_secret(**values: str) -> dict[str, str]:
 
 def test_no_key_of_a_secret_becomes_a_variable_of_the_runner() -> None:
     names = [*RESERVED_VARIABLES, *(f"{one}X" for one in RESERVED_PREFIXES)]
-    allowed = {"GIT_TOKEN", "GIT_HOST", "ANTHROPIC_API_KEY"}
+    api = {"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_CUSTOM_HEADERS"}
+    allowed = {"GIT_TOKEN", "GIT_HOST", *api}
     given = sorted_variables({**POD, **by_secret(**dict.fromkeys(names, "evil"))})
     assert {n for n, v in given.own.items() if v == "evil"} == allowed
     assert set(given.left_out) == set(names) - allowed
@@ -65,6 +67,22 @@ def test_the_program_gets_what_people_asked_for() -> None:
     given = sorted_variables({**POD, **asked, **by_secret(A="secret", TERM="dumb")})
     wanted = {"TZ": "UTC", "LANG": "de_DE.UTF-8", "A": "literal", "TERM": "dumb"}
     assert given.of_the_program == wanted
+
+
+def test_the_program_gets_no_secret_of_the_api() -> None:
+    network = {"HTTPS_PROXY": "http://me:pw@proxy:1", "SSL_CERT_FILE": "/ca.pem"}
+    secrets = by_secret(ANTHROPIC_AUTH_TOKEN="gateway-token", AWS_ACCESS_KEY_ID="A")
+    given = sorted_variables({**POD, **network, **secrets})
+    assert given.of_the_program == {"TZ": "UTC", "AWS_ACCESS_KEY_ID": "A"}
+    access = read_task(given).access
+    assert (access.api_key, access.auth_token) == (None, "gateway-token")
+    assert access.network == network
+    cloud = {PROVIDER_VARIABLE: "bedrock", "AWS_REGION": "eu-west-1"}
+    given = sorted_variables({**POD, **cloud, **secrets})
+    assert "AWS_ACCESS_KEY_ID" not in given.of_the_program
+    access = read_task(given, "bedrock").access
+    assert access.environ["AWS_ACCESS_KEY_ID"] == "A"
+    assert access.cloud == {"AWS_REGION": "eu-west-1"}
 
 
 def test_values_of_secrets_are_hidden_whatever_their_names() -> None:
@@ -121,7 +139,7 @@ def test_the_runner_reads_what_the_operator_wrote(own: RunnerEnvironment) -> Non
 
 def test_no_secret_is_written_or_shown() -> None:
     names = [variable.name.lower() for variable in RUNNER_VARIABLES if variable.secret]
-    assert len(names) == 3
+    assert len(names) == 5
     values: dict[str, Any] = dict.fromkeys(names, "unlikely-w0rd")
     own = RunnerEnvironment(session_name="fix", **values)
     assert "unlikely-w0rd" not in f"{written(own)} {own!r}"
@@ -132,7 +150,7 @@ def test_one_fault_is_one_line_and_only_the_named_are_read() -> None:
         RunnerEnvironment.read({**POD, "TIMEOUT": "5x", "ANTHROPIC_API_KEY": "k"})
     assert raised.value.one_line() == "TIMEOUT: '5x' is not valid (write a number)"
     with pytest.raises(SettingsError, match="ANTHROPIC_API_KEY: is not set"):
-        RunnerEnvironment.read(POD)
+        read_task(sorted_variables(POD))
     assert RunnerEnvironment.read({**POD, "TIMEOUT": "5x"}, {"SESSION_NAME"}) == (
         RunnerEnvironment(session_name="fix")
     )

@@ -247,7 +247,12 @@ GUARDS = {
 }
 
 
-ENVIRONMENT_READERS = {"cli/main.py", "tests/cluster/demo.py"}
+ENVIRONMENT_READERS = {
+    "cli/main.py",
+    "tests/cluster/demo.py",
+    # For library users: as `anthropic.Anthropic()` reads it, and HOME and XDG_*.
+    "workspace/environment.py",
+}
 
 # File names that stand more than once, and what each of them has in every package.
 REPEATED = {

@@ -17,13 +17,21 @@ from typing import Any
 import anthropic
 import httpx2
 import pydantic
-from anthropic import AsyncAnthropic
 from anthropic.resources.messages import DEPRECATED_MODELS
 
 from midwatch.agent.diagnosis import Prompt
 from midwatch.config import explain_problem
 from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply, parse_truncated
+from midwatch.errors import SettingsError
 from midwatch.model import Usage
+from midwatch.pricing import names_of
+from midwatch.provider import (
+    CERTIFICATE_VARIABLES,
+    ApiAccess,
+    cloud_client,
+    credential_errors,
+    trust,
+)
 
 _LONGEST_RETRY_AFTER = 24 * 3600.0
 _ERROR_LENGTH = 500
@@ -69,8 +77,8 @@ class Claude:
         model: The model's id, such as "claude-sonnet-5-5".
         timeout: Seconds that a whole call may take. The SDK's own timeout counts per read, so that
             an answer that arrives byte by byte would pass it.
-        api_key: The key for the Messages API.
-        base_url: Its address; None is Anthropic's.
+        access: How the API is reached; a text is the key.
+        base_url: The address of the API, for a key; None is Anthropic's.
         now: Returns the wall-clock time, for a ``retry-after`` that is a date.
     """
 
@@ -78,17 +86,18 @@ class Claude:
         self,
         model: str,
         timeout: float,
-        api_key: str,
+        access: ApiAccess | str,
         base_url: str | None = None,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        if isinstance(access, str):
+            access = ApiAccess(access, base_url)
         self.model = model
+        self._provider = access.provider
         self._timeout = timeout
         self._now = now
-        self._client = AsyncAnthropic(
-            api_key=api_key, base_url=base_url, max_retries=0, timeout=timeout
-        )
+        self._client = open_client(access, timeout)
 
     async def ask(self, prompt: Prompt, max_tokens: int) -> Reply:
         """Make one call. Errors of the API and of the network are returned, never raised."""
@@ -120,6 +129,10 @@ class Claude:
             return Reply(Kind.UNREACHABLE, error=_short(error))
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
             return Reply(Kind.UNREACHABLE, error=_short(error))
+        except credential_errors() as error:
+            if self._provider == "anthropic":
+                raise
+            return Reply(Kind.UNAUTHORISED, error=_short(error))
 
     async def close(self) -> None:
         await self._client.close()
@@ -146,6 +159,7 @@ class Claude:
         common = {
             "usage": _usage(body.get("usage")),
             "model": str(body.get("model") or self.model),
+            "asked_model": self.model,
             "request_id": request_id,
             "text": _text(body),
         }
@@ -273,16 +287,27 @@ class ProbeResult:
 
 
 async def probe(
-    key: str, model: str, base_url: str | None, seconds: float = PROBE_SECONDS
+    access: ApiAccess | str,
+    model: str,
+    base_url: str | None = None,
+    seconds: float = PROBE_SECONDS,
 ) -> ProbeResult:
-    """Check without cost whether the key works and the model exists. Errors are returned, never raised."""
-    client = anthropic.AsyncAnthropic(
-        api_key=key, base_url=base_url, max_retries=0, timeout=seconds
-    )
+    """Check whether the credentials work and the model exists. Errors are returned, never raised.
+
+    It costs nothing, but for a cloud, which is asked for an answer of one token.
+    """
+    if isinstance(access, str):
+        access = ApiAccess(access, base_url)
+    try:
+        client = open_client(access, seconds)
+    except SettingsError as error:
+        return ProbeResult(False, error.one_line())
     host = client.base_url.host
     try:
         async with asyncio.timeout(seconds), client:
-            await _ask(client, model)
+            await (_ask if access.provider == "anthropic" else _ask_cloud)(
+                client, model
+            )
     except TimeoutError:
         return ProbeResult(False, f"{host} did not answer within {seconds:g} s")
     except anthropic.APIStatusError as error:
@@ -293,7 +318,29 @@ async def probe(
         return ProbeResult(
             False, f"{host} is not a Messages API: {type(error).__name__}"
         )
+    except credential_errors() as error:
+        if access.provider == "anthropic":
+            raise
+        return ProbeResult(False, f"no credentials for {access.provider}: {error}")
     return ProbeResult(True, f"accepted by {host}, which serves {model}")
+
+
+def open_client(access: ApiAccess, timeout: float) -> Any:
+    """Return the SDK's asynchronous client. Raises SettingsError for a cloud without what it needs."""
+    options: dict[str, Any] = {"max_retries": 0, "timeout": timeout}
+    if any(access.environ.get(name) for name in CERTIFICATE_VARIABLES):
+        options["http_client"] = anthropic.DefaultAsyncHttpxClient(
+            verify=trust(access.environ)
+        )
+    if access.provider != "anthropic":
+        return cloud_client(access, **options)
+    return anthropic.AsyncAnthropic(
+        api_key=access.api_key,
+        auth_token=access.auth_token,
+        base_url=access.base_url,
+        default_headers=dict(access.headers),
+        **options,
+    )
 
 
 async def _ask(client: anthropic.AsyncAnthropic, model: str) -> None:
@@ -306,6 +353,13 @@ async def _ask(client: anthropic.AsyncAnthropic, model: str) -> None:
         await client.messages.count_tokens(
             model=model, messages=[{"role": "user", "content": "?"}]
         )
+
+
+async def _ask_cloud(client: Any, model: str) -> None:
+    """Ask for one token: clouds have neither cards of models nor, all of them, a count of tokens."""
+    await client.messages.create(
+        model=model, max_tokens=1, messages=[{"role": "user", "content": "?"}]
+    )
 
 
 def _map_probe_error(
@@ -322,4 +376,5 @@ def _map_probe_error(
 
 def end_of_life(model: str) -> str | None:
     """Return the date of a model's retirement as the SDK writes it, or None if none is announced."""
-    return DEPRECATED_MODELS.get(model)
+    ends = (DEPRECATED_MODELS.get(name) for name in names_of(model))
+    return next(filter(None, ends), None)

@@ -192,7 +192,11 @@ def paid(reply: Reply, outcome: DiagnosisOutcome, context: Context) -> Finish:
     return Finish(
         outcome,
         usage=reply.usage,
-        cost_usd=cost_usd(reply.model, reply.usage) if reply.model else 0.0,
+        cost_usd=(
+            cost_usd(reply.model, reply.usage, reply.asked_model)
+            if reply.model
+            else 0.0
+        ),
         error=reply.error or None,
         request_id=reply.request_id,
         evidence=context.evidence,

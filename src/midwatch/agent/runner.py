@@ -181,7 +181,8 @@ class AgentRunner:
         """Return why no call may be made now, or None."""
         if self.model() is None:
             return Blocked(
-                "no API key: tickets get first aid only (set ANTHROPIC_API_KEY or anthropic.api_key_file)",
+                getattr(self.model, "problem", "")
+                or "no API key: tickets get first aid only (set ANTHROPIC_API_KEY or anthropic.api_key_file)",
                 self.settings.auth_probe_interval,
                 "no_key",
             )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from midwatch.lifecycle import Liveness
     from midwatch.logs import Log
     from midwatch.monitor.loop import MonitorLoop
+    from midwatch.provider import ApiAccess
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
@@ -67,38 +68,49 @@ def api_key(settings: Settings, environ: Mapping[str, str]) -> str | None:
         ) from error
 
 
+def api_access(settings: Settings, environ: Mapping[str, str]) -> ApiAccess | None:
+    """Return how the API is reached; None without anything to log in with. Raises SettingsError."""
+    from midwatch.provider import ApiAccess
+
+    provider = settings.anthropic.provider
+    key = api_key(settings, environ) if provider == "anthropic" else None
+    access = ApiAccess.from_environ(environ, api_key=key, provider=provider)
+    return access if access.has_credentials else None
+
+
 class ModelFromKey:
-    """Returns the model to call while there is a key. A replaced key file is read again."""
+    """Returns the model to call while there is a key. A replaced key file is read again.
+
+    `problem` is why there is none, beyond a key that is not set.
+    """
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
         self._environ = environ
-        self._key: str | None = None
+        self.problem = ""
+        self._access: ApiAccess | None = None
         self._model: Claude | None = None
         self._old: list[Claude] = []
 
     def __call__(self) -> Claude | None:
         try:
-            key = api_key(self._settings, self._environ)
-        except SettingsError:
+            access = api_access(self._settings, self._environ)
+            if access != self._access:
+                model = self._open(access) if access else None
+                if self._model is not None:
+                    self._old.append(self._model)
+                self._access, self._model = access, model
+            self.problem = ""
+        except SettingsError as error:
+            self.problem = error.one_line()
             return None
-        if key != self._key:
-            self._key = key
-            if self._model is not None:
-                self._old.append(self._model)
-            self._model = self._open(key) if key else None
         return self._model
 
-    def _open(self, key: str) -> Claude:
+    def _open(self, access: ApiAccess) -> Claude:
         from midwatch.agent.claude import Claude
 
         settings = self._settings.anthropic
-        return Claude(
-            settings.model,
-            settings.timeout,
-            key,
-            self._environ.get("ANTHROPIC_BASE_URL") or None,
-        )
+        return Claude(settings.model, settings.timeout, access)
 
     async def close(self) -> None:
         for model in (*self._old, self._model):
@@ -113,6 +125,8 @@ def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     known = [environ.get("ANTHROPIC_API_KEY", "")]
     try:
         known.append(api_key(settings, environ) or "")
+        access = api_access(settings, environ)
+        known.extend(access.secrets if access else ())
     except SettingsError:
         pass
     if "@" in settings.database:

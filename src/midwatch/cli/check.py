@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from midwatch.cli.app import Edge, api_key, open_database, secrets_of
+from midwatch.cli.app import Edge, api_access, open_database, secrets_of
 from midwatch.cli.output import GREEN, RED, YELLOW, Output
 from midwatch.cli.stats import alive_within
 from midwatch.cli.tickets import AsJson
@@ -22,6 +22,7 @@ from midwatch.units import format_count, format_duration
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
+    from midwatch.provider import ApiAccess
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
@@ -191,24 +192,23 @@ def _names(names: Iterable[str]) -> str:
 
 
 async def _claude(edge: Edge, settings: Settings) -> list[Finding]:
-    from midwatch.agent.claude import end_of_life, probe
+    from midwatch.agent.claude import end_of_life
     from midwatch.pricing import is_known
 
     model = settings.anthropic.model
     try:
-        key = api_key(settings, edge.environ)
+        access = api_access(settings, edge.environ)
     except SettingsError as error:
         return [failed("key", error)]
     found = []
-    if key is None:
+    if access is None:
         text = "none: tickets get first aid only (set ANTHROPIC_API_KEY or anthropic.api_key_file)"
         found.append(warning("key", text))
     else:
-        base_url = edge.environ.get("ANTHROPIC_BASE_URL") or None
-        result = await probe(key, model, base_url)
-        grade = Grade.OK if result.works else Grade.FAILED
-        grade = Grade.WARNING if result.temporary else grade
-        found.append(Finding("key", grade, result.message.replace(key, "***")))
+        what = "key" if access.provider == "anthropic" else access.provider
+        found.append(await _probed(what, access, model))
+        if access.provider != "anthropic" and settings.sessions.model != model:
+            found.append(await _probed(what, access, settings.sessions.model))
     if end := end_of_life(model):
         found.append(warning("model", f"{model} is not served after {end}"))
     elif not is_known(model):
@@ -217,6 +217,18 @@ async def _claude(edge: Edge, settings: Settings) -> list[Finding]:
     else:
         found.append(ok("model", model))
     return found
+
+
+async def _probed(what: str, access: ApiAccess, model: str) -> Finding:
+    from midwatch.agent.claude import probe
+
+    result = await probe(access, model)
+    grade = Grade.OK if result.works else Grade.FAILED
+    grade = Grade.WARNING if result.temporary else grade
+    text = result.message
+    for secret in access.secrets:
+        text = text.replace(secret, "***")
+    return Finding(what, grade, text)
 
 
 # ------------------------------------------------------------------ the database's schema

@@ -19,6 +19,7 @@ from typing import Any, Literal, Self, get_args
 from midwatch.errors import SettingsError
 from midwatch.kube.rules import MAX_SECONDS
 from midwatch.model import Json
+from midwatch.provider import AWS_SECRETS, CERTIFICATE_VARIABLES, PROXY_VARIABLES
 from midwatch.session.options import Effort
 from midwatch.workspace.environment import PASSED_ON
 
@@ -181,9 +182,22 @@ class RunnerEnvironment:
 
     anthropic_api_key: str = _variable(
         TEXT,
-        "Key of the Claude API.",
+        "Key of the Claude API; needed unless there is a gateway's token, or another provider.",
         f"`spec.apiKeySecret`, `operator.api_key_secret` or {_BY_SECRET}",
-        required=True,
+        secret=True,
+        by_secret=True,
+    )
+    anthropic_auth_token: str = _variable(
+        TEXT,
+        "Token of a gateway, in place of a key.",
+        _BY_SECRET,
+        secret=True,
+        by_secret=True,
+    )
+    anthropic_custom_headers: str = _variable(
+        TEXT,
+        "Headers added to every request to the API, one `Name: value` a line.",
+        _BY_SECRET,
         secret=True,
         by_secret=True,
     )
@@ -431,6 +445,16 @@ def not_set(name: str) -> SettingsError:
 # ------------------------------------------------------------------ what others may set
 
 _ALLOWED_AS_SECRET = frozenset(v.name for v in RUNNER_VARIABLES if v.by_secret)
+PROVIDER_VARIABLE = "MIDWATCH_ANTHROPIC__PROVIDER"
+"""The variable of `operator.variables` that gives sessions another provider, whose credentials the pod may have itself."""
+
+
+def _api_secrets(own: Mapping[str, str]) -> frozenset[str]:
+    """Return the names of secrets that are the runner's, for its requests to the API, and not the program's."""
+    cloud = own.get(PROVIDER_VARIABLE) == "bedrock"
+    return _ALLOWED_AS_SECRET | frozenset(AWS_SECRETS if cloud else ())
+
+
 RESERVED_VARIABLES = tuple(
     sorted(
         {v.name for v in RUNNER_VARIABLES if v.reserved} | {"PATH", "HOME", "TMPDIR"}
@@ -510,8 +534,16 @@ class PodVariables:
 
     @property
     def of_the_program(self) -> dict[str, str]:
-        """The environment of the session's program. A literal of the resource overrides all others of its name."""
-        plain = {k: v for k, v in self.own.items() if not _is_internal(k)}
+        """The environment of the session's program, without the network, which it gets with how the API is reached.
+
+        A literal of the resource overrides all others of its name.
+        """
+        kept = {*_api_secrets(self.own), *PROXY_VARIABLES, *CERTIFICATE_VARIABLES}
+        plain = {
+            name: value
+            for name, value in self.own.items()
+            if name not in kept and not _is_internal(name)
+        }
         return {**plain, **self.secret, **self.literal}
 
     @property
@@ -533,13 +565,18 @@ def sorted_variables(environ: Mapping[str, str]) -> PodVariables:
         for name, value in environ.items()
         if not name.startswith((VARIABLE_PREFIX, SECRET_PREFIX))
     }
-    for name in _ALLOWED_AS_SECRET & set(secret):
+    kept = _api_secrets(own)
+    for name in kept & set(secret):
         own[name] = own.get(name, "").strip() or secret[name]
-    left_out = (set(secret) | set(literal)) - _ALLOWED_AS_SECRET
+    left_out = (set(secret) | set(literal)) - kept
     return PodVariables(
         own=own,
         literal={k: v for k, v in literal.items() if not is_reserved(k)},
-        secret={k: v for k, v in secret.items() if _may_pass(k)},
+        secret={
+            name: value
+            for name, value in secret.items()
+            if name not in kept and not is_reserved(name)
+        },
         left_out=tuple(sorted(name for name in left_out if is_reserved(name))),
         hidden=tuple(secret.values()),
     )
@@ -551,10 +588,6 @@ def _with_prefix(environ: Mapping[str, str], prefix: str) -> dict[str, str]:
         for name, value in environ.items()
         if name.startswith(prefix) and len(name) > len(prefix)
     }
-
-
-def _may_pass(name: str) -> bool:
-    return name not in _ALLOWED_AS_SECRET and not is_reserved(name)
 
 
 def _is_internal(name: str) -> bool:

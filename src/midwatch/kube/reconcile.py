@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from midwatch.kube.environment import PROVIDER_VARIABLE
 from midwatch.kube.observed import (
     TRANSIENT_REASONS,
     AttemptHealth,
@@ -211,7 +212,10 @@ class _Case:
             return "NoImage", "the operator has no image to run (set operator.image)"
         spec = self.state.resource.spec
         key = spec.api_key_secret or self.settings.api_key_secret
-        if key is None and not spec.environment.secrets:
+        own_key = (
+            self.settings.variables.get(PROVIDER_VARIABLE, "anthropic") == "anthropic"
+        )
+        if key is None and own_key and not spec.environment.secrets:
             hint = "set spec.apiKeySecret, or operator.api_key_secret"
             return "NoApiKey", f"no secret holds a key of the Claude API ({hint})"
         if self.settings.content_url and self.settings.content_key_file is None:

@@ -21,6 +21,7 @@ from midwatch.kube.status import Writer, merged, phase_changes, phase_conditions
 from midwatch.kube.status_writer import StatusCluster, Target
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Json
+from midwatch.provider import ApiAccess, Provider
 from midwatch.redaction import Redactor
 from midwatch.session.events import (
     Event,
@@ -30,7 +31,7 @@ from midwatch.session.events import (
     TurnResult,
     TurnStarted,
 )
-from midwatch.session.options import ApiAccess, check_access, check_id, check_prompt
+from midwatch.session.options import check_access, check_id, check_prompt
 from midwatch.session.runner import CONTINUE_PROMPT, SIGNALS
 from midwatch.session.status import SessionStatus, fold
 from midwatch.workspace.environment import Credential
@@ -108,7 +109,7 @@ class PodTask:
         for name, value in self.variables.of_the_program.items():
             if shapes.value({name: value}).get(name) != value:
                 known.append(value)
-        return [self.access.api_key, *known]
+        return [*self.access.secrets, *known]
 
 
 def read_identity(environ: Mapping[str, str]) -> Identity:
@@ -116,7 +117,7 @@ def read_identity(environ: Mapping[str, str]) -> Identity:
     return _identity(RunnerEnvironment.read(environ, _IDENTITY))
 
 
-def read_task(variables: PodVariables) -> PodTask:
+def read_task(variables: PodVariables, provider: Provider = "anthropic") -> PodTask:
     """Return the pod's task. Raises SettingsError, which names the variable and never contains a secret."""
     identity = read_identity(variables.own)
     given = RunnerEnvironment.read(variables.own)
@@ -126,7 +127,7 @@ def read_task(variables: PodVariables) -> PodTask:
         environment=given,
         variables=variables,
         identity=identity,
-        access=_access(given),
+        access=_access(given, variables, provider),
         prompt=_prompt(given),
         repos=repos,
         content=_content(given),
@@ -157,11 +158,19 @@ def _identity(given: RunnerEnvironment) -> Identity:
     )
 
 
-def _access(given: RunnerEnvironment) -> ApiAccess:
+def _access(
+    given: RunnerEnvironment, variables: PodVariables, provider: Provider
+) -> ApiAccess:
+    access = ApiAccess.from_environ(
+        variables.own,
+        api_key=given.anthropic_api_key,
+        base_url=given.anthropic_base_url,
+        provider=provider,
+    )
+    if not access.has_credentials:
+        raise not_set("ANTHROPIC_API_KEY")
     try:
-        return check_access(
-            ApiAccess(given.anthropic_api_key, given.anthropic_base_url)
-        )
+        return check_access(access)
     except MidwatchError as error:
         raise SettingsError(error.message, path="ANTHROPIC_API_KEY") from None
 

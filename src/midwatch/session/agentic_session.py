@@ -21,13 +21,13 @@ from typing import Required, Self, TypedDict, TypeVar, Unpack
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, SystemClock, first
 from midwatch.model import Usage
+from midwatch.provider import ApiAccess
 from midwatch.redaction import Redactor
 from midwatch.session.claude_code import ProgramPaths
 from midwatch.session.errors import DiskFull, FolderUnusable, SessionBusy
 from midwatch.session.events import DeniedCall, Event, Failure, ModelUsage, Phase
 from midwatch.session.log import SessionFolder, default_sessions, read_events
 from midwatch.session.options import (
-    ApiAccess,
     Client,
     SessionOptions,
     check_access,
@@ -46,6 +46,7 @@ from midwatch.session.records import (
 from midwatch.session.run import Run, RunConfig
 from midwatch.session.status import SessionStatus, failed, fold
 from midwatch.session.translate import InterruptRequested
+from midwatch.workspace.environment import process_environ
 from midwatch.workspace.inspect import RepoState, inspect_workspace
 from midwatch.workspace.record import Workspace, load_record
 from midwatch.workspace.setup import WorkspaceOptions
@@ -58,6 +59,7 @@ class SessionResult:
     Attributes:
         text: Claude's last answer.
         turns: Calls of the API, over the whole session.
+        requests: Requests to the API, also those that were refused and repeated, over the whole session.
         duration: Seconds spent in turns, over the whole session.
         models: Usage and cost by model, over the whole session.
         error: The error that ended the last run, with a hint.
@@ -79,6 +81,7 @@ class SessionResult:
     error: Failure | None = None
     repositories: tuple[RepoState, ...] = field(default=())
     denied: tuple[DeniedCall, ...] = ()
+    requests: int = 0
 
     @property
     def ok(self) -> bool:
@@ -98,6 +101,7 @@ def session_result(
         reason=status.reason,
         text=status.result,
         turns=status.turns,
+        requests=status.requests,
         duration=status.active_seconds,
         usage=status.usage,
         cost_usd=status.cost_usd,
@@ -176,7 +180,7 @@ class AsyncAgenticSession:
             workspace, main_repo_index, self._workspace_options
         )
         _check_outside_workspace(self.folder.path, (cwd, *others))
-        access = check_access(client)
+        access = check_access(client).in_environ(process_environ())
         clock = clock or SystemClock()
         self._config = RunConfig(
             spec=SessionSpec(
@@ -195,7 +199,7 @@ class AsyncAgenticSession:
             options=self.options,
             records=records or FolderRecords(self.folder.path),
             transcripts=transcripts,
-            redactor=(redactor or Redactor()).with_known(access.api_key),
+            redactor=(redactor or Redactor()).with_known(*access.secrets),
             clock=clock,
         )
         self._run: Run | None = None
@@ -566,9 +570,9 @@ def run_agentic_session(
     Args:
         prompt: What Claude should do.
         workspace: A folder, a `Workspace`, or what `setup_workspace` returned.
-        anthropic_api_key: The key for the Claude API.
+        anthropic_api_key: The key for the Claude API; empty for that of the environment.
         on_event: Called with every event as it happens.
-        base_url: The address of the API, by default Anthropic's own.
+        base_url: The address of the API, by default ANTHROPIC_BASE_URL, else Anthropic's own.
         arguments: As for `AsyncAgenticSession`.
 
     Returns:
@@ -577,7 +581,9 @@ def run_agentic_session(
     Raises:
         MidwatchError: The error that ended the session: a class of `midwatch.session.errors`.
     """
-    client = ApiAccess(anthropic_api_key, base_url)
+    client = ApiAccess.from_environ(
+        process_environ(), api_key=anthropic_api_key, base_url=base_url
+    )
     with AgenticSession(client=client, workspace=workspace, **arguments) as session:
         for event in session.execute(prompt):
             if on_event is not None:

@@ -3,7 +3,8 @@
 The Agent SDK passes all of the runner's environment on to the program that it starts. So it starts a small
 script instead, which drops that environment and runs `supervisor.py`; that one starts the program with the
 variables of a plan, and passes the API key through a pipe. Bash in the session sees no key: the program
-reads the pipe once, and neither an environment, an argument nor a file has the key.
+reads the pipe once, and neither an environment, an argument nor a file has the key. What else is secret stays in
+this process, behind `relay.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,18 +51,21 @@ from claude_agent_sdk.types import CanUseTool, SessionStore
 
 from midwatch.files import UnusableFile, read_regular, write_new
 from midwatch.lifecycle import cancel, set_nondumpable
+from midwatch.provider import ApiAccess
 from midwatch.session.events import ModelUsage
 from midwatch.session.log import map_disk_error
 from midwatch.session.options import SessionOptions
 from midwatch.session.permissions import program_rules
+from midwatch.session.relay import Relay
 from midwatch.session.supervisor import start_time
-from midwatch.session.transcripts import Mirror
+from midwatch.session.transcripts import Mirror, RequestCounter
 from midwatch.session.translate import (
     PermissionDecision,
     PermissionRequested,
     ProgramEnded,
     Signal,
     Translator,
+    TurnEnded,
     map_program_error,
 )
 
@@ -210,10 +214,12 @@ def program_environment(
     config: Path,
     home: Path,
     cwd: Path,
-    base_url: str | None,
+    network: Mapping[str, str],
     resume_turn: bool,
 ) -> dict[str, str]:
     """Return all variables of the program. The caller's own come last, so they may replace any.
+
+    `network` has those of the API, of proxies and of certificates.
 
     Raises ProgramRefused for a variable that no environment can hold.
     """
@@ -225,8 +231,7 @@ def program_environment(
         "CLAUDE_CONFIG_DIR": str(config),
         "CLAUDE_CODE_MAX_RETRIES": str(options.limits.retries),
     }
-    if base_url:
-        env["ANTHROPIC_BASE_URL"] = base_url
+    env |= network
     if (
         options.mcp_servers
     ):  # wait for them, or the first turn does not have their tools
@@ -408,8 +413,14 @@ class Program:
         self._put = put
         self._sandbox = sandbox
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
-        self._translator = Translator(conversation.spent, sandbox, permissions)
+        self._translator = Translator(
+            conversation.spent, sandbox, permissions, max_usd
+        )
+        self._requests = RequestCounter(
+            transcript_file(paths.config, paths.cwd, conversation.id)
+        )
         self._reader: asyncio.Task[None] | None = None
+        self._stack = contextlib.AsyncExitStack()
         self._closing = False
         self._client = ClaudeSDKClient(
             sdk_options(
@@ -428,15 +439,20 @@ class Program:
             )
         )
 
-    async def start(self, key: str, base_url: str | None) -> None:
+    async def start(self, access: ApiAccess) -> None:
         """Start the program and wait until it answers."""
         program = find_program(self._options)
+        key, network = access.api_key or "", access.plain_variables()
+        if access.needs_relay:
+            relay = await self._stack.enter_async_context(Relay(access))
+            network = relay.variables()
+            key = relay.token if access.has_secrets else key
         env = program_environment(
             self._options,
             config=self._paths.config,
             home=self._paths.home,
             cwd=self._paths.cwd,
-            base_url=base_url,
+            network=network,
             resume_turn=self._conversation.resume_turn,
         )
         servers = self._options.mcp_servers
@@ -457,6 +473,7 @@ class Program:
 
     async def interrupt(self) -> None:
         """Ask the program to end the turn. An error or a timeout is ignored."""
+        self._translator.interrupting = True
         # The SDK reports a refused or lost control request as a bare Exception.
         with contextlib.suppress(Exception):
             async with asyncio.timeout(_INTERRUPT_TIMEOUT):
@@ -474,20 +491,29 @@ class Program:
         finally:
             if self._reader is not None:
                 await cancel(self._reader)
+            await self._stack.aclose()
 
     async def _listen(self) -> None:
         try:
             async for message in self._client.receive_messages():
                 for one in self._translator.signals(message):
-                    self._put(one)
+                    self._put(self._counted(one))
             error: Exception = ProgramCrashed("the claude program ended by itself")
         # How the program ended decides what the SDK raises, also errors that are not its own.
         except Exception as raised:
             error = map_program_error(raised, self._stderr, running=True)
+        for one in self._translator.held():
+            self._put(one)
         if not self._closing:
             if isinstance(error, ProgramCrashed) and self._stderr:
                 error = ProgramCrashed(f"{error.message}: {' '.join(self._stderr)}")
             self._put(ProgramEnded(error))  # type: ignore[arg-type]
+
+    def _counted(self, one: Signal) -> Signal:
+        if not isinstance(one, TurnEnded):
+            return one
+        result = replace(one.result, requests=self._requests.new())
+        return replace(one, result=result)
 
     async def _ask(
         self, tool: str, arguments: dict[str, Any], context: ToolPermissionContext

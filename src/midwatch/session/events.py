@@ -140,12 +140,13 @@ class TurnStarted(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message(_Base):
-    """Text that Claude wrote."""
+    """Text that Claude wrote. `interrupted`: an interrupt cut it, perhaps in the middle of a sentence."""
 
     type: Literal["message"] = "message"
     text: str
     model: str = ""
     parent_id: str | None = None
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,13 +228,17 @@ class Failure(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnResult(_Base):
-    """A turn ended. `models` has its cost per model; `turns` counts calls of the API; `denied` has denied calls."""
+    """A turn ended. `models` has its cost per model; `turns` counts calls of the API; `denied` has denied calls.
+
+    `requests` counts the requests to the API, also those that the program repeats without a `Retry`.
+    """
 
     type: Literal["result"] = "result"
     prompt_id: str
     outcome: Literal["completed", "interrupted", "failed"]
     text: str = ""
     turns: int = 0
+    requests: int = 0
     duration: float = 0.0
     models: dict[str, ModelUsage] = field(default_factory=dict)
     status: int | None = None

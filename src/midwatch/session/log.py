@@ -58,7 +58,7 @@ from midwatch.session.events import (
     to_json,
 )
 from midwatch.session.status import SessionStatus, fold
-from midwatch.workspace.environment import default_home
+from midwatch.workspace.environment import state_folder
 
 MAX_LINE = 1_000_000
 """Bytes of one line; in a longer event the texts are cut."""
@@ -424,7 +424,7 @@ def read_ledger(events: Iterable[Event]) -> Ledger:
 
 def default_sessions() -> Path:
     """Return the default folder of sessions."""
-    return default_home() / ".local" / "state" / "midwatch" / "sessions"
+    return state_folder() / "sessions"
 
 
 @dataclass(frozen=True, slots=True)

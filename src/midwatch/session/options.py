@@ -18,6 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from midwatch.errors import SettingsError
 from midwatch.model import Json
+from midwatch.provider import ApiAccess as ApiAccess
+from midwatch.provider import access_of
 from midwatch.session.errors import KeyRefused, SessionRefused
 from midwatch.settings import DEFAULT_MODEL, GitCredentialSettings, SessionSettings
 from midwatch.workspace.environment import Credential, GitEnvironment
@@ -31,25 +33,13 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Client(Protocol):
-    """The key and the address of the API. `anthropic.Anthropic` and `AsyncAnthropic` are clients."""
+    """How the API is reached: `ApiAccess`, or a client of the Anthropic SDK.
 
-    @property
-    def api_key(self) -> str | None: ...
-    @property
-    def base_url(self) -> object: ...
-
-
-@dataclass(frozen=True, slots=True)
-class ApiAccess:
-    """A client without the Anthropic SDK.
-
-    Attributes:
-        api_key: The key.
-        base_url: The address of the API; None is Anthropic's own.
+    Clients are `anthropic.Anthropic`, `AnthropicBedrock`, `AnthropicVertex` and their asynchronous forms.
     """
 
-    api_key: str = field(repr=False)
-    base_url: str | None = None
+    @property
+    def base_url(self) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,17 +286,22 @@ def check_id(id: str) -> str:
 
 
 def check_access(client: Client) -> ApiAccess:
-    """Return the key and the address of a client. Raises KeyRefused, without the key in its text."""
-    key = client.api_key
-    if not key:
+    """Return how a client reaches the API. Raises KeyRefused, without the key in its text."""
+    access = access_of(client)
+    if not access.has_credentials:
         raise KeyRefused("there is no API key", hint="set ANTHROPIC_API_KEY")
-    if not _KEY.fullmatch(key):
+    invalid = "contains spaces, line breaks or other invalid characters"
+    if access.api_key and not _KEY.fullmatch(access.api_key):
         raise KeyRefused(
-            "the API key contains spaces, line breaks or other invalid characters",
+            f"the API key {invalid}",
             hint="set ANTHROPIC_API_KEY to the key as the Anthropic console shows it",
         )
-    base_url = str(client.base_url).rstrip("/") if client.base_url else None
-    return ApiAccess(key, base_url)
+    if access.auth_token and not _KEY.fullmatch(access.auth_token):
+        raise KeyRefused(
+            f"the token of the gateway {invalid}",
+            hint="set ANTHROPIC_AUTH_TOKEN to the token as the gateway shows it",
+        )
+    return replace(access, base_url=(access.base_url or "").rstrip("/") or None)
 
 
 def check_prompt(text: str) -> None:

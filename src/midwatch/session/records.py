@@ -34,7 +34,7 @@ from midwatch.session.log import SessionFolder, map_disk_error, read_json, repla
 from midwatch.session.options import OptionOverrides
 from midwatch.session.status import SessionStatus
 from midwatch.settings import SessionSettings
-from midwatch.workspace.environment import default_home
+from midwatch.workspace.environment import state_folder
 from midwatch.workspace.inspect import RepoState
 from midwatch.workspace.plan import RepoSpec
 from midwatch.workspace.setup import default_cache
@@ -170,7 +170,7 @@ class SessionFolders:
 
     @classmethod
     def from_settings(cls, settings: SessionSettings) -> SessionFolders:
-        root = settings.folder or default_home() / ".local" / "state" / "midwatch"
+        root = settings.folder or state_folder()
         return cls(
             root.absolute(), (settings.cache_folder or default_cache()).absolute()
         )
@@ -593,6 +593,7 @@ def _sum(one: SessionStatus, other: SessionStatus, sign: int) -> SessionStatus:
         one,
         run=one.run + sign * other.run,
         turns=one.turns + sign * other.turns,
+        requests=one.requests + sign * other.requests,
         prompts=one.prompts + sign * other.prompts,
         retries=one.retries + sign * other.retries,
         active_seconds=one.active_seconds + sign * other.active_seconds,

@@ -158,7 +158,7 @@ class Run:
             ),
         )
         async with background(self._terminate_on_stop()):
-            await self._program.start(config.access.api_key, config.access.base_url)
+            await self._program.start(config.access)
         self.journal.emit(
             PhaseChanged(phase=Phase.RUNNING, run=self.journal.ledger.run)
         )

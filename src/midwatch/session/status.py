@@ -41,6 +41,7 @@ class SessionStatus:
 
     Attributes:
         run: How often it was started.
+        requests: Requests to the API, also those that were refused and repeated; a sum like `turns`.
         turns: Calls of the API; like `spend`, `retries` and `active_seconds` a sum over the whole session.
         active_seconds: Seconds spent in turns.
         result: The text of the last turn that ended.
@@ -61,6 +62,7 @@ class SessionStatus:
     ended_at: datetime | None = None
     last_activity_at: datetime | None = None
     turns: int = 0
+    requests: int = 0
     prompts: int = 0
     retries: int = 0
     active_seconds: float = 0.0
@@ -186,6 +188,7 @@ def _result(status: SessionStatus, event: TurnResult) -> SessionStatus:
     return replace(
         status,
         turns=status.turns + event.turns,
+        requests=status.requests + event.requests,
         spend=spend,
         # The text of a failed turn is the error, not an answer.
         result=status.result if event.outcome == "failed" else event.text,

@@ -98,16 +98,17 @@ class FileTranscripts:
     async def append(self, key: Any, entries: list[Any]) -> None:
         path = self._path(key)
         known = self._known(path)
-        fresh = []
+        lines, uuids = [], set[str]()
         for entry in entries:
             uuid = entry.get("uuid")
-            if uuid is None or uuid not in known:
-                fresh.append(entry)
+            if uuid is None or uuid not in known | uuids:
+                lines.append(_line(entry))
             if uuid is not None:
-                known.add(uuid)
-        if fresh:
+                uuids.add(uuid)
+        if lines and not _ends_with(path, b"".join(map(_line, entries))):
             path.parent.mkdir(parents=True, exist_ok=True)
-            append_line(path, b"".join(_line(entry) for entry in fresh))
+            append_line(path, b"".join(lines))
+        known |= uuids
 
     async def load(self, key: Any) -> list[Any] | None:
         path = self._path(key)
@@ -152,6 +153,15 @@ class FileTranscripts:
         return self._uuids[path]
 
 
+def _ends_with(path: Path, batch: bytes) -> bool:
+    """Return whether a batch was the last to be stored: after a lost acknowledgement it comes again."""
+    if not path.is_file() or path.stat().st_size < len(batch):
+        return False
+    with path.open("rb") as file:
+        file.seek(-len(batch), os.SEEK_END)
+        return file.read() == batch
+
+
 def _line(entry: Any) -> bytes:
     return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
 
@@ -178,6 +188,33 @@ def read_entries(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(entry, dict):
                 yield entry
+
+
+class RequestCounter:
+    """Counts the requests to the API by what the program notes of them in its transcript, from now on.
+
+    It repeats some that were refused without an event.
+    """
+
+    _NOTE = b'{"type":"api-request",'
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._offset = file.stat().st_size if file.is_file() else 0
+
+    def new(self) -> int:
+        """Return the number of requests since the last time."""
+        found = 0
+        try:
+            with self._file.open("rb") as file:
+                file.seek(self._offset)
+                for line in file:
+                    if line.endswith(b"\n"):
+                        self._offset += len(line)
+                        found += line.startswith(self._NOTE)
+        except OSError:
+            pass
+        return found
 
 
 class Mirror:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from claude_agent_sdk import (
@@ -32,7 +32,7 @@ from claude_agent_sdk.types import (
 )
 
 from midwatch.errors import MidwatchError
-from midwatch.model import Json
+from midwatch.model import Json, Usage
 from midwatch.session.errors import (
     ApiFailed,
     ApiUnreachable,
@@ -250,24 +250,45 @@ class Translator:
     """Translate the messages of one program. It keeps the usage at the last result: the program reports sums."""
 
     def __init__(
-        self, spent: Mapping[str, ModelUsage], sandbox: bool, permissions: str = ""
+        self,
+        spent: Mapping[str, ModelUsage],
+        sandbox: bool,
+        permissions: str = "",
+        max_usd: float | None = None,
     ) -> None:
         self._spent = dict(spent)
         self._sandbox = sandbox
         self._permissions = permissions
         self._initialized = False
+        self._costs = TurnCosts(
+            None if max_usd is None else max_usd - _dollars(self._spent)
+        )
+        self.interrupting = False
+        """Set once the program was asked to end the turn: the message that it then writes may be half a sentence."""
+        self._held: tuple[Event, ...] = ()
 
     def signals(self, message: object) -> Iterator[Signal]:
         """Yield the signals for a message of the SDK; none for a message that the session does not use."""
+        if not isinstance(message, SystemMessage):
+            yield from self.held(message)
         match message:
+            case AssistantMessage() if self.interrupting:
+                self._held = tuple(_assistant_events(message))
             case AssistantMessage():
                 yield from map(ProgramEvent, _assistant_events(message))
+                if (spent := self._costs.overspent(message)) is not None:
+                    yield TurnEnded(spent, BudgetSpent("the dollars are spent"))
             case UserMessage():
                 yield from map(ProgramEvent, _user_events(message))
             case ResultMessage():
                 yield self._turn_ended(message)
             case SystemMessage():
                 yield from self._system(message)
+
+    def held(self, then: object = None) -> Iterator[Signal]:
+        """Yield what is held back, before the message `then`."""
+        events, self._held = self._held, ()
+        yield from map(ProgramEvent, _marked(events, then))
 
     def _system(self, message: SystemMessage) -> Iterator[Signal]:
         if message.subtype == "api_retry":
@@ -287,8 +308,9 @@ class Translator:
 
     def _turn_ended(self, result: ResultMessage) -> TurnEnded:
         total = spend_by_model(result.model_usage or {})
-        models = usage_since(total, self._spent)
+        models = self._costs.ended(usage_since(total, self._spent))
         self._spent |= total
+        self.interrupting = False
         error = map_result_error(result)
         interrupted = (result.terminal_reason or "") in INTERRUPTED
         return TurnEnded(
@@ -321,6 +343,113 @@ def _denied(result: ResultMessage) -> tuple[DeniedCall, ...]:
         for one in result.permission_denials or ()
         if isinstance(one, dict)
     )
+
+
+def _marked(held: Sequence[Event], then: object) -> Iterator[Event]:
+    """Yield the events of a message that came after an interrupt, marked if the program cut it there."""
+    cut = (
+        isinstance(then, UserMessage)
+        and _INTERRUPTED_TEXT in _words(then)
+        or isinstance(then, ResultMessage)
+        and then.terminal_reason == "aborted_streaming"
+    )
+    for event in held:
+        if cut and isinstance(event, Message) and event is held[-1]:
+            event = replace(event, interrupted=True)
+        yield event
+
+
+_INTERRUPTED_TEXT = "[Request interrupted by user]"
+"""What the program writes after an answer that it cut."""
+
+
+def _words(message: UserMessage) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return " ".join(b.text for b in message.content if isinstance(b, TextBlock))
+
+
+class TurnCosts:
+    """Counts a turn by the price list as well as by the program, and takes the higher.
+
+    The lists differ for long contexts only, and by the request: so it keeps the input of each request. What comes out
+    is counted at the price of the longest.
+
+    Args:
+        left: US dollars that may be spent; None is no limit.
+    """
+
+    def __init__(self, left: float | None) -> None:
+        self._left = left
+        self._requests: dict[str, tuple[str, Usage]] = {}
+
+    def overspent(self, message: AssistantMessage) -> TurnResult | None:
+        """Note the request of a message. Return the result of the turn if its limit is reached, by the list."""
+        used = message.usage
+        if message.model == _SYNTHETIC_MODEL or not used or not message.message_id:
+            return None
+        usage = Usage(
+            int(used.get("input_tokens") or 0),
+            0,
+            int(used.get("cache_read_input_tokens") or 0),
+            int(used.get("cache_creation_input_tokens") or 0),
+        )
+        known = message.message_id in self._requests
+        self._requests[message.message_id] = (message.model, usage)
+        if self._left is None or known or _input_tokens(usage) <= _LONG_CONTEXT:
+            return None
+        inputs = [one for _, one in self._requests.values()]
+        cost = _listed_usd(message.model, inputs, 0)
+        if cost < self._left:
+            return None
+        models = {message.model: ModelUsage(sum(inputs, Usage()), cost)}
+        reason = "budget_exhausted"
+        return TurnResult(prompt_id="", outcome="failed", models=models, reason=reason)
+
+    def ended(self, models: Mapping[str, ModelUsage]) -> dict[str, ModelUsage]:
+        """Return the usage of a turn with the higher costs, and begin the next turn."""
+        counted = dict(models)
+        for name, spend in models.items():
+            inputs = [
+                usage
+                for model, usage in self._requests.values()
+                # With a gateway, an answer may name the model in another way.
+                if model == name or len(models) == 1
+            ]
+            if any(_input_tokens(usage) > _LONG_CONTEXT for usage in inputs):
+                listed = _listed_usd(name, inputs, spend.usage.output_tokens)
+                counted[name] = replace(spend, cost_usd=max(spend.cost_usd, listed))
+        self._requests.clear()
+        if self._left is not None:
+            self._left -= _dollars(counted)
+        return counted
+
+
+def _listed_usd(model: str, inputs: Sequence[Usage], output_tokens: int) -> float:
+    """Return the listed cost of requests, in US dollars; 0 for a model without a price."""
+    from midwatch.pricing import cost_usd, is_known  # slow to load
+
+    if not is_known(model):
+        return 0.0
+    longest = max(inputs, key=_input_tokens)
+    answered = replace(longest, output_tokens=output_tokens)
+    return (
+        sum(cost_usd(model, usage) for usage in inputs)
+        + cost_usd(model, answered)
+        - cost_usd(model, longest)
+    )
+
+
+_LONG_CONTEXT = 100_000
+"""Tokens of a request above which a model may cost more; the price lists agree below."""
+
+
+def _input_tokens(usage: Usage) -> int:
+    return usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens
+
+
+def _dollars(models: Mapping[str, ModelUsage]) -> float:
+    return sum(spend.cost_usd for spend in models.values())
 
 
 def _uuids(result: ResultMessage) -> tuple[str, ...]:

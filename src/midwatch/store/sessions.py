@@ -228,7 +228,10 @@ class SqlTranscripts(TransactionalStore):
     """
 
     async def append(self, key: Any, entries: list[Any]) -> None:
-        """Append entries, without those whose uuid the transcript has."""
+        """Append entries, without those whose uuid the transcript has. A batch that comes twice in a row is kept once.
+
+        Some entries have no uuid, and the Agent SDK repeats a batch whose acknowledgement was lost.
+        """
         if not entries:
             return
         rows = [
@@ -273,8 +276,16 @@ class SqlTranscripts(TransactionalStore):
         return list(await self.transactions.read(lambda c: c.scalars(query).all()))
 
     def _append(self, connection: Any, rows: Sequence[Json]) -> None:
+        parts = {name: rows[0][name] for name in _KEY_COLUMNS}
+        query = select(_entries.entry).where(*_is(parts)).order_by(_entries.id.desc())
+        last = connection.scalars(query.limit(len(rows))).all()
+        if list(reversed(last)) == [row["entry"] for row in rows]:
+            return
         work = Transaction(connection, self._clock)
         work.insert_new(transcript_entries, [{**row, "at": work.now} for row in rows])
+
+
+_KEY_COLUMNS = ("project_key", "session_id", "subpath")
 
 
 def _parts(key: Mapping[str, str]) -> dict[str, str]:

@@ -138,9 +138,32 @@ class GitEnvironment:
         return text
 
 
-def default_home() -> Path:
-    """Return the home folder of the present user, from the user database."""
-    return Path(_home_in_user_database() or "/")
+def process_environ() -> Mapping[str, str]:
+    """Return the environment of the process: what a library user's call is read from, as by `anthropic.Anthropic()`."""
+    return os.environ
+
+
+def default_home(environ: Mapping[str, str] | None = None) -> Path:
+    """Return the home folder: HOME, or that of the user database if HOME is not an absolute path."""
+    named = (process_environ() if environ is None else environ).get("HOME", "")
+    return Path(named if os.path.isabs(named) else _home_in_user_database() or "/")
+
+
+def state_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """Return the folder for state by default: that of XDG_STATE_HOME, else `~/.local/state/midwatch`."""
+    return _xdg_folder("XDG_STATE_HOME", ".local/state", environ)
+
+
+def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
+    """Return the folder for caches by default: that of XDG_CACHE_HOME, else `~/.cache/midwatch`."""
+    return _xdg_folder("XDG_CACHE_HOME", ".cache", environ)
+
+
+def _xdg_folder(name: str, default: str, environ: Mapping[str, str] | None) -> Path:
+    """Return a folder by the XDG Base Directory Specification, which ignores relative paths."""
+    named = (process_environ() if environ is None else environ).get(name, "")
+    above = Path(named) if os.path.isabs(named) else default_home(environ) / default
+    return above / "midwatch"
 
 
 def git_variables(

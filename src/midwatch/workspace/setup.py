@@ -20,7 +20,7 @@ from midwatch.lifecycle import Clock, cancel
 from midwatch.workspace.environment import (
     REFUSED_FILE,
     GitEnvironment,
-    default_home,
+    cache_folder,
 )
 from midwatch.workspace.errors import (
     GitFailed,
@@ -325,7 +325,7 @@ def _start_ref(repo: RepoSpec, advertised: Advertised) -> str | None:
 
 def default_cache() -> Path:
     """Return the user's cache folder, for mirrors and the state of workspaces."""
-    return default_home() / ".cache" / "midwatch"
+    return cache_folder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,7 +335,7 @@ class WorkspaceOptions:
     Attributes:
         session: Name of the session, part of the default `branch`.
         branch: The branch that the session works on; `midwatch/<session>` by default.
-        cache: The folder of mirrors, outside of the workspace; `~/.cache/midwatch` by default.
+        cache: The folder of mirrors, outside of the workspace; `$XDG_CACHE_HOME/midwatch` by default, else `~/.cache/midwatch`.
         state: The state folder, outside of the workspace; in the cache by default.
         use_mirrors: Clone from mirrors.
         mirror_bytes: The largest size of all mirrors together.

@@ -437,7 +437,9 @@ async def _serve(edge: Edge) -> int:
         settings = own.settings()
         async with _cluster(identity, settings) as cluster:
             try:
-                return await _run(own, settings, read_task(variables), cluster)
+                provider = settings.anthropic.provider
+                task = read_task(variables, provider)
+                return await _run(own, settings, task, cluster)
             except SettingsError as error:
                 await refuse(identity, cluster, error)
                 raise

@@ -15,6 +15,7 @@ import yaml
 from midwatch.cli.app import Edge
 from midwatch.cli.session.commands import run_request
 from midwatch.errors import MidwatchError
+from midwatch.provider import PROXY_VARIABLES
 
 if TYPE_CHECKING:
     from midwatch.testing.messages_api import Answer
@@ -93,13 +94,16 @@ def demo(context: typer.Context) -> None:
     """See a session on two small repositories, with Claude or, without a key, with a scripted one."""
     edge: Edge = context.obj
     with tempfile.TemporaryDirectory(prefix="midwatch-session-") as folder:
-        if edge.environ.get("ANTHROPIC_API_KEY"):
+        environ = edge.environ
+        if environ.get("ANTHROPIC_API_KEY") or environ.get("ANTHROPIC_AUTH_TOKEN"):
             _run_demo(edge, Path(folder))
             return
         typer.echo("no ANTHROPIC_API_KEY: the answers are scripted, all else is real")
         with _scripted_api() as base_url:
             asked = {"ANTHROPIC_API_KEY": _KEY, "ANTHROPIC_BASE_URL": base_url}
-            _run_demo(replace(edge, environ={**edge.environ, **asked}), Path(folder))
+            foreign = {*PROXY_VARIABLES, "ANTHROPIC_CUSTOM_HEADERS"}
+            own = {k: v for k, v in environ.items() if k not in foreign}
+            _run_demo(replace(edge, environ={**own, **asked}), Path(folder))
 
 
 @contextlib.contextmanager

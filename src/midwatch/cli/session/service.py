@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from midwatch.cli.app import Edge, api_key, secrets_of
+from midwatch.cli.app import Edge, api_access, secrets_of
 from midwatch.errors import MidwatchError
+from midwatch.provider import ApiAccess
 from midwatch.redaction import Redactor
 from midwatch.session.errors import KeyRefused
 from midwatch.session.manager import SessionManager
-from midwatch.session.options import ApiAccess, git_environment
+from midwatch.session.options import git_environment
 from midwatch.settings import Settings
 from midwatch.store.sessions import SqlSessions, SqlTranscripts
 from midwatch.store.sql import SqlStore, open_store
@@ -35,11 +36,11 @@ class SessionContext:
         return self.manager.workspace_options(session_id, environment)
 
     def access(self) -> ApiAccess:
-        """Return the key and the address of the API. Raises KeyRefused without a key."""
-        key = api_key(self.settings, self.edge.environ)
-        if not key:
+        """Return how the API is reached. Raises KeyRefused without a key, and SettingsError."""
+        access = api_access(self.settings, self.edge.environ)
+        if access is None:
             raise KeyRefused("there is no API key", hint="set ANTHROPIC_API_KEY")
-        return ApiAccess(key, self.edge.environ.get("ANTHROPIC_BASE_URL") or None)
+        return access
 
 
 @asynccontextmanager

@@ -63,6 +63,7 @@ from midwatch.workspace.push import PushResult
 
 if TYPE_CHECKING:
     from midwatch.session.agentic_session import SessionResult
+    from midwatch.session.status import SessionStatus
 
 _PROMPT = 5  # the column that is shortened
 PHASE_STYLES = {
@@ -132,7 +133,7 @@ def _facts(output: Output, session: StoredSession) -> list[tuple[str, str]]:
         ("created", output.when(session.created_at)),
         ("last activity", output.when(status.last_activity_at or session.heartbeat_at)),
         ("runs", str(status.run)),
-        ("work", f"{status.turns} calls, {format_duration(status.active_seconds)}"),
+        ("work", f"{_calls(status)}, {format_duration(status.active_seconds)}"),
         ("tokens", tokens),
         ("cost", f"${status.cost_usd:.4f}"),
         ("folder", one_line(str(session.options.get("folder") or ""), 500)),
@@ -172,6 +173,12 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
+def _calls(of: SessionStatus | SessionResult | TurnResult) -> str:
+    """Return the calls, and the requests if there were more: the program repeats some that were refused."""
+    calls = _count(of.turns, "call")
+    return f"{calls} in {of.requests} requests" if of.requests > of.turns else calls
+
+
 def summary_line(result: SessionResult) -> str:
     """Return the summary of a run: `session s-…: Completed, 3 calls, 4,100 tokens, $0.0200, 12s`."""
     usage = result.usage
@@ -180,7 +187,7 @@ def summary_line(result: SessionResult) -> str:
     denied = denied_line(result.denied)
     parts = (
         f"session {result.session_id}: {result.phase}{why}",
-        _count(result.turns, "call"),
+        _calls(result),
         f"{tokens:,} tokens",
         f"${result.cost_usd:.4f}",
         format_duration(result.duration),
@@ -359,6 +366,8 @@ def _result(event: TurnResult) -> tuple[str, str]:
     )
     why = f" ({event.reason})" if event.outcome != "completed" else ""
     cost = f"${event.cost_usd:.4f}, {tokens:,} tokens"
+    if event.requests > event.turns:
+        cost += f", {event.requests} requests"
     return "result", f"{event.outcome}{why}: {event.duration:.1f} s, {cost}"
 
 
@@ -372,7 +381,10 @@ _LINES: dict[type, Callable[[Any], tuple[str, str] | None]] = {
     Started: _started,
     Prompt: lambda e: ("prompt", e.text),
     TurnStarted: lambda e: None,
-    Message: lambda e: (_subagent_kind(e.parent_id, "message"), e.text),
+    Message: lambda e: (
+        _subagent_kind(e.parent_id, "message"),
+        f"{e.text} [interrupted]" if e.interrupted else e.text,
+    ),
     Thinking: lambda e: (_subagent_kind(e.parent_id, "thinking"), e.text),
     ToolUse: _tool_use,
     ToolResult: _tool_result,
@@ -413,6 +425,7 @@ def session_row(session: StoredSession) -> Json:
         "conditions": list(status.conditions),
         "runs": status.run,
         "turns": status.turns,
+        "requests": status.requests,
         "duration": status.active_seconds,
         "usage": asdict(status.usage),
         "cost_usd": status.cost_usd,
@@ -458,6 +471,7 @@ def result_document(result: SessionResult) -> Json:
         "reason": result.reason,
         "result": result.text,
         "turns": result.turns,
+        "requests": result.requests,
         "duration": result.duration,
         "usage": asdict(result.usage),
         "cost_usd": result.cost_usd,
