@@ -413,9 +413,7 @@ class Program:
         self._put = put
         self._sandbox = sandbox
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
-        self._translator = Translator(
-            conversation.spent, sandbox, permissions, max_usd
-        )
+        self._translator = Translator(conversation.spent, sandbox, permissions, max_usd)
         self._requests = RequestCounter(
             transcript_file(paths.config, paths.cwd, conversation.id)
         )
