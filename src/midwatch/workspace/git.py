@@ -118,17 +118,33 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
         "the credentials lack the permission: use a token with write access",
     ),
     (
-        r"Authentication failed|could not read (Username|Password)|terminal prompts disabled"
+        r"Authentication failed|could not read (Username|Password)|terminal prompts disabled|told us to quit"
         r"|requested URL returned error: 401|Invalid username or password",
         NotAuthorised,
         None,
     ),
     (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for .* has changed",
+        NotAuthorised,
+        "the host's key is not the one in known_hosts: someone may listen in between; ask who runs the host, "
+        "and remove the old key with `ssh-keygen -R` only if the new one is right",
+    ),
+    (
         r"Host key verification failed",
         NotAuthorised,
-        "connect once with `ssh` to accept the host's key",
+        "the host's key is not in known_hosts: connect once with `ssh`, or add a key that you have checked, "
+        "such as one from `ssh-keyscan`",
     ),
-    (r"Permission denied \(|Too many authentication failures", NotAuthorised, None),
+    (
+        r"Permission denied \(|Too many authentication failures",
+        NotAuthorised,
+        "the host accepts none of the SSH keys: start an SSH agent with the key, or set GIT_SSH_COMMAND",
+    ),
+    (
+        r"cannot run ssh|ssh: (command )?not found",
+        GitFailed,
+        "install the OpenSSH client, or use an https URL",
+    ),
     (
         r"Permission denied",
         NotAuthorised,
@@ -139,6 +155,11 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
         r"|Timeout was reached|SSL connection timeout",
         GitTimedOut,
         None,
+    ),
+    (
+        r"requested URL returned error: 3\d\d|unable to update url base from redirection",
+        RepositoryNotFound,
+        "the host redirects to another URL: use that one",
     ),
     (
         r"Could not resolve (host|proxy)|Couldn't connect to server|Failed to connect"
@@ -298,6 +319,7 @@ class GitCommand:
         remote: The only remote that git may talk to, which decides on protocols and credentials.
             Without one, git has no network.
         protocols: Replaces the protocols of `remote`, as in GIT_ALLOW_PROTOCOL.
+        all_credentials: Whether git may also talk to other remotes, as for submodules, each with its own token.
         stdin: Bytes, or a file.
         timeout: Replaces the timeout of `GitLimits`, in seconds.
         max_output: Replaces `GitLimits.output_bytes`.
@@ -314,6 +336,7 @@ class GitCommand:
     folder: Path | None = None
     remote: Remote | None = None
     protocols: str | None = None
+    all_credentials: bool = False
     stdin: bytes | Path | None = None
     timeout: float | None = None
     max_output: int | None = None
@@ -421,6 +444,7 @@ class Git:
                 protocols,
                 limits.low_speed_bytes,
                 limits.low_speed_seconds,
+                all_credentials=command.all_credentials,
             ),
             **command.variables,
         }
