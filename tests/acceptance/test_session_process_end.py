@@ -133,7 +133,15 @@ def run(
     work.mkdir()
     with ScriptedMessagesAPI(Rule(reply, tools=True)) as api:
         done = subprocess.run(
-            [sys.executable, "-c", START + script, KEY, api.base_url, work, folder.path],
+            [
+                sys.executable,
+                "-c",
+                START + script,
+                KEY,
+                api.base_url,
+                work,
+                folder.path,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -256,7 +264,15 @@ for event in session.execute(prompt):
     output = tmp_path / "output"
     with ScriptedMessagesAPI(Rule(Hang(), tools=True)) as api, output.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", START + script, KEY, api.base_url, work, folder.path],
+            [
+                sys.executable,
+                "-c",
+                START + script,
+                KEY,
+                api.base_url,
+                work,
+                folder.path,
+            ],
             stdout=file,
             stderr=subprocess.STDOUT,
         )
