@@ -7,15 +7,15 @@ names a public host, a repository on this machine takes its place (`HOSTS`), and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import pty
 import re
 import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,8 +51,9 @@ subjects:
 
 # Mirrors and sessions go below the home folder of the user database: not that of who runs the tests.
 HOME = """
-import os, pwd, types
-pwd.getpwuid = lambda uid: types.SimpleNamespace(pw_dir=os.environ["HOME"])
+import os, pwd
+of = pwd.getpwuid
+pwd.getpwuid = lambda uid: pwd.struct_passwd((*of(uid)[:5], os.environ["HOME"], of(uid)[6]))
 """
 
 
@@ -72,7 +73,7 @@ class Place:
         if not database.exists():
             return False
         try:
-            with closing(sqlite3.connect(database)) as connection:
+            with contextlib.closing(sqlite3.connect(database)) as connection:
                 return bool(connection.execute("SELECT 1 FROM tickets").fetchone())
         except sqlite3.OperationalError:  # the tables are being made
             return False
@@ -86,8 +87,8 @@ class Expected:
         said: Texts in its output.
         settings: Whether settings and a ticket, number 1, are there before it.
         session: Whether a session is there before it, whose id replaces `ID`.
-        stdin: What is typed.
-        stop_when: The snippet runs until it is stopped: then, by SIGTERM.
+        typed: What a person types on the terminal that is its standard input; without it there is none.
+        stop_when: When to stop, by SIGTERM, a snippet whose last command runs until then.
         variables: More environment variables.
         check: Further assertions.
     """
@@ -95,7 +96,7 @@ class Expected:
     said: tuple[str, ...] = ()
     settings: bool = False
     session: bool = False
-    stdin: str = ""
+    typed: str = ""
     stop_when: Callable[[Place], bool] | None = None
     variables: tuple[tuple[str, str], ...] = ()
     check: Callable[[Place], None] = lambda place: None
@@ -131,7 +132,9 @@ EXPECTED = {
     ),
     "midwatch tickets show 1": Expected(("3 sessions wait",), settings=True),
     "midwatch session fix 1": Expected(
-        ("app: changed", "lib: clean", "Completed"), settings=True, stdin="y\n"
+        ("app: pushed", "lib: clean", "app: clean", "Hello."),
+        settings=True,
+        typed="y\n",
     ),
     '--repo ../lib --prompt "Make': Expected(("app: changed", "Completed")),
     "midwatch session diff ID": Expected(("+++ b/new", "fix/tests"), session=True),
@@ -248,42 +251,44 @@ def run(
 ) -> Place:
     """Run a program to its end. Nothing that it started runs afterwards."""
     output = place.root / "output"
-    with output.open("w") as file:
+    with output.open("w") as file, _terminal(expected.typed) as terminal:
         process = subprocess.Popen(
             arguments,
             cwd=place.folder,
             env={**env, **dict(expected.variables)},
-            stdin=subprocess.PIPE,
+            stdin=terminal,
             stdout=file,
             stderr=subprocess.STDOUT,
-            text=True,
             start_new_session=True,
         )
-        # After the time limit, and if an assertion fails, everything that it started is killed.
-        limit = threading.Timer(PATIENCE, os.killpg, (process.pid, signal.SIGKILL))
-        limit.start()
         try:
-            if expected.stop_when is None:
-                process.communicate(expected.stdin)
-            else:
+            if expected.stop_when is not None:
                 when = expected.stop_when
                 wait_until(lambda: when(place) or process.poll() is not None)
                 os.killpg(process.pid, signal.SIGTERM)
-                process.wait(PATIENCE)
+            process.wait(PATIENCE)
         finally:
-            limit.cancel()
-            _kill_group(process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     said = output.read_text(encoding="utf-8", errors="replace")
-    code = 0 if expected.stop_when is None else -signal.SIGTERM
-    assert process.returncode == code, said
+    assert process.returncode == 0, said
     return Place(place.root, said)
 
 
-def _kill_group(leader: int) -> None:
+@contextlib.contextmanager
+def _terminal(typed: str) -> Iterator[int]:
+    """Yield a standard input: a terminal on which something was typed, or none."""
+    if not typed:
+        yield subprocess.DEVNULL
+        return
+    screen, terminal = pty.openpty()
     try:
-        os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+        os.write(screen, typed.encode())
+        yield terminal
+    finally:
+        os.close(terminal)
+        os.close(screen)
 
 
 def add_ticket(place: Place) -> None:
@@ -322,7 +327,7 @@ def test_a_snippet_runs(
     program = [sys.executable] if snippet.language == "python" else ["bash", "-u"]
     done = run(place, [*program, "-c", text], env, expected)
     for said in expected.said:
-        assert said in done.output
+        assert said in done.output, done.output
     expected.check(done)
 
 
