@@ -122,6 +122,30 @@ HANGS = {
         session.close()
         print(session.get_results().phase, list(events), "left")
     """,
+    "an abandoned asynchronous loop": """
+        import asyncio
+        from midwatch import AsyncAgenticSession
+        async def main():
+            session = AsyncAgenticSession(client=client, workspace=workspace, folder=folder)
+            async for event in session.execute(prompt):
+                if event.type == "turn":
+                    break
+        asyncio.run(main())
+        print("left")
+    """,
+    "an asynchronous loop that is kept": """
+        import asyncio
+        from midwatch import AsyncAgenticSession
+        async def main():
+            global session, events
+            session = AsyncAgenticSession(client=client, workspace=workspace, folder=folder)
+            events = session.execute(prompt)
+            async for event in events:
+                if event.type == "turn":
+                    return
+        asyncio.run(main())
+        print("left")
+    """,
 }
 
 

@@ -465,8 +465,7 @@ async def setup_workspace_async(
     from before stay. A workspace that already has exactly these clones is not changed.
 
     Args:
-        repos: The repositories: `{"url": …, "branch": …}` with the attributes of `RepoSpec` as keys, a `RepoSpec`, a
-            path, or a text: `URL`, `URL@BRANCH`, `PATH` or `PATH@BRANCH`.
+        repos: The repositories, as for `setup_workspace`.
         workspace: The folder to clone into; it is created if it is missing.
         main_repo_index: Index of the main repository, the agent's working directory.
         chdir: Whether to make the main repository the working directory of this process.
@@ -482,21 +481,20 @@ async def setup_workspace_async(
         WorkspaceExists: The workspace has other clones, a folder is taken, or another setup runs.
         GitMissing: There is no git program.
         CacheBusy: Another process uses a mirror for too long.
-        RepositoryError: A repository failed; the error names it. RepositoryUnreachable,
-            GitTimedOut and WorkspaceDiskFull are temporary. NotAuthorised, RepositoryNotFound,
-            NoSuchBranch, RepositoryCorrupted, WorkspaceNotWritable and GitFailed are permanent.
+        RepositoryError: A repository failed; the error names it. RepositoryUnreachable, GitTimedOut and WorkspaceDiskFull are
+            temporary. NotAuthorised, RepositoryNotFound, NoSuchBranch and others are permanent.
     """
     options = options or WorkspaceOptions()
     specs, folder = repository_specs(repos), _absolute(workspace)
     state = options.state_of(folder)
 
-    def planned(existing: Sequence[str]) -> WorkspacePlan:
+    def planned(existing: Sequence[str] = ()) -> WorkspacePlan:
         branch = options.session_branch
         return plan_workspace(
             specs, folder, main_repo_index, session_branch=branch, existing=existing
         )
 
-    plan = planned(())
+    plan = planned()
     _check_state(state, folder)
     try:
         with _setup_lock(state):
@@ -507,11 +505,16 @@ async def setup_workspace_async(
                 _check_free(state)
                 git = Git(options.environment, options.limits, clock)
                 found = await _set_up(plan, state, git, options, on_progress)
-        if chdir:
-            os.chdir(found.paths[main_repo_index])
+        return _entered(found.paths, main_repo_index if chdir else None)
     except OSError as error:
         raise map_disk_error(error, str(folder)) from error
-    return found.paths
+
+
+def _entered(paths: list[Path], index: int | None) -> list[Path]:
+    """Return `paths`, with that of the index as the working directory of this process."""
+    if index is not None:
+        os.chdir(paths[index])
+    return paths
 
 
 def _absolute(workspace: Path | str) -> Path:
