@@ -70,7 +70,7 @@ async def clone(tmp_path: Path, spec: RepoSpec | str, chosen: WorkspaceOptions) 
 async def test_a_port_in_the_url_and_the_keys_of_the_home_folder(
     tmp_path: Path, server: SshServer, served: Path
 ) -> None:
-    chosen = options(tmp_path, server.make_home(tmp_path / "home of me"))
+    chosen = options(tmp_path, server.make_home(tmp_path / "home of me, 100%h"))
     url = server.url(served / "team/x.git")
     path = await clone(tmp_path, f"{url}@main", chosen)
     assert (path / "f").read_text() == "1\n"

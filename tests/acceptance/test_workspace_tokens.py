@@ -77,6 +77,17 @@ async def test_a_user_name_in_the_url_does_not_keep_the_token_away(
     assert home_host.saw(TOKEN)
 
 
+@pytest.mark.parametrize("scope", ["/My%20Org", "/My Org/project"])
+async def test_spaces_as_in_azure_devops(
+    tmp_path: Path, home_host: GitHost, scope: str
+) -> None:
+    make_repository(home_host.root / "My Org/project/_git/a b", {"f": "1\n"})
+    pasted = home_host.url.replace("://", "://org@")
+    pasted += "/My%20Org/project/_git/a%20b@main"
+    path = await clone(tmp_path, pasted, home_only(tmp_path, home_host, scope))
+    assert path.name == "a-b" and (path / "f").read_text() == "1\n"
+
+
 async def test_a_token_for_a_path_is_not_for_the_rest_of_the_host(
     tmp_path: Path, home_host: GitHost
 ) -> None:
@@ -366,11 +377,10 @@ async def test_the_token_of_a_secret_goes_to_the_host_that_the_secret_names(
     )
     with pytest.raises(NotAuthorised, match="y.git"):
         await setup_workspace_async(urls, tmp_path / "ws", options=chosen)
-    assert home_host.saw(TOKEN)
     assert other_host.requests and not other_host.saw(TOKEN)
     other_host.token = None
     await setup_workspace_async(urls, tmp_path / "ws", options=chosen)
-    assert not other_host.saw(TOKEN)
+    assert home_host.saw(TOKEN) and not other_host.saw(TOKEN)
 
 
 @pytest.mark.parametrize(

@@ -586,6 +586,7 @@ class Operator:
                 return
             self.current = True
         self.cluster.act(action)
+        self.fresh = False
         # A write answers with what is there then.
         self.body, self.gone = self.cluster.body, self.cluster.gone
         if isinstance(action, do.Refresh):

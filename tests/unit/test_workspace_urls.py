@@ -331,8 +331,12 @@ def test_where_the_branch_begins(text: str, url: str, branch: str | None) -> Non
 def test_a_path_that_exists_is_not_cut(tmp_path: Path, form: str) -> None:
     (tmp_path / "a@b.git@c").mkdir()
     text = form.format(tmp_path / "a@b.git@c")
-    for given, branch in ((text, None), (f"{text}@dev", "dev"), (f"{text}@x@y", "x@y")):
-        spec = RepoSpec.parse(given)
+    for pasted, branch in (
+        (text, None),
+        (f"{text}@dev", "dev"),
+        (f"{text}@x@y", "x@y"),
+    ):
+        spec = RepoSpec.parse(pasted)
         assert (spec.url, spec.branch) == (text, branch)
     # A Path object is never cut: it can say what it means.
     [repo] = plan_workspace([tmp_path / "r@dev"], tmp_path / "ws").repos

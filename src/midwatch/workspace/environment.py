@@ -228,19 +228,22 @@ def _ssh_command(environment: GitEnvironment) -> str:
     if given:
         program = os.path.basename(given.split()[0])
         return given + _SSH_OPTIONS if program == "ssh" else given
-    words = ["ssh"]
-    if environment.home is not None and environment.home != Path(
-        _home_in_user_database() or "/"
-    ):
-        folder = environment.home / ".ssh"
-        if (folder / "config").is_file():
-            words += ["-F", str(folder / "config")]
-        words += ["-o", f'UserKnownHostsFile="{folder / "known_hosts"}"']
-        keys = [folder / name for name in _SSH_KEYS]
-        for key in keys:
-            if key.is_file():
-                words += ["-o", f'IdentityFile="{key}"']
-    return shlex.join(words) + _SSH_OPTIONS
+    home, of_ssh = environment.home, Path(_home_in_user_database() or "/")
+    files = [] if home is None or home == of_ssh else _ssh_files(home / ".ssh")
+    return shlex.join(["ssh", *files]) + _SSH_OPTIONS
+
+
+def _ssh_files(folder: Path) -> list[str]:
+    """Return the options of ssh for the configuration, the known hosts and the keys of a folder."""
+    options = []
+    if (folder / "config").is_file():
+        options += ["-F", str(folder / "config")]
+    files = {"UserKnownHostsFile": [folder / "known_hosts"]}
+    files["IdentityFile"] = [p for n in _SSH_KEYS if (p := folder / n).is_file()]
+    for name, paths in files.items():
+        for path in paths:  # ssh expands % and splits at spaces
+            options += ["-o", f'{name}="{str(path).replace("%", "%%")}"']
+    return options
 
 
 def _home_in_user_database() -> str:

@@ -118,7 +118,7 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
         "the credentials lack the permission: use a token with write access",
     ),
     (
-        r"Authentication failed|could not read (Username|Password)|terminal prompts disabled|told us to quit"
+        r"Authentication failed|could not read (Username|Password)|terminal prompts disabled|us to quit"
         r"|requested URL returned error: 401|Invalid username or password",
         NotAuthorised,
         None,
@@ -202,9 +202,6 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
         None,
     ),
 )
-_COMPILED = tuple(
-    (re.compile(pattern), kind, hint) for pattern, kind, hint in _PATTERNS
-)
 _REASON = re.compile(
     r"^(fatal|error|remote|ssh|ERROR|!)\b[:\t ]*|^\s*!\s*\[", re.MULTILINE
 )
@@ -227,8 +224,8 @@ def map_git_error(
     Returns:
         GitFailed if no pattern matches.
     """
-    for pattern, kind, hint in _COMPILED:
-        match = pattern.search(message)
+    for pattern, kind, hint in _PATTERNS:
+        match = re.search(pattern, message)
         if match:
             cause = _cause(message, match.start())
             return kind(repository, cause, branch=branch, hint=hint)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from midwatch.redaction import Redactor
 from midwatch.workspace.errors import WorkspaceRefused
 from midwatch.workspace.forges import clone_argument, helper_hint, is_command, page_of
 
 Scheme = Literal["https", "http", "ssh", "file"]
 MAX_LENGTH = 2048
+_LONGEST_SCANNED = 4096
 TOKEN_HINT = (
     "take the password out of the URL and give it as a token for the host, "
     "or use an SSH agent"
@@ -43,6 +43,7 @@ _PASSWORD = re.compile(
     r"(//)(?:[^/\s@:]*@)?[^/\s\[\]@:]*:(?!\d{0,5}(?:[/?#\s'\",;:).]|$))\S*@"
 )
 _SCP_PASSWORD = re.compile(r"[^@/\s]*:\S*@[^/@\s]*:")
+_SHORTEST_TOKEN = 16
 _LONG_TOKEN = re.compile(r"(?=.*\d)[A-Za-z0-9_=-]{32,}")
 _SAFE_IN_PATH = "/:@!$&'()*+,;=~-._"
 _SECRET = "the URL has a password or a token"
@@ -122,8 +123,11 @@ def split_branch(text: str) -> tuple[str, str | None]:
         WorkspaceRefused: The branch is empty, or the URL has a password.
     """
     text = plain_url(text)
+    _refuse_odd_text(text)
     if _HELPER.match(text):
         return text, None
+    if _has_password(text):
+        raise _refused(text, _SECRET, TOKEN_HINT)
     end = _end_of_url(text, *_path_start(text))
     if end == len(text):
         return text, None
@@ -149,8 +153,6 @@ def _end_of_url(text: str, start: int, local: bool) -> int:
 def _path_start(text: str) -> tuple[int, bool]:
     """Return where the path begins, and whether it is one of this machine."""
     scheme = _SCHEME.match(text)
-    if scheme is None and _SCP_PASSWORD.match(text) or _PASSWORD.search(text):
-        raise _refused(text, _SECRET, TOKEN_HINT)
     if scheme is None:
         scp = None if text.startswith(("/", ".")) else _SCP.match(text)
         no_scheme = _NO_SCHEME.fullmatch(text) if scp is None else None
@@ -162,12 +164,21 @@ def _path_start(text: str) -> tuple[int, bool]:
     return end.start(), scheme[1].lower() == "file"
 
 
+def _has_password(text: str) -> bool:
+    """Return whether there is a password before the host, in whatever spelling."""
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        return _SCP_PASSWORD.match(text) is not None
+    return _PASSWORD.match(text, scheme.end(1) + 1) is not None
+
+
 def _local(text: str) -> str:
     return unquote(text[7:]) if text.lower().startswith("file://") else text
 
 
 def redact_url(text: str) -> str:
     """Return a text that may have a URL without userinfo, query and control characters, shortened."""
+    text = text[:_LONGEST_SCANNED]  # a server may send a line of any length
     text = _USERINFO.sub(r"\1***@", _PASSWORD.sub(r"\1***@", text))
     if _SCP_PASSWORD.match(text) and not _SCHEME.match(text):
         text = f"***@{text.rpartition('@')[2]}"
@@ -201,7 +212,7 @@ def _refuse_odd_text(text: str) -> None:
 
 
 def _from_url(text: str, scheme: str) -> Remote:
-    if _PASSWORD.search(text):
+    if _has_password(text):
         raise _refused(text, _SECRET, TOKEN_HINT)
     try:
         parts = urlsplit(text)
@@ -239,9 +250,16 @@ def _from_http(text: str, parts: SplitResult) -> Remote:
 def _refuse_secret(text: str, user: str) -> None:
     """Raise WorkspaceRefused if what is before the @ has a password, or is a token."""
     user = unquote(user)
-    token = _LONG_TOKEN.fullmatch(user) or Redactor().text(user) != user
-    if ":" in user or token:
+    if ":" in user or _LONG_TOKEN.fullmatch(user) or _looks_secret(user):
         raise _refused(text, _SECRET, TOKEN_HINT)
+
+
+def _looks_secret(user: str) -> bool:
+    if len(user) < _SHORTEST_TOKEN:
+        return False
+    from midwatch.redaction import Redactor  # its patterns take 50 ms to compile
+
+    return Redactor().text(user) != user
 
 
 def _from_ssh(text: str, parts: SplitResult) -> Remote:
@@ -258,7 +276,7 @@ def _from_ssh(text: str, parts: SplitResult) -> Remote:
 
 def _from_scp(text: str, match: re.Match[str]) -> Remote:
     user, place, path = match["user"] or "", match["host"], match["path"]
-    if _SCP_PASSWORD.match(text):
+    if _has_password(text):
         raise _refused(text, _SECRET, TOKEN_HINT)
     _refuse_secret(text, user)
     if place.lower() in ("https", "http", "ssh", "file", "git"):

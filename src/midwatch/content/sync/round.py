@@ -48,13 +48,13 @@ from midwatch.content.tree import (
     tree_from_json,
     tree_to_json,
 )
-from midwatch.files import replace_file
+from midwatch.files import open_regular, read_regular, replace_file
 
 _REWRITE_BYTES = 1 << 20
 """Bytes of changes, at least, before the base file is rewritten."""
 _APPEND_CHUNKS = 16
 """Chunks of lines that are appended in one round; the rest comes in the next."""
-_APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _PUSH_TRIES = 8
 """Commits of one round, when other writers are faster or files change meanwhile."""
 Step = Callable[[str], None]
@@ -98,7 +98,7 @@ class BaseFile:
     def load(self) -> None:
         """Read the file, if there is one. Raises OSError, and ContentDamaged for an invalid file."""
         try:
-            lines = self._path.read_bytes().splitlines(keepends=True)
+            lines = read_regular(self._path).splitlines(keepends=True)
         except FileNotFoundError:
             return
         try:
@@ -135,7 +135,7 @@ class BaseFile:
         self.tree, self.version = tree, version
 
     def _append(self, line: bytes) -> None:
-        with self._path.open("r+b") as file:
+        with os.fdopen(open_regular(self._path, os.O_RDWR), "r+b") as file:
             # Drop an incomplete line, which never counted.
             file.truncate(self._size)
             file.seek(self._size)
@@ -183,7 +183,7 @@ def _append(roots: Roots, path: str, start: int, theirs: bytes) -> None:
     """Append what is new in `theirs`, their lines from the offset `start` on."""
     with roots.walker() as walker:
         folder, name = walker.parent(path)
-        file = os.open(name, _APPEND_FLAGS, 0o600, dir_fd=folder)
+        file = open_regular(name, _APPEND_FLAGS, inside=folder)
     try:
         ours = os.pread(file, len(theirs) + CHUNK, start)
         new = _new_lines(ours, theirs)
