@@ -12,6 +12,7 @@ from midwatch._moved import install
 
 if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner as AgentRunner
+    from midwatch.agent.ticket_db import TicketDB as TicketDB
     from midwatch.monitor.loop import MonitorLoop as MonitorLoop
     from midwatch.session.agentic_session import AgenticSession as AgenticSession
     from midwatch.session.agentic_session import (
@@ -40,6 +41,7 @@ __all__ = [
     "RepoSpec",
     "SessionManager",
     "SessionOptions",
+    "TicketDB",
     "WorkspaceOptions",
     "__version__",
     "run_agentic_session",
@@ -59,6 +61,7 @@ _WHERE = {
     "RepoSpec": "workspace",
     "SessionManager": "session.manager",
     "SessionOptions": "session.options",
+    "TicketDB": "agent.ticket_db",
     "WorkspaceOptions": "workspace",
     "run_agentic_session": "session.agentic_session",
     "setup_workspace": "workspace",

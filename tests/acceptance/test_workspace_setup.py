@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,6 +226,7 @@ KILLED = """
 import os, sys
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace
 from pathlib import Path
+from typing import Any
 root, when = Path(sys.argv[1]), sys.argv[2]
 def killing(real):
     def rename(self, target):
@@ -255,3 +257,67 @@ async def test_a_killed_set_up_is_finished_or_begun_again(
         p for p in tmp_path.rglob("*") if ".midwatch-" in p.name or ".new-" in p.name
     ]
     assert left == []
+
+
+# ------------------------------------------------------------------ as people write them
+
+AS_PEOPLE_WRITE_IT = """
+import os, sys
+from pathlib import Path
+from typing import Any
+from midwatch import RepoSpec, WorkspaceOptions, setup_workspace
+
+options = WorkspaceOptions(cache=Path("cache"), state=Path("state"))
+repos = [
+    {"url": "file://" + os.path.abspath("app"), "branch": "dev"},
+    RepoSpec("lib", branch="main"),
+    "tool@dev",
+    "file://" + os.path.abspath("more") + "@dev",
+]
+paths = setup_workspace(repos, "ws", main_repo_index=int(sys.argv[1]), chdir=True, options=options)
+print(*(path.name for path in paths), os.getcwd() == str(paths[int(sys.argv[1])]), sorted(os.listdir()))
+"""
+
+
+@pytest.mark.parametrize("main", [0, 2])
+def test_a_script_clones_and_works_in_the_main_repository(
+    tmp_path: Path, main: int
+) -> None:
+    for name in ("app", "lib", "tool", "more"):
+        remote = make_repository(tmp_path / name, {"main.txt": "m\n"})
+        run_git(remote, "branch", "dev")
+        add_commit(remote, {f"{name}.txt": "d\n"}, "on dev", branch="dev")
+    for _ in range(2):  # the second finds the workspace as it is
+        done = subprocess.run(
+            [sys.executable, "-c", AS_PEOPLE_WRITE_IT, str(main)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        own = ["app", "lib", "tool", "more"][main]
+        files = sorted([".git", f"{own}.txt", "main.txt"])
+        assert done.stdout == f"app lib tool more True {files}\n", done.stderr
+    assert (tmp_path / "ws/more/more.txt").exists()
+    assert not (tmp_path / "ws/lib/lib.txt").exists()
+
+
+async def test_the_working_directory_changes_only_on_request(
+    tmp_path: Path, options: WorkspaceOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote = make_repository(tmp_path / "app", {"a.txt": "a\n"})
+    monkeypatch.chdir(tmp_path)
+    [path] = await setup_workspace_async([str(remote)], "ws", options=options)
+    assert Path.cwd() == tmp_path
+    with pytest.raises(WorkspaceRefused):
+        await setup_workspace_async([3], "other", chdir=True, options=options)  # type: ignore[list-item]
+    assert Path.cwd() == tmp_path
+    await setup_workspace_async([str(remote)], "ws", chdir=True, options=options)
+    assert Path.cwd() == path
+
+
+@pytest.mark.parametrize("workspace", [None, 3, "", " ", b"ws", "a\0b"])
+def test_what_is_not_a_folder_is_refused(workspace: Any) -> None:
+    with pytest.raises(WorkspaceRefused, match="not a folder") as refused:
+        setup_workspace(["https://h/a/app"], workspace)
+    assert refused.value.hint == "give the path of a folder"

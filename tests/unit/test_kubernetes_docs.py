@@ -29,6 +29,8 @@ from midwatch.kube.operator import DISRUPTION_REASONS, REASONS
 from midwatch.kube.resource import read_resource
 from midwatch.kube.rules import API_VERSION
 
+from .. import snippets
+
 Json = dict[str, Any]
 PAGE = KUBERNETES_PAGE.read_text(encoding="utf-8")
 SOURCE = Path(midwatch.__file__).parent
@@ -36,7 +38,7 @@ SCHEMA = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+    return snippets.blocks("docs/kubernetes.md", language)
 
 
 def unknown(schema: Json, document: Any, path: str = "") -> Iterator[str]:

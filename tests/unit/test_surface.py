@@ -59,6 +59,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ("from midwatch import MonitorLoop, AgentRunner", "anthropic"),
         ("from midwatch.agent import AgentRunner, SYSTEM_PROMPT", "anthropic"),
         ("from midwatch.agent import *", "anthropic"),
+        ("from midwatch import TicketDB", "anthropic claude_agent_sdk"),
         ("import midwatch.cli.main", "anthropic sqlalchemy claude_agent_sdk"),
         ("import midwatch.subjects.http as e; e.tls.read", "cryptography"),
         ("from midwatch import SessionManager", "anthropic claude_agent_sdk"),

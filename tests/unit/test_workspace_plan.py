@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -228,3 +229,89 @@ def test_branch_rules_are_never_laxer_than_gits_own() -> None:
         gits = subprocess.run(check, capture_output=True, cwd="/").returncode == 0
         assert gits or not is_ref_name(name), name
         assert is_ref_name(name) or not gits or name in ("HEAD", "@"), name
+
+
+# ------------------------------------------------------------------ repositories as people write them
+
+APP = "https://h/a/app"
+
+
+def test_a_mapping_has_the_attributes_as_keys() -> None:
+    values = {
+        "url": APP,
+        "branch": "main",
+        "name": "mine",
+        "push_url": "https://h/fork/app",
+        "push_branch": "fix",
+        "depth": 1,
+        "lfs": True,
+    }
+    [planned] = plan_workspace([values], WS).repos
+    assert planned == plan_workspace([RepoSpec(**values)], WS).repos[0]  # type: ignore[arg-type]
+    assert {name: getattr(planned, name) for name in values} == values
+
+
+def test_kinds_of_repositories_can_be_mixed() -> None:
+    mixed = [{"url": APP, "branch": None}, RepoSpec("https://h/b/lib"), Path("/srv/x")]
+    assert plan_workspace(iter(mixed), WS).paths == [WS / "app", WS / "lib", WS / "x"]
+    [planned] = plan_workspace([{"url": Path("/srv/x")}], WS).repos
+    assert planned.url == "/srv/x"
+
+
+@pytest.mark.parametrize(
+    ("repo", "message", "hint"),
+    [
+        ({"url": APP, "brnach": "x"}, "repos[0].brnach: unknown", "mean branch?"),
+        ({"URL": APP}, "repos[0].URL: unknown key", "did you mean url?"),
+        ({"url": APP, "x": 1}, "repos[0].x: unknown", "use url, branch, tag, name"),
+        ({"url": APP, 1: 2}, "repos[0].1: unknown key", "use url, branch, tag"),
+        ({"branch": "main"}, "repos[0].url is missing", 'write {"url": '),
+        ({}, "repos[0].url is missing", 'write {"url": '),
+        ({"url": None}, "repos[0].url is None", "give a text"),
+        ({"url": 3}, "repos[0].url is 3", "give a text"),
+        ({"url": APP, "branch": ["m"]}, "repos[0].branch is of the type list", "text"),
+        ({"url": APP, "tag": 1.5}, "repos[0].tag is 1.5", "give a text"),
+        ({"url": APP, "name": Path("x")}, "repos[0].name is of the type", "a text"),
+        ({"url": APP, "depth": "1"}, "repos[0].depth is of the type str", "a whole"),
+        ({"url": APP, "depth": True}, "repos[0].depth is True", "a whole number"),
+        ({"url": APP, "lfs": "no"}, "repos[0].lfs is of the type str", "True or False"),
+        ({"url": APP, "submodules": 1}, "repos[0].submodules is 1", "True or False"),
+        (RepoSpec(3), "repos[0].url is 3", "give a text"),  # type: ignore[arg-type]
+        ((APP, "main"), "repos[0] is of the type tuple", "URL@BRANCH"),
+        (None, "repos[0] is None", "RepoSpec(url, branch)"),
+        (b"https://h/a", "repos[0] is of the type bytes", "RepoSpec(url, branch)"),
+    ],
+)
+def test_a_wrong_key_or_type_is_named_with_its_fix(
+    repo: Any, message: str, hint: str
+) -> None:
+    with pytest.raises(WorkspaceRefused) as refused:
+        plan_workspace([repo], WS)
+    assert message in refused.value.message and hint in refused.value.hint
+    with pytest.raises(WorkspaceRefused, match=r"^repos\[1\]|h/a/app"):
+        plan_workspace([APP, repo], WS)
+
+
+@pytest.mark.parametrize(
+    "repos",
+    [APP, b"x", Path("/srv/x"), {"url": APP}, RepoSpec(APP), None, 3],
+    ids=lambda repos: type(repos).__name__,
+)
+def test_one_repository_is_not_a_list(repos: Any) -> None:
+    with pytest.raises(WorkspaceRefused, match="repositories are") as refused:
+        plan_workspace(repos, WS)
+    assert refused.value.hint == "pass a list of repositories"
+
+
+@pytest.mark.parametrize("main", ["0", True, 1.0, None, -1, 1])
+def test_the_main_repository_is_an_index(main: Any) -> None:
+    with pytest.raises(WorkspaceRefused, match="main") as refused:
+        plan_workspace([APP], WS, main)
+    assert refused.value.hint == "use 0 to 0"
+
+
+def test_a_value_is_not_repeated_where_it_may_be_secret() -> None:
+    for value in (["secret"], {"token": "secret"}, b"secret"):
+        with pytest.raises(WorkspaceRefused) as refused:
+            plan_workspace([{"url": value}], WS)  # type: ignore[dict-item]
+        assert "secret" not in refused.value.one_line()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from collections.abc import (
     AsyncGenerator,
-    Awaitable,
     Callable,
     Iterator,
     Mapping,
@@ -16,7 +16,7 @@ from collections.abc import (
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Required, Self, TypedDict, TypeVar, Unpack
+from typing import Required, Self, TypedDict, Unpack
 
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, SystemClock, first
@@ -25,6 +25,7 @@ from midwatch.provider import ApiAccess
 from midwatch.redaction import Redactor
 from midwatch.session.claude_code import ProgramPaths
 from midwatch.session.errors import DiskFull, FolderUnusable, SessionBusy
+from midwatch.session.event_loop_thread import EventLoopThread, LoopEnded
 from midwatch.session.events import DeniedCall, Event, Failure, ModelUsage, Phase
 from midwatch.session.log import SessionFolder, default_sessions, read_events
 from midwatch.session.options import (
@@ -226,6 +227,10 @@ class AsyncAgenticSession:
         except MidwatchError as error:
             self._run = None
             await run.finish(error)
+        except asyncio.CancelledError:
+            self._run = None
+            await run.discard()
+            raise
 
     async def execute(self, prompt: str | None = None) -> AsyncGenerator[Event, None]:
         """Run `prompt` and yield the events while they happen. Without a prompt, continue with unanswered prompts.
@@ -343,9 +348,9 @@ class AsyncAgenticSession:
             await config.records.save_status(self.id, self._last_status)
 
     async def _end_run(self, run: Run, reason: str) -> None:
-        task, self._task, self._run = self._task, None, None
-        self._stop_reason = ""
-        if task is None:
+        """Stop a run that has not ended, and wait for its end; a second call waits for the same end."""
+        task = self._task
+        if task is None or self._run is not run:
             return
         if not task.done():
             run.stop(reason)
@@ -353,7 +358,10 @@ class AsyncAgenticSession:
             with contextlib.suppress(MidwatchError):  # `execute` raises it
                 await first(task)
         finally:
-            self._last_status = run.journal.status
+            if self._task is task:
+                self._task = self._run = None
+                self._stop_reason = ""
+                self._last_status = run.journal.status
 
 
 def _resolve_workspace(
@@ -390,9 +398,6 @@ def _check_outside_workspace(folder: Path, folders: Sequence[Path]) -> None:
 # ------------------------------------------------------------------ without an event loop
 
 
-_T = TypeVar("_T")
-
-
 class MoreArguments(TypedDict, total=False):
     """The optional arguments of `AsyncAgenticSession`."""
 
@@ -416,37 +421,6 @@ class Arguments(MoreArguments):
 
     client: Required[Client]
     workspace: Required[WorkspaceLike]
-
-
-class _EventLoopThread:
-    """An event loop in a thread of its own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        # Not a daemon thread: the program ends with the thread that started it.
-        self._thread = threading.Thread(target=self._loop.run_forever, name="session")
-        self._thread.start()
-
-    def call(self, awaitable: Awaitable[_T]) -> _T:
-        task = _awaited(awaitable)
-        return asyncio.run_coroutine_threadsafe(task, self._loop).result()
-
-    @property
-    def closed(self) -> bool:
-        return self._loop.is_closed()
-
-    def run(self, function: Callable[[], None]) -> None:
-        self._loop.call_soon_threadsafe(function)
-
-    def close(self) -> None:
-        self.call(self._loop.shutdown_default_executor())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-async def _awaited(awaitable: Awaitable[_T]) -> _T:
-    return await awaitable
 
 
 class _Events:
@@ -476,18 +450,22 @@ class AgenticSession:
 
     ::
 
-        with AgenticSession(client=anthropic.Anthropic(), workspace="/srv/work") as session:
-            for event in session.execute("Make the tests pass."):
-                print(event)
-            print(session.get_results().text)
+        session = AgenticSession(client=anthropic.Anthropic(), workspace="/srv/work")
+        for event in session.execute("Make the tests pass."):
+            if event.type == "message":
+                print(event.content)
+        print(session.get_results().text)
 
-    `stop` and `interrupt` may be called from any thread. Close the session, best by `with`: its thread
-    runs until then.
+    `stop` and `interrupt` may be called from any thread. `close`, or the end of a `with` block, stops the run and
+    ends the session's thread. Without it the same happens when the session is garbage collected, and at the latest
+    when the process ends: the process does not wait for the session, and the session's end is recorded.
     """
 
     def __init__(self, **arguments: Unpack[Arguments]) -> None:
         self._session = AsyncAgenticSession(**arguments)
-        self._loop: _EventLoopThread | None = None
+        self._lock = threading.Lock()
+        self._loop: EventLoopThread | None = None
+        self._finalizer: weakref.finalize[..., AgenticSession] | None = None
 
     @property
     def id(self) -> str:
@@ -510,33 +488,32 @@ class AgenticSession:
 
     def prepare(self) -> None:
         """As `AsyncAgenticSession.prepare`."""
-        self._running_loop.call(self._session.prepare())
+        self._running_loop().call(self._session.prepare)
 
     def execute(self, prompt: str | None = None) -> Iterator[Event]:
-        """As `AsyncAgenticSession.execute`."""
+        """As `AsyncAgenticSession.execute`. A caller that leaves the loop early stops the session."""
         events = _Events(self._session, prompt)
-        loop = self._running_loop
+        loop = self._running_loop()
         try:
             while True:
                 try:
-                    yield loop.call(events.next())
-                except StopAsyncIteration:
+                    yield loop.call(events.next)
+                except (StopAsyncIteration, LoopEnded):
                     return
         finally:
-            if not loop.closed:
-                loop.call(events.close())
+            loop.finish(events.close)
 
     def stop(self, reason: str = "stopped") -> None:
         """As `AsyncAgenticSession.stop`."""
-        self._running_loop.run(lambda: self._session.stop(reason))
+        self._running_loop().run_soon(lambda: self._session.stop(reason))
 
     def interrupt(self) -> None:
         """As `AsyncAgenticSession.interrupt`."""
-        self._running_loop.run(self._session.interrupt)
+        self._running_loop().run_soon(self._session.interrupt)
 
     def get_results(self) -> SessionResult:
         """As `AsyncAgenticSession.get_results`."""
-        return self._running_loop.call(self._session.get_results())
+        return self._running_loop().call(self._session.get_results)
 
     def status(self) -> SessionStatus:
         """Return the current status."""
@@ -544,16 +521,19 @@ class AgenticSession:
 
     def close(self) -> None:
         """Stop the run, if there is one, and end the thread."""
-        if self._loop is not None:
-            self._loop.call(self._session.aclose())
-            self._loop.close()
-            self._loop = None
+        if self._loop is not None and self._finalizer is not None:
+            self._loop.close(self._session.aclose)
+            self._finalizer.detach()
 
-    @property
-    def _running_loop(self) -> _EventLoopThread:
-        if self._loop is None:
-            self._loop = _EventLoopThread()
-        return self._loop
+    def _running_loop(self) -> EventLoopThread:
+        with self._lock:
+            if self._loop is None or self._loop.ended:
+                self._loop = EventLoopThread()
+                # At the latest when the process ends, while threads and the program still run.
+                self._finalizer = weakref.finalize(
+                    self, self._loop.close, self._session.aclose
+                )
+            return self._loop
 
 
 def run_agentic_session(

@@ -2,7 +2,8 @@
 
 Every event has `seq` (1, 2, 3, … within a session; 0 before it is logged), `at` and `type`. A field
 whose name ends in `_id` refers to another event: `parent_id` is the tool use that started a subagent.
-Times are aware and in UTC, durations are seconds, costs are US dollars.
+An event with a `text` has it also as `content`, one with a tool has `tool_name` and `tool_input`; an error has a
+`message`. Times are aware and in UTC, durations are seconds, costs are US dollars.
 """
 
 from __future__ import annotations
@@ -129,6 +130,11 @@ class Prompt(_Base):
     text: str
     source: Literal["call", "inbox"] = "call"
 
+    @property
+    def content(self) -> str:
+        """The text."""
+        return self.text
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnStarted(_Base):
@@ -148,6 +154,11 @@ class Message(_Base):
     parent_id: str | None = None
     interrupted: bool = False
 
+    @property
+    def content(self) -> str:
+        """The text."""
+        return self.text
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thinking(_Base):
@@ -156,6 +167,11 @@ class Thinking(_Base):
     type: Literal["thinking"] = "thinking"
     text: str
     parent_id: str | None = None
+
+    @property
+    def content(self) -> str:
+        """The text."""
+        return self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +184,16 @@ class ToolUse(_Base):
     input: Json = field(default_factory=dict)
     parent_id: str | None = None
 
+    @property
+    def tool_name(self) -> str:
+        """The name of the tool."""
+        return self.name
+
+    @property
+    def tool_input(self) -> Json:
+        """The arguments of the tool."""
+        return self.input
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolResult(_Base):
@@ -179,6 +205,11 @@ class ToolResult(_Base):
     is_error: bool = False
     parent_id: str | None = None
 
+    @property
+    def content(self) -> str:
+        """The text."""
+        return self.text
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermissionRequest(_Base):
@@ -189,6 +220,16 @@ class PermissionRequest(_Base):
     tool: str
     input: Json = field(default_factory=dict)
     expires_at: datetime | None = None
+
+    @property
+    def tool_name(self) -> str:
+        """The name of the tool."""
+        return self.tool
+
+    @property
+    def tool_input(self) -> Json:
+        """The arguments of the tool."""
+        return self.input
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +287,11 @@ class TurnResult(_Base):
     denied: tuple[DeniedCall, ...] = ()
 
     @property
+    def content(self) -> str:
+        """The text."""
+        return self.text
+
+    @property
     def cost_usd(self) -> float:
         return sum(spend.cost_usd for spend in self.models.values())
 
@@ -290,6 +336,11 @@ class Notice(_Base):
 
     type: Literal["notice"] = "notice"
     text: str
+
+    @property
+    def content(self) -> str:
+        """The text."""
+        return self.text
 
 
 Event = (

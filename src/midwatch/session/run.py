@@ -112,6 +112,9 @@ class Run:
             self.journal.begin_run()
             await config.records.save_spec(config.spec)
             await self._save_status()
+        except asyncio.CancelledError:
+            await self._close(RunOutcome(Phase.STOPPED, "cancelled"), None)
+            raise
         except BaseException as raised:
             error = raised if isinstance(raised, MidwatchError) else None
             await self._close(RunOutcome(Phase.FAILED, type(raised).__name__), error)

@@ -193,6 +193,7 @@ def _open(
     openings: Sequence[Opening],
     cycle: int | None,
     group_wait: float,
+    actor: str = "monitor",
 ) -> tuple[Ticket, ...]:
     if not openings:
         return ()
@@ -206,9 +207,7 @@ def _open(
     ]
     tx.note(
         [
-            audit_row(
-                ticket_id, "monitor", "open", None, TicketStatus.OPEN, row["message"]
-            )
+            audit_row(ticket_id, actor, "open", None, TicketStatus.OPEN, row["message"])
             for ticket_id, row in zip(ids, rows, strict=True)
         ]
     )
@@ -296,6 +295,41 @@ def _ticket_row(
         "previous_id": opening.previous_id,
         "batch_id": batch,
     }
+
+
+def open_ticket(tx: Transaction, opening: Opening, actor: str) -> Ticket:
+    """Open a ticket outside of an observation; count an unresolved one of the same key as seen again."""
+    key = opening.violation.key
+    watch(tx, key.subject)  # a new subject is created
+    tx.one(
+        select(subjects.c.name).where(subjects.c.name == key.subject).with_for_update()
+    )
+    present = tx.one(
+        select(tickets.c.id).where(
+            tickets.c.subject == key.subject,
+            tickets.c.invariant == key.invariant,
+            tickets.c.component == key.component,
+            _UNRESOLVED,
+        )
+    )
+    if present is None:
+        [opened] = _open(tx, key.subject, [opening], None, 0.0, actor)
+    else:
+        _seen_again(tx, [present.id], None)
+        row = tx.one(select_tickets().where(tickets.c.id == present.id))
+        assert row is not None
+        opened = ticket_of(row)
+    increase_revision(tx, key.subject)
+    return opened
+
+
+def increase_revision(tx: Transaction, subject: str) -> None:
+    """Increase the subject's revision: what the monitor computed before is stale."""
+    tx.execute(
+        update(subjects)
+        .where(subjects.c.name == subject)
+        .values(revision=subjects.c.revision + 1)
+    )
 
 
 def earlier(

@@ -461,6 +461,33 @@ class Store(Protocol):
         """
         ...
 
+    async def open_ticket(self, opening: Opening, actor: str) -> Ticket:
+        """Open a ticket outside of an observation, in a batch of its own; the subject is created if it is new.
+
+        If a ticket of the same key is unresolved, it is returned, and counted as seen again unless the
+        observations of its subject count it.
+        """
+        ...
+
+    async def update_diagnosis(
+        self,
+        ticket_id: int,
+        finish: Finish,
+        *,
+        actor: str,
+        model: str,
+        prompt_version: str,
+    ) -> Ticket:
+        """Store a diagnosis that no agent made as that of a ticket. Earlier ones are kept.
+
+        A ticket that waits for a diagnosis becomes diagnosed and leaves the queue; any other keeps its status.
+
+        Raises:
+            NotFound: There is no such ticket.
+            Conflict: The ticket waits for a diagnosis, and an agent is making it.
+        """
+        ...
+
     async def stats(self, within: float) -> Stats:
         """Return the figures of the last `within` seconds."""
         ...

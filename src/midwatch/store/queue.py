@@ -205,17 +205,37 @@ def begin(
         "evidence": [],
         "explains": [],
     }
+    return _insert_call(tx, call, [ticket.id for ticket in claim.tickets])
+
+
+def _insert_call(tx: Transaction, call: Json, ticket_ids: Sequence[int]) -> int:
     inserted = tx.execute(INSERT_CALL, call).inserted_primary_key
     assert inserted is not None
     diagnosis_id = int(inserted[0])
-    tx.execute(
-        diagnosis_tickets.insert(),
-        [
-            {"diagnosis_id": diagnosis_id, "ticket_id": ticket.id}
-            for ticket in claim.tickets
-        ],
-    )
+    links = [{"diagnosis_id": diagnosis_id, "ticket_id": id_} for id_ in ticket_ids]
+    tx.execute(diagnosis_tickets.insert(), links)
     return diagnosis_id
+
+
+def insert_diagnosis(
+    tx: Transaction,
+    batch: int,
+    ticket_ids: Sequence[int],
+    finish: Finish,
+    model: str,
+    prompt_version: str,
+) -> int:
+    """Store a diagnosis that no agent made, and return its id. The tickets do not change."""
+    call = {
+        "batch_id": batch,
+        "token": uuid.uuid4().hex,
+        "model": model,
+        "prompt_version": prompt_version,
+        "started_at": tx.now,
+        **_call_values(tx, finish),
+        "explains": list(ticket_ids),
+    }
+    return _insert_call(tx, call, ticket_ids)
 
 
 def _reserve(tx: Transaction, usd: float, budget: Budget, severity: Severity) -> bool:
@@ -263,9 +283,15 @@ def finish(tx: Transaction, claim: Claim, diagnosis_id: int, finish: Finish) -> 
 
 
 def _store_call(tx: Transaction, diagnosis_id: int, finish: Finish, late: bool) -> None:
+    outcome = {"outcome": "late"} if late else {}
+    values = {**_call_values(tx, finish), **outcome}
+    tx.execute(UPDATE_CALL, {"p_id": diagnosis_id, **values})
+
+
+def _call_values(tx: Transaction, finish: Finish) -> Json:
     grounded = finish.grounded
-    values = {
-        "outcome": "late" if late else finish.outcome,
+    return {
+        "outcome": finish.outcome,
         "finished_at": tx.now,
         "answer": finish.answer,
         "markdown": finish.markdown,
@@ -279,7 +305,6 @@ def _store_call(tx: Transaction, diagnosis_id: int, finish: Finish, late: bool) 
         "explains": list(finish.explains or ()),
         **asdict(finish.usage),
     }
-    tx.execute(UPDATE_CALL, {"p_id": diagnosis_id, **values})
 
 
 def _diagnosed(

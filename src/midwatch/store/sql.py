@@ -92,6 +92,8 @@ class SqlStore(TransactionalStore):
     hold = write(ticket_functions.hold)
     resolve = write(ticket_functions.resolve)
     retry = write(ticket_functions.retry)
+    open_ticket = write(cycles.open_ticket)
+    update_diagnosis = write(ticket_functions.update_diagnosis)
     stats = read(ticket_functions.stats)
 
     # Daemons.

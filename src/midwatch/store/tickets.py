@@ -23,9 +23,23 @@ from midwatch.model import (
     TicketStatus,
     Usage,
 )
-from midwatch.store.cycles import chunks, new_batch, resolve_rows, store_derived
+from midwatch.store.cycles import (
+    chunks,
+    increase_revision,
+    new_batch,
+    resolve_rows,
+    store_derived,
+)
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
-from midwatch.store.protocol import Brief, Past, Stats, TicketFilter, TicketSession
+from midwatch.store.protocol import (
+    Brief,
+    Finish,
+    Past,
+    Stats,
+    TicketFilter,
+    TicketSession,
+)
+from midwatch.store.queue import insert_diagnosis
 from midwatch.store.schema import (
     LARGEST_ID,
     RESOLVED_BY_OBSERVATION,
@@ -266,19 +280,14 @@ def resolve(tx: Transaction, ticket_id: int, actor: str, why: str) -> Ticket:
     subject = tx.one(select(subjects).where(subjects.c.name == row.subject))
     store_derived(tx, [ticket_id], subject)
     resolve_rows(tx, [row], actor, why)
-    _increase_revision(tx, row.subject)
+    increase_revision(tx, row.subject)
     return ticket(tx, ticket_id)
 
 
 def retry(tx: Transaction, ticket_id: int, actor: str, why: str = "") -> Ticket:
     """Put a ticket back into the queue, as a batch of one. Raises NotFound, Conflict."""
     row = _unresolved(tx, ticket_id)
-    old = tx.one(select(batches).where(batches.c.id == row.batch_id).with_for_update())
-    if old is not None and _being_diagnosed(tx, old):
-        raise Conflict(
-            f"ticket {ticket_id} is being diagnosed by {old.claim_holder}",
-            hint="wait until the diagnosis ends, then try again",
-        )
+    _refuse_while_diagnosed(tx, row)
     status = TicketStatus.ACKNOWLEDGED if row.acknowledged_at else TicketStatus.OPEN
     changes = {
         "status": status,
@@ -288,6 +297,46 @@ def retry(tx: Transaction, ticket_id: int, actor: str, why: str = "") -> Ticket:
     changed = _change(tx, row, changes, actor, "retry", why)
     _unqueue_if_empty(tx, row.batch_id)
     return changed
+
+
+def update_diagnosis(
+    tx: Transaction,
+    ticket_id: int,
+    finish: Finish,
+    *,
+    actor: str,
+    model: str,
+    prompt_version: str,
+) -> Ticket:
+    """Store a diagnosis that was made elsewhere as that of a ticket. Raises NotFound, Conflict."""
+    ticket(tx, ticket_id)
+    row = tx.one(select(tickets).where(tickets.c.id == ticket_id).with_for_update())
+    assert row is not None  # tickets are never deleted
+    waiting = row.status in UNDIAGNOSED
+    if waiting:
+        _refuse_while_diagnosed(tx, row)
+    diagnosis_id = insert_diagnosis(
+        tx, row.batch_id, [ticket_id], finish, model, prompt_version
+    )
+    after = TicketStatus.DIAGNOSED if waiting else TicketStatus(row.status)
+    changes = {"diagnosis_id": diagnosis_id, "status": after}
+    why = f"diagnosis {diagnosis_id}: {finish.outcome}"
+    changed = _change(tx, row, changes, actor, "diagnose", why)
+    if waiting:
+        _unqueue_if_empty(tx, row.batch_id)
+    return changed
+
+
+def _refuse_while_diagnosed(tx: Transaction, row: Row[Any]) -> None:
+    """Raise Conflict if an agent is diagnosing the ticket's batch."""
+    batch = tx.one(
+        select(batches).where(batches.c.id == row.batch_id).with_for_update()
+    )
+    if batch is not None and _being_diagnosed(tx, batch):
+        raise Conflict(
+            f"ticket {row.id} is being diagnosed by {batch.claim_holder}",
+            hint="wait until the diagnosis ends, then try again",
+        )
 
 
 def _being_diagnosed(tx: Transaction, batch: Row[Any]) -> bool:
@@ -313,17 +362,8 @@ def _change(
     tx.execute(update(tickets).where(tickets.c.id == row.id).values(changes))
     after = changes.get("status", row.status)
     tx.note([audit_row(row.id, actor, action, row.status, after, why)])
-    _increase_revision(tx, row.subject)
+    increase_revision(tx, row.subject)
     return ticket(tx, row.id)
-
-
-def _increase_revision(tx: Transaction, subject: str) -> None:
-    """Increase the subject's revision: what the monitor computed before is stale."""
-    tx.execute(
-        update(subjects)
-        .where(subjects.c.name == subject)
-        .values(revision=subjects.c.revision + 1)
-    )
 
 
 def _unqueue_if_empty(tx: Transaction, batch: int) -> None:

@@ -11,7 +11,7 @@ from midwatch.workspace.environment import Credential, GitEnvironment
 from midwatch.workspace.git import Git, GitLimits, OnProgress, Progress
 from midwatch.workspace.inspect import RepoState, diff_of, inspect_workspace
 from midwatch.workspace.mirrors import Mirror, Mirrors
-from midwatch.workspace.plan import RepoSpec, WorkspacePlan, plan_workspace
+from midwatch.workspace.plan import RepoLike, RepoSpec, WorkspacePlan, plan_workspace
 from midwatch.workspace.push import PushOptions, PushResult, push_workspace
 from midwatch.workspace.record import ClonedRepo, Workspace, open_workspace
 from midwatch.workspace.setup import (
@@ -35,6 +35,7 @@ __all__ = [
     "Progress",
     "PushOptions",
     "PushResult",
+    "RepoLike",
     "RepoSpec",
     "RepoState",
     "Workspace",

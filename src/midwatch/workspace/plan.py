@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,6 +58,25 @@ class RepoSpec:
         url, branch = split_branch(text)
         return cls(url, branch)
 
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object], where: str = "") -> RepoSpec:
+        """Return the repository in a mapping, whose keys are the attributes, such as `{"url": …, "branch": …}`.
+
+        `where` is the mapping's place for messages. Raises WorkspaceRefused for an unknown or missing key and for
+        a value of another type.
+        """
+        for key in values:
+            if key not in _KINDS:
+                raise WorkspaceRefused(
+                    f"{_place(where, key)}: unknown key", hint=_right_key(key)
+                )
+        if "url" not in values:
+            raise WorkspaceRefused(
+                f"{_place(where, 'url')} is missing",
+                hint='write {"url": "https://…/app.git", "branch": "main"}',
+            )
+        return _typed(cls(**values), where)  # type: ignore[arg-type]  # checked next
+
     @property
     def remote(self) -> Remote:
         """The parsed `url`. Raises WorkspaceRefused."""
@@ -83,6 +103,56 @@ class RepoSpec:
         return self.depth is not None or self.blobless
 
 
+RepoLike = RepoSpec | Mapping[str, object] | str | Path
+"""A repository: a `RepoSpec`, a mapping with its attributes, a text such as `URL@BRANCH`, or a path."""
+
+_FIX = {
+    str: "give a text",
+    int: "give a whole number such as 1",
+    bool: "give True or False",
+}
+_KINDS: dict[str, type] = {
+    **dict.fromkeys(("url", "branch", "tag", "name", "push_url", "push_branch"), str),
+    "depth": int,
+    **dict.fromkeys(("blobless", "submodules", "lfs"), bool),
+}
+
+
+def _right_key(key: object) -> str:
+    close = difflib.get_close_matches(str(key).lower(), _KINDS, n=1)
+    return f"did you mean {close[0]}?" if close else f"use {', '.join(_KINDS)}"
+
+
+def _place(where: str, key: object) -> str:
+    return f"{where}.{key}" if where else f"{key}"
+
+
+def _typed(spec: RepoSpec, where: str) -> RepoSpec:
+    """Return a repository whose paths are texts. Raises WorkspaceRefused for a value of another type."""
+    paths = {}
+    for key, kind in _KINDS.items():
+        value = getattr(spec, key)
+        optional = key != "url" and kind is not bool
+        if isinstance(value, Path) and key in ("url", "push_url"):
+            paths[key] = str(value)
+        elif not _is(value, kind) and not (value is None and optional):
+            raise WorkspaceRefused(
+                f"{_place(where, key)} is {_shown(value)}", hint=_FIX[kind]
+            )
+    return replace(spec, **paths)  # type: ignore[arg-type]  # texts
+
+
+def _is(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message: without what it contains, which may be secret."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    return f"of the type {type(value).__name__}"
+
+
 @dataclass(frozen=True, slots=True)
 class WorkspacePlan:
     """Which clone goes where.
@@ -106,7 +176,7 @@ class WorkspacePlan:
 
 
 def plan_workspace(
-    repos: Sequence[RepoSpec | str | Path],
+    repos: Iterable[RepoLike],
     workspace: Path,
     main_repo_index: int = 0,
     *,
@@ -116,7 +186,8 @@ def plan_workspace(
     """Decide the folder and the branches of each clone.
 
     Args:
-        repos: The repositories; a text is parsed by `RepoSpec.parse`, a path is a `url`.
+        repos: The repositories; a text is parsed by `RepoSpec.parse`, a mapping by `RepoSpec.from_mapping`, a path
+            is a `url`.
         workspace: The folder of the workspace.
         main_repo_index: Index of the main repository.
         session_branch: The branch that the session works on.
@@ -126,11 +197,7 @@ def plan_workspace(
         WorkspaceRefused: A repository, a name or the index is not valid.
         WorkspaceExists: A folder for a clone exists.
     """
-    if isinstance(repos, str):
-        raise WorkspaceRefused(
-            "the repositories are a text", hint="pass a list of repositories"
-        )
-    specs = [_spec(repo) for repo in repos]
+    specs = repository_specs(repos)
     _check_count(specs, main_repo_index)
     check_ref_name(session_branch)
     remotes = [parse_remote(spec.url) for spec in specs]
@@ -147,10 +214,33 @@ def plan_workspace(
     return WorkspacePlan(workspace, planned, main_repo_index, session_branch)
 
 
-def _spec(repo: RepoSpec | str | Path) -> RepoSpec:
+def repository_specs(repos: Iterable[RepoLike]) -> list[RepoSpec]:
+    """Return the repositories as values of checked types. Raises WorkspaceRefused."""
+    if isinstance(repos, (str, bytes, Path, Mapping, RepoSpec)):
+        kind = "a text" if isinstance(repos, str) else _shown(repos)
+        raise WorkspaceRefused(
+            f"the repositories are {kind}", hint="pass a list of repositories"
+        )
+    if not isinstance(repos, Iterable):
+        raise WorkspaceRefused(
+            f"the repositories are {_shown(repos)}", hint="pass a list of repositories"
+        )
+    return [_spec(repo, f"repos[{number}]") for number, repo in enumerate(repos)]
+
+
+def _spec(repo: object, where: str) -> RepoSpec:
     if isinstance(repo, RepoSpec):
-        return repo
-    return RepoSpec.parse(repo) if isinstance(repo, str) else RepoSpec(str(repo))
+        return _typed(repo, where)
+    if isinstance(repo, Mapping):
+        return RepoSpec.from_mapping(repo, where)
+    if isinstance(repo, str):
+        return RepoSpec.parse(repo)
+    if isinstance(repo, Path):
+        return RepoSpec(str(repo))
+    raise WorkspaceRefused(
+        f"{where} is {_shown(repo)}",
+        hint='use "URL@BRANCH", {"url": …, "branch": …} or RepoSpec(url, branch)',
+    )
 
 
 def _check_count(specs: Sequence[RepoSpec], main: int) -> None:
@@ -162,6 +252,10 @@ def _check_count(specs: Sequence[RepoSpec], main: int) -> None:
         raise WorkspaceRefused(
             f"{len(specs)} repositories are too many",
             hint=f"use at most {MAX_REPOSITORIES}",
+        )
+    if not _is(main, int):
+        raise WorkspaceRefused(
+            f"main_repo_index is {_shown(main)}", hint=f"use 0 to {len(specs) - 1}"
         )
     if not 0 <= main < len(specs):
         raise WorkspaceRefused(

@@ -10,7 +10,14 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +46,13 @@ from midwatch.workspace.git import (
     map_disk_error,
 )
 from midwatch.workspace.mirrors import DEFAULT_MAX_BYTES, Mirrors
-from midwatch.workspace.plan import RepoSpec, WorkspacePlan, plan_workspace
+from midwatch.workspace.plan import (
+    RepoLike,
+    RepoSpec,
+    WorkspacePlan,
+    plan_workspace,
+    repository_specs,
+)
 from midwatch.workspace.record import (
     PREFIX,
     ClonedRepo,
@@ -384,10 +397,11 @@ class WorkspaceOptions:
 
 
 def setup_workspace(
-    repos: Sequence[RepoSpec | str | Path],
+    repos: Iterable[RepoLike],
     workspace: Path | str,
     main_repo_index: int = 0,
     *,
+    chdir: bool = False,
     options: WorkspaceOptions | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Path]:
@@ -397,9 +411,11 @@ def setup_workspace(
     the errors.
 
     Args:
-        repos: The repositories; a text or path is a `RepoSpec.url`.
+        repos: The repositories: `{"url": …, "branch": …}` with the attributes of `RepoSpec` as keys, a `RepoSpec`, a
+            path, or a text: `URL`, `URL@BRANCH`, `PATH` or `PATH@BRANCH`.
         workspace: The folder to clone into; it is created if it is missing.
         main_repo_index: Index of the main repository, the agent's working directory.
+        chdir: Whether to make the main repository the working directory of this process.
         options: How to set the workspace up.
         on_progress: Called with the progress of each repository.
 
@@ -409,7 +425,12 @@ def setup_workspace(
 
     def run() -> list[Path]:
         setting_up = setup_workspace_async(
-            repos, workspace, main_repo_index, options=options, on_progress=on_progress
+            repos,
+            workspace,
+            main_repo_index,
+            chdir=chdir,
+            options=options,
+            on_progress=on_progress,
         )
         return asyncio.run(setting_up)
 
@@ -429,10 +450,11 @@ def _in_a_loop() -> bool:
 
 
 async def setup_workspace_async(
-    repos: Sequence[RepoSpec | str | Path],
+    repos: Iterable[RepoLike],
     workspace: Path | str,
     main_repo_index: int = 0,
     *,
+    chdir: bool = False,
     options: WorkspaceOptions | None = None,
     on_progress: OnProgress | None = None,
     clock: Clock | None = None,
@@ -443,9 +465,10 @@ async def setup_workspace_async(
     from before stay. A workspace that already has exactly these clones is not changed.
 
     Args:
-        repos: The repositories; a text or path is a `RepoSpec.url`.
+        repos: The repositories, as for `setup_workspace`.
         workspace: The folder to clone into; it is created if it is missing.
         main_repo_index: Index of the main repository, the agent's working directory.
+        chdir: Whether to make the main repository the working directory of this process.
         options: How to set the workspace up.
         on_progress: Called with the progress of each repository.
         clock: Replaces the system's clock in tests.
@@ -458,21 +481,20 @@ async def setup_workspace_async(
         WorkspaceExists: The workspace has other clones, a folder is taken, or another setup runs.
         GitMissing: There is no git program.
         CacheBusy: Another process uses a mirror for too long.
-        RepositoryError: A repository failed; the error names it. RepositoryUnreachable,
-            GitTimedOut and WorkspaceDiskFull are temporary. NotAuthorised, RepositoryNotFound,
-            NoSuchBranch, RepositoryCorrupted, WorkspaceNotWritable and GitFailed are permanent.
+        RepositoryError: A repository failed; the error names it. RepositoryUnreachable, GitTimedOut and WorkspaceDiskFull are
+            temporary. NotAuthorised, RepositoryNotFound, NoSuchBranch and others are permanent.
     """
     options = options or WorkspaceOptions()
-    folder = _absolute(workspace)
+    specs, folder = repository_specs(repos), _absolute(workspace)
     state = options.state_of(folder)
 
-    def planned(existing: Sequence[str]) -> WorkspacePlan:
+    def planned(existing: Sequence[str] = ()) -> WorkspacePlan:
         branch = options.session_branch
         return plan_workspace(
-            repos, folder, main_repo_index, session_branch=branch, existing=existing
+            specs, folder, main_repo_index, session_branch=branch, existing=existing
         )
 
-    plan = planned(())
+    plan = planned()
     _check_state(state, folder)
     try:
         with _setup_lock(state):
@@ -483,14 +505,21 @@ async def setup_workspace_async(
                 _check_free(state)
                 git = Git(options.environment, options.limits, clock)
                 found = await _set_up(plan, state, git, options, on_progress)
+        return _entered(found.paths, main_repo_index if chdir else None)
     except OSError as error:
         raise map_disk_error(error, str(folder)) from error
-    return found.paths
+
+
+def _entered(paths: list[Path], index: int | None) -> list[Path]:
+    """Return `paths`, with that of the index as the working directory of this process."""
+    if index is not None:
+        os.chdir(paths[index])
+    return paths
 
 
 def _absolute(workspace: Path | str) -> Path:
-    text = os.fspath(workspace)
-    if not text.strip() or "\0" in text:
+    text = str(workspace) if isinstance(workspace, Path) else workspace
+    if not isinstance(text, str) or not text.strip() or "\0" in text:
         raise WorkspaceRefused(
             f"{text!r} is not a folder for a workspace",
             hint="give the path of a folder",

@@ -20,7 +20,13 @@ the values too.
 from __future__ import annotations
 
 from midwatch._moved import renamed
-from midwatch.testing.store_conformance import claims, daemons, text, tickets
+from midwatch.testing.store_conformance import (
+    claims,
+    daemons,
+    integrations,
+    text,
+    tickets,
+)
 from midwatch.testing.store_conformance.fixture import (
     Check,
     MakeStore,
@@ -31,6 +37,7 @@ from midwatch.testing.store_conformance.fixture import (
 
 CHECKS: tuple[Check, ...] = (
     *tickets.CHECKS,
+    *integrations.CHECKS,
     *claims.CHECKS,
     *daemons.CHECKS,
     *text.CHECKS,
