@@ -28,6 +28,8 @@ class MidwatchError(Exception):
     """Something failed."""
 
     hint: str = ""
+    command_exit_code = 1
+    """The exit code of a command that ends with this error."""
 
     def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
         super().__init__(message or (self.__doc__ or "").strip().splitlines()[0])

@@ -226,7 +226,7 @@ class SessionSettings(Group):
     )
     sandbox: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Run Bash in a sandbox: auto where one is possible, on (required) or off.",
+        description="Run Bash in a sandbox: auto where one works, on (the session fails without one) or off.",
     )
     max_turns: int | None = Field(
         None, ge=1, description="API calls in one turn; null for no limit."

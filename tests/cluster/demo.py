@@ -191,14 +191,34 @@ def _scripted() -> Iterator[tuple[str, Hold]]:
 def _live(cluster: LocalCluster, watch: Watch, folder: Path, hold: Hold | None) -> None:
     cluster.create(_NAME, _spec(folder))
     watch.begin()
-    if hold is not None:
-        _evict(cluster, watch, hold)
-    body = watch.until(_finished, _PATIENCE)
-    watch.print_end(body)
-    status = body["status"]
-    if status["phase"] != "Completed" or status["repos"][1]["state"] != "pushed":
-        raise DemoBroke(f"the session is {status['phase']}: {status.get('message')}")
+    try:
+        if hold is not None:
+            _evict(cluster, watch, hold)
+        body = watch.until(_finished, _PATIENCE)
+        watch.print_end(body)
+        status = body["status"]
+        if status["phase"] != "Completed" or status["repos"][1]["state"] != "pushed":
+            raise _broke(body)
+    except MidwatchError:
+        if error := last_error(cluster):
+            watch.say("error", f"the session's last error: {error}", "red")
+        raise
     _delete(cluster, watch)
+
+
+def _broke(body: Json) -> DemoBroke:
+    status = body["status"]
+    return DemoBroke(f"the session is {status['phase']}: {status.get('message')}")
+
+
+def last_error(cluster: LocalCluster) -> str:
+    """The last error in the logs of the session's pods, the newest pod first; empty without any."""
+    for pod in reversed(cluster.kubelet.pods("team", _NAME)):
+        for line in reversed(cluster.kubelet.output(pod).splitlines()):
+            _, _, text = line.partition(" error ")
+            if text or line.startswith("midwatch: "):
+                return (text or line).strip()
+    return ""
 
 
 def _spec(folder: Path) -> Json:
@@ -231,6 +251,8 @@ def _evict(cluster: LocalCluster, watch: Watch, hold: Hold) -> None:
 
 def _saved(cluster: LocalCluster, body: Json | None) -> bool:
     text = cluster.saved_file(body, "workspace/prices/prices.py") if body else None
+    if body is not None and phase_of(body).terminal:
+        raise _broke(body)
     return text is not None and b"count // 3" in text
 
 

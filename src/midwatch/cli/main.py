@@ -126,7 +126,7 @@ def main() -> None:
             gc.freeze()
             sys.stdout.flush()
     except MidwatchError as error:
-        _fail(error.one_line(), 1)
+        _fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -137,7 +137,7 @@ def main() -> None:
         known = group.subgroup(MidwatchError)
         if known is None:
             raise
-        _fail(_first(known).one_line(), 1)
+        _fail(_first(known))
 
 
 def _first(group: BaseExceptionGroup[MidwatchError]) -> MidwatchError:
@@ -145,6 +145,6 @@ def _first(group: BaseExceptionGroup[MidwatchError]) -> MidwatchError:
     return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
-def _fail(line: str, code: int) -> NoReturn:
-    print(f"midwatch: {line}", file=sys.stderr)
-    sys.exit(code)
+def _fail(error: MidwatchError) -> NoReturn:
+    print(f"midwatch: {error.one_line()}", file=sys.stderr)
+    sys.exit(error.command_exit_code)

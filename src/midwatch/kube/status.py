@@ -27,6 +27,7 @@ from midwatch.kube.errors import ResourceGone, WriterOutdated
 from midwatch.kube.resource import VALIDATIONS, Part, cel
 from midwatch.model import Json, Usage, keepable
 from midwatch.session.events import Failure, Phase
+from midwatch.session.permissions import TOOLS_DENIED, denied_line
 from midwatch.session.status import SessionStatus
 from midwatch.workspace.inspect import RepoState, describe_work, other_line
 from midwatch.workspace.push import PushResult
@@ -313,6 +314,14 @@ def inconsistent_conditions(status: Mapping[str, Any]) -> tuple[Condition, ...]:
     return tuple(one for one in wanted if has.get(one.type) != one.status)
 
 
+def denied_conditions(status: SessionStatus) -> tuple[Condition, ...]:
+    """Return the condition `ToolsDenied` if a tool call was denied; it names the calls."""
+    if not status.denied:
+        return ()
+    message = denied_line(status.denied, MAX_MESSAGE)
+    return (Condition(TOOLS_DENIED, "True", "PermissionDenied", message),)
+
+
 def session_changes(
     status: SessionStatus, *, hints: Mapping[str, str] | None = None
 ) -> Json:
@@ -364,7 +373,8 @@ def phase_reason(status: SessionStatus, hints: Mapping[str, str]) -> tuple[str, 
             return "WaitingForMessages", "send the next message to the inbox"
         case Phase.COMPLETED:
             turns = "1 turn" if status.turns == 1 else f"{status.turns} turns"
-            return "Completed", f"done after {turns}"
+            denied = denied_line(status.denied)
+            return "Completed", f"done after {turns}" + (denied and f"; {denied}")
         case Phase.FAILED if status.error is not None:
             return failure_reason(status.error, hints)
         case Phase.STOPPED:

@@ -19,6 +19,7 @@ from midwatch.kube.errors import ResourceGone, WriterOutdated
 from midwatch.kube.status import (
     Condition,
     Writer,
+    denied_conditions,
     failure_reason,
     merged,
     phase_changes,
@@ -215,7 +216,7 @@ class ResourceRecords:
         else:
             reason_and_message = changes["reason"], changes["message"]
             conditions = phase_conditions(status.phase, *reason_and_message)
-        self.report(changes, conditions)
+        self.report(changes, (*conditions, *denied_conditions(status)))
         await self._files.save_status(session_id, status)
 
     async def heartbeat(self, session_id: str, runner: str, at: datetime) -> None:

@@ -24,7 +24,7 @@ from midwatch.model import Usage
 from midwatch.redaction import Redactor
 from midwatch.session.claude_code import ProgramPaths
 from midwatch.session.errors import DiskFull, FolderUnusable, SessionBusy
-from midwatch.session.events import Event, Failure, ModelUsage, Phase
+from midwatch.session.events import DeniedCall, Event, Failure, ModelUsage, Phase
 from midwatch.session.log import SessionFolder, default_sessions, read_events
 from midwatch.session.options import (
     ApiAccess,
@@ -61,6 +61,7 @@ class SessionResult:
         duration: Seconds spent in turns, over the whole session.
         models: Usage and cost by model, over the whole session.
         error: The error that ended the last run, with a hint.
+        denied: The tool calls that were denied in the last run.
         repositories: The state of the clones, for a workspace that `setup_workspace` made.
     """
 
@@ -77,6 +78,7 @@ class SessionResult:
     folder: Path
     error: Failure | None = None
     repositories: tuple[RepoState, ...] = field(default=())
+    denied: tuple[DeniedCall, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -104,6 +106,7 @@ def session_result(
         folder=folder,
         error=status.error,
         repositories=repositories,
+        denied=status.denied,
     )
 
 

@@ -30,7 +30,6 @@ from midwatch.session.errors import (
     ProgramCrashed,
     ProgramMissing,
     ProgramRefused,
-    SandboxUnavailable,
 )
 
 try:
@@ -54,6 +53,7 @@ from midwatch.lifecycle import cancel, set_nondumpable
 from midwatch.session.events import ModelUsage
 from midwatch.session.log import map_disk_error
 from midwatch.session.options import SessionOptions
+from midwatch.session.permissions import program_rules
 from midwatch.session.supervisor import start_time
 from midwatch.session.transcripts import Mirror
 from midwatch.session.translate import (
@@ -249,24 +249,6 @@ def _encodable(text: str) -> bool:
     return True
 
 
-def sandbox_enabled(options: SessionOptions) -> bool:
-    """Return whether Bash will run in a sandbox. Raises SandboxUnavailable if a required one is not available."""
-    if options.sandbox == "off":
-        return False
-    missing = _missing_programs(options.path)
-    if missing and options.sandbox == "on":
-        raise SandboxUnavailable(f"no sandbox: {', '.join(missing)} not found")
-    return not missing
-
-
-def _missing_programs(path: str) -> list[str]:
-    needed = {"linux": ("bwrap", "socat"), "darwin": ("sandbox-exec",)}
-    programs = needed.get(sys.platform)
-    if programs is None:
-        return [f"support for {sys.platform}"]
-    return [name for name in programs if shutil.which(name, path=path) is None]
-
-
 # ------------------------------------------------------------------ the program
 
 
@@ -352,8 +334,8 @@ def _settings(options: SessionOptions, sandbox: bool) -> dict[str, Any]:
     in a session that can ask for permissions.
     """
     settings: dict[str, Any] = {}
-    if options.allowed_tools:
-        settings["permissions"] = {"allow": list(options.allowed_tools)}
+    if allowed := program_rules(options, sandbox):
+        settings["permissions"] = {"allow": allowed}
     if sandbox:
         settings["sandbox"] = {
             "enabled": True,
@@ -417,6 +399,7 @@ class Program:
         put: Callable[[Signal], None],
         *,
         sandbox: bool,
+        permissions: str = "",
         max_usd: float | None = None,
         store: Mirror | None = None,
     ) -> None:
@@ -426,7 +409,7 @@ class Program:
         self._put = put
         self._sandbox = sandbox
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
-        self._translator = Translator(conversation.spent, sandbox)
+        self._translator = Translator(conversation.spent, sandbox, permissions)
         self._reader: asyncio.Task[None] | None = None
         self._closing = False
         self._client = ClaudeSDKClient(

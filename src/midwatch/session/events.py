@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.model import Json, Usage
+from midwatch.text import one_line
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -50,6 +51,40 @@ class ModelUsage:
         return ModelUsage(self.usage + other.usage, self.cost_usd + other.cost_usd)
 
 
+@dataclass(frozen=True, slots=True)
+class DeniedCall:
+    """A tool call that was denied. `id` is that of its tool use, `call` its main argument, `why` the reason."""
+
+    id: str
+    tool: str
+    call: str = ""
+    why: str = ""
+
+    def one_line(self) -> str:
+        return one_line(f"{self.tool} `{self.call}`" if self.call else self.tool)
+
+
+_MAX_CALL = 2000
+
+
+def denied_call(id: str, tool: str, input: Any, why: str = "") -> DeniedCall:
+    """Return the denial of a tool's call with this input."""
+    call = main_argument(input)
+    if len(call) > _MAX_CALL:
+        call = call[: _MAX_CALL - 1] + "…"
+    return DeniedCall(id, tool, call, why)
+
+
+def main_argument(input: Any) -> str:
+    """Return the main value in the input of a tool, or all of it as JSON."""
+    if not input:
+        return ""
+    for name in ("command", "file_path", "pattern", "url", "description"):
+        if isinstance(input, dict) and isinstance(input.get(name), str):
+            return str(input[name])
+    return json.dumps(input, ensure_ascii=False)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Base:
     seq: int = 0
@@ -68,7 +103,10 @@ class PhaseChanged(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started(_Base):
-    """The program runs. `conversation` is its own session id; `sandbox` is whether Bash runs in one."""
+    """The program runs. `conversation` is its own session id; `sandbox` is whether Bash runs in one.
+
+    `permissions` says in one line what the session may do without asking.
+    """
 
     type: Literal["started"] = "started"
     conversation: str
@@ -76,6 +114,7 @@ class Started(_Base):
     program_version: str = ""
     permission_mode: str = ""
     sandbox: bool = False
+    permissions: str = ""
     tools: tuple[str, ...] = ()
     mcp_servers: tuple[str, ...] = ()
 
@@ -153,12 +192,13 @@ class PermissionRequest(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermissionAnswer(_Base):
-    """A permission request was answered, or has expired."""
+    """A permission request was answered, has expired, or was `withdrawn`: its turn or its session ended."""
 
     type: Literal["permission_answer"] = "permission_answer"
     request_id: str
     allowed: bool
     why: str = ""
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +227,7 @@ class Failure(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnResult(_Base):
-    """A turn ended. `models` has its cost per model; `turns` counts calls of the API."""
+    """A turn ended. `models` has its cost per model; `turns` counts calls of the API; `denied` has denied calls."""
 
     type: Literal["result"] = "result"
     prompt_id: str
@@ -198,6 +238,7 @@ class TurnResult(_Base):
     models: dict[str, ModelUsage] = field(default_factory=dict)
     status: int | None = None
     reason: str = ""
+    denied: tuple[DeniedCall, ...] = ()
 
     @property
     def cost_usd(self) -> float:

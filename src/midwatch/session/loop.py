@@ -23,6 +23,7 @@ from midwatch.session.events import (
 from midwatch.session.log import Journal, PendingPrompt, prompt_uuid
 from midwatch.session.mailbox import InboxConsumer, Mail
 from midwatch.session.options import Limits
+from midwatch.session.permissions import SandboxWatch
 from midwatch.session.translate import (
     InterruptRequested,
     MailArrived,
@@ -91,6 +92,7 @@ class Loop:
     _busy: bool = False
     _pending: dict[str, _PendingPermission] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _sandbox: SandboxWatch = field(default_factory=SandboxWatch)
 
     def __post_init__(self) -> None:
         self.began_at = self._last_activity = self.clock.monotonic()
@@ -159,6 +161,8 @@ class Loop:
             case ProgramEvent():
                 self._record_activity()
                 self.journal.emit(signal.event)
+                self._sandbox.observe(signal.event)
+                self._sandbox.check()
             case TurnEnded():
                 self._record_activity()
                 self._end_turn(signal)
@@ -184,6 +188,8 @@ class Loop:
         self.journal.emit(replace(ended.result, prompt_id=prompt_id))
         if ended.error is not None and not self._stopping:
             raise ended.error
+        if not self._stopping:
+            self._sandbox.check(turn_ended=True)
         if matches:
             self._turn = None
             self._last_outcome = ended.result.outcome
@@ -247,17 +253,21 @@ class Loop:
                 request.request_id, PermissionDecision(False, "No one is there to ask.")
             )
         elif self._stopping:
-            self._answer(
-                request.request_id, PermissionDecision(False, "The session ends.")
-            )
+            decision = PermissionDecision(False, "The session ends.")
+            self._answer(request.request_id, decision, withdrawn=True)
 
-    def _answer(self, request_id: str, decision: PermissionDecision) -> bool:
+    def _answer(
+        self, request_id: str, decision: PermissionDecision, withdrawn: bool = False
+    ) -> bool:
         pending = self._pending.pop(request_id, None)
         if pending is None or pending.request.answer.done():
             return False
         self.journal.emit(
             PermissionAnswer(
-                request_id=request_id, allowed=decision.allowed, why=decision.message
+                request_id=request_id,
+                allowed=decision.allowed,
+                why=decision.message,
+                withdrawn=withdrawn,
             )
         )
         pending.request.answer.set_result(decision)
@@ -266,7 +276,7 @@ class Loop:
 
     def _deny_pending(self, why: str = "the turn ended") -> None:
         for request_id in list(self._pending):
-            self._answer(request_id, PermissionDecision(False, why))
+            self._answer(request_id, PermissionDecision(False, why), withdrawn=True)
 
     # -------------------------------------------------------------- mail
 

@@ -34,6 +34,7 @@ from midwatch.model import keepable
 from midwatch.redaction import Redactor
 from midwatch.session.errors import FolderUnusable
 from midwatch.session.events import (
+    Command,
     MailboxRejected,
     Notice,
     PermissionRequest,
@@ -340,10 +341,11 @@ class Mailbox:
     def answer(self, request_id: str | None, *, allow: bool, why: str = "") -> str:
         """Allow or deny a permission request; None is the one that is pending.
 
-        Raises Conflict if `request_id` is None and not exactly one request is pending.
+        Raises Conflict if `request_id` is not pending or is answered already, or if it is None and not exactly one
+        request is pending.
         """
         content = {
-            "request_id": request_id or self._only_request(),
+            "request_id": self._pending_request(request_id),
             "allow": allow,
             "message": why,
         }
@@ -354,19 +356,45 @@ class Mailbox:
         status = fold(SessionStatus(), read_events(self._folder.outbox))
         return status.pending_permissions
 
-    def _only_request(self) -> str:
-        pending = self.pending()
+    def _pending_request(self, request_id: str | None) -> str:
+        answered = self._unread_answers()
+        pending = [one for one in self.pending() if one.request_id not in answered]
+        names = ", ".join(f"{one.request_id} ({one.tool})" for one in pending)
+        if request_id is not None:
+            if not any(one.request_id == request_id for one in pending):
+                raise Conflict(
+                    f"session {self._session_id} has no pending permission request {request_id[:200]!r}: "
+                    "it is unknown, answered already, or expired",
+                    hint=f"pending: {names or 'none'}",
+                )
+            return request_id
         if not pending:
             raise Conflict(
                 f"session {self._session_id} has no pending permission request"
             )
         if len(pending) > 1:
-            names = ", ".join(f"{one.request_id} ({one.tool})" for one in pending)
             raise Conflict(
                 f"session {self._session_id} has {len(pending)} pending permission requests",
                 hint=f"name one of {names}",
             )
         return pending[0].request_id
+
+    def _unread_answers(self) -> set[str]:
+        """Return the requests with an answer in the inbox that the session has not read yet."""
+        read = {
+            e.id for e in read_events(self._folder.outbox) if isinstance(e, Command)
+        }
+        inbox = Inbox(self._folder.inbox, self._folder.cursor)
+        mails = inbox.poll()
+        while inbox.more:
+            mails += inbox.poll()
+        return {
+            mail.request_id
+            for mail in mails
+            if isinstance(mail, Mail)
+            and mail.kind == "permission_response"
+            and mail.id not in read
+        }
 
     def _write(self, kind: Kind, content: Any) -> str:
         id, now = uuid.uuid4().hex, SystemClock().now()

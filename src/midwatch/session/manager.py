@@ -386,7 +386,7 @@ class SessionManager:
 
         Raises:
             NotFound: The session is not on this machine.
-            Conflict: There is no `request_id`, and not exactly one request is pending.
+            Conflict: `request_id` is not pending, or there is none and not exactly one request is pending.
         """
         return self.mailbox(session_id).answer(request_id, allow=True)
 

@@ -110,8 +110,8 @@ class SessionOptions:
         system_prompt_addition: Text appended to the system prompt of Claude Code.
         trust_repository: Load the repository's own `.claude` settings, hooks, CLAUDE.md and `.mcp.json`.
             They can run any command.
-        sandbox: "auto" runs Bash in a sandbox where bubblewrap and socat are installed; "on" fails where
-            they are not; "off" uses none.
+        sandbox: "auto" runs Bash in a sandbox where one works (`permissions.find_sandbox` tries it); "on" fails
+            where none does; "off" uses none.
         verbatim: Deliver prompts unchanged: `@file` and slash commands in them have no effect.
         path: The `PATH` of the program.
         home: The home folder of the program; None is an empty folder of the session.

@@ -18,7 +18,6 @@ from midwatch.session.claude_code import (
     Conversation,
     Program,
     ProgramPaths,
-    sandbox_enabled,
     transcript_file,
 )
 from midwatch.session.errors import BudgetSpent, WorkspaceGone
@@ -34,6 +33,7 @@ from midwatch.session.log import Journal, SessionFolder, conversation_id, prompt
 from midwatch.session.loop import Loop, RunOutcome
 from midwatch.session.mailbox import InboxConsumer
 from midwatch.session.options import ApiAccess, SessionOptions, check_folders
+from midwatch.session.permissions import describe_permissions, find_sandbox
 from midwatch.session.records import (
     HEARTBEAT,
     SessionRecords,
@@ -143,7 +143,7 @@ class Run:
         if self._program is not None:
             return
         config = self._config
-        sandbox = sandbox_enabled(config.options)
+        sandbox = await asyncio.to_thread(find_sandbox, config.options)
         folders = (config.paths.cwd, *config.paths.directories)
         await asyncio.to_thread(check_folders, folders)
         self._conversation = await self._prepare_conversation()
@@ -152,7 +152,10 @@ class Run:
             config.paths,
             self._conversation,
             self.signals.put_nowait,
-            sandbox=sandbox,
+            sandbox=sandbox.enabled,
+            permissions=describe_permissions(
+                config.options, sandbox, interactive=config.spec.interactive
+            ),
             max_usd=self._dollars_left(self._conversation),
             store=(
                 Mirror(config.transcripts, config.redactor)

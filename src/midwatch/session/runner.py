@@ -40,6 +40,7 @@ from midwatch.session.events import (
 )
 from midwatch.session.log import Journal, SessionFolder
 from midwatch.session.options import ApiAccess, SessionOptions
+from midwatch.session.permissions import describe_permissions, find_sandbox
 from midwatch.session.records import (
     HEARTBEAT,
     FolderRecords,
@@ -85,8 +86,8 @@ def permitted(
 ) -> SessionOptions:
     """Return `options` with the permissions of a session; every runner has this rule.
 
-    Bash needs no permission in the program's sandbox, nor in the container of a pod (`contained`), where this
-    function adds it to the allowed tools. Otherwise every command needs permission, which is denied in a session
+    Bash needs no permission in a sandbox that works (`permissions.program_rules`), nor in the container of a pod
+    (`contained`), where this function adds it to the allowed tools. Otherwise every command needs permission, which is denied in a session
     that is not interactive. Settings that set `allowed_tools` or `permission_mode` turn the rule for
     containers off.
     """
@@ -390,10 +391,23 @@ class SessionRunner(Generic[T]):
                     )
                 return await self._status.finish(self._with_stop(end))
 
+    def permissions(self) -> str:
+        """Return one line that says what the session may do without asking. Blocks for the trial of the sandbox.
+
+        Raises SandboxUnavailable if a sandbox is required and none works.
+        """
+        task = self._task
+        options = permitted(task.options, task.settings, contained=task.contained)
+        sandbox = find_sandbox(options)
+        return describe_permissions(options, sandbox, interactive=task.interactive)
+
     async def _run_session(self) -> RunEnd:
         with self._workspace.locked():
             await self._status.begin(self._spec())
             try:
+                allowed = await asyncio.to_thread(self.permissions)
+                if self._task.contained:
+                    self._note(allowed)
                 workspace = await self._prepare()
             except MidwatchError as error:
                 return await self._close_unprepared(error)

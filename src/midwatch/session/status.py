@@ -13,6 +13,7 @@ from datetime import datetime
 from midwatch.errors import MidwatchError
 from midwatch.model import Usage
 from midwatch.session.events import (
+    DeniedCall,
     Event,
     Failure,
     Message,
@@ -26,8 +27,12 @@ from midwatch.session.events import (
     Started,
     TurnResult,
     TurnStarted,
+    denied_call,
     failure,
 )
+
+MAX_DENIED = 100
+"""Denied calls that a status lists; more are in the outbox."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class SessionStatus:
         result: The text of the last turn that ended.
         error: What ended the last run.
         pending_permissions: The permission requests that wait for an answer.
+        denied: The tool calls that were denied in the last run, at most `MAX_DENIED`.
         unfinished: The ids of the prompts that are not answered yet, in order; a resume continues with them.
     """
 
@@ -65,6 +71,12 @@ class SessionStatus:
     error: Failure | None = None
     pending_permissions: tuple[PermissionRequest, ...] = ()
     unfinished: tuple[str, ...] = ()
+    denied: tuple[DeniedCall, ...] = ()
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Conditions beside the phase: `ToolsDenied` if a tool call was denied in the last run."""
+        return ("ToolsDenied",) if self.denied else ()
 
     @property
     def cost_usd(self) -> float:
@@ -127,12 +139,7 @@ def _step(status: SessionStatus, event: Event) -> SessionStatus:
             pending = (*status.pending_permissions, event)
             return replace(status, pending_permissions=pending)
         case PermissionAnswer():
-            pending = tuple(
-                asked
-                for asked in status.pending_permissions
-                if asked.request_id != event.request_id
-            )
-            return replace(status, pending_permissions=pending)
+            return _answered(status, event)
         case _:
             return status
 
@@ -144,8 +151,32 @@ def _phase(status: SessionStatus, event: PhaseChanged) -> SessionStatus:
     if event.phase.terminal:
         return replace(changed, ended_at=event.at, pending_permissions=())
     if event.phase is Phase.CREATING:  # a new run: the error belongs to the last one
-        return replace(changed, error=None)
+        return replace(changed, error=None, denied=())
     return changed
+
+
+def _answered(status: SessionStatus, answer: PermissionAnswer) -> SessionStatus:
+    waiting: list[PermissionRequest] = []
+    denied: list[DeniedCall] = []
+    for asked in status.pending_permissions:
+        if asked.request_id != answer.request_id:
+            waiting.append(asked)
+        elif not answer.allowed and not answer.withdrawn:
+            call = denied_call(asked.request_id, asked.tool, asked.input, answer.why)
+            denied.append(call)
+    return replace(
+        status,
+        pending_permissions=tuple(waiting),
+        denied=_with_denied(status.denied, denied),
+    )
+
+
+def _with_denied(
+    known: tuple[DeniedCall, ...], more: Iterable[DeniedCall]
+) -> tuple[DeniedCall, ...]:
+    """Add denied calls, each once: the result of a turn repeats those that were asked for."""
+    ids = {one.id for one in known}
+    return (*known, *(one for one in more if one.id not in ids))[:MAX_DENIED]
 
 
 def _result(status: SessionStatus, event: TurnResult) -> SessionStatus:
@@ -159,6 +190,7 @@ def _result(status: SessionStatus, event: TurnResult) -> SessionStatus:
         # The text of a failed turn is the error, not an answer.
         result=status.result if event.outcome == "failed" else event.text,
         outcome=event.outcome,
+        denied=_with_denied(status.denied, event.denied),
         active_seconds=status.active_seconds + event.duration,
         unfinished=tuple(
             id

@@ -52,6 +52,7 @@ from midwatch.session.errors import (
     TurnLimit,
 )
 from midwatch.session.events import (
+    DeniedCall,
     Event,
     Message,
     ModelUsage,
@@ -63,6 +64,7 @@ from midwatch.session.events import (
     ToolResult,
     ToolUse,
     TurnResult,
+    denied_call,
 )
 from midwatch.session.transcripts import spend_by_model, usage_since
 
@@ -247,9 +249,12 @@ _SYNTHETIC_MODEL = "<synthetic>"
 class Translator:
     """Translate the messages of one program. It keeps the usage at the last result: the program reports sums."""
 
-    def __init__(self, spent: Mapping[str, ModelUsage], sandbox: bool) -> None:
+    def __init__(
+        self, spent: Mapping[str, ModelUsage], sandbox: bool, permissions: str = ""
+    ) -> None:
         self._spent = dict(spent)
         self._sandbox = sandbox
+        self._permissions = permissions
         self._initialized = False
 
     def signals(self, message: object) -> Iterator[Signal]:
@@ -275,7 +280,8 @@ class Translator:
             yield StateChanged(str(message.data.get("state")))
         elif message.subtype == "init" and not self._initialized:
             self._initialized = True
-            yield ProgramEvent(_started(message.data, self._sandbox))
+            started = _started(message.data, self._sandbox, self._permissions)
+            yield ProgramEvent(started)
         else:
             yield from map(ProgramEvent, _task_events(message))
 
@@ -297,10 +303,24 @@ class Translator:
                 models=models,
                 status=result.api_error_status,
                 reason=result.terminal_reason or result.subtype,
+                denied=() if interrupted else _denied(result),
             ),
             error,
             _uuids(result),
         )
+
+
+def _denied(result: ResultMessage) -> tuple[DeniedCall, ...]:
+    """Return the calls that the program denied, by a rule, by its mode or on request."""
+    return tuple(
+        denied_call(
+            str(one.get("tool_use_id") or ""),
+            str(one.get("tool_name") or ""),
+            one.get("tool_input"),
+        )
+        for one in result.permission_denials or ()
+        if isinstance(one, dict)
+    )
 
 
 def _uuids(result: ResultMessage) -> tuple[str, ...]:
@@ -380,7 +400,7 @@ def _retry(data: Mapping[str, Any]) -> Retry:
     )
 
 
-def _started(data: Mapping[str, Any], sandbox: bool) -> Started:
+def _started(data: Mapping[str, Any], sandbox: bool, permissions: str) -> Started:
     servers = data.get("mcp_servers") or []
     return Started(
         conversation=str(data.get("session_id") or ""),
@@ -388,6 +408,7 @@ def _started(data: Mapping[str, Any], sandbox: bool) -> Started:
         program_version=str(data.get("claude_code_version") or ""),
         permission_mode=str(data.get("permissionMode") or ""),
         sandbox=sandbox,
+        permissions=permissions,
         tools=tuple(str(name) for name in data.get("tools") or []),
         mcp_servers=tuple(
             f"{server.get('name')} ({server.get('status')})" for server in servers

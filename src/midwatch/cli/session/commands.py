@@ -58,7 +58,7 @@ def run(
         int, typer.Option(min=0, help="Index of the main repository (0 is the first).")
     ] = 0,
 ) -> None:
-    """Clone repositories and let Claude Code work in them. Exit code 0 if it is Completed."""
+    """Clone repositories and let Claude Code work in them. Exit code 0 if it is Completed, 3 if a tool call was denied in it."""
     from midwatch.session.records import SessionRequest, new_session_id
 
     request = SessionRequest(
@@ -148,9 +148,13 @@ def run_request(
             )
         if request.notice:
             print_notice(request.notice)
-        printer = EventPrinter(Output.standard(edge.environ), as_json)
+        output = Output.standard(edge.environ)
+        printer = EventPrinter(output, as_json, request.id)
+        runner = local_runner(sessions, request, printer)
+        allowed = await asyncio.to_thread(runner.permissions)
         printer.plain(f"session {request.id} in {paths.workspace}")
-        await local_runner(sessions, request, printer).run()
+        printer.plain(allowed)
+        await runner.run()
 
     use_sessions(edge, run)
 

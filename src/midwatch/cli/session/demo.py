@@ -115,6 +115,7 @@ def _scripted_api() -> Iterator[str]:
 def _run_demo(edge: Edge, folder: Path) -> None:
     from midwatch.cli.session.commands import diffs_of, print_diffs
     from midwatch.cli.session.service import SessionContext
+    from midwatch.session.log import SessionFolder
     from midwatch.session.options import OptionOverrides
     from midwatch.session.records import SessionRequest, new_session_id
     from midwatch.testing.fakes import make_repository
@@ -137,12 +138,27 @@ def _run_demo(edge: Edge, folder: Path) -> None:
     async def make(sessions: SessionContext) -> SessionRequest:
         return request
 
-    run_request(own, make, as_json=False)
+    outbox = SessionFolder(folder / "state" / "sessions" / request.id).outbox
+    try:
+        run_request(own, make, as_json=False)
+    except MidwatchError:
+        _print_last_error(outbox)
+        raise
     typer.echo()
     found = diffs_of(own, request.id, None)
     print_diffs(own, found)
     if not any(name == "prices" and one.text for name, one in found):
+        _print_last_error(outbox)
         raise DemoFailed()
+
+
+def _print_last_error(outbox: Path) -> None:
+    """Print the session's own last error: the folder with its events is removed."""
+    from midwatch.session.log import read_events
+    from midwatch.session.permissions import last_error
+
+    if found := last_error(list(read_events(outbox))):
+        typer.echo(f"the session's last error: {found}", err=True)
 
 
 def _settings(folder: Path) -> Path:

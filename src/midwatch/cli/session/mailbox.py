@@ -13,7 +13,7 @@ import typer
 from midwatch.cli.app import Edge
 from midwatch.cli.output import Output
 from midwatch.cli.session.options import AsJson, Id, read_prompt
-from midwatch.errors import SettingsError
+from midwatch.errors import Conflict, SettingsError
 
 if TYPE_CHECKING:
     from midwatch.session.mailbox import Kind, Mailbox
@@ -35,23 +35,23 @@ def send(
     text: Annotated[str, typer.Argument(help="TEXT, @FILE, or - for stdin.")],
     as_json: AsJson = False,
 ) -> None:
-    """Send a message to an interactive session; `/end` ends it."""
+    """Send a message, or one of the commands of `attach`, to an interactive session; `/end` ends it."""
+    from midwatch.cli.session.chat import send_line
+
     message = read_prompt(text)
-    _write(
-        context.obj, session_id, "user_message", lambda box: box.send(message), as_json
-    )
+    _write(context.obj, session_id, lambda box: send_line(box, message), as_json)
 
 
 @app.command()
 def interrupt(context: typer.Context, session_id: Id, as_json: AsJson = False) -> None:
     """End the current turn, not the session."""
-    _write(context.obj, session_id, "interrupt", lambda box: box.interrupt(), as_json)
+    _write(context.obj, session_id, lambda box: ("interrupt", box.interrupt()), as_json)
 
 
 @app.command()
 def end(context: typer.Context, session_id: Id, as_json: AsJson = False) -> None:
     """End an interactive session once its earlier messages are answered."""
-    _write(context.obj, session_id, "end_session", lambda box: box.end(), as_json)
+    _write(context.obj, session_id, lambda box: ("end_session", box.end()), as_json)
 
 
 @app.command()
@@ -90,13 +90,15 @@ def attach(
 ) -> None:
     """Follow a session; each line of standard input is sent to it, as in a chat.
 
-    `/interrupt`, `/approve`, `/deny` and `/end` are commands. Detaching does not end the session.
+    `/interrupt`, `/approve`, `/deny`, `/end` and `/help` are commands. Detaching does not end the session.
     """
-    from midwatch.cli.session.view import EventPrinter, follow
+    from midwatch.cli.session.chat import follow
+    from midwatch.cli.session.view import EventPrinter
 
     edge: Edge = context.obj
     paths = _paths(edge, session_id)
-    follow(paths, EventPrinter(Output.standard(edge.environ), as_json), after)
+    output = Output.standard(edge.environ)
+    follow(paths, EventPrinter(output, as_json, session_id), after)
 
 
 def _answer(
@@ -107,24 +109,28 @@ def _answer(
     why: str,
     as_json: bool,
 ) -> None:
-    def write(mailbox: Mailbox) -> str:
-        return mailbox.answer(request, allow=allow, why=why)
+    def write(mailbox: Mailbox) -> tuple[Kind, str]:
+        return "permission_response", mailbox.answer(request, allow=allow, why=why)
 
-    _write(edge, session_id, "permission_response", write, as_json)
+    if not _paths(edge, session_id).running:
+        raise Conflict(
+            f"session {session_id} does not run, so no request waits for an answer",
+            hint=f"`midwatch session show {session_id}`",
+        )
+    _write(edge, session_id, write, as_json)
 
 
 def _write(
     edge: Edge,
     session_id: str,
-    kind: Kind,
-    write: Callable[[Mailbox], str],
+    write: Callable[[Mailbox], tuple[Kind, str]],
     as_json: bool,
 ) -> None:
-    from midwatch.cli.session.view import delivery_line
+    from midwatch.cli.session.chat import delivery_line
     from midwatch.session.mailbox import Mailbox
 
     paths = _paths(edge, session_id)
-    message_id = write(Mailbox(session_id, paths.folder))
+    kind, message_id = write(Mailbox(session_id, paths.folder))
     output = Output.standard(edge.environ)
     if as_json:
         output.json({"session": session_id, "message": message_id, "type": kind})

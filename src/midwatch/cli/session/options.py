@@ -67,7 +67,7 @@ class RunOptions:
     ] = None
     sandbox: Annotated[
         SandboxName | None,
-        typer.Option(help="Run Bash in a sandbox; auto: where one is available."),
+        typer.Option(help="Run Bash in a sandbox; auto: where one works, on: or fail."),
     ] = None
     max_turns: Annotated[
         int | None, typer.Option(min=1, help="Limit of API calls in one turn.")
@@ -95,6 +95,15 @@ class RunOptions:
         typer.Option("--deny-tool", help="A tool that Claude cannot use; repeatable."),
     ] = None
     as_json: AsJson = False
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for options that contradict each other."""
+        if self.push_branch is not None and not self.push:
+            raise SettingsError(
+                "has no effect without --push",
+                path="--push-branch",
+                hint="add --push, or push later: `midwatch session push ID --push-branch BRANCH`",
+            )
 
     def overrides(self) -> OptionOverrides:
         """Return the options that override settings. Raises SettingsError for an invalid duration."""

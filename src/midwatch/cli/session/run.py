@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,11 +15,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from midwatch.cli.output import GREEN, RED, Output
+from midwatch.cli.session.chat import chat
 from midwatch.cli.session.options import RunOptions
 from midwatch.cli.session.service import SessionContext
 from midwatch.cli.session.view import (
     EventPrinter,
-    chat,
     print_notice,
     push_document,
     repository_line,
@@ -38,6 +39,12 @@ from midwatch.session.agentic_session import (
 from midwatch.session.events import Phase
 from midwatch.session.log import conversation_id
 from midwatch.session.options import OptionOverrides, session_options
+from midwatch.session.permissions import (
+    ToolsDenied,
+    denied_line,
+    describe_permissions,
+    find_sandbox,
+)
 from midwatch.session.records import (
     RunRecords,
     SessionPaths,
@@ -151,8 +158,8 @@ def local_runner(
 ) -> SessionRunner[SessionResult]:
     """Return the runner of a session on this machine.
 
-    Its `run` returns the result if the session is Completed and, where requested, pushed. Else it raises the
-    error that ended the session, SessionStopped or NotPushed. Raises KeyRefused without a key.
+    Its `run` returns the result if the session is Completed, was denied nothing and, where requested, is pushed. Else
+    it raises the error that ended the session, SessionStopped, NotPushed or ToolsDenied. Raises KeyRefused without a key.
     """
     paths = context.manager.paths(request.id)
     clock = SystemClock()
@@ -269,7 +276,7 @@ class LocalStatus:
         await self.records.save_repositories(self._request.id, states)
 
     async def finish(self, end: RunEnd) -> SessionResult:
-        """Print the result. Raises the error of a session that failed, was stopped or is not pushed."""
+        """Print the result. Raises the error of a session that failed, was stopped, denied a tool or is not pushed."""
         result = session_result(
             self._request.id,
             end.status,
@@ -289,6 +296,10 @@ class LocalStatus:
         print_pushes(self._printer, end.pushes)
         if end.push_error is not None:
             raise end.push_error
+        if result.denied:
+            raise ToolsDenied(
+                f"the session is Completed, but {denied_line(result.denied)}"
+            )
         return result
 
     def _print(self, result: SessionResult) -> None:
@@ -365,12 +376,18 @@ async def run_fix(
     """Run the session for a ticket; the ticket's history records its start and its end."""
     assert request.ticket is not None
     note = partial(context.sessions.note, request.ticket, request.id, user_at_host())
-    printer = EventPrinter(Output.standard(context.edge.environ), as_json)
+    output = Output.standard(context.edge.environ)
+    printer = EventPrinter(output, as_json, request.id)
     runner = local_runner(context, request, printer)  # fails without a key
+    allowed = await asyncio.to_thread(runner.permissions)
     printer.plain(f"session {request.id} for ticket {request.ticket}")
+    printer.plain(allowed)
     await note("started")
     try:
         await runner.run()
+    except ToolsDenied as error:
+        await note(f"Completed: {error.message}")
+        raise
     except MidwatchError as error:
         await note(f"ended badly: {error.message}")
         raise
@@ -473,7 +490,10 @@ def _fenced(text: str, tag: str) -> str:
 
 
 def fix_summary(settings: SessionSettings, request: SessionRequest) -> str:
-    """Return the text to confirm before a fix: model, repositories, permissions and limits."""
+    """Return the text to confirm before a fix: model, repositories, permissions and limits.
+
+    Raises SandboxUnavailable if a sandbox is required and none works.
+    """
     options = session_options(settings, request.overrides)
     wall, max_usd = options.limits.wall, options.limits.max_usd
     lines = [
@@ -482,7 +502,10 @@ def fix_summary(settings: SessionSettings, request: SessionRequest) -> str:
             f"  {one_line(one.url)} {one.branch or ''}".rstrip()
             for one in request.repositories
         ),
-        f"permissions {options.permission_mode}, sandbox {options.sandbox}, "
+        describe_permissions(
+            options, find_sandbox(options), interactive=request.interactive
+        )
+        + ";",
         f"at most {'any time' if wall is None else format_duration(wall)}"
         f"{'' if max_usd is None else f' and ${max_usd:g}'}; "
         + ("its changes are pushed." if request.push else "nothing is pushed."),

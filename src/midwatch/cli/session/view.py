@@ -1,14 +1,9 @@
-"""The output of `midwatch session`: tables and text for people, documents for `--json`, and a chat."""
+"""The output of `midwatch session`: tables and text for people, documents for `--json`, and events."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import queue
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,10 +11,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Cell, Output, cut, iso
-from midwatch.errors import Conflict
+from midwatch.cli.output import (
+    BOLD,
+    DIM,
+    GREEN,
+    RED,
+    YELLOW,
+    Cell,
+    Output,
+    cut,
+    iso,
+    width,
+)
 from midwatch.model import Json
-from midwatch.session.errors import DiskFull, FolderUnusable
 from midwatch.session.events import (
     Command,
     Event,
@@ -40,18 +44,17 @@ from midwatch.session.events import (
     ToolUse,
     TurnResult,
     TurnStarted,
+    main_argument,
     to_json,
 )
-from midwatch.session.log import EventReader
-from midwatch.session.mailbox import WHOLE_FILE, Mailbox
+from midwatch.session.mailbox import WHOLE_FILE
+from midwatch.session.permissions import TOOLS_DENIED, denied_line
 from midwatch.session.records import (
-    FolderRecords,
-    SessionPaths,
     StoredSession,
     repository_to_json,
     status_to_json,
 )
-from midwatch.text import one_line
+from midwatch.text import clean, one_line
 from midwatch.units import format_duration
 from midwatch.workspace.git import OnProgress, Progress
 from midwatch.workspace.inspect import RepoState
@@ -105,6 +108,7 @@ def show_session(output: Output, session: StoredSession) -> None:
     """Print all that is recorded of a session."""
     status = session.status
     why = f", {status.reason}" if status.reason else ""
+    why += "".join(f", {one}" for one in status.conditions)
     style = PHASE_STYLES.get(status.phase, BOLD)
     output.line(f"Session {session.id}: {status.phase}{one_line(why)}", style)
     output.line(one_line(session.prompt, 2000))
@@ -113,9 +117,13 @@ def show_session(output: Output, session: StoredSession) -> None:
         output.line(f"  {name + ':':<15}{value}")
     for repository in session.repositories:
         output.line(f"  {'repository:':<15}{record_line(repository)}")
+    for one in status.denied:
+        why = f" ({one_line(one.why)})" if one.why else ""
+        call = one_line(f"{one.tool} {one.call}", 500)
+        output.line(f"  {'denied:':<15}{call}{why}", YELLOW)
     for request in status.pending_permissions:
-        text = f"{request.request_id}: {request.tool}"
-        output.line(f"  {'permission:':<15}{one_line(text, 500)}", YELLOW)
+        for line in request_lines(request, output.width, session.id):
+            output.line(f"  {line}", YELLOW)
     if status.error is not None:
         error = f"{status.error.message} ({status.error.hint})"
         output.line(f"  {'error:':<15}{one_line(error, 1000)}", RED)
@@ -199,12 +207,14 @@ def summary_line(result: SessionResult) -> str:
     usage = result.usage
     tokens = usage.input_tokens + usage.output_tokens
     why = f" ({one_line(result.reason)})" if result.reason else ""
+    denied = denied_line(result.denied)
     parts = (
         f"session {result.session_id}: {result.phase}{why}",
         _count(result.turns, "call"),
         f"{tokens:,} tokens",
         f"${result.cost_usd:.4f}",
         format_duration(result.duration),
+        *([denied] if denied else []),
     )
     return ", ".join(parts)
 
@@ -227,17 +237,31 @@ _STYLES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class EventPrinter:
-    """Prints each event as a line of text or JSON and flushes it, so that a pipe delivers it at once."""
+    """Prints each event as a line of text or JSON and flushes it, so that a pipe delivers it at once.
+
+    A permission request is printed whole, with the commands that answer it for the session `session_id`.
+    """
 
     output: Output
     as_json: bool = False
+    session_id: str = ""
 
     def event(self, event: Event) -> None:
         if self.as_json:
             self.document(to_json(event))
+        elif isinstance(event, PermissionRequest):
+            self._request(event)
         elif line := event_line(event):
             kind, text = line
             self.line(f"{event.at:%H:%M:%S}", kind, text)
+
+    def _request(self, request: PermissionRequest) -> None:
+        head = f"{request.at:%H:%M:%S} "
+        room = self.output.width - len(head)
+        for number, line in enumerate(request_lines(request, room, self.session_id)):
+            start = head if number == 0 else " " * len(head)
+            self.output.line(f"{start}{line}".rstrip(), YELLOW)
+        self.output.stream.flush()
 
     def document(self, document: Any) -> None:
         """Print one line of JSON, escaped to ASCII."""
@@ -293,16 +317,8 @@ def _started(event: Started) -> tuple[str, str]:
 def _tool_use(event: ToolUse) -> tuple[str, str]:
     return (
         _subagent_kind(event.parent_id, "tool_use"),
-        f"{event.name} {_input(event.input)}",
+        f"{event.name} {main_argument(event.input)}",
     )
-
-
-def _input(data: Any) -> str:
-    """Return the input of a tool: its main value, or all of it as JSON."""
-    for name in ("command", "file_path", "pattern", "url", "description"):
-        if isinstance(data, dict) and isinstance(data.get(name), str):
-            return str(data[name])
-    return json.dumps(data, ensure_ascii=False)
 
 
 def _tool_result(event: ToolResult) -> tuple[str, str]:
@@ -311,9 +327,42 @@ def _tool_result(event: ToolResult) -> tuple[str, str]:
     return _subagent_kind(event.parent_id, "tool_result"), event.text
 
 
-def _permission(event: PermissionRequest) -> tuple[str, str]:
-    call = f"{event.tool} {_input(event.input)}"
-    return "permission", f"requested as {event.request_id}: {call}"
+def request_lines(request: PermissionRequest, width: int, session_id: str) -> list[str]:
+    """Return a permission request in full, wrapped to `width` columns, and how to answer it."""
+    id = one_line(request.request_id)
+    lines = [f"permission  Claude asks to use {one_line(request.tool)}, request {id}:"]
+    for name, value in request.input.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        whole = f"{name}: {clean(text, longest=None)}"
+        lines += [f"    {line}" for line in _wrapped(whole, max(width - 4, 20))]
+    if request.expires_at is None or request.expires_at > request.at:
+        lines += _how_to_answer(request, id, session_id)
+    return lines
+
+
+def _how_to_answer(
+    request: PermissionRequest, id: str, session_id: str
+) -> Iterator[str]:
+    expires = request.expires_at
+    yield "  it waits for an answer" + (f" until {expires:%H:%M:%S}" if expires else "")
+    yield f"  where you can type to the session: /approve {id} or /deny {id}"
+    if session_id:
+        yield f"  elsewhere: midwatch session approve {session_id} {id}"
+        yield f"         or: midwatch session deny {session_id} {id}"
+
+
+def _wrapped(text: str, room: int) -> Iterator[str]:
+    """Yield the lines of a text in pieces of at most `room` columns; no character is left out."""
+    for line in text.expandtabs().split("\n"):
+        piece, taken = "", 0
+        for character in line:
+            columns = width(character)
+            if taken + columns > room:
+                yield piece
+                piece, taken = "", 0
+            piece += character
+            taken += columns
+        yield piece
 
 
 def _answer(event: PermissionAnswer) -> tuple[str, str]:
@@ -357,8 +406,11 @@ _LINES: dict[type, Callable[[Any], tuple[str, str] | None]] = {
     Thinking: lambda e: (_subagent_kind(e.parent_id, "thinking"), e.text),
     ToolUse: _tool_use,
     ToolResult: _tool_result,
-    PermissionRequest: _permission,
     PermissionAnswer: _answer,
+    PermissionRequest: lambda e: (
+        "permission",
+        f"requested as {e.request_id}: {e.tool} {main_argument(e.input)}",
+    ),
     Retry: _retry,
     Failure: lambda e: ("error", e.message),
     TurnResult: _result,
@@ -388,6 +440,7 @@ def session_row(session: StoredSession) -> Json:
         "interactive": session.interactive,
         "model": status.model or session.model,
         "prompt": one_line(session.prompt, 500),
+        "conditions": list(status.conditions),
         "runs": status.run,
         "turns": status.turns,
         "duration": status.active_seconds,
@@ -415,6 +468,7 @@ def session_document(session: StoredSession) -> Json:
         "retries": status.retries,
         "pending_permissions": whole["pending_permissions"],
         "unfinished": list(status.unfinished),
+        "denied": whole["denied"],
         "runner": session.runner,
         "heartbeat_at": iso(session.heartbeat_at),
         "asked_repositories": session.options.get("repositories") or [],
@@ -442,6 +496,8 @@ def result_document(result: SessionResult) -> Json:
         "folder": str(result.folder),
         "error": None if error is None else {n: getattr(error, n) for n in _ERROR},
         "repositories": [repository_to_json(one) for one in result.repositories],
+        "conditions": [TOOLS_DENIED] if result.denied else [],
+        "denied": [asdict(one) for one in result.denied],
     }
 
 
@@ -530,105 +586,3 @@ def _bars() -> Iterator[OnProgress]:
             bars.update(tasks[name], completed=done, detail=detail)  # type: ignore[arg-type]
 
         yield show
-
-
-# ------------------------------------------------------------------ mailbox
-
-
-def delivery_line(paths: SessionPaths) -> str:
-    """Return whether a message that was just written will be read, and if not, the command to read it."""
-    spec = FolderRecords(paths.folder.path).load_spec()
-    if paths.running and (spec is None or spec.interactive):
-        return "written"
-    how = f"`midwatch session resume {paths.id} --interactive`"
-    if paths.running:
-        return f"written, but the session does not read its mailbox; {how} does"
-    return f"written, but the session does not run; {how} reads it"
-
-
-_CHUNK = 65_536
-_INTERVAL = 0.05
-"""Seconds between two checks of the outbox and of standard input."""
-
-
-def follow(paths: SessionPaths, printer: EventPrinter, after: int) -> None:
-    """Print every event after `after` and send typed lines, until the session has no runner."""
-    reader = EventReader(paths.folder.outbox, after)
-    typed = _input_lines()
-    ended, notices = False, set[str]()
-    while True:
-        running = paths.running  # before the events: the last ones are still printed
-        for event in _read(reader, running, notices):
-            printer.event(event)
-            if isinstance(event, PhaseChanged):
-                ended = event.phase.terminal
-        _send_typed(paths, typed)
-        if not running:
-            break
-        time.sleep(_INTERVAL)
-    if not ended:
-        print_notice(
-            f"session {paths.id} has no runner; `midwatch session list` shows why"
-        )
-
-
-def _read(reader: EventReader, running: bool, notices: set[str]) -> list[Event]:
-    """Return the next events. The runner of a session replaces an outbox that cannot be read; until then, say so once.
-
-    Raises FolderUnusable if there is no runner.
-    """
-    try:
-        return reader.poll()
-    except FolderUnusable as error:
-        if not running:
-            raise
-        if error.message not in notices:
-            notices.add(error.message)
-            print_notice(error.one_line())
-        return []
-
-
-async def chat(paths: SessionPaths) -> None:
-    """Send typed lines to a session until cancelled."""
-    typed = _input_lines()
-    while True:
-        _send_typed(paths, typed)
-        await asyncio.sleep(_INTERVAL)
-
-
-def _input_lines() -> queue.SimpleQueue[str]:
-    """Return the queue of lines of standard input. Its thread ends with the process."""
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    file = sys.stdin.fileno()
-
-    def read() -> None:
-        # Not through `sys.stdin`: Python cannot end while a thread holds its lock.
-        rest = b""
-        while chunk := os.read(file, _CHUNK):
-            *whole, rest = (rest + chunk).split(b"\n")
-            for line in whole:
-                lines.put(line.decode("utf-8", "replace"))
-
-    threading.Thread(target=read, name="stdin", daemon=True).start()
-    return lines
-
-
-def _send_typed(paths: SessionPaths, typed: queue.SimpleQueue[str]) -> None:
-    mailbox = Mailbox(paths.id, paths.folder)
-    while not typed.empty():
-        line = typed.get()
-        if line.strip():
-            try:
-                _send(mailbox, line)
-            except (Conflict, DiskFull, FolderUnusable) as error:
-                print_notice(error.one_line())
-
-
-def _send(mailbox: Mailbox, line: str) -> None:
-    command, _, rest = line.strip().partition(" ")
-    if command in ("/approve", "/deny"):
-        mailbox.answer(rest.strip() or None, allow=command == "/approve")
-    elif line.strip() == "/interrupt":
-        mailbox.interrupt()
-    else:  # `/end` as a message ends the session
-        mailbox.send(line)
