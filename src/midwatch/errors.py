@@ -45,6 +45,10 @@ class MidwatchError(Exception):
         text = " ".join(self.message.split())
         return f"{text} ({' '.join(self.hint.split())})" if self.hint else text
 
+    def line(self) -> str:
+        """Return `one_line`: the former name, for one release."""
+        return self.one_line()
+
 
 class TemporaryError(MidwatchError):
     """Something failed that may work on a retry."""

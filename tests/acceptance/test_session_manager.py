@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -16,16 +17,17 @@ from midwatch.errors import Conflict, NotFound
 from midwatch.redaction import Redactor
 from midwatch.session.errors import SessionBusy
 from midwatch.session.events import PermissionRequest, Phase, ToolResult, TurnResult
-from midwatch.session.manager import new_session_id
+from midwatch.session.manager import KeptSession, new_session_id
 from midwatch.session.options import ApiAccess, OptionOverrides
 from midwatch.session.records import FolderRecords, SessionRequest, SessionSpec
 from midwatch.session.status import SessionStatus
 from midwatch.settings import SessionSettings
 from midwatch.store.sessions import SqlSessions, SqlTranscripts
 from midwatch.store.sql import open_store
-from midwatch.testing.fakes import KEY, ManualClock, make_repository
+from midwatch.testing.fakes import KEY, ManualClock, make_repository, run_git
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
 from midwatch.workspace.plan import RepoSpec
+from midwatch.workspace.push import push_workspace
 
 AT = datetime(2026, 11, 21, 22, 0, tzinfo=UTC)
 WRITE = ToolUse("Write", {"file_path": "new.txt", "content": "1\n"})
@@ -106,7 +108,10 @@ async def test_a_session_is_resumed_forked_and_removed(tmp_path: Path) -> None:
         listed = await manager.list(phases=[Phase.COMPLETED])
         assert [one.id for one in listed] == [fork.id, first.id]
         assert listed[0].forked_from == first.id and listed[1].status.run == 2
-        await manager.remove(first.id)
+        with pytest.raises(Conflict, match="app: 1 file"):
+            await manager.remove(first.id)
+        assert (manager.paths(first.id).workspace / "app/new.txt").exists()
+        await manager.remove(first.id, force=True)
         assert [one.id for one in await manager.list()] == [fork.id]
         assert not manager.paths(first.id).workspace.exists()
         for attempt in (manager.get, manager.remove, manager.resume):
@@ -198,6 +203,52 @@ async def test_what_crashed_is_closed_by_any_machine_and_resumed(
             moved = await there.resume("s-crashed")
         assert moved.moved and "did not push" in moved.notice
         assert moved.elsewhere is not None and moved.elsewhere.run == 1
+
+
+async def test_work_that_is_not_pushed_is_kept(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    """A clean session goes, one with a commit on another branch stays until it is pushed, or by force."""
+    repository = make_repository(tmp_path / "app", {"main.py": "1\n"})
+    async with managed(tmp_path / "here", clock) as manager:
+        made = {}
+        for name in ("clean", "branch", "beside", "lost"):
+            request = request_for(repository, "x", id=f"s-{name}")
+            manager.paths(request.id).folder.make()
+            options = manager.workspace_options(request.id)
+            made[name] = await manager.prepare_workspace(request, options)
+            ended = SessionStatus(Phase.COMPLETED, run=1, ended_at=clock.now())
+            records = manager.records(request)
+            await records.save_spec(SessionSpec(request.id, clock.now(), "/srv"))
+            await records.save_status(request.id, ended)
+        app = made["branch"].paths[0]
+        run_git(app, "checkout", "-qb", "fix")
+        (app / "main.py").write_text("2\n")
+        run_git(app, "commit", "-qam", "fix")
+        run_git(app, "checkout", "-q", "-")
+        (made["beside"].path / "notes.txt").write_text("notes\n")
+        shutil.rmtree(made["lost"].state)
+
+        kept: list[KeptSession] = []
+        await clock.advance(1)
+        for dry_run in (True, False):
+            kept.clear()
+            removed = await manager.prune(0, None, dry_run=dry_run, on_kept=kept.append)
+            assert [one.id for one in removed] == ["s-clean"]
+            work = {one.id: one.work for one in kept}
+            assert work["s-branch"] == "app: branch fix (1 commit)"
+            assert "notes.txt" in work["s-beside"] and "app" in work["s-lost"]
+            assert all(one.size > 0 for one in kept)
+        assert not manager.paths("s-clean").exists and app.exists()
+        with pytest.raises(Conflict, match="branch fix"):
+            await manager.remove("s-branch")
+
+        git = manager.workspace_options("s-branch").git()
+        await push_workspace(made["branch"], git)
+        removed = await manager.prune(0, None)
+        assert [one.id for one in removed] == ["s-branch"]
+        assert len(await manager.prune(0, None, force=True)) == 2
+        assert await manager.list() == []
 
 
 async def test_the_oldest_are_pruned_first(tmp_path: Path, clock: ManualClock) -> None:

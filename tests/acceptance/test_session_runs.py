@@ -477,3 +477,27 @@ async def test_an_interactive_session_that_nobody_writes_to_stops(
     assert (last.phase, last.reason) == (Phase.STOPPED, "idle")
     [answered] = only(events, TurnResult)
     assert (last.at - answered.at).total_seconds() >= 0.5
+
+
+@pytest.mark.parametrize("lost", ["work", "session"])
+async def test_a_folder_that_is_removed_while_it_runs_is_a_failure(
+    tmp_path: Path, lost: str
+) -> None:
+    """Not Completed: what the session did there is lost."""
+    gone = f"until [ -e {tmp_path}/gone ]; do sleep 0.05; done"
+    async with ScriptedMessagesAPI(Rule([bash(gone), "Done."], tools=True)) as api:
+        session = session_in(tmp_path, api)
+        folder = {"work": tmp_path / "work", "session": session.folder.path}[lost]
+        # The outbox is in the session's folder, and its loss may be noticed first.
+        expected = (errors.WorkspaceGone, errors.OutboxLost)
+        with pytest.raises(expected, match="while the session ran") as raised:
+            async for event in session.execute("Wait."):
+                if isinstance(event, ToolUse):
+                    # The program still writes, so the folder goes in one step.
+                    folder.rename(tmp_path / "removed")
+                    shutil.rmtree(tmp_path / "removed", ignore_errors=True)
+                    (tmp_path / "gone").touch()
+    assert str(folder) in raised.value.message and raised.value.hint
+    status = session.status()
+    assert (status.phase, status.reason) == (Phase.FAILED, type(raised.value).__name__)
+    assert lost == "session" or status.reason == "WorkspaceGone"

@@ -29,7 +29,7 @@ from midwatch.model import Json, Usage, keepable
 from midwatch.session.events import Failure, Phase
 from midwatch.session.permissions import TOOLS_DENIED, denied_line
 from midwatch.session.status import SessionStatus
-from midwatch.workspace.inspect import RepoState
+from midwatch.workspace.inspect import RepoState, describe_work, other_line
 from midwatch.workspace.push import PushResult
 
 MAX_RESULT = 8192
@@ -398,11 +398,18 @@ def _stopped(reason: str) -> tuple[str, str]:
     return "Stopped", f"it was stopped: {reason}" if reason else "it was stopped"
 
 
+_WEIGHT = {"nothing": 0, "pushed": 1, "failed": 2}
+
+
 def repository_changes(
     records: Sequence[RepoState], pushes: Sequence[PushResult] = ()
 ) -> list[Json]:
     """Return `status.repos`. The outcome of a push replaces the state of the clone."""
-    by_name = {push.name: push for push in pushes}
+    by_name: dict[str, PushResult] = {}
+    for push in pushes:  # a repository has one for each branch
+        known = by_name.setdefault(push.name, push)
+        if _WEIGHT[push.outcome] > _WEIGHT[known.outcome]:
+            by_name[push.name] = push
     return [_repository(one, by_name.get(one.name)) for one in records[:MAX_REPOS]]
 
 
@@ -418,8 +425,9 @@ def _repository(record: RepoState, push: PushResult | None) -> Json:
     }
     if record.branch:
         fields["branch"] = bounded(record.branch, 255)
-    if record.problem:
-        fields["message"] = bounded(record.problem, 1024)
+    work = _other_work(record)
+    if record.problem or work:
+        fields["message"] = bounded(record.problem or work, 1024)
     if push is not None and push.outcome == "pushed":
         to = f"{push.remote} {push.branch}"
         fields |= {"state": "pushed", "pushedTo": bounded(to, 2304)}
@@ -427,6 +435,17 @@ def _repository(record: RepoState, push: PushResult | None) -> Json:
         fields |= {"state": "failed", "message": bounded(push.error.one_line(), 1024)}
     return fields
 
+
+def _other_work(record: RepoState) -> str:
+    """Return the work that is not at HEAD: on other branches, in stashes, worktrees and submodules."""
+    parts = [other_line(item) for item in record.other[:_MAX_OTHER]]
+    if record.other_count > _MAX_OTHER:
+        parts.append(f"{record.other_count - _MAX_OTHER} more")
+    parts += [f"{one.name} ({describe_work(one)})" for one in record.submodules]
+    return f"also: {', '.join(parts)}" if parts else ""
+
+
+_MAX_OTHER = 10
 
 # ------------------------------------------------------------------ the document
 
@@ -488,7 +507,9 @@ class RepoStatus(Part):
         max_length=4096,
         description="The repository and branch that the commits were pushed to.",
     )
-    message: Message | None = Field(None, description="The error.")
+    message: Message | None = Field(
+        None, description="The error, or the work that is not at HEAD."
+    )
 
 
 _TERMINAL = ", ".join(f"'{phase}'" for phase in Phase if phase.terminal)

@@ -68,6 +68,7 @@ from midwatch.session.translate import (
     TurnEnded,
     map_program_error,
 )
+from midwatch.workspace.mount_points import hide_mount_points
 
 # The SDK's logs are reported as events and errors; without a handler they would go to stderr.
 logging.getLogger("claude_agent_sdk").addHandler(logging.NullHandler())
@@ -453,6 +454,8 @@ class Program:
             network=network,
             resume_turn=self._conversation.resume_turn,
         )
+        if self._sandbox:
+            env = self._without_mount_points(env)
         servers = self._options.mcp_servers
         with self._paths.launcher.ready(program, env, key, servers):
             try:
@@ -461,6 +464,14 @@ class Program:
             except Exception as error:
                 raise map_program_error(error, self._stderr, running=False) from error
         self._reader = asyncio.create_task(self._listen(), name="claude program")
+
+    def _without_mount_points(self, env: dict[str, str]) -> dict[str, str]:
+        """Return `env` so that git in the session does not see the mount points of the sandbox."""
+        paths, folder = self._paths, self._paths.launcher.plan.parent
+        try:
+            return hide_mount_points(folder, paths.cwd, paths.directories, env)
+        except OSError as error:
+            raise map_disk_error(error, folder) from error
 
     async def send(self, text: str, uuid: str) -> None:
         """Begin a turn. The program takes a uuid once, also over a resume."""

@@ -25,6 +25,7 @@
     ├── ProgramRefused        the program does not start with these options
     ├── SandboxUnavailable    a sandbox is required and not available
     ├── FolderUnusable        the session's folder cannot be written
+    ├── WorkspaceGone         a folder of the session was removed while it ran
     ├── OutboxLost            another process removed, replaced or truncated the outbox while the session ran
     ├── LineTooLong           a line of the program's output is over the limit
     └── SessionBusy           another runner works on this session
@@ -180,6 +181,12 @@ class FolderUnusable(PermanentError):
     """The session's folder cannot be used."""
 
     hint = "check the folder and its permissions"
+
+
+class WorkspaceGone(PermanentError):
+    """A folder of the session was removed while it ran."""
+
+    hint = "find out who removed it; the transcript may still allow a resume, in new clones"
 
 
 class OutboxLost(PermanentError):

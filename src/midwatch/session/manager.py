@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -48,9 +48,12 @@ from midwatch.session.status import SessionStatus, fold
 from midwatch.session.transcripts import PROJECT
 from midwatch.settings import SessionSettings
 from midwatch.workspace.environment import GitEnvironment
+from midwatch.workspace.errors import WorkspaceExists
 from midwatch.workspace.git import OnProgress
+from midwatch.workspace.inspect import unpushed_work
+from midwatch.workspace.mount_points import remove_mount_points
 from midwatch.workspace.plan import RepoSpec
-from midwatch.workspace.record import Workspace, open_workspace
+from midwatch.workspace.record import Workspace, load_record, open_workspace
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
 
 if TYPE_CHECKING:
@@ -68,6 +71,15 @@ class RemovedSession:
 
     id: str
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSession:
+    """A session that `prune` kept: the bytes that its files take, and its work that is not pushed anywhere."""
+
+    id: str
+    size: int
+    work: str
 
 
 class SessionManager:
@@ -156,6 +168,8 @@ class SessionManager:
         if session.is_local(paths) and (ended := _recorded_end(paths, session)):
             await self.store.save_status(session.id, ended)
             return True
+        with contextlib.suppress(WorkspaceExists):  # its record cannot be read
+            await self.remove_mount_points(session.id)
         return await self.store.fail_crashed(session)
 
     # -------------------------------------------------- runs
@@ -391,14 +405,18 @@ class SessionManager:
 
     # -------------------------------------------------- removal
 
-    async def remove(self, session_id: str) -> None:
+    async def remove(self, session_id: str, *, force: bool = False) -> None:
         """Remove a session: its files, workspace, transcript and record.
 
         The record is removed last, so that an interrupted removal can be repeated.
 
+        Args:
+            session_id: The session.
+            force: Also remove work that is not pushed anywhere.
+
         Raises:
             NotFound: There is no such session.
-            Conflict: It is running.
+            Conflict: It is running, or without `force`, its workspace has work that is not pushed anywhere.
         """
         paths = self.folders.of(session_id)
         session = await self._recorded(session_id)
@@ -412,10 +430,36 @@ class SessionManager:
                 hint=f"`midwatch session end {session_id}`, or stop its runner",
             )
         with paths.owned() if paths.exists else contextlib.nullcontext():
+            work = "" if force else await self.unpushed_work(session_id)
+            if work:
+                raise Conflict(
+                    f"session {session_id} has work that is not pushed: {work}",
+                    hint=f"`midwatch session push {session_id}`, or remove it with --force",
+                )
             await asyncio.to_thread(paths.remove)
         await self.transcripts.delete(_transcript_key(session_id))
         if session is not None:
             await self.store.remove(session_id)
+
+    async def unpushed_work(self, session_id: str) -> str:
+        """Return the work in a session's workspace on this machine that is not pushed anywhere; empty if none.
+
+        What cannot be inspected counts as work. Nothing in the workspace runs. Raises NotFound for a bad id.
+        """
+        paths = self.folders.of(session_id)
+        return await unpushed_work(
+            paths.workspace, paths.state, self.workspace_options(session_id).git()
+        )
+
+    async def remove_mount_points(self, session_id: str) -> None:
+        """Remove what a sandbox left in the workspace when its program was killed; nothing while a runner works.
+
+        The program ends within a second of its runner. Raises NotFound for a bad id.
+        """
+        paths = self.folders.of(session_id)
+        workspace = None if paths.running else load_record(paths.state)
+        if workspace is not None:
+            await asyncio.to_thread(remove_mount_points, workspace.paths)
 
     async def prune(
         self,
@@ -423,6 +467,8 @@ class SessionManager:
         keep_bytes: float | None,
         *,
         dry_run: bool = False,
+        force: bool = False,
+        on_kept: Callable[[KeptSession], None] | None = None,
     ) -> Sequence[RemovedSession]:
         """Remove ended sessions of this machine, the oldest first. Return what was removed.
 
@@ -430,6 +476,8 @@ class SessionManager:
             keep_for: Seconds. Sessions that ended earlier are removed; None is no limit.
             keep_bytes: Then the oldest are removed until the rest has at most this size; None is no limit.
             dry_run: Only return the sessions that would be removed.
+            force: Also remove work that is not pushed anywhere. Without it, a session with such work is kept.
+            on_kept: Called with each session that is kept for its work.
         """
         await self.close_crashed()
         ended = [
@@ -444,12 +492,19 @@ class SessionManager:
         }
         total, removed = sum(sizes.values()), []
         for session in ended:
+            size = sizes[session.id]
             too_old = keep_for is not None and self._age(session) > keep_for
-            if too_old or (keep_bytes is not None and total > keep_bytes):
-                total -= sizes[session.id]
-                removed.append(RemovedSession(session.id, sizes[session.id]))
-                if not dry_run:
-                    await self.remove(session.id)
+            if not too_old and (keep_bytes is None or total <= keep_bytes):
+                continue
+            work = "" if force else await self.unpushed_work(session.id)
+            if work:
+                if on_kept is not None:
+                    on_kept(KeptSession(session.id, size, work))
+                continue
+            total -= size
+            removed.append(RemovedSession(session.id, size))
+            if not dry_run:
+                await self.remove(session.id, force=force)
         return removed
 
     async def _recorded(self, session_id: str) -> StoredSession | None:
@@ -522,6 +577,7 @@ def _as_pushed(
         (
             replace(one, branch=one.push_branch or own, tag=None)
             if record.get("status") == "pushed"
+            and (record.get("commits") or record.get("files"))  # of its HEAD
             else one
         )
         for one, record in zip(repositories, session.repositories, strict=True)

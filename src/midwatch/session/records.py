@@ -36,6 +36,7 @@ from midwatch.session.status import SessionStatus
 from midwatch.settings import SessionSettings
 from midwatch.workspace.environment import state_folder
 from midwatch.workspace.inspect import RepoState
+from midwatch.workspace.other_work import OtherWork
 from midwatch.workspace.plan import RepoSpec
 from midwatch.workspace.setup import default_cache
 
@@ -373,8 +374,15 @@ def status_from_json(data: Json) -> SessionStatus:
     )
 
 
+_MAX_RECORDED = 20
+"""Items of a repository's other work that a record has; `other_count` counts all."""
+
+
 def repository_to_json(state: RepoState) -> Json:
-    """Return the state of a repository for the records: counts of files and lines, no file names."""
+    """Return the state of a repository for the records: counts of files and lines, no file names.
+
+    `other` is the work that HEAD does not have: branches, worktrees, stashes, detached commits and tags.
+    """
     return {
         "name": state.name,
         "url": state.url,
@@ -386,6 +394,23 @@ def repository_to_json(state: RepoState) -> Json:
         "removed": state.removed,
         "untracked": state.untracked,
         "problem": state.problem,
+        "other": [_other_to_json(item) for item in state.other[:_MAX_RECORDED]],
+        "other_count": state.other_count,
+        "submodules": [
+            repository_to_json(one) for one in state.submodules[:_MAX_RECORDED]
+        ],
+    }
+
+
+def _other_to_json(item: OtherWork) -> Json:
+    return {
+        "kind": item.kind,
+        "name": item.name,
+        "commit": item.commit,
+        "commits": item.commits,
+        "files": item.files,
+        "pushed": item.pushed,
+        "problem": item.problem,
     }
 
 
@@ -558,7 +583,7 @@ class RunRecords:
             status = add_status(self._request.elsewhere, status)
         try:
             await self._files.save_status(session_id, status)
-        finally:  # the folder may be unusable, and that is what the store shows
+        finally:  # also if the session's folder was removed
             await self._store.save_status(session_id, status)
 
     async def heartbeat(self, session_id: str, runner: str, at: datetime) -> None:

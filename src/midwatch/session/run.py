@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from midwatch.errors import MidwatchError, NotFound, TemporaryError
@@ -18,7 +20,7 @@ from midwatch.session.claude_code import (
     ProgramPaths,
     transcript_file,
 )
-from midwatch.session.errors import BudgetSpent
+from midwatch.session.errors import BudgetSpent, WorkspaceGone
 from midwatch.session.events import (
     ModelUsage,
     Notice,
@@ -54,6 +56,7 @@ from midwatch.session.translate import (
     Signal,
     StopRequested,
 )
+from midwatch.workspace.mount_points import remove_mount_points
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Run:
         self._stop_requested = asyncio.Event()
         self._stop_reason = ""
         self._crashed = False
+        self._inode: int | None = None
         self._texts: dict[str, str] = {}
         self.journal: Journal
         self.opened = False
@@ -98,6 +102,7 @@ class Run:
         config = self._config
         config.folder.make()
         self._stack.enter_context(config.folder.locked())
+        self._inode = _inode(config.folder.path)
         try:
             self.journal = Journal(config.folder, config.redactor, config.clock.now)
         except BaseException:
@@ -106,6 +111,7 @@ class Run:
         self.opened = True
         try:
             left = await asyncio.to_thread(config.paths.launcher.reap)
+            await self._remove_mount_points()
             self._crashed = self.journal.close_crashed_run()
             if self._crashed and left:
                 self.journal.emit(Notice(text="its remaining processes were ended"))
@@ -183,6 +189,8 @@ class Run:
             async with self._background_tasks():
                 if await self._start_unless_stopped():
                     outcome = await self._converse()
+                    if outcome.phase is Phase.COMPLETED:
+                        await asyncio.to_thread(self._check_kept)
                 else:
                     outcome = RunOutcome(Phase.STOPPED, self._stop_reason)
         except MidwatchError as raised:
@@ -344,12 +352,30 @@ class Run:
             in_turn = self._loop is not None and self._loop.in_turn
             if self._program is not None:
                 await self._program.close(now=error is not None or in_turn)
+                await self._remove_mount_points()
         finally:
             try:
                 await self._write_end(outcome, error)
             finally:
                 self.journal.close()
                 self._stack.close()
+
+    def _check_kept(self) -> None:
+        """Raise WorkspaceGone if a folder was removed while the session ran: its work is lost."""
+        paths, folder = self._config.paths, self._config.folder.path
+        # Its records make the session's folder again.
+        gone = (
+            [("the session's folder", folder)] if _inode(folder) != self._inode else []
+        )
+        workspaces = (paths.cwd, *paths.directories)
+        gone += [("the workspace", path) for path in workspaces if not path.is_dir()]
+        for what, path in gone:
+            raise WorkspaceGone(f"{what} {path} was removed while the session ran")
+
+    async def _remove_mount_points(self) -> None:
+        """Remove what the sandbox of a program left in the workspace. No program runs there."""
+        paths = self._config.paths
+        await asyncio.to_thread(remove_mount_points, (paths.cwd, *paths.directories))
 
     async def _write_end(
         self, outcome: RunOutcome, error: MidwatchError | None
@@ -369,3 +395,11 @@ class Run:
         await self._config.records.save_status(
             self._config.spec.id, self.journal.status
         )
+
+
+def _inode(folder: Path) -> int | None:
+    """Return the number that tells a folder from another one of its name; None if there is none."""
+    try:
+        return os.stat(folder).st_ino
+    except OSError:
+        return None

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
+from midwatch.errors import MidwatchError
 from midwatch.text import show_unseen
 from midwatch.workspace.git import Git
-from midwatch.workspace.record import ClonedRepo, Workspace
-from midwatch.workspace.snapshot import (
-    Snapshot,
-    SnapshotLimits,
+from midwatch.workspace.other_work import (
+    OtherWork,
+    OtherWorkList,
+    merge_base,
+    take_other_work,
+)
+from midwatch.workspace.record import (
+    PREFIX,
+    ClonedRepo,
+    Submodule,
+    Workspace,
+    load_record,
+)
+from midwatch.workspace.snapshot import Snapshot, SnapshotLimits, take_snapshot
+from midwatch.workspace.submodules import MAX_DEPTH, find_submodules
+from midwatch.workspace.trusted import (
     is_ancestor,
+    parents_of,
     pushed_commit,
     run_trusted,
-    take_snapshot,
     tree_of,
 )
+from midwatch.workspace.untrusted import link_target, path_within
 
 RepoStatus = Literal["clean", "changed", "pushed"]
 MAX_DIFF_BYTES = 2_000_000
 _MAX_LIST_BYTES = 8_000_000
 _MAX_COMMITS = 200
+_MAX_NAMED = 10
 _LOG_FORMAT = "--format=%H%x1f%an%x1f%at%x1f%s"
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -54,7 +73,8 @@ class RepoState:
     Attributes:
         name: Name of the clone's folder.
         url: Where it was cloned from.
-        status: "clean" without differences from the base, "pushed" if the remote has them all.
+        status: "clean" without differences from the base, "pushed" if the remote has them all. The other work
+            and the submodules count too.
         base: The commit that the session started from, or None.
         head: The last commit, or None.
         branch: The branch; None if HEAD is detached.
@@ -64,6 +84,11 @@ class RepoState:
         untracked: Number of untracked files.
         left_out: Untracked files that are not in `files`, such as too large ones.
         problem: What could not be inspected, or None.
+        other: Work that HEAD does not have: other branches, worktrees, stashes, detached commits and tags.
+            The first 100 items; those that are not pushed come first.
+        other_count: Number of all items.
+        submodules: The submodules with work, and those that could not be inspected. Their `name` begins
+            with that of this repository.
     """
 
     name: str
@@ -78,6 +103,9 @@ class RepoState:
     untracked: int
     left_out: tuple[str, ...] = ()
     problem: str | None = None
+    other: tuple[OtherWork, ...] = ()
+    other_count: int = 0
+    submodules: tuple[RepoState, ...] = ()
 
     @property
     def added(self) -> int:
@@ -105,6 +133,56 @@ async def inspect_workspace(
     return [await inspect_repo(repo, git, limits) for repo in workspace.repos]
 
 
+async def unpushed_work(folder: Path, state: Path, git: Git) -> str:
+    """Return the work in a workspace that is not pushed anywhere, as text; empty if there is none.
+
+    What cannot be inspected counts as work: unknown is not pushed. Files beside the repositories count too.
+
+    Args:
+        folder: The folder of the workspace.
+        state: Its state folder.
+        git: Runs git.
+    """
+    try:
+        workspace = load_record(state)
+    except MidwatchError as error:
+        return error.message
+    found: list[str] = []
+    repos = () if workspace is None or workspace.staging else workspace.repos
+    for repo in repos:
+        if os.path.lexists(repo.path):
+            try:
+                one = await inspect_repo(repo, git)
+            except MidwatchError as error:
+                found.append(f"{repo.name} cannot be inspected: {error.message}")
+            else:
+                if one.status == "changed":
+                    found.append(f"{one.name}: {describe_work(one)}")
+    beside = await asyncio.to_thread(_beside, folder, [repo.path for repo in repos])
+    if beside:
+        more = f" and {len(beside) - 3} more" if len(beside) > 3 else ""
+        names = ", ".join(printable(name) for name in beside[:3])
+        found.append(f"beside its repositories: {names}{more}")
+    return "; ".join(found)
+
+
+def _beside(folder: Path, clones: Sequence[Path]) -> list[str]:
+    """Return what is in a workspace beside its clones, their worktrees and unfinished clones."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    own = {clone.name for clone in clones}
+    git_dirs = {f"{name}/.git/worktrees" for name in own}
+
+    def is_worktree(name: str) -> bool:
+        within = path_within(folder, link_target(folder, name) or "")
+        return os.path.dirname(within or "") in git_dirs
+
+    names = [n for n in names if n not in own and not n.startswith(PREFIX)]
+    return [name for name in names if not is_worktree(name)]
+
+
 async def inspect_repo(
     repo: ClonedRepo, git: Git, limits: SnapshotLimits | None = None
 ) -> RepoState:
@@ -119,7 +197,177 @@ async def inspect_repo(
         CacheBusy: Another inspection of the clone did not end in time.
         RepositoryError: Git failed.
     """
-    return await describe(repo, git, await take_snapshot(git, repo, limits))
+    return await _inspect(repo, git, limits, MAX_DEPTH)
+
+
+async def _inspect(
+    repo: ClonedRepo, git: Git, limits: SnapshotLimits | None, depth: int
+) -> RepoState:
+    snapshot = await take_snapshot(git, repo, limits)
+    other = await take_other_work(git, repo, snapshot, limits)
+    state = _with_other(await describe(repo, git, snapshot), other)
+    inner = [
+        await inspect_submodule(sub, git, limits, depth)
+        for sub in await submodules_of(repo, git, snapshot)
+        if sub.inner or sub.problem
+    ]
+    shown = tuple(sub for sub in inner if sub.status != "clean")
+    statuses = {state.status, *(sub.status for sub in shown)}
+    status: RepoStatus = "changed" if "changed" in statuses else state.status
+    return replace(state, status=status, submodules=shown)
+
+
+def _with_other(state: RepoState, other: OtherWorkList) -> RepoState:
+    status = state.status
+    if not other.pushed:
+        status = "changed"
+    elif other.items and status == "clean":
+        status = "pushed"
+    return replace(
+        state,
+        status=status,
+        problem=state.problem or other.problem,
+        other=other.items,
+        other_count=other.count,
+    )
+
+
+async def inspect_submodule(
+    sub: Submodule, git: Git, limits: SnapshotLimits | None, depth: int = MAX_DEPTH
+) -> RepoState:
+    """Return the state of a submodule, as `inspect_repo`; `depth` is that of submodules in it."""
+    too_deep = "its submodules are nested too deeply" if depth == 0 else None
+    problem = sub.problem or too_deep
+    if not sub.inner or depth == 0:
+        return RepoState(
+            printable(sub.name),
+            sub.url,
+            *("changed", sub.base, None, None, 0, (), (), 0),
+            problem=problem,
+        )
+    state = await _inspect(sub, git, limits, depth - 1)
+    state = replace(state, name=printable(sub.name), problem=state.problem or problem)
+    return replace(state, status="changed") if problem else state
+
+
+def describe_work(state: RepoState) -> str:
+    """Return the work of a repository that is not pushed, such as `2 files, 1 commit, branch fix (1 commit)`."""
+    parts = []
+    if state.files:
+        parts.append(counted(len(state.files), "file"))
+    if state.commit_count:
+        parts.append(counted(state.commit_count, "commit"))
+    parts += [other_line(item) for item in state.other[:_MAX_NAMED] if not item.pushed]
+    if state.other_count > _MAX_NAMED:
+        parts.append(f"{state.other_count - _MAX_NAMED} more branches or stashes")
+    if state.left_out:
+        parts.append(f"{counted(len(state.left_out), 'file')} not inspected")
+    parts += [f"{sub.name} ({describe_work(sub)})" for sub in state.submodules]
+    return ", ".join([*parts, *([state.problem] if state.problem else [])])
+
+
+def other_line(item: OtherWork) -> str:
+    """Return other work as `branch fix/total (1 commit)`."""
+    parts = [counted(item.commits, "commit")] if item.commits else []
+    if item.files:
+        parts.append(f"{counted(item.files, 'file')} not committed")
+    if item.problem:
+        parts.append(item.problem)
+    if item.pushed:
+        parts.append("pushed")
+    return f"{item.label} ({', '.join(parts)})"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and a noun, in the plural if needed."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+async def submodules_of(
+    repo: ClonedRepo, git: Git, snapshot: Snapshot
+) -> list[Submodule]:
+    """Return the submodules of a clone; see `find_submodules`."""
+    base_tree = await tree_of(git, repo, repo.base)
+    return await find_submodules(git, repo, snapshot.tree, base_tree)
+
+
+async def diffs_of(
+    repo: ClonedRepo,
+    git: Git,
+    max_bytes: int = MAX_DIFF_BYTES,
+    limits: SnapshotLimits | None = None,
+) -> list[tuple[str, Diff]]:
+    """Return all changes of a repository: of its files, its other work, and its submodules. Nothing in it runs.
+
+    Args:
+        repo: The clone.
+        git: Runs git.
+        max_bytes: The largest size of each diff and of all diffs of other work; more is cut.
+        limits: Limits on untracked files.
+
+    Returns:
+        The diffs by name, such as `app`, `app: branch fix/total` and `app/vendor/lib`. The first is that of `diff_of`.
+
+    Raises:
+        CacheBusy: Another inspection of the clone did not end in time.
+        RepositoryError: Git failed.
+    """
+    return await _diffs(repo, git, max_bytes, limits, MAX_DEPTH)
+
+
+async def _diffs(
+    repo: ClonedRepo,
+    git: Git,
+    max_bytes: int,
+    limits: SnapshotLimits | None,
+    depth: int,
+) -> list[tuple[str, Diff]]:
+    snapshot = await take_snapshot(git, repo, limits)
+    sides = await _sides(git, repo, snapshot)
+    name, left = printable(repo.name), max_bytes
+    diffs = [(name, await _diff(git, repo, sides, max_bytes))]
+    other = await take_other_work(git, repo, snapshot, limits)
+    for item in other.items:
+        for title, pair in await _other_sides(git, repo, item):
+            diff = await _diff(git, repo, pair, left)
+            left = max(left - len(diff.text.encode()), 0)
+            diffs.append((f"{name}: {title}", diff))
+    for sub in await submodules_of(repo, git, snapshot) if depth else ():
+        if sub.inner:
+            inner = await _diffs(sub, git, max_bytes, limits, depth - 1)
+            diffs += [one for one in inner if one[1].text or one[1].cut]
+    return diffs
+
+
+async def _other_sides(
+    git: Git, repo: ClonedRepo, item: OtherWork
+) -> list[tuple[str, list[str]]]:
+    """Return the titles and the two trees of the diffs of other work."""
+    tip = item.commit or item.parent
+    if tip is None and item.tree is None:
+        return []
+    start = await merge_base(git, repo, tip) if tip else None
+    if item.kind == "stash" and item.commit:
+        parents = await parents_of(git, repo, item.commit)
+        start = parents[0] if parents else None
+        untracked = parents[2:3]
+    else:
+        untracked = []
+    trees = [
+        await tree_of(git, repo, start),
+        item.tree or await tree_of(git, repo, tip),
+    ]
+    empty = await tree_of(git, repo, None)
+    return [(item.label, trees)] + [
+        (f"{item.label}, untracked files", [empty, await tree_of(git, repo, oid)])
+        for oid in untracked
+    ]
+
+
+async def _diff(git: Git, repo: ClonedRepo, sides: list[str], max_bytes: int) -> Diff:
+    args = ["diff-tree", "-p", "-r", "--no-ext-diff", "--no-textconv", "--no-color"]
+    output = await run_trusted(git, repo, [*args, *sides], max_bytes)
+    return Diff(printable(output.text), output.cut)
 
 
 async def diff_of(
@@ -128,7 +376,9 @@ async def diff_of(
     max_bytes: int = MAX_DIFF_BYTES,
     limits: SnapshotLimits | None = None,
 ) -> Diff:
-    """Return all changes since the base, with new files. Nothing in the clone runs.
+    """Return the changes of the files since the base, with new files. Nothing in the clone runs.
+
+    `diffs_of` also has the changes on other branches, in stashes, worktrees and submodules.
 
     Args:
         repo: The clone.
@@ -141,15 +391,11 @@ async def diff_of(
         RepositoryError: Git failed.
     """
     snapshot = await take_snapshot(git, repo, limits)
-    args = ["diff-tree", "-p", "-r", "--no-ext-diff", "--no-textconv", "--no-color"]
-    output = await run_trusted(
-        git, repo, [*args, *await _sides(git, repo, snapshot)], max_bytes
-    )
-    return Diff(printable(output.text), output.cut)
+    return await _diff(git, repo, await _sides(git, repo, snapshot), max_bytes)
 
 
 async def describe(repo: ClonedRepo, git: Git, snapshot: Snapshot) -> RepoState:
-    """Return the state of a repository from a snapshot. Raises RepositoryError."""
+    """Return the state of the files and of HEAD from a snapshot. Raises RepositoryError."""
     files = await _files(repo, git, snapshot)
     count, commits = await _commits(repo, git, snapshot)
     return RepoState(

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from midwatch.errors import MidwatchError
 from midwatch.workspace.errors import PushRejected, RepositoryError
 from midwatch.workspace.git import Git, GitCommand
-from midwatch.workspace.record import ClonedRepo, Workspace
+from midwatch.workspace.inspect import (
+    describe_work,
+    inspect_submodule,
+    submodules_of,
+)
+from midwatch.workspace.other_work import OtherWork, take_other_work
+from midwatch.workspace.record import ClonedRepo, Submodule, Workspace
 from midwatch.workspace.setup import Identity
-from midwatch.workspace.snapshot import (
-    Snapshot,
-    SnapshotLimits,
+from midwatch.workspace.snapshot import Snapshot, SnapshotLimits, take_snapshot
+from midwatch.workspace.submodules import (
+    fetch_remote_refs,
+    missing_on_remote,
+    on_remote,
+)
+from midwatch.workspace.trusted import (
     is_ancestor,
     pushed_commit,
     pushed_ref,
     run_trusted,
-    take_snapshot,
     tree_of,
 )
 
@@ -67,8 +78,132 @@ class PushOptions:
 async def push_workspace(
     workspace: Workspace, git: Git, options: PushOptions | None = None
 ) -> list[PushResult]:
-    """Push every repository. A failed push is in its result, and does not stop the others."""
-    return [await push_repo(repo, git, options) for repo in workspace.repos]
+    """Push every repository, as `push_all`. A failed push is in its result, and does not stop the others."""
+    results = [await push_all(repo, git, options) for repo in workspace.repos]
+    return [one for several in results for one in several]
+
+
+async def push_all(
+    repo: ClonedRepo, git: Git, options: PushOptions | None = None
+) -> list[PushResult]:
+    """Push a repository, and its work on other branches, in worktrees and stashes to branches of their own.
+
+    Midwatch pushes to the repositories that were asked for, so not to submodules: work in them is a failed push,
+    with the reason, until their remotes have it.
+
+    Args:
+        repo: The clone.
+        git: Runs git.
+        options: What to push.
+
+    Returns:
+        The result of `push_repo`, then one for each other branch, and one for each submodule with work.
+
+    Raises:
+        CacheBusy: Another inspection of the clone did not end in time.
+    """
+    options = options or PushOptions()
+    results = []
+    try:
+        snapshot = await take_snapshot(git, repo, options.limits)
+        results.append(await _push_head(repo, git, snapshot, options))
+        submodules = await submodules_of(repo, git, snapshot)
+        other = await take_other_work(git, repo, snapshot, options.limits)
+        for item in other.items:
+            if not item.pushed:
+                results.append(await _push_other(repo, git, item, submodules, options))
+        if other.problem or other.count > len(other.items):
+            why = other.problem or f"only the first {len(other.items)} are pushed"
+            results.append(_failed(repo, PushRejected(repo.url, why, hint=_BY_HAND)))
+        results += [r for sub in submodules for r in await _unpushed(sub, git, options)]
+    except RepositoryError as error:
+        results.append(_failed(repo, error))
+    return results
+
+
+_BY_HAND = "push it by hand, in the clone"
+
+
+def _failed(
+    repo: ClonedRepo, error: MidwatchError, branch: str | None = None
+) -> PushResult:
+    branch = branch or repo.push_branch
+    return PushResult(repo.name, repo.push_url, branch, "failed", error=error)
+
+
+async def _unpushed(sub: Submodule, git: Git, options: PushOptions) -> list[PushResult]:
+    """Return a failed push for a submodule with work that its remote does not have."""
+    if not sub.inner and sub.problem is None:
+        return []
+    await _record_pushed_by_hand(sub, git)
+    state = await inspect_submodule(sub, git, options.limits)
+    if state.status != "changed":
+        return []
+    error = PushRejected(
+        sub.url or sub.name,
+        f"the submodule {ascii(sub.place)} has {describe_work(state)}",
+        hint="Midwatch does not push submodules: commit and push in its folder, then push again",
+    )
+    return [_failed(sub, error)]
+
+
+async def _record_pushed_by_hand(sub: Submodule, git: Git) -> None:
+    """Record the head of a submodule as pushed if its remote has it."""
+    head = (await take_snapshot(git, sub)).head if sub.inner else None
+    if not sub.url or head is None or head == sub.base:
+        return
+    with contextlib.suppress(RepositoryError):
+        await fetch_remote_refs(git, sub)
+        if await on_remote(git, sub, head):
+            await run_trusted(git, sub, ["update-ref", pushed_ref(sub), head])
+
+
+async def _push_other(
+    repo: ClonedRepo,
+    git: Git,
+    item: OtherWork,
+    submodules: Sequence[Submodule],
+    options: PushOptions,
+) -> PushResult:
+    """Push other work to its own branch of the remote. The error of a failed push is in the result."""
+    branch = item.push_branch(repo)
+    try:
+        if item.problem is not None:
+            why = f"{item.label}: {item.problem}"
+            raise PushRejected(repo.url, why, branch=branch, hint=_BY_HAND)
+        tip = await _other_tip(repo, git, item, branch, options)
+        if tip is None:
+            return PushResult(repo.name, repo.push_url, branch, "nothing")
+        await _check_submodules(repo, git, tip, submodules)
+        await _push(repo, git, tip, branch, only_if_ours=True)
+    except RepositoryError as error:
+        return _failed(repo, error, branch)
+    return PushResult(repo.name, repo.push_url, branch, "pushed", tip)
+
+
+async def _other_tip(
+    repo: ClonedRepo, git: Git, item: OtherWork, branch: str, options: PushOptions
+) -> str | None:
+    if item.tree is None or not options.commit_rest:
+        return item.commit
+    pushed = await pushed_commit(git, repo, branch)
+    parents = await _parents(repo, git, pushed, item.parent)
+    return await _commit(repo, git, item.tree, parents, options)
+
+
+async def _check_submodules(
+    repo: ClonedRepo, git: Git, tip: str, submodules: Sequence[Submodule]
+) -> None:
+    """Raise PushRejected if a commit names a commit of a submodule that its remote does not have."""
+    places = {sub.place: sub for sub in submodules}
+    missing = await missing_on_remote(git, repo, tip, places)
+    if missing is not None:
+        place, why = missing
+        raise PushRejected(
+            repo.url,
+            f"it needs a commit of the submodule {ascii(place)}, and {why}",
+            hint="push the submodule's commit first, in its folder, then push again",
+        )
 
 
 async def push_repo(
@@ -88,14 +223,25 @@ async def push_repo(
         CacheBusy: Another inspection of the clone did not end in time.
     """
     options = options or PushOptions()
-    remote = repo.push_remote
     try:
         snapshot = await take_snapshot(git, repo, options.limits)
+    except RepositoryError as error:
+        return _failed(repo, error)
+    return await _push_head(repo, git, snapshot, options)
+
+
+async def _push_head(
+    repo: ClonedRepo, git: Git, snapshot: Snapshot, options: PushOptions
+) -> PushResult:
+    remote = repo.push_remote
+    try:
         _check(repo, snapshot, options)
         tip = await _tip(repo, git, snapshot, options)
         if tip is None:
             return PushResult(repo.name, remote.url, repo.push_branch, "nothing")
-        await _push(repo, git, tip)
+        submodules = await submodules_of(repo, git, snapshot)
+        await _check_submodules(repo, git, tip, submodules)
+        await _push(repo, git, tip, repo.push_branch)
     except RepositoryError as error:
         return PushResult(
             repo.name, remote.url, repo.push_branch, "failed", error=error
@@ -182,15 +328,25 @@ async def _commit(
     return output.text.strip()
 
 
-async def _push(repo: ClonedRepo, git: Git, tip: str) -> None:
-    remote, branch = repo.push_remote, repo.push_branch
+async def _push(
+    repo: ClonedRepo, git: Git, tip: str, branch: str, *, only_if_ours: bool = False
+) -> None:
+    """Push a commit, never by force; with `only_if_ours`, not to a branch that somebody else made."""
+    remote = repo.push_remote
+    args = ["push", "--porcelain", "--no-follow-tags"]
+    if only_if_ours:
+        ours = await pushed_commit(git, repo, branch)
+        if not await is_ancestor(git, repo, ours, tip):
+            raise PushRejected(
+                remote.url, "it was rewritten after it was pushed", branch=branch
+            )
+        args.append(f"--force-with-lease=refs/heads/{branch}:{ours or ''}")
     command = GitCommand(
-        ["push", "--porcelain", "--no-follow-tags", "--end-of-options"]
-        + [remote.transport_url, f"{tip}:refs/heads/{branch}"],
+        [*args, "--end-of-options", remote.transport_url, f"{tip}:refs/heads/{branch}"],
         repository=remote.url,
         branch=branch,
         git_dir=repo.git_dir,
         remote=remote,
     )
     await git.retry(lambda: git.run(command))
-    await run_trusted(git, repo, ["update-ref", pushed_ref(repo), tip])
+    await run_trusted(git, repo, ["update-ref", pushed_ref(repo, branch), tip])

@@ -62,6 +62,11 @@ class ClonedRepo:
     blobless: bool = False
 
     @property
+    def agent_git(self) -> tuple[Path, str]:
+        """A folder, and the path in it of the `.git` that the agent uses. Only the folder is trusted."""
+        return self.path, ".git"
+
+    @property
     def remote(self) -> Remote:
         """The parsed `url`."""
         return parse_remote(self.url)
@@ -70,6 +75,30 @@ class ClonedRepo:
     def push_remote(self) -> Remote:
         """The parsed `push_url`."""
         return parse_remote(self.push_url)
+
+
+@dataclass(frozen=True, slots=True)
+class Submodule(ClonedRepo):
+    """A submodule of a clone, found after an agent has worked there. It is not part of the record.
+
+    Attributes:
+        top: The clone that contains it.
+        inner: Path of its `.git` in `top`.
+        place: Path of its folder in the clone, or in the submodule, that has it.
+        commit: The commit of it that the head of that clone names, or None.
+        problem: Why it cannot be inspected or pushed, or None.
+    """
+
+    top: Path = Path()
+    inner: str = ".git"
+    place: str = ""
+    commit: str | None = None
+    problem: str | None = None
+
+    @property
+    def agent_git(self) -> tuple[Path, str]:
+        """See `ClonedRepo.agent_git`."""
+        return self.top, self.inner
 
 
 @dataclass(frozen=True, slots=True)

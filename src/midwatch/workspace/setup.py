@@ -75,15 +75,9 @@ from midwatch.workspace.refs import (
     make_git_dir,
     read_refs,
 )
+from midwatch.workspace.submodules import PROTOCOLS
 
 # ------------------------------------------------------------ one repository
-
-_SUBMODULE_PROTOCOLS = {
-    "https": "https:ssh",
-    "ssh": "ssh:https",
-    "http": "http:https",
-    "file": "file",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +239,7 @@ class Cloner:
             branch=repo.start,
             folder=clone,
             remote=repo.remote,
-            protocols=_SUBMODULE_PROTOCOLS[repo.remote.scheme],
+            protocols=PROTOCOLS[repo.remote.scheme],
             all_credentials=True,
         )
         await self.git.run(command)

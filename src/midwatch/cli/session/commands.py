@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from midwatch.cli.app import Edge
-from midwatch.cli.output import Output
+from midwatch.cli.output import YELLOW, Output
 from midwatch.cli.session.options import (
     AsJson,
     Id,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from midwatch.kube.runner_workspace import Sync
     from midwatch.kube.status_writer import StatusCluster
     from midwatch.session.events import Phase
-    from midwatch.session.manager import RemovedSession
+    from midwatch.session.manager import KeptSession, RemovedSession
     from midwatch.session.records import SessionRequest, StoredSession
     from midwatch.settings import Settings
     from midwatch.workspace.inspect import Diff
@@ -278,7 +278,7 @@ def show(context: typer.Context, session_id: Id, as_json: AsJson = False) -> Non
 def diff(
     context: typer.Context, session_id: Id, repo: Repo = None, as_json: AsJson = False
 ) -> None:
-    """Print what a session changed, new files included."""
+    """Print what a session changed: new files, other branches, stashes, worktrees and submodules included."""
     found = diffs_of(context.obj, session_id, repo)
     if as_json:
         output = Output.standard(context.obj.environ)
@@ -288,18 +288,23 @@ def diff(
 
 
 def diffs_of(edge: Edge, session_id: str, repo: str | None) -> list[tuple[str, Diff]]:
-    """Return what a session changed, by repository; `repo` is the name or the index of one."""
+    """Return what a session changed, by repository, other branch and submodule.
+
+    `repo` is the name or the index of one repository.
+    """
 
     async def read(sessions: SessionContext) -> list[tuple[str, Diff]]:
         from midwatch.cli.session.run import repository_named
-        from midwatch.workspace.inspect import diff_of
+        from midwatch.workspace import inspect
         from midwatch.workspace.record import open_workspace
 
         paths = sessions.manager.folders.existing(session_id)
         workspace = open_workspace(paths.state)
+        await sessions.manager.remove_mount_points(session_id)
         git = sessions.workspace_options(session_id).git()
         repos = workspace.repos if repo is None else [repository_named(workspace, repo)]
-        return [(one.name, await diff_of(one, git)) for one in repos]
+        found = [await inspect.diffs_of(one, git) for one in repos]
+        return [diff for diffs in found for diff in diffs]
 
     return use_sessions(edge, read)
 
@@ -337,17 +342,27 @@ def push(
     use_sessions(context.obj, act)
 
 
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Also remove work that is not pushed anywhere."),
+]
+
+
 @app.command()
 def rm(
     context: typer.Context,
     session_ids: Annotated[list[str], typer.Argument(metavar="ID…")],
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove sessions: folder, workspace, transcript and record."""
+    """Remove sessions: folder, workspace, transcript and record.
+
+    A session with work that is not pushed is kept, unless --force is given.
+    """
 
     async def act(sessions: SessionContext) -> None:
         for session_id in session_ids:
-            await sessions.manager.remove(session_id)
+            await sessions.manager.remove(session_id, force=force)
 
     use_sessions(context.obj, act)
     output = Output.standard(context.obj.environ)
@@ -374,9 +389,13 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what would be removed.")
     ] = False,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old sessions of this machine; the defaults are in the settings."""
+    """Remove old sessions of this machine; the defaults are in the settings.
+
+    A session with work that is not pushed is kept, unless --force is given.
+    """
     age = parse_option(older_than, parse_duration, "--older-than")
     size = parse_option(max_size, parse_size, "--max-size")
 
@@ -386,16 +405,28 @@ def prune(
             settings.keep_for if age is None else age,
             settings.keep_bytes if size is None else size,
             dry_run=dry_run,
+            force=force,
+            on_kept=kept.append,
         )
 
+    kept: list[KeptSession] = []
     removed = use_sessions(context.obj, act)
     output = Output.standard(context.obj.environ)
     if as_json:
-        output.json({"removed": [asdict(one) for one in removed], "dry_run": dry_run})
+        document = {"removed": [asdict(one) for one in removed], "dry_run": dry_run}
+        output.json(document | {"kept": [asdict(one) for one in kept]})
         return
     done = "would be removed" if dry_run else "removed"
     for one in removed:
         output.line(f"session {one.id}: {done}, {format_size(one.size)}")
+    for left in kept:
+        taken = format_size(left.size)
+        output.line(
+            f"session {left.id}: kept, {taken}: not pushed: {left.work}", YELLOW
+        )
+    if kept:
+        hint = "`midwatch session push ID` pushes it, --force removes it"
+        typer.echo(hint, err=True)
 
 
 def use_sessions(edge: Edge, use: Callable[[SessionContext], Awaitable[T]]) -> T:

@@ -82,6 +82,7 @@ async def push_session(
 ) -> None:
     """Push every repository with changes and record the state of all. Raises NotPushed."""
     workspace = open_workspace(paths.state)
+    await context.manager.remove_mount_points(paths.id)
     if branch is not None:
         workspace = await _with_push_branch(context, paths, workspace, branch)
     git = context.workspace_options(paths.id).git()

@@ -92,8 +92,17 @@ def _row(output: Output, session: StoredSession) -> list[Cell]:
         Cell(output.when(session.created_at)),
         Cell(f"${session.status.cost_usd:.4f}"),
         Cell(session.prompt),
-        Cell(", ".join(f"{r['name']} {r['status']}" for r in session.repositories)),
+        Cell(", ".join(_short_line(one) for one in session.repositories)),
     ]
+
+
+def _short_line(record: Mapping[str, Any]) -> str:
+    """Return a repository of a record as `app changed`, with what is not at its HEAD: `app changed (branch fix)`."""
+    items = [f"{one['kind']} {one['name']}" for one in record.get("other") or ()]
+    items += [str(one["name"]) for one in record.get("submodules") or ()]
+    shown = [*items[:3], *(["…"] if len(items) > 3 else [])]
+    where = f" ({', '.join(shown)})" if shown else ""
+    return one_line(f"{record['name']} {record['status']}{where}", 200)
 
 
 def show_session(output: Output, session: StoredSession) -> None:
@@ -161,7 +170,28 @@ def record_line(record: Mapping[str, Any]) -> str:
         parts.append(f"{record['untracked']} untracked")
     if record["problem"]:
         parts.append(one_line(record["problem"], 300))
-    return ", ".join(parts)
+    # Records of earlier versions do not have the next two.
+    parts += [_other_text(item) for item in (record.get("other") or ())[:_MAX_OTHER]]
+    more = (record.get("other_count") or 0) - _MAX_OTHER
+    if more > 0:
+        parts.append(f"and {more} more branches or stashes")
+    inner = (f"submodule {record_line(one)}" for one in record.get("submodules") or ())
+    return "; ".join([", ".join(parts), *inner])
+
+
+_MAX_OTHER = 5
+"""Branches, worktrees and stashes that the line of a repository names."""
+
+
+def _other_text(item: Mapping[str, Any]) -> str:
+    """Return work that is not at HEAD as `branch fix/total: 1 commit, not pushed`."""
+    parts = [_count(item["commits"], "commit")] if item["commits"] else []
+    if item["files"]:
+        parts.append(f"{_count(item['files'], 'file')} not committed")
+    parts.append("pushed" if item["pushed"] else "not pushed")
+    if item["problem"]:
+        parts.append(one_line(item["problem"], 200))
+    return f"{item['kind']} {one_line(item['name'], 100)}: {', '.join(parts)}"
 
 
 def repository_line(state: RepoState) -> str:
