@@ -67,6 +67,16 @@ def test_the_program_gets_what_people_asked_for() -> None:
     assert given.of_the_program == wanted
 
 
+def test_the_operators_own_proxies_and_certificates_reach_program_and_git() -> None:
+    """A resource must not set them; the settings may."""
+    ours = {"HTTPS_PROXY": "http://ours", "NODE_EXTRA_CA_CERTS": "/ours.pem"}
+    theirs = {f"SESSION_VARIABLE_{name}": "theirs" for name in ours}
+    given = sorted_variables({**POD, **ours, **theirs, **by_secret(https_proxy="x")})
+    for environ in (given.of_the_program, given.of_git):
+        assert ours.items() <= environ.items() and "https_proxy" not in environ
+    assert given.left_out == ("HTTPS_PROXY", "NODE_EXTRA_CA_CERTS", "https_proxy")
+
+
 def test_values_of_secrets_are_hidden_whatever_their_names() -> None:
     values = {"DATABASE_URL": "unlikely-w0rd", "SENTRY_DSN": "another 0ne"}
     secrets = by_secret(**values, TOGGLE="true", ANTHROPIC_API_KEY="sk-ant-0123456789")
