@@ -305,6 +305,13 @@ class Queue:
             timer.cancel()
         self._timers[key] = loop.call_at(due, self._due, key)
 
+    def add_around(self, key: Key, seconds: float) -> None:
+        """Queue a session after `seconds` or up to a tenth later, 5 seconds at most.
+
+        Two operators that wait for the same moment then rarely act at once: the second one sees what the first one did.
+        """
+        self.add_after(key, seconds + self._random.uniform(0, min(5.0, seconds / 10)))
+
     def retry(self, key: Key, at_least: float = 0.0) -> float:
         """Queue a session again after a back-off, and return the seconds until then (at least `at_least`)."""
         self._failures[key] += 1

@@ -509,7 +509,7 @@ class ReconcileWorker:
         if last.done:
             self._executor.index.drop(key, "session")
         elif last.recheck_in is not None:
-            self._queue.add_after(key, max(0.05, last.recheck_in))
+            self._queue.add_around(key, max(0.05, last.recheck_in))
 
     async def _execute(self, state: ObservedState, next_plan: Plan) -> None:
         for action in next_plan.actions:
