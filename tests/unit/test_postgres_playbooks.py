@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from midwatch.agent.first_aid import preliminary
 from midwatch.diagnosis_schema import DiagnosisOutput
 from midwatch.model import (
     Context,
@@ -168,3 +169,20 @@ def test_deadlock_without_its_log_lines_is_only_suspected() -> None:
     seen = context("database=d sessions=1 deadlocks=3")
     answer = note(seen, ticket("deadlocks", count=3))
     assert (answer.verdict, answer.confidence) == ("suspected", "low")
+
+
+def test_a_note_is_for_the_tickets_that_it_explains() -> None:
+    seen = context(
+        "root: blocks 2 sessions; pid 7: idle in transaction\npid 7: idle in transaction",
+        "root: blocks 1 session; pid 8: active\npid 8: active\npid 9: active",
+    )
+    tickets = [
+        ticket("idle_in_transaction", number=1, pid=7),
+        ticket("blocked_sessions", "a", number=2, blocker_pid=7),
+        ticket("blocked_sessions", "b", number=3, blocker_pid=8),
+        ticket("long_queries", number=4, pid=9),
+    ]
+    notes = preliminary(PLAYBOOKS, "postgres", tickets, seen)
+    assert [sorted(ids) for ids, _ in notes] == [[1, 2], [3], [4]]
+    assert ["pid 7" in output.root_cause for _, output in notes] == [True, False, False]
+    assert "pid 8" in notes[1][1].root_cause and "pid 9" in notes[2][1].root_cause

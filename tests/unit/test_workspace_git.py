@@ -205,4 +205,6 @@ def test_changes() -> None:
 
 def test_control_characters_become_visible() -> None:
     assert printable("a\x1b[2J\r\nb\rc\t") == "a\u241b[2J\r\nb\u240dc\t"
-    assert printable("if x\u200b: # \u202e\u2066é") == "if x<U+200B>: # <U+202E><U+2066>é"
+    assert (
+        printable("if x\u200b: # \u202e\u2066é") == "if x<U+200B>: # <U+202E><U+2066>é"
+    )

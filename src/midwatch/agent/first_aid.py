@@ -17,6 +17,8 @@ from midwatch.store.schema import evidence_document
 
 _TOKENS = 6000
 _CITED_CHARACTERS = 4000
+_NOTES = 20
+"""Notes of one playbook for one opening."""
 _WITH_EVIDENCE = 20
 """Tickets of one opening that keep the evidence itself; more copies would only take space."""
 
@@ -89,18 +91,27 @@ def preliminary(
     tickets: Sequence[Ticket],
     context: Context,
 ) -> list[tuple[list[int], DiagnosisOutput]]:
-    """Return the first aid of the playbooks with the tickets it is for; the rest get a general note."""
+    """Return the first aid of the playbooks with the tickets it is for; the rest get a general note.
+
+    A note is for the tickets that it explains. A playbook is asked again for those that it leaves.
+    """
     waiting = {ticket.id: ticket for ticket in tickets}
     notes: list[tuple[list[int], DiagnosisOutput]] = []
     for playbook in playbooks:
-        matching = [
-            ticket
-            for ticket in waiting.values()
-            if playbook.kind == kind and ticket.key.invariant in playbook.invariants
-        ]
-        output = playbook.first_aid(matching, context) if matching else None
-        if output is not None:
-            ids = [ticket.id for ticket in matching]
+        if playbook.kind != kind:
+            continue
+        for _ in range(_NOTES):
+            known = [
+                ticket
+                for ticket in waiting.values()
+                if ticket.key.invariant in playbook.invariants
+            ]
+            output = playbook.first_aid(known, context) if known else None
+            if output is None:
+                break
+            ids = [one.id for one in known if one.id in output.explained_tickets]
+            if not ids:
+                break
             notes.append((ids, output))
             for ticket_id in ids:
                 del waiting[ticket_id]

@@ -65,9 +65,11 @@ def _named(ticket: Ticket, prefix: str = "") -> str:
     return f"user {user}" + (f", application {application}" if application else "")
 
 
-@playbook("postgres", "blocked_sessions")
+@playbook("postgres", "blocked_sessions", "idle_in_transaction", "long_queries")
 def lock_pile_up(tickets: Tickets, context: Context) -> Note:
-    """Sessions wait for one that does not wait itself."""
+    """Sessions wait for one that does not wait itself; what else is known of that one belongs to it."""
+    if tickets[0].key.invariant != "blocked_sessions":
+        return None
     pid = integer_fact(tickets[0], "blocker_pid")
     if pid is None:
         return _prepared(tickets[0], context)
@@ -84,7 +86,11 @@ def _behind(ticket: Ticket, pid: int, tickets: Tickets, context: Context) -> Not
     else:
         does = f"is {text_fact(ticket, 'blocker_state', 'in an unknown state')}"
     return write_note(
-        [one for one in tickets if integer_fact(one, "blocker_pid") == pid],
+        [
+            one
+            for one in tickets
+            if pid in (integer_fact(one, "blocker_pid"), integer_fact(one, "pid"))
+        ],
         summary=f"{who} {does} and holds a lock that {count} session"
         f"{' waits' if count == 1 else 's wait'} for.",
         cause=f"{who} {does}; what it ran last: {text_fact(ticket, 'blocker_query', 'unknown')}",
