@@ -380,7 +380,7 @@ def test_a_pod_that_does_not_start_is_told_within_a_minute(
                 "status": {"phase": "Pending", "conditions": [GATED]},
             },
             "SchedulingGated",
-            "gates: example.com/quota (whoever set them",
+            "gates: example.com/quota (their controller",
             None,
         ),
         (

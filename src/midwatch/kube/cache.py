@@ -52,7 +52,7 @@ class SessionObjects:
         body: The session's resource; None if it was not observed yet, or if its session needs no more work.
         jobs: Its Jobs, by name.
         pods: Its pods, by name.
-        words: What the events of one of its objects said when they were last read.
+        words: What the events of one of its objects reported when they were last read.
     """
 
     body: Json | None = None
@@ -132,7 +132,7 @@ class Index:
         return key
 
     def put_words(self, key: Key, words: EventWords) -> None:
-        """Store what the events said, if the session is known."""
+        """Store what the events reported, if the session is known."""
         if known := self._known.get(key):
             known.words = words
 

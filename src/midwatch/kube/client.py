@@ -391,7 +391,7 @@ class Cluster:
         try:
             await self._call(
                 "create",
-                self._client.create(_EVENT(manifest)),
+                self._client.create(_KINDS["Event"](manifest)),
                 doing,
             )
         except Conflict:

@@ -444,7 +444,7 @@ STEERING_VARIABLES = (
     + ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ENDPOINT_URL_BEDROCK")
     + ("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", "CLOUD_ML_REGION")
 )
-"""Variables that steer the session's program, or whom it trusts, whoever sets them."""
+"""Variables that steer the session's program, or whom it trusts, from whatever source."""
 RESERVED_VARIABLES = tuple(
     sorted({v.name for v in RUNNER_VARIABLES if v.reserved} | {*STEERING_VARIABLES})
 )

@@ -45,7 +45,7 @@ class ObservedState:
             still managed.
         fresh: Whether everything was read for this plan, not taken from the cache.
         current: Whether the resource itself is up to date.
-        words: What the events said when they were last read.
+        words: What the events reported when they were last read.
     """
 
     resource: SessionResource
@@ -314,7 +314,7 @@ def _health_of_pod(
 
 def _unschedulable(pod: PodView) -> AttemptHealth:
     if pod.gates:
-        gates, hint = ", ".join(pod.gates), "whoever set them has to remove them"
+        gates, hint = ", ".join(pod.gates), "their controller has to remove them"
         text = f"{pod.message or 'scheduling is blocked'}: {gates} ({hint})"
         return AttemptHealth("failed", "SchedulingGated", text)
     if "persistentvolumeclaim" in pod.message.lower():
