@@ -1,19 +1,22 @@
-"""Sessions: what they add to the bare Agent SDK, to a plain append, and to a file that is polled."""
+"""Sessions: what they add to the bare Agent SDK and program, to a plain append, and to a file that is polled."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import os
 import random
+import shutil
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from claude_agent_sdk import ClaudeAgentOptions, ClaudeSDKClient
-
 from midwatch.session.agentic_session import AsyncAgenticSession
+from midwatch.session.claude_code import bundled_program
 from midwatch.session.events import (
     Event,
     Message,
@@ -24,49 +27,60 @@ from midwatch.session.events import (
     TurnStarted,
 )
 from midwatch.session.log import EventLog, EventReader
-from midwatch.testing.fakes import KEY, post, session_in
+from midwatch.testing.fakes import KEY, make_repository, post, run_git, session_in
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
 
-from .report import Row, against_bound, against_floor, paired, show
+from .report import Round, Row, against_bound, against_floor, paired, show
 
 ROUNDS = 7
 EVENTS = 100_000
 SAMPLE = 2_000
 MESSAGES = 21
+_MEASURE = "_processor_time.py"
 
 
 async def run() -> Sequence[Row]:
     """Return the rows. Takes about a minute."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        return [*await _start(root), *_log(root), await _mailbox(root)]
+        return [
+            *await _start(root),
+            *await _command(root),
+            *_log(root),
+            await _mailbox(root),
+        ]
 
 
 # ------------------------------------------------------------------ the first event
 
 
 async def _start(root: Path) -> list[Row]:
-    numbers = iter(range(1000))
+    folders = (root / f"first-{number}" for number in itertools.count())
     async with ScriptedMessagesAPI(Rule("Done.", tools=True)) as api:
 
-        async def ours() -> float:
-            session = _session(root, api, next(numbers))
-            began = time.perf_counter()
-            return await _first_event(session, began)
+        def side(name: str) -> Round:
+            async def once() -> float:
+                folder = next(folders)
+                folder.mkdir()
+                module = (sys.executable, "-m", "bench._first_event")
+                return await _printed(
+                    Path.cwd(), None, *module, name, str(folder), api.base_url
+                )
 
-        async def bare() -> float:
-            return await _bare(root / f"b{next(numbers)}", api.base_url)
+            return once
 
-        async def warm() -> float:
-            session = _session(root, api, next(numbers))
+        async def prepared() -> float:
+            folder = next(folders)
+            folder.mkdir()
+            session = session_in(folder, api)
             await session.prepare()
             return await _first_event(session, time.perf_counter())
 
-        mine, floor = await paired(ours, bare, ROUNDS)
-        ready = [await warm() for _ in range(ROUNDS)]
+        mine, floor = await paired(side("session"), side("query"), ROUNDS)
+        ready = [await prepared() for _ in range(ROUNDS)]
     return [
         against_floor(
-            "session: first event / bare SDK", mine * 1000, floor * 1000, 1.1
+            "session: first event / bare query()", mine * 1000, floor * 1000, 1.1
         ),
         against_bound(
             "session: first event, prepared program",
@@ -75,12 +89,6 @@ async def _start(root: Path) -> list[Row]:
             "ms",
         ),
     ]
-
-
-def _session(root: Path, api: ScriptedMessagesAPI, number: int) -> AsyncAgenticSession:
-    folder = root / f"s{number}"
-    folder.mkdir()
-    return session_in(folder, api)
 
 
 async def _first_event(session: AsyncAgenticSession, began: float) -> float:
@@ -92,34 +100,81 @@ async def _first_event(session: AsyncAgenticSession, began: float) -> float:
     return seconds
 
 
-async def _bare(root: Path, base_url: str) -> float:
-    """Return options that match those of Midwatch where they cost time, with a new folder for the program."""
-    config = root / "config"
-    config.mkdir(parents=True)
+async def _printed(cwd: Path, env: Mapping[str, str] | None, *command: str) -> float:
+    """Run a command in a process session of its own. Return the number that it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=cwd,
+        env=env,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    said, errors = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"{command} ended with {process.returncode}: {errors!r}")
+    return float(said)
+
+
+# ------------------------------------------------------------------ the command
+
+
+async def _command(root: Path) -> list[Row]:
+    """`midwatch session run` with a warm mirror against `claude -p` in a clone that is there: processor time of all
+    processes, with their start. Without a sandbox, and with the program's sandbox on both sides.
+    """
+    desk = root / "desk"
+    desk.mkdir()
+    remote = make_repository(root / "remote", {"main.py": "print('hi')\n"})
+    clone = root / "clone"
+    run_git(root, "clone", "-q", str(remote), str(clone))
+    async with ScriptedMessagesAPI(Rule("Done.", tools=True)) as api:
+        rows = [await _command_row(desk, clone, remote, api, sandbox=False)]
+        if all(map(shutil.which, ("bwrap", "socat"))):
+            rows.append(await _command_row(desk, clone, remote, api, sandbox=True))
+    return rows
+
+
+async def _command_row(
+    desk: Path, clone: Path, remote: Path, api: ScriptedMessagesAPI, *, sandbox: bool
+) -> Row:
+    (desk / "midwatch.yaml").write_text(
+        f"sessions:\n  folder: {desk}/state\n  cache_folder: {desk}/cache\n"
+        f"  sandbox: '{'on' if sandbox else 'off'}'\n"
+    )
     env = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": str(desk),
+        "LANG": "C.UTF-8",
         "ANTHROPIC_API_KEY": KEY,
-        "ANTHROPIC_BASE_URL": base_url,
-        "CLAUDE_CONFIG_DIR": str(config),
-        "HOME": str(root),
+        "ANTHROPIC_BASE_URL": api.base_url,
+    }
+    quiet = {
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "DISABLE_AUTOUPDATER": "1",
     }
-    options = ClaudeAgentOptions(
-        cwd=root,
-        env=env,
-        system_prompt={"type": "preset", "preset": "claude_code"},
-        permission_mode="acceptEdits",
-        setting_sources=[],
-        strict_mcp_config=True,
-        model="claude-sonnet-5-5",
+    measure = [sys.executable, "-I", "-S", str(Path(__file__).parent / _MEASURE)]
+    midwatch = str(Path(sys.executable).with_name("midwatch"))
+    asked = ["session", "run", "--prompt", "Hello.", "--repo", str(remote)]
+    program = [str(bundled_program()), "-p", "Hello.", "--model", "claude-sonnet-5-5"]
+    if sandbox:
+        wanted = {"enabled": True, "failIfUnavailable": True}
+        program += ["--settings", json.dumps({"sandbox": wanted})]
+    configs = (desk / f"config-{sandbox}-{number}" for number in itertools.count())
+
+    async def ours() -> float:
+        return await _printed(desk, env, *measure, midwatch, *asked)
+
+    async def bare() -> float:  # a new session has a new folder of the program too
+        config = {"CLAUDE_CONFIG_DIR": str(next(configs))}
+        return await _printed(clone, {**env, **quiet, **config}, *measure, *program)
+
+    mine, floor = await paired(ours, bare, ROUNDS)
+    name = "session run / claude -p, processor time"
+    return against_floor(
+        f"{name}, sandbox" if sandbox else name, mine * 1000, floor * 1000, 1.5
     )
-    began = time.perf_counter()
-    seconds = 0.0
-    async with ClaudeSDKClient(options) as client:
-        await client.query("Hello.")
-        async for _ in client.receive_response():
-            seconds = seconds or time.perf_counter() - began
-    return seconds
 
 
 # ------------------------------------------------------------------ the event log

@@ -1,4 +1,4 @@
-"""Replace files atomically, append to them, lock them, and sync them to the disk."""
+"""Open files that other processes may have replaced; replace, append to, lock and sync files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 
@@ -16,6 +17,90 @@ _FEW = 8
 """Up to so many calls of fsync cost less than flushing what all other processes have written."""
 _POLL = 0.02
 """Seconds between two tries for a lock that another process holds."""
+
+
+_SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+"""A symbolic link is not followed, and nothing that is opened can block: not a named pipe, not a file lease."""
+_PIECE = 1 << 20
+
+
+# ------------------------------------------------------------------ opening
+
+
+class UnusableFile(OSError):
+    """There is something else than a regular file at the path, or the file is too large. `strerror` says what."""
+
+
+def open_regular(
+    path: Path | str, flags: int = os.O_RDONLY, *, inside: int | None = None
+) -> int:
+    """Open a regular file, which another process may have replaced by anything, without blocking.
+
+    Args:
+        path: The file; a relative path is within the open folder `inside`.
+        flags: Those of open(2); a file that `O_CREAT` makes is for its owner alone.
+        inside: The descriptor of a folder.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        UnusableFile: It is a symbolic link, a named pipe, a device, a folder or a socket.
+        OSError: It cannot be opened.
+    """
+    with contextlib.suppress(FileNotFoundError):  # a device is not even opened
+        _check_regular(os.lstat(path) if inside is None else _stat_in(path, inside))
+    descriptor = os.open(path, flags | _SAFE, 0o600, dir_fd=inside)
+    try:
+        _check_regular(os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_regular(path: Path, most: int | None = None) -> bytes:
+    """Return the content of a regular file.
+
+    Args:
+        path: The file.
+        most: The largest size in bytes; None is no limit.
+
+    Raises:
+        UnusableFile: It is not a regular file, or is larger.
+        OSError: It cannot be read.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        data = file.read() if most is None else file.read(most + 1)
+    if most is not None and len(data) > most:
+        raise UnusableFile(errno.EINVAL, f"is larger than {most} bytes")
+    return data
+
+
+def is_regular(found: os.stat_result) -> bool:
+    """Return whether this is a regular file."""
+    return stat.S_ISREG(found.st_mode)
+
+
+def _check_regular(found: os.stat_result) -> None:
+    """Raise UnusableFile if this is not a regular file."""
+    if not is_regular(found):
+        what = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise UnusableFile(errno.EINVAL, f"is {what}, not a regular file")
+
+
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _stat_in(name: Path | str, folder: int) -> os.stat_result:
+    return os.stat(name, dir_fd=folder, follow_symlinks=False)
 
 
 # ------------------------------------------------------------------ writing
@@ -33,22 +118,60 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
         OSError: The old file is untouched; a file `.NAME.new` may be left beside it.
     """
     temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
+    write_new(temporary, data, 0o666, durable=durable)
     temporary.replace(path)
 
 
+def write_new(
+    path: Path, data: bytes, mode: int = 0o600, *, durable: bool = False
+) -> None:
+    """Write a new file in place of what is there, which is not followed or written to.
+
+    Args:
+        path: The file.
+        data: Its content.
+        mode: Its permissions, less those of the umask.
+        durable: Whether the content is on the disk when this returns.
+
+    Raises:
+        OSError: It cannot be written; there is a folder at the path.
+    """
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _SAFE
+    file = os.open(path, flags, mode)
+    try:
+        write_all(file, data)
+        if durable:
+            os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data` to an open file. Raises OSError; a part may be written then."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 def append(path: Path, data: bytes) -> None:
-    """Append `data` with one write; the file is made, for its owner alone, if it is missing. Raises OSError."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-    file = os.open(path, flags, 0o600)
+    """Append `data` with one write; the file is made, for its owner alone, if it is missing.
+
+    Raises UnusableFile for something else than a regular file, and OSError.
+    """
+    file = open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         os.write(file, data)
     finally:
         os.close(file)
+
+
+def copy_content(source: int, target: int) -> None:
+    """Write all of the open file `source`, from its beginning, to the open file `target`. Raises OSError."""
+    offset = 0
+    while piece := os.pread(source, _PIECE, offset):
+        write_all(target, piece)
+        offset += len(piece)
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -75,7 +198,7 @@ def try_lock(descriptor: int, *, shared: bool = False) -> bool:
 def is_locked(path: Path) -> bool:
     """Return whether another process holds the lock at `path`; false where there is no such file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_regular(path)
     except OSError:
         return False
     try:
@@ -114,7 +237,7 @@ async def locked(
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[int]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
         yield descriptor
     finally:
@@ -153,8 +276,7 @@ def with_descriptor(
     path: Path | str, use: Callable[[int], None], inside: int | None = None
 ) -> None:
     """Open a file or folder to sync it, a relative path within the open folder `inside`. Raises OSError."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, dir_fd=inside)
+    descriptor = os.open(path, os.O_RDONLY | _SAFE, dir_fd=inside)
     try:
         use(descriptor)
     finally:

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
 from html import escape
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -31,13 +32,21 @@ DEEPEST = 60
 _PASSES = 6  # a hidden value can uncover the one beside it; two passes are usual
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Shape:
-    """A secret's shape. A text that has it contains one of `hints` in lower case."""
+    """A secret's shape. A text that has it contains one of `hints` in lower case.
+
+    To compile all of them takes as long as many a command; most never meet a text with a hint.
+    """
 
     hints: tuple[str, ...]
-    pattern: re.Pattern[str]
+    source: str
     replace: Callable[[re.Match[str]], str]
+    flags: re.RegexFlag = re.NOFLAG
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        return re.compile(self.source, self.flags)
 
 
 def _marker(label: str) -> str:
@@ -66,9 +75,13 @@ _TOKENS: tuple[tuple[str, str, str], ...] = (  # label, hint, pattern
     ),
     ("aws-key-id", "akia", r"AKIA[A-Z0-9]{16}(?![A-Za-z0-9])"),
     ("aws-key-id", "asia", r"ASIA[A-Z0-9]{16}(?![A-Za-z0-9])"),
-    ("github-token", "gh", r"gh[pousr]_[A-Za-z0-9]{20,}+"),
+    ("github-token", "ghp_ gho_ ghu_ ghs_ ghr_", r"gh[pousr]_[A-Za-z0-9]{20,}+"),
     ("github-token", "github_pat_", r"github_pat_[A-Za-z0-9_]{20,}+"),
-    ("gitlab-token", "gl", r"gl(?:pat|ptt|dt|rt|cbt|soat|ft|agent)-[\w.-]{16,}+"),
+    (
+        "gitlab-token",
+        "glpat- glptt- gldt- glrt- glcbt- glsoat- glft- glagent-",
+        r"gl(?:pat|ptt|dt|rt|cbt|soat|ft|agent)-[\w.-]{16,}+",
+    ),
     ("slack-token", "xox", r"xox[a-z](?:\.[a-z]{4})?-[A-Za-z0-9-]{10,}+"),
     ("slack-token", "xapp-", r"xapp-[0-9]-[A-Za-z0-9-]{10,}+"),
     (
@@ -83,7 +96,7 @@ _TOKENS: tuple[tuple[str, str, str], ...] = (  # label, hint, pattern
     ("stripe-key", "whsec_", r"whsec_[A-Za-z0-9+/]{16,}+"),
     ("npm-token", "npm_", r"npm_[A-Za-z0-9]{30,}+"),
     ("pypi-token", "pypi-", r"pypi-AgE[\w-]{20,}+"),
-    ("vault-token", "hv", r"hv[sbr]\.[\w-]{20,}+"),
+    ("vault-token", "hvs. hvb. hvr.", r"hv[sbr]\.[\w-]{20,}+"),
     ("sendgrid-key", "sg.", r"SG\.[\w-]{16,64}\.[\w-]{16,}+"),
     ("huggingface-token", "hf_", r"hf_[A-Za-z0-9]{30,}+"),
     ("docker-token", "dckr_", r"dckr_[ps]at_[\w-]{20,}+"),
@@ -111,18 +124,18 @@ def _constant(label: str) -> Callable[[re.Match[str]], str]:
 
 
 def _token_shapes() -> Iterator[_Shape]:
-    for label, hint, pattern in _TOKENS:
+    for label, hints, pattern in _TOKENS:
         # Letters first, the lookbehind second: only then does the search skip ahead quickly.
         first = re.match(r"\[\w+\]|\w", pattern)
         assert first is not None
         ahead = rf"(?={first[0]}){_LEFT}{pattern}"
-        yield _Shape((hint,), re.compile(ahead, re.ASCII), _constant(label))
+        yield _Shape(tuple(hints.split()), ahead, _constant(label), re.ASCII)
 
 
 # ------------------------------------------------------------------ keys, addresses, headers
 
 _BREAK = r"\s|\\+[nr]"
-_PEM = re.compile(
+_PEM = (
     r"-----BEGIN (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"
     # Either all up to its end mark, or the beginning of a key that was cut.
     rf"(?:[^-]*+{_possessive('-(?!----)[^-]*+')}-----END [A-Z0-9 ]{{1,60}}-----"
@@ -132,7 +145,7 @@ _TO_AT = r"[^\s/?#@\"'<>]*+@"
 _WITH_SLASH = r"[^\s@/\"'<>]|/(?!/)"
 # The authority up to its last "@"; or, with a slash in the password, up to the next "@",
 # unless a port follows.
-_URL = re.compile(
+_URL = (
     rf"(://(?:{_MARKER}|(?!{_MARKER})[^\s/?#:@\"'<>]){{0,200}}:)"
     rf"(?:{_possessive(_TO_AT, 1)}(?<!:@)"
     rf"|(?!\d{{1,5}}[/?#]){_possessive(_WITH_SLASH, 1)}@)"
@@ -146,17 +159,17 @@ _ORDINARY = (
     r"|\$\{|\$\()"
 )
 _TO_VALUE = r"\\{0,8}[\"']?[ \t]{0,4}[:=][ \t]{0,4}\\{0,8}[\"']?"
-_AUTHORIZATION = re.compile(
+_AUTHORIZATION = (
     rf"([aA](?i:uthorization){_TO_VALUE})(?i:"
     rf"((?:bearer|basic|token|apikey|negotiate|ntlm)[ \t]{{1,4}}){_ORDINARY}[^\s\"'\\,;]++"
     r"|((?:digest|aws4-hmac-sha256)[ \t]{1,4})[^\r\n\"'\\]++"
     r"|(?=[\w.~+/-]{0,200}[0-9])[\w.~+/-]{12,}+={0,3})"
 )
-_BEARER = re.compile(
+_BEARER = (
     r"([bB](?<![\w-].)(?i:earer)[ \t]{1,4})(?=[\w.~+/-]{0,60}[0-9])[\w.~+/-]{8,}+={0,3}"
 )
-_BASIC = re.compile(r"([bB](?<![\w-].)(?i:asic)[ \t]{1,4})([A-Za-z0-9+/_-]{6,}+)={0,3}")
-_COOKIE = re.compile(rf"([cC](?i:ookie){_TO_VALUE})(?=[\w.-]{{1,80}}=)[^\r\n\"'\\]++")
+_BASIC = r"([bB](?<![\w-].)(?i:asic)[ \t]{1,4})([A-Za-z0-9+/_-]{6,}+)={0,3}"
+_COOKIE = rf"([cC](?i:ookie){_TO_VALUE})(?=[\w.-]{{1,80}}=)[^\r\n\"'\\]++"
 
 
 def _url(match: re.Match[str]) -> str:
@@ -210,12 +223,12 @@ _VALUE = (
     rf"|\w{{1,40}}\(\s{{0,3}}[eE]?'{_SINGLE}'?"  # crypt('…'
     rf"|(?![,;&|)}}\]])(?:(?<=[A-Za-z]=)|(?![\[{{(])){_PLAIN})"
 )
-_PAIR = re.compile(
+_PAIR = (
     rf"{_KEY}(?P<between>\\{{0,8}}[\"'`]?\s{{0,3}}(?:=>|:=|==?|:)\s{{0,3}}(?![=:])"
     r"|(?<=[dD])\s{1,3}(?=[eE]?')"  # ALTER ROLE … PASSWORD '…'
     rf"|>(?=[^<>\s]{{1,500}}</))(?i:{_ORDINARY}){_VALUE}"
 )
-_OPTION = re.compile(
+_OPTION = (
     rf"-(?<!\S-)-?(?:[A-Za-z0-9]{{1,20}}[_-]){{0,3}}{_KEY}"
     rf"(?P<between>[ \t]{{1,3}})(?!-)(?i:{_ORDINARY}){_VALUE}"
 )
@@ -300,8 +313,11 @@ class Redactor:
         )
         forms = {form for value in self._known for form in _forms(value)}
         self._forms = sorted(forms, key=lambda form: (-len(form), form))
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
         alternatives = "|".join(re.escape(form) for form in self._forms)
-        self._pattern = re.compile(f"({_MARKER})|{alternatives}")
+        return re.compile(f"({_MARKER})|{alternatives}")
 
     def with_known(self, *known: str) -> Redactor:
         """Return a redactor that also knows these values."""

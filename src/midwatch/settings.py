@@ -161,7 +161,9 @@ class GitCredentialSettings(Group):
     """A token for a Git host. The value itself is never in the file."""
 
     host: str = Field(
-        description="Scheme and host, such as https://github.com.", min_length=1
+        description="Scheme and host, such as https://github.com, and a path if the token is for one: "
+        "https://github.com/my-org.",
+        min_length=1,
     )
     username: str = Field(
         "x-access-token",

@@ -23,6 +23,7 @@ from midwatch.testing.messages_api import (
 )
 from midwatch.testing.postgres import PrivatePostgres
 
+from ..hostile import no_file, put
 from ..waiting import PATIENCE
 from .cli import in_store, midwatch, refused, said, said_json
 from .session_cli import (
@@ -31,6 +32,7 @@ from .session_cli import (
     events_of,
     make_desk,
     make_repositories,
+    only_session,
     started,
 )
 
@@ -191,6 +193,40 @@ def test_a_repository_that_cannot_be_is_one_line(
     assert says in line and "hunter2" not in line
     rows = said_json(desk, "session", "list")
     assert [row["phase"] for row in rows] == phases
+
+
+def test_a_session_that_loses_its_log_has_failed_and_a_mailbox_that_is_no_file_is_one_line(
+    tmp_path: Path,
+) -> None:
+    desk = make_desk(tmp_path)
+    app, _ = make_repositories(tmp_path)
+    sessions = desk / "state" / "sessions"
+    steps = [bash(f"rm {sessions}/*/outbox.jsonl"), "Done.", "Yes."]
+    with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
+        run = ("session", "run", "-r", app, "-p", "Clean up.")
+        ended = midwatch(desk, *run, env=asking(api))
+        assert ended.returncode == 1 and "Traceback" not in ended.stderr
+        assert "outbox.jsonl vanished while the session ran" in ended.stderr
+        id_ = only_session(desk)
+        assert "Failed: OutboxLost" in said(desk, "session", "list")
+        shown = said(desk, "session", "show", id_)
+        assert "vanished while the session ran" in shown
+        followed = said(desk, "session", "attach", id_, "--json")
+        assert events_of(followed)[-1]["reason"] == "OutboxLost"
+        again = ("session", "resume", id_, "-p", "Go on.")
+        said(desk, *again, env=asking(api))
+        assert said_json(desk, "session", "show", id_)["phase"] == "Completed"
+
+    put("pipe", sessions / id_ / "inbox.jsonl")
+    for command in (("send", id_, "Hi."), ("interrupt", id_), ("approve", id_, "r")):
+        line = refused(desk, "session", *command)
+        assert "inbox.jsonl: is a named pipe, not a regular file" in line
+    no_file(sessions / id_ / "outbox.jsonl")
+    put("device", sessions / id_ / "outbox.jsonl")
+    for command in (("approve", id_), ("attach", id_), ("resume", id_, "-p", "On.")):
+        line = refused(desk, "session", *command, env=asking(""))
+        assert "outbox.jsonl: is a symbolic link, not a regular file" in line
+    assert said_json(desk, "session", "show", id_)["phase"] == "Completed"
 
 
 def test_what_is_asked_wrongly_is_one_line(tmp_path: Path) -> None:

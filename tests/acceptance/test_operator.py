@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,15 @@ from typing import Any
 import jwt
 import pytest
 
+from midwatch.kube.cache import Index, Queue
 from midwatch.kube.client import Cluster
+from midwatch.kube.controller import ActionExecutor, ReconcileWorker
 from midwatch.kube.crd import crd
 from midwatch.kube.operator import Operator
 from midwatch.kube.rules import API_VERSION, FINALIZER, KIND
 from midwatch.kube.status import timestamp
-from midwatch.lifecycle import StopEvent
+from midwatch.lifecycle import StopEvent, SystemClock
+from midwatch.logs import quiet_log
 from midwatch.model import Json
 from midwatch.settings import KeyReference, OperatorSettings
 from tests.cluster import ApiServer, Refused, asking
@@ -652,3 +655,47 @@ async def test_the_process_is_killed_started_again_and_stopped(
     assert lines[0]["event"] == "operator started" and lines[0]["sessions"] == 2
     assert lines[-1] == lines[-1] | {"event": "operator stopped", "reason": "SIGTERM"}
     assert len(stand.server.objects.list("jobs")) == 2
+
+
+class _Interleaved:
+    """A cluster in which something happens once, between a list of Jobs and the next read."""
+
+    def __init__(
+        self, cluster: Cluster, between: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._cluster = cluster
+        self._between: Callable[[], Awaitable[None]] | None = between
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cluster, name)
+
+    async def list_jobs(self, namespace: str, session: str) -> list[Json]:
+        found = await self._cluster.list_jobs(namespace, session)
+        between, self._between = self._between, None
+        if between is not None:
+            await between()
+        return found
+
+
+async def test_the_job_that_another_operator_makes_between_two_reads_is_not_lost(
+    stand: Stand,
+) -> None:
+    stand.create("s")
+    stand.change("s", {"metadata": {"finalizers": [FINALIZER]}})
+    key = ("default", "s")
+
+    def worker(cluster: Any) -> ReconcileWorker:
+        index = Index()
+        index.put_session(stand.get("s"))
+        queue = Queue(1, 1)
+        clock = SystemClock()
+        executor = ActionExecutor(cluster, index, stand.settings, clock, quiet_log())
+        return ReconcileWorker(executor, queue)
+
+    async with Cluster.connect(stand.settings.kubeconfig, timeout=3) as cluster:
+        first = worker(cluster)
+        second = worker(_Interleaved(cluster, lambda: first.reconcile(key)))
+        await second.reconcile(key)
+    jobs = [job["metadata"]["name"] for job in stand.server.objects.list("jobs")]
+    assert jobs == ["s-run-1"]
+    assert stand.get("s")["status"]["attempt"] == 1

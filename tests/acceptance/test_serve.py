@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from midwatch.session.events import Phase, Prompt, ToolResult, TurnResult
+from midwatch.session.events import (
+    MailboxRejected,
+    Phase,
+    PhaseChanged,
+    Prompt,
+    ToolResult,
+    TurnResult,
+)
 from midwatch.session.mailbox import write_mail
 from midwatch.testing.fakes import git_server, run_git
 from midwatch.testing.messages_api import (
@@ -22,6 +29,7 @@ from midwatch.testing.messages_api import (
     unauthorized,
 )
 
+from ..hostile import HOSTILE, put
 from ..waiting import PATIENCE
 from .serve_pod import Pod
 from .session_cli import bash, make_repositories, until
@@ -201,6 +209,49 @@ def test_the_mailbox_of_an_interactive_session_and_its_idle_end(
             assert runner.process.wait(PATIENCE) == 0
         assert "Stopped: Idle" in runner.log.read_text()
     assert (pod.status().phase, pod.status().reason) == (Phase.STOPPED, "idle")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_an_inbox_that_is_no_file_does_not_hold_up_a_pod(
+    tmp_path: Path, repos: tuple[str, str], kind: str
+) -> None:
+    """It is told, and SIGTERM still ends the session."""
+    with ScriptedMessagesAPI(Rule(["Yes."], tools=True)) as api:
+        pod = Pod(tmp_path / "pod", api, repos)
+        put(kind, pod.state / "inbox.jsonl")
+        with pod.serving(INTERACTIVE="true", PROMPT="") as runner:
+            told = runner.until(MailboxRejected)
+            assert HOSTILE[kind] in told.why  # type: ignore[union-attr]
+            assert runner.end(signal.SIGTERM) == 0, runner.log.read_text()
+    assert pod.status().phase is Phase.STOPPED
+
+
+def test_a_pod_whose_session_replaces_its_own_log_fails(
+    tmp_path: Path, repos: tuple[str, str]
+) -> None:
+    outbox = tmp_path / "pod" / "session" / "outbox.jsonl"
+    steps = [bash(f"rm {outbox}; mkfifo {outbox}"), "Done."]
+    with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
+        pod = Pod(tmp_path / "pod", api, repos)
+        ended = pod.serve()
+    assert ended.returncode == 1
+    assert "Failed: OutboxLost" in ended.stderr + ended.stdout
+    assert (pod.status().phase, pod.status().reason) == (Phase.FAILED, "OutboxLost")
+    last = pod.events()[-1]
+    assert isinstance(last, PhaseChanged) and last.reason == "OutboxLost"
+
+
+def test_a_pod_whose_log_is_no_file_fails_and_says_why(
+    tmp_path: Path, repos: tuple[str, str]
+) -> None:
+    with ScriptedMessagesAPI(Rule(["Yes."], tools=True)) as api:
+        pod = Pod(tmp_path / "pod", api, repos)
+        put("pipe", pod.state / "outbox.jsonl")
+        ended = pod.serve()
+        assert api.calls == []
+    assert ended.returncode == 1
+    assert "a named pipe" in ended.stderr + ended.stdout
+    assert pod.status().reason == "FolderUnusable"
 
 
 def test_a_lost_pod_goes_on_where_it_was(

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from midwatch.session.agentic_session import AsyncAgenticSession
+from midwatch.session.errors import FolderUnusable, OutboxLost
 from midwatch.session.events import (
     Command,
     Event,
+    Failure,
     MailboxRejected,
     Phase,
     PhaseChanged,
@@ -18,10 +23,12 @@ from midwatch.session.events import (
     TurnResult,
 )
 from midwatch.session.log import EventReader, read_events
-from midwatch.session.mailbox import Inbox
-from midwatch.testing.fakes import collect, only, post, session_in
-from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
+from midwatch.session.mailbox import WHOLE_FILE, Inbox
+from midwatch.session.records import FolderRecords
+from midwatch.testing.fakes import collect, only, options, post, session_in
+from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
 
+from ..hostile import HOSTILE, no_file, put
 from ..waiting import PATIENCE
 
 
@@ -109,3 +116,242 @@ async def test_an_end_that_is_followed_by_more_ends_and_keeps_the_rest(
         post(session, "end_session", None, "e2")
         events = await collect(session, None)
     assert [r.prompt_id for r in only(events, TurnResult)] == ["m2"]
+
+
+# ------------------------------------------------------------------ something else than a file
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_an_inbox_that_is_no_file_is_told_once_and_the_session_goes_on(
+    tmp_path: Path, kind: str
+) -> None:
+    async with ScriptedMessagesAPI(Rule("Yes.", tools=True)) as api:
+        session = session_in(tmp_path, api, interactive=True)
+        inbox = session.folder.inbox
+        put(kind, inbox)
+        task = asyncio.create_task(collect(session, None))
+        reader = EventReader(session.folder.outbox)
+        await until(reader, MailboxRejected)
+        no_file(inbox)
+        write(session, message("m1", "One."))
+        await until(reader, TurnResult)
+        no_file(inbox)
+        put(kind, inbox)
+        await until(reader, MailboxRejected)
+        no_file(inbox)
+        write(session, message("m1", "One.") + message("m2", "/end"))
+        events = await asyncio.wait_for(task, PATIENCE)
+    told = only(events, MailboxRejected)
+    assert [one.offset for one in told] == [WHOLE_FILE, WHOLE_FILE]
+    assert {one.why for one in told} == {
+        f"{inbox}: is {HOSTILE[kind]}, not a regular file"
+    }
+    assert [prompt.id for prompt in only(events, Prompt)] == ["m1"]
+    assert (events[-1].phase, events[-1].reason) == (Phase.COMPLETED, "end_session")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_limits_and_stop_work_with_an_inbox_that_is_no_file(
+    tmp_path: Path, kind: str
+) -> None:
+    async with ScriptedMessagesAPI(Rule("Yes.", tools=True)) as api:
+        limited = options(limits={"mail_idle": 0.5})
+        session = session_in(tmp_path, api, interactive=True, options=limited)
+        put(kind, session.folder.inbox)
+        events = await asyncio.wait_for(collect(session, "Hi."), PATIENCE)
+        assert (events[-1].phase, events[-1].reason) == (Phase.STOPPED, "idle")  # type: ignore[union-attr]
+        assert [result.text for result in only(events, TurnResult)] == ["Yes."]
+
+        session = session_in(tmp_path, api, interactive=True)
+        task = asyncio.create_task(collect(session, None))
+        reader = EventReader(session.folder.outbox, after=events[-1].seq)
+        await until(reader, MailboxRejected)
+        session.stop("enough")
+        events = await asyncio.wait_for(task, PATIENCE)
+    assert (events[-1].phase, events[-1].reason) == (Phase.STOPPED, "enough")  # type: ignore[union-attr]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root reads every file")
+async def test_an_inbox_that_may_not_be_read_is_read_once_it_may(
+    tmp_path: Path,
+) -> None:
+    async with ScriptedMessagesAPI(Rule("Yes.", tools=True)) as api:
+        session = session_in(tmp_path, api, interactive=True)
+        write(session, message("m1", "/end"))
+        session.folder.inbox.chmod(0)
+        task = asyncio.create_task(collect(session, None))
+        await until(EventReader(session.folder.outbox), MailboxRejected)
+        session.folder.inbox.chmod(0o600)
+        events = await asyncio.wait_for(task, PATIENCE)
+    assert (events[-1].phase, events[-1].reason) == (Phase.COMPLETED, "end_session")  # type: ignore[union-attr]
+
+
+async def test_an_inbox_without_end_blocks_nothing(tmp_path: Path) -> None:
+    """A sparse file of a terabyte: one line that never ends."""
+    async with ScriptedMessagesAPI(Rule("Yes.", tools=True)) as api:
+        session = session_in(tmp_path, api, interactive=True)
+        write(session, message("m1", "One."))
+        os.truncate(session.folder.inbox, 1 << 40)
+        task = asyncio.create_task(collect(session, None))
+        reader = EventReader(session.folder.outbox)
+        await until(reader, MailboxRejected)
+        no_file(session.folder.inbox)
+        write(session, message("m1", "One.") + message("m2", "/end"))
+        events = await asyncio.wait_for(task, PATIENCE)
+    [told] = only(events, MailboxRejected)
+    assert "has a line of more than" in told.why
+    assert [result.prompt_id for result in only(events, TurnResult)] == ["m1"]
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_the_files_beside_the_inbox_do_not_end_the_session(
+    tmp_path: Path, kind: str
+) -> None:
+    """The cursor is found again by the ids of messages, and rejected lines are in the outbox."""
+    async with ScriptedMessagesAPI(Rule("Yes.", tools=True)) as api:
+        session = session_in(tmp_path, api, interactive=True)
+        for path in (session.folder.cursor, session.folder.rejected):
+            put(kind, path)
+            put(kind, path.with_name(f".{path.name}.new"))
+        write(session, b"rubbish\n" + message("m1", "One.") + message("m2", "/end"))
+        events = await asyncio.wait_for(collect(session, None), PATIENCE)
+    assert [one.why for one in only(events, MailboxRejected)] == ["not JSON"]
+    assert [result.text for result in only(events, TurnResult)] == ["Yes."]
+    assert (events[-1].phase, events[-1].reason) == (Phase.COMPLETED, "end_session")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_an_outbox_that_is_no_file_fails_the_session_at_its_start(
+    tmp_path: Path, kind: str
+) -> None:
+    async with ScriptedMessagesAPI(Rule("Yes.", tools=True)) as api:
+        session = session_in(tmp_path, api)
+        put(kind, session.folder.outbox)
+        with pytest.raises(FolderUnusable, match=HOSTILE[kind]):
+            await asyncio.wait_for(collect(session, "Hi."), PATIENCE)
+        assert api.calls == []
+    for status in (
+        session.status(),
+        FolderRecords(session.folder.path).load_status(),
+    ):
+        assert status is not None
+        assert (status.phase, status.reason) == (Phase.FAILED, "FolderUnusable")
+        assert status.error is not None and HOSTILE[kind] in status.error.message
+
+
+# ------------------------------------------------------------------ an outbox that is lost
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 10)
+
+
+def moved(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+
+
+def rewritten(path: Path) -> None:
+    """As an editor saves it."""
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    other.replace(path)
+
+
+CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "removed": (Path.unlink, "vanished"),
+    "moved": (moved, "vanished"),
+    "truncated": (truncated, "was truncated"),
+    "cut": (cut, "was truncated"),
+    "rewritten": (rewritten, "was replaced"),
+    **{
+        kind: (lambda path, kind=kind: (no_file(path), put(kind, path)), "was replaced")  # type: ignore[misc]
+        for kind in HOSTILE
+    },
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_lost_outbox_fails_the_run_and_its_readers_see_that(
+    tmp_path: Path, change: str
+) -> None:
+    act, words = CHANGES[change]
+    async with ScriptedMessagesAPI(Rule("Yes.", tools=True)) as api:
+        session = session_in(tmp_path, api, interactive=True)
+        outbox = session.folder.outbox
+        task = asyncio.create_task(collect(session, None))
+        reader, seen = EventReader(outbox), list[Event]()
+        write(session, message("m1", "One."))
+        async with asyncio.timeout(PATIENCE):
+            while not only(seen, TurnResult):
+                seen += reader.poll()
+                await asyncio.sleep(0.002)
+        act(outbox)
+        write(session, message("m2", "Two."))
+        with pytest.raises(OutboxLost, match=f"{words} while the session ran"):
+            await asyncio.wait_for(task, PATIENCE)
+        seen += reader.poll()
+        assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
+        assert isinstance(seen[-1], PhaseChanged)
+        assert (seen[-1].phase, seen[-1].reason) == (Phase.FAILED, "OutboxLost")
+        assert words in only(seen, Failure)[-1].message
+        left = list(read_events(outbox))
+        if change not in ("truncated", "cut"):  # the open file has all events
+            assert left == seen
+        assert left[-1] == seen[-1]
+        status = FolderRecords(session.folder.path).load_status()
+        assert status is not None and status == session.status()
+        assert (status.phase, status.reason) == (Phase.FAILED, "OutboxLost")
+
+        again = session_in(tmp_path, api)
+        events = await asyncio.wait_for(collect(again, "Go on."), PATIENCE)
+    assert events[0].seq == seen[-1].seq + 1
+    assert isinstance(events[-1], PhaseChanged)
+    assert (events[-1].phase, events[-1].run) == (Phase.COMPLETED, 2)
+
+
+@pytest.mark.parametrize("command", ["rm {outbox}", "find {folder} -delete"])
+async def test_a_session_that_removes_its_own_log_is_not_completed(
+    tmp_path: Path, command: str
+) -> None:
+    folder = tmp_path / "session"
+    removed = command.format(outbox=folder / "outbox.jsonl", folder=folder)
+    tool = Answer(tool_uses=[ToolUse("Bash", {"command": removed})])
+    async with ScriptedMessagesAPI(Rule([tool, "Done."], tools=True)) as api:
+        session = session_in(tmp_path, api)
+        events = list[Event]()
+        with pytest.raises(OutboxLost, match="vanished while the session ran"):
+            async with asyncio.timeout(PATIENCE):
+                async for event in session.execute("Clean up."):
+                    events.append(event)
+    assert isinstance(events[-1], PhaseChanged)
+    assert (events[-1].phase, events[-1].reason) == (Phase.FAILED, "OutboxLost")
+    assert session.status().phase is Phase.FAILED
+
+
+async def test_an_outbox_that_is_lost_while_nothing_happens_is_noticed(
+    tmp_path: Path,
+) -> None:
+    async with ScriptedMessagesAPI(Rule("Yes.", tools=True)) as api:
+        session = session_in(tmp_path, api, interactive=True)
+        task = asyncio.create_task(collect(session, "Hi."))
+        await until(EventReader(session.folder.outbox), TurnResult)
+        session.folder.outbox.unlink()
+        with pytest.raises(OutboxLost):
+            await asyncio.wait_for(task, PATIENCE)
+
+
+async def test_a_folder_that_is_moved_while_nothing_happens_is_noticed(
+    tmp_path: Path,
+) -> None:
+    async with ScriptedMessagesAPI(Rule("Yes.", tools=True)) as api:
+        session = session_in(tmp_path, api, interactive=True)
+        task = asyncio.create_task(collect(session, "Hi."))
+        await until(EventReader(session.folder.outbox), TurnResult)
+        session.folder.path.rename(tmp_path / "moved")
+        with pytest.raises(OutboxLost, match="vanished while the session ran"):
+            await asyncio.wait_for(task, PATIENCE)
+    assert session.status().phase is Phase.FAILED

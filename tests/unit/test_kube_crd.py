@@ -203,6 +203,18 @@ REPOS = {
     "a blank": [{"input": {"url": "https://git.example/a b"}}],
     "a line feed at the end": [{"input": {"url": URL + "\n"}}],
     "a password": [{"input": {"url": "https://me:secret@git.example/a"}}],
+    "a password after an address": [
+        {"input": {"url": "https://me@git.example:secret@git.example/a"}}
+    ],
+    "a password with a slash": [{"input": {"url": "https://me:sec/ret@git.example/a"}}],
+    "a password for ssh": [{"input": {"url": "ssh://me@x:secret@git.example/a"}}],
+    "a password without a scheme": [{"input": {"url": "me:secret@git.example:a"}}],
+    "a token as the user": [
+        {"input": {"url": "https://ghp_abcdefghij0123456789@github.com/a/b"}}
+    ],
+    "a long token as the user": [
+        {"input": {"url": f"https://{52 * 'a'}@dev.azure.com/o/p/_git/r"}}
+    ],
     "another protocol": [{"input": {"url": "ftp://git.example/a"}}],
     "an option as host": [{"input": {"url": "ssh://-oProxyCommand=x/a"}}],
     "an option as path": [{"input": {"url": "git@git.example:-x"}}],
@@ -300,6 +312,14 @@ ACCEPTED: list[dict[str, Any]] = [
     {"mainRepoIndex": 1, "repos": [{"input": {"url": f"{URL}{i}"}} for i in "ab"]},
     {"repos": [{"input": {"url": "git@git.example:team/app.git", "branch": "fix/ü"}}]},
     {"repos": [{"input": {"url": "ssh://git@git.example:2222/a"}}]},
+    {"repos": [{"input": {"url": "https://org@dev.azure.com/org/My%20P/_git/r"}}]},
+    {"repos": [{"input": {"url": "git@ssh.dev.azure.com:v3/org/My%20P/r"}}]},
+    {"repos": [{"input": {"url": "https://emma@bitbucket.example:8443/scm/~e/r"}}]},
+    {"repos": [{"input": {"url": "https://e%40x.org@bitbucket.org/e/r.git"}}]},
+    {"repos": [{"input": {"url": "ssh://git@bitbucket.example:7999/~e/r.git"}}]},
+    {"repos": [{"input": {"url": "ssh://git@ssh.github.com:443/o/r.git"}}]},
+    {"repos": [{"input": {"url": "ssh://e@x.org@source.example:2022/p/p/r/r"}}]},
+    {"repos": [{"input": {"url": "https://[fe80::1]:8443/a@b/r"}}]},
     {"repos": [{"input": {"url": "file:///srv/a.git"}, "output": {"branch": "out"}}]},
     {
         "repos": [

@@ -56,7 +56,7 @@ FULL = OperatorSettings(
     termination_grace=30.5,
 )
 
-LEFT_TO_SECRETS = {"GIT_TOKEN", "GIT_USERNAME"}
+LEFT_TO_SECRETS = {"GIT_TOKEN", "GIT_HOST", "GIT_USERNAME"}
 """Variables of the runner that the operator does not write: a secret of `spec.environment` may."""
 
 

@@ -666,6 +666,7 @@ class Operator:
             self.words = EventWords(action.kind, action.name, "FailedX: no", now)
             return
         self.cluster.act(action)
+        self.fresh = False
         # A write answers with what is there then.
         self.body, self.gone = self.cluster.body, self.cluster.gone
         if isinstance(action, do.Refresh):

@@ -46,7 +46,7 @@ def by_secret(**values: str) -> dict[str, str]:
 
 def test_no_key_of_a_secret_becomes_a_variable_of_the_runner() -> None:
     names = [*RESERVED_VARIABLES, *(f"{one}X" for one in RESERVED_PREFIXES)]
-    allowed = {"GIT_TOKEN", "ANTHROPIC_API_KEY"}
+    allowed = {"GIT_TOKEN", "GIT_HOST", "ANTHROPIC_API_KEY"}
     given = sorted_variables({**POD, **by_secret(**dict.fromkeys(names, "evil"))})
     assert {n for n, v in given.own.items() if v == "evil"} == allowed
     assert set(given.left_out) == set(names) - allowed

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,23 +13,52 @@ from claude_agent_sdk.testing import run_session_store_conformance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from midwatch.files import UnusableFile, is_locked, locked_if_free
+from midwatch.redaction import Redactor
+from midwatch.session.errors import FolderUnusable
 from midwatch.session.events import (
     Command,
     Event,
+    MailboxRejected,
+    Notice,
     Phase,
     PhaseChanged,
     Prompt,
     TurnResult,
     TurnStarted,
+    to_json,
 )
-from midwatch.session.log import read_ledger
-from midwatch.session.mailbox import MAX_LINE, Inbox, Mail, Rejected, parse_mail
+from midwatch.session.log import (
+    EventLog,
+    EventReader,
+    Journal,
+    SessionFolder,
+    append_line,
+    read_events,
+    read_json,
+    read_ledger,
+    replace_json,
+)
+from midwatch.session.mailbox import (
+    MAX_LINE,
+    MAX_REJECTED,
+    Inbox,
+    InboxConsumer,
+    Mail,
+    Rejected,
+    parse_mail,
+    write_mail,
+)
 from midwatch.session.transcripts import (
     FileTranscripts,
     read_entries,
     restore,
     turn_outcome,
 )
+from midwatch.workspace.errors import WorkspaceExists
+from midwatch.workspace.record import load_record
+
+from ..hostile import HOSTILE, put
 
 
 def line(id: str = "m", kind: str = "user_message", content: object = "Hi.") -> bytes:
@@ -38,8 +69,15 @@ def inbox(tmp_path: Path) -> Inbox:
     return Inbox(tmp_path / "inbox.jsonl", tmp_path / "inbox.cursor")
 
 
-def read(box: Inbox) -> list[str]:
+def poll_all(box: Inbox) -> list[Mail | Rejected]:
     found = box.poll()
+    while box.more:
+        found += box.poll()
+    return found
+
+
+def read(box: Inbox) -> list[str]:
+    found = poll_all(box)
     box.commit()
     return [item.id if isinstance(item, Mail) else f"! {item.why}" for item in found]
 
@@ -142,7 +180,7 @@ def test_a_huge_line_is_rejected_and_the_next_one_counts(tmp_path: Path) -> None
     assert read(box) == []
     with box.path.open("ab") as file:
         file.write(huge[5_000_000:] + line("next"))
-    first, second = box.poll()
+    first, second = poll_all(box)
     assert isinstance(first, Rejected) and isinstance(second, Mail)
     assert second.offset == len(huge)
 
@@ -152,6 +190,126 @@ def test_ten_thousand_messages(tmp_path: Path) -> None:
     wanted = [f"m{number}" for number in range(10_000)]
     box.path.write_bytes(b"".join(line(id) for id in wanted))
     assert read(box) == wanted
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_only_a_regular_file_is_opened(tmp_path: Path, kind: str) -> None:
+    """Each of these would block, follow the link, or read for ever."""
+    path, words = tmp_path / "file", f"is {HOSTILE[kind]}, not a regular file"
+    put(kind, path)
+    with pytest.raises(FolderUnusable, match=words):
+        Inbox(path, tmp_path / "cursor").poll()
+    with pytest.raises(FolderUnusable, match=words):
+        write_mail(path, id="m", kind="interrupt", content=None, timestamp="")
+    with pytest.raises(FolderUnusable, match=words):
+        EventLog(path)
+    with pytest.raises(FolderUnusable, match=words):
+        EventReader(path, after=3).poll()
+    with pytest.raises(FolderUnusable, match=words):
+        list(read_entries(path))
+    assert read_json(path) is None
+    assert not is_locked(path)
+    with pytest.raises(UnusableFile, match=words), locked_if_free(path):
+        pass
+    with pytest.raises(WorkspaceExists, match=words):
+        put(kind, tmp_path / "state" / "workspace.json")
+        load_record(tmp_path / "state")
+
+
+def test_a_file_is_replaced_past_what_lies_in_the_way(tmp_path: Path) -> None:
+    path, precious = tmp_path / "status.json", tmp_path / "precious"
+    precious.write_text("mine")
+    for kind in ("link", "hard link", "pipe", "socket"):
+        temporary = tmp_path / ".status.json.new"
+        if kind == "link":
+            temporary.symlink_to(precious)
+            path.symlink_to(precious)
+        elif kind == "hard link":
+            temporary.hardlink_to(precious)
+        else:
+            put(kind, temporary)
+        replace_json(path, {"kind": kind})
+        assert read_json(path) == {"kind": kind} and not path.is_symlink()
+    assert precious.read_text() == "mine"
+
+
+def test_a_rejected_line_is_kept_without_secrets_and_not_for_ever(
+    tmp_path: Path,
+) -> None:
+    secret = 'a "quoted" secret \n of two lines'
+    shape = f"sk-ant-api03-{'x' * 40}"
+    redactor = Redactor().with_known(secret)
+    folder = SessionFolder(tmp_path)
+    box = InboxConsumer("s", folder, redactor)
+    wrong = {"id": "", "type": "user_message", "content": secret}
+    lines = [
+        json.dumps(wrong).encode(),
+        f"{'. ' * 90}{shape}".encode(),  # the 200 characters of the event cut it
+        f"{'. ' * 24_995}{shape}{' .' * 300_000}".encode(),
+        f"{'. ' * 26_995}{shape}{' .' * 300_000}".encode(),
+    ]
+    folder.inbox.write_bytes(b"\n".join(lines) + b"\n")
+
+    async def read_all() -> list[Event]:
+        journal = Journal(folder, redactor, lambda: datetime.now(UTC))
+        while await box.read(journal, lambda mail: None):
+            pass
+        for number in range(300):
+            long = f"{number} {'x' * 60_000}\n".encode()
+            with folder.inbox.open("ab") as file:
+                file.write(long)
+        while await box.read(journal, lambda mail: None):
+            pass
+        journal.close()
+        return list(read_events(folder.outbox))
+
+    events = asyncio.run(read_all())
+    kept = folder.rejected.read_text()
+    for text in (kept, folder.outbox.read_text()):
+        assert not any(part in text for part in ("quoted", "sk-ant", "two lines"))
+    first = [json.loads(line) for line in kept.splitlines()[:4]]
+    assert first[0]["why"].startswith("id must be") and first[0]["offset"] == 0
+    assert all(len(one["line"]) <= 50_000 for one in first)
+    assert folder.rejected.stat().st_size <= MAX_REJECTED
+    rejected = [one for one in events if isinstance(one, MailboxRejected)]
+    assert len(rejected) == 304
+    assert [one.text for one in events if isinstance(one, Notice)] == [
+        f"{folder.rejected} is full: further lines are not kept there"
+    ]
+
+
+def test_a_reader_follows_a_truncated_or_replaced_outbox(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.jsonl"
+    reader = EventReader(path)
+
+    def log(*numbers: int) -> None:
+        for number in numbers:
+            data = to_json(Notice(seq=number, text=f"n{number}"))
+            append_line(path, json.dumps(data).encode() + b"\n")
+
+    def seen() -> list[int]:
+        return [event.seq for event in reader.poll()]
+
+    log(1, 2, 3)
+    assert seen() == [1, 2, 3]
+    os.truncate(path, 0)
+    assert seen() == []
+    log(4)
+    assert seen() == [4]
+    os.truncate(path, 0)
+    log(3, 4, 5, 6)  # longer than before
+    assert seen() == [5, 6]
+    path.rename(tmp_path / "moved")
+    assert seen() == []
+    log(*range(1, 9))
+    assert seen() == [7, 8]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FolderUnusable, match="a named pipe"):
+        reader.poll()
+    path.unlink()
+    log(8, 9)
+    assert seen() == [9]
 
 
 # ------------------------------------------------------------------ the ledger

@@ -168,15 +168,61 @@ def test_the_environment_is_built_not_inherited() -> None:
     ssh = git_variables(environment, parse_remote("git@h:x"), "ssh", 1, 1)
     assert ssh["SSH_AUTH_SOCK"] == "/s" and ssh["HOME"] == "/h"
     assert "SECRET" not in ssh and "GIT_DIR" not in ssh
+    assert ssh["GIT_SSH_COMMAND"].startswith("ssh -o 'UserKnownHostsFile=")
     local = git_variables(environment, None, "none", 1, 1)
     assert "SSH_AUTH_SOCK" not in local and local["HOME"] == "/nonexistent"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("ssh -i key", "ssh -i key -o BatchMode=yes"),
+        ("/usr/bin/ssh", "/usr/bin/ssh -o BatchMode=yes"),
+        ("plink -batch", "plink -batch"),  # it knows none of the options of OpenSSH
+    ],
+)
+def test_the_command_for_ssh(given: str, wanted: str) -> None:
+    environment = GitEnvironment.from_environ({"GIT_SSH_COMMAND": given})
+    remote = parse_remote("git@h:x")
+    found = git_variables(environment, remote, "ssh", 1, 1)["GIT_SSH_COMMAND"]
+    assert found.startswith(wanted) and ("-o" in found) == ("-o" in wanted)
+    submodules = git_variables(
+        environment, parse_remote("https://h/x"), "https:ssh", 1, 1
+    )
+    assert submodules["GIT_SSH_COMMAND"] == found
+    # What git connects to by itself stays within the protocols, and what git-lfs connects to as well.
+    for url in ("https://h/x", "/srv/x"):
+        other = git_variables(environment, parse_remote(url), "https", 1, 1)
+        assert other["GIT_SSH_COMMAND"] == "false"
+
+
+def test_each_token_has_a_scope_of_its_own_for_submodules() -> None:
+    tokens = ("https://a.example", "https://b.example", "https://a.example/team")
+    credentials = [Credential(one, f"hunter-{n}") for n, one in enumerate(tokens)]
+    environment = GitEnvironment(credentials=tuple(credentials))
+    remote = parse_remote("https://a.example/team/x")
+    one = git_variables(environment, remote, "https", 1, 1)
+    assert [v for v in one.values() if "hunter" in v] == ["hunter-2"]
+    assert environment.credential_for(parse_remote("https://a.example/teams/x")) == (
+        credentials[0]
+    )
+    found = git_variables(environment, remote, "https", 1, 1, all_credentials=True)
+    assert sorted(v for v in found.values() if "hunter" in v) == [
+        "hunter-0",
+        "hunter-1",
+        "hunter-2",
+    ]
+    keys = [v for k, v in found.items() if k.startswith("GIT_CONFIG_KEY_")]
+    helpers = [key for key in keys if key.endswith(".helper") and "://" in key]
+    assert helpers == [f"credential.{tokens[n]}.helper" for n in (2, 0, 1)]
 
 
 @pytest.mark.parametrize(
     ("scope", "token"),
     [
         ("github.com", "t"),
-        ("https://github.com/org", "t"),
+        ("https://me@github.com", "t"),
+        ("git@github.com:org", "t"),
         ("https://me:x@github.com", "t"),
         ("https://github.com", "a\nhost=evil"),
         ("https://github.com", ""),

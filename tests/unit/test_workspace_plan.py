@@ -100,7 +100,7 @@ def test_refused_urls(url: str) -> None:
     "url",
     [
         "https://me:hunter2@h/x",
-        "https://hunter2@h/x",
+        "https://hunter2:@h/x",
         "https://h/x?private_token=hunter2",
         "https://h/x#hunter2",
         "ssh://me:hunter2@h/x",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import os
 import sys
 import threading
@@ -228,6 +227,8 @@ def _address(settings: Settings, group: str) -> tuple[str, int] | None:
 
 def _request(name: str, host: str, port: int) -> None:
     """Request `/healthz`. Raises Unhealthy."""
+    import http.client  # takes 5 ms, which every command would pay
+
     connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
     try:
         connection.request("GET", "/healthz")

@@ -144,6 +144,10 @@ _TOKEN_MARGIN = timedelta(days=14)
 """Extra life of a content token: waits for a quota, a node, an image, or an operator that is down."""
 
 
+_READS = 5
+"""Reads of a session until two of them find the same version of its resource."""
+
+
 @dataclass(slots=True)
 class SessionCounts:
     """Sessions started, restarted and ended since the start of the operator; `ends` by phase and reason."""
@@ -211,11 +215,26 @@ class ActionExecutor:
         self.log.debug("done", session="/".join(key), action=type(action).__name__)
 
     async def _refresh(self, key: Key) -> None:
-        # The pods first, the resource last: a runner writes its status before it ends.
+        """Read all objects of a session as they were at one time.
+
+        No write to the resource may fall between the reads. Else a status can name a Job that another operator
+        created after the Jobs were read, and the attempt seems to be lost; or a pod has ended, and the
+        status that its runner wrote before is not seen.
+
+        Raises ClusterUnavailable if the resource changes with every read.
+        """
         before = self.index.snapshot(key)
-        pods = await self.cluster.list_pods(*key)
-        jobs = await self.cluster.list_jobs(*key)
-        body = await self.cluster.get_session(*key)
+        version = before.get(key, {}).get(("session", ""))
+        for _ in range(_READS):
+            pods = await self.cluster.list_pods(*key)
+            jobs = await self.cluster.list_jobs(*key)
+            body = await self.cluster.get_session(*key)
+            now = str(body["metadata"].get("resourceVersion"))
+            if now == version:
+                break
+            version = now
+        else:
+            raise ClusterUnavailable("the session changes while it is read")
         self.index.apply_list(before, {"session": [body], "job": jobs, "pod": pods})
 
     async def _read_events(self, key: Key, action: ReadEvents) -> None:
@@ -485,8 +504,9 @@ class ReconcileWorker:
     async def reconcile(self, key: Key) -> None:
         """Plan and execute until no action is left. Raises every error that stopped an action."""
         done: set[type[Action]] = set()
+        fresh = False
         for _ in range(ROUNDS):
-            state = self._observe(key, done)
+            state = self._observe(key, done, fresh)
             if state is None:
                 return
             next_plan = plan(state, self._executor.settings, self._executor.clock.now())
@@ -494,15 +514,20 @@ class ReconcileWorker:
                 return self._settled(key, next_plan)
             await self._execute(state, next_plan)
             done |= {type(action) for action in next_plan.actions}
+            # Other actions take time, in which another operator or a watch changes a part of the state.
+            fresh = isinstance(next_plan.actions[-1], Refresh)
         raise TemporaryError(f"the session does not settle within {ROUNDS} plans")
 
-    def _observe(self, key: Key, done: set[type[Action]]) -> ObservedState | None:
-        """Return the session's cached state. The actions done so far determine how current it is."""
+    def _observe(
+        self, key: Key, done: set[type[Action]], fresh: bool
+    ) -> ObservedState | None:
+        """Return the session's cached state; `fresh` if it was just read. The actions done show how current it is."""
         known = self._executor.index.get(key)
         if known is None:
             return None
-        # Adding the finalizer returned the current resource.
-        return known.observe(fresh=Refresh in done, current=AddFinalizer in done)
+        # Both return the current resource. The first attempt's Job cannot be created twice: its name is taken.
+        current = Refresh in done or AddFinalizer in done
+        return known.observe(fresh=fresh, current=current)
 
     def _settled(self, key: Key, last: Plan) -> None:
         self._queue.forget(key)

@@ -20,6 +20,7 @@ from midwatch.errors import SettingsError
 from midwatch.kube.rules import MAX_SECONDS
 from midwatch.model import Json
 from midwatch.session.options import Effort
+from midwatch.workspace.environment import PASSED_ON
 
 VARIABLE_PREFIX = "SESSION_VARIABLE_"
 """Prefix of the names of `spec.environment.variables`, which are for the session's program, not for the runner."""
@@ -353,9 +354,15 @@ class RunnerEnvironment:
     )
     git_token: str = _variable(
         TEXT,
-        "Token for the repositories' hosts over https.",
+        "Token for `GIT_HOST`; without that, for the https host of the repositories, which must be one.",
         _BY_SECRET,
         secret=True,
+        by_secret=True,
+    )
+    git_host: str = _variable(
+        TEXT,
+        "What `GIT_TOKEN` is for, such as https://github.com or https://github.com/my-org. No other host or path gets it.",
+        _BY_SECRET,
         by_secret=True,
     )
     git_username: str = _variable(
@@ -551,8 +558,12 @@ class PodVariables:
 
     @property
     def of_git(self) -> dict[str, str]:
-        """The environment of git: proxies, certificates and tokens; HOME and PATH are the pod's."""
-        return {**self.own, **self.secret, **self.literal}
+        """The environment of git: proxies, certificates and tokens; HOME and PATH are the pod's.
+
+        A resource has no say in where git connects, or what it trusts: a token could go elsewhere.
+        """
+        given = {**self.secret, **self.literal}
+        return {**self.own, **{k: v for k, v in given.items() if k not in PASSED_ON}}
 
 
 def sorted_variables(environ: Mapping[str, str]) -> PodVariables:

@@ -36,7 +36,13 @@ URL = (
     r"|([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9_][A-Za-z0-9._-]*:/?[!-,.0-9;-~][!-~]*)$"
 )
 """https, http, ssh, `git@host:path`, file or a local path; not an option or a remote helper such as ext::."""
-URL_WITH_CREDENTIALS = r"^https?://[^/]*@|^ssh://[^/@]*:[^/@]*@"
+URL_WITH_CREDENTIALS = (
+    r"^(https?|ssh)://([^/]*:[^/]*@|[^/@\[]*:[^/]*[^0-9/][^/]*/.*@)"
+    r"|^[^@/:]*:[^@/][^@]*@[^@/:]*:"
+    r"|^(https?://|ssh://)?(gh[opsur]_|github_pat_|gl(pat|dt|cbt|ptt)-|ATCTT|ATBB)[^/@]*@"
+    r"|^https?://[A-Za-z0-9_=-]{40,}@"
+)
+"""A password, also one with a slash, or a token in place of the user name. A user name alone is none."""
 BAD_BRANCH = (
     r"^[-/.]|[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)|[/.]$|^(@|HEAD)$"
 )

@@ -33,7 +33,8 @@ from midwatch.kube.status_writer import (
 from midwatch.lifecycle import Clock, StopEvent, SystemClock, first
 from midwatch.model import Json
 from midwatch.redaction import Redactor
-from midwatch.session.events import Phase
+from midwatch.session.errors import FolderUnusable
+from midwatch.session.events import Event, Phase
 from midwatch.session.log import read_events
 from midwatch.session.options import SessionOptions
 from midwatch.session.records import FolderRecords, SessionSpec
@@ -157,7 +158,7 @@ def _session_task(
     given = task.environment
     return SessionTask(
         id=task.identity.name,
-        prompt=lambda: next_prompt(read_events(places.folder.outbox), task.prompt),
+        prompt=lambda: next_prompt(_earlier_events(places), task.prompt),
         options=_options(task, dependencies.options),
         settings=dependencies.settings,
         access=task.access,
@@ -167,6 +168,14 @@ def _session_task(
         forked_from=given.resume_from or None,
         redactor=redactor,
     )
+
+
+def _earlier_events(places: PodPlaces) -> list[Event]:
+    """Return the events of earlier pods; none from an outbox that cannot be read, which ends the session."""
+    try:
+        return list(read_events(places.folder.outbox))
+    except FolderUnusable:
+        return []
 
 
 def _options(task: PodTask, options: SessionOptions) -> SessionOptions:

@@ -242,20 +242,35 @@ def _content(given: RunnerEnvironment) -> ContentAccess | None:
 def _credentials(
     given: RunnerEnvironment, repos: tuple[Repo, ...]
 ) -> tuple[Credential, ...]:
-    """Return the token for the https hosts of the resource's repositories, and for no other host."""
-    token, username = given.git_token, given.git_username
-    if not token:
+    """Return the token with what it is for: GIT_HOST, else the one https host of the resource's repositories."""
+    if not given.git_token:
         return ()
+    scope = given.git_host or _only_host(repos)
+    if not scope:
+        return ()
+    try:
+        scope = scope if "://" in scope else f"https://{scope}"
+        return (Credential(scope, given.git_token, given.git_username),)
+    except MidwatchError as error:
+        path = "GIT_HOST" if given.git_host else "GIT_TOKEN"
+        raise SettingsError(error.message, path=path, hint=error.hint) from None
+
+
+def _only_host(repos: tuple[Repo, ...]) -> str:
+    """Return the https host of the repositories, empty without one. Raises SettingsError if there are more."""
     places = [one for repo in repos for one in (repo.input, repo.output) if one]
     try:
         remotes = [parse_remote(place.url) for place in places if place.url]
-        hosts = {remote.host for remote in remotes if remote.scheme == "https"}
-        return tuple(
-            Credential(f"https://{host}", token, username) for host in sorted(hosts)
-        )
     except MidwatchError as error:
-        path = "GIT_TOKEN" if "token" in error.message else "REPOS_JSON"
-        raise SettingsError(error.message, path=path, hint=error.hint) from None
+        raise SettingsError(error.message, path="REPOS_JSON", hint=error.hint) from None
+    hosts = sorted({remote.host for remote in remotes if remote.scheme == "https"})
+    if len(hosts) > 1:
+        raise SettingsError(
+            f"may be for one of {len(hosts)} hosts: {', '.join(hosts)}",
+            path="GIT_TOKEN",
+            hint="add GIT_HOST to its secret, such as https://github.com",
+        )
+    return hosts[0] if hosts else ""
 
 
 REFUSE_WITHIN = 20.0

@@ -23,7 +23,7 @@ from midwatch.lifecycle import Clock, SystemClock, first
 from midwatch.model import Usage
 from midwatch.redaction import Redactor
 from midwatch.session.claude_code import ProgramPaths
-from midwatch.session.errors import FolderUnusable, SessionBusy
+from midwatch.session.errors import DiskFull, FolderUnusable, SessionBusy
 from midwatch.session.events import Event, Failure, ModelUsage, Phase
 from midwatch.session.log import SessionFolder, default_sessions, read_events
 from midwatch.session.options import (
@@ -44,7 +44,7 @@ from midwatch.session.records import (
     new_session_id,
 )
 from midwatch.session.run import Run, RunConfig
-from midwatch.session.status import SessionStatus, fold
+from midwatch.session.status import SessionStatus, failed, fold
 from midwatch.session.translate import InterruptRequested
 from midwatch.workspace.inspect import RepoState, inspect_workspace
 from midwatch.workspace.record import Workspace, load_record
@@ -303,7 +303,12 @@ class AsyncAgenticSession:
         """Return the current status."""
         if self._run is not None:
             return self._run.journal.status
-        logged = fold(SessionStatus(), read_events(self.folder.outbox))
+        try:
+            logged = fold(SessionStatus(), read_events(self.folder.outbox))
+        except FolderUnusable:
+            if not self._last_status.run:
+                raise
+            logged = SessionStatus()
         # On a full disk, the end of a run is not in the log.
         return max(self._last_status, logged, key=lambda status: status.last_seq)
 
@@ -311,11 +316,24 @@ class AsyncAgenticSession:
         """Return the run that `prepare` has started, or a new one."""
         if self._run is None:
             run = Run(self._config)
-            await run.open()
+            try:
+                await run.open()
+            except (DiskFull, FolderUnusable) as error:
+                if not run.opened:
+                    await self._record_failure(error)
+                raise
             self._run = run
             if self._stop_reason:
                 run.stop(self._stop_reason)
         return self._run
+
+    async def _record_failure(self, error: MidwatchError) -> None:
+        """Record a run that could not be logged as Failed."""
+        config = self._config
+        before = FolderRecords(self.folder.path).load_status() or self._last_status
+        self._last_status = failed(before, error, config.clock.now())
+        with contextlib.suppress(MidwatchError):
+            await config.records.save_status(self.id, self._last_status)
 
     async def _end_run(self, run: Run, reason: str) -> None:
         task, self._task, self._run = self._task, None, None

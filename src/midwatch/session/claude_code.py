@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
 import shlex
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections import deque
@@ -47,7 +49,8 @@ from claude_agent_sdk import (
 )
 from claude_agent_sdk.types import CanUseTool, SessionStore
 
-from midwatch.lifecycle import cancel
+from midwatch.files import UnusableFile, read_regular, write_new
+from midwatch.lifecycle import cancel, set_nondumpable
 from midwatch.session.events import ModelUsage
 from midwatch.session.log import map_disk_error
 from midwatch.session.options import SessionOptions
@@ -67,6 +70,7 @@ logging.getLogger("claude_agent_sdk").addHandler(logging.NullHandler())
 
 GRACE = 1.0
 """Seconds between SIGTERM and SIGKILL for the program; it takes some 20 ms where nothing hangs."""
+_MAX_RECORD = 10_000  # bytes
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
@@ -100,12 +104,14 @@ class Launcher:
     ) -> Iterator[None]:
         """Let `script` be started, once, while the block runs. Raises DiskFull and FolderUnusable.
 
-        The MCP servers' settings may hold tokens: they are in a file, not among the arguments.
+        The MCP servers' settings may hold tokens: they are in a file, not among the arguments. This process has
+        the key: from now on its memory and environment are closed to the program, which runs as the same user.
         """
+        set_nondumpable()
         try:
             self._write(program, env)
-            self.mcp_servers.touch(mode=0o600)
-            self.mcp_servers.write_text(json.dumps({"mcpServers": dict(servers)}))
+            settings = json.dumps({"mcpServers": dict(servers)})
+            write_new(self.mcp_servers, settings.encode())
             pipe = self._open_pipe(key)
         except OSError as error:
             raise map_disk_error(error, self.plan) from error
@@ -127,29 +133,42 @@ class Launcher:
             *(f"{name}={value}" for name, value in env.items()),
         ]
         plan = "".join(f"{text}\0" for text in texts)
-        self.plan.write_bytes(plan.encode("utf-8", "surrogateescape"))
-        self.plan.chmod(0o600)
+        write_new(self.plan, plan.encode("utf-8", "surrogateescape"))
         words = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(self.plan)]
         command = " ".join(shlex.quote(word) for word in words)
-        self.script.write_text(f'#!/bin/sh\nexec /usr/bin/env -i {command} "$@"\n')
-        self.script.chmod(0o700)
+        script = f'#!/bin/sh\nexec /usr/bin/env -i {command} "$@"\n'
+        write_new(self.script, script.encode(), 0o700)
 
     def _open_pipe(self, key: str) -> int:
         """Return the pipe with the key in it. The key stays there until it is read or the pipe is closed."""
         self.key_pipe.unlink(missing_ok=True)
         os.mkfifo(self.key_pipe, 0o600)
-        pipe = os.open(self.key_pipe, os.O_RDWR | os.O_CLOEXEC)
-        os.write(pipe, f"{key}\n".encode())
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        pipe = os.open(self.key_pipe, flags)
+        line = bytearray(key.encode() + b"\n")
+        try:
+            if not stat.S_ISFIFO(os.fstat(pipe).st_mode):
+                raise OSError(errno.EINVAL, "the pipe for the key was replaced")
+            os.write(pipe, line)
+        except OSError:
+            os.close(pipe)
+            raise
+        finally:
+            line[:] = bytes(len(line))
         return pipe
 
     def processes(self) -> list[int]:
         """Return the pids of the program and of its supervisor, of those that still run."""
         try:
-            lines = self.record.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
+            lines = read_regular(self.record, _MAX_RECORD).decode().splitlines()
+        except (FileNotFoundError, UnusableFile, UnicodeDecodeError):
             return []
         listed = [line.partition(" ") for line in lines]
-        return [int(pid) for pid, _, at in listed if at and start_time(int(pid)) == at]
+        return [
+            int(pid)
+            for pid, _, at in listed
+            if pid.isdigit() and at and start_time(int(pid)) == at
+        ]
 
     def terminate(self) -> None:
         """Ask the supervisor to end the program now."""

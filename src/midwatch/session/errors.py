@@ -25,6 +25,7 @@
     ├── ProgramRefused        the program does not start with these options
     ├── SandboxUnavailable    a sandbox is required and not available
     ├── FolderUnusable        the session's folder cannot be written
+    ├── OutboxLost            another process removed, replaced or truncated the outbox while the session ran
     ├── LineTooLong           a line of the program's output is over the limit
     └── SessionBusy           another runner works on this session
 
@@ -179,6 +180,12 @@ class FolderUnusable(PermanentError):
     """The session's folder cannot be used."""
 
     hint = "check the folder and its permissions"
+
+
+class OutboxLost(PermanentError):
+    """Another process removed, replaced or truncated the session's outbox while the session ran."""
+
+    hint = "find out what changes the session's folder, then resume the session"
 
 
 class SessionBusy(Conflict):

@@ -7,14 +7,15 @@ Times are aware and in UTC, durations are seconds, costs are US dollars.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.model import Json, Usage
@@ -215,7 +216,10 @@ class Command(_Base):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailboxRejected(_Base):
-    """A line of the inbox is not valid; it was appended to `inbox.rejected.jsonl`."""
+    """A line of the inbox is not valid; it was appended to `inbox.rejected.jsonl`.
+
+    The offset -1 stands for the inbox itself: it is not a regular file, or cannot be read.
+    """
 
     type: Literal["mailbox_rejected"] = "mailbox_rejected"
     offset: int
@@ -262,21 +266,30 @@ Event = (
     | Notice
 )
 
-_ADAPTER: TypeAdapter[Event] = TypeAdapter(
-    Annotated[Event, Field(discriminator="type")]
-)
+_TYPES: Mapping[str, type[Event]] = {
+    kind.__dataclass_fields__["type"].default: kind for kind in get_args(Event)
+}
+
+
+@functools.cache
+def _adapter(name: str) -> TypeAdapter[Event]:
+    """Return the adapter for one type of events. Each takes time to build, and a session has few types."""
+    return TypeAdapter(_TYPES[name])
 
 
 def to_json(event: Event) -> Json:
     """Return an event as plain data."""
-    data: Json = _ADAPTER.dump_python(event, mode="json")
+    data: Json = _adapter(event.type).dump_python(event, mode="json")
     return data
 
 
 def from_json(data: Mapping[str, Any]) -> Event:
     """Return the event in plain data. Raises ValueError for other data."""
+    name = data.get("type")
+    if not isinstance(name, str) or name not in _TYPES:
+        raise ValueError(f"not an event: its type is {str(name)[:80]!r}")
     try:
-        return _ADAPTER.validate_python(data)
+        return _adapter(name).validate_python(data)
     except ValidationError as error:
         raise ValueError(f"not an event: {error.errors()[0]['msg']}") from None
 

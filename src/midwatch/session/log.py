@@ -24,10 +24,25 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.errors import MidwatchError
-from midwatch.files import append, is_disk_full, locked_if_free, replace_file
+from midwatch.files import (
+    UnusableFile,
+    append,
+    copy_content,
+    is_disk_full,
+    locked_if_free,
+    open_regular,
+    read_regular,
+    replace_file,
+)
 from midwatch.model import keepable
 from midwatch.redaction import Redactor
-from midwatch.session.errors import DiskFull, FolderUnusable, RunnerCrashed, SessionBusy
+from midwatch.session.errors import (
+    DiskFull,
+    FolderUnusable,
+    OutboxLost,
+    RunnerCrashed,
+    SessionBusy,
+)
 from midwatch.session.events import (
     Command,
     Event,
@@ -48,6 +63,8 @@ from midwatch.workspace.environment import default_home
 MAX_LINE = 1_000_000
 """Bytes of one line; in a longer event the texts are cut."""
 _CHUNK = 65536
+_MAX_RECORD = 64 << 20  # bytes of a small file
+_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _UNREDACTED = ("type", "seq", "at")  # fields without text from outside
 _TEXT_LIMITS = (200_000, 20_000, 2_000, 200, 20)  # characters; tried in turn
 
@@ -57,7 +74,13 @@ class EventLog:
 
     `seq` continues from the last event. An incomplete last line is ended with a newline, and every
     reader skips it. Raises DiskFull and FolderUnusable.
+
+    Before every append the file at the path is compared with the open one. If another process has removed,
+    replaced or truncated it, `lost` is the error. What is left of the events is then in a new file, which the
+    next events go to, so that readers see how the run ended.
     """
+
+    lost: OutboxLost | None = None
 
     def __init__(
         self,
@@ -69,14 +92,18 @@ class EventLog:
         self._redactor = redactor or Redactor()
         self._now = now
         try:
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            self._file = os.open(path, flags, 0o600)
+            self._file = open_regular(path, _APPEND)
         except OSError as error:
             raise map_disk_error(error, path) from error
+        self._size = os.fstat(self._file).st_size
         self.last_seq, self._torn = _last_event(self._file)
 
     def append(self, event: Event) -> Event:
-        """Log an event. Return it as it was logged: redacted, with its `seq` and time."""
+        """Log an event. Return it as it was logged: redacted, with its `seq` and time.
+
+        Raises OutboxLost if the file is lost and no new one can be made.
+        """
+        self.check()
         numbered = replace(event, seq=self.last_seq + 1, at=self._now())
         data = to_json(numbered)
         plain = {name: data.pop(name) for name in _UNREDACTED}
@@ -86,15 +113,66 @@ class EventLog:
         self.last_seq += 1
         return from_json(json.loads(line))
 
+    def check(self) -> None:
+        """Set `lost` if another process has changed the file. Raises OutboxLost if no new one can be made."""
+        why = self._change()
+        if not why:
+            return
+        self.lost = self.lost or OutboxLost(f"{self.path} {why} while the session ran")
+        try:
+            self._start_again()
+        except OSError as error:
+            self.lost = OutboxLost(
+                f"{self.path} {why} while the session ran, and no new one can be made: {error.strerror}"
+            )
+            raise self.lost from error
+
     def close(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
+    def _change(self) -> str:
+        """Return what another process has done to the file; empty if nothing, or if that is unknown."""
+        try:
+            found = os.lstat(self.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return "vanished"
+        except OSError:
+            return ""
+        if not os.path.samestat(found, os.fstat(self._file)):
+            return "was replaced"
+        if found.st_size < self._size:
+            return "was truncated"
+        self._size = found.st_size
+        return ""
+
+    def _start_again(self) -> None:
+        """Continue in what is left of a truncated file, or else in a new file with the events so far.
+
+        What another process has put at the path is renamed, not removed.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if not os.path.samestat(os.lstat(self.path), os.fstat(self._file)):
+                stem, suffix = self.path.stem, self.path.suffix
+                aside = f"{stem}.replaced-{self.last_seq}{suffix}"
+                self.path.rename(self.path.with_name(aside))
+        file = open_regular(self.path, _APPEND)
+        if not os.path.samestat(os.fstat(file), os.fstat(self._file)):
+            try:
+                copy_content(self._file, file)
+            except OSError:
+                os.close(file)
+                raise
+        os.close(self._file)
+        self._file, self._size = file, os.fstat(file).st_size
+        self._torn = bool(self._size) and os.pread(file, 1, self._size - 1) != b"\n"
+
     def _write(self, data: bytes) -> None:
         try:
             while data:
                 written = os.write(self._file, data)
+                self._size += written
                 data = data[written:]
                 self._torn = bool(data)
         except OSError as error:
@@ -155,19 +233,26 @@ def map_disk_error(error: OSError, path: Path) -> MidwatchError:
 
 
 class EventReader:
-    """Reads an outbox from the first event after sequence number `after`, while it grows."""
+    """Reads an outbox from the first event after sequence number `after`, while it grows.
+
+    A truncated or replaced file is read from its beginning; events that were read before are left out.
+    """
 
     def __init__(self, path: Path, after: int = 0) -> None:
         self.path = path
         self.last_seq = after
         self._offset = _offset_after(path, after)
+        self._inode: int | None = None
 
     def poll(self, limit: int = 10_000) -> list[Event]:
-        """Return the next events, at most `limit`; none while there is nothing new or no file."""
+        """Return the next events, at most `limit`; none while there is nothing new or no file.
+
+        Raises FolderUnusable for something else than a file, and for a file that cannot be read.
+        """
         events: list[Event] = []
         try:
-            with self.path.open("rb") as file:
-                file.seek(self._offset)
+            with os.fdopen(open_regular(self.path), "rb") as file:
+                file.seek(self._place(file.fileno()))
                 while len(events) < limit:
                     line = file.readline()
                     if not line.endswith(b"\n"):
@@ -179,11 +264,23 @@ class EventReader:
                         events.append(event)
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise map_disk_error(error, self.path) from error
         return events
+
+    def _place(self, file: int) -> int:
+        """Return where to read on: after the last line that was read, or at the beginning of another file."""
+        before, self._inode = self._inode, os.fstat(file).st_ino
+        same = before is None or before == self._inode
+        offset = self._offset
+        # An offset behind the end reads as nothing.
+        if offset and not (same and os.pread(file, 1, offset - 1) == b"\n"):
+            self._offset = 0
+        return self._offset
 
 
 def read_events(path: Path, after: int = 0) -> Iterator[Event]:
-    """Yield the events of an outbox that come after sequence number `after`."""
+    """Yield the events of an outbox that come after sequence number `after`. Raises FolderUnusable."""
     reader = EventReader(path, after)
     while events := reader.poll():
         yield from events
@@ -197,7 +294,7 @@ def _offset_after(path: Path, after: int) -> int:
     if after <= 0:
         return 0
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular(path), "rb") as file:
             low, high = 0, file.seek(0, os.SEEK_END)
             while high - low > _CHUNK:
                 middle = (low + high) // 2
@@ -209,7 +306,7 @@ def _offset_after(path: Path, after: int) -> int:
                 else:
                     low = line_start
             return low
-    except FileNotFoundError:
+    except OSError:  # `poll` raises it
         return 0
 
 
@@ -229,10 +326,10 @@ def replace_json(path: Path, data: Any, *, durable: bool = False) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON in a file; None if there is no file or no JSON in it."""
+    """Return the JSON in a file; None if there is no regular file or no JSON in it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return json.loads(read_regular(path, _MAX_RECORD))
+    except (FileNotFoundError, UnusableFile, ValueError):
         return None
 
 
@@ -398,23 +495,42 @@ class Journal:
             self._apply(event)
         self._now = now
         self._log = EventLog(folder.outbox, redactor, now)
+        self._told = False
 
     def emit(self, event: Event) -> Event:
-        """Log an event and pass it on. Raises DiskFull and FolderUnusable, and then passes nothing on."""
-        logged = self._log.append(event)
-        self._apply(logged)
-        self.stream.put_nowait(logged)
+        """Log an event and pass it on.
+
+        Raises:
+            DiskFull, FolderUnusable: It was not logged, and is not passed on.
+            OutboxLost: Another process has changed the file; raised once, after the event is passed on.
+        """
+        logged = self._add(event)
+        if self._log.lost is not None and not self._told:
+            self._told = True
+            raise self._log.lost
         return logged
 
     def emit_last(self, event: Event) -> Event:
-        """As `emit`, but on a full disk the event still reaches the stream and the status."""
+        """As `emit`, but an event that cannot be logged still reaches the stream and the status."""
         try:
-            return self.emit(event)
-        except DiskFull:
+            return self._add(event)
+        except MidwatchError:
             unlogged = replace(event, seq=self._log.last_seq + 1, at=self._now())
             self._apply(unlogged)
             self.stream.put_nowait(unlogged)
             return unlogged
+
+    def lost(self) -> OutboxLost | None:
+        """Return the error if another process has changed the file of the log."""
+        with contextlib.suppress(OutboxLost):
+            self._log.check()
+        return self._log.lost
+
+    def _add(self, event: Event) -> Event:
+        logged = self._log.append(event)
+        self._apply(logged)
+        self.stream.put_nowait(logged)
+        return logged
 
     def close_crashed_run(self) -> bool:
         """Log the end of an earlier run that logged none. Return whether there was one."""
@@ -433,12 +549,19 @@ class Journal:
 
     def end_run(
         self, phase: Phase, reason: str, error: MidwatchError | None = None
-    ) -> None:
-        """Log the error and the terminal phase of the run, as `emit_last` does."""
+    ) -> MidwatchError | None:
+        """Log the error and the terminal phase of the run, as `emit_last` does.
+
+        Return the error. A run whose outbox was lost is Failed.
+        """
+        lost = self.lost()
+        if error is None and lost is not None:
+            phase, reason, error = Phase.FAILED, type(lost).__name__, lost
         if error is not None:
             self.emit_last(failure(error))
         run = self.ledger.run
         self.emit_last(PhaseChanged(phase=phase, run=run, reason=reason))
+        return error
 
     def close(self) -> None:
         self._log.close()

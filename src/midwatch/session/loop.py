@@ -223,8 +223,10 @@ class Loop:
 
     async def close(self) -> None:
         """Deny pending permissions and cancel background tasks."""
-        self._deny_pending()
-        await cancel(*self._tasks)
+        try:
+            self._deny_pending()
+        finally:
+            await cancel(*self._tasks)
 
     # -------------------------------------------------------------- permissions
 
@@ -270,7 +272,9 @@ class Loop:
 
     async def _read_mail(self) -> None:
         assert self.inbox is not None
-        await self.inbox.read(self.journal, self._command)
+        if await self.inbox.read(self.journal, self._command):
+            # Other signals and the limits come first.
+            self.signals.put_nowait(MailArrived())
 
     def _command(self, mail: Mail) -> None:
         """Log a command, then execute it: a reader of the log takes it as done."""

@@ -1,5 +1,8 @@
 """The mailbox of a session: `inbox.jsonl`, which any program appends lines to.
 
+It is read as a regular file only: another process may have put a named pipe, a link or a folder in its place. A session
+says so with one event and goes on without it.
+
 Each line is one JSON object: ``{"id": "…", "type": "…", "content": …, "timestamp": "…"}``. A line counts
 once its newline is written. Types: `user_message` (content: the text), `interrupt`, `end_session`,
 `permission_response` (content: ``{"request_id": "…", "allow": true, "message": "…"}``). A message whose
@@ -13,6 +16,8 @@ ids. `InboxConsumer` does this for a running session.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -23,8 +28,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from midwatch.errors import Conflict
+from midwatch.files import UnusableFile, open_regular
 from midwatch.lifecycle import SystemClock
-from midwatch.session.events import MailboxRejected, PermissionRequest, Prompt
+from midwatch.model import keepable
+from midwatch.redaction import Redactor
+from midwatch.session.errors import FolderUnusable
+from midwatch.session.events import (
+    MailboxRejected,
+    Notice,
+    PermissionRequest,
+    Prompt,
+)
 from midwatch.session.log import (
     Journal,
     SessionFolder,
@@ -32,6 +46,7 @@ from midwatch.session.log import (
     map_disk_error,
     prompt_uuid,
     read_events,
+    read_json,
     replace_json,
 )
 from midwatch.session.status import SessionStatus, fold
@@ -40,7 +55,16 @@ POLL_INTERVAL = 0.02
 """Seconds between two checks of the inbox. A check is one `stat`, about 2 µs: 0.01 % of a core."""
 MAX_LINE = 500_000
 """Bytes of one line. The outbox could not hold a longer one."""
-_CHUNK = 4_000_000
+WHOLE_FILE = -1
+"""The offset of a `MailboxRejected` that is about the whole inbox, not about a line."""
+MAX_REJECTED = 10_000_000
+"""Bytes of `inbox.rejected.jsonl`; rejected lines after that are in the outbox only."""
+_KEPT = 50_000  # characters of a rejected line
+_MARGIN = 4_000  # characters; no secret is longer
+_AT_ONCE = 1_000_000  # bytes that one poll reads, in some 50 ms
+_LONGEST = 100_000_000  # bytes of a line that may still get its newline
+_AGAIN = 256_000_000  # bytes that are read again for texts of an earlier run
+_RETRY = 1.0  # seconds until an inbox that could not be read is tried again
 _MAX_ID = 200
 _BEGINNING = 200
 _TAIL = 64  # bytes before the cursor whose hash identifies the file
@@ -146,27 +170,31 @@ class Inbox:
         self._cursor = _load_cursor(cursor)
         self._next = self._cursor
         self._read_to = self._cursor.offset
+        self._long = b""
+        self._long_size = 0
         self.restarted = False
         """Whether the last `poll` found another file and read it from its beginning."""
+        self.more = False
+        """Whether the last `poll` stopped before the end of the file."""
 
-    def state(self) -> tuple[int, int, int] | None:
-        """Return inode, size and mtime (ns) of the file; None without a file."""
+    def state(self) -> tuple[int, int, int, int] | None:
+        """Return mode, inode, size and time of change (ns) of what is at the path; None without anything."""
         try:
-            found = os.stat(self.path)
+            found = os.lstat(self.path)
         except OSError:
             return None
-        return found.st_ino, found.st_size, found.st_mtime_ns
+        return found.st_mode, found.st_ino, found.st_size, found.st_ctime_ns
 
     def poll(self) -> list[Mail | Rejected]:
-        """Return the complete lines after the cursor. Call `commit` once they are processed.
+        """Return the next complete lines, those in a megabyte. Call `commit` once they are processed.
 
-        Raises FolderUnusable for a file that cannot be read.
+        Raises FolderUnusable for something else than a file, and for a file that cannot be read.
         """
-        self.restarted = False
+        self.restarted = self.more = False
         try:
-            with self.path.open("rb") as file:
+            with os.fdopen(open_regular(self.path), "rb") as file:
                 self._check_same(file.fileno())
-                file.seek(self._read_to)
+                file.seek(self._read_to + self._long_size)
                 found = list(self._lines(file))
                 self._next = _Cursor(
                     self._read_to,
@@ -179,9 +207,9 @@ class Inbox:
         except OSError as error:
             raise map_disk_error(error, self.path) from error
 
-    def all(self) -> list[Mail | Rejected]:
-        """Return every complete line of the file, also those before the cursor."""
-        return Inbox(self.path, self.path.with_name("no cursor")).poll()
+    def from_beginning(self) -> Inbox:
+        """Return a reader of the whole file, also of the lines before the cursor."""
+        return Inbox(self.path, self.path.with_name("no cursor"))
 
     def commit(self) -> None:
         """Move the cursor after all that was read, atomically. Raises DiskFull, FolderUnusable."""
@@ -198,20 +226,32 @@ class Inbox:
         )
         if not known:
             self._cursor, self._read_to, self.restarted = _Cursor(), 0, True
+        same = known and now.st_ino == self._next.inode
+        if not same or now.st_size < self._read_to + self._long_size:
+            self._long, self._long_size = b"", 0
+        if self._long_size > _LONGEST:
+            why = f"has a line of more than {_LONGEST} bytes: truncate it"
+            raise UnusableFile(errno.EINVAL, why)
 
     def _lines(self, file: Any) -> Iterator[Mail | Rejected]:
-        """Yield the complete lines from here on. Only a part of a long line is kept in memory."""
-        while line := file.readline(_CHUNK):
-            offset, length = self._read_to, len(line)
-            while not line.endswith(b"\n"):
-                rest = file.readline(_CHUNK)
-                if not rest:
-                    return
-                length += len(rest)
-                line = line[:_CHUNK] + rest[-1:] if rest.endswith(b"\n") else line
-            self._read_to = offset + length
+        """Yield the complete lines from here on. Of a line that is too long, only the beginning is kept."""
+        left = _AT_ONCE
+        while left > 0:
+            piece = file.readline(_AT_ONCE)
+            whole = piece.endswith(b"\n")
+            left -= len(piece)
+            if self._long_size or (not whole and len(piece) > MAX_LINE):
+                self._long = self._long or piece
+                self._long_size += len(piece)
+            if not whole:
+                self.more = len(piece) == _AT_ONCE
+                return
+            offset, line = self._read_to, self._long or piece
+            self._read_to += self._long_size or len(piece)
+            self._long, self._long_size = b"", 0
             if line.strip():
                 yield parse_mail(line.rstrip(b"\r\n"), offset)
+        self.more = True
 
 
 def _tail(file: int, offset: int) -> str:
@@ -219,20 +259,38 @@ def _tail(file: int, offset: int) -> str:
     return hashlib.sha256(os.pread(file, offset - start, start)).hexdigest()
 
 
+def _size(path: Path) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
+
+
 def _load_cursor(path: Path) -> _Cursor:
     """Return the stored cursor, or one at the beginning if there is no valid one."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         return _Cursor(int(data["offset"]), int(data["inode"]), str(data["tail"]))
     except (OSError, ValueError, KeyError, TypeError):
         return _Cursor()
 
 
-def rejected_line(rejected: Rejected) -> bytes:
+def rejected_line(rejected: Rejected, shown: str) -> bytes:
     """Return the line of `inbox.rejected.jsonl`: why, where, and the beginning of the text."""
-    text = rejected.raw[:MAX_LINE].decode("utf-8", "replace")
-    data = {"offset": rejected.offset, "why": rejected.why, "line": text}
-    return json.dumps(data, ensure_ascii=False).encode() + b"\n"
+    data = {"offset": rejected.offset, "why": rejected.why, "line": shown}
+    return keepable(json.dumps(data, ensure_ascii=False)).encode() + b"\n"
+
+
+def redacted_beginning(raw: bytes, redactor: Redactor) -> str:
+    """Return the beginning of a line without secrets, also without one that the cut would hide in part."""
+    text = raw[: _KEPT + _MARGIN].decode("utf-8", "replace")
+    if len(raw) <= _KEPT + _MARGIN:
+        with contextlib.suppress(ValueError, RecursionError):
+            # A secret may be written with escapes, which only JSON decodes.
+            value = redactor.value(json.loads(text))
+            text = json.dumps(value, ensure_ascii=False)
+        return redactor.text(text)[:_KEPT]
+    return redactor.text(text)[:-_MARGIN][:_KEPT]
 
 
 def write_mail(
@@ -328,45 +386,77 @@ _BATCH = 100  # lines until other tasks may run
 class InboxConsumer:
     """Reads the inbox of a running session: accepts its messages and records invalid lines."""
 
-    def __init__(self, session_id: str, folder: SessionFolder) -> None:
+    def __init__(
+        self, session_id: str, folder: SessionFolder, redactor: Redactor
+    ) -> None:
         self._session_id = session_id
         self._folder = folder
+        self._redactor = redactor
         self._inbox = Inbox(folder.inbox, folder.cursor)
         self._texts: dict[str, str] = {}
+        self._refused = ""
+        self._notices: set[str] = set()
 
     async def watch(self, arrived: Callable[[], None]) -> None:
-        """Call `arrived` whenever the inbox has changed; runs until it is cancelled."""
-        last = None
+        """Call `arrived` whenever the inbox has changed; runs until it is cancelled.
+
+        Also once in a while as long as it cannot be read: not every cause of that shows in the file.
+        """
+        last, waited = None, 0.0
         while True:
             now = self._inbox.state()
-            if now != last:
-                last = now
+            if now != last or (self._refused and waited >= _RETRY):
+                last, waited = now, 0.0
                 arrived()
             await asyncio.sleep(POLL_INTERVAL)
+            waited += POLL_INTERVAL
 
-    async def read(self, journal: Journal, act: Callable[[Mail], None]) -> None:
-        """Log the new messages, act on commands, then move the cursor."""
-        found = self._inbox.poll()
+    async def read(self, journal: Journal, act: Callable[[Mail], None]) -> bool:
+        """Log the next messages, act on commands, then move the cursor. Return whether there are more.
+
+        Of an inbox that cannot be read, one event tells.
+        """
+        try:
+            found = self._inbox.poll()
+        except FolderUnusable as error:
+            self._refuse(error.message, journal)
+            return False
+        self._refused = ""
         if self._inbox.restarted:
             journal.ledger.rejected.clear()
         for number, item in enumerate(found):
             if isinstance(item, Rejected):
                 self._reject(item, journal)
+                await asyncio.sleep(0)  # to redact 50 kB takes some 10 ms
             elif item.id not in journal.ledger.known:
                 self._accept(item, journal, act)
             if number % _BATCH == _BATCH - 1:
                 await asyncio.sleep(0)
-        self._inbox.commit()
+        try:
+            self._inbox.commit()
+        except FolderUnusable as error:  # read again later, and ignored by their ids
+            self._notice(error.message, journal)
+        return self._inbox.more
 
     def text_of(self, prompt: Prompt) -> str:
         """Return the text of a prompt as written; the outbox has it redacted."""
         return self._texts.pop(prompt.id, prompt.text)
 
-    def load_texts(self, ids: set[str]) -> None:
-        """Read the texts of messages that an earlier run accepted."""
-        for item in self._inbox.all():
-            if isinstance(item, Mail) and item.id in ids:
-                self._texts.setdefault(item.id, item.text)
+    async def load_texts(self, ids: set[str]) -> None:
+        """Read the texts of messages that an earlier run accepted. Those that are gone stay redacted."""
+        inbox, read = self._inbox.from_beginning(), 0
+        while (ids - self._texts.keys()) and read < _AGAIN:
+            try:
+                found = inbox.poll()
+            except FolderUnusable:
+                return
+            for item in found:
+                if isinstance(item, Mail) and item.id in ids:
+                    self._texts.setdefault(item.id, item.text)
+            if not inbox.more:
+                return
+            read += _AT_ONCE
+            await asyncio.sleep(0)
 
     def _accept(
         self, mail: Mail, journal: Journal, act: Callable[[Mail], None]
@@ -387,6 +477,30 @@ class InboxConsumer:
     def _reject(self, item: Rejected, journal: Journal) -> None:
         if item.offset in journal.ledger.rejected:
             return
-        append_line(self._folder.rejected, rejected_line(item))
-        start = item.raw[:_BEGINNING].decode("utf-8", "replace")
+        shown = redacted_beginning(item.raw, self._redactor)
+        self._keep(rejected_line(item, shown), journal)
+        start = shown[:_BEGINNING]
         journal.emit(MailboxRejected(offset=item.offset, why=item.why, beginning=start))
+
+    def _keep(self, line: bytes, journal: Journal) -> None:
+        """Append to `inbox.rejected.jsonl`, up to its largest size."""
+        path = self._folder.rejected
+        try:
+            if _size(path) + len(line) > MAX_REJECTED:
+                full = f"{path} is full: further lines are not kept there"
+                return self._notice(full, journal)
+            append_line(path, line)
+        except FolderUnusable as error:
+            self._notice(error.message, journal)
+
+    def _refuse(self, why: str, journal: Journal) -> None:
+        """Log that the inbox cannot be read, once per cause."""
+        if why != self._refused:
+            self._refused = why
+            journal.emit(MailboxRejected(offset=WHOLE_FILE, why=why))
+
+    def _notice(self, text: str, journal: Journal) -> None:
+        """Log a notice, once per run."""
+        if text not in self._notices:
+            self._notices.add(text)
+            journal.emit(Notice(text=text))

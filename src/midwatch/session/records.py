@@ -561,12 +561,16 @@ class RunRecords:
     async def save_status(self, session_id: str, status: SessionStatus) -> None:
         if self._request.elsewhere is not None:
             status = add_status(self._request.elsewhere, status)
-        await self._files.save_status(session_id, status)
-        await self._store.save_status(session_id, status)
+        try:
+            await self._files.save_status(session_id, status)
+        finally:  # the folder may be unusable, and that is what the store shows
+            await self._store.save_status(session_id, status)
 
     async def heartbeat(self, session_id: str, runner: str, at: datetime) -> None:
-        await self._files.heartbeat(session_id, runner, at)
-        await self._store.heartbeat(session_id, runner, at)
+        try:
+            await self._files.heartbeat(session_id, runner, at)
+        finally:
+            await self._store.heartbeat(session_id, runner, at)
 
     async def save_repositories(
         self, session_id: str, repositories: Sequence[RepoState]

@@ -48,7 +48,12 @@ from midwatch.session.transcripts import (
     spent_before,
     turn_outcome,
 )
-from midwatch.session.translate import MailArrived, Signal, StopRequested
+from midwatch.session.translate import (
+    MailArrived,
+    ProgramEvent,
+    Signal,
+    StopRequested,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,7 @@ class Run:
         self._crashed = False
         self._texts: dict[str, str] = {}
         self.journal: Journal
+        self.opened = False
 
     async def open(self) -> None:
         """Lock the folder and close a run that crashed. Raises SessionBusy."""
@@ -97,6 +103,7 @@ class Run:
         except BaseException:
             self._stack.close()
             raise
+        self.opened = True
         try:
             left = await asyncio.to_thread(config.paths.launcher.reap)
             self._crashed = self.journal.close_crashed_run()
@@ -292,9 +299,10 @@ class Run:
         spec, folder = self._config.spec, self._config.folder
         work: list[Coroutine[Any, Any, None]] = [self._heartbeat()]
         if spec.interactive:
-            self._inbox = InboxConsumer(spec.id, folder)
+            redactor = self._config.redactor
+            self._inbox = InboxConsumer(spec.id, folder, redactor)
             waiting = {w.prompt.id for w in self.journal.ledger.queue if w is not None}
-            self._inbox.load_texts(waiting)
+            await self._inbox.load_texts(waiting)
             watch = self._inbox.watch(lambda: self.signals.put_nowait(MailArrived()))
             work.append(watch)
         async with background(*work):
@@ -303,7 +311,10 @@ class Run:
     async def _heartbeat(self) -> None:
         runner, id, saved_seq = this_runner(), self._config.spec.id, -1
         while True:
-            with contextlib.suppress(TemporaryError):
+            if (lost := self.journal.lost()) is not None:
+                # The loop ends when it logs this.
+                self.signals.put_nowait(ProgramEvent(Notice(text=lost.message)))
+            with contextlib.suppress(MidwatchError):
                 await self._config.records.heartbeat(
                     id, runner, self._config.clock.now()
                 )
@@ -337,9 +348,16 @@ class Run:
     async def _write_end(
         self, outcome: RunOutcome, error: MidwatchError | None
     ) -> None:
-        self.journal.end_run(outcome.phase, outcome.reason, error)
-        with contextlib.suppress(TemporaryError):
+        ended = self.journal.end_run(outcome.phase, outcome.reason, error)
+        try:
             await self._save_status()
+        except TemporaryError:
+            pass
+        except MidwatchError:
+            if ended is None:
+                raise
+        if ended is not None and ended is not error:
+            raise ended
 
     async def _save_status(self) -> None:
         await self._config.records.save_status(

@@ -42,12 +42,13 @@ from midwatch.session.log import Journal, SessionFolder
 from midwatch.session.options import ApiAccess, SessionOptions
 from midwatch.session.records import (
     HEARTBEAT,
+    FolderRecords,
     SessionRecords,
     SessionSpec,
     Transcripts,
     this_runner,
 )
-from midwatch.session.status import SessionStatus
+from midwatch.session.status import SessionStatus, failed
 from midwatch.settings import SessionSettings
 from midwatch.workspace.inspect import RepoState, inspect_workspace
 from midwatch.workspace.push import PushResult, push_workspace
@@ -376,7 +377,8 @@ class SessionRunner(Generic[T]):
             SessionBusy: Another runner works on the session; nothing was written.
             MidwatchError: An error of `StatusSink.begin` or `finish`.
         """
-        gc.enable()  # `main` turned it off for the start
+        gc.freeze()  # what the imports made stays; `main` turned the collector off
+        gc.enable()
         set_nondumpable()
         signals = stop_on_signals(self._stop, self._workspace.nudge)
         with self._workspace.owned(), signals:
@@ -434,13 +436,14 @@ class SessionRunner(Generic[T]):
     async def _close_unprepared(self, error: MidwatchError) -> RunEnd:
         """Log the end in the outbox: readers that follow the session wait for it."""
         self._deps.events.event(failure(error))
-        status = SessionStatus()
-        with contextlib.suppress(MidwatchError):  # the disk is full, or not writable
-            folder = self._workspace.folder
+        folder, clock = self._workspace.folder, self._deps.clock
+        try:
             folder.make()
-            status = close_unprepared(
-                folder, self._task.redactor, self._deps.clock, error
-            )
+            status = close_unprepared(folder, self._task.redactor, clock, error)
+        except MidwatchError:  # the disk is full, or the folder is not usable
+            before = FolderRecords(folder.path).load_status() or SessionStatus()
+            status = failed(before, error, clock.now())
+        with contextlib.suppress(MidwatchError):
             await self._status.records.save_status(self._task.id, status)
         return RunEnd(status, error, began=False)
 

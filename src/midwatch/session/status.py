@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from midwatch.errors import MidwatchError
 from midwatch.model import Usage
 from midwatch.session.events import (
     Event,
@@ -25,6 +26,7 @@ from midwatch.session.events import (
     Started,
     TurnResult,
     TurnStarted,
+    failure,
 )
 
 
@@ -80,6 +82,15 @@ def fold(status: SessionStatus, events: Iterable[Event]) -> SessionStatus:
     for event in events:
         status = _step(status, event)
     return status
+
+
+def failed(status: SessionStatus, error: MidwatchError, at: datetime) -> SessionStatus:
+    """Return `status` after one more run, which failed and could not be logged."""
+    kind = type(error).__name__
+    end = PhaseChanged(phase=Phase.FAILED, run=status.run + 1, reason=kind)
+    events: tuple[Event, ...] = (failure(error), end)
+    numbered = enumerate(events, start=status.last_seq + 1)
+    return fold(status, (replace(event, seq=seq, at=at) for seq, event in numbered))
 
 
 def _step(status: SessionStatus, event: Event) -> SessionStatus:

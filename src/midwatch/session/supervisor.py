@@ -8,6 +8,9 @@ PLAN is a file of NUL-terminated texts: the program, the file for the pids, the 
 API key, the pid of the runner, seconds of grace, and then all variables of the program as NAME=VALUE.
 (Not JSON: the import of that module takes a third of the whole start.)
 
+The key is in its memory only while it copies it from one pipe to the other, and the process is not dumpable: no
+other process of the user can read its memory or environment.
+
 It ensures that the program ends when the runner ends, also after a SIGKILL; that the program's own processes
 and temporary files are removed; and that the key is in no environment, argument or file.
 """
@@ -23,11 +26,14 @@ import sys
 import time
 
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_SET_DUMPABLE = 4  # PR_SET_DUMPABLE
 _SET_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 _KEY_VARIABLE = "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR"
 _TEMPORARY, _TEMPORARY_OF_TOOLS = "CLAUDE_CODE_TMPDIR", "TMPDIR"
 _PREFIX = "midwatch-claude-"
 _MAX_PATH = 70  # bytes; the sandbox has sockets in it, whose paths end at 108
+_MAX_KEY = 65_536  # bytes; a pipe has room for them
+_SAFE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # open nothing that blocks
 _CHECK_INTERVAL = 0.5  # seconds between two checks of the runner
 
 
@@ -35,7 +41,8 @@ class Plan:
     """The plan file of the runner."""
 
     def __init__(self, path: str) -> None:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        opened = os.open(path, os.O_RDONLY | _SAFE)
+        with open(opened, encoding="utf-8", errors="surrogateescape") as file:
             texts = file.read().split("\0")[:-1]
         self.program, self.record, self.key_pipe = texts[:3]
         self.runner, self.grace = int(texts[3]), float(texts[4])
@@ -43,6 +50,7 @@ class Plan:
 
 
 def main() -> int:
+    _prctl(_SET_DUMPABLE, 0)
     plan = Plan(sys.argv[1])
     wake, stop_signals = _signals()
     os.setsid()  # no controlling terminal: no prompts, and no SIGINT that is meant for the runner
@@ -148,9 +156,11 @@ def _try_to_remove(path: str) -> None:
 
 
 def _spawn(plan: Plan, arguments: list[str]) -> int:
-    env = {**plan.env, _KEY_VARIABLE: str(_key_file(plan.key_pipe))}
+    key = _key_file(plan.key_pipe)
+    env = {**plan.env, _KEY_VARIABLE: str(key)}
     child = os.fork()
     if child:
+        os.close(key)
         return child
     try:
         signal.set_wakeup_fd(-1)
@@ -164,11 +174,17 @@ def _spawn(plan: Plan, arguments: list[str]) -> int:
 
 
 def _key_file(named_pipe: str) -> int:
-    """Return a descriptor from which the program reads the key, once."""
-    with open(named_pipe, encoding="utf-8") as pipe:
-        key = pipe.readline().rstrip("\n")
-    read, write = os.pipe()
-    os.write(write, key.encode())
+    """Return a descriptor from which the program reads the key, once. The key is then in no memory of this process."""
+    pipe = os.open(named_pipe, os.O_RDONLY | _SAFE)  # the runner has written it
+    key = bytearray(_MAX_KEY)
+    try:
+        length = key.find(b"\n", 0, os.readv(pipe, [key]))
+        read, write = os.pipe()
+        if length > 0:
+            os.write(write, memoryview(key)[:length])
+    finally:
+        key[:] = bytes(_MAX_KEY)
+        os.close(pipe)
     os.close(write)
     os.set_inheritable(read, True)
     return read
@@ -176,7 +192,8 @@ def _key_file(named_pipe: str) -> int:
 
 def _record(path: str, child: int) -> None:
     """Record the pids with their start times: a pid alone may later belong to another process."""
-    with open(f"{path}.new", "w", encoding="utf-8") as file:
+    _try_to_remove(f"{path}.new")
+    with open(f"{path}.new", "x", encoding="utf-8") as file:
         for pid in (child, os.getpid()):
             file.write(f"{pid} {start_time(pid)}\n")
     os.rename(f"{path}.new", path)

@@ -7,6 +7,7 @@ which the program adds.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
-from midwatch.files import replace_file
+from midwatch.files import open_regular, replace_file
 from midwatch.model import Usage
 from midwatch.redaction import Redactor
 from midwatch.session.events import ModelUsage
-from midwatch.session.log import append_line
+from midwatch.session.log import append_line, map_disk_error
 from midwatch.session.records import TranscriptKey, Transcripts
 
 
@@ -164,8 +165,12 @@ def _name(text: str) -> str:
 
 
 def read_entries(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a transcript file; incomplete lines are skipped."""
-    with path.open("rb") as file:
+    """Yield the entries of a transcript file; incomplete lines are skipped. Raises FolderUnusable."""
+    try:
+        opened = open_regular(path)
+    except OSError as error:
+        raise map_disk_error(error, path) from error
+    with os.fdopen(opened, "rb") as file:
         for line in file:
             try:
                 entry = json.loads(line)

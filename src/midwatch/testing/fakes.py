@@ -24,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from midwatch.errors import MidwatchError
 from midwatch.model import (
@@ -504,7 +504,7 @@ class _Handler(BaseHTTPRequestHandler):
         env = _ENV | {
             "GIT_PROJECT_ROOT": str(self.server_state.root),
             "GIT_HTTP_EXPORT_ALL": "1",
-            "PATH_INFO": parts.path,
+            "PATH_INFO": unquote(parts.path),
             "QUERY_STRING": parts.query,
             "REQUEST_METHOD": self.command,
             "CONTENT_TYPE": self.headers.get("Content-Type", ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import pwd
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ from urllib.parse import quote
 from midwatch.workspace.errors import WorkspaceRefused
 from midwatch.workspace.urls import Remote, parse_remote
 
-_PASSED_ON = (
+PASSED_ON = (
+    "GIT_SSH_COMMAND",
     "SSH_AUTH_SOCK",
     "GIT_SSL_CAINFO",
     "http_proxy",
@@ -22,21 +24,30 @@ _PASSED_ON = (
     "no_proxy",
     "NO_PROXY",
 )
+"""Variables of a process that git needs for remotes. Each decides where git connects, or what it trusts."""
 # The helper has no secret in its text: the shell that git starts reads the environment. `printf` is a
 # builtin of that shell, so the token is not on a command line either.
 _HELPER = (
-    '!f() { test "$1" = get && '
-    'printf "username=%s\\npassword=%s\\n" "$MIDWATCH_GIT_USER" "$MIDWATCH_GIT_TOKEN"; }; f'
+    '!f() { r="${MIDWATCH_GIT_REFUSED:-}"; case "$1" in '
+    'erase) test -z "$r" || : > "$r";; '
+    'get) if test -n "$r" && test -e "$r"; then echo quit=1; else '
+    'printf "username=%s\\npassword=%s\\n" "$MIDWATCH_GIT_USER{0}" "$MIDWATCH_GIT_TOKEN{0}"; fi;; '
+    "esac; }; f"
 )
-_SSH = "ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15"
+REFUSED_FILE = "MIDWATCH_GIT_REFUSED"
+"""Variable with the path of a file that marks a refused token. git-lfs asks for the token again for as long as it
+gets one, without end; git asks once."""
+# No prompts: an unknown host or a key with a passphrase is an error. A host key is never accepted unseen.
+_SSH_OPTIONS = " -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15"
+_SSH_KEYS = ("id_rsa", "id_ecdsa", "id_ecdsa_sk", "id_ed25519", "id_ed25519_sk")
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A token for one host.
+    """A token for one host, or for the repositories below one path of it.
 
     Attributes:
-        scope: Scheme and host, such as `https://github.com`.
+        scope: Scheme and host, such as `https://github.com`, and a path, as in `https://github.com/my-org`.
         token: The token.
         username: The user name beside the token. Most hosts accept any; a deploy token of GitLab
             needs its own.
@@ -51,10 +62,10 @@ class Credential:
 
     def __post_init__(self) -> None:
         remote = parse_remote(self.scope)
-        if remote.scheme not in ("https", "http") or remote.path:
+        if remote.scheme not in ("https", "http") or "@" in self.scope:
             raise WorkspaceRefused(
                 f"the scope {remote.url!r} of a token is not a scheme and a host",
-                hint="use a scope such as https://github.com",
+                hint="use a scope such as https://github.com or https://github.com/my-org",
             )
         if not self.token or not (self.token + self.username).isprintable():
             raise WorkspaceRefused(
@@ -63,9 +74,10 @@ class Credential:
             )
 
     def covers(self, remote: Remote) -> bool:
-        """Return whether the token is for the host of a remote."""
+        """Return whether the token is for the host and the path of a remote."""
         scope = parse_remote(self.scope)
-        return (scope.scheme, scope.host) == (remote.scheme, remote.host)
+        below = remote.path[: len(scope.path)] == scope.path
+        return (scope.scheme, scope.host) == (remote.scheme, remote.host) and below
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -80,8 +92,9 @@ class GitEnvironment:
 
     Attributes:
         path: PATH.
-        home: The home folder for SSH, with its keys and known hosts; the user's by default.
-        variables: More variables for remotes: the socket of an SSH agent, a proxy, a certificate file.
+        home: The home folder for SSH, with its keys, known hosts and configuration; the user's by default.
+        variables: More variables for remotes: the socket of an SSH agent, GIT_SSH_COMMAND, a proxy, a
+            certificate file.
         credentials: Tokens.
     """
 
@@ -100,19 +113,22 @@ class GitEnvironment:
             environ: The environment of the process.
             credentials: Tokens.
         """
-        home = environ.get("HOME") or _home_of_user()
+        home = environ.get("HOME") or _home_in_user_database()
         return cls(
             path=environ.get("PATH") or cls().path,
             home=Path(home) if home else None,
-            variables={k: environ[k] for k in _PASSED_ON if environ.get(k)},
+            variables={k: environ[k] for k in PASSED_ON if environ.get(k)},
             credentials=tuple(credentials),
         )
 
     def credential_for(self, remote: Remote | None) -> Credential | None:
-        """Return the first token for the host of a remote, or None."""
+        """Return the token for a remote, or None: of several the one with the longest path, then the first."""
         if remote is None:
             return None
-        return next((c for c in self.credentials if c.covers(remote)), None)
+        covering = [c for c in self.credentials if c.covers(remote)]
+        return max(
+            covering, key=lambda c: len(parse_remote(c.scope).path), default=None
+        )
 
     def redact(self, text: str) -> str:
         """Return `text` without the tokens of this environment."""
@@ -124,7 +140,7 @@ class GitEnvironment:
 
 def default_home() -> Path:
     """Return the home folder of the present user, from the user database."""
-    return Path(_home_of_user() or "/")
+    return Path(_home_in_user_database() or "/")
 
 
 def git_variables(
@@ -133,6 +149,8 @@ def git_variables(
     protocols: str,
     low_speed_bytes: int,
     low_speed_seconds: float,
+    *,
+    all_credentials: bool = False,
 ) -> dict[str, str]:
     """Return the environment of a git process.
 
@@ -142,6 +160,7 @@ def git_variables(
         protocols: The value of GIT_ALLOW_PROTOCOL.
         low_speed_bytes: See `midwatch.workspace.git.GitLimits`.
         low_speed_seconds: See `midwatch.workspace.git.GitLimits`.
+        all_credentials: Give git every token, each for its own host and path, and not only that of `remote`.
     """
     settings = dict(_SETTINGS)
     settings["http.lowSpeedLimit"] = str(low_speed_bytes)
@@ -161,11 +180,15 @@ def git_variables(
     }
     if remote is not None and remote.scheme != "file":
         variables |= environment.variables
+    # git-lfs connects by itself, and by ssh as well where a repository asks for that.
+    allowed = remote is not None and "ssh" in protocols.split(":")
+    variables["GIT_SSH_COMMAND"] = _ssh_command(environment) if allowed else "false"
     if remote is not None and remote.scheme == "ssh":
-        variables["GIT_SSH_COMMAND"] = _SSH
         variables["HOME"] = str(environment.home or default_home())
+    found = environment.credential_for(remote)
+    credentials = list(environment.credentials) if all_credentials else [found]
     pairs = list(settings.items()) + _credential_settings(
-        variables, environment.credential_for(remote)
+        variables, [one for one in credentials if one is not None]
     )
     variables["GIT_CONFIG_COUNT"] = str(len(pairs))
     for index, (key, value) in enumerate(pairs):
@@ -175,18 +198,55 @@ def git_variables(
 
 
 def _credential_settings(
-    variables: dict[str, str], credential: Credential | None
+    variables: dict[str, str], credentials: Sequence[Credential]
 ) -> list[tuple[str, str]]:
-    if credential is None:
-        return []
-    variables["MIDWATCH_GIT_USER"] = credential.username
-    variables["MIDWATCH_GIT_TOKEN"] = credential.token
-    # Scoped by URL: there is no helper for the host of a redirect.
-    scope = parse_remote(credential.scope).url
-    return [(f"credential.{scope}.helper", _HELPER)]
+    """Return the settings of git for tokens, the one with the longest path first, and set their variables."""
+    scoped = [(parse_remote(one.scope), one) for one in credentials]
+    scoped.sort(key=lambda pair: -len(pair[0].path))
+    pairs = []
+    for index, (scope, one) in enumerate(scoped):
+        number = str(index) if index else ""
+        variables[f"MIDWATCH_GIT_USER{number}"] = one.username
+        variables[f"MIDWATCH_GIT_TOKEN{number}"] = one.token
+        # Scoped by URL: there is no helper for the host of a redirect, of a submodule or of Git LFS elsewhere.
+        pairs.append((f"credential.{scope.url}.helper", _helper(number)))
+        # git-lfs tells its path, by which the scope is found, only then.
+        pairs.append((f"credential.{scope.url}.useHttpPath", "true"))
+    return pairs
 
 
-def _home_of_user() -> str:
+def _helper(number: str) -> str:
+    return _HELPER.replace("{0}", number)
+
+
+def _ssh_command(environment: GitEnvironment) -> str:
+    """Return the value of GIT_SSH_COMMAND: that of the environment, or ssh with the keys of `home`.
+
+    ssh finds its files by the user database and not by HOME.
+    """
+    given = environment.variables.get("GIT_SSH_COMMAND", "").strip()
+    if given:
+        program = os.path.basename(given.split()[0])
+        return given + _SSH_OPTIONS if program == "ssh" else given
+    home, of_ssh = environment.home, Path(_home_in_user_database() or "/")
+    files = [] if home is None or home == of_ssh else _ssh_files(home / ".ssh")
+    return shlex.join(["ssh", *files]) + _SSH_OPTIONS
+
+
+def _ssh_files(folder: Path) -> list[str]:
+    """Return the options of ssh for the configuration, the known hosts and the keys of a folder."""
+    options = []
+    if (folder / "config").is_file():
+        options += ["-F", str(folder / "config")]
+    files = {"UserKnownHostsFile": [folder / "known_hosts"]}
+    files["IdentityFile"] = [p for n in _SSH_KEYS if (p := folder / n).is_file()]
+    for name, paths in files.items():
+        for path in paths:  # ssh expands % and splits at spaces
+            options += ["-o", f'{name}="{str(path).replace("%", "%%")}"']
+    return options
+
+
+def _home_in_user_database() -> str:
     try:
         return pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:  # a container may run as a user without an entry
@@ -212,4 +272,5 @@ _SETTINGS = {
     "advice.detachedHead": "false",
     "init.defaultBranch": "main",
     "log.showSignature": "false",
+    "lfs.transfer.maxRetries": "3",  # 8 by default, also for a refused login
 }

@@ -118,17 +118,33 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
         "the credentials lack the permission: use a token with write access",
     ),
     (
-        r"Authentication failed|could not read (Username|Password)|terminal prompts disabled"
+        r"Authentication failed|could not read (Username|Password)|terminal prompts disabled|us to quit"
         r"|requested URL returned error: 401|Invalid username or password",
         NotAuthorised,
         None,
     ),
     (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for .* has changed",
+        NotAuthorised,
+        "the host's key is not the one in known_hosts: someone may listen in between; ask who runs the host, "
+        "and remove the old key with `ssh-keygen -R` only if the new one is right",
+    ),
+    (
         r"Host key verification failed",
         NotAuthorised,
-        "connect once with `ssh` to accept the host's key",
+        "the host's key is not in known_hosts: connect once with `ssh`, or add a key that you have checked, "
+        "such as one from `ssh-keyscan`",
     ),
-    (r"Permission denied \(|Too many authentication failures", NotAuthorised, None),
+    (
+        r"Permission denied \(|Too many authentication failures",
+        NotAuthorised,
+        "the host accepts none of the SSH keys: start an SSH agent with the key, or set GIT_SSH_COMMAND",
+    ),
+    (
+        r"cannot run ssh|ssh: (command )?not found",
+        GitFailed,
+        "install the OpenSSH client, or use an https URL",
+    ),
     (
         r"Permission denied",
         NotAuthorised,
@@ -139,6 +155,11 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
         r"|Timeout was reached|SSL connection timeout",
         GitTimedOut,
         None,
+    ),
+    (
+        r"requested URL returned error: 3\d\d|unable to update url base from redirection",
+        RepositoryNotFound,
+        "the host redirects to another URL: use that one",
     ),
     (
         r"Could not resolve (host|proxy)|Couldn't connect to server|Failed to connect"
@@ -181,9 +202,6 @@ _PATTERNS: tuple[tuple[str, type[RepositoryError], str | None], ...] = (
         None,
     ),
 )
-_COMPILED = tuple(
-    (re.compile(pattern), kind, hint) for pattern, kind, hint in _PATTERNS
-)
 _REASON = re.compile(
     r"^(fatal|error|remote|ssh|ERROR|!)\b[:\t ]*|^\s*!\s*\[", re.MULTILINE
 )
@@ -206,8 +224,8 @@ def map_git_error(
     Returns:
         GitFailed if no pattern matches.
     """
-    for pattern, kind, hint in _COMPILED:
-        match = pattern.search(message)
+    for pattern, kind, hint in _PATTERNS:
+        match = re.search(pattern, message)
         if match:
             cause = _cause(message, match.start())
             return kind(repository, cause, branch=branch, hint=hint)
@@ -298,6 +316,7 @@ class GitCommand:
         remote: The only remote that git may talk to, which decides on protocols and credentials.
             Without one, git has no network.
         protocols: Replaces the protocols of `remote`, as in GIT_ALLOW_PROTOCOL.
+        all_credentials: Whether git may also talk to other remotes, as for submodules, each with its own token.
         stdin: Bytes, or a file.
         timeout: Replaces the timeout of `GitLimits`, in seconds.
         max_output: Replaces `GitLimits.output_bytes`.
@@ -314,6 +333,7 @@ class GitCommand:
     folder: Path | None = None
     remote: Remote | None = None
     protocols: str | None = None
+    all_credentials: bool = False
     stdin: bytes | Path | None = None
     timeout: float | None = None
     max_output: int | None = None
@@ -421,6 +441,7 @@ class Git:
                 protocols,
                 limits.low_speed_bytes,
                 limits.low_speed_seconds,
+                all_credentials=command.all_credentials,
             ),
             **command.variables,
         }

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from midwatch.files import locked, locked_if_free, replace_file
+from midwatch.files import locked, locked_if_free, read_regular, replace_file
 from midwatch.workspace.errors import (
     CacheBusy,
     GitFailed,
@@ -256,7 +256,7 @@ def _is_complete(path: Path) -> bool:
 
 def _read_manifest(path: Path) -> dict[str, object] | None:
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_regular(path / _MANIFEST))
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) else None

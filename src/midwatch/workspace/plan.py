@@ -15,9 +15,12 @@ from midwatch.workspace.urls import (
     collision_key,
     derive_folder_name,
     parse_remote,
+    split_branch,
 )
 
 MAX_REPOSITORIES = 64
+_NOT_NAMES = ("_git", "_ssh")
+"""What Azure DevOps writes between the project and the repository."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,12 @@ class RepoSpec:
     blobless: bool = False
     submodules: bool = False
     lfs: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> RepoSpec:
+        """Return the repository in `URL`, `URL@BRANCH`, `PATH` or `PATH@BRANCH`. Raises WorkspaceRefused."""
+        url, branch = split_branch(text)
+        return cls(url, branch)
 
     @property
     def remote(self) -> Remote:
@@ -107,7 +116,7 @@ def plan_workspace(
     """Decide the folder and the branches of each clone.
 
     Args:
-        repos: The repositories; a text or path is a `url`.
+        repos: The repositories; a text is parsed by `RepoSpec.parse`, a path is a `url`.
         workspace: The folder of the workspace.
         main_repo_index: Index of the main repository.
         session_branch: The branch that the session works on.
@@ -121,9 +130,7 @@ def plan_workspace(
         raise WorkspaceRefused(
             "the repositories are a text", hint="pass a list of repositories"
         )
-    specs = [
-        repo if isinstance(repo, RepoSpec) else RepoSpec(str(repo)) for repo in repos
-    ]
+    specs = [_spec(repo) for repo in repos]
     _check_count(specs, main_repo_index)
     check_ref_name(session_branch)
     remotes = [parse_remote(spec.url) for spec in specs]
@@ -138,6 +145,12 @@ def plan_workspace(
         for spec, remote, name in zip(specs, remotes, names, strict=True)
     )
     return WorkspacePlan(workspace, planned, main_repo_index, session_branch)
+
+
+def _spec(repo: RepoSpec | str | Path) -> RepoSpec:
+    if isinstance(repo, RepoSpec):
+        return repo
+    return RepoSpec.parse(repo) if isinstance(repo, str) else RepoSpec(str(repo))
 
 
 def _check_count(specs: Sequence[RepoSpec], main: int) -> None:
@@ -196,7 +209,8 @@ def _refuse_equal_names(names: Sequence[str]) -> None:
 
 
 def _derived(remote: Remote, parts: int) -> str:
-    return derive_folder_name(remote.path[-parts:] or (remote.host,))
+    path = [part for part in remote.path if part not in _NOT_NAMES]
+    return derive_folder_name(path[-parts:] or (remote.host,))
 
 
 def _numbered(name: str, used: set[str]) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.errors import NotFound
-from midwatch.files import replace_file
+from midwatch.files import UnusableFile, read_regular, replace_file
 from midwatch.workspace.errors import WorkspaceExists
 from midwatch.workspace.plan import WorkspacePlan
 from midwatch.workspace.urls import Remote, parse_remote
@@ -33,6 +33,8 @@ PREFIX = ".midwatch-"
 """The prefix of the names of staging folders."""
 _FILE = "workspace.json"
 _VERSION = 1
+_MAX_SIZE = 16 << 20
+_MOVE_AWAY = "move its folder away, and set the workspace up in another folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +121,19 @@ def load_record(state: Path) -> Workspace | None:
         WorkspaceExists: The record cannot be read.
     """
     try:
-        text = (state / _FILE).read_text(encoding="utf-8")
+        text = read_regular(state / _FILE, _MAX_SIZE)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except UnusableFile as error:
+        raise WorkspaceExists(
+            f"the record {state / _FILE} {error.strerror}", hint=_MOVE_AWAY
+        ) from None
     try:
         return _parsed(json.loads(text), state)
     except (ValueError, KeyError, TypeError):
         raise WorkspaceExists(
             f"the record {state / _FILE} cannot be read",
-            hint="move its folder away, and set the workspace up in another folder",
+            hint=_MOVE_AWAY,
         ) from None
 
 

@@ -12,12 +12,16 @@ import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from midwatch.files import locked_if_free
 from midwatch.lifecycle import Clock, cancel
-from midwatch.workspace.environment import GitEnvironment, default_home
+from midwatch.workspace.environment import (
+    REFUSED_FILE,
+    GitEnvironment,
+    default_home,
+)
 from midwatch.workspace.errors import (
     GitFailed,
     NoSuchBranch,
@@ -229,6 +233,7 @@ class Cloner:
             folder=clone,
             remote=repo.remote,
             protocols=_SUBMODULE_PROTOCOLS[repo.remote.scheme],
+            all_credentials=True,
         )
         await self.git.run(command)
 
@@ -243,7 +248,12 @@ class Cloner:
             ) from None
         settings = ["lfs", "install", "--local", "--skip-repo"]
         await self.git.run(self._command(repo, settings, clone))
-        await self.git.run(self._command(repo, ["lfs", "pull"], clone, network=True))
+        refused = self.staging.state / f"{repo.folder}.refused"
+        pull = self._command(repo, ["lfs", "pull"], clone, network=True)
+        try:
+            await self.git.run(replace(pull, variables={REFUSED_FILE: str(refused)}))
+        finally:
+            refused.unlink(missing_ok=True)
 
     def _command(
         self,

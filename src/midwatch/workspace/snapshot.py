@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from midwatch.files import locked
+from midwatch.files import open_regular as open_regular_file
 from midwatch.workspace.errors import (
     CacheBusy,
     GitFailed,
@@ -364,7 +365,7 @@ def pointer_of(path: Path) -> bytes:
     Raises OSError. The format: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
     """
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with os.fdopen(open_regular_file(path), "rb") as file:
         first = file.read(1024)
         if first.startswith(_SIGNATURE):
             return first

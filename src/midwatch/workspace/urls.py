@@ -11,9 +11,11 @@ from typing import Literal
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from midwatch.workspace.errors import WorkspaceRefused
+from midwatch.workspace.forges import clone_argument, helper_hint, is_command, page_of
 
 Scheme = Literal["https", "http", "ssh", "file"]
 MAX_LENGTH = 2048
+_LONGEST_SCANNED = 4096
 TOKEN_HINT = (
     "take the password out of the URL and give it as a token for the host, "
     "or use an SSH agent"
@@ -21,13 +23,35 @@ TOKEN_HINT = (
 
 _HELPER = re.compile(r"^[A-Za-z0-9+.-]*::")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
-_SCP = re.compile(r"^(?:(?P<user>[^@/]*)@)?(?P<host>\[[^\]/]+\]|[^:/@]+):(?P<path>.*)$")
-_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+# Package managers write git+https://, git itself knew git+ssh://.
+_GIT_AND = re.compile(r"^git\+(?=(?:https?|ssh|file)://)", re.IGNORECASE)
+_SCP = re.compile(r"^(?:(?P<user>[^/]*)@)?(?P<host>\[[^\]/]+\]|[^:/@]+):(?P<path>.*)$")
+# A user may be an email address, as with Google's source repositories.
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*(@[A-Za-z0-9][A-Za-z0-9.-]*)?")
+# Text without a scheme that begins as a URL does: github.com/o/r, git@github.com/o/r.
+_NO_SCHEME = re.compile(
+    r"(?P<user>[A-Za-z0-9._+-]+@)?(?P<host>[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,})"
+    r"/(?P<path>[^/]+/.+)"
+)
 _HOST = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9._-]*(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?"
 )
-_USERINFO = re.compile(r"(//|^)[^/@\s]*@")
+# The user and the password in an authority, up to its last @. A password may have ? and #.
+_USERINFO = re.compile(r"(//|^)[^/\s]*@")
+# A password may have a slash as well: what is before it is where a port would be, without being a number.
+_PASSWORD = re.compile(
+    r"(//)(?:[^/\s@:]*@)?[^/\s\[\]@:]*:(?!\d{0,5}(?:[/?#\s'\",;:).]|$))\S*@"
+)
+_SCP_PASSWORD = re.compile(r"[^@/\s]*:\S*@[^/@\s]*:")
+_SHORTEST_TOKEN = 16
+_LONG_TOKEN = re.compile(r"(?=.*\d)[A-Za-z0-9_=-]{32,}")
 _SAFE_IN_PATH = "/:@!$&'()*+,;=~-._"
+_SECRET = "the URL has a password or a token"
+_DEFAULT_PORT = {"https": ":443", "http": ":80"}
+_QUERY_HINT = (
+    "leave out all from the ? or the # on: a branch is given as URL@BRANCH, "
+    "a token for its host in the settings"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +81,17 @@ class Remote:
 def parse_remote(text: str) -> Remote:
     """Parse an https, http, ssh or file URL, `user@host:path`, or a local path.
 
+    The command `git clone URL`, as forges show it, counts as its URL. A user name in an https or http URL is
+    dropped: a token has its own (`Credential.username`).
+
     Raises:
-        WorkspaceRefused: It is something else, or has a password, which the message does not repeat.
+        WorkspaceRefused: It is something else, such as a web page, or has a password, which the message does
+            not repeat.
     """
-    text = text.strip()
+    text = _GIT_AND.sub("", plain_url(text))
     _refuse_odd_text(text)
     if _HELPER.match(text):
-        raise _refused(
-            text, "remote helpers are not allowed", "use an https or ssh URL"
-        )
+        raise _refused(text, "remote helpers are not allowed", helper_hint(text))
     scheme = _SCHEME.match(text)
     if scheme:
         return _from_url(text, scheme.group(1).lower())
@@ -73,10 +99,90 @@ def parse_remote(text: str) -> Remote:
     return _from_scp(text, scp) if scp else _from_path(text)
 
 
+def plain_url(text: str) -> str:
+    """Return a pasted text without spaces around it, and without the `git clone` before it.
+
+    Raises WorkspaceRefused for another command.
+    """
+    text = text.strip()
+    if not is_command(text):
+        return text
+    url = clone_argument(text)
+    if url is None:
+        raise _refused(text, "it is a command", "give the URL alone")
+    return url
+
+
+def split_branch(text: str) -> tuple[str, str | None]:
+    """Return the URL or path and the branch in `URL@BRANCH`, `PATH@BRANCH`, `URL` or `PATH`.
+
+    The @ of a user name begins no branch, nor does one at the start of a path's component (`/srv/@scope/app`) or in
+    the name of a file that exists. Branches may have one (`dependabot/npm/@types/node`).
+
+    Raises:
+        WorkspaceRefused: The branch is empty, or the URL has a password.
+    """
+    text = plain_url(text)
+    _refuse_odd_text(text)
+    if _HELPER.match(text):
+        return text, None
+    if _has_password(text):
+        raise _refused(text, _SECRET, TOKEN_HINT)
+    end = _end_of_url(text, *_path_start(text))
+    if end == len(text):
+        return text, None
+    if end == len(text) - 1:
+        raise _refused(text, "there is no branch after the @", "write URL@BRANCH")
+    return text[:end], text[end + 1 :]
+
+
+def _end_of_url(text: str, start: int, local: bool) -> int:
+    """Return where the URL ends in `text`, whose path begins at `start`: at the @ of a branch, or at the end."""
+    found = re.finditer(r"(?<=[^/])@", text)
+    ends = [match.start() for match in found if match.start() > start]
+    if local:
+        existing = [n for n in (*ends, len(text)) if os.path.lexists(_local(text[:n]))]
+        if existing:
+            return existing[-1]
+    for end in ends:
+        if text[:end].endswith(".git"):
+            return end
+    return len(text) if text.endswith(".git") or not ends else ends[0]
+
+
+def _path_start(text: str) -> tuple[int, bool]:
+    """Return where the path begins, and whether it is one of this machine."""
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        scp = None if text.startswith(("/", ".")) else _SCP.match(text)
+        no_scheme = _NO_SCHEME.fullmatch(text) if scp is None else None
+        if no_scheme is not None and no_scheme["user"]:
+            return no_scheme.start("path"), True
+        return (scp.start("path"), False) if scp else (0, True)
+    end = re.compile(r"[/?#]|$").search(text, scheme.end())
+    assert end is not None
+    return end.start(), scheme[1].lower() == "file"
+
+
+def _has_password(text: str) -> bool:
+    """Return whether there is a password before the host, in whatever spelling."""
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        return _SCP_PASSWORD.match(text) is not None
+    return _PASSWORD.match(text, scheme.end(1) + 1) is not None
+
+
+def _local(text: str) -> str:
+    return unquote(text[7:]) if text.lower().startswith("file://") else text
+
+
 def redact_url(text: str) -> str:
     """Return a text that may have a URL without userinfo, query and control characters, shortened."""
+    text = text[:_LONGEST_SCANNED]  # a server may send a line of any length
+    text = _USERINFO.sub(r"\1***@", _PASSWORD.sub(r"\1***@", text))
+    if _SCP_PASSWORD.match(text) and not _SCHEME.match(text):
+        text = f"***@{text.rpartition('@')[2]}"
     text = re.split(r"[?#]", text, maxsplit=1)[0]
-    text = _USERINFO.sub(r"\1***@", text)
     text = "".join(c if c.isprintable() else "\ufffd" for c in text)
     return text if len(text) <= 200 else text[:200] + "…"
 
@@ -106,6 +212,8 @@ def _refuse_odd_text(text: str) -> None:
 
 
 def _from_url(text: str, scheme: str) -> Remote:
+    if _has_password(text):
+        raise _refused(text, _SECRET, TOKEN_HINT)
     try:
         parts = urlsplit(text)
         parts.port  # raises ValueError for an invalid port
@@ -125,32 +233,54 @@ def _from_url(text: str, scheme: str) -> Remote:
 
 
 def _from_http(text: str, parts: SplitResult) -> Remote:
-    if "@" in parts.netloc:
-        raise _refused(text, "the URL has credentials", TOKEN_HINT)
-    if parts.query or parts.fragment:
-        raise _refused(text, "the URL has a query or a fragment", TOKEN_HINT)
-    host = _host(text, parts.netloc)
-    path = quote(unquote(parts.path), safe=_SAFE_IN_PATH)
+    user, _, place = parts.netloc.rpartition("@")
+    _refuse_secret(text, user)
     scheme: Scheme = "https" if parts.scheme.lower() == "https" else "http"
-    return Remote(f"{scheme}://{host}{path}", scheme, host, _components(parts.path))
+    host = _host(text, place).removesuffix(_DEFAULT_PORT[scheme])
+    components = _components(parts.path)
+    page = page_of(scheme, host, components, parts.query)
+    if page is not None:
+        raise _refused(text, "this is a web page, not a URL to clone", page.hint)
+    if parts.query or parts.fragment:
+        raise _refused(text, "the URL has a query or a fragment", _QUERY_HINT)
+    path = quote(unquote(parts.path), safe=_SAFE_IN_PATH).rstrip("/")
+    return Remote(f"{scheme}://{host}{path}", scheme, host, components)
+
+
+def _refuse_secret(text: str, user: str) -> None:
+    """Raise WorkspaceRefused if what is before the @ has a password, or is a token."""
+    user = unquote(user)
+    if ":" in user or _LONG_TOKEN.fullmatch(user) or _looks_secret(user):
+        raise _refused(text, _SECRET, TOKEN_HINT)
+
+
+def _looks_secret(user: str) -> bool:
+    if len(user) < _SHORTEST_TOKEN:
+        return False
+    from midwatch.redaction import Redactor  # its patterns take 50 ms to compile
+
+    return Redactor().text(user) != user
 
 
 def _from_ssh(text: str, parts: SplitResult) -> Remote:
     user, _, place = parts.netloc.rpartition("@")
-    if ":" in user:
-        raise _refused(text, "the URL has credentials", TOKEN_HINT)
+    _refuse_secret(text, user)
+    user = unquote(user)
     host = _host(text, place)
     path = unquote(parts.path)
     _check_ssh(text, user, path.lstrip("/"))
-    login = f"{user}@" if user else ""
+    login = f"{quote(user, safe='')}@" if user else ""
     url = f"ssh://{login}{host}{quote(path, safe=_SAFE_IN_PATH)}"
     return Remote(url, "ssh", host, _components(path))
 
 
 def _from_scp(text: str, match: re.Match[str]) -> Remote:
     user, place, path = match["user"] or "", match["host"], match["path"]
-    if ":" in user:
-        raise _refused(text, "the URL has credentials", TOKEN_HINT)
+    if _has_password(text):
+        raise _refused(text, _SECRET, TOKEN_HINT)
+    _refuse_secret(text, user)
+    if place.lower() in ("https", "http", "ssh", "file", "git"):
+        raise _refused(text, "a slash is missing", f"write {place.lower()}://")
     host = _host(text, place)
     if ".." in path.split("/"):
         raise _refused(text, "the path has `..`")
@@ -176,6 +306,12 @@ def _from_file(text: str, parts: SplitResult) -> Remote:
 
 
 def _from_path(text: str) -> Remote:
+    url = _NO_SCHEME.fullmatch(text)
+    if url is not None and not os.path.lexists(text):
+        user, host, path = url["user"], url["host"], url["path"]
+        better = f"{user}{host}:{path}" if user else f"https://{host}/{path}"
+        hint = f"write {redact_url(better) if not user else better}; ./ begins a path"
+        raise _refused(text, "neither a URL nor a path that exists", hint)
     path = os.path.abspath(text)
     return Remote(path, "file", "", _components(path))
 

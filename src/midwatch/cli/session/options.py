@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os.path
-import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_PROMPT = 400_000
 """Characters; a line of the outbox has room for them."""
-_AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/]*|(?:[^@/:]+@)?[^/:@]+:")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a session.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -178,16 +175,14 @@ def _duration(text: str | None, option: str) -> float | None:
 
 
 def parse_repository(text: str, push_branch: str | None = None) -> RepoSpec:
-    """Return the repository in `URL[@BRANCH]`.
+    """Return the repository in `URL[@BRANCH]`; see `RepoSpec.parse`.
 
-    An @ in the host or in an existing path does not start a branch. Raises WorkspaceRefused for a URL that
-    is not valid, before anything is recorded: it may contain a password.
+    Raises WorkspaceRefused for a URL that is not valid, before anything is recorded: it may contain a password.
     """
     from midwatch.workspace.plan import RepoSpec
-    from midwatch.workspace.urls import parse_remote
 
-    url, branch = _split(text)
-    return RepoSpec(parse_remote(url).url, branch=branch, push_branch=push_branch)
+    spec = RepoSpec.parse(text)
+    return replace(spec, url=spec.remote.url, push_branch=push_branch)
 
 
 def parse_repositories(
@@ -195,17 +190,6 @@ def parse_repositories(
 ) -> tuple[RepoSpec, ...]:
     """Return the repositories of `--repo`, all with the same push branch."""
     return tuple(parse_repository(one, push_branch) for one in texts)
-
-
-def _split(text: str) -> tuple[str, str | None]:
-    if os.path.exists(text):
-        return text, None
-    host = _AUTHORITY.match(text)
-    start = host.end() if host else 0
-    path, at, branch = text[start:].rpartition("@")
-    if not at or not path:
-        return text, None
-    return text[:start] + path, branch or None
 
 
 def read_prompt(text: str) -> str:

@@ -62,7 +62,7 @@ from midwatch.workspace.inspect import RepoState, inspect_workspace
 from midwatch.workspace.plan import RepoSpec
 from midwatch.workspace.push import PushResult, push_workspace
 from midwatch.workspace.record import ClonedRepo, Workspace, open_workspace, save_record
-from midwatch.workspace.urls import check_ref_name
+from midwatch.workspace.urls import check_ref_name, parse_remote
 
 # ------------------------------------------------------------------ pushing
 
@@ -410,7 +410,8 @@ def _read(
             hint="add repositories: [{url: …}]",
         )
     return tuple(
-        RepoSpec(one.url, branch=one.branch, push_branch=push_branch) for one in found
+        RepoSpec(parse_remote(one.url).url, one.branch, push_branch=push_branch)
+        for one in found
     )
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from midwatch.cli.output import BOLD, DIM, GREEN, RED, YELLOW, Cell, Output, cut, iso
 from midwatch.errors import Conflict
 from midwatch.model import Json
+from midwatch.session.errors import DiskFull, FolderUnusable
 from midwatch.session.events import (
     Command,
     Event,
@@ -42,7 +43,7 @@ from midwatch.session.events import (
     to_json,
 )
 from midwatch.session.log import EventReader
-from midwatch.session.mailbox import Mailbox
+from midwatch.session.mailbox import WHOLE_FILE, Mailbox
 from midwatch.session.records import (
     FolderRecords,
     SessionPaths,
@@ -297,6 +298,11 @@ def _retry(event: Retry) -> tuple[str, str]:
     return "retry", f"{status}{event.error}: again {when}"
 
 
+def _rejected(event: MailboxRejected) -> str:
+    what = "the inbox" if event.offset == WHOLE_FILE else "a line of the inbox"
+    return f"{what}: {event.why}"
+
+
 def _result(event: TurnResult) -> tuple[str, str]:
     tokens = sum(
         spend.usage.input_tokens + spend.usage.output_tokens
@@ -327,7 +333,7 @@ _LINES: dict[type, Callable[[Any], tuple[str, str] | None]] = {
     Failure: lambda e: ("error", e.message),
     TurnResult: _result,
     Command: lambda e: ("command", f"{e.kind} {e.effect}"),
-    MailboxRejected: lambda e: ("rejected", f"a line of the inbox: {e.why}"),
+    MailboxRejected: lambda e: ("rejected", _rejected(e)),
     Subagent: lambda e: ("subagent", f"{e.state} {e.description}"),
     Notice: lambda e: ("notice", e.text),
 }
@@ -519,10 +525,10 @@ def follow(paths: SessionPaths, printer: EventPrinter, after: int) -> None:
     """Print every event after `after` and send typed lines, until the session has no runner."""
     reader = EventReader(paths.folder.outbox, after)
     typed = _input_lines()
-    ended = False
+    ended, notices = False, set[str]()
     while True:
         running = paths.running  # before the events: the last ones are still printed
-        for event in reader.poll():
+        for event in _read(reader, running, notices):
             printer.event(event)
             if isinstance(event, PhaseChanged):
                 ended = event.phase.terminal
@@ -534,6 +540,22 @@ def follow(paths: SessionPaths, printer: EventPrinter, after: int) -> None:
         print_notice(
             f"session {paths.id} has no runner; `midwatch session list` shows why"
         )
+
+
+def _read(reader: EventReader, running: bool, notices: set[str]) -> list[Event]:
+    """Return the next events. The runner of a session replaces an outbox that cannot be read; until then, say so once.
+
+    Raises FolderUnusable if there is no runner.
+    """
+    try:
+        return reader.poll()
+    except FolderUnusable as error:
+        if not running:
+            raise
+        if error.message not in notices:
+            notices.add(error.message)
+            print_notice(error.one_line())
+        return []
 
 
 async def chat(paths: SessionPaths) -> None:
@@ -568,7 +590,7 @@ def _send_typed(paths: SessionPaths, typed: queue.SimpleQueue[str]) -> None:
         if line.strip():
             try:
                 _send(mailbox, line)
-            except Conflict as error:
+            except (Conflict, DiskFull, FolderUnusable) as error:
                 print_notice(error.one_line())
 
 

@@ -43,6 +43,7 @@ from midwatch.content.tree import (
 from midwatch.files import (
     are_many,
     is_disk_full,
+    read_regular,
     replace_file,
     sync_file_system,
     with_descriptor,
@@ -126,7 +127,7 @@ def write_plan(path: Path, plan: Plan) -> None:
 def read_plan(path: Path) -> Plan | None:
     """Return the plan that was not finished, or None. Raises OSError, and ValueError for an invalid file."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_regular(path))
     except FileNotFoundError:
         return None
     try:

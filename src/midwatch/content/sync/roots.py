@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.content.tree import CHUNK, Entry, chunk_hash, compact
-from midwatch.files import make_usable, replace_file
+from midwatch.files import make_usable, read_regular, replace_file
 
 STAGING = ".midwatch-sync"
 """The folder in each root for files that are not in place yet; never synchronised."""
@@ -179,7 +179,7 @@ def save_cache(path: Path, files: Signed) -> None:
 def load_cache(path: Path) -> Signed:
     """Return what was saved; nothing if it cannot be read."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_regular(path))
         return {name: _cached(row) for name, row in data.items()}
     return {}
 

@@ -53,7 +53,7 @@ from midwatch.content.tree import (
     tree_from_json,
     tree_to_json,
 )
-from midwatch.files import replace_file
+from midwatch.files import open_regular, read_regular, replace_file
 
 _REWRITE_BYTES = 1 << 20
 """Bytes of changes, at least, before the base file is rewritten."""
@@ -102,7 +102,7 @@ class BaseFile:
     def load(self) -> None:
         """Read the file, if there is one. Raises OSError, and ContentDamaged for an invalid file."""
         try:
-            lines = self._path.read_bytes().splitlines(keepends=True)
+            lines = read_regular(self._path).splitlines(keepends=True)
         except FileNotFoundError:
             return
         try:
@@ -139,7 +139,7 @@ class BaseFile:
         self.tree, self.version = tree, version
 
     def _append(self, line: bytes) -> None:
-        with self._path.open("r+b") as file:
+        with os.fdopen(open_regular(self._path, os.O_RDWR), "r+b") as file:
             # Drop an incomplete line, which never counted.
             file.truncate(self._size)
             file.seek(self._size)

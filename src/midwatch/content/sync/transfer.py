@@ -21,6 +21,7 @@ from midwatch.content.sync.client import ContentClient
 from midwatch.content.sync.roots import Roots, Walker, change_mode, read_at
 from midwatch.content.tree import CHUNK, MAX_HASHES, Entry, chunk_hash, frame_of
 from midwatch.errors import TemporaryError
+from midwatch.files import open_regular
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,7 +31,7 @@ _TRIES = 4
 """Failures in a row without any progress."""
 _APPEND_CHUNKS = 16
 """Chunks of lines that are appended in one round; the rest comes in the next."""
-_APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _FEW = 64
 _SMALL = 4 << 20
 """Chunks and bytes that are sent without asking which of them are missing."""
@@ -263,10 +264,10 @@ def _append(roots: Roots, path: str, start: int, theirs: bytes) -> None:
     with roots.walker() as walker:
         folder, name = walker.parent(path)
         try:
-            file = os.open(name, _APPEND_FLAGS, 0o600, dir_fd=folder)
+            file = open_regular(name, _APPEND_FLAGS, inside=folder)
         except PermissionError:  # the session closed it: its mailbox stays open
             change_mode(name, folder, 0o600)
-            file = os.open(name, _APPEND_FLAGS, 0o600, dir_fd=folder)
+            file = open_regular(name, _APPEND_FLAGS, inside=folder)
     try:
         ours = os.pread(file, len(theirs) + CHUNK, start)
         new = _new_lines(ours, theirs)
