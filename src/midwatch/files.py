@@ -294,3 +294,11 @@ def _find_syncfs() -> Callable[[int], int] | None:
 
 
 _SYNCFS = _find_syncfs()
+
+
+def make_usable(path: Path) -> None:
+    """Give a folder of this user the permissions to list and change it; leave one of another user as it is."""
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode & 0o7777
+        if mode & 0o700 != 0o700:
+            os.chmod(path, mode | 0o700)

@@ -359,7 +359,7 @@ class OperatorSettings(Group):
             "requests": {"cpu": "500m", "memory": "1Gi"},
             "limits": {"memory": "4Gi"},
         },
-        description="Resource requests and limits for sessions that name none.",
+        description="Resource requests and limits of a session; each that the resource names replaces the one here.",
     )
     node_selector: dict[str, str] = Field(
         default_factory=dict, description="Labels of the nodes that sessions run on."
@@ -373,6 +373,18 @@ class OperatorSettings(Group):
     )
     pod_labels: dict[str, str] = Field(
         default_factory=dict, description="Labels added to each session's pod."
+    )
+    pod_annotations: dict[str, str] = Field(
+        default_factory=dict,
+        description="Annotations of each session's pod; those of the resource take precedence.",
+    )
+    runtime_class: str | None = Field(
+        None,
+        description="Runtime class of sessions that name none, such as gvisor; null for the cluster's default.",
+    )
+    priority_class: str | None = Field(
+        None,
+        description="Priority class of sessions that name none; null for the cluster's default.",
     )
     image_pull_grace: Seconds = Field(
         120.0,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from deploy import render
 
 from midwatch.kube.crd import crd
+from midwatch.kube.status import timestamp
 from tests.cluster import ApiServer
 
 from ..waiting import PATIENCE
@@ -115,7 +117,7 @@ def session(name: str) -> Json:
 
 
 def live(server: ApiServer) -> None:
-    """A session from its creation to its deletion, and one whose name is taken."""
+    """A session from its creation to its deletion, whose pod is late, and one whose name is taken."""
     objects = server.objects
     taken = {"name": "two-session", "namespace": TEAM}
     objects.create({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": taken})
@@ -131,6 +133,11 @@ def live(server: ApiServer) -> None:
 
     told("one", "Creating")
     told("two", "NameTaken")
+    # Its pod is late, and the events are asked why.
+    begun = timestamp(datetime.now(UTC) - timedelta(seconds=50))
+    late = {"status": {"startTime": begun}}
+    objects.merge("jobs", TEAM, "one-run-1", late, sub="status")
+    told("one", "NoPod")
     objects.merge("agenticsessions", TEAM, "one", {"spec": {"stop": True}})
     told("one", "Stopped")
     objects.wait("jobs", TEAM, "one-run-1", lambda found: found is None)

@@ -14,6 +14,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from midwatch.kube.controller import ActionExecutor, ReconcileWorker
 from midwatch.kube.crd import crd
 from midwatch.kube.operator import Operator
 from midwatch.kube.rules import API_VERSION, FINALIZER, KIND
+from midwatch.kube.status import timestamp
 from midwatch.lifecycle import StopEvent, SystemClock
 from midwatch.logs import quiet_log
 from midwatch.model import Json
@@ -236,20 +238,75 @@ async def test_each_fate_of_a_pod_is_told_in_the_resource(stand: Stand) -> None:
         "image": (container(denied), "ImagePull"),
     }
     async with stand.operator():
-        for name in (*fates, "deadline"):
+        for name in (*fates, "deadline", "never"):
             stand.create(name)
         for name, (status, _) in fates.items():
             stand.pod(await stand.job(name), **status)
-        await stand.job("deadline")
+        for name in ("deadline", "never"):
+            await stand.job(name)
+        stand.told("deadline", phase="Running", attempt=1)
         stand.end_job("deadline-run-1", "DeadlineExceeded")
+        stand.end_job("never-run-1", "DeadlineExceeded")
         reasons = {name: reason for name, (_, reason) in fates.items()}
-        for name, reason in {**reasons, "deadline": "DeadlineExceeded"}.items():
+        reasons |= {"deadline": "DeadlineExceeded", "never": "NeverStarted"}
+        for name, reason in reasons.items():
             status = await stand.phase(name, "Failed", reason=reason)
             finished = {c["type"]: c["status"] for c in status["conditions"]}
             assert finished["Finished"] == "True" and status["completionTime"]
             await stand.released(name)
             assert "Failed" in stand.events(name)
     assert stand.server.objects.find("jobs", "default", "image-run-1") is None
+
+
+def warn(stand: Stand, kind: str, name: str, reason: str, message: str) -> None:
+    """Record an event as kubelet, scheduler and controllers do."""
+    at = timestamp(datetime.now(UTC))
+    about = {"kind": kind, "name": name, "namespace": "default"}
+    event = {"type": "Warning", "reason": reason, "message": message}
+    meta = {"name": f"{name}.{reason.lower()}", "namespace": "default"}
+    times = {"firstTimestamp": at, "lastTimestamp": at, "count": 1}
+    document = {"apiVersion": "v1", "kind": "Event", "metadata": meta}
+    stand.server.objects.create(
+        {**document, "involvedObject": about, **event, **times}, "default"
+    )
+
+
+@pytest.mark.parametrize("may_read", [True, False])
+async def test_why_a_pod_does_not_start_is_told_in_the_words_of_the_cluster(
+    stand: Stand, may_read: bool
+) -> None:
+    """Within a minute of its scheduling, which was 50 seconds ago."""
+    if not may_read:  # the rights of an earlier release
+        stand.server.faults.refuse(asking("list", "events"), status=403)
+    long_ago = timestamp(datetime.now(UTC) - timedelta(seconds=50))
+    placed = {"type": "PodScheduled", "status": "True", "lastTransitionTime": long_ago}
+    async with stand.operator():
+        stand.create("shop")
+        job = await stand.job("shop")
+        said = 'Multi-Attach error for volume "pvc-1"'
+        warn(stand, "Pod", "shop-run-1-x", "FailedAttachVolume", said)
+        creating = container({"waiting": {"reason": "ContainerCreating"}})
+        stand.pod(job, **creating, conditions=[placed])
+        status = await stand.phase("shop", "Creating", reason="PodNotStarted")
+        assert "its container has not started: ContainerCreating" in status["message"]
+        assert (f"FailedAttachVolume: {said}" in status["message"]) == may_read
+        stand.end_job("shop-run-1", "DeadlineExceeded")
+        stand.drop_pod("shop-run-1-x")
+        end = await stand.phase("shop", "Failed", reason="NeverStarted")
+        assert status["message"] in end["message"]
+
+
+async def test_a_pod_that_a_quota_refuses_is_told_with_the_quota(stand: Stand) -> None:
+    long_ago = timestamp(datetime.now(UTC) - timedelta(seconds=50))
+    async with stand.operator():
+        stand.create("shop")
+        await stand.job("shop")
+        said = "Error creating: pods is forbidden: exceeded quota: small"
+        warn(stand, "Job", "shop-run-1", "FailedCreate", said)
+        begun = {"status": {"startTime": long_ago}}
+        stand.server.objects.merge("jobs", "default", "shop-run-1", begun, sub="status")
+        status = await stand.phase("shop", "Creating", reason="NoPod")
+        assert f"FailedCreate: {said}" in status["message"]
 
 
 async def test_a_deadline_is_told_also_when_the_pod_is_gone_before_the_job_failed(

@@ -271,6 +271,22 @@ def test_what_the_operator_is_told(tmp_path: Path) -> None:
     assert full.base_url == "https://gateway.example.com"
     assert (full.storage, full.claim_size) == ("claim", "50Gi")
     assert full.node_selector == {"pool": "agents"}
+    assert full.pod_annotations == {
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "no"
+    }
+    assert (full.runtime_class, full.priority_class) == ("kata", "low")
+
+
+def test_classes_of_the_charts_own_pods() -> None:
+    found = {
+        name.rpartition("-")[2]: (
+            template["spec"].get("runtimeClassName"),
+            template["spec"].get("priorityClassName"),
+        )
+        for name, template in pods(rendered("everything"))
+    }
+    assert found["monitor"] == ("gvisor", "important")
+    assert found["operator"] == found["content"] == (None, None)
 
 
 def test_a_session_gets_the_settings_of_sessions(tmp_path: Path) -> None:

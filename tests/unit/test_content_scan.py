@@ -327,7 +327,9 @@ def test_every_scan_of_a_repository_at_work_is_a_whole_one(
     """Git commits, rebases and collects garbage; each scanned `.git` can be checked out elsewhere."""
     repo = repository(work / "r")
     store: dict[str, bytes] = {}
-    scanning, base = Scanner(Roots({"w": work})), dict[str, Entry]()
+    scanning = Scanner(Roots({"w": work}))
+    # From here on a scan that git never leaves alone has the `.git` of the one before.
+    base = dict(_sent(scanning, {}, store).tree)
     seen: set[str] = set()
     with git_at_work(repo, seed=1):
         deadline = time.monotonic() + PATIENCE

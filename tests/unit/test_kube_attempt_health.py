@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from midwatch.kube.observed import AttemptHealth, attempt_health, read_job, read_pod
 from midwatch.kube.status import timestamp
+from midwatch.kube.views import EventWords, words_of
 from midwatch.model import Json
 from midwatch.settings import OperatorSettings
 
@@ -73,10 +75,13 @@ def waiting(reason: str, message: str = "") -> Json:
     return {"waiting": {"reason": reason, "message": message}}
 
 
-def health(job_: Json | None, *pods: Json, later: float = 0) -> AttemptHealth:
+def health(
+    job_: Json | None, *pods: Json, later: float = 0, ran: bool = False, last: str = ""
+) -> AttemptHealth:
     seen = read_job(job_) if job_ is not None else None
     now = NOW + timedelta(seconds=later)
-    return attempt_health(seen, [read_pod(one) for one in pods], SETTINGS, now)
+    views = [read_pod(one) for one in pods]
+    return attempt_health(seen, views, SETTINGS, now, ran=ran, last_known=last)
 
 
 FAILED = condition("Failed", reason="BackoffLimitExceeded", message="limit reached")
@@ -189,7 +194,8 @@ def test_a_node_that_does_not_answer() -> None:
 
 
 def test_the_job_alone() -> None:
-    assert health(job(age=599)).outcome == "fine"
+    assert health(job(age=44)).outcome == "fine"
+    assert health(job(age=599)).outcome == "waiting"
     assert health(job(age=600)).reason == "NoPod"
     assert health(job(age=900, suspend=True)).outcome == "fine"
     assert health(job(FAILED)).reason == "PodGone"
@@ -213,8 +219,11 @@ def test_a_pod_is_missed_only_once_the_job_controller_had_its_chance() -> None:
     released = job(held, age=3600)
     assert health(released) == AttemptHealth("fine")
     resumed = condition("Suspended", "False")
+    assert (
+        health(job(resumed, age=3600, counts={"startTime": ago(44)})).outcome == "fine"
+    )
     begun = job(resumed, age=3600, counts={"startTime": ago(599)})
-    assert health(begun).outcome == "fine"
+    assert health(begun).outcome == "waiting"
     assert health(begun, later=1).reason == "NoPod"
 
 
@@ -254,13 +263,245 @@ def test_a_job_whose_pods_are_all_counted_as_none_never_had_one() -> None:
     ],
 )
 def test_a_deadline_is_told_when_it_strikes(its: list[Json]) -> None:
-    seen = health(job(LATE, age=900, counts={"terminating": 1}), *its)
+    seen = health(job(LATE, age=900, counts={"terminating": 1}), *its, ran=not its)
     assert (seen.outcome, seen.reason) == ("failed", "DeadlineExceeded")
 
 
 def test_a_deadline_is_told_before_the_exit_code_that_it_caused() -> None:
     its = job(condition("Failed", reason="DeadlineExceeded"))
     assert health(its, pod(ended(143), phase="Failed")).reason == "DeadlineExceeded"
+
+
+# ------------------------------------------------------------------ never started
+
+
+def begun(name: str = "session", **state: Any) -> Json:
+    return {"name": name, "state": state}
+
+
+NOT_READY = condition("PodReadyToStartContainers", "False")
+LOOP = {
+    "name": "istio-init",
+    "restartCount": 14,
+    "state": waiting("CrashLoopBackOff", "back-off 5m0s restarting failed container"),
+    "lastState": {"terminated": {"exitCode": 3, "reason": "Error"}},
+}
+GATED = condition(
+    "PodScheduled",
+    "False",
+    age=30,
+    reason="SchedulingGated",
+    message="Scheduling is blocked due to non-empty scheduling gates",
+)
+NEVER: list[tuple[str, Json, str, str]] = [
+    (
+        "a volume that is attached elsewhere, or a network without addresses",
+        pod(waiting("ContainerCreating"), NOT_READY),
+        "PodNotStarted",
+        "its container has not started: ContainerCreating",
+    ),
+    (
+        "an init container that loops",
+        pod(waiting("PodInitializing"), initContainerStatuses=[LOOP]),
+        "PodNotStarted",
+        "istio-init: CrashLoopBackOff: exit code 3: 14 restarts: back-off 5m0s",
+    ),
+    (
+        "an init container whose image cannot be pulled",
+        pod(
+            waiting("PodInitializing"),
+            initContainerStatuses=[
+                begun("done", terminated={"exitCode": 0, "reason": "Completed"}),
+                begun("proxy", **waiting("ImagePullBackOff", "denied")),
+                begun("next", **waiting("PodInitializing")),
+            ],
+        ),
+        "PodNotStarted",
+        "init container proxy: ImagePullBackOff: denied",
+    ),
+    (
+        "an init container that waits for ever",
+        pod(
+            waiting("PodInitializing"),
+            initContainerStatuses=[begun("wait-for-db", running={"startedAt": ago(9)})],
+        ),
+        "PodNotStarted",
+        "the init container wait-for-db is running",
+    ),
+    (
+        "a node whose kubelet does nothing",
+        pod(),
+        "PodNotStarted",
+        "its container has not started",
+    ),
+    (
+        "a reason that nobody has heard of",
+        pod(waiting("SandboxMystery", "no idea")),
+        "PodNotStarted",
+        "SandboxMystery: no idea",
+    ),
+    (
+        "a scheduler that is down",
+        {"metadata": meta("p"), "status": {"phase": "Pending"}},
+        "NotScheduled",
+        "no scheduler has looked for a node",
+    ),
+]
+
+
+@pytest.mark.parametrize(("its", "reason", "said"), [one[1:] for one in NEVER])
+def test_a_pod_that_does_not_start_is_told_within_a_minute(
+    its: Json, reason: str, said: str
+) -> None:
+    early = health(job(), its)
+    assert early.outcome == "fine" and early.recheck_in is not None
+    told = health(job(), its, later=early.recheck_in)
+    assert early.recheck_in + 30 <= 60
+    assert (told.outcome, told.reason) == ("waiting", reason)
+    assert said in told.message and told.about and told.about[0] == "Pod"
+    # It may still start, as long as its Job lives.
+    assert health(job(), its, later=4000) == told
+    # And in the end it is not said to have run.
+    for over in (job(LATE), job(condition("Failed", reason="DeadlineExceeded"))):
+        end = health(over, its, later=4600)
+        assert (end.outcome, end.reason) == ("failed", "NeverStarted")
+        assert "never started" in end.message and "spec.timeout" not in end.message
+        gone = health(over, later=4600, last=told.message)
+        assert gone.reason == "NeverStarted" and said in gone.message
+
+
+@pytest.mark.parametrize(
+    ("its", "reason", "said", "about"),
+    [
+        (
+            {
+                "metadata": meta("p"),
+                "spec": {"schedulingGates": [{"name": "example.com/quota"}]},
+                "status": {"phase": "Pending", "conditions": [GATED]},
+            },
+            "SchedulingGated",
+            "gates: example.com/quota (their controller",
+            None,
+        ),
+        (
+            {
+                "metadata": meta("p"),
+                "status": {
+                    "phase": "Pending",
+                    "conditions": [
+                        UNSCHEDULABLE
+                        | {
+                            "message": "pod has unbound immediate PersistentVolumeClaims"
+                        }
+                    ],
+                },
+            },
+            "Unschedulable",
+            "unbound immediate PersistentVolumeClaims (check operator.storage_class",
+            ("PersistentVolumeClaim", "s-workspace"),
+        ),
+        (
+            {
+                "metadata": meta("p"),
+                "status": {
+                    "phase": "Pending",
+                    "conditions": [UNSCHEDULABLE | {"reason": "SchedulerError"}],
+                },
+            },
+            "Unschedulable",
+            "Insufficient memory",
+            None,
+        ),
+    ],
+)
+def test_a_pod_without_a_node_is_told_at_once_and_fails_after_its_grace(
+    its: Json, reason: str, said: str, about: tuple[str, str] | None
+) -> None:
+    seen = health(job(), its)
+    assert (seen.outcome, seen.reason, seen.about) == ("waiting", reason, about)
+    assert said in seen.message
+    late = health(job(), its, later=SETTINGS.unschedulable_grace)
+    assert (late.outcome, late.reason) == ("failed", reason)
+    assert "lower spec.resources" in late.message or said in late.message
+
+
+@pytest.mark.parametrize(
+    ("its", "reason", "said"),
+    [
+        (
+            pod(
+                ended(128, "StartError", "failed to create shim task: no such file"),
+                phase="Failed",
+            ),
+            "StartError",
+            "its container never started: failed to create shim task",
+        ),
+        (
+            pod(ended(127, "ContainerCannotRun", "not executable"), phase="Failed"),
+            "StartError",
+            "never started: not executable",
+        ),
+        (
+            pod(phase="Failed", reason="Evicted", message="The node had DiskPressure"),
+            "Evicted",
+            "removed before its container started: Evicted: The node had DiskPressure",
+        ),
+        (
+            pod(
+                waiting("PodInitializing"),
+                phase="Failed",
+                initContainerStatuses=[begun("setup", **ended(1, message="no route"))],
+            ),
+            "PodFailed",
+            "before its container started: the init container setup: Error: exit code 1",
+        ),
+    ],
+)
+def test_a_pod_that_ended_without_a_start_may_be_tried_again(
+    its: Json, reason: str, said: str
+) -> None:
+    for owner in (job(), job(FAILED)):
+        seen = health(owner, its)
+        assert (seen.outcome, seen.reason) == ("lost", reason)
+        assert said in seen.message
+
+
+def test_a_pod_that_ran_is_not_said_to_have_been_removed_before() -> None:
+    running = pod(ended(137), phase="Failed", reason="Evicted", message="low on disk")
+    assert "before" not in health(job(), running).message
+
+
+def test_a_runner_that_reported_has_started_whatever_is_left_of_its_pod() -> None:
+    over = job(condition("Failed", reason="DeadlineExceeded"))
+    assert health(over, ran=True).reason == "DeadlineExceeded"
+    assert "spec.timeout" in health(over, ran=True).message
+    assert health(over).reason == "NeverStarted"
+
+
+def test_what_the_events_say_is_added_to_what_they_are_about() -> None:
+    late = health(job(), pod(waiting("ContainerCreating")), later=60)
+    said = "FailedAttachVolume: Multi-Attach error for volume"
+    words = EventWords("Pod", "s-run-1-x", said, NOW)
+    assert late.explained(words).message.endswith(f"ContainerCreating: {said}")
+    assert late.explained(replace(words, name="other")) == late
+    assert late.explained(replace(words, text="")) == late.explained(None) == late
+
+
+def test_the_newest_warning_explains_most() -> None:
+    def event(kind: str, reason: str, age: float, **more: Any) -> Json:
+        at = {"lastTimestamp": ago(age)}
+        return {"type": kind, "reason": reason, "message": "m", **at, **more}
+
+    old = event("Warning", "FailedMount", 60)
+    new = event("Warning", "FailedAttachVolume", 9)
+    pulling = event("Normal", "Pulling", 1)
+    assert words_of([new, pulling, old]) == "FailedAttachVolume: m"
+    series = {"lastTimestamp": None, "series": {"lastObservedTime": ago(2)}}
+    assert words_of([new, old | series]) == "FailedMount: m"
+    assert words_of([pulling]) == "Pulling: m"
+    assert words_of([old], since=ago(30)) == words_of([]) == ""
+    secret = event("Warning", "Failed", 1, message="https://bob:hunter22@registry/x")
+    assert "hunter22" not in words_of([secret])
 
 
 def test_a_pod_that_starts_or_runs_is_fine() -> None:

@@ -233,6 +233,19 @@ REPOS = {
     "one twice": [{"input": {"url": URL}}, {"input": {"url": URL}}],
     "too many": [{"input": {"url": f"{URL}{i}"}} for i in range(MAX_REPOS + 1)],
 }
+# One of each kind, written down here again: the list in the code must not lose one unseen.
+STEERING = (
+    ("NODE_TLS_REJECT_UNAUTHORIZED", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE")
+    + ("SSLKEYLOGFILE", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "no_proxy")
+    + ("CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "ANTHROPIC_BASE_URL")
+    + ("ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_CUSTOM_HEADERS", "AWS_BEARER_TOKEN_BEDROCK")
+    + ("CLAUDE_CONFIG_DIR", "HOME", "PATH", "TMPDIR", "XDG_CONFIG_HOME")
+    + ("BASH_ENV", "ENV", "SHELL", "ZDOTDIR", "PROMPT_COMMAND")
+    + ("LD_LIBRARY_PATH", "DYLD_INSERT_LIBRARIES", "NODE_OPTIONS", "BUN_OPTIONS")
+    + ("PYTHONPATH", "PERL5OPT", "GCONV_PATH", "OPENSSL_CONF")
+    + ("GIT_SSH_COMMAND", "GIT_SSL_NO_VERIFY", "GIT_CONFIG_COUNT", "GIT_EXEC_PATH")
+    + ("SSH_ASKPASS", "MIDWATCH_SESSIONS__WALL")
+)
 SPECS: dict[str, dict[str, Any]] = {
     **{f"repos: {why}": {"repos": value} for why, value in REPOS.items()},
     "no prompt": {"prompt": " \n"},
@@ -253,6 +266,10 @@ SPECS: dict[str, dict[str, Any]] = {
     "a key in the open": {"environment": {"variables": {"ANTHROPIC_API_KEY": "x"}}},
     "a git token in the open": {"environment": {"variables": {"GIT_TOKEN": "x"}}},
     "the loader": {"environment": {"variables": {"LD_PRELOAD": "x"}}},
+    **{
+        f"the variable {name}": {"environment": {"variables": {name: "x"}}}
+        for name in STEERING
+    },
     "another cluster": {"environment": {"variables": {"KUBERNETES_PORT": "x"}}},
     "a variable without a name": {"environment": {"variables": {"": "x"}}},
     "a variable that is a number": {"environment": {"variables": {"A": 1}}},
@@ -264,6 +281,18 @@ SPECS: dict[str, dict[str, Any]] = {
         "resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": 2_000_000}}
     },
     "too many restarts": {"maxRestarts": 11},
+    "a runtime class that is no name": {"runtimeClassName": "gVisor 2"},
+    "a priority class that is no name": {"priorityClassName": "High"},
+    "the cluster's priority": {"priorityClassName": "system-node-critical"},
+    "an annotation that is a number": {"podAnnotations": {"a": 1}},
+    "too long an annotation": {"podAnnotations": {"a": "x" * 4097}},
+    "too many annotations": {"podAnnotations": {f"a{n}": "" for n in range(33)}},
+    "an annotation that opens the container": {
+        "podAnnotations": {
+            "container.apparmor.security.beta.kubernetes.io/session": "unconfined"
+        }
+    },
+    "an annotation of ours": {"podAnnotations": {"midwatch.dev/x": ""}},
     "itself": {"resumeFrom": "fix-login"},
     "an odd session": {"resumeFrom": "A/b"},
     "too long a name for people": {"displayName": "x" * 201},
@@ -301,6 +330,13 @@ ACCEPTED: list[dict[str, Any]] = [
     },
     {"llmSettings": {"maxBudgetUsd": 2, "maxTurns": 5, "effort": "max"}},
     {"environment": {"secrets": ["a", "b.c"], "variables": {"GIT_USERNAME": "me"}}},
+    {"environment": {"variables": {"GIT_AUTHOR_NAME": "Ann", "NODE_ENV": "test"}}},
+    {"environment": {"variables": {"AWS_REGION": "eu-west-1", "PS1": "$", "TZ": ""}}},
+    {
+        "podAnnotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
+        "runtimeClassName": "gvisor",
+        "priorityClassName": "batch.low",
+    },
     {"displayName": "ü" * 200, "resources": {"limits": {"cpu": None}}},
     {"environment": {"variables": {"A": None, "B": ""}, "secrets": None}},
     {"resources": {"limits": {"cpu": 2, "nvidia.com/gpu": 1, "memory": "1.5Gi"}}},
@@ -329,10 +365,34 @@ def test_a_name_that_its_pods_could_not_have_is_refused(name: str, wrong: bool) 
     assert bool(refusals(document)) == refused_by_operator(document) == wrong
 
 
-def test_odd_characters_in_a_variables_name_only_the_operator_sees() -> None:
-    document = resource(environment={"variables": {"a b": "x"}})
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"environment": {"variables": {"a b": "x"}}},
+        {"podAnnotations": {"a b": "x"}},
+        {"podAnnotations": {"/a": "x"}},
+        {"podAnnotations": {f"a/{'b' * 64}": "x"}},
+    ],
+)
+def test_odd_characters_in_a_name_only_the_operator_sees(spec: dict[str, Any]) -> None:
+    document = resource(spec)
     assert refusals(document) == []
     assert refused_by_operator(document)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"runtimeClassName": "gVisor 2"}, "spec.runtimeClassName: 'gVisor 2' is not"),
+        ({"priorityClassName": "A"}, "spec.priorityClassName: 'A' is not a valid"),
+        ({"podAnnotations": {"a b": ""}}, "spec.podAnnotations: 'a b' is not a valid"),
+        ({"environment": {"variables": {"BASH_ENV": ""}}}, "BASH_ENV is reserved"),
+    ],
+)
+def test_what_is_refused_is_named(spec: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecRefused) as raised:
+        read_resource(resource(spec))
+    assert said in raised.value.one_line()
 
 
 def chosen(*pool: Any) -> st.SearchStrategy[Any]:
@@ -430,6 +490,9 @@ CHANGED: dict[str, Any] = {
     "environment": {"variables": {"A": "b"}},
     "apiKeySecret": {"name": "else"},
     "resources": {"limits": {"cpu": 1}},
+    "podAnnotations": {"a": "b"},
+    "runtimeClassName": "else",
+    "priorityClassName": "else",
     "trustRepositories": True,
     "resumeFrom": "else",
     "maxRestarts": 3,

@@ -50,6 +50,9 @@ FULL = OperatorSettings(
     tolerations=[{"key": "agents", "operator": "Exists"}],
     service_account_annotations={"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"},
     pod_labels={"team": "a", "midwatch.dev/session": "not-ours"},
+    pod_annotations={"team": "a", "example.com/scrape": "true"},
+    runtime_class="gvisor",
+    priority_class="low",
     termination_grace=30.5,
 )
 
@@ -98,6 +101,9 @@ WISHES: list[dict[str, Any]] = [
         "environment": {"secrets": ["tokens"], "variables": {"TZ": "CET", "A": "b"}},
         "apiKeySecret": {"name": "mine"},
         "resources": {"limits": {"cpu": 2}},
+        "podAnnotations": {"team": "b"},
+        "runtimeClassName": "kata",
+        "priorityClassName": "high",
         "resumeFrom": "before",
         "interactive": True,
     },
@@ -237,11 +243,69 @@ def test_the_deadline_cuts_off_no_pod_that_keeps_to_its_own_limits() -> None:
     assert latest <= deadline <= latest + 30
 
 
-def test_the_resources_are_the_sessions_own_or_the_settings() -> None:
-    own = pod(run(resource(**WISHES[1])))["containers"][0]
-    assert own["resources"] == {"limits": {"cpu": 2}}
-    given = pod(run(resource()))["containers"][0]
-    assert given["resources"] == PLAIN.resources
+def resources(own: dict[str, Any], **usual: Any) -> dict[str, Any]:
+    settings = OperatorSettings(image=IMAGE, resources=usual) if usual else PLAIN
+    container = pod(run(resource(resources=own), settings))["containers"][0]
+    made: dict[str, Any] = container["resources"]
+    return made
+
+
+REQUESTS = {"cpu": "500m", "memory": "1Gi"}
+
+
+@pytest.mark.parametrize(
+    ("own", "requests", "limits"),
+    [
+        ({}, REQUESTS, {"memory": "4Gi"}),
+        ({"requests": {"cpu": 2}}, REQUESTS | {"cpu": 2}, {"memory": "4Gi"}),
+        (
+            {"requests": {"memory": "2Gi"}},
+            REQUESTS | {"memory": "2Gi"},
+            {"memory": "4Gi"},
+        ),
+        # A request above the default limit raises it: Kubernetes refuses a request above the limit.
+        (
+            {"requests": {"memory": "8Gi"}},
+            REQUESTS | {"memory": "8Gi"},
+            {"memory": "8Gi"},
+        ),
+        # Of a limit without a request Kubernetes makes the request.
+        ({"limits": {"cpu": 2}}, {"memory": "1Gi"}, {"cpu": 2, "memory": "4Gi"}),
+        ({"limits": {"memory": "512Mi"}}, {"cpu": "500m"}, {"memory": "512Mi"}),
+        (
+            {"requests": {"memory": "1Gi"}, "limits": {"memory": "6Gi"}},
+            REQUESTS,
+            {"memory": "6Gi"},
+        ),
+    ],
+)
+def test_what_a_session_leaves_open_stays_as_in_the_settings(
+    own: dict[str, Any], requests: dict[str, Any], limits: dict[str, Any]
+) -> None:
+    assert resources(own) == {"requests": requests, "limits": limits}
+
+
+def test_resources_in_forms_that_only_kubernetes_knows() -> None:
+    usual = {"limits": {"memory": "4e9"}, "claims": [{"name": "gpu"}]}
+    own = {"requests": {"memory": "2Gi"}}
+    kept = {"limits": {"memory": "2Gi"}, "claims": [{"name": "gpu"}]}
+    assert resources(own, **usual) == own | kept
+    assert resources({"limits": {"cpu": 1}}, limits={}) == {"limits": {"cpu": 1}}
+
+
+def test_annotations_and_classes_are_the_sessions_own_or_the_settings() -> None:
+    template = run(resource(), FULL)["spec"]["template"]
+    assert template["metadata"]["annotations"] == FULL.pod_annotations
+    spec = template["spec"]
+    assert (spec["runtimeClassName"], spec["priorityClassName"]) == ("gvisor", "low")
+    template = run(resource(**WISHES[1]), FULL)["spec"]["template"]
+    annotations = {"team": "b", "example.com/scrape": "true"}
+    assert template["metadata"]["annotations"] == annotations
+    spec = template["spec"]
+    assert (spec["runtimeClassName"], spec["priorityClassName"]) == ("kata", "high")
+    plain = run(resource())["spec"]["template"]
+    assert "annotations" not in plain["metadata"]
+    assert not {"runtimeClassName", "priorityClassName"} & set(plain["spec"])
 
 
 # ------------------------------------------------------------------ the environment

@@ -27,6 +27,7 @@ from midwatch.kube.status import (
     phase_of,
     timestamp,
 )
+from midwatch.kube.views import EventWords
 from midwatch.model import Json
 from midwatch.session.events import Phase
 from midwatch.settings import KeyReference, OperatorSettings
@@ -82,8 +83,9 @@ def next_plan(
     after: float = 10,
     fresh: bool = True,
     settings: OperatorSettings = SETTINGS,
+    words: EventWords | None = None,
 ) -> do.Plan:
-    state = observe(body_, jobs, pods, fresh=fresh)
+    state = observe(body_, jobs, pods, fresh=fresh, words=words)
     return plan(state, settings, START + timedelta(seconds=after))
 
 
@@ -235,6 +237,70 @@ def test_what_held_a_pod_up_is_not_told_for_longer_than_it_lasts() -> None:
     )
 
 
+def told_of(after: float, text: str, kind: str = "Pod", name: str = "p1") -> EventWords:
+    return EventWords(kind, name, text, START + timedelta(seconds=after))
+
+
+def test_a_pod_that_does_not_start_is_told_in_the_words_of_its_events() -> None:
+    creating = started(phase="Creating", reason="JobCreated")
+    its: Any = ((a_job(),), (a_pod(phase="Pending", scheduled_at=START),))
+    assert next_plan(creating, *its, after=10) == do.Plan(recheck_in=35)
+    assert next_plan(creating, *its, after=50).actions == (do.ReadEvents("Pod", "p1"),)
+    said = "FailedAttachVolume: Multi-Attach error"
+    told = next_plan(creating, *its, after=50, words=told_of(50, said))
+    assert [type(one) for one in told.actions] == [do.Event, do.WriteStatus]
+    assert written(told).changes["reason"] == "PodNotStarted"
+    assert written(told).changes["message"].endswith(said)
+    assert written(told).changes["phase"] == "Creating"
+
+    # Told once; the events are read again, the more seldom the longer it takes.
+    waiting = started(
+        phase="Creating", **{k: written(told).changes[k] for k in ("reason", "message")}
+    )
+    for read, pause in ((50, 60), (400, 200), (4000, 2000)):
+        words = told_of(read, said)
+        quiet = next_plan(waiting, *its, after=read + 10, words=words)
+        assert quiet == do.Plan(recheck_in=pause - 10)
+        again = next_plan(waiting, *its, after=read + pause, words=words)
+        assert again.actions == (do.ReadEvents("Pod", "p1"),)
+    # Another cause is told, without another event.
+    other = next_plan(waiting, *its, after=90, words=told_of(90, "FailedMount: late"))
+    assert [type(one) for one in other.actions] == [do.WriteStatus]
+    assert written(other).changes["message"].endswith("FailedMount: late")
+
+
+def test_a_job_without_a_pod_is_told_in_the_words_of_its_events() -> None:
+    creating = started(phase="Creating", reason="JobCreated")
+    jobs = (a_job(begun_at=START),)
+    assert next_plan(creating, jobs, after=50).actions == (
+        do.ReadEvents("Job", "s-run-1"),
+    )
+    words = told_of(50, "FailedCreate: exceeded quota: pods=3", "Job", "s-run-1")
+    told = written(next_plan(creating, jobs, after=50, words=words))
+    assert (told.changes["phase"], told.changes["reason"]) == ("Creating", "NoPod")
+    assert "exceeded quota: pods=3" in told.changes["message"]
+    end = written(next_plan(creating, jobs, after=600, words=words))
+    assert (end.changes["phase"], end.changes["reason"]) == ("Failed", "NoPod")
+    assert "exceeded quota: pods=3" in end.changes["message"]
+
+
+def test_in_the_end_it_is_said_that_it_never_started_and_why() -> None:
+    why = "its container has not started: FailedMount: no such volume"
+    waiting = started(phase="Creating", reason="PodNotStarted", message=why)
+    over = a_job(outcome="Failed", reason="DeadlineExceeded")
+    end = written(next_plan(waiting, (over,), after=4600))
+    assert (end.changes["phase"], end.changes["reason"]) == ("Failed", "NeverStarted")
+    assert why in end.changes["message"] and "timeout" not in end.changes["message"]
+    # The first attempt ran; the second never did.
+    second = started(phase="Creating", attempt=2, reason="Restarted", podName=None)
+    late = a_job(2, outcome="Failed", reason="DeadlineExceeded")
+    told = written(next_plan(second, (late,), after=4600))
+    assert told.changes["reason"] == "NeverStarted"
+    ran = started(phase="Creating", attempt=2, reason="Cloning", podName="p2")
+    told = written(next_plan(ran, (late,), after=4600))
+    assert told.changes["reason"] == "DeadlineExceeded"
+
+
 def test_what_a_lost_runner_had_not_saved_is_not_known() -> None:
     saved = {"type": "WorkspaceSaved", "status": "True", "reason": "Saved"}
     over = a_job(outcome="Failed", reason="BackoffLimitExceeded")
@@ -365,7 +431,9 @@ class Cluster:
             return
         if patch.get("reason") == "NoPod":
             job = self.jobs[job_name("s", attempt)]
-            assert not job.had_pod, "it had one"
+            # Told as waiting from a cache it may be late; as the end it must be true.
+            waits = patch.get("phase") != Phase.FAILED.value
+            assert waits or not job.had_pod, "it had one"
             assert job.begun_at is not None, "nobody has tried to make one"
         status = {**(self.body.get("status") or {}), **patch}
         self._set(status={k: v for k, v in status.items() if v is not None})
@@ -555,6 +623,7 @@ class Operator:
         self.pending: list[do.Action] = []
         self.fresh = self.current = False
         self.done = False
+        self.words: EventWords | None = None
         self.read()
 
     def read(self) -> None:
@@ -564,7 +633,14 @@ class Operator:
 
     def seen(self) -> ObservedState:
         jobs, pods = self.jobs.values(), self.pods.values()
-        return observe(self.body, jobs, pods, fresh=self.fresh, current=self.current)
+        return observe(
+            self.body,
+            jobs,
+            pods,
+            fresh=self.fresh,
+            current=self.current,
+            words=self.words,
+        )
 
     def step(self) -> bool:
         """Carry out the next action; false if there is none and the plan waits."""
@@ -585,6 +661,10 @@ class Operator:
                 self.gone, self.pending = True, []
                 return
             self.current = True
+        if isinstance(action, do.ReadEvents):
+            now = self.cluster.now
+            self.words = EventWords(action.kind, action.name, "FailedX: no", now)
+            return
         self.cluster.act(action)
         self.fresh = False
         # A write answers with what is there then.

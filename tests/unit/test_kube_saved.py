@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from midwatch.content.sync.session import SyncReport
 from midwatch.kube.runner_workspace import SyncCondition
 
@@ -60,6 +62,17 @@ def test_a_conflict_says_where_the_other_version_is() -> None:
     saved.add(report(DEEP), last=True)
     assert told(saved) == ("False", "SavedPartly")
     assert asked in saved.condition().message
+
+
+def test_what_could_not_be_changed_here_is_a_warning_for_as_long_as_it_lasts() -> None:
+    saved = SyncCondition()
+    denied = "'a' cannot be changed here: Permission denied"
+    warned = replace(report(), unapplied=(denied,))
+    assert saved.add(warned) == [denied] and saved.add(warned) == []
+    assert told(saved) == ("True", "SavedWithWarnings")
+    assert denied in saved.condition().message
+    saved.add(report())
+    assert told(saved) == ("True", "Saved")
 
 
 def test_the_log_is_bounded() -> None:

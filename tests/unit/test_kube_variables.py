@@ -85,6 +85,20 @@ def test_the_program_gets_no_secret_of_the_api() -> None:
     assert access.cloud == {"AWS_REGION": "eu-west-1"}
 
 
+def test_the_operators_own_proxies_and_certificates_count_and_not_the_resources() -> (
+    None
+):
+    ours = {"HTTPS_PROXY": "http://ours", "NODE_EXTRA_CA_CERTS": "/ours.pem"}
+    theirs = {f"SESSION_VARIABLE_{name}": "theirs" for name in ours}
+    key = by_secret(https_proxy="x", ANTHROPIC_API_KEY="sk-ant-test")
+    given = sorted_variables({**POD, **ours, **theirs, **key})
+    access = read_task(given).access
+    for environ in (access.network, given.of_git):
+        assert ours.items() <= environ.items() and "https_proxy" not in environ
+    assert not ours.keys() & given.of_the_program.keys()
+    assert given.left_out == ("HTTPS_PROXY", "NODE_EXTRA_CA_CERTS", "https_proxy")
+
+
 def test_values_of_secrets_are_hidden_whatever_their_names() -> None:
     values = {"DATABASE_URL": "unlikely-w0rd", "SENTRY_DSN": "another 0ne"}
     secrets = by_secret(**values, TOGGLE="true", ANTHROPIC_API_KEY="sk-ant-0123456789")

@@ -29,6 +29,7 @@ from midwatch.kube.observed import (
 )
 from midwatch.kube.rules import PLURAL
 from midwatch.kube.status import phase_of
+from midwatch.kube.views import EventWords
 from midwatch.lifecycle import Backoff, Clock, Liveness, SystemClock
 from midwatch.logs import Log
 from midwatch.model import Json
@@ -51,11 +52,13 @@ class SessionObjects:
         body: The session's resource; None if it was not observed yet, or if its session needs no more work.
         jobs: Its Jobs, by name.
         pods: Its pods, by name.
+        words: What the events of one of its objects reported when they were last read.
     """
 
     body: Json | None = None
     jobs: dict[str, JobView] = field(default_factory=dict)
     pods: dict[str, PodView] = field(default_factory=dict)
+    words: EventWords | None = None
 
     def __bool__(self) -> bool:
         return self.body is not None or bool(self.jobs or self.pods)
@@ -85,7 +88,9 @@ class SessionObjects:
         if self.body is None:
             return None
         jobs, pods = self.jobs.values(), self.pods.values()
-        return observe(self.body, jobs, pods, fresh=fresh, current=current)
+        return observe(
+            self.body, jobs, pods, fresh=fresh, current=current, words=self.words
+        )
 
 
 class Index:
@@ -125,6 +130,11 @@ class Index:
         key, known = self._at(pod.namespace, pod.session)
         _put(known.pods, pod)
         return key
+
+    def put_words(self, key: Key, words: EventWords) -> None:
+        """Store what the events reported, if the session is known."""
+        if known := self._known.get(key):
+            known.words = words
 
     def put(self, kind: Kind, body: Json) -> Key:
         """Store an object and return the key of its session."""
@@ -294,6 +304,13 @@ class Queue:
         if timer is not None:
             timer.cancel()
         self._timers[key] = loop.call_at(due, self._due, key)
+
+    def add_around(self, key: Key, seconds: float) -> None:
+        """Queue a session after `seconds` or up to a tenth later, 5 seconds at most.
+
+        Two operators that wait for the same moment then rarely act at once: the second one sees what the first one did.
+        """
+        self.add_after(key, seconds + self._random.uniform(0, min(5.0, seconds / 10)))
 
     def retry(self, key: Key, at_least: float = 0.0) -> float:
         """Queue a session again after a back-off, and return the seconds until then (at least `at_least`)."""

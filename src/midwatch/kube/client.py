@@ -150,6 +150,7 @@ def _kind(
 _SESSION = create_namespaced_resource(GROUP, VERSION, KIND, PLURAL)
 _JOB = _kind("batch", "v1", "Job", "jobs")
 _POD = _kind("", "v1", "Pod", "pods")
+_EVENT = _kind("", "v1", "Event", "events")
 _RBAC = "rbac.authorization.k8s.io"
 _KINDS: dict[str, type[Any]] = {
     "ServiceAccount": _kind("", "v1", "ServiceAccount", "serviceaccounts"),
@@ -157,7 +158,7 @@ _KINDS: dict[str, type[Any]] = {
     "PersistentVolumeClaim": _kind(
         "", "v1", "PersistentVolumeClaim", "persistentvolumeclaims"
     ),
-    "Event": _kind("", "v1", "Event", "events"),
+    "Event": _EVENT,
     "Role": _kind(_RBAC, "v1", "Role", "roles"),
     "RoleBinding": _kind(_RBAC, "v1", "RoleBinding", "rolebindings"),
     "Job": _JOB,
@@ -396,6 +397,11 @@ class Cluster:
         except Conflict:
             pass
 
+    async def list_events(self, namespace: str, kind: str, name: str) -> list[Json]:
+        """Return the events of one object."""
+        fields = {"involvedObject.kind": kind, "involvedObject.name": name}
+        return await self._list(_EVENT, namespace, fields=fields)
+
     # -------------------------------------------------------------- watches
 
     async def list_for_watch(
@@ -518,19 +524,28 @@ class Cluster:
         return dict(await self._call("patch", patching, doing))
 
     async def _list(
-        self, resource: type[Any], namespace: str | None, labels: Json | None = None
+        self,
+        resource: type[Any],
+        namespace: str | None,
+        labels: Json | None = None,
+        fields: Json | None = None,
     ) -> list[Json]:
-        listed = self._listed(resource, namespace, labels)
+        listed = self._listed(resource, namespace, labels, fields)
         return await self._call("list", _collect(listed), f"list {resource.__name__}s")
 
     def _listed(
-        self, resource: type[Any], namespace: str | None, labels: Json | None
+        self,
+        resource: type[Any],
+        namespace: str | None,
+        labels: Json | None,
+        fields: Json | None = None,
     ) -> ListAsyncIterable[Any]:
         return self._client.list(
             resource,
             namespace="*" if namespace is None else _checked_name(namespace),
             chunk_size=_PAGE,
             labels=labels,
+            fields=fields,
         )
 
     async def _call(self, verb: str, call: Awaitable[T], doing: str) -> T:

@@ -32,6 +32,7 @@ from midwatch.kube.reconcile import (
     Event,
     ExpireJob,
     Plan,
+    ReadEvents,
     Refresh,
     RemoveFinalizer,
     SuspendJob,
@@ -50,6 +51,7 @@ from midwatch.kube.status import (
     phase_of,
     timestamp,
 )
+from midwatch.kube.views import EventWords, words_of
 from midwatch.lifecycle import Clock
 from midwatch.logs import Log
 from midwatch.model import Json
@@ -185,6 +187,8 @@ class ActionExecutor:
         match action:
             case Refresh():
                 await self._refresh(key)
+            case ReadEvents():
+                await self._read_events(key, action)
             case AddFinalizer() | RemoveFinalizer():
                 await self._finalizer(
                     resource, present=isinstance(action, AddFinalizer)
@@ -232,6 +236,18 @@ class ActionExecutor:
         else:
             raise ClusterUnavailable("the session changes while it is read")
         self.index.apply_list(before, {"session": [body], "job": jobs, "pod": pods})
+
+    async def _read_events(self, key: Key, action: ReadEvents) -> None:
+        """Read the events of an object. A failure is logged and stops nothing: events only help people."""
+        try:
+            found = await self.cluster.list_events(key[0], action.kind, action.name)
+        except (ClusterRefused, ClusterUnavailable, ResourceGone) as error:
+            self.log.warning("events cannot be read", error=error.one_line())
+            found = []
+        meta = (self._body(key) or {}).get("metadata") or {}
+        text = words_of(found, str(meta.get("creationTimestamp") or ""))
+        words = EventWords(action.kind, action.name, text, self.clock.now())
+        self.index.put_words(key, words)
 
     async def _finalizer(self, resource: SessionResource, *, present: bool) -> None:
         namespace, name = resource.key
@@ -518,7 +534,7 @@ class ReconcileWorker:
         if last.done:
             self._executor.index.drop(key, "session")
         elif last.recheck_in is not None:
-            self._queue.add_after(key, max(0.05, last.recheck_in))
+            self._queue.add_around(key, max(0.05, last.recheck_in))
 
     async def _execute(self, state: ObservedState, next_plan: Plan) -> None:
         for action in next_plan.actions:

@@ -455,24 +455,66 @@ def _api_secrets(own: Mapping[str, str]) -> frozenset[str]:
     return _ALLOWED_AS_SECRET | frozenset(AWS_SECRETS if cloud else ())
 
 
-RESERVED_VARIABLES = tuple(
-    sorted(
-        {v.name for v in RUNNER_VARIABLES if v.reserved} | {"PATH", "HOME", "TMPDIR"}
-    )
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "FTP_PROXY", "NO_PROXY")
+STEERING_VARIABLES = (
+    # The pod's own, and folders of configuration.
+    ("PATH", "HOME", "TMPDIR", "CURL_HOME", "NETRC")
+    # TLS and its keys, proxies, and the resolver.
+    + ("NODE_TLS_REJECT_UNAUTHORIZED", "NODE_EXTRA_CA_CERTS", "NODE_USE_ENV_PROXY")
+    + ("NODE_USE_SYSTEM_CA", "SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+    + ("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "HOSTALIASES", "RES_OPTIONS")
+    + (*_PROXIES, *(name.lower() for name in _PROXIES))
+    # Start-up files, and what a shell runs or reads before a command.
+    + ("BASH_ENV", "ENV", "SHELL", "SHELLOPTS", "BASHOPTS", "ZDOTDIR", "CDPATH")
+    + ("PROMPT_COMMAND", "PS4", "IFS")
+    # Loaders, interpreters, and the programs that git and ssh start.
+    + ("NODE_OPTIONS", "NODE_PATH", "GCONV_PATH", "GLIBC_TUNABLES")
+    + ("OPENSSL_CONF", "OPENSSL_ENGINES", "OPENSSL_MODULES", "PERL5LIB", "PERL5OPT")
+    + ("SSH_ASKPASS", "SSH_ASKPASS_REQUIRE", "SSH_AUTH_SOCK")
+    # The provider's credentials and region, which the operator sets.
+    + ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ENDPOINT_URL_BEDROCK")
+    + ("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", "CLOUD_ML_REGION")
 )
-"""Names that `spec.environment` must not use."""
-RESERVED_PREFIXES = ("KUBERNETES_", "LD_", "MIDWATCH_", "PYTHON")
-"""Prefixes of the cluster's address, the loader, settings and the interpreter, by which a resource could take over the
-runner."""
+"""Variables that steer the session's program, or whom it trusts, from whatever source."""
+RESERVED_VARIABLES = tuple(
+    sorted({v.name for v in RUNNER_VARIABLES if v.reserved} | {*STEERING_VARIABLES})
+)
+"""Names that `spec.environment` must not use. This list, `RESERVED_PREFIXES` and `ALLOWED_VARIABLES` are the one rule: the
+schema (the API server), the operator and the runner apply it."""
+RESERVED_PREFIXES = (
+    "ANTHROPIC_",
+    "BUN_",
+    "CLAUDE_",
+    "DYLD_",
+    "GIT_",
+    "KUBERNETES_",
+    "LD_",
+) + ("MIDWATCH_", "PYTHON", "VERTEX_REGION_", "XDG_")
+"""Prefixes of the provider, the program and its runtime, the loader, git, the cluster's address, settings and the interpreter."""
+ALLOWED_VARIABLES = ("GIT_AUTHOR_EMAIL", "GIT_AUTHOR_NAME", "GIT_COMMITTER_EMAIL") + (
+    "GIT_COMMITTER_NAME",
+    "GIT_USERNAME",
+)
+"""Names with a reserved prefix that `spec.environment` may use: whom commits name, and the user of a Git token."""
 # Variables that the container runtime or the image sets.
 _SET_BY_THE_POD = frozenset(
     "PATH HOME HOSTNAME PWD OLDPWD SHLVL TERM LANG USER LOGNAME TMPDIR _".split()
 )
-_FOREIGN_PREFIXES = ("LC_", "CLAUDE_CODE_", "GPG_KEY")
+_POD_PREFIXES = (
+    "CLAUDE_CODE_",
+    "GPG_KEY",
+    "KUBERNETES_",
+    "LC_",
+    "LD_",
+    "MIDWATCH_",
+    "PYTHON",
+)
 
 
 def is_reserved(name: str) -> bool:
     """Return whether a resource must not set the variable of that name."""
+    if name in ALLOWED_VARIABLES:
+        return False
     return name in RESERVED_VARIABLES or name.startswith(RESERVED_PREFIXES)
 
 
@@ -591,7 +633,10 @@ def _with_prefix(environ: Mapping[str, str], prefix: str) -> dict[str, str]:
 
 
 def _is_internal(name: str) -> bool:
-    """Return whether a variable is the runner's or the pod's, and so not for the session's program."""
-    if name in VARIABLES or is_reserved(name) or name in _SET_BY_THE_POD:
+    """Return whether a variable is the runner's or the pod's, and so not for the session's program.
+
+    The operator's proxies, certificates and headers are for it, though a resource must not set them.
+    """
+    if name in VARIABLES or name in _SET_BY_THE_POD:
         return True
-    return name.startswith(_FOREIGN_PREFIXES)
+    return name.startswith(_POD_PREFIXES)

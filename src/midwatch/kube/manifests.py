@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from typing import Any
 
 from midwatch.kube.environment import (
     CACHE_PATH,
@@ -31,6 +32,7 @@ from midwatch.kube.rules import (
     account_name,
     claim_name,
     job_name,
+    quantity,
     secret_name,
 )
 from midwatch.model import Json
@@ -105,9 +107,7 @@ def job(
             # No ttlSecondsAfterFinished: a Job that expired while the operator was down would count as lost
             # and run again. The operator sets it once the status has the end.
             "template": {
-                "metadata": {
-                    "labels": {**settings.pod_labels, **about["labels"]},
-                },
+                "metadata": _pod_metadata(resource, settings, about["labels"]),
                 "spec": _pod(
                     resource,
                     settings,
@@ -116,6 +116,14 @@ def job(
             },
         },
     }
+
+
+def _pod_metadata(
+    resource: SessionResource, settings: OperatorSettings, own: dict[str, str]
+) -> Json:
+    about: Json = {"labels": {**settings.pod_labels, **own}}
+    annotations = {**settings.pod_annotations, **resource.spec.pod_annotations}
+    return about | ({"annotations": annotations} if annotations else {})
 
 
 def _deadline(timeout: int, settings: OperatorSettings) -> int:
@@ -158,6 +166,10 @@ def _pod(
         pod["nodeSelector"] = dict(settings.node_selector)
     if settings.tolerations:
         pod["tolerations"] = [dict(one) for one in settings.tolerations]
+    if runtime := resource.spec.runtime_class_name or settings.runtime_class:
+        pod["runtimeClassName"] = runtime
+    if priority := resource.spec.priority_class_name or settings.priority_class:
+        pod["priorityClassName"] = priority
     return pod
 
 
@@ -169,7 +181,7 @@ def _container(
         "image": settings.image,
         "args": list(ARGUMENTS),
         "env": environment,
-        "resources": resource.spec.resources.manifest or dict(settings.resources),
+        "resources": _resources(resource, settings),
         # The operator shows the last lines of the log of a pod that died without a report.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -191,6 +203,33 @@ def _container(
     if settings.image_pull_policy is not None:
         container["imagePullPolicy"] = settings.image_pull_policy
     return container
+
+
+def _resources(resource: SessionResource, settings: OperatorSettings) -> Json:
+    """Return the requests and limits of the session, and the operator's of all other names.
+
+    A default request gives way to a limit of the session, from which Kubernetes derives the request. A default limit stays
+    beside a request of the session, and is raised to it where it is smaller.
+    """
+    own, usual = resource.spec.resources, settings.resources
+    requests, limits = own.requests or {}, own.limits or {}
+    bounds = {
+        name: _larger(amount, requests.get(name))
+        for name, amount in (usual.get("limits") or {}).items()
+    }
+    wanted = {n: v for n, v in (usual.get("requests") or {}).items() if n not in limits}
+    made = {"requests": {**wanted, **requests}, "limits": {**bounds, **limits}}
+    return {**usual, **{kind: amounts for kind, amounts in made.items() if amounts}}
+
+
+def _larger(usual: Any, own: int | str | None) -> Any:
+    """Return the session's own amount if it is larger, or if the usual one is in a form that cannot be compared."""
+    if own is None:
+        return usual
+    try:
+        return own if quantity(own) > quantity(usual) else usual
+    except ValueError:
+        return own
 
 
 # ------------------------------------------------------------------ environment

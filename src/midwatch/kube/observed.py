@@ -1,13 +1,12 @@
 """The observed state of a session, and the health of its current attempt. Pure.
 
-`JobView` and `PodView` hold the few fields that a plan needs, because the operator caches all Jobs and
-pods. `ObservedState` combines a resource with its Jobs and pods; `attempt_health` says how an attempt is doing.
+`ObservedState` combines a resource with its Jobs and pods; `attempt_health` says how an attempt is doing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
@@ -15,238 +14,22 @@ from typing import Any, Literal
 from midwatch.kube.environment import BAD_ENVIRONMENT, POD_ENDED, STATUS_NOT_WRITTEN
 from midwatch.kube.errors import SpecRefused
 from midwatch.kube.resource import SessionResource, Spec, read_resource, resource_with
-from midwatch.kube.rules import (
-    ATTEMPT_LABEL,
-    CONTAINER,
-    FINALIZER,
-    MAX_SECONDS,
-    SESSION_LABEL,
-    UID_LABEL,
-)
+from midwatch.kube.rules import FINALIZER, MAX_SECONDS, claim_name
 from midwatch.kube.status import phase_of
+from midwatch.kube.views import (
+    NOT_STARTED,
+    EventWords,
+    JobView,
+    PodView,
+    is_not_older,
+    read_job,
+    read_pod,
+)
 from midwatch.model import Json
-from midwatch.redaction import Redactor
 from midwatch.session.events import Phase
 from midwatch.settings import OperatorSettings
 
-MAX_TEXT = 500
-"""Characters kept of each message of the cluster."""
-_OUTCOMES, _TARGETS = ("Complete", "Failed"), ("SuccessCriteriaMet", "FailureTarget")
-"""Condition types: how a Job ended, and how it is about to end."""
-_COUNTS = ("active", "ready", "terminating", "succeeded", "failed")
-_REDACTOR = Redactor()
-
-
-@dataclass(frozen=True, slots=True)
-class JobView:
-    """The fields of a Job that a plan needs.
-
-    Attributes:
-        uid: The session's uid, not the Job's.
-        begun_at: When the Job controller began to create its pod; None before that.
-        had_pod: Whether its status counts a pod.
-        expires: Whether Kubernetes deletes it some time after its end (`ttlSecondsAfterFinished`).
-        target: SuccessCriteriaMet or FailureTarget once Kubernetes has decided how the Job ends. The outcome
-            follows, up to seconds after the last pod is gone.
-        outcome: Complete or Failed once it is over; `reason` and `message` explain it.
-    """
-
-    namespace: str
-    session: str
-    name: str
-    uid: str
-    attempt: int
-    version: str = ""
-    created_at: datetime | None = None
-    begun_at: datetime | None = None
-    suspended: bool = False
-    suspended_at: datetime | None = None
-    deleting: bool = False
-    had_pod: bool = False
-    expires: bool = False
-    target: str = ""
-    outcome: str = ""
-    reason: str = ""
-    message: str = ""
-
-    @property
-    def over(self) -> bool:
-        """Whether the Job has ended."""
-        return bool(self.outcome)
-
-    @property
-    def ending(self) -> bool:
-        """Whether the Job has ended or is about to: no further pod starts, and running pods are terminated."""
-        return bool(self.outcome or self.target)
-
-
-@dataclass(frozen=True, slots=True)
-class PodView:
-    """The fields of a pod and of its one container that `attempt_health` needs.
-
-    Attributes:
-        delete_at: Set while the pod is being deleted: when it should be gone.
-        waiting: The kubelet's reason why the container does not run yet.
-        exit_reason: The kubelet's reason why the container ended.
-        disrupted: The reason of the condition DisruptionTarget: why the cluster removed the pod.
-    """
-
-    namespace: str
-    session: str
-    name: str
-    uid: str
-    attempt: int
-    version: str = ""
-    created_at: datetime | None = None
-    delete_at: datetime | None = None
-    phase: str = ""
-    reason: str = ""
-    message: str = ""
-    scheduled_at: datetime | None = None
-    unschedulable_at: datetime | None = None
-    waiting: str = ""
-    waiting_message: str = ""
-    exit_code: int | None = None
-    exit_reason: str = ""
-    exit_message: str = ""
-    ended_at: datetime | None = None
-    disrupted: str = ""
-
-    @property
-    def over(self) -> bool:
-        """Whether the pod has ended."""
-        return self.phase in ("Succeeded", "Failed")
-
-
-def read_job(body: Mapping[str, Any]) -> JobView:
-    """Return the view of a Job, as the API server returned it or as it was sent."""
-    meta, spec, status = _parts(body)
-    conditions = _conditions(status)
-    outcome = next((type_ for type_ in _OUTCOMES if type_ in conditions), "")
-    target = next((type_ for type_ in _TARGETS if type_ in conditions), "")
-    why = conditions.get(outcome or target, {})
-    return JobView(
-        **_identity(meta),
-        created_at=_time(meta.get("creationTimestamp")),
-        begun_at=_time(status.get("startTime")),
-        suspended=bool(spec.get("suspend")),
-        suspended_at=_time(conditions.get("Suspended", {}).get("lastTransitionTime")),
-        deleting=bool(meta.get("deletionTimestamp")),
-        expires=spec.get("ttlSecondsAfterFinished") is not None,
-        had_pod=any(status.get(count) for count in _COUNTS) or _uncounted(status),
-        target=target,
-        outcome=outcome,
-        reason=_text(why.get("reason")),
-        message=_text(why.get("message")),
-    )
-
-
-def read_pod(body: Mapping[str, Any]) -> PodView:
-    """Return the view of a pod, as the API server returned it."""
-    meta, _, status = _parts(body)
-    conditions = _conditions(status)
-    scheduled = _any_condition(status, "PodScheduled")
-    placed = scheduled.get("status") == "True"
-    since = _time(scheduled.get("lastTransitionTime"))
-    stuck = scheduled.get("reason") in ("Unschedulable", "SchedulingGated")
-    state = _state(status)
-    waiting = state.get("waiting") or {}
-    ended = state.get("terminated") or {}
-    return PodView(
-        **_identity(meta),
-        created_at=_time(meta.get("creationTimestamp")),
-        delete_at=_time(meta.get("deletionTimestamp")),
-        phase=_text(status.get("phase")),
-        reason=_text(status.get("reason")),
-        message=_text(status.get("message") or scheduled.get("message")),
-        scheduled_at=since if placed else None,
-        unschedulable_at=since if stuck and not placed else None,
-        waiting=_text(waiting.get("reason")),
-        waiting_message=_text(waiting.get("message")),
-        exit_code=_number(ended.get("exitCode")),
-        exit_reason=_text(ended.get("reason")),
-        exit_message=_text(ended.get("message")),
-        ended_at=_time(ended.get("finishedAt")),
-        disrupted=_text(conditions.get("DisruptionTarget", {}).get("reason")),
-    )
-
-
-def is_not_older(old: str, new: str) -> bool:
-    """Return whether the resource version `new` is the same as `old` or newer."""
-    if old.isdigit() and new.isdigit():
-        return int(new) >= int(old)
-    return True
-
-
-# ------------------------------------------------------------------ reading
-
-
-def _parts(
-    body: Mapping[str, Any],
-) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
-    return body.get("metadata") or {}, body.get("spec") or {}, body.get("status") or {}
-
-
-def _identity(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the names of an object. They are not redacted: the object is found by them."""
-    labels = meta.get("labels") or {}
-    return {
-        "namespace": meta.get("namespace") or "default",
-        "session": str(labels.get(SESSION_LABEL) or ""),
-        "name": str(meta.get("name") or ""),
-        "uid": str(labels.get(UID_LABEL) or ""),
-        "attempt": _attempt(labels.get(ATTEMPT_LABEL)),
-        "version": str(meta.get("resourceVersion") or ""),
-    }
-
-
-def _uncounted(status: Mapping[str, Any]) -> bool:
-    """Return whether pods have ended that the Job's counts do not include yet."""
-    return any((status.get("uncountedTerminatedPods") or {}).values())
-
-
-def _attempt(label: Any) -> int:
-    text = str(label)
-    return int(text) if text.isdecimal() and len(text) < 6 else 0
-
-
-def _any_condition(status: Mapping[str, Any], type_: str) -> Mapping[str, Any]:
-    return next((c for c in _list_conditions(status) if c.get("type") == type_), {})
-
-
-def _conditions(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the true conditions by type."""
-    return {
-        str(c.get("type")): c
-        for c in _list_conditions(status)
-        if c.get("status") == "True"
-    }
-
-
-def _list_conditions(status: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    return (c for c in status.get("conditions") or () if isinstance(c, Mapping))
-
-
-def _state(status: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state of the session's container."""
-    for one in status.get("containerStatuses") or ():
-        if one.get("name") == CONTAINER:
-            return one.get("state") or {}
-    return {}
-
-
-def _time(text: Any) -> datetime | None:
-    return datetime.fromisoformat(text) if isinstance(text, str) and text else None
-
-
-def _number(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
-
-
-def _text(value: Any) -> str:
-    """Return a text short, on one line and redacted: the address of an image may contain a secret."""
-    text = " ".join(str(value or "").split())
-    return _REDACTOR.text(text[: 4 * MAX_TEXT])[:MAX_TEXT] if text else ""
+__all__ = ["JobView", "PodView", "is_not_older", "read_job", "read_pod"]
 
 
 # ------------------------------------------------------------------ the state
@@ -262,6 +45,7 @@ class ObservedState:
             still managed.
         fresh: Whether everything was read for this plan, not taken from the cache.
         current: Whether the resource itself is up to date.
+        words: What the events reported when they were last read.
     """
 
     resource: SessionResource
@@ -272,6 +56,7 @@ class ObservedState:
     pods: tuple[PodView, ...] = ()
     fresh: bool = False
     current: bool = False
+    words: EventWords | None = None
 
     @property
     def status(self) -> Json:
@@ -301,6 +86,12 @@ class ObservedState:
     def live_pods(self) -> tuple[PodView, ...]:
         return tuple(pod for pod in self.pods if not pod.over)
 
+    @property
+    def ran(self) -> bool:
+        """Whether the runner of the latest attempt has reported: it names its pod, and alone writes Running."""
+        told = self.status.get("podName") is not None or self.phase is Phase.RUNNING
+        return told and self.status.get("attempt") == self.attempt
+
     def time(self, name: str) -> datetime | None:
         """Return a time in the status; None without one."""
         text = self.status.get(name)
@@ -329,6 +120,7 @@ def observe(
     *,
     fresh: bool = False,
     current: bool = False,
+    words: EventWords | None = None,
 ) -> ObservedState:
     """Return the observed state of a resource, without Jobs and pods of an earlier resource of the same name."""
     meta = body.get("metadata") or {}
@@ -347,6 +139,7 @@ def observe(
         pods=tuple(pod for pod in pods if pod.uid == resource.uid),
         fresh=fresh,
         current=fresh or current,
+        words=words,
     )
 
 
@@ -368,12 +161,28 @@ Outcome = Literal["fine", "waiting", "lost", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class AttemptHealth:
-    """How an attempt is doing. `recheck_in`: seconds until that may change without an event; None: only an event changes it."""
+    """How an attempt is doing.
+
+    Attributes:
+        recheck_in: Seconds until that may change without an event; None: only an event changes it.
+        about: Kind and name of the object whose events explain it.
+        since: Since when it is so.
+    """
 
     outcome: Outcome
     reason: str = ""
     message: str = ""
     recheck_in: float | None = None
+    about: tuple[str, str] | None = None
+    since: datetime | None = None
+
+    def explained(self, words: EventWords | None) -> AttemptHealth:
+        """Return the same with the words of the events of the object that it is about, if there are any."""
+        if words is None or (words.kind, words.name) != self.about or not words.text:
+            return self
+        if words.text in self.message:
+            return self
+        return replace(self, message=f"{self.message}: {words.text}")
 
 
 FINE = AttemptHealth("fine")
@@ -391,13 +200,14 @@ _START_REASONS = {
     "RunContainerError",
 }
 TRANSIENT_REASONS = frozenset(
-    {"ImagePull", "Unschedulable", "JobNotBegun", *_START_REASONS}
+    {"ImagePull", "Unschedulable", "SchedulingGated", "NotScheduled", "PodNotStarted"}
+    | {"JobNotBegun", "NoPod", *_START_REASONS}
 )
 """Reasons of `waiting`, which may go away."""
-_SILENT_DURING_GRACE = {"NoPod", "NodeLost", "JobNotBegun"}
-"""Reasons that are not reported during their grace period."""
 _JOB_START_GRACE = 60.0
 """Seconds that the Job controller gets to start on a new Job before it is reported as late."""
+_START_GRACE = 45.0
+"""Seconds that each further step gets before it is reported as late: a pod, a node for it, the start of its container."""
 _KILL_SIGNALS = {137: "SIGKILL", POD_ENDED: "SIGTERM"}
 
 
@@ -406,26 +216,41 @@ def attempt_health(
     pods: Sequence[PodView],
     settings: OperatorSettings,
     now: datetime,
+    *,
+    ran: bool = False,
+    last_known: str = "",
 ) -> AttemptHealth:
     """Return the health of an attempt, from its Job (None: it is gone) and its pods.
 
     Only for sessions that have not ended: a terminal phase in the status overrides it.
+
+    Args:
+        job: Its Job.
+        pods: Its pods.
+        settings: The operator's settings.
+        now: The time.
+        ran: Whether its runner has reported.
+        last_known: Why it was waiting, as last reported.
     """
     pod = _newest(pods)
     if job is None:
         gone = AttemptHealth("lost", "JobDeleted", "its Job was deleted")
         return gone if pod is None or not pod.over else _health_of_ended_pod(pod)
     if job.reason == "DeadlineExceeded":  # how its pod ends follows from it
-        return AttemptHealth(
-            "failed",
-            "DeadlineExceeded",
-            "it exceeded spec.timeout and did not end by itself (raise spec.timeout)",
-        )
+        if ran or (pod is not None and pod.has_run):
+            text = "it exceeded spec.timeout and did not end by itself (raise spec.timeout)"
+            return AttemptHealth("failed", "DeadlineExceeded", text)
+        return _never_started(last_known or (pod.obstacle if pod else ""))
     if pod is not None and (health := _health_of_pod(pod, settings, now)) is not FINE:
         return health
     if job.over:
         return _health_of_ended_job(job, pod)
     return _health_of_job(job, pod, settings, now)
+
+
+def _never_started(why: str) -> AttemptHealth:
+    text = "it never started, and its Job's deadline is over"
+    return AttemptHealth("failed", "NeverStarted", f"{text}: {why}" if why else text)
 
 
 def _newest(pods: Sequence[PodView]) -> PodView | None:
@@ -459,17 +284,12 @@ def _health_of_job(
     if job.begun_at is None:
         text = "the Job controller has not started it (kube-controller-manager may be down or overloaded)"
         late = AttemptHealth("waiting", "JobNotBegun", text)
-        return _after_grace(_JOB_START_GRACE, job.created_at, now, late)
-    return _after_grace(
-        settings.unschedulable_grace,
-        job.begun_at,
-        now,
-        AttemptHealth(
-            "failed",
-            "NoPod",
-            f"no pod was created (a quota or an admission rule may refuse it: see `kubectl describe job {job.name}`)",
-        ),
-    )
+        return _quiet_at_first(_JOB_START_GRACE, job.created_at, now, late)
+    about = ("Job", job.name)
+    text = "no pod was created (a quota or an admission rule may refuse it)"
+    missing = AttemptHealth("failed", "NoPod", text, about=about)
+    late = _after_grace(settings.unschedulable_grace, job.begun_at, now, missing)
+    return _quiet_at_first(_START_GRACE, job.begun_at, now, late)
 
 
 # ------------------------------------------------------------------ the pod
@@ -483,20 +303,27 @@ def _health_of_pod(
     if pod.delete_at is not None:
         overdue = AttemptHealth("lost", "NodeLost", "its node does not respond")
         return _after_grace(settings.deadline_margin, pod.delete_at, now, overdue)
-    if pod.waiting:
-        return _health_of_waiting(pod, settings, now)
     if pod.unschedulable_at is not None:
-        return _after_grace(
-            settings.unschedulable_grace,
-            pod.unschedulable_at,
-            now,
-            AttemptHealth(
-                "failed",
-                "Unschedulable",
-                f"no node can run it: {pod.message} (lower spec.resources, or add nodes)",
-            ),
-        )
-    return FINE
+        refused = _unschedulable(pod)
+        since = pod.unschedulable_at
+        return _after_grace(settings.unschedulable_grace, since, now, refused)
+    if pod.has_run:
+        return FINE
+    return _health_of_waiting(pod, settings, now)
+
+
+def _unschedulable(pod: PodView) -> AttemptHealth:
+    if pod.gates:
+        gates, hint = ", ".join(pod.gates), "their controller has to remove them"
+        text = f"{pod.message or 'scheduling is blocked'}: {gates} ({hint})"
+        return AttemptHealth("failed", "SchedulingGated", text)
+    if "persistentvolumeclaim" in pod.message.lower():
+        hint = "check operator.storage_class and its provisioner"
+        about = ("PersistentVolumeClaim", claim_name(pod.session))
+    else:
+        hint, about = "lower spec.resources, or add nodes", None
+    text = f"no node can run it: {pod.message} ({hint})"
+    return AttemptHealth("failed", "Unschedulable", text, about=about)
 
 
 def _health_of_waiting(
@@ -515,7 +342,13 @@ def _health_of_waiting(
         hint = "create the missing object in the session's namespace"
         failed = AttemptHealth("failed", pod.waiting, f"{text} ({hint})")
         return _after_grace(settings.image_pull_grace, since, now, failed)
-    return FINE
+    reason, text = "PodNotStarted", "its container has not started"
+    if pod.scheduled_at is None:
+        reason, text = "NotScheduled", "no scheduler has looked for a node"
+    if pod.obstacle:
+        text = f"{text}: {pod.obstacle}"
+    late = AttemptHealth("waiting", reason, text, about=("Pod", pod.name))
+    return _quiet_at_first(_START_GRACE, since, now, late)
 
 
 def _health_of_ended_pod(pod: PodView) -> AttemptHealth:
@@ -525,11 +358,14 @@ def _health_of_ended_pod(pod: PodView) -> AttemptHealth:
             "OutOfMemory",
             "it exceeded its memory limit (raise spec.resources.limits.memory)",
         )
+    if pod.exit_reason in NOT_STARTED:
+        text = f"its container never started: {pod.exit_message or pod.exit_reason}"
+        return AttemptHealth("lost", "StartError", text)
     if pod.disrupted or pod.reason:
         why = pod.reason or pod.disrupted
-        return _with_pod_message(
-            pod, AttemptHealth("lost", why, f"its pod was removed: {why}")
-        )
+        when = "" if pod.has_run else " before its container started"
+        text = f"its pod was removed{when}: {why}"
+        return _with_pod_message(pod, AttemptHealth("lost", why, text))
     if pod.exit_code in _KILL_SIGNALS:
         how = _KILL_SIGNALS[pod.exit_code]
         return AttemptHealth("lost", "Killed", f"its pod was terminated by {how}")
@@ -542,7 +378,9 @@ def _health_of_exit(pod: PodView) -> AttemptHealth:
     if pod.exit_code in (0, STATUS_NOT_WRITTEN):
         return _outcome_unknown("its runner ended and")
     if pod.exit_code is None:
-        return AttemptHealth("lost", "PodFailed", "its pod failed before it started")
+        text = "its pod failed before its container started"
+        why = f"{text}: {pod.obstacle}" if pod.obstacle else text
+        return AttemptHealth("lost", "PodFailed", why)
     text = f": {pod.exit_message}" if pod.exit_message else ""
     hint = f"see `kubectl logs {pod.name}`"
     if pod.exit_code == BAD_ENVIRONMENT:
@@ -571,9 +409,23 @@ def _with_pod_message(pod: PodView, health: AttemptHealth) -> AttemptHealth:
 def _after_grace(
     grace: float, since: datetime | None, now: datetime, health: AttemptHealth
 ) -> AttemptHealth:
-    """Return `health` after the grace period in seconds; until then `waiting` or `fine`, with the rest as `recheck_in`."""
-    left = grace - (now - since).total_seconds() if since is not None else grace
-    if left <= 0:
-        return health
-    outcome: Outcome = "fine" if health.reason in _SILENT_DURING_GRACE else "waiting"
-    return AttemptHealth(outcome, health.reason, health.message, recheck_in=left)
+    """Return `health` after the grace period in seconds; until then `waiting`, with the rest as `recheck_in`."""
+    if (left := _left(grace, since, now)) <= 0:
+        return replace(health, since=since)
+    if health.reason == "NodeLost":  # a pod that ends in time is not late
+        return AttemptHealth("fine", health.reason, health.message, recheck_in=left)
+    return replace(health, outcome="waiting", recheck_in=left, since=since)
+
+
+def _quiet_at_first(
+    grace: float, since: datetime | None, now: datetime, health: AttemptHealth
+) -> AttemptHealth:
+    """Return `health` after the grace period in seconds, or if it is a failure; until then `fine`."""
+    if health.outcome == "failed" or (left := _left(grace, since, now)) <= 0:
+        return replace(health, since=since)
+    next_change = min(left, health.recheck_in) if health.recheck_in else left
+    return AttemptHealth("fine", health.reason, health.message, recheck_in=next_change)
+
+
+def _left(grace: float, since: datetime | None, now: datetime) -> float:
+    return grace - (now - since).total_seconds() if since is not None else grace

@@ -106,7 +106,15 @@ DISRUPTION_REASONS = frozenset(
 REASONS = DISRUPTION_REASONS | frozenset(
     ("Completed", "Stopped", "Idle", "Interrupted", "InvalidSpec", "NameTooLong")
     + ("ImagePull", "InvalidImageName", "CreateContainerConfigError")
-    + ("Unschedulable", "NoPod", "OutOfMemory", "DeadlineExceeded", "TimedOut")
+    + ("CreateContainerError", "RunContainerError", "StartError", "NeverStarted")
+    + (
+        "Unschedulable",
+        "SchedulingGated",
+        "NoPod",
+        "OutOfMemory",
+        "DeadlineExceeded",
+        "TimedOut",
+    )
     + ("SessionTimedOut", "SessionIdle", "TurnLimit", "BudgetSpent", "KeyRefused")
     + ("ModelNotFound", "RateLimited", "Overloaded", "ApiUnreachable", "ApiFailed")
     + ("RepositoryNotFound", "NotAuthorised", "RepositoryUnreachable", "PushFailed")

@@ -39,6 +39,14 @@ class Refresh:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadEvents:
+    """Read the events of one object: they say why a pod does not start."""
+
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class AddFinalizer:
     """Add the finalizer, so that a deletion waits for the operator."""
 
@@ -98,6 +106,7 @@ class Event:
 
 Action = (
     Refresh
+    | ReadEvents
     | AddFinalizer
     | RemoveFinalizer
     | CreateJob
@@ -152,6 +161,8 @@ def impossible(state: ObservedState, reason: str, message: str) -> tuple[Action,
 
 SETTLE = 15.0
 """Seconds that Kubernetes gets to mark a Job whose pod ended, or to end a pod after its grace period."""
+EVENTS_AGAIN = 60.0
+"""Seconds, at least, after which events are read again; the longer a pod waits, the more seldom."""
 _WAITING = "waiting for its pod"
 _RESTARTING = "Restarting"
 _IDLE = "Idle"
@@ -257,7 +268,9 @@ class _Case:
             refused = refusal(state, "InvalidSpec", state.refused.one_line())
             if refused:
                 return Plan(refused)
-        health = attempt_health(state.job, state.current_pods, self.settings, self.now)
+        health = self._health()
+        if (wait := self._until_events(health)) is not None and wait <= 0:
+            return Plan((ReadEvents(*health.about),)) if health.about else Plan()
         if health.outcome in ("lost", "failed"):
             lost = health.outcome == "lost"
             next_plan = self._lost(health) if lost else self._failed(health)
@@ -270,8 +283,14 @@ class _Case:
         if (state.status.get("attempt") or 0) < state.attempt:
             return Plan(self._publish_attempt(state.attempt, _WAITING))
         if health.outcome == "waiting" and state.phase is not Phase.RUNNING:
-            if state.status.get("reason") != health.reason:
-                return self._report_waiting(health)
+            reported = state.status.get("reason"), state.status.get("message")
+            changed = reported[0] != health.reason or (
+                wait is not None and reported[1] != health.message
+            )
+            if changed:
+                return self._report_waiting(health, new=reported[0] != health.reason)
+            if wait is not None:
+                return Plan(recheck_in=min(wait, health.recheck_in or wait))
         elif (
             state.phase is Phase.CREATING
             and state.status.get("reason") in TRANSIENT_REASONS
@@ -281,11 +300,38 @@ class _Case:
             )
         return self._check_idle(health)
 
-    def _report_waiting(self, health: AttemptHealth) -> Plan:
+    def _health(self) -> AttemptHealth:
+        """Return the health of the latest attempt, with what the events say of it."""
+        state = self.state
+        waited = state.status.get("reason") in TRANSIENT_REASONS
+        health = attempt_health(
+            state.job,
+            state.current_pods,
+            self.settings,
+            self.now,
+            ran=state.ran,
+            last_known=str(state.status.get("message") or "") if waited else "",
+        )
+        return health.explained(state.words)
+
+    def _until_events(self, health: AttemptHealth) -> float | None:
+        """Return the seconds until the events that explain a delay are read (again); None if none do."""
+        if health.about is None or health.outcome not in ("waiting", "failed"):
+            return None
+        words = self.state.words
+        if words is None or (words.kind, words.name) != health.about:
+            return 0.0
+        if health.outcome == "failed":
+            return None
+        read = self._age(words.at)
+        waited_then = self._age(health.since) - read if health.since else 0.0
+        return max(EVENTS_AGAIN, waited_then / 2) - read
+
+    def _report_waiting(self, health: AttemptHealth, *, new: bool) -> Plan:
         reason, message = health.reason, health.message
         event = Event("Warning", reason, message, self.state.attempt)
         published = self._write_phase(Phase.CREATING, reason, message)
-        return Plan((event, *published), health.recheck_in)
+        return Plan((event, *published) if new else published, health.recheck_in)
 
     def _write_phase(
         self, phase: Phase, reason: str, message: str
@@ -390,7 +436,7 @@ class _Case:
         if not state.fresh:
             return Plan((Refresh(),))
         if job is not None and not job.suspended:
-            health = attempt_health(job, state.current_pods, self.settings, self.now)
+            health = self._health()
             if health.outcome == "failed":  # before it was stopped
                 return self._failed(health)
         return self._end(Phase.STOPPED, *self._why_stopped())

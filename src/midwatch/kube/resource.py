@@ -30,12 +30,20 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from midwatch.kube.environment import RESERVED_PREFIXES, RESERVED_VARIABLES, is_reserved
+from midwatch.kube.environment import (
+    ALLOWED_VARIABLES,
+    RESERVED_PREFIXES,
+    RESERVED_VARIABLES,
+    is_reserved,
+)
 from midwatch.kube.errors import SpecRefused
 from midwatch.kube.rules import (
+    ANNOTATION,
     BAD_BRANCH,
     DEVICE,
     FOLDER,
+    MAX_ANNOTATION,
+    MAX_ANNOTATIONS,
     MAX_BRANCH,
     MAX_NAME,
     MAX_PROMPT_BYTES,
@@ -52,7 +60,9 @@ from midwatch.kube.rules import (
     NOT_BLANK,
     OBJECT_NAME,
     QUANTITY,
+    RESERVED_ANNOTATIONS,
     SECRET_KEY,
+    SYSTEM_CLASS,
     URL,
     URL_WITH_CREDENTIALS,
     VARIABLE_NAME,
@@ -60,6 +70,7 @@ from midwatch.kube.rules import (
     fits,
     quantity,
 )
+from midwatch.kube.spec_errors import first_fault
 from midwatch.model import Json
 from midwatch.session.options import Effort
 
@@ -172,6 +183,28 @@ def _check_variable_name(name: str) -> str:
 # No `pattern`: a structural schema cannot constrain the keys of a map.
 VariableName = Annotated[
     str, Field(max_length=MAX_VARIABLE_NAME), AfterValidator(_check_variable_name)
+]
+
+
+def _check_annotation(name: str) -> str:
+    if not fits(ANNOTATION, name):
+        raise ValueError(
+            "not a valid name of an annotation: write it like team.example.com/name"
+        )
+    return name
+
+
+# The same as for the names of variables.
+AnnotationName = Annotated[
+    str, Field(max_length=317), AfterValidator(_check_annotation)
+]
+PriorityClass = Annotated[
+    ObjectName,
+    Rule(
+        f"!self.startsWith('{SYSTEM_CLASS}')",
+        "a priority class of the cluster's own pods: use one of your own",
+        lambda name: not name.startswith(SYSTEM_CLASS),
+    ),
 ]
 
 
@@ -301,8 +334,17 @@ class SecretKey(Part):
     key: KeyName = Field("ANTHROPIC_API_KEY", description="Key in the secret.")
 
 
+RESERVED_HINT = (
+    "it steers the program, its network or its trust, which the operator's settings do, or a field of spec sets it; "
+    "put keys and tokens into secrets"
+)
+
+
 def _variable_rules() -> Json:
-    reserved = ", ".join(f"'{name}'" for name in RESERVED_VARIABLES)
+    reserved, allowed = (
+        ", ".join(f"'{name}'" for name in names)
+        for names in (RESERVED_VARIABLES, ALLOWED_VARIABLES)
+    )
     # One by one: older servers assume no limit for a prefix that comes from a list.
     begins = " || ".join(f"name.startsWith('{prefix}')" for prefix in RESERVED_PREFIXES)
     size = f"self.all(name, name.size() > 0 && name.size() <= {MAX_VARIABLE_NAME})"
@@ -312,8 +354,8 @@ def _variable_rules() -> Json:
                 size, f"the name of a variable has 1 to {MAX_VARIABLE_NAME} characters"
             ),
             cel(
-                f"self.all(name, !(name in [{reserved}] || {begins}))",
-                "a variable is reserved: the operator sets it, or a field of spec does; put keys and tokens into secrets",
+                f"self.all(name, name in [{allowed}] || !(name in [{reserved}] || {begins}))",
+                f"a variable is reserved: {RESERVED_HINT}",
             ),
         ]
     }
@@ -335,6 +377,29 @@ class Environment(Part):
         description="Literal values by name. Put keys and tokens into secrets.",
         json_schema_extra=_variable_rules(),
     )
+
+
+def _may_annotate(annotations: Mapping[str, str]) -> bool:
+    return not any(name.startswith(RESERVED_ANNOTATIONS) for name in annotations)
+
+
+PodAnnotations = Annotated[
+    Mapping[
+        AnnotationName,
+        Annotated[
+            str,
+            Field(max_length=MAX_ANNOTATION, pattern=NO_NUL, description="The value."),
+        ],
+    ],
+    Field(max_length=MAX_ANNOTATIONS),
+    Rule(
+        "self.all(name, !({}))".format(
+            " || ".join(f"name.startsWith('{one}')" for one in RESERVED_ANNOTATIONS)
+        ),
+        f"an annotation is reserved ({', '.join(RESERVED_ANNOTATIONS)}): only the operator's settings may have it",
+        _may_annotate,
+    ),
+]
 
 
 _LIMITS_RULE = cel(
@@ -366,7 +431,7 @@ class Resources(Part):
 
     @property
     def manifest(self) -> Json:
-        """The resources of a container; empty if none are set."""
+        """The resources that this session asks for; empty if none are set."""
         return self.model_dump(exclude_none=True)
 
 
@@ -430,6 +495,18 @@ class Spec(Part):
         description="Key of the Claude API; by default the one of the operator's settings.",
     )
     resources: Resources = Resources()
+    pod_annotations: PodAnnotations = Field(
+        {},
+        description="Annotations of the session's pod, besides those of the operator's settings.",
+    )
+    runtime_class_name: ObjectName | None = Field(
+        None,
+        description="Runtime class of the pod; by default the one of the operator's settings.",
+    )
+    priority_class_name: PriorityClass | None = Field(
+        None,
+        description="Priority class of the pod; by default the one of the operator's settings.",
+    )
     trust_repositories: Flag = Field(
         False,
         description="Load the repositories' own .claude settings, hooks and .mcp.json, which can run commands.",
@@ -511,85 +588,6 @@ def resource_with(spec: Spec, body: Mapping[str, Any]) -> SessionResource:
     )
 
 
-_PATTERNS = {
-    MODEL: "not a valid model name: start with a letter or digit, and use no spaces",
-    NO_NUL: "contains a NUL",
-    OBJECT_NAME: "not a valid object name: use lower-case letters, digits, dashes and dots",
-    SECRET_KEY: "not a valid key of a secret: use letters, digits, dots, dashes and underscores",
-}
-"""Messages for strings that do not match a pattern."""
-_TYPES = {
-    "bool_type": "true or false",
-    "dict_type": "an object",
-    "finite_number": "a finite number",
-    "float_type": "a number",
-    "int_type": "a whole number",
-    "model_type": "an object",
-    "string_type": "a string",
-    "tuple_type": "a list",
-}
-"""What a field takes, by pydantic's type of the error."""
-_BOUNDS = {
-    "greater_than": ("gt", "more than"),
-    "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "less than"),
-    "less_than_equal": ("le", "at most"),
-}
-_NOT_SHOWN = frozenset({"prompt", "url", "variables"})
-"""Fields whose values are not repeated: they are long, or may contain a credential."""
-
-
-def first_fault(error: ValidationError) -> tuple[str, str]:
-    """Return the path of the first wrong field, such as `.repos[0].name`, and the value and what is allowed."""
-    first = error.errors(include_url=False)[0]
-    # pydantic marks an error in the name of a map's entry by a last part `[key]`.
-    is_key = first["loc"][-1:] == ("[key]",)
-    place = first["loc"][:-2] if is_key else first["loc"]
-    path = "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in place)
-    value = first["input"]
-    shown = _shown(value) if is_key or not _NOT_SHOWN & set(place) else ""
-    message = _fault(first["type"], value, shown, first.get("ctx", {}))
-    return path, f"{shown} is {message}" if shown and message[:4] == "not " else message
-
-
-def _fault(kind: str, value: Any, shown: str, context: Mapping[str, Any]) -> str:
-    """Return what is wrong with a value, in no words of pydantic."""
-    if kind in _TYPES:
-        return f"not {_TYPES[kind]}"
-    if kind in _BOUNDS:
-        limit, words = _BOUNDS[kind]
-        return f"is {shown or 'out of range'}: use {words} {context[limit]:.15g}"
-    match kind:
-        case "rule":
-            return str(context["message"])
-        case "value_error":
-            return str(context["error"])
-        case "missing":
-            return "is missing"
-        case "string_too_short" | "too_short":
-            return "is empty: give at least one"
-        case "string_too_long":
-            return f"has {len(value)} characters: use at most {context['max_length']}"
-        case "too_long":
-            return f"has {len(value)} entries: use at most {context['max_length']}"
-        case "literal_error":
-            return f"not allowed: use {context['expected']}"
-        case "string_pattern_mismatch":
-            return _PATTERNS.get(context["pattern"], "not in the required form")
-        case "string_unicode":
-            return "contains characters that UTF-8 does not have"
-        case "json_invalid":
-            return "not valid JSON"
-    return "not a valid value"
-
-
-def _shown(value: Any) -> str:
-    """Return a scalar as it is written in a document, shortened; empty for objects and lists."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value!r:.50}" if isinstance(value, str | int | float) else ""
-
-
 def check_spec(spec: Spec) -> None:
     """Raise SpecRefused for a spec that breaks a rule across fields, as the CEL rules do."""
     if not fits(NOT_BLANK, spec.prompt) and not spec.interactive:
@@ -611,7 +609,7 @@ def check_spec(spec: Spec) -> None:
         raise SpecRefused(
             f"{reserved[0]} is reserved",
             path="spec.environment.variables",
-            hint="remove it: the operator sets it, or a field of spec does; put keys and tokens into secrets",
+            hint=f"remove it: {RESERVED_HINT}",
         )
 
 

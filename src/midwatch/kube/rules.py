@@ -50,6 +50,19 @@ BAD_BRANCH = (
 MODEL = r"^[A-Za-z0-9][!-~]*$"
 OBJECT_NAME = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 SECRET_KEY = r"^[A-Za-z0-9._-]+$"
+SYSTEM_CLASS = "system-"
+"""Prefix of the priority classes of the cluster's own pods."""
+ANNOTATION = r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+"""The name of an annotation: a name of 63 characters, after the domain of who reads it."""
+RESERVED_ANNOTATIONS = (
+    "midwatch.dev/",
+    "container.apparmor.security.beta.kubernetes.io/",
+    "container.seccomp.security.alpha.kubernetes.io/",
+    "seccomp.security.alpha.kubernetes.io/",
+)
+"""Prefixes of annotations that a resource must not set: they loosen the confinement of its container."""
+MAX_ANNOTATIONS = 32
+MAX_ANNOTATION = 4096
 VARIABLE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|[kMGTPE]|[KMGTPE]i)?$"
 """A quantity of Kubernetes, such as 500m or 2Gi."""

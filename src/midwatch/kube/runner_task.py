@@ -16,7 +16,8 @@ from midwatch.kube.environment import (
     RunnerEnvironment,
     not_set,
 )
-from midwatch.kube.resource import Repo, first_fault
+from midwatch.kube.resource import Repo
+from midwatch.kube.spec_errors import first_fault
 from midwatch.kube.status import Writer, merged, phase_changes, phase_conditions
 from midwatch.kube.status_writer import StatusCluster, Target
 from midwatch.lifecycle import Clock, SystemClock

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from midwatch.content.errors import ContentUnavailable, Superseded
 from midwatch.errors import MidwatchError, NotFound, PermanentError, TemporaryError
+from midwatch.files import make_usable
 from midwatch.kube.runner_task import PodTask
 from midwatch.kube.status import Condition
 from midwatch.kube.status_writer import HINTS
@@ -26,6 +27,7 @@ from midwatch.session.log import (
     read_json,
     replace_json,
 )
+from midwatch.session.records import remove_tree
 from midwatch.session.runner import Deadline
 from midwatch.workspace.errors import WorkspaceExists
 from midwatch.workspace.plan import plan_workspace
@@ -56,6 +58,8 @@ class Report(Protocol):
     def notes(self) -> tuple[str, ...]: ...
     @property
     def unsent(self) -> tuple[str, ...]: ...
+    @property
+    def unapplied(self) -> tuple[str, ...]: ...
 
 
 class SyncCondition:
@@ -67,6 +71,7 @@ class SyncCondition:
 
     def __init__(self) -> None:
         self._unsaved: tuple[str, ...] = ()
+        self._unapplied: tuple[str, ...] = ()
         self._before: frozenset[str] = frozenset()
         self._conflicts: dict[str, None] = {}
         self._logged: set[str] = set()
@@ -77,6 +82,7 @@ class SyncCondition:
             one for one in report.unsent if last or one in self._before
         )
         self._before = frozenset(report.unsent)
+        self._unapplied = tuple(report.unapplied)
         # A socket or a pipe cannot be saved at all: a line in the log is enough.
         special = [one for one in report.notes if one not in self._before]
         fresh = [one for one in report.conflicts if one not in self._conflicts]
@@ -84,6 +90,7 @@ class SyncCondition:
         return self._new(
             [
                 *(f"not saved: {one}" for one in (*self._unsaved, *special)),
+                *self._unapplied,
                 *(f"changed on both sides: {_how_to_get(one)}" for one in fresh),
             ]
         )
@@ -100,10 +107,15 @@ class SyncCondition:
                 f"{_count(conflicts, 'file was', 'files were')} changed on both sides; the session's version stays, "
                 f"the other: {_first(conflicts)}"
             )
+        reason = "SavedWithConflicts" if self._conflicts else "Saved"
+        if self._unapplied:
+            parts.append(
+                f"{_count(self._unapplied, 'change', 'changes')} of the other side not made: {_first(self._unapplied)}"
+            )
+            reason = "SavedWithWarnings"
         message = ". ".join(parts)
         if self._unsaved:
             return Condition(CONDITION, "False", "SavedPartly", message)
-        reason = "SavedWithConflicts" if parts else "Saved"
         return Condition(CONDITION, "True", reason, message)
 
     def _new(self, lines: Iterable[str]) -> list[str]:
@@ -395,6 +407,7 @@ class PodPlaces:
         for path in (self.workspace, self.cache):
             try:
                 path.mkdir(parents=True, exist_ok=True)
+                make_usable(path)
                 # Check now: later, a volume that is not writable would cause a less clear error.
                 probe = path / f".midwatch-{os.getpid()}"
                 probe.touch()
@@ -447,7 +460,8 @@ def _leave_out(places: PodPlaces, kept: set[str]) -> None:
     try:
         for path in places.state.iterdir():
             if path.name not in kept:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                folder = path.is_dir() and not path.is_symlink()
+                remove_tree(path) if folder else path.unlink()
     except OSError as error:
         raise map_disk_error(error, places.state) from error
 
@@ -507,7 +521,13 @@ def _moved(path: Path) -> Path:
         number += 1
     try:
         to.parent.mkdir(exist_ok=True)
+        # A folder that its owner may not change cannot be moved either.
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode):
+            make_usable(path)
         path.rename(to)
+        if stat.S_ISDIR(found.st_mode):
+            to.chmod(stat.S_IMODE(found.st_mode))
     except OSError as error:
         raise map_disk_error(error, path) from error
     return to

@@ -139,11 +139,16 @@ class SessionPaths:
         for path in (self.workspace, self.folder.path):
             try:
                 if path.exists():
-                    shutil.rmtree(path, onerror=_make_writable_and_retry)
+                    remove_tree(path)
             except OSError as error:
                 raise map_disk_error(error, path) from error
         lock = self.state.with_name(f"{self.state.name}.lock")
         lock.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder of this user, also if read-only or closed folders are in it. Raises OSError."""
+    shutil.rmtree(path, onerror=_make_writable_and_retry)
 
 
 def _make_writable_and_retry(function: Callable[..., Any], path: str, _: Any) -> None:
@@ -152,7 +157,7 @@ def _make_writable_and_retry(function: Callable[..., Any], path: str, _: Any) ->
         if folder.is_dir() and not folder.is_symlink():
             folder.chmod(stat.S_IRWXU)
     if function in (os.open, os.scandir, os.lstat, os.listdir):
-        shutil.rmtree(path)
+        remove_tree(Path(path))
     else:
         function(path)
 

@@ -13,7 +13,7 @@ import json
 import os
 import stat as stats
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from midwatch.content.sync.roots import (
     Roots,
     Signature,
     Walker,
+    change_mode,
     open_folder,
     set_mode,
     signature_of,
@@ -51,6 +52,7 @@ from midwatch.files import (
 OPEN = 0o700
 """The permissions that the owner needs to change what is in a folder."""
 _IMPOSSIBLE = {errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY}
 _DISK_ERRORS = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENODEV}
 _KINDS = {
     "file": stats.S_IFREG,
@@ -185,10 +187,11 @@ def _is_closed(entry: Entry | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The paths that were not changed: all of them, and those that cannot exist on this file system."""
+    """The paths that were not changed: all of them, those that cannot exist on this file system, and why others were denied."""
 
     skipped: frozenset[str]
     impossible: frozenset[str] = frozenset()
+    denied: Mapping[str, str] = field(default_factory=dict)
 
 
 def apply_plan(
@@ -216,7 +219,7 @@ def apply_plan(
         run.close_folders()
         step("sync folders")
         run.sync()
-    return Applied(frozenset(run.skipped), frozenset(run.impossible))
+    return Applied(frozenset(run.skipped), frozenset(run.impossible), run.denied)
 
 
 class _PlanRun:
@@ -229,6 +232,7 @@ class _PlanRun:
         self._put = plan.delta.put
         self.skipped: set[str] = set()
         self.impossible: set[str] = set()
+        self.denied: dict[str, str] = {}
 
     def open_folders(self) -> None:
         """Open folders that forbid even their owner to change what is in them."""
@@ -373,6 +377,8 @@ class _PlanRun:
                 self.skipped.add(path)
             if error.errno in _IMPOSSIBLE:
                 self.impossible.add(path)
+            if counts and error.errno in _DENIED:
+                self.denied[path] = str(error.strerror)
 
 
 def _lstat(folder: int, name: str) -> os.stat_result | None:
@@ -513,6 +519,8 @@ def clear_all(roots: Roots) -> None:
 
 def _clear(root: int) -> None:
     """Remove the staging folder of a root, or whatever else has its name."""
+    with suppress(OSError):
+        change_mode(STAGING, root, OPEN)
     try:
         staging = open_folder(STAGING, root)
     except FileNotFoundError:
@@ -528,10 +536,13 @@ def _clear(root: int) -> None:
 
 
 def _empty(folder: int) -> None:
+    set_mode(folder, OPEN)
     with os.scandir(folder) as items:
         entries = [(item.name, item.is_dir(follow_symlinks=False)) for item in items]
     for name, is_folder in entries:
         if is_folder:
+            with suppress(OSError):
+                change_mode(name, folder, OPEN)
             inner = open_folder(name, folder)
             try:
                 _empty(inner)

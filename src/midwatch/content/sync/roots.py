@@ -11,6 +11,7 @@ than a tick before it was read.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat as stats
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.content.tree import CHUNK, Entry, chunk_hash, compact
-from midwatch.files import read_regular, replace_file
+from midwatch.files import make_usable, read_regular, replace_file
 
 STAGING = ".midwatch-sync"
 """The folder in each root for files that are not in place yet; never synchronised."""
@@ -103,9 +104,39 @@ def open_folder(name: str, inside: int) -> int:
 
 
 def set_mode(folder: int, mode: int) -> None:
-    """Change the mode of an open folder. Raises OSError."""
+    """Change the mode of an open file or folder. Raises OSError."""
     # An O_PATH descriptor takes no fchmod; its entry in /proc stands for the folder itself.
     os.chmod(f"/proc/self/fd/{folder}" if _PATH_ONLY else folder, mode)
+
+
+_DENIED = {errno.EACCES, errno.EPERM}
+
+
+def is_denied(error: OSError) -> bool:
+    """Return whether the user of this process lacks a permission."""
+    return error.errno in _DENIED
+
+
+def open_root(path: Path) -> int:
+    """Open a root to list it, and make it usable again if its owner took that permission away. Raises OSError."""
+    flags = os.O_RDONLY | _FOLDER
+    try:
+        return os.open(path, flags)
+    except PermissionError:
+        make_usable(path)
+        return os.open(path, flags)
+
+
+def change_mode(name: str, inside: int, mode: int) -> None:
+    """Change the mode of a file or folder. Raises OSError, also for a symlink."""
+    flags = _PATH_ONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.open(name, flags, dir_fd=inside)
+    try:
+        if stats.S_ISLNK(os.fstat(file).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        set_mode(file, mode)
+    finally:
+        os.close(file)
 
 
 # ------------------------------------------------------------------ the cache of hashes

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +33,16 @@ from midwatch.content.sync.apply import (
 )
 from midwatch.content.sync.client import ContentClient, Remote
 from midwatch.content.sync.merge import Merged, folders_above, git_folder_of, merge
-from midwatch.content.sync.roots import Roots
+from midwatch.content.sync.roots import Roots, is_denied
 from midwatch.content.sync.scan import Ignored, Scan, Scanner
-from midwatch.content.sync.transfer import download, finish, in_thread, upload
+from midwatch.content.sync.transfer import (
+    download,
+    finish,
+    in_thread,
+    merge_appended_lines,
+    upload,
+)
 from midwatch.content.tree import (
-    CHUNK,
     NO_CHANGE,
     Delta,
     Entry,
@@ -52,9 +57,8 @@ from midwatch.files import open_regular, read_regular, replace_file
 
 _REWRITE_BYTES = 1 << 20
 """Bytes of changes, at least, before the base file is rewritten."""
-_APPEND_CHUNKS = 16
-"""Chunks of lines that are appended in one round; the rest comes in the next."""
-_APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
+_DENIED_ROUNDS = 20
+"""Rounds until a change that was not permitted is tried again: each try downloads the file."""
 _PUSH_TRIES = 8
 """Commits of one round, when other writers are faster or files change meanwhile."""
 Step = Callable[[str], None]
@@ -149,61 +153,6 @@ class BaseFile:
         line = compact(data) + b"\n"
         replace_file(self._path, line)
         self._whole = self._size = len(line)
-
-
-# ------------------------------------------------------------------ files that the proxy appends to
-
-
-async def merge_appended_lines(
-    client: ContentClient, roots: Roots, path: str, theirs: Entry, ours: Entry | None
-) -> None:
-    """Append the new whole lines of a file that only the proxy's side writes, such as the session's mailbox.
-
-    Its reader knows it by byte offset, so it is never replaced, and what was read is never read again, whatever
-    happens to the connection. Raises OSError if the local file cannot be appended to.
-    """
-    same = _shared(ours.chunks if ours else (), theirs.chunks)
-    wanted = theirs.chunks[same : same + _APPEND_CHUNKS]
-    pieces = {name: data async for name, data in client.read_chunks(wanted)}
-    data = b"".join(pieces.get(name, b"") for name in wanted)
-    await in_thread(_append, roots, path, same * CHUNK, data[: data.rfind(b"\n") + 1])
-
-
-def _shared(ours: Sequence[str], theirs: Sequence[str]) -> int:
-    """Return the number of equal chunks at the beginning."""
-    same = 0
-    for one, other in zip(ours, theirs, strict=False):
-        if one != other:
-            break
-        same += 1
-    return same
-
-
-def _append(roots: Roots, path: str, start: int, theirs: bytes) -> None:
-    """Append what is new in `theirs`, their lines from the offset `start` on."""
-    with roots.walker() as walker:
-        folder, name = walker.parent(path)
-        file = open_regular(name, _APPEND_FLAGS, inside=folder)
-    try:
-        ours = os.pread(file, len(theirs) + CHUNK, start)
-        new = _new_lines(ours, theirs)
-        while new:
-            new = new[os.write(file, new) :]
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _new_lines(ours: bytes, theirs: bytes) -> bytes:
-    """Return what follows ours in theirs; if the two differ, the lines that ours does not have."""
-    if theirs.startswith(ours):
-        return theirs[len(ours) :]
-    if ours.startswith(theirs):
-        return b""
-    known = set(ours.splitlines())
-    lines = [line for line in theirs.splitlines() if line not in known]
-    separator = b"" if ours.endswith(b"\n") or not lines else b"\n"
-    return separator + b"".join(line + b"\n" for line in lines)
 
 
 # ------------------------------------------------------------------ the scope
@@ -313,6 +262,16 @@ class RoundResult:
     conflicts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     unsent: tuple[str, ...] = ()
+    unapplied: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Denied:
+    """A change that this user may not make: to `entry` (None: a removal), and the round that tries it `again`."""
+
+    entry: Entry | None
+    why: str
+    again: int
 
 
 class Rounds:
@@ -342,6 +301,8 @@ class Rounds:
         self._loaded = False
         self._foreign: tuple[Tree | None, dict[str, Entry]] = (None, {})
         self._impossible: dict[str, Entry] = {}
+        self._denied: dict[str, _Denied] = {}
+        self._number = 0
         self._unanswered: dict[str, set[Entry | None]] = {}
         self._appended: dict[str, tuple[Entry | None, Entry]] = {}
         self.base = BaseFile(state / "base.jsonl")
@@ -368,6 +329,14 @@ class Rounds:
             last: Whether no program runs in the local folders any more, so that every git lock is stale.
             unchanged: Whether the proxy is known to still have the base's version, because it is watched.
         """
+        try:
+            return await self._run(push, last, unchanged)
+        finally:
+            if last:
+                await in_thread(self._scanner.close_again)
+
+    async def _run(self, push: bool, last: bool, unchanged: bool) -> RoundResult:
+        self._number += 1
         await in_thread(self.load)
         scan = await self._scan(last)
         remote, merged = await self._compare(scan, push, unchanged)
@@ -378,7 +347,13 @@ class Rounds:
         await self._append_lines(scan, remote)
         conflicts = tuple(sorted(merged.conflicts.values())) if push else ()
         return RoundResult(
-            self.base.version, sent, applied, conflicts, scan.notes, scan.unsent
+            self.base.version,
+            sent,
+            applied,
+            conflicts,
+            scan.notes,
+            scan.unsent,
+            self._unapplied(),
         )
 
     async def adopt(self, folder: str) -> RoundResult:
@@ -505,6 +480,14 @@ class Rounds:
             change = delta_between(self.base.tree, base)
             return delta, change, remote.version if base == remote.tree else ""
 
+        wanted = merged.to_apply_locally
+        self._denied = {
+            path: denied
+            for path, denied in self._denied.items()
+            if path in wanted.put
+            or path in wanted.removed
+            or path in self._scope.remote_owned
+        }
         delta, change, version = await in_thread(prepare)
         await self._apply(delta, scan, merged.tree, change, version)
         self._unanswered.clear()
@@ -517,15 +500,31 @@ class Rounds:
             if "/" not in path or not self._scope.has(path):
                 continue
             entry = delta.put.get(path)
-            if not scan.is_sure(path) or (
-                entry and self._impossible.get(path) == entry
-            ):
+            if not scan.is_sure(path) or self._is_hopeless(path, entry):
                 skipped.add(path)
             elif entry is None:
                 removed.add(path)
             else:
                 put[path] = entry
         return Delta(put, frozenset(removed)), skipped
+
+    def _is_hopeless(self, path: str, entry: Entry | None) -> bool:
+        """Return whether this change failed for good, or so recently that it is not tried again yet."""
+        if entry is not None and self._impossible.get(path) == entry:
+            return True
+        denied = self._denied.get(path)
+        if denied is None:
+            return False
+        if denied.entry == entry and self._number < denied.again:
+            return True
+        del self._denied[path]
+        return False
+
+    def _unapplied(self) -> tuple[str, ...]:
+        return tuple(
+            f"{ascii(path[:200])} cannot be changed here: {denied.why}"
+            for path, denied in sorted(self._denied.items())
+        )
 
     async def _apply(
         self,
@@ -572,6 +571,9 @@ class Rounds:
         applied = apply_plan(self._scanner.roots, plan, self._step)
         put = plan.delta.put
         self._impossible.update((p, put[p]) for p in applied.impossible if p in put)
+        for path, why in applied.denied.items():
+            again = self._number + _DENIED_ROUNDS
+            self._denied[path] = _Denied(put.get(path), why, again)
         skipped = applied.skipped
         base = Delta(
             {p: e for p, e in plan.base.put.items() if p not in skipped},
@@ -591,10 +593,25 @@ class Rounds:
             roots = self._scope.roots
             if not roots.has(path) or self._appended.get(path) == (ours, theirs):
                 continue
+            if self._is_hopeless(path, theirs):
+                continue
             self._step("lines")
-            with _map_local_errors():
-                await merge_appended_lines(self._client, roots, path, theirs, ours)
+            try:
+                with _map_local_errors():
+                    await merge_appended_lines(self._client, roots, path, theirs, ours)
+            except ContentUnavailable as error:
+                if not _is_about_permissions(error):
+                    raise
+                again = self._number + _DENIED_ROUNDS
+                self._denied[path] = _Denied(theirs, "Permission denied", again)
+                continue
+            self._denied.pop(path, None)
             self._appended[path] = (ours, theirs)
+
+
+def _is_about_permissions(error: ContentUnavailable) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, OSError) and is_denied(cause)
 
 
 def _ours(delta: Delta, scan: Scan) -> dict[str, Entry | None]:

@@ -1,7 +1,8 @@
 """Local folders → tree. Files that have not changed since the last scan are not read again.
 
 What cannot be read (no permission, written to all the time, a `.git` in the middle of a change) stays in the tree as
-`base` has it and is `unsure`: a path that cannot be read never counts as removed.
+`base` has it and is `unsure`: a path that cannot be read never counts as removed. In the last scan, when no program runs
+in the folders any more, the files and folders that their owner closed to itself are opened until `Scanner.close_again`.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ import os
 import stat as stats
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from midwatch.content.sync.merge import folders_above, git_folder_of
+from midwatch.content.sync.merge import folders_above, git_folder_of, tree_order
 from midwatch.content.sync.roots import (
     STAGING,
     Captured,
     Roots,
     Signature,
     Signed,
+    change_mode,
+    is_denied,
     is_racy,
     load_cache,
     open_folder,
+    open_root,
     read_file,
     save_cache,
     signature_of,
@@ -151,6 +155,7 @@ class Scanner:
         self._now_ns = now_ns
         self._cache: Signed = load_cache(cache) if cache else {}
         self._unsaved = 0
+        self._opened: dict[str, int] = {}
 
     def scan(self, base: Tree | None = None, *, last: bool = False) -> Scan:
         """Return the local tree.
@@ -162,11 +167,13 @@ class Scanner:
         Raises:
             OSError: A root itself cannot be read.
         """
-        walk = Walk(self._cache, base or {}, self._ignored, self._now_ns, last)
+        walk = Walk(
+            self._cache, base or {}, self._ignored, self._now_ns, last, self._opened
+        )
         found = ScanResult()
         for name, path in self.roots.folders.items():
             found.tree[name] = ROOT
-            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            folder = open_root(path)
             try:
                 walk.folder(folder, name + "/", found)
             finally:
@@ -181,6 +188,16 @@ class Scanner:
             tuple(found.unsent),
             walk.captured.held,
         )
+
+    def close_again(self) -> None:
+        """Give what the last scan opened its mode again. What was removed or replaced meanwhile stays as it is."""
+        with self.roots.walker() as walker:
+            # The inner ones first: they cannot be reached once the outer ones are closed.
+            for path in sorted(self._opened, key=tree_order, reverse=True):
+                with suppress(OSError):
+                    folder, name = walker.parent(path)
+                    change_mode(name, folder, self._opened[path])
+        self._opened.clear()
 
     def save(self, *, least: int = 1) -> None:
         """Write the cache, if at least this many files were read since. Raises OSError."""
@@ -199,7 +216,9 @@ class Walk:
         ignored: Ignored | None,
         now_ns: Callable[[], int],
         last: bool,
+        opened: dict[str, int],
     ) -> None:
+        self.opened = opened
         self.cache = cache
         self.base = base
         self.captured = Captured()
@@ -231,7 +250,7 @@ class Walk:
                     found.keep_base(path, self.base, str(error.strerror))
                     continue
                 if stats.S_ISDIR(stat.st_mode):
-                    below.append((name, stat.st_mode & 0o777))
+                    below.append((name, self.opened.get(path, stat.st_mode & 0o777)))
                     continue
                 signature = signature_of(stat)
                 known = cache.get(path)
@@ -262,6 +281,7 @@ class Walk:
             return
         if depth > MAX_DEPTH:
             return found.keep_base(path, self.base, "it is nested too deep")
+        self.open_up(fd, name, path, mode, 0o500)
         try:
             inner = open_folder(name, fd)
         except FileNotFoundError:
@@ -276,6 +296,15 @@ class Walk:
                 self.folder(inner, path + "/", found, rules)
         finally:
             os.close(inner)
+
+    def open_up(self, fd: int, name: str, path: str, mode: int, needed: int) -> None:
+        """Give this user a permission on its own file or folder, if no program runs that could notice."""
+        right = os.R_OK | (os.X_OK if needed & 0o100 else 0)
+        if not self.last or os.access(name, right, dir_fd=fd, effective_ids=True):
+            return
+        with suppress(OSError):
+            change_mode(name, fd, mode | needed)
+            self.opened.setdefault(path, mode)
 
     def _read(
         self,
@@ -296,7 +325,7 @@ class Walk:
                 self.hashed += 1
                 # Refs, index and logs of git change; objects do not.
                 wanted = rules is not None and not rules.objects
-                read = read_file(fd, name, self.captured, wanted=wanted)
+                read = self._read_file(fd, name, path, wanted)
             else:
                 found.notes.append(f"{ascii(path[:200])} is left out: not a file")
                 return
@@ -312,6 +341,44 @@ class Walk:
         found.tree[path] = found.files[path][1]
         if is_racy(read[0], read_at):
             found.racy.add(path)
+
+    def _read_file(
+        self, fd: int, name: str, path: str, wanted: bool
+    ) -> tuple[Signature, Entry] | None:
+        """Return the signature and the entry of a file. Raises OSError for one that cannot be read."""
+        try:
+            if path not in self.opened:
+                return read_file(fd, name, self.captured, wanted=wanted)
+        except OSError as error:
+            if not is_denied(error):
+                raise
+            stat = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if stats.S_ISREG(stat.st_mode) and (known := self._closed(path, stat)):
+                return signature_of(stat), known
+            self.open_up(fd, name, path, stat.st_mode & 0o7777, 0o400)
+            if path not in self.opened:
+                raise
+        read = read_file(fd, name, self.captured, wanted=wanted)
+        if read is None or path not in self.opened:
+            return read
+        return read[0], replace(read[1], mode=self.opened[path] & 0o777)
+
+    def _closed(self, path: str, stat: os.stat_result) -> Entry | None:
+        """Return the entry of a file that was closed after it was last read, or was put here closed; None without one.
+
+        A mode changes nothing but the ctime. A file of the base has the base's content as long as size and mode are the
+        same: what cannot be read is not what a program just wrote to.
+        """
+        mode = stat.st_mode & 0o777
+        known, was = self.cache.get(path), self.base.get(path)
+        if known is not None and known[1].kind == "file":
+            size, mtime, _, inode, _ = known[0]
+            if (size, mtime, inode) == (stat.st_size, stat.st_mtime_ns, stat.st_ino):
+                return replace(known[1], mode=mode)
+        if was is not None and was.kind == "file":
+            if (was.size, was.mode) == (stat.st_size, mode):
+                return was
+        return None
 
 
 def _is_too_long(path: str) -> bool:
@@ -368,7 +435,7 @@ class GitRules:
     def _is_fresh(self, item: os.DirEntry[str]) -> bool:
         try:
             age = self.now - item.stat(follow_symlinks=False).st_mtime
-        except FileNotFoundError:
+        except OSError:  # gone, or in a folder that may be listed and not entered
             return True
         return age < _STALE_LOCK
 
@@ -380,29 +447,38 @@ def _scan_git(walk: Walk, fd: int, path: str, found: ScanResult) -> None:
     objects and once more after them: if they are the same, all objects that they refer to were read. A `gc` shows as
     a change of the packs. While a lock is held, a command is incomplete.
     """
+    why = ""
     for attempt in range(_GIT_TRIES):
         if attempt:
             time.sleep(_GIT_PAUSE)
-        if part := _git_snapshot(walk, fd, path):
+        try:
+            part = _git_snapshot(walk, fd, path)
+        except OSError as error:  # a folder of objects
+            part, why = None, str(error.strerror)
+            continue
+        if part is not None and not part.unsure:
             found.add(part)
             return
+        # Half of it would not be a repository.
+        why = next(iter(part.unsent), "") if part is not None else ""
     found.tree.pop(path, None)
-    found.keep_base(path, walk.base, "a git command is running in it")
+    found.keep_base(path, walk.base, why or "a git command is running in it")
 
 
 def _git_snapshot(walk: Walk, fd: int, path: str) -> ScanResult | None:
+    """Return the folder as it was at one moment, with what is unreadable in it; None if it changes. Raises OSError."""
     try:
         refs, rules = _git_refs(walk, fd, path)
         if rules.locked:
             return None
-        packs = _git_packs(fd, path, rules.later)
+        packs = _git_packs(walk, fd, path, rules.later)
         objects = _git_objects(walk, fd, path, rules.later)
         again, now = _git_refs(walk, fd, path)
         if now.locked or now.later != rules.later:
             return None
-        if refs.files != again.files or refs.tree != again.tree or refs.unsure:
+        if refs.files != again.files or refs.tree != again.tree:
             return None
-        if _git_packs(fd, path, rules.later) != packs:
+        if _git_packs(walk, fd, path, rules.later) != packs:
             return None
     except FileNotFoundError:
         return None
@@ -424,20 +500,23 @@ def _git_objects(walk: Walk, fd: int, path: str, folders: list[str]) -> ScanResu
     found = ScanResult()
     rules = GitRules(walk.now_ns() / 1e9, not walk.last, objects=True)
     for folder in folders:
-        with _opened_below(fd, folder.removeprefix(path + "/")) as inner:
+        with _opened_below(walk, fd, path, folder.removeprefix(path + "/")) as inner:
             walk.folder(inner, folder + "/", found, rules)
     return found
 
 
 def _git_packs(
-    fd: int, path: str, folders: list[str]
+    walk: Walk, fd: int, path: str, folders: list[str]
 ) -> set[tuple[str, str, int, int]]:
     """Return the packs by folder, name, inode and modification time."""
     packs = set()
     for folder in folders:
         relative = f"{folder.removeprefix(path + '/')}/pack"
         try:
-            with _opened_below(fd, relative) as inner, os.scandir(inner) as items:
+            with (
+                _opened_below(walk, fd, path, relative) as inner,
+                os.scandir(inner) as items,
+            ):
                 for item in items:
                     if not item.name.startswith(("tmp_", ".tmp-")):
                         stat = item.stat(follow_symlinks=False)
@@ -448,9 +527,12 @@ def _git_packs(
 
 
 @contextmanager
-def _opened_below(fd: int, relative: str) -> Iterator[int]:
+def _opened_below(walk: Walk, fd: int, path: str, relative: str) -> Iterator[int]:
     with ExitStack() as stack:
         for part in relative.split("/"):
+            path = f"{path}/{part}"
+            mode = os.stat(part, dir_fd=fd, follow_symlinks=False).st_mode & 0o7777
+            walk.open_up(fd, part, path, mode, 0o500)
             fd = open_folder(part, fd)
             stack.callback(os.close, fd)
         yield fd

@@ -17,6 +17,7 @@ from midwatch.content.sync.scan import Ignored, Scanner
 from midwatch.content.sync.transfer import in_thread
 from midwatch.content.tree import INBOX
 from midwatch.errors import MidwatchError, PermanentError, TemporaryError
+from midwatch.files import make_usable
 from midwatch.lifecycle import Backoff, Clock, StopEvent, SystemClock, background, first
 
 _WATCH_SECONDS = 50.0
@@ -40,6 +41,7 @@ class SyncReport:
         conflicts: Where the other side's entries were stored.
         notes: Messages about what is not synchronised.
         unsent: Those of the notes that are about local files that could not be read.
+        unapplied: Messages about changes of the other side that could not be made here.
     """
 
     version: str
@@ -50,6 +52,7 @@ class SyncReport:
     conflicts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     unsent: tuple[str, ...] = ()
+    unapplied: tuple[str, ...] = ()
 
 
 class WorkspaceSync:
@@ -177,6 +180,7 @@ class WorkspaceSync:
                 result.conflicts,
                 result.notes,
                 result.unsent,
+                result.unapplied,
             )
             self.on_report(report)
             return report
@@ -184,6 +188,7 @@ class WorkspaceSync:
     def _make_folders(self) -> None:
         for path in (self._state, *self._roots.folders.values()):
             path.mkdir(parents=True, exist_ok=True)
+            make_usable(path)
 
     # ------------------------------------------------------------------ waiting
 

@@ -11,15 +11,17 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
+    Sequence,
 )
 from typing import ParamSpec, TypeVar
 
 from midwatch.content.errors import ContentDamaged, ContentUnavailable, StreamBroken
 from midwatch.content.sync.apply import Staging
 from midwatch.content.sync.client import ContentClient
-from midwatch.content.sync.roots import Roots, Walker, read_at
+from midwatch.content.sync.roots import Roots, Walker, change_mode, read_at
 from midwatch.content.tree import CHUNK, MAX_HASHES, Entry, chunk_hash, frame_of
 from midwatch.errors import TemporaryError
+from midwatch.files import open_regular
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,6 +29,9 @@ BATCH = CHUNK
 """Bytes that are passed to or from a thread at once, and a chunk more at most."""
 _TRIES = 4
 """Failures in a row without any progress."""
+_APPEND_CHUNKS = 16
+"""Chunks of lines that are appended in one round; the rest comes in the next."""
+_APPEND_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _FEW = 64
 _SMALL = 4 << 20
 """Chunks and bytes that are sent without asking which of them are missing."""
@@ -224,3 +229,62 @@ async def _fetch(
         # Also if the stream breaks: complete chunks need not be sent again.
         if batch:
             await in_thread(staging.write, batch)
+
+
+# ------------------------------------------------------------------ files that the proxy appends to
+
+
+async def merge_appended_lines(
+    client: ContentClient, roots: Roots, path: str, theirs: Entry, ours: Entry | None
+) -> None:
+    """Append the new whole lines of a file that only the proxy's side writes, such as the session's mailbox.
+
+    Its reader knows it by byte offset, so it is never replaced, and what was read is never read again, whatever
+    happens to the connection. Raises OSError if the local file cannot be appended to.
+    """
+    same = _shared(ours.chunks if ours else (), theirs.chunks)
+    wanted = theirs.chunks[same : same + _APPEND_CHUNKS]
+    pieces = {name: data async for name, data in client.read_chunks(wanted)}
+    data = b"".join(pieces.get(name, b"") for name in wanted)
+    await in_thread(_append, roots, path, same * CHUNK, data[: data.rfind(b"\n") + 1])
+
+
+def _shared(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    """Return the number of equal chunks at the beginning."""
+    same = 0
+    for one, other in zip(ours, theirs, strict=False):
+        if one != other:
+            break
+        same += 1
+    return same
+
+
+def _append(roots: Roots, path: str, start: int, theirs: bytes) -> None:
+    """Append what is new in `theirs`, their lines from the offset `start` on."""
+    with roots.walker() as walker:
+        folder, name = walker.parent(path)
+        try:
+            file = open_regular(name, _APPEND_FLAGS, inside=folder)
+        except PermissionError:  # the session closed it: its mailbox stays open
+            change_mode(name, folder, 0o600)
+            file = open_regular(name, _APPEND_FLAGS, inside=folder)
+    try:
+        ours = os.pread(file, len(theirs) + CHUNK, start)
+        new = _new_lines(ours, theirs)
+        while new:
+            new = new[os.write(file, new) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _new_lines(ours: bytes, theirs: bytes) -> bytes:
+    """Return what follows ours in theirs; if the two differ, the lines that ours does not have."""
+    if theirs.startswith(ours):
+        return theirs[len(ours) :]
+    if ours.startswith(theirs):
+        return b""
+    known = set(ours.splitlines())
+    lines = [line for line in theirs.splitlines() if line not in known]
+    separator = b"" if ours.endswith(b"\n") or not lines else b"\n"
+    return separator + b"".join(line + b"\n" for line in lines)
