@@ -222,12 +222,13 @@ def _node(stack: list[_Open], name: str | None, event: yaml.Event) -> None:
                 f"{_place(event)}: {name:.50} is given twice, first in line {names[name]}",
                 hint="put both together, or remove one",
             )
-        names[name] = event.start_mark.line + 1
+        mark: Any = event.start_mark
+        names[name] = mark.line + 1
     stack[-1].at_name = not stack[-1].at_name
 
 
 def _place(event: yaml.Event) -> str:
-    mark = event.start_mark
+    mark: Any = event.start_mark
     return f"line {mark.line + 1}, column {mark.column + 1}"
 
 

@@ -152,7 +152,7 @@ def run_request(
         printer.plain(f"session {request.id} in {paths.workspace}")
         await local_runner(sessions, request, printer).run()
 
-    use_sessions(edge, run)
+    use_sessions(edge, run, create=True)
 
 
 @app.command("fix")
@@ -394,13 +394,21 @@ def prune(
         output.line(f"session {one.id}: {done}, {format_size(one.size)}")
 
 
-def use_sessions(edge: Edge, use: Callable[[SessionContext], Awaitable[T]]) -> T:
-    """Return the result of `use` on an open session manager."""
+def use_sessions(
+    edge: Edge,
+    use: Callable[[SessionContext], Awaitable[T]],
+    *,
+    create: bool = False,
+) -> T:
+    """Return the result of `use` on an open session manager.
+
+    `create` makes a missing SQLite database.
+    """
 
     async def run() -> T:
         from midwatch.cli.session.service import open_sessions
 
-        async with open_sessions(edge) as sessions:
+        async with open_sessions(edge, create=create) as sessions:
             return await use(sessions)
 
     return asyncio.run(run())
