@@ -37,7 +37,7 @@ def load(environ: Mapping[str, str], file: Path | None = None) -> Settings:
     named = file or (
         Path(environ["MIDWATCH_CONFIG"]) if environ.get("MIDWATCH_CONFIG") else None
     )
-    written = _read_yaml(named or Path(DEFAULT_FILE), must_exist=named is not None)
+    written = _read_file(named or Path(DEFAULT_FILE), must_exist=named is not None)
     variables = {
         name: value
         for name, value in environ.items()
@@ -131,13 +131,14 @@ def _naming_variable(
 # ------------------------------------------------------------------ the file
 
 
-def _read_yaml(file: Path, *, must_exist: bool) -> dict[str, Any]:
+def _read_file(file: Path, *, must_exist: bool) -> dict[str, Any]:
     if not must_exist and not file.exists():
         return {}
-    import yaml
+    from midwatch.documents import MAX_BYTES, DocumentError, read_yaml
 
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            document = read_yaml(opened.read(MAX_BYTES + 1))
     except FileNotFoundError:
         raise SettingsError(
             f"there is no settings file {file}",
@@ -145,16 +146,9 @@ def _read_yaml(file: Path, *, must_exist: bool) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise SettingsError(f"cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
+    except DocumentError as error:
         raise SettingsError(
-            f"{file} is not valid YAML: byte {error.start} is not UTF-8"
-        ) from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # ValueError: such as the date 2026-99-99
-        raise SettingsError(
-            f"{file} is not valid YAML: {_yaml_problem(error)}"
+            f"{file} is not valid YAML: {error.message}", hint=error.hint
         ) from None
     if document is None:
         return {}
@@ -163,38 +157,6 @@ def _read_yaml(file: Path, *, must_exist: bool) -> dict[str, Any]:
     ):
         raise SettingsError(f"{file} must hold names and values, such as `database: …`")
     return document
-
-
-YAML_PROBLEMS = {
-    r"character '\\t'": "a tab cannot indent; use spaces",
-    r"found character '(.)'": r"text that starts with \1 needs quotes",
-    r"mapping values are not allowed": "there is a second ':' or an indented name; put text with ': ' in quotes",
-    r"expected ',' or|<stream end>": "a list or mapping in brackets is not closed",
-    r"expected <block end>": "the indentation differs from the lines above",
-    r"unexpected end of stream": "a quote is not closed",
-    r"could not find expected ':'": "a line has no ':' after its name",
-    # Neither the alias nor the tag is repeated: a password may start so.
-    r"undefined alias": "text that starts with * needs quotes",
-    r"constructor for the tag": "text that starts with ! needs quotes",
-    r"unknown escape character '(.)'": r"\\\1 is not an escape; use single quotes",
-    r"unhashable key": "a name must be text",
-    r"another document": "there is a second document; use one",
-    r"special characters": "there is a control character; remove it",
-}
-"""What to write for the problems that the parser of YAML reports, by a pattern of its text."""
-
-
-def _yaml_problem(error: Exception) -> str:
-    """Return where a document is wrong and how, without the parser's names for its input."""
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None)
-    found = (
-        match.expand(text)
-        for pattern, text in YAML_PROBLEMS.items()
-        if (match := re.search(pattern, f"{problem or error}"))
-    )
-    text = next(found, "the text or value here cannot be read; put text in quotes")
-    return f"line {mark.line + 1}, column {mark.column + 1}: {text}" if mark else text
 
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")

@@ -55,13 +55,19 @@ def parse_size(value: object) -> float:
 
 
 def parse_ratio(value: object) -> float:
-    """Return the ratio of `90%` or 0.9. Raises ValueError."""
+    """Return the ratio of `90%` or 0.9.
+
+    Raises ValueError, also for 90: it would be 9,000%, and 90% was meant.
+    """
     try:
         if isinstance(value, str) and value.strip().endswith("%"):
             return float(value.strip()[:-1]) / 100
-        return float(str(value))
+        ratio = float(str(value))
     except ValueError:
         raise ValueError(f"{value!r} is not a share; use 90% or 0.9") from None
+    if ratio > 1:
+        raise ValueError(f"{value!r} would be {ratio:,.0%}; use 90% or 0.9")
+    return ratio
 
 
 def parse_limit(value: object, unit: Unit) -> float:

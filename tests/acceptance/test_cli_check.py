@@ -22,7 +22,7 @@ from midwatch.testing.messages_api import (
 
 from .cli import KEY, in_store, midwatch, said
 
-HOST = "subjects:\n- {name: box, kind: host, invariants: {disk: {limit: 0%}}}\n"
+HOST = "subjects:\n- {name: box, kind: host, invariants: {disk: {limit: 0%}, load: {enabled: false}}}\n"
 CARD = "/v1/models/claude-sonnet-5-5"
 COUNT = "/v1/messages/count_tokens"
 
@@ -44,6 +44,10 @@ def test_all_is_well(
 ) -> None:
     (tmp_path / "midwatch.yaml").write_text(HOST)
     before = len(api.calls)
+    missing = said(tmp_path, "check", env=env).splitlines()[1]
+    assert missing.startswith("! database: there is no database midwatch.db (check the")
+    assert not (tmp_path / "midwatch.db").exists(), "a check creates nothing"
+    said(tmp_path, "db", "upgrade")
     lines = said(tmp_path, "check", env=env).splitlines()
     assert lines[0] == "✔ settings: 1 subject"
     assert lines[1].startswith("✔ database: reachable")

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.kube.convert import MAX_BYTES, convert, read_documents, write_yaml
+from midwatch.documents import MAX_BYTES
+from midwatch.kube.convert import convert, read_documents, write_yaml
 from midwatch.kube.errors import SpecRefused
 from midwatch.kube.resource import read_resource
 
@@ -264,8 +265,15 @@ BOMB = "a0: &a0 x\n" + "".join(
     [
         (BOMB, "too large"),
         ("a: &x [*x]", "refers to itself"),
-        ("[" * 5000, "too large"),
-        ('{"a":' * 5000, "too large"),
+        ("[" * 5000, "nested deeper"),
+        ('{"a":' * 5000, "nested deeper"),
+        ('{"a":' * 200 + "1" + "}" * 200, "nested deeper"),
+        ('{"a": 1, "a": 2}', "'a' is given twice"),
+        (
+            "a: 1\nb:\n  - {c: 1, d: 2, c: 3}",
+            "line 3, column 18: c is given twice, first in line 3",
+        ),
+        ("a: " + "9" * 5000, "too long a number"),
         ("a: !!python/object/apply:os.getcwd []", "neither YAML nor JSON"),
         ("a: !!binary eHg=", "is not a JSON value"),
         ("a: .inf", "is not a JSON value"),

@@ -15,6 +15,7 @@ from midwatch.cli.stats import load_kinds
 from midwatch.config import PROBLEMS, explain_problem, load
 from midwatch.errors import SettingsError
 from midwatch.settings import Settings
+from midwatch.units import parse_ratio
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -192,7 +193,17 @@ def test_a_problem_names_the_value_and_what_is_expected(tmp_path: Path) -> None:
         ("database: 'x", "line 1, column 13: a quote is not closed"),
         ("database: *hunter2", "column 11: text that starts with * needs quotes"),
         ("database: !hunter2 x", "column 11: text that starts with ! needs quotes"),
-        ("database: 2026-99-99", "the text or value here cannot be read"),
+        (
+            "agent: {lease: 1}\nlog: {}\nagent: {}",
+            "line 3, column 1: agent is given twice, first in line 1",
+        ),
+        (
+            "database: &a [*a]",
+            "line 1, column 15: text that starts with * needs quotes",
+        ),
+        ("agent: " + "[" * 300, "column 67: nested deeper than 60"),
+        ("agent: {lease: " + "9" * 5000 + "}", "too long a number"),
+        ("a: 1\n---\nb: 2", "there is a second document"),
         ("database: \x07", "there is a control character"),
     ],
 )
@@ -206,6 +217,23 @@ def test_a_file_that_is_not_yaml_names_the_place_and_what_to_write(
     shown = caught.value.one_line()
     assert "is not valid YAML" in shown and line in shown
     assert "hunter2" not in shown and "<" not in shown and "token" not in shown
+
+
+def test_times_and_dates_are_text_and_merge_keys_may_be_overridden(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "midwatch.yaml"
+    path.write_text("agent: &a {lease: 22:22}\nmonitor: {<<: *a, lease: 1h}")
+    with pytest.raises(SettingsError, match="'22:22' is not a duration|unknown"):
+        load({}, path)
+    path.write_text("database: 2026-99-99")
+    assert load({}, path).database == "2026-99-99"
+
+
+def test_a_share_is_not_a_percentage(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="90 would be 9,000%; use 90% or 0.9"):
+        parse_ratio(90)
+    assert (parse_ratio("90%"), parse_ratio("0.9"), parse_ratio(1)) == (0.9, 0.9, 1)
 
 
 def test_a_value_that_may_be_a_secret_is_not_repeated(tmp_path: Path) -> None:

@@ -197,8 +197,13 @@ class App:
 
 
 @asynccontextmanager
-async def open_app(edge: Edge, log_to: TextIO) -> AsyncIterator[App]:
-    """Build everything from the settings, and close it at the end of the block."""
+async def open_app(
+    edge: Edge, log_to: TextIO, *, create: bool = False
+) -> AsyncIterator[App]:
+    """Build everything from the settings, and close it at the end of the block.
+
+    A daemon creates a missing SQLite database; a command does not, because its path may be wrong.
+    """
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.lifecycle import SystemClock
     from midwatch.logs import forward_library_logs, open_log
@@ -212,7 +217,7 @@ async def open_app(edge: Edge, log_to: TextIO) -> AsyncIterator[App]:
     redactor = Redactor(
         [*known, *(secret for subject in subjects for secret in subject.secrets)]
     )
-    store = await open_store(settings.database)
+    store = await open_store(settings.database, create=create)
     gatherer = ContextGatherer(
         {subject.name: subject for subject in subjects},
         redactor,
@@ -237,7 +242,7 @@ async def open_database(edge: Edge) -> AsyncIterator[Store]:
     """Open the store alone, for commands that read and change tickets."""
     from midwatch.store.sql import open_store
 
-    store = await open_store(edge.settings().database)
+    store = await open_store(edge.settings().database, create=False)
     try:
         yield store
     finally:

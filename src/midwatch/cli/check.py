@@ -15,13 +15,11 @@ from midwatch.cli.app import Edge, api_access, open_database, secrets_of
 from midwatch.cli.output import GREEN, RED, YELLOW, Output
 from midwatch.cli.stats import alive_within
 from midwatch.cli.tickets import AsJson
-from midwatch.errors import MidwatchError, SchemaMismatch, SettingsError
+from midwatch.errors import MidwatchError, NotFound, SchemaMismatch, SettingsError
 from midwatch.text import one_line
 from midwatch.units import format_count, format_duration
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import URL
-
     from midwatch.provider import ApiAccess
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
@@ -107,12 +105,18 @@ async def findings(edge: Edge) -> AsyncIterator[Finding]:
 
 
 async def _database(edge: Edge, settings: Settings) -> list[Finding]:
+    from midwatch.store.engine import parse_database
     from midwatch.store.schema import REVISION
 
     try:
         async with open_database(edge) as store:
             daemons = await _daemons(store, settings)
             return [ok("database", f"reachable, schema {REVISION}"), daemons]
+    except NotFound as error:
+        file = Path(str(parse_database(settings.database).database))
+        if file.parent.is_dir():
+            return [warning("database", error.one_line())]
+        return [failed("database", error)]
     except MidwatchError as error:
         return [failed("database", error)]
 
@@ -281,20 +285,14 @@ async def _upgrade(edge: Edge) -> str | None:
 
 
 async def _present(edge: Edge) -> str | None:
-    from midwatch.store.engine import open_transactions, parse_database
+    from midwatch.store.engine import missing_file, open_transactions, parse_database
     from midwatch.store.sql import present_revision
 
     url = parse_database(edge.settings().database)
-    if _is_missing_file(url):
+    if missing_file(url):
         return None  # opening it would create it
     transactions = open_transactions(url)
     try:
         return await transactions.run(present_revision)
     finally:
         await transactions.close()
-
-
-def _is_missing_file(url: URL) -> bool:
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
-        return False
-    return not Path(str(url.database)).exists()

@@ -49,7 +49,7 @@ def monitor(context: typer.Context, once: Once = False) -> None:
 
 
 async def _monitor(edge: Edge, once: bool) -> None:
-    async with open_app(edge, sys.stdout) as opened:
+    async with open_app(edge, sys.stdout, create=True) as opened:
         loop = opened.monitor()
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
@@ -85,7 +85,7 @@ def agent(context: typer.Context, once: Once = False) -> None:
 
 
 async def _agent(edge: Edge, once: bool) -> str | None:
-    async with open_app(edge, sys.stdout) as opened:
+    async with open_app(edge, sys.stdout, create=True) as opened:
         runner = opened.agent()
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
@@ -106,7 +106,7 @@ def up(context: typer.Context) -> None:
 
 
 async def _up(edge: Edge) -> None:
-    async with open_app(edge, sys.stdout) as opened:
+    async with open_app(edge, sys.stdout, create=True) as opened:
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
             opened.log.info("started", subjects=len(opened.subjects))

@@ -70,7 +70,7 @@ async def run_demo(
         edge = Edge(environ, write_settings(server, folder))
         target = FaultTarget(server)
         with open(folder / "midwatch.log", "w", encoding="utf-8") as log:
-            async with open_app(edge, log) as app:
+            async with open_app(edge, log, create=True) as app:
                 stop = StopEvent()
                 with stop_on_signals(stop):
                     try:

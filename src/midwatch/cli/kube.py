@@ -119,7 +119,7 @@ def _list_of(documents: list[Json]) -> Json:
 
 def _read(file: Path) -> bytes:
     """Return at most one byte more than the limit. Raises PermanentError."""
-    from midwatch.kube.convert import MAX_BYTES
+    from midwatch.documents import MAX_BYTES
 
     if str(file) == "-":
         if sys.stdin.isatty():

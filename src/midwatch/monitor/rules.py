@@ -83,7 +83,7 @@ def check(
     since: dict[Key, float] = {}
     undecided: set[Key] = set()
     holding: set[Key] = set()
-    for signal in _worst_first(observation.signals):
+    for signal in _worst_first(observation.signals, invariants):
         key = Key(subject, signal.invariant, signal.component)
         if key in since:
             continue
@@ -114,9 +114,26 @@ def check(
     return CheckResult(tuple(firing), frozenset(since), known, {**carried, **since})
 
 
-def _worst_first(signals: Iterable[Signal]) -> list[Signal]:
-    """Return the signals that are known to be violations first: of two for one key the first counts."""
-    return sorted(signals, key=lambda signal: signal.holds is not False)
+def _worst_first(
+    signals: Iterable[Signal], invariants: Mapping[str, Invariant]
+) -> list[Signal]:
+    """Return violations first, the most severe and furthest from its limit at the top.
+
+    Of two signals for one key the first counts.
+    """
+
+    def rank(signal: Signal) -> tuple[bool, int, float]:
+        invariant = invariants.get(signal.invariant)
+        severity = signal.severity
+        if severity is None and invariant:
+            severity = invariant.severity
+        distance = 0.0
+        if invariant and invariant.limit is not None and signal.value is not None:
+            distance = abs(signal.value - invariant.limit)
+        holds = _holds(signal, invariant)
+        return holds is not False, severity or 0, -distance
+
+    return sorted(signals, key=rank)
 
 
 def _holds(signal: Signal, invariant: Invariant | None) -> bool | None:

@@ -107,6 +107,14 @@ def parse_database(database: str) -> URL:
     )
 
 
+def missing_file(url: URL) -> str | None:
+    """Return the path of a SQLite database that does not exist, or None."""
+    file = url.database
+    if url.get_backend_name() != "sqlite" or not file or file == ":memory:":
+        return None
+    return None if os.path.exists(file) else file
+
+
 def open_transactions(url: URL) -> Transactions:
     """Return what runs transactions on this database. Nothing connects before the first one."""
     if url.get_backend_name() == "sqlite":

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
-from midwatch.errors import SchemaMismatch
+from midwatch.errors import NotFound, SchemaMismatch
 from midwatch.store import cycles, queue
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
     DatabaseClock,
     TransactionalStore,
     Transactions,
+    missing_file,
     open_transactions,
     parse_database,
     read,
@@ -27,22 +28,32 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 
-async def open_store(database: str, *, clock: DatabaseClock = database_now) -> SqlStore:
+async def open_store(
+    database: str, *, create: bool = True, clock: DatabaseClock = database_now
+) -> SqlStore:
     """Open the store at a database URL and check its schema.
 
-    A SQLite file is created or migrated. A PostgreSQL database is migrated by
+    A SQLite file is migrated, and created if it is missing. A PostgreSQL database is migrated by
     `midwatch db upgrade` alone.
 
     Args:
         database: `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`.
+        create: Whether a missing SQLite file is created.
         clock: Replaces the database's clock in tests.
 
     Raises:
+        NotFound: The SQLite file is missing, and `create` is false.
         SettingsError: `database` is not the URL of a supported database.
         SchemaMismatch: A PostgreSQL database was not migrated, or a later version made it.
         StoreUnavailable: The database does not answer.
     """
-    transactions = open_transactions(parse_database(database))
+    url = parse_database(database)
+    if not create and (missing := missing_file(url)):
+        raise NotFound(
+            f"there is no database {missing}",
+            hint="check the setting `database`; a daemon or `midwatch db upgrade` creates it",
+        )
+    transactions = open_transactions(url)
     try:
         await require_schema(transactions)
     except BaseException:

@@ -243,4 +243,10 @@ def _limit(invariant: Invariant, value: str | float | None, path: str) -> float 
             path=path,
             hint=f"its unit is {invariant.unit.value}",
         )
+    if invariant.unit is Unit.RATIO and limit > 1:
+        raise SettingsError(
+            f"{value!r} is more than 100%, which no share exceeds",
+            path=path,
+            hint="use a share such as 90% or 0.9",
+        )
     return limit

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -41,6 +40,7 @@ from pydantic import (
 )
 
 from midwatch.config import explain
+from midwatch.documents import DocumentError, NotJson, read_json
 from midwatch.errors import ObservationFailed
 from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket
 from midwatch.settings import SubjectSettings
@@ -229,7 +229,7 @@ class Report(_Strict):
 def parse(stdout: bytes) -> Report:
     """Return the parsed output. Raises ObservationFailed with a one-line reason."""
     try:
-        text = stdout.decode("utf-8")
+        text = stdout.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise _wrong(f"is not UTF-8 at byte {error.start}") from None
     if not text.strip():
@@ -254,11 +254,13 @@ def _lines(text: str) -> Report:
 
 
 def _loads(text: str) -> Any:
-    """Return the JSON value, or None if the text is not JSON."""
+    """Return the JSON value, or None if the text is not JSON. Raises ObservationFailed for a member given twice."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return read_json(text)
+    except NotJson:
         return None
+    except DocumentError as error:
+        raise _wrong(f"is ambiguous: {ticket_line(error.message, 200)}") from None
 
 
 def _report(value: Any) -> Report:

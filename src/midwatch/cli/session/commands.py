@@ -156,7 +156,7 @@ def run_request(
         printer.plain(allowed)
         await runner.run()
 
-    use_sessions(edge, run)
+    use_sessions(edge, run, create=True)
 
 
 @app.command("fix")
@@ -429,13 +429,21 @@ def prune(
         typer.echo(hint, err=True)
 
 
-def use_sessions(edge: Edge, use: Callable[[SessionContext], Awaitable[T]]) -> T:
-    """Return the result of `use` on an open session manager."""
+def use_sessions(
+    edge: Edge,
+    use: Callable[[SessionContext], Awaitable[T]],
+    *,
+    create: bool = False,
+) -> T:
+    """Return the result of `use` on an open session manager.
+
+    `create` makes a missing SQLite database.
+    """
 
     async def run() -> T:
         from midwatch.cli.session.service import open_sessions
 
-        async with open_sessions(edge) as sessions:
+        async with open_sessions(edge, create=create) as sessions:
             return await use(sessions)
 
     return asyncio.run(run())

@@ -44,10 +44,16 @@ class SessionContext:
 
 
 @asynccontextmanager
-async def open_sessions(edge: Edge) -> AsyncIterator[SessionContext]:
-    """Open the database of the settings; close it at the end of the block."""
+async def open_sessions(
+    edge: Edge, *, create: bool = False
+) -> AsyncIterator[SessionContext]:
+    """Open the database of the settings; close it at the end of the block.
+
+    Args:
+        create: Whether a missing SQLite database is created.
+    """
     settings = edge.settings()
-    store = await open_store(settings.database)
+    store = await open_store(settings.database, create=create)
     try:
         sessions = SqlSessions(store.transactions)
         manager = SessionManager(
