@@ -181,13 +181,14 @@ def test_a_refused_key_is_one_line_and_soon(tmp_path: Path) -> None:
     [
         ("/nowhere/at/all", "/nowhere/at/all", ["Failed"]),
         ("ext::sh -c id", "refused", []),
-        ("https://me:hunter2@example.org/x", "credentials", []),
+        ("https://me:hunter2@example.org/x", "a password or a token", []),
     ],
 )
 def test_a_repository_that_cannot_be_is_one_line(
     tmp_path: Path, repo: str, says: str, phases: list[str]
 ) -> None:
     desk = make_desk(tmp_path)
+    said(desk, "db", "upgrade")
     run = ("session", "run", "-r", repo, "-p", "Do it.")
     line = refused(desk, *run, env=asking("http://127.0.0.1:1"))
     assert says in line and "hunter2" not in line
@@ -218,12 +219,12 @@ def test_a_session_that_loses_its_log_has_failed_and_a_mailbox_that_is_no_file_i
         assert said_json(desk, "session", "show", id_)["phase"] == "Completed"
 
     put("pipe", sessions / id_ / "inbox.jsonl")
-    for command in (("send", id_, "Hi."), ("interrupt", id_), ("approve", id_, "r")):
+    for command in (("send", id_, "Hi."), ("interrupt", id_), ("end", id_)):
         line = refused(desk, "session", *command)
         assert "inbox.jsonl: is a named pipe, not a regular file" in line
     no_file(sessions / id_ / "outbox.jsonl")
     put("device", sessions / id_ / "outbox.jsonl")
-    for command in (("approve", id_), ("attach", id_), ("resume", id_, "-p", "On.")):
+    for command in (("attach", id_), ("resume", id_, "-p", "On.")):
         line = refused(desk, "session", *command, env=asking(""))
         assert "outbox.jsonl: is a symbolic link, not a regular file" in line
     assert said_json(desk, "session", "show", id_)["phase"] == "Completed"
