@@ -245,6 +245,8 @@ STEERING = (
     + ("PYTHONPATH", "PERL5OPT", "GCONV_PATH", "OPENSSL_CONF")
     + ("GIT_SSH_COMMAND", "GIT_SSL_NO_VERIFY", "GIT_CONFIG_COUNT", "GIT_EXEC_PATH")
     + ("SSH_ASKPASS", "MIDWATCH_SESSIONS__WALL")
+    + ("LOCALDOMAIN", "HOSTALIASES", "SSH_SK_PROVIDER", "SSH_PKCS11_HELPER")
+    + ("RIPGREP_CONFIG_PATH", "GNUTLS_SYSTEM_PRIORITY_FILE")
 )
 SPECS: dict[str, dict[str, Any]] = {
     **{f"repos: {why}": {"repos": value} for why, value in REPOS.items()},
@@ -291,6 +293,16 @@ SPECS: dict[str, dict[str, Any]] = {
         "podAnnotations": {
             "container.apparmor.security.beta.kubernetes.io/session": "unconfined"
         }
+    },
+    **{
+        f"the annotation {name}": {"podAnnotations": {name: "x"}}
+        for name in (
+            "cdi.k8s.io/gpu",
+            "dev.gvisor.flag.network",
+            "io.katacontainers.config.hypervisor.path",
+            "io.kubernetes.cri-o.Devices",
+            "iam.amazonaws.com/role",
+        )
     },
     "an annotation of ours": {"podAnnotations": {"midwatch.dev/x": ""}},
     "itself": {"resumeFrom": "fix-login"},

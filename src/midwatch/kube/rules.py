@@ -59,8 +59,11 @@ RESERVED_ANNOTATIONS = (
     "container.apparmor.security.beta.kubernetes.io/",
     "container.seccomp.security.alpha.kubernetes.io/",
     "seccomp.security.alpha.kubernetes.io/",
+    # Container runtimes: devices, and switches of the sandbox.
+    *("cdi.k8s.io/", "dev.gvisor.", "io.katacontainers.", "io.kubernetes.cri-o."),
+    "iam.amazonaws.com/",  # roles of kube2iam and kiam
 )
-"""Prefixes of annotations that a resource must not set: they loosen the confinement of its container."""
+"""Prefixes of annotations that a resource must not set: they loosen the confinement of its container, or give it rights."""
 MAX_ANNOTATIONS = 32
 MAX_ANNOTATION = 4096
 VARIABLE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
