@@ -386,6 +386,22 @@ async def test_odd_refs_are_neither_followed_nor_waited_for(
     assert not any("\x1b" in item.name for item in state.other)
 
 
+@pytest.mark.parametrize("place", [".claude/worktrees/w1", "../w1"])
+@pytest.mark.parametrize("how", ["mv", "cp"])
+async def test_a_worktree_that_is_moved_by_hand_is_not_taken_for_a_known_one(
+    repo: ClonedRepo, git: Git, tmp_path: Path, place: str, how: str
+) -> None:
+    tree = repo.path / place
+    run_git(repo.path, "worktree", "add", "-q", place, "-b", "side")
+    move = ["mv"] if how == "mv" else ["cp", "-r"]
+    subprocess.run([*move, str(tree), str(tree.with_name("other"))], check=True)
+    (tree.with_name("other") / "new").write_text("new\n")
+    workspace = open_workspace(tmp_path / "state")
+    work = await unpushed_work(workspace.path, workspace.state, git)
+    beside = "beside its repositories: other"
+    assert (beside if place.startswith("..") else "1 file not inspected") in work
+
+
 def _empty_ref(clone: Path) -> None:
     _on_a_branch(clone)
     (clone / ".git/refs/heads/fix/total").write_text("")

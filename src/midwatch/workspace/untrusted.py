@@ -187,6 +187,24 @@ def worktree_folder(root: Path, worktree: Worktree) -> str | None:
     return inside if kind_of(root, f"{inside}/.git") == "file" else None
 
 
+def is_linked_worktree(place: GitPlace, root: Path, folder: str) -> bool:
+    """Return whether a folder below `root` is a linked worktree, and the `.git` at `place` knows it there.
+
+    After `mv` or `cp` it names a worktree that is elsewhere: then nobody but its reader looks at its files.
+    """
+    top, inner = place
+    within = path_within(top, link_target(root, folder) or "") or ""
+    parent, name = os.path.split(within)
+    if parent != f"{inner}/worktrees":
+        return False
+    try:
+        with _open_git(place) as git_dir:
+            known = _worktree(git_dir, name, os.path.join(top, within))
+    except (UntrustedRepositoryError, FileNotFoundError):
+        return False
+    return path_within(root, known.path) == os.path.normpath(folder)
+
+
 def git_place_of(top: Path, folder: str) -> GitPlace | None:
     """Return where the `.git` of a submodule is, or None if it is not there.
 

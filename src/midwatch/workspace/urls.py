@@ -47,7 +47,9 @@ _SCP_PASSWORD = re.compile(
     r"[^@/\s]*:(?:\S*@[^/@\s]*:|[^@/\s]*(?<!\.git)@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}/)"
 )
 # A scheme of the web with too few or too many slashes, and what is before the last @.
-_SLASHES = re.compile(r"(?P<start>(?P<scheme>https?|ssh):(?!//(?:[^/]|$))/*)(?:\S*@)?", re.I)
+_SLASHES = re.compile(
+    r"(?P<start>(?P<scheme>https?|ssh):(?!//(?:[^/]|$))/*)(?:\S*@)?", re.I
+)
 _SHORTEST_TOKEN = 16
 _LONG_TOKEN = re.compile(r"(?=.*\d)[A-Za-z0-9_=-]{32,}")
 _SAFE_IN_PATH = "/:@!$&'()*+,;=~-._"
