@@ -194,6 +194,29 @@ def test_a_wrong_number_of_slashes_is_named(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    ["https://stra\u00dfe.example/o/r", "https://o\ufb03ce.example/o/r"]
+    + ["ssh://git@\u03c3\u03c2.example/o/r", "https://github.com\\@evil.example/o/r"],
+)
+def test_a_host_that_another_program_reads_otherwise_is_refused(text: str) -> None:
+    with pytest.raises(WorkspaceRefused, match="ambiguous|user name"):
+        parse_remote(text)
+
+
+def test_an_empty_port_is_none_and_a_path_is_no_port() -> None:
+    assert parse_remote("ssh://git@h:/o/r").url == "ssh://git@h/o/r"
+    assert parse_remote("https://H:/o/r").url == "https://h/o/r"
+    assert (
+        parse_remote("https://Mu\u0308nchen.example/o").host == "xn--mnchen-3ya.example"
+    )
+    sharp = "https://xn--strae-oqa.example/o/r"
+    assert parse_remote(sharp).url == sharp
+    with pytest.raises(WorkspaceRefused) as caught:
+        parse_remote("ssh://git@github.com:o/r.git")
+    assert "ssh://HOST/PATH" in caught.value.hint
+
+
+@pytest.mark.parametrize(
     "text", ["host:app@v1.2/x", "host:app.git@release.io/x", "git@h.org:o/r@a.dev/x"]
 )
 def test_a_branch_with_a_dot_is_no_host(text: str) -> None:

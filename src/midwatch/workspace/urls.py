@@ -241,7 +241,10 @@ def _from_url(text: str, scheme: str) -> Remote:
         parts = urlsplit(text)
         parts.port  # raises ValueError for an invalid port
     except ValueError:
-        raise _refused(text, "the URL is not valid") from None
+        hint = "write ssh://HOST/PATH, or HOST:PATH without ssh://"
+        raise _refused(
+            text, "the URL is not valid", hint if scheme == "ssh" else None
+        ) from None
     if has_control_characters(unquote(parts.path, errors="replace")):
         raise _refused(text, "the URL has control characters")
     if ".." in unquote(parts.path).split("/"):
@@ -258,6 +261,8 @@ def _from_url(text: str, scheme: str) -> Remote:
 def _from_http(text: str, parts: SplitResult) -> Remote:
     user, _, place = parts.netloc.rpartition("@")
     _refuse_secret(text, user)
+    if "\\" in user:  # a browser would take what is before it for the host
+        raise _refused(text, "the user name is not valid")
     scheme: Scheme = "https" if parts.scheme.lower() == "https" else "http"
     host = _host(text, place).removesuffix(_DEFAULT_PORT[scheme])
     components = _components(parts.path)
@@ -341,13 +346,23 @@ def _from_path(text: str) -> Remote:
 
 
 def _host(text: str, place: str) -> str:
-    try:
-        host = place if place.isascii() else place.encode("idna").decode("ascii")
-    except UnicodeError:
-        raise _refused(text, "the host name is not valid") from None
+    host = unicodedata.normalize("NFC", place.lower()).removesuffix(":")
+    if not host.isascii():
+        host = _ascii_host(text, host)
     if not _HOST.fullmatch(host):
         raise _refused(text, "the host name is not valid")
-    return host.lower()
+    return host
+
+
+def _ascii_host(text: str, host: str) -> str:
+    try:
+        encoded = host.encode("idna")
+        same = encoded.decode("idna") == host
+    except UnicodeError:
+        raise _refused(text, "the host name is not valid") from None
+    if not same:  # Python writes a sharp s as ss, which is another host for a browser
+        raise _refused(text, "the host name is ambiguous", "write it as xn--…")
+    return encoded.decode("ascii")
 
 
 def _components(path: str) -> tuple[str, ...]:
