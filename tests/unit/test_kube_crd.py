@@ -209,6 +209,8 @@ REPOS = {
     "a password with a slash": [{"input": {"url": "https://me:sec/ret@git.example/a"}}],
     "a password for ssh": [{"input": {"url": "ssh://me@x:secret@git.example/a"}}],
     "a password without a scheme": [{"input": {"url": "me:secret@git.example:a"}}],
+    "a password before a host": [{"input": {"url": "me:secret@git.example/a/b"}}],
+    "a password after a slash": [{"input": {"url": "https:/me:secret@git.example/a"}}],
     "a token as the user": [
         {"input": {"url": "https://ghp_abcdefghij0123456789@github.com/a/b"}}
     ],

@@ -39,10 +39,12 @@ URL = (
 URL_WITH_CREDENTIALS = (
     r"^(https?|ssh)://([^/]*:[^/]*@|[^/@\[]*:[^/]*[^0-9/][^/]*/.*@)"
     r"|^[^@/:]*:[^@/][^@]*@[^@/:]*:"
+    r"|^[^@/:]+:[^@/]+@([A-Za-z0-9-]+\.)+[A-Za-z]{2,}/"
+    r"|^(https?|ssh):/?[^/].*:.*@"
     r"|^(https?://|ssh://)?(gh[opsur]_|github_pat_|gl(pat|dt|cbt|ptt)-|ATCTT|ATBB)[^/@]*@"
     r"|^https?://[A-Za-z0-9_=-]{40,}@"
 )
-"""A password, also one with a slash, or a token in place of the user name. A user name alone is none."""
+"""A password, also one with a slash or without a scheme, or a token in place of the user name. A user name alone is none."""
 BAD_BRANCH = (
     r"^[-/.]|[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)|[/.]$|^(@|HEAD)$"
 )
