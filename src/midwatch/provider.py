@@ -332,6 +332,25 @@ def trust(environ: Mapping[str, str]) -> ssl.SSLContext:
     return context
 
 
+def check_proxies(access: ApiAccess) -> None:
+    """Raise SettingsError for a proxy that cannot be used; its URL, which may have a password, is not repeated."""
+    import httpx2
+
+    for name, url in access.network.items():
+        if name.upper() not in PROXIES:
+            continue
+        hint = "use one such as http://proxy.example:3128"
+        try:
+            httpx2.AsyncHTTPTransport(verify=False, proxy=_with_scheme(url))
+        except ImportError:
+            hint += ", or `pip install socksio`"
+            raise SettingsError("is a SOCKS proxy", path=name, hint=hint) from None
+        except (ValueError, httpx2.InvalidURL):
+            raise SettingsError(
+                "is not the URL of a proxy", path=name, hint=hint
+            ) from None
+
+
 def _has_login(url: str) -> bool:
     return "@" in urlsplit(_with_scheme(url)).netloc
 

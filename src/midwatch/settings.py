@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from midwatch.provider import Provider
 from midwatch.units import Bytes, Ratio, Seconds
@@ -13,6 +13,11 @@ from midwatch.units import Bytes, Ratio, Seconds
 DEFAULT_FILE = "midwatch.yaml"
 DEFAULT_MODEL = "claude-sonnet-5-5"
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+
+def _switch(value: object) -> object:
+    """Return `on` or `off` for a truth value: YAML 1.1 reads these words as truth values."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 class Group(BaseModel):
@@ -229,7 +234,7 @@ class SessionSettings(Group):
         False,
         description="Load the repositories' own .claude settings, hooks and .mcp.json. They can run any program.",
     )
-    sandbox: Literal["auto", "on", "off"] = Field(
+    sandbox: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
         "auto",
         description="Run Bash in a sandbox: auto where one works, on (the session fails without one) or off.",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -271,3 +272,32 @@ async def test_the_oldest_are_pruned_first(tmp_path: Path, clock: ManualClock) -
         assert not manager.paths("s-3").exists
         await asyncio.gather(manager.remove("s-0"), manager.remove("s-1"))
         assert await manager.prune(0, 0) == []
+
+
+async def test_a_session_that_is_resumed_while_others_are_pruned_is_left_alone(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    async with managed(tmp_path / "here", clock) as manager:
+        for number, name in enumerate(("free", "busy", "kept")):
+            ended_at = clock.now() - timedelta(days=number)
+            request = SessionRequest(f"s-{name}", "x", (RepoSpec("/srv/a"),))
+            records = manager.records(request)
+            manager.paths(request.id).folder.make()
+            await records.save_spec(SessionSpec(request.id, ended_at, "/srv/a"))
+            await records.save_status(
+                request.id, SessionStatus(Phase.COMPLETED, run=1, ended_at=ended_at)
+            )
+        workspace = manager.paths("s-kept").workspace
+        workspace.mkdir(parents=True)
+        (workspace / "notes.txt").write_text("notes\n")
+        await clock.advance(1)
+        with contextlib.ExitStack() as runner:
+
+            def resume(kept: KeptSession) -> None:
+                runner.enter_context(manager.paths("s-busy").owned())
+
+            removed = await manager.prune(0, None, on_kept=resume)
+            assert [one.id for one in removed] == ["s-free"]
+            assert manager.paths("s-busy").exists
+        removed = await manager.prune(0, None)
+        assert [one.id for one in removed] == ["s-busy"]

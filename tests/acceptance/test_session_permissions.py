@@ -20,7 +20,7 @@ from midwatch.session.events import PermissionRequest, Phase, Started, ToolResul
 from midwatch.session.log import SessionFolder
 from midwatch.session.mailbox import Inbox, Mail, Mailbox
 from midwatch.session.options import SessionOptions
-from midwatch.session.permissions import describe_permissions, find_sandbox
+from midwatch.session.permissions import Sandbox, describe_permissions, find_sandbox
 from midwatch.testing.fakes import collect, only, options, session_in
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
 
@@ -172,8 +172,18 @@ def test_the_line_before_the_start() -> None:
     assert "WebFetch" in line and "forbidden: Write" in line and "denied: Bash" in line
     asked = describe_permissions(given, sandbox, interactive=True)
     assert "asked for: Bash" in asked and "denied:" not in asked
+    # Without a question the program also edits with Bash: `touch`, `sed -i`, `rm`.
+    assert "edits in the workspace" in line and "Bash that does more" in line
     everything = SessionOptions(permission_mode="bypassPermissions")
     assert "every tool" in describe_permissions(everything, sandbox, interactive=False)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_forbidden_bash_is_not_told_as_allowed(enabled: bool) -> None:
+    given = SessionOptions(denied_tools=("Bash",), allowed_tools=("Bash",))
+    line = describe_permissions(given, Sandbox(enabled), interactive=False)
+    before, _, forbidden = line.partition("forbidden: Bash")
+    assert forbidden and "Bash" not in before and "--allow-tool Bash" not in forbidden
 
 
 # ------------------------------------------------------------------ the trial

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import pytest
 
 from midwatch import AgenticSession, run_agentic_session, setup_workspace
@@ -35,6 +36,23 @@ NOWHERE = "http://127.0.0.1:9"
         ({"session_id": "../../elsewhere"}, errors.SessionRefused, "id of a session"),
         ({"model": "--resume"}, errors.SessionRefused, "is not the name of a model"),
         ({"options": {"sandbox": "yes"}}, errors.SessionRefused, "auto, on, off"),
+        ({"prompt": 3}, errors.SessionRefused, "prompt is of the type int"),
+        ({"prompt": ["Look."]}, errors.SessionRefused, "prompt is of the type list"),
+        ({"main_repo_index": "0"}, errors.SessionRefused, "main repository '0'"),
+        ({"main_repo_index": True}, errors.SessionRefused, "main repository True"),
+        ({"model": 3}, errors.SessionRefused, "is not the name of a model"),
+        ({"options": {"allowed_tools": "Bash"}}, errors.SessionRefused, "tuple"),
+        ({"options": {"allowed_tools": ("",)}}, errors.SessionRefused, "tuple"),
+        (
+            {"options": {"denied_tools": {"Bash"}}},
+            errors.SessionRefused,
+            "denied_tools",
+        ),
+        (
+            {"options": {"permission_mode": "ask"}},
+            errors.SessionRefused,
+            "permission_mode",
+        ),
         ({"options": {"effort": "most"}}, errors.SessionRefused, "effort"),
         ({"options": {"limits": {"max_turns": 0}}}, errors.SessionRefused, "max_turns"),
         (
@@ -60,6 +78,39 @@ def test_what_cannot_be_meant_begins_nothing(
     assert said in raised.value.one_line() and raised.value.hint
     assert "secret" not in raised.value.one_line()
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("client", [None, KEY, anthropic.Anthropic, {}])
+def test_what_is_no_client_is_named_by_its_type(tmp_path: Path, client: Any) -> None:
+    with pytest.raises(errors.SessionRefused, match="client is of the type") as raised:
+        AgenticSession(
+            client=client, workspace=tmp_path / "work", folder=tmp_path / "s"
+        )
+    assert raised.value.hint and KEY not in raised.value.one_line()
+
+
+@pytest.mark.parametrize("address", ["gateway.example", "ftp://gateway", "https://"])
+def test_an_address_that_is_no_url_begins_nothing(tmp_path: Path, address: str) -> None:
+    with pytest.raises(errors.SessionRefused, match="address of the API") as raised:
+        run_agentic_session(
+            "Look.", tmp_path / "work", KEY, base_url=address, folder=tmp_path / "s"
+        )
+    assert "ANTHROPIC_BASE_URL" in (raised.value.hint or "")
+
+
+def test_a_session_that_has_not_run_has_results(tmp_path: Path) -> None:
+    source, folder = make_repository(tmp_path / "remote"), tmp_path / "s"
+    made = WorkspaceOptions(cache=tmp_path / "cache")
+    paths = setup_workspace([RepoSpec(str(source))], tmp_path / "ws", options=made)
+    session = AgenticSession(
+        client=ApiAccess(KEY, NOWHERE),
+        workspace=paths,
+        folder=folder,
+        workspace_options=made,
+    )
+    result = session.get_results()
+    assert result.phase is Phase.PENDING and len(result.repositories) == 1
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("wrong", ["a file", "missing", "second missing"])

@@ -62,6 +62,43 @@ def _on_a_branch(clone: Path) -> str:
     return "branch fix/total"
 
 
+def _on_a_branch_with_a_joined_emoji(clone: Path) -> str:
+    run_git(clone, "checkout", "-qb", "fix/\U0001f469\u200d\U0001f4bb")
+    commit(clone)
+    run_git(clone, "checkout", "-q", "-")
+    return "branch fix/\U0001f469<U+200D>\U0001f4bb"
+
+
+def _on_a_branch_that_is_not_utf8(clone: Path) -> str:
+    run_git(clone, "checkout", "-qb", os.fsdecode(b"fix/caf\xe9"))
+    commit(clone)
+    run_git(clone, "checkout", "-q", "-")
+    return r"branch fix/caf\udce9"
+
+
+def _on_a_packed_branch_that_is_not_utf8(clone: Path) -> str:
+    label = _on_a_branch_that_is_not_utf8(clone)
+    run_git(clone, "pack-refs", "--all")
+    return label
+
+
+def _in_files_of_a_worktree_on_an_odd_branch(clone: Path) -> str:
+    tree = ".claude/worktrees/w1"
+    run_git(clone, "worktree", "add", "-q", tree, "-b", "fix/\u200d")
+    (clone / tree / "new").write_text("new\n")
+    return "worktree w1"
+
+
+def _in_an_autostash(clone: Path) -> str:
+    """As a rebase that stopped at a conflict leaves it."""
+    (clone / "f").write_text("new\n")
+    oid = run_git(clone, "stash", "create")
+    run_git(clone, "checkout", "-q", "f")
+    (clone / ".git/rebase-merge").mkdir()
+    (clone / ".git/rebase-merge/autostash").write_text(f"{oid}\n")
+    return f"stash {oid[:8]}"
+
+
 def _in_a_worktree(clone: Path) -> str:
     run_git(clone, "worktree", "add", "-q", "../wt", "-b", "side")
     commit(clone.parent / "wt")
@@ -113,6 +150,11 @@ def _at_another_ref(clone: Path) -> str:
 
 PLACES = [
     _on_a_branch,
+    _on_a_branch_with_a_joined_emoji,
+    _on_a_branch_that_is_not_utf8,
+    _on_a_packed_branch_that_is_not_utf8,
+    _in_files_of_a_worktree_on_an_odd_branch,
+    _in_an_autostash,
     _in_a_worktree,
     _in_a_detached_worktree,
     _in_files_of_a_worktree,
@@ -342,6 +384,71 @@ async def test_odd_refs_are_neither_followed_nor_waited_for(
     damage(repo.path)
     state = await inspect_repo(repo, git)
     assert not any("\x1b" in item.name for item in state.other)
+
+
+@pytest.mark.parametrize("place", [".claude/worktrees/w1", "../w1"])
+@pytest.mark.parametrize("how", ["mv", "cp"])
+async def test_a_worktree_that_is_moved_by_hand_is_not_taken_for_a_known_one(
+    repo: ClonedRepo, git: Git, tmp_path: Path, place: str, how: str
+) -> None:
+    tree = repo.path / place
+    run_git(repo.path, "worktree", "add", "-q", place, "-b", "side")
+    move = ["mv"] if how == "mv" else ["cp", "-r"]
+    subprocess.run([*move, str(tree), str(tree.with_name("other"))], check=True)
+    (tree.with_name("other") / "new").write_text("new\n")
+    workspace = open_workspace(tmp_path / "state")
+    work = await unpushed_work(workspace.path, workspace.state, git)
+    beside = "beside its repositories: other"
+    assert (beside if place.startswith("..") else "1 file not inspected") in work
+
+
+def _empty_ref(clone: Path) -> None:
+    _on_a_branch(clone)
+    (clone / ".git/refs/heads/fix/total").write_text("")
+
+
+def _ref_is_a_pipe(clone: Path) -> None:
+    os.mkfifo(clone / ".git/refs/heads/x")
+
+
+def _worktree_without_a_commit(clone: Path) -> None:
+    _in_files_of_a_worktree(clone)
+    (clone / ".git/worktrees/w1/HEAD").write_text("garbage\n")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _refs_is_a_link,
+        _empty_ref,
+        _ref_is_a_pipe,
+        _worktree_without_a_head,
+        _worktree_without_a_commit,
+    ],
+)
+async def test_refs_that_cannot_be_read_may_be_work(
+    repo: ClonedRepo, git: Git, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    damage(repo.path)
+    state = await inspect_repo(repo, git)
+    assert state.status == "changed" and state.problem is not None
+    assert "cannot be read" in state.problem
+    workspace = open_workspace(tmp_path / "state")
+    assert state.problem in await unpushed_work(workspace.path, workspace.state, git)
+
+
+@pytest.mark.parametrize("branch", ["\u200d", os.fsdecode(b"caf\xe9"), "x" * 230])
+async def test_commits_on_an_odd_branch_that_is_checked_out(
+    repo: ClonedRepo, git: Git, tmp_path: Path, branch: str
+) -> None:
+    run_git(repo.path, "checkout", "-qb", branch)
+    oid = commit(repo.path)
+    state = await inspect_repo(repo, git)
+    assert (state.head, state.commit_count, state.problem) == (oid, 1, None)
+    assert state.branch is not None and state.branch.isprintable()
+    state.branch.encode()
+    [result] = await push_workspace(open_workspace(tmp_path / "state"), git)
+    assert (result.outcome, result.commit) == ("pushed", oid)
 
 
 async def test_thousands_of_branches_are_counted_and_the_list_is_short(

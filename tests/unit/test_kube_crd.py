@@ -209,6 +209,8 @@ REPOS = {
     "a password with a slash": [{"input": {"url": "https://me:sec/ret@git.example/a"}}],
     "a password for ssh": [{"input": {"url": "ssh://me@x:secret@git.example/a"}}],
     "a password without a scheme": [{"input": {"url": "me:secret@git.example:a"}}],
+    "a password before a host": [{"input": {"url": "me:secret@git.example/a/b"}}],
+    "a password after a slash": [{"input": {"url": "https:/me:secret@git.example/a"}}],
     "a token as the user": [
         {"input": {"url": "https://ghp_abcdefghij0123456789@github.com/a/b"}}
     ],
@@ -245,6 +247,8 @@ STEERING = (
     + ("PYTHONPATH", "PERL5OPT", "GCONV_PATH", "OPENSSL_CONF")
     + ("GIT_SSH_COMMAND", "GIT_SSL_NO_VERIFY", "GIT_CONFIG_COUNT", "GIT_EXEC_PATH")
     + ("SSH_ASKPASS", "MIDWATCH_SESSIONS__WALL")
+    + ("LOCALDOMAIN", "HOSTALIASES", "SSH_SK_PROVIDER", "SSH_PKCS11_HELPER")
+    + ("RIPGREP_CONFIG_PATH", "GNUTLS_SYSTEM_PRIORITY_FILE")
 )
 SPECS: dict[str, dict[str, Any]] = {
     **{f"repos: {why}": {"repos": value} for why, value in REPOS.items()},
@@ -291,6 +295,16 @@ SPECS: dict[str, dict[str, Any]] = {
         "podAnnotations": {
             "container.apparmor.security.beta.kubernetes.io/session": "unconfined"
         }
+    },
+    **{
+        f"the annotation {name}": {"podAnnotations": {name: "x"}}
+        for name in (
+            "cdi.k8s.io/gpu",
+            "dev.gvisor.flag.network",
+            "io.katacontainers.config.hypervisor.path",
+            "io.kubernetes.cri-o.Devices",
+            "iam.amazonaws.com/role",
+        )
     },
     "an annotation of ours": {"podAnnotations": {"midwatch.dev/x": ""}},
     "itself": {"resumeFrom": "fix-login"},

@@ -180,6 +180,18 @@ def test_a_phase_goes_forward_within_an_attempt_and_back_with_the_next() -> None
         merged(again, first, {"numTurns": 1}, (), START)
 
 
+def test_a_late_report_of_the_start_does_not_clear_the_name_of_the_pod() -> None:
+    """Another operator, which was slower, reports the attempt after its runner has."""
+    start = {"jobName": "s-run-2", "podName": None}
+    start |= phase_changes(Phase.CREATING, "Restarted", "")
+    of_run = Writer("u", 1, 2)
+    document = written(body({"podName": "old", "attempt": 1}), of_run, start)
+    assert "podName" not in document["status"]
+    document = written(document, of_run, {"podName": "s-run-2-x"})
+    document = written(document, of_run, start)
+    assert document["status"]["podName"] == "s-run-2-x"
+
+
 def test_after_the_end_data_of_the_same_attempt_is_still_taken() -> None:
     runner = Writer("u", 1, 1)
     ended = written(

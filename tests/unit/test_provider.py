@@ -13,6 +13,7 @@ from midwatch.provider import (
     ApiAccess,
     Provider,
     access_of,
+    check_proxies,
     cloud_client,
     parse_headers,
 )
@@ -136,3 +137,27 @@ def test_what_a_cloud_lacks_is_named(
         cloud_client(access)
     missing = find_spec("google") is None and provider == "vertex"
     assert ("midwatch[vertex]" if missing else named) in raised.value.one_line()
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize(
+    "url", [":::bad", "ftp://u:dummy-pass@h", "http://u:dummy-pass@h:x", "http://h:1"]
+)
+def test_a_proxy_that_cannot_be_used_is_named(name: str, url: str) -> None:
+    access = ApiAccess.from_environ({"ANTHROPIC_AUTH_TOKEN": "tok", name: url})
+    if url == "http://h:1":
+        check_proxies(access)
+        return
+    with pytest.raises(SettingsError) as caught:
+        check_proxies(access)
+    assert caught.value.path == name and caught.value.hint
+    assert "dummy-pass" not in caught.value.one_line()
+
+
+@pytest.mark.skipif(find_spec("socksio") is not None, reason="socksio is installed")
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+def test_a_socks_proxy_needs_a_library(scheme: str) -> None:
+    access = ApiAccess.from_environ({"ALL_PROXY": f"{scheme}://127.0.0.1:1080"})
+    with pytest.raises(SettingsError, match="SOCKS") as caught:
+        check_proxies(access)
+    assert "socksio" in caught.value.one_line()

@@ -52,6 +52,19 @@ def test_defaults_need_neither_file_nor_environment(
     assert load({}) == Settings()
 
 
+@pytest.mark.parametrize(
+    "written, read",
+    [("on", "on"), ("off", "off"), ("auto", "auto"), ("false", "off"), ("'on'", "on")],
+)
+def test_on_and_off_may_be_truth_values_of_yaml(
+    tmp_path: Path, written: str, read: str
+) -> None:
+    path = tmp_path / "midwatch.yaml"
+    path.write_text(f"sessions: {{sandbox: {written}}}\n")
+    assert load({}, path).sessions.sandbox == read
+    assert load({"MIDWATCH_SESSIONS__SANDBOX": read}).sessions.sandbox == read
+
+
 def test_variables_override_the_file(file: Path) -> None:
     settings = load(
         {

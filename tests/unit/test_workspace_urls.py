@@ -155,6 +155,16 @@ SECRETS = [
     f"git+https://me:{TOKEN}@h/x",
     f"ext::https://me:{TOKEN}@h/%0a",
     f"ftp://me:{TOKEN}@h/x",
+    # Cut off, or one slash too few or too many.
+    f"me:{TOKEN}@git.example.org/o/r",
+    f"me:{TOKEN}@git.example.org/o/r.git@main",
+    f"ghp_abcdefghij0123456789{TOKEN}@github.com/o/r",
+    f"https:me:{TOKEN}@h.org/o/r",
+    f"https:/me:{TOKEN}@h/x",
+    f"https:/me:{TOKEN}@h/x@main",
+    f"HTTPS:///me:{TOKEN}@h/x",
+    f"ssh:/me:{TOKEN}@h/x",
+    f"git clone -c http.extraHeader='Authorization: Bearer abcdefgh{TOKEN}' https://h/x",
 ]
 
 
@@ -172,6 +182,47 @@ def test_a_refused_secret_is_named_as_such(text: str) -> None:
     with pytest.raises(WorkspaceRefused, match="a password or a token") as caught:
         plan_workspace([text], Path("/ws"))
     assert "as a token for the host" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["https:/h/o/r", "https:h/o/r", "ssh:/git@h/o/r", "https:///h/o/r"]
+)
+def test_a_wrong_number_of_slashes_is_named(text: str) -> None:
+    with pytest.raises(WorkspaceRefused, match="slashes") as caught:
+        plan_workspace([text], Path("/ws"))
+    assert caught.value.hint == f"write {text.partition(':')[0]}://HOST/PATH"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://stra\u00dfe.example/o/r", "https://o\ufb03ce.example/o/r"]
+    + ["ssh://git@\u03c3\u03c2.example/o/r", "https://github.com\\@evil.example/o/r"],
+)
+def test_a_host_that_another_program_reads_otherwise_is_refused(text: str) -> None:
+    with pytest.raises(WorkspaceRefused, match="ambiguous|user name"):
+        parse_remote(text)
+
+
+def test_an_empty_port_is_none_and_a_path_is_no_port() -> None:
+    assert parse_remote("ssh://git@h:/o/r").url == "ssh://git@h/o/r"
+    assert parse_remote("https://H:/o/r").url == "https://h/o/r"
+    assert (
+        parse_remote("https://Mu\u0308nchen.example/o").host == "xn--mnchen-3ya.example"
+    )
+    sharp = "https://xn--strae-oqa.example/o/r"
+    assert parse_remote(sharp).url == sharp
+    with pytest.raises(WorkspaceRefused) as caught:
+        parse_remote("ssh://git@github.com:o/r.git")
+    assert "ssh://HOST/PATH" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["host:app@v1.2/x", "host:app.git@release.io/x", "git@h.org:o/r@a.dev/x"]
+)
+def test_a_branch_with_a_dot_is_no_host(text: str) -> None:
+    url, _, branch = text.rpartition("@")
+    [repo] = plan_workspace([text], Path("/ws")).repos
+    assert (repo.url, repo.branch) == (url, branch)
 
 
 def test_what_only_a_user_name_can_be_is_dropped() -> None:

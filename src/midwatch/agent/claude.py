@@ -28,6 +28,7 @@ from midwatch.pricing import names_of
 from midwatch.provider import (
     CERTIFICATE_VARIABLES,
     ApiAccess,
+    check_proxies,
     cloud_client,
     credential_errors,
     trust,
@@ -326,7 +327,8 @@ async def probe(
 
 
 def open_client(access: ApiAccess, timeout: float) -> Any:
-    """Return the SDK's asynchronous client. Raises SettingsError for a cloud without what it needs."""
+    """Return the SDK's asynchronous client. Raises SettingsError for a cloud without what it needs or a bad proxy."""
+    check_proxies(access)
     options: dict[str, Any] = {"max_retries": 0, "timeout": timeout}
     if any(access.environ.get(name) for name in CERTIFICATE_VARIABLES):
         options["http_client"] = anthropic.DefaultAsyncHttpxClient(

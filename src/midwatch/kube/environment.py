@@ -463,6 +463,7 @@ STEERING_VARIABLES = (
     + ("NODE_TLS_REJECT_UNAUTHORIZED", "NODE_EXTRA_CA_CERTS", "NODE_USE_ENV_PROXY")
     + ("NODE_USE_SYSTEM_CA", "SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
     + ("CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "HOSTALIASES", "RES_OPTIONS")
+    + ("LOCALDOMAIN", "GNUTLS_SYSTEM_PRIORITY_FILE")
     + (*_PROXIES, *(name.lower() for name in _PROXIES))
     # Start-up files, and what a shell runs or reads before a command.
     + ("BASH_ENV", "ENV", "SHELL", "SHELLOPTS", "BASHOPTS", "ZDOTDIR", "CDPATH")
@@ -470,7 +471,8 @@ STEERING_VARIABLES = (
     # Loaders, interpreters, and the programs that git and ssh start.
     + ("NODE_OPTIONS", "NODE_PATH", "GCONV_PATH", "GLIBC_TUNABLES")
     + ("OPENSSL_CONF", "OPENSSL_ENGINES", "OPENSSL_MODULES", "PERL5LIB", "PERL5OPT")
-    + ("SSH_ASKPASS", "SSH_ASKPASS_REQUIRE", "SSH_AUTH_SOCK")
+    + ("SSH_ASKPASS", "SSH_ASKPASS_REQUIRE", "SSH_AUTH_SOCK", "SSH_SK_PROVIDER")
+    + ("SSH_SK_HELPER", "SSH_PKCS11_HELPER", "RIPGREP_CONFIG_PATH")
     # The provider's credentials and region, which the operator sets.
     + ("AWS_BEARER_TOKEN_BEDROCK", "AWS_ENDPOINT_URL_BEDROCK")
     + ("AWS_ENDPOINT_URL_BEDROCK_RUNTIME", "CLOUD_ML_REGION")

@@ -39,10 +39,12 @@ URL = (
 URL_WITH_CREDENTIALS = (
     r"^(https?|ssh)://([^/]*:[^/]*@|[^/@\[]*:[^/]*[^0-9/][^/]*/.*@)"
     r"|^[^@/:]*:[^@/][^@]*@[^@/:]*:"
+    r"|^[^@/:]+:[^@/]+@([A-Za-z0-9-]+\.)+[A-Za-z]{2,}/"
+    r"|^(https?|ssh):/?[^/].*:.*@"
     r"|^(https?://|ssh://)?(gh[opsur]_|github_pat_|gl(pat|dt|cbt|ptt)-|ATCTT|ATBB)[^/@]*@"
     r"|^https?://[A-Za-z0-9_=-]{40,}@"
 )
-"""A password, also one with a slash, or a token in place of the user name. A user name alone is none."""
+"""A password, also one with a slash or without a scheme, or a token in place of the user name. A user name alone is none."""
 BAD_BRANCH = (
     r"^[-/.]|[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)|[/.]$|^(@|HEAD)$"
 )
@@ -59,8 +61,11 @@ RESERVED_ANNOTATIONS = (
     "container.apparmor.security.beta.kubernetes.io/",
     "container.seccomp.security.alpha.kubernetes.io/",
     "seccomp.security.alpha.kubernetes.io/",
+    # Container runtimes: devices, and switches of the sandbox.
+    *("cdi.k8s.io/", "dev.gvisor.", "io.katacontainers.", "io.kubernetes.cri-o."),
+    "iam.amazonaws.com/",  # roles of kube2iam and kiam
 )
-"""Prefixes of annotations that a resource must not set: they loosen the confinement of its container."""
+"""Prefixes of annotations that a resource must not set: they loosen the confinement of its container, or give it rights."""
 MAX_ANNOTATIONS = 32
 MAX_ANNOTATION = 4096
 VARIABLE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"

@@ -180,6 +180,8 @@ def _allowed_changes(status: Json, writer: Writer, changes: Json) -> Json:
     if current.terminal or back:
         for name in (*_PHASE_FIELDS, "completionTime"):
             allowed.pop(name, None)
+    if same and allowed.get("podName", "") is None:  # only the next attempt clears it
+        del allowed["podName"]
     for name in _SET_ONCE:
         if status.get(name):
             allowed.pop(name, None)

@@ -305,7 +305,7 @@ class AsyncAgenticSession:
         status = await asyncio.to_thread(self.status)
         workspace = self._workspace if repositories else None
         states = await repository_states(workspace, self._workspace_options)
-        if states:
+        if states and status.run:  # else there is no folder yet
             await self._config.records.save_repositories(self.id, states)
         return session_result(
             self.id, status, self.folder.path, self._config.conversation, states

@@ -104,7 +104,7 @@ class DiskFull(TemporaryError):
 class KeyRefused(PermanentError, ApiError):
     """The API refused the key."""
 
-    hint = "check the Anthropic API key and what it may use"
+    hint = "check the API key or the credentials, and what they may use: `midwatch check` tries them"
     status = 401
 
 

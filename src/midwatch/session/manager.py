@@ -501,10 +501,13 @@ class SessionManager:
                 if on_kept is not None:
                     on_kept(KeptSession(session.id, size, work))
                 continue
+            if not dry_run:
+                try:
+                    await self.remove(session.id, force=force)
+                except (Conflict, NotFound):  # resumed or removed meanwhile
+                    continue
             total -= size
             removed.append(RemovedSession(session.id, size))
-            if not dry_run:
-                await self.remove(session.id, force=force)
         return removed
 
     async def _recorded(self, session_id: str) -> StoredSession | None:

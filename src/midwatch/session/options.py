@@ -272,6 +272,7 @@ MAX_PROMPT = 500_000
 """Bytes of a prompt. The outbox would cut a longer one."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MODEL = re.compile(r"[^\W_][!-~]{0,199}")
+_HTTP = re.compile(r"https?://[^/]", re.IGNORECASE)
 _KEY = re.compile(r"[!-~]{1,4000}")
 
 
@@ -287,7 +288,17 @@ def check_id(id: str) -> str:
 
 def check_access(client: Client) -> ApiAccess:
     """Return how a client reaches the API. Raises KeyRefused, without the key in its text."""
+    if isinstance(client, type) or not hasattr(client, "base_url"):
+        raise SessionRefused(
+            f"the client is of the type {type(client).__name__}",
+            hint="give a client such as anthropic.Anthropic(api_key=…), or ApiAccess",
+        )
     access = access_of(client)
+    if access.base_url and not _HTTP.match(access.base_url):
+        raise SessionRefused(
+            "the address of the API is not a URL of http or https",
+            hint="set ANTHROPIC_BASE_URL, or the `base_url` of the client, to one such as https://gateway.example",
+        )
     if not access.has_credentials:
         raise KeyRefused("there is no API key", hint="set ANTHROPIC_API_KEY")
     invalid = "contains spaces, line breaks or other invalid characters"
@@ -306,6 +317,10 @@ def check_access(client: Client) -> ApiAccess:
 
 def check_prompt(text: str) -> None:
     """Raise SessionRefused for a prompt that is empty or too long."""
+    if not isinstance(text, str):
+        raise SessionRefused(
+            f"the prompt is of the type {type(text).__name__}", hint="give a text"
+        )
     if not text.strip():
         raise SessionRefused("the prompt is empty", hint="describe the task")
     if len(text.encode("utf-8", "replace")) > MAX_PROMPT:
@@ -321,9 +336,9 @@ def check_main(paths: Sequence[Path], main: int) -> None:
         raise SessionRefused(
             "the workspace has no folder", hint="name at least one folder"
         )
-    if not 0 <= main < len(paths):
+    if type(main) is not int or not 0 <= main < len(paths):
         raise SessionRefused(
-            f"main repository {main} does not exist",
+            f"main repository {main!r} does not exist",
             hint=f"choose from 0 to {len(paths) - 1}",
         )
 
@@ -345,10 +360,18 @@ def check_options(options: SessionOptions) -> None:
     _one_of("sandbox", options.sandbox, get_args(SandboxMode))
     if options.effort is not None:
         _one_of("effort", options.effort, get_args(Effort))
+    _one_of("permission_mode", options.permission_mode, get_args(PermissionMode))
     for name in ("model", "fallback_model"):
         value = getattr(options, name)
-        if value is not None and not _MODEL.fullmatch(value):
-            raise SessionRefused(f"{name} {value!r} is not the name of a model")
+        if value is not None and not (
+            isinstance(value, str) and _MODEL.fullmatch(value)
+        ):
+            raise SessionRefused(
+                f"{name} {value!r} is not the name of a model",
+                hint="use one such as claude-sonnet-5-5",
+            )
+    for name in ("allowed_tools", "denied_tools"):
+        _check_tools(name, getattr(options, name))
     for name, server in options.mcp_servers.items():
         _check_server(name, server)
     _check_limits(options.limits)
@@ -358,6 +381,16 @@ def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise SessionRefused(
             f"{name} {value!r} does not exist", hint=f"choose from {', '.join(allowed)}"
+        )
+
+
+def _check_tools(name: str, tools: object) -> None:
+    """Raise SessionRefused for a text in place of a list: its letters would be tools."""
+    if not isinstance(tools, (tuple, list)) or not all(
+        isinstance(tool, str) and tool.strip() for tool in tools
+    ):
+        raise SessionRefused(
+            f"{name} is {tools!r:.100}", hint='give a tuple of tools, such as ("Bash",)'
         )
 
 

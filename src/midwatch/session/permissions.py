@@ -225,30 +225,33 @@ def describe_permissions(
     """Return one line that says what the session may do, and what becomes of the rest."""
     mode = options.permission_mode
     if mode == "bypassPermissions":
-        return f"allowed: every tool, without a question{_where(sandbox)}"
+        return f"allowed: every tool, without a question{_where(sandbox)}{_forbidden(options)}"
     allowed = ["reading the workspace"]
     if mode == "acceptEdits":
         allowed.append("edits in the workspace")
     rules = program_rules(options, sandbox.enabled)
+    forbidden = "Bash" in options.denied_tools
+    rules = [rule for rule in rules if not forbidden or rule != "Bash"]
     bash = "Bash" in rules
     if bash:
         allowed.append(f"Bash{_where(sandbox)}")
     allowed += [one_line(rule, 80) for rule in rules if rule != "Bash"]
     rest = "asked for" if interactive and mode != "dontAsk" else "denied"
     others = "every other tool"
-    if not bash:
+    if not bash and not forbidden:
         why = f" (no sandbox: {sandbox.problem})" if sandbox.problem else ""
-        others = f"Bash that changes anything{why} and {others}"
-    text = f"allowed: {', '.join(allowed)}; {rest}: {others}"
-    if options.denied_tools:
-        text += (
-            f"; forbidden: {', '.join(one_line(t, 80) for t in options.denied_tools)}"
-        )
-    return text + ("" if interactive else f"; {_more(bash)}")
+        others = f"Bash that does more{why} and {others}"
+    text = f"allowed: {', '.join(allowed)}; {rest}: {others}{_forbidden(options)}"
+    return text + ("" if interactive else f"; {_more(bash or forbidden)}")
 
 
 def _where(sandbox: Sandbox) -> str:
     return " in a sandbox" if sandbox.enabled else " without a sandbox"
+
+
+def _forbidden(options: SessionOptions) -> str:
+    tools = ", ".join(one_line(tool, 80) for tool in options.denied_tools)
+    return f"; forbidden: {tools}" if tools else ""
 
 
 def _more(bash: bool) -> str:

@@ -27,6 +27,7 @@ import httpx2
 from midwatch.provider import (
     PROXIES,
     ApiAccess,
+    check_proxies,
     cloud_client,
     credential_errors,
     trust,
@@ -63,10 +64,11 @@ class _CloudAuth(httpx2.Auth):
 class Relay:
     """Serves one start of the program, from `async with` on.
 
-    Raises SettingsError for a cloud without what it needs.
+    Raises SettingsError for a cloud without what it needs, and for a proxy that cannot be used.
     """
 
     def __init__(self, access: ApiAccess) -> None:
+        check_proxies(access)
         self._access = access
         self._cloud = None if access.provider == "anthropic" else cloud_client(access)
         base = self._cloud.base_url if self._cloud else access.base_url

@@ -35,7 +35,7 @@ from midwatch.workspace.trusted import (
     run_trusted,
     tree_of,
 )
-from midwatch.workspace.untrusted import link_target, path_within
+from midwatch.workspace.untrusted import is_linked_worktree
 
 RepoStatus = Literal["clean", "changed", "pushed"]
 MAX_DIFF_BYTES = 2_000_000
@@ -158,7 +158,7 @@ async def unpushed_work(folder: Path, state: Path, git: Git) -> str:
             else:
                 if one.status == "changed":
                     found.append(f"{one.name}: {describe_work(one)}")
-    beside = await asyncio.to_thread(_beside, folder, [repo.path for repo in repos])
+    beside = await asyncio.to_thread(_beside, folder, repos)
     if beside:
         more = f" and {len(beside) - 3} more" if len(beside) > 3 else ""
         names = ", ".join(printable(name) for name in beside[:3])
@@ -166,18 +166,16 @@ async def unpushed_work(folder: Path, state: Path, git: Git) -> str:
     return "; ".join(found)
 
 
-def _beside(folder: Path, clones: Sequence[Path]) -> list[str]:
+def _beside(folder: Path, repos: Sequence[ClonedRepo]) -> list[str]:
     """Return what is in a workspace beside its clones, their worktrees and unfinished clones."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
         return []
-    own = {clone.name for clone in clones}
-    git_dirs = {f"{name}/.git/worktrees" for name in own}
+    own = {repo.path.name for repo in repos}
 
     def is_worktree(name: str) -> bool:
-        within = path_within(folder, link_target(folder, name) or "")
-        return os.path.dirname(within or "") in git_dirs
+        return any(is_linked_worktree(repo.agent_git, folder, name) for repo in repos)
 
     names = [n for n in names if n not in own and not n.startswith(PREFIX)]
     return [name for name in names if not is_worktree(name)]

@@ -10,13 +10,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from midwatch.text import show_unseen
 from midwatch.workspace.git import Git
 from midwatch.workspace.record import ClonedRepo
 from midwatch.workspace.refs import read_refs
@@ -31,10 +29,12 @@ from midwatch.workspace.trusted import (
     tree_of,
 )
 from midwatch.workspace.untrusted import (
+    LONGEST_NAME,
     UntrustedRefs,
     UntrustedRepositoryError,
     Worktree,
     read_untrusted_refs,
+    shown_name,
     worktree_folder,
 )
 from midwatch.workspace.urls import is_ref_name
@@ -44,7 +44,6 @@ MAX_TIPS = 2000
 MAX_LISTED = 100
 """The most items that are described; the others are counted."""
 _MAX_WORKTREES = 50
-_LONGEST = 200  # characters of a name
 WorkKind = Literal["branch", "worktree", "stash", "detached", "tag", "ref"]
 Tip = tuple[WorkKind, str, str]
 """What names a commit, its name, and the id of the commit."""
@@ -91,7 +90,7 @@ class OtherWork:
         """
         name = self.name if self.kind == "branch" else f"{self.kind}-{self.name}"
         branch = f"{repo.push_branch}-{name}"
-        if is_ref_name(branch) and len(self.name) < _LONGEST:
+        if is_ref_name(branch) and len(self.name) < LONGEST_NAME:
             return branch
         digest = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:8]
         return f"{repo.push_branch}-{self.kind}-{digest}"
@@ -176,7 +175,7 @@ class _Search:
 
     def _tips(self, refs: UntrustedRefs) -> list[Tip]:
         detached: list[Tip] = [
-            ("worktree", _shown(tree.name), tree.head.commit)
+            ("worktree", shown_name(tree.name), tree.head.commit)
             for tree in refs.worktrees
             if tree.head.commit and tree.head.branch is None
         ]
@@ -247,7 +246,9 @@ class _Search:
             if tree.head.commit in failed:
                 continue
             own = [
-                o for o in found if (o.kind, o.name) == ("worktree", _shown(tree.name))
+                o
+                for o in found
+                if (o.kind, o.name) == ("worktree", shown_name(tree.name))
             ]
             changed = await self._files(tree, own[0] if own else None)
             if changed is not None:
@@ -256,7 +257,7 @@ class _Search:
 
     async def _files(self, tree: Worktree, own: OtherWork | None) -> OtherWork | None:
         """Return the item of a worktree with files that are not committed, or None."""
-        item = own or OtherWork("worktree", _shown(tree.name), None)
+        item = own or OtherWork("worktree", shown_name(tree.name), None)
         root = self._root()
         inside = worktree_folder(root, tree)
         if inside is None:
@@ -313,17 +314,12 @@ async def merge_base(git: Git, repo: ClonedRepo, commit: str) -> str | None:
 
 
 _REFS: dict[str, WorkKind] = {"heads": "branch", "tags": "tag"}
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def _kind_of(ref: str) -> tuple[WorkKind, str]:
     kind, _, name = ref.removeprefix("refs/").partition("/")
     found = _REFS.get(kind)
-    return (found, _shown(name)) if found else ("ref", _shown(ref))
-
-
-def _shown(name: str) -> str:
-    return show_unseen(_UNPRINTABLE.sub("?", name))[:_LONGEST]
+    return (found, shown_name(name)) if found else ("ref", shown_name(ref))
 
 
 def _without_repetitions(

@@ -28,8 +28,7 @@ from midwatch.workspace.untrusted import (
     UntrustedRepositoryError,
     is_folder,
     kind_of,
-    link_target,
-    path_within,
+    is_linked_worktree,
     read_head,
 )
 
@@ -212,10 +211,7 @@ class _WorkTree:
 
     def _is_worktree(self, path: str) -> bool:
         """Return whether a folder is a linked worktree of this clone; `take_other_work` inspects it."""
-        target = link_target(self.repo.path, path)
-        top, inner = self.repo.agent_git
-        within = path_within(top, target) if target else None
-        return bool(within) and os.path.dirname(within or "") == f"{inner}/worktrees"
+        return is_linked_worktree(self.repo.agent_git, self.repo.path, path)
 
     async def _changed(
         self, before: str, after: str, among: set[str]

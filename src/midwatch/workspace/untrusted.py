@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from midwatch.text import show_unseen
 from midwatch.workspace.refs import is_oid
-from midwatch.workspace.urls import is_ref_name
 
 _CHUNK = 1 << 20
 
@@ -25,6 +25,9 @@ _SMALL = 4096
 _PACKED_REFS = 64_000_000
 _HEX = re.compile(r"[0-9a-f]+")
 _PACK = re.compile(r"pack-[0-9a-f]+\.(pack|idx)")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
+LONGEST_NAME = 200
+"""The most characters of a name that are shown."""
 
 
 class UntrustedRepositoryError(Exception):
@@ -36,12 +39,14 @@ GitPlace = tuple[Path, str]
 MAX_REFS = 20_000
 """The most refs, and the most entries of a log, that are read of a clone."""
 _MAX_DEPTH = 12
+_AUTOSTASHES = ("MERGE_AUTOSTASH", "rebase-merge/autostash", "rebase-apply/autostash")
+"""What git has put away for the time of a merge or a rebase."""
 _LOG_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The HEAD of a clone: a commit (None before the first), and the branch (None if detached)."""
+    """The HEAD of a clone: a commit (None before the first), and the branch, as shown (None if detached)."""
 
     commit: str | None
     branch: str | None
@@ -60,13 +65,25 @@ def _head_in(folder: int, git_dir: int) -> Head:
         if is_oid(name):
             return Head(name, None)
         ref = name.removeprefix("ref:").strip()
-        if ref == name or not ref.startswith("refs/") or not is_ref_name(ref):
+        if ref == name or not _is_path_of_ref(ref):
             raise UntrustedRepositoryError("its HEAD does not name a commit")
         value = _ref(git_dir, ref)
         if value is None or is_oid(value):
-            return Head(value, ref.removeprefix("refs/heads/"))
+            return Head(value, shown_name(ref.removeprefix("refs/heads/")))
         name = value
     raise UntrustedRepositoryError("its HEAD is a loop of refs")
+
+
+def shown_name(name: str) -> str:
+    """Return a name that an agent gave, printable and shortened. Git allows all but control characters."""
+    text = name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return show_unseen(_UNPRINTABLE.sub("?", text))[:LONGEST_NAME]
+
+
+def _is_path_of_ref(ref: str) -> bool:
+    """Return whether the parts of a ref are names of files, none of which begins with a dot, as git has it."""
+    top, *parts = ref.split("/")
+    return top == "refs" and all(part and part[0] != "." for part in parts)
 
 
 def copy_new_objects(place: GitPlace, known: Path, quarantine: Path) -> None:
@@ -124,23 +141,32 @@ def read_untrusted_refs(place: GitPlace) -> UntrustedRefs:
     problems: list[str] = []
     with _open_git(place) as git_dir:
         refs = _packed_refs(git_dir)
-        with contextlib.suppress(UntrustedRepositoryError):
+        try:
             with _open_folder(git_dir, "refs") as folder:
                 _read_loose(folder, "refs", refs, _MAX_DEPTH, problems)
+        except UntrustedRepositoryError as error:
+            problems.append(f"its refs cannot be read: {error}")
         if len(refs) > MAX_REFS:
             problems.append(f"it has more than {MAX_REFS} refs")
         stash = refs.pop("refs/stash", None)
         stashes = _log_oids(git_dir, "logs/refs/stash", _stashed, problems)
         if stash is not None and stash not in stashes:
             stashes = [stash, *stashes]
+        stashes += _autostashes(git_dir, "")
         detached = _log_oids(git_dir, "logs/HEAD", _left_detached, problems)
         worktrees = []
         for name in _names(git_dir, "worktrees", problems):
-            with contextlib.suppress(UntrustedRepositoryError, FileNotFoundError):
-                folder_of = os.path.join(*place, "worktrees", name)
+            folder_of = os.path.join(*place, "worktrees", name)
+            log = f"worktrees/{name}/logs/HEAD"
+            detached += _log_oids(git_dir, log, _left_detached, problems)
+            stashes += _autostashes(git_dir, f"worktrees/{name}/")
+            try:
                 worktrees.append(_worktree(git_dir, name, folder_of))
-                log = f"worktrees/{name}/logs/HEAD"
-                detached += _log_oids(git_dir, log, _left_detached, problems)
+            except (UntrustedRepositoryError, FileNotFoundError) as error:
+                why = getattr(error, "strerror", None) or error
+                problems.append(
+                    f"its worktree {shown_name(name)} cannot be read: {why}"
+                )
     kept = {
         name: oid for name, oid in refs.items() if not name.startswith("refs/remotes/")
     }
@@ -159,6 +185,24 @@ def worktree_folder(root: Path, worktree: Worktree) -> str | None:
     if inside is None or not is_folder_within(root, inside):
         return None
     return inside if kind_of(root, f"{inside}/.git") == "file" else None
+
+
+def is_linked_worktree(place: GitPlace, root: Path, folder: str) -> bool:
+    """Return whether a folder below `root` is a linked worktree, and the `.git` at `place` knows it there.
+
+    After `mv` or `cp` it names a worktree that is elsewhere: then nobody but its reader looks at its files.
+    """
+    top, inner = place
+    within = path_within(top, link_target(root, folder) or "") or ""
+    parent, name = os.path.split(within)
+    if parent != f"{inner}/worktrees":
+        return False
+    try:
+        with _open_git(place) as git_dir:
+            known = _worktree(git_dir, name, os.path.join(top, within))
+    except (UntrustedRepositoryError, FileNotFoundError):
+        return False
+    return path_within(root, known.path) == os.path.normpath(folder)
 
 
 def git_place_of(top: Path, folder: str) -> GitPlace | None:
@@ -321,7 +365,7 @@ def _packed_refs(git_dir: int) -> dict[str, str]:
     refs = {}
     for line in text.split("\n"):
         oid, _, name = line.partition(" ")
-        if is_oid(oid) and is_ref_name(name):
+        if is_oid(oid) and _is_path_of_ref(name):
             refs[name] = oid
     return refs
 
@@ -332,20 +376,27 @@ def _read_loose(
     """Add the loose refs below an open folder; a loose ref replaces the packed one."""
     for name in _listed(folder, problems):
         ref = f"{prefix}/{name}"
-        if name.endswith(".lock") or ref == "refs/remotes":
+        if name.startswith(".") or name.endswith(".lock") or ref == "refs/remotes":
             continue
+        unreadable = f"its {shown_name(ref)} cannot be read"
         try:
             value = _read_text(folder, name, _SMALL).strip()
-        except (UntrustedRepositoryError, FileNotFoundError):
-            with contextlib.suppress(UntrustedRepositoryError):
+        except FileNotFoundError:  # it was deleted meanwhile
+            continue
+        except UntrustedRepositoryError:
+            try:
                 with _open_folder(folder, name) as inner:
                     if depth:
                         _read_loose(inner, ref, refs, depth - 1, problems)
                     else:
                         problems.append("its refs are nested too deeply")
+            except UntrustedRepositoryError:
+                problems.append(unreadable)
             continue
-        if is_oid(value) and is_ref_name(ref):
+        if is_oid(value):
             refs[ref] = value
+        elif not value.startswith("ref:"):  # such as empty, after a power cut
+            problems.append(unreadable)
         if len(refs) > 2 * MAX_REFS:
             return
 
@@ -366,7 +417,15 @@ def _names(git_dir: int, name: str, problems: list[str]) -> list[str]:
         with _open_folder(git_dir, name) as folder:
             return _listed(folder, problems)
     except UntrustedRepositoryError:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(name, dir_fd=git_dir, follow_symlinks=False)
+            problems.append(f"its {name} cannot be read")
         return []
+
+
+def _autostashes(git_dir: int, prefix: str) -> list[str]:
+    found = (_loose_ref(git_dir, prefix + name) for name in _AUTOSTASHES)
+    return [oid for oid in found if oid and is_oid(oid)]
 
 
 def _worktree(git_dir: int, name: str, place: str) -> Worktree:
@@ -431,6 +490,11 @@ def _object_folders(objects: int) -> list[tuple[str, re.Pattern[str]]]:
 
 def _ref(git_dir: int, ref: str) -> str | None:
     """Return the value of a ref, loose or packed, or None."""
+    # A packed ref may have no folder.
+    return _loose_ref(git_dir, ref) or _packed_refs(git_dir).get(ref)
+
+
+def _loose_ref(git_dir: int, ref: str) -> str | None:
     *folders, name = ref.split("/")
     with contextlib.ExitStack() as opened:
         folder = git_dir
@@ -439,8 +503,7 @@ def _ref(git_dir: int, ref: str) -> str | None:
                 folder = opened.enter_context(_open_folder(folder, part))
             return _read_text(folder, name, _SMALL).strip()
         except (UntrustedRepositoryError, FileNotFoundError):
-            pass  # a packed ref may have no folder
-    return _packed_refs(git_dir).get(ref)
+            return None
 
 
 def _read_text(folder: int, name: str, limit: int) -> str:
@@ -450,7 +513,7 @@ def _read_text(folder: int, name: str, limit: int) -> str:
             data += chunk
             if len(data) > limit:
                 raise UntrustedRepositoryError(f"{name} is too long")
-    return data.decode("utf-8", "replace")
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _copy(folder: int, name: str, target: Path, limit: int) -> int:

@@ -42,7 +42,14 @@ _USERINFO = re.compile(r"(//|^)[^/\s]*@")
 _PASSWORD = re.compile(
     r"(//)(?:[^/\s@:]*@)?[^/\s\[\]@:]*:(?!\d{0,5}(?:[/?#\s'\",;:).]|$))\S*@"
 )
-_SCP_PASSWORD = re.compile(r"[^@/\s]*:\S*@[^/@\s]*:")
+# Also in a URL without its scheme: me:secret@github.com/o/r.
+_SCP_PASSWORD = re.compile(
+    r"[^@/\s]*:(?:\S*@[^/@\s]*:|[^@/\s]*(?<!\.git)@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}/)"
+)
+# A scheme of the web with too few or too many slashes, and what is before the last @.
+_SLASHES = re.compile(
+    r"(?P<start>(?P<scheme>https?|ssh):(?!//(?:[^/]|$))/*)(?:\S*@)?", re.I
+)
 _SHORTEST_TOKEN = 16
 _LONG_TOKEN = re.compile(r"(?=.*\d)[A-Za-z0-9_=-]{32,}")
 _SAFE_IN_PATH = "/:@!$&'()*+,;=~-._"
@@ -92,6 +99,7 @@ def parse_remote(text: str) -> Remote:
     _refuse_odd_text(text)
     if _HELPER.match(text):
         raise _refused(text, "remote helpers are not allowed", helper_hint(text))
+    _refuse_slashes(text)
     scheme = _SCHEME.match(text)
     if scheme:
         return _from_url(text, scheme.group(1).lower())
@@ -126,6 +134,7 @@ def split_branch(text: str) -> tuple[str, str | None]:
     _refuse_odd_text(text)
     if _HELPER.match(text):
         return text, None
+    _refuse_slashes(text)
     if _has_password(text):
         raise _refused(text, _SECRET, TOKEN_HINT)
     end = _end_of_url(text, *_path_start(text))
@@ -179,6 +188,7 @@ def _local(text: str) -> str:
 def redact_url(text: str) -> str:
     """Return a text that may have a URL without userinfo, query and control characters, shortened."""
     text = text[:_LONGEST_SCANNED]  # a server may send a line of any length
+    text = _SLASHES.sub(_without_user, text, count=1) if _SLASHES.match(text) else text
     text = _USERINFO.sub(r"\1***@", _PASSWORD.sub(r"\1***@", text))
     if _SCP_PASSWORD.match(text) and not _SCHEME.match(text):
         text = f"***@{text.rpartition('@')[2]}"
@@ -187,15 +197,28 @@ def redact_url(text: str) -> str:
     return text if len(text) <= 200 else text[:200] + "…"
 
 
+def _without_user(match: re.Match[str]) -> str:
+    return match["start"] + ("***@" if match[0].endswith("@") else "")
+
+
 def has_control_characters(text: str) -> bool:
     """Return whether there are control or format characters, which can reorder the text, or line separators."""
     return any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in text)
 
 
 def _refused(text: str, why: str, hint: str | None = None) -> WorkspaceRefused:
-    return WorkspaceRefused(
-        f"repository {redact_url(text)!r} refused: {why}", hint=hint
-    )
+    from midwatch.redaction import Redactor  # its patterns take 50 ms to compile
+
+    shown = redact_url(Redactor().text(text[:_LONGEST_SCANNED]))
+    return WorkspaceRefused(f"repository {shown!r} refused: {why}", hint=hint)
+
+
+def _refuse_slashes(text: str) -> None:
+    found = _SLASHES.match(text)
+    if found is not None:
+        scheme = found["scheme"].lower()
+        why = "the number of slashes is not two"
+        raise _refused(text, why, f"write {scheme}://HOST/PATH")
 
 
 def _refuse_odd_text(text: str) -> None:
@@ -218,7 +241,10 @@ def _from_url(text: str, scheme: str) -> Remote:
         parts = urlsplit(text)
         parts.port  # raises ValueError for an invalid port
     except ValueError:
-        raise _refused(text, "the URL is not valid") from None
+        hint = "write ssh://HOST/PATH, or HOST:PATH without ssh://"
+        raise _refused(
+            text, "the URL is not valid", hint if scheme == "ssh" else None
+        ) from None
     if has_control_characters(unquote(parts.path, errors="replace")):
         raise _refused(text, "the URL has control characters")
     if ".." in unquote(parts.path).split("/"):
@@ -235,6 +261,8 @@ def _from_url(text: str, scheme: str) -> Remote:
 def _from_http(text: str, parts: SplitResult) -> Remote:
     user, _, place = parts.netloc.rpartition("@")
     _refuse_secret(text, user)
+    if "\\" in user:  # a browser would take what is before it for the host
+        raise _refused(text, "the user name is not valid")
     scheme: Scheme = "https" if parts.scheme.lower() == "https" else "http"
     host = _host(text, place).removesuffix(_DEFAULT_PORT[scheme])
     components = _components(parts.path)
@@ -279,7 +307,7 @@ def _from_scp(text: str, match: re.Match[str]) -> Remote:
     if _has_password(text):
         raise _refused(text, _SECRET, TOKEN_HINT)
     _refuse_secret(text, user)
-    if place.lower() in ("https", "http", "ssh", "file", "git"):
+    if place.lower() in ("file", "git"):
         raise _refused(text, "a slash is missing", f"write {place.lower()}://")
     host = _host(text, place)
     if ".." in path.split("/"):
@@ -308,7 +336,8 @@ def _from_file(text: str, parts: SplitResult) -> Remote:
 def _from_path(text: str) -> Remote:
     url = _NO_SCHEME.fullmatch(text)
     if url is not None and not os.path.lexists(text):
-        user, host, path = url["user"], url["host"], url["path"]
+        user, host, path = url["user"] or "", url["host"], url["path"]
+        _refuse_secret(text, user.rstrip("@"))
         better = f"{user}{host}:{path}" if user else f"https://{host}/{path}"
         hint = f"write {redact_url(better) if not user else better}; ./ begins a path"
         raise _refused(text, "neither a URL nor a path that exists", hint)
@@ -317,13 +346,23 @@ def _from_path(text: str) -> Remote:
 
 
 def _host(text: str, place: str) -> str:
-    try:
-        host = place if place.isascii() else place.encode("idna").decode("ascii")
-    except UnicodeError:
-        raise _refused(text, "the host name is not valid") from None
+    host = unicodedata.normalize("NFC", place.lower()).removesuffix(":")
+    if not host.isascii():
+        host = _ascii_host(text, host)
     if not _HOST.fullmatch(host):
         raise _refused(text, "the host name is not valid")
-    return host.lower()
+    return host
+
+
+def _ascii_host(text: str, host: str) -> str:
+    try:
+        encoded = host.encode("idna")
+        same = encoded.decode("idna") == host
+    except UnicodeError:
+        raise _refused(text, "the host name is not valid") from None
+    if not same:  # Python writes a sharp s as ss, which is another host for a browser
+        raise _refused(text, "the host name is ambiguous", "write it as xn--…")
+    return encoded.decode("ascii")
 
 
 def _components(path: str) -> tuple[str, ...]:
