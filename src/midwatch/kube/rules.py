@@ -65,7 +65,7 @@ RESERVED_ANNOTATIONS = (
     *("cdi.k8s.io/", "dev.gvisor.", "io.katacontainers.", "io.kubernetes.cri-o."),
     "iam.amazonaws.com/",  # roles of kube2iam and kiam
 )
-"""Prefixes of annotations that a resource must not set: they loosen the confinement of its container, or give it rights."""
+"""Prefixes of annotations that a resource must not set: they loosen the confinement of its container, or grant it permissions."""
 MAX_ANNOTATIONS = 32
 MAX_ANNOTATION = 4096
 VARIABLE_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"

@@ -27,8 +27,8 @@ from midwatch.workspace.untrusted import (
     Head,
     UntrustedRepositoryError,
     is_folder,
-    kind_of,
     is_linked_worktree,
+    kind_of,
     read_head,
 )
 

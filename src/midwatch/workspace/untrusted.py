@@ -190,7 +190,7 @@ def worktree_folder(root: Path, worktree: Worktree) -> str | None:
 def is_linked_worktree(place: GitPlace, root: Path, folder: str) -> bool:
     """Return whether a folder below `root` is a linked worktree, and the `.git` at `place` knows it there.
 
-    After `mv` or `cp` it names a worktree that is elsewhere: then nobody but its reader looks at its files.
+    After `mv` or `cp` it names a worktree that is elsewhere, and an inspection of that one skips its files.
     """
     top, inner = place
     within = path_within(top, link_target(root, folder) or "") or ""
