@@ -196,6 +196,13 @@ def test_a_repository_that_cannot_be_is_one_line(
     assert [row["phase"] for row in rows] == phases
 
 
+def test_an_error_before_the_log_has_its_time(tmp_path: Path) -> None:
+    run = ("session", "run", "-r", "/nowhere/at/all", "-p", "Do it.", "--json")
+    done = midwatch(make_desk(tmp_path), *run, env=asking("http://127.0.0.1:1"))
+    assert done.returncode == 1 and '"type": "error"' in done.stdout
+    assert "1970-" not in done.stdout
+
+
 def test_a_session_that_loses_its_log_has_failed_and_a_mailbox_that_is_no_file_is_one_line(
     tmp_path: Path,
 ) -> None:

@@ -202,6 +202,7 @@ async def test_the_main_repository_is_that_of_the_workspace(tmp_path: Path) -> N
         (["{good}"], "ws", 1, WorkspaceRefused),
         (["{good}"], "", 0, WorkspaceRefused),
         (["{good}"], "a\0b", 0, WorkspaceRefused),
+        (["{good}"], "a\udc80b", 0, WorkspaceRefused),
         (["{file}"], "ws", 0, RepositoryNotFound),
     ],
 )

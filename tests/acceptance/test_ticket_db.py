@@ -44,6 +44,30 @@ async def opened(db: TicketDB, component: str = "shop", **more: Any) -> int:
     return ticket.id
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [("subject", ""), ("subject", None), ("invariant", 3), ("message", b"x")],
+)
+async def test_a_ticket_is_opened_with_texts(
+    db: TicketDB, name: str, value: Any
+) -> None:
+    texts = dict(subject="a", invariant="b", component="c", message="d")
+    with pytest.raises(SettingsError) as raised:
+        await db.open_ticket(**{**texts, name: value})
+    assert raised.value.path == name and raised.value.hint
+    assert await db.list() == []
+
+
+@pytest.mark.parametrize("evidence", ["log", [{"text": "log"}]])
+async def test_only_evidence_is_evidence(db: TicketDB, evidence: Any) -> None:
+    number = await opened(db)
+    with pytest.raises(SettingsError, match="evidence"):
+        await db.update_diagnosis(number, {"summary": "s"}, evidence=evidence)
+    with pytest.raises(SettingsError, match="why"):
+        await db.resolve(number, None)  # type: ignore[arg-type]
+    assert (await db.get(number)).status is TicketStatus.OPEN
+
+
 async def test_a_ticket_lives_from_open_to_resolved(db: TicketDB) -> None:
     first = await db.open_ticket("orders", "locks", "shop", "waits", facts={"pid": 42})
     assert (first.status, first.severity) == (TicketStatus.OPEN, Severity.WARNING)

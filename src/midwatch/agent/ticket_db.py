@@ -165,6 +165,8 @@ class TicketDB:
         A monitor resolves the ticket once it observes that the invariant holds; for a subject that no
         monitor watches, `resolve` does.
         """
+        _check_text(component=component, message=message)
+        _check_text(required=True, subject=subject, invariant=invariant)
         key = Key(
             *(self._sanitizer.sanitize(one) for one in (subject, invariant, component))
         )
@@ -190,11 +192,13 @@ class TicketDB:
         return await self._hold(ticket_id, False, why)
 
     async def _hold(self, ticket_id: int, held: bool, why: str) -> Ticket:
+        _check_text(why=why)
         why = self._sanitizer.sanitize(why)
         return await self._store.hold(_number(ticket_id), held, self._actor, why)
 
     async def resolve(self, ticket_id: int, why: str) -> Ticket:
         """Resolve a ticket. Raises Conflict if it is resolved already."""
+        _check_text(why=why)
         why = self._sanitizer.sanitize(why)
         return await self._store.resolve(_number(ticket_id), self._actor, why)
 
@@ -225,6 +229,12 @@ class TicketDB:
         """
         ticket = await self.get(ticket_id)
         output = _output(diagnosis, ticket)
+        if not all(isinstance(one, Evidence) for one in evidence):
+            raise SettingsError(
+                "the evidence is not a list of Evidence",
+                path="evidence",
+                hint="use midwatch.model.Evidence(id, title, source, at, text)",
+            )
         sanitized = tuple(map(self._sanitized, evidence))
         context = Context((ticket,), sanitized, datetime.now(UTC))
         reply = Reply(Kind.ANSWERED, output)
@@ -249,6 +259,14 @@ class TicketDB:
                 hint="use `async with TicketDB(…) as tickets`, or `await TicketDB.open(…)`",
             )
         return self._opened
+
+
+def _check_text(*, required: bool = False, **texts: object) -> None:
+    """Raise SettingsError for a value that is not text, or is empty although it is required."""
+    for name, text in texts.items():
+        if not isinstance(text, str) or (required and not text.strip()):
+            problem = "is empty" if text == "" else f"{text!r:.80} is not a text"
+            raise SettingsError(problem, path=name, hint=f"give the {name} as text")
 
 
 def _number(ticket_id: int) -> int:

@@ -449,8 +449,8 @@ class SessionRunner(Generic[T]):
 
     async def _close_unprepared(self, error: MidwatchError) -> RunEnd:
         """Log the end in the outbox: readers that follow the session wait for it."""
-        self._deps.events.event(failure(error))
         folder, clock = self._workspace.folder, self._deps.clock
+        self._deps.events.event(replace(failure(error), at=clock.now()))
         try:
             folder.make()
             status = close_unprepared(folder, self._task.redactor, clock, error)

@@ -513,7 +513,12 @@ def _entered(paths: list[Path], index: int | None) -> list[Path]:
 
 def _absolute(workspace: Path | str) -> Path:
     text = str(workspace) if isinstance(workspace, Path) else workspace
-    if not isinstance(text, str) or not text.strip() or "\0" in text:
+    if (
+        not isinstance(text, str)
+        or not text.strip()
+        or "\0" in text
+        or any("\ud800" <= one <= "\udfff" for one in text)  # not UTF-8
+    ):
         raise WorkspaceRefused(
             f"{text!r} is not a folder for a workspace",
             hint="give the path of a folder",
