@@ -231,7 +231,7 @@ async def test_a_missing_program_is_an_error_of_its_own(tmp_path: Path) -> None:
 async def test_options_that_the_program_refuses_are_named(tmp_path: Path) -> None:
     async with ScriptedMessagesAPI() as api:
         wrong = options(permission_mode="whatever")
-        with pytest.raises(errors.ProgramRefused, match="permission-mode"):
+        with pytest.raises(errors.SessionRefused, match="permission_mode 'whatever'"):
             await collect(session_in(tmp_path, api, options=wrong), "Look.")
 
 

@@ -45,7 +45,8 @@ def mount_point(path: Path) -> None:
 
 def leave_all(folder: Path) -> None:
     for name in LEFT:
-        mount_point(folder / name)
+        if not (folder / name).exists():  # bubblewrap mounts on what is there
+            mount_point(folder / name)
     (folder / ".claude/.cc-writes").mkdir(mode=0o700)
 
 

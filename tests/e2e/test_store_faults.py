@@ -209,6 +209,7 @@ async def test_postgres_killed_and_restarted_under_the_daemons(
             daemon(config, "agent", **asking(api.base_url)) as agent,
         ):
             await monitor.said("cycle")
+            await agent.said("agent started")
             server.kill()
             board.show("db")
             await monitor.said("cycle not saved")

@@ -93,7 +93,7 @@ def test_values_that_may_contain_a_credential_are_not_repeated() -> None:
         ("a: ]", "line 1, column 4"),
         ("a: 1\nb: c: d", "line 2, column 5"),
         ("a: !!python/object/apply:os.getcwd []", "line 1, column 4"),
-        ("a: 1\nb: \x01", "line 2 has a control character"),
+        ("a: 1\nb: \x01", "line 2: there is a control character"),
         ("a: !!bool x", "a value does not fit its tag"),
         ("a: !!timestamp x", "a value does not fit its tag"),
         ("a: !!int ''", "a value does not fit its tag"),

@@ -493,11 +493,16 @@ RESERVED_PREFIXES = (
     "LD_",
 ) + ("MIDWATCH_", "PYTHON", "VERTEX_REGION_", "XDG_")
 """Prefixes of the provider, the program and its runtime, the loader, git, the cluster's address, settings and the interpreter."""
-ALLOWED_VARIABLES = ("GIT_AUTHOR_EMAIL", "GIT_AUTHOR_NAME", "GIT_COMMITTER_EMAIL") + (
+ALLOWED_VARIABLES = (
+    "CLAUDE_CODE_MAX_OUTPUT_TOKENS",
+    "GIT_AUTHOR_EMAIL",
+    "GIT_AUTHOR_NAME",
+    "GIT_COMMITTER_EMAIL",
     "GIT_COMMITTER_NAME",
     "GIT_USERNAME",
 )
-"""Names with a reserved prefix that `spec.environment` may use: whom commits name, and the user of a Git token."""
+"""Names with a reserved prefix that `spec.environment` may use: the length of answers, whom commits name, and the user of
+a Git token."""
 # Variables that the container runtime or the image sets.
 _SET_BY_THE_POD = frozenset(
     "PATH HOME HOSTNAME PWD OLDPWD SHLVL TERM LANG USER LOGNAME TMPDIR _".split()
