@@ -7,6 +7,7 @@ from typing import Any
 
 import anthropic
 import pytest
+import urllib3.util.connection  # noqa: F401: its import opens a socket, which no unit test may
 
 from midwatch.errors import SettingsError
 from midwatch.provider import (
