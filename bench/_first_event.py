@@ -12,8 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from midwatch.session.claude_code import bundled_program
+from midwatch.session.claude_code import find_program
 from midwatch.session.events import Started
+from midwatch.session.options import SessionOptions
 from midwatch.testing.fakes import KEY, session_in
 
 
@@ -31,7 +32,9 @@ async def query(folder: Path, base_url: str) -> float:
     import claude_agent_sdk
 
     script = folder / "claude"
-    script.write_text(f'#!/bin/sh\nexec setsid -w "{bundled_program()}" "$@"\n')
+    script.write_text(
+        f'#!/bin/sh\nexec setsid -w "{find_program(SessionOptions())}" "$@"\n'
+    )
     script.chmod(0o700)
     config = folder / "config"
     config.mkdir()

@@ -23,7 +23,7 @@ from midwatch.model import Json
 from midwatch.settings import OperatorSettings
 from midwatch.testing.fakes import make_repository
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
-from tests.cluster import Ends, Stays
+from tests.cluster import ContainerExits, ContainerRuns
 from tests.cluster.local import TEAM, Daemon, LocalCluster
 
 from .report import Row, against_bound, against_floor, show
@@ -113,7 +113,7 @@ def _asked(cluster: LocalCluster) -> int:
 def _ended() -> Row:
     """Each pod ends at once without a status of its own: the operator writes every status itself."""
     with _cluster(_NO_API) as cluster:
-        cluster.kubelet.fates.wish(Ends(0))
+        cluster.kubelet.outcomes.add(ContainerExits(0))
         before = _asked(cluster)
         _create(cluster)
         _until(lambda: _in_phase(cluster, "Failed") == SESSIONS)
@@ -126,7 +126,7 @@ def _ended() -> Row:
 def _live() -> list[Row]:
     """Create the sessions before the operator starts, so that it does not wait for them."""
     with _cluster(_NO_API) as cluster:
-        cluster.kubelet.fates.wish(Stays())
+        cluster.kubelet.outcomes.add(ContainerRuns())
         cluster.operator.end()
         _create(cluster)
         before = _asked(cluster)
@@ -222,7 +222,7 @@ def _bare_memory(cluster: LocalCluster) -> tuple[float, float]:
 def _plain_seconds() -> float:
     """The same objects for the same resources, on a server of the same kind, without an operator."""
     with _cluster(_NO_API) as cluster:
-        cluster.kubelet.fates.wish(Stays())
+        cluster.kubelet.outcomes.add(ContainerRuns())
         cluster.operator.end()
         _create(cluster)
         maker = _floor(cluster, "create", OperatorSettings().concurrency)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from midwatch.session.agentic_session import AsyncAgenticSession
-from midwatch.session.claude_code import bundled_program
+from midwatch.session.claude_code import find_program
 from midwatch.session.events import (
     Event,
     Message,
@@ -27,6 +27,7 @@ from midwatch.session.events import (
     TurnStarted,
 )
 from midwatch.session.log import EventLog, EventReader
+from midwatch.session.options import SessionOptions
 from midwatch.testing.fakes import KEY, make_repository, post, run_git, session_in
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
 
@@ -157,7 +158,13 @@ async def _command_row(
     measure = [sys.executable, "-I", "-S", str(Path(__file__).parent / _MEASURE)]
     midwatch = str(Path(sys.executable).with_name("midwatch"))
     asked = ["session", "run", "--prompt", "Hello.", "--repo", str(remote)]
-    program = [str(bundled_program()), "-p", "Hello.", "--model", "claude-sonnet-5-5"]
+    program = [
+        str(find_program(SessionOptions())),
+        "-p",
+        "Hello.",
+        "--model",
+        "claude-sonnet-5-5",
+    ]
     if sandbox:
         wanted = {"enabled": True, "failIfUnavailable": True}
         program += ["--settings", json.dumps({"sandbox": wanted})]

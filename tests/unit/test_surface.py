@@ -449,3 +449,10 @@ def test_every_dependency_has_its_reason() -> None:
     first_cells = "".join(line.split(" | ")[0] for line in table.splitlines())
     extras_named = set(extras) - {"dev"}
     assert set(re.findall(r"`([\w-]+)`", first_cells)) - extras_named == names
+
+
+@pytest.mark.parametrize(
+    "module", sorted(path.stem for path in (CHECKOUT / "bench").glob("[!_]*.py"))
+)
+def test_every_benchmark_can_be_imported(module: str) -> None:
+    import_module(f"bench.{module}")
