@@ -52,6 +52,11 @@ class TicketStatus(StrEnum):
     RESOLVED = "resolved"
 
 
+UNDIAGNOSED = (TicketStatus.OPEN, TicketStatus.ACKNOWLEDGED)
+"""The statuses of a ticket that waits for a diagnosis."""
+UNRESOLVED = (*UNDIAGNOSED, TicketStatus.DIAGNOSED)
+
+
 # ------------------------------------------------------------------ what is watched
 
 

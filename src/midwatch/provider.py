@@ -341,7 +341,7 @@ def check_proxies(access: ApiAccess) -> None:
             continue
         hint = "use one such as http://proxy.example:3128"
         try:
-            httpx2.AsyncHTTPTransport(verify=False, proxy=_with_scheme(url))
+            httpx2.AsyncHTTPTransport(verify=False, proxy=with_scheme(url))
         except ImportError:
             hint += ", or `pip install socksio`"
             raise SettingsError("is a SOCKS proxy", path=name, hint=hint) from None
@@ -352,16 +352,17 @@ def check_proxies(access: ApiAccess) -> None:
 
 
 def _has_login(url: str) -> bool:
-    return "@" in urlsplit(_with_scheme(url)).netloc
+    return "@" in urlsplit(with_scheme(url)).netloc
 
 
 def _passwords(url: str) -> Iterator[str]:
-    parts = urlsplit(_with_scheme(url))
+    parts = urlsplit(with_scheme(url))
     for text in (parts.password, None if parts.password else parts.username):
         if text and len(text) >= 4:  # a shorter one would be redacted in ordinary text
             yield text
             yield unquote(text)
 
 
-def _with_scheme(url: str) -> str:
+def with_scheme(url: str) -> str:
+    """Return the URL of a proxy, which is one of http where it does not say."""
     return url if "://" in url else f"http://{url}"

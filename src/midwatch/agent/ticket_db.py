@@ -17,6 +17,7 @@ from midwatch.config import explain
 from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply
 from midwatch.errors import NotFound, PermanentError, SettingsError
 from midwatch.model import (
+    UNRESOLVED,
     AuditRow,
     Context,
     Diagnosis,
@@ -35,7 +36,6 @@ from midwatch.store.protocol import Opening, Store, TicketFilter
 from midwatch.store.sql import open_store
 from midwatch.text import clean
 
-UNRESOLVED = (TicketStatus.OPEN, TicketStatus.ACKNOWLEDGED, TicketStatus.DIAGNOSED)
 _PROMPT_VERSION = "none"
 _SEVERITIES = ", ".join(severity.label for severity in Severity)
 
@@ -175,12 +175,7 @@ class TicketDB:
         )
         settings = MonitorSettings()
         known = await self._store.earlier(key.subject, [key], settings.flapping_window)
-        opening = Opening(violation)
-        if (earlier := known.get(key)) is not None:
-            flapping = earlier.openings + 1 >= settings.flapping_openings
-            opening = replace(
-                opening, previous_id=earlier.previous_id, flapping=flapping
-            )
+        opening = Opening.after(known.get(key), violation, settings.flapping_openings)
         return await self._store.open_ticket(opening, self._actor)
 
     async def hold(self, ticket_id: int, why: str = "") -> Ticket:

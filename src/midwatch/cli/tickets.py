@@ -25,7 +25,15 @@ from midwatch.cli.ticket_view import (
     ticket_table,
 )
 from midwatch.errors import Conflict, MidwatchError
-from midwatch.model import AuditRow, Diagnosis, Severity, Ticket, TicketStatus
+from midwatch.model import (
+    UNDIAGNOSED,
+    UNRESOLVED,
+    AuditRow,
+    Diagnosis,
+    Severity,
+    Ticket,
+    TicketStatus,
+)
 from midwatch.store.protocol import Brief, TicketFilter, TicketSession
 
 if TYPE_CHECKING:
@@ -36,10 +44,6 @@ app = typer.Typer()
 tickets = typer.Typer(help="List, show and change tickets.", no_args_is_help=True)
 app.add_typer(tickets, name="tickets")
 
-UNRESOLVED = tuple(
-    status for status in TicketStatus if status is not TicketStatus.RESOLVED
-)
-UNDIAGNOSED = (TicketStatus.OPEN, TicketStatus.ACKNOWLEDGED)
 _MAX_BATCH = 10_000  # tickets of one incident that are read
 
 

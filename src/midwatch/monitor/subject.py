@@ -299,19 +299,15 @@ class SubjectMonitor:
         earlier = await self.store.earlier(
             self.subject.name, keys, self.settings.flapping_window
         )
-        openings = []
-        for one in firing:
-            past = earlier.get(one.violation.key)
-            count = past.openings + 1 if past else 1
-            openings.append(
-                Opening(
-                    self.sanitizer.violation(one.violation),
-                    seen_for=one.seen_for,
-                    previous_id=past.previous_id if past else None,
-                    flapping=count >= self.settings.flapping_openings,
-                )
+        return tuple(
+            Opening.after(
+                earlier.get(one.violation.key),
+                self.sanitizer.violation(one.violation),
+                self.settings.flapping_openings,
+                one.seen_for,
             )
-        return tuple(openings)
+            for one in firing
+        )
 
     def _remember(self, poll: Poll, changes: Changes, opened: Iterable[Ticket]) -> None:
         """Update what is remembered between cycles from what was saved."""

@@ -26,6 +26,7 @@ from midwatch.session.events import (
 )
 from midwatch.session.options import SessionOptions
 from midwatch.text import one_line
+from midwatch.units import format_count
 
 TRIAL_TIMEOUT = 10.0
 """Seconds for the trial of a sandbox, which takes some 20 ms."""
@@ -263,7 +264,7 @@ def denied_line(denied: Sequence[DeniedCall], limit: int = 500) -> str:
     if not denied:
         return ""
     calls = ", ".join(dict.fromkeys(one.one_line() for one in denied))
-    count = f"{len(denied)} tool call" + ("" if len(denied) == 1 else "s")
+    count = format_count(len(denied), "tool call")
     return one_line(f"{count} denied: {calls}", limit)
 
 

@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 import h11
 import httpx2
 
+from midwatch.lifecycle import cancel
 from midwatch.provider import (
     PROXIES,
     ApiAccess,
@@ -31,6 +32,7 @@ from midwatch.provider import (
     cloud_client,
     credential_errors,
     trust,
+    with_scheme,
 )
 
 _HOST = "127.0.0.1"
@@ -101,9 +103,7 @@ class Relay:
     ) -> None:
         if self._server is not None:
             self._server.close()
-        for task in self._busy:
-            task.cancel()
-        await asyncio.gather(*self._busy, return_exceptions=True)
+        await cancel(*self._busy)
         await self._client.aclose()
         if self._cloud is not None and self._cloud is not self._access.client:
             await self._cloud.close()
@@ -211,9 +211,7 @@ class Relay:
             again = await asked
             return (next_byte.result() if next_byte.done() else b"") if again else None
         finally:
-            for task in (asked, next_byte):
-                task.cancel()
-            await asyncio.gather(asked, next_byte, return_exceptions=True)
+            await cancel(asked, next_byte)
 
     def _path(self, request: h11.Request) -> str | None:
         """Return the path to ask for, with its query; None for a request without the token."""
@@ -312,7 +310,7 @@ class Relay:
         for name in (*wanted, "ALL_PROXY"):
             for spelt in (name.lower(), name):
                 if url := proxies.get(spelt):
-                    return url if "://" in url else f"http://{url}"
+                    return with_scheme(url)
         return None
 
 
@@ -327,8 +325,8 @@ def _proxies(
     for name in PROXIES:
         if url := network.get(name.lower()) or network.get(name):
             pattern = f"{name.partition('_')[0].lower()}://"
-            url = url if "://" in url else f"http://{url}"
-            found[pattern] = httpx2.AsyncHTTPTransport(verify=trusted, proxy=url)
+            proxy = with_scheme(url)
+            found[pattern] = httpx2.AsyncHTTPTransport(verify=trusted, proxy=proxy)
     past = network.get("no_proxy") or network.get("NO_PROXY") or ""
     for host in filter(None, map(str.strip, past.split(","))):
         if host == "*":
@@ -461,6 +459,4 @@ async def _join(one: _Ends, other: _Ends) -> None:
     try:
         await asyncio.wait(pumps, return_when=asyncio.FIRST_EXCEPTION)
     finally:
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        await cancel(*pumps)

@@ -497,25 +497,24 @@ def write(
     function: Callable[Concatenate[Transaction, P], T],
 ) -> Callable[Concatenate[TransactionalStore, P], Coroutine[Any, Any, T]]:
     """Return a store's method that runs `function` in a transaction."""
-
-    @functools.wraps(function)
-    async def method(
-        self: TransactionalStore, /, *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        return await self._run(function, *args, **kwargs)
-
-    return method
+    return _method(TransactionalStore._run, function)
 
 
 def read(
     function: Callable[Concatenate[Transaction, P], T],
 ) -> Callable[Concatenate[TransactionalStore, P], Coroutine[Any, Any, T]]:
     """Return a store's method that runs `function`, which only reads, in a transaction."""
+    return _method(TransactionalStore._read, function)
 
+
+def _method(
+    run: Callable[..., Coroutine[Any, Any, T]],
+    function: Callable[Concatenate[Transaction, P], T],
+) -> Callable[Concatenate[TransactionalStore, P], Coroutine[Any, Any, T]]:
     @functools.wraps(function)
     async def method(
         self: TransactionalStore, /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        return await self._read(function, *args, **kwargs)
+        return await run(self, function, *args, **kwargs)
 
     return method

@@ -57,6 +57,26 @@ class Opening:
     previous_id: int | None = None
     flapping: bool = False
 
+    @classmethod
+    def after(
+        cls,
+        past: Earlier | None,
+        violation: Violation,
+        flapping_openings: int,
+        seen_for: float = 0.0,
+    ) -> Opening:
+        """Return the opening of a violation whose key has this past.
+
+        Args:
+            past: Earlier tickets of the key, or None.
+            violation: The violation.
+            flapping_openings: Openings, with this one, from which on a ticket is flapping.
+            seen_for: Seconds since it was first observed.
+        """
+        count = past.openings + 1 if past else 1
+        previous = past.previous_id if past else None
+        return cls(violation, seen_for, previous, count >= flapping_openings)
+
 
 @dataclass(frozen=True, slots=True)
 class Changes:

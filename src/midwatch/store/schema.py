@@ -39,6 +39,7 @@ from sqlalchemy import (
 from sqlalchemy.sql import ColumnElement
 from sqlalchemy.types import TypeEngine
 
+from midwatch import model
 from midwatch.model import (
     Diagnosis,
     Evidence,
@@ -323,7 +324,7 @@ transcript_entries = Table(
 
 
 RESOLVED_BY_OBSERVATION = "the invariant was observed to hold again"
-UNDIAGNOSED = (TicketStatus.OPEN.value, TicketStatus.ACKNOWLEDGED.value)
+UNDIAGNOSED = tuple(status.value for status in model.UNDIAGNOSED)
 
 _seen = tickets.c.seen_cycle.is_not(None)
 _count: ColumnElement[int] = case(

@@ -12,6 +12,7 @@ from typing import Literal
 
 from midwatch.errors import MidwatchError
 from midwatch.text import show_unseen
+from midwatch.units import format_count
 from midwatch.workspace.git import Git
 from midwatch.workspace.other_work import (
     OtherWork,
@@ -252,33 +253,28 @@ def describe_work(state: RepoState) -> str:
     """Return the work of a repository that is not pushed, such as `2 files, 1 commit, branch fix (1 commit)`."""
     parts = []
     if state.files:
-        parts.append(counted(len(state.files), "file"))
+        parts.append(format_count(len(state.files), "file"))
     if state.commit_count:
-        parts.append(counted(state.commit_count, "commit"))
+        parts.append(format_count(state.commit_count, "commit"))
     parts += [other_line(item) for item in state.other[:_MAX_NAMED] if not item.pushed]
     if state.other_count > _MAX_NAMED:
         parts.append(f"{state.other_count - _MAX_NAMED} more branches or stashes")
     if state.left_out:
-        parts.append(f"{counted(len(state.left_out), 'file')} not inspected")
+        parts.append(f"{format_count(len(state.left_out), 'file')} not inspected")
     parts += [f"{sub.name} ({describe_work(sub)})" for sub in state.submodules]
     return ", ".join([*parts, *([state.problem] if state.problem else [])])
 
 
 def other_line(item: OtherWork) -> str:
     """Return other work as `branch fix/total (1 commit)`."""
-    parts = [counted(item.commits, "commit")] if item.commits else []
+    parts = [format_count(item.commits, "commit")] if item.commits else []
     if item.files:
-        parts.append(f"{counted(item.files, 'file')} not committed")
+        parts.append(f"{format_count(item.files, 'file')} not committed")
     if item.problem:
         parts.append(item.problem)
     if item.pushed:
         parts.append("pushed")
     return f"{item.label} ({', '.join(parts)})"
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number and a noun, in the plural if needed."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 async def submodules_of(

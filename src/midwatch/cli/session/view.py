@@ -55,7 +55,7 @@ from midwatch.session.records import (
     status_to_json,
 )
 from midwatch.text import clean, one_line
-from midwatch.units import format_duration
+from midwatch.units import format_count, format_duration
 from midwatch.workspace.git import OnProgress, Progress
 from midwatch.workspace.inspect import RepoState
 from midwatch.workspace.mirrors import Mirror
@@ -163,9 +163,9 @@ def record_line(record: Mapping[str, Any]) -> str:
     parts = [f"{one_line(str(record['name']))}: {record['status']}"]
     if record["files"]:
         lines = f"+{record['added']} -{record['removed']}"
-        parts.append(f"{_count(record['files'], 'file')} {lines}")
+        parts.append(f"{format_count(record['files'], 'file')} {lines}")
     if record["commits"]:
-        parts.append(_count(record["commits"], "commit"))
+        parts.append(format_count(record["commits"], "commit"))
     if record["untracked"]:
         parts.append(f"{record['untracked']} untracked")
     if record["problem"]:
@@ -185,9 +185,9 @@ _MAX_OTHER = 5
 
 def _other_text(item: Mapping[str, Any]) -> str:
     """Return work that is not at HEAD as `branch fix/total: 1 commit, not pushed`."""
-    parts = [_count(item["commits"], "commit")] if item["commits"] else []
+    parts = [format_count(item["commits"], "commit")] if item["commits"] else []
     if item["files"]:
-        parts.append(f"{_count(item['files'], 'file')} not committed")
+        parts.append(f"{format_count(item['files'], 'file')} not committed")
     parts.append("pushed" if item["pushed"] else "not pushed")
     if item["problem"]:
         parts.append(one_line(item["problem"], 200))
@@ -199,13 +199,9 @@ def repository_line(state: RepoState) -> str:
     return record_line(repository_to_json(state))
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 def _calls(of: SessionStatus | SessionResult | TurnResult) -> str:
     """Return the calls, and the requests if there were more: the program repeats some that were refused."""
-    calls = _count(of.turns, "call")
+    calls = format_count(of.turns, "call")
     return f"{calls} in {of.requests} requests" if of.requests > of.turns else calls
 
 
