@@ -89,8 +89,8 @@ class ObservedState:
     @property
     def ran(self) -> bool:
         """Whether the runner of the latest attempt has reported: it names its pod, and alone writes Running."""
-        told = self.status.get("podName") is not None or self.phase is Phase.RUNNING
-        return told and self.status.get("attempt") == self.attempt
+        started = self.status.get("podName") is not None or self.phase is Phase.RUNNING
+        return started and self.status.get("attempt") == self.attempt
 
     def time(self, name: str) -> datetime | None:
         """Return a time in the status; None without one."""
