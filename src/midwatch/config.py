@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -92,14 +91,13 @@ def _variable_value(name: str, value: str, annotation: Any) -> Any:
     is_group = isinstance(annotation, type) and issubclass(annotation, BaseModel)
     if not is_group and get_origin(annotation) not in (list, dict):
         return value
+    from midwatch.documents import DocumentError, read_json
+
+    hint = "write groups and lists in a variable as JSON"
     try:
-        return json.loads(value)
-    except ValueError:
-        raise SettingsError(
-            "is not valid JSON",
-            path=name,
-            hint="write groups and lists in a variable as JSON",
-        ) from None
+        return read_json(value)
+    except DocumentError as error:
+        raise SettingsError(error.message, path=name, hint=hint) from None
 
 
 def _with_value(base: Any, parts: list[str], value: Any) -> dict[str, Any]:

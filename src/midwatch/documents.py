@@ -75,7 +75,7 @@ def read_json(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
-        raise NotJson() from None
+        raise NotJson("is not valid JSON") from None
 
 
 def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -243,6 +243,12 @@ def test_times_and_dates_are_text_and_merge_keys_may_be_overridden(
     assert load({}, path).database == "2026-99-99"
 
 
+def test_a_member_given_twice_in_a_variable_is_an_error() -> None:
+    twice = '{"lease": "1m", "lease": "2m"}'
+    with pytest.raises(SettingsError, match="'lease' is given twice"):
+        load({"MIDWATCH_AGENT": twice}, None)
+
+
 def test_a_share_is_not_a_percentage(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="90 would be 9,000%; use 90% or 0.9"):
         parse_ratio(90)
