@@ -94,6 +94,10 @@ class ObservationFailed(TemporaryError):
     """The subject could not be observed."""
 
 
+class Unsupported(ObservationFailed):
+    """A setting or a permission makes an invariant impossible to see; the hint is the remedy."""
+
+
 class SettingsError(PermanentError):
     """A setting is wrong."""
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 Fact = str | int | float | bool | None
@@ -76,6 +77,8 @@ class Invariant:
 
     `limit` is in `unit`. With `above` true a value greater than the limit breaks the invariant, else a
     smaller one does. A ticket opens when it has been broken for `hold_for` seconds without a break.
+    `about` names the attributes by which `ignore` can leave something out (`("application", "role")`);
+    "*" in it stands for any name, such as labels. Each entry of `ignore` maps some of them to shell patterns.
     """
 
     id: str
@@ -86,6 +89,26 @@ class Invariant:
     limit: float | None = None
     above: bool = True
     hold_for: float = 0.0
+    about: tuple[str, ...] = ()
+    ignore: tuple[Mapping[str, str], ...] = ()
+
+    def ignores(self, attributes: Mapping[str, object]) -> bool:
+        """Return whether an entry of `ignore` matches: all its patterns fit the attributes of that name.
+
+        Args:
+            attributes: The values by name. None and a name that is missing are the empty text.
+        """
+        return any(
+            all(
+                fnmatchcase(_attribute(attributes.get(name)), pattern)
+                for name, pattern in entry.items()
+            )
+            for entry in self.ignore
+        )
+
+
+def _attribute(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +139,9 @@ class Observation:
 
     `covered` has the ids of the invariants that were observed completely: on a component without a
     signal they hold. "*" covers all of them. An invariant that is not covered is unknown, never clear;
-    `unavailable` has the reason, by id. `state` is what the next observation is compared with
+    `unavailable` has the reason, by id. `unsupported` has, by id, what a setting or a permission makes
+    impossible to see, with the remedy: that is told once, and is a violation only where it was seen before.
+    `ignored` lists, by id, what the invariant's `ignore` left out. `state` is what the next observation is compared with
     (counters, sizes); it is kept across restarts and must be small and of JSON types. `background` is
     what a person would compare when something breaks (settings, versions, connected clients); it is
     not stored, and only differences are shown.
@@ -127,11 +152,15 @@ class Observation:
     unavailable: Mapping[str, str] = field(default_factory=dict)
     state: Json = field(default_factory=dict)
     background: Facts = field(default_factory=dict)
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+    ignored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def covers(self, invariant: str) -> bool:
         """Return whether the invariant with this id was observed completely."""
         return invariant in self.covered or (
-            "*" in self.covered and invariant not in self.unavailable
+            "*" in self.covered
+            and invariant not in self.unavailable
+            and invariant not in self.unsupported
         )
 
 

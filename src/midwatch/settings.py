@@ -139,6 +139,11 @@ class InvariantSettings(Group):
     severity: Literal["critical", "warning", "info"] | None = Field(
         None, description="Replaces the invariant's own."
     )
+    ignore: list[dict[str, str]] | None = Field(
+        None,
+        description="What it leaves out, instead of its own defaults. Each entry maps attributes to shell "
+        "patterns, which must all match: `{application: pg_dump, role: 'backup_*'}`.",
+    )
 
 
 class RepositorySettings(Group):

@@ -180,7 +180,12 @@ async def _observe(subject: Subject) -> Finding:
     covered = sum(observation.covers(name) for name in invariants)
     text = f"observed; {covered} of {len(invariants)} invariants seen"
     text += f"; broken now: {_names(key.invariant for key in broken)}" if broken else ""
-    if unseen := observation.unavailable:
+    if observation.ignored:
+        left_out = (
+            f"{name}: {', '.join(parts)}" for name, parts in observation.ignored.items()
+        )
+        text += f"; ignored by the settings: {'; '.join(left_out)}"
+    if unseen := {**observation.unavailable, **observation.unsupported}:
         why = "; ".join(f"{name}: {reason}" for name, reason in unseen.items())
         return warning("", f"{text}; not seen: {why}")
     return ok("", text)

@@ -33,6 +33,8 @@ from midwatch.subjects.base import Subject
 
 _TRIES = 3
 """How often a cycle is computed when other writers change its tickets meanwhile."""
+_SEEN = "_seen"
+"""The member of a subject's stored state that lists the invariants which were ever observed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +123,16 @@ class SubjectMonitor:
         self._watch: Watch | None = None
         self._baselines = Baselines()
         self._unavailable_for: Counter[str] = Counter()
+        self._told: dict[str, str] = {}
         self._stuck: asyncio.Task[Poll] | None = None
 
     async def cycle(self) -> Cycle:
         """Poll once and save what changed. What cannot be saved is computed again in the next cycle."""
         try:
             watch = self._watch or await self._load()
-            poll = await self._poll(watch.state)
+            poll = await self._poll(
+                {name: value for name, value in watch.state.items() if name != _SEEN}
+            )
             return await self._save(poll)
         except MidwatchError as error:
             self.log.warning(
@@ -191,7 +196,32 @@ class SubjectMonitor:
             self.pending,
             self.clock.monotonic(),
         )
-        return self._with_unavailable(checked, observation.unavailable)
+        return self._with_unavailable(
+            checked,
+            {**observation.unavailable, **self._lost(watch, observation.unsupported)},
+        )
+
+    def _lost(self, watch: Watch, unsupported: Mapping[str, str]) -> dict[str, str]:
+        """Return what was seen before and is impossible to see now; log the rest once."""
+        seen = watch.state.get(_SEEN, ())
+        for invariant, why in unsupported.items():
+            if invariant not in seen and self._told.get(invariant) != why:
+                self._told[invariant] = why
+                self.log.warning(
+                    "invariant cannot be checked",
+                    subject=self.subject.name,
+                    invariant=invariant,
+                    reason=self.sanitizer.sanitize(why),
+                )
+        return {name: why for name, why in unsupported.items() if name in seen}
+
+    def _state(self, watch: Watch, observation: Observation | None) -> Json:
+        """Return the state to keep: the subject's own, and which invariants were ever observed."""
+        if observation is None:
+            return watch.state
+        covered = filter(observation.covers, self.invariants)
+        seen = sorted({*watch.state.get(_SEEN, ()), *covered} & self.invariants.keys())
+        return {**observation.state, _SEEN: seen}
 
     def _check_failure(self, failures: int, error: str) -> CheckResult:
         """Count the failed polls in a row; too many are a violation of their own."""
@@ -252,7 +282,7 @@ class SubjectMonitor:
             returned=_ids(reconciled.returned),
             resolved=_ids(reconciled.resolved),
         )
-        state = observation.state if observation else watch.state
+        state = self._state(watch, observation)
         saved = await self.store.save_cycle(
             self.subject.name,
             watch.revision,
@@ -312,11 +342,9 @@ class SubjectMonitor:
     def _remember(self, poll: Poll, changes: Changes, opened: Iterable[Ticket]) -> None:
         """Update what is remembered between cycles from what was saved."""
         if poll.observation is not None:
+            unseen = {**poll.observation.unavailable, **poll.observation.unsupported}
             self._unavailable_for = Counter(
-                {
-                    name: self._unavailable_for[name] + 1
-                    for name in poll.observation.unavailable
-                }
+                {name: self._unavailable_for[name] + 1 for name in unseen}
             )
         if not changes:
             return

@@ -219,7 +219,34 @@ def _configured(
             if override.severity is None
             else Severity.parse(override.severity)
         ),
+        ignore=_ignore(invariant, override.ignore, f"{where}.ignore"),
     )
+
+
+def _ignore(
+    invariant: Invariant, entries: Sequence[Mapping[str, str]] | None, path: str
+) -> tuple[Mapping[str, str], ...]:
+    if entries is None:
+        return invariant.ignore
+    for index, entry in enumerate(entries):
+        if not entry:
+            raise SettingsError(
+                "an empty entry would leave out everything",
+                path=f"{path}[{index}]",
+                hint="give it an attribute, or disable the invariant: enabled: false",
+            )
+        for name in entry:
+            if name not in invariant.about and "*" not in invariant.about:
+                raise SettingsError(
+                    f"{invariant.id} has no attribute {name}",
+                    path=f"{path}[{index}]",
+                    hint=(
+                        f"one of {', '.join(invariant.about)}"
+                        if invariant.about
+                        else "this invariant leaves nothing out"
+                    ),
+                )
+    return tuple(entries)
 
 
 def _limit(invariant: Invariant, value: str | float | None, path: str) -> float | None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from midwatch.errors import ObservationFailed
+from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Fact, Invariant, Json, Observation, Signal
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import Connection, QueryFailed, Row, number
@@ -150,6 +150,8 @@ class Findings:
         self._signals: dict[str, Sequence[Signal]] = {}
         self._partial: list[Signal] = []
         self._unavailable: dict[str, str] = {}
+        self._unsupported: dict[str, str] = {}
+        self.ignored: dict[str, tuple[str, ...]] = {}
         self.background: dict[str, Fact] = {}
 
     def observed(self, invariant: str, signals: Sequence[Signal]) -> None:
@@ -176,12 +178,15 @@ class Findings:
                 self.observed(invariant, await run())
             except NotObservable:
                 pass
+            except Unsupported as error:
+                self._unsupported[invariant] = error.one_line()
             except ObservationFailed as error:
                 self.mark_unavailable(invariant, error.one_line())
 
     def mark_unobserved(self, why: str) -> None:
         """Record for all invariants without a result that they are unknown, and why."""
-        for invariant in self.enabled - set(self._signals) - set(self._unavailable):
+        known = {*self._signals, *self._unavailable, *self._unsupported}
+        for invariant in self.enabled - known:
             self._unavailable[invariant] = why
 
     def observation(self) -> Observation:
@@ -197,6 +202,8 @@ class Findings:
             self._unavailable,
             self.state,
             self.background,
+            self._unsupported,
+            self.ignored,
         )
 
 
