@@ -12,7 +12,7 @@ from typing import Literal
 from midwatch.errors import MidwatchError, StaleWatch
 from midwatch.lifecycle import Clock, first
 from midwatch.logs import Log
-from midwatch.model import Json, Key, Observation, Ticket
+from midwatch.model import Json, Key, Observation, Severity, Ticket
 from midwatch.monitor.rules import (
     UNOBSERVABLE,
     WHOLE_SUBJECT,
@@ -26,6 +26,7 @@ from midwatch.monitor.rules import (
     reconcile,
     unobservable,
 )
+from midwatch.monitor.standstill import MOST_ATTEMPTS, Standstill, reason, spoils
 from midwatch.redaction import Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Changes, Opening, Store, Watch
@@ -33,16 +34,22 @@ from midwatch.subjects.base import Subject
 
 _TRIES = 3
 """How often a cycle is computed when other writers change its tickets meanwhile."""
+_STANDING = 180.0
+"""Seconds of nothing but polls that a standstill spoiled, after which they count as failed."""
 _SEEN = "_seen"
 """The member of a subject's stored state that lists the invariants which were ever observed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """One attempt to observe a subject: an observation, or the error that prevented it."""
+    """One attempt to observe a subject: an observation, or the error that prevented it.
+
+    `stood` is for how many seconds of it Midwatch itself stood still.
+    """
 
     observation: Observation | None = None
     error: str = ""
+    stood: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,7 @@ class SubjectMonitor:
         sanitizer: Sanitizer,
         clock: Clock,
         log: Log,
+        standstill: Standstill | None = None,
     ) -> None:
         self.subject = subject
         self.store = store
@@ -116,6 +124,7 @@ class SubjectMonitor:
         self.sanitizer = sanitizer
         self.clock = clock
         self.log = log
+        self.standstill = standstill
         self.invariants = {item.id: item for item in subject.invariants}
         self.tickets: dict[Key, Ticket] = {}
         self.pending: Mapping[Key, float] = {}
@@ -124,15 +133,16 @@ class SubjectMonitor:
         self._baselines = Baselines()
         self._unavailable_for: Counter[str] = Counter()
         self._told: dict[str, str] = {}
+        self._spoiled_since: float | None = None
         self._stuck: asyncio.Task[Poll] | None = None
 
     async def cycle(self) -> Cycle:
         """Poll once and save what changed. What cannot be saved is computed again in the next cycle."""
         try:
             watch = self._watch or await self._load()
-            poll = await self._poll(
-                {name: value for name, value in watch.state.items() if name != _SEEN}
-            )
+            poll = await self._poll_awake(watch)
+            if poll is None:
+                return Cycle(1, unobservable=1, open=len(self.tickets))
             return await self._save(poll)
         except MidwatchError as error:
             self.log.warning(
@@ -153,7 +163,47 @@ class SubjectMonitor:
 
     # ------------------------------------------------------------------ poll
 
+    async def _poll_awake(self, watch: Watch) -> Poll | None:
+        """Poll again while Midwatch itself stands still during the poll.
+
+        Return None where that happened each time: such a poll is no failure and no success. When there
+        was nothing else for minutes, it is a failure.
+        """
+        for _ in range(MOST_ATTEMPTS):
+            poll = await self._poll(watch.state)
+            if not self._spoiled(watch, poll):
+                self._spoiled_since = None
+                return poll
+            if self._stuck is not None and not self._stuck.done():
+                break
+        why, now = reason(poll.stood), self.clock.monotonic()
+        if self._spoiled_since is None:
+            self._spoiled_since = now
+        if now - self._spoiled_since >= _STANDING:
+            return Poll(error=why)
+        self.log.warning("not observed", subject=self.subject.name, error=why)
+        return None
+
+    def _spoiled(self, watch: Watch, poll: Poll) -> bool:
+        found, limit = poll.observation, self.subject.timeout
+        if found is None or not spoils(poll.stood, limit, bad=True):
+            return spoils(poll.stood, limit, bad=True)
+        new = (
+            found.unavailable.keys() - self._unavailable_for.keys()
+            or self._check(watch, poll).broken - self.tickets.keys()
+        )
+        return spoils(poll.stood, limit, bad=bool(new))
+
     async def _poll(self, state: Json) -> Poll:
+        """Poll once, and measure for how long Midwatch stood still."""
+        own = {name: value for name, value in state.items() if name != _SEEN}
+        if self.standstill is None:
+            return await self._poll_in_time(own)
+        before = self.standstill.seconds()
+        poll = await self._poll_in_time(own)
+        return replace(poll, stood=self.standstill.seconds() - before)
+
+    async def _poll_in_time(self, state: Json) -> Poll:
         """Observe within the subject's timeout, also a subject that ignores its cancellation."""
         if self._stuck is not None and not self._stuck.done():
             return Poll(error="the last observation has not ended yet")
@@ -194,16 +244,21 @@ class SubjectMonitor:
             self.invariants,
             observation,
             self.pending,
-            self.clock.monotonic(),
+            self._awake(),
         )
         return self._with_unavailable(
             checked,
             {**observation.unavailable, **self._lost(watch, observation.unsupported)},
         )
 
+    def _awake(self) -> float:
+        """Return monotonic seconds without those in which Midwatch itself stood still."""
+        stood = self.standstill.late() if self.standstill else 0.0
+        return self.clock.monotonic() - stood
+
     def _lost(self, watch: Watch, unsupported: Mapping[str, str]) -> dict[str, str]:
         """Return what was seen before and is impossible to see now; log the rest once."""
-        seen = watch.state.get(_SEEN, ())
+        seen = {*watch.state.get(_SEEN, ()), *(key.invariant for key in self.tickets)}
         for invariant, why in unsupported.items():
             if invariant not in seen and self._told.get(invariant) != why:
                 self._told[invariant] = why
@@ -238,7 +293,11 @@ class SubjectMonitor:
         """Add a violation for every invariant that was unavailable for too long."""
         firing = tuple(
             unobservable(
-                self.subject.name, invariant, self._unavailable_for[invariant] + 1, why
+                self.subject.name,
+                invariant,
+                self._unavailable_for[invariant] + 1,
+                why,
+                self._severity(invariant),
             )
             for invariant, why in unavailable.items()
             if self._unavailable_for[invariant] + 1 >= self.settings.unobservable_after
@@ -253,6 +312,17 @@ class SubjectMonitor:
         return replace(
             checked, firing=(*checked.firing, *firing), broken=broken, known=known
         )
+
+    def _severity(self, invariant: str) -> Severity:
+        """Return how urgent it is that an invariant is out of sight: as urgent as that it is broken."""
+        if invariant in self.invariants:
+            return self.invariants[invariant].severity
+        open_ = (
+            ticket.severity
+            for key, ticket in self.tickets.items()
+            if key.invariant == invariant
+        )
+        return min(open_, default=Severity.WARNING)
 
     # ------------------------------------------------------------------ save
 
