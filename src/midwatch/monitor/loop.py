@@ -9,7 +9,7 @@ from midwatch.agent.first_aid import FirstAidWriter
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock, first
 from midwatch.logs import Log, quiet_log
-from midwatch.monitor.standstill import Standstill
+from midwatch.monitor.standstill import MOST_ATTEMPTS, Standstill
 from midwatch.monitor.subject import Cycle, SubjectMonitor
 from midwatch.redaction import Redactor, Sanitizer
 from midwatch.settings import MonitorSettings
@@ -17,7 +17,7 @@ from midwatch.store.protocol import Store
 from midwatch.subjects.base import Subject
 
 _SLACK = 180.0
-"""Seconds beyond the interval and the slowest poll until a cycle counts as stuck: more than the
+"""Seconds beyond the interval and the slowest polls until a cycle counts as stuck: more than the
 transactions of a cycle take on a store that can hardly be reached."""
 _GRACE = 1.0
 """Seconds that a running cycle gets after a stop: enough to save a poll that has ended."""
@@ -74,7 +74,7 @@ class MonitorLoop:
 
     async def run(self, stop: StopEvent) -> None:
         """Run cycles until `stop` is set. Errors of subjects and of the store are logged, never raised."""
-        within = self.settings.interval + self._longest + _SLACK
+        within = self.settings.interval + MOST_ATTEMPTS * self._longest + _SLACK
         while not stop:
             self.progress.expect("cycle", within)
             cycle = await first(self.cycle(), stop.wait(), grace=_GRACE)

@@ -5,13 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 BEAT = 0.1
 """Seconds between two beats. Everything that the loop does waits as long as a beat is late."""
 _USUAL = 0.02  # seconds that a beat is late on a machine that is well
 _NOTICEABLE = 1.0  # seconds that can change a result, or a tenth of a shorter timeout
+_LONG = 5.0  # seconds after which connections are lost and a network is not up yet
+_SETTLES = 30.0  # seconds at most until all is as before
 MOST_ATTEMPTS = 3
 """How often a poll is made in one cycle while the process stands still during each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The seconds that the process had stood still at the start of a poll, and whether it had just done so."""
+
+    seconds: float
+    settling: bool
 
 
 class Standstill:
@@ -35,8 +46,9 @@ class Standstill:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
-        self._late = 0.0
+        self._late = self._suspended = 0.0
         self._ahead = self._boottime() - monotonic()
+        self._settled = monotonic()
 
     def start(self) -> None:
         """Beat in the running event loop; do nothing where that happens already."""
@@ -54,24 +66,66 @@ class Standstill:
 
     def late(self) -> float:
         """Return the seconds of monotonic time in which the process did not run, since the first start."""
-        return self._late + self._overdue()
+        self._count()
+        return self._late
 
-    def seconds(self) -> float:
-        """Return `late`, and the seconds for which the machine was suspended."""
-        suspended = self._boottime() - self._monotonic() - self._ahead
-        return self.late() + max(0.0, suspended)
+    def mark(self) -> Mark:
+        """Return the mark of this moment, for `spoils`."""
+        self._count()
+        return Mark(self._late + self._suspended, self.settling() > 0)
 
-    def _overdue(self) -> float:
-        if self._loop is None:
-            return 0.0
-        return max(0.0, self._monotonic() - self._due - _USUAL)
+    def since(self, mark: Mark) -> float:
+        """Return the seconds for which the process stood still since the mark, suspended or not."""
+        self._count()
+        return self._late + self._suspended - mark.seconds
+
+    def settling(self) -> float:
+        """Return the seconds until the network is likely to be as it was before a long standstill."""
+        self._count()
+        return max(0.0, self._settled - self._monotonic())
+
+    def spoils(self, mark: Mark, timeout: float, *, bad: bool) -> bool:
+        """Return whether a standstill since the mark, or just before it, makes the result of a poll unknown.
+
+        A result that is bad may be one of the standstill: a timeout that ran out, a slow answer, a network
+        that is not up again. A good one is as good as ever, unless it is old.
+
+        Args:
+            mark: From the start of the poll.
+            timeout: Seconds that the poll may take.
+            bad: Whether the poll failed, or found something new that is broken.
+        """
+        stood = self.since(mark)
+        if stood >= max(timeout / 2, _NOTICEABLE):
+            return True
+        return bad and (mark.settling or stood >= min(_NOTICEABLE, timeout / 10))
+
+    def reason(self, mark: Mark) -> str:
+        """Return the line that says why a poll is unknown."""
+        return (
+            f"Midwatch itself stood still for {self.since(mark):.1f} s of the observation, or just before: it was "
+            "stopped or suspended, got too little processor time, or a plug-in blocked it"
+        )
+
+    def _count(self) -> None:
+        """Add what has passed since the last beat."""
+        now = self._monotonic()
+        suspended = max(self._suspended, self._boottime() - now - self._ahead)
+        gap, self._suspended = suspended - self._suspended, suspended
+        overdue = now - self._due
+        if self._loop is not None and overdue > 0:
+            self._late += max(0.0, overdue - _USUAL)
+            self._due = now
+            gap += overdue
+        if gap >= _LONG:
+            self._settled = now + min(gap, _SETTLES)
 
     def _beat_later(self, loop: asyncio.AbstractEventLoop) -> None:
         self._due = self._monotonic() + BEAT
         self._timer = loop.call_later(BEAT, self._beat, loop)
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._late += self._overdue()
+        self._count()
         self._beat_later(loop)
 
 
@@ -82,27 +136,3 @@ def _boottime() -> float:
     """
     clock = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
     return time.monotonic() if clock is None else time.clock_gettime(clock)
-
-
-def spoils(stood: float, timeout: float, *, bad: bool) -> bool:
-    """Return whether a standstill makes the result of a poll unknown.
-
-    A result that is bad may be one of the standstill: a timeout that ran out, a slow answer. A good one is as
-    good as before, unless it is old.
-
-    Args:
-        stood: Seconds that the process stood still during the poll.
-        timeout: Seconds that the poll may take.
-        bad: Whether the poll failed, or found something new that is broken.
-    """
-    if stood >= max(timeout / 2, _NOTICEABLE):
-        return True
-    return bad and stood >= min(_NOTICEABLE, timeout / 10)
-
-
-def reason(stood: float) -> str:
-    """Return the line that says why a poll is unknown."""
-    return (
-        f"Midwatch itself stood still for {stood:.1f} s of the observation: it was stopped or suspended, "
-        "got too little processor time, or a plug-in blocked it"
-    )

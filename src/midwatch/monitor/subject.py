@@ -26,7 +26,7 @@ from midwatch.monitor.rules import (
     reconcile,
     unobservable,
 )
-from midwatch.monitor.standstill import MOST_ATTEMPTS, Standstill, reason, spoils
+from midwatch.monitor.standstill import MOST_ATTEMPTS, Mark, Standstill
 from midwatch.redaction import Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Changes, Opening, Store, Watch
@@ -42,14 +42,10 @@ _SEEN = "_seen"
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """One attempt to observe a subject: an observation, or the error that prevented it.
-
-    `stood` is for how many seconds of it Midwatch itself stood still.
-    """
+    """One attempt to observe a subject: an observation, or the error that prevented it."""
 
     observation: Observation | None = None
     error: str = ""
-    stood: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +165,20 @@ class SubjectMonitor:
         Return None where that happened each time: such a poll is no failure and no success. When there
         was nothing else for minutes, it is a failure.
         """
-        for _ in range(MOST_ATTEMPTS):
-            poll = await self._poll(watch.state)
-            if not self._spoiled(watch, poll):
+        own = {name: value for name, value in watch.state.items() if name != _SEEN}
+        if (standstill := self.standstill) is None:
+            return await self._poll(own)
+        for attempt in range(1, MOST_ATTEMPTS + 1):
+            if attempt == MOST_ATTEMPTS:
+                await self.clock.sleep(standstill.settling())
+            mark = standstill.mark()
+            poll = await self._poll(own)
+            if not self._spoiled(standstill, mark, watch, poll):
                 self._spoiled_since = None
                 return poll
             if self._stuck is not None and not self._stuck.done():
                 break
-        why, now = reason(poll.stood), self.clock.monotonic()
+        why, now = standstill.reason(mark), self.clock.monotonic()
         if self._spoiled_since is None:
             self._spoiled_since = now
         if now - self._spoiled_since >= _STANDING:
@@ -184,26 +186,21 @@ class SubjectMonitor:
         self.log.warning("not observed", subject=self.subject.name, error=why)
         return None
 
-    def _spoiled(self, watch: Watch, poll: Poll) -> bool:
+    def _spoiled(
+        self, standstill: Standstill, mark: Mark, watch: Watch, poll: Poll
+    ) -> bool:
         found, limit = poll.observation, self.subject.timeout
-        if found is None or not spoils(poll.stood, limit, bad=True):
-            return spoils(poll.stood, limit, bad=True)
+        if not standstill.spoils(mark, limit, bad=True):
+            return False
+        if found is None:
+            return True
         new = (
             found.unavailable.keys() - self._unavailable_for.keys()
             or self._check(watch, poll).broken - self.tickets.keys()
         )
-        return spoils(poll.stood, limit, bad=bool(new))
+        return standstill.spoils(mark, limit, bad=bool(new))
 
     async def _poll(self, state: Json) -> Poll:
-        """Poll once, and measure for how long Midwatch stood still."""
-        own = {name: value for name, value in state.items() if name != _SEEN}
-        if self.standstill is None:
-            return await self._poll_in_time(own)
-        before = self.standstill.seconds()
-        poll = await self._poll_in_time(own)
-        return replace(poll, stood=self.standstill.seconds() - before)
-
-    async def _poll_in_time(self, state: Json) -> Poll:
         """Observe within the subject's timeout, also a subject that ignores its cancellation."""
         if self._stuck is not None and not self._stuck.done():
             return Poll(error="the last observation has not ended yet")

@@ -37,18 +37,21 @@ class OffLoop:
 
     async def run(self, call: Callable[[], T], timeout: float, what: str) -> T:
         """Return the result of `call`, or raise its error. Raises ObservationFailed after `timeout` seconds."""
-        while (earlier := self._running) is not None and not earlier.done():
-            ended = asyncio.wrap_future(earlier)
-            if not (await asyncio.wait({ended}, timeout=timeout / 4))[0]:
+        loop = asyncio.get_running_loop()
+        deadline, patience = loop.time() + timeout, loop.time() + timeout / 4
+        while self._running is not None and not self._running.done():
+            if loop.time() > patience:
                 raise ObservationFailed(f"{what}: an earlier observation still hangs")
-            ended.exception()  # it is for the other call
+            await asyncio.sleep(min(0.01, timeout / 8))
         future: Future[T] = Future()
         self._running = future
         threading.Thread(
             target=_fulfil, args=(future, call), name=what, daemon=True
         ).start()
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
+            return await asyncio.wait_for(
+                asyncio.wrap_future(future), deadline - loop.time()
+            )
         except TimeoutError:
             raise ObservationFailed(
                 f"{what}: no result within {timeout:.3g} s"
