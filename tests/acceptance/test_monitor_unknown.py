@@ -16,7 +16,6 @@ from midwatch.errors import ObservationFailed
 from midwatch.logs import open_log
 from midwatch.model import Json, Observation, Severity, Signal, Ticket
 from midwatch.monitor.loop import MonitorLoop
-from midwatch.monitor.standstill import Standstill
 from midwatch.monitor.subject import Cycle
 from midwatch.redaction import Redactor
 from midwatch.settings import LogSettings, MonitorSettings
@@ -33,30 +32,18 @@ from midwatch.testing.fakes import (
     healthy,
 )
 
+from ..waiting import ScriptedStandstill
+
 DOWN = Observation(
     (*broken("alive", "db").signals, *broken("disk", "/var").signals), frozenset({"*"})
 )
 NAN = Signal("disk", "/var", "unknown", value=float("nan"))
 
 
-class Scripted(Standstill):
-    """Stands still as the test says, on the clock of the test."""
-
-    def start(self) -> None:
-        pass
-
-    def _count(self) -> None:
-        pass
-
-    def stand(self, seconds: float) -> None:
-        self._late += seconds
-        self._settled = self._monotonic() + min(seconds, 30)
-
-
 class Shaken(FakeSubject):
     """A subject during whose next observations Midwatch stands still, each for a number of seconds."""
 
-    def __init__(self, script: Sequence[Step], standstill: Scripted) -> None:
+    def __init__(self, script: Sequence[Step], standstill: ScriptedStandstill) -> None:
         super().__init__("fake", script, timeout=10)
         self.standstill = standstill
         self.stands: list[float] = []
@@ -234,7 +221,7 @@ def shaken(
     store: SqlStore, clock: ManualClock, *script: Step
 ) -> tuple[MonitorLoop, Shaken]:
     """Return a monitor that tells of the first failure."""
-    standstill = Scripted(clock.monotonic)
+    standstill = ScriptedStandstill(clock.monotonic)
     subject = Shaken(script, standstill)
     rules = MonitorSettings(unobservable_after=1)
     loop = MonitorLoop(store, [subject], rules, clock=clock, standstill=standstill)

@@ -169,8 +169,8 @@ class SubjectMonitor:
         if (standstill := self.standstill) is None:
             return await self._poll(own)
         for attempt in range(1, MOST_ATTEMPTS + 1):
-            if attempt == MOST_ATTEMPTS:
-                await self.clock.sleep(standstill.settling())
+            if attempt == MOST_ATTEMPTS and (seconds := standstill.settling()):
+                await self.clock.sleep(seconds)
             mark = standstill.mark()
             poll = await self._poll(own)
             if not self._spoiled(standstill, mark, watch, poll):
