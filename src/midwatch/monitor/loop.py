@@ -9,7 +9,7 @@ from midwatch.agent.first_aid import FirstAidWriter
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock, first
 from midwatch.logs import Log, quiet_log
-from midwatch.monitor.standstill import MOST_ATTEMPTS, Standstill
+from midwatch.monitor.standstill import Standstill
 from midwatch.monitor.subject import Cycle, SubjectMonitor
 from midwatch.redaction import Redactor, Sanitizer
 from midwatch.settings import MonitorSettings
@@ -17,8 +17,8 @@ from midwatch.store.protocol import Store
 from midwatch.subjects.base import Subject
 
 _SLACK = 180.0
-"""Seconds beyond the interval and the slowest polls until a cycle counts as stuck: more than the
-transactions of a cycle take on a store that can hardly be reached."""
+"""Seconds beyond the interval and the slowest poll until a cycle counts as stuck: more than the
+transactions of a cycle take on a store that can hardly be reached, or polls that are made again."""
 _GRACE = 1.0
 """Seconds that a running cycle gets after a stop: enough to save a poll that has ended."""
 
@@ -62,7 +62,7 @@ class MonitorLoop:
         self.progress = progress or Liveness(self.clock)
         self._longest = max((subject.timeout for subject in subjects), default=0.0)
         sanitizer = Sanitizer(redactor or Redactor())
-        if standstill is None and clock is None:
+        if standstill is None and isinstance(self.clock, SystemClock):
             standstill = Standstill()
         self.standstill = standstill
         self.monitors = [
@@ -74,7 +74,7 @@ class MonitorLoop:
 
     async def run(self, stop: StopEvent) -> None:
         """Run cycles until `stop` is set. Errors of subjects and of the store are logged, never raised."""
-        within = self.settings.interval + MOST_ATTEMPTS * self._longest + _SLACK
+        within = self.settings.interval + self._longest + _SLACK
         while not stop:
             self.progress.expect("cycle", within)
             cycle = await first(self.cycle(), stop.wait(), grace=_GRACE)

@@ -34,6 +34,8 @@ from midwatch.subjects.base import Subject
 
 _TRIES = 3
 """How often a cycle is computed when other writers change its tickets meanwhile."""
+_REPEAT_WITHIN = 60.0
+"""Seconds of a cycle within which a poll that a standstill spoiled is made again."""
 _STANDING = 180.0
 """Seconds of nothing but polls that a standstill spoiled, after which they count as failed."""
 _SEEN = "_seen"
@@ -168,6 +170,7 @@ class SubjectMonitor:
         own = {name: value for name, value in watch.state.items() if name != _SEEN}
         if (standstill := self.standstill) is None:
             return await self._poll(own)
+        until = self._awake() + _REPEAT_WITHIN
         for attempt in range(1, MOST_ATTEMPTS + 1):
             if attempt == MOST_ATTEMPTS and (seconds := standstill.settling()):
                 await self.clock.sleep(seconds)
@@ -176,7 +179,8 @@ class SubjectMonitor:
             if not self._spoiled(standstill, mark, watch, poll):
                 self._spoiled_since = None
                 return poll
-            if self._stuck is not None and not self._stuck.done():
+            stuck = self._stuck is not None and not self._stuck.done()
+            if stuck or self._awake() > until:
                 break
         why, now = standstill.reason(mark), self.clock.monotonic()
         if self._spoiled_since is None:
@@ -192,13 +196,12 @@ class SubjectMonitor:
         found, limit = poll.observation, self.subject.timeout
         if not standstill.spoils(mark, limit, bad=True):
             return False
-        if found is None:
+        if found is None or standstill.spoils(mark, limit, bad=False):
             return True
-        new = (
+        return bool(
             found.unavailable.keys() - self._unavailable_for.keys()
             or self._check(watch, poll).broken - self.tickets.keys()
         )
-        return standstill.spoils(mark, limit, bad=bool(new))
 
     async def _poll(self, state: Json) -> Poll:
         """Observe within the subject's timeout, also a subject that ignores its cancellation."""
