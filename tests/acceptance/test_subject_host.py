@@ -12,10 +12,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from pydantic import ValidationError
 
-from midwatch.errors import ObservationFailed
+from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.model import Key, Observation
 from midwatch.monitor.rules import check
 from midwatch.subjects.host import HostSubject, OffLoop
@@ -148,6 +149,36 @@ async def test_processes_are_counted_and_their_arguments_kept_quiet(
     assert f"pid {sleeper} python" in texts and "none runs" in texts
     assert PASSWORD not in texts
     assert "by memory:" in texts and "processors:" in texts
+
+
+async def test_what_the_system_does_not_show_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = host(processes=[{"name": "postgres"}])
+    kept = await subject.observe({"full": {"disk": [["/data", "nfs"]]}})
+    assert ("disk", "/data", None) in {
+        (s.invariant, s.component, s.holds) for s in kept.signals
+    }
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path))
+    observation = await subject.observe(kept.state)
+    hidden = {"disk", "inodes", "memory", "swap", "process"}
+    assert observation.unavailable.keys() == hidden and observation.covered == {"load"}
+    assert all("cannot be read" in why for why in observation.unavailable.values())
+    assert observation.state == kept.state, "what was full is not forgotten"
+
+
+async def test_a_required_process_can_be_left_out() -> None:
+    ignore = [{"process": "no-such-*"}]
+    subject = host(
+        processes=[{"name": "no-such-thing"}, {"name": "nor-this"}],
+        invariants={"process": {"ignore": ignore}},
+    )
+    observation = await check_subject(subject)
+    assert observation is not None
+    assert observation.ignored["process"] == ("no-such-thing",)
+    assert broken(subject, observation) == {Key("box", "process", "nor-this")}
+    with pytest.raises(SettingsError, match="process has no attribute mount"):
+        host(invariants={"process": {"ignore": [{"mount": "/"}]}})
 
 
 async def test_a_check_that_hangs_is_left_alone_and_not_repeated() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from midwatch.errors import ObservationFailed
-from midwatch.model import Invariant, Signal
+from midwatch.model import Invariant, Signal, keepable
 from midwatch.text import component_name, table, ticket_line
 from midwatch.units import format_size
 
@@ -413,16 +413,22 @@ class Measured:
             known.add(space.mount.path)
             self.signals.append(signal)
             if (signal.value or 0.0) > (invariant.limit or 0.0):
-                self.full.append([space.mount.path, space.mount.fstype])
-        listed = {one.path for one in mounts if one.listed}
+                self.full.append([keepable(space.mount.path), space.mount.fstype])
+        found, hidden = _storable(known), _storable(self.unavailable)
+        listed = _storable(one.path for one in mounts if one.listed)
         for path, fstype in was_full:
             removed = listed and path not in listed
-            if path in known or removed or invariant.ignores(attributes(path, fstype)):
+            if path in found or removed or invariant.ignores(attributes(path, fstype)):
                 continue
             self.full.append([path, fstype])
-            if path not in self.unavailable:
+            if path not in hidden:
                 self.signals.append(_gone(invariant.id, path))
         self.full = self.full[:_MOST_FULL]
+
+
+def _storable(paths: Iterable[str]) -> set[str]:
+    """Return paths as a state has them: their bytes may be no text."""
+    return set(map(keepable, paths))
 
 
 def _without(by_path: Mapping[str, str], skipped: set[str]) -> dict[str, str]:
