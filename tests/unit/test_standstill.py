@@ -16,10 +16,16 @@ class Clocks:
     def __init__(self) -> None:
         self.monotonic = 100.0
         self.suspended = 5.0
+        self.stepped = 1e9
+
+    def boottime(self) -> float:
+        return self.monotonic + self.suspended
 
     def standstill(self) -> Standstill:
         return Standstill(
-            lambda: self.monotonic, lambda: self.monotonic + self.suspended
+            lambda: self.monotonic,
+            self.boottime,
+            lambda: self.boottime() + self.stepped,
         )
 
 
@@ -51,6 +57,15 @@ async def test_a_stopped_process_and_a_suspended_machine() -> None:
     assert standstill.late() == late, "monotonic time was suspended as well"
     assert standstill.settling() == 30
     standstill.stop()
+
+
+async def test_the_wall_clock_of_a_machine_that_was_paused() -> None:
+    clocks = Clocks()
+    standstill = clocks.standstill()
+    mark = standstill.mark()
+    for step, total in ((0.5, 0), (-3600, 0), (60, 60), (4, 60)):
+        clocks.stepped += step
+        assert standstill.since(mark) == pytest.approx(total), step
 
 
 def test_each_event_loop_has_its_own_beat() -> None:

@@ -28,26 +28,31 @@ class Mark:
 class Standstill:
     """Counts the seconds in which this process could not answer anything.
 
-    It was stopped, it had no processor time, its event loop was blocked (then a timer, the beat, is late), or
-    the machine was suspended (then boot time went on, and monotonic time did not).
+    It was stopped, it had no processor time, its event loop was blocked (then a timer, the beat, is late), the
+    machine was suspended (then boot time went on, and monotonic time did not), or it is a virtual one that
+    was paused (then its wall clock is stepped forward afterwards).
 
     Args:
         monotonic: Seconds without those of a suspended machine.
         boottime: Seconds with those of a suspended machine.
+        wall: Seconds of the wall clock.
     """
 
     def __init__(
         self,
         monotonic: Callable[[], float] = time.monotonic,
         boottime: Callable[[], float] | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._monotonic = monotonic
         self._boottime = boottime or _boottime
+        self._wall = wall
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._late = self._suspended = 0.0
         self._ahead = self._boottime() - monotonic()
+        self._wall_ahead = wall() - self._boottime()
         self._settled = monotonic()
 
     def start(self) -> None:
@@ -109,9 +114,14 @@ class Standstill:
 
     def _count(self) -> None:
         """Add what has passed since the last beat."""
-        now = self._monotonic()
-        suspended = max(self._suspended, self._boottime() - now - self._ahead)
-        gap, self._suspended = suspended - self._suspended, suspended
+        now, boottime = self._monotonic(), self._boottime()
+        gap = max(0.0, boottime - now - self._ahead)
+        stepped = self._wall() - boottime - self._wall_ahead
+        if stepped >= _LONG:
+            gap += stepped
+        self._ahead = boottime - now
+        self._wall_ahead += stepped
+        self._suspended += gap
         overdue = now - self._due
         if self._loop is not None and overdue > 0:
             self._late += max(0.0, overdue - _USUAL)
