@@ -82,6 +82,7 @@ _PSEUDO = frozenset(
 _SKIPPED = _PSEUDO | {"squashfs", "iso9660", "erofs", "cramfs", "udf"}
 _DENIED = (errno.EACCES, errno.EPERM)
 _UNREACHABLE = (errno.ENOENT, errno.ENOTDIR)
+_FUSE = "/dev/fuse"  # the device of any FUSE that does not name its source
 _FSTAB = Path("/etc/fstab")
 _MOST_FULL = 200  # mounts that were full and are gone
 
@@ -151,7 +152,8 @@ def _listed(path: str, mounted: Mapping[str, Mount]) -> Mount:
 
 def _is_fixed(mount: Mount) -> bool:
     """Return whether a read-only mount without a block device cannot run full: images by FUSE, layers."""
-    return mount.option("ro") is not None and not mount.device.startswith("/dev/")
+    on_device = mount.device.startswith("/dev/") and mount.device != _FUSE
+    return mount.option("ro") is not None and not on_device
 
 
 def in_fstab() -> frozenset[str]:
@@ -323,7 +325,7 @@ def _add(spaces: Spaces, space: Space, seen: set[object]) -> None:
     if not mount.listed:
         # Subvolumes of one device have numbers of their own.
         names: set[object] = {space.number}
-        if mount.device.startswith("/") and mount.device != "/dev/fuse":
+        if mount.device.startswith("/") and mount.device != _FUSE:
             names.add(mount.device)
         if seen & names:
             spaces.duplicates.add(mount.path)
