@@ -19,6 +19,7 @@ from midwatch.monitor.loop import MonitorLoop
 from midwatch.store.protocol import TicketFilter
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.subjects.host import HostSubject
+from midwatch.subjects.host_mounts import MEASURES
 from midwatch.testing.fakes import ManualClock
 
 NOBODY = 65534
@@ -96,7 +97,8 @@ class Host:
     def __init__(self, store: SqlStore, clock: ManualClock, **settings: Any) -> None:
         given = {"name": "box", "timeout": 2, **settings}
         given.setdefault("invariants", {})
-        given["invariants"]["load"] = {"enabled": False}
+        for other in ("load", "memory", "swap"):
+            given["invariants"][other] = {"enabled": False}
         self.subject = HostSubject(HostSubject.settings_model.model_validate(given))
         self.store, self.clock = store, clock
         self.loop = MonitorLoop(store, [self.subject], clock=clock)
@@ -110,12 +112,13 @@ class Host:
         return await self.subject.observe({})
 
     async def tickets(self) -> dict[str, Ticket]:
-        """Return the unresolved tickets as INVARIANT COMPONENT."""
+        """Return the unresolved tickets as INVARIANT COMPONENT, without other mounts of the machine."""
         found = await self.store.tickets(TicketFilter(limit=1000))
         return {
             f"{one.key.invariant} {one.key.component}": one
             for one in found
             if not one.resolved
+            and (one.key.invariant not in MEASURES or sys.argv[2] in one.key.component)
         }
 
 
