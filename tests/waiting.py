@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from midwatch.lifecycle import SystemClock
+from midwatch.monitor.standstill import Standstill
 
 PATIENCE = 90.0
 """Seconds that anything awaited may take on a machine that is busy with other work.
@@ -28,6 +29,21 @@ class LeapingClock(SystemClock):
 
     def leap(self, seconds: float) -> None:
         self._ahead += seconds
+
+
+class ScriptedStandstill(Standstill):
+    """The process stands still as the test says, on the clock of the test."""
+
+    def start(self) -> None:
+        pass
+
+    def _count(self) -> None:
+        pass
+
+    def stand(self, seconds: float) -> None:
+        self._late += seconds
+        if seconds >= 5:
+            self._settled = self._monotonic() + min(seconds, 30)
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE) -> None:

@@ -113,15 +113,28 @@ def _invariants() -> Iterator[str]:
         if not invariants:
             yield "None of its own: what it watches is in its settings."
             continue
-        yield "| id | unit | broken when | for | severity | what holds |"
-        yield "|---|---|---|---|---|---|"
+        yield "| id | unit | broken when | for | severity | what holds | `ignore` by |"
+        yield "|---|---|---|---|---|---|---|"
         yield from map(_invariant, invariants)
 
 
 def _invariant(one: Invariant) -> str:
     id_, _, held, severity, what = row(one)
-    cells = (f"`{id_}`", unit(one), limit(one), held, severity, what)
+    cells = (f"`{id_}`", unit(one), limit(one), held, severity, what, _ignore(one))
     return "| " + " | ".join(map(_cell, cells)) + " |"
+
+
+def _ignore(one: Invariant) -> str:
+    """Return the attributes that `ignore` takes, and what it leaves out by default."""
+    if not one.about:
+        return "–"
+    names = ", ".join("any name" if name == "*" else f"`{name}`" for name in one.about)
+    entries = (
+        ", ".join(f"{name}: {pattern!r}" for name, pattern in entry.items())
+        for entry in one.ignore
+    )
+    default = ", ".join(f"`{{{entry}}}`" for entry in entries)
+    return f"{names}; by default {default}" if default else names
 
 
 # ------------------------------------------------------------------ tables

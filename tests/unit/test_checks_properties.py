@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from midwatch.errors import ObservationFailed
 from midwatch.model import (
+    Json,
     Key,
     Observation,
     Severity,
@@ -26,11 +28,19 @@ from midwatch.model import (
     TicketStatus,
 )
 from midwatch.monitor.loop import MonitorLoop
-from midwatch.monitor.rules import CheckResult, Reconciled, check, reconcile
+from midwatch.monitor.rules import (
+    UNOBSERVABLE,
+    CheckResult,
+    Reconciled,
+    check,
+    reconcile,
+)
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import TicketFilter
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.fakes import ALIVE, DISK, FakeSubject, ManualClock
+
+from ..waiting import ScriptedStandstill
 
 INVARIANTS = {"disk": DISK, "alive": ALIVE}
 KEYS = [Key("db", name, part) for name in INVARIANTS for part in ("a", "b")]
@@ -329,3 +339,130 @@ async def _act(store: SqlStore, name: str, fold: Fold, act: Act, key: Key) -> No
 
 async def _tickets(store: SqlStore, subject: str) -> list[Ticket]:
     return await store.tickets(TicketFilter(subject=subject, limit=1000))
+
+
+# ------------------------------------------------------------------ every way of not knowing
+
+Way = Literal["broken", "well", "unavailable", "unsupported", "silent", "not a number"]
+ways = st.sampled_from(get_args(Way))
+steps_ = st.one_of(
+    st.sampled_from(["failed", "stood still", "restart"]), st.tuples(ways, ways)
+)
+_AFTER = 3
+
+
+def observed(pair: tuple[Way, Way]) -> Observation:
+    """Return an observation in which each of the two invariants is in this state, on one component."""
+    found = dict(zip(INVARIANTS, pair, strict=True))
+    signals_ = {"broken": {"holds": False}, "well": {"holds": True}}
+    unknown: dict[str, Any] = {"not a number": {"value": math.nan}}
+    return Observation(
+        tuple(
+            Signal(name, "a", "message", **{**signals_, **unknown}[way])
+            for name, way in found.items()
+            if way in {**signals_, **unknown}
+        ),
+        frozenset(name for name, way in found.items() if way in signals_),
+        {name: "why" for name, way in found.items() if way == "unavailable"},
+        unsupported={
+            name: "fix" for name, way in found.items() if way == "unsupported"
+        },
+    )
+
+
+@dataclass
+class Oracle:
+    """The unresolved tickets, as the laws have them."""
+
+    tickets: set[tuple[str, str]] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+    unseen: Counter[str] = field(default_factory=Counter)
+    failures: int = 0
+
+    def failed(self) -> None:
+        self.failures += 1
+        if self.failures >= _AFTER:
+            self.tickets.add((UNOBSERVABLE.id, "observation"))
+
+    def observed(self, pair: tuple[Way, Way]) -> None:
+        self.failures = 0
+        self.tickets.discard((UNOBSERVABLE.id, "observation"))
+        for name, way in zip(INVARIANTS, pair, strict=True):
+            self._observed(name, way, (UNOBSERVABLE.id, name))
+
+    def _observed(self, name: str, way: Way, blind: tuple[str, str]) -> None:
+        hidden = way in ("unavailable", "unsupported")
+        self.unseen[name] = self.unseen[name] + 1 if hidden else 0
+        lost = way == "unavailable" or name in self.seen or (name, "a") in self.tickets
+        if way == "broken":
+            self.tickets.add((name, "a"))
+        elif way == "well":
+            self.tickets.discard((name, "a"))
+        if not hidden or not lost:
+            self.tickets.discard(blind)
+        elif self.unseen[name] >= _AFTER:
+            self.tickets.add(blind)
+        if way in ("broken", "well"):
+            self.seen.add(name)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.lists(steps_, max_size=14))
+def test_no_way_of_not_knowing_opens_or_resolves_what_is_not_known(
+    world: World, steps: Sequence[str | tuple[Way, Way]]
+) -> None:
+    world.runner.run(_not_knowing(world, steps))
+
+
+async def _not_knowing(world: World, steps: Sequence[str | tuple[Way, Way]]) -> None:
+    name, oracle, still = world.subject(), Oracle(), ScriptedStandstill(lambda: 0.0)
+    subject = Standing(name, still)
+    rules = MonitorSettings(unobservable_after=_AFTER, group_wait=0)
+
+    def monitor() -> MonitorLoop:
+        return MonitorLoop(
+            world.store, [subject], rules, clock=world.clock, standstill=still
+        )
+
+    loop = monitor()
+    for step in steps:
+        subject.stands = step == "stood still"
+        if step == "restart":
+            loop = monitor()
+            oracle.unseen.clear()
+            continue
+        if step == "failed":
+            subject.then(ObservationFailed("blind"))
+            oracle.failed()
+        elif not isinstance(step, str):
+            subject.then(observed(step))
+            oracle.observed(step)
+        cycle = await loop.cycle()
+        assert cycle.unobservable == (step in ("failed", "stood still"))
+        found = await _tickets(world.store, name)
+        unresolved = {
+            (one.key.invariant, one.key.component): one.severity
+            for one in found
+            if not one.resolved
+        }
+        assert unresolved.keys() == oracle.tickets
+        for (kind, component), severity in unresolved.items():
+            if kind == UNOBSERVABLE.id and component in INVARIANTS:
+                assert severity is INVARIANTS[component].severity
+
+
+class Standing(FakeSubject):
+    """A subject during whose observations the process stands still for long."""
+
+    def __init__(self, name: str, still: ScriptedStandstill) -> None:
+        super().__init__(name)
+        self.still, self.stands = still, False
+
+    async def observe(self, previous: Json) -> Observation:
+        if self.stands:
+            self.still.stand(4.0)
+        return await super().observe(previous)

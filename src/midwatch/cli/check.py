@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from midwatch.text import one_line
 from midwatch.units import format_count, format_duration
 
 if TYPE_CHECKING:
+    from midwatch.monitor.standstill import Standstill
     from midwatch.provider import ApiAccess
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
@@ -131,6 +132,7 @@ async def _daemons(store: Store, settings: Settings) -> Finding:
 
 
 async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
+    from midwatch.monitor.standstill import Standstill
     from midwatch.redaction import Redactor
     from midwatch.subjects.base import build_subjects
 
@@ -143,13 +145,36 @@ async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
     known = secrets_of(settings, edge.environ)
     own = [secret for subject in subjects for secret in subject.secrets]
     redactor = Redactor([*known, *own])
+    standstill = Standstill()
+    standstill.start()
     try:
         return await asyncio.gather(
-            *(_check_subject(one, redactor) for one in subjects)
+            *(_check_awake(one, redactor, standstill) for one in subjects)
         )
     finally:
+        standstill.stop()
         for subject in subjects:
             await subject.close()
+
+
+async def _check_awake(
+    subject: Subject, redactor: Redactor, standstill: Standstill
+) -> Finding:
+    """Check the subject again while Midwatch itself stands still meanwhile: then the result is not the subject's."""
+    from midwatch.monitor.standstill import MOST_ATTEMPTS
+
+    for attempt in range(1, MOST_ATTEMPTS + 1):
+        if attempt == MOST_ATTEMPTS:
+            await asyncio.sleep(standstill.settling())
+        mark = standstill.mark()
+        finding = await _check_subject(subject, redactor)
+        if not standstill.spoils(mark, subject.timeout, bad=True):
+            return finding
+    if standstill.spoils(mark, subject.timeout, bad=finding.grade is not Grade.OK):
+        return replace(
+            finding, grade=Grade.FAILED, says=f"unknown: {standstill.reason(mark)}"
+        )
+    return finding
 
 
 async def _check_subject(subject: Subject, redactor: Redactor) -> Finding:

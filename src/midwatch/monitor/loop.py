@@ -9,6 +9,7 @@ from midwatch.agent.first_aid import FirstAidWriter
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock, first
 from midwatch.logs import Log, quiet_log
+from midwatch.monitor.standstill import Standstill
 from midwatch.monitor.subject import Cycle, SubjectMonitor
 from midwatch.redaction import Redactor, Sanitizer
 from midwatch.settings import MonitorSettings
@@ -17,7 +18,7 @@ from midwatch.subjects.base import Subject
 
 _SLACK = 180.0
 """Seconds beyond the interval and the slowest poll until a cycle counts as stuck: more than the
-transactions of a cycle take on a store that can hardly be reached."""
+transactions of a cycle take on a store that can hardly be reached, or polls that are made again."""
 _GRACE = 1.0
 """Seconds that a running cycle gets after a stop: enough to save a poll that has ended."""
 
@@ -35,6 +36,7 @@ class MonitorLoop:
         log: Where events are logged; the default drops them.
         name: Name of this daemon in its heartbeats.
         progress: The liveness that a health probe asks.
+        standstill: Measures for how long this process stood still; by default only with the machine's own clock.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class MonitorLoop:
         log: Log | None = None,
         name: str = "monitor",
         progress: Liveness | None = None,
+        standstill: Standstill | None = None,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -59,8 +62,13 @@ class MonitorLoop:
         self.progress = progress or Liveness(self.clock)
         self._longest = max((subject.timeout for subject in subjects), default=0.0)
         sanitizer = Sanitizer(redactor or Redactor())
+        if standstill is None and isinstance(self.clock, SystemClock):
+            standstill = Standstill()
+        self.standstill = standstill
         self.monitors = [
-            SubjectMonitor(subject, store, settings, sanitizer, self.clock, self.log)
+            SubjectMonitor(
+                subject, store, settings, sanitizer, self.clock, self.log, standstill
+            )
             for subject in subjects
         ]
 
@@ -83,6 +91,8 @@ class MonitorLoop:
 
     async def cycle(self) -> Cycle:
         """Poll every subject once, save what changed, and write first aid on tickets that opened."""
+        if self.standstill is not None:
+            self.standstill.start()
         began = self.clock.monotonic()
         parts = await asyncio.gather(*map(self._cycle_of, self.monitors))
         return Cycle(
@@ -97,6 +107,8 @@ class MonitorLoop:
 
     async def close(self) -> None:
         """Close all subjects."""
+        if self.standstill is not None:
+            self.standstill.stop()
         await asyncio.gather(*(monitor.close() for monitor in self.monitors))
 
     async def _cycle_of(self, monitor: SubjectMonitor) -> Cycle:

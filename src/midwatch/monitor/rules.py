@@ -32,7 +32,8 @@ UNOBSERVABLE = Invariant(
     id="subject_unobservable",
     title="The subject cannot be observed",
     description=(
-        "Several observations in a row failed, wholly or for one invariant (then that is the component)."
+        "Several observations in a row failed, wholly or for one invariant: then that is the component,"
+        " and its severity that of the ticket."
         " Until one succeeds, no ticket of what cannot be observed opens or resolves."
     ),
     severity=Severity.CRITICAL,
@@ -77,7 +78,7 @@ def check(
         invariants: The subject's enabled invariants by id.
         observation: What was observed.
         pending: `CheckResult.pending` of the check before.
-        now: Monotonic seconds.
+        now: Monotonic seconds in which Midwatch ran.
     """
     firing: list[Firing] = []
     since: dict[Key, float] = {}
@@ -166,7 +167,13 @@ def _violation(key: Key, signal: Signal, invariant: Invariant | None) -> Violati
     )
 
 
-def unobservable(subject: str, component: str, failures: int, error: str) -> Firing:
+def unobservable(
+    subject: str,
+    component: str,
+    failures: int,
+    error: str,
+    severity: Severity = UNOBSERVABLE.severity,
+) -> Firing:
     """Return the violation of a subject that cannot be observed.
 
     Args:
@@ -174,6 +181,7 @@ def unobservable(subject: str, component: str, failures: int, error: str) -> Fir
         component: `WHOLE_SUBJECT`, or the id of the invariant that is unavailable.
         failures: Failed observations in a row.
         error: Why the last one failed.
+        severity: That of the invariant that is unavailable.
     """
     what = (
         "cannot be observed" if component == WHOLE_SUBJECT else f"{component}: unknown"
@@ -182,7 +190,7 @@ def unobservable(subject: str, component: str, failures: int, error: str) -> Fir
     key = Key(subject, UNOBSERVABLE.id, component)
     facts: Facts = {"failures": failures, "error": error}
     return Firing(
-        Violation(key, UNOBSERVABLE.severity, message, float(failures), None, facts),
+        Violation(key, severity, message, float(failures), None, facts),
         0.0,
     )
 

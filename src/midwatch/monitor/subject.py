@@ -12,7 +12,7 @@ from typing import Literal
 from midwatch.errors import MidwatchError, StaleWatch
 from midwatch.lifecycle import Clock, first
 from midwatch.logs import Log
-from midwatch.model import Json, Key, Observation, Ticket
+from midwatch.model import Json, Key, Observation, Severity, Ticket
 from midwatch.monitor.rules import (
     UNOBSERVABLE,
     WHOLE_SUBJECT,
@@ -26,6 +26,7 @@ from midwatch.monitor.rules import (
     reconcile,
     unobservable,
 )
+from midwatch.monitor.standstill import MOST_ATTEMPTS, Mark, Standstill
 from midwatch.redaction import Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Changes, Opening, Store, Watch
@@ -33,6 +34,10 @@ from midwatch.subjects.base import Subject
 
 _TRIES = 3
 """How often a cycle is computed when other writers change its tickets meanwhile."""
+_REPEAT_WITHIN = 60.0
+"""Seconds of a cycle within which a poll that a standstill spoiled is made again."""
+_STANDING = 180.0
+"""Seconds of nothing but polls that a standstill spoiled, after which they count as failed."""
 _SEEN = "_seen"
 """The member of a subject's stored state that lists the invariants which were ever observed."""
 
@@ -109,6 +114,7 @@ class SubjectMonitor:
         sanitizer: Sanitizer,
         clock: Clock,
         log: Log,
+        standstill: Standstill | None = None,
     ) -> None:
         self.subject = subject
         self.store = store
@@ -116,6 +122,7 @@ class SubjectMonitor:
         self.sanitizer = sanitizer
         self.clock = clock
         self.log = log
+        self.standstill = standstill
         self.invariants = {item.id: item for item in subject.invariants}
         self.tickets: dict[Key, Ticket] = {}
         self.pending: Mapping[Key, float] = {}
@@ -124,15 +131,16 @@ class SubjectMonitor:
         self._baselines = Baselines()
         self._unavailable_for: Counter[str] = Counter()
         self._told: dict[str, str] = {}
+        self._spoiled_since: float | None = None
         self._stuck: asyncio.Task[Poll] | None = None
 
     async def cycle(self) -> Cycle:
         """Poll once and save what changed. What cannot be saved is computed again in the next cycle."""
         try:
             watch = self._watch or await self._load()
-            poll = await self._poll(
-                {name: value for name, value in watch.state.items() if name != _SEEN}
-            )
+            poll = await self._poll_awake(watch)
+            if poll is None:
+                return Cycle(1, unobservable=1, open=len(self.tickets))
             return await self._save(poll)
         except MidwatchError as error:
             self.log.warning(
@@ -152,6 +160,48 @@ class SubjectMonitor:
         return watch
 
     # ------------------------------------------------------------------ poll
+
+    async def _poll_awake(self, watch: Watch) -> Poll | None:
+        """Poll again while Midwatch itself stands still during the poll.
+
+        Return None where that happened each time: such a poll is no failure and no success. When there
+        was nothing else for minutes, it is a failure.
+        """
+        own = {name: value for name, value in watch.state.items() if name != _SEEN}
+        if (standstill := self.standstill) is None:
+            return await self._poll(own)
+        until = self._awake() + _REPEAT_WITHIN
+        for attempt in range(1, MOST_ATTEMPTS + 1):
+            if attempt == MOST_ATTEMPTS and (seconds := standstill.settling()):
+                await self.clock.sleep(seconds)
+            mark = standstill.mark()
+            poll = await self._poll(own)
+            if not self._spoiled(standstill, mark, watch, poll):
+                self._spoiled_since = None
+                return poll
+            stuck = self._stuck is not None and not self._stuck.done()
+            if stuck or self._awake() > until:
+                break
+        why, now = standstill.reason(mark), self.clock.monotonic()
+        if self._spoiled_since is None:
+            self._spoiled_since = now
+        if now - self._spoiled_since >= _STANDING:
+            return Poll(error=why)
+        self.log.warning("not observed", subject=self.subject.name, error=why)
+        return None
+
+    def _spoiled(
+        self, standstill: Standstill, mark: Mark, watch: Watch, poll: Poll
+    ) -> bool:
+        found, limit = poll.observation, self.subject.timeout
+        if not standstill.spoils(mark, limit, bad=True):
+            return False
+        if found is None or standstill.spoils(mark, limit, bad=False):
+            return True
+        return bool(
+            found.unavailable.keys() - self._unavailable_for.keys()
+            or self._check(watch, poll).broken - self.tickets.keys()
+        )
 
     async def _poll(self, state: Json) -> Poll:
         """Observe within the subject's timeout, also a subject that ignores its cancellation."""
@@ -194,16 +244,21 @@ class SubjectMonitor:
             self.invariants,
             observation,
             self.pending,
-            self.clock.monotonic(),
+            self._awake(),
         )
         return self._with_unavailable(
             checked,
             {**observation.unavailable, **self._lost(watch, observation.unsupported)},
         )
 
+    def _awake(self) -> float:
+        """Return monotonic seconds without those in which Midwatch itself stood still."""
+        stood = self.standstill.late() if self.standstill else 0.0
+        return self.clock.monotonic() - stood
+
     def _lost(self, watch: Watch, unsupported: Mapping[str, str]) -> dict[str, str]:
         """Return what was seen before and is impossible to see now; log the rest once."""
-        seen = watch.state.get(_SEEN, ())
+        seen = {*watch.state.get(_SEEN, ()), *(key.invariant for key in self.tickets)}
         for invariant, why in unsupported.items():
             if invariant not in seen and self._told.get(invariant) != why:
                 self._told[invariant] = why
@@ -238,7 +293,11 @@ class SubjectMonitor:
         """Add a violation for every invariant that was unavailable for too long."""
         firing = tuple(
             unobservable(
-                self.subject.name, invariant, self._unavailable_for[invariant] + 1, why
+                self.subject.name,
+                invariant,
+                self._unavailable_for[invariant] + 1,
+                why,
+                self._severity(invariant),
             )
             for invariant, why in unavailable.items()
             if self._unavailable_for[invariant] + 1 >= self.settings.unobservable_after
@@ -253,6 +312,17 @@ class SubjectMonitor:
         return replace(
             checked, firing=(*checked.firing, *firing), broken=broken, known=known
         )
+
+    def _severity(self, invariant: str) -> Severity:
+        """Return how urgent it is that an invariant is out of sight: as urgent as that it is broken."""
+        if invariant in self.invariants:
+            return self.invariants[invariant].severity
+        open_ = (
+            ticket.severity
+            for key, ticket in self.tickets.items()
+            if key.invariant == invariant
+        )
+        return min(open_, default=Severity.WARNING)
 
     # ------------------------------------------------------------------ save
 

@@ -5,20 +5,30 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from midwatch.errors import ObservationFailed
+from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket, Unit
 from midwatch.settings import Group, SubjectSettings
 from midwatch.subjects.base import EvidenceSource, configure
+from midwatch.subjects.host_mounts import (
+    MEASURES,
+    Measured,
+    Mount,
+    MountProbes,
+    OffLoop,
+    attributes,
+    file_systems,
+    mount_table,
+    reasons,
+)
 from midwatch.subjects.http import Regex
 from midwatch.text import component_name, table, ticket_line
 from midwatch.units import format_duration, format_size
@@ -58,7 +68,8 @@ class HostSettings(SubjectSettings):
     kind: str = "host"
     mounts: list[Path] = Field(
         default_factory=list,
-        description="Mount points to check; by default all real file systems.",
+        description="Mount points to check; by default all file systems that can run full, also NFS, CIFS, FUSE, "
+        "tmpfs and overlay. Read-only ones without a block device are left out.",
     )
     processes: list[ProcessSettings] = Field(default_factory=list)
 
@@ -67,9 +78,11 @@ INVARIANTS = (
     Invariant(
         "disk",
         "File systems have space left",
-        "The used share of the space that an ordinary user may fill, by mount point.",
+        "The used share of the space that an ordinary user may fill, by mount point. A mount that does not "
+        "answer is unknown and hides no other; one that is gone keeps its ticket.",
         unit=Unit.RATIO,
         limit=0.9,
+        about=("mount", "fstype"),
     ),
     Invariant(
         "inodes",
@@ -78,6 +91,7 @@ INVARIANTS = (
         "of inodes are not checked.",
         unit=Unit.RATIO,
         limit=0.9,
+        about=("mount", "fstype"),
     ),
     Invariant(
         "memory",
@@ -106,58 +120,28 @@ INVARIANTS = (
     Invariant(
         "process",
         "Required processes run",
-        "At least `min` processes of each entry of `processes` run; zombies do not count.",
+        "At least `min` processes of each entry of `processes` run; zombies do not count. Too few are unknown "
+        "where Midwatch may not see the processes of other users (`hidepid`).",
         severity=Severity.CRITICAL,
+        about=("process",),
     ),
 )
-
-
-# ------------------------------------------------------------------ blocking calls
-
-T = TypeVar("T")
-
-
-class OffLoop:
-    """Runs one blocking call at a time, each in a daemon thread.
-
-    A call to a dead network file system cannot be interrupted. A process waits for the event loop's
-    own threads when it exits, but not for a daemon thread. While one hangs, no other is started.
-    """
-
-    def __init__(self) -> None:
-        self._running: Future[Any] | None = None
-
-    async def run(self, call: Callable[[], T], timeout: float, what: str) -> T:
-        """Return the result of `call`, or raise its error. Raises ObservationFailed after `timeout` seconds."""
-        if self._running is not None and not self._running.done():
-            raise ObservationFailed(f"{what}: an earlier observation still hangs")
-        future: Future[T] = Future()
-        self._running = future
-        threading.Thread(
-            target=_fulfil, args=(future, call), name=what, daemon=True
-        ).start()
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
-        except TimeoutError:
-            raise ObservationFailed(
-                f"{what}: no result within {timeout:.3g} s"
-            ) from None
-
-
-def _fulfil(future: Future[T], call: Callable[[], T]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        result = call()
-    except BaseException as error:  # raised again where the result is awaited
-        future.set_exception(error)
-    else:
-        future.set_result(result)
 
 
 # ------------------------------------------------------------------ the subject
 
 _SHARE_OF_TIMEOUT = 0.8  # the rest is for the report that it took too long
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a part of an observation found; see `Observation`."""
+
+    signals: list[Signal] = field(default_factory=list)
+    unavailable: dict[str, str] = field(default_factory=dict)
+    unsupported: dict[str, str] = field(default_factory=dict)
+    ignored: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    state: Json = field(default_factory=dict)
 
 
 class HostSubject:
@@ -177,18 +161,87 @@ class HostSubject:
             INVARIANTS, settings.invariants, f"subjects.{settings.name}"
         )
         self.secrets: Sequence[str] = ()
-        self._off_loop = OffLoop()
+        self._mounts = MountProbes(settings.mounts)
+        self._checks = {name: OffLoop() for name in CHECKS}
+        self._evidence = {name: OffLoop() for name in TABLES}
 
     async def observe(self, previous: Json) -> Observation:
-        """Observe the machine. Raises ObservationFailed when the operating system hangs, as on a dead mount."""
-        wanted = [invariant.id for invariant in self.invariants]
-        signals, unavailable = await self._off_loop.run(
-            partial(check, self.settings, wanted),
-            self.settings.timeout * _SHARE_OF_TIMEOUT,
-            "host",
+        """Observe the machine. What hangs, as a dead mount does, is unavailable; the rest is observed."""
+        wanted = {invariant.id: invariant for invariant in self.invariants}
+        parts = await asyncio.gather(
+            self._file_systems(wanted, previous),
+            *(self._check(wanted[name]) for name in wanted if name in CHECKS),
         )
-        covered = frozenset(wanted) - unavailable.keys()
-        return Observation(signals, covered, unavailable)
+        whole = Findings()
+        for part in parts:
+            whole.signals += part.signals
+            for name in ("unavailable", "unsupported", "ignored", "state"):
+                getattr(whole, name).update(getattr(part, name))
+        unseen = whole.unavailable.keys() | whole.unsupported.keys()
+        return Observation(
+            tuple(whole.signals),
+            frozenset(wanted) - unseen,
+            whole.unavailable,
+            whole.state,
+            unsupported=whole.unsupported,
+            ignored=whole.ignored,
+        )
+
+    async def _check(self, invariant: Invariant) -> Findings:
+        name, found = invariant.id, Findings()
+        settings = self.settings
+        if name == "process":
+            labels = [one.label for one in settings.processes]
+            left_out = [one for one in labels if invariant.ignores({name: one})]
+            if left_out:
+                found.ignored[name] = tuple(ticket_line(one, 100) for one in left_out)
+                kept = [one for one in settings.processes if one.label not in left_out]
+                settings = settings.model_copy(update={"processes": kept})
+        try:
+            await self._checks[name].run(
+                partial(_collect, CHECKS[name](settings), found.signals),
+                self._limit,
+                name,
+            )
+        except Unsupported as error:
+            found.unsupported[name] = error.one_line()
+        except ObservationFailed as error:
+            found.unavailable[name] = error.message
+        except _unreadable() as error:
+            found.unavailable[name] = ticket_line(f"{name} cannot be read: {error}")
+        return found
+
+    async def _file_systems(
+        self, wanted: Mapping[str, Invariant], previous: Json
+    ) -> Findings:
+        """Observe the space and the inodes of all mounts."""
+        chosen = [wanted[name] for name in MEASURES if name in wanted]
+        known, full = previous.get("mounted", []), previous.get("full", {})
+        found = Findings(state={"mounted": known, "full": full})
+        if not chosen:
+            return found
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._limit
+        try:
+            mounted, mounts = await self._mounts.mounts(self._limit)
+        except ObservationFailed as error:
+            found.unavailable = {one.id: error.message for one in chosen}
+            return found
+        left = max(0.01, deadline - loop.time())
+        asked = _of_interest(mounts, chosen)
+        spaces = await self._mounts.ask(asked, mounted, left, known)
+        found.state = {"mounted": sorted(spaces.mounted), "full": {}}
+        for invariant in chosen:
+            part = Measured(invariant, mounts, spaces, full.get(invariant.id, ()))
+            found.signals += part.signals
+            found.state["full"][invariant.id] = part.full
+            if part.unavailable:
+                found.unavailable[invariant.id] = reasons(part.unavailable)
+            elif part.unsupported:
+                found.unsupported[invariant.id] = reasons(part.unsupported)
+            if part.ignored:
+                found.ignored[invariant.id] = part.ignored
+        return found
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
         broken = {ticket.key.invariant for ticket in tickets}
@@ -196,99 +249,70 @@ class HostSubject:
             EvidenceSource(
                 title,
                 "psutil on this machine",
-                self._fetch(title, partial(describe, self.settings)),
+                (
+                    self._fetch_file_systems
+                    if describe is None
+                    else self._fetch(name, title, partial(describe, self.settings))
+                ),
                 rank=10 if broken & matters_to else 40,
                 timeout=self.settings.timeout,
             )
-            for title, describe, matters_to in TABLES.values()
-            if title != "Processes that must run" or self.settings.processes
+            for name, (title, describe, matters_to) in TABLES.items()
+            if name != "processes" or self.settings.processes
         ]
 
     async def close(self) -> None:
         """Do nothing: nothing is kept open."""
 
+    @property
+    def _limit(self) -> float:
+        return self.settings.timeout * _SHARE_OF_TIMEOUT
+
     def _fetch(
-        self, title: str, describe: Callable[[], str]
+        self, name: str, title: str, describe: Callable[[], str]
     ) -> Callable[[], Awaitable[str]]:
         async def fetch() -> str:
-            import psutil
-
-            limit = self.settings.timeout * _SHARE_OF_TIMEOUT
             try:
-                return await OffLoop().run(describe, limit, title)
-            except (OSError, psutil.Error) as error:
+                return await self._evidence[name].run(describe, self._limit, title)
+            except _unreadable() as error:
                 raise ObservationFailed(
                     f"{title} cannot be read: {ticket_line(str(error))}"
                 ) from None
 
         return fetch
 
+    async def _fetch_file_systems(self) -> str:
+        mounted, mounts = await self._mounts.mounts(self._limit / 4)
+        chosen = [one for one in self.invariants if one.id in MEASURES]
+        asked = _of_interest(mounts, chosen) if chosen else mounts
+        return file_systems(await self._mounts.ask(asked, mounted, self._limit / 2))
+
+
+def _of_interest(mounts: Sequence[Mount], chosen: Sequence[Invariant]) -> list[Mount]:
+    """Return the mounts that not all of these invariants leave out."""
+    return [
+        one
+        for one in mounts
+        if not all(each.ignores(attributes(one.path, one.fstype)) for each in chosen)
+    ]
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """Return what psutil raises where the system does not show what it should."""
+    import psutil
+
+    return (OSError, psutil.Error, ValueError, LookupError, ArithmeticError)
+
 
 # ------------------------------------------------------------------ checks (blocking)
-
-# Read-only images are always full.
-_READ_ONLY_KINDS = {"squashfs", "iso9660", "erofs", "cramfs", "udf"}
 
 Check = Callable[[HostSettings], Iterator[Signal]]
 
 
-def mount_points(settings: HostSettings) -> list[str]:
-    """Return the mount points to check, each file system once, under its shortest name."""
-    import psutil
-
-    if settings.mounts:
-        return [str(path) for path in settings.mounts]
-    found: dict[int, str] = {}
-    mounted = [
-        part.mountpoint
-        for part in psutil.disk_partitions(all=False)
-        if part.fstype not in _READ_ONLY_KINDS
-    ]
-    for path in sorted({"/", *mounted}, key=lambda path: (len(path), path)):
-        try:
-            status = os.stat(path)
-        except OSError:  # unmounted meanwhile, or no permission
-            continue
-        # Containers bind-mount single files: those are not file systems of their own.
-        if path == "/" or os.path.isdir(path):
-            found.setdefault(status.st_dev, path)
-    return list(found.values())
-
-
-def disk(settings: HostSettings) -> Iterator[Signal]:
-    for path in mount_points(settings):
-        space = _statvfs(path)
-        # As df counts: blocks kept for root are neither used nor free.
-        used = (space.f_blocks - space.f_bfree) * space.f_frsize
-        free = space.f_bavail * space.f_frsize
-        if used + free:
-            share = used / (used + free)
-            yield Signal(
-                "disk",
-                component_name(path),
-                f"{ticket_line(path, 100)} is {share:.0%} full, {format_size(free)} left",
-                value=share,
-                facts={
-                    "mount": ticket_line(path),
-                    "free_bytes": free,
-                    "used_bytes": used,
-                },
-            )
-
-
-def inodes(settings: HostSettings) -> Iterator[Signal]:
-    for path in mount_points(settings):
-        space = _statvfs(path)
-        used = space.f_files - space.f_ffree
-        if used + space.f_favail:
-            share = used / (used + space.f_favail)
-            yield Signal(
-                "inodes",
-                component_name(path),
-                f"{ticket_line(path, 100)} has used {share:.0%} of its inodes, {space.f_favail:,} left",
-                value=share,
-                facts={"mount": ticket_line(path), "free_inodes": space.f_favail},
-            )
+def _collect(signals: Iterator[Signal], into: list[Signal]) -> None:
+    """Append the signals one by one: those before an error are valid."""
+    for signal in signals:
+        into.append(signal)
 
 
 def memory(settings: HostSettings) -> Iterator[Signal]:
@@ -332,9 +356,17 @@ def load(settings: HostSettings) -> Iterator[Signal]:
 
 
 def process(settings: HostSettings) -> Iterator[Signal]:
-    running = _command_lines() if settings.processes else []
+    """Yield the state of each required process. Raises Unsupported at the end where that is unknown of one."""
+    if not settings.processes:
+        return
+    running, hidden = _running(), _hidden_processes()
+    unknown: list[str] = []
     for wanted in settings.processes:
-        count = sum(matches(wanted, name, line) for name, line in running)
+        found = [matches(wanted, name, line) for name, line in running]
+        count = found.count(True)
+        if count < wanted.min and (hidden or count + found.count(None) >= wanted.min):
+            unknown.append(ticket_line(wanted.label, 100))
+            continue
         yield Signal(
             "process",
             component_name(wanted.label),
@@ -347,11 +379,14 @@ def process(settings: HostSettings) -> Iterator[Signal]:
                 "min": wanted.min,
             },
         )
+    if unknown:
+        raise Unsupported(
+            f"{', '.join(unknown)}: {hidden or 'processes of other users cannot be read'}",
+            hint="run Midwatch as root, or as a user in the group that /proc is mounted with (gid=)",
+        )
 
 
 CHECKS: dict[str, Check] = {
-    "disk": disk,
-    "inodes": inodes,
     "memory": memory,
     "swap": swap,
     "load": load,
@@ -359,37 +394,11 @@ CHECKS: dict[str, Check] = {
 }
 
 
-def check(
-    settings: HostSettings, wanted: Sequence[str]
-) -> tuple[tuple[Signal, ...], dict[str, str]]:
-    """Return the signals of the wanted invariants, and why some could not be observed."""
-    import psutil
-
-    signals: list[Signal] = []
-    unavailable: dict[str, str] = {}
-    for name in wanted:
-        try:
-            signals += CHECKS[name](settings)
-        except ObservationFailed as error:
-            unavailable[name] = error.message
-        except (OSError, psutil.Error) as error:
-            unavailable[name] = ticket_line(f"{name} cannot be read: {error}")
-    return tuple(signals), unavailable
-
-
-def matches(wanted: ProcessSettings, name: str, line: str) -> bool:
+def matches(wanted: ProcessSettings, name: str | None, line: str | None) -> bool | None:
+    """Return whether a process is wanted; None where what decides that cannot be read."""
     if wanted.pattern is not None:
-        return re.search(wanted.pattern, line) is not None
-    return name == wanted.name
-
-
-def _statvfs(path: str | Path) -> os.statvfs_result:
-    try:
-        return os.statvfs(path)
-    except OSError as error:
-        raise ObservationFailed(
-            f"{ticket_line(str(path), 100)}: {error.strerror}"
-        ) from None
+        return None if line is None else re.search(wanted.pattern, line) is not None
+    return None if name is None else name == wanted.name
 
 
 def processes(*attributes: str) -> Iterator[tuple[psutil.Process, dict[str, Any]]]:
@@ -408,17 +417,49 @@ def processes(*attributes: str) -> Iterator[tuple[psutil.Process, dict[str, Any]
             continue
 
 
-def _command_lines() -> list[tuple[str, str]]:
-    """Return name and command line of each process but this one."""
+def _running() -> list[tuple[str | None, str | None]]:
+    """Return name and command line of each process but this one; None for what may not be read."""
     return [
-        (info["name"] or "", command_line(info))
+        (info["name"], command_line(info))
         for process, info in processes("name", "cmdline", "status")
         if process.pid != os.getpid() and info["status"] != "zombie"
     ]
 
 
-def command_line(info: dict[str, Any]) -> str:
-    return " ".join(info["cmdline"] or ())[:8000]
+def command_line(info: dict[str, Any]) -> str | None:
+    return None if info["cmdline"] is None else " ".join(info["cmdline"])[:8000]
+
+
+_SEE_ALL = 1 << 19  # CAP_SYS_PTRACE, see capabilities(7)
+
+
+def _hidden_processes() -> str:
+    """Return why the processes of other users are hidden from this one, or "".
+
+    The option `hidepid` of /proc hides them from users without CAP_SYS_PTRACE who are not in its group; other
+    systems hide at least process 1.
+    """
+    proc = mount_table().get("/proc")
+    value = (proc.option("hidepid") if proc else None) or "0"
+    if proc is not None and value not in ("0", "off"):
+        groups = {os.getegid(), *os.getgroups()}
+        member = int(proc.option("gid") or 0) in groups
+        if not _can_trace() and (value in ("4", "ptraceable") or not member):
+            return f"/proc is mounted with hidepid={value}, which hides processes of other users"
+    try:
+        os.stat("/proc/1/stat" if proc else "/")
+    except OSError:
+        return "the processes of other users are hidden: /proc/1 cannot be seen"
+    return ""
+
+
+def _can_trace() -> bool:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return False
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.M)
+    return effective is not None and bool(int(effective[1], 16) & _SEE_ALL)
 
 
 # ------------------------------------------------------------------ evidence (blocking)
@@ -427,32 +468,6 @@ def command_line(info: dict[str, Any]) -> str:
 
 _SAMPLE_SECONDS = 0.2
 _TOP = 12
-
-
-def file_systems(settings: HostSettings) -> str:
-    rows = []
-    for path in mount_points(settings):
-        try:
-            space = os.statvfs(path)
-        except OSError as error:
-            rows.append([ticket_line(path, 80), error.strerror or "error", *"-----"])
-            continue
-        size = space.f_frsize
-        used, free = space.f_blocks - space.f_bfree, space.f_bavail
-        inodes = space.f_files - space.f_ffree
-        rows.append(
-            [
-                ticket_line(path, 80),
-                format_size(space.f_blocks * size),
-                format_size(used * size),
-                format_size(free * size),
-                _share(used, used + free),
-                f"{space.f_favail}",
-                _share(inodes, inodes + space.f_favail),
-            ]
-        )
-    header = ("mount", "size", "used", "available", "use", "free inodes", "inode use")
-    return table(header, rows)
 
 
 def memory_evidence(settings: HostSettings) -> str:
@@ -526,7 +541,7 @@ def required(settings: HostSettings) -> str:
         lines.append(f"{ticket_line(wanted.label, 100)}: at least {wanted.min}")
         for process, info in found:
             mine = process.pid == os.getpid()
-            if not mine and matches(wanted, info["name"] or "", command_line(info)):
+            if not mine and matches(wanted, info["name"], command_line(info)):
                 age = format_duration(max(0.0, time.time() - info["create_time"]))
                 lines.append(
                     f"  pid {process.pid} {ticket_line(info['name'] or '?', 40)} {info['status']}, "
@@ -537,14 +552,14 @@ def required(settings: HostSettings) -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, tuple[str, Callable[[HostSettings], str], frozenset[str]]] = {
-    "file systems": ("File systems", file_systems, frozenset({"disk", "inodes"})),
+TABLES: dict[str, tuple[str, Callable[[HostSettings], str] | None, frozenset[str]]] = {
+    "file systems": ("File systems", None, frozenset({"disk", "inodes"})),
     "memory": ("Memory", memory_evidence, frozenset({"memory", "swap"})),
     "load": ("Load and processors", load_evidence, frozenset({"load"})),
     "processes": ("Processes that must run", required, frozenset({"process"})),
     "top": ("Top processes", top, frozenset({"memory", "swap", "load"})),
 }
-"""Title, function and the invariants that the evidence matters most to."""
+"""Title, function (None: the mounts are asked) and the invariants that the evidence matters most to."""
 
 
 def _cpu(process: psutil.Process) -> float:
@@ -554,7 +569,3 @@ def _cpu(process: psutil.Process) -> float:
         return process.cpu_percent(None)
     except psutil.Error:  # ended meanwhile
         return 0.0
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.0%}" if whole else "-"
