@@ -47,10 +47,11 @@ def clean(text: str | bytes, *, longest: int | None = LONGEST_LINE) -> str:
     """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
-    text = _RETURNS.sub("\n", text)
-    text = _TERMINAL.sub("", text).replace("\0", "")
-    text = _SURROGATES.sub("\ufffd", text)
-    text = show_unseen(_CONTROLS.sub(_picture, text))
+    if not (text.isascii() and text.isprintable()):  # else there is nothing to do
+        text = _RETURNS.sub("\n", text)
+        text = _TERMINAL.sub("", text).replace("\0", "")
+        text = _SURROGATES.sub("\ufffd", text)
+        text = show_unseen(_CONTROLS.sub(_picture, text))
     return text if longest is None else cut_lines(text, longest)
 
 

@@ -14,8 +14,13 @@ import pytest
 from pydantic import ValidationError
 
 from midwatch.errors import ObservationFailed, SettingsError
-from midwatch.model import Severity
+from midwatch.model import UNRESOLVED, Severity
+from midwatch.monitor.loop import MonitorLoop
+from midwatch.settings import MonitorSettings
+from midwatch.store.protocol import TicketFilter
+from midwatch.store.sql import SqlStore
 from midwatch.subjects.command import CommandSubject
+from midwatch.testing.fakes import ManualClock
 from midwatch.testing.subject_conformance import check_kind, check_subject
 
 from ..waiting import PATIENCE
@@ -87,9 +92,9 @@ async def test_a_violation_a_line_and_partial_coverage() -> None:
     ("output", "reported"),
     [
         ("", "is empty"),
-        ("all good\n", "is not JSON (line 1: all good)"),
+        ("all good\n", "is not valid JSON (line 1: all good)"),
         ("{}", "violations: is missing; this field is required"),
-        ("[" * 100_000, "is not JSON"),
+        ("[" * 100_000, "(line 1: [[[["),
         (
             json.dumps({"violations": [{**DEEP, "serverity": "info"}]}),
             "violations[0].serverity: unknown field",
@@ -106,16 +111,60 @@ async def test_a_violation_a_line_and_partial_coverage() -> None:
             json.dumps({"violations": [{**DEEP, "invariant": "a b\x1b"}]}),
             "[0].invariant: ",
         ),
-        ('{"violations": [', "is not JSON"),
+        ('{"violations": [', "is not valid JSON"),
     ],
 )
 async def test_output_of_another_form_is_unknown(output: str, reported: str) -> None:
     assert reported in await failure(printing(output))
 
 
-async def test_bytes_that_are_no_text() -> None:
-    subject = command(r"import sys; sys.stdout.buffer.write(b'{\"a\": \"\xff\"}')")
-    assert "is not UTF-8 at byte 7" in await failure(subject)
+async def test_a_name_in_another_encoding_does_not_hide_the_report() -> None:
+    output = json.dumps({"violations": [{**DEEP, "component": "b?r"}]})
+    script = f"import sys; sys.stdout.buffer.write({output.encode()!r}.replace(b'?', b'\\xe4'))"
+    [signal] = (await command(script).observe({})).signals
+    assert signal.component == "bär"
+
+
+WELL = "print('{\"violations\": []}')"
+
+
+@pytest.mark.parametrize(
+    ("script", "settings", "reason"),
+    [
+        (WELL, {"command": ["/no/such/program"]}, "No such file"),
+        (WELL, {"command": ["/etc/passwd"]}, "Permission denied"),
+        (WELL, {"cwd": "/no/such/folder"}, "could not be started"),
+        (f"{WELL}; import time; time.sleep(600)", {"timeout": 1.5}, "did not end"),
+        (f"{WELL}; raise SystemExit(2)", {}, "exited with status 2"),
+        (f"{WELL}; import os; os.kill(os.getpid(), 15)", {}, "by signal 15"),
+        (f"{WELL}; print('x' * 9999)", {"max_output": "1kB"}, "more than 1000 bytes"),
+        ("", {}, "is empty"),
+        ("print('null')", {}, "null is not"),
+    ],
+)
+async def test_each_way_of_not_knowing_keeps_the_tickets(
+    script: str,
+    settings: dict[str, object],
+    reason: str,
+    store: SqlStore,
+    clock: ManualClock,
+) -> None:
+    """Of all of them nothing resolves; the subject itself becomes a ticket, which resolves afterwards."""
+    first = command(f"print({json.dumps(DEEP)!r})")
+    failing, well = command(script, **settings), command(WELL)
+    limits = MonitorSettings(group_wait=0, unobservable_after=2)
+
+    async def cycle(subject: CommandSubject) -> dict[str, str]:
+        await MonitorLoop(store, [subject], limits, clock=clock).cycle()
+        found = await store.tickets(TicketFilter(statuses=UNRESOLVED))
+        return {ticket.key.invariant: ticket.message for ticket in found}
+
+    assert (await cycle(first)).keys() == {"queue_depth"}
+    assert (await cycle(failing)).keys() == {"queue_depth"}
+    blind = await cycle(failing)
+    assert blind.keys() == {"queue_depth", "subject_unobservable"}
+    assert reason in blind["subject_unobservable"]
+    assert await cycle(well) == {}
 
 
 async def test_a_failing_command_says_why_and_its_evidence_too() -> None:
@@ -201,7 +250,7 @@ async def test_the_environment_is_built_not_inherited(
 
 async def test_nothing_is_a_shell(tmp_path: Path) -> None:
     subject = command("", command=["/bin/echo", f"; touch {tmp_path}/made"])
-    assert "is not JSON" in await failure(subject)
+    assert "is not valid JSON" in await failure(subject)
     assert not list(tmp_path.iterdir())
 
 

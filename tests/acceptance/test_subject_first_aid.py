@@ -140,9 +140,10 @@ def test_a_certificate_a_wrong_answer_and_a_slow_one() -> None:
     url = "https://shop/"
     seen = evidence(
         (
-            "Certificate of shop:443",
+            "Certificates of shop:443",
             "verification: not accepted: certificate has expired\nissuer: CN=x\n"
-            "names: shop\nnot after: 2026-01-01 00:00:00 UTC",
+            "names: shop\nnot after: 2027-01-01 00:00:00 UTC\n"
+            "not after: 2026-01-01 00:00:00 UTC",
         ),
         (
             f"GET {url} now",
@@ -155,7 +156,13 @@ def test_a_certificate_a_wrong_answer_and_a_slow_one() -> None:
         mine = ticket("http", invariant, url, url=url, **facts)
         return checked("http", [mine], Context((mine,), seen, AT))
 
-    assert "certificate has expired" in note("certificate_valid").root_cause
+    refused = note("certificate_valid")
+    assert "certificate has expired" in refused.root_cause
+    assert "-connect shop:443" in refused.recommended_actions[0].commands[0]
+    expired = note("certificate_expiry", not_after="2026-01-01T00:00:00+00:00")
+    cited = [one.quote for one in expired.root_cause_citations]
+    assert "not after: 2026-01-01 00:00:00 UTC" in cited
+    assert "this name" in note("certificate_name").recommended_actions[1].what
     assert "something behind it fails" in note("status", status="503").root_cause
     slow = note("latency")
     assert "before the first byte" in slow.root_cause

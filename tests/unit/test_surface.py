@@ -61,7 +61,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ("from midwatch.agent import *", "anthropic"),
         ("from midwatch import TicketDB", "anthropic claude_agent_sdk"),
         ("import midwatch.cli.main", "anthropic sqlalchemy claude_agent_sdk"),
-        ("import midwatch.subjects.http as e; e.tls.read", "cryptography"),
+        ("import midwatch.subjects.http", "cryptography httpx2 httpcore2"),
         ("from midwatch import SessionManager", "anthropic claude_agent_sdk"),
         ("import midwatch.cli.session.view", "anthropic claude_agent_sdk"),
     ],

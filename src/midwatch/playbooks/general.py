@@ -199,13 +199,50 @@ def http_outage(tickets: Tickets, context: Context) -> Note:
     )
 
 
-@playbook("http", "certificate_valid", "certificate_expiry")
+_CERTIFICATE_ACTIONS = {
+    "certificate_expiry": (
+        action(
+            "See why its renewal did not run",
+            "systemctl list-timers '*certbot*' '*acme*'",
+            "certbot certificates",
+        ),
+        action(
+            "Renew it and let the server load it",
+            risk="the reload may drop connections",
+        ),
+    ),
+    "certificate_name": (
+        action("See which name the clients use, and where it points to"),
+        action(
+            "Have the server show the certificate for this name, or issue one with it",
+            risk="the reload may drop connections",
+        ),
+    ),
+    "certificate_valid": (
+        action(
+            "See which certificates the server sends: an intermediate one may be missing",
+            "openssl s_client -showcerts -connect {place} </dev/null",
+        ),
+        action(
+            "Have the server send its whole chain, signed by an authority that the clients trust",
+            risk="the reload may drop connections",
+        ),
+    ),
+}
+
+
+@playbook("http", *_CERTIFICATE_ACTIONS)
 def http_certificate(tickets: Tickets, context: Context) -> Note:
     """A certificate that is refused, or expires soon."""
-    verdict = line_starting(context, "Certificate of", "verification: ")
-    end = line_starting(context, "Certificate of", "not after: ")
+    title = "Certificates of"
+    verdict = line_starting(context, title, "verification: ")
+    at = text_fact(tickets[0], "not_after").replace("T", " ")[:19]
+    end = line_starting(context, title, f"not after: {at}")
     refused = verdict is not None and "not accepted" in verdict.quote
     what = verdict.quote.partition(": ")[2] if verdict and refused else "ends soon"
+    actions = _CERTIFICATE_ACTIONS[tickets[0].key.invariant]
+    place = re.sub(r"^\w+://|/.*$", "", tickets[0].key.component)
+    place = place if re.search(r":\d+$", place) else f"{place}:443"
     return write_note(
         tickets,
         summary=f"{tickets[0].message}.",
@@ -217,20 +254,20 @@ def http_certificate(tickets: Tickets, context: Context) -> Note:
         findings=[
             finding(
                 "the names in it and its issuer",
-                line_starting(context, "Certificate of", "names: "),
-                line_starting(context, "Certificate of", "issuer: "),
+                line_starting(context, title, "names: "),
+                line_starting(context, title, "issuer: "),
             )
         ],
         actions=[
-            action(
-                "See why its renewal did not run",
-                "systemctl list-timers '*certbot*' '*acme*'",
-                "certbot certificates",
-            ),
-            action(
-                "Renew it and let the server load it",
-                risk="the reload may drop connections",
-            ),
+            one.model_copy(
+                update={
+                    "commands": [
+                        command.replace("{place}", shlex.quote(place))
+                        for command in one.commands
+                    ]
+                }
+            )
+            for one in actions
         ],
         risks=["Clients refuse to connect."],
     )
@@ -318,16 +355,19 @@ def _seconds(text: str) -> float | None:
 @playbook("prometheus")
 def prometheus_alert(tickets: Tickets, context: Context) -> Note:
     """An alert, or a rule of the settings: the series that broke it, and targets that are down."""
-    shown = [_series(ticket, context) for ticket in tickets[:5]]
+    # The one that counts the rest of a storm has neither labels nor a rule.
+    named = [one for one in tickets if one.key.invariant != "alert"] or tickets
+    first = named[0]
+    shown = [_series(ticket, context) for ticket in named[:5]]
     down = next(filter(None, (_down(one, context) for one in tickets)), None)
-    title = f"Definition of {tickets[0].key.invariant}"
+    title = f"Definition of {first.key.invariant}"
     rule = line_starting(context, title, "expr: ")
-    about = tickets[0].message
+    about = first.message
     cause = (
         f"a target cannot be scraped: {down.quote}"
         if down
-        else f"the expression of {tickets[0].key.invariant} holds for "
-        f"{tickets[0].key.component}; its cause is not known"
+        else f"the expression of {first.key.invariant} holds for "
+        f"{first.key.component}; its cause is not known"
     )
     return write_note(
         tickets,

@@ -23,16 +23,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     SecretStr,
     ValidationError,
@@ -187,9 +189,11 @@ class _Output(asyncio.SubprocessProtocol):
 # ------------------------------------------------------------------ the output
 
 MAX_VIOLATIONS = 1000
+"""Violations that become tickets, the most severe first; one more ticket says how many are left out."""
 _HINT = 'print {"violations": [{"invariant": …, "component": …, "message": …}]}'
 _Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")]
-_Fact = Annotated[str, Field(max_length=4000)] | bool | int | float | None
+_Integer = Annotated[int, Field(gt=-(10**40), lt=10**40)]
+_Fact = Annotated[str, Field(max_length=4000)] | bool | _Integer | float | None
 
 
 class _Strict(BaseModel):
@@ -219,7 +223,7 @@ class ReportedEvidence(_Strict):
 class Report(_Strict):
     """The output of one run of the command."""
 
-    violations: Annotated[list[ReportedViolation], Field(max_length=MAX_VIOLATIONS)]
+    violations: Annotated[list[ReportedViolation], FailFast()]
     covered: Annotated[list[_Id], Field(max_length=MAX_VIOLATIONS)] | None = None
     evidence: Annotated[list[ReportedEvidence], Field(max_length=50)] = Field(
         default_factory=list
@@ -227,52 +231,178 @@ class Report(_Strict):
 
 
 def parse(stdout: bytes) -> Report:
-    """Return the parsed output. Raises ObservationFailed with a one-line reason."""
-    try:
-        text = stdout.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _wrong(f"is not UTF-8 at byte {error.start}") from None
+    """Return the parsed output. Raises ObservationFailed with a one-line reason.
+
+    A byte order mark says in which Unicode the output is; without one it is UTF-8, in which a byte that is not
+    UTF-8 is taken for Latin-1, so that one name in another encoding does not hide the rest.
+    """
+    text = _decoded(stdout)
     if not text.strip():
         raise _wrong("is empty")
-    document = _loads(text)
-    if document is None:
+    try:
+        document = _loads(text)
+    except NotJson:
         return _lines(text)
     if isinstance(document, dict) and "invariant" in document:
         document = {"violations": [document]}
-    return _report(document)
+    return _validated(Report, document)
+
+
+_LATIN_1 = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
+
+
+def _decoded(data: bytes) -> str:
+    """Return the text of bytes. Raises ObservationFailed."""
+    encoding = json.detect_encoding(data)
+    try:
+        if not encoding.startswith("utf-8"):
+            return data.decode(encoding).lstrip("\ufeff")
+        return data.decode(encoding, "surrogateescape").translate(_LATIN_1)
+    except UnicodeDecodeError as error:
+        raise _wrong(f"is not {encoding} at byte {error.start}") from None
 
 
 def _lines(text: str) -> Report:
     violations = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
+    problem: ObservationFailed | None = None
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip("\ufeff \t\r")  # joined files have a mark each
+        if not line:
+            continue
+        where = f" (line {number}: {ticket_line(line, 60)})"
+        try:
             item = _loads(line)
-            if not isinstance(item, dict):
-                raise _wrong(f"is not JSON (line {number}: {ticket_line(line, 60)})")
-            violations.append(item)
-    return _report({"violations": violations})
+            if problem is None:
+                violations.append(_validated(ReportedViolation, item, where))
+        except NotJson as error:
+            raise _wrong(f"{error.message}{where}") from None
+        except ObservationFailed as error:
+            problem = problem or error
+    if problem is not None:  # it was a line of JSON among others
+        raise problem
+    return Report(violations=violations)
 
 
 def _loads(text: str) -> Any:
-    """Return the JSON value, or None if the text is not JSON. Raises ObservationFailed for a member given twice."""
+    """Return the JSON value. Raises NotJson, and ObservationFailed for a member given twice or too long a number."""
     try:
         return read_json(text)
     except NotJson:
-        return None
+        raise
     except DocumentError as error:
         raise _wrong(f"is ambiguous: {ticket_line(error.message, 200)}") from None
 
 
-def _report(value: Any) -> Report:
+_M = TypeVar("_M", bound=_Strict)
+
+
+def _validated(model: type[_M], value: Any, where: str = "") -> _M:
     try:
-        return Report.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as error:
-        problem = explain(error, Report, what="field")
-        raise _wrong(f"is not a report: {ticket_line(problem.message, 200)}") from None
+        problem = ticket_line(explain(error, model, what="field").message, 200)
+        raise _wrong(f"is not a report: {problem}{where}") from None
 
 
 def _wrong(what: str) -> ObservationFailed:
     return ObservationFailed(f"the command's output {what}", hint=_HINT)
+
+
+# ------------------------------------------------------------------ the observation (pure)
+
+VIOLATION = Invariant(
+    "violation",
+    "The command reports no violation",
+    "Stands for all violations that the command may report, each with an id of its own. "
+    "`enabled`, `for`, `severity` and `ignore` here apply to all of them.",
+    about=("invariant", "component"),
+)
+LEFT_OUT = "violations_left_out"
+_MOST_IGNORED = 20
+
+
+def observation(
+    report: Report, invariant: Invariant, severity: Severity | None
+) -> Observation:
+    """Return what a report says.
+
+    Args:
+        report: The parsed output.
+        invariant: The invariant `violation`, as the settings have it.
+        severity: The severity of all violations, where the settings have one.
+    """
+    found: dict[tuple[str, str], Signal] = {}
+    ignored: dict[str, None] = {}
+    for violation in report.violations:
+        one = _signal(violation, invariant, severity)
+        name, component = key = one.invariant, one.component
+        if invariant.ignores({"invariant": name, "component": component}):
+            ignored[f"{name} on {component}"] = None
+        elif key not in found:
+            found[key] = one
+        else:  # the worse of two counts, of two alike the first
+            worse, other = sorted((found[key], one), key=_urgency)
+            facts = {**worse.facts, "also_reported": other.message}
+            found[key] = replace(worse, facts=facts)
+    kept = sorted(found.values(), key=_urgency)
+    left_out, kept = kept[MAX_VIOLATIONS:], kept[:MAX_VIOLATIONS]
+    covered = frozenset(["*"] if report.covered is None else report.covered)
+    if left_out:  # what was left out must not resolve
+        covered -= {"*", *(one.invariant for one in left_out)}
+        kept.append(_left_out(left_out))
+    empty = report.covered == []
+    unseen = "the command covers nothing (`covered` is empty)"
+    return Observation(
+        signals=tuple(kept),
+        # These two are seen where anything is.
+        covered=covered | (set() if empty else {VIOLATION.id, LEFT_OUT}),
+        unavailable={VIOLATION.id: unseen} if empty else {},
+        ignored={VIOLATION.id: _some(list(ignored))} if ignored else {},
+    )
+
+
+def _urgency(reported: Signal) -> int:
+    assert reported.severity is not None
+    return int(reported.severity)
+
+
+def _left_out(signals: Sequence[Signal]) -> Signal:
+    """Return one violation for many."""
+    return Signal(
+        LEFT_OUT,
+        "report",
+        f"{len(signals):,} more violations than the {MAX_VIOLATIONS:,} most severe, which are tickets; "
+        "until there are fewer, none that ended resolves",
+        value=float(len(signals)),
+        holds=False,
+        severity=signals[0].severity,
+        hold_for=signals[0].hold_for,
+    )
+
+
+def _some(names: Sequence[str]) -> tuple[str, ...]:
+    more = len(names) - _MOST_IGNORED
+    return (*names[:_MOST_IGNORED], *([f"and {more:,} more"] if more > 0 else []))
+
+
+def _signal(
+    violation: ReportedViolation, invariant: Invariant, severity: Severity | None
+) -> Signal:
+    component = component_name(violation.component) or repr(violation.component)
+    message = ticket_line(violation.message)
+    return Signal(
+        invariant=violation.invariant,
+        component=component,
+        message=message or f"{violation.invariant} is broken on {component}",
+        value=violation.value,
+        holds=False,
+        facts={
+            ticket_line(name, 60): ticket_line(fact) if isinstance(fact, str) else fact
+            for name, fact in violation.facts.items()
+        },
+        severity=severity or Severity.parse(violation.severity),
+        hold_for=invariant.hold_for,
+    )
 
 
 # ------------------------------------------------------------------ the subject
@@ -317,14 +447,7 @@ class CommandSettings(SubjectSettings):
         return value
 
 
-INVARIANTS = (
-    Invariant(
-        "violation",
-        "The command reports no violation",
-        "Stands for all violations that the command may report, each with an id of its own. "
-        "`enabled`, `for` and `severity` here apply to all of them.",
-    ),
-)
+INVARIANTS = (VIOLATION,)
 
 
 class CommandSubject:
@@ -364,9 +487,7 @@ class CommandSubject:
                 hint="run it by hand as the same user",
             )
         report = parse(result.stdout)
-        signals = tuple(self._signal(violation) for violation in report.violations)
-        covered = frozenset(["*"] if report.covered is None else report.covered)
-        return Observation(signals=signals, covered=covered)
+        return observation(report, self.invariants[0], self._severity)
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
         return [
@@ -397,23 +518,6 @@ class CommandSubject:
             cwd=self.settings.cwd or Path("/"),
             timeout=self.settings.timeout * _SHARE_OF_TIMEOUT,
             max_output=int(self.settings.max_output),
-        )
-
-    def _signal(self, violation: ReportedViolation) -> Signal:
-        return Signal(
-            invariant=violation.invariant,
-            component=component_name(violation.component),
-            message=ticket_line(violation.message),
-            value=violation.value,
-            holds=False,
-            facts={
-                ticket_line(name, 60): (
-                    ticket_line(fact) if isinstance(fact, str) else fact
-                )
-                for name, fact in violation.facts.items()
-            },
-            severity=self._severity or Severity.parse(violation.severity),
-            hold_for=self.invariants[0].hold_for,
         )
 
     async def _evidence(self) -> str:

@@ -6,20 +6,16 @@ certificate are unknown meanwhile.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import re
-import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from midwatch.errors import ObservationFailed
+from midwatch.errors import Unsupported
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import (
     Facts,
@@ -31,17 +27,29 @@ from midwatch.model import (
     Ticket,
     Unit,
 )
-from midwatch.settings import SubjectSettings
 from midwatch.subjects import tls
 from midwatch.subjects.base import EvidenceSource, configure
-from midwatch.subjects.http_client import Answer, WebClient, WebFailure
-from midwatch.text import component_name, ticket_line
+from midwatch.subjects.certificates import (
+    CERTIFICATE_EXPIRY,
+    CERTIFICATE_INVARIANTS,
+    Findings,
+    check_certificates,
+    parse_chain,
+)
+from midwatch.subjects.http_client import (
+    Answer,
+    Hop,
+    WebFailure,
+    show_origin,
+)
+from midwatch.subjects.http_evidence import Watched, sources
+from midwatch.subjects.web_settings import Url, WebSettings
+from midwatch.text import component_name
 from midwatch.units import Bytes, format_duration
 
 # ------------------------------------------------------------------ settings and invariants
 
 _STATUS = re.compile(r"(?P<class>[1-5])xx|(?P<first>\d{3})(?:-(?P<last>\d{3}))?")
-_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 
 
 def parse_statuses(value: object) -> tuple[int, int]:
@@ -52,17 +60,6 @@ def parse_statuses(value: object) -> tuple[int, int]:
     if match["class"]:
         return int(match["class"]) * 100, int(match["class"]) * 100 + 99
     return int(match["first"]), int(match["last"] or match["first"])
-
-
-def check_url(value: str) -> str:
-    """Return `value` if it is a URL of http or https with a host. Raises ValueError."""
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("not a URL; use http://HOST/… or https://HOST/…")
-    _ = parts.port  # raises ValueError itself
-    if any(char.isspace() or not char.isprintable() for char in value):
-        raise ValueError("a URL has no spaces and no control characters")
-    return value
 
 
 def check_regex(value: str) -> str:
@@ -79,19 +76,15 @@ def _written_statuses(value: object) -> object:
     return [str(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-Url = Annotated[str, AfterValidator(check_url)]
 Regex = Annotated[str, AfterValidator(check_regex)]
 
 
-class HttpSettings(SubjectSettings):
+class HttpSettings(WebSettings):
     """One URL that must answer."""
 
     kind: str = "http"
     url: Url = Field(description="The URL to request, http:// or https://.")
     method: Literal["GET", "HEAD", "OPTIONS", "POST"] = "GET"
-    headers: dict[str, SecretStr] = Field(
-        default_factory=dict, description="Request headers; the values are secret."
-    )
     expect_status: Annotated[tuple[str, ...], BeforeValidator(_written_statuses)] = (
         Field(("2xx", "3xx"), description="Expected statuses: 200, 200-204, 2xx.")
     )
@@ -110,27 +103,12 @@ class HttpSettings(SubjectSettings):
     body_limit: Bytes = Field(
         256_000, gt=0, le=10_000_000, description="Bytes of the body that are read."
     )
-    verify: bool = Field(True, description="Whether the certificate must be valid.")
-    ca_file: Path | None = Field(
-        None, description="Certificate authorities to trust besides the system's."
-    )
 
     @field_validator("expect_status")
     @classmethod
     def _statuses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for status in value:
             parse_statuses(status)
-        return value
-
-    @field_validator("headers")
-    @classmethod
-    def _headers(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
-        for name, secret in value.items():
-            text = secret.get_secret_value()
-            if not _HEADER.fullmatch(name) or not (text.isprintable()):
-                raise ValueError(
-                    f"{name!r} is not a header name, or its value is not one line"
-                )
         return value
 
 
@@ -162,28 +140,14 @@ BODY = Invariant(
     "The body contains `body_matches` and does not contain `body_lacks`.",
     severity=Severity.CRITICAL,
 )
-CERTIFICATE_VALID = Invariant(
-    "certificate_valid",
-    "The certificate is accepted",
-    "The certificate is within its dates, names the host and is signed by a trusted authority.",
-    severity=Severity.CRITICAL,
-)
-CERTIFICATE_EXPIRY = Invariant(
-    "certificate_expiry",
-    "The certificate does not expire soon",
-    "Seconds until the server's certificate expires. Critical once it has expired.",
-    unit=Unit.SECONDS,
-    limit=14 * 86400.0,
-    above=False,
-)
 INVARIANTS = (
     REACHABLE,
     STATUS,
     LATENCY,
     BODY,
-    CERTIFICATE_VALID,
-    CERTIFICATE_EXPIRY,
+    *CERTIFICATE_INVARIANTS,
 )
+_CERTIFICATE = {invariant.id for invariant in CERTIFICATE_INVARIANTS}
 
 
 def applicable(settings: HttpSettings) -> frozenset[str]:
@@ -191,10 +155,8 @@ def applicable(settings: HttpSettings) -> frozenset[str]:
     ids = {"reachable", "status", "latency"}
     if settings.body_matches is not None or settings.body_lacks is not None:
         ids.add("body")
-    if urlsplit(settings.url).scheme == "https":
-        ids |= {"certificate_expiry"} | (
-            {"certificate_valid"} if settings.verify else set()
-        )
+    if urlsplit(settings.url).scheme == "https" or settings.redirects:
+        ids |= _CERTIFICATE if settings.verify else {CERTIFICATE_EXPIRY.id}
     return frozenset(ids)
 
 
@@ -229,14 +191,6 @@ class Target:
             login=login if any(login) else None,
         )
 
-    @property
-    def origin(self) -> tuple[str, str, int]:
-        return urlsplit(self.url).scheme, self.host, self.port
-
-    @property
-    def secure(self) -> bool:
-        return self.url.startswith("https:")
-
     def query_values(self) -> list[str]:
         """Return the values in the query, encoded and decoded."""
         query = urlsplit(self.url).query
@@ -257,93 +211,68 @@ def basic_login(user: str, password: str) -> Mapping[str, str]:
 # ------------------------------------------------------------------ checks (pure)
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """Signals, and why an invariant could not be observed."""
-
-    signals: tuple[Signal, ...]
-    unavailable: Mapping[str, str] = field(default_factory=dict)
-
-
 def check_answer(answer: Answer, settings: HttpSettings, target: Target) -> Findings:
-    """Check all of an answer but its certificate."""
+    """Check all of an answer but its certificates."""
     facts: Facts = {
         "url": target.shown,
         "status": answer.status,
         "seconds": round(answer.seconds, 3),
     }
-    signals = [
-        verdict("reachable", True, target),
-        _status(answer, settings, target, facts),
-        Signal(
-            "latency",
-            target.shown,
-            f"{target.shown} took {format_duration(answer.seconds)} to answer",
-            value=answer.seconds,
-            facts=facts,
-        ),
-    ]
+    found = Findings(
+        (
+            verdict("reachable", True, target),
+            _status(answer, settings, target, facts),
+            Signal(
+                "latency",
+                target.shown,
+                f"{target.shown} took {format_duration(answer.seconds)} to answer",
+                value=answer.seconds,
+                facts=facts,
+            ),
+        )
+    )
     try:
         problem = body_problem(answer, settings)
-    except ObservationFailed as error:
-        return Findings(tuple(signals), {"body": error.message})
+    except Unsupported as error:
+        return found + Findings(unsupported={"body": error.one_line()})
     message = f"{target.shown}: {problem}"
-    signals.append(verdict("body", not problem, target, message, facts))
-    return Findings(tuple(signals))
+    return found + Findings((verdict("body", not problem, target, message, facts),))
 
 
 def check_failure(failure: WebFailure, target: Target) -> Findings:
-    """Check a failure. A refused certificate and endless redirects prove that the server is reachable."""
+    """Check a failure but its certificates. A refused one and endless redirects prove that the server is reachable."""
     facts: Facts = {"url": target.shown, "cause": failure.cause}
-    broken = {"redirects": "status", "certificate": "certificate_valid"}
-    invariant = broken.get(failure.cause)
-    if invariant is None:
+    if failure.cause not in ("redirects", "certificate"):
         message = f"{target.shown} did not answer: {failure.message}"
         return Findings((verdict("reachable", False, target, message, facts),))
+    found = Findings((verdict("reachable", True, target),))
+    if failure.cause == "certificate":
+        return found
     message = f"{target.shown}: {failure.message}"
-    signals = (
-        verdict("reachable", True, target),
-        verdict(invariant, False, target, message, facts),
-    )
-    return Findings(signals)
+    return found + Findings((verdict("status", False, target, message, facts),))
 
 
 def body_problem(answer: Answer, settings: HttpSettings) -> str:
-    """Return what is wrong with the body, or "". Raises ObservationFailed where that is unknown."""
+    """Return what is wrong with the body, or "". Raises Unsupported where that cannot be known."""
     must, must_not = settings.body_matches, settings.body_lacks
     if must is None and must_not is None:
         return ""
-    if answer.header("content-encoding") not in ("", "identity"):
-        raise ObservationFailed(
-            "the body is compressed, though the request excludes that"
+    if answer.undecoded:
+        raise Unsupported(
+            answer.undecoded, hint="have the server honour `Accept-Encoding: identity`"
         )
-    text = answer.body.decode("utf-8", "replace")
+    if answer.malformed:
+        return answer.malformed
+    text = answer.text()
     if must_not is not None and re.search(must_not, text):
         return "the body matches `body_lacks`"
     lacking = must is not None and not re.search(must, text)
     if answer.cut and (lacking or must_not is not None):
-        raise ObservationFailed(
-            f"the body is longer than {len(answer.body)} bytes; raise `body_limit`"
+        raise Unsupported(
+            f"the body is longer than {len(answer.body)} bytes",
+            hint="raise `body_limit`",
         )
     return "the body does not match `body_matches`" if lacking else ""
-
-
-def expiry(end: datetime, now: datetime, target: Target) -> Signal:
-    """Return the signal for the seconds until the certificate expires."""
-    left = (end - now).total_seconds()
-    when = (
-        f"ends in {format_duration(left)}"
-        if left > 0
-        else f"ended {format_duration(-left)} ago"
-    )
-    return Signal(
-        "certificate_expiry",
-        target.shown,
-        f"the certificate of {target.host} {when} ({end:%Y-%m-%d %H:%M} UTC)",
-        value=left,
-        facts={"host": target.host, "not_after": end.isoformat()},
-        severity=Severity.CRITICAL if left <= 0 else None,
-    )
 
 
 def verdict(
@@ -365,6 +294,15 @@ def _status(
     wanted = ", ".join(settings.expect_status)
     message = f"{target.shown} answered {status}, expected {wanted}"
     return verdict("status", expected, target, message, facts)
+
+
+def _wrong_status(signal: Signal) -> bool:
+    return signal.invariant == STATUS.id and signal.holds is False
+
+
+def _expired(signal: Signal) -> bool:
+    expiry = signal.invariant == CERTIFICATE_EXPIRY.id
+    return expiry and signal.value is not None and signal.value <= 0
 
 
 # ------------------------------------------------------------------ the subject
@@ -393,18 +331,13 @@ class HttpSubject:
             for invariant in configure(INVARIANTS, settings.invariants, path)
             if invariant.id in wanted
         )
-        self.web = WebClient(
-            verify=settings.verify,
-            ca_file=settings.ca_file,
-            path=f"{path}.ca_file",
-            clock=self.clock,
-        )
+        self.web = settings.web_client(path, self.clock)
 
     @property
     def secrets(self) -> Sequence[str]:
         login = self.target.login[1] if self.target.login else ""
         values = [
-            *(value.get_secret_value() for value in self.settings.headers.values()),
+            *self.settings.connection_secrets(),
             *self.target.login_header().values(),
             login,
         ]
@@ -418,22 +351,29 @@ class HttpSubject:
         return self.settings.timeout * _SHARE_OF_TIMEOUT
 
     async def observe(self, previous: Json) -> Observation:
-        """Observe the URL. Raises ObservationFailed only when this machine, not the server, is the cause."""
+        """Observe the URL. Raises ObservationFailed only when this machine or the proxy, not the server, is the cause."""
+        failure: WebFailure | None = None
         try:
             answer = await self.ask()
-        except WebFailure as failure:
-            if failure.cause in ("local", "request"):
+        except WebFailure as error:
+            if error.cause in ("local", "request", "proxy"):
                 raise
-            found = check_failure(failure, self.target)
-            if failure.cause == "certificate":
-                found = await self._with_expiry(found, None)
+            failure, hops = error, error.hops
+            found = check_failure(error, self.target)
         else:
+            hops = answer.hops
             found = check_answer(answer, self.settings, self.target)
-            if self.target.secure:
-                accepted = verdict("certificate_valid", True, self.target)
-                found = replace(found, signals=(*found.signals, accepted))
-                found = await self._with_expiry(found, answer)
-        return self._observation(found)
+        for component, hop in self._secured(hops).items():
+            problems = await self.problems(hop, failure)
+            found += check_certificates(
+                hop.name,
+                component,
+                problems,
+                hop.accepted_until,
+                self.clock.now(),
+                {invariant.id: invariant for invariant in self.invariants},
+            )
+        return self._observation(found, failure)
 
     async def ask(self) -> Answer:
         """Request the URL now. Raises WebFailure."""
@@ -449,139 +389,81 @@ class HttpSubject:
         )
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-        return _sources(self)
+        target = self.target
+        watched = Watched(
+            request=f"{self.settings.method} {target.shown}",
+            shown=target.shown,
+            host=target.host,
+            port=target.port,
+            secure=target.url.startswith("https:"),
+            timeout=self.settings.timeout,
+            clock=self.clock,
+            ask=self.ask,
+            problems=self.problems,
+        )
+        return sources(watched, tickets)
 
     async def close(self) -> None:
         await self.web.close()
 
-    async def _with_expiry(self, found: Findings, answer: Answer | None) -> Findings:
-        """Add the expiry of the certificate. It is in the answer, unless refused or from another origin."""
-        try:
-            if answer and answer.certificate and answer.origin == self.target.origin:
-                end = answer.accepted_until or tls.read(answer.certificate).not_after
-            else:
-                rest = self.settings.timeout - self.time_limit
-                host, port = self.target.host, self.target.port
-                end = (await tls.certificate(host, port, rest)).not_after
-        except ObservationFailed as error:
-            unavailable = {**found.unavailable, "certificate_expiry": error.message}
-            return replace(found, unavailable=unavailable)
-        lasts = expiry(end, self.clock.now(), self.target)
-        return replace(found, signals=(*found.signals, lasts))
+    def _secured(self, hops: Sequence[Hop]) -> Mapping[str, Hop]:
+        """Return the addresses with TLS by component: that of the URL has the URL, the others their origin."""
+        found: dict[str, Hop] = {}
+        for hop in hops:
+            if hop.origin[0] == "https":
+                home = hop.origin == hops[0].origin
+                component = self.target.shown if home else show_origin(hop.origin)
+                found[component_name(component)] = hop
+        return found
 
-    def _observation(self, found: Findings) -> Observation:
+    async def problems(self, hop: Hop, failure: WebFailure | None) -> tls.Problems:
+        """Return what is wrong with the certificates of an address, which may be the one that failed."""
+        if not self.settings.verify:
+            return tls.Problems(None, None, hop.chain)
+        refused = failure.refused if failure and hop == failure.hops[-1] else None
+        if refused is None:
+            fine = "" if hop.chain else None
+            return tls.Problems(fine, fine, hop.chain)
+        first = tls.Problems.of_first(refused)
+        try:
+            rest = self.settings.timeout - self.time_limit
+            found = await self.web.examine(hop, rest * 0.75)
+        except (WebFailure, tls.Refused):
+            return first
+        certificates, _ = parse_chain(found.chain, None)
+        now = self.clock.now()
+        dated = any(not one.not_before <= now < one.not_after for one in certificates)
+        if found.untrusted or found.misnamed or dated:
+            return found
+        return replace(found, untrusted=str(refused))
+
+    def _observation(self, found: Findings, failure: WebFailure | None) -> Observation:
         enabled = {invariant.id for invariant in self.invariants}
-        signals = tuple(
-            signal for signal in found.signals if signal.invariant in enabled
+        signals = tuple(one for one in found.signals if one.invariant in enabled)
+        seen = {signal.invariant for signal in signals}
+        covered = seen - _CERTIFICATE
+        if failure is None and not any(map(_wrong_status, found.signals)):
+            # Every address was seen, also if none of them uses TLS. An error page may stand for a redirect.
+            covered = (seen | _CERTIFICATE) & enabled
+        unseen = {**found.unavailable, **found.unsupported}
+        covered -= unseen.keys()
+        unavailable = {k: v for k, v in found.unavailable.items() if k in enabled}
+        unsupported = {k: v for k, v in found.unsupported.items() if k in enabled}
+        reported = any(signal.holds is False or _expired(signal) for signal in signals)
+        if failure is not None and not reported:
+            # What is unknown because of a violation that is reported is not reported again.
+            hidden = enabled - covered - seen - found.ignored.keys()
+            rest = dict.fromkeys(sorted(hidden), failure.message)
+            if failure.refused:
+                hint = "set `ca_file`, `server_name` or `verify: false`"
+                rest = {name: f"{why}; {hint}" for name, why in rest.items()}
+                unsupported = {**rest, **unsupported}
+            else:
+                unavailable = {**rest, **unavailable}
+        return Observation(
+            signals=signals,
+            covered=frozenset(covered),
+            unavailable=unavailable,
+            unsupported=unsupported,
+            ignored=found.ignored,
         )
-        # An invariant that is unknown because of a reported violation is not reported as unavailable too.
-        unavailable = {
-            name: why for name, why in found.unavailable.items() if name in enabled
-        }
-        covered = frozenset(signal.invariant for signal in signals)
-        return Observation(signals=signals, covered=covered, unavailable=unavailable)
-
-
-# ------------------------------------------------------------------ evidence
-
-# Cookies, locations with tokens and similar headers are left out.
-_SHOWN_HEADERS = (
-    "age",
-    "cache-control",
-    "connection",
-    "content-encoding",
-    "content-length",
-    "content-type",
-    "date",
-    "retry-after",
-    "server",
-    "via",
-    "x-cache",
-)
-_BODY_CHARACTERS = 2000
-
-
-def _sources(subject: HttpSubject) -> Sequence[EvidenceSource]:
-    target = subject.target
-    limit = subject.settings.timeout
-
-    async def exchange() -> str:
-        try:
-            return describe(await subject.ask(), target.host)
-        except WebFailure as failure:
-            return (
-                f"request: failed\ncause: {failure.cause}\nmessage: {failure.message}"
-            )
-
-    async def certificate() -> str:
-        found = await tls.certificate(target.host, target.port, limit / 3)
-        accepted = await tls.verdict(
-            target.host, target.port, subject.web.tls, limit / 3
-        )
-        return tls.describe(found, accepted, subject.clock.now())
-
-    async def addresses() -> str:
-        return await resolve(target.host, target.port, limit / 2)
-
-    found = [
-        EvidenceSource(
-            f"{subject.settings.method} {target.shown} now",
-            target.shown,
-            exchange,
-            10,
-            limit,
-        ),
-        EvidenceSource(
-            f"Addresses of {target.host}", "name resolution", addresses, 40, limit
-        ),
-    ]
-    if target.secure:
-        found.insert(
-            1,
-            EvidenceSource(
-                f"Certificate of {target.host}:{target.port}",
-                "TLS handshake",
-                certificate,
-                20,
-                limit,
-            ),
-        )
-    return found
-
-
-def describe(answer: Answer, home: str) -> str:
-    """Return status line, timings, harmless headers and the beginning of the body."""
-    lines = [f"status: {answer.version} {answer.status} {answer.reason}"]
-    lines.append(f"total: {format_duration(answer.seconds)}")
-    lines += [
-        f"{phase}: {format_duration(spent)}" for phase, spent in answer.timings.items()
-    ]
-    for name in _SHOWN_HEADERS:
-        if value := answer.header(name):
-            lines.append(f"header {name}: {ticket_line(value, 200)}")
-    if answer.host != home:
-        # The body from another host could be anything, even an internal page.
-        return "\n".join(
-            [*lines, f"body: not shown, it came from {ticket_line(answer.host, 100)}"]
-        )
-    text = answer.body.decode("utf-8", "replace")
-    size = f"more than {len(answer.body)}" if answer.cut else str(len(answer.body))
-    # Marked, so that no line of a body imitates a line written here.
-    body = [f"| {part}" for part in text[:_BODY_CHARACTERS].splitlines()]
-    return "\n".join([*lines, f"body: {size} bytes", *body])
-
-
-async def resolve(host: str, port: int, limit: float) -> str:
-    """Return the addresses of `host`, one a line. Raises ObservationFailed."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout(limit):
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except TimeoutError:
-        raise ObservationFailed(
-            f"name resolution took longer than {limit:.3g} s"
-        ) from None
-    except (OSError, UnicodeError) as error:
-        reason = ticket_line(str(error), 200)
-        return f"{host}: name resolution failed: {reason}"
-    return "\n".join(sorted({f"{host} has address {item[4][0]}" for item in found}))

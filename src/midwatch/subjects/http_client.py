@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,10 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.subjects import tls
+from midwatch.subjects.content_coding import Decompressor, decode
 from midwatch.text import ticket_line
 
 if TYPE_CHECKING:
     import httpx2
+
+    from midwatch.subjects.http_transport import Transport
 
 Cause = Literal[
     "timeout",  # no full answer within the time limit
@@ -30,10 +34,19 @@ Cause = Literal[
     "protocol",  # what came back is not HTTP
     "redirects",  # too many, or to a place that is not HTTP
     "request",  # the request could not be sent at all
-    "local",  # this machine had no descriptors or no memory left
+    "proxy",  # the proxy is out of reach, or refuses
+    "local",  # this machine had no descriptors, ports or memory left
 ]
 Origin = tuple[str, str, int]
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
+_OUTSIDE = {"timeout", "dns", "refused", "network"}
+_PORTS = {"http": 80, "https": 443}
+_EXHAUSTED = {
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOBUFS,
+    errno.EADDRNOTAVAIL,  # no local port is left
+}
 _PHASES = {
     "connect_tcp": "connect",
     "start_tls": "tls",
@@ -43,19 +56,47 @@ _PHASES = {
 
 
 class WebFailure(ObservationFailed):
-    """The HTTP request failed."""
+    """The HTTP request failed.
+
+    `hops` are the addresses that were requested; the last one failed. `refused` is why a certificate was not accepted.
+    """
+
+    refused: tls.Refused | None = None
+    hops: tuple[Hop, ...] = ()
 
     def __init__(self, cause: Cause, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.cause = cause
 
+    def at(self, hops: Sequence[Hop]) -> WebFailure:
+        """Return the failure with the addresses that were requested."""
+        message = self.message
+        if len(hops) > 1 and self.cause != "redirects":
+            message = f"redirected to {show_origin(hops[-1].origin)}: {message}"
+        failure = WebFailure(self.cause, message, hint=self.hint)
+        failure.refused, failure.hops = self.refused, tuple(hops)
+        return failure
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One address of a request and its redirects, and the certificates that it showed (see `tls.chain`).
+
+    `name` is the one that its own certificate must have; `accepted_until` is when that ends, where Python verified it.
+    """
+
+    origin: Origin
+    name: str
+    chain: tuple[bytes, ...] = ()
+    accepted_until: datetime | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response. `body` ends at the limit where `cut` is true; it is never decompressed.
+    """A response. `body` is decompressed and ends at the limit where `cut` is true.
 
-    `timings` are seconds by phase; `seconds` is the total. `certificate` is the server's own,
-    in DER form; `accepted_until` is when it ends, where Python verified it.
+    `undecoded` says why the body is still compressed, `malformed` why it cannot be decompressed by anyone.
+    `timings` are seconds by phase; `seconds` is the total. `hops` end with the address that answered.
     """
 
     status: int
@@ -64,22 +105,30 @@ class Answer:
     headers: tuple[tuple[str, str], ...]
     body: bytes
     cut: bool
-    host: str
-    origin: Origin
     seconds: float
+    hops: tuple[Hop, ...]
+    undecoded: str = ""
+    malformed: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
-    certificate: bytes | None = None
-    accepted_until: datetime | None = None
+
+    @property
+    def host(self) -> str:
+        return self.hops[-1].origin[1]
 
     def header(self, name: str) -> str:
         return next((value for key, value in self.headers if key == name), "")
 
+    def text(self) -> str:
+        """Return the body as text: as its byte order mark says, else its content type, else as UTF-8."""
+        return decode(self.body, self.header("content-type"))
+
 
 class WebClient:
-    """The HTTP client of one subject. It keeps no cookies, uses no proxies, and bounds bodies.
+    """The HTTP client of one subject. It keeps no cookies, uses no proxy but its own, and bounds bodies.
 
     Without `keep_alive` every request makes a connection of its own: an old one proves little. The
-    client of httpx2 is created at the first request, so that an idle monitor stays small.
+    connections are prepared at the first request, so that an idle monitor stays small. `server_name` is the
+    name that a certificate must have, instead of the host of the URL.
     """
 
     def __init__(
@@ -87,22 +136,22 @@ class WebClient:
         *,
         verify: bool = True,
         ca_file: Path | None = None,
+        client_certificate: Path | None = None,
+        client_key: Path | None = None,
+        proxy: str = "",
         path: str = "",
+        server_name: str = "",
         keep_alive: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self._keep_alive = keep_alive
+        self._server_name = server_name
         self._verify, self._ca_file = verify, ca_file
-        self._path = path
+        self._client_certificate, self._client_key = client_certificate, client_key
+        self._proxy, self._path = proxy, path
         self._clock = clock or SystemClock()
-        self._tls = tls.ssl_context(verify, ca_file, path) if ca_file else None
-        self._client: httpx2.AsyncClient | None = None
-
-    @property
-    def tls(self) -> ssl.SSLContext:
-        if self._tls is None:
-            self._tls = tls.ssl_context(self._verify, self._ca_file, self._path)
-        return self._tls
+        self._tls = self._context() if ca_file or client_certificate else None
+        self._transport: Transport | None = None
 
     async def fetch(
         self,
@@ -114,6 +163,7 @@ class WebClient:
         params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         redirects: int = 0,
+        consume: Callable[[bytes], bool] | None = None,
     ) -> Answer:
         """Send one request and read its response.
 
@@ -121,28 +171,82 @@ class WebClient:
             method: The HTTP method.
             url: The URL.
             timeout: Seconds for all of it, redirects included.
-            limit: Bytes of the body that are read.
+            limit: Bytes of the body that are read, and that it may have decompressed.
             params: Added to the query.
             headers: Sent to the origin of `url` only, not to other origins that it redirects to.
             redirects: How many redirects are followed.
+            consume: Takes each piece of the body, which is not kept then, and returns whether to read on.
 
         Raises:
             WebFailure: There is no complete answer; `cause` has the reason.
         """
-        import httpx2
-
-        trace = _Trace(self._clock)
+        trace = self._trace()
         try:
             async with asyncio.timeout(timeout):
                 return await self._follow(
-                    method, url, params, dict(headers or {}), redirects, limit, trace
+                    method,
+                    url,
+                    params,
+                    dict(headers or {}),
+                    redirects,
+                    limit,
+                    trace,
+                    consume,
                 )
         except TimeoutError:
-            raise WebFailure(
+            failure = WebFailure(
                 "timeout", f"no answer within {timeout:.3g} s: {trace.reached()}"
+            )
+        except WebFailure as known:
+            failure = known
+        except foreign_errors() as error:
+            failure = map_http_error(error)
+        if self._proxy and "connect" not in trace.timings and failure.cause in _OUTSIDE:
+            failure = WebFailure(
+                "proxy", f"no connection to the proxy: {failure.message}"
+            )
+        raise failure.at(trace.hops)
+
+    async def examine(self, hop: Hop, timeout: float) -> tls.Problems:
+        """Return all the reasons for which the certificate of an address is not accepted.
+
+        Nothing is requested. `timeout` is in seconds. Raises WebFailure.
+        """
+
+        async def handshake(context: ssl.SSLContext) -> tuple[bytes, ...]:
+            return await self._handshake(hop, context)
+
+        try:
+            async with asyncio.timeout(timeout):
+                return await tls.examine(handshake, self._context)
+        except TimeoutError:
+            raise WebFailure(
+                "timeout", f"no TLS handshake within {timeout:.3g} s"
             ) from None
-        except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
+        except OSError as error:  # OpenSSL cannot read the certificate, for one
             raise map_http_error(error) from None
+
+    async def _handshake(self, hop: Hop, context: ssl.SSLContext) -> tuple[bytes, ...]:
+        """Connect as a request would, and return the certificates. Raises Refused and WebFailure."""
+        transport = self._new_transport(context)
+        trace = self._trace(handshake_only=True)
+        try:
+            await self._send(
+                transport, "HEAD", show_origin(hop.origin), {}, trace, hop.name
+            )
+        except _Handshaken:
+            if chain := trace.hops[-1].chain:
+                return chain
+            raise WebFailure("tls", "the server shows no certificate") from None
+        except foreign_errors() as error:
+            failure = map_http_error(error)
+            raise failure.refused or failure from None
+        finally:
+            await transport.aclose()
+        raise WebFailure("tls", "the server does not speak TLS")
+
+    def _trace(self, handshake_only: bool = False) -> _Trace:
+        return _Trace(self._clock, bool(self._proxy), handshake_only)
 
     async def _follow(
         self,
@@ -153,41 +257,97 @@ class WebClient:
         redirects: int,
         limit: int,
         trace: _Trace,
+        consume: Callable[[bytes], bool] | None,
     ) -> Answer:
-        client = self._opened()
-        client.cookies.clear()
-        request = client.build_request(
-            method,
-            url,
-            params=params,
-            # A compressed body could be a bomb: only the bytes on the wire are read.
-            headers={"accept-encoding": "identity", **headers},
-            extensions={"trace": trace},
-        )
-        home = _origin(request.url)
+        import httpx2
+
+        if self._transport is None:
+            self._tls = self._tls or self._context()
+            self._transport = self._new_transport(self._tls)
+        cookies = httpx2.Cookies()
+        address = httpx2.URL(url)
+        if params:
+            address = address.copy_merge_params(params)
+        home = _origin(address)
         for _ in range(redirects + 1):
-            response = await client.send(request, stream=True)
+            at_home = _origin(address) == home
+            name = self._server_name if at_home else ""
+            given = {
+                "accept": "*/*",
+                # Fewer servers compress then; what comes compressed all the same is read.
+                "accept-encoding": "identity",
+                "user-agent": "midwatch",
+                **(headers if at_home else {}),
+            }
+            response = await self._send(
+                self._transport, method, address, given, trace, name, cookies
+            )
             try:
-                if response.next_request is None or not redirects:
-                    return await self._read(response, limit, trace)
-                request = response.next_request
+                following = _location(response) if redirects else None
+                if following is None:
+                    return await self._read(response, limit, trace, consume)
+                cookies.extract_cookies(response)
             finally:
                 await response.aclose()
-            if _origin(request.url) != home:
-                for name in headers:
-                    request.headers.pop(name, None)
+            address, method = following, _next_method(method, response.status_code)
         raise WebFailure("redirects", f"more than {redirects} redirects")
 
+    async def _send(
+        self,
+        transport: Transport,
+        method: str,
+        url: httpx2.URL | str,
+        headers: Mapping[str, str],
+        trace: _Trace,
+        name: str,
+        cookies: httpx2.Cookies | None = None,
+    ) -> httpx2.Response:
+        import httpx2
+
+        address = httpx2.URL(url)
+        # No certificate has a name that ends with the dot of an absolute name.
+        name = name or address.host.rstrip(".")
+        extensions: dict[str, Any] = {"trace": trace}
+        if name != address.host:
+            extensions["sni_hostname"] = name
+        request = httpx2.Request(
+            method,
+            address,
+            headers=[
+                (name.encode(), value.encode()) for name, value in headers.items()
+            ],
+            cookies=cookies,
+            extensions=extensions,
+        )
+        trace.hops.append(Hop(_origin(address), name))
+        response = await transport.handle_async_request(request)
+        response.request = request
+        return response
+
     async def _read(
-        self, response: httpx2.Response, limit: int, trace: _Trace
+        self,
+        response: httpx2.Response,
+        limit: int,
+        trace: _Trace,
+        consume: Callable[[bytes], bool] | None,
     ) -> Answer:
         body = bytearray()
+        received = 0
+        decoder = Decompressor(response.headers.get("content-encoding", ""), limit)
+
+        def keep(piece: bytes) -> bool:
+            body.extend(piece)
+            return not decoder.cut
+
+        take = consume or keep
         async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > limit:
+            received += len(chunk)
+            wanted = all(take(piece) for piece in decoder.feed(chunk))
+            if not wanted or decoder.malformed or received > limit:
                 break
-        stream = response.extensions.get("network_stream")
-        secured = stream.get_extra_info("ssl_object") if stream else None
+        problem = decoder.undecoded or decoder.malformed
+        if problem and consume is not None:
+            raise WebFailure("protocol", problem)
         return Answer(
             status=response.status_code,
             reason=ticket_line(response.reason_phrase, 60),
@@ -197,47 +357,83 @@ class WebClient:
                 for name, value in response.headers.multi_items()
             ),
             body=bytes(body[:limit]),
-            cut=len(body) > limit,
-            host=response.request.url.host,
-            origin=_origin(response.request.url),
+            cut=received > limit or decoder.cut,
             seconds=trace.elapsed(),
+            hops=tuple(trace.hops),
+            undecoded=decoder.undecoded,
+            malformed=decoder.malformed,
             timings=trace.timings,
-            certificate=secured.getpeercert(True) if secured else None,
-            accepted_until=tls.accepted_until(secured) if secured else None,
         )
 
-    def _opened(self) -> httpx2.AsyncClient:
-        if self._client is None:
-            import httpx2
-
-            kept = None if self._keep_alive else 0
-            self._client = httpx2.AsyncClient(
-                verify=self.tls,
-                trust_env=False,
-                timeout=None,
-                follow_redirects=False,
-                limits=httpx2.Limits(max_keepalive_connections=kept),
+    def _context(self) -> ssl.SSLContext:
+        context = tls.ssl_context(self._verify, self._ca_file, f"{self._path}.ca_file")
+        if self._client_certificate is not None:
+            tls.load_client_certificate(
+                context,
+                self._client_certificate,
+                self._client_key,
+                f"{self._path}.client_certificate",
             )
-        return self._client
+        return context
+
+    def _new_transport(self, context: ssl.SSLContext) -> Transport:
+        from midwatch.subjects.http_transport import Transport
+
+        return Transport(context, self._keep_alive, self._proxy)
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.aclose()
+
+
+def _location(response: httpx2.Response) -> httpx2.URL | None:
+    """Return the URL that a response redirects to, or None. Raises WebFailure for one that is none."""
+    import httpx2
+
+    location = response.headers.get("location", "").strip()
+    if response.status_code not in (301, 302, 303, 307, 308) or not location:
+        return None
+    try:
+        url = response.request.url.join(location)
+    except (httpx2.InvalidURL, ValueError):
+        url = None
+    if url is None or url.scheme not in ("http", "https") or not url.host:
+        bare = re.sub(r"//[^/]*@", "//", re.split(r"[?#]", location)[0])
+        shown = ticket_line(bare, 60)
+        raise WebFailure("redirects", f"redirected to an unsupported address: {shown}")
+    return url
+
+
+def _next_method(method: str, status: int) -> str:
+    """Return the method after a redirect (RFC 9110, section 15.4)."""
+    if status in (302, 303) and method != "HEAD" or (status, method) == (301, "POST"):
+        return "GET"
+    return method
+
+
+class _Handshaken(Exception):
+    """Ends a request that is about the TLS handshake only."""
 
 
 class _Trace:
-    """Times of the phases of a request, from the events of the HTTP client."""
+    """Times of the phases of a request, and where it went, from the events of the HTTP client."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, by_proxy: bool, handshake_only: bool) -> None:
         self._clock = clock
+        # The connection to a proxy may have TLS too.
+        self._tls_event = f"{'proxy' if by_proxy else 'connection'}.start_tls.complete"
+        self._handshake_only = handshake_only
         self._began = clock.monotonic()
         self._starts: dict[str, float] = {}
         self.timings: dict[str, float] = {}
+        self.hops: list[Hop] = []
 
-    async def __call__(self, event: str, _info: Mapping[str, Any]) -> None:
+    async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
         name, _, moment = event.rpartition(".")
         phase = _PHASES.get(name.rpartition(".")[2])
+        if event == self._tls_event:
+            await self._secured(info["return_value"])
         if phase is None:
             return
         now = self._clock.monotonic()
@@ -246,6 +442,16 @@ class _Trace:
         elif moment == "complete" and phase in self._starts:
             spent = now - self._starts[phase]
             self.timings[phase] = self.timings.get(phase, 0.0) + spent
+
+    async def _secured(self, stream: Any) -> None:
+        secured = stream.get_extra_info("ssl_object")
+        until = tls.accepted_until(secured)
+        self.hops[-1] = replace(
+            self.hops[-1], chain=tls.chain(secured), accepted_until=until
+        )
+        if self._handshake_only:
+            await stream.aclose()
+            raise _Handshaken
 
     def elapsed(self) -> float:
         return self._clock.monotonic() - self._began
@@ -261,8 +467,28 @@ class _Trace:
         return "no connection"
 
 
+def foreign_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of the HTTP client. (It is imported when it is first used.)"""
+    import httpcore2
+    import httpx2
+
+    return (
+        OSError,  # such as an alert of TLS 1.3, which comes after the handshake
+        httpx2.HTTPError,
+        httpx2.StreamError,
+        httpx2.InvalidURL,
+        httpcore2.TimeoutException,
+        httpcore2.NetworkError,
+        httpcore2.ProtocolError,
+        httpcore2.ProxyError,
+        httpcore2.UnsupportedProtocol,
+        httpcore2.ConnectionNotAvailable,
+    )
+
+
 def map_http_error(error: Exception) -> WebFailure:
     """Map an error of the HTTP client, or the system error below it, to a WebFailure."""
+    import httpcore2
     import httpx2
 
     for inner in _chain(error):
@@ -271,15 +497,31 @@ def map_http_error(error: Exception) -> WebFailure:
             return known
     text = ticket_line(str(error) or type(error).__name__, 200)
     match error:
-        case httpx2.TimeoutException():
+        case httpx2.TimeoutException() | httpcore2.TimeoutException():
             return WebFailure("timeout", f"no answer in time: {text}")
-        case httpx2.UnsupportedProtocol() | httpx2.TooManyRedirects():
+        case (
+            httpx2.UnsupportedProtocol()
+            | httpx2.TooManyRedirects()
+            | httpcore2.UnsupportedProtocol()
+        ):
             return WebFailure(
                 "redirects", f"redirected to an unsupported address: {text}"
             )
-        case httpx2.NetworkError() | httpx2.ProxyError():
+        case (
+            httpx2.NetworkError()
+            | httpcore2.NetworkError()
+            | httpcore2.ConnectionNotAvailable()
+        ):
             return WebFailure("network", f"the connection failed: {text}")
-        case httpx2.LocalProtocolError() | httpx2.InvalidURL():
+        case httpx2.ProxyError() | httpcore2.ProxyError():
+            # Its text begins with the status: with 5xx the proxy has tried (RFC 9110, section 15.6).
+            cause: Cause = "network" if text.startswith("5") else "proxy"
+            return WebFailure(cause, f"the proxy does not connect: {text}")
+        case (
+            httpx2.LocalProtocolError()
+            | httpx2.InvalidURL()
+            | httpcore2.LocalProtocolError()
+        ):
             return WebFailure("request", f"the request could not be sent: {text}")
         case _:
             return WebFailure("protocol", f"no valid HTTP answer: {text}")
@@ -288,11 +530,18 @@ def map_http_error(error: Exception) -> WebFailure:
 def _map_system_error(error: BaseException) -> WebFailure | None:
     match error:
         case ssl.SSLCertVerificationError():
-            reason = ticket_line(error.verify_message or str(error), 200)
-            return WebFailure("certificate", f"certificate not accepted: {reason}")
+            refused = tls.Refused.of(error)
+            failure = WebFailure("certificate", f"certificate not accepted: {refused}")
+            failure.refused = refused
+            return failure
         case ssl.SSLError():
             reason = ticket_line(error.reason or str(error), 200)
-            return WebFailure("tls", f"TLS handshake failed: {reason}")
+            wanted = "CERTIFICATE_REQUIRED" in reason
+            return WebFailure(
+                "tls",
+                f"TLS handshake failed: {reason}",
+                hint="set `client_certificate`" if wanted else None,
+            )
         case socket.gaierror():
             return WebFailure(
                 "dns", f"the host name has no address: {error.strerror or error}"
@@ -321,4 +570,11 @@ def _chain(error: BaseException, depth: int = 8) -> Iterator[BaseException]:
 
 
 def _origin(url: httpx2.URL) -> Origin:
-    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+    return url.scheme, url.host, url.port or _PORTS[url.scheme]
+
+
+def show_origin(origin: Origin) -> str:
+    """Return `https://shop.example`, with the port where it is not the usual one."""
+    scheme, host, port = origin
+    literal = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{literal}" + ("" if port == _PORTS[scheme] else f":{port}")

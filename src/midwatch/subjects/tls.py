@@ -1,4 +1,4 @@
-"""TLS certificates: read one also where it is refused, and check whether it is accepted.
+"""TLS certificates: read them also where they are refused, and find every reason for which they are.
 
 The standard library reads a certificate only after it accepted it, and those that matter here are those
 that it refused. `cryptography` reads their fields (RFC 5280, section 4.1).
@@ -6,17 +6,17 @@ that it refused. `cryptography` reads their fields (RFC 5280, section 4.1).
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import warnings
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from midwatch.errors import ObservationFailed, SettingsError
+from midwatch.errors import SettingsError
 from midwatch.text import ticket_line
 from midwatch.units import format_duration
 
@@ -41,7 +41,14 @@ class Certificate:
     not_after: datetime
     names: tuple[str, ...]
 
+    @classmethod
+    def unreadable(cls, not_after: datetime) -> Certificate:
+        """Return one of which only the end is known."""
+        begin = datetime.fromtimestamp(0, UTC)
+        return cls(UNREADABLE, UNREADABLE, begin, not_after, (UNREADABLE,))
 
+
+@lru_cache(maxsize=256)
 def parse(der: bytes) -> Certificate:
     """Return the fields of a certificate in DER form.
 
@@ -103,51 +110,28 @@ def _alternative_names(certificate: x509.Certificate) -> tuple[str, ...]:
     return tuple(ticket_line(str(n.value), 100) for n in islice(hosts, _MOST_NAMES))
 
 
-async def handshake(
-    host: str, port: int, context: ssl.SSLContext, timeout: float
-) -> bytes:
-    """Return the server's certificate in DER form, or b"".
+# ------------------------------------------------------------------ connections
 
-    Raises ObservationFailed, and ssl.SSLCertVerificationError where `context` refuses it.
+
+def chain(secured: ssl.SSLObject) -> tuple[bytes, ...]:
+    """Return the certificates of a connection in DER form, the server's own first.
+
+    Where the connection was verified they lead to the trusted one; else they are those that the server sent.
     """
-    try:
-        async with asyncio.timeout(timeout):
-            _, writer = await asyncio.open_connection(
-                host, port, ssl=context, server_hostname=host, limit=2**12
-            )
-    except ssl.SSLCertVerificationError:
-        raise
-    except TimeoutError:
-        raise ObservationFailed(f"no TLS handshake within {timeout:.3g} s") from None
-    except (OSError, UnicodeError) as error:
-        reason = ticket_line(str(error), 200)
-        raise ObservationFailed(f"no TLS handshake: {reason}") from None
-    secured = writer.get_extra_info("ssl_object")
-    writer.transport.abort()
-    return (secured.getpeercert(True) if secured else None) or b""
-
-
-async def certificate(host: str, port: int, timeout: float) -> Certificate:
-    """Return the server's certificate, accepted or not. Raises ObservationFailed."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return read(await handshake(host, port, context, timeout))
-
-
-async def verdict(host: str, port: int, context: ssl.SSLContext, timeout: float) -> str:
-    """Return in one line whether `context` accepts the server's certificate. Raises ObservationFailed."""
-    try:
-        await handshake(host, port, context, timeout)
-    except ssl.SSLCertVerificationError as error:
-        return f"not accepted: {ticket_line(error.verify_message or str(error), 200)}"
-    if context.verify_mode is ssl.CERT_NONE:
-        return "not checked (`verify` is off)"
-    return "accepted"
+    # Python 3.13 made public what the object below it has since 3.10.
+    source: Any = secured
+    if not hasattr(secured, "get_verified_chain"):
+        source = secured._sslobj  # type: ignore[attr-defined]
+    verified = secured.context.verify_mode is not ssl.CERT_NONE
+    found = source.get_verified_chain() if verified else source.get_unverified_chain()
+    return tuple(
+        one if isinstance(one, bytes) else ssl.PEM_cert_to_DER_cert(one.public_bytes())
+        for one in found or ()
+    )
 
 
 def accepted_until(secured: ssl.SSLObject) -> datetime | None:
-    """Return when the certificate of a connection ends, or None.
+    """Return when the server's own certificate ends, or None.
 
     Python knows it only for a certificate that it verified and whose names it can decode.
     """
@@ -158,34 +142,80 @@ def accepted_until(secured: ssl.SSLObject) -> datetime | None:
         return None
 
 
-def read(der: bytes) -> Certificate:
-    """Return the certificate in `der`. Raises ObservationFailed when it is not one."""
+# ------------------------------------------------------------------ what OpenSSL refuses
+
+_NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME, which Python has no name for
+_NAME_CODES = {
+    62,
+    63,
+    64,
+}  # X509_V_ERR_HOSTNAME_MISMATCH, of an e-mail and of an IP address
+
+
+class Refused(Exception):
+    """A certificate that was not accepted. `code` is that of OpenSSL, which stops at the first reason."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+    @classmethod
+    def of(cls, error: ssl.SSLCertVerificationError) -> Refused:
+        reason = ticket_line(error.verify_message or str(error), 200)
+        return cls(error.verify_code, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Problems:
+    """Why a certificate is not accepted: each is one line, or "" where it is fine, or None if unknown.
+
+    `untrusted` has every reason that is neither a name nor, where `chain` is known, a date. `chain` is as that of `chain`.
+    """
+
+    untrusted: str | None
+    misnamed: str | None
+    chain: tuple[bytes, ...] = ()
+
+    @classmethod
+    def of_first(cls, refused: Refused) -> Problems:
+        """Return what the first reason alone tells."""
+        if refused.code in _NAME_CODES:
+            return cls(None, str(refused))
+        return cls(str(refused), None)
+
+
+async def examine(
+    handshake: Callable[[ssl.SSLContext], Awaitable[tuple[bytes, ...]]],
+    context: Callable[[], ssl.SSLContext],
+) -> Problems:
+    """Return all the reasons for which a certificate is not accepted: one does not hide the others.
+
+    Args:
+        handshake: Connects with a context and returns the chain. Raises Refused.
+        context: Makes a context that trusts the authorities of the settings, which is changed here.
+    """
+    anything = context()
+    anything.check_hostname = False
+    anything.verify_mode = ssl.CERT_NONE
+    sent = await handshake(anything)
+    trusting = context()
+    trusting.check_hostname = False
+    trusting.verify_flags |= _NO_CHECK_TIME
+    # This one trusts the certificate itself, whatever its dates, but still compares its names.
+    naming = context()
+    naming.load_verify_locations(cadata=sent[0])
+    naming.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
+    untrusted = misnamed = ""
+    verified: tuple[bytes, ...] = ()
     try:
-        return parse(der)
-    except ValueError as error:
-        raise ObservationFailed(
-            f"the server's certificate cannot be read: {error}"
-        ) from None
-
-
-def describe(found: Certificate, verdict: str, now: datetime) -> str:
-    """Return a certificate as evidence, one field a line."""
-    left = (found.not_after - now).total_seconds()
-    return "\n".join(
-        (
-            f"verification: {verdict}",
-            f"subject: {found.subject}",
-            f"issuer: {found.issuer}",
-            f"names: {', '.join(found.names) or '(none)'}",
-            f"not before: {found.not_before:%Y-%m-%d %H:%M:%S} UTC",
-            f"not after: {found.not_after:%Y-%m-%d %H:%M:%S} UTC",
-            (
-                f"left: {format_duration(left)}"
-                if left > 0
-                else f"expired: {format_duration(-left)} ago"
-            ),
-        )
-    )
+        verified = await handshake(trusting)
+    except Refused as refused:
+        untrusted = str(refused)
+    try:
+        await handshake(naming)
+    except Refused as refused:
+        misnamed = str(refused) if refused.code in _NAME_CODES else ""
+    return Problems(untrusted, misnamed, verified or sent)
 
 
 def ssl_context(verify: bool, ca_file: Path | None, path: str) -> ssl.SSLContext:
@@ -193,7 +223,7 @@ def ssl_context(verify: bool, ca_file: Path | None, path: str) -> ssl.SSLContext
 
     Args:
         verify: Whether they are verified at all.
-        ca_file: A PEM file of certificate authorities to trust besides the system's.
+        ca_file: A PEM file of certificates to trust besides the system's authorities.
         path: The path of the setting that an error names.
 
     Raises:
@@ -202,6 +232,10 @@ def ssl_context(verify: bool, ca_file: Path | None, path: str) -> ssl.SSLContext
     import httpx2
 
     context = httpx2.create_ssl_context(verify=verify, trust_env=False)
+    # As curl and browsers do: Python's own list lacks ciphers with SHA-1, which TLS 1.2 allows.
+    context.set_ciphers("DEFAULT")
+    # As curl does, and Python since 3.13: an intermediate authority in `ca_file` is enough.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     if verify and ca_file is not None:
         try:
             context.load_verify_locations(cafile=ca_file)
@@ -212,3 +246,45 @@ def ssl_context(verify: bool, ca_file: Path | None, path: str) -> ssl.SSLContext
                 hint="use a PEM file of certificate authorities",
             ) from None
     return context
+
+
+def load_client_certificate(
+    context: ssl.SSLContext, certificate: Path, key: Path | None, path: str
+) -> None:
+    """Let `context` present a certificate to servers that ask for one.
+
+    `path` is the path of the setting. Raises SettingsError for files that cannot be used.
+    """
+    try:
+        # Without a password a key with a passphrase would be asked for on the terminal.
+        context.load_cert_chain(certificate, key, password=b"")
+    except OSError as error:
+        raise SettingsError(
+            f"{certificate} cannot be used: {error.strerror or error}",
+            path=path,
+            hint="use a PEM file with a certificate and its key, or `client_key`; the key without a passphrase",
+        ) from None
+
+
+# ------------------------------------------------------------------ for a person
+
+
+def describe(certificates: Sequence[Certificate], now: datetime) -> str:
+    """Return a chain as evidence, the server's own certificate first, one field a line."""
+    lines: list[str] = []
+    for number, found in enumerate(certificates):
+        left = (found.not_after - now).total_seconds()
+        lines += [
+            f"subject: {found.subject}",
+            f"issuer: {found.issuer}",
+            f"not before: {found.not_before:%Y-%m-%d %H:%M:%S} UTC",
+            f"not after: {found.not_after:%Y-%m-%d %H:%M:%S} UTC",
+            (
+                f"left: {format_duration(left)}"
+                if left > 0
+                else f"expired: {format_duration(-left)} ago"
+            ),
+        ]
+        if not number:
+            lines.insert(2, f"names: {', '.join(found.names) or '(none)'}")
+    return "\n".join(lines)
