@@ -346,6 +346,7 @@ def test_a_broken_snippet_is_found(place: Place, api: ScriptedMessagesAPI) -> No
 ENVIRON = {
     "ORDERS_DSN": "postgresql://midwatch@db.example/orders",
     "HEALTH_TOKEN": "a-token-for-a-health-check",
+    "GRAFANA_TOKEN": "a-token-of-a-service-account",
 }
 
 

@@ -1,29 +1,26 @@
-"""The part of Prometheus' HTTP API that is used here, as values, and the settings of the kind `prometheus`.
+"""The part of Prometheus' HTTP API that is used here, as values.
 
-The formats are those of https://prometheus.io/docs/prometheus/latest/querying/api/. Anything else is an
-error, not an empty answer.
+The formats are those of https://prometheus.io/docs/prometheus/latest/querying/api/, and what Grafana, Mimir,
+Thanos and VictoriaMetrics make of them: their words for states and health are mapped here. Anything else
+is an error, not an empty answer. Long lists are read item by item, so that their length does not matter.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
-
-from pydantic import Field, SecretStr, field_validator, model_validator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from midwatch.errors import ObservationFailed
-from midwatch.model import Invariant, Severity, Unit
-from midwatch.settings import Group, Name, SubjectSettings
-from midwatch.subjects.http import Url
-from midwatch.subjects.http_client import Answer, WebClient
+from midwatch.subjects.http_client import Answer, WebClient, WebFailure
+from midwatch.subjects.json_stream import JsonFeed, JsonText, Member, Reading
 from midwatch.text import ticket_line
-from midwatch.units import Seconds, format_value, parse_limit
 
-ANSWER_LIMIT = 8_000_000  # bytes
-T = TypeVar("T")
+ANSWER_LIMIT = 500_000_000  # bytes; an answer is read only within the timeout
+MOST_HELD = 10_000  # alerts before the name of their rule
+_HEAD = 300  # bytes of an answer that is not JSON
+_ADVICE = ("PromQL info", "PromQL warning")  # promql/annotations of Prometheus
+_NEVER = "0001-01-01"  # Go's zero time
 
 
 class QueryRefused(ObservationFailed):
@@ -34,6 +31,12 @@ class NotPrometheus(ObservationFailed):
     """The server does not speak Prometheus' API."""
 
     hint = "check that `url` is that of a Prometheus server, and the login"
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, status: int = 0
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,23 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """The result of a query; with `warnings` it may be incomplete."""
+class Remarks:
+    """What came with the data: why it may be `incomplete`, and `advice` on the expression, which is no failure."""
 
-    samples: tuple[Sample, ...]
-    warnings: tuple[str, ...] = ()
+    incomplete: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+
+
+AlertState = Literal["firing", "pending", "inactive", "unknown"]
+_STATES: dict[str, AlertState] = {
+    "firing": "firing",
+    "alerting": "firing",
+    "recovering": "firing",
+    "pending": "pending",
+    "inactive": "inactive",
+    "normal": "inactive",
+    "ok": "inactive",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +82,33 @@ class Alert:
     name: str
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
-    state: str  # firing, pending or inactive
+    state: AlertState
     active_at: str
+
+
+Health = Literal["ok", "failing", "unevaluated", "nodata", "paused", "other"]
+_HEALTHS: dict[str, Health] = {
+    "ok": "ok",
+    "err": "failing",
+    "error": "failing",
+    "nodata": "nodata",
+    "unknown": "unevaluated",
+    "": "unevaluated",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class AlertRule:
-    """An alerting rule and how its last evaluation went."""
+    """An alerting rule and how its last evaluation went. `duration` and `interval` are seconds."""
 
     name: str
     group: str
     query: str
     duration: float
-    health: str  # ok, err or unknown
+    labels: Mapping[str, str]
+    health: Health
     error: str
-    alerts: tuple[Alert, ...] = field(default=())
+    interval: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +122,11 @@ class Target:
 
 
 class PrometheusApi:
-    """Each method is one request. All raise WebFailure, QueryRefused or NotPrometheus."""
+    """Each method is one request. All raise WebFailure, QueryRefused or NotPrometheus.
+
+    A list is passed item by item to `take`. Where the connection breaks within one, what came before counts,
+    and the remarks say that it is incomplete.
+    """
 
     def __init__(
         self, web: WebClient, url: str, headers: Callable[[], Mapping[str, str]]
@@ -104,9 +135,26 @@ class PrometheusApi:
         self._base = url.rstrip("/") + "/api/v1/"
         self._headers = headers
 
-    async def query(self, expr: str, timeout: float) -> Result:
-        data, warnings = await self._get("query", {"query": expr}, timeout)
-        return _shaped(lambda: Result(tuple(_samples(data)), warnings))
+    async def query(
+        self, expr: str, timeout: float, take: Callable[[Sample], None]
+    ) -> Remarks:
+        reply = _Reply()
+        scalar: list[Any] = []
+
+        def sample(item: Any) -> None:
+            found = _sample(item)
+            if found is None:
+                scalar.append(item)
+            else:
+                take(found)
+
+        reader = reply.listed("result", sample)
+        data, remarks = await self._get(
+            "query", {"query": expr}, timeout, reply, reader, "result"
+        )
+        for found in _shaped(lambda: list(_scalar(data, scalar))):
+            take(found)
+        return remarks
 
     async def query_range(
         self, expr: str, start: float, end: float, step: float, timeout: float
@@ -118,93 +166,254 @@ class PrometheusApi:
             "end": f"{end:.3f}",
             "step": f"{step:.0f}",
         }
-        data, _ = await self._get("query_range", params, timeout)
-        return _shaped(lambda: tuple(_line(item) for item in data["result"]))
+        return await self._list("query_range", params, timeout, "result", _line)
 
-    async def alert_rules(self, timeout: float) -> tuple[AlertRule, ...]:
-        """Return the alerting rules with their alerts, in one request so that both have the same time."""
-        data, _ = await self._get("rules", {"type": "alert"}, timeout)
-        return _shaped(lambda: tuple(_rules(data)))
+    async def alert_rules(
+        self, timeout: float, take: Callable[[Alert], None]
+    ) -> tuple[tuple[AlertRule, ...], Remarks]:
+        """Return the alerting rules, in one request with their alerts so that both have the same time."""
+        reply = _Reply()
+        rules: list[AlertRule] = []
+        reader = _RulesReader(reply, rules, take)
+        params = {"type": "alert"}
+        _, remarks = await self._get(
+            "rules", params, timeout, reply, reader.data, "groups"
+        )
+        return tuple(rules), remarks
 
     async def targets(self, timeout: float) -> tuple[Target, ...]:
-        data, _ = await self._get("targets", {"state": "active"}, timeout)
-        return _shaped(lambda: tuple(_target(item) for item in data["activeTargets"]))
+        params = {"state": "active"}
+        return await self._list("targets", params, timeout, "activeTargets", _target)
 
     async def build(self, timeout: float) -> Mapping[str, str]:
-        data, _ = await self._get("status/buildinfo", {}, timeout)
-        return _shaped(lambda: _labels(data))
+        reply = _Reply()
+        data, _ = await self._get(
+            "status/buildinfo",
+            {},
+            timeout,
+            reply,
+            lambda _: reply.text.value(),
+            "version",
+        )
+        found: Mapping[str, str] = _shaped(lambda: _labels(data))
+        return found
+
+    async def _list(
+        self,
+        path: str,
+        params: Mapping[str, str],
+        timeout: float,
+        name: str,
+        build: Callable[[Any], Any],
+    ) -> tuple[Any, ...]:
+        reply = _Reply()
+        found: list[Any] = []
+        reader = reply.listed(name, lambda item: found.append(build(item)))
+        await self._get(path, params, timeout, reply, reader, name)
+        return tuple(found)
 
     async def _get(
-        self, path: str, params: Mapping[str, str], timeout: float
-    ) -> tuple[Any, tuple[str, ...]]:
-        answer = await self._web.fetch(
-            "GET",
-            self._base + path,
-            params=params,
-            headers=self._headers(),
-            timeout=timeout,
-            limit=ANSWER_LIMIT,
-        )
-        envelope = _envelope(answer)
-        if envelope.get("status") != "success":
+        self,
+        path: str,
+        params: Mapping[str, str],
+        timeout: float,
+        reply: _Reply,
+        data: Member,
+        required: str,
+    ) -> tuple[Any, Remarks]:
+        """Return the `data` of an answer, read with the reader `data`; it has the member `required`."""
+        feed = JsonFeed(reply.text.object({"data": data}))
+        try:
+            answer = await self._web.fetch(
+                "GET",
+                self._base + path,
+                params=params,
+                headers=self._headers(),
+                timeout=timeout,
+                limit=ANSWER_LIMIT,
+                consume=lambda piece: reply.consume(feed, piece),
+            )
+        except WebFailure as failure:
+            if not reply.items:
+                raise
+            return {}, Remarks((failure.message,))
+        except (KeyError, TypeError, AttributeError, IndexError):
+            raise NotPrometheus("the answer does not have Prometheus' form") from None
+        if reply.items and not feed.ended and not feed.error:
+            size = f"more than {ANSWER_LIMIT // 1_000_000} MB" if answer.cut else ""
+            return {}, Remarks((size or "the answer does not end",))
+        feed.feed(b"", final=True)
+        envelope = feed.result
+        if feed.error or envelope.get("status") not in ("success", "error"):
+            raise _not_prometheus(answer, reply)
+        if envelope["status"] == "error":
             raise _refusal(answer, envelope)
-        warnings = envelope.get("warnings") or []
-        if not isinstance(warnings, list):
-            raise NotPrometheus("the answer does not have Prometheus' form")
-        return envelope.get("data"), tuple(
-            ticket_line(str(w), 200) for w in warnings[:10]
+        found = envelope.get("data")
+        if not isinstance(found, Mapping) or required not in found:
+            raise _not_prometheus(answer, reply)
+        return found, _shaped(lambda: _remarks(envelope))
+
+
+class _Reply:
+    """The reading of one answer: its text, its beginning, and how many items of a list it had so far."""
+
+    def __init__(self) -> None:
+        self.text = JsonText()
+        self.head = b""
+        self.items = 0
+
+    def consume(self, feed: JsonFeed, piece: bytes) -> bool:
+        """Read a piece; return whether to go on."""
+        if len(self.head) < _HEAD:
+            self.head += piece[:_HEAD]
+        feed.feed(piece)
+        return feed.error is None
+
+    def listed(self, name: str, take: Callable[[Any], None]) -> Member:
+        """Return a reader for an object with a long list, whose items are passed to `take`."""
+
+        def item() -> Reading[None]:
+            take((yield from self.text.value()))
+            self.items += 1
+
+        return lambda _: self.text.object({name: lambda _: self.text.array(item)})
+
+
+class _RulesReader:
+    """Reads groups of rules. Their alerts are passed on at once, since a storm of them fits no memory."""
+
+    def __init__(
+        self, reply: _Reply, rules: list[AlertRule], take: Callable[[Alert], None]
+    ) -> None:
+        self._reply, self._text = reply, reply.text
+        self._rules, self._take = rules, take
+
+    def data(self, _: object) -> Reading[Any]:
+        return self._text.object({"groups": lambda _: self._text.array(self._group)})
+
+    def _group(self) -> Reading[None]:
+        found: list[dict[str, Any]] = []
+
+        def rule() -> Reading[None]:
+            found.append((yield from self._rule()))
+
+        group = yield from self._text.object(
+            {"rules": lambda _: self._text.array(rule)}
         )
+        self._rules += [
+            _rule(item, group)
+            for item in found
+            if item.get("type", "alerting") != "recording"
+        ]
+
+    def _rule(self) -> Reading[dict[str, Any]]:
+        held: list[Any] = []
+
+        def alerts(rule: dict[str, Any]) -> Reading[None]:
+            return self._text.array(lambda: self._alert(rule, held))
+
+        rule = yield from self._text.object({"alerts": alerts})
+        for item in held:
+            self._take(_alert(str(rule["name"]), item))
+        return rule
+
+    def _alert(self, rule: dict[str, Any], held: list[Any]) -> Reading[None]:
+        item = yield from self._text.value()
+        self._reply.items += 1
+        if "name" in rule:
+            self._take(_alert(str(rule["name"]), item))
+        elif len(held) < MOST_HELD:
+            held.append(item)
+        else:
+            raise ValueError("the alerts of a rule come before its name")
 
 
-def _envelope(answer: Answer) -> Mapping[str, Any]:
-    if answer.cut:
-        raise QueryRefused(
-            f"the answer is larger than {ANSWER_LIMIT // 1_000_000} MB",
-            hint="narrow the expression",
-        )
-    try:
-        value = json.loads(answer.body)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        kind = answer.header("content-type") or "nothing known"
-        raise NotPrometheus(
-            f"status {answer.status} and {ticket_line(kind, 60)} instead of Prometheus' JSON"
-        )
-    return value
+def _not_prometheus(answer: Answer, reply: _Reply) -> NotPrometheus:
+    kind = ticket_line(answer.header("content-type") or "nothing known", 60)
+    text = f"status {answer.status} and {kind} instead of Prometheus' JSON"
+    text += f" ({why})" if (why := answer.undecoded or answer.malformed) else ""
+    if answer.status in range(300, 400) and (to := answer.header("location")):
+        text += f", and a redirect to {ticket_line(to.partition('?')[0], 100)}"
+    start = reply.head.decode("utf-8", "replace").strip()
+    if start and not start.startswith(("<", "{", "[")):
+        text += f": {ticket_line(start, 100)}"
+    hint = None
+    if answer.status in (401, 403):
+        hint = _LOGIN
+    elif answer.status >= 500:
+        hint = "see whether the server, and a proxy before it, are up and ready"
+    return NotPrometheus(text, hint=hint, status=answer.status)
 
 
-def _refusal(answer: Answer, envelope: Mapping[str, Any]) -> QueryRefused:
-    kind = ticket_line(str(envelope.get("errorType", "")), 40)
-    message = ticket_line(str(envelope.get("error", "")), 300)
-    text = f"the server refused with status {answer.status}"
+_LOGIN = "set `basic_auth`, `bearer_token_file` or `headers` (a tenant: X-Scope-OrgID)"
+
+
+def _refusal(answer: Answer, envelope: Mapping[str, Any]) -> ObservationFailed:
+    kind = ticket_line(str(envelope.get("errorType") or ""), 40)
+    message = ticket_line(str(envelope.get("error") or ""), 300)
+    parts = (f"the server refused with status {answer.status}", kind, message)
+    text = ": ".join(part for part in parts if part)
+    if answer.status in (401, 403):
+        return NotPrometheus(text, hint=_LOGIN, status=answer.status)
     return QueryRefused(
-        ": ".join(part for part in (text, kind, message) if part),
-        hint="correct the expression" if kind == "bad_data" else None,
+        text, hint="correct the expression" if kind == "bad_data" else None
     )
 
 
-def _shaped(build: Callable[[], T]) -> T:
+def _remarks(envelope: Mapping[str, Any]) -> Remarks:
+    """Return the remarks of an answer: advice on the expression is no reason to doubt the data.
+
+    Prometheus up to 2.53 has its infos among the warnings. VictoriaMetrics has `isPartial`. A page of
+    groups ends with the token of the next.
+    """
+    warnings = _texts(envelope.get("warnings"))
+    incomplete = [text for text in warnings if not text.startswith(_ADVICE)]
+    advice = [text for text in warnings if text.startswith(_ADVICE)]
+    if envelope.get("isPartial"):
+        incomplete.append("some storage nodes did not answer")
+    if envelope["data"].get("groupNextToken"):
+        incomplete.append("the server returned the first page only")
+    return Remarks(tuple(incomplete), (*advice, *_texts(envelope.get("infos"))))
+
+
+def _texts(items: Any) -> list[str]:
+    return [ticket_line(str(item), 200) for item in list(items or ())[:10]]
+
+
+def _shaped(build: Callable[[], Any]) -> Any:
     try:
         return build()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise NotPrometheus("the answer does not have Prometheus' form") from None
 
 
-def _samples(data: Any) -> Iterator[Sample]:
-    kind, result = data["resultType"], data["result"]
+def _sample(item: Any) -> Sample | None:
+    """Return the sample of an item of a vector, or None for one that is not an object, as in a scalar."""
+    if not isinstance(item, Mapping):
+        return None
+    if "values" in item or "histograms" in item:
+        raise _not_a_vector("matrix")
+    if "histogram" in item and "value" not in item:
+        raise QueryRefused("the expression returns histograms, not numbers")
+    return Sample(_labels(item["metric"]), float(item["value"][1]))
+
+
+def _scalar(data: Any, items: list[Any]) -> Iterator[Sample]:
+    """Yield the sample of a scalar, which is a pair; a vector had its samples before."""
+    kind = data.get("resultType", "vector")
     if kind == "scalar":
-        yield Sample({}, float(result[1]))
-    elif kind == "vector":
-        for item in result:
-            if "histogram" in item and "value" not in item:
-                raise QueryRefused("the expression returns histograms, not numbers")
-            yield Sample(_labels(item["metric"]), float(item["value"][1]))
-    else:
-        raise QueryRefused(
-            f"the expression returns a {ticket_line(str(kind), 20)}, not one number a series",
-            hint="it must be an instant vector or a scalar",
-        )
+        yield Sample({}, float(items[1]))
+    elif kind != "vector":
+        raise _not_a_vector(str(kind))
+    elif items:
+        raise ValueError("an item of a vector is not an object")
+
+
+def _not_a_vector(kind: str) -> QueryRefused:
+    return QueryRefused(
+        f"the expression returns a {ticket_line(kind, 20)}, not one number a series",
+        hint="it must be an instant vector or a scalar",
+    )
 
 
 def _line(item: Any) -> Line:
@@ -212,27 +421,35 @@ def _line(item: Any) -> Line:
     return Line(_labels(item["metric"]), points)
 
 
-def _rules(data: Any) -> Iterator[AlertRule]:
-    for group in data["groups"]:
-        for rule in group["rules"]:
-            name = str(rule["name"])
-            yield AlertRule(
-                name=name,
-                group=str(group["name"]),
-                query=str(rule["query"]),
-                duration=float(rule.get("duration") or 0),
-                health=str(rule["health"]),
-                error=ticket_line(str(rule.get("lastError") or "")),
-                alerts=tuple(_alert(name, item) for item in rule.get("alerts") or ()),
-            )
+def _rule(item: Any, group: Mapping[str, Any]) -> AlertRule:
+    return AlertRule(
+        name=str(item["name"]),
+        group=str(group.get("name") or ""),
+        query=str(item.get("query") or ""),
+        duration=float(item.get("duration") or 0),
+        labels=_labels(item.get("labels") or {}),
+        health=_health(item),
+        error=ticket_line(str(item.get("lastError") or "")),
+        interval=float(group.get("interval") or 0),
+    )
+
+
+def _health(item: Any) -> Health:
+    """Return how a rule is. vmalert and Grafana report "ok" for one that was never evaluated."""
+    if item.get("isPaused"):
+        return "paused"
+    known = _HEALTHS.get(str(item.get("health") or "").lower(), "other")
+    never = str(item.get("lastEvaluation") or "").startswith(_NEVER)
+    return "unevaluated" if known == "ok" and never else known
 
 
 def _alert(name: str, item: Any) -> Alert:
+    words = str(item.get("state") or "").lower()  # such as "Alerting (NoData)"
     return Alert(
         name=name,
-        labels=_labels(item["labels"]),
+        labels=_labels(item.get("labels") or {}),
         annotations=_labels(item.get("annotations") or {}),
-        state=str(item["state"]),
+        state=_STATES.get(words.partition("(")[0].strip(), "unknown"),
         active_at=str(item.get("activeAt") or ""),
     )
 
@@ -248,148 +465,3 @@ def _target(item: Any) -> Target:
 
 def _labels(item: Any) -> dict[str, str]:
     return {str(name): str(value) for name, value in item.items()}
-
-
-# ------------------------------------------------------------------ settings and invariants
-
-SeverityName = Literal["critical", "warning", "info"]
-DEFAULT_SEVERITIES: dict[str, SeverityName] = {
-    "critical": "critical",
-    "page": "critical",
-    "error": "critical",
-    "warning": "warning",
-    "info": "info",
-    "none": "info",
-}
-
-
-class RuleSettings(Group):
-    """An invariant in PromQL."""
-
-    name: Name = Field(description="The id of the invariant.")
-    expr: Annotated[str, Field(min_length=1, max_length=20000)] = Field(
-        description="PromQL that returns an instant vector or a scalar."
-    )
-    above: str | float | None = Field(
-        None, description="Broken for each series whose value is above it."
-    )
-    below: str | float | None = Field(
-        None, description="Broken for each series whose value is below it."
-    )
-    unit: Literal["seconds", "bytes", "ratio", "count"] = "count"
-    hold_for: Seconds = Field(
-        0.0,
-        alias="for",
-        description="How long it must be broken before a ticket opens.",
-    )
-    severity: SeverityName = "warning"
-    component: str | list[str] | None = Field(
-        None,
-        description="Labels that name the component, or a template such as {instance}/{job}; by default all labels.",
-    )
-    message: str | None = Field(
-        None,
-        description="A template such as {instance} has {value}; by default generated.",
-    )
-    absent: Literal["unknown", "clear"] = Field(
-        "unknown",
-        description="The state of a series that is gone or not a number; with above or below only.",
-    )
-
-    @model_validator(mode="after")
-    def _one_limit(self) -> Self:
-        if self.above is not None and self.below is not None:
-            raise ValueError("give above or below, not both")
-        if self.name == "alert":
-            raise ValueError("the name alert stands for the server's own alerts")
-        _ = self.limit  # raises ValueError itself
-        return self
-
-    @property
-    def limit(self) -> float | None:
-        """The limit in `unit`; None for an expression whose every series is a violation."""
-        written = self.above if self.above is not None else self.below
-        return None if written is None else parse_limit(written, Unit(self.unit))
-
-    def invariant(self) -> Invariant:
-        limit = self.limit
-        text = "any series at all"
-        if limit is not None:
-            side = "below" if self.below is not None else "above"
-            text = f"a series {side} {format_value(limit, Unit(self.unit))}"
-        return Invariant(
-            id=self.name,
-            title=self.name,
-            description=f"Broken by {text} in: {self.expr}",
-            severity=Severity.parse(self.severity),
-            unit=Unit.NONE if limit is None else Unit(self.unit),
-            limit=limit,
-            above=self.below is None,
-            hold_for=self.hold_for,
-        )
-
-
-class BasicAuth(Group):
-    username: str
-    password: SecretStr
-
-
-class PrometheusSettings(SubjectSettings):
-    """A Prometheus server, or one that speaks its API."""
-
-    kind: str = "prometheus"
-    url: Url = Field(description="Its address, with the path prefix if it has one.")
-    bearer_token_file: Path | None = Field(
-        None, description="A file with the token; read for each observation."
-    )
-    basic_auth: BasicAuth | None = None
-    verify: bool = Field(True, description="Whether the certificate must be valid.")
-    ca_file: Path | None = Field(
-        None, description="Certificate authorities to trust besides the system's."
-    )
-    alerts: bool = Field(True, description="Whether its own firing alerts count.")
-    ignore: list[str] = Field(
-        default_factory=lambda: ["Watchdog"],
-        description="Names of alerts that do not count; Watchdog always fires.",
-    )
-    severity_label: str = Field(
-        "severity", description="The label that has the severity."
-    )
-    severities: dict[str, SeverityName] = Field(
-        default_factory=dict,
-        description="Severities by value of that label, besides the usual ones.",
-    )
-    rules: list[RuleSettings] = Field(default_factory=list)
-
-    @field_validator("rules")
-    @classmethod
-    def _distinct(cls, value: list[RuleSettings]) -> list[RuleSettings]:
-        names = [rule.name for rule in value]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"two rules have the name {twice[0]}")
-        return value
-
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not self.alerts and not self.rules:
-            raise ValueError("nothing to check: turn alerts on or give rules")
-        if self.bearer_token_file and self.basic_auth:
-            raise ValueError("give bearer_token_file or basic_auth, not both")
-        return self
-
-    def severity(self, label: str | None) -> Severity | None:
-        """Return the severity for a value of the severity label; None without that label."""
-        if label is None:
-            return None
-        meanings: dict[str, Any] = {**DEFAULT_SEVERITIES, **self.severities}
-        return Severity.parse(meanings.get(label.lower(), "warning"))
-
-
-ALERT = Invariant(
-    "alert",
-    "No alert of the server fires",
-    "Stands for all alerting rules of the server; a firing one has the id alert:NAME. Their severity "
-    "comes from the label `severity`, else from here. A rule whose evaluation fails is unknown.",
-)
-INVARIANTS = (ALERT,)
