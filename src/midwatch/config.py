@@ -71,7 +71,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _is_meant(parts: list[str]) -> bool:
-    """Return whether a variable is one of ours, perhaps misspelt.
+    """Return whether a variable is meant for Midwatch, perhaps misspelt.
 
     Other programs have such names too: Kubernetes sets MIDWATCH_SERVICE_HOST for a Service named midwatch.
     """
