@@ -101,6 +101,8 @@ class Unsupported(ObservationFailed):
 class SettingsError(PermanentError):
     """A setting is wrong."""
 
+    command_exit_code = 2  # as for a wrong option on the command line
+
     def __init__(
         self, message: str, *, path: str = "", hint: str | None = None
     ) -> None:

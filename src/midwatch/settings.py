@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from midwatch.provider import Provider
-from midwatch.units import Bytes, Ratio, Seconds
+from midwatch.units import Bytes, Ratio, Seconds, Url
 
 DEFAULT_FILE = "midwatch.yaml"
 DEFAULT_MODEL = "claude-sonnet-5-5"
@@ -331,7 +331,7 @@ class OperatorSettings(Group):
         None,
         description="The secret with the API key, in the session's namespace, for resources that name none.",
     )
-    base_url: str | None = Field(
+    base_url: Url | None = Field(
         None, description="The URL of the Messages API; null for Anthropic's."
     )
     model: str | None = Field(
@@ -357,7 +357,7 @@ class OperatorSettings(Group):
         "20Gi",
         description="Size limit of the pod's own disk; above it the pod is evicted. null for no limit.",
     )
-    content_url: str | None = Field(
+    content_url: Url | None = Field(
         None, description="The URL of the content proxy; null for none."
     )
     content_key_file: Path | None = Field(

@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx2
-import yaml
 from lightkube import AsyncClient
 from lightkube.config.client_adapter import ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig, SingleConfig
@@ -38,6 +37,7 @@ from lightkube.generic_resource import (
 from lightkube.operators import exists
 from lightkube.types import CascadeType, PatchType
 
+from midwatch.documents import MAX_BYTES, DocumentError, read_yaml
 from midwatch.errors import SettingsError
 from midwatch.kube.error_mapping import (
     CLIENT_ERRORS,
@@ -64,6 +64,8 @@ from midwatch.lifecycle import Backoff, Clock, SystemClock
 from midwatch.model import Json
 
 _PATH = "operator.kubeconfig"
+_BAD_CONFIG: tuple[type[Exception], ...] = (ConfigError, DocumentError, OSError)
+_BAD_CONFIG += (LookupError, TypeError, ValueError, AttributeError)
 _PROGRAMS = tuple(
     f"client.authentication.k8s.io/{version}" for version in ("v1alpha1", "v1beta1")
 )
@@ -112,8 +114,11 @@ def read_config(kubeconfig: Path | None, context: str | None) -> SingleConfig:
         if kubeconfig is None:
             config = KubeConfig.from_service_account().get()
         else:
-            config = KubeConfig.from_file(kubeconfig).get(context)
-    except (ConfigError, OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as e:
+            file = kubeconfig.expanduser()
+            with file.open("rb") as opened:
+                document = read_yaml(opened.read(MAX_BYTES + 1))
+            config = KubeConfig.from_dict(document, fname=file).get(context)
+    except _BAD_CONFIG as e:
         where = kubeconfig or "the service account of the pod"
         raise SettingsError(
             f"cannot read {where}: {e}",

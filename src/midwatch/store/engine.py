@@ -41,6 +41,7 @@ from midwatch.errors import SettingsError, StoreUnavailable
 from midwatch.model import Json
 from midwatch.store.errors import map_database_errors
 from midwatch.store.schema import audit, database_now, dump_json
+from midwatch.units import parse_port
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -98,13 +99,29 @@ def parse_database(database: str) -> URL:
     except (ArgumentError, ValueError):
         raise SettingsError("not a database URL", path="database", hint=hint) from None
     kind = url.get_backend_name()
+    if "\0" in database:
+        raise SettingsError("has a NUL character", path="database", hint=hint)
     if kind == "sqlite":
+        if url.host:
+            hint = "use sqlite:///FILE, or sqlite:////FOLDER/FILE for an absolute path"
+            raise SettingsError(
+                "a SQLite database has no host", path="database", hint=hint
+            )
         return url.set(drivername="sqlite")
     if kind in ("postgresql", "postgres"):
+        if url.port is not None:
+            _check_port(str(url.port))
         return url.set(drivername="postgresql+psycopg")
     raise SettingsError(
         f"{kind} is not a supported database", path="database", hint=hint
     )
+
+
+def _check_port(port: str) -> None:
+    try:
+        parse_port(port)
+    except ValueError as error:
+        raise SettingsError(str(error), path="database") from None
 
 
 def missing_file(url: URL) -> str | None:

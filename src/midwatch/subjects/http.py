@@ -36,7 +36,7 @@ from midwatch.subjects import tls
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.http_client import Answer, WebClient, WebFailure
 from midwatch.text import component_name, ticket_line
-from midwatch.units import Bytes, format_duration
+from midwatch.units import Bytes, Url, format_duration
 
 # ------------------------------------------------------------------ settings and invariants
 
@@ -54,17 +54,6 @@ def parse_statuses(value: object) -> tuple[int, int]:
     return int(match["first"]), int(match["last"] or match["first"])
 
 
-def check_url(value: str) -> str:
-    """Return `value` if it is a URL of http or https with a host. Raises ValueError."""
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("not a URL; use http://HOST/… or https://HOST/…")
-    _ = parts.port  # raises ValueError itself
-    if any(char.isspace() or not char.isprintable() for char in value):
-        raise ValueError("a URL has no spaces and no control characters")
-    return value
-
-
 def check_regex(value: str) -> str:
     """Return `value` if it is a regular expression. Raises ValueError."""
     try:
@@ -79,7 +68,6 @@ def _written_statuses(value: object) -> object:
     return [str(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-Url = Annotated[str, AfterValidator(check_url)]
 Regex = Annotated[str, AfterValidator(check_regex)]
 
 

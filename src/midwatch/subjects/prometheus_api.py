@@ -17,10 +17,9 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from midwatch.errors import ObservationFailed
 from midwatch.model import Invariant, Severity, Unit
 from midwatch.settings import Group, Name, SubjectSettings
-from midwatch.subjects.http import Url
 from midwatch.subjects.http_client import Answer, WebClient
 from midwatch.text import ticket_line
-from midwatch.units import Seconds, format_value, parse_limit
+from midwatch.units import Seconds, Url, format_value, parse_limit
 
 ANSWER_LIMIT = 8_000_000  # bytes
 T = TypeVar("T")
