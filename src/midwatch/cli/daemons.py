@@ -179,8 +179,8 @@ def health(
     if address is None:
         typer.echo(f"{name}: unknown, as {group}.port is null")
         return
-    _request(name, *address)
-    typer.echo(f"{name} is healthy")
+    notice = _request(name, *address)
+    typer.echo(f"{name} is healthy{notice and f'; {notice}'}")
 
 
 def of_midwatch(words: Sequence[str]) -> Sequence[str]:
@@ -225,8 +225,8 @@ def _address(settings: Settings, group: str) -> tuple[str, int] | None:
     return _ANY.get(chosen.host, chosen.host), chosen.port
 
 
-def _request(name: str, host: str, port: int) -> None:
-    """Request `/healthz`. Raises Unhealthy."""
+def _request(name: str, host: str, port: int) -> str:
+    """Request `/healthz`, and return what it says beside `ok`. Raises Unhealthy."""
     import http.client  # takes 5 ms, which every command would pay
 
     connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
@@ -242,3 +242,4 @@ def _request(name: str, host: str, port: int) -> None:
         connection.close()
     if answer.status != 200:
         raise Unhealthy(f"{name} is not healthy ({answer.status}): {body}")
+    return body.removeprefix("ok").strip() if body.startswith("ok ") else ""

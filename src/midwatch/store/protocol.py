@@ -258,8 +258,22 @@ class Stats:
     cost_usd: float
 
 
+def notice_of(store: Store) -> str:
+    """Return what a person has to know of the database since it was opened; empty if there is nothing."""
+    return str(getattr(store, "notice", ""))
+
+
+def with_notice(store: Store, info: Json) -> Json:
+    """Return what a heartbeat says of a daemon, with the notice of its store."""
+    notice = notice_of(store)
+    return {**info, "notice": notice} if notice else info
+
+
 class Store(Protocol):
-    """Tickets, diagnoses, audit rows, shared pauses and heartbeats."""
+    """Tickets, diagnoses, audit rows, shared pauses and heartbeats.
+
+    A store may have a property `notice`: what a person has to know of the database since it was opened.
+    """
 
     async def close(self) -> None:
         """Close the connections. A second call does nothing."""

@@ -128,12 +128,14 @@ REACHABLE = Invariant(
     "The host name resolves, a connection can be made and an HTTP answer arrives within the "
     "subject's timeout.",
     severity=Severity.CRITICAL,
+    vital=True,
 )
 STATUS = Invariant(
     "status",
     "The status is an expected one",
     "The status of the last answer, after at most `redirects` redirects, is one of `expect_status`.",
     severity=Severity.CRITICAL,
+    vital=True,
 )
 LATENCY = Invariant(
     "latency",
@@ -149,12 +151,14 @@ BODY = Invariant(
     "The body is as expected",
     "The body contains `body_matches` and does not contain `body_lacks`.",
     severity=Severity.CRITICAL,
+    vital=True,
 )
 CERTIFICATE_VALID = Invariant(
     "certificate_valid",
     "The certificate is accepted",
     "The certificate is within its dates, names the host and is signed by a trusted authority.",
     severity=Severity.CRITICAL,
+    vital=True,
 )
 CERTIFICATE_EXPIRY = Invariant(
     "certificate_expiry",
