@@ -50,12 +50,13 @@ class TicketStatus(StrEnum):
     OPEN = "open"
     ACKNOWLEDGED = "acknowledged"
     DIAGNOSED = "diagnosed"
+    GIVEN_UP = "given_up"  # every attempt ended without an answer
     RESOLVED = "resolved"
 
 
 UNDIAGNOSED = (TicketStatus.OPEN, TicketStatus.ACKNOWLEDGED)
 """The statuses of a ticket that waits for a diagnosis."""
-UNRESOLVED = (*UNDIAGNOSED, TicketStatus.DIAGNOSED)
+UNRESOLVED = (*UNDIAGNOSED, TicketStatus.DIAGNOSED, TicketStatus.GIVEN_UP)
 
 
 # ------------------------------------------------------------------ what is watched

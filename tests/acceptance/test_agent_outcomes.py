@@ -15,7 +15,7 @@ from midwatch.lifecycle import StopEvent
 from midwatch.model import Severity, Ticket, TicketStatus
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
-from midwatch.store.protocol import Claim, Finish
+from midwatch.store.protocol import Claim, Finish, TicketFilter
 from midwatch.store.sql import SqlStore
 from midwatch.testing.fakes import FakeSubject, ManualClock, answer, open_tickets
 from midwatch.testing.messages_api import (
@@ -213,7 +213,7 @@ async def test_a_call_has_a_wall_clock(
     assert "0.4 s" in ((await bench.store.ticket(ticket.id)).last_error or "")
 
 
-async def test_attempts_are_capped_and_the_error_becomes_the_diagnosis(
+async def test_attempts_are_capped_and_the_ticket_is_given_up(
     bench: Bench, script: Script
 ) -> None:
     script(server_error())
@@ -223,7 +223,7 @@ async def test_attempts_are_capped_and_the_error_becomes_the_diagnosis(
         await agent.drain(bench.stop)
         await bench.clock.advance(1000)
     after = await bench.store.ticket(ticket.id)
-    assert len(bench.api.calls) == 5 and after.status is TicketStatus.DIAGNOSED
+    assert len(bench.api.calls) == 5 and after.status is TicketStatus.GIVEN_UP
     stored = await bench.store.diagnosis(after.diagnosis_id or 0)
     assert stored.outcome == "error" and "500" in (stored.error or "")
 
@@ -512,6 +512,14 @@ async def test_an_attempt_that_always_dies_is_given_up_without_a_call(
     [stored] = await bench.store.diagnoses(ticket.id)
     assert stored.outcome == "error" and "5 attempts" in (stored.error or "")
     assert not bench.api.calls
+    assert (await bench.store.ticket(ticket.id)).status is TicketStatus.GIVEN_UP
+    diagnosed = TicketFilter((TicketStatus.DIAGNOSED,))
+    assert await bench.store.tickets(diagnosed) == []
+    assert not await bench.store.claim("another", lease=30), "it left the queue"
+    assert (await bench.store.stats(3600)).given_up == 1
+    again = await bench.store.retry(ticket.id, "ann", "the agent has more memory")
+    assert again.status is TicketStatus.OPEN
+    assert await bench.store.claim("another", lease=30)
 
 
 async def test_what_an_answer_does_not_explain_gets_a_call_of_its_own(

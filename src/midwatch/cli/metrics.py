@@ -106,6 +106,7 @@ _OUTCOMES = (
     "refused",
     "cut",
     "error",
+    "given_up",
     "retry",
     "lost",
     "stopped",

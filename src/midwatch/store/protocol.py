@@ -153,6 +153,7 @@ class Finish:
         keep: Whether the claim continues with another call.
         retry_in: Seconds until the batch can be claimed again, for the outcome "retry".
         counted: Whether the outcome "retry" counts as an attempt.
+        given_up: Whether no attempt had an answer: the outcome is "error", and the tickets are given up.
     """
 
     outcome: DiagnosisOutcome
@@ -169,6 +170,7 @@ class Finish:
     keep: bool = False
     retry_in: float = 0.0
     counted: bool = True
+    given_up: bool = False
 
 
 PauseKind = Literal["rate_limit", "spend_limit", "auth", "outage"]
@@ -256,6 +258,7 @@ class Stats:
     to_detect: float | None
     usage: Usage
     cost_usd: float
+    given_up: int = 0
 
 
 def notice_of(store: Store) -> str:
@@ -514,7 +517,8 @@ class Store(Protocol):
     ) -> Ticket:
         """Store a diagnosis that no agent made as that of a ticket. Earlier ones are kept.
 
-        A ticket that waits for a diagnosis becomes diagnosed and leaves the queue; any other keeps its status.
+        A ticket that waits for a diagnosis becomes diagnosed and leaves the queue, and one that was given up becomes
+        diagnosed; any other keeps its status.
 
         Raises:
             NotFound: There is no such ticket.

@@ -320,16 +320,17 @@ def _diagnosed(
     ended = [row for row in matched if row.status not in UNDIAGNOSED]
     diagnosed: Json = {"diagnosis_id": diagnosis_id}
     _update_tickets(tx, ended, diagnosed)
-    _update_tickets(tx, waiting, {**diagnosed, "status": TicketStatus.DIAGNOSED.value})
+    after = TicketStatus.GIVEN_UP if finish.given_up else TicketStatus.DIAGNOSED
+    _update_tickets(tx, waiting, {**diagnosed, "status": after.value})
     why = f"diagnosis {diagnosis_id}: {finish.outcome}"
     tx.note(
         [
             audit_row(
                 row.id,
                 claim.holder,
-                "diagnose",
+                "give up" if finish.given_up else "diagnose",
                 row.status,
-                TicketStatus.DIAGNOSED,
+                after,
                 why,
             )
             for row in waiting

@@ -229,6 +229,7 @@ def stats(tx: Transaction, within: float) -> Stats:
         opened=len(rows),
         unresolved=len(rows) - len(resolved),
         resolved=len(resolved),
+        given_up=sum(row.status == TicketStatus.GIVEN_UP for row in rows),
         outcomes=Counter({row.outcome: row.calls for row in calls}),
         to_detect=_median(row.opened_at - row.first_seen_at for row in rows),
         to_diagnose=_median(
@@ -318,7 +319,9 @@ def update_diagnosis(
     diagnosis_id = insert_diagnosis(
         tx, row.batch_id, [ticket_id], finish, model, prompt_version
     )
-    after = TicketStatus.DIAGNOSED if waiting else TicketStatus(row.status)
+    given_up = row.status == TicketStatus.GIVEN_UP
+    status = TicketStatus(row.status)
+    after = TicketStatus.DIAGNOSED if waiting or given_up else status
     changes = {"diagnosis_id": diagnosis_id, "status": after}
     why = f"diagnosis {diagnosis_id}: {finish.outcome}"
     changed = _change(tx, row, changes, actor, "diagnose", why)
