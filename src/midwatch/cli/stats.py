@@ -87,6 +87,8 @@ def _stats_document(figures: Figures) -> Json:
         "unresolved": stats.unresolved,
         "given_up": stats.given_up,
         "seconds_to_detect": stats.to_detect,
+        "seconds_to_see": stats.to_see,
+        "seconds_to_confirm": stats.to_confirm,
         "seconds_to_diagnose": stats.to_diagnose,
         "seconds_to_resolve": stats.to_resolve,
         "outcomes": dict(stats.outcomes),
@@ -117,7 +119,11 @@ def _show(output: Output, figures: Figures) -> None:
     budget = "no limit" if figures.budget is None else f"of ${figures.budget:.2f}"
     rows = [
         ("tickets opened", f"{stats.opened}; {_ended(stats)}"),
-        ("to detect", f"{seconds(stats.to_detect)} (median)"),
+        (
+            "to detect",
+            f"at most {seconds(stats.to_detect)} (median): {seconds(stats.to_see)} until a poll saw it, "
+            f"{seconds(stats.to_confirm)} until it had lasted (`for`)",
+        ),
         ("to diagnose", f"{seconds(stats.to_diagnose)} (median)"),
         ("to resolve", f"{seconds(stats.to_resolve)} (median)"),
         ("calls", outcomes or "none"),

@@ -246,7 +246,12 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Figures since `since`. `to_*` are medians in seconds, or None without a measurement."""
+    """Figures since `since`. `to_*` are medians in seconds, or None without a measurement.
+
+    A fault began after the last observation that did not show it, so `to_see`, from that one to the first that did,
+    is the longest it can have taken. `to_confirm` is the time from there to the ticket (the invariant's `for`), and
+    `to_detect` is both.
+    """
 
     since: datetime
     opened: int
@@ -259,6 +264,8 @@ class Stats:
     usage: Usage
     cost_usd: float
     given_up: int = 0
+    to_see: float | None = None
+    to_confirm: float | None = None
 
 
 def notice_of(store: Store) -> str:
