@@ -78,13 +78,14 @@ class Bench:
         *,
         timeout: float = 20.0,
         subject: FakeSubject | None = None,
+        base_url: str | None = None,
         **settings: object,
     ) -> AgentRunner:
         model = Claude(
             "claude-sonnet-5-5",
             timeout,
             "sk-ant-test",
-            self.api.base_url,
+            base_url or self.api.base_url,
             now=self.clock.now,
         )
         self.opened.append(model)
@@ -481,6 +482,54 @@ async def test_a_stop_grants_grace_then_gives_the_ticket_back(
     assert after.status is TicketStatus.OPEN and after.attempts == 0
     assert [one.outcome for one in await bench.store.diagnoses(ticket.id)] == ["lost"]
     assert await bench.store.claim("next", lease=30), "and it is free at once"
+
+
+async def test_a_call_that_was_never_sent_costs_nothing(bench: Bench) -> None:
+    """The server takes the connection and then says nothing: TLS never gets through."""
+
+    async def silent(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        connected.set()
+        await reader.read()
+        writer.close()
+
+    connected = asyncio.Event()
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    ticket = await one_ticket(bench)
+    agent = bench.agent(base_url=f"https://127.0.0.1:{port}")
+    draining = asyncio.create_task(agent.drain(bench.stop))
+    await asyncio.wait_for(connected.wait(), PATIENCE)
+    assert await bench.store.spent_today() > 0, "the worst case is set aside"
+    bench.stop.set("SIGTERM")
+    await asyncio.sleep(0)
+    await bench.clock.advance(3.1)
+    await asyncio.wait_for(draining, PATIENCE)
+    server.close()
+    [stored] = await bench.store.diagnoses(ticket.id)
+    assert (stored.outcome, stored.cost_usd) == ("lost", 0.0)
+    assert await bench.store.spent_today() == 0
+
+
+async def test_a_killed_call_costs_its_worst_case_until_the_next_one_is_answered(
+    bench: Bench, script: Script
+) -> None:
+    """A call that was sent and cut off may be billed; the answer to the same question tells for how much."""
+    ticket, _, draining = await during_a_call(bench, script)
+    worst = await bench.store.spent_today()
+    bench.clock.step_wall_clock(31)  # as after SIGKILL: the lease ends, nobody says why
+    [claim] = await bench.store.claim("next", lease=30)
+    await bench.clock.advance(11)
+    await asyncio.wait_for(draining, PATIENCE)
+    await bench.store.release(claim)
+    assert await bench.store.spent_today() == worst > 0
+    script(GOOD)
+    await bench.drain()
+    lost, answered = await bench.store.diagnoses(ticket.id)
+    assert (lost.outcome, answered.outcome) == ("late", "answered")
+    assert lost.cost_usd == answered.cost_usd < worst
+    assert await bench.store.spent_today() == pytest.approx(2 * answered.cost_usd)
 
 
 async def test_an_answer_within_the_grace_is_kept(bench: Bench, script: Script) -> None:

@@ -16,7 +16,7 @@ from midwatch.agent.diagnosis import (
     paid,
 )
 from midwatch.agent.evidence import ContextGatherer
-from midwatch.diagnosis_schema import Kind, Reply
+from midwatch.diagnosis_schema import Kind, NotSent, Reply
 from midwatch.errors import ClaimLost, MidwatchError, TemporaryError
 from midwatch.lifecycle import Alive, Backoff, Clock, StopEvent, background, cancel
 from midwatch.logs import Log
@@ -39,7 +39,10 @@ _LONGEST_WRITE_WAIT = 30.0
 
 
 class Model(Protocol):
-    """A model that can be asked: `midwatch.agent.claude.Claude`, or a fake."""
+    """A model that can be asked: `midwatch.agent.claude.Claude`, or a fake.
+
+    `ask` may raise NotSent instead of the CancelledError that cancels it.
+    """
 
     model: str
 
@@ -127,7 +130,11 @@ class Attempt:
             if not await self._begin(step):
                 return AttemptOutcome("budget")
             self.alive(self.shared.longest_call + SLACK)
-            reply = await self.model.ask(step.prompt, step.max_tokens)
+            try:
+                reply = await self.model.ask(step.prompt, step.max_tokens)
+            except NotSent:
+                self.reserved = 0.0
+                raise
             following = next_step(step, reply)
             if following is None:
                 return await self._settle(step, reply)
