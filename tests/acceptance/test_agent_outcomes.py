@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +52,7 @@ from midwatch.testing.messages_api import (
 )
 
 from ..waiting import PATIENCE
+from .cli import comes_true
 
 LOG = "\n".join(
     f"2026-03-01 11:59:{n:02} worker[{n}] pid 4711 line {n}" for n in range(50)
@@ -484,29 +488,35 @@ async def test_a_stop_grants_grace_then_gives_the_ticket_back(
     assert await bench.store.claim("next", lease=30), "and it is free at once"
 
 
+def connecting(port: int) -> int:
+    """Return how many connections to the port wait for it to take them (SYN_SENT in proc(5))."""
+    rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    to = f":{port:04X}"
+    return sum(row.split()[2].endswith(to) and row.split()[3] == "02" for row in rows)
+
+
 async def test_a_call_that_was_never_sent_costs_nothing(bench: Bench) -> None:
-    """The server takes the connection and then says nothing: TLS never gets through."""
-
-    async def silent(
-        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        connected.set()
-        await reader.read()
-        writer.close()
-
-    connected = asyncio.Event()
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    ticket = await one_ticket(bench)
-    agent = bench.agent(base_url=f"https://127.0.0.1:{port}")
-    draining = asyncio.create_task(agent.drain(bench.stop))
-    await asyncio.wait_for(connected.wait(), PATIENCE)
-    assert await bench.store.spent_today() > 0, "the worst case is set aside"
-    bench.stop.set("SIGTERM")
-    await asyncio.sleep(0)
-    await bench.clock.advance(3.1)
-    await asyncio.wait_for(draining, PATIENCE)
-    server.close()
+    """The server has no room for another connection, so the request stays here."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        port = server.getsockname()[1]
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", port))
+        await comes_true(lambda: connecting(port) > 0, PATIENCE)
+        before = connecting(port)
+        ticket = await one_ticket(bench)
+        agent = bench.agent(base_url=f"http://127.0.0.1:{port}")
+        draining = asyncio.create_task(agent.drain(bench.stop))
+        await comes_true(lambda: connecting(port) > before, PATIENCE)
+        assert await bench.store.spent_today() > 0, "the worst case is set aside"
+        bench.stop.set("SIGTERM")
+        await asyncio.sleep(0)
+        await bench.clock.advance(3.1)
+        await asyncio.wait_for(draining, PATIENCE)
     [stored] = await bench.store.diagnoses(ticket.id)
     assert (stored.outcome, stored.cost_usd) == ("lost", 0.0)
     assert await bench.store.spent_today() == 0

@@ -119,7 +119,9 @@ def _pending(loop: MonitorLoop) -> str:
         f"{key.subject} {key.invariant}": one.invariants[key.invariant].hold_for
         for one in loop.monitors
         for key in one.pending
-        if key not in one.tickets and key.invariant in one.invariants
+        if key not in one.tickets
+        and key.invariant in one.invariants
+        and one.invariants[key.invariant].hold_for
     }
     if not left:
         return ""
