@@ -58,7 +58,7 @@ class AgentSettings(Group):
         5,
         ge=1,
         le=100,
-        description="Attempts before the error is stored as the diagnosis.",
+        description="Attempts without an answer before a ticket is given up.",
     )
     daily_budget_usd: float | None = Field(
         20.0, ge=0, description="Dollars per UTC day; null for no limit."
