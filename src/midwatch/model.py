@@ -143,7 +143,7 @@ class Observation:
     `covered` has the ids of the invariants that were observed completely: on a component without a
     signal they hold. "*" covers all of them. An invariant that is not covered is unknown, never clear;
     `unavailable` has the reason, by id. `unsupported` has, by id, what a setting or a permission makes
-    impossible to see, with the remedy: that is told once, and is a violation only where it was seen before.
+    impossible to see, with the remedy: that is reported once, and is a violation only where it was seen before.
     `ignored` lists, by id, what the invariant's `ignore` left out. `state` is what the next observation is compared with
     (counters, sizes); it is kept across restarts and must be small and of JSON types. `background` is
     what a person would compare when something breaks (settings, versions, connected clients); it is

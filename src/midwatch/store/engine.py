@@ -224,7 +224,7 @@ class SqliteTransactions:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     def _check_file(self) -> None:
-        """Open a file again that is not the one that is open: what is written there, nobody else sees.
+        """Open a file again that is not the one that is open: no other process sees what is written there.
 
         Raises:
             StoreUnavailable: The file is gone, or `renew` has just been called.
