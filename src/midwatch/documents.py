@@ -23,8 +23,8 @@ MAX_DEPTH = 60
 _MAX_DIGITS = 400
 """Digits of a whole number. Python refuses to print one of more than 4,300."""
 _TAG = "tag:yaml.org,2002:"
-_BAD_VALUES = (ValueError, KeyError, IndexError, AttributeError, TypeError)
-"""Everything that PyYAML raises for a value that does not fit an explicit tag, such as `!!bool x`."""
+BAD_VALUES = (ValueError, KeyError, IndexError, AttributeError, TypeError)
+"""Everything that code raises for a value of another kind than it takes, PyYAML among it (`!!bool x`)."""
 
 
 class DocumentError(PermanentError):
@@ -250,7 +250,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
             )
         try:
             return super().construct_object(node, deep)
-        except _BAD_VALUES:
+        except BAD_VALUES:
             raise DocumentError(
                 f"{_place(node)}: the value does not fit its tag",
                 hint="put it into quotes, or remove the tag",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from midwatch.provider import Provider
-from midwatch.units import Bytes, Ratio, Seconds, Url
+from midwatch.units import Bytes, PortChecked, Ratio, Seconds, Url
 
 DEFAULT_FILE = "midwatch.yaml"
 DEFAULT_MODEL = "claude-sonnet-5-5"
@@ -149,7 +149,7 @@ class InvariantSettings(Group):
 class RepositorySettings(Group):
     """A repository that sessions work in."""
 
-    url: str = Field(min_length=1, description="The URL to clone.")
+    url: PortChecked = Field(min_length=1, description="The URL to clone.")
     branch: str | None = Field(
         None,
         description="The branch that a session starts from; null for the repository's default.",
@@ -175,7 +175,7 @@ class SubjectSettings(Group):
 class GitCredentialSettings(Group):
     """A token for a Git host. The value itself is never in the file."""
 
-    host: str = Field(
+    host: PortChecked = Field(
         description="Scheme and host, such as https://github.com, and a path if the token is for one: "
         "https://github.com/my-org.",
         min_length=1,

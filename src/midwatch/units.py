@@ -124,13 +124,20 @@ def check_url(value: str) -> str:
     """Return `value` if it is a URL of http or https with a host. Raises ValueError, which does not repeat it."""
     if any(char.isspace() or not char.isprintable() for char in value):
         raise ValueError("a URL has no spaces and no control characters")
-    try:
-        parts = urlsplit(value)
-    except ValueError:  # an IPv6 address that is none
-        parts = urlsplit("")
+    check_url_port(value)
+    parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not a URL; use http://HOST/… or https://HOST/…")
-    if port := _PORT.search(parts.netloc):
+    return value
+
+
+def check_url_port(value: str) -> str:
+    """Return `value` unless the host or the port of a URL cannot be one. Raises ValueError, which does not repeat it."""
+    try:
+        netloc = urlsplit(value).netloc
+    except ValueError:  # an IPv6 address that is none
+        raise ValueError("not a URL; use http://HOST/… or https://HOST/…") from None
+    if port := _PORT.search(netloc):
         parse_port(port[1])
     return value
 
@@ -183,5 +190,7 @@ Seconds = Annotated[float, BeforeValidator(parse_duration)]
 """A duration setting, in seconds once read."""
 Url = Annotated[str, AfterValidator(check_url)]
 """The address of something that speaks HTTP."""
+PortChecked = Annotated[str, AfterValidator(check_url_port)]
+"""The address of a repository, which may be one of SSH or a path."""
 Bytes = Annotated[float, BeforeValidator(parse_size)]
 Ratio = Annotated[float, BeforeValidator(parse_ratio)]

@@ -35,7 +35,7 @@ from midwatch.pricing import names_of
 from midwatch.provider import (
     CERTIFICATE_VARIABLES,
     ApiAccess,
-    check_proxies,
+    check_addresses,
     cloud_client,
     credential_errors,
     trust,
@@ -366,7 +366,7 @@ def open_client(
     on_request: Callable[[httpx2.Request], Awaitable[None]] | None = None,
 ) -> Any:
     """Return the SDK's asynchronous client. Raises SettingsError for a cloud without what it needs or a bad proxy."""
-    check_proxies(access)
+    check_addresses(access)
     options: dict[str, Any] = {"max_retries": 0, "timeout": timeout}
     http: dict[str, Any] = {}
     if any(access.environ.get(name) for name in CERTIFICATE_VARIABLES):

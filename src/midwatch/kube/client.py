@@ -37,7 +37,7 @@ from lightkube.generic_resource import (
 from lightkube.operators import exists
 from lightkube.types import CascadeType, PatchType
 
-from midwatch.documents import MAX_BYTES, DocumentError, read_yaml
+from midwatch.documents import BAD_VALUES, MAX_BYTES, DocumentError, read_yaml
 from midwatch.errors import SettingsError
 from midwatch.kube.error_mapping import (
     CLIENT_ERRORS,
@@ -64,8 +64,6 @@ from midwatch.lifecycle import Backoff, Clock, SystemClock
 from midwatch.model import Json
 
 _PATH = "operator.kubeconfig"
-_BAD_CONFIG: tuple[type[Exception], ...] = (ConfigError, DocumentError, OSError)
-_BAD_CONFIG += (LookupError, TypeError, ValueError, AttributeError)
 _PROGRAMS = tuple(
     f"client.authentication.k8s.io/{version}" for version in ("v1alpha1", "v1beta1")
 )
@@ -118,7 +116,7 @@ def read_config(kubeconfig: Path | None, context: str | None) -> SingleConfig:
             with file.open("rb") as opened:
                 document = read_yaml(opened.read(MAX_BYTES + 1))
             config = KubeConfig.from_dict(document, fname=file).get(context)
-    except _BAD_CONFIG as e:
+    except (ConfigError, DocumentError, OSError, *BAD_VALUES) as e:
         where = kubeconfig or "the service account of the pod"
         raise SettingsError(
             f"cannot read {where}: {e}",
