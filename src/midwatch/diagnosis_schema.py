@@ -6,6 +6,7 @@ Lists are used where a mapping would be natural: the Anthropic SDK's schema tran
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal
@@ -107,6 +108,10 @@ class Kind(StrEnum):
     RATE_LIMITED = "rate_limited"
     SPEND_LIMIT = "spend_limit"
     UNAUTHORISED = "unauthorised"  # 401, 403, unknown model
+
+
+class NotSent(asyncio.CancelledError):
+    """A call was cancelled before any part of it was sent, so it costs nothing."""
 
 
 @dataclass(frozen=True, slots=True)

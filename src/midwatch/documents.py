@@ -20,13 +20,17 @@ MAX_BYTES = 5_000_000
 _MAX_CHARACTERS = 20_000_000
 """Characters of a document with its aliases expanded: a few lines can stand for gigabytes."""
 MAX_DEPTH = 60
+_MAX_DIGITS = 400
+"""Digits of a whole number. Python refuses to print one of more than 4,300."""
 _TAG = "tag:yaml.org,2002:"
-_BAD_VALUES = (ValueError, KeyError, IndexError, AttributeError, TypeError)
-"""Everything that PyYAML raises for a value that does not fit an explicit tag, such as `!!bool x`."""
+BAD_VALUES = (ValueError, KeyError, IndexError, AttributeError, TypeError)
+"""Everything that code raises for a value of another kind than it takes, PyYAML among it (`!!bool x`)."""
 
 
 class DocumentError(PermanentError):
     """A text is not the document that it should be."""
+
+    command_exit_code = 2
 
 
 def read_yaml_or_json(data: bytes) -> list[Any]:
@@ -69,13 +73,21 @@ def read_json(text: str) -> Any:
 
     Raises:
         NotJson: The text is not JSON, or nested too deeply.
-        DocumentError: An object has two members of one name. Most parsers take the last one, and what
-            the first one says is lost.
+        DocumentError: A number is too long, or an object has two members of one name. Most parsers take the
+            last one, and what the first one says is lost.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
+        return json.loads(text, object_pairs_hook=_unique, parse_int=_whole_number)
+    except RecursionError:
+        raise NotJson("is nested too deeply to be read") from None
+    except ValueError:
         raise NotJson("is not valid JSON") from None
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise DocumentError(f"has too long a number; use at most {_MAX_DIGITS} digits")
+    return int(text)
 
 
 def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -96,11 +108,6 @@ def _read_yaml(text: str) -> list[Any]:
         return list(yaml.load_all(text, Loader=_Loader))
     except yaml.YAMLError as error:
         raise DocumentError(_explained(_in_python(text) or error, text)) from None
-    except _BAD_VALUES:
-        raise DocumentError(
-            "a value does not fit its tag, or is too long a number",
-            hint="put it into quotes, or remove the tag",
-        ) from None
 
 
 _PROBLEMS = {
@@ -227,13 +234,27 @@ def _node(stack: list[_Open], name: str | None, event: yaml.Event) -> None:
     stack[-1].at_name = not stack[-1].at_name
 
 
-def _place(event: yaml.Event) -> str:
-    mark: Any = event.start_mark
+def _place(part: yaml.Event | yaml.Node) -> str:
+    mark: Any = part.start_mark
     return f"line {mark.line + 1}, column {mark.column + 1}"
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Reads numbers and times as kubectl does."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return the value of a node. Raises DocumentError, which does not repeat it."""
+        if node.tag == f"{_TAG}int" and len(getattr(node, "value", "")) > _MAX_DIGITS:
+            raise DocumentError(
+                f"{_place(node)}: too long a number; use at most {_MAX_DIGITS} digits"
+            )
+        try:
+            return super().construct_object(node, deep)
+        except BAD_VALUES:
+            raise DocumentError(
+                f"{_place(node)}: the value does not fit its tag",
+                hint="put it into quotes, or remove the tag",
+            ) from None
 
     yaml_implicit_resolvers = {
         first: [

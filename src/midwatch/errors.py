@@ -23,6 +23,8 @@ Workspaces and sessions have errors of their own below the same two branches: se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class MidwatchError(Exception):
     """Something failed."""
@@ -48,6 +50,14 @@ class MidwatchError(Exception):
     def line(self) -> str:
         """Return `one_line`: the former name, for one release."""
         return self.one_line()
+
+
+def raise_together(errors: Sequence[MidwatchError]) -> None:
+    """Raise the error, or one that has the lines of all of them; nothing without an error."""
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise PermanentError("; ".join(one.one_line() for one in errors))
 
 
 class TemporaryError(MidwatchError):
@@ -100,6 +110,8 @@ class Unsupported(ObservationFailed):
 
 class SettingsError(PermanentError):
     """A setting is wrong."""
+
+    command_exit_code = 2  # as for a wrong option on the command line
 
     def __init__(
         self, message: str, *, path: str = "", hint: str | None = None

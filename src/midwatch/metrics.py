@@ -76,13 +76,18 @@ class Answer:
 Page = Callable[[], Answer]
 
 
-def health(progress: Liveness) -> Page:
-    """Return the page of a liveness probe: 200, or 503 with the names of the loops that are overdue."""
+def health(progress: Liveness, notice: Callable[[], str] = lambda: "") -> Page:
+    """Return the page of a liveness probe: 200, or 503 with the names of the loops that are overdue.
+
+    `notice` returns a line for a person, which does not make the daemon unhealthy.
+    """
 
     def page() -> Answer:
         late = progress.late()
         lines = [f"{loop}: late by {by:.0f} s\n" for loop, by in sorted(late.items())]
-        return Answer(503 if late else 200, "".join(lines or ["ok\n"]).encode())
+        more = notice()
+        text = "".join(lines or ["ok\n"]) + (f"{more}\n" if more else "")
+        return Answer(503 if late else 200, text.encode())
 
     return page
 

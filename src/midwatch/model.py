@@ -50,12 +50,13 @@ class TicketStatus(StrEnum):
     OPEN = "open"
     ACKNOWLEDGED = "acknowledged"
     DIAGNOSED = "diagnosed"
+    GIVEN_UP = "given_up"  # every attempt ended without an answer
     RESOLVED = "resolved"
 
 
 UNDIAGNOSED = (TicketStatus.OPEN, TicketStatus.ACKNOWLEDGED)
 """The statuses of a ticket that waits for a diagnosis."""
-UNRESOLVED = (*UNDIAGNOSED, TicketStatus.DIAGNOSED)
+UNRESOLVED = (*UNDIAGNOSED, TicketStatus.DIAGNOSED, TicketStatus.GIVEN_UP)
 
 
 # ------------------------------------------------------------------ what is watched
@@ -77,6 +78,7 @@ class Invariant:
 
     `limit` is in `unit`. With `above` true a value greater than the limit breaks the invariant, else a
     smaller one does. A ticket opens when it has been broken for `hold_for` seconds without a break.
+    `vital` is true where a subject that breaks it is down, or is not what the settings say: `midwatch check` fails.
     `about` names the attributes by which `ignore` can leave something out (`("application", "role")`);
     "*" in it stands for any name, such as labels. Each entry of `ignore` maps some of them to shell patterns.
     """
@@ -89,6 +91,7 @@ class Invariant:
     limit: float | None = None
     above: bool = True
     hold_for: float = 0.0
+    vital: bool = False
     about: tuple[str, ...] = ()
     ignore: tuple[Mapping[str, str], ...] = ()
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from midwatch.errors import SettingsError
+from midwatch.units import check_url, check_url_port
 
 Provider = Literal["anthropic", "bedrock", "vertex"]
 
@@ -332,6 +333,25 @@ def trust(environ: Mapping[str, str]) -> ssl.SSLContext:
     return context
 
 
+def check_addresses(access: ApiAccess) -> None:
+    """Raise SettingsError for an address of the API or of a proxy that cannot be used.
+
+    It is not repeated, as it may have a password.
+    """
+    if access.base_url and access.client is None:
+        import httpx2
+
+        path = _ADDRESSES[access.provider]
+        try:
+            httpx2.URL(check_url(access.base_url))
+        except ValueError as error:
+            raise SettingsError(str(error), path=path) from None
+        except httpx2.InvalidURL:
+            hint = "use one such as https://gateway.example"
+            raise SettingsError("is not a URL", path=path, hint=hint) from None
+    check_proxies(access)
+
+
 def check_proxies(access: ApiAccess) -> None:
     """Raise SettingsError for a proxy that cannot be used; its URL, which may have a password, is not repeated."""
     import httpx2
@@ -342,6 +362,7 @@ def check_proxies(access: ApiAccess) -> None:
         hint = "use one such as http://proxy.example:3128"
         try:
             httpx2.AsyncHTTPTransport(verify=False, proxy=with_scheme(url))
+            check_url_port(with_scheme(url))
         except ImportError:
             hint += ", or `pip install socksio`"
             raise SettingsError("is a SOCKS proxy", path=name, hint=hint) from None
@@ -352,11 +373,18 @@ def check_proxies(access: ApiAccess) -> None:
 
 
 def _has_login(url: str) -> bool:
-    return "@" in urlsplit(with_scheme(url)).netloc
+    try:
+        return "@" in urlsplit(with_scheme(url)).netloc
+    except ValueError:
+        return "@" in url
 
 
 def _passwords(url: str) -> Iterator[str]:
-    parts = urlsplit(with_scheme(url))
+    try:
+        parts = urlsplit(with_scheme(url))
+    except ValueError:  # no part of it can be told from the password
+        yield url
+        return
     for text in (parts.password, None if parts.password else parts.username):
         if text and len(text) >= 4:  # a shorter one would be redacted in ordinary text
             yield text

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from midwatch.provider import Provider
-from midwatch.units import Bytes, Ratio, Seconds
+from midwatch.units import Bytes, PortChecked, Ratio, Seconds, Url
 
 DEFAULT_FILE = "midwatch.yaml"
 DEFAULT_MODEL = "claude-sonnet-5-5"
@@ -58,7 +58,7 @@ class AgentSettings(Group):
         5,
         ge=1,
         le=100,
-        description="Attempts before the error is stored as the diagnosis.",
+        description="Attempts without an answer before a ticket is given up.",
     )
     daily_budget_usd: float | None = Field(
         20.0, ge=0, description="Dollars per UTC day; null for no limit."
@@ -149,7 +149,7 @@ class InvariantSettings(Group):
 class RepositorySettings(Group):
     """A repository that sessions work in."""
 
-    url: str = Field(min_length=1, description="The URL to clone.")
+    url: PortChecked = Field(min_length=1, description="The URL to clone.")
     branch: str | None = Field(
         None,
         description="The branch that a session starts from; null for the repository's default.",
@@ -175,7 +175,7 @@ class SubjectSettings(Group):
 class GitCredentialSettings(Group):
     """A token for a Git host. The value itself is never in the file."""
 
-    host: str = Field(
+    host: PortChecked = Field(
         description="Scheme and host, such as https://github.com, and a path if the token is for one: "
         "https://github.com/my-org.",
         min_length=1,
@@ -331,7 +331,7 @@ class OperatorSettings(Group):
         None,
         description="The secret with the API key, in the session's namespace, for resources that name none.",
     )
-    base_url: str | None = Field(
+    base_url: Url | None = Field(
         None, description="The URL of the Messages API; null for Anthropic's."
     )
     model: str | None = Field(
@@ -357,7 +357,7 @@ class OperatorSettings(Group):
         "20Gi",
         description="Size limit of the pod's own disk; above it the pod is evicted. null for no limit.",
     )
-    content_url: str | None = Field(
+    content_url: Url | None = Field(
         None, description="The URL of the content proxy; null for none."
     )
     content_key_file: Path | None = Field(

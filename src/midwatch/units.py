@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import timedelta
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from midwatch.model import Unit
 
@@ -14,17 +16,21 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_PORT = re.compile(r"(?<=.):([^:@\]]+)$")  # after the host, which may be [::1]
+_MAX_SHOWN = 60  # characters of a value
+LONGEST_DURATION = 100 * 365 * 86400.0
+"""Seconds; a moment that is further away than this may be none that a database has."""
 
 
 def parse_duration(value: object) -> float:
     """Return the seconds of `10s`, `1h30m`, `500ms`, `2d`, a number of seconds or a timedelta.
 
-    Raises ValueError for anything else, including negative durations.
+    Raises ValueError for anything else, including negative durations and those over 100 years.
     """
     if isinstance(value, timedelta):
-        return value.total_seconds()
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(value)
+        seconds = value.total_seconds()
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = _as_float(value)
     else:
         text = str(value).strip().lower()
         parts = _DURATION.findall(text)
@@ -35,23 +41,43 @@ def parse_duration(value: object) -> float:
                 seconds = float(text)
             except ValueError:
                 raise ValueError(
-                    f"{value!r} is not a duration; use 30s, 5m or 2h"
+                    f"{_shown(value)} is not a duration; use 30s, 5m or 2h"
                 ) from None
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{value!r} is not a duration; use 0s or more, such as 30s")
+    if not 0 <= seconds < math.inf:
+        raise ValueError(
+            f"{_shown(value)} is not a duration; use 0s or more, such as 30s"
+        )
+    if seconds > LONGEST_DURATION:
+        raise ValueError(f"{_shown(value)} is longer than 100 years")
     return seconds
+
+
+def _as_float(value: float) -> float:
+    """Return a number as a float; one that is too large for it is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message: a long one is cut."""
+    shown = repr(value)
+    return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"
 
 
 def parse_size(value: object) -> float:
     """Return the bytes of `512MB` (powers of 1000), `512MiB` (of 1024) or a number. Raises ValueError."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    match = _SIZE.fullmatch(str(value).strip())
-    if not match:
-        raise ValueError(f"{value!r} is not a size; use 500MB or 2GiB")
-    number, prefix, binary = match.groups()
-    base = 1024.0 if binary else 1000.0
-    return float(number) * base ** _POWERS[prefix.lower()]
+        size = _as_float(value)
+    elif match := _SIZE.fullmatch(str(value).strip()):
+        number, prefix, binary = match.groups()
+        size = float(number) * (1024.0 if binary else 1000.0) ** _POWERS[prefix.lower()]
+    else:
+        size = math.nan
+    if not math.isfinite(size):
+        raise ValueError(f"{_shown(value)} is not a size; use 500MB or 2GiB")
+    return size
 
 
 def parse_ratio(value: object) -> float:
@@ -64,9 +90,9 @@ def parse_ratio(value: object) -> float:
             return float(value.strip()[:-1]) / 100
         ratio = float(str(value))
     except ValueError:
-        raise ValueError(f"{value!r} is not a share; use 90% or 0.9") from None
+        raise ValueError(f"{_shown(value)} is not a share; use 90% or 0.9") from None
     if ratio > 1:
-        raise ValueError(f"{value!r} would be {ratio:,.0%}; use 90% or 0.9")
+        raise ValueError(f"{_shown(value)} would be {ratio:,.0%}; use 90% or 0.9")
     return ratio
 
 
@@ -81,7 +107,39 @@ def parse_limit(value: object, unit: Unit) -> float:
     try:
         return float(str(value))
     except ValueError:
-        raise ValueError(f"{value!r} is not a number; use one such as 5") from None
+        raise ValueError(
+            f"{_shown(value)} is not a number; use one such as 5"
+        ) from None
+
+
+def parse_port(value: str) -> int:
+    """Return a port from 1 to 65535. Raises ValueError, without the text: a password may stand there by mistake."""
+    if len(value) < 6 and value.isascii() and value.isdecimal():
+        if 0 < (port := int(value)) < 65536:
+            return port
+    raise ValueError("the port is not a number from 1 to 65535")
+
+
+def check_url(value: str) -> str:
+    """Return `value` if it is a URL of http or https with a host. Raises ValueError, which does not repeat it."""
+    if any(char.isspace() or not char.isprintable() for char in value):
+        raise ValueError("a URL has no spaces and no control characters")
+    check_url_port(value)
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not a URL; use http://HOST/… or https://HOST/…")
+    return value
+
+
+def check_url_port(value: str) -> str:
+    """Return `value` unless the host or the port of a URL cannot be one. Raises ValueError, which does not repeat it."""
+    try:
+        netloc = urlsplit(value).netloc
+    except ValueError:  # an IPv6 address that is none
+        raise ValueError("not a URL; use http://HOST/… or https://HOST/…") from None
+    if port := _PORT.search(netloc):
+        parse_port(port[1])
+    return value
 
 
 def format_duration(seconds: float) -> str:
@@ -130,5 +188,9 @@ def format_value(value: float, unit: Unit) -> str:
 
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 """A duration setting, in seconds once read."""
+Url = Annotated[str, AfterValidator(check_url)]
+"""The address of something that speaks HTTP."""
+PortChecked = Annotated[str, AfterValidator(check_url_port)]
+"""The address of a repository, which may be one of SSH or a path."""
 Bytes = Annotated[float, BeforeValidator(parse_size)]
 Ratio = Annotated[float, BeforeValidator(parse_ratio)]

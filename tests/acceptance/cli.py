@@ -56,10 +56,12 @@ def said_json(
     return json.loads(said(folder, *arguments, "--json", env=env))
 
 
-def refused(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-    """The one line of a command that has to fail."""
+def refused(
+    folder: Path, *arguments: str, env: Mapping[str, str] | None = None, code: int = 1
+) -> str:
+    """The one line of a command that has to fail with this exit code."""
     done = midwatch(folder, *arguments, env=env)
-    assert done.returncode == 1, (done.returncode, done.stdout, done.stderr)
+    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert done.stderr.count("\n") == 1, done.stderr
     return done.stderr
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +18,7 @@ from midwatch.lifecycle import StopEvent
 from midwatch.model import Severity, Ticket, TicketStatus
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
-from midwatch.store.protocol import Claim, Finish
+from midwatch.store.protocol import Claim, Finish, TicketFilter
 from midwatch.store.sql import SqlStore
 from midwatch.testing.fakes import FakeSubject, ManualClock, answer, open_tickets
 from midwatch.testing.messages_api import (
@@ -49,6 +52,7 @@ from midwatch.testing.messages_api import (
 )
 
 from ..waiting import PATIENCE
+from .cli import comes_true
 
 LOG = "\n".join(
     f"2026-03-01 11:59:{n:02} worker[{n}] pid 4711 line {n}" for n in range(50)
@@ -78,13 +82,14 @@ class Bench:
         *,
         timeout: float = 20.0,
         subject: FakeSubject | None = None,
+        base_url: str | None = None,
         **settings: object,
     ) -> AgentRunner:
         model = Claude(
             "claude-sonnet-5-5",
             timeout,
             "sk-ant-test",
-            self.api.base_url,
+            base_url or self.api.base_url,
             now=self.clock.now,
         )
         self.opened.append(model)
@@ -213,7 +218,7 @@ async def test_a_call_has_a_wall_clock(
     assert "0.4 s" in ((await bench.store.ticket(ticket.id)).last_error or "")
 
 
-async def test_attempts_are_capped_and_the_error_becomes_the_diagnosis(
+async def test_attempts_are_capped_and_the_ticket_is_given_up(
     bench: Bench, script: Script
 ) -> None:
     script(server_error())
@@ -223,7 +228,7 @@ async def test_attempts_are_capped_and_the_error_becomes_the_diagnosis(
         await agent.drain(bench.stop)
         await bench.clock.advance(1000)
     after = await bench.store.ticket(ticket.id)
-    assert len(bench.api.calls) == 5 and after.status is TicketStatus.DIAGNOSED
+    assert len(bench.api.calls) == 5 and after.status is TicketStatus.GIVEN_UP
     stored = await bench.store.diagnosis(after.diagnosis_id or 0)
     assert stored.outcome == "error" and "500" in (stored.error or "")
 
@@ -483,6 +488,60 @@ async def test_a_stop_grants_grace_then_gives_the_ticket_back(
     assert await bench.store.claim("next", lease=30), "and it is free at once"
 
 
+def connecting(port: int) -> int:
+    """Return how many connections to the port wait for it to take them (SYN_SENT in proc(5))."""
+    rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    to = f":{port:04X}"
+    return sum(row.split()[2].endswith(to) and row.split()[3] == "02" for row in rows)
+
+
+async def test_a_call_that_was_never_sent_costs_nothing(bench: Bench) -> None:
+    """The server has no room for another connection, so the request stays here."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        port = server.getsockname()[1]
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", port))
+        await comes_true(lambda: connecting(port) > 0, PATIENCE)
+        before = connecting(port)
+        ticket = await one_ticket(bench)
+        agent = bench.agent(base_url=f"http://127.0.0.1:{port}")
+        draining = asyncio.create_task(agent.drain(bench.stop))
+        await comes_true(lambda: connecting(port) > before, PATIENCE)
+        assert await bench.store.spent_today() > 0, "the worst case is set aside"
+        bench.stop.set("SIGTERM")
+        await asyncio.sleep(0)
+        await bench.clock.advance(3.1)
+        await asyncio.wait_for(draining, PATIENCE)
+    [stored] = await bench.store.diagnoses(ticket.id)
+    assert (stored.outcome, stored.cost_usd) == ("lost", 0.0)
+    assert await bench.store.spent_today() == 0
+
+
+async def test_a_killed_call_costs_its_worst_case_until_the_next_one_is_answered(
+    bench: Bench, script: Script
+) -> None:
+    """A call that was sent and cut off may be billed; the answer to the same question tells for how much."""
+    ticket, _, draining = await during_a_call(bench, script)
+    worst = await bench.store.spent_today()
+    bench.clock.step_wall_clock(31)  # as after SIGKILL: the lease ends, nobody says why
+    [claim] = await bench.store.claim("next", lease=30)
+    await bench.clock.advance(11)
+    await asyncio.wait_for(draining, PATIENCE)
+    await bench.store.release(claim)
+    assert await bench.store.spent_today() == worst > 0
+    script(GOOD)
+    await bench.drain()
+    lost, answered = await bench.store.diagnoses(ticket.id)
+    assert (lost.outcome, answered.outcome) == ("late", "answered")
+    assert lost.cost_usd == answered.cost_usd < worst
+    assert await bench.store.spent_today() == pytest.approx(2 * answered.cost_usd)
+
+
 async def test_an_answer_within_the_grace_is_kept(bench: Bench, script: Script) -> None:
     ticket, hold, draining = await during_a_call(bench, script)
     bench.stop.set("SIGTERM")
@@ -512,6 +571,14 @@ async def test_an_attempt_that_always_dies_is_given_up_without_a_call(
     [stored] = await bench.store.diagnoses(ticket.id)
     assert stored.outcome == "error" and "5 attempts" in (stored.error or "")
     assert not bench.api.calls
+    assert (await bench.store.ticket(ticket.id)).status is TicketStatus.GIVEN_UP
+    diagnosed = TicketFilter((TicketStatus.DIAGNOSED,))
+    assert await bench.store.tickets(diagnosed) == []
+    assert not await bench.store.claim("another", lease=30), "it left the queue"
+    assert (await bench.store.stats(3600)).given_up == 1
+    again = await bench.store.retry(ticket.id, "ann", "the agent has more memory")
+    assert again.status is TicketStatus.OPEN
+    assert await bench.store.claim("another", lease=30)
 
 
 async def test_what_an_answer_does_not_explain_gets_a_call_of_its_own(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +55,7 @@ def test_all_is_well(
     assert lines[0] == "✔ settings: 1 subject"
     assert lines[1].startswith("✔ database: reachable")
     box = next(line for line in lines if "subject box (host)" in line)
-    assert "broken now: disk" in box
+    assert box.startswith("! ") and "broken now: disk" in box
     assert any(line.startswith("✔ key: accepted by 127.0.0.1") for line in lines)
     assert lines[-1] == "✔ model: claude-sonnet-5-5"
     assert len(api.calls) == before, "a check must cost nothing"
@@ -76,9 +79,9 @@ def test_everything_is_looked_at_though_something_failed(tmp_path: Path) -> None
     done = midwatch(tmp_path, "check", env=env)
     lines = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (1, "")
-    assert [line[0] for line in lines] == ["✔", "✘", "✔", "✘", "✘", "!"]
+    assert [line[0] for line in lines] == ["✔", "✘", "✘", "✘", "✘", "!"]
     assert "/nowhere/midwatch.db" in lines[1]
-    assert "broken now: reachable" in lines[2]
+    assert "refused" in lines[2] and "broken now: reachable" in lines[2]
     assert "is unreachable" in lines[4]
     assert "November 30th, 2026" in lines[5]
     assert "hunter2" not in done.stdout and KEY not in done.stdout
@@ -87,24 +90,80 @@ def test_everything_is_looked_at_though_something_failed(tmp_path: Path) -> None
 def test_wrong_settings_are_a_failed_line(tmp_path: Path) -> None:
     (tmp_path / "midwatch.yaml").write_text("agnet: {}\n")
     done = midwatch(tmp_path, "check")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout.startswith("✘ settings: agnet: unknown setting")
+    (tmp_path / "midwatch.yaml").write_text(HOST.replace("0%", "90"))
+    done = midwatch(tmp_path, "check")
+    assert done.returncode == 2
+    assert "✘ subject settings: subjects.box.invariants.disk.limit: " in done.stdout
 
 
-def test_without_key_and_subjects_it_only_warns(tmp_path: Path) -> None:
+def test_without_a_key_it_only_warns_and_without_subjects_it_fails(
+    tmp_path: Path,
+) -> None:
     beat = {"open": 2}
     in_store(tmp_path, lambda store: store.beat("monitor here:1", "monitor", beat))
-    found = {one["what"]: one for one in json.loads(said(tmp_path, "check", "--json"))}
+    done = midwatch(tmp_path, "check", "--json")
+    assert done.returncode == 1, "nothing would be watched"
+    found = {one["what"]: one for one in json.loads(done.stdout)}
     assert {name: one["grade"] for name, one in found.items()} == {
         "settings": "ok",
         "database": "ok",
         "daemons": "ok",
-        "subjects": "warning",
+        "subjects": "failed",
         "key": "warning",
         "model": "ok",
     }
     assert "monitor here:1" in found["daemons"]["says"]
     assert "first aid only" in found["key"]["says"]
+
+
+@contextlib.contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """A web server that gives this answer to every request."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "subject", "mark"),
+    [
+        (200, b"fine", "kind: http", "✔"),
+        (200, b"fine", "kind: http, invariants: {latency: {limit: 0}}", "!"),
+        (503, b"", "kind: http", "✘"),
+        (404, b"", "kind: http", "✘"),
+        (200, b"fine", "kind: http, body_matches: healthy", "✘"),
+        (200, b"<html>It works!</html>", "kind: prometheus", "✘"),
+        (404, b"404 page not found", "kind: prometheus", "✘"),
+        (200, b"{}", "kind: prometheus", "✘"),
+    ],
+)
+def test_a_subject_that_is_down_or_not_what_it_should_be_is_red(
+    tmp_path: Path, status: int, body: bytes, subject: str, mark: str
+) -> None:
+    with answering(status, body) as url:
+        text = f"subjects: [{{name: shop, url: '{url}', {subject}}}]"
+        (tmp_path / "midwatch.yaml").write_text(text)
+        done = midwatch(tmp_path, "check")
+    [line] = [line for line in done.stdout.splitlines() if "subject shop" in line]
+    assert (line[0], done.returncode) == (mark, int(mark == "✘")), line
 
 
 async def test_what_the_api_says_of_the_key(api: ScriptedMessagesAPI) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 
 from midwatch.kube.crd import crd
@@ -77,15 +78,42 @@ def test_files_and_json(tmp_path: Path) -> None:
 
 def test_bad_input_is_one_line_and_prints_nothing(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(OLD.replace("https://git", "--https://git"))
-    line = refused(tmp_path, "kube", "convert", "bad.yaml")
+    line = refused(tmp_path, "kube", "convert", "bad.yaml", code=2)
     assert line.startswith("midwatch: bad.yaml, document 1: spec.repos[0].input.url: ")
     assert midwatch(tmp_path, "kube", "convert", "bad.yaml").stdout == ""
     assert "none.yaml: cannot be read" in refused(
-        tmp_path, "kube", "convert", "none.yaml"
+        tmp_path, "kube", "convert", "none.yaml", code=2
     )
-    code, out, err = piped(tmp_path, "a: [")
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("midwatch: standard input: neither YAML nor JSON")
+
+
+@pytest.mark.parametrize(
+    ("text", "said_so"),
+    [
+        ("a: [", "neither YAML nor JSON: line 1"),
+        ("password: 'hunter2", "a quote is not closed"),
+        ("a: 1\na: hunter2", "a is given twice"),
+        ('{"a": 1, "a": "hunter2"}', "'a' is given twice"),
+        ("a: &a [*a]", "as an alias it refers to itself"),
+        ("[" * 50_000, "nested deeper than 60"),
+        ("when: !!timestamp 2026-13-45", "the value does not fit its tag"),
+        (f"timeout: {'9' * 5000}", "too long a number"),
+        (f'{{"timeout": {"9" * 5000}}}', "too long a number"),
+        (OLD.replace("git.example", "git.example:99999"), "the port of the URL is not"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_hostile_input_is_one_line(tmp_path: Path, text: str, said_so: str) -> None:
+    code, out, err = piped(tmp_path, text)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("midwatch: standard input") and said_so in err
+    assert "hunter2" not in err
+
+
+def test_a_kubeconfig_that_is_no_yaml_is_not_printed(tmp_path: Path) -> None:
+    (tmp_path / "kubeconfig").write_text("users:\n- token: 'hunter2\n")
+    env = {"MIDWATCH_OPERATOR__KUBECONFIG": "kubeconfig"}
+    line = refused(tmp_path, "kube", "operator", env=env, code=2)
+    assert "cannot read kubeconfig: line 3" in line and "hunter2" not in line
 
 
 def test_on_a_terminal_nothing_acts(tmp_path: Path) -> None:

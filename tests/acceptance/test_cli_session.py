@@ -190,7 +190,8 @@ def test_a_repository_that_cannot_be_is_one_line(
     desk = make_desk(tmp_path)
     said(desk, "db", "upgrade")
     run = ("session", "run", "-r", repo, "-p", "Do it.")
-    line = refused(desk, *run, env=asking("http://127.0.0.1:1"))
+    code = 1 if phases else 2  # it was tried, or what was asked for is wrong
+    line = refused(desk, *run, env=asking("http://127.0.0.1:1"), code=code)
     assert says in line and "hunter2" not in line
     rows = said_json(desk, "session", "list")
     assert [row["phase"] for row in rows] == phases
@@ -239,17 +240,17 @@ def test_a_session_that_loses_its_log_has_failed_and_a_mailbox_that_is_no_file_i
 
 def test_what_is_asked_wrongly_is_one_line(tmp_path: Path) -> None:
     desk = make_desk(tmp_path)
-    for arguments in (
-        ("run", "-r", "x"),
-        ("run", "-r", "x", "-p", "y", "--timeout", "soon"),
-        ("run", "-r", "x", "-p", f"@{tmp_path}/none"),
-        ("show", "../../etc"),
-        ("send", "s-none", "hello"),
-        ("rm", "s-none"),
-        ("list", "--phase", "nonsense"),
-        ("prune", "--max-size", "much"),
+    for code, arguments in (
+        (2, ("run", "-r", "x")),
+        (2, ("run", "-r", "x", "-p", "y", "--timeout", "soon")),
+        (2, ("run", "-r", "x", "-p", f"@{tmp_path}/none")),
+        (1, ("show", "../../etc")),
+        (1, ("send", "s-none", "hello")),
+        (1, ("rm", "s-none")),
+        (2, ("list", "--phase", "nonsense")),
+        (2, ("prune", "--max-size", "much")),
     ):
-        refused(desk, "session", *arguments)
+        refused(desk, "session", *arguments, code=code)
 
 
 def test_what_claude_may_use_is_on_the_command_line(tmp_path: Path) -> None:

@@ -127,6 +127,118 @@ WRONG = [
 ]
 
 
+WRONG += [
+    Wrong(
+        "a line that may hold a password",
+        ("is not valid YAML: line 2, column 17: there is a second ':'",),
+        "log:\n  level: hunter2: x\n",
+    ),
+    Wrong(
+        "a group given twice",
+        ("line 2, column 1: agent is given twice, first in line 1",),
+        "agent: {concurrency: 2}\nagent: {concurrency: 3}\n",
+    ),
+    Wrong(
+        "a group given twice in a variable",
+        ("MIDWATCH_AGENT: the member 'concurrency' is given twice",),
+        env={"MIDWATCH_AGENT": '{"concurrency": 1, "concurrency": 2}'},
+    ),
+    Wrong(
+        "an anchor in itself",
+        ("as an alias it refers to itself or to nothing",),
+        "subjects: &all [*all]\n",
+    ),
+    Wrong(
+        "anchors that explode",
+        ("too large once its aliases are expanded",),
+        "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(
+            f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+        ),
+    ),
+    Wrong("deep nesting", ("nested deeper than 60",), "subjects: " + "[" * 9000),
+    Wrong(
+        "deep nesting in a variable",
+        ("MIDWATCH_SUBJECTS: is nested too deeply to be read",),
+        env={"MIDWATCH_SUBJECTS": "[" * 50_000},
+    ),
+    Wrong(
+        "5,000 digits",
+        ("line 1, column 22: too long a number",),
+        f"agent: {{concurrency: {'9' * 5000}}}",
+    ),
+    Wrong(
+        "5,000 digits in a variable",
+        ("MIDWATCH_AGENT: has too long a number",),
+        env={"MIDWATCH_AGENT": f'{{"concurrency": {"9" * 5000}}}'},
+    ),
+    Wrong(
+        "5,000 hexadecimal digits",
+        ("too long a number",),
+        f"agent: {{concurrency: 0x{'f' * 5000}}}",
+    ),
+    Wrong(
+        "a number that no float has",
+        ("monitor.interval: 999", "is not a duration"),
+        f"monitor: {{interval: {'9' * 390}}}",
+    ),
+    Wrong(
+        "a duration that no date has",
+        ("monitor.group_wait: '1e300' is longer than 100 years",),
+        "monitor: {group_wait: '1e300'}",
+    ),
+    Wrong(
+        "an impossible date",
+        ("midwatch.yaml is not valid YAML: line 1, column 11: the value does not fit",),
+        "database: !!timestamp 2026-13-45\n",
+    ),
+    Wrong(
+        "an impossible date in place of a number",
+        ("agent.concurrency: '2026-13-45' is not a whole number",),
+        "agent: {concurrency: 2026-13-45}",
+    ),
+    Wrong(
+        "a port of the database out of range",
+        ("database: the port is not a number from 1 to 65535",),
+        "database: postgresql://u:hunter2@127.0.0.1:99999/d",
+    ),
+    Wrong(
+        "a port of the database out of range in a variable",
+        ("database: the port is not a number from 1 to 65535",),
+        env={"MIDWATCH_DATABASE": "postgresql://u:hunter2@127.0.0.1:70000/d"},
+    ),
+    Wrong(
+        "a port of a DSN out of range",
+        ("subjects.db.dsn: the port is not a number from 1 to 65535",),
+        "subjects: [{name: db, kind: postgres, dsn: 'host=h port=1,99999 password=hunter2'}]",
+        command=SUBJECTS,
+    ),
+    Wrong(
+        "a port that is a password",
+        ("subjects[0].url: the port is not a number from 1 to 65535",),
+        "subjects: [{name: shop, kind: http, url: 'http://h:hunter2/'}]",
+        command=SUBJECTS,
+    ),
+    Wrong(
+        "a port of Prometheus out of range",
+        ("subjects[0].url: the port is not a number from 1 to 65535",),
+        "subjects: [{name: p, kind: prometheus, url: 'http://u:hunter2@h:65536'}]",
+        command=SUBJECTS,
+    ),
+    Wrong(
+        "a port of the content proxy out of range",
+        ("operator.content_url: the port is not a number from 1 to 65535",),
+        "operator: {content_url: 'http://u:hunter2@h:0'}",
+    ),
+    Wrong(
+        "a share in percent without its sign",
+        ("disk.limit: 90.0 would be 9,000%; use 90% or 0.9",),
+        _host("invariants: {disk: {limit: 90}}"),
+        command=SUBJECTS,
+    ),
+]
+
+
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each of them says, from processes that run side by side."""
@@ -136,7 +248,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         if wrong.yaml is not None:
             text = wrong.yaml if isinstance(wrong.yaml, bytes) else wrong.yaml.encode()
             (folder / "midwatch.yaml").write_bytes(text)
-        return refused(folder, *wrong.command, env=wrong.env)
+        return refused(folder, *wrong.command, env=wrong.env, code=2)
 
     with ThreadPoolExecutor(3) as pool:
         said = pool.map(run, WRONG)

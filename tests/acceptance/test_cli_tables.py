@@ -55,5 +55,5 @@ def test_stats_count_what_happened(tmp_path: Path) -> None:
     assert told["pauses"] == [] and told["today"]["budget_usd"] == 20
     assert "agent here:1" in said(tmp_path, "stats")
     assert "--within: 'soon' is not a duration" in refused(
-        tmp_path, "stats", "--within", "soon"
+        tmp_path, "stats", "--within", "soon", code=2
     )

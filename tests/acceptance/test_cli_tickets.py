@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import re
@@ -196,3 +197,35 @@ def test_a_list_imports_no_more_than_it_needs(one: Path) -> None:
     assert "sqlalchemy" in imported and "queue-1" in done.stdout
     assert not imported & {*heavy, "pydantic_settings", "httpx2", "psutil"}
     assert not modules & {"sqlalchemy.dialects.postgresql", "midwatch.redaction"}
+
+
+@pytest.mark.parametrize(
+    ("command", "field", "value"),
+    [
+        (("ack",), "status", "acknowledged"),
+        (("hold",), "held", True),
+        (("unhold",), "held", False),
+        (("retry",), "status", "open"),
+        (("resolve", "--why", "done"), "status", "resolved"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_several_ids_are_one_document(
+    tmp_path: Path, command: tuple[str, ...], field: str, value: object
+) -> None:
+    in_store(tmp_path, lambda store: open_tickets(store, "a", "b", "c"))
+    name, *options = command
+    found = said_json(tmp_path, "tickets", name, "1", "2", "1", *options)
+    assert [(row["id"], row[field]) for row in found] == [(1, value), (2, value)]
+    assert said_json(tmp_path, "tickets", name, "3", *options)[field] == value
+
+
+def test_an_unknown_id_keeps_no_other_from_being_changed(tmp_path: Path) -> None:
+    in_store(tmp_path, lambda store: open_tickets(store, "a", "b"))
+    done = midwatch(tmp_path, "tickets", "ack", "1", "98", "2", "99", "--json")
+    assert [row["id"] for row in json.loads(done.stdout)] == [1, 2]
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "no ticket 98" in done.stderr and "no ticket 99" in done.stderr
+    done = midwatch(tmp_path, "tickets", "ack", "98", "99", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (1, [])
+    assert refused(tmp_path, "tickets", "ack", "98", "--json")

@@ -323,17 +323,17 @@ def test_a_token_of_the_command_opens_the_folder(tmp_path: Path) -> None:
         assert http.get(f"{AT}/manifest", headers=HEADERS).status_code == 401
         new = bearer(key=KEY[::-1])
         assert http.get(f"{AT}/manifest", headers=new).status_code == 200
-        line = refused(tmp_path, "content", "token", "team/fix", env=key)
+        line = refused(tmp_path, "content", "token", "team/fix", env=key, code=2)
         assert "NAMESPACE/NAME.UID" in line
 
 
 def test_settings_that_cannot_be_served(tmp_path: Path) -> None:
-    assert "openssl rand" in refused(tmp_path, "content", "serve")
+    assert "openssl rand" in refused(tmp_path, "content", "serve", code=2)
     (tmp_path / "key").write_bytes(KEY)
     key = {"MIDWATCH_CONTENT__KEY_FILE": "key"}
     (tmp_path / "content").write_text("a file")
-    line = refused(tmp_path, "content", "serve", env=key)
+    line = refused(tmp_path, "content", "serve", env=key, code=2)
     assert "content.root" in line
     (tmp_path / "content").unlink()
     taken = key | {"MIDWATCH_CONTENT__HOST": "192.0.2.1"}
-    assert "cannot listen" in refused(tmp_path, "content", "serve", env=taken)
+    assert "cannot listen" in refused(tmp_path, "content", "serve", env=taken, code=2)

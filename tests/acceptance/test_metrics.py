@@ -312,7 +312,7 @@ def test_what_is_wrong_ends_the_start_with_one_line(tmp_path: Path) -> None:
             text=True,
             timeout=PATIENCE,
         )
-        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         return done.stderr
 
     without = "sys.modules['prometheus_client'] = None"

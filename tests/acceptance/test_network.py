@@ -121,7 +121,7 @@ def test_check_names_what_a_cloud_lacks(
     settings = f"anthropic: {{provider: {provider}}}\n{HOST}"
     (tmp_path / "midwatch.yaml").write_text(settings)
     done = midwatch(tmp_path, "check", "--json", env=environ)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == (2 if provider == "azure" else 1), done.stderr
     failed = [
         one["says"] for one in json.loads(done.stdout) if one["grade"] == "failed"
     ]
@@ -173,3 +173,28 @@ async def test_a_budget_ends_at_the_higher_price(tmp_path: Path) -> None:
 def test_a_session_without_any_login_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyRefused, match="there is no API key"):
         session_in(tmp_path, "", client=ApiAccess(headers={"X-Team": "ops"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said_so"),
+    [
+        ("ANTHROPIC_BASE_URL", "http://me:hunter2@h:99999", "the port is not a number"),
+        ("ANTHROPIC_BASE_URL", "http://h:hunter2", "the port is not a number"),
+        ("ANTHROPIC_BASE_URL", "http://hunter2@[::1", "not a URL"),
+        ("ANTHROPIC_BASE_URL", "hunter2", "not a URL"),
+        ("HTTPS_PROXY", "http://me:hunter2@p:99999", "is not the URL of a proxy"),
+        ("HTTPS_PROXY", "http://me:hunter2@[::1", "is not the URL of a proxy"),
+    ],
+)
+def test_an_address_that_is_none_is_one_line(
+    tmp_path: Path, name: str, value: str, said_so: str
+) -> None:
+    (tmp_path / "midwatch.yaml").write_text(HOST)
+    env = {"ANTHROPIC_API_KEY": TOKEN, name: value}
+    done = midwatch(tmp_path, "check", env=env)
+    [line] = [one for one in done.stdout.splitlines() if one.startswith("✘ key")]
+    assert done.returncode == 1 and f"{name}: {said_so}" in line, line
+    agent = midwatch(tmp_path, "agent", "--once", env=env)
+    assert agent.returncode == 1 and f"{name}: {said_so}" in agent.stderr
+    assert agent.stderr.count("\n") == 1
+    assert "hunter2" not in done.stdout + done.stderr + agent.stdout + agent.stderr

@@ -371,10 +371,11 @@ def test_other_lines_are_sent_as_they_are(tmp_path: Path, text: str) -> None:
 def test_a_branch_to_push_to_needs_a_push(tmp_path: Path) -> None:
     desk = make_desk(tmp_path)
     app, _ = make_repositories(tmp_path)
-    line = refused(desk, "session", "run", "-r", app, "-p", "x", "--push-branch", "b")
+    branch = ("--push-branch", "b")
+    line = refused(desk, "session", "run", "-r", app, "-p", "x", *branch, code=2)
     assert "--push-branch: has no effect without --push" in line
     for other in (("fork", "s-1", "-p", "x"), ("fix", "1")):
-        assert "--push" in refused(desk, "session", *other, "--push-branch", "b")
+        assert "--push" in refused(desk, "session", *other, *branch, code=2)
 
 
 # ------------------------------------------------------------------ the resource

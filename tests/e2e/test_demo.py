@@ -185,7 +185,7 @@ def test_what_is_kept_can_be_used(demos: Mapping[str, Demo], kept: Path) -> None
 def test_an_unknown_fault_is_one_line(tmp_path: Path) -> None:
     ended = run(tmp_path / "none.yaml", "demo", "--fault", "gremlins")
     [line] = ended.stderr.splitlines()
-    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.returncode == 2 and ended.stdout == ""
     assert "gremlins" in line and "lock-pile-up" in line
 
 

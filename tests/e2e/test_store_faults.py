@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -41,6 +43,7 @@ from .support import (
     blaming,
     daemon,
     healthy_board,
+    run,
     tickets,
     until,
     write_settings,
@@ -111,6 +114,42 @@ async def test_sqlite_locked_for_longer_than_the_busy_time_out(
             code, seconds = await asyncio.to_thread(up.end, signal.SIGINT)
             assert (code, seconds < PATIENCE) == (0, True), seconds
         assert up.lines("stopped"), "and nothing but JSON was written"
+
+
+@pytest.mark.parametrize("commands", [("up",), ("monitor", "agent")])
+async def test_a_deleted_database_is_told_and_made_again_by_the_daemon_alone(
+    board: Board, tmp_path: Path, commands: tuple[str, ...]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = write_settings(tmp_path, board.subject(), metrics={"port": port})
+    board.show("first-db")
+    with contextlib.ExitStack() as stack:
+        daemons = []
+        for name in commands:
+            own = {"MIDWATCH_METRICS__PORT": "null"} if daemons else {}
+            daemons.append(stack.enter_context(daemon(config, name, **own)))
+        await daemons[0].said("ticket opened", component="first-db")
+        daemons[0].process.send_signal(signal.SIGSTOP)
+        for other in daemons[1:]:
+            other.end(signal.SIGTERM)
+        for part in tmp_path.glob("midwatch.db*"):
+            part.unlink()
+        line = run(config, "tickets", "list")
+        assert line.returncode == 1 and "there is no database" in line.stderr
+        assert not list(tmp_path.glob("midwatch.db*")), "reading made it"
+        daemons[0].process.send_signal(signal.SIGCONT)
+        told = await daemons[0].said("database made again")
+        assert "midwatch.db was deleted while it was in use" in told["reason"]
+        await until("reopened", lambda: len(daemons[0].lines("ticket opened")) == 2)
+        listed = json.loads(run(config, "tickets", "list", "--json").stdout)
+        assert [one["component"] for one in listed] == ["first-db"]
+        await daemons[0].said("cycle", open=1)
+        health = run(config, "health", commands[0])
+        assert health.returncode == 0 and "was deleted while" in health.stdout
+        await until(
+            "the heartbeat", lambda: "was deleted while" in run(config, "check").stdout
+        )
 
 
 # ------------------------------------------------------------------ a full disk

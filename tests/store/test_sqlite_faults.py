@@ -219,3 +219,61 @@ async def test_the_file_is_gone_and_comes_back(
         before.id,
         after.id,
     ]
+
+
+async def test_a_deleted_log_loses_nothing(store: SqlStore, sqlite_file: Path) -> None:
+    """What is in a write-ahead log that was deleted is written into the file; others see it again."""
+    fixture = StoreFixture(store, MovableClock())
+    await fixture.open("a")
+    for part in sqlite_file.parent.glob("midwatch.db-*"):
+        part.unlink()
+    await fixture.open("b")
+    other = await open_store(f"sqlite:///{sqlite_file}", create=False)
+    try:
+        assert len((await other.watch("db")).tickets) == 2
+    finally:
+        await other.close()
+
+
+@pytest.mark.parametrize("what", ["deleted", "replaced"])
+async def test_a_daemon_makes_a_deleted_file_again(
+    sqlite_file: Path, tmp_path: Path, what: str
+) -> None:
+    told: list[str] = []
+    store = await open_store(f"sqlite:///{sqlite_file}", renewed=told.append)
+    try:
+        fixture = StoreFixture(store, MovableClock())
+        await fixture.open("a")
+        assert store.notice == ""
+        for part in tmp_path.glob("midwatch.db*"):
+            part.unlink()
+        if what == "replaced":
+            sqlite_file.touch()
+        with pytest.raises(StoreUnavailable, match=f"was {what} while it was in use"):
+            await fixture.open("b")
+        (ticket,) = await fixture.open("a")
+        assert ticket.id == 1 and len(told) == 1 and told[0] in store.notice
+        assert sqlite_file.stat().st_mode & 0o077 == 0 or what == "replaced"
+    finally:
+        await store.close()
+
+
+async def test_a_deleted_folder_is_told_until_it_is_back(
+    tmp_path: Path, sqlite_file: Path
+) -> None:
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    store = await open_store(f"sqlite:///{folder / 'midwatch.db'}", renewed=print)
+    try:
+        fixture = StoreFixture(store, MovableClock())
+        await fixture.open("a")
+        shutil.rmtree(folder)
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="No such file"):
+                await fixture.open("b")
+        folder.mkdir()
+        with pytest.raises(StoreUnavailable, match="was deleted while it was in use"):
+            await fixture.open("b")
+        await fixture.open("b")
+    finally:
+        await store.close()

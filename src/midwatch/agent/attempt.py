@@ -16,7 +16,7 @@ from midwatch.agent.diagnosis import (
     paid,
 )
 from midwatch.agent.evidence import ContextGatherer
-from midwatch.diagnosis_schema import Kind, Reply
+from midwatch.diagnosis_schema import Kind, NotSent, Reply
 from midwatch.errors import ClaimLost, MidwatchError, TemporaryError
 from midwatch.lifecycle import Alive, Backoff, Clock, StopEvent, background, cancel
 from midwatch.logs import Log
@@ -39,7 +39,10 @@ _LONGEST_WRITE_WAIT = 30.0
 
 
 class Model(Protocol):
-    """A model that can be asked: `midwatch.agent.claude.Claude`, or a fake."""
+    """A model that can be asked: `midwatch.agent.claude.Claude`, or a fake.
+
+    `ask` may raise NotSent instead of the CancelledError that cancels it.
+    """
 
     model: str
 
@@ -69,7 +72,7 @@ class AttemptContext:
 
 @dataclass(frozen=True, slots=True)
 class AttemptOutcome:
-    """How an attempt ended: the outcome of its diagnosis, or "lost", "stopped", "budget", "failed"."""
+    """How an attempt ended: the outcome of its diagnosis, or "given_up", "lost", "stopped", "budget", "failed"."""
 
     outcome: str
     cost_usd: float = 0.0
@@ -127,7 +130,11 @@ class Attempt:
             if not await self._begin(step):
                 return AttemptOutcome("budget")
             self.alive(self.shared.longest_call + SLACK)
-            reply = await self.model.ask(step.prompt, step.max_tokens)
+            try:
+                reply = await self.model.ask(step.prompt, step.max_tokens)
+            except NotSent:
+                self.reserved = 0.0
+                raise
             following = next_step(step, reply)
             if following is None:
                 return await self._settle(step, reply)
@@ -189,7 +196,8 @@ class Attempt:
                 self.claim.holder,
             )
         elif self.claim.attempt >= settings.max_attempts:
-            return await self._finish(paid(reply, "error", step.context))
+            failed = paid(reply, "error", step.context)
+            return await self._finish(replace(failed, given_up=True))
         wait = min(
             settings.backoff * 2 ** (self.claim.attempt - 1), settings.backoff_max
         )
@@ -198,13 +206,12 @@ class Attempt:
         return await self._finish(replace(retry, retry_in=jittered, counted=not outage))
 
     async def _give_up(self) -> AttemptOutcome:
-        """Store an error: the daemon ended in the middle of every attempt so far."""
+        """Give the tickets up: the daemon ended in the middle of every attempt so far."""
         last = (
             self.claim.tickets[0].last_error or "the daemon ended during each of them"
         )
-        return await self._store_error(
-            f"gave up after {self.claim.attempt - 1} attempts: {last}"
-        )
+        text = f"gave up after {self.claim.attempt - 1} attempts: {last}"
+        return await self._store_error(text, given_up=True)
 
     # ------------------------------------------------------------------ the writes
 
@@ -231,7 +238,8 @@ class Attempt:
                 await self.shared.clock.sleep(backoff.next())
         self.call = self.unsaved = None
         self._report(finish, stored)
-        return AttemptOutcome(finish.outcome if stored else "lost", finish.cost_usd)
+        outcome = "given_up" if finish.given_up else finish.outcome
+        return AttemptOutcome(outcome if stored else "lost", finish.cost_usd)
 
     async def _abandon(self) -> AttemptOutcome:
         """Make the last write of a cancelled attempt, which does not count against the ticket."""
@@ -283,7 +291,9 @@ class Attempt:
             )
             return AttemptOutcome("failed")
 
-    async def _store_error(self, text: str) -> AttemptOutcome:
+    async def _store_error(
+        self, text: str, *, given_up: bool = False
+    ) -> AttemptOutcome:
         """Store the error as the diagnosis: the ticket leaves the queue and shows why."""
         if self.call is None:
             self.reserved = 0.0
@@ -294,7 +304,8 @@ class Attempt:
                 reserve_usd=0.0,
                 budget=Budget(None),
             )
-        return await self._finish(Finish("error", error=text, cost_usd=self.reserved))
+        finish = Finish("error", error=text, cost_usd=self.reserved, given_up=given_up)
+        return await self._finish(finish)
 
     def _sanitized(self, text: str) -> str:
         return one_line(self.shared.redactor.text(clean(text)), 500)
@@ -303,12 +314,13 @@ class Attempt:
         """Count and log how the call ended."""
         self.shared.spent_usd += finish.cost_usd
         usage = finish.usage
+        outcome = "given_up" if finish.given_up else finish.outcome
         self.shared.log.info(
             "diagnosed" if finish.outcome == "answered" and stored else "attempt ended",
             tickets=[ticket.id for ticket in self.claim.tickets],
             batch=self.claim.batch,
             attempt=self.claim.attempt,
-            outcome=finish.outcome if stored else "late",
+            outcome=outcome if stored else "late",
             seconds=round(self.shared.clock.monotonic() - self.began, 2),
             tokens=usage.input_tokens
             + usage.cache_read_tokens

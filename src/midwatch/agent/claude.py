@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,14 +22,20 @@ from anthropic.resources.messages import DEPRECATED_MODELS
 
 from midwatch.agent.diagnosis import Prompt
 from midwatch.config import explain_problem
-from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply, parse_truncated
+from midwatch.diagnosis_schema import (
+    DiagnosisOutput,
+    Kind,
+    NotSent,
+    Reply,
+    parse_truncated,
+)
 from midwatch.errors import SettingsError
 from midwatch.model import Usage
 from midwatch.pricing import names_of
 from midwatch.provider import (
     CERTIFICATE_VARIABLES,
     ApiAccess,
-    check_proxies,
+    check_addresses,
     cloud_client,
     credential_errors,
     trust,
@@ -71,6 +78,27 @@ _BY_STOP_REASON = {
 }
 
 
+@dataclass(slots=True)
+class _Way:
+    """How far a call got: whether its request is traced, and whether a part of it was sent."""
+
+    traced: bool = False
+    sent: bool = False
+
+    async def note(self, event: str, info: Any) -> None:
+        """Take in a step of the HTTP client, such as `http11.send_request_headers.started`."""
+        self.sent = self.sent or "send_request" in event
+
+
+_WAY: ContextVar[_Way | None] = ContextVar("way", default=None)
+
+
+async def _trace(request: httpx2.Request) -> None:
+    if (way := _WAY.get()) is not None:
+        way.traced = True
+        request.extensions["trace"] = way.note
+
+
 class Claude:
     """Asks one model.
 
@@ -98,10 +126,12 @@ class Claude:
         self._provider = access.provider
         self._timeout = timeout
         self._now = now
-        self._client = open_client(access, timeout)
+        self._client = open_client(access, timeout, on_request=_trace)
 
     async def ask(self, prompt: Prompt, max_tokens: int) -> Reply:
         """Make one call. Errors of the API and of the network are returned, never raised."""
+        way = _Way()
+        _WAY.set(way)
         try:
             async with asyncio.timeout(self._timeout):
                 raw = await self._client.beta.messages.with_raw_response.parse(
@@ -118,6 +148,10 @@ class Claude:
                     output_format=DiagnosisOutput,
                 )
                 return await self._read(raw)
+        except asyncio.CancelledError:
+            if way.traced and not way.sent:
+                raise NotSent from None
+            raise
         except TimeoutError:
             return Reply(
                 Kind.UNREACHABLE, error=f"no answer within {self._timeout:g} s"
@@ -326,14 +360,21 @@ async def probe(
     return ProbeResult(True, f"accepted by {host}, which serves {model}")
 
 
-def open_client(access: ApiAccess, timeout: float) -> Any:
+def open_client(
+    access: ApiAccess,
+    timeout: float,
+    on_request: Callable[[httpx2.Request], Awaitable[None]] | None = None,
+) -> Any:
     """Return the SDK's asynchronous client. Raises SettingsError for a cloud without what it needs or a bad proxy."""
-    check_proxies(access)
+    check_addresses(access)
     options: dict[str, Any] = {"max_retries": 0, "timeout": timeout}
+    http: dict[str, Any] = {}
     if any(access.environ.get(name) for name in CERTIFICATE_VARIABLES):
-        options["http_client"] = anthropic.DefaultAsyncHttpxClient(
-            verify=trust(access.environ)
-        )
+        http["verify"] = trust(access.environ)
+    if on_request is not None and access.client is None:
+        http["event_hooks"] = {"request": [on_request]}
+    if http:
+        options["http_client"] = anthropic.DefaultAsyncHttpxClient(**http)
     if access.provider != "anthropic":
         return cloud_client(access, **options)
     return anthropic.AsyncAnthropic(

@@ -18,7 +18,7 @@ from midwatch.logs import Log, quiet_log
 from midwatch.model import Severity
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
-from midwatch.store.protocol import Claim, PauseKind, Store
+from midwatch.store.protocol import Claim, PauseKind, Store, with_notice
 
 _BUDGET_RECHECK = 60.0
 """Seconds until a spent budget is checked again: calls that cost less than was reserved free a part of
@@ -264,7 +264,7 @@ class AgentRunner:
                 **self.outcomes,
             }
             try:
-                await self.store.beat(self.name, "agent", info)
+                await self.store.beat(self.name, "agent", with_notice(self.store, info))
             except MidwatchError as error:
                 self.log.warning("heartbeat not saved", error=error.one_line())
             await stop.pause(max(self.settings.poll_interval, 10.0))

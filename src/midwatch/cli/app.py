@@ -202,7 +202,8 @@ async def open_app(
 ) -> AsyncIterator[App]:
     """Build everything from the settings, and close it at the end of the block.
 
-    A daemon creates a missing SQLite database; a command does not, because its path may be wrong.
+    A daemon creates a missing SQLite database, and again if it is deleted meanwhile; a command does not, because
+    its path may be wrong.
     """
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.lifecycle import SystemClock
@@ -217,7 +218,14 @@ async def open_app(
     redactor = Redactor(
         [*known, *(secret for subject in subjects for secret in subject.secrets)]
     )
-    store = await open_store(settings.database, create=create)
+    log = open_log(settings.log, log_to, redactor)
+
+    def renewed(what: str) -> None:
+        log.error("database made again", reason=what)
+
+    store = await open_store(
+        settings.database, create=create, renewed=renewed if create else None
+    )
     gatherer = ContextGatherer(
         {subject.name: subject for subject in subjects},
         redactor,
@@ -226,7 +234,6 @@ async def open_app(
     )
     model = ModelFromKey(settings, edge.environ)
     gc.enable()  # `main` turned it off for the start
-    log = open_log(settings.log, log_to, redactor)
     forward_library_logs(log)
     try:
         yield App(settings, store, subjects, redactor, gatherer, model, log)

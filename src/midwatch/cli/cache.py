@@ -29,11 +29,11 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
         output.json([mirror_document(mirror) for mirror in found])
         return
     rows = [
-        [Cell(one.url), Cell(format_size(one.size)), Cell(output.when(one.used_at))]
+        [Cell(output.when(one.used_at)), Cell(format_size(one.size)), Cell(one.url)]
         for one in found
     ]
     if rows:
-        output.table(("repository", "size", "used"), rows, shrink=0)
+        output.table(("used", "size", "repository"), rows, shrink=("repository",))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from midwatch.cli.output import GREEN, RED, YELLOW, Output
 from midwatch.cli.stats import alive_within
 from midwatch.cli.tickets import AsJson
 from midwatch.errors import MidwatchError, NotFound, SchemaMismatch, SettingsError
+from midwatch.model import Key
 from midwatch.text import one_line
 from midwatch.units import format_count, format_duration
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _MAX_TEXT = 400  # characters of a line
+_SETTINGS, _SUBJECTS = "settings", "subject settings"
+_WRITTEN = (_SETTINGS, _SUBJECTS)
+"""Results about what was written, not about what is there."""
 
 
 class Grade(StrEnum):
@@ -53,6 +57,12 @@ class Finding:
     grade: Grade
     says: str
 
+    def exit_code(self) -> int:
+        """Return the exit code of a check with this result alone: 2 if the settings are wrong."""
+        if self.grade is not Grade.FAILED:
+            return 0
+        return SettingsError.command_exit_code if self.what in _WRITTEN else 1
+
 
 def ok(what: str, says: str) -> Finding:
     return Finding(what, Grade.OK, says)
@@ -68,13 +78,16 @@ def failed(what: str, error: MidwatchError) -> Finding:
 
 @app.command()
 def check(context: typer.Context, as_json: AsJson = False) -> None:
-    """Check everything that the daemons need: one line each, exit code 1 if something failed."""
+    """Check everything that the daemons need: one line each.
+
+    Exit code: 1 if something failed or a subject is down, 2 if the settings are wrong.
+    """
     output = Output.standard(context.obj.environ)
     found = asyncio.run(_run(context.obj, output, quiet=as_json))
     if as_json:
         output.json(found)
-    if any(one.grade is Grade.FAILED for one in found):
-        raise typer.Exit(1)
+    if code := max(one.exit_code() for one in found):
+        raise typer.Exit(code)
 
 
 async def _run(edge: Edge, output: Output, *, quiet: bool) -> list[Finding]:
@@ -94,9 +107,9 @@ async def findings(edge: Edge) -> AsyncIterator[Finding]:
     try:
         settings = edge.settings()
     except SettingsError as error:
-        yield failed("settings", error)
+        yield failed(_SETTINGS, error)
         return
-    yield ok("settings", format_count(len(settings.subjects), "subject"))
+    yield ok(_SETTINGS, format_count(len(settings.subjects), "subject"))
     for finding in await _database(edge, settings):
         yield finding
     for finding in await _subjects(edge, settings):
@@ -127,8 +140,11 @@ async def _daemons(store: Store, settings: Settings) -> Finding:
     alive = await store.daemons(alive_within(settings))
     if not alive:
         return warning("daemons", "no daemon is running")
-    beats = (f"{one.name} ({one.kind})" for one in alive)
-    return ok("daemons", ", ".join(beats))
+    beats = ", ".join(f"{one.name} ({one.kind})" for one in alive)
+    notices = {str(one.info["notice"]) for one in alive if one.info.get("notice")}
+    if notices:
+        return warning("daemons", f"{beats}; {'; '.join(sorted(notices))}")
+    return ok("daemons", beats)
 
 
 async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
@@ -137,11 +153,12 @@ async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
     from midwatch.subjects.base import build_subjects
 
     if not settings.subjects:
-        return [warning("subjects", "no subject is configured")]
+        hint = "name one under `subjects`, such as {name: this-host, kind: host}"
+        return [failed("subjects", NotFound("no subject is configured", hint=hint))]
     try:
         subjects = build_subjects(settings.subjects)
     except SettingsError as error:
-        return [failed("subjects", error)]
+        return [failed(_SUBJECTS, error)]
     known = secrets_of(settings, edge.environ)
     own = [secret for subject in subjects for secret in subject.secrets]
     redactor = Redactor([*known, *own])
@@ -204,7 +221,17 @@ async def _observe(subject: Subject) -> Finding:
     broken = check_rules(subject.name, invariants, observation, {}, 0.0).broken
     covered = sum(observation.covers(name) for name in invariants)
     text = f"observed; {covered} of {len(invariants)} invariants seen"
-    text += f"; broken now: {_names(key.invariant for key in broken)}" if broken else ""
+    if broken:
+        text += f"; broken now: {_names(key.invariant for key in broken)}"
+    vital = {one.id for one in invariants.values() if one.vital}
+    down = {
+        key: one.message
+        for one in observation.signals
+        if one.invariant in vital
+        and (key := Key(subject.name, one.invariant, one.component)) in broken
+    }
+    if down:
+        text = f"{'; '.join(down.values())}; {text}"
     if observation.ignored:
         left_out = (
             f"{name}: {', '.join(parts)}" for name, parts in observation.ignored.items()
@@ -212,8 +239,10 @@ async def _observe(subject: Subject) -> Finding:
         text += f"; ignored by the settings: {'; '.join(left_out)}"
     if unseen := {**observation.unavailable, **observation.unsupported}:
         why = "; ".join(f"{name}: {reason}" for name, reason in unseen.items())
-        return warning("", f"{text}; not seen: {why}")
-    return ok("", text)
+        text += f"; not seen: {why}"
+    if down or (invariants and not covered and not broken):
+        return Finding("", Grade.FAILED, text)
+    return warning("", text) if unseen or broken else ok("", text)
 
 
 def _names(names: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,12 +20,14 @@ from midwatch.cli.app import App, Edge, open_app
 from midwatch.errors import PermanentError, TemporaryError
 from midwatch.lifecycle import StopEvent, stop_on_signals
 from midwatch.text import one_line
+from midwatch.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner
     from midwatch.lifecycle import Liveness
     from midwatch.monitor.loop import MonitorLoop
     from midwatch.settings import Settings
+    from midwatch.store.protocol import Store
 
 app = typer.Typer()
 
@@ -55,6 +58,7 @@ async def _monitor(edge: Edge, once: bool) -> None:
         with stop_on_signals(stop, end_in):
             if once:
                 await loop.once()
+                _say(_pending(loop))
                 return
             async with _served(opened, loop.progress, monitor=loop):
                 opened.log.info("monitor started", subjects=len(opened.subjects))
@@ -91,12 +95,77 @@ async def _agent(edge: Edge, once: bool) -> str | None:
         with stop_on_signals(stop, end_in):
             if once:
                 blocked = await runner.drain(stop)
+                if blocked is None:
+                    _say(await _waiting(opened.store, runner))
                 return blocked.reason if blocked else None
             async with _served(opened, runner.progress, agent=runner):
                 opened.log.info("agent started", model=opened.settings.anthropic.model)
                 await runner.run(stop)
             opened.log.info("agent stopped", reason=stop.reason)
     return None
+
+
+# ------------------------------------------------------------------ what is left after one cycle
+
+
+def _say(text: str) -> None:
+    if text:
+        print(f"midwatch: {text}", file=sys.stderr)
+
+
+def _pending(loop: MonitorLoop) -> str:
+    """Return what is broken and not a ticket yet, as it has to last for a while; empty if nothing is."""
+    left = {
+        f"{key.subject} {key.invariant}": one.invariants[key.invariant].hold_for
+        for one in loop.monitors
+        for key in one.pending
+        if key not in one.tickets
+        and key.invariant in one.invariants
+        and one.invariants[key.invariant].hold_for
+    }
+    if not left:
+        return ""
+    named = ", ".join(one_line(name) for name in sorted(left)[:5])
+    more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+    return (
+        f"broken, but a ticket opens only if that lasts for up to {format_duration(max(left.values()))}: "
+        f"{named}{more} (one cycle cannot see it: run `midwatch monitor`)"
+    )
+
+
+async def _waiting(store: Store, runner: AgentRunner) -> str:
+    """Return which tickets wait for a diagnosis, why, and for how long; empty if none does."""
+    from midwatch.model import UNDIAGNOSED
+    from midwatch.store.protocol import TicketFilter
+
+    now = datetime.now(UTC)
+    reasons: dict[str, list[tuple[float, int]]] = {}
+    for ticket in await store.tickets(TicketFilter(UNDIAGNOSED, limit=10_000)):
+        seconds = 0.0
+        if ticket.next_attempt_at is not None:
+            seconds = max((ticket.next_attempt_at - now).total_seconds(), 0.0)
+        if seconds and not ticket.attempts:
+            why = "until others of the incident can join it (monitor.group_wait)"
+        elif seconds:
+            why = f"after {format_count(ticket.attempts, 'failed attempt')}"
+        elif runner.outcomes["budget"]:
+            why = "for the budget of another day (agent.daily_budget_usd)"
+        else:
+            why = "for another agent, which is diagnosing"
+        reasons.setdefault(why, []).append((seconds, ticket.id))
+    parts = []
+    for why, waits in reasons.items():
+        wait = "waits" if len(waits) == 1 else "wait"
+        longest, _ = max(waits)
+        time = f" {format_duration(max(longest, 1))}" if longest else ""
+        parts.append(f"{format_count(len(waits), 'ticket')} {wait}{time} {why}")
+    if not parts:
+        return ""
+    first_id = min(id_ for waits in reasons.values() for _, id_ in waits)
+    return (
+        f"{'; '.join(parts)} (run `midwatch agent --once` again then, or `midwatch "
+        f"diagnose {first_id}` now)"
+    )
 
 
 @app.command()
@@ -179,8 +248,8 @@ def health(
     if address is None:
         typer.echo(f"{name}: unknown, as {group}.port is null")
         return
-    _request(name, *address)
-    typer.echo(f"{name} is healthy")
+    notice = _request(name, *address)
+    typer.echo(f"{name} is healthy{notice and f'; {notice}'}")
 
 
 def of_midwatch(words: Sequence[str]) -> Sequence[str]:
@@ -225,8 +294,8 @@ def _address(settings: Settings, group: str) -> tuple[str, int] | None:
     return _ANY.get(chosen.host, chosen.host), chosen.port
 
 
-def _request(name: str, host: str, port: int) -> None:
-    """Request `/healthz`. Raises Unhealthy."""
+def _request(name: str, host: str, port: int) -> str:
+    """Request `/healthz`, and return what it says beside `ok`. Raises Unhealthy."""
     import http.client  # takes 5 ms, which every command would pay
 
     connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
@@ -242,3 +311,4 @@ def _request(name: str, host: str, port: int) -> None:
         connection.close()
     if answer.status != 200:
         raise Unhealthy(f"{name} is not healthy ({answer.status}): {body}")
+    return body.removeprefix("ok").strip() if body.startswith("ok ") else ""

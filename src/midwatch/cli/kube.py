@@ -137,9 +137,11 @@ def _read(file: Path) -> bytes:
 @contextmanager
 def _located(place: str) -> Iterator[None]:
     """Add the place of a document to an error."""
+    from midwatch.documents import DocumentError
+
     try:
         yield
     except MidwatchError as error:
-        raise PermanentError(
+        raise DocumentError(
             one_line(f"{place}: {error.message}", _MAX_WARNING), hint=error.hint
         ) from None

@@ -19,6 +19,7 @@ from midwatch.model import Severity
 from midwatch.monitor.loop import MonitorLoop
 from midwatch.monitor.subject import Result
 from midwatch.settings import MetricsSettings
+from midwatch.store.protocol import notice_of
 
 _CYCLES = Family(
     "midwatch_monitor_cycles_total",
@@ -105,6 +106,7 @@ _OUTCOMES = (
     "refused",
     "cut",
     "error",
+    "given_up",
     "retry",
     "lost",
     "stopped",
@@ -180,9 +182,11 @@ async def metrics_served(
         if agent is not None:
             yield from agent_samples(agent)
 
+    served = monitor or agent
+    assert served is not None
     families = (MONITOR if monitor else ()) + (AGENT if agent else ())
     pages = {
-        "/healthz": health(progress),
+        "/healthz": health(progress, lambda: notice_of(served.store)),
         "/metrics": Exposition(families, read).page,
     }
     async with serving(

@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -17,7 +17,8 @@ from typing import Any, TextIO
 from midwatch.text import clean, one_line
 from midwatch.units import format_duration
 
-_MIN_COLUMN = 20  # columns that a shortened cell keeps
+_LEAST = (20, 12)
+"""Widths that the cells of a table keep, one after the other, while it is made to fit a terminal."""
 _GAP = "  "
 _MAX_CELL = 500
 
@@ -67,39 +68,65 @@ class Output:
         """
         print(json.dumps(value, indent=2, default=plain), file=self.stream)
 
+    def json_of(self, values: Sequence[Any], asked: int) -> None:
+        """Print one JSON document about what a command was asked for: a value for one name, a list for several."""
+        if asked > 1:
+            self.json(values)
+        elif values:
+            self.json(values[0])
+
     def when(self, at: datetime | None) -> str:
         """Return the age of an instant on a terminal, such as `5m ago`; elsewhere the instant."""
         if at is None:
             return ""
         return relative(at, self.now) if self.terminal else iso(at)
 
+    def age(self, at: datetime | None) -> str:
+        """Return the same as `when` for a table: `5m ago`."""
+        if at is None or not self.terminal:
+            return self.when(at)
+        return relative(at, self.now, parts=1)
+
     def table(
-        self, headings: Sequence[str], rows: Sequence[Sequence[Cell]], shrink: int = -1
+        self,
+        headings: Sequence[str],
+        rows: Sequence[Sequence[Cell]],
+        shrink: Sequence[str],
+        drop: Sequence[str] = (),
     ) -> None:
-        """Print columns under their headings.
+        """Print columns under their headings, on a terminal in lines that fit.
 
         Args:
             headings: One a column.
             rows: The cells of each row, one a column; their text is escaped here.
-            shrink: Index of the column that is shortened to fit a terminal; -1 for none.
+            shrink: Headings of the columns whose texts are cut to fit a terminal, the first ones first.
+            drop: Headings of the columns that are left out where the terminal is too narrow, the first ones first.
         """
         shown = [[_escaped(cell) for cell in row] for row in rows]
-        widths = [
-            max([width(heading), *(width(row[column].text) for row in shown)])
-            for column, heading in enumerate(headings)
-        ]
-        if self.terminal and shrink >= 0:
-            others = sum(widths) - widths[shrink] + len(_GAP) * (len(widths) - 1)
-            room = max(self.width - others, _MIN_COLUMN)
-            widths[shrink] = min(widths[shrink], room)
-        self._row([Cell(heading.upper(), DIM) for heading in headings], widths)
+        widths = {
+            heading: max([width(heading), *(width(row[at].text) for row in shown)])
+            for at, heading in enumerate(headings)
+        }
+        if self.terminal:
+            widths = _fitted(widths, self.width, shrink, drop)
+        self._row([Cell(heading.upper(), DIM) for heading in widths], widths)
         for row in shown:
-            self._row(row, widths)
+            cells = dict(zip(headings, row, strict=True))
+            self._row([cells[heading] for heading in widths], widths)
 
-    def _row(self, row: Sequence[Cell], widths: Sequence[int]) -> None:
+    def pairs(self, pairs: Sequence[tuple[str, str]], indent: int) -> None:
+        """Print names and values; a value that is too long for a terminal goes on below, after `indent` columns."""
+        for name, value in pairs:
+            room = max(self.width - indent, 20) if self.terminal else None
+            first, *more = [value] if room is None else folded(value, room)
+            self.line(f"  {name + ':':<{indent - 2}}{first}")
+            for line in more:
+                self.line(" " * indent + line)
+
+    def _row(self, row: Sequence[Cell], widths: Mapping[str, int]) -> None:
         last = len(row) - 1
         cells = []
-        for column, (cell, room) in enumerate(zip(row, widths, strict=True)):
+        for column, (cell, room) in enumerate(zip(row, widths.values(), strict=True)):
             text = cut(cell.text, room)
             padding = "" if column == last else " " * (room - width(text))
             cells.append(self._styled(text, cell.style) + padding)
@@ -132,6 +159,58 @@ def _escaped(cell: Cell) -> Cell:
     return Cell(one_line(cell.text, _MAX_CELL), cell.style)
 
 
+def _fitted(
+    widths: Mapping[str, int], room: int, shrink: Sequence[str], drop: Sequence[str]
+) -> dict[str, int]:
+    """Return the widths of the columns that are shown in `room`: cut first, then left out, then cut to the bone.
+
+    The first column is what commands take; it is never cut.
+    """
+    for left_out in range(len(drop) + 1):
+        fitted = {name: w for name, w in widths.items() if name not in drop[:left_out]}
+        for least in _LEAST:
+            if _cut_to(fitted, room, [one for one in shrink if one in fitted], least):
+                return fitted
+    for least in (8, 4, 1):
+        _cut_to(fitted, room, list(fitted)[:0:-1], least)
+    return fitted
+
+
+def _cut_to(
+    widths: dict[str, int], room: int, columns: Sequence[str], least: int
+) -> bool:
+    """Shorten columns in this order, none below `least`, until the line has at most `room`. Return whether it has."""
+    for name in columns:
+        excess = sum(widths.values()) + len(_GAP) * (len(widths) - 1) - room
+        widths[name] = max(widths[name] - max(excess, 0), min(widths[name], least))
+    return sum(widths.values()) + len(_GAP) * (len(widths) - 1) <= room
+
+
+def folded(text: str, room: int) -> list[str]:
+    """Return a text in lines of at most `room` columns, broken at spaces and within longer words."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if width(longer) <= room:
+            lines[-1] = longer
+            continue
+        lines += wrapped(word, room)
+    return lines if lines[0] or len(lines) == 1 else lines[1:]
+
+
+def wrapped(line: str, room: int) -> Iterator[str]:
+    """Yield a line in pieces of at most `room` columns; no character is left out."""
+    piece, taken = "", 0
+    for character in line:
+        columns = _columns(character)
+        if taken + columns > room:
+            yield piece
+            piece, taken = "", 0
+        piece += character
+        taken += columns
+    yield piece
+
+
 def width(text: str) -> int:
     """Return the columns that a text takes on a terminal."""
     if text.isascii():
@@ -140,7 +219,9 @@ def width(text: str) -> int:
 
 
 def _columns(character: str) -> int:
-    if unicodedata.combining(character):
+    if character == "\ufe0f":  # makes the character before it as wide as an emoji
+        return 1
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
@@ -158,12 +239,12 @@ def cut(text: str, room: int) -> str:
     return "".join(kept).rstrip() + "…"
 
 
-def relative(at: datetime, now: datetime) -> str:
-    """Return the distance of an instant from now: `5m 3s ago`, `in 12s`."""
+def relative(at: datetime, now: datetime, parts: int = 2) -> str:
+    """Return the distance of an instant from now: `5m 3s ago`, `in 12s`; in one part, `5m ago`."""
     seconds = (now - at).total_seconds()
     if abs(seconds) < 1:
         return "now"
-    distance = format_duration(round(abs(seconds)))
+    distance = " ".join(format_duration(round(abs(seconds))).split()[:parts])
     return f"{distance} ago" if seconds > 0 else f"in {distance}"
 
 

@@ -85,7 +85,10 @@ def _stats_document(figures: Figures) -> Json:
         "opened": stats.opened,
         "resolved": stats.resolved,
         "unresolved": stats.unresolved,
+        "given_up": stats.given_up,
         "seconds_to_detect": stats.to_detect,
+        "seconds_to_see": stats.to_see,
+        "seconds_to_confirm": stats.to_confirm,
         "seconds_to_diagnose": stats.to_diagnose,
         "seconds_to_resolve": stats.to_resolve,
         "outcomes": dict(stats.outcomes),
@@ -115,8 +118,12 @@ def _show(output: Output, figures: Figures) -> None:
     outcomes = ", ".join(f"{count} {name}" for name, count in stats.outcomes.items())
     budget = "no limit" if figures.budget is None else f"of ${figures.budget:.2f}"
     rows = [
-        ("tickets opened", f"{stats.opened}; {stats.resolved} of them are resolved"),
-        ("to detect", f"{seconds(stats.to_detect)} (median)"),
+        ("tickets opened", f"{stats.opened}; {_ended(stats)}"),
+        (
+            "to detect",
+            f"at most {seconds(stats.to_detect)} (median): {seconds(stats.to_see)} until a poll saw it, "
+            f"{seconds(stats.to_confirm)} until it had lasted (`for`)",
+        ),
         ("to diagnose", f"{seconds(stats.to_diagnose)} (median)"),
         ("to resolve", f"{seconds(stats.to_resolve)} (median)"),
         ("calls", outcomes or "none"),
@@ -139,8 +146,12 @@ def _show(output: Output, figures: Figures) -> None:
         rows.append(("running", f"{one_line(daemon.name)}, {beat}: {info}"))
     if not figures.daemons:
         rows.append(("running", "no daemon"))
-    for name, value in rows:
-        output.line(f"  {name + ':':<16}{value}")
+    output.pairs(rows, indent=18)
+
+
+def _ended(stats: Stats) -> str:
+    text = f"{stats.resolved} of them are resolved"
+    return f"{text}, {stats.given_up} given up" if stats.given_up else text
 
 
 # ------------------------------------------------------------------ invariants
@@ -170,7 +181,7 @@ def invariants(
         output.line(name, BOLD)
         rows = [[Cell(text) for text in row(one)] for one in all_]
         headings = ("id", "default", "for", "severity", "what holds")
-        output.table(headings, rows, shrink=len(headings) - 1)
+        output.table(headings, rows, ("what holds", "id"))
 
 
 def load_kinds(only: str | None = None) -> Iterator[SubjectKind]:

@@ -21,9 +21,18 @@ from midwatch.model import AuditRow, Diagnosis, Json, Ticket, TicketStatus
 from midwatch.store.protocol import Brief, TicketSession
 from midwatch.text import markdown_escape, one_line
 
-_MESSAGE = 5  # the column that is shortened on a terminal
-_STATUS_STYLES = {TicketStatus.OPEN: BOLD, TicketStatus.RESOLVED: GREEN}
-_OUTCOME_STYLES = {"answered": GREEN, "error": RED, "refused": RED, "cut": YELLOW}
+_STATUS_STYLES = {
+    TicketStatus.OPEN: BOLD,
+    TicketStatus.GIVEN_UP: RED,
+    TicketStatus.RESOLVED: GREEN,
+}
+_OUTCOME_STYLES = {
+    "answered": GREEN,
+    "error": RED,
+    "refused": RED,
+    "cut": YELLOW,
+}
+_SETTLED = (TicketStatus.DIAGNOSED, TicketStatus.GIVEN_UP)
 
 
 def ticket_table(
@@ -45,13 +54,15 @@ def ticket_table(
         "severity",
         "status",
         "subject",
+        "invariant",
         "component",
         "message",
         "since",
         "diagnosis",
     )
     rows = [_ticket_row(output, one, briefs.get(one.id)) for one in tickets]
-    output.table(headings, rows, shrink=_MESSAGE)
+    shrink = ("component", "message", "invariant", "subject", "status", "diagnosis")
+    output.table(headings, rows, shrink, drop=("diagnosis", "component"))
 
 
 def _ticket_row(output: Output, ticket: Ticket, brief: Brief | None) -> list[Cell]:
@@ -59,17 +70,21 @@ def _ticket_row(output: Output, ticket: Ticket, brief: Brief | None) -> list[Cel
     return [
         Cell(str(ticket.id)),
         Cell(severity, SEVERITY_STYLES[severity]),
-        Cell(_status(ticket), _STATUS_STYLES.get(ticket.status, "")),
+        Cell(status_text(ticket), _STATUS_STYLES.get(ticket.status, "")),
         Cell(ticket.key.subject),
+        Cell(ticket.key.invariant),
         Cell(ticket.key.component),
         Cell(ticket.message),
-        Cell(output.when(ticket.first_seen_at)),
+        Cell(output.age(ticket.first_seen_at)),
         Cell(_diagnosis(output, ticket, brief)),
     ]
 
 
-def _status(ticket: Ticket) -> str:
+def status_text(ticket: Ticket) -> str:
+    """Return the status of a ticket with what else is true of it: `diagnosed, acked, held`."""
     marks = [ticket.status.value]
+    if ticket.acknowledged_at is not None and ticket.status in _SETTLED:
+        marks.append("acked")
     if ticket.held:
         marks.append("held")
     if ticket.flapping:
@@ -81,7 +96,11 @@ def _diagnosis(output: Output, ticket: Ticket, brief: Brief | None) -> str:
     """Return the verdict of the diagnosis; without one, the attempts so far."""
     if brief is not None:
         verdict = "/".join(part for part in (brief.verdict, brief.confidence) if part)
-        return verdict if brief.outcome == "answered" else f"{brief.outcome} {verdict}"
+        return (
+            verdict
+            if brief.outcome == "answered"
+            else f"{brief.outcome} {verdict}".rstrip()
+        )
     if not ticket.attempts:
         return ""
     progress = f"{ticket.attempts} tried"
@@ -99,12 +118,11 @@ def show_ticket(
 ) -> None:
     """Print a ticket with its first aid, its diagnosis, every attempt at one, and its sessions."""
     severity = ticket.severity.label
-    title = f"Ticket {ticket.id}: {severity}, {_status(ticket)}"
+    title = f"Ticket {ticket.id}: {severity}, {status_text(ticket)}"
     output.line(title, SEVERITY_STYLES[severity] or BOLD)
     output.line(one_line(ticket.message, 2000))
     output.line()
-    for name, value in _details(output, ticket):
-        output.line(f"  {name + ':':<14}{value}")
+    output.pairs(_details(output, ticket), indent=16)
     _section(output, (ticket.first_aid or {}).get("markdown"))
     if diagnosis is not None:
         _section(output, diagnosis.markdown or _without_answer(diagnosis))
@@ -181,7 +199,7 @@ def _attempts_table(output: Output, attempts: Sequence[Diagnosis]) -> None:
         ]
         for one in attempts
     ]
-    output.table(headings, rows, shrink=len(headings) - 1)
+    output.table(headings, rows, ("error", "model"), drop=("claims", "model", "tokens"))
 
 
 def _sessions_table(output: Output, sessions: Sequence[TicketSession]) -> None:
@@ -191,6 +209,7 @@ def _sessions_table(output: Output, sessions: Sequence[TicketSession]) -> None:
             [Cell(one.id), Cell(one.phase), Cell(output.when(one.created_at))]
             for one in sessions
         ],
+        shrink=("phase",),
     )
 
 
@@ -220,7 +239,7 @@ def history_table(output: Output, rows: Sequence[AuditRow]) -> None:
             ]
             for row in rows
         ],
-        shrink=len(headings) - 1,
+        shrink=("why", "who"),
     )
 
 

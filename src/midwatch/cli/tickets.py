@@ -7,7 +7,7 @@ import os
 import pwd
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -20,11 +20,12 @@ from midwatch.cli.ticket_view import (
     history_document,
     history_table,
     show_ticket,
+    status_text,
     ticket_document,
     ticket_summary,
     ticket_table,
 )
-from midwatch.errors import Conflict, MidwatchError
+from midwatch.errors import Conflict, MidwatchError, NotFound, raise_together
 from midwatch.model import (
     UNDIAGNOSED,
     UNRESOLVED,
@@ -54,6 +55,9 @@ class SeverityName(StrEnum):
 
 
 Id = Annotated[int, typer.Argument(metavar="ID", help="Number of the ticket.")]
+Ids = Annotated[
+    list[int], typer.Argument(metavar="ID…", help="Numbers of the tickets.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Why = Annotated[
     str, typer.Option("--why", help="The reason, for the ticket's history.")
@@ -179,77 +183,105 @@ def history(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> N
 @tickets.command()
 def ack(
     context: typer.Context,
-    ticket_ids: Annotated[
-        list[int], typer.Argument(metavar="ID…", help="Numbers of the tickets.")
-    ],
+    ticket_ids: Ids,
     why: Why = "",
     as_json: AsJson = False,
 ) -> None:
-    """Acknowledge a ticket: tell others that you are working on it."""
-    actor = user_at_host()
-    for ticket_id in ticket_ids:
+    """Acknowledge tickets: tell others that you are working on them."""
 
-        async def acknowledge(store: Store, ticket_id: int = ticket_id) -> Ticket:
-            return await store.acknowledge(ticket_id, actor, why)
+    def acknowledge(store: Store, ticket_id: int, actor: str) -> Awaitable[Ticket]:
+        return store.acknowledge(ticket_id, actor, why)
 
-        _change(context.obj, acknowledge, as_json)
+    _change(context.obj, ticket_ids, acknowledge, as_json)
 
 
 @tickets.command()
 def hold(
-    context: typer.Context, ticket_id: Id, why: Why = "", as_json: AsJson = False
+    context: typer.Context, ticket_ids: Ids, why: Why = "", as_json: AsJson = False
 ) -> None:
-    """Hold a ticket: it does not resolve by itself."""
-    actor = user_at_host()
-    _change(context.obj, lambda store: store.hold(ticket_id, True, actor, why), as_json)
+    """Hold tickets: they do not resolve by themselves."""
+
+    def hold(store: Store, ticket_id: int, actor: str) -> Awaitable[Ticket]:
+        return store.hold(ticket_id, True, actor, why)
+
+    _change(context.obj, ticket_ids, hold, as_json)
 
 
 @tickets.command()
 def unhold(
-    context: typer.Context, ticket_id: Id, why: Why = "", as_json: AsJson = False
+    context: typer.Context, ticket_ids: Ids, why: Why = "", as_json: AsJson = False
 ) -> None:
-    """Release a held ticket: it resolves by itself again."""
-    actor = user_at_host()
-    _change(
-        context.obj, lambda store: store.hold(ticket_id, False, actor, why), as_json
-    )
+    """Release held tickets: they resolve by themselves again."""
+
+    def release(store: Store, ticket_id: int, actor: str) -> Awaitable[Ticket]:
+        return store.hold(ticket_id, False, actor, why)
+
+    _change(context.obj, ticket_ids, release, as_json)
 
 
 @tickets.command()
 def resolve(
     context: typer.Context,
-    ticket_id: Id,
+    ticket_ids: Ids,
     why: Annotated[
         str, typer.Option("--why", help="What resolved it; later diagnoses use it.")
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Resolve a ticket. If its invariant is still broken, the next check opens a new one."""
+    """Resolve tickets. If an invariant is still broken, the next check opens a new one."""
     if not why.strip():
         raise Conflict("no reason was given", hint="use --why TEXT: what resolved it")
-    actor = user_at_host()
-    _change(context.obj, lambda store: store.resolve(ticket_id, actor, why), as_json)
+
+    def resolve(store: Store, ticket_id: int, actor: str) -> Awaitable[Ticket]:
+        return store.resolve(ticket_id, actor, why)
+
+    _change(context.obj, ticket_ids, resolve, as_json)
 
 
 @tickets.command()
 def retry(
-    context: typer.Context, ticket_id: Id, why: Why = "", as_json: AsJson = False
+    context: typer.Context, ticket_ids: Ids, why: Why = "", as_json: AsJson = False
 ) -> None:
-    """Put a ticket back into the queue, to be diagnosed again."""
-    actor = user_at_host()
-    _change(context.obj, lambda store: store.retry(ticket_id, actor, why), as_json)
+    """Put tickets back into the queue, to be diagnosed again."""
+
+    def retry(store: Store, ticket_id: int, actor: str) -> Awaitable[Ticket]:
+        return store.retry(ticket_id, actor, why)
+
+    _change(context.obj, ticket_ids, retry, as_json)
 
 
 def _change(
-    edge: Edge, change: Callable[[Store], Awaitable[Ticket]], as_json: bool
+    edge: Edge,
+    ids: Sequence[int],
+    change: Callable[[Store, int, str], Awaitable[Ticket]],
+    as_json: bool,
 ) -> None:
-    ticket = use_store(edge, change)
+    """Change tickets and print them. One that cannot be changed does not keep the others from it.
+
+    With --json it prints one document: a ticket for one id, a list for several.
+    """
+    actor = user_at_host()
+
+    async def apply(store: Store) -> tuple[list[Ticket], list[MidwatchError]]:
+        done: list[Ticket] = []
+        errors: list[MidwatchError] = []
+        for ticket_id in dict.fromkeys(ids):
+            try:
+                changed = await change(store, ticket_id, actor)
+            except (NotFound, Conflict) as error:
+                errors.append(error)
+                continue
+            done.append(changed)
+        return done, errors
+
+    done, errors = use_store(edge, apply)
     output = Output.standard(edge.environ)
     if as_json:
-        output.json(ticket_summary(ticket, None))
+        output.json_of([ticket_summary(one, None) for one in done], len(ids))
     else:
-        held = ", held" if ticket.held else ""
-        output.line(f"ticket {ticket.id}: {ticket.status.value}{held}")
+        for ticket in done:
+            output.line(f"ticket {ticket.id}: {status_text(ticket)}")
+    raise_together(errors)
 
 
 def user_at_host() -> str:
@@ -364,9 +396,14 @@ async def _diagnose(edge: Edge, ticket_id: int) -> TicketDetails:
 
 
 def _refuse_settled(ticket: Ticket) -> None:
-    if ticket.status is TicketStatus.DIAGNOSED:
+    if ticket.status in (TicketStatus.DIAGNOSED, TicketStatus.GIVEN_UP):
+        was = (
+            "diagnosed already"
+            if ticket.status is TicketStatus.DIAGNOSED
+            else "given up"
+        )
         raise Conflict(
-            f"ticket {ticket.id} is diagnosed already",
+            f"ticket {ticket.id} is {was}",
             hint=f"`midwatch tickets retry {ticket.id}` puts it back into the queue",
         )
     if ticket.resolved:

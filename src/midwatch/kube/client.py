@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx2
-import yaml
 from lightkube import AsyncClient
 from lightkube.config.client_adapter import ConnectionParams
 from lightkube.config.kubeconfig import KubeConfig, SingleConfig
@@ -38,6 +37,7 @@ from lightkube.generic_resource import (
 from lightkube.operators import exists
 from lightkube.types import CascadeType, PatchType
 
+from midwatch.documents import BAD_VALUES, MAX_BYTES, DocumentError, read_yaml
 from midwatch.errors import SettingsError
 from midwatch.kube.error_mapping import (
     CLIENT_ERRORS,
@@ -112,8 +112,11 @@ def read_config(kubeconfig: Path | None, context: str | None) -> SingleConfig:
         if kubeconfig is None:
             config = KubeConfig.from_service_account().get()
         else:
-            config = KubeConfig.from_file(kubeconfig).get(context)
-    except (ConfigError, OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as e:
+            file = kubeconfig.expanduser()
+            with file.open("rb") as opened:
+                document = read_yaml(opened.read(MAX_BYTES + 1))
+            config = KubeConfig.from_dict(document, fname=file).get(context)
+    except (ConfigError, DocumentError, OSError, *BAD_VALUES) as e:
         where = kubeconfig or "the service account of the pod"
         raise SettingsError(
             f"cannot read {where}: {e}",

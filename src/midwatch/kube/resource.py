@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -128,9 +129,21 @@ Dollars = Annotated[float, Field(strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Seconds = Annotated[int, Field(strict=True, ge=1, le=MAX_SECONDS)]
 
+
+def _check_port(url: str) -> str:
+    try:
+        if urlsplit(url).port == 0:
+            raise ValueError
+    except ValueError:
+        message = "the port of the URL is not a number from 1 to 65535"
+        raise PydanticCustomError("rule", "{message}", {"message": message}) from None
+    return url
+
+
 Url = Annotated[
     str,
     Field(min_length=1, max_length=MAX_URL),
+    AfterValidator(_check_port),
     Rule(
         f"self.matches(r'{URL}')",
         "not the URL of a repository: use https, http, ssh or git@host:path, without spaces",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from midwatch.documents import DocumentError, read_json
 from midwatch.errors import MidwatchError, SettingsError
 from midwatch.kube.environment import (
     VARIABLES,
@@ -188,7 +189,10 @@ def _prompt(given: RunnerEnvironment) -> str | None:
 
 def _repos(text: str) -> tuple[Repo, ...]:
     try:
+        read_json(text)  # pydantic takes the last of two members of one name
         repos = _REPOS.validate_json(text)
+    except DocumentError as error:
+        raise SettingsError(error.message, path="REPOS_JSON") from None
     except ValidationError as error:
         where, what = first_fault(error)
         what = f"{where.removeprefix('.')}: {what}" if where else what

@@ -13,7 +13,7 @@ from midwatch.monitor.standstill import Standstill
 from midwatch.monitor.subject import Cycle, SubjectMonitor
 from midwatch.redaction import Redactor, Sanitizer
 from midwatch.settings import MonitorSettings
-from midwatch.store.protocol import Store
+from midwatch.store.protocol import Store, with_notice
 from midwatch.subjects.base import Subject
 
 _SLACK = 180.0
@@ -138,6 +138,6 @@ class MonitorLoop:
         }
         self.log.info("cycle", **facts)
         try:
-            await self.store.beat(self.name, "monitor", facts)
+            await self.store.beat(self.name, "monitor", with_notice(self.store, facts))
         except MidwatchError as error:
             self.log.warning("heartbeat not saved", error=error.one_line())

@@ -22,6 +22,7 @@ from midwatch.provider import ApiAccess as ApiAccess
 from midwatch.provider import access_of
 from midwatch.session.errors import KeyRefused, SessionRefused
 from midwatch.settings import DEFAULT_MODEL, GitCredentialSettings, SessionSettings
+from midwatch.units import check_url
 from midwatch.workspace.environment import Credential, GitEnvironment
 
 PermissionMode = Literal[
@@ -272,7 +273,6 @@ MAX_PROMPT = 500_000
 """Bytes of a prompt. The outbox would cut a longer one."""
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MODEL = re.compile(r"[^\W_][!-~]{0,199}")
-_HTTP = re.compile(r"https?://[^/]", re.IGNORECASE)
 _KEY = re.compile(r"[!-~]{1,4000}")
 
 
@@ -286,6 +286,13 @@ def check_id(id: str) -> str:
     return id
 
 
+def _is_url(text: str) -> bool:
+    try:
+        return bool(check_url(text))
+    except ValueError:
+        return False
+
+
 def check_access(client: Client) -> ApiAccess:
     """Return how a client reaches the API. Raises KeyRefused, without the key in its text."""
     if isinstance(client, type) or not hasattr(client, "base_url"):
@@ -294,7 +301,7 @@ def check_access(client: Client) -> ApiAccess:
             hint="give a client such as anthropic.Anthropic(api_key=…), or ApiAccess",
         )
     access = access_of(client)
-    if access.base_url and not _HTTP.match(access.base_url):
+    if access.base_url and not _is_url(access.base_url):
         raise SessionRefused(
             "the address of the API is not a URL of http or https",
             hint="set ANTHROPIC_BASE_URL, or the `base_url` of the client, to one such as https://gateway.example",

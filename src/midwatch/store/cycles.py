@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import and_, case, exists, func, select, update
@@ -89,7 +89,8 @@ def save_cycle(
     _resolve(tx, changes.resolved)
     try:
         seen_cycle = cycle if error is None else None
-        opened = _open(tx, subject, changes.openings, seen_cycle, group_wait)
+        openings, last = changes.openings, before.last_good_at
+        opened = _open(tx, subject, openings, seen_cycle, group_wait, last=last)
     except IntegrityError as conflict:
         raise StaleWatch() from conflict
     return SavedCycle(after, opened)
@@ -194,11 +195,13 @@ def _open(
     cycle: int | None,
     group_wait: float,
     actor: str = "monitor",
+    last: datetime | None = None,
 ) -> tuple[Ticket, ...]:
+    """Open tickets. `last` is when the subject was observed before this observation."""
     if not openings:
         return ()
     batch = _batch_for(tx, subject, openings, group_wait)
-    rows = [_ticket_row(tx, opening, cycle, batch) for opening in openings]
+    rows = [_ticket_row(tx, opening, cycle, batch, last) for opening in openings]
     ids = [
         row.id
         for row in tx.execute(
@@ -269,7 +272,11 @@ def new_batch(
 
 
 def _ticket_row(
-    tx: Transaction, opening: Opening, cycle: int | None, batch: int
+    tx: Transaction,
+    opening: Opening,
+    cycle: int | None,
+    batch: int,
+    last: datetime | None,
 ) -> Json:
     violation = opening.violation
     facts = dict(violation.facts)
@@ -277,6 +284,7 @@ def _ticket_row(
         facts["value"] = violation.value
     if violation.limit is not None:
         facts["limit"] = violation.limit
+    seen_for = timedelta(seconds=opening.seen_for)
     return {
         "subject": violation.key.subject,
         "invariant": violation.key.invariant,
@@ -286,7 +294,9 @@ def _ticket_row(
         "held": False,
         "message": violation.message,
         "facts": facts,
-        "first_seen_at": tx.now - timedelta(seconds=opening.seen_for),
+        "first_seen_at": tx.now - seen_for,
+        # Polls come at equal intervals: the gap before the first sight was as long as the one before this.
+        "unseen_since": last and min(last, tx.now) - seen_for,
         "opened_at": tx.now,
         "last_seen_at": tx.now,
         "occurrence_count": 1,

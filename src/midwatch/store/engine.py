@@ -17,9 +17,17 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    NoReturn,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+)
 
 from sqlalchemy import (
     Connection,
@@ -41,6 +49,7 @@ from midwatch.errors import SettingsError, StoreUnavailable
 from midwatch.model import Json
 from midwatch.store.errors import map_database_errors
 from midwatch.store.schema import audit, database_now, dump_json
+from midwatch.units import parse_port
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -48,6 +57,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_Identity = tuple[int, int] | None
 _BEGIN = "midwatch_begin"
 _PRAGMAS = ("synchronous=FULL", "foreign_keys=ON")
 SQLITE_BUSY_SECONDS = 3.0
@@ -61,11 +71,13 @@ POSTGRES_SECONDS = 10.0
 class Transactions(Protocol):
     """Runs functions of a connection, each in one transaction.
 
+    `notice` is what a person has to know of the database since it was opened; empty if there is nothing.
     Both methods raise the errors that `midwatch.store.errors` maps, and what the function raises:
     the transaction is then rolled back.
     """
 
     dialect: str
+    notice: str
 
     async def run(
         self,
@@ -98,13 +110,29 @@ def parse_database(database: str) -> URL:
     except (ArgumentError, ValueError):
         raise SettingsError("not a database URL", path="database", hint=hint) from None
     kind = url.get_backend_name()
+    if "\0" in database:
+        raise SettingsError("has a NUL character", path="database", hint=hint)
     if kind == "sqlite":
+        if url.host:
+            hint = "use sqlite:///FILE, or sqlite:////FOLDER/FILE for an absolute path"
+            raise SettingsError(
+                "a SQLite database has no host", path="database", hint=hint
+            )
         return url.set(drivername="sqlite")
     if kind in ("postgresql", "postgres"):
+        if url.port is not None:
+            _check_port(str(url.port))
         return url.set(drivername="postgresql+psycopg")
     raise SettingsError(
         f"{kind} is not a supported database", path="database", hint=hint
     )
+
+
+def _check_port(port: str) -> None:
+    try:
+        parse_port(port)
+    except ValueError as error:
+        raise SettingsError(str(error), path="database") from None
 
 
 def missing_file(url: URL) -> str | None:
@@ -115,11 +143,23 @@ def missing_file(url: URL) -> str | None:
     return None if os.path.exists(file) else file
 
 
-def open_transactions(url: URL) -> Transactions:
+def open_transactions(url: URL, renew: Renewal | None = None) -> Transactions:
     """Return what runs transactions on this database. Nothing connects before the first one."""
     if url.get_backend_name() == "sqlite":
-        return SqliteTransactions(url)
+        return SqliteTransactions(url, renew)
     return PostgresTransactions(url)
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What is done about a SQLite file that was deleted or replaced while it was open.
+
+    `make` makes the tables that are missing in the new file; `told` gets one line for a person, on the thread of
+    the database.
+    """
+
+    make: Callable[[Connection], object]
+    told: Callable[[str], object]
 
 
 class SqliteTransactions:
@@ -127,17 +167,25 @@ class SqliteTransactions:
 
     A transaction that may write begins immediate: one that reads first and writes later would
     fail with BUSY_SNAPSHOT whatever the timeout (sqlite.org/rescode.html).
+
+    Args:
+        url: The database.
+        renew: What is done about a file that was deleted or replaced meanwhile. Without it a deleted file is
+            not made again.
     """
 
     dialect = "sqlite"
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, renew: Renewal | None = None) -> None:
+        self.notice = ""
+        self._renew = renew
         self._file = url.database if url.database not in (None, "", ":memory:") else ""
         self.engine = sqlite_engine(url)
         self._reader = self.engine.execution_options(**{_BEGIN: "BEGIN"})
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="midwatch-sqlite")
         self._lock = threading.Lock()
-        self._identity: tuple[int, int] | None = None
+        self._identity: _Identity = None
+        self._log_identity: _Identity = None
         self._closed = False
 
     async def run(
@@ -168,21 +216,48 @@ class SqliteTransactions:
                 self._check_file()
                 with engine.begin() as connection:
                     self._identity = self._identity or _identity(self._file)
-                    return function(connection, *args, **kwargs)
+                    try:
+                        return function(connection, *args, **kwargs)
+                    finally:
+                        self._log_identity = _identity(f"{self._file}-wal")
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     def _check_file(self) -> None:
-        """Open a replaced file again. Raises StoreUnavailable for a removed one: writes to it are lost."""
-        if self._identity is None or self._identity == (found := _identity(self._file)):
+        """Open a file again that is not the one that is open: no other process sees what is written there.
+
+        Raises:
+            StoreUnavailable: The file is gone, or `renew` has just been called.
+        """
+        if self._identity is None:
+            return
+        found = _identity(self._file)
+        if found == self._identity:
+            if _identity(f"{self._file}-wal") != self._log_identity:
+                self.engine.dispose()  # writes what the deleted log has into the file
             return
         self.engine.dispose()
+        if self._renew is not None:
+            self._make_again("deleted" if found is None else "replaced")
         if found is None:
             raise StoreUnavailable(
                 f"the database file {self._file} is gone",
-                hint="put it back, or restart to create a new one",
+                hint="put it back; a daemon makes a new one",
             )
         self._identity = found
+
+    def _make_again(self, what: str) -> NoReturn:
+        assert self._renew is not None
+        with self.engine.begin() as connection:
+            self._renew.make(connection)
+        self._identity = _identity(self._file)
+        made = "a new one was made" if what == "deleted" else "the new one is used"
+        text = f"the database file {self._file} was {what} while it was in use; {made}"
+        self.notice = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: {text}"
+        self._renew.told(text)
+        raise StoreUnavailable(
+            text, hint="what is still broken gets new tickets; earlier ones are lost"
+        )
 
     async def close(self) -> None:
         if self._closed:
@@ -256,7 +331,7 @@ def _begin_immediate(connection: Connection) -> None:
         driver.execute(f"PRAGMA busy_timeout={timeout}").close()
 
 
-def _identity(path: str) -> tuple[int, int] | None:
+def _identity(path: str) -> _Identity:
     """Return the device and inode of a file; None if there is none, as in memory."""
     try:
         info = os.stat(path)
@@ -279,6 +354,7 @@ class PostgresTransactions:
     """Transactions on a small pool. Connections are checked before use, so a server may restart."""
 
     dialect = "postgresql"
+    notice = ""
 
     def __init__(self, url: URL) -> None:
         self._url = url

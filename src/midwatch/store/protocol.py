@@ -153,6 +153,7 @@ class Finish:
         keep: Whether the claim continues with another call.
         retry_in: Seconds until the batch can be claimed again, for the outcome "retry".
         counted: Whether the outcome "retry" counts as an attempt.
+        given_up: Whether no attempt had an answer: the outcome is "error", and the tickets are given up.
     """
 
     outcome: DiagnosisOutcome
@@ -169,6 +170,7 @@ class Finish:
     keep: bool = False
     retry_in: float = 0.0
     counted: bool = True
+    given_up: bool = False
 
 
 PauseKind = Literal["rate_limit", "spend_limit", "auth", "outage"]
@@ -244,7 +246,12 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """Figures since `since`. `to_*` are medians in seconds, or None without a measurement."""
+    """Figures since `since`. `to_*` are medians in seconds, or None without a measurement.
+
+    A fault began after the last observation that did not show it, so `to_see`, from that one to the first that did,
+    is the longest it can have taken. `to_confirm` is the time from there to the ticket (the invariant's `for`), and
+    `to_detect` is both.
+    """
 
     since: datetime
     opened: int
@@ -256,10 +263,27 @@ class Stats:
     to_detect: float | None
     usage: Usage
     cost_usd: float
+    given_up: int = 0
+    to_see: float | None = None
+    to_confirm: float | None = None
+
+
+def notice_of(store: Store) -> str:
+    """Return what a person has to know of the database since it was opened; empty if there is nothing."""
+    return str(getattr(store, "notice", ""))
+
+
+def with_notice(store: Store, info: Json) -> Json:
+    """Return what a heartbeat says of a daemon, with the notice of its store."""
+    notice = notice_of(store)
+    return {**info, "notice": notice} if notice else info
 
 
 class Store(Protocol):
-    """Tickets, diagnoses, audit rows, shared pauses and heartbeats."""
+    """Tickets, diagnoses, audit rows, shared pauses and heartbeats.
+
+    A store may have a property `notice`: what a person has to know of the database since it was opened.
+    """
 
     async def close(self) -> None:
         """Close the connections. A second call does nothing."""
@@ -500,7 +524,8 @@ class Store(Protocol):
     ) -> Ticket:
         """Store a diagnosis that no agent made as that of a ticket. Earlier ones are kept.
 
-        A ticket that waits for a diagnosis becomes diagnosed and leaves the queue; any other keeps its status.
+        A ticket that waits for a diagnosis becomes diagnosed and leaves the queue, and one that was given up becomes
+        diagnosed; any other keeps its status.
 
         Raises:
             NotFound: There is no such ticket.

@@ -102,10 +102,26 @@ SPEND = (
 SPEND_WITHIN = SPEND.where(spending.c.usd + _USD <= bindparam("p_room", type_=Float))
 
 SELECT_CALL = (
-    select(diagnoses.c.outcome, diagnoses.c.cost_usd, diagnoses.c.started_at)
+    select(
+        diagnoses.c.outcome,
+        diagnoses.c.cost_usd,
+        diagnoses.c.started_at,
+        diagnoses.c.model,
+    )
     .where(diagnoses.c.id == bindparam("p_id"))
     .with_for_update()
 )
+SELECT_UNSETTLED = (
+    select(diagnoses.c.id, diagnoses.c.cost_usd, diagnoses.c.started_at)
+    .where(
+        diagnoses.c.batch_id == bindparam("p_batch"),
+        diagnoses.c.model == bindparam("p_model"),
+        diagnoses.c.outcome.in_(("lost", "late")),
+        diagnoses.c.input_tokens + diagnoses.c.output_tokens == 0,
+    )
+    .with_for_update()
+)
+"""Calls that died, whose tokens are not known."""
 INSERT_CALL = diagnoses.insert()
 UPDATE_CALL = update(diagnoses).where(diagnoses.c.id == bindparam("p_id"))
 SELECT_CLAIMED = (
@@ -272,6 +288,8 @@ def finish(tx: Transaction, claim: Claim, diagnosis_id: int, finish: Finish) -> 
     _store_call(tx, diagnosis_id, finish, late=held is None)
     difference = finish.cost_usd - row.cost_usd
     tx.execute(SPEND, {"p_day": _day(row.started_at), "p_usd": difference})
+    if finish.usage.output_tokens:
+        _settle_lost(tx, claim.batch, row.model, finish.cost_usd)
     if held is None:
         return False
     if not finish.keep:
@@ -280,6 +298,18 @@ def finish(tx: Transaction, claim: Claim, diagnosis_id: int, finish: Finish) -> 
         else:
             _free(tx, claim, finish.retry_in, finish.error, finish.counted)
     return True
+
+
+def _settle_lost(tx: Transaction, batch: int, model: str, usd: float) -> None:
+    """Book calls of the batch that died at their worst case as what this call of the same batch cost.
+
+    They were cut off before the end of an answer to the same question.
+    """
+    for lost in tx.all(SELECT_UNSETTLED, {"p_batch": batch, "p_model": model}):
+        if lost.cost_usd > usd:
+            tx.execute(UPDATE_CALL, {"p_id": lost.id, "cost_usd": usd})
+            back = {"p_day": _day(lost.started_at), "p_usd": usd - lost.cost_usd}
+            tx.execute(SPEND, back)
 
 
 def _store_call(tx: Transaction, diagnosis_id: int, finish: Finish, late: bool) -> None:
@@ -320,16 +350,17 @@ def _diagnosed(
     ended = [row for row in matched if row.status not in UNDIAGNOSED]
     diagnosed: Json = {"diagnosis_id": diagnosis_id}
     _update_tickets(tx, ended, diagnosed)
-    _update_tickets(tx, waiting, {**diagnosed, "status": TicketStatus.DIAGNOSED.value})
+    after = TicketStatus.GIVEN_UP if finish.given_up else TicketStatus.DIAGNOSED
+    _update_tickets(tx, waiting, {**diagnosed, "status": after.value})
     why = f"diagnosis {diagnosis_id}: {finish.outcome}"
     tx.note(
         [
             audit_row(
                 row.id,
                 claim.holder,
-                "diagnose",
+                "give up" if finish.given_up else "diagnose",
                 row.status,
-                TicketStatus.DIAGNOSED,
+                after,
                 why,
             )
             for row in waiting

@@ -86,7 +86,7 @@ def _sanitized(value: Any) -> Any:
     return value
 
 
-REVISION = "0002"
+REVISION = "0003"
 """The migration that creates these tables."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -193,6 +193,9 @@ tickets = Table(
     Column("held", Boolean, nullable=False, default=False),
     Column("message", SanitizedText, nullable=False),
     Column("facts", Document, nullable=False),
+    # The last observation of the subject before the violation was first seen: the fault began after it. Null if
+    # there was none.
+    Column("unseen_since", Instant),
     Column("first_seen_at", Instant, nullable=False),
     Column("opened_at", Instant, nullable=False),
     Column("last_seen_at", Instant, nullable=False),

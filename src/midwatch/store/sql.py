@@ -5,6 +5,7 @@ alembic applies migrations, and is imported only if there is one to apply.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
@@ -14,6 +15,7 @@ from midwatch.store import cycles, queue
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
     DatabaseClock,
+    Renewal,
     TransactionalStore,
     Transactions,
     missing_file,
@@ -29,7 +31,11 @@ if TYPE_CHECKING:
 
 
 async def open_store(
-    database: str, *, create: bool = True, clock: DatabaseClock = database_now
+    database: str,
+    *,
+    create: bool = True,
+    renewed: Callable[[str], object] | None = None,
+    clock: DatabaseClock = database_now,
 ) -> SqlStore:
     """Open the store at a database URL and check its schema.
 
@@ -39,6 +45,8 @@ async def open_store(
     Args:
         database: `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`.
         create: Whether a missing SQLite file is created.
+        renewed: Called with one line when a SQLite file that was deleted while the store was open has been
+            made again; without it none is. The transaction that found this out raises StoreUnavailable.
         clock: Replaces the database's clock in tests.
 
     Raises:
@@ -53,7 +61,8 @@ async def open_store(
             f"there is no database {missing}",
             hint="check the setting `database`; a daemon or `midwatch db upgrade` creates it",
         )
-    transactions = open_transactions(url)
+    renew = None if renewed is None else Renewal(_upgrade, renewed)
+    transactions = open_transactions(url, renew)
     try:
         await require_schema(transactions)
     except BaseException:
@@ -67,6 +76,11 @@ class SqlStore(TransactionalStore):
 
     Each method runs one function, with the same arguments, in one transaction.
     """
+
+    @property
+    def notice(self) -> str:
+        """What a person has to know of the database since it was opened; empty if there is nothing."""
+        return self.transactions.notice
 
     async def close(self) -> None:
         await self.transactions.close()

@@ -204,6 +204,7 @@ def stats(tx: Transaction, within: float) -> Stats:
     since = tx.now - timedelta(seconds=within)
     rows = tx.all(
         select(
+            tickets.c.unseen_since,
             tickets.c.first_seen_at,
             tickets.c.opened_at,
             tickets.c.resolved_at,
@@ -224,13 +225,17 @@ def stats(tx: Transaction, within: float) -> Stats:
         .group_by(diagnoses.c.outcome)
     )
     resolved = [row for row in rows if row.status == TicketStatus.RESOLVED]
+    dated = [row for row in rows if row.unseen_since is not None]
     return Stats(
         since=since,
         opened=len(rows),
         unresolved=len(rows) - len(resolved),
         resolved=len(resolved),
+        given_up=sum(row.status == TicketStatus.GIVEN_UP for row in rows),
         outcomes=Counter({row.outcome: row.calls for row in calls}),
-        to_detect=_median(row.opened_at - row.first_seen_at for row in rows),
+        to_detect=_median(row.opened_at - row.unseen_since for row in dated),
+        to_see=_median(row.first_seen_at - row.unseen_since for row in dated),
+        to_confirm=_median(row.opened_at - row.first_seen_at for row in rows),
         to_diagnose=_median(
             row.finished_at - row.opened_at for row in rows if row.outcome == "answered"
         ),
@@ -318,7 +323,9 @@ def update_diagnosis(
     diagnosis_id = insert_diagnosis(
         tx, row.batch_id, [ticket_id], finish, model, prompt_version
     )
-    after = TicketStatus.DIAGNOSED if waiting else TicketStatus(row.status)
+    given_up = row.status == TicketStatus.GIVEN_UP
+    status = TicketStatus(row.status)
+    after = TicketStatus.DIAGNOSED if waiting or given_up else status
     changes = {"diagnosis_id": diagnosis_id, "status": after}
     why = f"diagnosis {diagnosis_id}: {finish.outcome}"
     changed = _change(tx, row, changes, actor, "diagnose", why)

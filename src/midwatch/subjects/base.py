@@ -266,13 +266,13 @@ def _limit(invariant: Invariant, value: str | float | None, path: str) -> float 
         ) from None
     if not math.isfinite(limit) or limit < 0:
         raise SettingsError(
-            f"{value!r} is not a limit; use a finite number of 0 or more",
+            f"{value!r:.60} is not a limit; use a finite number of 0 or more",
             path=path,
             hint=f"its unit is {invariant.unit.value}",
         )
     if invariant.unit is Unit.RATIO and limit > 1:
         raise SettingsError(
-            f"{value!r} is more than 100%, which no share exceeds",
+            f"{value!r:.60} is more than 100%, which no share exceeds",
             path=path,
             hint="use a share such as 90% or 0.9",
         )

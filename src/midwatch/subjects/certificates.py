@@ -19,6 +19,7 @@ CERTIFICATE_VALID = Invariant(
     "have begun to be valid and are fit for a server.",
     severity=Severity.CRITICAL,
     about=_ABOUT,
+    vital=True,
 )
 CERTIFICATE_NAME = Invariant(
     "certificate_name",
@@ -26,6 +27,7 @@ CERTIFICATE_NAME = Invariant(
     "The certificate of the URL, and of every address that it redirects to, is for that host (or for `server_name`).",
     severity=Severity.CRITICAL,
     about=_ABOUT,
+    vital=True,
 )
 CERTIFICATE_EXPIRY = Invariant(
     "certificate_expiry",

@@ -43,9 +43,9 @@ from midwatch.subjects.http_client import (
     show_origin,
 )
 from midwatch.subjects.http_evidence import Watched, sources
-from midwatch.subjects.web_settings import Url, WebSettings
+from midwatch.subjects.web_settings import WebSettings
 from midwatch.text import component_name
-from midwatch.units import Bytes, format_duration
+from midwatch.units import Bytes, Url, format_duration
 
 # ------------------------------------------------------------------ settings and invariants
 
@@ -118,12 +118,14 @@ REACHABLE = Invariant(
     "The host name resolves, a connection can be made and an HTTP answer arrives within the "
     "subject's timeout.",
     severity=Severity.CRITICAL,
+    vital=True,
 )
 STATUS = Invariant(
     "status",
     "The status is an expected one",
     "The status of the last answer, after at most `redirects` redirects, is one of `expect_status`.",
     severity=Severity.CRITICAL,
+    vital=True,
 )
 LATENCY = Invariant(
     "latency",
@@ -139,6 +141,7 @@ BODY = Invariant(
     "The body is as expected",
     "The body contains `body_matches` and does not contain `body_lacks`.",
     severity=Severity.CRITICAL,
+    vital=True,
 )
 INVARIANTS = (
     REACHABLE,

@@ -9,8 +9,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from midwatch.model import Invariant, Severity, Unit
 from midwatch.settings import Group, Name
-from midwatch.subjects.web_settings import Headers, Url, WebSettings
-from midwatch.units import Seconds, format_value, parse_limit
+from midwatch.subjects.web_settings import Headers, WebSettings
+from midwatch.units import Seconds, Url, format_value, parse_limit
 
 SeverityName = Literal["critical", "warning", "info"]
 DEFAULT_SEVERITIES: dict[str, SeverityName] = {

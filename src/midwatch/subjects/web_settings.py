@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from midwatch.lifecycle import Clock
 from midwatch.settings import SubjectSettings
 from midwatch.subjects.http_client import WebClient
+from midwatch.units import Url
 
 _HOST = re.compile(r"[\w-]+(\.[\w-]+)*")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
@@ -21,17 +22,6 @@ _HARMLESS = {
     *("content-type", "host", "origin", "referer", "user-agent", "x-scope-orgid"),
 }
 """Headers whose values are no secrets; hidden, they would make holes in every text."""
-
-
-def check_url(value: str) -> str:
-    """Return `value` if it is a URL of http or https with a host. Raises ValueError."""
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("not a URL; use http://HOST/… or https://HOST/…")
-    _ = parts.port  # raises ValueError itself
-    if any(char.isspace() or not char.isprintable() for char in value):
-        raise ValueError("a URL has no spaces and no control characters")
-    return value
 
 
 def check_headers(value: dict[str, SecretStr]) -> dict[str, SecretStr]:
@@ -57,7 +47,6 @@ def check_server_name(value: str) -> str:
     return value
 
 
-Url = Annotated[str, AfterValidator(check_url)]
 Headers = Annotated[dict[str, SecretStr], AfterValidator(check_headers)]
 ServerName = Annotated[str, AfterValidator(check_server_name)]
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ArgsKwargs
 
+from midwatch.documents import MAX_BYTES, DocumentError, read_json
 from midwatch.errors import SettingsError
 from midwatch.testing import messages_script as script
 from midwatch.testing.messages_script import Answer, Hold, Rule
@@ -85,11 +86,14 @@ class _ScriptData(BaseModel):
 def load_script(path: Path) -> LoadedScript:
     """Read a script file. Raises SettingsError with the file and the path of the wrong field."""
     try:
-        data = json.loads(path.read_text("utf-8"))
+        with path.open(encoding="utf-8-sig") as opened:
+            data = read_json(opened.read(MAX_BYTES + 1))
     except OSError as error:
         raise SettingsError(error.strerror or str(error), path=str(path)) from None
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"not JSON: {error}", path=str(path)) from None
+    except UnicodeDecodeError:
+        raise SettingsError("is not UTF-8", path=str(path)) from None
+    except DocumentError as error:
+        raise SettingsError(error.message, path=str(path)) from None
     try:
         return read_script(data)
     except SettingsError as error:

@@ -83,6 +83,8 @@ class CacheBusy(TemporaryError):
 class WorkspaceRefused(PermanentError):
     """The request for a workspace is not valid."""
 
+    command_exit_code = 2
+
 
 class WorkspaceExists(PermanentError):
     """Something exists where a clone would go."""

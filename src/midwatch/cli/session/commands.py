@@ -25,7 +25,13 @@ from midwatch.cli.session.options import (
     read_prompt,
     with_run_options,
 )
-from midwatch.errors import Conflict, MidwatchError, SettingsError
+from midwatch.errors import (
+    Conflict,
+    MidwatchError,
+    NotFound,
+    SettingsError,
+    raise_together,
+)
 from midwatch.lifecycle import set_nondumpable
 from midwatch.units import format_size, parse_duration, parse_size
 
@@ -360,17 +366,26 @@ def rm(
     A session with work that is not pushed is kept, unless --force is given.
     """
 
+    removed: list[str] = []
+    errors: list[MidwatchError] = []
+
     async def act(sessions: SessionContext) -> None:
-        for session_id in session_ids:
-            await sessions.manager.remove(session_id, force=force)
+        for session_id in dict.fromkeys(session_ids):
+            try:
+                await sessions.manager.remove(session_id, force=force)
+            except (NotFound, Conflict) as error:
+                errors.append(error)
+            else:
+                removed.append(session_id)
 
     use_sessions(context.obj, act)
     output = Output.standard(context.obj.environ)
-    if as_json:
-        output.json({"removed": session_ids})
-    else:
-        for session_id in session_ids:
+    if as_json and (removed or len(session_ids) > 1):
+        output.json({"removed": removed})
+    elif not as_json:
+        for session_id in removed:
             output.line(f"session {session_id}: removed")
+    raise_together(errors)
 
 
 @app.command()

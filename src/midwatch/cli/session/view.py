@@ -21,7 +21,7 @@ from midwatch.cli.output import (
     Output,
     cut,
     iso,
-    width,
+    wrapped,
 )
 from midwatch.model import Json
 from midwatch.session.events import (
@@ -65,7 +65,6 @@ if TYPE_CHECKING:
     from midwatch.session.agentic_session import SessionResult
     from midwatch.session.status import SessionStatus
 
-_PROMPT = 5  # the column that is shortened
 PHASE_STYLES = {
     Phase.COMPLETED: GREEN,
     Phase.FAILED: RED,
@@ -77,7 +76,9 @@ PHASE_STYLES = {
 def session_table(output: Output, sessions: Sequence[StoredSession]) -> None:
     """Print sessions as a table."""
     headings = ("id", "phase", "ticket", "since", "cost", "prompt", "repositories")
-    output.table(headings, [_row(output, one) for one in sessions], shrink=_PROMPT)
+    rows = [_row(output, one) for one in sessions]
+    shrink = ("prompt", "repositories", "phase")
+    output.table(headings, rows, shrink, drop=("cost", "ticket"))
 
 
 def _row(output: Output, session: StoredSession) -> list[Cell]:
@@ -89,7 +90,7 @@ def _row(output: Output, session: StoredSession) -> list[Cell]:
         Cell(session.id),
         Cell(shown, PHASE_STYLES.get(phase, "")),
         Cell("" if session.ticket is None else str(session.ticket)),
-        Cell(output.when(session.created_at)),
+        Cell(output.age(session.created_at)),
         Cell(f"${session.status.cost_usd:.4f}"),
         Cell(session.prompt),
         Cell(", ".join(_short_line(one) for one in session.repositories)),
@@ -114,8 +115,7 @@ def show_session(output: Output, session: StoredSession) -> None:
     output.line(f"Session {session.id}: {status.phase}{one_line(why)}", style)
     output.line(one_line(session.prompt, 2000))
     output.line()
-    for name, value in _facts(output, session):
-        output.line(f"  {name + ':':<15}{value}")
+    output.pairs(_facts(output, session), indent=17)
     for repository in session.repositories:
         output.line(f"  {'repository:':<15}{record_line(repository)}")
     for one in status.denied:
@@ -357,15 +357,7 @@ def _how_to_answer(
 def _wrapped(text: str, room: int) -> Iterator[str]:
     """Yield the lines of a text in pieces of at most `room` columns; no character is left out."""
     for line in text.expandtabs().split("\n"):
-        piece, taken = "", 0
-        for character in line:
-            columns = width(character)
-            if taken + columns > room:
-                yield piece
-                piece, taken = "", 0
-            piece += character
-            taken += columns
-        yield piece
+        yield from wrapped(line, room)
 
 
 def _answer(event: PermissionAnswer) -> tuple[str, str]:

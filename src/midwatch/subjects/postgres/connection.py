@@ -24,7 +24,7 @@ from psycopg.rows import dict_row
 from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.settings import PostgresSettings
-from midwatch.units import format_duration
+from midwatch.units import format_duration, parse_port
 
 # ------------------------------------------------------------------ values as text
 
@@ -240,15 +240,23 @@ def plain_dsn(settings: PostgresSettings) -> str:
 
 def check_dsn(settings: PostgresSettings) -> None:
     """Raise SettingsError if the DSN is invalid; the error does not repeat it, as libpq's own would."""
+    path = f"subjects.{settings.name}.dsn"
     try:
-        conninfo.conninfo_to_dict(plain_dsn(settings))
+        if "\0" in plain_dsn(settings):  # libpq would not see what follows it
+            raise psycopg.ProgrammingError
+        fields = conninfo.conninfo_to_dict(plain_dsn(settings))
     except (psycopg.Error, UnicodeError):
         raise SettingsError(
             "the DSN is invalid",
-            path=f"subjects.{settings.name}.dsn",
+            path=path,
             hint="use postgresql://user:password@host:5432/database and "
             "%-encode special characters of the password",
         ) from None
+    try:
+        for port in filter(None, str(fields.get("port") or "").split(",")):
+            parse_port(port)
+    except ValueError as error:
+        raise SettingsError(str(error), path=path) from None
 
 
 def secrets_of(settings: PostgresSettings) -> tuple[str, ...]:

@@ -65,6 +65,7 @@ INVARIANTS: tuple[Invariant, ...] = (
         "that is full (too many clients) does answer; a refused login is an error in the "
         "settings, not a violation.",
         severity=CRITICAL,
+        vital=True,
     ),
     Invariant(
         "connections",

@@ -534,7 +534,9 @@ async def the_figures_are_medians_of_the_period(fixture: StoreFixture) -> None:
             await fixture.store.resolve(saved.opened[0].id, "ann", "done")
     found = await fixture.store.stats(3600)
     assert (found.opened, found.unresolved, found.resolved) == (3, 1, 2)
-    assert (found.to_detect, found.to_diagnose, found.to_resolve) == (4.0, 4.0, 16.5)
+    assert (found.to_confirm, found.to_diagnose, found.to_resolve) == (4.0, 4.0, 16.5)
+    # After the last observation 7200, 12 and 14 seconds passed until the next one.
+    assert (found.to_see, found.to_detect) == (14.0, 23.0)
     assert (found.usage, found.cost_usd) == (Usage(30, 3, 6, 9), 1.5)
     assert dict(found.outcomes) == {"answered": 3}
     assert found.since == fixture.clock.after(-3600)
