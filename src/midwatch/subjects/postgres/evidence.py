@@ -144,6 +144,11 @@ async def _blocking(shared: SharedConnection) -> str:
         return blocking(seen.blocking, seen.sessions)
 
 
+async def _slots(shared: SharedConnection) -> str:
+    async with shared.use() as connection:
+        return facts(await connection.rows(sql.slots(connection.version))) or "no slots"
+
+
 async def _log(shared: SharedConnection) -> str:
     if shared.settings.log_file is not None:
         return await tail(shared.settings, None) or "the log is empty"
@@ -193,9 +198,12 @@ PIECES: dict[str, Piece] = {
         "pg_stat_replication",
         _table(sql.STANDBYS, "no standby is connected"),
     ),
-    "slots": Piece(
-        "Replication slots", "pg_replication_slots", _table(sql.SLOTS, "no slots")
+    "recovery": Piece(
+        "Recovery: the standby's receiver and replay",
+        "pg_stat_wal_receiver",
+        _table(sql.RECOVERY, "nothing visible"),
     ),
+    "slots": Piece("Replication slots", "pg_replication_slots", _slots),
     "counters": Piece(
         "Counters of the databases", "pg_stat_database", _table(sql.COUNTERS, "none")
     ),
@@ -221,6 +229,7 @@ WANTED: dict[str, tuple[str, ...]] = {
     "dead_tuples": ("vacuum", "horizon", "activity", "settings", "server"),
     "replication_lag": (
         "replication",
+        "recovery",
         "slots",
         "activity",
         "settings",

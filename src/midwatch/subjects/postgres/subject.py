@@ -64,18 +64,28 @@ class PostgresSubject:
                         "reachable", [_reachable(True, "the server answers")]
                     )
                     context = ObservationContext(
-                        connection, self._settings, at, previous, findings.state
+                        connection,
+                        self._settings,
+                        at,
+                        previous,
+                        findings.state,
+                        {invariant.id: invariant for invariant in self.invariants},
                     )
                     await self._run_checks(context, findings)
         except Exhausted as error:
             findings.observed(
                 "reachable", [_reachable(True, "the server answers: full")]
             )
-            findings.partial("connections", _full(error.component, error.message))
             await self._check_log_only(previous, at, findings)
+            if self._explains("connections", error.component):
+                findings.partial("connections", _full(error.component, error.message))
+            else:
+                findings.mark_unobserved(error.message)
         except Unreachable as error:
             findings.observed("reachable", [_reachable(False, error.message)])
             await self._check_log_only(previous, at, findings)
+            if not self._explains("reachable", SERVER):
+                findings.mark_unobserved(error.message)
         except TimeoutError:
             findings.mark_unobserved(
                 f"the observation took longer than {self._settings.timeout:g}s"
@@ -105,13 +115,22 @@ class PostgresSubject:
                     check.invariant, "the observation's timeout left no time for it"
                 )
             elif check.all_stats and not context.connection.all_stats:
-                findings.mark_unavailable(
+                findings.mark_unsupported(
                     check.invariant,
                     "the role may not see the sessions of others; grant pg_monitor to it",
                 )
             else:
                 await findings.check(check.invariant, partial(check.run, context))
+        findings.add_ignored(context.ignored)
         findings.background.update(await _background(context.connection))
+
+    def _explains(self, invariant: str, component: str) -> bool:
+        """Return whether a violation of the invariant will tell why the others are unknown."""
+        kind, _, name = component.partition(" ")
+        return any(
+            one.id == invariant and not one.ignores({kind: name})
+            for one in self.invariants
+        )
 
     async def _check_log_only(
         self, previous: Json, at: float, findings: Findings
