@@ -133,9 +133,10 @@ async def _known_standbys(
     """Return the standbys that are or were connected, by component, and keep them in the state."""
     raw = context.previous.get("standbys")
     before: Mapping[str, Any] = raw if isinstance(raw, dict) else {}
+    written = before.get("known")
     known = {
         one.component: one
-        for one in map(Standby.of, before.get("known") or ())
+        for one in map(Standby.of, written if isinstance(written, list) else ())
         if one is not None
     }
     present = _present(rows)
