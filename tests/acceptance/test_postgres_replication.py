@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import psycopg
 import pytest
 
-from midwatch.model import Json, Observation
+from midwatch.model import Json
 from midwatch.subjects.postgres import PostgresSubject
 from midwatch.testing.fakes import ManualClock
 from midwatch.testing.postgres import PrivatePostgres
@@ -61,7 +59,7 @@ def primary(request: pytest.FixtureRequest) -> Iterator[PrivatePostgres]:
     with PrivatePostgres(settings=settings, programs=request.param) as one:
         with admin(one) as connection:
             for statement in (
-                *ROLE,
+                ROLE,
                 "CREATE DATABASE orders",
                 "CREATE TABLE t (g int)",
             ):

@@ -9,8 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from midwatch.model import Json, Key, Observation, Severity, Signal
+from midwatch.errors import ObservationFailed
+from midwatch.model import Json, Key, Observation, Signal
 from midwatch.monitor.rules import check
 from midwatch.subjects.postgres import PostgresSettings, PostgresSubject
 from midwatch.subjects.postgres.checks import CHECKS
@@ -27,6 +27,7 @@ from midwatch.subjects.postgres.observation import Findings, ObservationContext
 from midwatch.testing.fakes import ManualClock
 from midwatch.testing.postgres import PrivatePostgres
 
+from ..snippets import blocks
 from ..waiting import wait_until
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
@@ -40,10 +41,7 @@ VERSIONS = [
         ),
     ),
 ]
-ROLE = (  # as docs/subjects.md has it
-    "CREATE ROLE midwatch LOGIN PASSWORD 'x'",
-    "GRANT pg_monitor TO midwatch",
-)
+ROLE = blocks("docs/subjects.md", "sql")[0]
 CHECKED = [one.invariant for one in CHECKS if one.invariant != "log_errors"]
 
 
@@ -53,7 +51,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[PrivatePostgres]:
     settings |= {"max_wal_size": "2MB", "min_wal_size": "2MB"}
     with PrivatePostgres(settings=settings, programs=request.param) as one:
         with admin(one) as connection:
-            for statement in (*ROLE, "CREATE ROLE app LOGIN", "CREATE DATABASE orders"):
+            for statement in (ROLE, "CREATE ROLE app LOGIN", "CREATE DATABASE orders"):
                 connection.execute(statement)
         with admin(one, "orders") as connection:
             connection.execute(
@@ -244,7 +242,7 @@ async def test_a_server_that_is_down_resolves_nothing_and_is_told(
     server.kill()
     try:
         if not explained:  # then nothing else would tell of it
-            with pytest.raises(Exception, match="refused"):
+            with pytest.raises(ObservationFailed, match="refused"):
                 await watched.observe(before.state)
             return
         seen = await watched.observe(before.state)
