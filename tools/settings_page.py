@@ -120,6 +120,8 @@ def _invariants() -> Iterator[str]:
 
 def _invariant(one: Invariant) -> str:
     id_, _, held, severity, what = row(one)
+    if one.about:
+        what += f" `ignore` by {', '.join(one.about)}."
     cells = (f"`{id_}`", unit(one), limit(one), held, severity, what)
     return "| " + " | ".join(map(_cell, cells)) + " |"
 

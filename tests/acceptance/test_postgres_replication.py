@@ -14,6 +14,7 @@ from midwatch.testing.fakes import ManualClock
 from midwatch.testing.postgres import PrivatePostgres
 
 from ..waiting import wait_until
+from .test_postgres_subject import evidence, first_aid, ticket
 from .test_postgres_unknown import (
     ROLE,
     VERSIONS,
@@ -144,6 +145,13 @@ async def test_a_cut_standby_is_unknown_then_late_on_both_sides(
         assert "has no connection for 1m 10s" in found.message
         assert found.facts["lag_bytes"] and not found.facts["wal_gone"]
         assert not last[0].unsupported.keys() - {"log_errors"}
+        for watched, seen, component in (
+            (one, last[0], name),
+            (other, last[1], "this server"),
+        ):
+            broken_one = ticket(signal_of(seen, LAG, component))
+            note = first_aid([broken_one], await evidence(watched, [broken_one]))
+            assert "has no connection to its primary" in note.summary
 
         with admin(standby) as connection:
             connection.execute(f"ALTER SYSTEM SET primary_conninfo = $_${told}$_$")

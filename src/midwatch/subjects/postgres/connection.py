@@ -227,11 +227,10 @@ class Connection:
                 f"connected, but a trivial statement was not answered: {error.message}"
             ) from None
         self.all_stats, self.pid = bool(rows[0]["all_stats"]), int(rows[0]["pid"])
-        await self._set_encoding()
+        self._set_loaders()
 
-    async def _set_encoding(self) -> None:
-        """Read text as it is, not converted from the encoding of our database: the server's
-        conversion fails on what sessions of other databases run."""
+    def _set_loaders(self) -> None:
+        """Load text whatever its encoding is: it arrives without a conversion."""
         assert self._connection is not None
         info = self._connection.info
         self.version = info.server_version
@@ -244,8 +243,6 @@ class Connection:
 
         for name in ("text", "varchar", "name", "bpchar", 0):
             self._connection.adapters.register_loader(name, LenientText)
-        if encoding != "UTF8":
-            await self.rows(sql.NO_CONVERSION)
 
     def _hang_up(self) -> None:
         if self._connection is None or self._connection.closed:
@@ -264,7 +261,7 @@ async def _connect(
         prepare_threshold=None,
         row_factory=dict_row,
         application_name="midwatch",
-        client_encoding="utf8",
+        client_encoding="SQL_ASCII",
         connect_timeout=max(2, round(settings.connect_timeout)),
     )
 

@@ -219,7 +219,7 @@ class Findings:
         self._partial: list[Signal] = []
         self._unavailable: dict[str, str] = {}
         self._unsupported: dict[str, str] = {}
-        self._ignored: dict[str, tuple[str, ...]] = {}
+        self.ignored: dict[str, tuple[str, ...]] = {}
         self.background: dict[str, Fact] = {}
 
     def observed(self, invariant: str, signals: Sequence[Signal]) -> None:
@@ -244,7 +244,7 @@ class Findings:
             parts = [name if n == 1 else f"{name} ({n} times)" for name, n in shown]
             if more := len(counts) - len(shown):
                 parts.append(f"and {more} more")
-            self._ignored[invariant] = tuple(parts)
+            self.ignored[invariant] = tuple(parts)
 
     def partial(self, invariant: str, signal: Signal) -> None:
         """Record a violation on one component, while the other components stay unknown."""
@@ -287,7 +287,7 @@ class Findings:
             self.state,
             self.background,
             self._unsupported,
-            self._ignored,
+            self.ignored,
         )
 
 

@@ -369,7 +369,9 @@ def _own_signal(row: Row, own: OwnReplay, context: ObservationContext) -> Signal
             f"(receiver: {receiver}); its log tells why: after `requested WAL segment … has "
             "already been removed` rebuild it, or let it restore from the archive"
         )
-        return at_least(replace(_own(message, cut, behind), hold_for=0.0), limit)
+        signal = _own(message, cut, behind)
+        facts = {**signal.facts, "state": "disconnected", "receiver": receiver}
+        return at_least(replace(signal, hold_for=0.0, facts=facts), limit)
     if age > max(_SILENCE, number(row["patience"]), limit):
         message = (
             f"this standby has heard nothing of its primary for {format_duration(age)}"

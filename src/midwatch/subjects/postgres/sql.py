@@ -1,7 +1,8 @@
 """SQL statements for PostgreSQL 14 and later. Ages and waits are in seconds.
 
 They run with `search_path = pg_catalog`, so that no user can replace a function or an operator of
-the server.
+the server. Text arrives as it is stored: the server's conversion from the encoding of our database
+fails on what sessions of other databases run.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ SELECT set_config('search_path', 'pg_catalog', false),
        set_config('lock_timeout', %(lock)s, false),
        set_config('default_transaction_read_only', 'on', false),
        set_config('idle_in_transaction_session_timeout', '5000', false),
+       set_config('client_encoding', CASE getdatabaseencoding() WHEN 'UTF8' THEN 'UTF8' ELSE 'SQL_ASCII' END, false),
        pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE') AS all_stats,
        pg_catalog.pg_backend_pid() AS pid
 """
-
-NO_CONVERSION = "SELECT set_config('client_encoding', 'SQL_ASCII', false)"
 
 # Midwatch's other sessions, which gather evidence, are recognised by name and role together: by
 # the name alone any client could hide.
