@@ -37,6 +37,7 @@ def own(**changed: Any) -> dict[str, Any]:
     """A standby with a connection that has replayed all."""
     return {
         "receiver": "streaming",
+        "receiver_pid": 7,
         "message_age": 1.0,
         "patience": 60.0,
         "behind": 0.0,
@@ -48,7 +49,7 @@ def own(**changed: Any) -> dict[str, Any]:
     }
 
 
-AWAY = {"receiver": None, "message_age": None}
+AWAY = {"receiver": None, "receiver_pid": None, "message_age": None}
 MORE = {"behind": 10.0}
 
 
@@ -79,7 +80,28 @@ MORE = {"behind": 10.0}
         ([(0, own(**AWAY)), (30, own(**AWAY))], None, None),
         ([(0, own()), (5, own(**AWAY)), (70, own(**AWAY))], 65.0, None),
         ([(0, own(receiver="waiting", message_age=500.0))], 500.0, None),
-        ([(0, own(**AWAY)), (70, own())], 0.0, None),
+        # A new connection is one if it stays.
+        ([(0, own()), (5, own(**AWAY)), (70, own(receiver_pid=8))], 65.0, None),
+        (
+            [
+                (0, own()),
+                (5, own(**AWAY)),
+                (70, own(receiver_pid=8)),
+                (80, own(receiver_pid=8)),
+            ],
+            0.0,
+            None,
+        ),
+        (
+            [
+                (0, own()),
+                (5, own(**AWAY)),
+                (70, own(receiver_pid=8)),
+                (80, own(receiver_pid=9)),
+            ],
+            75.0,
+            None,
+        ),
         # Connected in name only.
         ([(0, own(message_age=3_000.0))], 3_000.0, None),
         ([(0, own(message_age=59.0))], 0.0, None),
@@ -161,6 +183,17 @@ async def test_a_standby_that_was_connected_is_missed(
 ) -> None:
     found = await after(*polls, timelines=timelines)
     assert {name: one.away for name, one in found.items()} == away
+
+
+async def test_a_standby_that_returns_without_a_step_further_is_still_late() -> None:
+    behind = sender(behind=9.0)
+    found = await after([behind], [], [], [behind], timelines="1111")
+    assert found["b 10.0.0.2"].since == 0.0
+    found = await after([sender()], [], [], [behind], timelines="1111")
+    assert found["b 10.0.0.2"].since == 10.0
+    moved = sender(behind=9.0, lsn="0/200")
+    found = await after([behind], [], [], [moved], timelines="1111")
+    assert found["b 10.0.0.2"].since == 30.0
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ async def _known_standbys(
     timeline = text(recovery["timeline"], 8)
     moved = before.get("timeline") not in (None, "", timeline)
     away = [
-        replace(one, since=None, away=context.at if one.away is None else one.away)
+        replace(one, away=context.at if one.away is None else one.away)
         for name, one in known.items()
         # It came back with another address, or follows another server since a failover.
         if name not in present
@@ -191,8 +191,10 @@ def _updated(old: Standby | None, rows: list[Row], at: float) -> Standby:
         return replace(old, since=None, away=at if old.away is None else old.away)
     since: float | None = None
     if number(row["behind"]):
-        same = old is not None and old.lsn == now.lsn and old.since is not None
-        since = old.since if same and old is not None else at
+        since = at
+        if old is not None and old.lsn == now.lsn:
+            # Back, but not a step further: as if it had been away all the time.
+            since = min(at if t is None else t for t in (old.since, old.away))
     return replace(now, count=len(rows), since=since)
 
 
@@ -321,13 +323,15 @@ def _position(lsn: object) -> int:
 class OwnReplay:
     """The replay of this standby between observations. Times are in epoch seconds.
 
-    `streams` tells whether it ever had a connection to its primary, `cut` since when it has none. `lsn` is
+    `streams` tells whether it ever had a connection to its primary, `cut` since when it has none, `pid` is
+    that of the receiver. `lsn` is
     what it has replayed, `since` the time from which on that has not moved though there is more, and
     `caught_up` the last time when there was no more.
     """
 
     streams: bool = False
     cut: float | None = None
+    pid: int = 0
     lsn: str = ""
     since: float | None = None
     caught_up: float | None = None
@@ -341,11 +345,12 @@ class OwnReplay:
 
     def after(self, row: Row, at: float) -> OwnReplay:
         """Return the state after an observation at `at`."""
-        connected = row["receiver"] == "streaming"
-        cut = None if connected else self.cut
-        if (
-            not connected and cut is None
-        ):  # as late as its last message, where that is known
+        streams = row["receiver"] == "streaming"
+        pid = int(row["receiver_pid"] or 0)
+        # A receiver that is refused starts again every few seconds: connected is only the one that stays.
+        stays = streams and (self.cut is None or pid == self.pid)
+        cut = None if stays else self.cut
+        if not streams and cut is None:  # as late as its last message, if that is known
             age = row["message_age"]
             cut = at if age is None else at - number(age)
         lsn = text(row["replay_lsn"], 40)
@@ -354,7 +359,7 @@ class OwnReplay:
         if more:
             since = self.since if self.lsn == lsn and self.since is not None else at
         caught_up = self.caught_up if more else at
-        return OwnReplay(self.streams or connected, cut, lsn, since, caught_up)
+        return OwnReplay(self.streams or stays, cut, pid, lsn, since, caught_up)
 
 
 def _own_signal(row: Row, own: OwnReplay, context: ObservationContext) -> Signal:

@@ -188,7 +188,7 @@ SELECT pg_is_in_recovery() AS standby,
        extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 AS replayed,
        CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() END AS paused,
        s.has_primary, s.delay, s.patience,
-       r.status AS receiver, coalesce(r.sender_host, '') AS sender,
+       r.pid AS receiver_pid, r.status AS receiver, coalesce(r.sender_host, '') AS sender,
        extract(epoch FROM clock_timestamp() - r.last_msg_receipt_time)::float8 AS message_age
 FROM (SELECT max(setting) FILTER (WHERE name = 'primary_conninfo') <> '' AS has_primary,
              max(setting) FILTER (WHERE name = 'recovery_min_apply_delay')::float8 / 1000 AS delay,
