@@ -114,6 +114,8 @@ async def check_blocked(context: ObservationContext) -> list[Signal]:
     waits = await load_lock_waits(context.connection)
 
     def counts(row: Row, root: Row) -> bool:
+        if row["own"]:
+            return False
         attributes = {
             **_session_attributes(row),
             "lock_type": row["lock_type"],
@@ -434,23 +436,32 @@ async def check_dead_tuples(context: ObservationContext) -> list[Signal]:
         for row in await untracked(context.connection, "track_counts")
         if row["database"] in (None, "", where["name"])
     ]
-    rows = context.counted(
-        "dead_tuples",
-        await context.connection.rows(
-            sql.DEAD_TUPLES, {"floor": context.settings.dead_tuples_floor}
-        ),
-        _table_attributes,
+    before = context.previous.get("dead_tuples")
+    found = await context.connection.rows(
+        sql.DEAD_TUPLES,
+        {
+            "floor": context.settings.dead_tuples_floor,
+            "before": [
+                one
+                for one in (before if isinstance(before, list) else [])
+                if isinstance(one, int)
+            ],
+        },
     )
-    if sum(row["known"] for row in rows) > sql.DEAD_TUPLES_LIMIT:
-        raise QueryFailed(
-            f"more than {sql.DEAD_TUPLES_LIMIT} tables have that many dead rows",
-            hint="raise dead_tuples_floor",
-        )
+    rows = context.counted("dead_tuples", found, _table_attributes)
     limit = context.limit("dead_tuples")
     signals = [
         _dead_signal(row) if row["known"] else at_least(_dead_signal(row), limit)
         for row in rows
     ]
+    over = [one for one in signals if one.value is not None and one.value > limit]
+    if len(over) > sql.DEAD_TUPLES_LIMIT:
+        raise QueryFailed(
+            f"more than {sql.DEAD_TUPLES_LIMIT} tables have too many dead rows",
+            hint="raise dead_tuples_floor or the limit",
+        )
+    kept = [row["id"] for row in rows if row["known"] or row["before"]]
+    context.state["dead_tuples"] = kept[: sql.DEAD_TUPLES_LIMIT]
     if off:
         message, hint = tracking_off("track_counts", off)
         raise PartlyUnsupported(

@@ -43,8 +43,8 @@ ORDER BY xact_start NULLS LAST LIMIT 2000
 SESSIONS = f"{_SESSION} WHERE pid = ANY(%(pids)s)"
 
 # A wait without a start has only just begun.
-WAITS = """
-SELECT a.pid, coalesce(a.datname, 'server') AS datname, a.usename, a.application_name,
+WAITS = f"""
+SELECT a.pid, {_OWN_SESSIONS.replace("pid", "a.pid", 1)} AS own, coalesce(a.datname, 'server') AS datname, a.usename, a.application_name,
        pg_blocking_pids(a.pid) AS blockers, l.locktype AS lock_type,
        n.nspname || '.' || c.relname AS "table",
        extract(epoch FROM clock_timestamp() - l.waitstart)::float8 AS waited
@@ -142,20 +142,21 @@ SELECT kind, name, held::bigint AS held, detail, query FROM (
 
 # After a reset of the statistics (also by a crash) live rows are counted from 0, so the planner's
 # estimate of all rows counts where it is higher; and dead rows are known only from the next vacuum or
-# analyze on: until then `known` is false, unless all rows were inserted since. What is known comes first;
-# one row of it above the limit shows that there are more tables than are checked.
+# analyze on: until then `known` is false, unless all rows were inserted since. Tables that had many dead
+# rows `before` come first, then the worst.
 DEAD_TUPLES_LIMIT = 200
-DEAD_TUPLES = """
+DEAD_TUPLES = f"""
 SELECT * FROM (
-  SELECT current_database() AS datname, s.schemaname, s.relname, s.n_dead_tup::float8 AS dead,
+  SELECT s.relid::bigint AS id, s.relid::bigint = ANY(%(before)s::bigint[]) AS before, current_database() AS datname, s.schemaname, s.relname,
+         s.n_dead_tup::float8 AS dead,
          greatest(s.n_dead_tup + s.n_live_tup, c.reltuples::float8, 1)::float8 AS total,
          s.last_autovacuum::text AS last_autovacuum,
          coalesce(s.last_vacuum, s.last_autovacuum, s.last_analyze, s.last_autoanalyze) IS NOT NULL
          OR (CASE WHEN c.reltuples < 0 THEN s.n_tup_ins > 0 ELSE s.n_tup_ins >= c.reltuples END) AS known
   FROM pg_stat_user_tables s JOIN pg_class c ON c.oid = s.relid
 ) tables
-WHERE (dead > 0 AND dead >= %(floor)s) OR (NOT known AND total > 1 AND total >= %(floor)s)
-ORDER BY known DESC, dead / total DESC LIMIT 2000
+WHERE (dead > 0 AND dead >= %(floor)s) OR (NOT known AND (total >= %(floor)s OR before))
+ORDER BY NOT known AND before DESC, known DESC, dead / total DESC LIMIT {5 * DEAD_TUPLES_LIMIT}
 """
 
 # A sender without a position of its own (a base backup) is no standby. One that reports no replay
