@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midwatch.subjects.postgres import observation
-from midwatch.subjects.postgres.checks import _slot_signal, blocked
+from midwatch.subjects.postgres.checks import blocked
 from midwatch.subjects.postgres.connection import _FULL, _UNREACHABLE, text
 from midwatch.subjects.postgres.evidence import blocking
 from midwatch.subjects.postgres.log import LogPosition, kind_of
 from midwatch.subjects.postgres.observation import Blocking, LockWaits
+from midwatch.subjects.postgres.storage import _slot_signal
 
 
 def wait(
