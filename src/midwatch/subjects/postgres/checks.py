@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from midwatch.errors import Unsupported
 from midwatch.model import Fact, Signal
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import (
@@ -19,7 +20,6 @@ from midwatch.subjects.postgres.connection import (
     text,
     who,
 )
-from midwatch.subjects.postgres.log import check_log
 from midwatch.subjects.postgres.observation import (
     PREPARED,
     LockQueue,
@@ -235,6 +235,32 @@ def _deadlock_signal(name: str, count: float, window: float) -> Signal:
         f"{format_count(int(count), 'deadlock')} {within}",
         count,
         facts={"count": int(count)},
+    )
+
+
+# -------------------------------------------------- damaged pages
+
+
+async def check_checksums(context: ObservationContext) -> list[Signal]:
+    rows = await context.connection.rows(sql.DATA_CHECKSUMS)
+    if not rows[0]["enabled"]:
+        raise Unsupported(
+            "the server has no data checksums, so damaged pages are not recognised",
+            hint="stop it and run pg_checksums --enable",
+        )
+    rows = await context.connection.rows(sql.CHECKSUM_FAILURES)
+    return [_checksum_signal(row) for row in rows]
+
+
+def _checksum_signal(row: Row) -> Signal:
+    name, count = text(row["datname"], 64), number(row["failures"])
+    last = text(row["last_failure"], 40)
+    return Signal(
+        "checksum_failures",
+        name,
+        f"{format_count(int(count), 'page')} of {name} failed the checksum, the last at {last}",
+        count,
+        facts={"count": int(count), "last_failure": last},
     )
 
 
@@ -466,16 +492,6 @@ class Check:
     all_stats: bool = False
 
 
-async def _check_log(context: ObservationContext) -> list[Signal]:
-    return await check_log(
-        context.settings,
-        context.connection,
-        context.previous,
-        context.state,
-        context.at,
-    )
-
-
 # In the order in which they run.
 CHECKS: tuple[Check, ...] = (
     Check("connections", check_connections, all_stats=True),
@@ -486,7 +502,7 @@ CHECKS: tuple[Check, ...] = (
     Check("transaction_id_age", check_id_age),
     Check("replication_lag", check_lag, all_stats=True),
     Check("inactive_slots", check_slots),
-    Check("log_errors", _check_log),
+    Check("checksum_failures", check_checksums),
     Check("dead_tuples", check_dead_tuples),
     Check("database_growth", check_growth, all_stats=True),
 )
