@@ -168,7 +168,7 @@ def _sorted_out(
 def _counts(
     known: Json, records: Sequence[Record], at: float, window: float
 ) -> tuple[dict[str, Series], dict[str, Json]]:
-    """Return the steps of each kind's count, and the last record of each kind that has had one."""
+    """Return the steps of each kind's count, and an example of each kind that has had one."""
     raw_counts, raw_latest = known.get("counts"), known.get("lines")
     old_counts = raw_counts if isinstance(raw_counts, dict) else {}
     latest: dict[str, Json] = {
@@ -180,7 +180,7 @@ def _counts(
     for kind in KINDS:
         old = read_series(old_counts.get(kind)) or [[at, 0.0]]
         counts[kind] = add_step(old, at, old[-1][1] + found[kind], window)
-    for record in records:
+    for record in reversed(records):  # the first is nearest to the cause
         names = {k: text(v, 64) for k, v in record.about.items() if v and k != "kind"}
         latest[str(record.kind)] = {"line": text(record.line, 300), **names}
     return counts, latest
@@ -191,7 +191,7 @@ def _signal(kind: str, points: Series, latest: object, window: float) -> Signal:
     within = (
         f"within {format_duration(window)}" if window else "since the last observation"
     )
-    last: dict[str, Fact] = {
+    example: dict[str, Fact] = {
         str(name): text(value, 300)
         for name, value in (latest if isinstance(latest, dict) else {}).items()
     }
@@ -199,9 +199,9 @@ def _signal(kind: str, points: Series, latest: object, window: float) -> Signal:
         "log_errors",
         kind,
         f"the log reports: {kind}, {format_count(int(count), 'line')} {within}; "
-        f"last: {text(last.get('line'), 200)}",
+        f"such as: {text(example.get('line'), 200)}",
         count,
-        facts={"kind": kind, "count": int(count), **last},
+        facts={"kind": kind, "count": int(count), **example},
     )
 
 

@@ -28,6 +28,8 @@ from midwatch.units import format_size
 CHUNK = 1_000_000  # bytes of one read
 MOST = 16_000_000  # bytes read in one observation; of more, the last ones
 _MARK = 64  # bytes before a position, by which a file is recognised
+_LINE = re.compile(rb"\n")
+_CSV_RECORD = re.compile(rb"\n(?=\d{4}-\d\d-\d\d [\d:.]+ [^,\n]{1,40},)")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 
 GRANT = (
@@ -124,7 +126,7 @@ class LogFiles:
         """Return the last complete lines of at most `length` bytes. Raises ObservationFailed."""
         start = max(0, self.current.size - length)
         part = await self.read(self.current.path, start, self.current.size - start)
-        return part[part.find(b"\n") + 1 :] if start else part
+        return part[self._first(part) :] if start else part
 
     async def end(self) -> LogPosition:
         """Return the position after the last complete line. Raises ObservationFailed."""
@@ -149,7 +151,7 @@ class LogFiles:
             if left_out:
                 total += left_out
                 lost = f"{format_size(total)} of new log lines were too much to read"
-                used, data = used - (cut := data.find(b"\n") + 1), data[cut:]
+                used, data = used - (cut := self._first(data)), data[cut:]
             texts.append(data[:used].decode("utf-8", "replace"))
         return NewLog(tuple(texts), position, lost)
 
@@ -200,6 +202,12 @@ class LogFiles:
             parts.append(part)
             start += len(part)
         return b"".join(parts)
+
+    def _first(self, data: bytes) -> int:
+        """Return where the first record begins in a part that may begin within one."""
+        begins = _CSV_RECORD if self.format == "csvlog" else _LINE
+        found = begins.search(data)
+        return found.end() if found else len(data)
 
     def _complete(self, data: bytes) -> int:
         """Return how many bytes are complete records; all, if one record alone is too large to read."""

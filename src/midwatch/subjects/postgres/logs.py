@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 # ------------------------------------------------------------------ kinds of crash and damage
 
@@ -355,13 +356,26 @@ class TextLog:
         line = self._lines[place]
         if len(_SEVERITY.findall(line)) > 1 and self._after_broken(place):
             return True
-        for after in self._lines[place + 1 : place + 12]:
-            if after.startswith("\t"):
-                if len(line) > 10 and after[1:].startswith(line[:40].rstrip("@")):
-                    return True
-            elif not any(prefix.begins(after) for prefix in self._prefixes):
-                return _SEVERITY.search(after) is not None
-        return False
+        following = self._lines[place + 1 : place + 12]
+        rest = next(
+            (n for n, one in enumerate(following) if not _continues(one)),
+            len(following),
+        )
+        if rest == len(following):
+            return False
+        next_ = following[rest]
+        if not any(prefix.begins(next_) for prefix in self._prefixes):
+            return _SEVERITY.search(next_) is not None
+        refusal = [one for one in self._readings(next_) if one.severity == "FATAL"]
+        if not refusal:
+            return False
+        # No real line is repeated by the refusal of a login right after it.
+        head = max(len(one.head) for one in self._readings(line))
+        quoted = [refusal[0].message, *takewhile(_continues, following[rest + 1 :])]
+        return any(
+            len(name) > 7 and any(name in one for one in quoted)
+            for name in (line[head : head + 40].rstrip("@"), line[:40], next_[:34])
+        )
 
     def _after_broken(self, place: int) -> bool:
         """Return whether a record just before has no severity on its line: a name in its prefix is broken."""
