@@ -17,8 +17,9 @@ from itertools import takewhile
 # ------------------------------------------------------------------ kinds of crash and damage
 
 _MAIN = "DEBUG[1-5]?|LOG|INFO|NOTICE|WARNING|ERROR|FATAL|PANIC"
-_MORE = "DETAIL|HINT|CONTEXT|QUERY|STATEMENT|LOCATION|BACKTRACE"
-_SEVERITY = re.compile(rf"(?:({_MAIN})|({_MORE})):  ")
+# In the order of a record, each at most once.
+_MORE = ("DETAIL", "HINT", "QUERY", "CONTEXT", "LOCATION", "BACKTRACE", "STATEMENT")
+_SEVERITY = re.compile(rf"(?:({_MAIN})|({'|'.join(_MORE)})):  ")
 # csvlog translates the severity to lc_messages, jsonlog does not.
 _PANIC = re.compile(
     "PANIC|PANIK|PANICO|PÁNICO|PÂNICO|PANIKA|ПАНИКА|ПАНІКА|პანიკა|손상|灾难性错误|嚴重錯誤"
@@ -198,13 +199,17 @@ _SYSLOG = (
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One way to split a line: `key` is the prefix without line numbers, `more` tells DETAIL, STATEMENT and the like."""
+    """One way to split a line.
+
+    `key` is the prefix without line numbers. `rank` is the place within a record: 0 for the message, more for
+    DETAIL, STATEMENT and the like.
+    """
 
     key: tuple[str | None, ...]
     head: str
     severity: str
     message: str
-    more: bool
+    rank: int
     client: bool
     names: Mapping[str, str]
 
@@ -242,7 +247,7 @@ class LinePrefix:
                         head[0] if head else "",
                         severity[1] or severity[2],
                         line[severity.end() :],
-                        severity[2] is not None,
+                        _MORE.index(severity[2]) + 1 if severity[2] else 0,
                         self.has_client and server is None,
                         {k: v.strip() for k, v in match.groupdict().items() if v},
                     )
@@ -304,11 +309,16 @@ class TextLog:
         readings = self._readings(line)
         if not readings or self._completes(place, readings):
             return None
+        readings = [one for one in readings if not one.rank]
         readings, more = self._narrowed(place, readings)
         records = [_record(line, one, more) for one in readings]
         if len({one.kind for one in records}) > 1:
             return None
-        return None if records[-1].kind and self._in_a_name(place) else records[-1]
+        chosen = records[-1]
+        # No message about damage has a severity in it, but that of another server's refusal.
+        if chosen.kind and (self._in_a_name(place) or self._goes_on(chosen)):
+            return None
+        return chosen
 
     def _readings(self, line: str) -> list[Reading]:
         for prefix in self._prefixes:
@@ -316,33 +326,39 @@ class TextLog:
                 return found
         return []
 
+    def _begins(self, line: str) -> bool:
+        return any(prefix.begins(line) for prefix in self._prefixes)
+
     def _completes(self, place: int, readings: Sequence[Reading]) -> bool:
-        """Return whether a line is a further one (DETAIL, STATEMENT) of the record before it."""
-        keys = {one.key for one in readings if one.more}
-        if not keys:
-            return False
-        if len(keys) == len(readings):
-            return True
-        for line in reversed(self._lines[max(0, place - 30) : place]):
-            if not _continues(line):
-                return any(one.key in keys for one in self._readings(line))
-        return False
+        """Return whether a line is, or at the start of the text may be, a further one (DETAIL, STATEMENT) of a record."""
+        further = {one.key: one.rank for one in readings if one.rank}
+        if len(further) in (0, len(readings)):
+            return bool(further)
+        for before in range(place - 1, -1, -1):
+            if not _continues(self._lines[before]):
+                return any(
+                    one.rank < further.get(one.key, 0)
+                    for one in self._readings(self._lines[before])
+                )
+        return True
 
     def _narrowed(
         self, place: int, readings: list[Reading]
     ) -> tuple[list[Reading], dict[str, str]]:
         """Return the readings whose prefix the next lines of the record repeat, and those lines by their title."""
         more: dict[str, str] = {}
+        rank = 0
         for line in self._lines[place + 1 : place + 200]:
             if _continues(line):
                 continue
-            next_ = {one.key: one for one in self._readings(line) if one.more}
+            next_ = {one.key: one for one in self._readings(line) if one.rank > rank}
             fitting = [one for one in readings if one.key in next_]
             if not fitting:
                 break
             readings = fitting
             one = next_[readings[-1].key]
-            more.setdefault(one.severity, one.message)
+            rank = one.rank
+            more[one.severity] = one.message
         return readings, more
 
     def _in_a_name(self, place: int) -> bool:
@@ -354,37 +370,36 @@ class TextLog:
         if not any(prefix.has_names for prefix in self._prefixes):
             return False
         line = self._lines[place]
-        if len(_SEVERITY.findall(line)) > 1 and self._after_broken(place):
-            return True
         following = self._lines[place + 1 : place + 12]
-        rest = next(
-            (n for n, one in enumerate(following) if not _continues(one)),
-            len(following),
-        )
-        if rest == len(following):
+        for rest, next_ in enumerate(following):
+            if _continues(next_):
+                continue
+            if self._begins(next_):
+                break
+            if _SEVERITY.search(next_):
+                return True
+        else:
             return False
-        next_ = following[rest]
-        if not any(prefix.begins(next_) for prefix in self._prefixes):
-            return _SEVERITY.search(next_) is not None
-        refusal = [one for one in self._readings(next_) if one.severity == "FATAL"]
-        if not refusal:
-            return False
+        after = [one for one in self._readings(next_) if not one.rank]
+        _, refused, message = next_.partition("FATAL:  ")
+        if not after or not refused:
+            # A line of the same name may be next.
+            kinds = [_record(next_, one, {}).kind for one in after]
+            return any(kinds) and self._in_a_name(place + 1 + rest)
         # No real line is repeated by the refusal of a login right after it.
         head = max(len(one.head) for one in self._readings(line))
-        quoted = [refusal[0].message, *takewhile(_continues, following[rest + 1 :])]
+        more = list(takewhile(_continues, following[rest + 1 :]))
         return any(
-            len(name) > 7 and any(name in one for one in quoted)
-            for name in (line[head : head + 40].rstrip("@"), line[:40], next_[:34])
-        )
+            line[head:].startswith(name) for name in _QUOTED.findall(message)
+        ) or any(start in one for one in more for start in (line[:40], next_[:34]))
 
-    def _after_broken(self, place: int) -> bool:
-        """Return whether a record just before has no severity on its line: a name in its prefix is broken."""
-        for line in reversed(self._lines[max(0, place - 4) : place]):
-            if not _continues(line):
-                return not self._readings(line) and any(
-                    prefix.begins(line) for prefix in self._prefixes
-                )
-        return False
+    def _goes_on(self, record: Record) -> bool:
+        """Return whether the line goes on with another severity: it was in a name, up to there."""
+        return (
+            any(prefix.has_names for prefix in self._prefixes)
+            and record.kind != "removed WAL"
+            and _SEVERITY.search(record.message) is not None
+        )
 
     def evidence(self) -> str:
         """Return all lines, with the names that a client chose behind the severity and the message."""
@@ -397,14 +412,17 @@ class TextLog:
         readings = self._readings(line)
         if not readings or self._in_a_name(place):
             return f"\t{line}"  # as a further line of a message
-        if self._completes(place, readings):
-            readings = [one for one in readings if one.more]
+        further = self._completes(place, readings)
+        readings = [one for one in readings if bool(one.rank) is further]
         one = self._narrowed(place, readings)[0][-1]
         if not one.client:
             return line
         start = len(line) - len(one.message) - len(f"{one.severity}:  ")
         names = line[len(one.head) : start].strip()
         return f"{one.head}{one.severity}:  {one.message}  (client: {names})"
+
+
+_QUOTED = re.compile(r'"([^"\n]{5,})')
 
 
 def _continues(line: str) -> bool:
