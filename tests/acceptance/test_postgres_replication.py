@@ -17,6 +17,7 @@ from ..waiting import wait_until
 from .test_postgres_subject import evidence, first_aid, ticket
 from .test_postgres_unknown import (
     ROLE,
+    UNSEEN,
     VERSIONS,
     admin,
     broken,
@@ -144,7 +145,7 @@ async def test_a_cut_standby_is_unknown_then_late_on_both_sides(
         found = signal_of(last[0], LAG, name)
         assert "has no connection for 1m 10s" in found.message
         assert found.facts["lag_bytes"] and not found.facts["wal_gone"]
-        assert not last[0].unsupported.keys() - {"log_errors"}
+        assert not last[0].unsupported.keys() - UNSEEN
         for watched, seen, component in (
             (one, last[0], name),
             (other, last[1], "this server"),

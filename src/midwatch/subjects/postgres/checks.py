@@ -19,7 +19,6 @@ from midwatch.subjects.postgres.connection import (
     text,
     who,
 )
-from midwatch.subjects.postgres.log import check_log
 from midwatch.subjects.postgres.observation import (
     PREPARED,
     LockQueue,
@@ -38,6 +37,7 @@ from midwatch.subjects.postgres.observation import (
 )
 from midwatch.subjects.postgres.replication import check_lag
 from midwatch.subjects.postgres.storage import (
+    check_checksums,
     check_dead_tuples,
     check_growth,
     check_id_age,
@@ -388,16 +388,6 @@ class Check:
     all_stats: bool = False
 
 
-async def _check_log(context: ObservationContext) -> list[Signal]:
-    return await check_log(
-        context.settings,
-        context.connection,
-        context.previous,
-        context.state,
-        context.at,
-    )
-
-
 # In the order in which they run.
 CHECKS: tuple[Check, ...] = (
     Check("connections", check_connections, all_stats=True),
@@ -408,7 +398,7 @@ CHECKS: tuple[Check, ...] = (
     Check("transaction_id_age", check_id_age),
     Check("replication_lag", check_lag, all_stats=True),
     Check("inactive_slots", check_slots),
-    Check("log_errors", _check_log),
+    Check("checksum_failures", check_checksums),
     Check("dead_tuples", check_dead_tuples),
     Check("database_growth", check_growth, all_stats=True),
 )

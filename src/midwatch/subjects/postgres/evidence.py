@@ -150,10 +150,14 @@ async def _slots(shared: SharedConnection) -> str:
 
 
 async def _log(shared: SharedConnection) -> str:
-    if shared.settings.log_file is not None:
+    """Return the end of the log. Where it is on this machine, that needs no server that answers."""
+    try:
+        async with shared.use() as connection:
+            return await tail(shared.settings, connection) or "the log is empty"
+    except (Unreachable, Exhausted):
+        if shared.settings.log_file is None:
+            raise
         return await tail(shared.settings, None) or "the log is empty"
-    async with shared.use() as connection:
-        return await tail(shared.settings, connection) or "the log is empty"
 
 
 PIECES: dict[str, Piece] = {
@@ -207,6 +211,11 @@ PIECES: dict[str, Piece] = {
     "counters": Piece(
         "Counters of the databases", "pg_stat_database", _table(sql.COUNTERS, "none")
     ),
+    "checksums": Piece(
+        "Checksum failures of the databases",
+        "pg_stat_database",
+        _table(sql.CHECKSUM_FAILURES, "no checksum failure is counted"),
+    ),
     "log": Piece("The end of the server's log", "log", _log),
 }
 
@@ -239,6 +248,7 @@ WANTED: dict[str, tuple[str, ...]] = {
     "inactive_slots": ("slots", "replication", "sizes", "settings", "log", "server"),
     "database_growth": ("sizes", "counters", "slots", "activity", "vacuum", "server"),
     "log_errors": ("log", "server", "activity", "sizes", "settings"),
+    "checksum_failures": ("checksums", "log", "server", "settings"),
 }
 OTHERWISE = ("server", "activity", "log")
 

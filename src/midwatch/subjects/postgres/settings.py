@@ -25,8 +25,8 @@ class PostgresSettings(SubjectSettings):
     )
     log_file: Path | None = Field(
         None,
-        description="The server's log in plain text, where this machine can read it. Without one, "
-        "the log is read through pg_read_file if the role may.",
+        description="The server's current log, where this machine can read it: plain text, csvlog (`.csv`) or "
+        "jsonlog (`.json`). Without one, the log is read through the server if the role may.",
     )
     connect_timeout: Seconds = Field(
         3.0, gt=0, le=60, description="Timeout of one connection attempt."
@@ -199,11 +199,24 @@ INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         "log_errors",
         "The log has no line about a crash",
-        "Lines within event_window about a crashed process, a panic, exhausted memory or disk, "
-        "or damaged data, per kind. Needs log_file, or a role that may call pg_read_binary_file, "
-        "and a log in English in the plain (stderr) format.",
+        "Lines within event_window about a crashed process, a panic, exhausted memory, processes or disk, "
+        "removed write-ahead log or damaged data, per kind. Needs log_file, or a role that may read the "
+        "log through the server. From jsonlog and csvlog no client can forge a line; plain text is split "
+        "by log_line_prefix. In another language than English, only PANIC and SQLSTATEs are recognised.",
         severity=CRITICAL,
         unit=Unit.COUNT,
         limit=0,
+        about=("kind", "database", "role", "application"),
+    ),
+    Invariant(
+        "checksum_failures",
+        "No page fails its checksum",
+        "Damaged pages since the statistics were reset, per database, by the counter in pg_stat_database: "
+        "also those that left no line in the log. It holds again after pg_stat_reset() in that database. "
+        "Needs track_counts.",
+        severity=CRITICAL,
+        unit=Unit.COUNT,
+        limit=0,
+        about=("database",),
     ),
 )

@@ -222,14 +222,34 @@ SELECT datname, pg_database_size(oid)::float8 AS size
 FROM pg_database WHERE datallowconn ORDER BY size DESC LIMIT 100
 """
 
-# `may_read` is false, not an error, for a role with pg_monitor alone.
-LOG_PLACE = """
-SELECT pg_current_logfile('stderr') AS path,
-       has_function_privilege('pg_read_binary_file(text,bigint,bigint)', 'EXECUTE')
-       AS may_read
+# From pg_settings: what a role may not see is no row there, not an error.
+LOG_SETTINGS = """
+SELECT name, setting FROM pg_settings
+WHERE name IN ('log_line_prefix', 'log_destination', 'logging_collector', 'lc_messages',
+               'log_min_messages')
 """
-LOG_SIZE = "SELECT size FROM pg_ls_logdir() WHERE name = %(name)s"
+LOG_PRIVILEGES = """
+SELECT has_function_privilege('pg_current_logfile(text)', 'EXECUTE') AS pg_current_logfile,
+       has_function_privilege('pg_ls_logdir()', 'EXECUTE') AS pg_ls_logdir,
+       has_function_privilege('pg_read_binary_file(text,bigint,bigint)', 'EXECUTE')
+       AS pg_read_binary_file
+"""
+LOG_PLACE = "SELECT pg_current_logfile(%(format)s) AS path"
+_LOG_FILES = "SELECT name, size, extract(epoch FROM modification)::float8 AS changed FROM pg_ls_logdir()"
+LOG_FILE = f"{_LOG_FILES} WHERE name = %(name)s"
+LOG_FILES = f"""{_LOG_FILES}
+WHERE right(name, length(%(ending)s)) = %(ending)s ORDER BY modification DESC LIMIT 200
+"""
 LOG_PART = "SELECT pg_read_binary_file(%(path)s, %(start)s::bigint, %(length)s::bigint) AS part"
+
+# NULL where the cluster has no data checksums.
+CHECKSUM_FAILURES = """
+SELECT coalesce(datname, 'shared tables') AS datname, checksum_failures AS failures,
+       date_trunc('second', checksum_last_failure)::text AS last_failure
+FROM pg_stat_database WHERE checksum_failures > 0
+ORDER BY checksum_failures DESC, datname LIMIT 100
+"""
+DATA_CHECKSUMS = "SELECT current_setting('data_checksums') = 'on' AS enabled"
 
 # What a person would compare first: settings, version, connected clients.
 BACKGROUND = """

@@ -1,9 +1,10 @@
-"""The checks of what a PostgreSQL server stores: transaction ids, dead rows, sizes, and the log kept for slots."""
+"""The checks of what a PostgreSQL server stores: transaction ids, pages, dead rows, sizes, and the log kept for slots."""
 
 from __future__ import annotations
 
 import contextlib
 
+from midwatch.errors import Unsupported
 from midwatch.model import Fact, Signal
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import QueryFailed, Row, number, text
@@ -21,7 +22,7 @@ from midwatch.subjects.postgres.observation import (
     tracking_off,
     untracked,
 )
-from midwatch.units import format_duration, format_size
+from midwatch.units import format_count, format_duration, format_size
 
 WRAPAROUND = 2.0**31
 
@@ -74,6 +75,41 @@ def _id_signal(row: Row, holder: dict[str, Fact]) -> Signal:
         message,
         worst / WRAPAROUND,
         facts=facts | holder,
+    )
+
+
+# -------------------------------------------------- damaged pages
+
+
+async def check_checksums(context: ObservationContext) -> list[Signal]:
+    rows = await context.connection.rows(sql.DATA_CHECKSUMS)
+    if not rows[0]["enabled"]:
+        raise Unsupported(
+            "the server has no data checksums, so damaged pages are not recognised",
+            hint="stop it and run pg_checksums --enable",
+        )
+    off = await untracked(context.connection, "track_counts")
+    rows = context.counted(
+        "checksum_failures",
+        await context.connection.rows(sql.CHECKSUM_FAILURES),
+        lambda row: {"database": row["datname"]},
+    )
+    signals = [_checksum_signal(row) for row in rows]
+    if off:
+        message, hint = tracking_off("track_counts", off)
+        raise PartlyUnsupported(message, hint=hint, signals=signals)
+    return signals
+
+
+def _checksum_signal(row: Row) -> Signal:
+    name, count = text(row["datname"], 64), number(row["failures"])
+    last = text(row["last_failure"], 40)
+    return Signal(
+        "checksum_failures",
+        name,
+        f"{format_count(int(count), 'page')} of {name} failed the checksum, the last at {last}",
+        count,
+        facts={"count": int(count), "last_failure": last},
     )
 
 

@@ -71,19 +71,20 @@ class PostgresSubject:
                         findings.state,
                         {invariant.id: invariant for invariant in self.invariants},
                     )
+                    await self._check_log(connection, previous, at, findings)
                     await self._run_checks(context, findings)
         except Exhausted as error:
             findings.observed(
                 "reachable", [_reachable(True, "the server answers: full")]
             )
-            await self._check_log_only(previous, at, findings)
+            await self._check_log(None, previous, at, findings)
             if self._explains("connections", error.component):
                 findings.partial("connections", _full(error.component, error.message))
             else:
                 findings.mark_unobserved(error.message)
         except Unreachable as error:
             findings.observed("reachable", [_reachable(False, error.message)])
-            await self._check_log_only(previous, at, findings)
+            await self._check_log(None, previous, at, findings)
             if not self._explains("reachable", SERVER):
                 findings.mark_unobserved(error.message)
         except TimeoutError:
@@ -132,16 +133,32 @@ class PostgresSubject:
             for one in self.invariants
         )
 
-    async def _check_log_only(
-        self, previous: Json, at: float, findings: Findings
+    async def _check_log(
+        self,
+        connection: Connection | None,
+        previous: Json,
+        at: float,
+        findings: Findings,
     ) -> None:
-        """Read the log on this machine, which needs no server."""
+        """Read the log. On this machine it needs no server."""
         from midwatch.subjects.postgres.log import check_log
 
-        await findings.check(
-            "log_errors",
-            lambda: check_log(self._settings, None, previous, findings.state, at),
-        )
+        name = "log_errors"
+
+        async def run() -> Sequence[Signal]:
+            [invariant] = (one for one in self.invariants if one.id == name)
+            report = await check_log(
+                self._settings, connection, previous, findings.state, at, invariant
+            )
+            if report.ignored:
+                findings.ignored[name] = report.ignored
+            if report.problem is not None:
+                for signal in report.signals:
+                    findings.partial(name, signal)
+                raise report.problem
+            return report.signals
+
+        await findings.check(name, run)
 
 
 async def _background(connection: Connection) -> dict[str, Fact]:
