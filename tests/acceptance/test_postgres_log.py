@@ -438,7 +438,7 @@ async def test_a_removed_wal_segment_is_a_kind_of_its_own(
     standby = psycopg.connect(server.dsn(), autocommit=True, replication="true")  # type: ignore[arg-type]
     with contextlib.closing(standby):
         standby.pgconn.exec_(b"START_REPLICATION PHYSICAL 0/1000000")
-    seen = await until(subject, first.state, "removed WAL")
+        seen = await until(subject, first.state, "removed WAL")
     assert "has already been removed" in str(found(seen)["removed WAL"].facts["line"])
 
 

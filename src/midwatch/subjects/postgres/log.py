@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -84,7 +85,8 @@ async def check_log(
         raise NotObservable("the first observation: the log is read from here on")
     new = await files.since(last)
     prefixes = _prefixes(server, old_prefix)
-    records, foreign = await asyncio.to_thread(_records, files, new, prefixes)
+    until = time.monotonic() + settings.timeout / 4
+    records, unread = await asyncio.to_thread(_records, files, new, prefixes, until)
     counted, ignored = _sorted_out(records, invariant)
     counts, latest = _counts(known, counted, at, settings.event_window)
     state["log"] = {
@@ -98,7 +100,7 @@ async def check_log(
         for kind, points in counts.items()
         if points[-1][1] > points[0][1]
     )
-    return LogReport(signals, ignored, _problem(server, files, new, foreign))
+    return LogReport(signals, ignored, unread or _hidden(server))
 
 
 def _prefixes(server: ServerLogSettings, old: str | None) -> list[LinePrefix]:
@@ -108,29 +110,33 @@ def _prefixes(server: ServerLogSettings, old: str | None) -> list[LinePrefix]:
 
 
 def _records(
-    files: LogFiles, new: NewLog, prefixes: Sequence[LinePrefix]
-) -> tuple[list[Record], bool]:
-    """Return the records of crashes and damage, and whether no line begins as the server's do."""
-    if files.format != "stderr":
-        found = [
-            one for part in new.texts for one in structured_records(part, files.format)
-        ]
-        return [one for one in found if one.kind], False
-    logs = [TextLog(part, prefixes) for part in new.texts]
-    found = [one for log in logs for one in log.records() if one.kind]
-    return found, any(log.foreign for log in logs)
+    files: LogFiles, new: NewLog, prefixes: Sequence[LinePrefix], until: float
+) -> tuple[list[Record], ObservationFailed | None]:
+    """Return the records of crashes and damage, and why there may be more."""
+    found: list[Record] = []
+    unread = QueryFailed(new.lost) if new.lost else None
+    for part in new.texts:
+        if files.format != "stderr":
+            records = structured_records(part, files.format)
+            found += [one for one in records if one.kind]
+            continue
+        log = TextLog(part, prefixes)
+        try:
+            for one in log.records(until):
+                if one.kind:
+                    found.append(one)
+        except TimeoutError:
+            unread = QueryFailed("the new log lines could not be read in time")
+        if log.foreign:
+            unread = QueryFailed(
+                f"no line of {files.current.path} begins as log_line_prefix says",
+                hint="let log_file name the log of this server, as the server writes it",
+            )
+    return found, unread
 
 
-def _problem(
-    server: ServerLogSettings, files: LogFiles, new: NewLog, foreign: bool
-) -> ObservationFailed | None:
-    if new.lost:
-        return QueryFailed(new.lost)
-    if foreign:
-        return QueryFailed(
-            f"no line of {files.current.path} begins as log_line_prefix says ({server.prefix!r})",
-            hint="let log_file name the log of this server, as the server writes it",
-        )
+def _hidden(server: ServerLogSettings) -> Unsupported | None:
+    """Return which of the server's settings keep a crash or damage out of the log."""
     if not _ENGLISH.fullmatch(server.language):
         return Unsupported(
             f"the server writes its messages in the language of lc_messages = {server.language}, "

@@ -9,7 +9,9 @@ makes a second reading possible, the lines of the same record (DETAIL, CONTEXT, 
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -92,9 +94,10 @@ _STATES = {
 }
 # At least one of these is in every line that reports a crash or damage.
 _TELLING = re.compile(
-    rf"{_PANIC.pattern}|\(PID \d+\)|not properly shut|interrupted while|removed|could not fork"
+    rf"{_PANIC.pattern}|\) was terminated|not properly shut|interrupted while|already been removed|could not fork"
     r"|shared memory|No space left|wrote only|Disk quota|out of memory|invalid page|checksum fail"
-    r"|could not read block|verification failed|beyond EOF|missing chunk|found \w+ |contains "
+    r"|could not read block|verification failed|beyond EOF|missing chunk|found (?:xmin|multi|update)"
+    r"|contains (?:unexpected|corrupted)"
     r"|could not access status|Input/output|Read-only file|needs cleaning"
     rf"|{'|'.join(_STATES)}"
 )
@@ -293,10 +296,16 @@ class TextLog:
             bool(self._prefixes) and bool(lines) and not any(map(self._readings, lines))
         )
 
-    def records(self) -> Iterator[Record]:
-        """Yield what may be crashes and damage, in their order."""
+    def records(self, until: float = math.inf) -> Iterator[Record]:
+        """Yield what may be crashes and damage, in their order.
+
+        Raises:
+            TimeoutError: `until` of time.monotonic() has passed: a client can write lines that take long.
+        """
         for place, line in enumerate(self._lines):
             if _TELLING.search(line) and not _continues(line):
+                if time.monotonic() > until:
+                    raise TimeoutError
                 record = self.record(place)
                 if record is not None:
                     yield record
@@ -307,7 +316,9 @@ class TextLog:
         if not self._prefixes:
             return guess(line)
         readings = self._readings(line)
-        if not readings or self._completes(place, readings):
+        if not any(_record(line, one, {}).kind for one in readings):
+            return None
+        if self._completes(place, readings):
             return None
         readings = [one for one in readings if not one.rank]
         readings, more = self._narrowed(place, readings)
@@ -415,6 +426,8 @@ class TextLog:
         further = self._completes(place, readings)
         readings = [one for one in readings if bool(one.rank) is further]
         one = self._narrowed(place, readings)[0][-1]
+        if self._goes_on(_record(line, one, {})):
+            return f"\t{line}"
         if not one.client:
             return line
         start = len(line) - len(one.message) - len(f"{one.severity}:  ")
