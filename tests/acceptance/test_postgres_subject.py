@@ -382,10 +382,10 @@ async def test_full_server_is_reachable_and_only_that_is_known() -> None:
     assert "reachable" not in broken(watched, refused)
     assert not blind.evidence[0].available  # who holds them cannot be seen without one
     assert "refuses connections" in first_aid([ticket(taken)], blind).summary
-    assert found["server"].value == 5 / 4  # ours sits in a reserved slot
+    assert found["server"].value == 4 / 4  # ours does not count
     assert found["role web"].value == 1.0
     note = first_aid([ticket(found["server"])], context)
-    assert "application web holds 4 of 5" in note.summary
+    assert "application web holds 4 of 4" in note.summary
 
 
 async def test_killed_shut_down_and_recovered_server() -> None:
@@ -485,7 +485,9 @@ async def test_half_visible_server_leaves_only_the_rest_covered(
         finally:
             admin.execute("GRANT EXECUTE ON FUNCTION pg_database_size(oid) TO PUBLIC")
     assert seen.covered == ALL - {"database_growth"}
-    assert "permission denied" in seen.unavailable["database_growth"]
+    assert not seen.unavailable
+    assert "permission denied" in seen.unsupported["database_growth"]
+    assert "grant" in seen.unsupported["database_growth"]
 
 
 async def test_role_without_pg_monitor_is_half_blind_and_says_so(
@@ -494,7 +496,8 @@ async def test_role_without_pg_monitor_is_half_blind_and_says_so(
     watched = subject(server, dsn=server.dsn("orders", "stranger"))
     seen = await watched.observe({})
     assert not seen.covers("blocked_sessions") and not seen.covers("connections")
-    assert "pg_monitor" in seen.unavailable["idle_in_transaction"]
+    assert "pg_monitor" in seen.unsupported["idle_in_transaction"]
+    assert not seen.unavailable
     assert seen.covers("transaction_id_age")
 
 

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midwatch.subjects.postgres import observation
-from midwatch.subjects.postgres.checks import _own_signal, _slot_signal, blocked
+from midwatch.subjects.postgres.checks import blocked
 from midwatch.subjects.postgres.connection import _FULL, _UNREACHABLE, text
 from midwatch.subjects.postgres.evidence import blocking
 from midwatch.subjects.postgres.log import LogPosition, kind_of
 from midwatch.subjects.postgres.observation import Blocking, LockWaits
+from midwatch.subjects.postgres.storage import _slot_signal
 
 
 def wait(
@@ -32,8 +33,8 @@ def test_a_chain_leads_to_its_root() -> None:
         [wait(3, 2, waited=9), wait(2, 1), wait(4, 2, 3), wait(8, 7, waited=2)]
     )
     assert tree.roots() == [1, 7]
-    assert [queue.root for queue in tree.queues("d")] == [1, 7]
-    assert {row["pid"] for row in tree.queues("d")[0].waiting} == {2, 3, 4}
+    assert [queue.root for queue in tree.queues()] == [1, 7]
+    assert {row["pid"] for row in tree.queues()[0].waiting} == {2, 3, 4}
 
 
 def test_a_root_in_one_database_may_block_another() -> None:
@@ -165,13 +166,6 @@ def test_words_from_outside_become_one_bounded_line() -> None:
 )
 def test_words_that_mean_it_is_not_there(words: str) -> None:
     assert _UNREACHABLE.search(words) and not _FULL.search(words)
-
-
-def test_a_standby_that_replayed_everything_is_not_late() -> None:
-    idle = _own_signal({"behind": 0.0, "replayed": 90_000.0}, most=1e9)
-    late = _own_signal({"behind": 10.0, "replayed": 90.0}, most=1e9)
-    far = _own_signal({"behind": 2e9, "replayed": 1.0}, most=1e9)
-    assert (idle.value, late.value, far.holds) == (0.0, 90.0, False)
 
 
 def test_an_invalidated_slot_breaks_whatever_it_keeps() -> None:

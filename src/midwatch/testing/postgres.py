@@ -75,7 +75,8 @@ class PrivatePostgres:
     The socket trusts every role; only the owner of the folder (and root) can reach it. With `tcp` the
     server listens on 127.0.0.1 too, where each role needs its password; the role
     `postgres` then has `password`. `settings` are server settings, `hba` are lines for the
-    start of `pg_hba.conf`. Not thread-safe.
+    start of `pg_hba.conf`. `programs` is the folder of another version's `postgres` and `initdb`. Not
+    thread-safe.
 
     Raises PermanentError when the programs are missing or cannot run here, TemporaryError
     when the server does not start or stop in time.
@@ -87,6 +88,7 @@ class PrivatePostgres:
         settings: Mapping[str, str | int | float | bool] | None = None,
         hba: Sequence[str] = (),
         tcp: bool = False,
+        programs: Path | None = None,
     ) -> None:
         self.settings = {**DEFAULTS, **(settings or {})}
         self.hba = tuple(hba)
@@ -94,7 +96,8 @@ class PrivatePostgres:
         self.port = SOCKET_PORT
         self.password = secrets.token_urlsafe(12) if tcp else ""
         self._folder: Path | None = None
-        self._bin = Path()
+        self._bin = programs or Path()
+        self._bundled = programs is None
         self._owner = _owner()
         self._server: subprocess.Popen[bytes] | None = None
         self._keeper: subprocess.Popen[bytes] | None = None
@@ -149,7 +152,8 @@ class PrivatePostgres:
         self._folder = _new_folder(self._owner)
         try:
             self._keep()
-            self._bin = _programs(self.folder, self._owner)
+            if self._bundled:
+                self._bin = _programs(self.folder, self._owner)
             self._init()
             self._launch()
         except BaseException:

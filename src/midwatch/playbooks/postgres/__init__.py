@@ -6,6 +6,7 @@ from midwatch.playbooks.postgres import locks, outage, resources
 PLAYBOOKS: tuple[Playbook, ...] = (
     outage.server_down,
     outage.log_disaster,
+    outage.damaged_pages,
     locks.lock_pile_up,
     resources.connections_exhausted,
     locks.idle_in_transaction,

@@ -28,7 +28,7 @@ READY = "database system is ready to accept connections"
 class Cause:
     """The cause that a log line that begins with `pattern` shows.
 
-    With `disaster` it counts also for a server that has come back.
+    With `disaster` it counts also for a server that has come back. `kind` is that of log_errors.
     """
 
     pattern: str
@@ -36,6 +36,7 @@ class Cause:
     action: Action
     disaster: bool = True
     severities: str = SEVERITIES
+    kind: str = ""
 
 
 START = action("Start it, and watch the log until it takes connections")
@@ -46,7 +47,54 @@ RECOVERY = action(
 # Causes come before their effects: a full disk before the crash that it leads to.
 CAUSES = (
     Cause(
-        "could not .*No space left on device",
+        "out of shared memory|not enough shared memory|could not .*shared memory"
+        ".*(?:No space left on device|Cannot allocate memory)",
+        "shared memory is full",
+        action(
+            "See whether /dev/shm is full (in a container it has 64 MB by default), or whether "
+            "max_locks_per_transaction is too low for the locks that are taken",
+            "df -h /dev/shm",
+        ),
+        kind="shared memory full",
+    ),
+    Cause(
+        "could not fork .*Cannot allocate memory",
+        "the machine has no memory for a new server process",
+        action("See what uses the memory, and the limit of the cgroup", "free -m"),
+        kind="out of memory at fork",
+    ),
+    Cause(
+        "could not fork .*Resource temporarily unavailable",
+        "the limit of processes is reached",
+        action("See the limits of the server's user and of its cgroup", "ulimit -u"),
+        kind="process limit",
+    ),
+    Cause(
+        "could not .*Disk quota exceeded",
+        "the disk quota of the server is used up",
+        action("Raise the quota or make room (never by deleting files in pg_wal)"),
+        kind="disk quota",
+    ),
+    Cause(
+        "could not .*(?:Input/output error|Read-only file system|Structure needs cleaning)",
+        "the disk or its filesystem fails",
+        action(
+            "Read the kernel's log for the disk, and prepare a failover or a restore",
+            "dmesg -T | tail -50",
+        ),
+        kind="disk error",
+    ),
+    Cause(
+        "(?:could not receive data from WAL stream: (?:ERROR|FATAL): +)?requested WAL segment .* removed",
+        "the write-ahead log that a standby needs is gone from the primary",
+        action(
+            "Fetch the segment from the archive (restore_command), or rebuild the standby; "
+            "a replication slot keeps it next time",
+        ),
+        kind="removed WAL",
+    ),
+    Cause(
+        "could not .*No space left on device|could not extend file .*: wrote only",
         "the disk is full",
         action(
             "Make room on the disk (never by deleting files in pg_wal), then start it",
@@ -54,6 +102,7 @@ CAUSES = (
             risk="deleting the wrong files loses data",
             undo=False,
         ),
+        kind="disk full",
     ),
     Cause(
         ENDED + "signal 9",
@@ -62,23 +111,31 @@ CAUSES = (
             "Look for the kernel's out-of-memory killer",
             "dmesg -T | grep -i 'killed process'",
         ),
+        kind="crash",
     ),
     Cause(
         ENDED,
         "a server process crashed",
         action("Keep the core dump and the log, and look for the statement it ran"),
+        kind="crash",
     ),
     Cause(
-        "out of memory", "memory ran out", action("See what uses the memory", "free -m")
+        "out of memory",
+        "memory ran out",
+        action("See what uses the memory", "free -m"),
+        kind="out of memory",
     ),
     Cause(
-        "invalid page in block|could not read block|page verification failed",
+        r"(?:\d+ )?invalid pages? (?:in|among) block|(?:zeroing out|ignoring) .*among blocks"
+        "|could not read block|page verification failed|ignoring checksum failure"
+        "|unexpected data beyond EOF|missing chunk number",
         "data on disk are damaged",
         action(
             "Stop writing, keep a copy of the data folder, and prepare a restore",
             risk="running on can make the damage worse",
             undo=False,
         ),
+        kind="damaged data",
     ),
     Cause(
         "",
@@ -87,6 +144,7 @@ CAUSES = (
             "Keep the log and the data folder as they are, and read the lines before it"
         ),
         severities="PANIC",
+        kind="panic",
     ),
     Cause(
         "received (?:fast|smart|immediate) shutdown request",
@@ -171,7 +229,8 @@ def _unknown(tickets: Tickets, context: Context, refused: Citation | None) -> No
 @playbook("postgres", "log_errors")
 def log_disaster(tickets: Tickets, context: Context) -> Note:
     """A server that runs, but whose log reports a crash or damage."""
-    for cause in CAUSES:
+    kinds = {text_fact(ticket, "kind") for ticket in tickets} - {""}
+    for cause in sorted(CAUSES, key=lambda one: one.kind not in kinds):
         lines = log_lines(context, cause.pattern, cause.severities)
         if lines and cause.disaster:
             return _write(tickets, cause.description, lines[0], cause.action)
@@ -182,6 +241,25 @@ def log_disaster(tickets: Tickets, context: Context) -> Note:
         )
         return _write(tickets, description, lines[0], RECOVERY)
     return None
+
+
+@playbook("postgres", "checksum_failures")
+def damaged_pages(tickets: Tickets, context: Context) -> Note:
+    """Pages whose checksum failed, by the server's counter."""
+    counted = find(context, "failures=", f"datname={tickets[0].key.component}")
+    damage = next(cause for cause in CAUSES if cause.kind == "damaged data")
+    lines = log_lines(context, damage.pattern)
+    return write_note(
+        tickets,
+        summary="Pages on disk are damaged: their checksums fail.",
+        cause=damage.description,
+        cited=[counted],
+        reason="the server counts each page whose checksum fails; the counter does not show the cause",
+        verdict="identified",
+        findings=[finding("the log names the pages", lines[0])] if lines else [],
+        actions=[damage.action],
+        risks=["More pages can be damaged than have been read."],
+    )
 
 
 def _write(tickets: Tickets, description: str, line: Citation, action: Action) -> Note:

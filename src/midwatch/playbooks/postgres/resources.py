@@ -144,8 +144,10 @@ def inactive_slots(tickets: Tickets, context: Context) -> Note:
 
 @playbook("postgres", "replication_lag")
 def replication_lag(tickets: Tickets, context: Context) -> Note:
-    """A standby is behind."""
+    """A standby is behind, or has no connection."""
     name = text_fact(tickets[0], "standby", tickets[0].key.component)
+    if text_fact(tickets[0], "state") == "disconnected":
+        return _disconnected(tickets, context, name)
     return write_note(
         tickets,
         summary=f"Standby {name} is behind.",
@@ -166,6 +168,39 @@ def replication_lag(tickets: Tickets, context: Context) -> Note:
             "After a failover, what was not replayed takes time; reads there are old."
         ],
         missing=["What the standby itself does."],
+    )
+
+
+def _disconnected(tickets: Tickets, context: Context, name: str) -> Note:
+    own = name == "this server"
+    who = "This standby" if own else f"Standby {name}"
+    removed = find(context, "requested WAL segment", "has already been removed")
+    return write_note(
+        tickets,
+        summary=f"{who} has no connection to its primary.",
+        cause=(
+            "the primary has removed write-ahead log that the standby still needs"
+            if removed
+            else "the standby is down, or its connection is refused or cut"
+        ),
+        cited=[removed or find(context, f"standby={own} ", "lsn=")],
+        confidence="high" if removed else "low",
+        reason="the connection is missing; the log of the standby tells why",
+        actions=[
+            action(
+                "On the standby, see its log and whether it receives",
+                "SELECT status, sender_host, last_msg_receipt_time FROM pg_stat_wal_receiver;",
+            ),
+            action("See whether the standby reaches the primary and may log in"),
+            action(
+                "If the log says that a segment has already been removed, rebuild the standby "
+                "with pg_basebackup, or let it restore from the archive",
+                risk="its data are replaced",
+                undo=False,
+            ),
+        ],
+        risks=["A failover to it loses what it has not received."],
+        missing=["The log of the standby."],
     )
 
 

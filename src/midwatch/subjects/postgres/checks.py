@@ -1,4 +1,4 @@
-"""The checks of a PostgreSQL server, one function for each invariant.
+"""The checks of a PostgreSQL server, one function for each invariant: those of its sessions, and the list of all.
 
 Each returns signals, or raises ObservationFailed when it cannot observe its invariant.
 """
@@ -8,34 +8,42 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from midwatch.model import Fact, Signal
+from midwatch.model import Fact, Severity, Signal
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import (
-    QueryFailed,
     Row,
     number,
     state,
     text,
     who,
 )
-from midwatch.subjects.postgres.log import check_log
 from midwatch.subjects.postgres.observation import (
     PREPARED,
     LockQueue,
     LockWaits,
     NotObservable,
     ObservationContext,
+    PartlyUnsupported,
     Series,
-    add_point,
     add_step,
+    at_least,
     load_lock_waits,
-    point_spacing,
     read_series,
-    series_growth,
     series_until,
+    tracking_off,
+    untracked,
 )
-from midwatch.units import format_count, format_duration, format_size
+from midwatch.subjects.postgres.replication import check_lag
+from midwatch.subjects.postgres.storage import (
+    check_checksums,
+    check_dead_tuples,
+    check_growth,
+    check_id_age,
+    check_slots,
+)
+from midwatch.units import format_count, format_duration
 
 SERVER = "server"
 
@@ -46,8 +54,15 @@ SERVER = "server"
 async def check_connections(context: ObservationContext) -> list[Signal]:
     limits = (await context.connection.rows(sql.SLOTS_LIMIT))[0]
     used = await context.connection.rows(sql.SLOTS_USED)
-    capped = await context.connection.rows(sql.SLOTS_CAPPED)
-    return [server_connections(limits, used), *map(capped_connections, capped)]
+    capped = context.counted(
+        "connections",
+        await context.connection.rows(sql.SLOTS_CAPPED),
+        lambda row: {row["kind"]: row["name"]},
+    )
+    return [
+        server_connections(limits, used),
+        *map(context.softened, map(capped_connections, capped)),
+    ]
 
 
 def server_connections(limits: Row, used: Sequence[Row]) -> Signal:
@@ -78,13 +93,19 @@ def _holder(row: Row) -> dict[str, Fact]:
 
 
 def capped_connections(row: Row) -> Signal:
-    name, used, cap = text(row["name"], 80), int(row["used"]), int(row["cap"])
+    """Return the signal of one database's or role's own limit.
+
+    Never critical: a pool that is as large as its limit fills it on purpose.
+    """
+    name = f"{row['kind']} {text(row['name'], 80)}"
+    used, cap = int(row["used"]), int(row["cap"])
     return Signal(
         "connections",
         name,
         f"{used} of the {cap} connections of {name} are taken",
         used / cap,
         facts={"used": used, "connection_limit": cap},
+        severity=Severity.WARNING,
     )
 
 
@@ -92,22 +113,62 @@ def capped_connections(row: Row) -> Signal:
 
 
 async def check_blocked(context: ObservationContext) -> list[Signal]:
-    return blocked(await load_lock_waits(context.connection))
+    waits = await load_lock_waits(context.connection)
+
+    def counts(row: Row, root: Row) -> bool:
+        if row["own"]:
+            return False
+        attributes = {
+            **_session_attributes(row),
+            "lock_type": row["lock_type"],
+            "table": row["table"],
+            "blocker_application": root.get("application_name"),
+            "blocker_role": root.get("usename"),
+        }
+        return not context.ignores("blocked_sessions", attributes)
+
+    return [*map(context.softened, blocked(waits, counts))]
 
 
-def blocked(waits: LockWaits) -> list[Signal]:
-    """Return one signal for each database with waiting sessions: its worst queue."""
-    signals = []
-    for database in sorted({str(row["datname"]) for row in waits.blocking.waits}):
-        queues = waits.blocking.queues(database)
-        if queues:
-            signals.append(_queue_signal(database, queues, waits))
-    return signals
+def _session_attributes(row: Row) -> dict[str, object]:
+    return {
+        "application": row["application_name"],
+        "role": row["usename"],
+        "database": row["datname"],
+    }
+
+
+def blocked(
+    waits: LockWaits, counts: Callable[[Row, Row], bool] = lambda row, root: True
+) -> list[Signal]:
+    """Return the worst queue of each database as a signal, that of advisory locks as another one.
+
+    `counts` tells of a waiting session and the root of its queue whether the wait counts.
+    """
+    queues: dict[tuple[str, bool], list[LockQueue]] = defaultdict(list)
+    for queue in waits.blocking.queues():
+        root = waits.sessions.get(queue.root, {})
+        parts: dict[tuple[str, bool], list[Row]] = defaultdict(list)
+        for row in queue.waiting:
+            if counts(row, root):
+                advisory = row.get("lock_type") == "advisory"
+                parts[str(row["datname"]), advisory].append(row)
+        for key, rows in parts.items():
+            queues[key].append(LockQueue(queue.root, tuple(rows)))
+    return [
+        _queue_signal(*key, sorted(queues[key], key=LockQueue.rank), waits)
+        for key in sorted(queues)
+    ]
 
 
 def _queue_signal(
-    database: str, queues: Sequence[LockQueue], waits: LockWaits
+    database: str, advisory: bool, queues: Sequence[LockQueue], waits: LockWaits
 ) -> Signal:
+    """Return the signal of the worst queue.
+
+    An application may wait for an advisory lock on purpose, such as the stand-in of a leader: that is
+    never critical.
+    """
     worst = queues[0]
     root = waits.sessions.get(worst.root, {})
     prepared = worst.root == PREPARED
@@ -116,9 +177,14 @@ def _queue_signal(
     count = len(worst.waiting)
     return Signal(
         "blocked_sessions",
-        database,
+        f"{database} advisory locks" if advisory else database,
         f"{name}{details} blocks {format_count(count, 'session')}; "
-        f"the longest has waited {format_duration(worst.longest)}",
+        f"the longest has waited {format_duration(worst.longest)}"
+        + (
+            " for an advisory lock (where that is on purpose, ignore lock_type advisory)"
+            if advisory
+            else ""
+        ),
         worst.longest,
         facts={
             "blocker_pid": None if prepared else worst.root,
@@ -135,6 +201,7 @@ def _queue_signal(
             "longest_wait": round(worst.longest, 1),
             "queues": len(queues),
         },
+        severity=Severity.WARNING if advisory else None,
     )
 
 
@@ -142,21 +209,66 @@ def _queue_signal(
 
 
 async def check_idle(context: ObservationContext) -> list[Signal]:
-    rows = [
-        row
-        for row in await context.activity()
-        if str(row["state"]).startswith("idle in transaction")
-    ]
-    return [_worst("idle_in_transaction", "state_age", rows) for rows in _by_base(rows)]
+    return await _check_activity(
+        context,
+        "idle_in_transaction",
+        "state_age",
+        lambda row: str(row["state"]).startswith("idle in transaction"),
+    )
 
 
 async def check_long(context: ObservationContext) -> list[Signal]:
-    rows = [
-        row
-        for row in await context.activity()
-        if row["state"] == "active" and row["wait_event_type"] != "Lock"
-    ]
-    return [_worst("long_queries", "query_age", rows) for rows in _by_base(rows)]
+    return await _check_activity(
+        context,
+        "long_queries",
+        "query_age",
+        lambda row: row["state"] == "active" and row["wait_event_type"] != "Lock",
+    )
+
+
+async def _check_activity(
+    context: ObservationContext,
+    invariant: str,
+    age: str,
+    concerns: Callable[[Row], bool],
+) -> list[Signal]:
+    """Return the worst session of each database. Raises PartlyUnsupported where sessions are hidden."""
+    off = await untracked(context.connection, "track_activities")
+    rows = await context.activity()
+    counted = context.counted(invariant, filter(concerns, rows), _session_attributes)
+    signals = [_worst(invariant, age, group) for group in _by_base(counted)]
+    hidden = [row for row in rows if row["state"] == "disabled"]
+    if not off and not hidden:
+        return signals
+    message, hint = (
+        tracking_off("track_activities", off)
+        if off
+        else (
+            f"{who(hidden[0])} does not show what it does: track_activities was off",
+            "end its session, or let it run a statement",
+        )
+    )
+    blind = {str(row["datname"]) for row in hidden}
+    databases = [row["datname"] for row in await context.connection.rows(sql.DATABASES)]
+    if any(row["role"] is None for row in off):
+        blind |= {*databases}
+    seen = {signal.component for signal in signals}
+    limit = context.limit(invariant)
+    raise PartlyUnsupported(
+        message,
+        hint=hint,
+        signals=[
+            *(
+                at_least(one, limit) if one.component in blind else one
+                for one in signals
+            ),
+            *(
+                Signal(invariant, text(name, 64), "no such session", 0.0)
+                for name in databases
+                if name not in seen | blind
+            ),
+        ],
+    )
 
 
 def _by_base(rows: Iterable[Row]) -> list[list[Row]]:
@@ -191,38 +303,61 @@ def _worst(invariant: str, age: str, rows: Sequence[Row]) -> Signal:
     return Signal(invariant, text(row["datname"], 64), message, seconds, facts=facts)
 
 
-WRAPAROUND = 2.0**31
-
-
 # -------------------------------------------------- deadlocks
 
 
 async def check_deadlocks(context: ObservationContext) -> list[Signal]:
-    rows = await context.connection.rows(sql.DEADLOCKS)
-    known = context.previous.get("deadlocks")
-    before = known if isinstance(known, dict) else None
+    off = await untracked(context.connection, "track_counts")
+    rows = context.counted(
+        "deadlocks",
+        await context.connection.rows(sql.DEADLOCKS),
+        lambda row: {"database": row["datname"]},
+    )
+    before = _dictionary(context.previous.get("deadlocks"))
+    resets = _dictionary(context.previous.get("deadlock_resets")) or {}
     window = context.settings.event_window
-    kept: dict[str, list[list[float]]] = {}
+    kept: dict[str, Series] = {}
     signals = []
     for row in rows:
         name, count = text(row["datname"], 64), float(row["deadlocks"])
         old = series_until(read_series((before or {}).get(name)), context.at)
-        if old and count < old[-1][1]:
-            # The counter was reset (by hand or by a crash): its value counts from then on.
-            old = [[old[-1][0], 0.0]]
+        if old and (
+            count < old[-1][1] or resets.get(name, row["reset"]) != row["reset"]
+        ):
+            # The counter was reset (by hand or by a crash) and counts from 0 on; what it counted within
+            # the window stays.
+            old = [[at, value - old[-1][1]] for at, value in old]
         if not old and before is not None:
-            old = [
-                [context.at, 0.0]
-            ]  # a database that is new since the last observation
+            old = [[context.at, 0.0]]  # a database that is new
         kept[name] = add_step(old, context.at, count, window)
         if old:
             signals.append(_deadlock_signal(name, count - kept[name][0][1], window))
     context.state["deadlocks"] = kept
+    context.state["deadlock_resets"] = {
+        text(row["datname"], 64): row["reset"] for row in rows
+    }
     if before is None:
         raise NotObservable(
             "the first observation: counters are compared from the next on"
         )
+    if off:
+        message, hint = tracking_off("track_counts", off)
+        limit = context.limit("deadlocks")
+        blind = {text(row["database"], 64) for row in off}
+        everywhere = any(not row["database"] for row in off)
+        raise PartlyUnsupported(
+            message,
+            hint=hint,
+            signals=[
+                at_least(one, limit) if everywhere or one.component in blind else one
+                for one in signals
+            ],
+        )
     return signals
+
+
+def _dictionary(raw: object) -> dict[str, Any] | None:
+    return raw if isinstance(raw, dict) else None
 
 
 def _deadlock_signal(name: str, count: float, window: float) -> Signal:
@@ -235,219 +370,6 @@ def _deadlock_signal(name: str, count: float, window: float) -> Signal:
         f"{format_count(int(count), 'deadlock')} {within}",
         count,
         facts={"count": int(count)},
-    )
-
-
-# -------------------------------------------------- transaction ids
-
-
-async def check_id_age(context: ObservationContext) -> list[Signal]:
-    rows = await context.connection.rows(sql.ID_AGES)
-    holders: list[Row] = []
-    if context.connection.all_stats:
-        holders = await context.connection.rows(sql.HORIZON)
-    facts: dict[str, Fact] = {}
-    if holders:
-        facts = {
-            "holder_kind": text(holders[0]["kind"], 40),
-            "holder": text(holders[0]["name"], 64),
-            "holder_detail": text(holders[0]["detail"], 300),
-            "holder_age": int(holders[0]["held"]),
-        }
-    return [_id_signal(row, facts) for row in rows]
-
-
-def _id_signal(row: Row, holder: dict[str, Fact]) -> Signal:
-    xids, multixacts = float(row["xid_age"]), float(row["mxid_age"])
-    worst = max(xids, multixacts)
-    kind = "transaction id" if xids >= multixacts else "multixact"
-    message = (
-        f"the oldest {kind} is {worst:,.0f} old, {worst / WRAPAROUND:.2%} of the way "
-        "to the end"
-    )
-    if holder:
-        message += (
-            f"; vacuum is held back most by {holder['holder_kind']} {holder['holder']}"
-        )
-    facts: dict[str, Fact] = {"xid_age": int(xids), "mxid_age": int(multixacts)}
-    return Signal(
-        "transaction_id_age",
-        text(row["datname"], 64),
-        message,
-        worst / WRAPAROUND,
-        facts=facts | holder,
-    )
-
-
-# -------------------------------------------------- dead rows
-
-
-async def check_dead_tuples(context: ObservationContext) -> list[Signal]:
-    rows = await context.connection.rows(
-        sql.DEAD_TUPLES, {"floor": context.settings.dead_tuples_floor}
-    )
-    if len(rows) > sql.DEAD_TUPLES_LIMIT:
-        raise QueryFailed(
-            f"more than {sql.DEAD_TUPLES_LIMIT} tables have that many dead rows",
-            hint="raise dead_tuples_floor",
-        )
-    return [_dead_signal(row) for row in rows]
-
-
-def _dead_signal(row: Row) -> Signal:
-    dead, live = float(row["dead"]), float(row["live"])
-    share = dead / max(1.0, dead + live)
-    name = ".".join(text(row[k], 64) for k in ("datname", "schemaname", "relname"))
-    last = text(row["last_autovacuum"], 19)
-    return Signal(
-        "dead_tuples",
-        name,
-        f"{share:.0%} of the rows of {name} are dead ({dead:,.0f}); "
-        + (f"autovacuum last ran {last}" if last else "autovacuum never ran"),
-        share,
-        facts={"dead": int(dead), "live": int(live), "last_autovacuum": last or None},
-    )
-
-
-# -------------------------------------------------- growth
-
-
-async def check_growth(context: ObservationContext) -> list[Signal]:
-    """Compare the sizes of databases within `growth_window`.
-
-    Sizes are queried only a few times in each window, as the server reads all files of a database for
-    one; in between the last sizes count.
-    """
-    window = context.settings.growth_window
-    kept = _known_sizes(context)
-    if _due(kept, context.at, window):
-        rows = await context.connection.rows(sql.DATABASE_SIZES)
-        kept = {
-            text(row["datname"], 64): add_point(
-                kept.get(text(row["datname"], 64), []),
-                context.at,
-                float(row["size"] or 0),
-                window,
-            )
-            for row in rows
-        }
-    context.state["sizes"] = dict(kept)
-    signals = [
-        _growth_signal(name, points, grown, window)
-        for name, points in kept.items()
-        if (grown := series_growth(points, window)) is not None
-    ]
-    if not signals:
-        raise NotObservable(
-            "the first observation: sizes are compared from the next on"
-        )
-    return signals
-
-
-def _known_sizes(context: ObservationContext) -> dict[str, Series]:
-    raw = context.previous.get("sizes")
-    known = raw if isinstance(raw, dict) else {}
-    return {
-        str(name): series_until(read_series(points), context.at)
-        for name, points in known.items()
-    }
-
-
-def _due(kept: dict[str, Series], at: float, window: float) -> bool:
-    latest = max((points[-1][0] for points in kept.values() if points), default=None)
-    return latest is None or at - latest >= point_spacing(window)
-
-
-def _growth_signal(name: str, points: Series, grown: float, window: float) -> Signal:
-    size = points[-1][1]
-    return Signal(
-        "database_growth",
-        name,
-        f"grew by {format_size(grown)} within {format_duration(window)}, "
-        f"to {format_size(size)}",
-        grown,
-        facts={"size": int(size), "grown": int(grown)},
-    )
-
-
-# -------------------------------------------------- replication
-
-
-async def check_lag(context: ObservationContext) -> list[Signal]:
-    standbys = await context.connection.rows(sql.STANDBYS)
-    recovery = (await context.connection.rows(sql.RECOVERY))[0]
-    most = context.settings.replication_lag_bytes
-    signals = [_standby_signal(row, most) for row in standbys]
-    if recovery["standby"]:
-        signals.append(_own_signal(recovery, most))
-    return signals
-
-
-def _standby_signal(row: Row, most: float) -> Signal:
-    name = text(row["application_name"], 64) or "unnamed"
-    client = text(row["client"], 64)
-    seconds, behind = number(row["replay_lag"]), number(row["behind"])
-    return Signal(
-        "replication_lag",
-        f"{name} {client}",
-        f"standby {name} at {client} ({text(row['state'], 40)}) is "
-        f"{format_duration(seconds)} and {format_size(behind)} behind",
-        seconds,
-        holds=False if behind > most else None,
-        facts={
-            "standby": name,
-            "client": client,
-            "state": text(row["state"], 40),
-            "lag_seconds": round(seconds, 1),
-            "lag_bytes": int(behind),
-        },
-    )
-
-
-def _own_signal(row: Row, most: float) -> Signal:
-    """Return the lag of this standby. One that has replayed all it received has no lag, however old that is."""
-    behind = number(row["behind"])
-    seconds = number(row["replayed"]) if behind else 0.0
-    return Signal(
-        "replication_lag",
-        "this server",
-        f"this standby is {format_duration(seconds)} and {format_size(behind)} behind "
-        "what it has received",
-        seconds,
-        holds=False if behind > most else None,
-        facts={
-            "standby": "this server",
-            "lag_seconds": round(seconds, 1),
-            "lag_bytes": int(behind),
-        },
-    )
-
-
-async def check_slots(context: ObservationContext) -> list[Signal]:
-    rows = await context.connection.rows(sql.SLOTS)
-    return [_slot_signal(row) for row in rows if not row["active"]]
-
-
-def _slot_signal(row: Row) -> Signal:
-    name, kept = text(row["slot_name"], 64), number(row["retained"])
-    lost = row["wal_status"] == "lost"
-    return Signal(
-        "inactive_slots",
-        name,
-        (
-            f"slot {name} was invalidated: what its reader needs is gone"
-            if lost
-            else f"slot {name} has no reader and keeps {format_size(kept)} of write-ahead log"
-        ),
-        kept,
-        holds=False if lost else None,
-        facts={
-            "slot": name,
-            "slot_type": text(row["slot_type"], 40),
-            "database": text(row["database"], 64),
-            "wal_status": text(row["wal_status"], 40),
-            "retained_bytes": int(kept),
-        },
     )
 
 
@@ -466,16 +388,6 @@ class Check:
     all_stats: bool = False
 
 
-async def _check_log(context: ObservationContext) -> list[Signal]:
-    return await check_log(
-        context.settings,
-        context.connection,
-        context.previous,
-        context.state,
-        context.at,
-    )
-
-
 # In the order in which they run.
 CHECKS: tuple[Check, ...] = (
     Check("connections", check_connections, all_stats=True),
@@ -486,7 +398,7 @@ CHECKS: tuple[Check, ...] = (
     Check("transaction_id_age", check_id_age),
     Check("replication_lag", check_lag, all_stats=True),
     Check("inactive_slots", check_slots),
-    Check("log_errors", _check_log),
+    Check("checksum_failures", check_checksums),
     Check("dead_tuples", check_dead_tuples),
     Check("database_growth", check_growth, all_stats=True),
 )

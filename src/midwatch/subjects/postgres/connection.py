@@ -6,6 +6,7 @@ A connection is in autocommit: no transaction outlives its statement. No message
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import os
 import re
@@ -21,7 +22,7 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.rows import dict_row
 
-from midwatch.errors import ObservationFailed, SettingsError
+from midwatch.errors import ObservationFailed, SettingsError, Unsupported
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.units import format_duration, parse_port
@@ -78,6 +79,10 @@ class QueryFailed(ObservationFailed):
     """One statement failed; others may work."""
 
 
+class NotPermitted(QueryFailed, Unsupported):
+    """The role may not run one statement, or the server does not have what it needs."""
+
+
 # Messages of the server or libpq when the server cannot be reached. Any other error of a
 # connection attempt is an answer; an unknown one leaves the state of the server unknown.
 _UNREACHABLE = re.compile(
@@ -96,24 +101,56 @@ _FULL = re.compile(
 )
 
 
-class _LenientText(Loader):
-    """Loads text with replacement characters: that of other databases may be in another encoding."""
+# Errors of one statement that the same statement will have again, with the remedy.
+_NEVER_WORKS: tuple[tuple[type[psycopg.Error], str], ...] = (
+    (
+        psycopg.errors.InsufficientPrivilege,
+        "grant pg_monitor to the role of the dsn, or what was revoked: EXECUTE on the "
+        "function, SELECT on the view",
+    ),
+    (psycopg.errors.UndefinedFunction, "PostgreSQL 14 or later is needed"),
+    (psycopg.errors.UndefinedColumn, "PostgreSQL 14 or later is needed"),
+    (psycopg.errors.UndefinedTable, "PostgreSQL 14 or later is needed"),
+    (psycopg.errors.UndefinedObject, "PostgreSQL 14 or later is needed"),
+    (
+        psycopg.errors.FeatureNotSupported,
+        "this service does not offer it: turn the invariant off with enabled: false",
+    ),
+)
 
-    def load(self, data: Buffer) -> str:
-        return bytes(data).decode("utf-8", "replace")
+
+def decode(data: bytes, codec: str | None) -> str:
+    """Return text of the server, never failing.
+
+    Text of other databases may be in UTF-8 or in any encoding, whatever that of our database (`codec`).
+    """
+    for name in filter(None, ("utf-8", codec)):
+        with contextlib.suppress(UnicodeDecodeError):
+            return data.decode(name)
+    return data.decode("utf-8", "replace")
+
+
+def codec_of(encoding: str) -> str | None:
+    """Return Python's name of a server encoding (`LATIN1`, `WIN1252`), or None where it has none."""
+    with contextlib.suppress(LookupError):
+        return codecs.lookup(encoding.replace("WIN", "cp")).name
+    return None
 
 
 class Connection:
     """One connection, a context manager. Entering raises Unreachable, Exhausted or ObservationFailed.
 
-    `all_stats` tells whether the role may see the sessions of others; `pid` is that of the backend.
+    `all_stats` tells whether the role may see the sessions of others; `pid` is that of the backend;
+    `version` is the server's as a number (180001).
     """
 
     def __init__(self, settings: PostgresSettings) -> None:
         self._settings = settings
         self._connection: psycopg.AsyncConnection[dict[str, Any]] | None = None
+        self._codec: str | None = None
         self.all_stats = False
         self.pid = 0
+        self.version = 0
 
     async def __aenter__(self) -> Self:
         try:
@@ -148,7 +185,7 @@ class Connection:
     async def rows(
         self, statement: str, params: Mapping[str, object] | None = None
     ) -> list[Row]:
-        """Run one statement and return its rows. Raises QueryFailed."""
+        """Run one statement and return its rows. Raises QueryFailed, or NotPermitted if it can never work."""
         if self._connection is None or self._connection.closed:
             raise QueryFailed("the connection was lost")
         # The server ends a slow statement itself. If it does not, the socket is shut down:
@@ -157,16 +194,27 @@ class Connection:
         timer = asyncio.get_running_loop().call_later(limit, self._hang_up)
         try:
             cursor = await self._connection.execute(statement.encode(), params)
-            return list(await cursor.fetchall())
+            return [self._decoded(row) for row in await cursor.fetchall()]
         except psycopg.errors.QueryCanceled:
             raise QueryFailed(
                 f"the statement took longer than {self._settings.statement_timeout:g}s",
                 hint="raise statement_timeout if the server is merely slow",
             ) from None
         except psycopg.Error as error:
-            raise QueryFailed(text(_error_text(error, self._settings), 300)) from None
+            message = text(_error_text(error, self._settings), 300)
+            for kind, hint in _NEVER_WORKS:
+                if isinstance(error, kind):
+                    raise NotPermitted(message, hint=hint) from None
+            raise QueryFailed(message) from None
         finally:
             timer.cancel()
+
+    def _decoded(self, row: dict[str, Any]) -> Row:
+        """Return the row with its statement as text: it is queried as bytes."""
+        query = row.get("query")
+        if isinstance(query, bytes):
+            row["query"] = decode(query, self._codec)
+        return row
 
     async def _set_up(self) -> None:
         milliseconds = str(max(1, round(self._settings.statement_timeout * 1000)))
@@ -179,6 +227,22 @@ class Connection:
                 f"connected, but a trivial statement was not answered: {error.message}"
             ) from None
         self.all_stats, self.pid = bool(rows[0]["all_stats"]), int(rows[0]["pid"])
+        self._set_loaders()
+
+    def _set_loaders(self) -> None:
+        """Load text whatever its encoding is: it arrives without a conversion."""
+        assert self._connection is not None
+        info = self._connection.info
+        self.version = info.server_version
+        encoding = info.parameter_status("server_encoding") or "UTF8"
+        self._codec = codec = None if encoding == "UTF8" else codec_of(encoding)
+
+        class LenientText(Loader):
+            def load(self, data: Buffer) -> str:
+                return decode(bytes(data), codec)
+
+        for name in ("text", "varchar", "name", "bpchar", 0):
+            self._connection.adapters.register_loader(name, LenientText)
 
     def _hang_up(self) -> None:
         if self._connection is None or self._connection.closed:
@@ -191,18 +255,15 @@ class Connection:
 async def _connect(
     settings: PostgresSettings,
 ) -> psycopg.AsyncConnection[dict[str, Any]]:
-    connection = await psycopg.AsyncConnection.connect(
+    return await psycopg.AsyncConnection.connect(
         plain_dsn(settings),
         autocommit=True,
         prepare_threshold=None,
         row_factory=dict_row,
         application_name="midwatch",
-        client_encoding="utf8",
+        client_encoding="SQL_ASCII",
         connect_timeout=max(2, round(settings.connect_timeout)),
     )
-    for name in ("text", "varchar", "name", "bpchar"):
-        connection.adapters.register_loader(name, _LenientText)
-    return connection
 
 
 def map_connect_error(
@@ -211,6 +272,11 @@ def map_connect_error(
     """Map an error of a connection attempt: unreachable, full, or a failed login."""
     message = text(_error_text(error, settings), 300)
     full = _FULL.search(message)
+    if full and str(full["kind"]).lower() == "role":  # our own: the server is not full
+        return ObservationFailed(
+            f"the login failed: {message}",
+            hint="raise the CONNECTION LIMIT of the role: monitor, agent and `check` connect at the same time",
+        )
     if full:
         name = full["name"] and f"{full['kind'].lower()} {text(full['name'], 64)}"
         return Exhausted(message, name or "server")

@@ -144,11 +144,20 @@ async def _blocking(shared: SharedConnection) -> str:
         return blocking(seen.blocking, seen.sessions)
 
 
-async def _log(shared: SharedConnection) -> str:
-    if shared.settings.log_file is not None:
-        return await tail(shared.settings, None) or "the log is empty"
+async def _slots(shared: SharedConnection) -> str:
     async with shared.use() as connection:
-        return await tail(shared.settings, connection) or "the log is empty"
+        return facts(await connection.rows(sql.slots(connection.version))) or "no slots"
+
+
+async def _log(shared: SharedConnection) -> str:
+    """Return the end of the log. Where it is on this machine, that needs no server that answers."""
+    try:
+        async with shared.use() as connection:
+            return await tail(shared.settings, connection) or "the log is empty"
+    except (Unreachable, Exhausted):
+        if shared.settings.log_file is None:
+            raise
+        return await tail(shared.settings, None) or "the log is empty"
 
 
 PIECES: dict[str, Piece] = {
@@ -193,11 +202,19 @@ PIECES: dict[str, Piece] = {
         "pg_stat_replication",
         _table(sql.STANDBYS, "no standby is connected"),
     ),
-    "slots": Piece(
-        "Replication slots", "pg_replication_slots", _table(sql.SLOTS, "no slots")
+    "recovery": Piece(
+        "Recovery: the standby's receiver and replay",
+        "pg_stat_wal_receiver",
+        _table(sql.RECOVERY, "nothing visible"),
     ),
+    "slots": Piece("Replication slots", "pg_replication_slots", _slots),
     "counters": Piece(
         "Counters of the databases", "pg_stat_database", _table(sql.COUNTERS, "none")
+    ),
+    "checksums": Piece(
+        "Checksum failures of the databases",
+        "pg_stat_database",
+        _table(sql.CHECKSUM_FAILURES, "no checksum failure is counted"),
     ),
     "log": Piece("The end of the server's log", "log", _log),
 }
@@ -221,6 +238,7 @@ WANTED: dict[str, tuple[str, ...]] = {
     "dead_tuples": ("vacuum", "horizon", "activity", "settings", "server"),
     "replication_lag": (
         "replication",
+        "recovery",
         "slots",
         "activity",
         "settings",
@@ -230,6 +248,7 @@ WANTED: dict[str, tuple[str, ...]] = {
     "inactive_slots": ("slots", "replication", "sizes", "settings", "log", "server"),
     "database_growth": ("sizes", "counters", "slots", "activity", "vacuum", "server"),
     "log_errors": ("log", "server", "activity", "sizes", "settings"),
+    "checksum_failures": ("checksums", "log", "server", "settings"),
 }
 OTHERWISE = ("server", "activity", "log")
 

@@ -1,22 +1,33 @@
-"""The server's log: its new lines, and those that report a crash or damage.
-
-Everything in it may have been written by a client. Lines are classified by the severity that
-the server put in front; nothing else of them is interpreted.
-"""
+"""The check of the server's log, and its end as evidence."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import stat
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
 
-from midwatch.model import Json, Signal
-from midwatch.subjects.postgres import sql
+from midwatch.errors import ObservationFailed, Unsupported
+from midwatch.model import Fact, Invariant, Json, Signal
 from midwatch.subjects.postgres.connection import Connection, QueryFailed, text
+from midwatch.subjects.postgres.log_files import (
+    LogFiles,
+    LogPosition,
+    NewLog,
+    ServerLogSettings,
+    open_log,
+    server_log_settings,
+)
+from midwatch.subjects.postgres.logs import (
+    KINDS,
+    LinePrefix,
+    Record,
+    TextLog,
+    kind_of,
+    structured_records,
+)
 from midwatch.subjects.postgres.observation import (
     NotObservable,
     Series,
@@ -26,157 +37,19 @@ from midwatch.subjects.postgres.observation import (
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.units import format_count, format_duration
 
-PART = 1_000_000  # bytes read at a time; of more, the last ones
+__all__ = ["LogPosition", "LogReport", "check_log", "kind_of", "tail"]
+
 TAIL = 64_000
-
-_SEVERITY = re.compile(
-    r"\b(DEBUG\d?|LOG|INFO|NOTICE|WARNING|ERROR|FATAL|PANIC"
-    r"|STATEMENT|DETAIL|HINT|CONTEXT|QUERY|LOCATION|BACKTRACE):  ?"
-)
-# "client backend (PID 7)", "background worker "x" (PID 7)": no colon, so no logged statement.
-_ENDED = r'[a-z][a-z ]{0,40}(?:"[^"]{0,80}" )?\(PID \d+\) was terminated by '
-_KINDS: tuple[tuple[str, str, re.Pattern[str]], ...] = (
-    ("panic", "PANIC", re.compile("")),
-    ("crash", "LOG", re.compile(_ENDED)),
-    ("crash", "LOG", re.compile(r"database system was not properly shut down")),
-    ("disk full", "ERROR FATAL LOG", re.compile("could not .*No space left on device")),
-    ("out of memory", "ERROR FATAL", re.compile("out of memory")),
-    (
-        "damaged data",
-        "ERROR FATAL WARNING",
-        re.compile(
-            r"invalid page in block|could not read block|page verification failed"
-            r"|unexpected data beyond EOF|missing chunk number|found xmin \d+ from before"
-        ),
-    ),
-)
-
-
-def kind_of(line: str) -> str | None:
-    """Return the kind of crash or damage that a line of the log reports, or None."""
-    if line[:1].isspace():  # a continuation line, which a client may have written
-        return None
-    found = _SEVERITY.search(line[:2000])
-    if not found:
-        return None
-    message = line[found.end() : 4000]
-    for kind, severities, pattern in _KINDS:
-        if found[1] in severities.split() and pattern.match(message):
-            return kind
-    return None
+_ENGLISH = re.compile(r"(?:|C|POSIX|en|English)(?:[._@ -].*|_.*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class LogPosition:
-    """Where reading of the log ended. `file` is its inode number; 0 when read through the server."""
+class LogReport:
+    """What the log says: `problem` tells why lines may be missing, and `ignored` what was left out."""
 
-    path: str
-    file: int
-    offset: int
-
-    @classmethod
-    def of(cls, raw: Any) -> LogPosition | None:
-        try:
-            return cls(str(raw["path"]), int(raw["file"]), int(raw["offset"]))
-        except (KeyError, TypeError, ValueError):
-            return None
-
-    def follows(self, previous: LogPosition | None) -> bool:
-        """Return whether `previous` is an earlier position in the same file."""
-        return previous is not None and (
-            (self.path, self.file) == (previous.path, previous.file)
-            and self.offset >= previous.offset
-        )
-
-
-async def part_since(
-    settings: PostgresSettings,
-    connection: Connection | None,
-    previous: LogPosition | None,
-) -> tuple[bytes, LogPosition]:
-    """Return the complete lines after `previous`, and the position after them.
-
-    At first there are none; of another file (rotated), all lines are new. Raises QueryFailed.
-    """
-    end = await _end(settings, connection)
-    if previous is None:
-        return b"", end
-    start = previous.offset if end.follows(previous) else 0
-    start = max(start, end.offset - PART)
-    part = await _read(settings, connection, end.path, start, end.offset - start)
-    whole = part[: part.rfind(b"\n") + 1]
-    return whole, LogPosition(end.path, end.file, start + len(whole))
-
-
-async def tail(settings: PostgresSettings, connection: Connection | None) -> str:
-    """Return the last 200 lines. Raises QueryFailed."""
-    end = await _end(settings, connection)
-    start = max(0, end.offset - TAIL)
-    part = await _read(settings, connection, end.path, start, end.offset - start)
-    lines = part.decode("utf-8", "replace").splitlines()
-    return "\n".join((lines[1:] if start else lines)[-200:])
-
-
-async def _end(
-    settings: PostgresSettings, connection: Connection | None
-) -> LogPosition:
-    if settings.log_file is not None:
-        return await asyncio.to_thread(_local_end, settings.log_file)
-    if connection is None:
-        raise NotObservable("without log_file the log is read through the server")
-    found = (await connection.rows(sql.LOG_PLACE))[0]
-    if not found["path"] or not found["may_read"]:
-        raise NotObservable(
-            "the log cannot be read through the server",
-            hint="set log_file, or turn on logging_collector and grant "
-            "pg_read_server_files and EXECUTE on pg_read_binary_file to the role",
-        )
-    path = str(found["path"])
-    sizes = await connection.rows(sql.LOG_SIZE, {"name": PurePosixPath(path).name})
-    return LogPosition(path, 0, int(sizes[0]["size"]) if sizes else 0)
-
-
-async def _read(
-    settings: PostgresSettings,
-    connection: Connection | None,
-    path: str,
-    start: int,
-    length: int,
-) -> bytes:
-    if settings.log_file is not None:
-        return await asyncio.to_thread(_local_read, settings.log_file, start, length)
-    if connection is None:
-        raise QueryFailed("without log_file the log is read through the server")
-    rows = await connection.rows(
-        sql.LOG_PART, {"path": path, "start": start, "length": length}
-    )
-    return bytes(rows[0]["part"] or b"")
-
-
-def _local_end(path: Path) -> LogPosition:
-    try:
-        info = path.stat()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    if not stat.S_ISREG(info.st_mode):
-        raise QueryFailed(f"log_file {path} is not a regular file")
-    return LogPosition(str(path), info.st_ino, info.st_size)
-
-
-def _local_read(path: Path, start: int, length: int) -> bytes:
-    try:
-        with path.open("rb") as log:
-            log.seek(start, os.SEEK_SET)
-            return log.read(length)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: OSError) -> QueryFailed:
-    return QueryFailed(
-        f"log_file {path}: {error.strerror}",
-        hint="give the user that runs midwatch permission to read it",
-    )
+    signals: tuple[Signal, ...]
+    ignored: tuple[str, ...] = ()
+    problem: ObservationFailed | None = None
 
 
 async def check_log(
@@ -185,52 +58,177 @@ async def check_log(
     previous: Json,
     state: Json,
     at: float,
-) -> list[Signal]:
-    """Return one signal for each kind of crash or damage within the window. Raises QueryFailed."""
+    invariant: Invariant,
+) -> LogReport:
+    """Return one signal for each kind of crash or damage within the window.
+
+    Args:
+        connection: None when the server cannot be reached; then only `log_file` can be read.
+        previous: The state of the last observation.
+        state: The state to leave for the next one; `log` in it is replaced.
+        at: The time, in epoch seconds.
+        invariant: What it says to leave out is not counted.
+
+    Raises:
+        ObservationFailed: The log cannot be read.
+    """
     before = previous.get("log")
     known = before if isinstance(before, dict) else {}
+    server = ServerLogSettings.of(known.get("server"))
+    old_prefix = server.prefix
+    if connection is not None:
+        server = await server_log_settings(connection)
+    files = await open_log(settings, connection, server)
     last = LogPosition.of(known.get("place"))
-    part, position = await part_since(settings, connection, last)
-    news = _news(part.decode("utf-8", "replace"))
-    counts = known.get("counts")
-    counted = counts if isinstance(counts, dict) else {}
-    lines = known.get("lines")
-    latest = {**(lines if isinstance(lines, dict) else {})}
-    kept: dict[str, Series] = {}
-    for kind in dict.fromkeys(name for name, _, _ in _KINDS):
-        old = read_series(counted.get(kind)) or [[at, 0.0]]
-        found = news.get(kind, [])
-        kept[kind] = add_step(old, at, old[-1][1] + len(found), settings.event_window)
-        if found:
-            latest[kind] = text(found[-1], 300)
-    state["log"] = {"place": asdict(position), "counts": kept, "lines": latest}
     if last is None:
+        state["log"] = {"place": asdict(await files.end()), "server": server.state}
         raise NotObservable("the first observation: the log is read from here on")
-    return [
-        _signal(kind, points, latest.get(kind, ""), settings.event_window)
-        for kind, points in kept.items()
+    new = await files.since(last)
+    prefixes = _prefixes(server, old_prefix)
+    until = time.monotonic() + settings.timeout / 4
+    records, unread = await asyncio.to_thread(_records, files, new, prefixes, until)
+    counted, ignored = _sorted_out(records, invariant)
+    counts, latest = _counts(known, counted, at, settings.event_window)
+    state["log"] = {
+        "place": asdict(new.position),
+        "server": server.state,
+        "counts": counts,
+        "lines": latest,
+    }
+    signals = tuple(
+        _signal(kind, points, latest.get(kind), settings.event_window)
+        for kind, points in counts.items()
         if points[-1][1] > points[0][1]
-    ]
+    )
+    return LogReport(signals, ignored, unread or _hidden(server))
 
 
-def _news(new: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for line in new.split("\n"):
-        kind = kind_of(line)
-        if kind is not None:
-            found.setdefault(kind, []).append(line)
-    return found
+def _prefixes(server: ServerLogSettings, old: str | None) -> list[LinePrefix]:
+    syslog = "syslog" in server.destinations
+    known = [one for one in (server.prefix, old) if one is not None]
+    return [LinePrefix(one, syslog=syslog) for one in dict.fromkeys(known)]
 
 
-def _signal(kind: str, points: Series, line: object, window: float) -> Signal:
+def _records(
+    files: LogFiles, new: NewLog, prefixes: Sequence[LinePrefix], until: float
+) -> tuple[list[Record], ObservationFailed | None]:
+    """Return the records of crashes and damage, and why there may be more."""
+    found: list[Record] = []
+    unread = QueryFailed(new.lost) if new.lost else None
+    for part in new.texts:
+        if files.format != "stderr":
+            records = structured_records(part, files.format)
+            found += [one for one in records if one.kind]
+            continue
+        log = TextLog(part, prefixes)
+        try:
+            for one in log.records(until):
+                if one.kind:
+                    found.append(one)
+        except TimeoutError:
+            unread = QueryFailed("the new log lines could not be read in time")
+        if log.foreign:
+            unread = QueryFailed(
+                f"no line of {files.current.path} begins as log_line_prefix says",
+                hint="let log_file name the log of this server, as the server writes it",
+            )
+    return found, unread
+
+
+def _hidden(server: ServerLogSettings) -> Unsupported | None:
+    """Return which of the server's settings keep a crash or damage out of the log."""
+    if not _ENGLISH.fullmatch(server.language):
+        return Unsupported(
+            f"the server writes its messages in the language of lc_messages = {server.language}, "
+            "in which a crash is not recognised",
+            hint="set lc_messages to C in postgresql.conf",
+        )
+    if server.lowest in ("log", "fatal", "panic"):
+        return Unsupported(
+            f"the server does not log errors (log_min_messages = {server.lowest})",
+            hint="set log_min_messages to error or warning",
+        )
+    return None
+
+
+def _sorted_out(
+    records: Iterable[Record], invariant: Invariant
+) -> tuple[list[Record], tuple[str, ...]]:
+    """Return the records that count, and short texts about those that `ignore` leaves out."""
+    counted: list[Record] = []
+    left_out: Counter[str] = Counter()
+    for record in records:
+        if not invariant.ignores(record.about):
+            counted.append(record)
+            continue
+        named = [
+            f"{name} {text(value, 64)}"
+            for name, value in record.about.items()
+            if value and any(name in entry for entry in invariant.ignore)
+        ]
+        left_out[", ".join(named)] += 1
+    texts = (f"{what} ({format_count(n, 'line')})" for what, n in left_out.items())
+    return counted, tuple(sorted(texts))
+
+
+def _counts(
+    known: Json, records: Sequence[Record], at: float, window: float
+) -> tuple[dict[str, Series], dict[str, Json]]:
+    """Return the steps of each kind's count, and an example of each kind that has had one."""
+    raw_counts, raw_latest = known.get("counts"), known.get("lines")
+    old_counts = raw_counts if isinstance(raw_counts, dict) else {}
+    latest: dict[str, Json] = {
+        str(kind): one if isinstance(one, dict) else {"line": text(one, 300)}
+        for kind, one in (raw_latest if isinstance(raw_latest, dict) else {}).items()
+    }
+    found = Counter(record.kind for record in records)
+    counts: dict[str, Series] = {}
+    for kind in KINDS:
+        old = read_series(old_counts.get(kind)) or [[at, 0.0]]
+        counts[kind] = add_step(old, at, old[-1][1] + found[kind], window)
+    for record in reversed(records):  # the first is nearest to the cause
+        names = {k: text(v, 64) for k, v in record.about.items() if v and k != "kind"}
+        latest[str(record.kind)] = {"line": text(record.line, 300), **names}
+    return counts, latest
+
+
+def _signal(kind: str, points: Series, latest: object, window: float) -> Signal:
     count = points[-1][1] - points[0][1]
     within = (
         f"within {format_duration(window)}" if window else "since the last observation"
     )
+    example: dict[str, Fact] = {
+        str(name): text(value, 300)
+        for name, value in (latest if isinstance(latest, dict) else {}).items()
+    }
     return Signal(
         "log_errors",
         kind,
-        f"the log reports: {kind}, {format_count(int(count), 'line')} {within}; last: {text(line, 200)}",
+        f"the log reports: {kind}, {format_count(int(count), 'line')} {within}; "
+        f"such as: {text(example.get('line'), 200)}",
         count,
-        facts={"kind": kind, "count": int(count), "line": text(line, 300)},
+        facts={"kind": kind, "count": int(count), **example},
     )
+
+
+# ------------------------------------------------------------------ evidence
+
+# What str.splitlines takes for the end of a line: a client can write it.
+_BREAKS = re.compile("[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+
+
+async def tail(settings: PostgresSettings, connection: Connection | None) -> str:
+    """Return the last 200 lines, each with its severity before anything that a client chose.
+
+    Raises ObservationFailed.
+    """
+    server = ServerLogSettings()
+    if connection is not None:
+        server = await server_log_settings(connection)
+    files = await open_log(settings, connection, server)
+    part = _BREAKS.sub("?", (await files.tail(TAIL)).decode("utf-8", "replace"))
+    if files.format != "stderr":
+        records = structured_records(part, files.format, telling=False)
+        return "\n".join([line for one in records for line in one.evidence][-200:])
+    shown = TextLog(part, _prefixes(server, None)).evidence()
+    return "\n".join(shown.rstrip("\n").split("\n")[-200:])

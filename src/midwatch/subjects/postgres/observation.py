@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Fact, Invariant, Json, Observation, Signal
 from midwatch.subjects.postgres import sql
-from midwatch.subjects.postgres.connection import Connection, QueryFailed, Row, number
+from midwatch.subjects.postgres.connection import (
+    Connection,
+    QueryFailed,
+    Row,
+    number,
+    text,
+)
 from midwatch.subjects.postgres.settings import PostgresSettings
 
 # ------------------------------------------------------------------ lock waits
@@ -29,6 +35,15 @@ class LockQueue:
     @property
     def longest(self) -> float:
         return max(number(row["waited"]) for row in self.waiting)
+
+    def rank(self) -> tuple[float, int]:
+        """Return the sort key: the longest wait first, then the most sessions."""
+        return -self.longest, -len(self.waiting)
+
+    def only(self, counts: Callable[[Row], bool]) -> LockQueue | None:
+        """Return the queue with some of its sessions; None without any."""
+        waiting = tuple(filter(counts, self.waiting))
+        return LockQueue(self.root, waiting) if waiting else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +79,13 @@ class Blocking:
                 seen |= {pid} | self._pids_behind(pid)
         return roots
 
-    def queues(self, database: object) -> list[LockQueue]:
-        """Return the queues with sessions of a database, the longest wait first."""
-        found = []
-        for root in self.roots():
-            waiting = [row for _, row in self.walk(root) if row["datname"] == database]
-            if waiting:
-                found.append(LockQueue(root, tuple(waiting)))
-        return sorted(found, key=lambda queue: (-queue.longest, -len(queue.waiting)))
+    def queues(self) -> list[LockQueue]:
+        """Return the queues, the longest wait first."""
+        found = [
+            LockQueue(root, tuple(row for _, row in self.walk(root)))
+            for root in self.roots()
+        ]
+        return sorted(found, key=LockQueue.rank)
 
     def walk(self, root: int) -> Iterator[tuple[int, Row]]:
         """Yield each session behind the root once, with its depth, in the order of a printed tree."""
@@ -97,12 +111,21 @@ class NotObservable(QueryFailed):
     """There is nothing to observe, or nothing to compare with yet: unknown, but not a failure."""
 
 
+class PartlyUnsupported(Unsupported):
+    """An invariant can be seen in part only. `signals` are those of what is seen."""
+
+    def __init__(self, message: str, *, hint: str, signals: Sequence[Signal]) -> None:
+        super().__init__(message, hint=hint)
+        self.signals = signals
+
+
 @dataclass(slots=True)
 class ObservationContext:
     """What the checks of one observation share.
 
     `at` is the time in epoch seconds. `previous` is the state of the last observation, `state` the one
-    that this observation leaves for the next.
+    that this observation leaves for the next. `invariants` are the enabled ones by id. `ignored` counts
+    what their `ignore` left out, by id and text.
     """
 
     connection: Connection
@@ -110,7 +133,49 @@ class ObservationContext:
     at: float
     previous: Json
     state: Json
+    invariants: Mapping[str, Invariant] = field(default_factory=dict)
+    ignored: dict[str, Counter[str]] = field(default_factory=dict)
     _activity: list[Row] | QueryFailed | None = None
+
+    def limit(self, invariant: str) -> float:
+        """Return the limit of an enabled invariant; infinity without one."""
+        found = self.invariants.get(invariant)
+        return float("inf") if found is None or found.limit is None else found.limit
+
+    def softened(self, signal: Signal) -> Signal:
+        """Return the signal with the severity of its invariant where that is lower than its own."""
+        found = self.invariants.get(signal.invariant)
+        if found is None or signal.severity is None:
+            return signal
+        return replace(signal, severity=max(signal.severity, found.severity))
+
+    def ignores(self, invariant: str, attributes: Mapping[str, object]) -> bool:
+        """Return whether the settings leave out what has these attributes, and remember that they did."""
+        found = self.invariants.get(invariant)
+        forms = [attributes]
+        if "." in str(attributes.get("table") or ""):  # with its schema, and without
+            forms.append(
+                {**attributes, "table": str(attributes["table"]).partition(".")[2]}
+            )
+        if found is None or not any(map(found.ignores, forms)):
+            return False
+        named = {name for entry in found.ignore for name in entry}
+        left_out = ", ".join(
+            f"{name} {text(value, 64)}"
+            for name, value in attributes.items()
+            if name in named and value
+        )
+        self.ignored.setdefault(invariant, Counter())[left_out or "without a name"] += 1
+        return True
+
+    def counted(
+        self,
+        invariant: str,
+        rows: Iterable[Row],
+        about: Callable[[Row], Mapping[str, object]],
+    ) -> list[Row]:
+        """Return the rows that the settings do not leave out."""
+        return [row for row in rows if not self.ignores(invariant, about(row))]
 
     async def activity(self) -> list[Row]:
         """Return sessions that are active or hold a transaction; queried once. Raises QueryFailed."""
@@ -141,6 +206,9 @@ async def load_lock_waits(connection: Connection) -> LockWaits:
     return LockWaits(blocking, {int(row["pid"]): row for row in rows})
 
 
+_IGNORED = 10  # texts of one invariant that tell what was left out
+
+
 class Findings:
     """What an observation has found so far, of the enabled invariants only."""
 
@@ -164,6 +232,20 @@ class Findings:
         if invariant in self.enabled:
             self._unavailable[invariant] = why
 
+    def mark_unsupported(self, invariant: str, why: str) -> None:
+        """Record that a setting or a permission makes an invariant impossible to see, with the remedy."""
+        if invariant in self.enabled:
+            self._unsupported[invariant] = why
+
+    def add_ignored(self, ignored: Mapping[str, Counter[str]]) -> None:
+        """Record what the settings left out, the most frequent first."""
+        for invariant, counts in ignored.items():
+            shown = counts.most_common(_IGNORED)
+            parts = [name if n == 1 else f"{name} ({n} times)" for name, n in shown]
+            if more := len(counts) - len(shown):
+                parts.append(f"and {more} more")
+            self.ignored[invariant] = tuple(parts)
+
     def partial(self, invariant: str, signal: Signal) -> None:
         """Record a violation on one component, while the other components stay unknown."""
         if invariant in self.enabled:
@@ -179,7 +261,9 @@ class Findings:
             except NotObservable:
                 pass
             except Unsupported as error:
-                self._unsupported[invariant] = error.one_line()
+                self.mark_unsupported(invariant, error.one_line())
+                if isinstance(error, PartlyUnsupported):
+                    self._partial += error.signals
             except ObservationFailed as error:
                 self.mark_unavailable(invariant, error.one_line())
 
@@ -281,3 +365,38 @@ def series_growth(series: Series, window: float) -> float | None:
     if elapsed <= 0:
         return None
     return (now - before) * min(1.0, window / elapsed)
+
+
+# ------------------------------------------------------------------ statistics that are off
+
+
+async def untracked(connection: Connection, setting: str) -> list[Row]:
+    """Return where a setting keeps statistics from being collected. Raises QueryFailed.
+
+    Rows have `database` and `role`: both None for the whole server, both empty for each role.
+    """
+    return await connection.rows(sql.NOT_TRACKED, {"setting": setting})
+
+
+def tracking_off(setting: str, where: Sequence[Row]) -> tuple[str, str]:
+    """Return what is wrong and the remedy for a setting that is off at these places."""
+    row = where[0]
+    name = text(row["role"], 64) or "ALL"
+    scope = f" IN DATABASE {text(row['database'], 64)}" if row["database"] else ""
+    if row["role"] is None:
+        place, remedy = "", f"ALTER SYSTEM SET {setting} = on; SELECT pg_reload_conf()"
+    elif row["database"] and not row["role"]:
+        place = f" for database {text(row['database'], 64)}"
+        remedy = f"ALTER DATABASE {text(row['database'], 64)} RESET {setting}"
+    else:
+        place = f" for role {name}"
+        remedy = f"ALTER ROLE {name}{scope} RESET {setting}"
+    more = f" and {len(where) - 1} more" if len(where) > 1 else ""
+    return f"{setting} is off{place}{more}", f"turn it on: {remedy}"
+
+
+def at_least(signal: Signal, limit: float) -> Signal:
+    """Return the signal of a value that may be higher in truth: below the limit it is unknown."""
+    if signal.holds is False or (signal.value is not None and signal.value > limit):
+        return signal
+    return replace(signal, value=None, holds=None)

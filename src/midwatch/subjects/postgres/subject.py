@@ -64,18 +64,29 @@ class PostgresSubject:
                         "reachable", [_reachable(True, "the server answers")]
                     )
                     context = ObservationContext(
-                        connection, self._settings, at, previous, findings.state
+                        connection,
+                        self._settings,
+                        at,
+                        previous,
+                        findings.state,
+                        {invariant.id: invariant for invariant in self.invariants},
                     )
+                    await self._check_log(connection, previous, at, findings)
                     await self._run_checks(context, findings)
         except Exhausted as error:
             findings.observed(
                 "reachable", [_reachable(True, "the server answers: full")]
             )
-            findings.partial("connections", _full(error.component, error.message))
-            await self._check_log_only(previous, at, findings)
+            await self._check_log(None, previous, at, findings)
+            if self._explains("connections", error.component):
+                findings.partial("connections", _full(error.component, error.message))
+            else:
+                findings.mark_unobserved(error.message)
         except Unreachable as error:
             findings.observed("reachable", [_reachable(False, error.message)])
-            await self._check_log_only(previous, at, findings)
+            await self._check_log(None, previous, at, findings)
+            if not self._explains("reachable", SERVER):
+                findings.mark_unobserved(error.message)
         except TimeoutError:
             findings.mark_unobserved(
                 f"the observation took longer than {self._settings.timeout:g}s"
@@ -105,24 +116,49 @@ class PostgresSubject:
                     check.invariant, "the observation's timeout left no time for it"
                 )
             elif check.all_stats and not context.connection.all_stats:
-                findings.mark_unavailable(
+                findings.mark_unsupported(
                     check.invariant,
                     "the role may not see the sessions of others; grant pg_monitor to it",
                 )
             else:
                 await findings.check(check.invariant, partial(check.run, context))
+        findings.add_ignored(context.ignored)
         findings.background.update(await _background(context.connection))
 
-    async def _check_log_only(
-        self, previous: Json, at: float, findings: Findings
+    def _explains(self, invariant: str, component: str) -> bool:
+        """Return whether a violation of the invariant will tell why the others are unknown."""
+        kind, _, name = component.partition(" ")
+        return any(
+            one.id == invariant and not one.ignores({kind: name})
+            for one in self.invariants
+        )
+
+    async def _check_log(
+        self,
+        connection: Connection | None,
+        previous: Json,
+        at: float,
+        findings: Findings,
     ) -> None:
-        """Read the log on this machine, which needs no server."""
+        """Read the log. On this machine it needs no server."""
         from midwatch.subjects.postgres.log import check_log
 
-        await findings.check(
-            "log_errors",
-            lambda: check_log(self._settings, None, previous, findings.state, at),
-        )
+        name = "log_errors"
+
+        async def run() -> Sequence[Signal]:
+            [invariant] = (one for one in self.invariants if one.id == name)
+            report = await check_log(
+                self._settings, connection, previous, findings.state, at, invariant
+            )
+            if report.ignored:
+                findings.ignored[name] = report.ignored
+            if report.problem is not None:
+                for signal in report.signals:
+                    findings.partial(name, signal)
+                raise report.problem
+            return report.signals
+
+        await findings.check(name, run)
 
 
 async def _background(connection: Connection) -> dict[str, Fact]:
