@@ -382,7 +382,7 @@ def _has_login(url: str) -> bool:
 def _passwords(url: str) -> Iterator[str]:
     try:
         parts = urlsplit(with_scheme(url))
-    except ValueError:  # no part of it can be told from the password
+    except ValueError:  # the password cannot be found in it
         yield url
         return
     for text in (parts.password, None if parts.password else parts.username):

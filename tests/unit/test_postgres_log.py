@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midwatch.subjects.postgres.logs import (
+from midwatch.subjects.postgres.log_lines import (
     KINDS,
     LinePrefix,
     Record,

@@ -20,7 +20,7 @@ from midwatch.subjects.postgres.log_files import (
     open_log,
     server_log_settings,
 )
-from midwatch.subjects.postgres.logs import (
+from midwatch.subjects.postgres.log_lines import (
     KINDS,
     LinePrefix,
     Record,

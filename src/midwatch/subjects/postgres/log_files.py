@@ -20,7 +20,7 @@ from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Json
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import Connection, QueryFailed
-from midwatch.subjects.postgres.logs import split_csv
+from midwatch.subjects.postgres.log_lines import split_csv
 from midwatch.subjects.postgres.observation import NotObservable
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.units import format_size
