@@ -41,6 +41,7 @@ def load(environ: Mapping[str, str], file: Path | None = None) -> Settings:
         name: value
         for name, value in environ.items()
         if name.upper().startswith(PREFIX) and name.upper() != "MIDWATCH_CONFIG"
+        if _is_meant(_parts(name))
     }
     overridden = _override(_expand(written, environ, ""), variables)
     try:
@@ -67,6 +68,15 @@ def _override(written: dict[str, Any], variables: Mapping[str, str]) -> dict[str
 
 def _parts(name: str) -> list[str]:
     return name[len(PREFIX) :].lower().split("__")
+
+
+def _is_meant(parts: list[str]) -> bool:
+    """Return whether a variable is one of ours, perhaps misspelt.
+
+    Other programs have such names too: Kubernetes sets MIDWATCH_SERVICE_HOST for a Service named midwatch.
+    """
+    fields = Settings.model_fields
+    return len(parts) > 1 or bool(difflib.get_close_matches(parts[0], fields, 1))
 
 
 def _annotation_at(name: str, parts: list[str]) -> Any:

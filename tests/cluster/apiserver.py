@@ -101,23 +101,16 @@ class Objects:
     def list(self, plural: str, namespace: str = "", selector: str = "") -> Documents:
         """In all namespaces, unless one is given; `selector` is of labels."""
 
-        def run() -> Documents:
-            kind = self._kind(plural)
-            fits = selected({"labelSelector": selector}, plural)
-            found = self._api.state.all(kind.resource, namespace)
-            return [document for document in found if fits is None or fits(document)]
-
-        return self._copied(run)
+        kind = self._kind(plural)
+        fits = selected({"labelSelector": selector}, plural)
+        return list(map(_copy, self._api.state.all(kind.resource, namespace, fits)))
 
     def owned(self, plural: str, uid: str) -> Documents:
         """What names the object with this uid as an owner."""
 
-        def run() -> Documents:
-            wanted = self._kind(plural).resource
-            found = self._api.state.dependents(uid)
-            return [document for resource, document in found if resource == wanted]
-
-        return self._copied(run)
+        wanted = self._kind(plural).resource
+        found = self._api.state.dependents(uid)
+        return [_copy(document) for resource, document in found if resource == wanted]
 
     def merge(
         self, plural: str, namespace: str, name: str, patch: Json, *, sub: str = ""

@@ -14,6 +14,10 @@ from .kinds import RBAC, Kind, Kinds
 from .storage import State
 
 MASTERS = "system:masters"
+_RBAC = tuple(
+    (RBAC, plural)
+    for plural in ("roles", "rolebindings", "clusterroles", "clusterrolebindings")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class Access:
         self._state, self._kinds = state, kinds
         self.enforced = enforced
         self._tokens: dict[str, _Bound] = {}
+        self._granted: dict[tuple[User, str], tuple[int, list[Json]]] = {}
 
     def token(self, user: User, uids: tuple[str, ...] = ()) -> str:
         """A new token; it is valid as long as all objects with these uids are there."""
@@ -189,7 +194,16 @@ class Access:
                         f" ownerReference refers to a resource you can't set finalizers on: {ask}",
                     )
 
-    def _rules(self, user: User, namespace: str) -> Iterator[Json]:
+    def _rules(self, user: User, namespace: str) -> list[Json]:
+        """Return what roles grant this user; worked out anew after a change to a role or a binding."""
+        latest = self._state.latest(*_RBAC)
+        revision, rules = self._granted.get((user, namespace), (-1, []))
+        if revision != latest:
+            rules = list(self._bound_rules(user, namespace))
+            self._granted[user, namespace] = latest, rules
+        return rules
+
+    def _bound_rules(self, user: User, namespace: str) -> Iterator[Json]:
         for binding in self._state.all((RBAC, "clusterrolebindings")):
             if _binds(binding, user):
                 yield from self._role(binding["roleRef"], "")

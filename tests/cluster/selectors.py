@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from midwatch.model import Json
@@ -57,11 +57,11 @@ def field_selector(text: str, plural: str) -> Predicate | None:
     return lambda document: all(test(document) for test in tests)
 
 
-def named_by(text: str) -> str:
+def named_by(text: str, field: str = "metadata.name") -> str:
     """The one name that a field selector asks for, or nothing."""
     for part in text.split(","):
         match = _FIELD.match(part)
-        if match and match[1] == "metadata.name" and match[2] != "!=":
+        if match and match[1] == field and match[2] != "!=":
             return match[3]
     return ""
 
@@ -107,12 +107,12 @@ def _field_test(part: str, plural: str) -> Predicate:
     known = {"metadata.name", "metadata.namespace"} | FIELDS.get(plural, set())
     if path not in known:
         raise Refused(400, f"field label not supported: {path}")
-    wanted = operator != "!="
-    return lambda document: (_at(document, path) == value) == wanted
+    wanted, parts = operator != "!=", path.split(".")
+    return lambda document: (_at(document, parts) == value) == wanted
 
 
-def _at(document: Json, path: str) -> str:
+def _at(document: Json, parts: Sequence[str]) -> str:
     found: Any = document
-    for part in path.split("."):
+    for part in parts:
         found = found.get(part) if isinstance(found, dict) else None
     return "" if found is None else str(found)

@@ -1,6 +1,7 @@
 """All objects of the server, one growing revision over them, and who watches them.
 
-Lives in one event loop. A stored document is never changed in place: a write puts another in its place.
+Writes happen in one event loop; other threads may read. A stored document is never changed in place: a write puts
+another in its place.
 """
 
 from __future__ import annotations
@@ -62,18 +63,41 @@ class State:
             lambda: deque(maxlen=history)
         )
         self._forgotten = 0
+        self._latest: dict[Resource, int] = {}
         self._followers: dict[Resource, set[asyncio.Queue[Change]]] = defaultdict(set)
         self._uids: dict[str, tuple[Resource, Key]] = {}
         self._dependents: dict[str, set[tuple[Resource, Key]]] = defaultdict(set)
+        self._events: dict[str, set[Key]] = defaultdict(set)
 
     def get(self, resource: Resource, key: Key) -> Json | None:
         return self._objects[resource].get(key)
 
-    def all(self, resource: Resource, namespace: str = "") -> list[Json]:
-        """In the order of namespace and name; of one namespace if it is given."""
-        found = self._objects[resource]
-        keys = sorted(key for key in found if not namespace or key[0] == namespace)
-        return [found[key] for key in keys]
+    def all(
+        self,
+        resource: Resource,
+        namespace: str = "",
+        fits: Callable[[Json], bool] | None = None,
+        about: str = "",
+    ) -> list[Json]:
+        """In the order of namespace and name; of one namespace if it is given, and what fits.
+
+        `about` leaves only the events of objects with this name: a thousand sessions have many thousand events.
+        """
+        objects = self._objects[resource]
+        keys = tuple(self._events.get(about, ())) if about else tuple(objects)
+        found = [
+            (key, document)
+            for key in keys
+            if (document := objects.get(key)) is not None
+            if not namespace or key[0] == namespace
+            if fits is None or fits(document)
+        ]
+        found.sort(key=lambda item: item[0])
+        return [document for _, document in found]
+
+    def latest(self, *resources: Resource) -> int:
+        """Return the revision of the last change to one of these resources."""
+        return max(self._latest.get(resource, 0) for resource in resources)
 
     def resources(self) -> list[Resource]:
         return [resource for resource, found in self._objects.items() if found]
@@ -84,8 +108,9 @@ class State:
 
     def dependents(self, uid: str) -> list[tuple[Resource, Json]]:
         """What names this owner, in a stable order."""
-        places = sorted(self._dependents.get(uid, ()))
-        return [(resource, self._objects[resource][key]) for resource, key in places]
+        places = sorted(tuple(self._dependents.get(uid, ())))
+        found = ((resource, self.get(resource, key)) for resource, key in places)
+        return [(resource, one) for resource, one in found if one is not None]
 
     def put(self, resource: Resource, document: Json) -> Json:
         """Store it at a new revision, which it gets; the stored document is returned."""
@@ -138,6 +163,7 @@ class State:
         return self.revision
 
     def _tell(self, change: Change) -> None:
+        self._latest[change.resource] = change.revision
         self._history[change.resource].append(change)
         for queue in self._followers[change.resource]:
             queue.put_nowait(change)
@@ -156,6 +182,11 @@ class State:
                 self._uids[meta["uid"]] = place
             else:
                 self._uids.pop(meta["uid"], None)
+            if about := document.get("involvedObject", {}).get("name"):
+                if present:
+                    self._events[about].add(key)
+                else:
+                    self._events[about].discard(key)
             for owner in meta.get("ownerReferences", ()):
                 if present:
                     self._dependents[owner["uid"]].add(place)

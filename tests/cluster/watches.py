@@ -17,7 +17,7 @@ from .api import Api
 from .errors import Refused
 from .kinds import Kind
 from .requests import LiveWatch
-from .selectors import Predicate, field_selector, label_selector
+from .selectors import Predicate, field_selector, label_selector, named_by
 from .storage import Change, event_line, key_of
 
 
@@ -36,9 +36,8 @@ def listed(api: Api, kind: Kind, namespace: str, query: Mapping[str, str]) -> Js
     revision, after = _continued(query.get("continue", ""), api.state.revision)
     _check_revision(query.get("resourceVersion", ""), api.state.revision)
     predicate = selected(query, kind.plural)
-    found = api.state.all(kind.resource, namespace)
-    if predicate is not None:
-        found = [document for document in found if predicate(document)]
+    about = named_by(query.get("fieldSelector", ""), "involvedObject.name")
+    found = api.state.all(kind.resource, namespace, predicate, about)
     if after:
         found = [document for document in found if list(key_of(document)) > after]
     limit = _limit(query.get("limit", ""))

@@ -1,15 +1,10 @@
-"""An agent in a process of its own that is killed at a point the test names.
-
-Arguments: database, base URL of the API, crash point (or "none"), lease in seconds, and how
-many seconds the clock of its store is ahead.
-"""
+"""An agent in a process of its own that is killed at a point the test names."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-import sys
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -73,7 +68,6 @@ def arm(store: SqlStore, point: str) -> None:
 async def main(
     database: str, base_url: str, point: str, lease: float, ahead: float
 ) -> None:
-    """`ahead` seconds later than it is: what another agent has claimed may be over for this one."""
 
     def clock_of_store(connection: Connection) -> datetime:
         return database_now(connection) + timedelta(seconds=ahead)
@@ -96,5 +90,14 @@ async def main(
     await store.close()
 
 
-if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:4], *map(float, sys.argv[4:])))
+def run(database: str, base_url: str, point: str, lease: float, ahead: float) -> None:
+    """Run an agent until a signal ends it.
+
+    Args:
+        database: URL of its store.
+        base_url: Where the API is.
+        point: Where it kills itself, such as "after claim", or "none".
+        lease: Seconds.
+        ahead: Seconds that the clock of its store is ahead.
+    """
+    asyncio.run(main(database, base_url, point, lease, ahead))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,11 @@ from midwatch.testing.fakes import answer, open_tickets
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 
 from ..waiting import PATIENCE
+from . import crashing_agent
 
+# Each agent is a process of its own; what all of them import is imported once.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([crashing_agent.__name__])
 LEASE = 60.0
 """Seconds: nobody who lives loses one, however slow the machine is."""
 OVER = LEASE + 1
@@ -45,16 +50,29 @@ async def shared(database: str) -> AsyncIterator[SqlStore]:
 @contextlib.contextmanager
 def agent(
     database: str, api: ScriptedMessagesAPI, point: str = "none", ahead: float = 0
-) -> Iterator[subprocess.Popen[bytes]]:
-    script = Path(__file__).with_name("crashing_agent.py")
-    command = [sys.executable, str(script), database, api.base_url, point]
-    process = subprocess.Popen([*command, str(LEASE), str(ahead)])
+) -> Iterator[ForkServerProcess]:
+    process = FORKS.Process(
+        target=crashing_agent.run, args=(database, api.base_url, point, LEASE, ahead)
+    )
+    process.start()
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGCONT)
+        send(process, signal.SIGCONT)
         process.terminate()
-        process.wait(PATIENCE)
+        process.join(PATIENCE)
+
+
+def send(process: ForkServerProcess, number: signal.Signals) -> None:
+    """Send a signal to a process that lives."""
+    if process.pid is not None and process.is_alive():
+        os.kill(process.pid, number)
+
+
+async def ended(process: ForkServerProcess) -> int | None:
+    """Return the exit code; that of a signal is negative."""
+    await asyncio.to_thread(process.join, PATIENCE)
+    return process.exitcode
 
 
 async def until_diagnosed(store: SqlStore, ticket: Ticket) -> list[Diagnosis]:
@@ -83,7 +101,7 @@ async def test_kill_9_costs_at_most_one_call(
     [ticket] = await open_tickets(shared, "db")
     with ScriptedMessagesAPI(Rule(GOOD)) as api:
         with agent(database, api, point) as dying:
-            assert await asyncio.to_thread(dying.wait, PATIENCE) == -signal.SIGKILL
+            assert await ended(dying) == -signal.SIGKILL
         with agent(database, api, ahead=OVER):
             stored = await until_diagnosed(shared, ticket)
     assert len(api.calls) == calls
@@ -112,11 +130,11 @@ async def test_a_daemon_stopped_past_its_lease_changes_nothing(
     with ScriptedMessagesAPI(Rule([hold, GOOD])) as api:
         with agent(database, api) as sleeper:
             await hold.arrived()
-            sleeper.send_signal(signal.SIGSTOP)
+            send(sleeper, signal.SIGSTOP)
             with agent(database, api, ahead=OVER):
                 await until_diagnosed(shared, ticket)
             hold.release()
-            sleeper.send_signal(signal.SIGCONT)
+            send(sleeper, signal.SIGCONT)
             await settled(shared, ticket)
         stored = await shared.diagnoses(ticket.id)
     assert [one.outcome for one in stored][1] == "answered"
@@ -148,9 +166,9 @@ async def test_a_signal_ends_a_hanging_call(
         agent(database, api) as process,
     ):
         await hold.arrived()
-        process.send_signal(number)
+        send(process, number)
         # The call itself would hang for ten minutes.
-        assert await asyncio.to_thread(process.wait, PATIENCE) == 0
+        assert await ended(process) == 0
     after = await shared.ticket(ticket.id)
     assert after.status is TicketStatus.OPEN and after.attempts == 0
     assert await shared.claim("next", lease=30)

@@ -122,4 +122,4 @@ def _until(true: Callable[[], bool], timeout: float = 6 * PATIENCE) -> None:
     end = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < end, "it does not come to pass"
-        time.sleep(0.2)
+        time.sleep(1)  # to look at a thousand objects is work, too

@@ -243,6 +243,17 @@ def test_times_and_dates_are_text_and_merge_keys_may_be_overridden(
     assert load({}, path).database == "2026-99-99"
 
 
+def test_a_variable_of_another_program_is_left_alone() -> None:
+    service = {
+        "MIDWATCH_SERVICE_HOST": "10.0.0.1",
+        "MIDWATCH_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+        "MIDWATCH_VENV": "/opt/venv",
+    }
+    assert load(service) == load({})
+    with pytest.raises(SettingsError, match="MIDWATCH_DATABSE"):
+        load({"MIDWATCH_DATABSE": "sqlite://"})
+
+
 def test_a_member_given_twice_in_a_variable_is_an_error() -> None:
     twice = '{"lease": "1m", "lease": "2m"}'
     with pytest.raises(SettingsError, match="'lease' is given twice"):

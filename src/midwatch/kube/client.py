@@ -399,7 +399,7 @@ class Cluster:
 
     async def list_events(self, namespace: str, kind: str, name: str) -> list[Json]:
         """Return the events of one object."""
-        fields = {"involvedObject.kind": kind, "involvedObject.name": name}
+        fields = {"involvedObject.name": name, "involvedObject.kind": kind}
         return await self._list(_EVENT, namespace, fields=fields)
 
     # -------------------------------------------------------------- watches
