@@ -245,6 +245,7 @@ def explain_problem(
         if bound in values:
             values[bound] = format_setting(values[bound], field)
     message = PROBLEMS.get(kind, _UNKNOWN_PROBLEM).format_map(values)
+    message = _LONG_VALUE.sub(r"\1…\2", message)
     return SettingsError(message, path=where, hint=_meaning(field))
 
 
@@ -284,6 +285,7 @@ PROBLEMS = {
 
 _SECRET = re.compile(r"password|token|secret|key|auth|dsn|database|url|header|variable")
 _MAX_SHOWN = 60  # characters of a value
+_LONG_VALUE = re.compile(rf"('[^']{{{_MAX_SHOWN}}})[^']+(')")
 
 
 def _shown(value: object, field: FieldInfo | None, parts: Sequence[int | str]) -> str:

@@ -1,11 +1,17 @@
-"""Secrets of every kind go, ordinary text stays, hostile text costs linear time."""
+"""Secrets of every kind go, ordinary text stays, hostile text costs linear time.
+
+The corpus in `redaction_corpus` has secrets and harmless texts as people, programs and PostgreSQL write them.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 import logging
+import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -16,6 +22,7 @@ from hypothesis import strategies as st
 from midwatch.redaction import Redactor, redacting
 
 R = Redactor()
+CORPUS = Path(__file__).parent / "redaction_corpus"
 A1 = (
     "a1B2c3D4e5F6g7H8i9J0" * 3
 )  # made up, and joined here so that no scanner takes it for real
@@ -148,6 +155,69 @@ def test_ordinary_text_stays() -> None:
     assert R.with_known("hunter2!").text(ORDINARY) == ORDINARY
 
 
+def corpus(name: str) -> Iterator[str]:
+    for line in (CORPUS / name).read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            yield line.replace("⏎", "\n").replace("⇥", "\t").replace("·", "")
+
+
+def as_pattern(marked: str) -> str:
+    """Return the pattern of a text in which a marker stands for each part in «…», and the rest is as it was."""
+    parts = re.split("«[^»]*»", marked)
+    return r"\[redacted:[a-z-]+\]".join(map(re.escape, parts))
+
+
+IN_A_LINE = ["{}", "{}\n", "2026-05-03 12:00:01.123 UTC [42] LOG:  x\n{}", "    {}"]
+
+
+@pytest.mark.parametrize("around", IN_A_LINE)
+def test_secrets_of_the_corpus_go_and_what_is_around_them_stays(around: str) -> None:
+    marked = [around.replace("{}", line) for line in corpus("secrets.txt")]
+    if around.startswith(
+        " "
+    ):  # all lines are indented, as in a manifest within another
+        marked = [line.replace("\n", "\n    ") for line in marked if ":*:" not in line]
+    assert len(marked) >= 200
+    wrong = {}
+    for line in marked:
+        redacted = R.text(re.sub("[«»]", "", line))
+        if not re.fullmatch(as_pattern(line), redacted):
+            wrong[line] = redacted
+        assert R.text(redacted) == redacted
+    assert len(wrong) <= (0 if around == "{}" else len(marked) // 50), wrong
+
+
+@pytest.mark.parametrize(
+    "around", [*IN_A_LINE, "I0503 12:00:01.123456  1 main.go:42] {}"]
+)
+def test_harmless_texts_of_the_corpus_stay(around: str) -> None:
+    texts = [around.replace("{}", line) for line in corpus("harmless.txt")]
+    assert len(texts) >= 300
+    touched = {text: redacted for text in texts if (redacted := R.text(text)) != text}
+    assert not touched
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_secrets_go_from_strings_of_json(depth: int) -> None:
+    """A log in JSON escapes line feeds and quotes: manifests, tables and statements are read as what they were."""
+    stay = []
+    for line in corpus("secrets.txt"):
+        text = re.sub("[«»]", "", line)
+        for _ in range(depth):
+            text = json.dumps({"level": "info", "message": text, "n": 1})
+        redacted = R.text(text)
+        secrets = (json.dumps(part)[1:-1] for part in re.findall("«([^»]*)»", line))
+        if any(secret in redacted for secret in secrets):
+            stay.append(line)
+    assert len(stay) <= 3, stay
+
+
+def test_harmless_texts_stay_in_strings_of_json() -> None:
+    texts = [json.dumps({"message": text, "n": 1}) for text in corpus("harmless.txt")]
+    touched = {text: redacted for text in texts if (redacted := R.text(text)) != text}
+    assert len(touched) <= len(texts) // 100, touched
+
+
 def test_known_values_in_every_form() -> None:
     secret = 'h/nt r"2 ü+x'
     redactor = Redactor([secret, "short"])
@@ -225,6 +295,33 @@ HOSTILE = [
         "basic aaaaaa",
         "-----BEGIN PRIVATE KEY-----\\",
     ),
+    *(
+        "insert into t(password) values ('",
+        "(password,",
+        "crypt('",
+        "name: password ",
+        "password,a\n",
+        "a,password\n",
+    ),
+    *(
+        "kind: Secret\ndata:\n  a: b\n",
+        "-----END PRIVATE KEY-----\n",
+        "AAAA\n-----END PRIVATE KEY-----",
+        " -p",
+        "mysql -p",
+        "@h:12",
+    ),
+    *(
+        '"\\n',
+        '{"a":"\\\\',
+        "<password>",
+        "value: x name: ",
+        "$1 = '",
+        "password: |\n  a",
+        "?code=1",
+        "a:5432:b:c:",
+        "key",
+    ),
 ]
 
 
@@ -254,6 +351,12 @@ def test_values_by_their_keys() -> None:
         "api_key": None,
         "nested": [{"apiToken": 5}, ("see password=hunter2", 1.5, True, now)],
         "raw": b"token=abc\xff",
+        "env": [
+            {"name": "DB_PASSWORD", "value": "hunter2"},
+            {"name": "X", "value": "y"},
+        ],
+        "args": ["psql", "--password", "hunter2", "-h", "db1"],
+        "manifest": {"kind": "Secret", "data": {"x": "aHVudGVyMg=="}, "type": "Opaque"},
     }
     hidden = R.value(value)
     assert hidden == {
@@ -268,6 +371,12 @@ def test_values_by_their_keys() -> None:
             ["see password=[redacted:password]", 1.5, True, now],
         ],
         "raw": "token=[redacted:token]",
+        "env": [
+            {"name": "DB_PASSWORD", "value": "[redacted:password]"},
+            {"name": "X", "value": "y"},
+        ],
+        "args": ["psql", "--password", "[redacted:password]", "-h", "db1"],
+        "manifest": {"kind": "Secret", "data": "[redacted:secret]", "type": "Opaque"},
     }
     assert R.value(hidden) == hidden
 

@@ -1,0 +1,348 @@
+"""Redaction: known secret values and known shapes of secrets are hidden, in whole strings.
+
+Redact before shortening: half a secret has no shape. Everything here takes linear time on any input: a
+search starts at a rare character or a fixed word, what it rejects was looked at for a bounded number of
+characters, and what it hides is not read again. No pattern uses what differs between Python 3.11.0 and 3.14,
+such as possessive groups (https://github.com/python/cpython/issues/106052). A secret becomes ``[redacted:<label>]``; redacting twice changes nothing.
+`Sanitizer` applies all of this to observations.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import replace
+from datetime import date
+from functools import cached_property
+from html import escape
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+from midwatch.model import Observation, Violation
+from midwatch.redaction.contexts import (
+    function_spans,
+    manifest_spans,
+    option_spans,
+)
+from midwatch.redaction.markers import IS_MARKER, MARKER, marker
+from midwatch.redaction.names import label_of
+from midwatch.redaction.pairs import hide, pair_spans, without_overlaps, words_in
+from midwatch.redaction.shapes import hide_shapes
+from midwatch.redaction.tables import (
+    literals_before,
+    literals_beside,
+    row_spans,
+    table_spans,
+)
+from midwatch.text import clean, one_line
+
+SHORTEST_KNOWN = 6
+"""Known values of fewer characters are ignored: they occur in ordinary text."""
+DEEPEST = 60
+"""Levels of nesting that `Redactor.value` follows; deeper values are hidden."""
+_PASSES = 6  # a hidden value can uncover the one beside it; two passes are usual
+
+
+# ------------------------------------------------------------------ known values
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """Yield the encodings in which a known value can appear."""
+    yield secret
+    for encoded in (quote(secret, safe=""), quote(secret), quote_plus(secret)):
+        yield encoded
+        yield re.sub(r"%[0-9A-F]{2}", lambda code: code[0].lower(), encoded)
+    yield json.dumps(secret)[1:-1]
+    yield json.dumps(secret, ensure_ascii=False)[1:-1]
+    yield escape(secret)
+    yield secret.replace("'", "''")
+    yield from _base64_forms(secret.encode("utf-8", "surrogatepass"))
+
+
+def _base64_forms(secret: bytes) -> Iterator[str]:
+    """Yield the base64 of the value within longer data, at each of the three alignments.
+
+    Characters that share bits with what is before or behind the value are left out.
+    """
+    for shift, skip in ((0, 0), (1, 2), (2, 3)):
+        data = bytes(shift) + secret
+        encoded = base64.b64encode(data).decode().rstrip("=")
+        stable = encoded[skip : len(encoded) - (len(data) % 3 > 0)]
+        if len(stable) >= 8:
+            yield stable
+            yield stable.replace("+", "-").replace("/", "_")
+
+
+_NAMES_SECRET = ("pass", "token", "secret", "key", "cred", "pw", "psk")
+_FUNCTIONS = ("crypt", "hmac", "pgp_", "passw", "token", "secret")
+_SQL_WORDS = (
+    "insert",
+    "values",
+    "select",
+    "update",
+    "copy",
+    "key (",
+    "replace",
+    ") = (",
+)
+
+
+def _without_named(text: str, lower: str) -> str:
+    """Return the text without what is secret because of a name: of a setting, a column, a manifest."""
+    words = words_in(text)
+    spans = [*pair_spans(text, words)]
+    if "'" in text or "$$" in text:
+        spans += literals_beside(text, words)
+        spans += literals_before(text)
+    if "secret" in lower:
+        spans += manifest_spans(text)
+    if any(word in lower for word in _SQL_WORDS):
+        spans += row_spans(text, words)
+    if "\n" in text:
+        spans += table_spans(text, words)
+    return hide(text, without_overlaps(spans))
+
+
+# The closing quote is optional: what does not match would be read again from the next quote.
+_JSON_STRING = re.compile(r'(?<=[:,\[{ ])"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"?')
+
+
+class Redactor:
+    """Hides secrets in text and in values of JSON.
+
+    Args:
+        known: Secret values; they are hidden in plain, URL-encoded, JSON-escaped and base64 form.
+    """
+
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        self._known = frozenset(
+            value.strip() for value in known if len(value.strip()) >= SHORTEST_KNOWN
+        )
+        forms = {form for value in self._known for form in _forms(value)}
+        self._forms = sorted(forms, key=lambda form: (-len(form), form))
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        alternatives = "|".join(re.escape(form) for form in self._forms)
+        return re.compile(f"({MARKER})|{alternatives}")
+
+    def with_known(self, *known: str) -> Redactor:
+        """Return a redactor that also knows these values."""
+        return Redactor(self._known.union(known))
+
+    def text(self, text: str) -> str:
+        """Return `text` without its secrets. Pass whole strings: a cut secret has no shape."""
+        for _ in range(_PASSES):
+            redacted = self._pass(text)
+            if redacted == text:
+                break
+            text = redacted
+        return text
+
+    def _in_json(self, match: re.Match[str]) -> str:
+        """Redact a string of JSON with escapes as what it stands for: a private key, a manifest, a statement."""
+        if "\\" not in match[0]:
+            return match[0]
+        try:
+            plain = json.loads(match[0], strict=False)
+        except ValueError:
+            return match[0]
+        redacted = self._pass(plain)
+        return (
+            match[0]
+            if redacted == plain
+            else json.dumps(redacted, ensure_ascii=match[0].isascii())
+        )
+
+    def _pass(self, text: str) -> str:
+        if "\\" in text:
+            text = _JSON_STRING.sub(self._in_json, text)
+        if any(form in text for form in self._forms):
+            text = self._pattern.sub(lambda found: found[1] or marker("secret"), text)
+        text = hide_shapes(text)
+        text = hide(text, option_spans(text))
+        lower = text.lower()
+        if "'" in text and "(" in text and any(word in lower for word in _FUNCTIONS):
+            text = hide(text, function_spans(text))
+        named = not text.isascii() or any(word in lower for word in _NAMES_SECRET)
+        return _without_named(text, lower) if named else text
+
+    def value(self, value: Any) -> Any:
+        """Return a JSON-like value without its secrets; a key that names a secret hides all below it.
+
+        Mappings become dicts, sequences lists; numbers, booleans, None and dates stay; any other
+        value becomes its text.
+        """
+        return self._value(value, 0)
+
+    def _value(self, value: Any, depth: int) -> Any:
+        if value is None or isinstance(value, (bool, int, float, date)):
+            return value
+        if isinstance(value, str):
+            return self.text(value)
+        if depth >= DEEPEST:
+            return marker("secret")
+        if isinstance(value, Mapping):
+            secret = _members_with_secrets(value)
+            return {
+                self.text(str(key)): self._entry(
+                    str(key), item, depth + 1, secret.get(key)
+                )
+                for key, item in value.items()
+            }
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return self._entries(list(value), depth + 1)
+        if isinstance(value, (bytes, bytearray)):
+            return self.text(value.decode("utf-8", "replace"))
+        return self.text(str(value))
+
+    def _entries(self, values: list[Any], depth: int) -> list[Any]:
+        """Return the entries of a list; what follows an option such as `--password` is hidden."""
+        labels = [None, *(_option_label(value) for value in values)]
+        return [
+            (
+                marker(label)
+                if label and isinstance(value, str)
+                else self._value(value, depth)
+            )
+            for value, label in zip(values, labels, strict=False)
+        ]
+
+    def _entry(self, key: str, value: Any, depth: int, label: str | None) -> Any:
+        label = label or _secret_key(key)
+        if label is None or value is None or isinstance(value, bool) or value == "":
+            return self._value(value, depth)
+        if isinstance(value, str) and IS_MARKER.fullmatch(value):
+            return value
+        return marker(label)
+
+
+_SECRET_HEADERS = {
+    "authorization": "authorization",
+    "proxy-authorization": "authorization",
+    "cookie": "cookie",
+    "set-cookie": "cookie",
+}
+
+
+def _secret_key(key: str) -> str | None:
+    """Return the label of the secret that a key of this name holds, or None."""
+    name = key.strip()[-200:]
+    if name.lower() in _SECRET_HEADERS:
+        return _SECRET_HEADERS[name.lower()]
+    if name.lower().endswith("tokens"):  # a number of tokens, as the API counts them
+        return None
+    return label_of(name) or label_of(name.removesuffix("s"))
+
+
+_NAMES, _VALUES = ("name", "key", "parameterkey"), ("value", "parametervalue")
+
+
+def _members_with_secrets(value: Mapping[Any, Any]) -> dict[Any, str]:
+    """Return the labels of members that hold a secret because of another one: `name`, or `kind: Secret`."""
+    if value.get("kind") == "Secret":
+        return {"data": "secret", "stringData": "secret"}
+    members = {str(key).lower(): key for key in value} if len(value) <= 10 else {}
+    named = next((value[members[one]] for one in _NAMES if one in members), None)
+    label = _secret_key(named) if isinstance(named, str) else None
+    return {members[one]: label for one in _VALUES if label and one in members}
+
+
+def _option_label(value: Any) -> str | None:
+    is_option = isinstance(value, str) and value.startswith("-") and len(value) < 60
+    return label_of(value) if is_option and "=" not in value else None
+
+
+# ------------------------------------------------------------------ log events
+
+_OF_STRUCTLOG = (
+    "_record",
+    "_from_structlog",
+)  # objects that its formatter takes out again
+
+
+def redacting(
+    redactor: Redactor,
+) -> Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]:
+    """Return a structlog processor that redacts every value of an event, including its exception.
+
+    Place it right before the renderer.
+    """
+
+    def process(
+        logger: Any, method: str, event: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        trace = _trace(event.pop("exc_info", None))
+        if trace:
+            event["exception"] = trace
+        own = {name: event.pop(name) for name in _OF_STRUCTLOG if name in event}
+        return {**redactor.value(event), **own}
+
+    return process
+
+
+def _trace(exc_info: Any) -> str:
+    if exc_info is True:
+        exc_info = sys.exc_info()
+    if isinstance(exc_info, tuple):
+        exc_info = exc_info[1]
+    if not isinstance(exc_info, BaseException):
+        return ""
+    return "".join(traceback.format_exception(exc_info)).rstrip()
+
+
+# ------------------------------------------------------------------ observations
+
+_MESSAGE = 500
+_COMPONENT = 200
+_FACT = 2000
+
+
+class Sanitizer:
+    """Cleans, redacts and bounds the text of observations before it becomes part of a ticket.
+
+    Component names are part of a ticket's key, so every one is sanitized, and cached, as there may be
+    a thousand of them in every cycle. Messages are sanitized when a ticket opens.
+    """
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._components: dict[str, str] = {}
+
+    def sanitize(self, text: str, limit: int = _MESSAGE) -> str:
+        """Return one printable line without secrets, of at most `limit` characters."""
+        return one_line(self._redactor.text(clean(text, longest=None)), limit)
+
+    def observation(self, observation: Observation) -> Observation:
+        """Return the observation with component names that are safe in a key."""
+        if len(self._components) > 4 * len(observation.signals) + 1000:
+            self._components.clear()
+        signals = tuple(
+            (
+                signal
+                if (name := self._component(signal.component)) == signal.component
+                else replace(signal, component=name)
+            )
+            for signal in observation.signals
+        )
+        return replace(observation, signals=signals)
+
+    def _component(self, raw: str) -> str:
+        name = self._components.get(raw)
+        if name is None:
+            name = self._components[raw] = self.sanitize(raw, _COMPONENT)
+        return name
+
+    def violation(self, violation: Violation) -> Violation:
+        """Return the violation with a message and facts that are safe to store and to show."""
+        facts = {
+            self.sanitize(name, 100): (
+                self.sanitize(fact, _FACT) if isinstance(fact, str) else fact
+            )
+            for name, fact in violation.facts.items()
+        }
+        return replace(violation, message=self.sanitize(violation.message), facts=facts)

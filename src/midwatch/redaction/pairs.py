@@ -1,0 +1,598 @@
+"""Hide what stands beside a name: `password=…`, `"token": "…"`, `- name: DB_PASSWORD\\n  value: …`.
+
+A search finds the words that name secrets; where the name begins, what separates it from its value and where
+the value ends is then read from there. Each character is read a bounded number of times: what was hidden is not
+read again, and what is left alone was looked at for some hundred characters at most.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from midwatch.redaction.markers import IS_MARKER, MARKER, marker
+from midwatch.redaction.names import (
+    begins_sentence,
+    is_ordinary,
+    is_placeholder,
+    is_sentence,
+    is_word,
+    label_of,
+    looks_random,
+)
+
+
+class Span(NamedTuple):
+    """A secret in a text: what is hidden, and under which label."""
+
+    start: int
+    end: int
+    label: str
+
+
+def hide(text: str, spans: Iterator[Span]) -> str:
+    """Return the text with a marker for each span; they are in order and do not overlap."""
+    pieces: list[str] = []
+    at = 0
+    for start, end, label in spans:
+        pieces += text[at:start], marker(label)
+        at = end
+    return "".join([*pieces, text[at:]]) if pieces else text
+
+
+def without_overlaps(spans: Iterable[Span]) -> Iterator[Span]:
+    """Yield the spans in order, without those that begin in an earlier one."""
+    at = 0
+    for span in sorted(spans, key=lambda one: (one.start, -one.end)):
+        if span.start >= at:
+            yield span
+            at = span.end
+
+
+# Letters and signs from rare to frequent, in the text of logs.
+_RARITY = "`{<>$~|^%@#&*+!?;jqzx_kvywb=gpfhmucdlrsintaoe()'\",/-.:0123456789 "
+
+
+def rarest(text: str) -> int:
+    """Return where the rarest character of a text stands."""
+    return min(range(len(text)), key=lambda at: _RARITY.find(text[at].lower()))
+
+
+def any_of(hints: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that finds any of some texts. Each is looked for by its rarest character, which skips ahead."""
+    branches: dict[str, list[str]] = {}
+    for hint in hints:
+        at = rarest(hint)
+        before, after = re.escape(hint[: at + 1]), re.escape(hint[at + 1 :])
+        branches.setdefault(hint[at], []).append(f"(?<={before}){after}")
+    return re.compile(
+        "|".join(
+            f"{re.escape(one)}(?:{'|'.join(found)})" for one, found in branches.items()
+        )
+    )
+
+
+# The search begins at rare letters, so that it skips ahead quickly.
+WORD = (
+    r"(?:[cCkKpP](?i:(?<=sec)ret|(?<=c)red(?:ential)?s?|(?<=tok)en|(?<=k)ey|(?<=wac)htwoord|(?<=c)ontrase.a|(?<=k)ennwort"
+    r"|(?<=p)(?:ass(?:word|wd|phrase|wort|code|e(?![a-z]))?|arola|wd?(?![a-z])|sk(?![a-z]))))"
+)
+FOREIGN_WORD = r"[sShHпПшШ密パ비](?i:(?<=s)enha|(?<=h)(?:eslo|aslo)|(?<=п)арол[ья]|(?<=密)[码碼]|(?<=パ)スワード|(?<=비)밀번호)"
+_IS_FOREIGN = ("senha", "heslo", "haslo")
+_AFTER = r"(?P<after>[\w-]{0,40})"
+_QUOTE = r"(?:\\{0,8}[\"'`]|&quot;|&\#3[49];|%22|%27|\\u002[27])"
+_EQUALS = r"(?:=>|:=|={1,2}|::?|：|%3[dDaA]|%253[dDaA]|\\u003[dD]|&\#61;)"
+_SEPARATOR = rf"""(?x:
+    (?P<close>{_QUOTE}|\\?\])?
+    (?:
+      (?P<below>:[ \t]{{0,20}}\r?\n[ ]{{1,80}}(?![\s"'-]))
+    | [ \t]{{0,60}}(?P<equals>{_EQUALS})[ \t]{{0,80}}(?:\r?\n[ \t]{{0,80}}(?=\\{{0,8}}["']))?
+    | [ \t]{{1,60}}(?P<bar>\|)[ ]
+    | (?P<part>\r?\n\r?\n)
+    | (?P<argument>,[ ]?(?=\\{{0,8}}["']))
+    | [ \t](?P<verb>(?:(?:is|was|has[ ]been|is[ ]now)[ ])?(?:is|was|to|(?:re)?set[ ]to|changed[ ]to|updated[ ]to)\b:?[ \t])
+    | (?P<space>[ \t]{{1,80}})
+    )(?=\S)(?!{MARKER}(?:[\s"'`,;&)}}\]]|\Z))
+)"""
+_KEYED = re.compile(WORD + _AFTER + _SEPARATOR)
+_FOREIGN = re.compile(FOREIGN_WORD + _AFTER + _SEPARATOR)
+_NAME_FIRST = re.compile(
+    r"(?:[nN]ame|[kK]ey)\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}(?:\\{0,8}[\"'])?(?P<name>[\w./-]{1,200})\\{0,8}[\"']?[\s,;]{1,40}"
+    r"(?:(?![nN]ame|[vV]alueFrom)[^{}\n]){0,120}?\s{0,40}\b(?:[pP]arameter)?[vV]alue(?:\\{0,8}[\"'])?\s{0,3}[:=]\s{0,3}"
+)
+_TAG = re.compile(
+    r"<key>(?P<key>[\w.-]{1,100})</key>\s{0,40}<string>"
+    r"|<(?P<name>[\w:.-]{1,80})(?:\s[^<>\n]{0,200})?(?<!/)>(?:<!\[CDATA\[|\s{0,40}<value>)?(?=[^\s<>])"
+)
+_ATTRIBUTE = re.compile(r"\b(?:name|key)=[\"'](?P<name>[\w.-]{1,100})[\"']")
+_BEGINS_LINE = re.compile(
+    r"[\s\"'#>*{(\[,|:-]*(?:(?:export|set|setx|ENV|ARG|define|CONFIG SET|SET GLOBAL|global)\s+)?(?:\$env:)?\Z"
+)
+_PLAIN = re.compile(
+    # A quote or separator ends a value only where what follows fits that: a password may contain any of these.
+    r"[^\s\0\"'`,;&)}\]|<\\%]*(?:(?!(?:[\"'`,;&)}\]|](?=[\s\0]|\Z|[\"'`,;&:>)}\]|]|[\w.-]{1,40}=)|,(?=[\w.-]{1,40}:)|</|\\+[\"'nrt]"
+    r"|&amp;|&quot;|\\u0026|%26(?=[\w.-]{1,40}(?:%3[dD]|=))))[\"'`,;&)}\]|<\\%][^\s\0\"'`,;&)}\]|<\\%]*)*"
+)
+
+
+_IN_NAME = frozenset(
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
+)
+
+
+class Word(NamedTuple):
+    """A word of a text that names a secret: where it stands, the whole name around it, and its label."""
+
+    at: int
+    name: str
+    begin: int
+    end: int
+    label: str
+
+
+_WORDS, _FOREIGN_WORDS = re.compile(WORD), re.compile(FOREIGN_WORD)
+_HIDDEN = re.compile(rf"[=:]{MARKER}(?=[\s\"'`,;&)}}\]]|\Z)")
+_AFTER_NAME = re.compile(r"[\w-]{0,40}")
+_BARE = frozenset(
+    "password passwd passphrase token secret credentials Password Token Secret Credentials".split()
+)
+_PROSE = re.compile(
+    r" (?!(?:i?like|in|is|was|to|not|as|between|similar|set|reset|changed|updated|has|values?|select|from)\b)[a-z]{2,30}(?:[ \t]\w|[.,;:)])"
+)
+
+
+def words_in(text: str, pattern: re.Pattern[str] = _WORDS) -> list[Word]:
+    """Return the words that name a secret; those of markers, and those followed by a word of a sentence, do not count."""
+    words = []
+    for found in pattern.finditer(text):
+        at, end = found.span()
+        begin = at
+        if text.startswith("[redacted:", max(at - 10, 0)):
+            continue
+        while (
+            begin
+            and at - begin < 80
+            and (text[begin - 1] in _IN_NAME or text[begin - 1].isalnum())
+        ):
+            begin -= 1
+        if text[end : end + 1] in _IN_NAME:
+            after = _AFTER_NAME.match(text, end)
+            end = after.end() if after else end
+        name = text[begin:end]
+        label = label_of(name)
+        if (
+            label is None
+            or text.startswith("[redacted:", end + 1)
+            and _HIDDEN.match(text, end)
+        ):
+            continue
+        if (
+            name in _BARE
+            and _PROSE.match(text, end)
+            or text.endswith("[redacted:", 0, begin)
+        ):
+            continue
+        if begin and text[begin - 1] == "\\" and name[0] in "nrt":
+            begin, name = begin + 1, name[1:]
+            label = label_of(name) or label
+        words.append(Word(at, name, begin, end, label))
+    return words
+
+
+_VALUES = ('alue"', "alue'", "alue=", "alue:", "alue\\", "alue =", "alue :")
+
+
+def pair_spans(text: str, words: Sequence[Word]) -> Iterator[Span]:
+    """Yield the values of names that hold secrets. They may overlap."""
+    yield from _spans(_KEYED, text, words)
+    if not text.isascii() or any(word in text.lower() for word in _IS_FOREIGN):
+        yield from _spans(_FOREIGN, text, words_in(text, _FOREIGN_WORDS))
+    if any(member in text for member in _VALUES):
+        yield from _name_first(text)
+        yield from _value_first(text)
+    if "</" in text:
+        yield from _tags(text)
+
+
+_SIMPLE = re.compile(
+    r"(?:=|\":\s?\")(?=[a-zA-Z0-9]*[0-9])([a-zA-Z][a-zA-Z0-9]{5,200})(?=[\s\"]|\Z)"
+)
+
+
+def _spans(
+    pattern: re.Pattern[str], text: str, words: Iterable[Word]
+) -> Iterator[Span]:
+    at = 0
+    for word in words:
+        if word.at < at:
+            continue
+        if (simple := _SIMPLE.match(text, word.end)) and not is_ordinary(
+            simple[1], word.name
+        ):
+            at = simple.end()
+            yield Span(*simple.span(1), word.label)
+            continue
+        found = pattern.match(text, word.at)
+        if found is None:
+            continue
+        at = found.end("after")
+        span = _secret(text, found, word)
+        if span is not None and span.start >= at:
+            at = span.end
+            if span.start < span.end:
+                yield span
+
+
+class _Name(NamedTuple):
+    text: str
+    start: int
+    line: int
+    begins_line: bool
+
+
+def line_of(text: str, whole: str, start: int) -> _Name:
+    line = text.rfind("\n", max(start - 200, 0), start) + 1
+    return _Name(whole, start, line, bool(_BEGINS_LINE.match(text, line, start)))
+
+
+def _secret(text: str, found: re.Match[str], word: Word) -> Span | None:
+    label = word.label
+    if found["equals"] == "=":  # by far the most
+        return _beside(text, found.end(), _Name(word.name, word.begin, 0, False), label)
+    name = line_of(text, word.name, word.begin)
+    at = found.end()
+    before = text[max(name.start - 1, 0) : name.start]
+    if found["equals"]:
+        colon = found["equals"] in (":", "：")
+        tight = at == found.end("equals")
+        if before == "/" and colon or before == ":" and colon and tight:
+            return None  # a path before a message; a part of an ARN
+        if name.text == "PASS" and colon:
+            return None  # of a test
+        if text.startswith(("|", ">"), at):
+            block = _block(text, at, name)
+            if block:
+                return Span(*block, label)
+        return _beside(text, at, name, label, prose=colon and not tight)
+    if found["below"]:
+        return _below(text, at, name, label)
+    if found["bar"]:
+        ends = text.find("\n", at)
+        line = text[at : ends if ends >= 0 else len(text)]
+        if not name.begins_line or "|" in line or text.startswith(("\n-", "\n+"), ends):
+            return None
+        return _beside(text, at, name, label)
+    if found["part"]:
+        if "form-data" not in text[name.line : name.start]:
+            return None
+        return Span(at, _line_end(text, at), label)
+    if found["argument"]:
+        pair = before in ("'", '"') and text[name.start - 2 : name.start - 1] in (
+            "(",
+            "[",
+        )
+        span = _beside(text, at, name, label)
+        setting = text.endswith("set_config(", 0, name.start - 1)
+        if span is None or not (
+            name.text.startswith("-")
+            or setting
+            or pair
+            and re.match(r"\\?[\"'][)\]]", text[span.end :][:3])
+        ):
+            return None
+        return span
+    return _spaced(text, found, name, label)
+
+
+def _span(text: str, start: int, end: int, label: str) -> Span:
+    """Return the span; an empty one for what is hidden already."""
+    return (
+        Span(end, end, label)
+        if IS_MARKER.fullmatch(text, start, end)
+        else Span(start, end, label)
+    )
+
+
+# ------------------------------------------------------------------ a value
+
+_OPENING = re.compile(
+    r"(?P<deep>\\{1,8}[\"'])|(?P<triple>\"\"\"|''')|(?P<twice>''|\"\"|``)(?=[^\s'\"`,;)}\]&])"
+    r"|(?:[bBeEfFnNrRuUL]|[uU]&|[rR][bB])?(?P<plain>[\"'`])|(?P<dollar>\$(?:[A-Za-z_]\w{0,20})?\$)"
+    r"|(?P<entity>&quot;|&\#3[49];|%22|%27|\\u002[27])|(?P<brace>\{)(?=[^{}\n:\"']{1,200}\})"
+    r"|(?P<list>\[)(?=[^\[\]\n]{0,500}\])"
+    r"|\w{1,40}\(\s{0,3}(?P<call>(?:[eEnN])?['\"])"
+)
+_PREFIXED = re.compile(r"\w{0,40}(?:[\"'`]|&'|\()")
+_CLOSING = {  # what ends a value, by how it begins
+    '"': re.compile(r'[^"\\\r\n]*(?:\\.[^"\\\r\n]*)*'),
+    "'": re.compile(r"[^'\\\r\n]*(?:(?:\\.|'')[^'\\\r\n]*)*"),
+    "`": re.compile(r"[^`\r\n]*"),
+}
+_DEEP = re.compile(r"[^\"'\\\r\n]*(?:\\(?!\\*[\"'])[^\"'\\\r\n]*)*")
+
+
+def value_at(text: str, at: int) -> tuple[int, int, bool]:
+    """Return where the value at a place begins and ends, without its quotes, and whether it has quotes."""
+    if text[at].isalnum() and not _PREFIXED.match(text, at):
+        return at, _plain_end(text, at), False
+    if text.startswith(("{", "["), at) and (hidden := IS_MARKER.match(text, at + 1)):
+        return *hidden.span(), True
+    if hidden := IS_MARKER.match(text, at):
+        end = hidden.end()
+        return at, end if text.startswith("@", end) else _plain_end(text, end), False
+    opening = _OPENING.match(text, at)
+    if opening is None or opening["brace"] and text[at - 1] != "=":
+        return at, _plain_end(text, at), False
+    start = opening.end()
+    kind = opening.lastgroup
+    mark = opening[kind or 0]
+    if kind in ("plain", "call"):
+        closing = _CLOSING[mark[-1]].match(text, start)
+        assert closing is not None
+        return start, closing.end(), True
+    if kind == "deep":
+        closing = _DEEP.match(text, start)
+        assert closing is not None
+        return start, closing.end(), True
+    if kind == "list":
+        return start, text.index("]", start), True
+    if kind == "brace":
+        return start, text.index("}", start), True
+    end = text.find(mark, start)
+    if end < 0:
+        end = len(text) if kind in ("triple", "dollar") else _plain_end(text, start)
+    elif kind in ("twice", "entity"):
+        end = min(end, _line_end(text, start))
+    return start, end, True
+
+
+def _plain_end(text: str, at: int) -> int:
+    plain = _PLAIN.match(text, at)
+    assert plain is not None
+    return plain.end()
+
+
+def _line_end(text: str, at: int) -> int:
+    found = _LINE_END.search(text, at)
+    assert found is not None
+    return found.start()
+
+
+_LINE_END = re.compile(r"\r?\n|\r?\Z")
+_EMPTY = re.compile(r"[,;&|)}\]](?:[\s\"']|\Z|[\w. -]{1,40}=)|[)}\]|,]")
+_IN_LIST = re.compile(r"[\"'][^\"']*[\"']")
+_NAMED_OBJECT = re.compile(
+    r"\\?[\"'`]?,?\s+(?:not|already|is|was|does|in|has|cannot|could|must|exists?|found|referenced|for|of)\b"
+)
+_METRIC = re.compile(r"[{,]\Z")
+_DNS_NAME = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)+|[a-z0-9.-]+/[a-z0-9.-]+")
+
+
+def _beside(
+    text: str, at: int, name: _Name, label: str, *, prose: bool = False
+) -> Span | None:
+    """Return the secret behind a separator, or None if there is none.
+
+    Args:
+        prose: Whether a colon and a space precede it, as in a sentence too.
+    """
+    if is_placeholder(text, at) or text[at] in ",;&|)}]" and _EMPTY.match(text, at):
+        return None
+    start, end, quoted = value_at(text, at)
+    if text.startswith("[redacted:", start) and IS_MARKER.fullmatch(text, start, end):
+        return Span(end, end, label)
+    value = text[start : min(end, start + 400)]
+    if not value or is_ordinary(value, name.text) or is_placeholder(text, start):
+        return None
+    if name.text.lower().endswith("pwd") and value.startswith(("/", "~")):
+        return None
+    if text[start - 1] == "[" and quoted:
+        return Span(start, end, label) if _IN_LIST.search(value) or not prose else None
+    if quoted:
+        if is_sentence(value) or re.match(r"\s+[\w.-]+=", value):
+            return None
+        if label in ("secret", "token") and _DNS_NAME.fullmatch(value):
+            named = prose and _NAMED_OBJECT.match(text, end)
+            if (
+                named
+                or name.text == "secret"
+                and (_METRIC.search(text[: name.start][-1:]) or "/" in value)
+            ):
+                return None
+        return Span(start, end, label)
+    if value[0] in "{[(" and text[at - 1] != "=":
+        return None
+    rest = text[end : min(end + 100, _line_end(text, end))] if prose else ""
+    if prose and begins_sentence(value, rest, name.begins_line):
+        return None
+    if prose and re.match(r"\s+bytes\b", rest) and value.isdigit():
+        return None
+    if prose and name.begins_line and is_word(value):
+        words = rest.split()
+        if words and all(re.fullmatch(r"\w+", word) for word in words):
+            end = _line_end(text, end)  # a passphrase
+    return Span(start, end, label)
+
+
+# ------------------------------------------------------------------ YAML
+
+_BLOCK = re.compile(r"[|>][0-9+-]{0,2}[ \t]*(?:#[^\n]*)?\r?\n")
+_INDENT = re.compile(r"[ \t]*")
+
+
+def _indent(text: str, name: _Name) -> int:
+    """Return the column of a name in YAML."""
+    return name.start - name.line - (text[name.start - 1 : name.start] in ("'", '"'))
+
+
+def _leading(text: str, line: int) -> int:
+    found = _INDENT.match(text, line)
+    return found.end() - line if found else 0
+
+
+def _block(text: str, at: int, name: _Name) -> tuple[int, int] | None:
+    """Return where the lines of a block scalar begin and end: those that are indented deeper than its name."""
+    opening = _BLOCK.match(text, at)
+    if opening is None:
+        return None
+    indent = _indent(text, name) if name.begins_line else _leading(text, name.line)
+    first = _INDENT.match(text, opening.end())
+    assert first is not None
+    start = end = first.end()
+    line = opening.end()
+    while line < len(text):
+        stripped = _INDENT.match(text, line)
+        assert stripped is not None
+        line_end = _line_end(text, line)
+        if stripped.end() < line_end:
+            if stripped.end() - line <= indent:
+                break
+            end = line_end
+        line = text.find("\n", line_end) + 1 or len(text)
+    return (start, end) if end > start else None
+
+
+def _below(text: str, at: int, name: _Name, label: str) -> Span | None:
+    """Return the value that stands alone in the line below its name, indented deeper."""
+    end = _line_end(text, at)
+    column = at - text.rfind("\n", 0, at) - 1
+    value = text[at : min(end, at + 400)].rstrip()
+    if (
+        column <= _indent(text, name)
+        or not name.begins_line
+        or " " in value
+        or value.endswith(":")
+    ):
+        return None
+    if (
+        is_ordinary(value, name.text)
+        or is_placeholder(text, at)
+        or re.match(r"[\w.-]+:", value)
+    ):
+        return None
+    return _span(text, at, end, label)
+
+
+# ------------------------------------------------------------------ name, space, value
+
+_DIRECTIVE_ENDS = re.compile(
+    r"[\"']?[ \t]*;?[ \t]*(?:#[^\n]*)?(?:\r?\n|\r?\Z)|[\"'][ \t]*;"
+)
+_NETRC = re.compile(
+    r"(?:\b(?:machine|login|default|account)\b[^\n]*|\b(?:machine|default)\s[^\n]*\n[^\n]*)\Z"
+)
+
+
+def _spaced(text: str, found: re.Match[str], name: _Name, label: str) -> Span | None:
+    """Return the secret behind a name and a space: `PASSWORD 'x'`, `requirepass x`, `password is x`."""
+    at = found.end()
+    if is_placeholder(text, at):
+        return None
+    start, end, quoted = value_at(text, at)
+    if IS_MARKER.fullmatch(text, start, end):
+        return Span(end, end, label)
+    value = text[start : min(end, start + 400)]
+    if cipher := _CIPHER.match(text, at):  # of a router: password 7 0822455D0A16
+        return Span(*cipher.span(1), label)
+    if not value or is_ordinary(value, name.text):
+        return None
+    if name.text.startswith("-"):  # an option
+        return None if value.startswith("-") else Span(start, end, label)
+    before = text[max(name.start - 1, 0) : name.start]
+    if before in ("/", "'") or before == "`":
+        return None
+    ends = _DIRECTIVE_ENDS.match(text, end)
+    if quoted:
+        if found["close"] and name.text.lower() not in ("requirepass", "masterauth"):
+            return None
+        if text[start - 1] in "'$" and label == "password" and not found["verb"]:
+            return Span(start, end, label)
+        if text.startswith('";', end) and not is_sentence(value):
+            return Span(start, end, label)
+        if label == "password" or found["verb"]:
+            return Span(start, end, label) if looks_random(value) else None
+        return None
+    if found["close"] and before not in ("'", '"'):
+        return None
+    if found["verb"]:
+        return Span(start, end, label) if looks_random(value) else None
+    compound = len(name.text) > 8 and name.text.lower() not in (
+        "passphrase",
+        "credential",
+        "credentials",
+    )
+    if (
+        name.begins_line
+        and ends
+        and (compound or "\t" in found["space"])
+        and not value.endswith(("|", ","))
+    ):
+        return Span(start, end, label)
+    if label == "password" and _NETRC.search(
+        text[max(name.start - 200, 0) : name.start]
+    ):
+        return Span(start, end, label)
+    if (label == "password" or compound) and looks_random(value):
+        return Span(start, end, label)
+    return None
+
+
+_CIPHER = re.compile(r"\d ((?=\S*\d)(?=\S*[A-Za-z$])\S{6,})")
+
+# ------------------------------------------------------------------ the name in an element or member of its own
+
+
+def _name_first(text: str) -> Iterator[Span]:
+    at = 0
+    while found := _NAME_FIRST.search(text, at):
+        at = found.end("name")
+        label = label_of(found["name"])
+        if label is None:
+            continue
+        name = _Name(found["name"], found.start("name"), 0, False)
+        span = _beside(text, found.end(), name, label)
+        if span is not None:
+            at = span.end
+            if span.start < span.end:
+                yield span
+
+
+def _tags(text: str) -> Iterator[Span]:
+    """Yield what stands in elements of XML that are named so."""
+    for found in _TAG.finditer(text):
+        attribute = _ATTRIBUTE.search(found[0])
+        name = attribute["name"] if attribute else found[found.lastgroup or 0]
+        label = label_of(name.rpartition(":")[2])
+        end = text.find("<", found.end(), found.end() + 4000)
+        value = (
+            text[found.end() : end].removesuffix("]]>").rstrip()
+            if label and end > 0
+            else ""
+        )
+        if (
+            label
+            and value
+            and not is_ordinary(value, name)
+            and not is_placeholder(text, found.end())
+        ):
+            if not IS_MARKER.fullmatch(value):
+                yield Span(found.end(), found.end() + len(value), label)
+
+
+_VALUE_FIRST = re.compile(
+    r"[vV]alue\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}(?:(?P<quote>\\{0,8}[\"'])(?P<quoted>[^\"'\n]{1,500}?)(?P=quote)|(?P<plain>[^\s\"',\\]{1,500}))"
+    r"[\s,;]{1,40}\\{0,8}[\"']?(?:[nN]ame|[kK]ey)\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}\\{0,8}[\"']?(?P<name>[\w./-]{1,200})"
+)
+
+
+def _value_first(text: str) -> Iterator[Span]:
+    for found in _VALUE_FIRST.finditer(text):
+        label = label_of(found["name"])
+        kind = "quoted" if found["quote"] else "plain"
+        if (
+            label
+            and not IS_MARKER.fullmatch(found[kind])
+            and not is_ordinary(found[kind], found["name"])
+        ):
+            yield Span(*found.span(kind), label)
