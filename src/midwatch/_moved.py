@@ -1,4 +1,4 @@
-"""Names that version 0.1.0 documented elsewhere; each works for one more release, with a warning."""
+"""Names that version 0.1.0 had elsewhere; each works for one more release, with a warning."""
 
 from __future__ import annotations
 
@@ -11,17 +11,27 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 MODULES = {
+    "midwatch.answer": "midwatch.diagnosis_schema",
     "midwatch.events": "midwatch.session.events",
+    "midwatch.grounding": "midwatch.agent.grounding",
+    "midwatch.intake": "midwatch.redaction",
+    "midwatch.kube.names": "midwatch.kube.rules",
+    "midwatch.kube.verdict": "midwatch.kube.observed",
+    "midwatch.prompt": "midwatch.agent.diagnosis",
     "midwatch.session.blocking": "midwatch.session.agentic_session",
     "midwatch.session.ledger": "midwatch.session.log",
     "midwatch.session.outbox": "midwatch.session.log",
     "midwatch.session.session": "midwatch.session.agentic_session",
     "midwatch.status": "midwatch.session.status",
+    "midwatch.subjects._command_output": "midwatch.subjects.command",
     "midwatch.subjects.configure": "midwatch.subjects.base",
+    "midwatch.subjects.postgres.logs": "midwatch.subjects.postgres.log_lines",
     "midwatch.testing.store_conformance.stand": "midwatch.testing.store_conformance.fixture",
 }
 NAMES = {
+    "midwatch.kube.observed": {"judge": "attempt_health"},
     "midwatch.lifecycle": {"Stop": "StopEvent", "signals_set": "stop_on_signals"},
+    "midwatch.redaction": {"Intake": "Sanitizer"},
     "midwatch.testing.store_conformance": {"Stand": "StoreFixture"},
     "midwatch.testing.store_conformance.fixture": {"Stand": "StoreFixture"},
 }

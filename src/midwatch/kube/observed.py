@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
+from midwatch._moved import renamed
 from midwatch.kube.environment import BAD_ENVIRONMENT, POD_ENDED, STATUS_NOT_WRITTEN
 from midwatch.kube.errors import SpecRefused
 from midwatch.kube.resource import SessionResource, Spec, read_resource, resource_with
@@ -429,3 +430,7 @@ def _quiet_at_first(
 
 def _left(grace: float, since: datetime | None, now: datetime) -> float:
     return grace - (now - since).total_seconds() if since is not None else grace
+
+
+def __getattr__(name: str) -> object:
+    return renamed(__name__, name)

@@ -22,6 +22,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+from midwatch._moved import renamed
 from midwatch.model import Observation, Violation
 from midwatch.redaction.contexts import (
     function_spans,
@@ -346,3 +347,7 @@ class Sanitizer:
             for name, fact in violation.facts.items()
         }
         return replace(violation, message=self.sanitize(violation.message), facts=facts)
+
+
+def __getattr__(name: str) -> object:
+    return renamed(__name__, name)
