@@ -176,7 +176,9 @@ def test_a_ticket_becomes_a_session_and_stays_open(tmp_path: Path) -> None:
         await open_tickets(store, "x", subject="bare")
 
     in_store(desk, seed)
-    assert "names no repositories" in refused(desk, "session", "fix", "2", "--yes")
+    assert "names no repositories" in refused(
+        desk, "session", "fix", "2", "--yes", code=2
+    )
     unasked = midwatch(desk, "session", "fix", "1")
     assert unasked.returncode == 1 and "--yes" in unasked.stderr
     prompt = said(desk, "session", "fix", "1", "--show-prompt")

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 from alembic import command
+from sqlalchemy import Connection, insert
 
 from midwatch.errors import NotFound
-from midwatch.model import TicketStatus, Usage
+from midwatch.model import Key, Severity, TicketStatus, Usage
 from midwatch.session.events import Failure, ModelUsage, Phase
 from midwatch.session.records import SessionRecords, SessionSpec
 from midwatch.session.status import SessionStatus
 from midwatch.store.engine import open_transactions, parse_database
+from midwatch.store.schema import batches, subjects, tickets
 from midwatch.store.sessions import SqlSessions
 from midwatch.store.sql import SqlStore, _config, open_store, upgrade
 from midwatch.testing.fakes import ManualClock, open_tickets
@@ -144,10 +146,43 @@ async def test_a_database_of_before_sessions_keeps_its_tickets(
     for url in (f"sqlite:///{sqlite_file}", empty_postgres):
         transactions = open_transactions(parse_database(url))
         await transactions.run(lambda c: command.upgrade(_config(c), "0001"))
-        (ticket,) = await open_tickets(SqlStore(transactions), "queue-1")
+        number = await transactions.run(_first_ticket)
         assert await upgrade(transactions) == "0001"
         await transactions.close()
         store = await open_store(url)
-        assert (await store.ticket(ticket.id)).key == ticket.key
-        assert await store.sessions_of(ticket.id) == []
+        assert (await store.ticket(number)).key == KEY
+        assert await store.sessions_of(number) == []
         await store.close()
+
+
+KEY = Key("fake", "alive", "queue-1")
+
+
+def _first_ticket(connection: Connection) -> int:
+    """Insert a ticket into the columns of the first schema, and return its number."""
+    shared = {"subject": KEY.subject, "severity": Severity.WARNING, "opened_at": AT}
+    connection.execute(
+        insert(subjects).values(
+            name=KEY.subject, revision=0, cycle=0, failures=0, state={}
+        )
+    )
+    (batch,) = connection.execute(
+        insert(batches).values(**shared, queued=True, attempts=0, set_at=AT)
+    ).inserted_primary_key
+    (number,) = connection.execute(
+        insert(tickets).values(
+            **shared,
+            invariant=KEY.invariant,
+            component=KEY.component,
+            status=TicketStatus.OPEN,
+            held=False,
+            message="queue-1 is broken",
+            facts={},
+            first_seen_at=AT,
+            last_seen_at=AT,
+            occurrence_count=1,
+            flapping=False,
+            batch_id=batch,
+        )
+    ).inserted_primary_key
+    return int(number)
