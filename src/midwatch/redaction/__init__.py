@@ -95,7 +95,7 @@ _SQL_WORDS = (
 def _without_named(text: str, lower: str) -> str:
     """Return the text without what is secret because of a name: of a setting, a column, a manifest."""
     words = words_in(text)
-    spans = [*pair_spans(text, words)]
+    spans = [*pair_spans(text, lower, words)]
     if "'" in text or "$$" in text:
         spans += literals_beside(text, words)
         spans += literals_before(text)

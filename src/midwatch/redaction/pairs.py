@@ -95,8 +95,7 @@ _SEPARATOR = rf"""(?x:
     | (?P<space>[ \t]{{1,80}})
     )(?=\S)(?!{MARKER}(?:[\s"'`,;&)}}\]]|\Z))
 )"""
-_KEYED = re.compile(WORD + _AFTER + _SEPARATOR)
-_FOREIGN = re.compile(FOREIGN_WORD + _AFTER + _SEPARATOR)
+_BEHIND_NAME = re.compile(_AFTER + _SEPARATOR)
 _NAME_FIRST = re.compile(
     r"(?:[nN]ame|[kK]ey)\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}(?:\\{0,8}[\"'])?(?P<name>[\w./-]{1,200})\\{0,8}[\"']?[\s,;]{1,40}"
     r"(?:(?![nN]ame|[vV]alueFrom)[^{}\n]){0,120}?\s{0,40}\b(?:[pP]arameter)?[vV]alue(?:\\{0,8}[\"'])?\s{0,3}[:=]\s{0,3}"
@@ -116,11 +115,6 @@ _PLAIN = re.compile(
 )
 
 
-_IN_NAME = frozenset(
-    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
-)
-
-
 class Word(NamedTuple):
     """A word of a text that names a secret: where it stands, the whole name around it, and its label."""
 
@@ -131,9 +125,12 @@ class Word(NamedTuple):
     label: str
 
 
-_WORDS, _FOREIGN_WORDS = re.compile(WORD), re.compile(FOREIGN_WORD)
+# With the rest of the name, so that a name with two such words is found once.
+_REST = r"(?:(?=[A-Za-z0-9_-])[\w-]{1,40}(?![\w-]))?"
+_WORDS, _FOREIGN_WORDS = re.compile(WORD + _REST), re.compile(FOREIGN_WORD + _REST)
 _HIDDEN = re.compile(rf"[=:]{MARKER}(?=[\s\"'`,;&)}}\]]|\Z)")
-_AFTER_NAME = re.compile(r"[\w-]{0,40}")
+_BEFORE_NAME = re.compile(r"[\w.-]*")  # in the text from its end
+_AFTER_NAME = re.compile(r"(?=[A-Za-z0-9_-])[\w-]{1,40}")
 _BARE = frozenset(
     "password passwd passphrase token secret credentials Password Token Secret Credentials".split()
 )
@@ -147,18 +144,12 @@ def words_in(text: str, pattern: re.Pattern[str] = _WORDS) -> list[Word]:
     words = []
     for found in pattern.finditer(text):
         at, end = found.span()
-        begin = at
         if text.startswith("[redacted:", max(at - 10, 0)):
             continue
-        while (
-            begin
-            and at - begin < 80
-            and (text[begin - 1] in _IN_NAME or text[begin - 1].isalnum())
-        ):
-            begin -= 1
-        if text[end : end + 1] in _IN_NAME:
-            after = _AFTER_NAME.match(text, end)
-            end = after.end() if after else end
+        before = _BEFORE_NAME.match(text[max(at - 80, 0) : at][::-1])
+        begin = at - before.end() if before else at
+        if after := _AFTER_NAME.match(text, end):
+            end = after.end()
         name = text[begin:end]
         label = label_of(name)
         if (
@@ -183,12 +174,12 @@ def words_in(text: str, pattern: re.Pattern[str] = _WORDS) -> list[Word]:
 _VALUES = ('alue"', "alue'", "alue=", "alue:", "alue\\", "alue =", "alue :")
 
 
-def pair_spans(text: str, words: Sequence[Word]) -> Iterator[Span]:
+def pair_spans(text: str, lower: str, words: Sequence[Word]) -> Iterator[Span]:
     """Yield the values of names that hold secrets. They may overlap."""
-    yield from _spans(_KEYED, text, words)
-    if not text.isascii() or any(word in text.lower() for word in _IS_FOREIGN):
-        yield from _spans(_FOREIGN, text, words_in(text, _FOREIGN_WORDS))
-    if any(member in text for member in _VALUES):
+    yield from _spans(text, words)
+    if not text.isascii() or any(word in lower for word in _IS_FOREIGN):
+        yield from _spans(text, words_in(text, _FOREIGN_WORDS))
+    if "alue" in text and any(member in text for member in _VALUES):
         yield from _name_first(text)
         yield from _value_first(text)
     if "</" in text:
@@ -200,9 +191,7 @@ _SIMPLE = re.compile(
 )
 
 
-def _spans(
-    pattern: re.Pattern[str], text: str, words: Iterable[Word]
-) -> Iterator[Span]:
+def _spans(text: str, words: Iterable[Word]) -> Iterator[Span]:
     at = 0
     for word in words:
         if word.at < at:
@@ -213,7 +202,7 @@ def _spans(
             at = simple.end()
             yield Span(*simple.span(1), word.label)
             continue
-        found = pattern.match(text, word.at)
+        found = _BEHIND_NAME.match(text, word.end)
         if found is None:
             continue
         at = found.end("after")
@@ -278,7 +267,7 @@ def _secret(text: str, found: re.Match[str], word: Word) -> Span | None:
             name.text.startswith("-")
             or setting
             or pair
-            and re.match(r"\\?[\"'][)\]]", text[span.end :][:3])
+            and re.match(r"\\?[\"'][)\]]", text[span.end : span.end + 3])
         ):
             return None
         return span
@@ -365,7 +354,6 @@ _IN_LIST = re.compile(r"[\"'][^\"']*[\"']")
 _NAMED_OBJECT = re.compile(
     r"\\?[\"'`]?,?\s+(?:not|already|is|was|does|in|has|cannot|could|must|exists?|found|referenced|for|of)\b"
 )
-_METRIC = re.compile(r"[{,]\Z")
 _DNS_NAME = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)+|[a-z0-9.-]+/[a-z0-9.-]+")
 
 
@@ -397,7 +385,7 @@ def _beside(
             if (
                 named
                 or name.text == "secret"
-                and (_METRIC.search(text[: name.start][-1:]) or "/" in value)
+                and (text[max(name.start - 1, 0) : name.start] in ("{", ",") or "/" in value)
             ):
                 return None
         return Span(start, end, label)

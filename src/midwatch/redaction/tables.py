@@ -13,7 +13,7 @@ from midwatch.redaction.pairs import WORD, Span, Word, line_of
 # ------------------------------------------------------------------ rows of SQL
 
 _COLUMNS = re.compile(
-    WORD + r"[\w-]{0,40}[\"`\]]?\s{0,20}(?:,[^()';]{0,2000})?\)\s{0,20}"
+    r"[\w-]{0,40}[\"`\]]?\s{0,20}(?:,[^()';]{0,2000})?\)\s{0,20}"
     r"(?P<rows>(?i:overriding\s+\w+\s+value\s+)?(?i:values?|=|in|select|as)\b\s{0,20}|=|(?i:from\s+stdin)[^\n]{0,200}\n)"
 )
 _TABLE = re.compile(
@@ -42,7 +42,7 @@ def row_spans(text: str, words: Iterable[Word]) -> Iterator[Span]:
     """Yield the values of columns that hold secrets: INSERT INTO users (name, password) VALUES (…, '…')."""
     at = 0
     for word in words:
-        if word.at < at or not (found := _COLUMNS.match(text, word.at)):
+        if word.at < at or not (found := _COLUMNS.match(text, word.end)):
             continue
         at = found.end()
         opening = text.rfind("(", max(found.start() - 2000, 0), found.start())
@@ -137,7 +137,7 @@ def _secrets(text: str, item: _Item, label: str, *, bare: bool) -> Iterator[Span
 
 # ------------------------------------------------------------------ lines of a table
 
-_HEADER = re.compile(WORD + r"[\w-]{0,40}[\"'`]?[ ]{0,80}(?:[,;|\t]|\r?\n)")
+_HEADER = re.compile(r"[\w-]{0,40}[\"'`]?[ ]{0,80}(?:[,;|\t]|\r?\n)")
 _CELL = re.compile(r"\s*[\"'`]?[A-Za-z_][\w .-]{0,60}[\"'`]?\s*")
 _RULE = re.compile(r"[\s|+:=-]*")
 
@@ -146,7 +146,7 @@ def table_spans(text: str, words: Iterable[Word]) -> Iterator[Span]:
     """Yield the cells below the headers of columns that hold secrets."""
     at = 0
     for word in words:
-        if word.at < at or not (found := _HEADER.match(text, word.at)):
+        if word.at < at or not (found := _HEADER.match(text, word.end)):
             continue
         start = text.rfind("\n", max(found.start() - 1000, 0), found.start()) + 1
         end = text.find("\n", found.start())
@@ -207,10 +207,10 @@ def _cells(
 # ------------------------------------------------------------------ literals of SQL
 
 _SQL = re.compile(
-    rf"""{WORD}(?x:(?P<after>[\w-]{{0,40}})["`\])]{{0,4}}[ \t\n]{{0,20}}(?:::\w{{1,30}}[ \t]{{0,5}})?
-    (?:(?i:as[ ]\w{{1,40}}[ ])|(?i:(?:not[ ])?(?:i?like|in|similar[ ]to)|is[ ](?:not[ ])?distinct[ ]from|to|between)\b
-      |=[ ]?(?i:any|all)\b|<>|!=|[<>=~]=?|!?~~?\*?|\|\|)
-    [ \t\n]{{0,10}}(?:\([ ]?)?(?i:array\[)?(?=(?:[eEnN]|[uU]&)?'|\$\w{{0,20}}\$))"""
+    r"""(?x:(?P<after>[\w-]{0,40})["`\])]{0,4}[ \t\n]{0,20}(?:::\w{1,30}[ \t]{0,5})?
+    (?:(?i:as[ ]\w{1,40}[ ])|(?i:(?:not[ ])?(?:i?like|in|similar[ ]to)|is[ ](?:not[ ])?distinct[ ]from|to|between)\b
+      |(?<=[iI][nN])|=[ ]?(?i:any|all)\b|<>|!=|[<>=~]=?|!?~~?\*?|\|\|)
+    [ \t\n]{0,10}(?:\([ ]?)?(?i:array\[)?(?=(?:[eEnN]|[uU]&)?'|\$\w{0,20}\$))"""
 )
 _LITERAL = re.compile(
     r"(?:[eEnN]|[uU]&)?'[^'\\\r\n]*(?:(?:\\.|'')[^'\\\r\n]*)*'?|(\$\w{0,20}\$)"
@@ -257,7 +257,7 @@ def literals_beside(text: str, words: Iterable[Word]) -> Iterator[Span]:
     """Yield the literals beside the name of a secret: `token IN ('…', '…')`, `password LIKE '…'`."""
     at = 0
     for word in words:
-        if word.at < at or not (found := _SQL.match(text, word.at)):
+        if word.at < at or not (found := _SQL.match(text, word.end)):
             continue
         at = found.end("after")
         name = line_of(text, word.name, word.begin)
