@@ -95,6 +95,7 @@ _SQL_WORDS = (
 def _without_named(text: str, lower: str) -> str:
     """Return the text without what is secret because of a name: of a setting, a column, a manifest."""
     words = words_in(text)
+    apart = [word for word in words if text[word.end : word.end + 1] not in ("=", ":")]
     spans = [*pair_spans(text, lower, words)]
     if "'" in text or "$$" in text:
         spans += literals_beside(text, words)
@@ -102,9 +103,9 @@ def _without_named(text: str, lower: str) -> str:
     if "secret" in lower:
         spans += manifest_spans(text)
     if any(word in lower for word in _SQL_WORDS):
-        spans += row_spans(text, words)
+        spans += row_spans(text, apart)
     if "\n" in text:
-        spans += table_spans(text, words)
+        spans += table_spans(text, apart)
     return hide(text, without_overlaps(spans))
 
 

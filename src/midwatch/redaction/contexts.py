@@ -179,8 +179,9 @@ def function_spans(text: str) -> Iterator[Span]:
 # ------------------------------------------------------------------ Kubernetes
 
 _MEMBERS_OF_SECRET = re.compile(
-    r"(?:^|[\s,{])(?:\\{0,8}[\"'])?(?:data|stringData)(?:\\{0,8}[\"'])?\s{0,3}:\s{0,3}(?P<open>\{|\r?\n)"
+    r"[dD]ata(?:\\{0,8}[\"'])?\s{0,3}:\s{0,3}(?P<open>\{|\r?\n)"
 )
+_BEGIN_MEMBERS = re.compile(r"(?:^|[\s,{])(?:\\{0,8}[\"'])?(?:d|stringD)\Z")
 _KIND_SECRET = re.compile(
     r"kind(?:\\{0,8}[\"'])?\s{0,3}:\s{0,3}(?:\\{0,8}[\"'])?Secret\b(?!\w)"
 )
@@ -192,6 +193,9 @@ def manifest_spans(text: str) -> Iterator[Span]:
     if not _KIND_SECRET.search(text):
         return
     for found in _MEMBERS_OF_SECRET.finditer(text):
+        at = found.start() + 1
+        if not _BEGIN_MEMBERS.search(text[max(at - 17, 0) : at]):
+            continue
         at = found.end()
         if found["open"] == "{":
             close = text.find("}", at)

@@ -129,7 +129,7 @@ class Word(NamedTuple):
 _REST = r"(?:(?=[A-Za-z0-9_-])[\w-]{1,40}(?![\w-]))?"
 _WORDS, _FOREIGN_WORDS = re.compile(WORD + _REST), re.compile(FOREIGN_WORD + _REST)
 _HIDDEN = re.compile(rf"[=:]{MARKER}(?=[\s\"'`,;&)}}\]]|\Z)")
-_BEFORE_NAME = re.compile(r"[\w.-]*")  # in the text from its end
+_IN_NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 _AFTER_NAME = re.compile(r"(?=[A-Za-z0-9_-])[\w-]{1,40}")
 _BARE = frozenset(
     "password passwd passphrase token secret credentials Password Token Secret Credentials".split()
@@ -146,8 +146,11 @@ def words_in(text: str, pattern: re.Pattern[str] = _WORDS) -> list[Word]:
         at, end = found.span()
         if text.startswith("[redacted:", max(at - 10, 0)):
             continue
-        before = _BEFORE_NAME.match(text[max(at - 80, 0) : at][::-1])
-        begin = at - before.end() if before else at
+        begin = max(at - 80, 0)
+        begin += len(text[begin:at].rstrip(_IN_NAME))
+        while begin and at - begin < 80 and text[begin - 1].isalnum():  # not of ASCII
+            before = text[max(at - 80, 0) : begin - 1]
+            begin -= 1 + len(before) - len(before.rstrip(_IN_NAME))
         if after := _AFTER_NAME.match(text, end):
             end = after.end()
         name = text[begin:end]
@@ -187,7 +190,7 @@ def pair_spans(text: str, lower: str, words: Sequence[Word]) -> Iterator[Span]:
 
 
 _SIMPLE = re.compile(
-    r"(?:=|\":\s?\")(?=[a-zA-Z0-9]*[0-9])([a-zA-Z][a-zA-Z0-9]{5,200})(?=[\s\"]|\Z)"
+    r"(?:=|\":\s?(\"))(?=[a-zA-Z0-9]*[0-9])([a-zA-Z][a-zA-Z0-9]{5,200})(?=([\s\"])|\Z)"
 )
 
 
@@ -197,10 +200,12 @@ def _spans(text: str, words: Iterable[Word]) -> Iterator[Span]:
         if word.at < at:
             continue
         if (simple := _SIMPLE.match(text, word.end)) and not is_ordinary(
-            simple[1], word.name
+            simple[2], word.name
         ):
-            at = simple.end()
-            yield Span(*simple.span(1), word.label)
+            start, at = simple.span(2)
+            if simple[1] and simple[3] != '"':  # a value of several words
+                _, at, _ = value_at(text, start - 1)
+            yield Span(start, at, word.label)
             continue
         found = _BEHIND_NAME.match(text, word.end)
         if found is None:

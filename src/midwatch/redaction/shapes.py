@@ -265,7 +265,8 @@ _DSN = re.compile(r"@(?=(?:tcp|udp|unix)\d?\(|[\w.-]{1,200}:\d{2,5}\b(?!:))")
 _DSN_USER = re.compile(
     r"(?:^|[^\w/:@.\[-])[\w.+-]{1,60}:(?P<password>[^\s@\"'/:]{1,100})\Z"
 )
-_ORACLE = r"(:thin:[\w$]{1,40}/)[^\s@\"']{1,200}(?=@)|(\bsqlplus\s+(?:-\w\s+){0,3}[\w$]{1,40}/)[^\s@\"']{1,200}(?=@)"
+_JDBC = r"(:thin:[\w$]{1,40}/)[^\s@\"']{1,200}(?=@)"
+_SQLPLUS = r"(sqlplus(?<!\wsqlplus)\s+(?:-\w\s+){0,3}[\w$]{1,40}/)[^\s@\"']{1,200}(?=@)"
 _QUERY = (
     r"([?&;](?:(?:sig|signature|hmac|[xX]-(?:[aA]mz|[gG]oog)-[sS]ignature)=(?=[\w%+/.~-]{8})"
     r"|(?:code|ticket|assertion|client_assertion|SAMLResponse|SAMLRequest|id_token_hint|jsessionid)="
@@ -280,17 +281,13 @@ def _url(match: re.Match[str]) -> str:
     return f"{match[1]}{marker('url-password')}@"
 
 
-def _either(label: str) -> Callable[[re.Match[str]], str]:
-    return lambda match: next(group for group in match.groups() if group) + marker(
-        label
-    )
-
-
 def _dsn_spans(text: str) -> Iterator[Span]:
     """Yield the passwords before hosts with a port, without a scheme: app:…@db1:5432, root:…@tcp(db1)."""
     for found in _DSN.finditer(text):
+        if text.endswith("]", 0, found.start()):  # hidden
+            continue
         user = _DSN_USER.search(text[max(found.start() - 162, 0) : found.start()])
-        if user is not None and not user["password"].endswith("]"):
+        if user is not None:
             yield Span(found.start() - len(user["password"]), found.start(), "password")
 
 
@@ -303,7 +300,7 @@ _NO_SECRET = (
     r"|\*{3,}|\$\{|\$\(|\{\{|<[\w -]{1,40}>)"
 )
 _AUTHORIZATION = (
-    rf"([aA](?i:uthorization){_TO_VALUE})(?i:"
+    rf"([zZ](?i:(?<=authoriz)ation){_TO_VALUE})(?i:"
     rf"((?:bearer|basic|token|apikey|negotiate|ntlm|ssws|splunk|key|genie\s?key)[ \t=]{{1,4}}){_NO_SECRET}[^\s\"'\\,;]+"
     r"|((?:digest|aws4-hmac-sha256|hawk|oauth|signature|sharedaccesssignature|sharedkey)[ \t]{1,4})[^\r\n\"'\\]+(?:\\?\"[^\r\n\"'\\]+\\?\"[^\r\n\"'\\]*)*"
     r"|(?=[\w.~+/-]{0,200}[0-9])[\w.~+/-]{12,}={0,3})"
@@ -313,7 +310,7 @@ _BEARER = (
 )
 _BASIC = r"([bB](?<![\w-].)(?i:asic)[ \t]{1,4})([A-Za-z0-9+/_-]{6,})={0,3}"
 _AUTH = r"(auth(?:(?<![\w-]auth)|(?<=[^\w-]_auth)|(?<=\n_auth)|(?<=\A_auth))\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}\\{0,8}[\"']?)([A-Za-z0-9+/_-]{6,})={0,3}"
-_COOKIE = rf"([cC](?i:ookie){_TO_VALUE})(?=[\w.-]{{1,80}}=)[^\r\n\"'\\]+"
+_COOKIE = rf"([kK](?i:(?<=cook)ie){_TO_VALUE})(?=[\w.-]{{1,80}}=)[^\r\n\"'\\]+"
 _SESSION = r"((?:JSESSIONID|PHPSESSID|ASP\.NET_SessionId|connect\.sid|sessionid|_session)=)[\w%.!+/:-]{12,}"
 
 
@@ -384,7 +381,8 @@ _JWK = r"([\"'](?:d|p|q|dp|dq|qi|k)\\{0,8}[\"']\s{0,3}:\s{0,3}\\{0,8}[\"'])[\w-]
 
 _SHAPES: tuple[Shape, ...] = (
     *_OTHER_TOKENS,
-    Shape((":thin:", "sqlplus"), _ORACLE, _either("password")),
+    Shape((":thin:",), _JDBC, _behind("password")),
+    Shape(("sqlplus",), _SQLPLUS, _behind("password")),
     Shape(("authorization",), _AUTHORIZATION, _authorization),
     Shape(("bearer",), _BEARER, _behind("authorization")),
     Shape(("basic",), _BASIC, _basic),
