@@ -80,6 +80,7 @@ WORD = (
 )
 FOREIGN_WORD = r"[sShHпПшШ密パ비](?i:(?<=s)enha|(?<=h)(?:eslo|aslo)|(?<=п)арол[ья]|(?<=密)[码碼]|(?<=パ)スワード|(?<=비)밀번호)"
 _IS_FOREIGN = ("senha", "heslo", "haslo")
+_IS_NOT_ASCII = ("парол", "密", "パスワード", "비밀번호")
 _AFTER = r"(?P<after>[\w-]{0,40})"
 _QUOTE = r"(?:\\{0,8}[\"'`]|&quot;|&\#3[49];|%22|%27|\\u002[27])"
 _EQUALS = r"(?:=>|:=|={1,2}|::?|：|%3[dDaA]|%253[dDaA]|\\u003[dD]|&\#61;)"
@@ -97,8 +98,10 @@ _SEPARATOR = rf"""(?x:
 )"""
 _BEHIND_NAME = re.compile(_AFTER + _SEPARATOR)
 _NAME_FIRST = re.compile(
-    r"(?:[nN]ame|[kK]ey)\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}(?:\\{0,8}[\"'])?(?P<name>[\w./-]{1,200})\\{0,8}[\"']?[\s,;]{1,40}"
-    r"(?:(?![nN]ame|[vV]alueFrom)[^{}\n]){0,120}?\s{0,40}\b(?:[pP]arameter)?[vV]alue(?:\\{0,8}[\"'])?\s{0,3}[:=]\s{0,3}"
+    r"(?:m(?<=[nN]am)e|[kK]ey)\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}(?:\\{0,8}[\"'])?(?P<name>[\w./-]{1,200})(?=\\{0,8}[\"']?[\s,;])"
+)
+_ITS_VALUE = re.compile(
+    r"\\{0,8}[\"']?[\s,;]{1,40}(?:(?![nN]ame|[vV]alueFrom)[^{}\n]){0,120}?\s{0,40}\b(?:[pP]arameter)?[vV]alue(?:\\{0,8}[\"'])?\s{0,3}[:=]\s{0,3}"
 )
 _TAG = re.compile(
     r"<key>(?P<key>[\w.-]{1,100})</key>\s{0,40}<string>"
@@ -128,7 +131,9 @@ class Word(NamedTuple):
 # With the rest of the name, so that a name with two such words is found once.
 _REST = r"(?:(?=[A-Za-z0-9_-])[\w-]{1,40}(?![\w-]))?"
 _WORDS, _FOREIGN_WORDS = re.compile(WORD + _REST), re.compile(FOREIGN_WORD + _REST)
-_HIDDEN = re.compile(rf"[=:]{MARKER}(?=[\s\"'`,;&)}}\]]|\Z)")
+_HIDDEN = re.compile(
+    rf"(?:\\{{0,8}}[\"'])?[=:] ?(?:(?P<quote>\\{{0,8}}(?:\"|(?<!=)(?<!= )'))?{MARKER}(?(quote)(?P=quote)|(?=[\s\"'`,;&)}}\]]|\Z)))"
+)
 _IN_NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 _AFTER_NAME = re.compile(r"(?=[A-Za-z0-9_-])[\w-]{1,40}")
 _BARE = frozenset(
@@ -142,10 +147,9 @@ _PROSE = re.compile(
 def words_in(text: str, pattern: re.Pattern[str] = _WORDS) -> list[Word]:
     """Return the words that name a secret; those of markers, and those followed by a word of a sentence, do not count."""
     words = []
+    marked = "[redacted:" in text
     for found in pattern.finditer(text):
         at, end = found.span()
-        if text.startswith("[redacted:", max(at - 10, 0)):
-            continue
         begin = max(at - 80, 0)
         begin += len(text[begin:at].rstrip(_IN_NAME))
         while begin and at - begin < 80 and text[begin - 1].isalnum():  # not of ASCII
@@ -153,13 +157,13 @@ def words_in(text: str, pattern: re.Pattern[str] = _WORDS) -> list[Word]:
             begin -= 1 + len(before) - len(before.rstrip(_IN_NAME))
         if after := _AFTER_NAME.match(text, end):
             end = after.end()
+        if marked and (
+            text.startswith("[redacted:", max(at - 10, 0)) or _HIDDEN.match(text, end)
+        ):
+            continue
         name = text[begin:end]
         label = label_of(name)
-        if (
-            label is None
-            or text.startswith("[redacted:", end + 1)
-            and _HIDDEN.match(text, end)
-        ):
+        if label is None:
             continue
         if (
             name in _BARE
@@ -180,7 +184,8 @@ _VALUES = ('alue"', "alue'", "alue=", "alue:", "alue\\", "alue =", "alue :")
 def pair_spans(text: str, lower: str, words: Sequence[Word]) -> Iterator[Span]:
     """Yield the values of names that hold secrets. They may overlap."""
     yield from _spans(text, words)
-    if not text.isascii() or any(word in lower for word in _IS_FOREIGN):
+    foreign = _IS_FOREIGN if text.isascii() else _IS_FOREIGN + _IS_NOT_ASCII
+    if any(word in lower for word in foreign):
         yield from _spans(text, words_in(text, _FOREIGN_WORDS))
     if "alue" in text and any(member in text for member in _VALUES):
         yield from _name_first(text)
@@ -472,6 +477,7 @@ def _below(text: str, at: int, name: _Name, label: str) -> Span | None:
 _DIRECTIVE_ENDS = re.compile(
     r"[\"']?[ \t]*;?[ \t]*(?:#[^\n]*)?(?:\r?\n|\r?\Z)|[\"'][ \t]*;"
 )
+_IN_NETRC = ("machine", "login", "default", "account")
 _NETRC = re.compile(
     r"(?:\b(?:machine|login|default|account)\b[^\n]*|\b(?:machine|default)\s[^\n]*\n[^\n]*)\Z"
 )
@@ -522,12 +528,11 @@ def _spaced(text: str, found: re.Match[str], name: _Name, label: str) -> Span | 
         and not value.endswith(("|", ","))
     ):
         return Span(start, end, label)
-    if label == "password" and _NETRC.search(
-        text[max(name.start - 200, 0) : name.start]
-    ):
-        return Span(start, end, label)
     if (label == "password" or compound) and looks_random(value):
         return Span(start, end, label)
+    line = text[max(name.start - 200, 0) : name.start]
+    if label == "password" and any(word in line for word in _IN_NETRC):
+        return Span(start, end, label) if _NETRC.search(line) else None
     return None
 
 
@@ -539,12 +544,14 @@ _CIPHER = re.compile(r"\d ((?=\S*\d)(?=\S*[A-Za-z$])\S{6,})")
 def _name_first(text: str) -> Iterator[Span]:
     at = 0
     while found := _NAME_FIRST.search(text, at):
-        at = found.end("name")
+        at = found.start() + 1
         label = label_of(found["name"])
-        if label is None:
+        value = _ITS_VALUE.match(text, found.end()) if label else None
+        if label is None or value is None:
             continue
+        at = found.end("name")
         name = _Name(found["name"], found.start("name"), 0, False)
-        span = _beside(text, found.end(), name, label)
+        span = _beside(text, value.end(), name, label)
         if span is not None:
             at = span.end
             if span.start < span.end:
