@@ -31,7 +31,7 @@ from midwatch.redaction.contexts import (
 )
 from midwatch.redaction.markers import IS_MARKER, MARKER, marker
 from midwatch.redaction.names import label_of
-from midwatch.redaction.pairs import hide, pair_spans, without_overlaps, words_in
+from midwatch.redaction.pairs import hide, lowered, pair_spans, without_overlaps, words_in
 from midwatch.redaction.shapes import hide_shapes
 from midwatch.redaction.tables import (
     literals_before,
@@ -79,7 +79,6 @@ def _base64_forms(secret: bytes) -> Iterator[str]:
 
 
 _NAMES_SECRET = ("pass", "token", "secret", "key", "cred", "pw", "psk")
-_FUNCTIONS = ("crypt", "hmac", "pgp_", "passw", "token", "secret")
 _SQL_WORDS = (
     "insert",
     "values",
@@ -103,14 +102,14 @@ def _without_named(text: str, lower: str) -> str:
     if "secret" in lower:
         spans += manifest_spans(text)
     if any(word in lower for word in _SQL_WORDS):
-        spans += row_spans(text, apart)
+        spans += row_spans(text, lower, apart)
     if "\n" in text:
         spans += table_spans(text, apart)
     return hide(text, without_overlaps(spans))
 
 
 # The closing quote is optional: what does not match would be read again from the next quote.
-_JSON_STRING = re.compile(r'(?<=[:,\[{ ])"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"?')
+_JSON_STRING = re.compile(r'"(?<=[:,\[{ ]")[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"?')
 
 
 class Redactor:
@@ -167,9 +166,9 @@ class Redactor:
             text = self._pattern.sub(lambda found: found[1] or marker("secret"), text)
         text = hide_shapes(text)
         text = hide(text, option_spans(text))
-        lower = text.lower()
-        if "'" in text and "(" in text and any(word in lower for word in _FUNCTIONS):
-            text = hide(text, function_spans(text))
+        if "'" in text and "(" in text:
+            text = hide(text, function_spans(text, text.lower()))
+        lower = lowered(text)
         named = not text.isascii() or any(word in lower for word in _NAMES_SECRET)
         return _without_named(text, lower) if named else text
 

@@ -112,11 +112,8 @@ _SECRET_BEHIND = tuple(
 )
 
 
-def word_spans(text: str) -> Iterator[Span]:
+def word_spans(text: str, lower: str) -> Iterator[Span]:
     """Yield what stands behind words of commands and protocols: `IDENTIFIED BY '…'`, `requirepass …`."""
-    lower = text.lower()
-    if len(lower) != len(text):
-        lower = "".join(one if len(one.lower()) > 1 else one.lower() for one in text)
     spans: list[Span] = []
     for word, pattern in _SECRET_BEHIND:
         at = lower.find(word)
@@ -142,25 +139,27 @@ def word_spans(text: str) -> Iterator[Span]:
 
 # ------------------------------------------------------------------ functions
 
-_FUNCTION = re.compile(
-    r"[yYgGhHwW](?i:(?<=cry)pt\w{0,20}|(?<=pg)p_\w{1,40}|(?<=h)mac|(?<=passw)(?:or)?d)\s?\(|[kKcC](?i:(?<=tok)en|(?<=sec)ret)\("
-)
+_FUNCTIONS = ("crypt", "hmac", "pgp_", "passw", "token", "secret")
+_CALL = re.compile(r"\((?<=[\w\s]\()")
 _NAME_BEFORE = re.compile(r"\s?\w*")
 _TAKES_SECRETS = re.compile(
-    r"(?i:pgp_\w+|crypt|hmac|\w*(?:en|de)crypt\w*|(?:old_)?passw(?:or)?d"
-    r"|(?:\w+_)?(?:set|change|check|reset|update|verify|create)_(?:\w+_)?(?:passw(?:or)?d|secret|token))\s?\("
+    r"(?i:(?:pgp_\w+|crypt|hmac|\w*(?:en|de)crypt\w*|(?:old_)?passw(?:or)?d)\s?"
+    r"|(?:\w+_)?(?:set|change|check|reset|update|verify|create)_(?:\w+_)?(?:passw(?:or)?d\s?|secret|token))\("
 )
 _ARGUMENT = re.compile(
     r"(?P<literal>(?:[eEnN]|[uU]&)?'(?:[^'\\\n]|''|\\.)*'?)|\$(?P<tag>\w{0,20})\$|(?P<open>\()|(?P<close>\))|;|\n(?!\s)"
 )
 
 
-def function_spans(text: str) -> Iterator[Span]:
+def function_spans(text: str, lower: str) -> Iterator[Span]:
     """Yield the literals in calls of functions that take keys and passwords: `crypt('…', salt)`."""
-    at = 0
-    while found := _FUNCTION.search(text, at):
+    at = 0 if any(word in lower for word in _FUNCTIONS) else len(text)
+    while found := _CALL.search(text, at):
         at, depth = found.end(), 1
-        start = at - 1 - len(_NAME_BEFORE.match(text[max(at - 80, 0) : at - 1][::-1])[0])  # type: ignore[index]
+        before = text[max(at - 80, 0) : at - 1].lower()
+        if not any(word in before for word in _FUNCTIONS):
+            continue
+        start = at - 1 - len(_NAME_BEFORE.match(before[::-1])[0])  # type: ignore[index]
         if not _TAKES_SECRETS.fullmatch(text, start, at):
             continue
         while depth > 0 and (part := _ARGUMENT.search(text, at)):

@@ -50,6 +50,14 @@ def without_overlaps(spans: Iterable[Span]) -> Iterator[Span]:
             at = span.end
 
 
+def lowered(text: str) -> str:
+    """Return the text in lower case, each character in its place."""
+    lower = text.lower()
+    if len(lower) == len(text):
+        return lower
+    return "".join(one if len(one.lower()) > 1 else one.lower() for one in text)
+
+
 # Letters and signs from rare to frequent, in the text of logs.
 _RARITY = "`{<>$~|^%@#&*+!?;jqzx_kvywb=gpfhmucdlrsintaoe()'\",/-.:0123456789 "
 
@@ -78,7 +86,7 @@ WORD = (
     r"(?:[cCkKpP](?i:(?<=sec)ret|(?<=c)red(?:ential)?s?|(?<=tok)en|(?<=k)ey|(?<=wac)htwoord|(?<=c)ontrase.a|(?<=k)ennwort"
     r"|(?<=p)(?:ass(?:word|wd|phrase|wort|code|e(?![a-z]))?|arola|wd?(?![a-z])|sk(?![a-z]))))"
 )
-FOREIGN_WORD = r"[sShHпПшШ密パ비](?i:(?<=s)enha|(?<=h)(?:eslo|aslo)|(?<=п)арол[ья]|(?<=密)[码碼]|(?<=パ)スワード|(?<=비)밀번호)"
+FOREIGN_WORD = r"[hHпПшШ密パ비](?i:(?<=senh)a|(?<=h)(?:eslo|aslo)|(?<=п)арол[ья]|(?<=密)[码碼]|(?<=パ)スワード|(?<=비)밀번호)"
 _IS_FOREIGN = ("senha", "heslo", "haslo")
 _IS_NOT_ASCII = ("парол", "密", "パスワード", "비밀번호")
 _AFTER = r"(?P<after>[\w-]{0,40})"

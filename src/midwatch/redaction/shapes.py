@@ -11,29 +11,37 @@ from functools import cached_property
 
 from midwatch.redaction.contexts import WORDS_BEFORE, word_spans
 from midwatch.redaction.markers import IS_MARKER, MARKER, marker
-from midwatch.redaction.pairs import Span, any_of, hide, rarest
+from midwatch.redaction.pairs import Span, any_of, hide, lowered, rarest
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A secret's shape. A text that has it contains one of `hints` in lower case.
+    """A secret's shape. A text that has it contains `word` in lower case, and the shape `begins` with it or not.
 
-    To compile all of them takes as long as many a command; most never meet a text with a hint.
+    To compile all of them takes as long as many a command; most never meet a text with the word.
     """
 
-    hints: tuple[str, ...]
+    word: str
     source: str
     replace: Callable[[re.Match[str]], str]
-    flags: re.RegexFlag = re.NOFLAG
+    begins: bool = True
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        return re.compile(self.source, self.flags)
+        return re.compile(self.source)
 
     def hide(self, text: str, lower: str) -> str:
-        if any(hint in lower for hint in self.hints):
+        """Return the text without such secrets; `lower` is the text as `lowered` returns it."""
+        if not self.begins:
             return self.pattern.sub(self.replace, text)
-        return text
+        pieces, done = [], 0
+        at = lower.find(self.word)
+        while at >= 0:
+            if found := self.pattern.match(text, at):
+                pieces += text[done:at], self.replace(found)
+                done = found.end()
+            at = lower.find(self.word, max(done, at + 1))
+        return "".join([*pieces, text[done:]]) if pieces else text
 
 
 def _behind(label: str) -> Callable[[re.Match[str]], str]:
@@ -162,10 +170,10 @@ class _Tokens:
 _tokens = _Tokens()
 
 _OTHER_TOKENS: tuple[Shape, ...] = (
-    Shape((".atlasv1.",), r"[A-Za-z0-9]{10,20}\.atlasv1\.[\w-]{30,}", lambda _: marker("token")),
-    Shape(("hooks.slack.com",), r"hooks\.slack\.com/(?:services|workflows|triggers)/[\w/-]{8,}", lambda _: marker("slack-webhook")),
-    Shape(("/api/webhooks/",), r"(/api/webhooks/\d{5,30}/)[\w-]{10,}", _behind("token")),
-    Shape(("/webhookb2/",), r"(/webhookb2/[\w@-]{10,120}/IncomingWebhook/)[\w/-]{10,}", _behind("token")),
+    Shape(".atlasv1.", r"[A-Za-z0-9]{10,20}\.atlasv1\.[\w-]{30,}", lambda _: marker("token"), begins=False),
+    Shape("hooks.slack.com", r"hooks\.slack\.com/(?:services|workflows|triggers)/[\w/-]{8,}", lambda _: marker("slack-webhook")),
+    Shape("/api/webhooks/", r"(/api/webhooks/\d{5,30}/)[\w-]{10,}", _behind("token")),
+    Shape("/webhookb2/", r"(/webhookb2/[\w@-]{10,120}/IncomingWebhook/)[\w/-]{10,}", _behind("token")),
 )  # fmt: skip
 _TELEGRAM = re.compile(r":AA[\w-]{30,}")
 
@@ -300,7 +308,7 @@ _NO_SECRET = (
     r"|\*{3,}|\$\{|\$\(|\{\{|<[\w -]{1,40}>)"
 )
 _AUTHORIZATION = (
-    rf"([zZ](?i:(?<=authoriz)ation){_TO_VALUE})(?i:"
+    rf"((?i:authorization){_TO_VALUE})(?i:"
     rf"((?:bearer|basic|token|apikey|negotiate|ntlm|ssws|splunk|key|genie\s?key)[ \t=]{{1,4}}){_NO_SECRET}[^\s\"'\\,;]+"
     r"|((?:digest|aws4-hmac-sha256|hawk|oauth|signature|sharedaccesssignature|sharedkey)[ \t]{1,4})[^\r\n\"'\\]+(?:\\?\"[^\r\n\"'\\]+\\?\"[^\r\n\"'\\]*)*"
     r"|(?=[\w.~+/-]{0,200}[0-9])[\w.~+/-]{12,}={0,3})"
@@ -310,8 +318,8 @@ _BEARER = (
 )
 _BASIC = r"([bB](?<![\w-].)(?i:asic)[ \t]{1,4})([A-Za-z0-9+/_-]{6,})={0,3}"
 _AUTH = r"(auth(?:(?<![\w-]auth)|(?<=[^\w-]_auth)|(?<=\n_auth)|(?<=\A_auth))\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}\\{0,8}[\"']?)([A-Za-z0-9+/_-]{6,})={0,3}"
-_COOKIE = rf"([kK](?i:(?<=cook)ie){_TO_VALUE})(?=[\w.-]{{1,80}}=)[^\r\n\"'\\]+"
-_SESSION = r"((?:JSESSIONID|PHPSESSID|ASP\.NET_SessionId|connect\.sid|sessionid|_session)=)[\w%.!+/:-]{12,}"
+_COOKIE = rf"((?i:cookie){_TO_VALUE})(?=[\w.-]{{1,80}}=)[^\r\n\"'\\]+"
+_SESSIONS = "JSESSIONID PHPSESSID ASP.NET_SessionId connect.sid sessionid _session".split()
 
 
 def _authorization(match: re.Match[str]) -> str:
@@ -381,19 +389,20 @@ _JWK = r"([\"'](?:d|p|q|dp|dq|qi|k)\\{0,8}[\"']\s{0,3}:\s{0,3}\\{0,8}[\"'])[\w-]
 
 _SHAPES: tuple[Shape, ...] = (
     *_OTHER_TOKENS,
-    Shape((":thin:",), _JDBC, _behind("password")),
-    Shape(("sqlplus",), _SQLPLUS, _behind("password")),
-    Shape(("authorization",), _AUTHORIZATION, _authorization),
-    Shape(("bearer",), _BEARER, _behind("authorization")),
-    Shape(("basic",), _BASIC, _basic),
-    Shape(("cookie",), _COOKIE, _behind("cookie")),
-    Shape(("sess", "connect.sid"), _SESSION, _behind("cookie")),
-    Shape(("\"kty", "'kty"), _JWK, _behind("private-key")),
+    Shape(":thin:", _JDBC, _behind("password")),
+    Shape("sqlplus", _SQLPLUS, _behind("password")),
+    Shape("authorization", _AUTHORIZATION, _authorization),
+    Shape("bearer", _BEARER, _behind("authorization")),
+    Shape("basic", _BASIC, _basic),
+    Shape("cookie", _COOKIE, _behind("cookie")),
+    *(Shape(name.lower(), rf"({re.escape(name)}=)[\w%.!+/:-]{{12,}}", _behind("cookie")) for name in _SESSIONS),
+    Shape("\"kty", _JWK, _behind("private-key"), begins=False),
+    Shape("'kty", _JWK, _behind("private-key"), begins=False),
 )  # fmt: skip
 _AUTH_SHAPE = re.compile(_AUTH)
 _QUERY_SHAPE, _PARAMETER_SHAPE = re.compile(_QUERY), re.compile(_PARAMETER)
 _ANY_SHAPE = any_of(
-    dict.fromkeys([*WORDS_BEFORE, *(hint for shape in _SHAPES for hint in shape.hints)])
+    dict.fromkeys([*WORDS_BEFORE, *(shape.word for shape in _SHAPES)])
 )
 
 
@@ -415,11 +424,11 @@ def hide_shapes(text: str) -> str:
         text = hide(text, _dsn_spans(text))
     if ":AA" in text:
         text = hide(text, _telegram_spans(text))
-    lower = text.lower()
-    if _ANY_SHAPE.search(lower):
-        text = hide(text, word_spans(text))
+    if _ANY_SHAPE.search(lower := lowered(text)):
+        text = hide(text, word_spans(text, lower))
         for shape in _SHAPES:
-            text = shape.hide(text, lower)
+            if shape.word in lower:
+                text = shape.hide(text, lowered(text))
     return text
 
 

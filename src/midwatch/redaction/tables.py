@@ -17,7 +17,7 @@ _COLUMNS = re.compile(
     r"(?P<rows>(?i:overriding\s+\w+\s+value\s+)?(?i:values?|=|in|select|as)\b\s{0,20}|=|(?i:from\s+stdin)[^\n]{0,200}\n)"
 )
 _TABLE = re.compile(
-    r"[iI](?i:nto\s+)[\w.\"`]{0,60}"
+    r"(?i:into\s+)[\w.\"`]{0,60}"
     + WORD
     + r"[\w-]{0,40}[\"`]?\s{1,20}(?P<rows>(?i:values)\s{0,20})"
 )
@@ -38,7 +38,7 @@ class _Item(NamedTuple):
     next: int
 
 
-def row_spans(text: str, words: Iterable[Word]) -> Iterator[Span]:
+def row_spans(text: str, lower: str, words: Iterable[Word]) -> Iterator[Span]:
     """Yield the values of columns that hold secrets: INSERT INTO users (name, password) VALUES (…, '…')."""
     at = 0
     for word in words:
@@ -70,8 +70,11 @@ def row_spans(text: str, words: Iterable[Word]) -> Iterator[Span]:
                 )
             if label:
                 yield from _secrets(text, item, label, bare=bare)
-    at = 0 if "into" in text.lower() else len(text)
-    while found := _TABLE.search(text, at):
+    at = 0
+    while (at := lower.find("into", at)) >= 0:
+        if not (found := _TABLE.match(text, at)):
+            at += 1
+            continue
         at = found.end()
         for item in _items(text, at, 1):
             at = item.next
