@@ -82,10 +82,11 @@ def any_of(hints: Iterable[str]) -> re.Pattern[str]:
 
 
 # The search begins at rare letters, so that it skips ahead quickly.
-WORD = (
-    r"(?:[cCkKpP](?i:(?<=sec)ret|(?<=c)red(?:ential)?s?|(?<=tok)en|(?<=k)ey|(?<=wac)htwoord|(?<=c)ontrase.a|(?<=k)ennwort"
-    r"|(?<=p)(?:ass(?:word|wd|phrase|wort|code|e(?![a-z]))?|arola|wd?(?![a-z])|sk(?![a-z]))))"
+_WORD = (
+    r"(?i:(?<=sec)ret|(?<=c)red(?:ential)?s?|(?<=tok)en|(?<=k)ey|(?<=wac)htwoord|(?<=c)ontrase.a|(?<=k)ennwort"
+    r"|(?<=p)(?:ass(?:word|wd|phrase|wort|code|e(?![a-z]))?|arola|wd?(?![a-z])|sk(?![a-z])))"
 )
+WORD = rf"(?:[cCkKpP]{_WORD})"
 FOREIGN_WORD = r"[hHпПшШ密パ비](?i:(?<=senh)a|(?<=h)(?:eslo|aslo)|(?<=п)арол[ья]|(?<=密)[码碼]|(?<=パ)スワード|(?<=비)밀번호)"
 _IS_FOREIGN = ("senha", "heslo", "haslo")
 _IS_NOT_ASCII = ("парол", "密", "パスワード", "비밀번호")
@@ -138,9 +139,13 @@ class Word(NamedTuple):
 
 # With the rest of the name, so that a name with two such words is found once.
 _REST = r"(?:(?=[A-Za-z0-9_-])[\w-]{1,40}(?![\w-]))?"
-_WORDS, _FOREIGN_WORDS = re.compile(WORD + _REST), re.compile(FOREIGN_WORD + _REST)
-_HIDDEN = re.compile(
-    rf"(?:\\{{0,8}}[\"'])?[=:] ?(?:(?P<quote>\\{{0,8}}(?:\"|(?<!=)(?<!= )'))?{MARKER}(?(quote)(?P=quote)|(?=[\s\"'`,;&)}}\]]|\Z)))"
+_FOREIGN_WORDS = re.compile(FOREIGN_WORD + _REST)
+# What a name stands before is hidden: a group matches, as it does for a marker.
+_HIDDEN = (
+    rf"((?:\\{{0,8}}[\"'])?[=:] ?(?:(?P<quote>\\{{0,8}}(?:\"|(?<!=)(?<!= )'))?{MARKER}(?(quote)(?P=quote)|(?=[\s\"'`,;&)}}\]]|\Z))))?"
+)
+_WORDS = re.compile(
+    rf"[cCkKpP[](?:(?<=\[)(redacted:[a-z-]{{1,20}}\])|{_WORD}{_REST}{_HIDDEN})"
 )
 _IN_NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
 _AFTER_NAME = re.compile(r"(?=[A-Za-z0-9_-])[\w-]{1,40}")
@@ -157,6 +162,8 @@ def words_in(text: str, pattern: re.Pattern[str] = _WORDS) -> list[Word]:
     words = []
     marked = "[redacted:" in text
     for found in pattern.finditer(text):
+        if found.lastindex:
+            continue
         at, end = found.span()
         begin = max(at - 80, 0)
         begin += len(text[begin:at].rstrip(_IN_NAME))
@@ -165,19 +172,13 @@ def words_in(text: str, pattern: re.Pattern[str] = _WORDS) -> list[Word]:
             begin -= 1 + len(before) - len(before.rstrip(_IN_NAME))
         if after := _AFTER_NAME.match(text, end):
             end = after.end()
-        if marked and (
-            text.startswith("[redacted:", max(at - 10, 0)) or _HIDDEN.match(text, end)
-        ):
-            continue
         name = text[begin:end]
         label = label_of(name)
         if label is None:
             continue
-        if (
-            name in _BARE
-            and _PROSE.match(text, end)
-            or text.endswith("[redacted:", 0, begin)
-        ):
+        if name in _BARE and _PROSE.match(text, end):
+            continue
+        if marked and text.endswith("[redacted:", 0, begin):
             continue
         if begin and text[begin - 1] == "\\" and name[0] in "nrt":
             begin, name = begin + 1, name[1:]
@@ -216,9 +217,10 @@ def _spans(text: str, words: Iterable[Word]) -> Iterator[Span]:
             simple[2], word.name
         ):
             start, at = simple.span(2)
+            end = at
             if simple[1] and simple[3] != '"':  # a value of several words
-                _, at, _ = value_at(text, start - 1)
-            yield Span(start, at, word.label)
+                _, end, _ = value_at(text, start - 1)
+            yield Span(start, end, word.label)
             continue
         found = _BEHIND_NAME.match(text, word.end)
         if found is None:
@@ -240,7 +242,8 @@ class _Name(NamedTuple):
 
 def line_of(text: str, whole: str, start: int) -> _Name:
     line = text.rfind("\n", max(start - 200, 0), start) + 1
-    return _Name(whole, start, line, bool(_BEGINS_LINE.match(text, line, start)))
+    begins = start == line or bool(_BEGINS_LINE.match(text, line, start))
+    return _Name(whole, start, line, begins)
 
 
 def _secret(text: str, found: re.Match[str], word: Word) -> Span | None:

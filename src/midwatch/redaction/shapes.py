@@ -425,10 +425,13 @@ def hide_shapes(text: str) -> str:
     if ":AA" in text:
         text = hide(text, _telegram_spans(text))
     if _ANY_SHAPE.search(lower := lowered(text)):
-        text = hide(text, word_spans(text, lower))
+        hidden = hide(text, word_spans(text, lower))
         for shape in _SHAPES:
+            if hidden is not text:
+                text, lower = hidden, lowered(hidden)
             if shape.word in lower:
-                text = shape.hide(text, lowered(text))
+                hidden = shape.hide(text, lower)
+        text = hidden
     return text
 
 
