@@ -140,11 +140,12 @@ class Word(NamedTuple):
 # With the rest of the name, so that a name with two such words is found once.
 _REST = r"(?:(?=[A-Za-z0-9_-])[\w-]{1,40}(?![\w-]))?"
 _FOREIGN_WORDS = re.compile(FOREIGN_WORD + _REST)
-# What a name stands before is hidden: a group matches, as it does for a marker.
+_WORDS = re.compile(rf"[cCkKpP]{_WORD}{_REST}")
+# In a text with markers: a group matches a marker, or what a name stands before if it is hidden.
 _HIDDEN = (
     rf"((?:\\{{0,8}}[\"'])?[=:] ?(?:(?P<quote>\\{{0,8}}(?:\"|(?<!=)(?<!= )'))?{MARKER}(?(quote)(?P=quote)|(?=[\s\"'`,;&)}}\]]|\Z))))?"
 )
-_WORDS = re.compile(
+_WORDS_AND_MARKERS = re.compile(
     rf"[cCkKpP[](?:(?<=\[)(redacted:[a-z-]{{1,20}}\])|{_WORD}{_REST}{_HIDDEN})"
 )
 _IN_NAME = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-"
@@ -157,10 +158,13 @@ _PROSE = re.compile(
 )
 
 
-def words_in(text: str, pattern: re.Pattern[str] = _WORDS) -> list[Word]:
+def words_in(text: str, foreign: bool = False) -> list[Word]:
     """Return the words that name a secret; those of markers, and those followed by a word of a sentence, do not count."""
     words = []
     marked = "[redacted:" in text
+    pattern = _WORDS_AND_MARKERS if marked else _WORDS
+    if foreign:
+        pattern = _FOREIGN_WORDS
     for found in pattern.finditer(text):
         if found.lastindex:
             continue
@@ -187,7 +191,7 @@ def words_in(text: str, pattern: re.Pattern[str] = _WORDS) -> list[Word]:
     return words
 
 
-_VALUES = ('alue"', "alue'", "alue=", "alue:", "alue\\", "alue =", "alue :")
+_VALUE = re.compile(r"alue(?:[\"'=:\\]| [=:])")
 
 
 def pair_spans(text: str, lower: str, words: Sequence[Word]) -> Iterator[Span]:
@@ -195,8 +199,8 @@ def pair_spans(text: str, lower: str, words: Sequence[Word]) -> Iterator[Span]:
     yield from _spans(text, words)
     foreign = _IS_FOREIGN if text.isascii() else _IS_FOREIGN + _IS_NOT_ASCII
     if any(word in lower for word in foreign):
-        yield from _spans(text, words_in(text, _FOREIGN_WORDS))
-    if "alue" in text and any(member in text for member in _VALUES):
+        yield from _spans(text, words_in(text, foreign=True))
+    if _VALUE.search(text):
         yield from _name_first(text)
         yield from _value_first(text)
     if "</" in text:
@@ -500,7 +504,7 @@ def _spaced(text: str, found: re.Match[str], name: _Name, label: str) -> Span | 
     if is_placeholder(text, at):
         return None
     start, end, quoted = value_at(text, at)
-    if IS_MARKER.fullmatch(text, start, end):
+    if text.startswith("[", start) and IS_MARKER.fullmatch(text, start, end):
         return Span(end, end, label)
     value = text[start : min(end, start + 400)]
     if cipher := _CIPHER.match(text, at):  # of a router: password 7 0822455D0A16
@@ -512,7 +516,6 @@ def _spaced(text: str, found: re.Match[str], name: _Name, label: str) -> Span | 
     before = text[max(name.start - 1, 0) : name.start]
     if before in ("/", "'") or before == "`":
         return None
-    ends = _DIRECTIVE_ENDS.match(text, end)
     if quoted:
         if found["close"] and name.text.lower() not in ("requirepass", "masterauth"):
             return None
@@ -534,9 +537,9 @@ def _spaced(text: str, found: re.Match[str], name: _Name, label: str) -> Span | 
     )
     if (
         name.begins_line
-        and ends
         and (compound or "\t" in found["space"])
         and not value.endswith(("|", ","))
+        and _DIRECTIVE_ENDS.match(text, end)
     ):
         return Span(start, end, label)
     if (label == "password" or compound) and looks_random(value):

@@ -275,10 +275,14 @@ _DSN_USER = re.compile(
 )
 _JDBC = r"(:thin:[\w$]{1,40}/)[^\s@\"']{1,200}(?=@)"
 _SQLPLUS = r"(sqlplus(?<!\wsqlplus)\s+(?:-\w\s+){0,3}[\w$]{1,40}/)[^\s@\"']{1,200}(?=@)"
-_QUERY = (
-    r"([?&;](?:(?:sig|signature|hmac|[xX]-(?:[aA]mz|[gG]oog)-[sS]ignature)=(?=[\w%+/.~-]{8})"
-    r"|(?:code|ticket|assertion|client_assertion|SAMLResponse|SAMLRequest|id_token_hint|jsessionid)="
-    r"(?=[\w%+/.~-]{16})(?=[\w%+/.~-]{0,500}[0-9])))[\w%+/.~-]+=*"
+_PARAMETERS = (  # names, and what a value is like
+    ("sig signature hmac [xX]-[aA]mz-[sS]ignature [xX]-[gG]oog-[sS]ignature", r"(?=[\w%+/.~-]{8})"),
+    ("code ticket assertion client_assertion SAMLResponse SAMLRequest id_token_hint jsessionid",
+     r"(?=[\w%+/.~-]{16})(?=[\w%+/.~-]{0,500}[0-9])"),
+)  # fmt: skip
+_QUERY = "(=(?:%s))[\\w%%+/.~-]+=*" % "|".join(
+    f"(?:{'|'.join(f'(?<=[?&;]{name}=)' for name in names.split())}){value}"
+    for names, value in _PARAMETERS
 )
 
 
