@@ -174,7 +174,7 @@ def words_in(text: str, foreign: bool = False) -> list[Word]:
         while begin and at - begin < 80 and text[begin - 1].isalnum():  # not of ASCII
             before = text[max(at - 80, 0) : begin - 1]
             begin -= 1 + len(before) - len(before.rstrip(_IN_NAME))
-        if after := _AFTER_NAME.match(text, end):
+        if text[end : end + 1] in _IN_NAME and (after := _AFTER_NAME.match(text, end)):
             end = after.end()
         name = text[begin:end]
         label = label_of(name)
@@ -207,6 +207,8 @@ def pair_spans(text: str, lower: str, words: Sequence[Word]) -> Iterator[Span]:
         yield from _tags(text)
 
 
+# Values that nothing but `is_ordinary` decides on. A placeholder can begin with "s" or "v".
+_BARE_VALUE = re.compile(r"=([a-rtuw-zA-Z0-9][a-zA-Z0-9]{0,200})(?=\s|\Z)")
 _SIMPLE = re.compile(
     r"(?:=|\":\s?(\"))(?=[a-zA-Z0-9]*[0-9])([a-zA-Z][a-zA-Z0-9]{5,200})(?=([\s\"])|\Z)"
 )
@@ -216,6 +218,11 @@ def _spans(text: str, words: Iterable[Word]) -> Iterator[Span]:
     at = 0
     for word in words:
         if word.at < at:
+            continue
+        if bare := _BARE_VALUE.match(text, word.end):
+            if not is_ordinary(bare[1], word.name):
+                at = bare.end()
+                yield Span(*bare.span(1), word.label)
             continue
         if (simple := _SIMPLE.match(text, word.end)) and not is_ordinary(
             simple[2], word.name
