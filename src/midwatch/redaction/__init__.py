@@ -166,9 +166,11 @@ class Redactor:
             text = self._pattern.sub(lambda found: found[1] or marker("secret"), text)
         text = hide_shapes(text)
         text = hide(text, option_spans(text))
-        if "'" in text and "(" in text:
-            text = hide(text, function_spans(text, text.lower()))
         lower = lowered(text)
+        if "'" in text and "(" in text:
+            hidden = hide(text, function_spans(text, lower))
+            if hidden is not text:
+                text, lower = hidden, lowered(hidden)
         named = not text.isascii() or any(word in lower for word in _NAMES_SECRET)
         return _without_named(text, lower) if named else text
 

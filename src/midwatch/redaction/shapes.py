@@ -11,7 +11,14 @@ from functools import cached_property
 
 from midwatch.redaction.contexts import WORDS_BEFORE, word_spans
 from midwatch.redaction.markers import IS_MARKER, MARKER, marker
-from midwatch.redaction.pairs import Span, any_of, hide, lowered, rarest
+from midwatch.redaction.pairs import (
+    Span,
+    any_of,
+    hide,
+    lowered,
+    rarest,
+    without_overlaps,
+)
 
 
 @dataclass(frozen=True)
@@ -22,26 +29,32 @@ class Shape:
     """
 
     word: str
-    source: str
-    replace: Callable[[re.Match[str]], str]
+    source: str  # the secret is what stands behind its last group that matches, or all of it
+    label: str
     begins: bool = True
+    is_secret: Callable[[re.Match[str]], bool] = bool
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         return re.compile(self.source)
 
-    def hide(self, text: str, lower: str) -> str:
-        """Return the text without such secrets; `lower` is the text as `lowered` returns it."""
-        if not self.begins:
-            return self.pattern.sub(self.replace, text)
-        pieces, done = [], 0
+    def spans(self, text: str, lower: str) -> Iterator[Span]:
+        """Yield such secrets; `lower` is the text as `lowered` returns it."""
+        for found in self._found(text, lower):
+            if self.is_secret(found):
+                last = found.lastindex
+                start = found.end(last) if last else found.start()
+                yield Span(start, found.end(), self.label)
+
+    def _found(self, text: str, lower: str) -> Iterator[re.Match[str]]:
         at = lower.find(self.word)
+        if at >= 0 and not self.begins:
+            yield from self.pattern.finditer(text)
+            return
         while at >= 0:
             if found := self.pattern.match(text, at):
-                pieces += text[done:at], self.replace(found)
-                done = found.end()
-            at = lower.find(self.word, max(done, at + 1))
-        return "".join([*pieces, text[done:]]) if pieces else text
+                yield found
+            at = lower.find(self.word, found.end() if found else at + 1)
 
 
 def _behind(label: str) -> Callable[[re.Match[str]], str]:
@@ -170,10 +183,10 @@ class _Tokens:
 _tokens = _Tokens()
 
 _OTHER_TOKENS: tuple[Shape, ...] = (
-    Shape(".atlasv1.", r"[A-Za-z0-9]{10,20}\.atlasv1\.[\w-]{30,}", lambda _: marker("token"), begins=False),
-    Shape("hooks.slack.com", r"hooks\.slack\.com/(?:services|workflows|triggers)/[\w/-]{8,}", lambda _: marker("slack-webhook")),
-    Shape("/api/webhooks/", r"(/api/webhooks/\d{5,30}/)[\w-]{10,}", _behind("token")),
-    Shape("/webhookb2/", r"(/webhookb2/[\w@-]{10,120}/IncomingWebhook/)[\w/-]{10,}", _behind("token")),
+    Shape(".atlasv1.", r"[A-Za-z0-9]{10,20}\.atlasv1\.[\w-]{30,}", "token", begins=False),
+    Shape("hooks.slack.com", r"hooks\.slack\.com/(?:services|workflows|triggers)/[\w/-]{8,}", "slack-webhook"),
+    Shape("/api/webhooks/", r"(/api/webhooks/\d{5,30}/)[\w-]{10,}", "token"),
+    Shape("/webhookb2/", r"(/webhookb2/[\w@-]{10,120}/IncomingWebhook/)[\w/-]{10,}", "token"),
 )  # fmt: skip
 _TELEGRAM = re.compile(r":AA[\w-]{30,}")
 
@@ -320,25 +333,23 @@ _AUTHORIZATION = (
 _BEARER = (
     r"([bB](?<![\w-].)(?i:earer)[ \t]{1,4})(?=[\w.~+/-]{0,60}[0-9])[\w.~+/-]{8,}={0,3}"
 )
-_BASIC = r"([bB](?<![\w-].)(?i:asic)[ \t]{1,4})([A-Za-z0-9+/_-]{6,})={0,3}"
-_AUTH = r"(auth(?:(?<![\w-]auth)|(?<=[^\w-]_auth)|(?<=\n_auth)|(?<=\A_auth))\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}\\{0,8}[\"']?)([A-Za-z0-9+/_-]{6,})={0,3}"
+_BASIC = r"([bB](?<![\w-].)(?i:asic)[ \t]{1,4})[A-Za-z0-9+/_-]{6,}={0,3}"
+_AUTH = r"(auth(?:(?<![\w-]auth)|(?<=[^\w-]_auth)|(?<=\n_auth)|(?<=\A_auth))\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}\\{0,8}[\"']?)[A-Za-z0-9+/_-]{6,}={0,3}"
 _COOKIE = rf"((?i:cookie){_TO_VALUE})(?=[\w.-]{{1,80}}=)[^\r\n\"'\\]+"
 _SESSIONS = "JSESSIONID PHPSESSID ASP.NET_SessionId connect.sid sessionid _session".split()
 
 
-def _authorization(match: re.Match[str]) -> str:
-    scheme = match[2] or match[3] or ""
-    return f"{match[1]}{scheme}{marker('authorization')}"
+def _is_basic(match: re.Match[str]) -> bool:
+    """Return whether what is behind the first group decodes to user:password; "Basic authentication failed" does not."""
+    token = match[0][len(match[1]) :].rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return b":" in base64.b64decode(token + "=" * (-len(token) % 4))
+    except binascii.Error:
+        return False
 
 
 def _basic(match: re.Match[str]) -> str:
-    """Hide only what decodes to user:password; "Basic authentication failed" stays."""
-    token = match[2].replace("-", "+").replace("_", "/")
-    try:
-        decoded = base64.b64decode(token + "=" * (-len(token) % 4))
-    except binascii.Error:
-        return match[0]
-    return match[1] + marker("authorization") if b":" in decoded else match[0]
+    return match[1] + marker("authorization") if _is_basic(match) else match[0]
 
 
 # ------------------------------------------------------------------ hashes, files, commands
@@ -393,15 +404,15 @@ _JWK = r"([\"'](?:d|p|q|dp|dq|qi|k)\\{0,8}[\"']\s{0,3}:\s{0,3}\\{0,8}[\"'])[\w-]
 
 _SHAPES: tuple[Shape, ...] = (
     *_OTHER_TOKENS,
-    Shape(":thin:", _JDBC, _behind("password")),
-    Shape("sqlplus", _SQLPLUS, _behind("password")),
-    Shape("authorization", _AUTHORIZATION, _authorization),
-    Shape("bearer", _BEARER, _behind("authorization")),
-    Shape("basic", _BASIC, _basic),
-    Shape("cookie", _COOKIE, _behind("cookie")),
-    *(Shape(name.lower(), rf"({re.escape(name)}=)[\w%.!+/:-]{{12,}}", _behind("cookie")) for name in _SESSIONS),
-    Shape("\"kty", _JWK, _behind("private-key"), begins=False),
-    Shape("'kty", _JWK, _behind("private-key"), begins=False),
+    Shape(":thin:", _JDBC, "password"),
+    Shape("sqlplus", _SQLPLUS, "password"),
+    Shape("authorization", _AUTHORIZATION, "authorization"),
+    Shape("bearer", _BEARER, "authorization"),
+    Shape("basic", _BASIC, "authorization", is_secret=_is_basic),
+    Shape("cookie", _COOKIE, "cookie"),
+    *(Shape(name.lower(), rf"({re.escape(name)}=)[\w%.!+/:-]{{12,}}", "cookie") for name in _SESSIONS),
+    Shape("\"kty", _JWK, "private-key", begins=False),
+    Shape("'kty", _JWK, "private-key", begins=False),
 )  # fmt: skip
 _AUTH_SHAPE = re.compile(_AUTH)
 _QUERY_SHAPE, _PARAMETER_SHAPE = re.compile(_QUERY), re.compile(_PARAMETER)
@@ -429,13 +440,10 @@ def hide_shapes(text: str) -> str:
     if ":AA" in text:
         text = hide(text, _telegram_spans(text))
     if _ANY_SHAPE.search(lower := lowered(text)):
-        hidden = hide(text, word_spans(text, lower))
+        spans = [*word_spans(text, lower)]
         for shape in _SHAPES:
-            if hidden is not text:
-                text, lower = hidden, lowered(hidden)
-            if shape.word in lower:
-                hidden = shape.hide(text, lower)
-        text = hidden
+            spans += shape.spans(text, lower)
+        text = hide(text, without_overlaps(spans))
     return text
 
 
