@@ -178,7 +178,7 @@ def function_spans(text: str, lower: str) -> Iterator[Span]:
 # ------------------------------------------------------------------ Kubernetes
 
 _MEMBERS_OF_SECRET = re.compile(
-    r"[dD]ata(?:\\{0,8}[\"'])?\s{0,3}:\s{0,3}(?P<open>\{|\r?\n)"
+    r"ata(?:\\{0,8}[\"'])?\s{0,3}:\s{0,3}(?P<open>\{|\r?\n)"
 )
 _BEGIN_MEMBERS = re.compile(r"(?:^|[\s,{])(?:\\{0,8}[\"'])?(?:d|stringD)\Z")
 _KIND_SECRET = re.compile(
@@ -192,7 +192,7 @@ def manifest_spans(text: str) -> Iterator[Span]:
     if not _KIND_SECRET.search(text):
         return
     for found in _MEMBERS_OF_SECRET.finditer(text):
-        at = found.start() + 1
+        at = found.start()
         if not _BEGIN_MEMBERS.search(text[max(at - 17, 0) : at]):
             continue
         at = found.end()

@@ -211,12 +211,11 @@ def begins_sentence(value: str, rest: str, first_in_line: bool) -> bool:
     return bool(_FUNCTION_WORDS.intersection(beginning))
 
 
+_RANDOM = re.compile(
+    r"(?=[^A-Za-z]*[A-Za-z])(?=[^0-9!@#$%^&*+?]*[0-9!@#$%^&*+?].)[^/\\:(=<]{6,}", re.DOTALL
+)
+
+
 def looks_random(value: str) -> bool:
     """Return whether a word in a sentence looks like a password: letters with digits or signs in it."""
-    return (
-        len(value) >= 6
-        and not _TECHNICAL.fullmatch(value)
-        and bool(re.search(r"[A-Za-z]", value))
-        and bool(re.search(r"[0-9!@#$%^&*+?]", value[:-1]))
-        and not re.search(r"[/\\:(=<]", value)
-    )
+    return _RANDOM.fullmatch(value) is not None and not _TECHNICAL.fullmatch(value)

@@ -67,16 +67,24 @@ def rarest(text: str) -> int:
     return min(range(len(text)), key=lambda at: _RARITY.find(text[at].lower()))
 
 
+def _either(patterns: Iterable[str]) -> str:
+    return f"(?:{'|'.join(patterns)})"
+
+
 def any_of(hints: Iterable[str]) -> re.Pattern[str]:
     """Return a pattern that finds any of some texts. Each is looked for by its rarest character, which skips ahead."""
-    branches: dict[str, list[str]] = {}
+    branches: dict[str, dict[str, list[str]]] = {}
     for hint in hints:
         at = rarest(hint)
         before, after = re.escape(hint[: at + 1]), re.escape(hint[at + 1 :])
-        branches.setdefault(hint[at], []).append(f"(?<={before}){after}")
+        last_two = rf"(?<={re.escape(hint[at - 1 : at + 1])})" if at else ""
+        branches.setdefault(hint[at], {}).setdefault(last_two, []).append(
+            f"(?<={before}){after}" if at > 1 else after
+        )
     return re.compile(
         "|".join(
-            f"{re.escape(one)}(?:{'|'.join(found)})" for one, found in branches.items()
+            f"{re.escape(one)}(?:{'|'.join(look + _either(found) for look, found in looks.items())})"
+            for one, looks in branches.items()
         )
     )
 
@@ -382,6 +390,7 @@ def _line_end(text: str, at: int) -> int:
 
 _LINE_END = re.compile(r"\r?\n|\r?\Z")
 _EMPTY = re.compile(r"[,;&|)}\]](?:[\s\"']|\Z|[\w. -]{1,40}=)|[)}\]|,]")
+_SETTING_BEHIND = re.compile(r"\s+[\w.-]+=")
 _IN_LIST = re.compile(r"[\"'][^\"']*[\"']")
 _NAMED_OBJECT = re.compile(
     r"\\?[\"'`]?,?\s+(?:not|already|is|was|does|in|has|cannot|could|must|exists?|found|referenced|for|of)\b"
@@ -410,7 +419,7 @@ def _beside(
     if text[start - 1] == "[" and quoted:
         return Span(start, end, label) if _IN_LIST.search(value) or not prose else None
     if quoted:
-        if is_sentence(value) or re.match(r"\s+[\w.-]+=", value):
+        if is_sentence(value) or _SETTING_BEHIND.match(value):
             return None
         if label in ("secret", "token") and _DNS_NAME.fullmatch(value):
             named = prose and _NAMED_OBJECT.match(text, end)
