@@ -115,7 +115,7 @@ _SEPARATOR = rf"""(?x:
 )"""
 _BEHIND_NAME = re.compile(_AFTER + _SEPARATOR)
 _NAME_FIRST = re.compile(
-    r"(?:m(?<=[nN]am)e|[kK]ey)\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}(?:\\{0,8}[\"'])?(?P<name>[\w./-]{1,200})(?=\\{0,8}[\"']?[\s,;])"
+    r"[mkK](?:(?<=[nN]am)e|(?<=[kK])ey)\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}(?:\\{0,8}[\"'])?(?P<name>[\w./-]{1,200})(?=\\{0,8}[\"']?[\s,;])"
 )
 _ITS_VALUE = re.compile(
     r"\\{0,8}[\"']?[\s,;]{1,40}(?:(?![nN]ame|[vV]alueFrom)[^{}\n]){0,120}?\s{0,40}\b(?:[pP]arameter)?[vV]alue(?:\\{0,8}[\"'])?\s{0,3}[:=]\s{0,3}"

@@ -193,7 +193,7 @@ _TELEGRAM = re.compile(r":AA[\w-]{30,}")
 # ------------------------------------------------------------------ private keys
 
 _PEM_MARK = re.compile(
-    r"-{4,5} ?(?P<what>BEGIN|END) (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)? ?-{4,5}"
+    r"-----? ?(?P<what>BEGIN|END) (?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)? ?-{4,5}"
 )
 _FARTHEST_END = 100_000  # characters from the beginning of a key to its end
 _BREAK = re.compile(r"(?:\s|\\+[nrt]|[\"']\s{0,3}[+,]?\s{0,80}[\"'])+")
