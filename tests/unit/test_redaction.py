@@ -320,6 +320,9 @@ HOSTILE = [
         "password: |\n  a",
         "?code=1",
         "a:5432:b:c:",
+        "password: hunter2x ",
+        "password | hunter2x ",
+        '["password", "hunter2x"], ',
         "key",
     ),
 ]

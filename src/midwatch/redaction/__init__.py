@@ -3,8 +3,8 @@
 Redact before shortening: half a secret has no shape. Everything here takes linear time on any input: a
 search starts at a rare character or a fixed word, what it rejects was looked at for a bounded number of
 characters, and what it hides is not read again. No pattern uses what differs between Python 3.11.0 and 3.14,
-such as possessive groups (https://github.com/python/cpython/issues/106052). A secret becomes ``[redacted:<label>]``; redacting twice changes nothing.
-`Sanitizer` applies all of this to observations.
+such as possessive groups (https://github.com/python/cpython/issues/106052). A secret becomes
+``[redacted:<label>]``; redacting twice changes nothing. `Sanitizer` applies all of this to observations.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ from midwatch.redaction.contexts import (
 )
 from midwatch.redaction.markers import IS_MARKER, MARKER, marker
 from midwatch.redaction.names import label_of
-from midwatch.redaction.pairs import hide, lowered, pair_spans, without_overlaps, words_in
+from midwatch.redaction.pairs import (
+    hide,
+    lowered,
+    pair_spans,
+    without_overlaps,
+    words_in,
+)
 from midwatch.redaction.shapes import hide_shapes
 from midwatch.redaction.tables import (
     literals_before,
@@ -145,7 +151,10 @@ class Redactor:
         return text
 
     def _in_json(self, match: re.Match[str]) -> str:
-        """Redact a string of JSON with escapes as what it stands for: a private key, a manifest, a statement."""
+        """Redact a string of JSON with escapes as what it stands for.
+
+        That is a private key, a manifest, a statement.
+        """
         if "\\" not in match[0]:
             return match[0]
         try:

@@ -212,7 +212,8 @@ def begins_sentence(value: str, rest: str, first_in_line: bool) -> bool:
 
 
 _RANDOM = re.compile(
-    r"(?=[^A-Za-z]*[A-Za-z])(?=[^0-9!@#$%^&*+?]*[0-9!@#$%^&*+?].)[^/\\:(=<]{6,}", re.DOTALL
+    r"(?=[^A-Za-z]*[A-Za-z])(?=[^0-9!@#$%^&*+?]*[0-9!@#$%^&*+?].)[^/\\:(=<]{6,}",
+    re.DOTALL,
 )
 
 

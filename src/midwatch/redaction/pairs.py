@@ -150,9 +150,7 @@ _REST = r"(?:(?=[A-Za-z0-9_-])[\w-]{1,40}(?![\w-]))?"
 _FOREIGN_WORDS = re.compile(FOREIGN_WORD + _REST)
 _WORDS = re.compile(rf"[cCkKpP]{_WORD}{_REST}")
 # In a text with markers: a group matches a marker, or what a name stands before if it is hidden.
-_HIDDEN = (
-    rf"((?:\\{{0,8}}[\"'])?[=:] ?(?:(?P<quote>\\{{0,8}}(?:\"|(?<!=)(?<!= )'))?{MARKER}(?(quote)(?P=quote)|(?=[\s\"'`,;&)}}\]]|\Z))))?"
-)
+_HIDDEN = rf"((?:\\{{0,8}}[\"'])?[=:] ?(?:(?P<quote>\\{{0,8}}(?:\"|(?<!=)(?<!= )'))?{MARKER}(?(quote)(?P=quote)|(?=[\s\"'`,;&)}}\]]|\Z))))?"
 _WORDS_AND_MARKERS = re.compile(
     rf"[cCkKpP[](?:(?<=\[)(redacted:[a-z-]{{1,20}}\])|{_WORD}{_REST}{_HIDDEN})"
 )
@@ -287,9 +285,11 @@ def _secret(text: str, found: re.Match[str], word: Word) -> Span | None:
     if found["below"]:
         return _below(text, at, name, label)
     if found["bar"]:
+        if not name.begins_line:
+            return None
         ends = text.find("\n", at)
         line = text[at : ends if ends >= 0 else len(text)]
-        if not name.begins_line or "|" in line or text.startswith(("\n-", "\n+"), ends):
+        if "|" in line or text.startswith(("\n-", "\n+"), ends):
             return None
         return _beside(text, at, name, label)
     if found["part"]:
@@ -382,13 +382,14 @@ def _plain_end(text: str, at: int) -> int:
     return plain.end()
 
 
-def _line_end(text: str, at: int) -> int:
-    found = _LINE_END.search(text, at)
-    assert found is not None
-    return found.start()
+def _line_end(text: str, at: int, farthest: int | None = None) -> int:
+    """Return where the line ends, or `farthest` if it is longer."""
+    end = text.find("\n", at, farthest)
+    if end < 0:
+        end = len(text) if farthest is None else min(farthest, len(text))
+    return end - (end > at and text[end - 1] == "\r")
 
 
-_LINE_END = re.compile(r"\r?\n|\r?\Z")
 _EMPTY = re.compile(r"[,;&|)}\]](?:[\s\"']|\Z|[\w. -]{1,40}=)|[)}\]|,]")
 _SETTING_BEHIND = re.compile(r"\s+[\w.-]+=")
 _IN_LIST = re.compile(r"[\"'][^\"']*[\"']")
@@ -426,13 +427,16 @@ def _beside(
             if (
                 named
                 or name.text == "secret"
-                and (text[max(name.start - 1, 0) : name.start] in ("{", ",") or "/" in value)
+                and (
+                    text[max(name.start - 1, 0) : name.start] in ("{", ",")
+                    or "/" in value
+                )
             ):
                 return None
         return Span(start, end, label)
     if value[0] in "{[(" and text[at - 1] != "=":
         return None
-    rest = text[end : min(end + 100, _line_end(text, end))] if prose else ""
+    rest = text[end : _line_end(text, end, end + 100)] if prose else ""
     if prose and begins_sentence(value, rest, name.begins_line):
         return None
     if prose and re.match(r"\s+bytes\b", rest) and value.isdigit():

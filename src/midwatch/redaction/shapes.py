@@ -336,7 +336,9 @@ _BEARER = (
 _BASIC = r"([bB](?<![\w-].)(?i:asic)[ \t]{1,4})[A-Za-z0-9+/_-]{6,}={0,3}"
 _AUTH = r"(auth(?:(?<![\w-]auth)|(?<=[^\w-]_auth)|(?<=\n_auth)|(?<=\A_auth))\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}\\{0,8}[\"']?)[A-Za-z0-9+/_-]{6,}={0,3}"
 _COOKIE = rf"((?i:cookie){_TO_VALUE})(?=[\w.-]{{1,80}}=)[^\r\n\"'\\]+"
-_SESSIONS = "JSESSIONID PHPSESSID ASP.NET_SessionId connect.sid sessionid _session".split()
+_SESSIONS = (
+    "JSESSIONID PHPSESSID ASP.NET_SessionId connect.sid sessionid _session".split()
+)
 
 
 def _is_basic(match: re.Match[str]) -> bool:
@@ -416,9 +418,7 @@ _SHAPES: tuple[Shape, ...] = (
 )  # fmt: skip
 _AUTH_SHAPE = re.compile(_AUTH)
 _QUERY_SHAPE, _PARAMETER_SHAPE = re.compile(_QUERY), re.compile(_PARAMETER)
-_ANY_SHAPE = any_of(
-    dict.fromkeys([*WORDS_BEFORE, *(shape.word for shape in _SHAPES)])
-)
+_ANY_SHAPE = any_of(dict.fromkeys([*WORDS_BEFORE, *(shape.word for shape in _SHAPES)]))
 
 
 def hide_shapes(text: str) -> str:
