@@ -59,9 +59,8 @@ def option_spans(text: str) -> Iterator[Span]:
         if found.start() < done:
             continue
         line = text.rfind("\n", max(found.start() - 400, 0), found.start()) + 1
-        command = re.split(
-            r"[|;&]", text[max(line, found.start() - 400) : found.start()]
-        )[-1]
+        command = text[max(line, found.start() - 400) : found.start()]
+        command = command[max(map(command.rfind, "|;&")) + 1 :]
         programs = {word.removesuffix(".exe") for word in _PROGRAM.findall(command)}
         letter, at = (found["letter"] or "u")[-1], found.end()
         for known, letters, gap in _PASSWORD_OPTIONS:

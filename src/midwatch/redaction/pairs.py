@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from midwatch.redaction.markers import IS_MARKER, MARKER, marker
@@ -44,7 +45,8 @@ def hide(text: str, spans: Iterator[Span]) -> str:
 def without_overlaps(spans: Iterable[Span]) -> Iterator[Span]:
     """Yield the spans in order, without those that begin in an earlier one."""
     at = 0
-    for span in sorted(spans, key=lambda one: (one.start, -one.end)):
+    longest_first = sorted(spans, key=itemgetter(1), reverse=True)
+    for span in sorted(longest_first, key=itemgetter(0)):
         if span.start >= at:
             yield span
             at = span.end
@@ -225,14 +227,14 @@ def _spans(text: str, words: Iterable[Word]) -> Iterator[Span]:
     for word in words:
         if word.at < at:
             continue
-        if bare := _BARE_VALUE.match(text, word.end):
+        close = text[word.end : word.end + 1]
+        if close == "=" and (bare := _BARE_VALUE.match(text, word.end)):
             if not is_ordinary(bare[1], word.name):
                 at = bare.end()
                 yield Span(*bare.span(1), word.label)
             continue
-        if (simple := _SIMPLE.match(text, word.end)) and not is_ordinary(
-            simple[2], word.name
-        ):
+        simple = _SIMPLE.match(text, word.end) if close in ("=", '"') else None
+        if simple and not is_ordinary(simple[2], word.name):
             start, at = simple.span(2)
             end = at
             if simple[1] and simple[3] != '"':  # a value of several words
