@@ -98,6 +98,8 @@ def parse_ratio(value: object) -> float:
 
 def parse_limit(value: object, unit: Unit) -> float:
     """Return a limit that a person wrote, in `unit`. Raises ValueError with an example."""
+    if isinstance(value, bool):
+        raise ValueError(f"{value} is not a number; use one such as 5")
     if unit is Unit.SECONDS:
         return parse_duration(value)
     if unit is Unit.BYTES:

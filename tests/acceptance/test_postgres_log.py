@@ -162,6 +162,14 @@ def attacks(server: PrivatePostgres) -> None:
         "DO $$BEGIN RAISE EXCEPTION 'out of memory'; END$$",
         "DO $$BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '53100'; END$$",
         "DO $$BEGIN ASSERT false, 'out of memory'; END$$",
+        *(
+            f"CREATE FUNCTION {name} RETURNS int LANGUAGE plpgsql AS $$BEGIN "
+            f"RAISE LOG 'out of memory'; END$$; SELECT {call}"
+            for name, call in (
+                (f"pg_temp.f({', '.join(['integer'] * 60)})", f"pg_temp.f({', '.join('0' * 60)})"),  # fmt: skip
+                ('pg_temp."a\nb"()', 'pg_temp."a\nb"()'),
+            )
+        ),
         'SELECT * FROM "a PANIC:  b"',
         "SELEC -- PANIC:  x",
         "SELEC\nPANIC:  x",

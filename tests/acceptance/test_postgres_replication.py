@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from midwatch.model import Json
-from midwatch.subjects.postgres import PostgresSubject
+from midwatch.subjects.postgres import PostgresSubject, sql
 from midwatch.testing.fakes import ManualClock
 from midwatch.testing.postgres import PrivatePostgres
 
@@ -194,6 +194,51 @@ async def test_log_that_a_standby_needs_and_that_is_gone_breaks_at_once(
         last = await other.observe(first.state)
         assert fate(other, last, LAG, "this server") == "broken"
         assert fate(one, await one.observe(seen.state), LAG, name) == "broken"
+
+
+async def test_log_that_a_standby_has_itself_is_not_missed(
+    primary: PrivatePostgres,
+) -> None:
+    clock = ManualClock()
+    one = watch(primary, clock)
+    with Standby(primary) as standby:
+        replayed(primary, standby)
+        with admin(primary) as connection, admin(standby) as there:
+            seen = await one.observe({})
+            (name,) = (s.component for s in seen.signals if s.invariant == LAG)
+            # It has received far more than it has replayed.
+            there.execute("SELECT pg_wal_replay_pause()")
+            connection.execute("ALTER SYSTEM SET wal_keep_size = '90MB'")
+            connection.execute("SELECT pg_reload_conf()")
+            write(primary, 300_000)
+            flushed = (
+                "SELECT flush_lsn >= pg_current_wal_lsn() FROM pg_stat_replication"
+            )
+            wait_until(lambda: connection.execute(flushed).fetchone() == (True,))
+            later = await one.observe(seen.state)
+            connection.execute("ALTER SYSTEM RESET wal_keep_size")
+            connection.execute("SELECT pg_reload_conf()")
+            wait_until(
+                lambda: connection.execute("SHOW wal_keep_size").fetchone() == ("0",)
+            )
+            connection.execute("CHECKPOINT")
+        standby.shutdown()
+        wait_until(lambda: senders(primary) == 0)
+        gone = await one.observe(later.state)
+        assert fate(one, gone, LAG, name) == "unknown"
+
+
+def test_the_segment_before_a_position_at_its_end_is_not_needed(
+    primary: PrivatePostgres,
+) -> None:
+    with admin(primary) as connection:
+        write(primary)
+        connection.execute("SELECT pg_switch_wal()")
+        start = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone()
+        connection.execute("CHECKPOINT")
+        assert start is not None
+        kept = connection.execute(sql.WAL_KEPT, {"lsn": start[0]}).fetchone()
+        assert kept == (True,)
 
 
 async def test_a_standby_that_is_removed_is_forgotten_with_its_slot_or_ignored(

@@ -72,6 +72,7 @@ NOT_SEEN: dict[str, tuple[list[dict[str, Any]], dict[str, Any], str]] = {
     ),
     "restarted": ([alerting("Down", health="unknown")], {}, ""),
     "vmalert: restarted": ([alerting("Down", lastEvaluation=NEVER)], {}, ""),
+    "Grafana: no state yet": ([alerting("Down", state="unknown")], {}, ""),
     "no health": ([alerting("Down", health=None)], {}, ""),
     "another word": ([alerting("Down", health="odd")], {}, ""),
     "Grafana: no data": ([alerting("Down", health="nodata")], {}, ""),
@@ -176,6 +177,17 @@ async def test_the_states_of_other_rulers(
     assert broken == ({("alert:Disk full", "instance=a")} if fires else set())
     assert not observation.unavailable
     assert fires or known("alert:Disk full", "instance=a")
+
+
+async def test_a_rule_that_fires_without_naming_its_alerts_is_broken(
+    server: Server,
+) -> None:
+    prom = subject(server.url)
+    server.rules = [alerting("Down", state="firing"), alerting("Other")]
+    del server.rules[0]["alerts"]
+    observation = await observe_once(prom)
+    await prom.close()
+    assert verdicts(prom, observation)[0] == {("alert:Down", "Down")}
 
 
 async def test_one_that_is_listed_as_normal_is_clear_beside_one_without_data(

@@ -389,3 +389,5 @@ def test_a_real_error_within_a_function_counts() -> None:
     assert record.kind == "out of memory"
     raised = Record("ERROR", "out of memory", context="PL/pgSQL function f() line 3 at RAISE\nmore")  # fmt: skip
     assert raised.kind is None
+    named = Record("ERROR", "out of memory", context='PL/pgSQL function "f line 3 at RAISE\n"() line 3 at SQL statement\nPL/pgSQL function g() line 5 at RAISE')  # fmt: skip
+    assert named.kind == "out of memory"

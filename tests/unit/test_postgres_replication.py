@@ -127,6 +127,7 @@ def sender(name: str = "b", client: str = "10.0.0.2", **changed: Any) -> dict[st
         "temporary": False,
         "replays": True,
         "lsn": "0/100",
+        "flushed": "0/100",
         "replay_lag": None,
         "behind": 0.0,
         "replied": 1_000.0,

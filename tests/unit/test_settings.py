@@ -11,11 +11,13 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from tools.settings_page import settings_page
 
+from midwatch.cli.app import secrets_of
 from midwatch.cli.stats import load_kinds
 from midwatch.config import PROBLEMS, explain_problem, load
 from midwatch.errors import SettingsError
+from midwatch.model import Unit
 from midwatch.settings import Settings
-from midwatch.units import parse_ratio
+from midwatch.units import parse_limit, parse_ratio
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -273,3 +275,16 @@ def test_a_value_that_may_be_a_secret_is_not_repeated(tmp_path: Path) -> None:
         load({}, path)
     assert "hunter2" not in caught.value.one_line()
     assert "the value is not a group" in caught.value.one_line()
+
+
+def test_a_password_is_searched_for_in_any_text_of_a_database() -> None:
+    known = Settings(database="postgresql://u:pw-of-db@db:5432/x")
+    assert secrets_of(known, {}) == ["pw-of-db"]
+    for wrong in ("postgresql://u:pw@[::1/db", "postgresql://u:pw@h:99999/db", "u@h"):
+        assert secrets_of(Settings(database=wrong), {}) == []
+
+
+def test_yes_is_not_a_limit() -> None:
+    for unit in Unit:
+        with pytest.raises(ValueError, match="use"):
+            parse_limit(True, unit)

@@ -9,7 +9,7 @@ import gc
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
@@ -120,7 +120,7 @@ class ModelFromKey:
 
 def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     """Return the secrets that this process knows, without those of its subjects."""
-    from sqlalchemy.engine import make_url
+    from midwatch.store.engine import parse_database
 
     known = [environ.get("ANTHROPIC_API_KEY", "")]
     try:
@@ -130,7 +130,8 @@ def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     except SettingsError:
         pass
     if "@" in settings.database:
-        known.append(str(make_url(settings.database).password or ""))
+        with suppress(SettingsError):  # opening it reports that
+            known.append(str(parse_database(settings.database).password or ""))
     return [secret for secret in known if secret]
 
 

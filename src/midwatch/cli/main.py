@@ -130,14 +130,23 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of the output has gone; Python would complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        _end_without_reader()
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Typer ends with 1
+            _end_without_reader()
+        raise
     except BaseExceptionGroup as group:
         known = group.subgroup(MidwatchError)
         if known is None:
             raise
         _fail(_first(known))
+
+
+def _end_without_reader() -> NoReturn:
+    """End as the signal SIGPIPE would: the reader of the output has gone."""
+    # Python would complain at its exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)
 
 
 def _first(group: BaseExceptionGroup[MidwatchError]) -> MidwatchError:

@@ -312,7 +312,12 @@ class _RulesReader:
         def alerts(rule: dict[str, Any]) -> Reading[None]:
             return self._text.array(lambda: self._alert(rule, held))
 
+        before = self._reply.items
         rule = yield from self._text.object({"alerts": alerts})
+        if self._reply.items == before and _fires(rule):
+            held.append(
+                {**rule, "activeAt": ""}
+            )  # its state is all that the server tells
         for item in held:
             self._take(_alert(str(rule["name"]), item))
         return rule
@@ -440,7 +445,14 @@ def _health(item: Any) -> Health:
         return "paused"
     known = _HEALTHS.get(str(item.get("health") or "").lower(), "other")
     never = str(item.get("lastEvaluation") or "").startswith(_NEVER)
-    return "unevaluated" if known == "ok" and never else known
+    if known == "ok" and (never or str(item.get("state") or "").lower() == "unknown"):
+        return "unevaluated"
+    return known
+
+
+def _fires(rule: Mapping[str, Any]) -> bool:
+    words = str(rule.get("state") or "").lower()
+    return _STATES.get(words.partition("(")[0].strip()) == "firing"
 
 
 def _alert(name: str, item: Any) -> Alert:

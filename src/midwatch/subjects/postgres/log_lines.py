@@ -101,7 +101,10 @@ _TELLING = re.compile(
     r"|could not access status|Input/output|Read-only file|needs cleaning"
     rf"|{'|'.join(_STATES)}"
 )
-_RAISED = re.compile(r"PL/pgSQL function .{1,300} at (?:RAISE|ASSERT)\s*(?:$|\n)")
+# Of the innermost function; its name and types may have anything within quotes, also line breaks.
+_RAISED = re.compile(
+    r'PL/pgSQL function (?:[^"\n]|"[^"]*")+? at (?:RAISE|ASSERT)\s*(?:$|\n)'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,8 +362,11 @@ class TextLog:
         """Return the readings whose prefix the next lines of the record repeat, and those lines by their title."""
         more: dict[str, str] = {}
         rank = 0
+        title = ""
         for line in self._lines[place + 1 : place + 200]:
             if _continues(line):
+                if title:
+                    more[title] += f"\n{line[1:]}"
                 continue
             next_ = {one.key: one for one in self._readings(line) if one.rank > rank}
             fitting = [one for one in readings if one.key in next_]
@@ -368,8 +374,8 @@ class TextLog:
                 break
             readings = fitting
             one = next_[readings[-1].key]
-            rank = one.rank
-            more[one.severity] = one.message
+            rank, title = one.rank, one.severity
+            more[title] = one.message
         return readings, more
 
     def _in_a_name(self, place: int) -> bool:

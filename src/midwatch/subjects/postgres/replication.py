@@ -42,8 +42,8 @@ class Standby:
     """A standby that was connected, as it is kept between observations.
 
     `count` connections have this name and client. `lsn` is the last position that it reported, and `since`
-    the time (epoch seconds) from which on it has not moved though there is more; `away` is the
-    time from which on connections are missing.
+    the time (epoch seconds) from which on it has not moved though there is more; `flushed` is up to where it
+    has the log itself; `away` is the time from which on connections are missing.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Standby:
     lasting: bool = True
     count: int = 1
     lsn: str = ""
+    flushed: str = ""
     since: float | None = None
     away: float | None = None
 
@@ -114,6 +115,7 @@ def _standby(row: Row) -> Standby:
         # A consumer of changes may come and go, and its slot is watched; a subscription should not.
         lasting=not row["logical"] or slot == name,
         lsn=text(row["lsn"], 40),
+        flushed=text(row["flushed"], 40),
     )
 
 
@@ -298,10 +300,11 @@ async def _is_kept(
     standby: Standby, recovery: Row, context: ObservationContext
 ) -> bool:
     """Return whether this server still has the log that the standby needs; true where that is unknown."""
-    if recovery["standby"] or not standby.lsn or standby.count > 1:
+    needed = standby.flushed or standby.lsn
+    if recovery["standby"] or not needed or standby.count > 1:
         return True
     try:
-        rows = await context.connection.rows(sql.WAL_KEPT, {"lsn": standby.lsn})
+        rows = await context.connection.rows(sql.WAL_KEPT, {"lsn": needed})
     except QueryFailed:
         return True
     return rows[0]["kept"] is not False

@@ -167,6 +167,7 @@ SELECT r.application_name, coalesce(host(r.client_addr), 'local') AS client, r.s
        extract(epoch FROM r.reply_time)::float8 AS replied,
        coalesce(s.temporary, false) AS temporary, r.replay_lsn IS NOT NULL AS replays,
        coalesce(r.replay_lsn, r.write_lsn, r.sent_lsn)::text AS lsn,
+       coalesce(r.flush_lsn, r.write_lsn, r.sent_lsn)::text AS flushed,
        extract(epoch FROM coalesce(r.replay_lag, r.write_lag))::float8 AS replay_lag,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery()
                             THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
@@ -198,9 +199,10 @@ FROM (SELECT max(setting) FILTER (WHERE name = 'primary_conninfo') <> '' AS has_
 LEFT JOIN pg_stat_wal_receiver r ON true
 """
 
-# Whether the write-ahead log from a position on is still on this server.
+# Whether the write-ahead log from a position on is still on this server. The name of a position at the start of
+# a segment is that of the one before, which is not needed.
 WAL_KEPT = """
-SELECT substr(pg_walfile_name(%(lsn)s::pg_lsn), 9) >= min(substr(name, 9)) AS kept
+SELECT substr(pg_walfile_name(%(lsn)s::pg_lsn + 1), 9) >= min(substr(name, 9)) AS kept
 FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'
 """
 
