@@ -70,13 +70,21 @@ def _parts(name: str) -> list[str]:
     return name[len(PREFIX) :].lower().split("__")
 
 
+_SERVICE_LINK = re.compile(
+    r"_(service_(host|port(_.+)?)|port(_\d+_(tcp|udp|sctp)(_(proto|port|addr))?)?)$"
+)
+"""https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables"""
+
+
 def _is_meant(parts: list[str]) -> bool:
     """Return whether a variable is meant for Midwatch, perhaps misspelt.
 
     Other programs have such names too: Kubernetes sets MIDWATCH_SERVICE_HOST for a Service named midwatch.
     """
-    fields = Settings.model_fields
-    return len(parts) > 1 or bool(difflib.get_close_matches(parts[0], fields, 1))
+    if len(parts) > 1:
+        return True
+    near = difflib.get_close_matches(parts[0], Settings.model_fields, 1)
+    return bool(near) and not _SERVICE_LINK.search(parts[0])
 
 
 def _annotation_at(name: str, parts: list[str]) -> Any:

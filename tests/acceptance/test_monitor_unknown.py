@@ -187,6 +187,18 @@ async def test_what_was_never_seen_is_said_once_and_opens_nothing(
     assert line["invariant"] == "disk" and "turn it on" in line["reason"]
 
 
+async def test_polls_of_processes_of_their_own_count_together(
+    kept: SqlStore, clock: ManualClock
+) -> None:
+    """As `monitor --once` from cron: each poll is a new process."""
+    unseen = replace(healthy(), unavailable={"disk": "permission denied"})
+    for number in range(1, 6):
+        await watching(kept, clock, FakeSubject("fake", [unseen])).cycle()
+        assert unresolved(await tickets(kept)) == ({PART} if number >= 3 else set())
+    await watching(kept, clock, FakeSubject("fake", [healthy()])).cycle()
+    assert not unresolved(await tickets(kept))
+
+
 async def test_taken_told_given_resolved_and_known_after_a_restart(
     kept: SqlStore, clock: ManualClock, file: str
 ) -> None:

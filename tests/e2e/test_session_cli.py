@@ -118,7 +118,10 @@ def test_a_killed_runner_is_a_crash_and_can_be_resumed(tmp_path: Path) -> None:
 def test_a_signal_stops_the_session_and_keeps_everything(tmp_path: Path) -> None:
     desk = make_desk(tmp_path)
     app, _ = make_repositories(tmp_path)
-    script = Rule([bash("echo 1 > kept"), bash("sleep 300"), "Done."], tools=True)
+    # The program refuses a plain `sleep 300`.
+    script = Rule(
+        [bash("echo 1 > kept"), bash("tail -f /dev/null"), "Done."], tools=True
+    )
     with ScriptedMessagesAPI(script) as api:
         with runner(desk, api, "run", "-r", app, "-p", "Do it.", "--push") as running:
             running.until("tool_result")

@@ -433,7 +433,6 @@ async def _not_knowing(world: World, steps: Sequence[str | tuple[Way, Way]]) -> 
         subject.stands = step == "stood still"
         if step == "restart":
             loop = monitor()
-            oracle.unseen.clear()
             continue
         if step == "failed":
             subject.then(ObservationFailed("blind"))

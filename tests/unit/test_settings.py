@@ -249,6 +249,8 @@ def test_a_variable_of_another_program_is_left_alone() -> None:
     service = {
         "MIDWATCH_SERVICE_HOST": "10.0.0.1",
         "MIDWATCH_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+        "MIDWATCH_METRICS_PORT": "tcp://10.0.0.1:9090",
+        "MIDWATCH_METRICS_SERVICE_PORT_HTTP": "9090",
         "MIDWATCH_VENV": "/opt/venv",
     }
     assert load(service) == load({})

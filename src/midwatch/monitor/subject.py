@@ -38,8 +38,9 @@ _REPEAT_WITHIN = 60.0
 """Seconds of a cycle within which a poll that a standstill spoiled is made again."""
 _STANDING = 180.0
 """Seconds of nothing but polls that a standstill spoiled, after which they count as failed."""
-_SEEN = "_seen"
-"""The member of a subject's stored state that lists the invariants which were ever observed."""
+_SEEN, _UNSEEN = "_seen", "_unseen"
+"""The members of a subject's stored state that list the invariants which were ever observed, and for how many
+polls in a row one has not been: `monitor --once` is a new process each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,7 @@ class SubjectMonitor:
     async def _load(self) -> Watch:
         self._watch = watch = await self.store.watch(self.subject.name)
         self.tickets = by_key(watch.tickets)
+        self._unavailable_for = Counter(watch.state.get(_UNSEEN, {}))
         return watch
 
     # ------------------------------------------------------------------ poll
@@ -167,7 +169,11 @@ class SubjectMonitor:
         Return None where that happened each time: such a poll is no failure and no success. When there
         was nothing else for minutes, it is a failure.
         """
-        own = {name: value for name, value in watch.state.items() if name != _SEEN}
+        own = {
+            name: value
+            for name, value in watch.state.items()
+            if name not in (_SEEN, _UNSEEN)
+        }
         if (standstill := self.standstill) is None:
             return await self._poll(own)
         until = self._awake() + _REPEAT_WITHIN
@@ -276,7 +282,22 @@ class SubjectMonitor:
             return watch.state
         covered = filter(observation.covers, self.invariants)
         seen = sorted({*watch.state.get(_SEEN, ()), *covered} & self.invariants.keys())
-        return {**observation.state, _SEEN: seen}
+        most = (
+            self.settings.unobservable_after
+        )  # a larger count would be one more write each time
+        unseen = {
+            name: min(count, most) for name, count in self._unseen(observation).items()
+        }
+        return {
+            **observation.state,
+            _SEEN: seen,
+            **({_UNSEEN: unseen} if unseen else {}),
+        }
+
+    def _unseen(self, observation: Observation) -> Counter[str]:
+        """Return for how many polls in a row each invariant has not been observed, this one included."""
+        names = {**observation.unavailable, **observation.unsupported}
+        return Counter({name: self._unavailable_for[name] + 1 for name in names})
 
     def _check_failure(self, failures: int, error: str) -> CheckResult:
         """Count the failed polls in a row; too many are a violation of their own."""
@@ -412,10 +433,7 @@ class SubjectMonitor:
     def _remember(self, poll: Poll, changes: Changes, opened: Iterable[Ticket]) -> None:
         """Update what is remembered between cycles from what was saved."""
         if poll.observation is not None:
-            unseen = {**poll.observation.unavailable, **poll.observation.unsupported}
-            self._unavailable_for = Counter(
-                {name: self._unavailable_for[name] + 1 for name in unseen}
-            )
+            self._unavailable_for = self._unseen(poll.observation)
         if not changes:
             return
         gone = set(changes.resolved)

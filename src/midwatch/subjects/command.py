@@ -214,6 +214,13 @@ class ReportedViolation(_Strict):
         default_factory=dict
     )
 
+    @field_validator("invariant")
+    @classmethod
+    def _free(cls, value: str) -> str:
+        if value in ("subject_unobservable", LEFT_OUT):
+            raise ValueError(f"{value} is the id of a ticket of Midwatch's own")
+        return value
+
 
 class ReportedEvidence(_Strict):
     title: str
