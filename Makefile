@@ -57,7 +57,7 @@ demo-kubernetes: $(VENV)/.dev
 	@$(BIN)/python -m tests.cluster.demo $(ARGS)
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -n 2 $(ARGS)
+	@$(BIN)/python -m pytest -n 3 $(ARGS)
 
 test-fast: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 -m "not integration" tests/unit $(ARGS)
