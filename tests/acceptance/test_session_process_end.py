@@ -30,10 +30,9 @@ from ..waiting import PATIENCE, alive, wait_until
 
 START = """
 import signal, sys, threading, time
-import anthropic
-from midwatch import AgenticSession
+from midwatch import AgenticSession, ApiAccess
 
-client = anthropic.Anthropic(api_key=sys.argv[1], base_url=sys.argv[2])
+client = ApiAccess(api_key=sys.argv[1], base_url=sys.argv[2])
 workspace, folder, prompt = sys.argv[3], sys.argv[4], "Work."
 
 def new(**more):
@@ -47,6 +46,10 @@ def wait_for(kind, events):
 """
 
 AS_PEOPLE_WRITE_IT = """
+import anthropic
+
+client = anthropic.Anthropic(api_key=sys.argv[1], base_url=sys.argv[2])
+
 def run():
     session = AgenticSession(client=client, workspace=workspace, model="claude-sonnet-4-5-20250929", folder=folder)
     for event in session.execute(prompt):
