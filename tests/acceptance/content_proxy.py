@@ -112,10 +112,14 @@ class Caller:
         return await self.post("commit", body, **{"if-match": f'"{base}"'})
 
     async def write(self, files: Mapping[str, bytes]) -> str:
-        """Commit these files on top of the current version."""
+        """Commit these files on top of the current version; send again what was collected meanwhile."""
         base, _ = await self.manifest()
-        await self.put(*(data for data in files.values() if data))
-        answer = await self.commit(base, {p: file(d) for p, d in files.items()})
+        tree = {path: file(data) for path, data in files.items()}
+        while True:
+            await self.put(*(data for data in files.values() if data))
+            answer = await self.commit(base, tree)
+            if not (answer.status_code == 409 and answer.json().get("missing")):
+                break
         assert answer.status_code == 200, answer.text
         return str(answer.json()["version"])
 
