@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from midwatch.store.sql import SqlStore, open_store
 
+from .. import processes
 from ..waiting import PATIENCE
 
 T = TypeVar("T")
@@ -32,15 +33,7 @@ def midwatch(
     folder: Path, *arguments: str, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run one command in `folder`, where its settings and its database are."""
-    return subprocess.run(
-        [MIDWATCH, *arguments],
-        cwd=folder,
-        env=environ(folder, **(env or {})),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        stdin=subprocess.DEVNULL,
-    )
+    return processes.run(arguments, cwd=folder, env=environ(folder, **(env or {})))
 
 
 def said(folder: Path, *arguments: str, env: Mapping[str, str] | None = None) -> str:
@@ -70,13 +63,12 @@ def on_a_terminal(folder: Path, *arguments: str, columns: int = 80) -> str:
     """What a command shows on a terminal of so many columns."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-    process = subprocess.Popen(
-        [MIDWATCH, *arguments],
+    process = processes.Midwatch(
+        arguments,
         cwd=folder,
         env=environ(folder, TERM="xterm-256color"),
-        stdin=subprocess.DEVNULL,
         stdout=theirs,
-        stderr=subprocess.STDOUT,
+        stderr=theirs,
     )
     os.close(theirs)
     shown = b""

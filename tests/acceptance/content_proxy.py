@@ -35,6 +35,7 @@ from midwatch.logs import open_log
 from midwatch.redaction import Redactor
 from midwatch.settings import ContentSettings, LogSettings
 
+from ..processes import Midwatch
 from ..waiting import PATIENCE
 from .cli import MIDWATCH, environ
 
@@ -192,16 +193,25 @@ def process(folder: Path, *before: str, **variables: str) -> Iterator[tuple[str,
     log = folder / f"log-{uuid.uuid4().hex}"
     chosen = {"ROOT": "volume", "PORT": "0", "KEY_FILE": "key"} | variables
     # Into a file: a pipe that nobody reads would stop the server when it is full.
+    named = {f"MIDWATCH_CONTENT__{name}": one for name, one in chosen.items()}
+    command = ["content", "serve"]
     with (
         log.open("w") as written,
-        subprocess.Popen(
-            [*before, MIDWATCH, "content", "serve"],
-            cwd=folder,
-            env=environ(
-                folder,
-                **{f"MIDWATCH_CONTENT__{name}": one for name, one in chosen.items()},
-            ),
-            stdout=written,
+        (
+            subprocess.Popen(
+                [*before, MIDWATCH, *command],
+                cwd=folder,
+                env=environ(folder, **named),
+                stdout=written,
+            )
+            if before
+            else Midwatch(
+                command,
+                cwd=folder,
+                env=environ(folder, **named),
+                stdout=written,
+                stderr=2,
+            )
         ) as running,
     ):
         try:

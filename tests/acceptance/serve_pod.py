@@ -19,8 +19,9 @@ from midwatch.session.records import FolderRecords
 from midwatch.session.status import SessionStatus
 from midwatch.testing.messages_api import ScriptedMessagesAPI
 
+from ..processes import Midwatch, run
 from ..waiting import PATIENCE
-from .cli import KEY, MIDWATCH
+from .cli import KEY
 from .session_cli import until
 
 
@@ -77,28 +78,19 @@ class Pod:
 
     def serve(self, **more: str) -> subprocess.CompletedProcess[str]:
         """Run the runner to its end."""
-        return subprocess.run(
-            [MIDWATCH, "session", "serve"],
-            cwd=self.cwd,
-            env=self.environ(**more),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            stdin=subprocess.DEVNULL,
-        )
+        return run(["session", "serve"], cwd=self.cwd, env=self.environ(**more))
 
     @contextmanager
     def serving(self, **more: str) -> Iterator[Serving]:
         log = self.root / "pod.log"
         self.root.mkdir(exist_ok=True)
         with log.open("wb") as file:
-            process = subprocess.Popen(
-                [MIDWATCH, "session", "serve"],
+            process = Midwatch(
+                ["session", "serve"],
                 cwd=self.cwd,
                 env=self.environ(**more),
                 stdout=file,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
+                stderr=file,
             )
         try:
             yield Serving(self, process, log)
@@ -119,7 +111,7 @@ class Pod:
 @dataclass
 class Serving:
     pod: Pod
-    process: subprocess.Popen[bytes]
+    process: Midwatch
     log: Path
 
     def until(self, kind: type[Event], **fields: Any) -> Event:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +15,9 @@ from typing import Any
 from midwatch.testing.fakes import make_repository
 from midwatch.testing.messages_api import Answer, ScriptedMessagesAPI, ToolUse
 
+from ..processes import Midwatch
 from ..waiting import PATIENCE
-from .cli import KEY, MIDWATCH, environ, said
+from .cli import KEY, environ, said
 
 SETTINGS = """\
 sessions:
@@ -67,7 +67,7 @@ def started(folder: Path, api: ScriptedMessagesAPI, *arguments: str) -> dict[str
 class Running:
     """A runner in the background, and what it has said."""
 
-    process: subprocess.Popen[bytes]
+    process: Midwatch
     output: Path
 
     def events(self) -> list[dict[str, Any]]:
@@ -95,13 +95,12 @@ def runner(
 ) -> Iterator[Running]:
     output = folder / f"run-{time.monotonic_ns()}.jsonl"
     with output.open("wb") as file:
-        process = subprocess.Popen(
-            [MIDWATCH, "session", *arguments, "--json"],
+        process = Midwatch(
+            ["session", *arguments, "--json"],
             cwd=folder,
             env=environ(folder, **asking(api)),
             stdout=file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            stderr=file,
         )
     try:
         yield Running(process, output)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,8 @@ import yaml
 
 from midwatch.kube.crd import crd
 
-from ..waiting import PATIENCE
-from .cli import MIDWATCH, environ, midwatch, on_a_terminal, refused, said
+from .. import processes
+from .cli import environ, midwatch, on_a_terminal, refused, said
 
 OLD = """\
 apiVersion: vteam.ambient-code/v1alpha1
@@ -34,14 +33,8 @@ data: {when: 2025-01-02}
 
 
 def piped(folder: Path, text: str, *arguments: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [MIDWATCH, "kube", "convert", *arguments],
-        cwd=folder,
-        env=environ(folder),
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
+    done = processes.run(
+        ["kube", "convert", *arguments], cwd=folder, env=environ(folder), input=text
     )
     return done.returncode, done.stdout, done.stderr
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -243,15 +244,15 @@ WRONG += [
 def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What each of them says, from processes that run side by side."""
 
-    def run(wrong: Wrong) -> str:
-        folder = tmp_path_factory.mktemp("wrong")
+    def run(wrong: Wrong, folder: Path) -> str:
         if wrong.yaml is not None:
             text = wrong.yaml if isinstance(wrong.yaml, bytes) else wrong.yaml.encode()
             (folder / "midwatch.yaml").write_bytes(text)
         return refused(folder, *wrong.command, env=wrong.env, code=2)
 
+    folders = [tmp_path_factory.mktemp("wrong") for _ in WRONG]
     with ThreadPoolExecutor(3) as pool:
-        said = pool.map(run, WRONG)
+        said = pool.map(run, WRONG, folders)
         return {wrong.name: line for wrong, line in zip(WRONG, said, strict=True)}
 
 

@@ -32,7 +32,7 @@ from midwatch.content.tree import (
     version_of,
 )
 
-from ..waiting import PATIENCE, wait_until
+from ..waiting import PATIENCE, alive, wait_until
 from .cli import refused, said
 from .content_proxy import FOLDER, KEY, bearer, check_whole, file, process, waits
 
@@ -195,10 +195,7 @@ def test_a_stop_lets_an_upload_finish_and_ends_a_wait(tmp_path: Path) -> None:
             assert time.monotonic() - began < PATIENCE, "it did not wait to the end"
             told.set()
             assert upload.result(PATIENCE).json() == {"stored": 2}
-        deadline = time.monotonic() + PATIENCE
-        while Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
-            assert time.monotonic() < deadline, "it did not end"
-            time.sleep(0.02)
+        wait_until(lambda: not alive(pid))
     name = chunk_hash(b"last")
     chunk = tmp_path / "volume" / "folders" / FOLDER / "chunks" / name[:2] / name
     assert chunk.read_bytes() == b"last"

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from ..processes import Midwatch
 from ..waiting import PATIENCE, wait_until
-from .cli import MIDWATCH, environ
+from .cli import environ
 
 STOPPED = 3.0  # seconds; longer than the subject's timeout
 
@@ -66,7 +66,7 @@ def freezer(request: pytest.FixtureRequest) -> Iterator[Freezer]:
         server.shutdown()
 
 
-def start(folder: Path, server: Freezer, *command: str) -> subprocess.Popen[str]:
+def start(folder: Path, server: Freezer, *command: str) -> Midwatch:
     subject = {
         "name": "shop",
         "kind": "http",
@@ -80,13 +80,8 @@ def start(folder: Path, server: Freezer, *command: str) -> subprocess.Popen[str]
     }
     (folder / "midwatch.yaml").write_text(json.dumps(settings))
     with (folder / "out").open("w") as out:
-        process = subprocess.Popen(
-            [MIDWATCH, *command],
-            cwd=folder,
-            env=environ(folder),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            text=True,
+        process = Midwatch(
+            command, cwd=folder, env=environ(folder), stdout=out, stderr=out
         )
     server.pid = process.pid
     server.known.set()

@@ -24,6 +24,8 @@ from midwatch.store.protocol import Store, TicketFilter
 from midwatch.testing.fakes import answer
 from midwatch.testing.messages_api import Answer, Request, Usage
 
+from .. import processes
+from ..processes import Midwatch
 from ..waiting import PATIENCE
 
 PROGRAM = Path(sysconfig.get_path("scripts")) / "midwatch"
@@ -101,7 +103,7 @@ def healthy_board(folder: Path) -> Board:
 class Running:
     """A daemon and its output."""
 
-    process: subprocess.Popen[bytes]
+    process: Midwatch
     output: Path
 
     @property
@@ -139,12 +141,12 @@ def daemon(config: Path, *command: str, **variables: str) -> Iterator[Running]:
     folder = config.parent
     output = folder / f"{'-'.join(command)}.log"
     with output.open("ab") as log:
-        process = subprocess.Popen(
-            [PROGRAM, "--config", config, *command],
+        process = Midwatch(
+            ["--config", str(config), *command],
             env=environment(folder, **variables),
             cwd=folder,
             stdout=log,
-            stderr=subprocess.STDOUT,
+            stderr=log,
         )
     try:
         yield Running(process, output)
@@ -164,14 +166,10 @@ def asking(base_url: str, key: str = KEY) -> dict[str, str]:
 
 def run(config: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
-        [PROGRAM, "--config", config, *command],
+    return processes.run(
+        ["--config", str(config), *command],
         env=environment(config.parent),
         cwd=config.parent,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
     )
 
 

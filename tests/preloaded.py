@@ -1,0 +1,28 @@
+"""What `tests.processes` has imported before it forks: all of Midwatch, and what that imports when it is used."""
+
+from __future__ import annotations
+
+import pkgutil
+import threading
+from importlib import import_module
+
+import midwatch
+
+LATER = (
+    "alembic.command",
+    "anyio._backends._asyncio",
+    "encodings.utf_8_sig",
+    "genai_prices.data_snapshot",
+    "mako.ext.pygmentplugin",
+    "sqlalchemy.ext.compiler",
+    "tomllib",
+    "typer._adapters",
+)
+"""Modules that are imported by functions of Midwatch or of its libraries."""
+
+for module in pkgutil.walk_packages(midwatch.__path__, "midwatch."):
+    if "migrations" not in module.name and not module.name.endswith("__main__"):
+        import_module(module.name)
+for name in LATER:
+    import_module(name)
+assert threading.active_count() == 1
