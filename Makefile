@@ -57,10 +57,10 @@ demo-kubernetes: $(VENV)/.dev
 	@$(BIN)/python -m tests.cluster.demo $(ARGS)
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -n 3 $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
 
 test-fast: $(VENV)/.dev
-	@$(BIN)/python -m pytest -n 2 -m "not integration" tests/unit $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not integration" tests/unit $(ARGS)
 
 test-pythons: $(VENV)/.dev
 	@$(BIN)/python -m tests.pythons "$(UV)" $(ARGS)

@@ -1,6 +1,6 @@
 """Run the whole suite twice in a row beside four busy loops: `make test-busy`.
 
-The loops end by themselves after an hour, when this process is gone, and when it is done.
+The loops end by themselves after two hours, when this process is gone, and when it is done.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 LOOPS = 4
-LONGEST = 3600
+LONGEST = 7200
 """Seconds after which a loop ends by itself."""
 RUNS = 2
 _LOOP = f"""
@@ -26,7 +26,16 @@ def main(*arguments: str) -> int:
     try:
         for number in range(1, RUNS + 1):
             print(f"==> run {number} of {RUNS} beside {LOOPS} busy loops", flush=True)
-            command = [sys.executable, "-m", "pytest", "-n", "2", *arguments]
+            command = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-n",
+                "4",
+                "--dist",
+                "worksteal",
+                *arguments,
+            ]
             if code := subprocess.run(command).returncode:
                 return code
             if any(loop.poll() is not None for loop in loops):

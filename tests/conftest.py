@@ -30,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What takes minutes comes first, so that it does not run alone at the end.
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
     if os.geteuid() == 0:
         return
     for item in items:

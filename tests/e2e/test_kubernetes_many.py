@@ -35,6 +35,7 @@ SPEC = {"prompt": "x", "repos": [{"input": {"url": "https://git.example.com/a.gi
 NO_API = "http://127.0.0.1:9"
 
 
+@pytest.mark.longest
 @pytest.mark.timeout(1800)
 def test_a_thousand_at_once_with_two_operators_of_which_one_is_killed(
     tmp_path: Path,
