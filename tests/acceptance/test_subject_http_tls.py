@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import socket
 import ssl
 from pathlib import Path
@@ -20,6 +21,7 @@ from midwatch.subjects.http_client import WebFailure
 from midwatch.testing.fakes import ManualClock
 from midwatch.testing.subject_conformance import check_subject, tickets_for
 
+from ..waiting import PATIENCE
 from .web import DAY, Issued, Reply, broken, ok, serving, subject, tunnelling
 
 TRUST, NAME, EXPIRY = "certificate_valid", "certificate_name", "certificate_expiry"
@@ -533,3 +535,17 @@ def test_a_certificate_file_that_holds_none(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
     with pytest.raises(SettingsError, match="subjects.shop.ca_file"):
         subject("https://a", ca_file=tmp_path / "ca.pem")
+
+
+async def test_a_handshake_that_never_ends_leaves_no_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        shop = subject(f"https://127.0.0.1:{listener.getsockname()[1]}/", timeout=2)
+        found = broken(await shop.observe({}))["reachable"]
+        await shop.close()
+        assert "the TLS handshake did not end" in found.message
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(PATIENCE)
+            while connection.recv(4096):  # its first message, then the end
+                pass
+    gc.collect()  # what was not closed is a warning, which is an error here

@@ -75,7 +75,7 @@ def the_server_is_silent(_: Path) -> Iterator[HttpSubject]:
         released.wait(PATIENCE)
 
     with serving(silent) as url:
-        yield watching(url, timeout=0.5)
+        yield watching(url, timeout=2)
         released.set()
 
 

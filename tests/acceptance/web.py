@@ -25,6 +25,8 @@ from cryptography.x509.oid import NameOID
 from midwatch.model import Observation, Signal
 from midwatch.subjects.http import HttpSubject
 
+from ..waiting import PATIENCE
+
 TOKEN = "s3cret-token-value"
 Reply = tuple[int, dict[str, str], bytes]
 
@@ -107,7 +109,7 @@ def ok(handler: BaseHTTPRequestHandler) -> Reply:
 
 
 def subject(url: str, **settings: object) -> HttpSubject:
-    given = {"name": "shop", "url": url, "timeout": 5, **settings}
+    given = {"name": "shop", "url": url, "timeout": PATIENCE, **settings}
     return HttpSubject(HttpSubject.settings_model.model_validate(given))
 
 

@@ -119,7 +119,7 @@ def _megabytes(daemon: Daemon) -> float:
     return psutil.Process(daemon.process.pid).memory_info().rss / 1e6
 
 
-def _until(true: Callable[[], bool], timeout: float = 6 * PATIENCE) -> None:
+def _until(true: Callable[[], bool], timeout: float = 15 * PATIENCE) -> None:
     end = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < end, "it does not come to pass"

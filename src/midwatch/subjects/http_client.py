@@ -462,6 +462,8 @@ class _Trace:
             return "the answer began but did not end"
         if "send" in self.timings:
             return "connected, but the server sends nothing"
+        if "tls" in self._starts.keys() - self.timings.keys():
+            return "connected, but the TLS handshake did not end"
         if "connect" in self.timings:
             return "connected, but the request could not be sent"
         return "no connection"

@@ -8,6 +8,7 @@ leave the length of the body unclear, passes unchanged, and h11 refuses it.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
@@ -222,9 +223,15 @@ class _Stream(httpcore2.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        return _Stream(
-            await self._stream.start_tls(ssl_context, server_hostname, timeout)
-        )
+        try:
+            secured = await self._stream.start_tls(
+                ssl_context, server_hostname, timeout
+            )
+        except asyncio.CancelledError:
+            # At a time limit: httpcore2 has not got the connection yet, and would leave it open.
+            await self._stream.aclose()
+            raise
+        return _Stream(secured)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
