@@ -95,7 +95,7 @@ class Host:
     """A monitor of this machine, with its tickets."""
 
     def __init__(self, store: SqlStore, clock: ManualClock, **settings: Any) -> None:
-        given = {"name": "box", "timeout": 2, **settings}
+        given = {"name": "box", "timeout": 60, **settings}
         given.setdefault("invariants", {})
         for other in ("load", "memory", "swap"):
             given["invariants"][other] = {"enabled": False}
@@ -172,7 +172,7 @@ async def hangs(store: SqlStore, clock: ManualClock, folder: Path) -> None:
     """A mount that hangs, and then is gone, hides no other."""
     data = tmpfs(folder / "data")
     with hanging(folder / "nfs") as abandon:
-        host = Host(store, clock)
+        host = Host(store, clock, timeout=4)
         fill(data)
         await host.cycles()
         assert list(await host.tickets()) == [f"disk {data}"]

@@ -106,7 +106,13 @@ def serving(state: Server, tls: ssl.SSLContext | None = None) -> Iterator[Server
 
 
 def subject(url: str, *rules: dict[str, Any], **settings: Any) -> PrometheusSubject:
-    given = {"name": "prom", "url": url, "timeout": 5, "rules": list(rules), **settings}
+    given = {
+        "name": "prom",
+        "url": url,
+        "timeout": PATIENCE,
+        "rules": list(rules),
+        **settings,
+    }
     return PrometheusSubject(PrometheusSubject.settings_model.model_validate(given))
 
 

@@ -24,7 +24,7 @@ from midwatch.subjects.base import Subject, build_subjects
 from midwatch.testing.fakes import ManualClock
 from midwatch.testing.postgres import PrivatePostgres
 
-from ..waiting import wait_until
+from ..waiting import PATIENCE, wait_until
 
 DAY = 24 * 3600.0
 STEP = 900.0  # seconds; longer than the longest `for` of the defaults
@@ -93,7 +93,9 @@ def _scraped(port: int) -> bool:
     from urllib.request import urlopen
 
     def get(path: str) -> Any:
-        with urlopen(f"http://127.0.0.1:{port}/api/v1/{path}", timeout=5) as answer:
+        with urlopen(
+            f"http://127.0.0.1:{port}/api/v1/{path}", timeout=PATIENCE
+        ) as answer:
             return json.load(answer)["data"]
 
     try:

@@ -29,7 +29,7 @@ PASSWORD = "--password=hunter2-hunter2"
 
 
 def host(**settings: object) -> HostSubject:
-    given = {"name": "box", "timeout": 10, **settings}
+    given = {"name": "box", "timeout": 60, **settings}
     return HostSubject(HostSubject.settings_model.model_validate(given))
 
 
