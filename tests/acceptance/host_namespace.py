@@ -271,8 +271,8 @@ async def hidden_processes(store: SqlStore, clock: ManualClock, folder: Path) ->
     with sleeping():
         for option in ("1", "2", "4"):
             run("mount", "-t", "proc", "-o", f"hidepid={option}", "proc", "/proc")
-            host = Host(store, clock, name=option, processes=wanted)
-            enough = Host(store, clock, processes=[{"name": "sleep"}])
+            host = Host(store, clock, name=option, processes=wanted, mounts=["/"])
+            enough = Host(store, clock, processes=[{"name": "sleep"}], mounts=["/"])
             with unprivileged():
                 found = await host.observe()
                 assert "hidepid=" in found.unsupported["process"], option
@@ -295,8 +295,9 @@ async def seen_again(
     assert list(await host.tickets()) == ["process no-such-process"]
     with unprivileged():
         await host.cycles(5)
-        assert set(await host.tickets()) == lost
-    running = Host(store, clock, name=name, processes=[{"name": "sleep"}])
+        found = await host.tickets()
+        assert set(found) == lost, found
+    running = Host(store, clock, name=name, processes=[{"name": "sleep"}], mounts=["/"])
     await running.cycles()
     assert not await host.tickets()
 
