@@ -12,6 +12,7 @@ import contextlib
 import io
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from typing import IO, Any
 
 from .waiting import PATIENCE
 
+PROGRAM = str(Path(sys.executable).with_name("midwatch"))
+# There is one server that forks in a process, and what was set last is what it imports: use this one.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.preloaded"])
 
@@ -113,10 +116,6 @@ class Midwatch:
         assert self._process.pid is not None
         self.pid = self._process.pid
 
-    @property
-    def returncode(self) -> int | None:
-        return self._process.exitcode
-
     def __enter__(self) -> Midwatch:
         return self
 
@@ -145,6 +144,36 @@ class Midwatch:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def start(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdout: int | IO[Any],
+    stderr: int | IO[Any],
+    start_new_session: bool = False,
+) -> Midwatch | subprocess.Popen[bytes]:
+    """Start a command without input. It is forked where it is `midwatch` itself."""
+    if shutil.which(command[0], path=env["PATH"]) == PROGRAM:
+        return Midwatch(
+            command[1:],
+            cwd=cwd,
+            env=env,
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=start_new_session,
+        )
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=start_new_session,
+    )
 
 
 def run(

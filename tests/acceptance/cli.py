@@ -9,7 +9,6 @@ import os
 import pty
 import struct
 import subprocess
-import sys
 import termios
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from .. import processes
 from ..waiting import PATIENCE
 
 T = TypeVar("T")
-MIDWATCH = str(Path(sys.executable).with_name("midwatch"))
+MIDWATCH = processes.PROGRAM
 KEY = "sk-ant-dummy-0123456789"
 
 

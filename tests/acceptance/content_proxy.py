@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import re
-import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -35,7 +34,7 @@ from midwatch.logs import open_log
 from midwatch.redaction import Redactor
 from midwatch.settings import ContentSettings, LogSettings
 
-from ..processes import Midwatch
+from ..processes import start
 from ..waiting import PATIENCE
 from .cli import MIDWATCH, environ
 
@@ -194,24 +193,14 @@ def process(folder: Path, *before: str, **variables: str) -> Iterator[tuple[str,
     chosen = {"ROOT": "volume", "PORT": "0", "KEY_FILE": "key"} | variables
     # Into a file: a pipe that nobody reads would stop the server when it is full.
     named = {f"MIDWATCH_CONTENT__{name}": one for name, one in chosen.items()}
-    command = ["content", "serve"]
     with (
         log.open("w") as written,
-        (
-            subprocess.Popen(
-                [*before, MIDWATCH, *command],
-                cwd=folder,
-                env=environ(folder, **named),
-                stdout=written,
-            )
-            if before
-            else Midwatch(
-                command,
-                cwd=folder,
-                env=environ(folder, **named),
-                stdout=written,
-                stderr=2,
-            )
+        start(
+            [*before, MIDWATCH, "content", "serve"],
+            cwd=folder,
+            env=environ(folder, **named),
+            stdout=written,
+            stderr=2,
         ) as running,
     ):
         try:

@@ -19,7 +19,6 @@ import base64
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +32,7 @@ import psutil
 from midwatch.kube.rules import SESSION_LABEL
 from midwatch.model import Json
 
-from ..processes import Midwatch
+from ..processes import start
 from .apiserver import ApiServer, Objects
 
 PYTHON = Path(sys.executable).parent
@@ -73,26 +72,14 @@ class Process:
         log: Path,
     ) -> None:
         with log.open("ab") as sink:
-            program = shutil.which(argv[0], path=environment["PATH"])
-            if program == str(PYTHON / "midwatch"):
-                self._child: Midwatch | subprocess.Popen[bytes] = Midwatch(
-                    argv[1:],
-                    env=environment,
-                    cwd=folder,
-                    stdout=sink,
-                    stderr=sink,
-                    start_new_session=True,
-                )
-            else:
-                self._child = subprocess.Popen(
-                    list(argv),
-                    env=dict(environment),
-                    cwd=folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=sink,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
+            self._child = start(
+                argv,
+                cwd=folder,
+                env=environment,
+                stdout=sink,
+                stderr=sink,
+                start_new_session=True,
+            )
         self.pid = self._child.pid
         self._family: set[psutil.Process] = set()
         self._done = False

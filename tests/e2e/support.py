@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ from .. import processes
 from ..processes import Midwatch
 from ..waiting import PATIENCE
 
-PROGRAM = Path(sysconfig.get_path("scripts")) / "midwatch"
 KEY = "sk-ant-test-0123456789"
 
 

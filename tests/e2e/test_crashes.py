@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 import os
 import signal
 import time
@@ -23,12 +22,10 @@ from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.fakes import answer, open_tickets
 from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 
+from ..processes import FORKS
 from ..waiting import PATIENCE
 from . import crashing_agent
 
-# Each agent is a process of its own; what all of them import is imported once.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([crashing_agent.__name__])
 LEASE = 60.0
 """Seconds: nobody who lives loses one, however slow the machine is."""
 OVER = LEASE + 1

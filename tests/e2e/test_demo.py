@@ -21,9 +21,9 @@ import pytest
 from midwatch.testing.fakes import answer
 from midwatch.testing.messages_api import Answer, Request, ScriptedMessagesAPI
 
+from ..processes import PROGRAM
 from ..waiting import PATIENCE
 from .support import (
-    PROGRAM,
     asking,
     blaming,
     environment,

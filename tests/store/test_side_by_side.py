@@ -24,6 +24,8 @@ from ..waiting import PATIENCE
 
 WORKER = Path(__file__).with_name("worker.py")
 TICKETS = 500
+AT_ONCE = 50
+"""Tickets of one transaction, which may take 20 s, also on a busy machine."""
 
 
 async def filled(database: str, tickets: int = TICKETS) -> SqlStore:
@@ -32,15 +34,13 @@ async def filled(database: str, tickets: int = TICKETS) -> SqlStore:
     def fill(connection: Connection, first: int) -> None:
         tx = Transaction(connection, database_now)
         revision = watch(tx, "db").revision
-        for number in range(first, min(first + 50, tickets)):
+        for number in range(first, min(first + AT_ONCE, tickets)):
             changes = Changes((opening(f"c{number}"),))
             saved = save_cycle(tx, "db", revision, changes)
             revision = saved.revision
 
     store = await open_store(database)
-    for first in range(
-        0, tickets, 50
-    ):  # one transaction may take 20 s, also on a busy machine
+    for first in range(0, tickets, AT_ONCE):
         await store.transactions.run(fill, first)
     return store
 
