@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -267,4 +268,18 @@ async def test_output_is_bounded(tmp_path: Path) -> None:
         ["cat-file", "-p", "main:f"], repository="x", git_dir=repo, max_output=1000
     )
     output = await Git().run(show)
+    assert output.cut and len(output.out) == 1000
+
+
+async def test_output_that_comes_at_once_is_bounded_too(tmp_path: Path) -> None:
+    """More is in the pipe than the loop takes unasked, as it may be on a busy machine."""
+    program = tmp_path / "git"
+    program.write_text(
+        f"#!{sys.executable} -IS\nimport fcntl, os, time\n"
+        "fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, 1 << 20)\n"
+        "os.write(1, bytes(1 << 20))\ntime.sleep(600)\n"
+    )
+    program.chmod(0o755)
+    show = GitCommand(["cat-file", "-p", "main:f"], repository="x", max_output=1000)
+    output = await Git(GitEnvironment(path=str(tmp_path))).run(show)
     assert output.cut and len(output.out) == 1000

@@ -473,6 +473,9 @@ async def _collect(
         out, cut = await _read(process.stdout, limit)
         if cut:
             _kill(process)
+            # What nobody reads can pause the pipe, and `Process.wait` also waits for the pipe's end.
+            while await process.stdout.read(_CHUNK):
+                pass
         err = await messages
         await feeding
         return GitOutput(await process.wait(), out, err, cut)
