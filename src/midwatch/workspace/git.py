@@ -473,7 +473,7 @@ async def _collect(
         out, cut = await _read(process.stdout, limit)
         if cut:
             _kill(process)
-            # What nobody reads can pause the pipe, and `Process.wait` also waits for the pipe's end.
+            # An unread pipe can pause, and `Process.wait` also waits for the end of the pipe.
             while await process.stdout.read(_CHUNK):
                 pass
         err = await messages
