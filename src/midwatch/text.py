@@ -335,16 +335,23 @@ def put_marks(text: str, spans: Iterable[tuple[int, int]]) -> str:
 # ------------------------------------------------------------------ in its place
 
 
-def fence(text: str, tag: str, **attributes: str) -> str:
-    """Return `text` between ``<tag …>`` and ``</tag>`` for a prompt, unable to close or open one.
+_TAG = re.compile(
+    r"[<＜﹤](?!U\+[0-9A-F]{4})(?:\s*(?=[\\/／!?|])|(?=[^\W\d])"
+    r"|\s+(?=[^\W\d][\w:.-]{0,99}(?:\s*[/>＞]|\s+[\w:-]{1,99}\s*=)))"
+)
 
-    A tag of that name within the text, in any letter case or spacing, gets a backslash behind its "<".
-    Nothing else changes, so that quotes still match. Attribute values become one line without markup.
+
+def fence(text: str, tag: str, **attributes: str) -> str:
+    """Return `text` between ``<tag …>`` and ``</tag>`` for a prompt, without any live tag in it.
+
+    What could open or close a tag of any name gets a backslash in place of the white space behind its "<".
+    The check of quotes leaves that out again. Attribute values become one line without markup.
     """
-    inner = re.sub(rf"(?i)[<＜﹤](?=[\s/／\\]{{0,200}}{re.escape(tag)})", r"<\\", text)
     written = "".join(
         f' {name}="{_attribute(value)}"' for name, value in attributes.items()
     )
+    inner = _TAG.sub(r"<\\", text)
+    inner = re.sub(rf"(?i)<\s+(?={re.escape(tag)})", r"<\\", inner)
     return f"<{tag}{written}>\n{inner}\n</{tag}>"
 
 
