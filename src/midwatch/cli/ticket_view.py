@@ -5,7 +5,7 @@ docs/json.md lists the fields of the JSON, which are stable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from midwatch.cli.output import (
     BOLD,
@@ -17,7 +17,14 @@ from midwatch.cli.output import (
     Cell,
     Output,
 )
-from midwatch.model import AuditRow, Diagnosis, Json, Ticket, TicketStatus
+from midwatch.model import (
+    UNDIAGNOSED,
+    AuditRow,
+    Diagnosis,
+    Json,
+    Ticket,
+    TicketStatus,
+)
 from midwatch.store.protocol import Brief, TicketSession
 from midwatch.text import markdown_escape, one_line
 
@@ -122,7 +129,7 @@ def show_ticket(
     output.line(title, SEVERITY_STYLES[severity] or BOLD)
     output.line(one_line(ticket.message, 2000))
     output.line()
-    output.pairs(_details(output, ticket), indent=16)
+    output.pairs([*_details(output, ticket), *_settled(ticket, diagnosis)], indent=16)
     _section(output, (ticket.first_aid or {}).get("markdown"))
     if diagnosis is not None:
         _section(output, diagnosis.markdown or _without_answer(diagnosis))
@@ -161,6 +168,38 @@ def _details(output: Output, ticket: Ticket) -> list[tuple[str, str]]:
     if ticket.last_error:
         details.append(("last error", one_line(ticket.last_error, 500)))
     return details
+
+
+def settled_because(ticket: Ticket, diagnosis: Diagnosis | None) -> str | None:
+    """Return why this diagnosis settled the ticket; None where none did. The rule is in docs/architecture.md."""
+    if diagnosis is None or diagnosis.id != ticket.diagnosis_id:
+        return None
+    if ticket.id in diagnosis.explains:
+        verdict = (diagnosis.answer or {}).get("verdict")
+        by_cause = verdict in ("identified", "suspected")
+        return (
+            "its root cause explains this ticket"
+            if by_cause
+            else "it names this ticket"
+        )
+    if diagnosis.outcome == "answered":
+        return "it names no ticket, and this was the only one of its incident"
+    if diagnosis.outcome == "cut":
+        return "it was cut off before it named tickets"
+    return "without an answer, the error stands for the whole incident"
+
+
+def _settled(ticket: Ticket, diagnosis: Diagnosis | None) -> Iterator[tuple[str, str]]:
+    """Yield which diagnosis settled the ticket, and which one left it out."""
+    if why := settled_because(ticket, diagnosis):
+        yield "settled by", f"diagnosis {ticket.diagnosis_id}: {why}"
+    if ticket.left_out_by is not None:
+        queued = f"; queued again in batch {ticket.batch}"
+        waits = ticket.status in UNDIAGNOSED
+        yield "left out by", (
+            f"diagnosis {ticket.left_out_by}, which does not name this ticket"
+            f"{queued if waits else ''}"
+        )
 
 
 def _last_seen(output: Output, ticket: Ticket) -> str:
@@ -260,6 +299,7 @@ def ticket_document(
         "facts": dict(ticket.facts),
         "first_aid": ticket.first_aid,
         "diagnosis": None if diagnosis is None else _diagnosis_document(diagnosis),
+        "settled_because": settled_because(ticket, diagnosis),
         "sessions": list(sessions),
     }
 
@@ -287,6 +327,7 @@ def _ticket_fields(ticket: Ticket) -> Json:
         "attempts": ticket.attempts,
         "next_attempt_at": ticket.next_attempt_at,
         "last_error": ticket.last_error,
+        "left_out_by": ticket.left_out_by,
         "resolved_at": ticket.resolved_at,
         "resolution": ticket.resolution,
     }

@@ -329,9 +329,10 @@ def diagnose(
             hint=f"fix that, then run `midwatch tickets retry {ticket_id}`",
         )
     if ticket.diagnosis_id is None and not ticket.resolved:
+        given_up = ticket.status is TicketStatus.GIVEN_UP
+        after = "given up" if given_up else "queued again"
         typer.echo(
-            f"the answer does not explain ticket {ticket_id}: it is queued again",
-            err=True,
+            f"the answer does not name ticket {ticket_id}: it is {after}", err=True
         )
 
 
