@@ -14,7 +14,7 @@ from datetime import datetime
 
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock
-from midwatch.model import Context, Evidence, Invariant, Ticket
+from midwatch.model import Context, Evidence, Invariant, Origin, Ticket
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource, Subject
@@ -41,6 +41,7 @@ class Piece:
     text: str
     available: bool = True
     rank: int = 0
+    origin: Origin = Origin.SYSTEM
 
     @property
     def head(self) -> int:
@@ -55,6 +56,7 @@ class Piece:
             at=self.at,
             text=shorten(self.text, tokens),
             available=self.available,
+            origin=self.origin,
         )
 
 
@@ -85,7 +87,15 @@ def halve(context: Context) -> Context:
 
 
 def _piece_of(item: Evidence, rank: int = 0) -> Piece:
-    return Piece(item.title, item.source, item.at, item.text, item.available, rank)
+    return Piece(
+        item.title,
+        item.source,
+        item.at,
+        item.text,
+        item.available,
+        rank,
+        item.origin,
+    )
 
 
 def within(pieces: Sequence[Piece], tokens: int, now: datetime) -> tuple[Evidence, ...]:
@@ -217,6 +227,7 @@ class ContextGatherer:
         *,
         available: bool = True,
         rank: int = 0,
+        origin: Origin = Origin.SYSTEM,
     ) -> Piece:
         """Return a piece that is cleaned and redacted, but not yet shortened: a cut secret has no shape."""
         return Piece(
@@ -226,6 +237,7 @@ class ContextGatherer:
             text=self._redactor.text(clean(text, longest=None)).strip("\n"),
             available=available,
             rank=rank,
+            origin=origin,
         )
 
     # ------------------------------------------------------------------ what to ask
@@ -240,6 +252,7 @@ class ContextGatherer:
                     source="midwatch",
                     fetch=lambda: self._past_tickets(tickets),
                     rank=PAST_RANK,
+                    origin=Origin.EARLIER,
                 )
             )
         return sorted(sources, key=lambda source: source.rank)
@@ -260,7 +273,11 @@ class ContextGatherer:
                     continue
                 title = f"When ticket {ticket.id} opened: {kept['title']}"
                 piece = self._piece(
-                    title, kept["source"], kept["text"], rank=OPENING_RANK
+                    title,
+                    kept["source"],
+                    kept["text"],
+                    rank=OPENING_RANK,
+                    origin=Origin(kept.get("origin", Origin.SYSTEM)),
                 )
                 seen[kept["text"]] = replace(
                     piece, at=datetime.fromisoformat(kept["at"])
@@ -336,6 +353,7 @@ class ContextGatherer:
             text or "The source returned nothing.",
             available=not failure,
             rank=source.rank,
+            origin=source.origin,
         )
         return replace(piece, at=at) if at else piece
 
