@@ -298,8 +298,9 @@ def ticket_document(
         **_ticket_fields(ticket),
         "facts": dict(ticket.facts),
         "first_aid": ticket.first_aid,
-        "diagnosis": None if diagnosis is None else _diagnosis_document(diagnosis),
-        "settled_because": settled_because(ticket, diagnosis),
+        "diagnosis": (
+            None if diagnosis is None else _diagnosis_document(ticket, diagnosis)
+        ),
         "sessions": list(sessions),
     }
 
@@ -333,7 +334,7 @@ def _ticket_fields(ticket: Ticket) -> Json:
     }
 
 
-def _diagnosis_document(diagnosis: Diagnosis) -> Json:
+def _diagnosis_document(ticket: Ticket, diagnosis: Diagnosis) -> Json:
     answer = diagnosis.answer or {}
     return {
         "id": diagnosis.id,
@@ -344,6 +345,7 @@ def _diagnosis_document(diagnosis: Diagnosis) -> Json:
         "confidence": diagnosis.confidence,
         "grounded": diagnosis.grounded,
         "explains": list(diagnosis.explains),
+        "settled_because": settled_because(ticket, diagnosis),
         "model": diagnosis.model,
         "prompt_version": diagnosis.prompt_version,
         "started_at": diagnosis.started_at,
