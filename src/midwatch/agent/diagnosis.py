@@ -157,15 +157,25 @@ def conclude(reply: Reply, step: Step, redactor: Redactor) -> Finish:
         return finish
     output = _sanitized(reply.output, redactor)
     grounding = ground(output, step.context.evidence)
+    tickets = step.context.tickets
+    explains = explained(output, tickets, finish.outcome)
+    settles = [one.id for one in tickets] if explains is None else explains
     # The checked verdict and confidence are stored; `markdown` also shows what the answer claimed.
     held = {"verdict": grounding.verdict, "confidence": grounding.confidence}
+    named = {"explained_tickets": list(explains or ())}
     return replace(
         finish,
-        answer={**output.model_dump(mode="json"), **held},
-        markdown=diagnosis_markdown(output, grounding, step.context.evidence),
+        answer={**output.model_dump(mode="json"), **held, **named},
+        markdown=diagnosis_markdown(
+            output,
+            grounding,
+            step.context.evidence,
+            tickets=tickets,
+            explains=settles,
+        ),
         confidence=grounding.confidence,
         grounded=Grounded(grounding.verified, grounding.total),
-        explains=explained(output, step.context.tickets, finish.outcome),
+        explains=explains,
     )
 
 

@@ -26,7 +26,7 @@ from midwatch.model import (
     TicketStatus,
 )
 from midwatch.store.protocol import Brief, TicketSession
-from midwatch.text import markdown_escape, one_line
+from midwatch.text import one_line
 
 _STATUS_STYLES = {
     TicketStatus.OPEN: BOLD,
@@ -122,17 +122,23 @@ def show_ticket(
     diagnosis: Diagnosis | None,
     attempts: Sequence[Diagnosis],
     sessions: Sequence[TicketSession],
+    unfold: bool = False,
 ) -> None:
-    """Print a ticket with its first aid, its diagnosis, every attempt at one, and its sessions."""
+    """Print a ticket with its diagnosis, its first aid, every attempt at a diagnosis, and its sessions.
+
+    A terminal shows what is below the fold only with `unfold`.
+    """
     severity = ticket.severity.label
     title = f"Ticket {ticket.id}: {severity}, {status_text(ticket)}"
     output.line(title, SEVERITY_STYLES[severity] or BOLD)
     output.line(one_line(ticket.message, 2000))
     output.line()
     output.pairs([*_details(output, ticket), *_settled(ticket, diagnosis)], indent=16)
-    _section(output, (ticket.first_aid or {}).get("markdown"))
-    if diagnosis is not None:
-        _section(output, diagnosis.markdown or _without_answer(diagnosis))
+    from midwatch.cli.ticket_page import ticket_pages
+
+    for page in ticket_pages(ticket, diagnosis, attempts):
+        output.line()
+        output.markdown(page, unfold)
     if attempts:
         output.line()
         output.line("Attempts", BOLD)
@@ -141,6 +147,8 @@ def show_ticket(
         output.line()
         output.line("Sessions", BOLD)
         _sessions_table(output, sessions)
+    if output.terminal and not unfold and (ticket.first_aid or attempts):
+        output.line(f"\n▸ is folded: midwatch tickets show {ticket.id} --all", DIM)
 
 
 def _details(output: Output, ticket: Ticket) -> list[tuple[str, str]]:
@@ -208,18 +216,6 @@ def _last_seen(output: Output, ticket: Ticket) -> str:
     )
     unseen = "" if ticket.seen or ticket.resolved else "; not in the last check"
     return f"{output.when(ticket.last_seen_at)}, {times}{unseen}"
-
-
-def _section(output: Output, markdown: str | None) -> None:
-    if markdown:
-        output.line()
-        output.markdown(markdown)
-
-
-def _without_answer(diagnosis: Diagnosis) -> str:
-    """Return the Markdown of a diagnosis that ended with an error."""
-    error = markdown_escape(one_line(diagnosis.error or "no reason is known", 2000))
-    return f"## Diagnosis\n\n**{diagnosis.outcome}**: {error}\n"
 
 
 def _attempts_table(output: Output, attempts: Sequence[Diagnosis]) -> None:
