@@ -159,7 +159,7 @@ def conclude(reply: Reply, step: Step, redactor: Redactor) -> Finish:
     grounding = ground(output, step.context.evidence)
     tickets = step.context.tickets
     explains = explained(output, tickets, finish.outcome)
-    settles = [one.id for one in tickets] if explains is None else explains
+    finish = replace(finish, explains=explains)
     # The checked verdict and confidence are stored; `markdown` also shows what the answer claimed.
     held = {"verdict": grounding.verdict, "confidence": grounding.confidence}
     named = {"explained_tickets": list(explains or ())}
@@ -171,11 +171,10 @@ def conclude(reply: Reply, step: Step, redactor: Redactor) -> Finish:
             grounding,
             step.context.evidence,
             tickets=tickets,
-            explains=settles,
+            settled=finish.settled([one.id for one in tickets]),
         ),
         confidence=grounding.confidence,
         grounded=Grounded(grounding.verified, grounding.total),
-        explains=explains,
     )
 
 

@@ -68,7 +68,7 @@ def diagnosis_markdown(
     evidence: Sequence[Evidence],
     *,
     tickets: Sequence[Ticket] = (),
-    explains: Sequence[int] | None = None,
+    settled: Sequence[int] | None = None,
     heading: str = "Diagnosis",
 ) -> str:
     """Return the whole answer; of each claim it says what is quoted for it.
@@ -78,10 +78,10 @@ def diagnosis_markdown(
         grounding: The checks of its claims.
         evidence: What it was made from.
         tickets: The tickets of its incident; without them only their numbers are shown.
-        explains: Ids of the tickets that the answer settles; None for those that it names.
+        settled: Ids of the tickets that the answer settles; by default those that it names.
         heading: The heading of the page.
     """
-    named = output.explained_tickets if explains is None else explains
+    named = output.explained_tickets if settled is None else settled
     page = _Page(output, grounding, evidence, tickets, named)
     parts = [f"## {_text(heading)}", *page.parts()]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -101,14 +101,14 @@ class _Page:
         grounding: Grounding,
         evidence: Sequence[Evidence],
         tickets: Sequence[Ticket],
-        explains: Sequence[int],
+        settled: Sequence[int],
     ) -> None:
         self._output = output
         self._grounding = grounding
         self._claims = {claim.path: claim for claim in grounding.claims}
         self._evidence = evidence
         self._tickets = {ticket.id: ticket for ticket in tickets}
-        self._explains = explains
+        self._settled = settled
 
     def parts(self) -> Iterator[str]:
         output = self._output
@@ -148,11 +148,8 @@ class _Page:
 
     def _explained(self) -> Iterator[str]:
         """Yield what the settle rule makes of each ticket of the incident (docs/architecture.md)."""
-        if len(self._tickets) == 1:
-            yield from self._named("", list(self._tickets))
-            return
-        yield from self._named("", _some(self._explains))
-        left_out = [id_ for id_ in self._tickets if id_ not in self._explains]
+        yield from self._named("", _some(self._settled))
+        left_out = [id_ for id_ in self._tickets if id_ not in self._settled]
         yield from self._named("left out: ", left_out)
 
     def _named(self, mark: str, ids: Sequence[int]) -> Iterator[str]:
@@ -181,7 +178,7 @@ class _Page:
             yield f"{missed} of {grounding.total} claims are unverified."
         if grounding.confidence != "high" and output.confidence_reason.strip():
             yield f"Confidence: {output.confidence_reason}"
-        foreign = set(output.explained_tickets) - set(self._tickets or self._explains)
+        foreign = set(output.explained_tickets) - set(self._tickets or self._settled)
         if foreign:
             ids = ", ".join(map(str, sorted(foreign)[:MOST_TICKETS]))
             yield f"It names tickets that are not of this incident; they are ignored: {ids}"

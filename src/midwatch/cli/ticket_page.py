@@ -18,14 +18,16 @@ def ticket_pages(
 ) -> Iterator[str]:
     """Yield the pages of a ticket in Markdown: its diagnosis and, folded below it, first aid.
 
-    Without a diagnosis first aid stands first; the answer that left the ticket out is folded below it.
+    Without an answer first aid is open; an answer that left the ticket out is folded below it.
     """
     first_aid = str((ticket.first_aid or {}).get("markdown") or "")
-    if diagnosis is not None:
-        yield diagnosis.markdown or _without_answer(diagnosis)
+    if diagnosis is not None and diagnosis.markdown:
+        yield diagnosis.markdown
         if first_aid:
             yield _folded_first_aid(ticket, diagnosis, first_aid)
         return
+    if diagnosis is not None:
+        yield _without_answer(diagnosis)
     if first_aid:
         yield first_aid
     for attempt in attempts:

@@ -174,6 +174,15 @@ class Finish:
     counted: bool = True
     given_up: bool = False
 
+    def settled(self, claimed: Sequence[int]) -> list[int]:
+        """Return those of the tickets of a claim, by id, that this settles. The others are left out.
+
+        An answer about one ticket is about that one: another call would cost again and say the same.
+        """
+        if self.explains is None or len(claimed) == 1:
+            return list(claimed)
+        return [id_ for id_ in claimed if id_ in self.explains]
+
 
 PauseKind = Literal["rate_limit", "spend_limit", "auth", "outage"]
 

@@ -349,11 +349,9 @@ def _diagnosed(
     tx: Transaction, claim: Claim, diagnosis_id: int, finish: Finish, held: Any
 ) -> None:
     """Settle the tickets that the answer names, whatever their status; queue the others again."""
-    ids = {ticket.id for ticket in claim.tickets}
-    named = ids if finish.explains is None else ids & set(finish.explains)
-    # An answer about one ticket is about that one: another would cost again and say the same.
-    settled = named if len(ids) > 1 else ids
-    rows = tx.all(SELECT_CLAIMED, {"p_ids": list(ids), "p_batch": claim.batch})
+    ids = [ticket.id for ticket in claim.tickets]
+    settled = set(finish.settled(ids))
+    rows = tx.all(SELECT_CLAIMED, {"p_ids": ids, "p_batch": claim.batch})
     waiting = [row for row in rows if row.status in UNDIAGNOSED]
     diagnosed: Json = {"diagnosis_id": diagnosis_id}
     ended = [row for row in rows if row.id in settled and row.status not in UNDIAGNOSED]
@@ -363,7 +361,7 @@ def _diagnosed(
     matched = [row for row in waiting if row.id in settled]
     _settle(tx, matched, claim, after, why, diagnosed)
     others = [row for row in waiting if row.id not in settled]
-    given_up = _leave_out(tx, others, claim, diagnosis_id, bool(named), held)
+    given_up = _leave_out(tx, others, claim, diagnosis_id, bool(settled), held)
     left = {"queued": False, "last_error": finish.error or given_up, **NO_CLAIM}
     tx.execute(UPDATE_HELD, {**_held(claim), **left})
 
@@ -407,10 +405,10 @@ def _leave_out(
     before = [row for row in rows if row.left_out_by is not None]
     first = [row for row in rows if row.left_out_by is None]
     pointer: Json = {"left_out_by": diagnosis_id}
-    _requeue(tx, first, claim, pointer, held.subject, held)
+    _requeue(tx, first, claim, pointer, held)
     if others_named:
         for row in before:
-            _requeue(tx, [row], claim, pointer, row.subject, held)
+            _requeue(tx, [row], claim, pointer, held)
     elif before:
         earlier = sorted({row.left_out_by for row in before})
         named = ", ".join(map(str, earlier))
@@ -430,14 +428,13 @@ def _requeue(
     rows: Sequence[Any],
     claim: Claim,
     pointer: Json,
-    subject: str,
     held: Any,
 ) -> None:
     """Put tickets into one new batch. It is as old as that of the claim: new openings do not join it."""
     if not rows:
         return
     severity = Severity(min(row.severity for row in rows))
-    batch = new_batch(tx, subject, severity, opened_at=held.opened_at)
+    batch = new_batch(tx, rows[0].subject, severity, opened_at=held.opened_at)
     _update_tickets(tx, rows, {**pointer, "batch_id": batch})
     why = f"left out by diagnosis {pointer['left_out_by']}; now in batch {batch}"
     tx.note(
