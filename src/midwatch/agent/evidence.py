@@ -238,17 +238,17 @@ class ContextGatherer:
         """Return what all sources say, by rank. What it says may show further links, whose subjects come second."""
         loop = asyncio.get_running_loop()
         until, linked = loop.time() + timeout, linked and self._around.linkable
-        own = self._sources(tickets)
-        general = self._around.sources(tickets)
-        fetched = await self._fetch_all(
-            [*(source for _, source in own), *general],
-            timeout * _OWN_SHARE if linked else timeout,
-        )
+        own, around = self._sources(tickets), self._around.sources(tickets)
+        first = [source for _, source in own]
+        if linked:
+            fetched = await self._fetch_all(first, timeout * _OWN_SHARE)
+        else:
+            fetched = await self._fetch_all([*first, *around], timeout)
         for (name, _), piece in zip(own, fetched, strict=False):
             self._around.learn(name, piece.text, piece.title)
         if linked:
-            behind = await self._around.linked(tickets)
-            fetched += await self._fetch_all(behind, max(until - loop.time(), 0.1))
+            second = [*around, *await self._around.linked(tickets)]
+            fetched += await self._fetch_all(second, max(until - loop.time(), 0.1))
         if links := self._around.links(tickets):
             fetched.append(self._piece(LINKS, "midwatch", links, rank=LINKS_RANK))
         return sorted(fetched, key=lambda piece: piece.rank)
