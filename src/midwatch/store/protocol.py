@@ -347,6 +347,20 @@ class Store(Protocol):
         """
         ...
 
+    async def join(
+        self, subject: str, linked: Collection[str], group_wait: float
+    ) -> None:
+        """Make one batch of those that have undiagnosed tickets of a subject and of linked ones, as openings would.
+
+        It is for links that show themselves after the tickets were opened.
+
+        Args:
+            subject: Name of the subject; without such a batch of its own nothing changes.
+            linked: Names of the subjects that it depends on or that depend on it.
+            group_wait: Seconds. Older batches stay as they are.
+        """
+        ...
+
     async def earlier(
         self, subject: str, keys: Sequence[Key], within: float
     ) -> Mapping[Key, Earlier]:

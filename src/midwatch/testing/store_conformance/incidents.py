@@ -53,6 +53,26 @@ async def what_links_two_incidents_makes_them_one(fixture: StoreFixture) -> None
     assert ids(left.tickets) == (shop.id,)
 
 
+async def a_link_that_shows_itself_later_joins_all_the_same(
+    fixture: StoreFixture,
+) -> None:
+    (shop,) = await fixture.open("a", subject="shop", group_wait=10)
+    (db,) = await fixture.open("a", severity=Severity.CRITICAL, group_wait=10)
+    (other,) = await fixture.open("a", subject="other", group_wait=10)
+    await fixture.store.join("unknown", {"shop", "db"}, 10)
+    await fixture.store.join("shop", {"db"}, 0)
+    assert (await fixture.store.ticket(db.id)).batch == db.batch != shop.batch
+    await fixture.store.join("shop", {"db", "unknown"}, 10)
+    await fixture.store.join("shop", {"db", "unknown"}, 10)
+    assert (await fixture.store.ticket(db.id)).batch == shop.batch
+    assert (await fixture.store.ticket(other.id)).batch == other.batch
+    fixture.clock.move(10)
+    claim, _ = await fixture.store.claim("agent", lease=LEASE, limit=3)
+    assert ids(claim.tickets) == (db.id, shop.id)
+    await fixture.store.join("shop", {"db", "other"}, 3600)
+    assert (await fixture.store.ticket(other.id)).batch == other.batch
+
+
 async def what_an_agent_has_is_not_changed(fixture: StoreFixture) -> None:
     """Nor what a person or a diagnosis has put back into the queue."""
     (shop,) = await fixture.open("a", subject="shop", group_wait=10)
@@ -169,6 +189,7 @@ async def a_late_diagnosis_is_remembered(fixture: StoreFixture) -> None:
 CHECKS = (
     linked_subjects_are_one_incident,
     what_links_two_incidents_makes_them_one,
+    a_link_that_shows_itself_later_joins_all_the_same,
     what_an_agent_has_is_not_changed,
     the_past_is_found_by_its_words,
     an_unverified_diagnosis_is_marked,
