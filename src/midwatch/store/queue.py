@@ -31,6 +31,7 @@ from midwatch.errors import ClaimLost
 from midwatch.model import FINAL_OUTCOMES, Json, Severity, Ticket, TicketStatus
 from midwatch.store.cycles import new_batch
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
+from midwatch.store.memory import remember
 from midwatch.store.protocol import Budget, Claim, Daemon, Finish, Pause, PauseKind
 from midwatch.store.schema import (
     UNDIAGNOSED,
@@ -356,6 +357,7 @@ def _diagnosed(
     diagnosed: Json = {"diagnosis_id": diagnosis_id}
     ended = [row for row in rows if row.id in settled and row.status not in UNDIAGNOSED]
     _update_tickets(tx, ended, diagnosed)
+    remember(tx, [row.id for row in ended])
     after = TicketStatus.GIVEN_UP if finish.given_up else TicketStatus.DIAGNOSED
     why = f"diagnosis {diagnosis_id}: {finish.outcome}"
     matched = [row for row in waiting if row.id in settled]
