@@ -268,7 +268,7 @@ class Evidence:
     """One numbered, redacted, size-bounded piece of text with its source and time.
 
     `id` is "E1", "E2", … within its context. `available` is false where the source failed;
-    the text is then the reason.
+    the text is then the reason. `command` is what exactly was asked, where Claude asked for it.
     """
 
     id: str
@@ -277,6 +277,7 @@ class Evidence:
     at: datetime
     text: str
     available: bool = True
+    command: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +311,7 @@ DiagnosisOutcome = Literal[
     "running",  # the call is under way, or its daemon died before it ended
     "lost",  # its daemon died or lost its claim before an answer was stored
     "late",  # an answer came after the claim had passed to another; paid, not used
+    "asked",  # for tools; the next call has their answers
     "answered",
     "refused",
     "cut",  # the complete parts of an answer that max_tokens truncated

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock
@@ -41,11 +42,12 @@ class Piece:
     text: str
     available: bool = True
     rank: int = 0
+    command: str = ""
 
     @property
     def head(self) -> int:
         """Tokens that it needs besides its text."""
-        return OVERHEAD + estimate_tokens(self.title + self.source)
+        return OVERHEAD + estimate_tokens(self.title + self.source + self.command)
 
     def numbered(self, number: int, tokens: int) -> Evidence:
         return Evidence(
@@ -55,6 +57,7 @@ class Piece:
             at=self.at,
             text=shorten(self.text, tokens),
             available=self.available,
+            command=self.command,
         )
 
 
@@ -85,7 +88,15 @@ def halve(context: Context) -> Context:
 
 
 def _piece_of(item: Evidence, rank: int = 0) -> Piece:
-    return Piece(item.title, item.source, item.at, item.text, item.available, rank)
+    return Piece(
+        item.title,
+        item.source,
+        item.at,
+        item.text,
+        item.available,
+        rank,
+        item.command,
+    )
 
 
 def within(pieces: Sequence[Piece], tokens: int, now: datetime) -> tuple[Evidence, ...]:
@@ -209,6 +220,16 @@ class ContextGatherer:
             gathered_at=self._clock.now(),
         )
 
+    def answered(
+        self, tool: str, source: str, command: str, text: str, *, ok: bool
+    ) -> Piece:
+        """Return what a call of a tool returned as a piece of evidence. A text that is empty says so."""
+        shown = self._redactor.text(clean(command, longest=None))
+        piece = self._piece(
+            f"{tool}: {shown}", source, text or "It returned nothing.", available=ok
+        )
+        return replace(piece, command=shown)
+
     def _piece(
         self,
         title: str,
@@ -328,7 +349,7 @@ class ContextGatherer:
     def _result(
         self, source: EvidenceSource, task: asyncio.Task[_Answer], limit: float
     ) -> Piece:
-        failure = _failure(task, limit)
+        failure = failure_of(task, limit)
         text, at = task.result() if not failure else (f"Unavailable: {failure}", None)
         piece = self._piece(
             source.title,
@@ -391,7 +412,7 @@ class ContextGatherer:
         return next((item for item in known if item.id == ticket.key.invariant), None)
 
 
-def _failure(task: asyncio.Task[_Answer], limit: float) -> str:
+def failure_of(task: asyncio.Task[Any], limit: float) -> str:
     """Return how a source failed, or "". A source may be a plug-in: any error that it raises becomes
     evidence, so that one bad source does not prevent the diagnosis."""
     error = task.exception() if task.done() and not task.cancelled() else None

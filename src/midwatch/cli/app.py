@@ -19,6 +19,7 @@ from midwatch.errors import SettingsError
 if TYPE_CHECKING:
     from midwatch.agent.claude import Claude
     from midwatch.agent.evidence import ContextGatherer
+    from midwatch.agent.investigation import Investigator
     from midwatch.agent.runner import AgentRunner
     from midwatch.lifecycle import Liveness
     from midwatch.logs import Log
@@ -179,8 +180,25 @@ class App:
             name=f"monitor {process_name()}",
         )
 
-    def agent(self, progress: Liveness | None = None) -> AgentRunner:
-        """Return the agent; `progress` is the liveness that it shares with a monitor."""
+    def investigator(self) -> Investigator:
+        """Return what begins investigations. Raises SettingsError for tools that cannot be used."""
+        from midwatch.agent.investigation import Investigator
+
+        return Investigator(
+            self.gatherer,
+            {subject.name: subject for subject in self.subjects},
+            self.settings.investigation,
+        )
+
+    def agent(
+        self,
+        progress: Liveness | None = None,
+        trace: Callable[[str], None] | None = None,
+    ) -> AgentRunner:
+        """Return the agent; `progress` is the liveness that it shares with a monitor.
+
+        `trace` gets the text of every request and answer.
+        """
         from midwatch.agent.runner import AgentRunner
 
         return AgentRunner(
@@ -194,6 +212,8 @@ class App:
             name=f"agent {process_name()}",
             longest_call=self.settings.anthropic.timeout,
             progress=progress,
+            investigator=self.investigator(),
+            trace=trace,
         )
 
 
