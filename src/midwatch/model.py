@@ -263,6 +263,14 @@ class AuditRow:
 # ------------------------------------------------------------------ evidence and diagnosis
 
 
+class Origin(StrEnum):
+    """Who wrote a piece of evidence: it says what a quote of it can prove."""
+
+    SYSTEM = "system"  # measured by the system or by Midwatch
+    REPORTED = "reported"  # written by clients, or into logs, where others can write
+    EARLIER = "earlier"  # an earlier diagnosis or a person's note
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One numbered, redacted, size-bounded piece of text with its source and time.
@@ -277,6 +285,7 @@ class Evidence:
     at: datetime
     text: str
     available: bool = True
+    origin: Origin = Origin.SYSTEM
     command: str = ""
 
 

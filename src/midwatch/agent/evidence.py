@@ -15,10 +15,11 @@ from typing import Any
 
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock
-from midwatch.model import Context, Evidence, Invariant, Ticket
+from midwatch.model import Context, Evidence, Invariant, Origin, Ticket
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource, Subject
+from midwatch.subjects.tools import Answer
 from midwatch.text import clean, estimate_tokens, one_line, shorten
 from midwatch.units import format_duration, format_value
 
@@ -42,6 +43,7 @@ class Piece:
     text: str
     available: bool = True
     rank: int = 0
+    origin: Origin = Origin.SYSTEM
     command: str = ""
 
     @property
@@ -57,6 +59,7 @@ class Piece:
             at=self.at,
             text=shorten(self.text, tokens),
             available=self.available,
+            origin=self.origin,
             command=self.command,
         )
 
@@ -95,6 +98,7 @@ def _piece_of(item: Evidence, rank: int = 0) -> Piece:
         item.text,
         item.available,
         rank,
+        item.origin,
         item.command,
     )
 
@@ -221,14 +225,17 @@ class ContextGatherer:
         )
 
     def answered(
-        self, tool: str, source: str, command: str, text: str, *, ok: bool
+        self, tool: str, source: str, answer: Answer, *, ok: bool
     ) -> Piece:
         """Return what a call of a tool returned as a piece of evidence. A text that is empty says so."""
-        shown = self._redactor.text(clean(command, longest=None))
+        shown = self._redactor.text(clean(answer.command, longest=None))
         piece = self._piece(
-            f"{tool}: {shown}", source, text or "It returned nothing.", available=ok
+            f"{tool}: {shown}",
+            source,
+            answer.text or "It returned nothing.",
+            available=ok,
         )
-        return replace(piece, command=shown)
+        return replace(piece, command=shown, origin=answer.origin)
 
     def _piece(
         self,
@@ -238,6 +245,7 @@ class ContextGatherer:
         *,
         available: bool = True,
         rank: int = 0,
+        origin: Origin = Origin.SYSTEM,
     ) -> Piece:
         """Return a piece that is cleaned and redacted, but not yet shortened: a cut secret has no shape."""
         return Piece(
@@ -247,6 +255,7 @@ class ContextGatherer:
             text=self._redactor.text(clean(text, longest=None)).strip("\n"),
             available=available,
             rank=rank,
+            origin=origin,
         )
 
     # ------------------------------------------------------------------ what to ask
@@ -261,6 +270,7 @@ class ContextGatherer:
                     source="midwatch",
                     fetch=lambda: self._past_tickets(tickets),
                     rank=PAST_RANK,
+                    origin=Origin.EARLIER,
                 )
             )
         return sorted(sources, key=lambda source: source.rank)
@@ -281,7 +291,11 @@ class ContextGatherer:
                     continue
                 title = f"When ticket {ticket.id} opened: {kept['title']}"
                 piece = self._piece(
-                    title, kept["source"], kept["text"], rank=OPENING_RANK
+                    title,
+                    kept["source"],
+                    kept["text"],
+                    rank=OPENING_RANK,
+                    origin=Origin(kept.get("origin", Origin.SYSTEM)),
                 )
                 seen[kept["text"]] = replace(
                     piece, at=datetime.fromisoformat(kept["at"])
@@ -357,6 +371,7 @@ class ContextGatherer:
             text or "The source returned nothing.",
             available=not failure,
             rank=source.rank,
+            origin=source.origin,
         )
         return replace(piece, at=at) if at else piece
 

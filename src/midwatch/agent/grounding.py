@@ -30,7 +30,7 @@ from midwatch.diagnosis_schema import (
     MetricReading,
     Verdict,
 )
-from midwatch.model import Evidence, Grounded
+from midwatch.model import Evidence, Grounded, Origin
 
 NEARBY = 600
 """Characters that an ellipsis in a quote may stand for."""
@@ -51,12 +51,16 @@ OTHER_VALUE = "the quote does not give this value"
 
 @dataclass(frozen=True, slots=True)
 class CitationCheck:
-    """One citation's result. `path` is like "supporting_evidence[0].citations[1]"."""
+    """One citation's result. `path` is like "supporting_evidence[0].citations[1]".
+
+    `origin` says who wrote what is quoted.
+    """
 
     path: str
     evidence_id: str
     quote: str
     reason: str = ""
+    origin: Origin = Origin.SYSTEM
 
     @property
     def verified(self) -> bool:
@@ -70,6 +74,12 @@ class ClaimCheck:
     path: str
     citations: tuple[CitationCheck, ...]
     reason: str = ""
+
+    @property
+    def origin(self) -> Origin:
+        """The best that it rests on: measured before reported, reported before earlier."""
+        found = {check.origin for check in self.citations if check.verified}
+        return next((one for one in Origin if one in found), Origin.SYSTEM)
 
     @property
     def verified(self) -> bool:
@@ -210,7 +220,9 @@ class _EvidenceIndex:
     def check(self, citation: Citation, path: str) -> CitationCheck:
         number = citation.evidence_id.strip().strip("[]()").upper()
         reason = self._reason(number, citation.quote)
-        return CitationCheck(path, number, citation.quote, reason)
+        item = self._evidence.get(number)
+        origin = item.origin if item else Origin.SYSTEM
+        return CitationCheck(path, number, citation.quote, reason, origin)
 
     def _reason(self, number: str, quote: str) -> str:
         item = self._evidence.get(number)

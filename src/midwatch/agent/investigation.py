@@ -154,9 +154,7 @@ class Toolbox:
         self, call: ToolCall, number: int, subject: str, answer: Answer, *, ok: bool
     ) -> Evidence:
         name = one_line(call.name, 60)
-        piece = self._gatherer.answered(
-            name, f"{subject}: {name}", answer.command, answer.text, ok=ok
-        )
+        piece = self._gatherer.answered(name, f"{subject}: {name}", answer, ok=ok)
         return piece.numbered(number, self._call_tokens)
 
 

@@ -17,7 +17,15 @@ from pydantic import ValidationError
 
 from midwatch.config import explain
 from midwatch.errors import SettingsError
-from midwatch.model import Invariant, Json, Observation, Severity, Ticket, Unit
+from midwatch.model import (
+    Invariant,
+    Json,
+    Observation,
+    Origin,
+    Severity,
+    Ticket,
+    Unit,
+)
 from midwatch.settings import InvariantSettings
 from midwatch.units import parse_limit
 
@@ -28,7 +36,7 @@ class EvidenceSource:
 
     `fetch` returns plain text, which the gatherer cleans, redacts, shortens and numbers. It may raise
     any `MidwatchError`, and is cancelled after `timeout` seconds. A lower `rank` matters more: when the
-    token budget is short, the highest ranks are left out first.
+    token budget is short, the highest ranks are left out first. `origin` says who wrote the text.
     """
 
     title: str
@@ -36,6 +44,7 @@ class EvidenceSource:
     fetch: Callable[[], Awaitable[str]]
     rank: int = 50
     timeout: float = 5.0
+    origin: Origin = Origin.SYSTEM
 
 
 class Subject(Protocol):

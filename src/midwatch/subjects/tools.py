@@ -16,7 +16,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
-from midwatch.errors import MidwatchError, PermanentError, SettingsError
+from midwatch.errors import PermanentError, SettingsError
+from midwatch.model import Origin
 from midwatch.subjects.base import Subject
 
 GROUP = "midwatch.tools"
@@ -37,11 +38,12 @@ class Refused(PermanentError):
 class Answer:
     """What a tool read: plain text, one fact a line, and the exact command that was run.
 
-    An empty text says that there is nothing, which proves nothing.
+    An empty text says that there is nothing, which proves nothing. `origin` says who wrote the text.
     """
 
     command: str
     text: str
+    origin: Origin = Origin.SYSTEM
 
 
 @dataclass(frozen=True, slots=True)
