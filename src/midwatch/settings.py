@@ -107,7 +107,10 @@ class InvestigationSettings(Group):
         description="Messages in which Claude may ask, before it has to answer; 0 for none.",
     )
     calls: int = Field(
-        12, ge=0, le=200, description="Calls of tools; those of one message run at once."
+        12,
+        ge=0,
+        le=200,
+        description="Calls of tools; those of one message run at once.",
     )
     tokens: int = Field(
         60_000,

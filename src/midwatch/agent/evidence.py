@@ -224,9 +224,7 @@ class ContextGatherer:
             gathered_at=self._clock.now(),
         )
 
-    def answered(
-        self, tool: str, source: str, answer: Answer, *, ok: bool
-    ) -> Piece:
+    def answered(self, tool: str, source: str, answer: Answer, *, ok: bool) -> Piece:
         """Return what a call of a tool returned as a piece of evidence. A text that is empty says so."""
         shown = self._redactor.text(clean(answer.command, longest=None))
         piece = self._piece(

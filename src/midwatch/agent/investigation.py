@@ -166,7 +166,9 @@ def _offers(offered: Mapping[str, Sequence[Tool]]) -> dict[str, _Offer]:
             same = found.setdefault(tool.name, {})
             first = next(iter(same.values()), tool)
             if first.arguments is not tool.arguments:
-                own = "".join(c if c.isalnum() and c.isascii() else "_" for c in subject)
+                own = "".join(
+                    c if c.isalnum() and c.isascii() else "_" for c in subject
+                )
                 same = found.setdefault(f"{own}_{tool.name}"[:120], {})
             same[subject] = tool
     return {name: _Offer(tools) for name, tools in found.items()}
