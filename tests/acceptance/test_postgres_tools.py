@@ -67,8 +67,10 @@ def server() -> Iterator[PrivatePostgres]:
 
 @pytest.fixture
 def watched(server: PrivatePostgres) -> PostgresSubject:
-    given = {"name": "db", "dsn": server.dsn(user="watcher")}
-    return PostgresSubject(PostgresSettings(**given, log_file=server.log_file))  # type: ignore[arg-type]
+    patient = {"connect_timeout": 30, "statement_timeout": 20}
+    given = {"name": "db", "dsn": server.dsn(user="watcher"), **patient}
+    settings = PostgresSettings.model_validate({**given, "log_file": server.log_file})
+    return PostgresSubject(settings)
 
 
 async def ask(watched: PostgresSubject, name: str, **arguments: Any) -> Answer:
@@ -137,7 +139,7 @@ async def test_what_runs_code_of_users_or_takes_much_is_refused(
     began = time.monotonic()
     with pytest.raises(MidwatchError):
         await ask(watched, "select", query=query, database=database)
-    assert time.monotonic() - began < 30, "the function of the user ran"
+    assert time.monotonic() - began < 50, "the function of the user ran"
 
 
 async def test_functions_are_those_of_the_server(watched: PostgresSubject) -> None:

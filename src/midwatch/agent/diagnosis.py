@@ -269,13 +269,21 @@ def next_step(step: Step, reply: Reply) -> Step | None:
         return None
     used = step.used | {reply.kind}
     if reply.kind is Kind.REJECTED:
-        return replace(step, context=halve(step.known), rounds=(), used=used)
+        shorter = halve(_asked_first(step.known))
+        return replace(step, context=shorter, rounds=(), used=used)
     if reply.kind is Kind.CUT and step.max_tokens < LONGEST_ANSWER:
         longer = min(step.max_tokens * 2, LONGEST_ANSWER)
         return replace(step, max_tokens=longer, used=used)
     if reply.kind is Kind.INVALID:
         return replace(step, correction=reply.error, used=used)
     return None
+
+
+def _asked_first(context: Context) -> Context:
+    """Return the context with what was asked for behind the violations: the end is left out first."""
+    first, *rest = context.evidence
+    rest.sort(key=lambda one: not one.command)
+    return replace(context, evidence=(first, *rest))
 
 
 _OUTCOMES: dict[Kind, DiagnosisOutcome] = {
