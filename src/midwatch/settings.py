@@ -195,6 +195,11 @@ class SubjectSettings(Group):
     name: Name = Field(description="Its name in tickets; unique.")
     kind: Name = Field(description="One of the kinds below.")
     timeout: Seconds = Field(10.0, gt=0, description="Timeout of one observation.")
+    depends_on: list[Name] = Field(
+        default_factory=list,
+        description="Names of the subjects that it needs. What opens on both within group_wait is one incident, and "
+        "their state is evidence. Links that show themselves (one address, one machine) need no entry.",
+    )
     invariants: dict[str, InvariantSettings] = Field(
         default_factory=dict,
         description="Changes to the defaults, by invariant.",

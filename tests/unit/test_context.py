@@ -130,7 +130,7 @@ async def test_the_violations_come_first_then_sources_by_rank_then_the_past() ->
         "The violations",
         "Locks",
         "Settings",
-        "Past tickets of the same kind",
+        "Past incidents",
     ]
     assert list(reported) == ["E1", "E2", "E3", "E4"]
     assert reported["E1"].text.splitlines() == [

@@ -1,23 +1,30 @@
 """Gather the context of a diagnosis: the evidence for the tickets of a batch.
 
-The evidence is, in this order: the violations, what the subject's sources return now (lowest rank
-first), and past tickets with a diagnosis. Each text is cleaned, redacted whole, then shortened to its
+The evidence is, in this order: the violations, then by rank what the sources of the subjects return now, other open
+tickets, the state of linked subjects, and past incidents. Each text is cleaned, redacted whole, then shortened to its
 share of the token budget. A source that fails or exceeds its timeout becomes evidence that says so.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from midwatch.agent.links import Links
+from midwatch.agent.surroundings import (
+    LINKS,
+    LINKS_RANK,
+    OpenTickets,
+    PastTickets,
+    Surroundings,
+)
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock
 from midwatch.model import Context, Evidence, Invariant, Origin, Ticket
 from midwatch.redaction import Redactor
-from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource, Subject
 from midwatch.subjects.tools import Answer
 from midwatch.text import clean, estimate_tokens, one_line, shorten
@@ -165,12 +172,11 @@ CHANGED = "What changed since every invariant held"
 OPENING_RANK = 15
 """The rank of evidence from a ticket's opening among those of a subject's sources."""
 MOST_FROM_OPENING = 5
-PAST_RANK = 70
-"""The rank of past tickets among those of a subject's sources."""
+_OWN_SHARE = 0.6
+"""The share of the time for the sources of the tickets' own subjects where linked ones may follow."""
 _STOPPING = 0.2  # seconds that a cancelled source gets to end
 
 _Answer = tuple[str, datetime]
-PastTickets = Callable[[Sequence[Ticket]], Awaitable[Sequence[Past]]]
 
 
 class ContextGatherer:
@@ -180,7 +186,9 @@ class ContextGatherer:
         subjects: The watched systems by name.
         redactor: Removes secrets from all evidence.
         clock: The source of time.
-        past: Finds past tickets of the same kind with what was found; None skips them.
+        past: Finds past incidents with what was found; None skips them.
+        links: The links between the subjects; None for none.
+        unresolved: Returns all unresolved tickets; None skips other open tickets.
     """
 
     def __init__(
@@ -189,11 +197,14 @@ class ContextGatherer:
         redactor: Redactor,
         clock: Clock,
         past: PastTickets | None = None,
+        *,
+        links: Links | None = None,
+        unresolved: OpenTickets | None = None,
     ) -> None:
         self._subjects = subjects
         self._redactor = redactor
         self._clock = clock
-        self._past = past
+        self._around = Surroundings(subjects, redactor, links, unresolved, past)
 
     async def gather(
         self,
@@ -202,18 +213,20 @@ class ContextGatherer:
         timeout: float,
         tokens: int,
         changed: str = "",
+        linked: bool = True,
     ) -> Context:
         """Return the context of a batch. Never raises: what cannot be gathered is evidence that says so.
 
         Args:
-            tickets: The tickets of the batch, all of one subject.
+            tickets: The tickets of the batch.
             timeout: Seconds that all of it may take.
             tokens: Size of the evidence at most, as `context_tokens` counts.
             changed: The monitor's own evidence: what differs from when every invariant held.
+            linked: Whether the subjects that those of the tickets depend on are asked for their state.
         """
-        sources = self._sources(tickets)
+        tickets = self._around.deepest_first(tickets)
         violations = self._piece(VIOLATIONS, "midwatch", self._violations(tickets))
-        fetched = await self._fetch_all(sources, timeout)
+        fetched = await self._fetched(tickets, timeout, linked)
         opening = self._as_they_opened(tickets)
         if changed:
             opening.append(self._piece(CHANGED, "midwatch", changed, rank=OPENING_RANK))
@@ -234,6 +247,27 @@ class ContextGatherer:
             available=ok,
         )
         return replace(piece, command=shown, origin=answer.origin)
+
+    async def _fetched(
+        self, tickets: Sequence[Ticket], timeout: float, linked: bool
+    ) -> list[Piece]:
+        """Return what all sources say, by rank. What it says may show further links, whose subjects come second."""
+        loop = asyncio.get_running_loop()
+        until, linked = loop.time() + timeout, linked and self._around.linkable
+        own, around = self._sources(tickets), self._around.sources(tickets)
+        first = [source for _, source in own]
+        if linked:
+            fetched = await self._fetch_all(first, timeout * _OWN_SHARE)
+        else:
+            fetched = await self._fetch_all([*first, *around], timeout)
+        for (name, _), piece in zip(own, fetched, strict=False):
+            self._around.learn(name, piece.text, piece.title)
+        if linked:
+            second = [*around, *await self._around.linked(tickets)]
+            fetched += await self._fetch_all(second, max(until - loop.time(), 0.1))
+        if links := self._around.links(tickets):
+            fetched.append(self._piece(LINKS, "midwatch", links, rank=LINKS_RANK))
+        return sorted(fetched, key=lambda piece: piece.rank)
 
     def _piece(
         self,
@@ -258,27 +292,27 @@ class ContextGatherer:
 
     # ------------------------------------------------------------------ what to ask
 
-    def _sources(self, tickets: Sequence[Ticket]) -> list[EvidenceSource]:
-        subject = self._subjects.get(tickets[0].key.subject) if tickets else None
-        sources = list(subject.sources(tickets)) if subject else []
-        if self._past is not None and tickets:
-            sources.append(
-                EvidenceSource(
-                    title="Past tickets of the same kind",
-                    source="midwatch",
-                    fetch=lambda: self._past_tickets(tickets),
-                    rank=PAST_RANK,
-                    origin=Origin.EARLIER,
-                )
-            )
-        return sorted(sources, key=lambda source: source.rank)
+    def _sources(self, tickets: Sequence[Ticket]) -> list[tuple[str, EvidenceSource]]:
+        """Return the sources of the tickets' subjects, each with its subject."""
+        by_subject = _by_subject(tickets)
+        return [
+            (name, _named(name, source) if len(by_subject) > 1 else source)
+            for name, own in by_subject.items()
+            if name in self._subjects
+            for source in self._subjects[name].sources(own)
+        ]
 
     def _absent(self, tickets: Sequence[Ticket]) -> list[Piece]:
-        if not tickets or tickets[0].key.subject in self._subjects:
-            return []
-        name = tickets[0].key.subject
-        text = f"The subject {name} is not in the settings any more: no evidence could be fetched from it."
-        return [self._piece(f"Subject {name}", "midwatch", text, available=False)]
+        return [
+            self._piece(
+                f"Subject {name}",
+                "midwatch",
+                f"The subject {name} is not in the settings any more: no evidence could be fetched from it.",
+                available=False,
+            )
+            for name in _by_subject(tickets)
+            if name not in self._subjects
+        ]
 
     def _as_they_opened(self, tickets: Sequence[Ticket]) -> list[Piece]:
         """Return the evidence that first aid cited: the state when the tickets opened."""
@@ -299,28 +333,6 @@ class ContextGatherer:
                     piece, at=datetime.fromisoformat(kept["at"])
                 )
         return list(seen.values())[:MOST_FROM_OPENING]
-
-    async def _past_tickets(self, tickets: Sequence[Ticket]) -> str:
-        assert self._past is not None
-        past = await self._past(tickets)
-        return "\n\n".join(map(self._past_ticket, past)) or "There is none."
-
-    def _past_ticket(self, past: Past) -> str:
-        ticket = past.ticket
-        same = "same component" if past.same_key else "another component"
-        lines = [
-            f"Past ticket {ticket.id}: {self._line(ticket.key.invariant)}"
-            f" on {self._line(ticket.key.component)} ({same})",
-            f"opened {_time(ticket.opened_at)}, resolved {_time(ticket.resolved_at)}",
-            f"message: {self._line(ticket.message)}",
-            f"what was found: {self._line(past.summary or 'nothing was noted')}",
-        ]
-        if past.root_cause:
-            lines.append(f"root cause: {self._line(past.root_cause)}")
-        lines.append(
-            f"what resolved it: {self._line(ticket.resolution or 'not noted')}"
-        )
-        return "\n".join(lines)
 
     # ------------------------------------------------------------------ asking
 
@@ -423,6 +435,17 @@ class ContextGatherer:
         subject = self._subjects.get(ticket.key.subject)
         known = subject.invariants if subject else ()
         return next((item for item in known if item.id == ticket.key.invariant), None)
+
+
+def _by_subject(tickets: Sequence[Ticket]) -> dict[str, list[Ticket]]:
+    found: dict[str, list[Ticket]] = {}
+    for ticket in tickets:
+        found.setdefault(ticket.key.subject, []).append(ticket)
+    return found
+
+
+def _named(name: str, source: EvidenceSource) -> EvidenceSource:
+    return replace(source, title=f"{name}: {source.title}")
 
 
 def failure_of(task: asyncio.Task[Any], limit: float) -> str:

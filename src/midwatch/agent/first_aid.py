@@ -63,7 +63,11 @@ class FirstAidWriter:
 
     async def _give(self, kind: str, tickets: list[Ticket], changed: str) -> None:
         context = await self._gatherer.gather(
-            tickets, timeout=self._timeout, tokens=_TOKENS, changed=changed
+            tickets,
+            timeout=self._timeout,
+            tokens=_TOKENS,
+            changed=changed,
+            linked=False,
         )
         for ids, output in preliminary(self._playbooks, kind, tickets, context):
             document = self._document(output, context)

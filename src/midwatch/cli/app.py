@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from midwatch.agent.claude import Claude
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.agent.investigation import Investigator
+    from midwatch.agent.links import Links
     from midwatch.agent.runner import AgentRunner
     from midwatch.lifecycle import Liveness
     from midwatch.logs import Log
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from midwatch.subjects.base import Subject
 
 T = TypeVar("T")
+_MOST_OPEN = 500
+"""Open tickets that are looked at as evidence for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ class App:
     store: Store
     subjects: Sequence[Subject]
     redactor: Redactor
+    links: Links
     gatherer: ContextGatherer
     model: ModelFromKey
     log: Log
@@ -178,6 +182,7 @@ class App:
             redactor=self.redactor,
             log=self.log,
             name=f"monitor {process_name()}",
+            links=self.links,
         )
 
     def investigator(self) -> Investigator:
@@ -227,14 +232,18 @@ async def open_app(
     its path may be wrong.
     """
     from midwatch.agent.evidence import ContextGatherer
+    from midwatch.agent.links import Links
     from midwatch.lifecycle import SystemClock
     from midwatch.logs import forward_library_logs, open_log
+    from midwatch.model import UNRESOLVED
     from midwatch.redaction import Redactor
+    from midwatch.store.protocol import TicketFilter
     from midwatch.store.sql import open_store
-    from midwatch.subjects.base import build_subjects
+    from midwatch.subjects.base import build_subjects, dependencies
 
     settings = edge.settings()
     subjects = build_subjects(settings.subjects)
+    links = Links(subjects, dependencies(settings.subjects))
     known = secrets_of(settings, edge.environ)
     redactor = Redactor(
         [*known, *(secret for subject in subjects for secret in subject.secrets)]
@@ -252,12 +261,14 @@ async def open_app(
         redactor,
         SystemClock(),
         store.past,
+        links=links,
+        unresolved=lambda: store.tickets(TicketFilter(UNRESOLVED, limit=_MOST_OPEN)),
     )
     model = ModelFromKey(settings, edge.environ)
     gc.enable()  # `main` turned it off for the start
     forward_library_logs(log)
     try:
-        yield App(settings, store, subjects, redactor, gatherer, model, log)
+        yield App(settings, store, subjects, redactor, links, gatherer, model, log)
     finally:
         for subject in subjects:
             await subject.close()

@@ -9,7 +9,7 @@ waits are measured by the database's clock. Durations are in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
@@ -236,12 +236,30 @@ class TicketSession:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A resolved ticket with its diagnosis or its resolution, as evidence for later tickets."""
+    """A resolved ticket with its diagnosis or its resolution, as evidence for later tickets.
+
+    `grounded` says how many claims of the diagnosis were found in its evidence, None if that was not checked.
+    """
 
     ticket: Ticket
     summary: str | None
     root_cause: str | None
     same_key: bool
+    confidence: str | None = None
+    grounded: Grounded | None = None
+
+    @property
+    def mark(self) -> str:
+        """How much of the diagnosis was verified; it is never shown without."""
+        found = self.grounded or Grounded(0, 0)
+        if not found.verified:
+            return (
+                "an earlier diagnosis, NOT VERIFIED: no claim was found in its evidence"
+            )
+        return (
+            f"an earlier diagnosis, {found.verified} of {found.total} claims found in its evidence, "
+            f"confidence {self.confidence or 'unknown'}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +325,7 @@ class Store(Protocol):
         state: Json | None = None,
         error: str | None = None,
         group_wait: float = 0.0,
+        linked: Collection[str] = (),
     ) -> SavedCycle:
         """Save one observation of a subject and the changes that follow from it.
 
@@ -317,9 +336,11 @@ class Store(Protocol):
             state: The new state of the subject; None leaves it unchanged.
             error: Why the observation failed. A failure is counted, and what tickets derive from
                 successful observations (count, last seen) does not change.
-            group_wait: Seconds. Openings join the latest batch of the subject if that is younger
-                and not yet claimed. Otherwise they make a batch that can be claimed
-                `group_wait` seconds from now.
+            group_wait: Seconds. Openings join the oldest batch with an undiagnosed ticket of the subject or
+                of a linked one that is younger, waits for its group and was never claimed; other such batches
+                become one with it. Otherwise they make a batch that can be claimed `group_wait` seconds
+                from now.
+            linked: Names of the subjects that this one depends on or that depend on it.
 
         Raises:
             StaleWatch: `revision` is not the present one; nothing was saved.
@@ -449,10 +470,16 @@ class Store(Protocol):
         ...
 
     async def past(self, tickets: Sequence[Ticket], /, limit: int = 5) -> list[Past]:
-        """Return up to `limit` resolved tickets of the same key or invariant, best match first.
+        """Return up to `limit` past incidents of any subject like these tickets, best match first.
 
-        Diagnoses that are errors are left out.
+        A past incident is a resolved ticket with an answered diagnosis, or one that was resolved by hand. It is like
+        a ticket of the same key, else of the same subject and invariant, else of the same invariant, or by the
+        words of its message, facts, diagnosis and resolution. The time does not grow with their number.
         """
+        ...
+
+    async def search_past(self, query: str, limit: int = 5) -> list[Past]:
+        """Return up to `limit` past incidents of any subject by words of their text, best match first."""
         ...
 
     # -------------------------------------------------- people

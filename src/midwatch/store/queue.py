@@ -38,6 +38,7 @@ from midwatch.model import (
 )
 from midwatch.store.cycles import new_batch
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
+from midwatch.store.memory import remember
 from midwatch.store.protocol import Budget, Claim, Daemon, Finish, Pause, PauseKind
 from midwatch.store.schema import (
     UNDIAGNOSED,
@@ -358,6 +359,7 @@ def _diagnosed(
     ended = [row for row in matched if row.status not in UNDIAGNOSED]
     diagnosed: Json = {"diagnosis_id": diagnosis_id}
     _update_tickets(tx, ended, diagnosed)
+    remember(tx, [row.id for row in ended])
     after = TicketStatus.GIVEN_UP if finish.given_up else TicketStatus.DIAGNOSED
     _update_tickets(tx, waiting, {**diagnosed, "status": after.value})
     why = f"diagnosis {diagnosis_id}: {finish.outcome}"

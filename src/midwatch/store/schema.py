@@ -87,7 +87,7 @@ def _sanitized(value: Any) -> Any:
     return value
 
 
-REVISION = "0003"
+REVISION = "0005"
 """The migration that creates these tables."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -248,6 +248,17 @@ diagnosis_tickets = Table(
     metadata,
     Column("diagnosis_id", Id, ForeignKey("diagnoses.id"), primary_key=True),
     Column("ticket_id", Id, ForeignKey("tickets.id"), primary_key=True),
+)
+
+# Resolved tickets that teach something, with the distinct words of their text.
+past_incidents = Table(
+    "past_incidents",
+    metadata,
+    Column("ticket_id", Id, ForeignKey("tickets.id"), primary_key=True),
+    Column("subject", SanitizedText, nullable=False),
+    Column("invariant", SanitizedText, nullable=False),
+    Column("component", SanitizedText, nullable=False),
+    Column("words", SanitizedText, nullable=False),
 )
 
 audit = Table(

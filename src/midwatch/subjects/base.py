@@ -47,8 +47,27 @@ class EvidenceSource:
     origin: Origin = Origin.SYSTEM
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A place at which a subject answers. `port` None stands for the whole machine.
+
+    `host` is a name, an IP address or the folder of a unix socket.
+    """
+
+    host: str
+    port: int | None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port is None else f"{host}:{self.port}"
+
+
 class Subject(Protocol):
-    """A watched system. `midwatch.testing.subject_conformance` checks an implementation."""
+    """A watched system. `midwatch.testing.subject_conformance` checks an implementation.
+
+    It may have two more properties, from which links between subjects come: `addresses`, a sequence of `Address`,
+    and `uses`, a text without secrets that names what it uses, such as its command line.
+    """
 
     @property
     def name(self) -> str: ...
@@ -146,7 +165,31 @@ def build_subjects(written: Sequence[Mapping[str, Any]]) -> list[Subject]:
             )
         names[subject.name] = index
         subjects.append(subject)
+    _check_names(dependencies(written), names)
     return subjects
+
+
+def dependencies(written: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return what each subject of the settings depends on, by name."""
+    return {one["name"]: list(one.get("depends_on") or ()) for one in written}
+
+
+def _check_names(
+    depends_on: Mapping[str, Sequence[str]], names: Mapping[str, int]
+) -> None:
+    for name, others in depends_on.items():
+        for at, other in enumerate(others):
+            if other not in names:
+                close = difflib.get_close_matches(other, sorted(names), n=1)
+                raise SettingsError(
+                    f"there is no subject {other}",
+                    path=f"subjects[{names[name]}].depends_on[{at}]",
+                    hint=(
+                        f"did you mean {close[0]}?"
+                        if close
+                        else f"one of {', '.join(sorted(names))}"
+                    ),
+                )
 
 
 def _build(

@@ -496,6 +496,11 @@ class CommandSubject:
         values = self.settings.secret_env.values()
         return [text for value in values if (text := value.get_secret_value())]
 
+    @property
+    def uses(self) -> str:
+        """Its command line and its environment without secrets, which may name what it asks."""
+        return " ".join((*self.settings.command, *self.settings.env.values()))
+
     async def observe(self, previous: Json) -> Observation:
         """Run the command. Raises ObservationFailed when it fails or its output is invalid."""
         if not self.invariants:

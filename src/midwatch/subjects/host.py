@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket, Unit
 from midwatch.settings import Group, SubjectSettings
-from midwatch.subjects.base import EvidenceSource, configure
+from midwatch.subjects.base import Address, EvidenceSource, configure
 from midwatch.subjects.host_mounts import (
     MEASURES,
     Measured,
@@ -154,6 +154,7 @@ class HostSubject:
     kind: ClassVar[str] = "host"
     settings_model: ClassVar[type[HostSettings]] = HostSettings
     default_invariants: ClassVar[Sequence[Invariant]] = INVARIANTS
+    addresses: ClassVar[Sequence[Address]] = (Address("localhost", None),)
 
     def __init__(self, settings: HostSettings) -> None:
         self.settings = settings

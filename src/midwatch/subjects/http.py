@@ -342,6 +342,7 @@ class HttpSubject:
         self.settings = settings
         self.name, self.timeout = settings.name, settings.timeout
         self.target = Target.of(settings.url)
+        self.addresses = settings.addresses
         self.clock = clock or SystemClock()
         path = f"subjects.{settings.name}"
         wanted = applicable(settings)

@@ -59,6 +59,7 @@ class PrometheusSubject:
         self.settings = settings
         self.name, self.timeout = settings.name, settings.timeout
         self.target = Target.of(settings.url)
+        self.addresses = settings.addresses
         self.clock = clock or SystemClock()
         path = f"subjects.{settings.name}"
         own = INVARIANTS if settings.alerts else ()

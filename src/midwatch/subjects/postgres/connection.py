@@ -23,6 +23,7 @@ from psycopg.adapt import Loader
 from psycopg.rows import dict_row
 
 from midwatch.errors import ObservationFailed, SettingsError, Unsupported
+from midwatch.subjects.base import Address
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.units import format_duration, parse_port
@@ -342,6 +343,22 @@ def check_dsn(settings: PostgresSettings) -> None:
             parse_port(port)
     except ValueError as error:
         raise SettingsError(str(error), path=path) from None
+
+
+def addresses_of(settings: PostgresSettings) -> tuple[Address, ...]:
+    """Return where the DSN says that the server is: each host with its port, as libpq reads them."""
+    fields = conninfo.conninfo_to_dict(plain_dsn(settings))
+    names = str(fields.get("host") or "localhost").split(",")
+    hosts = str(fields["hostaddr"]).split(",") if fields.get("hostaddr") else names
+    ports = str(fields.get("port") or "5432").split(",")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    return tuple(
+        Address(
+            host if host.startswith("/") else host.lower() or "localhost",
+            int(port or 5432),
+        )
+        for host, port in zip(hosts, ports, strict=False)
+    )
 
 
 def secrets_of(settings: PostgresSettings) -> tuple[str, ...]:

@@ -251,15 +251,18 @@ WANTED: dict[str, tuple[str, ...]] = {
     "checksum_failures": ("checksums", "log", "server", "settings"),
 }
 OTHERWISE = ("server", "activity", "log")
+STATE = ("server", "log", "blocking", "activity")
+"""What is shown of a server without a ticket, on which a broken system depends."""
 
 
 def sources(
     settings: PostgresSettings, tickets: Sequence[Ticket]
 ) -> list[EvidenceSource]:
     """Return the evidence for these tickets, over one shared connection."""
+    wanted = [WANTED.get(ticket.key.invariant, OTHERWISE) for ticket in tickets]
     ranks: dict[str, int] = {}
-    for ticket in tickets:
-        for position, name in enumerate(WANTED.get(ticket.key.invariant, OTHERWISE)):
+    for names in wanted or [STATE]:
+        for position, name in enumerate(names):
             ranks[name] = min(ranks.get(name, 99), 10 * (position + 1))
     shared = SharedConnection(settings)
     limit = settings.connect_timeout + settings.statement_timeout * 2 + 1
