@@ -8,7 +8,7 @@ share of the token budget. A source that fails or exceeds its timeout becomes ev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -25,6 +25,7 @@ from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock
 from midwatch.model import Context, Evidence, Invariant, Origin, Ticket
 from midwatch.redaction import Redactor
+from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource, Subject
 from midwatch.subjects.tools import Answer
 from midwatch.text import clean, estimate_tokens, one_line, shorten
@@ -236,6 +237,11 @@ class ContextGatherer:
             evidence=within(pieces, tokens, self._clock.now()),
             gathered_at=self._clock.now(),
         )
+
+    @property
+    def past_incident(self) -> Callable[[Past], str]:
+        """Returns a past incident as text."""
+        return self._around.past_incident
 
     def answered(self, tool: str, source: str, answer: Answer, *, ok: bool) -> Piece:
         """Return what a call of a tool returned as a piece of evidence. A text that is empty says so."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -33,6 +33,7 @@ RESUME_WITHIN = timedelta(minutes=15)
 _AT_ONCE = 4  # calls of one message that run at the same time
 _NOT_RUN = "Not run: this diagnosis has no calls left."
 _SUBJECT = "subject"
+_ITSELF = "Midwatch itself"  # no subject can have that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +260,7 @@ class Investigator:
         gatherer: Turns answers into evidence.
         subjects: The subjects by name.
         settings: The limits of one diagnosis.
+        around: Returns the tools that belong to no subject, for a batch of these subjects.
 
     Raises:
         SettingsError: A package of tools cannot be used.
@@ -269,20 +271,21 @@ class Investigator:
         gatherer: ContextGatherer,
         subjects: Mapping[str, Subject],
         settings: InvestigationSettings = InvestigationSettings(),
+        around: Callable[[Sequence[str]], Sequence[Tool]] = lambda names: (),
     ) -> None:
+        self._around = around
         self._gatherer = gatherer
         self._settings = settings
         self._tools = {name: tools_of(one) for name, one in subjects.items()}
 
     def begin(self, tickets: Sequence[Ticket]) -> Investigation:
         """Return the investigation of a batch."""
-        names = dict.fromkeys(ticket.key.subject for ticket in tickets)
-        offered = {name: self._tools[name] for name in names if name in self._tools}
-        toolbox = Toolbox(
-            self._gatherer,
-            offered if self._settings.rounds and self._settings.calls else {},
-            self._settings.call_tokens,
-        )
+        names = list(dict.fromkeys(ticket.key.subject for ticket in tickets))
+        offered: dict[str, Sequence[Tool]] = {}
+        if self._settings.rounds and self._settings.calls:
+            offered = {one: self._tools[one] for one in names if one in self._tools}
+            offered[_ITSELF] = self._around(names)
+        toolbox = Toolbox(self._gatherer, offered, self._settings.call_tokens)
         return Investigation(toolbox, self._settings)
 
     def resume(
