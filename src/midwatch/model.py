@@ -279,7 +279,8 @@ class Evidence:
 
     `id` is "E1", "E2", … within its context. `available` is false where the source failed;
     the text is then the reason. `origin` is that of the text, and `reported` are the spans (start, end)
-    of it that clients wrote, such as a query in a list of sessions.
+    of it that clients wrote, such as a query in a list of sessions. `command` is what exactly was asked,
+    where Claude asked for it.
     """
 
     id: str
@@ -290,6 +291,7 @@ class Evidence:
     available: bool = True
     origin: Origin = Origin.SYSTEM
     reported: tuple[tuple[int, int], ...] = ()
+    command: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +325,7 @@ DiagnosisOutcome = Literal[
     "running",  # the call is under way, or its daemon died before it ended
     "lost",  # its daemon died or lost its claim before an answer was stored
     "late",  # an answer came after the claim had passed to another; paid, not used
+    "asked",  # for tools; the next call has their answers
     "answered",
     "refused",
     "cut",  # the complete parts of an answer that max_tokens truncated

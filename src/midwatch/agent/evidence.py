@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from midwatch.agent.links import Links
 from midwatch.agent.surroundings import (
@@ -25,7 +26,9 @@ from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock
 from midwatch.model import Context, Evidence, Invariant, Origin, Ticket
 from midwatch.redaction import Redactor
+from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource, Subject
+from midwatch.subjects.tools import Answer
 from midwatch.text import (
     clean,
     estimate_tokens,
@@ -62,11 +65,12 @@ class Piece:
     available: bool = True
     rank: int = 0
     origin: Origin = Origin.SYSTEM
+    command: str = ""
 
     @property
     def head(self) -> int:
         """Tokens that it needs besides its text."""
-        return OVERHEAD + estimate_tokens(self.title + self.source)
+        return OVERHEAD + estimate_tokens(self.title + self.source + self.command)
 
     def numbered(self, number: int, tokens: int) -> Evidence:
         text, reported = take_marks(shorten(self.text, tokens))
@@ -79,6 +83,7 @@ class Piece:
             available=self.available,
             origin=self.origin,
             reported=reported,
+            command=self.command,
         )
 
 
@@ -117,6 +122,7 @@ def _piece_of(item: Evidence, rank: int = 0) -> Piece:
         item.available,
         rank,
         item.origin,
+        item.command,
     )
 
 
@@ -251,6 +257,22 @@ class ContextGatherer:
             gathered_at=self._clock.now(),
         )
 
+    @property
+    def past_incident(self) -> Callable[[Past], str]:
+        """Returns a past incident as text."""
+        return self._around.past_incident
+
+    def answered(self, tool: str, source: str, answer: Answer, *, ok: bool) -> Piece:
+        """Return what a call of a tool returned as a piece of evidence. A text that is empty says so."""
+        shown = self._redactor.text(clean(answer.command, longest=None))
+        piece = self._piece(
+            f"{tool}: {shown}",
+            source,
+            answer.text or "It returned nothing.",
+            available=ok,
+        )
+        return replace(piece, command=shown, origin=answer.origin)
+
     async def _fetched(
         self, tickets: Sequence[Ticket], timeout: float, linked: bool
     ) -> list[Piece]:
@@ -376,7 +398,7 @@ class ContextGatherer:
     def _result(
         self, source: EvidenceSource, task: asyncio.Task[_Answer], limit: float
     ) -> Piece:
-        failure = _failure(task, limit)
+        failure = failure_of(task, limit)
         text, at = task.result() if not failure else (f"Unavailable: {failure}", None)
         piece = self._piece(
             source.title,
@@ -476,7 +498,7 @@ def _named(name: str, source: EvidenceSource) -> EvidenceSource:
     return replace(source, title=f"{name}: {source.title}")
 
 
-def _failure(task: asyncio.Task[_Answer], limit: float) -> str:
+def failure_of(task: asyncio.Task[Any], limit: float) -> str:
     """Return how a source failed, or "". A source may be a plug-in: any error that it raises becomes
     evidence, so that one bad source does not prevent the diagnosis."""
     error = task.exception() if task.done() and not task.cancelled() else None

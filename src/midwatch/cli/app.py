@@ -19,6 +19,7 @@ from midwatch.errors import SettingsError
 if TYPE_CHECKING:
     from midwatch.agent.claude import Claude
     from midwatch.agent.evidence import ContextGatherer
+    from midwatch.agent.investigation import Investigator
     from midwatch.agent.links import Links
     from midwatch.agent.runner import AgentRunner
     from midwatch.lifecycle import Liveness
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
     from midwatch.subjects.base import Subject
+    from midwatch.subjects.tools import Tool
 
 T = TypeVar("T")
 _MOST_OPEN = 200
@@ -150,6 +152,7 @@ class App:
     gatherer: ContextGatherer
     model: ModelFromKey
     log: Log
+    environ: Mapping[str, str]
 
     def monitor(self) -> MonitorLoop:
         """Return the monitor of all subjects. Raises SettingsError if there are none."""
@@ -184,8 +187,35 @@ class App:
             links=self.links,
         )
 
-    def agent(self, progress: Liveness | None = None) -> AgentRunner:
-        """Return the agent; `progress` is the liveness that it shares with a monitor."""
+    def investigator(self) -> Investigator:
+        """Return what begins investigations. Raises SettingsError for tools that cannot be used."""
+        from midwatch.agent.incident_tools import search_tool, state_tool
+        from midwatch.agent.investigation import Investigator
+
+        subjects = {subject.name: subject for subject in self.subjects}
+        of_repositories = repository_tools(self.settings, self.environ)
+
+        def around(names: Sequence[str]) -> Sequence[Tool]:
+            near = {one for name in names for one in self.links.related(name)}
+            state = state_tool({one: subjects[one] for one in sorted(near - {*names})})
+            return (
+                search_tool(self.store.search_past, self.gatherer.past_incident),
+                *filter(None, [state]),
+                *of_repositories(names),
+            )
+
+        settings = self.settings.investigation
+        return Investigator(self.gatherer, subjects, settings, around)
+
+    def agent(
+        self,
+        progress: Liveness | None = None,
+        trace: Callable[[str], None] | None = None,
+    ) -> AgentRunner:
+        """Return the agent; `progress` is the liveness that it shares with a monitor.
+
+        `trace` gets the text of every request and answer.
+        """
         from midwatch.agent.runner import AgentRunner
 
         return AgentRunner(
@@ -199,7 +229,37 @@ class App:
             name=f"agent {process_name()}",
             longest_call=self.settings.anthropic.timeout,
             progress=progress,
+            investigator=self.investigator(),
+            trace=trace,
         )
+
+
+def repository_tools(
+    settings: Settings, environ: Mapping[str, str]
+) -> Callable[[Sequence[str]], Sequence[Tool]]:
+    """Return what returns the tools for the repositories of some subjects, by their names.
+
+    Raises SettingsError for a missing token of a Git host.
+    """
+    written = {one["name"]: one.get("repositories") for one in settings.subjects}
+    if not any(written.values()):
+        return lambda names: ()
+    from midwatch.agent.repository_tools import RepositoryTools, SourceRepository
+    from midwatch.session.options import git_environment
+    from midwatch.session.records import SessionFolders
+    from midwatch.workspace.git import Git
+    from midwatch.workspace.setup import WorkspaceOptions
+
+    git = Git(git_environment(settings.sessions, environ))
+    cache = SessionFolders.from_settings(settings.sessions).cache
+    mirrors = WorkspaceOptions(cache=cache).mirrors(git)
+
+    def tools(names: Sequence[str]) -> Sequence[Tool]:
+        own = [one for name in names for one in written.get(name) or ()]
+        repositories = [SourceRepository(one["url"], one.get("branch")) for one in own]
+        return RepositoryTools(repositories, mirrors, git).tools()
+
+    return tools
 
 
 @asynccontextmanager
@@ -248,7 +308,17 @@ async def open_app(
     gc.enable()  # `main` turned it off for the start
     forward_library_logs(log)
     try:
-        yield App(settings, store, subjects, redactor, links, gatherer, model, log)
+        yield App(
+            settings,
+            store,
+            subjects,
+            redactor,
+            links,
+            gatherer,
+            model,
+            log,
+            edge.environ,
+        )
     finally:
         for subject in subjects:
             await subject.close()

@@ -326,6 +326,12 @@ def diagnose(
             "--show-prompt", help="Print the prompt; call no API, claim no ticket."
         ),
     ] = False,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace", help="Print every request and answer to standard error."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Diagnose a ticket's incident now, ahead of the queue."""
@@ -334,11 +340,12 @@ def diagnose(
     if show_prompt:
         prompt = asyncio.run(_prompt(edge, ticket_id))
         if as_json:
-            output.json({"system": prompt.system, "user": prompt.user})
+            tools = {"tools": list(prompt.tools)} if prompt.tools else {}
+            output.json({"system": prompt.system, "user": prompt.user, **tools})
         else:
             output.line(prompt.show().rstrip("\n"))
         return
-    details = asyncio.run(_diagnose(edge, ticket_id))
+    details = asyncio.run(_diagnose(edge, ticket_id, trace))
     ticket, attempts = details.ticket, details.attempts
     # The answer may explain other tickets of the incident only: then show the last attempt.
     diagnosis = settled(ticket, attempts) or attempts[-1]
@@ -358,16 +365,19 @@ def diagnose(
 
 async def _prompt(edge: Edge, ticket_id: int) -> Prompt:
     from midwatch.agent.attempt import GATHER_SECONDS
-    from midwatch.agent.diagnosis import compose
+    from midwatch.agent.diagnosis import Step
 
     async with open_app(edge, sys.stderr) as opened:
         ticket = await opened.store.ticket(ticket_id)
+        tickets = await _incident(opened, ticket)
         gathered = await opened.gatherer.gather(
-            await _incident(opened, ticket),
+            tickets,
             timeout=GATHER_SECONDS,
             tokens=opened.settings.agent.context_tokens,
         )
-        return compose(gathered)
+        anthropic = opened.settings.anthropic
+        step = Step(gathered, anthropic.max_tokens)
+        return opened.investigator().begin(tickets).step(step, anthropic.model).prompt
 
 
 async def _incident(opened: App, ticket: Ticket) -> list[Ticket]:
@@ -382,8 +392,8 @@ async def _incident(opened: App, ticket: Ticket) -> list[Ticket]:
     return sorted(tickets, key=lambda one: (one.severity, one.id))
 
 
-async def _diagnose(edge: Edge, ticket_id: int) -> TicketDetails:
-    """Diagnose the ticket's incident, and read the ticket again.
+async def _diagnose(edge: Edge, ticket_id: int, trace: bool) -> TicketDetails:
+    """Diagnose the ticket's incident, and read the ticket again. `trace` prints the exchange with Claude.
 
     Raises:
         Conflict: The ticket is settled, or another worker diagnoses it.
@@ -397,7 +407,8 @@ async def _diagnose(edge: Edge, ticket_id: int) -> TicketDetails:
         _refuse_settled(ticket)
         stop = StopEvent()
         with stop_on_signals(stop):
-            outcome = await opened.agent().diagnose(ticket.batch, stop)
+            agent = opened.agent(trace=_print_trace if trace else None)
+            outcome = await agent.diagnose(ticket.batch, stop)
         if isinstance(outcome, Blocked):
             raise MidwatchError(f"not diagnosing: {outcome.reason}")
         if outcome is None:
@@ -414,6 +425,10 @@ async def _diagnose(edge: Edge, ticket_id: int) -> TicketDetails:
         if not details.attempts:
             raise MidwatchError(f"no diagnosis was made: {outcome.outcome}")
         return details
+
+
+def _print_trace(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def _refuse_settled(ticket: Ticket) -> None:

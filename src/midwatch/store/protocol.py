@@ -424,6 +424,7 @@ class Store(Protocol):
         prompt_version: str,
         reserve_usd: float,
         budget: Budget,
+        evidence: Sequence[Evidence] = (),
     ) -> int | None:
         """Record a call that is about to be made, and reserve its largest possible cost.
 
@@ -433,6 +434,7 @@ class Store(Protocol):
             prompt_version: Version of the prompt.
             reserve_usd: The largest cost of the call, in USD.
             budget: The budget of the day.
+            evidence: What it is made with, if that must outlive the daemon.
 
         Returns:
             The id of the diagnosis, or None if the budget of the day does not allow the call.

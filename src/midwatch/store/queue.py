@@ -28,7 +28,14 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import ClaimLost
-from midwatch.model import FINAL_OUTCOMES, Json, Severity, Ticket, TicketStatus
+from midwatch.model import (
+    FINAL_OUTCOMES,
+    Evidence,
+    Json,
+    Severity,
+    Ticket,
+    TicketStatus,
+)
 from midwatch.store.cycles import new_batch
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
 from midwatch.store.memory import remember
@@ -213,6 +220,7 @@ def begin(
     prompt_version: str,
     reserve_usd: float,
     budget: Budget,
+    evidence: Sequence[Evidence] = (),
 ) -> int | None:
     """Record a call and reserve its cost; None if the budget does not allow it. Raises ClaimLost."""
     if tx.one(SELECT_HELD, _held(claim)) is None:
@@ -227,7 +235,7 @@ def begin(
         "prompt_version": prompt_version,
         "started_at": tx.now,
         "cost_usd": reserve_usd,
-        "evidence": [],
+        "evidence": evidence_document(tuple(evidence)),
         "explains": [],
     }
     return _insert_call(tx, call, [ticket.id for ticket in claim.tickets])

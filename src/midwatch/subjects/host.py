@@ -30,6 +30,7 @@ from midwatch.subjects.host_mounts import (
     reasons,
 )
 from midwatch.subjects.http import Regex
+from midwatch.subjects.tools import Tool
 from midwatch.text import component_name, table, ticket_line
 from midwatch.units import format_duration, format_size
 
@@ -261,6 +262,11 @@ class HostSubject:
             for name, (title, describe, matters_to) in TABLES.items()
             if name != "processes" or self.settings.processes
         ]
+
+    def tools(self) -> Sequence[Tool]:
+        from midwatch.subjects.host_tools import HostTools
+
+        return HostTools(self.settings.timeout).tools()
 
     async def close(self) -> None:
         """Do nothing: nothing is kept open."""

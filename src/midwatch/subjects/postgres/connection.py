@@ -142,11 +142,12 @@ class Connection:
     """One connection, a context manager. Entering raises Unreachable, Exhausted or ObservationFailed.
 
     `all_stats` tells whether the role may see the sessions of others; `pid` is that of the backend;
-    `version` is the server's as a number (180001).
+    `version` is the server's as a number (180001). `database` is another one than that of the DSN.
     """
 
-    def __init__(self, settings: PostgresSettings) -> None:
+    def __init__(self, settings: PostgresSettings, database: str | None = None) -> None:
         self._settings = settings
+        self._database = database
         self._connection: psycopg.AsyncConnection[dict[str, Any]] | None = None
         self._codec: str | None = None
         self.all_stats = False
@@ -156,7 +157,7 @@ class Connection:
     async def __aenter__(self) -> Self:
         try:
             async with asyncio.timeout(self._settings.connect_timeout):
-                self._connection = await _connect(self._settings)
+                self._connection = await _connect(self._settings, self._database)
         except TimeoutError:
             raise Unreachable(
                 f"timeout: no connection within {self._settings.connect_timeout:g}s"
@@ -187,6 +188,23 @@ class Connection:
         self, statement: str, params: Mapping[str, object] | None = None
     ) -> list[Row]:
         """Run one statement and return its rows. Raises QueryFailed, or NotPermitted if it can never work."""
+        cursor = await self.execute(statement, params)
+        return [self._decoded(row) for row in await cursor.fetchall()]
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Make what runs in the block one transaction that only reads: tables stay what they were at first."""
+        await self.execute("BEGIN TRANSACTION READ ONLY")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(QueryFailed):
+                await self.execute("ROLLBACK")
+
+    async def execute(
+        self, statement: str, params: Mapping[str, object] | None = None
+    ) -> psycopg.AsyncCursor[dict[str, Any]]:
+        """Run one statement and return its cursor. Raises as `rows` does."""
         if self._connection is None or self._connection.closed:
             raise QueryFailed("the connection was lost")
         # The server ends a slow statement itself. If it does not, the socket is shut down:
@@ -194,8 +212,7 @@ class Connection:
         limit = self._settings.statement_timeout + _SILENCE_LIMIT
         timer = asyncio.get_running_loop().call_later(limit, self._hang_up)
         try:
-            cursor = await self._connection.execute(statement.encode(), params)
-            return [self._decoded(row) for row in await cursor.fetchall()]
+            return await self._connection.execute(statement.encode(), params)
         except psycopg.errors.QueryCanceled:
             raise QueryFailed(
                 f"the statement took longer than {self._settings.statement_timeout:g}s",
@@ -254,10 +271,12 @@ class Connection:
 
 
 async def _connect(
-    settings: PostgresSettings,
+    settings: PostgresSettings, database: str | None = None
 ) -> psycopg.AsyncConnection[dict[str, Any]]:
+    other: dict[str, Any] = {} if database is None else {"dbname": database}
     return await psycopg.AsyncConnection.connect(
         plain_dsn(settings),
+        **other,
         autocommit=True,
         prepare_threshold=None,
         row_factory=dict_row,

@@ -217,18 +217,66 @@ def _signal(kind: str, points: Series, latest: object, window: float) -> Signal:
 _BREAKS = re.compile("[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
-async def tail(settings: PostgresSettings, connection: Connection | None) -> str:
-    """Return the last 200 lines, each with its severity before anything that a client chose.
+async def tail(
+    settings: PostgresSettings,
+    connection: Connection | None,
+    length: int = TAIL,
+    most: int = 200,
+) -> str:
+    """Return the last lines, each with its severity before anything that a client chose.
 
-    Raises ObservationFailed.
+    Args:
+        settings: The server's.
+        connection: None reads a log on this machine.
+        length: Bytes that are read.
+        most: Lines that are returned.
+
+    Raises:
+        ObservationFailed: The log cannot be read.
     """
     server = ServerLogSettings()
     if connection is not None:
         server = await server_log_settings(connection)
     files = await open_log(settings, connection, server)
-    part = _BREAKS.sub("?", (await files.tail(TAIL)).decode("utf-8", "replace"))
+    part = _BREAKS.sub("?", (await files.tail(length)).decode("utf-8", "replace"))
     if files.format != "stderr":
         records = structured_records(part, files.format, telling=False)
-        return "\n".join([line for one in records for line in one.evidence][-200:])
+        return "\n".join([line for one in records for line in one.evidence][-most:])
     shown = TextLog(part, _prefixes(server, None)).evidence()
-    return "\n".join(shown.rstrip("\n").split("\n")[-200:])
+    return "\n".join(shown.rstrip("\n").split("\n")[-most:])
+
+
+WINDOW = 2_000_000
+"""Bytes at the end of the log in which a window of it is searched."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d")
+
+
+async def window(
+    settings: PostgresSettings,
+    connection: Connection | None,
+    since: str = "",
+    until: str = "",
+    contains: str = "",
+) -> str:
+    """Return the lines of the log from `since` to `until`, in its own time zone, that have a text.
+
+    Times are compared as text, in the form that the log has them; a line without a time has that of the line
+    before it. Of many lines the last 200 are returned. Raises ObservationFailed.
+    """
+    whole = await tail(settings, connection, WINDOW, most=100_000)
+    since, until = since.replace("T", " "), until.replace("T", " ")
+    at, first, kept = "", "", []
+    for line in whole.split("\n"):
+        if found := _TIME.search(line[:400]):
+            at = found[0].replace("T", " ")
+            first = first or at
+        if (
+            at >= since
+            and (not until or at[: len(until)] <= until)
+            and contains in line
+        ):
+            kept.append(line)
+    left_out = len(kept) - 200
+    notes = [f"(read from {first} on)"] if first > since and since else []
+    notes += [f"({left_out} earlier lines are left out)"] if left_out > 0 else []
+    return "\n".join([*notes, *kept[-200:]]) if kept else ""

@@ -14,6 +14,7 @@ from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
 from midwatch.subjects.base import Address, EvidenceSource, configure
 from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
+from midwatch.subjects.tools import Tool
 
 if TYPE_CHECKING:
     from midwatch.subjects.postgres.connection import Connection
@@ -102,6 +103,11 @@ class PostgresSubject:
         from midwatch.subjects.postgres.evidence import sources
 
         return sources(self._settings, tickets)
+
+    def tools(self) -> Sequence[Tool]:
+        from midwatch.subjects.postgres.postgres_tools import PostgresTools
+
+        return PostgresTools(self._settings).tools()
 
     async def close(self) -> None:
         """Do nothing: no connection stays open between two observations."""
