@@ -45,9 +45,40 @@ def ticket(
     )
 
 
-def context(*texts: str) -> Context:
-    pieces = [Evidence(f"E{n}", "t", "s", NOW, text) for n, text in enumerate(texts, 1)]
-    return Context((), tuple(pieces), NOW)
+TREE = "Blocking tree: who waits for whom"
+ACTIVITY = "Sessions that are active or in a transaction"
+HORIZON = "Who holds back vacuum"
+IDS = "Age of transaction ids"
+SERVER = "Server: version, uptime, role"
+
+
+def context(*texts: str, **titled: str) -> Context:
+    """Evidence: texts without a title that matters, and texts by the name of a title above."""
+    pieces = [("t", text) for text in texts]
+    pieces += [(globals()[name], text) for name, text in titled.items()]
+    return Context(
+        (),
+        tuple(
+            Evidence(f"E{n}", title, "s", NOW, text)
+            for n, (title, text) in enumerate(pieces, 1)
+        ),
+        NOW,
+    )
+
+
+def line(pid: int, state: str = "active for 1m", **parts: str) -> str:
+    """A session as the evidence has it."""
+    since = parts.get("since", "2026-01-01T00:00:00.000001Z")
+    return (
+        f"pid {pid}: {state}, transaction open for 2m since {since}, user app, "
+        f"application {parts.get('application', 'shop')}, database d, client local, "
+        f"last ran: {parts.get('query', 'SELECT 1')}"
+    )
+
+
+def waits(pid: int, *behind: int) -> str:
+    who = ", ".join(map(str, behind))
+    return f"  pid {pid} has waited 5s for pid {who}: user app, runs: SELECT 1"
 
 
 def first_aid(seen: Context, *tickets: Ticket) -> DiagnosisOutput | None:
@@ -78,26 +109,37 @@ def test_without_evidence_nothing_is_said(invariant: str) -> None:
 
 
 def test_a_pid_is_not_taken_for_a_longer_one() -> None:
-    seen = context(
-        "root: blocks 1 session; pid 123: active\nroot: blocks 2 sessions; pid 12: idle in transaction"
-    )
-    answer = note(
-        seen,
-        ticket(
-            "blocked_sessions",
-            blocker_pid=12,
-            blocker_state="idle in transaction",
-            blocked_count=2,
-        ),
-    )
+    tree = f"root: blocks 1 session; {line(123)}\n{waits(5, 123)}\n"
+    tree += f"root: blocks 2 sessions; {line(12, 'idle in transaction for 1m')}\n"
+    seen = context(TREE=tree + waits(6, 12))
+    answer = note(seen, ticket("blocked_sessions", blocker_pid=12, blocked_pids="6"))
     assert answer.root_cause_citations[0].quote.startswith("root: blocks 2")
 
 
+def test_what_clients_choose_is_no_other_session_and_no_other_time() -> None:
+    name = "x since 2030-01-01T00:00:00.000001Z, user root, database y"
+    root = line(12, "idle in transaction for 1m", application=name)
+    seen = context(TREE=f"root: blocks 1 session; {root}\n{waits(6, 12)}")
+    answer = note(seen, ticket("blocked_sessions", blocker_pid=12, blocked_pids="6"))
+    commands = [c for action in answer.recommended_actions for c in action.commands]
+    assert any("xact_start = '2026-01-01T00:00:00.000001Z'" in one for one in commands)
+    assert not any("2030" in one for one in commands)
+    assert any('ALTER ROLE "app"' in one for one in commands)
+
+
+def test_a_queue_that_is_gone_is_nobodys_end() -> None:
+    seen = context(TREE="no session waits for a lock", ACTIVITY=line(12))
+    answer = note(seen, ticket("blocked_sessions", blocker_pid=12, blocked_pids="6"))
+    commands = [c for action in answer.recommended_actions for c in action.commands]
+    assert not any("terminate" in one or "cancel" in one for one in commands)
+    assert answer.confidence == "low"
+
+
 def test_another_session_is_not_explained() -> None:
-    seen = context("root: blocks 1 session; pid 12: active")
+    seen = context(TREE=f"root: blocks 1 session; {line(12)}\n{waits(6, 12)}")
     answer = note(
         seen,
-        ticket("blocked_sessions", number=1, blocker_pid=12, blocker_state="active"),
+        ticket("blocked_sessions", number=1, blocker_pid=12, blocked_pids="6"),
         ticket("idle_in_transaction", number=2, pid=99),
     )
     assert answer.explained_tickets == [1]
@@ -113,7 +155,7 @@ def test_another_session_is_not_explained() -> None:
         ),
         (
             f'{UP}\n[1] PANIC:  could not write to file "pg_wal/x": No space left on device',
-            "disk is full",
+            "(pg_wal) is full",
             "identified",
         ),
         (
@@ -153,16 +195,70 @@ def test_silence_is_not_called_a_kill() -> None:
     assert "cut off from here" in answer.root_cause
 
 
-def test_holder_of_the_horizon_is_the_oldest_one() -> None:
+def holder(kind: str, name: str, held: int, **fields: object) -> str:
+    more = " ".join(f"{key}={value}" for key, value in fields.items())
+    return f"kind={kind} held={held} {more} name={name}"
+
+
+PREPARED = "prepared transaction"
+PASSING = {"pid": 7, "state": "active", "seconds": 0, "owner": False, "database": "d"}
+LASTING = {**PASSING, "state": "idle in transaction", "seconds": 90}
+
+
+@pytest.mark.parametrize(
+    ("lines", "named", "verdict"),
+    [
+        # Who owns the oldest id, not who sees its transaction run.
+        (
+            [
+                holder("session", "pid 7", 900, **PASSING),
+                holder(PREPARED, "gone", 900, owner=True),
+            ],
+            ["gone"],
+            "identified",
+        ),
+        ([holder("session", "pid 7", 900, **PASSING)], [], "suspected"),
+        ([holder("session", "pid 7", 900, **LASTING)], ["pid 7"], "identified"),
+        # It cannot be why ids of 900 are not frozen.
+        ([holder("session", "pid 7", 100, **LASTING)], [], "suspected"),
+        (
+            [
+                holder("session", "pid 7", 900, **LASTING),
+                holder("session", "pid 8", 900, **{**LASTING, "pid": 8}),
+            ],
+            ["pid 7", "pid 8"],
+            "suspected",
+        ),
+    ],
+)
+def test_only_who_has_the_oldest_horizon_for_long_holds_vacuum_back(
+    lines: list[str], named: list[str], verdict: str
+) -> None:
+    sessions = f"{line(7)}\n{line(8)}"
     seen = context(
-        "kind=session name=pid 7 held=10 detail=user app held=9999\n"
-        "kind=replication slot name=it's old held=900 detail=inactive",
         "kind=database name=d xid_age=900",
+        HORIZON="\n".join(lines),
+        ACTIVITY=sessions,
+        IDS="kind=database name=d xid_age=900",
     )
-    answer = note(seen, ticket("transaction_id_age"))
+    answer = note(seen, ticket("transaction_id_age", xid_age=900))
+    assert answer.verdict == verdict
+    for name in ("gone", "pid 7", "pid 8"):
+        assert (name in answer.root_cause) == (name in named)
+
+
+def test_what_another_database_holds_does_not_keep_dead_rows() -> None:
+    lines = [
+        holder("session", "pid 7", 900, **{**LASTING, "database": "other"}),
+        holder("replication slot", "changes", 900, scope="catalogs"),
+        holder("session", "pid 8", 10, **{**LASTING, "pid": 8}),
+    ]
+    seen = context(HORIZON="\n".join(lines), ACTIVITY=f"{line(7)}\n{line(8)}")
+    facts = {"database": "d", "schema": "public", "table": "t"}
+    answer = note(seen, ticket("dead_tuples", "d.public.t", **facts))
+    assert "pid 8" in answer.root_cause and "pid 7" not in answer.root_cause
     commands = [c for action in answer.recommended_actions for c in action.commands]
-    assert "SELECT pg_drop_replication_slot('it''s old');" in commands
-    assert answer.supporting_evidence[0].citations[0].evidence_id == "E2"
+    assert 'VACUUM (VERBOSE, ANALYZE) "public"."t";' in commands
 
 
 def test_deadlock_without_its_log_lines_is_only_suspected() -> None:
@@ -172,14 +268,16 @@ def test_deadlock_without_its_log_lines_is_only_suspected() -> None:
 
 
 def test_a_note_is_for_the_tickets_that_it_explains() -> None:
+    idle = "idle in transaction for 1m"
     seen = context(
-        "root: blocks 2 sessions; pid 7: idle in transaction\npid 7: idle in transaction",
-        "root: blocks 1 session; pid 8: active\npid 8: active\npid 9: active",
+        TREE=f"root: blocks 2 sessions; {line(7, idle)}\n{waits(5, 7)}\n{waits(6, 5)}\n"
+        f"root: blocks 1 session; {line(8)}\n{waits(4, 8)}",
+        ACTIVITY=f"{line(7, idle)}\n{line(8)}\n{line(9)}",
     )
     tickets = [
         ticket("idle_in_transaction", number=1, pid=7),
-        ticket("blocked_sessions", "a", number=2, blocker_pid=7),
-        ticket("blocked_sessions", "b", number=3, blocker_pid=8),
+        ticket("blocked_sessions", "a", number=2, blocker_pid=7, blocked_pids="5, 6"),
+        ticket("blocked_sessions", "b", number=3, blocker_pid=8, blocked_pids="4"),
         ticket("long_queries", number=4, pid=9),
     ]
     notes = preliminary(PLAYBOOKS, "postgres", tickets, seen)

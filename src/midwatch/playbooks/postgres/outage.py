@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from midwatch.diagnosis_schema import Action, Citation
-from midwatch.model import Context
+from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
     SEVERITIES,
     Note,
@@ -18,9 +19,11 @@ from midwatch.playbooks.base import (
     text_fact,
     write_note,
 )
+from midwatch.playbooks.postgres.disk_full import PATTERN, disk_full
 
 # Without a colon, so that no logged statement can match.
 ENDED = r'[a-z][a-z ]{0,40}(?:"[^"]{0,80}" )?\(PID \d+\) was terminated by '
+FULL = "disk full"
 READY = "database system is ready to accept connections"
 
 
@@ -39,7 +42,10 @@ class Cause:
     kind: str = ""
 
 
-START = action("Start it, and watch the log until it takes connections")
+START = action(
+    "Start it the way it is started here (systemctl, the container, pg_ctl), and watch the log until it "
+    "takes connections"
+)
 RECOVERY = action(
     "Let it recover; if it does not come back by itself, start it and watch the log",
     risk="recovery takes as long as the write-ahead log since the last checkpoint",
@@ -94,15 +100,10 @@ CAUSES = (
         kind="removed WAL",
     ),
     Cause(
-        "could not .*No space left on device|could not extend file .*: wrote only",
+        PATTERN,
         "the disk is full",
-        action(
-            "Make room on the disk (never by deleting files in pg_wal), then start it",
-            "df -h",
-            risk="deleting the wrong files loses data",
-            undo=False,
-        ),
-        kind="disk full",
+        action("See how much room is left", "df -h"),
+        kind=FULL,
     ),
     Cause(
         ENDED + "signal 9",
@@ -163,32 +164,113 @@ CAUSES = (
 )
 
 
-@playbook("postgres", "reachable")
+@playbook("postgres", "reachable", "log_errors")
 def server_down(tickets: Tickets, context: Context) -> Note:
     """A server that does not answer: the cause is in the end of its log."""
+    if tickets[0].key.invariant != "reachable":
+        return None
     refused = find(context, "a connection attempt failed:")
+    if refused is not None and (busy := _on_its_way(tickets, refused)) is not None:
+        return busy
     for cause in CAUSES:
         line = _after_start(context, cause)
         if line is not None:
-            return _known(tickets, cause, line, refused)
-    return _unknown(tickets, context, refused)
+            return _known(tickets, cause, line, refused, context)
+    return _unknown(tickets[:1], context, refused)
+
+
+def _on_its_way(tickets: Tickets, refused: Citation) -> Note:
+    """Return the note on a server that answers that it starts, recovers or shuts down; None for another answer."""
+    state = re.search(
+        "is (starting up|shutting down)|in (recovery) mode|not yet accepting connections",
+        refused.quote,
+    )
+    if state is None:
+        return None
+    does = state[1] or "in recovery"
+    return write_note(
+        tickets[:1],
+        summary=f"The server runs and is {does}; it takes no connections yet.",
+        cause=f"the server is {does}",
+        cited=[refused],
+        reason="it says so itself; why it was stopped or crashed is in its log",
+        verdict="identified",
+        actions=[
+            action(
+                "Leave it running: stopped now, it begins again. See in its process list how far it is",
+                "ps -C postgres -o pid,etime,args",
+            )
+        ],
+        risks=["Everything that needs this database is down."],
+    )
 
 
 def _known(
-    tickets: Tickets, cause: Cause, line: Citation, refused: Citation | None
+    tickets: Tickets,
+    cause: Cause,
+    line: Citation,
+    refused: Citation | None,
+    context: Context,
 ) -> Note:
+    full = disk_full(context, line) if cause.kind == FULL else None
     return write_note(
-        tickets,
-        summary=f"The server does not answer: {cause.description}.",
-        cause=cause.description,
-        cited=[line],
+        [tickets[0], *_effects(tickets[1:], cause)],
+        summary=f"The server does not answer: {full.description if full else cause.description}.",
+        cause=full.description if full else cause.description,
+        cited=full.cited if full else [line],
         reason="it is the server's own last message since it started",
         verdict="identified",
         confidence="high" if refused else "medium",
-        findings=[finding("it refuses connections now", refused)],
-        actions=[cause.action, START],
+        findings=[
+            finding("it refuses connections now", refused),
+            *(full.findings if full else ()),
+        ],
+        actions=[*(full.actions if full else _named(cause, line)), START],
         risks=["Everything that needs this database is down."],
     )
+
+
+def _effects(tickets: Tickets, cause: Cause) -> list[Ticket]:
+    """Return the tickets on the log that report this cause, or the crash that it leads to."""
+    kinds = {cause.kind, *({"crash", "panic"} if cause.kind else ())}
+    return [one for one in tickets if text_fact(one, "kind") in kinds]
+
+
+_PORT = re.compile(r'could not bind .*?address "([^"]*)"')
+_FILE = re.compile(
+    r'(?:data directory|lock file|configuration file|in file|open file|load \S+ \S+ file) "([^"]+)"'
+    r"(?:,? line (\d+))?"
+)
+
+
+def _named(cause: Cause, line: Citation) -> list[Action]:
+    """Return the action of the cause, with the file or address that the line names."""
+    if _PORT.search(line.quote):
+        return [
+            action(
+                "See who listens on its port; end nothing before you know what it is",
+                "ss -ltnp",
+            )
+        ]
+    file = _FILE.search(line.quote)
+    if cause.kind or file is None:
+        return [cause.action]
+    quoted = "'" + file[1].replace("'", "'\\''") + "'"
+    if "lock file" in file[0]:
+        return [
+            action(
+                "See whether another server runs on the same data before anything else; the lock file must "
+                "not be deleted while one does",
+                f"cat {quoted}",
+                "ps -C postgres -o pid,etime,args",
+            )
+        ]
+    return [
+        action(
+            f"Correct {file[1]}" + (f", line {file[2]}" if file[2] else ""),
+            f"ls -ld {quoted}",
+        )
+    ]
 
 
 def _unknown(tickets: Tickets, context: Context, refused: Citation | None) -> Note:
@@ -233,14 +315,23 @@ def log_disaster(tickets: Tickets, context: Context) -> Note:
     for cause in sorted(CAUSES, key=lambda one: one.kind not in kinds):
         lines = log_lines(context, cause.pattern, cause.severities)
         if lines and cause.disaster:
-            return _write(tickets, cause.description, lines[0], cause.action)
+            return _write(_of_cause(tickets, cause), cause, lines[0], context)
     lines = log_lines(context, "database system was not properly shut down")
     if lines:
-        description = (
-            "it ended without a shutdown and recovered when it was started again"
+        ended = Cause(
+            "",
+            "it ended without a shutdown and recovered when it was started again",
+            RECOVERY,
         )
-        return _write(tickets, description, lines[0], RECOVERY)
+        return _write(tickets, ended, lines[0], context)
     return None
+
+
+def _of_cause(tickets: Tickets, cause: Cause) -> Tickets:
+    """Return the tickets that the cause explains: all of them where none is of its kind."""
+    same = [one for one in tickets if text_fact(one, "kind") == cause.kind]
+    rest = [one for one in tickets if one not in same]
+    return [*same, *_effects(rest, cause)] if same else tickets
 
 
 @playbook("postgres", "checksum_failures")
@@ -262,14 +353,18 @@ def damaged_pages(tickets: Tickets, context: Context) -> Note:
     )
 
 
-def _write(tickets: Tickets, description: str, line: Citation, action: Action) -> Note:
+def _write(tickets: Tickets, cause: Cause, line: Citation, context: Context) -> Note:
+    full = disk_full(context, line) if cause.kind == FULL else None
+    description = full.description if full else cause.description
     return write_note(
         tickets,
-        summary=f"The log reports a disaster: {description}.",
+        summary=f"The log reports: {description}.",
         cause=description,
-        cited=[line],
+        cited=full.cited if full else [line],
         reason="the line is the server's own; what led to it is not in it",
-        actions=[action],
+        verdict="identified" if full else "suspected",
+        findings=full.findings if full else (),
+        actions=full.actions if full else [cause.action],
         risks=["It can happen again at any time."],
     )
 

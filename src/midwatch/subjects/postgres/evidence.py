@@ -48,6 +48,7 @@ def server(rows: Sequence[Row]) -> str:
             text(row["version"], 200),
             f"up for {format_duration(number(row['uptime']))} (since {text(row['started'])})",
             f"role: {'standby' if row['standby'] else 'primary'}",
+            f"database: {text(row['database'], 64)}",
             f"now: {text(row['now'])}",
         ]
     )
@@ -60,17 +61,21 @@ def activity(rows: Sequence[Row]) -> str:
 
 
 def session(row: Row) -> str:
-    """Return one session on one line."""
-    parts = [f"pid {row['pid']}: {state(row)}", who(row)]
-    parts.append(
-        f"database {text(row['datname'], 64)}, client {text(row['client'], 64)}"
-    )
+    """Return one session on one line, what its client has chosen last."""
+    parts = [f"pid {row['pid']}: {state(row)}"]
+    if row["backend_type"] != "client backend":
+        parts.append(f"process {text(row['backend_type'], 40)}")
     if row["xact_age"] is not None:
-        parts.append(f"transaction open for {format_duration(number(row['xact_age']))}")
-    if row["wait_event_type"] not in (None, "Client"):
+        age = format_duration(number(row["xact_age"]))
+        parts.append(f"transaction open for {age} since {row['xact_start']}")
+    if row["wait_event_type"] is not None and row["wait_event"] != "ClientRead":
         parts.append(
             f"waits on {text(row['wait_event_type'])}/{text(row['wait_event'])}"
         )
+    parts.append(who(row))
+    parts.append(
+        f"database {text(row['datname'], 64)}, client {text(row['client'], 64)}"
+    )
     did = "runs" if row["state"] == "active" else "last ran"
     return ", ".join(parts) + f", {did}: {text(row['query'], QUERY)}"
 
@@ -89,15 +94,17 @@ def blocking(tree: Blocking, sessions: Mapping[int, Row]) -> str:
             row = sessions.get(root)
             line = session(row) if row else f"pid {root}: gone meanwhile"
             lines.append(f"root: {count}; {line}")
-        lines += [_waiter(depth, row, sessions) for depth, row in waiting]
+        lines += [_waiter(depth, row, sessions, tree) for depth, row in waiting]
     return _bounded(lines)
 
 
-def _waiter(depth: int, wait: Row, sessions: Mapping[int, Row]) -> str:
+def _waiter(depth: int, wait: Row, sessions: Mapping[int, Row], tree: Blocking) -> str:
     pid = int(wait["pid"])
     waited = f"has waited {format_duration(number(wait['waited']))}"
     behind = ", ".join(str(one) for one in sorted(set(wait["blockers"])))
     row = sessions.get(pid)
+    if row and row["xact_start"] and pid in tree.behind:
+        behind += f", in its transaction since {row['xact_start']}"
     line = f"{who(row)}, runs: {text(row['query'], QUERY)}" if row else "gone meanwhile"
     return f"{'  ' * min(depth, 20)}pid {pid} {waited} for pid {behind}: {line}"
 
@@ -186,6 +193,11 @@ PIECES: dict[str, Piece] = {
         "pg_stat_activity, pg_prepared_xacts, pg_replication_slots",
         _table(sql.HORIZON, "nothing holds back vacuum"),
     ),
+    "prepared": Piece(
+        "Prepared transactions",
+        "pg_prepared_xacts, pg_locks",
+        _table(sql.PREPARED, "no prepared transaction"),
+    ),
     "ids": Piece(
         "Age of transaction ids", "pg_database, pg_class", _table(sql.IDS, "none")
     ),
@@ -207,6 +219,19 @@ PIECES: dict[str, Piece] = {
         "pg_stat_wal_receiver",
         _table(sql.RECOVERY, "nothing visible"),
     ),
+    "replay": Piece(
+        "Replay: what it waits for, and its conflicts",
+        "pg_stat_activity, pg_stat_database_conflicts",
+        _table(sql.REPLAY, "this server does not replay"),
+    ),
+    "tablespaces": Piece(
+        "Tablespaces and their temporary files",
+        "pg_tablespace, pg_ls_tmpdir",
+        _table(sql.TABLESPACES, "none"),
+    ),
+    "replicators": Piece(
+        "Roles that may replicate", "pg_roles", _table(sql.REPLICATORS, "none")
+    ),
     "slots": Piece("Replication slots", "pg_replication_slots", _slots),
     "counters": Piece(
         "Counters of the databases", "pg_stat_database", _table(sql.COUNTERS, "none")
@@ -223,7 +248,15 @@ PIECES: dict[str, Piece] = {
 WANTED: dict[str, tuple[str, ...]] = {
     "reachable": ("server", "log"),
     "connections": ("connections", "activity", "server", "blocking", "settings", "log"),
-    "blocked_sessions": ("blocking", "activity", "locks", "settings", "log", "server"),
+    "blocked_sessions": (
+        "blocking",
+        "prepared",
+        "activity",
+        "locks",
+        "settings",
+        "log",
+        "server",
+    ),
     "idle_in_transaction": ("activity", "blocking", "settings", "horizon", "server"),
     "long_queries": ("activity", "blocking", "settings", "vacuum", "log", "server"),
     "deadlocks": ("log", "counters", "activity", "blocking", "settings", "server"),
@@ -239,15 +272,35 @@ WANTED: dict[str, tuple[str, ...]] = {
     "replication_lag": (
         "replication",
         "recovery",
+        "replay",
         "slots",
         "activity",
-        "settings",
+        "horizon",
+        "blocking",
         "log",
+        "replicators",
+        "settings",
         "server",
     ),
-    "inactive_slots": ("slots", "replication", "sizes", "settings", "log", "server"),
+    "inactive_slots": (
+        "slots",
+        "replicators",
+        "replication",
+        "log",
+        "sizes",
+        "settings",
+        "server",
+    ),
     "database_growth": ("sizes", "counters", "slots", "activity", "vacuum", "server"),
-    "log_errors": ("log", "server", "activity", "sizes", "settings"),
+    "log_errors": (
+        "log",
+        "server",
+        "tablespaces",
+        "settings",
+        "activity",
+        "slots",
+        "sizes",
+    ),
     "checksum_failures": ("checksums", "log", "server", "settings"),
 }
 OTHERWISE = ("server", "activity", "log")

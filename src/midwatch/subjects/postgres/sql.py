@@ -22,12 +22,19 @@ SELECT set_config('search_path', 'pg_catalog', false),
 # the name alone any client could hide.
 _OWN_SESSIONS = "(pid = pg_backend_pid() OR (application_name = 'midwatch' AND usename = session_user))"
 
+
+def _moment(column: str) -> str:
+    """Return a time in text that every session reads as the same one, whatever its settings."""
+    return f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+
+
 # A statement as bytes: it is in the encoding of its own database, which functions on text refuse.
 _QUERY = "substr(textsend(query), 1, 1000) AS query"
 
 _SESSION = f"""
 SELECT pid, datname, usename, application_name, coalesce(host(client_addr), 'local') AS client,
        state, wait_event_type, wait_event, backend_type,
+       {_moment("xact_start")} AS xact_start,
        extract(epoch FROM clock_timestamp() - xact_start)::float8 AS xact_age,
        extract(epoch FROM clock_timestamp() - query_start)::float8 AS query_age,
        extract(epoch FROM clock_timestamp() - state_change)::float8 AS state_age,
@@ -120,24 +127,30 @@ SELECT datname, age(datfrozenxid)::float8 AS xid_age, mxid_age(datminmxid)::floa
 FROM pg_database ORDER BY greatest(age(datfrozenxid), mxid_age(datminmxid)) DESC LIMIT 100
 """
 
-# What keeps vacuum from removing and freezing rows, worst first.
+# What keeps vacuum from removing and freezing rows, worst first. Whose own transaction id is the oldest (`owner`)
+# comes before those that merely see that transaction run. What clients choose comes last. A slot without xmin
+# holds back the system catalogs only, a running vacuum nothing.
 HORIZON = f"""
-SELECT kind, name, held::bigint AS held, detail, query FROM (
+SELECT kind, held::bigint AS held, owner, since, seconds, pid, state, scope, database, name, detail, query FROM (
   SELECT CASE backend_type WHEN 'walsender' THEN 'standby' ELSE 'session' END AS kind,
-         'pid ' || pid AS name,
-         concat_ws(', ', 'user ' || usename, 'application ' || nullif(application_name, ''),
-                   'database ' || datname, state) AS detail,
+         'pid ' || pid AS name, pid, state, datname AS database, NULL AS scope,
+         coalesce(age(backend_xid) >= greatest(age(backend_xmin), 0), false) AS owner,
+         {_moment("xact_start")} AS since, extract(epoch FROM clock_timestamp() - xact_start)::int AS seconds,
+         concat_ws(', ', nullif(backend_type, 'client backend'), 'user ' || usename,
+                   'application ' || nullif(application_name, '')) AS detail,
          greatest(age(backend_xmin), age(backend_xid)) AS held, {_QUERY}
-  FROM pg_stat_activity WHERE NOT {_OWN_SESSIONS}
+  FROM pg_stat_activity
+  WHERE NOT {_OWN_SESSIONS} AND pid NOT IN (SELECT pid FROM pg_stat_progress_vacuum)
   UNION ALL
-  SELECT 'prepared transaction', gid, concat_ws(', ', 'owner ' || owner, 'database ' || database),
-         age(transaction), NULL
+  SELECT 'prepared transaction', gid, NULL, NULL, database, NULL, true, {_moment("prepared")},
+         extract(epoch FROM clock_timestamp() - prepared)::int, 'owner ' || owner, age(transaction), NULL
   FROM pg_prepared_xacts
   UNION ALL
-  SELECT 'replication slot', slot_name, CASE WHEN active THEN 'active' ELSE 'inactive' END,
+  SELECT 'replication slot', slot_name, NULL, CASE WHEN active THEN 'active' ELSE 'inactive' END, NULL,
+         CASE WHEN xmin IS NULL THEN 'catalogs' END, false, NULL, NULL, slot_type,
          greatest(age(xmin), age(catalog_xmin)), NULL
   FROM pg_replication_slots
-) holders WHERE held > 0 ORDER BY held DESC LIMIT 20
+) holders WHERE held > 0 ORDER BY held DESC, owner DESC, since LIMIT 20
 """
 
 # After a reset of the statistics (also by a crash) live rows are counted from 0, so the planner's
@@ -163,6 +176,9 @@ ORDER BY NOT known AND before DESC, known DESC, dead / total DESC LIMIT {5 * DEA
 # (pg_receivewal) counts by what it has written.
 STANDBYS = """
 SELECT r.application_name, coalesce(host(r.client_addr), 'local') AS client, r.state, r.sync_state,
+       pg_wal_lsn_diff(r.flush_lsn, r.replay_lsn)::bigint AS unreplayed,
+       pg_wal_lsn_diff(r.sent_lsn, r.flush_lsn)::bigint AS unflushed,
+       pg_wal_lsn_diff(CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_lsn() END, r.sent_lsn)::bigint AS unsent,
        coalesce(s.slot_name, '') AS slot, s.slot_type = 'logical' AS logical,
        extract(epoch FROM r.reply_time)::float8 AS replied,
        coalesce(s.temporary, false) AS temporary, r.replay_lsn IS NOT NULL AS replays,
@@ -210,8 +226,9 @@ FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'
 def slots(server_version: int) -> str:
     """Return the statement for replication slots. A slot synchronised to a standby (17) has no reader there."""
     synced = "synced AND pg_is_in_recovery()" if server_version >= 170000 else "false"
+    since = _moment("inactive_since") if server_version >= 170000 else "NULL"
     return f"""
-SELECT slot_name, slot_type, coalesce(database, '') AS database, active, wal_status,
+SELECT slot_name, {since} AS inactive_since, slot_type, coalesce(database, '') AS database, active, wal_status,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                             ELSE pg_current_wal_lsn() END, restart_lsn)::float8 AS retained
 FROM pg_replication_slots WHERE NOT temporary AND NOT ({synced})
@@ -276,19 +293,20 @@ UNION ALL
 # ------------------------------------------------------------------ for evidence only
 
 SERVER = """
-SELECT version(), pg_is_in_recovery() AS standby,
+SELECT version(), pg_is_in_recovery() AS standby, current_database() AS database,
        date_trunc('second', pg_postmaster_start_time())::text AS started,
        date_trunc('second', clock_timestamp())::text AS now,
        extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8 AS uptime
 """
 
 CONNECTIONS = """
-SELECT count(*) AS sessions, application_name AS application, usename AS user,
-       datname AS database, coalesce(state, 'unknown') AS state,
-       coalesce(host(client_addr), 'local') AS client,
-       round(extract(epoch FROM max(clock_timestamp() - state_change)))::text || 's' AS longest_in_state
+SELECT count(*) AS sessions, coalesce(state, 'unknown') AS state,
+       round(extract(epoch FROM max(clock_timestamp() - state_change)))::text || 's' AS longest_in_state,
+       round(extract(epoch FROM min(clock_timestamp() - state_change)))::text || 's' AS shortest,
+       coalesce(host(client_addr), 'local') AS client, datname AS database, usename AS user,
+       application_name AS application
 FROM pg_stat_activity WHERE backend_type = 'client backend'
-GROUP BY 2, 3, 4, 5, 6 ORDER BY 1 DESC LIMIT 40
+GROUP BY 2, 5, 6, 7, 8 ORDER BY 1 DESC LIMIT 40
 """
 
 LOCKS = """
@@ -306,6 +324,48 @@ WHERE l.locktype <> 'virtualxid'
 ORDER BY l.granted, l.pid, l.locktype LIMIT 60
 """
 
+# What the replay of a standby waits for, and how often it has cancelled queries.
+REPLAY = """
+SELECT 'startup process' AS kind, pid, wait_event_type, wait_event, NULL AS database, NULL::bigint AS conflicts
+FROM pg_stat_activity WHERE backend_type = 'startup'
+UNION ALL
+SELECT 'conflicts', NULL, NULL, NULL, datname,
+       confl_tablespace + confl_lock + confl_snapshot + confl_bufferpin + confl_deadlock
+FROM pg_stat_database_conflicts
+WHERE confl_tablespace + confl_lock + confl_snapshot + confl_bufferpin + confl_deadlock > 0
+"""
+
+TABLESPACES = """
+SELECT s.oid, s.spcname AS name, count(t.name) AS temp_files, coalesce(sum(t.size), 0)::bigint AS temp_bytes,
+       pg_tablespace_location(s.oid) AS location
+FROM pg_tablespace s LEFT JOIN LATERAL pg_ls_tmpdir(s.oid) t ON true
+WHERE s.spcname <> 'pg_global' GROUP BY s.oid, s.spcname ORDER BY s.spcname LIMIT 50
+"""
+
+REPLICATORS = """
+SELECT rolname AS role, rolcanlogin AS may_log_in, rolvaliduntil < now() AS expired,
+       date_trunc('second', rolvaliduntil)::text AS valid_until, nullif(rolconnlimit, -1) AS connection_limit
+FROM pg_roles WHERE rolreplication ORDER BY rolname LIMIT 50
+"""
+
+# `in_front_of` are the sessions that wait for something which the prepared transaction has locked. Its locks keep the
+# virtual transaction of the session that prepared it, which it has in common with the lock of its own id.
+PREPARED = f"""
+WITH locks AS MATERIALIZED (SELECT * FROM pg_locks)
+SELECT transaction::text AS xid, age(transaction) AS held, {_moment("prepared")} AS prepared,
+       extract(epoch FROM clock_timestamp() - prepared)::int AS seconds, owner, database,
+       (SELECT string_agg(DISTINCT w.pid::text, ',')
+        FROM locks own JOIN locks h ON h.virtualtransaction = own.virtualtransaction AND h.pid IS NULL AND h.granted
+        JOIN locks w ON NOT w.granted AND
+          (w.locktype, w.database, w.relation, w.page, w.tuple, w.transactionid::text, w.classid, w.objid, w.objsubid)
+          IS NOT DISTINCT FROM
+          (h.locktype, h.database, h.relation, h.page, h.tuple, h.transactionid::text, h.classid, h.objid, h.objsubid)
+        WHERE own.transactionid = p.transaction AND own.pid IS NULL AND own.granted
+          AND 0 = ANY(pg_blocking_pids(w.pid))) AS in_front_of,
+       gid
+FROM pg_prepared_xacts p ORDER BY prepared LIMIT 50
+"""
+
 # For settings that this session has changed for itself, the value without that change.
 SETTINGS = """
 SELECT name, CASE WHEN name IN ('statement_timeout', 'lock_timeout',
@@ -319,7 +379,9 @@ FROM pg_settings WHERE name IN (
   'autovacuum_vacuum_cost_limit', 'autovacuum_vacuum_cost_delay', 'autovacuum_freeze_max_age',
   'vacuum_failsafe_age', 'max_wal_size', 'max_slot_wal_keep_size', 'wal_keep_size',
   'max_wal_senders', 'hot_standby_feedback', 'max_prepared_transactions', 'shared_buffers',
-  'work_mem', 'restart_after_crash')
+  'work_mem', 'restart_after_crash', 'data_directory', 'temp_tablespaces', 'temp_file_limit',
+  'synchronous_standby_names', 'archive_mode', 'max_standby_streaming_delay', 'primary_slot_name',
+  'recovery_min_apply_delay')
 ORDER BY name
 """
 
