@@ -272,6 +272,7 @@ def sources(
             lambda: piece.fetch(shared),
             rank=ranks[name],
             timeout=limit,
+            log=name == "log",
         )
 
     return [source(name) for name in sorted(ranks, key=lambda name: ranks[name])]
