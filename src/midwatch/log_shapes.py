@@ -36,8 +36,10 @@ _TITLE = re.compile(
     r"\b(?P<more>DETAIL|HINT|QUERY|CONTEXT|LOCATION|BACKTRACE|STATEMENT)?"
     r"(?:LOG|INFO|NOTICE|WARNING|ERROR|FATAL|PANIC|DEBUG\d?)?:  "
 )
-# What differs between lines of one shape: a literal, and every word with a digit.
-_VALUE = re.compile(r"(?<![\w'])'(?:[^']|'')*'|[\w.:/@+%-]*\d[\w.:/@+%-]*")
+_MORE = re.compile(r"\t\[× (\d{1,9}) more\]")
+# What differs between lines of one shape: a literal, and every word with a digit, or a list of them.
+_WORD = r"[\w.:/@+%-]*\d[\w.:/@+%-]*"
+_VALUE = re.compile(rf"(?<![\w'])'(?:[^']|'')*'|{_WORD}(?:, {_WORD})*")
 
 
 @dataclass(slots=True)
@@ -45,6 +47,7 @@ class _Record:
     lines: list[str]
     at: datetime | None
     stamp: str
+    count: int = 1
 
 
 @dataclass(slots=True)
@@ -52,10 +55,12 @@ class _Shape:
     """Records of one shape: all of them in order, and the distinct values in each place."""
 
     records: list[_Record] = field(default_factory=list)
+    count: int = 0
     values: list[Counter[str]] = field(default_factory=list)
 
     def add(self, record: _Record, values: Sequence[str]) -> None:
         self.records.append(record)
+        self.count += record.count
         self.values += [Counter() for _ in values[len(self.values) :]]
         for counter, value in zip(self.values, values, strict=False):
             if value in counter or len(counter) < _DISTINCT:
@@ -76,7 +81,7 @@ def collapse(text: str, onset: datetime | None = None) -> str:
     for record in kept:
         shape, values = _shape(record)
         shapes.setdefault(shape, _Shape()).add(record, values)
-    noted = {id(s.records[0]): s for s in shapes.values() if len(s.records) > _FEW}
+    noted = {id(s.records[0]): s for s in shapes.values() if s.count > _FEW}
     hidden = {id(one) for shape in noted.values() for one in shape.records[1:]}
     lines = [*_left_out(records[: len(records) - len(kept)])]
     for record in kept:
@@ -92,6 +97,41 @@ def is_note(line: str) -> bool:
     return line.startswith(("\t[×", "[… "))
 
 
+# ------------------------------------------------------------------ a large log
+
+_NUMBERS = re.compile(rb"[0-9]+")
+_THIN = 30  # records of one shape that stay at each end of a large log
+
+
+def thin(data: bytes) -> bytes:
+    """Return the lines of a large log without most of those that are frequent, for `collapse` to count them.
+
+    It is fast, and rough: lines that are equal but for their numbers, at their beginnings, have one shape. Lines
+    that begin with a tab stay with the one before.
+    """
+    lines = data.split(b"\n")
+    shapes: list[bytes] = []
+    shape = b""
+    for line in lines:
+        if line[:1] != b"\t":
+            shape = _NUMBERS.sub(b"#", line[:200])
+        shapes.append(shape)
+    left = Counter(shapes)
+    seen: Counter[bytes] = Counter()
+    kept: list[bytes] = []
+    dropped: dict[bytes, int] = {}
+    for line, shape in zip(lines, shapes, strict=True):
+        seen[shape] += 1
+        left[shape] -= 1
+        if seen[shape] > _THIN and left[shape] >= _THIN:
+            dropped[shape] = dropped.get(shape, 0) + 1
+            continue
+        kept.append(line)
+        if shape in dropped and line[:1] != b"\t":
+            kept.append(b"\t[\xc3\x97 %d more]" % dropped.pop(shape))
+    return b"\n".join(kept)
+
+
 # ------------------------------------------------------------------ records
 
 
@@ -99,6 +139,10 @@ def _records(lines: Iterable[str], onset: datetime | None) -> Iterator[_Record]:
     record: _Record | None = None
     for line in lines:
         if not line.strip():
+            continue
+        if record is not None and (more := _MORE.fullmatch(line)):
+            if len(record.lines) == 1:  # not that of its DETAIL
+                record.count += int(more[1])
             continue
         title = _TITLE.search(line, 0, _SHAPED)
         further = line[0].isspace() or (title is not None and title["more"])
@@ -174,7 +218,7 @@ def _shape(record: _Record) -> tuple[str, list[str]]:
 def _note(shape: _Shape) -> str:
     """Return the line under the first record of a shape: count, last time, and what differs."""
     last = shape.records[-1].stamp
-    parts = [f"×{len(shape.records)}" + (f" until {last}" if last else "")]
+    parts = [f"×{shape.count}" + (f" until {last}" if last else "")]
     shown: set[tuple[str, ...]] = set()
     for counter in shape.values:
         key = tuple(sorted(counter))

@@ -176,7 +176,7 @@ def gone_since(before: str, now: str) -> str:
     # The end of an earlier text may be cut.
     if left and before.endswith(left[-1]) and left[-1].strip():
         start = _AGES.sub("", left[-1].rstrip("… ")[:-20]).strip()
-        if start and any(line.startswith(start) for line in known):
+        if any(line.startswith(start) for line in known):
             left.pop()
     return "\n".join(left).strip("\n")
 
