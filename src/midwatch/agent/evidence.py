@@ -8,12 +8,14 @@ share of the token budget. A source that fails or exceeds its timeout becomes ev
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock
+from midwatch.log_shapes import collapse, is_note
 from midwatch.model import Context, Evidence, Invariant, Ticket
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Past
@@ -27,6 +29,8 @@ OVERHEAD = 40
 """Tokens of the prompt for the number, time and delimiters of one piece of evidence."""
 LEAST_SHARE = 120
 """Fewest tokens of a shortened text that is still useful: below it, a source is left out instead."""
+LOG_TOKENS = 3000
+"""Most tokens of one log, after its lines of one shape have become one."""
 VIOLATIONS_SHARE = 0.4
 """The share of the budget that is reserved for the violations."""
 
@@ -147,12 +151,35 @@ def _fair(needs: Sequence[int], budget: int) -> list[int]:
 
 VIOLATIONS = "The violations"
 CHANGED = "What changed since every invariant held"
+SAME = "As when the tickets opened, but for ages and times"
 OPENING_RANK = 15
 """The rank of evidence from a ticket's opening among those of a subject's sources."""
 MOST_FROM_OPENING = 5
 PAST_RANK = 70
 """The rank of past tickets among those of a subject's sources."""
 _STOPPING = 0.2  # seconds that a cancelled source gets to end
+
+# What differs between two readings of the same: ages and times.
+_AGES = re.compile(
+    r"\d{4}-\d\d-\d\d[T ][\d:.,]+|(?<![\w.])\d+(?:\.\d+)?(?:ms|s|m|h|d|min|days?)\b(?: (?=\d))?"
+)
+
+
+def gone_since(before: str, now: str) -> str:
+    """Return the lines of an earlier text that the one of now has not, apart from ages and times."""
+    known = {_AGES.sub("", line).strip() for line in now.split("\n")}
+    left = [
+        line
+        for line in before.split("\n")
+        if _AGES.sub("", line).strip() not in known and not is_note(line)
+    ]
+    # The end of an earlier text may be cut.
+    if left and before.endswith(left[-1]) and left[-1].strip():
+        start = _AGES.sub("", left[-1].rstrip("… ")[:-20]).strip()
+        if any(line.startswith(start) for line in known):
+            left.pop()
+    return "\n".join(left).strip("\n")
+
 
 _Answer = tuple[str, datetime]
 PastTickets = Callable[[Sequence[Ticket]], Awaitable[Sequence[Past]]]
@@ -198,8 +225,9 @@ class ContextGatherer:
         """
         sources = self._sources(tickets)
         violations = self._piece(VIOLATIONS, "midwatch", self._violations(tickets))
-        fetched = await self._fetch_all(sources, timeout)
-        opening = self._as_they_opened(tickets)
+        onset = min((ticket.first_seen_at for ticket in tickets), default=None)
+        fetched = await self._fetch_all(sources, timeout, onset)
+        opening = self._as_they_opened(tickets, fetched)
         if changed:
             opening.append(self._piece(CHANGED, "midwatch", changed, rank=OPENING_RANK))
         pieces = [violations, *self._absent(tickets), *opening, *fetched]
@@ -251,9 +279,13 @@ class ContextGatherer:
         text = f"The subject {name} is not in the settings any more: no evidence could be fetched from it."
         return [self._piece(f"Subject {name}", "midwatch", text, available=False)]
 
-    def _as_they_opened(self, tickets: Sequence[Ticket]) -> list[Piece]:
-        """Return the evidence that first aid cited: the state when the tickets opened."""
+    def _as_they_opened(
+        self, tickets: Sequence[Ticket], now: Sequence[Piece]
+    ) -> list[Piece]:
+        """Return what first aid cited when the tickets opened, without what is still the same."""
+        current = {(one.title, one.source): one.text for one in now if one.available}
         seen: dict[str, Piece] = {}
+        same: list[str] = []
         for ticket in tickets:
             for kept in (ticket.first_aid or {}).get("evidence", ()):
                 if kept["title"] == VIOLATIONS or kept["text"] in seen:
@@ -262,10 +294,19 @@ class ContextGatherer:
                 piece = self._piece(
                     title, kept["source"], kept["text"], rank=OPENING_RANK
                 )
+                text = current.get((kept["title"], piece.source))
+                left = piece.text if text is None else gone_since(piece.text, text)
+                if not left:
+                    same.append(kept["title"])
+                    continue
                 seen[kept["text"]] = replace(
-                    piece, at=datetime.fromisoformat(kept["at"])
+                    piece, text=left, at=datetime.fromisoformat(kept["at"])
                 )
-        return list(seen.values())[:MOST_FROM_OPENING]
+        pieces = list(seen.values())[:MOST_FROM_OPENING]
+        if same:
+            titles = "; ".join(dict.fromkeys(same))
+            pieces.append(self._piece(SAME, "midwatch", titles, rank=OPENING_RANK))
+        return pieces
 
     async def _past_tickets(self, tickets: Sequence[Ticket]) -> str:
         assert self._past is not None
@@ -292,7 +333,10 @@ class ContextGatherer:
     # ------------------------------------------------------------------ asking
 
     async def _fetch_all(
-        self, sources: Sequence[EvidenceSource], timeout: float
+        self,
+        sources: Sequence[EvidenceSource],
+        timeout: float,
+        onset: datetime | None,
     ) -> list[Piece]:
         """Return the piece of every source, in order; a source that is late says so."""
         if not sources:
@@ -316,7 +360,7 @@ class ContextGatherer:
             if unfinished:
                 await asyncio.wait(unfinished, timeout=_STOPPING)
         return [
-            self._result(source, task, min(source.timeout, timeout))
+            self._result(source, task, min(source.timeout, timeout), onset)
             for source, task in zip(sources, tasks, strict=True)
         ]
 
@@ -326,7 +370,11 @@ class ContextGatherer:
         return text, self._clock.now()
 
     def _result(
-        self, source: EvidenceSource, task: asyncio.Task[_Answer], limit: float
+        self,
+        source: EvidenceSource,
+        task: asyncio.Task[_Answer],
+        limit: float,
+        onset: datetime | None,
     ) -> Piece:
         failure = _failure(task, limit)
         text, at = task.result() if not failure else (f"Unavailable: {failure}", None)
@@ -337,6 +385,9 @@ class ContextGatherer:
             available=not failure,
             rank=source.rank,
         )
+        if source.log and not failure:
+            lines = shorten(collapse(piece.text, onset), LOG_TOKENS)
+            piece = replace(piece, text=lines)
         return replace(piece, at=at) if at else piece
 
     # ------------------------------------------------------------------ the violations

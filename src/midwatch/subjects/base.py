@@ -28,7 +28,8 @@ class EvidenceSource:
 
     `fetch` returns plain text, which the gatherer cleans, redacts, shortens and numbers. It may raise
     any `MidwatchError`, and is cancelled after `timeout` seconds. A lower `rank` matters more: when the
-    token budget is short, the highest ranks are left out first.
+    token budget is short, the highest ranks are left out first. With `log` the text is lines of a log, oldest
+    first: those of one shape become one, and the time around the onset counts.
     """
 
     title: str
@@ -36,6 +37,7 @@ class EvidenceSource:
     fetch: Callable[[], Awaitable[str]]
     rank: int = 50
     timeout: float = 5.0
+    log: bool = False
 
 
 class Subject(Protocol):

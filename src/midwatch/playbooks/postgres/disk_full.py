@@ -11,13 +11,21 @@ from dataclasses import dataclass, field
 
 from midwatch.diagnosis_schema import Action, Citation, Finding
 from midwatch.model import Context
-from midwatch.playbooks.base import action, bounded, finding, log_lines
-from midwatch.playbooks.postgres.evidence_rows import count, rows, setting
+from midwatch.playbooks.base import (
+    action,
+    bounded,
+    evidence_lines,
+    finding,
+    log_lines,
+    matching_line,
+)
+from midwatch.playbooks.postgres.evidence_rows import rows, setting
 
 PATTERN = "could not .*No space left on device|could not extend file .*: wrote only"
 _PATH = re.compile(r'file "([^"]+)"')
 _TEMPORARY = re.compile(r"pgsql_tmp|/t\d+_\d+|temporary file")
 _TABLESPACE = re.compile(r"pg_tblspc/(\d+)/")
+_PLACE = re.compile(r"tablespace oid (\d+) (.*?): at (.*?), (?:\d|not visible)")
 _STATEMENT = re.compile(r"\bSTATEMENT: +(\S.*)$")
 
 
@@ -72,9 +80,11 @@ def _free(place: str) -> Action:
 def _tablespace(context: Context, path: str) -> tuple[str, str, Citation | None]:
     """Return name and location of the tablespace that the path is in, with its citation."""
     oid = _TABLESPACE.search(path)
-    for cited, row in rows(context, "Tablespaces"):
-        if oid and row.get("oid") == oid[1]:
-            return row.get("name", ""), row.get("location", ""), cited
+    for evidence_id, line in evidence_lines(context, "Tablespaces"):
+        found = _PLACE.match(line)
+        if oid and found and found[1] == oid[1]:
+            cited = Citation(evidence_id=evidence_id, quote=bounded(line))
+            return found[2], found[3], cited
     return (f"with oid {oid[1]}" if oid else ""), "", None
 
 
@@ -85,9 +95,10 @@ def _temporary(
     statement = _statement(context, line)
     where = f"temporary tablespace {space}" if space else "the disk of temporary files"
     limit, limit_line = setting(context, "temp_file_limit")
-    use = next(
-        (one for one, row in rows(context, "Tablespaces") if count(row, "temp_bytes")),
-        None,
+    use = matching_line(
+        context,
+        "Tablespaces",
+        lambda text: bool(re.search("temporary: [1-9]", text)),
     )
     actions = [
         action(

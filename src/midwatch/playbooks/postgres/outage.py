@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from midwatch.diagnosis_schema import Action, Citation
+from midwatch.log_shapes import time_of
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
     SEVERITIES,
@@ -381,9 +382,32 @@ def _after_start(context: Context, cause: Cause) -> Citation | None:
     return found[0] if not ready or _follows(context, found[0], ready[0]) else None
 
 
+_UNTIL = re.compile(r"\t\[×\d+ until (.*?)[;\]]")
+
+
 def _follows(context: Context, line: Citation, earlier: Citation) -> bool:
-    lines = log_lines(context, "")
-    return lines.index(line) < lines.index(earlier)
+    """Return whether the last line like the first one is after the last line like the other one.
+
+    Lines of one shape are shown once, where they were first, with the time of the last one.
+    """
+    (place, until), (other, since) = _last(context, line), _last(context, earlier)
+    return until > since if until and since and until != since else place > other
+
+
+def _last(context: Context, line: Citation) -> tuple[int, str]:
+    """Return the place of a line among those of the log, and the time of the last one like it as the log writes it."""
+    place, until, found = 0, "", False
+    for evidence in context.evidence:
+        if evidence.id != line.evidence_id:
+            continue
+        for number, text in enumerate(evidence.text.splitlines()):
+            if line.quote in text:
+                place, until, found = number, time_of(text, None)[1], True
+            elif found and (note := _UNTIL.match(text)):
+                until, found = note[1], False
+            elif not text[:1].isspace():
+                found = False
+    return place, until
 
 
 def _last_log_line(context: Context) -> Citation | None:

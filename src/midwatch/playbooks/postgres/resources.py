@@ -226,15 +226,12 @@ def growth(tickets: Tickets, context: Context) -> Note:
     """A database grows: which one, and its largest table where the evidence is of the same database."""
     ticket = tickets[0]
     name = ticket.key.component
-    here = any(
-        text == f"database: {name}" for _, text in evidence_lines(context, "Server:")
-    )
     size = table = None
     largest = ""
     for cited, row in rows(context, "Sizes of"):
         if row.get("kind") == "database" and row.get("name") == name:
             size = cited
-        elif here and table is None and row.get("kind") == "table with indexes":
+        elif table is None and row.get("database") == name:
             table, largest = cited, row.get("name", "")
     return write_note(
         [ticket],

@@ -13,7 +13,6 @@ from midwatch.playbooks.base import (
     Tickets,
     action,
     bounded,
-    evidence_lines,
     finding,
     integer_fact,
     playbook,
@@ -195,20 +194,12 @@ def _row(context: Context, title: str, **wanted: str) -> Citation | None:
 
 def _freeze(database: str, context: Context, first: str) -> Action:
     """Return the action that freezes the oldest table where the evidence names it, else the database."""
-    server = next(
-        (
-            text
-            for _, text in evidence_lines(context, "Server:")
-            if text.startswith("database: ")
-        ),
-        "",
-    )
     tables = [
         row["name"]
         for _, row in rows(context, "Age of transaction ids")
-        if row.get("kind") == "table" and row.get("name")
+        if row.get("kind") == "table" and row.get("database") == database
     ]
-    if server == f"database: {database}" and tables:
+    if tables:
         what, command = (
             f"{first} the oldest table",
             f"VACUUM (FREEZE, VERBOSE) {tables[0]};",
