@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -312,3 +313,244 @@ async def of_database(watched: PostgresSubject, name: str) -> DiagnosisOutput:
     tickets = [one for one in await broken(watched) if one.key.component == name]
     [output] = await notes(watched, tickets)
     return output
+
+
+async def test_dead_rows_of_a_table_without_autovacuum(server: PrivatePostgres) -> None:
+    watched = subject(
+        server, dead_tuples_floor=100, invariants={"dead_tuples": {"limit": "30%"}}
+    )
+    run(server, "ALTER SYSTEM SET autovacuum = on")
+    run(server, 'CREATE TABLE "Mixed Case" (n int) WITH (autovacuum_enabled = off)')
+    try:
+        run(server, "SELECT pg_reload_conf()")
+        run(server, 'INSERT INTO "Mixed Case" SELECT generate_series(1, 1000)')
+        run(server, 'DELETE FROM "Mixed Case" WHERE n > 100')
+        await asyncio.to_thread(wait_until, lambda: asyncio.run(broken(watched)) != [])
+        output = await first_aid(watched, "dead_tuples")
+        assert "autovacuum_enabled" in output.root_cause
+        assert ending(output) == [] and output.verdict == "identified"
+        run(server, commands(output)[0])
+        run(server, commands(output)[1])
+        await asyncio.to_thread(wait_until, lambda: asyncio.run(broken(watched)) == [])
+    finally:
+        run(server, 'DROP TABLE "Mixed Case"')
+        run(server, "ALTER SYSTEM RESET autovacuum")
+        run(server, "SELECT pg_reload_conf()")
+
+
+# ------------------------------------------------------------------ slots and standbys
+
+
+@pytest.fixture
+def slot(server: PrivatePostgres) -> Iterator[str]:
+    """A slot without a reader, and the role that reads it."""
+    run(server, "SELECT pg_create_physical_replication_slot('replica_1', true)")
+    run(server, "SELECT pg_logical_emit_message(false, 'x', 'is kept for it')")
+    run(server, "CREATE ROLE reader REPLICATION LOGIN PASSWORD 'right'")
+    try:
+        yield "replica_1"
+    finally:
+        run(server, "SELECT pg_drop_replication_slot('replica_1')")
+        run(server, "DROP ROLE reader")
+
+
+def fails(server: PrivatePostgres, replication: str, password: str = "right") -> None:
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(
+            server.dsn("orders", "reader", password, tcp=True), replication=replication
+        )
+
+
+@pytest.mark.parametrize(
+    ("fault", "replication", "password", "cause", "command"),
+    [
+        (
+            "VALID UNTIL '2020-01-01'",
+            "database",
+            "right",
+            "password of role reader has expired",
+            """ALTER ROLE "reader" VALID UNTIL 'infinity';""",
+        ),
+        ("", "true", "right", "no pg_hba.conf entry", "SHOW hba_file;"),
+        ("", "database", "wrong", 'failed for user "reader"', ""),
+        (
+            "NOLOGIN",
+            "database",
+            "right",
+            "not permitted to log in",
+            'ALTER ROLE "reader" LOGIN;',
+        ),
+    ],
+    ids=["expired", "hba", "password", "nologin"],
+)
+async def test_a_slot_whose_reader_cannot_log_in_is_not_dropped(
+    server: PrivatePostgres,
+    slot: str,
+    fault: str,
+    replication: str,
+    password: str,
+    cause: str,
+    command: str,
+) -> None:
+    if fault:
+        run(server, f"ALTER ROLE reader {fault}")
+    server.log_file.write_bytes(b"")  # what other tests have left there
+    fails(server, replication, password)
+    output = await first_aid(watch(server, inactive_slots=0), "inactive_slots")
+    assert cause in output.root_cause and slot in output.summary
+    assert ending(output) == []
+    assert not command or command in commands(output)
+    if command.startswith("ALTER"):
+        run(server, command)
+        psycopg.connect(
+            server.dsn("orders", "reader", password, tcp=True), replication=replication
+        ).close()
+
+
+async def test_a_slot_whose_reader_is_not_seen_is_not_dropped(
+    server: PrivatePostgres, slot: str
+) -> None:
+    server.log_file.write_bytes(b"")
+    output = await first_aid(watch(server, inactive_slots=0), "inactive_slots")
+    assert ending(output) == [] and slot in output.root_cause
+
+
+async def test_a_slot_that_was_invalidated_is_of_no_use(
+    server: PrivatePostgres,
+) -> None:
+    run(server, "SELECT pg_create_physical_replication_slot('replica_2', true)")
+    for change in ("SET max_slot_wal_keep_size = '1MB'", "SET wal_keep_size = 0"):
+        run(server, f"ALTER SYSTEM {change}")
+    run(server, "SELECT pg_reload_conf()")
+    try:
+        for _ in range(4):
+            run(server, "SELECT pg_logical_emit_message(false, 'x', 'y')")
+            run(server, "SELECT pg_switch_wal()")
+        run(server, "CHECKPOINT")
+        output = await first_aid(watch(server, inactive_slots="1TB"), "inactive_slots")
+        assert "invalidated" in output.root_cause
+        [drop] = ending(output)
+        run(server, drop)
+        assert await broken(watch(server, inactive_slots="1TB")) == []
+    finally:
+        run(server, "ALTER SYSTEM RESET max_slot_wal_keep_size")
+        run(server, "SELECT pg_reload_conf()")
+        run(
+            server,
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots",
+        )
+
+
+async def test_commits_that_wait_for_a_standby_are_not_cancelled(
+    server: PrivatePostgres,
+) -> None:
+    watched = watch(server, blocked_sessions=0, long_queries=0)
+    run(server, "ALTER SYSTEM SET synchronous_standby_names = 'replica'")
+    run(server, "SELECT pg_reload_conf()")
+    try:
+        async with (
+            waiting(server, "writer", "UPDATE stock SET n = 8", "IPC"),
+            waiting(server, "shop", "UPDATE stock SET n = 9"),
+        ):
+            output = await first_aid(watched, "blocked_sessions", "long_queries")
+            assert "synchronous standby" in output.root_cause
+            assert ending(output) == []
+            run(server, "ALTER SYSTEM RESET synchronous_standby_names")
+            run(server, "SELECT pg_reload_conf()")
+    finally:
+        run(server, "ALTER SYSTEM RESET synchronous_standby_names")
+        run(server, "SELECT pg_reload_conf()")
+
+
+# ------------------------------------------------------------------ disks and connections
+
+
+async def test_a_full_temporary_tablespace_does_not_stop_the_server(
+    server: PrivatePostgres,
+) -> None:
+    place = server.folder / "spill"
+    place.mkdir()
+    owner = server.folder.stat()
+    os.chown(place, owner.st_uid, owner.st_gid)
+    run(server, f"CREATE TABLESPACE spill LOCATION '{place}'")
+    run(server, "GRANT CREATE ON TABLESPACE spill TO app")
+    watched = watch(server)
+    first = await watched.observe({})
+    sort = "SELECT count(*) FROM (SELECT g FROM generate_series(1, 300000) g ORDER BY g DESC) s"
+    async with session(server, "reports", autocommit=True) as reports:
+        for change in ("temp_tablespaces = spill", "work_mem = '64kB'"):
+            await reports.execute(f"SET {change}")
+        await reports.execute(sort)  # makes the folder of temporary files
+        for number in range(1, 40):  # the next file has no room, as /dev/full has none
+            [folder] = place.glob("PG_*/pgsql_tmp")
+            name = f"pgsql_tmp{reports.info.backend_pid}.{number}"
+            (folder / name).symlink_to("/dev/full")
+        with pytest.raises(psycopg.errors.DiskFull):
+            await reports.execute(sort)
+    seen = await watched.observe(first.state)
+    found = check("db", {i.id: i for i in watched.invariants}, seen, {}, 0.0).broken
+    tickets = [one for one in tickets_for(watched, seen) if one.key in found]
+    [output] = await notes(watched, tickets)
+    for link in folder.iterdir():
+        link.unlink()
+    run(server, "DROP TABLESPACE spill")
+    assert "temporary tablespace spill" in output.root_cause
+    assert (
+        "the server itself runs" in output.summary and str(place) in output.root_cause
+    )
+    assert "ORDER BY g DESC" in output.root_cause
+    assert not any("tart" in action.what for action in output.recommended_actions)
+    assert ending(output) == [] and f"df -h '{place}'" in commands(output)
+
+
+async def test_only_the_unused_sessions_of_the_application_that_leaks_are_ended(
+    server: PrivatePostgres,
+) -> None:
+    watched = watch(server, connections="5%")
+    async with contextlib.AsyncExitStack() as stack:
+        leaked = [
+            await stack.enter_async_context(
+                session(server, "it's leaky", "SELECT 1", autocommit=True)
+            )
+            for _ in range(7)
+        ]
+        web = await stack.enter_async_context(
+            session(server, "web", "SELECT 1", autocommit=True)
+        )
+        with admin(server) as sees:
+            await asyncio.to_thread(
+                wait_until,
+                lambda: sees.execute(
+                    "SELECT bool_and(state_change < now() - interval '1s') "
+                    "FROM pg_stat_activity WHERE usename = 'app'"
+                ).fetchone()
+                == (True,),
+            )
+        output = await first_aid(watched, "connections")
+        assert "it's leaky" in output.root_cause
+        [command] = ending(output)
+        await leaked[0].execute("SELECT 1")  # used since: it is no leak
+        run(server, command)
+        await web.execute("SELECT 1")
+        await leaked[0].execute("SELECT 1")
+        with pytest.raises(psycopg.OperationalError):
+            await leaked[1].execute("SELECT 1")
+        await asyncio.to_thread(wait_until, lambda: asyncio.run(broken(watched)) == [])
+
+
+async def test_the_limit_of_a_role_is_told_as_that(server: PrivatePostgres) -> None:
+    run(server, "CREATE ROLE pool LOGIN CONNECTION LIMIT 2")
+    try:
+        async with (
+            session(server, "pool a", user="pool", autocommit=True),
+            session(server, "pool b", user="pool", autocommit=True),
+            session(server, "web", autocommit=True),
+        ):
+            output = await first_aid(watch(server), "connections")
+            assert "role pool" in output.root_cause and "web" not in output.summary
+            assert "pool a" in output.root_cause and "pool b" in output.root_cause
+            assert ending(output) == []  # a tie
+            run(server, commands(output)[-1])
+            assert await broken(watch(server)) == []
+    finally:
+        run(server, "DROP ROLE pool")
