@@ -11,6 +11,8 @@ from midwatch.playbooks.base import (
     Note,
     Tickets,
     action,
+    bounded,
+    evidence_lines,
     log_lines,
     playbook,
     text_fact,
@@ -75,7 +77,9 @@ _CUT = (
         "See whether the primary runs, and whether the standby reaches its address and port",
     ),
 )
-_STREAM = r".*(?:could not connect to the primary server|WAL stream|walreceiver|streaming replication)"
+_STREAM = re.compile(
+    r".*(?:could not connect to the primary server|WAL stream|walreceiver|streaming replication)"
+)
 
 
 @playbook("postgres", "replication_lag")
@@ -264,15 +268,13 @@ def _own_cut(ticket: Ticket, context: Context) -> Note:
     """This standby has no connection to its primary: its log tells why."""
     line = next((cited for cited, _ in rows(context, "Recovery")), None)
     for pattern, cause, do in _CUT:
-        found = [
-            one
-            for one in log_lines(context, pattern, "FATAL|ERROR|LOG|PANIC")
-            if re.search(_STREAM, one.quote) or "No space left" in one.quote
-        ]
+        own = log_lines(context, pattern, "FATAL|ERROR|LOG|PANIC")
+        found = [one for one in own if _streams(one.quote)] or _repeated(
+            context, pattern
+        )
         if found:
-            return _cut_note(
-                ticket, "This standby", cause, do, [found[0], line], "high"
-            )
+            sure = "high" if own else "medium"
+            return _cut_note(ticket, "This standby", cause, do, [found[0], line], sure)
     return _cut_note(
         ticket,
         "This standby",
@@ -281,6 +283,24 @@ def _own_cut(ticket: Ticket, context: Context) -> Note:
         [line],
         "low",
     )
+
+
+def _streams(line: str) -> bool:
+    """Return whether a line of the log is about the connection to the primary, or the standby's own disk."""
+    return bool(_STREAM.match(line)) or "No space left" in line
+
+
+def _repeated(context: Context, pattern: str) -> list[Citation]:
+    """Return the latest line in which the standby repeats what its primary answered.
+
+    It has two severities, so that a line prefix with names makes it uncertain whose words it is.
+    """
+    found = [
+        Citation(evidence_id=evidence_id, quote=bounded(text))
+        for evidence_id, text in evidence_lines(context, "server's log")
+        if _STREAM.match(text) and re.match(pattern, text)
+    ]
+    return found[-1:]
 
 
 # ------------------------------------------------------------------ seen on the primary
@@ -335,7 +355,7 @@ def _cut_note(
             if confidence == "high"
             else "medium" if confidence == "medium" else "low"
         ),
-        verdict="suspected" if confidence == "low" else "identified",
+        verdict="identified" if confidence == "high" else "suspected",
         reason=(
             "the connection is missing; the log of the standby tells why"
             if confidence == "low"
