@@ -187,6 +187,60 @@ def test_the_end_of_a_server_is_read_from_its_log_since_it_came_up(
     assert answer.verdict == verdict
 
 
+STOPPED = "[1] LOG:  received fast shutdown request"
+BROKEN = '[2] FATAL:  configuration file "/d/postgresql.conf" contains errors'
+TAKEN = """[2] LOG:  could not bind IPv4 address "127.0.0.1": Address already in use
+[2] FATAL:  could not create any TCP/IP sockets"""
+
+
+@pytest.mark.parametrize(
+    ("log", "cause", "what"),
+    [
+        (
+            f'{STOPPED}\n[2] LOG:  syntax error in file "/d/postgresql.conf" line 7\n{BROKEN}',
+            "could not start",
+            "Correct /d/postgresql.conf, line 7",
+        ),
+        (f"{STOPPED}\n{TAKEN}", "could not start", "See who listens on its port"),
+        (f"{BROKEN}\n{STOPPED}", "received a shutdown request", "Ask who stopped it"),
+        (
+            f'{STOPPED}\n[2] FATAL:  lock file "/d/postmaster.pid" already exists',
+            "could not start",
+            "must not be deleted",
+        ),
+        (
+            "[2] PANIC:  could not locate a valid checkpoint record at 0/1",
+            "checkpoint to recover from",
+            "Copy the data folder",
+        ),
+    ],
+)
+def test_why_a_server_does_not_start_comes_before_why_it_was_stopped(
+    log: str, cause: str, what: str
+) -> None:
+    seen = context(REFUSED, f"{UP}\n{log}")
+    answer = note(seen, ticket("reachable", error="connection refused"))
+    assert cause in answer.root_cause and what in answer.recommended_actions[0].what
+
+
+def test_a_server_that_starts_is_left_alone() -> None:
+    refused = "a connection attempt failed: the database system is starting up"
+    answer = note(context(refused, f"{UP}\n{STOPPED}"), ticket("reachable"))
+    assert "starting up" in answer.root_cause
+    assert not any("Start" in one.what for one in answer.recommended_actions)
+
+
+def test_the_last_line_of_a_shape_counts_by_its_time() -> None:
+    day = "2026-01-01 00:00:0"
+    log = (
+        f"{day}1 UTC {UP}\n\t[×3 until {day}7 UTC]\n{day}2 UTC {STOPPED}\n"
+        f"{day}5 UTC {STOPPED}"
+    )
+    seen = context(REFUSED, log)
+    answer = note(seen, ticket("reachable", error="connection refused"))
+    assert "killed from outside" in answer.root_cause
+
+
 def test_silence_is_not_called_a_kill() -> None:
     answer = note(
         context("a connection attempt failed: time-out", UP),

@@ -27,6 +27,7 @@ from midwatch.playbooks.postgres.lock_tree import (
     read_tree,
 )
 from midwatch.playbooks.postgres.session_actions import (
+    CLIENT_WRITE,
     Session,
     cancel,
     end,
@@ -171,6 +172,8 @@ def _does(session: Session) -> str:
         does = "keeps a transaction open while it does nothing; what it ran last"
     elif session.wait == SYNC_REP:
         does = "waits until a synchronous standby confirms its commit; it ran"
+    elif session.wait == CLIENT_WRITE:
+        does = "waits until its client takes the result; it runs"
     elif session.process:
         does = f"is a process of the server ({session.process}); it runs"
     else:
@@ -238,7 +241,7 @@ def _release(session: Session, together: str) -> list[Action]:
         ]
     if session.wait == SYNC_REP:
         return [_synchronous()]
-    if session.idle:
+    if session.idle or session.wait == CLIENT_WRITE:
         what = f"If its owner agrees or cannot be found, end {session.name}{together}"
         return [*end(session, what), *idle_limit(session)]
     return cancel(
@@ -368,7 +371,7 @@ def long_query(tickets: Tickets, context: Context) -> Note:
 def _waits_or_runs(session: Session) -> str:
     if session.wait == SYNC_REP:
         return "waits until a synchronous standby confirms its commit"
-    if session.wait == "Client/ClientWrite":
+    if session.wait == CLIENT_WRITE:
         return "waits until its client takes the result"
     return "runs"
 
@@ -378,6 +381,8 @@ def _about_long(session: Session) -> list[Action]:
         return [action(f"Let it finish: {why}"), _progress()]
     if session.wait == SYNC_REP:
         return [_synchronous()]
+    if session.wait == CLIENT_WRITE:
+        return end(session, "If its client hangs, end the session")
     return cancel(
         session.pid,
         session.since,

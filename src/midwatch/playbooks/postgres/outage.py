@@ -140,6 +140,16 @@ CAUSES = (
         kind="damaged data",
     ),
     Cause(
+        "could not locate a valid checkpoint record|could not find redo location",
+        "it does not find the checkpoint to recover from: a part of the write-ahead log or the backup label is missing",
+        action(
+            "Copy the data folder as it is before anything else, and restore from a backup; pg_resetwal "
+            "loses data and comes last"
+        ),
+        severities="PANIC|FATAL",
+        kind="panic",
+    ),
+    Cause(
         "",
         "the server reached a state in which it could not continue (PANIC)",
         action(
@@ -157,10 +167,15 @@ CAUSES = (
         ),
     ),
     Cause(
-        "could not (?:bind|create lock file|open file|load|access)|configuration file .* contains errors",
+        "could not (?:bind|create lock file|open|load|access|create any)|configuration file .* contains errors"
+        '|lock file .* already exists|data directory "[^"]*" (?:has|does not|is)|.*"[^"]*" has group or world access'
+        "|database files are incompatible|recovery aborted because of insufficient parameter settings"
+        "|invalid value for parameter"
+        "|.*is not a (?:valid )?(?:data directory|database cluster directory)",
         "it could not start",
         action("Correct what the log names, then start it"),
         disaster=False,
+        severities="FATAL|PANIC",
     ),
 )
 
@@ -173,10 +188,15 @@ def server_down(tickets: Tickets, context: Context) -> Note:
     refused = find(context, "a connection attempt failed:")
     if refused is not None and (busy := _on_its_way(tickets, refused)) is not None:
         return busy
-    for cause in CAUSES:
+    for cause in CAUSES[:-2]:
         line = _after_start(context, cause)
         if line is not None:
             return _known(tickets, cause, line, refused, context)
+    stopped, failed = (_after_start(context, cause) for cause in CAUSES[-2:])
+    if failed and not (stopped and _follows(context, stopped, failed)):
+        return _known(tickets, CAUSES[-1], failed, refused, context)
+    if stopped:
+        return _known(tickets, CAUSES[-2], stopped, refused, context)
     return _unknown(tickets[:1], context, refused)
 
 
@@ -214,11 +234,12 @@ def _known(
     context: Context,
 ) -> Note:
     full = disk_full(context, line) if cause.kind == FULL else None
+    detail = None if cause.disaster else _detail(context)
     return write_note(
         [tickets[0], *_effects(tickets[1:], cause)],
         summary=f"The server does not answer: {full.description if full else cause.description}.",
         cause=full.description if full else cause.description,
-        cited=full.cited if full else [line],
+        cited=full.cited if full else [line, detail],
         reason="it is the server's own last message since it started",
         verdict="identified",
         confidence="high" if refused else "medium",
@@ -226,7 +247,7 @@ def _known(
             finding("it refuses connections now", refused),
             *(full.findings if full else ()),
         ],
-        actions=[*(full.actions if full else _named(cause, line)), START],
+        actions=[*(full.actions if full else _named(cause, detail or line)), START],
         risks=["Everything that needs this database is down."],
     )
 
@@ -242,6 +263,16 @@ _FILE = re.compile(
     r'(?:data directory|lock file|configuration file|in file|open file|load \S+ \S+ file) "([^"]+)"'
     r"(?:,? line (\d+))?"
 )
+
+
+def _detail(context: Context) -> Citation | None:
+    """Return the line that names the address or the line of a file for which the server did not start."""
+    pattern = r'could not bind|.* in file "[^"]+" line \d+'
+    found = log_lines(context, pattern, "LOG|WARNING")
+    ready = log_lines(context, READY, "LOG")
+    if not found or (ready and not _follows(context, found[0], ready[0])):
+        return None
+    return found[0]
 
 
 def _named(cause: Cause, line: Citation) -> list[Action]:
@@ -297,6 +328,7 @@ def _unknown(tickets: Tickets, context: Context, refused: Citation | None) -> No
         confidence="medium" if last else "low",
         reason="the refusal is known; what ended the server left no line in the log",
         actions=[
+            *_asked(error),
             action(
                 "On its machine, see whether it runs and whether the kernel killed it",
                 "ps -C postgres -o pid,etime,cmd",
@@ -307,6 +339,24 @@ def _unknown(tickets: Tickets, context: Context, refused: Citation | None) -> No
         risks=["Everything that needs this database is down."],
         missing=["The kernel's log of that machine."],
     )
+
+
+_ENDPOINT = re.compile(
+    r'(?:at "(?P<host>[^"]+)"(?: \([^)]*\))?, port (?P<port>\d+)'
+    r'|on socket "(?P<folder>[^"]+)/\.s\.PGSQL\.(?P<number>\d+)")'
+)
+
+
+def _asked(error: str) -> list[Action]:
+    """Return the action that tries the address of a connection attempt again."""
+    found = _ENDPOINT.search(error)
+    if found is None:
+        return []
+    host, port = found["host"] or found["folder"], found["port"] or found["number"]
+    quoted = "'" + host.replace("'", "'\\''") + "'"
+    return [
+        action("See whether it answers now", f"pg_isready -h {quoted} -p {port}"),
+    ]
 
 
 @playbook("postgres", "log_errors")

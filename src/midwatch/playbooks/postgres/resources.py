@@ -21,7 +21,7 @@ from midwatch.playbooks.base import (
     write_note,
 )
 from midwatch.playbooks.postgres.evidence_rows import Row, count, rows, setting
-from midwatch.playbooks.postgres.session_actions import identifier
+from midwatch.playbooks.postgres.session_actions import BACKUP, identifier
 
 # ------------------------------------------------------------------ connections
 
@@ -156,6 +156,8 @@ def _end_idle(found: Sequence[Holder], context: Context) -> list[Action]:
     ):
         return []
     row = idle[0].row
+    if BACKUP.search(idle[0].name):
+        return []
     return [
         action(
             f"If it does not give them back, end those idle sessions of {idle[0].name} that were not used "

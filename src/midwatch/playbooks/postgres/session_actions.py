@@ -28,7 +28,7 @@ _LINE = re.compile(
     r" (?:runs|last ran): (?P<query>.*)$"
 )
 _SESSIONS = ("Blocking tree", "Sessions that are active")
-_BACKUP = re.compile(
+BACKUP = re.compile(
     r"pg_?dump|pg_?basebackup|backup|barman|wal-?g\b|pg_?probackup|\brepmgr",
     re.IGNORECASE,
 )
@@ -42,6 +42,8 @@ _MAINTENANCE = re.compile(
     r"|REFRESH\s+MATERIALIZED\b|ALTER\s+(?:TABLE|INDEX)\b|COPY\s.*\sFROM\b)",
     re.IGNORECASE | re.DOTALL,
 )
+CLIENT_WRITE = "Client/ClientWrite"
+"""The wait event of a session whose client does not take what it sends."""
 ROLLBACK = "its transaction is rolled back and its client sees an error"
 
 
@@ -69,7 +71,7 @@ class Session:
     def backup(self) -> bool:
         """Whether it is a backup, as far as its names and its statement tell."""
         names = f"{self.application} {self.user}"
-        return bool(_BACKUP.search(names) or _BACKUP_STATEMENT.match(self.query))
+        return bool(BACKUP.search(names) or _BACKUP_STATEMENT.match(self.query))
 
     @property
     def maintenance(self) -> bool:
@@ -130,15 +132,22 @@ def inspect(*pids: int) -> Action:
 
 
 def end(session: Session, what: str) -> list[Action]:
-    """Return the action that ends an idle transaction; none where the evidence does not name it exactly."""
-    if not session.since or not session.idle or session.spared:
+    """Return the action that ends an open transaction whose client does nothing; none for any other session.
+
+    That is an idle one, or one whose client does not take its result: no cancel reaches that.
+    """
+    stuck = session.wait == CLIENT_WRITE
+    if not session.since or session.spared or not (session.idle or stuck):
         return []
+    only = (
+        "wait_event = 'ClientWrite'" if stuck else "state LIKE 'idle in transaction%'"
+    )
     return [
         action(
             what,
             f"SELECT pg_terminate_backend({session.pid}) FROM pg_stat_activity\n"
             f"WHERE pid = {session.pid} AND xact_start = '{session.since}'\n"
-            "  AND state LIKE 'idle in transaction%';",
+            f"  AND {only};",
             risk=f"{ROLLBACK}; what it has not committed is lost",
             undo=False,
         )
