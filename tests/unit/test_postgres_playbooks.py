@@ -338,3 +338,39 @@ def test_a_note_is_for_the_tickets_that_it_explains() -> None:
     assert [sorted(ids) for ids, _ in notes] == [[1, 2], [3], [4]]
     assert ["pid 7" in output.root_cause for _, output in notes] == [True, False, False]
     assert "pid 8" in notes[1][1].root_cause and "pid 9" in notes[2][1].root_cause
+
+
+def test_what_piles_up_behind_one_session_is_one_incident() -> None:
+    idle = "idle in transaction for 1m"
+    seen = context(
+        TREE=f"root: blocks 2 sessions; {line(7, idle)}\n{waits(5, 7)}\n{waits(6, 7)}",
+        ACTIVITY=line(7, idle),
+        HORIZON=holder("session", "pid 7", 900, **LASTING),
+    )
+    facts = {"database": "d", "schema": "public", "table": "t"}
+    tickets = [
+        ticket("connections", "server", number=1, used=4),
+        ticket("blocked_sessions", number=2, blocker_pid=7, blocked_pids="5, 6"),
+        ticket("idle_in_transaction", number=3, pid=7),
+        ticket("dead_tuples", "d.public.t", number=4, **facts),
+        ticket("transaction_id_age", number=5, xid_age=900),
+    ]
+    [(ids, output)] = preliminary(PLAYBOOKS, "postgres", tickets, seen)
+    assert sorted(ids) == [1, 2, 3, 4, 5] and "pid 7" in output.root_cause
+    for one in tickets[2:]:  # without a queue it is the same session
+        assert held_by(seen, tickets[2], one) == {3, one.id}
+
+
+def held_by(seen: Context, *tickets: Ticket) -> set[int]:
+    [(ids, _), *_] = preliminary(PLAYBOOKS, "postgres", tickets, seen)
+    return set(ids)
+
+
+def test_many_connections_that_do_not_wait_are_another_incident() -> None:
+    seen = context(TREE=f"root: blocks 1 session; {line(7)}\n{waits(5, 7)}")
+    tickets = [
+        ticket("connections", "server", number=1, used=40),
+        ticket("blocked_sessions", number=2, blocker_pid=7, blocked_pids="5"),
+    ]
+    notes = preliminary(PLAYBOOKS, "postgres", tickets, seen)
+    assert [2] in [ids for ids, _ in notes]

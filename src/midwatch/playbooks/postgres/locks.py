@@ -117,8 +117,11 @@ def _queue(
         _explained(ticket, roots, gate, len(waiting), tickets, context),
         summary=f"{' and '.join(named.values())} {_holds(roots)} a lock that {count} "
         f"{'waits' if len(waiting) == 1 else 'wait'} for."
-        + (
-            f" Most wait only behind pid {gate.pid} ({gate.statement})." if gate else ""
+        + (f" Most wait only behind pid {gate.pid} ({gate.statement})." if gate else "")
+        + "".join(
+            f" pid {one.pid} itself waits until a synchronous standby confirms its commit."
+            for one in holders
+            if one.wait == SYNC_REP
         ),
         cause="; ".join(
             f"{name} {_does(known[pid]) if pid in known else 'is not finished'}"
@@ -240,7 +243,7 @@ def _release(session: Session, together: str) -> list[Action]:
             *([_progress()] if session.maintenance or session.backup else []),
         ]
     if session.wait == SYNC_REP:
-        return [_synchronous()]
+        return _synchronous()
     if session.idle or session.wait == CLIENT_WRITE:
         what = f"If its owner agrees or cannot be found, end {session.name}{together}"
         return [*end(session, what), *idle_limit(session)]
@@ -261,12 +264,20 @@ def _progress() -> Action:
     )
 
 
-def _synchronous() -> Action:
-    return action(
-        "Bring the synchronous standby back: every commit waits for it",
-        "SHOW synchronous_standby_names;",
-        "SELECT application_name, client_addr, state, sync_state FROM pg_stat_replication;",
-    )
+def _synchronous() -> list[Action]:
+    return [
+        action(
+            "Bring the synchronous standby back: every commit waits for it",
+            "SHOW synchronous_standby_names;",
+            "SELECT application_name, client_addr, state, sync_state FROM pg_stat_replication;",
+        ),
+        action(
+            "If it cannot come back soon, let commits go on without it",
+            "ALTER SYSTEM SET synchronous_standby_names = '';",
+            "SELECT pg_reload_conf();",
+            risk="what is committed from then on is on this server only",
+        ),
+    ]
 
 
 def _explained(
@@ -380,7 +391,7 @@ def _about_long(session: Session) -> list[Action]:
     if why := session.spared:
         return [action(f"Let it finish: {why}"), _progress()]
     if session.wait == SYNC_REP:
-        return [_synchronous()]
+        return _synchronous()
     if session.wait == CLIENT_WRITE:
         return end(session, "If its client hangs, end the session")
     return cancel(

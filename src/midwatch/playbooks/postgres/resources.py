@@ -106,6 +106,7 @@ def _held(
             else f"no application holds most connections of {limit}: {who}"
         ),
         cited=[one.citation for one in shown],
+        verdict="identified" if alone else "suspected",
         reason="who holds the connections is known; why it needs so many is not",
         readings=[reading("max_connections", value, line)],
         actions=[
