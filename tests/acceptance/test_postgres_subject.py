@@ -227,7 +227,7 @@ async def test_lock_pile_up_names_the_root_and_first_aid_quotes_it(
     assert note.verdict == "identified" and "orders-worker" in note.root_cause
     assert note.explained_tickets == [1, 2]
     ending = next(a for a in note.recommended_actions if "terminate" in a.commands[0])
-    assert ending.commands == [f"SELECT pg_terminate_backend({pid});"]
+    assert f"WHERE pid = {pid} AND xact_start = '" in ending.commands[0]
     assert not ending.reversible
 
 
@@ -260,10 +260,8 @@ async def test_blocker_that_works_is_cancelled_first(server: PrivatePostgres) ->
     note = first_aid(tickets, context)
     pid = found["blocked_sessions"].facts["blocker_pid"]
     commands = [c for action in note.recommended_actions for c in action.commands]
-    cancel, terminate = (
-        f"SELECT pg_{how}_backend({pid});" for how in ("cancel", "terminate")
-    )
-    assert commands.index(cancel) < commands.index(terminate)
+    [cancel] = [one for one in commands if "cancel" in one or "terminate" in one]
+    assert cancel.startswith(f"SELECT pg_cancel_backend({pid})")
     assert note.explained_tickets == [1, 2]
     alone = first_aid([tickets[1]], context)
     assert "batch" in alone.summary
@@ -381,11 +379,11 @@ async def test_full_server_is_reachable_and_only_that_is_known() -> None:
     assert (taken.component, taken.value, taken.holds) == ("server", 1.0, False)
     assert "reachable" not in broken(watched, refused)
     assert not blind.evidence[0].available  # who holds them cannot be seen without one
-    assert "refuses connections" in first_aid([ticket(taken)], blind).summary
+    assert "connections are refused" in first_aid([ticket(taken)], blind).summary
     assert found["server"].value == 4 / 4  # ours does not count
     assert found["role web"].value == 1.0
     note = first_aid([ticket(found["server"])], context)
-    assert "application web holds 4 of 4" in note.summary
+    assert "application web" in note.summary and "4 of 4" in note.summary
 
 
 async def test_killed_shut_down_and_recovered_server() -> None:

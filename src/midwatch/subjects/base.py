@@ -36,7 +36,8 @@ class EvidenceSource:
 
     `fetch` returns plain text, which the gatherer cleans, redacts, shortens and numbers. It may raise
     any `MidwatchError`, and is cancelled after `timeout` seconds. A lower `rank` matters more: when the
-    token budget is short, the highest ranks are left out first. `origin` says who wrote the text.
+    token budget is short, the highest ranks are left out first. `origin` says who wrote the text. With `log` the
+    text is lines of a log, oldest first: those of one shape become one, and the time around the onset counts.
     """
 
     title: str
@@ -45,6 +46,7 @@ class EvidenceSource:
     rank: int = 50
     timeout: float = 5.0
     origin: Origin = Origin.SYSTEM
+    log: bool = False
 
 
 @dataclass(frozen=True, slots=True)
