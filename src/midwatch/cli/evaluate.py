@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -168,6 +168,8 @@ class _Evaluation:
     record: Path | None
     replay: Path | None
     jobs: int
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Alembic, which makes the database, runs once at a time in a process."""
 
     async def run(self, scenarios: Sequence[Scenario]) -> list[Score]:
         """Return the score of each scenario, in their order."""
@@ -206,7 +208,11 @@ class _Evaluation:
         @asynccontextmanager
         async def opened(file: Path) -> AsyncIterator[App]:
             edge = Edge(_without_settings(self.edge.environ), file)
-            async with open_app(edge, log, create=True) as app:
+            async with AsyncExitStack() as stack:
+                async with self.opening:
+                    app = await stack.enter_async_context(
+                        open_app(edge, log, create=True)
+                    )
                 yield app
 
         return opened

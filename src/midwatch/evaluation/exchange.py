@@ -155,6 +155,6 @@ def _with_answer(
         answered_by=exchange.answered_by,
         verified=finish.grounded.verified,
         total=finish.grounded.total,
-        marked_down=lowered and judged.grade is Grade.RIGHT,
+        marked_down=lowered and judged.grade is Grade.RIGHT and not found.lacking,
         page=page_problems(finish.markdown or "", output, truth, names),
     )

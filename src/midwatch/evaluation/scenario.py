@@ -52,6 +52,7 @@ class Part(_Strict):
     settings: dict[str, str | int | float | bool] = Field(default_factory=dict)
     hba: list[str] = Field(default_factory=list)
     tcp: bool = False
+    init: list[str] = Field(default_factory=list, description="SQL, once it serves.")
     standby_of: str = ""
     slot: str = ""
     needs: list[str] = Field(default_factory=list)
@@ -78,7 +79,7 @@ class Step(_Strict):
     kill: str = Field("", description="A part, or a session of a shell command.")
     signal: str = "KILL"
     pause: Seconds = 0.0
-    on: str = "pg"
+    server: str = "pg"
     database: str = "postgres"
     user: str = "postgres"
     password: str = ""
@@ -94,11 +95,13 @@ class Step(_Strict):
 class Truth(_Strict):
     """What is right, as regular expressions.
 
-    All of `culprit` stand in a right root cause or summary, and with `decisive` in a sufficient prompt. A cause that
-    matches one of `traps` and does not name the culprit is wrong, and so is an action that matches one of `forbidden`.
+    All names of `culprit` and words of `says` stand in a right root cause or summary; `culprit` and `decisive` stand in a
+    sufficient prompt. A cause that matches one of `traps` and does not name the culprit is wrong, and so is an action
+    that matches one of `forbidden`.
     """
 
     culprit: list[str] = Field(default_factory=list)
+    says: list[str] = Field(default_factory=list)
     decisive: list[str] = Field(default_factory=list)
     verdicts: list[Verdict] = Field(min_length=1)
     traps: list[str] = Field(default_factory=list)

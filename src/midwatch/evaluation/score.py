@@ -43,9 +43,9 @@ class Judgement:
 def judge(output: DiagnosisOutput, truth: Truth, names: Names) -> Judgement:
     """Compare an answer with the truth."""
     cause = f"{output.summary}\n{output.root_cause}"
-    unnamed = _missing(truth.culprit, cause, names)
+    unnamed = _missing([*truth.culprit, *truth.says], cause, names)
     harmful = [f"advises {one}" for one in _advised(output, truth, names)]
-    if unnamed or not truth.culprit:
+    if unnamed or not (truth.culprit or truth.says):
         harmful += [
             f"names {pattern}"
             for pattern in fill(truth.traps, names, True)
@@ -147,7 +147,7 @@ class Score:
         tokens: Of the prompt: estimated, or as the API counted the calls.
         answer: The grade of the answer, None without one; `answered_by` is a model's id or "hand".
         verified, total: How many claims of the answer were found in the evidence.
-        marked_down: Whether the checks lowered a right answer.
+        marked_down: Whether the checks lowered a right answer although the prompt had what it quotes.
         page: What a person would miss on the page.
         seconds: From the ticket to the end of the diagnosis.
     """

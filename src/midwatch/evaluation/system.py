@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from midwatch.errors import MidwatchError, PermanentError, TemporaryError
 from midwatch.evaluation.scenario import LIBRARY, Part, Scenario, Step, fill, load_parts
@@ -154,7 +155,9 @@ class System:
             f"{name}.folder": str(server.folder),
             f"{name}.pid": str(server.pid),
             f"{name}.password": server.password,
+            f"{name}.dsn": server.dsn("postgres", "midwatch"),
         }
+        self.run([Step(sql=part.init, server=name)])
 
     def _own(self, name: str, text: str) -> str:
         """Return a text of a part, in which `self` is the part."""
@@ -197,10 +200,15 @@ class System:
     # ------------------------------------------------------------------ steps
 
     def run(self, steps: Sequence[Step]) -> None:
-        """Run steps one after the other. Raises MidwatchError for one that fails."""
+        """Run steps one after the other. Raises TemporaryError for one that fails."""
         for step in steps:
             for number in range(step.times):
-                self._step(step, number)
+                try:
+                    self._step(step, number)
+                except (psycopg.Error, OSError, subprocess.SubprocessError) as error:
+                    what = step.sql or step.sh or step.kill or step.start or step.write
+                    if not step.fails:
+                        raise TemporaryError(f"failed: {what}: {error}") from error
 
     def _step(self, step: Step, number: int) -> None:
         for file, text in fill(step.write, self.names).items():
@@ -226,13 +234,7 @@ class System:
             thread.start()
             self._threads.append(thread)
         else:
-            try:
-                act()
-            except (psycopg.Error, subprocess.SubprocessError) as error:
-                if not step.fails:
-                    raise TemporaryError(
-                        f"a step failed: {error}: {step.sql or step.sh}"
-                    ) from error
+            act()
 
     def _again(self, act: Callable[[], object], every: float) -> None:
         """Act once, or again and again; errors are the fault's own."""
@@ -248,7 +250,13 @@ class System:
 
         def act() -> object:
             if step.session:
-                return _execute(self._session(step, number), statements)
+                session = self._session(step, number)
+                try:
+                    return _execute(session, statements)
+                except psycopg.Error:
+                    if session.info.transaction_status is TransactionStatus.INERROR:
+                        session.execute("ROLLBACK")
+                    raise
             with self._connect(step) as connection:
                 return _execute(connection, statements)
 
@@ -263,7 +271,7 @@ class System:
         return known
 
     def _connect(self, step: Step) -> psycopg.Connection[Any]:
-        server = self._servers[step.on]
+        server = self._servers[step.server]
         secret = fill(step.password, self.names) or None
         return psycopg.connect(
             server.dsn(step.database, step.user, secret, tcp=bool(secret)),
