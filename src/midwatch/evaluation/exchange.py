@@ -62,12 +62,16 @@ _JSON = TypeAdapter(Exchange)
 
 
 def write(exchange: Exchange, file: Path) -> None:
-    """Write a recording. First aid on the tickets is left out, as it stands beside them."""
+    """Write a recording. First aid on the tickets is left out, as it stands beside them, and so are this machine's paths."""
     if (context := exchange.context) is not None:
         bare = tuple(replace(ticket, first_aid=None) for ticket in context.tickets)
         exchange = replace(exchange, context=replace(context, tickets=bare))
     file.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(file, _JSON.dump_json(exchange, indent=1) + b"\n")
+    text = _JSON.dump_json(exchange, indent=1).decode()
+    for name in ("dir", "here", "library", "python"):
+        if path := exchange.names.get(name):
+            text = text.replace(path, f"/{name}")
+    replace_file(file, f"{text}\n".encode())
 
 
 def read(file: Path) -> Exchange:

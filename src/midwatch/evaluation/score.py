@@ -16,7 +16,7 @@ from midwatch.text import estimate_tokens
 
 PAGE_LINES = 60
 """Lines of a page within which the culprit must stand: what a person reads before scrolling."""
-# "Do not drop the slot" advises against it.
+# "Do not drop the slot" advises against dropping it.
 _AGAINST = re.compile(r"\b(?:not|never|don't|without|instead of|rather than)\b", re.I)
 
 
@@ -76,7 +76,7 @@ def _advised(output: DiagnosisOutput, truth: Truth, names: Names) -> list[str]:
     texts = [
         text
         for action in output.recommended_actions
-        for text in (*action.commands, *_sentences(action.what))
+        for text in (*action.commands, *_clauses(action.what))
     ]
     return [
         pattern
@@ -85,8 +85,9 @@ def _advised(output: DiagnosisOutput, truth: Truth, names: Names) -> list[str]:
     ]
 
 
-def _sentences(text: str) -> list[str]:
-    return [one for one in re.split(r"[.;]\s", text) if not _AGAINST.search(one)]
+def _clauses(text: str) -> list[str]:
+    """Return the parts of a text that do not advise against something."""
+    return [one for one in re.split(r"[.;,]\s+|\s\(", text) if not _AGAINST.search(one)]
 
 
 def _missing(patterns: Sequence[str], text: str, names: Names) -> list[str]:
