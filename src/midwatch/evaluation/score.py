@@ -48,8 +48,8 @@ def judge(output: DiagnosisOutput, truth: Truth, names: Names) -> Judgement:
     if unnamed or not (truth.culprit or truth.says):
         harmful += [
             f"names {pattern}"
-            for pattern in fill(truth.traps, names, True)
-            if re.search(pattern, output.root_cause)
+            for pattern in truth.traps
+            if _found(pattern, output.root_cause, names)
         ]
     if harmful:
         return Judgement(Grade.WRONG, tuple(harmful))
@@ -80,8 +80,8 @@ def _advised(output: DiagnosisOutput, truth: Truth, names: Names) -> list[str]:
     ]
     return [
         pattern
-        for pattern in fill(truth.forbidden, names, True)
-        if any(re.search(pattern, text) for text in texts)
+        for pattern in truth.forbidden
+        if any(_found(pattern, text, names) for text in texts)
     ]
 
 
@@ -91,11 +91,11 @@ def _clauses(text: str) -> list[str]:
 
 
 def _missing(patterns: Sequence[str], text: str, names: Names) -> list[str]:
-    return [
-        pattern
-        for pattern in fill(list(patterns), names, True)
-        if not re.search(pattern, text, re.MULTILINE)
-    ]
+    return [pattern for pattern in patterns if not _found(pattern, text, names)]
+
+
+def _found(pattern: str, text: str, names: Names) -> bool:
+    return bool(re.search(fill(pattern, names, True), text, re.MULTILINE))
 
 
 # ------------------------------------------------------------------ the evidence, the checks, the page
