@@ -113,10 +113,11 @@ class System:
         library = load_parts()
         parts = {}
         for name, part in self.scenario.parts.items():
-            base = library[part.uses].model_dump() if part.uses else {}
-            own = part.model_dump(exclude_unset=True, exclude={"uses", "files"})
-            files = {**base.get("files", {}), **part.files}
-            parts[name] = part = Part.model_validate({**base, **own, "files": files})
+            base = library[part.uses] if part.uses else Part()
+            own = part.model_dump(exclude_unset=True)
+            own["settings"] = {**base.settings, **part.settings}
+            own["files"] = {**base.files, **part.files}
+            parts[name] = part = base.model_copy(update=own)
             _programs_of(part)
         return parts
 
