@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from midwatch.subjects.base import build_subjects
 
 if TYPE_CHECKING:
     from midwatch.evaluation.exchange import Exchange
+    from midwatch.settings import Settings
 
 app = typer.Typer()
 _STYLES = {Grade.RIGHT: GREEN, Grade.OPEN: YELLOW, Grade.WRONG: RED}
@@ -72,7 +73,8 @@ def run(
     if replay is not None and not names:
         chosen = [one for one in chosen if (replay / f"{one.name}.json").is_file()]
     output = Output.standard(edge.environ)
-    scores = asyncio.run(_Evaluation(edge, record, replay, jobs).run(chosen))
+    evaluation = _Evaluation(edge, record, replay, jobs, edge.settings())
+    scores = asyncio.run(evaluation.run(chosen))
     if report is not None:
         how = "The systems were recorded." if replay else "The systems were live."
         report.write_text(scoreboard.report(chosen, scores, how), encoding="utf-8")
@@ -127,18 +129,17 @@ def add(
             hint="choose one that `midwatch tickets show` shows with a diagnosis",
         )
     settings = edge.settings()
+    subjects = build_subjects(settings.subjects)
+    own = [secret for one in subjects for secret in one.secrets]
     query = TicketFilter(batch=diagnosis.batch, limit=_MAX_BATCH)
     found = use_store(edge, lambda store: store.tickets(query))
     tickets = [one for one in found if one.diagnosis_id == diagnosis.id]
     folder = scenarios / (name or f"ticket-{ticket}")
-    own = [
-        secret for one in build_subjects(settings.subjects) for secret in one.secrets
-    ]
     write_scenario(
         folder,
         tickets or [details.ticket],
         diagnosis,
-        {one["name"]: one["kind"] for one in settings.subjects},
+        {one.name: one.kind for one in subjects},
         Redactor([*secrets_of(settings, edge.environ), *own]),
     )
     output = Output.standard(edge.environ)
@@ -160,16 +161,18 @@ def _print(output: Output, scores: Sequence[Score]) -> None:
     output.pairs(scoreboard.summary(totals(scores)), indent=33)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Evaluation:
-    """The options of one evaluation."""
+    """The options of one evaluation. `settings` are the person's own: how Claude is reached, and the day's budget."""
 
     edge: Edge
     record: Path | None
     replay: Path | None
     jobs: int
+    settings: Settings
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Alembic, which makes the database, runs once at a time in a process."""
+    spent_usd: float = 0.0
 
     async def run(self, scenarios: Sequence[Scenario]) -> list[Score]:
         """Return the score of each scenario, in their order."""
@@ -196,18 +199,29 @@ class _Evaluation:
             return Score(scenario.name, scenario.kind, "failed", error.one_line())
 
     async def _live(self, scenario: Scenario) -> Exchange:
+        budget = self.settings.agent.daily_budget_usd
+        ask = budget is None or self.spent_usd < budget
         with tempfile.TemporaryDirectory(prefix="midwatch-eval-") as name:
             folder = Path(name)
             with open(folder / "midwatch.log", "w", encoding="utf-8") as log:
-                made = await run_scenario(scenario, folder, self._opener(log), ask=True)
+                made = await run_scenario(scenario, folder, self._opener(log), ask)
+        self.spent_usd += made.cost_usd
         if self.record is not None:
             exchange.write(made, self.record / f"{scenario.name}.json")
         return made
 
     def _opener(self, log: TextIO) -> Opener:
+        """Return what opens the settings of a scenario; of the person's own only how Claude is reached counts."""
+        anthropic = self.settings.anthropic.model_dump_json()
+        own = {
+            name: value
+            for name, value in self.edge.environ.items()
+            if not name.upper().startswith("MIDWATCH_")
+        }
+
         @asynccontextmanager
         async def opened(file: Path) -> AsyncIterator[App]:
-            edge = Edge(_without_settings(self.edge.environ), file)
+            edge = Edge({**own, "MIDWATCH_ANTHROPIC": anthropic}, file)
             async with AsyncExitStack() as stack:
                 async with self.opening:
                     app = await stack.enter_async_context(
@@ -216,13 +230,3 @@ class _Evaluation:
                 yield app
 
         return opened
-
-
-def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without variables that would change a scenario's settings; those of Claude stay."""
-    return {
-        name: value
-        for name, value in environ.items()
-        if not name.upper().startswith("MIDWATCH_")
-        or name.upper().startswith("MIDWATCH_ANTHROPIC")
-    }
