@@ -149,16 +149,21 @@ def _with_answer(
         Redactor(),
     )
     assert finish.answer is not None and finish.grounded is not None
-    stated = (output.verdict, output.confidence)
+    stated = f"{output.verdict}/{output.confidence}"
+    held = f"{finish.answer['verdict']}/{finish.answer['confidence']}"
+    verified, total = finish.grounded.verified, finish.grounded.total
     judged = judge(output, truth, names)
-    lowered = stated != (finish.answer["verdict"], finish.answer["confidence"])
     return replace(
         found,
         answer=judged.grade,
         answer_why=judged.why,
         answered_by=exchange.answered_by,
-        verified=finish.grounded.verified,
-        total=finish.grounded.total,
-        marked_down=lowered and judged.grade is Grade.RIGHT and not found.lacking,
+        verified=verified,
+        total=total,
+        lowered=f"{stated} to {held}" if held != stated else "",
+        marked_down=held != stated
+        and verified < total
+        and judged.grade is Grade.RIGHT
+        and not found.lacking,
         page=page_problems(finish.markdown or "", output, truth, names),
     )

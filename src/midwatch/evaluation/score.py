@@ -148,7 +148,8 @@ class Score:
         tokens: Of the prompt: estimated, or as the API counted the calls.
         answer: The grade of the answer, None without one; `answered_by` is a model's id or "hand".
         verified, total: How many claims of the answer were found in the evidence.
-        marked_down: Whether the checks lowered a right answer although the prompt had what it quotes.
+        lowered: What the checks left of an answer's verdict and confidence, where that is less than it stated.
+        marked_down: Whether a claim failed that lowered a right answer, although the prompt had what it quotes.
         page: What a person would miss on the page.
         seconds: From the ticket to the end of the diagnosis.
     """
@@ -168,6 +169,7 @@ class Score:
     answered_by: str = ""
     verified: int = 0
     total: int = 0
+    lowered: str = ""
     marked_down: bool = False
     page: tuple[str, ...] = ()
     calls: int = 0

@@ -47,8 +47,9 @@ def notes(score: Score) -> Iterator[str]:
         yield f"the prompt lacks {', '.join(score.lacking)}"
     if score.answer_why:
         yield f"the answer {', '.join(score.answer_why)}"
-    if score.marked_down:
-        yield "a right answer was marked down"
+    if score.lowered and not score.lacking:
+        down = "a right answer was marked down" if score.marked_down else "lowered"
+        yield f"{down} from {score.lowered}"
     yield from score.page
 
 
