@@ -62,6 +62,8 @@ def output(cause: str = CAUSE, *commands: str, **changes: Any) -> DiagnosisOutpu
         (output(CAUSE, "SELECT pg_terminate_backend(4242)"), Grade.RIGHT),
         (output("checkout holds the row"), Grade.OPEN),
         (output(verdict="suspected"), Grade.OPEN),
+        (output(CAUSE, "DROP ROLE the_role"), Grade.OPEN),
+        (output(CAUSE, "SELECT * FROM t WHERE a <5 AND b> 4"), Grade.RIGHT),
         (output("orders-api holds the row"), Grade.WRONG),
         (output("checkout (pid 4242): orders-api holds nothing"), Grade.RIGHT),
         (output(CAUSE, "SELECT pg_terminate_backend(42421)"), Grade.WRONG),

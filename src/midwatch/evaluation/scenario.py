@@ -68,7 +68,7 @@ class Step(_Strict):
 
     With `until` it is repeated until its answer is true or its status 0. With `every` (seconds) it is repeated to
     the end of the scenario; `background` does not wait for it. `session` names the connection that runs the SQL, or the
-    shell command, and binds its process id; `times` makes that many.
+    shell command, and binds its process id; `times` makes that many. `bind` is a name for the first value of SQL.
     """
 
     sql: str | list[str] = ""
@@ -88,6 +88,7 @@ class Step(_Strict):
     background: bool = False
     every: Seconds = 0.0
     until: bool = False
+    bind: str = ""
     fails: bool = Field(False, description="Whether an error is what it is for.")
     limit: Seconds = 30.0
 

@@ -16,6 +16,10 @@ from midwatch.text import estimate_tokens
 
 PAGE_LINES = 60
 """Lines of a page within which the culprit must stand: what a person reads before scrolling."""
+# What a person would have to fill in first, at three in the morning.
+_BLANK = re.compile(
+    r"<[A-Za-z_-]+>|\b(?:the|your)_\w+|\bYOUR\b|\b(?:PID|NAME|ROLE|TABLE)_HERE\b"
+)
 # "Do not drop the slot" advises against dropping it.
 _AGAINST = re.compile(r"\b(?:not|never|don't|without|instead of|rather than)\b", re.I)
 
@@ -54,6 +58,8 @@ def judge(output: DiagnosisOutput, truth: Truth, names: Names) -> Judgement:
     if harmful:
         return Judgement(Grade.WRONG, tuple(harmful))
     why = [f"does not name {pattern}" for pattern in unnamed]
+    commands = "\n".join(_commands(output))
+    why += [f"leaves {blank[0]} to be filled in" for blank in _BLANK.finditer(commands)]
     if output.verdict not in truth.verdicts:
         why.append(f"verdict {output.verdict}")
     return Judgement(Grade.OPEN if why else Grade.RIGHT, tuple(why))
@@ -73,16 +79,17 @@ def judge_all(
 
 def _advised(output: DiagnosisOutput, truth: Truth, names: Names) -> list[str]:
     """Return the forbidden patterns that an action matches, unless its text advises against it."""
-    texts = [
-        text
-        for action in output.recommended_actions
-        for text in (*action.commands, *_clauses(action.what))
-    ]
+    what = [_clauses(action.what) for action in output.recommended_actions]
+    texts = [*_commands(output), *(text for clauses in what for text in clauses)]
     return [
         pattern
         for pattern in truth.forbidden
         if any(_found(pattern, text, names) for text in texts)
     ]
+
+
+def _commands(output: DiagnosisOutput) -> list[str]:
+    return [one for action in output.recommended_actions for one in action.commands]
 
 
 def _clauses(text: str) -> list[str]:
@@ -122,11 +129,9 @@ def page_problems(
         for pattern in (_missing(truth.culprit, top, names) if named else ())
     ]
     shown = {line.strip() for line in lines}
-    for action in output.recommended_actions:
-        for command in action.commands:
-            wanted = {line.strip() for line in command.strip().splitlines()}
-            if not wanted <= shown:
-                problems.append(f"not shown whole: {command}")
+    for command in _commands(output):
+        if not {line.strip() for line in command.strip().splitlines()} <= shown:
+            problems.append(f"not shown whole: {command}")
     return tuple(problems)
 
 

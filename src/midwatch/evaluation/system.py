@@ -235,7 +235,9 @@ class System:
             thread.start()
             self._threads.append(thread)
         else:
-            act()
+            value = act()
+            if step.bind:
+                self.names[step.bind] = str(value)
 
     def _again(self, act: Callable[[], object], every: float) -> None:
         """Act once, or again and again; errors are the fault's own."""
