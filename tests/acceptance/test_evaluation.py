@@ -90,7 +90,7 @@ def test_claude_is_asked_and_what_it_answers_is_recorded_and_replayed(
     assert score["answered_by"] not in ("", "hand") and score["cost_usd"] > 0
     replayed = scored(tmp_path, QUEUE, "--replay", "recorded", env=env)
     assert len(api.calls) == before + 1
-    assert replayed["scenarios"] == [{**score, "first_aid_why": score["first_aid_why"]}]
+    assert replayed["scenarios"] == [score]
 
 
 def test_recordings_are_scored_without_a_system_or_a_key(tmp_path: Path) -> None:
@@ -103,6 +103,8 @@ def test_recordings_are_scored_without_a_system_or_a_key(tmp_path: Path) -> None
         assert not score["page"], score
         if score["answer"] and not score["lacking"]:
             assert score["verified"] == score["total"] > 0, score
+    documented = (RECORDINGS.parents[1] / "docs" / "json.md").read_text()
+    assert all(f"`{name}`" in documented for name in document["scenarios"][0])
     report = (tmp_path / "report.md").read_text()
     assert "no Claude was asked" in report and "The systems were recorded" in report
     table = midwatch(tmp_path, "eval", "lock-queue", "--replay", str(RECORDINGS))
