@@ -62,7 +62,7 @@ async def run(scenario: Scenario, folder: Path, opener: Opener, ask: bool) -> Ex
         PartMissing: A program is not on this machine.
         MidwatchError: It could not be run.
     """
-    system = await asyncio.to_thread(System(scenario, folder).__enter__)
+    system = await asyncio.to_thread(System(scenario, folder).start)
     try:
         async with opener(_settings(scenario, system, folder)) as app:
             monitor = app.monitor()

