@@ -82,7 +82,8 @@ def run(
         output.json(
             {
                 "scenarios": [asdict(one) for one in scores],
-                "totals": asdict(totals(scores)),
+                "totals": asdict(sums := totals(scores)),
+                "missed": scoreboard.missed(sums),
             }
         )
     else:
@@ -158,7 +159,10 @@ def _print(output: Output, scores: Sequence[Score]) -> None:
         rows.append([replace(cells[0], style=colour), *cells[1:]])
     output.table(scoreboard.HEADINGS, rows, shrink=("notes",), drop=("claims",))
     output.line()
-    output.pairs(scoreboard.summary(totals(scores)), indent=33)
+    sums = totals(scores)
+    output.pairs(scoreboard.summary(sums), indent=33)
+    if short := scoreboard.missed(sums):
+        output.line(f"\naims missed: {', '.join(short)}", YELLOW)
 
 
 @dataclass(slots=True)

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from midwatch.evaluation.exchange import HAND
 from midwatch.evaluation.scenario import Scenario
 from midwatch.evaluation.score import Grade, Score, Totals, totals
 
 HEADINGS = ("scenario", "first aid", "evidence", "tokens", "answer", "claims", "notes")
-AIMS = (
-    ("first aid right", "≥ 70 %"),
-    ("first aid wrong", "0"),
-    ("evidence sufficient", "≥ 90 %"),
-    ("right answers marked down", "0"),
-    ("mean tokens of a prompt", "≤ 5,000"),
-)
+AIMS: dict[str, tuple[str, Callable[[Totals], bool]]] = {
+    "first aid right": ("≥ 70 %", lambda sums: _least(sums.first_aid_right, 0.7)),
+    "first aid wrong": ("0", lambda sums: not sums.first_aid_wrong),
+    "evidence sufficient": ("≥ 90 %", lambda sums: _least(sums.sufficient, 0.9)),
+    "false alarms": ("0", lambda sums: not sums.false_alarms),
+    "right answers marked down": ("0", lambda sums: not sums.marked_down),
+    "mean tokens of a prompt": ("≤ 5,000", lambda sums: sums.mean_tokens <= 5000),
+}
+"""By the name of a figure: the aim, and whether the figures reach it."""
+
+
+def _least(share: float | None, aim: float) -> bool:
+    return share is None or share >= aim
+
+
+def missed(sums: Totals) -> list[str]:
+    """Return the names of the aims that the figures miss."""
+    return [name for name, (_, reached) in AIMS.items() if not reached(sums)]
 
 
 def row(score: Score) -> tuple[str, ...]:
@@ -92,8 +103,7 @@ def report(scenarios: Sequence[Scenario], scores: Sequence[Score], how: str) -> 
         how: One sentence: whether the systems were live or recorded.
     """
     sums = totals(scores)
-    figures = dict(summary(sums))
-    aims = dict(AIMS)
+    short = missed(sums)
     lines = [
         "# The evaluation",
         "",
@@ -105,8 +115,8 @@ def report(scenarios: Sequence[Scenario], scores: Sequence[Score], how: str) -> 
         "| figure | value | aim |",
         "|---|---|---|",
         *(
-            f"| {name} | {value} | {aims.get(name, '')} |"
-            for name, value in figures.items()
+            f"| {name} | {value} | {_aim(name, short)} |"
+            for name, value in summary(sums)
         ),
         "",
         f"| {' | '.join(HEADINGS)} |",
@@ -119,6 +129,11 @@ def report(scenarios: Sequence[Scenario], scores: Sequence[Score], how: str) -> 
         "",
     ]
     return "\n".join(lines)
+
+
+def _aim(name: str, short: Sequence[str]) -> str:
+    aim, _ = AIMS.get(name, ("", None))
+    return f"{aim}: missed" if name in short else aim
 
 
 def _answered(sums: Totals) -> str:
