@@ -7,6 +7,7 @@ Lists are used where a mapping would be natural: the Anthropic SDK's schema tran
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal
@@ -14,7 +15,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from midwatch.model import Usage
+from midwatch.model import Json, Usage
 
 Verdict = Literal["identified", "suspected", "insufficient_data", "no_fault"]
 Confidence = Literal["high", "medium", "low"]
@@ -79,7 +80,7 @@ class DiagnosisOutput(_Part):
     confidence: Confidence
     confidence_reason: str
     explained_tickets: list[int] = Field(
-        description="Ids of the tickets in this batch that the root cause explains."
+        description="Ids of the tickets in this incident that the root cause explains; without a cause, those that the verdict is about."
     )
     timeline: list[Moment]
     affected_components: list[str]
@@ -99,6 +100,7 @@ class Kind(StrEnum):
     """The outcome of a call to Claude: one kind for every row of the outcome table (docs/architecture.md)."""
 
     ANSWERED = "answered"
+    ASKED = "asked"  # for tools, before an answer
     REFUSED = "refused"
     CUT = "cut"  # by max_tokens
     INVALID = "invalid"  # does not fit the schema
@@ -115,11 +117,21 @@ class NotSent(asyncio.CancelledError):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool that Claude asks for; the API answers by its `id`."""
+
+    id: str
+    name: str
+    arguments: Json
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The result of a call to Claude.
 
     `output` may be partial for CUT. `usage` is filled whenever a message was received. `retry_after` is
     in seconds, where the API named a time. `model` is as the API names it. `text` is what the model wrote.
+    For ASKED, `calls` are the tools to run and `content` is the whole message, to be sent back unchanged.
     """
 
     kind: Kind
@@ -131,6 +143,14 @@ class Reply:
     asked_model: str = ""
     request_id: str | None = None
     retry_after: float | None = None
+    calls: tuple[ToolCall, ...] = ()
+    content: tuple[Json, ...] = ()
+
+    def show(self) -> str:
+        """Return the answer as a person reads it."""
+        calls = (f"{one.name} {json.dumps(one.arguments)}" for one in self.calls)
+        parts = [f"--- {self.kind} ---", self.error, self.text, *calls]
+        return "\n".join(filter(None, parts))
 
 
 # ------------------------------------------------------------------ truncated answers

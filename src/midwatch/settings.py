@@ -97,6 +97,39 @@ class AgentSettings(Group):
     )
 
 
+class InvestigationSettings(Group):
+    """What Claude may ask of the systems, by read-only tools, to make one diagnosis."""
+
+    rounds: int = Field(
+        4,
+        ge=0,
+        le=20,
+        description="Messages in which Claude may ask, before it has to answer; 0 for none.",
+    )
+    calls: int = Field(
+        12,
+        ge=0,
+        le=200,
+        description="Calls of tools; those of one message run at once.",
+    )
+    tokens: int = Field(
+        60_000,
+        ge=1000,
+        description="Tokens of all requests and answers; after them nothing more is asked.",
+    )
+    call_tokens: int = Field(
+        2000, ge=100, description="Longest evidence of one call, in tokens."
+    )
+    time: Seconds = Field(
+        180.0, gt=0, description="Time after which nothing more is asked."
+    )
+    usd: float = Field(
+        0.5,
+        ge=0,
+        description="Dollars, with the last answer. The budget of the day holds as well.",
+    )
+
+
 class MonitorSettings(Group):
     """The daemon that checks subjects and opens tickets."""
 
@@ -162,6 +195,11 @@ class SubjectSettings(Group):
     name: Name = Field(description="Its name in tickets; unique.")
     kind: Name = Field(description="One of the kinds below.")
     timeout: Seconds = Field(10.0, gt=0, description="Timeout of one observation.")
+    depends_on: list[Name] = Field(
+        default_factory=list,
+        description="Names of the subjects that it needs. What opens on both within group_wait is one incident, and "
+        "their state is evidence. Links that show themselves (one address, one machine) need no entry.",
+    )
     invariants: dict[str, InvariantSettings] = Field(
         default_factory=dict,
         description="Changes to the defaults, by invariant.",
@@ -564,6 +602,7 @@ class Settings(Group):
     )
     anthropic: AnthropicSettings = AnthropicSettings()
     agent: AgentSettings = AgentSettings()
+    investigation: InvestigationSettings = InvestigationSettings()
     monitor: MonitorSettings = MonitorSettings()
     sessions: SessionSettings = SessionSettings()
     operator: OperatorSettings = OperatorSettings()

@@ -12,13 +12,22 @@ from sqlalchemy import Connection
 
 from midwatch.agent.claude import Claude
 from midwatch.agent.evidence import ContextGatherer
+from midwatch.agent.investigation import Investigator
 from midwatch.agent.runner import AgentRunner
 from midwatch.lifecycle import StopEvent, SystemClock, stop_on_signals
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
 from midwatch.store.schema import database_now
 from midwatch.store.sql import SqlStore, open_store
+from midwatch.subjects.tools import Answer, Arguments, Tool
 from midwatch.testing.fakes import FakeSubject
+
+
+async def _length(asked: Arguments) -> Answer:
+    return Answer("length", f"the queue has {os.getpid()} entries")
+
+
+QUEUE = Tool("queue", "The length of the queue.", Arguments, _length)
 
 
 def die() -> None:
@@ -76,12 +85,15 @@ async def main(
     arm(store, point)
     clock = SystemClock()
     model = Claude("claude-sonnet-5-5", 600, "sk-ant-test", base_url)
+    subjects = {"fake": FakeSubject("fake", tools=[QUEUE])}
+    gatherer = ContextGatherer(subjects, Redactor(), clock, store.past)
     runner = AgentRunner(
         store,
-        ContextGatherer({"fake": FakeSubject("fake")}, Redactor(), clock, store.past),
+        gatherer,
         lambda: model,
         AgentSettings(lease=lease, poll_interval=0.05),
         name=f"agent {os.getpid()}",
+        investigator=Investigator(gatherer, subjects),
     )
     stop = StopEvent()
     with stop_on_signals(stop):

@@ -20,7 +20,13 @@ import pytest
 from midwatch.model import Diagnosis, Ticket, TicketStatus
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.fakes import answer, open_tickets
-from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
+from midwatch.testing.messages_api import (
+    Answer,
+    Hold,
+    Rule,
+    ScriptedMessagesAPI,
+    ToolUse,
+)
 
 from ..processes import FORKS
 from ..waiting import PATIENCE
@@ -117,6 +123,22 @@ async def test_kill_9_during_the_call(shared: SqlStore, database: str) -> None:
     assert len(api.calls) == 2
     assert [one.outcome for one in stored] == ["lost", "answered"]
     assert stored[0].cost_usd > 0, "what may have been billed stays on the day's bill"
+
+
+async def test_kill_9_in_a_round_costs_that_round(
+    shared: SqlStore, database: str
+) -> None:
+    [ticket] = await open_tickets(shared, "db")
+    hold, asks = Hold(GOOD), Answer(tool_uses=[ToolUse("queue")])
+    with ScriptedMessagesAPI(Rule([asks, hold, GOOD])) as api:
+        with agent(database, api) as dying:
+            await hold.arrived()
+            found = f"the queue has {dying.pid} entries"
+            dying.kill()
+        with agent(database, api, ahead=OVER):
+            stored = await until_diagnosed(shared, ticket)
+    assert [one.outcome for one in stored] == ["asked", "lost", "answered"]
+    assert found in api.calls[-1].prompt, "what was asked for is not asked for again"
 
 
 async def test_a_daemon_stopped_past_its_lease_changes_nothing(

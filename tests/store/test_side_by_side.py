@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Connection
 
+from midwatch.model import UNRESOLVED
 from midwatch.store.cycles import save_cycle, watch
 from midwatch.store.engine import Transaction
-from midwatch.store.protocol import Changes
+from midwatch.store.protocol import Changes, TicketFilter
 from midwatch.store.schema import database_now
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.store_conformance.fixture import opening
@@ -110,3 +111,36 @@ async def test_a_kill_in_the_middle_of_a_transaction_costs_nothing(
     assert len(claims) == 3
     assert [claim.attempt for claim in claims] == [1, 1, 1]
     await store.close()
+
+
+async def test_monitors_that_open_linked_tickets_at_once_open_one_incident(
+    shared_database: str,
+) -> None:
+    """Each subject has a monitor of its own; all of them save in the same moment."""
+    names = ("shop", "api", "db", "box")
+    stores = [await open_store(shared_database) for _ in names]
+
+    async def save(store: SqlStore, name: str, number: int) -> None:
+        revision = (await store.watch(name)).revision
+        new = opening(f"c{number}", subject=name)
+        await store.save_cycle(
+            name,
+            revision,
+            Changes((new,)),
+            group_wait=3600,
+            linked=set(names) - {name},
+        )
+
+    for number in range(10):
+        await asyncio.gather(
+            *(save(*each, number) for each in zip(stores, names, strict=True))
+        )
+        found = await stores[0].tickets(TicketFilter(UNRESOLVED))
+        assert len(found) == len(names)
+        assert len({ticket.batch for ticket in found}) == 1
+        [claim] = await stores[0].claim("agent", lease=3600, batch=found[0].batch)
+        assert len(claim.tickets) == len(names)
+        for ticket in found:
+            await stores[0].resolve(ticket.id, "ann", "gone")
+    for store in stores:
+        await store.close()

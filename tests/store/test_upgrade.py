@@ -21,8 +21,13 @@ from .conftest import migrate
 
 
 async def test_the_migrations_make_the_tables(database: str) -> None:
+    def compared(thing: object, name: str | None, *_: object) -> bool:
+        """The index of words is made by each database in its own way."""
+        return not str(name).startswith("past_words")
+
     def differences(connection: Connection) -> list[object]:
-        context = MigrationContext.configure(connection)
+        options = {"include_object": compared}
+        context = MigrationContext.configure(connection, opts=options)
         return list(compare_metadata(context, metadata))
 
     transactions = open_transactions(parse_database(database))

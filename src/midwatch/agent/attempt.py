@@ -16,6 +16,7 @@ from midwatch.agent.diagnosis import (
     paid,
 )
 from midwatch.agent.evidence import ContextGatherer
+from midwatch.agent.investigation import Investigation, Investigator
 from midwatch.diagnosis_schema import Kind, NotSent, Reply
 from midwatch.errors import ClaimLost, MidwatchError, TemporaryError
 from midwatch.lifecycle import Alive, Backoff, Clock, StopEvent, background, cancel
@@ -54,7 +55,7 @@ class AttemptContext:
     """What all attempts of a runner share.
 
     `failures` counts calls in a row without an answer, `spent_usd` is the cost of the calls that were
-    stored, `longest_call` is in seconds.
+    stored, `longest_call` is in seconds. `trace` gets the text of every request and answer.
     """
 
     store: Store
@@ -68,6 +69,8 @@ class AttemptContext:
     longest_call: float = 300.0
     failures: int = 0
     spent_usd: float = 0.0
+    investigator: Investigator | None = None
+    trace: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,27 +123,53 @@ class Attempt:
         if self.claim.attempt > settings.max_attempts:
             return await self._give_up()
         self.alive(GATHER_SECONDS + SLACK)
-        context = await self.shared.gatherer.gather(
+        inquiry = await self._inquiry()
+        context = inquiry.earlier or await self.shared.gatherer.gather(
             self.claim.tickets,
             timeout=GATHER_SECONDS,
             tokens=settings.context_tokens,
         )
         step: Step | None = Step(context, self.shared.max_tokens)
         while step is not None:
+            inquiry.seconds = self.shared.clock.monotonic() - self.began
+            step = inquiry.step(step, self.model.model)
             if not await self._begin(step):
                 return AttemptOutcome("budget")
-            self.alive(self.shared.longest_call + SLACK)
-            try:
-                reply = await self.model.ask(step.prompt, step.max_tokens)
-            except NotSent:
-                self.reserved = 0.0
-                raise
+            reply = await self._ask(step)
+            asked = reply.kind is Kind.ASKED
             following = next_step(step, reply)
-            if following is None:
+            if following is None and not asked:
                 return await self._settle(step, reply)
-            await self._finish(replace(paid(reply, "retry", step.context), keep=True))
+            done = paid(reply, "asked" if asked else "retry", step.known)
+            await self._finish(replace(done, keep=True))
+            inquiry.spend(reply.usage, done.cost_usd)
+            if asked:
+                self.alive(inquiry.limits.time + SLACK)
+                following = await inquiry.ask(step, reply)
             step = following
         raise AssertionError("unreachable")
+
+    async def _inquiry(self) -> Investigation:
+        """Return the investigation of the batch, as attempts that were interrupted left it."""
+        shared, tickets = self.shared, self.claim.tickets
+        investigator = shared.investigator or Investigator(shared.gatherer, {})
+        past = await shared.store.diagnoses(tickets[0].id)
+        of_batch = [one for one in past if one.batch == self.claim.batch]
+        return investigator.resume(tickets, of_batch, shared.clock.now())
+
+    async def _ask(self, step: Step) -> Reply:
+        self.alive(self.shared.longest_call + SLACK)
+        prompt, trace = step.prompt, self.shared.trace
+        if trace:
+            trace(prompt.show())
+        try:
+            reply = await self.model.ask(prompt, step.max_tokens)
+        except NotSent:
+            self.reserved = 0.0
+            raise
+        if trace:
+            trace(self.shared.redactor.text(clean(reply.show(), longest=None)))
+        return reply
 
     async def _begin(self, step: Step) -> bool:
         settings = self.shared.settings
@@ -151,6 +180,7 @@ class Attempt:
             prompt_version=PROMPT_VERSION,
             reserve_usd=self.reserved,
             budget=Budget(settings.daily_budget_usd, settings.critical_reserve),
+            evidence=step.known.evidence if step.rounds else (),
         )
         if self.call is None:
             await self.shared.store.release(self.claim)
@@ -170,7 +200,7 @@ class Attempt:
             kind, seconds, self._sanitized(reply.error), self.claim.holder
         )
         return await self._finish(
-            replace(paid(reply, "retry", step.context), counted=False)
+            replace(paid(reply, "retry", step.known), counted=False)
         )
 
     def _pause_for(self, reply: Reply) -> tuple[PauseKind, float] | None:
@@ -196,13 +226,13 @@ class Attempt:
                 self.claim.holder,
             )
         elif self.claim.attempt >= settings.max_attempts:
-            failed = paid(reply, "error", step.context)
+            failed = paid(reply, "error", step.known)
             return await self._finish(replace(failed, given_up=True))
         wait = min(
             settings.backoff * 2 ** (self.claim.attempt - 1), settings.backoff_max
         )
         jittered = wait * (0.5 + self.shared.random() / 2)
-        retry = paid(reply, "retry", step.context)
+        retry = paid(reply, "retry", step.known)
         return await self._finish(replace(retry, retry_in=jittered, counted=not outage))
 
     async def _give_up(self) -> AttemptOutcome:
@@ -315,9 +345,12 @@ class Attempt:
         self.shared.spent_usd += finish.cost_usd
         usage = finish.usage
         outcome = "given_up" if finish.given_up else finish.outcome
+        tickets = [ticket.id for ticket in self.claim.tickets]
+        left_out = [id_ for id_ in tickets if id_ not in finish.settled(tickets)]
         self.shared.log.info(
             "diagnosed" if finish.outcome == "answered" and stored else "attempt ended",
-            tickets=[ticket.id for ticket in self.claim.tickets],
+            tickets=tickets,
+            **({"left_out": left_out} if left_out else {}),
             batch=self.claim.batch,
             attempt=self.claim.attempt,
             outcome=outcome if stored else "late",

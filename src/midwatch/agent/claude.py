@@ -20,13 +20,14 @@ import httpx2
 import pydantic
 from anthropic.resources.messages import DEPRECATED_MODELS
 
-from midwatch.agent.diagnosis import Prompt
+from midwatch.agent.diagnosis import CACHED, Prompt
 from midwatch.config import explain_problem
 from midwatch.diagnosis_schema import (
     DiagnosisOutput,
     Kind,
     NotSent,
     Reply,
+    ToolCall,
     parse_truncated,
 )
 from midwatch.errors import SettingsError
@@ -72,6 +73,7 @@ _BY_STATUS = {
     431: Kind.REJECTED,
 }
 _BY_STOP_REASON = {
+    "tool_use": Kind.ASKED,
     "refusal": Kind.REFUSED,
     "max_tokens": Kind.CUT,
     "model_context_window_exceeded": Kind.REJECTED,
@@ -138,16 +140,13 @@ class Claude:
                     model=self.model,
                     max_tokens=max_tokens,
                     system=[
-                        {
-                            "type": "text",
-                            "text": prompt.system,
-                            "cache_control": {"type": "ephemeral"},
-                        }
+                        {"type": "text", "text": prompt.system, "cache_control": CACHED}
                     ],
-                    messages=[{"role": "user", "content": prompt.user}],
+                    messages=prompt.messages(),
                     output_format=DiagnosisOutput,
+                    **_tools(prompt),
                 )
-                return await self._read(raw)
+                return await self._read(raw, prompt)
         except asyncio.CancelledError:
             if way.traced and not way.sent:
                 raise NotSent from None
@@ -174,7 +173,7 @@ class Claude:
 
     # ------------------------------------------------------------------ reading an answer
 
-    async def _read(self, raw: Any) -> Reply:
+    async def _read(self, raw: Any, prompt: Prompt) -> Reply:
         """Read the raw message before it is parsed: `parse` fails on a refusal and loses the usage."""
         request_id = raw.request_id
         try:
@@ -199,6 +198,8 @@ class Claude:
             "text": _text(body),
         }
         kind = _BY_STOP_REASON.get(str(body.get("stop_reason")), Kind.ANSWERED)
+        if kind is Kind.ASKED:
+            return _asked(body, prompt, common)
         if kind is Kind.REFUSED:
             return Reply(kind, error="the model refused to answer", **common)
         if kind is Kind.REJECTED:
@@ -259,6 +260,29 @@ def map_api_error(status: int, type_: str | None, code: str | None) -> Kind:
     if type_ in _BY_TYPE:
         return _BY_TYPE[type_]
     return _BY_STATUS.get(status, Kind.UNREACHABLE)
+
+
+def _tools(prompt: Prompt) -> dict[str, Any]:
+    """Return the tools of a request. A prompt without them makes the same request as if there were none."""
+    if not prompt.tools:
+        return {}
+    choice = {} if prompt.may_ask else {"tool_choice": {"type": "none"}}
+    return {"tools": list(prompt.tools), **choice}
+
+
+def _asked(body: dict[str, Any], prompt: Prompt, common: dict[str, Any]) -> Reply:
+    """Return the calls of tools in a message; INVALID if there are none, or none is admitted."""
+    blocks = body.get("content")
+    content = tuple(one for one in blocks or () if isinstance(one, dict))
+    calls = tuple(
+        ToolCall(str(one["id"]), str(one.get("name")), one.get("input") or {})
+        for one in content
+        if one.get("type") == "tool_use" and one.get("id")
+    )
+    if not calls or not (prompt.tools and prompt.may_ask):
+        why = "it asked for tools, of which none can be used: answer now"
+        return Reply(Kind.INVALID, error=why, **common)
+    return Reply(Kind.ASKED, calls=calls, content=content, **common)
 
 
 def _usage(counted: Any) -> Usage:

@@ -1,24 +1,45 @@
 """Gather the context of a diagnosis: the evidence for the tickets of a batch.
 
-The evidence is, in this order: the violations, what the subject's sources return now (lowest rank
-first), and past tickets with a diagnosis. Each text is cleaned, redacted whole, then shortened to its
+The evidence is, in this order: the violations, then by rank what the sources of the subjects return now, other open
+tickets, the state of linked subjects, and past incidents. Each text is cleaned, redacted whole, then shortened to its
 share of the token budget. A source that fails or exceeds its timeout becomes evidence that says so.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
+from midwatch.agent.links import Links
+from midwatch.agent.surroundings import (
+    LINKS,
+    LINKS_RANK,
+    OpenTickets,
+    PastTickets,
+    Surroundings,
+)
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock
-from midwatch.model import Context, Evidence, Invariant, Ticket
+from midwatch.log_shapes import collapse, is_note
+from midwatch.model import Context, Evidence, Invariant, Origin, Ticket
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource, Subject
-from midwatch.text import clean, estimate_tokens, one_line, shorten
+from midwatch.subjects.tools import Answer
+from midwatch.text import (
+    clean,
+    estimate_tokens,
+    mark_reported,
+    one_line,
+    put_marks,
+    reported,
+    shorten,
+    take_marks,
+)
 from midwatch.units import format_duration, format_value
 
 # ------------------------------------------------------------------ the token budget (pure)
@@ -27,13 +48,18 @@ OVERHEAD = 40
 """Tokens of the prompt for the number, time and delimiters of one piece of evidence."""
 LEAST_SHARE = 120
 """Fewest tokens of a shortened text that is still useful: below it, a source is left out instead."""
+LOG_TOKENS = 3000
+"""Most tokens of one log, after its lines of one shape have become one."""
 VIOLATIONS_SHARE = 0.4
 """The share of the budget that is reserved for the violations."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of evidence before it has its number and its share of the budget."""
+    """A piece of evidence before it has its number and its share of the budget.
+
+    Its text has the marks of `midwatch.text.reported`.
+    """
 
     title: str
     source: str
@@ -41,20 +67,26 @@ class Piece:
     text: str
     available: bool = True
     rank: int = 0
+    origin: Origin = Origin.SYSTEM
+    command: str = ""
 
     @property
     def head(self) -> int:
         """Tokens that it needs besides its text."""
-        return OVERHEAD + estimate_tokens(self.title + self.source)
+        return OVERHEAD + estimate_tokens(self.title + self.source + self.command)
 
     def numbered(self, number: int, tokens: int) -> Evidence:
+        text, reported = take_marks(shorten(self.text, tokens))
         return Evidence(
             id=f"E{number}",
             title=self.title,
             source=self.source,
             at=self.at,
-            text=shorten(self.text, tokens),
+            text=text,
             available=self.available,
+            origin=self.origin,
+            reported=reported,
+            command=self.command,
         )
 
 
@@ -73,8 +105,8 @@ def shrink(context: Context, tokens: int) -> Context:
         pieces.pop()
     shares = _shares(pieces, tokens)
     evidence = tuple(
-        replace(item, text=shorten(item.text, share))
-        for item, share in zip(kept, shares, strict=False)
+        replace(piece.numbered(0, share), id=item.id)
+        for item, piece, share in zip(kept, pieces, shares, strict=False)
     )
     return replace(context, evidence=evidence)
 
@@ -85,7 +117,16 @@ def halve(context: Context) -> Context:
 
 
 def _piece_of(item: Evidence, rank: int = 0) -> Piece:
-    return Piece(item.title, item.source, item.at, item.text, item.available, rank)
+    return Piece(
+        item.title,
+        item.source,
+        item.at,
+        put_marks(item.text, item.reported),
+        item.available,
+        rank,
+        item.origin,
+        item.command,
+    )
 
 
 def within(pieces: Sequence[Piece], tokens: int, now: datetime) -> tuple[Evidence, ...]:
@@ -147,15 +188,41 @@ def _fair(needs: Sequence[int], budget: int) -> list[int]:
 
 VIOLATIONS = "The violations"
 CHANGED = "What changed since every invariant held"
+SAME = "As when the tickets opened, but for ages and times"
 OPENING_RANK = 15
 """The rank of evidence from a ticket's opening among those of a subject's sources."""
 MOST_FROM_OPENING = 5
-PAST_RANK = 70
-"""The rank of past tickets among those of a subject's sources."""
+_OWN_WORDS = frozenset({"postgres", "host", "http"})
+"""The kinds whose messages Midwatch words itself, from facts; those of others come from outside."""
+_MEASURED = re.compile(r"(?:^|_)(?:state|cause|kind|fstype|mount)$")
+"""The names of facts, in these kinds, whose text is one of a few words of the system itself."""
+_OWN_SHARE = 0.6
+"""The share of the time for the sources of the tickets' own subjects where linked ones may follow."""
 _STOPPING = 0.2  # seconds that a cancelled source gets to end
 
+# What differs between two readings of the same: ages and times.
+_AGES = re.compile(
+    r"\d{4}-\d\d-\d\d[T ][\d:.,]+|(?<![\w.])\d+(?:\.\d+)?(?:ms|s|m|h|d|min|days?)\b(?: (?=\d))?"
+)
+
+
+def gone_since(before: str, now: str) -> str:
+    """Return the lines of an earlier text that the one of now has not, apart from ages and times."""
+    known = {_AGES.sub("", line).strip() for line in now.split("\n")}
+    left = [
+        line
+        for line in before.split("\n")
+        if _AGES.sub("", line).strip() not in known and not is_note(line)
+    ]
+    # The end of an earlier text may be cut.
+    if left and before.endswith(left[-1]) and left[-1].strip():
+        start = _AGES.sub("", left[-1].rstrip("… ")[:-20]).strip()
+        if any(line.startswith(start) for line in known):
+            left.pop()
+    return "\n".join(left).strip("\n")
+
+
 _Answer = tuple[str, datetime]
-PastTickets = Callable[[Sequence[Ticket]], Awaitable[Sequence[Past]]]
 
 
 class ContextGatherer:
@@ -165,7 +232,9 @@ class ContextGatherer:
         subjects: The watched systems by name.
         redactor: Removes secrets from all evidence.
         clock: The source of time.
-        past: Finds past tickets of the same kind with what was found; None skips them.
+        past: Finds past incidents with what was found; None skips them.
+        links: The links between the subjects; None for none.
+        unresolved: Returns all unresolved tickets; None skips other open tickets.
     """
 
     def __init__(
@@ -174,11 +243,14 @@ class ContextGatherer:
         redactor: Redactor,
         clock: Clock,
         past: PastTickets | None = None,
+        *,
+        links: Links | None = None,
+        unresolved: OpenTickets | None = None,
     ) -> None:
         self._subjects = subjects
         self._redactor = redactor
         self._clock = clock
-        self._past = past
+        self._around = Surroundings(subjects, redactor, links, unresolved, past)
 
     async def gather(
         self,
@@ -187,19 +259,22 @@ class ContextGatherer:
         timeout: float,
         tokens: int,
         changed: str = "",
+        linked: bool = True,
     ) -> Context:
         """Return the context of a batch. Never raises: what cannot be gathered is evidence that says so.
 
         Args:
-            tickets: The tickets of the batch, all of one subject.
+            tickets: The tickets of the batch.
             timeout: Seconds that all of it may take.
             tokens: Size of the evidence at most, as `context_tokens` counts.
             changed: The monitor's own evidence: what differs from when every invariant held.
+            linked: Whether the subjects that those of the tickets depend on are asked for their state.
         """
-        sources = self._sources(tickets)
+        tickets = self._around.deepest_first(tickets)
         violations = self._piece(VIOLATIONS, "midwatch", self._violations(tickets))
-        fetched = await self._fetch_all(sources, timeout)
-        opening = self._as_they_opened(tickets)
+        onset = min((ticket.first_seen_at for ticket in tickets), default=None)
+        fetched = await self._fetched(tickets, timeout, linked, onset)
+        opening = self._as_they_opened(tickets, fetched)
         if changed:
             opening.append(self._piece(CHANGED, "midwatch", changed, rank=OPENING_RANK))
         pieces = [violations, *self._absent(tickets), *opening, *fetched]
@@ -209,6 +284,49 @@ class ContextGatherer:
             gathered_at=self._clock.now(),
         )
 
+    @property
+    def past_incident(self) -> Callable[[Past], str]:
+        """Returns a past incident as text."""
+        return self._around.past_incident
+
+    def answered(self, tool: str, source: str, answer: Answer, *, ok: bool) -> Piece:
+        """Return what a call of a tool returned as a piece of evidence. A text that is empty says so."""
+        shown = self._redactor.text(clean(answer.command, longest=None))
+        piece = self._piece(
+            f"{tool}: {shown}",
+            source,
+            answer.text or "It returned nothing.",
+            available=ok,
+        )
+        return replace(piece, command=shown, origin=answer.origin)
+
+    async def _fetched(
+        self,
+        tickets: Sequence[Ticket],
+        timeout: float,
+        linked: bool,
+        onset: datetime | None,
+    ) -> list[Piece]:
+        """Return what all sources say, by rank. What it says may show further links, whose subjects come second."""
+        loop = asyncio.get_running_loop()
+        until, linked = loop.time() + timeout, linked and self._around.linkable
+        own, around = self._sources(tickets), self._around.sources(tickets)
+        first = [source for _, source in own]
+        if linked:
+            fetched = await self._fetch_all(first, timeout * _OWN_SHARE, onset)
+        else:
+            fetched = await self._fetch_all([*first, *around], timeout, onset)
+        for (name, _), piece in zip(own, fetched, strict=False):
+            self._around.learn(name, piece.text, piece.title)
+        if linked:
+            second = [*around, *await self._around.linked(tickets)]
+            fetched += await self._fetch_all(
+                second, max(until - loop.time(), 0.1), onset
+            )
+        if links := self._around.links(tickets):
+            fetched.append(self._piece(LINKS, "midwatch", links, rank=LINKS_RANK))
+        return sorted(fetched, key=lambda piece: piece.rank)
+
     def _piece(
         self,
         title: str,
@@ -217,6 +335,7 @@ class ContextGatherer:
         *,
         available: bool = True,
         rank: int = 0,
+        origin: Origin = Origin.SYSTEM,
     ) -> Piece:
         """Return a piece that is cleaned and redacted, but not yet shortened: a cut secret has no shape."""
         return Piece(
@@ -226,73 +345,73 @@ class ContextGatherer:
             text=self._redactor.text(clean(text, longest=None)).strip("\n"),
             available=available,
             rank=rank,
+            origin=origin,
         )
 
     # ------------------------------------------------------------------ what to ask
 
-    def _sources(self, tickets: Sequence[Ticket]) -> list[EvidenceSource]:
-        subject = self._subjects.get(tickets[0].key.subject) if tickets else None
-        sources = list(subject.sources(tickets)) if subject else []
-        if self._past is not None and tickets:
-            sources.append(
-                EvidenceSource(
-                    title="Past tickets of the same kind",
-                    source="midwatch",
-                    fetch=lambda: self._past_tickets(tickets),
-                    rank=PAST_RANK,
-                )
-            )
-        return sorted(sources, key=lambda source: source.rank)
+    def _sources(self, tickets: Sequence[Ticket]) -> list[tuple[str, EvidenceSource]]:
+        """Return the sources of the tickets' subjects, each with its subject."""
+        by_subject = _by_subject(tickets)
+        return [
+            (name, _named(name, source) if len(by_subject) > 1 else source)
+            for name, own in by_subject.items()
+            if name in self._subjects
+            for source in self._subjects[name].sources(own)
+        ]
 
     def _absent(self, tickets: Sequence[Ticket]) -> list[Piece]:
-        if not tickets or tickets[0].key.subject in self._subjects:
-            return []
-        name = tickets[0].key.subject
-        text = f"The subject {name} is not in the settings any more: no evidence could be fetched from it."
-        return [self._piece(f"Subject {name}", "midwatch", text, available=False)]
+        return [
+            self._piece(
+                f"Subject {name}",
+                "midwatch",
+                f"The subject {name} is not in the settings any more: no evidence could be fetched from it.",
+                available=False,
+            )
+            for name in _by_subject(tickets)
+            if name not in self._subjects
+        ]
 
-    def _as_they_opened(self, tickets: Sequence[Ticket]) -> list[Piece]:
-        """Return the evidence that first aid cited: the state when the tickets opened."""
+    def _as_they_opened(
+        self, tickets: Sequence[Ticket], now: Sequence[Piece]
+    ) -> list[Piece]:
+        """Return what first aid cited when the tickets opened, without what is still the same."""
+        current = {(one.title, one.source): one.text for one in now if one.available}
         seen: dict[str, Piece] = {}
+        same: list[str] = []
         for ticket in tickets:
             for kept in (ticket.first_aid or {}).get("evidence", ()):
                 if kept["title"] == VIOLATIONS or kept["text"] in seen:
                     continue
                 title = f"When ticket {ticket.id} opened: {kept['title']}"
                 piece = self._piece(
-                    title, kept["source"], kept["text"], rank=OPENING_RANK
+                    title,
+                    kept["source"],
+                    put_marks(kept["text"], kept.get("reported", ())),
+                    rank=OPENING_RANK,
+                    origin=Origin(kept.get("origin", Origin.SYSTEM)),
                 )
+                text = current.get((kept["title"], piece.source))
+                left = piece.text if text is None else gone_since(piece.text, text)
+                if not left:
+                    same.append(kept["title"])
+                    continue
                 seen[kept["text"]] = replace(
-                    piece, at=datetime.fromisoformat(kept["at"])
+                    piece, text=left, at=datetime.fromisoformat(kept["at"])
                 )
-        return list(seen.values())[:MOST_FROM_OPENING]
-
-    async def _past_tickets(self, tickets: Sequence[Ticket]) -> str:
-        assert self._past is not None
-        past = await self._past(tickets)
-        return "\n\n".join(map(self._past_ticket, past)) or "There is none."
-
-    def _past_ticket(self, past: Past) -> str:
-        ticket = past.ticket
-        same = "same component" if past.same_key else "another component"
-        lines = [
-            f"Past ticket {ticket.id}: {self._line(ticket.key.invariant)}"
-            f" on {self._line(ticket.key.component)} ({same})",
-            f"opened {_time(ticket.opened_at)}, resolved {_time(ticket.resolved_at)}",
-            f"message: {self._line(ticket.message)}",
-            f"what was found: {self._line(past.summary or 'nothing was noted')}",
-        ]
-        if past.root_cause:
-            lines.append(f"root cause: {self._line(past.root_cause)}")
-        lines.append(
-            f"what resolved it: {self._line(ticket.resolution or 'not noted')}"
-        )
-        return "\n".join(lines)
+        pieces = list(seen.values())[:MOST_FROM_OPENING]
+        if same:
+            titles = "; ".join(dict.fromkeys(same))
+            pieces.append(self._piece(SAME, "midwatch", titles, rank=OPENING_RANK))
+        return pieces
 
     # ------------------------------------------------------------------ asking
 
     async def _fetch_all(
-        self, sources: Sequence[EvidenceSource], timeout: float
+        self,
+        sources: Sequence[EvidenceSource],
+        timeout: float,
+        onset: datetime | None,
     ) -> list[Piece]:
         """Return the piece of every source, in order; a source that is late says so."""
         if not sources:
@@ -316,7 +435,7 @@ class ContextGatherer:
             if unfinished:
                 await asyncio.wait(unfinished, timeout=_STOPPING)
         return [
-            self._result(source, task, min(source.timeout, timeout))
+            self._result(source, task, min(source.timeout, timeout), onset)
             for source, task in zip(sources, tasks, strict=True)
         ]
 
@@ -326,9 +445,13 @@ class ContextGatherer:
         return text, self._clock.now()
 
     def _result(
-        self, source: EvidenceSource, task: asyncio.Task[_Answer], limit: float
+        self,
+        source: EvidenceSource,
+        task: asyncio.Task[_Answer],
+        limit: float,
+        onset: datetime | None,
     ) -> Piece:
-        failure = _failure(task, limit)
+        failure = failure_of(task, limit)
         text, at = task.result() if not failure else (f"Unavailable: {failure}", None)
         piece = self._piece(
             source.title,
@@ -336,7 +459,11 @@ class ContextGatherer:
             text or "The source returned nothing.",
             available=not failure,
             rank=source.rank,
+            origin=source.origin,
         )
+        if source.log and not failure:
+            lines = shorten(collapse(piece.text, onset), LOG_TOKENS)
+            piece = replace(piece, text=lines)
         return replace(piece, at=at) if at else piece
 
     # ------------------------------------------------------------------ the violations
@@ -349,22 +476,26 @@ class ContextGatherer:
         return "\n\n".join(map(self._violation, tickets))
 
     def _violation(self, ticket: Ticket) -> str:
+        """Return what is known of a ticket: measured, with marks on what clients wrote or named."""
+        facts = self._redactor.value(dict(ticket.facts))
+        written = {name: self._line(fact) for name, fact in facts.items()}
+        component = self._line(ticket.key.component)
         lines = [
             f"Ticket {ticket.id}: {ticket.severity.label}, {self._line(ticket.key.invariant)}"
-            f" on {self._line(ticket.key.component)} of {self._line(ticket.key.subject)}",
-            f"message: {self._line(ticket.message)}",
+            f" on {reported(component)} of {self._line(ticket.key.subject)}",
+            f"message: {self._message(ticket, [component, *self._foreign(ticket, written)])}",
             *self._rule(ticket),
             f"first seen: {_time(ticket.first_seen_at)}",
             f"ticket opened: {_time(ticket.opened_at)}",
             f"last seen: {_time(ticket.last_seen_at)}, seen {ticket.occurrence_count} times",
             f"status: {ticket.status}{', held' if ticket.held else ''}",
         ]
-        if ticket.facts:
-            facts = self._redactor.value(dict(ticket.facts))
+        if written:
+            foreign = self._foreign(ticket, written)
             lines.append("facts:")
             lines += [
-                f"  {self._line(name, 80)}: {self._line(fact)}"
-                for name, fact in facts.items()
+                f"  {self._line(name, 80)}: {reported(fact) if fact in foreign else fact}"
+                for name, fact in written.items()
             ]
         if ticket.flapping:
             lines.append(
@@ -373,6 +504,27 @@ class ContextGatherer:
         if ticket.previous_id is not None:
             lines.append(f"earlier opening: ticket {ticket.previous_id}")
         return "\n".join(lines)
+
+    def _message(self, ticket: Ticket, foreign: Sequence[str]) -> str:
+        """Return the message, marked: as a whole unless Midwatch words it, else what in it is foreign."""
+        message = self._line(ticket.message)
+        if not self._is_own(ticket):
+            return reported(message)
+        return mark_reported(message, foreign)
+
+    def _is_own(self, ticket: Ticket) -> bool:
+        subject = self._subjects.get(ticket.key.subject)
+        return subject is not None and subject.kind in _OWN_WORDS
+
+    def _foreign(self, ticket: Ticket, written: Mapping[str, str]) -> list[str]:
+        """Return the facts that clients wrote: all text but that of names by which subjects tell a state."""
+        return [
+            fact
+            for name, fact in written.items()
+            if isinstance(ticket.facts.get(name), str)
+            and any(map(str.isalpha, fact))
+            and not (self._is_own(ticket) and _MEASURED.search(name))
+        ]
 
     def _rule(self, ticket: Ticket) -> list[str]:
         invariant = self._invariant(ticket)
@@ -391,7 +543,18 @@ class ContextGatherer:
         return next((item for item in known if item.id == ticket.key.invariant), None)
 
 
-def _failure(task: asyncio.Task[_Answer], limit: float) -> str:
+def _by_subject(tickets: Sequence[Ticket]) -> dict[str, list[Ticket]]:
+    found: dict[str, list[Ticket]] = {}
+    for ticket in tickets:
+        found.setdefault(ticket.key.subject, []).append(ticket)
+    return found
+
+
+def _named(name: str, source: EvidenceSource) -> EvidenceSource:
+    return replace(source, title=f"{name}: {source.title}")
+
+
+def failure_of(task: asyncio.Task[Any], limit: float) -> str:
     """Return how a source failed, or "". A source may be a plug-in: any error that it raises becomes
     evidence, so that one bad source does not prevent the diagnosis."""
     error = task.exception() if task.done() and not task.cancelled() else None

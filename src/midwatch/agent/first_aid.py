@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from midwatch.agent.evidence import CHANGED, ContextGatherer
@@ -62,7 +63,11 @@ class FirstAidWriter:
 
     async def _give(self, kind: str, tickets: list[Ticket], changed: str) -> None:
         context = await self._gatherer.gather(
-            tickets, timeout=self._timeout, tokens=_TOKENS, changed=changed
+            tickets,
+            timeout=self._timeout,
+            tokens=_TOKENS,
+            changed=changed,
+            linked=False,
         )
         for ids, output in preliminary(self._playbooks, kind, tickets, context):
             document = self._document(output, context)
@@ -164,11 +169,4 @@ def _cited(output: DiagnosisOutput, evidence: Sequence[Evidence]) -> Iterable[Ev
     dumped = output.model_dump_json()
     for piece in evidence:
         if f'"{piece.id}"' in dumped or piece.title == CHANGED:
-            yield Evidence(
-                piece.id,
-                piece.title,
-                piece.source,
-                piece.at,
-                piece.text[:_CITED_CHARACTERS],
-                piece.available,
-            )
+            yield replace(piece, text=piece.text[:_CITED_CHARACTERS])

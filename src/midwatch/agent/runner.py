@@ -12,6 +12,7 @@ from typing import Literal
 
 from midwatch.agent.attempt import SLACK, Attempt, AttemptContext, AttemptOutcome, Model
 from midwatch.agent.evidence import ContextGatherer
+from midwatch.agent.investigation import Investigator
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Alive, Clock, Liveness, StopEvent, SystemClock
 from midwatch.logs import Log, quiet_log
@@ -55,6 +56,8 @@ class AgentRunner:
         name: Name of this daemon in claims and heartbeats.
         longest_call: Seconds that one call may take; only liveness uses it.
         progress: The liveness that a health probe asks.
+        investigator: What Claude may ask of the subjects; None for nothing.
+        trace: Gets the text of every request and answer.
     """
 
     def __init__(
@@ -72,6 +75,8 @@ class AgentRunner:
         name: str = "agent",
         longest_call: float = 300.0,
         progress: Liveness | None = None,
+        investigator: Investigator | None = None,
+        trace: Callable[[str], None] | None = None,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -94,6 +99,8 @@ class AgentRunner:
             self.log,
             random,
             longest_call,
+            investigator=investigator,
+            trace=trace,
         )
         self._blocked_by = ""
         self._budget_spent_until: dict[Severity, float] = {}

@@ -19,6 +19,8 @@ from midwatch.errors import SettingsError
 if TYPE_CHECKING:
     from midwatch.agent.claude import Claude
     from midwatch.agent.evidence import ContextGatherer
+    from midwatch.agent.investigation import Investigator
+    from midwatch.agent.links import Links
     from midwatch.agent.runner import AgentRunner
     from midwatch.lifecycle import Liveness
     from midwatch.logs import Log
@@ -28,8 +30,11 @@ if TYPE_CHECKING:
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
     from midwatch.subjects.base import Subject
+    from midwatch.subjects.tools import Tool
 
 T = TypeVar("T")
+_MOST_OPEN = 200
+"""Open tickets that are looked at as evidence for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +148,11 @@ class App:
     store: Store
     subjects: Sequence[Subject]
     redactor: Redactor
+    links: Links
     gatherer: ContextGatherer
     model: ModelFromKey
     log: Log
+    environ: Mapping[str, str]
 
     def monitor(self) -> MonitorLoop:
         """Return the monitor of all subjects. Raises SettingsError if there are none."""
@@ -177,10 +184,38 @@ class App:
             redactor=self.redactor,
             log=self.log,
             name=f"monitor {process_name()}",
+            links=self.links,
         )
 
-    def agent(self, progress: Liveness | None = None) -> AgentRunner:
-        """Return the agent; `progress` is the liveness that it shares with a monitor."""
+    def investigator(self) -> Investigator:
+        """Return what begins investigations. Raises SettingsError for tools that cannot be used."""
+        from midwatch.agent.incident_tools import search_tool, state_tool
+        from midwatch.agent.investigation import Investigator
+
+        subjects = {subject.name: subject for subject in self.subjects}
+        of_repositories = repository_tools(self.settings, self.environ)
+
+        def around(names: Sequence[str]) -> Sequence[Tool]:
+            near = {one for name in names for one in self.links.related(name)}
+            state = state_tool({one: subjects[one] for one in sorted(near - {*names})})
+            return (
+                search_tool(self.store.search_past, self.gatherer.past_incident),
+                *filter(None, [state]),
+                *of_repositories(names),
+            )
+
+        settings = self.settings.investigation
+        return Investigator(self.gatherer, subjects, settings, around)
+
+    def agent(
+        self,
+        progress: Liveness | None = None,
+        trace: Callable[[str], None] | None = None,
+    ) -> AgentRunner:
+        """Return the agent; `progress` is the liveness that it shares with a monitor.
+
+        `trace` gets the text of every request and answer.
+        """
         from midwatch.agent.runner import AgentRunner
 
         return AgentRunner(
@@ -194,7 +229,37 @@ class App:
             name=f"agent {process_name()}",
             longest_call=self.settings.anthropic.timeout,
             progress=progress,
+            investigator=self.investigator(),
+            trace=trace,
         )
+
+
+def repository_tools(
+    settings: Settings, environ: Mapping[str, str]
+) -> Callable[[Sequence[str]], Sequence[Tool]]:
+    """Return what returns the tools for the repositories of some subjects, by their names.
+
+    Raises SettingsError for a missing token of a Git host.
+    """
+    written = {one["name"]: one.get("repositories") for one in settings.subjects}
+    if not any(written.values()):
+        return lambda names: ()
+    from midwatch.agent.repository_tools import RepositoryTools, SourceRepository
+    from midwatch.session.options import git_environment
+    from midwatch.session.records import SessionFolders
+    from midwatch.workspace.git import Git
+    from midwatch.workspace.setup import WorkspaceOptions
+
+    git = Git(git_environment(settings.sessions, environ))
+    cache = SessionFolders.from_settings(settings.sessions).cache
+    mirrors = WorkspaceOptions(cache=cache).mirrors(git)
+
+    def tools(names: Sequence[str]) -> Sequence[Tool]:
+        own = [one for name in names for one in written.get(name) or ()]
+        repositories = [SourceRepository(one["url"], one.get("branch")) for one in own]
+        return RepositoryTools(repositories, mirrors, git).tools()
+
+    return tools
 
 
 @asynccontextmanager
@@ -207,14 +272,18 @@ async def open_app(
     its path may be wrong.
     """
     from midwatch.agent.evidence import ContextGatherer
+    from midwatch.agent.links import Links
     from midwatch.lifecycle import SystemClock
     from midwatch.logs import forward_library_logs, open_log
+    from midwatch.model import UNRESOLVED
     from midwatch.redaction import Redactor
+    from midwatch.store.protocol import TicketFilter
     from midwatch.store.sql import open_store
-    from midwatch.subjects.base import build_subjects
+    from midwatch.subjects.base import build_subjects, dependencies
 
     settings = edge.settings()
     subjects = build_subjects(settings.subjects)
+    links = Links(subjects, dependencies(settings.subjects))
     known = secrets_of(settings, edge.environ)
     redactor = Redactor(
         [*known, *(secret for subject in subjects for secret in subject.secrets)]
@@ -232,12 +301,24 @@ async def open_app(
         redactor,
         SystemClock(),
         store.past,
+        links=links,
+        unresolved=lambda: store.tickets(TicketFilter(UNRESOLVED, limit=_MOST_OPEN)),
     )
     model = ModelFromKey(settings, edge.environ)
     gc.enable()  # `main` turned it off for the start
     forward_library_logs(log)
     try:
-        yield App(settings, store, subjects, redactor, gatherer, model, log)
+        yield App(
+            settings,
+            store,
+            subjects,
+            redactor,
+            links,
+            gatherer,
+            model,
+            log,
+            edge.environ,
+        )
     finally:
         for subject in subjects:
             await subject.close()

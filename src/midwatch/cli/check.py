@@ -21,6 +21,7 @@ from midwatch.text import one_line
 from midwatch.units import format_count, format_duration
 
 if TYPE_CHECKING:
+    from midwatch.agent.links import Links
     from midwatch.monitor.standstill import Standstill
     from midwatch.provider import ApiAccess
     from midwatch.redaction import Redactor
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 _MAX_TEXT = 400  # characters of a line
+_RESOLVE_SECONDS = 2.0  # seconds to wait for the host names of links
 _SETTINGS, _SUBJECTS = "settings", "subject settings"
 _WRITTEN = (_SETTINGS, _SUBJECTS)
 """Results about what was written, not about what is there."""
@@ -148,9 +150,10 @@ async def _daemons(store: Store, settings: Settings) -> Finding:
 
 
 async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
+    from midwatch.agent.links import Links
     from midwatch.monitor.standstill import Standstill
     from midwatch.redaction import Redactor
-    from midwatch.subjects.base import build_subjects
+    from midwatch.subjects.base import build_subjects, dependencies
 
     if not settings.subjects:
         hint = "name one under `subjects`, such as {name: this-host, kind: host}"
@@ -165,13 +168,28 @@ async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
     standstill = Standstill()
     standstill.start()
     try:
-        return await asyncio.gather(
+        links = Links(subjects, dependencies(settings.subjects))
+        links.refresh()
+        checked = await asyncio.gather(
             *(_check_awake(one, redactor, standstill) for one in subjects)
         )
+        await asyncio.to_thread(links.wait, _RESOLVE_SECONDS)
+        return [*checked, *_linked(links)]
     finally:
         standstill.stop()
         for subject in subjects:
             await subject.close()
+
+
+def _linked(links: Links) -> list[Finding]:
+    """Return what each subject depends on, as far as settings and addresses show it."""
+    needs: dict[str, list[str]] = {}
+    for link in links.links():
+        needs.setdefault(link.subject, []).append(f"{link.on} ({link.why})")
+    return [
+        ok(f"links of {name}", f"depends on {', '.join(others)}")
+        for name, others in needs.items()
+    ]
 
 
 async def _check_awake(

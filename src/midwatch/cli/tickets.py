@@ -120,12 +120,23 @@ async def _with_briefs(
 
 
 @tickets.command()
-def show(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> None:
-    """Show a ticket with its first aid, its diagnosis and every attempt at one."""
+def show(
+    context: typer.Context,
+    ticket_id: Id,
+    all_: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Open what is folded: timeline, evidence and first aid."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a ticket with its diagnosis, its first aid and every attempt at a diagnosis."""
     edge: Edge = context.obj
     details = use_store(edge, lambda store: read_ticket(store, ticket_id))
     diagnosis = settled(details.ticket, details.attempts)
-    print_details(Output.standard(edge.environ), details, diagnosis, as_json)
+    output = Output.standard(edge.environ)
+    print_details(output, details, diagnosis, as_json, unfold=all_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +158,22 @@ async def read_ticket(store: Store, ticket_id: int) -> TicketDetails:
 
 
 def print_details(
-    output: Output, details: TicketDetails, diagnosis: Diagnosis | None, as_json: bool
+    output: Output,
+    details: TicketDetails,
+    diagnosis: Diagnosis | None,
+    as_json: bool,
+    unfold: bool = False,
 ) -> None:
     if as_json:
         output.json(ticket_document(details.ticket, diagnosis, details.sessions))
     else:
         show_ticket(
-            output, details.ticket, diagnosis, details.attempts, details.sessions
+            output,
+            details.ticket,
+            diagnosis,
+            details.attempts,
+            details.sessions,
+            unfold,
         )
 
 
@@ -306,6 +326,12 @@ def diagnose(
             "--show-prompt", help="Print the prompt; call no API, claim no ticket."
         ),
     ] = False,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace", help="Print every request and answer to standard error."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Diagnose a ticket's incident now, ahead of the queue."""
@@ -314,11 +340,12 @@ def diagnose(
     if show_prompt:
         prompt = asyncio.run(_prompt(edge, ticket_id))
         if as_json:
-            output.json({"system": prompt.system, "user": prompt.user})
+            tools = {"tools": list(prompt.tools)} if prompt.tools else {}
+            output.json({"system": prompt.system, "user": prompt.user, **tools})
         else:
             output.line(prompt.show().rstrip("\n"))
         return
-    details = asyncio.run(_diagnose(edge, ticket_id))
+    details = asyncio.run(_diagnose(edge, ticket_id, trace))
     ticket, attempts = details.ticket, details.attempts
     # The answer may explain other tickets of the incident only: then show the last attempt.
     diagnosis = settled(ticket, attempts) or attempts[-1]
@@ -329,24 +356,28 @@ def diagnose(
             hint=f"fix that, then run `midwatch tickets retry {ticket_id}`",
         )
     if ticket.diagnosis_id is None and not ticket.resolved:
+        given_up = ticket.status is TicketStatus.GIVEN_UP
+        after = "given up" if given_up else "queued again"
         typer.echo(
-            f"the answer does not explain ticket {ticket_id}: it is queued again",
-            err=True,
+            f"the answer does not name ticket {ticket_id}: it is {after}", err=True
         )
 
 
 async def _prompt(edge: Edge, ticket_id: int) -> Prompt:
     from midwatch.agent.attempt import GATHER_SECONDS
-    from midwatch.agent.diagnosis import compose
+    from midwatch.agent.diagnosis import Step
 
     async with open_app(edge, sys.stderr) as opened:
         ticket = await opened.store.ticket(ticket_id)
+        tickets = await _incident(opened, ticket)
         gathered = await opened.gatherer.gather(
-            await _incident(opened, ticket),
+            tickets,
             timeout=GATHER_SECONDS,
             tokens=opened.settings.agent.context_tokens,
         )
-        return compose(gathered)
+        anthropic = opened.settings.anthropic
+        step = Step(gathered, anthropic.max_tokens)
+        return opened.investigator().begin(tickets).step(step, anthropic.model).prompt
 
 
 async def _incident(opened: App, ticket: Ticket) -> list[Ticket]:
@@ -361,8 +392,8 @@ async def _incident(opened: App, ticket: Ticket) -> list[Ticket]:
     return sorted(tickets, key=lambda one: (one.severity, one.id))
 
 
-async def _diagnose(edge: Edge, ticket_id: int) -> TicketDetails:
-    """Diagnose the ticket's incident, and read the ticket again.
+async def _diagnose(edge: Edge, ticket_id: int, trace: bool) -> TicketDetails:
+    """Diagnose the ticket's incident, and read the ticket again. `trace` prints the exchange with Claude.
 
     Raises:
         Conflict: The ticket is settled, or another worker diagnoses it.
@@ -376,7 +407,8 @@ async def _diagnose(edge: Edge, ticket_id: int) -> TicketDetails:
         _refuse_settled(ticket)
         stop = StopEvent()
         with stop_on_signals(stop):
-            outcome = await opened.agent().diagnose(ticket.batch, stop)
+            agent = opened.agent(trace=_print_trace if trace else None)
+            outcome = await agent.diagnose(ticket.batch, stop)
         if isinstance(outcome, Blocked):
             raise MidwatchError(f"not diagnosing: {outcome.reason}")
         if outcome is None:
@@ -393,6 +425,10 @@ async def _diagnose(edge: Edge, ticket_id: int) -> TicketDetails:
         if not details.attempts:
             raise MidwatchError(f"no diagnosis was made: {outcome.outcome}")
         return details
+
+
+def _print_trace(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def _refuse_settled(ticket: Ticket) -> None:

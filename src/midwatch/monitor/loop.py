@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from midwatch.agent.first_aid import FirstAidWriter
+from midwatch.agent.links import Links
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock, first
 from midwatch.logs import Log, quiet_log
@@ -36,6 +37,7 @@ class MonitorLoop:
         log: Where events are logged; the default drops them.
         name: Name of this daemon in its heartbeats.
         progress: The liveness that a health probe asks.
+        links: The links between subjects; by default those that the subjects show themselves.
         standstill: Measures for how long this process stood still; by default only with the machine's own clock.
     """
 
@@ -51,6 +53,7 @@ class MonitorLoop:
         log: Log | None = None,
         name: str = "monitor",
         progress: Liveness | None = None,
+        links: Links | None = None,
         standstill: Standstill | None = None,
     ) -> None:
         self.store = store
@@ -60,6 +63,7 @@ class MonitorLoop:
         self.log = log or quiet_log()
         self.name = name
         self.progress = progress or Liveness(self.clock)
+        self.links = links or Links(subjects)
         self._longest = max((subject.timeout for subject in subjects), default=0.0)
         sanitizer = Sanitizer(redactor or Redactor())
         if standstill is None and isinstance(self.clock, SystemClock):
@@ -67,7 +71,14 @@ class MonitorLoop:
         self.standstill = standstill
         self.monitors = [
             SubjectMonitor(
-                subject, store, settings, sanitizer, self.clock, self.log, standstill
+                subject,
+                store,
+                settings,
+                sanitizer,
+                self.clock,
+                self.log,
+                self.links,
+                standstill,
             )
             for subject in subjects
         ]
@@ -93,6 +104,7 @@ class MonitorLoop:
         """Poll every subject once, save what changed, and write first aid on tickets that opened."""
         if self.standstill is not None:
             self.standstill.start()
+        self.links.refresh()
         began = self.clock.monotonic()
         parts = await asyncio.gather(*map(self._cycle_of, self.monitors))
         return Cycle(
@@ -118,6 +130,7 @@ class MonitorLoop:
             cycle = await monitor.cycle()
             if cycle.opened and self.first_aid is not None:
                 await self.first_aid.give(cycle.opened, cycle.changed)
+                await monitor.join_linked()
         except MidwatchError as error:
             self.log.warning("first aid not saved", error=error.one_line())
         except Exception:  # a bug here or in a playbook must not end the daemon

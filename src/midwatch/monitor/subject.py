@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
+from midwatch.agent.links import Links
 from midwatch.errors import MidwatchError, StaleWatch
 from midwatch.lifecycle import Clock, first
 from midwatch.logs import Log
@@ -115,6 +116,7 @@ class SubjectMonitor:
         sanitizer: Sanitizer,
         clock: Clock,
         log: Log,
+        links: Links,
         standstill: Standstill | None = None,
     ) -> None:
         self.subject = subject
@@ -123,6 +125,7 @@ class SubjectMonitor:
         self.sanitizer = sanitizer
         self.clock = clock
         self.log = log
+        self.links = links
         self.standstill = standstill
         self.invariants = {item.id: item for item in subject.invariants}
         self.tickets: dict[Key, Ticket] = {}
@@ -132,6 +135,7 @@ class SubjectMonitor:
         self._baselines = Baselines()
         self._unavailable_for: Counter[str] = Counter()
         self._told: dict[str, str] = {}
+        self._linked_to: frozenset[str] = frozenset()
         self._spoiled_since: float | None = None
         self._stuck: asyncio.Task[Poll] | None = None
 
@@ -381,6 +385,7 @@ class SubjectMonitor:
             state=None if state == watch.state else state,
             error=poll.error or None,
             group_wait=self.settings.group_wait,
+            linked=self._linked(changes.openings),
         )
         self.pending = checked.pending
         failures = 0 if observation else watch.failures + 1
@@ -429,6 +434,22 @@ class SubjectMonitor:
             )
             for one in firing
         )
+
+    def _linked(self, openings: Sequence[Opening]) -> frozenset[str]:
+        """Return the subjects whose tickets belong to the same incident as these openings."""
+        if not openings:
+            return frozenset()
+        for violation in (opening.violation for opening in openings):
+            text = f"{violation.message}\n{violation.key.component}"
+            self.links.learn_opening(self.subject.name, text, violation.facts)
+        self._linked_to = self.links.related(self.subject.name)
+        return self._linked_to
+
+    async def join_linked(self) -> None:
+        """Join the incident of what just opened with those of subjects to which the first evidence shows a link."""
+        name = self.subject.name
+        if (linked := self.links.related(name)) - self._linked_to:
+            await self.store.join(name, linked, self.settings.group_wait)
 
     def _remember(self, poll: Poll, changes: Changes, opened: Iterable[Ticket]) -> None:
         """Update what is remembered between cycles from what was saved."""

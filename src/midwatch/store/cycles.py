@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import and_, case, exists, func, select, update
+from sqlalchemy import and_, case, exists, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from midwatch.errors import StaleWatch
 from midwatch.model import Json, Key, Severity, Ticket, TicketStatus
 from midwatch.store.engine import Transaction, audit_row
+from midwatch.store.memory import remember
 from midwatch.store.protocol import Changes, Earlier, Opening, SavedCycle, Watch
 from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
@@ -62,6 +63,7 @@ def save_cycle(
     state: Json | None = None,
     error: str | None = None,
     group_wait: float = 0.0,
+    linked: Collection[str] = (),
 ) -> SavedCycle:
     """Save an observation. Raises StaleWatch if `revision` is not the present one."""
     before = tx.one(
@@ -89,8 +91,10 @@ def save_cycle(
     _resolve(tx, changes.resolved)
     try:
         seen_cycle = cycle if error is None else None
-        openings, last = changes.openings, before.last_good_at
-        opened = _open(tx, subject, openings, seen_cycle, group_wait, last=last)
+        batch = _batch_for(tx, subject, changes.openings, group_wait, linked)
+        opened = _open(
+            tx, changes.openings, seen_cycle, batch, last=before.last_good_at
+        )
     except IntegrityError as conflict:
         raise StaleWatch() from conflict
     return SavedCycle(after, opened)
@@ -178,29 +182,21 @@ def resolve_rows(tx: Transaction, rows: Sequence[Any], actor: str, why: str) -> 
     tx.note(
         [audit_row(row.id, actor, "resolve", row.status, resolved, why) for row in rows]
     )
-    left = exists().where(
-        and_(tickets.c.batch_id == batches.c.id, tickets.c.status.in_(UNDIAGNOSED))
-    )
-    tx.execute(
-        update(batches)
-        .where(batches.c.id.in_({row.batch_id for row in rows}), ~left)
-        .values(queued=False)
-    )
+    _leave_queue(tx, {row.batch_id for row in rows})
+    remember(tx, ids)
 
 
 def _open(
     tx: Transaction,
-    subject: str,
     openings: Sequence[Opening],
     cycle: int | None,
-    group_wait: float,
+    batch: int,
     actor: str = "monitor",
     last: datetime | None = None,
 ) -> tuple[Ticket, ...]:
-    """Open tickets. `last` is when the subject was observed before this observation."""
+    """Open tickets in a batch. `last` is when the subject was observed before this observation."""
     if not openings:
         return ()
-    batch = _batch_for(tx, subject, openings, group_wait)
     rows = [_ticket_row(tx, opening, cycle, batch, last) for opening in openings]
     ids = [
         row.id
@@ -223,43 +219,137 @@ def _open(
 
 
 def _batch_for(
-    tx: Transaction, subject: str, openings: Sequence[Opening], group_wait: float
+    tx: Transaction,
+    subject: str,
+    openings: Sequence[Opening],
+    group_wait: float,
+    linked: Collection[str],
 ) -> int:
-    """Return the subject's unclaimed batch younger than `group_wait`, or a new one."""
+    """Return the batch that openings of a subject go to; 0 without openings.
+
+    It is the oldest that still waits for its group and has a ticket of the subject or of a linked one, or a new
+    one. Tickets of other such batches move into it. A batch that an agent has claimed is not among them.
+    """
+    if not openings:
+        return 0
     severity = min(opening.violation.severity for opening in openings)
-    young = tx.one(
+    waiting = _waiting(tx, subject, group_wait, linked)
+    if not waiting:
+        return new_batch(tx, subject, severity, group_wait)
+    return _merge(tx, waiting, severity)
+
+
+def join(
+    tx: Transaction, subject: str, linked: Collection[str], group_wait: float
+) -> None:
+    """Make one incident of those that wait for their group on a subject and on linked ones."""
+    waiting = _waiting(tx, subject, group_wait, linked)
+    own = select(tickets.c.id).where(
+        tickets.c.subject == subject,
+        tickets.c.batch_id.in_([row.id for row in waiting]),
+        tickets.c.status.in_(UNDIAGNOSED),
+    )
+    if len(waiting) > 1 and tx.one(own.limit(1)) is not None:
+        _merge(tx, waiting, Severity.INFO)
+
+
+def _waiting(
+    tx: Transaction, subject: str, group_wait: float, linked: Collection[str]
+) -> Sequence[Any]:
+    """Return the batches that wait for their group and have a ticket of these subjects, locked, the oldest first."""
+    if linked:
+        _one_at_a_time(tx)
+    of_incident = exists().where(
+        tickets.c.batch_id == batches.c.id,
+        tickets.c.subject.in_({subject, *linked}),
+        tickets.c.status.in_(UNDIAGNOSED),
+    )
+    return tx.all(
         select(batches.c.id, batches.c.severity)
         .where(
-            batches.c.subject == subject,
             batches.c.queued,
             batches.c.claim_token.is_(None),
             batches.c.attempts == 0,
+            batches.c.next_attempt_at.is_not(None),
             batches.c.opened_at > tx.now - timedelta(seconds=group_wait),
             batches.c.opened_at <= tx.now,
+            of_incident,
         )
-        .order_by(batches.c.id.desc())
-        .limit(1)
-        .with_for_update()
+        .order_by(batches.c.id)
+        # What is locked is being claimed, or changed by a person: it is not waited for.
+        .with_for_update(skip_locked=True)
     )
-    if young is not None:
+
+
+def _merge(tx: Transaction, waiting: Sequence[Any], severity: Severity) -> int:
+    """Move the tickets of batches into the first, at least as urgent as `severity`. Return its id."""
+    batch = int(waiting[0].id)
+    tx.execute(
+        update(batches)
+        .where(batches.c.id == batch)
+        .values(severity=min(severity, *(row.severity for row in waiting)))
+    )
+    _move(tx, [row.id for row in waiting[1:]], batch)
+    return batch
+
+
+def _one_at_a_time(tx: Transaction) -> None:
+    """Let openings that may join each other follow one another until the end of the transaction.
+
+    Two monitors that save linked subjects at once would each see no batch of the other. A transaction on SQLite
+    holds the write lock anyway. Who holds this lock waits for no other, so it cannot be part of a deadlock.
+    """
+    if tx.connection.dialect.name == "postgresql":
+        tx.execute(text("SELECT pg_advisory_xact_lock(7305615)"))
+
+
+def _move(tx: Transaction, sources: Sequence[int], batch: int) -> None:
+    """Move the undiagnosed tickets of batches to another batch; a batch without any leaves the queue."""
+    if not sources:
+        return
+    rows = tx.all(
+        select(tickets.c.id, tickets.c.status)
+        .where(tickets.c.batch_id.in_(sources), tickets.c.status.in_(UNDIAGNOSED))
+        .with_for_update(skip_locked=True)
+    )
+    for chunk in chunks([row.id for row in rows]):
         tx.execute(
-            update(batches)
-            .where(batches.c.id == young.id)
-            .values(severity=min(young.severity, severity))
+            update(tickets).where(tickets.c.id.in_(chunk)).values(batch_id=batch)
         )
-        return int(young.id)
-    return new_batch(tx, subject, severity, group_wait)
+    why = f"one incident with a linked subject; now in batch {batch}"
+    tx.note(
+        [
+            audit_row(row.id, "monitor", "join", row.status, row.status, why)
+            for row in rows
+        ]
+    )
+    _leave_queue(tx, sources)
+
+
+def _leave_queue(tx: Transaction, ids: Collection[int]) -> None:
+    """Take batches with nothing left to diagnose off the queue."""
+    left = exists().where(
+        and_(tickets.c.batch_id == batches.c.id, tickets.c.status.in_(UNDIAGNOSED))
+    )
+    tx.execute(update(batches).where(batches.c.id.in_(ids), ~left).values(queued=False))
 
 
 def new_batch(
-    tx: Transaction, subject: str, severity: Severity, wait: float = 0.0
+    tx: Transaction,
+    subject: str,
+    severity: Severity,
+    wait: float = 0.0,
+    opened_at: datetime | None = None,
 ) -> int:
-    """Create a batch that can be claimed `wait` seconds from now. Return its id."""
+    """Create a batch that can be claimed `wait` seconds from now. Return its id.
+
+    `opened_at` is when its incident began; by default that is now.
+    """
     inserted = tx.execute(
         batches.insert().values(
             subject=subject,
             severity=severity,
-            opened_at=tx.now,
+            opened_at=opened_at or tx.now,
             queued=True,
             attempts=0,
             next_attempt_at=tx.now + timedelta(seconds=wait) if wait else None,
@@ -323,7 +413,8 @@ def open_ticket(tx: Transaction, opening: Opening, actor: str) -> Ticket:
         )
     )
     if present is None:
-        [opened] = _open(tx, key.subject, [opening], None, 0.0, actor)
+        batch = new_batch(tx, key.subject, opening.violation.severity)
+        [opened] = _open(tx, [opening], None, batch, actor)
     else:
         _seen_again(tx, [present.id], None)
         row = tx.one(select_tickets().where(tickets.c.id == present.id))

@@ -13,6 +13,7 @@ from midwatch.store.schema import (
     batches,
     diagnoses,
     diagnosis_tickets,
+    past_incidents,
     sessions,
     tickets,
     transcript_entries,
@@ -48,6 +49,16 @@ Index(
 )
 Index("tickets_batch", tickets.c.batch_id)
 Index("tickets_past", tickets.c.invariant, tickets.c.subject, tickets.c.opened_at)
+_PAST = past_incidents.c
+Index(
+    "past_incidents_key",
+    _PAST.subject,
+    _PAST.invariant,
+    _PAST.component,
+    _PAST.ticket_id,
+)
+Index("past_incidents_subject", _PAST.subject, _PAST.invariant, _PAST.ticket_id)
+Index("past_incidents_invariant", _PAST.invariant, _PAST.ticket_id)
 Index("tickets_opened", tickets.c.opened_at)
 Index("diagnoses_batch", diagnoses.c.batch_id)
 Index("diagnoses_started", diagnoses.c.started_at)

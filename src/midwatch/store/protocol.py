@@ -9,7 +9,7 @@ waits are measured by the database's clock. Durations are in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
@@ -148,8 +148,10 @@ class Finish:
     """How a call ended, and what happens to the batch.
 
     Attributes:
-        explains: Ids of the tickets that the answer explains. The other tickets of the claim go
-            back to the queue as a new batch. An answer that explains none counts for all.
+        explains: Ids of the tickets that the answer names; None for the whole claim. Ids that are not of the claim
+            are ignored, and the only ticket of a claim is settled in any case. The other tickets are left out: the
+            first time they go back to the queue as one batch, later in a batch each. Tickets that are left out
+            again by an answer that names none of the claim are given up.
         keep: Whether the claim continues with another call.
         retry_in: Seconds until the batch can be claimed again, for the outcome "retry".
         counted: Whether the outcome "retry" counts as an attempt.
@@ -171,6 +173,15 @@ class Finish:
     retry_in: float = 0.0
     counted: bool = True
     given_up: bool = False
+
+    def settled(self, claimed: Sequence[int]) -> list[int]:
+        """Return those of the tickets of a claim, by id, that this settles. The others are left out.
+
+        An answer about one ticket is about that one: another call would cost again and say the same.
+        """
+        if self.explains is None or len(claimed) == 1:
+            return list(claimed)
+        return [id_ for id_ in claimed if id_ in self.explains]
 
 
 PauseKind = Literal["rate_limit", "spend_limit", "auth", "outage"]
@@ -236,12 +247,28 @@ class TicketSession:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A resolved ticket with its diagnosis or its resolution, as evidence for later tickets."""
+    """A resolved ticket with its diagnosis or its resolution, as evidence for later tickets.
+
+    `grounded` says how many claims of the diagnosis were found in its evidence, None if that was not checked.
+    `verified` is true where the diagnosis identified the cause and most of its claims were found.
+    """
 
     ticket: Ticket
     summary: str | None
     root_cause: str | None
     same_key: bool
+    confidence: str | None = None
+    grounded: Grounded | None = None
+    verified: bool = False
+
+    @property
+    def mark(self) -> str:
+        """How much of the diagnosis was verified; it is never shown without."""
+        found = self.grounded or Grounded(0, 0)
+        return (
+            f"an earlier diagnosis, {found.verified} of {found.total} claims found in its evidence, "
+            f"confidence {self.confidence or 'unknown'}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +334,7 @@ class Store(Protocol):
         state: Json | None = None,
         error: str | None = None,
         group_wait: float = 0.0,
+        linked: Collection[str] = (),
     ) -> SavedCycle:
         """Save one observation of a subject and the changes that follow from it.
 
@@ -317,12 +345,28 @@ class Store(Protocol):
             state: The new state of the subject; None leaves it unchanged.
             error: Why the observation failed. A failure is counted, and what tickets derive from
                 successful observations (count, last seen) does not change.
-            group_wait: Seconds. Openings join the latest batch of the subject if that is younger
-                and not yet claimed. Otherwise they make a batch that can be claimed
-                `group_wait` seconds from now.
+            group_wait: Seconds. Openings join the oldest batch with an undiagnosed ticket of the subject or
+                of a linked one that is younger, waits for its group and was never claimed; other such batches
+                become one with it. Otherwise they make a batch that can be claimed `group_wait` seconds
+                from now.
+            linked: Names of the subjects that this one depends on or that depend on it.
 
         Raises:
             StaleWatch: `revision` is not the present one; nothing was saved.
+        """
+        ...
+
+    async def join(
+        self, subject: str, linked: Collection[str], group_wait: float
+    ) -> None:
+        """Make one batch of those that have undiagnosed tickets of a subject and of linked ones, as openings would.
+
+        It is for links that show themselves after the tickets were opened.
+
+        Args:
+            subject: Name of the subject; without such a batch of its own nothing changes.
+            linked: Names of the subjects that it depends on or that depend on it.
+            group_wait: Seconds. Older batches stay as they are.
         """
         ...
 
@@ -380,6 +424,7 @@ class Store(Protocol):
         prompt_version: str,
         reserve_usd: float,
         budget: Budget,
+        evidence: Sequence[Evidence] = (),
     ) -> int | None:
         """Record a call that is about to be made, and reserve its largest possible cost.
 
@@ -389,6 +434,7 @@ class Store(Protocol):
             prompt_version: Version of the prompt.
             reserve_usd: The largest cost of the call, in USD.
             budget: The budget of the day.
+            evidence: What it is made with, if that must outlive the daemon.
 
         Returns:
             The id of the diagnosis, or None if the budget of the day does not allow the call.
@@ -447,10 +493,16 @@ class Store(Protocol):
         ...
 
     async def past(self, tickets: Sequence[Ticket], /, limit: int = 5) -> list[Past]:
-        """Return up to `limit` resolved tickets of the same key or invariant, best match first.
+        """Return up to `limit` past incidents of any subject like these tickets, best match first.
 
-        Diagnoses that are errors are left out.
+        A past incident is a resolved ticket with an answered diagnosis, or one that was resolved by hand. It is like
+        a ticket of the same key, else of the same subject and invariant, else of the same invariant, or by the
+        words of its message, facts, diagnosis and resolution. The time does not grow with their number.
         """
+        ...
+
+    async def search_past(self, query: str, limit: int = 5) -> list[Past]:
+        """Return up to `limit` past incidents of any subject by words of their text, best match first."""
         ...
 
     # -------------------------------------------------- people

@@ -46,6 +46,7 @@ from midwatch.model import (
     Grounded,
     Json,
     Key,
+    Origin,
     Severity,
     Ticket,
     TicketStatus,
@@ -86,7 +87,7 @@ def _sanitized(value: Any) -> Any:
     return value
 
 
-REVISION = "0003"
+REVISION = "0005"
 """The migration that creates these tables."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -212,6 +213,8 @@ tickets = Table(
     Column("resolution", SanitizedText),
     Column("first_aid", Document),
     Column("diagnosis_id", Id),
+    # The last diagnosis of its batch that did not name it.
+    Column("left_out_by", Id),
 )
 
 diagnoses = Table(
@@ -247,6 +250,17 @@ diagnosis_tickets = Table(
     metadata,
     Column("diagnosis_id", Id, ForeignKey("diagnoses.id"), primary_key=True),
     Column("ticket_id", Id, ForeignKey("tickets.id"), primary_key=True),
+)
+
+# Resolved tickets that teach something, with the distinct words of their text.
+past_incidents = Table(
+    "past_incidents",
+    metadata,
+    Column("ticket_id", Id, ForeignKey("tickets.id"), primary_key=True),
+    Column("subject", SanitizedText, nullable=False),
+    Column("invariant", SanitizedText, nullable=False),
+    Column("component", SanitizedText, nullable=False),
+    Column("words", SanitizedText, nullable=False),
 )
 
 audit = Table(
@@ -379,6 +393,7 @@ def ticket_of(row: Row[Any]) -> Ticket:
         resolution=row.resolution,
         first_aid=row.first_aid,
         diagnosis_id=row.diagnosis_id,
+        left_out_by=row.left_out_by,
         attempts=row.attempts,
         next_attempt_at=row.next_attempt_at,
         last_error=row.last_error,
@@ -428,4 +443,9 @@ def evidence_document(evidence: tuple[Evidence, ...]) -> list[Json]:
 
 
 def _evidence_of(document: Json) -> Evidence:
-    return Evidence(**{**document, "at": datetime.fromisoformat(document["at"])})
+    read = {
+        "at": datetime.fromisoformat(document["at"]),
+        "origin": Origin(document.get("origin", Origin.SYSTEM)),
+        "reported": tuple((start, end) for start, end in document.get("reported", ())),
+    }
+    return Evidence(**{**document, **read})

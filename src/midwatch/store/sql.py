@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import cycles, queue
+from midwatch.store import cycles, memory, queue
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
     DatabaseClock,
@@ -89,6 +89,7 @@ class SqlStore(TransactionalStore):
     watch = write(cycles.watch)
     revision = read(cycles.revision)
     save_cycle = write(cycles.save_cycle)
+    join = write(cycles.join)
     earlier = read(cycles.earlier)
     openings = read(cycles.openings)
     save_first_aid = write(cycles.save_first_aid)
@@ -103,7 +104,8 @@ class SqlStore(TransactionalStore):
     unpause = write(queue.unpause)
     pauses = read(queue.list_pauses)
     spent_today = read(queue.spent_today)
-    past = read(ticket_functions.past)
+    past = read(memory.past)
+    search_past = read(memory.search_past)
 
     # People.
     ticket = read(ticket_functions.ticket)

@@ -11,7 +11,7 @@ from datetime import timedelta
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Row, and_, func, or_, select, tuple_, update
+from sqlalchemy import Row, func, select, update
 
 from midwatch.errors import Conflict, NotFound
 from midwatch.model import (
@@ -31,10 +31,10 @@ from midwatch.store.cycles import (
     store_derived,
 )
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
+from midwatch.store.memory import remember
 from midwatch.store.protocol import (
     Brief,
     Finish,
-    Past,
     Stats,
     TicketFilter,
     TicketSession,
@@ -42,7 +42,6 @@ from midwatch.store.protocol import (
 from midwatch.store.queue import insert_diagnosis
 from midwatch.store.schema import (
     LARGEST_ID,
-    RESOLVED_BY_OBSERVATION,
     UNDIAGNOSED,
     audit,
     batches,
@@ -152,51 +151,6 @@ def sessions_of(tx: Transaction, ticket_id: int) -> list[TicketSession]:
         .order_by(sessions.c.created_at, sessions.c.id)
     )
     return [TicketSession(row.id, row.phase, row.created_at) for row in rows]
-
-
-def past(tx: Transaction, similar_to: Sequence[Ticket], limit: int = 5) -> list[Past]:
-    """Return resolved tickets that were diagnosed with an answer, or resolved by hand."""
-    if not similar_to:
-        return []
-    subject = similar_to[0].key.subject
-    same_subject = tickets.c.subject == subject
-    keys = {(ticket.key.invariant, ticket.key.component) for ticket in similar_to}
-    invariants = {ticket.key.invariant for ticket in similar_to}
-    rows = tx.all(
-        select_tickets()
-        .add_columns(diagnoses.c.answer)
-        .outerjoin(
-            diagnoses,
-            and_(
-                diagnoses.c.id == tickets.c.diagnosis_id,
-                diagnoses.c.outcome == "answered",
-            ),
-        )
-        .where(
-            tickets.c.status == TicketStatus.RESOLVED.value,
-            tickets.c.invariant.in_(invariants),
-            or_(
-                diagnoses.c.id.is_not(None),
-                tickets.c.resolution != RESOLVED_BY_OBSERVATION,
-            ),
-        )
-        .order_by(
-            and_(
-                same_subject, tuple_(tickets.c.invariant, tickets.c.component).in_(keys)
-            ).desc(),
-            same_subject.desc(),
-            tickets.c.opened_at.desc(),
-            tickets.c.id.desc(),
-        )
-        .limit(limit)
-    )
-    return [_past_of(row, subject, keys) for row in rows]
-
-
-def _past_of(row: Any, subject: str, keys: set[tuple[str, str]]) -> Past:
-    answer = row.answer or {}
-    same = row.subject == subject and (row.invariant, row.component) in keys
-    return Past(ticket_of(row), answer.get("summary"), answer.get("root_cause"), same)
 
 
 def stats(tx: Transaction, within: float) -> Stats:
@@ -329,6 +283,7 @@ def update_diagnosis(
     changes = {"diagnosis_id": diagnosis_id, "status": after}
     why = f"diagnosis {diagnosis_id}: {finish.outcome}"
     changed = _change(tx, row, changes, actor, "diagnose", why)
+    remember(tx, [ticket_id])
     if waiting:
         _unqueue_if_empty(tx, row.batch_id)
     return changed

@@ -17,7 +17,15 @@ from pydantic import ValidationError
 
 from midwatch.config import explain
 from midwatch.errors import SettingsError
-from midwatch.model import Invariant, Json, Observation, Severity, Ticket, Unit
+from midwatch.model import (
+    Invariant,
+    Json,
+    Observation,
+    Origin,
+    Severity,
+    Ticket,
+    Unit,
+)
 from midwatch.settings import InvariantSettings
 from midwatch.units import parse_limit
 
@@ -28,7 +36,8 @@ class EvidenceSource:
 
     `fetch` returns plain text, which the gatherer cleans, redacts, shortens and numbers. It may raise
     any `MidwatchError`, and is cancelled after `timeout` seconds. A lower `rank` matters more: when the
-    token budget is short, the highest ranks are left out first.
+    token budget is short, the highest ranks are left out first. `origin` says who wrote the text. With `log` the
+    text is lines of a log, oldest first: those of one shape become one, and the time around the onset counts.
     """
 
     title: str
@@ -36,10 +45,31 @@ class EvidenceSource:
     fetch: Callable[[], Awaitable[str]]
     rank: int = 50
     timeout: float = 5.0
+    origin: Origin = Origin.SYSTEM
+    log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A place at which a subject answers. `port` None stands for the whole machine.
+
+    `host` is a name, an IP address or the folder of a unix socket.
+    """
+
+    host: str
+    port: int | None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port is None else f"{host}:{self.port}"
 
 
 class Subject(Protocol):
-    """A watched system. `midwatch.testing.subject_conformance` checks an implementation."""
+    """A watched system. `midwatch.testing.subject_conformance` checks an implementation.
+
+    It may have two more properties, from which links between subjects come: `addresses`, a sequence of `Address`,
+    and `uses`, a text without secrets that names what it uses, such as its command line.
+    """
 
     @property
     def name(self) -> str: ...
@@ -137,7 +167,31 @@ def build_subjects(written: Sequence[Mapping[str, Any]]) -> list[Subject]:
             )
         names[subject.name] = index
         subjects.append(subject)
+    _check_names(dependencies(written), names)
     return subjects
+
+
+def dependencies(written: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return what each subject of the settings depends on, by name."""
+    return {one["name"]: list(one.get("depends_on") or ()) for one in written}
+
+
+def _check_names(
+    depends_on: Mapping[str, Sequence[str]], names: Mapping[str, int]
+) -> None:
+    for name, others in depends_on.items():
+        for at, other in enumerate(others):
+            if other not in names:
+                close = difflib.get_close_matches(other, sorted(names), n=1)
+                raise SettingsError(
+                    f"there is no subject {other}",
+                    path=f"subjects[{names[name]}].depends_on[{at}]",
+                    hint=(
+                        f"did you mean {close[0]}?"
+                        if close
+                        else f"one of {', '.join(sorted(names))}"
+                    ),
+                )
 
 
 def _build(

@@ -47,6 +47,8 @@ from midwatch.errors import ObservationFailed
 from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket
 from midwatch.settings import SubjectSettings
 from midwatch.subjects.base import EvidenceSource, configure
+from midwatch.subjects.command_tools import CommandToolSettings, command_tools
+from midwatch.subjects.tools import Tool
 from midwatch.text import component_name, ticket_line
 from midwatch.units import Bytes
 
@@ -446,6 +448,18 @@ class CommandSettings(SubjectSettings):
         description="It is killed above this size of output.",
     )
 
+    tools: list[CommandToolSettings] = Field(
+        default_factory=list,
+        description="Commands that an investigation may run; they must only read.",
+    )
+
+    @field_validator("tools")
+    @classmethod
+    def _names(cls, value: list[CommandToolSettings]) -> list[CommandToolSettings]:
+        if len({one.name for one in value}) < len(value):
+            raise ValueError("two tools have the same name")
+        return value
+
     @field_validator("command")
     @classmethod
     def _plain(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -482,6 +496,11 @@ class CommandSubject:
         values = self.settings.secret_env.values()
         return [text for value in values if (text := value.get_secret_value())]
 
+    @property
+    def uses(self) -> str:
+        """Its command line and its environment without secrets, which may name what it asks."""
+        return " ".join((*self.settings.command, *self.settings.env.values()))
+
     async def observe(self, previous: Json) -> Observation:
         """Run the command. Raises ObservationFailed when it fails or its output is invalid."""
         if not self.invariants:
@@ -507,10 +526,14 @@ class CommandSubject:
             )
         ]
 
+    def tools(self) -> Sequence[Tool]:
+        return command_tools(self.settings.tools, self._run, self.settings.timeout)
+
     async def close(self) -> None:
         """Do nothing: no process outlives a run."""
 
-    async def _run(self) -> ProcessResult:
+    async def _run(self, command: Sequence[str] = ()) -> ProcessResult:
+        """Run the subject's command, or another one in the same way."""
         env = {
             **_BASE_ENV,
             **self.settings.env,
@@ -520,7 +543,7 @@ class CommandSubject:
             },
         }
         return await run(
-            self.settings.command,
+            command or self.settings.command,
             env=env,
             cwd=self.settings.cwd or Path("/"),
             timeout=self.settings.timeout * _SHARE_OF_TIMEOUT,

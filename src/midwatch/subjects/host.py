@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket, Unit
 from midwatch.settings import Group, SubjectSettings
-from midwatch.subjects.base import EvidenceSource, configure
+from midwatch.subjects.base import Address, EvidenceSource, configure
 from midwatch.subjects.host_mounts import (
     MEASURES,
     Measured,
@@ -30,6 +30,7 @@ from midwatch.subjects.host_mounts import (
     reasons,
 )
 from midwatch.subjects.http import Regex
+from midwatch.subjects.tools import Tool
 from midwatch.text import component_name, table, ticket_line
 from midwatch.units import format_duration, format_size
 
@@ -153,6 +154,7 @@ class HostSubject:
     kind: ClassVar[str] = "host"
     settings_model: ClassVar[type[HostSettings]] = HostSettings
     default_invariants: ClassVar[Sequence[Invariant]] = INVARIANTS
+    addresses: ClassVar[Sequence[Address]] = (Address("localhost", None),)
 
     def __init__(self, settings: HostSettings) -> None:
         self.settings = settings
@@ -260,6 +262,11 @@ class HostSubject:
             for name, (title, describe, matters_to) in TABLES.items()
             if name != "processes" or self.settings.processes
         ]
+
+    def tools(self) -> Sequence[Tool]:
+        from midwatch.subjects.host_tools import HostTools
+
+        return HostTools(self.settings.timeout).tools()
 
     async def close(self) -> None:
         """Do nothing: nothing is kept open."""

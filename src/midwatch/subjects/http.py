@@ -39,10 +39,13 @@ from midwatch.subjects.certificates import (
 from midwatch.subjects.http_client import (
     Answer,
     Hop,
+    WebClient,
     WebFailure,
     show_origin,
 )
 from midwatch.subjects.http_evidence import Watched, sources
+from midwatch.subjects.http_tools import HttpTools
+from midwatch.subjects.tools import Tool
 from midwatch.subjects.web_settings import WebSettings
 from midwatch.text import component_name
 from midwatch.units import Bytes, Url, format_duration
@@ -103,6 +106,19 @@ class HttpSettings(WebSettings):
     body_limit: Bytes = Field(
         256_000, gt=0, le=10_000_000, description="Bytes of the body that are read."
     )
+
+    probe_paths: list[str] = Field(
+        default_factory=list,
+        description="Further paths of the server that an investigation may request: a GET of them changes nothing.",
+    )
+
+    @field_validator("probe_paths")
+    @classmethod
+    def _plain_paths(cls, value: list[str]) -> list[str]:
+        for path in value:
+            if not re.fullmatch(r"/(?!/)[!-~]*", path) or "#" in path:
+                raise ValueError("a path begins with one / and has no spaces")
+        return value
 
     @field_validator("expect_status")
     @classmethod
@@ -326,6 +342,7 @@ class HttpSubject:
         self.settings = settings
         self.name, self.timeout = settings.name, settings.timeout
         self.target = Target.of(settings.url)
+        self.addresses = settings.addresses
         self.clock = clock or SystemClock()
         path = f"subjects.{settings.name}"
         wanted = applicable(settings)
@@ -380,16 +397,20 @@ class HttpSubject:
 
     async def ask(self) -> Answer:
         """Request the URL now. Raises WebFailure."""
-        given = self.settings.headers.items()
-        headers = {name.lower(): value.get_secret_value() for name, value in given}
         return await self.web.fetch(
             self.settings.method,
             self.target.url,
             timeout=self.time_limit,
             limit=int(self.settings.body_limit),
-            headers={**self.target.login_header(), **headers},
+            headers=self._headers(),
             redirects=self.settings.redirects,
         )
+
+    def _headers(self) -> Mapping[str, str]:
+        """Return the headers of a request: those of the settings replace those of a login."""
+        given = self.settings.headers.items()
+        headers = {name.lower(): value.get_secret_value() for name, value in given}
+        return {**self.target.login_header(), **headers}
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
         target = self.target
@@ -405,6 +426,24 @@ class HttpSubject:
             problems=self.problems,
         )
         return sources(watched, tickets)
+
+    def tools(self) -> Sequence[Tool]:
+        settings = self.settings
+
+        def client(name: str) -> WebClient:
+            named = settings.server_name or name
+            copy = settings.model_copy(update={"server_name": named or None})
+            return copy.web_client(f"subjects.{self.name}", self.clock)
+
+        return HttpTools(
+            self.target.url,
+            self.target.host,
+            self.target.port,
+            paths=settings.probe_paths,
+            headers=self._headers,
+            client=client,
+            limit=self.time_limit,
+        ).tools()
 
     async def close(self) -> None:
         await self.web.close()

@@ -35,6 +35,8 @@ from midwatch.subjects.prometheus_settings import (
     PrometheusSettings,
     RuleSettings,
 )
+from midwatch.subjects.prometheus_tools import PrometheusTools
+from midwatch.subjects.tools import Tool
 from midwatch.text import ticket_line
 
 # ------------------------------------------------------------------ the subject
@@ -57,6 +59,7 @@ class PrometheusSubject:
         self.settings = settings
         self.name, self.timeout = settings.name, settings.timeout
         self.target = Target.of(settings.url)
+        self.addresses = settings.addresses
         self.clock = clock or SystemClock()
         path = f"subjects.{settings.name}"
         own = INVARIANTS if settings.alerts else ()
@@ -108,6 +111,11 @@ class PrometheusSubject:
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
         return _sources(self, tickets)
+
+    def tools(self) -> Sequence[Tool]:
+        limit = self.settings.timeout
+        alerts = _EvidenceReader(self, limit, ()).alerts
+        return PrometheusTools(self.api, self.clock, limit, alerts, compact).tools()
 
     async def close(self) -> None:
         await self._web.close()

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from midwatch.lifecycle import Clock
 from midwatch.settings import SubjectSettings
+from midwatch.subjects.base import Address
 from midwatch.subjects.http_client import WebClient
 from midwatch.units import Url
 
@@ -100,6 +101,13 @@ class WebSettings(SubjectSettings):
             keep_alive=keep_alive,
             clock=clock,
         )
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The address that `url` names."""
+        parts = urlsplit(self.url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        return (Address((parts.hostname or "").lower(), port),)
 
     def connection_secrets(self) -> list[str]:
         """Return the values of the headers that may be secret, and the password of the proxy."""

@@ -44,6 +44,7 @@ from midwatch.session.options import ApiAccess, Limits, SessionOptions
 from midwatch.settings import SubjectSettings
 from midwatch.store.protocol import Changes, Opening, Store
 from midwatch.subjects.base import EvidenceSource
+from midwatch.subjects.tools import Tool
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -180,6 +181,7 @@ class FakeSubject:
         secrets: Sequence[str] = (),
         evidence: Mapping[str, str | MidwatchError] | None = None,
         timeout: float = 5.0,
+        tools: Sequence[Tool] = (),
     ) -> None:
         self._name, self._kind = name, kind
         self._script: list[Step] = list(script) or [healthy()]
@@ -187,6 +189,7 @@ class FakeSubject:
         self._secrets = tuple(secrets)
         self._evidence = dict(evidence or {})
         self.timeout = timeout
+        self._tools = tuple(tools)
         self.looks: list[Json] = []
         self.closed = 0
 
@@ -222,6 +225,9 @@ class FakeSubject:
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
         return [self._source(title) for title in self._evidence]
+
+    def tools(self) -> Sequence[Tool]:
+        return self._tools
 
     async def close(self) -> None:
         self.closed += 1

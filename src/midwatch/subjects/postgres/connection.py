@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -21,8 +21,10 @@ from psycopg import conninfo
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.rows import dict_row
+from pydantic import SecretStr
 
 from midwatch.errors import ObservationFailed, SettingsError, Unsupported
+from midwatch.subjects.base import Address
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.units import format_duration, parse_port
@@ -60,6 +62,9 @@ def state(row: Row) -> str:
     return name if since is None else f"{name} for {format_duration(number(since))}"
 
 
+_LOCK_LIMIT = (
+    500  # milliseconds that a statement waits for a lock: a catalog may be locked
+)
 _SILENCE_LIMIT = 0.5  # seconds after statement_timeout until the connection to a silent server is closed
 
 
@@ -141,11 +146,12 @@ class Connection:
     """One connection, a context manager. Entering raises Unreachable, Exhausted or ObservationFailed.
 
     `all_stats` tells whether the role may see the sessions of others; `pid` is that of the backend;
-    `version` is the server's as a number (180001).
+    `version` is the server's as a number (180001). `database` is another one than that of the DSN.
     """
 
-    def __init__(self, settings: PostgresSettings) -> None:
+    def __init__(self, settings: PostgresSettings, database: str | None = None) -> None:
         self._settings = settings
+        self._database = database
         self._connection: psycopg.AsyncConnection[dict[str, Any]] | None = None
         self._codec: str | None = None
         self.all_stats = False
@@ -155,7 +161,7 @@ class Connection:
     async def __aenter__(self) -> Self:
         try:
             async with asyncio.timeout(self._settings.connect_timeout):
-                self._connection = await _connect(self._settings)
+                self._connection = await _connect(self._settings, self._database)
         except TimeoutError:
             raise Unreachable(
                 f"timeout: no connection within {self._settings.connect_timeout:g}s"
@@ -186,6 +192,23 @@ class Connection:
         self, statement: str, params: Mapping[str, object] | None = None
     ) -> list[Row]:
         """Run one statement and return its rows. Raises QueryFailed, or NotPermitted if it can never work."""
+        cursor = await self.execute(statement, params)
+        return [self._decoded(row) for row in await cursor.fetchall()]
+
+    @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Make what runs in the block one transaction that only reads: tables stay what they were at first."""
+        await self.execute("BEGIN TRANSACTION READ ONLY")
+        try:
+            yield
+        finally:
+            with contextlib.suppress(QueryFailed):
+                await self.execute("ROLLBACK")
+
+    async def execute(
+        self, statement: str, params: Mapping[str, object] | None = None
+    ) -> psycopg.AsyncCursor[dict[str, Any]]:
+        """Run one statement and return its cursor. Raises as `rows` does."""
         if self._connection is None or self._connection.closed:
             raise QueryFailed("the connection was lost")
         # The server ends a slow statement itself. If it does not, the socket is shut down:
@@ -193,8 +216,7 @@ class Connection:
         limit = self._settings.statement_timeout + _SILENCE_LIMIT
         timer = asyncio.get_running_loop().call_later(limit, self._hang_up)
         try:
-            cursor = await self._connection.execute(statement.encode(), params)
-            return [self._decoded(row) for row in await cursor.fetchall()]
+            return await self._connection.execute(statement.encode(), params)
         except psycopg.errors.QueryCanceled:
             raise QueryFailed(
                 f"the statement took longer than {self._settings.statement_timeout:g}s",
@@ -209,6 +231,42 @@ class Connection:
         finally:
             timer.cancel()
 
+    async def plan(self, statements: Sequence[str], limits: str) -> list[Row]:
+        """Return the rows of the last of some statements, all in one transaction that is read-only and rolled back.
+
+        The extended protocol is used, with which the server refuses a text of more than one statement.
+
+        Args:
+            statements: What is prepared and explained.
+            limits: A statement before them that limits the transaction.
+
+        Raises:
+            QueryFailed: One of them failed.
+        """
+        if self._connection is None or self._connection.closed:
+            raise QueryFailed("the connection was lost")
+        limit = self._settings.statement_timeout * 2 + _SILENCE_LIMIT
+        timer = asyncio.get_running_loop().call_later(limit, self._hang_up)
+        try:
+            async with self._connection.transaction(force_rollback=True):
+                await self._connection.execute("SET TRANSACTION READ ONLY")
+                await self._connection.execute(limits.encode())
+                for statement in statements:
+                    # Binary results are what makes psycopg use the extended protocol.
+                    cursor = await self._connection.execute(
+                        statement.encode(), binary=True
+                    )
+                return list(await cursor.fetchall())
+        except (psycopg.Error, UnicodeError) as error:
+            message = (
+                _error_text(error, self._settings)
+                if isinstance(error, psycopg.Error)
+                else "its text cannot be decoded"
+            )
+            raise QueryFailed(text(message, 300)) from None
+        finally:
+            timer.cancel()
+
     def _decoded(self, row: dict[str, Any]) -> Row:
         """Return the row with its statement as text: it is queried as bytes."""
         query = row.get("query")
@@ -217,10 +275,11 @@ class Connection:
         return row
 
     async def _set_up(self) -> None:
-        milliseconds = str(max(1, round(self._settings.statement_timeout * 1000)))
+        milliseconds = max(1, round(self._settings.statement_timeout * 1000))
+        lock = min(milliseconds, _LOCK_LIMIT)
         try:
             rows = await self.rows(
-                sql.SETUP, {"statement": milliseconds, "lock": milliseconds}
+                sql.SETUP, {"statement": str(milliseconds), "lock": str(lock)}
             )
         except QueryFailed as error:
             raise Unreachable(
@@ -253,10 +312,12 @@ class Connection:
 
 
 async def _connect(
-    settings: PostgresSettings,
+    settings: PostgresSettings, database: str | None = None
 ) -> psycopg.AsyncConnection[dict[str, Any]]:
+    other: dict[str, Any] = {} if database is None else {"dbname": database}
     return await psycopg.AsyncConnection.connect(
         plain_dsn(settings),
+        **other,
         autocommit=True,
         prepare_threshold=None,
         row_factory=dict_row,
@@ -304,6 +365,28 @@ def plain_dsn(settings: PostgresSettings) -> str:
     )
 
 
+def database_of(settings: PostgresSettings) -> str:
+    """Return the name of the database that the DSN names; libpq takes that of the user otherwise."""
+    fields = conninfo.conninfo_to_dict(plain_dsn(settings))
+    return str(fields.get("dbname") or fields.get("user") or "")
+
+
+def is_local(settings: PostgresSettings) -> bool:
+    """Return whether the server is on this machine: its address is a socket or loopback."""
+    fields = conninfo.conninfo_to_dict(plain_dsn(settings))
+    hosts = str(fields.get("hostaddr") or fields.get("host") or "/").split(",")
+    return all(
+        one[:1] in ("/", "@") or one in ("localhost", "127.0.0.1", "::1", "")
+        for one in hosts
+    )
+
+
+def in_database(settings: PostgresSettings, name: str) -> PostgresSettings:
+    """Return the settings for another database of the same server."""
+    dsn = SecretStr(conninfo.make_conninfo(plain_dsn(settings), dbname=name))
+    return settings.model_copy(update={"dsn": dsn})
+
+
 def check_dsn(settings: PostgresSettings) -> None:
     """Raise SettingsError if the DSN is invalid; the error does not repeat it, as libpq's own would."""
     path = f"subjects.{settings.name}.dsn"
@@ -323,6 +406,22 @@ def check_dsn(settings: PostgresSettings) -> None:
             parse_port(port)
     except ValueError as error:
         raise SettingsError(str(error), path=path) from None
+
+
+def addresses_of(settings: PostgresSettings) -> tuple[Address, ...]:
+    """Return where the DSN says that the server is: each host with its port, as libpq reads them."""
+    fields = conninfo.conninfo_to_dict(plain_dsn(settings))
+    names = str(fields.get("host") or "localhost").split(",")
+    hosts = str(fields["hostaddr"]).split(",") if fields.get("hostaddr") else names
+    ports = str(fields.get("port") or "5432").split(",")
+    ports = ports * len(hosts) if len(ports) == 1 else ports
+    return tuple(
+        Address(
+            host if host.startswith("/") else host.lower() or "localhost",
+            int(port or 5432),
+        )
+        for host, port in zip(hosts, ports, strict=False)
+    )
 
 
 def secrets_of(settings: PostgresSettings) -> tuple[str, ...]:

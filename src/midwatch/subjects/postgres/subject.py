@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
-from midwatch.subjects.base import EvidenceSource, configure
+from midwatch.subjects.base import Address, EvidenceSource, configure
 from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
+from midwatch.subjects.tools import Tool
 
 if TYPE_CHECKING:
     from midwatch.subjects.postgres.connection import Connection
@@ -30,7 +31,11 @@ class PostgresSubject:
     default_invariants: ClassVar[Sequence[Invariant]] = INVARIANTS
 
     def __init__(self, settings: PostgresSettings, clock: Clock | None = None) -> None:
-        from midwatch.subjects.postgres.connection import check_dsn, secrets_of
+        from midwatch.subjects.postgres.connection import (
+            addresses_of,
+            check_dsn,
+            secrets_of,
+        )
 
         self._settings = settings
         self._clock = clock or SystemClock()
@@ -41,6 +46,7 @@ class PostgresSubject:
         )
         check_dsn(settings)
         self.secrets: tuple[str, ...] = secrets_of(settings)
+        self.addresses: tuple[Address, ...] = addresses_of(settings)
 
     async def observe(self, previous: Json) -> Observation:
         """Run all checks once over one connection.
@@ -97,6 +103,11 @@ class PostgresSubject:
         from midwatch.subjects.postgres.evidence import sources
 
         return sources(self._settings, tickets)
+
+    def tools(self) -> Sequence[Tool]:
+        from midwatch.subjects.postgres.postgres_tools import PostgresTools
+
+        return PostgresTools(self._settings).tools()
 
     async def close(self) -> None:
         """Do nothing: no connection stays open between two observations."""

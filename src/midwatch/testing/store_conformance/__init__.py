@@ -23,6 +23,7 @@ from midwatch._moved import renamed
 from midwatch.testing.store_conformance import (
     claims,
     daemons,
+    incidents,
     integrations,
     text,
     tickets,
@@ -37,6 +38,7 @@ from midwatch.testing.store_conformance.fixture import (
 
 CHECKS: tuple[Check, ...] = (
     *tickets.CHECKS,
+    *incidents.CHECKS,
     *integrations.CHECKS,
     *claims.CHECKS,
     *daemons.CHECKS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -52,12 +52,16 @@ class StoreFixture:
     clock: MovableClock
 
     async def cycle(
-        self, changes: Changes = Changes(), subject: str = "db", group_wait: float = 0.0
+        self,
+        changes: Changes = Changes(),
+        subject: str = "db",
+        group_wait: float = 0.0,
+        linked: Collection[str] = (),
     ) -> SavedCycle:
         """Save a successful observation on the current revision."""
         revision = (await self.store.watch(subject)).revision
         return await self.store.save_cycle(
-            subject, revision, changes, group_wait=group_wait
+            subject, revision, changes, group_wait=group_wait, linked=linked
         )
 
     async def fail(
@@ -73,13 +77,14 @@ class StoreFixture:
         subject: str = "db",
         severity: Severity = Severity.WARNING,
         group_wait: float = 0.0,
+        linked: Collection[str] = (),
     ) -> tuple[Ticket, ...]:
         """Open one ticket per component, all in one cycle."""
         openings = tuple(
             opening(component, subject=subject, severity=severity)
             for component in components
         )
-        saved = await self.cycle(Changes(openings), subject, group_wait)
+        saved = await self.cycle(Changes(openings), subject, group_wait, linked)
         return saved.opened
 
     async def open_apart(self, count: int) -> list[Ticket]:

@@ -1,0 +1,398 @@
+"""Links between subjects: who depends on whom, by the settings and by what the systems themselves show.
+
+A link comes from `depends_on`, from addresses (two subjects at one address, a subject at an address of a machine
+that is watched too), or from text in which a subject names the address or the name of another one: a command
+line, a message, a label, a line of evidence. What was read from text is forgotten after a while.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from midwatch.subjects.base import Address, Subject
+
+Resolve = Callable[[str], Collection[str]]
+_Index = dict[str, list[tuple[str, Address]]]
+
+_LOCAL = "this machine"
+_REFRESH_SECONDS = 300.0
+"""Seconds after which host names are resolved again."""
+_LEARNED_SECONDS = 3600.0
+"""Seconds for which a link counts that was read from text."""
+_MOST_LEARNED = 1000
+_LONGEST_TEXT = 20_000  # characters that are searched for addresses
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """`subject` depends on the subject `on`. `why` says where that was seen."""
+
+    subject: str
+    on: str
+    why: str
+
+
+class Links:
+    """The links between subjects.
+
+    Args:
+        subjects: The watched systems.
+        depends_on: Names of the subjects that each depends on, from the settings.
+        resolve: Returns the IP addresses of a host name; it may block, and may raise OSError.
+        monotonic: The source of time, in seconds.
+    """
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        depends_on: Mapping[str, Sequence[str]] | None = None,
+        *,
+        resolve: Resolve | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._written = dict(depends_on or {})
+        self._addresses = {one.name: _addresses(one) for one in subjects}
+        self._uses = {one.name: str(getattr(one, "uses", "")) for one in subjects}
+        self._resolve = resolve or _ip_addresses
+        self._monotonic = monotonic
+        self._ips: dict[str, frozenset[str]] = {}
+        self._own: frozenset[str] = frozenset()
+        self._learned: dict[tuple[str, str], tuple[str, float]] = {}
+        self._resolver: threading.Thread | None = None
+        self._resolved_at: float | None = None
+
+    # ------------------------------------------------------------------ host names
+
+    def refresh(self) -> None:
+        """Start to resolve host names if that is due; never waits.
+
+        A name server may not answer for long. So the names are resolved by a thread of its own, one after the
+        other, and the links are those of the names that are known.
+        """
+        now = self._monotonic()
+        due = self._resolved_at is None or now - self._resolved_at > _REFRESH_SECONDS
+        if not due or len(self._addresses) < 2:
+            return
+        if self._resolver is None or not self._resolver.is_alive():
+            self._resolved_at = now
+            self._resolver = threading.Thread(
+                target=self._resolve_all, name="midwatch-links", daemon=True
+            )
+            self._resolver.start()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the host names for `seconds` at most. For commands; it blocks."""
+        self.refresh()
+        if self._resolver is not None:
+            self._resolver.join(seconds)
+
+    def _resolve_all(self) -> None:
+        self._own = _own_addresses()
+        hosts = {one.host for found in self._addresses.values() for one in found}
+        for host in sorted(hosts):
+            if _ip(host) is None and not host.startswith("/"):
+                try:
+                    self._ips[host] = frozenset(self._resolve(host))
+                except (OSError, UnicodeError):
+                    pass  # what was known of it stays
+
+    def _places(self, host: str) -> frozenset[str]:
+        """Return the names of the place of a host: two hosts that share one are the same."""
+        if host.startswith("/"):  # the folder of a unix socket
+            return frozenset({host, _LOCAL})
+        known = {host, *self._ips.get(host, ())}
+        if host == "localhost" or any(self._is_own(each) for each in known):
+            known.add(_LOCAL)
+        return frozenset(known)
+
+    def _is_own(self, host: str) -> bool:
+        found = _ip(host)
+        return host in self._own or (found is not None and found.is_loopback)
+
+    @staticmethod
+    def _same_host(one: str, other: str) -> bool:
+        """Return whether two hosts that share a place are the same: of two sockets the folder decides."""
+        sockets = one.startswith("/") and other.startswith("/")
+        return one == other if sockets else True
+
+    def _is_local(self, name: str) -> bool:
+        """Return whether a subject is on this machine; one without an address is observed from here."""
+        addresses = self._addresses.get(name, ())
+        return not addresses or any(
+            _LOCAL in self._places(one.host) for one in addresses
+        )
+
+    # ------------------------------------------------------------------ the links
+
+    def links(self) -> tuple[Link, ...]:
+        """Return all links that are known now, each pair once."""
+        found: dict[tuple[str, str], Link] = {}
+        for link in self._all():
+            if link.subject != link.on and link.on in self._addresses:
+                found.setdefault((link.subject, link.on), link)
+        return tuple(found.values())
+
+    def _all(self) -> Iterable[Link]:
+        for name, others in self._written.items():
+            for other in others:
+                yield Link(name, other, "depends_on in the settings")
+        there = self._index()
+        for name, addresses in self._addresses.items():
+            for address in addresses:
+                yield from self._at(name, address, there)
+        for name, text in self._uses.items():
+            for other, said in self._named(name, text, there).items():
+                yield Link(name, other, f"{said} in its settings")
+            for other, _ in self._on_host("localhost", there) if text else ():
+                if any(one.port is None for one in self._addresses[other]):
+                    yield Link(name, other, "it runs on that machine")
+        now = self._monotonic()
+        for (name, other), (why, until) in self._learned.copy().items():
+            if now < until:
+                yield Link(name, other, why)
+
+    def _at(self, name: str, address: Address, there: _Index) -> Iterable[Link]:
+        """Return the links of a subject by an address of its own."""
+        if address.port is None:
+            return
+        for other, port in self._on_host(address.host, there):
+            if port is None:
+                yield Link(name, other, f"it is on that machine ({address.host})")
+            elif port == address.port:
+                yield Link(name, other, f"both are at {address}")
+
+    def _index(self) -> _Index:
+        """Return the subjects with their addresses by each name of the place."""
+        found: _Index = {}
+        for name, addresses in self._addresses.items():
+            for one in addresses:
+                for place in self._places(one.host):
+                    found.setdefault(place, []).append((name, one))
+        return found
+
+    def _on_host(self, host: str, there: _Index) -> list[tuple[str, int | None]]:
+        """Return the subjects on a host, each with its port there."""
+        return [
+            (name, one.port)
+            for place in self._places(host)
+            for name, one in there.get(place, ())
+            if self._same_host(one.host, host)
+        ]
+
+    def reach(self, name: str) -> list[str]:
+        """Return the subjects that `name` depends on, directly or through others, the deepest first."""
+        edges = self._edges()
+        return sorted(_reach(name, edges), key=lambda one: (_depth(one, edges), one))
+
+    def related(self, name: str) -> frozenset[str]:
+        """Return the subjects that `name` depends on and those that depend on it, directly or through others."""
+        edges = self._edges()
+        above = {other for other in edges if name in _reach(other, edges)}
+        return frozenset(_reach(name, edges) | above) - {name}
+
+    def deepest_first(self, names: Iterable[str]) -> list[str]:
+        """Return names without repetition: what others depend on comes first, else the order stays."""
+        edges = self._edges()
+        return sorted(dict.fromkeys(names), key=lambda one: _depth(one, edges))
+
+    def _edges(self) -> dict[str, set[str]]:
+        edges: dict[str, set[str]] = {name: set() for name in self._addresses}
+        for link in self.links():
+            edges[link.subject].add(link.on)
+        return edges
+
+    # ------------------------------------------------------------------ text
+
+    def learn(self, name: str, text: str, where: str) -> None:
+        """Remember which subjects a text of subject `name` has addresses of. `where` is shown as the reason."""
+        self._remember(name, self.named(name, text), where)
+
+    def learn_opening(
+        self, name: str, message: str, facts: Mapping[str, object]
+    ) -> None:
+        """Remember which subjects a violation of subject `name` names.
+
+        In the message the full name of a host suffices. The value of a label may be the name of a subject, or a
+        host: without a subject at the port all that are there.
+        """
+        where = "the message of a ticket"
+        self.learn(name, message, where)
+        self._remember(name, self._hosts_in(name, message), where)
+        for fact, value in facts.items():
+            if isinstance(value, str):
+                where = f"the fact {fact} of a ticket"
+                self.learn(name, value, where)
+                if fact.startswith("label_"):
+                    self._remember(name, self._labelled(name, value.strip()), where)
+
+    def _remember(self, name: str, found: Mapping[str, str], where: str) -> None:
+        addresses = self._addresses.get(name)
+        if addresses is None or any(one.port is None for one in addresses):
+            return  # a machine shows the addresses of what runs on it, and does not depend on it
+        if len(self._learned) >= _MOST_LEARNED:
+            self._learned.clear()
+        until = self._monotonic() + _LEARNED_SECONDS
+        for other, said in found.items():
+            if other != name:
+                self._learned[name, other] = (f"{said} in {where}", until)
+
+    def named(self, name: str, text: str) -> dict[str, str]:
+        """Return the subjects whose addresses a text of subject `name` has, each with the address.
+
+        A loopback address in it means the machine of that subject, not this one.
+        """
+        return self._named(name, text, self._index())
+
+    def _named(self, name: str, text: str, there: _Index) -> dict[str, str]:
+        return {
+            other: str(said)
+            for said in addresses_in(text[:_LONGEST_TEXT])
+            for host in self._from_there(name, said.host)
+            for other, port in self._on_host(host, there)
+            if said.port in (port, None)
+        }
+
+    def _hosts_in(self, name: str, message: str) -> dict[str, str]:
+        """Return the subjects whose hosts a message has by a name with a dot in it."""
+        words = {word.lower().strip(".") for word in _NAME.findall(message)}
+        return {
+            other: one.host
+            for other, addresses in self._addresses.items()
+            for one in addresses
+            if one.host in words and "." in one.host and _ip(one.host) is None
+        }
+
+    def _labelled(self, name: str, value: str) -> dict[str, str]:
+        """Return the subjects that the value of a label stands for."""
+        if value in self._addresses:
+            return {value: value}
+        if self.named(name, value):
+            return {}
+        there = self._index()
+        hosts = [one.host for one in addresses_in(value)] or [value.lower()]
+        return {
+            other: value
+            for said in hosts
+            for host in self._from_there(name, said)
+            for other, _ in self._on_host(host, there)
+        }
+
+    def _from_there(self, name: str, host: str) -> list[str]:
+        if _LOCAL not in self._places(host) or self._is_local(name):
+            return [host]
+        return [one.host for one in self._addresses.get(name, ())]
+
+
+def _reach(name: str, edges: Mapping[str, set[str]]) -> set[str]:
+    """Return what can be reached from `name`, without itself; cycles end at what was seen."""
+    seen: set[str] = set()
+    left = [name]
+    while left:
+        new = edges.get(left.pop(), set()) - seen
+        seen |= new
+        left += new
+    return seen - {name}
+
+
+def _depth(name: str, edges: Mapping[str, set[str]]) -> int:
+    """Return how many subjects one depends on: always more than any of these, unless they are in a cycle."""
+    return len(_reach(name, edges))
+
+
+# ------------------------------------------------------------------ addresses
+
+_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,250}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]"
+_PATTERNS = (
+    re.compile(
+        r"(?<![\w+.-])(?P<scheme>[a-z][a-z0-9+.-]{0,20})://(?:[^\s/@\"']{0,250}@)?"
+        rf"(?P<host>{_HOST})(?::(?P<port>\d{{1,5}}))?(?![\w.-])"
+    ),
+    re.compile(rf"(?<![\w.:-])(?P<host>{_HOST}):(?P<port>\d{{2,5}})(?!\w|:\d)"),
+    # libpq: connection to server at "db.example" (10.0.0.5), port 5432 failed
+    re.compile(
+        r"at \"(?P<host>[^\"\s]{1,255})\"(?: \([^)]{0,80}\))?, port (?P<port>\d{1,5})"
+    ),
+    # libpq: connection to server on socket "/run/postgresql/.s.PGSQL.5432" failed
+    re.compile(
+        r"(?<![^\s\"'(=])(?P<host>/[^\s\"']{0,200}|)/\.s\.PGSQL\.(?P<port>\d{1,5})"
+    ),
+)
+_NAME = re.compile(r"(?<![\w.-])[A-Za-z0-9][A-Za-z0-9._-]{2,252}+(?!:\d)")
+_OPTION = re.compile(
+    r"(?<![\w-])(?:-(?P<short>[hp])[ =]?|(?:--|sender_)?(?P<long>host(?:addr)?|port)[ =])"
+    r"['\"]?(?P<value>[^\s'\"&;]{1,255})"
+)
+_PORTS = {
+    **{"http": 80, "https": 443, "postgres": 5432, "postgresql": 5432, "mysql": 3306},
+    **{"mariadb": 3306, "redis": 6379, "rediss": 6379, "amqp": 5672, "amqps": 5671},
+    **{"mongodb": 27017, "ldap": 389, "ldaps": 636, "nats": 4222, "memcached": 11211},
+}
+"""Ports by the scheme of a URL without one (IANA's service names)."""
+
+
+def addresses_in(text: str) -> list[Address]:
+    """Return the addresses that a text has: URLs, HOST:PORT, connection strings, options such as `-h HOST -p PORT`.
+
+    Most of them are no subject's; it is for comparing with known ones.
+    """
+    found: dict[Address, None] = {}
+    for pattern in _PATTERNS:
+        for match in pattern.finditer(text):
+            parts = match.groupdict()
+            port = parts["port"] or _PORTS.get(_scheme(parts.get("scheme")), 0)
+            if 0 < int(port) < 65536:
+                host = parts["host"].strip("[]") or "localhost"
+                found[Address(host.lower(), int(port))] = None
+    for line in text.splitlines():
+        if (one := _options(line)) is not None:
+            found[one] = None
+    return list(found)
+
+
+def _options(line: str) -> Address | None:
+    """Return the address in the options of a line: `-h HOST -p PORT`, `host=HOST port=PORT`."""
+    options = {
+        (one["short"] or one["long"])[0]: one["value"].lower()
+        for one in _OPTION.finditer(line[:4000])
+    }
+    if not (host := options.get("h", "")):
+        return None
+    port = options.get("p", "").rstrip(",.")
+    known = port.isdecimal() and 0 < int(port) < 65536
+    return Address(host, int(port) if known else None)
+
+
+def _scheme(name: str | None) -> str:
+    return (name or "").partition("+")[0]
+
+
+def _addresses(subject: Subject) -> tuple[Address, ...]:
+    """Return where a subject answers; a plug-in may not tell."""
+    given: Sequence[Address] = getattr(subject, "addresses", ())
+    return tuple(given)
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _ip_addresses(host: str) -> set[str]:
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return {str(address[0]).partition("%")[0] for *_, address in found}
+
+
+def _own_addresses() -> frozenset[str]:
+    """Return the addresses of this machine's interfaces."""
+    import psutil
+
+    found = psutil.net_if_addrs().values()
+    return frozenset(one.address.partition("%")[0] for some in found for one in some)
