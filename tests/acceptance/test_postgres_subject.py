@@ -185,7 +185,12 @@ async def test_the_first_look_does_not_know_what_has_to_be_compared(
     server: PrivatePostgres,
 ) -> None:
     seen = await subject(server).observe({})
-    assert ALL - seen.covered == {"deadlocks", "database_growth", "log_errors"}
+    assert ALL - seen.covered == {
+        "deadlocks",
+        "database_growth",
+        "log_errors",
+        "log_error_storm",
+    }
     assert seen.unavailable == {}  # nothing failed
 
 
@@ -405,7 +410,8 @@ async def test_killed_shut_down_and_recovered_server() -> None:
         victim.kill()
         seen = await watched.observe(before.state)
         down = broken(watched, seen)["reachable"]
-        assert seen.covered == {"reachable", "log_errors"} and not seen.unavailable
+        logs = {"log_errors", "log_error_storm"}
+        assert seen.covered == {"reachable", *logs} and not seen.unavailable
         assert "refused" in down.message
         killed = first_aid([ticket(down)], await evidence(watched, [ticket(down)]))
         assert "killed from outside" in killed.root_cause
