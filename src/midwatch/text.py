@@ -366,8 +366,15 @@ def _attribute(value: str) -> str:
 
 
 _ADDRESS = re.compile(r"\S*(?:://|@|(?i:www)\.|(?i:mailto|xmpp):)\S*")
-_SPECIAL = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
-_LINE_START = re.compile(r"(?m)^[^\S\n]*([#+=-]|\d{1,9}(?=[.)]))?")
+_SPECIAL = (
+    r"\\(?=[!-/:-@\[-`{-~]|$)"  # what a backslash would escape, and a hard break
+    r"|`|(?<!\s)\*|\*(?!\s)|(?<![^\W_])_|_(?![^\W_])"
+    r"|\](?=[(\[]|\Z)|\[(?=\^|[ xX]\])"  # links, footnotes, boxes
+    r"|<(?=[a-zA-Z/!?])|&(?=#?\w+;)"
+)
+_LINE_START = re.compile(
+    r"(?m)^[^\S\n]*(#{1,6}(?=\s|$)|[-+*](?=\s|$)|>|\[(?=[^\0]*\]:)|[-=:](?=[-=:\s]*$)|\d{1,9}(?=[.)](?:\s|$)))?"
+)
 
 
 def markdown_escape(text: str) -> str:
@@ -378,13 +385,17 @@ def markdown_escape(text: str) -> str:
     Indentation is lost.
     """
     text = _unindented(clean(text))
+    # Alone they are nothing: ~12 s, $5; and a table has two lines.
+    paired = "".join(one for one in "~$" if text.count(one) > 1)
+    also = paired + ("|" if "\n" in text else "")
+    special = re.compile(f"{_SPECIAL}|[{also}]" if also else _SPECIAL, re.MULTILINE)
     parts: list[str] = []
     position = 0
     for match in _ADDRESS.finditer(text):
-        parts.append(_SPECIAL.sub(r"\\\g<0>", text[position : match.start()]))
+        parts.append(special.sub(r"\\\g<0>", text[position : match.start()]))
         parts.append(code_span(match[0]))
         position = match.end()
-    parts.append(_SPECIAL.sub(r"\\\g<0>", text[position:]))
+    parts.append(special.sub(r"\\\g<0>", text[position:]))
     return _LINE_START.sub(_escape_start, "".join(parts))
 
 
