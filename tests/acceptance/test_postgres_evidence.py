@@ -15,7 +15,6 @@ from midwatch.subjects.postgres import PostgresSubject
 from midwatch.subjects.postgres.concerned import Concern
 from midwatch.subjects.postgres.evidence import PIECES
 from midwatch.testing.postgres import PrivatePostgres
-from midwatch.text import take_marks
 
 from ..snippets import blocks
 from ..waiting import wait_until
@@ -68,7 +67,7 @@ async def shown(
     """One piece of evidence for a ticket of database orders. Raises MidwatchError."""
     signal = Signal(invariant, facts.pop("on", "orders"), "broken", 1.0, facts=facts)  # type: ignore[arg-type]
     concern = Concern(watched._settings, [ticket(signal)])
-    return take_marks(await PIECES[name].fetch(concern))[0]
+    return await PIECES[name].fetch(concern)
 
 
 async def test_the_documented_role_gets_every_piece(server: PrivatePostgres) -> None:

@@ -31,7 +31,6 @@ from midwatch.playbooks.postgres import PLAYBOOKS
 from midwatch.subjects.postgres import PostgresSettings, PostgresSubject
 from midwatch.subjects.postgres.connection import Connection, QueryFailed
 from midwatch.testing.postgres import PrivatePostgres
-from midwatch.text import take_marks
 
 from ..waiting import PATIENCE
 
@@ -99,7 +98,7 @@ async def evidence(watched: PostgresSubject, tickets: Sequence[Ticket]) -> Conte
 
     async def fetch(source: Any) -> tuple[str, bool]:
         try:
-            return take_marks(await source.fetch())[0], True
+            return await source.fetch(), True
         except MidwatchError as error:
             return error.one_line(), False
 

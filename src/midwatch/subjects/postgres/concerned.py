@@ -30,7 +30,6 @@ from midwatch.subjects.postgres.evidence_text import bounded, facts
 from midwatch.subjects.postgres.log import log_around
 from midwatch.subjects.postgres.observation import load_lock_waits
 from midwatch.subjects.postgres.settings import PostgresSettings
-from midwatch.text import reported
 from midwatch.units import format_count
 
 # Invariants whose component is a database, or begins with its name.
@@ -283,7 +282,7 @@ async def explain(concern: Concern) -> str:
     """Return the plans of the statements concerned, which are not run, or why there is none."""
     async with concern.database() as connection:
         parts = [
-            f"statement: {reported(text(one, 300))}\n{await _plan(connection, one, cut)}"
+            f"statement: {text(one, 300)}\n{await _plan(connection, one, cut)}"
             for one, cut in (await _explained(concern, connection))[:2]
         ]
     return "\n\n".join(parts) or "no statement of these tickets can be explained"

@@ -26,6 +26,7 @@ from midwatch.subjects.postgres.connection import (
     text,
 )
 from midwatch.subjects.postgres.evidence_text import (
+    CLIENT_TEXT,
     activity,
     blocking,
     facts,
@@ -487,6 +488,7 @@ def sources(
             timeout=limit,
             log=piece.log,
             origin=Origin.REPORTED if piece.log else Origin.SYSTEM,
+            reported=CLIENT_TEXT,
         )
 
     return [source(name) for name in sorted(ranks, key=lambda name: ranks[name])]
