@@ -6,6 +6,7 @@ All of it is pure: `midwatch.agent.claude` makes the calls and `midwatch.agent.a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,7 +110,8 @@ class Prompt:
     """A request to Claude: tools and system text come first and stay the same, so that the API caches them.
 
     `tools` are the definitions of tools, `rounds` what was asked with them so far. Without `may_ask` they are
-    only there to explain the rounds. `correction` follows the last round.
+    only there to explain the rounds. `correction` follows the last round. Without `schema` the request asks for
+    no form but by its text: for a gateway that refuses the field.
     """
 
     system: str
@@ -118,6 +120,7 @@ class Prompt:
     rounds: tuple[Round, ...] = ()
     may_ask: bool = True
     correction: str = ""
+    schema: bool = True
 
     def messages(self) -> list[Json]:
         """Return the messages for the API. Those that a further round repeats are marked for its cache."""
@@ -169,6 +172,7 @@ def compose(
     tools: tuple[Json, ...] = (),
     rounds: tuple[Round, ...] = (),
     may_ask: bool = True,
+    schema: bool = True,
 ) -> Prompt:
     """Return the prompt for a context; `correction` is what was wrong with the last answer.
 
@@ -178,6 +182,7 @@ def compose(
         tools: The definitions of the tools, as the API wants them.
         rounds: What was asked with them so far.
         may_ask: Whether more may be asked.
+        schema: Whether the request can carry the form; else, and after a correction, the text describes it.
     """
     corrected = ""
     if correction:
@@ -191,12 +196,22 @@ def compose(
         f"The evidence has {format_count(len(context.evidence), 'piece')}.",
         *map(_evidence, context.evidence),
     ]
-    if corrected and not rounds:
-        parts.append(corrected)
+    form = _FORM if correction or not schema else ""
+    if rounds:
+        corrected = "\n\n".join(filter(None, (corrected, form)))
+    else:
+        parts += filter(None, (corrected, form))
+    user = "\n\n".join(parts)
     if not (tools and (may_ask or rounds)):
-        return Prompt(SYSTEM_PROMPT, "\n\n".join(parts))
+        return Prompt(SYSTEM_PROMPT, user, schema=schema)
     system = SYSTEM_PROMPT + TOOLS_PROMPT
-    return Prompt(system, "\n\n".join(parts), tools, rounds, may_ask, corrected)
+    return Prompt(system, user, tools, rounds, may_ask, corrected, schema)
+
+
+_FORM = (
+    "Answer with one JSON object of this JSON schema and with nothing else:\n"
+    + json.dumps(DiagnosisOutput.model_json_schema(), separators=(",", ":"))
+)
 
 
 def _ticket(ticket: Ticket) -> str:
@@ -249,6 +264,7 @@ class Step:
     tools: tuple[Json, ...] = ()
     rounds: tuple[Round, ...] = ()
     may_ask: bool = True
+    schema: bool = True
 
     @property
     def prompt(self) -> Prompt:
@@ -258,6 +274,7 @@ class Step:
             tools=self.tools,
             rounds=self.rounds,
             may_ask=self.may_ask,
+            schema=self.schema,
         )
 
     @property
@@ -286,8 +303,14 @@ class Step:
         return cost_usd(model, usage)
 
 
+_NO_SCHEMA = re.compile(r"output_(?:config|format)|json_schema|structured.output")
+"""What the error of a gateway names that does not know the field of the schema."""
+
+
 def next_step(step: Step, reply: Reply) -> Step | None:
     """Return the next step after an unusable reply, or None. Each remedy is used once."""
+    if reply.kind is Kind.REJECTED and step.schema and _NO_SCHEMA.search(reply.error):
+        return replace(step, schema=False)
     if reply.kind in step.used or reply.kind is Kind.ASKED:
         return None
     used = step.used | {reply.kind}

@@ -33,6 +33,7 @@ from midwatch.subjects.tools import Answer
 from midwatch.text import (
     clean,
     estimate_tokens,
+    mark_matches,
     mark_reported,
     one_line,
     put_marks,
@@ -463,10 +464,11 @@ class ContextGatherer:
             rank=source.rank,
             origin=source.origin,
         )
+        text = piece.text
         if source.log and not failure:
-            lines = shorten(collapse(piece.text, onset), LOG_TOKENS)
-            piece = replace(piece, text=lines)
-        return replace(piece, at=at) if at else piece
+            text = shorten(collapse(text, onset), LOG_TOKENS)
+        marked = mark_matches(text, source.reported)
+        return replace(piece, text=marked, at=at or piece.at)
 
     # ------------------------------------------------------------------ the violations
 

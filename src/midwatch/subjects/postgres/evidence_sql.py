@@ -357,7 +357,7 @@ ORDER BY confl_lock + confl_snapshot DESC LIMIT 10
 """
 DELAYS = """
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END AS replay,
-       date_trunc('second', pg_last_xact_replay_timestamp())::text AS last_transaction_replayed,
+       coalesce(date_trunc('second', pg_last_xact_replay_timestamp())::text, 'none since this start') AS last_transaction_replayed,
        round(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()))::text || 's' AS ago,
        current_setting('recovery_min_apply_delay') AS recovery_min_apply_delay,
        current_setting('max_standby_streaming_delay') AS max_standby_streaming_delay,
