@@ -51,12 +51,15 @@ _QUOTED = {
 }
 _HEDGE = re.compile(
     r"(?i:\b(?:probabl[ye]|presumabl[ye]|possibl[ye]|perhaps|maybe|(?:un)?likely|seems?|seemingly|apparently"
-    r"|appears? (?:to|that|as)|suspect(?:ed)?|might|could (?:also |well )?(?:be|have)|plausibl[ye]|potentially"
-    r"|assum(?:e[ds]?|ing|ption)|guess|hypothes[ie]s|would explain|must have|consistent with)\b)|\bmay\b(?! \d)"
+    r"|appears? (?:to|that)|suspected|suspect(?:s|ing)? (?:that|an?|the)|might|may (?:be|have)"
+    r"|(?<!no )(?<!not )could (?:also |well )?(?:be|have) (?!found|read|seen)|would (?:explain|have been)"
+    r"|plausibl[ye]|potentially|assum(?:e[ds]?|ing|ption)|guess|hypothes[ie]s|must have|consistent with"
+    r"|suggests?|looks? like|(?:think|believe)s?|unclear|cannot be ruled out)\b)|\bmay\b(?! \d)"
 )
+"""Words of a sentence that states less than a fact."""
 _QUOTATION = re.compile(r"`[^`]*`|\"[^\"]*\"|“[^”]*”")
 _NO_RISK = re.compile(
-    r"(?i)\W*|(?:none|no(?: known| expected)? risks?|n/?a|nil|nothing)(?: known| expected| at all)?"
+    r"(?i)\W*|(?:(?:it )?only reads|reads only|read[- ]only|none|no(?: known| expected)? risks?|n/?a|nil|nothing)(?: known| expected| at all)?"
     r"(?: ?[-–—:;,.(](?!.*\b(?:but|however|unless|except|if|may|might|could|until|though|although)\b).*)?"
 )
 """A text that says that there is no risk, and perhaps why not: "none: it only reads"."""
