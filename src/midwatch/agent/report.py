@@ -27,7 +27,7 @@ MOST_ITEMS = 200
 MOST_DOUBTS = 6
 """Doubts before the fold; the rest is below it."""
 MOST_TICKETS = 5
-"""Tickets that are named with their message; of more there are only the numbers."""
+"""Tickets that are named with their message; of more there are only the numbers. Also components."""
 _LONGEST_QUOTE = 500
 
 _WORDS = re.compile(r"\w{4,}|\d+")
@@ -127,7 +127,10 @@ class _Page:
 
     def _verdict(self) -> str:
         grounding, output = self._grounding, self._output
-        affected = ", ".join(map(_text, output.affected_components[:MOST_TICKETS]))
+        components = output.affected_components
+        affected = ", ".join(map(_text, components[:MOST_TICKETS]))
+        if len(components) > MOST_TICKETS:
+            affected += f" and {len(components) - MOST_TICKETS} more"
         return (
             f"**{_VERDICTS[grounding.verdict]}**, confidence **{grounding.confidence}**"
             f", severity **{output.severity}**{f'; affected: {affected}' if affected else ''}"
