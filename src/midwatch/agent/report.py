@@ -165,7 +165,8 @@ class _Page:
             return
         for id_ in ids:
             ticket = self._tickets[id_]
-            yield f"{mark}ticket {id_} ({_text(ticket.key.invariant)}): {_text(ticket.message)}"
+            key = f"{_text(ticket.key.subject)}, {_text(ticket.key.invariant)}"
+            yield f"{mark}ticket {id_} ({key}): {_text(ticket.message)}"
 
     # ------------------------------------------------------------------ doubts
 
