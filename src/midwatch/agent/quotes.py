@@ -112,17 +112,21 @@ class QuotableText:
         self._starts: list[int] = []
         self._reported: list[Span] = []
         self._unproven: list[Span] = []
+        self._mute: list[Span] = []
         self._text = self._read(evidence)
-        self._mute = [match.span() for match in _MUTE.finditer(self._text)]
+        self._mute += [match.span() for match in _MUTE.finditer(self._text)]
         self._times = [match.span() for match in _TIMES.finditer(self._text)]
 
     def _read(self, evidence: Evidence) -> str:
         rows: list[str] = []
         at = 0
-        for row in put_marks(evidence.text, evidence.reported).split("\n"):
+        lines = put_marks(evidence.text, evidence.reported).split("\n")
+        for row, following in zip(lines, [*lines[1:], ""], strict=True):
             plain, reported = take_marks(normalise(row))
             if not plain:
                 continue
+            if _is_header(row, following):
+                self._mute.append((at, at + len(plain)))
             self._starts.append(at)
             self._reported += [(at + start, at + end) for start, end in reported]
             if self._origin is Origin.EARLIER and plain.startswith(UNVERIFIED):
@@ -260,6 +264,13 @@ class QuotableText:
             if _is_boundary(self._text, at) and _is_boundary(self._text, end):
                 yield at, end
             start = at + 1
+
+
+def _is_header(row: str, following: str) -> bool:
+    """Return whether a line has the names of the columns below it."""
+    if re.search(r"[\d:=]", row) or not re.search(r"\d", following):
+        return False
+    return bool(re.search(r"\S {2,}\S", row) and re.search(r"\S {2,}\S", following))
 
 
 def _is_label(part: str) -> bool:

@@ -111,7 +111,9 @@ def _bounded(lines: Sequence[str]) -> str:
 # Each goes on to the last place where what a client wrote can end, or to the end of the line.
 CLIENT_TEXT = (
     re.compile(r"(?m)(?:, |: )(?:runs|last ran): (.*)$"),
-    re.compile(r"(?m)\bapplication (.*(?=, database |, runs: |, last ran: |\) )|.*$)"),
+    re.compile(
+        r"(?m)\bapplication (.*(?=, database )|.*(?=, (?:runs|last ran): )|.*(?=\) )|.*$)"
+    ),
     re.compile(
         r"(?m)\b(?:application(?:_name)?|query|gid|detail)=(.*(?= \w+=\S*$)|.*$)"
     ),
