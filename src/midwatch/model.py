@@ -263,12 +263,21 @@ class AuditRow:
 # ------------------------------------------------------------------ evidence and diagnosis
 
 
+class Origin(StrEnum):
+    """Who wrote a piece of evidence: it says what a quote of it can prove."""
+
+    SYSTEM = "system"  # measured by the system or by Midwatch
+    REPORTED = "reported"  # written by clients, or into logs, where others can write
+    EARLIER = "earlier"  # an earlier diagnosis or a person's note
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One numbered, redacted, size-bounded piece of text with its source and time.
 
     `id` is "E1", "E2", … within its context. `available` is false where the source failed;
-    the text is then the reason.
+    the text is then the reason. `origin` is that of the text, and `reported` are the spans (start, end)
+    of it that clients wrote, such as a query in a list of sessions.
     """
 
     id: str
@@ -277,6 +286,8 @@ class Evidence:
     at: datetime
     text: str
     available: bool = True
+    origin: Origin = Origin.SYSTEM
+    reported: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

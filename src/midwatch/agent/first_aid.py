@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from midwatch.agent.evidence import CHANGED, ContextGatherer
@@ -164,11 +165,4 @@ def _cited(output: DiagnosisOutput, evidence: Sequence[Evidence]) -> Iterable[Ev
     dumped = output.model_dump_json()
     for piece in evidence:
         if f'"{piece.id}"' in dumped or piece.title == CHANGED:
-            yield Evidence(
-                piece.id,
-                piece.title,
-                piece.source,
-                piece.at,
-                piece.text[:_CITED_CHARACTERS],
-                piece.available,
-            )
+            yield replace(piece, text=piece.text[:_CITED_CHARACTERS])

@@ -46,6 +46,7 @@ from midwatch.model import (
     Grounded,
     Json,
     Key,
+    Origin,
     Severity,
     Ticket,
     TicketStatus,
@@ -428,4 +429,9 @@ def evidence_document(evidence: tuple[Evidence, ...]) -> list[Json]:
 
 
 def _evidence_of(document: Json) -> Evidence:
-    return Evidence(**{**document, "at": datetime.fromisoformat(document["at"])})
+    read = {
+        "at": datetime.fromisoformat(document["at"]),
+        "origin": Origin(document.get("origin", Origin.SYSTEM)),
+        "reported": tuple((start, end) for start, end in document.get("reported", ())),
+    }
+    return Evidence(**{**document, **read})

@@ -17,7 +17,15 @@ from pydantic import ValidationError
 
 from midwatch.config import explain
 from midwatch.errors import SettingsError
-from midwatch.model import Invariant, Json, Observation, Severity, Ticket, Unit
+from midwatch.model import (
+    Invariant,
+    Json,
+    Observation,
+    Origin,
+    Severity,
+    Ticket,
+    Unit,
+)
 from midwatch.settings import InvariantSettings
 from midwatch.units import parse_limit
 
@@ -28,8 +36,8 @@ class EvidenceSource:
 
     `fetch` returns plain text, which the gatherer cleans, redacts, shortens and numbers. It may raise
     any `MidwatchError`, and is cancelled after `timeout` seconds. A lower `rank` matters more: when the
-    token budget is short, the highest ranks are left out first. With `log` the text is lines of a log, oldest
-    first: those of one shape become one, and the time around the onset counts.
+    token budget is short, the highest ranks are left out first. `origin` says who wrote the text. With `log` it is
+    lines of a log, oldest first: those of one shape become one, and the time around the onset counts.
     """
 
     title: str
@@ -38,6 +46,7 @@ class EvidenceSource:
     rank: int = 50
     timeout: float = 5.0
     log: bool = False
+    origin: Origin = Origin.SYSTEM
 
 
 class Subject(Protocol):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from zlib import crc32
 
@@ -29,6 +30,7 @@ from midwatch.subjects.postgres.evidence_text import bounded, facts
 from midwatch.subjects.postgres.log import log_around
 from midwatch.subjects.postgres.observation import load_lock_waits
 from midwatch.subjects.postgres.settings import PostgresSettings
+from midwatch.text import reported
 from midwatch.units import format_count
 
 # Invariants whose component is a database, or begins with its name.
@@ -43,7 +45,8 @@ _DEADLOCK = re.compile(r"Process \d+: (.*)")
 class Concern:
     """The tickets of one diagnosis, and connections for their evidence.
 
-    `server` is a connection to the database of the DSN, `database` one to that of the tickets.
+    `server` is a connection to the database of the DSN. `database_name` is that of the tickets from the first use of
+    `database` on.
     """
 
     def __init__(self, settings: PostgresSettings, tickets: Sequence[Ticket]) -> None:
@@ -54,13 +57,9 @@ class Concern:
             (ticket.first_seen_at for ticket in tickets), default=None
         )
         self.server = SharedConnection(settings)
-        own = database_of(settings)
-        self.database_name = next(filter(None, map(_database, tickets)), own)
-        self.database = (
-            self.server
-            if self.database_name == own
-            else SharedConnection(in_database(settings, self.database_name))
-        )
+        self.database_name = database_of(settings)
+        self._database: SharedConnection | None = None
+        self._finding = asyncio.Lock()
         self._log = asyncio.Lock()
         self._log_text: str | None = None
 
@@ -68,6 +67,26 @@ class Concern:
         """Return the values of these facts of the tickets, without repetition."""
         found = [ticket.facts.get(name) for ticket in self.tickets for name in names]
         return list(dict.fromkeys(one for one in found if isinstance(one, str) and one))
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[Connection]:
+        """Yield a connection to the database of the tickets, else to that of the DSN. Raises ObservationFailed."""
+        async with self._finding:
+            if self._database is None:
+                self._database = await self._find_database()
+        async with self._database.use() as connection:
+            yield connection
+
+    async def _find_database(self) -> SharedConnection:
+        names = [name for name in map(_database, self.tickets) if name]
+        async with self.server.use() as connection:
+            rows = await connection.rows(evidence_sql.CONNECTABLE)
+        open_to_us = {str(row["datname"]) for row in rows}
+        name = next((one for one in names if one in open_to_us), self.database_name)
+        if name == self.database_name:
+            return self.server
+        self.database_name = name
+        return SharedConnection(in_database(self.settings, name))
 
     async def log(self) -> str:
         """Return the log around the onset and its end. Raises ObservationFailed."""
@@ -91,7 +110,7 @@ class Concern:
         found = self.facts(*_STATEMENTS)
         invariants = {ticket.key.invariant for ticket in self.tickets}
         if invariants & {"blocked_sessions", "idle_in_transaction"}:
-            async with self.server.use() as connection:
+            async with self.database() as connection:
                 waits = await load_lock_waits(connection)
             found += [
                 str(row["query"])
@@ -166,7 +185,7 @@ async def tables(concern: Concern) -> str:
     """Return the tables concerned: size, storage parameters, scans, indexes, and columns without one."""
     statements = await concern.statements()
     words = await concern.words()
-    async with concern.database.use() as connection:
+    async with concern.database() as connection:
         found = await connection.rows(evidence_sql.TABLES, {"words": words})
         ids = [row["id"] for row in found]
         indexes = await connection.rows(evidence_sql.INDEXES, {"tables": ids})
@@ -246,9 +265,9 @@ def conditions(columns: Sequence[str], statements: Sequence[str]) -> list[str]:
 
 async def explain(concern: Concern) -> str:
     """Return the plans of the statements concerned, which are not run, or why there is none."""
-    async with concern.database.use() as connection:
+    async with concern.database() as connection:
         parts = [
-            f"statement: {text(one, 300)}\n{await _plan(connection, one, cut)}"
+            f"statement: {reported(text(one, 300))}\n{await _plan(connection, one, cut)}"
             for one, cut in (await _explained(concern, connection))[:2]
         ]
     return "\n\n".join(parts) or "no statement of these tickets can be explained"
@@ -321,7 +340,7 @@ def _explaining(statement: str) -> list[str]:
 
 async def top_statements(concern: Concern) -> str:
     """Return what pg_stat_statements counts, that of the tickets' statement first, or why it cannot be read."""
-    async with concern.database.use() as connection:
+    async with concern.database() as connection:
         schema = await connection.rows(evidence_sql.STATEMENTS_SCHEMA)
         if not schema:
             return f"database {text(concern.database_name, 64)} has no extension pg_stat_statements"
@@ -348,7 +367,7 @@ async def _query_ids(concern: Concern, connection: Connection) -> list[int]:
 
 async def role_settings(concern: Concern) -> str:
     """Return what is set for the roles and databases concerned, and limits of the roles. Values that may be secret are withheld."""
-    async with concern.server.use() as connection:
+    async with concern.database() as connection:
         roles = concern.facts(*_ROLES)
         rows = await connection.rows(sql.ACTIVITY)
         roles += [str(row["usename"]) for row in rows if row["usename"]]

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from midwatch.errors import ObservationFailed
-from midwatch.model import Invariant, Signal, Ticket
+from midwatch.model import Invariant, Origin, Signal, Ticket
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.postgres import concerned, evidence_sql, sql
 from midwatch.subjects.postgres.checks import CHECKS
@@ -55,7 +55,8 @@ class Piece:
 
 def _rows(statement: str, none: str, *, concerned: bool = False) -> Fetch:
     async def fetch(concern: Concern) -> str:
-        async with (concern.database if concerned else concern.server).use() as one:
+        used = concern.database() if concerned else concern.server.use()
+        async with used as one:
             return facts(await one.rows(statement)) or none
 
     return fetch
@@ -210,7 +211,7 @@ async def _conflicts(concern: Concern) -> str:
 
 async def _changes(concern: Concern) -> str:
     """Return what was written last to the catalog. Its times are known with track_commit_timestamp only."""
-    async with concern.database.use() as connection:
+    async with concern.database() as connection:
         [kept] = await connection.rows(
             "SELECT current_setting('track_commit_timestamp') = 'on' AS at"
         )
@@ -495,6 +496,7 @@ def sources(
             rank=ranks[name],
             timeout=limit,
             log=piece.log,
+            origin=Origin.REPORTED if piece.log else Origin.SYSTEM,
         )
 
     return [source(name) for name in sorted(ranks, key=lambda name: ranks[name])]
