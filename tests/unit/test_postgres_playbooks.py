@@ -374,3 +374,17 @@ def test_many_connections_that_do_not_wait_are_another_incident() -> None:
     ]
     notes = preliminary(PLAYBOOKS, "postgres", tickets, seen)
     assert [2] in [ids for ids, _ in notes]
+
+
+def test_only_the_statement_that_was_seen_is_cancelled() -> None:
+    begun = "2026-01-01T00:01:00.000000Z"
+    since = f"2026-01-01T00:00:00.000001Z, statement since {begun}"
+    answer = note(context(ACTIVITY=line(7, since=since)), ticket("long_queries", pid=7))
+    [command] = [
+        one
+        for action in answer.recommended_actions
+        for one in action.commands
+        if "cancel" in one
+    ]
+    assert "xact_start = '2026-01-01T00:00:00.000001Z'" in command
+    assert f"query_start = '{begun}' AND state = 'active'" in command

@@ -203,11 +203,9 @@ def _cancel_gate(gate: Waiter | None, tree: LockTree) -> list[Action]:
         return []
     freed = format_count(len(tree.freed_by(gate.pid)), "session")
     return cancel(
-        gate.pid,
-        gate.since,
+        gate,
         f"First cancel the waiting {gate.statement} (pid {gate.pid}): it has not got its lock yet, "
         f"and {freed} behind it can go on; run it again later with a lock_timeout",
-        waiting=True,
     )
 
 
@@ -248,8 +246,7 @@ def _release(session: Session, together: str) -> list[Action]:
         what = f"If its owner agrees or cannot be found, end {session.name}{together}"
         return [*end(session, what), *idle_limit(session)]
     return cancel(
-        session.pid,
-        session.since,
+        session,
         f"If its work can be repeated, cancel the statement of {session.name}{together}",
     )
 
@@ -395,8 +392,7 @@ def _about_long(session: Session) -> list[Action]:
     if session.wait == CLIENT_WRITE:
         return end(session, "If its client hangs, end the session")
     return cancel(
-        session.pid,
-        session.since,
+        session,
         "If its owner does not need it, cancel the statement; the session stays",
     )
 
