@@ -115,7 +115,7 @@ def _queue(
     advisory = ticket.key.component.endswith(" advisory locks")
     return write_note(
         _explained(ticket, roots, gate, len(waiting), tickets, context),
-        summary=f"{' and '.join(named.values())} {_holds(roots)} a lock that {count} "
+        summary=f"{' and '.join(named.values())} {_holds(roots)} {'an advisory' if advisory else 'a'} lock that {count} "
         f"{'waits' if len(waiting) == 1 else 'wait'} for."
         + (f" Most wait only behind pid {gate.pid} ({gate.statement})." if gate else "")
         + "".join(
@@ -132,14 +132,15 @@ def _queue(
             f"({gate.statement}) waits in front of them"
             if gate
             else ""
-        ),
+        )
+        + ("; an application may hold an advisory lock on purpose" if advisory else ""),
         cited=[
             *(cited for cited, _ in prepared),
             *(tree.roots.get(pid) or _cited(known.get(pid)) for pid in roots),
             gate.citation if gate else None,
         ],
-        verdict="identified",
-        confidence="medium" if tie else "high",
+        verdict="suspected" if advisory else "identified",
+        confidence="medium" if tie or advisory else "high",
         reason=(
             "the server names all of them: the queue moves when the last one ends"
             if tie
