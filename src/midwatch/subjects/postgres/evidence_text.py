@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from midwatch.subjects.postgres.connection import Row, number, state, text
+from midwatch.subjects.postgres.connection import Row, number, state, text, who
 from midwatch.subjects.postgres.observation import PREPARED, Blocking
-from midwatch.text import reported
 from midwatch.units import format_count, format_duration
+
+# Each goes on to the last place where what a client wrote can end, or to the end of the line.
+CLIENT_TEXT = (
+    re.compile(r"(?m)(?:, |: )(?:runs|last ran): (.*)$"),
+    re.compile(r"(?m)^statement: (.*)$"),
+    re.compile(r"(?m)\bapplication (.*(?=, database |, runs: |, last ran: |\) )|.*$)"),
+    re.compile(
+        r"(?m)\b(?:application(?:_name)?|query|gid|detail)=(.*(?= \w+=\S*$)|.*$)"
+    ),
+)
+"""What clients wrote in evidence: statements, and the names that they give themselves."""
 
 MOST = 30  # lines of a list
 QUERY = 300
@@ -25,21 +36,7 @@ def _fact(row: Row) -> str:
     if set(row) == {"name", "value"}:
         return f"{text(row['name'], 80)}: {text(row['value'], QUERY)}"
     known = {key: value for key, value in row.items() if value not in (None, "")}
-    return " ".join(
-        f"{key}={reported(text(value, QUERY)) if key in _CLIENTS else text(value, QUERY)}"
-        for key, value in known.items()
-    )
-
-
-# Columns whose text a client writes.
-_CLIENTS = frozenset({"query", "application", "application_name", "gid"})
-
-
-def _who(row: Row) -> str:
-    """Return `user app, application orders`, the name of the application marked as a client's."""
-    application = text(row.get("application_name"), 64)
-    user = f"user {text(row.get('usename'), 64) or 'unknown'}"
-    return f"{user}, application {reported(application)}" if application else user
+    return " ".join(f"{key}={text(value, QUERY)}" for key, value in known.items())
 
 
 def server(rows: Sequence[Row]) -> str:
@@ -76,12 +73,12 @@ def session(row: Row) -> str:
         parts.append(
             f"waits on {text(row['wait_event_type'])}/{text(row['wait_event'])}"
         )
-    parts.append(_who(row))
+    parts.append(who(row))
     parts.append(
         f"database {text(row['datname'], 64)}, client {text(row['client'], 64)}"
     )
     did = "runs" if row["state"] == "active" else "last ran"
-    return ", ".join(parts) + f", {did}: {reported(text(row['query'], QUERY))}"
+    return ", ".join(parts) + f", {did}: {text(row['query'], QUERY)}"
 
 
 def _since(row: Row) -> str:
@@ -115,7 +112,7 @@ def blocking(tree: Blocking, sessions: Mapping[int, Row]) -> str:
 def _counted(waiting: Sequence[tuple[int, Row]], sessions: Mapping[int, Row]) -> str:
     """Return by whom the sessions were opened, the most frequent first."""
     rows = [sessions.get(int(row["pid"])) for _, row in waiting]
-    counts = Counter(_who(row) for row in rows if row)
+    counts = Counter(who(row) for row in rows if row)
     return "; ".join(f"{count} of {name}" for name, count in counts.most_common(6))
 
 
@@ -129,11 +126,7 @@ def _waiter(depth: int, wait: Row, sessions: Mapping[int, Row], tree: Blocking) 
     row = sessions.get(pid)
     if row and row["xact_start"] and pid in tree.behind:
         behind += f", in its transaction since {_since(row)}"
-    line = (
-        f"{_who(row)}, runs: {reported(text(row['query'], QUERY))}"
-        if row
-        else "gone meanwhile"
-    )
+    line = f"{who(row)}, runs: {text(row['query'], QUERY)}" if row else "gone meanwhile"
     return f"{'  ' * min(depth, 20)}pid {pid} {waited} for pid {behind}: {line}"
 
 
