@@ -367,7 +367,7 @@ WHERE pg_is_in_recovery()
 """
 
 REPLICATORS = """
-SELECT rolname AS role, rolcanlogin AS may_log_in, rolvaliduntil < now() AS expired,
+SELECT rolname AS role, rolsuper AS superuser, rolcanlogin AS may_log_in, rolvaliduntil < now() AS expired,
        date_trunc('second', rolvaliduntil)::text AS valid_until, nullif(rolconnlimit, -1) AS connection_limit
 FROM pg_roles WHERE rolreplication ORDER BY rolname LIMIT 50
 """

@@ -68,7 +68,7 @@ def session(row: Row) -> str:
         parts.append(f"process {text(row['backend_type'], 40)}")
     if row["xact_age"] is not None:
         age = format_duration(number(row["xact_age"]))
-        parts.append(f"transaction open for {age} since {row['xact_start']}")
+        parts.append(f"transaction open for {age} since {_since(row)}")
     if row["wait_event_type"] is not None and row["wait_event"] != "ClientRead":
         parts.append(
             f"waits on {text(row['wait_event_type'])}/{text(row['wait_event'])}"
@@ -79,6 +79,14 @@ def session(row: Row) -> str:
     )
     did = "runs" if row["state"] == "active" else "last ran"
     return ", ".join(parts) + f", {did}: {text(row['query'], QUERY)}"
+
+
+def _since(row: Row) -> str:
+    """Return the start of a transaction, and that of its statement if it is a later one."""
+    statement = row["query_start"]
+    if row["state"] != "active" or statement == row["xact_start"]:
+        return str(row["xact_start"])
+    return f"{row['xact_start']}, statement since {statement}"
 
 
 def blocking(tree: Blocking, sessions: Mapping[int, Row]) -> str:
@@ -117,7 +125,7 @@ def _waiter(depth: int, wait: Row, sessions: Mapping[int, Row], tree: Blocking) 
         behind += f" and {more} more" if more > 0 else ""
     row = sessions.get(pid)
     if row and row["xact_start"] and pid in tree.behind:
-        behind += f", in its transaction since {row['xact_start']}"
+        behind += f", in its transaction since {_since(row)}"
     line = f"{who(row)}, runs: {text(row['query'], QUERY)}" if row else "gone meanwhile"
     return f"{'  ' * min(depth, 20)}pid {pid} {waited} for pid {behind}: {line}"
 
