@@ -35,7 +35,9 @@ from midwatch.subjects.certificates import (
     Findings,
     check_certificates,
     parse_chain,
+    remembered,
 )
+from midwatch.subjects.error_pages import error_page
 from midwatch.subjects.http_client import (
     Answer,
     Hop,
@@ -216,10 +218,14 @@ def basic_login(user: str, password: str) -> Mapping[str, str]:
 
 def check_answer(answer: Answer, settings: HttpSettings, target: Target) -> Findings:
     """Check all of an answer but its certificates."""
+    page = error_page(answer)
     facts: Facts = {
         "url": target.shown,
         "status": answer.status,
+        **({"answered_by": page} if page else {}),
         "seconds": round(answer.seconds, 3),
+        **phase_facts(answer.timings),
+        **({"slowest": answer.slowest} if answer.slowest else {}),
     }
     found = Findings(
         (
@@ -244,7 +250,12 @@ def check_answer(answer: Answer, settings: HttpSettings, target: Target) -> Find
 
 def check_failure(failure: WebFailure, target: Target) -> Findings:
     """Check a failure but its certificates. A refused one and endless redirects prove that the server is reachable."""
-    facts: Facts = {"url": target.shown, "cause": failure.cause}
+    facts: Facts = {
+        "url": target.shown,
+        "cause": failure.cause,
+        **({"phase": failure.phase} if failure.phase else {}),
+        **phase_facts(failure.timings),
+    }
     if failure.cause not in ("redirects", "certificate"):
         message = f"{target.shown} did not answer: {failure.message}"
         return Findings((verdict("reachable", False, target, message, facts),))
@@ -253,6 +264,14 @@ def check_failure(failure: WebFailure, target: Target) -> Findings:
         return found
     message = f"{target.shown}: {failure.message}"
     return found + Findings((verdict("status", False, target, message, facts),))
+
+
+def phase_facts(timings: Mapping[str, float]) -> Facts:
+    """Return the seconds of each phase as facts: `dns_seconds`, `connect_seconds`, `first_byte_seconds`, …"""
+    return {
+        f"{phase.replace(' ', '_')}_seconds": round(spent, 3)
+        for phase, spent in timings.items()
+    }
 
 
 def body_problem(answer: Answer, settings: HttpSettings) -> str:
@@ -310,6 +329,7 @@ def _expired(signal: Signal) -> bool:
 
 # ------------------------------------------------------------------ the subject
 
+_MOST_REMEMBERED = 10  # certificates of addresses
 _SHARE_OF_TIMEOUT = (
     0.8  # the rest is for the report, before the monitor cancels the observation
 )
@@ -366,17 +386,25 @@ class HttpSubject:
         else:
             hops = answer.hops
             found = check_answer(answer, self.settings, self.target)
+        known = previous.get("certificates")
+        seen: Json = dict(known) if isinstance(known, dict) else {}
         for component, hop in self._secured(hops).items():
             problems = await self.problems(hop, failure)
+            now = self.clock.now()
             found += check_certificates(
                 hop.name,
                 component,
                 problems,
                 hop.accepted_until,
-                self.clock.now(),
+                now,
                 {invariant.id: invariant for invariant in self.invariants},
+                str(seen.get(component, "")),
             )
-        return self._observation(found, failure)
+            if problems.untrusted == problems.misnamed == "" and hop.chain:
+                seen[component] = remembered(hop.chain[0], now, seen.get(component))
+        return self._observation(
+            found, failure, dict(list(seen.items())[-_MOST_REMEMBERED:])
+        )
 
     async def ask(self) -> Answer:
         """Request the URL now. Raises WebFailure."""
@@ -403,6 +431,8 @@ class HttpSubject:
             clock=self.clock,
             ask=self.ask,
             problems=self.problems,
+            peek=None if self.settings.proxy else self.web.peek,
+            name=self.settings.server_name or target.host.rstrip("."),
         )
         return sources(watched, tickets)
 
@@ -440,7 +470,9 @@ class HttpSubject:
             return found
         return replace(found, untrusted=str(refused))
 
-    def _observation(self, found: Findings, failure: WebFailure | None) -> Observation:
+    def _observation(
+        self, found: Findings, failure: WebFailure | None, certificates: Json
+    ) -> Observation:
         enabled = {invariant.id for invariant in self.invariants}
         signals = tuple(one for one in found.signals if one.invariant in enabled)
         seen = {signal.invariant for signal in signals}
@@ -469,4 +501,5 @@ class HttpSubject:
             unavailable=unavailable,
             unsupported=unsupported,
             ignored=found.ignored,
+            state={"certificates": certificates} if certificates else {},
         )
