@@ -236,12 +236,16 @@ class TicketSession:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A resolved ticket with its diagnosis or its resolution, as evidence for later tickets."""
+    """A resolved ticket with its diagnosis or its resolution, as evidence for later tickets.
+
+    `verified` is true where the diagnosis identified the cause and most of its claims were found.
+    """
 
     ticket: Ticket
     summary: str | None
     root_cause: str | None
     same_key: bool
+    verified: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,9 @@ def past(tx: Transaction, similar_to: Sequence[Ticket], limit: int = 5) -> list[
     invariants = {ticket.key.invariant for ticket in similar_to}
     rows = tx.all(
         select_tickets()
-        .add_columns(diagnoses.c.answer)
+        .add_columns(
+            diagnoses.c.answer, diagnoses.c.verified_claims, diagnoses.c.total_claims
+        )
         .outerjoin(
             diagnoses,
             and_(
@@ -196,7 +198,11 @@ def past(tx: Transaction, similar_to: Sequence[Ticket], limit: int = 5) -> list[
 def _past_of(row: Any, subject: str, keys: set[tuple[str, str]]) -> Past:
     answer = row.answer or {}
     same = row.subject == subject and (row.invariant, row.component) in keys
-    return Past(ticket_of(row), answer.get("summary"), answer.get("root_cause"), same)
+    verified = answer.get("verdict") == "identified" and (
+        0 < (row.total_claims or 0) <= 2 * (row.verified_claims or 0)
+    )
+    summary, root_cause = answer.get("summary"), answer.get("root_cause")
+    return Past(ticket_of(row), summary, root_cause, same, verified)
 
 
 def stats(tx: Transaction, within: float) -> Stats:
