@@ -188,6 +188,7 @@ _FINE = re.compile(
 _SETTING = re.compile(
     r"^\W*[\w.-]*(?:timeout|limit|retries)[\w.-]*\W*[:=]", re.IGNORECASE
 )
+_QUOTED = re.compile(r'"[^"]*"')
 _LONGEST = 2000
 
 
@@ -212,11 +213,18 @@ class Told:
 
 
 def symptom_of(text: str) -> Symptom | None:
-    """Return what a line says is wrong, or None."""
+    """Return what a line says is wrong, or None.
+
+    What a program itself says counts before what it quotes, as a request or a file name: clients choose these.
+    """
     line = text[:_LONGEST]
     if _FINE.search(line) or _SETTING.search(line):
         return None
-    return next((one for one in SYMPTOMS if one.pattern.search(line)), None)
+    for part in (_QUOTED.sub('""', line), line):
+        for one in SYMPTOMS:
+            if one.pattern.search(part):
+                return one
+    return None
 
 
 def ranked(lines: Iterable[tuple[str, str]], about: Sequence[str] = ()) -> list[Told]:

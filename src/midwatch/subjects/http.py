@@ -10,6 +10,7 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
@@ -44,7 +45,7 @@ from midwatch.subjects.http_client import (
     WebFailure,
     show_origin,
 )
-from midwatch.subjects.http_evidence import Watched, sources
+from midwatch.subjects.http_evidence import Watched, sources, way
 from midwatch.subjects.web_settings import WebSettings
 from midwatch.text import component_name
 from midwatch.units import Bytes, Url, format_duration
@@ -101,6 +102,11 @@ class HttpSettings(WebSettings):
     )
     body_lacks: Regex | None = Field(
         None, description="A regular expression that the body must not contain."
+    )
+    log_files: list[Path] = Field(
+        default_factory=list,
+        max_length=5,
+        description="Log files on this machine, of the service or of the proxy before it: their last lines are evidence.",
     )
     body_limit: Bytes = Field(
         256_000, gt=0, le=10_000_000, description="Bytes of the body that are read."
@@ -254,6 +260,7 @@ def check_failure(failure: WebFailure, target: Target) -> Findings:
         "url": target.shown,
         "cause": failure.cause,
         **({"phase": failure.phase} if failure.phase else {}),
+        **({"redirected": way(failure.hops)} if len(failure.hops) > 1 else {}),
         **phase_facts(failure.timings),
     }
     if failure.cause not in ("redirects", "certificate"):
@@ -271,6 +278,7 @@ def phase_facts(timings: Mapping[str, float]) -> Facts:
     return {
         f"{phase.replace(' ', '_')}_seconds": round(spent, 3)
         for phase, spent in timings.items()
+        if spent >= 0.001
     }
 
 
@@ -433,6 +441,7 @@ class HttpSubject:
             problems=self.problems,
             peek=None if self.settings.proxy else self.web.peek,
             name=self.settings.server_name or target.host.rstrip("."),
+            log_files=self.settings.log_files,
         )
         return sources(watched, tickets)
 

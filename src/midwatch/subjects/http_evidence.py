@@ -7,14 +7,19 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
 
 from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import Clock
-from midwatch.model import Ticket
+from midwatch.model import Origin, Ticket
 from midwatch.subjects import tls
 from midwatch.subjects.base import EvidenceSource
 from midwatch.subjects.certificates import fingerprint, parse_chain
 from midwatch.subjects.error_pages import error_page
+from midwatch.subjects.host_mounts import OffLoop
+from midwatch.subjects.host_units import log_tail
 from midwatch.subjects.http_client import (
     Answer,
     Hop,
@@ -78,6 +83,7 @@ class Watched:
     problems: Callable[[Hop, WebFailure | None], Awaitable[tls.Problems]]
     peek: Callable[[Hop, float], Awaitable[tuple[bytes, ...]]] | None = None
     name: str = ""
+    log_files: Sequence[Path] = ()
 
 
 def sources(watched: Watched, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
@@ -98,6 +104,13 @@ def sources(watched: Watched, tickets: Sequence[Ticket]) -> Sequence[EvidenceSou
     async def certificates() -> str:
         return await _certificates(watched)
 
+    async def logs() -> str:
+        parts = [
+            await OffLoop().run(partial(log_tail, str(path)), limit / 8, str(path))
+            for path in watched.log_files
+        ]
+        return "\n".join(parts)
+
     async def addresses() -> str:
         return await _addresses(watched)
 
@@ -113,6 +126,12 @@ def sources(watched: Watched, tickets: Sequence[Ticket]) -> Sequence[EvidenceSou
             f"Addresses of {watched.host}", "name resolution", addresses, 40, limit
         )
     )
+    if watched.log_files:
+        found.append(
+            EvidenceSource(
+                "Log of the service", "log files", logs, 15, limit, Origin.REPORTED
+            )
+        )
     return found
 
 
@@ -178,6 +197,15 @@ def _own(chain: Sequence[bytes]) -> str:
     )
 
 
+def way(hops: Sequence[Hop]) -> str:
+    """Return the addresses of a request and its redirects, without their paths: these may hold tokens."""
+    parts = []
+    for origin, group in groupby(show_origin(hop.origin) for hop in hops):
+        times = len(list(group))
+        parts.append(origin + (f" ({times} times)" if times > 1 else ""))
+    return ticket_line(" then ".join(parts))
+
+
 def describe(answer: Answer, home: str) -> str:
     """Return status line, timings, harmless headers and the beginning of the body."""
     lines = [f"status: {answer.version} {answer.status} {answer.reason}"]
@@ -188,8 +216,7 @@ def describe(answer: Answer, home: str) -> str:
         f"{phase}: {format_duration(spent)}" for phase, spent in answer.timings.items()
     ]
     if len(answer.hops) > 1:
-        way = " then ".join(show_origin(hop.origin) for hop in answer.hops)
-        lines.append(f"redirected: {ticket_line(way)}")
+        lines.append(f"redirected: {way(answer.hops)}")
     for name in _SHOWN_HEADERS:
         if value := answer.header(name):
             lines.append(f"header {name}: {ticket_line(value, 200)}")

@@ -82,7 +82,8 @@ class Filler:
                 ),
                 action(
                     f"Have {self.program} write less (its log level, the job that writes), and make room by moving or "
-                    "compressing what its owner does not need here"
+                    "compressing what its owner does not need here",
+                    risk="what is moved must not be in use",
                 ),
             ]
         if self.kind == "file":
@@ -92,7 +93,10 @@ class Filler:
                     f"ls -l {path}",
                     f"file {path}",
                 ),
-                action("Make room with its owner: move or compress it"),
+                action(
+                    "Make room with its owner: move or compress it",
+                    risk="what is moved must not be in use",
+                ),
             ]
         count = "-x --inodes" if self.kind == "entries" else "-xm"
         return [
@@ -101,7 +105,10 @@ class Filler:
                 f"du {count} -d 2 {path} 2>/dev/null | sort -n | tail -20",
                 f"ls -lt {path} | head -20",
             ),
-            action("Make room with the owner of what is not needed there"),
+            action(
+                "Make room with the owner of what is not needed there",
+                risk="what is moved must not be in use",
+            ),
         ]
 
 

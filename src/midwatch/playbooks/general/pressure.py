@@ -62,7 +62,8 @@ def host_pressure(tickets: Tickets, context: Context) -> Note:
                 "journalctl -k --since '-1h' | grep -i 'out of memory'",
             ),
             action(
-                "Ask the owner of what uses most whether that is expected, and limit it there"
+                "Ask the owner of what uses most whether that is expected, and limit it there",
+                risk="at its limit it slows down or fails",
             ),
         ],
         risks=["The kernel may kill a process to get memory."],

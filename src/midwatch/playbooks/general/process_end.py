@@ -49,6 +49,12 @@ def host_process(tickets: Tickets, context: Context) -> Note:
     if unit_says is not None and (not told or unit_says[2]):
         causes.insert(0, unit_says[0])
         cited.insert(0, unit_says[1])
+    zombie = _zombie(context, name)
+    if zombie is not None:
+        causes.append(
+            "it has ended, and the process that started it does not collect it"
+        )
+        cited.append(zombie)
     also = " or ".join(causes) if len(told) > 1 else "; ".join(causes)
     return write_note(
         [ticket],
@@ -77,6 +83,17 @@ def host_process(tickets: Tickets, context: Context) -> Note:
         ],
         missing=[] if cited else ["The end of its log."],
     )
+
+
+def _zombie(context: Context, name: str) -> Citation | None:
+    """Return the line about a process of this name that is a zombie."""
+    below = False
+    for number, text in titled_lines(context, "Processes that must run"):
+        if not text.startswith("pid "):
+            below = text.startswith(f"{name}:")
+        elif below and " zombie, " in text:
+            return Citation(evidence_id=number, quote=bounded(text))
+    return None
 
 
 def _reading_actions(ticket: Ticket, unit: str) -> list[Action]:

@@ -23,9 +23,12 @@ from midwatch.playbooks.base import (
     own_line,
     playbook,
     text_fact,
+    titled_lines,
     write_note,
 )
-from midwatch.playbooks.symptoms import ranked
+from midwatch.playbooks.symptoms import Told, ranked
+
+_LAST_LINES = 15  # of a log
 
 # ------------------------------------------------------------------ no answer
 
@@ -62,6 +65,9 @@ def http_outage(tickets: Tickets, context: Context) -> Note:
         problem += "; it answers now"
     seen = own_line(context, ticket, "message: ")
     host, port = _place(url)
+    logged = _logged(context)
+    if logged is not None:
+        problem += f"; its log says: {_said(logged)}"
     bad, good = _reached(context, host)
     if bad and good:
         problem += f"; {len(bad)} of {len(bad) + len(good)} addresses fail"
@@ -69,7 +75,7 @@ def http_outage(tickets: Tickets, context: Context) -> Note:
         tickets,
         summary=f"{url} is not reachable: {problem}.",
         cause=f"{url}: {problem}",
-        cited=[now or seen or recovered, *bad[:2]],
+        cited=[now or seen or recovered, *bad[:2], logged.citation if logged else None],
         confidence="medium" if now else "low",
         reason="the failure is observed from here only; its cause is on the server's side",
         findings=[
@@ -84,8 +90,14 @@ def http_outage(tickets: Tickets, context: Context) -> Note:
             finding("the addresses that answer", *good[:2]),
             finding("where the request stopped", own_line(context, ticket, "phase: ")),
         ],
-        actions=[*_outage_actions(kind, phase, url, host, port), _service_log()],
-        missing=["Whether others reach it.", "The log of the service."],
+        actions=[
+            *_outage_actions(kind, phase, url, host, port),
+            logged.symptom.advice() if logged else _service_log(),
+        ],
+        missing=[
+            "Whether others reach it.",
+            *([] if logged else ["The log of the service (`log_files`)."]),
+        ],
     )
 
 
@@ -216,10 +228,11 @@ def http_answer(tickets: Tickets, context: Context) -> Note:
         for line in evidence_lines(context, f"{url} now")
         if line[1].startswith("| ")
     ]
-    said = None if page else next(iter(ranked(body)), None)
+    logged = _logged(context) if status >= 500 else None
+    said = logged or (None if page else next(iter(ranked(body)), None))
     problem = _problem(status, page, text_fact(ticket, "cause"))
     if said is not None:
-        problem += f"; the answer says: {said.text}"
+        problem += f"; {'its log' if logged else 'the answer'} says: {_said(said)}"
     seen = own_line(context, ticket, "message: ")
     certain: Confidence = "medium" if page and status >= 500 or said else "low"
     return write_note(
@@ -231,6 +244,7 @@ def http_answer(tickets: Tickets, context: Context) -> Note:
         reason="the answer is known; its cause is in the log of what answered",
         findings=[
             finding("what it answers now", now),
+            finding("where it redirects", own_line(context, ticket, "redirected: ")),
             finding(
                 "how long to wait",
                 line_starting(context, f"{url} now", "header retry-after"),
@@ -238,17 +252,35 @@ def http_answer(tickets: Tickets, context: Context) -> Note:
         ],
         actions=[
             action("Send the request by hand", f"curl -sv -m 20 {shlex.quote(url)}"),
-            *_answer_actions(status, page),
+            *_answer_actions(status, page, logged is not None),
             *([said.symptom.advice()] if said else []),
             action("See what was deployed or configured shortly before"),
         ],
-        missing=[f"The log of {page}." if page else "The log of the service."],
+        missing=(
+            [] if logged else [f"The log of {page or 'the service'} (`log_files`)."]
+        ),
     )
+
+
+def _logged(context: Context) -> Told | None:
+    """Return what the last lines of the log files say is wrong."""
+    lines = [
+        line
+        for line in titled_lines(context, "Log of the service")
+        if line[1].startswith("| ")
+    ]
+    return next(iter(ranked(lines[-_LAST_LINES:], ["upstream"])), None)
+
+
+def _said(told: Told) -> str:
+    """Return what a line says, with the upstream that it names behind its beginning."""
+    upstream = re.search(r'upstream: "([^"]+)"', told.quote)
+    return told.text + (f", of the upstream {upstream[1]}" if upstream else "")
 
 
 def _problem(status: int, page: str, cause: str) -> str:
     if cause == "redirects":
-        return "the redirects lead in a circle, or to an address that is no website"
+        return "the redirects lead in a circle, or to an address that is not a website"
     if page and status in _PROXY:
         return f"{page} itself answers, not the application behind it: {_PROXY[status]}"
     if status in _STATUS:
@@ -269,7 +301,9 @@ _LOGS = {
 }
 
 
-def _answer_actions(status: int, page: str) -> list[Action]:
+def _answer_actions(status: int, page: str, logged: bool) -> list[Action]:
+    if logged:
+        return []  # what the line says has its own advice
     if page and status >= 500:
         command = _LOGS.get(page)
         return [

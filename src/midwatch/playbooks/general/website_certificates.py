@@ -175,7 +175,8 @@ def _distrust(ticket: Ticket) -> tuple[str, list[Action]]:
         why = "its authority has revoked it"
         advice = [
             action(
-                "Ask who had it revoked: the key may be stolen. Have a new one issued with a new key"
+                "Ask who had it revoked: the key may be stolen. Have a new one issued with a new key",
+                risk=_RELOAD,
             )
         ]
     else:
