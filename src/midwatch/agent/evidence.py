@@ -23,6 +23,7 @@ from midwatch.subjects.base import EvidenceSource, Subject
 from midwatch.text import (
     clean,
     estimate_tokens,
+    mark_matches,
     mark_reported,
     one_line,
     put_marks,
@@ -178,8 +179,8 @@ OPENING_RANK = 15
 MOST_FROM_OPENING = 5
 PAST_RANK = 70
 """The rank of past tickets among those of a subject's sources."""
-_OWN_WORDS = frozenset({"postgres", "host", "http"})
-"""The kinds whose messages Midwatch words itself, from facts; those of others come from outside."""
+_OWN_WORDS = frozenset({"postgres", "host", "http", "command"})
+"""The kinds whose messages Midwatch, or the command of the settings, words itself, from facts."""
 _MEASURED = re.compile(r"(?:^|_)(?:state|cause|kind|fstype|mount)$")
 """The names of facts, in these kinds, whose text is one of a few words of the system itself."""
 _STOPPING = 0.2  # seconds that a cancelled source gets to end
@@ -377,7 +378,8 @@ class ContextGatherer:
             rank=source.rank,
             origin=source.origin,
         )
-        return replace(piece, at=at) if at else piece
+        marked = mark_matches(piece.text, source.reported)
+        return replace(piece, text=marked, at=at or piece.at)
 
     # ------------------------------------------------------------------ the violations
 

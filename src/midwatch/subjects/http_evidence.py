@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ _SHOWN_HEADERS = (
     "x-served-by",
 )
 _BODY_CHARACTERS = 2000
+SERVER_TEXT = (
+    re.compile(r"(?m)^\| .*$|^header .*$"),
+    re.compile(r"(?m)^status: \S+ \d+ (.*)$"),
+)
+"""What the server wrote into an answer: its body, headers, and the words behind the status."""
 _MOST_ADDRESSES = 3
 _MOST_CERTIFICATES = 6
 _MOST_CONNECTIONS = 6
@@ -115,7 +121,14 @@ def sources(watched: Watched, tickets: Sequence[Ticket]) -> Sequence[EvidenceSou
         return await _addresses(watched)
 
     found = [
-        EvidenceSource(f"{watched.request} now", watched.shown, exchange, 10, limit)
+        EvidenceSource(
+            f"{watched.request} now",
+            watched.shown,
+            exchange,
+            10,
+            limit,
+            reported=SERVER_TEXT,
+        )
     ]
     about = any(ticket.key.invariant.startswith("certificate_") for ticket in tickets)
     if watched.secure or about:

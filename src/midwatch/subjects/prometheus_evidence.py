@@ -38,6 +38,15 @@ _POINTS = 120
 _HOUR, _LONGEST = 3600.0, 24 * 3600.0
 _RECENT = 900.0  # seconds of the trend
 
+# Labels come from what is watched: up to the last place where they can end.
+_LABELS = (
+    re.compile(
+        r"(?m)^(.*): (?:[-+.\d]|NaN|Inf|none|last |not a number|started |counts |gone |new )"
+    ),
+    re.compile(r"(?m)^(?:firing|pending) .*? since \S+ (.*)$"),
+    re.compile(r"(?m)^(?:down|unknown) (.*): "),
+)
+
 _PLACES = ("instance", "pod", "node", "host", "hostname", "nodename", "container")
 """Labels that name one target; `job` and `namespace` tell two of one name apart."""
 
@@ -69,7 +78,9 @@ class EvidenceReader:
         def source(
             title: str, fetch: Callable[[], Awaitable[str]], rank: int
         ) -> EvidenceSource:
-            return EvidenceSource(title, shown, fetch, rank, self._timeout)
+            return EvidenceSource(
+                title, shown, fetch, rank, self._timeout, reported=_LABELS
+            )
 
         named = dict.fromkeys(
             name
