@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 from collections.abc import Sequence
 
 from midwatch.diagnosis_schema import Action, Citation
@@ -34,6 +35,10 @@ def host_process(tickets: Tickets, context: Context) -> Note:
     ticket = tickets[0]
     name = ticket.key.component
     unit = text_fact(ticket, "unit")
+    if any(
+        ": not known, " in text for _, text in titled_lines(context, f"Unit of {name}")
+    ):
+        unit = ""  # no systemd here, so no command for it
     counted = line_starting(context, "Processes that must run", f"{name}:") or own_line(
         context, ticket, "message: "
     )
@@ -132,8 +137,9 @@ def _starting(unit: str, known: bool, stopped: bool) -> list[Action]:
 def _told(context: Context, ticket: Ticket) -> list[Told]:
     """Return what the kernel and the log say of the end of a process, ranked."""
     name, pid = ticket.key.component.strip("/"), text_fact(ticket, "last_pid")
+    short, number = re.escape(name[:15]), pid or r"\d+"
     of_it = re.compile(
-        rf"\b(?:Killed process|segfault|traps:).*\b{pid or 'no pid'}\b|\({re.escape(name[:15])}\)|\b{re.escape(name[:15])}\[{pid or 'no pid'}\]"
+        rf"Killed process {number} \({short}\)|\b{short}\[{number}\]|traps: {short}\b"
     )
     kernel = [
         line
@@ -191,6 +197,18 @@ _RESULTS = {
 }
 
 
+def _status(result: str, status: str) -> str:
+    if result == "exit-code":
+        return f"status {status}"
+    try:
+        name = signal.Signals(int(status)).name
+    except ValueError:
+        return f"signal {status}"
+    if name == "SIGKILL":
+        return "SIGKILL, sent by someone, or by the kernel for memory"
+    return name
+
+
 def _unit_says(state: dict[str, Citation]) -> tuple[str, Citation, bool, bool] | None:
     """Return what a unit says of its end, the line, whether it counts more than a log, and whether it was stopped."""
 
@@ -208,8 +226,8 @@ def _unit_says(state: dict[str, Citation]) -> tuple[str, Citation, bool, bool] |
         return text, state["ActiveState"], True, True
     result = value("Result")
     if result in _RESULTS:
-        more = (
-            f" ({value('ExecMainStatus')})" if result in ("exit-code", "signal") else ""
-        )
+        more = ""
+        if result in ("exit-code", "signal"):
+            more = f" ({_status(result, value('ExecMainStatus'))})"
         return f"{_RESULTS[result]}{more}", state["Result"], result == "oom-kill", False
     return None
