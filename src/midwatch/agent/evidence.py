@@ -179,10 +179,10 @@ OPENING_RANK = 15
 MOST_FROM_OPENING = 5
 PAST_RANK = 70
 """The rank of past tickets among those of a subject's sources."""
-_OWN_WORDS = frozenset({"postgres", "host", "http", "command"})
-"""The kinds whose messages Midwatch, or the command of the settings, words itself, from facts."""
+_FOREIGN_WORDS = frozenset({"prometheus"})
+"""The kinds whose messages come from outside, as annotations do; those of others are of the subject itself."""
 _MEASURED = re.compile(r"(?:^|_)(?:state|cause|kind|fstype|mount)$")
-"""The names of facts, in these kinds, whose text is one of a few words of the system itself."""
+"""The names of facts, in the other kinds, whose text is one of a few words of the system itself."""
 _STOPPING = 0.2  # seconds that a cancelled source gets to end
 
 _Answer = tuple[str, datetime]
@@ -421,7 +421,7 @@ class ContextGatherer:
         return "\n".join(lines)
 
     def _message(self, ticket: Ticket, foreign: Sequence[str]) -> str:
-        """Return the message, marked: as a whole unless Midwatch words it, else what in it is foreign."""
+        """Return the message, marked: as a whole unless the subject words it, else what in it is foreign."""
         message = self._line(ticket.message)
         if not self._is_own(ticket):
             return reported(message)
@@ -429,7 +429,7 @@ class ContextGatherer:
 
     def _is_own(self, ticket: Ticket) -> bool:
         subject = self._subjects.get(ticket.key.subject)
-        return subject is not None and subject.kind in _OWN_WORDS
+        return subject is None or subject.kind not in _FOREIGN_WORDS
 
     def _foreign(self, ticket: Ticket, written: Mapping[str, str]) -> list[str]:
         """Return the facts that clients wrote: all text but that of names by which subjects tell a state."""
