@@ -288,7 +288,7 @@ async def test_a_certificate_for_another_name_is_no_missed_renewal(
         [(_, output)] = await notes_for(shop, tickets)
         await shop.close()
     assert "shows a certificate for other.example" in output.root_cause
-    assert "nothing there is configured for this name" in output.root_cause
+    assert "it took the place of the right one" in output.root_cause
     assert "Another certificate was accepted before" in output.summary
     advice = " ".join(one.what for one in output.recommended_actions)
     assert "renew" not in advice.lower() and output.confidence == "high"

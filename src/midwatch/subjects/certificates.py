@@ -100,7 +100,7 @@ def check_certificates(
     facts: Facts = {
         **about,
         "names": ", ".join(own.names) if own else "",
-        "certificates_sent": len(problems.chain),
+        **({"certificates_sent": len(problems.chain)} if problems.untrusted else {}),
         **changed,
     }
     for kind, problem, text in (

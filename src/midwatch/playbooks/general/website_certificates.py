@@ -53,11 +53,12 @@ def _misnamed(own: list[Ticket], context: Context) -> Note:
         lambda text: text.startswith("without SNI: the same certificate"),
     )
     replaced = _replaced(ticket, context)
-    why = (
-        "it is the one that the server shows by default, so nothing there is configured for this name"
-        if default
-        else "the server is configured to show it, or the name is not in it"
-    )
+    if replaced:
+        why = "it took the place of the right one: the entry for this name is gone, or names another file now"
+    elif default:
+        why = "it is the one that the server shows by default, so nothing there seems to be configured for this name"
+    else:
+        why = "the server is configured to show it, or the name is not in it"
     before = (
         " Another certificate was accepted before: it was replaced." if replaced else ""
     )
