@@ -366,6 +366,11 @@ def over_time(line: Line, part: Compared, step: float) -> str:
     return f"{_shown(line.labels)}: {'; '.join(texts)}; {sparse}"
 
 
+def compact(line: Line) -> str:
+    """Return one series that is not compared with anything."""
+    return over_time(line, Compared(""), math.inf)
+
+
 def _since(points: Sequence[tuple[float, float]], part: Compared) -> str:
     """Return since when a comparison is true without a break."""
     condition = f"{part.operator} {part.limit:g}"
