@@ -319,7 +319,7 @@ async def test_each_fault_of_a_chain_has_its_own_advice(tmp_path: Path) -> None:
     assert "sends it alone" in found["alone"] and "fullchain.pem" in found["alone"]
     assert "signed by itself" in found["self-signed"]
     assert "clock" in found["early"] and "Renew" not in found["early"]
-    assert "has ended" in found["ended"] and "Renew" in found["ended"]
+    assert "has expired" in found["ended"] and "Renew" in found["ended"]
 
 
 # ------------------------------------------------------------------ command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from midwatch.subjects.promql import Compared, compared, metrics
+from midwatch.subjects.promql import Compared, compared, metrics, parts_of
 
 FREE = '(free{mountpoint="/", x!="a>b"} / size) * 100'
 
@@ -41,3 +41,19 @@ def test_an_expression_without_its_comparison(expr: str, parts: list[Compared]) 
 def test_the_metrics_of_an_expression() -> None:
     expr = "sum by (job, code) (rate(http_total{code=~'5..'}[5m])) / on(job) up > 1 # z"
     assert metrics(expr) == ["http_total", "up"]
+
+
+@pytest.mark.parametrize(
+    ("expr", "parts"),
+    [
+        (
+            "sum(rate(errors_total{code=~'5..'}[1m])) / sum(x) > 1",
+            "rate(errors_total{code=~'5..'}[1m])",
+        ),
+        ("max by (queue) (age_seconds) > 3", "age_seconds"),
+        ("up == 0", ""),
+        ("sum(", ""),
+    ],
+)
+def test_the_parts_of_an_aggregate(expr: str, parts: str) -> None:
+    assert parts_of(expr) == (f"topk(10, {parts} > 0)" if parts else "")

@@ -25,7 +25,7 @@ from midwatch.subjects.prometheus_api import (
 )
 from midwatch.subjects.prometheus_series import series_text
 from midwatch.subjects.prometheus_settings import PrometheusSettings
-from midwatch.subjects.promql import Compared, compared, metrics
+from midwatch.subjects.promql import Compared, compared, metrics, parts_of
 from midwatch.text import ticket_line
 
 _MOST_INVARIANTS = 5
@@ -93,6 +93,7 @@ class EvidenceReader:
                 source(f"Definition of {name}", _about(name, self.definition), 10),
                 source(f"{name}: values now", _about(name, self.current), 12),
                 source(f"{name}: over time", _about(name, self.history), 14),
+                source(f"{name}: its largest parts", _about(name, self.parts), 16),
             ]
         target = next(filter(None, map(target_of, self._tickets)), {})
         if target:
@@ -144,6 +145,17 @@ class EvidenceReader:
                 f"{count} series",
             ]
         )
+
+    async def parts(self, name: str) -> str:
+        """Return the largest series of an aggregate, which has lost the labels that tell them apart."""
+        expr = parts_of(await self._expression(name))
+        if not expr:
+            return "the expression adds nothing up"
+        samples: list[Sample] = []
+        await self._api.query(expr, self._limit, samples.append)
+        samples.sort(key=lambda one: -one.value)
+        lines = [f"{_selector(one.labels)}: {one.value:g}" for one in samples[:10]]
+        return "\n".join([f"expr: {ticket_line(expr, 500)}", *lines])
 
     async def history(self, name: str) -> str:
         """Return the series without the comparison of the alert: when it became true, and where they go."""

@@ -168,3 +168,27 @@ def _in_grouping(tokens: list[re.Match[str]], number: int) -> bool:
         if tokens[before][0] != "," and tokens[before].lastgroup != "word":
             return False
     return False
+
+
+_AGGREGATED = re.compile(r"\b(?:sum|avg|min|max|count|quantile|topk|bottomk|stddev)\b")
+_SELECTOR = re.compile(
+    r"([A-Za-z_:][\w:.]*)\s*(\{(?:\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*'|[^{}\"'])*\})?\s*(\[[^\]]*\])?"
+)
+
+
+def parts_of(expr: str) -> str:
+    """Return an expression for the largest series that an aggregating one adds up, or "" for one that does not.
+
+    It takes the first metric; a counter, or what has a range, as its rate.
+    """
+    expr = _uncommented(expr)
+    known = metrics(expr)
+    if not known or not _AGGREGATED.search(expr):
+        return ""
+    for match in _SELECTOR.finditer(expr):
+        if match[1] == known[0]:
+            selector = match[1] + (match[2] or "")
+            rated = match[3] or re.search(r"_(?:total|count|sum)$", match[1])
+            value = f"rate({selector}{match[3] or '[5m]'})" if rated else selector
+            return f"topk(10, {value} > 0)"
+    return ""

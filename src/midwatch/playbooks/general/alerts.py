@@ -124,7 +124,9 @@ def _note(
     series = [line for one in firsts if (line := _over_time(one, context))]
     rest = [one for one in ordered if one not in firsts]
     shown = series[0].quote.partition(": ")[2] if series else ""
-    detail = _detail(first, down, shown)
+    part = None if len(firsts) > 1 else _part(first, context)
+    missing = None if series or len(firsts) > 1 else _no_series(first, context)
+    detail = _detail(first, down, shown, part, missing)
     explained = [*own, *(one for one in tickets if one.key.invariant == "alert")]
     cause = _cause(firsts, len(ordered) == 1, detail)
     follows = (
@@ -139,6 +141,8 @@ def _note(
             *(one.citation for one in firsts),
             *series[:2],
             down if down is not None and first.rank >= 1 else None,
+            part,
+            missing,
         ],
         confidence="low" if len(firsts) > 1 or not (detail or rest) else "medium",
         reason=(
@@ -183,7 +187,13 @@ def _named(link: Link) -> str:
     return f"{link.name}{where}{about}"
 
 
-def _detail(first: Link, down: Citation | None, series: str) -> str:
+def _detail(
+    first: Link,
+    down: Citation | None,
+    series: str,
+    part: Citation | None,
+    missing: Citation | None,
+) -> str:
     """Return what is known beyond the alert itself: why the target cannot be scraped, its own text, the series."""
     parts = []
     if down is not None and first.rank >= 1:
@@ -197,6 +207,10 @@ def _detail(first: Link, down: Citation | None, series: str) -> str:
             )
     if series:
         parts.append(series.partition("; min ")[0])
+    if part is not None:
+        parts.append(f"most of it is {part.quote.rpartition(': ')[0]}")
+    if missing is not None:
+        parts.append(f"there is no series of {missing.quote.removeprefix('expr: ')}")
     return "; ".join(dict.fromkeys(parts))
 
 
@@ -346,6 +360,40 @@ def _over_time(link: Link, context: Context) -> Citation | None:
     ]
     broken = [one for one in found if " since " in one.quote]
     return next(iter(broken or found), None)
+
+
+def _part(link: Link, context: Context) -> Citation | None:
+    """Return the series that makes up most of an aggregate, if one does."""
+    if link.ticket is None:
+        return None
+    found = []
+    for number, text in titled_lines(
+        context, f"{link.ticket.key.invariant}: its largest parts"
+    ):
+        name, _, value = text.rpartition(": ")
+        if name and name != "expr" and re.fullmatch(r"[\d.e+-]+", value):
+            found.append(
+                (float(value), Citation(evidence_id=number, quote=bounded(text)))
+            )
+    total = sum(value for value, _ in found)
+    return found[0][1] if found and found[0][0] > total * 0.5 else None
+
+
+def _no_series(link: Link, context: Context) -> Citation | None:
+    """Return the expression of an alert that has no series at all, such as that of `absent`."""
+    if link.ticket is None:
+        return None
+    lines = list(titled_lines(context, f"{link.ticket.key.invariant}: over time"))
+    if not any(text == "0 series of these labels" for _, text in lines):
+        return None
+    return next(
+        (
+            Citation(evidence_id=number, quote=bounded(text))
+            for number, text in lines
+            if text.startswith("expr: ")
+        ),
+        None,
+    )
 
 
 def _neighbours(context: Context) -> list[Citation]:

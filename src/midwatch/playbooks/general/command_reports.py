@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from midwatch.diagnosis_schema import Action, Citation
@@ -74,6 +75,8 @@ def _unexplained(first: Ticket, tickets: Tickets, context: Context) -> Note:
     """The report names no cause: say so, and show what it says of the component."""
     now = _now(first, context)
     lines = _about(first, context)
+    if (lead := _lead(first, tickets, context)) is not None:
+        return _leading(first, *lead, now, context)
     gone = "" if now else " It is not reported any more, or the command gave no report."
     return write_note(
         [first],
@@ -92,6 +95,53 @@ def _unexplained(first: Ticket, tickets: Tickets, context: Context) -> Note:
         missing=[
             f"Why {first.key.component} is so: the command can print lines about it as `evidence`."
         ],
+    )
+
+
+_RANKED = re.compile(
+    r"\b(?:largest|biggest|top|oldest|longest|slowest|most|worst|heaviest|busiest)\b",
+    re.IGNORECASE,
+)
+
+
+def _lead(
+    ticket: Ticket, tickets: Tickets, context: Context
+) -> tuple[str, Citation] | None:
+    """Return the first line under a heading such as "Largest keys", with the heading; None for several violations."""
+    if len(tickets) > 1:
+        return None
+    return next(
+        (
+            (heading, Citation(evidence_id=number, quote=bounded(text)))
+            for number, text, heading in _evidence(context)
+            if _RANKED.search(heading) and any(char.isdigit() for char in text)
+        ),
+        None,
+    )
+
+
+def _leading(
+    first: Ticket,
+    heading: str,
+    line: Citation,
+    now: Citation | None,
+    context: Context,
+) -> Note:
+    """The report names no cause, but has a list whose first line is a suspect."""
+    cause = f"{first.key.component}: the first of “{heading}” is “{bounded(line.quote, 160)}”"
+    return write_note(
+        [first],
+        summary=f"{first.message}. {cause}.",
+        cause=cause,
+        cited=[line],
+        confidence="low",
+        reason="the command lists it first; whether it is the cause was not looked at",
+        findings=[finding("what it reports now", now)],
+        actions=[
+            action(f"See what is behind the first of “{heading}”, and whether it grew"),
+            _by_hand(context),
+        ],
+        missing=["Whether that is more than usual."],
     )
 
 

@@ -210,7 +210,7 @@ def _expiring(own: list[Ticket], context: Context) -> Note:
     return write_note(
         own,
         summary=f"{ticket.message}{renewed}.",
-        cause=f"{what} {'has ended' if ended else 'ends soon'} and was not replaced{renewed}",
+        cause=f"{what} {'has expired' if ended else 'expires soon'} and was not replaced{renewed}",
         cited=[
             end or own_line(context, ticket, "not_after: "),
             own_line(context, ticket, "message: "),
