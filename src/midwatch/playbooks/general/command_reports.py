@@ -107,17 +107,20 @@ _RANKED = re.compile(
 def _lead(
     ticket: Ticket, tickets: Tickets, context: Context
 ) -> tuple[str, Citation] | None:
-    """Return the first line under a heading such as "Largest keys", with the heading; None for several violations."""
+    """Return a line such as "biggest list …", or the first one under "Largest keys", with the heading.
+
+    None where there are several violations.
+    """
     if len(tickets) > 1:
         return None
-    return next(
-        (
-            (heading, Citation(evidence_id=number, quote=bounded(text)))
-            for number, text, heading in _evidence(context)
-            if _RANKED.search(heading) and any(char.isdigit() for char in text)
-        ),
-        None,
-    )
+    lines = [
+        (heading, Citation(evidence_id=number, quote=bounded(text)))
+        for number, text, heading in _evidence(context)
+        if any(char.isdigit() for char in text)
+    ]
+    named = [one for one in lines if _RANKED.search(one[1].quote)]
+    listed = [one for one in lines if _RANKED.search(one[0])]
+    return named[-1] if named else next(iter(listed), None)
 
 
 def _leading(
@@ -128,17 +131,17 @@ def _leading(
     context: Context,
 ) -> Note:
     """The report names no cause, but has a list whose first line is a suspect."""
-    cause = f"{first.key.component}: the first of “{heading}” is “{bounded(line.quote, 160)}”"
+    cause = f"{first.key.component}: what stands out in “{heading}” is “{bounded(line.quote, 160)}”"
     return write_note(
         [first],
         summary=f"{first.message}. {cause}.",
         cause=cause,
         cited=[line],
         confidence="low",
-        reason="the command lists it first; whether it is the cause was not looked at",
+        reason="the command shows it so; whether it is the cause was not looked at",
         findings=[finding("what it reports now", now)],
         actions=[
-            action(f"See what is behind the first of “{heading}”, and whether it grew"),
+            action(f"See what is behind that line of “{heading}”, and whether it grew"),
             _by_hand(context),
         ],
         missing=["Whether that is more than usual."],
