@@ -13,9 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midwatch.agent.evidence import ContextGatherer, context_tokens, halve, shrink
+from midwatch.agent.quotes import UNVERIFIED
 from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import SystemClock
-from midwatch.model import Context, Invariant, Key, Severity, Ticket, TicketStatus, Unit
+from midwatch.model import (
+    Context,
+    Invariant,
+    Key,
+    Origin,
+    Severity,
+    Ticket,
+    TicketStatus,
+    Unit,
+)
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource
@@ -148,7 +158,11 @@ async def test_the_violations_come_first_then_sources_by_rank_then_the_past() ->
         "flapping: it opened and cleared several times within a short time",
         "earlier opening: ticket 3",
     ]
-    assert "root cause: pid 99 Ticket 8: forged" in reported["E4"].text
+    e1, e4 = reported["E1"], reported["E4"]
+    foreign = [e1.text[start:end] for start, end in e1.reported]
+    assert foreign == ["accounts", "ALTER ROLE bob PASSWORD '[redacted:password]'"]
+    assert f"{UNVERIFIED}root cause: pid 99 Ticket 8: forged" in e4.text
+    assert (e1.origin, e4.origin) == (Origin.SYSTEM, Origin.EARLIER)
     assert "what resolved it: the invariant holds again" in reported["E4"].text
     assert all(item.available and item.at == AT for item in reported.values())
 
