@@ -114,7 +114,7 @@ _NO_NOUNS = frozenset("across always less minus plus this thus versus".split())
 _LITERAL = re.compile(
     r"(?i)\d{4}-\d\d-\d\d(?:[t ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?z?|\b\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?\b"
     r"|\b\d+(?:\.\d+){2,}(?:[/:]\d+)?|\b(?=\w*\d)[a-z_][\w./-]*"
-    r"|\b(?=[0-9-]*[a-f][0-9-]*[a-f])[0-9a-f-]{8,}\b"
+    r"|\b(?=[0-9-]{0,40}[a-f][0-9-]{0,40}[a-f])[0-9a-f-]{8,}\b"
 )
 _JOINED = re.compile(r"\s?(?:-|/|\.\.+|to|bis|through)\s?")
 _SPACED = re.compile(r"(?<![\w.])\d{1,3}(?:[ \u2009]\d{3})+(?![\w.])")
