@@ -67,6 +67,7 @@ def test_the_prompt_that_is_shown_is_the_one_that_is_sent(
     assert [call.delivered for call in api.calls[before:]] == [True]
     sent = api.calls[-1]
     user = sent.prompt.removeprefix(sent.system).strip()
+    assert "tools" not in sent.body, "this subject has none"
     assert _timeless(shown) == _timeless(
         f"--- system ---\n{sent.system}\n\n--- user ---\n{user}\n"
     )
