@@ -223,7 +223,7 @@ async def test_a_call_that_failed_or_was_empty_says_so_and_proves_nothing(
 @pytest.mark.parametrize(
     ("use", "reason"),
     [
-        (ToolUse("shell", {"command": "id"}), "there is no tool"),
+        (ToolUse("shell", {"command": "id"}), "there is no such tool"),
         (ToolUse("queue", {}), "name"),
         (ToolUse("queue", {"name": "mail", "host": "10.0.0.1"}), "unknown argument"),
         (ToolUse("queue", {"name": ["mail"]}), "not text"),

@@ -25,6 +25,7 @@ from midwatch.testing.tool_conformance import check_tools
 from midwatch.workspace.git import Git
 from midwatch.workspace.mirrors import Mirrors
 
+from . import prometheus_server
 from .web import Reply, serving
 
 pytestmark = pytest.mark.integration
@@ -145,6 +146,37 @@ async def test_a_failed_request_is_what_a_probe_returns() -> None:
 def test_a_path_of_the_settings_is_one_of_the_server(path: str) -> None:
     with pytest.raises(SettingsError):
         subject(kind="http", url="http://127.0.0.1/", probe_paths=[path])
+
+
+# ------------------------------------------------------------------ Prometheus
+
+
+async def test_series_over_time_and_now_and_alerts() -> None:
+    state = prometheus_server.Server()
+    labels = {"__name__": "up", "job": "db"}
+    state.answers = {
+        "up": [(labels, "1")],
+        "many": [({"n": str(n)}, "0") for n in range(99)],
+    }
+    firing = prometheus_server.alert(job="db")
+    state.rules = [prometheus_server.alerting("Down", firing)]
+    with prometheus_server.serving(state):
+        one = prometheus_server.subject(state.url)
+        found = await check_tools(
+            one, {"query_range": {"expr": "up"}, "series": {"expr": "up"}, "alerts": {}}
+        )
+        assert "up{job=db}: min 1, max 1, last 1" in found["query_range"].text
+        assert found["query_range"].command.startswith("query_range up start=")
+        assert found["series"].text == "up{job=db}: 1"
+        assert "firing Down" in found["alerts"].text
+        tools = tools_of(one)
+        many = await call(tools, "series", expr="many")
+        assert many.text.count("\n") == 30 and "and 69 more series" in many.text
+        assert (await call(tools, "series", expr="none")).text == ""
+        state.answers["bad"] = prometheus_server.BAD
+        with pytest.raises(MidwatchError, match="parse error"):
+            await call(tools, "query_range", expr="bad")
+        await one.close()
 
 
 # ------------------------------------------------------------------ commands

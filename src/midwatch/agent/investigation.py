@@ -30,6 +30,7 @@ from midwatch.text import one_line
 
 RESUME_WITHIN = timedelta(minutes=15)
 """Age of the evidence of an interrupted attempt from which on it is gathered again."""
+_STOPPING = 1.0  # seconds that a call gets to end after its time is over
 _AT_ONCE = 4  # calls of one message that run at the same time
 _NOT_RUN = "Not run: this diagnosis has no calls left."
 _SUBJECT = "subject"
@@ -137,25 +138,21 @@ class Toolbox:
         until = loop.time() + seconds
         command = _written(call)
         async with turns:
-            subject, tool, problem = "midwatch", None, f"there is no tool {call.name!r}"
-            arguments: Any = None
+            # What Claude wrote may repeat hostile text: it stays in the command and in the text.
+            name, subject, problem = "unknown tool", "midwatch", "there is no such tool"
+            answer, ok = Answer(command, ""), False
             if offer := self._offers.get(call.name):
-                subject, tool, given = offer.chosen(call.arguments)
-                problem = f"there is no subject {subject!r}"
+                name, problem = call.name, "there is no such subject"
+                chosen, tool, given = offer.chosen(call.arguments)
                 if tool is not None:
+                    subject = chosen
                     arguments, problem = _validated(tool, given)
-            if tool is None or problem:
+                    if not problem:
+                        left = min(tool.timeout, max(until - loop.time(), 0.1))
+                        answer, ok = await _run(tool, arguments, command, left)
+            if problem:
                 answer = Answer(command, f"Refused: {one_line(problem, 300)}")
-                return self._evidence(call, number, subject, answer, ok=False)
-            left = min(tool.timeout, max(until - loop.time(), 0.1))
-            answer, ok = await _run(tool, arguments, command, left)
-        return self._evidence(call, number, subject, answer, ok=ok)
-
-    def _evidence(
-        self, call: ToolCall, number: int, subject: str, answer: Answer, *, ok: bool
-    ) -> Evidence:
-        name = one_line(call.name, 60)
-        piece = self._gatherer.answered(name, f"{subject}: {name}", answer, ok=ok)
+        piece = self._gatherer.answered(name, subject, answer, ok=ok)
         return piece.numbered(number, self._call_tokens)
 
 
@@ -199,7 +196,8 @@ async def _run(
         if failure := failure_of(task, limit):
             return Answer(command, f"Unavailable: {failure}"), False
     finally:
-        await cancel(task)
+        if task.cancel():
+            await asyncio.wait({task}, timeout=_STOPPING)
     answer = task.result()
     return answer, bool(answer.text.strip())
 
