@@ -567,8 +567,10 @@ async def test_two_operators_and_a_busy_writer_make_one_of_everything(
                 stand.pod(await stand.job(name), phase="Failed", reason="Evicted")
                 stand.end_job(f"{name}-run-1")
             for name in names:
-                await stand.job(name, 2)
+                job = await stand.job(name, 2)
                 stand.told(name, phase="Completed", attempt=2)
+                # The Job of a completed session that never had a pod would be deleted in the end.
+                stand.pod(job, phase="Succeeded")
             for name in names:
                 await stand.released(name)
         finally:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import psutil
 import pytest
+from sqlalchemy import Connection, func, select
 
 from midwatch.errors import StoreBusy, StoreRejected, StoreUnavailable
 from midwatch.store import engine
@@ -76,6 +77,23 @@ async def test_a_stopped_server_fails_within_the_timeout(
             process.resume()
     monkeypatch.undo()
     await store.watch("db")
+
+
+async def test_only_silence_ends_a_transaction(fragile: PrivatePostgres) -> None:
+    """Of many statements all may be slow, as long as each is answered."""
+    transactions = engine.PostgresTransactions(
+        engine.parse_database(fragile.dsn(tcp=True)), silence=3
+    )
+
+    def sleep(connection: Connection, seconds: float, times: int) -> int:
+        for _ in range(times):
+            connection.execute(select(func.pg_sleep(seconds)))
+        return times
+
+    assert await transactions.run(sleep, 0.6, 6) == 6
+    with pytest.raises(StoreUnavailable, match="did not answer within 3 s"):
+        await transactions.run(sleep, 60, 1)
+    await transactions.close()
 
 
 async def test_a_lock_held_for_too_long(

@@ -66,6 +66,8 @@ _SQLITE_RETRY_SECONDS = 0.005
 """The mean wait between two attempts to begin a transaction that may write."""
 POSTGRES_SECONDS = 10.0
 """Timeout of a statement, in seconds; that of a connection attempt is half of it."""
+_SILENCE_SECONDS = 2 * POSTGRES_SECONDS
+"""The longest wait for one answer within a transaction, when the server's own timeouts do not end it."""
 
 
 class Transactions(Protocol):
@@ -350,14 +352,34 @@ def _create_private(path: str) -> None:
         ) from error
 
 
+class _Answers:
+    """When the database last answered in a transaction: one of many statements may take long in all."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    @property
+    def silence(self) -> float:
+        """The seconds since the last answer."""
+        return time.monotonic() - self._last
+
+    @staticmethod
+    def note(connection: Connection, *_: object) -> None:
+        """Listen to "after_cursor_execute" of an engine."""
+        answers = connection.info.get(_Answers)
+        if answers is not None:
+            answers._last = time.monotonic()
+
+
 class PostgresTransactions:
     """Transactions on a small pool. Connections are checked before use, so a server may restart."""
 
     dialect = "postgresql"
     notice = ""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, silence: float = _SILENCE_SECONDS) -> None:
         self._url = url
+        self._silence = silence
         self._engine: AsyncEngine | None = None
         self._abandoned: set[asyncio.Task[Any]] = set()
 
@@ -382,6 +404,9 @@ class PostgresTransactions:
                     "tcp_user_timeout": milliseconds,
                 },
             )
+            event.listen(
+                self._engine.sync_engine, "after_cursor_execute", _Answers.note
+            )
         return self._engine
 
     async def run(
@@ -390,27 +415,33 @@ class PostgresTransactions:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        task = asyncio.ensure_future(self._transaction(function, *args, **kwargs))
+        answers = _Answers()
+        task = asyncio.ensure_future(
+            self._transaction(answers, function, *args, **kwargs)
+        )
         try:
-            await asyncio.wait({task}, timeout=2 * POSTGRES_SECONDS)
+            while not task.done() and (left := self._silence - answers.silence) > 0:
+                await asyncio.wait({task}, timeout=left)
         except asyncio.CancelledError:
             self._abandon(task)
             raise
         if not task.done():
             self._abandon(task)
             raise StoreUnavailable(
-                f"the database did not answer within {2 * POSTGRES_SECONDS:g} s"
+                f"the database did not answer within {self._silence:g} s"
             )
         return task.result()
 
     async def _transaction(
         self,
+        answers: _Answers,
         function: Callable[Concatenate[Connection, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
         with map_database_errors():
             async with self.engine.begin() as connection:
+                (await connection.get_raw_connection()).info[_Answers] = answers
                 return await connection.run_sync(function, *args, **kwargs)
 
     def _abandon(self, task: asyncio.Task[Any]) -> None:
