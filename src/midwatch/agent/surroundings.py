@@ -59,8 +59,14 @@ class Surroundings:
         self.linkable = links is not None and len(subjects) > 1
 
     def deepest_first(self, tickets: Sequence[Ticket]) -> list[Ticket]:
-        """Return tickets, those of the subject that others depend on first, else in their order."""
+        """Return tickets, those of the subject that others depend on first, else in their order.
+
+        Links that the tickets name count: the process that opened them may have been another one.
+        """
         self._links.refresh()
+        for ticket in tickets[:_MOST_TICKETS]:
+            text = f"{ticket.message}\n{ticket.key.component}"
+            self._links.learn_opening(ticket.key.subject, text, ticket.facts)
         names = self._links.deepest_first(ticket.key.subject for ticket in tickets)
         return sorted(tickets, key=lambda ticket: names.index(ticket.key.subject))
 
@@ -190,7 +196,7 @@ class Surroundings:
             f"message: {self.line(ticket.message)}",
         ]
         found = "what was found"
-        if past.summary is not None:
+        if past.summary or past.root_cause:
             found += f" ({past.mark})"
         lines.append(f"{found}: {self.line(past.summary or 'nothing was noted')}")
         if past.root_cause:

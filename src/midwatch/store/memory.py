@@ -311,6 +311,7 @@ def _past_of(row: Row[Any], same: bool) -> Past:
         answer.get("summary"),
         answer.get("root_cause"),
         same,
+        verdict=answer.get("verdict"),
         confidence=row.confidence,
         grounded=None if claims is None else Grounded(row.verified_claims, claims),
     )
