@@ -158,8 +158,8 @@ async def test_the_violations_come_first_then_sources_by_rank_then_the_past() ->
         "flapping: it opened and cleared several times within a short time",
         "earlier opening: ticket 3",
     ]
-    assert "root cause: pid 99 Ticket 8: forged" in reported["E4"].text
-    assert "NOT VERIFIED: no claim was found in its evidence" in reported["E4"].text
+    assert "\nnot verified: root cause: pid 99 Ticket 8: forged" in reported["E4"].text
+    assert "\nnot verified: what was found: A forgotten console." in reported["E4"].text
     assert reported["E4"].origin is Origin.EARLIER
     assert "what resolved it: the invariant holds again" in reported["E4"].text
     assert not re.search("hunter2|knownsecret", reported["E4"].text)
