@@ -276,7 +276,9 @@ class Evidence:
     """One numbered, redacted, size-bounded piece of text with its source and time.
 
     `id` is "E1", "E2", … within its context. `available` is false where the source failed;
-    the text is then the reason. `command` is what exactly was asked, where Claude asked for it.
+    the text is then the reason. `origin` is that of the text, and `reported` are the spans (start, end)
+    of it that clients wrote, such as a query in a list of sessions.
+    `command` is what exactly was asked, where Claude asked for it.
     """
 
     id: str
@@ -286,6 +288,7 @@ class Evidence:
     text: str
     available: bool = True
     origin: Origin = Origin.SYSTEM
+    reported: tuple[tuple[int, int], ...] = ()
     command: str = ""
 
 

@@ -254,19 +254,104 @@ def _with_notes(lines: Sequence[str], kept: set[int]) -> Iterator[str]:
         yield _note(missing)
 
 
+# ------------------------------------------------------------------ who wrote it
+
+_REPORTED, _END = "\ufdd0", "\ufdd1"  # noncharacters, "for internal use" (Unicode 23.7)
+_CUTTABLE = 40  # characters of a foreign text that is looked for as a whole
+_MARKS = re.compile(f"[{_REPORTED}{_END}]")
+
+
+def reported(text: str) -> str:
+    """Return text with marks that say: a client wrote this (a query, a name, a message).
+
+    For the text of evidence sources only. The gatherer turns the marks into spans of the evidence. The
+    text cannot end its own mark.
+    """
+    inner = _MARKS.sub("", text).strip().replace("\n", f"{_END}\n{_REPORTED}")
+    return f"{_REPORTED}{inner}{_END}" if inner else ""
+
+
+def mark_reported(text: str, foreign: Iterable[str]) -> str:
+    """Return one line of text with marks on each part of it that is one of these foreign texts.
+
+    Of a long one, which may have been cut, the beginning marks the rest of the line.
+    """
+    known = sorted({one for one in foreign if len(one) > 1}, key=len, reverse=True)
+    if not known:
+        return text
+    parts = (
+        re.escape(one) if len(one) <= _CUTTABLE else f"{re.escape(one[:_CUTTABLE])}.*"
+        for one in known
+    )
+    return re.sub(
+        rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)", lambda match: reported(match[0]), text
+    )
+
+
+def take_marks(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Return a text without its marks of `reported`, and the spans that they marked.
+
+    A mark holds within its line only. Of one whose other end was cut away the line's rest is marked.
+    """
+    if not _MARKS.search(text):
+        return text, ()
+    spans: list[tuple[int, int]] = []
+    rows: list[str] = []
+    at = 0
+    for row in text.split("\n"):
+        plain = _MARKS.sub("", row)
+        spans += [(at + start, at + end) for start, end in _marked(row)]
+        rows.append(plain)
+        at += len(plain) + 1
+    return "\n".join(rows), tuple(spans)
+
+
+def _marked(row: str) -> Iterator[tuple[int, int]]:
+    """Yield the marked spans of a line, as positions in the line without marks."""
+    at, begun = 0, -1
+    if row.find(_END) >= 0 and not 0 <= row.find(_REPORTED) < row.find(_END):
+        begun = 0
+    for character in row:
+        if character == _REPORTED:
+            begun = at if begun < 0 else begun
+        elif character == _END:
+            if begun >= 0:
+                yield begun, at
+            begun = -1
+        else:
+            at += 1
+    if begun >= 0:
+        yield begun, at
+
+
+def put_marks(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    """Return a text with marks of `reported` around the spans."""
+    for start, end in sorted(spans, reverse=True):
+        inner = text[start:end].replace("\n", f"{_END}\n{_REPORTED}")
+        text = f"{text[:start]}{_REPORTED}{inner}{_END}{text[end:]}"
+    return text
+
+
 # ------------------------------------------------------------------ in its place
 
 
-def fence(text: str, tag: str, **attributes: str) -> str:
-    """Return `text` between ``<tag …>`` and ``</tag>`` for a prompt, unable to close or open one.
+_TAG = re.compile(
+    r"[<＜﹤](?!U\+[0-9A-F]{4})(?:\s*(?=[\\/／!?|])|(?=[^\W\d])"
+    r"|\s+(?=[^\W\d][\w:.-]{0,99}(?:\s*[/>＞]|\s+[\w:-]{1,99}\s*=)))"
+)
 
-    A tag of that name within the text, in any letter case or spacing, gets a backslash behind its "<".
-    Nothing else changes, so that quotes still match. Attribute values become one line without markup.
+
+def fence(text: str, tag: str, **attributes: str) -> str:
+    """Return `text` between ``<tag …>`` and ``</tag>`` for a prompt, without any live tag in it.
+
+    What could open or close a tag of any name gets a backslash in place of the white space behind its "<".
+    The check of quotes leaves that out again. Attribute values become one line without markup.
     """
-    inner = re.sub(rf"(?i)[<＜﹤](?=[\s/／\\]{{0,200}}{re.escape(tag)})", r"<\\", text)
     written = "".join(
         f' {name}="{_attribute(value)}"' for name, value in attributes.items()
     )
+    inner = _TAG.sub(r"<\\", text)
+    inner = re.sub(rf"(?i)<\s+(?={re.escape(tag)})", r"<\\", inner)
     return f"<{tag}{written}>\n{inner}\n</{tag}>"
 
 
@@ -281,8 +366,15 @@ def _attribute(value: str) -> str:
 
 
 _ADDRESS = re.compile(r"\S*(?:://|@|(?i:www)\.|(?i:mailto|xmpp):)\S*")
-_SPECIAL = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
-_LINE_START = re.compile(r"(?m)^[^\S\n]*([#+=-]|\d{1,9}(?=[.)]))?")
+_SPECIAL = (
+    r"\\(?=[!-/:-@\[-`{-~]|$)"  # what a backslash would escape, and a hard break
+    r"|`|(?<!\s)\*|\*(?!\s)|(?<![^\W_])_|_(?![^\W_])"
+    r"|\](?=[(\[]|\Z)|\[(?=\^|[ xX]\])"  # links, footnotes, boxes
+    r"|<(?=[a-zA-Z/!?])|&(?=#?\w+;)"
+)
+_LINE_START = re.compile(
+    r"(?m)^[^\S\n]*(#{1,6}(?=\s|$)|[-+*](?=\s|$)|>|\[(?=[^\0]*\]:)|[-=:](?=[-=:\s]*$)|\d{1,9}(?=[.)](?:\s|$)))?"
+)
 
 
 def markdown_escape(text: str) -> str:
@@ -293,13 +385,17 @@ def markdown_escape(text: str) -> str:
     Indentation is lost.
     """
     text = _unindented(clean(text))
+    # Alone they are nothing: ~12 s, $5; and a table has two lines.
+    paired = "".join(one for one in "~$" if text.count(one) > 1)
+    also = paired + ("|" if "\n" in text else "")
+    special = re.compile(f"{_SPECIAL}|[{also}]" if also else _SPECIAL, re.MULTILINE)
     parts: list[str] = []
     position = 0
     for match in _ADDRESS.finditer(text):
-        parts.append(_SPECIAL.sub(r"\\\g<0>", text[position : match.start()]))
+        parts.append(special.sub(r"\\\g<0>", text[position : match.start()]))
         parts.append(code_span(match[0]))
         position = match.end()
-    parts.append(_SPECIAL.sub(r"\\\g<0>", text[position:]))
+    parts.append(special.sub(r"\\\g<0>", text[position:]))
     return _LINE_START.sub(_escape_start, "".join(parts))
 
 

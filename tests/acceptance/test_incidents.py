@@ -16,10 +16,12 @@ import psycopg
 import pytest
 
 from midwatch.agent.evidence import ContextGatherer
+from midwatch.agent.first_aid import FirstAidWriter
 from midwatch.agent.links import Links
 from midwatch.lifecycle import SystemClock
 from midwatch.model import UNRESOLVED, Context
 from midwatch.monitor.loop import MonitorLoop
+from midwatch.playbooks.base import playbooks
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import TicketFilter
 from midwatch.store.sql import SqlStore
@@ -65,7 +67,6 @@ class Watched:
         self.store, self.clock = store, clock
         subjects = build_subjects(written)
         self.links = Links(subjects, dependencies(written))
-        self.loop = MonitorLoop(store, subjects, clock=clock, links=self.links)
         self.gatherer = ContextGatherer(
             {subject.name: subject for subject in subjects},
             Redactor([secret for one in subjects for secret in one.secrets]),
@@ -73,6 +74,11 @@ class Watched:
             store.past,
             links=self.links,
             unresolved=lambda: store.tickets(TicketFilter(UNRESOLVED)),
+        )
+        kinds = {subject.name: subject.kind for subject in subjects}
+        aid = FirstAidWriter(store, self.gatherer, playbooks(), kinds, clock, PATIENCE)
+        self.loop = MonitorLoop(
+            store, subjects, clock=clock, links=self.links, first_aid=aid
         )
 
     async def incident(self) -> Context:
@@ -229,6 +235,23 @@ async def test_four_alerts_on_one_full_disk_are_one_incident(
         "api",
     ]
     assert made.links.reach("api") == ["box", "orders-db"]
+
+
+async def test_what_the_first_evidence_names_joins_the_incident(
+    tmp_path: Path, store: SqlStore, clock: ManualClock
+) -> None:
+    """The body of a 503 has the address of the database, which is down: the settings name no link."""
+    with PrivatePostgres() as server:
+        dsn = server.dsn()
+        db = {"name": "orders-db", "kind": "postgres", "dsn": dsn}
+        with service(dsn, verbose=True) as url:
+            api = {"name": "api", "kind": "http", "url": url}
+            async with watched(store, clock, api, db) as made:
+                assert not (await made.loop.cycle()).opened
+                server.stop()
+                context = await made.incident()
+    assert keys(context) == [("orders-db", "reachable"), ("api", "status")]
+    assert "api depends on orders-db: " in piece(context, "Links between the systems")
 
 
 async def test_two_monitors_with_linked_subjects_open_one_incident(

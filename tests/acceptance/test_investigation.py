@@ -297,6 +297,13 @@ async def test_rounds_are_cached_from_the_second_on(bench: Bench) -> None:
     assert marks == [1, 2, 3, 3], "a request has four at most"
 
 
+async def test_a_gateway_without_tools_is_asked_without_them(bench: Bench) -> None:
+    refused = bad_request("tools: Extra inputs are not permitted")
+    stored = await bench.run(refused, conclude("fake", 1))
+    assert outcomes(stored) == ["retry", "answered"]
+    assert "tools" not in bench.api.calls[-1].body
+
+
 # ------------------------------------------------------------------ outcomes
 
 

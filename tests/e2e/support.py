@@ -218,7 +218,9 @@ def evidence_in(prompt: str) -> dict[str, list[str]]:
         prompt,
         re.MULTILINE | re.DOTALL,
     )
-    return {piece[1]: piece[2].splitlines() for piece in pieces}
+    return {
+        piece[1]: piece[2].splitlines()[1:] for piece in pieces
+    }  # without the title
 
 
 def ticket_ids(prompt: str) -> list[int]:

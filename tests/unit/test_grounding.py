@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from midwatch.agent import grounding
+from midwatch.agent import grounding, quotes
 from midwatch.agent.grounding import ground
 from midwatch.diagnosis_schema import (
     Citation,
@@ -18,7 +19,8 @@ from midwatch.diagnosis_schema import (
     MetricReading,
     Moment,
 )
-from midwatch.model import Evidence, Grounded
+from midwatch.model import Evidence, Grounded, Origin
+from midwatch.text import put_marks, reported, take_marks
 
 AT = datetime(2024, 5, 3, 12, 0, tzinfo=UTC)
 
@@ -71,7 +73,7 @@ SAID = "pid 4242 is “idle in transaction” – since\n 12.5 s, blocked by {42
         "blocked by {4250",
         "4251} of 1,234",
         "pid 4242 … since 12.5 s",
-        "pid 4242 is [...] blocked by ...",
+        "pid 4242 is [...] since ...",
         "4242",
     ],
 )
@@ -82,22 +84,22 @@ def test_a_true_quote_is_found(quote: str) -> None:
 @pytest.mark.parametrize(
     ("quote", "why"),
     [
-        ("pid 424", grounding.NOT_FOUND),
-        ("242 is “idle", grounding.NOT_FOUND),
-        ("since 12", grounding.NOT_FOUND),
-        ("5 s, blocked", grounding.NOT_FOUND),
-        ("{4250,4251} of 1", grounding.NOT_FOUND),
-        ("234 pid 42", grounding.NOT_FOUND),
-        ("PID 4242", grounding.NOT_FOUND),
-        ("pid 4243 is", grounding.NOT_FOUND),
-        ("idle in trans", grounding.NOT_FOUND),
-        ("since … pid 4242", grounding.NOT_FOUND),
-        ("pid … of 9,999", grounding.NOT_FOUND),
-        ("pid … s", grounding.NOT_FOUND),
-        ("is", grounding.TOO_SHORT),
-        ("…", grounding.TOO_SHORT),
-        ("", grounding.TOO_SHORT),
-        ("x" * 9000, grounding.TOO_LONG),
+        ("pid 424", quotes.NOT_FOUND),
+        ("242 is “idle", quotes.NOT_FOUND),
+        ("since 12", quotes.NOT_FOUND),
+        ("5 s, blocked", quotes.NOT_FOUND),
+        ("{4250,4251} of 1", quotes.NOT_FOUND),
+        ("234 pid 42", quotes.NOT_FOUND),
+        ("PID 4242", quotes.NOT_FOUND),
+        ("pid 4243 is", quotes.NOT_FOUND),
+        ("idle in trans", quotes.NOT_FOUND),
+        ("since … pid 4242", quotes.NOT_FOUND),
+        ("pid … of 9,999", quotes.NOT_FOUND),
+        ("pid … s", quotes.NOT_FOUND),
+        ("is", quotes.TOO_SHORT),
+        ("…", quotes.TOO_SHORT),
+        ("", quotes.TOO_SHORT),
+        ("x" * 9000, quotes.TOO_LONG),
     ],
 )
 def test_a_quote_that_does_not_check(quote: str, why: str) -> None:
@@ -109,7 +111,8 @@ def test_a_quote_that_does_not_check(quote: str, why: str) -> None:
     [
         ("offset 12 ms", "offset -12 ms", False),
         ("12 ms of lag", "-12 ms of lag", False),
-        ("05-03 12:00", "2024-05-03 12:00", True),
+        ("at 05-03 12:00, ok", "at 2024-05-03 12:00, ok", False),
+        ("up 05-03 12:00, ok", "up 05-03 12:00, ok", True),
         ("at 10.0.0.1", "at 10.0.0.12", False),
         ("takes 12 ms.", "it takes 12 ms. Then", True),
         ("事务长时间", "发现事务长时间未提交", True),
@@ -134,7 +137,7 @@ def test_words_taken_from_evidence_always_check(
     start = data.draw(st.integers(0, len(tokens)))
     end = data.draw(st.integers(start, len(tokens)))
     quote = " \n".join(tokens[start:end])
-    assert reason(quote, text) in ("", grounding.TOO_SHORT)
+    assert reason(quote, text) in ("", quotes.TOO_SHORT)
 
 
 def test_paths_and_reasons() -> None:
@@ -169,7 +172,7 @@ def test_paths_and_reasons() -> None:
         ("metric_readings[0]", ""),
         ("metric_readings[1]", grounding.OTHER_VALUE),
         ("metric_readings[2]", ""),
-        ("supporting_evidence[0]", grounding.NOT_FOUND),
+        ("supporting_evidence[0]", quotes.NOT_FOUND),
         ("supporting_evidence[1]", grounding.UNAVAILABLE),
         ("supporting_evidence[2]", grounding.UNKNOWN),
     ]
@@ -231,3 +234,142 @@ def test_hostile_repetition_ends(quote: str, text: str) -> None:
     citations = [cite(quote)] * 20
     output = answer(supporting_evidence=[Finding(statement="x", citations=citations)])
     assert ground(output, [evidence(text)]).total == 2
+
+
+PAGE = """first seen: 2026-11-28 14:00:00 UTC
+status: open, held
+facts:
+  pid: 4711
+database is not accepting connections
+[… 120 lines cut …]
+2026-11-28 14:00:00.123 UTC [4711] ERROR:  could not extend file "base/1": No space left on device
+pid 9 runs DROP TABLE orders; the backup was never completed
+a long line [… 40 characters cut …] and its end
+password: [redacted:password]
+level=info msg="started worker"
+[28/Nov/2026:14:00:00 +0000] GET / 200
+… and 7 more"""
+
+
+@pytest.mark.parametrize(
+    "quote",
+    [
+        *("2026", "2026-11-28", "11-28 14:00", "14:00:00", "2026-11-28 14:00:00 UTC"),
+        *(
+            "28/Nov/2026",
+            "at 14:00:00",
+            "first seen",
+            "first seen:",
+            "status",
+            "facts:",
+        ),
+        *("level", "level=", "120 lines cut", "[… 120 lines cut …]", "40 characters"),
+        *("[redacted:password]", "redacted:password", "password: [redacted:password]"),
+        *("… and 7 more", "and 7 more"),
+    ],
+)
+def test_a_quote_that_says_nothing_fails(quote: str) -> None:
+    assert reason(quote, PAGE) in (quotes.EMPTY, quotes.NOT_FOUND)
+
+
+@pytest.mark.parametrize(
+    "quote",
+    [
+        *("database is … accepting connections", "accepting connections"),
+        *("pid: 4711 … DROP TABLE", "backup was [...] completed", "a long line … end"),
+        *("pid 9 … completed", "first seen … status: open"),
+    ],
+)
+def test_a_quote_that_turns_or_joins_lines_fails(quote: str) -> None:
+    assert reason(quote, PAGE) in (quotes.TURNED, quotes.NOT_FOUND)
+
+
+@pytest.mark.parametrize(
+    "quote",
+    [
+        *("first seen: 2026-11-28 14:00:00 UTC", "status: open", "pid: 4711", "4711"),
+        *("`database is not accepting connections`", "database is not accepting."),
+        *('ERROR: could not extend file \\"base/1\\"', "… No space left on device"),
+        *("pid 9 … TABLE orders", "a long line [… 40 characters cut …] and its end"),
+        *('extend file "base/1": No space left on device', "level=info", "GET / 200"),
+    ],
+)
+def test_form_does_not_matter(quote: str) -> None:
+    assert reason(quote, PAGE) == ""
+
+
+def test_a_number_with_words_around_it_names_the_evidence() -> None:
+    for named in ("[E1]", "e1", "E1 (Activity)", "Evidence E1"):
+        output = answer(root_cause_citations=[cite("pid 4242", named)])
+        assert ground(output, [evidence("pid 4242")]).claims[0].reason == ""
+
+
+# ------------------------------------------------------------------ who wrote it
+
+
+def marked(text: str, **given: Any) -> Evidence:
+    plain, spans = take_marks(text)
+    return replace(evidence(plain), reported=spans, **given)
+
+
+SESSION = marked(
+    f"pid 4711: idle in transaction, application {reported('web')}, last ran: {reported('the admin did it')}"
+)
+
+
+@pytest.mark.parametrize(
+    ("quote", "origin"),
+    [
+        ("pid 4711: idle in transaction", Origin.SYSTEM),
+        ("idle in transaction, application web, last ran: the admin", Origin.SYSTEM),
+        ("the admin did it", Origin.REPORTED),
+        ("last ran: the admin did it", Origin.REPORTED),
+        ("application web, last ran: the admin did it", Origin.REPORTED),
+    ],
+)
+def test_what_clients_wrote_cannot_carry_the_cause(quote: str, origin: Origin) -> None:
+    seen = ground(answer(root_cause_citations=[cite(quote)]), [SESSION])
+    assert (seen.claims[0].reason, seen.claims[0].origin) == ("", origin)
+    expected = "high" if origin is Origin.SYSTEM else "medium"
+    assert (seen.verdict, seen.confidence) == ("identified", expected)
+
+
+def test_one_measured_quote_is_enough() -> None:
+    citations = [cite("the admin did it"), cite("pid 4711: idle")]
+    seen = ground(answer(root_cause_citations=citations), [SESSION])
+    assert (seen.claims[0].origin, seen.confidence) == (Origin.SYSTEM, "high")
+
+
+def test_an_earlier_diagnosis_proves_no_cause() -> None:
+    past = replace(
+        evidence("root cause: the vacuum was off\nnot verified: root cause: pid 4242"),
+        origin=Origin.EARLIER,
+    )
+    seen = ground(answer(root_cause_citations=[cite("the vacuum was off")]), [past])
+    assert (seen.claims[0].reason, seen.claims[0].origin) == ("", Origin.EARLIER)
+    assert (seen.verdict, seen.confidence) == ("suspected", "medium")
+    seen = ground(answer(root_cause_citations=[cite("root cause: pid 4242")]), [past])
+    assert seen.claims[0].reason == quotes.UNPROVEN
+    assert (seen.verdict, seen.confidence) == ("suspected", "low")
+    both = [cite("root cause: pid 4242"), cite("pid 4242 waits", "E2")]
+    now = evidence("pid 4242 waits", 2)
+    seen = ground(answer(root_cause_citations=both), [past, now])
+    assert (seen.verdict, seen.confidence) == ("identified", "high")
+
+
+lines = st.text(st.characters(exclude_characters="\n"), max_size=20)
+
+
+@given(st.lists(st.tuples(lines, lines), max_size=5), st.text(max_size=10))
+def test_marks_come_and_go(rows: list[tuple[str, str]], hostile: str) -> None:
+    """What is marked stays marked through any text of clients, and the text stays the same."""
+    text = "\n".join(f"{a}{reported(b + hostile)}" for a, b in rows)
+    plain, spans = take_marks(text)
+    assert take_marks(put_marks(plain, spans)) == (plain, spans)
+    covered = [plain[start:end] for start, end in spans]
+    assert all(
+        any(line.strip() in one for one in covered)
+        for _, b in rows
+        for line in take_marks(b + hostile)[0].split("\n")
+        if line.strip()
+    )

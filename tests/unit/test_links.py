@@ -52,6 +52,23 @@ def test_the_settings_name_what_a_subject_needs() -> None:
     ]
 
 
+def test_what_needs_one_system_is_one_incident_and_what_shares_a_machine_is_not() -> (
+    None
+):
+    found = links(
+        HOST,
+        http("shop", "http://127.0.0.1:8081/", depends_on=["api"]),
+        http("api", "https://api.example/", depends_on=["db"]),
+        http("admin", "http://127.0.0.1:8082/", depends_on=["db"]),
+        http("blog", "http://127.0.0.1:8083/"),
+        postgres("db", "host=db.example"),
+    )
+    assert found.related("shop") == {"api", "db", "admin", "box"}
+    assert found.related("blog") == {"box"}
+    assert found.related("box") == {"shop", "admin", "blog"}
+    assert found.related("db") == {"shop", "api", "admin"}
+
+
 @pytest.mark.parametrize(
     ("written", "path"),
     [(["orders-bd"], "subjects[0].depends_on[0]"), (["shop", "x"], "depends_on[1]")],
@@ -143,6 +160,10 @@ def test_a_command_line_names_what_it_asks(argv: list[str]) -> None:
             "db",
         ),
         ("dial tcp 10.0.0.7:8081: connect: connection refused", "app"),
+        ("getaddrinfo ENOTFOUND db.example", "db"),
+        ("JDBC: Connection to app.host/10.0.0.7:8081 refused.", "app"),
+        ("Error 111 connecting to 10.0.0.7:8081.", "app"),
+        ("status streaming\nsender_host=db.example sender_port=5432 slot=a", "db"),
         ("SQLSTATE[08006] host=db.example;port=5432", "db"),
         ("GET http://10.0.0.7:8081 HTTP/1.1", "app"),
         ("at 10:00.0.7:8081, 110.0.0.7:8081, 10.0.0.7:80811, db.example:54322", ""),

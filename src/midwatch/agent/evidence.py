@@ -8,6 +8,7 @@ share of the token budget. A source that fails or exceeds its timeout becomes ev
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -28,7 +29,16 @@ from midwatch.redaction import Redactor
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource, Subject
 from midwatch.subjects.tools import Answer
-from midwatch.text import clean, estimate_tokens, one_line, shorten
+from midwatch.text import (
+    clean,
+    estimate_tokens,
+    mark_reported,
+    one_line,
+    put_marks,
+    reported,
+    shorten,
+    take_marks,
+)
 from midwatch.units import format_duration, format_value
 
 # ------------------------------------------------------------------ the token budget (pure)
@@ -43,7 +53,10 @@ VIOLATIONS_SHARE = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A piece of evidence before it has its number and its share of the budget."""
+    """A piece of evidence before it has its number and its share of the budget.
+
+    Its text has the marks of `midwatch.text.reported`.
+    """
 
     title: str
     source: str
@@ -60,14 +73,16 @@ class Piece:
         return OVERHEAD + estimate_tokens(self.title + self.source + self.command)
 
     def numbered(self, number: int, tokens: int) -> Evidence:
+        text, reported = take_marks(shorten(self.text, tokens))
         return Evidence(
             id=f"E{number}",
             title=self.title,
             source=self.source,
             at=self.at,
-            text=shorten(self.text, tokens),
+            text=text,
             available=self.available,
             origin=self.origin,
+            reported=reported,
             command=self.command,
         )
 
@@ -87,8 +102,8 @@ def shrink(context: Context, tokens: int) -> Context:
         pieces.pop()
     shares = _shares(pieces, tokens)
     evidence = tuple(
-        replace(item, text=shorten(item.text, share))
-        for item, share in zip(kept, shares, strict=False)
+        replace(piece.numbered(0, share), id=item.id)
+        for item, piece, share in zip(kept, pieces, shares, strict=False)
     )
     return replace(context, evidence=evidence)
 
@@ -103,7 +118,7 @@ def _piece_of(item: Evidence, rank: int = 0) -> Piece:
         item.title,
         item.source,
         item.at,
-        item.text,
+        put_marks(item.text, item.reported),
         item.available,
         rank,
         item.origin,
@@ -175,6 +190,10 @@ OPENING_RANK = 15
 MOST_FROM_OPENING = 5
 _OWN_SHARE = 0.6
 """The share of the time for the sources of the tickets' own subjects where linked ones may follow."""
+_OWN_WORDS = frozenset({"postgres", "host", "http"})
+"""The kinds whose messages Midwatch words itself, from facts; those of others come from outside."""
+_MEASURED = re.compile(r"(?:^|_)(?:state|cause|kind|fstype|mount)$")
+"""The names of facts, in these kinds, whose text is one of a few words of the system itself."""
 _STOPPING = 0.2  # seconds that a cancelled source gets to end
 
 _Answer = tuple[str, datetime]
@@ -205,7 +224,9 @@ class ContextGatherer:
         self._subjects = subjects
         self._redactor = redactor
         self._clock = clock
-        self._around = Surroundings(subjects, redactor, links, unresolved, past)
+        self._around = Surroundings(
+            subjects, redactor, self._message, links, unresolved, past
+        )
 
     async def gather(
         self,
@@ -331,7 +352,7 @@ class ContextGatherer:
                 piece = self._piece(
                     title,
                     kept["source"],
-                    kept["text"],
+                    put_marks(kept["text"], kept.get("reported", ())),
                     rank=OPENING_RANK,
                     origin=Origin(kept.get("origin", Origin.SYSTEM)),
                 )
@@ -401,22 +422,25 @@ class ContextGatherer:
         return "\n\n".join(map(self._violation, tickets))
 
     def _violation(self, ticket: Ticket) -> str:
+        """Return what is known of a ticket: measured, with marks on what clients wrote or named."""
+        written = self._written(ticket)
+        component = self._line(ticket.key.component)
         lines = [
             f"Ticket {ticket.id}: {ticket.severity.label}, {self._line(ticket.key.invariant)}"
-            f" on {self._line(ticket.key.component)} of {self._line(ticket.key.subject)}",
-            f"message: {self._line(ticket.message)}",
+            f" on {reported(component)} of {self._line(ticket.key.subject)}",
+            f"message: {self._message(ticket)}",
             *self._rule(ticket),
             f"first seen: {_time(ticket.first_seen_at)}",
             f"ticket opened: {_time(ticket.opened_at)}",
             f"last seen: {_time(ticket.last_seen_at)}, seen {ticket.occurrence_count} times",
             f"status: {ticket.status}{', held' if ticket.held else ''}",
         ]
-        if ticket.facts:
-            facts = self._redactor.value(dict(ticket.facts))
+        if written:
+            foreign = self._foreign(ticket, written)
             lines.append("facts:")
             lines += [
-                f"  {self._line(name, 80)}: {self._line(fact)}"
-                for name, fact in facts.items()
+                f"  {self._line(name, 80)}: {reported(fact) if fact in foreign else fact}"
+                for name, fact in written.items()
             ]
         if ticket.flapping:
             lines.append(
@@ -425,6 +449,32 @@ class ContextGatherer:
         if ticket.previous_id is not None:
             lines.append(f"earlier opening: ticket {ticket.previous_id}")
         return "\n".join(lines)
+
+    def _message(self, ticket: Ticket) -> str:
+        """Return the message, marked: as a whole unless Midwatch words it, else what in it is foreign."""
+        message = self._line(ticket.message)
+        if not self._is_own(ticket):
+            return reported(message)
+        foreign = self._foreign(ticket, self._written(ticket))
+        return mark_reported(message, [self._line(ticket.key.component), *foreign])
+
+    def _written(self, ticket: Ticket) -> dict[str, str]:
+        facts = self._redactor.value(dict(ticket.facts))
+        return {name: self._line(fact) for name, fact in facts.items()}
+
+    def _is_own(self, ticket: Ticket) -> bool:
+        subject = self._subjects.get(ticket.key.subject)
+        return subject is not None and subject.kind in _OWN_WORDS
+
+    def _foreign(self, ticket: Ticket, written: Mapping[str, str]) -> list[str]:
+        """Return the facts that clients wrote: all text but that of names by which subjects tell a state."""
+        return [
+            fact
+            for name, fact in written.items()
+            if isinstance(ticket.facts.get(name), str)
+            and any(map(str.isalpha, fact))
+            and not (self._is_own(ticket) and _MEASURED.search(name))
+        ]
 
     def _rule(self, ticket: Ticket) -> list[str]:
         invariant = self._invariant(ticket)

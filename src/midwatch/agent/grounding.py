@@ -2,27 +2,27 @@
 
 A claim is the root cause, one moment of the timeline, one metric reading or one supporting
 finding. It is verified when it cites something and every one of its citations checks: an
-invented quote beside a true one is a reason to doubt, not a detail. A metric reading's
-numbers must also stand in its quote.
-
-A citation checks when its evidence exists, was available and contains the quote. Before the
-comparison both are put into NFKC with plain quotes and dashes, and any white space becomes
-one space; letter case counts. A quote begins and ends where a word or number does: "12" is
-not found in "3123", "12.5" or "1,012". An ellipsis in a quote stands for up to `NEARBY`
-characters.
+invented quote beside a true one is a reason to doubt, not a detail. A citation checks when its
+evidence exists, was available and contains the quote (`midwatch.agent.quotes`); a metric
+reading's value must also be given by its quote (`midwatch.agent.readings`).
 
 What does not check lowers the confidence: by one step when some claims fail, to low when the
 root cause fails, when fewer than half of the claims check, or when "no fault" is claimed
 without any. A root cause that fails also turns the verdict "identified" into "suspected".
+
+What is quoted has an origin. A cause that rests only on what clients or logs reported is not
+of high confidence, and one that rests only on an earlier diagnosis or a note is suspected. A
+diagnosis that was not verified itself proves nothing.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from midwatch.agent.quotes import UNPROVEN, QuotableText, normalise
+from midwatch.agent.readings import gives_value
 from midwatch.diagnosis_schema import (
     Citation,
     Confidence,
@@ -32,20 +32,9 @@ from midwatch.diagnosis_schema import (
 )
 from midwatch.model import Evidence, Grounded, Origin
 
-NEARBY = 600
-"""Characters that an ellipsis in a quote may stand for."""
-SHORTEST = 4
-"""Least letters and digits of a quote that is compared."""
-LONGEST = 8000
-"""Most characters of a quote that is compared; a longer one does not check."""
-_TRIES = 2000  # places compared per part: a bound for hostile repetition
-
 NO_CITATION = "no citation given"
 UNKNOWN = "there is no such evidence"
 UNAVAILABLE = "that evidence was unavailable"
-TOO_SHORT = "the quote is too short to be checked"
-TOO_LONG = "the quote is too long"
-NOT_FOUND = "the quote is not in that evidence"
 OTHER_VALUE = "the quote does not give this value"
 
 
@@ -130,8 +119,28 @@ def ground(output: DiagnosisOutput, evidence: Sequence[Evidence]) -> Grounding:
     if root_fails and verdict == "identified":
         verdict = "suspected"
     confidence, why = _confidence(output, claims, root_fails)
+    origin = _origin(claims)
+    if origin is Origin.EARLIER and verdict == "identified":
+        verdict = "suspected"
+    if origin is not Origin.SYSTEM and confidence == "high":
+        confidence, why = "medium", _RESTS_ON[origin]
+    why = why or _RESTS_ON.get(origin, "")
     stands = (verdict, confidence) == (output.verdict, output.confidence)
     return Grounding(claims, verdict, confidence, "" if stands else why)
+
+
+_RESTS_ON = {
+    Origin.REPORTED: "it rests only on what clients or logs reported",
+    Origin.EARLIER: "it rests only on an earlier diagnosis or a note",
+}
+
+
+def _origin(claims: Sequence[ClaimCheck]) -> Origin:
+    """Return the origin of what the verdict rests on: the root cause, or without one all claims."""
+    root = [claim for claim in claims if claim.path == "root_cause"]
+    resting = [claim for claim in root or claims if claim.verified]
+    found = {claim.origin for claim in resting}
+    return next((one for one in Origin if one in found), Origin.SYSTEM)
 
 
 def _checked(output: DiagnosisOutput, sources: _EvidenceIndex) -> Iterator[ClaimCheck]:
@@ -158,22 +167,24 @@ def _claim(
     )
     if not checks:
         return ClaimCheck(path, (), NO_CITATION)
-    failed = next((check.reason for check in checks if not check.verified), "")
-    return ClaimCheck(path, checks, failed)
+    # What proves nothing does not harm beside a proof.
+    proved = any(check.verified for check in checks)
+    failed = (
+        check.reason
+        for check in checks
+        if not check.verified and not (proved and check.reason == UNPROVEN)
+    )
+    return ClaimCheck(path, checks, next(failed, ""))
 
 
 def _reading(sources: _EvidenceIndex, path: str, reading: MetricReading) -> ClaimCheck:
     check = sources.check(reading.citation, f"{path}.citation")
     reason = check.reason
-    if not reason and not _numbers(reading.value) <= _numbers(reading.citation.quote):
-        reason = OTHER_VALUE
+    if not reason:
+        whole = sources.text(check.evidence_id).text
+        if not gives_value(reading.value, normalise(check.quote), whole):
+            reason = OTHER_VALUE
     return ClaimCheck(path, (check,), reason)
-
-
-def _numbers(text: str) -> set[str]:
-    """Return the numbers in a text, without thousands separators."""
-    found = re.findall(r"\d+(?:[.,]\d+)*", unicodedata.normalize("NFKC", text))
-    return {re.sub(r",(?=\d{3}(?!\d))", "", number) for number in found}
 
 
 def _confidence(
@@ -193,128 +204,33 @@ def _confidence(
     return ("medium" if output.confidence == "high" else "low"), of_claims
 
 
-# ------------------------------------------------------------------ quotes in evidence
-
-_PLAIN = str.maketrans(
-    {
-        **dict.fromkeys("‘’‚‛′‹›", "'"),
-        **dict.fromkeys("“”„‟«»", '"'),
-        **dict.fromkeys("‐‑‒–—―−", "-"),
-    }
-)
-_ELLIPSIS = re.compile(r"\s?(?:\[\.{3}\]|\.{3,})\s?")
-
-
-def normalise(text: str) -> str:
-    """Return the form in which quotes are compared."""
-    return " ".join(unicodedata.normalize("NFKC", text).translate(_PLAIN).split())
-
-
 class _EvidenceIndex:
     """The evidence by number, normalised when it is first cited."""
 
     def __init__(self, evidence: Sequence[Evidence]) -> None:
         self._evidence = {item.id: item for item in evidence}
-        self._texts: dict[str, str] = {}
+        self._texts: dict[str, QuotableText] = {}
 
     def check(self, citation: Citation, path: str) -> CitationCheck:
-        number = citation.evidence_id.strip().strip("[]()").upper()
-        reason = self._reason(number, citation.quote)
+        number = self._number(citation.evidence_id)
         item = self._evidence.get(number)
-        origin = item.origin if item else Origin.SYSTEM
+        reason, origin = "", Origin.SYSTEM
+        if item is None:
+            reason = UNKNOWN
+        elif not item.available:
+            reason, origin = UNAVAILABLE, item.origin
+        else:
+            reason, origin = self.text(number).check(citation.quote)
         return CitationCheck(path, number, citation.quote, reason, origin)
 
-    def _reason(self, number: str, quote: str) -> str:
-        item = self._evidence.get(number)
-        if item is None:
-            return UNKNOWN
-        if not item.available:
-            return UNAVAILABLE
-        if len(quote) > LONGEST:
-            return TOO_LONG
-        quote = normalise(quote)
-        if sum(map(str.isalnum, quote)) < SHORTEST:
-            return TOO_SHORT
+    def _number(self, named: str) -> str:
+        """Return the number that a citation names, as in "[e3]" or "E3 (the log)"."""
+        found = re.match(
+            r"\W*(?:evidence\s*)?(E\d{1,6})\b", named.strip(), re.IGNORECASE
+        )
+        return found[1].upper() if found else named.strip().strip("[]()").upper()
+
+    def text(self, number: str) -> QuotableText:
         if number not in self._texts:
-            self._texts[number] = normalise(item.text)
-        return "" if found(quote, self._texts[number]) else NOT_FOUND
-
-
-def found(quote: str, text: str) -> bool:
-    """Return whether a normalised text contains a normalised quote, which may have ellipses."""
-    if any(True for _ in _positions(quote, text, 0, len(text))):
-        return True
-    parts = [part for part in _ELLIPSIS.split(quote) if part]
-    if len(parts) < 2 and parts == [quote]:
-        return False
-    if not parts or any(sum(map(str.isalnum, part)) < SHORTEST - 1 for part in parts):
-        return False
-    return any(_follow(parts[1:], text, end) for end in _first(parts[0], text))
-
-
-def _first(part: str, text: str) -> Iterator[int]:
-    for tried, end in enumerate(_positions(part, text, 0, len(text))):
-        if tried >= _TRIES // 20:
-            return
-        yield end
-
-
-def _follow(parts: Sequence[str], text: str, end: int) -> bool:
-    """Return whether the text contains the parts in order, each near the one before."""
-    for part in parts:
-        after = next(_positions(part, text, end, end + NEARBY + len(part)), None)
-        if after is None:
-            return False
-        end = after
-    return True
-
-
-def _positions(part: str, text: str, start: int, stop: int) -> Iterator[int]:
-    """Yield where `part` ends in `text`, for each place between word and number boundaries."""
-    stop = min(stop, len(text))
-    for _ in range(_TRIES):
-        at = text.find(part, start, stop)
-        if at < 0:
-            return
-        end = at + len(part)
-        if _is_boundary(text, at) and _is_boundary(text, end):
-            yield end
-        start = at + 1
-
-
-def _is_boundary(text: str, at: int) -> bool:
-    """Return whether neither a word nor a number continues across this position."""
-    if at <= 0 or at >= len(text):
-        return True
-    left, right = text[at - 1], text[at]
-    if _in_word(left) and _in_word(right):
-        return False
-    if right.isdigit() and left in ".,":
-        return not _one_number(text, at - 1)
-    if left.isdigit() and right in ".,":
-        return not _one_number(text, at)
-    if (
-        right.isdigit() and left == "-"
-    ):  # a sign; but in a range or a date it only joins
-        before = text[at - 2 : at - 1]
-        return not (before in ("", " ") or before in "(=:[")
-    return True
-
-
-def _one_number(text: str, at: int) -> bool:
-    """Return whether the point or comma at this position is within a number.
-
-    A comma does between thousands; between numbers of other lengths it separates them.
-    """
-    before = re.search(r"\d*$", text[max(at - 20, 0) : at])
-    after = re.match(r"\d*", text[at + 1 : at + 21])
-    digits = (len(before[0]) if before else 0, len(after[0]) if after else 0)
-    if text[at] == ".":
-        return min(digits) > 0
-    return 1 <= digits[0] <= 3 and digits[1] == 3
-
-
-def _in_word(character: str) -> bool:
-    """Return whether it is a digit, an underscore or a letter with a case; other scripts have no word bounds."""
-    cased = character.lower() != character.upper()
-    return cased or character == "_" or character.isdigit()
+            self._texts[number] = QuotableText(self._evidence[number])
+        return self._texts[number]

@@ -225,6 +225,7 @@ class Investigation:
         limits = self.limits
         may_ask = (
             bool(step.tools)
+            and not step.no_tools
             and self.rounds < limits.rounds
             and self.calls < limits.calls
             and self.seconds < limits.time

@@ -26,7 +26,7 @@ _REFRESH_SECONDS = 300.0
 _LEARNED_SECONDS = 3600.0
 """Seconds for which a link counts that was read from text."""
 _MOST_LEARNED = 1000
-_LONGEST_TEXT = 100_000  # characters that are searched for addresses
+_LONGEST_TEXT = 20_000  # characters that are searched for addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,9 @@ class Links:
             _LOCAL in self._places(one.host) for one in addresses
         )
 
+    def _is_machine(self, name: str) -> bool:
+        return any(one.port is None for one in self._addresses[name])
+
     # ------------------------------------------------------------------ the links
 
     def links(self) -> tuple[Link, ...]:
@@ -147,10 +150,10 @@ class Links:
             for address in addresses:
                 yield from self._at(name, address, there)
         for name, text in self._uses.items():
-            for other, said in self.named(name, text).items():
+            for other, said in self._named(name, text, there).items():
                 yield Link(name, other, f"{said} in its settings")
             for other, _ in self._on_host("localhost", there) if text else ():
-                if any(one.port is None for one in self._addresses[other]):
+                if self._is_machine(other):
                     yield Link(name, other, "it runs on that machine")
         now = self._monotonic()
         for (name, other), (why, until) in self._learned.copy().items():
@@ -191,10 +194,16 @@ class Links:
         return sorted(_reach(name, edges), key=lambda one: (_depth(one, edges), one))
 
     def related(self, name: str) -> frozenset[str]:
-        """Return the subjects that `name` depends on and those that depend on it, directly or through others."""
+        """Return the subjects whose tickets may be of one incident with those of `name`.
+
+        They are those that it depends on, those that depend on it, and those that depend on a system on which it
+        depends too; on a machine alone everything depends.
+        """
         edges = self._edges()
-        above = {other for other in edges if name in _reach(other, edges)}
-        return frozenset(_reach(name, edges) | above) - {name}
+        needs = _reach(name, edges)
+        shared = {name, *(one for one in needs if not self._is_machine(one))}
+        near = {other for other in edges if not shared.isdisjoint(_reach(other, edges))}
+        return frozenset(needs | near) - {name}
 
     def deepest_first(self, names: Iterable[str]) -> list[str]:
         """Return names without repetition: what others depend on comes first, else the order stays."""
@@ -209,65 +218,83 @@ class Links:
 
     # ------------------------------------------------------------------ text
 
-    def learn(self, name: str, text: str, where: str, *, whole: bool = False) -> None:
-        """Remember which subjects a text of subject `name` names.
-
-        Args:
-            name: The subject that the text is from.
-            text: The text.
-            where: Where it stands, for the reason that is shown.
-            whole: Whether a part of the text alone may be the name of a host or a subject: the value of a label.
-        """
-        addresses = self._addresses.get(name)
-        if addresses is None or any(one.port is None for one in addresses):
-            return  # a machine shows the addresses of what runs on it, and does not depend on it
-        if len(self._learned) >= _MOST_LEARNED:
-            self._learned.clear()
-        until = self._monotonic() + _LEARNED_SECONDS
-        for other, said in self.named(name, text, whole=whole).items():
-            self._learned[name, other] = (f"{said} in {where}", until)
+    def learn(self, name: str, text: str, where: str) -> None:
+        """Remember which subjects a text of subject `name` has addresses of. `where` is shown as the reason."""
+        self._remember(name, self.named(name, text), where)
 
     def learn_opening(
         self, name: str, message: str, facts: Mapping[str, object]
     ) -> None:
-        """Remember what a violation of subject `name` names in its message and its facts."""
-        self.learn(name, message, "the message of a ticket")
+        """Remember which subjects a violation of subject `name` names.
+
+        In the message the full name of a host suffices. The value of a label may be the name of a subject, or a
+        host: without a subject at the port all that are there.
+        """
+        where = "the message of a ticket"
+        self.learn(name, message, where)
+        self._remember(name, self._hosts_in(name, message), where)
         for fact, value in facts.items():
             if isinstance(value, str):
-                where, label = f"the fact {fact} of a ticket", fact.startswith("label_")
-                self.learn(name, value, where, whole=label)
+                where = f"the fact {fact} of a ticket"
+                self.learn(name, value, where)
+                if fact.startswith("label_"):
+                    self._remember(name, self._labelled(name, value.strip()), where)
 
-    def named(self, name: str, text: str, *, whole: bool = False) -> dict[str, str]:
-        """Return the subjects whose addresses a text of subject `name` has, with the address.
+    def _remember(self, name: str, found: Mapping[str, str], where: str) -> None:
+        if name not in self._addresses or self._is_machine(name):
+            return  # a machine shows the addresses of what runs on it, and does not depend on it
+        if len(self._learned) >= _MOST_LEARNED:
+            self._learned.clear()
+        until = self._monotonic() + _LEARNED_SECONDS
+        for other, said in found.items():
+            if other != name:
+                self._learned[name, other] = (f"{said} in {where}", until)
+
+    def named(self, name: str, text: str) -> dict[str, str]:
+        """Return the subjects whose addresses a text of subject `name` has, each with the address.
 
         A loopback address in it means the machine of that subject, not this one.
         """
-        found: dict[str, str] = {}
-        for said in addresses_in(text[:_LONGEST_TEXT]):
-            for host in self._from_there(name, said.host):
-                for other in self._behind(Address(host, said.port), loose=whole):
-                    found.setdefault(other, f"{said}")
-        if whole:
-            for host in self._from_there(name, text.strip().lower()):
-                for other in self._behind(Address(host, None), loose=True):
-                    found.setdefault(other, f"{text.strip()}")
-            if text.strip() in self._addresses:
-                found[text.strip()] = text.strip()
-        found.pop(name, None)
-        return found
+        return self._named(name, text, self._index())
+
+    def _named(self, name: str, text: str, there: _Index) -> dict[str, str]:
+        return {
+            other: str(said)
+            for said in addresses_in(text[:_LONGEST_TEXT])
+            for host in self._from_there(name, said.host)
+            for other, port in self._on_host(host, there)
+            if said.port in (port, None)
+        }
+
+    def _hosts_in(self, name: str, message: str) -> dict[str, str]:
+        """Return the subjects whose hosts a message has by a name with a dot in it."""
+        words = {word.lower().strip(".") for word in _NAME.findall(message)}
+        return {
+            other: one.host
+            for other, addresses in self._addresses.items()
+            for one in addresses
+            if one.host in words and "." in one.host and _ip(one.host) is None
+        }
+
+    def _labelled(self, name: str, value: str) -> dict[str, str]:
+        """Return the subjects that the value of a label stands for."""
+        if value in self._addresses:
+            return {value: value}
+        if self.named(name, value):
+            return {}
+        there = self._index()
+        hosts = [one.host for one in addresses_in(value)] or [value.lower()]
+        return {
+            other: value
+            for said in hosts
+            for host in self._from_there(name, said)
+            for other, _ in self._on_host(host, there)
+        }
 
     def _from_there(self, name: str, host: str) -> list[str]:
         if _LOCAL not in self._places(host) or self._is_local(name):
             return [host]
         return [one.host for one in self._addresses.get(name, ())]
-
-    def _behind(self, said: Address, *, loose: bool) -> list[str]:
-        """Return the subjects at an address. If `loose`, without one at the port all on the host."""
-        there = self._on_host(said.host, self._index())
-        exact = [name for name, port in there if port == said.port]
-        if exact or not (loose or said.port is None):
-            return exact
-        return [name for name, _ in there]
 
 
 def _reach(name: str, edges: Mapping[str, set[str]]) -> set[str]:
@@ -304,8 +331,9 @@ _PATTERNS = (
         r"(?<![^\s\"'(=])(?P<host>/[^\s\"']{0,200}|)/\.s\.PGSQL\.(?P<port>\d{1,5})"
     ),
 )
+_NAME = re.compile(r"(?<![\w.-])[A-Za-z0-9][A-Za-z0-9._-]{2,252}+(?!:\d)")
 _OPTION = re.compile(
-    r"(?<![\w-])(?:-(?P<short>[hp])[ =]?|(?:--)?(?P<long>host(?:addr)?|port)[ =])"
+    r"(?<![\w-])(?:-(?P<short>[hp])[ =]?|(?:--|sender_)?(?P<long>host(?:addr)?|port)[ =])"
     r"['\"]?(?P<value>[^\s'\"&;]{1,255})"
 )
 _PORTS = {
@@ -329,15 +357,23 @@ def addresses_in(text: str) -> list[Address]:
             if 0 < int(port) < 65536:
                 host = parts["host"].strip("[]") or "localhost"
                 found[Address(host.lower(), int(port))] = None
+    for line in text.splitlines():
+        if (one := _options(line)) is not None:
+            found[one] = None
+    return list(found)
+
+
+def _options(line: str) -> Address | None:
+    """Return the address in the options of a line: `-h HOST -p PORT`, `host=HOST port=PORT`."""
     options = {
         (one["short"] or one["long"])[0]: one["value"].lower()
-        for one in _OPTION.finditer(text[:10_000])
+        for one in _OPTION.finditer(line[:4000])
     }
-    if host := options.get("h", ""):
-        port = options.get("p", "").rstrip(",.")
-        known = port.isdecimal() and 0 < int(port) < 65536
-        found[Address(host, int(port) if known else None)] = None
-    return list(found)
+    if not (host := options.get("h", "")):
+        return None
+    port = options.get("p", "").rstrip(",.")
+    known = port.isdecimal() and 0 < int(port) < 65536
+    return Address(host, int(port) if known else None)
 
 
 def _scheme(name: str | None) -> str:

@@ -8,12 +8,13 @@ from dataclasses import replace
 from datetime import datetime
 
 from midwatch.agent.links import Links
+from midwatch.agent.quotes import UNVERIFIED
 from midwatch.errors import MidwatchError
-from midwatch.model import Origin, Ticket
+from midwatch.model import Grounded, Origin, Ticket
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource, Subject
-from midwatch.text import clean, one_line
+from midwatch.text import clean, one_line, reported
 
 PastTickets = Callable[[Sequence[Ticket]], Awaitable[Sequence[Past]]]
 OpenTickets = Callable[[], Awaitable[Sequence[Ticket]]]
@@ -38,6 +39,7 @@ class Surroundings:
     Args:
         subjects: The watched systems by name.
         redactor: Removes secrets.
+        message: Returns the message of a ticket on one line, with marks on what is not Midwatch's own.
         links: The links between subjects; None for none.
         unresolved: Returns all unresolved tickets; None skips them.
         past: Finds past incidents; None skips them.
@@ -47,20 +49,28 @@ class Surroundings:
         self,
         subjects: Mapping[str, Subject],
         redactor: Redactor,
+        message: Callable[[Ticket], str],
         links: Links | None = None,
         unresolved: OpenTickets | None = None,
         past: PastTickets | None = None,
     ) -> None:
         self._subjects = subjects
         self._redactor = redactor
+        self._message = message
         self._links = links or Links(())
         self._unresolved = unresolved
         self._past = past
         self.linkable = links is not None and len(subjects) > 1
 
     def deepest_first(self, tickets: Sequence[Ticket]) -> list[Ticket]:
-        """Return tickets, those of the subject that others depend on first, else in their order."""
+        """Return tickets, those of the subject that others depend on first, else in their order.
+
+        Links that the tickets name count: the process that opened them may have been another one.
+        """
         self._links.refresh()
+        for ticket in tickets[:_MOST_TICKETS]:
+            text = f"{ticket.message}\n{ticket.key.component}"
+            self._links.learn_opening(ticket.key.subject, text, ticket.facts)
         names = self._links.deepest_first(ticket.key.subject for ticket in tickets)
         return sorted(tickets, key=lambda ticket: names.index(ticket.key.subject))
 
@@ -140,8 +150,8 @@ class Surroundings:
         key, seen = ticket.key, "" if ticket.seen else ", not seen just now"
         return (
             f"ticket {ticket.id}: {ticket.severity.label}, {self.line(key.invariant)} on "
-            f"{self.line(key.component)} of {key.subject}, first seen "
-            f"{_time(ticket.first_seen_at)}{seen}: {self.line(ticket.message)}"
+            f"{reported(self.line(key.component))} of {key.subject}, first seen "
+            f"{_time(ticket.first_seen_at)}{seen}: {self._message(ticket)}"
         )
 
     # ------------------------------------------------------------------ linked subjects
@@ -189,14 +199,23 @@ class Surroundings:
             f"opened {_time(ticket.opened_at)}, resolved {_time(ticket.resolved_at)}",
             f"message: {self.line(ticket.message)}",
         ]
-        found = "what was found"
-        if past.summary is not None:
-            found += f" ({past.mark})"
-        lines.append(f"{found}: {self.line(past.summary or 'nothing was noted')}")
+        mark = "" if past.verified else UNVERIFIED
+        if past.summary or past.root_cause:
+            lines.append(f"{mark}what was found: {self.line(past.summary or '')}")
+            lines.append(f"the diagnosis of that time: {_checked(past)}")
         if past.root_cause:
-            lines.append(f"root cause: {self.line(past.root_cause)}")
+            lines.append(f"{mark}root cause: {self.line(past.root_cause)}")
         lines.append(f"what resolved it: {self.line(ticket.resolution or 'not noted')}")
         return "\n".join(lines)
+
+
+def _checked(past: Past) -> str:
+    """Return what an earlier diagnosis claimed to be, and how much of it was found in its evidence."""
+    claims = past.grounded or Grounded(0, 0)
+    return (
+        f"{past.verdict or 'without a verdict'}, {claims.verified} of {claims.total} claims found in its evidence, "
+        f"confidence {past.confidence or 'unknown'}"
+    )
 
 
 def _time(at: datetime | None) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from midwatch.subjects.tools import Tool
 
 T = TypeVar("T")
-_MOST_OPEN = 500
+_MOST_OPEN = 200
 """Open tickets that are looked at as evidence for others."""
 
 

@@ -130,6 +130,7 @@ class MonitorLoop:
             cycle = await monitor.cycle()
             if cycle.opened and self.first_aid is not None:
                 await self.first_aid.give(cycle.opened, cycle.changed)
+                await monitor.join_linked()
         except MidwatchError as error:
             self.log.warning("first aid not saved", error=error.one_line())
         except Exception:  # a bug here or in a playbook must not end the daemon

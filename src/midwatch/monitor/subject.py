@@ -135,6 +135,7 @@ class SubjectMonitor:
         self._baselines = Baselines()
         self._unavailable_for: Counter[str] = Counter()
         self._told: dict[str, str] = {}
+        self._linked_to: frozenset[str] = frozenset()
         self._spoiled_since: float | None = None
         self._stuck: asyncio.Task[Poll] | None = None
 
@@ -441,7 +442,14 @@ class SubjectMonitor:
         for violation in (opening.violation for opening in openings):
             text = f"{violation.message}\n{violation.key.component}"
             self.links.learn_opening(self.subject.name, text, violation.facts)
-        return self.links.related(self.subject.name)
+        self._linked_to = self.links.related(self.subject.name)
+        return self._linked_to
+
+    async def join_linked(self) -> None:
+        """Join the incident of what just opened with those of subjects to which the first evidence shows a link."""
+        name = self.subject.name
+        if (linked := self.links.related(name)) - self._linked_to:
+            await self.store.join(name, linked, self.settings.group_wait)
 
     def _remember(self, poll: Poll, changes: Changes, opened: Iterable[Ticket]) -> None:
         """Update what is remembered between cycles from what was saved."""

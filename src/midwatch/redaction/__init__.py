@@ -329,6 +329,8 @@ class Sanitizer:
         """Return one printable line without secrets, of at most `limit` characters."""
         return one_line(self._redactor.text(clean(text, longest=None)), limit)
 
+    tidy = sanitize  # its name in version 0.1.0, for one more release
+
     def observation(self, observation: Observation) -> Observation:
         """Return the observation with component names that are safe in a key."""
         if len(self._components) > 4 * len(observation.signals) + 1000:

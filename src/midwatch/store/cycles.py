@@ -233,6 +233,30 @@ def _batch_for(
     if not openings:
         return 0
     severity = min(opening.violation.severity for opening in openings)
+    waiting = _waiting(tx, subject, group_wait, linked)
+    if not waiting:
+        return new_batch(tx, subject, severity, group_wait)
+    return _merge(tx, waiting, severity)
+
+
+def join(
+    tx: Transaction, subject: str, linked: Collection[str], group_wait: float
+) -> None:
+    """Make one incident of those that wait for their group on a subject and on linked ones."""
+    waiting = _waiting(tx, subject, group_wait, linked)
+    own = select(tickets.c.id).where(
+        tickets.c.subject == subject,
+        tickets.c.batch_id.in_([row.id for row in waiting]),
+        tickets.c.status.in_(UNDIAGNOSED),
+    )
+    if len(waiting) > 1 and tx.one(own.limit(1)) is not None:
+        _merge(tx, waiting, Severity.INFO)
+
+
+def _waiting(
+    tx: Transaction, subject: str, group_wait: float, linked: Collection[str]
+) -> Sequence[Any]:
+    """Return the batches that wait for their group and have a ticket of these subjects, locked, the oldest first."""
     if linked:
         _one_at_a_time(tx)
     of_incident = exists().where(
@@ -240,13 +264,13 @@ def _batch_for(
         tickets.c.subject.in_({subject, *linked}),
         tickets.c.status.in_(UNDIAGNOSED),
     )
-    waiting = tx.all(
+    return tx.all(
         select(batches.c.id, batches.c.severity)
         .where(
             batches.c.queued,
             batches.c.claim_token.is_(None),
             batches.c.attempts == 0,
-            batches.c.next_attempt_at.is_not(None),  # it waits for its group
+            batches.c.next_attempt_at.is_not(None),
             batches.c.opened_at > tx.now - timedelta(seconds=group_wait),
             batches.c.opened_at <= tx.now,
             of_incident,
@@ -255,8 +279,10 @@ def _batch_for(
         # What is locked is being claimed, or changed by a person: it is not waited for.
         .with_for_update(skip_locked=True)
     )
-    if not waiting:
-        return new_batch(tx, subject, severity, group_wait)
+
+
+def _merge(tx: Transaction, waiting: Sequence[Any], severity: Severity) -> int:
+    """Move the tickets of batches into the first, at least as urgent as `severity`. Return its id."""
     batch = int(waiting[0].id)
     tx.execute(
         update(batches)

@@ -238,28 +238,18 @@ class TicketSession:
 class Past:
     """A resolved ticket with its diagnosis or its resolution, as evidence for later tickets.
 
-    `grounded` says how many claims of the diagnosis were found in its evidence, None if that was not checked.
+    `verified` is true where the diagnosis identified the cause and most of its claims were found; `grounded` says how
+    many were, None if that was not checked.
     """
 
     ticket: Ticket
     summary: str | None
     root_cause: str | None
     same_key: bool
+    verified: bool = False
+    verdict: str | None = None
     confidence: str | None = None
     grounded: Grounded | None = None
-
-    @property
-    def mark(self) -> str:
-        """How much of the diagnosis was verified; it is never shown without."""
-        found = self.grounded or Grounded(0, 0)
-        if not found.verified:
-            return (
-                "an earlier diagnosis, NOT VERIFIED: no claim was found in its evidence"
-            )
-        return (
-            f"an earlier diagnosis, {found.verified} of {found.total} claims found in its evidence, "
-            f"confidence {self.confidence or 'unknown'}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,10 +330,24 @@ class Store(Protocol):
                 of a linked one that is younger, waits for its group and was never claimed; other such batches
                 become one with it. Otherwise they make a batch that can be claimed `group_wait` seconds
                 from now.
-            linked: Names of the subjects that this one depends on or that depend on it.
+            linked: Names of the subjects whose tickets may be of one incident with those of this one.
 
         Raises:
             StaleWatch: `revision` is not the present one; nothing was saved.
+        """
+        ...
+
+    async def join(
+        self, subject: str, linked: Collection[str], group_wait: float
+    ) -> None:
+        """Make one batch of those that have undiagnosed tickets of a subject and of linked ones, as openings would.
+
+        It is for links that show themselves after the tickets were opened.
+
+        Args:
+            subject: Name of the subject; without such a batch of its own nothing changes.
+            linked: Names of the subjects whose tickets may be of one incident with those of this one.
+            group_wait: Seconds. Older batches stay as they are.
         """
         ...
 

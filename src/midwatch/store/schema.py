@@ -443,5 +443,6 @@ def _evidence_of(document: Json) -> Evidence:
     read = {
         "at": datetime.fromisoformat(document["at"]),
         "origin": Origin(document.get("origin", Origin.SYSTEM)),
+        "reported": tuple((start, end) for start, end in document.get("reported", ())),
     }
     return Evidence(**{**document, **read})

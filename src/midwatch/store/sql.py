@@ -89,6 +89,7 @@ class SqlStore(TransactionalStore):
     watch = write(cycles.watch)
     revision = read(cycles.revision)
     save_cycle = write(cycles.save_cycle)
+    join = write(cycles.join)
     earlier = read(cycles.earlier)
     openings = read(cycles.openings)
     save_first_aid = write(cycles.save_first_aid)

@@ -53,6 +53,26 @@ async def what_links_two_incidents_makes_them_one(fixture: StoreFixture) -> None
     assert ids(left.tickets) == (shop.id,)
 
 
+async def a_link_that_shows_itself_later_joins_all_the_same(
+    fixture: StoreFixture,
+) -> None:
+    (shop,) = await fixture.open("a", subject="shop", group_wait=10)
+    (db,) = await fixture.open("a", severity=Severity.CRITICAL, group_wait=10)
+    (other,) = await fixture.open("a", subject="other", group_wait=10)
+    await fixture.store.join("unknown", {"shop", "db"}, 10)
+    await fixture.store.join("shop", {"db"}, 0)
+    assert (await fixture.store.ticket(db.id)).batch == db.batch != shop.batch
+    await fixture.store.join("shop", {"db", "unknown"}, 10)
+    await fixture.store.join("shop", {"db", "unknown"}, 10)
+    assert (await fixture.store.ticket(db.id)).batch == shop.batch
+    assert (await fixture.store.ticket(other.id)).batch == other.batch
+    fixture.clock.move(10)
+    claim, _ = await fixture.store.claim("agent", lease=LEASE, limit=3)
+    assert ids(claim.tickets) == (db.id, shop.id)
+    await fixture.store.join("shop", {"db", "other"}, 3600)
+    assert (await fixture.store.ticket(other.id)).batch == other.batch
+
+
 async def what_an_agent_has_is_not_changed(fixture: StoreFixture) -> None:
     """Nor what a person or a diagnosis has put back into the queue."""
     (shop,) = await fixture.open("a", subject="shop", group_wait=10)
@@ -94,6 +114,7 @@ async def _past(
 async def the_past_is_found_by_its_words(fixture: StoreFixture) -> None:
     """Of any subject and invariant, with how much of it was verified and what resolved it."""
     full = {
+        "verdict": "identified",
         "summary": "The volume was full.",
         "root_cause": "walkeeper never removed archived segments from /mnt/archive",
     }
@@ -118,7 +139,11 @@ async def the_past_is_found_by_its_words(fixture: StoreFixture) -> None:
     by_id = {one.ticket.id: one for one in found}
     assert by_id[disk.id].ticket == disk
     assert by_id[disk.id].root_cause == full["root_cause"]
-    assert "3 of 4" in by_id[disk.id].mark and "high" in by_id[disk.id].mark
+    assert (by_id[disk.id].verified, by_id[disk.id].verdict) == (True, "identified")
+    assert (by_id[disk.id].grounded, by_id[disk.id].confidence) == (
+        Grounded(3, 4),
+        "high",
+    )
     assert by_id[by_hand.id].ticket.resolution == by_hand.resolution
     assert not any(one.same_key for one in found)
     for query, ticket in (("ARCHIVE volume", disk), ("ünïcode", by_hand)):
@@ -131,16 +156,21 @@ async def the_past_is_found_by_its_words(fixture: StoreFixture) -> None:
 
 
 async def an_unverified_diagnosis_is_marked(fixture: StoreFixture) -> None:
-    for grounded in (None, Grounded(0, 2)):
-        finish = Finish("answered", answer={"summary": "x"}, grounded=grounded)
-        ticket = await _past(
-            fixture, "a", subject="db", invariant="connections", finish=finish
-        )
-        assert ticket.resolved
-    (now,) = await fixture.open("a")
-    found = await fixture.store.past([now])
-    assert len(found) == 2
-    assert all("NOT VERIFIED" in one.mark for one in found)
+    """One without a cause or with most of its claims not found, and one that was not checked."""
+    for verdict, grounded in (
+        ("identified", None),
+        ("identified", Grounded(0, 0)),
+        ("identified", Grounded(1, 3)),
+        ("suspected", Grounded(3, 3)),
+    ):
+        answer = {"summary": "x", "verdict": verdict}
+        finish = Finish("answered", answer=answer, grounded=grounded)
+        await _past(fixture, "a", subject="db", invariant="connections", finish=finish)
+        (now,) = await fixture.open("a")
+        found = (await fixture.store.past([now]))[0]
+        assert (found.verified, found.verdict) == (False, verdict)
+        assert found.grounded == grounded
+        await fixture.cycle(Changes(resolved=(now.id,)))
 
 
 async def a_late_diagnosis_is_remembered(fixture: StoreFixture) -> None:
@@ -169,6 +199,7 @@ async def a_late_diagnosis_is_remembered(fixture: StoreFixture) -> None:
 CHECKS = (
     linked_subjects_are_one_incident,
     what_links_two_incidents_makes_them_one,
+    a_link_that_shows_itself_later_joins_all_the_same,
     what_an_agent_has_is_not_changed,
     the_past_is_found_by_its_words,
     an_unverified_diagnosis_is_marked,
