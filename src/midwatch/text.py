@@ -288,6 +288,16 @@ def mark_reported(text: str, foreign: Iterable[str]) -> str:
     )
 
 
+def mark_matches(text: str, patterns: Iterable[re.Pattern[str]]) -> str:
+    """Return text with marks of `reported` on what matches a pattern: on its group, if it has one."""
+    spans = [
+        match.span(min(pattern.groups, 1))
+        for pattern in patterns
+        for match in pattern.finditer(text)
+    ]
+    return put_marks(text, spans)
+
+
 def take_marks(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     """Return a text without its marks of `reported`, and the spans that they marked.
 
@@ -325,11 +335,19 @@ def _marked(row: str) -> Iterator[tuple[int, int]]:
 
 
 def put_marks(text: str, spans: Iterable[tuple[int, int]]) -> str:
-    """Return a text with marks of `reported` around the spans."""
-    for start, end in sorted(spans, reverse=True):
+    """Return a text with marks of `reported` around the spans, which may overlap."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(span for span in spans if span[0] < span[1]):
+        if merged and start <= merged[-1][1]:
+            start, end = merged[-1][0], max(end, merged.pop()[1])
+        merged.append((start, end))
+    parts: list[str] = []
+    at = 0
+    for start, end in merged:
         inner = text[start:end].replace("\n", f"{_END}\n{_REPORTED}")
-        text = f"{text[:start]}{_REPORTED}{inner}{_END}{text[end:]}"
-    return text
+        parts += [text[at:start], f"{_REPORTED}{inner}{_END}"]
+        at = end
+    return "".join([*parts, text[at:]])
 
 
 # ------------------------------------------------------------------ in its place

@@ -115,7 +115,7 @@ async def test_a_probe_stays_at_the_addresses_of_its_subject() -> None:
         assert "redirects to: http://192.0.2.1/elsewhere\n" in found.text
         assert "302" in found.text and "abcdefgh" not in found.text
         found = await call(tools, "probe", path="/healthz", login=False)
-        assert "fine" in found.text and found.origin is Origin.REPORTED
+        assert found.text.endswith("| fine") and found.reported
         await call(tools, "probe", address="127.0.0.1")
         for bad in (
             {"path": "/admin/delete"},
@@ -205,7 +205,6 @@ async def test_a_command_declares_tools_with_fixed_arguments() -> None:
     one = command(parameters=looser)
     found = (await check_tools(one, {"queue": GOOD}))["queue"]
     assert found.text == "argument --queue=mail; $(id) `id` 5 open\n"
-    assert found.origin is Origin.REPORTED
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,9 @@ from midwatch.diagnosis_schema import (
     Moment,
 )
 from midwatch.model import Evidence, Grounded, Origin
-from midwatch.text import put_marks, reported, take_marks
+from midwatch.subjects.http_evidence import SERVER_TEXT
+from midwatch.subjects.postgres.evidence import CLIENT_TEXT
+from midwatch.text import mark_matches, put_marks, reported, take_marks
 
 AT = datetime(2024, 5, 3, 12, 0, tzinfo=UTC)
 
@@ -373,3 +376,45 @@ def test_marks_come_and_go(rows: list[tuple[str, str]], hostile: str) -> None:
         for line in take_marks(b + hostile)[0].split("\n")
         if line.strip()
     )
+
+
+@pytest.mark.parametrize(
+    ("patterns", "line", "measured", "written"),
+    [
+        (
+            CLIENT_TEXT,
+            "pid 9: idle for 3m, user app, application web, database d, client c, last ran: x, database y",
+            ["pid 9: idle for 3m", "user app"],
+            ["web", "x, database y", "y"],
+        ),
+        (
+            CLIENT_TEXT,
+            "pid 9: active for 3m, user app, application web, database d, client c, runs: x",
+            ["pid 9: active for 3m", "user app", "database d, client c"],
+            ["web", "x"],
+        ),
+        (
+            CLIENT_TEXT,
+            "usename=app application_name=web state=idle state=idle sessions=12",
+            ["usename=app", "sessions=12"],
+            ["web", "state=idle"],
+        ),
+        (
+            SERVER_TEXT,
+            "status: HTTP/1.1 503 It was me\nheader server: me\nbody: 3 bytes\n| status: HTTP/1.1 200",
+            ["HTTP/1.1 503", "body: 3 bytes"],
+            ["It was me", "header server: me", "| status: HTTP/1.1 200"],
+        ),
+    ],
+)
+def test_what_others_wrote_cannot_end_itself(
+    patterns: tuple[re.Pattern[str], ...],
+    line: str,
+    measured: list[str],
+    written: list[str],
+) -> None:
+    plain, spans = take_marks(mark_matches(line, patterns))
+    assert plain == line
+    foreign = [plain[start:end] for start, end in spans]
+    assert not [part for part in measured if any(part in one for one in foreign)]
+    assert not [part for part in written if not any(part in one for one in foreign)]

@@ -32,6 +32,7 @@ from midwatch.subjects.tools import Answer
 from midwatch.text import (
     clean,
     estimate_tokens,
+    mark_matches,
     mark_reported,
     one_line,
     put_marks,
@@ -190,10 +191,10 @@ OPENING_RANK = 15
 MOST_FROM_OPENING = 5
 _OWN_SHARE = 0.6
 """The share of the time for the sources of the tickets' own subjects where linked ones may follow."""
-_OWN_WORDS = frozenset({"postgres", "host", "http"})
-"""The kinds whose messages Midwatch words itself, from facts; those of others come from outside."""
+_FOREIGN_WORDS = frozenset({"prometheus"})
+"""The kinds whose messages come from outside, as annotations do; those of others are of the subject itself."""
 _MEASURED = re.compile(r"(?:^|_)(?:state|cause|kind|fstype|mount)$")
-"""The names of facts, in these kinds, whose text is one of a few words of the system itself."""
+"""The names of facts, in the other kinds, whose text is one of a few words of the system itself."""
 _STOPPING = 0.2  # seconds that a cancelled source gets to end
 
 _Answer = tuple[str, datetime]
@@ -273,7 +274,8 @@ class ContextGatherer:
             answer.text if answer.text.strip() else "It returned nothing.",
             available=ok,
         )
-        return replace(piece, command=shown, origin=answer.origin)
+        text = mark_matches(piece.text, answer.reported)
+        return replace(piece, text=text, command=shown, origin=answer.origin)
 
     async def _fetched(
         self, tickets: Sequence[Ticket], timeout: float, linked: bool
@@ -410,7 +412,8 @@ class ContextGatherer:
             rank=source.rank,
             origin=source.origin,
         )
-        return replace(piece, at=at) if at else piece
+        marked = mark_matches(piece.text, source.reported)
+        return replace(piece, text=marked, at=at or piece.at)
 
     # ------------------------------------------------------------------ the violations
 
@@ -451,7 +454,7 @@ class ContextGatherer:
         return "\n".join(lines)
 
     def _message(self, ticket: Ticket) -> str:
-        """Return the message, marked: as a whole unless Midwatch words it, else what in it is foreign."""
+        """Return the message, marked: as a whole unless the subject words it, else what in it is foreign."""
         message = self._line(ticket.message)
         if not self._is_own(ticket):
             return reported(message)
@@ -464,7 +467,7 @@ class ContextGatherer:
 
     def _is_own(self, ticket: Ticket) -> bool:
         subject = self._subjects.get(ticket.key.subject)
-        return subject is not None and subject.kind in _OWN_WORDS
+        return subject is None or subject.kind not in _FOREIGN_WORDS
 
     def _foreign(self, ticket: Ticket, written: Mapping[str, str]) -> list[str]:
         """Return the facts that clients wrote: all text but that of names by which subjects tell a state."""

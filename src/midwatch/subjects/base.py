@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -36,7 +37,9 @@ class EvidenceSource:
 
     `fetch` returns plain text, which the gatherer cleans, redacts, shortens and numbers. It may raise
     any `MidwatchError`, and is cancelled after `timeout` seconds. A lower `rank` matters more: when the
-    token budget is short, the highest ranks are left out first. `origin` says who wrote the text.
+    token budget is short, the highest ranks are left out first. `origin` says who wrote the text. What clients
+    wrote in it matches `reported` (its group, if it has one): such a pattern must not end before their text does,
+    whatever it contains.
     """
 
     title: str
@@ -45,6 +48,7 @@ class EvidenceSource:
     rank: int = 50
     timeout: float = 5.0
     origin: Origin = Origin.SYSTEM
+    reported: Sequence[re.Pattern[str]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,11 @@ _SHOWN_HEADERS = (
 _BODY_CHARACTERS = 2000
 
 
+SERVER_TEXT = (
+    re.compile(r"(?m)^\| .*$|^header .*$"),
+    re.compile(r"(?m)^status: \S+ \d+ (.*)$"),
+)
+"""What the server wrote into an answer: its body, headers, and the words behind the status."""
 _MOST_ADDRESSES = 3
 _MOST_CERTIFICATES = 6
 
@@ -78,7 +84,14 @@ def sources(watched: Watched, tickets: Sequence[Ticket]) -> Sequence[EvidenceSou
         return await resolve(watched.host, watched.port, limit / 2)
 
     found = [
-        EvidenceSource(f"{watched.request} now", watched.shown, exchange, 10, limit),
+        EvidenceSource(
+            f"{watched.request} now",
+            watched.shown,
+            exchange,
+            10,
+            limit,
+            reported=SERVER_TEXT,
+        ),
         EvidenceSource(
             f"Certificates of {place}", "TLS handshake", certificates, 20, limit
         ),

@@ -7,6 +7,7 @@ The alerts are read from ``/api/v1/rules``, which returns them together with the
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -115,7 +116,9 @@ class PrometheusSubject:
     def tools(self) -> Sequence[Tool]:
         limit = self.settings.timeout
         alerts = _EvidenceReader(self, limit, ()).alerts
-        return PrometheusTools(self.api, self.clock, limit, alerts, compact).tools()
+        return PrometheusTools(
+            self.api, self.clock, limit, alerts, compact, _LABELS
+        ).tools()
 
     async def close(self) -> None:
         await self._web.close()
@@ -260,6 +263,12 @@ def _strings(value: object) -> list[str]:
 _MOST_INVARIANTS = 5
 _MOST_SERIES = 20
 _MOST_ALERTS = 80
+# Labels come from what is watched: up to the last place where they can end.
+_LABELS = (
+    re.compile(r"(?m)^(.*): (?:[-+.\d]|NaN|Inf|min )"),
+    re.compile(r"(?m)^(?:firing|pending) .*? since \S+ (.*)$"),
+    re.compile(r"(?m)^(?:down|unknown) (.*): "),
+)
 _MOST_OF_A_RULE = 10
 _SPARSE_POINTS = 12
 _HOUR, _STEP = 3600.0, 60.0
@@ -276,7 +285,7 @@ def _sources(
     def source(
         title: str, fetch: Callable[[], Awaitable[str]], rank: int
     ) -> EvidenceSource:
-        return EvidenceSource(title, shown, fetch, rank, limit)
+        return EvidenceSource(title, shown, fetch, rank, limit, reported=_LABELS)
 
     named = dict.fromkeys(
         ticket.key.invariant

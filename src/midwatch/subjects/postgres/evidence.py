@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from midwatch.model import Ticket
+from midwatch.model import Origin, Ticket
 from midwatch.subjects.base import EvidenceSource
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import (
@@ -105,6 +106,19 @@ def _waiter(depth: int, wait: Row, sessions: Mapping[int, Row]) -> str:
 def _bounded(lines: Sequence[str]) -> str:
     more = len(lines) - MOST
     return "\n".join([*lines[:MOST], *([f"… and {more} more"] if more > 0 else [])])
+
+
+# Each goes on to the last place where what a client wrote can end, or to the end of the line.
+CLIENT_TEXT = (
+    re.compile(r"(?m)(?:, |: )(?:runs|last ran): (.*)$"),
+    re.compile(
+        r"(?m)\bapplication (.*(?=, database )|.*(?=, (?:runs|last ran): )|.*(?=\) )|.*$)"
+    ),
+    re.compile(
+        r"(?m)\b(?:application(?:_name)?|query|gid|detail)=(.*(?= \w+=\S*$)|.*$)"
+    ),
+)
+"""What clients wrote in evidence: statements, and the names that they give themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +289,8 @@ def sources(
             lambda: piece.fetch(shared),
             rank=ranks[name],
             timeout=limit,
+            origin=Origin.REPORTED if name == "log" else Origin.SYSTEM,
+            reported=CLIENT_TEXT,
         )
 
     return [source(name) for name in sorted(ranks, key=lambda name: ranks[name])]
