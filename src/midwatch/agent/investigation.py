@@ -52,7 +52,8 @@ class _Offer:
         schema = self.tool.arguments.model_json_schema(schema_generator=_Plain)
         for one in ("title", "description"):
             schema.pop(one, None)
-        schema.setdefault("properties", {})
+        fields: dict[str, Json] = schema.setdefault("properties", {})
+        schema["properties"] = {one: _short(field) for one, field in fields.items()}
         if len(self.by_subject) > 1:
             names: Json = {"type": "string", "enum": list(self.by_subject)}
             schema["properties"] = {_SUBJECT: names, **schema["properties"]}
@@ -70,6 +71,18 @@ class _Offer:
             arguments = dict(arguments)
             name = str(arguments.pop(_SUBJECT, ""))
         return name, self.by_subject.get(name), arguments
+
+
+def _short(field: Json) -> Json:
+    """Return the schema of an argument without what only its validation needs, and without null: it is left out."""
+    options = [one for one in field.get("anyOf", ()) if one != {"type": "null"}]
+    if len(options) == 1:
+        field = {**options[0], **field}
+        del field["anyOf"]
+    dropped = {"maxLength", "minLength", "maxItems", "minItems", "pattern"}
+    if field.get("default", "") is None:
+        dropped.add("default")
+    return {name: value for name, value in field.items() if name not in dropped}
 
 
 class _Plain(GenerateJsonSchema):
