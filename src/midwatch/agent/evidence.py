@@ -292,16 +292,17 @@ class ContextGatherer:
         """Returns a past incident as text."""
         return self._around.past_incident
 
-    def answered(self, tool: str, source: str, answer: Answer, *, ok: bool) -> Piece:
+    def answered(self, tool: str, subject: str, answer: Answer, *, ok: bool) -> Piece:
         """Return what a call of a tool returned as a piece of evidence. A text that is empty says so."""
         shown = self._redactor.text(clean(answer.command, longest=None))
         piece = self._piece(
-            f"{tool}: {shown}",
-            source,
-            answer.text or "It returned nothing.",
+            f"{tool} on {subject}",
+            f"{subject}: {tool}",
+            answer.text if answer.text.strip() else "It returned nothing.",
             available=ok,
         )
-        return replace(piece, command=shown, origin=answer.origin)
+        text = mark_matches(piece.text, answer.reported)
+        return replace(piece, text=text, command=shown, origin=answer.origin)
 
     async def _fetched(
         self,

@@ -91,7 +91,7 @@ class ModelFromKey:
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
-        self._environ = environ
+        self.environ = environ
         self.problem = ""
         self._access: ApiAccess | None = None
         self._model: Claude | None = None
@@ -99,7 +99,7 @@ class ModelFromKey:
 
     def __call__(self) -> Claude | None:
         try:
-            access = api_access(self._settings, self._environ)
+            access = api_access(self._settings, self.environ)
             if access != self._access:
                 model = self._open(access) if access else None
                 if self._model is not None:
@@ -152,7 +152,6 @@ class App:
     gatherer: ContextGatherer
     model: ModelFromKey
     log: Log
-    environ: Mapping[str, str]
 
     def monitor(self) -> MonitorLoop:
         """Return the monitor of all subjects. Raises SettingsError if there are none."""
@@ -191,18 +190,20 @@ class App:
         """Return what begins investigations. Raises SettingsError for tools that cannot be used."""
         from midwatch.agent.incident_tools import search_tool, state_tool
         from midwatch.agent.investigation import Investigator
+        from midwatch.subjects.tools import tools_of
 
         subjects = {subject.name: subject for subject in self.subjects}
-        of_repositories = repository_tools(self.settings, self.environ)
+        of_repositories = repository_tools(self.settings, self.model.environ)
 
         def around(names: Sequence[str]) -> Sequence[Tool]:
             near = {one for name in names for one in self.links.related(name)}
             state = state_tool({one: subjects[one] for one in sorted(near - {*names})})
-            return (
-                search_tool(self.store.search_past, self.gatherer.past_incident),
-                *filter(None, [state]),
-                *of_repositories(names),
-            )
+            more = [*filter(None, [state]), *of_repositories(names)]
+            if more or any(tools_of(subjects[one]) for one in names if one in subjects):
+                # Alone it is not worth its tokens: past incidents are evidence already.
+                describe = self.gatherer.past_incident
+                more.append(search_tool(self.store.search_past, describe))
+            return more
 
         settings = self.settings.investigation
         return Investigator(self.gatherer, subjects, settings, around)
@@ -315,17 +316,7 @@ async def open_app(
     gc.enable()  # `main` turned it off for the start
     forward_library_logs(log)
     try:
-        yield App(
-            settings,
-            store,
-            subjects,
-            redactor,
-            links,
-            gatherer,
-            model,
-            log,
-            edge.environ,
-        )
+        yield App(settings, store, subjects, redactor, links, gatherer, model, log)
     finally:
         for subject in subjects:
             await subject.close()

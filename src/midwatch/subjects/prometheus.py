@@ -22,7 +22,7 @@ from midwatch.subjects.prometheus_api import (
     PrometheusApi,
     QueryRefused,
 )
-from midwatch.subjects.prometheus_evidence import EvidenceReader, compact
+from midwatch.subjects.prometheus_evidence import LABELS, EvidenceReader, compact
 from midwatch.subjects.prometheus_series import Findings, SeriesTally
 from midwatch.subjects.prometheus_settings import (
     INVARIANTS,
@@ -115,7 +115,7 @@ class PrometheusSubject:
             self.api, self.settings, self.invariants, self.clock, ()
         )
         return PrometheusTools(
-            self.api, self.clock, limit, reader.alerts, compact
+            self.api, self.clock, limit, reader.alerts, compact, LABELS
         ).tools()
 
     async def close(self) -> None:

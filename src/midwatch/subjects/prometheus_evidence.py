@@ -39,7 +39,7 @@ _HOUR, _LONGEST = 3600.0, 24 * 3600.0
 _RECENT = 900.0  # seconds of the trend
 
 # Labels come from what is watched: up to the last place where they can end.
-_LABELS = (
+LABELS = (
     re.compile(
         r"(?m)^(.*): (?:[-+.\d]|NaN|Inf|none|last |not a number|started |counts |gone |new )"
     ),
@@ -79,7 +79,7 @@ class EvidenceReader:
             title: str, fetch: Callable[[], Awaitable[str]], rank: int
         ) -> EvidenceSource:
             return EvidenceSource(
-                title, shown, fetch, rank, self._timeout, reported=_LABELS
+                title, shown, fetch, rank, self._timeout, reported=LABELS
             )
 
         named = dict.fromkeys(
