@@ -27,8 +27,8 @@ PAST_RANK = 70
 _LINKED_RANK = 30
 """What the sources of a linked subject without a ticket of the incident rank behind those of one that has one."""
 _MOST_SUBJECTS = 4
-_MOST_SOURCES = 4
-"""Linked subjects that are asked for their state, and the sources of each."""
+_MOST_SOURCES, _MOST_OF_SILENT = 4, 3
+"""Linked subjects that are asked for their state, and the sources of each, with a ticket of its own and without."""
 _MOST_LINKS = 20
 _MOST_TICKETS = 20
 
@@ -173,12 +173,14 @@ class Surroundings:
         found: list[EvidenceSource] = []
         for name in self._links.deepest_first(sorted(needed))[:_MOST_SUBJECTS]:
             broken = [ticket for ticket in others if ticket.key.subject == name]
-            sources = sorted(
-                self._subjects[name].sources(broken), key=lambda one: one.rank
-            )
+            try:
+                given = self._subjects[name].sources(broken)
+            except Exception:  # a plug-in may need a ticket
+                continue
+            sources = sorted(given, key=lambda one: one.rank)
             found += [
                 replace(one, title=f"{name}: {one.title}", rank=one.rank + _LINKED_RANK)
-                for one in sources[:_MOST_SOURCES]
+                for one in sources[: _MOST_SOURCES if broken else _MOST_OF_SILENT]
             ]
         return found
 

@@ -110,7 +110,10 @@ class Subject(Protocol):
         ...
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-        """Return the sources of evidence for these tickets, which are all of this subject."""
+        """Return the sources of evidence for these tickets, which are all of this subject.
+
+        Without tickets they show the state of the subject, on which a broken one depends.
+        """
         ...
 
     async def close(self) -> None:
