@@ -10,7 +10,7 @@ from datetime import datetime
 from midwatch.agent.links import Links
 from midwatch.agent.quotes import UNVERIFIED
 from midwatch.errors import MidwatchError
-from midwatch.model import Grounded, Origin, Ticket
+from midwatch.model import Origin, Ticket
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource, Subject

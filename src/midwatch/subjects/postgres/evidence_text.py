@@ -14,7 +14,9 @@ from midwatch.units import format_count, format_duration
 CLIENT_TEXT = (
     re.compile(r"(?m)(?:, |: )(?:runs|last ran): (.*)$"),
     re.compile(r"(?m)^statement: (.*)$"),
-    re.compile(r"(?m)\bapplication (.*(?=, database |, runs: |, last ran: |\) )|.*$)"),
+    re.compile(
+        r"(?m)\bapplication (.*(?=, database )|.*(?=, (?:runs|last ran): )|.*(?=\) )|.*$)"
+    ),
     re.compile(
         r"(?m)\b(?:application(?:_name)?|query|gid|detail)=(.*(?= \w+=\S*$)|.*$)"
     ),
