@@ -383,7 +383,8 @@ def _attribute(value: str) -> str:
     )
 
 
-_ADDRESS = re.compile(r"\S*(?:://|@|(?i:www)\.|(?i:mailto|xmpp):)\S*")
+# It begins where a word does, or a long word would be searched from each of its characters.
+_ADDRESS = re.compile(r"(?<!\S)\S*(?:://|@|(?i:www)\.|(?i:mailto|xmpp):)\S*")
 _SPECIAL = (
     r"\\(?=[!-/:-@\[-`{-~]|$)"  # what a backslash would escape, and a hard break
     r"|`|(?<!\s)\*|\*(?!\s)|(?<![^\W_])_|_(?![^\W_])"
