@@ -11,7 +11,7 @@ export UV_SYSTEM_CERTS ?= true
 # Imports are several times slower without cached bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo session-demo demo-kubernetes test test-fast test-pythons test-busy check format bench docs manifests lock clean
+.PHONY: help demo session-demo demo-kubernetes test test-fast test-pythons test-busy eval check format bench docs manifests lock clean
 
 help:
 	@echo "make demo    watch a real PostgreSQL break and recover   (ARGS='--fault deadlocks')"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-fast     the unit tests that start no server and no program"
 	@echo "make test-pythons  the unit tests on every Python of this machine"
 	@echo "make test-busy     the tests twice, beside four busy loops"
+	@echo "make eval    score first aid, evidence and answers on all scenarios, into docs/evaluation.md"
 	@echo "make check   black, isort, flake8, mypy, import-linter, words"
 	@echo "make bench   speed and memory, as ratios to a floor"
 	@echo "make format  rewrite the code as check wants it"
@@ -67,6 +68,9 @@ test-pythons: $(VENV)/.dev
 
 test-busy: $(VENV)/.dev
 	@$(BIN)/python -m tests.busy $(ARGS)
+
+eval: $(VENV)/.dev
+	@$(BIN)/midwatch eval --report docs/evaluation.md $(ARGS)
 
 check: $(VENV)/.dev
 	@echo "==> black" && $(BIN)/black --check --quiet src tests bench deploy tools || { echo "black would change files: make format"; exit 1; }

@@ -82,7 +82,7 @@ class DiagnosisOutput(_Part):
     confidence: Confidence
     confidence_reason: str
     explained_tickets: list[int] = Field(
-        description="Ids of the tickets in this batch that the root cause explains."
+        description="Ids of the tickets in this incident that the root cause explains; without a cause, those that the verdict is about."
     )
     timeline: list[Moment]
     affected_components: list[str]

@@ -50,7 +50,7 @@ class TicketStatus(StrEnum):
     OPEN = "open"
     ACKNOWLEDGED = "acknowledged"
     DIAGNOSED = "diagnosed"
-    GIVEN_UP = "given_up"  # every attempt ended without an answer
+    GIVEN_UP = "given_up"  # no attempt had an answer that names it
     RESOLVED = "resolved"
 
 
@@ -214,7 +214,8 @@ class Ticket:
 
     `attempts`, `next_attempt_at` and `last_error` are those of its batch, the unit of
     diagnosis. `seen` is true while the last successful observation still had the violation.
-    `first_seen_at` is before `opened_at` where the invariant has a `hold_for`.
+    `first_seen_at` is before `opened_at` where the invariant has a `hold_for`. `diagnosis_id` is the
+    diagnosis that settled it; `left_out_by` is the last one that was made for it and did not name it.
     """
 
     id: int
@@ -238,6 +239,7 @@ class Ticket:
     resolution: str | None = None
     first_aid: Json | None = None
     diagnosis_id: int | None = None
+    left_out_by: int | None = None
     attempts: int = 0
     next_attempt_at: datetime | None = None
     last_error: str | None = None
@@ -277,8 +279,8 @@ class Evidence:
 
     `id` is "E1", "E2", … within its context. `available` is false where the source failed;
     the text is then the reason. `origin` is that of the text, and `reported` are the spans (start, end)
-    of it that clients wrote, such as a query in a list of sessions.
-    `command` is what exactly was asked, where Claude asked for it.
+    of it that clients wrote, such as a query in a list of sessions. `command` is what exactly was asked,
+    where Claude asked for it.
     """
 
     id: str

@@ -613,6 +613,26 @@ async def test_what_an_answer_does_not_explain_gets_a_call_of_its_own(
     assert diagnoses[0] == diagnoses[1] != diagnoses[2]
 
 
+async def test_without_a_cause_an_answer_settles_what_it_names(
+    bench: Bench, script: Script
+) -> None:
+    a, b, c = await open_tickets(bench.store, "a", "b", "c")
+    healthy = {"verdict": "no_fault", "root_cause": ""}
+    script(
+        Answer(structured=answer(explains=[a.id, 4711], **healthy)),
+        Answer(structured=answer(explains=[4711], **healthy)),
+    )
+    await bench.drain()
+    first, second = await bench.store.diagnoses(b.id)
+    assert (first.explains, second.explains) == ((a.id,), ())
+    assert (await bench.store.ticket(a.id)).diagnosis_id == first.id
+    for left_out in (b, c):
+        after = await bench.store.ticket(left_out.id)
+        assert after.status is TicketStatus.GIVEN_UP
+        assert (after.diagnosis_id, after.left_out_by) == (None, second.id)
+    assert len(bench.api.calls) == 2
+
+
 async def test_a_paid_answer_outlives_a_busy_store(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,8 @@ EXPECTED = {
     ),
     "-m midwatch.testing.messages_api": Expected(settings=True),
     "rate_limited(retry_after=1)": Expected(("It is the lock. 2",)),
+    "midwatch eval list": Expected(("lock-queue", "scenarios scored")),
+    "midwatch eval add": Expected(("lost-import", "scenarios scored"), settings=True),
     "TicketDB.open(": Expected(
         ("1 diagnosed orders-db the last", "resolved the disk was replaced")
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from midwatch.model import Json
 from midwatch.subjects.postgres import PostgresSubject, sql
 from midwatch.testing.fakes import ManualClock
-from midwatch.testing.postgres import PrivatePostgres
+from midwatch.testing.postgres import PrivatePostgres, Standby
 
 from ..waiting import wait_until
 from .test_postgres_subject import evidence, first_aid, ticket
@@ -27,29 +26,6 @@ from .test_postgres_unknown import (
 )
 
 LAG = "replication_lag"
-
-
-class Standby(PrivatePostgres):
-    """A standby of a private server, with a slot of its own if one is named."""
-
-    def __init__(
-        self, primary: PrivatePostgres, slot: str = "", **settings: Any
-    ) -> None:
-        super().__init__(
-            settings={**primary.settings, **settings},
-            programs=primary._bin,
-        )
-        self._primary = primary
-        self._slot = slot
-
-    def _init(self) -> None:
-        source = f"host={self._primary.socket_folder} port={self._primary.port} user=postgres"
-        command = [str(self._bin / "pg_basebackup"), "-d", source, "-R", "-X", "stream"]
-        command += ["-D", str(self.folder / "data"), "--checkpoint=fast", "--no-sync"]
-        if self._slot:
-            command += ["-C", "-S", self._slot]
-        subprocess.run(command, check=True, timeout=60, **self._as_owner())
-        self._configure()
 
 
 @pytest.fixture(params=VERSIONS)

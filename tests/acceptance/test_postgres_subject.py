@@ -31,6 +31,7 @@ from midwatch.playbooks.postgres import PLAYBOOKS
 from midwatch.subjects.postgres import PostgresSettings, PostgresSubject
 from midwatch.subjects.postgres.connection import Connection, QueryFailed
 from midwatch.testing.postgres import PrivatePostgres
+from midwatch.text import take_marks
 
 from ..waiting import PATIENCE
 
@@ -98,7 +99,7 @@ async def evidence(watched: PostgresSubject, tickets: Sequence[Ticket]) -> Conte
 
     async def fetch(source: Any) -> tuple[str, bool]:
         try:
-            return await source.fetch(), True
+            return take_marks(await source.fetch())[0], True
         except MidwatchError as error:
             return error.one_line(), False
 
@@ -108,6 +109,13 @@ async def evidence(watched: PostgresSubject, tickets: Sequence[Ticket]) -> Conte
         for place, (source, (text, available)) in enumerate(zip(sources, texts), 1)
     )
     return Context(tuple(tickets), pieces, NOW)
+
+
+def text_of(context: Context, title: str) -> str:
+    """The text of the evidence whose title begins with this."""
+    [piece] = [one for one in context.evidence if one.title.startswith(title)]
+    assert piece.available, piece.text
+    return piece.text
 
 
 def first_aid(tickets: Sequence[Ticket], context: Context) -> DiagnosisOutput:
@@ -212,7 +220,7 @@ async def test_lock_pile_up_names_the_root_and_first_aid_quotes_it(
     assert blocked.facts["blocker_application"] == "orders-worker"
     assert blocked.facts["blocker_query"] == "UPDATE stock SET n = 1 WHERE id = 1"
     assert "application orders-worker) blocks 3 sessions" in blocked.message
-    tree = context.evidence[0].text.splitlines()
+    tree = text_of(context, "Blocking tree").splitlines()
     assert tree[0].startswith(
         f"root: blocks 3 sessions; pid {pid}: idle in transaction"
     )
@@ -227,7 +235,7 @@ async def test_lock_pile_up_names_the_root_and_first_aid_quotes_it(
     assert note.verdict == "identified" and "orders-worker" in note.root_cause
     assert note.explained_tickets == [1, 2]
     ending = next(a for a in note.recommended_actions if "terminate" in a.commands[0])
-    assert ending.commands == [f"SELECT pg_terminate_backend({pid});"]
+    assert f"WHERE pid = {pid} AND xact_start = '" in ending.commands[0]
     assert not ending.reversible
 
 
@@ -260,10 +268,8 @@ async def test_blocker_that_works_is_cancelled_first(server: PrivatePostgres) ->
     note = first_aid(tickets, context)
     pid = found["blocked_sessions"].facts["blocker_pid"]
     commands = [c for action in note.recommended_actions for c in action.commands]
-    cancel, terminate = (
-        f"SELECT pg_{how}_backend({pid});" for how in ("cancel", "terminate")
-    )
-    assert commands.index(cancel) < commands.index(terminate)
+    [cancel] = [one for one in commands if "cancel" in one or "terminate" in one]
+    assert cancel.startswith(f"SELECT pg_cancel_backend({pid})")
     assert note.explained_tickets == [1, 2]
     alone = first_aid([tickets[1]], context)
     assert "batch" in alone.summary
@@ -347,7 +353,7 @@ async def test_what_the_server_stores_is_seen_per_table_slot_and_database(
     assert found["inactive_slots"].component == "old_one"
     assert found["database_growth"].component == "orders"
     assert "transaction_id_age" in found
-    assert all(piece.available for piece in context.evidence), context.evidence
+    assert not [piece for piece in context.evidence if not piece.available]
     sizes = next(e for e in context.evidence if e.title.startswith("Sizes of"))
     assert "kind=table with indexes name=" in sizes.text
     for one in tickets:
@@ -380,12 +386,12 @@ async def test_full_server_is_reachable_and_only_that_is_known() -> None:
     assert refused.state["sizes"] == {"kept": [[1.0, 2.0]]}
     assert (taken.component, taken.value, taken.holds) == ("server", 1.0, False)
     assert "reachable" not in broken(watched, refused)
-    assert not blind.evidence[0].available  # who holds them cannot be seen without one
-    assert "refuses connections" in first_aid([ticket(taken)], blind).summary
+    assert not blind.evidence[1].available  # who holds them cannot be seen without one
+    assert "connections are refused" in first_aid([ticket(taken)], blind).summary
     assert found["server"].value == 4 / 4  # ours does not count
     assert found["role web"].value == 1.0
     note = first_aid([ticket(found["server"])], context)
-    assert "application web holds 4 of 4" in note.summary
+    assert "application web" in note.summary and "4 of 4" in note.summary
 
 
 async def test_killed_shut_down_and_recovered_server() -> None:

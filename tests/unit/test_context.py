@@ -347,3 +347,35 @@ async def test_evidence_of_the_opening_stays_evidence() -> None:
     context = await gatherer([]).gather([opened, opened], timeout=1, tokens=4000)
     [piece] = [item for item in context.evidence if "opened: Blocking" in item.title]
     assert piece.text == kept["text"] and piece.at.hour == 11
+
+
+async def test_what_is_as_it_was_at_the_opening_is_sent_once() -> None:
+    def kept(title: str, text: str) -> dict[str, Any]:
+        at = "2024-05-03T11:56:00+00:00"
+        return {"title": title, "source": "sql", "at": at, "text": text}
+
+    opened = replace(
+        ticket(),
+        first_aid={
+            "evidence": [
+                kept("Tree", "pid 1: idle for 2m 3s\npid 2: waits for 3s, query x"),
+                kept("Settings", "work_mem: 4MB\nport: 5432 and a line that is cu"),
+            ]
+        },
+    )
+    now = [
+        source("Tree", "pid 1: idle for 5m 40s\npid 3: waits for 1s, query x"),
+        source("Settings", "work_mem: 4MB\nport: 5432 and a line that is cut"),
+    ]
+    context = await gatherer(now).gather([opened], timeout=1, tokens=4000)
+    texts = {item.title: item.text for item in context.evidence[1:]}
+    assert texts["When ticket 7 opened: Tree"] == "pid 2: waits for 3s, query x"
+    assert texts["As when the tickets opened, but for ages and times"] == "Settings"
+    assert len(texts) == 4
+
+
+async def test_a_log_is_collapsed_after_it_was_redacted() -> None:
+    lines = [f"2024-05-03 11:55:{n} UTC [{n}] login knownsecret" for n in range(10, 50)]
+    context = await gather([source("Log", "\n".join(lines), log=True)])
+    first, note = context.evidence[1].text.split("\n")
+    assert "knownsecret" not in first and note.startswith("\t[×40 until")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -20,7 +22,8 @@ from midwatch.diagnosis_schema import (
     MetricReading,
     Moment,
 )
-from midwatch.model import Evidence
+from midwatch.markdown import blocks
+from midwatch.model import Evidence, Origin
 
 AT = datetime(2024, 5, 3, 12, 0, tzinfo=UTC)
 ACTIVITY = Evidence(
@@ -73,64 +76,151 @@ ANSWER = DiagnosisOutput(
 EXPECTED = """\
 ## Diagnosis
 
-Session 4242 holds a lock that 31 others wait for.
+**Session 4242 holds a lock that 31 others wait for.**
 
-- **Cause identified**, confidence **medium**, severity **critical**
-- Lowered from “cause identified, high”: 2 of 4 claims could not be found in the evidence cited.
-- Reason given: The blocking tree shows it.
-- Claims found in the evidence: 2 of 4
-- Affected: accounts
-- Explains tickets: 3, 4
+**Cause identified**, confidence **medium**, severity **critical**; affected: accounts
 
 ### Root cause
 
-✔ pid 4242 is idle in a transaction on public.accounts. (E1)
+pid 4242 is idle in a transaction on public.accounts. (quoted: E1)
 
-### Timeline
+<details><summary>Quotes</summary>
 
-- ✘ 11:55: it began (unverified; E2: that evidence was unavailable)
+- E1: `pid 4242 idle 310 s`
+- E1: `waiting: 31`
 
-### Metrics
+</details>
 
-- ✔ waiting: 31 (E1)
+### What to do now
 
-### Supporting evidence
-
-- ✘ It is alone. (unverified; no citation given)
-
-### Recommended actions
-
-**1.** End the session (**not reversible**; risk: its work is lost)
-
+**1.** End the session (**cannot be undone**; risk: its work is lost)
 ```text
 SELECT pg_terminate_backend(4242);
 ```
 
+### What it explains
+
+- tickets 3, 4
+
+### Doubts
+
+- Lowered from “cause identified, high”: 2 of 4 claims could not be found in the evidence cited.
+- Confidence: The blocking tree shows it.
+- Missing: The log.
+- Risk: More sessions queue.
+- Alternative: Deadlock (no)
+
+<details><summary>Timeline (1 moment), evidence (2 sources; 2 of 4 claims quoted)</summary>
+
+### Timeline
+
+- 11:55: it began (**unverified**: E2: that evidence was unavailable)
+
+### Metrics
+
+- waiting: 31 (quoted: E1: `waiting: 31`)
+
+### Findings
+
+- It is alone. (**unverified**: no citation given)
+
 ### Alternatives considered
 
-- Deadlock (against: no cycle; conclusion: no)
-
-### Risks
-
-- More sessions queue.
-
-### What is missing
-
-- The log.
+- Deadlock (against: no cycle)
 
 ### Evidence
 
 - E1 Activity (pg_stat_activity, 2024-05-03 12:00:00 UTC)
 - E2 Log tail (server log, 2024-05-03 12:00:00 UTC, unavailable)
+
+</details>
 """
 
 
+def page_of(*evidence: Evidence, **changes: object) -> str:
+    output = ANSWER.model_copy(update=changes)
+    found = evidence or (ACTIVITY, LOG)
+    return diagnosis_markdown(output, ground(output, found), found)
+
+
 def test_it_reads_well() -> None:
+    assert page_of() == EXPECTED
     evidence = [ACTIVITY, LOG]
-    grounding = ground(ANSWER, evidence)
-    assert diagnosis_markdown(ANSWER, grounding, evidence) == EXPECTED
-    first_aid = first_aid_markdown(ANSWER, grounding, evidence)
+    first_aid = first_aid_markdown(ANSWER, ground(ANSWER, evidence), evidence)
     assert first_aid == EXPECTED.replace("## Diagnosis", "## First aid", 1)
+
+
+@pytest.mark.parametrize(
+    ("cause", "marked"),
+    [
+        ("pid 4242 probably holds the lock.", True),
+        ("pid 4242 appears to be idle, which may block others.", True),
+        ("pid 4242 is idle; the log has “may be a deadlock”.", False),
+        ("The error appears 30 times since 3 may 2024.", False),
+        ("nginx could not connect to port 5432.", False),
+        ("Its query could be the slow one.", True),
+    ],
+)
+def test_a_hypothesis_is_marked_and_a_step_is_not(cause: str, marked: bool) -> None:
+    step = ANSWER.recommended_actions[0].model_copy(update={"what": cause})
+    page = page_of(root_cause=cause, recommended_actions=[step])
+    assert page.count("Hypothesis: ") == marked
+    assert ("Hypothesis: " in page.split("### What to do now")[0]) == marked
+
+
+def test_a_suspicion_is_a_hypothesis() -> None:
+    assert "Hypothesis: pid 4242 is idle" in page_of(verdict="suspected")
+
+
+@pytest.mark.parametrize(
+    ("risk", "shown"),
+    [
+        ("", False),
+        ("none", False),
+        ("None: it only reads.", False),
+        ("no risk (read-only)", False),
+        ("N/A", False),
+        ("-", False),
+        ("None of the sessions survives", True),
+        ("none, but it takes a lock", True),
+        ("no risk of loss; it blocks writers", True),
+        ("low", True),
+    ],
+)
+def test_no_risk_is_not_repeated(risk: str, shown: bool) -> None:
+    step = Action(what="Look", commands=["df -h"], risk=risk, reversible=True)
+    page = page_of(recommended_actions=[step], risks=[risk])
+    assert page.count("isk: ") == 2 * shown
+
+
+def test_a_doubt_is_stated_once() -> None:
+    why = "The log of the application was not available."
+    page = page_of(
+        confidence="low",
+        confidence_reason=why,
+        missing=["the log of the application"],
+        risks=["The log of the application was not available"],
+    )
+    assert page.count("log of the application") == 1
+    root = page_of(root_cause_citations=[cite("pid 9 idle 310 s")])
+    assert root.count("is not in that evidence") == 2  # at the quote, and as a doubt
+
+
+def test_who_wrote_what_is_quoted_is_shown() -> None:
+    for origin, mark in (
+        (Origin.REPORTED, "quoted from what clients or logs say: E1"),
+        (Origin.EARLIER, "quoted from an earlier diagnosis or note, which proves"),
+    ):
+        page = page_of(replace(ACTIVITY, origin=origin), LOG)
+        cause = page.split("### Root cause")[1].split("###")[0]
+        assert mark in cause and "(quoted: E1)" not in cause
+
+
+def test_a_long_command_stays_whole() -> None:
+    command = "SELECT '" + "x" * 9000 + "';\n\tSELECT 2;"
+    step = Action(what="Look", commands=[command], risk="", reversible=True)
+    page = page_of(recommended_actions=[step])
+    assert [one.text for one in blocks(page) if one.kind == "code"] == [command]
 
 
 PIECES = [
@@ -209,8 +299,9 @@ answers = st.builds(
 )
 OURS = {
     *("heading", "paragraph", "bullet_list", "list_item", "strong"),
-    *("inline", "text", "code_inline", "fence"),
+    *("inline", "text", "code_inline", "fence", "html_block"),
 }
+FOLD = re.compile(r"<details><summary>[\w ,;()]+</summary>\n?|</details>\n?")
 
 
 @settings(max_examples=150, deadline=None)
@@ -227,6 +318,8 @@ def test_nothing_of_a_model_is_live(output: DiagnosisOutput, title: str) -> None
     )
     flat = tokens + [child for token in tokens for child in token.children or ()]
     assert {re.sub("_(open|close)$", "", token.type) for token in flat} <= OURS
+    tags = [token.content for token in flat if token.type == "html_block"]
+    assert all(map(FOLD.fullmatch, tags)) and len(tags) in (0, 2, 4)
     plain = "".join(token.content for token in flat if token.type == "text")
     assert not re.search(r"://|(?i:www)\.|\S@\S", plain)
     commands = [

@@ -345,9 +345,12 @@ class Attempt:
         self.shared.spent_usd += finish.cost_usd
         usage = finish.usage
         outcome = "given_up" if finish.given_up else finish.outcome
+        tickets = [ticket.id for ticket in self.claim.tickets]
+        left_out = [id_ for id_ in tickets if id_ not in finish.settled(tickets)]
         self.shared.log.info(
             "diagnosed" if finish.outcome == "answered" and stored else "attempt ended",
-            tickets=[ticket.id for ticket in self.claim.tickets],
+            tickets=tickets,
+            **({"left_out": left_out} if left_out else {}),
             batch=self.claim.batch,
             attempt=self.claim.attempt,
             outcome=outcome if stored else "late",

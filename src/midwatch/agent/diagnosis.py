@@ -62,8 +62,9 @@ only when the evidence shows the cause, "suspected" when it only fits.
 6. Recommended actions come in the order in which a careful engineer would take them: look before \
 touching, undoable before final. Give complete commands with the real values from the evidence. Say \
 what each one risks. Waiting and watching can be the right action.
-7. In explained_tickets list the ids of those tickets that this one root cause explains. Leave out a \
-ticket that merely happened at the same time; it gets a diagnosis of its own.
+7. In explained_tickets list the ids of those tickets that this one root cause explains; without a cause, \
+those that your verdict is about. Leave out a ticket that merely happened at the same time; it gets a \
+diagnosis of its own.
 8. A ticket says what was observed when it opened; the evidence may be newer. If they disagree, the \
 fault may be passing: say so.
 9. Write plainly and briefly, for somebody who was woken up a minute ago.
@@ -357,15 +358,24 @@ def conclude(reply: Reply, step: Step, redactor: Redactor) -> Finish:
         return finish
     output = _sanitized(reply.output, redactor)
     grounding = ground(output, known.evidence)
+    tickets = step.context.tickets
+    explains = explained(output, tickets, finish.outcome)
+    finish = replace(finish, explains=explains)
     # The checked verdict and confidence are stored; `markdown` also shows what the answer claimed.
     held = {"verdict": grounding.verdict, "confidence": grounding.confidence}
+    named = {"explained_tickets": list(explains or ())}
     return replace(
         finish,
-        answer={**output.model_dump(mode="json"), **held},
-        markdown=diagnosis_markdown(output, grounding, known.evidence),
+        answer={**output.model_dump(mode="json"), **held, **named},
+        markdown=diagnosis_markdown(
+            output,
+            grounding,
+            known.evidence,
+            tickets=tickets,
+            settled=finish.settled([one.id for one in tickets]),
+        ),
         confidence=grounding.confidence,
         grounded=Grounded(grounding.verified, grounding.total),
-        explains=explained(output, step.context.tickets),
     )
 
 
@@ -404,13 +414,12 @@ def paid(reply: Reply, outcome: DiagnosisOutcome, context: Context) -> Finish:
     )
 
 
-def explained(output: DiagnosisOutput, tickets: Sequence[Ticket]) -> tuple[int, ...]:
-    """Return the ids of the tickets that an answer settles.
+def explained(
+    output: DiagnosisOutput, tickets: Sequence[Ticket], outcome: DiagnosisOutcome
+) -> tuple[int, ...] | None:
+    """Return the ids of the tickets that an answer names; None where it counts for all of them.
 
-    An answer without a cause settles all of them, and so does one that names none of them:
-    another call with the same evidence would only cost again.
+    An answer that was cut off before it named any counts for all: the next one would be cut off as well.
     """
-    ids = tuple(ticket.id for ticket in tickets)
-    if output.verdict not in ("identified", "suspected"):
-        return ids
-    return tuple(id_ for id_ in ids if id_ in output.explained_tickets) or ids
+    named = tuple(one.id for one in tickets if one.id in output.explained_tickets)
+    return None if outcome == "cut" and not named else named

@@ -24,6 +24,7 @@ from midwatch.agent.surroundings import (
 )
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock
+from midwatch.log_shapes import collapse, is_note
 from midwatch.model import Context, Evidence, Invariant, Origin, Ticket
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Past
@@ -48,6 +49,8 @@ OVERHEAD = 40
 """Tokens of the prompt for the number, time and delimiters of one piece of evidence."""
 LEAST_SHARE = 120
 """Fewest tokens of a shortened text that is still useful: below it, a source is left out instead."""
+LOG_TOKENS = 3000
+"""Most tokens of one log, after its lines of one shape have become one."""
 VIOLATIONS_SHARE = 0.4
 """The share of the budget that is reserved for the violations."""
 
@@ -186,6 +189,7 @@ def _fair(needs: Sequence[int], budget: int) -> list[int]:
 
 VIOLATIONS = "The violations"
 CHANGED = "What changed since every invariant held"
+SAME = "As when the tickets opened, but for ages and times"
 OPENING_RANK = 15
 """The rank of evidence from a ticket's opening among those of a subject's sources."""
 MOST_FROM_OPENING = 5
@@ -196,6 +200,28 @@ _FOREIGN_WORDS = frozenset({"prometheus"})
 _MEASURED = re.compile(r"(?:^|_)(?:state|cause|kind|fstype|mount)$")
 """The names of facts, in the other kinds, whose text is one of a few words of the system itself."""
 _STOPPING = 0.2  # seconds that a cancelled source gets to end
+
+# What differs between two readings of the same: ages and times.
+_AGES = re.compile(
+    r"\d{4}-\d\d-\d\d[T ][\d:.,]+|(?<![\w.])\d+(?:\.\d+)?(?:ms|s|m|h|d|min|days?)\b(?: (?=\d))?"
+)
+
+
+def gone_since(before: str, now: str) -> str:
+    """Return the lines of an earlier text that the one of now has not, apart from ages and times."""
+    known = {_AGES.sub("", line).strip() for line in now.split("\n")}
+    left = [
+        line
+        for line in before.split("\n")
+        if _AGES.sub("", line).strip() not in known and not is_note(line)
+    ]
+    # The end of an earlier text may be cut.
+    if left and before.endswith(left[-1]) and left[-1].strip():
+        start = _AGES.sub("", left[-1].rstrip("… ")[:-20]).strip()
+        if any(line.startswith(start) for line in known):
+            left.pop()
+    return "\n".join(left).strip("\n")
+
 
 _Answer = tuple[str, datetime]
 
@@ -249,8 +275,9 @@ class ContextGatherer:
         """
         tickets = self._around.deepest_first(tickets)
         violations = self._piece(VIOLATIONS, "midwatch", self._violations(tickets))
-        fetched = await self._fetched(tickets, timeout, linked)
-        opening = self._as_they_opened(tickets)
+        onset = min((ticket.first_seen_at for ticket in tickets), default=None)
+        fetched = await self._fetched(tickets, timeout, linked, onset)
+        opening = self._as_they_opened(tickets, fetched)
         if changed:
             opening.append(self._piece(CHANGED, "midwatch", changed, rank=OPENING_RANK))
         pieces = [violations, *self._absent(tickets), *opening, *fetched]
@@ -278,7 +305,11 @@ class ContextGatherer:
         return replace(piece, text=text, command=shown, origin=answer.origin)
 
     async def _fetched(
-        self, tickets: Sequence[Ticket], timeout: float, linked: bool
+        self,
+        tickets: Sequence[Ticket],
+        timeout: float,
+        linked: bool,
+        onset: datetime | None,
     ) -> list[Piece]:
         """Return what all sources say, by rank. What it says may show further links, whose subjects come second."""
         loop = asyncio.get_running_loop()
@@ -286,14 +317,16 @@ class ContextGatherer:
         own, around = self._sources(tickets), self._around.sources(tickets)
         first = [source for _, source in own]
         if linked:
-            fetched = await self._fetch_all(first, timeout * _OWN_SHARE)
+            fetched = await self._fetch_all(first, timeout * _OWN_SHARE, onset)
         else:
-            fetched = await self._fetch_all([*first, *around], timeout)
+            fetched = await self._fetch_all([*first, *around], timeout, onset)
         for (name, _), piece in zip(own, fetched, strict=False):
             self._around.learn(name, piece.text, piece.title)
         if linked:
             second = [*around, *await self._around.linked(tickets)]
-            fetched += await self._fetch_all(second, max(until - loop.time(), 0.1))
+            fetched += await self._fetch_all(
+                second, max(until - loop.time(), 0.1), onset
+            )
         if links := self._around.links(tickets):
             fetched.append(self._piece(LINKS, "midwatch", links, rank=LINKS_RANK))
         return sorted(fetched, key=lambda piece: piece.rank)
@@ -343,9 +376,13 @@ class ContextGatherer:
             if name not in self._subjects
         ]
 
-    def _as_they_opened(self, tickets: Sequence[Ticket]) -> list[Piece]:
-        """Return the evidence that first aid cited: the state when the tickets opened."""
+    def _as_they_opened(
+        self, tickets: Sequence[Ticket], now: Sequence[Piece]
+    ) -> list[Piece]:
+        """Return what first aid cited when the tickets opened, without what is still the same."""
+        current = {(one.title, one.source): one.text for one in now if one.available}
         seen: dict[str, Piece] = {}
+        same: list[str] = []
         for ticket in tickets:
             for kept in (ticket.first_aid or {}).get("evidence", ()):
                 if kept["title"] == VIOLATIONS or kept["text"] in seen:
@@ -358,15 +395,27 @@ class ContextGatherer:
                     rank=OPENING_RANK,
                     origin=Origin(kept.get("origin", Origin.SYSTEM)),
                 )
+                text = current.get((kept["title"], piece.source))
+                left = piece.text if text is None else gone_since(piece.text, text)
+                if not left:
+                    same.append(kept["title"])
+                    continue
                 seen[kept["text"]] = replace(
-                    piece, at=datetime.fromisoformat(kept["at"])
+                    piece, text=left, at=datetime.fromisoformat(kept["at"])
                 )
-        return list(seen.values())[:MOST_FROM_OPENING]
+        pieces = list(seen.values())[:MOST_FROM_OPENING]
+        if same:
+            titles = "; ".join(dict.fromkeys(same))
+            pieces.append(self._piece(SAME, "midwatch", titles, rank=OPENING_RANK))
+        return pieces
 
     # ------------------------------------------------------------------ asking
 
     async def _fetch_all(
-        self, sources: Sequence[EvidenceSource], timeout: float
+        self,
+        sources: Sequence[EvidenceSource],
+        timeout: float,
+        onset: datetime | None,
     ) -> list[Piece]:
         """Return the piece of every source, in order; a source that is late says so."""
         if not sources:
@@ -390,7 +439,7 @@ class ContextGatherer:
             if unfinished:
                 await asyncio.wait(unfinished, timeout=_STOPPING)
         return [
-            self._result(source, task, min(source.timeout, timeout))
+            self._result(source, task, min(source.timeout, timeout), onset)
             for source, task in zip(sources, tasks, strict=True)
         ]
 
@@ -400,7 +449,11 @@ class ContextGatherer:
         return text, self._clock.now()
 
     def _result(
-        self, source: EvidenceSource, task: asyncio.Task[_Answer], limit: float
+        self,
+        source: EvidenceSource,
+        task: asyncio.Task[_Answer],
+        limit: float,
+        onset: datetime | None,
     ) -> Piece:
         failure = failure_of(task, limit)
         text, at = task.result() if not failure else (f"Unavailable: {failure}", None)
@@ -412,6 +465,9 @@ class ContextGatherer:
             rank=source.rank,
             origin=source.origin,
         )
+        if source.log and not failure:
+            lines = shorten(collapse(piece.text, onset), LOG_TOKENS)
+            piece = replace(piece, text=lines)
         marked = mark_matches(piece.text, source.reported)
         return replace(piece, text=marked, at=at or piece.at)
 

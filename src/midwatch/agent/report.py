@@ -1,4 +1,7 @@
-"""Render a diagnosis as Markdown (pure).
+"""Render a diagnosis as Markdown (pure), in the order in which it is needed at night.
+
+What broke, the root cause with its quotes, what to do now and what it explains come first, then
+the doubts. Below the fold are timeline and evidence.
 
 Every string of the answer is hostile: it is escaped, or stands in a code fence that it cannot
 end. No image, link, HTML or control character of it is rendered.
@@ -6,18 +9,28 @@ end. No image, link, HTML or control character of it is rendered.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from midwatch.agent.grounding import ClaimCheck, Grounding
+from midwatch.agent.grounding import CitationCheck, ClaimCheck, Grounding
 from midwatch.diagnosis_schema import Action, Alternative, DiagnosisOutput, Verdict
-from midwatch.model import Evidence
-from midwatch.text import clean, longest_run, markdown_escape, one_line
+from midwatch.markdown import QUOTES, fenced, fold
+from midwatch.model import Evidence, Origin, Ticket
+from midwatch.text import code_span, markdown_escape, one_line
+from midwatch.units import format_count
 
 LONGEST_TEXT = 4000
 """Characters shown of one string of an answer."""
 MOST_ITEMS = 200
 """Entries shown of one list of an answer."""
+MOST_DOUBTS = 6
+"""Doubts before the fold; the rest is below it."""
+MOST_TICKETS = 5
+"""Tickets that are named with their message; of more there are only the numbers."""
+_LONGEST_QUOTE = 500
+
+_WORDS = re.compile(r"\w{4,}|\d+")
 
 _Item = TypeVar("_Item")
 
@@ -27,6 +40,26 @@ _VERDICTS: dict[Verdict, str] = {
     "insufficient_data": "Not enough data",
     "no_fault": "No fault found",
 }
+_ORIGINS = {
+    Origin.REPORTED: "written by clients or into logs",
+    Origin.EARLIER: "an earlier diagnosis or note",
+}
+_QUOTED = {
+    Origin.SYSTEM: "quoted",
+    Origin.REPORTED: "quoted from what clients or logs say",
+    Origin.EARLIER: "quoted from an earlier diagnosis or note, which proves nothing",
+}
+_HEDGE = re.compile(
+    r"(?i:\b(?:probabl[ye]|presumabl[ye]|possibl[ye]|perhaps|maybe|(?:un)?likely|seems?|seemingly|apparently"
+    r"|appears? (?:to|that|as)|suspect(?:ed)?|might|could (?:also |well )?(?:be|have)|plausibl[ye]|potentially"
+    r"|assum(?:e[ds]?|ing|ption)|guess|hypothes[ie]s|would explain|must have|consistent with)\b)|\bmay\b(?! \d)"
+)
+_QUOTATION = re.compile(r"`[^`]*`|\"[^\"]*\"|“[^”]*”")
+_NO_RISK = re.compile(
+    r"(?i)\W*|(?:none|no(?: known| expected)? risks?|n/?a|nil|nothing)(?: known| expected| at all)?"
+    r"(?: ?[-–—:;,.(](?!.*\b(?:but|however|unless|except|if|may|might|could|until|though|although)\b).*)?"
+)
+"""A text that says that there is no risk, and perhaps why not: "none: it only reads"."""
 
 
 def diagnosis_markdown(
@@ -34,10 +67,22 @@ def diagnosis_markdown(
     grounding: Grounding,
     evidence: Sequence[Evidence],
     *,
+    tickets: Sequence[Ticket] = (),
+    settled: Sequence[int] | None = None,
     heading: str = "Diagnosis",
 ) -> str:
-    """Return the whole answer, its claims marked ✔ (found in the evidence) or ✘ (not found)."""
-    page = _Page(output, grounding, evidence)
+    """Return the whole answer; of each claim it says what is quoted for it.
+
+    Args:
+        output: The answer.
+        grounding: The checks of its claims.
+        evidence: What it was made from.
+        tickets: The tickets of its incident; without them only their numbers are shown.
+        settled: Ids of the tickets that the answer settles; by default those that it names.
+        heading: The heading of the page.
+    """
+    named = output.explained_tickets if settled is None else settled
+    page = _Page(output, grounding, evidence, tickets, named)
     parts = [f"## {_text(heading)}", *page.parts()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -55,28 +100,127 @@ class _Page:
         output: DiagnosisOutput,
         grounding: Grounding,
         evidence: Sequence[Evidence],
+        tickets: Sequence[Ticket],
+        settled: Sequence[int],
     ) -> None:
         self._output = output
         self._grounding = grounding
         self._claims = {claim.path: claim for claim in grounding.claims}
         self._evidence = evidence
+        self._tickets = {ticket.id: ticket for ticket in tickets}
+        self._settled = settled
 
     def parts(self) -> Iterator[str]:
         output = self._output
-        yield _text(output.summary)
+        doubts = list(_different(self._doubts()))
+        summary = _text(output.summary)
+        yield f"**{summary}**" if summary else ""
         yield self._verdict()
-        yield _section("Root cause", [self._root_cause()])
-        yield _section("Timeline", [_list(self._timeline())])
-        yield _section("Metrics", [_list(self._metrics())])
-        yield _section("Supporting evidence", [_list(self._findings())])
-        yield _section("Recommended actions", list(self._actions()))
+        yield _section("Root cause", self._root_cause())
+        yield _section("What to do now", list(self._actions()))
+        yield _section("What it explains", [_list(self._explained())])
+        yield _section("Doubts", [_list(map(_text, doubts[:MOST_DOUBTS]))])
+        yield fold(self._fold_title(), self._below(doubts[MOST_DOUBTS:]))
+
+    def _verdict(self) -> str:
+        grounding, output = self._grounding, self._output
+        affected = ", ".join(map(_text, output.affected_components[:MOST_TICKETS]))
+        return (
+            f"**{_VERDICTS[grounding.verdict]}**, confidence **{grounding.confidence}**"
+            f", severity **{output.severity}**{f'; affected: {affected}' if affected else ''}"
+        )
+
+    def _root_cause(self) -> Iterator[str]:
+        text, claim = self._output.root_cause, self._claims.get("root_cause")
+        if claim is None:
+            yield _text(text)
+            return
+        hypothesis = _is_hypothesis(text) or self._grounding.verdict == "suspected"
+        mark = "Hypothesis: " if hypothesis and text.strip() else ""
+        # The doubts have the reason.
+        basis = _basis(claim) if claim.verified else "**unverified**"
+        yield f"{mark}{_text(text) or 'none stated'} ({basis})"
+        yield fold(QUOTES, _list(map(_quote, _some(claim.citations))))
+
+    def _actions(self) -> Iterator[str]:
+        for number, action in enumerate(_some(self._output.recommended_actions), 1):
+            yield _action(number, action)
+
+    def _explained(self) -> Iterator[str]:
+        """Yield what the settle rule makes of each ticket of the incident (docs/architecture.md)."""
+        yield from self._named("", _some(self._settled))
+        left_out = [id_ for id_ in self._tickets if id_ not in self._settled]
+        yield from self._named("left out: ", left_out)
+
+    def _named(self, mark: str, ids: Sequence[int]) -> Iterator[str]:
+        if len(ids) > MOST_TICKETS or not self._tickets:
+            if ids:
+                yield f"{mark}tickets {', '.join(map(str, _some(ids)))}"
+            return
+        for id_ in ids:
+            ticket = self._tickets[id_]
+            yield f"{mark}ticket {id_} ({_text(ticket.key.invariant)}): {_text(ticket.message)}"
+
+    # ------------------------------------------------------------------ doubts
+
+    def _doubts(self) -> Iterator[str]:
+        output, grounding = self._output, self._grounding
+        root = self._claims.get("root_cause")
+        failed = "" if root is None or root.verified else _failure(root)
+        if grounding.lowered:
+            stated = f"{_VERDICTS[output.verdict].lower()}, {output.confidence}"
+            why = f" ({failed})" if failed else ""
+            yield f"Lowered from “{stated}”: {grounding.lowered}{why}."
+        elif failed:
+            yield f"The root cause is unverified ({failed})."
+        elif grounding.verified < grounding.total:
+            missed = grounding.total - grounding.verified
+            yield f"{missed} of {grounding.total} claims are unverified."
+        if grounding.confidence != "high" and output.confidence_reason.strip():
+            yield f"Confidence: {output.confidence_reason}"
+        foreign = set(output.explained_tickets) - set(self._tickets or self._settled)
+        if foreign:
+            ids = ", ".join(map(str, sorted(foreign)[:MOST_TICKETS]))
+            yield f"It names tickets that are not of this incident; they are ignored: {ids}"
+        for item in _some(output.missing):
+            yield f"Missing: {item}"
+        for risk in _some(output.risks):
+            if not _is_no_risk(risk):
+                yield f"Risk: {risk}"
+        for other in _some(output.alternatives_considered):
+            judged = other.conclusion.strip() or other.contradicting.strip()
+            yield f"Alternative: {other.hypothesis}{f' ({judged})' if judged else ''}"
+
+    # ------------------------------------------------------------------ below the fold
+
+    def _fold_title(self) -> str:
+        grounding, moments = self._grounding, len(self._output.timeline)
+        timeline = f"timeline ({format_count(moments, 'moment')}), " if moments else ""
+        sources = format_count(len(self._listed_evidence()), "source")
+        claims = f"{grounding.verified} of {grounding.total} claims quoted"
+        title = f"{timeline}evidence ({sources}; {claims})"
+        return title[0].upper() + title[1:]
+
+    def _below(self, doubts: Sequence[str]) -> str:
+        output = self._output
+        reason = (
+            output.confidence_reason if self._grounding.confidence == "high" else ""
+        )
         alternatives = [
-            _alternative(item) for item in _some(output.alternatives_considered)
+            _alternative(item)
+            for item in _some(output.alternatives_considered)
+            if item.supporting.strip() or item.contradicting.strip()
         ]
-        yield _section("Alternatives considered", [_list(alternatives)])
-        yield _section("Risks", [_list(map(_text, _some(output.risks)))])
-        yield _section("What is missing", [_list(map(_text, _some(output.missing)))])
-        yield _section("Evidence", [_list(map(_source, self._listed_evidence()))])
+        parts = [
+            _list(map(_text, doubts)),
+            f"Confidence: {_text(reason)}" if reason.strip() else "",
+            _section("Timeline", [_list(self._timeline())]),
+            _section("Metrics", [_list(self._metrics())]),
+            _section("Findings", [_list(self._findings())]),
+            _section("Alternatives considered", [_list(alternatives)]),
+            _section("Evidence", [_list(map(_source, self._listed_evidence()))]),
+        ]
+        return "\n\n".join(part for part in parts if part)
 
     def _listed_evidence(self) -> list[Evidence]:
         """Return the evidence that is cited, and that which was unavailable."""
@@ -85,56 +229,27 @@ class _Page:
             item for item in self._evidence if item.id in cited or not item.available
         ]
 
-    def _verdict(self) -> str:
-        """Return verdict, confidence and its reason, and what is affected: one line each."""
-        output, grounding = self._output, self._grounding
-        lines = [
-            f"**{_VERDICTS[grounding.verdict]}**, confidence **{grounding.confidence}**"
-            f", severity **{output.severity}**"
-        ]
-        if grounding.lowered:
-            stated = f"{_VERDICTS[output.verdict].lower()}, {output.confidence}"
-            lines.append(f"Lowered from “{stated}”: {_text(grounding.lowered)}.")
-        if output.confidence_reason.strip():
-            lines.append(f"Reason given: {_text(output.confidence_reason)}")
-        if grounding.total:
-            lines.append(
-                f"Claims found in the evidence: {grounding.verified} of {grounding.total}"
-            )
-        if output.affected_components:
-            affected = ", ".join(map(_text, _some(output.affected_components)))
-            lines.append(f"Affected: {affected}")
-        if output.explained_tickets:
-            tickets = ", ".join(map(str, _some(output.explained_tickets)))
-            lines.append(f"Explains tickets: {tickets}")
-        return _list(lines)
-
-    def _root_cause(self) -> str:
-        text = _text(self._output.root_cause)
-        if "root_cause" not in self._claims:
-            return text
-        return self._claim("root_cause", text or "none stated")
-
     def _timeline(self) -> Iterator[str]:
         for index, moment in enumerate(_some(self._output.timeline)):
-            text = f"{_text(moment.at)}: {_text(moment.what)}"
-            yield self._claim(f"timeline[{index}]", text)
+            yield self._claim(f"timeline[{index}]", f"{moment.at}: {moment.what}")
 
     def _metrics(self) -> Iterator[str]:
         for index, reading in enumerate(_some(self._output.metric_readings)):
-            text = f"{_text(reading.name)}: {_text(reading.value)}"
+            text = f"{reading.name}: {reading.value}"
             yield self._claim(f"metric_readings[{index}]", text)
 
     def _findings(self) -> Iterator[str]:
         for index, finding in enumerate(_some(self._output.supporting_evidence)):
-            yield self._claim(f"supporting_evidence[{index}]", _text(finding.statement))
+            yield self._claim(f"supporting_evidence[{index}]", finding.statement)
 
     def _claim(self, path: str, text: str) -> str:
-        return f"{_mark(self._claims.get(path))} {text}{_cited(self._claims.get(path))}"
-
-    def _actions(self) -> Iterator[str]:
-        for number, action in enumerate(_some(self._output.recommended_actions), 1):
-            yield from _action(number, action)
+        claim = self._claims.get(path)
+        mark = "Hypothesis: " if _is_hypothesis(text) else ""
+        if claim is None or not claim.verified:
+            why = f": {_text(_failure(claim))}" if claim else ""
+            return f"{mark}{_text(text)} (**unverified**{why})"
+        quotes = "; ".join(map(_quote, _some(claim.citations)))
+        return f"{mark}{_text(text)} ({_QUOTED[claim.origin]}: {quotes})"
 
 
 def _text(text: str) -> str:
@@ -155,53 +270,74 @@ def _section(title: str, parts: Iterable[str]) -> str:
     return "\n\n".join([f"### {title}", *filled]) if filled else ""
 
 
-def _mark(claim: ClaimCheck | None) -> str:
-    return "✔" if claim is not None and claim.verified else "✘"
+# ------------------------------------------------------------------ claims
 
 
-def _cited(claim: ClaimCheck | None) -> str:
-    """Return the numbers of the evidence that a claim cites, and what is wrong with it."""
-    if claim is None:
-        return " (unverified)"
-    numbers = dict.fromkeys(_text(check.evidence_id) for check in claim.citations)
-    cited = ", ".join(list(numbers)[:MOST_ITEMS])
-    if claim.verified:
-        return f" ({cited})"
+def _is_hypothesis(text: str) -> bool:
+    """Return whether a sentence hedges; what it quotes does not count."""
+    return _HEDGE.search(_QUOTATION.sub("", text)) is not None
+
+
+def _basis(claim: ClaimCheck) -> str:
+    """Return that a claim is quoted, who wrote what is quoted, and where it stands."""
+    numbers = dict.fromkeys(
+        _text(check.evidence_id) for check in claim.citations if check.verified
+    )
+    return f"{_QUOTED[claim.origin]}: {', '.join(list(numbers)[:MOST_ITEMS])}"
+
+
+def _failure(claim: ClaimCheck) -> str:
+    """Return why a claim is unverified, with the number of the evidence."""
     failed = next((check for check in claim.citations if not check.verified), None)
-    culprit = f"{_text(failed.evidence_id)}: " if failed else ""
-    return f" (unverified; {culprit}{claim.reason})"
+    culprit = f"{failed.evidence_id}: " if failed else ""
+    return f"{culprit}{claim.reason}"
 
 
-def _action(number: int, action: Action) -> Iterator[str]:
-    back = "reversible" if action.reversible else "**not reversible**"
-    risk = f"risk: {_text(action.risk)}" if action.risk.strip() else "no risk stated"
-    yield f"**{number}.** {_text(action.what)} ({back}; {risk})"
-    for command in _some(action.commands):
-        yield _fenced(command)
+def _quote(check: CitationCheck) -> str:
+    """Return a quote as code behind its number."""
+    shown = code_span(one_line(check.quote, _LONGEST_QUOTE) or "nothing")
+    failed = "" if check.verified else f", unverified ({check.reason})"
+    return f"{_text(check.evidence_id)}{failed}: {shown}"
 
 
-def _fenced(command: str) -> str:
-    """Return a command unchanged, in a fence longer than any run of backticks in it."""
-    shown = clean(command, longest=LONGEST_TEXT).strip("\n")
-    ticks = "`" * max(longest_run(shown, "`") + 1, 3)
-    return f"{ticks}text\n{shown}\n{ticks}"
+def _different(doubts: Iterable[str]) -> Iterator[str]:
+    """Yield each doubt once: one whose words nearly all stand in an earlier one is left out."""
+    earlier: list[set[str]] = []
+    for doubt in doubts:
+        words = set(_WORDS.findall(doubt.partition(": ")[2].casefold()))
+        if words and any(len(words & one) >= 0.8 * len(words) for one in earlier):
+            continue
+        earlier.append(words)
+        yield doubt
+
+
+# ------------------------------------------------------------------ actions and sources
+
+
+def _action(number: int, action: Action) -> str:
+    notes = [] if action.reversible else ["**cannot be undone**"]
+    if not _is_no_risk(action.risk):
+        notes.append(f"risk: {_text(action.risk)}")
+    noted = f" ({'; '.join(notes)})" if notes else ""
+    commands = map(fenced, _some(action.commands))
+    return "\n".join([f"**{number}.** {_text(action.what)}{noted}", *commands])
+
+
+def _is_no_risk(risk: str) -> bool:
+    """Return whether a text only says that there is no risk: "none: it only reads"."""
+    return _NO_RISK.fullmatch(risk.strip()) is not None
 
 
 def _alternative(item: Alternative) -> str:
-    reasons_given = (
-        ("for", item.supporting),
-        ("against", item.contradicting),
-        ("conclusion", item.conclusion),
-    )
+    reasons_given = (("for", item.supporting), ("against", item.contradicting))
     reasons = "; ".join(
         f"{name}: {_text(text)}" for name, text in reasons_given if text.strip()
     )
-    return (
-        f"{_text(item.hypothesis)} ({reasons})" if reasons else _text(item.hypothesis)
-    )
+    return f"{_text(item.hypothesis)} ({reasons})"
 
 
 def _source(item: Evidence) -> str:
     at = item.at.strftime("%Y-%m-%d %H:%M:%S %Z").strip()
     missing = "" if item.available else ", unavailable"
-    return f"{_text(item.id)} {_text(item.title)} ({_text(item.source)}, {at}{missing})"
+    origin = "" if item.origin is Origin.SYSTEM else f", {_ORIGINS[item.origin]}"
+    return f"{_text(item.id)} {_text(item.title)} ({_text(item.source)}, {at}{origin}{missing})"

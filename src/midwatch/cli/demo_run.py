@@ -7,11 +7,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +25,7 @@ from midwatch.cli.demo_faults import (
     workload,
     write_settings,
 )
+from midwatch.cli.output import Output
 from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.lifecycle import StopEvent, cancel, first, stop_on_signals
 from midwatch.model import Diagnosis, Grounded, Json, Ticket, TicketStatus
@@ -269,7 +270,14 @@ class StepPrinter:
         self._console.print(line)
 
     def _markdown(self, text: str) -> None:
-        self._console.print(Padding(Markdown(text, hyperlinks=False), (1, 0, 1, 8)))
+        console = self._console
+        colour = console.color_system is not None
+        output = Output(
+            console.file, console.is_terminal, colour, console.width, datetime.now(UTC)
+        )
+        output.line()
+        output.markdown(text, unfold=False)
+        output.line()
 
 
 def _checked(grounded: Grounded) -> str:

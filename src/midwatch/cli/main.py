@@ -30,10 +30,20 @@ app = typer.Typer(
 # ------------------------------------------------------------------ groups of commands
 
 
-def add_lazily(app: typer.Typer, name: str, help: str, *modules: str) -> None:
-    """Add the group `name` with the commands of each module's Typer `app`, imported when used."""
+def add_lazily(
+    app: typer.Typer, name: str, help: str, *modules: str, default: str = ""
+) -> None:
+    """Add the group `name` with the commands of each module's Typer `app`, imported when used.
+
+    Without the name of a command, its arguments are those of the command `default`.
+    """
 
     class Lazy(TyperGroup):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            if default and not {*args[:1]} & {*self.list_commands(ctx), "-h", "--help"}:
+                args = [default, *args]
+            return list(super().parse_args(ctx, args))
+
         def list_commands(self, context: Any) -> list[str]:
             return list(_load_group(modules).list_commands(context))
 
@@ -75,6 +85,13 @@ add_lazily(
 )
 add_lazily(
     app, "cache", "List and prune the mirrors of repositories.", "midwatch.cli.cache"
+)
+add_lazily(
+    app,
+    "eval",
+    "Score the diagnosis on scenarios with real faults; without a command it runs them.",
+    "midwatch.cli.evaluate",
+    default="run",
 )
 add_lazily(
     app,

@@ -12,8 +12,9 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import IO, Any
 
+from midwatch.markdown import QUOTES, blocks, list_items
 from midwatch.text import clean, one_line
 from midwatch.units import format_duration
 
@@ -21,8 +22,10 @@ _LEAST = (20, 12)
 """Widths that the cells of a table keep, one after the other, while it is made to fit a terminal."""
 _GAP = "  "
 _MAX_CELL = 500
+_NO_GAP = {("heading", "text"), ("heading", "code"), ("text", "code"), ("fold", "fold")}
+"""Parts of a page that follow each other without a blank line."""
 
-RED, YELLOW, GREEN, BOLD, DIM = "31", "33", "32", "1", "2"
+RED, YELLOW, GREEN, CYAN, BOLD, DIM = "31", "33", "32", "36", "1", "2"
 SEVERITY_STYLES = {"critical": RED, "warning": YELLOW, "info": ""}
 
 
@@ -38,7 +41,7 @@ class Cell:
 class Output:
     """The stream that a command prints to, and what it can show. Ages are relative to `now`."""
 
-    stream: TextIO
+    stream: IO[str]
     terminal: bool
     colour: bool
     width: int
@@ -135,24 +138,57 @@ class Output:
     def _styled(self, text: str, style: str) -> str:
         return f"\x1b[{style}m{text}\x1b[0m" if style and text and self.colour else text
 
-    def markdown(self, text: str) -> None:
-        """Print Markdown, rendered on a terminal. Links and control characters in it do nothing."""
-        cleaned = clean(text).rstrip("\n")
-        if not self.terminal:
+    def markdown(self, text: str, unfold: bool = True) -> None:
+        """Print Markdown, rendered on a terminal. Links and control characters in it do nothing.
+
+        Code stays as it is, in lines that are never wrapped, so that it can be copied. Without `unfold` a terminal
+        shows only the titles of folds, and of quotes a line each.
+        """
+        # Code may have longer lines than `clean` leaves; what writes pages has cleaned it.
+        cleaned = clean(text, longest=None).rstrip("\n")
+        if self.terminal:
+            self._blocks(cleaned, unfold)
+        else:
             print(cleaned, file=self.stream)
-            return
+
+    def _blocks(self, page: str, unfold: bool) -> None:
+        before = ""
+        for block in blocks(page):
+            short = block.title == QUOTES and not unfold
+            if before and not short and (before, block.kind) not in _NO_GAP:
+                self.line()
+            before = block.kind
+            if short:
+                for item in list_items(block.text):
+                    self.line(cut(f"  {item}", self.width), DIM)
+            elif block.kind == "code":
+                for line in block.text.split("\n"):
+                    self.line(line, CYAN)
+            elif block.kind != "fold":
+                self._rich(block.text)
+            elif unfold:
+                self.line(block.title, BOLD)
+                self._blocks(block.text, unfold)
+            else:
+                for line in folded(f"▸ {block.title}", self.width):
+                    self.line(line, DIM)
+
+    def _rich(self, text: str) -> None:
         from rich.console import Console
         from rich.markdown import Markdown
 
         console = Console(
-            file=self.stream,
             width=min(self.width, 110),
             no_color=not self.colour,
             force_terminal=self.colour,
             markup=False,
             emoji=False,
         )
-        console.print(Markdown(cleaned, hyperlinks=False, code_theme="bw"))
+        with console.capture() as captured:
+            console.print(Markdown(text, hyperlinks=False, code_theme="bw"))
+        # Without the spaces that fill its lines, and the blank lines around it.
+        for line in captured.get().strip("\n").split("\n"):
+            self.line(line.rstrip())
 
 
 def _escaped(cell: Cell) -> Cell:

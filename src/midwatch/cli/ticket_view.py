@@ -5,7 +5,7 @@ docs/json.md lists the fields of the JSON, which are stable.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from midwatch.cli.output import (
     BOLD,
@@ -17,9 +17,16 @@ from midwatch.cli.output import (
     Cell,
     Output,
 )
-from midwatch.model import AuditRow, Diagnosis, Json, Ticket, TicketStatus
+from midwatch.model import (
+    UNDIAGNOSED,
+    AuditRow,
+    Diagnosis,
+    Json,
+    Ticket,
+    TicketStatus,
+)
 from midwatch.store.protocol import Brief, TicketSession
-from midwatch.text import markdown_escape, one_line
+from midwatch.text import one_line
 
 _STATUS_STYLES = {
     TicketStatus.OPEN: BOLD,
@@ -115,17 +122,23 @@ def show_ticket(
     diagnosis: Diagnosis | None,
     attempts: Sequence[Diagnosis],
     sessions: Sequence[TicketSession],
+    unfold: bool = False,
 ) -> None:
-    """Print a ticket with its first aid, its diagnosis, every attempt at one, and its sessions."""
+    """Print a ticket with its diagnosis, its first aid, every attempt at a diagnosis, and its sessions.
+
+    A terminal shows what is below the fold only with `unfold`.
+    """
     severity = ticket.severity.label
     title = f"Ticket {ticket.id}: {severity}, {status_text(ticket)}"
     output.line(title, SEVERITY_STYLES[severity] or BOLD)
     output.line(one_line(ticket.message, 2000))
     output.line()
-    output.pairs(_details(output, ticket), indent=16)
-    _section(output, (ticket.first_aid or {}).get("markdown"))
-    if diagnosis is not None:
-        _section(output, diagnosis.markdown or _without_answer(diagnosis))
+    output.pairs([*_details(output, ticket), *_settled(ticket, diagnosis)], indent=16)
+    from midwatch.cli.ticket_page import ticket_pages
+
+    for page in ticket_pages(ticket, diagnosis, attempts):
+        output.line()
+        output.markdown(page, unfold)
     if attempts:
         output.line()
         output.line("Attempts", BOLD)
@@ -134,6 +147,8 @@ def show_ticket(
         output.line()
         output.line("Sessions", BOLD)
         _sessions_table(output, sessions)
+    if output.terminal and not unfold and (ticket.first_aid or attempts):
+        output.line(f"\n▸ is folded: midwatch tickets show {ticket.id} --all", DIM)
 
 
 def _details(output: Output, ticket: Ticket) -> list[tuple[str, str]]:
@@ -163,24 +178,44 @@ def _details(output: Output, ticket: Ticket) -> list[tuple[str, str]]:
     return details
 
 
+def settled_because(ticket: Ticket, diagnosis: Diagnosis | None) -> str | None:
+    """Return why this diagnosis settled the ticket; None where none did. The rule is in docs/architecture.md."""
+    if diagnosis is None or diagnosis.id != ticket.diagnosis_id:
+        return None
+    if ticket.id in diagnosis.explains:
+        verdict = (diagnosis.answer or {}).get("verdict")
+        by_cause = verdict in ("identified", "suspected")
+        return (
+            "its root cause explains this ticket"
+            if by_cause
+            else "it names this ticket"
+        )
+    if diagnosis.outcome == "answered":
+        return "it names no ticket, and this was the only one of its incident"
+    if diagnosis.outcome == "cut":
+        return "it was cut off before it named tickets"
+    return "without an answer, the error stands for the whole incident"
+
+
+def _settled(ticket: Ticket, diagnosis: Diagnosis | None) -> Iterator[tuple[str, str]]:
+    """Yield which diagnosis settled the ticket, and which one left it out."""
+    if why := settled_because(ticket, diagnosis):
+        yield "settled by", f"diagnosis {ticket.diagnosis_id}: {why}"
+    if ticket.left_out_by is not None:
+        queued = f"; queued again in batch {ticket.batch}"
+        waits = ticket.status in UNDIAGNOSED
+        yield "left out by", (
+            f"diagnosis {ticket.left_out_by}, which does not name this ticket"
+            f"{queued if waits else ''}"
+        )
+
+
 def _last_seen(output: Output, ticket: Ticket) -> str:
     times = (
         "once" if ticket.occurrence_count == 1 else f"{ticket.occurrence_count} times"
     )
     unseen = "" if ticket.seen or ticket.resolved else "; not in the last check"
     return f"{output.when(ticket.last_seen_at)}, {times}{unseen}"
-
-
-def _section(output: Output, markdown: str | None) -> None:
-    if markdown:
-        output.line()
-        output.markdown(markdown)
-
-
-def _without_answer(diagnosis: Diagnosis) -> str:
-    """Return the Markdown of a diagnosis that ended with an error."""
-    error = markdown_escape(one_line(diagnosis.error or "no reason is known", 2000))
-    return f"## Diagnosis\n\n**{diagnosis.outcome}**: {error}\n"
 
 
 def _attempts_table(output: Output, attempts: Sequence[Diagnosis]) -> None:
@@ -259,7 +294,9 @@ def ticket_document(
         **_ticket_fields(ticket),
         "facts": dict(ticket.facts),
         "first_aid": ticket.first_aid,
-        "diagnosis": None if diagnosis is None else _diagnosis_document(diagnosis),
+        "diagnosis": (
+            None if diagnosis is None else _diagnosis_document(ticket, diagnosis)
+        ),
         "sessions": list(sessions),
     }
 
@@ -287,12 +324,13 @@ def _ticket_fields(ticket: Ticket) -> Json:
         "attempts": ticket.attempts,
         "next_attempt_at": ticket.next_attempt_at,
         "last_error": ticket.last_error,
+        "left_out_by": ticket.left_out_by,
         "resolved_at": ticket.resolved_at,
         "resolution": ticket.resolution,
     }
 
 
-def _diagnosis_document(diagnosis: Diagnosis) -> Json:
+def _diagnosis_document(ticket: Ticket, diagnosis: Diagnosis) -> Json:
     answer = diagnosis.answer or {}
     return {
         "id": diagnosis.id,
@@ -303,6 +341,7 @@ def _diagnosis_document(diagnosis: Diagnosis) -> Json:
         "confidence": diagnosis.confidence,
         "grounded": diagnosis.grounded,
         "explains": list(diagnosis.explains),
+        "settled_because": settled_because(ticket, diagnosis),
         "model": diagnosis.model,
         "prompt_version": diagnosis.prompt_version,
         "started_at": diagnosis.started_at,

@@ -120,12 +120,23 @@ async def _with_briefs(
 
 
 @tickets.command()
-def show(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> None:
-    """Show a ticket with its first aid, its diagnosis and every attempt at one."""
+def show(
+    context: typer.Context,
+    ticket_id: Id,
+    all_: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Open what is folded: timeline, evidence and first aid."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a ticket with its diagnosis, its first aid and every attempt at a diagnosis."""
     edge: Edge = context.obj
     details = use_store(edge, lambda store: read_ticket(store, ticket_id))
     diagnosis = settled(details.ticket, details.attempts)
-    print_details(Output.standard(edge.environ), details, diagnosis, as_json)
+    output = Output.standard(edge.environ)
+    print_details(output, details, diagnosis, as_json, unfold=all_)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +158,22 @@ async def read_ticket(store: Store, ticket_id: int) -> TicketDetails:
 
 
 def print_details(
-    output: Output, details: TicketDetails, diagnosis: Diagnosis | None, as_json: bool
+    output: Output,
+    details: TicketDetails,
+    diagnosis: Diagnosis | None,
+    as_json: bool,
+    unfold: bool = False,
 ) -> None:
     if as_json:
         output.json(ticket_document(details.ticket, diagnosis, details.sessions))
     else:
         show_ticket(
-            output, details.ticket, diagnosis, details.attempts, details.sessions
+            output,
+            details.ticket,
+            diagnosis,
+            details.attempts,
+            details.sessions,
+            unfold,
         )
 
 
@@ -336,9 +356,10 @@ def diagnose(
             hint=f"fix that, then run `midwatch tickets retry {ticket_id}`",
         )
     if ticket.diagnosis_id is None and not ticket.resolved:
+        given_up = ticket.status is TicketStatus.GIVEN_UP
+        after = "given up" if given_up else "queued again"
         typer.echo(
-            f"the answer does not explain ticket {ticket_id}: it is queued again",
-            err=True,
+            f"the answer does not name ticket {ticket_id}: it is {after}", err=True
         )
 
 

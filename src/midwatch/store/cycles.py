@@ -335,14 +335,21 @@ def _leave_queue(tx: Transaction, ids: Collection[int]) -> None:
 
 
 def new_batch(
-    tx: Transaction, subject: str, severity: Severity, wait: float = 0.0
+    tx: Transaction,
+    subject: str,
+    severity: Severity,
+    wait: float = 0.0,
+    opened_at: datetime | None = None,
 ) -> int:
-    """Create a batch that can be claimed `wait` seconds from now. Return its id."""
+    """Create a batch that can be claimed `wait` seconds from now. Return its id.
+
+    `opened_at` is when its incident began; by default that is now.
+    """
     inserted = tx.execute(
         batches.insert().values(
             subject=subject,
             severity=severity,
-            opened_at=tx.now,
+            opened_at=opened_at or tx.now,
             queued=True,
             attempts=0,
             next_attempt_at=tx.now + timedelta(seconds=wait) if wait else None,

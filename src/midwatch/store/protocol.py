@@ -148,8 +148,10 @@ class Finish:
     """How a call ended, and what happens to the batch.
 
     Attributes:
-        explains: Ids of the tickets that the answer explains. The other tickets of the claim go
-            back to the queue as a new batch. An answer that explains none counts for all.
+        explains: Ids of the tickets that the answer names; None for the whole claim. Ids that are not of the claim
+            are ignored, and the only ticket of a claim is settled in any case. The other tickets are left out: the
+            first time they go back to the queue as one batch, later in a batch each. Tickets that are left out
+            again by an answer that names none of the claim are given up.
         keep: Whether the claim continues with another call.
         retry_in: Seconds until the batch can be claimed again, for the outcome "retry".
         counted: Whether the outcome "retry" counts as an attempt.
@@ -171,6 +173,15 @@ class Finish:
     retry_in: float = 0.0
     counted: bool = True
     given_up: bool = False
+
+    def settled(self, claimed: Sequence[int]) -> list[int]:
+        """Return those of the tickets of a claim, by id, that this settles. The others are left out.
+
+        An answer about one ticket is about that one: another call would cost again and say the same.
+        """
+        if self.explains is None or len(claimed) == 1:
+            return list(claimed)
+        return [id_ for id_ in claimed if id_ in self.explains]
 
 
 PauseKind = Literal["rate_limit", "spend_limit", "auth", "outage"]

@@ -97,7 +97,9 @@ SELECT_UNDIAGNOSED = (
 _HELD = and_(
     batches.c.id == bindparam("p_batch"), batches.c.claim_token == bindparam("p_token")
 )
-SELECT_HELD = select(batches.c.subject).where(_HELD).with_for_update()
+SELECT_HELD = (
+    select(batches.c.subject, batches.c.opened_at).where(_HELD).with_for_update()
+)
 UPDATE_HELD = update(batches).where(_HELD)
 UNCOUNT_HELD = UPDATE_HELD.values(attempts=batches.c.attempts - 1)
 
@@ -133,7 +135,13 @@ SELECT_UNSETTLED = (
 INSERT_CALL = diagnoses.insert()
 UPDATE_CALL = update(diagnoses).where(diagnoses.c.id == bindparam("p_id"))
 SELECT_CLAIMED = (
-    select(tickets.c.id, tickets.c.status, tickets.c.severity)
+    select(
+        tickets.c.id,
+        tickets.c.subject,
+        tickets.c.status,
+        tickets.c.severity,
+        tickets.c.left_out_by,
+    )
     .where(tickets.c.id.in_(_IDS), tickets.c.batch_id == bindparam("p_batch"))
     .with_for_update()
 )
@@ -303,7 +311,7 @@ def finish(tx: Transaction, claim: Claim, diagnosis_id: int, finish: Finish) -> 
         return False
     if not finish.keep:
         if finish.outcome in FINAL_OUTCOMES:
-            _diagnosed(tx, claim, diagnosis_id, finish, held.subject)
+            _diagnosed(tx, claim, diagnosis_id, finish, held)
         else:
             _free(tx, claim, finish.retry_in, finish.error, finish.counted)
     return True
@@ -347,41 +355,77 @@ def _call_values(tx: Transaction, finish: Finish) -> Json:
 
 
 def _diagnosed(
-    tx: Transaction, claim: Claim, diagnosis_id: int, finish: Finish, subject: str
+    tx: Transaction, claim: Claim, diagnosis_id: int, finish: Finish, held: Any
 ) -> None:
-    """Give the explained tickets the diagnosis, whatever their status; queue the others again."""
+    """Settle the tickets that the answer names, whatever their status; queue the others again."""
     ids = [ticket.id for ticket in claim.tickets]
-    # An answer that explains none counts for all: otherwise they would be diagnosed for ever.
-    explained = set(finish.explains or ids) & set(ids) or set(ids)
+    settled = set(finish.settled(ids))
     rows = tx.all(SELECT_CLAIMED, {"p_ids": ids, "p_batch": claim.batch})
-    matched = [row for row in rows if row.id in explained]
-    waiting = [row for row in matched if row.status in UNDIAGNOSED]
-    ended = [row for row in matched if row.status not in UNDIAGNOSED]
+    waiting = [row for row in rows if row.status in UNDIAGNOSED]
     diagnosed: Json = {"diagnosis_id": diagnosis_id}
+    ended = [row for row in rows if row.id in settled and row.status not in UNDIAGNOSED]
     _update_tickets(tx, ended, diagnosed)
     remember(tx, [row.id for row in ended])
     after = TicketStatus.GIVEN_UP if finish.given_up else TicketStatus.DIAGNOSED
-    _update_tickets(tx, waiting, {**diagnosed, "status": after.value})
     why = f"diagnosis {diagnosis_id}: {finish.outcome}"
+    matched = [row for row in waiting if row.id in settled]
+    _settle(tx, matched, claim, after, why, diagnosed)
+    others = [row for row in waiting if row.id not in settled]
+    given_up = _leave_out(tx, others, claim, diagnosis_id, bool(settled), held)
+    left = {"queued": False, "last_error": finish.error or given_up, **NO_CLAIM}
+    tx.execute(UPDATE_HELD, {**_held(claim), **left})
+
+
+def _settle(
+    tx: Transaction,
+    rows: Sequence[Any],
+    claim: Claim,
+    after: TicketStatus,
+    why: str,
+    values: Json,
+) -> None:
+    """Take tickets off the queue, with an audit row each."""
+    _update_tickets(tx, rows, {**values, "status": after.value})
+    action = "give up" if after is TicketStatus.GIVEN_UP else "diagnose"
     tx.note(
         [
-            audit_row(
-                row.id,
-                claim.holder,
-                "give up" if finish.given_up else "diagnose",
-                row.status,
-                after,
-                why,
-            )
-            for row in waiting
+            audit_row(row.id, claim.holder, action, row.status, after, why)
+            for row in rows
         ]
     )
-    others = [
-        row for row in rows if row.id not in explained and row.status in UNDIAGNOSED
-    ]
-    _requeue(tx, others, claim, diagnosis_id, subject)
-    left = {"queued": False, "last_error": finish.error, **NO_CLAIM}
-    tx.execute(UPDATE_HELD, {**_held(claim), **left})
+
+
+def _leave_out(
+    tx: Transaction,
+    rows: Sequence[Any],
+    claim: Claim,
+    diagnosis_id: int,
+    others_named: bool,
+    held: Any,
+) -> str | None:
+    """Queue again the tickets that an answer did not name; each ends after a bounded number of calls.
+
+    Those that are left out for the first time are one batch. Those that are left out again get a batch each, whose
+    answer settles them. If the answer named none at all, they are given up: that the evidence does not
+    carry an answer was paid for twice.
+
+    Returns:
+        Why tickets were given up, or None.
+    """
+    before = [row for row in rows if row.left_out_by is not None]
+    first = [row for row in rows if row.left_out_by is None]
+    pointer: Json = {"left_out_by": diagnosis_id}
+    _requeue(tx, first, claim, pointer, held)
+    if others_named:
+        for row in before:
+            _requeue(tx, [row], claim, pointer, held)
+    elif before:
+        earlier = sorted({row.left_out_by for row in before})
+        named = ", ".join(map(str, earlier))
+        why = f"left out by diagnosis {named} and by {diagnosis_id}, which names no ticket"
+        _settle(tx, before, claim, TicketStatus.GIVEN_UP, why, pointer)
+        return why
+    return None
 
 
 def _update_tickets(tx: Transaction, rows: Sequence[Any], values: Json) -> None:
@@ -393,14 +437,16 @@ def _requeue(
     tx: Transaction,
     rows: Sequence[Any],
     claim: Claim,
-    diagnosis_id: int,
-    subject: str,
+    pointer: Json,
+    held: Any,
 ) -> None:
+    """Put tickets into one new batch. It is as old as that of the claim: new openings do not join it."""
     if not rows:
         return
-    batch = new_batch(tx, subject, Severity(min(row.severity for row in rows)))
-    _update_tickets(tx, rows, {"batch_id": batch})
-    why = f"not explained by diagnosis {diagnosis_id}; now in batch {batch}"
+    severity = Severity(min(row.severity for row in rows))
+    batch = new_batch(tx, rows[0].subject, severity, opened_at=held.opened_at)
+    _update_tickets(tx, rows, {**pointer, "batch_id": batch})
+    why = f"left out by diagnosis {pointer['left_out_by']}; now in batch {batch}"
     tx.note(
         [
             audit_row(row.id, claim.holder, "requeue", row.status, row.status, why)

@@ -213,6 +213,8 @@ tickets = Table(
     Column("resolution", SanitizedText),
     Column("first_aid", Document),
     Column("diagnosis_id", Id),
+    # The last diagnosis of its batch that did not name it.
+    Column("left_out_by", Id),
 )
 
 diagnoses = Table(
@@ -391,6 +393,7 @@ def ticket_of(row: Row[Any]) -> Ticket:
         resolution=row.resolution,
         first_aid=row.first_aid,
         diagnosis_id=row.diagnosis_id,
+        left_out_by=row.left_out_by,
         attempts=row.attempts,
         next_attempt_at=row.next_attempt_at,
         last_error=row.last_error,

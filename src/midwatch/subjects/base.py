@@ -39,7 +39,8 @@ class EvidenceSource:
     any `MidwatchError`, and is cancelled after `timeout` seconds. A lower `rank` matters more: when the
     token budget is short, the highest ranks are left out first. `origin` says who wrote the text. What clients
     wrote in it matches `reported` (its group, if it has one): such a pattern must not end before their text does,
-    whatever it contains.
+    whatever it contains. With `log` the text is lines of a log, oldest first: those of one shape become one, and the
+    time around the onset counts.
     """
 
     title: str
@@ -49,6 +50,7 @@ class EvidenceSource:
     timeout: float = 5.0
     origin: Origin = Origin.SYSTEM
     reported: Sequence[re.Pattern[str]] = ()
+    log: bool = False
 
 
 @dataclass(frozen=True, slots=True)

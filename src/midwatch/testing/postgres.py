@@ -315,6 +315,31 @@ class PrivatePostgres:
             keeper.communicate(b"over\n", timeout=STOP_LIMIT)
 
 
+class Standby(PrivatePostgres):
+    """A standby of a private server, with a slot of its own if one is named. `settings` replace those of the primary."""
+
+    def __init__(
+        self,
+        primary: PrivatePostgres,
+        slot: str = "",
+        **settings: str | int | float | bool,
+    ) -> None:
+        super().__init__(
+            settings={**primary.settings, **settings}, programs=primary._bin
+        )
+        self._primary = primary
+        self._slot = slot
+
+    def _init(self) -> None:
+        source = f"host={self._primary.socket_folder} port={self._primary.port} user=postgres"
+        command = [str(self._bin / "pg_basebackup"), "-d", source, "-R", "-X", "stream"]
+        command += ["-D", str(self.folder / "data"), "--checkpoint=fast", "--no-sync"]
+        if self._slot:
+            command += ["-C", "-S", self._slot]
+        subprocess.run(command, check=True, timeout=START_LIMIT * 3, **self._as_owner())
+        self._configure()
+
+
 def _ready(pid_file: Path, pid: int) -> bool:
     """Return whether the server has recorded in its pid file that it accepts connections, as pg_ctl checks it."""
     try:

@@ -1,7 +1,14 @@
 """First aid for PostgreSQL. The first playbook with a note for a ticket is used."""
 
 from midwatch.playbooks.base import Playbook
-from midwatch.playbooks.postgres import locks, outage, resources
+from midwatch.playbooks.postgres import (
+    locks,
+    outage,
+    resources,
+    slot_readers,
+    standby_lag,
+    vacuum_holders,
+)
 
 PLAYBOOKS: tuple[Playbook, ...] = (
     outage.server_down,
@@ -12,10 +19,10 @@ PLAYBOOKS: tuple[Playbook, ...] = (
     locks.idle_in_transaction,
     locks.long_query,
     locks.deadlocks,
-    resources.transaction_ids,
-    resources.dead_rows,
-    resources.inactive_slots,
-    resources.replication_lag,
+    vacuum_holders.transaction_ids,
+    vacuum_holders.dead_rows,
+    slot_readers.inactive_slots,
+    standby_lag.replication_lag,
     resources.growth,
 )
 

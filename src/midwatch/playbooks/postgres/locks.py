@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
-from midwatch.diagnosis_schema import Action, Citation
+from midwatch.diagnosis_schema import Action, Citation, Finding
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
     Note,
@@ -16,134 +17,294 @@ from midwatch.playbooks.base import (
     integer_fact,
     log_lines,
     playbook,
-    session_line,
     text_fact,
     write_note,
 )
+from midwatch.playbooks.postgres.lock_tree import (
+    PREPARED,
+    LockTree,
+    Waiter,
+    read_tree,
+)
+from midwatch.playbooks.postgres.session_actions import (
+    CLIENT_WRITE,
+    Session,
+    cancel,
+    end,
+    finish_prepared,
+    idle_limit,
+    inspect,
+    of_ticket,
+    prepared_in_front,
+    sessions,
+    ticket_name,
+)
+from midwatch.playbooks.postgres.vacuum_holders import held_back_by
+from midwatch.units import format_count
 
-ROLLBACK = "its transaction is rolled back and its client sees an error"
-
-
-def _inspect(pid: int) -> Action:
-    return action(
-        "See first whether it still does so, and ask its owner",
-        "SELECT pid, state, xact_start, state_change, application_name, query "
-        f"FROM pg_stat_activity WHERE pid = {pid};",
-    )
-
-
-def _terminate(pid: int, what: str) -> Action:
-    return action(
-        what,
-        f"SELECT pg_terminate_backend({pid});",
-        risk=f"{ROLLBACK}; what it has not committed is lost",
-        undo=False,
-    )
-
-
-def _cancel(pid: int) -> Action:
-    return action(
-        "Cancel its statement",
-        f"SELECT pg_cancel_backend({pid});",
-        risk="the statement's work is lost and its client sees an error; the session stays",
-        undo=False,
-    )
+SYNC_REP = "IPC/SyncRep"
+"""The wait event of a commit that its synchronous standby has not confirmed."""
 
 
-def _idle_limit() -> Action:
-    return action(
-        "Let the server end such transactions by itself from now on",
-        "ALTER SYSTEM SET idle_in_transaction_session_timeout = '60s';",
-        "SELECT pg_reload_conf();",
-        risk="clients that pause inside a transaction for longer are disconnected",
-    )
+# ------------------------------------------------------------------ lock queues
 
 
-def _named(ticket: Ticket, prefix: str = "") -> str:
-    user = text_fact(ticket, f"{prefix}user", "unknown")
-    application = text_fact(ticket, f"{prefix}application")
-    return f"user {user}" + (f", application {application}" if application else "")
-
-
-@playbook("postgres", "blocked_sessions", "idle_in_transaction", "long_queries")
+@playbook(
+    "postgres",
+    "blocked_sessions",
+    "connections",
+    "idle_in_transaction",
+    "long_queries",
+    "transaction_id_age",
+    "dead_tuples",
+)
 def lock_pile_up(tickets: Tickets, context: Context) -> Note:
     """Sessions wait for one that does not wait itself; what else is known of that one belongs to it."""
-    if tickets[0].key.invariant != "blocked_sessions":
+    ticket = tickets[0]
+    if ticket.key.invariant != "blocked_sessions":
         return None
-    pid = integer_fact(tickets[0], "blocker_pid")
-    if pid is None:
-        return _prepared(tickets[0], context)
-    return _behind(tickets[0], pid, tickets, context)
+    tree = read_tree(context)
+    if tree.first is None:
+        return None
+    told = integer_fact(ticket, "blocker_pid") or PREPARED
+    roots = tree.roots_of(set(_pids(ticket)) or ()) or tree.roots_of(tree.behind(told))
+    if not roots:
+        return _moved_on(ticket, tree)
+    if told in roots:  # the others are ties only for those that wait for this one
+        roots = tree.roots_of(tree.behind(told)) or roots
+    return _queue(ticket, roots, tree, tickets, context)
 
 
-def _behind(ticket: Ticket, pid: int, tickets: Tickets, context: Context) -> Note:
-    idle = text_fact(ticket, "blocker_state").startswith("idle in transaction")
-    root = find(context, "root: blocks", f"pid {pid}:") or session_line(context, pid)
-    count = integer_fact(ticket, "blocked_count") or 0
-    who = f"pid {pid} ({_named(ticket, 'blocker_')})"
-    if idle:
-        does = "keeps a transaction open while it does nothing"
-    else:
-        does = f"is {text_fact(ticket, 'blocker_state', 'in an unknown state')}"
+def _moved_on(ticket: Ticket, tree: LockTree) -> Note:
+    """Return the note on a queue that the evidence does not show any more: nothing is to be ended."""
     return write_note(
-        [
-            one
-            for one in tickets
-            if pid in (integer_fact(one, "blocker_pid"), integer_fact(one, "pid"))
+        [ticket],
+        summary="The sessions that waited for a lock do not wait any more.",
+        cause=f"the queue of the ticket ({ticket_name(ticket, 'blocker_')}) is gone now",
+        cited=[tree.first],
+        confidence="low",
+        reason="the lock waits of this moment are not those of the ticket",
+        actions=[
+            action(
+                "See whether it builds up again, and behind whom",
+                "SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity\n"
+                "WHERE wait_event_type = 'Lock';",
+            )
         ],
-        summary=f"{who} {does} and holds a lock that {count} session"
-        f"{' waits' if count == 1 else 's wait'} for.",
-        cause=f"{who} {does}; what it ran last: {text_fact(ticket, 'blocker_query', 'unknown')}",
-        cited=[root],
-        verdict="identified",
-        confidence="high",
-        reason="the server itself names it as the root of the queue",
-        findings=[
-            finding(f"pid {one} waits for it", find(context, f"pid {one} has waited"))
-            for one in _pids(ticket)[:5]
-        ],
-        actions=_actions(pid, idle),
-        risks=["New sessions queue up behind it until connections run out."],
-        missing=["Why the client does not end its transaction."] if idle else [],
     )
 
 
-def _actions(pid: int, idle: bool) -> list[Action]:
-    if idle:  # there is no statement that could be cancelled
-        end = _terminate(pid, "End the session; the queue then moves on")
-        return [_inspect(pid), end, _idle_limit()]
+def _queue(
+    ticket: Ticket,
+    roots: Sequence[int],
+    tree: LockTree,
+    tickets: Tickets,
+    context: Context,
+) -> Note:
+    waiting = set[int]().union(*map(tree.behind, roots))
+    known = sessions(context)
+    holders = [known[pid] for pid in roots if pid in known]
+    gate = tree.gate(waiting)
+    named = {
+        pid: known[pid].name if pid in known else _nameless(pid, context)
+        for pid in roots
+    }
+    prepared = prepared_in_front(context) if PREPARED in roots else []
+    tie = len(roots) > 1 or len(prepared) > 1
+    count = format_count(len(waiting), "session")
+    advisory = ticket.key.component.endswith(" advisory locks")
+    return write_note(
+        _explained(ticket, roots, gate, len(waiting), tickets, context),
+        summary=f"{' and '.join(named.values())} {_holds(roots)} a lock that {count} "
+        f"{'waits' if len(waiting) == 1 else 'wait'} for."
+        + (f" Most wait only behind pid {gate.pid} ({gate.statement})." if gate else "")
+        + "".join(
+            f" pid {one.pid} itself waits until a synchronous standby confirms its commit."
+            for one in holders
+            if one.wait == SYNC_REP
+        ),
+        cause="; ".join(
+            f"{name} {_does(known[pid]) if pid in known else 'is not finished'}"
+            for pid, name in named.items()
+        )
+        + (
+            f"; {len(tree.freed_by(gate.pid))} of them wait only because pid {gate.pid} "
+            f"({gate.statement}) waits in front of them"
+            if gate
+            else ""
+        ),
+        cited=[
+            *(cited for cited, _ in prepared),
+            *(tree.roots.get(pid) or _cited(known.get(pid)) for pid in roots),
+            gate.citation if gate else None,
+        ],
+        verdict="identified",
+        confidence="medium" if tie else "high",
+        reason=(
+            "the server names all of them: the queue moves when the last one ends"
+            if tie
+            else "the server itself names it as the root of the queue"
+        ),
+        findings=_waits(tree, waiting),
+        actions=[
+            *_cancel_gate(gate, tree),
+            *_about(roots, holders, advisory, context),
+        ],
+        risks=["New sessions queue up behind it until connections run out."],
+        missing=_missing(holders),
+    )
+
+
+def _holds(roots: Sequence[int]) -> str:
+    return "holds" if len(roots) == 1 else "together hold"
+
+
+def _nameless(pid: int, context: Context) -> str:
+    """Return the name of who holds a lock without a session: the prepared transactions that it can be."""
+    if pid != PREPARED:
+        return f"pid {pid}"
+    named = [
+        f"{row.get('gid')} (owner {row.get('owner')}, prepared {row.get('prepared')})"
+        for _, row in prepared_in_front(context)
+    ]
+    return f"the prepared transaction {' or '.join(named)}".strip()
+
+
+def _does(session: Session) -> str:
+    if session.idle:
+        does = "keeps a transaction open while it does nothing; what it ran last"
+    elif session.wait == SYNC_REP:
+        does = "waits until a synchronous standby confirms its commit; it ran"
+    elif session.wait == CLIENT_WRITE:
+        does = "waits until its client takes the result; it runs"
+    elif session.process:
+        does = f"is a process of the server ({session.process}); it runs"
+    else:
+        does = f"is {session.state}; its statement"
+    return f"{does}: {session.query[:200] or 'unknown'}"
+
+
+def _cited(session: Session | None) -> Citation | None:
+    return session.citation if session else None
+
+
+def _waits(tree: LockTree, waiting: Iterable[int]) -> list[Finding | None]:
+    shown = sorted(waiting & tree.waiters.keys())[:5]
+    return [finding(f"pid {pid} waits", tree.waiters[pid].citation) for pid in shown]
+
+
+def _missing(holders: Sequence[Session]) -> list[str]:
+    idle = any(one.idle for one in holders)
+    return ["Why the client does not end its transaction."] if idle else []
+
+
+def _cancel_gate(gate: Waiter | None, tree: LockTree) -> list[Action]:
+    if gate is None:
+        return []
+    freed = format_count(len(tree.freed_by(gate.pid)), "session")
+    return cancel(
+        gate.pid,
+        gate.since,
+        f"First cancel the waiting {gate.statement} (pid {gate.pid}): it has not got its lock yet, "
+        f"and {freed} behind it can go on; run it again later with a lock_timeout",
+        waiting=True,
+    )
+
+
+def _about(
+    roots: Sequence[int], holders: Sequence[Session], advisory: bool, context: Context
+) -> list[Action]:
+    """Return what to do about those who hold the lock."""
+    done = [inspect(*pids)] if (pids := [pid for pid in roots if pid]) else []
+    if advisory:
+        return [
+            *done,
+            action(
+                "Ask whether the application holds this advisory lock on purpose, as the leader of several "
+                "processes does; then leave it alone"
+            ),
+        ]
+    if PREPARED in roots:
+        for _, row in prepared_in_front(context):
+            done += finish_prepared(row)
+    together = (
+        " (all of them hold the lock: only together it helps)" if len(roots) > 1 else ""
+    )
+    for session in holders:
+        done += _release(session, together)
+    return done
+
+
+def _release(session: Session, together: str) -> list[Action]:
+    """Return what to do about one session that holds a lock and does not wait for one."""
+    if why := session.spared:
+        return [
+            action(f"Let {session.name} finish: {why}"),
+            *([_progress()] if session.maintenance or session.backup else []),
+        ]
+    if session.wait == SYNC_REP:
+        return _synchronous()
+    if session.idle or session.wait == CLIENT_WRITE:
+        what = f"If its owner agrees or cannot be found, end {session.name}{together}"
+        return [*end(session, what), *idle_limit(session)]
+    return cancel(
+        session.pid,
+        session.since,
+        f"If its work can be repeated, cancel the statement of {session.name}{together}",
+    )
+
+
+def _progress() -> Action:
+    return action(
+        "See how far it is",
+        "SELECT pid, phase, heap_blks_scanned, heap_blks_total FROM pg_stat_progress_vacuum;",
+        "SELECT pid, phase, blocks_done, blocks_total FROM pg_stat_progress_create_index;",
+        "SELECT pid, relid, command, tuples_processed FROM pg_stat_progress_copy;",
+        "SELECT pid, phase, backup_streamed, backup_total FROM pg_stat_progress_basebackup;",
+    )
+
+
+def _synchronous() -> list[Action]:
     return [
-        _inspect(pid),
-        _cancel(pid),
-        _terminate(pid, "If that is not enough, end it"),
+        action(
+            "Bring the synchronous standby back: every commit waits for it",
+            "SHOW synchronous_standby_names;",
+            "SELECT application_name, client_addr, state, sync_state FROM pg_stat_replication;",
+        ),
+        action(
+            "If it cannot come back soon, let commits go on without it",
+            "ALTER SYSTEM SET synchronous_standby_names = '';",
+            "SELECT pg_reload_conf();",
+            risk="what is committed from then on is on this server only",
+        ),
     ]
 
 
-def _prepared(ticket: Ticket, context: Context) -> Note:
-    root = find(context, "root: a prepared transaction")
-    return write_note(
-        [ticket],
-        summary="A prepared transaction that was not finished holds a lock that others wait for.",
-        cause="a transaction was prepared (two-phase commit) and neither committed nor "
-        "rolled back",
-        cited=[root],
-        verdict="identified",
-        confidence="high",
-        reason="the server reports a blocker without a process",
-        actions=[
-            action(
-                "Find it, and ask its transaction manager what became of it",
-                "SELECT gid, prepared, owner, database FROM pg_prepared_xacts ORDER BY prepared;",
-            ),
-            action(
-                "Then commit it or roll it back",
-                "ROLLBACK PREPARED 'gid';",
-                risk="the transaction may have been committed elsewhere",
-                undo=False,
-            ),
-        ],
-        missing=["Which prepared transaction it is, if there are several."],
-    )
+def _explained(
+    ticket: Ticket,
+    roots: Sequence[int],
+    gate: Waiter | None,
+    waiting: int,
+    tickets: Tickets,
+    context: Context,
+) -> list[Ticket]:
+    """Return the tickets that are of the same sessions, or of what piles up behind them."""
+    pids = {*roots, *([gate.pid] if gate else [])} - {PREPARED}
+
+    def same(one: Ticket) -> bool:
+        invariant = one.key.invariant
+        if invariant == "blocked_sessions":
+            return one is ticket or (
+                (integer_fact(one, "blocker_pid") or PREPARED) in roots
+                and one.facts.get("blocker_state") == ticket.facts.get("blocker_state")
+            )
+        if invariant == "connections":
+            return waiting * 2 >= (integer_fact(one, "used") or waiting * 3)
+        if invariant in ("transaction_id_age", "dead_tuples"):
+            return held_back_by(one, context) in pids
+        return integer_fact(one, "pid") in pids
+
+    return [one for one in tickets if same(one)]
 
 
 def _pids(ticket: Ticket) -> list[int]:
@@ -151,25 +312,47 @@ def _pids(ticket: Ticket) -> list[int]:
     return [int(part) for part in parts if part.strip().isdigit()]
 
 
-@playbook("postgres", "idle_in_transaction")
+# ------------------------------------------------------------------ open transactions, long statements
+
+
+@playbook("postgres", "idle_in_transaction", "transaction_id_age", "dead_tuples")
 def idle_in_transaction(tickets: Tickets, context: Context) -> Note:
-    """An open, idle transaction that no session waits for yet."""
-    if (found := _with_pid(tickets)) is None:
+    """An open, idle transaction that no session waits for yet; what it keeps from being vacuumed belongs to it."""
+    ticket = tickets[0]
+    session = of_ticket(ticket, context)
+    if ticket.key.invariant != "idle_in_transaction" or session is None:
         return None
-    ticket, pid = found
-    who = f"pid {pid} ({_named(ticket)})"
+    if not session.idle:
+        return None
+    more = (integer_fact(ticket, "count") or 1) - 1
+    spared = session.spared
     return write_note(
-        [ticket],
-        summary=f"{who} left a transaction open and does nothing in it.",
-        cause=f"{who} does not end its transaction; what it ran last: "
-        f"{text_fact(ticket, 'query', 'unknown')}",
-        cited=[session_line(context, pid)],
+        [
+            one
+            for one in tickets
+            if one is ticket
+            or (
+                one.key.invariant != "idle_in_transaction"
+                and held_back_by(one, context) == session.pid
+            )
+        ],
+        summary=f"{session.name} left a transaction open and does nothing in it"
+        + (f"; {more} more like it in database {session.database}." if more else "."),
+        cause=f"{session.name} does not end its transaction; what it ran last: "
+        f"{session.query[:200] or 'unknown'}",
+        cited=[session.citation],
         verdict="identified",
         reason="the session's state is known; why its client stopped is not",
         actions=[
-            _inspect(pid),
-            _terminate(pid, "End the session if its owner agrees"),
-            _idle_limit(),
+            inspect(session.pid),
+            *(
+                [action(f"Let it finish: {spared}")]
+                if spared
+                else end(
+                    session, "If its owner agrees or cannot be found, end the session"
+                )
+            ),
+            *idle_limit(session),
         ],
         risks=["It keeps its locks, and vacuum cannot remove rows it may still see."],
         missing=["What its client waits for."],
@@ -179,36 +362,46 @@ def idle_in_transaction(tickets: Tickets, context: Context) -> Note:
 @playbook("postgres", "long_queries")
 def long_query(tickets: Tickets, context: Context) -> Note:
     """A statement that has been running for too long."""
-    if (found := _with_pid(tickets)) is None:
+    ticket = tickets[0]
+    session = of_ticket(ticket, context)
+    if session is None or session.state.startswith("idle"):
         return None
-    ticket, pid = found
-    who = f"pid {pid} ({_named(ticket)})"
     return write_note(
         [ticket],
-        summary=f"{who} has been running one statement for too long.",
-        cause=f"{who} runs: {text_fact(ticket, 'query', 'unknown')}",
-        cited=[session_line(context, pid)],
+        summary=f"{session.name} has been running one statement for too long.",
+        cause=f"{session.name} {_waits_or_runs(session)}: {session.query[:200] or 'unknown'}",
+        cited=[session.citation],
         verdict="identified",
         reason="the statement is known; whether it is expected to take so long is not",
-        actions=[
-            _inspect(pid),
-            _cancel(pid),
-            _terminate(pid, "If it does not react, end its session"),
-            action(
-                "Limit the statements of its role from now on",
-                "ALTER ROLE the_role SET statement_timeout = '5min';",
-                risk="longer statements of that role fail",
-            ),
-        ],
+        actions=[inspect(session.pid), *_about_long(session)],
         risks=["It takes CPU and disk from others and holds vacuum back."],
         missing=["Its plan (EXPLAIN) and how long it usually takes."],
     )
 
 
-def _with_pid(tickets: Tickets) -> tuple[Ticket, int] | None:
-    """Return the first ticket that names a session, and the session's pid."""
-    pids = ((ticket, integer_fact(ticket, "pid")) for ticket in tickets)
-    return next(((ticket, pid) for ticket, pid in pids if pid is not None), None)
+def _waits_or_runs(session: Session) -> str:
+    if session.wait == SYNC_REP:
+        return "waits until a synchronous standby confirms its commit"
+    if session.wait == CLIENT_WRITE:
+        return "waits until its client takes the result"
+    return "runs"
+
+
+def _about_long(session: Session) -> list[Action]:
+    if why := session.spared:
+        return [action(f"Let it finish: {why}"), _progress()]
+    if session.wait == SYNC_REP:
+        return _synchronous()
+    if session.wait == CLIENT_WRITE:
+        return end(session, "If its client hangs, end the session")
+    return cancel(
+        session.pid,
+        session.since,
+        "If its owner does not need it, cancel the statement; the session stays",
+    )
+
+
+# ------------------------------------------------------------------ deadlocks
 
 
 @playbook("postgres", "deadlocks")

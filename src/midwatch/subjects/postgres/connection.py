@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -21,6 +21,7 @@ from psycopg import conninfo
 from psycopg.abc import Buffer
 from psycopg.adapt import Loader
 from psycopg.rows import dict_row
+from pydantic import SecretStr
 
 from midwatch.errors import ObservationFailed, SettingsError, Unsupported
 from midwatch.subjects.base import Address
@@ -61,6 +62,9 @@ def state(row: Row) -> str:
     return name if since is None else f"{name} for {format_duration(number(since))}"
 
 
+_LOCK_LIMIT = (
+    500  # milliseconds that a statement waits for a lock: a catalog may be locked
+)
 _SILENCE_LIMIT = 0.5  # seconds after statement_timeout until the connection to a silent server is closed
 
 
@@ -227,6 +231,42 @@ class Connection:
         finally:
             timer.cancel()
 
+    async def plan(self, statements: Sequence[str], limits: str) -> list[Row]:
+        """Return the rows of the last of some statements, all in one transaction that is read-only and rolled back.
+
+        The extended protocol is used, with which the server refuses a text of more than one statement.
+
+        Args:
+            statements: What is prepared and explained.
+            limits: A statement before them that limits the transaction.
+
+        Raises:
+            QueryFailed: One of them failed.
+        """
+        if self._connection is None or self._connection.closed:
+            raise QueryFailed("the connection was lost")
+        limit = self._settings.statement_timeout * 2 + _SILENCE_LIMIT
+        timer = asyncio.get_running_loop().call_later(limit, self._hang_up)
+        try:
+            async with self._connection.transaction(force_rollback=True):
+                await self._connection.execute("SET TRANSACTION READ ONLY")
+                await self._connection.execute(limits.encode())
+                for statement in statements:
+                    # Binary results are what makes psycopg use the extended protocol.
+                    cursor = await self._connection.execute(
+                        statement.encode(), binary=True
+                    )
+                return list(await cursor.fetchall())
+        except (psycopg.Error, UnicodeError) as error:
+            message = (
+                _error_text(error, self._settings)
+                if isinstance(error, psycopg.Error)
+                else "its text cannot be decoded"
+            )
+            raise QueryFailed(text(message, 300)) from None
+        finally:
+            timer.cancel()
+
     def _decoded(self, row: dict[str, Any]) -> Row:
         """Return the row with its statement as text: it is queried as bytes."""
         query = row.get("query")
@@ -235,10 +275,11 @@ class Connection:
         return row
 
     async def _set_up(self) -> None:
-        milliseconds = str(max(1, round(self._settings.statement_timeout * 1000)))
+        milliseconds = max(1, round(self._settings.statement_timeout * 1000))
+        lock = min(milliseconds, _LOCK_LIMIT)
         try:
             rows = await self.rows(
-                sql.SETUP, {"statement": milliseconds, "lock": milliseconds}
+                sql.SETUP, {"statement": str(milliseconds), "lock": str(lock)}
             )
         except QueryFailed as error:
             raise Unreachable(
@@ -322,6 +363,28 @@ def plain_dsn(settings: PostgresSettings) -> str:
     return re.sub(
         r"^(postgres(?:ql)?)\+\w+://", r"\1://", settings.dsn.get_secret_value()
     )
+
+
+def database_of(settings: PostgresSettings) -> str:
+    """Return the name of the database that the DSN names; libpq takes that of the user otherwise."""
+    fields = conninfo.conninfo_to_dict(plain_dsn(settings))
+    return str(fields.get("dbname") or fields.get("user") or "")
+
+
+def is_local(settings: PostgresSettings) -> bool:
+    """Return whether the server is on this machine: its address is a socket or loopback."""
+    fields = conninfo.conninfo_to_dict(plain_dsn(settings))
+    hosts = str(fields.get("hostaddr") or fields.get("host") or "/").split(",")
+    return all(
+        one[:1] in ("/", "@") or one in ("localhost", "127.0.0.1", "::1", "")
+        for one in hosts
+    )
+
+
+def in_database(settings: PostgresSettings, name: str) -> PostgresSettings:
+    """Return the settings for another database of the same server."""
+    dsn = SecretStr(conninfo.make_conninfo(plain_dsn(settings), dbname=name))
+    return settings.model_copy(update={"dsn": dsn})
 
 
 def check_dsn(settings: PostgresSettings) -> None:

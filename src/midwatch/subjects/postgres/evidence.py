@@ -1,111 +1,47 @@
-"""Evidence from a PostgreSQL server: plain text, one fact a line."""
+"""Evidence from a PostgreSQL server: which pieces there are, and which of them concern a broken invariant."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from midwatch.model import Origin, Ticket
-from midwatch.subjects.base import EvidenceSource
-from midwatch.subjects.postgres import sql
+from midwatch.errors import ObservationFailed
+from midwatch.model import Invariant, Origin, Signal, Ticket
+from midwatch.subjects.base import EvidenceSource, configure
+from midwatch.subjects.postgres import concerned, evidence_sql, sql
+from midwatch.subjects.postgres.checks import CHECKS
+from midwatch.subjects.postgres.concerned import Concern
 from midwatch.subjects.postgres.connection import (
+    Connection,
     Exhausted,
+    QueryFailed,
     Row,
-    SharedConnection,
     Unreachable,
-    number,
-    state,
+    in_database,
+    is_local,
     text,
-    who,
 )
-from midwatch.subjects.postgres.log import tail
-from midwatch.subjects.postgres.observation import PREPARED, Blocking, load_lock_waits
-from midwatch.subjects.postgres.settings import PostgresSettings
-from midwatch.units import format_count, format_duration
+from midwatch.subjects.postgres.evidence_text import (
+    activity,
+    blocking,
+    facts,
+    server,
+)
+from midwatch.subjects.postgres.observation import (
+    NotObservable,
+    ObservationContext,
+    PartlyUnsupported,
+    load_lock_waits,
+)
+from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
+from midwatch.units import format_count, format_size, format_value
 
-# ------------------------------------------------------------------ rows as text
-
-MOST = 60  # lines of a list
-QUERY = 300
-
-
-def facts(rows: Sequence[Row]) -> str:
-    """Return `name: value` for a row with just these two, else `a=1 b=2` without empty values."""
-    return _bounded([_fact(row) for row in rows])
-
-
-def _fact(row: Row) -> str:
-    if set(row) == {"name", "value"}:
-        return f"{text(row['name'], 80)}: {text(row['value'], QUERY)}"
-    known = {key: value for key, value in row.items() if value not in (None, "")}
-    return " ".join(f"{key}={text(value, QUERY)}" for key, value in known.items())
-
-
-def server(rows: Sequence[Row]) -> str:
-    row = rows[0]
-    return "\n".join(
-        [
-            text(row["version"], 200),
-            f"up for {format_duration(number(row['uptime']))} (since {text(row['started'])})",
-            f"role: {'standby' if row['standby'] else 'primary'}",
-            f"now: {text(row['now'])}",
-        ]
-    )
-
-
-def activity(rows: Sequence[Row]) -> str:
-    if not rows:
-        return "no session is active or in a transaction"
-    return _bounded([session(row) for row in rows])
-
-
-def session(row: Row) -> str:
-    """Return one session on one line."""
-    parts = [f"pid {row['pid']}: {state(row)}", who(row)]
-    parts.append(
-        f"database {text(row['datname'], 64)}, client {text(row['client'], 64)}"
-    )
-    if row["xact_age"] is not None:
-        parts.append(f"transaction open for {format_duration(number(row['xact_age']))}")
-    if row["wait_event_type"] not in (None, "Client"):
-        parts.append(
-            f"waits on {text(row['wait_event_type'])}/{text(row['wait_event'])}"
-        )
-    did = "runs" if row["state"] == "active" else "last ran"
-    return ", ".join(parts) + f", {did}: {text(row['query'], QUERY)}"
-
-
-def blocking(tree: Blocking, sessions: Mapping[int, Row]) -> str:
-    """Return each root blocker, and indented under it the sessions that wait for it."""
-    if not tree.waits:
-        return "no session waits for a lock"
-    lines = []
-    for root in tree.roots():
-        waiting = list(tree.walk(root))
-        count = f"blocks {format_count(len(waiting), 'session')}"
-        if root == PREPARED:
-            lines.append(f"root: a prepared transaction {count}")
-        else:
-            row = sessions.get(root)
-            line = session(row) if row else f"pid {root}: gone meanwhile"
-            lines.append(f"root: {count}; {line}")
-        lines += [_waiter(depth, row, sessions) for depth, row in waiting]
-    return _bounded(lines)
-
-
-def _waiter(depth: int, wait: Row, sessions: Mapping[int, Row]) -> str:
-    pid = int(wait["pid"])
-    waited = f"has waited {format_duration(number(wait['waited']))}"
-    behind = ", ".join(str(one) for one in sorted(set(wait["blockers"])))
-    row = sessions.get(pid)
-    line = f"{who(row)}, runs: {text(row['query'], QUERY)}" if row else "gone meanwhile"
-    return f"{'  ' * min(depth, 20)}pid {pid} {waited} for pid {behind}: {line}"
-
-
-def _bounded(lines: Sequence[str]) -> str:
-    more = len(lines) - MOST
-    return "\n".join([*lines[:MOST], *([f"… and {more} more"] if more > 0 else [])])
+Fetch = Callable[[Concern], Awaitable[str]]
 
 
 # Each goes on to the last place where what a client wrote can end, or to the end of the line.
@@ -123,58 +59,303 @@ CLIENT_TEXT = (
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One kind of evidence. `fetch` raises MidwatchError."""
+    """One kind of evidence. `fetch` raises MidwatchError. `log` marks lines of a log."""
 
     title: str
     source: str
-    fetch: Callable[[SharedConnection], Awaitable[str]]
+    fetch: Fetch
+    log: bool = False
 
 
-def _table(statement: str, none: str) -> Callable[[SharedConnection], Awaitable[str]]:
-    async def fetch(shared: SharedConnection) -> str:
-        async with shared.use() as connection:
-            return facts(await connection.rows(statement)) or none
+def _rows(statement: str, none: str, *, concerned: bool = False) -> Fetch:
+    async def fetch(concern: Concern) -> str:
+        used = concern.database() if concerned else concern.server.use()
+        async with used as one:
+            return facts(await one.rows(statement)) or none
 
     return fetch
 
 
-async def _server(shared: SharedConnection) -> str:
+# ------------------------------------------------------------------ now
+
+
+async def _now(concern: Concern) -> str:
+    """Return the state of the tickets' invariants at this moment."""
+    invariants = {
+        one.id: one
+        for one in configure(INVARIANTS, concern.settings.invariants, "subject")
+    }
+    lines: list[str] = []
+    for name in dict.fromkeys(ticket.key.invariant for ticket in concern.tickets):
+        components = {
+            one.key.component for one in concern.tickets if one.key.invariant == name
+        }
+        if name in invariants:
+            lines += await _state_of(concern, invariants[name], components)
+    return "\n".join(lines)
+
+
+async def _state_of(
+    concern: Concern, invariant: Invariant, components: set[str]
+) -> list[str]:
+    check = next((one for one in CHECKS if one.invariant == invariant.id), None)
+    if check is None and invariant.id != "reachable":
+        return [f"{invariant.id}: see the log, which tells whether it goes on"]
+    signals: Sequence[Signal] = ()
+    try:
+        async with concern.server.use() as connection:
+            if check is None:
+                return ["reachable: the server answers now"]
+            if invariant.id in _COMPARED:
+                rows = await connection.rows(_COMPARED[invariant.id])
+                return [_counted(row) for row in rows if row["datname"] in components]
+            at, state = concern.at.timestamp(), dict[str, Any]()
+            context = ObservationContext(
+                connection, concern.settings, at, {}, state, {invariant.id: invariant}
+            )
+            signals = await check.run(context)
+    except PartlyUnsupported as error:
+        signals = error.signals
+    except NotObservable as error:
+        return [f"{invariant.id}: not known now: {error.message}"]
+    except (Exhausted, Unreachable) as error:
+        return [f"{invariant.id}: not known now: {error.message}"]
+    lines = [_signal(one, invariant) for one in signals if one.component in components]
+    seen = {one.component for one in signals}
+    return lines + [
+        f"{invariant.id} on {text(one, 120)}: nothing like it any more: it holds now"
+        for one in sorted(components - seen)
+    ]
+
+
+# What breaks these is the difference of two observations: here is the second one.
+_COMPARED = {"deadlocks": sql.DEADLOCKS, "database_growth": sql.DATABASE_SIZES}
+
+
+def _counted(row: Row) -> str:
+    if "size" in row:
+        return f"size of {text(row['datname'], 64)} now: {format_size(float(row['size'] or 0))}"
+    return f"deadlocks of {text(row['datname'], 64)} counted until now: {row['deadlocks']:.0f}"
+
+
+def _signal(signal: Signal, invariant: Invariant) -> str:
+    parts = [f"{invariant.id} on {text(signal.component, 120)}"]
+    if signal.value is not None and invariant.limit is not None:
+        value = format_value(signal.value, invariant.unit)
+        limit = format_value(invariant.limit, invariant.unit)
+        broken = signal.value > invariant.limit or signal.holds is False
+        parts.append(
+            f"{value} (limit {limit}), {'still broken' if broken else 'it holds now'}"
+        )
+    return ": ".join([*parts, signal.message])
+
+
+# ------------------------------------------------------------------ the server
+
+
+async def _server(concern: Concern) -> str:
     """Return facts about the server, or why it refuses a connection: that is evidence too."""
     try:
-        async with shared.use() as connection:
-            return server(await connection.rows(sql.SERVER))
+        async with concern.server.use() as connection:
+            return server(await connection.rows(evidence_sql.SERVER))
     except (Unreachable, Exhausted) as error:
         return f"a connection attempt failed: {error.message}"
 
 
-async def _activity(shared: SharedConnection) -> str:
-    async with shared.use() as connection:
-        return activity(await connection.rows(sql.ACTIVITY))
+async def _activity(concern: Concern) -> str:
+    queue = any(one.key.invariant == "blocked_sessions" for one in concern.tickets)
+    async with concern.server.use() as connection:
+        return activity(await connection.rows(sql.ACTIVITY), waiting=not queue)
 
 
-async def _blocking(shared: SharedConnection) -> str:
-    async with shared.use() as connection:
+async def _blocking(concern: Concern) -> str:
+    async with concern.server.use() as connection:
         seen = await load_lock_waits(connection)
         return blocking(seen.blocking, seen.sessions)
 
 
-async def _slots(shared: SharedConnection) -> str:
-    async with shared.use() as connection:
+async def _settings(concern: Concern) -> str:
+    about = {_ABOUT.get(one.key.invariant, "sessions") for one in concern.tickets}
+    names = {
+        name
+        for group in about
+        for kind in group.split()
+        for name in evidence_sql.SETTING_NAMES[kind].split()
+    }
+    async with concern.server.use() as connection:
+        rows = await connection.rows(evidence_sql.SETTINGS, {"names": sorted(names)})
+    return facts(rows) or "no settings visible"
+
+
+# The groups of settings that concern an invariant.
+_ABOUT = {
+    "connections": "sessions",
+    "blocked_sessions": "locks",
+    "idle_in_transaction": "locks",
+    "long_queries": "locks statements",
+    "deadlocks": "locks",
+    "transaction_id_age": "vacuum",
+    "dead_tuples": "vacuum",
+    "replication_lag": "wal",
+    "inactive_slots": "wal",
+    "database_growth": "wal vacuum",
+    "log_errors": "crash",
+    "checksum_failures": "crash",
+}
+
+
+async def _slots(concern: Concern) -> str:
+    async with concern.server.use() as connection:
         return facts(await connection.rows(sql.slots(connection.version))) or "no slots"
 
 
-async def _log(shared: SharedConnection) -> str:
-    """Return the end of the log. Where it is on this machine, that needs no server that answers."""
-    try:
-        async with shared.use() as connection:
-            return await tail(shared.settings, connection) or "the log is empty"
-    except (Unreachable, Exhausted):
-        if shared.settings.log_file is None:
-            raise
-        return await tail(shared.settings, None) or "the log is empty"
+async def _log(concern: Concern) -> str:
+    return await concern.log() or "the log is empty"
 
+
+async def _conflicts(concern: Concern) -> str:
+    async with concern.server.use() as connection:
+        delays = await connection.rows(evidence_sql.DELAYS)
+        if not delays:
+            return "this server is a primary: conflicts and delays are those of its standbys"
+        conflicts = await connection.rows(evidence_sql.CONFLICTS)
+    none = "no statement was cancelled by a conflict with replay"
+    return f"{facts(delays)}\n{facts(conflicts) or none}"
+
+
+async def _changes(concern: Concern) -> str:
+    """Return what was written last to the catalog. Its times are known with track_commit_timestamp only."""
+    async with concern.database() as connection:
+        [kept] = await connection.rows(
+            "SELECT current_setting('track_commit_timestamp') = 'on' AS at"
+        )
+        at = "max(date_trunc('second', pg_xact_commit_timestamp(xmin)))::text"
+        rows = await connection.rows(
+            evidence_sql.DDL.replace("%s", at if kept["at"] else "NULL::text")
+        )
+    unknown = (
+        ""
+        if kept["at"]
+        else "times are not kept (track_commit_timestamp is off), only the order in transactions\n"
+    )
+    return unknown + (facts(rows) or "nothing within the last million transactions")
+
+
+# ------------------------------------------------------------------ disks
+
+
+async def _tablespaces(concern: Concern) -> str:
+    """Return size, free space and temporary files of each tablespace, and the size of the write-ahead log."""
+    local = is_local(concern.settings)
+    async with concern.server.use() as connection:
+        [places] = await connection.rows(evidence_sql.PLACES)
+        data = text(places["data"], 300)
+        lines = []
+        for row in await connection.rows(evidence_sql.TABLESPACES):
+            path = text(row["location"], 300) or data
+            lines.append(
+                f"tablespace oid {row['id']} {text(row['tablespace'], 64)}: at {path or 'a hidden place'}, {text(row['size'])}, "
+                f"{await _used(connection, evidence_sql.TEMPORARY, 'temporary', row['id'])}, "
+                f"{await asyncio.to_thread(_free, path, local)}"
+            )
+        lines.append(await _used(connection, evidence_sql.WAL, "write-ahead log"))
+        temporary = await connection.rows(evidence_sql.TEMPORARY_USE)
+    lines += [
+        f"{name}: {text(places[name], 200)}"
+        for name in ("temp_tablespaces", "temp_file_limit")
+        if places[name] not in (None, "", "-1")
+    ]
+    lines += [f"temporary files since the reset: {facts([row])}" for row in temporary]
+    return "\n".join(lines)
+
+
+async def _used(
+    connection: Connection, statement: str, what: str, id_: int | None = None
+) -> str:
+    try:
+        [row] = await connection.rows(statement, {"id": id_} if id_ else None)
+    except QueryFailed as error:
+        return f"{what} files not visible: {error.message}"
+    return f"{what}: {format_count(int(row['files']), 'file')}, {format_size(float(row['bytes']))}"
+
+
+def _free(path: str, local: bool) -> str:
+    """Return the free space of a file system, which only a process on the server's machine can see."""
+    if not path or not local:
+        return "free space not visible: the server does not tell it, and is on another machine"
+    try:
+        found = os.statvfs(path)
+    except OSError as error:
+        return f"free space not visible from here: {path}: {error.strerror}"
+    free = format_size(float(found.f_bavail * found.f_frsize))
+    return f"{free} free of {format_size(float(found.f_blocks * found.f_frsize))} at {path}"
+
+
+# ------------------------------------------------------------------ sequences of all databases
+
+_NEAR = 0.8  # share of a sequence's numbers from which on it is shown
+_DATABASES = 30
+
+
+async def _sequences(concern: Concern) -> str:
+    """Return the sequences near their end in every database that the role may enter."""
+    async with concern.server.use() as connection:
+        names = [
+            str(row["datname"])
+            for row in await connection.rows(evidence_sql.CONNECTABLE)
+        ]
+    until = asyncio.get_running_loop().time() + concern.settings.statement_timeout
+    lines: list[str] = []
+    looked, hidden = 0, 0
+    failed: list[str] = (
+        [f"{len(names) - _DATABASES} more"] if len(names) > _DATABASES else []
+    )
+    for name in names[:_DATABASES]:
+        if asyncio.get_running_loop().time() > until:
+            failed.append(f"{name} (no time left)")
+            continue
+        try:
+            async with Connection(in_database(concern.settings, name)) as connection:
+                rows = await connection.rows(evidence_sql.SEQUENCES)
+        except ObservationFailed as error:
+            failed.append(f"{name} ({error.message})")
+            continue
+        looked += len(rows)
+        hidden += sum(1 for row in rows if not row["may"])
+        lines += [_sequence(name, row) for row in rows if float(row["used"]) >= _NEAR]
+    lines = lines[:20] or ["no sequence is near its end, as far as is visible"]
+    lines.append(
+        f"{format_count(looked, 'sequence')} that can end, in {format_count(min(len(names), _DATABASES) - len(failed), 'database')}"
+    )
+    if hidden:
+        lines.append(
+            f"of {hidden} of them the last number is not visible to this role (it needs USAGE or SELECT): judged by the rows of their tables"
+        )
+    if failed:
+        lines.append(f"not read: {text(', '.join(failed), 300)}")
+    return "\n".join(lines)
+
+
+def _sequence(database: str, row: Row) -> str:
+    used = float(row["used"])
+    state = "EXHAUSTED" if used >= 1 and not row["cycles"] else f"{used:.1%} used"
+    column = f" of column {text(row['column'], 130)}" if row["column"] else ""
+    last = (
+        f"last number {row['last']}"
+        if row["last"] is not None
+        else "last number not read, judged by the rows of its table"
+    )
+    return f"database {text(database, 64)}: sequence {text(row['name'], 130)}{column} is {state}: " f"{last}, the highest allowed is {row['last_allowed']}" + (
+        ", it cycles" if row["cycles"] else ""
+    ) + (
+        ", it is locked now" if row["locked"] else ""
+    )
+
+
+# ------------------------------------------------------------------ which evidence for what
 
 PIECES: dict[str, Piece] = {
+    "now": Piece("The broken invariant now", "the same check again", _now),
     "server": Piece("Server: version, uptime, role", "pg_settings", _server),
     "blocking": Piece(
         "Blocking tree: who waits for whom", "pg_blocking_pids", _blocking
@@ -185,100 +366,141 @@ PIECES: dict[str, Piece] = {
     "connections": Piece(
         "Connections by application, user and state",
         "pg_stat_activity",
-        _table(sql.CONNECTIONS, "no connections"),
+        _rows(evidence_sql.CONNECTIONS, "no connections"),
+    ),
+    "waits": Piece(
+        "What the clients wait for",
+        "pg_stat_activity",
+        _rows(evidence_sql.WAIT_EVENTS, "no client runs a statement"),
     ),
     "locks": Piece(
         "Locks of sessions that wait or are waited for",
         "pg_locks",
-        _table(sql.LOCKS, "no session waits for a lock"),
+        _rows(evidence_sql.LOCKS, "no session waits for a lock", concerned=True),
     ),
-    "settings": Piece(
-        "Relevant settings", "pg_settings", _table(sql.SETTINGS, "no settings visible")
+    "prepared": Piece(
+        "Prepared transactions",
+        "pg_prepared_xacts, pg_locks",
+        _rows(evidence_sql.PREPARED, "no prepared transaction", concerned=True),
+    ),
+    "settings": Piece("Relevant settings", "pg_settings", _settings),
+    "roles": Piece(
+        "Settings and limits of the roles and databases concerned",
+        "pg_db_role_setting, pg_roles",
+        concerned.role_settings,
     ),
     "horizon": Piece(
         "Who holds back vacuum",
         "pg_stat_activity, pg_prepared_xacts, pg_replication_slots",
-        _table(sql.HORIZON, "nothing holds back vacuum"),
+        _rows(sql.HORIZON, "nothing holds back vacuum"),
     ),
     "ids": Piece(
-        "Age of transaction ids", "pg_database, pg_class", _table(sql.IDS, "none")
+        "Age of transaction ids",
+        "pg_database, pg_class",
+        _rows(evidence_sql.IDS, "none", concerned=True),
     ),
     "vacuum": Piece(
-        "State of vacuum", "pg_stat_user_tables", _table(sql.VACUUM, "no tables")
+        "State of vacuum",
+        "pg_stat_user_tables",
+        _rows(evidence_sql.VACUUM, "no table has dead rows", concerned=True),
+    ),
+    "tables": Piece(
+        "Tables concerned: storage parameters, scans, indexes",
+        "pg_class, pg_index, pg_stat_all_tables",
+        concerned.tables,
+    ),
+    "explain": Piece(
+        "Plans of the statements concerned, not run", "EXPLAIN", concerned.explain
+    ),
+    "statements": Piece(
+        "Most expensive statements", "pg_stat_statements", concerned.top_statements
+    ),
+    "changes": Piece(
+        "Recent changes of tables, indexes, functions and settings", "catalog", _changes
     ),
     "sizes": Piece(
         "Sizes of databases and tables",
         "pg_database, pg_class",
-        _table(sql.SIZES, "none"),
+        _rows(evidence_sql.SIZES, "none", concerned=True),
+    ),
+    "disks": Piece(
+        "Tablespaces: size, free space, temporary files",
+        "pg_tablespace, pg_ls_tmpdir, pg_ls_waldir, statvfs",
+        _tablespaces,
+    ),
+    "sequences": Piece(
+        "Sequences near their end, in every database", "pg_sequence", _sequences
     ),
     "replication": Piece(
         "Standbys",
         "pg_stat_replication",
-        _table(sql.STANDBYS, "no standby is connected"),
+        _rows(sql.STANDBYS, "no standby is connected"),
     ),
     "recovery": Piece(
         "Recovery: the standby's receiver and replay",
         "pg_stat_wal_receiver",
-        _table(sql.RECOVERY, "nothing visible"),
+        _rows(sql.RECOVERY, "nothing visible"),
+    ),
+    "conflicts": Piece(
+        "Delays and conflicts of this standby",
+        "pg_last_xact_replay_timestamp, pg_stat_database_conflicts",
+        _conflicts,
+    ),
+    "replay": Piece(
+        "Replay: what it waits for",
+        "pg_stat_activity",
+        _rows(evidence_sql.REPLAY, "this server does not replay"),
+    ),
+    "replicators": Piece(
+        "Roles that may replicate",
+        "pg_roles",
+        _rows(evidence_sql.REPLICATORS, "none"),
     ),
     "slots": Piece("Replication slots", "pg_replication_slots", _slots),
     "counters": Piece(
-        "Counters of the databases", "pg_stat_database", _table(sql.COUNTERS, "none")
+        "Counters of the databases",
+        "pg_stat_database",
+        _rows(evidence_sql.COUNTERS, "none"),
     ),
     "checksums": Piece(
         "Checksum failures of the databases",
         "pg_stat_database",
-        _table(sql.CHECKSUM_FAILURES, "no checksum failure is counted"),
+        _rows(sql.CHECKSUM_FAILURES, "no checksum failure is counted"),
     ),
-    "log": Piece("The end of the server's log", "log", _log),
+    "log": Piece("The server's log around the onset", "log", _log, log=True),
 }
 
 # The most relevant first.
-WANTED: dict[str, tuple[str, ...]] = {
-    "reachable": ("server", "log"),
-    "connections": ("connections", "activity", "server", "blocking", "settings", "log"),
-    "blocked_sessions": ("blocking", "activity", "locks", "settings", "log", "server"),
-    "idle_in_transaction": ("activity", "blocking", "settings", "horizon", "server"),
-    "long_queries": ("activity", "blocking", "settings", "vacuum", "log", "server"),
-    "deadlocks": ("log", "counters", "activity", "blocking", "settings", "server"),
-    "transaction_id_age": (
-        "ids",
-        "horizon",
-        "vacuum",
-        "activity",
-        "settings",
-        "server",
-    ),
-    "dead_tuples": ("vacuum", "horizon", "activity", "settings", "server"),
-    "replication_lag": (
-        "replication",
-        "recovery",
-        "slots",
-        "activity",
-        "settings",
-        "log",
-        "server",
-    ),
-    "inactive_slots": ("slots", "replication", "sizes", "settings", "log", "server"),
-    "database_growth": ("sizes", "counters", "slots", "activity", "vacuum", "server"),
-    "log_errors": ("log", "server", "activity", "sizes", "settings"),
-    "checksum_failures": ("checksums", "log", "server", "settings"),
+WANTED: dict[str, str] = {
+    "reachable": "server log",
+    "connections": "now connections waits activity server blocking roles settings log",
+    "blocked_sessions": "now blocking prepared activity locks tables roles settings changes log server",
+    "idle_in_transaction": "now activity blocking roles horizon settings log server",
+    "long_queries": "now activity explain tables statements waits blocking roles settings changes log server",
+    "deadlocks": "log now tables counters activity blocking settings server",
+    "transaction_id_age": "now ids horizon prepared vacuum activity roles settings server",
+    "dead_tuples": "now vacuum horizon tables prepared activity settings changes server",
+    "replication_lag": "now replication recovery replay conflicts slots activity horizon blocking log replicators settings server",
+    "inactive_slots": "now slots replicators replication disks settings log server",
+    "database_growth": "now sizes disks statements counters slots activity vacuum server",
+    "log_errors": "log server disks activity settings slots sizes",
+    "checksum_failures": "now checksums log disks server settings",
 }
-OTHERWISE = ("server", "activity", "log")
-STATE = ("server", "log", "blocking", "activity")
+OTHERWISE = "server activity log sequences"
+STATE = "server log blocking activity"
 """What is shown of a server without a ticket, on which a broken system depends."""
 
 
 def sources(
     settings: PostgresSettings, tickets: Sequence[Ticket]
 ) -> list[EvidenceSource]:
-    """Return the evidence for these tickets, over one shared connection."""
-    wanted = [WANTED.get(ticket.key.invariant, OTHERWISE) for ticket in tickets]
+    """Return the evidence for these tickets, over one shared connection to each database."""
+    all_wanted = [WANTED.get(ticket.key.invariant, OTHERWISE) for ticket in tickets]
     ranks: dict[str, int] = {}
-    for names in wanted or [STATE]:
-        for position, name in enumerate(names):
+    for wanted in all_wanted or [STATE]:
+        for position, name in enumerate(wanted.split()):
             ranks[name] = min(ranks.get(name, 99), 10 * (position + 1))
-    shared = SharedConnection(settings)
+    concern = Concern(settings, tickets)
     limit = settings.connect_timeout + settings.statement_timeout * 2 + 1
 
     def source(name: str) -> EvidenceSource:
@@ -286,10 +508,11 @@ def sources(
         return EvidenceSource(
             piece.title,
             f"{settings.name}: {piece.source}",
-            lambda: piece.fetch(shared),
+            partial(piece.fetch, concern),
             rank=ranks[name],
             timeout=limit,
-            origin=Origin.REPORTED if name == "log" else Origin.SYSTEM,
+            log=piece.log,
+            origin=Origin.REPORTED if piece.log else Origin.SYSTEM,
             reported=CLIENT_TEXT,
         )
 

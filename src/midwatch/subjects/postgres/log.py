@@ -8,8 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 
 from midwatch.errors import ObservationFailed, Unsupported
+from midwatch.log_shapes import thin, time_of
 from midwatch.model import Fact, Invariant, Json, Signal
 from midwatch.subjects.postgres.connection import Connection, QueryFailed, text
 from midwatch.subjects.postgres.log_files import (
@@ -39,7 +41,10 @@ from midwatch.units import format_count, format_duration
 
 __all__ = ["LogPosition", "LogReport", "check_log", "kind_of", "tail"]
 
-TAIL = 64_000
+TAIL = 1_000_000  # bytes of the log's end that are evidence
+AROUND = 1_000_000  # bytes around the onset, where the end does not reach back to it
+PROBE = 8_000  # bytes that are read to find a time in the log
+LOG_BEFORE = timedelta(minutes=2)
 _ENGLISH = re.compile(r"(?:|C|POSIX|en|English)(?:[._@ -].*|_.*)?", re.IGNORECASE)
 
 
@@ -217,33 +222,85 @@ def _signal(kind: str, points: Series, latest: object, window: float) -> Signal:
 _BREAKS = re.compile("[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
-async def tail(
-    settings: PostgresSettings,
-    connection: Connection | None,
-    length: int = TAIL,
-    most: int = 200,
+async def tail(settings: PostgresSettings, connection: Connection | None) -> str:
+    """Return the end of the log, each line with its severity before anything that a client chose.
+
+    Raises ObservationFailed.
+    """
+    return await log_around(settings, connection, None)
+
+
+async def log_around(
+    settings: PostgresSettings, connection: Connection | None, onset: datetime | None
 ) -> str:
-    """Return the last lines, each with its severity before anything that a client chose.
+    """Return the log around the onset and its end; only the end, where that has the onset or no times.
 
     Args:
         settings: The server's.
         connection: None reads a log on this machine.
-        length: Bytes that are read.
-        most: Lines that are returned.
+        onset: When the fault was first seen.
 
     Raises:
         ObservationFailed: The log cannot be read.
     """
+    files, server = await _opened(settings, connection)
+    parts = [await files.tail(TAIL)]
+    if onset is not None and _begins_after(parts[0], onset - LOG_BEFORE):
+        end = max(0, files.current.size - TAIL)
+        early = await _place_of(files, onset - LOG_BEFORE, end)
+        late = await _place_of(files, onset, end)
+        # Where the log is so dense that not all of it is read, what is nearest to the onset.
+        start = max(early, late - AROUND * 3 // 4)
+        parts.insert(0, await files.lines(start, min(AROUND, end - start)))
+    shown = [
+        await asyncio.to_thread(_shown, part, files.format, server) for part in parts
+    ]
+    return "\n[… lines between left out …]\n".join(filter(None, shown))
+
+
+async def _opened(
+    settings: PostgresSettings, connection: Connection | None
+) -> tuple[LogFiles, ServerLogSettings]:
     server = ServerLogSettings()
     if connection is not None:
         server = await server_log_settings(connection)
-    files = await open_log(settings, connection, server)
-    part = _BREAKS.sub("?", (await files.tail(length)).decode("utf-8", "replace"))
-    if files.format != "stderr":
-        records = structured_records(part, files.format, telling=False)
-        return "\n".join([line for one in records for line in one.evidence][-most:])
-    shown = TextLog(part, _prefixes(server, None)).evidence()
-    return "\n".join(shown.rstrip("\n").split("\n")[-most:])
+    return await open_log(settings, connection, server), server
+
+
+def _shown(data: bytes, format_: str, server: ServerLogSettings) -> str:
+    if format_ == "stderr":
+        data = thin(data)
+    part = _BREAKS.sub("?", data.decode("utf-8", "replace"))
+    if format_ != "stderr":
+        records = structured_records(part, format_, telling=False)
+        return "\n".join([line for one in records for line in one.evidence])
+    return TextLog(part, _prefixes(server, None)).evidence().rstrip("\n")
+
+
+def _begins_after(part: bytes, at: datetime) -> bool:
+    first = _first_time(part, at)
+    return first is not None and first > at
+
+
+def _first_time(part: bytes, near: datetime) -> datetime | None:
+    for line in part[:PROBE].decode("utf-8", "replace").split("\n"):
+        at, _ = time_of(line.removeprefix('{"timestamp":"'), near)
+        if at is not None:
+            return at
+    return None
+
+
+async def _place_of(files: LogFiles, at: datetime, end: int) -> int:
+    """Return where, before `end`, the lines from a time on begin, to within `PROBE` bytes."""
+    low, high = 0, end
+    while high - low > PROBE:
+        middle = (low + high) // 2
+        first = _first_time(await files.lines(middle, PROBE), at)
+        if first is not None and first < at:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 WINDOW = 2_000_000
@@ -263,7 +320,10 @@ async def window(
     Times are compared as text, in the form that the log has them; a line without a time has that of the line
     before it. Of many lines the last 200 are returned. Raises ObservationFailed.
     """
-    whole = await tail(settings, connection, WINDOW, most=100_000)
+    files, server = await _opened(settings, connection)
+    whole = await asyncio.to_thread(
+        _shown, await files.tail(WINDOW), files.format, server
+    )
     since, until = since.replace("T", " "), until.replace("T", " ")
     at, first, kept = "", "", []
     for line in whole.split("\n"):

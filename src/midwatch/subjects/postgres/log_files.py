@@ -124,9 +124,16 @@ class LogFiles:
 
     async def tail(self, length: int) -> bytes:
         """Return the last complete lines of at most `length` bytes. Raises ObservationFailed."""
-        start = max(0, self.current.size - length)
-        part = await self.read(self.current.path, start, self.current.size - start)
-        return part[self._first(part) :] if start else part
+        return await self.lines(max(0, self.current.size - length), length)
+
+    async def lines(self, start: int, length: int) -> bytes:
+        """Return the complete lines of at most `length` bytes from a place on. Raises ObservationFailed."""
+        length = min(length, self.current.size - start)
+        part = await self.read(self.current.path, start, length)
+        part = part[self._first(part) :] if start else part
+        if start + length < self.current.size:
+            part = part[: part.rfind(b"\n") + 1]
+        return part
 
     async def end(self) -> LogPosition:
         """Return the position after the last complete line. Raises ObservationFailed."""

@@ -18,7 +18,7 @@ from midwatch.errors import MidwatchError, ObservationFailed
 from midwatch.model import Origin
 from midwatch.subjects.postgres import tool_sql as sql
 from midwatch.subjects.postgres.connection import Connection, Row
-from midwatch.subjects.postgres.evidence import facts
+from midwatch.subjects.postgres.evidence_text import facts
 from midwatch.subjects.postgres.log import window
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.subjects.tools import Answer, Arguments, Refused, Tool

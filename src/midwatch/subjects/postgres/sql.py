@@ -20,23 +20,30 @@ SELECT set_config('search_path', 'pg_catalog', false),
 
 # Midwatch's other sessions, which gather evidence, are recognised by name and role together: by
 # the name alone any client could hide.
-_OWN_SESSIONS = "(pid = pg_backend_pid() OR (application_name = 'midwatch' AND usename = session_user))"
+OWN_SESSIONS = "(pid = pg_backend_pid() OR (application_name = 'midwatch' AND usename = session_user))"
+
+
+def moment(column: str) -> str:
+    """Return a time in text that every session reads as the same one, whatever its settings."""
+    return f"""to_char({column} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')"""
+
 
 # A statement as bytes: it is in the encoding of its own database, which functions on text refuse.
-_QUERY = "substr(textsend(query), 1, 1000) AS query"
+QUERY = "substr(textsend(query), 1, 1000) AS query"
 
 _SESSION = f"""
 SELECT pid, datname, usename, application_name, coalesce(host(client_addr), 'local') AS client,
        state, wait_event_type, wait_event, backend_type,
+       {moment("xact_start")} AS xact_start,
        extract(epoch FROM clock_timestamp() - xact_start)::float8 AS xact_age,
        extract(epoch FROM clock_timestamp() - query_start)::float8 AS query_age,
        extract(epoch FROM clock_timestamp() - state_change)::float8 AS state_age,
-       {_QUERY}
+       {QUERY}
 FROM pg_stat_activity
 """
 
 ACTIVITY = f"""{_SESSION}
-WHERE backend_type = 'client backend' AND state IS DISTINCT FROM 'idle' AND NOT {_OWN_SESSIONS}
+WHERE backend_type = 'client backend' AND state IS DISTINCT FROM 'idle' AND NOT {OWN_SESSIONS}
 ORDER BY xact_start NULLS LAST LIMIT 2000
 """
 
@@ -44,7 +51,7 @@ SESSIONS = f"{_SESSION} WHERE pid = ANY(%(pids)s)"
 
 # A wait without a start has only just begun.
 WAITS = f"""
-SELECT a.pid, {_OWN_SESSIONS.replace("pid", "a.pid", 1)} AS own, coalesce(a.datname, 'server') AS datname, a.usename, a.application_name,
+SELECT a.pid, {OWN_SESSIONS.replace("pid", "a.pid", 1)} AS own, coalesce(a.datname, 'server') AS datname, a.usename, a.application_name,
        pg_blocking_pids(a.pid) AS blockers, l.locktype AS lock_type,
        n.nspname || '.' || c.relname AS "table",
        extract(epoch FROM clock_timestamp() - l.waitstart)::float8 AS waited
@@ -78,7 +85,7 @@ LIMIT 100
 
 SLOTS_USED = f"""
 SELECT usename, application_name, coalesce(state, 'unknown') AS state, count(*)::int AS sessions
-FROM pg_stat_activity WHERE backend_type = 'client backend' AND NOT {_OWN_SESSIONS}
+FROM pg_stat_activity WHERE backend_type = 'client backend' AND NOT {OWN_SESSIONS}
 GROUP BY 1, 2, 3 ORDER BY sessions DESC
 """
 
@@ -94,7 +101,7 @@ SLOTS_CAPPED = f"""
 SELECT * FROM (
   SELECT 'database' AS kind, d.datname AS name, d.datconnlimit AS cap,
          (SELECT count(*) FROM pg_stat_activity a
-          WHERE a.datid = d.oid AND a.backend_type = 'client backend' AND NOT {_OWN_SESSIONS})::int AS used
+          WHERE a.datid = d.oid AND a.backend_type = 'client backend' AND NOT {OWN_SESSIONS})::int AS used
   FROM pg_database d WHERE d.datconnlimit > 0
   UNION ALL
   SELECT 'role', r.rolname, r.rolconnlimit,
@@ -120,24 +127,30 @@ SELECT datname, age(datfrozenxid)::float8 AS xid_age, mxid_age(datminmxid)::floa
 FROM pg_database ORDER BY greatest(age(datfrozenxid), mxid_age(datminmxid)) DESC LIMIT 100
 """
 
-# What keeps vacuum from removing and freezing rows, worst first.
+# What keeps vacuum from removing and freezing rows, worst first. Whose own transaction id is the oldest (`owner`)
+# comes before those that merely see that transaction run. What clients choose comes last. A slot without xmin
+# holds back the system catalogs only, a running vacuum nothing.
 HORIZON = f"""
-SELECT kind, name, held::bigint AS held, detail, query FROM (
+SELECT kind, held::bigint AS held, owner, since, seconds, pid, state, scope, database, name, detail, query FROM (
   SELECT CASE backend_type WHEN 'walsender' THEN 'standby' ELSE 'session' END AS kind,
-         'pid ' || pid AS name,
-         concat_ws(', ', 'user ' || usename, 'application ' || nullif(application_name, ''),
-                   'database ' || datname, state) AS detail,
-         greatest(age(backend_xmin), age(backend_xid)) AS held, {_QUERY}
-  FROM pg_stat_activity WHERE NOT {_OWN_SESSIONS}
+         'pid ' || pid AS name, pid, state, datname AS database, NULL AS scope,
+         coalesce(age(backend_xid) >= greatest(age(backend_xmin), 0), false) AS owner,
+         {moment("xact_start")} AS since, extract(epoch FROM clock_timestamp() - xact_start)::int AS seconds,
+         concat_ws(', ', nullif(backend_type, 'client backend'), 'user ' || usename,
+                   'application ' || nullif(application_name, '')) AS detail,
+         greatest(age(backend_xmin), age(backend_xid)) AS held, {QUERY}
+  FROM pg_stat_activity
+  WHERE NOT {OWN_SESSIONS} AND pid NOT IN (SELECT pid FROM pg_stat_progress_vacuum)
   UNION ALL
-  SELECT 'prepared transaction', gid, concat_ws(', ', 'owner ' || owner, 'database ' || database),
-         age(transaction), NULL
+  SELECT 'prepared transaction', gid, NULL, NULL, database, NULL, true, {moment("prepared")},
+         extract(epoch FROM clock_timestamp() - prepared)::int, 'owner ' || owner, age(transaction), NULL
   FROM pg_prepared_xacts
   UNION ALL
-  SELECT 'replication slot', slot_name, CASE WHEN active THEN 'active' ELSE 'inactive' END,
+  SELECT 'replication slot', slot_name, NULL, CASE WHEN active THEN 'active' ELSE 'inactive' END, NULL,
+         CASE WHEN xmin IS NULL THEN 'catalogs' END, false, NULL, NULL, slot_type,
          greatest(age(xmin), age(catalog_xmin)), NULL
   FROM pg_replication_slots
-) holders WHERE held > 0 ORDER BY held DESC LIMIT 20
+) holders WHERE held > 0 ORDER BY held DESC, owner DESC, since LIMIT 15
 """
 
 # After a reset of the statistics (also by a crash) live rows are counted from 0, so the planner's
@@ -163,6 +176,9 @@ ORDER BY NOT known AND before DESC, known DESC, dead / total DESC LIMIT {5 * DEA
 # (pg_receivewal) counts by what it has written.
 STANDBYS = """
 SELECT r.application_name, coalesce(host(r.client_addr), 'local') AS client, r.state, r.sync_state,
+       pg_wal_lsn_diff(r.flush_lsn, r.replay_lsn)::bigint AS unreplayed,
+       pg_wal_lsn_diff(r.sent_lsn, r.flush_lsn)::bigint AS unflushed,
+       pg_wal_lsn_diff(CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_lsn() END, r.sent_lsn)::bigint AS unsent,
        coalesce(s.slot_name, '') AS slot, s.slot_type = 'logical' AS logical,
        extract(epoch FROM r.reply_time)::float8 AS replied,
        coalesce(s.temporary, false) AS temporary, r.replay_lsn IS NOT NULL AS replays,
@@ -210,8 +226,9 @@ FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'
 def slots(server_version: int) -> str:
     """Return the statement for replication slots. A slot synchronised to a standby (17) has no reader there."""
     synced = "synced AND pg_is_in_recovery()" if server_version >= 170000 else "false"
+    since = moment("inactive_since") if server_version >= 170000 else "NULL"
     return f"""
-SELECT slot_name, slot_type, coalesce(database, '') AS database, active, wal_status,
+SELECT slot_name, {since} AS inactive_since, slot_type, coalesce(database, '') AS database, active, wal_status,
        pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                             ELSE pg_current_wal_lsn() END, restart_lsn)::float8 AS retained
 FROM pg_replication_slots WHERE NOT temporary AND NOT ({synced})
@@ -270,94 +287,4 @@ UNION ALL
  WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()
  GROUP BY usename, application_name, state
  ORDER BY count(*) DESC, 1 LIMIT 50)
-"""
-
-
-# ------------------------------------------------------------------ for evidence only
-
-SERVER = """
-SELECT version(), pg_is_in_recovery() AS standby,
-       date_trunc('second', pg_postmaster_start_time())::text AS started,
-       date_trunc('second', clock_timestamp())::text AS now,
-       extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8 AS uptime
-"""
-
-CONNECTIONS = """
-SELECT count(*) AS sessions, application_name AS application, usename AS user,
-       datname AS database, coalesce(state, 'unknown') AS state,
-       coalesce(host(client_addr), 'local') AS client,
-       round(extract(epoch FROM max(clock_timestamp() - state_change)))::text || 's' AS longest_in_state
-FROM pg_stat_activity WHERE backend_type = 'client backend'
-GROUP BY 2, 3, 4, 5, 6 ORDER BY 1 DESC LIMIT 40
-"""
-
-LOCKS = """
-WITH waiting AS (
-  SELECT pid, pg_blocking_pids(pid) AS blockers FROM pg_stat_activity WHERE wait_event_type = 'Lock'
-), involved AS (
-  SELECT pid FROM waiting UNION SELECT unnest(blockers) FROM waiting
-)
-SELECT l.pid, l.locktype, l.mode, l.granted,
-       CASE WHEN l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-            THEN coalesce(c.oid::regclass::text, l.relation::text) ELSE l.relation::text END AS relation,
-       l.transactionid::text AS transactionid
-FROM pg_locks l JOIN involved i USING (pid) LEFT JOIN pg_class c ON c.oid = l.relation
-WHERE l.locktype <> 'virtualxid'
-ORDER BY l.granted, l.pid, l.locktype LIMIT 60
-"""
-
-# For settings that this session has changed for itself, the value without that change.
-SETTINGS = """
-SELECT name, CASE WHEN name IN ('statement_timeout', 'lock_timeout',
-                                'idle_in_transaction_session_timeout')
-                  THEN reset_val || ' ms' ELSE current_setting(name) END AS value
-FROM pg_settings WHERE name IN (
-  'max_connections', 'superuser_reserved_connections', 'reserved_connections',
-  'idle_in_transaction_session_timeout', 'idle_session_timeout', 'lock_timeout',
-  'statement_timeout', 'transaction_timeout', 'deadlock_timeout', 'log_lock_waits', 'autovacuum',
-  'autovacuum_max_workers', 'autovacuum_naptime', 'autovacuum_vacuum_scale_factor',
-  'autovacuum_vacuum_cost_limit', 'autovacuum_vacuum_cost_delay', 'autovacuum_freeze_max_age',
-  'vacuum_failsafe_age', 'max_wal_size', 'max_slot_wal_keep_size', 'wal_keep_size',
-  'max_wal_senders', 'hot_standby_feedback', 'max_prepared_transactions', 'shared_buffers',
-  'work_mem', 'restart_after_crash')
-ORDER BY name
-"""
-
-IDS = """
-(SELECT 'database' AS kind, datname::text AS name, age(datfrozenxid) AS xid_age,
-        mxid_age(datminmxid) AS multixact_age
- FROM pg_database ORDER BY age(datfrozenxid) DESC LIMIT 20)
-UNION ALL
-(SELECT 'table', c.oid::regclass::text, age(c.relfrozenxid), mxid_age(c.relminmxid)
- FROM pg_class c WHERE c.relkind IN ('r', 'm', 't') AND c.relfrozenxid <> '0'
- ORDER BY age(c.relfrozenxid) DESC LIMIT 15)
-"""
-
-VACUUM = """
-(SELECT 'table' AS kind, schemaname || '.' || relname AS name, n_live_tup AS live,
-        n_dead_tup AS dead, date_trunc('second', last_vacuum)::text AS last_vacuum,
-        date_trunc('second', last_autovacuum)::text AS last_autovacuum, autovacuum_count
- FROM pg_stat_user_tables ORDER BY n_dead_tup DESC LIMIT 20)
-UNION ALL
-(SELECT 'vacuum running', 'pid ' || pid || ' on relation ' || relid || ', ' || phase,
-        heap_blks_scanned, heap_blks_total, NULL, NULL, NULL
- FROM pg_stat_progress_vacuum LIMIT 10)
-"""
-
-SIZES = """
-(SELECT 'database' AS kind, datname::text AS name, pg_size_pretty(pg_database_size(oid)) AS size
- FROM pg_database WHERE datallowconn ORDER BY pg_database_size(oid) DESC LIMIT 20)
-UNION ALL
-(SELECT 'table with indexes', n.nspname || '.' || c.relname,
-        pg_size_pretty(pg_total_relation_size(c.oid))
- FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.relkind IN ('r', 'm') AND c.relpages > 0
- ORDER BY c.relpages DESC LIMIT 15)
-"""
-
-COUNTERS = """
-SELECT datname AS database, numbackends AS sessions, xact_commit AS commits,
-       xact_rollback AS rollbacks, deadlocks, temp_files, pg_size_pretty(temp_bytes) AS temp_bytes,
-       tup_inserted, tup_updated, tup_deleted, date_trunc('second', stats_reset)::text AS since
-FROM pg_stat_database WHERE datname IS NOT NULL ORDER BY xact_commit DESC LIMIT 20
 """

@@ -52,7 +52,7 @@ async def check_id_age(context: ObservationContext) -> list[Signal]:
 
 
 def _with_query(holder: Row) -> str:
-    parts = (text(holder["detail"], 300), text(holder["query"], 300))
+    parts = [text(holder[key], 300) for key in ("detail", "database", "state", "query")]
     return ", ".join(filter(None, parts))
 
 
@@ -182,6 +182,9 @@ def _dead_signal(row: Row) -> Signal:
             "dead": int(dead),
             "live": int(total - dead),
             "last_autovacuum": last or None,
+            "database": text(row["datname"], 64),
+            "schema": text(row["schemaname"], 64),
+            "table": text(row["relname"], 64),
         },
     )
 

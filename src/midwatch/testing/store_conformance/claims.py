@@ -238,7 +238,8 @@ async def what_is_not_explained_queues_again(fixture: StoreFixture) -> None:
     assert (again.attempt, again.severity) == (1, Severity.WARNING)
     assert again.batch != claim.batch
     for ticket in others:
-        assert (await fixture.store.ticket(ticket.id)).diagnosis_id is None
+        left_out = await fixture.store.ticket(ticket.id)
+        assert (left_out.diagnosis_id, left_out.left_out_by) == (None, diagnosis)
         assert await fixture.actions(ticket) == ["open", "requeue"]
         assert [each.id for each in await fixture.store.diagnoses(ticket.id)] == [
             diagnosis
@@ -246,13 +247,79 @@ async def what_is_not_explained_queues_again(fixture: StoreFixture) -> None:
     assert (await fixture.store.ticket(foreign.id)).status is TicketStatus.OPEN
 
 
-async def an_answer_that_explains_nothing_is_for_all(fixture: StoreFixture) -> None:
-    """Otherwise the same batch would be diagnosed and billed again and again."""
+async def the_only_ticket_is_settled_in_any_case(fixture: StoreFixture) -> None:
+    """Whether the answer names nothing or something else: the next one would say the same."""
+    for component, explains in (("a", ()), ("b", (4711,))):
+        (ticket,) = await fixture.open(component)
+        _, diagnosis = await fixture.diagnose(Finish("answered", explains=explains))
+        after = await fixture.store.ticket(ticket.id)
+        assert (after.status, after.diagnosis_id) == (TicketStatus.DIAGNOSED, diagnosis)
+        assert after.left_out_by is None
+        assert await fixture.nothing_due()
+
+
+async def an_answer_that_names_none_is_tried_once_more(fixture: StoreFixture) -> None:
+    """The second one gives the tickets up; they show both. Asked again by a person, each ends with one call."""
     tickets = await fixture.open("a", "b")
-    _, diagnosis = await fixture.diagnose(Finish("answered", explains=()))
+    _, first = await fixture.diagnose(Finish("answered", explains=()))
     for ticket in tickets:
-        assert (await fixture.store.ticket(ticket.id)).diagnosis_id == diagnosis
+        waiting = await fixture.store.ticket(ticket.id)
+        assert (waiting.status, waiting.left_out_by) == (TicketStatus.OPEN, first)
+    claim, second = await fixture.diagnose(Finish("answered", explains=(4711,)))
+    assert ids(claim.tickets) == ids(tickets)
     assert await fixture.nothing_due()
+    for ticket in tickets:
+        after = await fixture.store.ticket(ticket.id)
+        assert after.status is TicketStatus.GIVEN_UP
+        assert (after.diagnosis_id, after.left_out_by) == (None, second)
+        row = (await fixture.store.history(ticket.id))[-1]
+        assert row.action == "give up" and row.why == after.last_error
+        assert f"{first} and by {second}" in row.why
+    await fixture.store.retry(tickets[0].id, "ann")
+    _, third = await fixture.diagnose(Finish("answered", explains=()))
+    assert (await fixture.store.ticket(tickets[0].id)).diagnosis_id == third
+
+
+async def what_is_left_out_again_gets_an_answer_of_its_own(
+    fixture: StoreFixture,
+) -> None:
+    """New tickets do not join it: its end does not depend on what else breaks."""
+    a, b, c, d = await fixture.open("a", "b", "c", "d", group_wait=5)
+    fixture.clock.move(5)
+    await fixture.diagnose(Finish("answered", explains=(a.id,)))
+    (late,) = await fixture.open("late", group_wait=5)
+    claim, second = await fixture.diagnose(Finish("answered", explains=(b.id,)))
+    assert ids(claim.tickets) == (b.id, c.id, d.id)
+    for ticket in (c, d):
+        claim, diagnosis = await fixture.diagnose(Finish("answered", explains=()))
+        assert ids(claim.tickets) == (ticket.id,) and claim.attempt == 1
+        after = await fixture.store.ticket(ticket.id)
+        assert (after.diagnosis_id, after.left_out_by) == (diagnosis, second)
+    fixture.clock.move(5)
+    assert ids((await fixture.claim()).tickets) == (late.id,)
+
+
+async def every_order_of_answers_ends(fixture: StoreFixture) -> None:
+    """With at most one call a ticket and one more, whatever the answers name."""
+    for name_one in (
+        (True,),
+        (False,),
+        (True, False),
+        (False, True),
+        (True, True, False),
+    ):
+        tickets = await fixture.open(*(f"{name_one}-{n}" for n in range(6)))
+        calls = 0
+        while claims := await fixture.store.claim("agent", lease=LEASE):
+            calls += 1
+            assert calls <= len(tickets) + 1
+            named = ids(claims[0].tickets)[: name_one[calls % len(name_one)]]
+            finish = Finish("answered", explains=(*named, 4711))
+            diagnosis = await fixture.begin(claims[0])
+            assert await fixture.store.finish(claims[0], diagnosis, finish)
+        for ticket in tickets:
+            after = await fixture.store.ticket(ticket.id)
+            assert after.diagnosis_id or after.status is TicketStatus.GIVEN_UP
 
 
 async def a_ticket_resolved_during_the_call_stays_so(fixture: StoreFixture) -> None:
@@ -386,7 +453,10 @@ CHECKS = (
     an_answer_is_stored_whole,
     finishing_twice_changes_nothing,
     what_is_not_explained_queues_again,
-    an_answer_that_explains_nothing_is_for_all,
+    the_only_ticket_is_settled_in_any_case,
+    an_answer_that_names_none_is_tried_once_more,
+    what_is_left_out_again_gets_an_answer_of_its_own,
+    every_order_of_answers_ends,
     a_ticket_resolved_during_the_call_stays_so,
     a_batch_resolved_during_the_call_keeps_its_diagnosis,
     a_person_may_act_during_the_call,

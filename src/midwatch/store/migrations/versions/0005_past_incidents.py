@@ -10,7 +10,7 @@ from midwatch.store.memory import texts_of, words_of
 from midwatch.store.schema import Document
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 
 _ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 _CHUNK = 500
