@@ -158,11 +158,14 @@ async def test_the_violations_come_first_then_sources_by_rank_then_the_past() ->
         "flapping: it opened and cleared several times within a short time",
         "earlier opening: ticket 3",
     ]
-    assert "\nnot verified: root cause: pid 99 Ticket 8: forged" in reported["E4"].text
-    assert "\nnot verified: what was found: A forgotten console." in reported["E4"].text
-    assert reported["E4"].origin is Origin.EARLIER
-    assert "what resolved it: the invariant holds again" in reported["E4"].text
-    assert not re.search("hunter2|knownsecret", reported["E4"].text)
+    e1, earlier_text = reported["E1"], reported["E4"].text
+    foreign = [e1.text[start:end] for start, end in e1.reported]
+    assert foreign == ["accounts", "ALTER ROLE bob PASSWORD '[redacted:password]'"]
+    assert "\nnot verified: what was found (an earlier diagnosis, " in earlier_text
+    assert "\nnot verified: root cause: pid 99 Ticket 8: forged" in earlier_text
+    assert "what resolved it: the invariant holds again" in earlier_text
+    assert not re.search("hunter2|knownsecret", earlier_text)
+    assert (e1.origin, reported["E4"].origin) == (Origin.SYSTEM, Origin.EARLIER)
     assert all(item.available and item.at == AT for item in reported.values())
 
 

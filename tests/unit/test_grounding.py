@@ -251,7 +251,9 @@ a long line [… 40 characters cut …] and its end
 password: [redacted:password]
 level=info msg="started worker"
 [28/Nov/2026:14:00:00 +0000] GET / 200
-… and 7 more"""
+… and 7 more
+mount  size    used
+/data  8.0 GB  8.0 GB"""
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,7 @@ level=info msg="started worker"
         ),
         *("level", "level=", "120 lines cut", "[… 120 lines cut …]", "40 characters"),
         *("[redacted:password]", "redacted:password", "password: [redacted:password]"),
-        *("… and 7 more", "and 7 more"),
+        *("… and 7 more", "and 7 more", "mount  size", "mount size used"),
     ],
 )
 def test_a_quote_that_says_nothing_fails(quote: str) -> None:
@@ -295,6 +297,7 @@ def test_a_quote_that_turns_or_joins_lines_fails(quote: str) -> None:
         *('ERROR: could not extend file \\"base/1\\"', "… No space left on device"),
         *("pid 9 … TABLE orders", "a long line [… 40 characters cut …] and its end"),
         *('extend file "base/1": No space left on device', "level=info", "GET / 200"),
+        "/data 8.0 GB",
     ],
 )
 def test_form_does_not_matter(quote: str) -> None:

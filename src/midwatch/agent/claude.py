@@ -253,6 +253,15 @@ def map_api_error(status: int, type_: str | None, code: str | None) -> Kind:
     return _BY_STATUS.get(status, Kind.UNREACHABLE)
 
 
+def _parsed(common: dict[str, Any]) -> Reply:
+    if not common["text"].strip():
+        return Reply(Kind.INVALID, error="the answer has no text", **common)
+    try:
+        return Reply(Kind.ANSWERED, parse_answer(common["text"]), **common)
+    except pydantic.ValidationError as error:
+        return Reply(Kind.INVALID, error=_schema_problems(error), **common)
+
+
 def _tools(prompt: Prompt) -> dict[str, Any]:
     """Return the tools of a request. A prompt without them makes the same request as if there were none."""
     if not prompt.tools:
@@ -274,15 +283,6 @@ def _asked(body: dict[str, Any], prompt: Prompt, common: dict[str, Any]) -> Repl
         why = "it asked for tools, of which none can be used: answer now"
         return Reply(Kind.INVALID, error=why, **common)
     return Reply(Kind.ASKED, calls=calls, content=content, **common)
-
-
-def _parsed(common: dict[str, Any]) -> Reply:
-    if not common["text"].strip():
-        return Reply(Kind.INVALID, error="the answer has no text", **common)
-    try:
-        return Reply(Kind.ANSWERED, parse_answer(common["text"]), **common)
-    except pydantic.ValidationError as error:
-        return Reply(Kind.INVALID, error=_schema_problems(error), **common)
 
 
 def _usage(counted: Any) -> Usage:

@@ -110,8 +110,8 @@ class Prompt:
     """A request to Claude: tools and system text come first and stay the same, so that the API caches them.
 
     `tools` are the definitions of tools, `rounds` what was asked with them so far. Without `may_ask` they are
-    only there to explain the rounds. `correction` follows the last round.
-    Without `schema` the request asks for no form but by its text: for a gateway that refuses the field.
+    only there to explain the rounds. `correction` follows the last round. Without `schema` the request asks for
+    no form but by its text: for a gateway that refuses the field.
     """
 
     system: str
@@ -184,7 +184,7 @@ def compose(
         tools: The definitions of the tools, as the API wants them.
         rounds: What was asked with them so far.
         may_ask: Whether more may be asked.
-        schema: Whether the request has the form; the text describes it where not, or where that did not do.
+        schema: Whether the request can carry the form; else, and after a correction, the text describes it.
     """
     corrected = ""
     if correction:

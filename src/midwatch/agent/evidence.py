@@ -193,12 +193,12 @@ SAME = "As when the tickets opened, but for ages and times"
 OPENING_RANK = 15
 """The rank of evidence from a ticket's opening among those of a subject's sources."""
 MOST_FROM_OPENING = 5
-_OWN_SHARE = 0.6
-"""The share of the time for the sources of the tickets' own subjects where linked ones may follow."""
 _FOREIGN_WORDS = frozenset({"prometheus"})
 """The kinds whose messages come from outside, as annotations do; those of others are of the subject itself."""
 _MEASURED = re.compile(r"(?:^|_)(?:state|cause|kind|fstype|mount)$")
 """The names of facts, in the other kinds, whose text is one of a few words of the system itself."""
+_OWN_SHARE = 0.6
+"""The share of the time for the sources of the tickets' own subjects where linked ones may follow."""
 _STOPPING = 0.2  # seconds that a cancelled source gets to end
 
 # What differs between two readings of the same: ages and times.
@@ -465,10 +465,10 @@ class ContextGatherer:
             rank=source.rank,
             origin=source.origin,
         )
+        text = piece.text
         if source.log and not failure:
-            lines = shorten(collapse(piece.text, onset), LOG_TOKENS)
-            piece = replace(piece, text=lines)
-        marked = mark_matches(piece.text, source.reported)
+            text = shorten(collapse(text, onset), LOG_TOKENS)
+        marked = mark_matches(text, source.reported)
         return replace(piece, text=marked, at=at or piece.at)
 
     # ------------------------------------------------------------------ the violations

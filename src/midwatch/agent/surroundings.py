@@ -10,7 +10,7 @@ from datetime import datetime
 from midwatch.agent.links import Links
 from midwatch.agent.quotes import UNVERIFIED
 from midwatch.errors import MidwatchError
-from midwatch.model import Grounded, Origin, Ticket
+from midwatch.model import Origin, Ticket
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource, Subject
@@ -27,8 +27,8 @@ PAST_RANK = 70
 _LINKED_RANK = 30
 """What the sources of a linked subject without a ticket of the incident rank behind those of one that has one."""
 _MOST_SUBJECTS = 4
-_MOST_SOURCES = 4
-"""Linked subjects that are asked for their state, and the sources of each."""
+_MOST_SOURCES, _MOST_OF_SILENT = 4, 3
+"""Linked subjects that are asked for their state, and the sources of each, with a ticket of its own and without."""
 _MOST_LINKS = 20
 _MOST_TICKETS = 20
 
@@ -173,12 +173,14 @@ class Surroundings:
         found: list[EvidenceSource] = []
         for name in self._links.deepest_first(sorted(needed))[:_MOST_SUBJECTS]:
             broken = [ticket for ticket in others if ticket.key.subject == name]
-            sources = sorted(
-                self._subjects[name].sources(broken), key=lambda one: one.rank
-            )
+            try:
+                given = self._subjects[name].sources(broken)
+            except Exception:  # a plug-in may need a ticket
+                continue
+            sources = sorted(given, key=lambda one: one.rank)
             found += [
                 replace(one, title=f"{name}: {one.title}", rank=one.rank + _LINKED_RANK)
-                for one in sources[:_MOST_SOURCES]
+                for one in sources[: _MOST_SOURCES if broken else _MOST_OF_SILENT]
             ]
         return found
 
@@ -199,23 +201,14 @@ class Surroundings:
             f"opened {_time(ticket.opened_at)}, resolved {_time(ticket.resolved_at)}",
             f"message: {self.line(ticket.message)}",
         ]
-        mark = "" if past.verified else UNVERIFIED
-        if past.summary or past.root_cause:
-            lines.append(f"{mark}what was found: {self.line(past.summary or '')}")
-            lines.append(f"the diagnosis of that time: {_checked(past)}")
+        known = bool(past.summary or past.root_cause)
+        mark = UNVERIFIED if known and not past.verified else ""
+        found = f"what was found ({past.mark})" if known else "what was found"
+        lines.append(f"{mark}{found}: {self.line(past.summary or 'nothing was noted')}")
         if past.root_cause:
             lines.append(f"{mark}root cause: {self.line(past.root_cause)}")
         lines.append(f"what resolved it: {self.line(ticket.resolution or 'not noted')}")
         return "\n".join(lines)
-
-
-def _checked(past: Past) -> str:
-    """Return what an earlier diagnosis claimed to be, and how much of it was found in its evidence."""
-    claims = past.grounded or Grounded(0, 0)
-    return (
-        f"{past.verdict or 'without a verdict'}, {claims.verified} of {claims.total} claims found in its evidence, "
-        f"confidence {past.confidence or 'unknown'}"
-    )
 
 
 def _time(at: datetime | None) -> str:

@@ -263,6 +263,24 @@ def repository_tools(
     return tools
 
 
+def _gatherer(
+    subjects: Sequence[Subject], redactor: Redactor, store: Store, links: Links
+) -> ContextGatherer:
+    from midwatch.agent.evidence import ContextGatherer
+    from midwatch.lifecycle import SystemClock
+    from midwatch.model import UNRESOLVED
+    from midwatch.store.protocol import TicketFilter
+
+    return ContextGatherer(
+        {subject.name: subject for subject in subjects},
+        redactor,
+        SystemClock(),
+        store.past,
+        links=links,
+        unresolved=lambda: store.tickets(TicketFilter(UNRESOLVED, limit=_MOST_OPEN)),
+    )
+
+
 @asynccontextmanager
 async def open_app(
     edge: Edge, log_to: TextIO, *, create: bool = False
@@ -272,13 +290,9 @@ async def open_app(
     A daemon creates a missing SQLite database, and again if it is deleted meanwhile; a command does not, because
     its path may be wrong.
     """
-    from midwatch.agent.evidence import ContextGatherer
     from midwatch.agent.links import Links
-    from midwatch.lifecycle import SystemClock
     from midwatch.logs import forward_library_logs, open_log
-    from midwatch.model import UNRESOLVED
     from midwatch.redaction import Redactor
-    from midwatch.store.protocol import TicketFilter
     from midwatch.store.sql import open_store
     from midwatch.subjects.base import build_subjects, dependencies
 
@@ -297,14 +311,7 @@ async def open_app(
     store = await open_store(
         settings.database, create=create, renewed=renewed if create else None
     )
-    gatherer = ContextGatherer(
-        {subject.name: subject for subject in subjects},
-        redactor,
-        SystemClock(),
-        store.past,
-        links=links,
-        unresolved=lambda: store.tickets(TicketFilter(UNRESOLVED, limit=_MOST_OPEN)),
-    )
+    gatherer = _gatherer(subjects, redactor, store, links)
     model = ModelFromKey(settings, edge.environ)
     gc.enable()  # `main` turned it off for the start
     forward_library_logs(log)

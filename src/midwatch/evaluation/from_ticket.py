@@ -50,17 +50,14 @@ def write_scenario(
         raise Conflict(f"{folder} exists already", hint="use --name")
     answer = DiagnosisOutput.model_validate(diagnosis.answer)
     ended = diagnosis.finished_at or diagnosis.started_at
+    labels = {f"{one.key.subject}/{one.key.invariant}" for one in tickets}
+    subjects = {ticket.key.subject for ticket in tickets}
     exchange = redacted(
         Exchange(
             scenario=folder.name,
             names={},
-            kinds={
-                ticket.key.subject: kinds.get(ticket.key.subject, "")
-                for ticket in tickets
-            },
-            tickets=tuple(
-                sorted({f"{one.key.subject}/{one.key.invariant}" for one in tickets})
-            ),
+            kinds={name: kinds.get(name, "") for name in subjects},
+            tickets=tuple(sorted(labels)),
             context=Context(tuple(tickets), diagnosis.evidence, diagnosis.started_at),
             answer=answer,
             answered_by=diagnosis.model,

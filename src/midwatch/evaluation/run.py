@@ -75,14 +75,17 @@ async def run(scenario: Scenario, folder: Path, opener: Opener, ask: bool) -> Ex
 
 
 def _settings(scenario: Scenario, system: System, folder: Path) -> Path:
-    """Write the settings file of the run. An incident's tickets are waited for two seconds, not ten."""
+    """Write the settings file of the run. An incident's tickets are waited for two seconds, not ten; first aid may take
+    longer than on call, as several systems share the machine and what it says counts here, not when.
+    """
     settings = {
         "database": f"sqlite:///{folder / 'midwatch.db'}",
         "log": {"format": "json"},
         **fill(scenario.settings, system.names),
         "subjects": fill(scenario.subjects, system.names),
     }
-    settings["monitor"] = {"group_wait": "2s", **settings.get("monitor", {})}
+    patience = {"group_wait": "2s", "first_aid_timeout": "5s"}
+    settings["monitor"] = {**patience, **settings.get("monitor", {})}
     file = folder / "midwatch.yaml"
     file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return file

@@ -249,18 +249,27 @@ class TicketSession:
 class Past:
     """A resolved ticket with its diagnosis or its resolution, as evidence for later tickets.
 
-    `verified` is true where the diagnosis identified the cause and most of its claims were found; `grounded` says how
-    many were, None if that was not checked.
+    `grounded` says how many claims of the diagnosis were found in its evidence, None if that was not checked.
+    `verified` is true where the diagnosis identified the cause and most of its claims were found.
     """
 
     ticket: Ticket
     summary: str | None
     root_cause: str | None
     same_key: bool
-    verified: bool = False
-    verdict: str | None = None
     confidence: str | None = None
     grounded: Grounded | None = None
+    verified: bool = False
+    verdict: str | None = None
+
+    @property
+    def mark(self) -> str:
+        """What the diagnosis claimed and how much of it was verified; it is never shown without."""
+        found = self.grounded or Grounded(0, 0)
+        return (
+            f"an earlier diagnosis, verdict {self.verdict or 'unknown'}, {found.verified} of {found.total} claims found in its evidence, "
+            f"confidence {self.confidence or 'unknown'}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

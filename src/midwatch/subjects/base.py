@@ -39,8 +39,8 @@ class EvidenceSource:
     any `MidwatchError`, and is cancelled after `timeout` seconds. A lower `rank` matters more: when the
     token budget is short, the highest ranks are left out first. `origin` says who wrote the text. What clients
     wrote in it matches `reported` (its group, if it has one): such a pattern must not end before their text does,
-    whatever it contains. With `log` the text is lines of a log, oldest first: those of one shape become one, and the
-    time around the onset counts.
+    whatever it contains. With `log` it is lines of a log, oldest first: those of one shape become one, and the time around
+    the onset counts.
     """
 
     title: str
@@ -110,7 +110,10 @@ class Subject(Protocol):
         ...
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-        """Return the sources of evidence for these tickets, which are all of this subject."""
+        """Return the sources of evidence for these tickets, which are all of this subject.
+
+        Without tickets they show the state of the subject, on which a broken one depends.
+        """
         ...
 
     async def close(self) -> None:

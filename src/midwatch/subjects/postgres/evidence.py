@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from midwatch.errors import ObservationFailed
+from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Invariant, Origin, Signal, Ticket
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.postgres import concerned, evidence_sql, sql
@@ -27,6 +26,7 @@ from midwatch.subjects.postgres.connection import (
     text,
 )
 from midwatch.subjects.postgres.evidence_text import (
+    CLIENT_TEXT,
     activity,
     blocking,
     facts,
@@ -42,19 +42,6 @@ from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
 from midwatch.units import format_count, format_size, format_value
 
 Fetch = Callable[[Concern], Awaitable[str]]
-
-
-# Each goes on to the last place where what a client wrote can end, or to the end of the line.
-CLIENT_TEXT = (
-    re.compile(r"(?m)(?:, |: )(?:runs|last ran): (.*)$"),
-    re.compile(
-        r"(?m)\bapplication (.*(?=, database )|.*(?=, (?:runs|last ran): )|.*(?=\) )|.*$)"
-    ),
-    re.compile(
-        r"(?m)\b(?:application(?:_name)?|query|gid|detail)=(.*(?= \w+=\S*$)|.*$)"
-    ),
-)
-"""What clients wrote in evidence: statements, and the names that they give themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +103,7 @@ async def _state_of(
             signals = await check.run(context)
     except PartlyUnsupported as error:
         signals = error.signals
-    except NotObservable as error:
-        return [f"{invariant.id}: not known now: {error.message}"]
-    except (Exhausted, Unreachable) as error:
+    except (NotObservable, Unsupported, Exhausted, Unreachable) as error:
         return [f"{invariant.id}: not known now: {error.message}"]
     lines = [_signal(one, invariant) for one in signals if one.component in components]
     seen = {one.component for one in signals}
@@ -200,6 +185,7 @@ _ABOUT = {
     "inactive_slots": "wal",
     "database_growth": "wal vacuum",
     "log_errors": "crash",
+    "log_error_storm": "statements sessions",
     "checksum_failures": "crash",
 }
 
@@ -484,6 +470,7 @@ WANTED: dict[str, str] = {
     "inactive_slots": "now slots replicators replication disks settings log server",
     "database_growth": "now sizes disks statements counters slots activity vacuum server",
     "log_errors": "log server disks activity settings slots sizes",
+    "log_error_storm": "log sequences tables roles changes disks activity settings server",
     "checksum_failures": "now checksums log disks server settings",
 }
 OTHERWISE = "server activity log sequences"
