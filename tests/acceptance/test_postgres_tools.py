@@ -35,6 +35,11 @@ CREATE TABLE guarded (id int);
 INSERT INTO guarded VALUES (1);
 ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
 CREATE POLICY slow ON guarded USING (evil() IS NOT NULL);
+CREATE FUNCTION planned(int) RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
+  IF current_user = 'watcher' THEN PERFORM pg_sleep(60); END IF; RETURN true; END $$;
+CREATE TABLE indexed (id int) PARTITION BY RANGE (id);
+CREATE TABLE indexed_1 PARTITION OF indexed FOR VALUES FROM (0) TO (10);
+CREATE INDEX ON indexed_1 (id) WHERE planned(1);
 CREATE EXTENSION IF NOT EXISTS pg_stat_statements;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO watcher;
 GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO watcher;
@@ -132,6 +137,8 @@ async def test_text_of_clients_is_marked_and_what_is_counted_is_measured(
     [
         "SELECT * FROM public.trap",
         "SELECT * FROM public.guarded",
+        "SELECT * FROM public.indexed WHERE id = 1",
+        "SELECT * FROM public.indexed_1 WHERE id = 1",
         "SELECT lower(m) FROM public.moods",
         "SELECT * FROM pg_authid",
         "SELECT * FROM pg_catalog.pg_user_mapping",

@@ -192,6 +192,10 @@ class PostgresTools:
                 raise Refused(
                     f"{one_line('.'.join(one), 130)} is not a table: select from those that it reads"
                 )
+            if known[one]["runs_user_code"]:
+                raise Refused(
+                    f"an index or constraint of {one_line('.'.join(one), 130)} runs functions of users"
+                )
 
     # ------------------------------------------------------------------ our own statements
 

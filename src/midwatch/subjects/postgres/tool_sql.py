@@ -28,8 +28,24 @@ SELECT p.oid FROM pg_cast c JOIN pg_proc p ON p.oid = c.castfunc JOIN pg_languag
 WHERE p.pronamespace <> 'pg_catalog'::regnamespace AND l.lanname NOT IN ('c', 'internal') LIMIT 1
 """
 
-RELATIONS = """
-SELECT n.nspname AS schema, c.relname AS name,
+# Where planning alone may run a function of a user, as that who plans: one in the predicate of an index, say, that
+# is declared immutable. Dependents are the table, its partitions and children, their indexes, constraints and statistics.
+_RUNS_USER_CODE = """EXISTS (
+  WITH RECURSIVE family(id) AS (
+    SELECT c.oid UNION SELECT i.inhrelid FROM pg_inherits i JOIN family ON i.inhparent = family.id),
+  parts(class, id) AS (
+    SELECT 'pg_class'::regclass::oid, id FROM family
+    UNION ALL SELECT 'pg_class'::regclass, x.indexrelid FROM pg_index x JOIN family ON x.indrelid = family.id
+    UNION ALL SELECT 'pg_constraint'::regclass, k.oid FROM pg_constraint k JOIN family ON k.conrelid = family.id
+    UNION ALL SELECT 'pg_statistic_ext'::regclass, s.oid FROM pg_statistic_ext s JOIN family ON s.stxrelid = family.id)
+  SELECT 1 FROM parts JOIN pg_depend d ON d.classid = parts.class AND d.objid = parts.id
+  LEFT JOIN pg_operator o ON d.refclassid = 'pg_operator'::regclass AND o.oid = d.refobjid
+  JOIN pg_proc p ON p.oid = CASE WHEN d.refclassid = 'pg_proc'::regclass THEN d.refobjid ELSE o.oprcode END
+  JOIN pg_language l ON l.oid = p.prolang
+  WHERE l.lanname NOT IN ('c', 'internal'))"""
+
+RELATIONS = f"""
+SELECT n.nspname AS schema, {_RUNS_USER_CODE} AS runs_user_code, c.relname AS name,
        c.relkind IN ('r', 'p', 'm', 'S')
        OR (c.relname IN ('pg_stat_statements', 'pg_stat_statements_info') AND EXISTS (
            SELECT 1 FROM pg_depend d JOIN pg_extension e ON e.oid = d.refobjid

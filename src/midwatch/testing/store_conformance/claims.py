@@ -6,7 +6,7 @@ import asyncio
 
 from midwatch.errors import ClaimLost, Conflict
 from midwatch.model import Evidence, Grounded, Severity, TicketStatus, Usage
-from midwatch.store.protocol import Changes, Finish
+from midwatch.store.protocol import Budget, Changes, Finish
 from midwatch.testing.store_conformance.fixture import LEASE, StoreFixture, ids, raises
 
 
@@ -407,6 +407,25 @@ async def a_claim_may_make_several_calls(fixture: StoreFixture) -> None:
     assert await fixture.store.spent_today() == 0.75
 
 
+async def a_call_keeps_what_it_was_begun_with(fixture: StoreFixture) -> None:
+    """The evidence that an investigation asked for outlives the daemon that asked."""
+    (ticket,) = await fixture.open("a")
+    claim = await fixture.claim()
+    at = fixture.clock.after(0)
+    asked = Evidence("E1", "table", "db: table", at, "fillfactor=33", command="table x")
+    assert await fixture.store.begin(
+        claim,
+        model="claude-test",
+        prompt_version="7",
+        reserve_usd=0.0,
+        budget=Budget(None),
+        evidence=(asked,),
+    )
+    assert await fixture.store.release(claim)
+    [call] = await fixture.store.diagnoses(ticket.id)
+    assert (call.outcome, call.evidence) == ("lost", (asked,))
+
+
 async def errors_and_refusals_are_diagnoses(fixture: StoreFixture) -> None:
     """The ticket leaves the queue and has the error."""
     for component in ("refused", "cut", "error"):
@@ -443,5 +462,6 @@ CHECKS = (
     a_person_may_act_during_the_call,
     a_failed_call_waits_its_turn,
     a_claim_may_make_several_calls,
+    a_call_keeps_what_it_was_begun_with,
     errors_and_refusals_are_diagnoses,
 )
