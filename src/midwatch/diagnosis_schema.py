@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
@@ -153,6 +155,53 @@ class Reply:
         return "\n".join(filter(None, parts))
 
 
+# ------------------------------------------------------------------ answers of gateways without the schema
+
+_LISTS: Final = tuple(
+    name
+    for name, field in DiagnosisOutput.model_fields.items()
+    if get_origin(field.annotation) is list
+)
+_FENCE: Final = re.compile(r"```[\w-]*[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
+
+
+def parse_answer(text: str) -> DiagnosisOutput:
+    """Return the diagnosis in what a model wrote: bare, in a Markdown fence, or with text around it.
+
+    A gateway may drop the schema from a request. A list or a reason that is missing is empty then.
+
+    Raises:
+        ValidationError: None of it fits the schema; the errors are those of the likeliest part.
+    """
+    errors: list[ValidationError] = []
+    for part in _candidates(text):
+        try:
+            return DiagnosisOutput.model_validate(_completed(from_json(part)))
+        except ValidationError as error:
+            errors.append(error)
+        except ValueError:  # not JSON
+            continue
+    if errors:
+        raise errors[0]
+    return DiagnosisOutput.model_validate_json(text)
+
+
+def _completed(answer: Any) -> Any:
+    """Return an answer with the lists that it leaves out, empty."""
+    if not isinstance(answer, dict):
+        return answer
+    return {**{name: [] for name in _LISTS}, "confidence_reason": "", **answer}
+
+
+def _candidates(text: str) -> Iterator[str]:
+    """Yield what may be the JSON: the text, each fenced part, and from the first brace to the last."""
+    yield text
+    yield from (match[1] for match in _FENCE.finditer(text))
+    start, end = text.find("{"), text.rfind("}")
+    if 0 <= start < end:
+        yield text[start : end + 1]
+
+
 # ------------------------------------------------------------------ truncated answers
 
 _FALLBACK: Final[dict[str, Any]] = {
@@ -171,7 +220,7 @@ _FIELDS: Final[dict[str, TypeAdapter[Any]]] = {
 def parse_truncated(text: str) -> DiagnosisOutput | None:
     """Return the complete parts of a truncated answer, the rest empty; None if it has no summary."""
     try:
-        parsed = from_json(text, allow_partial=True)
+        parsed = from_json(text[max(text.find("{"), 0) :], allow_partial=True)
     except ValueError:
         return None
     if not isinstance(parsed, dict) or not parsed.get("summary"):

@@ -97,6 +97,11 @@ def is_note(line: str) -> bool:
     return line.startswith(("\t[×", "[… "))
 
 
+def shape_of(message: str) -> str:
+    """Return the shape of one message: without its numbers, literals and names with a digit."""
+    return _VALUE.sub("#", message[:_SHAPED].partition("\n")[0])
+
+
 # ------------------------------------------------------------------ a large log
 
 _NUMBERS = re.compile(rb"[0-9]+")

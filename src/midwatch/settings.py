@@ -113,7 +113,7 @@ class InvestigationSettings(Group):
         description="Calls of tools; those of one message run at once.",
     )
     tokens: int = Field(
-        60_000,
+        100_000,
         ge=1000,
         description="Tokens of all requests and answers; after them nothing more is asked.",
     )
@@ -124,9 +124,9 @@ class InvestigationSettings(Group):
         180.0, gt=0, description="Time after which nothing more is asked."
     )
     usd: float = Field(
-        0.5,
+        2.0,
         ge=0,
-        description="Dollars, with the last answer. The budget of the day holds as well.",
+        description="Dollars at worst, with the last answer. The budget of the day holds as well.",
     )
 
 

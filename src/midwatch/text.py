@@ -288,6 +288,16 @@ def mark_reported(text: str, foreign: Iterable[str]) -> str:
     )
 
 
+def mark_matches(text: str, patterns: Iterable[re.Pattern[str]]) -> str:
+    """Return text with marks of `reported` on what matches a pattern: on its group, if it has one."""
+    spans = [
+        match.span(min(pattern.groups, 1))
+        for pattern in patterns
+        for match in pattern.finditer(text)
+    ]
+    return put_marks(text, spans)
+
+
 def take_marks(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
     """Return a text without its marks of `reported`, and the spans that they marked.
 
@@ -325,11 +335,19 @@ def _marked(row: str) -> Iterator[tuple[int, int]]:
 
 
 def put_marks(text: str, spans: Iterable[tuple[int, int]]) -> str:
-    """Return a text with marks of `reported` around the spans."""
-    for start, end in sorted(spans, reverse=True):
+    """Return a text with marks of `reported` around the spans, which may overlap."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(span for span in spans if span[0] < span[1]):
+        if merged and start <= merged[-1][1]:
+            start, end = merged[-1][0], max(end, merged.pop()[1])
+        merged.append((start, end))
+    parts: list[str] = []
+    at = 0
+    for start, end in merged:
         inner = text[start:end].replace("\n", f"{_END}\n{_REPORTED}")
-        text = f"{text[:start]}{_REPORTED}{inner}{_END}{text[end:]}"
-    return text
+        parts += [text[at:start], f"{_REPORTED}{inner}{_END}"]
+        at = end
+    return "".join([*parts, text[at:]])
 
 
 # ------------------------------------------------------------------ in its place
@@ -366,8 +384,15 @@ def _attribute(value: str) -> str:
 
 
 _ADDRESS = re.compile(r"\S*(?:://|@|(?i:www)\.|(?i:mailto|xmpp):)\S*")
-_SPECIAL = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
-_LINE_START = re.compile(r"(?m)^[^\S\n]*([#+=-]|\d{1,9}(?=[.)]))?")
+_SPECIAL = (
+    r"\\(?=[!-/:-@\[-`{-~]|$)"  # what a backslash would escape, and a hard break
+    r"|`|(?<!\s)\*|\*(?!\s)|(?<![^\W_])_|_(?![^\W_])"
+    r"|\](?=[(\[]|\Z)|\[(?=\^|[ xX]\])"  # links, footnotes, boxes
+    r"|<(?=[a-zA-Z/!?])|&(?=#?\w+;)"
+)
+_LINE_START = re.compile(
+    r"(?m)^[^\S\n]*(#{1,6}(?=\s|$)|[-+*](?=\s|$)|>|\[(?=[^\0]*\]:)|[-=:](?=[-=:\s]*$)|\d{1,9}(?=[.)](?:\s|$)))?"
+)
 
 
 def markdown_escape(text: str) -> str:
@@ -378,13 +403,17 @@ def markdown_escape(text: str) -> str:
     Indentation is lost.
     """
     text = _unindented(clean(text))
+    # Alone they are nothing: ~12 s, $5; and a table has two lines.
+    paired = "".join(one for one in "~$" if text.count(one) > 1)
+    also = paired + ("|" if "\n" in text else "")
+    special = re.compile(f"{_SPECIAL}|[{also}]" if also else _SPECIAL, re.MULTILINE)
     parts: list[str] = []
     position = 0
     for match in _ADDRESS.finditer(text):
-        parts.append(_SPECIAL.sub(r"\\\g<0>", text[position : match.start()]))
+        parts.append(special.sub(r"\\\g<0>", text[position : match.start()]))
         parts.append(code_span(match[0]))
         position = match.end()
-    parts.append(_SPECIAL.sub(r"\\\g<0>", text[position:]))
+    parts.append(special.sub(r"\\\g<0>", text[position:]))
     return _LINE_START.sub(_escape_start, "".join(parts))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -62,6 +63,7 @@ GOOD = Answer(
     structured=answer(quote=QUOTE, evidence_id="E2"),
     usage=Usage(input_tokens=1000, output_tokens=500),
 )
+FENCED = Answer(f"```json\n{json.dumps(GOOD.structured)}\n```", usage=GOOD.usage)
 
 
 class Bench:
@@ -75,7 +77,7 @@ class Bench:
         self.api: ScriptedMessagesAPI
 
     def script(self, *replies: Reply) -> None:
-        self.api = ScriptedMessagesAPI(Rule(list(replies), structured=True))
+        self.api = ScriptedMessagesAPI(Rule(list(replies)))
 
     def agent(
         self,
@@ -329,6 +331,19 @@ async def test_a_refused_request_is_tried_once_with_less(
     stored = await bench.store.diagnoses(ticket.id)
     assert [one.outcome for one in stored] == ["retry", "error"]
     assert after.status is TicketStatus.DIAGNOSED and after.diagnosis_id == stored[1].id
+
+
+async def test_a_gateway_without_schemas_is_asked_in_words(
+    bench: Bench, script: Script
+) -> None:
+    script(bad_request("output_config: Extra inputs are not permitted"), FENCED)
+    ticket = await one_ticket(bench)
+    await bench.drain()
+    first, second = bench.api.calls
+    assert first.output_schema and not second.output_schema
+    assert '"explained_tickets"' in second.prompt
+    [_, stored] = await bench.store.diagnoses(ticket.id)
+    assert (stored.outcome, stored.confidence) == ("answered", "high")
 
 
 @pytest.mark.parametrize("text", ["", "I cannot help with that."])

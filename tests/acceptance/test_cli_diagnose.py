@@ -13,7 +13,9 @@ from midwatch.store.sql import SqlStore
 from midwatch.testing.fakes import answer, open_tickets
 from midwatch.testing.messages_api import (
     Answer,
+    Rule,
     ScriptedMessagesAPI,
+    ToolUse,
     Usage,
     bad_request,
     rate_limited,
@@ -67,6 +69,7 @@ def test_the_prompt_that_is_shown_is_the_one_that_is_sent(
     assert [call.delivered for call in api.calls[before:]] == [True]
     sent = api.calls[-1]
     user = sent.prompt.removeprefix(sent.system).strip()
+    assert "tools" not in sent.body, "this subject has none"
     assert _timeless(shown) == _timeless(
         f"--- system ---\n{sent.system}\n\n--- user ---\n{user}\n"
     )
@@ -78,6 +81,40 @@ def test_the_prompt_that_is_shown_is_the_one_that_is_sent(
     assert "Cause identified" in diagnosis["markdown"]
     # What came first in the queue still waits: only what was asked for is diagnosed.
     assert said_json(folder, "tickets", "show", "2")["status"] == "open"
+
+
+TOOLS = """\
+subjects:
+  - name: plant
+    kind: command
+    command: ["true"]
+    tools:
+      - name: pressure
+        description: The pressure of a pump.
+        command: [echo, pressure of, "{pump}", is 7 bar]
+        parameters: {pump: {}}
+"""
+
+
+def test_tools_are_shown_and_so_is_the_exchange(
+    api: ScriptedMessagesAPI, env: dict[str, str], folder: Path
+) -> None:
+    (folder / "midwatch.yaml").write_text(TOOLS)
+    shown = said(folder, "diagnose", "1", "--show-prompt", env=env)
+    assert '"name": "pressure"' in shown and "You can ask the affected" in shown
+    [pressure, search] = said_json(folder, "diagnose", "1", "--show-prompt", env=env)[
+        "tools"
+    ]
+    assert (pressure["name"], search["name"]) == ("pressure", "search")
+    asks = Answer(tool_uses=[ToolUse("pressure", {"pump": "pump-1"})])
+    api.script(Rule([asks, GOOD]))
+    done = midwatch(folder, "diagnose", "1", "--trace", env=env)
+    assert done.returncode == 0, done.stderr
+    for part in ("pressure of pump-1 is 7 bar", "--- asked ---", "--- answered ---"):
+        assert part in done.stderr
+    [*_, found] = said_json(folder, "tickets", "show", "1")["diagnosis"]["evidence"]
+    assert found["command"] == "echo pressure of pump-1 is 7 bar"
+    assert found["text"] == "pressure of pump-1 is 7 bar"
 
 
 def _timeless(prompt: str) -> str:

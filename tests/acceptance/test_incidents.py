@@ -159,7 +159,7 @@ async def test_a_503_whose_cause_is_in_the_log_of_its_database(
             context = await made.incident()
     assert keys(context) == [("api", "status")]
     assert 'User "orders" has an expired password.' in piece(
-        context, "orders-db: The end of the server's log"
+        context, "orders-db: The server's log"
     )
     why = "api depends on orders-db: " + ("" if shown else "depends_on in the settings")
     assert why in piece(context, "Links between the systems")

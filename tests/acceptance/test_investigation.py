@@ -223,7 +223,7 @@ async def test_a_call_that_failed_or_was_empty_says_so_and_proves_nothing(
 @pytest.mark.parametrize(
     ("use", "reason"),
     [
-        (ToolUse("shell", {"command": "id"}), "there is no tool"),
+        (ToolUse("shell", {"command": "id"}), "there is no such tool"),
         (ToolUse("queue", {}), "name"),
         (ToolUse("queue", {"name": "mail", "host": "10.0.0.1"}), "unknown argument"),
         (ToolUse("queue", {"name": ["mail"]}), "not text"),
@@ -295,6 +295,13 @@ async def test_rounds_are_cached_from_the_second_on(bench: Bench) -> None:
     await bench.run(ask("a"), ask("b"), ask("c"), conclude("x"))
     marks = [json.dumps(call.body).count("cache_control") for call in bench.api.calls]
     assert marks == [1, 2, 3, 3], "a request has four at most"
+
+
+async def test_a_gateway_without_tools_is_asked_without_them(bench: Bench) -> None:
+    refused = bad_request("tools: Extra inputs are not permitted")
+    stored = await bench.run(refused, conclude("fake", 1))
+    assert outcomes(stored) == ["retry", "answered"]
+    assert "tools" not in bench.api.calls[-1].body
 
 
 # ------------------------------------------------------------------ outcomes

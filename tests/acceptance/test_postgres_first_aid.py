@@ -255,6 +255,7 @@ async def test_an_advisory_lock_is_held_on_purpose(server: PrivatePostgres) -> N
     ):
         output = await first_aid(watched, "blocked_sessions")
         assert ending(output) == [] and "leader" in output.summary
+        assert output.verdict == "suspected" and "advisory lock" in output.root_cause
 
 
 async def test_a_prepared_transaction_in_front_of_a_queue(

@@ -13,7 +13,7 @@ from midwatch.testing.fakes import ManualClock
 from midwatch.testing.postgres import PrivatePostgres, Standby
 
 from ..waiting import wait_until
-from .test_postgres_subject import evidence, first_aid, ticket
+from .test_postgres_subject import evidence, first_aid, text_of, ticket
 from .test_postgres_unknown import (
     ROLE,
     UNSEEN,
@@ -260,7 +260,10 @@ async def test_a_paused_replay_is_late_by_what_it_has_not_replayed(
             await clock.advance(70)
             seen = await other.observe(seen.state)
             assert fate(other, seen, LAG, "this server") == "broken"
-            assert "its replay is paused" in signal_of(seen, LAG, "this server").message
+            late = signal_of(seen, LAG, "this server")
+            assert "its replay is paused" in late.message
+            shown = text_of(await evidence(other, [ticket(late)]), "Delays")
+            assert "replay=paused last_transaction_replayed=none since" in shown
 
 
 async def test_a_standby_says_nothing_about_dead_rows(primary: PrivatePostgres) -> None:

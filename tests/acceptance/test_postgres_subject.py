@@ -31,7 +31,6 @@ from midwatch.playbooks.postgres import PLAYBOOKS
 from midwatch.subjects.postgres import PostgresSettings, PostgresSubject
 from midwatch.subjects.postgres.connection import Connection, QueryFailed
 from midwatch.testing.postgres import PrivatePostgres
-from midwatch.text import take_marks
 
 from ..waiting import PATIENCE
 
@@ -99,7 +98,7 @@ async def evidence(watched: PostgresSubject, tickets: Sequence[Ticket]) -> Conte
 
     async def fetch(source: Any) -> tuple[str, bool]:
         try:
-            return take_marks(await source.fetch())[0], True
+            return await source.fetch(), True
         except MidwatchError as error:
             return error.one_line(), False
 
@@ -185,7 +184,12 @@ async def test_the_first_look_does_not_know_what_has_to_be_compared(
     server: PrivatePostgres,
 ) -> None:
     seen = await subject(server).observe({})
-    assert ALL - seen.covered == {"deadlocks", "database_growth", "log_errors"}
+    assert ALL - seen.covered == {
+        "deadlocks",
+        "database_growth",
+        "log_errors",
+        "log_error_storm",
+    }
     assert seen.unavailable == {}  # nothing failed
 
 
@@ -403,7 +407,8 @@ async def test_killed_shut_down_and_recovered_server() -> None:
         victim.kill()
         seen = await watched.observe(before.state)
         down = broken(watched, seen)["reachable"]
-        assert seen.covered == {"reachable", "log_errors"} and not seen.unavailable
+        logs = {"log_errors", "log_error_storm"}
+        assert seen.covered == {"reachable", *logs} and not seen.unavailable
         assert "refused" in down.message
         killed = first_aid([ticket(down)], await evidence(watched, [ticket(down)]))
         assert "killed from outside" in killed.root_cause

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -48,10 +50,17 @@ GRANT SELECT ON moods TO watcher;
 """
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[PrivatePostgres]:
+OLD = Path("/usr/lib/postgresql/15/bin")
+"""Where Debian has PostgreSQL 15."""
+
+
+@pytest.fixture(scope="module", params=[None, OLD], ids=["bundled", "15"])
+def server(request: pytest.FixtureRequest) -> Iterator[PrivatePostgres]:
+    if request.param is not None and not request.param.is_dir():
+        pytest.skip("there is no PostgreSQL 15 on this machine")
     with PrivatePostgres(
-        settings={"shared_preload_libraries": "pg_stat_statements"}
+        settings={"shared_preload_libraries": "pg_stat_statements"},
+        programs=request.param,
     ) as one:
         with psycopg.connect(one.dsn(), autocommit=True) as admin:
             admin.execute("CREATE ROLE watcher LOGIN; GRANT pg_monitor TO watcher")
@@ -175,7 +184,8 @@ def test_no_admitted_catalog_waits_for_a_lock(server: PrivatePostgres) -> None:
         with psycopg.connect(server.dsn(), autocommit=True) as reader:
             reader.execute("SET search_path = pg_catalog; SET lock_timeout = '200ms'")
             for name in sorted(CATALOGS):
-                reader.execute(f"SELECT * FROM {name}")  # type: ignore[arg-type]
+                with contextlib.suppress(psycopg.errors.UndefinedTable):  # newer
+                    reader.execute(f"SELECT * FROM {name}")  # type: ignore[arg-type]
         holder.rollback()
 
 

@@ -11,14 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.model import UNRESOLVED
+from midwatch.agent.evidence import ContextGatherer
+from midwatch.agent.first_aid import preliminary
+from midwatch.lifecycle import SystemClock
+from midwatch.model import UNRESOLVED, Origin
 from midwatch.monitor.loop import MonitorLoop
+from midwatch.playbooks.general import PLAYBOOKS
+from midwatch.redaction import Redactor
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import TicketFilter
 from midwatch.store.sql import SqlStore
 from midwatch.subjects.http import HttpSubject
 from midwatch.testing.fakes import ManualClock
-from midwatch.testing.subject_conformance import check_subject
+from midwatch.testing.subject_conformance import check_subject, tickets_for
 
 from ..waiting import PATIENCE
 from .cli import comes_true
@@ -45,6 +50,7 @@ http {{
         location / {{ gzip_static always; }}
         location = /upgrade {{ return 301 https://localhost:{secure}/; }}
         location = /gone {{ return 444; }}
+        location = /dead {{ proxy_pass http://127.0.0.1:1; }}
     }}
     server {{
         listen 127.0.0.1:{secure} ssl;
@@ -176,3 +182,22 @@ async def test_a_restart_is_one_ticket_that_resolves(
     await nginx.start()
     assert await cycle() == {closed}
     await loop.close()
+
+
+async def test_a_dead_upstream_is_told_from_the_application(nginx: Nginx) -> None:
+    log = nginx.folder / "error.log"
+    shop = subject(f"{nginx.plain}/dead", log_files=[str(log)])
+    observation = await shop.observe({})
+    facts = broken(observation)["status"].facts
+    assert facts["status"] == 502 and facts["answered_by"] == "nginx"
+    tickets = [
+        one for one in tickets_for(shop, observation) if one.key.invariant == "status"
+    ]
+    gatherer = ContextGatherer({shop.name: shop}, Redactor(), SystemClock())
+    context = await gatherer.gather(tickets, timeout=PATIENCE, tokens=8000)
+    await shop.close()
+    [(_, note)] = preliminary(PLAYBOOKS, "http", tickets, context)
+    assert "nginx itself answers" in note.root_cause
+    assert "of the upstream http://127.0.0.1:1/dead" in note.root_cause
+    [logged] = [one for one in context.evidence if one.title == "Log of the service"]
+    assert logged.origin is Origin.REPORTED

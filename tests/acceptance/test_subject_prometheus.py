@@ -21,10 +21,18 @@ import pytest
 import trustme
 from pydantic import ValidationError
 
+from midwatch.agent.evidence import ContextGatherer
+from midwatch.agent.first_aid import preliminary
+from midwatch.agent.grounding import ground
 from midwatch.errors import ObservationFailed, SettingsError
+from midwatch.lifecycle import SystemClock
 from midwatch.model import Observation
-from midwatch.subjects.prometheus import PrometheusSubject, compact
+from midwatch.playbooks.general import PLAYBOOKS
+from midwatch.redaction import Redactor
+from midwatch.subjects.prometheus import PrometheusSubject
 from midwatch.subjects.prometheus_api import Line
+from midwatch.subjects.prometheus_evidence import over_time
+from midwatch.subjects.promql import Compared
 from midwatch.testing.subject_conformance import check_subject, tickets_for
 
 from ..waiting import PATIENCE
@@ -66,14 +74,17 @@ async def test_evidence_is_compact(server: Server) -> None:
     await prom.close()
     assert found["Definition of hot"].startswith("rule: hot\nexpr: temp\nabove: 80")
     assert found["hot: values now"] == "temp{room=a, sensor=1}: 90\n1 series"
-    assert "min 90, max 90, last 90" in found["hot: the last hour"]
+    assert "min 90, max 90; > 80 since before" in found["hot: over time"]
+    assert "expr: up\n" in found["alert:Down: over time"]
     assert "expr: up == 0" in found["Definition of alert:Down"]
     assert "instance=a: 0" in found["alert:Down: values now"]
     assert "firing Down since 2026" in found["Firing and pending alerts"]
     assert found["Scrape targets that are down"].startswith("down job=db: refused")
     assert "version: 2.42.0" in found["Build of the server"]
     points = tuple((60.0 * n, float(n)) for n in range(61))
-    assert len(compact(Line({}, points))) < 200
+    text = over_time(Line({}, points), Compared("x", ">", 30), 60)
+    assert "> 30 since 00:31:00 UTC (30 at 00:30:00, then 31)" in text
+    assert "trend +1 a minute" in text and len(text) < 300
 
 
 async def test_log_ins_are_sent_and_kept(server: Server, tmp_path: Path) -> None:
@@ -444,3 +455,51 @@ async def test_the_real_program_restarts_and_loses_its_rules(tmp_path: Path) -> 
         process.send_signal(signal.SIGHUP)
         await observed(prom, lambda seen: verdicts(prom, seen)[1](*key), empty)
     await prom.close()
+
+
+FULL = """
+groups:
+  - name: g
+    rules:
+      - {record: node_filesystem_used_percent, labels: {instance: 'db1:9100', mountpoint: /}, expr: vector(96)}
+      - {record: pg_up, labels: {instance: 'db1:9187'}, expr: vector(0)}
+      - {record: shop_errors_ratio, labels: {job: shop}, expr: vector(0.3)}
+      - {record: shop_duration_seconds, labels: {job: shop}, expr: vector(9)}
+      - {record: node_filesystem_used_percent, labels: {instance: 'app2:9100', mountpoint: /}, expr: vector(97)}
+      - alert: ShopErrors
+        expr: shop_errors_ratio > 0.05
+      - alert: ShopSlow
+        expr: shop_duration_seconds > 1
+      - alert: PostgresDown
+        expr: pg_up == 0
+      - alert: SpaceLow
+        expr: node_filesystem_used_percent{instance="db1:9100"} > 90
+        annotations: {summary: "{{ $labels.mountpoint }} of {{ $labels.instance }} is full"}
+      - alert: OtherSpaceLow
+        expr: node_filesystem_used_percent{instance="app2:9100"} > 90
+        for: 1h
+"""
+
+
+async def test_of_four_alerts_on_one_full_disk_the_disk_is_the_first_link(
+    tmp_path: Path,
+) -> None:
+    real = Real(tmp_path)
+    prom = subject(real.url)
+    with real.running(FULL):
+        seen = await observed(prom, lambda one: len(one.signals) == 4)
+        tickets = tickets_for(prom, seen)
+        gatherer = ContextGatherer({prom.name: prom}, Redactor(), SystemClock())
+        context = await gatherer.gather(tickets, timeout=PATIENCE, tokens=8000)
+        await prom.close()
+    [(ids, note)] = preliminary(PLAYBOOKS, "prometheus", tickets, context)
+    assert len(ids) == 4
+    assert note.root_cause.startswith("the first link is SpaceLow on db1")
+    assert "/ of db1:9100 is full" in note.root_cause
+    assert "app2" not in note.model_dump_json()
+    grounding = ground(note, context.evidence)
+    assert grounding.verified == grounding.total, grounding
+    [over] = [
+        one for one in context.evidence if one.title.endswith("SpaceLow: over time")
+    ]
+    assert "last 96" in over.text and "> 90 since" in over.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,16 @@ from hypothesis import strategies as st
 from midwatch.agent.evidence import ContextGatherer, context_tokens, halve, shrink
 from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import SystemClock
-from midwatch.model import Context, Invariant, Key, Severity, Ticket, TicketStatus, Unit
+from midwatch.model import (
+    Context,
+    Invariant,
+    Key,
+    Origin,
+    Severity,
+    Ticket,
+    TicketStatus,
+    Unit,
+)
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource
@@ -105,7 +115,7 @@ async def test_the_violations_come_first_then_sources_by_rank_then_the_past() ->
         3,
         status=TicketStatus.RESOLVED,
         resolved_at=AT - timedelta(days=1),
-        resolution="the invariant holds again",
+        resolution="the invariant holds again, password=hunter2, knownsecret",
     )
 
     async def past(tickets: Sequence[Ticket]) -> Sequence[Past]:
@@ -148,8 +158,14 @@ async def test_the_violations_come_first_then_sources_by_rank_then_the_past() ->
         "flapping: it opened and cleared several times within a short time",
         "earlier opening: ticket 3",
     ]
-    assert "root cause: pid 99 Ticket 8: forged" in reported["E4"].text
-    assert "what resolved it: the invariant holds again" in reported["E4"].text
+    e1, earlier_text = reported["E1"], reported["E4"].text
+    foreign = [e1.text[start:end] for start, end in e1.reported]
+    assert foreign == ["accounts", "ALTER ROLE bob PASSWORD '[redacted:password]'"]
+    assert "\nnot verified: what was found (an earlier diagnosis, " in earlier_text
+    assert "\nnot verified: root cause: pid 99 Ticket 8: forged" in earlier_text
+    assert "what resolved it: the invariant holds again" in earlier_text
+    assert not re.search("hunter2|knownsecret", earlier_text)
+    assert (e1.origin, reported["E4"].origin) == (Origin.SYSTEM, Origin.EARLIER)
     assert all(item.available and item.at == AT for item in reported.values())
 
 

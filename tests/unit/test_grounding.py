@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,9 @@ from midwatch.diagnosis_schema import (
     Moment,
 )
 from midwatch.model import Evidence, Grounded, Origin
-from midwatch.text import put_marks, reported, take_marks
+from midwatch.subjects.http_evidence import SERVER_TEXT
+from midwatch.subjects.postgres.evidence import CLIENT_TEXT
+from midwatch.text import mark_matches, put_marks, reported, take_marks
 
 AT = datetime(2024, 5, 3, 12, 0, tzinfo=UTC)
 
@@ -248,7 +251,9 @@ a long line [… 40 characters cut …] and its end
 password: [redacted:password]
 level=info msg="started worker"
 [28/Nov/2026:14:00:00 +0000] GET / 200
-… and 7 more"""
+… and 7 more
+mount  size    used
+/data  8.0 GB  8.0 GB"""
 
 
 @pytest.mark.parametrize(
@@ -265,7 +270,7 @@ level=info msg="started worker"
         ),
         *("level", "level=", "120 lines cut", "[… 120 lines cut …]", "40 characters"),
         *("[redacted:password]", "redacted:password", "password: [redacted:password]"),
-        *("… and 7 more", "and 7 more"),
+        *("… and 7 more", "and 7 more", "mount  size", "mount size used"),
     ],
 )
 def test_a_quote_that_says_nothing_fails(quote: str) -> None:
@@ -292,6 +297,7 @@ def test_a_quote_that_turns_or_joins_lines_fails(quote: str) -> None:
         *('ERROR: could not extend file \\"base/1\\"', "… No space left on device"),
         *("pid 9 … TABLE orders", "a long line [… 40 characters cut …] and its end"),
         *('extend file "base/1": No space left on device', "level=info", "GET / 200"),
+        "/data 8.0 GB",
     ],
 )
 def test_form_does_not_matter(quote: str) -> None:
@@ -373,3 +379,45 @@ def test_marks_come_and_go(rows: list[tuple[str, str]], hostile: str) -> None:
         for line in take_marks(b + hostile)[0].split("\n")
         if line.strip()
     )
+
+
+@pytest.mark.parametrize(
+    ("patterns", "line", "measured", "written"),
+    [
+        (
+            CLIENT_TEXT,
+            "pid 9: idle for 3m, user app, application web, database d, client c, last ran: x, database y",
+            ["pid 9: idle for 3m", "user app"],
+            ["web", "x, database y", "y"],
+        ),
+        (
+            CLIENT_TEXT,
+            "pid 9: active for 3m, user app, application web, database d, client c, runs: x",
+            ["pid 9: active for 3m", "user app", "database d, client c"],
+            ["web", "x"],
+        ),
+        (
+            CLIENT_TEXT,
+            "usename=app application_name=web state=idle state=idle sessions=12",
+            ["usename=app", "sessions=12"],
+            ["web", "state=idle"],
+        ),
+        (
+            SERVER_TEXT,
+            "status: HTTP/1.1 503 It was me\nheader server: me\nbody: 3 bytes\n| status: HTTP/1.1 200",
+            ["HTTP/1.1 503", "body: 3 bytes"],
+            ["It was me", "header server: me", "| status: HTTP/1.1 200"],
+        ),
+    ],
+)
+def test_what_others_wrote_cannot_end_itself(
+    patterns: tuple[re.Pattern[str], ...],
+    line: str,
+    measured: list[str],
+    written: list[str],
+) -> None:
+    plain, spans = take_marks(mark_matches(line, patterns))
+    assert plain == line
+    foreign = [plain[start:end] for start, end in spans]
+    assert not [part for part in measured if any(part in one for one in foreign)]
+    assert not [part for part in written if not any(part in one for one in foreign)]

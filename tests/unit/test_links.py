@@ -52,6 +52,23 @@ def test_the_settings_name_what_a_subject_needs() -> None:
     ]
 
 
+def test_what_needs_one_system_is_one_incident_and_what_shares_a_machine_is_not() -> (
+    None
+):
+    found = links(
+        HOST,
+        http("shop", "http://127.0.0.1:8081/", depends_on=["api"]),
+        http("api", "https://api.example/", depends_on=["db"]),
+        http("admin", "http://127.0.0.1:8082/", depends_on=["db"]),
+        http("blog", "http://127.0.0.1:8083/"),
+        postgres("db", "host=db.example"),
+    )
+    assert found.related("shop") == {"api", "db", "admin", "box"}
+    assert found.related("blog") == {"box"}
+    assert found.related("box") == {"shop", "admin", "blog"}
+    assert found.related("db") == {"shop", "api", "admin"}
+
+
 @pytest.mark.parametrize(
     ("written", "path"),
     [(["orders-bd"], "subjects[0].depends_on[0]"), (["shop", "x"], "depends_on[1]")],

@@ -49,6 +49,7 @@ TREE = "Blocking tree: who waits for whom"
 ACTIVITY = "Sessions that are active or in a transaction"
 HORIZON = "Who holds back vacuum"
 IDS = "Age of transaction ids"
+SEQUENCES = "Sequences near their end, in every database"
 SERVER = "Server: version, uptime, role"
 
 
@@ -374,3 +375,32 @@ def test_many_connections_that_do_not_wait_are_another_incident() -> None:
     ]
     notes = preliminary(PLAYBOOKS, "postgres", tickets, seen)
     assert [2] in [ids for ids, _ in notes]
+
+
+def test_only_the_statement_that_was_seen_is_cancelled() -> None:
+    begun = "2026-01-01T00:01:00.000000Z"
+    since = f"2026-01-01T00:00:00.000001Z, statement since {begun}"
+    answer = note(context(ACTIVITY=line(7, since=since)), ticket("long_queries", pid=7))
+    [command] = [
+        one
+        for action in answer.recommended_actions
+        for one in action.commands
+        if "cancel" in one
+    ]
+    assert "xact_start = '2026-01-01T00:00:00.000001Z'" in command
+    assert f"query_start = '{begun}' AND state = 'active'" in command
+
+
+def test_a_storm_of_errors_is_told_with_its_meaning_and_its_role() -> None:
+    line = (
+        'ERROR:  nextval: reached maximum value of sequence "bill_id_seq" (2147483647)'
+    )
+    full = "database billing: sequence public.bill_id_seq is EXHAUSTED"
+    seen = context(f"[1] {line}", SEQUENCES=full)
+    storm = ticket(
+        "log_error_storm", line=f"app@d {line}", count=40, role="app", database="d"
+    )
+    answer = note(seen, storm)
+    assert "a sequence is at its end" in answer.root_cause and full in answer.root_cause
+    assert "role app" in answer.summary and "bill_id_seq" in answer.summary
+    assert len(answer.root_cause_citations) == 2

@@ -159,6 +159,9 @@ def test_it_reads_well() -> None:
         ("The error appears 30 times since 3 may 2024.", False),
         ("nginx could not connect to port 5432.", False),
         ("Its query could be the slow one.", True),
+        ("No row could be found; it appears as idle.", False),
+        ("This suggests that the job stopped.", True),
+        ("The job cannot be ruled out.", True),
     ],
 )
 def test_a_hypothesis_is_marked_and_a_step_is_not(cause: str, marked: bool) -> None:
@@ -181,6 +184,7 @@ def test_a_suspicion_is_a_hypothesis() -> None:
         ("no risk (read-only)", False),
         ("N/A", False),
         ("-", False),
+        ("Read-only.", False),
         ("None of the sessions survives", True),
         ("none, but it takes a lock", True),
         ("no risk of loss; it blocks writers", True),

@@ -245,6 +245,7 @@ async def test_no_error_of_the_sdk_or_its_transport_escapes(
 
 # The outermost guards of daemons, and the places where plug-ins are called.
 GUARDS = {
+    "agent/surroundings.py": 1,
     "cli/check.py": 1,
     "content/server/app.py": 1,
     "kube/controller.py": 1,

@@ -254,3 +254,10 @@ def test_escaped_text_is_text(text: str) -> None:
 def test_escaped_text_stays_readable() -> None:
     text = "pid 4242 is idle_in_transaction (12.5 s); see public.accounts, user's lock - 3 of 4"
     assert markdown_escape(text) == text
+    for plain in (
+        "12.2 s (limit 10 s)",
+        "-5 °C, +3, ~12 s, $5, #42",
+        "a < b > c && d | e * f = [redacted:password] = x[1], {a}",
+        "C:\\temp, ERROR:  1.5% [4711]: no",
+    ):
+        assert markdown_escape(plain) == plain

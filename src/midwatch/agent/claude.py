@@ -28,6 +28,7 @@ from midwatch.diagnosis_schema import (
     NotSent,
     Reply,
     ToolCall,
+    parse_answer,
     parse_truncated,
 )
 from midwatch.errors import SettingsError
@@ -143,7 +144,7 @@ class Claude:
                         {"type": "text", "text": prompt.system, "cache_control": CACHED}
                     ],
                     messages=prompt.messages(),
-                    output_format=DiagnosisOutput,
+                    output_format=DiagnosisOutput if prompt.schema else anthropic.omit,
                     **_tools(prompt),
                 )
                 return await self._read(raw, prompt)
@@ -211,17 +212,7 @@ class Claude:
                 error="cut by max_tokens",
                 **common,
             )
-        return await self._parsed(raw, common)
-
-    async def _parsed(self, raw: Any, common: dict[str, Any]) -> Reply:
-        try:
-            message = await raw.parse()
-        except pydantic.ValidationError as error:
-            return Reply(Kind.INVALID, error=_schema_problems(error), **common)
-        output = message.parsed_output
-        if not isinstance(output, DiagnosisOutput):
-            return Reply(Kind.INVALID, error="the answer has no text", **common)
-        return Reply(Kind.ANSWERED, output, **common)
+        return _parsed(common)
 
     # ------------------------------------------------------------------ reading an error
 
@@ -260,6 +251,15 @@ def map_api_error(status: int, type_: str | None, code: str | None) -> Kind:
     if type_ in _BY_TYPE:
         return _BY_TYPE[type_]
     return _BY_STATUS.get(status, Kind.UNREACHABLE)
+
+
+def _parsed(common: dict[str, Any]) -> Reply:
+    if not common["text"].strip():
+        return Reply(Kind.INVALID, error="the answer has no text", **common)
+    try:
+        return Reply(Kind.ANSWERED, parse_answer(common["text"]), **common)
+    except pydantic.ValidationError as error:
+        return Reply(Kind.INVALID, error=_schema_problems(error), **common)
 
 
 def _tools(prompt: Prompt) -> dict[str, Any]:

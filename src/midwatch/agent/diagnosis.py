@@ -6,6 +6,7 @@ All of it is pure: `midwatch.agent.claude` makes the calls and `midwatch.agent.a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -109,7 +110,8 @@ class Prompt:
     """A request to Claude: tools and system text come first and stay the same, so that the API caches them.
 
     `tools` are the definitions of tools, `rounds` what was asked with them so far. Without `may_ask` they are
-    only there to explain the rounds. `correction` follows the last round.
+    only there to explain the rounds. `correction` follows the last round. Without `schema` the request asks for
+    no form but by its text: for a gateway that refuses the field.
     """
 
     system: str
@@ -118,6 +120,7 @@ class Prompt:
     rounds: tuple[Round, ...] = ()
     may_ask: bool = True
     correction: str = ""
+    schema: bool = True
 
     def messages(self) -> list[Json]:
         """Return the messages for the API. Those that a further round repeats are marked for its cache."""
@@ -129,7 +132,7 @@ class Prompt:
         for message in messages[2::2][-2:] if self.may_ask else ():
             last = message["content"][-1]
             message["content"][-1] = {**last, "cache_control": CACHED}
-        if self.correction and self.rounds:
+        if self.correction:
             text = {"type": "text", "text": self.correction}
             messages[-1]["content"].append(text)
         return messages
@@ -159,7 +162,9 @@ def _tool_result(result: ToolResult) -> Json:
 
 
 def _result_text(result: ToolResult) -> str:
-    return _evidence(result.evidence) if result.evidence else result.text
+    if result.evidence is None:
+        return result.text
+    return _evidence(replace(result.evidence, command=""))  # the call is in the message
 
 
 def compose(
@@ -169,6 +174,7 @@ def compose(
     tools: tuple[Json, ...] = (),
     rounds: tuple[Round, ...] = (),
     may_ask: bool = True,
+    schema: bool = True,
 ) -> Prompt:
     """Return the prompt for a context; `correction` is what was wrong with the last answer.
 
@@ -178,12 +184,13 @@ def compose(
         tools: The definitions of the tools, as the API wants them.
         rounds: What was asked with them so far.
         may_ask: Whether more may be asked.
+        schema: Whether the request can carry the form; else, and after a correction, the text describes it.
     """
     corrected = ""
     if correction:
         corrected = (
             "An earlier answer could not be used, as it did not fit the required form:\n"
-            f"{fence(correction, 'problem')}\nAnswer again, in the required form."
+            f"{fence(correction, 'problem')}\nAnswer again, in the required form.\n\n{_FORM}"
         )
     parts = [
         f"The incident has {format_count(len(context.tickets), 'ticket')}. Gathered at {context.gathered_at:%Y-%m-%d %H:%M:%S} UTC.",
@@ -193,10 +200,20 @@ def compose(
     ]
     if corrected and not rounds:
         parts.append(corrected)
+    elif not schema:
+        parts.append(_FORM)
+    user = "\n\n".join(parts)
     if not (tools and (may_ask or rounds)):
-        return Prompt(SYSTEM_PROMPT, "\n\n".join(parts))
+        return Prompt(SYSTEM_PROMPT, user, schema=schema)
     system = SYSTEM_PROMPT + TOOLS_PROMPT
-    return Prompt(system, "\n\n".join(parts), tools, rounds, may_ask, corrected)
+    last = corrected if rounds else ""
+    return Prompt(system, user, tools, rounds, may_ask, last, schema)
+
+
+_FORM = (
+    "Answer with one JSON object of this JSON schema and with nothing else:\n"
+    + json.dumps(DiagnosisOutput.model_json_schema(), separators=(",", ":"))
+)
 
 
 def _ticket(ticket: Ticket) -> str:
@@ -217,12 +234,12 @@ def _ticket(ticket: Ticket) -> str:
 def _evidence(evidence: Evidence) -> str:
     """Return a piece of evidence: all but its number, time and origin is data, the title too."""
     body = evidence.text if evidence.available else f"not available: {evidence.text}"
-    text = f"{evidence.title} (source: {evidence.source})\n{body}"
+    asked = f"asked: {evidence.command}\n" if evidence.command else ""
+    text = f"{evidence.title} (source: {evidence.source})\n{asked}{body}"
     head = (
         f"{evidence.id}. {evidence.at:%Y-%m-%d %H:%M:%S} UTC{_ORIGINS[evidence.origin]}"
     )
-    asked = f"{fence(evidence.command, 'command')}\n" if evidence.command else ""
-    return f"{head}\n{asked}{fence(text, 'evidence')}"
+    return f"{head}\n{fence(text, 'evidence')}"
 
 
 _ORIGINS = {
@@ -239,7 +256,7 @@ LONGEST_ANSWER = 32_000
 class Step:
     """One call of an attempt: what is sent, and which remedies were used before it.
 
-    `context` is what the first message shows; `rounds` came after it.
+    `context` is what the first message shows; `rounds` came after it. `no_tools` is for a gateway that refuses them.
     """
 
     context: Context
@@ -249,6 +266,8 @@ class Step:
     tools: tuple[Json, ...] = ()
     rounds: tuple[Round, ...] = ()
     may_ask: bool = True
+    schema: bool = True
+    no_tools: bool = False
 
     @property
     def prompt(self) -> Prompt:
@@ -258,6 +277,7 @@ class Step:
             tools=self.tools,
             rounds=self.rounds,
             may_ask=self.may_ask,
+            schema=self.schema,
         )
 
     @property
@@ -286,8 +306,19 @@ class Step:
         return cost_usd(model, usage)
 
 
+_NO_SCHEMA = re.compile(r"output_(?:config|format)|json_schema|structured.output")
+"""What the error of a gateway names that does not know the field of the schema."""
+_NO_TOOLS = re.compile(r"\btools?\b|tool_choice|function.call")
+"""What the error of a gateway or of a model names that has no tools."""
+
+
 def next_step(step: Step, reply: Reply) -> Step | None:
     """Return the next step after an unusable reply, or None. Each remedy is used once."""
+    if reply.kind is Kind.REJECTED and step.schema and _NO_SCHEMA.search(reply.error):
+        return replace(step, schema=False)
+    if reply.kind is Kind.REJECTED and step.tools and not step.rounds:
+        if not step.no_tools and _NO_TOOLS.search(reply.error):
+            return replace(step, no_tools=True)
     if reply.kind in step.used or reply.kind is Kind.ASKED:
         return None
     used = step.used | {reply.kind}

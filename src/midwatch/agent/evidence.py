@@ -33,6 +33,7 @@ from midwatch.subjects.tools import Answer
 from midwatch.text import (
     clean,
     estimate_tokens,
+    mark_matches,
     mark_reported,
     one_line,
     put_marks,
@@ -192,10 +193,10 @@ SAME = "As when the tickets opened, but for ages and times"
 OPENING_RANK = 15
 """The rank of evidence from a ticket's opening among those of a subject's sources."""
 MOST_FROM_OPENING = 5
-_OWN_WORDS = frozenset({"postgres", "host", "http"})
-"""The kinds whose messages Midwatch words itself, from facts; those of others come from outside."""
+_FOREIGN_WORDS = frozenset({"prometheus"})
+"""The kinds whose messages come from outside, as annotations do; those of others are of the subject itself."""
 _MEASURED = re.compile(r"(?:^|_)(?:state|cause|kind|fstype|mount)$")
-"""The names of facts, in these kinds, whose text is one of a few words of the system itself."""
+"""The names of facts, in the other kinds, whose text is one of a few words of the system itself."""
 _OWN_SHARE = 0.6
 """The share of the time for the sources of the tickets' own subjects where linked ones may follow."""
 _STOPPING = 0.2  # seconds that a cancelled source gets to end
@@ -250,7 +251,9 @@ class ContextGatherer:
         self._subjects = subjects
         self._redactor = redactor
         self._clock = clock
-        self._around = Surroundings(subjects, redactor, links, unresolved, past)
+        self._around = Surroundings(
+            subjects, redactor, self._message, links, unresolved, past
+        )
 
     async def gather(
         self,
@@ -289,16 +292,17 @@ class ContextGatherer:
         """Returns a past incident as text."""
         return self._around.past_incident
 
-    def answered(self, tool: str, source: str, answer: Answer, *, ok: bool) -> Piece:
+    def answered(self, tool: str, subject: str, answer: Answer, *, ok: bool) -> Piece:
         """Return what a call of a tool returned as a piece of evidence. A text that is empty says so."""
         shown = self._redactor.text(clean(answer.command, longest=None))
         piece = self._piece(
-            f"{tool}: {shown}",
-            source,
-            answer.text or "It returned nothing.",
+            f"{tool} on {subject}",
+            f"{subject}: {tool}",
+            answer.text if answer.text.strip() else "It returned nothing.",
             available=ok,
         )
-        return replace(piece, command=shown, origin=answer.origin)
+        text = mark_matches(piece.text, answer.reported)
+        return replace(piece, text=text, command=shown, origin=answer.origin)
 
     async def _fetched(
         self,
@@ -461,10 +465,11 @@ class ContextGatherer:
             rank=source.rank,
             origin=source.origin,
         )
+        text = piece.text
         if source.log and not failure:
-            lines = shorten(collapse(piece.text, onset), LOG_TOKENS)
-            piece = replace(piece, text=lines)
-        return replace(piece, at=at) if at else piece
+            text = shorten(collapse(text, onset), LOG_TOKENS)
+        marked = mark_matches(text, source.reported)
+        return replace(piece, text=marked, at=at or piece.at)
 
     # ------------------------------------------------------------------ the violations
 
@@ -477,13 +482,12 @@ class ContextGatherer:
 
     def _violation(self, ticket: Ticket) -> str:
         """Return what is known of a ticket: measured, with marks on what clients wrote or named."""
-        facts = self._redactor.value(dict(ticket.facts))
-        written = {name: self._line(fact) for name, fact in facts.items()}
+        written = self._written(ticket)
         component = self._line(ticket.key.component)
         lines = [
             f"Ticket {ticket.id}: {ticket.severity.label}, {self._line(ticket.key.invariant)}"
             f" on {reported(component)} of {self._line(ticket.key.subject)}",
-            f"message: {self._message(ticket, [component, *self._foreign(ticket, written)])}",
+            f"message: {self._message(ticket)}",
             *self._rule(ticket),
             f"first seen: {_time(ticket.first_seen_at)}",
             f"ticket opened: {_time(ticket.opened_at)}",
@@ -505,16 +509,21 @@ class ContextGatherer:
             lines.append(f"earlier opening: ticket {ticket.previous_id}")
         return "\n".join(lines)
 
-    def _message(self, ticket: Ticket, foreign: Sequence[str]) -> str:
-        """Return the message, marked: as a whole unless Midwatch words it, else what in it is foreign."""
+    def _message(self, ticket: Ticket) -> str:
+        """Return the message, marked: as a whole unless the subject words it, else what in it is foreign."""
         message = self._line(ticket.message)
         if not self._is_own(ticket):
             return reported(message)
-        return mark_reported(message, foreign)
+        foreign = self._foreign(ticket, self._written(ticket))
+        return mark_reported(message, [self._line(ticket.key.component), *foreign])
+
+    def _written(self, ticket: Ticket) -> dict[str, str]:
+        facts = self._redactor.value(dict(ticket.facts))
+        return {name: self._line(fact) for name, fact in facts.items()}
 
     def _is_own(self, ticket: Ticket) -> bool:
         subject = self._subjects.get(ticket.key.subject)
-        return subject is not None and subject.kind in _OWN_WORDS
+        return subject is None or subject.kind not in _FOREIGN_WORDS
 
     def _foreign(self, ticket: Ticket, written: Mapping[str, str]) -> list[str]:
         """Return the facts that clients wrote: all text but that of names by which subjects tell a state."""

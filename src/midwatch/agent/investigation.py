@@ -30,6 +30,7 @@ from midwatch.text import one_line
 
 RESUME_WITHIN = timedelta(minutes=15)
 """Age of the evidence of an interrupted attempt from which on it is gathered again."""
+_STOPPING = 1.0  # seconds that a call gets to end after its time is over
 _AT_ONCE = 4  # calls of one message that run at the same time
 _NOT_RUN = "Not run: this diagnosis has no calls left."
 _SUBJECT = "subject"
@@ -51,7 +52,8 @@ class _Offer:
         schema = self.tool.arguments.model_json_schema(schema_generator=_Plain)
         for one in ("title", "description"):
             schema.pop(one, None)
-        schema.setdefault("properties", {})
+        fields: dict[str, Json] = schema.setdefault("properties", {})
+        schema["properties"] = {one: _short(field) for one, field in fields.items()}
         if len(self.by_subject) > 1:
             names: Json = {"type": "string", "enum": list(self.by_subject)}
             schema["properties"] = {_SUBJECT: names, **schema["properties"]}
@@ -69,6 +71,18 @@ class _Offer:
             arguments = dict(arguments)
             name = str(arguments.pop(_SUBJECT, ""))
         return name, self.by_subject.get(name), arguments
+
+
+def _short(field: Json) -> Json:
+    """Return the schema of an argument without what only its validation needs, and without null: it is left out."""
+    options = [one for one in field.get("anyOf", ()) if one != {"type": "null"}]
+    if len(options) == 1:
+        field = {**options[0], **field}
+        del field["anyOf"]
+    dropped = {"maxLength", "minLength", "maxItems", "minItems", "pattern"}
+    if field.get("default", "") is None:
+        dropped.add("default")
+    return {name: value for name, value in field.items() if name not in dropped}
 
 
 class _Plain(GenerateJsonSchema):
@@ -137,25 +151,21 @@ class Toolbox:
         until = loop.time() + seconds
         command = _written(call)
         async with turns:
-            subject, tool, problem = "midwatch", None, f"there is no tool {call.name!r}"
-            arguments: Any = None
+            # What Claude wrote may repeat hostile text: it stays in the command and in the text.
+            name, subject, problem = "unknown tool", "midwatch", "there is no such tool"
+            answer, ok = Answer(command, ""), False
             if offer := self._offers.get(call.name):
-                subject, tool, given = offer.chosen(call.arguments)
-                problem = f"there is no subject {subject!r}"
+                name, problem = call.name, "there is no such subject"
+                chosen, tool, given = offer.chosen(call.arguments)
                 if tool is not None:
+                    subject = chosen
                     arguments, problem = _validated(tool, given)
-            if tool is None or problem:
+                    if not problem:
+                        left = min(tool.timeout, max(until - loop.time(), 0.1))
+                        answer, ok = await _run(tool, arguments, command, left)
+            if problem:
                 answer = Answer(command, f"Refused: {one_line(problem, 300)}")
-                return self._evidence(call, number, subject, answer, ok=False)
-            left = min(tool.timeout, max(until - loop.time(), 0.1))
-            answer, ok = await _run(tool, arguments, command, left)
-        return self._evidence(call, number, subject, answer, ok=ok)
-
-    def _evidence(
-        self, call: ToolCall, number: int, subject: str, answer: Answer, *, ok: bool
-    ) -> Evidence:
-        name = one_line(call.name, 60)
-        piece = self._gatherer.answered(name, f"{subject}: {name}", answer, ok=ok)
+        piece = self._gatherer.answered(name, subject, answer, ok=ok)
         return piece.numbered(number, self._call_tokens)
 
 
@@ -199,7 +209,8 @@ async def _run(
         if failure := failure_of(task, limit):
             return Answer(command, f"Unavailable: {failure}"), False
     finally:
-        await cancel(task)
+        if task.cancel():
+            await asyncio.wait({task}, timeout=_STOPPING)
     answer = task.result()
     return answer, bool(answer.text.strip())
 
@@ -227,6 +238,7 @@ class Investigation:
         limits = self.limits
         may_ask = (
             bool(step.tools)
+            and not step.no_tools
             and self.rounds < limits.rounds
             and self.calls < limits.calls
             and self.seconds < limits.time

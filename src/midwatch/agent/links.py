@@ -128,6 +128,9 @@ class Links:
             _LOCAL in self._places(one.host) for one in addresses
         )
 
+    def _is_machine(self, name: str) -> bool:
+        return any(one.port is None for one in self._addresses[name])
+
     # ------------------------------------------------------------------ the links
 
     def links(self) -> tuple[Link, ...]:
@@ -150,7 +153,7 @@ class Links:
             for other, said in self._named(name, text, there).items():
                 yield Link(name, other, f"{said} in its settings")
             for other, _ in self._on_host("localhost", there) if text else ():
-                if any(one.port is None for one in self._addresses[other]):
+                if self._is_machine(other):
                     yield Link(name, other, "it runs on that machine")
         now = self._monotonic()
         for (name, other), (why, until) in self._learned.copy().items():
@@ -191,10 +194,16 @@ class Links:
         return sorted(_reach(name, edges), key=lambda one: (_depth(one, edges), one))
 
     def related(self, name: str) -> frozenset[str]:
-        """Return the subjects that `name` depends on and those that depend on it, directly or through others."""
+        """Return the subjects whose tickets may be of one incident with those of `name`.
+
+        They are those that it depends on, those that depend on it, and those that depend on a system on which it
+        depends too; on a machine alone everything depends.
+        """
         edges = self._edges()
-        above = {other for other in edges if name in _reach(other, edges)}
-        return frozenset(_reach(name, edges) | above) - {name}
+        needs = _reach(name, edges)
+        shared = {name, *(one for one in needs if not self._is_machine(one))}
+        near = {other for other in edges if not shared.isdisjoint(_reach(other, edges))}
+        return frozenset(needs | near) - {name}
 
     def deepest_first(self, names: Iterable[str]) -> list[str]:
         """Return names without repetition: what others depend on comes first, else the order stays."""
@@ -232,8 +241,7 @@ class Links:
                     self._remember(name, self._labelled(name, value.strip()), where)
 
     def _remember(self, name: str, found: Mapping[str, str], where: str) -> None:
-        addresses = self._addresses.get(name)
-        if addresses is None or any(one.port is None for one in addresses):
+        if name not in self._addresses or self._is_machine(name):
             return  # a machine shows the addresses of what runs on it, and does not depend on it
         if len(self._learned) >= _MOST_LEARNED:
             self._learned.clear()

@@ -112,17 +112,22 @@ class QuotableText:
         self._starts: list[int] = []
         self._reported: list[Span] = []
         self._unproven: list[Span] = []
+        self._mute: list[Span] = []
         self._text = self._read(evidence)
-        self._mute = [match.span() for match in _MUTE.finditer(self._text)]
+        self._mute += [match.span() for match in _MUTE.finditer(self._text)]
+        self._mute.sort()
         self._times = [match.span() for match in _TIMES.finditer(self._text)]
 
     def _read(self, evidence: Evidence) -> str:
         rows: list[str] = []
         at = 0
-        for row in put_marks(evidence.text, evidence.reported).split("\n"):
+        lines = put_marks(evidence.text, evidence.reported).split("\n")
+        for row, following in zip(lines, [*lines[1:], ""], strict=True):
             plain, reported = take_marks(normalise(row))
             if not plain:
                 continue
+            if _is_header(row, following):
+                self._mute.append((at, at + len(plain)))
             self._starts.append(at)
             self._reported += [(at + start, at + end) for start, end in reported]
             if self._origin is Origin.EARLIER and plain.startswith(UNVERIFIED):
@@ -158,33 +163,35 @@ class QuotableText:
 
     def _judged(self, spans: Sequence[Span]) -> tuple[str, Origin]:
         """Return what is wrong with a place of a quote, or "", and who wrote it."""
-        if not self._says(spans, self._mute):
+        if not self._says(spans, []):
             return EMPTY, self._origin
-        if not self._says(spans, [*self._mute, *self._unproven]):
+        if self._unproven and not self._says(spans, self._unproven):
             return UNPROVEN, self._origin
         if self._is_turned(spans):
             return TURNED, self._origin
         if self._reported and self._origin is Origin.SYSTEM:
-            if not self._says(spans, [*self._mute, *self._reported]):
+            if not self._says(spans, self._reported):
                 return "", Origin.REPORTED
         return "", self._origin
 
     def _says(self, spans: Sequence[Span], without: Sequence[Span]) -> bool:
         """Return whether the place says something besides what stands in `without`, times and field names."""
-        timed = "".join(self._kept(span, [*without, *self._times]) for span in spans)
+        muted = (self._mute, without)
+        timed = "".join(self._kept(one, *muted, self._times) for one in spans)
         rest = _IDLE.sub(" ", timed)
         if _letters(rest) < SHORTEST - 1 and not any(map(str.isdigit, rest)):
             return False
-        return not all(self._is_name(self._kept(one, without), one) for one in spans)
+        return not all(self._is_name(self._kept(one, *muted), one) for one in spans)
 
-    def _kept(self, span: Span, without: Sequence[Span]) -> str:
-        """Return the text of a span without those in `without`."""
+    def _kept(self, span: Span, *without: Sequence[Span]) -> str:
+        """Return the text of a span without those in `without`, lists in the order of the text."""
         start, end = span
         parts: list[str] = []
-        for skipped, until in sorted(without):
-            if skipped < end and until > start:
-                parts.append(self._text[start : max(skipped, start)])
-                start = max(until, start)
+        for skipped, until in sorted(
+            one for spans in without for one in _overlapping(spans, span)
+        ):
+            parts.append(self._text[start : max(skipped, start)])
+            start = min(max(until, start), end)
         return "\n".join([*parts, self._text[start:end]])
 
     def _is_name(self, kept: str, span: Span) -> bool:
@@ -260,6 +267,22 @@ class QuotableText:
             if _is_boundary(self._text, at) and _is_boundary(self._text, end):
                 yield at, end
             start = at + 1
+
+
+def _overlapping(spans: Sequence[Span], span: Span) -> Iterator[Span]:
+    """Yield those of the spans, which are in order, that overlap one."""
+    at = max(bisect_right(spans, span) - 1, 0)
+    while at < len(spans) and spans[at][0] < span[1]:
+        if spans[at][1] > span[0]:
+            yield spans[at]
+        at += 1
+
+
+def _is_header(row: str, following: str) -> bool:
+    """Return whether a line has the names of the columns below it."""
+    if re.search(r"[\d:=]", row) or not re.search(r"\d", following):
+        return False
+    return bool(re.search(r"\S {2,}\S", row) and re.search(r"\S {2,}\S", following))
 
 
 def _is_label(part: str) -> bool:

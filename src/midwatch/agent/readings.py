@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import lru_cache
 from itertools import pairwise
 
 LONGEST_VALUE = 400
@@ -29,7 +30,10 @@ _TIME, _BYTES, _SHARE, _COUNT = "time", "bytes", "share", "count"
 _K, _KI = Decimal(1000), Decimal(1024)
 
 
-def _table() -> dict[str, tuple[str, tuple[Decimal, ...]]]:
+_Unit = tuple[str, tuple[Decimal, ...]]
+
+
+def _table() -> dict[str, _Unit]:
     """Return the dimension of each unit and its factors to the base unit: kB may be 1000 or 1024 bytes."""
     seconds = {
         "ns nanosecond nanoseconds": "1e-9",
@@ -41,7 +45,7 @@ def _table() -> dict[str, tuple[str, tuple[Decimal, ...]]]:
         "d day days": "86400",
         "w week weeks": "604800",
     }
-    found: dict[str, tuple[str, tuple[Decimal, ...]]] = {}
+    found: dict[str, _Unit] = {}
     for names, factor in seconds.items():
         found |= dict.fromkeys(names.split(), (_TIME, (Decimal(factor),)))
     found |= dict.fromkeys("b byte bytes".split(), (_BYTES, (Decimal(1),)))
@@ -110,7 +114,7 @@ _NO_NOUNS = frozenset("across always less minus plus this thus versus".split())
 _LITERAL = re.compile(
     r"(?i)\d{4}-\d\d-\d\d(?:[t ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?z?|\b\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?\b"
     r"|\b\d+(?:\.\d+){2,}(?:[/:]\d+)?|\b(?=\w*\d)[a-z_][\w./-]*"
-    r"|\b(?=[0-9-]*[a-f][0-9-]*[a-f])[0-9a-f-]{8,}\b"
+    r"|\b(?=[0-9-]{0,40}[a-f][0-9-]{0,40}[a-f])[0-9a-f-]{8,}\b"
 )
 _JOINED = re.compile(r"\s?(?:-|/|\.\.+|to|bis|through)\s?")
 _SPACED = re.compile(r"(?<![\w.])\d{1,3}(?:[ \u2009]\d{3})+(?![\w.])")
@@ -266,8 +270,8 @@ def _gives(value: str, quote: str, evidence: str) -> bool:
     given = quantities(quote)
     if not (_is_among(first, given, evidence) or _is_sum(first, given)):
         return False
-    known = quantities(evidence) if others else []
-    if not all(_is_among(one, [*given, *known], evidence) for one in others):
+    known = {*given, *(quantities(evidence) if others else ())}
+    if not all(_is_among(one, known, evidence) for one in others):
         return False
     literals = [
         one[0]
@@ -319,18 +323,25 @@ def _is_equal(claimed: Quantity, given: Quantity, evidence: str) -> bool:
     )
 
 
+@lru_cache(maxsize=4)
+def _spoken(evidence: str) -> list[_Unit]:
+    """Return the units that the evidence names."""
+    names = {match[0].lower() for match in _NAMED.finditer(evidence)}
+    return [_UNITS[name] for name in sorted(names) if name in _UNITS]
+
+
 def _assumed(
     dimension: str, named: str, evidence: str
 ) -> Iterator[tuple[Decimal, ...]]:
     """Yield the factors that a number without a unit may have in a dimension."""
     base = (Decimal(1),)
     if named == "ratio":
-        named, spoken = "", []
+        named = ""
+        spoken: list[_Unit] = []
     elif named:
         spoken = [_UNITS[named]]
     else:
-        names = {match[0].lower() for match in _NAMED.finditer(evidence)}
-        spoken = [_UNITS[name] for name in names if name in _UNITS]
+        spoken = _spoken(evidence)
     yield from (factors for found, factors in spoken if found == dimension)
     alike = any(found == dimension for found, _ in spoken)
     if not named and (not alike or dimension in (_SHARE, _BYTES)):

@@ -27,7 +27,7 @@ MOST_ITEMS = 200
 MOST_DOUBTS = 6
 """Doubts before the fold; the rest is below it."""
 MOST_TICKETS = 5
-"""Tickets that are named with their message; of more there are only the numbers."""
+"""Tickets that are named with their message; of more there are only the numbers. Also components."""
 _LONGEST_QUOTE = 500
 
 _WORDS = re.compile(r"\w{4,}|\d+")
@@ -51,12 +51,15 @@ _QUOTED = {
 }
 _HEDGE = re.compile(
     r"(?i:\b(?:probabl[ye]|presumabl[ye]|possibl[ye]|perhaps|maybe|(?:un)?likely|seems?|seemingly|apparently"
-    r"|appears? (?:to|that|as)|suspect(?:ed)?|might|could (?:also |well )?(?:be|have)|plausibl[ye]|potentially"
-    r"|assum(?:e[ds]?|ing|ption)|guess|hypothes[ie]s|would explain|must have|consistent with)\b)|\bmay\b(?! \d)"
+    r"|appears? (?:to|that)|suspected|suspect(?:s|ing)? (?:that|an?|the)|might|may (?:be|have)"
+    r"|(?<!no )(?<!not )could (?:also |well )?(?:be|have) (?!found|read|seen)|would (?:explain|have been)"
+    r"|plausibl[ye]|potentially|assum(?:e[ds]?|ing|ption)|guess|hypothes[ie]s|must have|consistent with"
+    r"|suggests?|looks? like|(?:think|believe)s?|unclear|cannot be ruled out)\b)|\bmay\b(?! \d)"
 )
+"""Words of a sentence that states less than a fact."""
 _QUOTATION = re.compile(r"`[^`]*`|\"[^\"]*\"|“[^”]*”")
 _NO_RISK = re.compile(
-    r"(?i)\W*|(?:none|no(?: known| expected)? risks?|n/?a|nil|nothing)(?: known| expected| at all)?"
+    r"(?i)\W*|(?:(?:it )?only reads|reads only|read[- ]only|none|no(?: known| expected)? risks?|n/?a|nil|nothing)(?: known| expected| at all)?"
     r"(?: ?[-–—:;,.(](?!.*\b(?:but|however|unless|except|if|may|might|could|until|though|although)\b).*)?"
 )
 """A text that says that there is no risk, and perhaps why not: "none: it only reads"."""
@@ -124,7 +127,10 @@ class _Page:
 
     def _verdict(self) -> str:
         grounding, output = self._grounding, self._output
-        affected = ", ".join(map(_text, output.affected_components[:MOST_TICKETS]))
+        components = output.affected_components
+        affected = ", ".join(map(_text, components[:MOST_TICKETS]))
+        if len(components) > MOST_TICKETS:
+            affected += f" and {len(components) - MOST_TICKETS} more"
         return (
             f"**{_VERDICTS[grounding.verdict]}**, confidence **{grounding.confidence}**"
             f", severity **{output.severity}**{f'; affected: {affected}' if affected else ''}"
@@ -159,7 +165,8 @@ class _Page:
             return
         for id_ in ids:
             ticket = self._tickets[id_]
-            yield f"{mark}ticket {id_} ({_text(ticket.key.invariant)}): {_text(ticket.message)}"
+            key = f"{_text(ticket.key.subject)}, {_text(ticket.key.invariant)}"
+            yield f"{mark}ticket {id_} ({key}): {_text(ticket.message)}"
 
     # ------------------------------------------------------------------ doubts
 

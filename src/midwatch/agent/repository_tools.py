@@ -144,7 +144,7 @@ class RepositoryTools:
     ) -> Answer:
         async with self._mirror(asked) as (remote, path, default):
             named = [_revision(one, default) for one in revisions]
-            arguments += ["--end-of-options", *named, "--"]
+            arguments += [*named, "--"]  # `_revision` admits no option
             arguments += [within] if within else []
             text = await self._output(remote, path, arguments)
         # Messages of commits may say anything; what a file has is what it has.

@@ -14,7 +14,7 @@ from midwatch.model import Origin, Ticket
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource, Subject
-from midwatch.text import clean, one_line
+from midwatch.text import clean, one_line, reported
 
 PastTickets = Callable[[Sequence[Ticket]], Awaitable[Sequence[Past]]]
 OpenTickets = Callable[[], Awaitable[Sequence[Ticket]]]
@@ -27,8 +27,8 @@ PAST_RANK = 70
 _LINKED_RANK = 30
 """What the sources of a linked subject without a ticket of the incident rank behind those of one that has one."""
 _MOST_SUBJECTS = 4
-_MOST_SOURCES = 4
-"""Linked subjects that are asked for their state, and the sources of each."""
+_MOST_SOURCES, _MOST_OF_SILENT = 4, 3
+"""Linked subjects that are asked for their state, and the sources of each, with a ticket of its own and without."""
 _MOST_LINKS = 20
 _MOST_TICKETS = 20
 
@@ -39,6 +39,7 @@ class Surroundings:
     Args:
         subjects: The watched systems by name.
         redactor: Removes secrets.
+        message: Returns the message of a ticket on one line, with marks on what is not Midwatch's own.
         links: The links between subjects; None for none.
         unresolved: Returns all unresolved tickets; None skips them.
         past: Finds past incidents; None skips them.
@@ -48,20 +49,28 @@ class Surroundings:
         self,
         subjects: Mapping[str, Subject],
         redactor: Redactor,
+        message: Callable[[Ticket], str],
         links: Links | None = None,
         unresolved: OpenTickets | None = None,
         past: PastTickets | None = None,
     ) -> None:
         self._subjects = subjects
         self._redactor = redactor
+        self._message = message
         self._links = links or Links(())
         self._unresolved = unresolved
         self._past = past
         self.linkable = links is not None and len(subjects) > 1
 
     def deepest_first(self, tickets: Sequence[Ticket]) -> list[Ticket]:
-        """Return tickets, those of the subject that others depend on first, else in their order."""
+        """Return tickets, those of the subject that others depend on first, else in their order.
+
+        Links that the tickets name count: the process that opened them may have been another one.
+        """
         self._links.refresh()
+        for ticket in tickets[:_MOST_TICKETS]:
+            text = f"{ticket.message}\n{ticket.key.component}"
+            self._links.learn_opening(ticket.key.subject, text, ticket.facts)
         names = self._links.deepest_first(ticket.key.subject for ticket in tickets)
         return sorted(tickets, key=lambda ticket: names.index(ticket.key.subject))
 
@@ -141,8 +150,8 @@ class Surroundings:
         key, seen = ticket.key, "" if ticket.seen else ", not seen just now"
         return (
             f"ticket {ticket.id}: {ticket.severity.label}, {self.line(key.invariant)} on "
-            f"{self.line(key.component)} of {key.subject}, first seen "
-            f"{_time(ticket.first_seen_at)}{seen}: {self.line(ticket.message)}"
+            f"{reported(self.line(key.component))} of {key.subject}, first seen "
+            f"{_time(ticket.first_seen_at)}{seen}: {self._message(ticket)}"
         )
 
     # ------------------------------------------------------------------ linked subjects
@@ -164,12 +173,14 @@ class Surroundings:
         found: list[EvidenceSource] = []
         for name in self._links.deepest_first(sorted(needed))[:_MOST_SUBJECTS]:
             broken = [ticket for ticket in others if ticket.key.subject == name]
-            sources = sorted(
-                self._subjects[name].sources(broken), key=lambda one: one.rank
-            )
+            try:
+                given = self._subjects[name].sources(broken)
+            except Exception:  # a plug-in may need a ticket
+                continue
+            sources = sorted(given, key=lambda one: one.rank)
             found += [
                 replace(one, title=f"{name}: {one.title}", rank=one.rank + _LINKED_RANK)
-                for one in sources[:_MOST_SOURCES]
+                for one in sources[: _MOST_SOURCES if broken else _MOST_OF_SILENT]
             ]
         return found
 
@@ -190,7 +201,7 @@ class Surroundings:
             f"opened {_time(ticket.opened_at)}, resolved {_time(ticket.resolved_at)}",
             f"message: {self.line(ticket.message)}",
         ]
-        known = past.summary is not None
+        known = bool(past.summary or past.root_cause)
         mark = UNVERIFIED if known and not past.verified else ""
         found = f"what was found ({past.mark})" if known else "what was found"
         lines.append(f"{mark}{found}: {self.line(past.summary or 'nothing was noted')}")

@@ -91,7 +91,7 @@ class ModelFromKey:
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
-        self._environ = environ
+        self.environ = environ
         self.problem = ""
         self._access: ApiAccess | None = None
         self._model: Claude | None = None
@@ -99,7 +99,7 @@ class ModelFromKey:
 
     def __call__(self) -> Claude | None:
         try:
-            access = api_access(self._settings, self._environ)
+            access = api_access(self._settings, self.environ)
             if access != self._access:
                 model = self._open(access) if access else None
                 if self._model is not None:
@@ -152,7 +152,6 @@ class App:
     gatherer: ContextGatherer
     model: ModelFromKey
     log: Log
-    environ: Mapping[str, str]
 
     def monitor(self) -> MonitorLoop:
         """Return the monitor of all subjects. Raises SettingsError if there are none."""
@@ -191,18 +190,20 @@ class App:
         """Return what begins investigations. Raises SettingsError for tools that cannot be used."""
         from midwatch.agent.incident_tools import search_tool, state_tool
         from midwatch.agent.investigation import Investigator
+        from midwatch.subjects.tools import tools_of
 
         subjects = {subject.name: subject for subject in self.subjects}
-        of_repositories = repository_tools(self.settings, self.environ)
+        of_repositories = repository_tools(self.settings, self.model.environ)
 
         def around(names: Sequence[str]) -> Sequence[Tool]:
             near = {one for name in names for one in self.links.related(name)}
             state = state_tool({one: subjects[one] for one in sorted(near - {*names})})
-            return (
-                search_tool(self.store.search_past, self.gatherer.past_incident),
-                *filter(None, [state]),
-                *of_repositories(names),
-            )
+            more = [*filter(None, [state]), *of_repositories(names)]
+            if more or any(tools_of(subjects[one]) for one in names if one in subjects):
+                # Alone it is not worth its tokens: past incidents are evidence already.
+                describe = self.gatherer.past_incident
+                more.append(search_tool(self.store.search_past, describe))
+            return more
 
         settings = self.settings.investigation
         return Investigator(self.gatherer, subjects, settings, around)
@@ -262,6 +263,24 @@ def repository_tools(
     return tools
 
 
+def _gatherer(
+    subjects: Sequence[Subject], redactor: Redactor, store: Store, links: Links
+) -> ContextGatherer:
+    from midwatch.agent.evidence import ContextGatherer
+    from midwatch.lifecycle import SystemClock
+    from midwatch.model import UNRESOLVED
+    from midwatch.store.protocol import TicketFilter
+
+    return ContextGatherer(
+        {subject.name: subject for subject in subjects},
+        redactor,
+        SystemClock(),
+        store.past,
+        links=links,
+        unresolved=lambda: store.tickets(TicketFilter(UNRESOLVED, limit=_MOST_OPEN)),
+    )
+
+
 @asynccontextmanager
 async def open_app(
     edge: Edge, log_to: TextIO, *, create: bool = False
@@ -271,13 +290,9 @@ async def open_app(
     A daemon creates a missing SQLite database, and again if it is deleted meanwhile; a command does not, because
     its path may be wrong.
     """
-    from midwatch.agent.evidence import ContextGatherer
     from midwatch.agent.links import Links
-    from midwatch.lifecycle import SystemClock
     from midwatch.logs import forward_library_logs, open_log
-    from midwatch.model import UNRESOLVED
     from midwatch.redaction import Redactor
-    from midwatch.store.protocol import TicketFilter
     from midwatch.store.sql import open_store
     from midwatch.subjects.base import build_subjects, dependencies
 
@@ -296,29 +311,12 @@ async def open_app(
     store = await open_store(
         settings.database, create=create, renewed=renewed if create else None
     )
-    gatherer = ContextGatherer(
-        {subject.name: subject for subject in subjects},
-        redactor,
-        SystemClock(),
-        store.past,
-        links=links,
-        unresolved=lambda: store.tickets(TicketFilter(UNRESOLVED, limit=_MOST_OPEN)),
-    )
+    gatherer = _gatherer(subjects, redactor, store, links)
     model = ModelFromKey(settings, edge.environ)
     gc.enable()  # `main` turned it off for the start
     forward_library_logs(log)
     try:
-        yield App(
-            settings,
-            store,
-            subjects,
-            redactor,
-            links,
-            gatherer,
-            model,
-            log,
-            edge.environ,
-        )
+        yield App(settings, store, subjects, redactor, links, gatherer, model, log)
     finally:
         for subject in subjects:
             await subject.close()

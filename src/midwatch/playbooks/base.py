@@ -23,10 +23,15 @@ from midwatch.diagnosis_schema import (
 )
 from midwatch.errors import SettingsError
 from midwatch.model import Context, Evidence, Ticket
+from midwatch.text import one_line
 
 Tickets = Sequence[Ticket]
 Note = DiagnosisOutput | None
 """A preliminary diagnosis, or None when the evidence does not support one."""
+
+
+ALIKE = 0.8
+"""Two are alike where the smaller has this share of the larger: neither is called the first."""
 
 
 class Playbook(Protocol):
@@ -245,6 +250,41 @@ def matching_line(
 
 def line_starting(context: Context, title: str, start: str) -> Citation | None:
     return matching_line(context, title, lambda text: text.startswith(start))
+
+
+def titled_lines(context: Context, title: str) -> Iterator[tuple[str, str]]:
+    """Yield evidence id and text of each line of the evidence with exactly this title."""
+    for evidence in context.evidence:
+        if evidence.available and evidence.title == one_line(title, 120):
+            for line in evidence.text.splitlines():
+                yield evidence.id, line.strip()
+
+
+def own_lines(context: Context, ticket: Ticket) -> Iterator[tuple[str, str]]:
+    """Yield evidence id and text of each line about this ticket in the evidence about the violations."""
+    for evidence in context.evidence:
+        if evidence.title != "The violations":
+            continue
+        own = False
+        for line in evidence.text.splitlines():
+            if line.startswith("Ticket "):
+                own = line.startswith(f"Ticket {ticket.id}:")
+            if own and line.strip():
+                yield evidence.id, line.strip()
+
+
+def own_line(context: Context, ticket: Ticket, start: str) -> Citation | None:
+    """Return a citation of the line about this ticket that starts so: "message: ", or a fact such as "mount: "."""
+    for evidence_id, text in own_lines(context, ticket):
+        if text.startswith(start):
+            return Citation(evidence_id=evidence_id, quote=bounded(text))
+    return None
+
+
+def number_fact(ticket: Ticket, fact: str) -> float | None:
+    value = ticket.facts.get(fact)
+    usable = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if usable and value is not None else None
 
 
 def measured(context: Context, title: str, name: str) -> MetricReading | None:

@@ -306,13 +306,17 @@ def _rows(tx: Transaction, ids: Sequence[int]) -> dict[int, Row[Any]]:
 
 def _past_of(row: Row[Any], same: bool) -> Past:
     answer, claims = row.answer or {}, row.total_claims
+    grounded = None if claims is None else Grounded(row.verified_claims, claims)
+    verdict = answer.get("verdict")
     return Past(
         ticket_of(row),
         answer.get("summary"),
         answer.get("root_cause"),
         same,
+        verified=verdict == "identified"
+        and grounded is not None
+        and 0 < grounded.total <= 2 * grounded.verified,
+        verdict=verdict,
         confidence=row.confidence,
-        grounded=None if claims is None else Grounded(row.verified_claims, claims),
-        verified=answer.get("verdict") == "identified"
-        and 0 < (claims or 0) <= 2 * (row.verified_claims or 0),
+        grounded=grounded,
     )

@@ -260,13 +260,14 @@ class Past:
     confidence: str | None = None
     grounded: Grounded | None = None
     verified: bool = False
+    verdict: str | None = None
 
     @property
     def mark(self) -> str:
-        """How much of the diagnosis was verified; it is never shown without."""
+        """What the diagnosis claimed and how much of it was verified; it is never shown without."""
         found = self.grounded or Grounded(0, 0)
         return (
-            f"an earlier diagnosis, {found.verified} of {found.total} claims found in its evidence, "
+            f"an earlier diagnosis, verdict {self.verdict or 'unknown'}, {found.verified} of {found.total} claims found in its evidence, "
             f"confidence {self.confidence or 'unknown'}"
         )
 
@@ -349,7 +350,7 @@ class Store(Protocol):
                 of a linked one that is younger, waits for its group and was never claimed; other such batches
                 become one with it. Otherwise they make a batch that can be claimed `group_wait` seconds
                 from now.
-            linked: Names of the subjects that this one depends on or that depend on it.
+            linked: Names of the subjects whose tickets may be of one incident with those of this one.
 
         Raises:
             StaleWatch: `revision` is not the present one; nothing was saved.
@@ -365,7 +366,7 @@ class Store(Protocol):
 
         Args:
             subject: Name of the subject; without such a batch of its own nothing changes.
-            linked: Names of the subjects that it depends on or that depend on it.
+            linked: Names of the subjects whose tickets may be of one incident with those of this one.
             group_wait: Seconds. Older batches stay as they are.
         """
         ...

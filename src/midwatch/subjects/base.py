@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -36,8 +37,10 @@ class EvidenceSource:
 
     `fetch` returns plain text, which the gatherer cleans, redacts, shortens and numbers. It may raise
     any `MidwatchError`, and is cancelled after `timeout` seconds. A lower `rank` matters more: when the
-    token budget is short, the highest ranks are left out first. `origin` says who wrote the text. With `log` the
-    text is lines of a log, oldest first: those of one shape become one, and the time around the onset counts.
+    token budget is short, the highest ranks are left out first. `origin` says who wrote the text. What clients
+    wrote in it matches `reported` (its group, if it has one): such a pattern must not end before their text does,
+    whatever it contains. With `log` it is lines of a log, oldest first: those of one shape become one, and the time around
+    the onset counts.
     """
 
     title: str
@@ -46,6 +49,7 @@ class EvidenceSource:
     rank: int = 50
     timeout: float = 5.0
     origin: Origin = Origin.SYSTEM
+    reported: Sequence[re.Pattern[str]] = ()
     log: bool = False
 
 
@@ -106,7 +110,10 @@ class Subject(Protocol):
         ...
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-        """Return the sources of evidence for these tickets, which are all of this subject."""
+        """Return the sources of evidence for these tickets, which are all of this subject.
+
+        Without tickets they show the state of the subject, on which a broken one depends.
+        """
         ...
 
     async def close(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from midwatch.model import Facts, Invariant, Severity, Signal, Unit
+from midwatch.model import Fact, Facts, Invariant, Severity, Signal, Unit
 from midwatch.subjects import tls
 from midwatch.text import ticket_line
 from midwatch.units import format_duration
@@ -71,6 +72,7 @@ def check_certificates(
     accepted_until: datetime | None,
     now: datetime,
     invariants: Mapping[str, Invariant],
+    before: str = "",
 ) -> Findings:
     """Check the certificates of one address: who signed them, whom they name, and when they end.
 
@@ -81,6 +83,7 @@ def check_certificates(
         accepted_until: When its own certificate ends, for one that only Python could read.
         now: The time, in UTC.
         invariants: The enabled invariants by id.
+        before: The certificate that was accepted before, as `remembered` describes it.
     """
     certificates, unreadable = parse_chain(problems.chain, accepted_until)
     own = certificates[0] if certificates else None
@@ -89,14 +92,17 @@ def check_certificates(
         "subject": own.subject if own else "",
         "issuer": own.issuer if own else "",
     }
-    untrusted = problems.untrusted
-    for one in certificates:
-        if not untrusted and one.not_before > now:
-            untrusted = (
-                f"{one.subject} is valid only from {one.not_before:%Y-%m-%d %H:%M} UTC"
-            )
+    changed = _change(own, problems.chain, before)
+    untrusted = (
+        problems.untrusted or _too_early(certificates, now) or problems.untrusted
+    )
     found = Findings()
-    facts: Facts = {**about, "names": ", ".join(own.names) if own else ""}
+    facts: Facts = {
+        **about,
+        "names": ", ".join(own.names) if own else "",
+        **({"certificates_sent": len(problems.chain)} if problems.untrusted else {}),
+        **changed,
+    }
     for kind, problem, text in (
         (CERTIFICATE_VALID, untrusted, "is not trusted"),
         (CERTIFICATE_NAME, problems.misnamed, "is for another name"),
@@ -113,10 +119,53 @@ def check_certificates(
         found += Findings((signal,))
     expiry = invariants.get(CERTIFICATE_EXPIRY.id)
     if expiry is not None:
-        found += _expiry(name, component, certificates, now, expiry)
+        found += _expiry(name, component, certificates, now, expiry, changed)
         if unreadable:
             found += Findings(unsupported={CERTIFICATE_EXPIRY.id: unreadable})
     return found
+
+
+def _too_early(certificates: Sequence[tls.Certificate], now: datetime) -> str:
+    late = [one for one in certificates if one.not_before > now]
+    return (
+        f"{late[-1].subject} is valid only from {late[-1].not_before:%Y-%m-%d %H:%M} UTC"
+        if late
+        else ""
+    )
+
+
+def remembered(der: bytes, now: datetime, before: object = None) -> str:
+    """Return an accepted certificate in one line, which stays the same as long as it is shown.
+
+    `before` is the line that was remembered last.
+    """
+    mark = fingerprint(der)
+    if isinstance(before, str) and before.startswith(mark):
+        return before
+    try:
+        one = tls.parse(der)
+    except ValueError:
+        return f"{mark} (cannot be read)"
+    names = ", ".join(one.names[:5])
+    return ticket_line(
+        f"{mark} {one.subject} for {names}, issued by {one.issuer}, until {one.not_after:%Y-%m-%d %H:%M:%S} UTC, "
+        f"first seen {now:%Y-%m-%d %H:%M:%S} UTC"
+    )
+
+
+def fingerprint(der: bytes) -> str:
+    """Return the beginning of the SHA-256 of a certificate, as browsers and OpenSSL show it."""
+    return hashlib.sha256(der).hexdigest()[:16]
+
+
+def _change(
+    own: tls.Certificate | None, chain: Sequence[bytes], before: str
+) -> dict[str, Fact]:
+    """Return the certificate that was accepted before, and whether another one is shown now."""
+    if not before or not chain or own is None:
+        return {}
+    same = before.startswith(fingerprint(chain[0]))
+    return {"accepted_before": before, "is_the_one_accepted_before": same}
 
 
 def parse_chain(
@@ -144,6 +193,7 @@ def _expiry(
     certificates: Sequence[tls.Certificate],
     now: datetime,
     invariant: Invariant,
+    changed: Facts,
 ) -> Findings:
     """Return the signal for the certificate of a chain that ends first."""
     ignored = []
@@ -177,6 +227,8 @@ def _expiry(
             "subject": one.subject,
             "issuer": one.issuer,
             "not_after": end.isoformat(),
+            "place_in_chain": number,
+            **changed,
         },
         severity=Severity.CRITICAL if seconds <= 0 else None,
     )

@@ -25,6 +25,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -471,6 +472,10 @@ class CommandSettings(SubjectSettings):
 INVARIANTS = (VIOLATION,)
 
 
+# The command measures, and is of the settings: only what it writes to stderr is taken for a log.
+_STDERR = (re.compile(r"(?s)^stderr \(its tail\):\n(.*)", re.MULTILINE),)
+
+
 class CommandSubject:
     """Runs the command once for each observation, and once for evidence."""
 
@@ -523,6 +528,7 @@ class CommandSubject:
                 self._evidence,
                 rank=10,
                 timeout=self.settings.timeout,
+                reported=_STDERR,
             )
         ]
 

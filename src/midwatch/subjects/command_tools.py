@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, Protocol, Self
 from pydantic import Field, create_model, model_validator
 
 from midwatch.errors import ObservationFailed
-from midwatch.model import Origin
 from midwatch.settings import Group
 from midwatch.subjects.tools import NAME, Answer, Arguments, Refused, Tool
 from midwatch.text import ticket_line
@@ -149,6 +148,6 @@ def _tool(settings: CommandToolSettings, run: Run, limit: float) -> Tool:
             why = ticket_line(result.stderr[-600:].decode("utf-8", "replace"), 200)
             raise ObservationFailed(f"the command {result.failure}: {why}")
         text = result.stdout.decode("utf-8", "replace")
-        return Answer(" ".join(command), text, Origin.REPORTED)
+        return Answer(" ".join(command), text)
 
     return Tool(settings.name, settings.description, arguments, answer, limit)

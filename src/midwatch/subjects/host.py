@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
-
-from pydantic import Field, model_validator
+from itertools import islice
+from typing import ClassVar
 
 from midwatch.errors import ObservationFailed, Unsupported
-from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket, Unit
-from midwatch.settings import Group, SubjectSettings
+from midwatch.model import Facts, Invariant, Json, Observation, Origin, Signal, Ticket
 from midwatch.subjects.base import Address, EvidenceSource, configure
+from midwatch.subjects.host_disk_usage import open_on, what_fills
+from midwatch.subjects.host_evidence import TABLES
 from midwatch.subjects.host_mounts import (
     MEASURES,
     Measured,
@@ -29,108 +27,33 @@ from midwatch.subjects.host_mounts import (
     mount_table,
     reasons,
 )
-from midwatch.subjects.http import Regex
-from midwatch.subjects.tools import Tool
-from midwatch.text import component_name, table, ticket_line
-from midwatch.units import format_duration, format_size
-
-if TYPE_CHECKING:
-    import psutil
-
-
-# ------------------------------------------------------------------ settings and invariants
-
-
-class ProcessSettings(Group):
-    """A process that must run."""
-
-    name: str | None = Field(None, min_length=1, description="Its name, exactly.")
-    pattern: Regex | None = Field(
-        None,
-        min_length=1,
-        description="A regular expression found in its command line.",
-    )
-    min: int = Field(1, ge=1, description="How many must run at least.")
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.name is None) == (self.pattern is None):
-            raise ValueError("give either name or pattern")
-        return self
-
-    @property
-    def label(self) -> str:
-        return self.name if self.name is not None else f"/{self.pattern}/"
-
-
-class HostSettings(SubjectSettings):
-    """The machine that Midwatch runs on."""
-
-    kind: str = "host"
-    mounts: list[Path] = Field(
-        default_factory=list,
-        description="Mount points to check; by default all file systems that can run full, also NFS, CIFS, FUSE, "
-        "tmpfs and overlay. Read-only ones without a block device are left out.",
-    )
-    processes: list[ProcessSettings] = Field(default_factory=list)
-
-
-INVARIANTS = (
-    Invariant(
-        "disk",
-        "File systems have space left",
-        "The used share of the space that an ordinary user may fill, by mount point. A mount that does not "
-        "answer is unknown and hides no other; one that is gone keeps its ticket.",
-        unit=Unit.RATIO,
-        limit=0.9,
-        about=("mount", "fstype"),
-    ),
-    Invariant(
-        "inodes",
-        "File systems have inodes left",
-        "The used share of the inodes, by mount point. File systems without a fixed number "
-        "of inodes are not checked.",
-        unit=Unit.RATIO,
-        limit=0.9,
-        about=("mount", "fstype"),
-    ),
-    Invariant(
-        "memory",
-        "Memory is available",
-        "The share of memory that is available to programs without swapping.",
-        unit=Unit.RATIO,
-        limit=0.05,
-        above=False,
-        hold_for=60.0,
-    ),
-    Invariant(
-        "swap",
-        "Swap is not full",
-        "The used share of the swap space; it holds on a machine without swap.",
-        unit=Unit.RATIO,
-        limit=0.9,
-        hold_for=60.0,
-    ),
-    Invariant(
-        "load",
-        "The load fits the processors",
-        "Processes that run or wait for a disk, averaged over five minutes, per processor.",
-        unit=Unit.COUNT,
-        limit=4.0,
-    ),
-    Invariant(
-        "process",
-        "Required processes run",
-        "At least `min` processes of each entry of `processes` run; zombies do not count. Too few are unknown "
-        "where Midwatch may not see the processes of other users (`hidepid`).",
-        severity=Severity.CRITICAL,
-        about=("process",),
-    ),
+from midwatch.subjects.host_processes import (
+    ORIGIN_FACTS,
+    hidden_processes,
+    listeners,
+    matches,
+    origin_facts,
+    running,
 )
-
+from midwatch.subjects.host_settings import INVARIANTS, HostSettings, ProcessSettings
+from midwatch.subjects.host_units import (
+    CGROUPS,
+    control_groups,
+    journal,
+    kernel,
+    log_tail,
+    unit_state,
+)
+from midwatch.subjects.tools import Tool
+from midwatch.text import component_name, ticket_line
+from midwatch.units import format_size
 
 # ------------------------------------------------------------------ the subject
 
+_MOST_WALKED = 2  # mounts
+_MOST_ENDED = 3  # processes
+_MOST_REMEMBERED = 100  # processes
+_SHARE_OF_WALK = 0.5
 _SHARE_OF_TIMEOUT = 0.8  # the rest is for the report that it took too long
 
 
@@ -165,14 +88,14 @@ class HostSubject:
         self.secrets: Sequence[str] = ()
         self._mounts = MountProbes(settings.mounts)
         self._checks = {name: OffLoop() for name in CHECKS}
-        self._evidence = {name: OffLoop() for name in TABLES}
+        self._evidence: dict[str, OffLoop] = {}
 
     async def observe(self, previous: Json) -> Observation:
         """Observe the machine. What hangs, as a dead mount does, is unavailable; the rest is observed."""
         wanted = {invariant.id: invariant for invariant in self.invariants}
         parts = await asyncio.gather(
             self._file_systems(wanted, previous),
-            *(self._check(wanted[name]) for name in wanted if name in CHECKS),
+            *(self._check(wanted[name], previous) for name in wanted if name in CHECKS),
         )
         whole = Findings()
         for part in parts:
@@ -189,7 +112,7 @@ class HostSubject:
             ignored=whole.ignored,
         )
 
-    async def _check(self, invariant: Invariant) -> Findings:
+    async def _check(self, invariant: Invariant, previous: Json) -> Findings:
         name, found = invariant.id, Findings()
         settings = self.settings
         if name == "process":
@@ -211,6 +134,8 @@ class HostSubject:
             found.unavailable[name] = error.message
         except _unreadable() as error:
             found.unavailable[name] = ticket_line(f"{name} cannot be read: {error}")
+        if name == "process":
+            _remember(found, previous)
         return found
 
     async def _file_systems(
@@ -247,7 +172,7 @@ class HostSubject:
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
         broken = {ticket.key.invariant for ticket in tickets}
-        return [
+        found = [
             EvidenceSource(
                 title,
                 "psutil on this machine",
@@ -261,6 +186,89 @@ class HostSubject:
             )
             for name, (title, describe, matters_to) in TABLES.items()
             if name != "processes" or self.settings.processes
+        ]
+        mounts = [one for one in tickets if one.key.invariant in MEASURES]
+        for mount in islice(dict.fromkeys(map(_mount_of, mounts)), _MOST_WALKED):
+            found += self._space_sources(mount, "inodes" in broken)
+        down = [one for one in tickets if one.key.invariant == "process"]
+        for ticket in down[:_MOST_ENDED]:
+            found += self._end_sources(ticket)
+        if down:
+            ports = "Listening processes"
+            fetch = self._fetch(ports, ports, listeners)
+            found.append(self._source(ports, "psutil on this machine", fetch, 45))
+        if broken & {"process", "memory", "swap"}:
+            found += self._kernel_sources()
+        return found
+
+    def _source(
+        self,
+        title: str,
+        source: str,
+        fetch: Callable[[], Awaitable[str]],
+        rank: int,
+        origin: Origin = Origin.SYSTEM,
+    ) -> EvidenceSource:
+        limit = self.settings.timeout
+        return EvidenceSource(title, source, fetch, rank, limit, origin)
+
+    def _space_sources(self, mount: str, inodes: bool) -> list[EvidenceSource]:
+        """Return what holds the space of a mount: open files at once, and a walk that may take longer."""
+
+        def held() -> str:
+            return open_on(mount, mount_table())
+
+        walk = partial(what_fills, mount, inodes, self._limit * _SHARE_OF_WALK)
+        shown = ticket_line(mount, 100)
+        held_title, walk_title = f"Open files on {shown}", f"What fills {shown}"
+        return [
+            self._source(
+                held_title, "/proc", self._fetch(held_title, held_title, held), 12
+            ),
+            self._source(
+                walk_title, "a walk", self._fetch(walk_title, walk_title, walk), 14
+            ),
+        ]
+
+    def _end_sources(self, ticket: Ticket) -> list[EvidenceSource]:
+        """Return how a process ended, as its unit and its logs tell it."""
+        name = ticket.key.component
+        unit = str(ticket.facts.get("unit") or "")
+        logs = re.split(r", (?=/)", str(ticket.facts.get("log_files") or ""))
+        limit = self._limit / 2
+
+        async def log() -> str:
+            title = f"Log of {name}"
+            parts = [
+                await self._fetch(f"{title} {path}", title, partial(log_tail, path))()
+                for path in filter(None, logs)
+            ]
+            if unit:
+                parts.append(await journal(unit, limit))
+            return "\n".join(parts)
+
+        found = []
+        if unit:
+            found.append(
+                self._source(
+                    f"Unit of {name}", "systemctl", lambda: unit_state(unit, limit), 11
+                )
+            )
+        if unit or any(logs):
+            found.append(
+                self._source(f"Log of {name}", "its log", log, 13, Origin.REPORTED)
+            )
+        return found
+
+    def _kernel_sources(self) -> list[EvidenceSource]:
+        groups = "Memory of control groups"
+        return [
+            self._source(
+                "The kernel's log", "journalctl", lambda: kernel(self._limit), 16
+            ),
+            self._source(
+                groups, str(CGROUPS), self._fetch(groups, groups, control_groups), 30
+            ),
         ]
 
     def tools(self) -> Sequence[Tool]:
@@ -280,7 +288,9 @@ class HostSubject:
     ) -> Callable[[], Awaitable[str]]:
         async def fetch() -> str:
             try:
-                return await self._evidence[name].run(describe, self._limit, title)
+                return await self._evidence.setdefault(name, OffLoop()).run(
+                    describe, self._limit, title
+                )
             except _unreadable() as error:
                 raise ObservationFailed(
                     f"{title} cannot be read: {ticket_line(str(error))}"
@@ -293,6 +303,24 @@ class HostSubject:
         chosen = [one for one in self.invariants if one.id in MEASURES]
         asked = _of_interest(mounts, chosen) if chosen else mounts
         return file_systems(await self._mounts.ask(asked, mounted, self._limit / 2))
+
+
+def _mount_of(ticket: Ticket) -> str:
+    return str(ticket.facts.get("mount") or ticket.key.component)
+
+
+def _remember(found: Findings, previous: Json) -> None:
+    """Keep what is known of each process that runs, and add it to the facts of one that does not."""
+    known = previous.get("processes")
+    kept: Json = dict(known) if isinstance(known, dict) else {}
+    for number, one in enumerate(found.signals):
+        facts = {name: one.facts[name] for name in ORIGIN_FACTS if name in one.facts}
+        before = kept.get(one.component)
+        if isinstance(before, dict) and one.holds is False:
+            facts = {**before, **facts}
+            found.signals[number] = replace(one, facts={**one.facts, **facts})
+        kept[one.component] = facts
+    found.state["processes"] = dict(list(kept.items())[-_MOST_REMEMBERED:])
 
 
 def _of_interest(mounts: Sequence[Mount], chosen: Sequence[Invariant]) -> list[Mount]:
@@ -366,10 +394,10 @@ def process(settings: HostSettings) -> Iterator[Signal]:
     """Yield the state of each required process. Raises Unsupported at the end where that is unknown of one."""
     if not settings.processes:
         return
-    running, hidden = _running(), _hidden_processes()
+    alive, hidden = running(), hidden_processes()
     unknown: list[str] = []
     for wanted in settings.processes:
-        found = [matches(wanted, name, line) for name, line in running]
+        found = [matches(wanted, name, line) for _, name, line in alive]
         count = found.count(True)
         if count < wanted.min and (hidden or count + found.count(None) >= wanted.min):
             unknown.append(ticket_line(wanted.label, 100))
@@ -384,6 +412,8 @@ def process(settings: HostSettings) -> Iterator[Signal]:
                 "process": ticket_line(wanted.label),
                 "count": count,
                 "min": wanted.min,
+                **(origin_facts(alive[found.index(True)][0]) if count else {}),
+                **_given(wanted),
             },
         )
     if unknown:
@@ -393,186 +423,19 @@ def process(settings: HostSettings) -> Iterator[Signal]:
         )
 
 
+def _given(wanted: ProcessSettings) -> Facts:
+    """Return what the settings say of a process, which counts more than what was seen."""
+    logs = ", ".join(map(str, wanted.log_files))
+    return {
+        name: value
+        for name, value in (("unit", wanted.unit), ("log_files", logs))
+        if value
+    }
+
+
 CHECKS: dict[str, Check] = {
     "memory": memory,
     "swap": swap,
     "load": load,
     "process": process,
 }
-
-
-def matches(wanted: ProcessSettings, name: str | None, line: str | None) -> bool | None:
-    """Return whether a process is wanted; None where what decides that cannot be read."""
-    if wanted.pattern is not None:
-        return None if line is None else re.search(wanted.pattern, line) is not None
-    return None if name is None else name == wanted.name
-
-
-def processes(*attributes: str) -> Iterator[tuple[psutil.Process, dict[str, Any]]]:
-    """Yield each process with these attributes; None for those without permission to read.
-
-    `psutil.process_iter` returns objects that all threads share, and which overwrite each other's
-    attributes; these are new ones.
-    """
-    import psutil
-
-    for pid in psutil.pids():
-        try:
-            process = psutil.Process(pid)
-            yield process, process.as_dict(list(attributes))
-        except psutil.NoSuchProcess:  # ended meanwhile
-            continue
-
-
-def _running() -> list[tuple[str | None, str | None]]:
-    """Return name and command line of each process but this one; None for what may not be read."""
-    return [
-        (info["name"], command_line(info))
-        for process, info in processes("name", "cmdline", "status")
-        if process.pid != os.getpid() and info["status"] != "zombie"
-    ]
-
-
-def command_line(info: dict[str, Any]) -> str | None:
-    return None if info["cmdline"] is None else " ".join(info["cmdline"])[:8000]
-
-
-_SEE_ALL = 1 << 19  # CAP_SYS_PTRACE, see capabilities(7)
-
-
-def _hidden_processes() -> str:
-    """Return why the processes of other users are hidden from this one, or "".
-
-    The option `hidepid` of /proc hides them from users without CAP_SYS_PTRACE who are not in its group; other
-    systems hide at least process 1.
-    """
-    proc = mount_table().get("/proc")
-    value = (proc.option("hidepid") if proc else None) or "0"
-    if proc is not None and value not in ("0", "off"):
-        groups = {os.getegid(), *os.getgroups()}
-        member = int(proc.option("gid") or 0) in groups
-        if not _can_trace() and (value in ("4", "ptraceable") or not member):
-            return f"/proc is mounted with hidepid={value}, which hides processes of other users"
-    try:
-        os.stat("/proc/1/stat" if proc else "/")
-    except OSError:
-        return "the processes of other users are hidden: /proc/1 cannot be seen"
-    return ""
-
-
-def _can_trace() -> bool:
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return False
-    effective = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.M)
-    return effective is not None and bool(int(effective[1], 16) & _SEE_ALL)
-
-
-# ------------------------------------------------------------------ evidence (blocking)
-#
-# Processes are shown with pid, name and user, but without arguments: these may contain passwords.
-
-_SAMPLE_SECONDS = 0.2
-_TOP = 12
-
-
-def memory_evidence(settings: HostSettings) -> str:
-    import psutil
-
-    main, swap = psutil.virtual_memory(), psutil.swap_memory()
-    pairs = [
-        ("memory total", main.total),
-        ("memory available", main.available),
-        ("memory used", main.used),
-        ("memory free", main.free),
-        ("swap total", swap.total),
-        ("swap used", swap.used),
-    ]
-    lines = [f"{name}: {format_size(value)}" for name, value in pairs]
-    return "\n".join([*lines, f"available share: {main.available / main.total:.1%}"])
-
-
-def load_evidence(settings: HostSettings) -> str:
-    import psutil
-
-    one, five, fifteen = os.getloadavg()
-    spent = psutil.cpu_times_percent(interval=_SAMPLE_SECONDS)
-    lines = [
-        f"load: {one:.2f} (1 min) {five:.2f} (5 min) {fifteen:.2f} (15 min)",
-        f"processors: {os.cpu_count() or 1}",
-        f"up for: {format_duration(max(0.0, time.time() - psutil.boot_time()))}",
-        f"cpu user {spent.user:.0f}% system {spent.system:.0f}% idle {spent.idle:.0f}%",
-    ]
-    if hasattr(spent, "iowait"):
-        lines.append(f"cpu waiting for disks {spent.iowait:.0f}%")
-    return "\n".join(lines)
-
-
-def top(settings: HostSettings) -> str:
-    """Return the processes that use the most processor time, and the most memory."""
-    found = list(processes("name", "username", "memory_info"))
-    for process, _ in found:
-        _cpu(process)  # the first call only begins the measurement
-    time.sleep(_SAMPLE_SECONDS)
-    rows = []
-    for process, info in found:
-        resident = info["memory_info"].rss if info["memory_info"] else 0
-        rows.append(
-            (_cpu(process), resident, process.pid, info["name"], info["username"])
-        )
-    by_cpu = sorted(rows, key=lambda row: row[0], reverse=True)[:_TOP]
-    by_memory = sorted(rows, key=lambda row: row[1], reverse=True)[:_TOP]
-    parts = []
-    for title, chosen in (("by processor", by_cpu), ("by memory", by_memory)):
-        cells = [
-            (
-                pid,
-                ticket_line(name or "?", 40),
-                ticket_line(user or "?", 30),
-                f"{cpu:.0f}%",
-            )
-            + (format_size(resident),)
-            for cpu, resident, pid, name, user in chosen
-        ]
-        parts.append(f"{title}:")
-        parts.append(table(("pid", "name", "user", "cpu", "resident"), cells))
-    return "\n".join(parts)
-
-
-def required(settings: HostSettings) -> str:
-    """Return the required processes, and those of them that run."""
-    found = list(processes("name", "cmdline", "status", "create_time", "username"))
-    lines = []
-    for wanted in settings.processes:
-        lines.append(f"{ticket_line(wanted.label, 100)}: at least {wanted.min}")
-        for process, info in found:
-            mine = process.pid == os.getpid()
-            if not mine and matches(wanted, info["name"], command_line(info)):
-                age = format_duration(max(0.0, time.time() - info["create_time"]))
-                lines.append(
-                    f"  pid {process.pid} {ticket_line(info['name'] or '?', 40)} {info['status']}, "
-                    f"user {info['username']}, up for {age}"
-                )
-        if lines[-1].endswith(f"at least {wanted.min}"):
-            lines.append("  none runs")
-    return "\n".join(lines)
-
-
-TABLES: dict[str, tuple[str, Callable[[HostSettings], str] | None, frozenset[str]]] = {
-    "file systems": ("File systems", None, frozenset({"disk", "inodes"})),
-    "memory": ("Memory", memory_evidence, frozenset({"memory", "swap"})),
-    "load": ("Load and processors", load_evidence, frozenset({"load"})),
-    "processes": ("Processes that must run", required, frozenset({"process"})),
-    "top": ("Top processes", top, frozenset({"memory", "swap", "load"})),
-}
-"""Title, function (None: the mounts are asked) and the invariants that the evidence matters most to."""
-
-
-def _cpu(process: psutil.Process) -> float:
-    import psutil
-
-    try:
-        return process.cpu_percent(None)
-    except psutil.Error:  # ended meanwhile
-        return 0.0

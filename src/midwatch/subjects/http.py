@@ -10,6 +10,7 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
@@ -35,7 +36,9 @@ from midwatch.subjects.certificates import (
     Findings,
     check_certificates,
     parse_chain,
+    remembered,
 )
+from midwatch.subjects.error_pages import error_page
 from midwatch.subjects.http_client import (
     Answer,
     Hop,
@@ -43,7 +46,7 @@ from midwatch.subjects.http_client import (
     WebFailure,
     show_origin,
 )
-from midwatch.subjects.http_evidence import Watched, sources
+from midwatch.subjects.http_evidence import Watched, sources, way
 from midwatch.subjects.http_tools import HttpTools
 from midwatch.subjects.tools import Tool
 from midwatch.subjects.web_settings import WebSettings
@@ -102,6 +105,11 @@ class HttpSettings(WebSettings):
     )
     body_lacks: Regex | None = Field(
         None, description="A regular expression that the body must not contain."
+    )
+    log_files: list[Path] = Field(
+        default_factory=list,
+        max_length=5,
+        description="Log files on this machine, of the service or of the proxy before it: their last lines are evidence.",
     )
     body_limit: Bytes = Field(
         256_000, gt=0, le=10_000_000, description="Bytes of the body that are read."
@@ -232,10 +240,14 @@ def basic_login(user: str, password: str) -> Mapping[str, str]:
 
 def check_answer(answer: Answer, settings: HttpSettings, target: Target) -> Findings:
     """Check all of an answer but its certificates."""
+    page = error_page(answer)
     facts: Facts = {
         "url": target.shown,
         "status": answer.status,
+        **({"answered_by": page} if page else {}),
         "seconds": round(answer.seconds, 3),
+        **phase_facts(answer.timings),
+        **({"slowest": answer.slowest} if answer.slowest else {}),
     }
     found = Findings(
         (
@@ -260,7 +272,13 @@ def check_answer(answer: Answer, settings: HttpSettings, target: Target) -> Find
 
 def check_failure(failure: WebFailure, target: Target) -> Findings:
     """Check a failure but its certificates. A refused one and endless redirects prove that the server is reachable."""
-    facts: Facts = {"url": target.shown, "cause": failure.cause}
+    facts: Facts = {
+        "url": target.shown,
+        "cause": failure.cause,
+        **({"phase": failure.phase} if failure.phase else {}),
+        **({"redirected": way(failure.hops)} if len(failure.hops) > 1 else {}),
+        **phase_facts(failure.timings),
+    }
     if failure.cause not in ("redirects", "certificate"):
         message = f"{target.shown} did not answer: {failure.message}"
         return Findings((verdict("reachable", False, target, message, facts),))
@@ -269,6 +287,15 @@ def check_failure(failure: WebFailure, target: Target) -> Findings:
         return found
     message = f"{target.shown}: {failure.message}"
     return found + Findings((verdict("status", False, target, message, facts),))
+
+
+def phase_facts(timings: Mapping[str, float]) -> Facts:
+    """Return the seconds of each phase as facts: `dns_seconds`, `connect_seconds`, `first_byte_seconds`, …"""
+    return {
+        f"{phase.replace(' ', '_')}_seconds": round(spent, 3)
+        for phase, spent in timings.items()
+        if spent >= 0.001
+    }
 
 
 def body_problem(answer: Answer, settings: HttpSettings) -> str:
@@ -326,6 +353,7 @@ def _expired(signal: Signal) -> bool:
 
 # ------------------------------------------------------------------ the subject
 
+_MOST_REMEMBERED = 10  # certificates of addresses
 _SHARE_OF_TIMEOUT = (
     0.8  # the rest is for the report, before the monitor cancels the observation
 )
@@ -383,17 +411,25 @@ class HttpSubject:
         else:
             hops = answer.hops
             found = check_answer(answer, self.settings, self.target)
+        known = previous.get("certificates")
+        seen: Json = dict(known) if isinstance(known, dict) else {}
         for component, hop in self._secured(hops).items():
             problems = await self.problems(hop, failure)
+            now = self.clock.now()
             found += check_certificates(
                 hop.name,
                 component,
                 problems,
                 hop.accepted_until,
-                self.clock.now(),
+                now,
                 {invariant.id: invariant for invariant in self.invariants},
+                str(seen.get(component, "")),
             )
-        return self._observation(found, failure)
+            if problems.untrusted == problems.misnamed == "" and hop.chain:
+                seen[component] = remembered(hop.chain[0], now, seen.get(component))
+        return self._observation(
+            found, failure, dict(list(seen.items())[-_MOST_REMEMBERED:])
+        )
 
     async def ask(self) -> Answer:
         """Request the URL now. Raises WebFailure."""
@@ -424,6 +460,9 @@ class HttpSubject:
             clock=self.clock,
             ask=self.ask,
             problems=self.problems,
+            peek=None if self.settings.proxy else self.web.peek,
+            name=self.settings.server_name or target.host.rstrip("."),
+            log_files=self.settings.log_files,
         )
         return sources(watched, tickets)
 
@@ -479,7 +518,9 @@ class HttpSubject:
             return found
         return replace(found, untrusted=str(refused))
 
-    def _observation(self, found: Findings, failure: WebFailure | None) -> Observation:
+    def _observation(
+        self, found: Findings, failure: WebFailure | None, certificates: Json
+    ) -> Observation:
         enabled = {invariant.id for invariant in self.invariants}
         signals = tuple(one for one in found.signals if one.invariant in enabled)
         seen = {signal.invariant for signal in signals}
@@ -508,4 +549,5 @@ class HttpSubject:
             unavailable=unavailable,
             unsupported=unsupported,
             ignored=found.ignored,
+            state={"certificates": certificates} if certificates else {},
         )

@@ -7,9 +7,10 @@ import errno
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,7 @@ from midwatch.lifecycle import Clock, SystemClock
 from midwatch.subjects import tls
 from midwatch.subjects.content_coding import Decompressor, decode
 from midwatch.text import ticket_line
+from midwatch.units import format_duration
 
 if TYPE_CHECKING:
     import httpx2
@@ -55,26 +57,34 @@ _PHASES = {
 }
 
 
+PHASES = ("dns", "connect", "tls", "send", "first byte", "body")
+"""The phases of a request, in order."""
+
+
 class WebFailure(ObservationFailed):
     """The HTTP request failed.
 
     `hops` are the addresses that were requested; the last one failed. `refused` is why a certificate was not accepted.
+    `timings` are seconds by phase; `phase` is the one that did not end.
     """
 
     refused: tls.Refused | None = None
     hops: tuple[Hop, ...] = ()
+    timings: Mapping[str, float] = {}
+    phase: str = ""
 
     def __init__(self, cause: Cause, message: str, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.cause = cause
 
-    def at(self, hops: Sequence[Hop]) -> WebFailure:
-        """Return the failure with the addresses that were requested."""
-        message = self.message
+    def at(self, trace: _Trace) -> WebFailure:
+        """Return the failure with the addresses that were requested, and the times."""
+        message, hops = self.message, trace.hops
         if len(hops) > 1 and self.cause != "redirects":
             message = f"redirected to {show_origin(hops[-1].origin)}: {message}"
         failure = WebFailure(self.cause, message, hint=self.hint)
         failure.refused, failure.hops = self.refused, tuple(hops)
+        failure.timings, failure.phase = trace.so_far()
         return failure
 
 
@@ -96,7 +106,8 @@ class Answer:
     """A response. `body` is decompressed and ends at the limit where `cut` is true.
 
     `undecoded` says why the body is still compressed, `malformed` why it cannot be decompressed by anyone.
-    `timings` are seconds by phase; `seconds` is the total. `hops` end with the address that answered.
+    `timings` are seconds by phase; `seconds` is the total. `hops` end with the address that answered, and
+    `slowest` is the one of several that took longest.
     """
 
     status: int
@@ -110,6 +121,7 @@ class Answer:
     undecoded: str = ""
     malformed: str = ""
     timings: Mapping[str, float] = field(default_factory=dict)
+    slowest: str = ""
 
     @property
     def host(self) -> str:
@@ -205,7 +217,7 @@ class WebClient:
             failure = WebFailure(
                 "proxy", f"no connection to the proxy: {failure.message}"
             )
-        raise failure.at(trace.hops)
+        raise failure.at(trace)
 
     async def examine(self, hop: Hop, timeout: float) -> tls.Problems:
         """Return all the reasons for which the certificate of an address is not accepted.
@@ -225,6 +237,23 @@ class WebClient:
             ) from None
         except OSError as error:  # OpenSSL cannot read the certificate, for one
             raise map_http_error(error) from None
+
+    async def peek(self, hop: Hop, timeout: float) -> tuple[bytes, ...]:
+        """Return the certificates that an address shows, accepted or not; nothing is requested.
+
+        A `hop.name` that is an IP address is not sent: the server then shows the certificate of a client without SNI
+        (RFC 6066, section 3). `timeout` is in seconds. Raises WebFailure.
+        """
+        context = self._context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._handshake(hop, context)
+        except TimeoutError:
+            raise WebFailure(
+                "timeout", f"no TLS handshake within {timeout:.3g} s"
+            ) from None
 
     async def _handshake(self, hop: Hop, context: ssl.SSLContext) -> tuple[bytes, ...]:
         """Connect as a request would, and return the certificates. Raises Refused and WebFailure."""
@@ -304,6 +333,8 @@ class WebClient:
     ) -> httpx2.Response:
         import httpx2
 
+        from midwatch.subjects.http_transport import on_lookup
+
         address = httpx2.URL(url)
         # No certificate has a name that ends with the dot of an absolute name.
         name = name or address.host.rstrip(".")
@@ -319,7 +350,8 @@ class WebClient:
             cookies=cookies,
             extensions=extensions,
         )
-        trace.hops.append(Hop(_origin(address), name))
+        trace.follow(Hop(_origin(address), name))
+        on_lookup.set(partial(trace.mark, "dns"))
         response = await transport.handle_async_request(request)
         response.request = request
         return response
@@ -340,11 +372,13 @@ class WebClient:
             return not decoder.cut
 
         take = consume or keep
+        trace.mark("body", "started")
         async for chunk in response.aiter_raw():
             received += len(chunk)
             wanted = all(take(piece) for piece in decoder.feed(chunk))
             if not wanted or decoder.malformed or received > limit:
                 break
+        trace.mark("body", "complete")
         problem = decoder.undecoded or decoder.malformed
         if problem and consume is not None:
             raise WebFailure("protocol", problem)
@@ -362,7 +396,8 @@ class WebClient:
             hops=tuple(trace.hops),
             undecoded=decoder.undecoded,
             malformed=decoder.malformed,
-            timings=trace.timings,
+            timings=trace.so_far()[0],
+            slowest=trace.slowest(),
         )
 
     def _context(self) -> ssl.SSLContext:
@@ -426,6 +461,7 @@ class _Trace:
         self._handshake_only = handshake_only
         self._began = clock.monotonic()
         self._starts: dict[str, float] = {}
+        self._hop_began: list[float] = []
         self.timings: dict[str, float] = {}
         self.hops: list[Hop] = []
 
@@ -434,14 +470,44 @@ class _Trace:
         phase = _PHASES.get(name.rpartition(".")[2])
         if event == self._tls_event:
             await self._secured(info["return_value"])
-        if phase is None:
-            return
+        if phase is not None:
+            self.mark(phase, moment)
+
+    def mark(self, phase: str, moment: str) -> None:
+        """Note that a phase has "started" or is "complete"."""
         now = self._clock.monotonic()
         if moment == "started":
             self._starts[phase] = now
         elif moment == "complete" and phase in self._starts:
-            spent = now - self._starts[phase]
+            spent = now - self._starts.pop(phase)
             self.timings[phase] = self.timings.get(phase, 0.0) + spent
+
+    def follow(self, hop: Hop) -> None:
+        """Note that this address is requested next."""
+        self.hops.append(hop)
+        self._hop_began.append(self._clock.monotonic())
+
+    def so_far(self) -> tuple[Mapping[str, float], str]:
+        """Return the seconds by phase, in order, and the phase that did not end. Connecting is without its DNS lookup."""
+        now, spent = self._clock.monotonic(), dict(self.timings)
+        open_ = [phase for phase in PHASES if phase in self._starts]
+        for phase in open_:
+            spent[phase] = spent.get(phase, 0.0) + now - self._starts[phase]
+        if "dns" in spent and "connect" in spent:
+            spent["connect"] = max(0.0, spent["connect"] - spent["dns"])
+        if "dns" in open_:
+            spent.pop("connect", None)
+        ordered = {phase: spent[phase] for phase in PHASES if phase in spent}
+        return ordered, open_[0] if open_ else ""
+
+    def slowest(self) -> str:
+        """Return which of several addresses took longest, and how long."""
+        ends = [*self._hop_began[1:], self._clock.monotonic()]
+        spent = [end - began for began, end in zip(self._hop_began, ends, strict=True)]
+        if len(spent) < 2:
+            return ""
+        worst = spent.index(max(spent))
+        return f"{show_origin(self.hops[worst].origin)} took {format_duration(spent[worst])}"
 
     async def _secured(self, stream: Any) -> None:
         secured = stream.get_extra_info("ssl_object")
@@ -462,10 +528,12 @@ class _Trace:
             return "the answer began but did not end"
         if "send" in self.timings:
             return "connected, but the server sends nothing"
-        if "tls" in self._starts.keys() - self.timings.keys():
+        if "tls" in self._starts:
             return "connected, but the TLS handshake did not end"
         if "connect" in self.timings:
             return "connected, but the request could not be sent"
+        if "dns" in self._starts:
+            return "the DNS lookup did not end"
         return "no connection"
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import Field
 
-from midwatch.model import Origin
 from midwatch.subjects.http_client import Answer as Response
 from midwatch.subjects.http_client import WebClient, WebFailure
-from midwatch.subjects.http_evidence import describe, resolve
+from midwatch.subjects.http_evidence import SERVER_TEXT, describe, resolve
 from midwatch.subjects.tools import Answer, Arguments, Refused, Tool
 from midwatch.text import one_line, ticket_line
 
 _BODY = 64_000  # bytes
+_LOCATION = re.compile(r"(?m)^redirects to: (.+)$")
 
 
 class Probe(Arguments):
@@ -89,7 +90,7 @@ class HttpTools:
             text = f"failed: {failure.cause}: {failure.message}"
         finally:
             await web.close()
-        return Answer(command, text, Origin.REPORTED)
+        return Answer(command, text, reported=(*SERVER_TEXT, _LOCATION))
 
     async def _address(self, written: str) -> str:
         """Return one of the addresses of the host as the place of a URL."""

@@ -9,9 +9,20 @@ leave the length of the body unclear, passes unchanged, and h11 refuses it.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
+import socket
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Sequence,
+)
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -237,11 +248,72 @@ class _Stream(httpcore2.AsyncNetworkStream):
         return self._stream.get_extra_info(info)
 
 
+on_lookup: ContextVar[Callable[[str], None] | None] = ContextVar(
+    "on_lookup", default=None
+)
+"""Called with "started" and "complete" around each DNS lookup, which the HTTP client counts as connecting."""
+_NEXT_ADDRESS = 0.25  # seconds until the next address is tried as well (RFC 8305)
+
+
 class _Backend(httpcore2.AnyIOBackend):
+    """Connects to the first address that answers, and reports how long the lookup took."""
+
     async def connect_tcp(
-        self, *args: Any, **kwargs: Any
+        self, host: str, port: int, *args: Any, **kwargs: Any
     ) -> httpcore2.AsyncNetworkStream:
-        return _Stream(await super().connect_tcp(*args, **kwargs))
+        connect = (
+            super().connect_tcp
+        )  # in a comprehension there is no `super()` before Python 3.12
+        attempts = [
+            partial(connect, address, port, *args, **kwargs)
+            for address in await _addresses(host, port)
+        ]
+        return _Stream(await _first_connected(attempts))
+
+
+async def _first_connected(
+    attempts: Sequence[Callable[[], Coroutine[Any, Any, httpcore2.AsyncNetworkStream]]],
+) -> httpcore2.AsyncNetworkStream:
+    """Return the first connection of several attempts, each begun a little after the one before, and close the others."""
+    if len(attempts) == 1:
+        return await attempts[0]()
+    running: list[asyncio.Task[httpcore2.AsyncNetworkStream]] = []
+    won: asyncio.Task[httpcore2.AsyncNetworkStream] | None = None
+    try:
+        for number, attempt in enumerate(attempts, 1):
+            running.append(asyncio.create_task(attempt()))
+            wait = _NEXT_ADDRESS if number < len(attempts) else None
+            while won is None and (pending := [t for t in running if not t.done()]):
+                done, _ = await asyncio.wait(
+                    pending, timeout=wait, return_when=asyncio.FIRST_COMPLETED
+                )
+                won = next((t for t in done if t.exception() is None), None)
+                if wait is not None:
+                    break
+            if won is not None:
+                return won.result()
+        return running[0].result()  # all have failed
+    finally:
+        for task in running:
+            task.cancel()
+        for task, ended in zip(
+            running, await asyncio.gather(*running, return_exceptions=True), strict=True
+        ):
+            if task is not won and not isinstance(ended, BaseException):
+                await ended.aclose()
+
+
+async def _addresses(host: str, port: int) -> list[str]:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        report = on_lookup.get() or (lambda moment: None)
+        report("started")
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        report("complete")
+        return list(dict.fromkeys(str(item[4][0]) for item in found))
+    return [host]
 
 
 class _Body(httpx2.AsyncByteStream):

@@ -7,10 +7,7 @@ The alerts are read from ``/api/v1/rules``, which returns them together with the
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from itertools import islice
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,17 +16,14 @@ from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.http import Target, basic_login
-from midwatch.subjects.prometheus_alerts import AlertTally, alert_id, alert_key
+from midwatch.subjects.prometheus_alerts import AlertTally
 from midwatch.subjects.prometheus_api import (
-    Alert,
-    AlertRule,
-    Line,
     NotPrometheus,
     PrometheusApi,
     QueryRefused,
-    Sample,
 )
-from midwatch.subjects.prometheus_series import Findings, SeriesTally, series_text
+from midwatch.subjects.prometheus_evidence import LABELS, EvidenceReader, compact
+from midwatch.subjects.prometheus_series import Findings, SeriesTally
 from midwatch.subjects.prometheus_settings import (
     INVARIANTS,
     PrometheusSettings,
@@ -110,12 +104,19 @@ class PrometheusSubject:
         return _observation(dict(zip(queries, answers, strict=True)), previous)
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-        return _sources(self, tickets)
+        reader = EvidenceReader(
+            self.api, self.settings, self.invariants, self.clock, tickets
+        )
+        return reader.sources(self.target.shown)
 
     def tools(self) -> Sequence[Tool]:
         limit = self.settings.timeout
-        alerts = _EvidenceReader(self, limit, ()).alerts
-        return PrometheusTools(self.api, self.clock, limit, alerts, compact).tools()
+        reader = EvidenceReader(
+            self.api, self.settings, self.invariants, self.clock, ()
+        )
+        return PrometheusTools(
+            self.api, self.clock, limit, reader.alerts, compact, LABELS
+        ).tools()
 
     async def close(self) -> None:
         await self._web.close()
@@ -253,209 +254,3 @@ def _strings(value: object) -> list[str]:
         if isinstance(value, list)
         else []
     )
-
-
-# ------------------------------------------------------------------ evidence
-
-_MOST_INVARIANTS = 5
-_MOST_SERIES = 20
-_MOST_ALERTS = 80
-_MOST_OF_A_RULE = 10
-_SPARSE_POINTS = 12
-_HOUR, _STEP = 3600.0, 60.0
-
-
-def _sources(
-    subject: PrometheusSubject, tickets: Sequence[Ticket]
-) -> Sequence[EvidenceSource]:
-    limit = subject.settings.timeout
-    shown = subject.target.shown
-    keys = {(ticket.key.invariant, ticket.key.component) for ticket in tickets}
-    reader = _EvidenceReader(subject, limit * 0.45, keys)
-
-    def source(
-        title: str, fetch: Callable[[], Awaitable[str]], rank: int
-    ) -> EvidenceSource:
-        return EvidenceSource(title, shown, fetch, rank, limit)
-
-    named = dict.fromkeys(
-        ticket.key.invariant
-        for ticket in tickets
-        if ticket.key.invariant.startswith("alert:")
-        or ticket.key.invariant in reader.rules
-    )
-    found = []
-    for name in islice(named, _MOST_INVARIANTS):
-        found += [
-            source(f"Definition of {name}", reader.about(name, reader.definition), 10),
-            source(f"{name}: values now", reader.about(name, reader.current), 12),
-            source(f"{name}: the last hour", reader.about(name, reader.history), 20),
-        ]
-    return [
-        *found,
-        source("Firing and pending alerts", reader.alerts, 15),
-        source("Scrape targets that are down", reader.down, 25),
-        source("Build of the server", reader.build, 80),
-    ]
-
-
-class _EvidenceReader:
-    """Fetches evidence as text.
-
-    `limit` is the timeout of one request in seconds; a source makes two at most. `keys` are the
-    invariants and components of the tickets.
-    """
-
-    def __init__(
-        self,
-        subject: PrometheusSubject,
-        limit: float,
-        keys: Collection[tuple[str, str]],
-    ) -> None:
-        self._api: PrometheusApi = subject.api
-        self.rules = {rule.name: rule for rule in subject.settings.rules}
-        self.invariants = {item.id: item for item in subject.invariants}
-        self._severity_label = subject.settings.severity_label
-        self._clock = subject.clock
-        self._limit = limit
-        self._keys = keys
-
-    def about(
-        self, name: str, fetch: Callable[[str], Awaitable[str]]
-    ) -> Callable[[], Awaitable[str]]:
-        return lambda: fetch(name)
-
-    async def definition(self, name: str) -> str:
-        if name in self.rules:
-            invariant = self.invariants.get(name) or self.rules[name].invariant()
-            side = "above" if invariant.above else "below"
-            bound = "" if invariant.limit is None else f"\n{side}: {invariant.limit:g}"
-            return f"rule: {name}\nexpr: {self.rules[name].expr}{bound}\nfor: {invariant.hold_for:g} s"
-        return "\n\n".join(_rule_text(rule) for rule in await self._named(name))
-
-    async def current(self, name: str) -> str:
-        samples: list[Sample] = []
-        count = 0
-
-        def take(sample: Sample) -> None:
-            nonlocal count
-            count += 1
-            if count <= _MOST_SERIES:
-                samples.append(sample)
-
-        expr = await self._expression(name)
-        remarks = await self._api.query(expr, self._limit, take)
-        return "\n".join(
-            [
-                *(f"incomplete: {text}" for text in remarks.incomplete),
-                *(f"warning: {text}" for text in remarks.advice),
-                *(f"{_shown(one.labels)}: {one.value:g}" for one in samples),
-                f"{count} series",
-            ]
-        )
-
-    async def history(self, name: str) -> str:
-        end = self._clock.now().timestamp()
-        found = await self._api.query_range(
-            await self._expression(name), end - _HOUR, end, _STEP, self._limit
-        )
-        lines = [compact(line) for line in found[:_MOST_SERIES] if line.points]
-        return "\n".join([*lines, f"{len(found)} series in the last hour"])
-
-    async def alerts(self) -> str:
-        ours: list[Alert] = []
-        others: list[Alert] = []
-        names: Counter[str] = Counter()
-        broken = {invariant for invariant, _ in self._keys}
-
-        def take(alert: Alert) -> None:
-            if alert.state == "inactive":
-                return
-            names[alert.name] += 1
-            if (
-                alert_id(alert.name) in broken
-                and alert_key(alert, self._severity_label) in self._keys
-            ):
-                ours.append(alert)
-            elif names[alert.name] <= _MOST_OF_A_RULE and len(others) < _MOST_ALERTS:
-                others.append(alert)
-
-        rules, remarks = await self._api.alert_rules(self._limit, take)
-        lines = [f"incomplete: {text}" for text in remarks.incomplete]
-        lines += [
-            f"{alert.state} {ticket_line(alert.name, 100)} since {ticket_line(alert.active_at, 40)}: "
-            f"{_shown(alert.labels)}"
-            for alert in [*ours[:_MOST_ALERTS], *others]
-        ]
-        if (rest := names.total() - len(ours) - len(others)) > 0:
-            shown = ", ".join(f"{name} ×{n:,}" for name, n in names.most_common(10))
-            lines.append(f"and {rest:,} more; in all {ticket_line(shown)}")
-        lines += [
-            f"health {rule.health} {ticket_line(rule.name, 100)}: {rule.error}"
-            for rule in rules
-            if rule.health != "ok"
-        ][:_MOST_ALERTS]
-        return "\n".join(lines) or "no alert fires, and every rule is evaluated"
-
-    async def down(self) -> str:
-        targets = await self._api.targets(self._limit)
-        lines = [
-            f"{target.health} {_shown(target.labels)}: {target.error}"
-            for target in targets
-            if target.health != "up"
-        ]
-        return "\n".join(
-            [*lines[:50], f"{len(lines)} of {len(targets)} targets not up"]
-        )
-
-    async def build(self) -> str:
-        found = await self._api.build(self._limit)
-        return _pairs(sorted(found.items()))
-
-    async def _expression(self, name: str) -> str:
-        if name in self.rules:
-            return self.rules[name].expr
-        return (await self._named(name))[0].query
-
-    async def _named(self, name: str) -> list[AlertRule]:
-        rules, _ = await self._api.alert_rules(self._limit, lambda alert: None)
-        found = [rule for rule in rules if alert_id(rule.name) == name]
-        if not found:
-            raise ObservationFailed(f"the server has no rule for {name} any more")
-        return found
-
-
-def compact(line: Line) -> str:
-    """Return one line: least, greatest and last value, and some points between."""
-    values = [value for _, value in line.points]
-    every = -(-len(line.points) // _SPARSE_POINTS)
-    points = " ".join(f"{_clock(at)}={value:g}" for at, value in line.points[::every])
-    return (
-        f"{_shown(line.labels)}: min {min(values):g}, max {max(values):g}, last {values[-1]:g} at "
-        f"{_clock(line.points[-1][0])} UTC; {points}"
-    )
-
-
-def _shown(labels: Mapping[str, str]) -> str:
-    return ticket_line(series_text(labels)) or "(no labels)"
-
-
-def _clock(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%H:%M")
-
-
-def _rule_text(rule: AlertRule) -> str:
-    return _pairs(
-        (
-            ("alert", rule.name),
-            ("group", rule.group),
-            ("expr", rule.query),
-            ("for", f"{rule.duration:g} s"),
-            ("health", rule.health),
-            ("last error", rule.error or "none"),
-        )
-    )
-
-
-def _pairs(items: Iterable[tuple[str, str]]) -> str:
-    return "\n".join(f"{name}: {ticket_line(value, 2000)}" for name, value in items)

@@ -157,16 +157,25 @@ class PrometheusApi:
         return remarks
 
     async def query_range(
-        self, expr: str, start: float, end: float, step: float, timeout: float
+        self,
+        expr: str,
+        start: float,
+        end: float,
+        step: float,
+        timeout: float,
+        keep: Callable[[Line], bool] = lambda line: True,
     ) -> tuple[Line, ...]:
-        """Return the series from `start` to `end` (Unix seconds), a point every `step` seconds."""
+        """Return the series from `start` to `end` (Unix seconds), a point every `step` seconds.
+
+        Those that `keep` does not want are read and not kept.
+        """
         params = {
             "query": expr,
             "start": f"{start:.3f}",
             "end": f"{end:.3f}",
             "step": f"{step:.0f}",
         }
-        return await self._list("query_range", params, timeout, "result", _line)
+        return await self._list("query_range", params, timeout, "result", _line, keep)
 
     async def alert_rules(
         self, timeout: float, take: Callable[[Alert], None]
@@ -205,10 +214,16 @@ class PrometheusApi:
         timeout: float,
         name: str,
         build: Callable[[Any], Any],
+        keep: Callable[[Any], bool] = lambda item: True,
     ) -> tuple[Any, ...]:
         reply = _Reply()
         found: list[Any] = []
-        reader = reply.listed(name, lambda item: found.append(build(item)))
+
+        def take(item: Any) -> None:
+            if keep(built := build(item)):
+                found.append(built)
+
+        reader = reply.listed(name, take)
         await self._get(path, params, timeout, reply, reader, name)
         return tuple(found)
 

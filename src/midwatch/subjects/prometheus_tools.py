@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 
 from pydantic import Field
@@ -45,6 +46,7 @@ class PrometheusTools:
         limit: Seconds that a request may take.
         alerts: Returns the alerts that fire or are pending.
         describe: Returns a series as one line.
+        labels: What in such lines comes from what is watched.
     """
 
     def __init__(
@@ -54,9 +56,10 @@ class PrometheusTools:
         limit: float,
         alerts: Callable[[], Awaitable[str]],
         describe: Callable[[Line], str],
+        labels: tuple[re.Pattern[str], ...],
     ) -> None:
         self._api, self._clock, self._limit = api, clock, limit
-        self._alerts, self._describe = alerts, describe
+        self._alerts, self._describe, self._labels = alerts, describe, labels
 
     def tools(self) -> Sequence[Tool]:
         """Return the tools."""
@@ -90,7 +93,7 @@ class PrometheusTools:
         command = (
             f"query_range {asked.expr} start={start:.0f} end={end:.0f} step={step:.0f}"
         )
-        return Answer(command, "\n".join(lines))
+        return Answer(command, "\n".join(lines), reported=self._labels)
 
     async def _series(self, asked: Series) -> Answer:
         lines: list[str] = []
@@ -107,7 +110,9 @@ class PrometheusTools:
         lines += [f"incomplete: {text}" for text in remarks.incomplete]
         if count > _MOST_SERIES:
             lines.append(f"… and {count - _MOST_SERIES} more series")
-        return Answer(f"query {asked.expr}", "\n".join(lines))
+        text = "\n".join(lines)
+        return Answer(f"query {asked.expr}", text, reported=self._labels)
 
     async def _firing(self, asked: Alerts) -> Answer:
-        return Answer("rules type=alert", await self._alerts())
+        text = await self._alerts()
+        return Answer("rules type=alert", text, reported=self._labels)

@@ -38,12 +38,14 @@ class Refused(PermanentError):
 class Answer:
     """What a tool read: plain text, one fact a line, and the exact command that was run.
 
-    An empty text says that there is nothing, which proves nothing. `origin` says who wrote the text.
+    An empty text says that there is nothing, which proves nothing. `origin` says who wrote the text, and what
+    `reported` matches in it (its group, if it has one) was written by clients.
     """
 
     command: str
     text: str
     origin: Origin = Origin.SYSTEM
+    reported: tuple[re.Pattern[str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

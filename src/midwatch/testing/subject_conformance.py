@@ -66,6 +66,8 @@ async def check_subject(
             await _check_failure(subject)
         made = tickets or tickets_for(subject, observation)
         await _check_sources(subject, made)
+        for source in subject.sources(()):  # asked for where another one depends on it
+            assert source.title and source.source and source.timeout > 0, source
     finally:
         await subject.close()
         await subject.close()

@@ -2,6 +2,7 @@
 
 from midwatch.playbooks.base import Playbook
 from midwatch.playbooks.postgres import (
+    error_storms,
     locks,
     outage,
     resources,
@@ -24,6 +25,7 @@ PLAYBOOKS: tuple[Playbook, ...] = (
     slot_readers.inactive_slots,
     standby_lag.replication_lag,
     resources.growth,
+    error_storms.error_storm,
 )
 
 __all__ = ["PLAYBOOKS"]

@@ -15,7 +15,8 @@ PREPARED = 0
 
 _WAITER = re.compile(
     r"pid (\d+) has waited .*? for pid (\d+(?:, \d+)*)"
-    r"(?:, in its transaction since ([0-9T:.-]+Z))?: (.*)$"
+    r"(?: and \d+ more)?"
+    r"(?:, in its transaction since ([0-9T:.-]+Z)(?:, statement since ([0-9T:.-]+Z))?)?: (.*)$"
 )
 _ROOT = re.compile(r"root: (?:blocks .*?; pid (\d+):|(a prepared transaction))")
 # Statements whose lock keeps everybody else out.
@@ -28,11 +29,15 @@ _STRONG = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Waiter:
-    """A session that waits. `since` is the start of its transaction, where others wait for it."""
+    """A session that waits.
+
+    Where others wait for it, `since` is the start of its transaction, `begun` that of its statement if it is later.
+    """
 
     pid: int
     behind: frozenset[int]
     since: str
+    begun: str
     rest: str
     citation: Citation
 
@@ -113,6 +118,7 @@ def read_tree(context: Context) -> LockTree:
         elif waiter := _WAITER.match(line):
             pid = int(waiter[1])
             blockers = frozenset(map(int, waiter[2].split(", ")))
-            known = Waiter(pid, blockers, waiter[3] or "", waiter[4], cited)
+            since, begun = waiter[3] or "", waiter[4] or ""
+            known = Waiter(pid, blockers, since, begun, waiter[5], cited)
             tree.waiters.setdefault(pid, known)
     return LockTree(tree.roots, tree.waiters, first)

@@ -115,7 +115,7 @@ def _queue(
     advisory = ticket.key.component.endswith(" advisory locks")
     return write_note(
         _explained(ticket, roots, gate, len(waiting), tickets, context),
-        summary=f"{' and '.join(named.values())} {_holds(roots)} a lock that {count} "
+        summary=f"{' and '.join(named.values())} {_holds(roots)} {'an advisory' if advisory else 'a'} lock that {count} "
         f"{'waits' if len(waiting) == 1 else 'wait'} for."
         + (f" Most wait only behind pid {gate.pid} ({gate.statement})." if gate else "")
         + "".join(
@@ -132,14 +132,15 @@ def _queue(
             f"({gate.statement}) waits in front of them"
             if gate
             else ""
-        ),
+        )
+        + ("; an application may hold an advisory lock on purpose" if advisory else ""),
         cited=[
             *(cited for cited, _ in prepared),
             *(tree.roots.get(pid) or _cited(known.get(pid)) for pid in roots),
             gate.citation if gate else None,
         ],
-        verdict="identified",
-        confidence="medium" if tie else "high",
+        verdict="suspected" if advisory else "identified",
+        confidence="medium" if tie or advisory else "high",
         reason=(
             "the server names all of them: the queue moves when the last one ends"
             if tie
@@ -203,11 +204,9 @@ def _cancel_gate(gate: Waiter | None, tree: LockTree) -> list[Action]:
         return []
     freed = format_count(len(tree.freed_by(gate.pid)), "session")
     return cancel(
-        gate.pid,
-        gate.since,
+        gate,
         f"First cancel the waiting {gate.statement} (pid {gate.pid}): it has not got its lock yet, "
         f"and {freed} behind it can go on; run it again later with a lock_timeout",
-        waiting=True,
     )
 
 
@@ -248,8 +247,7 @@ def _release(session: Session, together: str) -> list[Action]:
         what = f"If its owner agrees or cannot be found, end {session.name}{together}"
         return [*end(session, what), *idle_limit(session)]
     return cancel(
-        session.pid,
-        session.since,
+        session,
         f"If its work can be repeated, cancel the statement of {session.name}{together}",
     )
 
@@ -395,8 +393,7 @@ def _about_long(session: Session) -> list[Action]:
     if session.wait == CLIENT_WRITE:
         return end(session, "If its client hangs, end the session")
     return cancel(
-        session.pid,
-        session.since,
+        session,
         "If its owner does not need it, cancel the statement; the session stays",
     )
 

@@ -19,10 +19,11 @@ from midwatch.playbooks.base import (
     text_fact,
 )
 from midwatch.playbooks.postgres.evidence_rows import Row, rows
+from midwatch.playbooks.postgres.lock_tree import Waiter
 
 _LINE = re.compile(
     r"pid (?P<pid>\d+): (?P<state>.*?)(?:, process (?P<process>.*?))?"
-    r"(?:, transaction open for .*? since (?P<since>[0-9T:.-]+Z))?"
+    r"(?:, transaction open for .*? since (?P<since>[0-9T:.-]+Z)(?:, statement since (?P<begun>[0-9T:.-]+Z))?)?"
     r"(?:, waits on (?P<wait>\S+/\S+))?, user (?P<user>.*?)"
     r"(?:, application (?P<application>.*?))?, database (?P<database>.*?), client (?P<client>\S*),"
     r" (?:runs|last ran): (?P<query>.*)$"
@@ -49,13 +50,17 @@ ROLLBACK = "its transaction is rolled back and its client sees an error"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session on a line of evidence. `since` is the start of its transaction, empty without one."""
+    """A session on a line of evidence.
+
+    `since` is the start of its transaction, empty without one, `begun` that of its statement if it is later.
+    """
 
     pid: int
     citation: Citation
     state: str = ""
     process: str = ""
     since: str = ""
+    begun: str = ""
     wait: str = ""
     user: str = ""
     application: str = ""
@@ -154,16 +159,17 @@ def end(session: Session, what: str) -> list[Action]:
     ]
 
 
-def cancel(pid: int, since: str, what: str, waiting: bool = False) -> list[Action]:
-    """Return the action that cancels a statement of one transaction, with `waiting` only while it waits for a lock."""
-    if not since:
+def cancel(one: Session | Waiter, what: str) -> list[Action]:
+    """Return the action that cancels one statement, of a session that waits for a lock only while it still does."""
+    if not one.since:
         return []
-    only = "wait_event_type = 'Lock'" if waiting else "state = 'active'"
+    only = "wait_event_type = 'Lock'" if isinstance(one, Waiter) else "state = 'active'"
     return [
         action(
             what,
-            f"SELECT pg_cancel_backend({pid}) FROM pg_stat_activity\n"
-            f"WHERE pid = {pid} AND xact_start = '{since}'\n  AND {only};",
+            f"SELECT pg_cancel_backend({one.pid}) FROM pg_stat_activity\n"
+            f"WHERE pid = {one.pid} AND xact_start = '{one.since}'\n"
+            f"  AND query_start = '{one.begun or one.since}' AND {only};",
             risk="its client sees an error and has to repeat it",
             undo=False,
         )

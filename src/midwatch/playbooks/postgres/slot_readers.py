@@ -62,6 +62,11 @@ class Refusal:
         return self.role.get("expired") == "True"
 
     @property
+    def broad(self) -> bool:
+        """Whether the role does more than replicate, and the login may have been for that."""
+        return self.role.get("superuser") == "True" and not self.expired
+
+    @property
     def cause(self) -> str:
         if self.expired:
             until = self.role.get("valid_until", "")
@@ -129,6 +134,11 @@ def let_in(refusal: Refusal) -> Action:
             f"See who uses the connections of {user}, and raise its limit",
             "SELECT pid, application_name, client_addr, backend_start, state\n"
             f"FROM pg_stat_activity WHERE usename = {sql_literal(user)};",
+        )
+    if "max_wal_senders" not in refusal.message and not user:
+        return action(
+            "See which roles may replicate, and let that of the reader do so (REPLICATION)",
+            "SELECT rolname, rolreplication, rolcanlogin FROM pg_roles ORDER BY 1;",
         )
     if not user:
         return action(
@@ -218,7 +228,12 @@ def inactive_slots(tickets: Tickets, context: Context) -> Note:
             )
         ),
         cited=[line, *(one.citation for one in refused)],
-        verdict="suspected" if len(refused) > 1 else "identified",
+        # A superuser may have wanted something else than to replicate.
+        verdict=(
+            "suspected"
+            if len(refused) > 1 or any(one.broad for one in refused)
+            else "identified"
+        ),
         reason=(
             "the log has refused logins of a role that may replicate; that it reads this slot is likely"
             if refused

@@ -261,7 +261,7 @@ def _give_way(session: Session) -> list[Action]:
     what = f"If its owner can repeat it, end what {session.name} does"
     if session.idle:
         return end(session, what)
-    return cancel(session.pid, session.since, what)
+    return cancel(session, what)
 
 
 def _own_cut(ticket: Ticket, context: Context) -> Note:

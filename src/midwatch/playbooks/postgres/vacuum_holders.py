@@ -143,8 +143,7 @@ def _release_session(session: Session) -> list[Action]:
     done = end(session, f"If its owner agrees or cannot be found, end {session.name}")
     if not session.idle:
         done = cancel(
-            session.pid,
-            session.since,
+            session,
             f"If its owner does not need it, cancel the statement of {session.name}",
         )
     return [inspect(session.pid), *done]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from zlib import crc32
 
@@ -30,7 +30,6 @@ from midwatch.subjects.postgres.evidence_text import bounded, facts
 from midwatch.subjects.postgres.log import log_around
 from midwatch.subjects.postgres.observation import load_lock_waits
 from midwatch.subjects.postgres.settings import PostgresSettings
-from midwatch.text import reported
 from midwatch.units import format_count
 
 # Invariants whose component is a database, or begins with its name.
@@ -39,6 +38,9 @@ _BY_DATABASE = frozenset(
 )
 _STATEMENTS = ("query", "blocker_query", "statement", "line")
 _ROLES = ("user", "blocker_user", "holder_user", "role")
+_STATEMENT = re.compile(
+    r"(?:STATEMENT|statement):  ?(.*?)(?:  \(client: |$)", re.MULTILINE
+)
 _DEADLOCK = re.compile(r"Process \d+: (.*)")
 
 
@@ -118,10 +120,13 @@ class Concern:
                 if row["datname"] == self.database_name
             ]
         if "deadlocks" in invariants:
-            try:
+            with suppress(ObservationFailed):  # the piece of the log says so
                 found += _DEADLOCK.findall(await self.log())[-20:]
-            except ObservationFailed:
-                pass  # the piece of the log says so
+        if "log_error_storm" in invariants:
+            with suppress(ObservationFailed):
+                log = await self.log()
+                for message in self.facts("message"):
+                    found += _failing(log, message.rstrip("…")[:60])
         return list(dict.fromkeys(found))
 
     async def words(self) -> list[str]:
@@ -134,6 +139,16 @@ class Concern:
         for statement in await self.statements():
             names += words_of(statement)
         return list(dict.fromkeys(names))[:400]
+
+
+def _failing(log: str, message: str) -> list[str]:
+    """Return the statements that the log has right after a message."""
+    found = []
+    for part in log.split(message)[1:4]:
+        statement = _STATEMENT.search(part, 0, 3000)
+        if statement:
+            found.append(statement[1])
+    return found
 
 
 def _database(ticket: Ticket) -> str | None:
@@ -267,7 +282,7 @@ async def explain(concern: Concern) -> str:
     """Return the plans of the statements concerned, which are not run, or why there is none."""
     async with concern.database() as connection:
         parts = [
-            f"statement: {reported(text(one, 300))}\n{await _plan(connection, one, cut)}"
+            f"statement: {text(one, 300)}\n{await _plan(connection, one, cut)}"
             for one, cut in (await _explained(concern, connection))[:2]
         ]
     return "\n\n".join(parts) or "no statement of these tickets can be explained"

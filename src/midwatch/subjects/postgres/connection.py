@@ -371,6 +371,12 @@ def database_of(settings: PostgresSettings) -> str:
     return str(fields.get("dbname") or fields.get("user") or "")
 
 
+def role_of(settings: PostgresSettings) -> str:
+    """Return the role that the DSN names; empty where libpq takes that of the system's user."""
+    fields = conninfo.conninfo_to_dict(plain_dsn(settings))
+    return str(fields.get("user") or "")
+
+
 def is_local(settings: PostgresSettings) -> bool:
     """Return whether the server is on this machine: its address is a socket or loopback."""
     fields = conninfo.conninfo_to_dict(plain_dsn(settings))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from midwatch.errors import ObservationFailed
+from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Invariant, Origin, Signal, Ticket
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.postgres import concerned, evidence_sql, sql
@@ -26,6 +26,7 @@ from midwatch.subjects.postgres.connection import (
     text,
 )
 from midwatch.subjects.postgres.evidence_text import (
+    CLIENT_TEXT,
     activity,
     blocking,
     facts,
@@ -102,9 +103,7 @@ async def _state_of(
             signals = await check.run(context)
     except PartlyUnsupported as error:
         signals = error.signals
-    except NotObservable as error:
-        return [f"{invariant.id}: not known now: {error.message}"]
-    except (Exhausted, Unreachable) as error:
+    except (NotObservable, Unsupported, Exhausted, Unreachable) as error:
         return [f"{invariant.id}: not known now: {error.message}"]
     lines = [_signal(one, invariant) for one in signals if one.component in components]
     seen = {one.component for one in signals}
@@ -186,6 +185,7 @@ _ABOUT = {
     "inactive_slots": "wal",
     "database_growth": "wal vacuum",
     "log_errors": "crash",
+    "log_error_storm": "statements sessions",
     "checksum_failures": "crash",
 }
 
@@ -470,6 +470,7 @@ WANTED: dict[str, str] = {
     "inactive_slots": "now slots replicators replication disks settings log server",
     "database_growth": "now sizes disks statements counters slots activity vacuum server",
     "log_errors": "log server disks activity settings slots sizes",
+    "log_error_storm": "log sequences tables roles changes disks activity settings server",
     "checksum_failures": "now checksums log disks server settings",
 }
 OTHERWISE = "server activity log sequences"
@@ -499,6 +500,7 @@ def sources(
             timeout=limit,
             log=piece.log,
             origin=Origin.REPORTED if piece.log else Origin.SYSTEM,
+            reported=CLIENT_TEXT,
         )
 
     return [source(name) for name in sorted(ranks, key=lambda name: ranks[name])]

@@ -357,7 +357,7 @@ ORDER BY confl_lock + confl_snapshot DESC LIMIT 10
 """
 DELAYS = """
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() END AS replay,
-       date_trunc('second', pg_last_xact_replay_timestamp())::text AS last_transaction_replayed,
+       coalesce(date_trunc('second', pg_last_xact_replay_timestamp())::text, 'none since this start') AS last_transaction_replayed,
        round(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()))::text || 's' AS ago,
        current_setting('recovery_min_apply_delay') AS recovery_min_apply_delay,
        current_setting('max_standby_streaming_delay') AS max_standby_streaming_delay,
@@ -367,7 +367,7 @@ WHERE pg_is_in_recovery()
 """
 
 REPLICATORS = """
-SELECT rolname AS role, rolcanlogin AS may_log_in, rolvaliduntil < now() AS expired,
+SELECT rolname AS role, rolsuper AS superuser, rolcanlogin AS may_log_in, rolvaliduntil < now() AS expired,
        date_trunc('second', rolvaliduntil)::text AS valid_until, nullif(rolconnlimit, -1) AS connection_limit
 FROM pg_roles WHERE rolreplication ORDER BY rolname LIMIT 50
 """

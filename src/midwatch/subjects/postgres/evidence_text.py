@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from midwatch.subjects.postgres.connection import Row, number, state, text
+from midwatch.subjects.postgres.connection import Row, number, state, text, who
 from midwatch.subjects.postgres.observation import PREPARED, Blocking
-from midwatch.text import reported
 from midwatch.units import format_count, format_duration
+
+# Each goes on to the last place where what a client wrote can end, or to the end of the line.
+CLIENT_TEXT = (
+    re.compile(r"(?m)(?:, |: )(?:runs|last ran): (.*)$"),
+    re.compile(r"(?m)^statement: (.*)$"),
+    re.compile(
+        r"(?m)\bapplication (.*(?=, database )|.*(?=, (?:runs|last ran): )|.*(?=\) )|.*$)"
+    ),
+    re.compile(
+        r"(?m)\b(?:application(?:_name)?|query|gid|detail)=(.*(?= \w+=\S*$)|.*$)"
+    ),
+)
+"""What clients wrote in evidence: statements, and the names that they give themselves."""
 
 MOST = 30  # lines of a list
 QUERY = 300
@@ -25,21 +38,7 @@ def _fact(row: Row) -> str:
     if set(row) == {"name", "value"}:
         return f"{text(row['name'], 80)}: {text(row['value'], QUERY)}"
     known = {key: value for key, value in row.items() if value not in (None, "")}
-    return " ".join(
-        f"{key}={reported(text(value, QUERY)) if key in _CLIENTS else text(value, QUERY)}"
-        for key, value in known.items()
-    )
-
-
-# Columns whose text a client writes.
-_CLIENTS = frozenset({"query", "application", "application_name", "gid"})
-
-
-def who(row: Row) -> str:
-    """Return `user app, application orders`, the name of the application marked as a client's."""
-    application = text(row.get("application_name"), 64)
-    user = f"user {text(row.get('usename'), 64) or 'unknown'}"
-    return f"{user}, application {reported(application)}" if application else user
+    return " ".join(f"{key}={text(value, QUERY)}" for key, value in known.items())
 
 
 def server(rows: Sequence[Row]) -> str:
@@ -71,7 +70,7 @@ def session(row: Row) -> str:
         parts.append(f"process {text(row['backend_type'], 40)}")
     if row["xact_age"] is not None:
         age = format_duration(number(row["xact_age"]))
-        parts.append(f"transaction open for {age} since {row['xact_start']}")
+        parts.append(f"transaction open for {age} since {_since(row)}")
     if row["wait_event_type"] is not None and row["wait_event"] != "ClientRead":
         parts.append(
             f"waits on {text(row['wait_event_type'])}/{text(row['wait_event'])}"
@@ -81,7 +80,15 @@ def session(row: Row) -> str:
         f"database {text(row['datname'], 64)}, client {text(row['client'], 64)}"
     )
     did = "runs" if row["state"] == "active" else "last ran"
-    return ", ".join(parts) + f", {did}: {reported(text(row['query'], QUERY))}"
+    return ", ".join(parts) + f", {did}: {text(row['query'], QUERY)}"
+
+
+def _since(row: Row) -> str:
+    """Return the start of a transaction, and that of its statement if it is a later one."""
+    statement = row["query_start"]
+    if row["state"] != "active" or statement == row["xact_start"]:
+        return str(row["xact_start"])
+    return f"{row['xact_start']}, statement since {statement}"
 
 
 def blocking(tree: Blocking, sessions: Mapping[int, Row]) -> str:
@@ -120,12 +127,8 @@ def _waiter(depth: int, wait: Row, sessions: Mapping[int, Row], tree: Blocking) 
         behind += f" and {more} more" if more > 0 else ""
     row = sessions.get(pid)
     if row and row["xact_start"] and pid in tree.behind:
-        behind += f", in its transaction since {row['xact_start']}"
-    line = (
-        f"{who(row)}, runs: {reported(text(row['query'], QUERY))}"
-        if row
-        else "gone meanwhile"
-    )
+        behind += f", in its transaction since {_since(row)}"
+    line = f"{who(row)}, runs: {text(row['query'], QUERY)}" if row else "gone meanwhile"
     return f"{'  ' * min(depth, 20)}pid {pid} {waited} for pid {behind}: {line}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from datetime import datetime, timedelta
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.log_shapes import thin, time_of
 from midwatch.model import Fact, Invariant, Json, Signal
-from midwatch.subjects.postgres.connection import Connection, QueryFailed, text
+from midwatch.subjects.postgres.connection import Connection, QueryFailed, role_of, text
 from midwatch.subjects.postgres.log_files import (
     LogFiles,
     LogPosition,
@@ -30,6 +31,7 @@ from midwatch.subjects.postgres.log_lines import (
     kind_of,
     structured_records,
 )
+from midwatch.subjects.postgres.log_storms import SEVERITIES, learned, storms
 from midwatch.subjects.postgres.observation import (
     NotObservable,
     Series,
@@ -43,6 +45,7 @@ __all__ = ["LogPosition", "LogReport", "check_log", "kind_of", "tail"]
 
 TAIL = 1_000_000  # bytes of the log's end that are evidence
 AROUND = 1_000_000  # bytes around the onset, where the end does not reach back to it
+LEARNED = 1_000_000  # bytes of the log from which usual errors are learned
 PROBE = 8_000  # bytes that are read to find a time in the log
 LOG_BEFORE = timedelta(minutes=2)
 _ENGLISH = re.compile(r"(?:|C|POSIX|en|English)(?:[._@ -].*|_.*)?", re.IGNORECASE)
@@ -50,10 +53,15 @@ _ENGLISH = re.compile(r"(?:|C|POSIX|en|English)(?:[._@ -].*|_.*)?", re.IGNORECAS
 
 @dataclass(frozen=True, slots=True)
 class LogReport:
-    """What the log says: `problem` tells why lines may be missing, and `ignored` what was left out."""
+    """What the log says: `problem` tells why lines may be missing, and `ignored` what was left out.
+
+    `storms` and `storms_ignored` are those of errors, `signals` and `ignored` those of crashes and damage.
+    """
 
     signals: tuple[Signal, ...]
     ignored: tuple[str, ...] = ()
+    storms: tuple[Signal, ...] = ()
+    storms_ignored: tuple[str, ...] = ()
     problem: ObservationFailed | None = None
 
 
@@ -64,8 +72,9 @@ async def check_log(
     state: Json,
     at: float,
     invariant: Invariant,
+    storm: Invariant | None = None,
 ) -> LogReport:
-    """Return one signal for each kind of crash or damage within the window.
+    """Return one signal for each kind of crash or damage within the window, and for each unusual shape of errors.
 
     Args:
         connection: None when the server cannot be reached; then only `log_file` can be read.
@@ -73,6 +82,7 @@ async def check_log(
         state: The state to leave for the next one; `log` in it is replaced.
         at: The time, in epoch seconds.
         invariant: What it says to leave out is not counted.
+        storm: The invariant of storms of errors; None leaves them out.
 
     Raises:
         ObservationFailed: The log cannot be read.
@@ -86,13 +96,15 @@ async def check_log(
     files = await open_log(settings, connection, server)
     last = LogPosition.of(known.get("place"))
     if last is None:
-        state["log"] = {"place": asdict(await files.end()), "server": server.state}
+        end = await files.end()
+        state["log"] = {"place": asdict(end), "server": server.state}
+        state["log"]["errors"] = await _first_errors(files, end, server, storm, at)
         raise NotObservable("the first observation: the log is read from here on")
     new = await files.since(last)
     prefixes = _prefixes(server, old_prefix)
     until = time.monotonic() + settings.timeout / 4
     records, unread = await asyncio.to_thread(_records, files, new, prefixes, until)
-    counted, ignored = _sorted_out(records, invariant)
+    counted, ignored = _sorted_out([one for one in records if one.kind], invariant)
     counts, latest = _counts(known, counted, at, settings.event_window)
     state["log"] = {
         "place": asdict(new.position),
@@ -100,12 +112,72 @@ async def check_log(
         "counts": counts,
         "lines": latest,
     }
+    before = known.get("errors")
+    if not isinstance(before, dict):  # of an earlier version
+        before = await _first_errors(files, last, server, storm, at)
+    errors = _of_others(records, settings)
+    state["log"]["errors"], found, storms_ignored = _storms(
+        before, errors, at, settings.event_window, storm
+    )
     signals = tuple(
         _signal(kind, points, latest.get(kind), settings.event_window)
         for kind, points in counts.items()
         if points[-1][1] > points[0][1]
     )
-    return LogReport(signals, ignored, unread or _hidden(server))
+    return LogReport(signals, ignored, found, storms_ignored, unread or _hidden(server))
+
+
+def _storms(
+    before: Json,
+    errors: Sequence[Record],
+    at: float,
+    window: float,
+    storm: Invariant | None,
+) -> tuple[Json, tuple[Signal, ...], tuple[str, ...]]:
+    """Return the state of errors for the next observation, the storms, and what was left out."""
+    if storm is None:
+        return before, (), ()
+    errors, ignored = _sorted_out(errors, storm)
+    elapsed = at - float(before.get("at", at))
+    limit = math.inf if storm.limit is None else storm.limit
+    shapes, found = storms(before.get("shapes", {}), errors, at, elapsed, window, limit)
+    return {"at": at, "shapes": shapes}, found, ignored
+
+
+def _is_error(record: Record) -> bool:
+    return record.severity in SEVERITIES and not record.kind
+
+
+def _of_others(records: Iterable[Record], settings: PostgresSettings) -> list[Record]:
+    """Return the errors without those of Midwatch's own sessions, known by name and role together."""
+    own = ("midwatch", role_of(settings))
+    return [
+        one for one in records if _is_error(one) and (one.application, one.role) != own
+    ]
+
+
+async def _first_errors(
+    files: LogFiles,
+    end: LogPosition,
+    server: ServerLogSettings,
+    storm: Invariant | None,
+    at: float,
+) -> Json:
+    """Return how frequent errors were in the log so far. Raises ObservationFailed."""
+    if storm is None:
+        return {"at": at, "shapes": {}}
+    start = max(0, end.offset - LEARNED)
+    data = await files.lines(start, end.offset - start)
+    part = data.decode("utf-8", "replace")
+    until = time.monotonic() + 1.0
+    records, _ = await asyncio.to_thread(
+        _records, files, NewLog((part,), end), _prefixes(server, None), until
+    )
+    errors = [one for one in records if _is_error(one)]
+    times = [time_of(one.line[:200], None)[0] for one in errors]
+    known = [one.timestamp() for one in times if one is not None]
+    seconds = at - min(known) if known else 3600.0
+    return {"at": at, "shapes": learned(errors, seconds)}
 
 
 def _prefixes(server: ServerLogSettings, old: str | None) -> list[LinePrefix]:
@@ -117,19 +189,18 @@ def _prefixes(server: ServerLogSettings, old: str | None) -> list[LinePrefix]:
 def _records(
     files: LogFiles, new: NewLog, prefixes: Sequence[LinePrefix], until: float
 ) -> tuple[list[Record], ObservationFailed | None]:
-    """Return the records of crashes and damage, and why there may be more."""
+    """Return the records of crashes, damage and errors, and why there may be more."""
     found: list[Record] = []
     unread = QueryFailed(new.lost) if new.lost else None
     for part in new.texts:
         if files.format != "stderr":
             records = structured_records(part, files.format)
-            found += [one for one in records if one.kind]
+            found += [one for one in records if one.kind or _is_error(one)]
             continue
         log = TextLog(part, prefixes)
         try:
-            for one in log.records(until):
-                if one.kind:
-                    found.append(one)
+            found += [one for one in log.records(until) if one.kind]
+            found += [one for one in log.errors(until) if _is_error(one)]
         except TimeoutError:
             unread = QueryFailed("the new log lines could not be read in time")
         if log.foreign:
@@ -192,7 +263,11 @@ def _counts(
         old = read_series(old_counts.get(kind)) or [[at, 0.0]]
         counts[kind] = add_step(old, at, old[-1][1] + found[kind], window)
     for record in reversed(records):  # the first is nearest to the cause
-        names = {k: text(v, 64) for k, v in record.about.items() if v and k != "kind"}
+        names = {
+            name: text(value, 64)
+            for name, value in record.about.items()
+            if value and name in ("database", "role", "application")
+        }
         latest[str(record.kind)] = {"line": text(record.line, 300), **names}
     return counts, latest
 

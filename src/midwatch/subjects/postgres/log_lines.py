@@ -158,6 +158,8 @@ class Record:
     def about(self) -> Mapping[str, str]:
         return {
             "kind": self.kind or "",
+            "message": self.message.partition("\n")[0],
+            "state": self.state,
             "database": self.database,
             "role": self.role,
             "application": self.application,
@@ -313,6 +315,25 @@ class TextLog:
                 if record is not None:
                     yield record
 
+    def errors(self, until: float = math.inf) -> Iterator[Record]:
+        """Yield the errors that the server or a client caused, whatever they say, in their order.
+
+        Raises:
+            TimeoutError: `until` of time.monotonic() has passed.
+        """
+        for place, line in enumerate(self._lines):
+            if not _ERRORS.search(line, 0, 1000) or _continues(line):
+                continue
+            if place % 64 == 0 and time.monotonic() > until:
+                raise TimeoutError
+            if not self._prefixes:
+                record = guess(line)
+            else:
+                found = [one for one in self._readings(line) if not one.rank]
+                record = _record(line, found[0], {}) if found else None
+            if record is not None and record.severity in ("ERROR", "FATAL", "PANIC"):
+                yield record
+
     def record(self, place: int) -> Record | None:
         """Return the record that begins with a line; None where it may as well be a client's text."""
         line = self._lines[place]
@@ -463,6 +484,8 @@ def _record(line: str, reading: Reading, more: Mapping[str, str]) -> Record:
     )
 
 
+_ERROR_FIELD = re.compile('[,"](?:ERROR|FATAL)[,"]')
+_ERRORS = re.compile("(?:ERROR|FATAL|PANIC):  ")
 _VERBOSE = re.compile(r"([0-9A-Z]{5}): ")
 
 
@@ -530,10 +553,10 @@ def split_csv(text: str) -> list[str]:
 def structured_records(
     text: str, format_: str, *, telling: bool = True
 ) -> Iterator[Record]:
-    """Yield the records of a csvlog or jsonlog; with `telling` those that may be crashes or damage."""
+    """Yield the records of a csvlog or jsonlog; with `telling` those that may be errors, crashes or damage."""
     parse = _json_record if format_ == "jsonlog" else _csv_record
     for part in text.split("\n") if format_ == "jsonlog" else split_csv(text):
-        if not telling or _TELLING.search(part):
+        if not telling or _TELLING.search(part) or _ERROR_FIELD.search(part):
             record = parse(part)
             if record is not None:
                 yield record

@@ -22,7 +22,7 @@ from midwatch.subjects.postgres.evidence_text import facts
 from midwatch.subjects.postgres.log import window
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.subjects.tools import Answer, Arguments, Refused, Tool
-from midwatch.text import one_line
+from midwatch.text import one_line, reported
 
 _ROWS = 100  # of a result
 _CELL = 400  # characters of a value
@@ -32,6 +32,20 @@ _MOST_KEPT = 100_000_000  # bytes that a step of a plan may keep, such as a sort
 _MEASURED = frozenset(
     (16, 18, 20, 21, 23, 26, 28, 700, 701, 1082, 1083, 1114, 1184, 1186, 1700)
     + (2206, 3220, 5069)
+)
+# Catalogs with text of clients: statements, names of applications, comments, values of rows.
+_WRITTEN = frozenset(
+    ("pg_stat_activity", "pg_stat_replication", "pg_stat_statements", "pg_stats")
+    + ("pg_prepared_xacts", "pg_description", "pg_proc", "pg_replication_slots")
+)
+_STATES = frozenset(
+    ("idle in transaction", "idle in transaction (aborted)", "fastpath function call")
+    + ("client backend", "autovacuum worker", "autovacuum launcher", "parallel worker")
+    + (
+        "background writer",
+        "logical replication launcher",
+        "logical replication worker",
+    )
 )
 _KEEPING = frozenset(("Sort", "Hash", "Materialize", "Aggregate", "WindowAgg", "SetOp"))
 
@@ -122,7 +136,11 @@ class PostgresTools:
         written = own and any(column.type_code not in _MEASURED for column in columns)
         return Answer(
             _in(asked.database, admitted.text),
-            _table_text([column.name for column in columns], rows),
+            _table_text(
+                [column.name for column in columns],
+                rows,
+                marked=any(name in _WRITTEN for _, name in admitted.tables),
+            ),
             Origin.REPORTED if written else Origin.SYSTEM,
         )
 
@@ -261,12 +279,18 @@ def _bounded(statement: str, columns: int) -> str:
     )
 
 
-def _table_text(names: Sequence[str], rows: Sequence[Row]) -> str:
-    """Return a row a line, each value with its name."""
+def _table_text(names: Sequence[str], rows: Sequence[Row], *, marked: bool) -> str:
+    """Return a row a line, each value with its name.
+
+    With `marked`, values of several words are marked as what a client wrote, but for states of the server.
+    """
+
+    def shown(value: str | None) -> str:
+        written = marked and value and " " in value and value not in _STATES
+        return reported(_cell(value)) if written else _cell(value)
+
     lines = [
-        " ".join(
-            f"{name}={_cell(row[f'c{number}'])}" for number, name in enumerate(names)
-        )
+        " ".join(f"{name}={shown(row[f'c{n}'])}" for n, name in enumerate(names))
         for row in rows[:_ROWS]
     ]
     if len(rows) > _ROWS:

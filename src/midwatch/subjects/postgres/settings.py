@@ -73,6 +73,16 @@ _BACKUP_TOOLS: tuple[dict[str, str], ...] = tuple(
     )
 )
 
+# What a restart, a person and a clean-up of sessions write; a server that is down is another ticket.
+_ORDINARY_ERRORS: tuple[dict[str, str], ...] = tuple(
+    {"message": pattern}
+    for pattern in (
+        "the database system is *",
+        "terminating connection due to administrator command*",
+        "canceling statement due to user request*",
+    )
+)
+
 INVARIANTS: tuple[Invariant, ...] = (
     Invariant(
         "reachable",
@@ -208,6 +218,17 @@ INVARIANTS: tuple[Invariant, ...] = (
         unit=Unit.COUNT,
         limit=0,
         about=("kind", "database", "role", "application"),
+    ),
+    Invariant(
+        "log_error_storm",
+        "Errors in the log are as frequent as usual",
+        "Errors of one shape (numbers and literals do not count) within event_window, if the shape is new or ten times "
+        "as frequent as usual. What is usual is learned from the log, over about an hour. Lines of log_errors and of Midwatch's own "
+        "sessions do not count. Needs the log, as log_errors.",
+        unit=Unit.COUNT,
+        limit=20,
+        about=("message", "state", "database", "role", "application"),
+        ignore=_ORDINARY_ERRORS,
     ),
     Invariant(
         "checksum_failures",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
 from midwatch.subjects.base import Address, EvidenceSource, configure
@@ -152,24 +153,48 @@ class PostgresSubject:
         findings: Findings,
     ) -> None:
         """Read the log. On this machine it needs no server."""
-        from midwatch.subjects.postgres.log import check_log
+        from midwatch.subjects.postgres.log import LogReport, check_log
 
-        name = "log_errors"
+        enabled = {invariant.id: invariant for invariant in self.invariants}
+        known = {invariant.id: invariant for invariant in INVARIANTS}
+        crashes, storms = "log_errors", "log_error_storm"
+        reports: list[LogReport | ObservationFailed] = []
 
-        async def run() -> Sequence[Signal]:
-            [invariant] = (one for one in self.invariants if one.id == name)
-            report = await check_log(
-                self._settings, connection, previous, findings.state, at, invariant
-            )
-            if report.ignored:
-                findings.ignored[name] = report.ignored
-            if report.problem is not None:
-                for signal in report.signals:
+        async def report() -> LogReport:
+            """Read the log once for both invariants."""
+            if not reports:
+                try:
+                    reports.append(
+                        await check_log(
+                            self._settings,
+                            connection,
+                            previous,
+                            findings.state,
+                            at,
+                            enabled.get(crashes, known[crashes]),
+                            enabled.get(storms),
+                        )
+                    )
+                except ObservationFailed as error:
+                    reports.append(error)
+            [found] = reports
+            if isinstance(found, ObservationFailed):
+                raise found
+            return found
+
+        async def run(name: str) -> Sequence[Signal]:
+            found = await report()
+            signals = found.signals if name == crashes else found.storms
+            if ignored := found.ignored if name == crashes else found.storms_ignored:
+                findings.ignored[name] = ignored
+            if found.problem is not None:
+                for signal in signals:
                     findings.partial(name, signal)
-                raise report.problem
-            return report.signals
+                raise found.problem
+            return signals
 
-        await findings.check(name, run)
+        for name in (crashes, storms):
+            await findings.check(name, partial(run, name))
 
 
 async def _background(connection: Connection) -> dict[str, Fact]:

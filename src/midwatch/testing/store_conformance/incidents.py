@@ -139,8 +139,11 @@ async def the_past_is_found_by_its_words(fixture: StoreFixture) -> None:
     by_id = {one.ticket.id: one for one in found}
     assert by_id[disk.id].ticket == disk
     assert by_id[disk.id].root_cause == full["root_cause"]
-    assert by_id[disk.id].verified
-    assert "3 of 4" in by_id[disk.id].mark and "high" in by_id[disk.id].mark
+    assert (by_id[disk.id].verified, by_id[disk.id].verdict) == (True, "identified")
+    assert (by_id[disk.id].grounded, by_id[disk.id].confidence) == (
+        Grounded(3, 4),
+        "high",
+    )
     assert by_id[by_hand.id].ticket.resolution == by_hand.resolution
     assert not any(one.same_key for one in found)
     for query, ticket in (("ARCHIVE volume", disk), ("ünïcode", by_hand)):
@@ -153,16 +156,21 @@ async def the_past_is_found_by_its_words(fixture: StoreFixture) -> None:
 
 
 async def an_unverified_diagnosis_is_marked(fixture: StoreFixture) -> None:
-    for grounded in (None, Grounded(0, 2)):
-        finish = Finish("answered", answer={"summary": "x"}, grounded=grounded)
-        ticket = await _past(
-            fixture, "a", subject="db", invariant="connections", finish=finish
-        )
-        assert ticket.resolved
-    (now,) = await fixture.open("a")
-    found = await fixture.store.past([now])
-    assert len(found) == 2
-    assert not any(one.verified for one in found)
+    """One without a cause or with most of its claims not found, and one that was not checked."""
+    for verdict, grounded in (
+        ("identified", None),
+        ("identified", Grounded(0, 0)),
+        ("identified", Grounded(1, 3)),
+        ("suspected", Grounded(3, 3)),
+    ):
+        answer = {"summary": "x", "verdict": verdict}
+        finish = Finish("answered", answer=answer, grounded=grounded)
+        await _past(fixture, "a", subject="db", invariant="connections", finish=finish)
+        (now,) = await fixture.open("a")
+        found = (await fixture.store.past([now]))[0]
+        assert (found.verified, found.verdict) == (False, verdict)
+        assert found.grounded == grounded
+        await fixture.cycle(Changes(resolved=(now.id,)))
 
 
 async def a_late_diagnosis_is_remembered(fixture: StoreFixture) -> None:
