@@ -98,7 +98,7 @@ def test_recordings_are_scored_without_a_system_or_a_key(tmp_path: Path) -> None
     assert len(document["scenarios"]) == len(list(RECORDINGS.glob("*.json"))) >= 30
     figures = document["totals"]
     assert figures["failed"] == figures["skipped"] == figures["false_alarms"] == 0
-    assert figures["answers_right"] == 1 and figures["marked_down"] == 0
+    assert figures["answers_right"] == 1 and document["missed"] == []
     for score in document["scenarios"]:
         assert not score["page"], score
         if score["answer"] and not score["lacking"]:
@@ -130,3 +130,20 @@ def test_a_past_ticket_becomes_a_scenario_that_is_replayed(
     assert (score["answer"], score["verified"], score["lacking"]) == ("right", 1, [])
     again = midwatch(tmp_path, "eval", "add", "--from-ticket", "1", "--name", "pump")
     assert again.returncode == 1 and "exists already" in again.stderr
+
+
+def test_what_cannot_run_is_skipped_or_failed_with_the_reason(tmp_path: Path) -> None:
+    watch = 'subjects: [{name: q, kind: command, command: ["true"]}]\ntruth: {verdicts: [no_fault]}\n'
+    for name, part in {
+        "absent": "{needs: [no-such-program], command: [no-such-program]}",
+        "broken": "{prepare: echo no licence; exit 3, command: [sleep, '9']}",
+        "ends": "{command: [sh, -c, echo bad port; exit 1], ready: 'false'}",
+    }.items():
+        (tmp_path / "own" / name).mkdir(parents=True)
+        text = f"title: It cannot run\nparts: {{server: {part}}}\n{watch}"
+        (tmp_path / "own" / name / "scenario.yaml").write_text(text)
+    found = scored(tmp_path, "absent", "broken", "ends", "--scenarios", "own")
+    states = {one["scenario"]: (one["state"], one["why"]) for one in found["scenarios"]}
+    assert states["absent"] == ("skipped", "no-such-program is not installed")
+    assert states["broken"][0] == states["ends"][0] == "failed"
+    assert "no licence" in states["broken"][1] and "bad port" in states["ends"][1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -73,8 +74,9 @@ def run(
     if replay is not None and not names:
         chosen = [one for one in chosen if (replay / f"{one.name}.json").is_file()]
     output = Output.standard(edge.environ)
-    evaluation = _Evaluation(edge, record, replay, jobs, edge.settings())
-    scores = asyncio.run(evaluation.run(chosen))
+    with open(os.devnull, "w", encoding="utf-8") as log:
+        evaluation = _Evaluation(edge, record, replay, jobs, edge.settings(), log)
+        scores = asyncio.run(evaluation.run(chosen))
     if report is not None:
         how = "The systems were recorded." if replay else "The systems were live."
         report.write_text(scoreboard.report(chosen, scores, how), encoding="utf-8")
@@ -174,6 +176,7 @@ class _Evaluation:
     replay: Path | None
     jobs: int
     settings: Settings
+    log: TextIO
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Alembic, which makes the database, runs once at a time in a process."""
     spent_usd: float = 0.0
@@ -206,15 +209,13 @@ class _Evaluation:
         budget = self.settings.agent.daily_budget_usd
         ask = budget is None or self.spent_usd < budget
         with tempfile.TemporaryDirectory(prefix="midwatch-eval-") as name:
-            folder = Path(name)
-            with open(folder / "midwatch.log", "w", encoding="utf-8") as log:
-                made = await run_scenario(scenario, folder, self._opener(log), ask)
+            made = await run_scenario(scenario, Path(name), self._opener(), ask)
         self.spent_usd += made.cost_usd
         if self.record is not None:
             exchange.write(made, self.record / f"{scenario.name}.json")
         return made
 
-    def _opener(self, log: TextIO) -> Opener:
+    def _opener(self) -> Opener:
         """Return what opens the settings of a scenario; of the person's own only how Claude is reached counts."""
         anthropic = self.settings.anthropic.model_dump_json()
         own = {
@@ -229,7 +230,7 @@ class _Evaluation:
             async with AsyncExitStack() as stack:
                 async with self.opening:
                     app = await stack.enter_async_context(
-                        open_app(edge, log, create=True)
+                        open_app(edge, self.log, create=True)
                     )
                 yield app
 

@@ -27,6 +27,7 @@ from midwatch.testing.postgres import PrivatePostgres, Standby
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 10.0
+_FAILURES = (psycopg.Error, OSError, subprocess.SubprocessError)
 _SHELL_SECONDS = 120.0
 # Ends the process groups that it has read once its caller has ended, also by `kill -9`.
 _KEEPER = 'while read -r one; do all="$all $one"; done; for one in $all; do kill -9 "-$one"; done'
@@ -71,15 +72,17 @@ class System:
                 self._begin(name, part)
             self.run(self.scenario.setup)
             self.run(self.scenario.background)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, _FAILURES):
+                raise TemporaryError(f"a part did not start: {error}") from error
             raise
         return self
 
     def close(self) -> None:
         """End steps, connections, programs and servers, in this order."""
         self._over.set()
-        with suppress(MidwatchError, psycopg.Error, subprocess.SubprocessError):
+        with suppress(MidwatchError):
             self.run(self.scenario.end)
         for _, process in self._programs.values():
             _end(process)
@@ -184,7 +187,8 @@ class System:
         return process
 
     def _environ(self) -> dict[str, str]:
-        return {"PATH": _PATH, "HOME": str(self.folder), "LANG": "C.UTF-8", "TZ": "UTC"}
+        own = {"HOME": str(self.folder), "TMPDIR": str(self.folder)}
+        return {"PATH": _PATH, "LANG": "C.UTF-8", "TZ": "UTC", **own}
 
     # ------------------------------------------------------------------ steps
 
@@ -194,7 +198,7 @@ class System:
             for number in range(step.times):
                 try:
                     self._step(step, number)
-                except (psycopg.Error, OSError, subprocess.SubprocessError) as error:
+                except _FAILURES as error:
                     what = step.sql or step.sh or step.kill or step.start or step.write
                     if not step.fails:
                         raise TemporaryError(f"failed: {what}: {error}") from error
@@ -230,7 +234,7 @@ class System:
     def _again(self, act: Callable[[], object], every: float) -> None:
         """Act once, or again and again; errors are the fault's own."""
         while not self._over.is_set():
-            with suppress(psycopg.Error, OSError, subprocess.SubprocessError):
+            with suppress(*_FAILURES):
                 act()
             if not every or self._over.wait(every):
                 return
