@@ -145,6 +145,11 @@ def page_of(*evidence: Evidence, **changes: object) -> str:
 
 def test_it_reads_well() -> None:
     assert page_of() == EXPECTED
+    asked = page_of(replace(ACTIVITY, command="SELECT pid FROM pg_stat_activity"), LOG)
+    assert asked == EXPECTED.replace(
+        "(pg_stat_activity, 2024-05-03 12:00:00 UTC)",
+        "(pg_stat_activity, 2024-05-03 12:00:00 UTC): SELECT pid FROM pg_stat_activity",
+    )
     evidence = [ACTIVITY, LOG]
     first_aid = first_aid_markdown(ANSWER, ground(ANSWER, evidence), evidence)
     assert first_aid == EXPECTED.replace("## Diagnosis", "## First aid", 1)

@@ -347,4 +347,5 @@ def _source(item: Evidence) -> str:
     at = item.at.strftime("%Y-%m-%d %H:%M:%S %Z").strip()
     missing = "" if item.available else ", unavailable"
     origin = "" if item.origin is Origin.SYSTEM else f", {_ORIGINS[item.origin]}"
-    return f"{_text(item.id)} {_text(item.title)} ({_text(item.source)}, {at}{origin}{missing})"
+    asked = f": {_text(item.command)}" if item.command else ""
+    return f"{_text(item.id)} {_text(item.title)} ({_text(item.source)}, {at}{origin}{missing}){asked}"
