@@ -216,7 +216,7 @@ class QuotableText:
     def _is_turned(self, spans: Sequence[Span]) -> bool:
         start, _ = self._row(spans[0][0])
         before = self._text[max(start, spans[0][0] - 40) : spans[0][0]]
-        if not _BEFORE.search(before):
+        if not is_denied(before):
             return False
         return not any(_NEGATION.search(self._text[a:b]) for a, b in spans)
 
@@ -291,6 +291,11 @@ def _is_label(part: str) -> bool:
     if sign:
         return not _letters(value)
     return not _letters(part) or ("\n" in part and len(part.split()) <= 2)
+
+
+def is_denied(before: str) -> bool:
+    """Return whether a text ends with a negation, which turns what follows it round."""
+    return _BEFORE.search(before[-40:]) is not None
 
 
 def _letters(text: str) -> int:
