@@ -406,8 +406,10 @@ def markdown_escape(text: str) -> str:
     Indentation is lost.
     """
     text = _unindented(clean(text))
-    # Alone they are nothing: ~12 s, $5; and a table has two lines.
-    paired = "".join(one for one in "~$" if text.count(one) > 1)
+    # Alone they are nothing, nor without one that can close: ~12 s to ~15 s, $5; and a table has two lines.
+    paired = "".join(
+        one for one in "~$" if text.count(one) > 1 and re.search(rf"\S\{one}", text)
+    )
     also = paired + ("|" if "\n" in text else "")
     special = re.compile(f"{_SPECIAL}|[{also}]" if also else _SPECIAL, re.MULTILINE)
     parts: list[str] = []

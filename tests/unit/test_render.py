@@ -190,6 +190,10 @@ def test_a_suspicion_is_a_hypothesis() -> None:
         ("N/A", False),
         ("-", False),
         ("Read-only.", False),
+        ("none: the statement changes nothing", False),
+        ("None.  The session loses its update.", True),
+        ("none: ends the transaction", True),
+        ("none (blocks writers for a second)", True),
         ("None of the sessions survives", True),
         ("none, but it takes a lock", True),
         ("no risk of loss; it blocks writers", True),
@@ -200,6 +204,14 @@ def test_no_risk_is_not_repeated(risk: str, shown: bool) -> None:
     step = Action(what="Look", commands=["df -h"], risk=risk, reversible=True)
     page = page_of(recommended_actions=[step], risks=[risk])
     assert page.count("isk: ") == 2 * shown
+
+
+def test_a_command_is_shown_without_marks_of_code() -> None:
+    commands = ["", "```sql\nSELECT 1;\nSELECT 2;\n```", "`df -h`", "echo `date`"]
+    step = Action(what="Look", commands=commands, risk="", reversible=True)
+    page = page_of(recommended_actions=[step])
+    shown = ["SELECT 1;\nSELECT 2;", "df -h", "echo `date`"]
+    assert "".join(f"```text\n{one}\n```\n" for one in shown) in page
 
 
 def test_a_doubt_is_stated_once() -> None:
@@ -332,7 +344,10 @@ def test_nothing_of_a_model_is_live(output: DiagnosisOutput, title: str) -> None
     plain = "".join(token.content for token in flat if token.type == "text")
     assert not re.search(r"://|(?i:www)\.|\S@\S", plain)
     commands = [
-        command for action in output.recommended_actions for command in action.commands
+        command
+        for action in output.recommended_actions
+        for command in action.commands
+        if command.strip()
     ]
     assert sum(token.type == "fence" for token in flat) == len(commands)
     headings = [token for token in flat if token.type == "heading_open"]

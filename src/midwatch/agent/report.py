@@ -57,12 +57,23 @@ _HEDGE = re.compile(
     r"|suggests?|looks? like|(?:think|believe)s?|unclear|cannot be ruled out)\b)|\bmay\b(?! \d)"
 )
 """Words of a sentence that states less than a fact."""
+_IN_CODE = re.compile(
+    r"(?s)(?P<ticks>`{3,}|~{3,})[\w-]*\n(?P<fenced>(?:(?!(?P=ticks)).)+?)\n(?P=ticks)|`(?P<inline>[^`\n]+)`"
+)
 _QUOTATION = re.compile(r"`[^`]*`|\"[^\"]*\"|“[^”]*”")
 _NO_RISK = re.compile(
     r"(?i)\W*|(?:(?:it )?only reads|reads only|read[- ]only|none|no(?: known| expected)? risks?|n/?a|nil|nothing)(?: known| expected| at all)?"
-    r"(?: ?[-–—:;,.(](?!.*\b(?:but|however|unless|except|if|may|might|could|until|though|although)\b).*)?"
+    r"(?:\s*[-–—:;,.(](?P<reason>.*))?"
 )
-"""A text that says that there is no risk, and perhaps why not: "none: it only reads"."""
+_HARMLESS = re.compile(
+    r"(?i)\b(?:reads?|reading|looks?|selects?|quer(?:y|ies)|shows?|lists?|prints?|harmless|safe|information)\b"
+    r"|\b(?:changes?|writes?|locks?|touches|affects?) (?:nothing|no)\b|\b(?:nothing|no \w+) is (?:changed|written|locked|touched)\b|\W*$"
+)
+_HARM = re.compile(
+    r"(?i)\b(?:but|however|unless|except|if|may|might|could|until|though|although|los[et]s?|lost|ends?|drops?|cancels?|kills?"
+    r"|restarts?|stops?|blocks?|waits?|slows?|(?<!no )(?<!nothing is )(?:locks?|writes?|changes?|deletes?)(?! (?:nothing|no)\b))\b"
+)
+"""What a reason for "no risk" may say, and what makes it a risk."""
 
 
 def diagnosis_markdown(
@@ -161,7 +172,8 @@ class _Page:
     def _named(self, mark: str, ids: Sequence[int]) -> Iterator[str]:
         if len(ids) > MOST_TICKETS or not self._tickets:
             if ids:
-                yield f"{mark}tickets {', '.join(map(str, _some(ids)))}"
+                noun = "ticket" if len(ids) == 1 else "tickets"
+                yield f"{mark}{noun} {', '.join(map(str, _some(ids)))}"
             return
         for id_ in ids:
             ticket = self._tickets[id_]
@@ -187,7 +199,8 @@ class _Page:
             yield f"Confidence: {output.confidence_reason}"
         foreign = set(output.explained_tickets) - set(self._tickets or self._settled)
         if foreign:
-            ids = ", ".join(map(str, sorted(foreign)[:MOST_TICKETS]))
+            shown = sorted(foreign)[:MOST_TICKETS]
+            ids = ", ".join(one_line(str(one), 20) for one in shown)
             yield f"It names tickets that are not of this incident; they are ignored: {ids}"
         for item in _some(output.missing):
             yield f"Missing: {item}"
@@ -326,13 +339,23 @@ def _action(number: int, action: Action) -> str:
     if not _is_no_risk(action.risk):
         notes.append(f"risk: {_text(action.risk)}")
     noted = f" ({'; '.join(notes)})" if notes else ""
-    commands = map(fenced, _some(action.commands))
-    return "\n".join([f"**{number}.** {_text(action.what)}{noted}", *commands])
+    commands = (command for command in _some(action.commands) if command.strip())
+    shown = [fenced(_bare(command)) for command in commands]
+    return "\n".join([f"**{number}.** {_text(action.what)}{noted}", *shown])
+
+
+def _bare(command: str) -> str:
+    """Return a command without a fence or marks of code around it, which a shell does not take."""
+    found = _IN_CODE.fullmatch(command.strip())
+    return command if found is None else found["fenced"] or found["inline"]
 
 
 def _is_no_risk(risk: str) -> bool:
-    """Return whether a text only says that there is no risk: "none: it only reads"."""
-    return _NO_RISK.fullmatch(risk.strip()) is not None
+    """Return whether a text only says that there is no risk, and perhaps why not: "none: it only reads"."""
+    found = _NO_RISK.fullmatch(" ".join(risk.split()))
+    reason = (found["reason"] or "") if found else ""
+    harmless = _HARMLESS.search(reason) if reason else found
+    return harmless is not None and not _HARM.search(reason)
 
 
 def _alternative(item: Alternative) -> str:
