@@ -203,6 +203,19 @@ def test_a_recording_is_read_as_it_was_written(tmp_path: Path) -> None:
         exchange.read(tmp_path / "one.json")
 
 
+def test_a_recording_with_other_paths_keeps_what_is_marked(tmp_path: Path) -> None:
+    text = "mount /tmp/run/x of host, said: all is well"
+    spans = tuple((text.index(one), len(text)) for one in ("all is well",))
+    seen = Evidence("E1", "Mounts", "host", AT, text, reported=spans)
+    made = exchange.Exchange("one", {"dir": "/tmp/run/x"})
+    made = replace(made, context=Context((), (seen,), AT))
+    exchange.write(made, tmp_path / "one.json")
+    read = exchange.read(tmp_path / "one.json").context
+    assert read is not None and read.evidence[0].text.startswith("mount /dir of")
+    start, end = read.evidence[0].reported[0]
+    assert read.evidence[0].text[start:end] == "all is well"
+
+
 def test_the_library_has_what_it_should() -> None:
     scenarios = find((), [LIBRARY])
     assert len(scenarios) >= 30

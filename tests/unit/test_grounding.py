@@ -153,6 +153,14 @@ def test_words_taken_from_evidence_always_check(
     assert reason(quote, text) in ("", quotes.TOO_SHORT)
 
 
+@pytest.mark.parametrize(
+    "number", ["E1", "[e1]", "E1 (the log)", "Evidence: E1", "Evidence #1", "E01", "1"]
+)
+def test_a_number_is_read_in_any_form(number: str) -> None:
+    output = answer(root_cause_citations=[cite("pid 4242", number)])
+    assert ground(output, [evidence("pid 4242")]).claims[0].verified
+
+
 def test_paths_and_reasons() -> None:
     output = answer(
         root_cause_citations=[cite("pid 4242"), cite("pid 4242", "[e1]")],

@@ -224,11 +224,9 @@ class _EvidenceIndex:
         return CitationCheck(path, number, citation.quote, reason, origin)
 
     def _number(self, named: str) -> str:
-        """Return the number that a citation names, as in "[e3]" or "E3 (the log)"."""
-        found = re.match(
-            r"\W*(?:evidence\s*)?(E\d{1,6})\b", named.strip(), re.IGNORECASE
-        )
-        return found[1].upper() if found else named.strip().strip("[]()").upper()
+        """Return the number that a citation names, as in "[e3]", "E3 (the log)" or "Evidence #3"."""
+        found = re.match(r"(?i)\W*(?:evidence\W*)?E?\s?0*(\d{1,6})\b", named.strip())
+        return f"E{found[1]}" if found else named.strip().strip("[]()").upper()
 
     def text(self, number: str) -> QuotableText:
         if number not in self._texts:

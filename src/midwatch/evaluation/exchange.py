@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from midwatch.evaluation.score import (
     prompt_tokens,
 )
 from midwatch.files import replace_file
-from midwatch.model import Context, Usage
+from midwatch.model import Context, Evidence, Usage
 from midwatch.playbooks.base import playbooks
 from midwatch.redaction import Redactor
+from midwatch.text import put_marks, take_marks
 
 HAND = "hand"
 """The name of a person who wrote an answer, in `answered_by`."""
@@ -63,15 +65,30 @@ _JSON = TypeAdapter(Exchange)
 
 def write(exchange: Exchange, file: Path) -> None:
     """Write a recording. First aid on the tickets is left out, as it stands beside them, and so are this machine's paths."""
+    paths = {
+        path: f"/{name}"
+        for name in ("dir", "here", "library", "python")
+        if (path := exchange.names.get(name))
+    }
     if (context := exchange.context) is not None:
         bare = tuple(replace(ticket, first_aid=None) for ticket in context.tickets)
-        exchange = replace(exchange, context=replace(context, tickets=bare))
+        moved = tuple(_with_paths(one, paths) for one in context.evidence)
+        context = replace(context, tickets=bare, evidence=moved)
+        exchange = replace(exchange, context=context)
     file.parent.mkdir(parents=True, exist_ok=True)
     text = _JSON.dump_json(exchange, indent=1).decode()
-    for name in ("dir", "here", "library", "python"):
-        if path := exchange.names.get(name):
-            text = text.replace(path, f"/{name}")
+    for path, name in paths.items():
+        text = text.replace(path, name)
     replace_file(file, f"{text}\n".encode())
+
+
+def _with_paths(evidence: Evidence, paths: Mapping[str, str]) -> Evidence:
+    """Return evidence with other paths; what in it others wrote stays marked where it is."""
+    text = put_marks(evidence.text, evidence.reported)
+    for path, name in paths.items():
+        text = text.replace(path, name)
+    plain, reported = take_marks(text)
+    return replace(evidence, text=plain, reported=reported)
 
 
 def read(file: Path) -> Exchange:
