@@ -154,12 +154,14 @@ def log_lines(
 ) -> list[Citation]:
     """Return log lines whose message, after the severity, begins with the pattern; the latest first.
 
-    A line that only contains the pattern, such as a logged statement, does not count.
+    A line that only contains the pattern, such as a logged statement, does not count, nor does one of other evidence:
+    a client can write what looks like it into its statement or the name of its application.
     """
     wanted, among = re.compile(pattern), severities.split("|")
     found = []
     for evidence in context.evidence:
-        for line in evidence.text.splitlines() if evidence.available else ():
+        log = evidence.available and "log" in evidence.title.casefold()
+        for line in evidence.text.splitlines() if log else ():
             head = None if line[:1].isspace() else _SEVERITY.search(line[:2000])
             if head and head[1] in among and wanted.match(line[head.end() : 4000]):
                 found.append(
@@ -183,7 +185,9 @@ def reading(name: str, value: str, citation: Citation | None) -> MetricReading |
 def action(
     what: str, *commands: str, risk: str = "none: it only reads", undo: bool = True
 ) -> Action:
-    return Action(what=what, commands=list(commands), risk=risk, reversible=undo)
+    """Return an action; without a command in which a name was redacted: it would not be about what it names."""
+    whole = [one for one in commands if "[redacted" not in one]
+    return Action(what=what, commands=whole, risk=risk, reversible=undo)
 
 
 def write_note(

@@ -318,7 +318,7 @@ SELECT {moment("x.prepared")} AS prepared,
           IS NOT DISTINCT FROM
           (h.locktype, h.database, h.relation, h.page, h.tuple, h.transactionid::text, h.classid, h.objid, h.objsubid)
         WHERE h.owner = x.transaction AND 0 = ANY(pg_blocking_pids(w.pid))) AS in_front_of,
-       (SELECT string_agg(DISTINCT l.mode || ' on ' || coalesce(c.relname, l.relation::text), ', ')
+       (SELECT string_agg(DISTINCT l.mode || ' on ' || translate(coalesce(c.relname, l.relation::text), '=', '?'), ', ')
         FROM held l LEFT JOIN pg_class c ON c.oid = l.relation AND x.database = current_database()
         WHERE l.owner = x.transaction AND l.relation IS NOT NULL AND (c.relkind IS NULL OR c.relkind <> 'i')) AS locks,
        x.gid
