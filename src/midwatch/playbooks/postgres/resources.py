@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from midwatch.playbooks.base import (
     Tickets,
     action,
     evidence_lines,
-    find,
+    find_start,
     integer_fact,
     log_lines,
     playbook,
@@ -199,9 +200,9 @@ def _refused(ticket: Ticket, context: Context) -> Note:
         "(?:sorry, )?too many clients already|remaining connection slots are reserved"
         "|too many connections for"
     )
-    refused = find(context, "a connection attempt failed:", "connection") or find(
-        context, "a connection attempt failed:", "too many clients"
-    )
+    refused = find_start(context, "a connection attempt failed:")
+    if refused and not re.search("slots|too many", refused.quote):
+        refused = None
     kind, _, name = ticket.key.component.partition(" ")
     limit = f"{kind} {name}" if kind == "database" else "the server"
     return write_note(
