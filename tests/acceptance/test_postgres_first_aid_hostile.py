@@ -75,4 +75,3 @@ async def test_sessions_without_a_name_of_their_own_are_not_ended_together(
             await stack.enter_async_context(one)
         output = await first_aid(watch(server, connections="5%"), "connections")
         assert ending(output) == []
-
