@@ -146,9 +146,11 @@ _Found = list[tuple[re.Match[str], Quantity]]
 
 def quantities(text: str) -> list[Quantity]:
     """Return the numbers of a normalised text with their units, and the durations in several units."""
-    found: list[Quantity] = []
-    for run in _runs(_spread(text)):
-        found += run if len(run) == 1 else [_sum(run), *run]
+    spread = _spread(text)
+    runs = list(_runs(spread, joins=("",)))
+    # With a comma or "and" between them they may also be several.
+    runs += [run for run in _runs(spread) if len(run) > 1 and run not in runs]
+    found = [run[0] if len(run) == 1 else _sum(run) for run in runs]
     return [*found, *map(_interval, _INTERVAL.finditer(text))]
 
 
@@ -270,16 +272,18 @@ def _ranged(text: str, found: _Found) -> _Found:
     return result
 
 
-def _runs(text: str) -> Iterator[list[Quantity]]:
+def _runs(
+    text: str, joins: tuple[str, ...] = ("", ",", "and", ", and")
+) -> Iterator[list[Quantity]]:
     """Yield the quantities of a text, those of one duration in falling units together: 2h 5m."""
     plain = _LITERAL.sub(lambda match: "_" * len(match[0]), text)
     found = [(match, _quantity(match, text)) for match in _NUMBER.finditer(plain)]
     run: list[Quantity] = []
     end = 0
     for match, one in _ranged(text, found):
-        between = text[end : match.start()].strip(" ,")
+        between = text[end : match.start()].strip()
         falls = run and run[-1].dimension == one.dimension == _TIME
-        if falls and one.factors < run[-1].factors and between in ("", "and"):
+        if falls and one.factors < run[-1].factors and between in joins:
             run.append(one)
         else:
             if run:
