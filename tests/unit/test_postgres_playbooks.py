@@ -460,3 +460,17 @@ def test_the_parties_of_a_deadlock_and_the_damaged_file_are_named() -> None:
     assert answer.root_cause.endswith('of relation "base/5/16394"')
     commands = [one for each in answer.recommended_actions for one in each.commands]
     assert any("pg_filenode_relation(0, 16394)" in one for one in commands)
+
+
+def test_an_old_password_is_not_why_pg_hba_rejects_and_of_two_slots_none_is_sure() -> (
+    None
+):
+    rejected = (
+        'pg_hba.conf rejects connection for host "::1", user "cdc", no encryption'
+    )
+    role = "role=cdc may_log_in=True expired=True valid_until=2020-01-01"
+    slots = "slot_name=s active=False\nslot_name=r active=False"
+    for shown, verdict in ((slots.splitlines()[0], "identified"), (slots, "suspected")):
+        seen = context(f"[9] FATAL:  {rejected}", SLOTS=shown, REPLICATORS=role)
+        answer = note(seen, ticket("inactive_slots", "s", slot="s"))
+        assert "expired" not in answer.root_cause and answer.verdict == verdict
