@@ -474,3 +474,12 @@ def test_an_old_password_is_not_why_pg_hba_rejects_and_of_two_slots_none_is_sure
         seen = context(f"[9] FATAL:  {rejected}", SLOTS=shown, REPLICATORS=role)
         answer = note(seen, ticket("inactive_slots", "s", slot="s"))
         assert "expired" not in answer.root_cause and answer.verdict == verdict
+
+
+def test_a_sequence_that_the_message_does_not_name_has_no_part_in_it() -> None:
+    said = '[9] ERROR:  nextval: reached maximum value of sequence "a_seq" (9)'
+    other = "database d: sequence public.b_seq is EXHAUSTED: last number 9"
+    for own, shown in (("", False), (f"\n{other.replace('b_seq', 'a_seq')}", True)):
+        seen = context(said, SEQUENCES=other + own)
+        cause = note(seen, ticket("log_error_storm", line=said)).root_cause
+        assert "b_seq" not in cause and ("public.a_seq" in cause) is shown
