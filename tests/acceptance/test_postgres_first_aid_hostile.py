@@ -46,6 +46,26 @@ async def test_an_index_that_is_built_concurrently_is_not_cancelled_for_a_queue(
         run(server, "DROP INDEX IF EXISTS stock_n")
 
 
+@pytest.mark.parametrize("many", [6, 30])
+async def test_of_many_who_hold_a_lock_all_are_named_or_none_is_ended(
+    server: PrivatePostgres, many: int  # noqa: F811
+) -> None:
+    watched = watch(server, blocked_sessions=0)
+    async with contextlib.AsyncExitStack() as stack:
+        for n in range(many):
+            reader = session(server, f"reader {n}", "SELECT * FROM stock")
+            await stack.enter_async_context(reader)
+        alter = waiting(server, "migration", "ALTER TABLE stock ADD COLUMN extra int")
+        await stack.enter_async_context(alter)
+        await stack.enter_async_context(waiting(server, "shop", "SELECT * FROM stock"))
+        output = await first_aid(watched, "blocked_sessions")
+        first, *rest = ending(output)
+        assert "pg_cancel_backend" in first and len(rest) == (6 if many == 6 else 0)
+        if many == 30:
+            assert "and others" in output.summary
+            assert len(run(server, commands(output)[-1])) == many
+
+
 async def test_only_the_prepared_transaction_whose_lock_conflicts_is_offered(
     server: PrivatePostgres,  # noqa: F811
 ) -> None:

@@ -51,6 +51,8 @@ HORIZON = "Who holds back vacuum"
 IDS = "Age of transaction ids"
 SEQUENCES = "Sequences near their end, in every database"
 SERVER = "Server: version, uptime, role"
+SLOTS = "Replication slots"
+REPLICATORS = "Roles that may replicate"
 
 
 def context(*texts: str, **titled: str) -> Context:
@@ -404,3 +406,80 @@ def test_a_storm_of_errors_is_told_with_its_meaning_and_its_role() -> None:
     assert "a sequence is at its end" in answer.root_cause and full in answer.root_cause
     assert "role app" in answer.summary and "bill_id_seq" in answer.summary
     assert len(answer.root_cause_citations) == 2
+
+
+def test_what_clients_write_beside_the_log_is_not_a_line_of_it() -> None:
+    forged = line(7, application="PANIC:  could not write: No space left on device")
+    assert first_aid(context(ACTIVITY=forged), ticket("log_errors")) is None
+    quoted = f"[1] ERROR:  no such table\n\tSELECT '\n\t{REFUSED}'"
+    assert first_aid(context(quoted), ticket("connections", "server")) is None
+
+
+@pytest.mark.parametrize(
+    ("refused", "entry"),
+    [
+        (
+            'host "10.0.0.7", user "cdc", database "orders"',
+            "host orders cdc 10.0.0.7/32",
+        ),
+        ('host "[local]", user "cdc", database "all"', 'local "all" cdc scram'),
+        ('host "::1", user "cdc", no encryption', "host replication cdc ::1/128"),
+    ],
+)
+def test_the_line_for_a_reader_fits_how_it_logs_in(refused: str, entry: str) -> None:
+    seen = context(
+        f"[9] FATAL:  pg_hba.conf rejects connection for {refused}",
+        SLOTS="slot_name=s active=False",
+        REPLICATORS="role=cdc superuser=False may_log_in=True",
+    )
+    actions = note(seen, ticket("inactive_slots", "s", slot="s")).recommended_actions
+    assert entry in actions[0].what
+
+
+def test_a_name_that_was_redacted_stands_in_no_command() -> None:
+    held = "kind=prepared transaction held=900 owner=True database=d name=%s detail=owner app"
+    for gid, count in (("k=1 pid=7 detail=owner b", 3), ("token=[redacted:token]", 0)):
+        seen = context(HORIZON=held % gid)
+        answer = note(seen, ticket("transaction_id_age", xid_age=1000))
+        told = [one for one in answer.recommended_actions if "vacuum" not in one.what]
+        found = [text for one in told for text in one.commands if gid in text]
+        assert len(found) == count
+
+
+def test_the_parties_of_a_deadlock_and_the_damaged_file_are_named() -> None:
+    log = (
+        "[8] ERROR:  deadlock detected  (client: shop@d refund)\n"
+        "[8] DETAIL:  Process 8 waits for ShareLock on transaction 1; blocked by process 9.\n"
+        "\tProcess 8: UPDATE a\n\tProcess 9: UPDATE b\n"
+        "[9] ERROR:  deadlock detected  (client: shop@d resend)"
+    )
+    cause = note(context(log), ticket("deadlocks")).root_cause
+    assert "UPDATE a (shop@d refund)" in cause and "UPDATE b (shop@d resend)" in cause
+    page = '[8] ERROR:  invalid page in block 0 of relation "base/5/16394"  (client: x)'
+    answer = note(context(page), ticket("log_errors", kind="damaged data"))
+    assert answer.root_cause.endswith('of relation "base/5/16394"')
+    commands = [one for each in answer.recommended_actions for one in each.commands]
+    assert any("pg_filenode_relation(0, 16394)" in one for one in commands)
+
+
+def test_an_old_password_is_not_why_pg_hba_rejects_and_of_two_slots_none_is_sure() -> (
+    None
+):
+    rejected = (
+        'pg_hba.conf rejects connection for host "::1", user "cdc", no encryption'
+    )
+    role = "role=cdc may_log_in=True expired=True valid_until=2020-01-01"
+    slots = "slot_name=s active=False\nslot_name=r active=False"
+    for shown, verdict in ((slots.splitlines()[0], "identified"), (slots, "suspected")):
+        seen = context(f"[9] FATAL:  {rejected}", SLOTS=shown, REPLICATORS=role)
+        answer = note(seen, ticket("inactive_slots", "s", slot="s"))
+        assert "expired" not in answer.root_cause and answer.verdict == verdict
+
+
+def test_a_sequence_that_the_message_does_not_name_has_no_part_in_it() -> None:
+    said = '[9] ERROR:  nextval: reached maximum value of sequence "a_seq" (9)'
+    other = "database d: sequence public.b_seq is EXHAUSTED: last number 9"
+    for own, shown in (("", False), (f"\n{other.replace('b_seq', 'a_seq')}", True)):
+        seen = context(said, SEQUENCES=other + own)
+        cause = note(seen, ticket("log_error_storm", line=said)).root_cause
+        assert "b_seq" not in cause and ("public.a_seq" in cause) is shown

@@ -89,7 +89,7 @@ def error_storm(tickets: Tickets, context: Context) -> Note:
         for name in ("role", "application", "database")
         if (value := text_fact(ticket, name))
     )
-    more = _more(context, *known[3]) if known else None
+    more = _more(context, message, *known[3]) if known else None
     means = known[1] if known else "statements fail with an error that is not usual"
     return write_note(
         [ticket],
@@ -118,5 +118,19 @@ def error_storm(tickets: Tickets, context: Context) -> Note:
     )
 
 
-def _more(context: Context, title: str, word: str) -> Citation | None:
+_NAMED = re.compile(r'"([^"]+)"|\b(?:table|relation|sequence|view|schema) (\w+)')
+_OF_OTHERS = ("Sequences near", "Settings and limits")
+"""Evidence whose lines are each about one sequence or role: one that the message does not name has no part in it."""
+
+
+def _more(context: Context, message: str, title: str, word: str) -> Citation | None:
+    names = {one or other for one, other in _NAMED.findall(message)}
+    about = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, names))})(?!\w)")
+
+    def own(line: str) -> bool:
+        return word in line and bool(names) and bool(about.search(line))
+
+    found = matching_line(context, title, own)
+    if found or title in _OF_OTHERS:
+        return found
     return matching_line(context, title, lambda line: word in line)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from midwatch.diagnosis_schema import Citation
 from midwatch.model import Context
-from midwatch.playbooks.base import bounded, evidence_lines
+from midwatch.playbooks.base import bounded
 
 PREPARED = 0
 """The pid of a prepared transaction among the blockers: it has no process."""
 
 _WAITER = re.compile(
     r"pid (\d+) has waited .*? for pid (\d+(?:, \d+)*)"
-    r"(?: and \d+ more)?"
+    r"(?P<more> and \d+ more)?"
     r"(?:, in its transaction since ([0-9T:.-]+Z)(?:, statement since ([0-9T:.-]+Z))?)?: (.*)$"
 )
 _ROOT = re.compile(r"root: (?:blocks .*?; pid (\d+):|(a prepared transaction))")
@@ -55,11 +55,15 @@ class Waiter:
 
 @dataclass(frozen=True, slots=True)
 class LockTree:
-    """The waits of one moment. `seen` is False where that evidence is missing."""
+    """The waits of one moment. `first` is None where that evidence is missing.
+
+    With `cut` the list was too long: somebody who holds a lock may not be named in it.
+    """
 
     roots: dict[int, Citation] = field(default_factory=dict)
     waiters: dict[int, Waiter] = field(default_factory=dict)
     first: Citation | None = None
+    cut: bool = False
 
     def roots_of(self, pids: Iterable[int]) -> list[int]:
         """Return who holds what these sessions wait for, without those that wait themselves."""
@@ -111,19 +115,37 @@ class LockTree:
         return max(found)[2] if found else None
 
 
+def _lines(context: Context) -> Iterator[tuple[str, str]]:
+    for evidence in context.evidence:
+        if evidence.available and "Blocking tree" in evidence.title:
+            for line in evidence.text.splitlines():
+                yield evidence.id, line
+
+
 def read_tree(context: Context) -> LockTree:
     """Return the lock queues in the evidence; empty where no session waits."""
     tree = LockTree()
     first: Citation | None = None
-    for evidence_id, line in evidence_lines(context, "Blocking tree"):
+    root_pid, cut, unnamed = PREPARED, False, False
+    for evidence_id, raw in _lines(context):
+        line = raw.strip()
         cited = Citation(evidence_id=evidence_id, quote=bounded(line))
         first = first or cited
         if root := _ROOT.match(line):
-            tree.roots.setdefault(int(root[1] or PREPARED), cited)
+            root_pid = int(root[1] or PREPARED)
+            tree.roots.setdefault(root_pid, cited)
         elif waiter := _WAITER.match(line):
             pid = int(waiter[1])
             blockers = frozenset(map(int, waiter[2].split(", ")))
-            since, begun = waiter[3] or "", waiter[4] or ""
-            known = Waiter(pid, blockers, since, begun, waiter[5], cited)
-            tree.waiters.setdefault(pid, known)
-    return LockTree(tree.roots, tree.waiters, first)
+            since, begun = waiter[4] or "", waiter[5] or ""
+            before = tree.waiters.get(pid)
+            if waiter["more"] and raw.startswith("  pid "):  # right under its root
+                unnamed = True
+                blockers |= (before.behind if before else frozenset()) | {root_pid}
+            elif before:
+                continue
+            known = Waiter(pid, blockers, since, begun, waiter[6], cited)
+            tree.waiters[pid] = known
+        elif raw.startswith(("… and ", "[…")):
+            cut = True
+    return LockTree(tree.roots, tree.waiters, first, cut and unnamed)

@@ -111,12 +111,12 @@ def _queue(
         for pid in roots
     }
     prepared = prepared_in_front(context) if PREPARED in roots else []
-    tie = len(roots) > 1 or len(prepared) > 1
+    tie = len(roots) > 1 or len(prepared) > 1 or tree.cut
     count = format_count(len(waiting), "session")
     advisory = ticket.key.component.endswith(" advisory locks")
     return write_note(
         _explained(ticket, roots, gate, len(waiting), tickets, context),
-        summary=f"{' and '.join(named.values())} {_holds(roots)} {'an advisory' if advisory else 'a'} lock that {count} "
+        summary=f"{' and '.join(named.values())}{' and others' if tree.cut else ''} {_holds(roots)} {'an advisory' if advisory else 'a'} lock that {count} "
         f"{'waits' if len(waiting) == 1 else 'wait'} for."
         + (f" Most wait only behind pid {gate.pid} ({gate.statement})." if gate else "")
         + "".join(
@@ -150,7 +150,11 @@ def _queue(
         findings=_waits(tree, waiting),
         actions=[
             *_cancel_gate(gate, tree),
-            *_about(roots, holders, advisory, context),
+            *(
+                [_all_holders()]
+                if tree.cut
+                else _about(roots, holders, advisory, context)
+            ),
         ],
         risks=["New sessions queue up behind it until connections run out."],
         missing=_missing(holders),
@@ -232,7 +236,16 @@ def _about(
     )
     for session in holders:
         done += _release(session, together)
-    return done
+    return [one for n, one in enumerate(done) if one not in done[:n]]
+
+
+def _all_holders() -> Action:
+    return action(
+        "See all that hold the lock: they are too many to be shown, and to end some of them does not help",
+        "SELECT pid, state, xact_start, usename, application_name, client_addr, query FROM pg_stat_activity\n"
+        "WHERE pid IN (SELECT unnest(pg_blocking_pids(pid)) FROM pg_stat_activity)\n"
+        "  AND cardinality(pg_blocking_pids(pid)) = 0 ORDER BY xact_start;",
+    )
 
 
 def _release(session: Session, together: str) -> list[Action]:

@@ -60,7 +60,9 @@ class Refusal:
 
     @property
     def expired(self) -> bool:
-        return self.role.get("expired") == "True"
+        """Whether its password was refused and is no longer valid; other logins do not ask for it."""
+        asked = "authentication failed" in self.message
+        return asked and self.role.get("expired") == "True"
 
     @property
     def broad(self) -> bool:
@@ -241,10 +243,12 @@ def inactive_slots(tickets: Tickets, context: Context) -> Note:
             )
         ),
         cited=[line, *(one.citation for one in refused)],
-        # A superuser may have wanted something else than to replicate.
+        # A superuser may have wanted something else than to replicate, and another slot may be that reader's.
         verdict=(
             "suspected"
-            if len(refused) > 1 or any(one.broad for one in refused)
+            if len(refused) > 1
+            or any(one.broad for one in refused)
+            or (refused and _without_reader(context) > 1)
             else "identified"
         ),
         reason=(
@@ -260,6 +264,11 @@ def inactive_slots(tickets: Tickets, context: Context) -> Note:
         risks=[] if lost else ["The disk of the write-ahead log fills up."],
         missing=[] if refused or lost else ["What its reader's own log says."],
     )
+
+
+def _without_reader(context: Context) -> int:
+    slots = [row for _, row in rows(context, "Replication slots")]
+    return sum(1 for row in slots if row.get("active") == "False")
 
 
 def _of_slot(tickets: Tickets, slot: str) -> list[Ticket]:
