@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 RUN = ("python", "sh")
-SHOWN = ("yaml", "json", "sql", "text", "console", "dockerfile", "promql")
+SHOWN = ("yaml", "json", "sql", "text", "console", "dockerfile", "promql", "toml")
 """Languages of blocks that are no program; `test_docs` and others check their contents."""
 
 _BLOCK = re.compile(

@@ -10,8 +10,10 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Final, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -162,13 +164,16 @@ _LISTS: Final = tuple(
     for name, field in DiagnosisOutput.model_fields.items()
     if get_origin(field.annotation) is list
 )
+_DECODER: Final = json.JSONDecoder(strict=False)
+_MOST_BRACES: Final = 200
 _FENCE: Final = re.compile(r"```[\w-]*[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
 
 
 def parse_answer(text: str) -> DiagnosisOutput:
     """Return the diagnosis in what a model wrote: bare, in a Markdown fence, or with text around it.
 
-    A gateway may drop the schema from a request. A list or a reason that is missing is empty then.
+    A gateway may drop the schema from a request. A list or a reason that is missing is empty then. Of several
+    diagnoses in a text the last counts.
 
     Raises:
         ValidationError: None of it fits the schema; the errors are those of the likeliest part.
@@ -176,30 +181,51 @@ def parse_answer(text: str) -> DiagnosisOutput:
     errors: list[ValidationError] = []
     for part in _candidates(text):
         try:
-            return DiagnosisOutput.model_validate(_completed(from_json(part)))
+            return DiagnosisOutput.model_validate(_completed(part))
         except ValidationError as error:
             errors.append(error)
-        except ValueError:  # not JSON
-            continue
     if errors:
-        raise errors[0]
+        raise min(errors, key=lambda error: error.error_count())
     return DiagnosisOutput.model_validate_json(text)
 
 
 def _completed(answer: Any) -> Any:
-    """Return an answer with the lists that it leaves out, empty."""
+    """Return an answer out of the object around it, with the lists that it leaves out, empty."""
     if not isinstance(answer, dict):
         return answer
-    return {**{name: [] for name in _LISTS}, "confidence_reason": "", **answer}
+    inner = [value for value in answer.values() if isinstance(value, dict)]
+    if len(inner) == 1 and "summary" not in answer and "summary" in inner[0]:
+        answer = inner[0]
+    given = {
+        name: value
+        for name, value in answer.items()
+        if value is not None or name not in _LISTS
+    }
+    return {**{name: [] for name in _LISTS}, "confidence_reason": "", **given}
 
 
-def _candidates(text: str) -> Iterator[str]:
-    """Yield what may be the JSON: the text, each fenced part, and from the first brace to the last."""
-    yield text
-    yield from (match[1] for match in _FENCE.finditer(text))
-    start, end = text.find("{"), text.rfind("}")
-    if 0 <= start < end:
-        yield text[start : end + 1]
+def _candidates(text: str) -> Iterator[Any]:
+    """Yield what may be the answer: the whole text, what is fenced, and objects within the text, the last first."""
+    fences = (match[1] for match in _FENCE.finditer(text))
+    for part in (text, *reversed(list(fences))):
+        with suppress(ValueError):  # not JSON
+            yield from_json(part)
+    yield from reversed(list(_objects(text)))
+
+
+def _objects(text: str) -> Iterator[Any]:
+    """Yield the JSON objects in a text that have a summary, not those within them."""
+    start = 0
+    for _ in range(_MOST_BRACES):
+        start = text.find("{", start)
+        if start < 0:
+            return
+        try:
+            found, start = _DECODER.raw_decode(text, start)
+            if "summary" in _completed(found):
+                yield found
+        except (ValueError, RecursionError):
+            start += 1
 
 
 # ------------------------------------------------------------------ truncated answers
@@ -219,11 +245,8 @@ _FIELDS: Final[dict[str, TypeAdapter[Any]]] = {
 
 def parse_truncated(text: str) -> DiagnosisOutput | None:
     """Return the complete parts of a truncated answer, the rest empty; None if it has no summary."""
-    try:
-        parsed = from_json(text[max(text.find("{"), 0) :], allow_partial=True)
-    except ValueError:
-        return None
-    if not isinstance(parsed, dict) or not parsed.get("summary"):
+    parsed = _begun(text)
+    if parsed is None:
         return None
     fields = {
         name: _valid_part(name, parsed.get(name))
@@ -233,6 +256,16 @@ def parse_truncated(text: str) -> DiagnosisOutput | None:
         return DiagnosisOutput.model_validate(fields)
     except ValidationError:
         return None
+
+
+def _begun(text: str) -> Json | None:
+    """Return the first object of a text that has a summary, as far as it goes."""
+    for match in islice(re.finditer("{", text), _MOST_BRACES):
+        with suppress(ValueError):
+            parsed = from_json(text[match.start() :], allow_partial=True)
+            if isinstance(parsed, dict) and parsed.get("summary"):
+                return parsed
+    return None
 
 
 def _valid_part(name: str, value: Any) -> Any:

@@ -354,9 +354,11 @@ def put_marks(text: str, spans: Iterable[tuple[int, int]]) -> str:
 
 
 _TAG = re.compile(
-    r"[<＜﹤](?!U\+[0-9A-F]{4})(?:\s*(?=[\\/／!?|])|(?=[^\W\d])"
+    r"[<＜﹤](?!U\+[0-9A-F]{4})(?:\s*(?=[\\/／∕⁄⧸!?|])|(?=[^\W\d])"
     r"|\s+(?=[^\W\d][\w:.-]{0,99}(?:\s*[/>＞]|\s+[\w:-]{1,99}\s*=)))"
 )
+# These look like a "<", but the check of quotes tells them from it.
+_LIKE_TAG = re.compile(r"[‹〈⟨〈❮❰≺⟪](?=\s*[\\/／∕⁄⧸!?|]|[^\W\d]\w)")
 
 
 def fence(text: str, tag: str, **attributes: str) -> str:
@@ -368,7 +370,7 @@ def fence(text: str, tag: str, **attributes: str) -> str:
     written = "".join(
         f' {name}="{_attribute(value)}"' for name, value in attributes.items()
     )
-    inner = _TAG.sub(r"<\\", text)
+    inner = _LIKE_TAG.sub(r"\g<0>\\", _TAG.sub(r"<\\", text))
     inner = re.sub(rf"(?i)<\s+(?={re.escape(tag)})", r"<\\", inner)
     return f"<{tag}{written}>\n{inner}\n</{tag}>"
 

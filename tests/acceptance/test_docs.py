@@ -232,7 +232,8 @@ def place(tmp_path: Path) -> Place:
 @pytest.fixture
 def api() -> Iterator[ScriptedMessagesAPI]:
     edit = Answer(tool_uses=[ToolUse("Write", {"file_path": "new", "content": "1\n"})])
-    with ScriptedMessagesAPI(Rule([edit, "Hello."], tools=True)) as running:
+    session = Rule([edit, "Hello."], tools=True, structured=False)
+    with ScriptedMessagesAPI(session) as running:
         yield running
 
 

@@ -27,6 +27,9 @@ TEXT = json.dumps(WHOLE, indent=1)
         f"```json\n{TEXT}",
         f"Here it is: {TEXT} Good luck!",
         f"```text\nlook {{here}}\n```\n```json\n{TEXT}\n```",
+        f"E1 says {{so}}, and {{}}:\n{TEXT}\nSee {{E2}}.",
+        f'{{"plan": [1]}}\n{TEXT}',
+        f'{{"diagnosis": {TEXT}}}',
     ],
 )
 def test_an_answer_is_found(text: str) -> None:
@@ -48,7 +51,7 @@ def test_what_does_not_fit_says_why() -> None:
 
 
 def test_a_cut_answer_in_a_fence_is_read() -> None:
-    cut = parse_truncated(f"```json\n{TEXT[: len(TEXT) // 2]}")
+    cut = parse_truncated(f"After {{E1}}:\n```json\n{TEXT[: len(TEXT) // 2]}")
     assert cut is not None and cut.summary == WHOLE["summary"]
 
 

@@ -110,6 +110,15 @@ async def gather(
     return await gatherer(sources).gather([ticket()], timeout=timeout, tokens=tokens)
 
 
+async def test_what_our_own_connection_says_is_measured() -> None:
+    error = "connection to server failed: Connection refused"
+    facts = {"error": error, "query": "SELECT 'Connection refused'"}
+    down = ticket(message=f"connection is bad: {error}", facts=facts)
+    context = await gatherer([]).gather([down], timeout=5, tokens=20_000)
+    text, spans = context.evidence[0].text, context.evidence[0].reported
+    assert [text[start:end] for start, end in spans] == ["accounts", facts["query"]]
+
+
 async def test_the_violations_come_first_then_sources_by_rank_then_the_past() -> None:
     earlier = ticket(
         3,

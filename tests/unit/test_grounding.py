@@ -121,6 +121,16 @@ def test_a_quote_that_does_not_check(quote: str, why: str) -> None:
         ("事务长时间", "发现事务长时间未提交", True),
         ("start … finish", "start" + " x" * 400 + " finish", False),
         ("SELECT ... FROM", "query: SELECT ... FROM t", True),
+        ("pid 1 blocks pid 2", "there is no evidence that pid 1 blocks pid 2", False),
+        ("session that waits", "without any session that waits", False),
+        ("5 replicas are ready", "0 of 5 replicas are ready", False),
+        ("5 replicas are ready", "10 of 5 replicas are ready", True),
+        ("pid 1 waits for a lock", "pid 1 waits for a lock: no", False),
+        ("slot s1 is", "slot s1 is no longer active", False),
+        ("disk is … full", "the disk is far from full", False),
+        ("fatal: /spool/mail", "fatal: /spool/mail: No such file", True),
+        ("state | pid", "state | pid\nidle | 4", False),
+        ("foo  active", "name  state\nfoo  active\nbar  12", True),
     ],
 )
 def test_bounds(quote: str, text: str, there: bool) -> None:

@@ -55,7 +55,7 @@ SERVER = "Server: version, uptime, role"
 
 def context(*texts: str, **titled: str) -> Context:
     """Evidence: texts without a title that matters, and texts by the name of a title above."""
-    pieces = [("t", text) for text in texts]
+    pieces = [("The server's log around the onset", text) for text in texts]
     pieces += [(globals()[name], text) for name, text in titled.items()]
     return Context(
         (),

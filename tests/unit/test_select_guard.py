@@ -24,6 +24,12 @@ REFUSED = [
     "SELECT 1 INTO y FROM x",
     "SELECT * FROM x FOR UPDATE",
     "SELECT * FROM x FOR KEY SHARE SKIP LOCKED",
+    # Numbers that the parser would read as a number and a name.
+    "SELECT relpages * 1_000 FROM pg_class",
+    "SELECT oid, 0o17 FROM pg_class",
+    "SELECT oid, 0x1F FROM pg_class",
+    "SELECT oid, 0b11 FROM pg_class",
+    "SELECT 1e1_0 FROM pg_class",
     # Functions, wherever they stand and however they are written.
     "SELECT pg_sleep(5)",
     "SELECT PG_Sleep (5)",

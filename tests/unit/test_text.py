@@ -186,6 +186,8 @@ def test_a_fence_cannot_be_closed_from_within(pieces: list[str]) -> None:
         ("<|im_start|> <!-- <?x", "<\\|im_start|> <\\!-- <\\?x"),
         ("a < b, x <5 and up < bool 1", "a < b, x <5 and up < bool 1"),
         ("<U+202E>", "<U+202E>"),
+        ("‹/evidence› 〈ticket〉 ⟨ /x ‹n›", "‹\\/evidence› 〈\\ticket〉 ⟨\\ /x ‹n›"),
+        ("<∕evidence> < ⁄x", "<\\∕evidence> <\\⁄x"),
     ],
 )
 def test_no_tag_of_any_kind_stays_live(text: str, dead: str) -> None:

@@ -196,7 +196,7 @@ MOST_FROM_OPENING = 5
 FOREIGN_WORDS = frozenset({"prometheus"})
 """The kinds whose messages come from outside, as annotations do; those of others are of the subject itself."""
 _MEASURED = re.compile(
-    r"(?:^|_)(?:state|cause|kind|fstype|mount|names|issuer|subject|not_after)$"
+    r"(?:^|_)(?:state|cause|kind|fstype|mount|error|names|issuer|subject|not_after)$"
 )
 """The names of facts, in the other kinds, whose text is one of a few words of the system itself."""
 _OWN_SHARE = 0.6

@@ -85,20 +85,28 @@ _IDLE = re.compile(
 )
 _FIELD_START = re.compile(r"(?:^|[,;|{(\[\t]|\b\w+=\S*)[\s'\"*#>|-]*$")
 _FIELD_WORDS = 5
+_COLUMNS = re.compile(r"\S(?: {2,}|\t| ?[|+] ?)\S")
 _DENIES = re.compile(r"(?i)\b(?:not|cannot|\w+n't|unable)\b")
 
 # ------------------------------------------------------------------ what turns a sentence round
 
 _NEGATION = re.compile(
-    r"(?i)\b(?:not|no|never|none|nothing|nobody|nor|neither|without|cannot|\w+n't|unless|except|hardly|barely"
+    r"(?i)\b(?:not|no|never|none|nothing|no ?body|nor|neither|without|cannot|\w+n't|unless|except|hardly|barely"
     r"|instead|former(?:ly)?|non|false|off|zero|disabled|in(?:valid|active|complete)|den(?:y|ied|ies)"
-    r"|un(?:able|available|reachable|likely|known|changed|healthy)|dis(?:connected|appeared)"
-    r"|(?:refus|reject|fail|stop|exclud|prevent|lack|miss)\w*"
+    r"|imposs\w*|untrue|rather|far from|un(?:able|available|reachable|likely|known|changed|healthy)|dis(?:connected|appeared)"
+    r"|(?:refus|reject|fail|stop|ceas|exclud|prevent|avoid|lack|miss|absen)\w*"
     r"|nicht|kein\w*|nie|ohne|pas|jamais|sans|nunca|sin|non|niet|geen)\b|[不没沒未无無非]|\b0$"
 )
 _BEFORE = re.compile(
-    r"(?i)(?:\b(?:not|no|never|cannot|\w+n't|without|no longer|not yet|neither|hardly|barely"
-    r"|unable to|fail(?:s|ed)? to|refus(?:es|ed) to|nicht|kein\w*|nie|pas)|[不没沒未无無非])[\s'\"(]*$"
+    r"(?i)(?:\b(?:not|no|never|cannot|\w+n't|without|no longer|not yet|neither|none of|hardly|barely"
+    r"|instead of|rather than|far from|(?:absence|lack|free) of|unable to|fail(?:s|ed)? to|refus(?:es|ed) to"
+    r"|(?:stop|ceas)(?:s|es|ped|ed)?(?: to)?|(?:no (?:evidence|sign|indication|proof)|no ?(?:one|body) \w+)(?: that| of| for)?"
+    r"|(?:false|untrue|impossible|wrong|unlikely|denies|denied) that|nicht|kein\w*|nie|pas)(?: (?:any|an?|the))?"
+    r"|[不没沒未无無非])[\s'\"(]*$"
+)
+_OF_NONE = re.compile(r"(?<![\d.,])0 of $")
+_AFTER = re.compile(
+    r"(?i)[\"'`)]*(?:\s?[:=]\s?[\"']?(?:not|(?:no|none|never|false|off|0)\b(?![.,:/-]?\w|%|\s[a-z]))\b|\s(?:not|never|no longer)\b)"
 )
 
 Span = tuple[int, int]
@@ -122,11 +130,13 @@ class QuotableText:
         rows: list[str] = []
         at = 0
         lines = put_marks(evidence.text, evidence.reported).split("\n")
-        for row, following in zip(lines, [*lines[1:], ""], strict=True):
+        for above, row, following in zip(
+            ["", *lines], lines, [*lines[1:], ""], strict=False
+        ):
             plain, reported = take_marks(normalise(row))
             if not plain:
                 continue
-            if _is_header(row, following):
+            if _is_header(above, row, following):
                 self._mute.append((at, at + len(plain)))
             self._starts.append(at)
             self._reported += [(at + start, at + end) for start, end in reported]
@@ -216,9 +226,15 @@ class QuotableText:
     def _is_turned(self, spans: Sequence[Span]) -> bool:
         start, _ = self._row(spans[0][0])
         before = self._text[max(start, spans[0][0] - 40) : spans[0][0]]
-        if not _BEFORE.search(before):
+        of_none = _OF_NONE.search(before) and self._text[spans[0][0]].isdigit()
+        denied = is_denied(before) or of_none
+        if not denied and not self._is_denied_after(spans[-1][1]):
             return False
         return not any(_NEGATION.search(self._text[a:b]) for a, b in spans)
+
+    def _is_denied_after(self, at: int) -> bool:
+        """Return whether the line goes on with a negation, as in "waits for a lock: no"."""
+        return at < self._row(at)[1] and bool(_AFTER.match(self._text, at))
 
     # ------------------------------------------------------------------ where a quote stands
 
@@ -278,11 +294,13 @@ def _overlapping(spans: Sequence[Span], span: Span) -> Iterator[Span]:
         at += 1
 
 
-def _is_header(row: str, following: str) -> bool:
-    """Return whether a line has the names of the columns below it."""
-    if re.search(r"[\d:=]", row) or not re.search(r"\d", following):
+def _is_header(above: str, row: str, following: str) -> bool:
+    """Return whether a line has the names of the columns below it: the first one that is apart in columns."""
+    if _COLUMNS.search(above) or re.search(r"[\d:=]", row):
         return False
-    return bool(re.search(r"\S {2,}\S", row) and re.search(r"\S {2,}\S", following))
+    if not _COLUMNS.search(row) or not _COLUMNS.search(following):
+        return False
+    return re.search(r"\d", following) is not None or not _letters(following)
 
 
 def _is_label(part: str) -> bool:
@@ -291,6 +309,11 @@ def _is_label(part: str) -> bool:
     if sign:
         return not _letters(value)
     return not _letters(part) or ("\n" in part and len(part.split()) <= 2)
+
+
+def is_denied(before: str) -> bool:
+    """Return whether a text ends with a negation, which turns what follows it round."""
+    return _BEFORE.search(before[-40:]) is not None
 
 
 def _letters(text: str) -> int:

@@ -4,8 +4,9 @@
 anywhere in the cited evidence. Units are converted (0.095 s is 95 ms, 0.95 is 95 %, 3m 20s is 200 s); a
 value may be rounded to the digits that it shows. A sign, a unit or a magnitude that differs fails. A number
 of the evidence without a unit has that of its name ("size_bytes 95"), else one that the evidence speaks of,
-else the base unit: seconds, bytes. What is not a quantity (a version, an address, a time of day, a state)
-must stand in the evidence as it is written.
+else the base unit: seconds, bytes. The number of a process, port or status has none. "97 of 100" is 97 % too,
+and "5 of 5" is not given by "0 of 5". What is not a quantity (a version, an address, a time of day, a state)
+must stand in the evidence as it is written, a state not right behind a negation.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 from itertools import pairwise
+
+from midwatch.agent.quotes import is_denied
 
 LONGEST_VALUE = 400
 """Most characters of a value that is compared; a longer one fails."""
@@ -103,7 +106,7 @@ _NUMBER = re.compile(
     r"(?<![\w.])(?P<sign>(?<![\d)\]}%]\s)(?<![\w)\]}%])[-+](?=[\d.]))?"
     r"(?P<digits>\d{1,3}(?:[,_']\d{3})+(?:\.\d+)?|\d{1,40}(?:\.\d{1,40})?|\.\d{1,40})"
     r"(?P<exponent>[eE][-+]?\d{1,3})?(?![\d])"
-    r"(?:(?P<unit>\s?(?:%|‰|°[CF]?|[^\W\d_]{1,14}))(?![\w]))?"
+    r"(?:(?P<unit>\s?(?!per\b)(?:%|‰|°[CF]?|[^\W\d_]{1,14}))(?![\w]))?"
     r"(?P<per>\s?/\s?(?:seconds?|sec|s|minute|min|hour|h)\b|\s?per (?:second|minute|hour)\b|ps\b)?"
 )
 _INTERVAL = re.compile(
@@ -118,6 +121,24 @@ _LITERAL = re.compile(
 )
 _JOINED = re.compile(r"\s?(?:-|/|\.\.+|to|bis|through)\s?")
 _SPACED = re.compile(r"(?<![\w.])\d{1,3}(?:[ \u2009]\d{3})+(?![\w.])")
+_COMPACT = re.compile(
+    r"(?<![\w.])(?:\d{1,5}[wdhm])+(?=\d{1,5}(?:\.\d{1,9})?(?:[dhms]|ms)(?!\w))"
+)
+_COMMA = re.compile(
+    r"(?<![\w.,])(\d{1,3}(?:\.\d{3})+|\d{1,15}),(\d{1,2})(?=\s?[^\W\d_]|\s?%|$)"
+)
+_POINTS = re.compile(r"(?<![\w.,])\d{1,3}(?:\.\d{3}){2,}(?![\w.,])")
+_SIZE = re.compile(r"(?<![\w.])(\d{1,9}(?:\.\d{1,3})?[KMGTP])(?!\w|\s?[^\W\d_])")
+_IN_WORDS = (
+    "zero one two three four five six seven eight nine ten eleven twelve".split()
+)
+_WORD = re.compile(rf"(?i)\b(?:{'|'.join(_IN_WORDS)})\b")
+_FRACTION = re.compile(
+    r"(?<![\w./])(\d{1,6}) ?(?:/|(?:out )?of) ?(\d{1,6})(?![\w/]|\.\d)"
+)
+_NAME_OF_ID = re.compile(
+    r"(?i)(?<![a-z])(?:[pux]?id|oid|port|status|code|line|ticket)[\s:=\"']{1,3}$"
+)
 
 
 _Found = list[tuple[re.Match[str], Quantity]]
@@ -126,9 +147,40 @@ _Found = list[tuple[re.Match[str], Quantity]]
 def quantities(text: str) -> list[Quantity]:
     """Return the numbers of a normalised text with their units, and the durations in several units."""
     found: list[Quantity] = []
-    for run in _runs(text):
+    for run in _runs(_spread(text)):
         found += run if len(run) == 1 else [_sum(run), *run]
     return [*found, *map(_interval, _INTERVAL.finditer(text))]
+
+
+def _spread(text: str) -> str:
+    """Return a text with the parts of its durations apart: 1m30s becomes 1m 30s."""
+    return _COMPACT.sub(lambda match: re.sub("(?<=[wdhm])", " ", match[0]), text)
+
+
+def _otherwise(text: str) -> str:
+    """Return a text whose numbers are in words, in continental form, or sizes as `df -h` has them (90G), in the usual form."""
+    text = _POINTS.sub(lambda match: match[0].replace(".", ""), text)
+    text = _COMMA.sub(lambda match: f"{match[1].replace('.', '')}.{match[2]}", text)
+    text = _WORD.sub(lambda match: str(_IN_WORDS.index(match[0].lower())), text)
+    return _SIZE.sub(r"\1B", text)
+
+
+def _all_quantities(text: str) -> list[Quantity]:
+    """Return the numbers of a text in either form, and the share that each "a of b" is."""
+    other = _otherwise(text)
+    return [
+        *quantities(text),
+        *(quantities(other) if other != text else ()),
+        *_shares(text),
+    ]
+
+
+def _shares(text: str) -> Iterator[Quantity]:
+    factors = _UNITS["%"][1]
+    for match in _FRACTION.finditer(text):
+        if whole := int(match[2]):
+            share = Decimal(int(match[1])) * 100 / whole
+            yield Quantity(share, Decimal(1), _SHARE, "%", factors)
 
 
 def _claimed(value: str) -> list[Quantity]:
@@ -136,7 +188,8 @@ def _claimed(value: str) -> list[Quantity]:
     interval = _INTERVAL.match(value)
     rest = value[interval.end() :] if interval else value
     claimed = [_interval(interval)] if interval else []
-    return [*claimed, *(run[0] if len(run) == 1 else _sum(run) for run in _runs(rest))]
+    runs = _runs(_spread(rest))
+    return [*claimed, *(run[0] if len(run) == 1 else _sum(run) for run in runs)]
 
 
 def _sum(run: Sequence[Quantity]) -> Quantity:
@@ -160,14 +213,18 @@ def _quantity(match: re.Match[str], text: str) -> Quantity:
     step = Decimal(1).scaleb(exponent) if isinstance(exponent, int) else Decimal(1)
     per = match["per"] or ""
     word = re.sub(r"^(?:/|per)|ps$", "", per.replace(" ", "")) or "s"
+    before = text[max(match.start() - 80, 0) : match.start()]
     found = Quantity(
         number,
         step,
         per=_PER.get(word.rstrip("s") or "s", 1) if per else 0,
-        named=_name_of_unit(text[max(match.start() - 80, 0) : match.start()]),
+        named=_name_of_unit(before),
     )
     unit = (match["unit"] or "").strip()
-    return _with_unit(found, unit, apart=(match["unit"] or "").startswith(" "))
+    result = _with_unit(found, unit, apart=(match["unit"] or "").startswith(" "))
+    if not result.dimension and not per and _NAME_OF_ID.search(before):
+        return replace(result, dimension="unit id")
+    return result
 
 
 def _with_unit(found: Quantity, unit: str, *, apart: bool) -> Quantity:
@@ -247,9 +304,8 @@ def gives_value(value: str, quote: str, evidence: str) -> bool:
     value = _plain(value)
     if not value or len(value) > LONGEST_VALUE:
         return False
-    forms = dict.fromkeys(
-        [value, _SPACED.sub(lambda match: re.sub(r"\s", "", match[0]), value)]
-    )
+    joined = _SPACED.sub(lambda match: re.sub(r"\s", "", match[0]), value)
+    forms = dict.fromkeys([value, joined, _otherwise(joined)])
     return any(_gives(form, quote, evidence) for form in forms)
 
 
@@ -262,15 +318,21 @@ def _plain(value: str) -> str:
 
 def _gives(value: str, quote: str, evidence: str) -> bool:
     claimed = _claimed(value)
-    if _stands(value, quote, named=not re.search(r"\d", value)):
+    if not re.search(r"\d", value):
+        return _is_state(value, quote)
+    if _stands(value, quote, r"(?<![\w.,+-])"):
         return True
-    if not claimed:
+    if not claimed or _is_other_part(value, quote):
         return False
     first, *others = claimed
-    given = quantities(quote)
-    if not (_is_among(first, given, evidence) or _is_sum(first, given)):
+    given = _all_quantities(quote)
+    if not (_is_among(first, given, evidence) or _is_sum(first, quantities(quote))):
         return False
-    known = {*given, *(quantities(evidence) if others else ())}
+    known = {
+        *given,
+        *_shares(value),
+        *(_all_quantities(evidence) if others else ()),
+    }
     if not all(_is_among(one, known, evidence) for one in others):
         return False
     literals = [
@@ -282,11 +344,36 @@ def _gives(value: str, quote: str, evidence: str) -> bool:
     return all(one in evidence for one in literals if one[0].isdigit())
 
 
-def _stands(value: str, quote: str, *, named: bool) -> bool:
-    """Return whether a value stands in the quote as it is; a word only as the value of a field."""
-    before = r"[:=|]\s?[\"']?" if named else r"(?<![\w.,+-])"
+def _stands(value: str, quote: str, before: str) -> bool:
+    """Return whether a value stands in the quote as it is, behind something and at its own end."""
     after = r"(?![\w%])(?![.,:/-]\d)(?!\s?/\s?(?:s|min|h)| per )"
     return bool(re.search(f"{before}{re.escape(value)}{after}", quote))
+
+
+def _is_state(value: str, quote: str) -> bool:
+    """Return whether a quote gives a value in words: several words, or one that is not the name of a field."""
+    value = re.sub(r"\s*\([^()]*\)$", "", value).rstrip(".,;")
+    if not value:
+        return False
+    if _stands(value, quote, r"[:=|(]\s?[\"']?"):
+        return True
+    if re.search(r"\w[\s:=]+\w", value):
+        found = re.finditer(rf"(?<![\w.,+-]){re.escape(value)}(?!\w)", quote)
+    else:
+        found = re.finditer(rf"(?<=[^\W\d_]\s){re.escape(value)}(?=\W*$|[.,;)])", quote)
+    return any(not is_denied(quote[: match.start()]) for match in found)
+
+
+def _is_other_part(value: str, quote: str) -> bool:
+    """Return whether a quote has another part of the same total: 0 of 5 for 5 of 5."""
+    claimed, given = (
+        {m.groups() for m in _FRACTION.finditer(t)} for t in (value, quote)
+    )
+    return any(
+        whole == total and (part, whole) not in given
+        for part, whole in claimed
+        for _, total in given
+    )
 
 
 def _is_among(one: Quantity, given: Iterable[Quantity], evidence: str) -> bool:
@@ -304,10 +391,10 @@ def _is_sum(one: Quantity, given: Sequence[Quantity]) -> bool:
 
 
 def _is_equal(claimed: Quantity, given: Quantity, evidence: str) -> bool:
-    if claimed.dimension == given.dimension and bool(claimed.per) == bool(given.per):
-        if (claimed.unit, claimed.per) == (given.unit, given.per) or (
-            claimed.dimension == _COUNT
-        ):
+    rates = claimed.per and {claimed.dimension, given.dimension} <= {"", _COUNT}
+    alike = rates or claimed.dimension == given.dimension
+    if alike and bool(claimed.per) == bool(given.per):
+        if (claimed.unit, claimed.per) == (given.unit, given.per):
             return _is_close(claimed, given.number)
         return _converted(claimed, given.number, given.factors, given.per)
     if not claimed.dimension and not claimed.per:

@@ -65,6 +65,15 @@ def find(context: Context, *needles: str) -> Citation | None:
     return None
 
 
+def find_start(context: Context, start: str) -> Citation | None:
+    """Return a citation of the first line of evidence that begins with `start`, not one that quotes it."""
+    for evidence in context.evidence:
+        for line in evidence.text.splitlines() if evidence.available else ():
+            if line.startswith(start):
+                return Citation(evidence_id=evidence.id, quote=bounded(line.strip()))
+    return None
+
+
 def find_line(evidence: Evidence, wanted: Sequence[str]) -> str | None:
     for line in evidence.text.splitlines():
         folded = line.casefold()
@@ -85,6 +94,10 @@ SEVERITIES = "LOG|WARNING|ERROR|FATAL|PANIC"
 _SEVERITY = re.compile(
     rf"\b({SEVERITIES}|DEBUG\d?|INFO|NOTICE|STATEMENT|DETAIL|HINT|CONTEXT|QUERY): +"
 )
+
+
+# The client of a line, which the evidence of the log has at the end.
+_CLIENT = re.compile(r"  \(client: (.*)\)$")
 
 
 def tickets_of(tickets: Tickets, *invariants: str) -> list[Ticket]:
@@ -154,18 +167,33 @@ def log_lines(
 ) -> list[Citation]:
     """Return log lines whose message, after the severity, begins with the pattern; the latest first.
 
-    A line that only contains the pattern, such as a logged statement, does not count.
+    A line that only contains the pattern, such as a logged statement, does not count, nor does one of other evidence:
+    a client can write what looks like it into its statement or the name of its application.
     """
     wanted, among = re.compile(pattern), severities.split("|")
     found = []
     for evidence in context.evidence:
-        for line in evidence.text.splitlines() if evidence.available else ():
+        log = evidence.available and "log" in evidence.title.casefold()
+        for line in evidence.text.splitlines() if log else ():
             head = None if line[:1].isspace() else _SEVERITY.search(line[:2000])
             if head and head[1] in among and wanted.match(line[head.end() : 4000]):
                 found.append(
                     Citation(evidence_id=evidence.id, quote=bounded(line.strip()))
                 )
     return found[::-1]
+
+
+def message_of(line: Citation) -> str:
+    """Return what a log line says after its severity, without its client."""
+    head = _SEVERITY.search(line.quote)
+    said = line.quote[head.end() :] if head else line.quote
+    return bounded(_CLIENT.sub("", said), 200)
+
+
+def client_of(line: str) -> str:
+    """Return role, database and application of a log line; empty where it does not have them."""
+    found = _CLIENT.search(line)
+    return bounded(found[1], 120) if found else ""
 
 
 def finding(statement: str, *citations: Citation | None) -> Finding | None:
@@ -183,7 +211,9 @@ def reading(name: str, value: str, citation: Citation | None) -> MetricReading |
 def action(
     what: str, *commands: str, risk: str = "none: it only reads", undo: bool = True
 ) -> Action:
-    return Action(what=what, commands=list(commands), risk=risk, reversible=undo)
+    """Return an action; without a command in which a name was redacted: it would not be about what it names."""
+    whole = [one for one in commands if "[redacted" not in one]
+    return Action(what=what, commands=whole, risk=risk, reversible=undo)
 
 
 def write_note(

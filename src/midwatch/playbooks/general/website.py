@@ -231,15 +231,23 @@ def http_answer(tickets: Tickets, context: Context) -> Note:
     logged = _logged(context) if status >= 500 else None
     said = logged or (None if page else next(iter(ranked(body)), None))
     problem = _problem(status, page, text_fact(ticket, "cause"))
+    plain = None if said or page else _plain(body)
     if said is not None:
         problem += f"; {'its log' if logged else 'the answer'} says: {_said(said)}"
+    elif plain is not None:
+        problem += f"; the answer says: “{plain.quote[2:162]}”"
     seen = own_line(context, ticket, "message: ")
     certain: Confidence = "medium" if page and status >= 500 or said else "low"
     return write_note(
         tickets,
         summary=f"{ticket.message}: {problem}.",
         cause=f"{url}: {problem}",
-        cited=[by if page else None, said.citation if said else None, now or seen],
+        cited=[
+            by if page else None,
+            said.citation if said else None,
+            plain,
+            now or seen,
+        ],
         confidence=certain,
         reason="the answer is known; its cause is in the log of what answered",
         findings=[
@@ -259,6 +267,17 @@ def http_answer(tickets: Tickets, context: Context) -> Note:
         missing=(
             [] if logged else [f"The log of {page or 'the service'} (`log_files`)."]
         ),
+    )
+
+
+def _plain(body: Sequence[tuple[str, str]]) -> Citation | None:
+    """Return the first line of a body that is a few words for a reader, and no page."""
+    lines = [line for line in body if line[1].strip("| ")]
+    if not 0 < len(lines) <= 3 or any("<" in text for _, text in lines):
+        return None
+    number, text = lines[0]
+    return (
+        Citation(evidence_id=number, quote=bounded(text)) if " " in text[2:] else None
     )
 
 

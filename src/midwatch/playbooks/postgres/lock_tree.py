@@ -19,12 +19,15 @@ _WAITER = re.compile(
     r"(?:, in its transaction since ([0-9T:.-]+Z)(?:, statement since ([0-9T:.-]+Z))?)?: (.*)$"
 )
 _ROOT = re.compile(r"root: (?:blocks .*?; pid (\d+):|(a prepared transaction))")
-# Statements whose lock keeps everybody else out.
+# Statements whose lock keeps everybody else out, also behind comments and settings of the same message.
 _STRONG = re.compile(
-    r".*?, runs: \s*(ALTER|DROP|TRUNCATE|LOCK|REINDEX|CLUSTER|VACUUM|CREATE|REFRESH|GRANT|REVOKE|COMMENT"
-    r"|SECURITY|ATTACH|REPACK)\b(\s+\w+)?",
+    r".*?, runs: (?:\s|/\*.*?\*/|(?:BEGIN|START TRANSACTION|SET)\b[^;]*;)*"
+    r"(ALTER|DROP|TRUNCATE|LOCK|REINDEX|CLUSTER|VACUUM(?=\s+FULL\b|\s*\([^)]*\bFULL\b)|CREATE|REFRESH|GRANT|REVOKE"
+    r"|COMMENT|SECURITY|ATTACH|REPACK)\b(\s+\w+)?(?P<more>.*)",
     re.IGNORECASE,
 )
+# These wait for old transactions in the midst of long work; cancelled, they leave an invalid index behind.
+_CONCURRENT = re.compile(r"\bCONCURRENTLY\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,9 @@ class Waiter:
     def statement(self) -> str:
         """Return what it runs if that needs a lock that keeps everybody out, such as `ALTER TABLE`."""
         match = _STRONG.match(self.rest)
-        return f"{match[1]}{match[2] or ''}".upper() if match else ""
+        if match is None or _CONCURRENT.search(match["more"]):
+            return ""
+        return f"{match[1]}{match[2] or ''}".upper()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from midwatch.playbooks.base import (
     Tickets,
     action,
     bounded,
+    client_of,
     find,
     finding,
     integer_fact,
@@ -413,11 +414,17 @@ def deadlocks(tickets: Tickets, context: Context) -> Note:
     cause = "two or more transactions take the same locks in a different order"
     if statements:
         cause += ": " + " / ".join(text for text, _ in statements)
+    losers = {name: one for one in reversed(lines) if (name := client_of(one.quote))}
+    if losers:
+        cause += f"; aborted: {', '.join(list(losers)[:_MOST_STATEMENTS])}"
     return write_note(
         tickets,
         summary="Transactions deadlocked; the server aborted one of each pair.",
         cause=cause,
-        cited=[lines[0] if lines else counter, *(quoted for _, quoted in statements)],
+        cited=[
+            *(list(losers.values())[:_MOST_STATEMENTS] or [*lines[:1], counter][:1]),
+            *(quoted for _, quoted in statements),
+        ],
         reason=(
             "the log names the processes and their statements"
             if parties
@@ -443,17 +450,26 @@ def deadlocks(tickets: Tickets, context: Context) -> Note:
     )
 
 
-_STATEMENT = re.compile(r"^\s+Process \d+: (\S.*)$")
+_STATEMENT = re.compile(r"^\s+Process (\d+): (\S.*)$")
+_OF_PROCESS = re.compile(r"[^\[]{0,60}\[(\d+)\] ")
 _MOST_STATEMENTS = 4
 
 
 def deadlocked_statements(context: Context) -> list[tuple[str, Citation]]:
-    """Return the distinct statements in the log's deadlock reports, each with a citation."""
-    found: dict[str, Citation] = {}
+    """Return the distinct statements in the log's deadlock reports with their clients, each with a citation."""
+    found: dict[str, tuple[str, Citation]] = {}
     for evidence in context.evidence:
-        for line in evidence.text.splitlines() if evidence.available else ():
+        clients: dict[str, str] = {}
+        lines = evidence.text.splitlines() if evidence.available else []
+        for line in lines:
+            process, client = _OF_PROCESS.match(line), client_of(line)
+            if process and client:
+                clients.setdefault(process[1], client)
+        for line in lines:
             match = _STATEMENT.match(line[:2000])
-            if match and match[1] not in found and len(found) < _MOST_STATEMENTS:
+            if match and match[2] not in found and len(found) < _MOST_STATEMENTS:
                 quoted = Citation(evidence_id=evidence.id, quote=bounded(line.strip()))
-                found[bounded(match[1], 120)] = quoted
-    return list(found.items())
+                client = clients.get(match[1], "")
+                said = bounded(match[2], 120) + (f" ({client})" if client else "")
+                found[match[2]] = said, quoted
+    return list(found.values())

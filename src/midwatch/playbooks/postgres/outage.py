@@ -14,8 +14,10 @@ from midwatch.playbooks.base import (
     Tickets,
     action,
     find,
+    find_start,
     finding,
     log_lines,
+    message_of,
     playbook,
     text_fact,
     write_note,
@@ -185,7 +187,7 @@ def server_down(tickets: Tickets, context: Context) -> Note:
     """A server that does not answer: the cause is in the end of its log."""
     if tickets[0].key.invariant != "reachable":
         return None
-    refused = find(context, "a connection attempt failed:")
+    refused = find_start(context, "a connection attempt failed:")
     if refused is not None and (busy := _on_its_way(tickets, refused)) is not None:
         return busy
     for cause in CAUSES[:-2]:
@@ -391,22 +393,48 @@ def damaged_pages(tickets: Tickets, context: Context) -> Note:
     counted = find(context, "failures=", f"datname={tickets[0].key.component}")
     damage = next(cause for cause in CAUSES if cause.kind == "damaged data")
     lines = log_lines(context, damage.pattern)
+    named = _damaged_relation(lines[0]) if lines else []
+    said = f": {message_of(lines[0])}" if named else ""
     return write_note(
         tickets,
         summary="Pages on disk are damaged: their checksums fail.",
-        cause=damage.description,
-        cited=[counted],
+        cause=damage.description + said,
+        cited=[counted, *(lines[:1] if named else ())],
         reason="the server counts each page whose checksum fails; the counter does not show the cause",
         verdict="identified",
         findings=[finding("the log names the pages", lines[0])] if lines else [],
-        actions=[damage.action],
+        actions=[damage.action, *named],
         risks=["More pages can be damaged than have been read."],
     )
+
+
+_RELATION = re.compile(
+    r'"?(?:base|pg_tblspc/(?P<space>\d+)/PG_[^/"]+)/(?P<database>\d+)/(?P<file>\d+)(?![\d_])'
+)
+
+
+def _damaged_relation(line: Citation) -> list[Action]:
+    """Return the action that finds the table or index of the file that a line names."""
+    found = _RELATION.search(line.quote)
+    if found is None:
+        return []
+    space, file = found["space"] or "0", found["file"]
+    return [
+        action(
+            "See which table or index it is, in the database that the first statement names: an index can be built "
+            "again from its table (REINDEX), a table cannot",
+            f"SELECT datname FROM pg_database WHERE oid = {found['database']};",
+            f"SELECT oid::regclass, relkind FROM pg_class WHERE oid = pg_filenode_relation({space}, {file});",
+        )
+    ]
 
 
 def _write(tickets: Tickets, cause: Cause, line: Citation, context: Context) -> Note:
     full = disk_full(context, line) if cause.kind == FULL else None
     description = full.description if full else cause.description
+    pages = cause.kind == "damaged data"
+    if pages:
+        description += f": {message_of(line)}"
     return write_note(
         tickets,
         summary=f"The log reports: {description}.",
@@ -415,7 +443,10 @@ def _write(tickets: Tickets, cause: Cause, line: Citation, context: Context) -> 
         reason="the line is the server's own; what led to it is not in it",
         verdict="identified" if full else "suspected",
         findings=full.findings if full else (),
-        actions=full.actions if full else [cause.action],
+        actions=[
+            *(full.actions if full else [cause.action]),
+            *(_damaged_relation(line) if pages else ()),
+        ],
         risks=["It can happen again at any time."],
     )
 

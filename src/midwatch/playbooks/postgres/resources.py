@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from midwatch.playbooks.base import (
     Tickets,
     action,
     evidence_lines,
-    find,
+    find_start,
     integer_fact,
     log_lines,
     playbook,
@@ -126,6 +127,10 @@ def _held(
     )
 
 
+# Names of no application: those of drivers and tools, which many programs share.
+_NAMELESS = {"", "PostgreSQL JDBC Driver", "psql", "pgbouncer", "node-postgres"}
+
+
 def _who_holds(kind: str, name: str) -> Action:
     column = {"role": "usename", "database": "datname"}.get(kind)
     where = f"WHERE {column} = {sql_literal(name)} " if column else ""
@@ -157,14 +162,15 @@ def _end_idle(found: Sequence[Holder], context: Context) -> list[Action]:
     ):
         return []
     row = idle[0].row
-    if BACKUP.search(idle[0].name):
+    # Without a name of its own it can be any program of the role.
+    if row.get("application", "") in _NAMELESS or BACKUP.search(idle[0].name):
         return []
     return [
         action(
             f"If it does not give them back, end those idle sessions of {idle[0].name} that were not used "
             f"since {now}",
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity\n"
-            f"WHERE usename = {sql_literal(row.get('user', ''))}\n"
+            f"WHERE usename = {sql_literal(row.get('user', ''))} AND datname = {sql_literal(row.get('database', ''))}\n"
             f"  AND application_name = {sql_literal(row.get('application', ''))}\n"
             f"  AND coalesce(host(client_addr), 'local') = {sql_literal(row.get('client', ''))}\n"
             f"  AND state = 'idle' AND state_change < {sql_literal(now)};",
@@ -194,9 +200,9 @@ def _refused(ticket: Ticket, context: Context) -> Note:
         "(?:sorry, )?too many clients already|remaining connection slots are reserved"
         "|too many connections for"
     )
-    refused = find(context, "a connection attempt failed:", "connection") or find(
-        context, "a connection attempt failed:", "too many clients"
-    )
+    refused = find_start(context, "a connection attempt failed:")
+    if refused and not re.search("slots|too many", refused.quote):
+        refused = None
     kind, _, name = ticket.key.component.partition(" ")
     limit = f"{kind} {name}" if kind == "database" else "the server"
     return write_note(

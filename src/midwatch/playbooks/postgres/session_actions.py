@@ -30,12 +30,12 @@ _LINE = re.compile(
 )
 _SESSIONS = ("Blocking tree", "Sessions that are active")
 BACKUP = re.compile(
-    r"pg_?dump|pg_?basebackup|backup|barman|wal-?g\b|pg_?probackup|\brepmgr",
+    r"pg_?dump|pg_?basebackup|backup|backrest|barman|wal-?[ge]\b|pg_?probackup|pghoard|pg_rman|\brepmgr",
     re.IGNORECASE,
 )
 _BACKUP_STATEMENT = re.compile(
     r"\s*(?:COPY\s.*\sTO\s+STDOUT|(?:SELECT\b.*)?\bpg_(?:backup_)?(?:start|stop)(?:_backup)?\s*\()"
-    r"|.*\bbinary_upgrade_|\s*LOCK TABLE .* IN ACCESS SHARE MODE",
+    r"|.*\b(?:binary_upgrade_|pg_export_snapshot\b)|\s*SET TRANSACTION SNAPSHOT\b|\s*LOCK TABLE .* IN ACCESS SHARE MODE",
     re.IGNORECASE | re.DOTALL,
 )
 _MAINTENANCE = re.compile(

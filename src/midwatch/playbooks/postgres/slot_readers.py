@@ -31,7 +31,7 @@ _REFUSALS = (
     r'no pg_hba\.conf entry for (?:(?P<replication>replication) connection from )?host "(?P<host>[^"]*)",'
     r' user "(?P<user>[^"]*)"(?:, database "(?P<database>[^"]*)")?',
     r'pg_hba\.conf rejects (?:(?P<replication>replication) )?connection for host "(?P<host>[^"]*)",'
-    r' user "(?P<user>[^"]*)"',
+    r' user "(?P<user>[^"]*)"(?:, database "(?P<database>[^"]*)")?',
     r'role "(?P<user>[^"]*)" (?P<nologin>is not permitted to log in|does not exist)',
     r'(?P<limit>too many connections for role) "(?P<user>[^"]*)"',
     r"(?P<walsender>must be superuser or replication role to start walsender"
@@ -49,6 +49,7 @@ class Refusal:
     message: str
     role: Row
     host: str = ""
+    database: str = ""
     hba: bool = False
     nologin: bool = False
     limit: bool = False
@@ -93,6 +94,7 @@ def refusals(context: Context) -> list[Refusal]:
                     match[0],
                     roles.get(user, {"role": user}),
                     parts.get("host", ""),
+                    parts.get("database", ""),
                     "pg_hba" in match[0],
                     bool(parts.get("nologin")),
                     bool(parts.get("limit")),
@@ -113,10 +115,14 @@ def let_in(refusal: Refusal) -> Action:
         )
     if refusal.hba and refusal.host and user:
         block = f"{refusal.host}/{128 if ':' in refusal.host else 32}"
-        where = refusal.host if refusal.host == "[local]" else f"host {refusal.host}"
+        local = refusal.host == "[local]"
+        where = refusal.host if local else f"host {refusal.host}"
+        # A reader by logical replication names its database, and the word does not stand for that.
+        names = f"{_hba(refusal.database) or 'replication'} {_hba(user)}"
+        entry = f"local {names}" if local else f"host {names} {block}"
         return action(
             f"Let {user} in from {where}: see which line of pg_hba.conf rejects it, add the missing "
-            f"one (host replication {user} {block} scram-sha-256) before that, and reload",
+            f"one ({entry} scram-sha-256) before that, and reload",
             "SELECT line_number, type, database, user_name, address, auth_method, error\n"
             "FROM pg_hba_file_rules;",
             "SHOW hba_file;",
@@ -152,6 +158,13 @@ def let_in(refusal: Refusal) -> Action:
         "SELECT rolname, rolcanlogin, rolvaliduntil FROM pg_roles\n"
         f"WHERE rolname = {sql_literal(user)};",
     )
+
+
+def _hba(name: str) -> str:
+    """Return a name as pg_hba.conf has it: quoted where it could be read as something else."""
+    plain = re.fullmatch(r"[a-z_][a-z0-9_]*", name)
+    key = name in ("all", "replication", "sameuser", "samerole", "samegroup")
+    return name if not name or (plain and not key) else f'"{name}"'
 
 
 def about_slot(slot: str, context: Context) -> list[Action]:

@@ -12,9 +12,9 @@ from midwatch.playbooks.base import (
     Note,
     Tickets,
     action,
-    bounded,
     finding,
     integer_fact,
+    matching_line,
     playbook,
     text_fact,
     write_note,
@@ -35,7 +35,9 @@ IDLE_LASTS = 5
 WORK_LASTS = 60
 """Seconds from which on an open transaction, idle or at work, is not one that just passes by."""
 
-_AUTOVACUUM_OFF = re.compile(r"autovacuum_enabled=\W?(?:off|false|no|0)\b", re.I)
+_AUTOVACUUM_OFF = re.compile(
+    r"(?<!toast\.)\bautovacuum_enabled=\W?(?:off|false|no|0)\b", re.I
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +193,18 @@ def _row(context: Context, title: str, **wanted: str) -> Citation | None:
     return None
 
 
+# A name as the server quotes it; one that was cut or redacted is not.
+_WHOLE_NAME = re.compile(r'(?:\w+|"(?:[^"…[]|"")+")(?:\.(?:\w+|"(?:[^"…[]|"")+"))?')
+
+
 def _freeze(database: str, context: Context, first: str) -> Action:
     """Return the action that freezes the oldest table where the evidence names it, else the database."""
     tables = [
         row["name"]
         for _, row in rows(context, "Age of transaction ids")
-        if row.get("kind") == "table" and row.get("database") == database
+        if row.get("kind") == "table"
+        and row.get("database") == database
+        and _WHOLE_NAME.fullmatch(row.get("name", ""))
     ]
     if tables:
         what, command = (
@@ -313,17 +321,15 @@ def _why(ticket: Ticket, own: bool, off: bool, found: Sequence[Holder]) -> str:
 
 
 def _own_parameter(context: Context, table: str) -> Citation | None:
-    """Return the line that shows that autovacuum is turned off for this table, in whatever evidence."""
-    for evidence in context.evidence:
-        if not evidence.available or "log" in evidence.title:
-            continue
-        for line in evidence.text.splitlines():
-            if table in line.split() or f"={table} " in f"{line} ":
-                if _AUTOVACUUM_OFF.search(line):
-                    return Citation(
-                        evidence_id=evidence.id, quote=bounded(line.strip())
-                    )
-    return None
+    """Return the line that shows that autovacuum is turned off for this table."""
+
+    def off(line: str) -> bool:
+        own = line.startswith((f"kind=table name={table} ", f"table {table}: "))
+        return own and bool(_AUTOVACUUM_OFF.search(line))
+
+    return matching_line(context, "State of vacuum", off) or matching_line(
+        context, "Tables concerned", off
+    )
 
 
 def _reset(table: str) -> Action:

@@ -304,8 +304,15 @@ FROM pg_roles r WHERE r.rolname = ANY(%(roles)s::text[])
 
 # Its locks keep the virtual transaction of the session that prepared it, which the lock of its own id has too.
 # `in_front_of` are the sessions that wait for something which it has locked. What clients choose comes last.
+# What it is in front of are those that wait for a lock in a mode that conflicts with its own: `against` are the levels
+# of the modes that do (the table of conflicting lock modes in PostgreSQL's documentation, explicit locking).
 PREPARED = f"""
-WITH locks AS MATERIALIZED (SELECT * FROM pg_locks), held AS MATERIALIZED (
+WITH modes AS (
+  SELECT * FROM unnest(
+    ARRAY['AccessShareLock', 'RowShareLock', 'RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock',
+          'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'],
+    ARRAY['8', '78', '5678', '45678', '34678', '345678', '2345678', '12345678']) WITH ORDINALITY AS m (mode, against, level)
+), locks AS MATERIALIZED (SELECT * FROM pg_locks), held AS MATERIALIZED (
   SELECT own.transactionid AS owner, h.* FROM locks own
   JOIN locks h ON h.virtualtransaction = own.virtualtransaction AND h.pid IS NULL AND h.granted
   WHERE own.transactionid IS NOT NULL AND own.pid IS NULL AND own.granted
@@ -317,8 +324,9 @@ SELECT {moment("x.prepared")} AS prepared,
           (w.locktype, w.database, w.relation, w.page, w.tuple, w.transactionid::text, w.classid, w.objid, w.objsubid)
           IS NOT DISTINCT FROM
           (h.locktype, h.database, h.relation, h.page, h.tuple, h.transactionid::text, h.classid, h.objid, h.objsubid)
+        JOIN modes own ON own.mode = h.mode JOIN modes other ON other.mode = w.mode AND strpos(own.against, other.level::text) > 0
         WHERE h.owner = x.transaction AND 0 = ANY(pg_blocking_pids(w.pid))) AS in_front_of,
-       (SELECT string_agg(DISTINCT l.mode || ' on ' || coalesce(c.relname, l.relation::text), ', ')
+       (SELECT string_agg(DISTINCT l.mode || ' on ' || translate(coalesce(c.relname, l.relation::text), '=', '?'), ', ')
         FROM held l LEFT JOIN pg_class c ON c.oid = l.relation AND x.database = current_database()
         WHERE l.owner = x.transaction AND l.relation IS NOT NULL AND (c.relkind IS NULL OR c.relkind <> 'i')) AS locks,
        x.gid

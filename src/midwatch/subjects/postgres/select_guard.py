@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import sqlglot
 from sqlglot import exp
@@ -159,12 +160,26 @@ def _parsed(statement: str) -> exp.Query:
     if _depth(statement) > _DEEPEST:
         raise Refused(f"at most {_DEEPEST} parentheses may stand within each other")
     try:
+        if _has_split_number(statement):
+            raise Refused(
+                "write a number in plain decimal digits, and AS before a name"
+            )
         found = sqlglot.parse(statement, read="postgres")
     except (SqlglotError, RecursionError) as error:
         raise Refused(f"it cannot be parsed: {one_line(str(error), 200)}") from None
     if len(found) != 1 or not isinstance(found[0], exp.Query):
         raise Refused("only a single SELECT is admitted")
     return found[0]
+
+
+def _has_split_number(statement: str) -> bool:
+    """Return whether a number ends in letters, as `1_000` does: the parser would read `1 AS _000`."""
+    tokens = sqlglot.tokenize(statement, read="postgres")
+    return any(
+        one.token_type is sqlglot.TokenType.NUMBER and after.start == one.end + 1
+        for one, after in pairwise(tokens)
+        if after.token_type is sqlglot.TokenType.VAR
+    )
 
 
 def _depth(text: str) -> int:
