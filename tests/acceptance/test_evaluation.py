@@ -142,6 +142,19 @@ def test_what_cannot_run_is_skipped_or_failed_with_the_reason(tmp_path: Path) ->
         (tmp_path / "own" / name).mkdir(parents=True)
         text = f"title: It cannot run\nparts: {{server: {part}}}\n{watch}"
         (tmp_path / "own" / name / "scenario.yaml").write_text(text)
+    truth = "title: A slip\ntruth: {verdicts: [no_fault]"
+    for name, text, problem in (
+        ("regex", f"{truth}, culprit: ['row [71']}}", "is not a regular expression"),
+        ("part", f"{truth}}}\nparts: {{web: {{uses: ngnix}}}}", "no part 'ngnix'"),
+        ("server", f"{truth}}}\nfault: [{{sql: SELECT 1}}]", "no part 'pg'"),
+    ):
+        (tmp_path / "bad" / name).mkdir(parents=True)
+        (tmp_path / "bad" / name / "scenario.yaml").write_text(text)
+        wrong = midwatch(tmp_path, "eval", name, "--scenarios", "bad")
+        assert wrong.returncode == 2 and problem in wrong.stderr, wrong.stderr
+        assert wrong.stderr.count("\n") <= 2 and "Traceback" not in wrong.stderr
+    nothing = midwatch(tmp_path, "eval", "--replay", "nowhere")
+    assert nothing.returncode == 1 and "no recordings" in nothing.stderr
     found = scored(tmp_path, "absent", "broken", "ends", "--scenarios", "own")
     states = {one["scenario"]: (one["state"], one["why"]) for one in found["scenarios"]}
     assert states["absent"] == ("skipped", "no-such-program is not installed")

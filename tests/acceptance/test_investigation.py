@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -286,6 +288,18 @@ async def test_dollars_and_tokens_end_the_questions_before_they_are_spent(
     assert "tools" not in bench.api.calls[0].body
 
 
+@pytest.mark.parametrize("limits", [{"usd": 0.22}, {"tokens": 30_000}], ids=str)
+async def test_answers_of_tools_do_not_go_beyond_dollars_and_tokens(
+    bench: Bench, limits: Json
+) -> None:
+    names = [f"long-{number}" for number in range(12)]
+    await bench.run(ask(*names), conclude("x"), call_tokens=5000, **limits)
+    ran = len(bench.tools.calls)
+    last = bench.api.calls[-1]
+    assert 0 < ran < 12 and last.body["tool_choice"] == {"type": "none"}
+    assert [one.startswith("Not run") for one in results(last)].count(True) == 12 - ran
+
+
 async def test_a_long_answer_of_a_tool_is_shortened(bench: Bench) -> None:
     stored = await bench.run(ask("long"), conclude("xxxx"), call_tokens=200)
     assert len(stored[-1].evidence[-1].text) < 2000
@@ -364,6 +378,18 @@ async def test_limits_count_over_attempts(bench: Bench) -> None:
     await bench.clock.advance(61)
     await bench.again(1, rounds=1)
     assert "tools" not in bench.api.calls[-1].body
+
+
+async def test_the_seconds_of_earlier_attempts_count(bench: Bench) -> None:
+    stored = await bench.run(ask("mail"), server_error(), conclude("fake", 1))
+    past = [
+        replace(one, finished_at=one.started_at + timedelta(seconds=50))
+        for one in stored
+    ]
+    gatherer = ContextGatherer({}, Redactor(), bench.clock)
+    ticket = await bench.store.ticket(1)
+    begun = Investigator(gatherer, {}).resume([ticket], past, bench.clock.now())
+    assert begun.before == 100
 
 
 # ------------------------------------------------------------------ a real server

@@ -22,6 +22,7 @@ from midwatch.subjects.base import Subject, build_subjects
 from midwatch.subjects.tools import Answer, Refused, Tool, tools_of
 from midwatch.testing.fakes import FakeSubject, broken, open_tickets
 from midwatch.testing.tool_conformance import check_tools
+from midwatch.text import take_marks
 from midwatch.workspace.git import Git
 from midwatch.workspace.mirrors import Mirrors
 
@@ -330,7 +331,9 @@ async def test_a_linked_subject_is_observed() -> None:
     tool = state_tool({"db": linked})
     assert tool is not None and state_tool({}) is None
     found = await call([tool], "state", subject="db")
-    assert "broken: alive on main: main: it is down" in found.text
+    shown, clients = take_marks(found.text)
+    assert "broken: alive on main: main: it is down" in shown
+    assert "main" in {shown[start:end] for start, end in clients}
     with pytest.raises(ValidationError):
         await call([tool], "state", subject="other")
     async with asyncio.timeout(1):

@@ -219,6 +219,13 @@ def test_what_was_read_is_forgotten() -> None:
     assert found.related("app") == frozenset()
 
 
+def test_a_thousand_sites_of_one_proxy_are_linked_without_a_million_links() -> None:
+    sites = [http(f"site-{n}", f"https://10.0.0.7/{n}") for n in range(1000)]
+    found = links(*sites)
+    assert len(found.links()) == 1000
+    assert len(found.related("site-7")) == len(found.reach("site-7")) == 999
+
+
 def test_a_machine_does_not_depend_on_what_its_process_table_shows() -> None:
     found = links(HOST, http("app", "http://127.0.0.1:8081/"))
     found.learn("box", "python app.py --listen 127.0.0.1:8081", "its evidence")

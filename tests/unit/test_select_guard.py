@@ -94,6 +94,24 @@ REFUSED = [
     "SELECT left(relname || ' autovacuum is off', 50) FROM pg_class",
     "SELECT x FROM (SELECT 'autovacuum is off' AS x) AS y",
     "SELECT CASE WHEN true THEN 'autovacuum is off' END FROM pg_class",
+    "SELECT greatest(relname, 'autovacuum is off') FROM pg_class",
+    "SELECT lag(relname, 1, 'autovacuum is off') OVER () FROM pg_class",
+    "SELECT nullif('autovacuum is off', relname) FROM pg_class",
+    "SELECT left('autovacuum is off', length(relname)) FROM pg_class",
+    "SELECT to_char(created_at, '\"autovacuum is off\"') FROM x",
+    "SELECT (ARRAY['autovacuum is off'])[1]",
+    "SELECT '{autovacuum is off}'::text[]",
+    "SELECT 'autovacuum is off'::name",
+    "SELECT '{\"a\": \"autovacuum is off\"}'::jsonb ->> 'a'",
+    "SELECT coalesce(doc -> 'a' || 'autovacuum is off', doc) FROM x",
+    "SELECT mode() WITHIN GROUP (ORDER BY 'autovacuum is off') FROM pg_class",
+    "SELECT 'aut' || 'ova' || 'cuu' || 'm i' || 's o' || 'ff'",
+    'SELECT relname AS "autovacuum=off" FROM pg_class',
+    'SELECT relname AS "a\nautovacuum_enabled" FROM pg_class',
+    'SELECT * FROM (SELECT 1) AS x("autovacuum is off")',
+    # A name that Python takes for none.
+    "SELECT p\u200bg_sleep(1)",
+    "SELECT pg$sleep(1)",
     # Strings whose end two parsers may see at different places.
     "SELECT E'a\\'b'",
     "SELECT $$a$$",
@@ -107,6 +125,22 @@ ADMITTED = {
         'SELECT "pid", CURRENT_TIMESTAMP - "xact_start" FROM "pg_stat_activity"'
     ),
     "SELECT user FROM x": 'SELECT "user" FROM "x"',
+    "SELECT current_setting('work_mem')": "SELECT CURRENT_SETTING('work_mem')",
+    "SELECT now() - make_interval(mins => 5)": (
+        "SELECT CURRENT_TIMESTAMP - MAKE_INTERVAL(mins => 5)"
+    ),
+    "SELECT coalesce(doc->'total', doc->'sum') FROM x": (
+        """SELECT COALESCE("doc" -> 'total', "doc" -> 'sum') FROM "x\""""
+    ),
+    "SELECT o.b FROM pg_locks l, LATERAL (SELECT unnest(pg_blocking_pids(l.pid)) AS b) AS o": (
+        'SELECT "o"."b" FROM "pg_locks" AS "l", LATERAL (SELECT UNNEST(PG_BLOCKING_PIDS("l"."pid")) AS "b") AS "o"'
+    ),
+    "SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks": (
+        'SELECT (CAST("classid" AS BIGINT) << 32) | CAST("objid" AS BIGINT) FROM "pg_locks"'
+    ),
+    "SELECT to_char(a, 'YYYY-MM-DD HH24:MI'), split_part(b, 'FROM', 2) FROM x": (
+        """SELECT TO_CHAR("a", 'YYYY-MM-DD HH24:MI'), SPLIT_PART("b", 'FROM', 2) FROM "x\""""
+    ),
     "SELECT a FROM x WHERE b = 'it''s; --'": (
         """SELECT "a" FROM "x" WHERE "b" = 'it''s; --'"""
     ),

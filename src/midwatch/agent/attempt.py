@@ -131,7 +131,8 @@ class Attempt:
         )
         step: Step | None = Step(context, self.shared.max_tokens)
         while step is not None:
-            inquiry.seconds = self.shared.clock.monotonic() - self.began
+            passed = self.shared.clock.monotonic() - self.began
+            inquiry.seconds = inquiry.before + passed
             step = inquiry.step(step, self.model.model)
             if not await self._begin(step):
                 return AttemptOutcome("budget")

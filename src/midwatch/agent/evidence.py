@@ -193,7 +193,7 @@ SAME = "As when the tickets opened, but for ages and times"
 OPENING_RANK = 15
 """The rank of evidence from a ticket's opening among those of a subject's sources."""
 MOST_FROM_OPENING = 5
-_FOREIGN_WORDS = frozenset({"prometheus"})
+FOREIGN_WORDS = frozenset({"prometheus"})
 """The kinds whose messages come from outside, as annotations do; those of others are of the subject itself."""
 _MEASURED = re.compile(
     r"(?:^|_)(?:state|cause|kind|fstype|mount|error|names|issuer|subject|not_after)$"
@@ -525,7 +525,7 @@ class ContextGatherer:
 
     def _is_own(self, ticket: Ticket) -> bool:
         subject = self._subjects.get(ticket.key.subject)
-        return subject is None or subject.kind not in _FOREIGN_WORDS
+        return subject is None or subject.kind not in FOREIGN_WORDS
 
     def _foreign(self, ticket: Ticket, written: Mapping[str, str]) -> list[str]:
         """Return the facts that clients wrote: all text but that of names by which subjects tell a state."""

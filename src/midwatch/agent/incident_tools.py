@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from pydantic import Field, create_model
 
+from midwatch.agent.evidence import FOREIGN_WORDS
 from midwatch.model import Invariant, Observation, Origin, Signal
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import Subject
 from midwatch.subjects.tools import Answer, Arguments, Tool
-from midwatch.text import one_line
+from midwatch.text import mark_reported, one_line, reported
 from midwatch.units import format_value
 
 Search = Callable[[str, int], Awaitable[Sequence[Past]]]
@@ -51,7 +52,7 @@ def state_tool(linked: Mapping[str, Subject]) -> Tool | None:
         subject = linked[asked.subject]
         async with asyncio.timeout(subject.timeout):
             seen = await subject.observe({})
-        lines = list(_state(seen, {one.id: one for one in subject.invariants}))
+        lines = list(_state(subject, seen))
         return Answer(f"observe {subject.name}", "\n".join(lines[:_MOST_SIGNALS]))
 
     longest = max(subject.timeout for subject in linked.values())
@@ -61,18 +62,27 @@ def state_tool(linked: Mapping[str, Subject]) -> Tool | None:
     return Tool("state", about, arguments, run, longest + 1)
 
 
-def _state(seen: Observation, known: Mapping[str, Invariant]) -> Iterator[str]:
+def _state(subject: Subject, seen: Observation) -> Iterator[str]:
+    """Yield the lines of a state, with marks on what clients wrote, as on the messages of tickets."""
+    known = {one.id: one for one in subject.invariants}
     broken = [one for one in seen.signals if _breaks(one, known.get(one.invariant))]
     yield f"{len(broken)} of {len(seen.signals)} signals are beyond their limits"
     for one in broken:
-        yield f"broken: {one.invariant} on {one.component}: {one_line(one.message, 300)}"
+        where, message = one_line(one.component, 300), one_line(one.message, 300)
+        if subject.kind in FOREIGN_WORDS:
+            message = reported(message)
+        else:
+            foreign = [fact for fact in one.facts.values() if isinstance(fact, str)]
+            message = mark_reported(message, [where, *foreign])
+        yield f"broken: {one.invariant} on {reported(where)}: {message}"
     for name, why in {**seen.unavailable, **seen.unsupported}.items():
         yield f"unknown: {name}: {one_line(why, 300)}"
     for one in seen.signals:
         if one not in broken and one.value is not None:
             unit = known[one.invariant].unit if one.invariant in known else None
             value = format_value(one.value, unit) if unit else f"{one.value:g}"
-            yield f"holds: {one.invariant} on {one.component}: {value}"
+            where = reported(one_line(one.component, 300))
+            yield f"holds: {one.invariant} on {where}: {value}"
 
 
 def _breaks(signal: Signal, invariant: Invariant | None) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ from midwatch.config import explain
 from midwatch.diagnosis_schema import Reply, ToolCall
 from midwatch.lifecycle import cancel
 from midwatch.model import Context, Diagnosis, Evidence, Json, Ticket, Usage
+from midwatch.pricing import cost_usd
 from midwatch.settings import InvestigationSettings
 from midwatch.subjects.base import Subject
 from midwatch.subjects.tools import Answer, Tool, tools_of
@@ -180,7 +182,10 @@ def _offers(offered: Mapping[str, Sequence[Tool]]) -> dict[str, _Offer]:
                 own = "".join(
                     c if c.isalnum() and c.isascii() else "_" for c in subject
                 )
-                same = found.setdefault(f"{own}_{tool.name}"[:120], {})
+                name = f"{own}_{tool.name}"[:120]
+                while name in found:  # of a subject with almost the same name
+                    name += "_"
+                same = found.setdefault(name, {})
             same[subject] = tool
     return {name: _Offer(tools) for name, tools in found.items()}
 
@@ -220,7 +225,10 @@ async def _run(
 
 @dataclass(slots=True)
 class Investigation:
-    """The investigation of one batch: its tools, its limits, and what was spent of them."""
+    """The investigation of one batch: its tools, its limits, and what was spent of them.
+
+    `before` are the seconds that calls of the API took in earlier attempts.
+    """
 
     toolbox: Toolbox
     limits: InvestigationSettings
@@ -229,6 +237,7 @@ class Investigation:
     tokens: int = 0
     usd: float = 0.0
     seconds: float = 0.0
+    before: float = 0.0
     earlier: Context | None = field(default=None)
 
     def step(self, step: Step, model: str) -> Step:
@@ -255,14 +264,30 @@ class Investigation:
 
     async def ask(self, step: Step, reply: Reply) -> Step:
         """Run the calls of a reply, and return the step that hands their answers over."""
-        left = self.limits.calls - self.calls
+        left = min(self.limits.calls - self.calls, self._affordable(step, reply))
         results = await self.toolbox.answer(
             reply.calls, step.known, left, max(self.limits.time - self.seconds, 1.0)
         )
         self.rounds += 1
         self.calls += min(len(reply.calls), left)
+        if len(reply.calls) > left:
+            self.calls = (
+                self.limits.calls
+            )  # what could not be afforded now cannot be later
         rounds = (*step.rounds, Round(reply.content, results))
         return replace(step, rounds=rounds, correction=None)
+
+    def _affordable(self, step: Step, reply: Reply) -> int:
+        """Return how many calls can have their longest evidence in a last request, with the longest answer to it."""
+        each, written = self.limits.call_tokens, reply.usage.output_tokens
+        tokens = step.worst_case_tokens() + written + step.max_tokens
+        by_tokens = (self.limits.tokens - self.tokens - tokens) // each
+        model = reply.asked_model
+        usd = step.worst_case_usd(model)
+        usd += cost_usd(model, Usage(cache_write_tokens=written))
+        price = cost_usd(model, Usage(cache_write_tokens=each))
+        by_usd = math.floor((self.limits.usd - self.usd - usd) / price)
+        return max(min(by_tokens, by_usd), 0)
 
 
 class Investigator:
@@ -321,4 +346,6 @@ class Investigator:
         begun.earlier = Context(tuple(tickets), last.evidence, last.started_at)
         for one in recent:
             begun.spend(one.usage, one.cost_usd)
+            ended = one.finished_at or one.started_at
+            begun.before += (ended - one.started_at).total_seconds()
         return begun

@@ -8,6 +8,7 @@ line, a message, a label, a line of evidence. What was read from text is forgott
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import socket
 import threading
@@ -26,6 +27,8 @@ _REFRESH_SECONDS = 300.0
 _LEARNED_SECONDS = 3600.0
 """Seconds for which a link counts that was read from text."""
 _MOST_LEARNED = 1000
+_MOST_PAIRED = 20
+"""Subjects at one address that are linked each with each; more of them are linked in a ring."""
 _LONGEST_TEXT = 20_000  # characters that are searched for addresses
 
 
@@ -66,6 +69,8 @@ class Links:
         self._learned: dict[tuple[str, str], tuple[str, float]] = {}
         self._resolver: threading.Thread | None = None
         self._resolved_at: float | None = None
+        self._changes = 0  # of what the links come from
+        self._cached: tuple[int, float, dict[str, set[str]]] | None = None
 
     # ------------------------------------------------------------------ host names
 
@@ -94,11 +99,13 @@ class Links:
 
     def _resolve_all(self) -> None:
         self._own = _own_addresses()
+        self._changes += 1
         hosts = {one.host for found in self._addresses.values() for one in found}
         for host in sorted(hosts):
             if _ip(host) is None and not host.startswith("/"):
                 try:
                     self._ips[host] = frozenset(self._resolve(host))
+                    self._changes += 1
                 except (OSError, UnicodeError):
                     pass  # what was known of it stays
 
@@ -164,11 +171,17 @@ class Links:
         """Return the links of a subject by an address of its own."""
         if address.port is None:
             return
-        for other, port in self._on_host(address.host, there):
+        found = self._on_host(address.host, there)
+        for other, port in found:
             if port is None:
                 yield Link(name, other, f"it is on that machine ({address.host})")
-            elif port == address.port:
-                yield Link(name, other, f"both are at {address}")
+        same = {other for other, port in found if port == address.port} - {name}
+        if (
+            len(same) >= _MOST_PAIRED
+        ):  # a thousand sites of one proxy have a million pairs
+            same = {min((one for one in same if one > name), default=min(same))}
+        for other in sorted(same):
+            yield Link(name, other, f"both are at {address}")
 
     def _index(self) -> _Index:
         """Return the subjects with their addresses by each name of the place."""
@@ -201,8 +214,16 @@ class Links:
         """
         edges = self._edges()
         needs = _reach(name, edges)
-        shared = {name, *(one for one in needs if not self._is_machine(one))}
-        near = {other for other in edges if not shared.isdisjoint(_reach(other, edges))}
+        users: dict[str, set[str]] = {}
+        for user, others in edges.items():
+            for other in others:
+                users.setdefault(other, set()).add(user)
+        near = {one for one in needs if not self._is_machine(one)}
+        left = [name, *near]
+        while left:
+            new = users.get(left.pop(), set()) - near
+            near |= new
+            left += new
         return frozenset(needs | near) - {name}
 
     def deepest_first(self, names: Iterable[str]) -> list[str]:
@@ -210,10 +231,16 @@ class Links:
         edges = self._edges()
         return sorted(dict.fromkeys(names), key=lambda one: _depth(one, edges))
 
-    def _edges(self) -> dict[str, set[str]]:
+    def _edges(self) -> Mapping[str, set[str]]:
+        now, changes = self._monotonic(), self._changes
+        if self._cached is not None and self._cached[0] == changes:
+            if now < self._cached[1]:
+                return self._cached[2]
         edges: dict[str, set[str]] = {name: set() for name in self._addresses}
         for link in self.links():
             edges[link.subject].add(link.on)
+        ends = (until for _, until in self._learned.copy().values() if until > now)
+        self._cached = changes, min(ends, default=math.inf), edges
         return edges
 
     # ------------------------------------------------------------------ text
@@ -245,9 +272,12 @@ class Links:
             return  # a machine shows the addresses of what runs on it, and does not depend on it
         if len(self._learned) >= _MOST_LEARNED:
             self._learned.clear()
+            self._changes += 1
         until = self._monotonic() + _LEARNED_SECONDS
         for other, said in found.items():
             if other != name:
+                _, known = self._learned.get((name, other), ("", 0.0))
+                self._changes += known <= self._monotonic()
                 self._learned[name, other] = (f"{said} in {where}", until)
 
     def named(self, name: str, text: str) -> dict[str, str]:

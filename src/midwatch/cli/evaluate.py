@@ -16,7 +16,7 @@ import typer
 from midwatch.cli.app import App, Edge, open_app, secrets_of, use_store
 from midwatch.cli.output import GREEN, RED, YELLOW, Cell, Output
 from midwatch.cli.tickets import AsJson, read_ticket, settled
-from midwatch.errors import MidwatchError, NotFound
+from midwatch.errors import MidwatchError, NotFound, SettingsError
 from midwatch.evaluation import exchange, scoreboard
 from midwatch.evaluation.from_ticket import write_scenario
 from midwatch.evaluation.run import Opener
@@ -73,6 +73,10 @@ def run(
     chosen = find(names or (), [LIBRARY, *(scenarios or ())])
     if replay is not None and not names:
         chosen = [one for one in chosen if (replay / f"{one.name}.json").is_file()]
+        if not chosen:
+            raise NotFound(f"there are no recordings of scenarios in {replay}")
+    for file in (report, record and record / "recording"):
+        _make_folder(file)
     output = Output.standard(edge.environ)
     with open(os.devnull, "w", encoding="utf-8") as log:
         evaluation = _Evaluation(edge, record, replay, jobs, edge.settings(), log)
@@ -92,6 +96,17 @@ def run(
         _print(output, scores)
     if any(score.bad for score in scores):
         raise typer.Exit(1)
+
+
+def _make_folder(file: Path | None) -> None:
+    """Make the folder of a file that is written once all has run, and was paid for. Raises SettingsError."""
+    try:
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.is_dir() or not os.access(file.parent, os.W_OK):
+                raise PermissionError(f"{file} cannot be written")
+    except OSError as error:
+        raise SettingsError(f"cannot write to {file}: {error}") from None
 
 
 @app.command("list")

@@ -101,7 +101,11 @@ def read(file: Path) -> Exchange:
             hint="`midwatch eval --record DIR` makes it",
         ) from None
     except (OSError, ValidationError) as error:
-        raise SettingsError(f"cannot read the recording {file}: {error}") from error
+        why = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False, include_input=False)[0]
+            why = f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip()
+        raise SettingsError(f"cannot read the recording {file}: {why}") from error
 
 
 def redacted(exchange: Exchange, redactor: Redactor) -> Exchange:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from midwatch.config import explain
 from midwatch.diagnosis_schema import (
@@ -34,6 +34,18 @@ FILE = "scenario.yaml"
 EXCHANGE = "exchange.json"
 _PLACEHOLDER = re.compile(r"@\{([\w.-]+)\}")
 _T = TypeVar("_T", bound=BaseModel)
+
+
+def _checked(pattern: str) -> str:
+    try:
+        re.compile(_PLACEHOLDER.sub("x", pattern))
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_checked)]
+"""A regular expression, in which a placeholder stands for itself."""
 Names = Mapping[str, str]
 
 
@@ -99,25 +111,25 @@ class Truth(_Strict):
     that matches one of `forbidden`.
     """
 
-    culprit: list[str] = Field(default_factory=list)
-    says: list[str] = Field(default_factory=list)
-    decisive: list[str] = Field(default_factory=list)
+    culprit: list[Pattern] = Field(default_factory=list)
+    says: list[Pattern] = Field(default_factory=list)
+    decisive: list[Pattern] = Field(default_factory=list)
     verdicts: list[Verdict] = Field(min_length=1)
-    traps: list[str] = Field(default_factory=list)
-    forbidden: list[str] = Field(default_factory=list)
+    traps: list[Pattern] = Field(default_factory=list)
+    forbidden: list[Pattern] = Field(default_factory=list)
 
 
 class HandFinding(_Strict):
     statement: str
-    cites: list[str]
+    cites: list[Pattern]
 
 
 class HandReading(_Strict):
     """A value, as a regular expression that finds it in the line that is cited."""
 
     name: str
-    value: str
-    cite: str
+    value: Pattern
+    cite: Pattern
 
     def output(self, context: Context, names: Names) -> MetricReading:
         citation = _cite(self.cite, context, names)
@@ -135,7 +147,7 @@ class HandAnswer(_Strict):
     summary: str
     verdict: Verdict
     cause: str = ""
-    cites: list[str]
+    cites: list[Pattern]
     findings: list[HandFinding] = Field(default_factory=list)
     readings: list[HandReading] = Field(default_factory=list)
     actions: list[Action] = Field(default_factory=list)
@@ -264,9 +276,27 @@ def _bound(name: str, names: Names, escape: bool) -> str:
 
 def load(folder: Path) -> Scenario:
     """Return the scenario in a folder. Raises SettingsError."""
-    return validated(Scenario, _document(folder / FILE), folder).model_copy(
-        update={"folder": folder}
-    )
+    found = validated(Scenario, _document(folder / FILE), folder / FILE)
+    _check_parts(found, folder / FILE)
+    return found.model_copy(update={"folder": folder})
+
+
+def _check_parts(scenario: Scenario, file: Path) -> None:
+    """Raise SettingsError for a name of a part that there is not."""
+    library = load_parts() if any(one.uses for one in scenario.parts.values()) else {}
+    known = set(scenario.parts)
+    wanted = [(one.uses, set(library)) for one in scenario.parts.values()]
+    wanted += [(one.standby_of, known) for one in scenario.parts.values()]
+    steps = [*scenario.setup, *scenario.background, *scenario.fault]
+    steps += [*scenario.then, *scenario.end]
+    for step in steps:
+        running = known | {step.session for step in steps}
+        wanted += [(one, running) for one in (step.start, step.stop, step.kill)]
+        wanted += [(step.server, known)] if step.sql else []
+    for name, there in wanted:
+        if name and name not in there:
+            hint = f"known: {', '.join(sorted(there)) or 'none'}"
+            raise SettingsError(f"{file}: there is no part {name!r}", hint=hint)
 
 
 def load_parts() -> dict[str, Part]:

@@ -294,7 +294,7 @@ def _table_text(names: Sequence[str], rows: Sequence[Row], *, marked: bool) -> s
         return reported(_cell(value)) if written else _cell(value)
 
     lines = [
-        " ".join(f"{name}={shown(row[f'c{n}'])}" for n, name in enumerate(names))
+        " ".join(f"{_cell(name)}={shown(row[f'c{n}'])}" for n, name in enumerate(names))
         for row in rows[:_ROWS]
     ]
     if len(rows) > _ROWS:

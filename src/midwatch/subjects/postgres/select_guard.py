@@ -22,6 +22,7 @@ from itertools import pairwise
 import sqlglot
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
+from sqlglot.helper import camel_to_snake_case
 
 from midwatch.subjects.tools import Refused
 from midwatch.text import one_line
@@ -33,15 +34,17 @@ _MOST_CONCATENATIONS = 12  # each can double a value that it repeats
 _LONGEST_TYPE = 10_000  # a `char(n)` is padded to n
 
 FUNCTIONS = frozenset("""
-    count sum avg min max bool_and bool_or every stddev variance percentile_cont percentile_disc mode
-    rank dense_rank row_number lag lead first_value last_value
+    count sum avg min max bool_and bool_or every percentile_cont percentile_disc mode
+    stddev stddev_pop stddev_samp variance var_pop var_samp rank dense_rank row_number ntile lag lead first_value last_value
     coalesce nullif greatest least cast extract
     abs ceil ceiling floor round trunc sign mod sqrt ln log
     lower upper length char_length octet_length substring substr left right trim ltrim rtrim btrim position
     strpos split_part starts_with md5 quote_ident host
     to_char date_trunc date_part age clock_timestamp now statement_timestamp to_timestamp make_interval
+    justify_interval isfinite jsonb_array_length json_array_length jsonb_typeof json_typeof
     unnest cardinality array_length array_position
     current_database current_schema current_setting version format_type
+    inet_server_addr inet_server_port inet_client_addr
     pg_backend_pid pg_blocking_pids pg_safe_snapshot_blocking_pids pg_is_in_recovery
     pg_last_wal_receive_lsn pg_last_wal_replay_lsn pg_last_xact_replay_timestamp
     pg_current_wal_lsn pg_current_wal_insert_lsn pg_current_wal_flush_lsn pg_wal_lsn_diff
@@ -57,17 +60,19 @@ FUNCTIONS = frozenset("""
 _WORDS = frozenset("""
     as and or not in on using from join where having by select distinct union all except intersect then else
     when case between like ilike filter over group any some exists materialized limit offset is end
+    lateral
     rollup cube sets
     varchar char decimal numeric timestamp timestamptz time
     """.split())
 
 _NODES = frozenset("""
-    Select Subquery Union Intersect Except With CTE TableAlias Table Identifier Column Star From Join Where
+    Select Subquery Union Intersect Except With CTE TableAlias Table Identifier Column Star From Join Lateral Where
     Group Rollup Cube GroupingSets Having Order Ordered Limit Offset Fetch LimitOptions Distinct Alias Paren
     Tuple Window WindowSpec Filter WithinGroup
     Literal Boolean Null And Or Xor Not Neg Add Sub Mul Div Mod DPipe EQ NEQ GT GTE LT LTE NullSafeEQ NullSafeNEQ
-    Is In Between Like ILike RegexpLike RegexpILike Exists Any All Case If Cast DataType DataTypeParam
-    ObjectIdentifier Interval Var Array Bracket AtTimeZone Parameter Dot
+    Is In Between Like ILike RegexpLike RegexpILike Escape Exists Any All Case If Cast DataType DataTypeParam
+    ObjectIdentifier Interval Var Array Bracket AtTimeZone Parameter Dot Kwarg Lambda SimilarTo
+    BitwiseOr BitwiseAnd BitwiseLeftShift BitwiseRightShift
     JSONExtract JSONExtractScalar JSONPath JSONPathRoot JSONPathKey JSONPathSubscript
     """.split())
 """The kinds of nodes that are admitted besides functions."""
@@ -77,6 +82,9 @@ _TYPES = frozenset("""
     date time timestamp timestamptz interval uuid inet json jsonb pg_lsn xid xid8 "char"
     regclass regrole regnamespace regtype array
     """.split())
+
+# What a text that is cast to cannot say anything.
+_MEASURES = _TYPES - frozenset("text varchar char name json jsonb array".split())
 
 # Tables and views of the server. What is not here may have passwords (pg_authid, pg_subscription,
 # pg_user_mapping, pg_foreign_server, pg_hba_file_rules, pg_file_settings), be long (pg_largeobject), or lock
@@ -99,7 +107,23 @@ CATALOGS = frozenset("""
 
 
 _BEGINS = re.compile(r"[\s(]*(select|with)\b", re.IGNORECASE)
-_NO_FUNCTION = "FROM has tables and subqueries only, no functions"
+_PLAIN = re.compile(r"\w{1,63}")
+_NO_FUNCTION = (
+    "FROM has tables and subqueries only: LATERAL (SELECT unnest(…) AS x) AS y"
+)
+
+# Where a text of a statement is not in its result: all of the arguments, or all but the first.
+_READS = frozenset("""
+    current_setting to_regclass to_regrole to_regnamespace has_table_privilege has_schema_privilege
+    has_database_privilege pg_has_role pg_size_bytes obj_description shobj_description array_position
+    starts_with str_position date_part extract length to_timestamp str_to_time age count
+    """.split())
+_CUTS = frozenset("split_part nullif trim substring at_time_zone bracket".split())
+_FORMAT = re.compile(
+    r"%-?\w|FM|[AP]M|TZ|OF|(?i:HH(12|24)?|MI|SS|[MU]S|D|TM|Mon|Day|Month|[09]+)"
+)
+_MOST_SHOWN = 3  # letters and digits of one text, such as a separator
+_MOST_SHOWN_IN_ALL = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +139,7 @@ def admit(statement: str, *, parameters: bool = False) -> Admitted:
     tree = _parsed(statement)
     for node in tree.walk():
         _check(node, parameters)
+    _check_shown(tree)
     if sum(1 for _ in tree.find_all(exp.DPipe)) > _MOST_CONCATENATIONS:
         raise Refused(f"at most {_MOST_CONCATENATIONS} concatenations are admitted")
     tables = frozenset(_tables(tree))
@@ -180,17 +205,19 @@ def _check(node: exp.Expr, parameters: bool) -> None:
         case exp.Table() if not isinstance(node.this, exp.Identifier) or node.catalog:
             raise Refused(_NO_FUNCTION)
         case exp.From() | exp.Join() if not isinstance(
-            node.this, (exp.Table, exp.Subquery)
+            node.this, (exp.Table, exp.Subquery, exp.Lateral)
         ):
             raise Refused(_NO_FUNCTION)
+        case exp.Lateral() if not isinstance(node.this, exp.Subquery):
+            raise Refused(_NO_FUNCTION)
+        case exp.Alias() | exp.TableAlias() if not all(map(_is_plain, _names(node))):
+            raise Refused("a name after AS has letters, digits and _ only")
         case exp.Anonymous() if not isinstance(node.this, str):
             raise Refused("a function has a plain name, without quotes")
         case exp.Array() if node.find(exp.Query):
             raise Refused("ARRAY(SELECT …) is not admitted: read the rows")
         case exp.DataType() | exp.ObjectIdentifier():
             _check_type(node)
-        case exp.Literal() if node.is_string and _is_shown(node):
-            raise Refused("text of your own is not evidence: select columns only")
 
 
 def _is_system_call(node: exp.Dot) -> bool:
@@ -203,46 +230,81 @@ def _is_system_call(node: exp.Dot) -> bool:
 
 
 def _check_type(node: exp.DataType | exp.ObjectIdentifier) -> None:
-    named = node.args.get("kind") or node.this
-    name = (
-        named.name
-        if isinstance(named, exp.Expr)
-        else str(getattr(named, "value", named))
-    )
-    if name.lower() not in _TYPES:
+    name = _type_name(node)
+    if name not in _TYPES:
         raise Refused(f"a cast to {one_line(name, 60)} is not admitted")
     for size in node.find_all(exp.DataTypeParam):
         if not size.name.isdigit() or int(size.name) > _LONGEST_TYPE:
             raise Refused("the length of that type is not admitted")
 
 
+def _type_name(node: exp.DataType | exp.ObjectIdentifier) -> str:
+    named = node.args.get("kind") or node.this
+    if isinstance(named, exp.Expr):
+        return named.name.lower()
+    return str(getattr(named, "value", named)).lower()
+
+
+def _names(node: exp.Expr) -> Iterator[str]:
+    if isinstance(node, exp.Alias):
+        yield node.alias
+    else:
+        yield from (one.name for one in node.find_all(exp.Identifier))
+
+
+def _is_plain(name: str) -> bool:
+    return not name or _PLAIN.fullmatch(name) is not None
+
+
+def _check_shown(tree: exp.Query) -> None:
+    """Raise Refused if a text of the statement itself would stand in its result as if it had been found."""
+    shown = [
+        sum(map(str.isalnum, _without_format(one)))
+        for one in tree.find_all(exp.Literal)
+        if one.is_string and _is_shown(one)
+    ]
+    if max(shown, default=0) > _MOST_SHOWN or sum(shown) > _MOST_SHOWN_IN_ALL:
+        raise Refused("text of your own is not evidence: select columns only")
+
+
+def _without_format(literal: exp.Literal) -> str:
+    """Return what is left of a text without the patterns of a format, if it is one."""
+    is_format = isinstance(literal.parent, (exp.TimeToStr, exp.ToChar))
+    return (
+        _FORMAT.sub("", literal.name)
+        if is_format and literal.arg_key == "format"
+        else literal.name
+    )
+
+
 def _is_shown(literal: exp.Literal) -> bool:
-    """Return whether a text of the statement itself would stand in its result as if it had been found."""
-    if sum(map(str.isalnum, literal.name)) < 4:
-        return False  # a separator
+    """Return whether a text may be in the result: unless something on its way there is known to take it in."""
     node: exp.Expr = literal
-    merged = False
     while (parent := node.parent) is not None:
         if isinstance(parent, exp.Query):
             return node.arg_key == "expressions"
-        if isinstance(parent, exp.Cast):
-            if not parent.is_type("text", "varchar", "char"):
-                return False
-        elif isinstance(parent, (exp.DPipe, exp.Case, exp.If, exp.Coalesce)):
-            merged = True
-            if _is_condition(node):
-                return False
-        elif isinstance(parent, exp.Func) and not isinstance(parent, exp.Predicate):
-            if not merged and parent.find(exp.Column):
-                return False  # a format, such as that of `to_char`
-        elif not isinstance(parent, (exp.Alias, exp.Paren)):
+        if _takes_in(parent, node):
             return False
         node = parent
     return False
 
 
-def _is_condition(node: exp.Expr) -> bool:
-    return isinstance(node.parent, exp.If) and node.arg_key == "this"
+def _takes_in(parent: exp.Expr, node: exp.Expr) -> bool:
+    match parent:
+        case exp.Predicate() | exp.Interval():
+            return True
+        case exp.Cast():
+            return _type_name(parent.to) in _MEASURES
+        case exp.Case() | exp.If():
+            return node.arg_key == "this"
+        case exp.Lambda():  # so `doc -> 'key'` is parsed as an argument
+            return node.arg_key == "this" and isinstance(node, exp.Literal)
+        case exp.JSONExtract() | exp.JSONExtractScalar() | exp.JSONBExtractScalar():
+            return node.arg_key == "expression"
+    called = isinstance(parent, exp.Anonymous)
+    name = parent.name if called else camel_to_snake_case(type(parent).__name__)
+    name = name.lower()
+    return name in _READS or (name in _CUTS and node.arg_key != "this")
 
 
 def _tables(tree: exp.Query) -> Iterator[tuple[str, str]]:
@@ -273,7 +335,7 @@ def _check_calls(text: str) -> None:
         if token.token_type in (sqlglot.TokenType.IDENTIFIER, sqlglot.TokenType.STRING):
             continue  # an alias with columns; `_check` refuses quoted functions
         name = token.text.lower()
-        if name.isidentifier() and name not in FUNCTIONS | _WORDS:
+        if re.search(r"\w|[^\0-\x7f]", name) and name not in FUNCTIONS | _WORDS:
             raise Refused(
                 f"the function {one_line(name, 60)} is not on the list of those that only read"
             )
