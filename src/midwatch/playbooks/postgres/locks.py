@@ -128,12 +128,7 @@ def _queue(
             f"{name} {_does(known[pid]) if pid in known else 'is not finished'}"
             for pid, name in named.items()
         )
-        + (
-            f"; {len(tree.freed_by(gate.pid))} of them wait only because pid {gate.pid} "
-            f"({gate.statement}) waits in front of them"
-            if gate
-            else ""
-        )
+        + _gated(gate, tree)
         + ("; an application may hold an advisory lock on purpose" if advisory else ""),
         cited=[
             *(cited for cited, _ in prepared),
@@ -158,6 +153,15 @@ def _queue(
         ],
         risks=["New sessions queue up behind it until connections run out."],
         missing=_missing(holders),
+    )
+
+
+def _gated(gate: Waiter | None, tree: LockTree) -> str:
+    if gate is None:
+        return ""
+    return (
+        f"; {len(tree.freed_by(gate.pid))} of them wait only because pid {gate.pid} "
+        f"({gate.statement}) waits in front of them"
     )
 
 
