@@ -356,6 +356,9 @@ def test_what_clients_wrote_cannot_carry_the_cause(quote: str, origin: Origin) -
     assert (seen.claims[0].reason, seen.claims[0].origin) == ("", origin)
     expected = "high" if origin is Origin.SYSTEM else "medium"
     assert (seen.verdict, seen.confidence) == ("identified", expected)
+    guess = answer(root_cause_citations=[cite(quote)], verdict="suspected")
+    seen = ground(guess, [SESSION])
+    assert (seen.verdict, seen.confidence) == ("suspected", "high")
 
 
 def test_one_measured_quote_is_enough() -> None:

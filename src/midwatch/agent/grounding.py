@@ -11,8 +11,8 @@ root cause fails, when fewer than half of the claims check, or when "no fault" i
 without any. A root cause that fails also turns the verdict "identified" into "suspected".
 
 What is quoted has an origin. A cause that rests only on what clients or logs reported is not
-of high confidence, and one that rests only on an earlier diagnosis or a note is suspected. A
-diagnosis that was not verified itself proves nothing.
+identified with high confidence, and one that rests only on an earlier diagnosis or a note is
+suspected with medium confidence at most. A diagnosis that was not verified itself proves nothing.
 """
 
 from __future__ import annotations
@@ -120,10 +120,11 @@ def ground(output: DiagnosisOutput, evidence: Sequence[Evidence]) -> Grounding:
         verdict = "suspected"
     confidence, why = _confidence(output, claims, root_fails)
     origin = _origin(claims)
+    limited = {Origin.EARLIER: True, Origin.REPORTED: verdict == "identified"}
+    if limited.get(origin) and confidence == "high":
+        confidence, why = "medium", _RESTS_ON[origin]
     if origin is Origin.EARLIER and verdict == "identified":
         verdict = "suspected"
-    if origin is not Origin.SYSTEM and confidence == "high":
-        confidence, why = "medium", _RESTS_ON[origin]
     why = why or _RESTS_ON.get(origin, "")
     stands = (verdict, confidence) == (output.verdict, output.confidence)
     return Grounding(claims, verdict, confidence, "" if stands else why)
