@@ -263,6 +263,15 @@ def test_addresses_are_found_in_linear_time() -> None:
         assert addresses_in(text) == [] or len(addresses_in(text)) < 10
 
 
+def test_the_folder_of_a_socket_keeps_its_case() -> None:
+    for text in (
+        'on socket "/srv/App/socket/.s.PGSQL.5433" failed',
+        "psql host=/srv/App/socket port=5433",
+    ):
+        assert addresses_in(text) == [Address("/srv/App/socket", 5433)]
+    assert addresses_in("https://Shop.Example/") == [Address("shop.example", 443)]
+
+
 def test_an_address_is_shown_as_it_is_written() -> None:
     assert str(Address("2001:db8::7", 5432)) == "[2001:db8::7]:5432"
     assert str(Address("box", None)) == "box"

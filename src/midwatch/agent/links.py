@@ -386,7 +386,7 @@ def addresses_in(text: str) -> list[Address]:
             port = parts["port"] or _PORTS.get(_scheme(parts.get("scheme")), 0)
             if 0 < int(port) < 65536:
                 host = parts["host"].strip("[]") or "localhost"
-                found[Address(host.lower(), int(port))] = None
+                found[Address(_lowered(host), int(port))] = None
     for line in text.splitlines():
         if (one := _options(line)) is not None:
             found[one] = None
@@ -396,7 +396,7 @@ def addresses_in(text: str) -> list[Address]:
 def _options(line: str) -> Address | None:
     """Return the address in the options of a line: `-h HOST -p PORT`, `host=HOST port=PORT`."""
     options = {
-        (one["short"] or one["long"])[0]: one["value"].lower()
+        (one["short"] or one["long"])[0]: _lowered(one["value"])
         for one in _OPTION.finditer(line[:4000])
     }
     if not (host := options.get("h", "")):
@@ -404,6 +404,11 @@ def _options(line: str) -> Address | None:
     port = options.get("p", "").rstrip(",.")
     known = port.isdecimal() and 0 < int(port) < 65536
     return Address(host, int(port) if known else None)
+
+
+def _lowered(host: str) -> str:
+    """Return a host as it is compared: of the folder of a socket the case counts."""
+    return host if host.startswith("/") else host.lower()
 
 
 def _scheme(name: str | None) -> str:
