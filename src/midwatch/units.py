@@ -1,10 +1,10 @@
-"""Read and write durations, sizes and shares as people write them."""
+"""Read and write durations, sizes, shares and times as people and programs write them."""
 
 from __future__ import annotations
 
 import math
 import re
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -17,6 +17,7 @@ _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _PORT = re.compile(r"(?<=.):([^:@\]]+)$")  # after the host, which may be [::1]
+_RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)")
 _MAX_SHOWN = 60  # characters of a value
 LONGEST_DURATION = 100 * 365 * 86400.0
 """Seconds; a moment that is further away than this may be none that a database has."""
@@ -186,6 +187,17 @@ def format_value(value: float, unit: Unit) -> str:
     if unit is Unit.RATIO:
         return f"{value:.0%}" if value >= 0.01 or value == 0 else f"{value:.2%}"
     return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+
+
+def parse_time(value: object) -> datetime | None:
+    """Return a time in RFC 3339, with any number of decimals, which are dropped; None for anything else."""
+    match = _RFC_3339.fullmatch(str(value))
+    if match is None:
+        return None
+    try:
+        return datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00"))
+    except ValueError:
+        return None
 
 
 Seconds = Annotated[float, BeforeValidator(parse_duration)]

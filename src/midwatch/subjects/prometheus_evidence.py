@@ -27,6 +27,7 @@ from midwatch.subjects.prometheus_series import series_text
 from midwatch.subjects.prometheus_settings import PrometheusSettings
 from midwatch.subjects.promql import Compared, compared, metrics, parts_of
 from midwatch.text import ticket_line
+from midwatch.units import parse_time
 
 _MOST_INVARIANTS = 5
 _MOST_SERIES = 20
@@ -203,7 +204,7 @@ class EvidenceReader:
     def _onset(ticket: Ticket) -> float:
         """Return when an alert became active, in Unix seconds."""
         return (
-            _time(ticket.facts.get("active_at")) or ticket.first_seen_at
+            parse_time(ticket.facts.get("active_at")) or ticket.first_seen_at
         ).timestamp()
 
     # ------------------------------------------------------------------ the target
@@ -465,19 +466,6 @@ def _alert_text(alert: Alert, about: Sequence[str]) -> str:
         f"{alert.state} {ticket_line(alert.name, 100)} since {ticket_line(alert.active_at, 40)}: "
         f"{_shown(alert.labels)}{on}"
     )
-
-
-def _time(text: object) -> datetime | None:
-    """Return a time in RFC 3339, with any number of decimals."""
-    match = re.fullmatch(
-        r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)", str(text)
-    )
-    if match is None:
-        return None
-    try:
-        return datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00"))
-    except ValueError:
-        return None
 
 
 def _shown(labels: Mapping[str, str]) -> str:

@@ -30,6 +30,7 @@ from midwatch.playbooks.base import (
     write_note,
 )
 from midwatch.playbooks.symptoms import symptom_of
+from midwatch.units import parse_time
 
 _LATER = timedelta(minutes=10)
 """An alert that began this much after the first of a group is not what began it."""
@@ -235,7 +236,7 @@ def _own_link(ticket: Ticket, context: Context) -> Link:
         name,
         rank,
         about,
-        _time(text_fact(ticket, "active_at")) or ticket.first_seen_at,
+        parse_time(text_fact(ticket, "active_at")) or ticket.first_seen_at,
         frozenset(place.lower() for place in places),
         _series(ticket, context) or own_line(context, ticket, "message: "),
         ticket,
@@ -258,7 +259,7 @@ def _firing(context: Context, known: Sequence[Link]) -> list[Link]:
         places = frozenset(place.lower() for place in _PLACE.findall(match["labels"]))
         cited = Citation(evidence_id=number, quote=bounded(text))
         found.append(
-            Link(match["name"], rank, about, _time(match["at"]), places, cited)
+            Link(match["name"], rank, about, parse_time(match["at"]), places, cited)
         )
     return found
 
@@ -313,18 +314,6 @@ def _alike(first: Link, other: Link) -> bool:
     return (
         first.at is None or other.at is None or abs(other.at - first.at) <= _SAME_MOMENT
     )
-
-
-def _time(text: str) -> datetime | None:
-    match = re.match(
-        r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)$", text
-    )
-    if match is None:
-        return None
-    try:
-        return datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00"))
-    except ValueError:
-        return None
 
 
 # ------------------------------------------------------------------ citations

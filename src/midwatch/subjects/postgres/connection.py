@@ -146,12 +146,11 @@ class Connection:
     """One connection, a context manager. Entering raises Unreachable, Exhausted or ObservationFailed.
 
     `all_stats` tells whether the role may see the sessions of others; `pid` is that of the backend;
-    `version` is the server's as a number (180001). `database` is another one than that of the DSN.
+    `version` is the server's as a number (180001).
     """
 
-    def __init__(self, settings: PostgresSettings, database: str | None = None) -> None:
+    def __init__(self, settings: PostgresSettings) -> None:
         self._settings = settings
-        self._database = database
         self._connection: psycopg.AsyncConnection[dict[str, Any]] | None = None
         self._codec: str | None = None
         self.all_stats = False
@@ -161,7 +160,7 @@ class Connection:
     async def __aenter__(self) -> Self:
         try:
             async with asyncio.timeout(self._settings.connect_timeout):
-                self._connection = await _connect(self._settings, self._database)
+                self._connection = await _connect(self._settings)
         except TimeoutError:
             raise Unreachable(
                 f"timeout: no connection within {self._settings.connect_timeout:g}s"
@@ -312,12 +311,10 @@ class Connection:
 
 
 async def _connect(
-    settings: PostgresSettings, database: str | None = None
+    settings: PostgresSettings,
 ) -> psycopg.AsyncConnection[dict[str, Any]]:
-    other: dict[str, Any] = {} if database is None else {"dbname": database}
     return await psycopg.AsyncConnection.connect(
         plain_dsn(settings),
-        **other,
         autocommit=True,
         prepare_threshold=None,
         row_factory=dict_row,

@@ -17,7 +17,7 @@ from pydantic import Field
 from midwatch.errors import MidwatchError, ObservationFailed
 from midwatch.model import Origin
 from midwatch.subjects.postgres import tool_sql as sql
-from midwatch.subjects.postgres.connection import Connection, Row
+from midwatch.subjects.postgres.connection import Connection, Row, in_database
 from midwatch.subjects.postgres.evidence_text import facts
 from midwatch.subjects.postgres.log import window
 from midwatch.subjects.postgres.settings import PostgresSettings
@@ -245,11 +245,13 @@ class PostgresTools:
 
         With `narrow` its statements get little memory and no parallel workers, which also changes their plans.
         """
+        settings = self._settings
         if database is not None:
-            async with Connection(self._settings) as connection:
+            async with Connection(settings) as connection:
                 if not await connection.rows(sql.IS_DATABASE, {"name": database}):
                     raise Refused(f"there is no database {one_line(database, 63)}")
-        async with Connection(self._settings, database) as connection:
+            settings = in_database(settings, database)
+        async with Connection(settings) as connection:
             wait = min(_LOCK_WAIT, self._settings.statement_timeout)
             await connection.rows(sql.SETUP, {"lock": str(round(wait * 1000))})
             if narrow:
