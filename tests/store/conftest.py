@@ -11,9 +11,8 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.schema import metadata
-from midwatch.store.sql import upgrade
+from midwatch.store.sql import upgrade_database
 from midwatch.testing.postgres import PrivatePostgres
 
 pytest.register_assert_rewrite("midwatch.testing.store_conformance")
@@ -29,18 +28,9 @@ def postgres() -> Iterator[PrivatePostgres]:
         yield server
 
 
-async def migrate(database: str) -> str | None:
-    """Apply the migrations. Return the revision before."""
-    transactions = open_transactions(parse_database(database))
-    try:
-        return await upgrade(transactions)
-    finally:
-        await transactions.close()
-
-
 @pytest.fixture(scope="session")
 def migrated(postgres: PrivatePostgres) -> str:
-    asyncio.run(migrate(postgres.dsn()))
+    asyncio.run(upgrade_database(postgres.dsn()))
     return postgres.dsn()
 
 
@@ -67,7 +57,7 @@ def empty_postgres(postgres: PrivatePostgres) -> str:
 @pytest.fixture(scope="session")
 def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("store") / "migrated.db"
-    asyncio.run(migrate(f"sqlite:///{file}"))
+    asyncio.run(upgrade_database(f"sqlite:///{file}"))
     return file
 
 

@@ -11,12 +11,11 @@ from sqlalchemy import Connection, func, select
 
 from midwatch.errors import StoreBusy, StoreRejected, StoreUnavailable
 from midwatch.store import engine
-from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.sql import SqlStore, open_store, upgrade_database
 from midwatch.testing.postgres import PrivatePostgres
 from midwatch.testing.store_conformance import MovableClock, StoreFixture
 
 from ..waiting import PATIENCE
-from .conftest import migrate
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def fragile() -> Iterator[PrivatePostgres]:
 
 @pytest.fixture
 async def store(fragile: PrivatePostgres) -> AsyncIterator[SqlStore]:
-    await migrate(fragile.dsn(tcp=True))
+    await upgrade_database(fragile.dsn(tcp=True))
     store = await open_store(fragile.dsn(tcp=True))
     yield store
     await store.close()

@@ -15,9 +15,7 @@ from sqlalchemy import Connection
 from midwatch.errors import SchemaMismatch
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.schema import REVISION, metadata
-from midwatch.store.sql import open_store, present_revision, upgrade
-
-from .conftest import migrate
+from midwatch.store.sql import open_store, present_revision, upgrade, upgrade_database
 
 
 async def test_the_migrations_make_the_tables(database: str) -> None:
@@ -40,12 +38,12 @@ async def test_the_migrations_make_the_tables(database: str) -> None:
 
 
 async def test_upgrading_again_does_nothing(empty_postgres: str) -> None:
-    assert await migrate(empty_postgres) is None
-    assert await migrate(empty_postgres) == REVISION
+    assert await upgrade_database(empty_postgres) is None
+    assert await upgrade_database(empty_postgres) == REVISION
 
 
 async def test_two_upgrades_at_once_on_postgres(empty_postgres: str) -> None:
-    found = await asyncio.gather(*(migrate(empty_postgres) for _ in range(3)))
+    found = await asyncio.gather(*(upgrade_database(empty_postgres) for _ in range(3)))
     assert sorted(found, key=str) == [REVISION, REVISION, None]
 
 
@@ -72,10 +70,14 @@ async def test_a_later_version_is_left_alone(
     with sqlite3.connect(sqlite_file) as lite:
         lite.execute("UPDATE alembic_version SET version_num = '9999'")
     lite.close()
-    await migrate(empty_postgres)
+    await upgrade_database(empty_postgres)
     with psycopg.connect(empty_postgres) as postgres:
         postgres.execute("UPDATE alembic_version SET version_num = '9999'")
-    for attempt in (open_store(url), migrate(url), migrate(empty_postgres)):
+    for attempt in (
+        open_store(url),
+        upgrade_database(url),
+        upgrade_database(empty_postgres),
+    ):
         with pytest.raises(SchemaMismatch) as caught:
             await attempt
         assert "later version" in caught.value.one_line()

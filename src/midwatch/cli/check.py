@@ -322,8 +322,9 @@ app.add_typer(db, name="db")
 def upgrade(context: typer.Context, as_json: AsJson = False) -> None:
     """Upgrade the schema to what this version needs."""
     from midwatch.store.schema import REVISION
+    from midwatch.store.sql import upgrade_database
 
-    before = asyncio.run(_upgrade(context.obj))
+    before = asyncio.run(upgrade_database(context.obj.settings().database))
     output = Output.standard(context.obj.environ)
     if as_json:
         output.json({"before": before, "present": REVISION})
@@ -348,17 +349,6 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
         output.line(f"needed:  {REVISION}")
     if not current:
         raise SchemaMismatch("the schema is not current")
-
-
-async def _upgrade(edge: Edge) -> str | None:
-    from midwatch.store.engine import open_transactions, parse_database
-    from midwatch.store.sql import upgrade as apply
-
-    transactions = open_transactions(parse_database(edge.settings().database))
-    try:
-        return await apply(transactions)
-    finally:
-        await transactions.close()
 
 
 async def _present(edge: Edge) -> str | None:

@@ -66,8 +66,8 @@ _SQLITE_RETRY_SECONDS = 0.005
 """The mean wait between two attempts to begin a transaction that may write."""
 POSTGRES_SECONDS = 10.0
 """Timeout of a statement, in seconds; that of a connection attempt is half of it."""
-_SILENCE_SECONDS = 2 * POSTGRES_SECONDS
-"""The longest wait for one answer within a transaction, when the server's own timeouts do not end it."""
+UPGRADE_SECONDS = 3600.0
+"""The same for an upgrade of the schema, in which an index of a large table may take minutes."""
 
 
 class Transactions(Protocol):
@@ -145,11 +145,19 @@ def missing_file(url: URL) -> str | None:
     return None if os.path.exists(file) else file
 
 
-def open_transactions(url: URL, renew: Renewal | None = None) -> Transactions:
-    """Return what runs transactions on this database. Nothing connects before the first one."""
+def open_transactions(
+    url: URL, renew: Renewal | None = None, *, longest: float = POSTGRES_SECONDS
+) -> Transactions:
+    """Return what runs transactions on this database. Nothing connects before the first one.
+
+    Args:
+        url: The database.
+        renew: What is done about a SQLite file that was deleted.
+        longest: Seconds that one statement may take on PostgreSQL. The wait for a lock may take half of it.
+    """
     if url.get_backend_name() == "sqlite":
         return SqliteTransactions(url, renew)
-    return PostgresTransactions(url)
+    return PostgresTransactions(url, longest=longest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,9 +385,17 @@ class PostgresTransactions:
     dialect = "postgresql"
     notice = ""
 
-    def __init__(self, url: URL, *, silence: float = _SILENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        url: URL,
+        *,
+        longest: float = POSTGRES_SECONDS,
+        silence: float | None = None,
+    ) -> None:
         self._url = url
-        self._silence = silence
+        self._longest = longest
+        # The wait for one answer within a transaction, when the server's own timeouts do not end it.
+        self._silence = 2 * longest if silence is None else silence
         self._engine: AsyncEngine | None = None
         self._abandoned: set[asyncio.Task[Any]] = set()
 
@@ -388,7 +404,7 @@ class PostgresTransactions:
         if self._engine is None:
             from sqlalchemy.ext.asyncio import create_async_engine
 
-            milliseconds = int(POSTGRES_SECONDS * 1000)
+            milliseconds = int(self._longest * 1000)
             self._engine = create_async_engine(
                 self._url,
                 pool_size=4,
@@ -401,7 +417,7 @@ class PostgresTransactions:
                     "application_name": "midwatch",
                     "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds // 2}"
                     f" -c idle_in_transaction_session_timeout={milliseconds * 3}",
-                    "tcp_user_timeout": milliseconds,
+                    "tcp_user_timeout": int(POSTGRES_SECONDS * 1000),
                 },
             )
             event.listen(

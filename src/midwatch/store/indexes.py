@@ -9,10 +9,14 @@ from __future__ import annotations
 from sqlalchemy import Index, text
 
 from midwatch.store.schema import (
+    alerts,
     audit,
     batches,
+    deliveries,
     diagnoses,
     diagnosis_tickets,
+    idempotency_keys,
+    investigations,
     past_incidents,
     sessions,
     tickets,
@@ -64,6 +68,26 @@ Index("diagnoses_batch", diagnoses.c.batch_id)
 Index("diagnoses_started", diagnoses.c.started_at)
 Index("diagnosis_tickets_ticket", diagnosis_tickets.c.ticket_id)
 Index("audit_ticket", audit.c.ticket_id, audit.c.id)
+Index("audit_order", audit.c.transaction_id, audit.c.id)
+Index(
+    "alerts_firing",
+    alerts.c.subject,
+    alerts.c.fingerprint,
+    sqlite_where=text("status = 'firing'"),
+    postgresql_where=text("status = 'firing'"),
+)
+Index("alerts_received", alerts.c.received_at)
+Index(
+    "deliveries_due",
+    deliveries.c.due_at,
+    deliveries.c.id,
+    sqlite_where=text("state = 'due'"),
+    postgresql_where=text("state = 'due'"),
+)
+Index("deliveries_ticket", deliveries.c.ticket_id)
+Index("deliveries_created", deliveries.c.created_at)
+Index("investigations_ticket", investigations.c.ticket_id)
+Index("idempotency_keys_created", idempotency_keys.c.created_at)
 Index("sessions_created", sessions.c.created_at, sessions.c.id)
 Index("sessions_ticket", sessions.c.ticket_id)
 _TRANSCRIPT = (

@@ -28,6 +28,7 @@ from midwatch.model import (
     Usage,
     Violation,
 )
+from midwatch.store.on_call import OnCallStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +308,7 @@ def with_notice(store: Store, info: Json) -> Json:
     return {**info, "notice": notice} if notice else info
 
 
-class Store(Protocol):
+class Store(OnCallStore, Protocol):
     """Tickets, diagnoses, audit rows, shared pauses and heartbeats.
 
     A store may have a property `notice`: what a person has to know of the database since it was opened.

@@ -87,7 +87,7 @@ def _sanitized(value: Any) -> Any:
     return value
 
 
-REVISION = "0005"
+REVISION = "0006"
 """The migration that creates these tables."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -274,6 +274,8 @@ audit = Table(
     Column("before", SanitizedText),
     Column("after", SanitizedText),
     Column("why", SanitizedText, nullable=False),
+    # On PostgreSQL the id of the transaction that wrote the row: ids of rows are not in the order of commits.
+    Column("transaction_id", BigInteger, nullable=False, server_default=text("0")),
 )
 
 pauses = Table(
@@ -337,6 +339,150 @@ transcript_entries = Table(
     Column("at", Instant, nullable=False),
     # JSON as text: no query reads it, and jsonb would reorder it.
     Column("entry", SanitizedText, nullable=False),
+)
+
+# ------------------------------------------------------------------ the on-call stack
+
+# How far a reader of the audit rows has come.
+cursors = Table(
+    "cursors",
+    metadata,
+    Column("name", SanitizedText, primary_key=True),
+    Column("transaction_id", BigInteger, nullable=False),
+    Column("audit_id", Id, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+)
+
+silences = Table(
+    "silences",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("matchers", Document, nullable=False),  # [["severity", "=", "info"], …]
+    Column("starts_at", Instant, nullable=False),
+    Column("ends_at", Instant, nullable=False),
+    # A recurring window: RFC 5545, with the length of each window and its time zone.
+    Column("rrule", SanitizedText),
+    Column("window_seconds", Float),
+    Column("timezone", SanitizedText),
+    Column("author", SanitizedText, nullable=False),
+    Column("reason", SanitizedText, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("expired_at", Instant),
+    Column("expired_by", SanitizedText),
+)
+
+# Violations that are observed while a silence, or a silence of the sender, keeps them from opening a ticket.
+silenced = Table(
+    "silenced",
+    metadata,
+    Column("subject", SanitizedText, primary_key=True),
+    Column("invariant", SanitizedText, primary_key=True),
+    Column("component", SanitizedText, primary_key=True),
+    Column("severity", Integer, nullable=False),
+    Column("message", SanitizedText, nullable=False),
+    Column(
+        "by", SanitizedText, nullable=False
+    ),  # "silence 3", "Alertmanager silence …"
+    Column("first_seen_at", Instant, nullable=False),
+    Column("last_seen_at", Instant, nullable=False),
+)
+
+# Alerts that were pushed to a subject; one row for each fingerprint and start.
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("subject", SanitizedText, primary_key=True),
+    Column("fingerprint", SanitizedText, primary_key=True),
+    Column("starts_at", Instant, primary_key=True),
+    Column("status", SanitizedText, nullable=False),  # firing, resolved
+    Column("ends_at", Instant),
+    Column("received_at", Instant, nullable=False),
+    Column("invariant", SanitizedText, nullable=False),
+    Column("component", SanitizedText, nullable=False),
+    Column("severity", Integer, nullable=False),
+    Column("message", SanitizedText, nullable=False),
+    Column("facts", Document, nullable=False),
+    Column("silenced_by", SanitizedText),
+)
+
+# The last push of each sender and its last heartbeat alert.
+senders = Table(
+    "senders",
+    metadata,
+    Column("subject", SanitizedText, primary_key=True),
+    Column("received_at", Instant, nullable=False),
+    Column("heartbeat_at", Instant),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", Id, primary_key=True),
+    # What makes it one: the same change is never delivered twice to one target.
+    Column("dedup_key", SanitizedText, nullable=False, unique=True),
+    Column("route", SanitizedText, nullable=False),
+    Column("target", SanitizedText, nullable=False),
+    Column("event", SanitizedText, nullable=False),
+    Column("thread", SanitizedText, nullable=False),
+    Column("ticket_id", Id, ForeignKey("tickets.id")),
+    Column("content", Document, nullable=False),
+    Column("state", SanitizedText, nullable=False),  # due, sent, given_up, dropped
+    Column("created_at", Instant, nullable=False),
+    Column("due_at", Instant, nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("claim_token", SanitizedText),
+    Column("claim_until", Instant),
+    Column("ended_at", Instant),
+    Column("last_error", SanitizedText),
+)
+
+# The message or thread of an incident at one target, as its service names it.
+delivery_threads = Table(
+    "delivery_threads",
+    metadata,
+    Column("target", SanitizedText, primary_key=True),
+    Column("thread", SanitizedText, primary_key=True),
+    Column("reference", Document, nullable=False),
+    Column("updated_at", Instant, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", SanitizedText, nullable=False),
+    Column("digest", SanitizedText, nullable=False, unique=True),
+    Column("role", SanitizedText, nullable=False),
+    Column("scopes", Document, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("created_by", SanitizedText, nullable=False),
+    Column("expires_at", Instant, nullable=False),
+    Column("last_used_at", Instant),
+    Column("revoked_at", Instant),
+)
+
+investigations = Table(
+    "investigations",
+    metadata,
+    Column("id", SanitizedText, primary_key=True),
+    Column("ticket_id", Id, ForeignKey("tickets.id"), nullable=False),
+    Column("question", SanitizedText, nullable=False),
+    Column("requested_by", SanitizedText, nullable=False),
+    Column("callback_url", SanitizedText),
+    Column("created_at", Instant, nullable=False),
+    Column("cancelled_at", Instant),
+)
+
+# Answers to requests with an idempotency key, so that a repeated request has the same answer.
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("principal", SanitizedText, primary_key=True),
+    Column("key", SanitizedText, primary_key=True),
+    Column("request_digest", SanitizedText, nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("answer", Document, nullable=False),
+    Column("created_at", Instant, nullable=False),
 )
 
 

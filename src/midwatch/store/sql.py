@@ -14,6 +14,7 @@ from midwatch.errors import NotFound, SchemaMismatch
 from midwatch.store import cycles, memory, queue
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
+    UPGRADE_SECONDS,
     DatabaseClock,
     Renewal,
     TransactionalStore,
@@ -141,6 +142,24 @@ async def require_schema(transactions: Transactions) -> None:
         return
     found = f"is at {present}" if present else "has no Midwatch tables"
     raise SchemaMismatch(f"the database {found}; this version needs {REVISION}")
+
+
+async def upgrade_database(database: str) -> str | None:
+    """Apply the missing migrations to the database at a URL in one transaction, however large its tables are.
+
+    Returns:
+        The revision before, or None for an empty database.
+
+    Raises:
+        SettingsError: `database` is not the URL of a supported database.
+        SchemaMismatch: A later version made the database.
+        StoreUnavailable: The database does not answer.
+    """
+    transactions = open_transactions(parse_database(database), longest=UPGRADE_SECONDS)
+    try:
+        return await upgrade(transactions)
+    finally:
+        await transactions.close()
 
 
 async def upgrade(transactions: Transactions) -> str | None:

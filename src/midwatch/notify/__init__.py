@@ -1,0 +1,1 @@
+"""Tell people of tickets: routes, messages and their delivery."""

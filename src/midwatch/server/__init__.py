@@ -1,0 +1,1 @@
+"""Serve what is outside of Midwatch: alerts in, the page, the HTTP API, MCP."""

@@ -1,0 +1,164 @@
+"""Alerts in, notifications out: silences, pushed alerts, deliveries, tokens, investigations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.types import TypeEngine
+
+from midwatch.store.schema import Instant
+
+revision = "0006"
+down_revision = "0005"
+
+_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_INSTANT = Instant()
+_DOCUMENT = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+_TEXT = sa.Text()
+
+
+def _columns(
+    kind: TypeEngine[Any], *names: str, nullable: bool = False
+) -> Iterator[sa.Column[Any]]:
+    return (sa.Column(name, kind, nullable=nullable) for name in names)
+
+
+def _partial(name: str, table: str, columns: list[str], where: str) -> None:
+    condition = sa.text(where)
+    op.create_index(
+        name, table, columns, sqlite_where=condition, postgresql_where=condition
+    )
+
+
+def upgrade() -> None:
+    op.add_column(
+        "audit",
+        sa.Column(
+            "transaction_id", sa.BigInteger(), nullable=False, server_default="0"
+        ),
+    )
+    op.create_index("audit_order", "audit", ["transaction_id", "id"])
+    op.create_table(
+        "cursors",
+        *_columns(_TEXT, "name"),
+        *_columns(sa.BigInteger(), "transaction_id"),
+        *_columns(_ID, "audit_id"),
+        *_columns(_INSTANT, "updated_at"),
+        sa.PrimaryKeyConstraint("name"),
+    )
+    _create_silences()
+    _create_alerts()
+    _create_deliveries()
+    _create_api()
+
+
+def _create_silences() -> None:
+    op.create_table(
+        "silences",
+        *_columns(_ID, "id"),
+        *_columns(_DOCUMENT, "matchers"),
+        *_columns(_INSTANT, "starts_at", "ends_at"),
+        *_columns(_TEXT, "rrule", "timezone", nullable=True),
+        *_columns(sa.Float(), "window_seconds", nullable=True),
+        *_columns(_TEXT, "author", "reason"),
+        *_columns(_INSTANT, "created_at"),
+        *_columns(_INSTANT, "expired_at", nullable=True),
+        *_columns(_TEXT, "expired_by", nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    key = ("subject", "invariant", "component")
+    op.create_table(
+        "silenced",
+        *_columns(_TEXT, *key),
+        *_columns(sa.Integer(), "severity"),
+        *_columns(_TEXT, "message", "by"),
+        *_columns(_INSTANT, "first_seen_at", "last_seen_at"),
+        sa.PrimaryKeyConstraint(*key),
+    )
+
+
+def _create_alerts() -> None:
+    op.create_table(
+        "alerts",
+        *_columns(_TEXT, "subject", "fingerprint"),
+        *_columns(_INSTANT, "starts_at", "received_at"),
+        *_columns(_INSTANT, "ends_at", nullable=True),
+        *_columns(_TEXT, "status", "invariant", "component", "message"),
+        *_columns(sa.Integer(), "severity"),
+        *_columns(_DOCUMENT, "facts"),
+        *_columns(_TEXT, "silenced_by", nullable=True),
+        sa.PrimaryKeyConstraint("subject", "fingerprint", "starts_at"),
+    )
+    _partial("alerts_firing", "alerts", ["subject", "fingerprint"], "status = 'firing'")
+    op.create_index("alerts_received", "alerts", ["received_at"])
+    op.create_table(
+        "senders",
+        *_columns(_TEXT, "subject"),
+        *_columns(_INSTANT, "received_at"),
+        *_columns(_INSTANT, "heartbeat_at", nullable=True),
+        sa.PrimaryKeyConstraint("subject"),
+    )
+
+
+def _create_deliveries() -> None:
+    op.create_table(
+        "deliveries",
+        *_columns(_ID, "id"),
+        *_columns(_TEXT, "dedup_key", "route", "target", "event", "thread", "state"),
+        *_columns(_ID, "ticket_id", nullable=True),
+        *_columns(_DOCUMENT, "content"),
+        *_columns(_INSTANT, "created_at", "due_at"),
+        *_columns(sa.Integer(), "attempts"),
+        *_columns(_TEXT, "claim_token", "last_error", nullable=True),
+        *_columns(_INSTANT, "claim_until", "ended_at", nullable=True),
+        sa.ForeignKeyConstraint(["ticket_id"], ["tickets.id"]),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("dedup_key"),
+    )
+    _partial("deliveries_due", "deliveries", ["due_at", "id"], "state = 'due'")
+    op.create_index("deliveries_ticket", "deliveries", ["ticket_id"])
+    op.create_index("deliveries_created", "deliveries", ["created_at"])
+    op.create_table(
+        "delivery_threads",
+        *_columns(_TEXT, "target", "thread"),
+        *_columns(_DOCUMENT, "reference"),
+        *_columns(_INSTANT, "updated_at"),
+        sa.PrimaryKeyConstraint("target", "thread"),
+    )
+
+
+def _create_api() -> None:
+    op.create_table(
+        "tokens",
+        *_columns(_ID, "id"),
+        *_columns(_TEXT, "name", "digest", "role", "created_by"),
+        *_columns(_DOCUMENT, "scopes"),
+        *_columns(_INSTANT, "created_at", "expires_at"),
+        *_columns(_INSTANT, "last_used_at", "revoked_at", nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("digest"),
+    )
+    op.create_table(
+        "investigations",
+        *_columns(_TEXT, "id", "question", "requested_by"),
+        *_columns(_ID, "ticket_id"),
+        *_columns(_TEXT, "callback_url", nullable=True),
+        *_columns(_INSTANT, "created_at"),
+        *_columns(_INSTANT, "cancelled_at", nullable=True),
+        sa.ForeignKeyConstraint(["ticket_id"], ["tickets.id"]),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("investigations_ticket", "investigations", ["ticket_id"])
+    op.create_table(
+        "idempotency_keys",
+        *_columns(_TEXT, "principal", "key", "request_digest"),
+        *_columns(sa.Integer(), "status"),
+        *_columns(_DOCUMENT, "answer"),
+        *_columns(_INSTANT, "created_at"),
+        sa.PrimaryKeyConstraint("principal", "key"),
+    )
+    op.create_index("idempotency_keys_created", "idempotency_keys", ["created_at"])
