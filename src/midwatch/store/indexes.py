@@ -72,7 +72,8 @@ Index("audit_order", audit.c.transaction_id, audit.c.id)
 Index(
     "alerts_firing",
     alerts.c.subject,
-    alerts.c.fingerprint,
+    alerts.c.invariant,
+    alerts.c.component,
     sqlite_where=text("status = 'firing'"),
     postgresql_where=text("status = 'firing'"),
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import cycles, memory, queue
+from midwatch.store import cycles, memory, queue, received_alerts
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
     UPGRADE_SECONDS,
@@ -123,6 +123,11 @@ class SqlStore(TransactionalStore):
     open_ticket = write(cycles.open_ticket)
     update_diagnosis = write(ticket_functions.update_diagnosis)
     stats = read(ticket_functions.stats)
+
+    # Pushed alerts.
+    receive = write(received_alerts.receive)
+    pushed_alerts = read(received_alerts.pushed_alerts)
+    forget_alerts = write(received_alerts.forget_alerts)
 
     # Daemons.
     beat = write(queue.beat)

@@ -1,0 +1,114 @@
+"""Alerts as other systems report them: what a sender wrote, and what is kept of it (values only)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol, runtime_checkable
+
+from midwatch.model import Facts, Severity
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedAlert:
+    """One alert as its sender describes it, before anything is cleaned.
+
+    Attributes:
+        name: The name of its rule.
+        firing: Whether it fires; else it is resolved.
+        labels: What distinguishes it from other alerts of the rule, the name included.
+        fingerprint: The sender's identity of the alert; empty where it has none.
+        starts_at: When it began; None where the sender does not say.
+        ends_at: When it ended.
+        changed_at: When the sender gave it this state, where the sender says so: it orders two reports.
+        annotations: Texts for people, such as `summary` and `runbook_url`.
+        facts: Further facts for a ticket, such as links and values.
+        severity: The sender's word for its urgency, where that is no label.
+        silenced_by: What silences it at the sender; empty if nothing does.
+    """
+
+    name: str
+    firing: bool
+    labels: Mapping[str, str]
+    fingerprint: str = ""
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+    changed_at: datetime | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
+    severity: str | None = None
+    silenced_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One request of a sender. `truncated` alerts of the group `group` were left out of it."""
+
+    alerts: tuple[ReceivedAlert, ...]
+    group: str = ""
+    truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAlert:
+    """An alert as the store keeps it: clean, with the key of its ticket.
+
+    One with `opens` false is kept and opens no ticket at once: the monitor opens it when it has lasted.
+    """
+
+    fingerprint: str
+    firing: bool
+    invariant: str
+    component: str
+    severity: Severity
+    message: str
+    facts: Facts
+    labels: Mapping[str, str] = field(default_factory=dict)
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+    changed_at: datetime | None = None
+    silenced_by: str = ""
+    opens: bool = True
+    has_ticket: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PushedAlerts:
+    """What was pushed to a subject: its firing alerts, and how long ago it was heard of.
+
+    Attributes:
+        alerts: The firing ones, the most urgent first.
+        silent_for: Seconds since the last request of its sender; None before the first.
+        heartbeat_age: Seconds since its heartbeat alert was last pushed; None before the first.
+        truncated: How many alerts were left out of the last request of each group, by group, and the seconds
+            since that request.
+        now: The time by the store's clock.
+    """
+
+    alerts: tuple[KeptAlert, ...]
+    now: datetime
+    silent_for: float | None = None
+    heartbeat_age: float | None = None
+    truncated: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+
+
+class PushedAlertsReader(Protocol):
+    """The part of a store that a subject with pushed alerts needs."""
+
+    async def pushed_alerts(self, subject: str) -> PushedAlerts:
+        """Return what was pushed to a subject and fires."""
+        ...
+
+
+@runtime_checkable
+class TakesAlerts(Protocol):
+    """A subject to which alerts can be pushed."""
+
+    name: str
+    sender: str
+
+    def read_pushed_from(self, reader: PushedAlertsReader) -> None:
+        """Take the pushed alerts from `reader`; the composition root calls this once."""
+        ...
+
