@@ -60,11 +60,14 @@ T = TypeVar("T")
 
 _Identity = tuple[int, int] | None
 _BEGIN = "midwatch_begin"
+_CLOSING = "midwatch_closing"
 _PRAGMAS = ("synchronous=FULL", "foreign_keys=ON")
 SQLITE_BUSY_SECONDS = 3.0
 """The longest wait for another process's transaction, in seconds."""
 _SQLITE_RETRY_SECONDS = 0.005
 """The mean wait between two attempts to begin a transaction that may write."""
+SQLITE_MIGRATION_SECONDS = 300.0
+"""The longest wait for another process's transaction before a migration, which the other may be making, in seconds."""
 POSTGRES_SECONDS = 10.0
 """Timeout of a statement, in seconds; that of a connection attempt is half of it."""
 UPGRADE_SECONDS = 3600.0
@@ -100,6 +103,10 @@ class Transactions(Protocol):
         **kwargs: P.kwargs,
     ) -> T:
         """Do the same as `run` for a function that only reads; it does not wait for a writer."""
+        ...
+
+    async def migrate(self, function: Callable[[Connection], T]) -> T:
+        """Do the same as `run` for a migration, and wait while another process makes it."""
         ...
 
     async def close(self) -> None:
@@ -196,11 +203,12 @@ class SqliteTransactions:
         self._file = url.database if url.database not in (None, "", ":memory:") else ""
         self.engine = sqlite_engine(url)
         self._reader = self.engine.execution_options(**{_BEGIN: "BEGIN"})
+        self._closing = threading.Event()
+        self._migrator = self.engine.execution_options(**{_CLOSING: self._closing})
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="midwatch-sqlite")
         self._lock = threading.Lock()
         self._identity: _Identity = None
         self._log_identity: _Identity = None
-        self._closed = False
 
     async def run(
         self,
@@ -217,6 +225,9 @@ class SqliteTransactions:
         **kwargs: P.kwargs,
     ) -> T:
         return await self._on_thread(self._reader, function, *args, **kwargs)
+
+    async def migrate(self, function: Callable[[Connection], T]) -> T:
+        return await self._on_thread(self._migrator, function)
 
     async def _on_thread(
         self,
@@ -274,9 +285,9 @@ class SqliteTransactions:
         )
 
     async def close(self) -> None:
-        if self._closed:
+        if self._closing.is_set():
             return
-        self._closed = True
+        self._closing.set()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self.engine.dispose)
         self._thread.shutdown(wait=True)
@@ -311,24 +322,28 @@ def sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        statement = connection.get_execution_options().get(_BEGIN)
-        if statement:
+        options = connection.get_execution_options()
+        if statement := options.get(_BEGIN):
             connection.exec_driver_sql(statement)
+        elif closing := options.get(_CLOSING):
+            _begin_immediate(connection, SQLITE_MIGRATION_SECONDS, closing)
         else:
-            _begin_immediate(connection)
+            _begin_immediate(connection, SQLITE_BUSY_SECONDS, threading.Event())
 
     return engine
 
 
-def _begin_immediate(connection: Connection) -> None:
-    """Take SQLite's write lock, with attempts at short random intervals.
+def _begin_immediate(
+    connection: Connection, longest: float, closing: threading.Event
+) -> None:
+    """Take SQLite's write lock within `longest` seconds, with attempts at short random intervals.
 
     SQLite's own busy handler waits up to 100 ms between its attempts the longer it has waited. A process
     that has just arrived then finds the lock free before one that waits, which can fail after
-    SQLITE_BUSY_SECONDS although no transaction is long.
+    SQLITE_BUSY_SECONDS although no transaction is long. `closing` ends the wait.
     """
     driver: Any = connection.connection.driver_connection
-    deadline = time.monotonic() + SQLITE_BUSY_SECONDS
+    deadline = time.monotonic() + longest
     driver.execute("PRAGMA busy_timeout=0").close()
     try:
         while True:
@@ -339,7 +354,8 @@ def _begin_immediate(connection: Connection) -> None:
                 code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
                 if code != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
                     raise
-            time.sleep(_SQLITE_RETRY_SECONDS * random.uniform(0.5, 1.5))
+                if closing.wait(_SQLITE_RETRY_SECONDS * random.uniform(0.5, 1.5)):
+                    raise
     finally:
         timeout = round(SQLITE_BUSY_SECONDS * 1000)
         driver.execute(f"PRAGMA busy_timeout={timeout}").close()
@@ -484,6 +500,9 @@ class PostgresTransactions:
         **kwargs: P.kwargs,
     ) -> T:
         return await self.run(function, *args, **kwargs)
+
+    async def migrate(self, function: Callable[[Connection], T]) -> T:
+        return await self.run(function)
 
     async def close(self) -> None:
         if self._abandoned:
