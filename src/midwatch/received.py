@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol, runtime_checkable
 
-from midwatch.model import Facts, Severity
+from midwatch.model import Facts, Severity, Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,51 @@ class PushedAlerts:
     silent_for: float | None = None
     heartbeat_age: float | None = None
     truncated: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What one request brought for a subject.
+
+    Attributes:
+        subject: Name of the subject.
+        sender: What pushed it, such as "alertmanager"; the history of a ticket names it.
+        alerts: The alerts, in the order in which the sender has them.
+        group: The sender's name for the group of alerts.
+        truncated: How many alerts of the group were left out.
+        heartbeat: Whether the sender's heartbeat alert is among what it reports as firing.
+        heartbeat_within: Seconds after which a heartbeat is overdue; None without one. While it is overdue,
+            what is reported as resolved resolves no ticket.
+        most_tickets: Unresolved tickets of the subject from which on a push opens no more.
+        linked: Names of the subjects whose tickets may be of one incident with those of this one.
+    """
+
+    subject: str
+    sender: str
+    alerts: tuple[KeptAlert, ...]
+    group: str = ""
+    truncated: int = 0
+    heartbeat: bool = False
+    heartbeat_within: float | None = None
+    most_tickets: int = 500
+    linked: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class PushRules:
+    """How tickets of pushed alerts open; all in seconds but `flapping_openings`, as in `MonitorSettings`."""
+
+    group_wait: float = 0.0
+    flapping_window: float = 3600.0
+    flapping_openings: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What pushes changed: the tickets that opened, and the ids of those that were resolved."""
+
+    opened: tuple[Ticket, ...] = ()
+    resolved: tuple[int, ...] = ()
 
 
 class PushedAlertsReader(Protocol):

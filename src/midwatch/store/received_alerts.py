@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import and_, delete, exists, func, or_, select
 
 from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, Violation
-from midwatch.received import KeptAlert, PushedAlerts
+from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
 from midwatch.store.alert_episodes import Episode, Episodes
 from midwatch.store.cycles import (
     chunks,
@@ -26,7 +26,6 @@ from midwatch.store.cycles import (
     watch,
 )
 from midwatch.store.engine import Transaction
-from midwatch.store.on_call import Accepted, Push, PushRules
 from midwatch.store.protocol import Opening
 from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
