@@ -123,7 +123,8 @@ class Signal:
     A signal of an invariant that is not among `Subject.invariants` has `holds` and `severity`.
     `message` is the one line that a ticket shows if the invariant is broken. `facts` are what a
     playbook needs (a pid, a user, a query). `severity` and `hold_for` (seconds) replace those of the
-    invariant where they are given.
+    invariant where they are given. `silenced_by` is what keeps it silent at its sender, such as
+    "Alertmanager silence 4f…"; empty if nothing does.
     """
 
     invariant: str
@@ -134,6 +135,7 @@ class Signal:
     facts: Facts = field(default_factory=dict)
     severity: Severity | None = None
     hold_for: float | None = None
+    silenced_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,7 @@ def _key_part(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """An observed violation of an invariant on one component."""
+    """An observed violation of an invariant on one component. `silenced_by` is that of its signal."""
 
     key: Key
     severity: Severity
@@ -203,6 +205,7 @@ class Violation:
     value: float | None = None
     limit: float | None = None
     facts: Facts = field(default_factory=dict)
+    silenced_by: str = ""
 
 
 # ------------------------------------------------------------------ tickets

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from midwatch.model import Facts, Severity, Ticket
 
@@ -64,13 +64,11 @@ class KeptAlert:
     severity: Severity
     message: str
     facts: Facts
-    labels: Mapping[str, str] = field(default_factory=dict)
     starts_at: datetime | None = None
     ends_at: datetime | None = None
     changed_at: datetime | None = None
     silenced_by: str = ""
     opens: bool = True
-    has_ticket: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +77,17 @@ class PushedAlerts:
 
     Attributes:
         alerts: The firing ones, the most urgent first.
+        now: The time by the store's clock.
+        ticketed: Invariant and component of each unresolved ticket of the subject.
         silent_for: Seconds since the last request of its sender; None before the first.
         heartbeat_age: Seconds since its heartbeat alert was last pushed; None before the first.
         truncated: How many alerts were left out of the last request of each group, by group, and the seconds
             since that request.
-        now: The time by the store's clock.
     """
 
     alerts: tuple[KeptAlert, ...]
     now: datetime
+    ticketed: frozenset[tuple[str, str]] = frozenset()
     silent_for: float | None = None
     heartbeat_age: float | None = None
     truncated: Mapping[str, tuple[int, float]] = field(default_factory=dict)
@@ -148,12 +148,16 @@ class PushedAlertsReader(Protocol):
 
 @runtime_checkable
 class TakesAlerts(Protocol):
-    """A subject to which alerts can be pushed."""
+    """A subject to which alerts can be pushed. The composition root hands it the store's rows.
+
+    `settings` has `heartbeat` and `most_tickets`, as `midwatch.subjects.alert_settings.AlertSettings`.
+    """
 
     name: str
     sender: str
+    settings: Any
+    alerts: Any
 
     def read_pushed_from(self, reader: PushedAlertsReader) -> None:
         """Take the pushed alerts from `reader`; the composition root calls this once."""
         ...
-

@@ -115,9 +115,7 @@ class Episodes:
         at: datetime,
         changed_at: datetime | None,
     ) -> None:
-        alert = replace(
-            episode.alert, firing=False, ends_at=at, changed_at=changed_at
-        )
+        alert = replace(episode.alert, firing=False, ends_at=at, changed_at=changed_at)
         self._ended[alert.invariant, alert.component] = None
         self._put(Episode(alert, episode.starts_at, self._now), own)
 

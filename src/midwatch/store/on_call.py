@@ -125,7 +125,7 @@ class OnCallStore(Protocol):
         ...
 
     async def pushed_alerts(self, subject: str) -> PushedAlerts:
-        """Return what was pushed to a subject and fires; what has a ticket comes first, then the most urgent."""
+        """Return what was pushed to a subject and fires, the most urgent first."""
         ...
 
     async def forget_alerts(self, older_than: float) -> int:

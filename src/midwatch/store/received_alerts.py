@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, delete, exists, func, or_, select
+from sqlalchemy import delete, func, or_, select
 
 from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, Violation
 from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
@@ -146,7 +146,7 @@ def _rows_of(
             )
 
 
-def _alert_of(row: Any, has_ticket: bool = False) -> KeptAlert:
+def _alert_of(row: Any) -> KeptAlert:
     return KeptAlert(
         fingerprint=row.fingerprint,
         firing=row.status == _FIRING,
@@ -159,7 +159,6 @@ def _alert_of(row: Any, has_ticket: bool = False) -> KeptAlert:
         ends_at=row.ends_at,
         changed_at=row.changed_at,
         silenced_by=row.silenced_by or "",
-        has_ticket=has_ticket,
     )
 
 
@@ -304,28 +303,29 @@ def _count_unresolved(tx: Transaction, name: str) -> int:
 
 
 def pushed_alerts(tx: Transaction, subject: str) -> PushedAlerts:
-    """Return what was pushed to a subject and fires; what has a ticket comes first, then the most urgent."""
-    sender = tx.one(select(senders).where(senders.c.subject == subject))
-    if sender is None:
-        return PushedAlerts((), tx.now)
-    has_ticket = exists().where(
-        and_(
-            tickets.c.subject == alerts.c.subject,
-            tickets.c.invariant == alerts.c.invariant,
-            tickets.c.component == alerts.c.component,
-            tickets.c.status != TicketStatus.RESOLVED.value,
+    """Return what was pushed to a subject and fires, the most urgent first."""
+    ticketed = frozenset(
+        (row.invariant, row.component)
+        for row in tx.all(
+            select(tickets.c.invariant, tickets.c.component).where(
+                tickets.c.subject == subject,
+                tickets.c.status != TicketStatus.RESOLVED.value,
+            )
         )
     )
+    sender = tx.one(select(senders).where(senders.c.subject == subject))
+    if sender is None:
+        return PushedAlerts((), tx.now, ticketed)
     rows = tx.all(
-        select(alerts, has_ticket.label("has_ticket"))
+        select(alerts)
         .where(alerts.c.subject == subject, alerts.c.status == _FIRING)
         .order_by(alerts.c.severity, alerts.c.starts_at, alerts.c.fingerprint)
     )
-    found = [_alert_of(row, bool(row.has_ticket)) for row in rows]
     now = tx.now.timestamp()
     return PushedAlerts(
-        alerts=tuple(sorted(found, key=lambda alert: not alert.has_ticket)),
+        alerts=tuple(map(_alert_of, rows)),
         now=tx.now,
+        ticketed=ticketed,
         silent_for=_age(tx.now, sender.received_at),
         heartbeat_age=_age(tx.now, sender.heartbeat_at),
         truncated={
