@@ -79,6 +79,7 @@ class PushedAlerts:
         alerts: The firing ones, the most urgent first.
         now: The time by the store's clock.
         ticketed: Invariant and component of each unresolved ticket of the subject.
+        recent: Fingerprints of the alerts that were received in the last minute.
         silent_for: Seconds since the last request of its sender; None before the first.
         heartbeat_age: Seconds since its heartbeat alert was last pushed; None before the first.
         truncated: How many alerts were left out of the last request of each group, by group, and the seconds
@@ -88,6 +89,7 @@ class PushedAlerts:
     alerts: tuple[KeptAlert, ...]
     now: datetime
     ticketed: frozenset[tuple[str, str]] = frozenset()
+    recent: frozenset[str] = frozenset()
     silent_for: float | None = None
     heartbeat_age: float | None = None
     truncated: Mapping[str, tuple[int, float]] = field(default_factory=dict)

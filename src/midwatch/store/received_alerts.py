@@ -326,6 +326,11 @@ def pushed_alerts(tx: Transaction, subject: str) -> PushedAlerts:
         alerts=tuple(map(_alert_of, rows)),
         now=tx.now,
         ticketed=ticketed,
+        recent=frozenset(
+            row.fingerprint
+            for row in rows
+            if row.received_at > tx.now - Episodes.LATE
+        ),
         silent_for=_age(tx.now, sender.received_at),
         heartbeat_age=_age(tx.now, sender.heartbeat_at),
         truncated={
