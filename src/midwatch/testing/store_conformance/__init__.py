@@ -24,6 +24,7 @@ from midwatch.testing.store_conformance import (
     api_tokens,
     claims,
     daemons,
+    feed,
     incidents,
     integrations,
     text,
@@ -43,6 +44,7 @@ CHECKS: tuple[Check, ...] = (
     *integrations.CHECKS,
     *claims.CHECKS,
     *daemons.CHECKS,
+    *feed.CHECKS,
     *text.CHECKS,
     *api_tokens.CHECKS,
 )
