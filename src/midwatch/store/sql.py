@@ -12,6 +12,7 @@ from sqlalchemy import Connection, inspect, text
 
 from midwatch.errors import NotFound, SchemaMismatch
 from midwatch.store import cycles, memory, queue
+from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
     UPGRADE_SECONDS,
@@ -123,6 +124,13 @@ class SqlStore(TransactionalStore):
     open_ticket = write(cycles.open_ticket)
     update_diagnosis = write(ticket_functions.update_diagnosis)
     stats = read(ticket_functions.stats)
+
+    # Silences.
+    add_silence = write(silence_functions.add_silence)
+    silences = read(silence_functions.list_silences)
+    silence = read(silence_functions.silence)
+    expire_silence = write(silence_functions.expire_silence)
+    silenced = read(silence_functions.list_silenced)
 
     # Daemons.
     beat = write(queue.beat)
