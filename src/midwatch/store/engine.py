@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import (
@@ -39,6 +39,7 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
+    text,
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import URL, make_url
@@ -83,6 +84,8 @@ class Transactions(Protocol):
 
     dialect: str
     notice: str
+    listeners: list[Callable[[], object]]
+    """Called after each transaction of a store that wrote audit rows, on the event loop."""
 
     async def run(
         self,
@@ -195,6 +198,7 @@ class SqliteTransactions:
 
     def __init__(self, url: URL, renew: Renewal | None = None) -> None:
         self.notice = ""
+        self.listeners: list[Callable[[], object]] = []
         self._renew = renew
         self._file = url.database if url.database not in (None, "", ":memory:") else ""
         self.engine = sqlite_engine(url)
@@ -408,6 +412,7 @@ class PostgresTransactions:
         longest: float = POSTGRES_SECONDS,
         silence: float | None = None,
     ) -> None:
+        self.listeners: list[Callable[[], object]] = []
         self._url = url
         self._longest = longest
         # The wait for one answer within a transaction, when the server's own timeouts do not end it.
@@ -432,7 +437,8 @@ class PostgresTransactions:
                     "connect_timeout": int(POSTGRES_SECONDS / 2),
                     "application_name": "midwatch",
                     "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds // 2}"
-                    f" -c idle_in_transaction_session_timeout={milliseconds * 3}",
+                    f" -c idle_in_transaction_session_timeout={milliseconds * 3}"
+                    r" -c default_transaction_isolation=read\ committed",
                     "tcp_user_timeout": int(POSTGRES_SECONDS * 1000),
                 },
             )
@@ -510,6 +516,13 @@ class PostgresTransactions:
                 pass  # the connections are gone with the server
 
 
+AUDIT_LOCK = 0x6D77
+"""The upper 16 bits of the advisory locks of transactions that write audit rows; see `midwatch.store.feed`."""
+_LOCK_AUDIT = text(
+    f"SELECT pg_advisory_xact_lock_shared({AUDIT_LOCK}::bigint << 48 |"
+    " coalesce(pg_sequence_last_value(pg_get_serial_sequence('audit', 'id')::regclass), 0))"
+)
+
 DatabaseClock = Callable[[Connection], datetime]
 CLOCK_SLACK = timedelta(seconds=5)
 """Times further in the future than this were set before the clock went back, and are void."""
@@ -521,6 +534,8 @@ class Transaction:
 
     connection: Connection
     clock: DatabaseClock
+    noted: bool = field(default=False, init=False)
+    """Whether it wrote audit rows."""
 
     @cached_property
     def now(self) -> datetime:
@@ -570,8 +585,12 @@ class Transaction:
 
     def note(self, rows: Sequence[Json]) -> None:
         """Append audit rows, at the time of the transaction."""
-        if rows:
-            self.execute(audit.insert(), [{"at": self.now, **row} for row in rows])
+        if not rows:
+            return
+        if not self.noted and self.connection.dialect.name == "postgresql":
+            self.execute(_LOCK_AUDIT)
+        self.noted = True
+        self.execute(audit.insert(), [{"at": self.now, **row} for row in rows])
 
 
 def audit_row(
@@ -613,7 +632,14 @@ class TransactionalStore:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        return await self.transactions.run(self._bind(function), *args, **kwargs)
+        used: list[Transaction] = []
+        result = await self.transactions.run(
+            self._bind(function, used.append), *args, **kwargs
+        )
+        if used[-1].noted:
+            for listener in self.transactions.listeners:
+                listener()
+        return result
 
     async def _read(
         self,
@@ -625,12 +651,16 @@ class TransactionalStore:
         return await self.transactions.read(self._bind(function), *args, **kwargs)
 
     def _bind(
-        self, function: Callable[Concatenate[Transaction, P], T]
+        self,
+        function: Callable[Concatenate[Transaction, P], T],
+        used: Callable[[Transaction], object] = lambda _: None,
     ) -> Callable[Concatenate[Connection, P], T]:
         def transaction(
             connection: Connection, /, *args: P.args, **kwargs: P.kwargs
         ) -> T:
-            return function(Transaction(connection, self._clock), *args, **kwargs)
+            tx = Transaction(connection, self._clock)
+            used(tx)
+            return function(tx, *args, **kwargs)
 
         return transaction
 

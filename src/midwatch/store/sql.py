@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import cycles, memory, queue
+from midwatch.store import cycles, feed, memory, queue
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
     UPGRADE_SECONDS,
@@ -132,6 +132,15 @@ class SqlStore(TransactionalStore):
     open_ticket = write(cycles.open_ticket)
     update_diagnosis = write(ticket_functions.update_diagnosis)
     stats = read(ticket_functions.stats)
+
+    # The feed of changes.
+    changes = read(feed.changes)
+    last_cursor = read(feed.last_cursor)
+    save_cursor = write(feed.save_cursor)
+    cursor = read(feed.cursor)
+
+    def on_change(self, listener: Callable[[], object]) -> None:
+        self.transactions.listeners.append(listener)
 
     # Daemons.
     beat = write(queue.beat)
