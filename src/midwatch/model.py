@@ -219,6 +219,8 @@ class Ticket:
     diagnosis. `seen` is true while the last successful observation still had the violation.
     `first_seen_at` is before `opened_at` where the invariant has a `hold_for`. `diagnosis_id` is the
     diagnosis that settled it; `left_out_by` is the last one that was made for it and did not name it.
+    `silenced_by` is what keeps it silent, such as "silence 3", and `silenced_until` when that ends by itself:
+    see `silenced_at`.
     """
 
     id: int
@@ -246,10 +248,18 @@ class Ticket:
     attempts: int = 0
     next_attempt_at: datetime | None = None
     last_error: str | None = None
+    silenced_by: str | None = None
+    silenced_until: datetime | None = None
 
     @property
     def resolved(self) -> bool:
         return self.status is TicketStatus.RESOLVED
+
+    def silenced_at(self, now: datetime) -> bool:
+        """Return whether a silence keeps it silent at a time: no agent claims it, and nobody is told of it."""
+        if self.silenced_by is None or self.resolved:
+            return False
+        return self.silenced_until is None or now < self.silenced_until
 
 
 @dataclass(frozen=True, slots=True)
