@@ -101,6 +101,7 @@ class Push:
 
     Attributes:
         subject: Name of the subject.
+        kind: Its kind.
         sender: What pushed it, such as "alertmanager"; the history of a ticket names it.
         alerts: The alerts, in the order in which the sender has them.
         group: The sender's name for the group of alerts.
@@ -113,6 +114,7 @@ class Push:
     """
 
     subject: str
+    kind: str
     sender: str
     alerts: tuple[KeptAlert, ...]
     group: str = ""
@@ -156,6 +158,7 @@ class TakesAlerts(Protocol):
     """
 
     name: str
+    kind: str
     sender: str
     settings: Any
     alerts: Any

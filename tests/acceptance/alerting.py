@@ -156,7 +156,8 @@ def alerting(folder: Path, webhook: str, manager: int) -> Iterator[Alerting]:
             self.send_header("content-type", "text/plain; version=0.0.4")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(OSError):
+                self.wfile.write(body)
 
         def log_message(self, *args: object) -> None:
             pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import pytest
 
 from midwatch.model import Ticket
 
-from ..waiting import wait_until
+from ..processes import start
+from ..waiting import PATIENCE, wait_until
 from .alerting import MISSING, Alerting, alerting, free_port
+from .cli import MIDWATCH, environ
 from .server_process import Running, server_process
 from .test_alerts_in import tickets_in
 
@@ -40,7 +43,7 @@ class Scene:
 
 @pytest.fixture
 def scene(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Scene]:
-    """Run `midwatch up` with the subject of the test's parameter."""
+    """Run server and monitor with the subject of the test's parameter."""
     folder = tmp_path / "midwatch"
     folder.mkdir()
     subject: dict[str, Any] = dict(request.param)
@@ -48,10 +51,28 @@ def scene(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Scene]:
     if subject["kind"] == "alertmanager":
         subject["url"] = f"http://127.0.0.1:{manager}"
     written = {**FAST, "subjects": [subject]}
-    with server_process(folder, written, command="up") as server:
+    with server_process(folder, written) as server, monitoring(folder):
         webhook = f"{server.url}/hooks/alertmanager"
         with alerting(tmp_path / "alerting", webhook, manager) as stack:
             yield Scene(folder, server, stack)
+
+
+@contextlib.contextmanager
+def monitoring(folder: Path) -> Iterator[None]:
+    """Run `midwatch monitor` in a folder, as a process of its own beside the server."""
+    with (folder / "monitor.log").open("wb") as log:
+        process = start(
+            [MIDWATCH, "monitor"],
+            cwd=folder,
+            env=environ(folder),
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("scene", [PUSHED], indirect=True)
@@ -78,6 +99,7 @@ HEARD = {**PUSHED, "heartbeat": {"alert": "Watchdog", "within": "4s"}}
 POLLED = {
     "name": "am",
     "kind": "alertmanager",
+    "settle": "0s",
     "heartbeat": {"alert": "Watchdog", "within": "3s"},
 }
 
@@ -98,7 +120,7 @@ def test_a_prometheus_that_falls_silent_resolves_nothing(scene: Scene) -> None:
     wait_until(lambda: scene.resolved("observation") and scene.resolved("sda"))
 
 
-@pytest.mark.parametrize("scene", [{"name": "am", "kind": "alertmanager"}], indirect=True)
+@pytest.mark.parametrize("scene", [POLLED], indirect=True)
 def test_polled_and_pushed_an_alert_is_one_ticket_and_a_real_silence_holds(
     scene: Scene,
 ) -> None:

@@ -36,6 +36,7 @@ class AlertIntake:
         heartbeat = subject.settings.heartbeat
         return Push(
             subject=subject.name,
+            kind=subject.kind,
             sender=subject.sender,
             alerts=tuple(kept),
             group=delivery.group,

@@ -260,7 +260,6 @@ class OnCallStore(Protocol):
         """Remove alerts that were resolved more than `older_than` seconds ago. Return how many."""
         ...
 
-
     # -------------------------------------------------- deliveries
 
     # -------------------------------------------------- tokens

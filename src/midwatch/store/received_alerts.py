@@ -15,6 +15,7 @@ from sqlalchemy import delete, func, or_, select
 
 from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, Violation
 from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
+from midwatch.silences import hold, labels_of_violation
 from midwatch.store.alert_episodes import Episode, Episodes
 from midwatch.store.cycles import (
     chunks,
@@ -34,6 +35,7 @@ from midwatch.store.schema import (
     subjects,
     tickets,
 )
+from midwatch.store.silences import begin_silenced, list_silences, share_silences
 
 _FIRING, _RESOLVED = "firing", "resolved"
 _MOST_GROUPS = 200  # with alerts that were left out
@@ -260,31 +262,58 @@ def _open_tickets(
     rules: PushRules,
 ) -> tuple[Ticket, ...]:
     """Open tickets for what fires and has none: the most urgent first, while there is room for them."""
-    new: dict[Key, KeptAlert] = {}
+    new: dict[Key, Violation] = {}
     for alert in began:
-        key = Key(subject.name, alert.invariant, alert.component)
-        if alert.opens and not alert.silenced_by:
-            if key not in new or alert.severity < new[key].severity:
-                new[key] = alert
+        if alert.opens:
+            one = _violation(subject.name, alert)
+            if one.key not in new or one.severity < new[one.key].severity:
+                new[one.key] = one
     for key in _unresolved(tx, subject.name, new):
         del new[key]
-    if not new:
+    loud = _without_silent(tx, pushes[-1].kind, new.values())
+    if not loud:
         return ()
     most = pushes[-1].most_tickets - _count_unresolved(tx, subject.name)
-    chosen = sorted(new.items(), key=lambda item: item[1].severity)[: max(most, 0)]
-    past = earlier(tx, subject.name, [key for key, _ in chosen], rules.flapping_window)
+    chosen = sorted(loud, key=lambda one: one.severity)[: max(most, 0)]
+    past = earlier(tx, subject.name, [one.key for one in chosen], rules.flapping_window)
     openings = [
-        Opening.after(
-            past.get(key),
-            Violation(key, alert.severity, alert.message, facts=alert.facts),
-            rules.flapping_openings,
-        )
-        for key, alert in chosen
+        Opening.after(past.get(one.key), one, rules.flapping_openings) for one in chosen
     ]
     linked = frozenset[str]().union(*(push.linked for push in pushes))
     return open_in_batch(
         tx, subject, openings, rules.group_wait, linked, pushes[-1].sender
     )
+
+
+def _violation(subject: str, alert: KeptAlert) -> Violation:
+    return Violation(
+        Key(subject, alert.invariant, alert.component),
+        alert.severity,
+        alert.message,
+        facts=alert.facts,
+        silenced_by=alert.silenced_by,
+    )
+
+
+def _without_silent(
+    tx: Transaction, kind: str, violations: Iterable[Violation]
+) -> list[Violation]:
+    """Return the violations that no silence holds; the others are recorded as silent."""
+    found = list(violations)
+    if not found:
+        return []
+    share_silences(tx)
+    current = list_silences(tx)
+    loud = []
+    for one in found:
+        held = hold(current, labels_of_violation(one, kind), tx.now, one.silenced_by)
+        if held is None:
+            loud.append(one)
+            continue
+        begin_silenced(
+            tx, one.key, one.severity, one.message, held, first_seen_at=tx.now
+        )
+    return loud
 
 
 def _count_unresolved(tx: Transaction, name: str) -> int:
@@ -327,9 +356,7 @@ def pushed_alerts(tx: Transaction, subject: str) -> PushedAlerts:
         now=tx.now,
         ticketed=ticketed,
         recent=frozenset(
-            row.fingerprint
-            for row in rows
-            if row.received_at > tx.now - Episodes.LATE
+            row.fingerprint for row in rows if row.received_at > tx.now - Episodes.LATE
         ),
         silent_for=_age(tx.now, sender.received_at),
         heartbeat_age=_age(tx.now, sender.heartbeat_at),

@@ -35,8 +35,6 @@ _SHARE_OF_TIMEOUT = 0.8  # the rest is for the report
 _MOST_READ = 20_000
 """Alerts of one answer: more are not kept, and what has none of them is unknown then."""
 _MOST_LINES = 80
-_SETTLES = timedelta(seconds=180)
-"""After its start an Alertmanager knows no alert until Prometheus sends it again, each minute by default."""
 
 
 class PolledHeartbeatSettings(HeartbeatSettings):
@@ -56,6 +54,12 @@ class AlertmanagerSettings(AlertSettings, LoginSettings):
     kind: str = "alertmanager"
     url: Url = Field(
         description="Its address, with the path prefix if it has one: http://HOST:9093."
+    )
+    settle: Seconds = Field(
+        180.0,
+        ge=0,
+        description="How long after the start of Alertmanager what it does not have is unknown: Prometheus sends each alert "
+        "again every minute by default.",
     )
     heartbeat: PolledHeartbeatSettings | None = Field(
         None,
@@ -153,7 +157,8 @@ class AlertmanagerSubject:
         started = await self.api.started_at(left())
         now = await self.api.alerts(left(), found.take)
         found.now = now or found.now
-        found.settled = started is None or found.now - started > _SETTLES
+        settle = timedelta(seconds=self.settings.settle)
+        found.settled = started is None or found.now - started >= settle
         return found
 
     async def _reasons(self, found: _Found, deadline: float) -> Mapping[str, str]:
@@ -161,9 +166,7 @@ class AlertmanagerSubject:
         if not any(one.silenced_by for one in found.alerts):
             return {}
         try:
-            return await self.api.silences(
-                max(0.01, deadline - self.clock.monotonic())
-            )
+            return await self.api.silences(max(0.01, deadline - self.clock.monotonic()))
         except ObservationFailed:
             return {}
 

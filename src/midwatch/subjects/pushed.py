@@ -223,6 +223,7 @@ def pushed_sources(
     read: Callable[[], Awaitable[PushedAlerts]], source: str
 ) -> list[EvidenceSource]:
     """Return the evidence on pushed alerts: which fire, and when their sender was heard of."""
+
     async def firing() -> str:
         return firing_text(await read())
 
