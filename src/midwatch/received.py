@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
-from midwatch.model import Facts, Severity, Ticket
+from midwatch.model import Facts, Severity, Violation
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +136,9 @@ class PushRules:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What pushes changed: the tickets that opened, and the ids of those that were resolved."""
+    """What pushes changed: the tickets that opened, by their ids, and the ids of those that were resolved."""
 
-    opened: tuple[Ticket, ...] = ()
+    opened: Mapping[int, Violation] = field(default_factory=dict)
     resolved: tuple[int, ...] = ()
 
 

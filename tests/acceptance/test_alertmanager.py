@@ -131,4 +131,4 @@ def test_polled_and_pushed_an_alert_is_one_ticket_and_a_real_silence_holds(
     scene.opened("sdb")
     scene.stack.full.clear()
     wait_until(lambda: scene.resolved("sd"))
-    assert len(scene.tickets()) == 2
+    assert len(scene.tickets("sd")) == 2

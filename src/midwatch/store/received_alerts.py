@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import delete, func, or_, select
 
-from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, Violation
+from midwatch.model import Json, Key, Severity, TicketStatus, Violation
 from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
 from midwatch.silences import hold, labels_of_violation
 from midwatch.store.alert_episodes import Episode, Episodes
@@ -48,14 +48,14 @@ def receive(tx: Transaction, pushes: Sequence[Push], rules: PushRules) -> Accept
     # All rows are locked before anything else is written: see `cycles._one_at_a_time`.
     names = sorted({push.subject for push in pushes})
     locked = {name: _lock(tx, name) for name in names}
-    opened: list[Ticket] = []
+    opened: dict[int, Violation] = {}
     resolved: list[int] = []
     for name in names:
         own = [push for push in pushes if push.subject == name]
         part = _receive_of(tx, locked[name], own, rules)
-        opened += part.opened
+        opened |= part.opened
         resolved += part.resolved
-    return Accepted(tuple(opened), tuple(resolved))
+    return Accepted(opened, tuple(resolved))
 
 
 def _lock(tx: Transaction, name: str) -> Any:
@@ -260,7 +260,7 @@ def _open_tickets(
     began: Iterable[KeptAlert],
     pushes: Sequence[Push],
     rules: PushRules,
-) -> tuple[Ticket, ...]:
+) -> dict[int, Violation]:
     """Open tickets for what fires and has none: the most urgent first, while there is room for them."""
     new: dict[Key, Violation] = {}
     for alert in began:
@@ -272,7 +272,7 @@ def _open_tickets(
         del new[key]
     loud = _without_silent(tx, pushes[-1].kind, new.values())
     if not loud:
-        return ()
+        return {}
     most = pushes[-1].most_tickets - _count_unresolved(tx, subject.name)
     chosen = sorted(loud, key=lambda one: one.severity)[: max(most, 0)]
     past = earlier(tx, subject.name, [one.key for one in chosen], rules.flapping_window)
@@ -280,9 +280,10 @@ def _open_tickets(
         Opening.after(past.get(one.key), one, rules.flapping_openings) for one in chosen
     ]
     linked = frozenset[str]().union(*(push.linked for push in pushes))
-    return open_in_batch(
+    ids = open_in_batch(
         tx, subject, openings, rules.group_wait, linked, pushes[-1].sender
     )
+    return dict(zip(ids, chosen, strict=True))
 
 
 def _violation(subject: str, alert: KeptAlert) -> Violation:

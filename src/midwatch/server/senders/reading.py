@@ -79,6 +79,8 @@ def texts_of(value: Any, where: str) -> dict[str, str]:
         raise Unreadable(
             f"{where}: {len(found):,} names are too many; at most {MOST_LABELS:,}"
         )
+    if all(type(one) is str for one in found.values()):
+        return dict(found)
     return {name: text_of(one, f"{where}.{name:.60}") for name, one in found.items()}
 
 
