@@ -218,6 +218,23 @@ def _open(
     return tuple(sorted(map(ticket_of, found), key=lambda ticket: ticket.id))
 
 
+def open_in_batch(
+    tx: Transaction,
+    subject: Any,
+    openings: Sequence[Opening],
+    group_wait: float,
+    linked: Collection[str],
+    actor: str,
+) -> tuple[Ticket, ...]:
+    """Open tickets between two cycles, in the batch that they would go to in one.
+
+    `subject` is the row of the subject, which is locked. The caller increases its revision. Count and last sight of the
+    tickets derive from the subject's cycles from the next one on.
+    """
+    batch = _batch_for(tx, subject.name, openings, group_wait, linked)
+    return _open(tx, openings, None, batch, actor, subject.last_good_at)
+
+
 def _batch_for(
     tx: Transaction,
     subject: str,
@@ -475,8 +492,18 @@ def openings(tx: Transaction, key: Key, within: float) -> list[Ticket]:
 
 
 def save_first_aid(tx: Transaction, ticket_ids: Sequence[int], first_aid: Json) -> None:
-    """Store the first aid of tickets."""
+    """Store the first aid of tickets, with an audit row each."""
+    why = str(first_aid.get("summary", ""))
     for chunk in chunks(ticket_ids):
-        tx.execute(
-            update(tickets).where(tickets.c.id.in_(chunk)).values(first_aid=first_aid)
+        changed = tx.all(
+            update(tickets)
+            .where(tickets.c.id.in_(chunk))
+            .values(first_aid=first_aid)
+            .returning(tickets.c.id, tickets.c.status)
+        )
+        tx.note(
+            [
+                audit_row(row.id, "monitor", "first_aid", row.status, row.status, why)
+                for row in sorted(changed)
+            ]
         )
