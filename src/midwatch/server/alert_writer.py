@@ -109,8 +109,7 @@ class AlertWriter:
             )
             _fail(group, error)
         except BaseException:
-            error = StoreBusy("the server ends, or has a fault; see its log")
-            _fail(group, error)
+            _fail(group, StoreBusy("the server ends, or has a fault; see its log"))
             raise
         else:
             for one in group:
