@@ -8,15 +8,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from midwatch.received import Delivery
+from midwatch.redaction import Redactor, Sanitizer
+from midwatch.server.alert_intake import AlertIntake
 from midwatch.server.problems import Unauthenticated
 from midwatch.server.senders import read_delivery
 from midwatch.server.senders.reading import Unreadable
 from midwatch.server.signatures import check_signature, sign
 from midwatch.subjects.alert_signals import AlertReader
 from midwatch.subjects.pushed import FieldSettings, PushedSettings, PushedSubject
+from midwatch.text import clean
 
 from ..acceptance.alert_bodies import alertmanager_alert, alertmanager_body, incident
 
@@ -136,9 +141,9 @@ def test_one_right_signature_of_several_is_enough() -> None:
     both = f"v1={'0' * 64},v1={sign('new', body)}"
     check_signature({header: both}, header, body, ["old", "new"])
     check_signature({header: both}, header, body, ["new"])
-    for given in ("", "v1=", f"v1={sign('new', body + b' ')}", "é" * 64, both[:70]):
+    for wrong in ("", "v1=", f"v1={sign('new', body + b' ')}", "é" * 64, both[:70]):
         with pytest.raises(Unauthenticated):
-            check_signature({header: given}, header, body, ["new"])
+            check_signature({header: wrong}, header, body, ["new"])
 
 
 def test_a_signed_time_has_to_be_that_of_now() -> None:
@@ -252,7 +257,7 @@ def test_what_the_settings_do_not_find_is_named(
 
 
 @pytest.mark.parametrize(
-    "settings",
+    "given_",
     [
         {"sender": "pagerduty"},
         {"sender": "generic"},
@@ -261,15 +266,15 @@ def test_what_the_settings_do_not_find_is_named(
         {"sender": "grafana", "signing_secrets": [" "]},
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings: dict[str, Any]) -> None:
+def test_settings_that_cannot_work_are_refused(given_: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
-        PushedSettings.model_validate({"name": "a", "kind": "alerts", **settings})
+        PushedSettings.model_validate({"name": "a", "kind": "alerts", **given_})
 
 
 def test_settings_name_component_and_severity() -> None:
     def reader(**more: Any) -> AlertReader:
-        settings = {"name": "a", "sender": "alertmanager", **more}
-        return PushedSubject(PushedSettings.model_validate(settings)).alerts
+        written = {"name": "a", "sender": "alertmanager", **more}
+        return PushedSubject(PushedSettings.model_validate(written)).alerts
 
     alert = read(
         "alertmanager",
@@ -293,3 +298,69 @@ def test_settings_name_component_and_severity() -> None:
     )
     heartbeat = reader(heartbeat={"alert": "HostDown"})
     assert heartbeat.is_heartbeat(alert) and heartbeat.signal(alert) is None
+
+
+# ------------------------------------------------------------------ anything
+
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(), max_size=8)
+    | st.sampled_from(["\ud800", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59"]),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+BODIES = {
+    "alertmanager": alertmanager_body(alertmanager_alert()),
+    "grafana": alertmanager_body({**alertmanager_alert(), "values": {"A": 1}}),
+    "pagerduty": incident("incident.triggered", "2026-03-01T10:00:01Z"),
+    "generic": {"data": CHECKS},
+}
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the paths of all values in a document."""
+    inner = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list):
+        inner = enumerate(value)
+    return [path, *(one for key, part in inner for one in places(part, (*path, key)))]
+
+
+def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """Return a copy of a document with another value at a path."""
+    if not path:
+        return new
+    copy = value.copy()
+    copy[path[0]] = changed(value[path[0]], path[1:], new)
+    return copy
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+async def test_any_value_in_any_place_is_read_or_refused(data: st.DataObject) -> None:
+    sender = data.draw(st.sampled_from(sorted(BODIES)))
+    body = BODIES[sender]
+    for _ in range(data.draw(st.integers(1, 3))):
+        body = changed(body, data.draw(st.sampled_from(places(body))), data.draw(JUNK))
+    more: dict[str, Any] = {"signing_secrets": ["s"]} if sender == "pagerduty" else {}
+    fields = FIELDS.model_dump() if sender == "generic" else None
+    subject = PushedSubject(
+        PushedSettings.model_validate(
+            {"name": "a", "sender": sender, "fields": fields, **more}
+        )
+    )
+    content = json.dumps(body, allow_nan=False).encode()
+    try:
+        delivery = read_delivery(sender, content, {}, subject.settings.fields)
+    except Unreadable as refused:
+        assert clean(refused.one_line()) == refused.one_line()
+        return
+    push = await AlertIntake(Sanitizer(Redactor()), None).push(subject, delivery)
+    for one in push.alerts:
+        assert one.component and len(one.component) <= 300
+        for text in (one.component, one.message, one.invariant, one.fingerprint):
+            assert "\n" not in text
+        one.fingerprint.encode(), one.component.encode(), one.invariant.encode()

@@ -82,7 +82,7 @@ def texts_of(value: Any, where: str) -> dict[str, str]:
     if all(type(one) is str for one in found.values()):
         return {keepable(name): keepable(one) for name, one in found.items()}
     return {
-        keepable(name): text_of(one, f"{where}.{name:.60}")
+        keepable(name): text_of(one, f"{where}.{ticket_line(name, 60)}")
         for name, one in found.items()
     }
 
