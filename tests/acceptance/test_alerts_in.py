@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from midwatch.model import Ticket
 from midwatch.server.signatures import sign
@@ -24,6 +25,7 @@ from midwatch.store.protocol import TicketFilter
 from midwatch.store.sql import open_store
 
 from ..processes import start
+from ..snippets import blocks
 from ..waiting import PATIENCE, wait_until
 from .alert_bodies import alertmanager_alert, alertmanager_body, incident
 from .alerting import free_port
@@ -137,6 +139,17 @@ def monitored(folder: Path, written: dict[str, Any]) -> list[Ticket]:
 
 def cycle(folder: Path) -> None:
     midwatch(folder, "monitor", "--once")
+
+
+def test_the_generic_sender_of_the_documents_opens_its_ticket(tmp_path: Path) -> None:
+    [written] = [
+        text for text in blocks("docs/alerts.md", "yaml") if "sender: generic" in text
+    ]
+    [body] = blocks("docs/alerts.md", "json")
+    with server_process(tmp_path, yaml.safe_load(written)) as server:
+        assert server.http.post("/hooks/generic", content=body).is_success
+    [ticket] = tickets_in(tmp_path)
+    assert (ticket.key.invariant, ticket.key.component) == ("alert:disk", "host=db-1")
 
 
 # ------------------------------------------------------------------ killed

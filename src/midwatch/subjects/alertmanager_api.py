@@ -31,7 +31,7 @@ class NotAlertmanager(ObservationFailed):
 
 @dataclass(frozen=True, slots=True)
 class ManagedAlert:
-    """An alert that fires, as Alertmanager has it: what it was told, and what it does with it."""
+    """An alert that fires, as Alertmanager has it, and what keeps it silent there."""
 
     labels: Mapping[str, str]
     annotations: Mapping[str, str]

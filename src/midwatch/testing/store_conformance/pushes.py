@@ -175,7 +175,7 @@ async def a_push_makes_the_monitor_read_again(at: StoreFixture) -> None:
 
 
 async def what_has_a_ticket_gets_no_second_one(at: StoreFixture) -> None:
-    """Whoever opened the first: a monitor, or a program."""
+    """A push adds nothing to what a monitor opened."""
     polled = opening("a", subject="team", invariant="alert:Down")
     await at.cycle(Changes((polled,)), "team")
     await _send(at, alert())
