@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,6 +19,7 @@ MOST_WAITING = 20_000
 """Alerts that wait to be saved; more are refused for now."""
 _MOST_AT_ONCE = 2000  # alerts in one transaction, unless one request has more
 _MOST_LOGGED = 20
+_DEADLOCK_WITHIN = 2.0  # seconds; the wait for a lock that is held takes longer
 _KEPT = 7 * 24 * 3600.0
 """Seconds for which resolved alerts are kept: they tell what comes late."""
 _FORGET_EVERY = 3600.0
@@ -94,9 +96,7 @@ class AlertWriter:
         if not group:
             return
         try:
-            accepted = await self._store.receive(
-                [one.push for one in group], self._rules
-            )
+            accepted = await self._receive([one.push for one in group])
         except PermanentError as error:
             if len(group) == 1:
                 _fail(group, error)
@@ -116,6 +116,16 @@ class AlertWriter:
                 if not one.saved.done():
                     one.saved.set_result(None)
             self._tell(group, accepted)
+
+    async def _receive(self, pushes: Sequence[Push]) -> Accepted:
+        """Save pushes, at once a second time after a deadlock with a change of a ticket: that one is done then."""
+        began = self._clock.monotonic()
+        try:
+            return await self._store.receive(pushes, self._rules)
+        except StoreBusy:
+            if self._clock.monotonic() - began > _DEADLOCK_WITHIN:
+                raise
+        return await self._store.receive(pushes, self._rules)
 
     def _tell(self, group: list[_Waiting], accepted: Accepted) -> None:
         self._log.info(
