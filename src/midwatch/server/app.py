@@ -21,6 +21,7 @@ from midwatch.http_serving import (
 from midwatch.server import api, hooks, mcp, page, probes, problems, sign_in
 from midwatch.server.context import ServerContext
 from midwatch.server.guard import Guard
+from midwatch.server.limits import LONGEST_HEAD
 from midwatch.server_settings import ServerSettings
 
 _KEEP_ALIVE = 75
@@ -88,6 +89,7 @@ def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=settings.max_requests + settings.max_streams + 500,
+        h11_max_incomplete_event_size=2 * LONGEST_HEAD,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=_GRACE,
         ssl_certfile=settings.certificate_file,
