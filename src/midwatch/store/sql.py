@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import api_tokens, cycles, feed, memory, queue
+from midwatch.store import api_tokens, cycles, feed, memory, queue, received_alerts
 from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
@@ -133,6 +133,11 @@ class SqlStore(TransactionalStore):
     open_ticket = write(cycles.open_ticket)
     update_diagnosis = write(ticket_functions.update_diagnosis)
     stats = read(ticket_functions.stats)
+
+    # Pushed alerts.
+    receive = write(received_alerts.receive)
+    pushed_alerts = read(received_alerts.pushed_alerts)
+    forget_alerts = write(received_alerts.forget_alerts)
 
     # The feed of changes.
     changes = read(feed.changes)
