@@ -14,7 +14,7 @@ import pytest
 from .cli import refused, said_json
 from .oidc_provider import CLIENT, SECRET, Provider, provider
 from .server_process import Running, server_process
-from .test_server_auth import OPEN, problem
+from .test_server_auth import OPEN
 
 PUBLIC = "https://midwatch.example.org"
 
