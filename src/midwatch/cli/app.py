@@ -134,6 +134,9 @@ def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
         known.extend(access.secrets if access else ())
     except SettingsError:
         pass
+    if settings.server.oidc is not None:
+        with suppress(SettingsError):  # the server reports that
+            known.append(settings.server.oidc.read_secret())
     if "@" in settings.database:
         with suppress(SettingsError):  # opening it reports that
             known.append(str(parse_database(settings.database).password or ""))

@@ -91,7 +91,7 @@ class Authenticator:
         settings: How people sign in, and what their roles are.
         store: Where tokens are.
         clock: Decides whether a token has ended.
-        log: Where it is said that the last use of a token could not be noted.
+        log: Gets a line where the last use of a token could not be noted.
     """
 
     def __init__(

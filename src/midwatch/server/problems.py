@@ -40,7 +40,7 @@ class Unauthenticated(RequestRefused):
 
 
 class Forbidden(RequestRefused):
-    """Whoever sends the request may not do this."""
+    """The sender of the request may not do this."""
 
     status = 403
 
