@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 
@@ -21,6 +21,7 @@ from midwatch.subjects.base import Subject
 if TYPE_CHECKING:
     from midwatch.server.actions import Actions
     from midwatch.server.feed import ChangeFeed
+    from midwatch.session.manager import SessionManager
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class ServerContext:
     )
     feed: ChangeFeed = field(init=False)
     actions: Actions = field(init=False)
-    sessions: Any = field(init=False)
+    sessions: SessionManager = field(init=False)
 
     def authenticate(self, request: Request) -> Principal:
         """Return who sends a request."""
