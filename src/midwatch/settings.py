@@ -5,25 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from midwatch.notification_settings import NotificationSettings
 from midwatch.provider import Provider
+from midwatch.setting_group import Group as Group
+from midwatch.setting_group import Name as Name
 from midwatch.units import Bytes, PortChecked, Ratio, Seconds, Url
 
 DEFAULT_FILE = "midwatch.yaml"
 DEFAULT_MODEL = "claude-sonnet-5-5"
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
 def _switch(value: object) -> object:
     """Return `on` or `off` for a truth value: YAML 1.1 reads these words as truth values."""
     return ("on" if value else "off") if isinstance(value, bool) else value
-
-
-class Group(BaseModel):
-    """A group of settings: frozen, and an unknown name in it is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class AnthropicSettings(Group):
@@ -608,6 +604,7 @@ class Settings(Group):
     operator: OperatorSettings = OperatorSettings()
     content: ContentSettings = ContentSettings()
     metrics: MetricsSettings = MetricsSettings()
+    notifications: NotificationSettings = NotificationSettings()
     log: LogSettings = LogSettings()
     subjects: list[dict[str, Any]] = Field(
         default_factory=list, description="The systems to watch, see below."
