@@ -172,7 +172,9 @@ def claim_delivery(
             attempts=deliveries.c.attempts + 1,
         )
     )
-    claimed = tuple(replace(d, attempts=d.attempts + 1) for d in map(_delivery_of, rows))
+    claimed = tuple(
+        replace(d, attempts=d.attempts + 1) for d in map(_delivery_of, rows)
+    )
     return DeliveryClaim(
         token,
         target,

@@ -254,7 +254,8 @@ def list_(
 
     found = use_sessions(context.obj, read)
     output = Output.standard(context.obj.environ)
-    from midwatch.cli.session.view import session_row, session_table
+    from midwatch.cli.session.view import session_table
+    from midwatch.json_shapes import session_row
 
     if as_json:
         output.json([session_row(one) for one in found[:limit]])
@@ -283,7 +284,8 @@ def show(context: typer.Context, session_id: Id, as_json: AsJson = False) -> Non
     """Show a session: its phase, its cost, its repositories and its result."""
     found = use_sessions(context.obj, lambda one: one.manager.get(session_id))
     output = Output.standard(context.obj.environ)
-    from midwatch.cli.session.view import session_document, show_session
+    from midwatch.cli.session.view import show_session
+    from midwatch.json_shapes import session_document
 
     if as_json:
         output.json(session_document(found))
