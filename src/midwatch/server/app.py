@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from midwatch.http_serving import (
     protocol_with_timeout,
 )
 from midwatch.server import api, hooks, mcp, page, problems
+from midwatch.server.api.openapi import openapi
 from midwatch.server.context import ServerContext
 
 _GRACE = 2
@@ -33,6 +35,7 @@ def create_app(context: ServerContext) -> FastAPI:
     app.add_api_route("/healthz", _alive, include_in_schema=False)
     for part in (hooks, api, mcp, page):
         app.include_router(part.router(context))
+    app.openapi = partial(openapi, app)  # type: ignore[method-assign]
     return app
 
 
