@@ -77,7 +77,7 @@ def rights(role: Role, scope: str) -> Any:
         principal = await principal_of(request)
         if principal.role < role:
             raise Forbidden(
-                f"{principal.name} has the role {principal.role.name.lower()}; this needs {role.name.lower()}"
+                f"{principal.name} has the role {principal.role.label}; this needs {role.label}"
             )
         if scope not in principal.scopes:
             raise Forbidden(f"the token {principal.name} has no scope {scope}")
