@@ -6,12 +6,10 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from midwatch.errors import MidwatchError, PermanentError, StoreBusy
 from midwatch.lifecycle import Clock
 from midwatch.logs import Log
-from midwatch.model import Violation
 from midwatch.received import Accepted, Push, PushRules
 from midwatch.store.protocol import Store
 
@@ -135,9 +133,8 @@ class AlertWriter:
             alerts=sum(len(one.push.alerts) for one in group),
             opened=len(accepted.opened),
             resolved=len(accepted.resolved),
+            tickets=[*accepted.opened, *accepted.resolved][:_MOST_LOGGED],
         )
-        for ticket, violation in islice(accepted.opened.items(), _MOST_LOGGED):
-            self._log.warning("ticket opened", ticket=ticket, **_facts(violation))
 
     async def _forget(self) -> None:
         if self._clock.monotonic() - self._forgot_at < _FORGET_EVERY:
@@ -153,13 +150,3 @@ def _fail(group: list[_Waiting], error: MidwatchError) -> None:
     for one in group:
         if not one.saved.done():
             one.saved.set_exception(error)
-
-
-def _facts(violation: Violation) -> dict[str, object]:
-    return {
-        "subject": violation.key.subject,
-        "invariant": violation.key.invariant,
-        "component": violation.key.component,
-        "severity": violation.severity.label,
-        "message": violation.message,
-    }
