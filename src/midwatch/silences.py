@@ -29,6 +29,7 @@ from midwatch.units import LONGEST_DURATION, format_duration
 
 __all__ = [
     "Hold",
+    "InForce",
     "InvalidMatcher",
     "InvalidSilence",
     "Labels",
@@ -38,6 +39,7 @@ __all__ = [
     "Silence",
     "describe",
     "hold",
+    "in_force",
     "labels_of",
     "labels_of_ticket",
     "labels_of_violation",
@@ -45,6 +47,7 @@ __all__ = [
     "parse_matcher_groups",
     "parse_matchers",
     "unusable",
+    "why_silent",
 ]
 
 MOST_WINDOWS = 4000
@@ -402,28 +405,36 @@ class Hold:
     silence_id: int | None = None
 
 
-def hold(
-    silences: Iterable[Silence], labels: Labels, now: datetime, sender: str = ""
-) -> Hold | None:
-    """Return what keeps a violation silent, or None. A silence that cannot be evaluated keeps nothing silent.
+InForce = Sequence[tuple[Silence, datetime]]
+"""Silences that hold, each with the time until which it does, the last to end first."""
 
-    Args:
-        silences: The silences that have not ended.
-        labels: The labels of the violation.
-        now: The time.
-        sender: What the sender of the alert says silences it; empty if nothing does.
-    """
-    best: Hold | None = None
+
+def in_force(silences: Iterable[Silence], now: datetime) -> InForce:
+    """Return the silences that hold at a time. One that cannot be evaluated here does not: see `unusable`."""
+    found: list[tuple[Silence, datetime]] = []
     for one in silences:
         try:
             until = one.active_until(now)
-            if until is None or not match_all(one.matchers, labels):
-                continue
+            check_matchers(one.matchers)
         except MidwatchError:
-            continue  # `unusable` says so
-        if best is None or best.until is None or until > best.until:
-            best = Hold(f"silence {one.id}", until, one.id)
-    return best or (Hold(sender) if sender else None)
+            continue
+        if until is not None:
+            found.append((one, until))
+    return sorted(found, key=lambda pair: (pair[1], pair[0].id), reverse=True)
+
+
+def hold(silences: InForce, labels: Labels, sender: str = "") -> Hold | None:
+    """Return what keeps a violation silent, or None.
+
+    Args:
+        silences: The silences that hold now.
+        labels: The labels of the violation.
+        sender: What the sender of the alert says silences it; empty if nothing does.
+    """
+    for one, until in silences:
+        if match_all(one.matchers, labels):
+            return Hold(f"silence {one.id}", until, one.id)
+    return Hold(sender) if sender else None
 
 
 def unusable(silences: Iterable[Silence], now: datetime) -> dict[int, str]:
@@ -444,4 +455,11 @@ def describe(silence: Silence) -> str:
     return (
         f"silence {silence.id} of {silence.author} for {lasts}: "
         f"{' '.join(silence.reason.split())}"
+    )
+
+
+def why_silent(held: Hold, known: InForce) -> str:
+    """Return the line for a ticket's history that says what keeps it silent."""
+    return next(
+        (describe(one) for one, _ in known if one.id == held.silence_id), held.by
     )

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Protocol
 
 from midwatch.model import Key, Severity
-from midwatch.silences import Matcher, Recurrence, Silence
+from midwatch.silences import Hold, Matcher, Recurrence, Silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,25 @@ class SilencedViolation:
     until: datetime | None
     first_seen_at: datetime
     ended_at: datetime | None = None
+    ticket_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Silencing:
+    """A violation that is silent from now on. It was first observed `seen_for` seconds ago.
+
+    Attributes:
+        held: What keeps it silent.
+        why: The line for the history of its ticket.
+        ticket_id: Its ticket, if one is open.
+    """
+
+    key: Key
+    severity: Severity
+    message: str
+    held: Hold
+    why: str
+    seen_for: float = 0.0
     ticket_id: int | None = None
 
 

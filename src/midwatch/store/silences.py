@@ -7,26 +7,27 @@ that was computed without it is refused, as with the revision of a subject.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select, text, update
+from sqlalchemy import Row, and_, exists, func, or_, select, text, update
 
 from midwatch.errors import Conflict, NotFound
-from midwatch.model import Json, Key, Severity, TicketStatus
+from midwatch.model import Json, Key, Severity, Ticket, TicketStatus
 from midwatch.silences import (
     Hold,
     InvalidSilence,
     Matcher,
     Recurrence,
     Silence,
-    describe,
     hold,
+    in_force,
     labels_of_ticket,
+    why_silent,
 )
 from midwatch.store.engine import Transaction, audit_row
-from midwatch.store.on_call import SilencedViolation
+from midwatch.store.on_call import SilencedViolation, Silencing
 from midwatch.store.schema import (
     LARGEST_ID,
     select_tickets,
@@ -39,6 +40,7 @@ from midwatch.store.schema import (
 from midwatch.units import LONGEST_DURATION
 
 _PRESENT = silenced.c.ended_at.is_(None)
+_CHUNK = 500  # ids in one statement
 MOST_LISTED = 10_000
 """Ended silences and silenced violations that a list has."""
 
@@ -142,9 +144,12 @@ def expire_silence(tx: Transaction, silence_id: int, actor: str) -> Silence:
     return silence(tx, silence_id)
 
 
+LAST_CHANGE_OF_SILENCES = select(func.max(silences.c.revision)).scalar_subquery()
+
+
 def silences_revision(tx: Transaction) -> int:
-    """Return the number of the last change of a silence."""
-    return int(tx.connection.scalar(select(func.max(silences.c.revision))) or 0)
+    """Return the number of the last change of a silence, 0 if there was none."""
+    return int(tx.connection.scalar(select(LAST_CHANGE_OF_SILENCES)) or 0)
 
 
 def _next_revision(tx: Transaction) -> int:
@@ -211,106 +216,134 @@ def _silenced_of(row: Any) -> SilencedViolation:
     )
 
 
-def _of_key(key: Key) -> Any:
-    return and_(
-        silenced.c.subject == key.subject,
-        silenced.c.invariant == key.invariant,
-        silenced.c.component == key.component,
-        _PRESENT,
-    )
-
-
-def begin_silenced(
-    tx: Transaction,
-    key: Key,
-    severity: Severity,
-    message: str,
-    held: Hold,
-    *,
-    first_seen_at: datetime,
-    ticket_id: int | None = None,
+def save_silenced(
+    tx: Transaction, changes: Sequence[Silencing], actor: str = "monitor"
 ) -> None:
-    """Record that a violation is silent, or what keeps it so from now on. Raises IntegrityError for a second one."""
-    values: Json = {"by": held.by, "until": held.until, "silence_id": held.silence_id}
-    changed = tx.execute(update(silenced).where(_of_key(key)).values(values))
-    if changed.rowcount:
-        return
-    tx.execute(
-        silenced.insert().values(
-            subject=key.subject,
-            invariant=key.invariant,
-            component=key.component,
-            severity=severity,
-            message=message,
-            first_seen_at=first_seen_at,
-            ticket_id=ticket_id,
-            **values,
+    """Record that violations are silent, or what keeps them so from now on.
+
+    Raises IntegrityError where another transaction does the same at the same time.
+    """
+    present = _present(tx, [one.key for one in changes])
+    new = [one for one in changes if one.key not in present]
+    for one in changes:
+        if one.key in present:
+            tx.execute(
+                update(silenced)
+                .where(silenced.c.id == present[one.key].id)
+                .values(_hold_values(one.held))
+            )
+    if new:
+        tx.execute(silenced.insert(), [_silenced_row(tx, one) for one in new])
+    why = {one.ticket_id: one.why for one in new if one.ticket_id is not None}
+    _note(tx, "silence", actor, why)
+
+
+def _hold_values(held: Hold) -> Json:
+    return {"by": held.by, "until": held.until, "silence_id": held.silence_id}
+
+
+def _silenced_row(tx: Transaction, one: Silencing) -> Json:
+    return {
+        "subject": one.key.subject,
+        "invariant": one.key.invariant,
+        "component": one.key.component,
+        "severity": one.severity,
+        "message": one.message,
+        "first_seen_at": tx.now - timedelta(seconds=one.seen_for),
+        "ticket_id": one.ticket_id,
+        **_hold_values(one.held),
+    }
+
+
+def save_audible(
+    tx: Transaction,
+    keys: Sequence[Key],
+    opened: Sequence[Ticket] = (),
+    actor: str = "monitor",
+) -> None:
+    """Record that violations are silent no more. `opened` are tickets, some of which open for them now."""
+    new = {one.key: one.id for one in opened}
+    ended = {"ended_at": tx.now}
+    why: dict[int, str] = {}
+    for key, row in _present(tx, keys).items():
+        ticket_id = new.get(key, row.ticket_id)
+        tx.execute(
+            update(silenced)
+            .where(silenced.c.id == row.id)
+            .values(ticket_id=ticket_id, **ended)
         )
+        if ticket_id is not None:
+            why[ticket_id] = f"{row.by} has ended"
+    _note(tx, "unsilence", actor, why)
+
+
+def _present(tx: Transaction, keys: Sequence[Key]) -> dict[Key, Row[Any]]:
+    """Return the rows of those of the violations that are silent, by key."""
+    wanted = set(keys)
+    found: dict[Key, Row[Any]] = {}
+    for subject in {key.subject for key in wanted}:
+        rows = tx.all(select(silenced).where(_PRESENT, silenced.c.subject == subject))
+        found |= {Key(row.subject, row.invariant, row.component): row for row in rows}
+    return {key: row for key, row in found.items() if key in wanted}
+
+
+def end_silenced_of(tx: Transaction, ticket_ids: Sequence[int]) -> None:
+    """Record that the violations of tickets that are resolved now are silent no more."""
+    of_ticket = exists().where(
+        tickets.c.id.in_(ticket_ids),
+        tickets.c.subject == silenced.c.subject,
+        tickets.c.invariant == silenced.c.invariant,
+        tickets.c.component == silenced.c.component,
     )
+    tx.execute(update(silenced).where(_PRESENT, of_ticket).values(ended_at=tx.now))
 
 
-def end_silenced(tx: Transaction, key: Key, ticket_id: int | None = None) -> None:
-    """Record that a violation is silent no more. `ticket_id` is the ticket that opens for it now."""
-    values: Json = {"ended_at": tx.now}
-    if ticket_id is not None:
-        values["ticket_id"] = ticket_id
-    tx.execute(update(silenced).where(_of_key(key)).values(values))
+def _note(tx: Transaction, action: str, actor: str, why: Mapping[int, str]) -> None:
+    """Write an audit row for each of these tickets, which gives its reason."""
+    ids = sorted(why)
+    for start in range(0, len(ids), _CHUNK):
+        rows = tx.all(
+            select(tickets.c.id, tickets.c.status).where(
+                tickets.c.id.in_(ids[start : start + _CHUNK])
+            )
+        )
+        tx.note(
+            [
+                audit_row(row.id, actor, action, row.status, row.status, why[row.id])
+                for row in rows
+            ]
+        )
+
+
+def silencing_of(ticket: Ticket, held: Hold, why: str) -> Silencing:
+    """Return the change that makes an open ticket silent."""
+    return Silencing(
+        ticket.key, ticket.severity, ticket.message, held, why, ticket_id=ticket.id
+    )
 
 
 def _apply(tx: Transaction, actor: str) -> None:
     """Decide again which open tickets are silent. What the sender of an alert keeps silent stays so."""
-    current = list_silences(tx)
+    current = in_force(list_silences(tx), tx.now)
     rows = tx.all(
         select_tickets()
         .add_columns(subjects.c.kind, silenced.c.silence_id)
         .where(tickets.c.status != TicketStatus.RESOLVED.value)
     )
-    notes: list[Json] = []
+    silent: list[Silencing] = []
+    audible: list[Key] = []
     for row in rows:
         one = ticket_of(row)
-        of_sender = one.silenced_by is not None and row.silence_id is None
-        labels = labels_of_ticket(one, row.kind or "")
-        held = hold(current, labels, tx.now)
-        if held is None:
-            if one.silenced_by is not None and not of_sender:
-                end_silenced(tx, one.key)
-                notes.append(unsilence_note(one.id, one.status, actor, one.silenced_by))
-        elif (held.by, held.until) != (one.silenced_by, one.silenced_until):
-            begin_silenced(
-                tx,
-                one.key,
-                one.severity,
-                one.message,
-                held,
-                first_seen_at=tx.now,
-                ticket_id=one.id,
-            )
-            if one.silenced_by is None:
-                notes.append(silence_note(one.id, one.status, actor, held, current))
-    tx.note(notes)
-
-
-def silence_note(
-    ticket_id: int,
-    status: TicketStatus,
-    actor: str,
-    held: Hold,
-    known: Iterable[Silence] = (),
-) -> Json:
-    """Return the audit row of an open ticket that becomes silent."""
-    why = next(
-        (describe(one) for one in known if one.id == held.silence_id),
-        held.by,
-    )
-    return audit_row(ticket_id, actor, "silence", status, status, why)
-
-
-def unsilence_note(
-    ticket_id: int, status: TicketStatus, actor: str, by: str | None
-) -> Json:
-    """Return the audit row of an open ticket whose silence ended."""
-    why = f"{by or 'the silence'} has ended"
-    return audit_row(ticket_id, actor, "unsilence", status, status, why)
+        held = hold(current, labels_of_ticket(one, row.kind or ""))
+        if held is not None and (held.by, held.until) != (
+            one.silenced_by,
+            one.silenced_until,
+        ):
+            silent.append(silencing_of(one, held, why_silent(held, current)))
+        elif held is None and row.silence_id is not None:
+            audible.append(one.key)
+    save_silenced(tx, silent, actor)
+    save_audible(tx, audible, actor=actor)
 
 
 def silent_now(now: Any) -> Any:
