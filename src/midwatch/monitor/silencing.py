@@ -10,12 +10,13 @@ from midwatch.monitor.rules import CheckResult, Firing, Reconciled
 from midwatch.silences import (
     Hold,
     InForce,
+    SilencedViolation,
+    Silencing,
     hold,
     labels_of_ticket,
     labels_of_violation,
     why_silent,
 )
-from midwatch.store.on_call import SilencedViolation, Silencing
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,13 @@ class Silenced:
         openings: The violations that become tickets: no silence matches them.
         silent: Violations that are silent from now on, or by another silence.
         audible: Keys of violations that were silent and are not any more.
+        count: How many violations without a ticket are silent.
     """
 
     openings: tuple[Firing, ...]
     silent: tuple[Silencing, ...] = ()
     audible: tuple[Key, ...] = ()
+    count: int = 0
 
 
 def silence(
@@ -75,7 +78,7 @@ def silence(
         held = hold(
             silences,
             labels_of_ticket(ticket, kind),
-            _sender(firing.get(key), present.get(key), key in checked.broken),
+            _sender(firing.get(key), present.get(key)),
         )
         if held is None and key in present:
             audible.append(key)
@@ -83,7 +86,8 @@ def silence(
             silent.append(_of_ticket(ticket, held, silences))
     opened = {one.violation.key for one in openings}
     audible += _over(present, checked, tickets, opened)
-    return Silenced(tuple(openings), tuple(silent), tuple(audible))
+    quiet = {*present, *(one.key for one in silent)} - {*audible, *tickets}
+    return Silenced(tuple(openings), tuple(silent), tuple(audible), len(quiet))
 
 
 def _over(
@@ -101,13 +105,11 @@ def _over(
     ]
 
 
-def _sender(
-    firing: Firing | None, present: SilencedViolation | None, broken: bool
-) -> str:
+def _sender(firing: Firing | None, present: SilencedViolation | None) -> str:
     """Return what the sender of a ticket's alert says silences it; what was said last if it is out of sight."""
     if firing is not None:
         return firing.violation.silenced_by
-    if present is not None and present.silence_id is None and not broken:
+    if present is not None and present.silence_id is None:
         return present.by
     return ""
 

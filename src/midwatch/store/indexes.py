@@ -70,7 +70,6 @@ Index("diagnoses_batch", diagnoses.c.batch_id)
 Index("diagnoses_started", diagnoses.c.started_at)
 Index("diagnosis_tickets_ticket", diagnosis_tickets.c.ticket_id)
 Index("audit_ticket", audit.c.ticket_id, audit.c.id)
-Index("audit_order", audit.c.transaction_id, audit.c.id)
 Index("silences_revision", silences.c.revision, unique=True)
 Index("silences_end", silences.c.ends_at)
 Index(

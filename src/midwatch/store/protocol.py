@@ -28,8 +28,8 @@ from midwatch.model import (
     Usage,
     Violation,
 )
-from midwatch.silences import Silence
-from midwatch.store.on_call import OnCallStore, SilencedViolation, Silencing
+from midwatch.silences import Silence, SilencedViolation, Silencing
+from midwatch.store.on_call import OnCallStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, and_, exists, func, or_, select, text, update
+from sqlalchemy import Row, exists, func, or_, select, text, update
 
 from midwatch.errors import Conflict, NotFound
 from midwatch.model import Json, Key, Severity, Ticket, TicketStatus
@@ -21,15 +21,19 @@ from midwatch.silences import (
     Matcher,
     Recurrence,
     Silence,
+    SilencedViolation,
+    Silencing,
     hold,
     in_force,
     labels_of_ticket,
     why_silent,
 )
 from midwatch.store.engine import Transaction, audit_row
-from midwatch.store.on_call import SilencedViolation, Silencing
 from midwatch.store.schema import (
     LARGEST_ID,
+    UNDIAGNOSED,
+    batches,
+    diagnoses,
     select_tickets,
     silenced,
     silences,
@@ -236,6 +240,7 @@ def save_silenced(
         tx.execute(silenced.insert(), [_silenced_row(tx, one) for one in new])
     why = {one.ticket_id: one.why for one in new if one.ticket_id is not None}
     _note(tx, "silence", actor, why)
+    _free_claims(tx, sorted(why))
 
 
 def _hold_values(held: Hold) -> Json:
@@ -346,6 +351,60 @@ def _apply(tx: Transaction, actor: str) -> None:
     save_audible(tx, audible, actor=actor)
 
 
-def silent_now(now: Any) -> Any:
-    """Return the condition of rows of `silenced` that hold at a time, a value or a parameter."""
-    return and_(_PRESENT, or_(silenced.c.until.is_(None), silenced.c.until > now))
+# ------------------------------------------------------------------ the queue
+
+
+def has_undiagnosed(now: Any, *, silent: bool) -> Any:
+    """Return the condition of batches with an undiagnosed ticket that is silent at a time, or with one that is not.
+
+    Args:
+        now: The time, a value or a parameter.
+        silent: Which of the two.
+    """
+    is_silent = exists().where(
+        _PRESENT,
+        or_(silenced.c.until.is_(None), silenced.c.until > now),
+        silenced.c.subject == tickets.c.subject,
+        silenced.c.invariant == tickets.c.invariant,
+        silenced.c.component == tickets.c.component,
+    )
+    return exists().where(
+        tickets.c.batch_id == batches.c.id,
+        tickets.c.status.in_(UNDIAGNOSED),
+        is_silent if silent else ~is_silent,
+    )
+
+
+def _free_claims(tx: Transaction, ticket_ids: Sequence[int]) -> None:
+    """Take batches that are silent as a whole from agents that have not called Claude for them yet.
+
+    What is locked is being ended by its agent: it is not waited for.
+    """
+    called = exists().where(
+        diagnoses.c.batch_id == batches.c.id,
+        diagnoses.c.token == batches.c.claim_token,
+    )
+    for start in range(0, len(ticket_ids), _CHUNK):
+        of_tickets = select(tickets.c.batch_id).where(
+            tickets.c.id.in_(ticket_ids[start : start + _CHUNK])
+        )
+        rows = tx.all(
+            select(batches.c.id)
+            .where(
+                batches.c.id.in_(of_tickets),
+                batches.c.claim_token.is_not(None),
+                ~called,
+                ~has_undiagnosed(tx.now, silent=False),
+            )
+            .with_for_update(skip_locked=True)
+        )
+        tx.execute(
+            update(batches)
+            .where(batches.c.id.in_([row.id for row in rows]))
+            .values(
+                claim_holder=None,
+                claim_token=None,
+                claim_until=None,
+                attempts=batches.c.attempts - 1,
+            )
+        )
