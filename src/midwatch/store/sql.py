@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import cycles, feed, memory, queue
+from midwatch.store import api_tokens, cycles, feed, memory, queue
 from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
@@ -153,6 +153,13 @@ class SqlStore(TransactionalStore):
     # Daemons.
     beat = write(queue.beat)
     daemons = read(queue.list_daemons)
+
+    # Tokens.
+    add_token = write(api_tokens.add_token)
+    find_token = read(api_tokens.find_token)
+    use_token = write(api_tokens.use_token)
+    tokens = read(api_tokens.list_tokens)
+    revoke_token = write(api_tokens.revoke_token)
 
 
 # ------------------------------------------------------------------ migrations
