@@ -294,7 +294,8 @@ class Stats:
 
     A fault began after the last observation that did not show it, so `to_see`, from that one to the first that did,
     is the longest it can have taken. `to_confirm` is the time from there to the ticket (the invariant's `for`), and
-    `to_detect` is both.
+    `to_detect` is both. Tickets that a silence kept back are in neither. `silenced` counts the violations that
+    became silent, and `silent_now` those that are so.
     """
 
     since: datetime
@@ -310,6 +311,8 @@ class Stats:
     given_up: int = 0
     to_see: float | None = None
     to_confirm: float | None = None
+    silenced: int = 0
+    silent_now: int = 0
 
 
 def notice_of(store: Store) -> str:

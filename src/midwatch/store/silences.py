@@ -205,6 +205,24 @@ def list_silenced(
     return list(map(_silenced_of, tx.all(statement.limit(MOST_LISTED))))
 
 
+def count_silenced(tx: Transaction, since: datetime) -> tuple[int, int]:
+    """Return how many violations became silent since a time, and how many are silent now."""
+    counts = select(
+        func.count().filter(silenced.c.first_seen_at > since).label("since"),
+        func.count().filter(_PRESENT).label("now"),
+    ).where(or_(silenced.c.first_seen_at > since, _PRESENT))
+    row = tx.connection.execute(counts).one()
+    return int(row.since), int(row.now)
+
+
+def was_silent_before() -> Any:
+    """Return the condition of tickets that a silence kept from opening."""
+    return exists().where(
+        silenced.c.ticket_id == tickets.c.id,
+        silenced.c.ended_at == tickets.c.opened_at,
+    )
+
+
 def _silenced_of(row: Any) -> SilencedViolation:
     return SilencedViolation(
         id=row.id,

@@ -27,6 +27,7 @@ from midwatch.testing.store_conformance import (
     feed,
     incidents,
     integrations,
+    silences,
     text,
     tickets,
 )
@@ -42,6 +43,7 @@ CHECKS: tuple[Check, ...] = (
     *tickets.CHECKS,
     *incidents.CHECKS,
     *integrations.CHECKS,
+    *silences.CHECKS,
     *claims.CHECKS,
     *daemons.CHECKS,
     *feed.CHECKS,
