@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from zoneinfo import ZoneInfo
+from typing import TYPE_CHECKING
 
 from midwatch.errors import PermanentError
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
 
 MOST_WINDOWS = 4000
 """Windows of one silence: one a day for ten years."""
@@ -70,7 +73,7 @@ class Recurrence:
             raise InvalidSilence(
                 "a window lasts 1 second at least and 366 days at most"
             )
-        _zone(self.timezone)
+        zone(self.timezone)
         _check_rule(self.rrule)
 
     def windows(self, starts_at: datetime, ends_at: datetime) -> Sequence[datetime]:
@@ -135,7 +138,10 @@ def _wrong_rule(why: str) -> InvalidSilence:
 
 
 @functools.lru_cache(maxsize=64)
-def _zone(name: str) -> ZoneInfo:
+def zone(name: str) -> ZoneInfo:
+    """Return a time zone by its IANA name. Raises InvalidSilence."""
+    from zoneinfo import ZoneInfo
+
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # unknown, a path, a folder
@@ -153,10 +159,10 @@ def _windows(
         from dateutil.rrule import rrulestr
     except ImportError:
         raise NoRecurrences() from None
-    zone = _zone(timezone)
+    place = zone(timezone)
     _check_rule(rule)
-    start = starts_at.astimezone(zone).replace(tzinfo=None, microsecond=0)
-    end = ends_at.astimezone(zone).replace(tzinfo=None)
+    start = starts_at.astimezone(place).replace(tzinfo=None, microsecond=0)
+    end = ends_at.astimezone(place).replace(tzinfo=None)
     # dateutil searches for the next occurrence until the year 9999, which takes a minute for a rule without any. The
     # calendar repeats every 400 years, to the weekday: so the search begins as late as it can.
     shift = (9999 - end.year) // 400 * 400
@@ -167,7 +173,7 @@ def _windows(
             if one >= last:
                 break
             local = _moved(one, -shift)
-            found.append(local.replace(tzinfo=zone).astimezone(UTC))
+            found.append(local.replace(tzinfo=place).astimezone(UTC))
     except (ValueError, IndexError, OverflowError) as error:
         raise _wrong_rule(str(error)) from None
     if len(found) > MOST_WINDOWS:

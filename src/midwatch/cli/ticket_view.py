@@ -17,14 +17,7 @@ from midwatch.cli.output import (
     Cell,
     Output,
 )
-from midwatch.model import (
-    UNDIAGNOSED,
-    AuditRow,
-    Diagnosis,
-    Json,
-    Ticket,
-    TicketStatus,
-)
+from midwatch.model import UNDIAGNOSED, AuditRow, Diagnosis, Json, Ticket, TicketStatus
 from midwatch.store.on_call import Change
 from midwatch.store.protocol import Brief, TicketSession
 from midwatch.text import one_line
@@ -97,6 +90,8 @@ def status_text(ticket: Ticket) -> str:
         marks.append("held")
     if ticket.flapping:
         marks.append("flapping")
+    if ticket.silenced_by is not None and not ticket.resolved:
+        marks.append("silenced")
     return ", ".join(marks)
 
 
@@ -326,6 +321,8 @@ def _ticket_fields(ticket: Ticket) -> Json:
         "next_attempt_at": ticket.next_attempt_at,
         "last_error": ticket.last_error,
         "left_out_by": ticket.left_out_by,
+        "silenced_by": ticket.silenced_by,
+        "silenced_until": ticket.silenced_until,
         "resolved_at": ticket.resolved_at,
         "resolution": ticket.resolution,
     }

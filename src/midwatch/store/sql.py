@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import api_tokens, cycles, feed, memory, queue
+from midwatch.store import api_tokens, cycles, feed, memory, queue, received_alerts
 from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
@@ -134,12 +134,10 @@ class SqlStore(TransactionalStore):
     update_diagnosis = write(ticket_functions.update_diagnosis)
     stats = read(ticket_functions.stats)
 
-    # Silences.
-    add_silence = write(silence_functions.add_silence)
-    silences = read(silence_functions.list_silences)
-    silence = read(silence_functions.silence)
-    expire_silence = write(silence_functions.expire_silence)
-    silenced = read(silence_functions.list_silenced)
+    # Pushed alerts.
+    receive = write(received_alerts.receive)
+    pushed_alerts = read(received_alerts.pushed_alerts)
+    forget_alerts = write(received_alerts.forget_alerts)
 
     # The feed of changes.
     changes = read(feed.changes)
@@ -149,6 +147,13 @@ class SqlStore(TransactionalStore):
 
     def on_change(self, listener: Callable[[], object]) -> None:
         self.transactions.listeners.append(listener)
+
+    # Silences.
+    add_silence = write(silence_functions.add_silence)
+    silences = read(silence_functions.list_silences)
+    silence = read(silence_functions.silence)
+    expire_silence = write(silence_functions.expire_silence)
+    silenced = read(silence_functions.list_silenced)
 
     # Daemons.
     beat = write(queue.beat)
