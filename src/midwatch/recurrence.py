@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -58,7 +58,8 @@ class Recurrence:
     """Windows that recur: each begins at an occurrence of `rrule` and lasts `window_seconds`.
 
     `rrule` is a rule of RFC 5545 without UNTIL, such as `FREQ=WEEKLY;BYDAY=SU;BYHOUR=2;BYMINUTE=0`. Its times are those of
-    `timezone`, an IANA name; what it does not say comes from the start of the silence. A time that a change
+    `timezone`, an IANA name; what it does not say comes from the start of the silence, but a time of day that it says
+    begins with its minute. A time that a change
     of the clocks skips begins as much later, and one that comes twice counts the first time, as RFC 5545 says.
     A window lasts its seconds whatever the clocks do.
     """
@@ -75,6 +76,12 @@ class Recurrence:
             )
         zone(self.timezone)
         _check_rule(self.rrule)
+
+    def from_now_on(self) -> Recurrence:
+        """Return the recurrence of a silence that starts now: BYHOUR=2 means 2:00, not 2:17 because it is 15:17."""
+        if "BYHOUR" not in self.rrule or "BYMINUTE" in self.rrule:
+            return self
+        return replace(self, rrule=f"{self.rrule};BYMINUTE=0")
 
     def windows(self, starts_at: datetime, ends_at: datetime) -> Sequence[datetime]:
         """Return the starts of all windows between two times, in order and in UTC.
@@ -162,6 +169,8 @@ def _windows(
     place = zone(timezone)
     _check_rule(rule)
     start = starts_at.astimezone(place).replace(tzinfo=None, microsecond=0)
+    if "BYHOUR" in rule or "BYMINUTE" in rule:
+        start = start.replace(second=0)
     end = ends_at.astimezone(place).replace(tzinfo=None)
     # dateutil searches for the next occurrence until the year 9999, which takes a minute for a rule without any. The
     # calendar repeats every 400 years, to the weekday: so the search begins as late as it can.

@@ -170,6 +170,8 @@ Labels = Mapping[str, str]
 OWN_LABELS = ("subject", "kind", "invariant", "component", "severity")
 """The labels that every violation has. Where an alert has one of the same name, Midwatch's counts."""
 _LABEL_FACT = "label_"
+NEVER_SILENT = frozenset({"investigation"})
+"""Invariants that no silence keeps silent: somebody asked, and waits for the answer."""
 
 
 def labels_of(key: Key, severity: Severity, facts: Facts, kind: str = "") -> Labels:
@@ -263,6 +265,8 @@ def hold(silences: InForce, labels: Labels, sender: str = "") -> Hold | None:
         labels: The labels of the violation.
         sender: What the sender of the alert says silences it; empty if nothing does.
     """
+    if labels.get("invariant") in NEVER_SILENT:
+        return None
     for one, until in silences:
         if match_all(one.matchers, labels):
             return Hold(f"silence {one.id}", until, one.id)

@@ -30,6 +30,7 @@ from midwatch.store.silences import (
     list_silences,
     save_audible,
     save_silenced,
+    share_silences,
     silences_revision,
 )
 
@@ -88,6 +89,8 @@ def save_cycle(
     silences: int | None = None,
 ) -> SavedCycle:
     """Save an observation. Raises StaleWatch if `revision` or `silences` is not the present one."""
+    if changes.openings:
+        share_silences(tx)
     before = tx.one(
         select(
             subjects.c.cycle,

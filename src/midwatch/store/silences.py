@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import Row, exists, func, or_, select, text, update
 
 from midwatch.errors import Conflict, NotFound
-from midwatch.model import Json, Key, Severity, Ticket, TicketStatus
+from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, Violation
 from midwatch.silences import (
     Hold,
     InvalidSilence,
@@ -26,6 +26,7 @@ from midwatch.silences import (
     hold,
     in_force,
     labels_of_ticket,
+    labels_of_violation,
     why_silent,
 )
 from midwatch.store.engine import Transaction, audit_row
@@ -63,6 +64,8 @@ def add_silence(
     """Add a silence and apply it to open tickets. Raises InvalidSilence, InvalidMatcher."""
     revision = _next_revision(tx)
     start = starts_at or tx.now
+    if recurrence is not None and starts_at is None:
+        recurrence = recurrence.from_now_on()
     new = Silence(
         id=0,
         matchers=tuple(matchers),
@@ -161,6 +164,15 @@ def _next_revision(tx: Transaction) -> int:
     if tx.connection.dialect.name == "postgresql":
         tx.execute(text("SELECT pg_advisory_xact_lock(7305616)"))
     return silences_revision(tx) + 1
+
+
+def share_silences(tx: Transaction) -> None:
+    """Let no silence change until the end of the transaction: it would not see what is opened here.
+
+    Take it before rows of tickets and batches are locked.
+    """
+    if tx.connection.dialect.name == "postgresql":
+        tx.execute(text("SELECT pg_advisory_xact_lock_shared(7305616)"))
 
 
 def _silence_of(row: Any) -> Silence:
@@ -276,6 +288,28 @@ def _silenced_row(tx: Transaction, one: Silencing) -> Json:
         "ticket_id": one.ticket_id,
         **_hold_values(one.held),
     }
+
+
+def keep_silent(
+    tx: Transaction, violations: Sequence[Violation], kind: str
+) -> frozenset[Key]:
+    """Record those of new violations that a silence keeps silent now, and return their keys.
+
+    It is for what opens tickets outside of the monitor, which looks at silences itself.
+    """
+    if not violations:
+        return frozenset()
+    share_silences(tx)
+    known = list_silences(tx) if silences_revision(tx) else []
+    current = in_force(known, tx.now)
+    silent = []
+    for one in violations:
+        held = hold(current, labels_of_violation(one, kind), one.silenced_by)
+        if held is not None:
+            why = why_silent(held, current)
+            silent.append(Silencing(one.key, one.severity, one.message, held, why))
+    save_silenced(tx, silent)
+    return frozenset(one.key for one in silent)
 
 
 def save_audible(
