@@ -15,6 +15,7 @@ from midwatch.errors import Conflict, MidwatchError, NotFound, raise_together
 from midwatch.model import Json
 from midwatch.recurrence import InvalidSilence, Recurrence, zone
 from midwatch.silences import Silence, SilencedViolation, parse_matcher_groups
+from midwatch.text import one_line
 from midwatch.units import format_count, format_duration, parse_duration
 
 if TYPE_CHECKING:
@@ -95,10 +96,9 @@ def add(
     if as_json:
         output.json(silence_document(made, output.now, count))
         return
+    output.line(f"silence {made.id}: {one_line(made.matchers_text, 500)}")
     tickets = f"; {format_count(count, 'open ticket')} silent now" if count else ""
-    output.line(
-        f"silence {made.id}: {_cleaned(_when(output, made))}{tickets}",
-    )
+    output.line(f"  {one_line(_when(output, made), 500)}{tickets}")
 
 
 def _recurrence(
@@ -202,12 +202,6 @@ def _when(output: Output, silence: Silence) -> str:
         length = format_duration(silence.recurrence.window_seconds)
         words += f"; {every} for {length}, until {output.when(silence.end)}"
     return words
-
-
-def _cleaned(text: str) -> str:
-    from midwatch.text import one_line
-
-    return one_line(text, 500)
 
 
 def _count(silent: Sequence[SilencedViolation], silence: Silence) -> int:
