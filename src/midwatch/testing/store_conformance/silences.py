@@ -49,7 +49,9 @@ async def _silence(
 
 def _silencing(component: str, held: Hold, ticket: Ticket | None = None) -> Silencing:
     key = Key("db", "connections", component)
-    return Silencing(key, Severity.WARNING, "m", held, "why", 30, ticket and ticket.id)
+    return Silencing(
+        key, Severity.WARNING, "m", held, "why", 30, ticket.id if ticket else None
+    )
 
 
 async def a_silence_is_kept_until_it_ends(fixture: StoreFixture) -> None:
@@ -88,25 +90,20 @@ async def windows_are_kept(fixture: StoreFixture) -> None:
 
 
 async def a_senseless_silence_is_refused(fixture: StoreFixture) -> None:
-    store, clock = fixture.store, fixture.clock
-    said = {"author": "a", "reason": "r"}
+    add = fixture.store.add_silence
     for matchers in ((), (Matcher("subject", "!=", "x"),), (Matcher("a", "=", ""),)):
-        await raises(InvalidSilence, store.add_silence(matchers, **said, seconds=60))
-    for seconds in (0, -1, float("nan"), float("inf"), 1e12):
-        await raises(InvalidSilence, store.add_silence(ON_DB, **said, seconds=seconds))
-    await raises(InvalidSilence, store.add_silence(ON_DB, **said))
-    await raises(
-        InvalidSilence, store.add_silence(ON_DB, **said, ends_at=clock.after(-1))
-    )
-    await raises(
-        InvalidSilence, store.add_silence(ON_DB, author="a", reason=" ", seconds=60)
-    )
+        refused = add(matchers, author="a", reason="r", seconds=60)
+        await raises(InvalidSilence, refused)
+    for seconds in (None, 0, -1, float("nan"), float("inf"), 1e12):
+        refused = add(ON_DB, author="a", reason="r", seconds=seconds)
+        await raises(InvalidSilence, refused)
+    past = fixture.clock.after(-1)
+    await raises(InvalidSilence, add(ON_DB, author="a", reason="r", ends_at=past))
+    await raises(InvalidSilence, add(ON_DB, author="a", reason=" ", seconds=60))
     never = Recurrence("FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=30", 60)
-    await raises(
-        InvalidSilence,
-        store.add_silence(ON_DB, **said, seconds=60, recurrence=never),
-    )
-    assert await store.silences(include_ended=True) == []
+    refused = add(ON_DB, author="a", reason="r", seconds=60, recurrence=never)
+    await raises(InvalidSilence, refused)
+    assert await fixture.store.silences(include_ended=True) == []
 
 
 async def a_cycle_that_does_not_know_a_silence_is_refused(
