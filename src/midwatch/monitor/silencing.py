@@ -27,13 +27,13 @@ class Silenced:
         openings: The violations that become tickets: no silence matches them.
         silent: Violations that are silent from now on, or by another silence.
         audible: Keys of violations that were silent and are not any more.
-        count: How many violations without a ticket are silent.
+        quiet: Keys of the violations without a ticket that are silent.
     """
 
     openings: tuple[Firing, ...]
     silent: tuple[Silencing, ...] = ()
     audible: tuple[Key, ...] = ()
-    count: int = 0
+    quiet: frozenset[Key] = frozenset()
 
 
 def silence(
@@ -87,7 +87,7 @@ def silence(
     opened = {one.violation.key for one in openings}
     audible += _over(present, checked, tickets, opened)
     quiet = {*present, *(one.key for one in silent)} - {*audible, *tickets}
-    return Silenced(tuple(openings), tuple(silent), tuple(audible), len(quiet))
+    return Silenced(tuple(openings), tuple(silent), tuple(audible), frozenset(quiet))
 
 
 def _over(

@@ -134,6 +134,7 @@ class SubjectMonitor:
         self.invariants = {item.id: item for item in subject.invariants}
         self.tickets: dict[Key, Ticket] = {}
         self.pending: Mapping[Key, float] = {}
+        self.silent: frozenset[Key] = frozenset()
         self.kind = str(getattr(subject, "kind", ""))
         self.stats = SubjectStats()
         self._watch: Watch | None = None
@@ -429,7 +430,7 @@ class SubjectMonitor:
             linked=self._linked(changes.openings),
             silences=watch.silences_revision,
         )
-        self.pending = checked.pending
+        self.pending, self.silent = checked.pending, silenced.quiet
         self._set_time(saved.now)
         failures = 0 if observation else watch.failures + 1
         self._watch = replace(
@@ -449,7 +450,7 @@ class SubjectMonitor:
             opened=saved.opened,
             resolved=len(changes.resolved),
             changed=changed,
-            silenced=silenced.count,
+            silenced=len(self.silent),
         )
 
     def _silence(
