@@ -86,6 +86,7 @@ def test_an_open_ticket_waits_for_its_silence(
         r"midwatch: 1 ticket waits (1h|59m \d+s) until a silence ends ", done.stderr
     )
     assert "open, silenced" in said(folder, "tickets", "list")
+    assert "silence 1, until" in said(folder, "tickets", "show", "1")
     [ticket] = said_json(folder, "tickets", "list")
     assert ticket["silenced_by"] == "silence 1" and ticket["silenced_until"]
     history = said_json(folder, "tickets", "history", "1")
