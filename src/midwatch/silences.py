@@ -1,4 +1,4 @@
-"""Silences: for how long, and for which violations, no ticket opens and nobody is told.
+"""Silences: for how long, and for which violations, no ticket opens and no message is sent.
 
 A silence has matchers on labels, a start, an end, an author and a reason. With a recurrence it holds only in windows
 between its start and its end, such as each Sunday from 2 to 4 o'clock in Berlin.
@@ -230,7 +230,7 @@ class Hold:
 
     Attributes:
         by: What to call it, such as "silence 3" or "Alertmanager silence 4f…".
-        until: When it ends if nobody changes it; None if only the sender knows.
+        until: When it ends by itself; None if only the sender knows.
         silence_id: The silence, or None for one of the sender.
     """
 

@@ -69,7 +69,7 @@ def add(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Silence violations: they open no ticket, pay no diagnosis and notify nobody until it ends."""
+    """Silence violations: they open no ticket, pay no diagnosis and send no message until it ends."""
     parsed = parse_matcher_groups(matchers)
     recurrence = _recurrence(rrule, window, timezone)
     seconds = None if duration is None else _seconds("--duration", duration)

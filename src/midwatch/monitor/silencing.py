@@ -1,4 +1,4 @@
-"""Which violations of a cycle are silent: no ticket opens for them, and nobody is told (pure)."""
+"""Which violations of a cycle are silent: no ticket opens for them, and no message is sent (pure)."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _over(
 
 
 def _sender(firing: Firing | None, present: SilencedViolation | None) -> str:
-    """Return what the sender of a ticket's alert says silences it; what was said last if it is out of sight."""
+    """Return what the sender of a ticket's alert says silences it; what it reported last if the alert is out of sight."""
     if firing is not None:
         return firing.violation.silenced_by
     if present is not None and present.silence_id is None:

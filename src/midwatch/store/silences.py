@@ -74,9 +74,9 @@ def add_silence(
         author=author,
         reason=reason,
         created_at=tx.now,
-        rrule=recurrence and recurrence.rrule,
-        window_seconds=recurrence and recurrence.window_seconds,
-        timezone=recurrence and recurrence.timezone,
+        rrule=recurrence.rrule if recurrence else None,
+        window_seconds=recurrence.window_seconds if recurrence else None,
+        timezone=recurrence.timezone if recurrence else None,
     )
     new.check()
     inserted = tx.execute(
