@@ -28,6 +28,7 @@ from midwatch.testing.store_conformance import (
     incidents,
     integrations,
     pushes,
+    silences,
     text,
     tickets,
 )
@@ -43,6 +44,7 @@ CHECKS: tuple[Check, ...] = (
     *tickets.CHECKS,
     *incidents.CHECKS,
     *integrations.CHECKS,
+    *silences.CHECKS,
     *claims.CHECKS,
     *daemons.CHECKS,
     *feed.CHECKS,
