@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from midwatch.notification_settings import NotificationSettings
 from midwatch.provider import Provider
+from midwatch.server_settings import ServerSettings
 from midwatch.setting_group import Group as Group
 from midwatch.setting_group import Name as Name
 from midwatch.units import Bytes, PortChecked, Ratio, Seconds, Url
@@ -605,6 +606,7 @@ class Settings(Group):
     content: ContentSettings = ContentSettings()
     metrics: MetricsSettings = MetricsSettings()
     notifications: NotificationSettings = NotificationSettings()
+    server: ServerSettings = ServerSettings()
     log: LogSettings = LogSettings()
     subjects: list[dict[str, Any]] = Field(
         default_factory=list, description="The systems to watch, see below."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import datetime, timedelta
+from ipaddress import ip_network
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -123,6 +124,24 @@ def parse_port(value: str) -> int:
     raise ValueError("the port is not a number from 1 to 65535")
 
 
+def parse_listen(value: object) -> tuple[str, int]:
+    """Return host and port of `127.0.0.1:8470`, `[::1]:0` or such a pair. Raises ValueError."""
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        value = f"[{value[0]}]:{value[1]}"
+    host, _, port = str(value).strip().rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not (port == "0" or _is_port(port)):
+        raise ValueError(f"{_shown(value)} is not HOST:PORT; use 127.0.0.1:8470")
+    return host, int(port)
+
+
+def _is_port(text: str) -> bool:
+    try:
+        return bool(parse_port(text))
+    except ValueError:
+        return False
+
+
 def check_url(value: str) -> str:
     """Return `value` if it is a URL of http or https with a host. Raises ValueError, which does not repeat it."""
     if any(char.isspace() or not char.isprintable() for char in value):
@@ -132,6 +151,24 @@ def check_url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not a URL; use http://HOST/… or https://HOST/…")
     return value
+
+
+def check_origin(value: str) -> str:
+    """Return a URL of http or https without its last slash. Raises ValueError if it has a path or a query."""
+    parts = urlsplit(check_url(value))
+    if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("a URL with more than a host; use https://HOST")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def check_network(value: str) -> str:
+    """Return an address or a network such as 10.1.0.0/16. Raises ValueError."""
+    try:
+        return str(ip_network(value))
+    except ValueError:
+        raise ValueError(
+            f"{_shown(value)} is not an address; use 10.0.0.7 or 10.1.0.0/16"
+        ) from None
 
 
 def check_url_port(value: str) -> str:
@@ -204,6 +241,12 @@ Seconds = Annotated[float, BeforeValidator(parse_duration)]
 """A duration setting, in seconds once read."""
 Url = Annotated[str, AfterValidator(check_url)]
 """The address of something that speaks HTTP."""
+Listen = Annotated[tuple[str, int], BeforeValidator(parse_listen)]
+"""Where a server listens: host and port."""
+Origin = Annotated[str, AfterValidator(check_origin)]
+"""Scheme, host and port under which a server is reached."""
+Network = Annotated[str, AfterValidator(check_network)]
+"""An address, or a network of addresses."""
 PortChecked = Annotated[str, AfterValidator(check_url_port)]
 """The address of a repository, which may be one of SSH or a path."""
 Bytes = Annotated[float, BeforeValidator(parse_size)]

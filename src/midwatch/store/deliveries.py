@@ -19,8 +19,8 @@ from sqlalchemy import Row, Select, and_, delete, exists, func, or_, select, upd
 from midwatch.model import Json, Ticket, TicketStatus
 from midwatch.store.cycles import chunks
 from midwatch.store.engine import Transaction, audit_row
-from midwatch.store.feed import Cursor
 from midwatch.store.on_call import (
+    Cursor,
     Delivery,
     DeliveryClaim,
     DeliveryEnd,
@@ -92,18 +92,13 @@ def save_deliveries(
 
 
 def _move(tx: Transaction, name: str, before: Cursor | None, after: Cursor) -> bool:
-    place = {"transaction_id": after.transaction_id, "audit_id": after.audit_id}
-    values: Json = {**place, "updated_at": tx.now}
+    values: Json = {"audit_id": after.audit_id, "updated_at": tx.now}
     if before is None:
         insert = tx._insert(cursors).values({"name": name, **values})
         return tx.execute(insert.on_conflict_do_nothing()).rowcount == 1
     moved = tx.execute(
         update(cursors)
-        .where(
-            cursors.c.name == name,
-            cursors.c.transaction_id == before.transaction_id,
-            cursors.c.audit_id == before.audit_id,
-        )
+        .where(cursors.c.name == name, cursors.c.audit_id == before.audit_id)
         .values(values)
     )
     return moved.rowcount == 1

@@ -19,6 +19,8 @@ from midwatch.store.schema import (
     investigations,
     past_incidents,
     sessions,
+    silenced,
+    silences,
     tickets,
     transcript_entries,
 )
@@ -68,7 +70,19 @@ Index("diagnoses_batch", diagnoses.c.batch_id)
 Index("diagnoses_started", diagnoses.c.started_at)
 Index("diagnosis_tickets_ticket", diagnosis_tickets.c.ticket_id)
 Index("audit_ticket", audit.c.ticket_id, audit.c.id)
-Index("audit_order", audit.c.transaction_id, audit.c.id)
+Index("silences_revision", silences.c.revision, unique=True)
+Index("silences_end", silences.c.ends_at)
+Index(
+    "silenced_now",
+    silenced.c.subject,
+    silenced.c.invariant,
+    silenced.c.component,
+    unique=True,
+    sqlite_where=text("ended_at IS NULL"),
+    postgresql_where=text("ended_at IS NULL"),
+)
+Index("silenced_seen", silenced.c.first_seen_at)
+Index("silenced_ticket", silenced.c.ticket_id)
 Index(
     "alerts_firing",
     alerts.c.subject,
@@ -79,11 +93,13 @@ Index(
 Index("alerts_received", alerts.c.received_at)
 Index(
     "deliveries_due",
+    deliveries.c.target,
+    deliveries.c.thread,
     deliveries.c.due_at,
-    deliveries.c.id,
     sqlite_where=text("state = 'due'"),
     postgresql_where=text("state = 'due'"),
 )
+Index("deliveries_thread", deliveries.c.target, deliveries.c.thread)
 Index("deliveries_ticket", deliveries.c.ticket_id)
 Index("deliveries_created", deliveries.c.created_at)
 Index("investigations_ticket", investigations.c.ticket_id)

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 from midwatch._moved import renamed
 from midwatch.testing.store_conformance import (
+    api_tokens,
     claims,
     daemons,
+    feed,
     incidents,
     integrations,
     text,
@@ -42,7 +44,9 @@ CHECKS: tuple[Check, ...] = (
     *integrations.CHECKS,
     *claims.CHECKS,
     *daemons.CHECKS,
+    *feed.CHECKS,
     *text.CHECKS,
+    *api_tokens.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]

@@ -35,17 +35,9 @@ def _partial(name: str, table: str, columns: list[str], where: str) -> None:
 
 
 def upgrade() -> None:
-    op.add_column(
-        "audit",
-        sa.Column(
-            "transaction_id", sa.BigInteger(), nullable=False, server_default="0"
-        ),
-    )
-    op.create_index("audit_order", "audit", ["transaction_id", "id"])
     op.create_table(
         "cursors",
         *_columns(_TEXT, "name"),
-        *_columns(sa.BigInteger(), "transaction_id"),
         *_columns(_ID, "audit_id"),
         *_columns(_INSTANT, "updated_at"),
         sa.PrimaryKeyConstraint("name"),
@@ -57,9 +49,11 @@ def upgrade() -> None:
 
 
 def _create_silences() -> None:
+    op.add_column("subjects", sa.Column("kind", _TEXT))
     op.create_table(
         "silences",
         *_columns(_ID, "id"),
+        *_columns(sa.BigInteger(), "revision"),
         *_columns(_DOCUMENT, "matchers"),
         *_columns(_INSTANT, "starts_at", "ends_at"),
         *_columns(_TEXT, "rrule", "timezone", nullable=True),
@@ -70,15 +64,32 @@ def _create_silences() -> None:
         *_columns(_TEXT, "expired_by", nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
-    key = ("subject", "invariant", "component")
+    op.create_index("silences_revision", "silences", ["revision"], unique=True)
+    op.create_index("silences_end", "silences", ["ends_at"])
+    key = ["subject", "invariant", "component"]
     op.create_table(
         "silenced",
-        *_columns(_TEXT, *key),
+        *_columns(_ID, "id"),
+        *_columns(_TEXT, *key, "message", "by"),
         *_columns(sa.Integer(), "severity"),
-        *_columns(_TEXT, "message", "by"),
-        *_columns(_INSTANT, "first_seen_at", "last_seen_at"),
-        sa.PrimaryKeyConstraint(*key),
+        *_columns(_ID, "silence_id", "ticket_id", nullable=True),
+        *_columns(_INSTANT, "until", "ended_at", nullable=True),
+        *_columns(_INSTANT, "first_seen_at"),
+        sa.ForeignKeyConstraint(["silence_id"], ["silences.id"]),
+        sa.ForeignKeyConstraint(["ticket_id"], ["tickets.id"]),
+        sa.PrimaryKeyConstraint("id"),
     )
+    present = sa.text("ended_at IS NULL")
+    op.create_index(
+        "silenced_now",
+        "silenced",
+        key,
+        unique=True,
+        sqlite_where=present,
+        postgresql_where=present,
+    )
+    op.create_index("silenced_seen", "silenced", ["first_seen_at"])
+    op.create_index("silenced_ticket", "silenced", ["ticket_id"])
 
 
 def _create_alerts() -> None:
@@ -119,7 +130,13 @@ def _create_deliveries() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("dedup_key"),
     )
-    _partial("deliveries_due", "deliveries", ["due_at", "id"], "state = 'due'")
+    _partial(
+        "deliveries_due",
+        "deliveries",
+        ["target", "thread", "due_at"],
+        "state = 'due'",
+    )
+    op.create_index("deliveries_thread", "deliveries", ["target", "thread"])
     op.create_index("deliveries_ticket", "deliveries", ["ticket_id"])
     op.create_index("deliveries_created", "deliveries", ["created_at"])
     op.create_table(
@@ -135,9 +152,10 @@ def _create_api() -> None:
     op.create_table(
         "tokens",
         *_columns(_ID, "id"),
-        *_columns(_TEXT, "name", "digest", "role", "created_by"),
+        *_columns(_TEXT, "kind", "name", "digest", "role", "created_by"),
         *_columns(_DOCUMENT, "scopes"),
         *_columns(_INSTANT, "created_at", "expires_at"),
+        *_columns(_ID, "parent_id", nullable=True),
         *_columns(_INSTANT, "last_used_at", "revoked_at", nullable=True),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("digest"),
