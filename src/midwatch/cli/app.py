@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from midwatch.lifecycle import Liveness
     from midwatch.logs import Log
     from midwatch.monitor.loop import MonitorLoop
+    from midwatch.notify.notifier import Notifier
     from midwatch.provider import ApiAccess
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
@@ -127,7 +128,7 @@ def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     """Return the secrets that this process knows, without those of its subjects."""
     from midwatch.store.engine import parse_database
 
-    known = [environ.get("ANTHROPIC_API_KEY", "")]
+    known = [environ.get("ANTHROPIC_API_KEY", ""), *settings.notifications.secrets()]
     try:
         known.append(api_key(settings, environ) or "")
         access = api_access(settings, environ)
@@ -184,6 +185,21 @@ class App:
             log=self.log,
             name=f"monitor {process_name()}",
             links=self.links,
+        )
+
+    def notifier(self) -> Notifier | None:
+        """Return what tells people of tickets; None without a route. Raises SettingsError for wrong settings."""
+        if not self.settings.notifications.routes:
+            return None
+        from midwatch.notify.setup import open_notifier
+
+        return open_notifier(
+            self.settings,
+            self.store,
+            self.redactor,
+            self.log,
+            self.model.environ,
+            f"notifier {process_name()}",
         )
 
     def investigator(self) -> Investigator:
@@ -292,6 +308,7 @@ async def open_app(
     """
     from midwatch.agent.links import Links
     from midwatch.logs import forward_library_logs, open_log
+    from midwatch.received import TakesAlerts
     from midwatch.redaction import Redactor
     from midwatch.store.sql import open_store
     from midwatch.subjects.base import build_subjects, dependencies
@@ -311,6 +328,9 @@ async def open_app(
     store = await open_store(
         settings.database, create=create, renewed=renewed if create else None
     )
+    for subject in subjects:
+        if isinstance(subject, TakesAlerts):
+            subject.read_pushed_from(store)
     gatherer = _gatherer(subjects, redactor, store, links)
     model = ModelFromKey(settings, edge.environ)
     gc.enable()  # `main` turned it off for the start

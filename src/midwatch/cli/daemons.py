@@ -6,8 +6,8 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -179,8 +179,28 @@ async def _up(edge: Edge) -> None:
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
             opened.log.info("started", subjects=len(opened.subjects))
-            await run_both(opened, stop)
+            async with notifying(opened, stop):
+                await run_both(opened, stop)
             opened.log.info("stopped", reason=stop.reason)
+
+
+@asynccontextmanager
+async def notifying(opened: App, stop: StopEvent) -> AsyncIterator[None]:
+    """Tell people of tickets while the block runs, if the settings have a route; the stop is set at its end.
+
+    Raises SettingsError if the settings of notifications are wrong.
+    """
+    notifier = opened.notifier()
+    if notifier is None:
+        yield
+        return
+    task = asyncio.create_task(notifier.run(stop), name="notifier")
+    opened.log.info("notifier started", routes=len(notifier.routes.routes))
+    try:
+        yield
+    finally:
+        stop.set("the process ends")
+        await task
 
 
 async def run_both(opened: App, stop: StopEvent) -> None:

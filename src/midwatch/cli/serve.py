@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 import typer
 
 from midwatch.cli.app import App, Edge, open_app
-from midwatch.cli.daemons import end_in
+from midwatch.cli.daemons import end_in, notifying
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import StopEvent, SystemClock, stop_on_signals
 
@@ -46,7 +46,7 @@ async def _serve(edge: Edge) -> None:
     async with open_app(edge, sys.stdout, create=True) as opened:
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
-            async with served(edge, opened, stop):
+            async with notifying(opened, stop), served(edge, opened, stop):
                 await stop.wait()
             opened.log.info("server stopped", reason=stop.reason)
 

@@ -167,14 +167,16 @@ def claim_delivery(
             attempts=deliveries.c.attempts + 1,
         )
     )
-    claimed = tuple(replace(d, attempts=d.attempts + 1) for d in map(_delivery_of, rows))
+    claimed = tuple(
+        replace(d, attempts=d.attempts + 1) for d in map(_delivery_of, rows)
+    )
     return DeliveryClaim(
         token,
         target,
         first.thread,
         claimed,
         thread_reference(tx, target, first.thread),
-        _tickets_of(tx, target, first.thread),
+        _tickets_of(tx, target, first.thread, claimed),
         tx.now,
     )
 
@@ -213,7 +215,10 @@ def thread_reference(tx: Transaction, target: str, thread: str) -> Json:
     return {} if row is None else dict(row.reference)
 
 
-def _tickets_of(tx: Transaction, target: str, thread: str) -> tuple[Ticket, ...]:
+def _tickets_of(
+    tx: Transaction, target: str, thread: str, claimed: Sequence[Delivery]
+) -> tuple[Ticket, ...]:
+    """Return the tickets of what was claimed, and others of the thread, the most urgent first."""
     column = deliveries.c
     ids = select(column.ticket_id).where(
         column.target == target, column.thread == thread, column.ticket_id.is_not(None)
@@ -221,10 +226,17 @@ def _tickets_of(tx: Transaction, target: str, thread: str) -> tuple[Ticket, ...]
     rows = tx.all(
         select_tickets()
         .where(tickets.c.id.in_(ids))
-        .order_by(tickets.c.severity, tickets.c.id)
+        .order_by(
+            tickets.c.status == TicketStatus.RESOLVED.value,
+            tickets.c.severity,
+            tickets.c.id,
+        )
         .limit(_MOST_TICKETS)
     )
-    return tuple(map(ticket_of, rows))
+    found = {row.id: ticket_of(row) for row in rows}
+    mine = {one.ticket_id for one in claimed if one.ticket_id is not None}
+    found |= tickets_by_id(tx, mine - found.keys())
+    return tuple(sorted(found.values(), key=lambda one: (one.severity, one.id)))
 
 
 def finish_delivery(tx: Transaction, claim: DeliveryClaim, end: DeliveryEnd) -> bool:

@@ -20,8 +20,9 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import api_tokens, cycles, feed, memory, queue
+from midwatch.store import api_tokens, cycles
 from midwatch.store import deliveries as delivery_functions
+from midwatch.store import feed, memory, queue, received_alerts
 from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
@@ -122,6 +123,7 @@ class SqlStore(TransactionalStore):
     # People.
     ticket = read(ticket_functions.ticket)
     tickets = read(ticket_functions.list_tickets)
+    version = read(ticket_functions.version)
     history = read(ticket_functions.history)
     diagnosis = read(ticket_functions.diagnosis)
     briefs = read(ticket_functions.briefs)
@@ -134,6 +136,11 @@ class SqlStore(TransactionalStore):
     open_ticket = write(cycles.open_ticket)
     update_diagnosis = write(ticket_functions.update_diagnosis)
     stats = read(ticket_functions.stats)
+
+    # Pushed alerts.
+    receive = write(received_alerts.receive)
+    pushed_alerts = read(received_alerts.pushed_alerts)
+    forget_alerts = write(received_alerts.forget_alerts)
 
     # The feed of changes.
     changes = read(feed.changes)
