@@ -191,7 +191,7 @@ class App:
         """Return what tells people of tickets; None without a route. Raises SettingsError for wrong settings."""
         if not self.settings.notifications.routes:
             return None
-        from midwatch.notify.setup import open_notifier
+        from midwatch.notify.notifier_setup import open_notifier
 
         return open_notifier(
             self.settings,

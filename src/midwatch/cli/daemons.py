@@ -194,6 +194,7 @@ async def notifying(opened: App, stop: StopEvent) -> AsyncIterator[None]:
     if notifier is None:
         yield
         return
+    await notifier.check()
     task = asyncio.create_task(notifier.run(stop), name="notifier")
     opened.log.info("notifier started", routes=len(notifier.routes.routes))
     try:

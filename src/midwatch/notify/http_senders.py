@@ -122,8 +122,6 @@ class WebhookSender:
         clock: The source of time for the signature.
     """
 
-    limits = Limits("text")
-
     def __init__(
         self,
         url: str,
@@ -136,6 +134,9 @@ class WebhookSender:
         self._url, self._secret = url, secret
         self._poster = HttpPoster(timeout, what)
         self._clock = clock or SystemClock()
+
+    async def limits(self) -> Limits:
+        return Limits("text")
 
     async def send(self, message: Message, reference: Reference) -> Json | None:
         await self.post(message.key, message.document())
@@ -160,11 +161,12 @@ class PagerDutySender:
     https://developer.pagerduty.com/docs/send-alert-event
     """
 
-    limits = Limits("text", 1000, 10_000)
-
     def __init__(self, settings: PagerDutyTarget, timeout: float) -> None:
         self._settings = settings
         self._poster = HttpPoster(timeout, "PagerDuty")
+
+    async def limits(self) -> Limits:
+        return Limits("text", 1000, 10_000)
 
     async def send(self, message: Message, reference: Reference) -> Json | None:
         told = str(reference.get("status") or "")
@@ -213,11 +215,12 @@ class OpsgenieSender:
     https://docs.opsgenie.com/docs/alert-api
     """
 
-    limits = Limits("text", 130, 15_000)
-
     def __init__(self, settings: OpsgenieTarget, timeout: float) -> None:
         self._settings = settings
         self._poster = HttpPoster(timeout, "Opsgenie")
+
+    async def limits(self) -> Limits:
+        return Limits("text", 130, 15_000)
 
     async def send(self, message: Message, reference: Reference) -> Json | None:
         told = str(reference.get("status") or "")

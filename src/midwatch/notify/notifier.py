@@ -9,8 +9,9 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
-from midwatch.errors import MidwatchError
+from midwatch.errors import MidwatchError, SettingsError, TemporaryError
 from midwatch.lifecycle import Backoff, Clock, StopEvent, SystemClock, cancel, first
 from midwatch.logs import Log, quiet_log
 from midwatch.model import Diagnosis, Ticket
@@ -89,6 +90,12 @@ class Notifier:
         self._changed = asyncio.Event()
         self._stopping = False
         store.on_change(self._changed.set)
+
+    async def check(self) -> None:
+        """Raise SettingsError for a target that cannot be used."""
+        for sender in self._senders.values():
+            with suppress(TemporaryError):
+                await sender.limits()
 
     async def run(self, stop: StopEvent) -> None:
         """Follow and send until `stop` is set. Errors of targets and of the store are logged, never raised."""
@@ -260,10 +267,10 @@ class Notifier:
                 DeliveryEnd(**known, error=text, given_up=True, actor=self.name),
                 0.0,
             )
-        except SendFailed as error:
+        except (SendFailed, SettingsError) as error:
             self._failed(claim, error)
             self._count(claim.target, "failed")
-            wait = self._wait(error, backoff)
+            wait = self._wait(getattr(error, "retry_after", None), backoff)
             return DeliveryEnd(**known, error=self._error(error), retry_in=wait), wait
         backoff.reset()
         if self.failing.pop(claim.target, None):
@@ -296,16 +303,16 @@ class Notifier:
             claim.thread, shown, wanted, await self._diagnoses(shown), claim.at
         )
         key = f"midwatch-{wanted[0].dedup_key}"
-        return self._writer.write(key, view, sender.limits, digest=digest)
+        return self._writer.write(key, view, await sender.limits(), digest=digest)
 
     async def _diagnoses(self, tickets: list[Ticket]) -> dict[int, Diagnosis]:
         ids = dict.fromkeys(one.diagnosis_id for one in tickets if one.diagnosis_id)
         return {id_: await self.store.diagnosis(id_) for id_ in list(ids)[:3]}
 
-    def _wait(self, error: SendFailed, backoff: Backoff) -> float:
+    def _wait(self, least: float | None, backoff: Backoff) -> float:
         """Return the seconds until the next attempt: with jitter, and no less than the service asks for."""
         wait = backoff.next() * (0.75 + 0.5 * self._random())
-        return max(wait, error.retry_after or 0.0)
+        return max(wait, least or 0.0)
 
     def _error(self, error: MidwatchError) -> str:
         return one_line(self._redactor.text(error.one_line()), 300)

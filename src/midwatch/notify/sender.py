@@ -22,9 +22,11 @@ class SendRefused(PermanentError):
 
 
 class Sender(Protocol):
-    """Sends messages to one target. `limits` are those of its service."""
+    """Sends messages to one target."""
 
-    limits: Limits
+    async def limits(self) -> Limits:
+        """Return the markup and the limits of its service. Raises SettingsError for a target that cannot be used."""
+        ...
 
     async def send(self, message: Message, reference: Reference) -> Json | None:
         """Send a message, or edit what was sent before.

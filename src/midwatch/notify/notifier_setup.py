@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 
+from midwatch.errors import SettingsError
 from midwatch.logs import Log
 from midwatch.notification_settings import NotificationSettings, TargetSettings
+from midwatch.notify.blocking_senders import (
+    AppriseSender,
+    BlockingCall,
+    SlackSender,
+)
 from midwatch.notify.http_senders import (
     OpsgenieSender,
     PagerDutySender,
@@ -51,6 +58,15 @@ def open_notifier(
     )
 
 
+def _need(package: str) -> None:
+    if find_spec(package) is None:
+        raise SettingsError(
+            f"the package {package} is not installed",
+            path="notifications.targets",
+            hint="pip install 'midwatch[notify]'",
+        )
+
+
 def sender(
     target: TargetSettings, settings: NotificationSettings, environ: Mapping[str, str]
 ) -> Sender:
@@ -58,6 +74,13 @@ def sender(
     timeout = settings.timeout
     if target.webhook is not None:
         return WebhookSender(target.webhook.url, target.webhook.secret, timeout)
+    call = BlockingCall(timeout, environ)
+    if target.slack is not None:
+        _need("slack_sdk")
+        return SlackSender(target.slack, call, timeout)
+    if target.apprise is not None:
+        _need("apprise")
+        return AppriseSender(target.apprise, call, target.name)
     if target.pagerduty is not None:
         return PagerDutySender(target.pagerduty, timeout)
     assert target.opsgenie is not None  # a target has one service
