@@ -189,7 +189,8 @@ class App:
 
     def notifier(self) -> Notifier | None:
         """Return what tells people of tickets; None without a route. Raises SettingsError for wrong settings."""
-        if not self.settings.notifications.routes:
+        chosen = self.settings.notifications
+        if not chosen.routes and not chosen.callback_hosts:
             return None
         from midwatch.notify.notifier_setup import open_notifier
 

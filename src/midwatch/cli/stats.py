@@ -37,6 +37,7 @@ class Figures:
     budget: float | None
     pauses: list[Pause]
     daemons: list[Daemon]
+    deliveries: dict[str, int]
 
 
 @app.command()
@@ -69,6 +70,7 @@ async def _read(edge: Edge, period: float) -> Figures:
             settings.agent.daily_budget_usd,
             await store.pauses(),
             await store.daemons(alive_within(settings)),
+            await store.delivery_counts(period),
         )
 
 
@@ -91,6 +93,7 @@ def _stats_document(figures: Figures) -> Json:
         "seconds_to_confirm": stats.to_confirm,
         "seconds_to_diagnose": stats.to_diagnose,
         "seconds_to_resolve": stats.to_resolve,
+        "notifications": figures.deliveries,
         "outcomes": dict(stats.outcomes),
         "usage": stats.usage,
         "cost_usd": stats.cost_usd,
@@ -135,6 +138,8 @@ def _show(output: Output, figures: Figures) -> None:
         ("cost", f"${stats.cost_usd:.2f}"),
         ("today", f"${figures.spent_today:.2f} {budget}"),
     ]
+    if figures.deliveries:
+        rows.append(("notifications", _deliveries(figures.deliveries)))
     for pause in figures.pauses:
         reason = one_line(pause.reason, 300)
         rows.append(
@@ -147,6 +152,24 @@ def _show(output: Output, figures: Figures) -> None:
     if not figures.daemons:
         rows.append(("running", "no daemon"))
     output.pairs(rows, indent=18)
+
+
+_STATES = {
+    "sent": "sent",
+    "due": "waiting",
+    "planned": "planned for later",
+    "dropped": "not needed any more",
+    "given_up": "given up",
+}
+
+
+def _deliveries(counts: dict[str, int]) -> str:
+    named = (
+        f"{counts[state]} {text}"
+        for state, text in _STATES.items()
+        if counts.get(state)
+    )
+    return ", ".join(named)
 
 
 def _ended(stats: Stats) -> str:

@@ -16,11 +16,13 @@ from midwatch.lifecycle import Backoff, Clock, StopEvent, SystemClock, cancel, f
 from midwatch.logs import Log, quiet_log
 from midwatch.model import Diagnosis, Ticket
 from midwatch.notification_settings import NotificationSettings
+from midwatch.notify.callbacks import Callbacks
 from midwatch.notify.incident import IncidentViews
 from midwatch.notify.message import Message, Writer
 from midwatch.notify.routes import DIGEST, EVENT_OF, Routes, plan
 from midwatch.notify.sender import Sender, SendFailed, SendRefused
 from midwatch.redaction import Redactor
+from midwatch.store.deliveries import CALLBACK
 from midwatch.store.on_call import (
     Delivery,
     DeliveryClaim,
@@ -83,6 +85,7 @@ class Notifier:
         self._views = IncidentViews(self._redactor, base_url)
         self._clock = clock or SystemClock()
         self._log = log or quiet_log()
+        self._callbacks = Callbacks(store, self.settings, self._redactor, self._clock)
         self._writer = Writer(self.settings.templates, self._log)
         self._random = random
         self._lanes: dict[str, asyncio.Task[None]] = {}
@@ -199,10 +202,10 @@ class Notifier:
                     return
         except MidwatchError as error:
             self._log.warning(
-                "notifications wait", target=target, error=error.one_line()
+                "notifications wait", target=target_name(target), error=error.one_line()
             )
         except Exception:  # a bug here must not end the other lanes
-            self._log.exception("notifications failed", target=target)
+            self._log.exception("notifications failed", target=target_name(target))
             await self._clock.sleep(backoff.next())
 
     async def deliver(self, target: str, backoff: Backoff) -> float | None:
@@ -222,7 +225,7 @@ class Notifier:
         end, pause = await self._attempt(claim, backoff)
         if not await self.store.finish_delivery(claim, end):
             self._log.warning(
-                "a notification took longer than its lease", target=target
+                "a notification took longer than its lease", target=target_name(target)
             )
         if end.error is not None and not end.given_up:
             dropped = await self.store.give_up_deliveries(
@@ -243,7 +246,7 @@ class Notifier:
             ticket = tickets.get(one.ticket_id or 0)
             if ticket is None or (why := _outdated(one, ticket)):
                 dropped.setdefault(why if ticket else "no ticket", []).append(one.id)
-            elif ticket.silenced_at(claim.at):
+            elif one.route != CALLBACK and ticket.silenced_at(claim.at):
                 postponed.append(one.id)
             else:
                 wanted.append(one)
@@ -252,13 +255,8 @@ class Notifier:
         if not wanted:
             self._count(claim.target, "dropped", len(claim.deliveries) - len(postponed))
             return DeliveryEnd(**known, postpone_for=_SILENT), 0.0
-        sender = self._senders.get(claim.target)
         try:
-            if sender is None:
-                raise SendRefused(f"there is no target {claim.target} in the settings")
-            message = await self._message(claim, wanted, sender)
-            known_as = {} if claim.thread.startswith(DIGEST) else claim.reference
-            reference = await sender.send(message, known_as)
+            reference = await self._send(claim, wanted)
         except SendRefused as error:
             self._failed(claim, error)
             self._count(claim.target, "given_up", len(ids))
@@ -273,8 +271,9 @@ class Notifier:
             wait = self._wait(getattr(error, "retry_after", None), backoff)
             return DeliveryEnd(**known, error=self._error(error), retry_in=wait), wait
         backoff.reset()
-        if self.failing.pop(claim.target, None):
-            self._log.info("notifications are sent again", target=claim.target)
+        name = target_name(claim.target)
+        if self.failing.pop(name, None):
+            self._log.info("notifications are sent again", target=name)
         if reference is None:
             self._count(claim.target, "dropped", len(ids))
             dropped.setdefault("nothing new", []).extend(ids)
@@ -282,12 +281,26 @@ class Notifier:
         self._count(claim.target, "sent", len(ids))
         self._log.info(
             "notification sent",
-            target=claim.target,
+            target=name,
             thread=claim.thread,
-            events=sorted(message.events),
+            events=sorted({one.event for one in wanted}),
         )
         end = DeliveryEnd(**known, sent=ids, reference=reference, postpone_for=_SILENT)
         return end, 0.0
+
+    async def _send(
+        self, claim: DeliveryClaim, wanted: list[Delivery]
+    ) -> Mapping[str, object] | None:
+        """Send what is wanted of a claim. Raises SendFailed, SendRefused, SettingsError."""
+        if wanted[0].route == CALLBACK:
+            await self._callbacks.send(wanted[0], claim.tickets[0])
+            return {}
+        sender = self._senders.get(claim.target)
+        if sender is None:
+            raise SendRefused(f"there is no target {claim.target} in the settings")
+        message = await self._message(claim, wanted, sender)
+        digest = claim.thread.startswith(DIGEST)
+        return await sender.send(message, {} if digest else claim.reference)
 
     async def _message(
         self, claim: DeliveryClaim, wanted: list[Delivery], sender: Sender
@@ -319,17 +332,23 @@ class Notifier:
 
     def _failed(self, claim: DeliveryClaim, error: MidwatchError) -> None:
         text = self._error(error)
-        self.failing[claim.target] = text
+        name = target_name(claim.target)
+        self.failing[name] = text
         self._log.warning(
             "notification not sent",
-            target=claim.target,
+            target=name,
             thread=claim.thread,
             attempt=max(one.attempts for one in claim.deliveries),
             error=text,
         )
 
     def _count(self, target: str, result: str, number: int = 1) -> None:
-        self.results[target, result] += number
+        self.results[target_name(target), result] += number
+
+
+def target_name(target: str) -> str:
+    """Return what a target is called in logs and metrics: a callback is not shown with its whole address."""
+    return CALLBACK if "://" in target else target
 
 
 def _outdated(delivery: Delivery, ticket: Ticket) -> str:

@@ -19,6 +19,7 @@ from midwatch.notify.http_senders import (
     WebhookSender,
 )
 from midwatch.notify.notifier import Notifier
+from midwatch.notify.preview import Previewer
 from midwatch.notify.routes import Routes
 from midwatch.notify.sender import Sender
 from midwatch.redaction import Redactor
@@ -44,7 +45,7 @@ def open_notifier(
     Raises SettingsError for wrong matchers or templates, and for a package that is not installed.
     """
     chosen = settings.notifications
-    if not chosen.routes:
+    if not chosen.routes and not chosen.callback_hosts:
         return None
     senders = {one.name: sender(one, chosen, environ) for one in chosen.targets}
     return Notifier(
@@ -55,6 +56,26 @@ def open_notifier(
         base_url=settings.server.url,
         log=log,
         name=name,
+    )
+
+
+def open_previewer(
+    settings: Settings, store: Store, redactor: Redactor, environ: Mapping[str, str]
+) -> Previewer:
+    """Return what shows messages. Raises SettingsError without a target, and as `open_notifier` does."""
+    chosen = settings.notifications
+    if not chosen.targets:
+        raise SettingsError(
+            "there is no target",
+            path="notifications.targets",
+            hint="name one and a route to it, see docs/notifications.md",
+        )
+    return Previewer(
+        store,
+        Routes.from_settings(chosen, kinds_of(settings)),
+        {one.name: sender(one, chosen, environ) for one in chosen.targets},
+        redactor,
+        settings.server.url,
     )
 
 

@@ -29,6 +29,8 @@ EVENT_OF = {
     "hold": "held_too_long",
 }
 """The event that a change of a ticket is, by its action. Other changes are told to nobody."""
+_ASKED_FOR = "investigation"
+"""The invariant of tickets that somebody asked for: who asked is called back, and nobody else is told."""
 DIGEST = "digest "
 """What the thread of a digest begins with; the name of its route follows."""
 
@@ -150,7 +152,7 @@ def plan(
     for change in changes:
         event = EVENT_OF.get(change.action)
         ticket = tickets.get(change.ticket_id)
-        if event is None or ticket is None:
+        if event is None or ticket is None or ticket.key.invariant == _ASKED_FOR:
             continue
         new = list(_of_change(change, event, ticket, known, routes, now))
         known += [

@@ -40,6 +40,8 @@ _MOST_AT_ONCE = 500
 """Deliveries of one message."""
 _MOST_TICKETS = 50
 """Tickets of a thread that a message can show."""
+CALLBACK = "callback"
+"""The route of what calls back the one who asked for an investigation; its target is a URL."""
 TIMED = ("escalated", "held_too_long")
 """Events that are written before they come true; a thread is not told of one until it is sent."""
 _later = deliveries.alias("later")
@@ -66,6 +68,7 @@ def told(tx: Transaction, ids: Collection[int]) -> list[Told]:
             select(column.ticket_id, column.route, column.target, column.thread)
             .where(
                 column.ticket_id.in_(some),
+                column.route != CALLBACK,
                 or_(
                     column.state.in_(("sent", "given_up")),
                     and_(column.state == "due", column.event.not_in(TIMED)),
