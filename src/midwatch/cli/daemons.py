@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner
     from midwatch.lifecycle import Liveness
     from midwatch.monitor.loop import MonitorLoop
+    from midwatch.notify.notifier import Notifier
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
 
@@ -72,11 +73,17 @@ def _served(
     *,
     monitor: MonitorLoop | None = None,
     agent: AgentRunner | None = None,
+    notifier: Notifier | None = None,
 ) -> AbstractAsyncContextManager[object]:
     from midwatch.cli.metrics import metrics_served
 
     return metrics_served(
-        opened.settings.metrics, opened.log, progress, monitor=monitor, agent=agent
+        opened.settings.metrics,
+        opened.log,
+        progress,
+        monitor=monitor,
+        agent=agent,
+        notifier=notifier,
     )
 
 
@@ -179,36 +186,41 @@ async def _up(edge: Edge) -> None:
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
             opened.log.info("started", subjects=len(opened.subjects))
-            async with notifying(opened, stop):
-                await run_both(opened, stop)
+            async with notifying(opened, stop) as notifier:
+                await run_both(opened, stop, notifier)
             opened.log.info("stopped", reason=stop.reason)
 
 
 @asynccontextmanager
-async def notifying(opened: App, stop: StopEvent) -> AsyncIterator[None]:
+async def notifying(opened: App, stop: StopEvent) -> AsyncIterator[Notifier | None]:
     """Tell people of tickets while the block runs, if the settings have a route; the stop is set at its end.
 
     Raises SettingsError if the settings of notifications are wrong.
     """
     notifier = opened.notifier()
     if notifier is None:
-        yield
+        yield None
         return
     await notifier.check()
     task = asyncio.create_task(notifier.run(stop), name="notifier")
     opened.log.info("notifier started", routes=len(notifier.routes.routes))
     try:
-        yield
+        yield notifier
     finally:
         stop.set("the process ends")
         await task
 
 
-async def run_both(opened: App, stop: StopEvent) -> None:
+async def run_both(
+    opened: App, stop: StopEvent, notifier: Notifier | None = None
+) -> None:
     """Run monitor and agent until the stop."""
     monitor = opened.monitor()
     agent = opened.agent(monitor.progress)
-    async with _served(opened, monitor.progress, monitor=monitor, agent=agent):
+    served = _served(
+        opened, monitor.progress, monitor=monitor, agent=agent, notifier=notifier
+    )
+    async with served:
         async with asyncio.TaskGroup() as group:
             group.create_task(monitor.run(stop), name="monitor")
             group.create_task(agent.run(stop), name="agent")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from midwatch.agent.runner import AgentRunner, PauseReason
 from midwatch.errors import SettingsError
@@ -20,6 +20,9 @@ from midwatch.monitor.loop import MonitorLoop
 from midwatch.monitor.subject import Result
 from midwatch.settings import MetricsSettings
 from midwatch.store.protocol import notice_of
+
+if TYPE_CHECKING:
+    from midwatch.notify.notifier import Notifier
 
 _CYCLES = Family(
     "midwatch_monitor_cycles_total",
@@ -101,6 +104,21 @@ _CLAIMED_AT = Family(
 )
 AGENT = (_DIAGNOSES, _SPENT, _PAUSED, _PAUSES, _CLAIMED_AT)
 
+_DELIVERIES = Family(
+    "midwatch_notify_deliveries_total",
+    "counter",
+    "Notifications by target and result: sent, failed (an attempt), given_up, dropped (no need any more).",
+    ("target", "result"),
+)
+_FAILING = Family(
+    "midwatch_notify_target_failing",
+    "gauge",
+    "1 while the last attempt to reach the target failed.",
+    ("target",),
+)
+NOTIFIER = (_DELIVERIES, _FAILING)
+_RESULTS = ("sent", "failed", "given_up", "dropped")
+
 _OUTCOMES = (
     "answered",
     "refused",
@@ -151,6 +169,14 @@ def agent_samples(agent: AgentRunner) -> Iterator[Sample]:
         yield _CLAIMED_AT(agent.last_success.timestamp())
 
 
+def notifier_samples(notifier: Notifier) -> Iterator[Sample]:
+    """Return the values of a notifier."""
+    for target in notifier.targets:
+        for result in _RESULTS:
+            yield _DELIVERIES(notifier.results[target, result], target, result)
+        yield _FAILING(target in notifier.failing, target)
+
+
 @contextlib.asynccontextmanager
 async def metrics_served(
     settings: MetricsSettings,
@@ -159,6 +185,7 @@ async def metrics_served(
     *,
     monitor: MonitorLoop | None = None,
     agent: AgentRunner | None = None,
+    notifier: Notifier | None = None,
 ) -> AsyncIterator[str | None]:
     """Serve `/metrics` and `/healthz` while the block runs, if the settings name a port. Yields the address."""
     if settings.port is None:
@@ -181,10 +208,13 @@ async def metrics_served(
             yield from monitor_samples(monitor)
         if agent is not None:
             yield from agent_samples(agent)
+        if notifier is not None:
+            yield from notifier_samples(notifier)
 
     served = monitor or agent
     assert served is not None
     families = (MONITOR if monitor else ()) + (AGENT if agent else ())
+    families += NOTIFIER if notifier else ()
     pages = {
         "/healthz": health(progress, lambda: notice_of(served.store)),
         "/metrics": Exposition(families, read).page,

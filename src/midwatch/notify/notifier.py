@@ -94,6 +94,12 @@ class Notifier:
         self._stopping = False
         store.on_change(self._changed.set)
 
+    @property
+    def targets(self) -> list[str]:
+        """The names of the targets, as metrics and logs have them."""
+        callbacks = [CALLBACK] if self.settings.callback_hosts else []
+        return [*self._senders, *callbacks]
+
     async def check(self) -> None:
         """Raise SettingsError for a target that cannot be used."""
         for sender in self._senders.values():

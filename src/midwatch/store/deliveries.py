@@ -98,7 +98,8 @@ def _move(tx: Transaction, name: str, before: Cursor | None, after: Cursor) -> b
     values: Json = {"audit_id": after.audit_id, "updated_at": tx.now}
     if before is None:
         insert = tx._insert(cursors).values({"name": name, **values})
-        return tx.execute(insert.on_conflict_do_nothing()).rowcount == 1
+        new = insert.on_conflict_do_nothing().returning(cursors.c.name)
+        return tx.one(new) is not None
     moved = tx.execute(
         update(cursors)
         .where(cursors.c.name == name, cursors.c.audit_id == before.audit_id)
@@ -155,6 +156,8 @@ def claim_delivery(
     rows = tx.all(
         _claimable(tx, target)
         .where(deliveries.c.thread == first.thread)
+        .order_by(None)
+        .order_by(deliveries.c.id)
         .limit(_MOST_AT_ONCE)
     )
     if not rows:  # on PostgreSQL another process has claimed it between the two

@@ -27,6 +27,7 @@ from midwatch.testing.store_conformance import (
     feed,
     incidents,
     integrations,
+    notifications,
     text,
     tickets,
 )
@@ -45,6 +46,7 @@ CHECKS: tuple[Check, ...] = (
     *claims.CHECKS,
     *daemons.CHECKS,
     *feed.CHECKS,
+    *notifications.CHECKS,
     *text.CHECKS,
     *api_tokens.CHECKS,
 )
