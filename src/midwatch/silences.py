@@ -172,6 +172,7 @@ OWN_LABELS = ("subject", "kind", "invariant", "component", "severity")
 _LABEL_FACT = "label_"
 NEVER_SILENT = frozenset({"investigation"})
 """Invariants that no silence keeps silent: somebody asked, and waits for the answer."""
+_NAME = "alertname"  # a fact and a label of an alert
 
 
 def labels_of(key: Key, severity: Severity, facts: Facts, kind: str = "") -> Labels:
@@ -190,7 +191,9 @@ def labels_of(key: Key, severity: Severity, facts: Facts, kind: str = "") -> Lab
         "component": key.component,
         "severity": severity.label,
     }
+    named = {_NAME: str(facts[_NAME])} if facts.get(_NAME) else {}
     return {
+        **named,
         **{
             name.removeprefix(_LABEL_FACT): str(value)
             for name, value in facts.items()

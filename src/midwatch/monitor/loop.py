@@ -129,8 +129,9 @@ class MonitorLoop:
         cycle, began = Cycle(1, unsaved=1), self.clock.monotonic()
         try:
             cycle = await monitor.cycle()
-            if cycle.opened and self.first_aid is not None:
-                await self.first_aid.give(cycle.opened, cycle.changed)
+            new = (*cycle.opened, *cycle.found)
+            if new and self.first_aid is not None:
+                await self.first_aid.give(new, cycle.changed)
                 await monitor.join_linked()
         except MidwatchError as error:
             self.log.warning("first aid not saved", error=error.one_line())

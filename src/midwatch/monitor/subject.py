@@ -13,7 +13,7 @@ from midwatch.agent.links import Links
 from midwatch.errors import MidwatchError, StaleWatch
 from midwatch.lifecycle import Clock, first
 from midwatch.logs import Log
-from midwatch.model import Json, Key, Observation, Severity, Ticket
+from midwatch.model import UNDIAGNOSED, Json, Key, Observation, Severity, Ticket
 from midwatch.monitor.rules import (
     UNOBSERVABLE,
     WHOLE_SUBJECT,
@@ -60,7 +60,8 @@ class Cycle:
     """What one cycle did, for one subject or for all of them.
 
     `seconds` is its wall time. `changed` is filled where tickets opened: it lists what differs from
-    when every invariant held. `silenced` counts the violations that a silence keeps from opening a ticket.
+    when every invariant held. `found` are tickets that pushed alerts opened since the cycle before. `silenced` counts the
+    violations that a silence keeps from opening a ticket.
     """
 
     subjects: int = 0
@@ -72,6 +73,7 @@ class Cycle:
     seconds: float = 0.0
     changed: str = ""
     silenced: int = 0
+    found: tuple[Ticket, ...] = ()
 
 
 Result = Literal["observed", "unobservable", "unsaved"]
@@ -145,6 +147,8 @@ class SubjectMonitor:
         self._linked_to: frozenset[str] = frozenset()
         self._spoiled_since: float | None = None
         self._stuck: asyncio.Task[Poll] | None = None
+        self._takes_alerts = isinstance(subject, TakesAlerts)
+        self._found: dict[Key, Ticket] = {}
 
     async def cycle(self) -> Cycle:
         """Poll once and save what changed. What cannot be saved is computed again in the next cycle."""
@@ -168,7 +172,16 @@ class SubjectMonitor:
 
     async def _load(self) -> Watch:
         self._watch = watch = await self.store.watch(self.subject.name, self.kind)
-        self.tickets = by_key(watch.tickets)
+        known, self.tickets = self.tickets, by_key(watch.tickets)
+        if self._takes_alerts:
+            seen = {ticket.id for ticket in known.values()}
+            self._found |= {
+                key: ticket
+                for key, ticket in self.tickets.items()
+                if ticket.id not in seen
+                and ticket.status in UNDIAGNOSED
+                and ticket.first_aid is None
+            }
         self._unavailable_for = Counter(watch.state.get(_UNSEEN, {}))
         self._set_time(watch.now)
         self._carry_silenced(watch)
@@ -391,7 +404,7 @@ class SubjectMonitor:
                 return await self._write(watch, poll, self._check(watch, poll))
             except StaleWatch:
                 self._watch = None
-            if isinstance(self.subject, TakesAlerts):
+            if self._takes_alerts:
                 # What was pushed meanwhile is not in the observation: its ticket would be resolved.
                 again = await self._poll_awake(await self._load())
                 if again is None:
@@ -451,6 +464,7 @@ class SubjectMonitor:
             resolved=len(changes.resolved),
             changed=changed,
             silenced=len(self.silent),
+            found=self._take_found(),
         )
 
     def _silence(
@@ -471,6 +485,12 @@ class SubjectMonitor:
             for one in found.silent
         )
         return replace(found, silent=safe)
+
+    def _take_found(self) -> tuple[Ticket, ...]:
+        """Return, once, the unresolved tickets that pushed alerts opened and that have no first aid."""
+        found = [one for key, one in self._found.items() if key in self.tickets]
+        self._found = {}
+        return tuple(found)
 
     def _changed_since_baseline(self, now: Observation | None) -> str:
         baseline = self._baselines.oldest
