@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from midwatch.store.protocol import Store
     from midwatch.subjects.base import Subject
     from midwatch.subjects.tools import Tool
+    from midwatch.telemetry import Telemetry
 
 T = TypeVar("T")
 _MOST_OPEN = 200
@@ -152,6 +153,7 @@ class App:
     gatherer: ContextGatherer
     model: ModelFromKey
     log: Log
+    telemetry: Telemetry
 
     def monitor(self) -> MonitorLoop:
         """Return the monitor of all subjects. Raises SettingsError if there are none."""
@@ -184,6 +186,7 @@ class App:
             log=self.log,
             name=f"monitor {process_name()}",
             links=self.links,
+            telemetry=self.telemetry,
         )
 
     def investigator(self) -> Investigator:
@@ -206,7 +209,7 @@ class App:
             return more
 
         settings = self.settings.investigation
-        return Investigator(self.gatherer, subjects, settings, around)
+        return Investigator(self.gatherer, subjects, settings, around, self.telemetry)
 
     def agent(
         self,
@@ -232,6 +235,7 @@ class App:
             progress=progress,
             investigator=self.investigator(),
             trace=trace,
+            telemetry=self.telemetry,
         )
 
 
@@ -296,6 +300,7 @@ async def open_app(
     from midwatch.redaction import Redactor
     from midwatch.store.sql import open_store
     from midwatch.subjects.base import build_subjects, dependencies
+    from midwatch.telemetry import open_telemetry
 
     settings = edge.settings()
     subjects = build_subjects(settings.subjects)
@@ -304,7 +309,9 @@ async def open_app(
     redactor = Redactor(
         [*known, *(secret for subject in subjects for secret in subject.secrets)]
     )
-    log = open_log(settings.log, log_to, redactor)
+    telemetry = open_telemetry(settings.telemetry, redactor)
+    log = open_log(settings.log, log_to, redactor, telemetry.trace_ids)
+    telemetry.report_to(log)
 
     def renewed(what: str) -> None:
         log.error("database made again", reason=what)
@@ -320,12 +327,23 @@ async def open_app(
     gc.enable()  # `main` turned it off for the start
     forward_library_logs(log)
     try:
-        yield App(settings, store, subjects, redactor, links, gatherer, model, log)
+        yield App(
+            settings,
+            store,
+            subjects,
+            redactor,
+            links,
+            gatherer,
+            model,
+            log,
+            telemetry,
+        )
     finally:
         for subject in subjects:
             await subject.close()
         await model.close()
         await store.close()
+        await telemetry.close()
 
 
 @asynccontextmanager
