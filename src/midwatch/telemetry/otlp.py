@@ -49,7 +49,7 @@ class OtlpTelemetry:
         assert settings.endpoint is not None
         self.content = settings.content
         self._redactor = redactor
-        # One line of ours for an outage says more than one of the library for each request.
+        # One line for an outage says more than one of the library for each request.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._exporter = _Exporter(settings, log)
         self._provider = TracerProvider(
@@ -200,7 +200,7 @@ class _Exporter(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        self._inner.shutdown()
+        self._inner.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _existing(file: Path | None) -> str | None:
