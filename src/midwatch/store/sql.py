@@ -121,6 +121,7 @@ class SqlStore(TransactionalStore):
     # People.
     ticket = read(ticket_functions.ticket)
     tickets = read(ticket_functions.list_tickets)
+    version = read(ticket_functions.version)
     history = read(ticket_functions.history)
     diagnosis = read(ticket_functions.diagnosis)
     briefs = read(ticket_functions.briefs)
