@@ -25,7 +25,8 @@ from midwatch.settings import LogSettings
 from midwatch.store.sql import SqlStore
 from midwatch.subjects.tools import Answer as Found
 from midwatch.subjects.tools import Arguments, Tool
-from midwatch.telemetry import NoTelemetry, Telemetry, open_telemetry
+from midwatch.telemetry.opening import open_telemetry
+from midwatch.telemetry.spans import NoTelemetry, Telemetry
 from midwatch.telemetry_settings import TelemetrySettings
 from midwatch.testing.fakes import (
     FakeSubject,

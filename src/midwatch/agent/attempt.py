@@ -25,7 +25,7 @@ from midwatch.model import Context
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
 from midwatch.store.protocol import Budget, Claim, Finish, PauseKind, Store
-from midwatch.telemetry import NoTelemetry, Telemetry
+from midwatch.telemetry.spans import NoTelemetry, Telemetry
 from midwatch.text import clean, one_line
 
 GATHER_SECONDS = 15.0

@@ -28,7 +28,8 @@ from midwatch.pricing import cost_usd
 from midwatch.settings import InvestigationSettings
 from midwatch.subjects.base import Subject
 from midwatch.subjects.tools import Answer, Tool, tools_of
-from midwatch.telemetry import NoTelemetry, Telemetry, gen_ai
+from midwatch.telemetry import gen_ai
+from midwatch.telemetry.spans import NoTelemetry, Telemetry
 from midwatch.text import one_line
 
 RESUME_WITHIN = timedelta(minutes=15)

@@ -21,7 +21,8 @@ from midwatch.model import Severity
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
 from midwatch.store.protocol import Claim, PauseKind, Store, with_notice
-from midwatch.telemetry import Attributes, NoTelemetry, Telemetry, gen_ai
+from midwatch.telemetry import gen_ai
+from midwatch.telemetry.spans import Attributes, NoTelemetry, Telemetry
 
 _BUDGET_RECHECK = 60.0
 """Seconds until a spent budget is checked again: calls that cost less than was reserved free a part of

@@ -5,7 +5,8 @@ from __future__ import annotations
 from midwatch.agent.attempt import Model
 from midwatch.agent.diagnosis import Prompt
 from midwatch.diagnosis_schema import Kind, Reply
-from midwatch.telemetry import Attributes, Span, Telemetry, gen_ai
+from midwatch.telemetry import gen_ai
+from midwatch.telemetry.spans import Attributes, Span, Telemetry
 
 _ANSWERS = (Kind.ANSWERED, Kind.ASKED)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from midwatch.store.protocol import Store
     from midwatch.subjects.base import Subject
     from midwatch.subjects.tools import Tool
-    from midwatch.telemetry import Telemetry
+    from midwatch.telemetry.spans import Telemetry
 
 T = TypeVar("T")
 _MOST_OPEN = 200
@@ -300,7 +300,7 @@ async def open_app(
     from midwatch.redaction import Redactor
     from midwatch.store.sql import open_store
     from midwatch.subjects.base import build_subjects, dependencies
-    from midwatch.telemetry import open_telemetry
+    from midwatch.telemetry.opening import open_telemetry
 
     settings = edge.settings()
     subjects = build_subjects(settings.subjects)

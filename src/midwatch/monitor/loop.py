@@ -16,7 +16,7 @@ from midwatch.redaction import Redactor, Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Store, with_notice
 from midwatch.subjects.base import Subject
-from midwatch.telemetry import Attributes, NoTelemetry, Telemetry
+from midwatch.telemetry.spans import Attributes, NoTelemetry, Telemetry
 
 _SLACK = 180.0
 """Seconds beyond the interval and the slowest poll until a cycle counts as stuck: more than the

@@ -22,7 +22,9 @@ from midwatch.session.events import (
     TurnStarted,
 )
 from midwatch.session.runner import EventSink
-from midwatch.telemetry import Attributes, Span, Telemetry, gen_ai, open_telemetry
+from midwatch.telemetry import gen_ai
+from midwatch.telemetry.opening import open_telemetry
+from midwatch.telemetry.spans import Attributes, Span, Telemetry
 from midwatch.telemetry_settings import TelemetrySettings
 from midwatch.text import one_line
 

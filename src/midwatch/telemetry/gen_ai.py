@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from midwatch.model import Usage
-from midwatch.telemetry import Attributes
+from midwatch.telemetry.spans import Attributes
 
 _PROVIDERS = {
     "anthropic": "anthropic",

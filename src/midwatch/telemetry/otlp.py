@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from opentelemetry import trace
@@ -23,11 +24,10 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind as OtelKind
 from opentelemetry.trace import Status, StatusCode
 
-from midwatch import __version__
 from midwatch.errors import SettingsError
 from midwatch.logs import Log
 from midwatch.redaction import Redactor
-from midwatch.telemetry import Attributes, Span, SpanKind, Value
+from midwatch.telemetry.spans import Attributes, Span, SpanKind, Value
 from midwatch.telemetry_settings import TelemetrySettings
 from midwatch.text import clean, one_line
 
@@ -55,7 +55,10 @@ class OtlpTelemetry:
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(settings.share)),
             resource=Resource(
-                {"service.name": settings.service, "service.version": __version__}
+                {
+                    "service.name": settings.service,
+                    "service.version": version("midwatch"),
+                }
             ),
             shutdown_on_exit=False,
             span_limits=SpanLimits(max_span_attribute_length=_LONGEST_TEXT),
@@ -67,7 +70,7 @@ class OtlpTelemetry:
                 schedule_delay_millis=_DELAY_MILLISECONDS,
             )
         )
-        self._tracer = self._provider.get_tracer("midwatch", __version__)
+        self._tracer = self._provider.get_tracer("midwatch", version("midwatch"))
 
     @contextlib.contextmanager
     def span(
