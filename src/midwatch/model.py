@@ -210,6 +210,9 @@ class Violation:
 
 # ------------------------------------------------------------------ tickets
 
+INVESTIGATION = "investigation"
+"""The invariant of a ticket that somebody asked for: no observation opens or resolves it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ticket:

@@ -335,6 +335,7 @@ Labels = Mapping[str, str]
 OWN_LABELS = ("subject", "kind", "invariant", "component", "severity")
 """The labels that every violation has. Where an alert has one of the same name, Midwatch's counts."""
 _LABEL_FACT = "label_"
+_NAME = "alertname"  # a fact and a label of an alert
 
 
 def labels_of(key: Key, severity: Severity, facts: Facts, kind: str = "") -> Labels:
@@ -353,7 +354,9 @@ def labels_of(key: Key, severity: Severity, facts: Facts, kind: str = "") -> Lab
         "component": key.component,
         "severity": severity.label,
     }
+    named = {_NAME: str(facts[_NAME])} if facts.get(_NAME) else {}
     return {
+        **named,
         **{
             name.removeprefix(_LABEL_FACT): str(value)
             for name, value in facts.items()

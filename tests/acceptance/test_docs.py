@@ -350,14 +350,17 @@ ENVIRON = {
     "ORDERS_DSN": "postgresql://midwatch@db.example/orders",
     "HEALTH_TOKEN": "a-token-for-a-health-check",
     "GRAFANA_TOKEN": "a-token-of-a-service-account",
+    "PAGERDUTY_SECRET": "a-secret-of-a-webhook",
 }
 
 
 def shown() -> list[tuple[str, str]]:
     """Every settings file in the documents: fenced YAML, and the README's here-document."""
     found = [
-        (f"subjects.md {number}", text)
-        for number, text in enumerate(blocks("docs/subjects.md", "yaml"))
+        (f"{page} {number}", text)
+        for page in ("subjects.md", "alerts.md")
+        for number, text in enumerate(blocks(f"docs/{page}", "yaml"))
+        if "subjects:" in text
     ]
     [readme] = [
         document

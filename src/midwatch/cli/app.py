@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
+    from midwatch.store.sql import SqlStore
     from midwatch.subjects.base import Subject
     from midwatch.subjects.tools import Tool
     from midwatch.telemetry.spans import Telemetry
@@ -135,6 +136,9 @@ def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
         known.extend(access.secrets if access else ())
     except SettingsError:
         pass
+    if settings.server.oidc is not None:
+        with suppress(SettingsError):  # the server reports that
+            known.append(settings.server.oidc.read_secret())
     if "@" in settings.database:
         with suppress(SettingsError):  # opening it reports that
             known.append(str(parse_database(settings.database).password or ""))
@@ -146,7 +150,7 @@ class App:
     """Everything that a daemon needs."""
 
     settings: Settings
-    store: Store
+    store: SqlStore
     subjects: Sequence[Subject]
     redactor: Redactor
     links: Links
@@ -154,6 +158,7 @@ class App:
     model: ModelFromKey
     log: Log
     telemetry: Telemetry
+    config: Path | None = None
 
     def monitor(self) -> MonitorLoop:
         """Return the monitor of all subjects. Raises SettingsError if there are none."""
@@ -337,6 +342,7 @@ async def open_app(
             model,
             log,
             telemetry,
+            edge.config,
         )
     finally:
         for subject in subjects:

@@ -1,4 +1,4 @@
-"""The metrics of monitor and agent, and the port that serves them.
+"""The metrics of monitor, agent and server, and the port that serves them.
 
 The process has all values in memory: a scrape reads neither the database nor a subject.
 """
@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from typing import get_args
 
 from midwatch.agent.runner import AgentRunner, PauseReason
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import Liveness
 from midwatch.logs import Log
-from midwatch.metrics import Family, Sample
+from midwatch.metrics import Family, Read, Sample
 from midwatch.model import Severity
 from midwatch.monitor.loop import MonitorLoop
 from midwatch.monitor.subject import Result
 from midwatch.settings import MetricsSettings
-from midwatch.store.protocol import notice_of
+from midwatch.store.protocol import Store, notice_of
 
 _CYCLES = Family(
     "midwatch_monitor_cycles_total",
@@ -151,16 +152,31 @@ def agent_samples(agent: AgentRunner) -> Iterator[Sample]:
         yield _CLAIMED_AT(agent.last_success.timestamp())
 
 
+Measured = tuple[Sequence[Family], Read]
+"""The metrics of a part of a process, and what returns their values."""
+
+
 @contextlib.asynccontextmanager
 async def metrics_served(
     settings: MetricsSettings,
     log: Log,
     progress: Liveness,
     *,
+    store: Store,
     monitor: MonitorLoop | None = None,
     agent: AgentRunner | None = None,
+    more: Sequence[Measured] = (),
 ) -> AsyncIterator[str | None]:
-    """Serve `/metrics` and `/healthz` while the block runs, if the settings name a port. Yields the address."""
+    """Serve `/metrics` and `/healthz` while the block runs, if the settings name a port. Yields the address.
+
+    Args:
+        settings: The host and the port.
+        log: Where the address is logged.
+        progress: Whether the loops of the process run.
+        store: Has the notice that a probe shows.
+        monitor, agent: What this process runs.
+        more: The metrics of what else it runs, such as the server.
+    """
     if settings.port is None:
         yield None
         return
@@ -176,17 +192,19 @@ async def metrics_served(
         ) from None
     from midwatch.metrics import health, serving
 
-    def read() -> Iterator[Sample]:
-        if monitor is not None:
-            yield from monitor_samples(monitor)
-        if agent is not None:
-            yield from agent_samples(agent)
+    parts = list(more)
+    if agent is not None:
+        parts.insert(0, (AGENT, partial(agent_samples, agent)))
+    if monitor is not None:
+        parts.insert(0, (MONITOR, partial(monitor_samples, monitor)))
 
-    served = monitor or agent
-    assert served is not None
-    families = (MONITOR if monitor else ()) + (AGENT if agent else ())
+    def read() -> Iterator[Sample]:
+        for _, samples in parts:
+            yield from samples()
+
+    families = [family for part, _ in parts for family in part]
     pages = {
-        "/healthz": health(progress, lambda: notice_of(served.store)),
+        "/healthz": health(progress, lambda: notice_of(store)),
         "/metrics": Exposition(families, read).page,
     }
     async with serving(

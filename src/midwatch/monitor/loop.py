@@ -147,9 +147,10 @@ class MonitorLoop:
         cycle, began = Cycle(1, unsaved=1), self.clock.monotonic()
         try:
             cycle = await monitor.cycle()
-            if cycle.opened and self.first_aid is not None:
+            new = (*cycle.opened, *cycle.found)
+            if new and self.first_aid is not None:
                 with self.telemetry.span("give first aid"):
-                    await self.first_aid.give(cycle.opened, cycle.changed)
+                    await self.first_aid.give(new, cycle.changed)
                 await monitor.join_linked()
         except MidwatchError as error:
             self.log.warning("first aid not saved", error=error.one_line())

@@ -13,7 +13,7 @@ from midwatch.agent.links import Links
 from midwatch.errors import MidwatchError, StaleWatch
 from midwatch.lifecycle import Clock, first
 from midwatch.logs import Log
-from midwatch.model import Json, Key, Observation, Severity, Ticket
+from midwatch.model import UNDIAGNOSED, Json, Key, Observation, Severity, Ticket
 from midwatch.monitor.rules import (
     UNOBSERVABLE,
     WHOLE_SUBJECT,
@@ -58,7 +58,7 @@ class Cycle:
     """What one cycle did, for one subject or for all of them.
 
     `seconds` is its wall time. `changed` is filled where tickets opened: it lists what differs from
-    when every invariant held.
+    when every invariant held. `found` are tickets that pushed alerts opened since the cycle before.
     """
 
     subjects: int = 0
@@ -69,6 +69,7 @@ class Cycle:
     resolved: int = 0
     seconds: float = 0.0
     changed: str = ""
+    found: tuple[Ticket, ...] = ()
 
 
 Result = Literal["observed", "unobservable", "unsaved"]
@@ -139,6 +140,8 @@ class SubjectMonitor:
         self._linked_to: frozenset[str] = frozenset()
         self._spoiled_since: float | None = None
         self._stuck: asyncio.Task[Poll] | None = None
+        self._takes_alerts = isinstance(subject, TakesAlerts)
+        self._found: dict[Key, Ticket] = {}
 
     async def cycle(self) -> Cycle:
         """Poll once and save what changed. What cannot be saved is computed again in the next cycle."""
@@ -162,7 +165,16 @@ class SubjectMonitor:
 
     async def _load(self) -> Watch:
         self._watch = watch = await self.store.watch(self.subject.name)
-        self.tickets = by_key(watch.tickets)
+        known, self.tickets = self.tickets, by_key(watch.tickets)
+        if self._takes_alerts:
+            seen = {ticket.id for ticket in known.values()}
+            self._found |= {
+                key: ticket
+                for key, ticket in self.tickets.items()
+                if ticket.id not in seen
+                and ticket.status in UNDIAGNOSED
+                and ticket.first_aid is None
+            }
         self._unavailable_for = Counter(watch.state.get(_UNSEEN, {}))
         return watch
 
@@ -359,7 +371,7 @@ class SubjectMonitor:
                 return await self._write(watch, poll, self._check(watch, poll))
             except StaleWatch:
                 self._watch = None
-            if isinstance(self.subject, TakesAlerts):
+            if self._takes_alerts:
                 # What was pushed meanwhile is not in the observation: its ticket would be resolved.
                 again = await self._poll_awake(await self._load())
                 if again is None:
@@ -411,7 +423,14 @@ class SubjectMonitor:
             opened=saved.opened,
             resolved=len(changes.resolved),
             changed=changed,
+            found=self._take_found(),
         )
+
+    def _take_found(self) -> tuple[Ticket, ...]:
+        """Return, once, the unresolved tickets that pushed alerts opened and that have no first aid."""
+        found = [one for key, one in self._found.items() if key in self.tickets]
+        self._found = {}
+        return tuple(found)
 
     def _changed_since_baseline(self, now: Observation | None) -> str:
         baseline = self._baselines.oldest

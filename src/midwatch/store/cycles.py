@@ -195,8 +195,26 @@ def _open(
     last: datetime | None = None,
 ) -> tuple[Ticket, ...]:
     """Open tickets in a batch. `last` is when the subject was observed before this observation."""
+    ids = _insert(tx, openings, cycle, batch, actor, last)
+    found = [
+        row
+        for chunk in chunks(ids)
+        for row in tx.all(select_tickets().where(tickets.c.id.in_(chunk)))
+    ]
+    return tuple(sorted(map(ticket_of, found), key=lambda ticket: ticket.id))
+
+
+def _insert(
+    tx: Transaction,
+    openings: Sequence[Opening],
+    cycle: int | None,
+    batch: int,
+    actor: str,
+    last: datetime | None,
+) -> list[int]:
+    """Insert the rows of tickets that open. Return their ids, in the order of the openings."""
     if not openings:
-        return ()
+        return []
     rows = [_ticket_row(tx, opening, cycle, batch, last) for opening in openings]
     ids = [
         row.id
@@ -210,12 +228,7 @@ def _open(
             for ticket_id, row in zip(ids, rows, strict=True)
         ]
     )
-    found = [
-        row
-        for chunk in chunks(ids)
-        for row in tx.all(select_tickets().where(tickets.c.id.in_(chunk)))
-    ]
-    return tuple(sorted(map(ticket_of, found), key=lambda ticket: ticket.id))
+    return ids
 
 
 def open_in_batch(
@@ -225,14 +238,14 @@ def open_in_batch(
     group_wait: float,
     linked: Collection[str],
     actor: str,
-) -> tuple[Ticket, ...]:
-    """Open tickets between two cycles, in the batch that they would go to in one.
+) -> list[int]:
+    """Open tickets between two cycles, in the batch that they would go to in one. Return their ids.
 
     `subject` is the row of the subject, which is locked. The caller increases its revision. Count and last sight of the
     tickets derive from the subject's cycles from the next one on.
     """
     batch = _batch_for(tx, subject.name, openings, group_wait, linked)
-    return _open(tx, openings, None, batch, actor, subject.last_good_at)
+    return _insert(tx, openings, None, batch, actor, subject.last_good_at)
 
 
 def _batch_for(

@@ -38,6 +38,7 @@ from midwatch.model import (
 )
 from midwatch.store.cycles import new_batch
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
+from midwatch.store.investigations import end_investigations
 from midwatch.store.memory import remember
 from midwatch.store.protocol import Budget, Claim, Daemon, Finish, Pause, PauseKind
 from midwatch.store.schema import (
@@ -399,6 +400,8 @@ def _settle(
             for row in rows
         ]
     )
+    made = values.get("diagnosis_id") or values["left_out_by"]
+    end_investigations(tx, [row.id for row in rows], claim.holder, made)
 
 
 def _leave_out(

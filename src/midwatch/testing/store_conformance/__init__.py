@@ -27,6 +27,7 @@ from midwatch.testing.store_conformance import (
     feed,
     incidents,
     integrations,
+    pushes,
     text,
     tickets,
 )
@@ -47,6 +48,7 @@ CHECKS: tuple[Check, ...] = (
     *feed.CHECKS,
     *text.CHECKS,
     *api_tokens.CHECKS,
+    *pushes.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]
