@@ -109,6 +109,8 @@ def _ticket_fields(ticket: Ticket) -> Json:
         "next_attempt_at": ticket.next_attempt_at,
         "last_error": ticket.last_error,
         "left_out_by": ticket.left_out_by,
+        "silenced_by": ticket.silenced_by,
+        "silenced_until": ticket.silenced_until,
         "resolved_at": ticket.resolved_at,
         "resolution": ticket.resolution,
     }
@@ -272,19 +274,23 @@ def stats_document(
     budget: float | None,
     pauses: Sequence[Pause],
     daemons: Sequence[Daemon],
+    deliveries: Mapping[str, int],
 ) -> Json:
-    """Return the figures about tickets and daemons. `budget` is that of a day in USD."""
+    """Return the figures about tickets, daemons and notifications. `budget` is that of a day in USD."""
     return {
         "since": stats.since,
         "opened": stats.opened,
         "resolved": stats.resolved,
         "unresolved": stats.unresolved,
         "given_up": stats.given_up,
+        "silenced": stats.silenced,
+        "silent_now": stats.silent_now,
         "seconds_to_detect": stats.to_detect,
         "seconds_to_see": stats.to_see,
         "seconds_to_confirm": stats.to_confirm,
         "seconds_to_diagnose": stats.to_diagnose,
         "seconds_to_resolve": stats.to_resolve,
+        "notifications": dict(deliveries),
         "outcomes": dict(stats.outcomes),
         "usage": stats.usage,
         "cost_usd": stats.cost_usd,

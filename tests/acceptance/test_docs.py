@@ -164,6 +164,14 @@ EXPECTED = {
     "rate_limited(retry_after=1)": Expected(("It is the lock. 2",)),
     "midwatch eval list": Expected(("lock-queue", "scenarios scored")),
     "midwatch eval add": Expected(("lost-import", "scenarios scored"), settings=True),
+    "midwatch silences list": Expected(
+        ("1 open ticket silent now", "tables are rebuilt", "3 sessions wait", "ended"),
+        settings=True,
+    ),
+    "midwatch silences add 'kind": Expected(
+        ("FREQ=WEEKLY", "Europe/Berlin"), settings=True
+    ),
+    "store.add_silence(": Expected(("1 silence 1 ['upgrade']",), settings=True),
     "TicketDB.open(": Expected(
         ("1 diagnosed orders-db the last", "resolved the disk was replaced")
     ),

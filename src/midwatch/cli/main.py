@@ -79,6 +79,12 @@ add_lazily(
 )
 add_lazily(
     app,
+    "silences",
+    "Keep violations silent for a time: no ticket, no diagnosis, no message.",
+    "midwatch.cli.silences",
+)
+add_lazily(
+    app,
     "content",
     "Serve the content proxy, which keeps the workspaces of pods.",
     "midwatch.cli.content",
@@ -91,6 +97,12 @@ add_lazily(
     "tokens",
     "Create, list and revoke tokens for the server.",
     "midwatch.cli.api_tokens",
+)
+add_lazily(
+    app,
+    "notify",
+    "Preview what people are told of tickets, and see what was sent.",
+    "midwatch.cli.notify",
 )
 add_lazily(
     app,

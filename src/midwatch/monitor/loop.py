@@ -120,6 +120,7 @@ class MonitorLoop:
             open=sum(part.open for part in parts),
             opened=tuple(ticket for part in parts for ticket in part.opened),
             resolved=sum(part.resolved for part in parts),
+            silenced=sum(part.silenced for part in parts),
             seconds=self.clock.monotonic() - began,
         )
 
@@ -168,6 +169,7 @@ class MonitorLoop:
             "open": cycle.open,
             "opened": len(cycle.opened),
             "resolved": cycle.resolved,
+            "silenced": cycle.silenced,
             "seconds": round(cycle.seconds, 3),
         }
         self.log.info("cycle", **facts)

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from midwatch.agent.links import Links
@@ -27,10 +27,12 @@ from midwatch.monitor.rules import (
     reconcile,
     unobservable,
 )
+from midwatch.monitor.silencing import Silenced, silence
 from midwatch.monitor.standstill import MOST_ATTEMPTS, Mark, Standstill
 from midwatch.received import TakesAlerts
 from midwatch.redaction import Sanitizer
 from midwatch.settings import MonitorSettings
+from midwatch.silences import Silencing, in_force, unusable
 from midwatch.store.protocol import Changes, Opening, Store, Watch
 from midwatch.subjects.base import Subject
 
@@ -59,6 +61,7 @@ class Cycle:
 
     `seconds` is its wall time. `changed` is filled where tickets opened: it lists what differs from
     when every invariant held. `found` are tickets that pushed alerts opened since the cycle before.
+    `silenced` counts the violations that a silence keeps from opening a ticket.
     """
 
     subjects: int = 0
@@ -70,6 +73,7 @@ class Cycle:
     seconds: float = 0.0
     changed: str = ""
     found: tuple[Ticket, ...] = ()
+    silenced: int = 0
 
 
 Result = Literal["observed", "unobservable", "unsaved"]
@@ -132,8 +136,11 @@ class SubjectMonitor:
         self.invariants = {item.id: item for item in subject.invariants}
         self.tickets: dict[Key, Ticket] = {}
         self.pending: Mapping[Key, float] = {}
+        self.silent: frozenset[Key] = frozenset()
+        self.kind = str(getattr(subject, "kind", ""))
         self.stats = SubjectStats()
         self._watch: Watch | None = None
+        self._now: tuple[datetime, float] | None = None
         self._baselines = Baselines()
         self._unavailable_for: Counter[str] = Counter()
         self._told: dict[str, str] = {}
@@ -164,7 +171,7 @@ class SubjectMonitor:
         await self.subject.close()
 
     async def _load(self) -> Watch:
-        self._watch = watch = await self.store.watch(self.subject.name)
+        self._watch = watch = await self.store.watch(self.subject.name, self.kind)
         known, self.tickets = self.tickets, by_key(watch.tickets)
         if self._takes_alerts:
             seen = {ticket.id for ticket in known.values()}
@@ -176,7 +183,32 @@ class SubjectMonitor:
                 and ticket.first_aid is None
             }
         self._unavailable_for = Counter(watch.state.get(_UNSEEN, {}))
+        self._set_time(watch.now)
+        self._carry_silenced(watch)
+        for id_, why in unusable(watch.silences, self._time()).items():
+            if self._told.get(f"silence {id_}") != why:
+                self._told[f"silence {id_}"] = why
+                self.log.warning("silence cannot be applied", silence=id_, error=why)
         return watch
+
+    def _carry_silenced(self, watch: Watch) -> None:
+        """Let what was silent before a restart keep its start: it opens its ticket when the silence ends."""
+        now = self._awake()
+        began = {
+            one.key: now - max((self._time() - one.first_seen_at).total_seconds(), 0.0)
+            for one in watch.silenced
+        }
+        self.pending = {**began, **self.pending}
+
+    def _set_time(self, now: datetime | None) -> None:
+        self._now = (now or self.clock.now(), self.clock.monotonic())
+
+    def _time(self) -> datetime:
+        """Return the time by the database's clock, by which silences begin and end."""
+        if self._now is None:
+            return self.clock.now()
+        then, monotonic = self._now
+        return then + timedelta(seconds=self.clock.monotonic() - monotonic)
 
     # ------------------------------------------------------------------ poll
 
@@ -221,9 +253,10 @@ class SubjectMonitor:
             return False
         if found is None or standstill.spoils(mark, limit, bad=False):
             return True
+        known = {*self.tickets, *(one.key for one in watch.silenced)}
         return bool(
             found.unavailable.keys() - self._unavailable_for.keys()
-            or self._check(watch, poll).broken - self.tickets.keys()
+            or self._check(watch, poll).broken - known
         )
 
     async def _poll(self, state: Json) -> Poll:
@@ -389,12 +422,15 @@ class SubjectMonitor:
             for key in (() if observation else checked.broken)
             if key in self.tickets
         ]
+        silenced = self._silence(watch, reconciled, checked)
         changes = Changes(
-            openings=await self._openings(reconciled.openings),
+            openings=await self._openings(silenced.openings),
             again=tuple(again),
             missing=_ids(reconciled.missing),
             returned=_ids(reconciled.returned),
             resolved=_ids(reconciled.resolved),
+            silenced=silenced.silent,
+            audible=silenced.audible,
         )
         state = self._state(watch, observation)
         saved = await self.store.save_cycle(
@@ -405,14 +441,18 @@ class SubjectMonitor:
             error=poll.error or None,
             group_wait=self.settings.group_wait,
             linked=self._linked(changes.openings),
+            silences=watch.silences_revision,
         )
-        self.pending = checked.pending
+        self.pending, self.silent = checked.pending, silenced.quiet
+        self._set_time(saved.now)
         failures = 0 if observation else watch.failures + 1
         self._watch = replace(
             watch, revision=saved.revision, state=state, failures=failures
         )
         self._remember(poll, changes, saved.opened)
-        self._log_changes(poll, reconciled, saved.opened)
+        self._log_changes(poll, reconciled, saved.opened, changes.silenced)
+        if changes.silenced or changes.audible:
+            self._watch = None  # read again what is silent
         changed = self._changed_since_baseline(observation) if saved.opened else ""
         if observation and not checked.broken and not observation.unavailable:
             self._baselines.add(self.clock.now(), observation)
@@ -424,6 +464,7 @@ class SubjectMonitor:
             resolved=len(changes.resolved),
             changed=changed,
             found=self._take_found(),
+            silenced=len(self.silent),
         )
 
     def _take_found(self) -> tuple[Ticket, ...]:
@@ -431,6 +472,25 @@ class SubjectMonitor:
         found = [one for key, one in self._found.items() if key in self.tickets]
         self._found = {}
         return tuple(found)
+
+    def _silence(
+        self, watch: Watch, reconciled: Reconciled, checked: CheckResult
+    ) -> Silenced:
+        """Decide what is silent, with texts that are safe to store."""
+        present = {one.key: one for one in watch.silenced}
+        found = silence(
+            reconciled,
+            checked,
+            self.tickets,
+            present,
+            in_force(watch.silences, self._time()),
+            self.kind,
+        )
+        safe = tuple(
+            replace(one, message=self.sanitizer.sanitize(one.message))
+            for one in found.silent
+        )
+        return replace(found, silent=safe)
 
     def _changed_since_baseline(self, now: Observation | None) -> str:
         baseline = self._baselines.oldest
@@ -497,7 +557,11 @@ class SubjectMonitor:
         } | by_key(opened)
 
     def _log_changes(
-        self, poll: Poll, reconciled: Reconciled, opened: Iterable[Ticket]
+        self,
+        poll: Poll,
+        reconciled: Reconciled,
+        opened: Iterable[Ticket],
+        silenced: Iterable[Silencing],
     ) -> None:
         name = self.subject.name
         if poll.error:
@@ -511,6 +575,15 @@ class SubjectMonitor:
                 component=ticket.key.component,
                 severity=ticket.severity.label,
                 message=ticket.message,
+            )
+        for one in silenced:
+            self.log.info(
+                "violation silenced",
+                subject=name,
+                invariant=one.key.invariant,
+                component=one.key.component,
+                by=one.held.by,
+                until=one.held.until and one.held.until.isoformat(),
             )
         for ticket in reconciled.resolved:
             self.log.info("ticket resolved", ticket=ticket.id, subject=name)

@@ -346,7 +346,12 @@ class Sanitizer:
             (
                 signal
                 if (name := self._component(signal.component)) == signal.component
-                else replace(signal, component=name)
+                and not signal.silenced_by
+                else replace(
+                    signal,
+                    component=name,
+                    silenced_by=self._component(signal.silenced_by),
+                )
             )
             for signal in observation.signals
         )
