@@ -279,6 +279,7 @@ REPEATED = {
     "environment.py": "the variables of a child process",
     "errors.py": "the package's errors",
     "evidence.py": "the evidence of a subject or of a prompt",
+    "feed.py": "the feed of changes: of the store, of a process, and its checks",
     "http.py": "requests and responses",
     "log.py": "the log: a session's events, PostgreSQL's own",
     "mailbox.py": "the mailbox of a session, and its commands",
