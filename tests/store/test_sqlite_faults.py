@@ -23,7 +23,7 @@ from midwatch.errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from midwatch.store import engine
+from midwatch.store import sqlite
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.store_conformance import MovableClock, StoreFixture
 
@@ -40,7 +40,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def quick_busy(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(engine, "SQLITE_BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(sqlite, "SQLITE_BUSY_SECONDS", 0.2)
     return 0.2
 
 
@@ -88,7 +88,7 @@ async def test_a_waiting_writer_tries_at_short_intervals(
     store: SqlStore, sqlite_file: Path
 ) -> None:
     """Otherwise processes that arrive later take the lock again and again, and the wait ends in an error."""
-    assert isinstance(store.transactions, engine.SqliteTransactions)
+    assert isinstance(store.transactions, sqlite.SqliteTransactions)
     statements: list[str] = []
 
     @event.listens_for(store.transactions.engine, "before_cursor_execute")
@@ -105,10 +105,10 @@ async def test_a_waiting_writer_tries_at_short_intervals(
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 2 MB."""
+    """Mount a file system of 4 MB."""
     folder = tmp_path / "tiny"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "midwatch-test", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "midwatch-test", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
@@ -122,7 +122,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 async def test_disk_full(tiny_disk: Path) -> None:
     """What succeeded is stored; what failed left nothing; afterwards writes work again."""
     ballast = tiny_disk / "ballast"
-    ballast.write_bytes(b"x" * 1_000_000)
+    ballast.write_bytes(b"x" * 2_000_000)
     file = tiny_disk / "midwatch.db"
     store = await open_store(f"sqlite:///{file}")
     fixture = StoreFixture(store, MovableClock())
