@@ -105,10 +105,10 @@ async def test_a_waiting_writer_tries_at_short_intervals(
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 4 MB."""
+    """Mount a file system of 3 MB."""
     folder = tmp_path / "tiny"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "midwatch-test", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "midwatch-test", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
@@ -122,7 +122,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 async def test_disk_full(tiny_disk: Path) -> None:
     """What succeeded is stored; what failed left nothing; afterwards writes work again."""
     ballast = tiny_disk / "ballast"
-    ballast.write_bytes(b"x" * 2_000_000)
+    ballast.write_bytes(b"x" * 1_000_000)
     file = tiny_disk / "midwatch.db"
     store = await open_store(f"sqlite:///{file}")
     fixture = StoreFixture(store, MovableClock())
