@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
+    from midwatch.store.sql import SqlStore
     from midwatch.subjects.base import Subject
     from midwatch.subjects.tools import Tool
 
@@ -148,13 +149,14 @@ class App:
     """Everything that a daemon needs."""
 
     settings: Settings
-    store: Store
+    store: SqlStore
     subjects: Sequence[Subject]
     redactor: Redactor
     links: Links
     gatherer: ContextGatherer
     model: ModelFromKey
     log: Log
+    config: Path | None = None
 
     def monitor(self) -> MonitorLoop:
         """Return the monitor of all subjects. Raises SettingsError if there are none."""
@@ -323,7 +325,17 @@ async def open_app(
     gc.enable()  # `main` turned it off for the start
     forward_library_logs(log)
     try:
-        yield App(settings, store, subjects, redactor, links, gatherer, model, log)
+        yield App(
+            settings,
+            store,
+            subjects,
+            redactor,
+            links,
+            gatherer,
+            model,
+            log,
+            edge.config,
+        )
     finally:
         for subject in subjects:
             await subject.close()

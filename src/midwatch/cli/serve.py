@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -13,7 +14,9 @@ from midwatch.lifecycle import StopEvent, SystemClock
 if TYPE_CHECKING:
     from midwatch.cli.app import App
     from midwatch.cli.metrics import Measured
+    from midwatch.server.context import ServerContext
 
+_MAIN = "from midwatch.cli.main import main; main()"
 _EXTRA = frozenset(
     "authlib dateutil fastapi jinja2 jmespath joserfc multipart prometheus_client sse_starlette starlette uvicorn".split()
 )
@@ -52,6 +55,33 @@ async def server_running(opened: App, stop: StopEvent) -> AsyncIterator[Measured
         environ=opened.model.environ,
         stop=stop,
     )
+    _add_sessions(opened, context)
     async with serving(context) as address:
         opened.log.info("server started", address=address)
         yield SERVER, partial(server_samples, context.stats)
+
+
+def _add_sessions(opened: App, context: ServerContext) -> None:
+    """Add what reads and starts sessions. Each is a process of its own: it outlives the server."""
+    from midwatch.server.actions import Actions
+    from midwatch.server.fix_processes import FixProcesses
+    from midwatch.session.manager import SessionManager
+    from midwatch.store.sessions import SqlSessions, SqlTranscripts
+
+    sessions = SqlSessions(opened.store.transactions)
+    context.sessions = SessionManager(
+        sessions,
+        SqlTranscripts(opened.store.transactions),
+        opened.settings.sessions,
+        redactor=opened.redactor,
+    )
+    config = [] if opened.config is None else ["--config", str(opened.config)]
+    starts = FixProcesses(
+        [sys.executable, "-c", _MAIN, *config],
+        opened.model.environ,
+        sessions,
+        opened.redactor,
+        opened.log,
+        context.clock,
+    )
+    context.actions = Actions(opened.store, opened.redactor, starts)

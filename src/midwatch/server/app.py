@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,6 +20,7 @@ from midwatch.http_serving import (
     protocol_with_timeout,
 )
 from midwatch.server import api, hooks, mcp, page, probes, problems, sign_in
+from midwatch.server.api.openapi import openapi
 from midwatch.server.authentication import is_loopback
 from midwatch.server.context import ServerContext
 from midwatch.server.guard import Guard
@@ -45,6 +47,7 @@ def create_app(context: ServerContext) -> FastAPI:
     problems.add_handlers(app)
     for part in (probes, sign_in, hooks, api, mcp, page):
         app.include_router(part.router(context))
+    app.openapi = partial(openapi, app)  # type: ignore[method-assign]
     return app
 
 

@@ -20,7 +20,13 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import api_tokens, cycles, feed, memory, queue, received_alerts
+from midwatch.store import (
+    api_tokens,
+    cycles,
+    feed,
+)
+from midwatch.store import investigations as asked
+from midwatch.store import memory, overview, queue, received_alerts
 from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
@@ -118,6 +124,11 @@ class SqlStore(TransactionalStore):
     past = read(memory.past)
     search_past = read(memory.search_past)
 
+    # The page.
+    unresolved_counts = read(overview.unresolved_counts)
+    subject_states = read(overview.subject_states)
+    figures = read(overview.figures)
+
     # People.
     ticket = read(ticket_functions.ticket)
     tickets = read(ticket_functions.list_tickets)
@@ -155,6 +166,14 @@ class SqlStore(TransactionalStore):
     silence = read(silence_functions.silence)
     expire_silence = write(silence_functions.expire_silence)
     silenced = read(silence_functions.list_silenced)
+
+    # Investigations.
+    investigate = write(asked.investigate)
+    investigation = read(asked.investigation)
+    investigations = read(asked.list_investigations)
+    cancel_investigation = write(asked.cancel_investigation)
+    begin_request = write(asked.begin_request)
+    end_request = write(asked.end_request)
 
     # Daemons.
     beat = write(queue.beat)

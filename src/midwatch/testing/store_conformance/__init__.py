@@ -27,6 +27,8 @@ from midwatch.testing.store_conformance import (
     feed,
     incidents,
     integrations,
+    pushes,
+    silences,
     text,
     tickets,
 )
@@ -42,11 +44,13 @@ CHECKS: tuple[Check, ...] = (
     *tickets.CHECKS,
     *incidents.CHECKS,
     *integrations.CHECKS,
+    *silences.CHECKS,
     *claims.CHECKS,
     *daemons.CHECKS,
     *feed.CHECKS,
     *text.CHECKS,
     *api_tokens.CHECKS,
+    *pushes.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]
