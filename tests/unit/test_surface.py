@@ -251,6 +251,7 @@ GUARDS = {
     "kube/controller.py": 1,
     "kube/cache.py": 1,
     "monitor/loop.py": 1,
+    "server/guard.py": 1,
     "agent/runner.py": 1,
     "session/claude_code.py": 2,
     "testing/messages_api.py": 1,
