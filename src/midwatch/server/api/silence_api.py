@@ -21,6 +21,7 @@ from midwatch.server.api.answers import (
     Reader,
     answer,
     problems,
+    written,
 )
 from midwatch.server.api.paging import Cursor, Limit, page_of, read_cursor
 from midwatch.server.context import ServerContext
@@ -62,7 +63,7 @@ def router(context: ServerContext) -> APIRouter:
         "",
         status_code=201,
         response_model=models.SilenceShape,
-        responses=problems(409),
+        responses=written(409),
     )
     async def add_silence(
         request: Request,
