@@ -185,7 +185,7 @@ def test_silences_come_and_go(tmp_path: Path) -> None:
             "reason": "backup",
             "matchers": ['severity="info"', "subject!=web"],
             "ends_at": "2099-01-01T00:00:00Z",
-            "rrule": "FREQ=WEEKLY;BYDAY=SU;BYHOUR=3;BYMINUTE=0;BYSECOND=0",
+            "rrule": "FREQ=WEEKLY;BYDAY=SU;BYHOUR=3;BYMINUTE=0",
             "window_seconds": 7200,
             "timezone": "Europe/Berlin",
         }
