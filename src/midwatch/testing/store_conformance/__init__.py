@@ -27,6 +27,7 @@ from midwatch.testing.store_conformance import (
     feed,
     incidents,
     integrations,
+    requests,
     text,
     tickets,
 )
@@ -46,6 +47,7 @@ CHECKS: tuple[Check, ...] = (
     *daemons.CHECKS,
     *feed.CHECKS,
     *text.CHECKS,
+    *requests.CHECKS,
     *api_tokens.CHECKS,
 )
 
