@@ -109,6 +109,8 @@ def _ticket_fields(ticket: Ticket) -> Json:
         "next_attempt_at": ticket.next_attempt_at,
         "last_error": ticket.last_error,
         "left_out_by": ticket.left_out_by,
+        "silenced_by": ticket.silenced_by,
+        "silenced_until": ticket.silenced_until,
         "resolved_at": ticket.resolved_at,
         "resolution": ticket.resolution,
     }
@@ -280,6 +282,8 @@ def stats_document(
         "resolved": stats.resolved,
         "unresolved": stats.unresolved,
         "given_up": stats.given_up,
+        "silenced": stats.silenced,
+        "silent_now": stats.silent_now,
         "seconds_to_detect": stats.to_detect,
         "seconds_to_see": stats.to_see,
         "seconds_to_confirm": stats.to_confirm,

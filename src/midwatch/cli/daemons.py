@@ -128,6 +128,7 @@ def _pending(loop: MonitorLoop) -> str:
         for one in loop.monitors
         for key in one.pending
         if key not in one.tickets
+        and key not in one.silent
         and key.invariant in one.invariants
         and one.invariants[key.invariant].hold_for
     }
@@ -152,7 +153,12 @@ async def _waiting(store: Store, runner: AgentRunner) -> str:
         seconds = 0.0
         if ticket.next_attempt_at is not None:
             seconds = max((ticket.next_attempt_at - now).total_seconds(), 0.0)
-        if seconds and not ticket.attempts:
+        if ticket.silenced_at(now):
+            seconds = 0.0
+            if ticket.silenced_until is not None:
+                seconds = (ticket.silenced_until - now).total_seconds()
+            why = "until a silence ends"
+        elif seconds and not ticket.attempts:
             why = "until others of the incident can join it (monitor.group_wait)"
         elif seconds:
             why = f"after {format_count(ticket.attempts, 'failed attempt')}"

@@ -79,6 +79,12 @@ add_lazily(
 )
 add_lazily(
     app,
+    "silences",
+    "Keep violations silent for a time: no ticket, no diagnosis, no message.",
+    "midwatch.cli.silences",
+)
+add_lazily(
+    app,
     "content",
     "Serve the content proxy, which keeps the workspaces of pods.",
     "midwatch.cli.content",

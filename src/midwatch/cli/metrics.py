@@ -46,6 +46,12 @@ _OPEN = Family(
     "Tickets that are not resolved, after the last check.",
     ("subject", "severity"),
 )
+_SILENCED = Family(
+    "midwatch_monitor_silenced_violations",
+    "gauge",
+    "Violations that a silence keeps from opening a ticket, after the last check.",
+    ("subject",),
+)
 _OPENED = Family(
     "midwatch_monitor_tickets_opened_total",
     "counter",
@@ -69,6 +75,7 @@ MONITOR = (
     _SECONDS,
     _UNOBSERVABLE,
     _OPEN,
+    _SILENCED,
     _OPENED,
     _RESOLVED,
     _OBSERVED_AT,
@@ -137,6 +144,7 @@ def monitor_samples(monitor: MonitorLoop) -> Iterator[Sample]:
             count = Counter(ticket.severity for ticket in one.tickets.values())
             for severity in Severity:
                 yield _OPEN(count[severity], name, severity.label)
+            yield _SILENCED(len(one.silent), name)
 
 
 def agent_samples(agent: AgentRunner) -> Iterator[Sample]:

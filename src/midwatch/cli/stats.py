@@ -16,7 +16,7 @@ from midwatch.errors import NotFound, SettingsError
 from midwatch.json_shapes import stats_document
 from midwatch.model import Invariant, Json, Unit
 from midwatch.text import one_line
-from midwatch.units import format_duration, format_value, parse_duration
+from midwatch.units import format_count, format_duration, format_value, parse_duration
 
 if TYPE_CHECKING:
     from midwatch.settings import Settings
@@ -111,6 +111,7 @@ def _show(output: Output, figures: Figures) -> None:
             f" ({usage.cache_read_tokens:,} from the cache), {usage.output_tokens:,} out",
         ),
         ("cost", f"${stats.cost_usd:.2f}"),
+        *_silenced(stats),
         ("today", f"${figures.spent_today:.2f} {budget}"),
     ]
     for pause in figures.pauses:
@@ -125,6 +126,12 @@ def _show(output: Output, figures: Figures) -> None:
     if not figures.daemons:
         rows.append(("running", "no daemon"))
     output.pairs(rows, indent=18)
+
+
+def _silenced(stats: Stats) -> Iterator[tuple[str, str]]:
+    if stats.silenced or stats.silent_now:
+        what = format_count(stats.silenced, "violation")
+        yield "silenced", f"{what} without a ticket or a message; {stats.silent_now} now"
 
 
 def _ended(stats: Stats) -> str:

@@ -96,6 +96,8 @@ def status_text(ticket: Ticket) -> str:
         marks.append("held")
     if ticket.flapping:
         marks.append("flapping")
+    if ticket.silenced_by is not None and not ticket.resolved:
+        marks.append("silenced")
     return ", ".join(marks)
 
 
@@ -173,6 +175,10 @@ def _details(output: Output, ticket: Ticket) -> list[tuple[str, str]]:
         details.append(("resolved", f"{output.when(ticket.resolved_at)}: {why}"))
     elif ticket.next_attempt_at is not None:
         details.append(("next attempt", output.when(ticket.next_attempt_at)))
+    if ticket.silenced_by is not None and not ticket.resolved:
+        until = ticket.silenced_until
+        ends = f", until {output.when(until)}" if until is not None else ""
+        details.append(("silenced", f"{one_line(ticket.silenced_by)}{ends}"))
     if ticket.last_error:
         details.append(("last error", one_line(ticket.last_error, 500)))
     return details

@@ -165,6 +165,7 @@ def _violation(key: Key, signal: Signal, invariant: Invariant | None) -> Violati
         signal.value,
         invariant.limit if invariant else None,
         signal.facts,
+        signal.silenced_by,
     )
 
 

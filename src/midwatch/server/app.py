@@ -21,6 +21,7 @@ from midwatch.http_serving import (
 )
 from midwatch.server import api, hooks, mcp, page, probes, problems, sign_in
 from midwatch.server.api.openapi import openapi
+from midwatch.server.authentication import is_loopback
 from midwatch.server.context import ServerContext
 from midwatch.server.guard import Guard
 from midwatch.server.limits import LONGEST_HEAD
@@ -68,6 +69,11 @@ async def serving(context: ServerContext) -> AsyncIterator[str]:
     with listening(*settings.listen, setting="server.listen") as opened:
         async with contextlib.AsyncExitStack() as stack:
             app = create_app(context)
+            if not (context.authenticator.is_secure or _is_local(settings)):
+                context.log.warning(
+                    "requests are not encrypted",
+                    hint="set server.url to an https address",
+                )
             for lifespan in context.lifespans:
                 await stack.enter_async_context(lifespan())
             server = Server(_config(Guard(app, context), settings))
@@ -78,6 +84,10 @@ async def serving(context: ServerContext) -> AsyncIterator[str]:
                 context.stop.set("the server ends")
                 server.should_exit = True
                 await task
+
+
+def _is_local(settings: ServerSettings) -> bool:
+    return settings.listen is not None and is_loopback(settings.listen[0])
 
 
 def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:

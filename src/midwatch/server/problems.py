@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -133,7 +134,7 @@ def problem_of(error: MidwatchError) -> JSONResponse:
         )
     if status == 503:
         seconds = getattr(error, "retry_after", None) or _RETRY_AFTER
-        headers["retry-after"] = f"{seconds:.0f}"
+        headers["retry-after"] = str(max(math.ceil(seconds), 1))
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return problem(status, error.message, error.hint, headers)

@@ -12,7 +12,12 @@ from typing import Literal, Protocol
 
 from midwatch.model import Facts, Json, Key, Severity
 from midwatch.received import Accepted, Push, PushedAlerts, PushRules
-from midwatch.silences import Matcher, Recurrence, Silence
+from midwatch.silences import (
+    Matcher,
+    Recurrence,
+    Silence,
+    SilencedViolation,
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -122,31 +127,6 @@ class ApiToken:
     parent_id: int | None
     last_used_at: datetime | None
     revoked_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class SilencedViolation:
-    """A violation that a silence keeps or kept silent.
-
-    Attributes:
-        by: What keeps it silent: "silence 3", or what the sender of the alert says.
-        silence_id: The silence; None if the sender keeps it silent.
-        until: When the silence ends by itself; None if only the sender knows.
-        first_seen_at: When it was first seen while it was silent.
-        ended_at: When it cleared or became audible; None while it lasts.
-        ticket_id: The ticket that was open when it began, or that opened when the silence ended.
-    """
-
-    id: int
-    key: Key
-    severity: Severity
-    message: str
-    by: str
-    silence_id: int | None
-    until: datetime | None
-    first_seen_at: datetime
-    ended_at: datetime | None = None
-    ticket_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

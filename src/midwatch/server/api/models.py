@@ -73,6 +73,8 @@ class TicketSummary(BaseModel):
     next_attempt_at: datetime | None
     last_error: str | None
     left_out_by: int | None
+    silenced_by: str | None
+    silenced_until: datetime | None
     resolved_at: datetime | None
     resolution: str | None
     diagnosis: Brief | None
@@ -269,6 +271,8 @@ class Stats(BaseModel):
     resolved: int
     unresolved: int
     given_up: int
+    silenced: int
+    silent_now: int
     seconds_to_detect: float | None
     seconds_to_see: float | None
     seconds_to_confirm: float | None

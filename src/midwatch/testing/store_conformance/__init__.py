@@ -27,7 +27,9 @@ from midwatch.testing.store_conformance import (
     feed,
     incidents,
     integrations,
+    pushes,
     requests,
+    silences,
     text,
     tickets,
 )
@@ -43,12 +45,14 @@ CHECKS: tuple[Check, ...] = (
     *tickets.CHECKS,
     *incidents.CHECKS,
     *integrations.CHECKS,
+    *silences.CHECKS,
     *claims.CHECKS,
     *daemons.CHECKS,
     *feed.CHECKS,
     *text.CHECKS,
     *requests.CHECKS,
     *api_tokens.CHECKS,
+    *pushes.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]
