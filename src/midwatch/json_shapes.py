@@ -274,8 +274,9 @@ def stats_document(
     budget: float | None,
     pauses: Sequence[Pause],
     daemons: Sequence[Daemon],
+    deliveries: Mapping[str, int],
 ) -> Json:
-    """Return the figures about tickets and daemons. `budget` is that of a day in USD."""
+    """Return the figures about tickets, daemons and notifications. `budget` is that of a day in USD."""
     return {
         "since": stats.since,
         "opened": stats.opened,
@@ -289,6 +290,7 @@ def stats_document(
         "seconds_to_confirm": stats.to_confirm,
         "seconds_to_diagnose": stats.to_diagnose,
         "seconds_to_resolve": stats.to_resolve,
+        "notifications": dict(deliveries),
         "outcomes": dict(stats.outcomes),
         "usage": stats.usage,
         "cost_usd": stats.cost_usd,

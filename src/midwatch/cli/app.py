@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from midwatch.lifecycle import Liveness
     from midwatch.logs import Log
     from midwatch.monitor.loop import MonitorLoop
+    from midwatch.notify.notifier import Notifier
     from midwatch.provider import ApiAccess
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
@@ -128,7 +129,7 @@ def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     """Return the secrets that this process knows, without those of its subjects."""
     from midwatch.store.engine import parse_database
 
-    known = [environ.get("ANTHROPIC_API_KEY", "")]
+    known = [environ.get("ANTHROPIC_API_KEY", ""), *settings.notifications.secrets()]
     try:
         known.append(api_key(settings, environ) or "")
         access = api_access(settings, environ)
@@ -189,6 +190,22 @@ class App:
             log=self.log,
             name=f"monitor {process_name()}",
             links=self.links,
+        )
+
+    def notifier(self) -> Notifier | None:
+        """Return what tells people of tickets; None without a route. Raises SettingsError for wrong settings."""
+        chosen = self.settings.notifications
+        if not chosen.routes and not chosen.callback_hosts:
+            return None
+        from midwatch.notify.notifier_setup import open_notifier
+
+        return open_notifier(
+            self.settings,
+            self.store,
+            self.redactor,
+            self.log,
+            self.model.environ,
+            f"notifier {process_name()}",
         )
 
     def investigator(self) -> Investigator:

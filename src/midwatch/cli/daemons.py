@@ -6,10 +6,15 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+)
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -193,16 +198,39 @@ async def _up(edge: Edge) -> None:
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
             opened.log.info("started", subjects=len(opened.subjects))
-            await run_both(opened, stop)
+            async with notifying(opened, stop) as notifier:
+                await run_both(opened, stop, notifier)
             opened.log.info("stopped", reason=stop.reason)
 
 
+@asynccontextmanager
+async def notifying(opened: App, stop: StopEvent) -> AsyncIterator[Sequence[Measured]]:
+    """Tell people of tickets while the block runs, if the settings have a route; the stop is set at its end.
+
+    Yields the metrics of that. Raises SettingsError if the settings of notifications are wrong.
+    """
+    notifier = opened.notifier()
+    if notifier is None:
+        yield ()
+        return
+    from midwatch.cli.metrics import NOTIFIER, notifier_samples
+
+    await notifier.check()
+    task = asyncio.create_task(notifier.run(stop), name="notifier")
+    opened.log.info("notifier started", routes=len(notifier.routes.routes))
+    try:
+        yield [(NOTIFIER, partial(notifier_samples, notifier))]
+    finally:
+        stop.set("the process ends")
+        await task
+
+
 async def run_both(opened: App, stop: StopEvent) -> None:
-    """Run monitor, agent and the server, if it has an address, until the stop."""
+    """Run monitor and agent, the server if it has an address, and notifications if there is a route."""
     monitor = opened.monitor()
     agent = opened.agent(monitor.progress)
     async with AsyncExitStack() as stack:
-        more: list[Measured] = []
+        more = [*await stack.enter_async_context(notifying(opened, stop))]
         if opened.settings.server.listen is not None:
             more.append(await stack.enter_async_context(server_running(opened, stop)))
         both = _served(
@@ -225,8 +253,9 @@ async def _serve(edge: Edge) -> None:
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
             async with (
+                notifying(opened, stop) as told,
                 server_running(opened, stop) as measured,
-                _served(opened, Liveness(), more=[measured]),
+                _served(opened, Liveness(), more=[*told, measured]),
             ):
                 await stop.wait()
             opened.log.info("server stopped", reason=stop.reason)

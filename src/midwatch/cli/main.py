@@ -100,6 +100,12 @@ add_lazily(
 )
 add_lazily(
     app,
+    "notify",
+    "Preview what people are told of tickets, and see what was sent.",
+    "midwatch.cli.notify",
+)
+add_lazily(
+    app,
     "eval",
     "Score the diagnosis on scenarios with real faults; without a command it runs them.",
     "midwatch.cli.evaluate",

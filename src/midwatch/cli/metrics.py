@@ -9,7 +9,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from midwatch.agent.runner import AgentRunner, PauseReason
 from midwatch.errors import SettingsError
@@ -21,6 +21,9 @@ from midwatch.monitor.loop import MonitorLoop
 from midwatch.monitor.subject import Result
 from midwatch.settings import MetricsSettings
 from midwatch.store.protocol import Store, notice_of
+
+if TYPE_CHECKING:
+    from midwatch.notify.notifier import Notifier
 
 _CYCLES = Family(
     "midwatch_monitor_cycles_total",
@@ -109,6 +112,21 @@ _CLAIMED_AT = Family(
 )
 AGENT = (_DIAGNOSES, _SPENT, _PAUSED, _PAUSES, _CLAIMED_AT)
 
+_DELIVERIES = Family(
+    "midwatch_notify_deliveries_total",
+    "counter",
+    "Notifications by target and result: sent, failed (an attempt), given_up, dropped (no need any more).",
+    ("target", "result"),
+)
+_FAILING = Family(
+    "midwatch_notify_target_failing",
+    "gauge",
+    "1 while the last attempt to reach the target failed.",
+    ("target",),
+)
+NOTIFIER = (_DELIVERIES, _FAILING)
+_RESULTS = ("sent", "failed", "given_up", "dropped")
+
 _OUTCOMES = (
     "answered",
     "refused",
@@ -162,6 +180,14 @@ def agent_samples(agent: AgentRunner) -> Iterator[Sample]:
 
 Measured = tuple[Sequence[Family], Read]
 """The metrics of a part of a process, and what returns their values."""
+
+
+def notifier_samples(notifier: Notifier) -> Iterator[Sample]:
+    """Return the values of a notifier."""
+    for target in notifier.targets:
+        for result in _RESULTS:
+            yield _DELIVERIES(notifier.results[target, result], target, result)
+        yield _FAILING(target in notifier.failing, target)
 
 
 @contextlib.asynccontextmanager

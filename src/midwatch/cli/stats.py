@@ -38,6 +38,7 @@ class Figures:
     budget: float | None
     pauses: list[Pause]
     daemons: list[Daemon]
+    deliveries: dict[str, int]
 
 
 @app.command()
@@ -62,6 +63,7 @@ def stats(
             figures.budget,
             figures.pauses,
             figures.daemons,
+            figures.deliveries,
         )
         output.json(document)
     else:
@@ -77,6 +79,7 @@ async def _read(edge: Edge, period: float) -> Figures:
             settings.agent.daily_budget_usd,
             await store.pauses(),
             await store.daemons(alive_within(settings)),
+            await store.delivery_counts(period),
         )
 
 
@@ -114,6 +117,8 @@ def _show(output: Output, figures: Figures) -> None:
         *_silenced(stats),
         ("today", f"${figures.spent_today:.2f} {budget}"),
     ]
+    if figures.deliveries:
+        rows.append(("notifications", _deliveries(figures.deliveries)))
     for pause in figures.pauses:
         reason = one_line(pause.reason, 300)
         rows.append(
@@ -132,6 +137,24 @@ def _silenced(stats: Stats) -> Iterator[tuple[str, str]]:
     if stats.silenced or stats.silent_now:
         what = format_count(stats.silenced, "violation")
         yield "silenced", f"{what} without a ticket or a message; {stats.silent_now} now"
+
+
+_STATES = {
+    "sent": "sent",
+    "due": "waiting",
+    "planned": "planned for later",
+    "dropped": "not needed any more",
+    "given_up": "given up",
+}
+
+
+def _deliveries(counts: dict[str, int]) -> str:
+    named = (
+        f"{counts[state]} {text}"
+        for state, text in _STATES.items()
+        if counts.get(state)
+    )
+    return ", ".join(named)
 
 
 def _ended(stats: Stats) -> str:

@@ -87,6 +87,7 @@ def router(context: ServerContext) -> APIRouter:
             settings.agent.daily_budget_usd,
             await store.pauses(),
             await store.daemons(_DAEMON_PERIODS * max(periods)),
+            await store.delivery_counts(seconds),
         )
         return answer(document, if_none_match=if_none_match)
 
