@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import cycles, memory, queue
+from midwatch.store import cycles, memory, overview, queue
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
     UPGRADE_SECONDS,
@@ -107,6 +107,11 @@ class SqlStore(TransactionalStore):
     spent_today = read(queue.spent_today)
     past = read(memory.past)
     search_past = read(memory.search_past)
+
+    # The page.
+    unresolved_counts = read(overview.unresolved_counts)
+    subject_states = read(overview.subject_states)
+    figures = read(overview.figures)
 
     # People.
     ticket = read(ticket_functions.ticket)
