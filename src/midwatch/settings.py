@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from midwatch.provider import Provider
-from midwatch.units import Bytes, PortChecked, Ratio, Seconds, Url
+from midwatch.units import Bytes, Listen, PortChecked, Ratio, Seconds, Url
 
 DEFAULT_FILE = "midwatch.yaml"
 DEFAULT_MODEL = "claude-sonnet-5-5"
@@ -582,6 +582,19 @@ class MetricsSettings(Group):
     )
 
 
+class ServerSettings(Group):
+    """The server: the page, the API, MCP and the addresses that alerts are sent to."""
+
+    listen: Listen | None = Field(
+        None,
+        description="HOST:PORT that it listens on, such as 127.0.0.1:8470; port 0 for any, which is logged. null for none.",
+    )
+    url: Url | None = Field(
+        None,
+        description="The URL under which people reach it, such as https://midwatch.example.org. Links begin with it.",
+    )
+
+
 class LogSettings(Group):
     """The logs that daemons write to standard output."""
 
@@ -608,6 +621,7 @@ class Settings(Group):
     operator: OperatorSettings = OperatorSettings()
     content: ContentSettings = ContentSettings()
     metrics: MetricsSettings = MetricsSettings()
+    server: ServerSettings = ServerSettings()
     log: LogSettings = LogSettings()
     subjects: list[dict[str, Any]] = Field(
         default_factory=list, description="The systems to watch, see below."

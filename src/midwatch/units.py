@@ -123,6 +123,24 @@ def parse_port(value: str) -> int:
     raise ValueError("the port is not a number from 1 to 65535")
 
 
+def parse_listen(value: object) -> tuple[str, int]:
+    """Return host and port of `127.0.0.1:8470`, `[::1]:0` or such a pair. Raises ValueError."""
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        value = f"[{value[0]}]:{value[1]}"
+    host, _, port = str(value).strip().rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not (port == "0" or _is_port(port)):
+        raise ValueError(f"{_shown(value)} is not HOST:PORT; use 127.0.0.1:8470")
+    return host, int(port)
+
+
+def _is_port(text: str) -> bool:
+    try:
+        return bool(parse_port(text))
+    except ValueError:
+        return False
+
+
 def check_url(value: str) -> str:
     """Return `value` if it is a URL of http or https with a host. Raises ValueError, which does not repeat it."""
     if any(char.isspace() or not char.isprintable() for char in value):
@@ -204,6 +222,8 @@ Seconds = Annotated[float, BeforeValidator(parse_duration)]
 """A duration setting, in seconds once read."""
 Url = Annotated[str, AfterValidator(check_url)]
 """The address of something that speaks HTTP."""
+Listen = Annotated[tuple[str, int], BeforeValidator(parse_listen)]
+"""Where a server listens: host and port."""
 PortChecked = Annotated[str, AfterValidator(check_url_port)]
 """The address of a repository, which may be one of SSH or a path."""
 Bytes = Annotated[float, BeforeValidator(parse_size)]

@@ -7,14 +7,13 @@ import sqlite3
 import time
 from pathlib import Path
 
-from alembic.script import ScriptDirectory
+from alembic import command
 from sqlalchemy import Connection, text
 
 from midwatch.model import Ticket, Violation
-from midwatch.store import migrations
 from midwatch.store.protocol import Changes, Opening
-from midwatch.store.schema import tickets
-from midwatch.store.sql import SqlStore, open_store, upgrade
+from midwatch.store.schema import REVISION, tickets
+from midwatch.store.sql import SqlStore, _config, open_store
 from midwatch.testing.store_conformance.fixture import opening
 
 MANY, AT_ONCE, RARE_ID = 100_000, 20_000, 104_711
@@ -121,25 +120,16 @@ async def test_an_upgrade_finds_the_incidents_of_before(
     await store.resolve(ticket.id, "ann", "restarted pgbouncer")
     open_ = await now_open(store, "another pool")
 
-    def forget(connection: Connection) -> None:
+    def remember_again(connection: Connection) -> None:
         connection.execute(text("DROP TABLE past_incidents"))
         if connection.dialect.name == "sqlite":
             connection.execute(text("DROP TABLE past_words"))
-        before = {"before": _revision_before("0005")}
-        connection.execute(
-            text("UPDATE alembic_version SET version_num = :before"), before
-        )
+        command.stamp(_config(connection), "0004")
+        command.upgrade(_config(connection), "0005")
+        command.stamp(_config(connection), REVISION)
 
-    await store.transactions.run(forget)
-    await upgrade(store.transactions)
+    await store.transactions.run(remember_again)
     [found] = await store.search_past("pgbouncer")
     assert found.ticket.id == ticket.id != open_.id
     assert (await store.past([open_]))[0].same_key
     await store.close()
-
-
-def _revision_before(revision: str) -> str:
-    folder = Path(migrations.__file__).parent
-    scripts = ScriptDirectory(str(folder)).get_revision(revision)
-    assert isinstance(scripts.down_revision, str)
-    return scripts.down_revision

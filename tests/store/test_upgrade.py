@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection
+from sqlalchemy import Connection, create_engine, inspect, text
 
 from midwatch.errors import SchemaMismatch
+from midwatch.store import engine
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.schema import REVISION, metadata
-from midwatch.store.sql import open_store, present_revision, upgrade, upgrade_database
+from midwatch.store.sql import (
+    _migrate,
+    open_store,
+    present_revision,
+    upgrade,
+    upgrade_database,
+)
+
+from ..waiting import PATIENCE
 
 
 async def test_the_migrations_make_the_tables(database: str) -> None:
@@ -37,6 +48,61 @@ async def test_the_migrations_make_the_tables(database: str) -> None:
         await transactions.close()
 
 
+async def test_a_new_sqlite_database_is_as_the_migrations_make_it(
+    sqlite_file: Path, tmp_path: Path
+) -> None:
+    """A new one is made without them."""
+    migrated = tmp_path / "migrated.db"
+    transactions = open_transactions(parse_database(f"sqlite:///{migrated}"))
+    await transactions.migrate(_migrate)
+    await transactions.close()
+    await upgrade_database(f"sqlite:///{sqlite_file}")
+    assert _described(sqlite_file) == _described(migrated)
+
+
+def _described(file: Path) -> dict[str, object]:
+    """Return all that a SQLite file says of its tables; the order of columns does not matter."""
+    opened = create_engine(f"sqlite:///{file}")
+    found: dict[str, object] = {}
+    with opened.connect() as connection:
+        inspector = inspect(connection)
+        for table in inspector.get_table_names():
+            found[table] = {
+                "columns": {
+                    column["name"]: (
+                        str(column["type"]),
+                        column["nullable"],
+                        str(column["default"]).strip("'"),
+                    )
+                    for column in inspector.get_columns(table)
+                },
+                "key": inspector.get_pk_constraint(table),
+                "references": _sorted(inspector.get_foreign_keys(table)),
+                "unique": _sorted(inspector.get_unique_constraints(table)),
+                "checks": _sorted(inspector.get_check_constraints(table)),
+                "indexes": {
+                    index["name"]: (
+                        index["column_names"],
+                        bool(index["unique"]),
+                        str(index.get("dialect_options", {}).get("sqlite_where")),
+                    )
+                    for index in inspector.get_indexes(table)
+                },
+            }
+        others = "SELECT type, name, sql FROM sqlite_schema WHERE type NOT IN ('table', 'index')"
+        found["others"] = _sorted(connection.execute(text(others)).all())
+        virtual = "SELECT sql FROM sqlite_schema WHERE sql LIKE 'CREATE VIRTUAL%'"
+        found["virtual"] = _sorted(connection.execute(text(virtual)).all())
+        version = text("SELECT version_num FROM alembic_version")
+        found["revision"] = connection.execute(version).scalars().all()
+    opened.dispose()
+    return found
+
+
+def _sorted(rows: Iterable[object]) -> list[object]:
+    return sorted(rows, key=repr)
+
+
 async def test_upgrading_again_does_nothing(empty_postgres: str) -> None:
     assert await upgrade_database(empty_postgres) is None
     assert await upgrade_database(empty_postgres) == REVISION
@@ -53,6 +119,43 @@ async def test_two_openings_of_a_new_file_at_once(sqlite_file: Path) -> None:
         assert (await store.watch("db")).tickets == ()
         await store.close()
     assert sqlite_file.stat().st_mode & 0o777 == 0o600
+
+
+@contextmanager
+def _migrating(file: Path) -> Iterator[sqlite3.Connection]:
+    """Let another connection hold a migration that takes longer than any other transaction may."""
+    lite = sqlite3.connect(file, isolation_level=None)
+    lite.execute("PRAGMA journal_mode=WAL")
+    lite.execute("BEGIN IMMEDIATE")
+    try:
+        yield lite
+    finally:
+        lite.close()
+
+
+async def test_an_opening_waits_for_a_migration(
+    sqlite_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "SQLITE_BUSY_SECONDS", 0.01)
+    with _migrating(sqlite_file) as lite:
+        opening = asyncio.create_task(open_store(f"sqlite:///{sqlite_file}"))
+        done, _ = await asyncio.wait({opening}, timeout=0.3)
+        assert not done
+        lite.execute("COMMIT")
+        store = await opening
+        assert (await store.watch("db")).tickets == ()
+        await store.close()
+
+
+async def test_an_opening_that_waits_for_a_migration_can_be_cancelled(
+    sqlite_file: Path,
+) -> None:
+    with _migrating(sqlite_file):
+        opening = asyncio.create_task(open_store(f"sqlite:///{sqlite_file}"))
+        await asyncio.wait({opening}, timeout=0.1)
+        opening.cancel()
+        done, _ = await asyncio.wait({opening}, timeout=PATIENCE)
+        assert done and opening.cancelled()
 
 
 async def test_an_unmigrated_postgres_names_the_command(empty_postgres: str) -> None:

@@ -202,6 +202,7 @@ _DAEMONS = {
     ("monitor",): "metrics",
     ("agent",): "metrics",
     ("up",): "metrics",
+    ("serve",): "server",
     ("kube", "operator"): "operator",
     ("content", "serve"): "content",
 }
@@ -229,7 +230,7 @@ def health(
         typer.Argument(help="The daemon's command; without it, that of process 1."),
     ] = None,
 ) -> None:
-    """Check the health of a daemon: `monitor`, `agent`, `up`, `kube operator` or `content serve`.
+    """Check the health of a daemon: `monitor`, `agent`, `up`, `serve`, `kube operator` or `content serve`.
 
     A container engine runs this inside the daemon's container.
     """
@@ -246,7 +247,8 @@ def health(
     name, group = " ".join(daemon), _DAEMONS[daemon]
     address = _address(edge.settings(), group)
     if address is None:
-        typer.echo(f"{name}: unknown, as {group}.port is null")
+        setting = "listen" if group == "server" else "port"
+        typer.echo(f"{name}: unknown, as {group}.{setting} is null")
         return
     notice = _request(name, *address)
     typer.echo(f"{name} is healthy{notice and f'; {notice}'}")
@@ -288,10 +290,12 @@ def _first_process() -> list[str]:
 
 def _address(settings: Settings, group: str) -> tuple[str, int] | None:
     """Return host and port of a daemon; None without a port."""
-    chosen = getattr(settings, group)
-    if chosen.port is None:
-        return None
-    return _ANY.get(chosen.host, chosen.host), chosen.port
+    if group == "server":
+        host, port = settings.server.listen or ("", None)
+    else:
+        chosen = getattr(settings, group)
+        host, port = chosen.host, chosen.port
+    return None if port is None else (_ANY.get(host, host), port)
 
 
 def _request(name: str, host: str, port: int) -> str:

@@ -475,8 +475,18 @@ def openings(tx: Transaction, key: Key, within: float) -> list[Ticket]:
 
 
 def save_first_aid(tx: Transaction, ticket_ids: Sequence[int], first_aid: Json) -> None:
-    """Store the first aid of tickets."""
+    """Store the first aid of tickets, with an audit row each."""
+    why = str(first_aid.get("summary", ""))
     for chunk in chunks(ticket_ids):
-        tx.execute(
-            update(tickets).where(tickets.c.id.in_(chunk)).values(first_aid=first_aid)
+        changed = tx.all(
+            update(tickets)
+            .where(tickets.c.id.in_(chunk))
+            .values(first_aid=first_aid)
+            .returning(tickets.c.id, tickets.c.status)
+        )
+        tx.note(
+            [
+                audit_row(row.id, "monitor", "first_aid", row.status, row.status, why)
+                for row in sorted(changed)
+            ]
         )

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import (
@@ -39,6 +39,7 @@ from sqlalchemy import (
     Table,
     create_engine,
     event,
+    text,
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import URL, make_url
@@ -59,11 +60,14 @@ T = TypeVar("T")
 
 _Identity = tuple[int, int] | None
 _BEGIN = "midwatch_begin"
+_CLOSING = "midwatch_closing"
 _PRAGMAS = ("synchronous=FULL", "foreign_keys=ON")
 SQLITE_BUSY_SECONDS = 3.0
 """The longest wait for another process's transaction, in seconds."""
 _SQLITE_RETRY_SECONDS = 0.005
 """The mean wait between two attempts to begin a transaction that may write."""
+SQLITE_MIGRATION_SECONDS = 300.0
+"""The longest wait for another process's transaction before a migration, which the other may be making, in seconds."""
 POSTGRES_SECONDS = 10.0
 """Timeout of a statement, in seconds; that of a connection attempt is half of it."""
 UPGRADE_SECONDS = 3600.0
@@ -80,6 +84,8 @@ class Transactions(Protocol):
 
     dialect: str
     notice: str
+    listeners: list[Callable[[], object]]
+    """Called after each transaction of a store that wrote audit rows, on the event loop."""
 
     async def run(
         self,
@@ -97,6 +103,10 @@ class Transactions(Protocol):
         **kwargs: P.kwargs,
     ) -> T:
         """Do the same as `run` for a function that only reads; it does not wait for a writer."""
+        ...
+
+    async def migrate(self, function: Callable[[Connection], T]) -> T:
+        """Do the same as `run` for a migration, and wait while another process makes it."""
         ...
 
     async def close(self) -> None:
@@ -188,15 +198,17 @@ class SqliteTransactions:
 
     def __init__(self, url: URL, renew: Renewal | None = None) -> None:
         self.notice = ""
+        self.listeners: list[Callable[[], object]] = []
         self._renew = renew
         self._file = url.database if url.database not in (None, "", ":memory:") else ""
         self.engine = sqlite_engine(url)
         self._reader = self.engine.execution_options(**{_BEGIN: "BEGIN"})
+        self._closing = threading.Event()
+        self._migrator = self.engine.execution_options(**{_CLOSING: self._closing})
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="midwatch-sqlite")
         self._lock = threading.Lock()
         self._identity: _Identity = None
         self._log_identity: _Identity = None
-        self._closed = False
 
     async def run(
         self,
@@ -213,6 +225,9 @@ class SqliteTransactions:
         **kwargs: P.kwargs,
     ) -> T:
         return await self._on_thread(self._reader, function, *args, **kwargs)
+
+    async def migrate(self, function: Callable[[Connection], T]) -> T:
+        return await self._on_thread(self._migrator, function)
 
     async def _on_thread(
         self,
@@ -270,9 +285,9 @@ class SqliteTransactions:
         )
 
     async def close(self) -> None:
-        if self._closed:
+        if self._closing.is_set():
             return
-        self._closed = True
+        self._closing.set()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._thread, self.engine.dispose)
         self._thread.shutdown(wait=True)
@@ -307,24 +322,28 @@ def sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        statement = connection.get_execution_options().get(_BEGIN)
-        if statement:
+        options = connection.get_execution_options()
+        if statement := options.get(_BEGIN):
             connection.exec_driver_sql(statement)
+        elif closing := options.get(_CLOSING):
+            _begin_immediate(connection, SQLITE_MIGRATION_SECONDS, closing)
         else:
-            _begin_immediate(connection)
+            _begin_immediate(connection, SQLITE_BUSY_SECONDS, threading.Event())
 
     return engine
 
 
-def _begin_immediate(connection: Connection) -> None:
-    """Take SQLite's write lock, with attempts at short random intervals.
+def _begin_immediate(
+    connection: Connection, longest: float, closing: threading.Event
+) -> None:
+    """Take SQLite's write lock within `longest` seconds, with attempts at short random intervals.
 
     SQLite's own busy handler waits up to 100 ms between its attempts the longer it has waited. A process
     that has just arrived then finds the lock free before one that waits, which can fail after
-    SQLITE_BUSY_SECONDS although no transaction is long.
+    SQLITE_BUSY_SECONDS although no transaction is long. `closing` ends the wait.
     """
     driver: Any = connection.connection.driver_connection
-    deadline = time.monotonic() + SQLITE_BUSY_SECONDS
+    deadline = time.monotonic() + longest
     driver.execute("PRAGMA busy_timeout=0").close()
     try:
         while True:
@@ -335,7 +354,8 @@ def _begin_immediate(connection: Connection) -> None:
                 code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
                 if code != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
                     raise
-            time.sleep(_SQLITE_RETRY_SECONDS * random.uniform(0.5, 1.5))
+                if closing.wait(_SQLITE_RETRY_SECONDS * random.uniform(0.5, 1.5)):
+                    raise
     finally:
         timeout = round(SQLITE_BUSY_SECONDS * 1000)
         driver.execute(f"PRAGMA busy_timeout={timeout}").close()
@@ -392,6 +412,7 @@ class PostgresTransactions:
         longest: float = POSTGRES_SECONDS,
         silence: float | None = None,
     ) -> None:
+        self.listeners: list[Callable[[], object]] = []
         self._url = url
         self._longest = longest
         # The wait for one answer within a transaction, when the server's own timeouts do not end it.
@@ -416,7 +437,8 @@ class PostgresTransactions:
                     "connect_timeout": int(POSTGRES_SECONDS / 2),
                     "application_name": "midwatch",
                     "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds // 2}"
-                    f" -c idle_in_transaction_session_timeout={milliseconds * 3}",
+                    f" -c idle_in_transaction_session_timeout={milliseconds * 3}"
+                    r" -c default_transaction_isolation=read\ committed",
                     "tcp_user_timeout": int(POSTGRES_SECONDS * 1000),
                 },
             )
@@ -479,6 +501,9 @@ class PostgresTransactions:
     ) -> T:
         return await self.run(function, *args, **kwargs)
 
+    async def migrate(self, function: Callable[[Connection], T]) -> T:
+        return await self.run(function)
+
     async def close(self) -> None:
         if self._abandoned:
             for task in self._abandoned:
@@ -491,6 +516,13 @@ class PostgresTransactions:
                 pass  # the connections are gone with the server
 
 
+AUDIT_LOCK = 0x6D77
+"""The upper 16 bits of the advisory locks of transactions that write audit rows; see `midwatch.store.feed`."""
+_LOCK_AUDIT = text(
+    f"SELECT pg_advisory_xact_lock_shared({AUDIT_LOCK}::bigint << 48 |"
+    " coalesce(pg_sequence_last_value(pg_get_serial_sequence('audit', 'id')::regclass), 0))"
+)
+
 DatabaseClock = Callable[[Connection], datetime]
 CLOCK_SLACK = timedelta(seconds=5)
 """Times further in the future than this were set before the clock went back, and are void."""
@@ -502,6 +534,8 @@ class Transaction:
 
     connection: Connection
     clock: DatabaseClock
+    noted: bool = field(default=False, init=False)
+    """Whether it wrote audit rows."""
 
     @cached_property
     def now(self) -> datetime:
@@ -551,8 +585,12 @@ class Transaction:
 
     def note(self, rows: Sequence[Json]) -> None:
         """Append audit rows, at the time of the transaction."""
-        if rows:
-            self.execute(audit.insert(), [{"at": self.now, **row} for row in rows])
+        if not rows:
+            return
+        if not self.noted and self.connection.dialect.name == "postgresql":
+            self.execute(_LOCK_AUDIT)
+        self.noted = True
+        self.execute(audit.insert(), [{"at": self.now, **row} for row in rows])
 
 
 def audit_row(
@@ -594,7 +632,14 @@ class TransactionalStore:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        return await self.transactions.run(self._bind(function), *args, **kwargs)
+        used: list[Transaction] = []
+        result = await self.transactions.run(
+            self._bind(function, used.append), *args, **kwargs
+        )
+        if used[-1].noted:
+            for listener in self.transactions.listeners:
+                listener()
+        return result
 
     async def _read(
         self,
@@ -606,12 +651,16 @@ class TransactionalStore:
         return await self.transactions.read(self._bind(function), *args, **kwargs)
 
     def _bind(
-        self, function: Callable[Concatenate[Transaction, P], T]
+        self,
+        function: Callable[Concatenate[Transaction, P], T],
+        used: Callable[[Transaction], object] = lambda _: None,
     ) -> Callable[Concatenate[Connection, P], T]:
         def transaction(
             connection: Connection, /, *args: P.args, **kwargs: P.kwargs
         ) -> T:
-            return function(Transaction(connection, self._clock), *args, **kwargs)
+            tx = Transaction(connection, self._clock)
+            used(tx)
+            return function(tx, *args, **kwargs)
 
         return transaction
 

@@ -68,7 +68,6 @@ Index("diagnoses_batch", diagnoses.c.batch_id)
 Index("diagnoses_started", diagnoses.c.started_at)
 Index("diagnosis_tickets_ticket", diagnosis_tickets.c.ticket_id)
 Index("audit_ticket", audit.c.ticket_id, audit.c.id)
-Index("audit_order", audit.c.transaction_id, audit.c.id)
 Index(
     "alerts_firing",
     alerts.c.subject,

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, and_, or_, select, text
+from sqlalchemy import Connection, Row, and_, or_, select, text
 from sqlalchemy.exc import OperationalError
 
 from midwatch.model import Grounded, Json, Key, Ticket, TicketStatus
@@ -127,6 +127,14 @@ def remember(tx: Transaction, ids: Sequence[int]) -> None:
                 text("INSERT INTO past_words (rowid, words) VALUES (:id, :words)"),
                 word_row,
             )
+
+
+def create_words(connection: Connection) -> None:
+    """Make the table of words in a new SQLite database; without FTS5 there is none."""
+    try:
+        connection.execute(text("CREATE VIRTUAL TABLE past_words USING fts5(words)"))
+    except OperationalError:
+        pass
 
 
 def has_words(tx: Transaction) -> bool:

@@ -368,6 +368,12 @@ def _diagnosed(
     remember(tx, [row.id for row in ended])
     after = TicketStatus.GIVEN_UP if finish.given_up else TicketStatus.DIAGNOSED
     why = f"diagnosis {diagnosis_id}: {finish.outcome}"
+    tx.note(
+        [
+            audit_row(row.id, claim.holder, "diagnose", row.status, row.status, why)
+            for row in ended
+        ]
+    )
     matched = [row for row in waiting if row.id in settled]
     _settle(tx, matched, claim, after, why, diagnosed)
     others = [row for row in waiting if row.id not in settled]

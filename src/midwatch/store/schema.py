@@ -274,8 +274,6 @@ audit = Table(
     Column("before", SanitizedText),
     Column("after", SanitizedText),
     Column("why", SanitizedText, nullable=False),
-    # On PostgreSQL the id of the transaction that wrote the row: ids of rows are not in the order of commits.
-    Column("transaction_id", BigInteger, nullable=False, server_default=text("0")),
 )
 
 pauses = Table(
@@ -348,7 +346,6 @@ cursors = Table(
     "cursors",
     metadata,
     Column("name", SanitizedText, primary_key=True),
-    Column("transaction_id", BigInteger, nullable=False),
     Column("audit_id", Id, nullable=False),
     Column("updated_at", Instant, nullable=False),
 )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,7 +18,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from midwatch.content.errors import ContentUnavailable
 from midwatch.content.server.api import FolderApi, LegacyApi
@@ -37,6 +35,12 @@ from midwatch.content.server.volume import Volume, map_disk_errors
 from midwatch.content.tokens import Keys
 from midwatch.errors import MidwatchError, SettingsError
 from midwatch.exposition import Exposition
+from midwatch.http_serving import (
+    Server,
+    address_of,
+    listening,
+    protocol_with_timeout,
+)
 from midwatch.lifecycle import Clock, StopEvent, SystemClock, cancel
 from midwatch.logs import Log
 from midwatch.metrics import Family, Sample, code_label
@@ -53,7 +57,6 @@ _DISK_USAGE_TIMEOUT = 2.0
 """Seconds that a scrape waits for the volume; after that it answers without its usage."""
 _KEEP_ALIVE = 75
 """Seconds that a connection may be idle: longer than a client waits between two requests."""
-_BACKLOG = 1024
 _COMMIT = "/v1/folders/{namespace}/{name}/commit"
 _CHANGING = (_COMMIT, "/v1/folders/{namespace}/{name}/inbox", "/content/write")
 
@@ -85,20 +88,20 @@ async def serving(
 ) -> AsyncIterator[str]:
     """Run a server while the block runs. Yields its address. Raises SettingsError if it cannot start."""
     clock = clock or SystemClock()
-    with _volume(settings) as volume, _socket(settings) as listening:
+    socket = listening(settings.host, settings.port, setting="content.port")
+    with _volume(settings) as volume, socket as opened:
         store = ContentStore(volume, settings, clock.now)
         state = ServerState(store, settings, keys, clock)
         health, metrics = HealthApi(state, stop), MetricsApi(state)
         app = _application(state, [*health.routes(), *metrics.routes()], log)
-        server = _Server(_config(app, settings))
+        server = Server(_config(app, settings))
         tasks = [
-            asyncio.create_task(server.serve([listening]), name="uvicorn"),
+            asyncio.create_task(server.serve([opened]), name="uvicorn"),
             asyncio.create_task(collect_until(stop, state, log), name="collect"),
             asyncio.create_task(_close_changes(state, stop), name="close changes"),
         ]
-        host, port = listening.getsockname()[:2]
         try:
-            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            yield address_of(opened)
         finally:
             stop.set("the server ends")
             server.should_exit = True
@@ -122,13 +125,6 @@ def _application(state: ServerState, more: Sequence[Route], log: Log) -> ASGIApp
         },
     )
     return Guard(app, log, state.clock, state.settings.request_time, state.stats)
-
-
-class _Server(uvicorn.Server):
-    """Leaves the signals to the process, where they set the one stop event."""
-
-    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
-        return contextlib.nullcontext()
 
 
 def _config(app: ASGIApp, settings: ContentSettings) -> uvicorn.Config:
@@ -163,25 +159,6 @@ def _volume(settings: ContentSettings) -> Iterator[Volume]:
         yield volume
     finally:
         volume.close()
-
-
-@contextlib.contextmanager
-def _socket(settings: ContentSettings) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        listening = socket.create_server(
-            (settings.host, settings.port), family=family, backlog=_BACKLOG
-        )
-    except OSError as error:
-        raise SettingsError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}",
-            path="content.port",
-            hint="choose another port, or stop the process that listens there",
-        ) from None
-    with listening:
-        # asyncio sets it only where the protocol was named; without it each small response takes 40 ms.
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        yield listening
 
 
 # ------------------------------------------------------------------ around every request
@@ -297,49 +274,6 @@ def _path(scope: Scope) -> str:
 def _internal_error() -> JsonResponse:
     body = {"error": "the content proxy failed", "hint": "see its log; try again"}
     return JsonResponse(body, 500)
-
-
-def protocol_with_timeout(seconds: float) -> type[asyncio.Protocol]:
-    """Return uvicorn's protocol with a timeout for the head of a request, from its first byte on.
-
-    uvicorn alone waits for ever for the first line, and for the rest of a body whose response is sent already.
-    """
-
-    class TimedProtocol(H11Protocol):
-        _timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._start()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self._is_busy():
-                self._cancel()
-            elif self._timer is None:
-                self._start()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._cancel()
-            super().connection_lost(exc)
-
-        def _is_busy(self) -> bool:
-            return self.cycle is not None and not self.cycle.response_complete
-
-        def _start(self) -> None:
-            self._timer = self.loop.call_later(seconds, self._expired)
-
-        def _cancel(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-        def _expired(self) -> None:
-            self._timer = None
-            if not self._is_busy() and not self.transport.is_closing():
-                self.transport.close()
-
-    return TimedProtocol
 
 
 # ------------------------------------------------------------------ health and metrics

@@ -23,6 +23,7 @@ from midwatch._moved import renamed
 from midwatch.testing.store_conformance import (
     claims,
     daemons,
+    feed,
     incidents,
     integrations,
     text,
@@ -42,6 +43,7 @@ CHECKS: tuple[Check, ...] = (
     *integrations.CHECKS,
     *claims.CHECKS,
     *daemons.CHECKS,
+    *feed.CHECKS,
     *text.CHECKS,
 )
 

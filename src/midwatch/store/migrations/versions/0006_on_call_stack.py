@@ -35,17 +35,9 @@ def _partial(name: str, table: str, columns: list[str], where: str) -> None:
 
 
 def upgrade() -> None:
-    op.add_column(
-        "audit",
-        sa.Column(
-            "transaction_id", sa.BigInteger(), nullable=False, server_default="0"
-        ),
-    )
-    op.create_index("audit_order", "audit", ["transaction_id", "id"])
     op.create_table(
         "cursors",
         *_columns(_TEXT, "name"),
-        *_columns(sa.BigInteger(), "transaction_id"),
         *_columns(_ID, "audit_id"),
         *_columns(_INSTANT, "updated_at"),
         sa.PrimaryKeyConstraint("name"),
