@@ -5,10 +5,10 @@ What is said of `midwatch.store.protocol` holds here too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from datetime import date, datetime
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
 
 from midwatch.model import Key, Severity
 
@@ -76,44 +76,50 @@ class Change:
         return self.key.component
 
 
+TokenKind = Literal["api", "sign_in"]
+"""What a program sends with each request, or what a browser keeps as a cookie after a sign-in."""
+
+
 @dataclass(frozen=True, slots=True)
-class SubjectState:
-    """A subject as its last observations left it.
+class NewToken:
+    """A token to store.
 
     Attributes:
-        last_good_at: The last observation that succeeded.
-        last_look_at: The last observation, whether it succeeded or not.
-        failures: Failed observations since the last one that succeeded.
-        last_error: Why the last failed one failed.
-        unresolved: Numbers of unresolved tickets by severity.
+        kind: Where it is accepted.
+        name: Who has it, as the history of tickets names them.
+        digest: Of the secret, which is stored nowhere.
+        role: What its owner may do: "viewer", "operator" or "admin".
+        scopes: What it is for.
+        created_by: Who made it; of a sign-in, how: "oidc" or "token".
+        seconds: How long it is valid.
+        parent_id: The token that a sign-in was made with.
     """
 
+    kind: TokenKind
     name: str
-    last_good_at: datetime | None
-    last_look_at: datetime | None
-    failures: int
-    last_error: str | None
-    unresolved: Mapping[Severity, int] = field(default_factory=dict)
+    digest: str
+    role: str
+    scopes: tuple[str, ...]
+    created_by: str
+    seconds: float
+    parent_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Day:
-    """The figures of a day in UTC. `to_*` are medians in seconds of the tickets that opened on it, None without any."""
+class ApiToken:
+    """A stored token, as `NewToken` describes it."""
 
-    day: date
-    opened: int = 0
-    to_detect: float | None = None
-    to_diagnose: float | None = None
-    to_resolve: float | None = None
-    cost_usd: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Figures of the days until today, the oldest first, and the tickets of that time by invariant, most first."""
-
-    days: tuple[Day, ...]
-    by_invariant: tuple[tuple[str, int], ...]
+    id: int
+    kind: TokenKind
+    name: str
+    role: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    created_by: str
+    expires_at: datetime
+    parent_id: int | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
 
 
 class OnCallStore(Protocol):
@@ -158,19 +164,24 @@ class OnCallStore(Protocol):
     # -------------------------------------------------- deliveries
 
     # -------------------------------------------------- tokens
+    async def add_token(self, new: NewToken) -> ApiToken:
+        """Store a token, and forget those that ended 90 days ago."""
+        ...
+
+    async def find_token(self, digest: str) -> ApiToken | None:
+        """Return the token with this digest, also one that has ended; None if there is none."""
+        ...
+
+    async def use_token(self, token_id: int) -> None:
+        """Record that a token was used now."""
+        ...
+
+    async def tokens(self, include_ended: bool = False) -> list[ApiToken]:
+        """Return the tokens and sign-ins that are valid, or all of them, oldest first."""
+        ...
+
+    async def revoke_token(self, token_id: int) -> ApiToken:
+        """End a token and the sign-ins that were made with it. Raises NotFound."""
+        ...
 
     # -------------------------------------------------- investigations and idempotent requests
-
-    # -------------------------------------------------- the page
-
-    async def unresolved_counts(self) -> Mapping[Severity, int]:
-        """Return how many tickets are unresolved, by severity. Severities without any are left out."""
-        ...
-
-    async def subject_states(self) -> list[SubjectState]:
-        """Return every subject that was ever observed, by name."""
-        ...
-
-    async def figures(self, days: int) -> Figures:
-        """Return the figures of the last `days` days in UTC, today included."""
-        ...

@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from midwatch.model import Severity, TicketStatus
 from midwatch.store.engine import Transaction
-from midwatch.store.on_call import Day, Figures, SubjectState
+from midwatch.store.overview_protocol import Day, Figures, SubjectState
 from midwatch.store.schema import diagnoses, subjects, tickets
 
 _UNRESOLVED = tickets.c.status != TicketStatus.RESOLVED.value

@@ -29,6 +29,7 @@ from midwatch.model import (
     Violation,
 )
 from midwatch.store.on_call import OnCallStore
+from midwatch.store.overview_protocol import OverviewStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +309,7 @@ def with_notice(store: Store, info: Json) -> Json:
     return {**info, "notice": notice} if notice else info
 
 
-class Store(OnCallStore, Protocol):
+class Store(OnCallStore, OverviewStore, Protocol):
     """Tickets, diagnoses, audit rows, shared pauses and heartbeats.
 
     A store may have a property `notice`: what a person has to know of the database since it was opened.

@@ -447,6 +447,7 @@ tokens = Table(
     "tokens",
     metadata,
     Column("id", Id, primary_key=True),
+    Column("kind", SanitizedText, nullable=False),  # api, sign_in
     Column("name", SanitizedText, nullable=False),
     Column("digest", SanitizedText, nullable=False, unique=True),
     Column("role", SanitizedText, nullable=False),
@@ -454,6 +455,7 @@ tokens = Table(
     Column("created_at", Instant, nullable=False),
     Column("created_by", SanitizedText, nullable=False),
     Column("expires_at", Instant, nullable=False),
+    Column("parent_id", Id),  # the token that a sign-in was made with
     Column("last_used_at", Instant),
     Column("revoked_at", Instant),
 )

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import cycles, feed, memory, overview, queue
+from midwatch.store import api_tokens, cycles, feed, memory, overview, queue
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
     UPGRADE_SECONDS,
@@ -150,6 +150,13 @@ class SqlStore(TransactionalStore):
     # Daemons.
     beat = write(queue.beat)
     daemons = read(queue.list_daemons)
+
+    # Tokens.
+    add_token = write(api_tokens.add_token)
+    find_token = read(api_tokens.find_token)
+    use_token = write(api_tokens.use_token)
+    tokens = read(api_tokens.list_tokens)
+    revoke_token = write(api_tokens.revoke_token)
 
 
 # ------------------------------------------------------------------ migrations

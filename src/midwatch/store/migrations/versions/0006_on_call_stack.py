@@ -127,9 +127,10 @@ def _create_api() -> None:
     op.create_table(
         "tokens",
         *_columns(_ID, "id"),
-        *_columns(_TEXT, "name", "digest", "role", "created_by"),
+        *_columns(_TEXT, "kind", "name", "digest", "role", "created_by"),
         *_columns(_DOCUMENT, "scopes"),
         *_columns(_INSTANT, "created_at", "expires_at"),
+        *_columns(_ID, "parent_id", nullable=True),
         *_columns(_INSTANT, "last_used_at", "revoked_at", nullable=True),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("digest"),
