@@ -20,7 +20,15 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import api_tokens, cycles, feed, memory, overview, queue
+from midwatch.store import (
+    api_tokens,
+    cycles,
+    feed,
+    memory,
+    overview,
+    queue,
+)
+from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
     UPGRADE_SECONDS,
@@ -146,6 +154,13 @@ class SqlStore(TransactionalStore):
 
     def on_change(self, listener: Callable[[], object]) -> None:
         self.transactions.listeners.append(listener)
+
+    # Silences.
+    add_silence = write(silence_functions.add_silence)
+    silences = read(silence_functions.list_silences)
+    silence = read(silence_functions.silence)
+    expire_silence = write(silence_functions.expire_silence)
+    silenced = read(silence_functions.list_silenced)
 
     # Daemons.
     beat = write(queue.beat)
