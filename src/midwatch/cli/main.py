@@ -88,6 +88,12 @@ add_lazily(
 )
 add_lazily(
     app,
+    "tokens",
+    "Create, list and revoke tokens for the server.",
+    "midwatch.cli.api_tokens",
+)
+add_lazily(
+    app,
     "eval",
     "Score the diagnosis on scenarios with real faults; without a command it runs them.",
     "midwatch.cli.evaluate",
