@@ -36,7 +36,13 @@ class Pages:
             finalize=_visible,
         )
         self._environment.filters.update(
-            ago=ago, iso=_iso, line=one_line, millis=_millis, stamp=stamp
+            ago=ago,
+            clock=lambda at: at.astimezone(UTC).strftime("%H:%M:%S"),
+            iso=_iso,
+            line=one_line,
+            millis=_millis,
+            seconds=lambda value: "–" if value is None else format_duration(value),
+            stamp=stamp,
         )
         self._environment.globals["static"] = static.url
 
@@ -50,7 +56,7 @@ class Pages:
     def part(self, template: str, macro: str, *arguments: Any, base: str = "") -> str:
         """Return what a macro of a template makes of its arguments."""
         module = self._environment.get_template(template).make_module(
-            {"base": base, "now": self._clock.now(), "csrf_token": ""}
+            {"base": base, "now": self._clock.now()}
         )
         made: Callable[..., object] = getattr(module, macro)
         return str(made(*arguments))
@@ -81,7 +87,6 @@ class Pages:
             principal=who,
             may=permissions(who),
             section=section,
-            csrf_token=getattr(request.state, "csrf_token", ""),
             **values,
         )
         return compressed(request, text.encode(), status, _NO_STORE)
