@@ -86,7 +86,8 @@ Index("silenced_ticket", silenced.c.ticket_id)
 Index(
     "alerts_firing",
     alerts.c.subject,
-    alerts.c.fingerprint,
+    alerts.c.invariant,
+    alerts.c.component,
     sqlite_where=text("status = 'firing'"),
     postgresql_where=text("status = 'firing'"),
 )

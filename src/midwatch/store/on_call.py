@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Literal, Protocol
 
 from midwatch.model import Key, Severity
+from midwatch.received import Accepted, Push, PushedAlerts, PushRules
 from midwatch.silences import Matcher, Recurrence, Silence
 
 
@@ -242,6 +243,22 @@ class OnCallStore(Protocol):
         ...
 
     # -------------------------------------------------- pushed alerts
+    async def receive(self, pushes: Sequence[Push], rules: PushRules) -> Accepted:
+        """Save pushed alerts, and open and resolve their tickets, all in one transaction.
+
+        Args:
+            pushes: The requests, in the order in which they came. They may be for several subjects.
+            rules: How tickets open.
+        """
+        ...
+
+    async def pushed_alerts(self, subject: str) -> PushedAlerts:
+        """Return what was pushed to a subject and fires, the most urgent first."""
+        ...
+
+    async def forget_alerts(self, older_than: float) -> int:
+        """Remove alerts that were resolved more than `older_than` seconds ago. Return how many."""
+        ...
 
     # -------------------------------------------------- deliveries
 

@@ -219,14 +219,39 @@ class Daemon:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """The place of a ticket in a list: the next page begins behind it, whatever opened meanwhile."""
+
+    severity: Severity
+    opened_at: datetime
+    id: int
+
+    @classmethod
+    def of(cls, ticket: Ticket) -> Place:
+        return cls(ticket.severity, ticket.opened_at, ticket.id)
+
+
+@dataclass(frozen=True, slots=True)
 class TicketFilter:
-    """Which tickets to list. None or an empty sequence matches any."""
+    """Which tickets to list. None or an empty sequence matches any.
+
+    Attributes:
+        newest_first: The order; without statuses it is always this one. Else the most severe and then the oldest
+            come first.
+        text: Words, each of which is part of the message, the subject, the invariant, the component or the
+            resolution, in lower or upper case (of ASCII letters, on SQLite).
+        after: Only tickets behind this place.
+    """
 
     statuses: Sequence[TicketStatus] = ()
     subject: str | None = None
     severity: Severity | None = None
     batch: int | None = None
     limit: int = 50
+    invariant: str | None = None
+    text: str = ""
+    newest_first: bool = False
+    after: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -514,7 +539,7 @@ class Store(OnCallStore, OverviewStore, Protocol):
         ...
 
     async def tickets(self, query: TicketFilter) -> list[Ticket]:
-        """Return tickets: the most severe and oldest first with `statuses`, else the newest first."""
+        """Return tickets in the order that `TicketFilter.newest_first` names."""
         ...
 
     async def history(self, ticket_id: int) -> list[AuditRow]:
@@ -537,21 +562,40 @@ class Store(OnCallStore, OverviewStore, Protocol):
         """Return the sessions that were started for a ticket, oldest first."""
         ...
 
-    async def acknowledge(self, ticket_id: int, actor: str, why: str = "") -> Ticket:
+    async def version(self, ticket_id: int) -> int:
+        """Return the version of a ticket, which each change of it increases. Raises NotFound.
+
+        The four methods below raise Outdated if they are given a version that is not the present one.
+        """
+        ...
+
+    async def acknowledge(
+        self, ticket_id: int, actor: str, why: str = "", *, version: int | None = None
+    ) -> Ticket:
         """Record that `actor` works on a ticket. Raises NotFound, and Conflict if it is resolved."""
         ...
 
     async def hold(
-        self, ticket_id: int, held: bool, actor: str, why: str = ""
+        self,
+        ticket_id: int,
+        held: bool,
+        actor: str,
+        why: str = "",
+        *,
+        version: int | None = None,
     ) -> Ticket:
         """Set whether the monitor must not resolve a ticket. Raises NotFound, and Conflict if it is resolved."""
         ...
 
-    async def resolve(self, ticket_id: int, actor: str, why: str) -> Ticket:
+    async def resolve(
+        self, ticket_id: int, actor: str, why: str, *, version: int | None = None
+    ) -> Ticket:
         """Resolve a ticket by hand. Raises NotFound, and Conflict if it is already resolved."""
         ...
 
-    async def retry(self, ticket_id: int, actor: str, why: str = "") -> Ticket:
+    async def retry(
+        self, ticket_id: int, actor: str, why: str = "", *, version: int | None = None
+    ) -> Ticket:
         """Put a ticket back into the queue, as a batch of one.
 
         Raises:

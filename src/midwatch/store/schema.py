@@ -402,6 +402,8 @@ alerts = Table(
     Column("starts_at", Instant, primary_key=True),
     Column("status", SanitizedText, nullable=False),  # firing, resolved
     Column("ends_at", Instant),
+    # When the sender gave it this status, where the sender says so.
+    Column("changed_at", Instant),
     Column("received_at", Instant, nullable=False),
     Column("invariant", SanitizedText, nullable=False),
     Column("component", SanitizedText, nullable=False),
@@ -418,6 +420,8 @@ senders = Table(
     Column("subject", SanitizedText, primary_key=True),
     Column("received_at", Instant, nullable=False),
     Column("heartbeat_at", Instant),
+    # By group of alerts: how many were left out of its last push, and when that was.
+    Column("truncated", Document, nullable=False),
 )
 
 deliveries = Table(

@@ -20,14 +20,9 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import (
-    api_tokens,
-    cycles,
-    feed,
-    memory,
-    overview,
-    queue,
-)
+from midwatch.store import api_tokens, cycles, feed, memory
+from midwatch.store import overview as overview_functions
+from midwatch.store import queue, received_alerts
 from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
@@ -126,13 +121,14 @@ class SqlStore(TransactionalStore):
     search_past = read(memory.search_past)
 
     # The page.
-    unresolved_counts = read(overview.unresolved_counts)
-    subject_states = read(overview.subject_states)
-    figures = read(overview.figures)
+    unresolved_counts = read(overview_functions.unresolved_counts)
+    subject_states = read(overview_functions.subject_states)
+    figures = read(overview_functions.figures)
 
     # People.
     ticket = read(ticket_functions.ticket)
     tickets = read(ticket_functions.list_tickets)
+    version = read(ticket_functions.version)
     history = read(ticket_functions.history)
     diagnosis = read(ticket_functions.diagnosis)
     briefs = read(ticket_functions.briefs)
@@ -145,6 +141,11 @@ class SqlStore(TransactionalStore):
     open_ticket = write(cycles.open_ticket)
     update_diagnosis = write(ticket_functions.update_diagnosis)
     stats = read(ticket_functions.stats)
+
+    # Pushed alerts.
+    receive = write(received_alerts.receive)
+    pushed_alerts = read(received_alerts.pushed_alerts)
+    forget_alerts = write(received_alerts.forget_alerts)
 
     # The feed of changes.
     changes = read(feed.changes)

@@ -6,14 +6,15 @@ Each command appends an audit row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, func, or_, select, tuple_, update
+from sqlalchemy.sql import ColumnElement
 
-from midwatch.errors import Conflict, NotFound
+from midwatch.errors import Conflict, NotFound, Outdated
 from midwatch.model import (
     AuditRow,
     Diagnosis,
@@ -22,6 +23,7 @@ from midwatch.model import (
     Ticket,
     TicketStatus,
     Usage,
+    keepable,
 )
 from midwatch.store.cycles import (
     chunks,
@@ -70,25 +72,51 @@ def ticket(tx: Transaction, ticket_id: int) -> Ticket:
 
 def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
     """Return the tickets that match."""
-    statement = select_tickets().order_by(
-        tickets.c.severity, tickets.c.opened_at, tickets.c.id
-    )
-    if not query.statuses:
-        # In a history the newest matters most; open tickets are worked on oldest first.
-        statement = select_tickets().order_by(
-            tickets.c.opened_at.desc(), tickets.c.id.desc()
-        )
-    elif TicketStatus.RESOLVED not in query.statuses:
-        statement = statement.where(tickets.c.status != TicketStatus.RESOLVED.value)
-    if query.statuses:
-        statement = statement.where(tickets.c.status.in_(list(query.statuses)))
-    if query.subject is not None:
-        statement = statement.where(tickets.c.subject == query.subject)
-    if query.severity is not None:
-        statement = statement.where(tickets.c.severity == query.severity)
-    if query.batch is not None:
-        statement = statement.where(tickets.c.batch_id == query.batch)
+    statement = select_tickets()
+    # In a history the newest matters most; open tickets are worked on oldest first.
+    if query.newest_first or not query.statuses:
+        statement = statement.order_by(tickets.c.opened_at.desc(), tickets.c.id.desc())
+        if query.after is not None:
+            place = (query.after.opened_at, query.after.id)
+            behind = tuple_(tickets.c.opened_at, tickets.c.id) < tuple_(*place)
+            statement = statement.where(behind)
+    else:
+        order = (tickets.c.severity, tickets.c.opened_at, tickets.c.id)
+        statement = statement.order_by(*order)
+        if query.after is not None:
+            after = query.after
+            place_of = (after.severity, after.opened_at, after.id)
+            statement = statement.where(tuple_(*order) > tuple_(*place_of))
+    for condition in _conditions(query):
+        statement = statement.where(condition)
     return list(map(ticket_of, tx.all(statement.limit(max(query.limit, 0)))))
+
+
+_SEARCHED = (
+    tickets.c.message,
+    tickets.c.subject,
+    tickets.c.invariant,
+    tickets.c.component,
+    func.coalesce(tickets.c.resolution, ""),
+)
+_MOST_WORDS = 20
+
+
+def _conditions(query: TicketFilter) -> Iterator[ColumnElement[bool]]:
+    if query.statuses:
+        if TicketStatus.RESOLVED not in query.statuses:
+            yield tickets.c.status != TicketStatus.RESOLVED.value  # has an index
+        yield tickets.c.status.in_(list(query.statuses))
+    for column, value in (
+        (tickets.c.subject, query.subject),
+        (tickets.c.invariant, query.invariant),
+        (tickets.c.severity, query.severity),
+        (tickets.c.batch_id, query.batch),
+    ):
+        if value is not None:
+            yield column == value
+    for word in keepable(query.text).split()[:_MOST_WORDS]:
+        yield or_(*(one.icontains(word, autoescape=True) for one in _SEARCHED))
 
 
 def history(tx: Transaction, ticket_id: int) -> list[AuditRow]:
@@ -213,9 +241,27 @@ def _median(spans: Any) -> float | None:
     return median(seconds) if seconds else None
 
 
-def acknowledge(tx: Transaction, ticket_id: int, actor: str, why: str = "") -> Ticket:
-    """Record that `actor` works on a ticket. Raises NotFound, Conflict."""
-    row = _unresolved(tx, ticket_id)
+def version(tx: Transaction, ticket_id: int) -> int:
+    """Return the version of a ticket, which each change increases. Raises NotFound."""
+    ticket(tx, ticket_id)
+    return _version(tx, ticket_id)
+
+
+def _version(tx: Transaction, ticket_id: int) -> int:
+    newest = select(func.max(audit.c.id)).where(audit.c.ticket_id == ticket_id)
+    return int(tx.connection.scalar(newest) or 0)
+
+
+def acknowledge(
+    tx: Transaction,
+    ticket_id: int,
+    actor: str,
+    why: str = "",
+    *,
+    version: int | None = None,
+) -> Ticket:
+    """Record that `actor` works on a ticket. Raises NotFound, Conflict, Outdated."""
+    row = _unresolved(tx, ticket_id, version)
     status = (
         TicketStatus.ACKNOWLEDGED
         if row.status == TicketStatus.OPEN
@@ -226,16 +272,29 @@ def acknowledge(tx: Transaction, ticket_id: int, actor: str, why: str = "") -> T
 
 
 def hold(
-    tx: Transaction, ticket_id: int, held: bool, actor: str, why: str = ""
+    tx: Transaction,
+    ticket_id: int,
+    held: bool,
+    actor: str,
+    why: str = "",
+    *,
+    version: int | None = None,
 ) -> Ticket:
-    """Set whether the monitor must not resolve a ticket. Raises NotFound, Conflict."""
-    row = _unresolved(tx, ticket_id)
+    """Set whether the monitor must not resolve a ticket. Raises NotFound, Conflict, Outdated."""
+    row = _unresolved(tx, ticket_id, version)
     return _change(tx, row, {"held": held}, actor, "hold" if held else "unhold", why)
 
 
-def resolve(tx: Transaction, ticket_id: int, actor: str, why: str) -> Ticket:
-    """Resolve a ticket by hand. Raises NotFound, Conflict."""
-    row = _unresolved(tx, ticket_id)
+def resolve(
+    tx: Transaction,
+    ticket_id: int,
+    actor: str,
+    why: str,
+    *,
+    version: int | None = None,
+) -> Ticket:
+    """Resolve a ticket by hand. Raises NotFound, Conflict, Outdated."""
+    row = _unresolved(tx, ticket_id, version)
     subject = tx.one(select(subjects).where(subjects.c.name == row.subject))
     store_derived(tx, [ticket_id], subject)
     resolve_rows(tx, [row], actor, why)
@@ -243,9 +302,16 @@ def resolve(tx: Transaction, ticket_id: int, actor: str, why: str) -> Ticket:
     return ticket(tx, ticket_id)
 
 
-def retry(tx: Transaction, ticket_id: int, actor: str, why: str = "") -> Ticket:
-    """Put a ticket back into the queue, as a batch of one. Raises NotFound, Conflict."""
-    row = _unresolved(tx, ticket_id)
+def retry(
+    tx: Transaction,
+    ticket_id: int,
+    actor: str,
+    why: str = "",
+    *,
+    version: int | None = None,
+) -> Ticket:
+    """Put a ticket back into the queue, as a batch of one. Raises NotFound, Conflict, Outdated."""
+    row = _unresolved(tx, ticket_id, version)
     _refuse_while_diagnosed(tx, row)
     status = TicketStatus.ACKNOWLEDGED if row.acknowledged_at else TicketStatus.OPEN
     changes = {
@@ -309,10 +375,12 @@ def _being_diagnosed(tx: Transaction, batch: Row[Any]) -> bool:
     )
 
 
-def _unresolved(tx: Transaction, ticket_id: int) -> Row[Any]:
+def _unresolved(tx: Transaction, ticket_id: int, version: int | None) -> Row[Any]:
     ticket(tx, ticket_id)
     row = tx.one(select(tickets).where(tickets.c.id == ticket_id).with_for_update())
     assert row is not None  # tickets are never deleted
+    if version is not None and _version(tx, ticket_id) != version:
+        raise Outdated(f"ticket {ticket_id} was changed since it was read")
     if row.status == TicketStatus.RESOLVED:
         raise Conflict(f"ticket {ticket_id} is resolved already")
     return row

@@ -71,8 +71,9 @@ class SessionPages:
         if not isinstance(context.store, TransactionalStore):
             raise Conflict("the store has no sessions")
         transactions = context.store.transactions
+        self._notes = SqlSessions(transactions)
         return SessionManager(
-            SqlSessions(transactions),
+            self._notes,
             SqlTranscripts(transactions),
             context.settings.sessions,
             redactor=context.redactor,
@@ -284,7 +285,7 @@ class SessionPages:
             return await self._show(request, who, session_id, error)
         self._context.log.info("session", id=session_id, did=what, by=who.name)
         if session.ticket is not None:
-            await self._manager.store.note(session.ticket, session_id, who.name, what)
+            await self._notes.note(session.ticket, session_id, who.name, what)
         base = request.scope.get("root_path", "")
         return RedirectResponse(f"{base}/sessions/{session_id}", 303)
 

@@ -97,20 +97,22 @@ def _create_alerts() -> None:
         "alerts",
         *_columns(_TEXT, "subject", "fingerprint"),
         *_columns(_INSTANT, "starts_at", "received_at"),
-        *_columns(_INSTANT, "ends_at", nullable=True),
+        *_columns(_INSTANT, "ends_at", "changed_at", nullable=True),
         *_columns(_TEXT, "status", "invariant", "component", "message"),
         *_columns(sa.Integer(), "severity"),
         *_columns(_DOCUMENT, "facts"),
         *_columns(_TEXT, "silenced_by", nullable=True),
         sa.PrimaryKeyConstraint("subject", "fingerprint", "starts_at"),
     )
-    _partial("alerts_firing", "alerts", ["subject", "fingerprint"], "status = 'firing'")
+    key = ["subject", "invariant", "component"]
+    _partial("alerts_firing", "alerts", key, "status = 'firing'")
     op.create_index("alerts_received", "alerts", ["received_at"])
     op.create_table(
         "senders",
         *_columns(_TEXT, "subject"),
         *_columns(_INSTANT, "received_at"),
         *_columns(_INSTANT, "heartbeat_at", nullable=True),
+        *_columns(_DOCUMENT, "truncated"),
         sa.PrimaryKeyConstraint("subject"),
     )
 
