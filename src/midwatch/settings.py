@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from midwatch.notification_settings import NotificationSettings
 from midwatch.provider import Provider
 from midwatch.server_settings import ServerSettings
 from midwatch.setting_group import Group as Group
@@ -605,6 +606,7 @@ class Settings(Group):
     content: ContentSettings = ContentSettings()
     metrics: MetricsSettings = MetricsSettings()
     server: ServerSettings = ServerSettings()
+    notifications: NotificationSettings = NotificationSettings()
     log: LogSettings = LogSettings()
     subjects: list[dict[str, Any]] = Field(
         default_factory=list, description="The systems to watch, see below."

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
+    from midwatch.store.sql import SqlStore
     from midwatch.subjects.base import Subject
     from midwatch.subjects.tools import Tool
 
@@ -145,7 +146,7 @@ class App:
     """Everything that a daemon needs."""
 
     settings: Settings
-    store: Store
+    store: SqlStore
     subjects: Sequence[Subject]
     redactor: Redactor
     links: Links

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,8 +15,12 @@ from midwatch.cli.daemons import end_in
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import StopEvent, SystemClock, stop_on_signals
 
+if TYPE_CHECKING:
+    from midwatch.server.context import ServerContext
+
 app = typer.Typer()
 
+_MAIN = "from midwatch.cli.main import main; main()"
 _EXTRA = frozenset(
     "authlib dateutil fastapi jinja2 jmespath multipart prometheus_client sse_starlette starlette uvicorn".split()
 )
@@ -68,6 +73,33 @@ async def served(edge: Edge, opened: App, stop: StopEvent) -> AsyncIterator[str]
         environ=edge.environ,
         stop=stop,
     )
+    _add_sessions(edge, opened, context)
     async with serving(context) as address:
         opened.log.info("server started", address=address)
         yield address
+
+
+def _add_sessions(edge: Edge, opened: App, context: ServerContext) -> None:
+    """Add what reads and starts sessions. Each is a process of its own: it outlives the server."""
+    from midwatch.server.actions import Actions
+    from midwatch.server.fix_processes import FixProcesses
+    from midwatch.session.manager import SessionManager
+    from midwatch.store.sessions import SqlSessions, SqlTranscripts
+
+    sessions = SqlSessions(opened.store.transactions)
+    context.sessions = SessionManager(
+        sessions,
+        SqlTranscripts(opened.store.transactions),
+        opened.settings.sessions,
+        redactor=opened.redactor,
+    )
+    config = [] if edge.config is None else ["--config", str(edge.config)]
+    starts = FixProcesses(
+        [sys.executable, "-c", _MAIN, *config],
+        edge.environ,
+        sessions,
+        opened.redactor,
+        opened.log,
+        context.clock,
+    )
+    context.actions = Actions(opened.store, opened.redactor, starts)

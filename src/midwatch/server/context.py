@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from midwatch.agent.links import Links
 from midwatch.lifecycle import Clock, StopEvent, background
@@ -20,6 +20,7 @@ from midwatch.subjects.base import Subject
 
 if TYPE_CHECKING:
     from midwatch.server.actions import Actions
+    from midwatch.session.manager import SessionManager
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,7 +53,7 @@ class ServerContext:
     authenticator: Authenticator = field(init=False)
     feed: ChangeFeed = field(init=False)
     actions: Actions = field(init=False)
-    sessions: Any = field(init=False)
+    sessions: SessionManager = field(init=False)
 
     def __post_init__(self) -> None:
         self.authenticator = Authenticator(

@@ -15,6 +15,7 @@ from midwatch.errors import (
     Conflict,
     MidwatchError,
     NotFound,
+    Outdated,
     PermanentError,
     SchemaMismatch,
     StaleWatch,
@@ -83,6 +84,7 @@ class TooManyHeaders(RequestRefused):
 
 STATUS: tuple[tuple[type[MidwatchError], int], ...] = (
     (NotFound, 404),
+    (Outdated, 412),
     (Conflict, 409),
     (ClaimLost, 409),
     (StaleWatch, 409),

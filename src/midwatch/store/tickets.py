@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select, tuple_, update
+from sqlalchemy import Row, func, literal, or_, select, tuple_, update
 from sqlalchemy.sql import ColumnElement
 
 from midwatch.errors import Conflict, NotFound, Outdated
@@ -74,19 +75,17 @@ def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
     """Return the tickets that match."""
     statement = select_tickets()
     # In a history the newest matters most; open tickets are worked on oldest first.
-    if query.newest_first or not query.statuses:
-        statement = statement.order_by(tickets.c.opened_at.desc(), tickets.c.id.desc())
-        if query.after is not None:
-            place = (query.after.opened_at, query.after.id)
-            behind = tuple_(tickets.c.opened_at, tickets.c.id) < tuple_(*place)
-            statement = statement.where(behind)
-    else:
-        order = (tickets.c.severity, tickets.c.opened_at, tickets.c.id)
-        statement = statement.order_by(*order)
-        if query.after is not None:
-            after = query.after
-            place_of = (after.severity, after.opened_at, after.id)
-            statement = statement.where(tuple_(*order) > tuple_(*place_of))
+    newest_first = query.newest_first or not query.statuses
+    place = (tickets.c.opened_at, tickets.c.id)
+    order = place if newest_first else (tickets.c.severity, *place)
+    statement = statement.order_by(
+        *(one.desc() if newest_first else one for one in order)
+    )
+    if query.after is not None:
+        values = asdict(query.after)
+        after = tuple_(*(literal(values[one.name], one.type) for one in order))
+        behind = tuple_(*order) < after if newest_first else tuple_(*order) > after
+        statement = statement.where(behind)
     for condition in _conditions(query):
         statement = statement.where(condition)
     return list(map(ticket_of, tx.all(statement.limit(max(query.limit, 0)))))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from functools import cached_property
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Query, Request
@@ -22,8 +21,6 @@ from midwatch.session.log import EventReader
 from midwatch.session.manager import SessionManager
 from midwatch.session.options import git_environment
 from midwatch.session.records import StoredSession
-from midwatch.store.engine import TransactionalStore
-from midwatch.store.sessions import SqlSessions, SqlTranscripts
 from midwatch.workspace import inspect
 from midwatch.workspace.inspect import Diff
 from midwatch.workspace.record import open_workspace
@@ -65,20 +62,9 @@ class SessionPages:
             routes.add_api_route(f"{one}/{name}", act, methods=["POST"])
         return routes
 
-    @cached_property
+    @property
     def _manager(self) -> SessionManager:
-        context = self._context
-        if not isinstance(context.store, TransactionalStore):
-            raise Conflict("the store has no sessions")
-        transactions = context.store.transactions
-        self._notes = SqlSessions(transactions)
-        return SessionManager(
-            self._notes,
-            SqlTranscripts(transactions),
-            context.settings.sessions,
-            redactor=context.redactor,
-            clock=context.clock,
-        )
+        return self._context.sessions
 
     # ------------------------------------------------------------------ read
 
@@ -285,7 +271,7 @@ class SessionPages:
             return await self._show(request, who, session_id, error)
         self._context.log.info("session", id=session_id, did=what, by=who.name)
         if session.ticket is not None:
-            await self._notes.note(session.ticket, session_id, who.name, what)
+            await self._manager.store.note(session.ticket, session_id, who.name, what)
         base = request.scope.get("root_path", "")
         return RedirectResponse(f"{base}/sessions/{session_id}", 303)
 
