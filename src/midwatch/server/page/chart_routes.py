@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from midwatch.server.auth import Principal, viewer
 from midwatch.server.context import ServerContext
+from midwatch.server.page.page_routes import page_routes
 from midwatch.server.page.rendering import Pages
 from midwatch.store.overview_protocol import Figures
 
@@ -21,7 +22,7 @@ Who = Annotated[Principal, Depends(viewer)]
 
 def router(context: ServerContext, pages: Pages) -> APIRouter:
     """Return the routes."""
-    routes = APIRouter(include_in_schema=False)
+    routes = page_routes(pages)
 
     async def show(request: Request, who: Who, days: Days = 30) -> Response:
         figures = await context.store.figures(days)

@@ -15,6 +15,7 @@ from midwatch.server.auth import Principal, scope, viewer
 from midwatch.server.context import ServerContext
 from midwatch.server.page.event_view import EventView, event_views, permission_fields
 from midwatch.server.page.live_changes import event_text, stream
+from midwatch.server.page.page_routes import page_routes
 from midwatch.server.page.rendering import Pages
 from midwatch.server.problems import status_of
 from midwatch.session.log import EventReader
@@ -51,7 +52,7 @@ class SessionPages:
         self._pages = pages
 
     def router(self) -> APIRouter:
-        routes = APIRouter(include_in_schema=False)
+        routes = page_routes(self._pages)
         routes.add_api_route("/sessions", self.list_, methods=["GET"])
         one = "/sessions/{session_id}"
         routes.add_api_route(one, self.show, methods=["GET"])

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from midwatch.model import UNRESOLVED, Ticket
 from midwatch.server.auth import Principal, viewer
 from midwatch.server.context import ServerContext
+from midwatch.server.page.page_routes import page_routes
 from midwatch.server.page.rendering import Pages
 from midwatch.store.overview_protocol import SubjectState
 from midwatch.store.protocol import TicketFilter
@@ -38,7 +39,7 @@ class SubjectView:
 
 def router(context: ServerContext, pages: Pages) -> APIRouter:
     """Return the route."""
-    routes = APIRouter(include_in_schema=False)
+    routes = page_routes(pages)
     by_name = {subject.name: subject for subject in context.subjects}
 
     async def show(

@@ -14,6 +14,7 @@ from midwatch.server.auth import Principal, scope, viewer
 from midwatch.server.context import ServerContext
 from midwatch.server.page.answer_view import diagnosis_view, first_aid_view
 from midwatch.server.page.live_changes import LiveChanges, stream
+from midwatch.server.page.page_routes import page_routes
 from midwatch.server.page.rendering import Pages, stamp
 from midwatch.server.page.ticket_query import PAGE, STATUSES, TicketQuery
 from midwatch.server.problems import status_of
@@ -47,7 +48,7 @@ class TicketPages:
         self._live = LiveChanges(context, pages, self._with_brief)
 
     def router(self) -> APIRouter:
-        routes = APIRouter(include_in_schema=False)
+        routes = page_routes(self._pages)
         routes.add_api_route("/", self.home, methods=["GET"])
         routes.add_api_route("/tickets", self.list_, methods=["GET"])
         routes.add_api_route("/tickets/{ticket_id}", self.show, methods=["GET"])
