@@ -38,16 +38,16 @@ def subject_states(tx: Transaction) -> list[SubjectState]:
         .group_by(tickets.c.subject, tickets.c.severity)
     ):
         counts.setdefault(row.subject, {})[Severity(row.severity)] = row.number
-    columns = (
-        subjects.c.name,
-        subjects.c.last_good_at,
-        subjects.c.last_look_at,
-        subjects.c.failures,
-        subjects.c.last_error,
-    )
     return [
-        SubjectState(*row, unresolved=counts.get(row.name, {}))
-        for row in tx.all(select(*columns).order_by(subjects.c.name))
+        SubjectState(
+            row.name,
+            row.last_good_at,
+            row.last_look_at,
+            row.failures,
+            row.last_error,
+            counts.get(row.name, {}),
+        )
+        for row in tx.all(select(subjects).order_by(subjects.c.name))
     ]
 
 

@@ -57,12 +57,12 @@
       for (const one of fresh.querySelectorAll("details[id]")) {
         if (shown.has(one.id)) { one.open = opened.has(one.id); }
       }
-      const focused = old.contains(document.activeElement) ? document.activeElement.id : "";
+      const focused = old.contains(document.activeElement) && document.activeElement;
       fresh.dataset.made = fresh.innerHTML;
       const put = document.importNode(fresh, true);
       old.replaceWith(put);
       htmx.process(put);
-      if (focused && byId(focused)) { byId(focused).focus(); }
+      if (focused) { focusLike(focused); }
     }
     for (const fresh of next.querySelectorAll("[data-live][id]")) {
       // A part that this version has for the first time, such as the evidence of a new diagnosis.
@@ -72,6 +72,36 @@
       }
     }
   }
+
+  // Give the focus to what stands where the focused element stood, or else to the whole content.
+  function focusLike(gone) {
+    const action = gone.closest("form")?.getAttribute("action");
+    const form = action && [...document.forms].find((one) => one.getAttribute("action") === action);
+    const next = (gone.id && byId(gone.id)) || form?.querySelector("button");
+    (next && next.checkVisibility() ? next : byId("main")).focus({ preventScroll: true });
+  }
+
+  // ------------------------------------------------------------ the buttons
+
+  function complain(text) {
+    const problem = byId("problem");
+    problem.hidden = false;
+    problem.textContent = text;
+  }
+
+  // A button answers with the page as it is now. Its streams go on, so only its parts are put in place.
+  document.addEventListener("htmx:afterRequest", (event) => {
+    const { elt: form, xhr } = event.detail;
+    if (!form.matches("form[hx-post]") || !byId("problem")) { return; }
+    if (!xhr.status) { complain("The server did not answer; nothing is known of what it did."); return; }
+    if (xhr.status < 400) {
+      const shown = new URL(xhr.responseURL || location.href);
+      if (shown.pathname !== location.pathname) { location.assign(shown); return; }
+      form.reset();
+      if (form.closest("details")) { form.closest("details").open = false; }
+    }
+    if (xhr.responseText.includes('id="problem"')) { replaceParts(xhr.responseText); } else { complain(`The server refused it (${xhr.status}).`); }
+  });
 
   let reading = false, asked = false;
   async function readAgain() {
