@@ -317,7 +317,7 @@ async def test_what_cannot_be_sent_for_long_is_given_up(store: SqlStore) -> None
             [ticket] = await opened(store, "orders")
             while not await store.deliveries(states=["given_up"]):
                 await asyncio.sleep(0.01)
-    assert len(hook.calls) > 1
+    assert hook.calls
     assert (await store.history(ticket.id))[-1].action == "notify"
 
 
