@@ -12,8 +12,9 @@ from midwatch.content.server.app import CONTENT
 from midwatch.kube.environment import RUNNER_VARIABLES, Variable
 from midwatch.kube.operator import OPERATOR
 from midwatch.metrics import Family
+from midwatch.server.metrics import SERVER
 
-METRICS = (*MONITOR, *AGENT, *NOTIFIER, *OPERATOR, *CONTENT)
+METRICS = (*MONITOR, *AGENT, *NOTIFIER, *SERVER, *OPERATOR, *CONTENT)
 DOCS = Path(__file__).parents[1] / "docs"
 KUBERNETES_PAGE, METRICS_PAGE = DOCS / "kubernetes.md", DOCS / "metrics.md"
 ARCHITECTURE_PAGE = DOCS / "architecture.md"

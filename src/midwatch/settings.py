@@ -605,8 +605,8 @@ class Settings(Group):
     operator: OperatorSettings = OperatorSettings()
     content: ContentSettings = ContentSettings()
     metrics: MetricsSettings = MetricsSettings()
-    notifications: NotificationSettings = NotificationSettings()
     server: ServerSettings = ServerSettings()
+    notifications: NotificationSettings = NotificationSettings()
     log: LogSettings = LogSettings()
     subjects: list[dict[str, Any]] = Field(
         default_factory=list, description="The systems to watch, see below."

@@ -13,8 +13,8 @@ from typing import Any
 
 from midwatch.notification_settings import NotificationSettings
 from midwatch.notify.notifier import Notifier
-from midwatch.notify.routes import Routes
 from midwatch.notify.notifier_setup import sender
+from midwatch.notify.routes import Routes
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import Store
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
+    from midwatch.store.sql import SqlStore
     from midwatch.subjects.base import Subject
     from midwatch.subjects.tools import Tool
 
@@ -135,6 +136,9 @@ def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
         known.extend(access.secrets if access else ())
     except SettingsError:
         pass
+    if settings.server.oidc is not None:
+        with suppress(SettingsError):  # the server reports that
+            known.append(settings.server.oidc.read_secret())
     if "@" in settings.database:
         with suppress(SettingsError):  # opening it reports that
             known.append(str(parse_database(settings.database).password or ""))
@@ -146,13 +150,14 @@ class App:
     """Everything that a daemon needs."""
 
     settings: Settings
-    store: Store
+    store: SqlStore
     subjects: Sequence[Subject]
     redactor: Redactor
     links: Links
     gatherer: ContextGatherer
     model: ModelFromKey
     log: Log
+    config: Path | None = None
 
     def monitor(self) -> MonitorLoop:
         """Return the monitor of all subjects. Raises SettingsError if there are none."""
@@ -337,7 +342,17 @@ async def open_app(
     gc.enable()  # `main` turned it off for the start
     forward_library_logs(log)
     try:
-        yield App(settings, store, subjects, redactor, links, gatherer, model, log)
+        yield App(
+            settings,
+            store,
+            subjects,
+            redactor,
+            links,
+            gatherer,
+            model,
+            log,
+            edge.config,
+        )
     finally:
         for subject in subjects:
             await subject.close()

@@ -1,4 +1,4 @@
-"""The metrics of monitor and agent, and the port that serves them.
+"""The metrics of monitor, agent and server, and the port that serves them.
 
 The process has all values in memory: a scrape reads neither the database nor a subject.
 """
@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from midwatch.agent.runner import AgentRunner, PauseReason
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import Liveness
 from midwatch.logs import Log
-from midwatch.metrics import Family, Sample
+from midwatch.metrics import Family, Read, Sample
 from midwatch.model import Severity
 from midwatch.monitor.loop import MonitorLoop
 from midwatch.monitor.subject import Result
 from midwatch.settings import MetricsSettings
-from midwatch.store.protocol import notice_of
+from midwatch.store.protocol import Store, notice_of
 
 if TYPE_CHECKING:
     from midwatch.notify.notifier import Notifier
@@ -48,6 +49,12 @@ _OPEN = Family(
     "Tickets that are not resolved, after the last check.",
     ("subject", "severity"),
 )
+_SILENCED = Family(
+    "midwatch_monitor_silenced_violations",
+    "gauge",
+    "Violations that a silence keeps from opening a ticket, after the last check.",
+    ("subject",),
+)
 _OPENED = Family(
     "midwatch_monitor_tickets_opened_total",
     "counter",
@@ -71,6 +78,7 @@ MONITOR = (
     _SECONDS,
     _UNOBSERVABLE,
     _OPEN,
+    _SILENCED,
     _OPENED,
     _RESOLVED,
     _OBSERVED_AT,
@@ -154,6 +162,7 @@ def monitor_samples(monitor: MonitorLoop) -> Iterator[Sample]:
             count = Counter(ticket.severity for ticket in one.tickets.values())
             for severity in Severity:
                 yield _OPEN(count[severity], name, severity.label)
+            yield _SILENCED(len(one.silent), name)
 
 
 def agent_samples(agent: AgentRunner) -> Iterator[Sample]:
@@ -167,6 +176,10 @@ def agent_samples(agent: AgentRunner) -> Iterator[Sample]:
         yield _PAUSES(agent.pauses[reason], reason)
     if agent.last_success is not None:
         yield _CLAIMED_AT(agent.last_success.timestamp())
+
+
+Measured = tuple[Sequence[Family], Read]
+"""The metrics of a part of a process, and what returns their values."""
 
 
 def notifier_samples(notifier: Notifier) -> Iterator[Sample]:
@@ -183,11 +196,21 @@ async def metrics_served(
     log: Log,
     progress: Liveness,
     *,
+    store: Store,
     monitor: MonitorLoop | None = None,
     agent: AgentRunner | None = None,
-    notifier: Notifier | None = None,
+    more: Sequence[Measured] = (),
 ) -> AsyncIterator[str | None]:
-    """Serve `/metrics` and `/healthz` while the block runs, if the settings name a port. Yields the address."""
+    """Serve `/metrics` and `/healthz` while the block runs, if the settings name a port. Yields the address.
+
+    Args:
+        settings: The host and the port.
+        log: Where the address is logged.
+        progress: Whether the loops of the process run.
+        store: Has the notice that a probe shows.
+        monitor, agent: What this process runs.
+        more: The metrics of what else it runs, such as the server.
+    """
     if settings.port is None:
         yield None
         return
@@ -203,20 +226,19 @@ async def metrics_served(
         ) from None
     from midwatch.metrics import health, serving
 
-    def read() -> Iterator[Sample]:
-        if monitor is not None:
-            yield from monitor_samples(monitor)
-        if agent is not None:
-            yield from agent_samples(agent)
-        if notifier is not None:
-            yield from notifier_samples(notifier)
+    parts = list(more)
+    if agent is not None:
+        parts.insert(0, (AGENT, partial(agent_samples, agent)))
+    if monitor is not None:
+        parts.insert(0, (MONITOR, partial(monitor_samples, monitor)))
 
-    served = monitor or agent
-    assert served is not None
-    families = (MONITOR if monitor else ()) + (AGENT if agent else ())
-    families += NOTIFIER if notifier else ()
+    def read() -> Iterator[Sample]:
+        for _, samples in parts:
+            yield from samples()
+
+    families = [family for part, _ in parts for family in part]
     pages = {
-        "/healthz": health(progress, lambda: notice_of(served.store)),
+        "/healthz": health(progress, lambda: notice_of(store)),
         "/metrics": Exposition(families, read).page,
     }
     async with serving(

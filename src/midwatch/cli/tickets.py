@@ -17,15 +17,13 @@ import typer
 from midwatch.cli.app import App, Edge, open_app, use_store
 from midwatch.cli.output import Output
 from midwatch.cli.ticket_view import (
-    history_document,
     history_table,
     show_ticket,
     status_text,
-    ticket_document,
-    ticket_summary,
     ticket_table,
 )
 from midwatch.errors import Conflict, MidwatchError, NotFound, raise_together
+from midwatch.json_shapes import history_document, ticket_document, ticket_summary
 from midwatch.model import (
     UNDIAGNOSED,
     UNRESOLVED,

@@ -114,6 +114,7 @@ class MonitorLoop:
             open=sum(part.open for part in parts),
             opened=tuple(ticket for part in parts for ticket in part.opened),
             resolved=sum(part.resolved for part in parts),
+            silenced=sum(part.silenced for part in parts),
             seconds=self.clock.monotonic() - began,
         )
 
@@ -128,8 +129,9 @@ class MonitorLoop:
         cycle, began = Cycle(1, unsaved=1), self.clock.monotonic()
         try:
             cycle = await monitor.cycle()
-            if cycle.opened and self.first_aid is not None:
-                await self.first_aid.give(cycle.opened, cycle.changed)
+            new = (*cycle.opened, *cycle.found)
+            if new and self.first_aid is not None:
+                await self.first_aid.give(new, cycle.changed)
                 await monitor.join_linked()
         except MidwatchError as error:
             self.log.warning("first aid not saved", error=error.one_line())
@@ -147,6 +149,7 @@ class MonitorLoop:
             "open": cycle.open,
             "opened": len(cycle.opened),
             "resolved": cycle.resolved,
+            "silenced": cycle.silenced,
             "seconds": round(cycle.seconds, 3),
         }
         self.log.info("cycle", **facts)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 
 from midwatch.errors import MidwatchError, PermanentError, StoreBusy
 from midwatch.lifecycle import Clock
 from midwatch.logs import Log
-from midwatch.model import Ticket
+from midwatch.model import Violation
 from midwatch.received import Accepted, Push, PushRules
 from midwatch.store.protocol import Store
 
@@ -108,8 +109,7 @@ class AlertWriter:
             )
             _fail(group, error)
         except BaseException:
-            error = StoreBusy("the server ends, or has a fault; see its log")
-            _fail(group, error)
+            _fail(group, StoreBusy("the server ends, or has a fault; see its log"))
             raise
         else:
             for one in group:
@@ -126,8 +126,8 @@ class AlertWriter:
             opened=len(accepted.opened),
             resolved=len(accepted.resolved),
         )
-        for ticket in accepted.opened[:_MOST_LOGGED]:
-            self._log.warning("ticket opened", **_facts(ticket))
+        for ticket, violation in islice(accepted.opened.items(), _MOST_LOGGED):
+            self._log.warning("ticket opened", ticket=ticket, **_facts(violation))
 
     async def _forget(self) -> None:
         if self._clock.monotonic() - self._forgot_at < _FORGET_EVERY:
@@ -145,12 +145,11 @@ def _fail(group: list[_Waiting], error: MidwatchError) -> None:
             one.saved.set_exception(error)
 
 
-def _facts(ticket: Ticket) -> dict[str, object]:
+def _facts(violation: Violation) -> dict[str, object]:
     return {
-        "ticket": ticket.id,
-        "subject": ticket.key.subject,
-        "invariant": ticket.key.invariant,
-        "component": ticket.key.component,
-        "severity": ticket.severity.label,
-        "message": ticket.message,
+        "subject": violation.key.subject,
+        "invariant": violation.key.invariant,
+        "component": violation.key.component,
+        "severity": violation.severity.label,
+        "message": violation.message,
     }

@@ -51,7 +51,8 @@ class _Hooks:
             one for one in context.subjects if isinstance(one, TakesAlerts)
         ]
         self._clock = context.clock
-        self._intake = AlertIntake(Sanitizer(context.redactor), context.links)
+        links = context.links if len(context.subjects) > 1 else None
+        self._intake = AlertIntake(Sanitizer(context.redactor), links)
         self._writer = AlertWriter(context.store, rules, context.log, context.clock)
 
     async def take(

@@ -10,9 +10,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
-from midwatch.model import Json, Key, Severity, Ticket
+from midwatch.model import Facts, Json, Key, Severity, Ticket
 from midwatch.received import Accepted, Push, PushedAlerts, PushRules
-from midwatch.silences import Matcher, Recurrence, Silence
+from midwatch.silences import (
+    Matcher,
+    Recurrence,
+    Silence,
+    SilencedViolation,
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -125,28 +130,35 @@ class ApiToken:
 
 
 @dataclass(frozen=True, slots=True)
-class SilencedViolation:
-    """A violation that a silence keeps or kept silent.
+class Investigation:
+    """An investigation that somebody asked for. Its ticket has the answer.
 
     Attributes:
-        by: What keeps it silent: "silence 3", or what the sender of the alert says.
-        silence_id: The silence; None if the sender keeps it silent.
-        until: When the silence ends by itself; None if only the sender knows.
-        first_seen_at: When it was first seen while it was silent.
-        ended_at: When it cleared or became audible; None while it lasts.
-        ticket_id: The ticket that was open when it began, or that opened when the silence ended.
+        ticket_id: The ticket that was opened for it.
+        callback_url: Where its end is told.
+        ended_at: When it was answered, failed or was cancelled; None while it waits or runs.
+        diagnosis_id: The diagnosis that ended it.
     """
 
-    id: int
-    key: Key
-    severity: Severity
-    message: str
-    by: str
-    silence_id: int | None
-    until: datetime | None
-    first_seen_at: datetime
-    ended_at: datetime | None = None
-    ticket_id: int | None = None
+    id: str
+    ticket_id: int
+    subject: str
+    question: str
+    requested_by: str
+    callback_url: str | None
+    created_at: datetime
+    cancelled_at: datetime | None
+    ended_at: datetime | None
+    diagnosis_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The stored answer to a request: `digest` is that of the request, `status` the HTTP status."""
+
+    digest: str
+    status: int
+    answer: Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -456,3 +468,73 @@ class OnCallStore(Protocol):
         ...
 
     # -------------------------------------------------- investigations and idempotent requests
+    async def investigate(
+        self,
+        id_: str,
+        subject: str,
+        question: str,
+        *,
+        by: str,
+        severity: Severity = Severity.WARNING,
+        facts: Facts | None = None,
+        callback_url: str | None = None,
+    ) -> Investigation:
+        """Open an investigation with a ticket of its own, which is diagnosed like others.
+
+        The diagnosis resolves the ticket, and its end is written as a delivery, in one transaction.
+
+        Args:
+            id_: Its id. If there is one with this id, that is returned, and nothing changes.
+            subject: Name of the subject, which is created if it is new.
+            question: What is asked, in one line.
+            by: Who asks.
+            severity: How urgent it is, among the tickets that wait for a diagnosis.
+            facts: What else is known, such as the labels of an alert.
+            callback_url: Where its end is told.
+        """
+        ...
+
+    async def investigation(self, id_: str) -> Investigation:
+        """Return an investigation. Raises NotFound."""
+        ...
+
+    async def investigations(
+        self, limit: int = 50, after: tuple[datetime, str] | None = None
+    ) -> list[Investigation]:
+        """Return investigations, the newest first, behind the one that was created at a time and has an id."""
+        ...
+
+    async def cancel_investigation(self, id_: str, actor: str) -> Investigation:
+        """Cancel an investigation: its ticket is resolved. One that was cancelled stays as it is.
+
+        A call to Claude that is under way goes on, and is paid.
+
+        Raises:
+            NotFound: There is no such investigation.
+            Conflict: It has ended.
+        """
+        ...
+
+    async def begin_request(
+        self, principal: str, key: str, digest: str
+    ) -> Answered | None:
+        """Return the stored answer to a request with an idempotency key, or None if it has to be carried out.
+
+        An answer is kept for a day. Two requests of one key at the same time are never both carried out, unless the
+        first takes longer than two minutes.
+
+        Args:
+            principal: Who sends it.
+            key: The key.
+            digest: Of the request. The answer may be to another one: see `Answered.digest`.
+
+        Raises:
+            Conflict: The same request is being carried out.
+        """
+        ...
+
+    async def end_request(
+        self, principal: str, key: str, status: int, answer: Json | None
+    ) -> None:
+        """Store the answer to a request; with None it may be carried out again."""
+        ...

@@ -22,7 +22,9 @@ from sqlalchemy import (
 from midwatch.errors import NotFound, SchemaMismatch
 from midwatch.store import api_tokens, cycles
 from midwatch.store import deliveries as delivery_functions
-from midwatch.store import feed, memory, queue, received_alerts
+from midwatch.store import feed
+from midwatch.store import investigations as asked
+from midwatch.store import memory, overview, queue, received_alerts
 from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
@@ -120,6 +122,11 @@ class SqlStore(TransactionalStore):
     past = read(memory.past)
     search_past = read(memory.search_past)
 
+    # The page.
+    unresolved_counts = read(overview.unresolved_counts)
+    subject_states = read(overview.subject_states)
+    figures = read(overview.figures)
+
     # People.
     ticket = read(ticket_functions.ticket)
     tickets = read(ticket_functions.list_tickets)
@@ -158,6 +165,13 @@ class SqlStore(TransactionalStore):
     expire_silence = write(silence_functions.expire_silence)
     silenced = read(silence_functions.list_silenced)
 
+    # Investigations.
+    investigate = write(asked.investigate)
+    investigation = read(asked.investigation)
+    investigations = read(asked.list_investigations)
+    cancel_investigation = write(asked.cancel_investigation)
+    begin_request = write(asked.begin_request)
+    end_request = write(asked.end_request)
     # Notifications.
     tickets_by_id = read(delivery_functions.tickets_by_id)
     told = read(delivery_functions.told)

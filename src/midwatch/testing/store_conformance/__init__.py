@@ -28,6 +28,8 @@ from midwatch.testing.store_conformance import (
     incidents,
     integrations,
     notifications,
+    pushes,
+    silences,
     text,
     tickets,
 )
@@ -43,12 +45,14 @@ CHECKS: tuple[Check, ...] = (
     *tickets.CHECKS,
     *incidents.CHECKS,
     *integrations.CHECKS,
+    *silences.CHECKS,
     *claims.CHECKS,
     *daemons.CHECKS,
     *feed.CHECKS,
     *notifications.CHECKS,
     *text.CHECKS,
     *api_tokens.CHECKS,
+    *pushes.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]
