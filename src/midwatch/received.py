@@ -109,6 +109,7 @@ class Push:
         heartbeat: Whether the sender's heartbeat alert is among what it reports as firing.
         heartbeat_within: Seconds after which a heartbeat is overdue; None without one. While it is overdue,
             what is reported as resolved resolves no ticket.
+        resolves: Whether what is reported as resolved resolves tickets; else the monitor does, when it sees so.
         most_tickets: Unresolved tickets of the subject from which on a push opens no more.
         linked: Names of the subjects whose tickets may be of one incident with those of this one.
     """
@@ -121,6 +122,7 @@ class Push:
     truncated: int = 0
     heartbeat: bool = False
     heartbeat_within: float | None = None
+    resolves: bool = True
     most_tickets: int = 500
     linked: frozenset[str] = frozenset()
 

@@ -77,7 +77,7 @@ class Alerting:
             "--config.file=prometheus.yml",
             f"--storage.tsdb.path={self.folder}/data",
             f"--web.listen-address=127.0.0.1:{self.prometheus}",
-            "--rules.alert.resend-delay=500ms",
+            "--rules.alert.resend-delay=5s",
         )
 
     def start_manager(self, webhook: str) -> None:

@@ -100,29 +100,36 @@ def test_a_real_rule_that_fires_opens_a_ticket_and_resolves_it(scene: Scene) -> 
     assert len(scene.tickets()) == 3  # many repeats, one ticket each
 
 
-HEARD = {**PUSHED, "heartbeat": {"alert": "Watchdog", "within": "4s"}}
+HEARD = {**PUSHED, "heartbeat": {"alert": "Watchdog", "within": "12s"}}
 POLLED = {
     "name": "am",
     "kind": "alertmanager",
     "settle": "0s",
-    "heartbeat": {"alert": "Watchdog", "within": "3s"},
+    "heartbeat": {"alert": "Watchdog", "within": "12s"},
 }
 
 
 @pytest.mark.parametrize("scene", [HEARD, POLLED], indirect=True, ids=["push", "poll"])
-def test_a_prometheus_that_falls_silent_resolves_nothing(scene: Scene) -> None:
+def test_a_sender_that_falls_silent_resolves_nothing(
+    scene: Scene, request: pytest.FixtureRequest
+) -> None:
+    """Pushed, that is Alertmanager; polled, it is Prometheus, whose alerts Alertmanager ends by itself after a while."""
+    silent_one = "manager" if "push" in request.node.name else "prometheus"
     scene.stack.break_disk("sda")
     first = scene.opened("sda")
-    scene.stack.stop("prometheus")
-    wait_until(lambda: bool(scene.tickets("observation")))
-    [silent] = scene.tickets("observation")
+    wait_until(lambda: scene.resolved("observation"))
+    scene.stack.stop(silent_one)
+    # On a slow machine the first heartbeat, too, may have been late.
+    wait_until(lambda: not scene.resolved("observation"))
+    silent = scene.tickets("observation")[-1]
     assert silent.key.invariant == "subject_unobservable"
     assert "Watchdog" in silent.message
     assert [one.id for one in scene.tickets("sda")] == [first.id]
     assert not scene.resolved("sda")
-    scene.stack.full.remove("sda")
-    scene.stack.start_prometheus()
-    wait_until(lambda: scene.resolved("observation") and scene.resolved("sda"))
+    if silent_one == "prometheus":
+        scene.stack.full.remove("sda")
+        scene.stack.start_prometheus()
+        wait_until(lambda: scene.resolved("observation") and scene.resolved("sda"))
 
 
 @pytest.mark.parametrize("scene", [POLLED], indirect=True)

@@ -48,6 +48,8 @@ class AlertIntake:
                 for one in delivery.alerts
             ),
             heartbeat_within=None if heartbeat is None else heartbeat.within,
+            # A poll sees whether the heartbeat alert is still sent to Alertmanager; a push does not.
+            resolves=heartbeat is None or subject.kind != "alertmanager",
             most_tickets=subject.settings.most_tickets,
             linked=self._linked(subject, kept),
         )

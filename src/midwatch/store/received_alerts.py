@@ -81,7 +81,7 @@ def _receive_of(
     _save(tx, subject.name, episodes.changed)
     ended = _not_firing(tx, subject.name, episodes.ended_keys(subject.name))
     resolved: list[int] = []
-    if alive:
+    if alive and pushes[-1].resolves:
         resolved = _resolve_tickets(tx, subject, ended, pushes[-1].sender)
     loud, silent = _by_silence(tx, subject, episodes.began, pushes[-1].kind)
     opened = _open_tickets(tx, subject, loud, pushes, rules)
