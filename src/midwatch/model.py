@@ -123,7 +123,8 @@ class Signal:
     A signal of an invariant that is not among `Subject.invariants` has `holds` and `severity`.
     `message` is the one line that a ticket shows if the invariant is broken. `facts` are what a
     playbook needs (a pid, a user, a query). `severity` and `hold_for` (seconds) replace those of the
-    invariant where they are given.
+    invariant where they are given. `silenced_by` is what keeps it silent at its sender, such as
+    "Alertmanager silence 4f…"; empty if nothing does.
     """
 
     invariant: str
@@ -134,6 +135,7 @@ class Signal:
     facts: Facts = field(default_factory=dict)
     severity: Severity | None = None
     hold_for: float | None = None
+    silenced_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,7 @@ def _key_part(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """An observed violation of an invariant on one component."""
+    """An observed violation of an invariant on one component. `silenced_by` is that of its signal."""
 
     key: Key
     severity: Severity
@@ -203,6 +205,7 @@ class Violation:
     value: float | None = None
     limit: float | None = None
     facts: Facts = field(default_factory=dict)
+    silenced_by: str = ""
 
 
 # ------------------------------------------------------------------ tickets
@@ -216,6 +219,8 @@ class Ticket:
     diagnosis. `seen` is true while the last successful observation still had the violation.
     `first_seen_at` is before `opened_at` where the invariant has a `hold_for`. `diagnosis_id` is the
     diagnosis that settled it; `left_out_by` is the last one that was made for it and did not name it.
+    `silenced_by` is what keeps it silent, such as "silence 3", and `silenced_until` when that ends by itself:
+    see `silenced_at`.
     """
 
     id: int
@@ -243,10 +248,18 @@ class Ticket:
     attempts: int = 0
     next_attempt_at: datetime | None = None
     last_error: str | None = None
+    silenced_by: str | None = None
+    silenced_until: datetime | None = None
 
     @property
     def resolved(self) -> bool:
         return self.status is TicketStatus.RESOLVED
+
+    def silenced_at(self, now: datetime) -> bool:
+        """Return whether a silence keeps it silent at a time: no agent claims it, and nobody is told of it."""
+        if self.silenced_by is None or self.resolved:
+            return False
+        return self.silenced_until is None or now < self.silenced_until
 
 
 @dataclass(frozen=True, slots=True)

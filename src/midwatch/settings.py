@@ -5,25 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from midwatch.provider import Provider
-from midwatch.units import Bytes, Listen, PortChecked, Ratio, Seconds, Url
+from midwatch.server_settings import ServerSettings
+from midwatch.setting_group import Group as Group
+from midwatch.setting_group import Name as Name
+from midwatch.units import Bytes, PortChecked, Ratio, Seconds, Url
 
 DEFAULT_FILE = "midwatch.yaml"
 DEFAULT_MODEL = "claude-sonnet-5-5"
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
 def _switch(value: object) -> object:
     """Return `on` or `off` for a truth value: YAML 1.1 reads these words as truth values."""
     return ("on" if value else "off") if isinstance(value, bool) else value
-
-
-class Group(BaseModel):
-    """A group of settings: frozen, and an unknown name in it is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class AnthropicSettings(Group):
@@ -579,19 +575,6 @@ class MetricsSettings(Group):
     )
     port: int | None = Field(
         None, ge=0, le=65535, description="Its port; 0 for any, null for none."
-    )
-
-
-class ServerSettings(Group):
-    """The server: the page, the API, MCP and the addresses that alerts are sent to."""
-
-    listen: Listen | None = Field(
-        None,
-        description="HOST:PORT that it listens on, such as 127.0.0.1:8470; port 0 for any, which is logged. null for none.",
-    )
-    url: Url | None = Field(
-        None,
-        description="The URL under which people reach it, such as https://midwatch.example.org. Links begin with it.",
     )
 
 

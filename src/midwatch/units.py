@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import datetime, timedelta
+from ipaddress import ip_network
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -152,6 +153,24 @@ def check_url(value: str) -> str:
     return value
 
 
+def check_origin(value: str) -> str:
+    """Return a URL of http or https without its last slash. Raises ValueError if it has a path or a query."""
+    parts = urlsplit(check_url(value))
+    if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError("a URL with more than a host; use https://HOST")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def check_network(value: str) -> str:
+    """Return an address or a network such as 10.1.0.0/16. Raises ValueError."""
+    try:
+        return str(ip_network(value))
+    except ValueError:
+        raise ValueError(
+            f"{_shown(value)} is not an address; use 10.0.0.7 or 10.1.0.0/16"
+        ) from None
+
+
 def check_url_port(value: str) -> str:
     """Return `value` unless the host or the port of a URL cannot be one. Raises ValueError, which does not repeat it."""
     try:
@@ -224,6 +243,10 @@ Url = Annotated[str, AfterValidator(check_url)]
 """The address of something that speaks HTTP."""
 Listen = Annotated[tuple[str, int], BeforeValidator(parse_listen)]
 """Where a server listens: host and port."""
+Origin = Annotated[str, AfterValidator(check_origin)]
+"""Scheme, host and port under which a server is reached."""
+Network = Annotated[str, AfterValidator(check_network)]
+"""An address, or a network of addresses."""
 PortChecked = Annotated[str, AfterValidator(check_url_port)]
 """The address of a repository, which may be one of SSH or a path."""
 Bytes = Annotated[float, BeforeValidator(parse_size)]

@@ -105,10 +105,10 @@ async def test_a_waiting_writer_tries_at_short_intervals(
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 2 MB."""
+    """Mount a file system of 3 MB."""
     folder = tmp_path / "tiny"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "midwatch-test", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "midwatch-test", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")

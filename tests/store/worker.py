@@ -12,8 +12,9 @@ import time
 from sqlalchemy import Connection, update
 
 from midwatch.errors import TemporaryError
+from midwatch.store.engine import Transaction, audit_row
 from midwatch.store.protocol import Budget, Claim, Finish
-from midwatch.store.schema import batches
+from midwatch.store.schema import batches, database_now
 from midwatch.store.sql import SqlStore, open_store
 
 
@@ -58,10 +59,22 @@ async def hang(store: SqlStore, name: str) -> None:
     await store.transactions.run(write)
 
 
+async def note(store: SqlStore, name: str) -> None:
+    """Write an audit row, and do not end the transaction."""
+
+    def write(connection: Connection) -> None:
+        row = audit_row(1, name, "note", "open", "open")
+        Transaction(connection, database_now).note([row])
+        print("writing", flush=True)
+        time.sleep(600)
+
+    await store.transactions.run(write)
+
+
 async def main(database: str, step: str, name: str) -> None:
     store = await open_store(database)
     try:
-        await {"drain": drain, "hang": hang}[step](store, name)
+        await {"drain": drain, "hang": hang, "note": note}[step](store, name)
     finally:
         await store.close()
 

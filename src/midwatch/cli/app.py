@@ -292,6 +292,7 @@ async def open_app(
     """
     from midwatch.agent.links import Links
     from midwatch.logs import forward_library_logs, open_log
+    from midwatch.received import TakesAlerts
     from midwatch.redaction import Redactor
     from midwatch.store.sql import open_store
     from midwatch.subjects.base import build_subjects, dependencies
@@ -311,6 +312,9 @@ async def open_app(
     store = await open_store(
         settings.database, create=create, renewed=renewed if create else None
     )
+    for subject in subjects:
+        if isinstance(subject, TakesAlerts):
+            subject.read_pushed_from(store)
     gatherer = _gatherer(subjects, redactor, store, links)
     model = ModelFromKey(settings, edge.environ)
     gc.enable()  # `main` turned it off for the start

@@ -71,6 +71,10 @@ class Output:
         """
         print(json.dumps(value, indent=2, default=plain), file=self.stream)
 
+    def json_line(self, value: Any) -> None:
+        """Print a value as JSON in one line, escaped as in `json`."""
+        print(json.dumps(value, default=plain), file=self.stream)
+
     def json_of(self, values: Sequence[Any], asked: int) -> None:
         """Print one JSON document about what a command was asked for: a value for one name, a list for several."""
         if asked > 1:

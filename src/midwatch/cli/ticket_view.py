@@ -25,6 +25,7 @@ from midwatch.model import (
     Ticket,
     TicketStatus,
 )
+from midwatch.store.on_call import Change
 from midwatch.store.protocol import Brief, TicketSession
 from midwatch.text import one_line
 
@@ -366,4 +367,24 @@ def history_document(row: AuditRow) -> Json:
         "from": row.before,
         "to": row.after,
         "why": row.why,
+    }
+
+
+def change_document(change: Change) -> Json:
+    """Return one change of a ticket as `tickets watch` prints it."""
+    return {
+        "cursor": str(change.cursor),
+        "ticket": change.ticket_id,
+        "at": change.at,
+        "actor": change.actor,
+        "action": change.action,
+        "from": change.before,
+        "to": change.after,
+        "why": change.why,
+        "subject": change.subject,
+        "invariant": change.invariant,
+        "component": change.component,
+        "severity": change.severity.label,
+        "batch": change.batch,
+        "message": change.message,
     }

@@ -35,6 +35,7 @@ from midwatch.model import (
     Ticket,
     TicketStatus,
 )
+from midwatch.store.on_call import Cursor
 from midwatch.store.protocol import Brief, TicketFilter, TicketSession
 
 if TYPE_CHECKING:
@@ -198,6 +199,38 @@ def history(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> N
         output.json([history_document(row) for row in rows])
     else:
         history_table(output, rows)
+
+
+@tickets.command()
+def watch(
+    context: typer.Context,
+    subject: Annotated[
+        str | None, typer.Option(help="Only changes of this subject's tickets.")
+    ] = None,
+    severity: Annotated[
+        SeverityName | None, typer.Option(help="Only tickets of this severity.")
+    ] = None,
+    ticket: Annotated[int | None, typer.Option(help="Only this ticket.")] = None,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CURSOR",
+            help="Begin behind this change, as --json has it; 0 is the beginning.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line.")
+    ] = False,
+) -> None:
+    """Follow the changes of tickets, live."""
+    from midwatch.cli.ticket_watch import Watched, watch
+
+    try:
+        cursor = None if after is None else Cursor.parse(after)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--after") from error
+    level = None if severity is None else Severity.parse(severity)
+    asyncio.run(watch(context.obj, Watched(subject, level, ticket, cursor), as_json))
 
 
 @tickets.command()

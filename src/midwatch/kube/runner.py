@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 
 from midwatch.errors import MidwatchError
 from midwatch.kube.environment import STATUS_NOT_WRITTEN
@@ -255,13 +254,8 @@ class ResourceStatus:
     async def __aenter__(self) -> None:
         await self.records.__aenter__()
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.records.__aexit__(kind, error, trace)
+    async def __aexit__(self, *error: object) -> None:
+        await self.records.__aexit__(*error)
 
     async def begin(self, spec: SessionSpec) -> None:
         """Report the start. The folder gets `spec` when the session opens, after it is restored."""

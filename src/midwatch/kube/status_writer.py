@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from types import TracebackType
 from typing import Protocol, Self
 
 from midwatch.errors import MidwatchError
@@ -152,12 +151,7 @@ class ResourceRecords:
         self._task = asyncio.create_task(self._write_loop(), name="status")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._task is not None
         await cancel(self._task)
         if not self._task.cancelled():

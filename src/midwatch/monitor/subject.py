@@ -28,6 +28,7 @@ from midwatch.monitor.rules import (
     unobservable,
 )
 from midwatch.monitor.standstill import MOST_ATTEMPTS, Mark, Standstill
+from midwatch.received import TakesAlerts
 from midwatch.redaction import Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Changes, Opening, Store, Watch
@@ -358,6 +359,12 @@ class SubjectMonitor:
                 return await self._write(watch, poll, self._check(watch, poll))
             except StaleWatch:
                 self._watch = None
+            if isinstance(self.subject, TakesAlerts):
+                # What was pushed meanwhile is not in the observation: its ticket would be resolved.
+                again = await self._poll_awake(await self._load())
+                if again is None:
+                    return Cycle(1, unobservable=1, open=len(self.tickets))
+                poll = again
         raise StaleWatch()
 
     async def _write(self, watch: Watch, poll: Poll, checked: CheckResult) -> Cycle:

@@ -98,6 +98,7 @@ _TOKENS: tuple[tuple[str, str, str], ...] = (
     ("docker-token", "dckr_pat_ dckr_oat_", r"[\w-]{20,}"),
     ("digitalocean-token", "dop_v1_ doo_v1_ dor_v1_", r"[a-f0-9]{40,}"),
     ("jwt", "eyJ", r"[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*){0,3}"),
+    ("midwatch-token", "mwt_", r"[\w-]{40,}"),
     ("token", "eyJrIjoi ops_eyJ", r"[\w-]{40,}={0,2}"),
     (
         "token",

@@ -17,7 +17,6 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from inspect import iscoroutinefunction
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
@@ -95,12 +94,7 @@ class Relay:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._server is not None:
             self._server.close()
         await cancel(*self._busy)

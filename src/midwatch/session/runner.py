@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from midwatch.errors import MidwatchError, PermanentError, TemporaryError
@@ -238,12 +237,7 @@ class StatusSink(Protocol[T_co]):
 
     async def __aenter__(self) -> object: ...
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
+    async def __aexit__(self, *_: object) -> None: ...
 
     async def begin(self, spec: SessionSpec) -> None:
         """Record the start of the run. An error ends the run, and nothing else is written."""

@@ -218,6 +218,23 @@ def _open(
     return tuple(sorted(map(ticket_of, found), key=lambda ticket: ticket.id))
 
 
+def open_in_batch(
+    tx: Transaction,
+    subject: Any,
+    openings: Sequence[Opening],
+    group_wait: float,
+    linked: Collection[str],
+    actor: str,
+) -> tuple[Ticket, ...]:
+    """Open tickets between two cycles, in the batch that they would go to in one.
+
+    `subject` is the row of the subject, which is locked. The caller increases its revision. Count and last sight of the
+    tickets derive from the subject's cycles from the next one on.
+    """
+    batch = _batch_for(tx, subject.name, openings, group_wait, linked)
+    return _open(tx, openings, None, batch, actor, subject.last_good_at)
+
+
 def _batch_for(
     tx: Transaction,
     subject: str,

@@ -571,6 +571,18 @@ class Transaction:
         )
         self.execute(statement)
 
+    def insert_or_replace(self, table: Table, rows: Sequence[Json]) -> None:
+        """Insert rows. Where a primary key exists, the row takes the place of the one that has it."""
+        insert: Any = self._insert(table)
+        key = list(table.primary_key.columns)
+        others = {
+            column.name: insert.excluded[column.name]
+            for column in table.columns
+            if not column.primary_key
+        }
+        statement = insert.on_conflict_do_update(index_elements=key, set_=others)
+        self.execute(statement, rows)
+
     def insert_new(self, table: Table, rows: Sequence[Json]) -> None:
         """Insert rows, without those that a unique index already has."""
         self.execute(self._insert(table).on_conflict_do_nothing(), rows)

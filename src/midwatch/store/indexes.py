@@ -19,6 +19,8 @@ from midwatch.store.schema import (
     investigations,
     past_incidents,
     sessions,
+    silenced,
+    silences,
     tickets,
     transcript_entries,
 )
@@ -68,10 +70,24 @@ Index("diagnoses_batch", diagnoses.c.batch_id)
 Index("diagnoses_started", diagnoses.c.started_at)
 Index("diagnosis_tickets_ticket", diagnosis_tickets.c.ticket_id)
 Index("audit_ticket", audit.c.ticket_id, audit.c.id)
+Index("silences_revision", silences.c.revision, unique=True)
+Index("silences_end", silences.c.ends_at)
+Index(
+    "silenced_now",
+    silenced.c.subject,
+    silenced.c.invariant,
+    silenced.c.component,
+    unique=True,
+    sqlite_where=text("ended_at IS NULL"),
+    postgresql_where=text("ended_at IS NULL"),
+)
+Index("silenced_seen", silenced.c.first_seen_at)
+Index("silenced_ticket", silenced.c.ticket_id)
 Index(
     "alerts_firing",
     alerts.c.subject,
-    alerts.c.fingerprint,
+    alerts.c.invariant,
+    alerts.c.component,
     sqlite_where=text("status = 'firing'"),
     postgresql_where=text("status = 'firing'"),
 )

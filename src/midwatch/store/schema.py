@@ -32,6 +32,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    and_,
     case,
     select,
     text,
@@ -161,6 +162,8 @@ subjects = Table(
     Column("last_good_at", Instant),
     Column("last_look_at", Instant),
     Column("state", Document, nullable=False, default=dict),
+    # What kind of system it is, from the settings of the monitor that watches it.
+    Column("kind", SanitizedText),
 )
 
 batches = Table(
@@ -354,6 +357,8 @@ silences = Table(
     "silences",
     metadata,
     Column("id", Id, primary_key=True),
+    # Every change takes the next number: a monitor sees by the largest whether it knows all of them.
+    Column("revision", BigInteger, nullable=False),
     Column("matchers", Document, nullable=False),  # [["severity", "=", "info"], …]
     Column("starts_at", Instant, nullable=False),
     Column("ends_at", Instant, nullable=False),
@@ -368,20 +373,24 @@ silences = Table(
     Column("expired_by", SanitizedText),
 )
 
-# Violations that are observed while a silence, or a silence of the sender, keeps them from opening a ticket.
+# Violations that a silence, or one of the alert's sender, kept silent, each for as long as that lasted without a break.
 silenced = Table(
     "silenced",
     metadata,
-    Column("subject", SanitizedText, primary_key=True),
-    Column("invariant", SanitizedText, primary_key=True),
-    Column("component", SanitizedText, primary_key=True),
+    Column("id", Id, primary_key=True),
+    Column("subject", SanitizedText, nullable=False),
+    Column("invariant", SanitizedText, nullable=False),
+    Column("component", SanitizedText, nullable=False),
     Column("severity", Integer, nullable=False),
     Column("message", SanitizedText, nullable=False),
-    Column(
-        "by", SanitizedText, nullable=False
-    ),  # "silence 3", "Alertmanager silence …"
+    Column("by", SanitizedText, nullable=False),  # "silence 3", "Alertmanager …"
+    Column("silence_id", Id, ForeignKey("silences.id")),
+    # When the silence ends by itself; null if only the sender knows.
+    Column("until", Instant),
     Column("first_seen_at", Instant, nullable=False),
-    Column("last_seen_at", Instant, nullable=False),
+    Column("ended_at", Instant),
+    # The ticket that was open when it began, or that opened when it ended.
+    Column("ticket_id", Id, ForeignKey("tickets.id")),
 )
 
 # Alerts that were pushed to a subject; one row for each fingerprint and start.
@@ -393,6 +402,8 @@ alerts = Table(
     Column("starts_at", Instant, primary_key=True),
     Column("status", SanitizedText, nullable=False),  # firing, resolved
     Column("ends_at", Instant),
+    # When the sender gave it this status, where the sender says so.
+    Column("changed_at", Instant),
     Column("received_at", Instant, nullable=False),
     Column("invariant", SanitizedText, nullable=False),
     Column("component", SanitizedText, nullable=False),
@@ -409,6 +420,8 @@ senders = Table(
     Column("subject", SanitizedText, primary_key=True),
     Column("received_at", Instant, nullable=False),
     Column("heartbeat_at", Instant),
+    # By group of alerts: how many were left out of its last push, and when that was.
+    Column("truncated", Document, nullable=False),
 )
 
 deliveries = Table(
@@ -447,6 +460,7 @@ tokens = Table(
     "tokens",
     metadata,
     Column("id", Id, primary_key=True),
+    Column("kind", SanitizedText, nullable=False),  # api, sign_in
     Column("name", SanitizedText, nullable=False),
     Column("digest", SanitizedText, nullable=False, unique=True),
     Column("role", SanitizedText, nullable=False),
@@ -454,6 +468,7 @@ tokens = Table(
     Column("created_at", Instant, nullable=False),
     Column("created_by", SanitizedText, nullable=False),
     Column("expires_at", Instant, nullable=False),
+    Column("parent_id", Id),  # the token that a sign-in was made with
     Column("last_used_at", Instant),
     Column("revoked_at", Instant),
 )
@@ -493,8 +508,17 @@ _count: ColumnElement[int] = case(
 )
 _last_seen = case((_seen, subjects.c.last_good_at), else_=tickets.c.last_seen_at)
 
+_silenced_now = and_(
+    silenced.c.subject == tickets.c.subject,
+    silenced.c.invariant == tickets.c.invariant,
+    silenced.c.component == tickets.c.component,
+    silenced.c.ended_at.is_(None),
+)
+
 _TICKET_COLUMNS = (
     tickets,
+    silenced.c.by.label("silenced_by"),
+    silenced.c.until.label("silenced_until"),
     _count.label("count_now"),
     _last_seen.label("last_seen_now"),
     batches.c.attempts,
@@ -506,9 +530,9 @@ _TICKET_COLUMNS = (
 def select_tickets() -> Select[Any]:
     """Return a query of the rows that `ticket_of` takes."""
     return select(*_TICKET_COLUMNS).select_from(
-        tickets.join(batches, batches.c.id == tickets.c.batch_id).join(
-            subjects, subjects.c.name == tickets.c.subject
-        )
+        tickets.join(batches, batches.c.id == tickets.c.batch_id)
+        .join(subjects, subjects.c.name == tickets.c.subject)
+        .outerjoin(silenced, _silenced_now)
     )
 
 
@@ -540,6 +564,8 @@ def ticket_of(row: Row[Any]) -> Ticket:
         attempts=row.attempts,
         next_attempt_at=row.next_attempt_at,
         last_error=row.last_error,
+        silenced_by=row.silenced_by,
+        silenced_until=row.silenced_until,
     )
 
 

@@ -20,7 +20,8 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import cycles, feed, memory, queue
+from midwatch.store import api_tokens, cycles, feed, memory, queue, received_alerts
+from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
     UPGRADE_SECONDS,
@@ -133,6 +134,11 @@ class SqlStore(TransactionalStore):
     update_diagnosis = write(ticket_functions.update_diagnosis)
     stats = read(ticket_functions.stats)
 
+    # Pushed alerts.
+    receive = write(received_alerts.receive)
+    pushed_alerts = read(received_alerts.pushed_alerts)
+    forget_alerts = write(received_alerts.forget_alerts)
+
     # The feed of changes.
     changes = read(feed.changes)
     last_cursor = read(feed.last_cursor)
@@ -142,9 +148,23 @@ class SqlStore(TransactionalStore):
     def on_change(self, listener: Callable[[], object]) -> None:
         self.transactions.listeners.append(listener)
 
+    # Silences.
+    add_silence = write(silence_functions.add_silence)
+    silences = read(silence_functions.list_silences)
+    silence = read(silence_functions.silence)
+    expire_silence = write(silence_functions.expire_silence)
+    silenced = read(silence_functions.list_silenced)
+
     # Daemons.
     beat = write(queue.beat)
     daemons = read(queue.list_daemons)
+
+    # Tokens.
+    add_token = write(api_tokens.add_token)
+    find_token = read(api_tokens.find_token)
+    use_token = write(api_tokens.use_token)
+    tokens = read(api_tokens.list_tokens)
+    revoke_token = write(api_tokens.revoke_token)
 
 
 # ------------------------------------------------------------------ migrations

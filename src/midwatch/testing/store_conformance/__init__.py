@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from midwatch._moved import renamed
 from midwatch.testing.store_conformance import (
+    api_tokens,
     claims,
     daemons,
     feed,
@@ -45,6 +46,7 @@ CHECKS: tuple[Check, ...] = (
     *daemons.CHECKS,
     *feed.CHECKS,
     *text.CHECKS,
+    *api_tokens.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]

@@ -49,9 +49,11 @@ def upgrade() -> None:
 
 
 def _create_silences() -> None:
+    op.add_column("subjects", sa.Column("kind", _TEXT))
     op.create_table(
         "silences",
         *_columns(_ID, "id"),
+        *_columns(sa.BigInteger(), "revision"),
         *_columns(_DOCUMENT, "matchers"),
         *_columns(_INSTANT, "starts_at", "ends_at"),
         *_columns(_TEXT, "rrule", "timezone", nullable=True),
@@ -62,15 +64,32 @@ def _create_silences() -> None:
         *_columns(_TEXT, "expired_by", nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
-    key = ("subject", "invariant", "component")
+    op.create_index("silences_revision", "silences", ["revision"], unique=True)
+    op.create_index("silences_end", "silences", ["ends_at"])
+    key = ["subject", "invariant", "component"]
     op.create_table(
         "silenced",
-        *_columns(_TEXT, *key),
+        *_columns(_ID, "id"),
+        *_columns(_TEXT, *key, "message", "by"),
         *_columns(sa.Integer(), "severity"),
-        *_columns(_TEXT, "message", "by"),
-        *_columns(_INSTANT, "first_seen_at", "last_seen_at"),
-        sa.PrimaryKeyConstraint(*key),
+        *_columns(_ID, "silence_id", "ticket_id", nullable=True),
+        *_columns(_INSTANT, "until", "ended_at", nullable=True),
+        *_columns(_INSTANT, "first_seen_at"),
+        sa.ForeignKeyConstraint(["silence_id"], ["silences.id"]),
+        sa.ForeignKeyConstraint(["ticket_id"], ["tickets.id"]),
+        sa.PrimaryKeyConstraint("id"),
     )
+    present = sa.text("ended_at IS NULL")
+    op.create_index(
+        "silenced_now",
+        "silenced",
+        key,
+        unique=True,
+        sqlite_where=present,
+        postgresql_where=present,
+    )
+    op.create_index("silenced_seen", "silenced", ["first_seen_at"])
+    op.create_index("silenced_ticket", "silenced", ["ticket_id"])
 
 
 def _create_alerts() -> None:
@@ -78,20 +97,22 @@ def _create_alerts() -> None:
         "alerts",
         *_columns(_TEXT, "subject", "fingerprint"),
         *_columns(_INSTANT, "starts_at", "received_at"),
-        *_columns(_INSTANT, "ends_at", nullable=True),
+        *_columns(_INSTANT, "ends_at", "changed_at", nullable=True),
         *_columns(_TEXT, "status", "invariant", "component", "message"),
         *_columns(sa.Integer(), "severity"),
         *_columns(_DOCUMENT, "facts"),
         *_columns(_TEXT, "silenced_by", nullable=True),
         sa.PrimaryKeyConstraint("subject", "fingerprint", "starts_at"),
     )
-    _partial("alerts_firing", "alerts", ["subject", "fingerprint"], "status = 'firing'")
+    key = ["subject", "invariant", "component"]
+    _partial("alerts_firing", "alerts", key, "status = 'firing'")
     op.create_index("alerts_received", "alerts", ["received_at"])
     op.create_table(
         "senders",
         *_columns(_TEXT, "subject"),
         *_columns(_INSTANT, "received_at"),
         *_columns(_INSTANT, "heartbeat_at", nullable=True),
+        *_columns(_DOCUMENT, "truncated"),
         sa.PrimaryKeyConstraint("subject"),
     )
 
@@ -127,9 +148,10 @@ def _create_api() -> None:
     op.create_table(
         "tokens",
         *_columns(_ID, "id"),
-        *_columns(_TEXT, "name", "digest", "role", "created_by"),
+        *_columns(_TEXT, "kind", "name", "digest", "role", "created_by"),
         *_columns(_DOCUMENT, "scopes"),
         *_columns(_INSTANT, "created_at", "expires_at"),
+        *_columns(_ID, "parent_id", nullable=True),
         *_columns(_INSTANT, "last_used_at", "revoked_at", nullable=True),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("digest"),

@@ -1,0 +1,156 @@
+"""Group commit: requests that come while a transaction runs are saved together in the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+from midwatch.errors import MidwatchError, PermanentError, StoreBusy
+from midwatch.lifecycle import Clock
+from midwatch.logs import Log
+from midwatch.model import Ticket
+from midwatch.received import Accepted, Push, PushRules
+from midwatch.store.protocol import Store
+
+MOST_WAITING = 20_000
+"""Alerts that wait to be saved; more are refused for now."""
+_MOST_AT_ONCE = 2000  # alerts in one transaction, unless one request has more
+_MOST_LOGGED = 20
+_KEPT = 7 * 24 * 3600.0
+"""Seconds for which resolved alerts are kept: they tell what comes late."""
+_FORGET_EVERY = 3600.0
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    push: Push
+    saved: asyncio.Future[None]
+
+    @property
+    def size(self) -> int:
+        return 1 + len(self.push.alerts)
+
+
+class AlertWriter:
+    """Saves pushed alerts. All transactions are made by one task, which ends when nothing waits."""
+
+    def __init__(self, store: Store, rules: PushRules, log: Log, clock: Clock) -> None:
+        self._store = store
+        self._rules = rules
+        self._log = log
+        self._clock = clock
+        self._waiting: deque[_Waiting] = deque()
+        self._size = 0
+        self._task: asyncio.Task[None] | None = None
+        self._forgot_at = clock.monotonic()
+
+    async def write(self, push: Push) -> None:
+        """Save what was pushed; return once it is committed.
+
+        Raises:
+            StoreBusy: Too many alerts wait already, or the database is locked.
+            MidwatchError: It cannot be saved; nothing of it was.
+        """
+        if self._waiting and self._size + len(push.alerts) > MOST_WAITING:
+            raise StoreBusy(
+                "too many alerts wait to be saved",
+                hint="send them again in a moment",
+                retry_after=2.0,
+            )
+        one = _Waiting(push, asyncio.get_running_loop().create_future())
+        self._waiting.append(one)
+        self._size += one.size
+        if self._task is None:
+            self._task = asyncio.create_task(self._drain(), name="save alerts")
+        await one.saved
+
+    async def _drain(self) -> None:
+        try:
+            while self._waiting:
+                await self._save(self._next())
+            await self._forget()
+        finally:
+            self._task = None
+            if self._waiting:  # it came during the last steps
+                self._task = asyncio.create_task(self._drain(), name="save alerts")
+
+    def _next(self) -> list[_Waiting]:
+        group: list[_Waiting] = []
+        size = 0
+        while self._waiting:
+            if group and size + self._waiting[0].size > _MOST_AT_ONCE:
+                break
+            one = self._waiting.popleft()
+            self._size -= one.size
+            size += one.size
+            if not one.saved.done():  # else its request is gone
+                group.append(one)
+        return group
+
+    async def _save(self, group: list[_Waiting]) -> None:
+        """Save a group in one transaction. If the database refuses it, each request is saved by itself."""
+        if not group:
+            return
+        try:
+            accepted = await self._store.receive(
+                [one.push for one in group], self._rules
+            )
+        except PermanentError as error:
+            if len(group) == 1:
+                _fail(group, error)
+                return
+            for one in group:
+                await self._save([one])
+        except MidwatchError as error:
+            self._log.warning(
+                "alerts not saved", requests=len(group), error=error.one_line()
+            )
+            _fail(group, error)
+        except BaseException:
+            error = StoreBusy("the server ends, or has a fault; see its log")
+            _fail(group, error)
+            raise
+        else:
+            for one in group:
+                if not one.saved.done():
+                    one.saved.set_result(None)
+            self._tell(group, accepted)
+
+    def _tell(self, group: list[_Waiting], accepted: Accepted) -> None:
+        self._log.info(
+            "alerts received",
+            subjects=sorted({one.push.subject for one in group}),
+            requests=len(group),
+            alerts=sum(len(one.push.alerts) for one in group),
+            opened=len(accepted.opened),
+            resolved=len(accepted.resolved),
+        )
+        for ticket in accepted.opened[:_MOST_LOGGED]:
+            self._log.warning("ticket opened", **_facts(ticket))
+
+    async def _forget(self) -> None:
+        if self._clock.monotonic() - self._forgot_at < _FORGET_EVERY:
+            return
+        self._forgot_at = self._clock.monotonic()
+        try:
+            await self._store.forget_alerts(_KEPT)
+        except MidwatchError as error:
+            self._log.warning("old alerts not removed", error=error.one_line())
+
+
+def _fail(group: list[_Waiting], error: MidwatchError) -> None:
+    for one in group:
+        if not one.saved.done():
+            one.saved.set_exception(error)
+
+
+def _facts(ticket: Ticket) -> dict[str, object]:
+    return {
+        "ticket": ticket.id,
+        "subject": ticket.key.subject,
+        "invariant": ticket.key.invariant,
+        "component": ticket.key.component,
+        "severity": ticket.severity.label,
+        "message": ticket.message,
+    }
