@@ -13,6 +13,7 @@
         ├── SettingsError             path: the setting that is wrong
         ├── NotFound                  no such ticket, subject, …
         ├── Conflict                  the request does not fit the current state
+        │   └── Outdated                  what is to be changed was changed since it was read
         ├── SchemaMismatch            the database needs `midwatch db upgrade`
         ├── StoreRejected             the database refused the statement or the login
         └── ClaimLost                 another daemon holds the claim
@@ -126,6 +127,12 @@ class NotFound(PermanentError):
 
 class Conflict(PermanentError):
     """The request does not fit the current state."""
+
+
+class Outdated(Conflict):
+    """It was changed since it was read."""
+
+    hint = "read it again, then decide"
 
 
 class SchemaMismatch(PermanentError):

@@ -6,14 +6,16 @@ Each command appends an audit row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, func, literal, or_, select, tuple_, update
+from sqlalchemy.sql import ColumnElement
 
-from midwatch.errors import Conflict, NotFound
+from midwatch.errors import Conflict, NotFound, Outdated
 from midwatch.model import (
     AuditRow,
     Diagnosis,
@@ -22,6 +24,7 @@ from midwatch.model import (
     Ticket,
     TicketStatus,
     Usage,
+    keepable,
 )
 from midwatch.store.cycles import (
     chunks,
@@ -55,6 +58,7 @@ from midwatch.store.schema import (
     tickets,
     usage_of,
 )
+from midwatch.store.silences import count_silenced, was_silent_before
 
 
 def ticket(tx: Transaction, ticket_id: int) -> Ticket:
@@ -70,25 +74,49 @@ def ticket(tx: Transaction, ticket_id: int) -> Ticket:
 
 def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
     """Return the tickets that match."""
-    statement = select_tickets().order_by(
-        tickets.c.severity, tickets.c.opened_at, tickets.c.id
+    statement = select_tickets()
+    # In a history the newest matters most; open tickets are worked on oldest first.
+    newest_first = query.newest_first or not query.statuses
+    place = (tickets.c.opened_at, tickets.c.id)
+    order = place if newest_first else (tickets.c.severity, *place)
+    statement = statement.order_by(
+        *(one.desc() if newest_first else one for one in order)
     )
-    if not query.statuses:
-        # In a history the newest matters most; open tickets are worked on oldest first.
-        statement = select_tickets().order_by(
-            tickets.c.opened_at.desc(), tickets.c.id.desc()
-        )
-    elif TicketStatus.RESOLVED not in query.statuses:
-        statement = statement.where(tickets.c.status != TicketStatus.RESOLVED.value)
-    if query.statuses:
-        statement = statement.where(tickets.c.status.in_(list(query.statuses)))
-    if query.subject is not None:
-        statement = statement.where(tickets.c.subject == query.subject)
-    if query.severity is not None:
-        statement = statement.where(tickets.c.severity == query.severity)
-    if query.batch is not None:
-        statement = statement.where(tickets.c.batch_id == query.batch)
+    if query.after is not None:
+        values = asdict(query.after)
+        after = tuple_(*(literal(values[one.name], one.type) for one in order))
+        behind = tuple_(*order) < after if newest_first else tuple_(*order) > after
+        statement = statement.where(behind)
+    for condition in _conditions(query):
+        statement = statement.where(condition)
     return list(map(ticket_of, tx.all(statement.limit(max(query.limit, 0)))))
+
+
+_SEARCHED = (
+    tickets.c.message,
+    tickets.c.subject,
+    tickets.c.invariant,
+    tickets.c.component,
+    func.coalesce(tickets.c.resolution, ""),
+)
+_MOST_WORDS = 20
+
+
+def _conditions(query: TicketFilter) -> Iterator[ColumnElement[bool]]:
+    if query.statuses:
+        if TicketStatus.RESOLVED not in query.statuses:
+            yield tickets.c.status != TicketStatus.RESOLVED.value  # has an index
+        yield tickets.c.status.in_(list(query.statuses))
+    for column, value in (
+        (tickets.c.subject, query.subject),
+        (tickets.c.invariant, query.invariant),
+        (tickets.c.severity, query.severity),
+        (tickets.c.batch_id, query.batch),
+    ):
+        if value is not None:
+            yield column == value
+    for word in keepable(query.text).split()[:_MOST_WORDS]:
+        yield or_(*(one.icontains(word, autoescape=True) for one in _SEARCHED))
 
 
 def history(tx: Transaction, ticket_id: int) -> list[AuditRow]:
@@ -146,11 +174,18 @@ def list_diagnoses(tx: Transaction, ticket_id: int) -> list[Diagnosis]:
 def sessions_of(tx: Transaction, ticket_id: int) -> list[TicketSession]:
     """Return the sessions of a ticket, oldest first."""
     rows = tx.all(
-        select(sessions.c.id, sessions.c.phase, sessions.c.created_at)
+        select(
+            sessions.c.id,
+            sessions.c.phase,
+            sessions.c.created_at,
+            sessions.c.cost_usd,
+        )
         .where(sessions.c.ticket_id == ticket_id)
         .order_by(sessions.c.created_at, sessions.c.id)
     )
-    return [TicketSession(row.id, row.phase, row.created_at) for row in rows]
+    return [
+        TicketSession(row.id, row.phase, row.created_at, row.cost_usd) for row in rows
+    ]
 
 
 def stats(tx: Transaction, within: float) -> Stats:
@@ -165,6 +200,7 @@ def stats(tx: Transaction, within: float) -> Stats:
             tickets.c.status,
             diagnoses.c.finished_at,
             diagnoses.c.outcome,
+            was_silent_before().label("kept_back"),
         )
         .outerjoin(diagnoses, diagnoses.c.id == tickets.c.diagnosis_id)
         .where(tickets.c.opened_at > since)
@@ -178,8 +214,10 @@ def stats(tx: Transaction, within: float) -> Stats:
         .where(diagnoses.c.started_at > since)
         .group_by(diagnoses.c.outcome)
     )
+    silent, silent_now = count_silenced(tx, since)
     resolved = [row for row in rows if row.status == TicketStatus.RESOLVED]
-    dated = [row for row in rows if row.unseen_since is not None]
+    prompt = [row for row in rows if not row.kept_back]
+    dated = [row for row in prompt if row.unseen_since is not None]
     return Stats(
         since=since,
         opened=len(rows),
@@ -189,13 +227,15 @@ def stats(tx: Transaction, within: float) -> Stats:
         outcomes=Counter({row.outcome: row.calls for row in calls}),
         to_detect=_median(row.opened_at - row.unseen_since for row in dated),
         to_see=_median(row.first_seen_at - row.unseen_since for row in dated),
-        to_confirm=_median(row.opened_at - row.first_seen_at for row in rows),
+        to_confirm=_median(row.opened_at - row.first_seen_at for row in prompt),
         to_diagnose=_median(
             row.finished_at - row.opened_at for row in rows if row.outcome == "answered"
         ),
         to_resolve=_median(row.resolved_at - row.opened_at for row in resolved),
         usage=sum((usage_of(row) for row in calls), Usage()),
         cost_usd=sum(row.cost_usd for row in calls),
+        silenced=silent,
+        silent_now=silent_now,
     )
 
 
@@ -213,9 +253,27 @@ def _median(spans: Any) -> float | None:
     return median(seconds) if seconds else None
 
 
-def acknowledge(tx: Transaction, ticket_id: int, actor: str, why: str = "") -> Ticket:
-    """Record that `actor` works on a ticket. Raises NotFound, Conflict."""
-    row = _unresolved(tx, ticket_id)
+def version(tx: Transaction, ticket_id: int) -> int:
+    """Return the version of a ticket, which each change increases. Raises NotFound."""
+    ticket(tx, ticket_id)
+    return _version(tx, ticket_id)
+
+
+def _version(tx: Transaction, ticket_id: int) -> int:
+    newest = select(func.max(audit.c.id)).where(audit.c.ticket_id == ticket_id)
+    return int(tx.connection.scalar(newest) or 0)
+
+
+def acknowledge(
+    tx: Transaction,
+    ticket_id: int,
+    actor: str,
+    why: str = "",
+    *,
+    version: int | None = None,
+) -> Ticket:
+    """Record that `actor` works on a ticket. Raises NotFound, Conflict, Outdated."""
+    row = _unresolved(tx, ticket_id, version)
     status = (
         TicketStatus.ACKNOWLEDGED
         if row.status == TicketStatus.OPEN
@@ -226,16 +284,29 @@ def acknowledge(tx: Transaction, ticket_id: int, actor: str, why: str = "") -> T
 
 
 def hold(
-    tx: Transaction, ticket_id: int, held: bool, actor: str, why: str = ""
+    tx: Transaction,
+    ticket_id: int,
+    held: bool,
+    actor: str,
+    why: str = "",
+    *,
+    version: int | None = None,
 ) -> Ticket:
-    """Set whether the monitor must not resolve a ticket. Raises NotFound, Conflict."""
-    row = _unresolved(tx, ticket_id)
+    """Set whether the monitor must not resolve a ticket. Raises NotFound, Conflict, Outdated."""
+    row = _unresolved(tx, ticket_id, version)
     return _change(tx, row, {"held": held}, actor, "hold" if held else "unhold", why)
 
 
-def resolve(tx: Transaction, ticket_id: int, actor: str, why: str) -> Ticket:
-    """Resolve a ticket by hand. Raises NotFound, Conflict."""
-    row = _unresolved(tx, ticket_id)
+def resolve(
+    tx: Transaction,
+    ticket_id: int,
+    actor: str,
+    why: str,
+    *,
+    version: int | None = None,
+) -> Ticket:
+    """Resolve a ticket by hand. Raises NotFound, Conflict, Outdated."""
+    row = _unresolved(tx, ticket_id, version)
     subject = tx.one(select(subjects).where(subjects.c.name == row.subject))
     store_derived(tx, [ticket_id], subject)
     resolve_rows(tx, [row], actor, why)
@@ -243,9 +314,16 @@ def resolve(tx: Transaction, ticket_id: int, actor: str, why: str) -> Ticket:
     return ticket(tx, ticket_id)
 
 
-def retry(tx: Transaction, ticket_id: int, actor: str, why: str = "") -> Ticket:
-    """Put a ticket back into the queue, as a batch of one. Raises NotFound, Conflict."""
-    row = _unresolved(tx, ticket_id)
+def retry(
+    tx: Transaction,
+    ticket_id: int,
+    actor: str,
+    why: str = "",
+    *,
+    version: int | None = None,
+) -> Ticket:
+    """Put a ticket back into the queue, as a batch of one. Raises NotFound, Conflict, Outdated."""
+    row = _unresolved(tx, ticket_id, version)
     _refuse_while_diagnosed(tx, row)
     status = TicketStatus.ACKNOWLEDGED if row.acknowledged_at else TicketStatus.OPEN
     changes = {
@@ -309,10 +387,12 @@ def _being_diagnosed(tx: Transaction, batch: Row[Any]) -> bool:
     )
 
 
-def _unresolved(tx: Transaction, ticket_id: int) -> Row[Any]:
+def _unresolved(tx: Transaction, ticket_id: int, version: int | None) -> Row[Any]:
     ticket(tx, ticket_id)
     row = tx.one(select(tickets).where(tickets.c.id == ticket_id).with_for_update())
     assert row is not None  # tickets are never deleted
+    if version is not None and _version(tx, ticket_id) != version:
+        raise Outdated(f"ticket {ticket_id} was changed since it was read")
     if row.status == TicketStatus.RESOLVED:
         raise Conflict(f"ticket {ticket_id} is resolved already")
     return row
