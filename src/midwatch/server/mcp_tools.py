@@ -90,8 +90,8 @@ class Tools:
             Field(description="Only tickets of this severity."),
         ] = None,
         text: Annotated[
-            str | None, Field(description="Only tickets whose message has this text.")
-        ] = None,
+            str, Field(description="Only tickets that have these words.")
+        ] = "",
         limit: Annotated[
             int, Field(description="The most tickets.", ge=1, le=MOST_TICKETS)
         ] = 30,
@@ -174,7 +174,9 @@ class Tools:
 
     async def show_stats(
         self,
-        days: Annotated[float, Field(description="Of how many days.", gt=0, le=366)] = 7,
+        days: Annotated[
+            float, Field(description="Of how many days.", gt=0, le=366)
+        ] = 7,
     ) -> str:
         """Show figures: tickets, times to detect, diagnose and resolve, and what diagnoses cost."""
         stats = await self._store.stats(days * 86400)
@@ -238,7 +240,8 @@ class Tools:
         self,
         ticket: TicketId,
         prompt: Annotated[
-            str, Field(description="What to do beyond the diagnosis.", max_length=20_000)
+            str,
+            Field(description="What to do beyond the diagnosis.", max_length=20_000),
         ] = "",
     ) -> str:
         """Start a session of Claude Code that works on the fix of a ticket, in the repositories of its subject."""
