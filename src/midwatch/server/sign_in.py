@@ -127,12 +127,17 @@ class _SignIn:
             request.state.error = error.one_line()
             return self._page(target, error)
         role = Role[parent.role.upper()]
-        return await self._signed_in(
-            target,
-            *await self._auth.sign_in(parent.name, role, "token", parent=parent),
+        secret, seconds = await self._auth.sign_in(
+            parent.name, role, "token", parent=parent
         )
+        self._context.log.info("signed in", name=parent.name, role=role.label)
+        return await self._signed_in(request, target, secret, seconds)
 
-    async def _signed_in(self, target: str, secret: str, seconds: float) -> Response:
+    async def _signed_in(
+        self, request: Request, target: str, secret: str, seconds: float
+    ) -> Response:
+        if former := request.cookies.get(self._auth.cookie):
+            await self._auth.sign_out(former)
         answer = RedirectResponse(target, 303, {"cache-control": "no-store"})
         self._set(answer, self._auth.cookie, secret, seconds)
         return answer
@@ -183,7 +188,7 @@ class _SignIn:
             request.state.error = error.one_line()
             answer: Response = self._page(_target(target), error)
         else:
-            answer = await self._signed_in(_target(target), secret, seconds)
+            answer = await self._signed_in(request, _target(target), secret, seconds)
         self._forget(answer, self._cookie)
         return answer
 
