@@ -99,7 +99,7 @@ class NewToken:
         scopes: What it is for.
         created_by: Who made it; of a sign-in, how: "oidc" or "token".
         seconds: How long it is valid.
-        parent_id: The token that a sign-in was made with.
+        parent_id: The token that a sign-in was made with, and ends with.
     """
 
     kind: TokenKind
