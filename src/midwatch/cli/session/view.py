@@ -20,9 +20,9 @@ from midwatch.cli.output import (
     Cell,
     Output,
     cut,
-    iso,
     wrapped,
 )
+from midwatch.json_shapes import iso
 from midwatch.model import Json
 from midwatch.session.events import (
     Command,
