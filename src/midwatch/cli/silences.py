@@ -12,6 +12,7 @@ from midwatch.cli.app import Edge, use_store
 from midwatch.cli.output import BOLD, DIM, GREEN, SEVERITY_STYLES, Cell, Output
 from midwatch.cli.tickets import AsJson, user_at_host
 from midwatch.errors import Conflict, MidwatchError, NotFound, raise_together
+from midwatch.json_shapes import silence_document
 from midwatch.model import Json
 from midwatch.recurrence import InvalidSilence, Recurrence, zone
 from midwatch.silences import Silence, SilencedViolation, parse_matcher_groups
@@ -206,28 +207,6 @@ def _when(output: Output, silence: Silence) -> str:
 
 def _count(silent: Sequence[SilencedViolation], silence: Silence) -> int:
     return sum(one.silence_id == silence.id for one in silent)
-
-
-def silence_document(silence: Silence, now: datetime, count: int) -> Json:
-    """Return a silence for programs. `count` is how many violations it keeps silent."""
-    return {
-        "id": silence.id,
-        "state": _state(silence, now),
-        "matchers": [str(one) for one in silence.matchers],
-        "starts_at": silence.starts_at,
-        "ends_at": silence.ends_at,
-        "active_until": silence.active_until(now),
-        "next_start": silence.next_start(now),
-        "rrule": silence.rrule,
-        "window_seconds": silence.window_seconds,
-        "timezone": silence.timezone,
-        "author": silence.author,
-        "reason": silence.reason,
-        "created_at": silence.created_at,
-        "expired_at": silence.expired_at,
-        "expired_by": silence.expired_by,
-        "silenced": count,
-    }
 
 
 @app.command()

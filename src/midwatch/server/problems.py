@@ -23,6 +23,8 @@ from midwatch.errors import (
     StoreRejected,
     TemporaryError,
 )
+from midwatch.matchers import InvalidMatcher, NoRegexEngine
+from midwatch.silences import InvalidSilence, NoRecurrences
 
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER = 5.0
@@ -89,6 +91,10 @@ STATUS: tuple[tuple[type[MidwatchError], int], ...] = (
     (Conflict, 409),
     (ClaimLost, 409),
     (StaleWatch, 409),
+    (InvalidMatcher, 422),
+    (InvalidSilence, 422),
+    (NoRegexEngine, 422),
+    (NoRecurrences, 422),
     (SchemaMismatch, 503),
     (StoreRejected, 503),
     (TemporaryError, 503),

@@ -221,7 +221,7 @@ def begin_request(
 
 
 def _gone(tx: Transaction, row: Row[Any]) -> bool:
-    age = tx.now - row.created_at
+    age: timedelta = tx.now - row.created_at
     return age > (_KEEP_ANSWERS if row.status else _ABANDONED)
 
 

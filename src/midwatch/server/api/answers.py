@@ -56,6 +56,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def written(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the same for a route that takes a body."""
+    return problems(413, 415, *statuses)
+
+
 _MEANING = {
     400: "The request is wrong.",
     401: "It does not say who sends it.",

@@ -24,6 +24,7 @@ from midwatch.server.api.answers import (
     answer,
     problems,
     text_answer,
+    written,
 )
 from midwatch.server.api.paging import Cursor, Limit, page_of, read_cursor
 from midwatch.server.auth import Principal
@@ -110,7 +111,7 @@ def _add_changes(routes: APIRouter, context: ServerContext) -> None:
         "",
         status_code=202,
         response_model=models.Investigation,
-        responses=problems(409),
+        responses=written(409),
     )
     async def investigate(
         request: Request,
@@ -173,10 +174,10 @@ def _check(
         raise Unprocessable("there is neither a question nor an alert")
     if asked.callback_url is not None:
         allowed = context.settings.notifications.callback_hosts
-        _check_callback(asked.callback_url, allowed)
+        check_callback(asked.callback_url, allowed)
 
 
-def _check_callback(url: str, allowed: list[str]) -> None:
+def check_callback(url: str, allowed: list[str]) -> None:
     """Raise Unprocessable for an address that is not one of a host that the settings allow."""
     hint = "the setting notifications.callback_hosts names the hosts"
     try:

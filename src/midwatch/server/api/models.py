@@ -73,6 +73,8 @@ class TicketSummary(BaseModel):
     next_attempt_at: datetime | None
     last_error: str | None
     left_out_by: int | None
+    silenced_by: str | None
+    silenced_until: datetime | None
     resolved_at: datetime | None
     resolution: str | None
     diagnosis: Brief | None
@@ -269,6 +271,8 @@ class Stats(BaseModel):
     resolved: int
     unresolved: int
     given_up: int
+    silenced: int
+    silent_now: int
     seconds_to_detect: float | None
     seconds_to_see: float | None
     seconds_to_confirm: float | None
@@ -336,7 +340,7 @@ class Reason(Request):
 
 
 class SilenceTicket(Reason):
-    seconds: float = Field(gt=0, le=LONGEST_SILENCE, description="How long, from now.")
+    seconds: float = Field(ge=1, le=LONGEST_SILENCE, description="How long, from now.")
 
 
 class Fix(Request):
@@ -363,13 +367,13 @@ class NewSilence(Request):
     starts_at: datetime | None = Field(None, description="By default now.")
     ends_at: datetime | None = Field(None, description="This or `seconds`.")
     seconds: float | None = Field(
-        None, gt=0, le=10 * LONGEST_SILENCE, description="From its start to its end."
+        None, ge=1, le=10 * LONGEST_SILENCE, description="From its start to its end."
     )
     rrule: str | None = Field(
         None, max_length=500, description="When its windows begin (RFC 5545)."
     )
     window_seconds: float | None = Field(
-        None, gt=0, le=LONGEST_SILENCE, description="How long each window lasts."
+        None, ge=1, le=LONGEST_SILENCE, description="How long each window lasts."
     )
     timezone: str = Field("UTC", max_length=100)
 

@@ -86,6 +86,8 @@ def _read(part: Any, kind: type) -> Any:
         if at.tzinfo is None:
             raise ValueError
         return at
-    if type(part) is not kind or (kind is int and not -(2**63) <= part < 2**63):
+    if type(part) is not kind:
+        raise ValueError
+    if isinstance(part, int) and not -(2**63) <= part < 2**63:
         raise ValueError
     return part

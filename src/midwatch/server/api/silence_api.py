@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
 
 from midwatch.json_shapes import silence_document
-from midwatch.matchers import InvalidMatcher, NoRegexEngine, parse_matcher_groups
+from midwatch.matchers import parse_matcher_groups
 from midwatch.model import Json
 from midwatch.server.api import models
 from midwatch.server.api.answers import (
@@ -21,11 +21,12 @@ from midwatch.server.api.answers import (
     Reader,
     answer,
     problems,
+    written,
 )
 from midwatch.server.api.paging import Cursor, Limit, page_of, read_cursor
 from midwatch.server.context import ServerContext
 from midwatch.server.problems import Unprocessable
-from midwatch.silences import InvalidSilence, NoRecurrences, Recurrence, Silence
+from midwatch.silences import Recurrence, Silence
 from midwatch.store.schema import LARGEST_ID
 
 SilenceId = Annotated[int, Path(ge=1, le=LARGEST_ID, description="Its number.")]
@@ -62,7 +63,7 @@ def router(context: ServerContext) -> APIRouter:
         "",
         status_code=201,
         response_model=models.SilenceShape,
-        responses=problems(409),
+        responses=written(409),
     )
     async def add_silence(
         request: Request,
@@ -115,24 +116,21 @@ async def _counts(context: ServerContext) -> Counter[int | None]:
 
 
 async def _add(context: ServerContext, asked: models.NewSilence, by: str) -> Silence:
-    """Add a silence. Raises Unprocessable if it makes no sense."""
+    """Add a silence. Raises InvalidSilence and the like if it makes no sense."""
     if (asked.rrule is None) is not (asked.window_seconds is None):
         raise Unprocessable("rrule and window_seconds belong together")
     recurrence = None
     if asked.rrule is not None and asked.window_seconds is not None:
         recurrence = Recurrence(asked.rrule, asked.window_seconds, asked.timezone)
-    try:
-        return await context.store.add_silence(
-            parse_matcher_groups(asked.matchers),
-            author=by,
-            reason=context.redactor.text(asked.reason.strip()),
-            starts_at=_aware(asked.starts_at),
-            ends_at=_aware(asked.ends_at),
-            seconds=asked.seconds,
-            recurrence=recurrence,
-        )
-    except (InvalidSilence, InvalidMatcher, NoRegexEngine, NoRecurrences) as error:
-        raise Unprocessable(error.message, hint=error.hint) from error
+    return await context.store.add_silence(
+        parse_matcher_groups(asked.matchers),
+        author=by,
+        reason=context.redactor.text(asked.reason.strip()),
+        starts_at=_aware(asked.starts_at),
+        ends_at=_aware(asked.ends_at),
+        seconds=asked.seconds,
+        recurrence=recurrence,
+    )
 
 
 def _aware(at: datetime | None) -> datetime | None:

@@ -30,6 +30,7 @@ from midwatch.server.api.answers import (
     answer,
     problems,
     version_in,
+    written,
 )
 from midwatch.server.api.paging import Cursor, Limit, page_of, read_cursor, whole
 from midwatch.server.api.silence_api import silence_shape
@@ -194,7 +195,7 @@ def _add_changes(routes: APIRouter, context: ServerContext) -> None:
             operation_id=f"{name}_ticket",
             summary=text,
             response_model=models.TicketSummary,
-            responses=problems(404, 409, 412),
+            responses=written(404, 409, 412),
         )
 
     async def hold(who: Any, ticket_id: int, why: str, **more: Any) -> Ticket:
@@ -217,7 +218,7 @@ def _add_more(routes: APIRouter, context: ServerContext) -> None:
         "/{ticket_id}/silence",
         status_code=201,
         response_model=models.SilenceShape,
-        responses=problems(404, 409),
+        responses=written(404, 409),
     )
     async def silence_ticket(
         request: Request,
@@ -240,7 +241,7 @@ def _add_more(routes: APIRouter, context: ServerContext) -> None:
         "/{ticket_id}/fix",
         status_code=202,
         response_model=models.StartedSession,
-        responses=problems(404, 409),
+        responses=written(404, 409),
     )
     async def fix_ticket(
         request: Request,

@@ -29,6 +29,7 @@ from midwatch.testing.store_conformance import (
     integrations,
     notifications,
     pushes,
+    requests,
     silences,
     text,
     tickets,
@@ -51,6 +52,7 @@ CHECKS: tuple[Check, ...] = (
     *feed.CHECKS,
     *notifications.CHECKS,
     *text.CHECKS,
+    *requests.CHECKS,
     *api_tokens.CHECKS,
     *pushes.CHECKS,
 )
