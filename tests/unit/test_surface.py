@@ -257,6 +257,7 @@ GUARDS = {
     "testing/messages_api.py": 1,
     "tests/cluster/kubelet.py": 1,
     "monitor/subject.py": 1,
+    "notify/notifier.py": 2,
 }
 
 

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from midwatch.errors import PermanentError, SettingsError
 from midwatch.matchers import Matcher, check_matchers, match_all, parse_matcher_groups
-from midwatch.model import Ticket
+from midwatch.model import INVESTIGATION, Ticket
 from midwatch.notification_settings import DAYS, NotificationSettings, RouteSettings
 from midwatch.silences import labels_of_ticket
 from midwatch.store.on_call import Change, NewDelivery, Told
@@ -29,7 +29,7 @@ EVENT_OF = {
     "hold": "held_too_long",
 }
 """The event that a change of a ticket is, by its action. Other changes are told to nobody."""
-_ASKED_FOR = "investigation"
+_ASKED_FOR = INVESTIGATION
 """The invariant of tickets that somebody asked for: who asked is called back, and nobody else is told."""
 DIGEST = "digest "
 """What the thread of a digest begins with; the name of its route follows."""

@@ -338,7 +338,7 @@ def give_up_deliveries(
     old = and_(
         column.target == target,
         column.state == "due",
-        column.due_at <= tx.now,
+        or_(column.due_at <= tx.now, column.attempts > 0),
         column.created_at < tx.now - timedelta(seconds=older),
         column.event.not_in(TIMED),
         _unclaimed(tx, column),
