@@ -14,7 +14,6 @@
         ├── NotFound                  no such ticket, subject, …
         ├── Conflict                  the request does not fit the current state
         │   └── Outdated                  what is to be changed was changed since it was read
-        ├── Forbidden                 the role or the token does not allow it
         ├── SchemaMismatch            the database needs `midwatch db upgrade`
         ├── StoreRejected             the database refused the statement or the login
         └── ClaimLost                 another daemon holds the claim
@@ -134,10 +133,6 @@ class Outdated(Conflict):
     """It was changed since it was read."""
 
     hint = "read it again, then decide"
-
-
-class Forbidden(PermanentError):
-    """This is not allowed."""
 
 
 class SchemaMismatch(PermanentError):

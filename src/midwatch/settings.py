@@ -7,10 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from midwatch.notification_settings import NotificationSettings
 from midwatch.provider import Provider
 from midwatch.server_settings import ServerSettings
 from midwatch.setting_group import Group as Group
 from midwatch.setting_group import Name as Name
+from midwatch.telemetry_settings import TelemetrySettings
 from midwatch.units import Bytes, PortChecked, Ratio, Seconds, Url
 
 DEFAULT_FILE = "midwatch.yaml"
@@ -605,6 +607,8 @@ class Settings(Group):
     content: ContentSettings = ContentSettings()
     metrics: MetricsSettings = MetricsSettings()
     server: ServerSettings = ServerSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    notifications: NotificationSettings = NotificationSettings()
     log: LogSettings = LogSettings()
     subjects: list[dict[str, Any]] = Field(
         default_factory=list, description="The systems to watch, see below."

@@ -251,11 +251,13 @@ GUARDS = {
     "kube/controller.py": 1,
     "kube/cache.py": 1,
     "monitor/loop.py": 1,
+    "server/guard.py": 1,
     "agent/runner.py": 1,
     "session/claude_code.py": 2,
     "testing/messages_api.py": 1,
     "tests/cluster/kubelet.py": 1,
     "monitor/subject.py": 1,
+    "notify/notifier.py": 2,
 }
 
 
@@ -279,6 +281,7 @@ REPEATED = {
     "environment.py": "the variables of a child process",
     "errors.py": "the package's errors",
     "evidence.py": "the evidence of a subject or of a prompt",
+    "feed.py": "the feed of changes: of the store, of a process, and its checks",
     "http.py": "requests and responses",
     "log.py": "the log: a session's events, PostgreSQL's own",
     "mailbox.py": "the mailbox of a session, and its commands",

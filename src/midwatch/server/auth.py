@@ -1,18 +1,14 @@
-"""Who asks, and what that person or program may do."""
+"""Who asks, and what that person or program may do: the dependencies of routes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 from fastapi import Request
 
-from midwatch.server.problems import Forbidden
-
-if TYPE_CHECKING:
-    from midwatch.server.context import ServerContext
+from midwatch.server.problems import Forbidden, Unauthenticated
 
 
 class Role(IntEnum):
@@ -21,6 +17,10 @@ class Role(IntEnum):
     VIEWER = 0
     OPERATOR = 1
     ADMIN = 2
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
 
 
 SCOPES = (
@@ -41,8 +41,8 @@ class Principal:
 
     Attributes:
         name: As the history of tickets has it.
-        role: What the person, or the one who made the token, may do.
-        scopes: What is permitted beside that; a person who signed in has all.
+        role: What the person, or the owner of the token, may do.
+        scopes: What is permitted beside that. Only a token has less than all.
         via: How that is known: "loopback", "token", "oidc", "proxy" or "stdio".
     """
 
@@ -52,21 +52,24 @@ class Principal:
     via: str
 
 
-LOOPBACK = Principal("loopback", Role.ADMIN, frozenset(SCOPES), "loopback")
-
-
 async def principal_of(request: Request) -> Principal:
-    """Return who asks."""
-    context: ServerContext = request.app.state.context
-    return context.authenticate(request)
+    """Return who sends a request. Raises Unauthenticated."""
+    found: Principal | None = getattr(request.state, "principal", None)
+    if found is None:
+        raise Unauthenticated()
+    return found
 
 
-def _at_least(role: Role) -> Callable[[Request], object]:
+Dependency = Callable[[Request], Awaitable[Principal]]
+
+
+def _at_least(role: Role) -> Dependency:
     async def require(request: Request) -> Principal:
         principal = await principal_of(request)
         if principal.role < role:
             raise Forbidden(
-                f"{principal.name} is {principal.role.name.lower()}; this needs {role.name.lower()}"
+                f"{principal.name} has the role {principal.role.label}; this needs {role.label}",
+                hint="see the setting server.roles, or `midwatch tokens create --role`",
             )
         return principal
 
@@ -79,14 +82,17 @@ admin = _at_least(Role.ADMIN)
 """Dependencies of a route: the principal, who has this role at least."""
 
 
-def scope(name: str) -> Callable[[Request], object]:
-    """Return the dependency of a route: the principal, who has this scope."""
+def scope(name: str) -> Dependency:
+    """Return the dependency of a route: the principal, whose token has this scope."""
     assert name in SCOPES
 
     async def require(request: Request) -> Principal:
         principal = await principal_of(request)
         if name not in principal.scopes:
-            raise Forbidden(f"the token has no scope {name}")
+            raise Forbidden(
+                f"the token {principal.name} has no scope {name}",
+                hint="see `midwatch tokens create --scope`",
+            )
         return principal
 
     return require

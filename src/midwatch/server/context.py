@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-from fastapi import Request
+from typing import TYPE_CHECKING
 
 from midwatch.agent.links import Links
-from midwatch.lifecycle import Clock, StopEvent
+from midwatch.lifecycle import Clock, StopEvent, background
 from midwatch.logs import Log
 from midwatch.redaction import Redactor
-from midwatch.server.auth import LOOPBACK, Principal
+from midwatch.server.authentication import Authenticator
+from midwatch.server.feed import ChangeFeed
+from midwatch.server.metrics import ServerStats
 from midwatch.settings import Settings
 from midwatch.store.protocol import Store
 from midwatch.subjects.base import Subject
 
 if TYPE_CHECKING:
     from midwatch.server.actions import Actions
-    from midwatch.server.feed import ChangeFeed
+    from midwatch.session.manager import SessionManager
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,8 +28,10 @@ class ServerContext:
     """What all routes of the server share.
 
     Attributes:
-        stop: Set when the process has to end; a stream ends then.
+        stop: Set when the process has to end.
+        stats: What the server counts.
         lifespans: Each is entered before the first request and left after the last one, such as a poller.
+        authenticator: Finds out who sends a request.
         feed: The feed of changes.
         actions: What people and programs do to tickets.
         sessions: Sessions of Claude Code.
@@ -44,13 +46,26 @@ class ServerContext:
     clock: Clock
     environ: Mapping[str, str]
     stop: StopEvent
+    stats: ServerStats = field(default_factory=ServerStats)
     lifespans: list[Callable[[], AbstractAsyncContextManager[object]]] = field(
         default_factory=list
     )
+    authenticator: Authenticator = field(init=False)
     feed: ChangeFeed = field(init=False)
     actions: Actions = field(init=False)
-    sessions: Any = field(init=False)
+    sessions: SessionManager = field(init=False)
 
-    def authenticate(self, request: Request) -> Principal:
-        """Return who sends a request."""
-        return LOOPBACK
+    def __post_init__(self) -> None:
+        self.authenticator = Authenticator(
+            self.settings.server, self.store, self.clock, self.log
+        )
+        self.feed = ChangeFeed(self.store, self.log, clock=self.clock)
+        self.lifespans.append(self._run)
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncIterator[None]:
+        try:
+            async with background(self.feed.run(self.stop)):
+                yield
+        finally:
+            await self.authenticator.close()

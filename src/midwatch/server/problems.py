@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -15,12 +16,15 @@ from midwatch.errors import (
     Conflict,
     MidwatchError,
     NotFound,
+    Outdated,
     PermanentError,
     SchemaMismatch,
     StaleWatch,
     StoreRejected,
     TemporaryError,
 )
+from midwatch.matchers import InvalidMatcher, NoRegexEngine
+from midwatch.silences import InvalidSilence, NoRecurrences
 
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER = 5.0
@@ -40,9 +44,15 @@ class Unauthenticated(RequestRefused):
 
 
 class Forbidden(RequestRefused):
-    """Whoever sends the request may not do this."""
+    """The sender of the request may not do this."""
 
     status = 403
+
+
+class TooSlow(RequestRefused):
+    """The request did not arrive in time."""
+
+    status = 408
 
 
 class TooLarge(RequestRefused):
@@ -51,17 +61,40 @@ class TooLarge(RequestRefused):
     status = 413
 
 
+class Unsupported(RequestRefused):
+    """The body of the request has a form that is not read here."""
+
+    status = 415
+
+
+class Misdirected(RequestRefused):
+    """The request is for another host."""
+
+    status = 421
+
+
 class Unprocessable(RequestRefused):
     """The body of the request does not say what it has to."""
 
     status = 422
 
 
+class TooManyHeaders(RequestRefused):
+    """The request has too many header fields."""
+
+    status = 431
+
+
 STATUS: tuple[tuple[type[MidwatchError], int], ...] = (
     (NotFound, 404),
+    (Outdated, 412),
     (Conflict, 409),
     (ClaimLost, 409),
     (StaleWatch, 409),
+    (InvalidMatcher, 422),
+    (InvalidSilence, 422),
+    (NoRegexEngine, 422),
+    (NoRecurrences, 422),
     (SchemaMismatch, 503),
     (StoreRejected, 503),
     (TemporaryError, 503),
@@ -95,9 +128,13 @@ def problem_of(error: MidwatchError) -> JSONResponse:
     """Return the answer for an error."""
     status = status_of(error)
     headers = {}
+    if status in (408, 413):
+        headers["connection"] = (
+            "close"  # the rest of the body may never come, or be long
+        )
     if status == 503:
         seconds = getattr(error, "retry_after", None) or _RETRY_AFTER
-        headers["retry-after"] = f"{seconds:.0f}"
+        headers["retry-after"] = str(max(math.ceil(seconds), 1))
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return problem(status, error.message, error.hint, headers)
@@ -111,6 +148,9 @@ async def _on_midwatch_error(request: Request, error: Exception) -> JSONResponse
 
 async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, MidwatchError):
+        # FastAPI wraps what is raised while it reads a body.
+        return await _on_midwatch_error(request, error.__cause__)
     return problem(
         error.status_code, str(error.detail), headers=dict(error.headers or {})
     )
@@ -123,8 +163,13 @@ async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     return problem(422, f"{where}: {first['msg']}")
 
 
+async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
+    return problem(500, "the server failed", "see its log")
+
+
 def add_handlers(app: FastAPI) -> None:
     """Answer the errors of Midwatch, of the router and of validation as problems."""
     app.add_exception_handler(MidwatchError, _on_midwatch_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(Exception, _on_unexpected)

@@ -20,7 +20,11 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import api_tokens, cycles, feed, memory, queue, received_alerts
+from midwatch.store import api_tokens, cycles
+from midwatch.store import deliveries as delivery_functions
+from midwatch.store import feed
+from midwatch.store import investigations as asked
+from midwatch.store import memory, overview, queue, received_alerts
 from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
@@ -118,6 +122,11 @@ class SqlStore(TransactionalStore):
     past = read(memory.past)
     search_past = read(memory.search_past)
 
+    # The page.
+    unresolved_counts = read(overview.unresolved_counts)
+    subject_states = read(overview.subject_states)
+    figures = read(overview.figures)
+
     # People.
     ticket = read(ticket_functions.ticket)
     tickets = read(ticket_functions.list_tickets)
@@ -155,6 +164,25 @@ class SqlStore(TransactionalStore):
     silence = read(silence_functions.silence)
     expire_silence = write(silence_functions.expire_silence)
     silenced = read(silence_functions.list_silenced)
+
+    # Investigations.
+    investigate = write(asked.investigate)
+    investigation = read(asked.investigation)
+    investigations = read(asked.list_investigations)
+    cancel_investigation = write(asked.cancel_investigation)
+    begin_request = write(asked.begin_request)
+    end_request = write(asked.end_request)
+    # Notifications.
+    tickets_by_id = read(delivery_functions.tickets_by_id)
+    told = read(delivery_functions.told)
+    save_deliveries = write(delivery_functions.save_deliveries)
+    targets_due = read(delivery_functions.targets_due)
+    claim_delivery = write(delivery_functions.claim_delivery)
+    finish_delivery = write(delivery_functions.finish_delivery)
+    give_up_deliveries = write(delivery_functions.give_up_deliveries)
+    deliveries = read(delivery_functions.list_deliveries)
+    delivery_counts = read(delivery_functions.delivery_counts)
+    prune_deliveries = write(delivery_functions.prune_deliveries)
 
     # Daemons.
     beat = write(queue.beat)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from statistics import median
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select, tuple_, update
+from sqlalchemy import Row, func, literal, or_, select, tuple_, update
 from sqlalchemy.sql import ColumnElement
 
 from midwatch.errors import Conflict, NotFound, Outdated
@@ -57,6 +58,7 @@ from midwatch.store.schema import (
     tickets,
     usage_of,
 )
+from midwatch.store.silences import count_silenced, was_silent_before
 
 
 def ticket(tx: Transaction, ticket_id: int) -> Ticket:
@@ -74,19 +76,17 @@ def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
     """Return the tickets that match."""
     statement = select_tickets()
     # In a history the newest matters most; open tickets are worked on oldest first.
-    if query.newest_first or not query.statuses:
-        statement = statement.order_by(tickets.c.opened_at.desc(), tickets.c.id.desc())
-        if query.after is not None:
-            place = (query.after.opened_at, query.after.id)
-            behind = tuple_(tickets.c.opened_at, tickets.c.id) < tuple_(*place)
-            statement = statement.where(behind)
-    else:
-        order = (tickets.c.severity, tickets.c.opened_at, tickets.c.id)
-        statement = statement.order_by(*order)
-        if query.after is not None:
-            after = query.after
-            place_of = (after.severity, after.opened_at, after.id)
-            statement = statement.where(tuple_(*order) > tuple_(*place_of))
+    newest_first = query.newest_first or not query.statuses
+    place = (tickets.c.opened_at, tickets.c.id)
+    order = place if newest_first else (tickets.c.severity, *place)
+    statement = statement.order_by(
+        *(one.desc() if newest_first else one for one in order)
+    )
+    if query.after is not None:
+        values = asdict(query.after)
+        after = tuple_(*(literal(values[one.name], one.type) for one in order))
+        behind = tuple_(*order) < after if newest_first else tuple_(*order) > after
+        statement = statement.where(behind)
     for condition in _conditions(query):
         statement = statement.where(condition)
     return list(map(ticket_of, tx.all(statement.limit(max(query.limit, 0)))))
@@ -174,11 +174,18 @@ def list_diagnoses(tx: Transaction, ticket_id: int) -> list[Diagnosis]:
 def sessions_of(tx: Transaction, ticket_id: int) -> list[TicketSession]:
     """Return the sessions of a ticket, oldest first."""
     rows = tx.all(
-        select(sessions.c.id, sessions.c.phase, sessions.c.created_at)
+        select(
+            sessions.c.id,
+            sessions.c.phase,
+            sessions.c.created_at,
+            sessions.c.cost_usd,
+        )
         .where(sessions.c.ticket_id == ticket_id)
         .order_by(sessions.c.created_at, sessions.c.id)
     )
-    return [TicketSession(row.id, row.phase, row.created_at) for row in rows]
+    return [
+        TicketSession(row.id, row.phase, row.created_at, row.cost_usd) for row in rows
+    ]
 
 
 def stats(tx: Transaction, within: float) -> Stats:
@@ -193,6 +200,7 @@ def stats(tx: Transaction, within: float) -> Stats:
             tickets.c.status,
             diagnoses.c.finished_at,
             diagnoses.c.outcome,
+            was_silent_before().label("kept_back"),
         )
         .outerjoin(diagnoses, diagnoses.c.id == tickets.c.diagnosis_id)
         .where(tickets.c.opened_at > since)
@@ -206,8 +214,10 @@ def stats(tx: Transaction, within: float) -> Stats:
         .where(diagnoses.c.started_at > since)
         .group_by(diagnoses.c.outcome)
     )
+    silent, silent_now = count_silenced(tx, since)
     resolved = [row for row in rows if row.status == TicketStatus.RESOLVED]
-    dated = [row for row in rows if row.unseen_since is not None]
+    prompt = [row for row in rows if not row.kept_back]
+    dated = [row for row in prompt if row.unseen_since is not None]
     return Stats(
         since=since,
         opened=len(rows),
@@ -217,13 +227,15 @@ def stats(tx: Transaction, within: float) -> Stats:
         outcomes=Counter({row.outcome: row.calls for row in calls}),
         to_detect=_median(row.opened_at - row.unseen_since for row in dated),
         to_see=_median(row.first_seen_at - row.unseen_since for row in dated),
-        to_confirm=_median(row.opened_at - row.first_seen_at for row in rows),
+        to_confirm=_median(row.opened_at - row.first_seen_at for row in prompt),
         to_diagnose=_median(
             row.finished_at - row.opened_at for row in rows if row.outcome == "answered"
         ),
         to_resolve=_median(row.resolved_at - row.opened_at for row in resolved),
         usage=sum((usage_of(row) for row in calls), Usage()),
         cost_usd=sum(row.cost_usd for row in calls),
+        silenced=silent,
+        silent_now=silent_now,
     )
 
 

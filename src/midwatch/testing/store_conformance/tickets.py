@@ -478,13 +478,9 @@ async def tickets_are_filtered_and_limited(fixture: StoreFixture) -> None:
 
 async def tickets_are_searched(fixture: StoreFixture) -> None:
     """Each word stands in a text of the ticket, in any case; no character of it is a pattern."""
-    full, empty = (
-        (await fixture.cycle(Changes((one,)), subject)).opened[0]
-        for subject, one in (
-            ("db", opening("Disk_1 100%", invariant="disk_full")),
-            ("web", opening("pool", subject="web")),
-        )
-    )
+    disk = opening("Disk_1 100%", invariant="disk_full")
+    (full,) = (await fixture.cycle(Changes((disk,)))).opened
+    (empty,) = await fixture.open("pool", subject="web")
     await fixture.store.resolve(empty.id, "ann", "Restarted the pooler")
 
     async def found(text: str) -> tuple[int, ...]:

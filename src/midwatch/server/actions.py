@@ -1,0 +1,174 @@
+"""What people and programs do to tickets: the page, the API and MCP act through `Actions`, which checks rights."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from midwatch.errors import Conflict
+from midwatch.matchers import Matcher
+from midwatch.model import Ticket
+from midwatch.redaction import Redactor
+from midwatch.server.auth import Principal, Role
+from midwatch.server.problems import Forbidden
+from midwatch.silences import Silence
+from midwatch.store.protocol import Store
+from midwatch.text import clean
+
+MAX_WHY = 2000
+MAX_PROMPT = 20_000
+"""Characters of a reason and of what a person adds to the task of a session."""
+
+
+class StartsSessions(Protocol):
+    """Starts sessions that fix tickets."""
+
+    async def fix(
+        self, ticket_id: int, *, by: str, prompt: str, interactive: bool
+    ) -> str:
+        """Start a session for a ticket and return its id. Raises MidwatchError if it does not start."""
+        ...
+
+
+class Actions:
+    """What people and programs do to tickets. Each change names who did it in the ticket's history.
+
+    Every method raises Forbidden if the role or the scopes of `who` do not allow it, and NotFound. Those with a
+    `version` raise Outdated, and change nothing, if it is not the present one (`Store.version`).
+    """
+
+    def __init__(
+        self, store: Store, redactor: Redactor, sessions: StartsSessions | None = None
+    ) -> None:
+        self._store = store
+        self._redactor = redactor
+        self._sessions = sessions
+
+    async def acknowledge(
+        self,
+        who: Principal,
+        ticket_id: int,
+        why: str = "",
+        *,
+        version: int | None = None,
+    ) -> Ticket:
+        """Record that somebody works on a ticket. Raises Conflict if it is resolved."""
+        _require(who, "tickets:write")
+        reason = self._text(why)
+        return await self._store.acknowledge(
+            ticket_id, who.name, reason, version=version
+        )
+
+    async def hold(
+        self,
+        who: Principal,
+        ticket_id: int,
+        held: bool,
+        why: str = "",
+        *,
+        version: int | None = None,
+    ) -> Ticket:
+        """Set whether the monitor must not resolve a ticket. Raises Conflict if it is resolved."""
+        _require(who, "tickets:write")
+        reason = self._text(why)
+        return await self._store.hold(
+            ticket_id, held, who.name, reason, version=version
+        )
+
+    async def resolve(
+        self, who: Principal, ticket_id: int, why: str, *, version: int | None = None
+    ) -> Ticket:
+        """Resolve a ticket. Raises Conflict if it is resolved already, or without a reason."""
+        _require(who, "tickets:write")
+        reason = self._needed(why)
+        return await self._store.resolve(ticket_id, who.name, reason, version=version)
+
+    async def retry(
+        self,
+        who: Principal,
+        ticket_id: int,
+        why: str = "",
+        *,
+        version: int | None = None,
+    ) -> Ticket:
+        """Put a ticket back into the queue. Raises Conflict if it is resolved or being diagnosed."""
+        _require(who, "tickets:write")
+        reason = self._text(why)
+        return await self._store.retry(ticket_id, who.name, reason, version=version)
+
+    async def silence(
+        self, who: Principal, ticket_id: int, seconds: float, why: str
+    ) -> Silence:
+        """Silence what a ticket is about, the violation of its invariant on its component.
+
+        Args:
+            who: Who asks.
+            ticket_id: The ticket.
+            seconds: How long, from now.
+            why: The reason, which must be given.
+
+        Raises:
+            Conflict: There is no reason.
+            InvalidSilence: The time is too short or too long.
+        """
+        _require(who, "silences:write")
+        reason = self._needed(why)
+        key = (await self._store.ticket(ticket_id)).key
+        parts = {
+            "subject": key.subject,
+            "invariant": key.invariant,
+            "component": key.component,
+        }
+        matchers = [Matcher(name, "=", value) for name, value in parts.items()]
+        return await self._store.add_silence(
+            matchers, author=who.name, reason=reason, seconds=seconds
+        )
+
+    async def fix(
+        self,
+        who: Principal,
+        ticket_id: int,
+        prompt: str = "",
+        *,
+        interactive: bool = True,
+    ) -> str:
+        """Start a session that works on a ticket, in the repositories of its subject.
+
+        Args:
+            who: Who asks.
+            ticket_id: The ticket; a resolved one may still have its cause in the code.
+            prompt: What is added to the task.
+            interactive: Whether the session waits for answers to its requests for permission, and for messages.
+
+        Returns:
+            The id of the session.
+
+        Raises:
+            SettingsError: The subject names no repositories.
+            Conflict: This process starts no sessions.
+            MidwatchError: The session did not start.
+        """
+        _require(who, "sessions:write")
+        await self._store.ticket(ticket_id)
+        if self._sessions is None:
+            raise Conflict("this process starts no sessions", hint="use midwatch serve")
+        text = self._redactor.text(clean(prompt[:MAX_PROMPT], longest=None))
+        return await self._sessions.fix(
+            ticket_id, by=who.name, prompt=text.strip(), interactive=interactive
+        )
+
+    def _text(self, why: str) -> str:
+        """Return a reason as it is stored: printable, without secrets, of bounded length."""
+        return self._redactor.text(clean(why, longest=None)).strip()[:MAX_WHY]
+
+    def _needed(self, why: str) -> str:
+        if reason := self._text(why):
+            return reason
+        raise Conflict("no reason was given", hint="say why: later diagnoses use it")
+
+
+def _require(who: Principal, scope: str) -> None:
+    if who.role < Role.OPERATOR:
+        role = who.role.label
+        raise Forbidden(f"{who.name} is {role}; this needs operator")
+    if scope not in who.scopes:
+        raise Forbidden(f"the token of {who.name} has no scope {scope}")

@@ -1,0 +1,146 @@
+"""Start sessions that fix tickets, each as a process of its own: it outlives the server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+from midwatch.errors import Conflict, NotFound, TemporaryError
+from midwatch.lifecycle import Clock
+from midwatch.logs import Log
+from midwatch.redaction import Redactor
+from midwatch.session.records import SessionStore, new_session_id
+from midwatch.text import one_line
+
+START_SECONDS = 60.0
+"""The longest time until a session that was started is in the store."""
+_POLL = 0.1
+_MOST_AT_ONCE = 8
+"""Sessions of this process that run at the same time: each is a program with hundreds of megabytes."""
+
+
+class SessionNotStarted(Conflict):
+    """The session did not start."""
+
+
+class FixProcesses:
+    """Runs `midwatch session fix`. Satisfies `midwatch.server.actions.StartsSessions`.
+
+    Args:
+        command: The program and its arguments before `session`.
+        environ: The environment of the processes.
+        sessions: The records, where a session that has started is found.
+        redactor: Removes secrets from what the process says.
+        log: Gets one line when a session ends badly.
+        clock: Measures the wait.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        sessions: SessionStore,
+        redactor: Redactor,
+        log: Log,
+        clock: Clock,
+    ) -> None:
+        self._command = tuple(command)
+        self._environ = dict(environ)
+        self._sessions = sessions
+        self._redactor = redactor
+        self._log = log
+        self._clock = clock
+        self._watchers: set[asyncio.Task[str]] = set()
+
+    async def fix(
+        self, ticket_id: int, *, by: str, prompt: str, interactive: bool
+    ) -> str:
+        """Start a session for a ticket and return its id once it is in the store.
+
+        Raises:
+            Conflict: As many sessions run as this process starts at most.
+            SessionNotStarted: The process ended; the message is what it said.
+            TemporaryError: It did not start in time.
+        """
+        if len(self._watchers) >= _MOST_AT_ONCE:
+            raise Conflict(
+                f"{_MOST_AT_ONCE} sessions that were started here are running",
+                hint="wait for the end of one, or end it",
+            )
+        session_id = new_session_id()
+        said = tempfile.TemporaryFile()  # a pipe would break with the end of the server
+        arguments = ["session", "fix", str(ticket_id), "--yes", "--json"]
+        arguments += ["--id", session_id, "--by", by]
+        arguments += ["--interactive"] if interactive else []
+        arguments += ["--prompt", "-"] if prompt else []
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                *arguments,
+                stdin=asyncio.subprocess.PIPE if prompt else asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=said,
+                env=self._environ,
+                start_new_session=True,
+            )
+        except OSError as error:
+            said.close()
+            reason = os.strerror(error.errno or 0)
+            raise SessionNotStarted(
+                f"the session did not start: {reason}: {self._command[0]}"
+            ) from error
+        ended = asyncio.create_task(
+            self._watch(process, prompt, session_id, said), name=f"session {session_id}"
+        )
+        self._watchers.add(ended)
+        ended.add_done_callback(self._watchers.discard)
+        await self._started(session_id, process, ended)
+        return session_id
+
+    async def _started(
+        self,
+        session_id: str,
+        process: asyncio.subprocess.Process,
+        ended: asyncio.Task[str],
+    ) -> None:
+        limit = self._clock.monotonic() + START_SECONDS
+        while self._clock.monotonic() < limit:
+            over = ended.done()  # asked first: the session is stored before the end
+            try:
+                await self._sessions.get(session_id)
+                return
+            except NotFound:
+                if over:
+                    reason = ended.result()
+                    raise SessionNotStarted(
+                        f"the session did not start: {reason}"
+                    ) from None
+            await asyncio.wait({ended}, timeout=_POLL)
+        process.terminate()
+        raise TemporaryError(f"the session did not start within {START_SECONDS:g} s")
+
+    async def _watch(
+        self,
+        process: asyncio.subprocess.Process,
+        prompt: str,
+        session_id: str,
+        said: IO[bytes],
+    ) -> str:
+        """Wait for the end of a process. Return why it ended badly, or nothing."""
+        with said:
+            await process.communicate(prompt.encode() if prompt else None)
+            if process.returncode == 0:
+                return ""
+            reason = self._last_line(said) or f"exit code {process.returncode}"
+        self._log.warning("session ended badly", session=session_id, reason=reason)
+        return reason
+
+    def _last_line(self, said: IO[bytes]) -> str:
+        size = said.seek(0, os.SEEK_END)
+        said.seek(max(0, size - 4000))
+        text = said.read().decode(errors="replace").strip()
+        last = text.rpartition("\n")[2].removeprefix("midwatch: ")
+        return one_line(self._redactor.text(last), 500)

@@ -1,0 +1,424 @@
+"""Store operations of notifications: what is to be sent, who sends it, and how that ended.
+
+A delivery is written in the transaction that moves the reader's cursor over the change it tells of, so neither a
+crash nor a second reader loses or doubles one. It is claimed, with a lease, together with all that is due in its
+thread: what happened while a target was out of reach is one message. Of one thread and target nothing is sent
+while something earlier is being sent or waits for its next attempt.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Row, Select, and_, delete, exists, func, or_, select, update
+
+from midwatch.model import Json, Ticket, TicketStatus
+from midwatch.store.cycles import chunks
+from midwatch.store.engine import Transaction, audit_row
+from midwatch.store.on_call import (
+    Cursor,
+    Delivery,
+    DeliveryClaim,
+    DeliveryEnd,
+    NewDelivery,
+    Told,
+)
+from midwatch.store.schema import (
+    cursors,
+    deliveries,
+    delivery_threads,
+    select_tickets,
+    ticket_of,
+    tickets,
+)
+
+_MOST_AT_ONCE = 500
+"""Deliveries of one message."""
+_MOST_TICKETS = 50
+"""Tickets of a thread that a message can show."""
+CALLBACK = "callback"
+"""The route of what calls back the one who asked for an investigation; its target is a URL."""
+TIMED = ("escalated", "held_too_long")
+"""Events that are written before they come true; a thread is not told of one until it is sent."""
+_later = deliveries.alias("later")
+
+
+# ------------------------------------------------------------------ writing
+
+
+def tickets_by_id(tx: Transaction, ids: Collection[int]) -> dict[int, Ticket]:
+    """Return tickets by id; an unknown one is left out."""
+    return {
+        row.id: ticket_of(row)
+        for some in chunks(sorted(set(ids)))
+        for row in tx.all(select_tickets().where(tickets.c.id.in_(some)))
+    }
+
+
+def told(tx: Transaction, ids: Collection[int]) -> list[Told]:
+    """Return what was told of tickets, or is about to be, oldest first; once for a ticket, route and target."""
+    column = deliveries.c
+    found: dict[Told, None] = {}
+    for some in chunks(sorted(set(ids))):
+        for row in tx.all(
+            select(column.ticket_id, column.route, column.target, column.thread)
+            .where(
+                column.ticket_id.in_(some),
+                column.route != CALLBACK,
+                or_(
+                    column.state.in_(("sent", "given_up")),
+                    and_(column.state == "due", column.event.not_in(TIMED)),
+                ),
+            )
+            .order_by(column.id)
+        ):
+            found[Told(row.ticket_id, row.route, row.target, row.thread)] = None
+    return list(found)
+
+
+def save_deliveries(
+    tx: Transaction,
+    name: str,
+    before: Cursor | None,
+    after: Cursor,
+    new: Sequence[NewDelivery],
+) -> bool:
+    """Write deliveries and move the cursor `name`. Return false, and do nothing, if it is not at `before` any more."""
+    if not _move(tx, name, before, after):
+        return False
+    insert_deliveries(tx, new)
+    return True
+
+
+def _move(tx: Transaction, name: str, before: Cursor | None, after: Cursor) -> bool:
+    values: Json = {"audit_id": after.audit_id, "updated_at": tx.now}
+    if before is None:
+        insert = tx._insert(cursors).values({"name": name, **values})
+        new = insert.on_conflict_do_nothing().returning(cursors.c.name)
+        return tx.one(new) is not None
+    moved = tx.execute(
+        update(cursors)
+        .where(cursors.c.name == name, cursors.c.audit_id == before.audit_id)
+        .values(values)
+    )
+    return moved.rowcount == 1
+
+
+def insert_deliveries(tx: Transaction, new: Sequence[NewDelivery]) -> None:
+    """Write deliveries; one with a known key is the same, and is not written again."""
+    rows = [
+        {
+            "dedup_key": one.dedup_key,
+            "route": one.route,
+            "target": one.target,
+            "event": one.event,
+            "thread": one.thread,
+            "ticket_id": one.ticket_id,
+            "content": dict(one.content),
+            "state": "due",
+            "created_at": tx.now,
+            "due_at": tx.now + timedelta(seconds=one.due_in),
+            "attempts": 0,
+        }
+        for one in new
+    ]
+    if rows:
+        tx.insert_new(deliveries, rows)
+
+
+# ------------------------------------------------------------------ sending
+
+
+def targets_due(tx: Transaction) -> list[str]:
+    """Return the targets that something is due for."""
+    column = deliveries.c
+    due = select(column.target).where(
+        column.state == "due", column.due_at <= tx.now, _unclaimed(tx, column)
+    )
+    return sorted(row.target for row in tx.all(due.distinct()))
+
+
+def _unclaimed(tx: Transaction, column: Any) -> Any:
+    return or_(column.claim_token.is_(None), column.claim_until <= tx.now)
+
+
+def claim_delivery(
+    tx: Transaction, target: str, *, lease: float
+) -> DeliveryClaim | None:
+    """Claim what is due in the thread of a target that waits longest; None if nothing is due."""
+    first = tx.one(_claimable(tx, target).limit(1))
+    if first is None:
+        return None
+    rows = tx.all(
+        _claimable(tx, target)
+        .where(deliveries.c.thread == first.thread)
+        .order_by(None)
+        .order_by(deliveries.c.id)
+        .limit(_MOST_AT_ONCE)
+    )
+    if not rows:  # on PostgreSQL another process has claimed it between the two
+        return None
+    token = uuid.uuid4().hex
+    ids = [row.id for row in rows]
+    tx.execute(
+        update(deliveries)
+        .where(deliveries.c.id.in_(ids))
+        .values(
+            claim_token=token,
+            claim_until=tx.now + timedelta(seconds=lease),
+            attempts=deliveries.c.attempts + 1,
+        )
+    )
+    claimed = tuple(
+        replace(d, attempts=d.attempts + 1) for d in map(_delivery_of, rows)
+    )
+    return DeliveryClaim(
+        token,
+        target,
+        first.thread,
+        claimed,
+        thread_reference(tx, target, first.thread),
+        _tickets_of(tx, target, first.thread, claimed),
+        tx.now,
+    )
+
+
+def _claimable(tx: Transaction, target: str) -> Select[Any]:
+    column, other = deliveries.c, _later.c
+    blocked = exists().where(
+        other.target == column.target,
+        other.thread == column.thread,
+        other.state == "due",
+        or_(
+            and_(other.claim_token.is_not(None), other.claim_until > tx.now),
+            and_(other.attempts > 0, other.due_at > tx.now),
+        ),
+    )
+    return (
+        select(deliveries)
+        .where(
+            column.target == target,
+            column.state == "due",
+            column.due_at <= tx.now,
+            _unclaimed(tx, column),
+            ~blocked,
+        )
+        .order_by(column.due_at, column.id)
+        .with_for_update(skip_locked=True)
+    )
+
+
+def thread_reference(tx: Transaction, target: str, thread: str) -> Json:
+    """Return how the service of a target names a thread; empty if it has not been told of it."""
+    column = delivery_threads.c
+    row = tx.one(
+        select(column.reference).where(column.target == target, column.thread == thread)
+    )
+    return {} if row is None else dict(row.reference)
+
+
+def _tickets_of(
+    tx: Transaction, target: str, thread: str, claimed: Sequence[Delivery]
+) -> tuple[Ticket, ...]:
+    """Return the tickets of what was claimed, and others of the thread, the most urgent first."""
+    column = deliveries.c
+    ids = select(column.ticket_id).where(
+        column.target == target, column.thread == thread, column.ticket_id.is_not(None)
+    )
+    rows = tx.all(
+        select_tickets()
+        .where(tickets.c.id.in_(ids))
+        .order_by(
+            tickets.c.status == TicketStatus.RESOLVED.value,
+            tickets.c.severity,
+            tickets.c.id,
+        )
+        .limit(_MOST_TICKETS)
+    )
+    found = {row.id: ticket_of(row) for row in rows}
+    mine = {one.ticket_id for one in claimed if one.ticket_id is not None}
+    found |= tickets_by_id(tx, mine - found.keys())
+    return tuple(sorted(found.values(), key=lambda one: (one.severity, one.id)))
+
+
+def finish_delivery(tx: Transaction, claim: DeliveryClaim, end: DeliveryEnd) -> bool:
+    """Store how an attempt ended. Return false, and change nothing, if the claim was lost."""
+    held = and_(
+        deliveries.c.id.in_([one.id for one in claim.deliveries]),
+        deliveries.c.state == "due",
+        deliveries.c.claim_token == claim.token,
+    )
+    if tx.one(select(deliveries.c.id).where(held).limit(1).with_for_update()) is None:
+        return False
+    _settle(tx, held, end.sent, "sent", None)
+    for why, ids in end.dropped.items():
+        _settle(tx, held, ids, "dropped", why)
+    if end.postponed:
+        mine = and_(held, deliveries.c.id.in_(end.postponed))
+        _wait(tx, mine, end.postpone_for, None, attempts=0)
+    if end.given_up:
+        _give_up(tx, held, end.error or "", end.actor)
+    elif end.error is not None:
+        _wait(tx, held, end.retry_in, end.error)
+    if end.reference is not None:
+        row = {"target": claim.target, "thread": claim.thread}
+        values: Json = {"reference": dict(end.reference), "updated_at": tx.now}
+        tx.insert_or_update(delivery_threads, {**row, **values}, values)
+    return True
+
+
+def _settle(
+    tx: Transaction, held: Any, ids: Collection[int], state: str, why: str | None
+) -> None:
+    if ids:
+        values = {"state": state, "ended_at": tx.now, "claim_token": None}
+        tx.execute(
+            update(deliveries)
+            .where(held, deliveries.c.id.in_(ids))
+            .values(**values, last_error=why)
+        )
+
+
+def _wait(
+    tx: Transaction,
+    which: Any,
+    seconds: float,
+    error: str | None,
+    attempts: int | None = None,
+) -> None:
+    values: Json = {"due_at": tx.now + timedelta(seconds=seconds), "last_error": error}
+    if attempts is not None:
+        values["attempts"] = attempts
+    tx.execute(update(deliveries).where(which).values(claim_token=None, **values))
+
+
+def _give_up(tx: Transaction, which: Any, error: str, actor: str) -> int:
+    """Give deliveries up, with an audit row on each ticket. Return how many."""
+    column = deliveries.c
+    rows = tx.all(
+        select(column.id, column.ticket_id, column.target, column.attempts)
+        .where(which)
+        .with_for_update()
+    )
+    for some in chunks([row.id for row in rows]):
+        tx.execute(
+            update(deliveries)
+            .where(column.id.in_(some))
+            .values(
+                state="given_up", ended_at=tx.now, claim_token=None, last_error=error
+            )
+        )
+    by_ticket = {row.ticket_id: row for row in rows if row.ticket_id is not None}
+    known = tickets_by_id(tx, by_ticket)
+    tx.note(
+        [
+            audit_row(
+                ticket_id,
+                actor,
+                "notify",
+                known[ticket_id].status,
+                known[ticket_id].status,
+                f"given up: {row.target} could not be told: {error}",
+            )
+            for ticket_id, row in sorted(by_ticket.items())
+        ]
+    )
+    return len(rows)
+
+
+def give_up_deliveries(
+    tx: Transaction, target: str, older: float, error: str, actor: str
+) -> int:
+    """Give up what has been due for a target for more than `older` seconds. Return how many."""
+    column = deliveries.c
+    old = and_(
+        column.target == target,
+        column.state == "due",
+        or_(column.due_at <= tx.now, column.attempts > 0),
+        column.created_at < tx.now - timedelta(seconds=older),
+        column.event.not_in(TIMED),
+        _unclaimed(tx, column),
+    )
+    return _give_up(tx, old, error, actor)
+
+
+# ------------------------------------------------------------------ looking
+
+
+def list_deliveries(
+    tx: Transaction,
+    ticket_id: int | None = None,
+    states: Collection[str] = (),
+    limit: int = 50,
+) -> list[Delivery]:
+    """Return deliveries, the newest first."""
+    found = select(deliveries).order_by(deliveries.c.id.desc()).limit(limit)
+    if ticket_id is not None:
+        found = found.where(deliveries.c.ticket_id == ticket_id)
+    if states:
+        found = found.where(deliveries.c.state.in_(states))
+    return [_delivery_of(row) for row in tx.all(found)]
+
+
+def _delivery_of(row: Row[Any]) -> Delivery:
+    return Delivery(
+        id=row.id,
+        dedup_key=row.dedup_key,
+        route=row.route,
+        target=row.target,
+        event=row.event,
+        thread=row.thread,
+        ticket_id=row.ticket_id,
+        content=row.content,
+        state=row.state,
+        created_at=row.created_at,
+        due_at=row.due_at,
+        attempts=row.attempts,
+        last_error=row.last_error,
+        ended_at=row.ended_at,
+    )
+
+
+def delivery_counts(tx: Transaction, within: float) -> dict[str, int]:
+    """Return how many deliveries there are in each state, of those of the last `within` seconds.
+
+    What is written for a moment to come (an escalation, a digest) is "planned".
+    """
+    column = deliveries.c
+    since = tx.now - timedelta(seconds=within)
+    planned = and_(column.state == "due", column.due_at > tx.now, column.attempts == 0)
+    counts: Mapping[str, int] = {
+        row.state: row.count
+        for row in tx.all(
+            select(column.state, func.count().label("count"))
+            .where(column.created_at > since, ~planned)
+            .group_by(column.state)
+        )
+    }
+    ahead = tx.one(select(func.count().label("count")).where(planned))
+    return {**counts, **({"planned": ahead.count} if ahead and ahead.count else {})}
+
+
+def prune_deliveries(tx: Transaction, older: float) -> int:
+    """Remove what ended more than `older` seconds ago, of resolved tickets alone. Return how many."""
+    column = deliveries.c
+    gone = select(tickets.c.id).where(tickets.c.status == TicketStatus.RESOLVED.value)
+    before = tx.now - timedelta(seconds=older)
+    removed = tx.execute(
+        delete(deliveries).where(
+            column.state != "due",
+            column.created_at < before,
+            or_(column.ticket_id.is_(None), column.ticket_id.in_(gone)),
+        )
+    )
+    left = exists().where(
+        column.target == delivery_threads.c.target,
+        column.thread == delivery_threads.c.thread,
+    )
+    old = delivery_threads.c.updated_at < before
+    tx.execute(delete(delivery_threads).where(old, ~left))
+    return int(removed.rowcount)
