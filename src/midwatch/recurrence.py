@@ -121,8 +121,7 @@ def _check_value(name: str, value: str) -> None:
         fine = bool(re.fullmatch("MO|TU|WE|TH|FR|SA|SU", value))
     elif name == "BYDAY":
         day = _DAY.fullmatch(value)
-        # dateutil finds no place for a 53rd weekday in a year that has 52 of them.
-        fine = day is not None and (not day[1] or 1 <= abs(int(day[1])) <= 52)
+        fine = day is not None and (not day[1] or 1 <= abs(int(day[1])) <= 53)
     elif name == "UNTIL":
         raise _wrong_rule("it has UNTIL; the end of the silence ends its windows")
     elif name in _NUMBERS:
