@@ -182,7 +182,9 @@ def _windows(
                 break
             local = _moved(one, -shift)
             found.append(local.replace(tzinfo=place).astimezone(UTC))
-    except (ValueError, IndexError, OverflowError) as error:
+    except IndexError:  # of dateutil, for BYDAY=53MO in a month
+        raise _wrong_rule("BYDAY asks for a weekday that no month has") from None
+    except (ValueError, OverflowError) as error:
         raise _wrong_rule(str(error)) from None
     if len(found) > MOST_WINDOWS:
         raise InvalidSilence(

@@ -203,6 +203,9 @@ def test_a_silence_needs_a_window_and_not_too_many() -> None:
     never = Recurrence("FREQ=DAILY;BYMONTH=2;BYMONTHDAY=30", 60)
     with pytest.raises(InvalidSilence, match="no window"):
         made("2026-02-01T10:00", 9000, never).check()
+    nowhere = Recurrence("FREQ=MONTHLY;BYDAY=53MO", 60)
+    with pytest.raises(InvalidSilence, match="no month has"):
+        made("2026-02-01T10:00", 90, nowhere).check()
     often = Recurrence("FREQ=DAILY;BYHOUR=1,2,3,4,5", 60)
     with pytest.raises(InvalidSilence, match="more than"):
         made("2026-02-01T10:00", 900, often).check()
