@@ -392,15 +392,15 @@ def delivery_counts(tx: Transaction, within: float) -> dict[str, int]:
     since = tx.now - timedelta(seconds=within)
     planned = and_(column.state == "due", column.due_at > tx.now, column.attempts == 0)
     counts: Mapping[str, int] = {
-        row.state: row.count
+        row.state: row.number
         for row in tx.all(
-            select(column.state, func.count().label("count"))
+            select(column.state, func.count().label("number"))
             .where(column.created_at > since, ~planned)
             .group_by(column.state)
         )
     }
-    ahead = tx.one(select(func.count().label("count")).where(planned))
-    return {**counts, **({"planned": ahead.count} if ahead and ahead.count else {})}
+    ahead = tx.one(select(func.count().label("number")).where(planned))
+    return {**counts, **({"planned": ahead.number} if ahead and ahead.number else {})}
 
 
 def prune_deliveries(tx: Transaction, older: float) -> int:
