@@ -102,7 +102,8 @@ class Notifier:
         return [*self._senders, *callbacks]
 
     async def check(self) -> None:
-        """Raise SettingsError for a target that cannot be used."""
+        """Raise SettingsError for a target that cannot be used, and for a wrong template."""
+        self._writer.check()
         for sender in self._senders.values():
             with suppress(TemporaryError):
                 await sender.limits()

@@ -14,7 +14,18 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, delete, exists, func, or_, select, update
+from sqlalchemy import (
+    Row,
+    Select,
+    and_,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from midwatch.model import Json, Ticket, TicketStatus
 from midwatch.store.cycles import chunks
@@ -38,6 +49,8 @@ from midwatch.store.schema import (
 
 _MOST_AT_ONCE = 500
 """Deliveries of one message."""
+_NEAR = timedelta(seconds=5)
+"""What is due so soon goes with what is due in its thread: parts of one digest are planned at different moments."""
 _MOST_TICKETS = 50
 """Tickets of a thread that a message can show."""
 CALLBACK = "callback"
@@ -150,18 +163,22 @@ def claim_delivery(
     tx: Transaction, target: str, *, lease: float
 ) -> DeliveryClaim | None:
     """Claim what is due in the thread of a target that waits longest; None if nothing is due."""
-    first = tx.one(_claimable(tx, target).limit(1))
+    if tx.connection.dialect.name == "postgresql":
+        # Two that claim at once would each get a part of one thread, and could send them in any order.
+        lock = text("SELECT pg_advisory_xact_lock(7305617, hashtext(:target))")
+        tx.execute(lock, {"target": target})
+    column = deliveries.c
+    first = tx.one(_claimable(tx, target).where(column.due_at <= tx.now).limit(1))
     if first is None:
         return None
     rows = tx.all(
         _claimable(tx, target)
-        .where(deliveries.c.thread == first.thread)
+        .where(column.thread == first.thread)
+        .where(or_(column.due_at <= tx.now, column.event.not_in(TIMED)))
         .order_by(None)
         .order_by(deliveries.c.id)
         .limit(_MOST_AT_ONCE)
     )
-    if not rows:  # on PostgreSQL another process has claimed it between the two
-        return None
     token = uuid.uuid4().hex
     ids = [row.id for row in rows]
     tx.execute(
@@ -203,7 +220,7 @@ def _claimable(tx: Transaction, target: str) -> Select[Any]:
         .where(
             column.target == target,
             column.state == "due",
-            column.due_at <= tx.now,
+            column.due_at <= tx.now + _NEAR,
             _unclaimed(tx, column),
             ~blocked,
         )
