@@ -303,7 +303,7 @@ async def test_a_refused_message_is_given_up_on_the_ticket_without_its_secrets(
                 await asyncio.sleep(0.01)
     row = (await store.history(ticket.id))[-1]
     assert row.action == "notify"
-    assert "ops could not be told: the webhook answered 400: bad token" in row.why
+    assert "ops could not be notified: the webhook answered 400: bad token" in row.why
     assert "hunter2" not in row.why
     assert one.results["ops", "given_up"] == 1
     assert await store.delivery_counts(3600) == {"given_up": 1}

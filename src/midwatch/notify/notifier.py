@@ -156,7 +156,7 @@ class Notifier:
         """
         read = 0
         place = await self.store.cursor(CURSOR)
-        if place is None:  # what happened before it was set up is told to nobody
+        if place is None:  # what happened before it was set up is sent to no one
             last = await self.store.last_cursor()
             await self.store.save_deliveries(CURSOR, None, last, ())
             return 0
@@ -360,7 +360,7 @@ def _sorted_out(claim: DeliveryClaim) -> tuple[list[Delivery], DeliveryEnd]:
 
 
 def _outdated(delivery: Delivery, ticket: Ticket) -> str:
-    """Return why what was planned for later need not be told any more; empty if it has to be."""
+    """Return why what was planned for later need not be sent any more; empty if it has to be."""
     if delivery.event == "escalated":
         if ticket.resolved:
             return "resolved in time"

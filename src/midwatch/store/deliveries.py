@@ -56,7 +56,7 @@ _MOST_TICKETS = 50
 CALLBACK = "callback"
 """The route of what calls back the one who asked for an investigation; its target is a URL."""
 TIMED = ("escalated", "held_too_long")
-"""Events that are written before they come true; a thread is not told of one until it is sent."""
+"""Events that are written before they come true; a thread is not notified of one until it is sent."""
 _later = deliveries.alias("later")
 
 
@@ -73,7 +73,7 @@ def tickets_by_id(tx: Transaction, ids: Collection[int]) -> dict[int, Ticket]:
 
 
 def told(tx: Transaction, ids: Collection[int]) -> list[Told]:
-    """Return what was told of tickets, or is about to be, oldest first; once for a ticket, route and target."""
+    """Return which targets were notified of tickets, or are about to be, oldest first; once for a ticket, route and target."""
     column = deliveries.c
     found: dict[Told, None] = {}
     for some in chunks(sorted(set(ids))):
@@ -230,7 +230,7 @@ def _claimable(tx: Transaction, target: str) -> Select[Any]:
 
 
 def thread_reference(tx: Transaction, target: str, thread: str) -> Json:
-    """Return how the service of a target names a thread; empty if it has not been told of it."""
+    """Return how the service of a target names a thread; empty if it has not been notified of it."""
     column = delivery_threads.c
     row = tx.one(
         select(column.reference).where(column.target == target, column.thread == thread)
@@ -339,7 +339,7 @@ def _give_up(tx: Transaction, which: Any, error: str, actor: str) -> int:
                 "notify",
                 known[ticket_id].status,
                 known[ticket_id].status,
-                f"given up: {row.target} could not be told: {error}",
+                f"given up: {row.target} could not be notified: {error}",
             )
             for ticket_id, row in sorted(by_ticket.items())
         ]
