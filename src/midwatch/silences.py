@@ -170,9 +170,9 @@ Labels = Mapping[str, str]
 OWN_LABELS = ("subject", "kind", "invariant", "component", "severity")
 """The labels that every violation has. Where an alert has one of the same name, Midwatch's counts."""
 _LABEL_FACT = "label_"
-_NAME = "alertname"  # a fact and a label of an alert
 NEVER_SILENT = frozenset({"investigation"})
 """Invariants that no silence keeps silent: somebody asked, and waits for the answer."""
+_NAME = "alertname"  # a fact and a label of an alert
 
 
 def labels_of(key: Key, severity: Severity, facts: Facts, kind: str = "") -> Labels:

@@ -29,7 +29,7 @@ from ..snippets import blocks
 from ..waiting import PATIENCE, wait_until
 from .alert_bodies import alertmanager_alert, alertmanager_body, incident
 from .alerting import free_port
-from .cli import MIDWATCH, environ, midwatch
+from .cli import MIDWATCH, environ, midwatch, said
 from .server_process import Running, server_process
 
 TEAM = {"name": "team", "kind": "alerts", "sender": "alertmanager"}
@@ -340,6 +340,30 @@ def test_a_wrong_signature_is_refused_and_shows_no_secret(tmp_path: Path) -> Non
         assert ticket.key.invariant == "alert:Shop"
         text = server.log_file.read_text()
         assert "secret-" not in text and signed not in text
+
+
+def test_a_token_needs_the_scope_of_alerts(tmp_path: Path) -> None:
+    body = alertmanager_body(alertmanager_alert())
+    with server_process(tmp_path, settings()) as server:
+
+        def post(secret: str) -> int:
+            headers = {"authorization": f"Bearer {secret}"}
+            answer = server.http.post("/hooks/alertmanager", json=body, headers=headers)
+            assert secret not in answer.text
+            return answer.status_code
+
+        reads = said(tmp_path, "tokens", "create", "ci", "--scope", "read").split()[-1]
+        writes = said(
+            tmp_path, "tokens", "create", "am", "--scope", "alerts:write"
+        ).split()[-1]
+        assert post(reads) == 403
+        assert post(f"{writes}x") == 401
+        assert tickets_in(tmp_path) == []
+        assert post(writes) == 200
+        said(tmp_path, "tokens", "revoke", "2")
+        wait_until(lambda: post(writes) == 401)
+        text = server.log_file.read_text()
+        assert reads not in text and writes not in text
 
 
 def test_two_subjects_of_one_sender_are_named(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from midwatch.store.sql import SqlStore
     from midwatch.subjects.base import Subject
     from midwatch.subjects.tools import Tool
+    from midwatch.telemetry.spans import Telemetry
 
 T = TypeVar("T")
 _MOST_OPEN = 200
@@ -157,6 +158,7 @@ class App:
     gatherer: ContextGatherer
     model: ModelFromKey
     log: Log
+    telemetry: Telemetry
     config: Path | None = None
 
     def monitor(self) -> MonitorLoop:
@@ -190,6 +192,7 @@ class App:
             log=self.log,
             name=f"monitor {process_name()}",
             links=self.links,
+            telemetry=self.telemetry,
         )
 
     def notifier(self) -> Notifier | None:
@@ -228,7 +231,7 @@ class App:
             return more
 
         settings = self.settings.investigation
-        return Investigator(self.gatherer, subjects, settings, around)
+        return Investigator(self.gatherer, subjects, settings, around, self.telemetry)
 
     def agent(
         self,
@@ -254,6 +257,7 @@ class App:
             progress=progress,
             investigator=self.investigator(),
             trace=trace,
+            telemetry=self.telemetry,
         )
 
 
@@ -318,6 +322,7 @@ async def open_app(
     from midwatch.redaction import Redactor
     from midwatch.store.sql import open_store
     from midwatch.subjects.base import build_subjects, dependencies
+    from midwatch.telemetry.opening import open_telemetry
 
     settings = edge.settings()
     subjects = build_subjects(settings.subjects)
@@ -326,7 +331,9 @@ async def open_app(
     redactor = Redactor(
         [*known, *(secret for subject in subjects for secret in subject.secrets)]
     )
-    log = open_log(settings.log, log_to, redactor)
+    telemetry = open_telemetry(settings.telemetry, redactor)
+    log = open_log(settings.log, log_to, redactor, telemetry.trace_ids)
+    telemetry.report_to(log)
 
     def renewed(what: str) -> None:
         log.error("database made again", reason=what)
@@ -351,6 +358,7 @@ async def open_app(
             gatherer,
             model,
             log,
+            telemetry,
             edge.config,
         )
     finally:
@@ -358,6 +366,7 @@ async def open_app(
             await subject.close()
         await model.close()
         await store.close()
+        await telemetry.close()
 
 
 @asynccontextmanager

@@ -200,6 +200,24 @@ def history(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> N
 
 
 @tickets.command()
+def report(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> None:
+    """Write the report on a ticket's incident: timeline, cause, what was done, cost; as Markdown."""
+    from midwatch.agent.incident_report import incident_report, read_incident
+    from midwatch.cli.app import secrets_of
+    from midwatch.redaction import Redactor
+
+    edge: Edge = context.obj
+    incident = use_store(edge, lambda store: read_incident(store, ticket_id))
+    redactor = Redactor(secrets_of(edge.settings(), edge.environ))
+    page = redactor.text(incident_report(incident))
+    output = Output.standard(edge.environ)
+    if as_json:
+        output.json({"ticket": ticket_id, "markdown": page})
+    else:
+        output.markdown(page)
+
+
+@tickets.command()
 def watch(
     context: typer.Context,
     subject: Annotated[

@@ -60,8 +60,8 @@ class Cycle:
     """What one cycle did, for one subject or for all of them.
 
     `seconds` is its wall time. `changed` is filled where tickets opened: it lists what differs from
-    when every invariant held. `found` are tickets that pushed alerts opened since the cycle before.
-    `silenced` counts the violations that a silence keeps from opening a ticket.
+    when every invariant held. `found` are tickets that pushed alerts opened since the cycle before. `silenced` counts the
+    violations that a silence keeps from opening a ticket.
     """
 
     subjects: int = 0
@@ -72,8 +72,8 @@ class Cycle:
     resolved: int = 0
     seconds: float = 0.0
     changed: str = ""
-    found: tuple[Ticket, ...] = ()
     silenced: int = 0
+    found: tuple[Ticket, ...] = ()
 
 
 Result = Literal["observed", "unobservable", "unsaved"]
@@ -463,15 +463,9 @@ class SubjectMonitor:
             opened=saved.opened,
             resolved=len(changes.resolved),
             changed=changed,
-            found=self._take_found(),
             silenced=len(self.silent),
+            found=self._take_found(),
         )
-
-    def _take_found(self) -> tuple[Ticket, ...]:
-        """Return, once, the unresolved tickets that pushed alerts opened and that have no first aid."""
-        found = [one for key, one in self._found.items() if key in self.tickets]
-        self._found = {}
-        return tuple(found)
 
     def _silence(
         self, watch: Watch, reconciled: Reconciled, checked: CheckResult
@@ -491,6 +485,12 @@ class SubjectMonitor:
             for one in found.silent
         )
         return replace(found, silent=safe)
+
+    def _take_found(self) -> tuple[Ticket, ...]:
+        """Return, once, the unresolved tickets that pushed alerts opened and that have no first aid."""
+        found = [one for key, one in self._found.items() if key in self.tickets]
+        self._found = {}
+        return tuple(found)
 
     def _changed_since_baseline(self, now: Observation | None) -> str:
         baseline = self._baselines.oldest

@@ -1,6 +1,6 @@
 """The part of the store protocol that the on-call stack needs.
 
-What is said of `midwatch.store.protocol` holds here too.
+What `midwatch.store.protocol` says of errors, times and durations holds here too.
 """
 
 from __future__ import annotations

@@ -285,6 +285,7 @@ class TicketSession:
     id: str
     phase: str
     created_at: datetime
+    cost_usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ from midwatch.store.schema import (
     ticket_of,
     tickets,
 )
-from midwatch.store.silences import has_undiagnosed
+from midwatch.store.silences import not_silent
 
 NO_CLAIM = {"claim_holder": None, "claim_token": None, "claim_until": None}
 
@@ -74,7 +74,7 @@ _QUEUED = (
 )
 SELECT_DUE = _QUEUED.where(
     or_(and_(_UNCLAIMED, _RESTED), _VOID),
-    or_(~has_undiagnosed(_NOW, silent=True), has_undiagnosed(_NOW, silent=False)),
+    not_silent(_NOW),
 )
 """Batches that are queued, due, not claimed, and not silent as a whole."""
 SELECT_ASKED_FOR = _QUEUED.where(

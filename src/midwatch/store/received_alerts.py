@@ -15,7 +15,6 @@ from sqlalchemy import delete, func, or_, select
 
 from midwatch.model import Json, Key, Severity, TicketStatus, Violation
 from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
-from midwatch.silences import hold, labels_of_violation
 from midwatch.store.alert_episodes import Episode, Episodes
 from midwatch.store.cycles import (
     chunks,
@@ -35,7 +34,7 @@ from midwatch.store.schema import (
     subjects,
     tickets,
 )
-from midwatch.store.silences import begin_silenced, list_silences, share_silences
+from midwatch.store.silences import keep_silent
 
 _FIRING, _RESOLVED = "firing", "resolved"
 _MOST_GROUPS = 200  # with alerts that were left out
@@ -270,7 +269,8 @@ def _open_tickets(
                 new[one.key] = one
     for key in _unresolved(tx, subject.name, new):
         del new[key]
-    loud = _without_silent(tx, pushes[-1].kind, new.values())
+    silent = keep_silent(tx, list(new.values()), pushes[-1].kind)
+    loud = [one for key, one in new.items() if key not in silent]
     if not loud:
         return {}
     most = pushes[-1].most_tickets - _count_unresolved(tx, subject.name)
@@ -294,27 +294,6 @@ def _violation(subject: str, alert: KeptAlert) -> Violation:
         facts=alert.facts,
         silenced_by=alert.silenced_by,
     )
-
-
-def _without_silent(
-    tx: Transaction, kind: str, violations: Iterable[Violation]
-) -> list[Violation]:
-    """Return the violations that no silence holds; the others are recorded as silent."""
-    found = list(violations)
-    if not found:
-        return []
-    share_silences(tx)
-    current = list_silences(tx)
-    loud = []
-    for one in found:
-        held = hold(current, labels_of_violation(one, kind), tx.now, one.silenced_by)
-        if held is None:
-            loud.append(one)
-            continue
-        begin_silenced(
-            tx, one.key, one.severity, one.message, held, first_seen_at=tx.now
-        )
-    return loud
 
 
 def _count_unresolved(tx: Transaction, name: str) -> int:

@@ -7,11 +7,21 @@ that was computed without it is refused, as with the revision of a subject.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Row, exists, func, or_, select, text, update
+from sqlalchemy import (
+    Row,
+    and_,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from midwatch.errors import Conflict, NotFound
 from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, Violation
@@ -259,18 +269,26 @@ def save_silenced(
     """
     present = _present(tx, [one.key for one in changes])
     new = [one for one in changes if one.key not in present]
+    by_hold: dict[Hold, list[int]] = {}
     for one in changes:
         if one.key in present:
-            tx.execute(
-                update(silenced)
-                .where(silenced.c.id == present[one.key].id)
-                .values(_hold_values(one.held))
-            )
+            by_hold.setdefault(one.held, []).append(present[one.key].id)
+    for held, ids in by_hold.items():
+        _update_silenced(tx, ids, _hold_values(held))
     if new:
         tx.execute(silenced.insert(), [_silenced_row(tx, one) for one in new])
     why = {one.ticket_id: one.why for one in new if one.ticket_id is not None}
     _note(tx, "silence", actor, why)
     _free_claims(tx, sorted(why))
+
+
+def _update_silenced(tx: Transaction, ids: Sequence[int], values: Json) -> None:
+    for chunk in _chunks(ids):
+        tx.execute(update(silenced).where(silenced.c.id.in_(chunk)).values(values))
+
+
+def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK))
 
 
 def _hold_values(held: Hold) -> Json:
@@ -319,18 +337,17 @@ def save_audible(
     actor: str = "monitor",
 ) -> None:
     """Record that violations are silent no more. `opened` are tickets, some of which open for them now."""
-    new = {one.key: one.id for one in opened}
-    ended = {"ended_at": tx.now}
-    why: dict[int, str] = {}
-    for key, row in _present(tx, keys).items():
-        ticket_id = new.get(key, row.ticket_id)
-        tx.execute(
-            update(silenced)
-            .where(silenced.c.id == row.id)
-            .values(ticket_id=ticket_id, **ended)
-        )
-        if ticket_id is not None:
-            why[ticket_id] = f"{row.by} has ended"
+    present = _present(tx, keys)
+    _update_silenced(tx, [row.id for row in present.values()], {"ended_at": tx.now})
+    why = {
+        row.ticket_id: f"{row.by} has ended"
+        for row in present.values()
+        if row.ticket_id is not None
+    }
+    for ticket in opened:
+        if (row := present.get(ticket.key)) is not None:
+            _update_silenced(tx, [row.id], {"ticket_id": ticket.id})
+            why[ticket.id] = f"{row.by} has ended"
     _note(tx, "unsilence", actor, why)
 
 
@@ -358,11 +375,9 @@ def end_silenced_of(tx: Transaction, ticket_ids: Sequence[int]) -> None:
 def _note(tx: Transaction, action: str, actor: str, why: Mapping[int, str]) -> None:
     """Write an audit row for each of these tickets, which gives its reason."""
     ids = sorted(why)
-    for start in range(0, len(ids), _CHUNK):
+    for chunk in _chunks(ids):
         rows = tx.all(
-            select(tickets.c.id, tickets.c.status).where(
-                tickets.c.id.in_(ids[start : start + _CHUNK])
-            )
+            select(tickets.c.id, tickets.c.status).where(tickets.c.id.in_(chunk))
         )
         tx.note(
             [
@@ -406,24 +421,26 @@ def _apply(tx: Transaction, actor: str) -> None:
 # ------------------------------------------------------------------ the queue
 
 
-def has_undiagnosed(now: Any, *, silent: bool) -> Any:
-    """Return the condition of batches with an undiagnosed ticket that is silent at a time, or with one that is not.
+# Literal, as a list in parameters is written into the statement anew each time.
+_UNDIAGNOSED = or_(
+    *(tickets.c.status == literal_column(f"'{one}'") for one in UNDIAGNOSED)
+)
 
-    Args:
-        now: The time, a value or a parameter.
-        silent: Which of the two.
-    """
+
+def not_silent(now: Any) -> Any:
+    """Return the condition of batches that are not silent as a whole at a time, a value or a parameter."""
+    lasts = and_(_PRESENT, or_(silenced.c.until.is_(None), silenced.c.until > now))
     is_silent = exists().where(
-        _PRESENT,
-        or_(silenced.c.until.is_(None), silenced.c.until > now),
+        lasts,
         silenced.c.subject == tickets.c.subject,
         silenced.c.invariant == tickets.c.invariant,
         silenced.c.component == tickets.c.component,
     )
-    return exists().where(
-        tickets.c.batch_id == batches.c.id,
-        tickets.c.status.in_(UNDIAGNOSED),
-        is_silent if silent else ~is_silent,
+    undiagnosed = and_(tickets.c.batch_id == batches.c.id, _UNDIAGNOSED)
+    return or_(
+        ~exists().where(lasts),  # mostly nothing is silent, and this is asked once
+        ~exists().where(undiagnosed, is_silent),
+        exists().where(undiagnosed, ~is_silent),
     )
 
 
@@ -436,17 +453,15 @@ def _free_claims(tx: Transaction, ticket_ids: Sequence[int]) -> None:
         diagnoses.c.batch_id == batches.c.id,
         diagnoses.c.token == batches.c.claim_token,
     )
-    for start in range(0, len(ticket_ids), _CHUNK):
-        of_tickets = select(tickets.c.batch_id).where(
-            tickets.c.id.in_(ticket_ids[start : start + _CHUNK])
-        )
+    for chunk in _chunks(ticket_ids):
+        of_tickets = select(tickets.c.batch_id).where(tickets.c.id.in_(chunk))
         rows = tx.all(
             select(batches.c.id)
             .where(
                 batches.c.id.in_(of_tickets),
                 batches.c.claim_token.is_not(None),
                 ~called,
-                ~has_undiagnosed(tx.now, silent=False),
+                ~not_silent(tx.now),
             )
             .with_for_update(skip_locked=True)
         )

@@ -30,7 +30,6 @@ from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
     UPGRADE_SECONDS,
     DatabaseClock,
-    Renewal,
     TransactionalStore,
     Transactions,
     missing_file,
@@ -40,6 +39,7 @@ from midwatch.store.engine import (
     write,
 )
 from midwatch.store.schema import REVISION, database_now, metadata
+from midwatch.store.sqlite import Renewal
 
 if TYPE_CHECKING:
     from alembic.config import Config

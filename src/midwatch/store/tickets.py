@@ -174,11 +174,18 @@ def list_diagnoses(tx: Transaction, ticket_id: int) -> list[Diagnosis]:
 def sessions_of(tx: Transaction, ticket_id: int) -> list[TicketSession]:
     """Return the sessions of a ticket, oldest first."""
     rows = tx.all(
-        select(sessions.c.id, sessions.c.phase, sessions.c.created_at)
+        select(
+            sessions.c.id,
+            sessions.c.phase,
+            sessions.c.created_at,
+            sessions.c.cost_usd,
+        )
         .where(sessions.c.ticket_id == ticket_id)
         .order_by(sessions.c.created_at, sessions.c.id)
     )
-    return [TicketSession(row.id, row.phase, row.created_at) for row in rows]
+    return [
+        TicketSession(row.id, row.phase, row.created_at, row.cost_usd) for row in rows
+    ]
 
 
 def stats(tx: Transaction, within: float) -> Stats:
