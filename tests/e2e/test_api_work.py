@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from midwatch.cli.tickets import user_at_host
 from midwatch.store.schema import deliveries
 from midwatch.store.sql import SqlStore
 from midwatch.testing.fakes import answer, open_tickets
@@ -138,4 +139,7 @@ def test_a_session_is_started_for_a_ticket(tmp_path: Path) -> None:
         == f"session {id_}: Completed"
     )
     rows = said_json(tmp_path, "tickets", "history", "1")
-    assert {row["actor"] for row in rows[-2:]} == {"loopback"}
+    notes = [(row["actor"], row["why"]) for row in rows if row["action"] == "session"]
+    assert notes == [
+        (user_at_host(), f"session {id_}: {word}") for word in ("started", "Completed")
+    ]

@@ -198,8 +198,7 @@ async def _up(edge: Edge) -> None:
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
             opened.log.info("started", subjects=len(opened.subjects))
-            async with notifying(opened, stop) as notifier:
-                await run_both(opened, stop, notifier)
+            await run_both(opened, stop)
             opened.log.info("stopped", reason=stop.reason)
 
 
