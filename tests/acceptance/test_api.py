@@ -91,7 +91,7 @@ def test_pages_miss_nothing_while_tickets_open(tmp_path: Path) -> None:
     with server_process(tmp_path, SETTINGS) as server:
         for order in ("urgent", "newest"):
             seen: list[str] = []
-            asked = {"subject": "many", "limit": 6, "order": order}
+            asked: dict[str, Any] = {"subject": "many", "limit": 6, "order": order}
             cursor: dict[str, Any] = {}
             while True:
                 page = server.http.get(
