@@ -90,6 +90,7 @@ bench: $(VENV)/.dev
 docs: $(VENV)/.dev
 	@$(BIN)/python -m tools.settings_page docs/settings.md
 	@$(BIN)/python -m tools.tables
+	@$(BIN)/python -m tools.openapi docs/openapi.json
 
 manifests: $(VENV)/.dev
 	@$(BIN)/python -m deploy.render
@@ -99,7 +100,7 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 lock: $(BIN)/python
 	@$(COMPILE) --extra build --extra demo -o requirements.lock
 	@$(COMPILE) --all-extras -o requirements-dev.lock
-	@$(COMPILE) --extra build --extra sessions --extra kubernetes --extra bedrock --extra vertex -o requirements-image.lock
+	@$(COMPILE) --extra build --extra sessions --extra kubernetes --extra bedrock --extra vertex --extra server --extra notify --extra mcp --extra otel -o requirements-image.lock
 
 clean:
 	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .import_linter_cache .hypothesis

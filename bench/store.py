@@ -23,7 +23,6 @@ from midwatch.model import Key, Severity, Violation
 from midwatch.store.cycles import save_cycle, watch
 from midwatch.store.engine import (
     PostgresTransactions,
-    SqliteTransactions,
     Transaction,
     open_transactions,
     parse_database,
@@ -31,6 +30,7 @@ from midwatch.store.engine import (
 from midwatch.store.protocol import Budget, Changes, Finish, Opening
 from midwatch.store.schema import database_now
 from midwatch.store.sql import SqlStore, open_store, upgrade
+from midwatch.store.sqlite import SqliteTransactions
 from midwatch.testing.postgres import PrivatePostgres
 
 from ._replay import Trace, record, replay_on_postgres, replay_on_sqlite

@@ -43,6 +43,17 @@ _EVERYTHING: dict[str, Any] = {
             "variables": {"MIDWATCH_SESSIONS__WALL": "2h"},
         },
         "content": {"max_size": "50GB"},
+        "server": {
+            "url": "https://midwatch.example.com",
+            "proxy": {"addresses": ["10.0.0.0/24"]},
+            "roles": {"viewers": ["*@example.com"], "operators": ["group:sre"]},
+        },
+    },
+    "server": {
+        "enabled": True,
+        "replicas": 2,
+        "service": {"port": 8470, "annotations": {"team": "sre"}},
+        "tolerations": [{"key": "pool", "operator": "Exists"}],
     },
     "monitor": {
         "enabled": True,
@@ -76,6 +87,13 @@ _EVERYTHING: dict[str, Any] = {
     },
     "networkPolicy": {
         "sessionNamespaces": ["team-c"],
+        "serverClients": [
+            {
+                "namespaceSelector": {
+                    "matchLabels": {"kubernetes.io/metadata.name": "ingress"}
+                }
+            }
+        ],
         "scrapers": [
             {
                 "namespaceSelector": {
@@ -97,6 +115,11 @@ CASES: dict[str, dict[str, Any]] = {
         "content": {"enabled": True},
     },
     "everything": _EVERYTHING,
+    "server alone": {
+        "server": {"enabled": True},
+        "operator": {"enabled": False},
+        "content": {"enabled": False},
+    },
     "scraped sessions": {"metrics": {"serviceMonitor": {"enabled": True}}},
     "nothing": {
         "metrics": {"serviceMonitor": {"enabled": True}},

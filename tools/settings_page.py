@@ -15,7 +15,7 @@ from midwatch.cli.stats import known_invariants, limit, load_kinds, row, unit
 from midwatch.config import PREFIX, format_setting
 from midwatch.model import Invariant
 from midwatch.settings import Group, InvariantSettings, Settings, SubjectSettings
-from midwatch.units import parse_duration, parse_ratio, parse_size
+from midwatch.units import parse_duration, parse_listen, parse_ratio, parse_size
 
 _HEAD = """\
 # Settings
@@ -176,6 +176,7 @@ def _is_group(annotation: Any) -> bool:
 # By the function that reads a value (`midwatch.units`).
 _READ_BY: dict[Any, str] = {
     parse_duration: "duration",
+    parse_listen: "HOST:PORT",
     parse_size: "size",
     parse_ratio: "share",
 }

@@ -135,6 +135,7 @@ class Reply:
 
     `output` may be partial for CUT. `usage` is filled whenever a message was received. `retry_after` is
     in seconds, where the API named a time. `model` is as the API names it. `text` is what the model wrote.
+    `message_id` and `stop_reason` are those of the message.
     For ASKED, `calls` are the tools to run and `content` is the whole message, to be sent back unchanged.
     """
 
@@ -146,6 +147,8 @@ class Reply:
     model: str = ""
     asked_model: str = ""
     request_id: str | None = None
+    message_id: str = ""
+    stop_reason: str = ""
     retry_after: float | None = None
     calls: tuple[ToolCall, ...] = ()
     content: tuple[Json, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, TextIO
 
 import structlog
@@ -15,8 +15,23 @@ from midwatch.settings import LogSettings
 Log = FilteringBoundLogger
 
 
-def open_log(settings: LogSettings, stream: TextIO, redactor: Redactor) -> Log:
-    """Return a log that writes to `stream` in the format and at the level of the settings."""
+def open_log(
+    settings: LogSettings,
+    stream: TextIO,
+    redactor: Redactor,
+    trace_ids: Callable[[], Mapping[str, str]] = dict,
+) -> Log:
+    """Return a log that writes to `stream` in the format and at the level of the settings.
+
+    `trace_ids` returns the ids of the current trace, which each line gets.
+    """
+
+    def with_trace(
+        logger: Any, name: str, line: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        line.update(trace_ids())
+        return line
+
     pretty = settings.format == "console" or (
         settings.format == "auto" and stream.isatty()
     )
@@ -27,6 +42,7 @@ def open_log(settings: LogSettings, stream: TextIO, redactor: Redactor) -> Log:
         ),
         structlog.processors.format_exc_info,
         redacting(redactor),
+        with_trace,  # ids are random, as keys are
     ]
     if pretty:
         processors.append(structlog.dev.ConsoleRenderer(colors=stream.isatty()))

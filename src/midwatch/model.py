@@ -210,6 +210,9 @@ class Violation:
 
 # ------------------------------------------------------------------ tickets
 
+INVESTIGATION = "investigation"
+"""The invariant of a ticket that somebody asked for: no observation opens or resolves it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
@@ -256,7 +259,7 @@ class Ticket:
         return self.status is TicketStatus.RESOLVED
 
     def silenced_at(self, now: datetime) -> bool:
-        """Return whether a silence keeps it silent at a time: no agent claims it, and nobody is told of it."""
+        """Return whether a silence keeps it silent at a time: no agent claims it, and no message is sent."""
         if self.silenced_by is None or self.resolved:
             return False
         return self.silenced_until is None or now < self.silenced_until

@@ -52,7 +52,9 @@ class SlackTarget(Group):
     """A channel of Slack: one message for an incident, which is edited, with a thread."""
 
     token: str = Field(min_length=1, description="The bot's token, with chat:write.")
-    channel: str = Field(min_length=1, description="The channel's id, such as C0123ABC.")
+    channel: str = Field(
+        min_length=1, description="The channel's id, such as C0123ABC."
+    )
     base_url: Url = Field(
         "https://slack.com/api/", description="The Web API; another one for a gateway."
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
 
-from midwatch.model import Facts, Severity, Ticket
+from midwatch.model import Facts, Severity, Violation
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,7 @@ class PushedAlerts:
         alerts: The firing ones, the most urgent first.
         now: The time by the store's clock.
         ticketed: Invariant and component of each unresolved ticket of the subject.
+        recent: Fingerprints of the alerts that were received in the last minute.
         silent_for: Seconds since the last request of its sender; None before the first.
         heartbeat_age: Seconds since its heartbeat alert was last pushed; None before the first.
         truncated: How many alerts were left out of the last request of each group, by group, and the seconds
@@ -88,6 +89,7 @@ class PushedAlerts:
     alerts: tuple[KeptAlert, ...]
     now: datetime
     ticketed: frozenset[tuple[str, str]] = frozenset()
+    recent: frozenset[str] = frozenset()
     silent_for: float | None = None
     heartbeat_age: float | None = None
     truncated: Mapping[str, tuple[int, float]] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class Push:
 
     Attributes:
         subject: Name of the subject.
+        kind: Its kind.
         sender: What pushed it, such as "alertmanager"; the history of a ticket names it.
         alerts: The alerts, in the order in which the sender has them.
         group: The sender's name for the group of alerts.
@@ -111,6 +114,7 @@ class Push:
     """
 
     subject: str
+    kind: str
     sender: str
     alerts: tuple[KeptAlert, ...]
     group: str = ""
@@ -132,9 +136,9 @@ class PushRules:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """What pushes changed: the tickets that opened, and the ids of those that were resolved."""
+    """What pushes changed: the tickets that opened, by their ids, and the ids of those that were resolved."""
 
-    opened: tuple[Ticket, ...] = ()
+    opened: Mapping[int, Violation] = field(default_factory=dict)
     resolved: tuple[int, ...] = ()
 
 
@@ -154,6 +158,7 @@ class TakesAlerts(Protocol):
     """
 
     name: str
+    kind: str
     sender: str
     settings: Any
     alerts: Any

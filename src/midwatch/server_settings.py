@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from midwatch.errors import SettingsError
 from midwatch.setting_group import Group
 from midwatch.units import Bytes, Listen, Network, Origin, Seconds, Url
 
@@ -49,6 +50,19 @@ class OidcSettings(Group):
     groups_claim: str = Field(
         "groups", description="The claim that lists a person's groups."
     )
+
+    def read_secret(self) -> str:
+        """Return the client's secret; empty without one. Raises SettingsError."""
+        if self.client_secret_file is None:
+            return self.client_secret or ""
+        try:
+            return self.client_secret_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(
+                f"cannot read {self.client_secret_file}: {error}",
+                path="server.oidc.client_secret_file",
+                hint="the file must hold the secret and nothing else",
+            ) from None
 
 
 class ProxySettings(Group):

@@ -12,6 +12,7 @@ from midwatch.provider import Provider
 from midwatch.server_settings import ServerSettings
 from midwatch.setting_group import Group as Group
 from midwatch.setting_group import Name as Name
+from midwatch.telemetry_settings import TelemetrySettings
 from midwatch.units import Bytes, PortChecked, Ratio, Seconds, Url
 
 DEFAULT_FILE = "midwatch.yaml"
@@ -606,6 +607,7 @@ class Settings(Group):
     content: ContentSettings = ContentSettings()
     metrics: MetricsSettings = MetricsSettings()
     server: ServerSettings = ServerSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     notifications: NotificationSettings = NotificationSettings()
     log: LogSettings = LogSettings()
     subjects: list[dict[str, Any]] = Field(

@@ -1,4 +1,4 @@
-"""Silences: for how long, and for which violations, no ticket opens and nobody is told.
+"""Silences: for how long, and for which violations, no ticket opens and no message is sent.
 
 A silence has matchers on labels, a start, an end, an author and a reason. With a recurrence it holds only in windows
 between its start and its end, such as each Sunday from 2 to 4 o'clock in Berlin.
@@ -6,16 +6,12 @@ between its start and its end, such as each Sunday from 2 to 4 o'clock in Berlin
 
 from __future__ import annotations
 
-import functools
-import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from itertools import islice
-from zoneinfo import ZoneInfo
+from datetime import datetime, timedelta
 
-from midwatch.errors import MidwatchError, PermanentError
+from midwatch.errors import MidwatchError
 from midwatch.matchers import (
     InvalidMatcher,
     Matcher,
@@ -25,10 +21,17 @@ from midwatch.matchers import (
     parse_matchers,
 )
 from midwatch.model import Facts, Key, Severity, Ticket, Violation
+from midwatch.recurrence import (
+    LONGEST_TEXT,
+    InvalidSilence,
+    NoRecurrences,
+    Recurrence,
+)
 from midwatch.units import LONGEST_DURATION, format_duration
 
 __all__ = [
     "Hold",
+    "InForce",
     "InvalidMatcher",
     "InvalidSilence",
     "Labels",
@@ -36,8 +39,11 @@ __all__ = [
     "NoRecurrences",
     "Recurrence",
     "Silence",
+    "SilencedViolation",
+    "Silencing",
     "describe",
     "hold",
+    "in_force",
     "labels_of",
     "labels_of_ticket",
     "labels_of_violation",
@@ -45,179 +51,8 @@ __all__ = [
     "parse_matcher_groups",
     "parse_matchers",
     "unusable",
+    "why_silent",
 ]
-
-MOST_WINDOWS = 4000
-"""Windows of one silence: one a day for ten years."""
-LONGEST_WINDOW = 366 * 86400.0
-"""Seconds."""
-LONGEST_TEXT = 500
-"""Characters of an author, a reason or a rule."""
-
-
-class InvalidSilence(PermanentError):
-    """A silence is wrong."""
-
-    command_exit_code = 2
-
-
-class NoRecurrences(PermanentError):
-    """Recurring silences need python-dateutil."""
-
-    hint = "pip install 'midwatch[silences]'"
-
-
-# ------------------------------------------------------------------ recurring windows
-
-_NUMBERS = {
-    "BYHOUR": (0, 23),
-    "BYMINUTE": (0, 59),
-    "BYMONTH": (1, 12),
-    "BYMONTHDAY": (-31, 31),
-    "BYYEARDAY": (-366, 366),
-    "BYWEEKNO": (-53, 53),
-    "BYSETPOS": (-366, 366),
-    "INTERVAL": (1, 1000),
-    "COUNT": (1, MOST_WINDOWS),
-}
-_SINGLE = ("FREQ", "INTERVAL", "COUNT", "WKST")
-_MOST_VALUES = 31
-_MOST_TIMES = 24
-_FREQUENCIES = ("DAILY", "WEEKLY", "MONTHLY", "YEARLY")
-_DAY = re.compile(r"([+-]?[1-5]?\d)?(MO|TU|WE|TH|FR|SA|SU)")
-
-
-@dataclass(frozen=True, slots=True)
-class Recurrence:
-    """Windows that recur: each begins at an occurrence of `rrule` and lasts `window_seconds`.
-
-    `rrule` is a rule of RFC 5545 without UNTIL, such as `FREQ=WEEKLY;BYDAY=SU;BYHOUR=2;BYMINUTE=0`. Its times are those of
-    `timezone`, an IANA name; what it does not say comes from the start of the silence. A time that a change
-    of the clocks skips begins as much later, and one that comes twice counts the first time, as RFC 5545 says.
-    A window lasts its seconds whatever the clocks do.
-    """
-
-    rrule: str
-    window_seconds: float
-    timezone: str = "UTC"
-
-    def check(self) -> None:
-        """Raise InvalidSilence unless rule, length and time zone are right and cheap to compute."""
-        if not 1 <= self.window_seconds <= LONGEST_WINDOW:
-            raise InvalidSilence(
-                "a window lasts 1 second at least and 366 days at most"
-            )
-        _zone(self.timezone)
-        _check_rule(self.rrule)
-
-    def windows(self, starts_at: datetime, ends_at: datetime) -> Sequence[datetime]:
-        """Return the starts of all windows between two times, in order and in UTC.
-
-        Raises:
-            InvalidSilence: The rule is wrong, or there are more than MOST_WINDOWS.
-            NoRecurrences: python-dateutil is not installed.
-        """
-        return _windows(self.rrule, self.timezone, starts_at, ends_at)
-
-
-def _check_rule(rule: str) -> None:
-    if len(rule) > LONGEST_TEXT:
-        raise _wrong_rule(f"it is longer than {LONGEST_TEXT} characters")
-    parts: dict[str, list[str]] = {}
-    for part in rule.split(";"):
-        name, equals, text = part.partition("=")
-        if not equals or name in parts:
-            raise _wrong_rule(f"{part[:40]!r} is not one NAME=VALUE")
-        parts[name] = text.split(",")
-    for name, values in parts.items():
-        if len(values) > (1 if name in _SINGLE else _MOST_VALUES):
-            raise _wrong_rule(f"{name} has too many values")
-        for value in values:
-            _check_value(name, value)
-    if "FREQ" not in parts:
-        raise _wrong_rule("FREQ is missing")
-    times = len(parts.get("BYHOUR", "1")) * len(parts.get("BYMINUTE", "1"))
-    if times > _MOST_TIMES:
-        raise _wrong_rule(f"it has {times} times a day; {_MOST_TIMES} are the limit")
-
-
-def _check_value(name: str, value: str) -> None:
-    if name == "FREQ":
-        fine = value in _FREQUENCIES
-    elif name == "WKST":
-        fine = bool(re.fullmatch("MO|TU|WE|TH|FR|SA|SU", value))
-    elif name == "BYDAY":
-        day = _DAY.fullmatch(value)
-        # dateutil finds no place for a 53rd weekday in a year that has 52 of them.
-        fine = day is not None and (not day[1] or 1 <= abs(int(day[1])) <= 52)
-    elif name == "UNTIL":
-        raise _wrong_rule("it has UNTIL; the end of the silence ends its windows")
-    elif name in _NUMBERS:
-        low, high = _NUMBERS[name]
-        number = int(value) if re.fullmatch(r"[+-]?\d{1,4}", value, re.ASCII) else None
-        fine = number is not None and low <= number <= high
-        fine = fine and (number != 0 or low == 0)
-    else:
-        raise _wrong_rule(f"{name[:20]!r} is not known")
-    if not fine:
-        raise _wrong_rule(f"{name}={value[:40]} is not possible")
-
-
-def _wrong_rule(why: str) -> InvalidSilence:
-    hint = (
-        "write a rule of RFC 5545, such as FREQ=WEEKLY;BYDAY=SU;BYHOUR=2;BYMINUTE=0; "
-        "FREQ is DAILY, WEEKLY, MONTHLY or YEARLY"
-    )
-    return InvalidSilence(f"the rule is wrong: {why}", hint=hint)
-
-
-@functools.lru_cache(maxsize=64)
-def _zone(name: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # unknown, a path, a folder
-        raise InvalidSilence(
-            f"the time zone {name[:60]!r} is not known",
-            hint="use an IANA name such as Europe/Berlin",
-        ) from None
-
-
-@functools.lru_cache(maxsize=256)
-def _windows(
-    rule: str, timezone: str, starts_at: datetime, ends_at: datetime
-) -> Sequence[datetime]:
-    try:
-        from dateutil.rrule import rrulestr
-    except ImportError:
-        raise NoRecurrences() from None
-    zone = _zone(timezone)
-    _check_rule(rule)
-    start = starts_at.astimezone(zone).replace(tzinfo=None, microsecond=0)
-    end = ends_at.astimezone(zone).replace(tzinfo=None)
-    # dateutil searches for the next occurrence until the year 9999, which takes a minute for a rule without any. The
-    # calendar repeats every 400 years, to the weekday: so the search begins as late as it can.
-    shift = (9999 - end.year) // 400 * 400
-    first, last = _moved(start, shift), _moved(end, shift)
-    try:
-        found: list[datetime] = []
-        for one in islice(rrulestr(rule, dtstart=first), MOST_WINDOWS + 1):
-            if one >= last:
-                break
-            local = _moved(one, -shift)
-            found.append(local.replace(tzinfo=zone).astimezone(UTC))
-    except (ValueError, IndexError, OverflowError) as error:
-        raise _wrong_rule(str(error)) from None
-    if len(found) > MOST_WINDOWS:
-        raise InvalidSilence(
-            f"the silence has more than {MOST_WINDOWS:,} windows",
-            hint="give it an earlier end, or a rule with fewer windows",
-        )
-    return tuple(sorted(set(found)))
-
-
-def _moved(time: datetime, years: int) -> datetime:
-    return time.replace(year=time.year + years)
-
 
 # ------------------------------------------------------------------ silences
 
@@ -335,6 +170,9 @@ Labels = Mapping[str, str]
 OWN_LABELS = ("subject", "kind", "invariant", "component", "severity")
 """The labels that every violation has. Where an alert has one of the same name, Midwatch's counts."""
 _LABEL_FACT = "label_"
+NEVER_SILENT = frozenset({"investigation"})
+"""Invariants that no silence keeps silent: somebody asked, and waits for the answer."""
+_NAME = "alertname"  # a fact and a label of an alert
 
 
 def labels_of(key: Key, severity: Severity, facts: Facts, kind: str = "") -> Labels:
@@ -353,7 +191,9 @@ def labels_of(key: Key, severity: Severity, facts: Facts, kind: str = "") -> Lab
         "component": key.component,
         "severity": severity.label,
     }
+    named = {_NAME: str(facts[_NAME])} if facts.get(_NAME) else {}
     return {
+        **named,
         **{
             name.removeprefix(_LABEL_FACT): str(value)
             for name, value in facts.items()
@@ -393,7 +233,7 @@ class Hold:
 
     Attributes:
         by: What to call it, such as "silence 3" or "Alertmanager silence 4f…".
-        until: When it ends if nobody changes it; None if only the sender knows.
+        until: When it ends by itself; None if only the sender knows.
         silence_id: The silence, or None for one of the sender.
     """
 
@@ -402,28 +242,82 @@ class Hold:
     silence_id: int | None = None
 
 
-def hold(
-    silences: Iterable[Silence], labels: Labels, now: datetime, sender: str = ""
-) -> Hold | None:
-    """Return what keeps a violation silent, or None. A silence that cannot be evaluated keeps nothing silent.
+InForce = Sequence[tuple[Silence, datetime]]
+"""Silences that hold, each with the time until which it does, the last to end first."""
 
-    Args:
-        silences: The silences that have not ended.
-        labels: The labels of the violation.
-        now: The time.
-        sender: What the sender of the alert says silences it; empty if nothing does.
-    """
-    best: Hold | None = None
+
+def in_force(silences: Iterable[Silence], now: datetime) -> InForce:
+    """Return the silences that hold at a time. One that cannot be evaluated here does not: see `unusable`."""
+    found: list[tuple[Silence, datetime]] = []
     for one in silences:
         try:
             until = one.active_until(now)
-            if until is None or not match_all(one.matchers, labels):
-                continue
+            check_matchers(one.matchers)
         except MidwatchError:
-            continue  # `unusable` says so
-        if best is None or best.until is None or until > best.until:
-            best = Hold(f"silence {one.id}", until, one.id)
-    return best or (Hold(sender) if sender else None)
+            continue
+        if until is not None:
+            found.append((one, until))
+    return sorted(found, key=lambda pair: (pair[1], pair[0].id), reverse=True)
+
+
+def hold(silences: InForce, labels: Labels, sender: str = "") -> Hold | None:
+    """Return what keeps a violation silent, or None.
+
+    Args:
+        silences: The silences that hold now.
+        labels: The labels of the violation.
+        sender: What the sender of the alert says silences it; empty if nothing does.
+    """
+    if labels.get("invariant") in NEVER_SILENT:
+        return None
+    for one, until in silences:
+        if match_all(one.matchers, labels):
+            return Hold(f"silence {one.id}", until, one.id)
+    return Hold(sender) if sender else None
+
+
+@dataclass(frozen=True, slots=True)
+class SilencedViolation:
+    """A violation that a silence keeps or kept silent.
+
+    Attributes:
+        by: What keeps it silent: "silence 3", or what the sender of the alert says.
+        silence_id: The silence; None if the sender keeps it silent.
+        until: When the silence ends by itself; None if only the sender knows.
+        first_seen_at: When it was first seen while it was silent.
+        ended_at: When it cleared or became audible; None while it lasts.
+        ticket_id: The ticket that was open when it began, or that opened when the silence ended.
+    """
+
+    id: int
+    key: Key
+    severity: Severity
+    message: str
+    by: str
+    silence_id: int | None
+    until: datetime | None
+    first_seen_at: datetime
+    ended_at: datetime | None = None
+    ticket_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Silencing:
+    """A violation that is silent from now on. It was first observed `seen_for` seconds ago.
+
+    Attributes:
+        held: What keeps it silent.
+        why: The line for the history of its ticket.
+        ticket_id: Its ticket, if one is open.
+    """
+
+    key: Key
+    severity: Severity
+    message: str
+    held: Hold
+    why: str
+    seen_for: float = 0.0
+    ticket_id: int | None = None
 
 
 def unusable(silences: Iterable[Silence], now: datetime) -> dict[int, str]:
@@ -444,4 +338,11 @@ def describe(silence: Silence) -> str:
     return (
         f"silence {silence.id} of {silence.author} for {lasts}: "
         f"{' '.join(silence.reason.split())}"
+    )
+
+
+def why_silent(held: Hold, known: InForce) -> str:
+    """Return the line for a ticket's history that says what keeps it silent."""
+    return next(
+        (describe(one) for one, _ in known if one.id == held.silence_id), held.by
     )

@@ -51,3 +51,29 @@ def alertmanager_body(*alerts: dict[str, Any], **more: Any) -> dict[str, Any]:
         "alerts": list(alerts),
         **more,
     }
+
+
+def incident(event_type: str, occurred_at: str, **more: Any) -> dict[str, Any]:
+    """Return a webhook of PagerDuty about an incident."""
+    data = {
+        "id": "Q1",
+        "type": "incident",
+        "title": "The shop is slow",
+        "number": 12,
+        "status": "triggered",
+        "html_url": "https://team.pagerduty.example/incidents/Q1",
+        "created_at": "2026-03-01T10:00:00Z",
+        "urgency": "high",
+        "service": {"id": "P1", "summary": "Shop", "type": "service_reference"},
+        "priority": None,
+        **more,
+    }
+    return {
+        "event": {
+            "id": "01",
+            "event_type": event_type,
+            "resource_type": "incident",
+            "occurred_at": occurred_at,
+            "data": data,
+        }
+    }

@@ -74,6 +74,7 @@ def test_what_nobody_can_answer(tmp_path: Path) -> None:
         ("sh -c exec midwatch agent", ("agent",), None),
         ("sh -c /opt/midwatch/bin/midwatch up", ("up",), None),
         ("agent monitor", None, None),
+        ("tini -- midwatch -c a.yaml serve", ("serve",), "a.yaml"),
         ("tini -- midwatch session serve", None, None),
         ("tini -- midwatch db upgrade", None, None),
     ],

@@ -164,6 +164,14 @@ EXPECTED = {
     "rate_limited(retry_after=1)": Expected(("It is the lock. 2",)),
     "midwatch eval list": Expected(("lock-queue", "scenarios scored")),
     "midwatch eval add": Expected(("lost-import", "scenarios scored"), settings=True),
+    "midwatch silences list": Expected(
+        ("1 open ticket silent now", "tables are rebuilt", "3 sessions wait", "ended"),
+        settings=True,
+    ),
+    "midwatch silences add 'kind": Expected(
+        ("FREQ=WEEKLY", "Europe/Berlin"), settings=True
+    ),
+    "store.add_silence(": Expected(("1 silence 1 ['upgrade']",), settings=True),
     "TicketDB.open(": Expected(
         ("1 diagnosed orders-db the last", "resolved the disk was replaced")
     ),
@@ -350,14 +358,17 @@ ENVIRON = {
     "ORDERS_DSN": "postgresql://midwatch@db.example/orders",
     "HEALTH_TOKEN": "a-token-for-a-health-check",
     "GRAFANA_TOKEN": "a-token-of-a-service-account",
+    "PAGERDUTY_SECRET": "a-secret-of-a-webhook",
 }
 
 
 def shown() -> list[tuple[str, str]]:
     """Every settings file in the documents: fenced YAML, and the README's here-document."""
     found = [
-        (f"subjects.md {number}", text)
-        for number, text in enumerate(blocks("docs/subjects.md", "yaml"))
+        (f"{page} {number}", text)
+        for page in ("subjects.md", "alerts.md")
+        for number, text in enumerate(blocks(f"docs/{page}", "yaml"))
+        if "subjects:" in text
     ]
     [readme] = [
         document

@@ -209,7 +209,7 @@ async def test_a_monitor_that_hangs_is_not_healthy(
     subject = FakeSubject("fake", [broken("alive", "db")])
     loop = MonitorLoop(stuck, [subject], clock=clock)  # type: ignore[arg-type]
     async with metrics_served(
-        ANY_PORT, quiet_log(), loop.progress, monitor=loop
+        ANY_PORT, quiet_log(), loop.progress, store=store, monitor=loop
     ) as url:
         async with at_work(loop.run(StopEvent(clock))):
             await eventually(lambda: loop.monitors[0].stats.known)

@@ -14,6 +14,7 @@ from .server_process import Running, server_process
 
 OPEN = "/api/v1/openapi.json"
 """An address that every principal may read."""
+JSON_MD = Path(__file__).parents[2] / "docs" / "json.md"
 ELSEWHERE: dict[str, Any] = {"url": "https://midwatch.example.org"}
 """Settings with which requests from this machine need a sign-in, too."""
 
@@ -49,6 +50,8 @@ def test_a_token_is_accepted_until_it_ends(tmp_path: Path) -> None:
         assert "no token" in problem(ask(OPEN, headers={"authorization": "Dig"}), 401)
         _until(server, short, "has expired")
         [listed] = said_json(tmp_path, "tokens", "list")
+        documented = JSON_MD.read_text()
+        assert all(f"`{field}`" in documented for field in listed)
         assert (listed["name"], listed["scopes"]) == ("ci", ["read"])
         assert listed["last_used_at"] is not None
         assert "revoked" in said(tmp_path, "tokens", "revoke", str(listed["id"]))

@@ -34,6 +34,8 @@ from midwatch.testing.messages_api import (
 )
 from midwatch.testing.postgres import PrivatePostgres
 
+from ..acceptance.cli import said, said_json
+from ..acceptance.server_process import server_process
 from ..waiting import PATIENCE
 from .support import (
     KEY,
@@ -224,6 +226,30 @@ async def test_a_full_disk_loses_no_ticket_and_no_paid_answer(
     with sqlite3.connect(file) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     connection.close()
+
+
+@pytest.mark.needs_root
+def test_a_full_disk_is_503_and_says_when_to_try_again(
+    tiny_disk: Path, tmp_path: Path
+) -> None:
+    """A sign-in is a row; nothing of one that was not stored is left."""
+    settings = {
+        "database": f"sqlite:///{tiny_disk / 'midwatch.db'}",
+        "server": {"url": "https://midwatch.example.org"},
+    }
+    with server_process(tmp_path, settings) as server:
+        form = {"token": said(tmp_path, "tokens", "create", "ci").strip()}
+        with full(tiny_disk):
+            while (answer := server.http.post("/sign-in", data=form)).is_redirect:
+                pass  # what SQLite still had at hand
+            assert answer.status_code == 503
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert int(answer.headers["retry-after"]) > 0
+            assert "free some disk space" in answer.json()["hint"]
+            assert server.http.get("/readyz").status_code == 200  # it can be read
+        before = len(said_json(tmp_path, "tokens", "list"))
+        assert server.http.post("/sign-in", data=form).is_redirect
+        assert len(said_json(tmp_path, "tokens", "list")) == before + 1
 
 
 # ------------------------------------------------------------------ PostgreSQL

@@ -12,9 +12,9 @@ from sqlalchemy import event
 
 from midwatch.errors import StoreUnavailable
 from midwatch.model import TicketStatus
-from midwatch.store.engine import SqliteTransactions
 from midwatch.store.protocol import Claim, Finish
 from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.sqlite import SqliteTransactions
 from midwatch.testing.postgres import PrivatePostgres
 from midwatch.testing.store_conformance import MovableClock, StoreFixture
 

@@ -23,7 +23,7 @@ from midwatch.errors import (
     StoreRejected,
     StoreUnavailable,
 )
-from midwatch.store import engine
+from midwatch.store import sqlite
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.store_conformance import MovableClock, StoreFixture
 
@@ -40,7 +40,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def quick_busy(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr(engine, "SQLITE_BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(sqlite, "SQLITE_BUSY_SECONDS", 0.2)
     return 0.2
 
 
@@ -88,7 +88,7 @@ async def test_a_waiting_writer_tries_at_short_intervals(
     store: SqlStore, sqlite_file: Path
 ) -> None:
     """Otherwise processes that arrive later take the lock again and again, and the wait ends in an error."""
-    assert isinstance(store.transactions, engine.SqliteTransactions)
+    assert isinstance(store.transactions, sqlite.SqliteTransactions)
     statements: list[str] = []
 
     @event.listens_for(store.transactions.engine, "before_cursor_execute")

@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, inspect, text
 
 from midwatch.errors import SchemaMismatch
-from midwatch.store import engine
+from midwatch.store import sqlite
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.schema import REVISION, metadata
 from midwatch.store.sql import (
@@ -136,7 +136,7 @@ def _migrating(file: Path) -> Iterator[sqlite3.Connection]:
 async def test_an_opening_waits_for_a_migration(
     sqlite_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "SQLITE_BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite, "SQLITE_BUSY_SECONDS", 0.01)
     with _migrating(sqlite_file) as lite:
         opening = asyncio.create_task(open_store(f"sqlite:///{sqlite_file}"))
         done, _ = await asyncio.wait({opening}, timeout=0.3)

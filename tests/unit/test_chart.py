@@ -421,8 +421,14 @@ def test_every_daemon_is_restarted_when_it_hangs(case: str, tmp_path: Path) -> N
     for name, template in pods(of_kind(documents, "Deployment", "StatefulSet")):
         [container] = template["spec"]["containers"]
         assert container["livenessProbe"]["httpGet"]["path"] == "/healthz", name
-        [port] = container["ports"]
+        port, *others = container["ports"]
         settings = settings_of(template, documents, tmp_path)
+        if container["name"] == "serve":
+            [web] = others
+            assert settings.server.listen == ("0.0.0.0", web["containerPort"])
+            assert container["readinessProbe"]["httpGet"]["port"] == web["name"]
+        else:
+            assert not others
         groups = {"operator": settings.operator, "content": settings.content}
         served = groups.get(container["name"], settings.metrics)
         assert (served.host, served.port) == ("0.0.0.0", port["containerPort"])

@@ -86,7 +86,7 @@ def test_marks_and_other_encodings_do_not_hide_the_report(output: bytes) -> None
             '{"violations": [' + ",".join(["{}"] * 300_000) + "]}",
             "invariant: is missing",
         ),
-        ("{}\n" * 300_000, "line 1: {}"),
+        ("{}\n" * 50_000, "line 1: {}"),
         ('{"%s": 1}' % ("x" * 900_000), "unknown field"),
         (written(invariant="subject_unobservable"), "Midwatch's own"),
         ("null", "null is not a group of fields"),

@@ -234,7 +234,7 @@ def test_what_cannot_be_decompressed_has_a_reason(
     assert undecoded in decoder.undecoded and bool(undecoded) == bool(decoder.undecoded)
 
 
-BOMB = gzip.compress(b"\0" * 100_000_000, mtime=0)
+BOMB = gzip.compress(b"\0" * 10_000_000, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ BOMB = gzip.compress(b"\0" * 100_000_000, mtime=0)
     [
         ("gzip", BOMB),
         ("gzip, gzip", gzip.compress(BOMB, mtime=0)),
-        ("deflate", zlib.compress(b"\0" * 50_000_000)),
+        ("deflate", zlib.compress(b"\0" * 10_000_000)),
         ("gzip", gzip.compress(b"", mtime=0) * 100_000),
         ("gzip, gzip", gzip.compress(gzip.compress(b"", mtime=0) * 100_000, mtime=0)),
     ],

@@ -14,8 +14,6 @@ import pytest
 
 from tests.cluster import (
     ApiServer,
-    ContainerExits,
-    ContainerRuns,
     ImagePull,
     ProcessKubelet,
     Refused,
@@ -370,26 +368,6 @@ def test_a_pod_reaches_the_server_as_its_service_account(
     quiet = {"automountServiceAccountToken": False}
     objects.create(job('test -z "$KUBECONFIG"', "quiet", pod=quiet))
     assert condition(objects.wait("jobs", "default", "quiet", ended), "Complete")
-
-
-def test_two_hundred_jobs_without_processes(
-    server: ApiServer, kubelet: ProcessKubelet
-) -> None:
-    kubelet.outcomes.add(
-        ContainerExits(0), lambda pod: pod["metadata"]["name"].startswith("e")
-    )
-    kubelet.outcomes.add(ContainerRuns())
-    for number in range(100):
-        server.objects.create(job("", f"e{number}"))
-        server.objects.create(job("", f"s{number}"))
-
-    def count(phase: str) -> int:
-        return sum(
-            p["status"].get("phase") == phase for p in server.objects.list("pods")
-        )
-
-    wait_until(lambda: count("Succeeded") == count("Running") == 100, PATIENCE)
-    wait_until(lambda: sum(map(ended, server.objects.list("jobs"))) == 100)
 
 
 def test_a_job_document_that_is_no_job_is_refused(server: ApiServer) -> None:

@@ -9,6 +9,7 @@ import base64
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -330,16 +331,18 @@ HOSTILE = [
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_hostile_repetition_ends(piece: str) -> None:
-    """Quadratic time would take hours on half a megabyte."""
-    size = 500_000
+    """Quadratic time would take minutes on so much."""
+    size = 200_000
     text = (piece * (size // len(piece) + 1))[
         :size
     ] + "\npassword=x bearer basic cookie ://"
+    began = time.process_time()
     assert R.text(text)
+    assert time.process_time() - began < 20
 
 
-def test_a_line_of_ten_megabytes() -> None:
-    line = "x1 " * 3_300_000 + "password=hunter2"
+def test_a_line_of_a_megabyte() -> None:
+    line = "x1 " * 330_000 + "password=hunter2"
     assert R.text(line).endswith("x1 password=[redacted:password]")
 
 

@@ -251,6 +251,7 @@ GUARDS = {
     "kube/controller.py": 1,
     "kube/cache.py": 1,
     "monitor/loop.py": 1,
+    "server/guard.py": 1,
     "agent/runner.py": 1,
     "session/claude_code.py": 2,
     "testing/messages_api.py": 1,
@@ -279,6 +280,7 @@ REPEATED = {
     "environment.py": "the variables of a child process",
     "errors.py": "the package's errors",
     "evidence.py": "the evidence of a subject or of a prompt",
+    "feed.py": "the feed of changes: of the store, of a process, and its checks",
     "http.py": "requests and responses",
     "log.py": "the log: a session's events, PostgreSQL's own",
     "mailbox.py": "the mailbox of a session, and its commands",
@@ -298,19 +300,33 @@ REPEATED = {
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 650, 60
 
 
-def sources() -> Iterator[tuple[str, ast.Module]]:
-    """The wheel's, by their place in it, and those beside it that are held to the same."""
+Sources = Mapping[str, tuple[ast.AST, ...]]
+LOOKED_AT = (
+    *(ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ImportFrom),
+    *(ast.Attribute, ast.alias, ast.ExceptHandler),
+)
+
+
+@pytest.fixture(scope="module")
+def sources() -> Sources:
+    """The nodes that are looked at of the wheel's files, by their place in it, and of those that are held to the same."""
     beside = (CHECKOUT / "tests" / "cluster", CHECKOUT / "tools")
-    for folder, root in ((SOURCE, SOURCE), *((one, CHECKOUT) for one in beside)):
-        for file in sorted(folder.rglob("*.py")):
-            yield str(file.relative_to(root)), ast.parse(file.read_text("utf-8"))
+    return {
+        str(file.relative_to(root)): tuple(
+            node
+            for node in ast.walk(ast.parse(file.read_text("utf-8")))
+            if isinstance(node, LOOKED_AT)
+        )
+        for folder, root in ((SOURCE, SOURCE), *((one, CHECKOUT) for one in beside))
+        for file in sorted(folder.rglob("*.py"))
+    }
 
 
-def test_only_the_edge_reads_the_environment() -> None:
+def test_only_the_edge_reads_the_environment(sources: Sources) -> None:
     readers = {
         name
-        for name, tree in sources()
-        for node in ast.walk(tree)
+        for name, nodes in sources.items()
+        for node in nodes
         if isinstance(node, ast.Attribute | ast.alias)
         and (node.attr if isinstance(node, ast.Attribute) else node.name)
         in ("environ", "environb", "getenv", "putenv")
@@ -323,11 +339,11 @@ def _is_os(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id == "os"
 
 
-def test_broad_handlers_are_the_outermost_guards() -> None:
+def test_broad_handlers_are_the_outermost_guards(sources: Sources) -> None:
     found = Counter(
         name
-        for name, tree in sources()
-        for node in ast.walk(tree)
+        for name, nodes in sources.items()
+        for node in nodes
         if isinstance(node, ast.ExceptHandler) and _is_broad(node)
     )
     assert found.keys() <= GUARDS.keys(), "catch what is really raised there"
@@ -347,18 +363,18 @@ def _is_broad(handler: ast.ExceptHandler) -> bool:
     return broad and not (isinstance(last, ast.Raise) and last.exc is None)
 
 
-def test_no_import_runs_in_a_circle() -> None:
+def test_no_import_runs_in_a_circle(sources: Sources) -> None:
     """Also none that a function or a type checker makes."""
-    trees = {_module(name): tree for name, tree in sources()}
+    modules = {_module(name): nodes for name, nodes in sources.items()}
     graph = {
         name: {
             imported
-            for node in ast.walk(tree)
+            for node in nodes
             if isinstance(node, ast.ImportFrom) and node.module and not node.level
-            for imported in _imported(node, trees)
+            for imported in _imported(node, modules)
         }
         - {name}
-        for name, tree in trees.items()
+        for name, nodes in modules.items()
     }
     TopologicalSorter(graph).prepare()
 
@@ -381,17 +397,17 @@ def test_a_circle_would_be_found() -> None:
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
 
-def test_no_file_name_stands_twice_by_chance() -> None:
-    wheel = (name for name, _ in sources() if not name.startswith(("tests/", "tools/")))
+def test_no_file_name_stands_twice_by_chance(sources: Sources) -> None:
+    wheel = (name for name in sources if not name.startswith(("tests/", "tools/")))
     count = Counter(Path(name).name for name in wheel)
     assert {name for name, times in count.items() if times > 1} == REPEATED.keys()
 
 
-def test_files_and_functions_are_short() -> None:
+def test_files_and_functions_are_short(sources: Sources) -> None:
     long = [
         (name, getattr(node, "name", "the file"), lines)
-        for name, tree in sources()
-        for node in ast.walk(tree)
+        for name, nodes in sources.items()
+        for node in nodes
         if "/versions/" not in name and (lines := _lines(node)) > _most(node)
     ]
     assert not long
@@ -419,17 +435,21 @@ def test_the_map_of_modules_is_current() -> None:
     assert page == with_map(page), "run `make docs`"
 
 
-def test_the_three_ways_name_what_exists() -> None:
+def test_the_three_ways_name_what_exists(sources: Sources) -> None:
     page = ARCHITECTURE_PAGE.read_text(encoding="utf-8")
     ways = page.partition("## Three ways")[2].partition("## Why each")[0]
-    modules = {name[:-3].replace("/", "."): tree for name, tree in sources()}
+    modules = {
+        name[:-3].replace("/", "."): nodes[0]
+        for name, nodes in sources.items()
+        if isinstance(nodes[0], ast.Module)
+    }
     steps = re.findall(r"`((?:[a-z_]+\.)+\w+)`", ways)
     found = [step for step in steps if _is_defined(step, modules)]
     unknown = set(steps) - set(found) - {"monitor.interval"}
     assert len(found) > 30 and not unknown
 
 
-def _is_defined(step: str, modules: Mapping[str, ast.Module]) -> bool:
+def _is_defined(step: str, modules: Mapping[str, ast.AST]) -> bool:
     """Return whether `package.module.Class.method` is a module, or a name defined in one."""
     parts = step.split(".")
     for length in range(len(parts), 0, -1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from midwatch.agent.diagnosis import (
@@ -21,9 +21,11 @@ from midwatch.diagnosis_schema import Kind, NotSent, Reply
 from midwatch.errors import ClaimLost, MidwatchError, TemporaryError
 from midwatch.lifecycle import Alive, Backoff, Clock, StopEvent, background, cancel
 from midwatch.logs import Log
+from midwatch.model import Context
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
 from midwatch.store.protocol import Budget, Claim, Finish, PauseKind, Store
+from midwatch.telemetry.spans import NoTelemetry, Telemetry
 from midwatch.text import clean, one_line
 
 GATHER_SECONDS = 15.0
@@ -71,6 +73,7 @@ class AttemptContext:
     spent_usd: float = 0.0
     investigator: Investigator | None = None
     trace: Callable[[str], None] | None = None
+    telemetry: Telemetry = field(default_factory=NoTelemetry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +127,7 @@ class Attempt:
             return await self._give_up()
         self.alive(GATHER_SECONDS + SLACK)
         inquiry = await self._inquiry()
-        context = inquiry.earlier or await self.shared.gatherer.gather(
-            self.claim.tickets,
-            timeout=GATHER_SECONDS,
-            tokens=settings.context_tokens,
-        )
+        context = inquiry.earlier or await self._gather()
         step: Step | None = Step(context, self.shared.max_tokens)
         while step is not None:
             passed = self.shared.clock.monotonic() - self.began
@@ -149,6 +148,18 @@ class Attempt:
                 following = await inquiry.ask(step, reply)
             step = following
         raise AssertionError("unreachable")
+
+    async def _gather(self) -> Context:
+        with self.shared.telemetry.span("gather evidence") as span:
+            context = await self.shared.gatherer.gather(
+                self.claim.tickets,
+                timeout=GATHER_SECONDS,
+                tokens=self.shared.settings.context_tokens,
+            )
+            missing = sum(not one.available for one in context.evidence)
+            pieces = len(context.evidence)
+            span.set({"midwatch.evidence": pieces, "midwatch.unavailable": missing})
+            return context
 
     async def _inquiry(self) -> Investigation:
         """Return the investigation of the batch, as attempts that were interrupted left it."""

@@ -126,7 +126,7 @@ class Claude:
         if isinstance(access, str):
             access = ApiAccess(access, base_url)
         self.model = model
-        self._provider = access.provider
+        self.provider = access.provider
         self._timeout = timeout
         self._now = now
         self._client = open_client(access, timeout, on_request=_trace)
@@ -165,7 +165,7 @@ class Claude:
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
             return Reply(Kind.UNREACHABLE, error=_short(error))
         except credential_errors() as error:
-            if self._provider == "anthropic":
+            if self.provider == "anthropic":
                 raise
             return Reply(Kind.UNAUTHORISED, error=_short(error))
 
@@ -196,9 +196,11 @@ class Claude:
             "model": str(body.get("model") or self.model),
             "asked_model": self.model,
             "request_id": request_id,
+            "message_id": str(body.get("id") or ""),
+            "stop_reason": str(body.get("stop_reason") or ""),
             "text": _text(body),
         }
-        kind = _BY_STOP_REASON.get(str(body.get("stop_reason")), Kind.ANSWERED)
+        kind = _BY_STOP_REASON.get(common["stop_reason"], Kind.ANSWERED)
         if kind is Kind.ASKED:
             return _asked(body, prompt, common)
         if kind is Kind.REFUSED:

@@ -16,6 +16,7 @@ from midwatch.agent.grounding import ground
 from midwatch.agent.report import diagnosis_markdown
 from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply
 from midwatch.model import (
+    INVESTIGATION,
     Context,
     DiagnosisOutcome,
     Evidence,
@@ -228,7 +229,14 @@ def _ticket(ticket: Ticket) -> str:
     text = "\n".join(
         f"{name}: {one_line(value, 2000)}" for name, value in named.items()
     )
-    return f"Ticket {ticket.id} ({ticket.severity.label}):\n{fence(text, 'ticket')}"
+    head = f"Ticket {ticket.id} ({ticket.severity.label}):\n{fence(text, 'ticket')}"
+    return f"{head}\n{_QUESTION}" if key.invariant == INVESTIGATION else head
+
+
+_QUESTION = (
+    "Nothing was observed to be broken for this ticket: its message is what a person or a program asks about the subject. "
+    "Answer it from the evidence and the tools; that there is no fault is an answer too."
+)
 
 
 def _evidence(evidence: Evidence) -> str:

@@ -28,6 +28,8 @@ from midwatch.pricing import cost_usd
 from midwatch.settings import InvestigationSettings
 from midwatch.subjects.base import Subject
 from midwatch.subjects.tools import Answer, Tool, tools_of
+from midwatch.telemetry import gen_ai
+from midwatch.telemetry.spans import NoTelemetry, Telemetry
 from midwatch.text import one_line
 
 RESUME_WITHIN = timedelta(minutes=15)
@@ -101,6 +103,7 @@ class Toolbox:
         gatherer: Turns answers into evidence.
         offered: The tools of each subject of the batch, by its name.
         call_tokens: Longest evidence of a call, in tokens.
+        telemetry: Records each call as a span.
     """
 
     def __init__(
@@ -108,9 +111,11 @@ class Toolbox:
         gatherer: ContextGatherer,
         offered: Mapping[str, Sequence[Tool]],
         call_tokens: int,
+        telemetry: Telemetry = NoTelemetry(),
     ) -> None:
         self._gatherer = gatherer
         self._call_tokens = call_tokens
+        self._telemetry = telemetry
         self._offers = _offers(offered)
         self.definitions = tuple(
             offer.definition(name) for name, offer in sorted(self._offers.items())
@@ -131,7 +136,7 @@ class Toolbox:
         first = 1 + max((int(one.id[1:]) for one in after.evidence), default=0)
         running = [
             asyncio.create_task(
-                self._answer(call, number, turns, seconds), name=f"tool {call.name}"
+                self._traced(call, number, turns, seconds), name=f"tool {call.name}"
             )
             for number, call in enumerate(calls[:most], first)
         ]
@@ -145,6 +150,19 @@ class Toolbox:
         ]
         results += [ToolResult(call.id, None, _NOT_RUN) for call in calls[most:]]
         return tuple(results)
+
+    async def _traced(
+        self, call: ToolCall, number: int, turns: asyncio.Semaphore, seconds: float
+    ) -> Evidence:
+        known = call.name if call.name in self._offers else "unknown"
+        attributes = gen_ai.tool(known, call.id)
+        with self._telemetry.span(f"execute_tool {known}", attributes) as span:
+            evidence = await self._answer(call, number, turns, seconds)
+            if self._telemetry.content:
+                span.set(gen_ai.tool_content(call.arguments, evidence.text))
+            if not evidence.available:
+                span.fail("unavailable")
+            return evidence
 
     async def _answer(
         self, call: ToolCall, number: int, turns: asyncio.Semaphore, seconds: float
@@ -298,6 +316,7 @@ class Investigator:
         subjects: The subjects by name.
         settings: The limits of one diagnosis.
         around: Returns the tools that belong to no subject, for a batch of these subjects.
+        telemetry: Records each call of a tool as a span.
 
     Raises:
         SettingsError: A package of tools cannot be used.
@@ -309,8 +328,10 @@ class Investigator:
         subjects: Mapping[str, Subject],
         settings: InvestigationSettings = InvestigationSettings(),
         around: Callable[[Sequence[str]], Sequence[Tool]] = lambda names: (),
+        telemetry: Telemetry = NoTelemetry(),
     ) -> None:
         self._around = around
+        self._telemetry = telemetry
         self._gatherer = gatherer
         self._settings = settings
         self._tools = {name: tools_of(one) for name, one in subjects.items()}
@@ -322,7 +343,9 @@ class Investigator:
         if self._settings.rounds and self._settings.calls:
             offered = {one: self._tools[one] for one in names if one in self._tools}
             offered[_ITSELF] = self._around(names)
-        toolbox = Toolbox(self._gatherer, offered, self._settings.call_tokens)
+        toolbox = Toolbox(
+            self._gatherer, offered, self._settings.call_tokens, self._telemetry
+        )
         return Investigation(toolbox, self._settings)
 
     def resume(

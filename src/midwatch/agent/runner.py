@@ -13,6 +13,7 @@ from typing import Literal
 from midwatch.agent.attempt import SLACK, Attempt, AttemptContext, AttemptOutcome, Model
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.investigation import Investigator
+from midwatch.agent.traced_model import TracedModel
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Alive, Clock, Liveness, StopEvent, SystemClock
 from midwatch.logs import Log, quiet_log
@@ -20,10 +21,15 @@ from midwatch.model import Severity
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
 from midwatch.store.protocol import Claim, PauseKind, Store, with_notice
+from midwatch.telemetry import gen_ai
+from midwatch.telemetry.spans import Attributes, NoTelemetry, Telemetry
 
 _BUDGET_RECHECK = 60.0
 """Seconds until a spent budget is checked again: calls that cost less than was reserved free a part of
 it, and a new day renews it."""
+
+_ANSWERED = ("answered", "cut", "stopped", "budget")
+"""Outcomes of an attempt that are no failure."""
 
 ModelSource = Callable[[], Model | None]
 PauseReason = PauseKind | Literal["no_key", "budget", "store", "stopped"]
@@ -58,6 +64,7 @@ class AgentRunner:
         progress: The liveness that a health probe asks.
         investigator: What Claude may ask of the subjects; None for nothing.
         trace: Gets the text of every request and answer.
+        telemetry: Records each attempt as a trace.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class AgentRunner:
         progress: Liveness | None = None,
         investigator: Investigator | None = None,
         trace: Callable[[str], None] | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.store = store
         self.settings = settings
@@ -101,6 +109,7 @@ class AgentRunner:
             longest_call,
             investigator=investigator,
             trace=trace,
+            telemetry=telemetry or NoTelemetry(),
         )
         self._blocked_by = ""
         self._budget_spent_until: dict[Severity, float] = {}
@@ -223,11 +232,33 @@ class AgentRunner:
         if model is None:  # the key was removed since `_blocked`
             await self.store.release(claim)
             return None
-        ended = await Attempt(self._shared, claim, model, alive).run(stop)
+        ended = await self._traced(claim, model, stop, alive)
         self.outcomes[ended.outcome] += 1
         if ended.outcome == "budget":
             self._note_spent_budget(claim.severity)
         return ended
+
+    async def _traced(
+        self, claim: Claim, model: Model, stop: StopEvent, alive: Alive
+    ) -> AttemptOutcome:
+        """Make an attempt, and record it as a trace."""
+        telemetry = self._shared.telemetry
+        traced = TracedModel(model, telemetry)
+        attributes: Attributes = {
+            **gen_ai.agent("diagnosis", traced.provider, model.model),
+            "midwatch.batch": claim.batch,
+            "midwatch.tickets": tuple(ticket.id for ticket in claim.tickets),
+            "midwatch.subject": claim.tickets[0].key.subject,
+            "midwatch.severity": claim.severity.label,
+            "midwatch.attempt": claim.attempt,
+        }
+        with telemetry.span("invoke_agent diagnosis", attributes) as span:
+            ended = await Attempt(self._shared, claim, traced, alive).run(stop)
+            cost = {"midwatch.cost_usd": ended.cost_usd}
+            span.set({"midwatch.outcome": ended.outcome, **cost})
+            if ended.outcome not in _ANSWERED:
+                span.fail(ended.outcome)
+            return ended
 
     def _note_spent_budget(self, severity: Severity) -> None:
         """Claim only critical tickets for a while; if one of those was refused, claim none."""

@@ -15,7 +15,7 @@ from midwatch.errors import SettingsError
 from midwatch.units import parse_duration
 
 if TYPE_CHECKING:
-    from midwatch.store.on_call import ApiToken
+    from midwatch.store.on_call import ApiToken, NewToken
 
 app = typer.Typer()
 
@@ -49,12 +49,24 @@ def create(
 
     `curl -H "Authorization: Bearer TOKEN" URL/api/v1/tickets` uses it, and so does Sign in on the page.
     """
+    secret, new = _new(name, tuple(dict.fromkeys(scope or ("read",))), role, expires)
+    made = use_store(context.obj, lambda store: store.add_token(new))
+    output = Output.standard(context.obj.environ)
+    if as_json:
+        output.json({**_document(made), "token": secret})
+    else:
+        output.line(secret)
+
+
+def _new(
+    name: str, scopes: tuple[str, ...], role: str | None, expires: str
+) -> tuple[str, NewToken]:
+    """Return the secret of a new token, and what is stored of it. Raises SettingsError."""
     with needs_server():
         from midwatch.server.auth import SCOPES, Role
         from midwatch.server.authentication import clean_name, digest_of, new_secret
     from midwatch.store.on_call import NewToken
 
-    scopes = tuple(dict.fromkeys(scope or ("read",)))
     if unknown := [one for one in scopes if one not in SCOPES]:
         raise SettingsError(
             f"{ascii(unknown[0][:60])} is no scope",
@@ -72,7 +84,7 @@ def create(
     if not clean_name(name):
         raise SettingsError("is empty", path="NAME", hint="name who has the token")
     secret = new_secret()
-    new = NewToken(
+    return secret, NewToken(
         kind="api",
         name=clean_name(name),
         digest=digest_of(secret),
@@ -81,12 +93,6 @@ def create(
         created_by=user_at_host(),
         seconds=_seconds(expires),
     )
-    made = use_store(context.obj, lambda store: store.add_token(new))
-    output = Output.standard(context.obj.environ)
-    if as_json:
-        output.json({**_document(made), "token": secret})
-    else:
-        output.line(secret)
 
 
 def _seconds(expires: str) -> float:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from midwatch.lifecycle import Liveness
     from midwatch.logs import Log
     from midwatch.monitor.loop import MonitorLoop
+    from midwatch.notify.notifier import Notifier
     from midwatch.provider import ApiAccess
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from midwatch.store.sql import SqlStore
     from midwatch.subjects.base import Subject
     from midwatch.subjects.tools import Tool
+    from midwatch.telemetry.spans import Telemetry
 
 T = TypeVar("T")
 _MOST_OPEN = 200
@@ -128,13 +130,16 @@ def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     """Return the secrets that this process knows, without those of its subjects."""
     from midwatch.store.engine import parse_database
 
-    known = [environ.get("ANTHROPIC_API_KEY", "")]
+    known = [environ.get("ANTHROPIC_API_KEY", ""), *settings.notifications.secrets()]
     try:
         known.append(api_key(settings, environ) or "")
         access = api_access(settings, environ)
         known.extend(access.secrets if access else ())
     except SettingsError:
         pass
+    if settings.server.oidc is not None:
+        with suppress(SettingsError):  # the server reports that
+            known.append(settings.server.oidc.read_secret())
     if "@" in settings.database:
         with suppress(SettingsError):  # opening it reports that
             known.append(str(parse_database(settings.database).password or ""))
@@ -153,6 +158,8 @@ class App:
     gatherer: ContextGatherer
     model: ModelFromKey
     log: Log
+    telemetry: Telemetry
+    config: Path | None = None
 
     def monitor(self) -> MonitorLoop:
         """Return the monitor of all subjects. Raises SettingsError if there are none."""
@@ -185,6 +192,23 @@ class App:
             log=self.log,
             name=f"monitor {process_name()}",
             links=self.links,
+            telemetry=self.telemetry,
+        )
+
+    def notifier(self) -> Notifier | None:
+        """Return what tells people of tickets; None without a route. Raises SettingsError for wrong settings."""
+        chosen = self.settings.notifications
+        if not chosen.routes and not chosen.callback_hosts:
+            return None
+        from midwatch.notify.notifier_setup import open_notifier
+
+        return open_notifier(
+            self.settings,
+            self.store,
+            self.redactor,
+            self.log,
+            self.model.environ,
+            f"notifier {process_name()}",
         )
 
     def investigator(self) -> Investigator:
@@ -207,7 +231,7 @@ class App:
             return more
 
         settings = self.settings.investigation
-        return Investigator(self.gatherer, subjects, settings, around)
+        return Investigator(self.gatherer, subjects, settings, around, self.telemetry)
 
     def agent(
         self,
@@ -233,6 +257,7 @@ class App:
             progress=progress,
             investigator=self.investigator(),
             trace=trace,
+            telemetry=self.telemetry,
         )
 
 
@@ -297,6 +322,7 @@ async def open_app(
     from midwatch.redaction import Redactor
     from midwatch.store.sql import open_store
     from midwatch.subjects.base import build_subjects, dependencies
+    from midwatch.telemetry.opening import open_telemetry
 
     settings = edge.settings()
     subjects = build_subjects(settings.subjects)
@@ -305,7 +331,9 @@ async def open_app(
     redactor = Redactor(
         [*known, *(secret for subject in subjects for secret in subject.secrets)]
     )
-    log = open_log(settings.log, log_to, redactor)
+    telemetry = open_telemetry(settings.telemetry, redactor)
+    log = open_log(settings.log, log_to, redactor, telemetry.trace_ids)
+    telemetry.report_to(log)
 
     def renewed(what: str) -> None:
         log.error("database made again", reason=what)
@@ -321,12 +349,24 @@ async def open_app(
     gc.enable()  # `main` turned it off for the start
     forward_library_logs(log)
     try:
-        yield App(settings, store, subjects, redactor, links, gatherer, model, log)
+        yield App(
+            settings,
+            store,
+            subjects,
+            redactor,
+            links,
+            gatherer,
+            model,
+            log,
+            telemetry,
+            edge.config,
+        )
     finally:
         for subject in subjects:
             await subject.close()
         await model.close()
         await store.close()
+        await telemetry.close()
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from midwatch.agent.links import Links
     from midwatch.monitor.standstill import Standstill
     from midwatch.provider import ApiAccess
+    from midwatch.received import PushedAlerts
     from midwatch.redaction import Redactor
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
@@ -152,6 +153,7 @@ async def _daemons(store: Store, settings: Settings) -> Finding:
 async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
     from midwatch.agent.links import Links
     from midwatch.monitor.standstill import Standstill
+    from midwatch.received import TakesAlerts
     from midwatch.redaction import Redactor
     from midwatch.subjects.base import build_subjects, dependencies
 
@@ -163,6 +165,9 @@ async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
     except SettingsError as error:
         return [failed(_SUBJECTS, error)]
     known = secrets_of(settings, edge.environ)
+    for subject in subjects:
+        if isinstance(subject, TakesAlerts):
+            subject.read_pushed_from(_Pushed(edge))
     own = [secret for subject in subjects for secret in subject.secrets]
     redactor = Redactor([*known, *own])
     standstill = Standstill()
@@ -179,6 +184,17 @@ async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
         standstill.stop()
         for subject in subjects:
             await subject.close()
+
+
+class _Pushed:
+    """Reads pushed alerts from the database, which is opened for that alone."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    async def pushed_alerts(self, subject: str) -> PushedAlerts:
+        async with open_database(self._edge) as store:
+            return await store.pushed_alerts(subject)
 
 
 def _linked(links: Links) -> list[Finding]:

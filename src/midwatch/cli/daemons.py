@@ -1,4 +1,4 @@
-"""`midwatch monitor`, `midwatch agent` and `midwatch up` run daemons; `midwatch health` asks one."""
+"""`midwatch monitor`, `agent`, `serve` and `up` run daemons; `midwatch health` asks one."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+)
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,14 +22,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from midwatch.cli.app import App, Edge, open_app
+from midwatch.cli.serve import server_running
 from midwatch.errors import PermanentError, TemporaryError
-from midwatch.lifecycle import StopEvent, stop_on_signals
+from midwatch.lifecycle import Liveness, StopEvent, stop_on_signals
 from midwatch.text import one_line
 from midwatch.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner
-    from midwatch.lifecycle import Liveness
+    from midwatch.cli.metrics import Measured
     from midwatch.monitor.loop import MonitorLoop
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
@@ -72,11 +78,18 @@ def _served(
     *,
     monitor: MonitorLoop | None = None,
     agent: AgentRunner | None = None,
+    more: Sequence[Measured] = (),
 ) -> AbstractAsyncContextManager[object]:
     from midwatch.cli.metrics import metrics_served
 
     return metrics_served(
-        opened.settings.metrics, opened.log, progress, monitor=monitor, agent=agent
+        opened.settings.metrics,
+        opened.log,
+        progress,
+        store=opened.store,
+        monitor=monitor,
+        agent=agent,
+        more=more,
     )
 
 
@@ -120,6 +133,7 @@ def _pending(loop: MonitorLoop) -> str:
         for one in loop.monitors
         for key in one.pending
         if key not in one.tickets
+        and key not in one.silent
         and key.invariant in one.invariants
         and one.invariants[key.invariant].hold_for
     }
@@ -144,7 +158,12 @@ async def _waiting(store: Store, runner: AgentRunner) -> str:
         seconds = 0.0
         if ticket.next_attempt_at is not None:
             seconds = max((ticket.next_attempt_at - now).total_seconds(), 0.0)
-        if seconds and not ticket.attempts:
+        if ticket.silenced_at(now):
+            seconds = 0.0
+            if ticket.silenced_until is not None:
+                seconds = (ticket.silenced_until - now).total_seconds()
+            why = "until a silence ends"
+        elif seconds and not ticket.attempts:
             why = "until others of the incident can join it (monitor.group_wait)"
         elif seconds:
             why = f"after {format_count(ticket.attempts, 'failed attempt')}"
@@ -170,7 +189,7 @@ async def _waiting(store: Store, runner: AgentRunner) -> str:
 
 @app.command()
 def up(context: typer.Context) -> None:
-    """Run monitor and agent in one process."""
+    """Run monitor and agent in one process, and the server if `server.listen` is set."""
     asyncio.run(_up(context.obj))
 
 
@@ -179,18 +198,67 @@ async def _up(edge: Edge) -> None:
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
             opened.log.info("started", subjects=len(opened.subjects))
-            await run_both(opened, stop)
+            async with notifying(opened, stop) as notifier:
+                await run_both(opened, stop, notifier)
             opened.log.info("stopped", reason=stop.reason)
 
 
+@asynccontextmanager
+async def notifying(opened: App, stop: StopEvent) -> AsyncIterator[Sequence[Measured]]:
+    """Tell people of tickets while the block runs, if the settings have a route; the stop is set at its end.
+
+    Yields the metrics of that. Raises SettingsError if the settings of notifications are wrong.
+    """
+    notifier = opened.notifier()
+    if notifier is None:
+        yield ()
+        return
+    from midwatch.cli.metrics import NOTIFIER, notifier_samples
+
+    await notifier.check()
+    task = asyncio.create_task(notifier.run(stop), name="notifier")
+    opened.log.info("notifier started", routes=len(notifier.routes.routes))
+    try:
+        yield [(NOTIFIER, partial(notifier_samples, notifier))]
+    finally:
+        stop.set("the process ends")
+        await task
+
+
 async def run_both(opened: App, stop: StopEvent) -> None:
-    """Run monitor and agent until the stop."""
+    """Run monitor and agent, the server if it has an address, and notifications if there is a route."""
     monitor = opened.monitor()
     agent = opened.agent(monitor.progress)
-    async with _served(opened, monitor.progress, monitor=monitor, agent=agent):
+    async with AsyncExitStack() as stack:
+        more = [*await stack.enter_async_context(notifying(opened, stop))]
+        if opened.settings.server.listen is not None:
+            more.append(await stack.enter_async_context(server_running(opened, stop)))
+        both = _served(
+            opened, monitor.progress, monitor=monitor, agent=agent, more=more
+        )
+        await stack.enter_async_context(both)
         async with asyncio.TaskGroup() as group:
             group.create_task(monitor.run(stop), name="monitor")
             group.create_task(agent.run(stop), name="agent")
+
+
+@app.command()
+def serve(context: typer.Context) -> None:
+    """Serve the page, the API, MCP and the addresses for alerts at `server.listen`, until SIGTERM."""
+    asyncio.run(_serve(context.obj))
+
+
+async def _serve(edge: Edge) -> None:
+    async with open_app(edge, sys.stdout, create=True) as opened:
+        stop = StopEvent()
+        with stop_on_signals(stop, end_in):
+            async with (
+                notifying(opened, stop) as told,
+                server_running(opened, stop) as measured,
+                _served(opened, Liveness(), more=[*told, measured]),
+            ):
+                await stop.wait()
+            opened.log.info("server stopped", reason=stop.reason)
 
 
 # ------------------------------------------------------------------ health
@@ -245,12 +313,14 @@ def health(
     if not command and (config := config_in(arguments)) is not None:
         edge = replace(edge, config=config)
     name, group = " ".join(daemon), _DAEMONS[daemon]
-    address = _address(edge.settings(), group)
+    settings = edge.settings()
+    address = _address(settings, group)
     if address is None:
         setting = "listen" if group == "server" else "port"
         typer.echo(f"{name}: unknown, as {group}.{setting} is null")
         return
-    notice = _request(name, *address)
+    tls = group == "server" and settings.server.certificate_file is not None
+    notice = _request(name, *address, tls=tls)
     typer.echo(f"{name} is healthy{notice and f'; {notice}'}")
 
 
@@ -261,11 +331,13 @@ def of_midwatch(words: Sequence[str]) -> Sequence[str]:
 
 
 def daemon_in(words: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the first command of a daemon on a command line."""
-    for at in range(len(words)):
-        for daemon in _DAEMONS:
-            if tuple(words[at : at + len(daemon)]) == daemon:
-                return daemon
+    """Return the command of a daemon that a command line begins with, after its options."""
+    rest = list(words)
+    while rest and rest[0].startswith("-"):
+        rest = rest[2 if rest[0] in ("--config", "-c") else 1 :]
+    for daemon in _DAEMONS:
+        if tuple(rest[: len(daemon)]) == daemon:
+            return daemon
     return None
 
 
@@ -298,11 +370,18 @@ def _address(settings: Settings, group: str) -> tuple[str, int] | None:
     return None if port is None else (_ANY.get(host, host), port)
 
 
-def _request(name: str, host: str, port: int) -> str:
+def _request(name: str, host: str, port: int, *, tls: bool = False) -> str:
     """Request `/healthz`, and return what it says beside `ok`. Raises Unhealthy."""
     import http.client  # takes 5 ms, which every command would pay
+    import ssl
 
     connection = http.client.HTTPConnection(host, port, timeout=SECONDS)
+    if tls:
+        # The certificate is for another name than that of this machine, and nothing secret is sent.
+        context = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection(
+            host, port, timeout=SECONDS, context=context
+        )
     try:
         connection.request("GET", "/healthz")
         answer = connection.getresponse()

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from midwatch import __version__
-from midwatch.cli import check, daemons, demo, serve, stats, tickets
+from midwatch.cli import check, daemons, demo, stats, tickets
 from midwatch.cli.app import Edge
 from midwatch.errors import MidwatchError
 
@@ -67,7 +67,7 @@ def _load_group(modules: tuple[str, ...]) -> Any:
     return get_command(group)
 
 
-for module in (check, daemons, serve, stats, tickets, demo):
+for module in (check, daemons, stats, tickets, demo):
     app.add_typer(module.app)
 add_lazily(
     app,
@@ -76,6 +76,12 @@ add_lazily(
     "midwatch.cli.session.commands",
     "midwatch.cli.session.mailbox",
     "midwatch.cli.session.demo",
+)
+add_lazily(
+    app,
+    "silences",
+    "Keep violations silent for a time: no ticket, no diagnosis, no message.",
+    "midwatch.cli.silences",
 )
 add_lazily(
     app,
@@ -91,6 +97,12 @@ add_lazily(
     "tokens",
     "Create, list and revoke tokens for the server.",
     "midwatch.cli.api_tokens",
+)
+add_lazily(
+    app,
+    "notify",
+    "Preview what people are told of tickets, and see what was sent.",
+    "midwatch.cli.notify",
 )
 add_lazily(
     app,

@@ -1,4 +1,4 @@
-"""The metrics of monitor and agent, and the port that serves them.
+"""The metrics of monitor, agent and server, and the port that serves them.
 
 The process has all values in memory: a scrape reads neither the database nor a subject.
 """
@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from typing import get_args
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, get_args
 
 from midwatch.agent.runner import AgentRunner, PauseReason
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import Liveness
 from midwatch.logs import Log
-from midwatch.metrics import Family, Sample
+from midwatch.metrics import Family, Read, Sample
 from midwatch.model import Severity
 from midwatch.monitor.loop import MonitorLoop
 from midwatch.monitor.subject import Result
 from midwatch.settings import MetricsSettings
-from midwatch.store.protocol import notice_of
+from midwatch.store.protocol import Store, notice_of
+
+if TYPE_CHECKING:
+    from midwatch.notify.notifier import Notifier
 
 _CYCLES = Family(
     "midwatch_monitor_cycles_total",
@@ -45,6 +49,12 @@ _OPEN = Family(
     "Tickets that are not resolved, after the last check.",
     ("subject", "severity"),
 )
+_SILENCED = Family(
+    "midwatch_monitor_silenced_violations",
+    "gauge",
+    "Violations that a silence keeps from opening a ticket, after the last check.",
+    ("subject",),
+)
 _OPENED = Family(
     "midwatch_monitor_tickets_opened_total",
     "counter",
@@ -68,6 +78,7 @@ MONITOR = (
     _SECONDS,
     _UNOBSERVABLE,
     _OPEN,
+    _SILENCED,
     _OPENED,
     _RESOLVED,
     _OBSERVED_AT,
@@ -100,6 +111,21 @@ _CLAIMED_AT = Family(
     "Time of the last check of the queue without an error or a pause.",
 )
 AGENT = (_DIAGNOSES, _SPENT, _PAUSED, _PAUSES, _CLAIMED_AT)
+
+_DELIVERIES = Family(
+    "midwatch_notify_deliveries_total",
+    "counter",
+    "Notifications by target and result: sent, failed (an attempt), given_up, dropped (no need any more).",
+    ("target", "result"),
+)
+_FAILING = Family(
+    "midwatch_notify_target_failing",
+    "gauge",
+    "1 while the last attempt to reach the target failed.",
+    ("target",),
+)
+NOTIFIER = (_DELIVERIES, _FAILING)
+_RESULTS = ("sent", "failed", "given_up", "dropped")
 
 _OUTCOMES = (
     "answered",
@@ -136,6 +162,7 @@ def monitor_samples(monitor: MonitorLoop) -> Iterator[Sample]:
             count = Counter(ticket.severity for ticket in one.tickets.values())
             for severity in Severity:
                 yield _OPEN(count[severity], name, severity.label)
+            yield _SILENCED(len(one.silent), name)
 
 
 def agent_samples(agent: AgentRunner) -> Iterator[Sample]:
@@ -151,16 +178,39 @@ def agent_samples(agent: AgentRunner) -> Iterator[Sample]:
         yield _CLAIMED_AT(agent.last_success.timestamp())
 
 
+Measured = tuple[Sequence[Family], Read]
+"""The metrics of a part of a process, and what returns their values."""
+
+
+def notifier_samples(notifier: Notifier) -> Iterator[Sample]:
+    """Return the values of a notifier."""
+    for target in notifier.targets:
+        for result in _RESULTS:
+            yield _DELIVERIES(notifier.results[target, result], target, result)
+        yield _FAILING(target in notifier.failing, target)
+
+
 @contextlib.asynccontextmanager
 async def metrics_served(
     settings: MetricsSettings,
     log: Log,
     progress: Liveness,
     *,
+    store: Store,
     monitor: MonitorLoop | None = None,
     agent: AgentRunner | None = None,
+    more: Sequence[Measured] = (),
 ) -> AsyncIterator[str | None]:
-    """Serve `/metrics` and `/healthz` while the block runs, if the settings name a port. Yields the address."""
+    """Serve `/metrics` and `/healthz` while the block runs, if the settings name a port. Yields the address.
+
+    Args:
+        settings: The host and the port.
+        log: Where the address is logged.
+        progress: Whether the loops of the process run.
+        store: Has the notice that a probe shows.
+        monitor, agent: What this process runs.
+        more: The metrics of what else it runs, such as the server.
+    """
     if settings.port is None:
         yield None
         return
@@ -176,17 +226,19 @@ async def metrics_served(
         ) from None
     from midwatch.metrics import health, serving
 
-    def read() -> Iterator[Sample]:
-        if monitor is not None:
-            yield from monitor_samples(monitor)
-        if agent is not None:
-            yield from agent_samples(agent)
+    parts = list(more)
+    if agent is not None:
+        parts.insert(0, (AGENT, partial(agent_samples, agent)))
+    if monitor is not None:
+        parts.insert(0, (MONITOR, partial(monitor_samples, monitor)))
 
-    served = monitor or agent
-    assert served is not None
-    families = (MONITOR if monitor else ()) + (AGENT if agent else ())
+    def read() -> Iterator[Sample]:
+        for _, samples in parts:
+            yield from samples()
+
+    families = [family for part, _ in parts for family in part]
     pages = {
-        "/healthz": health(progress, lambda: notice_of(served.store)),
+        "/healthz": health(progress, lambda: notice_of(store)),
         "/metrics": Exposition(families, read).page,
     }
     async with serving(

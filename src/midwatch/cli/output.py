@@ -10,10 +10,11 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO, Any
 
+from midwatch.json_shapes import iso, plain
 from midwatch.markdown import QUOTES, blocks, list_items
 from midwatch.text import clean, one_line
 from midwatch.units import format_duration
@@ -286,19 +287,3 @@ def relative(at: datetime, now: datetime, parts: int = 2) -> str:
         return "now"
     distance = " ".join(format_duration(round(abs(seconds))).split()[:parts])
     return f"{distance} ago" if seconds > 0 else f"in {distance}"
-
-
-def iso(at: datetime) -> str:
-    """Return an instant in UTC, to the millisecond: 2026-11-21T22:40:01.250Z."""
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def plain(value: Any) -> Any:
-    """Return what JSON has for a value that it does not know: the `default` of `json.dumps`."""
-    if isinstance(value, datetime):
-        return iso(value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return {one.name: getattr(value, one.name) for one in fields(value)}
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError(f"{type(value).__name__} cannot be printed as JSON")

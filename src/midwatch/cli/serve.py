@@ -1,28 +1,24 @@
-"""`midwatch serve` runs the server: the page, the API, MCP and the addresses that alerts are sent to."""
+"""Run the server in a command: `midwatch serve`, or `midwatch up` beside monitor and agent."""
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
-import typer
-
-from midwatch.cli.app import App, Edge, open_app
-from midwatch.cli.daemons import end_in
 from midwatch.errors import SettingsError
-from midwatch.lifecycle import StopEvent, SystemClock, stop_on_signals
+from midwatch.lifecycle import StopEvent, SystemClock
 
 if TYPE_CHECKING:
+    from midwatch.cli.app import App
+    from midwatch.cli.metrics import Measured
     from midwatch.server.context import ServerContext
-
-app = typer.Typer()
 
 _MAIN = "from midwatch.cli.main import main; main()"
 _EXTRA = frozenset(
-    "authlib dateutil fastapi jinja2 jmespath multipart prometheus_client sse_starlette starlette uvicorn".split()
+    "authlib dateutil fastapi jinja2 jmespath joserfc multipart prometheus_client sse_starlette starlette uvicorn".split()
 )
 """The packages of the extra `server`."""
 
@@ -41,27 +37,13 @@ def needs_server() -> Iterator[None]:
         ) from None
 
 
-@app.command()
-def serve(context: typer.Context) -> None:
-    """Serve the page, the API, MCP and the addresses for alerts at `server.listen`, until SIGTERM."""
-    asyncio.run(_serve(context.obj))
-
-
-async def _serve(edge: Edge) -> None:
-    async with open_app(edge, sys.stdout, create=True) as opened:
-        stop = StopEvent()
-        with stop_on_signals(stop, end_in):
-            async with served(edge, opened, stop):
-                await stop.wait()
-            opened.log.info("server stopped", reason=stop.reason)
-
-
 @asynccontextmanager
-async def served(edge: Edge, opened: App, stop: StopEvent) -> AsyncIterator[str]:
-    """Run the server while the block runs. Yields its URL. Raises SettingsError if it cannot start."""
+async def server_running(opened: App, stop: StopEvent) -> AsyncIterator[Measured]:
+    """Run the server while the block runs. Yields its metrics. Raises SettingsError if it cannot start."""
     with needs_server():
         from midwatch.server.app import serving
         from midwatch.server.context import ServerContext
+        from midwatch.server.metrics import SERVER, server_samples
     context = ServerContext(
         settings=opened.settings,
         store=opened.store,
@@ -70,16 +52,16 @@ async def served(edge: Edge, opened: App, stop: StopEvent) -> AsyncIterator[str]
         links=opened.links,
         log=opened.log,
         clock=SystemClock(),
-        environ=edge.environ,
+        environ=opened.model.environ,
         stop=stop,
     )
-    _add_sessions(edge, opened, context)
+    _add_sessions(opened, context)
     async with serving(context) as address:
         opened.log.info("server started", address=address)
-        yield address
+        yield SERVER, partial(server_samples, context.stats)
 
 
-def _add_sessions(edge: Edge, opened: App, context: ServerContext) -> None:
+def _add_sessions(opened: App, context: ServerContext) -> None:
     """Add what reads and starts sessions. Each is a process of its own: it outlives the server."""
     from midwatch.server.actions import Actions
     from midwatch.server.fix_processes import FixProcesses
@@ -93,10 +75,10 @@ def _add_sessions(edge: Edge, opened: App, context: ServerContext) -> None:
         opened.settings.sessions,
         redactor=opened.redactor,
     )
-    config = [] if edge.config is None else ["--config", str(edge.config)]
+    config = [] if opened.config is None else ["--config", str(opened.config)]
     starts = FixProcesses(
         [sys.executable, "-c", _MAIN, *config],
-        edge.environ,
+        opened.model.environ,
         sessions,
         opened.redactor,
         opened.log,

@@ -13,9 +13,10 @@ from midwatch.cli.app import Edge, open_database
 from midwatch.cli.output import BOLD, Cell, Output
 from midwatch.cli.tickets import AsJson
 from midwatch.errors import NotFound, SettingsError
+from midwatch.json_shapes import stats_document
 from midwatch.model import Invariant, Json, Unit
 from midwatch.text import one_line
-from midwatch.units import format_duration, format_value, parse_duration
+from midwatch.units import format_count, format_duration, format_value, parse_duration
 
 if TYPE_CHECKING:
     from midwatch.settings import Settings
@@ -37,6 +38,7 @@ class Figures:
     budget: float | None
     pauses: list[Pause]
     daemons: list[Daemon]
+    deliveries: dict[str, int]
 
 
 @app.command()
@@ -55,7 +57,15 @@ def stats(
     figures = asyncio.run(_read(context.obj, min(period, 100 * 365 * 86400.0)))
     output = Output.standard(context.obj.environ)
     if as_json:
-        output.json(_stats_document(figures))
+        document = stats_document(
+            figures.stats,
+            figures.spent_today,
+            figures.budget,
+            figures.pauses,
+            figures.daemons,
+            figures.deliveries,
+        )
+        output.json(document)
     else:
         _show(output, figures)
 
@@ -69,6 +79,7 @@ async def _read(edge: Edge, period: float) -> Figures:
             settings.agent.daily_budget_usd,
             await store.pauses(),
             await store.daemons(alive_within(settings)),
+            await store.delivery_counts(period),
         )
 
 
@@ -76,36 +87,6 @@ def alive_within(settings: Settings) -> float:
     """Return the seconds without a heartbeat after which a daemon counts as gone."""
     periods = (settings.monitor.interval, settings.agent.poll_interval, _MIN_PERIOD)
     return _ALIVE_PERIODS * max(periods)
-
-
-def _stats_document(figures: Figures) -> Json:
-    stats = figures.stats
-    return {
-        "since": stats.since,
-        "opened": stats.opened,
-        "resolved": stats.resolved,
-        "unresolved": stats.unresolved,
-        "given_up": stats.given_up,
-        "seconds_to_detect": stats.to_detect,
-        "seconds_to_see": stats.to_see,
-        "seconds_to_confirm": stats.to_confirm,
-        "seconds_to_diagnose": stats.to_diagnose,
-        "seconds_to_resolve": stats.to_resolve,
-        "outcomes": dict(stats.outcomes),
-        "usage": stats.usage,
-        "cost_usd": stats.cost_usd,
-        "today": {"spent_usd": figures.spent_today, "budget_usd": figures.budget},
-        "pauses": [
-            {
-                "kind": pause.kind,
-                "until": pause.until,
-                "reason": pause.reason,
-                "actor": pause.actor,
-            }
-            for pause in figures.pauses
-        ],
-        "daemons": figures.daemons,
-    }
 
 
 def _show(output: Output, figures: Figures) -> None:
@@ -133,8 +114,11 @@ def _show(output: Output, figures: Figures) -> None:
             f" ({usage.cache_read_tokens:,} from the cache), {usage.output_tokens:,} out",
         ),
         ("cost", f"${stats.cost_usd:.2f}"),
+        *_silenced(stats),
         ("today", f"${figures.spent_today:.2f} {budget}"),
     ]
+    if figures.deliveries:
+        rows.append(("notifications", _deliveries(figures.deliveries)))
     for pause in figures.pauses:
         reason = one_line(pause.reason, 300)
         rows.append(
@@ -147,6 +131,30 @@ def _show(output: Output, figures: Figures) -> None:
     if not figures.daemons:
         rows.append(("running", "no daemon"))
     output.pairs(rows, indent=18)
+
+
+def _silenced(stats: Stats) -> Iterator[tuple[str, str]]:
+    if stats.silenced or stats.silent_now:
+        what = format_count(stats.silenced, "violation")
+        yield "silenced", f"{what} without a ticket or a message; {stats.silent_now} now"
+
+
+_STATES = {
+    "sent": "sent",
+    "due": "waiting",
+    "planned": "planned for later",
+    "dropped": "not needed any more",
+    "given_up": "given up",
+}
+
+
+def _deliveries(counts: dict[str, int]) -> str:
+    named = (
+        f"{counts[state]} {text}"
+        for state, text in _STATES.items()
+        if counts.get(state)
+    )
+    return ", ".join(named)
 
 
 def _ended(stats: Stats) -> str:

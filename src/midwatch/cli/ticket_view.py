@@ -17,15 +17,14 @@ from midwatch.cli.output import (
     Cell,
     Output,
 )
+from midwatch.json_shapes import settled_because
 from midwatch.model import (
     UNDIAGNOSED,
     AuditRow,
     Diagnosis,
-    Json,
     Ticket,
     TicketStatus,
 )
-from midwatch.store.on_call import Change
 from midwatch.store.protocol import Brief, TicketSession
 from midwatch.text import one_line
 
@@ -97,6 +96,8 @@ def status_text(ticket: Ticket) -> str:
         marks.append("held")
     if ticket.flapping:
         marks.append("flapping")
+    if ticket.silenced_by is not None and not ticket.resolved:
+        marks.append("silenced")
     return ", ".join(marks)
 
 
@@ -174,28 +175,13 @@ def _details(output: Output, ticket: Ticket) -> list[tuple[str, str]]:
         details.append(("resolved", f"{output.when(ticket.resolved_at)}: {why}"))
     elif ticket.next_attempt_at is not None:
         details.append(("next attempt", output.when(ticket.next_attempt_at)))
+    if ticket.silenced_by is not None and not ticket.resolved:
+        until = ticket.silenced_until
+        ends = f", until {output.when(until)}" if until is not None else ""
+        details.append(("silenced", f"{one_line(ticket.silenced_by)}{ends}"))
     if ticket.last_error:
         details.append(("last error", one_line(ticket.last_error, 500)))
     return details
-
-
-def settled_because(ticket: Ticket, diagnosis: Diagnosis | None) -> str | None:
-    """Return why this diagnosis settled the ticket; None where none did. The rule is in docs/architecture.md."""
-    if diagnosis is None or diagnosis.id != ticket.diagnosis_id:
-        return None
-    if ticket.id in diagnosis.explains:
-        verdict = (diagnosis.answer or {}).get("verdict")
-        by_cause = verdict in ("identified", "suspected")
-        return (
-            "its root cause explains this ticket"
-            if by_cause
-            else "it names this ticket"
-        )
-    if diagnosis.outcome == "answered":
-        return "it names no ticket, and this was the only one of its incident"
-    if diagnosis.outcome == "cut":
-        return "it was cut off before it named tickets"
-    return "without an answer, the error stands for the whole incident"
 
 
 def _settled(ticket: Ticket, diagnosis: Diagnosis | None) -> Iterator[tuple[str, str]]:
@@ -277,114 +263,3 @@ def history_table(output: Output, rows: Sequence[AuditRow]) -> None:
         ],
         shrink=("why", "who"),
     )
-
-
-# ------------------------------------------------------------------ JSON
-
-
-def ticket_summary(ticket: Ticket, brief: Brief | None) -> Json:
-    """Return a ticket as it is in a list: without its long texts."""
-    return {**_ticket_fields(ticket), "diagnosis": brief}
-
-
-def ticket_document(
-    ticket: Ticket, diagnosis: Diagnosis | None, sessions: Sequence[TicketSession]
-) -> Json:
-    """Return a ticket with its facts, first aid, diagnosis and sessions."""
-    return {
-        **_ticket_fields(ticket),
-        "facts": dict(ticket.facts),
-        "first_aid": ticket.first_aid,
-        "diagnosis": (
-            None if diagnosis is None else _diagnosis_document(ticket, diagnosis)
-        ),
-        "sessions": list(sessions),
-    }
-
-
-def _ticket_fields(ticket: Ticket) -> Json:
-    return {
-        "id": ticket.id,
-        "subject": ticket.key.subject,
-        "invariant": ticket.key.invariant,
-        "component": ticket.key.component,
-        "severity": ticket.severity.label,
-        "status": ticket.status.value,
-        "held": ticket.held,
-        "flapping": ticket.flapping,
-        "seen": ticket.seen,
-        "message": ticket.message,
-        "first_seen_at": ticket.first_seen_at,
-        "opened_at": ticket.opened_at,
-        "last_seen_at": ticket.last_seen_at,
-        "occurrence_count": ticket.occurrence_count,
-        "batch": ticket.batch,
-        "previous_id": ticket.previous_id,
-        "acknowledged_at": ticket.acknowledged_at,
-        "acknowledged_by": ticket.acknowledged_by,
-        "attempts": ticket.attempts,
-        "next_attempt_at": ticket.next_attempt_at,
-        "last_error": ticket.last_error,
-        "left_out_by": ticket.left_out_by,
-        "resolved_at": ticket.resolved_at,
-        "resolution": ticket.resolution,
-    }
-
-
-def _diagnosis_document(ticket: Ticket, diagnosis: Diagnosis) -> Json:
-    answer = diagnosis.answer or {}
-    return {
-        "id": diagnosis.id,
-        "outcome": diagnosis.outcome,
-        "verdict": answer.get("verdict"),
-        "summary": answer.get("summary"),
-        "root_cause": answer.get("root_cause"),
-        "confidence": diagnosis.confidence,
-        "grounded": diagnosis.grounded,
-        "explains": list(diagnosis.explains),
-        "settled_because": settled_because(ticket, diagnosis),
-        "model": diagnosis.model,
-        "prompt_version": diagnosis.prompt_version,
-        "started_at": diagnosis.started_at,
-        "finished_at": diagnosis.finished_at,
-        "usage": diagnosis.usage,
-        "cost_usd": diagnosis.cost_usd,
-        "error": diagnosis.error,
-        "request_id": diagnosis.request_id,
-        "answer": diagnosis.answer,
-        "evidence": diagnosis.evidence,
-        "markdown": diagnosis.markdown,
-    }
-
-
-def history_document(row: AuditRow) -> Json:
-    """Return one change of a ticket."""
-    return {
-        "ticket": row.ticket_id,
-        "at": row.at,
-        "actor": row.actor,
-        "action": row.action,
-        "from": row.before,
-        "to": row.after,
-        "why": row.why,
-    }
-
-
-def change_document(change: Change) -> Json:
-    """Return one change of a ticket as `tickets watch` prints it."""
-    return {
-        "cursor": str(change.cursor),
-        "ticket": change.ticket_id,
-        "at": change.at,
-        "actor": change.actor,
-        "action": change.action,
-        "from": change.before,
-        "to": change.after,
-        "why": change.why,
-        "subject": change.subject,
-        "invariant": change.invariant,
-        "component": change.component,
-        "severity": change.severity.label,
-        "batch": change.batch,
-        "message": change.message,
-    }

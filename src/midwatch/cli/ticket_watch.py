@@ -6,8 +6,9 @@ import sys
 from dataclasses import dataclass
 
 from midwatch.cli.app import Edge, open_database, secrets_of
-from midwatch.cli.output import DIM, SEVERITY_STYLES, Output, cut, iso
-from midwatch.cli.ticket_view import change_document, ticket_table
+from midwatch.cli.output import DIM, SEVERITY_STYLES, Output, cut
+from midwatch.cli.ticket_view import ticket_table
+from midwatch.json_shapes import change_document, iso
 from midwatch.lifecycle import StopEvent, background, stop_on_signals
 from midwatch.logs import open_log
 from midwatch.model import UNRESOLVED, Severity

@@ -17,15 +17,13 @@ import typer
 from midwatch.cli.app import App, Edge, open_app, use_store
 from midwatch.cli.output import Output
 from midwatch.cli.ticket_view import (
-    history_document,
     history_table,
     show_ticket,
     status_text,
-    ticket_document,
-    ticket_summary,
     ticket_table,
 )
 from midwatch.errors import Conflict, MidwatchError, NotFound, raise_together
+from midwatch.json_shapes import history_document, ticket_document, ticket_summary
 from midwatch.model import (
     UNDIAGNOSED,
     UNRESOLVED,
@@ -199,6 +197,24 @@ def history(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> N
         output.json([history_document(row) for row in rows])
     else:
         history_table(output, rows)
+
+
+@tickets.command()
+def report(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> None:
+    """Write the report on a ticket's incident: timeline, cause, what was done, cost; as Markdown."""
+    from midwatch.agent.incident_report import incident_report, read_incident
+    from midwatch.cli.app import secrets_of
+    from midwatch.redaction import Redactor
+
+    edge: Edge = context.obj
+    incident = use_store(edge, lambda store: read_incident(store, ticket_id))
+    redactor = Redactor(secrets_of(edge.settings(), edge.environ))
+    page = redactor.text(incident_report(incident))
+    output = Output.standard(edge.environ)
+    if as_json:
+        output.json({"ticket": ticket_id, "markdown": page})
+    else:
+        output.markdown(page)
 
 
 @tickets.command()

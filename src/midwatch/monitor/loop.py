@@ -16,6 +16,7 @@ from midwatch.redaction import Redactor, Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Store, with_notice
 from midwatch.subjects.base import Subject
+from midwatch.telemetry.spans import Attributes, NoTelemetry, Telemetry
 
 _SLACK = 180.0
 """Seconds beyond the interval and the slowest poll until a cycle counts as stuck: more than the
@@ -39,6 +40,7 @@ class MonitorLoop:
         progress: The liveness that a health probe asks.
         links: The links between subjects; by default those that the subjects show themselves.
         standstill: Measures for how long this process stood still; by default only with the machine's own clock.
+        telemetry: Records each cycle as a trace.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class MonitorLoop:
         progress: Liveness | None = None,
         links: Links | None = None,
         standstill: Standstill | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.store = store
+        self.telemetry = telemetry or NoTelemetry()
         self.settings = settings
         self.first_aid = first_aid
         self.clock = clock or SystemClock()
@@ -106,7 +110,9 @@ class MonitorLoop:
             self.standstill.start()
         self.links.refresh()
         began = self.clock.monotonic()
-        parts = await asyncio.gather(*map(self._cycle_of, self.monitors))
+        with self.telemetry.span("monitor cycle") as span:
+            parts = await asyncio.gather(*map(self._traced, self.monitors))
+            span.set(_attributes(*parts))
         return Cycle(
             subjects=len(parts),
             unobservable=sum(part.unobservable for part in parts),
@@ -114,6 +120,7 @@ class MonitorLoop:
             open=sum(part.open for part in parts),
             opened=tuple(ticket for part in parts for ticket in part.opened),
             resolved=sum(part.resolved for part in parts),
+            silenced=sum(part.silenced for part in parts),
             seconds=self.clock.monotonic() - began,
         )
 
@@ -123,13 +130,28 @@ class MonitorLoop:
             self.standstill.stop()
         await asyncio.gather(*(monitor.close() for monitor in self.monitors))
 
+    async def _traced(self, monitor: SubjectMonitor) -> Cycle:
+        subject = monitor.subject
+        attributes = {
+            "midwatch.subject": subject.name,
+            "midwatch.subject.kind": subject.kind,
+        }
+        with self.telemetry.span("check subject", attributes) as span:
+            cycle = await self._cycle_of(monitor)
+            span.set(_attributes(cycle))
+            if cycle.unsaved or cycle.unobservable:
+                span.fail("unsaved" if cycle.unsaved else "unobservable")
+            return cycle
+
     async def _cycle_of(self, monitor: SubjectMonitor) -> Cycle:
         """Run the cycle of one subject; an error in it does not reach the others."""
         cycle, began = Cycle(1, unsaved=1), self.clock.monotonic()
         try:
             cycle = await monitor.cycle()
-            if cycle.opened and self.first_aid is not None:
-                await self.first_aid.give(cycle.opened, cycle.changed)
+            new = (*cycle.opened, *cycle.found)
+            if new and self.first_aid is not None:
+                with self.telemetry.span("give first aid"):
+                    await self.first_aid.give(new, cycle.changed)
                 await monitor.join_linked()
         except MidwatchError as error:
             self.log.warning("first aid not saved", error=error.one_line())
@@ -147,6 +169,7 @@ class MonitorLoop:
             "open": cycle.open,
             "opened": len(cycle.opened),
             "resolved": cycle.resolved,
+            "silenced": cycle.silenced,
             "seconds": round(cycle.seconds, 3),
         }
         self.log.info("cycle", **facts)
@@ -154,3 +177,13 @@ class MonitorLoop:
             await self.store.beat(self.name, "monitor", with_notice(self.store, facts))
         except MidwatchError as error:
             self.log.warning("heartbeat not saved", error=error.one_line())
+
+
+def _attributes(*cycles: Cycle) -> Attributes:
+    """Return what a span says of cycles."""
+    return {
+        "midwatch.subjects": len(cycles),
+        "midwatch.tickets.open": sum(cycle.open for cycle in cycles),
+        "midwatch.tickets.opened": sum(len(cycle.opened) for cycle in cycles),
+        "midwatch.tickets.resolved": sum(cycle.resolved for cycle in cycles),
+    }

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from midwatch.model import (
+    INVESTIGATION,
     Fact,
     Facts,
     Invariant,
@@ -164,6 +165,7 @@ def _violation(key: Key, signal: Signal, invariant: Invariant | None) -> Violati
         signal.value,
         invariant.limit if invariant else None,
         signal.facts,
+        signal.silenced_by,
     )
 
 
@@ -217,6 +219,8 @@ def reconcile(tickets: Mapping[Key, Ticket], checked: CheckResult) -> Reconciled
     returned: list[Ticket] = []
     resolved: list[Ticket] = []
     for key, ticket in tickets.items():
+        if key.invariant == INVESTIGATION:
+            continue
         if key in checked.broken:
             if not ticket.seen:
                 returned.append(ticket)

@@ -6,14 +6,14 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from midwatch.agent.links import Links
 from midwatch.errors import MidwatchError, StaleWatch
 from midwatch.lifecycle import Clock, first
 from midwatch.logs import Log
-from midwatch.model import Json, Key, Observation, Severity, Ticket
+from midwatch.model import UNDIAGNOSED, Json, Key, Observation, Severity, Ticket
 from midwatch.monitor.rules import (
     UNOBSERVABLE,
     WHOLE_SUBJECT,
@@ -27,10 +27,12 @@ from midwatch.monitor.rules import (
     reconcile,
     unobservable,
 )
+from midwatch.monitor.silencing import Silenced, silence
 from midwatch.monitor.standstill import MOST_ATTEMPTS, Mark, Standstill
 from midwatch.received import TakesAlerts
 from midwatch.redaction import Sanitizer
 from midwatch.settings import MonitorSettings
+from midwatch.silences import Silencing, in_force, unusable
 from midwatch.store.protocol import Changes, Opening, Store, Watch
 from midwatch.subjects.base import Subject
 
@@ -58,7 +60,8 @@ class Cycle:
     """What one cycle did, for one subject or for all of them.
 
     `seconds` is its wall time. `changed` is filled where tickets opened: it lists what differs from
-    when every invariant held.
+    when every invariant held. `found` are tickets that pushed alerts opened since the cycle before. `silenced` counts the
+    violations that a silence keeps from opening a ticket.
     """
 
     subjects: int = 0
@@ -69,6 +72,8 @@ class Cycle:
     resolved: int = 0
     seconds: float = 0.0
     changed: str = ""
+    silenced: int = 0
+    found: tuple[Ticket, ...] = ()
 
 
 Result = Literal["observed", "unobservable", "unsaved"]
@@ -131,14 +136,19 @@ class SubjectMonitor:
         self.invariants = {item.id: item for item in subject.invariants}
         self.tickets: dict[Key, Ticket] = {}
         self.pending: Mapping[Key, float] = {}
+        self.silent: frozenset[Key] = frozenset()
+        self.kind = str(getattr(subject, "kind", ""))
         self.stats = SubjectStats()
         self._watch: Watch | None = None
+        self._now: tuple[datetime, float] | None = None
         self._baselines = Baselines()
         self._unavailable_for: Counter[str] = Counter()
         self._told: dict[str, str] = {}
         self._linked_to: frozenset[str] = frozenset()
         self._spoiled_since: float | None = None
         self._stuck: asyncio.Task[Poll] | None = None
+        self._takes_alerts = isinstance(subject, TakesAlerts)
+        self._found: dict[Key, Ticket] = {}
 
     async def cycle(self) -> Cycle:
         """Poll once and save what changed. What cannot be saved is computed again in the next cycle."""
@@ -161,10 +171,44 @@ class SubjectMonitor:
         await self.subject.close()
 
     async def _load(self) -> Watch:
-        self._watch = watch = await self.store.watch(self.subject.name)
-        self.tickets = by_key(watch.tickets)
+        self._watch = watch = await self.store.watch(self.subject.name, self.kind)
+        known, self.tickets = self.tickets, by_key(watch.tickets)
+        if self._takes_alerts:
+            seen = {ticket.id for ticket in known.values()}
+            self._found |= {
+                key: ticket
+                for key, ticket in self.tickets.items()
+                if ticket.id not in seen
+                and ticket.status in UNDIAGNOSED
+                and ticket.first_aid is None
+            }
         self._unavailable_for = Counter(watch.state.get(_UNSEEN, {}))
+        self._set_time(watch.now)
+        self._carry_silenced(watch)
+        for id_, why in unusable(watch.silences, self._time()).items():
+            if self._told.get(f"silence {id_}") != why:
+                self._told[f"silence {id_}"] = why
+                self.log.warning("silence cannot be applied", silence=id_, error=why)
         return watch
+
+    def _carry_silenced(self, watch: Watch) -> None:
+        """Let what was silent before a restart keep its start: it opens its ticket when the silence ends."""
+        now = self._awake()
+        began = {
+            one.key: now - max((self._time() - one.first_seen_at).total_seconds(), 0.0)
+            for one in watch.silenced
+        }
+        self.pending = {**began, **self.pending}
+
+    def _set_time(self, now: datetime | None) -> None:
+        self._now = (now or self.clock.now(), self.clock.monotonic())
+
+    def _time(self) -> datetime:
+        """Return the time by the database's clock, by which silences begin and end."""
+        if self._now is None:
+            return self.clock.now()
+        then, monotonic = self._now
+        return then + timedelta(seconds=self.clock.monotonic() - monotonic)
 
     # ------------------------------------------------------------------ poll
 
@@ -209,9 +253,10 @@ class SubjectMonitor:
             return False
         if found is None or standstill.spoils(mark, limit, bad=False):
             return True
+        known = {*self.tickets, *(one.key for one in watch.silenced)}
         return bool(
             found.unavailable.keys() - self._unavailable_for.keys()
-            or self._check(watch, poll).broken - self.tickets.keys()
+            or self._check(watch, poll).broken - known
         )
 
     async def _poll(self, state: Json) -> Poll:
@@ -359,7 +404,7 @@ class SubjectMonitor:
                 return await self._write(watch, poll, self._check(watch, poll))
             except StaleWatch:
                 self._watch = None
-            if isinstance(self.subject, TakesAlerts):
+            if self._takes_alerts:
                 # What was pushed meanwhile is not in the observation: its ticket would be resolved.
                 again = await self._poll_awake(await self._load())
                 if again is None:
@@ -377,12 +422,15 @@ class SubjectMonitor:
             for key in (() if observation else checked.broken)
             if key in self.tickets
         ]
+        silenced = self._silence(watch, reconciled, checked)
         changes = Changes(
-            openings=await self._openings(reconciled.openings),
+            openings=await self._openings(silenced.openings),
             again=tuple(again),
             missing=_ids(reconciled.missing),
             returned=_ids(reconciled.returned),
             resolved=_ids(reconciled.resolved),
+            silenced=silenced.silent,
+            audible=silenced.audible,
         )
         state = self._state(watch, observation)
         saved = await self.store.save_cycle(
@@ -393,14 +441,18 @@ class SubjectMonitor:
             error=poll.error or None,
             group_wait=self.settings.group_wait,
             linked=self._linked(changes.openings),
+            silences=watch.silences_revision,
         )
-        self.pending = checked.pending
+        self.pending, self.silent = checked.pending, silenced.quiet
+        self._set_time(saved.now)
         failures = 0 if observation else watch.failures + 1
         self._watch = replace(
             watch, revision=saved.revision, state=state, failures=failures
         )
         self._remember(poll, changes, saved.opened)
-        self._log_changes(poll, reconciled, saved.opened)
+        self._log_changes(poll, reconciled, saved.opened, changes.silenced)
+        if changes.silenced or changes.audible:
+            self._watch = None  # read again what is silent
         changed = self._changed_since_baseline(observation) if saved.opened else ""
         if observation and not checked.broken and not observation.unavailable:
             self._baselines.add(self.clock.now(), observation)
@@ -411,7 +463,34 @@ class SubjectMonitor:
             opened=saved.opened,
             resolved=len(changes.resolved),
             changed=changed,
+            silenced=len(self.silent),
+            found=self._take_found(),
         )
+
+    def _silence(
+        self, watch: Watch, reconciled: Reconciled, checked: CheckResult
+    ) -> Silenced:
+        """Decide what is silent, with texts that are safe to store."""
+        present = {one.key: one for one in watch.silenced}
+        found = silence(
+            reconciled,
+            checked,
+            self.tickets,
+            present,
+            in_force(watch.silences, self._time()),
+            self.kind,
+        )
+        safe = tuple(
+            replace(one, message=self.sanitizer.sanitize(one.message))
+            for one in found.silent
+        )
+        return replace(found, silent=safe)
+
+    def _take_found(self) -> tuple[Ticket, ...]:
+        """Return, once, the unresolved tickets that pushed alerts opened and that have no first aid."""
+        found = [one for key, one in self._found.items() if key in self.tickets]
+        self._found = {}
+        return tuple(found)
 
     def _changed_since_baseline(self, now: Observation | None) -> str:
         baseline = self._baselines.oldest
@@ -478,7 +557,11 @@ class SubjectMonitor:
         } | by_key(opened)
 
     def _log_changes(
-        self, poll: Poll, reconciled: Reconciled, opened: Iterable[Ticket]
+        self,
+        poll: Poll,
+        reconciled: Reconciled,
+        opened: Iterable[Ticket],
+        silenced: Iterable[Silencing],
     ) -> None:
         name = self.subject.name
         if poll.error:
@@ -492,6 +575,15 @@ class SubjectMonitor:
                 component=ticket.key.component,
                 severity=ticket.severity.label,
                 message=ticket.message,
+            )
+        for one in silenced:
+            self.log.info(
+                "violation silenced",
+                subject=name,
+                invariant=one.key.invariant,
+                component=one.key.component,
+                by=one.held.by,
+                until=one.held.until and one.held.until.isoformat(),
             )
         for ticket in reconciled.resolved:
             self.log.info("ticket resolved", ticket=ticket.id, subject=name)

@@ -14,7 +14,14 @@ import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from dataclasses import replace
 from datetime import date
 from functools import cached_property
@@ -339,7 +346,12 @@ class Sanitizer:
             (
                 signal
                 if (name := self._component(signal.component)) == signal.component
-                else replace(signal, component=name)
+                and not signal.silenced_by
+                else replace(
+                    signal,
+                    component=name,
+                    silenced_by=self._component(signal.silenced_by),
+                )
             )
             for signal in observation.signals
         )
@@ -353,13 +365,40 @@ class Sanitizer:
 
     def violation(self, violation: Violation) -> Violation:
         """Return the violation with a message and facts that are safe to store and to show."""
+        names = list(violation.facts)
+        texts = {name: one for name, one in violation.facts.items() if _is_text(one)}
+        limits = [_MESSAGE, *[100] * len(names), *[_FACT] * len(texts)]
+        message, *others = self._sanitize_all(
+            [violation.message, *names, *texts.values()], limits
+        )
+        shown = dict(zip(texts, others[len(names) :], strict=True))
         facts = {
-            self.sanitize(name, 100): (
-                self.sanitize(fact, _FACT) if isinstance(fact, str) else fact
-            )
-            for name, fact in violation.facts.items()
+            new: shown.get(name, violation.facts[name])
+            for name, new in zip(names, others, strict=False)
         }
-        return replace(violation, message=self.sanitize(violation.message), facts=facts)
+        return replace(violation, message=message, facts=facts)
+
+    def _sanitize_all(self, texts: Sequence[str], limits: Sequence[int]) -> list[str]:
+        """Return `sanitize` of each text.
+
+        Each call of the redactor has its price. So short texts of one line, without quotes and braces, are first redacted
+        as paragraphs of one text: where nothing is hidden then, nothing would be hidden in one of them.
+        """
+        cleaned = [clean(text, longest=None) for text in texts]
+        plain = [text for text in cleaned if _PLAIN.fullmatch(text)]
+        together = "\n\n".join(plain)
+        known = set(plain) if self._redactor.text(together) == together else set()
+        return [
+            one_line(text if text in known else self._redactor.text(text), limit)
+            for text, limit in zip(cleaned, limits, strict=True)
+        ]
+
+
+_PLAIN = re.compile(r"[\w .,:;/()%@+=?&#~!*|-]{0,400}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def __getattr__(name: str) -> object:

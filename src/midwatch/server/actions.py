@@ -168,7 +168,7 @@ class Actions:
 
 def _require(who: Principal, scope: str) -> None:
     if who.role < Role.OPERATOR:
-        role = who.role.name.lower()
+        role = who.role.label
         raise Forbidden(f"{who.name} is {role}; this needs operator")
     if scope not in who.scopes:
         raise Forbidden(f"the token of {who.name} has no scope {scope}")

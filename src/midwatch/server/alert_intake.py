@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from midwatch.agent.links import Links
 from midwatch.model import Key, Observation, Severity, Signal, Violation
@@ -12,6 +13,7 @@ from midwatch.subjects.alert_signals import fingerprint_of
 
 _AT_ONCE = 200
 """Alerts between which other requests get their turn."""
+_LEARNT_FROM = 20  # alerts of one request that may name other subjects
 
 
 class AlertIntake:
@@ -19,10 +21,10 @@ class AlertIntake:
 
     Args:
         sanitizer: Cleans and redacts, as for what subjects observe: a key has to be the same both ways.
-        links: The links between subjects, which learn from what opens.
+        links: The links between subjects, which learn from what opens; None where there is one subject alone.
     """
 
-    def __init__(self, sanitizer: Sanitizer, links: Links) -> None:
+    def __init__(self, sanitizer: Sanitizer, links: Links | None) -> None:
         self._sanitizer = sanitizer
         self._links = links
 
@@ -36,6 +38,7 @@ class AlertIntake:
         heartbeat = subject.settings.heartbeat
         return Push(
             subject=subject.name,
+            kind=subject.kind,
             sender=subject.sender,
             alerts=tuple(kept),
             group=delivery.group,
@@ -46,7 +49,7 @@ class AlertIntake:
             ),
             heartbeat_within=None if heartbeat is None else heartbeat.within,
             most_tickets=subject.settings.most_tickets,
-            linked=self._links.related(subject.name) if kept else frozenset(),
+            linked=self._linked(subject, kept),
         )
 
     def _kept(
@@ -63,14 +66,20 @@ class AlertIntake:
         kept = []
         for (alert, _), signal in zip(found, clean.signals, strict=True):
             violation = self._sanitizer.violation(_violation(subject.name, signal))
-            if alert.firing:
-                self._links.learn_opening(
-                    subject.name,
-                    f"{violation.message}\n{violation.key.component}",
-                    violation.facts,
-                )
             kept.append(_kept(alert, signal, violation))
         return kept
+
+    def _linked(
+        self, subject: TakesAlerts, kept: Sequence[KeptAlert]
+    ) -> frozenset[str]:
+        """Return the subjects whose tickets may be of one incident with what fires."""
+        firing = [one for one in kept if one.firing]
+        if self._links is None or not firing:
+            return frozenset()
+        for one in firing[:_LEARNT_FROM]:
+            text = f"{one.message}\n{one.component}"
+            self._links.learn_opening(subject.name, text, one.facts)
+        return self._links.related(subject.name)
 
 
 def _violation(subject: str, signal: Signal) -> Violation:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from midwatch.errors import MidwatchError, PermanentError, StoreBusy
 from midwatch.lifecycle import Clock
 from midwatch.logs import Log
-from midwatch.model import Ticket
 from midwatch.received import Accepted, Push, PushRules
 from midwatch.store.protocol import Store
 
@@ -17,6 +17,7 @@ MOST_WAITING = 20_000
 """Alerts that wait to be saved; more are refused for now."""
 _MOST_AT_ONCE = 2000  # alerts in one transaction, unless one request has more
 _MOST_LOGGED = 20
+_DEADLOCK_WITHIN = 2.0  # seconds; the wait for a lock that is held takes longer
 _KEPT = 7 * 24 * 3600.0
 """Seconds for which resolved alerts are kept: they tell what comes late."""
 _FORGET_EVERY = 3600.0
@@ -93,9 +94,7 @@ class AlertWriter:
         if not group:
             return
         try:
-            accepted = await self._store.receive(
-                [one.push for one in group], self._rules
-            )
+            accepted = await self._receive([one.push for one in group])
         except PermanentError as error:
             if len(group) == 1:
                 _fail(group, error)
@@ -108,14 +107,23 @@ class AlertWriter:
             )
             _fail(group, error)
         except BaseException:
-            error = StoreBusy("the server ends, or has a fault; see its log")
-            _fail(group, error)
+            _fail(group, StoreBusy("the server ends, or has a fault; see its log"))
             raise
         else:
             for one in group:
                 if not one.saved.done():
                     one.saved.set_result(None)
             self._tell(group, accepted)
+
+    async def _receive(self, pushes: Sequence[Push]) -> Accepted:
+        """Save pushes, at once a second time after a deadlock with a change of a ticket: that one is done then."""
+        began = self._clock.monotonic()
+        try:
+            return await self._store.receive(pushes, self._rules)
+        except StoreBusy:
+            if self._clock.monotonic() - began > _DEADLOCK_WITHIN:
+                raise
+        return await self._store.receive(pushes, self._rules)
 
     def _tell(self, group: list[_Waiting], accepted: Accepted) -> None:
         self._log.info(
@@ -125,9 +133,8 @@ class AlertWriter:
             alerts=sum(len(one.push.alerts) for one in group),
             opened=len(accepted.opened),
             resolved=len(accepted.resolved),
+            tickets=[*accepted.opened, *accepted.resolved][:_MOST_LOGGED],
         )
-        for ticket in accepted.opened[:_MOST_LOGGED]:
-            self._log.warning("ticket opened", **_facts(ticket))
 
     async def _forget(self) -> None:
         if self._clock.monotonic() - self._forgot_at < _FORGET_EVERY:
@@ -143,14 +150,3 @@ def _fail(group: list[_Waiting], error: MidwatchError) -> None:
     for one in group:
         if not one.saved.done():
             one.saved.set_exception(error)
-
-
-def _facts(ticket: Ticket) -> dict[str, object]:
-    return {
-        "ticket": ticket.id,
-        "subject": ticket.key.subject,
-        "invariant": ticket.key.invariant,
-        "component": ticket.key.component,
-        "severity": ticket.severity.label,
-        "message": ticket.message,
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,8 +20,11 @@ from midwatch.http_serving import (
     protocol_with_timeout,
 )
 from midwatch.server import api, hooks, mcp, page, probes, problems, sign_in
+from midwatch.server.api.openapi import openapi
+from midwatch.server.authentication import is_loopback
 from midwatch.server.context import ServerContext
 from midwatch.server.guard import Guard
+from midwatch.server.limits import LONGEST_HEAD
 from midwatch.server_settings import ServerSettings
 
 _KEEP_ALIVE = 75
@@ -43,6 +47,7 @@ def create_app(context: ServerContext) -> FastAPI:
     problems.add_handlers(app)
     for part in (probes, sign_in, hooks, api, mcp, page):
         app.include_router(part.router(context))
+    app.openapi = partial(openapi, app)  # type: ignore[method-assign]
     return app
 
 
@@ -64,6 +69,11 @@ async def serving(context: ServerContext) -> AsyncIterator[str]:
     with listening(*settings.listen, setting="server.listen") as opened:
         async with contextlib.AsyncExitStack() as stack:
             app = create_app(context)
+            if not (context.authenticator.is_secure or _is_local(settings)):
+                context.log.warning(
+                    "requests are not encrypted",
+                    hint="set server.url to an https address",
+                )
             for lifespan in context.lifespans:
                 await stack.enter_async_context(lifespan())
             server = Server(_config(Guard(app, context), settings))
@@ -74,6 +84,10 @@ async def serving(context: ServerContext) -> AsyncIterator[str]:
                 context.stop.set("the server ends")
                 server.should_exit = True
                 await task
+
+
+def _is_local(settings: ServerSettings) -> bool:
+    return settings.listen is not None and is_loopback(settings.listen[0])
 
 
 def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
@@ -88,6 +102,7 @@ def _config(app: ASGIApp, settings: ServerSettings) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=settings.max_requests + settings.max_streams + 500,
+        h11_max_incomplete_event_size=2 * LONGEST_HEAD,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=_GRACE,
         ssl_certfile=settings.certificate_file,

@@ -52,7 +52,7 @@ class Principal:
     via: str
 
 
-def principal_of(request: Request) -> Principal:
+async def principal_of(request: Request) -> Principal:
     """Return who sends a request. Raises Unauthenticated."""
     found: Principal | None = getattr(request.state, "principal", None)
     if found is None:
@@ -65,7 +65,7 @@ Dependency = Callable[[Request], Awaitable[Principal]]
 
 def _at_least(role: Role) -> Dependency:
     async def require(request: Request) -> Principal:
-        principal = principal_of(request)
+        principal = await principal_of(request)
         if principal.role < role:
             raise Forbidden(
                 f"{principal.name} has the role {principal.role.label}; this needs {role.label}",
@@ -87,7 +87,7 @@ def scope(name: str) -> Dependency:
     assert name in SCOPES
 
     async def require(request: Request) -> Principal:
-        principal = principal_of(request)
+        principal = await principal_of(request)
         if name not in principal.scopes:
             raise Forbidden(
                 f"the token {principal.name} has no scope {name}",

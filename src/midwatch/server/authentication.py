@@ -19,6 +19,7 @@ from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, cancel
 from midwatch.logs import Log
 from midwatch.server.auth import SCOPES, Principal, Role
+from midwatch.server.peer import user_of
 from midwatch.server.problems import Forbidden, RequestRefused, Unauthenticated
 from midwatch.server_settings import ProxySettings, RoleSettings, ServerSettings
 from midwatch.store.on_call import ApiToken, NewToken
@@ -91,7 +92,7 @@ class Authenticator:
         settings: How people sign in, and what their roles are.
         store: Where tokens are.
         clock: Decides whether a token has ended.
-        log: Where it is said that the last use of a token could not be noted.
+        log: Gets a line where the last use of a token could not be noted.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Authenticator:
         self._log = log
         self._known: dict[str, _Remembered] = {}
         self._used: dict[int, float] = {}
+        self._peers: dict[tuple[str, int], tuple[str, float]] = {}
         self._notes: set[asyncio.Task[None]] = set()
         url = urlsplit(settings.url or "http://localhost")
         host, _ = settings.listen or ("", 0)
@@ -273,7 +275,22 @@ class Authenticator:
             return None
         if not is_loopback(request.client.host):
             return None
-        return Principal("loopback", Role.ADMIN, _ALL, "loopback")
+        return Principal(self._local_name(request), Role.ADMIN, _ALL, "loopback")
+
+    def _local_name(self, request: HTTPConnection) -> str:
+        """Return USER@HOST of the program that sends a request from this machine, else "loopback"."""
+        client, server = request.client, request.scope.get("server")
+        if client is None or server is None or server[1] is None:
+            return "loopback"
+        now = self._clock.monotonic()
+        name, at = self._peers.get(client, ("", -_REMEMBERED))
+        if now - at < _REMEMBERED:
+            return name
+        name = user_of((client.host, client.port), (server[0], server[1])) or "loopback"
+        if len(self._peers) >= _MOST_REMEMBERED:
+            self._peers.clear()
+        self._peers[client] = name, now
+        return name
 
 
 def clean_name(name: str) -> str:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from midwatch.errors import Conflict, MidwatchError, NotFound, TemporaryError
+from midwatch.errors import Conflict, NotFound, TemporaryError
 from midwatch.lifecycle import Clock
 from midwatch.logs import Log
 from midwatch.redaction import Redactor

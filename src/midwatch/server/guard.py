@@ -6,12 +6,11 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from midwatch.errors import MidwatchError
+from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.lifecycle import cancel
 from midwatch.server.auth import Principal
 from midwatch.server.context import ServerContext
@@ -24,7 +23,7 @@ _CLIENT_GONE = 499
 _OTHER = "other"
 """The route of unknown addresses: their paths may be anything."""
 _PROBES = ("/healthz", "/readyz")
-_PUBLIC = (*_PROBES, "/sign-in", "/sign-in/", "/static/", "/hooks/", "/favicon.ico")
+_PUBLIC = ("/sign-in", "/sign-in/", "/static/", "/hooks/", "/favicon.ico")
 """Addresses that need no principal; one that ends with a slash covers all below it.
 
 What is below `/hooks/` checks a token or a signature itself.
@@ -53,6 +52,8 @@ _HEADERS = {
     "cache-control": "private, no-cache",
 }
 _YEAR = 31_536_000
+_CHECKED_AGAIN = 30.0
+"""Seconds between two looks at who reads an answer that goes on, such as a stream of events."""
 
 
 @dataclass(slots=True)
@@ -65,6 +66,10 @@ class _Exchange:
 
 class _NotRead(Exception):
     """The client does not read its response."""
+
+
+class _NoLongerAdmitted(Exception):
+    """The sign-in or the token of an open stream has ended."""
 
 
 class Guard:
@@ -82,9 +87,12 @@ class Guard:
         self._limits = Limits(
             context.settings.server, context.authenticator, context.stats
         )
-        self._headers = dict(_HEADERS)
+        headers = dict(_HEADERS)
         if context.authenticator.is_secure:
-            self._headers["strict-transport-security"] = f"max-age={_YEAR}"
+            headers["strict-transport-security"] = f"max-age={_YEAR}"
+        self._headers = [
+            (name.encode(), value.encode()) for name, value in headers.items()
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -105,9 +113,16 @@ class Guard:
     async def _run(
         self, request: Request, body: BoundedBody, send: Send, exchange: _Exchange
     ) -> None:
+        checked = self._context.clock.monotonic()
+
         async def in_time(message: Message) -> None:
+            nonlocal checked
             if message["type"] == "http.response.start":
                 self._add_headers(message)
+            now = self._context.clock.monotonic()
+            if exchange.status and now - checked >= _CHECKED_AGAIN:
+                checked = now
+                await self._check_again(request)
             try:
                 async with asyncio.timeout(self._seconds):
                     await send(message)
@@ -118,6 +133,10 @@ class Guard:
 
         scope = request.scope
         try:
+            if request.url.path in _PROBES:
+                # However busy the server is, and by whatever name a probe asks for it.
+                await self._app(scope, body, in_time)
+                return
             with self._limits.slot(request):
                 self._limits.check(request)
                 await self._admit(request)
@@ -132,6 +151,8 @@ class Guard:
         except (ClientDisconnect, _NotRead):
             # Nothing more is sent: the server closes a connection whose response has no end.
             exchange.status = _CLIENT_GONE
+        except _NoLongerAdmitted:
+            request.state.error = "the sign-in or the token has ended"
         except Exception as error:  # the outermost guard: one request, not the server
             self._context.log.error("request failed", path=_path(scope), exc_info=error)
             if not exchange.status:
@@ -140,27 +161,41 @@ class Guard:
 
     async def _admit(self, request: Request) -> None:
         """Find out who sends a request. Raises Unauthenticated where somebody has to."""
-        path = request.url.path
-        if path in _PROBES:
-            return
         principal = await self._context.authenticator.authenticate(request)
         request.state.principal = principal
-        if principal is None and not _is_public(path):
+        if principal is None and not _is_public(request.url.path):
             raise Unauthenticated(hint="sign in, or send Authorization: Bearer TOKEN")
 
+    async def _check_again(self, request: Request) -> None:
+        """Raise _NoLongerAdmitted if the reader of a long answer may no longer read it."""
+        if request.state.principal is None:
+            return
+        try:
+            again = await self._context.authenticator.authenticate(request)
+        except TemporaryError:
+            return  # nothing is known of it
+        except MidwatchError:
+            again = None
+        if again is None:
+            raise _NoLongerAdmitted
+
     def _add_headers(self, message: Message) -> None:
-        headers = MutableHeaders(scope=message)
-        for name, value in self._headers.items():
-            headers.setdefault(name, value)
+        given = message.setdefault("headers", [])
+        present = {name for name, _ in given}
+        message["headers"] = [
+            *given,
+            *(one for one in self._headers if one[0] not in present),
+        ]
 
     # -------------------------------------------------- the log and the counts
 
     def _log(
         self, scope: Scope, exchange: _Exchange, received: int, seconds: float
     ) -> None:
-        quiet = scope["path"] in _PROBES or (
-            scope["method"] in ("GET", "HEAD") and exchange.status < 400
-        )
+        path = scope["path"]
+        # Alerts come by the hundred a second, and are rows in the database.
+        often = scope["method"] in ("GET", "HEAD") or path.startswith("/hooks/")
+        quiet = path in _PROBES or (often and exchange.status < 400)
         log = self._context.log.debug if quiet else self._context.log.info
         state: dict[str, Any] = scope["state"]
         principal: Principal | None = state["principal"]

@@ -24,6 +24,8 @@ from midwatch.server.problems import (
 from midwatch.server_settings import ServerSettings
 
 _MOST_HEADERS = 100
+LONGEST_HEAD = 32_768
+"""Bytes of the header of a request."""
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _OWN = ("same-origin", "none")
 """Values of Sec-Fetch-Site that no other site can cause; `none` is the address bar."""
@@ -61,10 +63,13 @@ class Limits:
         Raises:
             RequestRefused: It is not for this server, comes from another site, or has too much or the wrong body.
         """
-        if len(request.headers.raw) > _MOST_HEADERS:
+        raw = request.headers.raw
+        if len(raw) > _MOST_HEADERS:
             raise TooManyHeaders(
                 f"the request has more than {_MOST_HEADERS} header fields"
             )
+        if sum(len(name) + len(value) for name, value in raw) > LONGEST_HEAD:
+            raise TooManyHeaders(f"the header has more than {LONGEST_HEAD} bytes")
         host = request.headers.get("host", "")
         if "authorization" not in request.headers:
             self._check_host(host)

@@ -16,7 +16,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
-from midwatch.errors import SettingsError, TemporaryError
+from midwatch.errors import TemporaryError
 from midwatch.lifecycle import Clock
 from midwatch.server.authentication import clean_name
 from midwatch.server.problems import Forbidden, RequestRefused
@@ -92,7 +92,7 @@ class OidcClient:
         self._settings = settings
         self._clock = clock
         self._http = http
-        self._secret = client_secret(settings)
+        self._secret = settings.read_secret()
         self._provider: _Provider | None = None
 
     async def start(self, redirect_uri: str) -> Started:
@@ -248,17 +248,3 @@ class OidcClient:
         if isinstance(groups, str):
             groups = [groups]
         return Person(name, tuple(one for one in groups if isinstance(one, str)))
-
-
-def client_secret(settings: OidcSettings) -> str:
-    """Return the client's secret; empty without one. Raises SettingsError."""
-    if settings.client_secret_file is None:
-        return settings.client_secret or ""
-    try:
-        return settings.client_secret_file.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(
-            f"cannot read {settings.client_secret_file}: {error}",
-            path="server.oidc.client_secret_file",
-            hint="the file must hold the secret and nothing else",
-        ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
 
 from midwatch.errors import StoreUnavailable
 from midwatch.server.context import ServerContext
@@ -16,15 +17,17 @@ _TIMEOUT = 2.0
 
 def router(context: ServerContext) -> APIRouter:
     """Return the routes."""
-    routes = APIRouter(include_in_schema=False)
+    routes = APIRouter(
+        include_in_schema=False, default_response_class=PlainTextResponse
+    )
 
     @routes.get("/healthz")
-    async def alive() -> dict[str, str]:
+    async def alive() -> str:
         notice = notice_of(context.store)
-        return {"status": "ok"} | ({"notice": notice} if notice else {})
+        return f"ok\n{notice}\n" if notice else "ok\n"
 
     @routes.get("/readyz")
-    async def ready() -> dict[str, str]:
+    async def ready() -> str:
         if context.stop:
             raise StoreUnavailable("the server is stopping", hint="")
         try:
@@ -34,6 +37,6 @@ def router(context: ServerContext) -> APIRouter:
             raise StoreUnavailable(
                 f"the database did not answer within {_TIMEOUT:g} s"
             ) from None
-        return {"status": "ok"}
+        return "ok\n"
 
     return routes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from http import HTTPStatus
 from typing import Any
 
@@ -22,6 +23,8 @@ from midwatch.errors import (
     StoreRejected,
     TemporaryError,
 )
+from midwatch.matchers import InvalidMatcher, NoRegexEngine
+from midwatch.silences import InvalidSilence, NoRecurrences
 
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER = 5.0
@@ -41,7 +44,7 @@ class Unauthenticated(RequestRefused):
 
 
 class Forbidden(RequestRefused):
-    """Whoever sends the request may not do this."""
+    """The sender of the request may not do this."""
 
     status = 403
 
@@ -88,6 +91,10 @@ STATUS: tuple[tuple[type[MidwatchError], int], ...] = (
     (Conflict, 409),
     (ClaimLost, 409),
     (StaleWatch, 409),
+    (InvalidMatcher, 422),
+    (InvalidSilence, 422),
+    (NoRegexEngine, 422),
+    (NoRecurrences, 422),
     (SchemaMismatch, 503),
     (StoreRejected, 503),
     (TemporaryError, 503),
@@ -127,7 +134,7 @@ def problem_of(error: MidwatchError) -> JSONResponse:
         )
     if status == 503:
         seconds = getattr(error, "retry_after", None) or _RETRY_AFTER
-        headers["retry-after"] = f"{seconds:.0f}"
+        headers["retry-after"] = str(max(math.ceil(seconds), 1))
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return problem(status, error.message, error.hint, headers)

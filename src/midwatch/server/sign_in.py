@@ -160,7 +160,7 @@ class _SignIn:
             request.state.error = error.one_line()
             return self._page(_target(next), error)
         answer = RedirectResponse(started.url, 303, {"cache-control": "no-store"})
-        # The state ties the answer to this browser; nobody else can set or read the cookie.
+        # The state ties the answer to this browser: no other can set or read the cookie.
         kept = (started.state, started.nonce, started.verifier)
         self._set(
             answer,

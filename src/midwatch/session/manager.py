@@ -11,7 +11,7 @@ import contextlib
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from midwatch.errors import Conflict, NotFound
@@ -529,6 +529,7 @@ class SessionManager:
         phases: Sequence[Phase] = (),
         ticket: int | None = None,
         limit: int | None = None,
+        after: tuple[datetime, str] | None = None,
     ) -> Sequence[StoredSession]:
         """Return sessions, the newest first, after `close_crashed`.
 
@@ -536,9 +537,12 @@ class SessionManager:
             phases: Only sessions in one of these phases; empty for all.
             ticket: Only sessions for this ticket.
             limit: At most this many.
+            after: Only sessions behind the one that was created at this time and has this id.
         """
         await self.close_crashed()
-        return await self.store.listed(phases=phases, ticket=ticket, limit=limit)
+        return await self.store.listed(
+            phases=phases, ticket=ticket, limit=limit, after=after
+        )
 
 
 def _transcript_key(session_id: str) -> TranscriptKey:

@@ -346,8 +346,12 @@ class SessionStore(SessionRecords, Protocol):
         phases: Sequence[Phase] = (),
         ticket: int | None = None,
         limit: int | None = None,
+        after: tuple[datetime, str] | None = None,
     ) -> list[StoredSession]:
-        """Return the sessions in one of `phases` (any, if there are none), the newest first."""
+        """Return the sessions in one of `phases` (any, if there are none), the newest first.
+
+        With `after` only those behind the session that was created at a time and has an id.
+        """
 
     async def fail_crashed(self, session: StoredSession) -> bool:
         """Save `session.crashed()`, unless the session has changed since it was read.

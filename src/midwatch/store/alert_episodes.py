@@ -8,6 +8,7 @@ An episode is one time that an alert fired, from its start to its end. Reports o
 - What is reported as firing just after it was reported as resolved is late, and fires no more. Where the sender says when each
   state began, that decides; else it is late within `LATE` of the resolution, and has begun to fire again after that.
 - A resolution of what was never seen is kept, so that its report of firing is late.
+- A start or end that is more than `SKEW` in the future is not known: clocks differ, and some senders have no good one.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Episodes:
     """
 
     LATE: ClassVar[timedelta] = timedelta(seconds=60)
+    SKEW: ClassVar[timedelta] = timedelta(minutes=5)
 
     def __init__(self, now: datetime, known: Iterable[Episode]) -> None:
         # As exact as a database stores it, or a start would not be found again.
@@ -64,11 +66,20 @@ class Episodes:
 
     def apply(self, alert: KeptAlert) -> None:
         """Take the next report."""
+        alert = self._without_future(alert)
         own = self._of.setdefault(alert.fingerprint, {})
         if alert.firing:
             self._fire(alert, own)
         else:
             self._resolve(alert, own)
+
+    def _without_future(self, alert: KeptAlert) -> KeptAlert:
+        latest = self._now + self.SKEW
+        if alert.starts_at is not None and alert.starts_at > latest:
+            alert = replace(alert, starts_at=None)
+        if alert.ends_at is not None and alert.ends_at > latest:
+            alert = replace(alert, ends_at=None)
+        return alert
 
     def _fire(self, alert: KeptAlert, own: dict[datetime, Episode]) -> None:
         open_ = [one for one in own.values() if one.alert.firing]
@@ -97,8 +108,8 @@ class Episodes:
         return self._now - known.received_at < self.LATE
 
     def _resolve(self, alert: KeptAlert, own: dict[datetime, Episode]) -> None:
-        end = min(alert.ends_at or self._now, self._now)
-        until = max(end, alert.starts_at or end)
+        end = alert.ends_at or self._now
+        until = max(end, alert.starts_at or self._now + self.SKEW)
         for one in list(own.values()):
             if one.alert.firing and one.starts_at <= until:
                 if not _is_older(alert, one.alert):

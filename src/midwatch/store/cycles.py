@@ -23,27 +23,49 @@ from midwatch.store.schema import (
     ticket_of,
     tickets,
 )
+from midwatch.store.silences import (
+    LAST_CHANGE_OF_SILENCES,
+    end_silenced_of,
+    list_silenced,
+    list_silences,
+    save_audible,
+    save_silenced,
+    share_silences,
+    silences_revision,
+)
 
 _UNRESOLVED = tickets.c.status != TicketStatus.RESOLVED.value
 _CHUNK = 500  # ids in one statement
 T = TypeVar("T")
 
 
-def watch(tx: Transaction, subject: str) -> Watch:
+def watch(tx: Transaction, subject: str, kind: str | None = None) -> Watch:
     """Return a subject's unresolved tickets and state; a new subject is created."""
+    # Read before the silences: a change in between makes the watch stale.
+    known = silences_revision(tx)
+    silences = tuple(list_silences(tx)) if known else ()
     row = tx.one(select(subjects).where(subjects.c.name == subject))
     if row is None:
-        tx.insert_or_update(
-            subjects,
-            {"name": subject, "revision": 0, "cycle": 0, "failures": 0, "state": {}},
-        )
-        return Watch(0)
+        new = {"name": subject, "revision": 0, "cycle": 0, "failures": 0, "state": {}}
+        tx.insert_or_update(subjects, {**new, "kind": kind})
+        return Watch(0, silences=silences, silences_revision=known, now=tx.now)
+    if kind is not None and kind != row.kind:
+        tx.execute(update(subjects).where(subjects.c.name == subject).values(kind=kind))
     found = tx.all(
         select_tickets()
         .where(tickets.c.subject == subject, _UNRESOLVED)
         .order_by(tickets.c.id)
     )
-    return Watch(row.revision, tuple(map(ticket_of, found)), row.state, row.failures)
+    return Watch(
+        row.revision,
+        tuple(map(ticket_of, found)),
+        row.state,
+        row.failures,
+        silences,
+        known,
+        tuple(list_silenced(tx, subject)),
+        tx.now,
+    )
 
 
 def revision(tx: Transaction, subject: str) -> int:
@@ -64,14 +86,21 @@ def save_cycle(
     error: str | None = None,
     group_wait: float = 0.0,
     linked: Collection[str] = (),
+    silences: int | None = None,
 ) -> SavedCycle:
-    """Save an observation. Raises StaleWatch if `revision` is not the present one."""
+    """Save an observation. Raises StaleWatch if `revision` or `silences` is not the present one."""
+    if changes.openings:
+        share_silences(tx)
     before = tx.one(
-        select(subjects.c.cycle, subjects.c.last_good_at)
+        select(
+            subjects.c.cycle,
+            subjects.c.last_good_at,
+            LAST_CHANGE_OF_SILENCES.label("silences"),
+        )
         .where(subjects.c.name == subject, subjects.c.revision == revision)
         .with_for_update()
     )
-    if before is None:
+    if before is None or silences not in (None, before.silences or 0):
         raise StaleWatch()
     after = revision + bool(changes)
     cycle = before.cycle + (error is None)
@@ -84,12 +113,13 @@ def save_cycle(
         .values(revision=after, **observed)
     )
     if not changes:
-        return SavedCycle(after)
+        return SavedCycle(after, now=tx.now)
     store_derived(tx, (*changes.again, *changes.missing, *changes.resolved), before)
     _seen_again(tx, changes.again, None)
     _seen_again(tx, changes.returned, cycle)
     _resolve(tx, changes.resolved)
     try:
+        save_silenced(tx, changes.silenced)
         seen_cycle = cycle if error is None else None
         batch = _batch_for(tx, subject, changes.openings, group_wait, linked)
         opened = _open(
@@ -97,7 +127,8 @@ def save_cycle(
         )
     except IntegrityError as conflict:
         raise StaleWatch() from conflict
-    return SavedCycle(after, opened)
+    save_audible(tx, changes.audible, opened)
+    return SavedCycle(after, opened, tx.now)
 
 
 def _succeeded(tx: Transaction, cycle: int) -> Json:
@@ -182,6 +213,7 @@ def resolve_rows(tx: Transaction, rows: Sequence[Any], actor: str, why: str) -> 
     tx.note(
         [audit_row(row.id, actor, "resolve", row.status, resolved, why) for row in rows]
     )
+    end_silenced_of(tx, ids)
     _leave_queue(tx, {row.batch_id for row in rows})
     remember(tx, ids)
 
@@ -195,8 +227,26 @@ def _open(
     last: datetime | None = None,
 ) -> tuple[Ticket, ...]:
     """Open tickets in a batch. `last` is when the subject was observed before this observation."""
+    ids = _insert(tx, openings, cycle, batch, actor, last)
+    found = [
+        row
+        for chunk in chunks(ids)
+        for row in tx.all(select_tickets().where(tickets.c.id.in_(chunk)))
+    ]
+    return tuple(sorted(map(ticket_of, found), key=lambda ticket: ticket.id))
+
+
+def _insert(
+    tx: Transaction,
+    openings: Sequence[Opening],
+    cycle: int | None,
+    batch: int,
+    actor: str,
+    last: datetime | None,
+) -> list[int]:
+    """Insert the rows of tickets that open. Return their ids, in the order of the openings."""
     if not openings:
-        return ()
+        return []
     rows = [_ticket_row(tx, opening, cycle, batch, last) for opening in openings]
     ids = [
         row.id
@@ -210,12 +260,7 @@ def _open(
             for ticket_id, row in zip(ids, rows, strict=True)
         ]
     )
-    found = [
-        row
-        for chunk in chunks(ids)
-        for row in tx.all(select_tickets().where(tickets.c.id.in_(chunk)))
-    ]
-    return tuple(sorted(map(ticket_of, found), key=lambda ticket: ticket.id))
+    return ids
 
 
 def open_in_batch(
@@ -225,14 +270,14 @@ def open_in_batch(
     group_wait: float,
     linked: Collection[str],
     actor: str,
-) -> tuple[Ticket, ...]:
-    """Open tickets between two cycles, in the batch that they would go to in one.
+) -> list[int]:
+    """Open tickets between two cycles, in the batch that they would go to in one. Return their ids.
 
     `subject` is the row of the subject, which is locked. The caller increases its revision. Count and last sight of the
     tickets derive from the subject's cycles from the next one on.
     """
     batch = _batch_for(tx, subject.name, openings, group_wait, linked)
-    return _open(tx, openings, None, batch, actor, subject.last_good_at)
+    return _insert(tx, openings, None, batch, actor, subject.last_good_at)
 
 
 def _batch_for(

@@ -19,8 +19,8 @@ from sqlalchemy import Row, Select, and_, delete, exists, func, or_, select, upd
 from midwatch.model import Json, Ticket, TicketStatus
 from midwatch.store.cycles import chunks
 from midwatch.store.engine import Transaction, audit_row
-from midwatch.store.feed import Cursor
 from midwatch.store.on_call import (
+    Cursor,
     Delivery,
     DeliveryClaim,
     DeliveryEnd,
@@ -40,6 +40,8 @@ _MOST_AT_ONCE = 500
 """Deliveries of one message."""
 _MOST_TICKETS = 50
 """Tickets of a thread that a message can show."""
+CALLBACK = "callback"
+"""The route of what calls back the one who asked for an investigation; its target is a URL."""
 TIMED = ("escalated", "held_too_long")
 """Events that are written before they come true; a thread is not told of one until it is sent."""
 _later = deliveries.alias("later")
@@ -66,6 +68,7 @@ def told(tx: Transaction, ids: Collection[int]) -> list[Told]:
             select(column.ticket_id, column.route, column.target, column.thread)
             .where(
                 column.ticket_id.in_(some),
+                column.route != CALLBACK,
                 or_(
                     column.state.in_(("sent", "given_up")),
                     and_(column.state == "due", column.event.not_in(TIMED)),
@@ -92,18 +95,14 @@ def save_deliveries(
 
 
 def _move(tx: Transaction, name: str, before: Cursor | None, after: Cursor) -> bool:
-    place = {"transaction_id": after.transaction_id, "audit_id": after.audit_id}
-    values: Json = {**place, "updated_at": tx.now}
+    values: Json = {"audit_id": after.audit_id, "updated_at": tx.now}
     if before is None:
         insert = tx._insert(cursors).values({"name": name, **values})
-        return tx.execute(insert.on_conflict_do_nothing()).rowcount == 1
+        new = insert.on_conflict_do_nothing().returning(cursors.c.name)
+        return tx.one(new) is not None
     moved = tx.execute(
         update(cursors)
-        .where(
-            cursors.c.name == name,
-            cursors.c.transaction_id == before.transaction_id,
-            cursors.c.audit_id == before.audit_id,
-        )
+        .where(cursors.c.name == name, cursors.c.audit_id == before.audit_id)
         .values(values)
     )
     return moved.rowcount == 1
@@ -157,6 +156,8 @@ def claim_delivery(
     rows = tx.all(
         _claimable(tx, target)
         .where(deliveries.c.thread == first.thread)
+        .order_by(None)
+        .order_by(deliveries.c.id)
         .limit(_MOST_AT_ONCE)
     )
     if not rows:  # on PostgreSQL another process has claimed it between the two
@@ -172,14 +173,16 @@ def claim_delivery(
             attempts=deliveries.c.attempts + 1,
         )
     )
-    claimed = tuple(replace(d, attempts=d.attempts + 1) for d in map(_delivery_of, rows))
+    claimed = tuple(
+        replace(d, attempts=d.attempts + 1) for d in map(_delivery_of, rows)
+    )
     return DeliveryClaim(
         token,
         target,
         first.thread,
         claimed,
         thread_reference(tx, target, first.thread),
-        _tickets_of(tx, target, first.thread),
+        _tickets_of(tx, target, first.thread, claimed),
         tx.now,
     )
 
@@ -218,7 +221,10 @@ def thread_reference(tx: Transaction, target: str, thread: str) -> Json:
     return {} if row is None else dict(row.reference)
 
 
-def _tickets_of(tx: Transaction, target: str, thread: str) -> tuple[Ticket, ...]:
+def _tickets_of(
+    tx: Transaction, target: str, thread: str, claimed: Sequence[Delivery]
+) -> tuple[Ticket, ...]:
+    """Return the tickets of what was claimed, and others of the thread, the most urgent first."""
     column = deliveries.c
     ids = select(column.ticket_id).where(
         column.target == target, column.thread == thread, column.ticket_id.is_not(None)
@@ -226,10 +232,17 @@ def _tickets_of(tx: Transaction, target: str, thread: str) -> tuple[Ticket, ...]
     rows = tx.all(
         select_tickets()
         .where(tickets.c.id.in_(ids))
-        .order_by(tickets.c.severity, tickets.c.id)
+        .order_by(
+            tickets.c.status == TicketStatus.RESOLVED.value,
+            tickets.c.severity,
+            tickets.c.id,
+        )
         .limit(_MOST_TICKETS)
     )
-    return tuple(map(ticket_of, rows))
+    found = {row.id: ticket_of(row) for row in rows}
+    mine = {one.ticket_id for one in claimed if one.ticket_id is not None}
+    found |= tickets_by_id(tx, mine - found.keys())
+    return tuple(sorted(found.values(), key=lambda one: (one.severity, one.id)))
 
 
 def finish_delivery(tx: Transaction, claim: DeliveryClaim, end: DeliveryEnd) -> bool:

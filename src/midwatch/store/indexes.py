@@ -94,11 +94,13 @@ Index(
 Index("alerts_received", alerts.c.received_at)
 Index(
     "deliveries_due",
+    deliveries.c.target,
+    deliveries.c.thread,
     deliveries.c.due_at,
-    deliveries.c.id,
     sqlite_where=text("state = 'due'"),
     postgresql_where=text("state = 'due'"),
 )
+Index("deliveries_thread", deliveries.c.target, deliveries.c.thread)
 Index("deliveries_ticket", deliveries.c.ticket_id)
 Index("deliveries_created", deliveries.c.created_at)
 Index("investigations_ticket", investigations.c.ticket_id)

@@ -1,18 +1,23 @@
 """The part of the store protocol that the on-call stack needs.
 
-What is said of `midwatch.store.protocol` holds here too.
+What `midwatch.store.protocol` says of errors, times and durations holds here too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
-from midwatch.model import Key, Severity
+from midwatch.model import Facts, Json, Key, Severity, Ticket
 from midwatch.received import Accepted, Push, PushedAlerts, PushRules
-from midwatch.silences import Matcher, Recurrence, Silence
+from midwatch.silences import (
+    Matcher,
+    Recurrence,
+    Silence,
+    SilencedViolation,
+)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -125,28 +130,140 @@ class ApiToken:
 
 
 @dataclass(frozen=True, slots=True)
-class SilencedViolation:
-    """A violation that a silence keeps or kept silent.
+class Investigation:
+    """An investigation that somebody asked for. Its ticket has the answer.
 
     Attributes:
-        by: What keeps it silent: "silence 3", or what the sender of the alert says.
-        silence_id: The silence; None if the sender keeps it silent.
-        until: When the silence ends by itself; None if only the sender knows.
-        first_seen_at: When it was first seen while it was silent.
-        ended_at: When it cleared or became audible; None while it lasts.
-        ticket_id: The ticket that was open when it began, or that opened when the silence ended.
+        ticket_id: The ticket that was opened for it.
+        callback_url: Where its end is told.
+        ended_at: When it was answered, failed or was cancelled; None while it waits or runs.
+        diagnosis_id: The diagnosis that ended it.
     """
 
-    id: int
-    key: Key
-    severity: Severity
-    message: str
-    by: str
-    silence_id: int | None
-    until: datetime | None
-    first_seen_at: datetime
-    ended_at: datetime | None = None
+    id: str
+    ticket_id: int
+    subject: str
+    question: str
+    requested_by: str
+    callback_url: str | None
+    created_at: datetime
+    cancelled_at: datetime | None
+    ended_at: datetime | None
+    diagnosis_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The stored answer to a request: `digest` is that of the request, `status` the HTTP status."""
+
+    digest: str
+    status: int
+    answer: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """That a target was told of a ticket, or is about to be: by which route and in which thread."""
+
+    ticket_id: int
+    route: str
+    target: str
+    thread: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewDelivery:
+    """A delivery to write.
+
+    Attributes:
+        dedup_key: What makes it one: a second one with the same key is not written.
+        route: Name of the route that asks for it.
+        target: Where it goes.
+        event: What it tells.
+        thread: The incident that it is part of, for its target.
+        ticket_id: The ticket that it tells of.
+        content: What is known now and could not be read later.
+        due_in: Seconds until it is due.
+    """
+
+    dedup_key: str
+    route: str
+    target: str
+    event: str
+    thread: str
     ticket_id: int | None = None
+    content: Mapping[str, object] = field(default_factory=dict)
+    due_in: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A delivery as it is stored. `state` is due, sent, dropped (there was no need any more) or given_up."""
+
+    id: int
+    dedup_key: str
+    route: str
+    target: str
+    event: str
+    thread: str
+    ticket_id: int | None
+    content: Json
+    state: str
+    created_at: datetime
+    due_at: datetime
+    attempts: int
+    last_error: str | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryClaim:
+    """What one process has to send to a target: all that is due in one thread, in order.
+
+    Attributes:
+        token: Guards the write that ends the claim.
+        target: The target.
+        thread: The thread.
+        deliveries: What is due.
+        reference: How the service names the thread; empty if it was not told of it.
+        tickets: The tickets that the thread is about, the most urgent first.
+        at: When it was claimed, by the database's clock.
+    """
+
+    token: str
+    target: str
+    thread: str
+    deliveries: tuple[Delivery, ...]
+    reference: Json
+    tickets: tuple[Ticket, ...]
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryEnd:
+    """How an attempt to send ended.
+
+    Attributes:
+        sent: Ids of what was sent.
+        dropped: Ids of what need not be sent any more, by the reason.
+        postponed: Ids of what may not be sent yet; the attempt does not count.
+        postpone_for: Seconds until it is due again.
+        error: Why the others were not sent; None if there are no others.
+        retry_in: Seconds until they are due again.
+        given_up: Whether they are given up instead, with an audit row on each ticket.
+        reference: How the service names the thread now; None for no change.
+        actor: Who gives up.
+    """
+
+    sent: tuple[int, ...] = ()
+    dropped: Mapping[str, Collection[int]] = field(default_factory=dict)
+    postponed: tuple[int, ...] = ()
+    postpone_for: float = 60.0
+    error: str | None = None
+    retry_in: float = 0.0
+    given_up: bool = False
+    reference: Mapping[str, object] | None = None
+    actor: str = "notifier"
 
 
 class OnCallStore(Protocol):
@@ -261,6 +378,73 @@ class OnCallStore(Protocol):
         ...
 
     # -------------------------------------------------- deliveries
+    async def tickets_by_id(self, ids: Collection[int]) -> dict[int, Ticket]:
+        """Return tickets by id; an unknown one is left out."""
+        ...
+
+    async def told(self, ids: Collection[int]) -> list[Told]:
+        """Return where tickets were told of, or are about to be, oldest first."""
+        ...
+
+    async def save_deliveries(
+        self,
+        name: str,
+        before: Cursor | None,
+        after: Cursor,
+        new: Sequence[NewDelivery],
+    ) -> bool:
+        """Write deliveries and move a cursor of the feed, in one transaction.
+
+        Args:
+            name: The reader whose cursor it is.
+            before: Where the cursor has to be; None if there has to be none.
+            after: Where it is moved.
+            new: The deliveries that tell of the changes between the two.
+
+        Returns:
+            Whether the cursor was at `before`; if not, nothing was written.
+        """
+        ...
+
+    async def targets_due(self) -> list[str]:
+        """Return the targets that something is due for."""
+        ...
+
+    async def claim_delivery(
+        self, target: str, *, lease: float
+    ) -> DeliveryClaim | None:
+        """Claim what is due in the thread of a target that waits longest, for `lease` seconds; None if nothing is.
+
+        A thread in which something is being sent, or waits for its next attempt, waits as a whole.
+        """
+        ...
+
+    async def finish_delivery(self, claim: DeliveryClaim, end: DeliveryEnd) -> bool:
+        """Store how an attempt ended. Return false, and change nothing, if the claim was lost."""
+        ...
+
+    async def give_up_deliveries(
+        self, target: str, older: float, error: str, actor: str
+    ) -> int:
+        """Give up what waits for a target for more than `older` seconds, with audit rows. Return how many."""
+        ...
+
+    async def deliveries(
+        self,
+        ticket_id: int | None = None,
+        states: Collection[str] = (),
+        limit: int = 50,
+    ) -> list[Delivery]:
+        """Return deliveries of a ticket, or of all, in these states, or in any; the newest first."""
+        ...
+
+    async def delivery_counts(self, within: float) -> dict[str, int]:
+        """Return the number of deliveries of the last `within` seconds by state; "planned" are those for later."""
+        ...
+
+    async def prune_deliveries(self, older: float) -> int:
+        """Remove what ended more than `older` seconds ago, of resolved tickets alone. Return how many."""
+        ...
 
     # -------------------------------------------------- tokens
     async def add_token(self, new: NewToken) -> ApiToken:
@@ -284,3 +468,73 @@ class OnCallStore(Protocol):
         ...
 
     # -------------------------------------------------- investigations and idempotent requests
+    async def investigate(
+        self,
+        id_: str,
+        subject: str,
+        question: str,
+        *,
+        by: str,
+        severity: Severity = Severity.WARNING,
+        facts: Facts | None = None,
+        callback_url: str | None = None,
+    ) -> Investigation:
+        """Open an investigation with a ticket of its own, which is diagnosed like others.
+
+        The diagnosis resolves the ticket, and its end is written as a delivery, in one transaction.
+
+        Args:
+            id_: Its id. If there is one with this id, that is returned, and nothing changes.
+            subject: Name of the subject, which is created if it is new.
+            question: What is asked, in one line.
+            by: Who asks.
+            severity: How urgent it is, among the tickets that wait for a diagnosis.
+            facts: What else is known, such as the labels of an alert.
+            callback_url: Where its end is told.
+        """
+        ...
+
+    async def investigation(self, id_: str) -> Investigation:
+        """Return an investigation. Raises NotFound."""
+        ...
+
+    async def investigations(
+        self, limit: int = 50, after: tuple[datetime, str] | None = None
+    ) -> list[Investigation]:
+        """Return investigations, the newest first, behind the one that was created at a time and has an id."""
+        ...
+
+    async def cancel_investigation(self, id_: str, actor: str) -> Investigation:
+        """Cancel an investigation: its ticket is resolved. One that was cancelled stays as it is.
+
+        A call to Claude that is under way goes on, and is paid.
+
+        Raises:
+            NotFound: There is no such investigation.
+            Conflict: It has ended.
+        """
+        ...
+
+    async def begin_request(
+        self, principal: str, key: str, digest: str
+    ) -> Answered | None:
+        """Return the stored answer to a request with an idempotency key, or None if it has to be carried out.
+
+        An answer is kept for a day. Two requests of one key at the same time are never both carried out, unless the
+        first takes longer than two minutes.
+
+        Args:
+            principal: Who sends it.
+            key: The key.
+            digest: Of the request. The answer may be to another one: see `Answered.digest`.
+
+        Raises:
+            Conflict: The same request is being carried out.
+        """
+        ...
+
+    async def end_request(
+        self, principal: str, key: str, status: int, answer: Json | None
+    ) -> None:
+        """Store the answer to a request; with None it may be carried out again."""
+        ...

@@ -28,6 +28,7 @@ from midwatch.model import (
     Usage,
     Violation,
 )
+from midwatch.silences import Silence, SilencedViolation, Silencing
 from midwatch.store.on_call import OnCallStore
 from midwatch.store.overview_protocol import OverviewStore
 
@@ -42,12 +43,19 @@ class Watch:
         tickets: The unresolved tickets.
         state: The state that the last successful observation left.
         failures: Failed observations since the last successful one.
+        silences: The silences that have not ended, and the number of the last change of one.
+        silenced: The violations that are silent.
+        now: The time by the database's clock.
     """
 
     revision: int
     tickets: tuple[Ticket, ...] = ()
     state: Json = field(default_factory=dict)
     failures: int = 0
+    silences: tuple[Silence, ...] = ()
+    silences_revision: int = 0
+    silenced: tuple[SilencedViolation, ...] = ()
+    now: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,8 @@ class Changes:
             held, or the invariant was not covered.
         returned: Ids of tickets that were `missing` and are observed again.
         resolved: Ids of tickets whose invariant holds again.
+        silenced: Violations that are silent from now on, or by another silence.
+        audible: Keys of violations that were silent and are not any more: they cleared, or the silence ended.
     """
 
     openings: tuple[Opening, ...] = ()
@@ -99,6 +109,8 @@ class Changes:
     missing: tuple[int, ...] = ()
     returned: tuple[int, ...] = ()
     resolved: tuple[int, ...] = ()
+    silenced: tuple[Silencing, ...] = ()
+    audible: tuple[Key, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(
@@ -107,6 +119,8 @@ class Changes:
             or self.missing
             or self.returned
             or self.resolved
+            or self.silenced
+            or self.audible
         )
 
 
@@ -120,10 +134,11 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class SavedCycle:
-    """The revision after a cycle was saved, and the tickets that it opened."""
+    """The revision after a cycle was saved, the tickets that it opened, and the time by the database's clock."""
 
     revision: int
     opened: tuple[Ticket, ...] = ()
+    now: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +285,7 @@ class TicketSession:
     id: str
     phase: str
     created_at: datetime
+    cost_usd: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +321,8 @@ class Stats:
 
     A fault began after the last observation that did not show it, so `to_see`, from that one to the first that did,
     is the longest it can have taken. `to_confirm` is the time from there to the ticket (the invariant's `for`), and
-    `to_detect` is both.
+    `to_detect` is both. Tickets that a silence kept back are in neither. `silenced` counts the violations that
+    became silent, and `silent_now` those that are so.
     """
 
     since: datetime
@@ -321,6 +338,8 @@ class Stats:
     given_up: int = 0
     to_see: float | None = None
     to_confirm: float | None = None
+    silenced: int = 0
+    silent_now: int = 0
 
 
 def notice_of(store: Store) -> str:
@@ -345,8 +364,13 @@ class Store(OnCallStore, OverviewStore, Protocol):
         ...
 
     # -------------------------------------------------- the monitor
-    async def watch(self, subject: str) -> Watch:
-        """Return the unresolved tickets and the state of a subject, which is created if it is new."""
+    async def watch(self, subject: str, kind: str | None = None) -> Watch:
+        """Return the unresolved tickets and the state of a subject, which is created if it is new.
+
+        Args:
+            subject: Name of the subject.
+            kind: Its kind, which is stored; None leaves it unchanged.
+        """
         ...
 
     async def revision(self, subject: str) -> int:
@@ -363,6 +387,7 @@ class Store(OnCallStore, OverviewStore, Protocol):
         error: str | None = None,
         group_wait: float = 0.0,
         linked: Collection[str] = (),
+        silences: int | None = None,
     ) -> SavedCycle:
         """Save one observation of a subject and the changes that follow from it.
 
@@ -378,9 +403,11 @@ class Store(OnCallStore, OverviewStore, Protocol):
                 become one with it. Otherwise they make a batch that can be claimed `group_wait` seconds
                 from now.
             linked: Names of the subjects whose tickets may be of one incident with those of this one.
+            silences: The number of the last change of a silence that `changes` know of; None if there are no silences
+                for them.
 
         Raises:
-            StaleWatch: `revision` is not the present one; nothing was saved.
+            StaleWatch: `revision` or `silences` is not the present one; nothing was saved.
         """
         ...
 

@@ -38,6 +38,7 @@ from midwatch.model import (
 )
 from midwatch.store.cycles import new_batch
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
+from midwatch.store.investigations import end_investigations
 from midwatch.store.memory import remember
 from midwatch.store.protocol import Budget, Claim, Daemon, Finish, Pause, PauseKind
 from midwatch.store.schema import (
@@ -54,6 +55,7 @@ from midwatch.store.schema import (
     ticket_of,
     tickets,
 )
+from midwatch.store.silences import not_silent
 
 NO_CLAIM = {"claim_holder": None, "claim_token": None, "claim_until": None}
 
@@ -70,8 +72,11 @@ _QUEUED = (
     .limit(bindparam("p_limit", type_=Integer))
     .with_for_update(skip_locked=True)
 )
-SELECT_DUE = _QUEUED.where(or_(and_(_UNCLAIMED, _RESTED), _VOID))
-"""Batches that are queued, due and not claimed."""
+SELECT_DUE = _QUEUED.where(
+    or_(and_(_UNCLAIMED, _RESTED), _VOID),
+    not_silent(_NOW),
+)
+"""Batches that are queued, due, not claimed, and not silent as a whole."""
 SELECT_ASKED_FOR = _QUEUED.where(
     batches.c.id == bindparam("p_batch"), or_(_UNCLAIMED, _VOID)
 )
@@ -179,6 +184,10 @@ def claim(
     _mark_lost(tx, [row.id for row in due if row.claim_token is not None])
     by_batch = _undiagnosed(tx, ids)
     attempts = {row.id: row.attempts for row in taken}
+    if batch is None:  # who asks for a batch asks for all of it
+        by_batch = {
+            id_: _without_silent(tx, found, holder) for id_, found in by_batch.items()
+        }
     if empty := set(ids) - set(by_batch):
         tx.execute(UNQUEUE, {"p_ids": list(empty)})
     return [
@@ -199,6 +208,34 @@ def _undiagnosed(tx: Transaction, ids: Sequence[int]) -> dict[int, list[Ticket]]
     for row in tx.all(SELECT_UNDIAGNOSED, {"p_ids": ids}):
         found.setdefault(row.batch_id, []).append(ticket_of(row))
     return found
+
+
+def _without_silent(tx: Transaction, found: list[Ticket], holder: str) -> list[Ticket]:
+    """Put the silent tickets of a batch into one of their own, which waits for their silence. Return the others."""
+    silent = [one for one in found if one.silenced_at(tx.now)]
+    if not silent or len(silent) == len(found):
+        return found
+    row = tx.one(select(batches).where(batches.c.id == found[0].batch))
+    assert row is not None
+    severity = min(one.severity for one in silent)
+    apart = new_batch(tx, silent[0].key.subject, severity, opened_at=row.opened_at)
+    before = {"attempts": row.attempts - 1, "last_error": row.last_error}
+    tx.execute(update(batches).where(batches.c.id == apart).values(before))
+    tx.execute(UPDATE_TICKETS, {"p_ids": [one.id for one in silent], "batch_id": apart})
+    tx.note(
+        [
+            audit_row(
+                one.id,
+                holder,
+                "requeue",
+                one.status,
+                one.status,
+                f"kept silent by {one.silenced_by}; now in batch {apart}",
+            )
+            for one in silent
+        ]
+    )
+    return [one for one in found if one not in silent]
 
 
 def _held(claim: Claim) -> Json:
@@ -399,6 +436,8 @@ def _settle(
             for row in rows
         ]
     )
+    made = values.get("diagnosis_id") or values["left_out_by"]
+    end_investigations(tx, [row.id for row in rows], claim.holder, made)
 
 
 def _leave_out(

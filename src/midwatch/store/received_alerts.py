@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import delete, func, or_, select
 
-from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, Violation
+from midwatch.model import Json, Key, Severity, TicketStatus, Violation
 from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
 from midwatch.store.alert_episodes import Episode, Episodes
 from midwatch.store.cycles import (
@@ -34,6 +34,7 @@ from midwatch.store.schema import (
     subjects,
     tickets,
 )
+from midwatch.store.silences import keep_silent
 
 _FIRING, _RESOLVED = "firing", "resolved"
 _MOST_GROUPS = 200  # with alerts that were left out
@@ -46,14 +47,14 @@ def receive(tx: Transaction, pushes: Sequence[Push], rules: PushRules) -> Accept
     # All rows are locked before anything else is written: see `cycles._one_at_a_time`.
     names = sorted({push.subject for push in pushes})
     locked = {name: _lock(tx, name) for name in names}
-    opened: list[Ticket] = []
+    opened: dict[int, Violation] = {}
     resolved: list[int] = []
     for name in names:
         own = [push for push in pushes if push.subject == name]
         part = _receive_of(tx, locked[name], own, rules)
-        opened += part.opened
+        opened |= part.opened
         resolved += part.resolved
-    return Accepted(tuple(opened), tuple(resolved))
+    return Accepted(opened, tuple(resolved))
 
 
 def _lock(tx: Transaction, name: str) -> Any:
@@ -258,32 +259,40 @@ def _open_tickets(
     began: Iterable[KeptAlert],
     pushes: Sequence[Push],
     rules: PushRules,
-) -> tuple[Ticket, ...]:
+) -> dict[int, Violation]:
     """Open tickets for what fires and has none: the most urgent first, while there is room for them."""
-    new: dict[Key, KeptAlert] = {}
+    new: dict[Key, Violation] = {}
     for alert in began:
-        key = Key(subject.name, alert.invariant, alert.component)
-        if alert.opens and not alert.silenced_by:
-            if key not in new or alert.severity < new[key].severity:
-                new[key] = alert
+        if alert.opens:
+            one = _violation(subject.name, alert)
+            if one.key not in new or one.severity < new[one.key].severity:
+                new[one.key] = one
     for key in _unresolved(tx, subject.name, new):
         del new[key]
-    if not new:
-        return ()
+    silent = keep_silent(tx, list(new.values()), pushes[-1].kind)
+    loud = [one for key, one in new.items() if key not in silent]
+    if not loud:
+        return {}
     most = pushes[-1].most_tickets - _count_unresolved(tx, subject.name)
-    chosen = sorted(new.items(), key=lambda item: item[1].severity)[: max(most, 0)]
-    past = earlier(tx, subject.name, [key for key, _ in chosen], rules.flapping_window)
+    chosen = sorted(loud, key=lambda one: one.severity)[: max(most, 0)]
+    past = earlier(tx, subject.name, [one.key for one in chosen], rules.flapping_window)
     openings = [
-        Opening.after(
-            past.get(key),
-            Violation(key, alert.severity, alert.message, facts=alert.facts),
-            rules.flapping_openings,
-        )
-        for key, alert in chosen
+        Opening.after(past.get(one.key), one, rules.flapping_openings) for one in chosen
     ]
     linked = frozenset[str]().union(*(push.linked for push in pushes))
-    return open_in_batch(
+    ids = open_in_batch(
         tx, subject, openings, rules.group_wait, linked, pushes[-1].sender
+    )
+    return dict(zip(ids, chosen, strict=True))
+
+
+def _violation(subject: str, alert: KeptAlert) -> Violation:
+    return Violation(
+        Key(subject, alert.invariant, alert.component),
+        alert.severity,
+        alert.message,
+        facts=alert.facts,
+        silenced_by=alert.silenced_by,
     )
 
 
@@ -326,6 +335,9 @@ def pushed_alerts(tx: Transaction, subject: str) -> PushedAlerts:
         alerts=tuple(map(_alert_of, rows)),
         now=tx.now,
         ticketed=ticketed,
+        recent=frozenset(
+            row.fingerprint for row in rows if row.received_at > tx.now - Episodes.LATE
+        ),
         silent_for=_age(tx.now, sender.received_at),
         heartbeat_age=_age(tx.now, sender.heartbeat_at),
         truncated={

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import ColumnElement, Row, delete, func, select, update
+from sqlalchemy import ColumnElement, Row, and_, delete, func, or_, select, update
 
 from midwatch.errors import NotFound, StoreRejected
 from midwatch.model import Json
@@ -75,9 +75,13 @@ class SqlSessions(TransactionalStore):
         phases: Sequence[Phase] = (),
         ticket: int | None = None,
         limit: int | None = None,
+        after: tuple[datetime, str] | None = None,
     ) -> list[StoredSession]:
-        """Return the sessions in one of `phases` (any, if there are none), the newest first."""
-        return await self._read(_listed, phases, ticket, limit)
+        """Return the sessions in one of `phases` (any, if there are none), the newest first.
+
+        With `after` only those behind the session that was created at a time and has an id.
+        """
+        return await self._read(_listed, phases, ticket, limit, after)
 
     async def fail_crashed(self, session: StoredSession) -> bool:
         """Save `session.crashed()`. Return whether it was saved.
@@ -145,13 +149,21 @@ def _get(work: Transaction, session_id: str) -> StoredSession:
 
 
 def _listed(
-    work: Transaction, phases: Sequence[Phase], ticket_id: int | None, limit: int | None
+    work: Transaction,
+    phases: Sequence[Phase],
+    ticket_id: int | None,
+    limit: int | None,
+    after: tuple[datetime, str] | None,
 ) -> list[StoredSession]:
     query = select(sessions).order_by(sessions.c.created_at.desc(), sessions.c.id)
     if phases:
         query = query.where(sessions.c.phase.in_([phase.value for phase in phases]))
     if ticket_id is not None:
         query = query.where(sessions.c.ticket_id == ticket_id)
+    if after is not None:
+        at, id_ = after
+        later = and_(sessions.c.created_at == at, sessions.c.id > id_)
+        query = query.where(or_(sessions.c.created_at < at, later))
     return [_session_of(row, work.now) for row in work.all(query.limit(limit))]
 
 

@@ -7,28 +7,44 @@ that was computed without it is refused, as with the revision of a subject.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select, text, update
+from sqlalchemy import (
+    Row,
+    and_,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from midwatch.errors import Conflict, NotFound
-from midwatch.model import Json, Key, Severity, TicketStatus
+from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, Violation
 from midwatch.silences import (
     Hold,
     InvalidSilence,
     Matcher,
     Recurrence,
     Silence,
-    describe,
+    SilencedViolation,
+    Silencing,
     hold,
+    in_force,
     labels_of_ticket,
+    labels_of_violation,
+    why_silent,
 )
 from midwatch.store.engine import Transaction, audit_row
-from midwatch.store.on_call import SilencedViolation
 from midwatch.store.schema import (
     LARGEST_ID,
+    UNDIAGNOSED,
+    batches,
+    diagnoses,
     select_tickets,
     silenced,
     silences,
@@ -39,6 +55,7 @@ from midwatch.store.schema import (
 from midwatch.units import LONGEST_DURATION
 
 _PRESENT = silenced.c.ended_at.is_(None)
+_CHUNK = 500  # ids in one statement
 MOST_LISTED = 10_000
 """Ended silences and silenced violations that a list has."""
 
@@ -57,6 +74,8 @@ def add_silence(
     """Add a silence and apply it to open tickets. Raises InvalidSilence, InvalidMatcher."""
     revision = _next_revision(tx)
     start = starts_at or tx.now
+    if recurrence is not None and starts_at is None:
+        recurrence = recurrence.from_now_on()
     new = Silence(
         id=0,
         matchers=tuple(matchers),
@@ -65,9 +84,9 @@ def add_silence(
         author=author,
         reason=reason,
         created_at=tx.now,
-        rrule=recurrence and recurrence.rrule,
-        window_seconds=recurrence and recurrence.window_seconds,
-        timezone=recurrence and recurrence.timezone,
+        rrule=recurrence.rrule if recurrence else None,
+        window_seconds=recurrence.window_seconds if recurrence else None,
+        timezone=recurrence.timezone if recurrence else None,
     )
     new.check()
     inserted = tx.execute(
@@ -142,9 +161,12 @@ def expire_silence(tx: Transaction, silence_id: int, actor: str) -> Silence:
     return silence(tx, silence_id)
 
 
+LAST_CHANGE_OF_SILENCES = select(func.max(silences.c.revision)).scalar_subquery()
+
+
 def silences_revision(tx: Transaction) -> int:
-    """Return the number of the last change of a silence."""
-    return int(tx.connection.scalar(select(func.max(silences.c.revision))) or 0)
+    """Return the number of the last change of a silence, 0 if there was none."""
+    return int(tx.connection.scalar(select(LAST_CHANGE_OF_SILENCES)) or 0)
 
 
 def _next_revision(tx: Transaction) -> int:
@@ -152,6 +174,15 @@ def _next_revision(tx: Transaction) -> int:
     if tx.connection.dialect.name == "postgresql":
         tx.execute(text("SELECT pg_advisory_xact_lock(7305616)"))
     return silences_revision(tx) + 1
+
+
+def share_silences(tx: Transaction) -> None:
+    """Let no silence change until the end of the transaction: it would not see what is opened here.
+
+    Take it before rows of tickets and batches are locked.
+    """
+    if tx.connection.dialect.name == "postgresql":
+        tx.execute(text("SELECT pg_advisory_xact_lock_shared(7305616)"))
 
 
 def _silence_of(row: Any) -> Silence:
@@ -196,6 +227,24 @@ def list_silenced(
     return list(map(_silenced_of, tx.all(statement.limit(MOST_LISTED))))
 
 
+def count_silenced(tx: Transaction, since: datetime) -> tuple[int, int]:
+    """Return how many violations became silent since a time, and how many are silent now."""
+    counts = select(
+        func.count().filter(silenced.c.first_seen_at > since).label("since"),
+        func.count().filter(_PRESENT).label("now"),
+    ).where(or_(silenced.c.first_seen_at > since, _PRESENT))
+    row = tx.connection.execute(counts).one()
+    return int(row.since), int(row.now)
+
+
+def was_silent_before() -> Any:
+    """Return the condition of tickets that a silence kept from opening."""
+    return exists().where(
+        silenced.c.ticket_id == tickets.c.id,
+        silenced.c.ended_at == tickets.c.opened_at,
+    )
+
+
 def _silenced_of(row: Any) -> SilencedViolation:
     return SilencedViolation(
         id=row.id,
@@ -211,108 +260,218 @@ def _silenced_of(row: Any) -> SilencedViolation:
     )
 
 
-def _of_key(key: Key) -> Any:
-    return and_(
-        silenced.c.subject == key.subject,
-        silenced.c.invariant == key.invariant,
-        silenced.c.component == key.component,
-        _PRESENT,
-    )
-
-
-def begin_silenced(
-    tx: Transaction,
-    key: Key,
-    severity: Severity,
-    message: str,
-    held: Hold,
-    *,
-    first_seen_at: datetime,
-    ticket_id: int | None = None,
+def save_silenced(
+    tx: Transaction, changes: Sequence[Silencing], actor: str = "monitor"
 ) -> None:
-    """Record that a violation is silent, or what keeps it so from now on. Raises IntegrityError for a second one."""
-    values: Json = {"by": held.by, "until": held.until, "silence_id": held.silence_id}
-    changed = tx.execute(update(silenced).where(_of_key(key)).values(values))
-    if changed.rowcount:
-        return
-    tx.execute(
-        silenced.insert().values(
-            subject=key.subject,
-            invariant=key.invariant,
-            component=key.component,
-            severity=severity,
-            message=message,
-            first_seen_at=first_seen_at,
-            ticket_id=ticket_id,
-            **values,
-        )
+    """Record that violations are silent, or what keeps them so from now on.
+
+    Raises IntegrityError where another transaction does the same at the same time.
+    """
+    present = _present(tx, [one.key for one in changes])
+    new = [one for one in changes if one.key not in present]
+    by_hold: dict[Hold, list[int]] = {}
+    for one in changes:
+        if one.key in present:
+            by_hold.setdefault(one.held, []).append(present[one.key].id)
+    for held, ids in by_hold.items():
+        _update_silenced(tx, ids, _hold_values(held))
+    if new:
+        tx.execute(silenced.insert(), [_silenced_row(tx, one) for one in new])
+    why = {one.ticket_id: one.why for one in new if one.ticket_id is not None}
+    _note(tx, "silence", actor, why)
+    _free_claims(tx, sorted(why))
+
+
+def _update_silenced(tx: Transaction, ids: Sequence[int], values: Json) -> None:
+    for chunk in _chunks(ids):
+        tx.execute(update(silenced).where(silenced.c.id.in_(chunk)).values(values))
+
+
+def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    return (ids[start : start + _CHUNK] for start in range(0, len(ids), _CHUNK))
+
+
+def _hold_values(held: Hold) -> Json:
+    return {"by": held.by, "until": held.until, "silence_id": held.silence_id}
+
+
+def _silenced_row(tx: Transaction, one: Silencing) -> Json:
+    return {
+        "subject": one.key.subject,
+        "invariant": one.key.invariant,
+        "component": one.key.component,
+        "severity": one.severity,
+        "message": one.message,
+        "first_seen_at": tx.now - timedelta(seconds=one.seen_for),
+        "ticket_id": one.ticket_id,
+        **_hold_values(one.held),
+    }
+
+
+def keep_silent(
+    tx: Transaction, violations: Sequence[Violation], kind: str
+) -> frozenset[Key]:
+    """Record those of new violations that a silence keeps silent now, and return their keys.
+
+    It is for what opens tickets outside of the monitor, which looks at silences itself.
+    """
+    if not violations:
+        return frozenset()
+    share_silences(tx)
+    known = list_silences(tx) if silences_revision(tx) else []
+    current = in_force(known, tx.now)
+    silent = []
+    for one in violations:
+        held = hold(current, labels_of_violation(one, kind), one.silenced_by)
+        if held is not None:
+            why = why_silent(held, current)
+            silent.append(Silencing(one.key, one.severity, one.message, held, why))
+    save_silenced(tx, silent)
+    return frozenset(one.key for one in silent)
+
+
+def save_audible(
+    tx: Transaction,
+    keys: Sequence[Key],
+    opened: Sequence[Ticket] = (),
+    actor: str = "monitor",
+) -> None:
+    """Record that violations are silent no more. `opened` are tickets, some of which open for them now."""
+    present = _present(tx, keys)
+    _update_silenced(tx, [row.id for row in present.values()], {"ended_at": tx.now})
+    why = {
+        row.ticket_id: f"{row.by} has ended"
+        for row in present.values()
+        if row.ticket_id is not None
+    }
+    for ticket in opened:
+        if (row := present.get(ticket.key)) is not None:
+            _update_silenced(tx, [row.id], {"ticket_id": ticket.id})
+            why[ticket.id] = f"{row.by} has ended"
+    _note(tx, "unsilence", actor, why)
+
+
+def _present(tx: Transaction, keys: Sequence[Key]) -> dict[Key, Row[Any]]:
+    """Return the rows of those of the violations that are silent, by key."""
+    wanted = set(keys)
+    found: dict[Key, Row[Any]] = {}
+    for subject in {key.subject for key in wanted}:
+        rows = tx.all(select(silenced).where(_PRESENT, silenced.c.subject == subject))
+        found |= {Key(row.subject, row.invariant, row.component): row for row in rows}
+    return {key: row for key, row in found.items() if key in wanted}
+
+
+def end_silenced_of(tx: Transaction, ticket_ids: Sequence[int]) -> None:
+    """Record that the violations of tickets that are resolved now are silent no more."""
+    of_ticket = exists().where(
+        tickets.c.id.in_(ticket_ids),
+        tickets.c.subject == silenced.c.subject,
+        tickets.c.invariant == silenced.c.invariant,
+        tickets.c.component == silenced.c.component,
     )
+    tx.execute(update(silenced).where(_PRESENT, of_ticket).values(ended_at=tx.now))
 
 
-def end_silenced(tx: Transaction, key: Key, ticket_id: int | None = None) -> None:
-    """Record that a violation is silent no more. `ticket_id` is the ticket that opens for it now."""
-    values: Json = {"ended_at": tx.now}
-    if ticket_id is not None:
-        values["ticket_id"] = ticket_id
-    tx.execute(update(silenced).where(_of_key(key)).values(values))
+def _note(tx: Transaction, action: str, actor: str, why: Mapping[int, str]) -> None:
+    """Write an audit row for each of these tickets, which gives its reason."""
+    ids = sorted(why)
+    for chunk in _chunks(ids):
+        rows = tx.all(
+            select(tickets.c.id, tickets.c.status).where(tickets.c.id.in_(chunk))
+        )
+        tx.note(
+            [
+                audit_row(row.id, actor, action, row.status, row.status, why[row.id])
+                for row in rows
+            ]
+        )
+
+
+def silencing_of(ticket: Ticket, held: Hold, why: str) -> Silencing:
+    """Return the change that makes an open ticket silent."""
+    return Silencing(
+        ticket.key, ticket.severity, ticket.message, held, why, ticket_id=ticket.id
+    )
 
 
 def _apply(tx: Transaction, actor: str) -> None:
     """Decide again which open tickets are silent. What the sender of an alert keeps silent stays so."""
-    current = list_silences(tx)
+    current = in_force(list_silences(tx), tx.now)
     rows = tx.all(
         select_tickets()
         .add_columns(subjects.c.kind, silenced.c.silence_id)
         .where(tickets.c.status != TicketStatus.RESOLVED.value)
     )
-    notes: list[Json] = []
+    silent: list[Silencing] = []
+    audible: list[Key] = []
     for row in rows:
         one = ticket_of(row)
-        of_sender = one.silenced_by is not None and row.silence_id is None
-        labels = labels_of_ticket(one, row.kind or "")
-        held = hold(current, labels, tx.now)
-        if held is None:
-            if one.silenced_by is not None and not of_sender:
-                end_silenced(tx, one.key)
-                notes.append(unsilence_note(one.id, one.status, actor, one.silenced_by))
-        elif (held.by, held.until) != (one.silenced_by, one.silenced_until):
-            begin_silenced(
-                tx,
-                one.key,
-                one.severity,
-                one.message,
-                held,
-                first_seen_at=tx.now,
-                ticket_id=one.id,
-            )
-            if one.silenced_by is None:
-                notes.append(silence_note(one.id, one.status, actor, held, current))
-    tx.note(notes)
+        held = hold(current, labels_of_ticket(one, row.kind or ""))
+        if held is not None and (held.by, held.until) != (
+            one.silenced_by,
+            one.silenced_until,
+        ):
+            silent.append(silencing_of(one, held, why_silent(held, current)))
+        elif held is None and row.silence_id is not None:
+            audible.append(one.key)
+    save_silenced(tx, silent, actor)
+    save_audible(tx, audible, actor=actor)
 
 
-def silence_note(
-    ticket_id: int,
-    status: TicketStatus,
-    actor: str,
-    held: Hold,
-    known: Iterable[Silence] = (),
-) -> Json:
-    """Return the audit row of an open ticket that becomes silent."""
-    why = next(
-        (describe(one) for one in known if one.id == held.silence_id),
-        held.by,
+# ------------------------------------------------------------------ the queue
+
+
+# Literal, as a list in parameters is written into the statement anew each time.
+_UNDIAGNOSED = or_(
+    *(tickets.c.status == literal_column(f"'{one}'") for one in UNDIAGNOSED)
+)
+
+
+def not_silent(now: Any) -> Any:
+    """Return the condition of batches that are not silent as a whole at a time, a value or a parameter."""
+    lasts = and_(_PRESENT, or_(silenced.c.until.is_(None), silenced.c.until > now))
+    is_silent = exists().where(
+        lasts,
+        silenced.c.subject == tickets.c.subject,
+        silenced.c.invariant == tickets.c.invariant,
+        silenced.c.component == tickets.c.component,
     )
-    return audit_row(ticket_id, actor, "silence", status, status, why)
+    undiagnosed = and_(tickets.c.batch_id == batches.c.id, _UNDIAGNOSED)
+    return or_(
+        ~exists().where(lasts),  # mostly nothing is silent, and this is asked once
+        ~exists().where(undiagnosed, is_silent),
+        exists().where(undiagnosed, ~is_silent),
+    )
 
 
-def unsilence_note(
-    ticket_id: int, status: TicketStatus, actor: str, by: str | None
-) -> Json:
-    """Return the audit row of an open ticket whose silence ended."""
-    why = f"{by or 'the silence'} has ended"
-    return audit_row(ticket_id, actor, "unsilence", status, status, why)
+def _free_claims(tx: Transaction, ticket_ids: Sequence[int]) -> None:
+    """Take batches that are silent as a whole from agents that have not called Claude for them yet.
 
-
-def silent_now(now: Any) -> Any:
-    """Return the condition of rows of `silenced` that hold at a time, a value or a parameter."""
-    return and_(_PRESENT, or_(silenced.c.until.is_(None), silenced.c.until > now))
+    What is locked is being ended by its agent: it is not waited for.
+    """
+    called = exists().where(
+        diagnoses.c.batch_id == batches.c.id,
+        diagnoses.c.token == batches.c.claim_token,
+    )
+    for chunk in _chunks(ticket_ids):
+        of_tickets = select(tickets.c.batch_id).where(tickets.c.id.in_(chunk))
+        rows = tx.all(
+            select(batches.c.id)
+            .where(
+                batches.c.id.in_(of_tickets),
+                batches.c.claim_token.is_not(None),
+                ~called,
+                ~not_silent(tx.now),
+            )
+            .with_for_update(skip_locked=True)
+        )
+        tx.execute(
+            update(batches)
+            .where(batches.c.id.in_([row.id for row in rows]))
+            .values(
+                claim_holder=None,
+                claim_token=None,
+                claim_until=None,
+                attempts=batches.c.attempts - 1,
+            )
+        )

@@ -20,15 +20,16 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import api_tokens, cycles, feed, memory
-from midwatch.store import overview as overview_functions
-from midwatch.store import queue, received_alerts
+from midwatch.store import api_tokens, cycles
+from midwatch.store import deliveries as delivery_functions
+from midwatch.store import feed
+from midwatch.store import investigations as asked
+from midwatch.store import memory, overview, queue, received_alerts
 from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store.engine import (
     UPGRADE_SECONDS,
     DatabaseClock,
-    Renewal,
     TransactionalStore,
     Transactions,
     missing_file,
@@ -38,6 +39,7 @@ from midwatch.store.engine import (
     write,
 )
 from midwatch.store.schema import REVISION, database_now, metadata
+from midwatch.store.sqlite import Renewal
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -121,9 +123,9 @@ class SqlStore(TransactionalStore):
     search_past = read(memory.search_past)
 
     # The page.
-    unresolved_counts = read(overview_functions.unresolved_counts)
-    subject_states = read(overview_functions.subject_states)
-    figures = read(overview_functions.figures)
+    unresolved_counts = read(overview.unresolved_counts)
+    subject_states = read(overview.subject_states)
+    figures = read(overview.figures)
 
     # People.
     ticket = read(ticket_functions.ticket)
@@ -162,6 +164,25 @@ class SqlStore(TransactionalStore):
     silence = read(silence_functions.silence)
     expire_silence = write(silence_functions.expire_silence)
     silenced = read(silence_functions.list_silenced)
+
+    # Investigations.
+    investigate = write(asked.investigate)
+    investigation = read(asked.investigation)
+    investigations = read(asked.list_investigations)
+    cancel_investigation = write(asked.cancel_investigation)
+    begin_request = write(asked.begin_request)
+    end_request = write(asked.end_request)
+    # Notifications.
+    tickets_by_id = read(delivery_functions.tickets_by_id)
+    told = read(delivery_functions.told)
+    save_deliveries = write(delivery_functions.save_deliveries)
+    targets_due = read(delivery_functions.targets_due)
+    claim_delivery = write(delivery_functions.claim_delivery)
+    finish_delivery = write(delivery_functions.finish_delivery)
+    give_up_deliveries = write(delivery_functions.give_up_deliveries)
+    deliveries = read(delivery_functions.list_deliveries)
+    delivery_counts = read(delivery_functions.delivery_counts)
+    prune_deliveries = write(delivery_functions.prune_deliveries)
 
     # Daemons.
     beat = write(queue.beat)

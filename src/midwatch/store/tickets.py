@@ -58,6 +58,7 @@ from midwatch.store.schema import (
     tickets,
     usage_of,
 )
+from midwatch.store.silences import count_silenced, was_silent_before
 
 
 def ticket(tx: Transaction, ticket_id: int) -> Ticket:
@@ -173,11 +174,18 @@ def list_diagnoses(tx: Transaction, ticket_id: int) -> list[Diagnosis]:
 def sessions_of(tx: Transaction, ticket_id: int) -> list[TicketSession]:
     """Return the sessions of a ticket, oldest first."""
     rows = tx.all(
-        select(sessions.c.id, sessions.c.phase, sessions.c.created_at)
+        select(
+            sessions.c.id,
+            sessions.c.phase,
+            sessions.c.created_at,
+            sessions.c.cost_usd,
+        )
         .where(sessions.c.ticket_id == ticket_id)
         .order_by(sessions.c.created_at, sessions.c.id)
     )
-    return [TicketSession(row.id, row.phase, row.created_at) for row in rows]
+    return [
+        TicketSession(row.id, row.phase, row.created_at, row.cost_usd) for row in rows
+    ]
 
 
 def stats(tx: Transaction, within: float) -> Stats:
@@ -192,6 +200,7 @@ def stats(tx: Transaction, within: float) -> Stats:
             tickets.c.status,
             diagnoses.c.finished_at,
             diagnoses.c.outcome,
+            was_silent_before().label("kept_back"),
         )
         .outerjoin(diagnoses, diagnoses.c.id == tickets.c.diagnosis_id)
         .where(tickets.c.opened_at > since)
@@ -205,8 +214,10 @@ def stats(tx: Transaction, within: float) -> Stats:
         .where(diagnoses.c.started_at > since)
         .group_by(diagnoses.c.outcome)
     )
+    silent, silent_now = count_silenced(tx, since)
     resolved = [row for row in rows if row.status == TicketStatus.RESOLVED]
-    dated = [row for row in rows if row.unseen_since is not None]
+    prompt = [row for row in rows if not row.kept_back]
+    dated = [row for row in prompt if row.unseen_since is not None]
     return Stats(
         since=since,
         opened=len(rows),
@@ -216,13 +227,15 @@ def stats(tx: Transaction, within: float) -> Stats:
         outcomes=Counter({row.outcome: row.calls for row in calls}),
         to_detect=_median(row.opened_at - row.unseen_since for row in dated),
         to_see=_median(row.first_seen_at - row.unseen_since for row in dated),
-        to_confirm=_median(row.opened_at - row.first_seen_at for row in rows),
+        to_confirm=_median(row.opened_at - row.first_seen_at for row in prompt),
         to_diagnose=_median(
             row.finished_at - row.opened_at for row in rows if row.outcome == "answered"
         ),
         to_resolve=_median(row.resolved_at - row.opened_at for row in resolved),
         usage=sum((usage_of(row) for row in calls), Usage()),
         cost_usd=sum(row.cost_usd for row in calls),
+        silenced=silent,
+        silent_now=silent_now,
     )
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import ClassVar
 
-from midwatch.errors import ObservationFailed, SettingsError
+from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
 from midwatch.subjects.base import EvidenceSource, configure
-from midwatch.subjects.http import Target, basic_login
+from midwatch.subjects.http import Target
 from midwatch.subjects.prometheus_alerts import AlertTally
 from midwatch.subjects.prometheus_api import (
     NotPrometheus,
@@ -31,6 +30,7 @@ from midwatch.subjects.prometheus_settings import (
 )
 from midwatch.subjects.prometheus_tools import PrometheusTools
 from midwatch.subjects.tools import Tool
+from midwatch.subjects.web_login import WebLogin
 from midwatch.text import ticket_line
 
 # ------------------------------------------------------------------ the subject
@@ -62,33 +62,17 @@ class PrometheusSubject:
             settings.invariants,
             path,
         )
-        self._token = ""
-        if settings.bearer_token_file is not None:
-            try:
-                self._read_token(settings.bearer_token_file)
-            except ObservationFailed as error:
-                raise SettingsError(
-                    error.message, path=f"{path}.bearer_token_file"
-                ) from None
+        self._login = WebLogin(settings, self.target, path)
         self._web = settings.web_client(path, self.clock, keep_alive=True)
-        self.api = PrometheusApi(self._web, self.target.url, self._sent_headers)
+        self.api = PrometheusApi(self._web, self.target.url, self._login.headers)
 
     @property
     def secrets(self) -> Sequence[str]:
-        auth = self.settings.basic_auth
-        values = [
-            self._token,
-            self.target.login[1] if self.target.login else "",
-            auth.password.get_secret_value() if auth else "",
-            *(value.partition(" ")[2] for value in self._static_login().values()),
-            *self.settings.connection_secrets(),
-        ]
-        return [value for value in values if value]
+        return self._login.secrets
 
     async def observe(self, previous: Json) -> Observation:
         """Observe the server. Raises ObservationFailed when it answered none of the requests."""
-        if self.settings.bearer_token_file is not None:
-            self._read_token(self.settings.bearer_token_file)
+        self._login.refresh()
         deadline = self.clock.monotonic() + self.settings.timeout * _SHARE_OF_TIMEOUT
         turns = asyncio.Semaphore(_AT_ONCE)
 
@@ -148,35 +132,6 @@ class PrometheusSubject:
             return tally.conclude(await self.api.query(rule.expr, timeout, tally.add))
 
         return query
-
-    # ------------------------------------------------------------------ login
-
-    def _sent_headers(self) -> Mapping[str, str]:
-        """Return the headers of a request: those of the settings replace those of a login."""
-        given = self.settings.headers.items()
-        headers = {name.lower(): value.get_secret_value() for name, value in given}
-        if self._token:
-            return {"authorization": f"Bearer {self._token}", **headers}
-        return {**self._static_login(), **headers}
-
-    def _static_login(self) -> Mapping[str, str]:
-        auth = self.settings.basic_auth
-        if auth is not None:
-            return basic_login(auth.username, auth.password.get_secret_value())
-        return self.target.login_header()
-
-    def _read_token(self, path: Path) -> None:
-        try:
-            token = path.read_bytes()[:65536].decode("ascii").strip()
-        except OSError as error:
-            raise ObservationFailed(
-                f"the token file {path} cannot be read: {error.strerror}"
-            ) from None
-        except UnicodeDecodeError:
-            token = ""
-        if not token or not token.isprintable():
-            raise ObservationFailed(f"the token file {path} does not hold a token")
-        self._token = token
 
 
 def _observation(

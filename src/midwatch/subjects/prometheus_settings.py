@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from midwatch.model import Invariant, Severity, Unit
 from midwatch.settings import Group, Name
-from midwatch.subjects.web_settings import Headers, WebSettings
+from midwatch.subjects.web_login import LoginSettings
 from midwatch.units import Seconds, Url, format_value, parse_limit
 
 SeverityName = Literal["critical", "warning", "info"]
@@ -96,12 +95,7 @@ class RuleSettings(Group):
         )
 
 
-class BasicAuth(Group):
-    username: str
-    password: SecretStr
-
-
-class PrometheusSettings(WebSettings):
+class PrometheusSettings(LoginSettings):
     """A Prometheus server, or one that speaks its API."""
 
     kind: str = "prometheus"
@@ -109,14 +103,6 @@ class PrometheusSettings(WebSettings):
         description="Its address, with the path prefix if it has one: http://HOST:9090, "
         "https://MIMIR/prometheus, https://GRAFANA/api/prometheus/grafana."
     )
-    headers: Headers = Field(
-        default_factory=dict,
-        description="Request headers, such as X-Scope-OrgID for a tenant; the values are secret.",
-    )
-    bearer_token_file: Path | None = Field(
-        None, description="A file with the token; read for each observation."
-    )
-    basic_auth: BasicAuth | None = None
     alerts: bool = Field(True, description="Whether its own firing alerts count.")
     ignore: list[str] = Field(
         default_factory=lambda: ["Watchdog", "InfoInhibitor", "DeadMansSwitch"],
@@ -145,8 +131,6 @@ class PrometheusSettings(WebSettings):
     def _something(self) -> Self:
         if not self.alerts and not self.rules:
             raise ValueError("nothing to check: turn alerts on or give rules")
-        if self.bearer_token_file and self.basic_auth:
-            raise ValueError("give bearer_token_file or basic_auth, not both")
         return self
 
     def severity(self, label: str | None) -> Severity | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,6 +15,7 @@ from midwatch.settings import Group
 from midwatch.subjects.alert_settings import INVARIANTS, AlertSettings
 from midwatch.subjects.alert_signals import AlertReader
 from midwatch.subjects.base import EvidenceSource, configure
+from midwatch.subjects.prometheus_evidence import LABELS
 from midwatch.text import ticket_line
 from midwatch.units import format_duration
 
@@ -218,9 +219,10 @@ def _time_of(text: Any) -> datetime | None:
 _MOST_LINES = 80
 
 
-def pushed_sources(read: Any, source: str) -> list[EvidenceSource]:
+def pushed_sources(
+    read: Callable[[], Awaitable[PushedAlerts]], source: str
+) -> list[EvidenceSource]:
     """Return the evidence on pushed alerts: which fire, and when their sender was heard of."""
-    from midwatch.subjects.prometheus_evidence import LABELS
 
     async def firing() -> str:
         return firing_text(await read())

@@ -59,7 +59,7 @@ securityContext:
       key: {{ .key }}
 {{- end -}}
 
-{{/* The variables of monitor and agents. */}}
+{{/* The variables of monitor, agents and server. */}}
 {{- define "midwatch.daemonVariables" -}}
 - name: MIDWATCH_CONFIG
   value: /etc/midwatch/midwatch.yaml
@@ -83,7 +83,7 @@ securityContext:
     - {name: tmp, mountPath: /tmp}
 {{- end -}}
 
-{{/* The pod of monitor or agents, from `containers` on. */}}
+{{/* The pod of monitor, agents or server, from `containers` on. */}}
 {{- define "midwatch.daemon" -}}
 {{- if eq .root.Values.database.upgrade.mode "init" }}
 initContainers:
@@ -109,6 +109,9 @@ containers:
     {{- end }}
     ports:
       - {name: http, containerPort: 8080, protocol: TCP}
+      {{- if eq .command "serve" }}
+      - {name: web, containerPort: 8470, protocol: TCP}
+      {{- end }}
     startupProbe:
       httpGet: {path: /healthz, port: http}
       periodSeconds: 5
@@ -121,10 +124,16 @@ containers:
       failureThreshold: 3
     # Only told of, never a reason for a restart: a database that is down is not mended by one.
     readinessProbe:
+      {{- if eq .command "serve" }}
+      httpGet: {path: /readyz, port: web}
+      periodSeconds: 10
+      timeoutSeconds: 5
+      {{- else }}
       exec:
         command: [midwatch, db, status]
       periodSeconds: {{ .values.readinessPeriodSeconds }}
       timeoutSeconds: 15
+      {{- end }}
       failureThreshold: 2
     resources:
       {{- toYaml .values.resources | nindent 6 }}

@@ -4,6 +4,9 @@ groups: a subject's ${PASSWORD} would otherwise have to be in the environment of
 {{- define "midwatch.settings.daemons" -}}
 {{- $known := dict "log" (dict "format" "json") -}}
 {{- $own := dict "metrics" (dict "host" "0.0.0.0" "port" 8080) -}}
+{{- if .Values.server.enabled -}}
+{{- $_ := set $own "server" (dict "listen" "0.0.0.0:8470") -}}
+{{- end -}}
 {{- mergeOverwrite $known (omit .Values.settings "operator" "content" | deepCopy) $own | toYaml -}}
 {{- end -}}
 
@@ -48,7 +51,7 @@ groups: a subject's ${PASSWORD} would otherwise have to be in the environment of
 
 {{/* What belongs to other values must not stand in `settings` as well. */}}
 {{- define "midwatch.checkSettings" -}}
-{{- $belongs := dict "operator.namespaces" "operator.namespaces" "operator.host" "" "operator.port" "" "operator.content_url" "content.url" "operator.content_key_file" "content.keySecret" "operator.kubeconfig" "" "operator.context" "" "anthropic.api_key_file" "anthropic.secret" "content.root" "content.persistence" "content.host" "" "content.port" "" "content.key_file" "content.keySecret" "metrics.host" "" "metrics.port" "" -}}
+{{- $belongs := dict "operator.namespaces" "operator.namespaces" "operator.host" "" "operator.port" "" "operator.content_url" "content.url" "operator.content_key_file" "content.keySecret" "operator.kubeconfig" "" "operator.context" "" "anthropic.api_key_file" "anthropic.secret" "content.root" "content.persistence" "content.host" "" "content.port" "" "content.key_file" "content.keySecret" "metrics.host" "" "metrics.port" "" "server.listen" "server.enabled" -}}
 {{- range $path, $instead := $belongs -}}
 {{- $parts := splitList "." $path -}}
 {{- if hasKey (default dict (get $.Values.settings (first $parts))) (last $parts) -}}

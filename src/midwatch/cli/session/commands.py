@@ -141,7 +141,7 @@ def run_request(
     set_nondumpable()
 
     async def run(sessions: SessionContext) -> None:
-        from midwatch.cli.session.run import local_runner
+        from midwatch.cli.session.run import traced_runner
         from midwatch.cli.session.view import EventPrinter, print_notice
 
         await sessions.manager.close_crashed()
@@ -156,11 +156,11 @@ def run_request(
             print_notice(request.notice)
         output = Output.standard(edge.environ)
         printer = EventPrinter(output, as_json, request.id)
-        runner = local_runner(sessions, request, printer)
-        allowed = await asyncio.to_thread(runner.permissions)
-        printer.plain(f"session {request.id} in {paths.workspace}")
-        printer.plain(allowed)
-        await runner.run()
+        async with traced_runner(sessions, request, printer) as runner:
+            allowed = await asyncio.to_thread(runner.permissions)
+            printer.plain(f"session {request.id} in {paths.workspace}")
+            printer.plain(allowed)
+            await runner.run()
 
     use_sessions(edge, run, create=True)
 
@@ -254,7 +254,8 @@ def list_(
 
     found = use_sessions(context.obj, read)
     output = Output.standard(context.obj.environ)
-    from midwatch.cli.session.view import session_row, session_table
+    from midwatch.cli.session.view import session_table
+    from midwatch.json_shapes import session_row
 
     if as_json:
         output.json([session_row(one) for one in found[:limit]])
@@ -283,7 +284,8 @@ def show(context: typer.Context, session_id: Id, as_json: AsJson = False) -> Non
     """Show a session: its phase, its cost, its repositories and its result."""
     found = use_sessions(context.obj, lambda one: one.manager.get(session_id))
     output = Output.standard(context.obj.environ)
-    from midwatch.cli.session.view import session_document, show_session
+    from midwatch.cli.session.view import show_session
+    from midwatch.json_shapes import session_document
 
     if as_json:
         output.json(session_document(found))
@@ -519,17 +521,26 @@ async def _run(
     from midwatch.cli.session.run import TerminalEvents
     from midwatch.cli.session.view import EventPrinter, print_notice
     from midwatch.kube.runner import Dependencies, pod_runner
+    from midwatch.redaction import Redactor
     from midwatch.session.options import git_environment, session_options
+    from midwatch.session.traced_events import traced_events
 
     for name in task.variables.left_out:
         print_notice(f"{name} is a reserved name: that key of a secret is ignored")
-    async with _sync(task) as sync:
+    traced = traced_events(
+        TerminalEvents(EventPrinter(Output.standard(edge.environ))),
+        settings.telemetry,
+        Redactor(task.secrets),
+        provider=settings.anthropic.provider,
+        session_id=task.identity.name,
+    )
+    async with _sync(task) as sync, traced as events:
         dependencies = Dependencies(
             cluster=cluster,
             sync=sync,
             options=session_options(settings.sessions),
             environment=git_environment(settings.sessions, task.variables.of_git),
-            events=TerminalEvents(EventPrinter(Output.standard(edge.environ))),
+            events=events,
             settings=settings.sessions,
         )
         return await pod_runner(task, dependencies).run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -53,6 +53,7 @@ from midwatch.session.records import (
 )
 from midwatch.session.runner import (
     Deadline,
+    EventSink,
     NotPushed,
     RunEnd,
     RunnerDependencies,
@@ -61,6 +62,7 @@ from midwatch.session.runner import (
     ShutdownBudget,
     SignalStops,
 )
+from midwatch.session.traced_events import traced_events
 from midwatch.settings import SessionSettings, SubjectSettings
 from midwatch.text import clean, fence, one_line, shorten
 from midwatch.units import format_duration
@@ -153,9 +155,12 @@ def repository_named(workspace: Workspace, wanted: str) -> ClonedRepo:
 
 
 def local_runner(
-    context: SessionContext, request: SessionRequest, printer: EventPrinter
+    context: SessionContext,
+    request: SessionRequest,
+    printer: EventPrinter,
+    events: EventSink | None = None,
 ) -> SessionRunner[SessionResult]:
-    """Return the runner of a session on this machine.
+    """Return the runner of a session on this machine. `events` gets its events instead of the terminal.
 
     Its `run` returns the result if the session is Completed, was denied nothing and, where requested, is pushed. Else
     it raises the error that ended the session, SessionStopped, NotPushed or ToolsDenied. Raises KeyRefused without a key.
@@ -169,7 +174,7 @@ def local_runner(
             status=LocalStatus(
                 context.manager.records(request), request, paths, printer
             ),
-            events=TerminalEvents(printer),
+            events=events or TerminalEvents(printer),
             stops=SignalStops(),
             stop=StopEvent(clock),
             deadline=Deadline(clock),
@@ -177,6 +182,23 @@ def local_runner(
             clock=clock,
         ),
     )
+
+
+@contextlib.asynccontextmanager
+async def traced_runner(
+    context: SessionContext, request: SessionRequest, printer: EventPrinter
+) -> AsyncIterator[SessionRunner[SessionResult]]:
+    """Yield the same as `local_runner`, with a trace where the settings have a collector. Raises SettingsError."""
+    settings = context.settings
+    async with traced_events(
+        TerminalEvents(printer),
+        settings.telemetry,
+        context.manager.redactor,
+        provider=settings.anthropic.provider,
+        session_id=request.id,
+        ticket=request.ticket,
+    ) as events:
+        yield local_runner(context, request, printer, events)
 
 
 _BUDGET = ShutdownBudget(push=30.0, inspect=30.0)
@@ -382,20 +404,21 @@ async def run_fix(
     note = partial(context.sessions.note, request.ticket, request.id, actor)
     output = Output.standard(context.edge.environ)
     printer = EventPrinter(output, as_json, request.id)
-    runner = local_runner(context, request, printer)  # fails without a key
-    allowed = await asyncio.to_thread(runner.permissions)
-    printer.plain(f"session {request.id} for ticket {request.ticket}")
-    printer.plain(allowed)
-    await note("started")
-    try:
-        await runner.run()
-    except ToolsDenied as error:
-        await note(f"Completed: {error.message}")
-        raise
-    except MidwatchError as error:
-        await note(f"ended badly: {error.message}")
-        raise
-    await note("Completed")
+    # It fails without a key.
+    async with traced_runner(context, request, printer) as runner:
+        allowed = await asyncio.to_thread(runner.permissions)
+        printer.plain(f"session {request.id} for ticket {request.ticket}")
+        printer.plain(allowed)
+        await note("started")
+        try:
+            await runner.run()
+        except ToolsDenied as error:
+            await note(f"Completed: {error.message}")
+            raise
+        except MidwatchError as error:
+            await note(f"ended badly: {error.message}")
+            raise
+        await note("Completed")
 
 
 def ticket_repositories(

@@ -20,9 +20,9 @@ from midwatch.cli.output import (
     Cell,
     Output,
     cut,
-    iso,
     wrapped,
 )
+from midwatch.json_shapes import iso
 from midwatch.model import Json
 from midwatch.session.events import (
     Command,
@@ -52,7 +52,6 @@ from midwatch.session.permissions import TOOLS_DENIED, denied_line
 from midwatch.session.records import (
     StoredSession,
     repository_to_json,
-    status_to_json,
 )
 from midwatch.text import clean, one_line
 from midwatch.units import format_count, format_duration
@@ -422,58 +421,6 @@ _LINES: dict[type, Callable[[Any], tuple[str, str] | None]] = {
 
 
 # ------------------------------------------------------------------ JSON, as in docs/json.md
-
-
-def session_row(session: StoredSession) -> Json:
-    """Return a session of a list, without its long texts."""
-    status, options = session.status, session.options
-    return {
-        "id": session.id,
-        "phase": status.phase.value,
-        "reason": status.reason,
-        "created_at": iso(session.created_at),
-        "started_at": _iso(status.started_at),
-        "ended_at": _iso(status.ended_at),
-        "last_activity_at": _iso(status.last_activity_at),
-        "ticket": session.ticket,
-        "forked_from": session.forked_from,
-        "interactive": session.interactive,
-        "model": status.model or session.model,
-        "prompt": one_line(session.prompt, 500),
-        "conditions": list(status.conditions),
-        "runs": status.run,
-        "turns": status.turns,
-        "requests": status.requests,
-        "duration": status.active_seconds,
-        "usage": asdict(status.usage),
-        "cost_usd": status.cost_usd,
-        "repositories": list(session.repositories),
-        "host": options.get("host"),
-        "folder": options.get("folder"),
-        "cwd": session.cwd,
-    }
-
-
-def session_document(session: StoredSession) -> Json:
-    """Return all that is recorded of a session."""
-    status = session.status
-    whole = status_to_json(status)
-    return {
-        **session_row(session),
-        "prompt": session.prompt,
-        "conversation": status.conversation,
-        "models": whole["spend"],
-        "result": status.result,
-        "last_message": status.last_message,
-        "error": whole["error"],
-        "retries": status.retries,
-        "pending_permissions": whole["pending_permissions"],
-        "unfinished": list(status.unfinished),
-        "denied": whole["denied"],
-        "runner": session.runner,
-        "heartbeat_at": iso(session.heartbeat_at),
-        "asked_repositories": session.options.get("repositories") or [],
-    }
 
 
 _ERROR = ("kind", "message", "hint", "temporary", "status")

@@ -1,7 +1,7 @@
-"""First aid for the kinds `host`, `http`, `prometheus` and `command`."""
+"""First aid for the kinds `host`, `http`, `prometheus`, `alerts`, `alertmanager` and `command`."""
 
 from midwatch.playbooks.base import Playbook
-from midwatch.playbooks.general.alerts import prometheus_alert
+from midwatch.playbooks.general.alerts import prometheus_alert, pushed_alerts
 from midwatch.playbooks.general.command_reports import command_report
 from midwatch.playbooks.general.disk_space import host_space
 from midwatch.playbooks.general.pressure import host_pressure
@@ -18,5 +18,6 @@ PLAYBOOKS: tuple[Playbook, ...] = (
     http_answer,
     http_latency,
     prometheus_alert,
+    *pushed_alerts,
     command_report,
 )

@@ -1,4 +1,4 @@
-"""First aid for the kind `prometheus`: of several alerts the first link, and the series that shows since when.
+"""First aid for the kinds `prometheus`, `alerts` and `alertmanager`: of several alerts the first link, and the series that shows since when.
 
 What an alert is about is in its name, the metrics of its expression and its text: a full disk comes before the
 process that ends for it, that before its errors, and these before slow answers. An alert that began clearly later than
@@ -16,6 +16,7 @@ from midwatch.diagnosis_schema import Action, Citation
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
     Note,
+    NotePlaybook,
     Tickets,
     action,
     bounded,
@@ -110,6 +111,13 @@ def prometheus_alert(tickets: Tickets, context: Context) -> Note:
     first = ordered[0]
     alike = [one for one in ordered[1:] if _alike(first, one)]
     return _note(context, tickets, group, [first, *alike], ordered)
+
+
+pushed_alerts = tuple(
+    NotePlaybook(kind, prometheus_alert.invariants, prometheus_alert.write)
+    for kind in ("alerts", "alertmanager")
+)
+"""The same for alerts that a sender pushes, and for those of Alertmanager."""
 
 
 def _note(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from midwatch.model import Fact
+from midwatch.model import Fact, keepable
 from midwatch.server.problems import Unprocessable
 from midwatch.text import ticket_line
 from midwatch.units import parse_time
@@ -79,14 +79,19 @@ def texts_of(value: Any, where: str) -> dict[str, str]:
         raise Unreadable(
             f"{where}: {len(found):,} names are too many; at most {MOST_LABELS:,}"
         )
-    return {name: text_of(one, f"{where}.{name:.60}") for name, one in found.items()}
+    if all(type(one) is str for one in found.values()):
+        return {keepable(name): keepable(one) for name, one in found.items()}
+    return {
+        keepable(name): text_of(one, f"{where}.{ticket_line(name, 60)}")
+        for name, one in found.items()
+    }
 
 
 def text_of(value: Any, where: str) -> str:
     """Return a text; a number or a truth value as JSON has it, null as empty. Raises Unreadable."""
     match value:
         case str():
-            return value
+            return keepable(value)
         case None:
             return ""
         case bool() | int() | float():
@@ -126,9 +131,11 @@ def time_of(value: Any, where: str) -> datetime | None:
 
 def fact_of(value: Any) -> Fact:
     """Return a value as a fact; lists and objects as JSON."""
-    if value is None or isinstance(value, (str, bool, int, float)):
+    if isinstance(value, str):
+        return keepable(value)
+    if value is None or isinstance(value, (bool, int, float)):
         return value
-    return json.dumps(value, ensure_ascii=False)[:4000]
+    return keepable(json.dumps(value, ensure_ascii=False))[:4000]
 
 
 def kind_of(value: Any) -> str:

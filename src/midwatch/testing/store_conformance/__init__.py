@@ -27,6 +27,10 @@ from midwatch.testing.store_conformance import (
     feed,
     incidents,
     integrations,
+    notifications,
+    pushes,
+    requests,
+    silences,
     text,
     tickets,
 )
@@ -42,11 +46,15 @@ CHECKS: tuple[Check, ...] = (
     *tickets.CHECKS,
     *incidents.CHECKS,
     *integrations.CHECKS,
+    *silences.CHECKS,
     *claims.CHECKS,
     *daemons.CHECKS,
     *feed.CHECKS,
+    *notifications.CHECKS,
     *text.CHECKS,
+    *requests.CHECKS,
     *api_tokens.CHECKS,
+    *pushes.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]

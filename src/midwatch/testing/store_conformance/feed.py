@@ -20,7 +20,7 @@ def _steps(found: list[Change]) -> list[tuple[int, str]]:
 
 
 async def every_change_is_in_the_feed(fixture: StoreFixture) -> None:
-    """In order, whoever makes it, with what a reader needs to know of the ticket."""
+    """In order, of people and daemons, with what a reader needs to know of the ticket."""
     first, second = await fixture.open("a", "b", severity=Severity.CRITICAL)
     await fixture.store.save_first_aid([first.id], {"summary": "a lock"})
     await fixture.store.acknowledge(second.id, "ann", "on it")

@@ -132,7 +132,13 @@ def _create_deliveries() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("dedup_key"),
     )
-    _partial("deliveries_due", "deliveries", ["due_at", "id"], "state = 'due'")
+    _partial(
+        "deliveries_due",
+        "deliveries",
+        ["target", "thread", "due_at"],
+        "state = 'due'",
+    )
+    op.create_index("deliveries_thread", "deliveries", ["target", "thread"])
     op.create_index("deliveries_ticket", "deliveries", ["ticket_id"])
     op.create_index("deliveries_created", "deliveries", ["created_at"])
     op.create_table(

@@ -1,0 +1,230 @@
+"""Alerts from the webhook to the durable ticket, against a bare Starlette handler that inserts one row.
+
+Both are processes of their own on a SQLite file that is synchronized at each commit, and get the same requests over connections
+that stay open. Every alert is a new one, so each opens a ticket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .report import Row, against_bound, against_floor
+
+SENDERS = 8
+GROUPS, OF_GROUP = 40, 100
+REQUESTS = 1500
+WARM = 30
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How a run went: requests a second, and the seconds that each took."""
+
+    per_second: float
+    seconds: tuple[float, ...]
+
+    @property
+    def p99(self) -> float:
+        return sorted(self.seconds)[int(len(self.seconds) * 0.99) - 1]
+
+
+async def run() -> Sequence[Row]:
+    """Return the rows. Takes about half a minute."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        async with _midwatch(folder) as port:
+            await _load(port, WARM, 1)
+            single = await _load(port, REQUESTS, 1)
+            groups = await _load(port, GROUPS, OF_GROUP)
+        async with _bare(folder) as port:
+            await _load(port, WARM, 1)
+            bare = await _load(port, REQUESTS, 1)
+    one, least = 1000 / single.per_second, 1000 / bare.per_second
+    return [
+        against_floor("alert webhook, one alert a request", one, least, 3.0),
+        _at_least("alert webhook, requests a second", single.per_second, 300),
+        against_bound(
+            "alert webhook, p99 of a request", 1000 * single.p99, 50.0, "ms"
+        ),
+        _at_least(
+            "alert webhook, alerts a second in groups of 100",
+            groups.per_second * OF_GROUP,
+            2000,
+        ),
+        against_bound(
+            "alert webhook, median of a group of 100",
+            1000 * statistics.median(groups.seconds),
+            SENDERS * 50.0,
+            "ms",
+        ),
+    ]
+
+
+def _at_least(name: str, value: float, least: float) -> Row:
+    return Row(name, value, None, None, f"≥ {least:g}", value >= least, "/s")
+
+
+# ------------------------------------------------------------------ the load
+
+
+async def _load(port: int, requests: int, alerts: int) -> Load:
+    bodies = [_request(alerts) for _ in range(requests)]
+    left = iter(bodies)
+    taken: list[float] = []
+
+    async def sender() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for body in left:
+            began = time.perf_counter()
+            writer.write(body)
+            await _answer(reader)
+            taken.append(time.perf_counter() - began)
+        writer.close()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(sender() for _ in range(SENDERS)))
+    return Load(requests / (time.perf_counter() - began), tuple(taken))
+
+
+async def _answer(reader: asyncio.StreamReader) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), head
+    [length] = [
+        int(line.split(b":")[1])
+        for line in head.lower().splitlines()
+        if line.startswith(b"content-length")
+    ]
+    await reader.readexactly(length)
+
+
+def _request(alerts: int) -> bytes:
+    body = json.dumps(
+        {
+            "version": "4",
+            "groupKey": '{}:{alertname="HostDown"}',
+            "truncatedAlerts": 0,
+            "status": "firing",
+            "receiver": "midwatch",
+            "externalURL": "http://alertmanager.example",
+            "alerts": [_alert(next(_numbers)) for _ in range(alerts)],
+        }
+    ).encode()
+    head = (
+        "POST /hooks/alertmanager HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def _alert(number: int) -> dict[str, object]:
+    return {
+        "status": "firing",
+        "labels": {
+            "alertname": "HostDown",
+            "cluster": "eu-1",
+            "environment": "production",
+            "instance": f"host-{number}:9100",
+            "job": "node",
+            "severity": "warning",
+            "team": "platform",
+        },
+        "annotations": {
+            "summary": f"host-{number} does not answer",
+            "description": f"host-{number}:9100 of job node has been down for more than 5 minutes.",
+            "runbook_url": "https://runbooks.example/host-down",
+        },
+        "startsAt": "2026-03-01T10:00:00.123Z",
+        "endsAt": "0001-01-01T00:00:00Z",
+        "generatorURL": "http://prometheus.example/graph?g0.expr=up+%3D%3D+0&g0.tab=1",
+        "fingerprint": f"{number:016x}",
+    }
+
+
+# ------------------------------------------------------------------ the two servers
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[tuple[int, int]]:
+    """Yield the descriptor of a socket that listens, and its port."""
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        opened.listen(128)
+        opened.set_inheritable(True)
+        yield opened.fileno(), opened.getsockname()[1]
+
+
+@contextlib.asynccontextmanager
+async def _midwatch(folder: Path) -> AsyncIterator[int]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    settings = {
+        "server": {"listen": f"127.0.0.1:{port}"},
+        "subjects": [
+            {
+                "name": "team",
+                "kind": "alerts",
+                "sender": "alertmanager",
+                "most_tickets": 100_000,
+            }
+        ],
+    }
+    (folder / "midwatch.yaml").write_text(json.dumps(settings))
+    program = str(Path(sys.executable).with_name("midwatch"))
+    with _running(folder, [program, "serve"]):
+        await _reachable(port)
+        yield port
+
+
+@contextlib.asynccontextmanager
+async def _bare(folder: Path) -> AsyncIterator[int]:
+    with _listening() as (descriptor, port):
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("_bare_handler.py")),
+            str(folder / "bare.db"),
+            str(descriptor),
+        ]
+        with _running(folder, command, descriptor):
+            await _reachable(port)
+            yield port
+
+
+@contextlib.contextmanager
+def _running(folder: Path, command: Sequence[str], *files: int) -> Iterator[None]:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=log, pass_fds=files
+        )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def _reachable(port: int) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                writer.close()
+                return

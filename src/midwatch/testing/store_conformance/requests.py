@@ -1,0 +1,101 @@
+"""Checks of investigations, and of the stored answers to requests with an idempotency key."""
+
+from __future__ import annotations
+
+from midwatch.errors import Conflict, NotFound
+from midwatch.model import INVESTIGATION, Severity, TicketStatus
+from midwatch.store.protocol import Finish
+from midwatch.testing.store_conformance.fixture import StoreFixture, ids, raises
+
+
+async def an_investigation_is_answered_and_ends(fixture: StoreFixture) -> None:
+    """It has a ticket and a batch of its own; the diagnosis resolves it, and becomes knowledge."""
+    store = fixture.store
+    (other,) = await fixture.open("a", group_wait=60)
+    made = await store.investigate(
+        "i-1",
+        "db",
+        "Why is it slow?",
+        by="ann",
+        severity=Severity.CRITICAL,
+        facts={"a": 1},
+    )
+    assert (made.id, made.subject, made.requested_by) == ("i-1", "db", "ann")
+    assert made.ended_at is None and made.diagnosis_id is None
+    ticket = await store.ticket(made.ticket_id)
+    assert (ticket.key.invariant, ticket.message) == (INVESTIGATION, "Why is it slow?")
+    assert ticket.facts["a"] == 1 and ticket.batch != other.batch
+    claim, diagnosis = await fixture.diagnose(
+        Finish("answered", answer={"root_cause": "x"}, explains=(ticket.id,))
+    )
+    assert ids(claim.tickets) == (ticket.id,)
+    ended = await store.investigation("i-1")
+    assert (ended.ended_at, ended.diagnosis_id) == (fixture.clock.now, diagnosis)
+    ticket = await store.ticket(made.ticket_id)
+    assert ticket.status is TicketStatus.RESOLVED
+    assert (await fixture.actions(ticket))[-2:] == ["diagnose", "resolve"]
+    assert ids(one.ticket for one in await store.search_past("slow")) == (ticket.id,)
+    await raises(Conflict, store.cancel_investigation("i-1", "ann"))
+
+
+async def an_investigation_is_opened_once(fixture: StoreFixture) -> None:
+    """The same id again changes nothing, even after it has ended."""
+    made = await fixture.store.investigate("i-1", "db", "Why?", by="ann")
+    again = await fixture.store.investigate("i-1", "web", "What?", by="bob")
+    assert again == made
+    ended = await fixture.store.cancel_investigation("i-1", "bob")
+    assert ended.cancelled_at == ended.ended_at == fixture.clock.now
+    fixture.clock.move(1)
+    assert await fixture.store.cancel_investigation("i-1", "bob") == ended
+    assert await fixture.store.investigate("i-1", "db", "Why?", by="ann") == ended
+    assert await fixture.nothing_due()
+    await raises(NotFound, fixture.store.investigation("i-2"))
+    await raises(NotFound, fixture.store.cancel_investigation("i-2", "bob"))
+
+
+async def investigations_are_listed_in_pages(fixture: StoreFixture) -> None:
+    for number in range(5):
+        await fixture.store.investigate(f"i-{number}", "db", "Why?", by="ann")
+        fixture.clock.move(number % 2)
+    seen: list[str] = []
+    after = None
+    while page := await fixture.store.investigations(2, after):
+        seen += [one.id for one in page]
+        after = (page[-1].created_at, page[-1].id)
+        await fixture.store.investigate(f"i-later-{len(seen)}", "db", "Why?", by="ann")
+    assert [one for one in seen if "later" not in one] == sorted(seen, reverse=True)
+
+
+async def an_answer_is_stored_for_its_request(fixture: StoreFixture) -> None:
+    """The first carries it out; the next get its answer, for a day."""
+    store = fixture.store
+    assert await store.begin_request("ann", "k", "digest") is None
+    await raises(Conflict, store.begin_request("ann", "k", "digest"))
+    await store.end_request("ann", "k", 201, {"id": 7, "text": "\x00ä"})
+    known = await store.begin_request("ann", "k", "digest")
+    assert known is not None
+    assert (known.digest, known.status, known.answer["id"]) == ("digest", 201, 7)
+    other = await store.begin_request("ann", "k", "other")
+    assert other is not None and other.digest == "digest"
+    assert await store.begin_request("bob", "k", "digest") is None
+    fixture.clock.move(86_401)
+    assert await store.begin_request("ann", "k", "digest") is None
+
+
+async def a_request_that_failed_is_carried_out_again(fixture: StoreFixture) -> None:
+    """So is one whose process died."""
+    store = fixture.store
+    assert await store.begin_request("ann", "k", "digest") is None
+    await store.end_request("ann", "k", 503, None)
+    assert await store.begin_request("ann", "k", "digest") is None
+    fixture.clock.move(121)
+    assert await store.begin_request("ann", "k", "digest") is None
+
+
+CHECKS = (
+    an_investigation_is_answered_and_ends,
+    an_investigation_is_opened_once,
+    investigations_are_listed_in_pages,
+    an_answer_is_stored_for_its_request,
+    a_request_that_failed_is_carried_out_again,
+)

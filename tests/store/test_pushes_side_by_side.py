@@ -1,0 +1,63 @@
+"""Servers and a monitor on one database: whoever saves an alert first, it is one ticket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from midwatch.errors import StaleWatch, StoreBusy
+from midwatch.received import PushRules
+from midwatch.store.protocol import Changes, Store, TicketFilter
+from midwatch.store.sql import open_store
+from midwatch.testing.store_conformance.fixture import opening
+from midwatch.testing.store_conformance.pushes import alert, push
+
+NAMES = [f"h{number}" for number in range(30)]
+
+
+async def test_two_servers_and_a_monitor_open_each_ticket_once(
+    shared_database: str,
+) -> None:
+    stores = [await open_store(shared_database) for _ in range(3)]
+    first, second, monitor = stores
+    try:
+        await asyncio.gather(
+            *(_push(first, name) for name in NAMES),
+            *(_push(second, name) for name in reversed(NAMES)),
+            *(_poll(monitor, name) for name in NAMES[::3]),
+        )
+        found = await monitor.tickets(TicketFilter(limit=1000))
+        assert Counter(one.key.component for one in found) == Counter(NAMES)
+        ends = [alert(name, firing=False) for name in NAMES]
+        await asyncio.gather(
+            first.receive([push(*ends)], PushRules()),
+            second.receive([push(*reversed(ends))], PushRules()),
+        )
+        found = await monitor.tickets(TicketFilter(limit=1000))
+        assert all(one.resolved for one in found)
+    finally:
+        for store in stores:
+            await store.close()
+
+
+async def _push(store: Store, name: str) -> None:
+    while True:
+        try:
+            await store.receive([push(alert(name))], PushRules())
+            return
+        except StoreBusy:  # as the sender of an alert, which has got no answer
+            continue
+
+
+async def _poll(store: Store, name: str) -> None:
+    """Open the ticket as a monitor does that sees the alert."""
+    for _ in range(200):
+        watch = await store.watch("team")
+        if any(one.key.component == name for one in watch.tickets):
+            return
+        seen = opening(name, subject="team", invariant="alert:Down")
+        try:
+            await store.save_cycle("team", watch.revision, Changes((seen,)))
+            return
+        except (StaleWatch, StoreBusy):
+            continue
