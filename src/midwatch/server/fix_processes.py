@@ -71,7 +71,9 @@ class FixProcesses:
                 hint="wait for the end of one, or end it",
             )
         session_id = new_session_id()
-        output = tempfile.TemporaryFile()  # a pipe would break with the end of the server
+        output = (
+            tempfile.TemporaryFile()
+        )  # a pipe would break with the end of the server
         arguments = ["session", "fix", str(ticket_id), "--yes", "--json"]
         arguments += ["--id", session_id, "--by", by]
         arguments += ["--interactive"] if interactive else []
@@ -93,7 +95,8 @@ class FixProcesses:
                 f"the session did not start: {reason}: {self._command[0]}"
             ) from error
         ended = asyncio.create_task(
-            self._watch(process, prompt, session_id, output), name=f"session {session_id}"
+            self._watch(process, prompt, session_id, output),
+            name=f"session {session_id}",
         )
         self._watchers.add(ended)
         ended.add_done_callback(self._watchers.discard)
