@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from midwatch.cli.tickets import user_at_host
 from midwatch.model import Severity
 from midwatch.server.api.investigation_api import check_callback
 from midwatch.server.problems import Unprocessable
@@ -19,6 +20,7 @@ from .cli import in_store, said_json
 from .server_process import Running, server_process
 
 API = "/api/v1"
+ME = user_at_host()
 HOSTS = SETTINGS["notifications"]["callback_hosts"]
 
 
@@ -89,7 +91,7 @@ def test_pages_miss_nothing_while_tickets_open(tmp_path: Path) -> None:
     with server_process(tmp_path, SETTINGS) as server:
         for order in ("urgent", "newest"):
             seen: list[str] = []
-            asked = {"subject": "many", "limit": 6, "order": order}
+            asked: dict[str, Any] = {"subject": "many", "limit": 6, "order": order}
             cursor: dict[str, Any] = {}
             while True:
                 page = server.http.get(
@@ -127,7 +129,7 @@ def test_a_change_can_be_bound_to_what_was_read(tmp_path: Path) -> None:
         weak = {"if-none-match": f'"x", W/{tag}'}
         assert server.http.get(f"{API}/tickets/2", headers=weak).status_code == 304
         done = posted(server, "/tickets/2/acknowledge", {"why": "mine"}, if_match=tag)
-        assert done.json()["acknowledged_by"] == "loopback"
+        assert done.json()["acknowledged_by"] == ME
         late = posted(server, "/tickets/2/resolve", {"why": "gone"}, if_match=tag)
         assert "changed since it was read" in problem(late, 412)
         foreign = posted(server, "/tickets/2/hold", {}, if_match='"abc"')
@@ -179,7 +181,7 @@ def test_silences_come_and_go(tmp_path: Path) -> None:
         made = posted(server, "/tickets/2/silence", body)
         assert made.status_code == 201
         silence = made.json()
-        assert (silence["state"], silence["author"]) == ("active", "loopback")
+        assert (silence["state"], silence["author"]) == ("active", ME)
         assert got(server, made.headers["location"].removeprefix(API)) == silence
         weekly = {
             "reason": "backup",
@@ -196,7 +198,7 @@ def test_silences_come_and_go(tmp_path: Path) -> None:
         rest = got(server, f"/silences?limit=1&cursor={page['next']}")
         assert [one["id"] for one in rest["items"]] == [silence["id"]]
         ended = server.http.delete(f"{API}/silences/{silence['id']}")
-        assert ended.json()["expired_by"] == "loopback"
+        assert ended.json()["expired_by"] == ME
         gone = server.http.delete(f"{API}/silences/{silence['id']}")
         assert problem(gone, 409)
         assert len(got(server, "/silences")["items"]) == 1

@@ -8,7 +8,6 @@ import hmac
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from email import message_from_bytes
 from email.policy import default
 from typing import Any
@@ -304,7 +303,7 @@ async def test_a_refused_message_is_given_up_on_the_ticket_without_its_secrets(
                 await asyncio.sleep(0.01)
     row = (await store.history(ticket.id))[-1]
     assert row.action == "notify"
-    assert "ops could not be told: the webhook answered 400: bad token" in row.why
+    assert "ops could not be notified: the webhook answered 400: bad token" in row.why
     assert "hunter2" not in row.why
     assert one.results["ops", "given_up"] == 1
     assert await store.delivery_counts(3600) == {"given_up": 1}
@@ -324,14 +323,13 @@ async def test_what_cannot_be_sent_for_long_is_given_up(store: SqlStore) -> None
 # ------------------------------------------------------------------ what people asked for
 
 
-async def test_a_silenced_ticket_tells_nobody_until_the_silence_ends(
-    store: SqlStore,
-) -> None:
+async def test_a_silenced_ticket_tells_nobody_until_the_silence_ends() -> None:
+    clock = MovableClock()
+    store = await open_store("sqlite://", clock=clock)
     with service() as hook:
-        chosen = settings({"webhook": {"url": hook.url}}, group_wait=0.5)
-        one = notifier(store, chosen)
+        one = notifier(store, settings({"webhook": {"url": hook.url}}))
         await one.follow()
-        [ticket] = await opened(store, "orders")
+        [ticket] = await StoreFixture(store, clock).open("orders")
         silence = await store.add_silence(
             parse_matchers('component="orders"'),
             author="ann",
@@ -339,16 +337,66 @@ async def test_a_silenced_ticket_tells_nobody_until_the_silence_ends(
             seconds=600,
         )
         await one.follow()
-        await asyncio.sleep(0.6)
-        claim = await store.claim_delivery("ops", lease=60)
-        assert claim is not None and claim.tickets[0].silenced_at(claim.at)
-        end, _ = await one._attempt(claim, Backoff(1, 1))
-        assert end.postponed == (claim.deliveries[0].id,) and not hook.calls
+        await one.deliver("ops", Backoff(1, 1))
+        assert not hook.calls
+        clock.move(60)
+        await one.deliver("ops", Backoff(1, 1))
+        assert not hook.calls
         await store.expire_silence(silence.id, "ann")
-        await store.finish_delivery(claim, replace(end, postpone_for=0))
-        async with running(one):
-            [call] = await told(hook, 1)
+        clock.move(60)
+        await one.deliver("ops", Backoff(1, 1))
+    [call] = hook.calls
     assert call.document["incident"]["tickets"][0]["id"] == ticket.id
+    await store.close()
+
+
+async def test_a_digest_tells_everything_at_once() -> None:
+    clock = MovableClock()
+    store = await open_store("sqlite://", clock=clock)
+    with service() as hook:
+        route = {"name": "all", "to": ["ops"], "digest": 3600}
+        chosen = settings({"webhook": {"url": hook.url}}, route=route)
+        one = notifier(store, chosen)
+        await one.follow()
+        on = StoreFixture(store, clock)
+        [first] = await on.open("orders")
+        await one.follow()
+        assert await one.deliver("ops", Backoff(1, 1)) is None
+        await on.open("carts")
+        await store.resolve(first.id, "ann", "done")
+        await one.follow()
+        clock.move(3600)
+        await one.deliver("ops", Backoff(1, 1))
+        assert await one.deliver("ops", Backoff(1, 1)) is None
+    [call] = hook.calls
+    assert call.document["title"] == "Digest: 2 tickets"
+    assert "info" in call.document["text"] or "warning" in call.document["text"]
+    assert len(call.document["events"]) == 3
+    await store.close()
+
+
+async def test_a_ticket_that_is_held_for_too_long_is_told_of() -> None:
+    clock = MovableClock()
+    store = await open_store("sqlite://", clock=clock)
+    with service() as hook:
+        chosen = settings({"webhook": {"url": hook.url}}, held_after=7200)
+        one = notifier(store, chosen)
+        await one.follow()
+        kept, freed = await StoreFixture(store, clock).open("kept", "freed")
+        await one.follow()
+        await one.deliver("ops", Backoff(1, 1))
+        for ticket in (kept, freed):
+            await store.hold(ticket.id, True, "ann")
+        await one.follow()
+        await store.hold(freed.id, False, "ann")
+        clock.move(7200)
+        await one.deliver("ops", Backoff(1, 1))
+    told_of = hook.calls[-1].document["events"]
+    assert [(one["name"], one["ticket"]) for one in told_of] == [
+        ("held_too_long", kept.id)
+    ]
+    assert (await store.deliveries(freed.id))[0].state == "dropped"
+    await store.close()
 
 
 async def test_nobody_acknowledged_so_the_next_route_is_told(store: SqlStore) -> None:

@@ -36,8 +36,8 @@ from .server_process import server_process
 pytestmark = needs_chromium
 
 HOSTILE = (
-    "<script>window.hit=1</script><img src=x onerror=window.hit=1>\"'><svg onload=window.hit=1>"
-    "</textarea></title></pre>{{ 7 * 7 }}{% raw %}&lt;b&gt; javascript:window.hit=1 \u202eevil\u2066\u200b\x1b[31m"
+    "\u202eevil\u2066<script>window.hit=1</script><img src=x onerror=window.hit=1>\"'><svg onload=window.hit=1>"
+    "</textarea></title></pre>{{ 7 * 7 }}{% raw %}&lt;b&gt; javascript:window.hit=1 \u200b\x1b[31m"
 )
 SEEN = '<script>window.hit=1</script><img src=x onerror=window.hit=1>"'
 UNSEEN = "<U+202E>evil<U+2066>"
@@ -89,8 +89,8 @@ def is_text(page: Page, path: str) -> str:
     odd = "[...document.querySelectorAll('[href], [action]')].map((one) => one.href || one.action)"
     assert all(one.startswith("http://127.0.0.1") for one in page.evaluate(odd)), path
     text = str(page.evaluate("document.body.textContent"))
-    assert "\u202e" not in text and "\x1b" not in text and "{{ 7 * 7 }}" in text, path
-    assert SEEN in text and UNSEEN in text, path
+    assert "\u202e" not in text and "\x1b" not in text, path
+    assert f"{UNSEEN}{SEEN}" in text, path
     return text
 
 
@@ -101,11 +101,11 @@ def test_what_others_wrote_stays_text(tmp_path: Path, browser: Browser) -> None:
             is_text(page, path)
         shown = is_text(page, "/tickets/1")
         # In message, subject, invariant, component, facts, each part of answer and first aid, evidence, and history.
-        assert shown.count(SEEN) > 40
+        assert shown.count(SEEN) > 40 and "{{ 7 * 7 }}{% raw %}&lt;b&gt;" in shown
         # A quote that holds such a text is found and links to its place.
         quote = page.locator("#diagnosis .quotes a", has_text="retry payment").first
         target = str(quote.get_attribute("href"))
-        assert page.locator(target).text_content().startswith("retry payment <script>")  # type: ignore[union-attr]
+        assert page.locator(target).text_content().startswith(f"retry payment {UNSEEN}")  # type: ignore[union-attr]
         assert violations(page) == []
         for number in (2, 3, 4):
             is_text(page, f"/tickets/{number}")

@@ -34,7 +34,7 @@ def browser() -> Iterator[Browser]:
         yield started
 
 
-SECOND = "echo no > other.txt"
+SECOND = "python3 -c 'print(3)'"
 
 
 def settings(folder: Path) -> dict[str, Any]:

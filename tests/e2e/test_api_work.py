@@ -5,17 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Connection, select
+
+from midwatch.cli.tickets import user_at_host
+from midwatch.store.schema import deliveries
 from midwatch.store.sql import SqlStore
-from midwatch.testing.fakes import open_tickets
-from midwatch.testing.messages_api import Hold, Rule, ScriptedMessagesAPI
+from midwatch.testing.fakes import answer, open_tickets
+from midwatch.testing.messages_api import Answer, Hold, Rule, ScriptedMessagesAPI
 
 from ..acceptance.cli import in_store, said, said_json
 from ..acceptance.server_process import Running, server_process
 from ..acceptance.session_cli import asking, make_repositories
 from ..waiting import PATIENCE, wait_until
-from .support import blaming
 
 API = "/api/v1"
+QUIET = [
+    "echo",
+    '{"violations": [], "evidence": [{"title": "Load", "text": "load 0.5"}]}',
+]
 
 
 def until(server: Running, path: str, **fields: Any) -> dict[str, Any]:
@@ -35,12 +42,12 @@ def until(server: Running, path: str, **fields: Any) -> dict[str, Any]:
 def test_an_investigation_is_answered_by_the_agent(tmp_path: Path) -> None:
     """While the monitor, which sees no fault, looks on."""
     settings = {
-        "subjects": [{"name": "box", "kind": "host"}],
+        "subjects": [{"name": "box", "kind": "command", "command": QUIET}],
         "monitor": {"interval": "1s"},
         "agent": {"poll_interval": "200ms"},
         "notifications": {"callback_hosts": ["ci.example.org"]},
     }
-    hold = Hold(blaming("load"))
+    hold = Hold(Answer(structured=answer("the disk is slow", explains=(1,))))
     alert = {
         "labels": {
             "alertname": "SlowCheckout",
@@ -65,7 +72,7 @@ def test_an_investigation_is_answered_by_the_agent(tmp_path: Path) -> None:
         assert made.json()["question"] == (
             "What is behind the alert SlowCheckout? p99 is over 2 s"
         )
-        assert hold.arrived.wait(PATIENCE)
+        hold.arrived_sync(timeout=PATIENCE)
         assert until(server, where, state="running")["diagnosis"] is None
         polled = server.http.get(f"{API}/subjects/box").json()["last_polled_at"]
         wait_until(
@@ -87,13 +94,15 @@ def test_an_investigation_is_answered_by_the_agent(tmp_path: Path) -> None:
         assert ended.status_code == 409
 
     async def due(store: SqlStore) -> list[Any]:
-        return [
-            (one.target, one.event, dict(one.content))
-            for one in await store.deliveries(limit=10)
-        ]
+        columns = (deliveries.c.target, deliveries.c.event, deliveries.c.content)
+
+        def read(connection: Connection) -> list[Any]:
+            return [tuple(row) for row in connection.execute(select(*columns))]
+
+        return await store.transactions.read(read)
 
     assert in_store(tmp_path, due) == [
-        ("https://ci.example.org/done", "investigation", {"investigation": done["id"]})
+        (body["callback_url"], "investigation", {"investigation": done["id"]})
     ]
 
 
@@ -110,14 +119,14 @@ def test_a_session_is_started_for_a_ticket(tmp_path: Path) -> None:
         await open_tickets(store, "locked", subject="box")
 
     in_store(tmp_path, seed)
-    hold = Hold("Fixed.")
+    hold = Hold(Answer("Fixed."))
     with ScriptedMessagesAPI(Rule([hold], tools=True)) as api:
         with server_process(tmp_path, settings, env=asking(api)) as server:
             asked = {"prompt": "Look at main.py first.", "interactive": False}
             made = server.http.post(f"{API}/tickets/1/fix", json=asked)
             assert made.status_code == 202, made.text
             where = made.headers["location"].removeprefix(API)
-            assert hold.arrived.wait(PATIENCE)
+            hold.arrived_sync(timeout=PATIENCE)
             assert until(server, where, phase="Running")["ticket"] == 1
         hold.release()
         id_ = made.json()["session"]
@@ -130,4 +139,7 @@ def test_a_session_is_started_for_a_ticket(tmp_path: Path) -> None:
         == f"session {id_}: Completed"
     )
     rows = said_json(tmp_path, "tickets", "history", "1")
-    assert {row["actor"] for row in rows[-2:]} == {"loopback"}
+    notes = [(row["actor"], row["why"]) for row in rows if row["action"] == "session"]
+    assert notes == [
+        (user_at_host(), f"session {id_}: {word}") for word in ("started", "Completed")
+    ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from midwatch.errors import SettingsError
 from midwatch.model import Diagnosis, Key, Severity, Ticket, TicketStatus
 from midwatch.notification_settings import TemplateSettings
 from midwatch.notify.formats import HTML, MARKDOWN, SLACK, TEXT, Format, cut
@@ -148,3 +149,9 @@ def test_a_template_that_fails_is_not_the_end_of_a_message() -> None:
     assert "slow" in writer.write("k", incident("slow"), Limits()).body
     with pytest.raises(TemplateFailed, match="'nothing' is undefined"):
         writer.write("k", incident("slow"), Limits(), strict=True)
+
+
+def test_a_wrong_template_is_a_wrong_setting() -> None:
+    writer = Writer(TemplateSettings(body="{% for a in tickets %}"))
+    with pytest.raises(SettingsError, match="notifications.templates.body"):
+        writer.check()

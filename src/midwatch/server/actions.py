@@ -1,4 +1,4 @@
-"""What people and programs do to tickets: the page, the API and MCP act through `Actions`, which checks rights."""
+"""What people and programs do to tickets: the page, the API and MCP act through `Actions`, which checks who may."""
 
 from __future__ import annotations
 

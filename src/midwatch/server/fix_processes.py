@@ -62,7 +62,7 @@ class FixProcesses:
 
         Raises:
             Conflict: As many sessions run as this process starts at most.
-            SessionNotStarted: The process ended; the message is what it said.
+            SessionNotStarted: The process ended; the message is what it output.
             TemporaryError: It did not start in time.
         """
         if len(self._watchers) >= _MOST_AT_ONCE:
@@ -71,7 +71,9 @@ class FixProcesses:
                 hint="wait for the end of one, or end it",
             )
         session_id = new_session_id()
-        said = tempfile.TemporaryFile()  # a pipe would break with the end of the server
+        output = (
+            tempfile.TemporaryFile()
+        )  # a pipe would break with the end of the server
         arguments = ["session", "fix", str(ticket_id), "--yes", "--json"]
         arguments += ["--id", session_id, "--by", by]
         arguments += ["--interactive"] if interactive else []
@@ -82,18 +84,19 @@ class FixProcesses:
                 *arguments,
                 stdin=asyncio.subprocess.PIPE if prompt else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
-                stderr=said,
+                stderr=output,
                 env=self._environ,
                 start_new_session=True,
             )
         except OSError as error:
-            said.close()
+            output.close()
             reason = os.strerror(error.errno or 0)
             raise SessionNotStarted(
                 f"the session did not start: {reason}: {self._command[0]}"
             ) from error
         ended = asyncio.create_task(
-            self._watch(process, prompt, session_id, said), name=f"session {session_id}"
+            self._watch(process, prompt, session_id, output),
+            name=f"session {session_id}",
         )
         self._watchers.add(ended)
         ended.add_done_callback(self._watchers.discard)
@@ -127,20 +130,20 @@ class FixProcesses:
         process: asyncio.subprocess.Process,
         prompt: str,
         session_id: str,
-        said: IO[bytes],
+        output: IO[bytes],
     ) -> str:
         """Wait for the end of a process. Return why it ended badly, or nothing."""
-        with said:
+        with output:
             await process.communicate(prompt.encode() if prompt else None)
             if process.returncode == 0:
                 return ""
-            reason = self._last_line(said) or f"exit code {process.returncode}"
+            reason = self._last_line(output) or f"exit code {process.returncode}"
         self._log.warning("session ended badly", session=session_id, reason=reason)
         return reason
 
-    def _last_line(self, said: IO[bytes]) -> str:
-        size = said.seek(0, os.SEEK_END)
-        said.seek(max(0, size - 4000))
-        text = said.read().decode(errors="replace").strip()
+    def _last_line(self, output: IO[bytes]) -> str:
+        size = output.seek(0, os.SEEK_END)
+        output.seek(max(0, size - 4000))
+        text = output.read().decode(errors="replace").strip()
         last = text.rpartition("\n")[2].removeprefix("midwatch: ")
         return one_line(self._redactor.text(last), 500)

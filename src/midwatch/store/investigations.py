@@ -19,11 +19,11 @@ from midwatch.model import (
     Violation,
 )
 from midwatch.store.cycles import increase_revision, open_ticket, resolve_rows
+from midwatch.store.deliveries import CALLBACK, insert_deliveries
 from midwatch.store.engine import Transaction
-from midwatch.store.on_call import Answered, Investigation
+from midwatch.store.on_call import Answered, Investigation, NewDelivery
 from midwatch.store.protocol import Opening
 from midwatch.store.schema import (
-    deliveries,
     diagnoses,
     idempotency_keys,
     investigations,
@@ -167,25 +167,20 @@ def end_investigations(
 
 def _call_back(tx: Transaction, ended: Iterable[Investigation]) -> None:
     """Write what is sent of investigations with an address to call back."""
-    rows = [
-        {
-            "dedup_key": f"callback {one.id}",
-            "route": "callback",
-            "target": one.callback_url,
-            "event": "investigation",
-            "thread": f"investigation {one.id}",
-            "ticket_id": one.ticket_id,
-            "content": {"investigation": one.id},
-            "state": "due",
-            "created_at": tx.now,
-            "due_at": tx.now,
-            "attempts": 0,
-        }
+    new = [
+        NewDelivery(
+            dedup_key=f"callback {one.id}",
+            route=CALLBACK,
+            target=one.callback_url,
+            event="investigation",
+            thread=f"investigation {one.id}",
+            ticket_id=one.ticket_id,
+            content={"investigation": one.id},
+        )
         for one in ended
         if one.callback_url is not None
     ]
-    if rows:
-        tx.insert_new(deliveries, rows)
+    insert_deliveries(tx, new)
 
 
 # ------------------------------------------------------------------ idempotent requests

@@ -138,7 +138,7 @@ def _matches(condition: str, tag: str) -> bool:
 
 
 def version_in(if_match: str | None) -> int | None:
-    """Return the version in If-Match; None if any will do. Raises RequestRefused for what is no tag of a ticket."""
+    """Return the version in If-Match; None if any will do. Raises RequestRefused for anything else."""
     if if_match is None or if_match.strip() == "*":
         return None
     found = _TAG.fullmatch(if_match.strip())

@@ -35,7 +35,13 @@ SilenceId = Annotated[int, Path(ge=1, le=LARGEST_ID, description="Its number.")]
 def router(context: ServerContext) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(prefix="/silences", tags=["silences"])
-    store, once = context.store, Once(context)
+    _add_reading(routes, context)
+    _add_changes(routes, context)
+    return routes
+
+
+def _add_reading(routes: APIRouter, context: ServerContext) -> None:
+    store = context.store
 
     @routes.get(
         "", response_model=models.Page[models.SilenceShape], responses=problems()
@@ -59,6 +65,21 @@ def router(context: ServerContext) -> APIRouter:
         document = page.document(lambda one: silence_document(one, now, counts[one.id]))
         return answer(document, if_none_match=if_none_match)
 
+    @routes.get(
+        "/{silence_id}", response_model=models.SilenceShape, responses=problems(404)
+    )
+    async def read_silence(
+        who: Reader, silence_id: SilenceId, if_none_match: IfNoneMatch = None
+    ) -> Response:
+        """Return a silence."""
+        found = await store.silence(silence_id)
+        document = await silence_shape(context, found)
+        return answer(document, if_none_match=if_none_match)
+
+
+def _add_changes(routes: APIRouter, context: ServerContext) -> None:
+    store, once = context.store, Once(context)
+
     @routes.post(
         "",
         status_code=201,
@@ -81,17 +102,6 @@ def router(context: ServerContext) -> APIRouter:
 
         return await once(request, who, idempotency_key, act)
 
-    @routes.get(
-        "/{silence_id}", response_model=models.SilenceShape, responses=problems(404)
-    )
-    async def read_silence(
-        who: Reader, silence_id: SilenceId, if_none_match: IfNoneMatch = None
-    ) -> Response:
-        """Return a silence."""
-        found = await store.silence(silence_id)
-        document = await silence_shape(context, found)
-        return answer(document, if_none_match=if_none_match)
-
     @routes.delete(
         "/{silence_id}",
         response_model=models.SilenceShape,
@@ -101,8 +111,6 @@ def router(context: ServerContext) -> APIRouter:
         """End a silence now. It stays, with who ended it."""
         ended = await store.expire_silence(silence_id, who.name)
         return answer(await silence_shape(context, ended))
-
-    return routes
 
 
 async def silence_shape(context: ServerContext, silence: Silence) -> Json:

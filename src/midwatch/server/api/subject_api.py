@@ -66,6 +66,11 @@ def router(context: ServerContext) -> APIRouter:
             raise NotFound(f"there is no subject {name[:80]!r}")
         return answer(found, if_none_match=if_none_match)
 
+    _add_stats(routes, context)
+    return routes
+
+
+def _add_stats(routes: APIRouter, context: ServerContext) -> None:
     @routes.get(
         "/stats", tags=["stats"], response_model=models.Stats, responses=problems()
     )
@@ -90,8 +95,6 @@ def router(context: ServerContext) -> APIRouter:
             await store.delivery_counts(seconds),
         )
         return answer(document, if_none_match=if_none_match)
-
-    return routes
 
 
 def _shape(

@@ -49,15 +49,14 @@ class Order(StrEnum):
 def router(context: ServerContext) -> APIRouter:
     """Return the routes."""
     routes = APIRouter(prefix="/tickets", tags=["tickets"])
-    _add_reading(routes, context)
+    _add_reading(routes, context.store)
+    _add_one(routes, context.store)
     _add_changes(routes, context)
     _add_more(routes, context)
     return routes
 
 
-def _add_reading(routes: APIRouter, context: ServerContext) -> None:
-    store = context.store
-
+def _add_reading(routes: APIRouter, store: Store) -> None:
     @routes.get(
         "", response_model=models.Page[models.TicketSummary], responses=problems()
     )
@@ -93,6 +92,8 @@ def _add_reading(routes: APIRouter, context: ServerContext) -> None:
         document = page.document(lambda one: ticket_summary(one, briefs.get(one.id)))
         return answer(document, if_none_match=if_none_match)
 
+
+def _add_one(routes: APIRouter, store: Store) -> None:
     @routes.get("/{ticket_id}", response_model=models.Ticket, responses=problems(404))
     async def read_ticket(
         who: Reader, ticket_id: TicketId, if_none_match: IfNoneMatch = None

@@ -19,6 +19,8 @@ ORIGINS: Mapping[Origin, str] = {
 MOST_LINES = 2000
 """Lines that are shown of one piece."""
 
+_WIDEST_TABLE = 160
+
 _Quote = tuple[str, str]
 """The number of the evidence and the quote."""
 
@@ -45,6 +47,13 @@ class EvidenceView:
     cited: bool
     lines: tuple[tuple[Segment, ...], ...]
     cut: int = 0
+
+    @property
+    def is_prose(self) -> bool:
+        """Whether its lines are too long to be a table, so that they are better wrapped than scrolled."""
+        return any(
+            sum(len(part.text) for part in line) > _WIDEST_TABLE for line in self.lines
+        )
 
 
 class EvidenceIndex:

@@ -45,6 +45,9 @@ class Pages:
             stamp=stamp,
         )
         self._environment.globals["static"] = static.url
+        # The first request would wait for their compilation.
+        for name in self._environment.list_templates():
+            self._environment.get_template(name)
 
     def text(self, template: str, request: Request | None = None, **values: Any) -> str:
         """Return a template as text, such as a part of a page."""

@@ -20,6 +20,7 @@ from midwatch.store.protocol import TicketFilter
 from midwatch.subjects.base import Subject
 
 _MOST_TICKETS = 10
+_MOST_READ = 500
 _STALE_CYCLES = 3
 """Intervals without an observation after which what a subject sees is unknown."""
 
@@ -47,8 +48,20 @@ def router(context: ServerContext, pages: Pages) -> APIRouter:
     ) -> Response:
         cursor = await context.store.last_cursor()
         states = {one.name: one for one in await context.store.subject_states()}
+        found: dict[str, list[Ticket]] = {}
+        # The most urgent ones; of the rest only the number is shown.
+        for ticket in await context.store.tickets(
+            TicketFilter(UNRESOLVED, limit=_MOST_READ)
+        ):
+            found.setdefault(ticket.key.subject, []).append(ticket)
         views = [
-            await _view(context, name, by_name.get(name), states.get(name))
+            _view(
+                context,
+                name,
+                by_name.get(name),
+                states.get(name),
+                found.get(name, [])[:_MOST_TICKETS],
+            )
             for name in sorted({*by_name, *states})
         ]
         return pages.page(
@@ -59,17 +72,15 @@ def router(context: ServerContext, pages: Pages) -> APIRouter:
     return routes
 
 
-async def _view(
+def _view(
     context: ServerContext,
     name: str,
     subject: Subject | None,
     state: SubjectState | None,
+    tickets: Sequence[Ticket],
 ) -> SubjectView:
     number = sum(state.unresolved.values()) if state else 0
-    tickets: list[Ticket] = []
-    if number:
-        query = TicketFilter(UNRESOLVED, subject=name, limit=_MOST_TICKETS)
-        tickets = await context.store.tickets(query)
+    number = max(number, len(tickets))
     stale_after = _STALE_CYCLES * context.settings.monitor.interval
     unknown = _unknown(context, subject, state, stale_after)
     broken = {one.key.invariant for one in tickets}

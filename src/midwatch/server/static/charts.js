@@ -31,7 +31,7 @@
         ...series.map(([label], at) => ({
           label, value: (self, value) => format(value), stroke: colour(`series-${at + 1}`), width: 2, spanGaps: true,
           dash: [[], [6, 4], [2, 3]][at], points: { show: true, size: 5 },
-          ...(bars ? { paths: uPlot.paths.bars({ size: [0.7, 40] }), fill: colour("series-1"), points: { show: false } } : {}),
+          ...(bars ? { paths: uPlot.paths.bars({ size: [0.7, 40] }), fill: colour("series-1"), width: 0, points: { show: false } } : {}),
         })),
       ],
     };

@@ -118,7 +118,7 @@ async def check_giving_up_is_in_the_history(on: StoreFixture) -> None:
 
 
 async def check_what_was_told_is_known(on: StoreFixture) -> None:
-    """A target is told of a ticket from the moment a delivery is due, and not by one that may never come true."""
+    """A target is notified of a ticket from the moment a delivery is due, and not by one that may never come true."""
     [ticket] = await on.open("a")
     await saved(on, of(ticket), of(ticket, "escalated", "boss", 60))
     told = await on.store.told([ticket.id])

@@ -497,7 +497,7 @@ async def tickets_are_searched(fixture: StoreFixture) -> None:
 
 
 async def pages_are_stable_while_tickets_open(fixture: StoreFixture) -> None:
-    """Whoever reads page after page sees each ticket once, whatever opens or resolves meanwhile."""
+    """Who reads page after page sees each ticket once, whatever opens or resolves meanwhile."""
     for severity in (Severity.INFO, Severity.CRITICAL, Severity.WARNING):
         name = severity.label
         await fixture.open(f"{name} a", f"{name} b", severity=severity)
