@@ -134,7 +134,7 @@ class Routes:
 def plan(
     changes: Sequence[Change],
     tickets: Mapping[int, Ticket],
-    told: Sequence[Told],
+    earlier: Sequence[Told],
     routes: Routes,
     now: datetime,
 ) -> list[NewDelivery]:
@@ -143,11 +143,11 @@ def plan(
     Args:
         changes: The changes, in order.
         tickets: Their tickets as they are now, by id.
-        told: Where these tickets were notified of before.
+        earlier: Where these tickets were notified of before.
         routes: The routes.
         now: The time.
     """
-    known = list(told)
+    known = list(earlier)
     found: list[NewDelivery] = []
     for change in changes:
         event = EVENT_OF.get(change.action)
