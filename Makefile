@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo session-demo demo-kubernetes test test-fast test-pythons test-busy eval check format bench docs manifests lock clean
 
 help:
-	@echo "make demo    watch a real PostgreSQL break and recover   (ARGS='--fault deadlocks')"
+	@echo "make demo    watch a real PostgreSQL break and recover   (ARGS='--fault deadlocks --serve')"
 	@echo "make session-demo   Claude Code fixes a bug in two small repositories"
 	@echo "make demo-kubernetes   a session in a cluster that is this machine"
 	@echo "make test    run the tests                               (ARGS='-k store')"
@@ -48,7 +48,8 @@ $(VENV)/.dev: pyproject.toml requirements-dev.lock | $(BIN)/python
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.demo
 
-demo: $(VENV)/.demo
+# The page needs what the server needs.
+demo: $(if $(findstring --serve,$(ARGS)),$(VENV)/.dev,$(VENV)/.demo)
 	@$(BIN)/midwatch demo $(ARGS)
 
 session-demo: $(VENV)/.dev

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import io
 import multiprocessing
 import os
@@ -17,7 +18,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -29,6 +31,42 @@ PROGRAM = str(Path(sys.executable).with_name("midwatch"))
 # There is one server that forks in a process, and what was set last is what it imports: use this one.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.preloaded"])
+
+
+_NEW_MOUNTS, _NEW_USER = 0x20000, 0x10000000
+_BIND, _PRIVATE_BELOW = 0x1000, 0x44000
+"""CLONE_NEWNS, CLONE_NEWUSER; MS_BIND, MS_REC | MS_PRIVATE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mounts:
+    """What a process has mounted in a namespace of its own: folders, each at another one.
+
+    `as_user` is for a caller who may mount in a user namespace alone.
+    """
+
+    binds: tuple[tuple[str, str], ...]
+    as_user: bool
+
+    def enter(self) -> None:
+        """Mount them for this process. Raises OSError."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        user, group = os.geteuid(), os.getegid()
+        _call(libc.unshare, _NEW_MOUNTS | (_NEW_USER if self.as_user else 0))
+        if self.as_user:
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+            Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+        _call(libc.mount, None, b"/", None, _PRIVATE_BELOW, None)
+        for source, target in self.binds:
+            at = os.fsencode(target)
+            _call(libc.mount, os.fsencode(source), at, None, _BIND, None)
+
+
+def _call(function: Callable[..., int], *arguments: object) -> None:
+    if function(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 class _Passed:
@@ -51,6 +89,7 @@ def _main(
     environ: Mapping[str, str],
     files: Sequence[int],
     session: bool,
+    mounts: Mounts | None,
 ) -> None:
     from midwatch.cli.main import main
 
@@ -63,6 +102,9 @@ def _main(
     os.environ.clear()
     os.environ.update(environ)
     time.tzset()
+    if mounts is not None:
+        mounts.enter()
+        os.makedirs(folder, exist_ok=True)
     os.chdir(folder)
     sys.stdin = io.TextIOWrapper(open(0, "rb", closefd=False), encoding="utf-8")
     sys.stdout = _text(1, "surrogateescape")
@@ -89,6 +131,7 @@ class Midwatch:
         stdout, stderr: Open files or descriptors.
         stdin: Likewise; /dev/null without it.
         start_new_session: Whether it leads a session of its own.
+        mounts: What is mounted for it alone; `cwd` is made within, if it is missing.
     """
 
     def __init__(
@@ -101,6 +144,7 @@ class Midwatch:
         stderr: int | IO[Any],
         stdin: int | IO[Any] | None = None,
         start_new_session: bool = False,
+        mounts: Mounts | None = None,
     ) -> None:
         self.args = ["midwatch", *map(str, arguments)]
         with open(os.devnull) as nothing:
@@ -110,7 +154,14 @@ class Midwatch:
             ]
             self._process = FORKS.Process(
                 target=_main,
-                args=(self.args[1:], str(cwd), dict(env), files, start_new_session),
+                args=(
+                    self.args[1:],
+                    str(cwd),
+                    dict(env),
+                    files,
+                    start_new_session,
+                    mounts,
+                ),
             )
             self._process.start()
         assert self._process.pid is not None
@@ -146,6 +197,11 @@ class Midwatch:
         self.send_signal(signal.SIGKILL)
 
 
+def is_midwatch(command: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Return whether a command starts `midwatch`, and so can be forked."""
+    return shutil.which(command[0], path=env["PATH"]) == PROGRAM
+
+
 def start(
     command: Sequence[str],
     *,
@@ -156,7 +212,7 @@ def start(
     start_new_session: bool = False,
 ) -> Midwatch | subprocess.Popen[bytes]:
     """Start a command without input. It is forked where it is `midwatch` itself."""
-    if shutil.which(command[0], path=env["PATH"]) == PROGRAM:
+    if is_midwatch(command, env):
         return Midwatch(
             command[1:],
             cwd=cwd,

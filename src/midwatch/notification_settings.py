@@ -125,7 +125,7 @@ class RouteSettings(Group):
         "severity, subject, kind, invariant, component and an alert's own labels.",
     )
     events: list[Event] = Field(
-        default_factory=lambda: list(EVENTS), description="What is told."
+        default_factory=lambda: list(EVENTS), description="Events that are sent."
     )
     to: list[Name] = Field(min_length=1, description="Names of targets.")
     hours: str | None = Field(
@@ -144,7 +144,7 @@ class RouteSettings(Group):
     escalate_after: Seconds | None = Field(
         None,
         gt=0,
-        description="A ticket that nobody acknowledged in this time goes to the next route that matches; null for never.",
+        description="A ticket that no one acknowledged in this time goes to the next route that matches; null for never.",
     )
     digest: Seconds | None = Field(
         None,

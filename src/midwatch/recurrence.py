@@ -121,8 +121,7 @@ def _check_value(name: str, value: str) -> None:
         fine = bool(re.fullmatch("MO|TU|WE|TH|FR|SA|SU", value))
     elif name == "BYDAY":
         day = _DAY.fullmatch(value)
-        # dateutil finds no place for a 53rd weekday in a year that has 52 of them.
-        fine = day is not None and (not day[1] or 1 <= abs(int(day[1])) <= 52)
+        fine = day is not None and (not day[1] or 1 <= abs(int(day[1])) <= 53)
     elif name == "UNTIL":
         raise _wrong_rule("it has UNTIL; the end of the silence ends its windows")
     elif name in _NUMBERS:
@@ -183,7 +182,9 @@ def _windows(
                 break
             local = _moved(one, -shift)
             found.append(local.replace(tzinfo=place).astimezone(UTC))
-    except (ValueError, IndexError, OverflowError) as error:
+    except IndexError:  # of dateutil, for BYDAY=53MO in a month
+        raise _wrong_rule("BYDAY asks for a weekday that no month has") from None
+    except (ValueError, OverflowError) as error:
         raise _wrong_rule(str(error)) from None
     if len(found) > MOST_WINDOWS:
         raise InvalidSilence(

@@ -95,6 +95,10 @@ class ServerSettings(Group):
         default_factory=list,
         description="Further host names under which it is reached without a token.",
     )
+    mcp: bool = Field(
+        False,
+        description="Serve MCP at /mcp, for tokens with the scope mcp; needs midwatch[mcp].",
+    )
     certificate_file: Path | None = Field(
         None, description="A file with its TLS certificate and those that signed it."
     )

@@ -72,10 +72,9 @@ def service(answer: Callable[[Call], Reply | None] = fine) -> Iterator[Service]:
 def settings(target: dict[str, Any], **more: Any) -> NotificationSettings:
     """Settings with one target and one route that takes everything, at once."""
     route = {"name": "all", "to": ["ops"], **more.pop("route", {})}
+    more = {"targets": [{"name": "ops", **target}], "routes": [route], **more}
     return NotificationSettings.model_validate(
         {
-            "targets": [{"name": "ops", **target}],
-            "routes": [route],
             "group_wait": 0,
             "poll_interval": 0.05,
             "backoff": 0.05,

@@ -14,7 +14,7 @@ from midwatch.model import Ticket
 from ..processes import start
 from ..waiting import PATIENCE, wait_until
 from .alerting import MISSING, Alerting, alerting, free_port
-from .cli import MIDWATCH, environ
+from .cli import MIDWATCH, environ, in_store
 from .server_process import Running, server_process
 from .test_alerts_in import tickets_in
 
@@ -36,6 +36,11 @@ class Scene:
     def opened(self, disk: str) -> Ticket:
         wait_until(lambda: bool(self.tickets(disk)))
         return self.tickets(disk)[-1]
+
+    def silenced(self, disk: str) -> set[str]:
+        """Return what keeps a disk silent."""
+        found = in_store(self.folder, lambda store: store.silenced())
+        return {one.by for one in found if disk in one.key.component}
 
     def resolved(self, disk: str) -> bool:
         return all(one.resolved for one in self.tickets(disk))
@@ -127,8 +132,14 @@ def test_polled_and_pushed_an_alert_is_one_ticket_and_a_real_silence_holds(
     silence = scene.stack.silence("sdb")
     scene.stack.break_disk("sda", "sdb")
     scene.opened("sda")
+    wait_until(lambda: bool(scene.silenced("sdb")))
+    assert f"Alertmanager silence {silence} (ada: it is being replaced)" in (
+        scene.silenced("sdb")
+    )
+    assert scene.tickets("sdb") == []
     scene.stack.unsilence(silence)
     scene.opened("sdb")
+    wait_until(lambda: not scene.silenced("sdb"))
     scene.stack.full.clear()
     wait_until(lambda: scene.resolved("sd"))
     assert len(scene.tickets("sd")) == 2

@@ -150,6 +150,21 @@ def test_another_site_changes_nothing(tmp_path: Path) -> None:
             assert send(**headers).status_code == 303
 
 
+def test_a_password_that_a_browser_sends_by_itself_is_no_proof_of_intent(
+    tmp_path: Path,
+) -> None:
+    with server_process(tmp_path, {"server": ELSEWHERE}) as server:
+        secret = token(tmp_path, "--scope", "tickets:write")
+        basic = base64.b64encode(f"ann:{secret}".encode()).decode()
+        foreign = {"origin": "https://evil.example"}
+        given = {"authorization": f"Basic {basic}"}
+        told = problem(server.http.post("/sign-out", headers=given | foreign), 403)
+        assert "another site" in told
+        assert server.http.post("/sign-out", headers=given).status_code == 303
+        both = bearer(secret) | foreign
+        assert server.http.post("/sign-out", headers=both).status_code == 303
+
+
 def test_a_person_signs_in_with_a_token_and_out_again(tmp_path: Path) -> None:
     with server_process(tmp_path, {"server": ELSEWHERE}) as server:
         http, own = server.http, {"sec-fetch-site": "same-origin"}
@@ -180,6 +195,9 @@ def test_a_person_signs_in_with_a_token_and_out_again(tmp_path: Path) -> None:
         made, sign_in = said_json(tmp_path, "tokens", "list")
         assert (sign_in["kind"], sign_in["scopes"]) == ("sign_in", ["read"])
         assert sign_in["expires_at"] <= made["expires_at"]
+        again = http.post("/sign-in", headers=cookie | own, data={"token": secret})
+        problem(http.get(OPEN, headers=cookie), 401)  # one sign-in follows another
+        cookie = {"cookie": again.headers["set-cookie"].partition(";")[0]}
         out = http.post("/sign-out", headers=cookie | own)
         assert "Max-Age=0" in out.headers["set-cookie"]
         problem(http.get(OPEN, headers=cookie), 401)

@@ -9,7 +9,7 @@ import socket
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from ..waiting import PATIENCE
@@ -130,4 +130,28 @@ def test_a_stop_ends_within_five_seconds_with_requests_in_flight(
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(slow.recv, 1).result(PATIENCE)
             assert time.monotonic() - began < 5
+    assert server.log()[-1]["event"] == "server stopped"
+
+
+def test_a_stop_ends_open_streams(tmp_path: Path) -> None:
+    """More than `max_streams` are told to come again; requests of another kind are answered meanwhile."""
+    settings = {"server": {"max_streams": 3, "max_requests": 2}}
+    wanted = {"accept": "text/event-stream"}
+    with server_process(tmp_path, settings) as server, ExitStack() as stack:
+        streams = []
+        for _ in range(3):
+            one = server.http.stream("GET", "/changes", headers=wanted)
+            answer = stack.enter_context(one)
+            pieces = answer.iter_bytes()
+            assert b"retry" in next(pieces)
+            streams.append(pieces)
+        refused = server.http.get("/changes", headers=wanted)
+        assert "streams" in problem(refused, 503)
+        assert int(refused.headers["retry-after"]) > 0
+        assert server.http.get(OPEN).status_code == 200
+        began = time.monotonic()
+        os.kill(server.pid, signal.SIGTERM)
+        for pieces in streams:
+            assert b"".join(pieces) == b""
+        assert time.monotonic() - began < 5
     assert server.log()[-1]["event"] == "server stopped"

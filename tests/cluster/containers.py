@@ -32,7 +32,7 @@ import psutil
 from midwatch.kube.rules import SESSION_LABEL
 from midwatch.model import Json
 
-from ..processes import start
+from ..processes import Midwatch, Mounts, start
 from .apiserver import ApiServer, Objects
 
 PYTHON = Path(sys.executable).parent
@@ -62,7 +62,7 @@ IMAGE = Image(
 
 
 class Process:
-    """Started at once. Raises OSError where it cannot be."""
+    """Started at once. Raises OSError where it cannot be. With `mounts` it is `midwatch`, forked."""
 
     def __init__(
         self,
@@ -70,15 +70,28 @@ class Process:
         environment: Mapping[str, str],
         folder: Path,
         log: Path,
+        mounts: Mounts | None = None,
     ) -> None:
         with log.open("ab") as sink:
-            self._child = start(
-                argv,
-                cwd=folder,
-                env=environment,
-                stdout=sink,
-                stderr=sink,
-                start_new_session=True,
+            self._child: Midwatch | subprocess.Popen[bytes] = (
+                start(
+                    argv,
+                    cwd=folder,
+                    env=environment,
+                    stdout=sink,
+                    stderr=sink,
+                    start_new_session=True,
+                )
+                if mounts is None
+                else Midwatch(
+                    argv[1:],
+                    cwd=folder,
+                    env=environment,
+                    stdout=sink,
+                    stderr=sink,
+                    start_new_session=True,
+                    mounts=mounts,
+                )
             )
         self.pid = self._child.pid
         self._family: set[psutil.Process] = set()
@@ -329,6 +342,16 @@ class Folders:
         pairs = [p for at, folder in mounts.items() for p in (str(folder), places[at])]
         script = ["sh", "-c", _BIND, "bind", *pairs, "--", str(working)]
         return [*prefix, *script, *argv]
+
+    def forked(
+        self, mounts: Mapping[str, Path], places: Mapping[str, str]
+    ) -> Mounts | None:
+        """What `command` binds, for a forked process; None where nothing is bound."""
+        prefix = namespace_prefix()
+        if not prefix or not mounts:
+            return None
+        binds = ((str(folder), places[at]) for at, folder in mounts.items())
+        return Mounts(tuple(binds), as_user=prefix != _PREFIXES[0])
 
     def _stable(self, pod: Json) -> Path:
         if namespace_prefix():

@@ -55,6 +55,7 @@ class ProcessKubelet:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         programs: Mapping[str, Sequence[str]] = PROGRAMS,
         image: Image = IMAGE,
+        forked: bool = False,
     ) -> None:
         self._server, self._now = server, now
         self.outcomes = PodOutcomes()
@@ -68,6 +69,7 @@ class ProcessKubelet:
             now,
             programs,
             image,
+            forked,
         )
         self._jobs = JobController(server.objects, now)
         self._workers: dict[str, PodWorker] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from midwatch.model import Json
 
+from ..processes import is_midwatch
 from .api import stamp
 from .apiserver import Objects
 from .containers import (
@@ -224,7 +225,8 @@ RETRY = 0.1
 
 @dataclass(frozen=True)
 class Node:
-    """The state that all pods share. `programs` maps the first word of a command to a local command line."""
+    """The state that all pods share. `programs` maps the first word of a command to a local command line; where
+    `forked`, `midwatch` is forked from one that has imported everything."""
 
     objects: Objects
     folders: Folders
@@ -232,6 +234,7 @@ class Node:
     now: Callable[[], datetime]
     programs: Mapping[str, Sequence[str]]
     image: Image
+    forked: bool
 
 
 @dataclass(eq=False)
@@ -379,6 +382,11 @@ class PodWorker:
             return False
         home = self._home()
         working = Path(relocated(container.get("workingDir", ""), places) or home)
+        if self.node.forked and is_midwatch(argv, variables):
+            binds = self.node.folders.forked(mounts, places)
+            if binds is not None:
+                self.process = Process(argv, variables, working, self.log(), binds)
+                return True
         line = self.node.folders.command(argv, working, mounts, places)
         start = home if line != argv else working
         self.process = Process(line, variables, start, self.log())

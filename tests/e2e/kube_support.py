@@ -31,7 +31,9 @@ QUICK = {
 
 
 @contextmanager
-def cluster(folder: Path, api_url: str, **settings: Any) -> Iterator[LocalCluster]:
+def cluster(
+    folder: Path, api_url: str, *, forked: bool = True, **settings: Any
+) -> Iterator[LocalCluster]:
     """With the operator's rights as the chart has them; fails if the kubelet did."""
     rules = render.rules_for()[""]
     with LocalCluster(
@@ -40,6 +42,7 @@ def cluster(folder: Path, api_url: str, **settings: Any) -> Iterator[LocalCluste
         settings={**QUICK, **settings},
         variables=VARIABLES,
         rules=rules,
+        forked=forked,
     ) as running:
         running.wait_for_content()
         yield running

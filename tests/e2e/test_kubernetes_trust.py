@@ -52,7 +52,7 @@ def test_a_secret_reaches_bash_and_nothing_else(tmp_path: Path) -> None:
     steps = [bash(show), Answer(f"It connects to {DATABASE}, true.")]
     with (
         ScriptedMessagesAPI(Rule(steps, tools=True)) as api,
-        cluster(tmp_path, api.base_url) as running,
+        cluster(tmp_path, api.base_url, forked=False) as running,
     ):
         secret(running, "shop", {"DATABASE_URL": DATABASE, "TOGGLE": "true"})
         secret(running, "odd", DANGEROUS)

@@ -120,6 +120,8 @@ def test_a_leap_day_and_the_last_day_of_a_month() -> None:
         "2026-01-01T00:00", 2000, Recurrence("FREQ=YEARLY;BYMONTH=2;BYMONTHDAY=29", 60)
     )
     assert windows(leap) == ["2028-02-29 00:00"]
+    rare = made("2024-01-01T00:00", 2500, Recurrence("FREQ=YEARLY;BYDAY=53MO", 60))
+    assert windows(rare) == ["2024-12-30 00:00", "2029-12-31 00:00"]
     last = made("2028-01-01T00:00", 70, Recurrence("FREQ=MONTHLY;BYMONTHDAY=-1", 60))
     assert windows(last) == ["2028-01-31 00:00", "2028-02-29 00:00"]
 
@@ -201,6 +203,9 @@ def test_a_silence_needs_a_window_and_not_too_many() -> None:
     never = Recurrence("FREQ=DAILY;BYMONTH=2;BYMONTHDAY=30", 60)
     with pytest.raises(InvalidSilence, match="no window"):
         made("2026-02-01T10:00", 9000, never).check()
+    nowhere = Recurrence("FREQ=MONTHLY;BYDAY=53MO", 60)
+    with pytest.raises(InvalidSilence, match="no month has"):
+        made("2026-02-01T10:00", 90, nowhere).check()
     often = Recurrence("FREQ=DAILY;BYHOUR=1,2,3,4,5", 60)
     with pytest.raises(InvalidSilence, match="more than"):
         made("2026-02-01T10:00", 900, often).check()

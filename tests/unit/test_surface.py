@@ -257,6 +257,7 @@ GUARDS = {
     "testing/messages_api.py": 1,
     "tests/cluster/kubelet.py": 1,
     "monitor/subject.py": 1,
+    "notify/notifier.py": 2,
 }
 
 
@@ -291,6 +292,7 @@ REPEATED = {
     "run.py": "one run of a session",
     "runner.py": "the agent's runner, the pod's runner",
     "settings.py": "settings",
+    "silences.py": "silences",
     "sql.py": "SQL",
     "status.py": "the status of a session",
     "subject.py": "a subject",

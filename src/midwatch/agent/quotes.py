@@ -118,6 +118,7 @@ class QuotableText:
     def __init__(self, evidence: Evidence) -> None:
         self._origin = evidence.origin
         self._starts: list[int] = []
+        self._lines: list[int] = []
         self._reported: list[Span] = []
         self._unproven: list[Span] = []
         self._mute: list[Span] = []
@@ -130,8 +131,8 @@ class QuotableText:
         rows: list[str] = []
         at = 0
         lines = put_marks(evidence.text, evidence.reported).split("\n")
-        for above, row, following in zip(
-            ["", *lines], lines, [*lines[1:], ""], strict=False
+        for number, (above, row, following) in enumerate(
+            zip(["", *lines], lines, [*lines[1:], ""], strict=False)
         ):
             plain, reported = take_marks(normalise(row))
             if not plain:
@@ -139,6 +140,7 @@ class QuotableText:
             if _is_header(above, row, following):
                 self._mute.append((at, at + len(plain)))
             self._starts.append(at)
+            self._lines.append(number)
             self._reported += [(at + start, at + end) for start, end in reported]
             if self._origin is Origin.EARLIER and plain.startswith(UNVERIFIED):
                 self._unproven.append((at, at + len(plain)))
@@ -152,22 +154,43 @@ class QuotableText:
 
     def check(self, quote: str) -> tuple[str, Origin]:
         """Return why a quote does not check, or "", and who wrote what it quotes."""
+        reason, origin, _ = self._best(quote)
+        return reason, origin
+
+    def place(self, quote: str) -> list[tuple[int, str]]:
+        """Return where a quote stands: numbers of lines of the evidence, from 0, and what each has of it, normalised.
+
+        It is the place that `check` judges; empty without one.
+        """
+        _, _, spans = self._best(quote)
+        return [part for span in spans for part in self._by_line(span)]
+
+    def _best(self, quote: str) -> tuple[str, Origin, Sequence[Span]]:
+        """Return why a quote does not check, or "", who wrote what it quotes, and where that stands."""
         if len(quote) > LONGEST:
-            return TOO_LONG, self._origin
+            return TOO_LONG, self._origin, ()
         forms = list(_forms(normalise(quote)))
         if not forms or _letters(forms[0]) < SHORTEST:
-            return TOO_SHORT, self._origin
-        reason, origin = NOT_FOUND, self._origin
+            return TOO_SHORT, self._origin, ()
+        reason, origin, place = NOT_FOUND, self._origin, list[Span]()
         for form in forms:
             for spans in islice(self._places_of(form), _TRIES // 20):
                 why, wrote = self._judged(spans)
                 if not why and wrote is self._origin:
-                    return "", wrote
+                    return "", wrote, spans
                 if not why or reason == NOT_FOUND:
-                    reason, origin = why, wrote
+                    reason, origin, place = why, wrote, spans
             if reason != NOT_FOUND:
                 break
-        return reason, origin
+        return reason, origin, place
+
+    def _by_line(self, span: Span) -> Iterator[tuple[int, str]]:
+        start, end = span
+        while start < end:
+            row = bisect_right(self._starts, start) - 1
+            _, row_end = self._row(start)
+            yield self._lines[row], self._text[start : min(end, row_end)]
+            start = row_end + 1
 
     # ------------------------------------------------------------------ what a place says
 

@@ -10,7 +10,7 @@ end. No image, link, HTML or control character of it is rendered.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from midwatch.agent.grounding import CitationCheck, ClaimCheck, Grounding
@@ -34,7 +34,7 @@ _WORDS = re.compile(r"\w{4,}|\d+")
 
 _Item = TypeVar("_Item")
 
-_VERDICTS: dict[Verdict, str] = {
+VERDICTS: dict[Verdict, str] = {
     "identified": "Cause identified",
     "suspected": "Cause suspected",
     "insufficient_data": "Not enough data",
@@ -44,7 +44,7 @@ _ORIGINS = {
     Origin.REPORTED: "written by clients or into logs",
     Origin.EARLIER: "an earlier diagnosis or note",
 }
-_QUOTED = {
+QUOTED = {
     Origin.SYSTEM: "quoted",
     Origin.REPORTED: "quoted from what clients or logs say",
     Origin.EARLIER: "quoted from an earlier diagnosis or note, which proves nothing",
@@ -126,7 +126,7 @@ class _Page:
 
     def parts(self) -> Iterator[str]:
         output = self._output
-        doubts = list(_different(self._doubts()))
+        doubts = doubts_of(output, self._grounding, self._tickets, self._settled)
         summary = _text(output.summary)
         yield f"**{summary}**" if summary else ""
         yield self._verdict()
@@ -143,7 +143,7 @@ class _Page:
         if len(components) > MOST_TICKETS:
             affected += f" and {len(components) - MOST_TICKETS} more"
         return (
-            f"**{_VERDICTS[grounding.verdict]}**, confidence **{grounding.confidence}**"
+            f"**{VERDICTS[grounding.verdict]}**, confidence **{grounding.confidence}**"
             f", severity **{output.severity}**{f'; affected: {affected}' if affected else ''}"
         )
 
@@ -152,7 +152,7 @@ class _Page:
         if claim is None:
             yield _text(text)
             return
-        hypothesis = _is_hypothesis(text) or self._grounding.verdict == "suspected"
+        hypothesis = is_hypothesis(text) or self._grounding.verdict == "suspected"
         mark = "Hypothesis: " if hypothesis and text.strip() else ""
         # The doubts have the reason.
         basis = _basis(claim) if claim.verified else "**unverified**"
@@ -179,37 +179,6 @@ class _Page:
             ticket = self._tickets[id_]
             key = f"{_text(ticket.key.subject)}, {_text(ticket.key.invariant)}"
             yield f"{mark}ticket {id_} ({key}): {_text(ticket.message)}"
-
-    # ------------------------------------------------------------------ doubts
-
-    def _doubts(self) -> Iterator[str]:
-        output, grounding = self._output, self._grounding
-        root = self._claims.get("root_cause")
-        failed = "" if root is None or root.verified else _failure(root)
-        if grounding.lowered:
-            stated = f"{_VERDICTS[output.verdict].lower()}, {output.confidence}"
-            why = f" ({failed})" if failed else ""
-            yield f"Lowered from “{stated}”: {grounding.lowered}{why}."
-        elif failed:
-            yield f"The root cause is unverified ({failed})."
-        elif grounding.verified < grounding.total:
-            missed = grounding.total - grounding.verified
-            yield f"{missed} of {grounding.total} claims are unverified."
-        if grounding.confidence != "high" and output.confidence_reason.strip():
-            yield f"Confidence: {output.confidence_reason}"
-        foreign = set(output.explained_tickets) - set(self._tickets or self._settled)
-        if foreign:
-            shown = sorted(foreign)[:MOST_TICKETS]
-            ids = ", ".join(one_line(str(one), 20) for one in shown)
-            yield f"It names tickets that are not of this incident; they are ignored: {ids}"
-        for item in _some(output.missing):
-            yield f"Missing: {item}"
-        for risk in _some(output.risks):
-            if not _is_no_risk(risk):
-                yield f"Risk: {risk}"
-        for other in _some(output.alternatives_considered):
-            judged = other.conclusion.strip() or other.contradicting.strip()
-            yield f"Alternative: {other.hypothesis}{f' ({judged})' if judged else ''}"
 
     # ------------------------------------------------------------------ below the fold
 
@@ -264,12 +233,12 @@ class _Page:
 
     def _claim(self, path: str, text: str) -> str:
         claim = self._claims.get(path)
-        mark = "Hypothesis: " if _is_hypothesis(text) else ""
+        mark = "Hypothesis: " if is_hypothesis(text) else ""
         if claim is None or not claim.verified:
-            why = f": {_text(_failure(claim))}" if claim else ""
+            why = f": {_text(failure_of(claim))}" if claim else ""
             return f"{mark}{_text(text)} (**unverified**{why})"
         quotes = "; ".join(map(_quote, _some(claim.citations)))
-        return f"{mark}{_text(text)} ({_QUOTED[claim.origin]}: {quotes})"
+        return f"{mark}{_text(text)} ({QUOTED[claim.origin]}: {quotes})"
 
 
 def _text(text: str) -> str:
@@ -290,10 +259,61 @@ def _section(title: str, parts: Iterable[str]) -> str:
     return "\n\n".join([f"### {title}", *filled]) if filled else ""
 
 
+# ------------------------------------------------------------------ doubts
+
+
+def doubts_of(
+    output: DiagnosisOutput,
+    grounding: Grounding,
+    tickets: Collection[int],
+    settled: Collection[int],
+) -> list[str]:
+    """Return what speaks against an answer, the most important first. Nothing in it is escaped.
+
+    Args:
+        output: The answer.
+        grounding: The checks of its claims.
+        tickets: Ids of the tickets of its incident; may be empty.
+        settled: Ids of the tickets that the answer settles.
+    """
+    return list(_different(_doubts(output, grounding, tickets or settled)))
+
+
+def _doubts(
+    output: DiagnosisOutput, grounding: Grounding, tickets: Collection[int]
+) -> Iterator[str]:
+    root = grounding.claim("root_cause")
+    failed = "" if root is None or root.verified else failure_of(root)
+    if grounding.lowered:
+        stated = f"{VERDICTS[output.verdict].lower()}, {output.confidence}"
+        why = f" ({failed})" if failed else ""
+        yield f"Lowered from “{stated}”: {grounding.lowered}{why}."
+    elif failed:
+        yield f"The root cause is unverified ({failed})."
+    elif grounding.verified < grounding.total:
+        missed = grounding.total - grounding.verified
+        yield f"{missed} of {grounding.total} claims are unverified."
+    if grounding.confidence != "high" and output.confidence_reason.strip():
+        yield f"Confidence: {output.confidence_reason}"
+    foreign = set(output.explained_tickets) - set(tickets)
+    if foreign:
+        shown = sorted(foreign)[:MOST_TICKETS]
+        ids = ", ".join(one_line(str(one), 20) for one in shown)
+        yield f"It names tickets that are not of this incident; they are ignored: {ids}"
+    for item in _some(output.missing):
+        yield f"Missing: {item}"
+    for risk in _some(output.risks):
+        if not is_no_risk(risk):
+            yield f"Risk: {risk}"
+    for other in _some(output.alternatives_considered):
+        judged = other.conclusion.strip() or other.contradicting.strip()
+        yield f"Alternative: {other.hypothesis}{f' ({judged})' if judged else ''}"
+
+
 # ------------------------------------------------------------------ claims
 
 
-def _is_hypothesis(text: str) -> bool:
+def is_hypothesis(text: str) -> bool:
     """Return whether a sentence hedges; what it quotes does not count."""
     return _HEDGE.search(_QUOTATION.sub("", text)) is not None
 
@@ -303,10 +323,10 @@ def _basis(claim: ClaimCheck) -> str:
     numbers = dict.fromkeys(
         _text(check.evidence_id) for check in claim.citations if check.verified
     )
-    return f"{_QUOTED[claim.origin]}: {', '.join(list(numbers)[:MOST_ITEMS])}"
+    return f"{QUOTED[claim.origin]}: {', '.join(list(numbers)[:MOST_ITEMS])}"
 
 
-def _failure(claim: ClaimCheck) -> str:
+def failure_of(claim: ClaimCheck) -> str:
     """Return why a claim is unverified, with the number of the evidence."""
     failed = next((check for check in claim.citations if not check.verified), None)
     culprit = f"{failed.evidence_id}: " if failed else ""
@@ -336,21 +356,21 @@ def _different(doubts: Iterable[str]) -> Iterator[str]:
 
 def _action(number: int, action: Action) -> str:
     notes = [] if action.reversible else ["**cannot be undone**"]
-    if not _is_no_risk(action.risk):
+    if not is_no_risk(action.risk):
         notes.append(f"risk: {_text(action.risk)}")
     noted = f" ({'; '.join(notes)})" if notes else ""
     commands = (command for command in _some(action.commands) if command.strip())
-    shown = [fenced(_bare(command)) for command in commands]
+    shown = [fenced(bare_command(command)) for command in commands]
     return "\n".join([f"**{number}.** {_text(action.what)}{noted}", *shown])
 
 
-def _bare(command: str) -> str:
+def bare_command(command: str) -> str:
     """Return a command without a fence or marks of code around it, which a shell does not take."""
     found = _IN_CODE.fullmatch(command.strip())
     return command if found is None else found["fenced"] or found["inline"]
 
 
-def _is_no_risk(risk: str) -> bool:
+def is_no_risk(risk: str) -> bool:
     """Return whether a text only says that there is no risk, and perhaps why not: "none: it only reads"."""
     found = _NO_RISK.fullmatch(" ".join(risk.split()))
     reason = (found["reason"] or "") if found else ""

@@ -29,6 +29,13 @@ def demo(
         Path | None,
         typer.Option("--keep", help="Keep settings, database and log in this folder."),
     ] = None,
+    serve: Annotated[
+        bool,
+        typer.Option(
+            "--serve",
+            help="Serve the page too, and repair the fault only once Enter is pressed.",
+        ),
+    ] = False,
     names: Annotated[
         bool, typer.Option("--list", help="List the faults and exit.")
     ] = False,
@@ -47,10 +54,10 @@ def demo(
             path="--fault",
             hint=f"one of {', '.join(FAULTS)}",
         )
-    _run(context.obj, FAULTS[fault](), keep)
+    _run(context.obj, FAULTS[fault](), keep, serve)
 
 
-def _run(edge: Edge, fault: Fault, keep: Path | None) -> None:
+def _run(edge: Edge, fault: Fault, keep: Path | None, serve: bool) -> None:
     from rich.console import Console
 
     from midwatch.cli.demo_run import run_demo
@@ -66,10 +73,10 @@ def _run(edge: Edge, fault: Fault, keep: Path | None) -> None:
     }
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        asyncio.run(run_demo(fault, environ, keep.resolve(), console))
+        asyncio.run(run_demo(fault, environ, keep.resolve(), console, serve))
         console.print(
             f"kept: midwatch --config {keep / 'midwatch.yaml'} tickets list --all"
         )
         return
     with tempfile.TemporaryDirectory(prefix="midwatch-demo-") as folder:
-        asyncio.run(run_demo(fault, environ, Path(folder), console))
+        asyncio.run(run_demo(fault, environ, Path(folder), console, serve))

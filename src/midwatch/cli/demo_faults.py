@@ -93,9 +93,19 @@ def _update_orders(server: PrivatePostgres, number: int, over: threading.Event) 
                     )
 
 
-def write_settings(server: PrivatePostgres, folder: Path) -> Path:
-    """Write the demo's midwatch.yaml. Its limits are low, so that the demo takes seconds."""
+def write_settings(
+    server: PrivatePostgres, folder: Path, port: int | None = None
+) -> Path:
+    """Write the demo's midwatch.yaml. Its limits are low, so that the demo takes seconds.
+
+    Args:
+        server: The server that it watches.
+        folder: Where the file and the database are.
+        port: The port of loopback at which the page is served; None for no page.
+    """
+    served = {} if port is None else {"server": {"listen": f"127.0.0.1:{port}"}}
     settings = {
+        **served,
         "database": f"sqlite:///{folder / 'midwatch.db'}",
         "monitor": {"interval": "1s", "group_wait": "2s"},
         "agent": {"poll_interval": "1s"},

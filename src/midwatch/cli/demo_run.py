@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -47,10 +49,11 @@ class DemoFailed(MidwatchError):
 
 @dataclass(slots=True)
 class DemoRun:
-    """One run of the demo. Times are seconds since the fault began."""
+    """One run of the demo. Times are seconds since the fault began; `page` is the URL of the page, if it is served."""
 
     fault: Fault
     printer: StepPrinter
+    page: str | None = None
     began: float = 0.0
     times: dict[str, float] = field(default_factory=dict)
 
@@ -61,14 +64,20 @@ class DemoRun:
 
 
 async def run_demo(
-    fault: Fault, environ: Mapping[str, str], folder: Path, console: Console
+    fault: Fault,
+    environ: Mapping[str, str],
+    folder: Path,
+    console: Console,
+    serve: bool = False,
 ) -> None:
-    """Run the whole demo. Raises DemoFailed."""
-    run = DemoRun(fault, StepPrinter(console))
+    """Run the whole demo; with `serve` it shows the page and waits before the repair. Raises DemoFailed."""
+    port = _free_port() if serve else None
+    page = None if port is None else f"http://127.0.0.1:{port}"
+    run = DemoRun(fault, StepPrinter(console), page)
     began = time.monotonic()
     with shop() as server, workload(server):
         run.printer.server(time.monotonic() - began)
-        edge = Edge(environ, write_settings(server, folder))
+        edge = Edge(environ, write_settings(server, folder, port))
         target = FaultTarget(server)
         with open(folder / "midwatch.log", "w", encoding="utf-8") as log:
             async with open_app(edge, log, create=True) as app:
@@ -129,6 +138,11 @@ async def _steps(run: DemoRun, app: App, target: FaultTarget, stop: StopEvent) -
         )
         _check_diagnosis(diagnosis, culprits)
         printer.diagnosis(diagnosis, run.mark("diagnosis"))
+    if run.page is not None:
+        printer.page(f"{run.page}/tickets/{ticket.id}")
+        await first(_enter(), stop.wait())
+        if stop:
+            raise DemoFailed("the demo was interrupted", hint="")
     await asyncio.to_thread(fault.remove, target)
     printer.repaired(run.mark("repaired"))
     await _until(
@@ -138,6 +152,30 @@ async def _steps(run: DemoRun, app: App, target: FaultTarget, stop: StopEvent) -
     if rows[-1].actor != "monitor":
         raise DemoFailed(f"ticket {ticket.id} was resolved by {rows[-1].actor}")
     printer.resolved(ticket, run.mark("resolved"))
+
+
+_PORT = 8470
+
+
+def _free_port() -> int:
+    """Return a port of loopback: the usual one if it is free."""
+    for port in (_PORT, 0):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)) as found:
+            return int(found.getsockname()[1])
+    raise DemoFailed("no port of 127.0.0.1 is free", hint="")
+
+
+async def _enter() -> None:
+    """Return once a line or the end of standard input can be read."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    try:
+        loop.add_reader(sys.stdin, readable.set)
+    except (OSError, ValueError):  # a regular file or nothing: it can always be read
+        return
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sys.stdin)
 
 
 async def _until(
@@ -245,6 +283,9 @@ class StepPrinter:
         what = f"{diagnosis.model}, ${diagnosis.cost_usd:.3f}; {_checked(grounded)}"
         self._line("Claude", what, "cyan", seconds)
         self._markdown(diagnosis.markdown or "")
+
+    def page(self, url: str) -> None:
+        self._line("page", f"{url} (press Enter to repair the fault)", "bold")
 
     def repaired(self, seconds: float) -> None:
         self._line("repaired", "the fault was removed", "green", seconds)

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from midwatch import __version__
-from midwatch.cli import check, daemons, demo, stats, tickets
+from midwatch.cli import check, daemons, demo, mcp_stdio, stats, tickets
 from midwatch.cli.app import Edge
 from midwatch.errors import MidwatchError
 
@@ -67,7 +67,7 @@ def _load_group(modules: tuple[str, ...]) -> Any:
     return get_command(group)
 
 
-for module in (check, daemons, stats, tickets, demo):
+for module in (check, daemons, mcp_stdio, stats, tickets, demo):
     app.add_typer(module.app)
 add_lazily(
     app,

@@ -14,7 +14,8 @@ from midwatch.lifecycle import StopEvent, SystemClock
 if TYPE_CHECKING:
     from midwatch.cli.app import App
     from midwatch.cli.metrics import Measured
-    from midwatch.server.context import ServerContext
+    from midwatch.server.actions import Actions
+    from midwatch.session.manager import SessionManager
 
 _MAIN = "from midwatch.cli.main import main; main()"
 _EXTRA = frozenset(
@@ -55,21 +56,24 @@ async def server_running(opened: App, stop: StopEvent) -> AsyncIterator[Measured
         environ=opened.model.environ,
         stop=stop,
     )
-    _add_sessions(opened, context)
+    context.sessions, context.actions = sessions_and_actions(opened)
     async with serving(context) as address:
         opened.log.info("server started", address=address)
         yield SERVER, partial(server_samples, context.stats)
 
 
-def _add_sessions(opened: App, context: ServerContext) -> None:
-    """Add what reads and starts sessions. Each is a process of its own: it outlives the server."""
+def sessions_and_actions(opened: App) -> tuple[SessionManager, Actions]:
+    """Return what reads sessions, and what changes tickets and starts sessions.
+
+    A session is a process of its own: it outlives this one.
+    """
     from midwatch.server.actions import Actions
     from midwatch.server.fix_processes import FixProcesses
     from midwatch.session.manager import SessionManager
     from midwatch.store.sessions import SqlSessions, SqlTranscripts
 
     sessions = SqlSessions(opened.store.transactions)
-    context.sessions = SessionManager(
+    manager = SessionManager(
         sessions,
         SqlTranscripts(opened.store.transactions),
         opened.settings.sessions,
@@ -82,6 +86,6 @@ def _add_sessions(opened: App, context: ServerContext) -> None:
         sessions,
         opened.redactor,
         opened.log,
-        context.clock,
+        SystemClock(),
     )
-    context.actions = Actions(opened.store, opened.redactor, starts)
+    return manager, Actions(opened.store, opened.redactor, starts)

@@ -27,47 +27,58 @@ app = typer.Typer()
 _STATE_STYLES = {"active": GREEN, "ended": DIM}
 
 
+Matchers = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MATCHER…",
+        help="Conditions on labels as Alertmanager has them, such as 'subject=\"db\"' or 'component=~\"disk.*\"'. "
+        "All must hold.",
+    ),
+]
+Reason = Annotated[
+    str, typer.Option("--reason", "--comment", "-c", help="Why; it is shown.")
+]
+Duration = Annotated[
+    str | None,
+    typer.Option("--duration", "-d", help="How long from its start, such as 2h."),
+]
+End = Annotated[
+    str | None,
+    typer.Option(help="Its end, such as 2026-12-24T22:00 (in --timezone) or …Z."),
+]
+Start = Annotated[
+    str | None, typer.Option(help="Its start, in the same form; by default now.")
+]
+Rule = Annotated[
+    str | None,
+    typer.Option(
+        help="Hold only in windows that begin by this rule of RFC 5545, such as "
+        "FREQ=WEEKLY;BYDAY=SU;BYHOUR=2;BYMINUTE=0."
+    ),
+]
+Window = Annotated[
+    str | None, typer.Option(help="How long each window lasts, such as 90m.")
+]
+Zone = Annotated[
+    str, typer.Option(help="IANA name of the time zone of the rule and of times.")
+]
+Author = Annotated[
+    str | None, typer.Option(help="Who makes it; by default you, USER@HOST.")
+]
+
+
 @app.command()
 def add(
     context: typer.Context,
-    matchers: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="MATCHER…",
-            help="Conditions on labels as Alertmanager has them, such as 'subject=\"db\"' or 'component=~\"disk.*\"'. "
-            "All must hold.",
-        ),
-    ],
-    reason: Annotated[
-        str, typer.Option("--reason", "--comment", "-c", help="Why; it is shown.")
-    ],
-    duration: Annotated[
-        str | None,
-        typer.Option("--duration", "-d", help="How long from its start, such as 2h."),
-    ] = None,
-    end: Annotated[
-        str | None,
-        typer.Option(help="Its end, such as 2026-12-24T22:00 (in --timezone) or …Z."),
-    ] = None,
-    start: Annotated[
-        str | None, typer.Option(help="Its start, in the same form; by default now.")
-    ] = None,
-    rrule: Annotated[
-        str | None,
-        typer.Option(
-            help="Hold only in windows that begin by this rule of RFC 5545, such as "
-            "FREQ=WEEKLY;BYDAY=SU;BYHOUR=2;BYMINUTE=0."
-        ),
-    ] = None,
-    window: Annotated[
-        str | None, typer.Option(help="How long each window lasts, such as 90m.")
-    ] = None,
-    timezone: Annotated[
-        str, typer.Option(help="IANA name of the time zone of the rule and of times.")
-    ] = "UTC",
-    author: Annotated[
-        str | None, typer.Option(help="Who makes it; by default you, USER@HOST.")
-    ] = None,
+    matchers: Matchers,
+    reason: Reason,
+    duration: Duration = None,
+    end: End = None,
+    start: Start = None,
+    rrule: Rule = None,
+    window: Window = None,
+    timezone: Zone = "UTC",
+    author: Author = None,
     as_json: AsJson = False,
 ) -> None:
     """Silence violations: they open no ticket, pay no diagnosis and send no message until it ends."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 
 from midwatch.errors import MidwatchError
 from midwatch.kube.environment import STATUS_NOT_WRITTEN
-from midwatch.kube.errors import ResourceGone, WriterOutdated
+from midwatch.kube.errors import ClusterRefused, ResourceGone, WriterOutdated
 from midwatch.kube.runner_task import Identity, PodTask, next_prompt
 from midwatch.kube.runner_workspace import (
     PodPlaces,
@@ -271,7 +272,11 @@ class ResourceStatus:
         self.records.report_phase(Phase.CREATING, reason, message)
 
     async def owned(self) -> bool:
-        """Read the resource and return whether this attempt still owns it. If the server does not answer, it does."""
+        """Read the resource and return whether this attempt still owns it.
+
+        If the server does not answer, it does; if it does not know the token any more, which ends with its pod, it
+        does not.
+        """
         identity, self._body = self._identity, None
         try:
             async with asyncio.timeout(self._lifetime.budget.ask):
@@ -282,6 +287,9 @@ class ResourceStatus:
             self._body = body
         except (ResourceGone, WriterOutdated) as error:
             self._outdated = error
+        except ClusterRefused as error:
+            if error.status == HTTPStatus.UNAUTHORIZED:
+                self._outdated = error
         except (MidwatchError, TimeoutError):
             pass
         return self._superseded is None

@@ -16,7 +16,7 @@ _ADDRESS = re.compile(r"(?<!\S)\S*(?:://|(?i:www)\.)\S*")
 _SLACK_MARKS = re.compile(r"(?<![^\W_])[*_~`]|[*_~`](?![^\W_])")
 _MENTION = re.compile(r"@(?=everyone\b|here\b|channel\b|all\b)", re.IGNORECASE)
 _BROKEN = "\u200b"
-"""Not seen; with it a mark is no mark, and a mention calls nobody."""
+"""Not seen; with it a mark is no mark, and a mention calls no one."""
 
 
 class Safe(str):

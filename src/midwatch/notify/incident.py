@@ -122,7 +122,7 @@ class IncidentViews:
         Args:
             thread: The incident's name at its target.
             tickets: Its tickets, the most urgent first; one at least.
-            deliveries: The events that are told.
+            deliveries: The events that the message is about.
             diagnoses: The diagnoses of the tickets, by id.
             at: The time.
         """

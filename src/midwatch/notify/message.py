@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from midwatch.errors import SettingsError
 from midwatch.logs import Log, quiet_log
 from midwatch.model import Json
 from midwatch.notification_settings import TemplateSettings
@@ -86,6 +87,15 @@ class Writer:
         self._settings = settings
         self._templates = Templates()
         self._log = log or quiet_log()
+
+    def check(self) -> None:
+        """Raise SettingsError for a template of the settings that can never be shown."""
+        for name, source in self._settings:
+            try:
+                self._templates.check(source or "")
+            except TemplateFailed as error:
+                path = f"notifications.templates.{name}"
+                raise SettingsError(error.message, path=path, hint=error.hint) from None
 
     def write(
         self,

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 from midwatch.errors import MidwatchError, SettingsError, TemporaryError
 from midwatch.lifecycle import Backoff, Clock, StopEvent, SystemClock, cancel, first
@@ -101,7 +102,8 @@ class Notifier:
         return [*self._senders, *callbacks]
 
     async def check(self) -> None:
-        """Raise SettingsError for a target that cannot be used."""
+        """Raise SettingsError for a target that cannot be used, and for a wrong template."""
+        self._writer.check()
         for sender in self._senders.values():
             with suppress(TemporaryError):
                 await sender.limits()
@@ -154,7 +156,7 @@ class Notifier:
         """
         read = 0
         place = await self.store.cursor(CURSOR)
-        if place is None:  # what happened before it was set up is told to nobody
+        if place is None:  # what happened before it was set up is sent to no one
             last = await self.store.last_cursor()
             await self.store.save_deliveries(CURSOR, None, last, ())
             return 0
@@ -244,46 +246,29 @@ class Notifier:
         self, claim: DeliveryClaim, backoff: Backoff
     ) -> tuple[DeliveryEnd, float]:
         """Send a claim. Return how that ended, and the seconds to wait."""
-        tickets = {ticket.id: ticket for ticket in claim.tickets}
-        dropped: dict[str, list[int]] = {}
-        postponed: list[int] = []
-        wanted: list[Delivery] = []
-        for one in claim.deliveries:
-            ticket = tickets.get(one.ticket_id or 0)
-            if ticket is None or (why := _outdated(one, ticket)):
-                dropped.setdefault(why if ticket else "no ticket", []).append(one.id)
-            elif one.route != CALLBACK and ticket.silenced_at(claim.at):
-                postponed.append(one.id)
-            else:
-                wanted.append(one)
+        wanted, end = _sorted_out(claim)
         ids = tuple(one.id for one in wanted)
-        known = {"dropped": dropped, "postponed": tuple(postponed)}
+        self._count(claim.target, "dropped", sum(map(len, end.dropped.values())))
         if not wanted:
-            self._count(claim.target, "dropped", len(claim.deliveries) - len(postponed))
-            return DeliveryEnd(**known, postpone_for=_SILENT), 0.0
+            return end, 0.0
         try:
             reference = await self._send(claim, wanted)
         except SendRefused as error:
-            self._failed(claim, error)
+            text = self._failed(claim, error)
             self._count(claim.target, "given_up", len(ids))
-            text = self._error(error)
-            return (
-                DeliveryEnd(**known, error=text, given_up=True, actor=self.name),
-                0.0,
-            )
+            return replace(end, error=text, given_up=True, actor=self.name), 0.0
         except (SendFailed, SettingsError) as error:
-            self._failed(claim, error)
+            text = self._failed(claim, error)
             self._count(claim.target, "failed")
             wait = self._wait(getattr(error, "retry_after", None), backoff)
-            return DeliveryEnd(**known, error=self._error(error), retry_in=wait), wait
+            return replace(end, error=text, retry_in=wait), wait
         backoff.reset()
         name = target_name(claim.target)
         if self.failing.pop(name, None):
             self._log.info("notifications are sent again", target=name)
         if reference is None:
             self._count(claim.target, "dropped", len(ids))
-            dropped.setdefault("nothing new", []).extend(ids)
-            return DeliveryEnd(**known, postpone_for=_SILENT), 0.0
+            return replace(end, dropped={**end.dropped, "nothing new": ids}), 0.0
         self._count(claim.target, "sent", len(ids))
         self._log.info(
             "notification sent",
@@ -291,8 +276,7 @@ class Notifier:
             thread=claim.thread,
             events=sorted({one.event for one in wanted}),
         )
-        end = DeliveryEnd(**known, sent=ids, reference=reference, postpone_for=_SILENT)
-        return end, 0.0
+        return replace(end, sent=ids, reference=reference), 0.0
 
     async def _send(
         self, claim: DeliveryClaim, wanted: list[Delivery]
@@ -333,11 +317,9 @@ class Notifier:
         wait = backoff.next() * (0.75 + 0.5 * self._random())
         return max(wait, least or 0.0)
 
-    def _error(self, error: MidwatchError) -> str:
-        return one_line(self._redactor.text(error.one_line()), 300)
-
-    def _failed(self, claim: DeliveryClaim, error: MidwatchError) -> None:
-        text = self._error(error)
+    def _failed(self, claim: DeliveryClaim, error: MidwatchError) -> str:
+        """Log why a claim was not sent, and return it in one line without secrets."""
+        text = one_line(self._redactor.text(error.one_line()), 300)
         name = target_name(claim.target)
         self.failing[name] = text
         self._log.warning(
@@ -347,6 +329,7 @@ class Notifier:
             attempt=max(one.attempts for one in claim.deliveries),
             error=text,
         )
+        return text
 
     def _count(self, target: str, result: str, number: int = 1) -> None:
         self.results[target_name(target), result] += number
@@ -357,8 +340,27 @@ def target_name(target: str) -> str:
     return CALLBACK if "://" in target else target
 
 
+def _sorted_out(claim: DeliveryClaim) -> tuple[list[Delivery], DeliveryEnd]:
+    """Return what of a claim is to be sent, and how the rest ends: it is not needed any more, or silent now."""
+    tickets = {ticket.id: ticket for ticket in claim.tickets}
+    dropped: dict[str, list[int]] = {}
+    postponed: list[int] = []
+    wanted: list[Delivery] = []
+    for one in claim.deliveries:
+        ticket = tickets.get(one.ticket_id or 0)
+        why = "no ticket" if ticket is None else _outdated(one, ticket)
+        if ticket is None or why:
+            dropped.setdefault(why, []).append(one.id)
+        elif one.route != CALLBACK and ticket.silenced_at(claim.at):
+            postponed.append(one.id)
+        else:
+            wanted.append(one)
+    end = DeliveryEnd(dropped=dropped, postponed=tuple(postponed), postpone_for=_SILENT)
+    return wanted, end
+
+
 def _outdated(delivery: Delivery, ticket: Ticket) -> str:
-    """Return why what was planned for later need not be told any more; empty if it has to be."""
+    """Return why what was planned for later need not be sent any more; empty if it has to be."""
     if delivery.event == "escalated":
         if ticket.resolved:
             return "resolved in time"

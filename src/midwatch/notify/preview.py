@@ -1,4 +1,4 @@
-"""Show, or send as a test, what a target would be told of a ticket."""
+"""Show, or send as a test, what a target would get about a ticket."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Previewer:
     async def previews(
         self, ticket_id: int, event: str, now: datetime, only: str | None = None
     ) -> list[Preview]:
-        """Return what the targets would be told if this event happened to a ticket now.
+        """Return what the targets would get if this event happened to a ticket now.
 
         Args:
             ticket_id: The ticket.

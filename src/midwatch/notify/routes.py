@@ -1,7 +1,7 @@
-"""Decide which target is told of a change (pure).
+"""Decide which target is notified of a change (pure).
 
 The first route that matches a ticket tells of it, and those after it only where it says `continue`. A target that was
-told of a ticket hears of its later events whatever the time of day, from the same route and in the same thread. Each
+notified of a ticket hears of its later events whatever the time of day, from the same route and in the same thread. Each
 delivery has a key made of the change, the target and the event, so that planning a change twice writes it once.
 """
 
@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from midwatch.errors import PermanentError, SettingsError
 from midwatch.matchers import Matcher, check_matchers, match_all, parse_matcher_groups
-from midwatch.model import Ticket
+from midwatch.model import INVESTIGATION, Ticket
 from midwatch.notification_settings import DAYS, NotificationSettings, RouteSettings
 from midwatch.silences import labels_of_ticket
 from midwatch.store.on_call import Change, NewDelivery, Told
@@ -28,9 +28,9 @@ EVENT_OF = {
     "resolve": "resolved",
     "hold": "held_too_long",
 }
-"""The event that a change of a ticket is, by its action. Other changes are told to nobody."""
-_ASKED_FOR = "investigation"
-"""The invariant of tickets that somebody asked for: who asked is called back, and nobody else is told."""
+"""The event that a change of a ticket is, by its action. Other changes are not sent."""
+_ASKED_FOR = INVESTIGATION
+"""The invariant of tickets that somebody asked for: who asked is called back, and no one else is notified."""
 DIGEST = "digest "
 """What the thread of a digest begins with; the name of its route follows."""
 
@@ -109,7 +109,7 @@ class Routes:
     def matching(
         self, ticket: Ticket, now: datetime, *, after: str | None = None
     ) -> Iterator[Route]:
-        """Yield the routes that tell of a ticket, if nobody was told of it yet.
+        """Yield the routes that tell of a ticket, if no one was notified of it yet.
 
         Args:
             ticket: The ticket.
@@ -143,7 +143,7 @@ def plan(
     Args:
         changes: The changes, in order.
         tickets: Their tickets as they are now, by id.
-        told: Where these tickets were told of before.
+        told: Where these tickets were notified of before.
         routes: The routes.
         now: The time.
     """
@@ -227,7 +227,7 @@ def _escalations(
     now: datetime,
     told: set[str],
 ) -> Iterator[NewDelivery]:
-    """Yield what is due at later routes if nobody acknowledges the ticket; whether anybody did is seen then."""
+    """Yield what is due at later routes if no one acknowledges the ticket; whether anyone did is seen then."""
     delay, name = 0.0, first
     while route := routes.named(name):
         if route.settings.escalate_after is None or route.settings.digest is not None:

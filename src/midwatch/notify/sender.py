@@ -10,7 +10,7 @@ from midwatch.model import Json
 from midwatch.notify.message import Limits, Message
 
 Reference = Mapping[str, object]
-"""What a sender keeps of a thread: how its service names it, and what it was told."""
+"""What a sender keeps of a thread: how its service names it, and what it was sent."""
 
 
 class SendFailed(TemporaryError):
@@ -52,7 +52,7 @@ class Sender(Protocol):
 def news_of(message: Message, reference: Reference) -> bool:
     """Return whether a message tells more than a count that changed, in a thread that cannot be edited.
 
-    Another ticket on an invariant that was told of is such a count, unless it is more urgent or all was told to be resolved.
+    Another ticket on an invariant that was sent before is such a count, unless it is more urgent or the incident was reported as resolved.
     """
     if not reference or message.events - {"opened", "first_aid"}:
         return True
@@ -71,7 +71,7 @@ def news_of(message: Message, reference: Reference) -> bool:
 
 
 def about(message: Message) -> Json:
-    """Return what a thread was told with a message, for `news_of`."""
+    """Return what a thread has been sent with a message, for `news_of`."""
     incident = message.incident
     pairs = sorted({f"{one.subject} {one.invariant}" for one in incident.tickets})
     return {

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from midwatch.errors import PermanentError, SettingsError
-from midwatch.notify.formats import Format, Safe
+from midwatch.notify.formats import PLAIN, Format, Safe
 from midwatch.text import one_line
 from midwatch.units import format_count, format_duration
 
@@ -134,6 +134,19 @@ class Templates:
         except RecursionError:
             raise TemplateFailed("it is nested too deeply") from None
         return "".join(parts)[:limit]
+
+    def check(self, source: str) -> None:
+        """Raise TemplateFailed for a template that is no template, or does what none may do."""
+        from jinja2 import TemplateError
+
+        try:
+            self._template(source, PLAIN)
+        except TemplateError as error:
+            line = getattr(error, "lineno", None)
+            where = f"line {line}: " if line else ""
+            raise TemplateFailed(f"{where}{one_line(error.message or '')}") from None
+        except RecursionError:
+            raise TemplateFailed("it is nested too deeply") from None
 
     def _template(self, source: str, format: Format) -> Template:
         key = (source, format.name)

@@ -58,6 +58,7 @@ SHORTEST_KNOWN = 6
 """Known values of fewer characters are ignored: they occur in ordinary text."""
 DEEPEST = 60
 """Levels of nesting that `Redactor.value` follows; deeper values are hidden."""
+_LONGEST_NAME, _MOST_NAMES = 40, 500
 _PASSES = 6  # a hidden value can uncover the one beside it; two passes are usual
 
 
@@ -138,6 +139,7 @@ class Redactor:
         )
         forms = {form for value in self._known for form in _forms(value)}
         self._forms = sorted(forms, key=lambda form: (-len(form), form))
+        self._names: dict[str, str] = {}
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -208,7 +210,7 @@ class Redactor:
         if isinstance(value, Mapping):
             secret = _members_with_secrets(value)
             return {
-                self.text(str(key)): self._entry(
+                self._name(str(key)): self._entry(
                     str(key), item, depth + 1, secret.get(key)
                 )
                 for key, item in value.items()
@@ -218,6 +220,17 @@ class Redactor:
         if isinstance(value, (bytes, bytearray)):
             return self.text(value.decode("utf-8", "replace"))
         return self.text(str(value))
+
+    def _name(self, key: str) -> str:
+        """Return a key without secrets; short ones are the same again and again, as those of log lines are."""
+        if len(key) > _LONGEST_NAME:
+            return self.text(key)
+        name = self._names.get(key)
+        if name is None:
+            if len(self._names) >= _MOST_NAMES:
+                self._names.clear()
+            name = self._names[key] = self.text(key)
+        return name
 
     def _entries(self, values: list[Any], depth: int) -> list[Any]:
         """Return the entries of a list; what follows an option such as `--password` is hidden."""

@@ -71,8 +71,11 @@ class Limits:
         if sum(len(name) + len(value) for name, value in raw) > LONGEST_HEAD:
             raise TooManyHeaders(f"the header has more than {LONGEST_HEAD} bytes")
         host = request.headers.get("host", "")
-        if "authorization" not in request.headers:
+        given = request.headers.get("authorization", "")
+        if not given:
             self._check_host(host)
+        if not given.lower().startswith("bearer "):
+            # A browser sends Basic by itself, once it has been given it; no browser does so with Bearer.
             self._check_origin(request, host)
         coding = request.headers.get("content-encoding", "identity")
         if coding.lower() != "identity":

@@ -5,13 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import parse_qs, quote
 
 from fastapi import APIRouter, Form, Request
-from fastapi.responses import HTMLResponse, RedirectResponse
-from jinja2 import Environment, FileSystemLoader
+from fastapi.responses import RedirectResponse
 from starlette.responses import Response
 
 from midwatch.errors import MidwatchError, SettingsError
@@ -19,6 +17,8 @@ from midwatch.provider import trust
 from midwatch.server.auth import Role
 from midwatch.server.authentication import role_of
 from midwatch.server.context import ServerContext
+from midwatch.server.page.rendering import Pages
+from midwatch.server.page.static_files import StaticFiles
 from midwatch.server.problems import RequestRefused, status_of
 from midwatch.server_settings import OidcSettings
 from midwatch.text import one_line
@@ -26,7 +26,6 @@ from midwatch.text import one_line
 if TYPE_CHECKING:
     from midwatch.server.oidc import OidcClient
 
-_TEMPLATES = Path(__file__).with_name("templates")
 _SECONDS = 600
 """Time that a person has to sign in at the provider."""
 _LONGEST_TARGET = 500
@@ -66,9 +65,7 @@ class _SignIn:
         self._auth = context.authenticator
         self._oidc: OidcClient | None = None
         settings = context.settings.server
-        self._template = Environment(
-            loader=FileSystemLoader(_TEMPLATES), autoescape=True
-        ).get_template("sign_in.html")
+        self._pages = Pages(context.clock, StaticFiles())
         self._redirect = f"{settings.url}/sign-in/done"
         self._cookie = f"{self._auth.cookie}-sign-in"
         if settings.oidc is not None:
@@ -101,17 +98,24 @@ class _SignIn:
 
     async def form(self, request: Request, next: str = "/") -> Response:
         """Return the page on which people sign in."""
-        return self._page(_target(next))
+        return self._page(request, _target(next))
 
-    def _page(self, target: str, error: MidwatchError | None = None) -> HTMLResponse:
-        text = self._template.render(
+    def _page(
+        self, request: Request, target: str, error: MidwatchError | None = None
+    ) -> Response:
+        if error is not None:
+            request.state.error = error.one_line()
+        return self._pages.page(
+            request,
+            None,
+            "sign_in.html",
+            "",
+            status=200 if error is None else status_of(error),
             target=target,
             query=quote(target, safe=""),
             error=error.one_line() if error else "",
             provider=self._oidc is not None,
         )
-        status = 200 if error is None else status_of(error)
-        return HTMLResponse(text, status, {"cache-control": "no-store"})
 
     async def by_token(
         self,
@@ -124,15 +128,19 @@ class _SignIn:
         try:
             parent = await self._auth.valid(token.strip(), "api")
         except RequestRefused as error:
-            request.state.error = error.one_line()
-            return self._page(target, error)
+            return self._page(request, target, error)
         role = Role[parent.role.upper()]
-        return await self._signed_in(
-            target,
-            *await self._auth.sign_in(parent.name, role, "token", parent=parent),
+        secret, seconds = await self._auth.sign_in(
+            parent.name, role, "token", parent=parent
         )
+        self._context.log.info("signed in", name=parent.name, role=role.label)
+        return await self._signed_in(request, target, secret, seconds)
 
-    async def _signed_in(self, target: str, secret: str, seconds: float) -> Response:
+    async def _signed_in(
+        self, request: Request, target: str, secret: str, seconds: float
+    ) -> Response:
+        if former := request.cookies.get(self._auth.cookie):
+            await self._auth.sign_out(former)
         answer = RedirectResponse(target, 303, {"cache-control": "no-store"})
         self._set(answer, self._auth.cookie, secret, seconds)
         return answer
@@ -157,8 +165,7 @@ class _SignIn:
         try:
             started = await self._oidc.start(self._redirect)
         except MidwatchError as error:
-            request.state.error = error.one_line()
-            return self._page(_target(next), error)
+            return self._page(request, _target(next), error)
         answer = RedirectResponse(started.url, 303, {"cache-control": "no-store"})
         # The state ties the answer to this browser: no other can set or read the cookie.
         kept = (started.state, started.nonce, started.verifier)
@@ -180,10 +187,9 @@ class _SignIn:
             [target] = parse_qs(f"next={kept[3]}").get("next", ["/"])
             secret, seconds = await self._complete(request, *kept[:3])
         except MidwatchError as error:
-            request.state.error = error.one_line()
-            answer: Response = self._page(_target(target), error)
+            answer = self._page(request, _target(target), error)
         else:
-            answer = await self._signed_in(_target(target), secret, seconds)
+            answer = await self._signed_in(request, _target(target), secret, seconds)
         self._forget(answer, self._cookie)
         return answer
 

@@ -365,6 +365,9 @@ class SessionStore(SessionRecords, Protocol):
     async def remove(self, session_id: str) -> None:
         """Remove a record. Raises NotFound."""
 
+    async def note(self, ticket_id: int, session_id: str, actor: str, why: str) -> None:
+        """Add a session to the history of a ticket, which stays as it is. Raises NotFound."""
+
 
 _STATUS: TypeAdapter[SessionStatus] = TypeAdapter(SessionStatus)
 _SPEC: TypeAdapter[SessionSpec] = TypeAdapter(SessionSpec)

@@ -18,6 +18,11 @@ _KEPT = timedelta(days=90)
 
 def add_token(tx: Transaction, new: NewToken) -> ApiToken:
     """Store a token, and forget those that ended long ago."""
+    expires_at = tx.now + timedelta(seconds=new.seconds)
+    if new.parent_id is not None:
+        parent = tx.one(select(tokens.c.expires_at).where(tokens.c.id == new.parent_id))
+        if parent is not None:
+            expires_at = min(expires_at, parent.expires_at)
     tx.execute(delete(tokens).where(tokens.c.expires_at < tx.now - _KEPT))
     values = {
         "kind": new.kind,
@@ -27,7 +32,7 @@ def add_token(tx: Transaction, new: NewToken) -> ApiToken:
         "scopes": list(new.scopes),
         "created_at": tx.now,
         "created_by": new.created_by,
-        "expires_at": tx.now + timedelta(seconds=new.seconds),
+        "expires_at": expires_at,
         "parent_id": new.parent_id,
     }
     [row] = tx.all(insert(tokens).values(values).returning(*tokens.c))

@@ -14,7 +14,18 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, delete, exists, func, or_, select, update
+from sqlalchemy import (
+    Row,
+    Select,
+    and_,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    text,
+    update,
+)
 
 from midwatch.model import Json, Ticket, TicketStatus
 from midwatch.store.cycles import chunks
@@ -38,12 +49,14 @@ from midwatch.store.schema import (
 
 _MOST_AT_ONCE = 500
 """Deliveries of one message."""
+_NEAR = timedelta(seconds=5)
+"""What is due so soon goes with what is due in its thread: parts of one digest are planned at different moments."""
 _MOST_TICKETS = 50
 """Tickets of a thread that a message can show."""
 CALLBACK = "callback"
 """The route of what calls back the one who asked for an investigation; its target is a URL."""
 TIMED = ("escalated", "held_too_long")
-"""Events that are written before they come true; a thread is not told of one until it is sent."""
+"""Events that are written before they come true; a thread is not notified of one until it is sent."""
 _later = deliveries.alias("later")
 
 
@@ -60,7 +73,7 @@ def tickets_by_id(tx: Transaction, ids: Collection[int]) -> dict[int, Ticket]:
 
 
 def told(tx: Transaction, ids: Collection[int]) -> list[Told]:
-    """Return what was told of tickets, or is about to be, oldest first; once for a ticket, route and target."""
+    """Return which targets were notified of tickets, or are about to be, oldest first; once for a ticket, route and target."""
     column = deliveries.c
     found: dict[Told, None] = {}
     for some in chunks(sorted(set(ids))):
@@ -150,18 +163,22 @@ def claim_delivery(
     tx: Transaction, target: str, *, lease: float
 ) -> DeliveryClaim | None:
     """Claim what is due in the thread of a target that waits longest; None if nothing is due."""
-    first = tx.one(_claimable(tx, target).limit(1))
+    if tx.connection.dialect.name == "postgresql":
+        # Two that claim at once would each get a part of one thread, and could send them in any order.
+        lock = text("SELECT pg_advisory_xact_lock(7305617, hashtext(:target))")
+        tx.execute(lock, {"target": target})
+    column = deliveries.c
+    first = tx.one(_claimable(tx, target).where(column.due_at <= tx.now).limit(1))
     if first is None:
         return None
     rows = tx.all(
         _claimable(tx, target)
-        .where(deliveries.c.thread == first.thread)
+        .where(column.thread == first.thread)
+        .where(or_(column.due_at <= tx.now, column.event.not_in(TIMED)))
         .order_by(None)
         .order_by(deliveries.c.id)
         .limit(_MOST_AT_ONCE)
     )
-    if not rows:  # on PostgreSQL another process has claimed it between the two
-        return None
     token = uuid.uuid4().hex
     ids = [row.id for row in rows]
     tx.execute(
@@ -203,7 +220,7 @@ def _claimable(tx: Transaction, target: str) -> Select[Any]:
         .where(
             column.target == target,
             column.state == "due",
-            column.due_at <= tx.now,
+            column.due_at <= tx.now + _NEAR,
             _unclaimed(tx, column),
             ~blocked,
         )
@@ -213,7 +230,7 @@ def _claimable(tx: Transaction, target: str) -> Select[Any]:
 
 
 def thread_reference(tx: Transaction, target: str, thread: str) -> Json:
-    """Return how the service of a target names a thread; empty if it has not been told of it."""
+    """Return how the service of a target names a thread; empty if it has not been notified of it."""
     column = delivery_threads.c
     row = tx.one(
         select(column.reference).where(column.target == target, column.thread == thread)
@@ -322,7 +339,7 @@ def _give_up(tx: Transaction, which: Any, error: str, actor: str) -> int:
                 "notify",
                 known[ticket_id].status,
                 known[ticket_id].status,
-                f"given up: {row.target} could not be told: {error}",
+                f"given up: {row.target} could not be notified: {error}",
             )
             for ticket_id, row in sorted(by_ticket.items())
         ]
@@ -338,7 +355,7 @@ def give_up_deliveries(
     old = and_(
         column.target == target,
         column.state == "due",
-        column.due_at <= tx.now,
+        or_(column.due_at <= tx.now, column.attempts > 0),
         column.created_at < tx.now - timedelta(seconds=older),
         column.event.not_in(TIMED),
         _unclaimed(tx, column),
@@ -392,15 +409,15 @@ def delivery_counts(tx: Transaction, within: float) -> dict[str, int]:
     since = tx.now - timedelta(seconds=within)
     planned = and_(column.state == "due", column.due_at > tx.now, column.attempts == 0)
     counts: Mapping[str, int] = {
-        row.state: row.count
+        row.state: row.number
         for row in tx.all(
-            select(column.state, func.count().label("count"))
+            select(column.state, func.count().label("number"))
             .where(column.created_at > since, ~planned)
             .group_by(column.state)
         )
     }
-    ahead = tx.one(select(func.count().label("count")).where(planned))
-    return {**counts, **({"planned": ahead.count} if ahead and ahead.count else {})}
+    ahead = tx.one(select(func.count().label("number")).where(planned))
+    return {**counts, **({"planned": ahead.number} if ahead and ahead.number else {})}
 
 
 def prune_deliveries(tx: Transaction, older: float) -> int:

@@ -99,7 +99,7 @@ class NewToken:
         scopes: What it is for.
         created_by: Who made it; of a sign-in, how: "oidc" or "token".
         seconds: How long it is valid.
-        parent_id: The token that a sign-in was made with.
+        parent_id: The token that a sign-in was made with, and ends with.
     """
 
     kind: TokenKind
@@ -163,7 +163,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """That a target was told of a ticket, or is about to be: by which route and in which thread."""
+    """That a target was notified of a ticket, or is about to be: by which route and in which thread."""
 
     ticket_id: int
     route: str
@@ -225,7 +225,7 @@ class DeliveryClaim:
         target: The target.
         thread: The thread.
         deliveries: What is due.
-        reference: How the service names the thread; empty if it was not told of it.
+        reference: How the service names the thread; empty if it was not notified of it.
         tickets: The tickets that the thread is about, the most urgent first.
         at: When it was claimed, by the database's clock.
     """
@@ -383,7 +383,7 @@ class OnCallStore(Protocol):
         ...
 
     async def told(self, ids: Collection[int]) -> list[Told]:
-        """Return where tickets were told of, or are about to be, oldest first."""
+        """Return which targets were notified of tickets, or are about to be, oldest first."""
         ...
 
     async def save_deliveries(

@@ -34,7 +34,7 @@ from midwatch.store.schema import (
     subjects,
     tickets,
 )
-from midwatch.store.silences import keep_silent
+from midwatch.store.silences import keep_silent, list_silenced
 
 _FIRING, _RESOLVED = "firing", "resolved"
 _MOST_GROUPS = 200  # with alerts that were left out
@@ -46,7 +46,8 @@ def receive(tx: Transaction, pushes: Sequence[Push], rules: PushRules) -> Accept
     """Save pushes in the order in which they came, and open and resolve the tickets that follow from them."""
     # All rows are locked before anything else is written: see `cycles._one_at_a_time`.
     names = sorted({push.subject for push in pushes})
-    locked = {name: _lock(tx, name) for name in names}
+    kinds = {push.subject: push.kind for push in pushes}
+    locked = {name: _lock(tx, name, kinds[name]) for name in names}
     opened: dict[int, Violation] = {}
     resolved: list[int] = []
     for name in names:
@@ -57,12 +58,12 @@ def receive(tx: Transaction, pushes: Sequence[Push], rules: PushRules) -> Accept
     return Accepted(opened, tuple(resolved))
 
 
-def _lock(tx: Transaction, name: str) -> Any:
+def _lock(tx: Transaction, name: str, kind: str) -> Any:
     """Return the row of a subject, locked; a new subject is created."""
     statement = select(subjects).where(subjects.c.name == name).with_for_update()
     row = tx.one(statement)
     if row is None:
-        watch(tx, name)
+        watch(tx, name, kind)
         row = tx.one(statement)
     return row
 
@@ -82,8 +83,9 @@ def _receive_of(
     resolved: list[int] = []
     if alive:
         resolved = _resolve_tickets(tx, subject, ended, pushes[-1].sender)
-    opened = _open_tickets(tx, subject, episodes.began, pushes, rules)
-    if opened or resolved:
+    loud, silent = _by_silence(tx, subject, episodes.began, pushes[-1].kind)
+    opened = _open_tickets(tx, subject, loud, pushes, rules)
+    if opened or resolved or silent:
         increase_revision(tx, subject.name)
     return Accepted(opened, tuple(resolved))
 
@@ -256,21 +258,11 @@ def _resolve_tickets(
 def _open_tickets(
     tx: Transaction,
     subject: Any,
-    began: Iterable[KeptAlert],
+    loud: Sequence[Violation],
     pushes: Sequence[Push],
     rules: PushRules,
 ) -> dict[int, Violation]:
-    """Open tickets for what fires and has none: the most urgent first, while there is room for them."""
-    new: dict[Key, Violation] = {}
-    for alert in began:
-        if alert.opens:
-            one = _violation(subject.name, alert)
-            if one.key not in new or one.severity < new[one.key].severity:
-                new[one.key] = one
-    for key in _unresolved(tx, subject.name, new):
-        del new[key]
-    silent = keep_silent(tx, list(new.values()), pushes[-1].kind)
-    loud = [one for key, one in new.items() if key not in silent]
+    """Open tickets of violations that have none: the most urgent first, while there is room for them."""
     if not loud:
         return {}
     most = pushes[-1].most_tickets - _count_unresolved(tx, subject.name)
@@ -294,6 +286,28 @@ def _violation(subject: str, alert: KeptAlert) -> Violation:
         facts=alert.facts,
         silenced_by=alert.silenced_by,
     )
+
+
+def _by_silence(
+    tx: Transaction, subject: Any, began: Iterable[KeptAlert], kind: str
+) -> tuple[list[Violation], bool]:
+    """Return the violations without a ticket that no silence holds, and whether others are silent from now on.
+
+    Those are recorded. Of several alerts with one key the most urgent counts.
+    """
+    new: dict[Key, Violation] = {}
+    for alert in began:
+        if alert.opens:
+            one = _violation(subject.name, alert)
+            if one.key not in new or one.severity < new[one.key].severity:
+                new[one.key] = one
+    for key in _unresolved(tx, subject.name, new):
+        del new[key]
+    if not new:
+        return [], False
+    known = {one.key for one in list_silenced(tx, subject.name)}
+    silent = keep_silent(tx, list(new.values()), kind)
+    return [one for key, one in new.items() if key not in silent], bool(silent - known)
 
 
 def _count_unresolved(tx: Transaction, name: str) -> int:

@@ -591,7 +591,7 @@ def diagnosis_of(row: Row[Any]) -> Diagnosis:
         cost_usd=row.cost_usd,
         error=row.error,
         request_id=row.request_id,
-        evidence=tuple(map(_evidence_of, row.evidence)),
+        evidence=tuple(map(evidence_of, row.evidence)),
         explains=tuple(row.explains),
     )
 
@@ -611,7 +611,7 @@ def evidence_document(evidence: tuple[Evidence, ...]) -> list[Json]:
     return [{**asdict(piece), "at": piece.at.isoformat()} for piece in evidence]
 
 
-def _evidence_of(document: Json) -> Evidence:
+def evidence_of(document: Json) -> Evidence:
     read = {
         "at": datetime.fromisoformat(document["at"]),
         "origin": Origin(document.get("origin", Origin.SYSTEM)),

@@ -1,12 +1,26 @@
-"""The page for people."""
+"""The page for people: tickets, sessions, subjects and charts, readable without JavaScript."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
 from midwatch.server.context import ServerContext
+from midwatch.server.page import (
+    chart_routes,
+    session_routes,
+    subject_routes,
+    ticket_routes,
+)
+from midwatch.server.page.rendering import Pages
+from midwatch.server.page.static_files import StaticFiles
 
 
 def router(context: ServerContext) -> APIRouter:
     """Return the routes."""
-    return APIRouter()
+    static = StaticFiles()
+    pages = Pages(context.clock, static)
+    whole = APIRouter(include_in_schema=False)
+    for part in (ticket_routes, session_routes, subject_routes, chart_routes):
+        whole.include_router(part.router(context, pages))
+    whole.include_router(static.router())
+    return whole

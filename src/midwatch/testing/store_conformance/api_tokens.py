@@ -57,6 +57,13 @@ async def an_ended_token_is_listed_only_if_asked_for(fixture: StoreFixture) -> N
     assert await fixture.store.find_token("digest of short") is None
 
 
+async def a_sign_in_is_not_valid_longer_than_its_token(fixture: StoreFixture) -> None:
+    made = await fixture.store.add_token(_new("ci", seconds=60))
+    fixture.clock.move(1)
+    new = _new("browser", seconds=_DAY, kind="sign_in", parent_id=made.id)
+    assert (await fixture.store.add_token(new)).expires_at == made.expires_at
+
+
 async def a_revoked_token_ends_with_its_sign_ins(fixture: StoreFixture) -> None:
     made = await fixture.store.add_token(_new("ci"))
     other = await fixture.store.add_token(_new("other"))
@@ -83,6 +90,7 @@ CHECKS = (
     a_token_is_found_by_its_digest,
     the_last_use_of_a_token_is_known,
     an_ended_token_is_listed_only_if_asked_for,
+    a_sign_in_is_not_valid_longer_than_its_token,
     a_revoked_token_ends_with_its_sign_ins,
     an_unknown_token_cannot_be_revoked,
 )

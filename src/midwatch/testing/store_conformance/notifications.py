@@ -109,13 +109,16 @@ async def check_giving_up_is_in_the_history(on: StoreFixture) -> None:
     assert (row.actor, row.action) == ("notifier 1", "notify")
     assert "ops" in row.why and "refused" in row.why
     on.clock.move(100)
+    again = await on.store.claim_delivery("ops", lease=LEASE)
+    assert again is not None
+    assert await on.store.finish_delivery(again, DeliveryEnd(error="no", retry_in=60))
     assert await on.store.give_up_deliveries("ops", 200, "down", "n") == 0
     assert await on.store.give_up_deliveries("ops", 99, "down", "n") == 1
     assert await on.store.delivery_counts(1000) == {"given_up": 2}
 
 
 async def check_what_was_told_is_known(on: StoreFixture) -> None:
-    """A target is told of a ticket from the moment a delivery is due, and not by one that may never come true."""
+    """A target is notified of a ticket from the moment a delivery is due, and not by one that may never come true."""
     [ticket] = await on.open("a")
     await saved(on, of(ticket), of(ticket, "escalated", "boss", 60))
     told = await on.store.told([ticket.id])

@@ -1,0 +1,46 @@
+"""`midwatch mcp`: the tools of Midwatch for a program that starts it, such as Claude Code."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from midwatch.cli.app import Edge, open_app
+from midwatch.cli.tickets import user_at_host
+
+app = typer.Typer()
+
+
+@app.command("mcp")
+def serve_mcp(
+    context: typer.Context,
+    read_only: Annotated[
+        bool,
+        typer.Option("--read-only", help="Without the tools that change something."),
+    ] = False,
+) -> None:
+    """Serve MCP on standard input and output, with the rights of who starts it.
+
+    `claude mcp add midwatch -- midwatch mcp` makes Claude Code start it.
+    """
+    asyncio.run(_serve(context.obj, read_only))
+
+
+async def _serve(edge: Edge, read_only: bool) -> None:
+    from midwatch.cli.serve import needs_server, sessions_and_actions
+    from midwatch.lifecycle import SystemClock
+
+    with needs_server():
+        from midwatch.server.auth import SCOPES, Principal, Role
+        from midwatch.server.mcp import serve_stdio
+        from midwatch.server.mcp_tools import ToolContext
+    scopes = frozenset({"read", "mcp"} if read_only else SCOPES)
+    role = Role.VIEWER if read_only else Role.ADMIN
+    # Standard output belongs to the protocol.
+    async with open_app(edge, sys.stderr) as opened:
+        _, actions = sessions_and_actions(opened)
+        tools = ToolContext(opened.store, actions, opened.subjects, SystemClock())
+        await serve_stdio(tools, Principal(user_at_host(), role, scopes, "stdio"))

@@ -1,0 +1,278 @@
+"""The pages of tickets: the list, one ticket, its buttons, and the stream of changes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Form, Query, Request
+from starlette.responses import RedirectResponse, Response
+
+from midwatch.errors import MidwatchError, NotFound
+from midwatch.model import UNRESOLVED, Severity, Ticket
+from midwatch.server.auth import Principal, scope, viewer
+from midwatch.server.context import ServerContext
+from midwatch.server.page.answer_view import diagnosis_view, first_aid_view
+from midwatch.server.page.live_changes import LiveChanges, stream
+from midwatch.server.page.page_routes import page_routes
+from midwatch.server.page.rendering import Pages, stamp
+from midwatch.server.page.ticket_query import PAGE, STATUSES, TicketQuery
+from midwatch.server.problems import status_of
+from midwatch.store.on_call import Cursor
+from midwatch.store.protocol import Brief, TicketFilter
+from midwatch.text import one_line
+from midwatch.units import check_url
+
+_MOST_OF_INCIDENT = 20
+_MOST_FACTS = 40
+_MOST_PAST = 5
+_LONGEST_REASON = 2000
+
+Who = Annotated[Principal, Depends(viewer)]
+Changer = Annotated[Principal, Depends(scope("tickets:write"))]
+Why = Annotated[str, Form(max_length=_LONGEST_REASON)]
+
+
+def router(context: ServerContext, pages: Pages) -> APIRouter:
+    """Return the routes of tickets."""
+    return TicketPages(context, pages).router()
+
+
+class TicketPages:
+    """What the pages of tickets read and do."""
+
+    def __init__(self, context: ServerContext, pages: Pages) -> None:
+        self._context = context
+        self._store = context.store
+        self._pages = pages
+        self._live = LiveChanges(context, pages, self._with_brief)
+
+    def router(self) -> APIRouter:
+        routes = page_routes(self._pages)
+        routes.add_api_route("/", self.home, methods=["GET"])
+        routes.add_api_route("/tickets", self.list_, methods=["GET"])
+        routes.add_api_route("/tickets/{ticket_id}", self.show, methods=["GET"])
+        routes.add_api_route("/changes", self.changes, methods=["GET"])
+        for name in ("acknowledge", "hold", "unhold", "retry", "resolve", "silence"):
+            path = f"/tickets/{{ticket_id}}/{name}"
+            routes.add_api_route(path, getattr(self, name), methods=["POST"])
+        routes.add_api_route(
+            "/tickets/{ticket_id}/fix",
+            self.fix,
+            methods=["POST"],
+        )
+        return routes
+
+    # ------------------------------------------------------------------ read
+
+    async def home(self, request: Request) -> Response:
+        return _to(request, "/tickets")
+
+    async def list_(self, request: Request, who: Who) -> Response:
+        query = TicketQuery.of(request.query_params)
+        # Before the list is read: a change in between comes again, and none is missed.
+        cursor = await self._store.last_cursor()
+        found = await self._store.tickets(query.filter())
+        shown = found[:PAGE]
+        return self._pages.page(
+            request,
+            who,
+            "tickets.html",
+            "tickets",
+            query=query,
+            tickets=shown,
+            briefs=await self._briefs(shown),
+            more=shown[-1] if len(found) > PAGE else None,
+            counts=await self._store.unresolved_counts(),
+            subjects=sorted(subject.name for subject in self._context.subjects),
+            statuses=[(one, one.replace("_", " ")) for one in STATUSES],
+            severities=list(Severity),
+            cursor=cursor,
+        )
+
+    async def show(self, request: Request, who: Who, ticket_id: int) -> Response:
+        return await self._show(request, who, ticket_id)
+
+    async def changes(
+        self,
+        request: Request,
+        who: Who,
+        after: Annotated[str, Query(max_length=100)] = "",
+        ticket: int | None = None,
+    ) -> Response:
+        # A browser that connects again by itself says so in the header; one whose page goes on, in the address.
+        text = request.headers.get("last-event-id") or after
+        try:
+            cursor = Cursor.parse(text) if text else None
+        except ValueError:
+            cursor = None
+        base = request.scope.get("root_path", "")
+        return stream(self._live.events(cursor, ticket, base))
+
+    # ------------------------------------------------------------------ change
+
+    async def acknowledge(
+        self, request: Request, who: Changer, ticket_id: int, why: Why = ""
+    ) -> Response:
+        act = self._context.actions.acknowledge(who, ticket_id, why)
+        return await self._done(request, who, ticket_id, act)
+
+    async def hold(
+        self, request: Request, who: Changer, ticket_id: int, why: Why = ""
+    ) -> Response:
+        act = self._context.actions.hold(who, ticket_id, True, why)
+        return await self._done(request, who, ticket_id, act)
+
+    async def unhold(
+        self, request: Request, who: Changer, ticket_id: int, why: Why = ""
+    ) -> Response:
+        act = self._context.actions.hold(who, ticket_id, False, why)
+        return await self._done(request, who, ticket_id, act)
+
+    async def retry(
+        self, request: Request, who: Changer, ticket_id: int, why: Why = ""
+    ) -> Response:
+        act = self._context.actions.retry(who, ticket_id, why)
+        return await self._done(request, who, ticket_id, act)
+
+    async def resolve(
+        self, request: Request, who: Changer, ticket_id: int, why: Why = ""
+    ) -> Response:
+        act = self._context.actions.resolve(who, ticket_id, why)
+        return await self._done(request, who, ticket_id, act)
+
+    async def silence(
+        self,
+        request: Request,
+        who: Annotated[Principal, Depends(scope("silences:write"))],
+        ticket_id: int,
+        seconds: Annotated[float, Form(gt=0, le=366 * 86400)],
+        why: Why = "",
+    ) -> Response:
+        act = self._context.actions.silence(who, ticket_id, seconds, why)
+        return await self._done(request, who, ticket_id, act)
+
+    async def fix(
+        self,
+        request: Request,
+        who: Annotated[Principal, Depends(scope("sessions:write"))],
+        ticket_id: int,
+        prompt: Annotated[str, Form(max_length=20_000)] = "",
+    ) -> Response:
+        act = self._context.actions.fix(who, ticket_id, prompt)
+        return await self._done(
+            request, who, ticket_id, act, lambda id_: f"/sessions/{id_}"
+        )
+
+    async def _done(
+        self,
+        request: Request,
+        who: Principal,
+        ticket_id: int,
+        act: Awaitable[Any],
+        place: Callable[[Any], str] | None = None,
+    ) -> Response:
+        """Answer with the ticket as it is now; where that was refused, with the reason on it."""
+        try:
+            done = await act
+        except NotFound:
+            raise
+        except MidwatchError as error:
+            return await self._show(request, who, ticket_id, error)
+        return _to(request, place(done) if place else f"/tickets/{ticket_id}")
+
+    # ------------------------------------------------------------------ what a page shows
+
+    async def _show(
+        self,
+        request: Request,
+        who: Principal,
+        ticket_id: int,
+        error: MidwatchError | None = None,
+    ) -> Response:
+        values = await self._details(ticket_id)
+        return self._pages.page(
+            request,
+            who,
+            "ticket.html",
+            "tickets",
+            status=200 if error is None else status_of(error),
+            problem="" if error is None else error.one_line(),
+            **values,
+        )
+
+    async def _details(self, ticket_id: int) -> Mapping[str, Any]:
+        store = self._store
+        cursor = await store.last_cursor()
+        ticket = await store.ticket(ticket_id)
+        attempts = await store.diagnoses(ticket_id)
+        diagnosis = next(
+            (one for one in attempts if one.id == ticket.diagnosis_id), None
+        )
+        of_batch = TicketFilter(
+            UNRESOLVED, batch=ticket.batch, limit=_MOST_OF_INCIDENT + 1
+        )
+        incident = await store.tickets(of_batch)
+        others = [one for one in incident if one.id != ticket.id][:_MOST_OF_INCIDENT]
+        ids = [one.id for one in incident] or [ticket.id]
+        past = await store.past([ticket], _MOST_PAST + 1)
+        return {
+            "ticket": ticket,
+            "cursor": cursor,
+            "attempts": attempts,
+            "diagnosis": diagnosis,
+            "answer": None if diagnosis is None else diagnosis_view(diagnosis, ids),
+            "aid": first_aid_view(ticket, diagnosis),
+            "waiting": _waiting(ticket),
+            "facts": list(_facts(ticket)),
+            "incident": others,
+            "briefs": await self._briefs(others),
+            "past": [one for one in past if one.ticket.id != ticket.id][:_MOST_PAST],
+            "history": list(reversed(await store.history(ticket_id))),
+            "sessions": await store.sessions_of(ticket_id),
+        }
+
+    async def _briefs(self, tickets: Sequence[Ticket]) -> Mapping[int, Brief]:
+        wanted = {one.diagnosis_id for one in tickets if one.diagnosis_id is not None}
+        return await self._store.briefs(sorted(wanted)) if wanted else {}
+
+    async def _with_brief(self, ticket_id: int) -> tuple[Ticket, Brief | None]:
+        ticket = await self._store.ticket(ticket_id)
+        briefs = await self._briefs([ticket])
+        return ticket, briefs.get(ticket.diagnosis_id or 0)
+
+
+def _to(request: Request, path: str) -> RedirectResponse:
+    return RedirectResponse(request.scope.get("root_path", "") + path, 303)
+
+
+def _waiting(ticket: Ticket) -> str:
+    """Return what a ticket without a diagnosis waits for."""
+    if ticket.resolved:
+        return ""
+    if ticket.attempts and ticket.next_attempt_at is not None:
+        tried = "once" if ticket.attempts == 1 else f"{ticket.attempts} times"
+        why = f" {one_line(ticket.last_error, 300)}" if ticket.last_error else ""
+        return f"Claude was asked {tried}; next {stamp(ticket.next_attempt_at)}.{why}"
+    return "A diagnosis follows once an agent takes the ticket."
+
+
+def _facts(ticket: Ticket) -> Sequence[tuple[str, str, str]]:
+    """Return the facts of a ticket: names, values, and links of those that are addresses."""
+    shown = []
+    for name, value in list(ticket.facts.items())[:_MOST_FACTS]:
+        if value is None or value == "":
+            continue
+        text = one_line(str(value), 500)
+        shown.append((one_line(str(name), 60), text, _link(value)))
+    return shown
+
+
+def _link(value: object) -> str:
+    """Return an address of http or https as it is; "" for anything else."""
+    if not isinstance(value, str) or not value.startswith(("http://", "https://")):
+        return ""
+    try:
+        return check_url(value)
+    except ValueError:
+        return ""
