@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import timedelta
 
-from midwatch.errors import Conflict, NotFound, Outdated, StaleWatch
+from midwatch.errors import Conflict, NotFound, StaleWatch
 from midwatch.model import (
-    UNRESOLVED,
     Facts,
     Key,
     Severity,
@@ -22,7 +20,6 @@ from midwatch.store.protocol import (
     Earlier,
     Finish,
     Opening,
-    Place,
     TicketFilter,
 )
 from midwatch.testing.store_conformance.fixture import (
@@ -476,68 +473,6 @@ async def tickets_are_filtered_and_limited(fixture: StoreFixture) -> None:
     assert await listed(TicketFilter(subject="db' OR '1'='1")) == ()
 
 
-async def tickets_are_searched(fixture: StoreFixture) -> None:
-    """Each word stands in a text of the ticket, in any case; no character of it is a pattern."""
-    disk = opening("Disk_1 100%", invariant="disk_full")
-    (full,) = (await fixture.cycle(Changes((disk,)))).opened
-    (empty,) = await fixture.open("pool", subject="web")
-    await fixture.store.resolve(empty.id, "ann", "Restarted the pooler")
-
-    async def found(text: str) -> tuple[int, ...]:
-        return ids(await fixture.store.tickets(TicketFilter(text=text)))
-
-    assert await found("dISK") == (full.id,)
-    assert await found("not 100% db") == (full.id,)
-    assert await found("restarted web") == (empty.id,)
-    assert await found(" well ") == (empty.id, full.id)
-    for nothing in ("disk restarted", "1_0", "d%k", "\\", "'", "\0", "\ud800"):
-        assert await found(nothing) == ()
-    of_invariant = TicketFilter(invariant="disk_full")
-    assert ids(await fixture.store.tickets(of_invariant)) == (full.id,)
-
-
-async def pages_are_stable_while_tickets_open(fixture: StoreFixture) -> None:
-    """Who reads page after page sees each ticket once, whatever opens or resolves meanwhile."""
-    for severity in (Severity.INFO, Severity.CRITICAL, Severity.WARNING):
-        name = severity.label
-        await fixture.open(f"{name} a", f"{name} b", severity=severity)
-        fixture.clock.move(0.001)
-    before = await fixture.store.tickets(TicketFilter(UNRESOLVED))
-    for newest_first in (False, True):
-        query = TicketFilter(UNRESOLVED, limit=2, newest_first=newest_first)
-        whole = ids(await fixture.store.tickets(replace(query, limit=99)))
-        seen: list[Ticket] = []
-        while page := await fixture.store.tickets(query):
-            seen += page
-            query = replace(query, after=Place.of(page[-1]))
-            name = f"{newest_first} {len(seen)}"
-            await fixture.open(name, severity=Severity.CRITICAL)
-        assert tuple(id_ for id_ in ids(seen) if id_ in whole) == whole
-        assert len(set(ids(seen))) == len(seen)
-    order = [(one.severity, one.opened_at, one.id) for one in before]
-    assert order == sorted(order)
-
-
-async def what_was_changed_meanwhile_is_not_changed(fixture: StoreFixture) -> None:
-    """A person decides on what was read: with another version nothing is written."""
-    (ticket,) = await fixture.open("a")
-    version = await fixture.store.version(ticket.id)
-    await fixture.store.acknowledge(ticket.id, "ann", version=version)
-    after = await fixture.store.version(ticket.id)
-    assert after > version
-    for change in (
-        fixture.store.acknowledge(ticket.id, "bob", version=version),
-        fixture.store.hold(ticket.id, True, "bob", version=version),
-        fixture.store.resolve(ticket.id, "bob", "done", version=version),
-        fixture.store.retry(ticket.id, "bob", version=version),
-    ):
-        await raises(Outdated, change)
-    assert await fixture.store.version(ticket.id) == after
-    fixture.clock.move(30)
-    await fixture.cycle()
-    await fixture.store.resolve(ticket.id, "bob", "done", version=after)
-
-
 async def the_past_teaches(fixture: StoreFixture) -> None:
     """What was found and what resolved it: the same key first, then this subject, newest first."""
     answer = {"summary": "a lock", "root_cause": "an idle transaction"}
@@ -651,9 +586,6 @@ CHECKS = (
     retry_takes_a_ticket_from_a_dead_holder,
     what_is_not_there_is_not_found,
     tickets_are_filtered_and_limited,
-    tickets_are_searched,
-    pages_are_stable_while_tickets_open,
-    what_was_changed_meanwhile_is_not_changed,
     the_past_teaches,
     the_past_finds_its_key_among_many,
     errors_are_never_knowledge,
