@@ -101,7 +101,7 @@ add_lazily(
 add_lazily(
     app,
     "notify",
-    "Preview what people are told of tickets, and see what was sent.",
+    "Preview notifications, and list what was sent.",
     "midwatch.cli.notify",
 )
 add_lazily(

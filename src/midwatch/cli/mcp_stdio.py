@@ -22,7 +22,7 @@ def serve_mcp(
         typer.Option("--read-only", help="Without the tools that change something."),
     ] = False,
 ) -> None:
-    """Serve MCP on standard input and output, with the rights of who starts it.
+    """Serve MCP on standard input and output, with the permissions of the person that starts it.
 
     `claude mcp add midwatch -- midwatch mcp` makes Claude Code start it.
     """

@@ -379,7 +379,9 @@ class Sanitizer:
     def violation(self, violation: Violation) -> Violation:
         """Return the violation with a message and facts that are safe to store and to show."""
         names = list(violation.facts)
-        texts = {name: one for name, one in violation.facts.items() if _is_text(one)}
+        texts = {
+            name: str(one) for name, one in violation.facts.items() if _is_text(one)
+        }
         limits = [_MESSAGE, *[100] * len(names), *[_FACT] * len(texts)]
         message, *others = self._sanitize_all(
             [violation.message, *names, *texts.values()], limits

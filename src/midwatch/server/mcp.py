@@ -138,7 +138,7 @@ _SCOPES = {method.__name__: scope for method, scope in CHANGING.items()}
 
 
 def _may(who: Principal, tool: str) -> bool:
-    """Return whether a principal may call a tool. `Actions` checks the rights of each change once more."""
+    """Return whether a principal may call a tool. `Actions` checks each change once more."""
     scope = _SCOPES.get(tool)
     if scope is None:
         return "read" in who.scopes
@@ -152,7 +152,7 @@ def _tool(
     from mcp.server.mcpserver import Context
     from mcp.server.mcpserver.exceptions import ToolError
 
-    async def tool(ctx: Context, **arguments: Any) -> str:  # type: ignore[type-arg]
+    async def tool(ctx: Context[Any, Any], **arguments: Any) -> str:
         asks = who(ctx.request_context.request)
         if not _may(asks, method.__name__):
             raise ToolError(f"{asks.name} may not call {method.__name__}")

@@ -50,7 +50,7 @@ class ToolContext:
 
     Attributes:
         store: Tickets, diagnoses and sessions.
-        actions: What changes a ticket, with the rights of who asks.
+        actions: What changes a ticket, if the caller may.
         subjects: The watched systems.
         clock: The source of time.
     """

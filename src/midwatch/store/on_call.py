@@ -135,7 +135,7 @@ class Investigation:
 
     Attributes:
         ticket_id: The ticket that was opened for it.
-        callback_url: Where its end is told.
+        callback_url: Where its end is reported.
         ended_at: When it was answered, failed or was cancelled; None while it waits or runs.
         diagnosis_id: The diagnosis that ended it.
     """
@@ -490,7 +490,7 @@ class OnCallStore(Protocol):
             by: Who asks.
             severity: How urgent it is, among the tickets that wait for a diagnosis.
             facts: What else is known, such as the labels of an alert.
-            callback_url: Where its end is told.
+            callback_url: Where its end is reported.
         """
         ...
 

@@ -46,7 +46,14 @@ def subject_states(tx: Transaction) -> list[SubjectState]:
         subjects.c.last_error,
     )
     return [
-        SubjectState(*row, unresolved=counts.get(row.name, {}))
+        SubjectState(
+            row.name,
+            row.last_good_at,
+            row.last_look_at,
+            row.failures,
+            row.last_error,
+            counts.get(row.name, {}),
+        )
         for row in tx.all(select(*columns).order_by(subjects.c.name))
     ]
 

@@ -421,7 +421,7 @@ def _apply(tx: Transaction, actor: str) -> None:
 # ------------------------------------------------------------------ the queue
 
 
-# Literal, as a list in parameters is written into the statement anew each time.
+# Literal, as a list in parameters is written into the statement each time.
 _UNDIAGNOSED = or_(
     *(tickets.c.status == literal_column(f"'{one}'") for one in UNDIAGNOSED)
 )

@@ -101,11 +101,7 @@ class AlertmanagerApi:
         def item() -> Reading[None]:
             take((yield from text.value()))
 
-        def read() -> Reading[bool]:
-            found = yield from text.array(item)
-            return found is None
-
-        feed = JsonFeed(read())
+        feed = JsonFeed(text.array(item))
 
         def consume(piece: bytes) -> None:
             if len(head) < _HEAD:

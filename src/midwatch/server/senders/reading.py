@@ -42,7 +42,7 @@ def read_json(body: bytes) -> Any:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise json.JSONDecodeError(f"{name} is no number", name, 0)
+    raise json.JSONDecodeError(f"{name} is not a number", name, 0)
 
 
 def _not_json(why: str) -> Unreadable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -165,7 +165,7 @@ def opening(
     )
 
 
-def ids(tickets: Sequence[Ticket]) -> tuple[int, ...]:
+def ids(tickets: Iterable[Ticket]) -> tuple[int, ...]:
     return tuple(ticket.id for ticket in tickets)
 
 
