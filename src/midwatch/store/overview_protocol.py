@@ -1,6 +1,6 @@
 """The part of the store protocol that the page reads, and what it returns.
 
-What is said of `midwatch.store.protocol` holds here too.
+The rules of `midwatch.store.protocol` hold here too.
 """
 
 from __future__ import annotations
