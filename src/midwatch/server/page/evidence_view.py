@@ -143,7 +143,7 @@ class _Span:
 
 
 def span_of(line: str, part: str) -> tuple[int, int]:
-    """Return where a normalised part stands in a line; the whole line where that cannot be told."""
+    """Return where a normalised part stands in a line; the whole line where that is not known."""
     at = line.find(part)
     if at >= 0:
         return at, at + len(part)

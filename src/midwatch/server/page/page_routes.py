@@ -1,4 +1,4 @@
-"""Routes of the page: an error is a page too, for whoever asked for one."""
+"""Routes of the page: an error is a page too, for a browser that asked for one."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Pages:
 
         Args:
             request: The request that it answers.
-            who: Who asks; None for nobody who is known.
+            who: Who asks; None for no one who is known.
             template: The name of the template.
             section: Which entry of the navigation it belongs to.
             status: The HTTP status.

@@ -44,7 +44,7 @@ class StaticFiles:
         return f"/static/{name}?v={self._files[name].version}"
 
     def router(self) -> APIRouter:
-        """Return the route of the files. They are the same for everybody, so nobody has to sign in for them."""
+        """Return the route of the files. They are the same for everybody, so no one has to sign in for them."""
         router = APIRouter(include_in_schema=False)
         router.add_api_route("/static/{name:path}", self._answer, methods=["GET"])
         return router

@@ -28,6 +28,7 @@ from midwatch.testing.store_conformance import (
     incidents,
     integrations,
     notifications,
+    overview,
     pushes,
     requests,
     silences,
@@ -55,6 +56,7 @@ CHECKS: tuple[Check, ...] = (
     *requests.CHECKS,
     *api_tokens.CHECKS,
     *pushes.CHECKS,
+    *overview.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]
