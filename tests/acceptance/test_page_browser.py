@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from midwatch.cli.tickets import user_at_host
 from midwatch.model import Severity
 from midwatch.store.sql import SqlStore
 
@@ -163,7 +164,9 @@ def test_everything_works_without_javascript(tmp_path: Path, browser: Browser) -
         page.get_by_role("link", name="/data is 93% full").click()
         expect(page.get_by_role("heading", name="First aid")).to_be_visible()
         page.get_by_role("button", name="Acknowledge").click()
-        expect(page.locator("#state")).to_contain_text("acknowledged by loopback")
+        expect(page.locator("#state")).to_contain_text(
+            f"acknowledged by {user_at_host()}"
+        )
         page.get_by_text("Resolve…").click()
         page.get_by_label("What resolved it").fill("made room")
         page.get_by_role("button", name="Resolve", exact=True).click()
@@ -188,7 +191,9 @@ def test_the_keyboard_is_enough(tmp_path: Path, browser: Browser) -> None:
         page.wait_for_url("**/tickets/2")
         tab_to(page, "#actions button")
         page.keyboard.press("Enter")
-        expect(page.locator("#state")).to_contain_text("acknowledged by loopback")
+        expect(page.locator("#state")).to_contain_text(
+            f"acknowledged by {user_at_host()}"
+        )
         tab_to(page, "#resolving summary")
         page.keyboard.press("Enter")
         tab_to(page, "#resolve-why")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
+from midwatch.cli.tickets import user_at_host
 from midwatch.session.events import Message, Phase, PhaseChanged
 from midwatch.session.log import EventLog
 from midwatch.session.records import SessionFolders, SessionSpec, this_host
@@ -141,6 +142,6 @@ def test_a_thousand_events_a_second_are_shown_each_once(
         expect(page.locator("main")).to_contain_text(f"<b>{EVENTS}</b>")
         page.goto("/tickets/1")
         expect(page.locator("#history")).to_contain_text(
-            "session by loopback: session s-burst: ended the turn"
+            f"session by {user_at_host()}: session s-burst: ended the turn"
         )
         log.close()
