@@ -15,6 +15,8 @@ from midwatch.testing.fakes import ManualClock
 
 from . import environment
 
+pytest.register_assert_rewrite("midwatch.testing.store_conformance")
+
 # The same examples on every machine and in every run: whoever breaks a property is the one
 # who changed something. `pytest --hypothesis-profile=explore` looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None)

@@ -32,13 +32,14 @@ def test_postgres_without_a_schema_is_upgraded(tmp_path: Path) -> None:
 def test_every_invariant_documents_itself(tmp_path: Path) -> None:
     every = said_json(tmp_path, "invariants")
     kinds = {one["kind"] for one in every}
-    assert kinds == {"command", "host", "http", "postgres", "prometheus", None}
+    names = "alertmanager alerts command host http postgres prometheus"
+    assert kinds == {*names.split(), None}
     assert all(one["title"] and one["description"] for one in every)
     disk = next(one for one in every if one["id"] == "disk")
     assert (disk["limit"], disk["unit"], disk["broken_when"]) == (0.9, "ratio", "above")
     text = said(tmp_path, "invariants", "host")
     assert "over 90%" in text and "under 5%" in text and "postgres" not in text
-    assert "known: command, host" in refused(tmp_path, "invariants", "hots")
+    assert "alertmanager, alerts, command, host" in refused(tmp_path, "invariants", "hots")
 
 
 def test_stats_count_what_happened(tmp_path: Path) -> None:

@@ -15,8 +15,6 @@ from midwatch.store.schema import metadata
 from midwatch.store.sql import upgrade_database
 from midwatch.testing.postgres import PrivatePostgres
 
-pytest.register_assert_rewrite("midwatch.testing.store_conformance")
-
 _numbers = itertools.count()
 _CLEAR = f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY".encode()
 

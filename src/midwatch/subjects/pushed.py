@@ -76,9 +76,14 @@ def check_jmespath(text: str) -> None:
         raise ValueError("JMESPath is needed: pip install 'midwatch[server]'") from None
     try:
         jmespath.compile(text)
-    except jmespath.exceptions.JMESPathError as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"{text!r:.80} is not JMESPath: {first}") from None
+    except jmespath.exceptions.LexerError as error:
+        raise ValueError(
+            f"{text!r:.80} is not JMESPath from character {error.lex_position + 1} on"
+        ) from None
+    except jmespath.exceptions.JMESPathError:
+        raise ValueError(
+            f"{text!r:.80} is not JMESPath, see https://jmespath.org"
+        ) from None
 
 
 class PushedSettings(AlertSettings):
