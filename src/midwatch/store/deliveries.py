@@ -134,7 +134,8 @@ def insert_deliveries(tx: Transaction, new: Sequence[NewDelivery]) -> None:
             "content": dict(one.content),
             "state": "due",
             "created_at": tx.now,
-            "due_at": tx.now + timedelta(seconds=one.due_in),
+            "due_at": (due_at := tx.now + timedelta(seconds=one.due_in)),
+            "due_since": due_at,
             "attempts": 0,
         }
         for one in new
@@ -276,7 +277,7 @@ def finish_delivery(tx: Transaction, claim: DeliveryClaim, end: DeliveryEnd) -> 
         _settle(tx, held, ids, "dropped", why)
     if end.postponed:
         mine = and_(held, deliveries.c.id.in_(end.postponed))
-        _wait(tx, mine, end.postpone_for, None, attempts=0)
+        _postpone(tx, mine, end.postpone_for)
     if end.given_up:
         _give_up(tx, held, end.error or "", end.actor)
     elif end.error is not None:
@@ -300,16 +301,14 @@ def _settle(
         )
 
 
-def _wait(
-    tx: Transaction,
-    which: Any,
-    seconds: float,
-    error: str | None,
-    attempts: int | None = None,
-) -> None:
+def _wait(tx: Transaction, which: Any, seconds: float, error: str) -> None:
     values: Json = {"due_at": tx.now + timedelta(seconds=seconds), "last_error": error}
-    if attempts is not None:
-        values["attempts"] = attempts
+    tx.execute(update(deliveries).where(which).values(claim_token=None, **values))
+
+
+def _postpone(tx: Transaction, which: Any, seconds: float) -> None:
+    at = tx.now + timedelta(seconds=seconds)
+    values: Json = {"due_at": at, "due_since": at, "attempts": 0, "last_error": None}
     tx.execute(update(deliveries).where(which).values(claim_token=None, **values))
 
 
@@ -355,9 +354,7 @@ def give_up_deliveries(
     old = and_(
         column.target == target,
         column.state == "due",
-        or_(column.due_at <= tx.now, column.attempts > 0),
-        column.created_at < tx.now - timedelta(seconds=older),
-        column.event.not_in(TIMED),
+        column.due_since < tx.now - timedelta(seconds=older),
         _unclaimed(tx, column),
     )
     return _give_up(tx, old, error, actor)

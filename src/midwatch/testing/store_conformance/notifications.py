@@ -117,6 +117,27 @@ async def check_giving_up_is_in_the_history(on: StoreFixture) -> None:
     assert await on.store.delivery_counts(1000) == {"given_up": 2}
 
 
+async def check_only_what_failed_for_long_is_given_up(on: StoreFixture) -> None:
+    """What waited for its digest or for the end of a silence did not fail; an escalation that failed did."""
+    [quiet] = await on.open("quiet")
+    [late] = await on.open("late")
+    await saved(on, of(quiet), of(late, target="boss", event="escalated", due_in=50))
+    on.clock.move(1000)
+    claim = await on.store.claim_delivery("ops", lease=LEASE)
+    assert claim is not None
+    silent = DeliveryEnd(postponed=(claim.deliveries[0].id,), postpone_for=60)
+    assert await on.store.finish_delivery(claim, silent)
+    await saved(on, of(late, due_in=1000))
+    on.clock.move(1000)
+    for target in ("ops", "ops", "boss"):
+        claim = await on.store.claim_delivery(target, lease=LEASE)
+        assert claim is not None
+        failed = DeliveryEnd(error="down", retry_in=10)
+        assert await on.store.finish_delivery(claim, failed)
+    assert await on.store.give_up_deliveries("ops", 999, "down", "n") == 0
+    assert await on.store.give_up_deliveries("boss", 999, "down", "n") == 1
+
+
 async def check_what_was_told_is_known(on: StoreFixture) -> None:
     """A target is notified of a ticket from the moment a delivery is due, and not by one that may never come true."""
     [ticket] = await on.open("a")
@@ -156,6 +177,7 @@ CHECKS: tuple[Check, ...] = (
     check_a_failed_delivery_holds_its_thread,
     check_a_delivery_whose_sender_died_is_claimed_again,
     check_giving_up_is_in_the_history,
+    check_only_what_failed_for_long_is_given_up,
     check_what_was_told_is_known,
     check_old_deliveries_of_resolved_tickets_are_removed,
 )
