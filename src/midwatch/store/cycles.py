@@ -127,7 +127,7 @@ def save_cycle(
         )
     except IntegrityError as conflict:
         raise StaleWatch() from conflict
-    save_audible(tx, changes.audible, opened)
+    save_audible(tx, changes.audible, {one.key: one.id for one in opened})
     return SavedCycle(after, opened, tx.now)
 
 

@@ -34,7 +34,7 @@ from midwatch.store.schema import (
     subjects,
     tickets,
 )
-from midwatch.store.silences import keep_silent, list_silenced
+from midwatch.store.silences import keep_silent, list_silenced, save_audible
 
 _FIRING, _RESOLVED = "firing", "resolved"
 _MOST_GROUPS = 200  # with alerts that were left out
@@ -272,9 +272,10 @@ def _open_tickets(
         Opening.after(past.get(one.key), one, rules.flapping_openings) for one in chosen
     ]
     linked = frozenset[str]().union(*(push.linked for push in pushes))
-    ids = open_in_batch(
-        tx, subject, openings, rules.group_wait, linked, pushes[-1].sender
-    )
+    actor = pushes[-1].sender
+    ids = open_in_batch(tx, subject, openings, rules.group_wait, linked, actor)
+    opened = {one.key: id_ for one, id_ in zip(chosen, ids, strict=True)}
+    save_audible(tx, opened, opened, actor)  # those that a silence kept silent so far
     return dict(zip(ids, chosen, strict=True))
 
 

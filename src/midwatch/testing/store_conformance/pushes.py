@@ -207,6 +207,26 @@ async def a_silence_records_and_opens_nothing(at: StoreFixture) -> None:
     assert len(await at.store.silenced("team")) == 2
 
 
+async def what_opens_after_a_silence_is_not_silent(at: StoreFixture) -> None:
+    """The silence was ended before its time: an agent gets the ticket at once, and its time to detect does not count."""
+    made = await at.store.add_silence(
+        [Matcher("instance", "=", "a")], author="ada", reason="work", seconds=600
+    )
+    await _send(at, alert())
+    await at.store.expire_silence(made.id, "ada")
+    at.clock.move(60)
+    await _send(at, alert())
+    [ticket] = await _tickets(at)
+    assert ticket.silenced_by is None
+    [past] = await at.store.silenced(within=3600)
+    assert (past.ticket_id, past.ended_at) == (ticket.id, ticket.opened_at)
+    assert [row.action for row in await at.store.history(ticket.id)] == [
+        "open",
+        "unsilence",
+    ]
+    assert (await at.store.stats(3600)).to_detect is None
+
+
 async def a_storm_opens_the_most_urgent(at: StoreFixture) -> None:
     info = [alert(f"i{number}", severity=Severity.INFO) for number in range(5)]
     await _send(at, *info, alert("z"), most_tickets=3)
@@ -250,6 +270,7 @@ CHECKS: tuple[Check, ...] = (
     what_has_a_ticket_gets_no_second_one,
     pushes_join_the_incident_of_linked_subjects,
     a_silence_records_and_opens_nothing,
+    what_opens_after_a_silence_is_not_silent,
     a_storm_opens_the_most_urgent,
     alerts_that_were_left_out_are_known_by_group,
     what_was_resolved_long_ago_is_forgotten,
