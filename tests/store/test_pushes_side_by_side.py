@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 
 from midwatch.errors import StaleWatch, StoreBusy
+from midwatch.matchers import Matcher
 from midwatch.received import PushRules
 from midwatch.store.protocol import Changes, Store, TicketFilter
 from midwatch.store.sql import open_store
@@ -61,3 +62,31 @@ async def _poll(store: Store, name: str) -> None:
             return
         except (StaleWatch, StoreBusy):
             continue
+
+
+async def test_silences_change_while_alerts_begin_and_end(shared_database: str) -> None:
+    """Neither waits for the other in a circle, which PostgreSQL would end with an error for one of them."""
+    server, person = [await open_store(shared_database) for _ in range(2)]
+
+    async def pushes() -> None:
+        await server.receive([push(*map(alert, NAMES))], PushRules())
+        for name, other in zip(NAMES, NAMES[1:] + NAMES[:1], strict=True):
+            ends = alert(name, firing=False, fingerprint=f"fp-{name}")
+            begins = alert(f"{other}-again", fingerprint=f"fp-{other}-again")
+            await server.receive([push(ends, begins)], PushRules())
+
+    async def silences() -> None:
+        for _ in range(15):
+            made = await person.add_silence(
+                [Matcher("subject", "=", "team")],
+                author="ann",
+                reason="work",
+                seconds=600,
+            )
+            await person.expire_silence(made.id, "ann")
+
+    try:
+        await asyncio.gather(pushes(), silences())
+    finally:
+        await server.close()
+        await person.close()

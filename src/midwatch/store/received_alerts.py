@@ -34,7 +34,12 @@ from midwatch.store.schema import (
     subjects,
     tickets,
 )
-from midwatch.store.silences import keep_silent, list_silenced, save_audible
+from midwatch.store.silences import (
+    keep_silent,
+    list_silenced,
+    save_audible,
+    share_silences,
+)
 
 _FIRING, _RESOLVED = "firing", "resolved"
 _MOST_GROUPS = 200  # with alerts that were left out
@@ -44,6 +49,7 @@ _GROUP_SECONDS = 24 * 3600.0
 
 def receive(tx: Transaction, pushes: Sequence[Push], rules: PushRules) -> Accepted:
     """Save pushes in the order in which they came, and open and resolve the tickets that follow from them."""
+    share_silences(tx)
     # All rows are locked before anything else is written: see `cycles._one_at_a_time`.
     names = sorted({push.subject for push in pushes})
     kinds = {push.subject: push.kind for push in pushes}

@@ -179,7 +179,8 @@ def _next_revision(tx: Transaction) -> int:
 def share_silences(tx: Transaction) -> None:
     """Let no silence change until the end of the transaction: it would not see what is opened here.
 
-    Take it before rows of tickets and batches are locked.
+    Take it before rows of subjects, tickets and batches are locked: a change of a silence that waits for such a row
+    holds up who asks for this.
     """
     if tx.connection.dialect.name == "postgresql":
         tx.execute(text("SELECT pg_advisory_xact_lock_shared(7305616)"))
@@ -313,11 +314,10 @@ def keep_silent(
 ) -> frozenset[Key]:
     """Record those of new violations that a silence keeps silent now, and return their keys.
 
-    It is for what opens tickets outside of the monitor, which looks at silences itself.
+    It is for what opens tickets outside of the monitor, which looks at silences itself. `share_silences` comes first.
     """
     if not violations:
         return frozenset()
-    share_silences(tx)
     known = list_silences(tx) if silences_revision(tx) else []
     current = in_force(known, tx.now)
     silent = []
