@@ -15,7 +15,7 @@ from sqlalchemy import delete, func, or_, select
 
 from midwatch.model import Json, Key, Severity, TicketStatus, Violation
 from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
-from midwatch.store.alert_episodes import Episode, Episodes
+from midwatch.store.alert_episodes import UNKNOWN_START, Episode, Episodes
 from midwatch.store.cycles import (
     chunks,
     earlier,
@@ -135,10 +135,13 @@ def _rows_of(
 ) -> Iterator[Episode]:
     """Yield the episodes of these alerts that matter: those that fire, ended just now, or began as they did."""
     found = sorted({alert.fingerprint for alert in received})
-    starts = {alert.starts_at for alert in received if alert.starts_at is not None}
+    starts = {
+        alert.starts_at or alert.changed_at or UNKNOWN_START for alert in received
+    }
+    unknown = alerts.c.starts_at == UNKNOWN_START
     recent = alerts.c.received_at > tx.now - Episodes.LATE
     for chunk in chunks(found):
-        matters = or_(alerts.c.status == _FIRING, recent)
+        matters = or_(alerts.c.status == _FIRING, recent, unknown)
         if len(starts) <= 500:
             matters = or_(matters, alerts.c.starts_at.in_(starts))
         else:

@@ -112,6 +112,34 @@ async def the_sender_s_own_times_decide(at: StoreFixture) -> None:
     assert await _open(at) == ["a"]
 
 
+async def they_decide_without_a_start_too(at: StoreFixture) -> None:
+    """Also when the report of firing comes long after; a time of the future decides nothing."""
+    early, late = (at.clock.now - timedelta(seconds=ago) for ago in (60, 30))
+    firing = alert(starts_at=None, changed_at=early)
+    resolved = alert(firing=False, starts_at=None, ends_at=late, changed_at=late)
+    await _send(at, resolved)
+    at.clock.move(120)
+    await _send(at, firing)
+    assert await _open(at) == []
+    now = at.clock.now
+    await _send(at, replace(firing, changed_at=now + timedelta(days=900)))
+    assert await _open(at) == ["a"]
+    at.clock.move(5)
+    await _send(at, replace(resolved, ends_at=at.clock.now, changed_at=at.clock.now))
+    assert await _open(at) == []
+
+
+async def what_is_reported_as_fine_again_and_again_is_kept_once(
+    at: StoreFixture,
+) -> None:
+    """A program that reports the state of each check all the time does not fill the database."""
+    fine = alert(firing=False, starts_at=None, ends_at=None)
+    for _ in range(5):
+        at.clock.move(90)
+        await _send(at, fine, replace(fine, ends_at=at.clock.now))
+    assert await at.store.forget_alerts(-1) <= 1
+
+
 async def a_component_of_several_alerts_holds_when_all_are_resolved(
     at: StoreFixture,
 ) -> None:
@@ -261,6 +289,8 @@ CHECKS: tuple[Check, ...] = (
     a_late_report_of_firing_opens_nothing,
     a_late_resolution_leaves_what_began_after_it,
     the_sender_s_own_times_decide,
+    they_decide_without_a_start_too,
+    what_is_reported_as_fine_again_and_again_is_kept_once,
     a_component_of_several_alerts_holds_when_all_are_resolved,
     times_of_the_future_end_like_others,
     an_alert_without_a_start_is_the_one_that_fires,
