@@ -46,6 +46,14 @@ def test_grafana_keeps_its_links_and_values() -> None:
     assert found.facts["valueString"] == "[ var='A' value=93.5 ]"
 
 
+def test_an_alert_without_a_name_does_not_lose_its_group() -> None:
+    """Alertmanager takes such an alert, and does not send again what is refused."""
+    unnamed = {**alertmanager_alert(), "labels": {"severity": "x"}}
+    body = alertmanager_body(alertmanager_alert(), unnamed)
+    named, other = read("alertmanager", body).alerts
+    assert named.name != other.name == "alert"
+
+
 def test_only_an_end_that_has_come_counts() -> None:
     """Of what fires, Alertmanager may give the time at which it would end by itself."""
     firing = {**alertmanager_alert(), "endsAt": "2026-03-01T12:00:00Z"}
@@ -66,10 +74,6 @@ def test_only_an_end_that_has_come_counts() -> None:
         ({"alerts": None}, "alerts: expected a list"),
         ({"alerts": [[]]}, r"alerts\[0\]: expected an object, found a list"),
         ({"alerts": [{"status": "on"}]}, r"alerts\[0\].status: expected firing"),
-        (
-            {"alerts": [{**alertmanager_alert(), "labels": {"severity": "x"}}]},
-            r"alerts\[0\].labels.alertname: is missing",
-        ),
         (
             {"alerts": [{**alertmanager_alert(), "startsAt": "yesterday"}]},
             r"alerts\[0\].startsAt: 'yesterday' is not a time",
