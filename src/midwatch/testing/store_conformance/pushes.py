@@ -202,6 +202,16 @@ async def a_push_makes_the_monitor_read_again(at: StoreFixture) -> None:
     await at.store.save_cycle("team", watch.revision, Changes())
 
 
+async def what_fires_again_is_not_resolved_by_an_older_look(at: StoreFixture) -> None:
+    """The alert was resolved while that counted for nothing, and fires again while the monitor is about to save."""
+    await _send(at, alert())
+    await _send(at, alert(firing=False), resolves=False)
+    watch = await at.store.watch("team")
+    gone = Changes(resolved=(watch.tickets[0].id,))
+    await _send(at, alert(starts_at=ENDED), resolves=False)
+    await raises(StaleWatch, at.store.save_cycle("team", watch.revision, gone))
+
+
 async def what_has_a_ticket_gets_no_second_one(at: StoreFixture) -> None:
     """A push adds nothing to what a monitor opened."""
     polled = opening("a", subject="team", invariant="alert:Down")
@@ -297,6 +307,7 @@ CHECKS: tuple[Check, ...] = (
     a_held_ticket_stays,
     an_overdue_heartbeat_resolves_nothing,
     a_push_makes_the_monitor_read_again,
+    what_fires_again_is_not_resolved_by_an_older_look,
     what_has_a_ticket_gets_no_second_one,
     pushes_join_the_incident_of_linked_subjects,
     a_silence_records_and_opens_nothing,
