@@ -316,7 +316,7 @@ def _give_up(tx: Transaction, which: Any, error: str, actor: str) -> int:
     """Give deliveries up, with an audit row on each ticket. Return how many."""
     column = deliveries.c
     rows = tx.all(
-        select(column.id, column.ticket_id, column.target, column.attempts)
+        select(column.id, column.ticket_id, column.target, column.route)
         .where(which)
         .with_for_update()
     )
@@ -338,12 +338,17 @@ def _give_up(tx: Transaction, which: Any, error: str, actor: str) -> int:
                 "notify",
                 known[ticket_id].status,
                 known[ticket_id].status,
-                f"given up: {row.target} could not be notified: {error}",
+                f"given up: {_shown_target(row)} could not be notified: {error}",
             )
             for ticket_id, row in sorted(by_ticket.items())
         ]
     )
     return len(rows)
+
+
+def _shown_target(row: Any) -> str:
+    """Return what a target is called in a history; the address of a callback may have a key in it."""
+    return CALLBACK if row.route == CALLBACK else str(row.target)
 
 
 def give_up_deliveries(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from midwatch.model import Ticket
 from midwatch.store.on_call import Cursor, DeliveryEnd, NewDelivery
 from midwatch.testing.store_conformance.fixture import LEASE, Check, StoreFixture
@@ -108,13 +110,20 @@ async def check_giving_up_is_in_the_history(on: StoreFixture) -> None:
     row = (await on.store.history(claim.tickets[0].id))[-1]
     assert (row.actor, row.action) == ("notifier 1", "notify")
     assert "ops" in row.why and "refused" in row.why
+    address = "https://ci.test/done?key=hunter2"
+    called = replace(of(ticket, target=address), route="callback", thread="callback 1")
+    await saved(on, called)
+    claim = await on.store.claim_delivery(address, lease=LEASE)
+    assert claim is not None and await on.store.finish_delivery(claim, end)
+    why = (await on.store.history(ticket.id))[-1].why
+    assert why == "given up: callback could not be notified: refused"
     on.clock.move(100)
     again = await on.store.claim_delivery("ops", lease=LEASE)
     assert again is not None
     assert await on.store.finish_delivery(again, DeliveryEnd(error="no", retry_in=60))
     assert await on.store.give_up_deliveries("ops", 200, "down", "n") == 0
     assert await on.store.give_up_deliveries("ops", 99, "down", "n") == 1
-    assert await on.store.delivery_counts(1000) == {"given_up": 2}
+    assert await on.store.delivery_counts(1000) == {"given_up": 3}
 
 
 async def check_only_what_failed_for_long_is_given_up(on: StoreFixture) -> None:
