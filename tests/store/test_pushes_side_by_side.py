@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 
 from midwatch.errors import StaleWatch, StoreBusy
 from midwatch.matchers import Matcher
 from midwatch.received import PushRules
-from midwatch.store.protocol import Changes, Store, TicketFilter
+from midwatch.store.protocol import Changes, Store, TicketFilter, Watch
 from midwatch.store.sql import open_store
 from midwatch.testing.store_conformance.fixture import opening
 from midwatch.testing.store_conformance.pushes import alert, push
@@ -64,21 +65,31 @@ async def _poll(store: Store, name: str) -> None:
             continue
 
 
-async def test_silences_change_while_alerts_begin_and_end(shared_database: str) -> None:
-    """Neither waits for the other in a circle, which PostgreSQL would end with an error for one of them."""
-    server, person = [await open_store(shared_database) for _ in range(2)]
+async def test_silences_change_while_tickets_open_and_resolve(
+    shared_database: str,
+) -> None:
+    """None waits for another in a circle, which PostgreSQL would end with an error for one of them."""
+    server, monitor, person = [await open_store(shared_database) for _ in range(3)]
 
     async def pushes() -> None:
         await server.receive([push(*map(alert, NAMES))], PushRules())
-        for name, other in zip(NAMES, NAMES[1:] + NAMES[:1], strict=True):
-            ends = alert(name, firing=False, fingerprint=f"fp-{name}")
-            begins = alert(f"{other}-again", fingerprint=f"fp-{other}-again")
+        for name in NAMES:
+            ends, begins = alert(name, firing=False), alert(f"{name}-again")
             await server.receive([push(ends, begins)], PushRules())
+
+    async def cycles() -> None:
+        for number in range(8):
+            seen = [opening(f"{name}-{number}", subject="db") for name in NAMES[:10]]
+            await _save(monitor, lambda _, seen=seen: Changes(tuple(seen)))
+            await _save(
+                monitor,
+                lambda watch: Changes(resolved=tuple(one.id for one in watch.tickets)),
+            )
 
     async def silences() -> None:
         for _ in range(15):
             made = await person.add_silence(
-                [Matcher("subject", "=", "team")],
+                [Matcher("subject", "!=", "")],
                 author="ann",
                 reason="work",
                 seconds=600,
@@ -86,7 +97,18 @@ async def test_silences_change_while_alerts_begin_and_end(shared_database: str) 
             await person.expire_silence(made.id, "ann")
 
     try:
-        await asyncio.gather(pushes(), silences())
+        await asyncio.gather(pushes(), cycles(), silences())
     finally:
-        await server.close()
-        await person.close()
+        for store in (server, monitor, person):
+            await store.close()
+
+
+async def _save(store: Store, changes: Callable[[Watch], Changes]) -> None:
+    """Save a cycle as a monitor does, which computes it again when something has changed."""
+    while True:
+        watch = await store.watch("db")
+        try:
+            await store.save_cycle("db", watch.revision, changes(watch))
+            return
+        except StaleWatch:
+            continue

@@ -89,7 +89,7 @@ def save_cycle(
     silences: int | None = None,
 ) -> SavedCycle:
     """Save an observation. Raises StaleWatch if `revision` or `silences` is not the present one."""
-    if changes.openings:
+    if changes:
         share_silences(tx)
     before = tx.one(
         select(

@@ -177,7 +177,7 @@ def _next_revision(tx: Transaction) -> int:
 
 
 def share_silences(tx: Transaction) -> None:
-    """Let no silence change until the end of the transaction: it would not see what is opened here.
+    """Let no silence change until the end of the transaction: it would not see what is opened or resolved here.
 
     Take it before rows of subjects, tickets and batches are locked: a change of a silence that waits for such a row
     holds up who asks for this.
