@@ -70,6 +70,7 @@ async def test_silences_change_while_tickets_open_and_resolve(
 ) -> None:
     """None waits for another in a circle, which PostgreSQL would end with an error for one of them."""
     server, monitor, person = [await open_store(shared_database) for _ in range(3)]
+    done = asyncio.Event()
 
     async def pushes() -> None:
         await server.receive([push(*map(alert, NAMES))], PushRules())
@@ -78,7 +79,7 @@ async def test_silences_change_while_tickets_open_and_resolve(
             await server.receive([push(ends, begins)], PushRules())
 
     async def cycles() -> None:
-        for number in range(8):
+        for number in range(20):
             seen = [opening(f"{name}-{number}", subject="db") for name in NAMES[:10]]
             await _save(monitor, lambda _, seen=seen: Changes(tuple(seen)))
             await _save(
@@ -87,7 +88,7 @@ async def test_silences_change_while_tickets_open_and_resolve(
             )
 
     async def silences() -> None:
-        for _ in range(15):
+        while not done.is_set():
             made = await person.add_silence(
                 [Matcher("subject", "!=", "")],
                 author="ann",
@@ -97,7 +98,10 @@ async def test_silences_change_while_tickets_open_and_resolve(
             await person.expire_silence(made.id, "ann")
 
     try:
-        await asyncio.gather(pushes(), cycles(), silences())
+        changing = asyncio.create_task(silences())
+        await asyncio.gather(pushes(), cycles())
+        done.set()
+        await changing
     finally:
         for store in (server, monitor, person):
             await store.close()
