@@ -44,7 +44,7 @@ class Message:
         body: The whole of it, in the markup of the service and within its limits.
         news: What has just happened, in a line or two of markup.
         incident: What it is about.
-        again: Whether some of it was tried before: the service may know of that, although no answer said so.
+        again: Whether some of it was tried before: its service may have it, although no answer came.
     """
 
     key: str
