@@ -51,8 +51,7 @@ def router(context: ServerContext) -> APIRouter:
     routes.add_route(
         "/mcp",
         _Endpoint(manager.handle_request),  # type: ignore[arg-type] # Starlette takes an ASGI application
-        # Stateless, it has nothing to say by itself and nothing to end: a stream of a GET would stay open for ever.
-        methods=["POST"],
+        methods=["GET", "POST", "DELETE"],
         include_in_schema=False,
     )
     return routes
