@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email import message_from_bytes
@@ -183,6 +184,28 @@ async def test_pagerduty_has_one_alert_that_is_acknowledged_and_resolved(
     assert len({one["dedup_key"] for one in sent}) == 1
     assert sent[0]["payload"]["severity"] == "critical"
     assert sent[0]["links"][0]["href"].endswith(f"/tickets/{first.id}")
+
+
+@pytest.mark.parametrize("kind", ["pagerduty", "opsgenie"])
+async def test_an_alert_that_may_have_arrived_is_resolved(
+    kind: str, store: SqlStore
+) -> None:
+    """The service took the alert, and its answer was lost: nobody would end it there."""
+    back = threading.Event()
+    with service(lambda call: (202, {}, b"{}") if back.is_set() else None) as api:
+        key = {"pagerduty": "routing_key", "opsgenie": "api_key"}[kind]
+        chosen = settings({kind: {key: "k" * 32, "url": api.url}})
+        one = notifier(store, chosen)
+        async with running(one):
+            [ticket] = await opened(store, "orders")
+            while not one.failing:
+                await asyncio.sleep(0.01)
+            await store.resolve(ticket.id, "ann", "done")
+            back.set()
+            while one.failing:
+                await asyncio.sleep(0.01)
+    last = api.calls[-1]
+    assert "/close?" in last.path or last.document["event_action"] == "resolve"
 
 
 async def test_opsgenie_has_one_alert_with_notes(store: SqlStore) -> None:

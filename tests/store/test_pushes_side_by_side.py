@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 
 from midwatch.errors import StaleWatch, StoreBusy
+from midwatch.matchers import Matcher
 from midwatch.received import PushRules
-from midwatch.store.protocol import Changes, Store, TicketFilter
+from midwatch.store.protocol import Changes, Store, TicketFilter, Watch
 from midwatch.store.sql import open_store
 from midwatch.testing.store_conformance.fixture import opening
 from midwatch.testing.store_conformance.pushes import alert, push
@@ -60,4 +62,57 @@ async def _poll(store: Store, name: str) -> None:
             await store.save_cycle("team", watch.revision, Changes((seen,)))
             return
         except (StaleWatch, StoreBusy):
+            continue
+
+
+async def test_silences_change_while_tickets_open_and_resolve(
+    shared_database: str,
+) -> None:
+    """None waits for another in a circle, which PostgreSQL would end with an error for one of them."""
+    server, monitor, person = [await open_store(shared_database) for _ in range(3)]
+    done = asyncio.Event()
+
+    async def pushes() -> None:
+        await server.receive([push(*map(alert, NAMES))], PushRules())
+        for name in NAMES:
+            ends, begins = alert(name, firing=False), alert(f"{name}-again")
+            await server.receive([push(ends, begins)], PushRules())
+
+    async def cycles() -> None:
+        for number in range(20):
+            seen = [opening(f"{name}-{number}", subject="db") for name in NAMES[:10]]
+            await _save(monitor, lambda _, seen=seen: Changes(tuple(seen)))
+            await _save(
+                monitor,
+                lambda watch: Changes(resolved=tuple(one.id for one in watch.tickets)),
+            )
+
+    async def silences() -> None:
+        while not done.is_set():
+            made = await person.add_silence(
+                [Matcher("subject", "!=", "")],
+                author="ann",
+                reason="work",
+                seconds=600,
+            )
+            await person.expire_silence(made.id, "ann")
+
+    try:
+        changing = asyncio.create_task(silences())
+        await asyncio.gather(pushes(), cycles())
+        done.set()
+        await changing
+    finally:
+        for store in (server, monitor, person):
+            await store.close()
+
+
+async def _save(store: Store, changes: Callable[[Watch], Changes]) -> None:
+    """Save a cycle as a monitor does, which computes it again when something has changed."""
+    while True:
+        watch = await store.watch("db")
+        try:
+            await store.save_cycle("db", watch.revision, changes(watch))
+            return
+        except StaleWatch:
             continue

@@ -12,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from midwatch.received import Delivery
+from midwatch.matchers import match_all, parse_matchers
+from midwatch.model import Key
+from midwatch.received import Delivery, KeptAlert
 from midwatch.redaction import Redactor, Sanitizer
 from midwatch.server.alert_intake import AlertIntake
 from midwatch.server.problems import Unauthenticated
 from midwatch.server.senders import read_delivery
 from midwatch.server.senders.reading import Unreadable
 from midwatch.server.signatures import check_signature, sign
+from midwatch.silences import labels_of
 from midwatch.subjects.alert_signals import AlertReader
 from midwatch.subjects.pushed import FieldSettings, PushedSettings, PushedSubject
 from midwatch.text import clean
@@ -46,6 +49,14 @@ def test_grafana_keeps_its_links_and_values() -> None:
     assert found.facts["valueString"] == "[ var='A' value=93.5 ]"
 
 
+def test_an_alert_without_a_name_does_not_lose_its_group() -> None:
+    """Alertmanager takes such an alert, and does not send again what is refused."""
+    unnamed = {**alertmanager_alert(), "labels": {"severity": "x"}}
+    body = alertmanager_body(alertmanager_alert(), unnamed)
+    named, other = read("alertmanager", body).alerts
+    assert named.name != other.name == "alert"
+
+
 def test_only_an_end_that_has_come_counts() -> None:
     """Of what fires, Alertmanager may give the time at which it would end by itself."""
     firing = {**alertmanager_alert(), "endsAt": "2026-03-01T12:00:00Z"}
@@ -66,10 +77,6 @@ def test_only_an_end_that_has_come_counts() -> None:
         ({"alerts": None}, "alerts: expected a list"),
         ({"alerts": [[]]}, r"alerts\[0\]: expected an object, found a list"),
         ({"alerts": [{"status": "on"}]}, r"alerts\[0\].status: expected firing"),
-        (
-            {"alerts": [{**alertmanager_alert(), "labels": {"severity": "x"}}]},
-            r"alerts\[0\].labels.alertname: is missing",
-        ),
         (
             {"alerts": [{**alertmanager_alert(), "startsAt": "yesterday"}]},
             r"alerts\[0\].startsAt: 'yesterday' is not a time",
@@ -298,6 +305,33 @@ def test_settings_name_component_and_severity() -> None:
     )
     heartbeat = reader(heartbeat={"alert": "HostDown"})
     assert heartbeat.is_heartbeat(alert) and heartbeat.signal(alert) is None
+
+
+def test_matchers_see_the_label_of_the_severity() -> None:
+    """A silence of what is not urgent silences nothing else, and an `ignore` counts for what fires already."""
+
+    def signals(**more: Any) -> AlertReader:
+        given = {"name": "a", "sender": "alertmanager", "severity_label": "level"}
+        return PushedSubject(PushedSettings.model_validate({**given, **more})).alerts
+
+    body = alertmanager_body(alertmanager_alert(level="P1"))
+    found = signals().signal(read("alertmanager", body).alerts[0])
+    assert found is not None and found.severity is not None
+    key = Key("a", found.invariant, found.component)
+    labels = labels_of(key, found.severity, found.facts)
+    assert not match_all(parse_matchers('level!="P1"'), labels)
+    kept = KeptAlert(
+        "f",
+        True,
+        found.invariant,
+        found.component,
+        found.severity,
+        found.message,
+        found.facts,
+    )
+    left_out = {"alert": {"ignore": [{"level": "P1"}]}}
+    assert signals().counts(kept)
+    assert not signals(invariants=left_out).counts(kept)
 
 
 # ------------------------------------------------------------------ anything

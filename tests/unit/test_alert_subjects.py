@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
 from midwatch.errors import ObservationFailed
-from midwatch.model import Severity
+from midwatch.model import Key, Severity
+from midwatch.monitor.rules import check
 from midwatch.received import KeptAlert, PushedAlerts
 from midwatch.subjects.alertmanager import (
     AlertmanagerSettings,
@@ -19,6 +22,8 @@ from midwatch.subjects.alertmanager import (
 from midwatch.subjects.alertmanager_api import ManagedAlert
 from midwatch.subjects.pushed import PushedSettings, PushedSubject
 from midwatch.testing.subject_conformance import check_kind, check_subject
+
+from ..acceptance.web import Reply, serving
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -117,3 +122,28 @@ def test_what_keeps_an_alert_silent_is_named(
     one = ManagedAlert({}, {}, "f", None, None, "", state, **{**nothing, **by})
     found = silenced_by(one, {"4f": "ada: disk"})
     assert found.endswith(says) and bool(found) == bool(says)
+
+
+@pytest.mark.integration
+async def test_what_alertmanager_has_not_processed_yet_is_unknown() -> None:
+    """Its ticket is not resolved, and no new one opens."""
+    alert = {
+        "labels": {"alertname": "Down", "instance": "a"},
+        "fingerprint": "f",
+        "status": {"state": "unprocessed"},
+    }
+
+    def reply(handler: BaseHTTPRequestHandler) -> Reply:
+        started = {"uptime": "2026-01-01T00:00:00Z"}
+        found: Any = started if "status" in handler.path else [alert]
+        return 200, {"Content-Type": "application/json"}, json.dumps(found).encode()
+
+    with serving(reply) as url:
+        given = {"name": "am", "url": url}
+        subject = AlertmanagerSubject(AlertmanagerSettings.model_validate(given))
+        observed = await subject.observe({})
+        await subject.close()
+    checked = check("am", {}, observed, {}, 0.0)
+    assert not checked.broken
+    assert not checked.known(Key("am", "alert:Down", "instance=a"))
+    assert checked.known(Key("am", "alert:Down", "instance=b"))

@@ -171,7 +171,7 @@ class PagerDutySender:
     async def send(self, message: Message, reference: Reference) -> Json | None:
         told = str(reference.get("status") or "")
         status = message.incident.status
-        if told in ("", "resolved") and status == "resolved":
+        if told in ("", "resolved") and status == "resolved" and not message.again:
             return None  # it was never triggered
         if status == "resolved":
             await self._event(message, "resolve")
@@ -226,7 +226,7 @@ class OpsgenieSender:
         told = str(reference.get("status") or "")
         status = message.incident.status
         if status == "resolved":
-            if told in ("", "resolved"):
+            if told in ("", "resolved") and not message.again:
                 return None
             await self._post(message, "/close", {"note": message.news[:25_000]})
             return about(message)

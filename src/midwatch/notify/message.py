@@ -44,6 +44,7 @@ class Message:
         body: The whole of it, in the markup of the service and within its limits.
         news: What has just happened, in a line or two of markup.
         incident: What it is about.
+        again: Whether some of it was tried before: its service may have it, although no answer came.
     """
 
     key: str
@@ -52,6 +53,7 @@ class Message:
     body: str
     news: str
     incident: IncidentView
+    again: bool = False
 
     @property
     def events(self) -> frozenset[str]:

@@ -306,7 +306,8 @@ class Notifier:
             claim.thread, shown, wanted, await self._diagnoses(shown), claim.at
         )
         key = f"midwatch-{wanted[0].dedup_key}"
-        return self._writer.write(key, view, await sender.limits(), digest=digest)
+        message = self._writer.write(key, view, await sender.limits(), digest=digest)
+        return replace(message, again=any(one.attempts > 1 for one in wanted))
 
     async def _diagnoses(self, tickets: list[Ticket]) -> dict[int, Diagnosis]:
         ids = dict.fromkeys(one.diagnosis_id for one in tickets if one.diagnosis_id)

@@ -7,19 +7,22 @@ An episode is one time that an alert fired, from its start to its end. Reports o
 - Of an alert that fires, one episode is open: a later start ends the one before it, an earlier start is the same one.
 - What is reported as firing just after it was reported as resolved is late, and fires no more. Where the sender says when each
   state began, that decides; else it is late within `LATE` of the resolution, and has begun to fire again after that.
-- A resolution of what was never seen is kept, so that its report of firing is late.
-- A start or end that is more than `SKEW` in the future is not known: clocks differ, and some senders have no good one.
+- A resolution of what was never seen is kept, so that its report of firing is late. One without a start is kept once.
+- A time that is more than `SKEW` in the future is not known: clocks differ, and some senders have no good one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
 from midwatch.model import Key
 from midwatch.received import KeptAlert
+
+UNKNOWN_START = datetime(1970, 1, 1, tzinfo=UTC)
+"""The start of the last resolution of an alert that did not say when the alert began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Episodes:
     Attributes:
         changed: Episodes to save.
         began: Alerts that fire, as last reported.
+        begun_keys: Invariant and component of those that did not fire before.
     """
 
     LATE: ClassVar[timedelta] = timedelta(seconds=60)
@@ -51,6 +55,7 @@ class Episodes:
             own[episode.starts_at] = episode
         self._changed: dict[tuple[str, datetime], Episode] = {}
         self._ended: dict[tuple[str, str], None] = {}
+        self.begun_keys: set[tuple[str, str]] = set()
 
     @property
     def changed(self) -> list[Episode]:
@@ -79,15 +84,19 @@ class Episodes:
             alert = replace(alert, starts_at=None)
         if alert.ends_at is not None and alert.ends_at > latest:
             alert = replace(alert, ends_at=None)
+        if alert.changed_at is not None and alert.changed_at > latest:
+            alert = replace(alert, changed_at=None)
         return alert
 
     def _fire(self, alert: KeptAlert, own: dict[datetime, Episode]) -> None:
         open_ = [one for one in own.values() if one.alert.firing]
         latest = max((one.starts_at for one in open_), default=None)
-        start = alert.starts_at or latest or self._now
+        start = alert.starts_at or latest or alert.changed_at or self._now
         if any(self._is_late(alert, start, one) for one in own.values()):
             return
-        if latest is not None and start <= latest:
+        if latest is None:
+            self.begun_keys.add((alert.invariant, alert.component))
+        elif start <= latest:
             start = latest
         for one in open_:
             if one.starts_at < start:
@@ -103,8 +112,9 @@ class Episodes:
             ended.ends_at is None or start >= ended.ends_at
         ):
             return False
-        if alert.changed_at is not None and ended.changed_at is not None:
-            return alert.changed_at <= ended.changed_at
+        changed, known_at = alert.changed_at, ended.changed_at
+        if changed is not None and known_at is not None and changed != known_at:
+            return changed < known_at
         return self._now - known.received_at < self.LATE
 
     def _resolve(self, alert: KeptAlert, own: dict[datetime, Episode]) -> None:
@@ -114,8 +124,8 @@ class Episodes:
             if one.alert.firing and one.starts_at <= until:
                 if not _is_older(alert, one.alert):
                     self._end(one, own, end, alert.changed_at)
-        start = alert.starts_at or end
-        if start not in own:
+        start = alert.starts_at or UNKNOWN_START
+        if start not in own or start == UNKNOWN_START:
             ended = replace(alert, ends_at=end)
             self._put(Episode(ended, start, self._now), own)
 

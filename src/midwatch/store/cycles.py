@@ -89,7 +89,7 @@ def save_cycle(
     silences: int | None = None,
 ) -> SavedCycle:
     """Save an observation. Raises StaleWatch if `revision` or `silences` is not the present one."""
-    if changes.openings:
+    if changes:
         share_silences(tx)
     before = tx.one(
         select(
@@ -127,7 +127,7 @@ def save_cycle(
         )
     except IntegrityError as conflict:
         raise StaleWatch() from conflict
-    save_audible(tx, changes.audible, opened)
+    save_audible(tx, changes.audible, {one.key: one.id for one in opened})
     return SavedCycle(after, opened, tx.now)
 
 

@@ -134,7 +134,8 @@ def insert_deliveries(tx: Transaction, new: Sequence[NewDelivery]) -> None:
             "content": dict(one.content),
             "state": "due",
             "created_at": tx.now,
-            "due_at": tx.now + timedelta(seconds=one.due_in),
+            "due_at": (due_at := tx.now + timedelta(seconds=one.due_in)),
+            "due_since": due_at,
             "attempts": 0,
         }
         for one in new
@@ -276,7 +277,7 @@ def finish_delivery(tx: Transaction, claim: DeliveryClaim, end: DeliveryEnd) -> 
         _settle(tx, held, ids, "dropped", why)
     if end.postponed:
         mine = and_(held, deliveries.c.id.in_(end.postponed))
-        _wait(tx, mine, end.postpone_for, None, attempts=0)
+        _postpone(tx, mine, end.postpone_for)
     if end.given_up:
         _give_up(tx, held, end.error or "", end.actor)
     elif end.error is not None:
@@ -300,16 +301,14 @@ def _settle(
         )
 
 
-def _wait(
-    tx: Transaction,
-    which: Any,
-    seconds: float,
-    error: str | None,
-    attempts: int | None = None,
-) -> None:
+def _wait(tx: Transaction, which: Any, seconds: float, error: str) -> None:
     values: Json = {"due_at": tx.now + timedelta(seconds=seconds), "last_error": error}
-    if attempts is not None:
-        values["attempts"] = attempts
+    tx.execute(update(deliveries).where(which).values(claim_token=None, **values))
+
+
+def _postpone(tx: Transaction, which: Any, seconds: float) -> None:
+    at = tx.now + timedelta(seconds=seconds)
+    values: Json = {"due_at": at, "due_since": at, "attempts": 0, "last_error": None}
     tx.execute(update(deliveries).where(which).values(claim_token=None, **values))
 
 
@@ -317,7 +316,7 @@ def _give_up(tx: Transaction, which: Any, error: str, actor: str) -> int:
     """Give deliveries up, with an audit row on each ticket. Return how many."""
     column = deliveries.c
     rows = tx.all(
-        select(column.id, column.ticket_id, column.target, column.attempts)
+        select(column.id, column.ticket_id, column.target, column.route)
         .where(which)
         .with_for_update()
     )
@@ -339,12 +338,17 @@ def _give_up(tx: Transaction, which: Any, error: str, actor: str) -> int:
                 "notify",
                 known[ticket_id].status,
                 known[ticket_id].status,
-                f"given up: {row.target} could not be notified: {error}",
+                f"given up: {_shown_target(row)} could not be notified: {error}",
             )
             for ticket_id, row in sorted(by_ticket.items())
         ]
     )
     return len(rows)
+
+
+def _shown_target(row: Any) -> str:
+    """Return what a target is called in a history; the address of a callback may have a key in it."""
+    return CALLBACK if row.route == CALLBACK else str(row.target)
 
 
 def give_up_deliveries(
@@ -355,9 +359,7 @@ def give_up_deliveries(
     old = and_(
         column.target == target,
         column.state == "due",
-        or_(column.due_at <= tx.now, column.attempts > 0),
-        column.created_at < tx.now - timedelta(seconds=older),
-        column.event.not_in(TIMED),
+        column.due_since < tx.now - timedelta(seconds=older),
         _unclaimed(tx, column),
     )
     return _give_up(tx, old, error, actor)

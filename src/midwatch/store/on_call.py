@@ -426,7 +426,7 @@ class OnCallStore(Protocol):
     async def give_up_deliveries(
         self, target: str, older: float, error: str, actor: str
     ) -> int:
-        """Give up what waits for a target for more than `older` seconds, with audit rows. Return how many."""
+        """Give up what should have been sent to a target more than `older` seconds ago, with audit rows. Return how many."""
         ...
 
     async def deliveries(

@@ -15,7 +15,7 @@ from sqlalchemy import delete, func, or_, select
 
 from midwatch.model import Json, Key, Severity, TicketStatus, Violation
 from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
-from midwatch.store.alert_episodes import Episode, Episodes
+from midwatch.store.alert_episodes import UNKNOWN_START, Episode, Episodes
 from midwatch.store.cycles import (
     chunks,
     earlier,
@@ -34,7 +34,12 @@ from midwatch.store.schema import (
     subjects,
     tickets,
 )
-from midwatch.store.silences import keep_silent, list_silenced
+from midwatch.store.silences import (
+    keep_silent,
+    list_silenced,
+    save_audible,
+    share_silences,
+)
 
 _FIRING, _RESOLVED = "firing", "resolved"
 _MOST_GROUPS = 200  # with alerts that were left out
@@ -44,6 +49,7 @@ _GROUP_SECONDS = 24 * 3600.0
 
 def receive(tx: Transaction, pushes: Sequence[Push], rules: PushRules) -> Accepted:
     """Save pushes in the order in which they came, and open and resolve the tickets that follow from them."""
+    share_silences(tx)
     # All rows are locked before anything else is written: see `cycles._one_at_a_time`.
     names = sorted({push.subject for push in pushes})
     kinds = {push.subject: push.kind for push in pushes}
@@ -83,9 +89,9 @@ def _receive_of(
     resolved: list[int] = []
     if alive and pushes[-1].resolves:
         resolved = _resolve_tickets(tx, subject, ended, pushes[-1].sender)
-    loud, silent = _by_silence(tx, subject, episodes.began, pushes[-1].kind)
+    loud, changed = _by_silence(tx, subject, episodes, pushes[-1].kind)
     opened = _open_tickets(tx, subject, loud, pushes, rules)
-    if opened or resolved or silent:
+    if opened or resolved or changed:
         increase_revision(tx, subject.name)
     return Accepted(opened, tuple(resolved))
 
@@ -129,10 +135,13 @@ def _rows_of(
 ) -> Iterator[Episode]:
     """Yield the episodes of these alerts that matter: those that fire, ended just now, or began as they did."""
     found = sorted({alert.fingerprint for alert in received})
-    starts = {alert.starts_at for alert in received if alert.starts_at is not None}
+    starts = {
+        alert.starts_at or alert.changed_at or UNKNOWN_START for alert in received
+    }
+    unknown = alerts.c.starts_at == UNKNOWN_START
     recent = alerts.c.received_at > tx.now - Episodes.LATE
     for chunk in chunks(found):
-        matters = or_(alerts.c.status == _FIRING, recent)
+        matters = or_(alerts.c.status == _FIRING, recent, unknown)
         if len(starts) <= 500:
             matters = or_(matters, alerts.c.starts_at.in_(starts))
         else:
@@ -272,9 +281,10 @@ def _open_tickets(
         Opening.after(past.get(one.key), one, rules.flapping_openings) for one in chosen
     ]
     linked = frozenset[str]().union(*(push.linked for push in pushes))
-    ids = open_in_batch(
-        tx, subject, openings, rules.group_wait, linked, pushes[-1].sender
-    )
+    actor = pushes[-1].sender
+    ids = open_in_batch(tx, subject, openings, rules.group_wait, linked, actor)
+    opened = {one.key: id_ for one, id_ in zip(chosen, ids, strict=True)}
+    save_audible(tx, opened, opened, actor)  # those that a silence kept silent so far
     return dict(zip(ids, chosen, strict=True))
 
 
@@ -289,25 +299,28 @@ def _violation(subject: str, alert: KeptAlert) -> Violation:
 
 
 def _by_silence(
-    tx: Transaction, subject: Any, began: Iterable[KeptAlert], kind: str
+    tx: Transaction, subject: Any, episodes: Episodes, kind: str
 ) -> tuple[list[Violation], bool]:
-    """Return the violations without a ticket that no silence holds, and whether others are silent from now on.
+    """Return the violations without a ticket that no silence holds, and whether the monitor has to look again.
 
-    Those are recorded. Of several alerts with one key the most urgent counts.
+    It has to where others are silent from now on, which is recorded, and where an alert with a ticket fires again: it may
+    be about to resolve that. Of several alerts with one key the most urgent counts.
     """
     new: dict[Key, Violation] = {}
-    for alert in began:
+    for alert in episodes.began:
         if alert.opens:
             one = _violation(subject.name, alert)
             if one.key not in new or one.severity < new[one.key].severity:
                 new[one.key] = one
-    for key in _unresolved(tx, subject.name, new):
-        del new[key]
+    ticketed = _unresolved(tx, subject.name, new)
+    again = any(_order(key) in episodes.begun_keys for key in ticketed)
+    new = {key: one for key, one in new.items() if key not in ticketed}
     if not new:
-        return [], False
+        return [], again
     known = {one.key for one in list_silenced(tx, subject.name)}
     silent = keep_silent(tx, list(new.values()), kind)
-    return [one for key, one in new.items() if key not in silent], bool(silent - known)
+    loud = [one for key, one in new.items() if key not in silent]
+    return loud, again or bool(silent - known)
 
 
 def _count_unresolved(tx: Transaction, name: str) -> int:

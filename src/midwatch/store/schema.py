@@ -439,6 +439,8 @@ deliveries = Table(
     Column("state", SanitizedText, nullable=False),  # due, sent, given_up, dropped
     Column("created_at", Instant, nullable=False),
     Column("due_at", Instant, nullable=False),
+    # When it was to be sent, whatever failed since: what waited for a digest or a silence did not fail.
+    Column("due_since", Instant, nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
     Column("claim_token", SanitizedText),
     Column("claim_until", Instant),

@@ -7,7 +7,7 @@ that was computed without it is refused, as with the revision of a subject.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -177,9 +177,10 @@ def _next_revision(tx: Transaction) -> int:
 
 
 def share_silences(tx: Transaction) -> None:
-    """Let no silence change until the end of the transaction: it would not see what is opened here.
+    """Let no silence change until the end of the transaction: it would not see what is opened or resolved here.
 
-    Take it before rows of tickets and batches are locked.
+    Take it before rows of subjects, tickets and batches are locked: a change of a silence that waits for such a row
+    holds up who asks for this.
     """
     if tx.connection.dialect.name == "postgresql":
         tx.execute(text("SELECT pg_advisory_xact_lock_shared(7305616)"))
@@ -313,11 +314,10 @@ def keep_silent(
 ) -> frozenset[Key]:
     """Record those of new violations that a silence keeps silent now, and return their keys.
 
-    It is for what opens tickets outside of the monitor, which looks at silences itself.
+    It is for what opens tickets outside of the monitor, which looks at silences itself. `share_silences` comes first.
     """
     if not violations:
         return frozenset()
-    share_silences(tx)
     known = list_silences(tx) if silences_revision(tx) else []
     current = in_force(known, tx.now)
     silent = []
@@ -332,11 +332,11 @@ def keep_silent(
 
 def save_audible(
     tx: Transaction,
-    keys: Sequence[Key],
-    opened: Sequence[Ticket] = (),
+    keys: Collection[Key],
+    opened: Mapping[Key, int] | None = None,
     actor: str = "monitor",
 ) -> None:
-    """Record that violations are silent no more. `opened` are tickets, some of which open for them now."""
+    """Record that violations are silent no more. `opened` are the ids of tickets, some of which open for them now."""
     present = _present(tx, keys)
     _update_silenced(tx, [row.id for row in present.values()], {"ended_at": tx.now})
     why = {
@@ -344,14 +344,14 @@ def save_audible(
         for row in present.values()
         if row.ticket_id is not None
     }
-    for ticket in opened:
-        if (row := present.get(ticket.key)) is not None:
-            _update_silenced(tx, [row.id], {"ticket_id": ticket.id})
-            why[ticket.id] = f"{row.by} has ended"
+    for key, ticket_id in (opened or {}).items():
+        if (row := present.get(key)) is not None:
+            _update_silenced(tx, [row.id], {"ticket_id": ticket_id})
+            why[ticket_id] = f"{row.by} has ended"
     _note(tx, "unsilence", actor, why)
 
 
-def _present(tx: Transaction, keys: Sequence[Key]) -> dict[Key, Row[Any]]:
+def _present(tx: Transaction, keys: Collection[Key]) -> dict[Key, Row[Any]]:
     """Return the rows of those of the violations that are silent, by key."""
     wanted = set(keys)
     found: dict[Key, Row[Any]] = {}

@@ -58,7 +58,7 @@ from midwatch.store.schema import (
     tickets,
     usage_of,
 )
-from midwatch.store.silences import count_silenced, was_silent_before
+from midwatch.store.silences import count_silenced, share_silences, was_silent_before
 
 
 def ticket(tx: Transaction, ticket_id: int) -> Ticket:
@@ -306,6 +306,7 @@ def resolve(
     version: int | None = None,
 ) -> Ticket:
     """Resolve a ticket by hand. Raises NotFound, Conflict, Outdated."""
+    share_silences(tx)
     row = _unresolved(tx, ticket_id, version)
     subject = tx.one(select(subjects).where(subjects.c.name == row.subject))
     store_derived(tx, [ticket_id], subject)

@@ -68,7 +68,7 @@ class AlertReader:
             self._component(alert, labels),
             message=ticket_line(f"{alert.name}: {text}"),
             holds=not alert.firing,
-            facts=self._facts(alert, labels),
+            facts=self._facts(alert),
             severity=invariant.severity if severity is None else severity,
             hold_for=invariant.hold_for,
             silenced_by=ticket_line(alert.silenced_by, 200),
@@ -142,13 +142,14 @@ class AlertReader:
                 text = label_text(labels)
         return component_of(text, component_name(alert.name) or "alert")
 
-    def _facts(
-        self, alert: ReceivedAlert, labels: Mapping[str, str]
-    ) -> dict[str, Fact]:
+    def _facts(self, alert: ReceivedAlert) -> dict[str, Fact]:
         found: dict[str, Fact] = {"alertname": ticket_line(alert.name, 200)}
         if alert.starts_at is not None:
             found["active_at"] = alert.starts_at.isoformat()
-        found |= label_facts(labels)
+        # All of them, the severity too: what silences and `ignore` match is read from here.
+        found |= label_facts(
+            {name: one for name, one in alert.labels.items() if name != "alertname"}
+        )
         if runbook := alert.annotations.get("runbook_url"):
             found["runbook_url"] = ticket_line(runbook, _LONGEST_FACT)
         for name, value in list(alert.facts.items())[:30]:

@@ -7,6 +7,7 @@ ticket whichever way it came.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import ClassVar
 
@@ -198,9 +199,11 @@ class AlertmanagerSubject:
             )
 
     def _signal(self, one: ManagedAlert, reasons: Mapping[str, str]) -> Signal | None:
-        if one.state == "unprocessed":  # it does not know yet whether it is silenced
-            return None
-        return self.alerts.signal(_received(one, reasons))
+        signal = self.alerts.signal(_received(one, reasons))
+        if signal is not None and one.state == "unprocessed":
+            # It is not known yet whether it is silenced: it opens nothing, and its ticket stays.
+            return replace(signal, holds=None)
+        return signal
 
     def _only_pushed(self, pushed: PushedAlerts, found: _Found) -> list[Signal]:
         """Return the signals of what was pushed in the last minute and is not in the poll.

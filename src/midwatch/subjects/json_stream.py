@@ -37,7 +37,8 @@ class JsonText:
                 if len(self._text) - self._at > LONGEST_VALUE:
                     raise
             else:
-                if end < len(self._text):  # else a number may go on
+                if end < len(self._text) or type(value) not in (int, float):
+                    # A number at the end of the text may go on.
                     self._at = end
                     return value
             yield from self._more()

@@ -19,7 +19,6 @@ from midwatch.server.senders.reading import (
     list_of,
     object_of,
     read_json,
-    required_text,
     text_of,
     texts_of,
     time_of,
@@ -59,7 +58,8 @@ def _alert(value: Any, where: str, manager: str) -> ReceivedAlert:
     if status not in ("firing", "resolved"):
         raise Unreadable(f"{where}.status: expected firing or resolved")
     labels = texts_of(alert.get("labels"), f"{where}.labels")
-    name = required_text(labels.get("alertname"), f"{where}.labels.alertname")
+    # Alertmanager takes alerts without a name. To refuse one would lose the others of its group.
+    name = labels.get("alertname", "").strip() or "alert"
     ends_at = time_of(alert.get("endsAt"), f"{where}.endsAt")
     resolved = status == "resolved"
     return ReceivedAlert(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from midwatch.model import Ticket
 from midwatch.store.on_call import Cursor, DeliveryEnd, NewDelivery
 from midwatch.testing.store_conformance.fixture import LEASE, Check, StoreFixture
@@ -108,13 +110,41 @@ async def check_giving_up_is_in_the_history(on: StoreFixture) -> None:
     row = (await on.store.history(claim.tickets[0].id))[-1]
     assert (row.actor, row.action) == ("notifier 1", "notify")
     assert "ops" in row.why and "refused" in row.why
+    address = "https://ci.test/done?key=hunter2"
+    called = replace(of(ticket, target=address), route="callback", thread="callback 1")
+    await saved(on, called)
+    claim = await on.store.claim_delivery(address, lease=LEASE)
+    assert claim is not None and await on.store.finish_delivery(claim, end)
+    why = (await on.store.history(ticket.id))[-1].why
+    assert why == "given up: callback could not be notified: refused"
     on.clock.move(100)
     again = await on.store.claim_delivery("ops", lease=LEASE)
     assert again is not None
     assert await on.store.finish_delivery(again, DeliveryEnd(error="no", retry_in=60))
     assert await on.store.give_up_deliveries("ops", 200, "down", "n") == 0
     assert await on.store.give_up_deliveries("ops", 99, "down", "n") == 1
-    assert await on.store.delivery_counts(1000) == {"given_up": 2}
+    assert await on.store.delivery_counts(1000) == {"given_up": 3}
+
+
+async def check_only_what_failed_for_long_is_given_up(on: StoreFixture) -> None:
+    """What waited for its digest or for the end of a silence did not fail; an escalation that failed did."""
+    [quiet] = await on.open("quiet")
+    [late] = await on.open("late")
+    await saved(on, of(quiet), of(late, target="boss", event="escalated", due_in=50))
+    on.clock.move(1000)
+    claim = await on.store.claim_delivery("ops", lease=LEASE)
+    assert claim is not None
+    silent = DeliveryEnd(postponed=(claim.deliveries[0].id,), postpone_for=60)
+    assert await on.store.finish_delivery(claim, silent)
+    await saved(on, of(late, due_in=1000))
+    on.clock.move(1000)
+    for target in ("ops", "ops", "boss"):
+        claim = await on.store.claim_delivery(target, lease=LEASE)
+        assert claim is not None
+        failed = DeliveryEnd(error="down", retry_in=10)
+        assert await on.store.finish_delivery(claim, failed)
+    assert await on.store.give_up_deliveries("ops", 999, "down", "n") == 0
+    assert await on.store.give_up_deliveries("boss", 999, "down", "n") == 1
 
 
 async def check_what_was_told_is_known(on: StoreFixture) -> None:
@@ -156,6 +186,7 @@ CHECKS: tuple[Check, ...] = (
     check_a_failed_delivery_holds_its_thread,
     check_a_delivery_whose_sender_died_is_claimed_again,
     check_giving_up_is_in_the_history,
+    check_only_what_failed_for_long_is_given_up,
     check_what_was_told_is_known,
     check_old_deliveries_of_resolved_tickets_are_removed,
 )

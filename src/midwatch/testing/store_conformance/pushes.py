@@ -112,6 +112,34 @@ async def the_sender_s_own_times_decide(at: StoreFixture) -> None:
     assert await _open(at) == ["a"]
 
 
+async def they_decide_without_a_start_too(at: StoreFixture) -> None:
+    """Also when the report of firing comes long after; a time of the future decides nothing."""
+    early, late = (at.clock.now - timedelta(seconds=ago) for ago in (60, 30))
+    firing = alert(starts_at=None, changed_at=early)
+    resolved = alert(firing=False, starts_at=None, ends_at=late, changed_at=late)
+    await _send(at, resolved)
+    at.clock.move(120)
+    await _send(at, firing)
+    assert await _open(at) == []
+    now = at.clock.now
+    await _send(at, replace(firing, changed_at=now + timedelta(days=900)))
+    assert await _open(at) == ["a"]
+    at.clock.move(5)
+    await _send(at, replace(resolved, ends_at=at.clock.now, changed_at=at.clock.now))
+    assert await _open(at) == []
+
+
+async def what_is_reported_as_fine_again_and_again_is_kept_once(
+    at: StoreFixture,
+) -> None:
+    """A program that reports the state of each check all the time does not fill the database."""
+    fine = alert(firing=False, starts_at=None, ends_at=None)
+    for _ in range(5):
+        at.clock.move(90)
+        await _send(at, fine, replace(fine, ends_at=at.clock.now))
+    assert await at.store.forget_alerts(-1) <= 1
+
+
 async def a_component_of_several_alerts_holds_when_all_are_resolved(
     at: StoreFixture,
 ) -> None:
@@ -174,6 +202,16 @@ async def a_push_makes_the_monitor_read_again(at: StoreFixture) -> None:
     await at.store.save_cycle("team", watch.revision, Changes())
 
 
+async def what_fires_again_is_not_resolved_by_an_older_look(at: StoreFixture) -> None:
+    """The alert was resolved while that counted for nothing, and fires again while the monitor is about to save."""
+    await _send(at, alert())
+    await _send(at, alert(firing=False), resolves=False)
+    watch = await at.store.watch("team")
+    gone = Changes(resolved=(watch.tickets[0].id,))
+    await _send(at, alert(starts_at=ENDED), resolves=False)
+    await raises(StaleWatch, at.store.save_cycle("team", watch.revision, gone))
+
+
 async def what_has_a_ticket_gets_no_second_one(at: StoreFixture) -> None:
     """A push adds nothing to what a monitor opened."""
     polled = opening("a", subject="team", invariant="alert:Down")
@@ -205,6 +243,26 @@ async def a_silence_records_and_opens_nothing(at: StoreFixture) -> None:
     }
     await _send(at, alert())
     assert len(await at.store.silenced("team")) == 2
+
+
+async def what_opens_after_a_silence_is_not_silent(at: StoreFixture) -> None:
+    """The silence was ended before its time: an agent gets the ticket at once, and its time to detect does not count."""
+    made = await at.store.add_silence(
+        [Matcher("instance", "=", "a")], author="ada", reason="work", seconds=600
+    )
+    await _send(at, alert())
+    await at.store.expire_silence(made.id, "ada")
+    at.clock.move(60)
+    await _send(at, alert())
+    [ticket] = await _tickets(at)
+    assert ticket.silenced_by is None
+    [past] = await at.store.silenced(within=3600)
+    assert (past.ticket_id, past.ended_at) == (ticket.id, ticket.opened_at)
+    assert [row.action for row in await at.store.history(ticket.id)] == [
+        "open",
+        "unsilence",
+    ]
+    assert (await at.store.stats(3600)).to_detect is None
 
 
 async def a_storm_opens_the_most_urgent(at: StoreFixture) -> None:
@@ -241,15 +299,19 @@ CHECKS: tuple[Check, ...] = (
     a_late_report_of_firing_opens_nothing,
     a_late_resolution_leaves_what_began_after_it,
     the_sender_s_own_times_decide,
+    they_decide_without_a_start_too,
+    what_is_reported_as_fine_again_and_again_is_kept_once,
     a_component_of_several_alerts_holds_when_all_are_resolved,
     times_of_the_future_end_like_others,
     an_alert_without_a_start_is_the_one_that_fires,
     a_held_ticket_stays,
     an_overdue_heartbeat_resolves_nothing,
     a_push_makes_the_monitor_read_again,
+    what_fires_again_is_not_resolved_by_an_older_look,
     what_has_a_ticket_gets_no_second_one,
     pushes_join_the_incident_of_linked_subjects,
     a_silence_records_and_opens_nothing,
+    what_opens_after_a_silence_is_not_silent,
     a_storm_opens_the_most_urgent,
     alerts_that_were_left_out_are_known_by_group,
     what_was_resolved_long_ago_is_forgotten,

@@ -124,7 +124,7 @@ def _create_deliveries() -> None:
         *_columns(_TEXT, "dedup_key", "route", "target", "event", "thread", "state"),
         *_columns(_ID, "ticket_id", nullable=True),
         *_columns(_DOCUMENT, "content"),
-        *_columns(_INSTANT, "created_at", "due_at"),
+        *_columns(_INSTANT, "created_at", "due_at", "due_since"),
         *_columns(sa.Integer(), "attempts"),
         *_columns(_TEXT, "claim_token", "last_error", nullable=True),
         *_columns(_INSTANT, "claim_until", "ended_at", nullable=True),
