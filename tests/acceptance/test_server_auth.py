@@ -109,6 +109,11 @@ def test_a_header_counts_only_from_the_proxy(tmp_path: Path) -> None:
             assert "has no role" in problem(through.get(OPEN, headers=stranger), 403)
             by_group = stranger | {"x-groups": "web, sre"}
             assert through.get(OPEN, headers=by_group).status_code == 200
+            for other in (
+                {"x-forwarded-user": "group:sre"},
+                stranger | {"x-groups": "all@example.org"},
+            ):
+                assert "has no role" in problem(through.get(OPEN, headers=other), 403)
             twice = [*named.items(), *stranger.items()]
             assert "twice" in problem(through.get(OPEN, headers=twice), 400)
 
