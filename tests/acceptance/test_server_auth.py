@@ -114,6 +114,10 @@ def test_a_header_counts_only_from_the_proxy(tmp_path: Path) -> None:
                 stranger | {"x-groups": "all@example.org"},
             ):
                 assert "has no role" in problem(through.get(OPEN, headers=other), 403)
+            # Alerts open and resolve tickets, which no viewer may.
+            hook = "/hooks/generic"
+            assert "alerts:write" in problem(through.post(hook, headers=named), 403)
+            problem(through.post(hook, headers=by_group), 404)
             twice = [*named.items(), *stranger.items()]
             assert "twice" in problem(through.get(OPEN, headers=twice), 400)
 

@@ -33,6 +33,7 @@ SCOPES = (
     "mcp",
 )
 """What a token may be for."""
+_OF_VIEWERS = frozenset({"read", "mcp"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,11 @@ class Principal:
     role: Role
     scopes: frozenset[str]
     via: str
+
+
+def scopes_of(role: Role) -> frozenset[str]:
+    """Return the scopes of a person with this role, who has no token that says more or less."""
+    return _OF_VIEWERS if role is Role.VIEWER else frozenset(SCOPES)
 
 
 async def principal_of(request: Request) -> Principal:

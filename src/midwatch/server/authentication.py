@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, cancel
 from midwatch.logs import Log
-from midwatch.server.auth import SCOPES, Principal, Role
+from midwatch.server.auth import SCOPES, Principal, Role, scopes_of
 from midwatch.server.peer import user_of
 from midwatch.server.problems import Forbidden, RequestRefused, Unauthenticated
 from midwatch.server_settings import ProxySettings, RoleSettings, ServerSettings
@@ -241,7 +241,7 @@ class Authenticator:
             name=name,
             digest=digest_of(secret),
             role=role.label,
-            scopes=parent.scopes if parent else SCOPES,
+            scopes=parent.scopes if parent else tuple(sorted(scopes_of(role))),
             created_by=via,
             seconds=seconds,
             parent_id=parent.id if parent else None,
@@ -275,7 +275,7 @@ class Authenticator:
             for value in request.headers.getlist(proxy.groups_header):
                 groups += [one.strip() for one in _as_text(value).split(",")]
         role = role_of(name, filter(None, groups), self._settings.roles)
-        return Principal(name, role, _ALL, "proxy")
+        return Principal(name, role, scopes_of(role), "proxy")
 
     def _by_address(self, request: HTTPConnection) -> Principal | None:
         if not self.is_open or request.client is None:
