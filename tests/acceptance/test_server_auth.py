@@ -152,6 +152,7 @@ def test_another_site_changes_nothing(tmp_path: Path) -> None:
             {"sec_fetch_site": "same-site"},
             {"origin": "https://evil.example"},
             {"origin": "null"},
+            {"origin": "http://[::1"},
             {"cookie": "midwatch=stolen"},  # no browser of today sends so little
         ):
             assert "another site" in problem(send(**headers), 403)
