@@ -37,6 +37,7 @@ class Episodes:
     Attributes:
         changed: Episodes to save.
         began: Alerts that fire, as last reported.
+        begun_keys: Invariant and component of those that did not fire before.
     """
 
     LATE: ClassVar[timedelta] = timedelta(seconds=60)
@@ -51,6 +52,7 @@ class Episodes:
             own[episode.starts_at] = episode
         self._changed: dict[tuple[str, datetime], Episode] = {}
         self._ended: dict[tuple[str, str], None] = {}
+        self.begun_keys: set[tuple[str, str]] = set()
 
     @property
     def changed(self) -> list[Episode]:
@@ -87,7 +89,9 @@ class Episodes:
         start = alert.starts_at or latest or self._now
         if any(self._is_late(alert, start, one) for one in own.values()):
             return
-        if latest is not None and start <= latest:
+        if latest is None:
+            self.begun_keys.add((alert.invariant, alert.component))
+        elif start <= latest:
             start = latest
         for one in open_:
             if one.starts_at < start:

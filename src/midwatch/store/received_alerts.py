@@ -83,9 +83,9 @@ def _receive_of(
     resolved: list[int] = []
     if alive and pushes[-1].resolves:
         resolved = _resolve_tickets(tx, subject, ended, pushes[-1].sender)
-    loud, silent = _by_silence(tx, subject, episodes.began, pushes[-1].kind)
+    loud, changed = _by_silence(tx, subject, episodes, pushes[-1].kind)
     opened = _open_tickets(tx, subject, loud, pushes, rules)
-    if opened or resolved or silent:
+    if opened or resolved or changed:
         increase_revision(tx, subject.name)
     return Accepted(opened, tuple(resolved))
 
@@ -289,25 +289,28 @@ def _violation(subject: str, alert: KeptAlert) -> Violation:
 
 
 def _by_silence(
-    tx: Transaction, subject: Any, began: Iterable[KeptAlert], kind: str
+    tx: Transaction, subject: Any, episodes: Episodes, kind: str
 ) -> tuple[list[Violation], bool]:
-    """Return the violations without a ticket that no silence holds, and whether others are silent from now on.
+    """Return the violations without a ticket that no silence holds, and whether the monitor has to look again.
 
-    Those are recorded. Of several alerts with one key the most urgent counts.
+    It has to where others are silent from now on, which is recorded, and where an alert with a ticket fires again: it may
+    be about to resolve that. Of several alerts with one key the most urgent counts.
     """
     new: dict[Key, Violation] = {}
-    for alert in began:
+    for alert in episodes.began:
         if alert.opens:
             one = _violation(subject.name, alert)
             if one.key not in new or one.severity < new[one.key].severity:
                 new[one.key] = one
-    for key in _unresolved(tx, subject.name, new):
-        del new[key]
+    ticketed = _unresolved(tx, subject.name, new)
+    again = any(_order(key) in episodes.begun_keys for key in ticketed)
+    new = {key: one for key, one in new.items() if key not in ticketed}
     if not new:
-        return [], False
+        return [], again
     known = {one.key for one in list_silenced(tx, subject.name)}
     silent = keep_silent(tx, list(new.values()), kind)
-    return [one for key, one in new.items() if key not in silent], bool(silent - known)
+    loud = [one for key, one in new.items() if key not in silent]
+    return loud, again or bool(silent - known)
 
 
 def _count_unresolved(tx: Transaction, name: str) -> int:
