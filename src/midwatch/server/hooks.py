@@ -75,7 +75,7 @@ class _Hooks:
         """
         possible = [one for one in self._subjects if one.sender == sender]
         chosen = [one for one in possible if name is None or one.name == name]
-        if not chosen or not all(map(_secrets, chosen)):
+        if len(chosen) != 1 or not _secrets(chosen[0]):
             await sends_alerts(request)
         if len(chosen) == 1:
             return chosen[0]
