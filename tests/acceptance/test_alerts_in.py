@@ -392,3 +392,15 @@ def test_hostile_text_stays_text_and_secrets_are_hidden(tmp_path: Path) -> None:
     whole = repr(ticket)
     assert token not in whole and "\x1b" not in whole and "\\x1b" not in whole
     assert "\n" not in ticket.message + ticket.key.component + ticket.key.invariant
+
+
+def test_who_is_not_known_does_not_learn_the_names_of_subjects(tmp_path: Path) -> None:
+    """Not even where all of them check a signature, so that their senders need no token."""
+    pages = {"kind": "alerts", "sender": "pagerduty", "signing_secrets": ["secret"]}
+    both = settings({**pages, "name": "shop"}, {**pages, "name": "store"})
+    both["server"] = {"url": "https://midwatch.example.org"}
+    with server_process(tmp_path, both) as server:
+        for path in ("/hooks/pagerduty", "/hooks/pagerduty/other"):
+            answer = server.http.post(path, json={})
+            assert answer.status_code == 401
+            assert "shop" not in answer.text

@@ -160,6 +160,8 @@ def test_a_request_with_a_key_is_carried_out_once(tmp_path: Path) -> None:
             assert again.json() == first.json() and again.status_code == 202
             assert again.headers["location"] == first.headers["location"]
             assert again.headers["idempotency-replayed"] == "true"
+        blank = posted(server, "/investigations", {**asked, "question": "\x00"})
+        assert "no character" in problem(blank, 422)
         other = posted(
             server, "/investigations", {**asked, "question": "?"}, idempotency_key="k1"
         )

@@ -86,3 +86,51 @@ def test_each_route_asks_for_its_role_and_its_scope(
         may = given == scope and (role == "operator" or least == "viewer")
         assert (answer.status_code == 403) is not may, (role, given, answer.text)
         assert answer.status_code != 401
+
+
+PAGES = [
+    *(
+        ("get", path, "read", "viewer")
+        for path in (
+            "/tickets",
+            "/tickets/1",
+            "/changes",
+            "/subjects",
+            "/charts",
+            "/charts/data.json",
+            "/sessions",
+            "/sessions/s-1",
+            "/sessions/s-1/diff",
+            "/sessions/s-1/events",
+        )
+    ),
+    *(
+        ("post", f"/tickets/9/{name}", "tickets:write", "operator")
+        for name in ("acknowledge", "hold", "unhold", "retry", "resolve")
+    ),
+    ("post", "/tickets/9/silence", "silences:write", "operator"),
+    ("post", "/tickets/9/fix", "sessions:write", "operator"),
+    *(
+        ("post", f"/sessions/s-1/{name}", "sessions:write", "operator")
+        for name in ("approve", "deny", "interrupt", "end", "send")
+    ),
+]
+
+
+@pytest.mark.parametrize("method,path,scope,least", PAGES)
+def test_each_page_asks_for_the_same(
+    method: str,
+    path: str,
+    scope: str,
+    least: str,
+    server: tuple[Running, dict[tuple[str, str], str]],
+) -> None:
+    running, tokens = server
+    form = {"request_id": "r-1", "text": "x", "seconds": "60"}
+    data = form if method == "post" else None
+    for (role, given), token in tokens.items():
+        headers = {"authorization": f"Bearer {token}"}
+        # A stream of changes has no end.
+        with running.http.stream(method, path, data=data, headers=headers) as answer:
+            may = given == scope and (role == "operator" or least == "viewer")
+            assert (answer.status_code == 403) is not may, (role, given)

@@ -135,6 +135,9 @@ def test_rights_decide_which_tools_there_are(tmp_path: Path) -> None:
         )
         assert answer.status_code == 403
         assert "no scope mcp" in answer.json()["detail"]
+        for accept in ("text/event-stream", "*/*"):
+            opened = httpx2.get(f"{server.url}/mcp", headers={**more, "Accept": accept})
+            assert opened.status_code == 405
     [silence] = said_json(tmp_path, "silences", "list")
     assert silence["author"] == "claude"
 

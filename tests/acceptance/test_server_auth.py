@@ -109,6 +109,15 @@ def test_a_header_counts_only_from_the_proxy(tmp_path: Path) -> None:
             assert "has no role" in problem(through.get(OPEN, headers=stranger), 403)
             by_group = stranger | {"x-groups": "web, sre"}
             assert through.get(OPEN, headers=by_group).status_code == 200
+            for other in (
+                {"x-forwarded-user": "group:sre"},
+                stranger | {"x-groups": "all@example.org"},
+            ):
+                assert "has no role" in problem(through.get(OPEN, headers=other), 403)
+            # Alerts open and resolve tickets, which no viewer may.
+            hook = "/hooks/generic"
+            assert "alerts:write" in problem(through.post(hook, headers=named), 403)
+            problem(through.post(hook, headers=by_group), 404)
             twice = [*named.items(), *stranger.items()]
             assert "twice" in problem(through.get(OPEN, headers=twice), 400)
 
@@ -143,6 +152,7 @@ def test_another_site_changes_nothing(tmp_path: Path) -> None:
             {"sec_fetch_site": "same-site"},
             {"origin": "https://evil.example"},
             {"origin": "null"},
+            {"origin": "http://[::1"},
             {"cookie": "midwatch=stolen"},  # no browser of today sends so little
         ):
             assert "another site" in problem(send(**headers), 403)

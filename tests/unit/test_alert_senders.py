@@ -90,6 +90,10 @@ def test_only_an_end_that_has_come_counts() -> None:
             "is not a time",
         ),
         (
+            {"alerts": [{**alertmanager_alert(), "startsAt": 10**400}]},
+            "is not a time",
+        ),
+        (
             {"alerts": [alertmanager_alert(**{f"l{n}": "" for n in range(100_000)})]},
             "100,003 names are too many; at most 1,000",
         ),

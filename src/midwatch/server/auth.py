@@ -33,6 +33,7 @@ SCOPES = (
     "mcp",
 )
 """What a token may be for."""
+_OF_VIEWERS = frozenset({"read", "mcp"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,11 @@ class Principal:
     via: str
 
 
+def scopes_of(role: Role) -> frozenset[str]:
+    """Return the scopes of a person with this role, who has no token that says more or less."""
+    return _OF_VIEWERS if role is Role.VIEWER else frozenset(SCOPES)
+
+
 async def principal_of(request: Request) -> Principal:
     """Return who sends a request. Raises Unauthenticated."""
     found: Principal | None = getattr(request.state, "principal", None)
@@ -63,7 +69,10 @@ async def principal_of(request: Request) -> Principal:
 Dependency = Callable[[Request], Awaitable[Principal]]
 
 
-def _at_least(role: Role) -> Dependency:
+def rights(role: Role, scope: str) -> Dependency:
+    """Return the dependency of a route: the principal, who has at least this role and this scope."""
+    assert scope in SCOPES
+
     async def require(request: Request) -> Principal:
         principal = await principal_of(request)
         if principal.role < role:
@@ -71,28 +80,20 @@ def _at_least(role: Role) -> Dependency:
                 f"{principal.name} has the role {principal.role.label}; this needs {role.label}",
                 hint="see the setting server.roles, or `midwatch tokens create --role`",
             )
-        return principal
-
-    return require
-
-
-viewer = _at_least(Role.VIEWER)
-operator = _at_least(Role.OPERATOR)
-admin = _at_least(Role.ADMIN)
-"""Dependencies of a route: the principal, who has this role at least."""
-
-
-def scope(name: str) -> Dependency:
-    """Return the dependency of a route: the principal, whose token has this scope."""
-    assert name in SCOPES
-
-    async def require(request: Request) -> Principal:
-        principal = await principal_of(request)
-        if name not in principal.scopes:
+        if scope not in principal.scopes:
             raise Forbidden(
-                f"the token {principal.name} has no scope {name}",
+                f"{principal.name} has no scope {scope}",
                 hint="see `midwatch tokens create --scope`",
             )
         return principal
 
     return require
+
+
+reads = rights(Role.VIEWER, "read")
+changes_tickets = rights(Role.OPERATOR, "tickets:write")
+changes_silences = rights(Role.OPERATOR, "silences:write")
+steers_sessions = rights(Role.OPERATOR, "sessions:write")
+investigates = rights(Role.OPERATOR, "investigations:write")
+sends_alerts = rights(Role.VIEWER, "alerts:write")
+"""What the routes of the page, the API and the hooks ask for."""

@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, cancel
 from midwatch.logs import Log
-from midwatch.server.auth import SCOPES, Principal, Role
+from midwatch.server.auth import SCOPES, Principal, Role, scopes_of
 from midwatch.server.peer import user_of
 from midwatch.server.problems import Forbidden, RequestRefused, Unauthenticated
 from midwatch.server_settings import ProxySettings, RoleSettings, ServerSettings
@@ -29,6 +29,7 @@ from midwatch.text import one_line
 _PREFIX = "mwt_"
 _SECRET_LENGTH = len(_PREFIX) + 43
 _ALL = frozenset(SCOPES)
+_GROUP = "group:"
 _REMEMBERED = 5.0
 """Seconds for which a token is known without a look at the database: a revoked one works no longer than that."""
 _MOST_REMEMBERED = 10_000
@@ -66,17 +67,25 @@ def address_of(host: str) -> IPv4Address | IPv6Address | None:
 
 def role_of(name: str, groups: Iterable[str], roles: RoleSettings) -> Role:
     """Return the role of a person by the settings. Raises Forbidden for one without a role."""
-    names = [name, *(f"group:{group}" for group in groups)]
+    groups = tuple(groups)
     for role, entries in (
         (Role.ADMIN, roles.admins),
         (Role.OPERATOR, roles.operators),
         (Role.VIEWER, roles.viewers),
     ):
-        if any(fnmatchcase(one, entry) for one in names for entry in entries):
+        if any(_names(entry, name, groups) for entry in entries):
             return role
     raise Forbidden(
         f"{name} has no role here", hint="the setting server.roles says who has one"
     )
+
+
+def _names(entry: str, name: str, groups: Iterable[str]) -> bool:
+    """Return whether an entry of a role means a person. One of a group means no name, however that is chosen."""
+    if entry.startswith(_GROUP):
+        pattern = entry.removeprefix(_GROUP)
+        return any(fnmatchcase(group, pattern) for group in groups)
+    return fnmatchcase(name, entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +241,7 @@ class Authenticator:
             name=name,
             digest=digest_of(secret),
             role=role.label,
-            scopes=parent.scopes if parent else SCOPES,
+            scopes=parent.scopes if parent else tuple(sorted(scopes_of(role))),
             created_by=via,
             seconds=seconds,
             parent_id=parent.id if parent else None,
@@ -266,7 +275,7 @@ class Authenticator:
             for value in request.headers.getlist(proxy.groups_header):
                 groups += [one.strip() for one in _as_text(value).split(",")]
         role = role_of(name, filter(None, groups), self._settings.roles)
-        return Principal(name, role, _ALL, "proxy")
+        return Principal(name, role, scopes_of(role), "proxy")
 
     def _by_address(self, request: HTTPConnection) -> Principal | None:
         if not self.is_open or request.client is None:

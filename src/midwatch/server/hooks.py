@@ -15,13 +15,11 @@ from midwatch.received import Delivery, Push, PushRules, TakesAlerts
 from midwatch.redaction import Sanitizer
 from midwatch.server.alert_intake import AlertIntake
 from midwatch.server.alert_writer import AlertWriter
-from midwatch.server.auth import scope
+from midwatch.server.auth import sends_alerts
 from midwatch.server.context import ServerContext
 from midwatch.server.senders import read_delivery
 from midwatch.server.signatures import HEADERS, OTHER_HEADER, check_signature
 from midwatch.subjects.pushed import Sender
-
-_may_write = scope("alerts:write")
 
 
 def router(context: ServerContext) -> APIRouter:
@@ -77,8 +75,8 @@ class _Hooks:
         """
         possible = [one for one in self._subjects if one.sender == sender]
         chosen = [one for one in possible if name is None or one.name == name]
-        if not chosen or not all(map(_secrets, chosen)):
-            await _may_write(request)
+        if len(chosen) != 1 or not _secrets(chosen[0]):
+            await sends_alerts(request)
         if len(chosen) == 1:
             return chosen[0]
         raise _no_subject(sender, name, possible)

@@ -111,7 +111,7 @@ class Limits:
         if site is not None:
             own = site in _OWN
         elif origin is not None:
-            own = urlsplit(origin).netloc.lower() == host.lower()
+            own = _netloc(origin) == host.lower()
         else:
             # No browser of today sends a change without either of them.
             own = self._cookie not in request.cookies
@@ -151,6 +151,14 @@ class Limits:
     def bounded(self, receive: Receive) -> BoundedBody:
         """Return a receive of ASGI that bounds the body's bytes and its time."""
         return BoundedBody(receive, self._settings, self._stats, self._too_large)
+
+
+def _netloc(origin: str) -> str | None:
+    """Return host and port of an origin; None if it has none."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
 
 
 def is_stream(request: Request) -> bool:

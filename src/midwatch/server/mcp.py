@@ -51,7 +51,8 @@ def router(context: ServerContext) -> APIRouter:
     routes.add_route(
         "/mcp",
         _Endpoint(manager.handle_request),  # type: ignore[arg-type] # Starlette takes an ASGI application
-        methods=["GET", "POST", "DELETE"],
+        # Stateless, it has nothing to say by itself and nothing to end: a stream of a GET would stay open for ever.
+        methods=["POST"],
         include_in_schema=False,
     )
     return routes

@@ -15,11 +15,17 @@ from midwatch.errors import MidwatchError
 from midwatch.json_shapes import dump
 from midwatch.model import Json
 from midwatch.server.api.models import Problem
-from midwatch.server.auth import Principal, Role, principal_of
+from midwatch.server.auth import (
+    Principal,
+    changes_silences,
+    changes_tickets,
+    investigates,
+    reads,
+    steers_sessions,
+)
 from midwatch.server.context import ServerContext
 from midwatch.server.problems import (
     MEDIA_TYPE,
-    Forbidden,
     RequestRefused,
     Unprocessable,
     problem_of,
@@ -75,27 +81,11 @@ _MEANING = {
 }
 
 
-def rights(role: Role, scope: str) -> Any:
-    """Return the dependency of a route: the principal, who has at least this role and this scope."""
-
-    async def require(request: Request) -> Principal:
-        principal = await principal_of(request)
-        if principal.role < role:
-            raise Forbidden(
-                f"{principal.name} has the role {principal.role.label}; this needs {role.label}"
-            )
-        if scope not in principal.scopes:
-            raise Forbidden(f"the token {principal.name} has no scope {scope}")
-        return principal
-
-    return Depends(require)
-
-
-Reader = Annotated[Principal, rights(Role.VIEWER, "read")]
-ChangesTickets = Annotated[Principal, rights(Role.OPERATOR, "tickets:write")]
-ChangesSilences = Annotated[Principal, rights(Role.OPERATOR, "silences:write")]
-StartsSessions = Annotated[Principal, rights(Role.OPERATOR, "sessions:write")]
-Investigates = Annotated[Principal, rights(Role.OPERATOR, "investigations:write")]
+Reader = Annotated[Principal, Depends(reads)]
+ChangesTickets = Annotated[Principal, Depends(changes_tickets)]
+ChangesSilences = Annotated[Principal, Depends(changes_silences)]
+StartsSessions = Annotated[Principal, Depends(steers_sessions)]
+Investigates = Annotated[Principal, Depends(investigates)]
 
 
 # ------------------------------------------------------------------ entity tags

@@ -123,10 +123,13 @@ def _add_changes(routes: APIRouter, context: ServerContext) -> None:
 
         async def act() -> Response:
             _check(context, asked, subjects)
+            question = sanitizer.sanitize(_question(asked), models.LONGEST_QUESTION)
+            if not question.strip():
+                raise Unprocessable("the question has no character that can be read")
             made = await store.investigate(
                 _id_of(who, idempotency_key),
                 asked.subject,
-                sanitizer.sanitize(_question(asked), models.LONGEST_QUESTION),
+                question,
                 by=who.name,
                 severity=Severity.parse(asked.severity),
                 facts=_facts(asked.alert, sanitizer),

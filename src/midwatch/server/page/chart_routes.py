@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import JSONResponse, Response
 
-from midwatch.server.auth import Principal, viewer
+from midwatch.server.auth import Principal, reads
 from midwatch.server.context import ServerContext
 from midwatch.server.page.page_routes import page_routes
 from midwatch.server.page.rendering import Pages
@@ -17,7 +17,7 @@ _MOST_DAYS = 366
 _PERIODS = (7, 30, 90, 365)
 
 Days = Annotated[int, Query(ge=1, le=_MOST_DAYS)]
-Who = Annotated[Principal, Depends(viewer)]
+Who = Annotated[Principal, Depends(reads)]
 
 
 def router(context: ServerContext, pages: Pages) -> APIRouter:

@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from midwatch.errors import Conflict, MidwatchError, NotFound
 from midwatch.lifecycle import first
-from midwatch.server.auth import Principal, scope, viewer
+from midwatch.server.auth import Principal, reads, steers_sessions
 from midwatch.server.context import ServerContext
 from midwatch.server.page.event_view import EventView, event_views, permission_fields
 from midwatch.server.page.live_changes import event_text, stream
@@ -35,8 +35,8 @@ _AT_ONCE = 2000
 _STATUS_INTERVAL = 2.0
 _KEEP_ALIVE = 15.0
 
-Who = Annotated[Principal, Depends(viewer)]
-Worker = Annotated[Principal, Depends(scope("sessions:write"))]
+Who = Annotated[Principal, Depends(reads)]
+Worker = Annotated[Principal, Depends(steers_sessions)]
 
 
 def router(context: ServerContext, pages: Pages) -> APIRouter:

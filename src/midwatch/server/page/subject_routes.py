@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from midwatch.model import UNRESOLVED, Ticket
-from midwatch.server.auth import Principal, viewer
+from midwatch.server.auth import Principal, reads
 from midwatch.server.context import ServerContext
 from midwatch.server.page.page_routes import page_routes
 from midwatch.server.page.rendering import Pages
@@ -44,7 +44,7 @@ def router(context: ServerContext, pages: Pages) -> APIRouter:
     by_name = {subject.name: subject for subject in context.subjects}
 
     async def show(
-        request: Request, who: Annotated[Principal, Depends(viewer)]
+        request: Request, who: Annotated[Principal, Depends(reads)]
     ) -> Response:
         cursor = await context.store.last_cursor()
         states = {one.name: one for one in await context.store.subject_states()}

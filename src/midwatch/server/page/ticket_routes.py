@@ -10,7 +10,13 @@ from starlette.responses import RedirectResponse, Response
 
 from midwatch.errors import MidwatchError, NotFound
 from midwatch.model import UNRESOLVED, Severity, Ticket
-from midwatch.server.auth import Principal, scope, viewer
+from midwatch.server.auth import (
+    Principal,
+    changes_silences,
+    changes_tickets,
+    reads,
+    steers_sessions,
+)
 from midwatch.server.context import ServerContext
 from midwatch.server.page.answer_view import diagnosis_view, first_aid_view
 from midwatch.server.page.live_changes import LiveChanges, stream
@@ -28,8 +34,8 @@ _MOST_FACTS = 40
 _MOST_PAST = 5
 _LONGEST_REASON = 2000
 
-Who = Annotated[Principal, Depends(viewer)]
-Changer = Annotated[Principal, Depends(scope("tickets:write"))]
+Who = Annotated[Principal, Depends(reads)]
+Changer = Annotated[Principal, Depends(changes_tickets)]
 Why = Annotated[str, Form(max_length=_LONGEST_REASON)]
 
 
@@ -144,7 +150,7 @@ class TicketPages:
     async def silence(
         self,
         request: Request,
-        who: Annotated[Principal, Depends(scope("silences:write"))],
+        who: Annotated[Principal, Depends(changes_silences)],
         ticket_id: int,
         seconds: Annotated[float, Form(gt=0, le=366 * 86400)],
         why: Why = "",
@@ -155,7 +161,7 @@ class TicketPages:
     async def fix(
         self,
         request: Request,
-        who: Annotated[Principal, Depends(scope("sessions:write"))],
+        who: Annotated[Principal, Depends(steers_sessions)],
         ticket_id: int,
         prompt: Annotated[str, Form(max_length=20_000)] = "",
     ) -> Response:

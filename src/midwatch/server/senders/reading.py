@@ -115,8 +115,9 @@ def time_of(value: Any, where: str) -> datetime | None:
     if value is None or value == "":
         return None
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = value / 1000 if abs(value) > _MILLISECONDS else value
-        if 0 <= seconds <= _LATEST:
+        # Compared before it is divided: a number of JSON may be too large for a float.
+        if 0 <= value <= _LATEST * 1000:
+            seconds = value / 1000 if value > _MILLISECONDS else value
             return datetime.fromtimestamp(int(seconds), UTC)
     elif isinstance(value, str) and (found := parse_time(value)) is not None:
         if found.year == _ZERO_YEAR:
