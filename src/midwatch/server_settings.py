@@ -111,7 +111,9 @@ class ServerSettings(Group):
     proxy: ProxySettings | None = Field(
         None, description="Sign-in by a proxy in front, see below."
     )
-    roles: RoleSettings = RoleSettings()
+    roles: RoleSettings = Field(
+        RoleSettings(), description="Who may do what, see below."
+    )
     sign_in_time: Seconds = Field(
         43200.0, ge=60, description="How long a person stays signed in."
     )
