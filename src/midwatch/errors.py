@@ -46,7 +46,9 @@ class MidwatchError(Exception):
     def one_line(self) -> str:
         """Return the line that a person sees: what failed, then what to do."""
         text = " ".join(self.message.split())
-        return f"{text} ({' '.join(self.hint.split())})" if self.hint else text
+        if not self.hint:
+            return text
+        return f"{text.removesuffix('.')} ({' '.join(self.hint.split())})"
 
     def line(self) -> str:
         """Return `one_line`: the former name, for one release."""

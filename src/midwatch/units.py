@@ -43,7 +43,7 @@ def parse_duration(value: object) -> float:
                 seconds = float(text)
             except ValueError:
                 raise ValueError(
-                    f"{_shown(value)} is not a duration; use 30s, 5m or 2h"
+                    f"{_shown(value)} is not a duration; use 30s, 5m, 2h or 7d"
                 ) from None
     if not 0 <= seconds < math.inf:
         raise ValueError(

@@ -39,7 +39,9 @@ def test_every_invariant_documents_itself(tmp_path: Path) -> None:
     assert (disk["limit"], disk["unit"], disk["broken_when"]) == (0.9, "ratio", "above")
     text = said(tmp_path, "invariants", "host")
     assert "over 90%" in text and "under 5%" in text and "postgres" not in text
-    assert "alertmanager, alerts, command, host" in refused(tmp_path, "invariants", "hots")
+    assert "alertmanager, alerts, command, host" in refused(
+        tmp_path, "invariants", "hots"
+    )
 
 
 def test_stats_count_what_happened(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ HOSTS = ("https://example.org/", "https://github.com/example/")
 NOT_RUN = {
     "README.md": 4,
     "docs/kubernetes.md": 8,
+    "docs/mcp.md": 2,
 }
 """How many snippets no test runs. A new one has to be counted here."""
 SETTINGS = """\
@@ -170,6 +171,9 @@ EXPECTED = {
     ),
     "midwatch silences add 'kind": Expected(
         ("FREQ=WEEKLY", "Europe/Berlin"), settings=True
+    ),
+    "midwatch tokens create grafana": Expected(
+        ("mwt_", "ann  ", "token 1: revoked"), settings=True
     ),
     "store.add_silence(": Expected(("1 silence 1 ['upgrade']",), settings=True),
     "TicketDB.open(": Expected(

@@ -172,7 +172,7 @@ def test_a_problem_names_the_value_and_what_is_expected(tmp_path: Path) -> None:
     for text, line in [
         (
             "monitor: {interval: 5x}",
-            "monitor.interval: '5x' is not a duration; use 30s, 5m or 2h"
+            "monitor.interval: '5x' is not a duration; use 30s, 5m, 2h or 7d"
             " (Wait between two cycles; default 30s)",
         ),
         (

@@ -39,6 +39,8 @@ _ACTIONS = {
     "session": "",
     "retry": "queued again by hand",
     "resolve": "resolved",
+    "silence": "silenced",
+    "unsilence": "no longer silenced",
 }
 _VERDICTS = {
     "identified": "The cause was identified",

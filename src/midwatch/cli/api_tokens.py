@@ -135,9 +135,11 @@ def list_(
         ]
         for one in found
     ]
-    if rows:
-        headings = ("id", "name", "role", "scopes", "ends", "last used", "made by")
-        output.table(headings, rows, shrink=("scopes", "name"), drop=("made by",))
+    if not rows:
+        output.line("no tokens")
+        return
+    headings = ("id", "name", "role", "scopes", "ends", "last used", "made by")
+    output.table(headings, rows, shrink=("scopes", "name"), drop=("made by",))
 
 
 def _ended(token: ApiToken, now: datetime) -> bool:

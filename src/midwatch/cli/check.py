@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,12 +114,69 @@ async def findings(edge: Edge) -> AsyncIterator[Finding]:
         yield failed(_SETTINGS, error)
         return
     yield ok(_SETTINGS, format_count(len(settings.subjects), "subject"))
+    for finding in _packages(settings):
+        yield finding
     for finding in await _database(edge, settings):
         yield finding
     for finding in await _subjects(edge, settings):
         yield finding
     for finding in await _claude(edge, settings):
         yield finding
+
+
+def _packages(settings: Settings) -> list[Finding]:
+    """Return a finding for each setting whose extra is not installed."""
+    targets = settings.notifications.targets if settings.notifications.routes else []
+    wanted = (
+        ("server.listen", settings.server.listen, "fastapi", "server"),
+        ("server.mcp", settings.server.mcp, "mcp", "mcp"),
+        ("notifications.routes", targets, "jinja2", "notify"),
+        (
+            "notifications.targets",
+            any(one.slack for one in targets),
+            "slack-sdk",
+            "notify",
+        ),
+        (
+            "notifications.targets",
+            any(one.apprise for one in targets),
+            "apprise",
+            "notify",
+        ),
+        (
+            "telemetry.endpoint",
+            settings.telemetry.endpoint,
+            "opentelemetry-sdk",
+            "otel",
+        ),
+        (
+            "metrics.port",
+            settings.metrics.port is not None,
+            "prometheus-client",
+            "metrics",
+        ),
+    )
+    return [
+        failed("packages", _not_installed(package, path, extra))
+        for path, is_set, package, extra in wanted
+        if is_set and not _is_installed(package)
+    ]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        distribution(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _not_installed(package: str, path: str, extra: str) -> SettingsError:
+    return SettingsError(
+        f"the package {package} is not installed",
+        path=path,
+        hint=f"pip install 'midwatch[{extra}]'",
+    )
 
 
 async def _database(edge: Edge, settings: Settings) -> list[Finding]:
@@ -266,6 +324,8 @@ async def _observe(subject: Subject) -> Finding:
     }
     if down:
         text = f"{'; '.join(down.values())}; {text}"
+    if waiting := "waiting_since" in observation.state:
+        text += "; the heartbeat alert of its sender has not been received yet"
     if observation.ignored:
         left_out = (
             f"{name}: {', '.join(parts)}" for name, parts in observation.ignored.items()
@@ -274,9 +334,9 @@ async def _observe(subject: Subject) -> Finding:
     if unseen := {**observation.unavailable, **observation.unsupported}:
         why = "; ".join(f"{name}: {reason}" for name, reason in unseen.items())
         text += f"; not seen: {why}"
-    if down or (invariants and not covered and not broken):
+    if down or (invariants and not covered and not broken and not waiting):
         return Finding("", Grade.FAILED, text)
-    return warning("", text) if unseen or broken else ok("", text)
+    return warning("", text) if unseen or broken or waiting else ok("", text)
 
 
 def _names(names: Iterable[str]) -> str:

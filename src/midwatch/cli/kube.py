@@ -30,7 +30,7 @@ def operator(context: typer.Context) -> None:
     if find_spec("lightkube") is None:
         raise SettingsError(
             "lightkube is not installed",
-            hint="install midwatch[kubernetes]",
+            hint="pip install 'midwatch[kubernetes]'",
         )
     asyncio.run(_operate(context.obj))
 

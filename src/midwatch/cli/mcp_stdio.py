@@ -19,10 +19,10 @@ def serve_mcp(
     context: typer.Context,
     read_only: Annotated[
         bool,
-        typer.Option("--read-only", help="Without the tools that change something."),
+        typer.Option("--read-only", help="Leave out the tools that change something."),
     ] = False,
 ) -> None:
-    """Serve MCP on standard input and output, with the permissions of the person that starts it.
+    """Serve MCP on standard input and output, with the permissions of the person who starts it.
 
     `claude mcp add midwatch -- midwatch mcp` makes Claude Code start it.
     """
@@ -33,7 +33,7 @@ async def _serve(edge: Edge, read_only: bool) -> None:
     from midwatch.cli.serve import needs_server, sessions_and_actions
     from midwatch.lifecycle import SystemClock
 
-    with needs_server():
+    with needs_server("MCP", "mcp"):
         from midwatch.server.auth import SCOPES, Principal, Role
         from midwatch.server.mcp import serve_stdio
         from midwatch.server.mcp_tools import ToolContext

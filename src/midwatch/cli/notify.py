@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from midwatch.cli.app import Edge, open_app, use_store
-from midwatch.cli.output import BOLD, DIM, RED, Cell, Output
+from midwatch.cli.output import BOLD, DIM, GREEN, RED, Cell, Output
 from midwatch.cli.tickets import AsJson
 from midwatch.errors import SettingsError
 from midwatch.notification_settings import EVENTS
 from midwatch.text import one_line
+from midwatch.units import format_count
 
 if TYPE_CHECKING:
     from midwatch.model import Json
@@ -42,7 +43,7 @@ def test(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what would be sent of a ticket, to whom; nothing is sent without --send."""
+    """Show what would be sent about a ticket, and to whom; only --send sends it."""
     if event not in EVENTS:
         raise SettingsError(
             f"{event!r} is not an event", path="--event", hint=", ".join(EVENTS)
@@ -53,7 +54,9 @@ def test(
         output.json([_document(one) for one in shown])
         return
     if not shown:
-        output.line("no route would tell anybody of this event now")
+        output.line("no route sends this event of this ticket now")
+    if send:
+        output.line(f"sent: {format_count(len(shown), 'message')}", GREEN)
     for one in shown:
         route = f"by the route {one.route}, " if one.route else ""
         output.line(f"To {one.target}, {route}as {one.markup}", DIM)
@@ -96,15 +99,15 @@ def _document(preview: Preview) -> Json:
 def list_(
     context: typer.Context,
     ticket: Annotated[
-        int | None, typer.Option(help="Only those of this ticket.")
+        int | None, typer.Option(help="Only those about this ticket.")
     ] = None,
     state: Annotated[
         str | None, typer.Option(help=f"Only these: {', '.join(STATES)}.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The largest number.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List what was sent, waits or was given up, the newest first."""
+    """List what was sent, is due, was dropped or was given up, the newest first."""
     if state is not None and state not in STATES:
         raise SettingsError(
             f"{state!r} is not a state", path="--state", hint=", ".join(STATES)
@@ -128,9 +131,11 @@ def list_(
         ]
         for one in found
     ]
-    if rows:
-        headings = ("when", "ticket", "event", "target", "state", "why")
-        output.table(headings, rows, shrink=("why", "target"))
+    if not rows:
+        output.line("no notifications")
+        return
+    headings = ("when", "ticket", "event", "target", "state", "why")
+    output.table(headings, rows, shrink=("why", "target"))
 
 
 def _target(delivery: Delivery) -> str:

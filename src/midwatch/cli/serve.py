@@ -25,16 +25,24 @@ _EXTRA = frozenset(
 
 
 @contextmanager
-def needs_server() -> Iterator[None]:
-    """Import packages of the extra `server` in the block. Raises SettingsError if one is not installed."""
+def needs_server(what: str = "the server", extra: str = "server") -> Iterator[None]:
+    """Import packages of the extra `server` in the block.
+
+    Args:
+        what: What needs them, as the error says it.
+        extra: The extra to install for that; it includes `server`.
+
+    Raises:
+        SettingsError: One is not installed.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRA:
             raise
         raise SettingsError(
-            f"the server needs the package {error.name}",
-            hint="pip install 'midwatch[server]'",
+            f"{what} needs the package {error.name}",
+            hint=f"pip install 'midwatch[{extra}]'",
         ) from None
 
 

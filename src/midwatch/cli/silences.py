@@ -81,7 +81,7 @@ def add(
     author: Author = None,
     as_json: AsJson = False,
 ) -> None:
-    """Silence violations: they open no ticket, pay no diagnosis and send no message until it ends."""
+    """Silence violations: until it ends they open no ticket, cost no diagnosis and send no message."""
     parsed = parse_matcher_groups(matchers)
     recurrence = _recurrence(rrule, window, timezone)
     seconds = None if duration is None else _seconds("--duration", duration)

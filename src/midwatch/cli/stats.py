@@ -136,7 +136,7 @@ def _show(output: Output, figures: Figures) -> None:
 def _silenced(stats: Stats) -> Iterator[tuple[str, str]]:
     if stats.silenced or stats.silent_now:
         what = format_count(stats.silenced, "violation")
-        yield "silenced", f"{what} without a ticket or a message; {stats.silent_now} now"
+        yield "silenced", f"{what}; {stats.silent_now} silent now"
 
 
 _STATES = {

@@ -201,7 +201,7 @@ def history(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> N
 
 @tickets.command()
 def report(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> None:
-    """Write the report on a ticket's incident: timeline, cause, what was done, cost; as Markdown."""
+    """Write the post-incident report of a ticket as Markdown: timeline, cause, what was done, cost."""
     from midwatch.agent.incident_report import incident_report, read_incident
     from midwatch.cli.app import secrets_of
     from midwatch.redaction import Redactor
@@ -231,7 +231,7 @@ def watch(
         str | None,
         typer.Option(
             metavar="CURSOR",
-            help="Begin behind this change, as --json has it; 0 is the beginning.",
+            help="Begin after this change; --json prints the cursor of each. 0 is the beginning.",
         ),
     ] = None,
     as_json: Annotated[

@@ -99,7 +99,7 @@ def build_server(context: ToolContext, who: Who) -> MCPServer[Any]:
         from mcp_types import ListToolsResult, ToolAnnotations
     except ImportError as error:
         raise SettingsError(
-            "MCP needs the library mcp", hint="install midwatch[mcp]"
+            "MCP needs the package mcp", hint="pip install 'midwatch[mcp]'"
         ) from error
 
     async def permitted(ctx: Any, call_next: Any) -> Any:

@@ -167,7 +167,9 @@ class Tools:
         for subject in self._subjects:
             own = [one for one in open_ if one.key.subject == subject.name]
             state = (
-                format_count(len(own), "unresolved ticket") if own else "nothing broken"
+                format_count(len(own), "unresolved ticket")
+                if own
+                else "no unresolved ticket"
             )
             lines.append(f"{subject.name} ({subject.kind}): {state}")
         return bounded("\n".join(lines) or "No subject is configured.")

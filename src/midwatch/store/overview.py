@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from midwatch.model import Severity, TicketStatus
+from midwatch.model import INVESTIGATION, Severity, TicketStatus
 from midwatch.store.engine import Transaction
 from midwatch.store.overview_protocol import Day, Figures, SubjectState
 from midwatch.store.schema import diagnoses, subjects, tickets
@@ -34,7 +34,7 @@ def subject_states(tx: Transaction) -> list[SubjectState]:
     counts: dict[str, dict[Severity, int]] = {}
     for row in tx.all(
         select(tickets.c.subject, tickets.c.severity, func.count().label("number"))
-        .where(_UNRESOLVED)
+        .where(_UNRESOLVED, tickets.c.invariant != INVESTIGATION)
         .group_by(tickets.c.subject, tickets.c.severity)
     ):
         counts.setdefault(row.subject, {})[Severity(row.severity)] = row.number

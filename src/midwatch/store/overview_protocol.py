@@ -22,7 +22,7 @@ class SubjectState:
         last_look_at: The last observation, whether it succeeded or not.
         failures: Failed observations since the last one that succeeded.
         last_error: Why the last failed one failed.
-        unresolved: Numbers of unresolved tickets by severity.
+        unresolved: Numbers of unresolved tickets by severity, without those of investigations.
     """
 
     name: str

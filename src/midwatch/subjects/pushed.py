@@ -73,17 +73,15 @@ def check_jmespath(text: str) -> None:
     try:
         import jmespath
     except ImportError:
-        raise ValueError("JMESPath is needed: pip install 'midwatch[server]'") from None
+        raise ValueError(
+            "JMESPath is not installed; pip install 'midwatch[server]'"
+        ) from None
     try:
         jmespath.compile(text)
-    except jmespath.exceptions.LexerError as error:
-        raise ValueError(
-            f"{text!r:.80} is not JMESPath from character {error.lex_position + 1} on"
-        ) from None
-    except jmespath.exceptions.JMESPathError:
-        raise ValueError(
-            f"{text!r:.80} is not JMESPath, see https://jmespath.org"
-        ) from None
+    except jmespath.exceptions.JMESPathError as error:
+        at = getattr(error, "lex_position", None)
+        where = "" if at is None else f" (see character {at + 1})"
+        raise ValueError(f"{text!r:.80} is not JMESPath{where}") from None
 
 
 class PushedSettings(AlertSettings):

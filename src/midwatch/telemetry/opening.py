@@ -32,6 +32,6 @@ def open_telemetry(
         raise SettingsError(
             "traces need OpenTelemetry",
             path="telemetry.endpoint",
-            hint="install midwatch[otel]",
+            hint="pip install 'midwatch[otel]'",
         ) from None
     return OtlpTelemetry(settings, redactor, log or quiet_log())

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from midwatch.model import UNRESOLVED, Ticket
+from midwatch.model import INVESTIGATION, UNRESOLVED, Ticket
 from midwatch.server.auth import Principal, reads
 from midwatch.server.context import ServerContext
 from midwatch.server.page.page_routes import page_routes
@@ -60,7 +60,7 @@ def router(context: ServerContext, pages: Pages) -> APIRouter:
                 name,
                 by_name.get(name),
                 states.get(name),
-                found.get(name, [])[:_MOST_TICKETS],
+                found.get(name, []),
             )
             for name in sorted({*by_name, *states})
         ]
@@ -79,11 +79,15 @@ def _view(
     state: SubjectState | None,
     tickets: Sequence[Ticket],
 ) -> SubjectView:
+    # A question about a subject is nothing that is broken there.
+    tickets = [one for one in tickets if one.key.invariant != INVESTIGATION]
     number = sum(state.unresolved.values()) if state else 0
     number = max(number, len(tickets))
+    # An alert's invariant is `alert:NAME`; the subject lists `alert`.
+    broken = {one.key.invariant.partition(":")[0] for one in tickets}
+    tickets = tickets[:_MOST_TICKETS]
     stale_after = _STALE_CYCLES * context.settings.monitor.interval
     unknown = _unknown(context, subject, state, stale_after)
-    broken = {one.key.invariant for one in tickets}
     every = subject.invariants if subject else ()
     holds = [one.title for one in every if one.id not in broken]
     return SubjectView(
