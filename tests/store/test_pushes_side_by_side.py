@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 from midwatch.errors import StaleWatch, StoreBusy
 from midwatch.matchers import Matcher
 from midwatch.received import PushRules
-from midwatch.store.protocol import Changes, Store, TicketFilter, Watch
+from midwatch.store.protocol import Changes, Opening, Store, TicketFilter, Watch
 from midwatch.store.sql import open_store
 from midwatch.testing.store_conformance.fixture import opening
 from midwatch.testing.store_conformance.pushes import alert, push
@@ -80,8 +81,10 @@ async def test_silences_change_while_tickets_open_and_resolve(
 
     async def cycles() -> None:
         for number in range(20):
-            seen = [opening(f"{name}-{number}", subject="db") for name in NAMES[:10]]
-            await _save(monitor, lambda _, seen=seen: Changes(tuple(seen)))
+            seen = tuple(
+                opening(f"{name}-{number}", subject="db") for name in NAMES[:10]
+            )
+            await _save(monitor, partial(_opened, seen))
             await _save(
                 monitor,
                 lambda watch: Changes(resolved=tuple(one.id for one in watch.tickets)),
@@ -105,6 +108,10 @@ async def test_silences_change_while_tickets_open_and_resolve(
     finally:
         for store in (server, monitor, person):
             await store.close()
+
+
+def _opened(seen: tuple[Opening, ...], watch: Watch) -> Changes:
+    return Changes(seen)
 
 
 async def _save(store: Store, changes: Callable[[Watch], Changes]) -> None:
