@@ -333,8 +333,8 @@ class Transaction:
 
     def insert_or_update(
         self, table: Table, row: Json, update: Json | None = None
-    ) -> None:
-        """Insert `row`. If its primary key exists, set `update`; with None, change nothing."""
+    ) -> bool:
+        """Insert `row`. If its primary key exists, set `update`; with None, change nothing. Return whether it wrote."""
         insert: Any = self._insert(table).values(row)
         key = list(table.primary_key.columns)
         statement: Insert = (
@@ -342,7 +342,7 @@ class Transaction:
             if update is None
             else insert.on_conflict_do_update(index_elements=key, set_=update)
         )
-        self.execute(statement)
+        return self.one(statement.returning(*key)) is not None
 
     def insert_or_replace(self, table: Table, rows: Sequence[Json]) -> None:
         """Insert rows. Where a primary key exists, the row takes the place of the one that has it."""

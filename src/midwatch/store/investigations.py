@@ -205,9 +205,10 @@ def begin_request(
             "answer": {},
             "created_at": tx.now,
         }
-        tx.insert_or_update(idempotency_keys, values)
-        return None
-    if row.request_digest == digest and row.status == 0:
+        if tx.insert_or_update(idempotency_keys, values):
+            return None
+        row = _request(tx, principal, key)  # of another process, at the same time
+    if row is None or (row.request_digest == digest and row.status == 0):
         raise Conflict(
             "a request with this idempotency key is being carried out",
             hint="try again in a moment",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 from midwatch.errors import Conflict, NotFound, Outdated
@@ -151,6 +152,14 @@ async def an_answer_is_stored_for_its_request(fixture: StoreFixture) -> None:
     assert await store.begin_request("ann", "k", "digest") is None
 
 
+async def one_of_several_at_once_is_carried_out(fixture: StoreFixture) -> None:
+    """A client that sends again while the first is on its way does not have it done twice."""
+    begin = [fixture.store.begin_request("ann", "k", "digest") for _ in range(8)]
+    found = await asyncio.gather(*begin, return_exceptions=True)
+    assert found.count(None) == 1
+    assert sum(isinstance(one, Conflict) for one in found) == 7
+
+
 async def a_request_that_failed_is_carried_out_again(fixture: StoreFixture) -> None:
     """So is one whose process died."""
     store = fixture.store
@@ -169,5 +178,6 @@ CHECKS = (
     an_investigation_is_opened_once,
     investigations_are_listed_in_pages,
     an_answer_is_stored_for_its_request,
+    one_of_several_at_once_is_carried_out,
     a_request_that_failed_is_carried_out_again,
 )
