@@ -10,9 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,6 +18,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ._server import reachable, running, serving
 from .report import Row, against_bound, against_floor, paired
 
 SENDERS = 8
@@ -40,7 +39,7 @@ async def run() -> Sequence[Row]:
     """Return the rows. Takes about half a minute."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        async with _midwatch(folder) as ours, _bare(folder) as floor:
+        async with serving(folder) as (ours, _), _bare(folder) as floor:
             singles: list[Load] = []
 
             async def ours_once() -> float:
@@ -154,7 +153,7 @@ def _alert(number: int) -> dict[str, object]:
     }
 
 
-# ------------------------------------------------------------------ the two servers
+# ------------------------------------------------------------------ the floor
 
 
 @contextlib.contextmanager
@@ -168,29 +167,6 @@ def _listening() -> Iterator[tuple[int, int]]:
 
 
 @contextlib.asynccontextmanager
-async def _midwatch(folder: Path) -> AsyncIterator[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
-    settings = {
-        "server": {"listen": f"127.0.0.1:{port}"},
-        "subjects": [
-            {
-                "name": "team",
-                "kind": "alerts",
-                "sender": "alertmanager",
-                "most_tickets": 100_000,
-            }
-        ],
-    }
-    (folder / "midwatch.yaml").write_text(json.dumps(settings))
-    program = str(Path(sys.executable).with_name("midwatch"))
-    with _running(folder, [program, "serve"]):
-        await _reachable(port)
-        yield port
-
-
-@contextlib.asynccontextmanager
 async def _bare(folder: Path) -> AsyncIterator[int]:
     with _listening() as (descriptor, port):
         command = [
@@ -199,32 +175,6 @@ async def _bare(folder: Path) -> AsyncIterator[int]:
             str(folder / "bare.db"),
             str(descriptor),
         ]
-        with _running(folder, command, descriptor):
-            await _reachable(port)
+        with running(folder, command, descriptor):
+            await reachable(port)
             yield port
-
-
-@contextlib.contextmanager
-def _running(folder: Path, command: Sequence[str], *files: int) -> Iterator[None]:
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder)}
-    with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, pass_fds=files
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
-async def _reachable(port: int) -> None:
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.05)
-            else:
-                writer.close()
-                return
