@@ -63,7 +63,7 @@ def test_nothing_is_paid_until_the_silence_ends(
         1,
     )
     assert said_json(folder, "silences", "list")[0]["silenced"] == 1
-    assert "1 violation without a ticket" in said(folder, "stats")
+    assert "1 violation; 1 silent now" in said(folder, "stats")
     said(folder, "silences", "expire", "1")
     said(folder, "agent", "--once", env=env)
     assert not api.calls
