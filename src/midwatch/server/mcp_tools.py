@@ -5,10 +5,10 @@ Every text is for a model: short lines, bounded, and what outsiders wrote stays 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -343,8 +343,3 @@ def _age(now: datetime, ticket: Ticket) -> float:
 
 def _time(at: datetime) -> str:
     return at.strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def first_line(tool: Callable[..., Any]) -> Iterator[str]:
-    """Yield the description of a tool for `midwatch mcp --help`."""
-    yield (tool.__doc__ or "").splitlines()[0]
