@@ -46,6 +46,11 @@ def dump(value: Any) -> bytes:
 # ------------------------------------------------------------------ tickets
 
 
+def settled(ticket: Ticket, attempts: Sequence[Diagnosis]) -> Diagnosis | None:
+    """Return the attempt whose answer, or error, is the ticket's diagnosis."""
+    return next((one for one in attempts if one.id == ticket.diagnosis_id), None)
+
+
 def settled_because(ticket: Ticket, diagnosis: Diagnosis | None) -> str | None:
     """Return why this diagnosis settled the ticket; None where none did. The rule is in docs/architecture.md."""
     if diagnosis is None or diagnosis.id != ticket.diagnosis_id:

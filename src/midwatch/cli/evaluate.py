@@ -15,7 +15,7 @@ import typer
 
 from midwatch.cli.app import App, Edge, open_app, secrets_of, use_store
 from midwatch.cli.output import GREEN, RED, YELLOW, Cell, Output
-from midwatch.cli.tickets import AsJson, read_ticket, settled
+from midwatch.cli.tickets import AsJson, read_ticket
 from midwatch.errors import MidwatchError, NotFound, SettingsError
 from midwatch.evaluation import exchange, scoreboard
 from midwatch.evaluation.from_ticket import write_scenario
@@ -24,6 +24,7 @@ from midwatch.evaluation.run import run as run_scenario
 from midwatch.evaluation.scenario import EXCHANGE, LIBRARY, Scenario, find
 from midwatch.evaluation.score import Grade, Score, totals
 from midwatch.evaluation.system import PartMissing
+from midwatch.json_shapes import settled
 from midwatch.redaction import Redactor
 from midwatch.store.protocol import TicketFilter
 from midwatch.subjects.base import build_subjects

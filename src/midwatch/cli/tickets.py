@@ -23,7 +23,12 @@ from midwatch.cli.ticket_view import (
     ticket_table,
 )
 from midwatch.errors import Conflict, MidwatchError, NotFound, raise_together
-from midwatch.json_shapes import history_document, ticket_document, ticket_summary
+from midwatch.json_shapes import (
+    history_document,
+    settled,
+    ticket_document,
+    ticket_summary,
+)
 from midwatch.model import (
     UNDIAGNOSED,
     UNRESOLVED,
@@ -174,14 +179,6 @@ def print_details(
             details.sessions,
             unfold,
         )
-
-
-def settled(ticket: Ticket, attempts: list[Diagnosis]) -> Diagnosis | None:
-    """Return the attempt whose answer, or error, is the ticket's diagnosis."""
-    for attempt in attempts:
-        if attempt.id == ticket.diagnosis_id:
-            return attempt
-    return None
 
 
 @tickets.command()

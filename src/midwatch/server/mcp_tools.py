@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from midwatch.errors import MidwatchError, NotFound
+from midwatch.json_shapes import settled
 from midwatch.lifecycle import Clock
 from midwatch.model import (
     UNRESOLVED,
@@ -322,12 +323,9 @@ def bounded(text: str) -> str:
 
 
 def _answer(ticket: Ticket, attempts: Sequence[Diagnosis]) -> str:
-    for attempt in attempts:
-        if attempt.id == ticket.diagnosis_id:
-            return (
-                attempt.markdown
-                or f"The diagnosis ended with: {one_line(attempt.error or attempt.outcome, _LONGEST_LINE)}"
-            )
+    if (diagnosis := settled(ticket, attempts)) is not None:
+        why = one_line(diagnosis.error or diagnosis.outcome, _LONGEST_LINE)
+        return diagnosis.markdown or f"The diagnosis ended with: {why}"
     first_aid = (ticket.first_aid or {}).get("markdown")
     return str(first_aid or "There is no diagnosis and no first aid yet.")
 

@@ -26,9 +26,10 @@ from midwatch.cli.session.view import (
     shown_progress,
     summary_line,
 )
-from midwatch.cli.tickets import settled, user_at_host
+from midwatch.cli.tickets import user_at_host
 from midwatch.config import explain
 from midwatch.errors import MidwatchError, NotFound, SettingsError
+from midwatch.json_shapes import settled
 from midwatch.lifecycle import StopEvent, SystemClock, background
 from midwatch.model import Diagnosis, Ticket
 from midwatch.session.agentic_session import (

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request
 from starlette.responses import RedirectResponse, Response
 
 from midwatch.errors import MidwatchError, NotFound
+from midwatch.json_shapes import settled
 from midwatch.model import UNRESOLVED, Severity, Ticket
 from midwatch.server.auth import (
     Principal,
@@ -212,9 +213,7 @@ class TicketPages:
         cursor = await store.last_cursor()
         ticket = await store.ticket(ticket_id)
         attempts = await store.diagnoses(ticket_id)
-        diagnosis = next(
-            (one for one in attempts if one.id == ticket.diagnosis_id), None
-        )
+        diagnosis = settled(ticket, attempts)
         of_batch = TicketFilter(
             UNRESOLVED, batch=ticket.batch, limit=_MOST_OF_INCIDENT + 1
         )
