@@ -14,7 +14,6 @@ from urllib.parse import quote
 import psycopg
 import pytest
 
-from midwatch.cli.demo_faults import FaultTarget
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.fakes import answer
 from midwatch.testing.messages_api import Answer, Request, Rule, ScriptedMessagesAPI
@@ -112,7 +111,6 @@ def repeating(request: Request) -> Answer:
 async def test_no_secret_gets_into_database_log_prompt_or_output(
     server: PrivatePostgres, store: SqlStore, tmp_path: Path
 ) -> None:
-    ward = FaultTarget(server)
     with echo() as url, ScriptedMessagesAPI(Rule(repeating)) as api:
         config = write_settings(
             tmp_path,
@@ -143,7 +141,7 @@ async def test_no_secret_gets_into_database_log_prompt_or_output(
         )
         with daemon(config, "up", **asking(api.base_url, API_KEY)) as up:
             await up.said("cycle")
-            _misuse(server, ward)
+            careless = _misuse(server)
             for subject in ("db", "locked-out", "page", "script"):
                 await ticket_that(
                     store,
@@ -160,8 +158,7 @@ async def test_no_secret_gets_into_database_log_prompt_or_output(
                 (("tickets", "show"), ()),
             )
         ]
-        ward.end_sessions("careless")
-        ward.close()
+        careless.close()
     prompts = [json.dumps(call.body, ensure_ascii=False) for call in api.calls]
     for told in (
         "application careless",
@@ -181,13 +178,14 @@ async def test_no_secret_gets_into_database_log_prompt_or_output(
     assert found == []
 
 
-def _misuse(server: PrivatePostgres, ward: FaultTarget) -> None:
+def _misuse(server: PrivatePostgres) -> psycopg.Connection[tuple[object, ...]]:
     """A log line with a token in it, and a statement without an end that has a password."""
     with psycopg.connect(server.dsn("shop"), autocommit=True) as loud:
         loud.execute(f"DO $$ BEGIN RAISE LOG 'deploy used token {LOGGED}'; END $$")
-    careless = ward.connect("careless", "postgres")
+    careless = psycopg.connect(server.dsn("shop"), application_name="careless")
     query = f"SELECT pg_sleep(60) -- connect with password={QUERIED}"
-    ward.in_background(lambda: careless.execute(query.encode()) and None)
+    careless.pgconn.send_query(query.encode())
+    return careless
 
 
 def _written(folder: Path) -> list[Path]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from midwatch.cli.demo_faults import FaultTarget, LockPileUp, shop
+from midwatch.evaluation.scenario import LIBRARY, load
+from midwatch.evaluation.system import System
 from midwatch.model import TicketStatus
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.sql import SqlStore, open_store, upgrade
@@ -45,8 +46,18 @@ FIELDS = {"tickets", "attempt", "outcome", "seconds", "tokens", "usd"}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PrivatePostgres]:
-    with shop() as started:
+    with PrivatePostgres() as started:
         yield started
+
+
+@pytest.fixture
+def lock_queue(tmp_path: Path) -> Iterator[System]:
+    """The scenario of that name, before its fault."""
+    folder = tmp_path / "system"
+    folder.mkdir()
+    system = System(load(LIBRARY / "lock-queue"), folder).start()
+    yield system
+    system.close()
 
 
 @pytest.fixture
@@ -62,24 +73,23 @@ async def store(tmp_path: Path) -> AsyncIterator[SqlStore]:
     await opened.close()
 
 
-async def test_a_lock_pile_up_from_the_ticket_to_its_end(
-    server: PrivatePostgres, store: SqlStore, tmp_path: Path
+async def test_a_lock_queue_from_the_ticket_to_its_end(
+    lock_queue: System, store: SqlStore, tmp_path: Path
 ) -> None:
     config = write_settings(
         tmp_path,
         {
             "name": "orders-db",
             "kind": "postgres",
-            "dsn": server.dsn("shop", "midwatch"),
-            "log_file": str(server.log_file),
+            "dsn": lock_queue.names["pg.dsn"],
+            "log_file": lock_queue.names["pg.log"],
             "invariants": {"blocked_sessions": {"limit": "500ms"}},
         },
     )
-    ward, fault = FaultTarget(server), LockPileUp()
     # The first call may begin before there is first aid: it costs no attempt, and the next one has all of it.
     hold = Hold(rate_limited(retry_after=0.1))
     first = iter([hold])
-    read = blaming(r"pid \d+", "checkout-service", cause="It began with: {line}")
+    read = blaming(r"pid \d+", "checkout", cause="It began with: {line}")
 
     def held(request: Request) -> Hold | Answer:
         return next(first, None) or read(request)
@@ -90,7 +100,8 @@ async def test_a_lock_pile_up_from_the_ticket_to_its_end(
     ):
         await up.said("cycle", unobservable=0)
         assert await tickets(store) == []
-        [pid, name] = await asyncio.to_thread(fault.inject, ward)
+        await asyncio.to_thread(lock_queue.run, lock_queue.scenario.fault)
+        pid, name = lock_queue.names["checkout.pid"], "checkout"
         opened = await ticket_that(store, "has first aid", lambda one: one.first_aid)
         assert opened.key.invariant == "blocked_sessions"
         assert opened.first_aid and pid in opened.first_aid["root_cause"]
@@ -107,7 +118,7 @@ async def test_a_lock_pile_up_from_the_ticket_to_its_end(
             pid in stored.answer["root_cause"] and name in stored.answer["root_cause"]
         )
         assert stored.usage.input_tokens == 2000 and stored.cost_usd > 0
-        fault.remove(ward)
+        await asyncio.to_thread(lock_queue.run, lock_queue.scenario.repair)
         await until("the end", lambda: _all_resolved(store))
         assert (await store.history(opened.id))[-1].actor == "monitor"
         line = await up.said("diagnosed")
@@ -118,7 +129,6 @@ async def test_a_lock_pile_up_from_the_ticket_to_its_end(
             2300,
         )
         assert up.end(signal.SIGTERM)[0] == 0
-    ward.close()
     *_, call = api.calls
     changed = call.prompt.partition("What changed since every invariant held")[2][:1000]
     assert f"application {name}, idle in transaction: none → 1" in changed

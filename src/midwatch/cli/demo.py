@@ -14,9 +14,15 @@ from midwatch.cli.app import Edge
 from midwatch.errors import SettingsError
 
 if TYPE_CHECKING:
-    from midwatch.cli.demo_faults import Fault
+    from midwatch.evaluation.scenario import Scenario
 
 app = typer.Typer()
+_FORMER_NAMES = {
+    "lock-pile-up": "lock-queue",
+    "connections": "connections-leak-one-application",
+    "inactive-slot": "forgotten-slot",
+}
+"""Former names, which are accepted for one release more."""
 
 
 @app.command()
@@ -24,7 +30,7 @@ def demo(
     context: typer.Context,
     fault: Annotated[
         str, typer.Option("--fault", help="The fault to inject; --list shows them.")
-    ] = "lock-pile-up",
+    ] = "lock-queue",
     keep: Annotated[
         Path | None,
         typer.Option("--keep", help="Keep settings, database and log in this folder."),
@@ -42,22 +48,24 @@ def demo(
 ) -> None:
     """Watch a real PostgreSQL break and recover, on this machine."""
     # The demo's parts import psycopg and rich, which no other command should wait for.
-    from midwatch.cli.demo_faults import FAULTS
+    from midwatch.evaluation.scenario import LIBRARY, find
 
+    known = {one.name: one for one in find([], [LIBRARY]) if one.repair}
     if names:
-        for name, known in FAULTS.items():
-            typer.echo(f"{name:15} {known.title}")
+        for name, scenario in known.items():
+            typer.echo(f"{name:34}{scenario.title}")
         return
-    if fault not in FAULTS:
+    name = _FORMER_NAMES.get(fault, fault)
+    if name not in known:
         raise SettingsError(
             f"{fault!r} is not a fault of the demo",
             path="--fault",
-            hint=f"one of {', '.join(FAULTS)}",
+            hint=f"one of {', '.join(known)}",
         )
-    _run(context.obj, FAULTS[fault](), keep, serve)
+    _run(context.obj, known[name], keep, serve)
 
 
-def _run(edge: Edge, fault: Fault, keep: Path | None, serve: bool) -> None:
+def _run(edge: Edge, scenario: Scenario, keep: Path | None, serve: bool) -> None:
     from rich.console import Console
 
     from midwatch.cli.demo_run import run_demo
@@ -73,10 +81,10 @@ def _run(edge: Edge, fault: Fault, keep: Path | None, serve: bool) -> None:
     }
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        asyncio.run(run_demo(fault, environ, keep.resolve(), console, serve))
+        asyncio.run(run_demo(scenario, environ, keep.resolve(), console, serve))
         console.print(
             f"kept: midwatch --config {keep / 'midwatch.yaml'} tickets list --all"
         )
         return
     with tempfile.TemporaryDirectory(prefix="midwatch-demo-") as folder:
-        asyncio.run(run_demo(fault, environ, Path(folder), console, serve))
+        asyncio.run(run_demo(scenario, environ, Path(folder), console, serve))

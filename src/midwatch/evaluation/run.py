@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +64,7 @@ async def run(scenario: Scenario, folder: Path, opener: Opener, ask: bool) -> Ex
     """
     system = await asyncio.to_thread(System(scenario, folder).start)
     try:
-        async with opener(_settings(scenario, system, folder)) as app:
+        async with opener(write_settings(system)) as app:
             monitor = app.monitor()
             try:
                 return await _Run(scenario, system, app, monitor, ask).exchange()
@@ -74,19 +74,28 @@ async def run(scenario: Scenario, folder: Path, opener: Opener, ask: bool) -> Ex
         await asyncio.to_thread(system.close)
 
 
-def _settings(scenario: Scenario, system: System, folder: Path) -> Path:
-    """Write the settings file of the run. An incident's tickets are waited for two seconds, not ten; first aid may take
-    longer than on call, as several systems share the machine and what it says counts here, not when.
+def write_settings(system: System, **groups: Mapping[str, Any]) -> Path:
+    """Write the settings file of a scenario that runs into its folder, and return its path.
+
+    An incident's tickets are waited for two seconds, not ten; first aid may take longer than on call, as several
+    systems share the machine and what it says counts here, not when.
+
+    Args:
+        system: The running scenario.
+        groups: Groups of settings that the scenario may replace value by value.
     """
-    settings = {
-        "database": f"sqlite:///{folder / 'midwatch.db'}",
-        "log": {"format": "json"},
-        **fill(scenario.settings, system.names),
-        "subjects": fill(scenario.subjects, system.names),
-    }
     patience = {"group_wait": "2s", "first_aid_timeout": "5s"}
-    settings["monitor"] = {**patience, **settings.get("monitor", {})}
-    file = folder / "midwatch.yaml"
+    settings: dict[str, Any] = {
+        "database": f"sqlite:///{system.folder / 'midwatch.db'}",
+        "log": {"format": "json"},
+        **groups,
+        "monitor": {**patience, **groups.get("monitor", {})},
+    }
+    for name, value in fill(system.scenario.settings, system.names).items():
+        known = settings.get(name)
+        settings[name] = {**known, **value} if isinstance(known, Mapping) else value
+    settings["subjects"] = fill(system.scenario.subjects, system.names)
+    file = system.folder / "midwatch.yaml"
     file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
     return file
 

@@ -84,7 +84,7 @@ class Step(_Strict):
     sql: str | list[str] = ""
     sh: str = ""
     write: dict[str, str] = Field(default_factory=dict)
-    stop: str = ""
+    stop: str = Field("", description="A part, or a session that repeats its SQL.")
     start: str = ""
     kill: str = Field("", description="A part, or a session of a shell command.")
     signal: str = "KILL"
@@ -207,6 +207,10 @@ class Scenario(_Strict):
         default_factory=list,
         description="What happens between the ticket and the diagnosis.",
     )
+    repair: list[Step] = Field(
+        default_factory=list,
+        description="How a person ends the fault; `midwatch demo` plays the scenarios that have it.",
+    )
     end: list[Step] = Field(
         default_factory=list, description="What removes it, such as a mount."
     )
@@ -288,7 +292,7 @@ def _check_parts(scenario: Scenario, file: Path) -> None:
     wanted = [(one.uses, set(library)) for one in scenario.parts.values()]
     wanted += [(one.standby_of, known) for one in scenario.parts.values()]
     steps = [*scenario.setup, *scenario.background, *scenario.fault]
-    steps += [*scenario.then, *scenario.end]
+    steps += [*scenario.then, *scenario.repair, *scenario.end]
     for step in steps:
         running = known | {step.session for step in steps}
         wanted += [(one, running) for one in (step.start, step.stop, step.kill)]

@@ -60,6 +60,7 @@ class System:
         self._programs: dict[str, tuple[Part, subprocess.Popen[bytes]]] = {}
         self._sessions: dict[str, psycopg.Connection[Any]] = {}
         self._threads: list[threading.Thread] = []
+        self._stopped: set[str] = set()
         self._over = threading.Event()
         self._keeper: subprocess.Popen[bytes] | None = None
 
@@ -222,7 +223,7 @@ class System:
             _wait(act, step)
         elif step.background or step.every:
             thread = threading.Thread(
-                target=partial(self._again, act, step.every), daemon=True
+                target=partial(self._again, act, step), daemon=True
             )
             thread.start()
             self._threads.append(thread)
@@ -231,12 +232,12 @@ class System:
             if step.bind:
                 self.names[step.bind] = str(value)
 
-    def _again(self, act: Callable[[], object], every: float) -> None:
-        """Act once, or again and again; errors are the fault's own."""
-        while not self._over.is_set():
+    def _again(self, act: Callable[[], object], step: Step) -> None:
+        """Act once, or again and again until the session is stopped; errors are the fault's own."""
+        while not self._over.is_set() and step.session not in self._stopped:
             with suppress(*_FAILURES):
                 act()
-            if not every or self._over.wait(every):
+            if not step.every or self._over.wait(step.every):
                 return
 
     def _sql(self, step: Step, number: int) -> Callable[[], object]:
@@ -319,6 +320,8 @@ class System:
     def _stop(self, name: str) -> None:
         if name in self._servers:
             self._servers[name].shutdown()
+        elif name not in self._programs:
+            self._stopped.add(name)
         else:
             _end(self._programs[name][1])
 
