@@ -21,6 +21,7 @@ from collections.abc import (
     Mapping,
     MutableMapping,
     Sequence,
+    Set,
 )
 from dataclasses import replace
 from datetime import date
@@ -32,11 +33,16 @@ from urllib.parse import quote, quote_plus
 from midwatch._moved import renamed
 from midwatch.model import Observation, Violation
 from midwatch.redaction.contexts import (
+    FUNCTION_HINT,
+    MANIFEST_HINT,
+    OPTION_HINT,
     function_spans,
     manifest_spans,
     option_spans,
 )
+from midwatch.redaction.hints import Hints
 from midwatch.redaction.markers import IS_MARKER, MARKER, marker
+from midwatch.redaction.name_hints import NAME_HINTS
 from midwatch.redaction.names import label_of
 from midwatch.redaction.pairs import (
     hide,
@@ -45,7 +51,7 @@ from midwatch.redaction.pairs import (
     without_overlaps,
     words_in,
 )
-from midwatch.redaction.shapes import hide_shapes
+from midwatch.redaction.shapes import RULES, WORD_HINTS, hide_words
 from midwatch.redaction.tables import (
     literals_before,
     literals_beside,
@@ -105,22 +111,51 @@ _SQL_WORDS = (
 )
 
 
-def _without_named(text: str, lower: str) -> str:
+def _hide_named(text: str, hints: Set[str]) -> str:
     """Return the text without what is secret because of a name: of a setting, a column, a manifest."""
+    if hints.isdisjoint(_BESIDE_NAMES) and hints.isdisjoint(_BEFORE_NAMES):
+        return text  # a name without anything that has a place for its value
+    lower = lowered(text)
+    if text.isascii() and not any(word in lower for word in _NAMES_SECRET):
+        return text
     words = words_in(text)
     apart = [word for word in words if text[word.end : word.end + 1] not in ("=", ":")]
-    spans = [*pair_spans(text, lower, words)]
+    spans = [*pair_spans(text, lower, words, hints)]
     if "'" in text or "$$" in text:
         spans += literals_beside(text, words)
         spans += literals_before(text)
-    if "secret" in lower:
+    if "manifest" in hints:
         spans += manifest_spans(text)
-    if any(word in lower for word in _SQL_WORDS):
+    if "sql" in hints and any(word in lower for word in _SQL_WORDS):
         spans += row_spans(text, lower, apart)
     if "\n" in text:
         spans += table_spans(text, apart)
     return hide(text, without_overlaps(spans))
 
+
+_BESIDE_NAMES = frozenset({"name", "literal", "into", "manifest"})
+_BEFORE_NAMES = frozenset({"value", "tag"})  # these count only beside "core"
+
+
+def _hide_arguments(text: str) -> str:
+    return hide(text, function_spans(text, lowered(text))) if "'" in text else text
+
+
+# The rules in their order: each runs where one of its hints is in the text.
+_RULES: tuple[tuple[frozenset[str], Callable[[str, Set[str]], str]], ...] = (
+    *((frozenset({name}), lambda text, _, rule=rule: rule(text)) for name, _, rule in RULES),
+    (frozenset(WORD_HINTS), hide_words),
+    (frozenset({"option"}), lambda text, _: hide(text, option_spans(text))),
+    (frozenset({"function"}), lambda text, _: _hide_arguments(text)),
+    (frozenset({"core", *_BESIDE_NAMES}), _hide_named),
+)  # fmt: skip
+HINTS = Hints(
+    {name: hint for name, hint, _ in RULES}
+    | WORD_HINTS
+    | {"option": OPTION_HINT, "function": FUNCTION_HINT, "manifest": MANIFEST_HINT}
+    | {"sql": f"(?i){'|'.join(map(re.escape, _SQL_WORDS))}"}
+    | NAME_HINTS
+)
 
 # The closing quote is optional: what does not match would be read again from the next quote.
 _JSON_STRING = re.compile(r'"(?<=[:,\[{ ]")[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"?')
@@ -140,6 +175,7 @@ class Redactor:
         forms = {form for value in self._known for form in _forms(value)}
         self._forms = sorted(forms, key=lambda form: (-len(form), form))
         self._names: dict[str, str] = {}
+        self._hints_of = HINTS.of
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -154,7 +190,7 @@ class Redactor:
         """Return `text` without its secrets. Pass whole strings: a cut secret has no shape."""
         for _ in range(_PASSES):
             redacted = self._pass(text)
-            if redacted == text:
+            if redacted is text or redacted == text:
                 break
             text = redacted
         return text
@@ -182,15 +218,15 @@ class Redactor:
             text = _JSON_STRING.sub(self._in_json, text)
         if any(form in text for form in self._forms):
             text = self._pattern.sub(lambda found: found[1] or marker("secret"), text)
-        text = hide_shapes(text)
-        text = hide(text, option_spans(text))
-        lower = lowered(text)
-        if "'" in text and "(" in text:
-            hidden = hide(text, function_spans(text, lower))
-            if hidden is not text:
-                text, lower = hidden, lowered(hidden)
-        named = not text.isascii() or any(word in lower for word in _NAMES_SECRET)
-        return _without_named(text, lower) if named else text
+        hints: Set[str] | None = self._hints_of(text)
+        for names, rule in _RULES if hints else ():
+            if hints is None:  # the rule before has changed the text
+                hints = self._hints_of(text)
+            if not hints.isdisjoint(names):
+                hidden = rule(text, hints)
+                if hidden != text:
+                    text, hints = hidden, None
+        return text
 
     def value(self, value: Any) -> Any:
         """Return a JSON-like value without its secrets; a key that names a secret hides all below it.
