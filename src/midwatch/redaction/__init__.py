@@ -40,7 +40,7 @@ from midwatch.redaction.contexts import (
     manifest_spans,
     option_spans,
 )
-from midwatch.redaction.hints import Hints
+from midwatch.redaction.hints import Hints, find_any
 from midwatch.redaction.markers import IS_MARKER, MARKER, marker
 from midwatch.redaction.name_hints import NAME_HINTS
 from midwatch.redaction.names import label_of
@@ -65,6 +65,10 @@ SHORTEST_KNOWN = 6
 DEEPEST = 60
 """Levels of nesting that `Redactor.value` follows; deeper values are hidden."""
 _LONGEST_NAME, _MOST_NAMES = 40, 500
+_SHORTEST_TOKEN = (
+    15  # characters of a secret that is a single word, and shows by itself
+)
+_SHORT = 10_000  # characters in which known values are looked for one after the other
 _PASSES = 6  # a hidden value can uncover the one beside it; two passes are usual
 
 
@@ -174,7 +178,7 @@ class Redactor:
         )
         forms = {form for value in self._known for form in _forms(value)}
         self._forms = sorted(forms, key=lambda form: (-len(form), form))
-        self._names: dict[str, str] = {}
+        self._keys: dict[str, tuple[str, str | None]] = {}
         self._hints_of = HINTS.of
 
     @cached_property
@@ -216,8 +220,10 @@ class Redactor:
     def _pass(self, text: str) -> str:
         if "\\" in text:
             text = _JSON_STRING.sub(self._in_json, text)
-        if any(form in text for form in self._forms):
+        if self._has_known(text):
             text = self._pattern.sub(lambda found: found[1] or marker("secret"), text)
+        if len(text) < _SHORTEST_TOKEN and text.isidentifier():
+            return text
         hints: Set[str] | None = self._hints_of(text)
         for names, rule in _RULES if hints else ():
             if hints is None:  # the rule before has changed the text
@@ -228,6 +234,19 @@ class Redactor:
                     text, hints = hidden, None
         return text
 
+    def _has_known(self, text: str) -> bool:
+        if len(text) > _SHORT and self._forms:
+            return self._search(text.encode("utf-8", "surrogatepass")) is not None
+        for form in self._forms:
+            if form in text:
+                return True
+        return False
+
+    @cached_property
+    def _search(self) -> Callable[[bytes], object]:
+        """The search for any known form in a long text, of which there may be hundreds."""
+        return find_any(self._forms)
+
     def value(self, value: Any) -> Any:
         """Return a JSON-like value without its secrets; a key that names a secret hides all below it.
 
@@ -237,36 +256,48 @@ class Redactor:
         return self._value(value, 0)
 
     def _value(self, value: Any, depth: int) -> Any:
-        if value is None or isinstance(value, (bool, int, float, date)):
-            return value
         if isinstance(value, str):
             return self.text(value)
+        if value is None or isinstance(value, (bool, int, float, date)):
+            return value
         if depth >= DEEPEST:
             return marker("secret")
-        if isinstance(value, Mapping):
-            secret = _members_with_secrets(value)
-            return {
-                self._name(str(key)): self._entry(
-                    str(key), item, depth + 1, secret.get(key)
-                )
-                for key, item in value.items()
-            }
+        if isinstance(value, (dict, Mapping)):
+            return self._members(value, depth + 1)
         if isinstance(value, (list, tuple, set, frozenset)):
             return self._entries(list(value), depth + 1)
         if isinstance(value, (bytes, bytearray)):
             return self.text(value.decode("utf-8", "replace"))
         return self.text(str(value))
 
-    def _name(self, key: str) -> str:
-        """Return a key without secrets; short ones are the same again and again, as those of log lines are."""
-        if len(key) > _LONGEST_NAME:
-            return self.text(key)
-        name = self._names.get(key)
-        if name is None:
-            if len(self._names) >= _MOST_NAMES:
-                self._names.clear()
-            name = self._names[key] = self.text(key)
-        return name
+    def _members(self, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        beside = _members_with_secrets(value)
+        members = {}
+        for key, item in value.items():
+            name, label = self._key(key if type(key) is str else str(key))
+            if beside:
+                label = beside.get(key) or label
+            if label is None or item is None or isinstance(item, bool) or item == "":
+                members[name] = self._value(item, depth)
+            elif isinstance(item, str) and IS_MARKER.fullmatch(item):
+                members[name] = item
+            else:
+                members[name] = marker(label)
+        return members
+
+    def _key(self, key: str) -> tuple[str, str | None]:
+        """Return a key without secrets, and the label of the secret below it.
+
+        Short keys are kept: they are the same again and again, as those of log lines are.
+        """
+        known = self._keys.get(key)
+        if known is None:
+            known = (self.text(key), _secret_key(key))
+            if len(key) <= _LONGEST_NAME:
+                if len(self._keys) >= _MOST_NAMES:
+                    self._keys.clear()
+                self._keys[key] = known
+        return known
 
     def _entries(self, values: list[Any], depth: int) -> list[Any]:
         """Return the entries of a list; what follows an option such as `--password` is hidden."""
@@ -279,14 +310,6 @@ class Redactor:
             )
             for value, label in zip(values, labels, strict=False)
         ]
-
-    def _entry(self, key: str, value: Any, depth: int, label: str | None) -> Any:
-        label = label or _secret_key(key)
-        if label is None or value is None or isinstance(value, bool) or value == "":
-            return self._value(value, depth)
-        if isinstance(value, str) and IS_MARKER.fullmatch(value):
-            return value
-        return marker(label)
 
 
 _SECRET_HEADERS = {
@@ -308,13 +331,16 @@ def _secret_key(key: str) -> str | None:
 
 
 _NAMES, _VALUES = ("name", "key", "parameterkey"), ("value", "parametervalue")
+_OF_VALUES = frozenset(map(len, _VALUES))
 
 
 def _members_with_secrets(value: Mapping[Any, Any]) -> dict[Any, str]:
     """Return the labels of members that hold a secret because of another one: `name`, or `kind: Secret`."""
     if value.get("kind") == "Secret":
         return {"data": "secret", "stringData": "secret"}
-    members = {str(key).lower(): key for key in value} if len(value) <= 10 else {}
+    if len(value) > 10 or _OF_VALUES.isdisjoint(map(len, map(str, value))):
+        return {}
+    members = {str(key).lower(): key for key in value}
     named = next((value[members[one]] for one in _NAMES if one in members), None)
     label = _secret_key(named) if isinstance(named, str) else None
     return {members[one]: label for one in _VALUES if label and one in members}

@@ -8,8 +8,9 @@ however many hints there are, and other threads run meanwhile.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from typing import Any
 
 from midwatch.redaction.markers import MARKER
 
@@ -48,10 +49,7 @@ class Hints:
         """The automaton, which is built for the first text: many commands redact none."""
         import re2
 
-        options = re2.Options()
-        options.encoding = re2.Options.Encoding.LATIN1
-        options.log_errors = False
-        automaton = re2.Set.SearchSet(options)
+        automaton = re2.Set.SearchSet(_options())
         for pattern in (*self._patterns.values(), _LIKE_ASCII, ""):
             automaton.Add(pattern.encode())
         automaton.Compile()
@@ -71,6 +69,25 @@ class Hints:
         if not found or self._last - 1 in found:
             return self.all
         return frozenset(self._names[one] for one in found if one < self._last)
+
+
+def find_any(texts: Iterable[str]) -> Callable[[bytes], object]:
+    """Return a search for any of some texts, in UTF-8. It returns None if there is none."""
+    import re2
+
+    encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
+    pattern = b"|".join(map(re2.escape, encoded))
+    search: Callable[[bytes], object] = re2.compile(pattern, _options()).search
+    return search
+
+
+def _options() -> Any:
+    import re2
+
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.log_errors = False
+    return options
 
 
 def unless_hidden(ends: str, but: str = "", markers: str = MARKERS) -> str:

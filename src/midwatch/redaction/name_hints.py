@@ -9,15 +9,17 @@ from midwatch.redaction.pairs import IN_NETRC
 _SOME_WORD = (
     "(?i:secret|cred|token|key|wachtwoord|contrase|kennwort|pass|parola|pw|psk)"
 )
-# The end of what names a secret: no word of small letters goes on there.
-_CORE = (
-    r"(?:(?i:pass(?:words?|wd|phrase|wort|codes?|e)?|pwd|pw|psk|otp|mdp|parola|masterauth|contrasena|wachtwoord"
-    r"|kennwort|senha|heslo|haslo|secret(?:access)?(?:key)?|credentials?|creds?|token)"
-    rf"|(?i:contrase)ñ[aA]|(?i:{BESIDE_KEY})[_.\-{HIGH}]*(?i:keys?))"
+# The end of what names a secret: no word of small letters goes on there. A name of more than 8 characters counts as that of a setting.
+_SHORT_CORE = "(?i:pass(?:word|wort|wd|code|e)?|pwd|pw|psk|otp|mdp|parola|kennwort|senha|heslo|haslo|secret|creds?|token)"
+_LONG_CORE = (
+    r"(?i:passwords|passphrase|passcodes|masterauth|contrasena|wachtwoord|secretaccess|secret(?:access)?key|credentials?)"
+    rf"|(?i:contrase)ñ[aA]|(?i:{BESIDE_KEY})[_.\-{HIGH}]*(?i:keys?)"
 )
+_CORE = f"(?:{_SHORT_CORE}|{_LONG_CORE})"
 _CORE_ABROAD = "(?:п|П)(?:а|А)(?:р|Р)(?:о|О)(?:л|Л)|密码|密碼|パスワード|비밀번호"
 _NAME_END = rf"(?:[A-Z0-9_.\-{HIGH}][\w.\-{HIGH}]*)?"
 _OPERATORS = "(?i:as|i?like|in|not|is|between|similar|distinct|to|values?|select|from|overriding)"
+_VERBS = "has|was|set|reset|changed|updated|any|all"
 _BARE_SHOWN = unless_hidden(r"\s,;&)}\]", but=' "')
 _QUOTED_SHOWN = unless_hidden('"')
 _CELL_BEHIND = rf"[,;\t]{SPACE}*[\"'`]?[A-Za-z_][\w.\-{HIGH}]*[\"'`]?[ \r]*[,;\t\n]"
@@ -31,14 +33,18 @@ _BEHIND_NAME_HINT = "|".join(
         rf",(?: ?\\*[\"']|[^()';]*\))|{_CELL_BEHIND}",
         rf"\)[\"`)\]]*{SPACE}*(?:[^\w\s.]|{_OPERATORS})",
         rf"\r?\n(?:\r?\n|{SPACE}*[^\w\s]|{SPACE}*{_OPERATORS})",
-        # a space: a word of small letters is no value if another one follows
-        rf" +(?:[^a-z ]|[a-z]+(?:[^a-z ]|\z)|[a-z]+ +(?:[^\w ]|\z)|(?:has|was|set|reset|changed|updated|any|all|{_OPERATORS})[ \t])",
+        # a space, and what is more than a word of a sentence
+        rf" +(?:[^A-Za-z \-]|[A-Za-z\-]+(?:[^A-Za-z\-\s.,;:)]|[.,;:)]+[^\s.,;:)])|(?:{_VERBS}|{_OPERATORS})[ \t\n])",
     )
 )
+# A line that begins with the name of a setting, and ends behind a word.
+_BEHIND_SETTING = r" +(?:[^a-z ]|[a-z]+(?:[^a-z ]|\z)|[a-z]+ +(?:[^\w ]|\z))"
+_SETTING = rf"(?:[\w.\-{HIGH}]{_CORE}{_NAME_END}|{_LONG_CORE}|{_CORE}[A-Z0-9_.\-{HIGH}][\w.\-{HIGH}]*)"
 _NETRC_WORDS = "|".join(IN_NETRC)
 _NAME_HINT = "|".join(
     (
         rf"{_CORE}{_NAME_END}(?:{_BEHIND_NAME_HINT})",
+        _SETTING + _BEHIND_SETTING,
         rf"-[\w.\-{HIGH}]*{_CORE}{_NAME_END}[ \t]",  # an option
         rf"(?:{_NETRC_WORDS})[^\n]*(?:\n[^\n]*)?{_CORE}{_NAME_END}[ \t]",
         rf"(?:[,;\t]{SPACE}*[\"'`]?[\w.\-{HIGH}]*|\|[^\n]*){_CORE}{_NAME_END}[\"'`]? *\r?\n",  # the last column
