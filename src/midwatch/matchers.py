@@ -35,12 +35,6 @@ class InvalidMatcher(PermanentError):
     hint = 'write NAME=VALUE, NAME!=VALUE, NAME=~"REGEX" or NAME!~"REGEX", with "," between'
 
 
-class NoRegexEngine(PermanentError):
-    """Regular expressions in matchers need google-re2."""
-
-    hint = "pip install 'midwatch[silences]'"
-
-
 @dataclass(frozen=True, slots=True)
 class Matcher:
     """A condition on one label. A label that is missing is the empty text.
@@ -61,7 +55,6 @@ class Matcher:
 
         Raises:
             InvalidMatcher: The regular expression is wrong.
-            NoRegexEngine: google-re2 is not installed.
         """
         text = labels.get(self.name, "")
         if self.op in ("=", "!="):
@@ -85,7 +78,6 @@ def check_matchers(matchers: Iterable[Matcher]) -> None:
 
     Raises:
         InvalidMatcher: One of them is wrong.
-        NoRegexEngine: google-re2 is not installed.
     """
     found = list(matchers)
     if len(found) > MOST_MATCHERS:
@@ -114,7 +106,6 @@ def parse_matchers(text: str) -> tuple[Matcher, ...]:
 
     Raises:
         InvalidMatcher: The text is wrong; the error says where.
-        NoRegexEngine: It has a regular expression, and google-re2 is not installed.
     """
     if len(text) > LONGEST_INPUT:
         raise InvalidMatcher(f"matchers are longer than {LONGEST_INPUT:,} characters")
@@ -148,11 +139,9 @@ def _fits(pattern: str, text: str) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def _expression(pattern: str) -> Callable[[str], object]:
-    """Return the match of whole texts with a pattern. Raises InvalidMatcher, NoRegexEngine."""
-    try:
-        import re2
-    except ImportError:
-        raise NoRegexEngine() from None
+    """Return the match of whole texts with a pattern. Raises InvalidMatcher."""
+    import re2  # of commands, many need none
+
     options = re2.Options()
     options.log_errors = False
     try:

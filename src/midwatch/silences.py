@@ -219,7 +219,6 @@ def matching(
     """Return the silences that hold at a time and match the labels.
 
     Raises:
-        NoRegexEngine: One has a regular expression, and google-re2 is not installed.
         NoRecurrences: One recurs, and python-dateutil is not installed.
     """
     return [

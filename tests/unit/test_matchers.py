@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch import matchers
 from midwatch.matchers import (
     InvalidMatcher,
     Matcher,
-    NoRegexEngine,
     match_all,
     parse_matchers,
 )
@@ -150,14 +147,3 @@ def test_no_pattern_takes_long(pattern: str) -> None:
     """Python's engine would need longer than the universe is old for these."""
     text = "a" * 20_000 + "!"
     assert not Matcher("x", "=~", pattern).matches({"x": text})
-
-
-def test_without_re2_only_regular_expressions_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "re2", None)  # the import fails
-    matchers._expression.cache_clear()
-    assert read('a="b", c!=d') == [("a", "=", "b"), ("c", "!=", "d")]
-    with pytest.raises(NoRegexEngine, match="google-re2") as caught:
-        parse_matchers("a=~b")
-    assert "midwatch[silences]" in caught.value.one_line()

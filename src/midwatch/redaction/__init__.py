@@ -21,6 +21,7 @@ from collections.abc import (
     Mapping,
     MutableMapping,
     Sequence,
+    Set,
 )
 from dataclasses import replace
 from datetime import date
@@ -32,11 +33,16 @@ from urllib.parse import quote, quote_plus
 from midwatch._moved import renamed
 from midwatch.model import Observation, Violation
 from midwatch.redaction.contexts import (
+    FUNCTION_HINT,
+    MANIFEST_HINT,
+    OPTION_HINT,
     function_spans,
     manifest_spans,
     option_spans,
 )
+from midwatch.redaction.hints import Hints, find_any
 from midwatch.redaction.markers import IS_MARKER, MARKER, marker
+from midwatch.redaction.name_hints import NAME_HINTS
 from midwatch.redaction.names import label_of
 from midwatch.redaction.pairs import (
     hide,
@@ -45,7 +51,7 @@ from midwatch.redaction.pairs import (
     without_overlaps,
     words_in,
 )
-from midwatch.redaction.shapes import hide_shapes
+from midwatch.redaction.shapes import RULES, WORD_HINTS, hide_words
 from midwatch.redaction.tables import (
     literals_before,
     literals_beside,
@@ -59,6 +65,10 @@ SHORTEST_KNOWN = 6
 DEEPEST = 60
 """Levels of nesting that `Redactor.value` follows; deeper values are hidden."""
 _LONGEST_NAME, _MOST_NAMES = 40, 500
+_SHORTEST_TOKEN = (
+    15  # characters of a secret that is a single word, and shows by itself
+)
+_SHORT = 10_000  # characters in which known values are looked for one after the other
 _PASSES = 6  # a hidden value can uncover the one beside it; two passes are usual
 
 
@@ -105,22 +115,51 @@ _SQL_WORDS = (
 )
 
 
-def _without_named(text: str, lower: str) -> str:
+def _hide_named(text: str, hints: Set[str]) -> str:
     """Return the text without what is secret because of a name: of a setting, a column, a manifest."""
+    if hints.isdisjoint(_BESIDE_NAMES) and hints.isdisjoint(_BEFORE_NAMES):
+        return text  # a name without anything that has a place for its value
+    lower = lowered(text)
+    if text.isascii() and not any(word in lower for word in _NAMES_SECRET):
+        return text
     words = words_in(text)
     apart = [word for word in words if text[word.end : word.end + 1] not in ("=", ":")]
-    spans = [*pair_spans(text, lower, words)]
+    spans = [*pair_spans(text, lower, words, hints)]
     if "'" in text or "$$" in text:
         spans += literals_beside(text, words)
         spans += literals_before(text)
-    if "secret" in lower:
+    if "manifest" in hints:
         spans += manifest_spans(text)
-    if any(word in lower for word in _SQL_WORDS):
+    if "sql" in hints and any(word in lower for word in _SQL_WORDS):
         spans += row_spans(text, lower, apart)
     if "\n" in text:
         spans += table_spans(text, apart)
     return hide(text, without_overlaps(spans))
 
+
+_BESIDE_NAMES = frozenset({"name", "literal", "into", "manifest"})
+_BEFORE_NAMES = frozenset({"value", "tag"})  # these count only beside "core"
+
+
+def _hide_arguments(text: str) -> str:
+    return hide(text, function_spans(text, lowered(text))) if "'" in text else text
+
+
+# The rules in their order: each runs where one of its hints is in the text.
+_RULES: tuple[tuple[frozenset[str], Callable[[str, Set[str]], str]], ...] = (
+    *((frozenset({name}), lambda text, _, rule=rule: rule(text)) for name, _, rule in RULES),
+    (frozenset(WORD_HINTS), hide_words),
+    (frozenset({"option"}), lambda text, _: hide(text, option_spans(text))),
+    (frozenset({"function"}), lambda text, _: _hide_arguments(text)),
+    (frozenset({"core", *_BESIDE_NAMES}), _hide_named),
+)  # fmt: skip
+HINTS = Hints(
+    {name: hint for name, hint, _ in RULES}
+    | WORD_HINTS
+    | {"option": OPTION_HINT, "function": FUNCTION_HINT, "manifest": MANIFEST_HINT}
+    | {"sql": f"(?i){'|'.join(map(re.escape, _SQL_WORDS))}"}
+    | NAME_HINTS
+)
 
 # The closing quote is optional: what does not match would be read again from the next quote.
 _JSON_STRING = re.compile(r'"(?<=[:,\[{ ]")[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"?')
@@ -139,7 +178,8 @@ class Redactor:
         )
         forms = {form for value in self._known for form in _forms(value)}
         self._forms = sorted(forms, key=lambda form: (-len(form), form))
-        self._names: dict[str, str] = {}
+        self._keys: dict[str, tuple[str, str | None]] = {}
+        self._hints_of = HINTS.of
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -154,7 +194,7 @@ class Redactor:
         """Return `text` without its secrets. Pass whole strings: a cut secret has no shape."""
         for _ in range(_PASSES):
             redacted = self._pass(text)
-            if redacted == text:
+            if redacted is text or redacted == text:
                 break
             text = redacted
         return text
@@ -180,17 +220,32 @@ class Redactor:
     def _pass(self, text: str) -> str:
         if "\\" in text:
             text = _JSON_STRING.sub(self._in_json, text)
-        if any(form in text for form in self._forms):
+        if self._has_known(text):
             text = self._pattern.sub(lambda found: found[1] or marker("secret"), text)
-        text = hide_shapes(text)
-        text = hide(text, option_spans(text))
-        lower = lowered(text)
-        if "'" in text and "(" in text:
-            hidden = hide(text, function_spans(text, lower))
-            if hidden is not text:
-                text, lower = hidden, lowered(hidden)
-        named = not text.isascii() or any(word in lower for word in _NAMES_SECRET)
-        return _without_named(text, lower) if named else text
+        if len(text) < _SHORTEST_TOKEN and text.isidentifier():
+            return text
+        hints: Set[str] | None = self._hints_of(text)
+        for names, rule in _RULES if hints else ():
+            if hints is None:  # the rule before has changed the text
+                hints = self._hints_of(text)
+            if not hints.isdisjoint(names):
+                hidden = rule(text, hints)
+                if hidden != text:
+                    text, hints = hidden, None
+        return text
+
+    def _has_known(self, text: str) -> bool:
+        if len(text) > _SHORT and self._forms:
+            return self._search(text.encode("utf-8", "surrogatepass")) is not None
+        for form in self._forms:
+            if form in text:
+                return True
+        return False
+
+    @cached_property
+    def _search(self) -> Callable[[bytes], object]:
+        """The search for any known form in a long text, of which there may be hundreds."""
+        return find_any(self._forms)
 
     def value(self, value: Any) -> Any:
         """Return a JSON-like value without its secrets; a key that names a secret hides all below it.
@@ -201,36 +256,48 @@ class Redactor:
         return self._value(value, 0)
 
     def _value(self, value: Any, depth: int) -> Any:
-        if value is None or isinstance(value, (bool, int, float, date)):
-            return value
         if isinstance(value, str):
             return self.text(value)
+        if value is None or isinstance(value, (bool, int, float, date)):
+            return value
         if depth >= DEEPEST:
             return marker("secret")
-        if isinstance(value, Mapping):
-            secret = _members_with_secrets(value)
-            return {
-                self._name(str(key)): self._entry(
-                    str(key), item, depth + 1, secret.get(key)
-                )
-                for key, item in value.items()
-            }
+        if isinstance(value, (dict, Mapping)):
+            return self._members(value, depth + 1)
         if isinstance(value, (list, tuple, set, frozenset)):
             return self._entries(list(value), depth + 1)
         if isinstance(value, (bytes, bytearray)):
             return self.text(value.decode("utf-8", "replace"))
         return self.text(str(value))
 
-    def _name(self, key: str) -> str:
-        """Return a key without secrets; short ones are the same again and again, as those of log lines are."""
-        if len(key) > _LONGEST_NAME:
-            return self.text(key)
-        name = self._names.get(key)
-        if name is None:
-            if len(self._names) >= _MOST_NAMES:
-                self._names.clear()
-            name = self._names[key] = self.text(key)
-        return name
+    def _members(self, value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+        beside = _members_with_secrets(value)
+        members = {}
+        for key, item in value.items():
+            name, label = self._key(key if type(key) is str else str(key))
+            if beside:
+                label = beside.get(key) or label
+            if label is None or item is None or isinstance(item, bool) or item == "":
+                members[name] = self._value(item, depth)
+            elif isinstance(item, str) and IS_MARKER.fullmatch(item):
+                members[name] = item
+            else:
+                members[name] = marker(label)
+        return members
+
+    def _key(self, key: str) -> tuple[str, str | None]:
+        """Return a key without secrets, and the label of the secret below it.
+
+        Short keys are kept: they are the same again and again, as those of log lines are.
+        """
+        known = self._keys.get(key)
+        if known is None:
+            known = (self.text(key), _secret_key(key))
+            if len(key) <= _LONGEST_NAME:
+                if len(self._keys) >= _MOST_NAMES:
+                    self._keys.clear()
+                self._keys[key] = known
+        return known
 
     def _entries(self, values: list[Any], depth: int) -> list[Any]:
         """Return the entries of a list; what follows an option such as `--password` is hidden."""
@@ -243,14 +310,6 @@ class Redactor:
             )
             for value, label in zip(values, labels, strict=False)
         ]
-
-    def _entry(self, key: str, value: Any, depth: int, label: str | None) -> Any:
-        label = label or _secret_key(key)
-        if label is None or value is None or isinstance(value, bool) or value == "":
-            return self._value(value, depth)
-        if isinstance(value, str) and IS_MARKER.fullmatch(value):
-            return value
-        return marker(label)
 
 
 _SECRET_HEADERS = {
@@ -272,13 +331,16 @@ def _secret_key(key: str) -> str | None:
 
 
 _NAMES, _VALUES = ("name", "key", "parameterkey"), ("value", "parametervalue")
+_OF_VALUES = frozenset(map(len, _VALUES))
 
 
 def _members_with_secrets(value: Mapping[Any, Any]) -> dict[Any, str]:
     """Return the labels of members that hold a secret because of another one: `name`, or `kind: Secret`."""
     if value.get("kind") == "Secret":
         return {"data": "secret", "stringData": "secret"}
-    members = {str(key).lower(): key for key in value} if len(value) <= 10 else {}
+    if len(value) > 10 or _OF_VALUES.isdisjoint(map(len, map(str, value))):
+        return {}
+    members = {str(key).lower(): key for key in value}
     named = next((value[members[one]] for one in _NAMES if one in members), None)
     label = _secret_key(named) if isinstance(named, str) else None
     return {members[one]: label for one in _VALUES if label and one in members}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
+from midwatch.redaction.hints import LETTER, SPACE
 from midwatch.redaction.markers import IS_MARKER
 from midwatch.redaction.names import is_algorithm, is_ordinary, is_placeholder
 from midwatch.redaction.pairs import Span, value_at, without_overlaps
@@ -86,36 +87,47 @@ def option_spans(text: str) -> Iterator[Span]:
             break
 
 
+def _hint_options() -> str:
+    """Return a program, and behind it in its command an option that it takes a password with."""
+    hints = []
+    for programs, letters, _ in _PASSWORD_OPTIONS:
+        option = f"[ \"']-[{letters}]"
+        if "u" in letters:
+            option = r"(?:[ \"']-[a-zA-Z]*u| --(?:proxy-)?user[ =])"
+        some = "|".join(map(re.escape, sorted(programs)))
+        hints.append(rf"(?:{some})(?:\.exe)?(?:[^\w.\-|;&\n][^|;&\n]*)?{option}")
+    return "|".join(hints)
+
+
 # ------------------------------------------------------------------ words before a secret
 
-_BEFORE = (  # a word that is looked for in lower case, and what stands before the secret
-    ("identified", r"(?i:identified\s+(?:with\s+[\w'\"]{1,40}\s+)?(?:by(?:\s+password)?|as)\s+)"),
-    ("set password", r"(?i:set\s+password\s+for\s+[^\s=]{1,100}\s{0,3}=\s{0,3}(?!password))"),
-    ("requirepass", r"requirepass\s+"),
-    ("masterauth", r"masterauth\s+"),
-    ("insecure-password", r"insecure-password\s+"),
-    ("stats auth", r"stats\s+auth\s+[\w.-]{1,60}:"),
-    ("configure set", r"configure\s+set\s+(?:[\w.-]{1,40}\.)?aws_(?:secret_access_key|session_token)\s+"),
-    ("rabbitmqctl", r"rabbitmqctl\s+(?:add_user|change_password|authenticate_user)\s+\S{1,100}\s+"),
-    ("htpasswd", r"htpasswd\s+-\w{0,5}b\w{0,5}\s+(?:-\w\s+)?(?:\S{1,200}\s+){1,2}(?=\S{1,200}[ \t]*$)"),
-    ("net use", r"(?i:net\s+use\s[^\n]{0,200}?/user:\S{1,100}\s+)"),
-    ("echo ", r"(?i:echo\s+)(?:-\w\s+)?[\"']?[\w.-]{1,40}:(?=[^\n]{1,200}\|\s{0,3}(?:sudo\s)?chpasswd)"),
-    ("auth ", r"(?<![\w-])AUTH\s+(?:default\s+)?(?!(?:PLAIN|LOGIN|CRAM|NTLM|XOAUTH|TLS)\b|[(/])(?=\"|\S{0,60}[0-9])"
+_BEFORE = (  # a word that is looked for in lower case, its hint, and what stands before the secret
+    ("identified", f"(?i)identified{SPACE}+(?:with|by|as)", r"(?i:identified\s+(?:with\s+[\w'\"]{1,40}\s+)?(?:by(?:\s+password)?|as)\s+)"),
+    ("set password", "(?i)set password", r"(?i:set\s+password\s+for\s+[^\s=]{1,100}\s{0,3}=\s{0,3}(?!password))"),
+    ("requirepass", f"requirepass{SPACE}", r"requirepass\s+"),
+    ("masterauth", f"masterauth{SPACE}", r"masterauth\s+"),
+    ("insecure-password", f"insecure-password{SPACE}", r"insecure-password\s+"),
+    ("stats auth", "stats auth", r"stats\s+auth\s+[\w.-]{1,60}:"),
+    ("configure set", "configure set", r"configure\s+set\s+(?:[\w.-]{1,40}\.)?aws_(?:secret_access_key|session_token)\s+"),
+    ("rabbitmqctl", f"rabbitmqctl{SPACE}", r"rabbitmqctl\s+(?:add_user|change_password|authenticate_user)\s+\S{1,100}\s+"),
+    ("htpasswd", f"htpasswd{SPACE}", r"htpasswd\s+-\w{0,5}b\w{0,5}\s+(?:-\w\s+)?(?:\S{1,200}\s+){1,2}(?=\S{1,200}[ \t]*$)"),
+    ("net use", "(?i)net use", r"(?i:net\s+use\s[^\n]{0,200}?/user:\S{1,100}\s+)"),
+    ("echo ", "chpasswd", r"(?i:echo\s+)(?:-\w\s+)?[\"']?[\w.-]{1,40}:(?=[^\n]{1,200}\|\s{0,3}(?:sudo\s)?chpasswd)"),
+    ("auth ", "AUTH ", r"(?<![\w-])AUTH\s+(?:default\s+)?(?!(?:PLAIN|LOGIN|CRAM|NTLM|XOAUTH|TLS)\b|[(/])(?=\"|\S{0,60}[0-9])"
      r"|(?<![\w-])AUTH\s+(?:PLAIN|LOGIN|XOAUTH2)\s+(?=[A-Za-z0-9+/=]{8,})"),
-    ("auth\"", r"(?<![\w-])AUTH\"\s+(?:\"default\"\s)?(?=\")"),
-    ("pass ", r"(?:^|(?<=[<>*:] ))PASS\s+(?=\S+\r?$)(?!\S*[/.(])"),
+    ("auth\"", "AUTH\"", r"(?<![\w-])AUTH\"\s+(?:\"default\"\s)?(?=\")"),
+    ("pass ", "PASS ", r"(?:^|(?<=[<>*:] ))PASS\s+(?=\S+\r?$)(?!\S*[/.(])"),
 )  # fmt: skip
-WORDS_BEFORE = tuple(word for word, _ in _BEFORE)
 _SECRET_BEHIND = tuple(
-    (word, re.compile(pattern, re.MULTILINE)) for word, pattern in _BEFORE
+    (word, re.compile(pattern, re.MULTILINE)) for word, _, pattern in _BEFORE
 )
 
 
-def word_spans(text: str, lower: str) -> Iterator[Span]:
+def word_spans(text: str, lower: str, hints: Set[str]) -> Iterator[Span]:
     """Yield what stands behind words of commands and protocols: `IDENTIFIED BY '…'`, `requirepass …`."""
     spans: list[Span] = []
     for word, pattern in _SECRET_BEHIND:
-        at = lower.find(word)
+        at = lower.find(word) if word in hints else -1
         while at >= 0:
             if found := pattern.match(text, at):
                 start, end, _ = (
@@ -218,3 +230,13 @@ def manifest_spans(text: str) -> Iterator[Span]:
                     at = end
             if start < at and not IS_MARKER.fullmatch(text, start, at):
                 yield Span(start, at, "secret")
+
+
+# ------------------------------------------------------------------ hints
+
+WORDS_BEFORE = {word: hint for word, hint, _ in _BEFORE}
+OPTION_HINT = _hint_options()
+FUNCTION_HINT = (
+    rf"(?i:(?:crypt|pgp_){LETTER}*|hmac|passw(?:or)?d|secret|token){SPACE}?\("
+)
+MANIFEST_HINT = rf"kind(?:\\{{0,8}}[\"'])?{SPACE}*:{SPACE}*(?:\\{{0,8}}[\"'])?Secret"

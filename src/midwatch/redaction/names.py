@@ -24,7 +24,7 @@ _ABOUT = frozenset(
     " seconds size source state status store strength suffix time timeout total ttl type uri url usage"
     " used user username validity var version volume".split()
 )
-_BESIDE_KEY = (  # `api_key` and `signingKey` are secrets, `primary_key` is not
+BESIDE_KEY = (  # `api_key` and `signingKey` are secrets, `primary_key` is not
     "access account admin aes api app application auth cipher client consumer cookie crypto decryption deploy"
     " encryption functions hmac ingest ingestion integration jwt license master preshared private psk"
     " secret security session shared sharedaccess signing ssh storage subscription tls webhook wg"
@@ -38,7 +38,7 @@ _SECRET_NAME = re.compile(
     r"|redis|my)pass|(?:bind|root|db|admin|user|ldap|my)pw|masterauth)$"
     r"|(?P<secret>secret(?:_?access)?(?:_?key)?|credentials?|(?:^|_)creds?)$"
     r"|(?P<token>token)$"
-    rf"|(?:(?:^|_)(?:{_BESIDE_KEY}))(?P<key>_?keys?)$"
+    rf"|(?:(?:^|_)(?:{BESIDE_KEY}))(?P<key>_?keys?)$"
 )
 _PAGES = frozenset(
     "next page prev previous continue continuation sync cancel cancellation fencing idempotency resume shard"

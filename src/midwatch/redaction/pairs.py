@@ -8,7 +8,7 @@ read again, and what is left alone was looked at for some hundred characters at 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -98,8 +98,7 @@ _WORD = (
 )
 WORD = rf"(?:[cCkKpP]{_WORD})"
 FOREIGN_WORD = r"[hHпПшШ密パ비](?i:(?<=senh)a|(?<=h)(?:eslo|aslo)|(?<=п)арол[ья]|(?<=密)[码碼]|(?<=パ)スワード|(?<=비)밀번호)"
-_IS_FOREIGN = ("senha", "heslo", "haslo")
-_IS_NOT_ASCII = ("парол", "密", "パスワード", "비밀번호")
+_FOREIGN = ("senha", "heslo", "haslo", "парол", "密", "パスワード", "비밀번호")
 _AFTER = r"(?P<after>[\w-]{0,40})"
 _QUOTE = r"(?:\\{0,8}[\"'`]|&quot;|&\#3[49];|%22|%27|\\u002[27])"
 _EQUALS = r"(?:=>|:=|={1,2}|::?|：|%3[dDaA]|%253[dDaA]|\\u003[dD]|&\#61;)"
@@ -202,13 +201,14 @@ def words_in(text: str, foreign: bool = False) -> list[Word]:
 _VALUE = re.compile(r"alue(?:[\"'=:\\]| [=:])")
 
 
-def pair_spans(text: str, lower: str, words: Sequence[Word]) -> Iterator[Span]:
+def pair_spans(
+    text: str, lower: str, words: Sequence[Word], hints: Set[str]
+) -> Iterator[Span]:
     """Yield the values of names that hold secrets. They may overlap."""
     yield from _spans(text, words)
-    foreign = _IS_FOREIGN if text.isascii() else _IS_FOREIGN + _IS_NOT_ASCII
-    if any(word in lower for word in foreign):
+    if "abroad" in hints and any(word in lower for word in _FOREIGN):
         yield from _spans(text, words_in(text, foreign=True))
-    if _VALUE.search(text):
+    if "value" in hints and _VALUE.search(text):
         yield from _name_first(text)
         yield from _value_first(text)
     if "</" in text:
@@ -514,7 +514,7 @@ def _below(text: str, at: int, name: _Name, label: str) -> Span | None:
 _DIRECTIVE_ENDS = re.compile(
     r"[\"']?[ \t]*;?[ \t]*(?:#[^\n]*)?(?:\r?\n|\r?\Z)|[\"'][ \t]*;"
 )
-_IN_NETRC = ("machine", "login", "default", "account")
+IN_NETRC = ("machine", "login", "default", "account")
 _NETRC = re.compile(
     r"(?:\b(?:machine|login|default|account)\b[^\n]*|\b(?:machine|default)\s[^\n]*\n[^\n]*)\Z"
 )
@@ -567,7 +567,7 @@ def _spaced(text: str, found: re.Match[str], name: _Name, label: str) -> Span | 
     if (label == "password" or compound) and looks_random(value):
         return Span(start, end, label)
     line = text[max(name.start - 200, 0) : name.start]
-    if label == "password" and any(word in line for word in _IN_NETRC):
+    if label == "password" and any(word in line for word in IN_NETRC):
         return Span(start, end, label) if _NETRC.search(line) else None
     return None
 

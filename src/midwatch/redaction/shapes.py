@@ -5,11 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from functools import cached_property
 
 from midwatch.redaction.contexts import WORDS_BEFORE, word_spans
+from midwatch.redaction.hints import (
+    AUTHORIZATION_MARKER,
+    HIGH,
+    MARKERS,
+    SPACE,
+    unless_hidden,
+)
 from midwatch.redaction.markers import IS_MARKER, MARKER, marker
 from midwatch.redaction.pairs import (
     Span,
@@ -25,10 +32,11 @@ from midwatch.redaction.pairs import (
 class Shape:
     """A secret's shape. A text that has it contains `word` in lower case, and the shape `begins` with it or not.
 
-    To compile all of them takes as long as many a command; most never meet a text with the word.
+    To compile all of them takes as long as many a command; most never meet a text with the `hint`.
     """
 
     word: str
+    hint: str
     source: str  # the secret is what stands behind its last group that matches, or all of it
     label: str
     begins: bool = True
@@ -184,10 +192,10 @@ class _Tokens:
 _tokens = _Tokens()
 
 _OTHER_TOKENS: tuple[Shape, ...] = (
-    Shape(".atlasv1.", r"[A-Za-z0-9]{10,20}\.atlasv1\.[\w-]{30,}", "token", begins=False),
-    Shape("hooks.slack.com", r"hooks\.slack\.com/(?:services|workflows|triggers)/[\w/-]{8,}", "slack-webhook"),
-    Shape("/api/webhooks/", r"(/api/webhooks/\d{5,30}/)[\w-]{10,}", "token"),
-    Shape("/webhookb2/", r"(/webhookb2/[\w@-]{10,120}/IncomingWebhook/)[\w/-]{10,}", "token"),
+    Shape(".atlasv1.", r"\.atlasv1\.", r"[A-Za-z0-9]{10,20}\.atlasv1\.[\w-]{30,}", "token", begins=False),
+    Shape("hooks.slack.com", r"hooks\.slack\.com/", r"hooks\.slack\.com/(?:services|workflows|triggers)/[\w/-]{8,}", "slack-webhook"),
+    Shape("/api/webhooks/", "/api/webhooks/", r"(/api/webhooks/\d{5,30}/)[\w-]{10,}", "token"),
+    Shape("/webhookb2/", "/webhookb2/", r"(/webhookb2/[\w@-]{10,120}/IncomingWebhook/)[\w/-]{10,}", "token"),
 )  # fmt: skip
 _TELEGRAM = re.compile(r":AA[\w-]{30,}")
 
@@ -405,47 +413,100 @@ def _parameter(match: re.Match[str]) -> str:
 _JWK = r"([\"'](?:d|p|q|dp|dq|qi|k)\\{0,8}[\"']\s{0,3}:\s{0,3}\\{0,8}[\"'])[\w-]{16,}"
 # ------------------------------------------------------------------ all of them
 
+_HINT_TO_VALUE = r"\\{0,8}[\"']?[ \t]{0,4}[:=][ \t]{0,4}\\{0,8}[\"']?"
+_SHOWN = unless_hidden(r"\s\"'\\,;", "", AUTHORIZATION_MARKER)
+_SHOWN_LINE = unless_hidden(r"\r\n\"'\\", "", AUTHORIZATION_MARKER)
+_HINT_AUTHORIZATION = (
+    rf"(?:[\w.~+/\-{HIGH}]{{12}}"
+    rf"|(?i:bearer|basic|token|apikey|negotiate|ntlm|ssws|splunk|key|genie{SPACE}?key)[ \t=]{{1,4}}{_SHOWN}"
+    rf"|(?i:digest|aws4-hmac-sha256|hawk|oauth|signature|sharedaccesssignature|sharedkey)[ \t]{{1,4}}{_SHOWN_LINE})"
+)
+
 _SHAPES: tuple[Shape, ...] = (
     *_OTHER_TOKENS,
-    Shape(":thin:", _JDBC, "password"),
-    Shape("sqlplus", _SQLPLUS, "password"),
-    Shape("authorization", _AUTHORIZATION, "authorization"),
-    Shape("bearer", _BEARER, "authorization"),
-    Shape("basic", _BASIC, "authorization", is_secret=_is_basic),
-    Shape("cookie", _COOKIE, "cookie"),
-    *(Shape(name.lower(), rf"({re.escape(name)}=)[\w%.!+/:-]{{12,}}", "cookie") for name in _SESSIONS),
-    Shape("\"kty", _JWK, "private-key", begins=False),
-    Shape("'kty", _JWK, "private-key", begins=False),
+    Shape(":thin:", ":thin:", _JDBC, "password"),
+    Shape("sqlplus", f"sqlplus{SPACE}", _SQLPLUS, "password"),
+    Shape("authorization", rf"(?i:authorization){_HINT_TO_VALUE}{_HINT_AUTHORIZATION}", _AUTHORIZATION, "authorization"),
+    Shape("bearer", rf"[bB](?i:earer)[ \t]{{1,4}}[\w.~+/\-{HIGH}]{{8}}", _BEARER, "authorization"),
+    Shape("basic", r"[bB](?i:asic)[ \t]{1,4}[A-Za-z0-9+/_-]{6}", _BASIC, "authorization", is_secret=_is_basic),
+    Shape("cookie", rf"(?i:cookie){_HINT_TO_VALUE}[\w.\-{HIGH}]+=", _COOKIE, "cookie"),
+    *(Shape(name.lower(), rf"{re.escape(name)}=[\w%.!+/:\-{HIGH}]{{12}}", rf"({re.escape(name)}=)[\w%.!+/:-]{{12,}}", "cookie")
+      for name in _SESSIONS),
+    Shape("\"kty", "(?i)\"kty", _JWK, "private-key", begins=False),
+    Shape("'kty", "(?i)'kty", _JWK, "private-key", begins=False),
 )  # fmt: skip
 _AUTH_SHAPE = re.compile(_AUTH)
+_HINT_AUTH = (
+    rf"auth\\{{0,8}}[\"']?{SPACE}*[:=]{SPACE}*\\{{0,8}}[\"']?[A-Za-z0-9+/_-]{{6}}"
+)
+# A token; or a password of one word or a few, which is more than a marker.
+_FURTHER = r"(?:[^\s@]*|[^\s@/,\"'<>]*(?: [^\s@/,\"'<>]*){1,3})@"
+_HINT_URL = (
+    rf"://(?:[\w\-{HIGH}]{{32}}[\w\-{HIGH}]*@|[^\s/?#:@\"'<>,]*:"
+    rf"(?:[^\s@{MARKERS}]{_FURTHER}|[{MARKERS}](?:[^@]{_FURTHER}|@[^\s/?#@\"'<>]*@)))"
+)
+_HINT_QUERY = "|".join(
+    rf"[?&;](?:{'|'.join(names.split())})=[\w%+/.~\-{HIGH}]{{8}}"
+    for names, _ in _PARAMETERS
+)
+_HINT_HASH = (
+    rf"\$(?:1|2[abxy]?|5|6|7|y|gy|apr1|argon2(?:id|i|d)|scrypt|s0|(?:pbkdf2|bcrypt)[\w\-{HIGH}]*)\$[\w./$=,+\-{HIGH}]{{8}}"
+    rf"|\{{(?:SSHA|SHA|SMD5|MD5|CRYPT)[0-9{HIGH}]*\}}[\w./$+=\-{HIGH}]{{8}}"
+    r"|\*[0-9A-F]{40}|md5[0-9a-f]{32}"
+)
+_HINT_PGPASS = rf":(?:[0-9{HIGH}]{{3,}}|\*):(?:[\w*.\-{HIGH}]|\\[^\n])+:(?:[\w*.@\-{HIGH}]|\\[^\n])+:[^\s\"']"
+_HINT_DSN = (
+    rf":[^\s@\"'/:]*[^\s@\"'/:\]{MARKERS}]@(?:tcp|udp|unix|[\w.\-{HIGH}]+:[0-9{HIGH}])"
+)
+
+
+def _hint_tokens() -> str:
+    """Return the tokens as one pattern, without what RE2 does not know: what is around them, and what is ahead."""
+    return rf"(?:^|[^\w-]|\\[nrt]|%[0-9A-Fa-f]{{2}})(?:{'|'.join(_token_hints())})"
+
+
+def _token_hints() -> Iterator[str]:
+    for _, prefixes, rest in _TOKENS:
+        some = "|".join(map(re.escape, prefixes.split()))
+        yield f"(?:{some}){re.sub(r'[(][?][=!][^()]*[)]', '', rest)}"
+
+
 _QUERY_SHAPE, _PARAMETER_SHAPE = re.compile(_QUERY), re.compile(_PARAMETER)
-_ANY_SHAPE = any_of(dict.fromkeys([*WORDS_BEFORE, *(shape.word for shape in _SHAPES)]))
 
 
-def hide_shapes(text: str) -> str:
-    """Return the text without the secrets that show by themselves."""
-    if "PRIVATE KEY" in text:
-        text = hide(text, _pem_spans(text))
-    if "://" in text:
-        text = _URL_SHAPE.sub(_url, text)
-        text = _URL_TOKEN_SHAPE.sub(_url, text)
-    text = hide(text, _tokens.spans(text))
+def _hide_urls(text: str) -> str:
+    return _URL_TOKEN_SHAPE.sub(_url, _URL_SHAPE.sub(_url, text))
+
+
+def _hide_hashes(text: str) -> str:
     for pattern in _HASHES:
         text = pattern.sub(marker("password"), text)
-    text = _AUTH_SHAPE.sub(_basic, text)
-    text = _QUERY_SHAPE.sub(_behind("token"), text)
-    text = _PARAMETER_SHAPE.sub(_parameter, text)
-    text = hide(text, _pgpass_spans(text))
-    if "@" in text:
-        text = hide(text, _dsn_spans(text))
-    if ":AA" in text:
-        text = hide(text, _telegram_spans(text))
-    if _ANY_SHAPE.search(lower := lowered(text)):
-        spans = [*word_spans(text, lower)]
-        for shape in _SHAPES:
-            spans += shape.spans(text, lower)
-        text = hide(text, without_overlaps(spans))
     return text
+
+
+def hide_words(text: str, hints: Set[str]) -> str:
+    """Return the text without what stands behind the words of commands, headers and cookies."""
+    lower = lowered(text)
+    spans = [*word_spans(text, lower, hints)]
+    for shape in _SHAPES:
+        if shape.word in hints:
+            spans += shape.spans(text, lower)
+    return hide(text, without_overlaps(spans))
+
+
+RULES: tuple[tuple[str, str, Callable[[str], str]], ...] = (  # in their order: name, hint, rule
+    ("pem", "PRIVATE KEY", lambda text: hide(text, _pem_spans(text))),
+    ("url", _HINT_URL, _hide_urls),
+    ("token", _hint_tokens(), lambda text: hide(text, _tokens.spans(text))),
+    ("hash", _HINT_HASH, _hide_hashes),
+    ("auth", _HINT_AUTH, lambda text: _AUTH_SHAPE.sub(_basic, text)),
+    ("query", _HINT_QUERY, lambda text: _QUERY_SHAPE.sub(_behind("token"), text)),
+    ("parameter", rf"\$[0-9{HIGH}]+ = [eE]?'", lambda text: _PARAMETER_SHAPE.sub(_parameter, text)),
+    ("pgpass", _HINT_PGPASS, lambda text: hide(text, _pgpass_spans(text))),
+    ("dsn", _HINT_DSN, lambda text: hide(text, _dsn_spans(text))),
+    ("telegram", rf"[0-9]{{8}}:AA[\w\-{HIGH}]{{30}}", lambda text: hide(text, _telegram_spans(text))),
+)  # fmt: skip
+WORD_HINTS = {**WORDS_BEFORE, **{shape.word: shape.hint for shape in _SHAPES}}
 
 
 def _telegram_spans(text: str) -> Iterator[Span]:

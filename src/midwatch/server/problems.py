@@ -23,7 +23,7 @@ from midwatch.errors import (
     StoreRejected,
     TemporaryError,
 )
-from midwatch.matchers import InvalidMatcher, NoRegexEngine
+from midwatch.matchers import InvalidMatcher
 from midwatch.silences import InvalidSilence, NoRecurrences
 
 MEDIA_TYPE = "application/problem+json"
@@ -93,7 +93,6 @@ STATUS: tuple[tuple[type[MidwatchError], int], ...] = (
     (StaleWatch, 409),
     (InvalidMatcher, 422),
     (InvalidSilence, 422),
-    (NoRegexEngine, 422),
     (NoRecurrences, 422),
     (SchemaMismatch, 503),
     (StoreRejected, 503),

@@ -374,10 +374,23 @@ def _adapter(name: str) -> TypeAdapter[Event]:
     return TypeAdapter(_TYPES[name])
 
 
+_AT: TypeAdapter[datetime] = TypeAdapter(datetime)
+
+
 def to_json(event: Event) -> Json:
     """Return an event as plain data."""
     data: Json = _adapter(event.type).dump_python(event, mode="json")
     return data
+
+
+def numbered_json(event: Event, seq: int, at: datetime) -> Json:
+    """Return an event as plain data, with another sequence number and time."""
+    return {**to_json(event), "seq": seq, "at": _AT.dump_python(at, mode="json")}
+
+
+def from_line(event: Event, line: bytes) -> Event:
+    """Return the event in a line that was written for `event`. Raises ValueError for other data."""
+    return _adapter(event.type).validate_json(line)
 
 
 def from_json(data: Mapping[str, Any]) -> Event:

@@ -53,9 +53,9 @@ from midwatch.session.events import (
     TurnResult,
     TurnStarted,
     failure,
-    from_json,
+    from_line,
+    numbered_json,
     parse_line,
-    to_json,
 )
 from midwatch.session.status import SessionStatus, fold
 from midwatch.workspace.environment import state_folder
@@ -66,6 +66,7 @@ _CHUNK = 65536
 _MAX_RECORD = 64 << 20  # bytes of a small file
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _UNREDACTED = ("type", "seq", "at")  # fields without text from outside
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _TEXT_LIMITS = (200_000, 20_000, 2_000, 200, 20)  # characters; tried in turn
 
 
@@ -104,14 +105,12 @@ class EventLog:
         Raises OutboxLost if the file is lost and no new one can be made.
         """
         self.check()
-        numbered = replace(event, seq=self.last_seq + 1, at=self._now())
-        data = to_json(numbered)
+        data = numbered_json(event, self.last_seq + 1, self._now())
         plain = {name: data.pop(name) for name in _UNREDACTED}
-        data = {**plain, **self._redactor.value(data)}
-        line = _line(data)
+        line = _line({**plain, **self._redactor.value(data)})
         self._write((b"\n" if self._torn else b"") + line)
         self.last_seq += 1
-        return from_json(json.loads(line))
+        return from_line(event, line)
 
     def check(self) -> None:
         """Set `lost` if another process has changed the file. Raises OutboxLost if no new one can be made."""
@@ -190,8 +189,7 @@ def _line(data: Any) -> bytes:
 
 
 def _encoded(data: Any) -> bytes:
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return keepable(text).encode() + b"\n"
+    return keepable(_ENCODER.encode(data)).encode() + b"\n"
 
 
 def _shortened(value: Any, limit: int) -> Any:

@@ -327,7 +327,7 @@ class OnCallStore(Protocol):
         Raises:
             InvalidSilence: It makes no sense, or matches everything.
             InvalidMatcher: A matcher is wrong.
-            NoRegexEngine, NoRecurrences: A library that it needs is not installed.
+            NoRecurrences: A library that it needs is not installed.
         """
         ...
 

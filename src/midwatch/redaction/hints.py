@@ -1,0 +1,101 @@
+"""Which rules of redaction can find anything in a text: one scan, which proves of most texts that none can.
+
+Every rule has a hint beside it: a pattern that is in each text in which the rule hides something. A hint may be
+where its rule then finds nothing. All hints are one automaton of RE2 (google-re2): it reads each byte of UTF-8 once,
+however many hints there are, and other threads run meanwhile.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+from midwatch.redaction.markers import MARKER
+
+# The automaton reads UTF-8 as Latin-1: of a character beyond ASCII it sees some of HIGH. For a marker it sees a
+# byte that no UTF-8 has, so that what is hidden already is no hint.
+HIGH = r"\x80-\xf4"
+AUTHORIZATION_MARKER, MARKERS = r"\xff", r"\xfe\xff"
+SPACE = rf"[\s\x0b\x1c-\x1f{HIGH}]"
+"""The beginning of what `\\s` of Python matches, and more."""
+LETTER = rf"[\w{HIGH}]"
+"""The beginning of what `\\w` of Python matches, and more."""
+
+# Python takes these for letters of ASCII where case does not count: İ, ı, ſ, and the sign for kelvin.
+_LIKE_ASCII = r"\xc4[\xb0\xb1]|\xc5\xbf|\xe2\x84\xaa"
+
+
+_IS_MARKER = re.compile(MARKER.encode())
+_NONE: frozenset[str] = frozenset()
+
+
+class Hints:
+    """Finds the rules that can hide something in a text.
+
+    Args:
+        patterns: The hint of each rule, in the syntax of RE2, by the rule's name.
+    """
+
+    def __init__(self, patterns: Mapping[str, str]) -> None:
+        self._patterns = dict(patterns)
+        self._names = tuple(patterns)
+        self._last = len(patterns) + 1
+        self.all = frozenset(patterns)
+
+    @cached_property
+    def _match(self) -> Callable[[bytes], list[int] | None]:
+        """The automaton, which is built for the first text: many commands redact none."""
+        import re2
+
+        automaton = re2.Set.SearchSet(_options())
+        for pattern in (*self._patterns.values(), _LIKE_ASCII, ""):
+            automaton.Add(pattern.encode())
+        automaton.Compile()
+        match: Callable[[bytes], list[int] | None] = automaton.Match
+        return match
+
+    def of(self, text: str) -> frozenset[str]:
+        """Return the names of the rules that can hide something in `text`: no other one can."""
+        data = text.encode("utf-8", "surrogatepass")
+        if b"[redacted:" in data:
+            data = data.replace(b"[redacted:authorization]", b"\xff")
+            data = _IS_MARKER.sub(b"\xfe", data)
+        found = self._match(data)
+        if found == [self._last]:
+            return _NONE
+        # The last pattern is in every text: without it the automaton gave up, as its memory is bounded.
+        if not found or self._last - 1 in found:
+            return self.all
+        return frozenset(self._names[one] for one in found if one < self._last)
+
+
+def find_any(texts: Iterable[str]) -> Callable[[bytes], object]:
+    """Return a search for any of some texts, in UTF-8. It returns None if there is none."""
+    import re2
+
+    encoded = (text.encode("utf-8", "surrogatepass") for text in texts)
+    pattern = b"|".join(map(re2.escape, encoded))
+    search: Callable[[bytes], object] = re2.compile(pattern, _options()).search
+    return search
+
+
+def _options() -> Any:
+    import re2
+
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1
+    options.log_errors = False
+    return options
+
+
+def unless_hidden(ends: str, but: str = "", markers: str = MARKERS) -> str:
+    """Return a pattern for the beginning of a value, unless that is a marker, and then the text's end or one of `ends`.
+
+    Args:
+        ends: Characters as in a class, without its brackets.
+        but: Characters that the value does not begin with, in the same way.
+        markers: The bytes of the markers, in the same way.
+    """
+    return f"(?:[^{markers}{but}]|[{markers}][^{ends}])"
