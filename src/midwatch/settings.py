@@ -505,6 +505,10 @@ class ContentSettings(Group):
     root: Path = Field(
         Path("content"), description="The folder on the volume for all its data."
     )
+    url: str | None = Field(
+        None,
+        description="An object store instead of `root`, so that several proxies can share it: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX. Credentials come from the environment.",
+    )
     host: str = Field(
         "127.0.0.1", description="The address it listens on; 0.0.0.0 in a pod."
     )

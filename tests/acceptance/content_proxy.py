@@ -18,6 +18,8 @@ from typing import Any
 import httpx2
 
 from midwatch.content.server.app import serving
+from midwatch.content.server.manifest import load
+from midwatch.content.server.segments import head_length, parse_head
 from midwatch.content.tokens import issue
 from midwatch.content.tree import (
     CHUNK,
@@ -187,12 +189,18 @@ async def proxy(folder: Path, **settings: Any) -> AsyncIterator[Proxy]:
 
 @contextmanager
 def process(folder: Path, *before: str, **variables: str) -> Iterator[tuple[str, int]]:
-    """Run `midwatch content serve` on `folder/volume`. Yields its address and its process id."""
+    """Run `midwatch content serve` on `folder/volume`. Yields its address and its process id.
+
+    Variables are settings of the proxy, or those of AWS as they are.
+    """
     (folder / "key").write_bytes(KEY)
     log = folder / f"log-{uuid.uuid4().hex}"
     chosen = {"ROOT": "volume", "PORT": "0", "KEY_FILE": "key"} | variables
     # Into a file: a pipe that nobody reads would stop the server when it is full.
-    named = {f"MIDWATCH_CONTENT__{name}": one for name, one in chosen.items()}
+    named = {
+        name if name.startswith("AWS_") else f"MIDWATCH_CONTENT__{name}": one
+        for name, one in chosen.items()
+    }
     with (
         log.open("w") as written,
         start(
@@ -218,16 +226,31 @@ def _address(log: Path) -> str:
     return found[1]
 
 
+def stored_chunks(folder: Path) -> dict[str, bytes]:
+    """Return the chunks in a folder's segments, and those of an earlier version, whatever their bytes are."""
+    found = {path.name: path.read_bytes() for path in folder.glob("chunks/*/*")}
+    for path in folder.glob("segments/*"):
+        data = path.read_bytes()
+        head = data[: head_length(f"segments/{path.name}")]
+        for chunk, place in parse_head(f"segments/{path.name}", head).items():
+            found[chunk.hex()] = data[place.start : place.start + place.length]
+    return found
+
+
+def segment_of(folder: Path, data: bytes) -> Path:
+    """Return the segment on the volume that has these bytes."""
+    [path] = [path for path in folder.glob("segments/*") if data in path.read_bytes()]
+    return path
+
+
 def check_whole(root: Path) -> int:
     """Check that every manifest on the volume is whole and every chunk it names has its bytes. Return the entries."""
-    from midwatch.content.server.manifest import load
-
     entries = 0
     for path in root.glob("folders/*/*/manifest.jsonl"):
         with path.open("rb") as opened:
             manifest = load(opened)
+        stored = stored_chunks(path.parent)
         for name in manifest.chunks():
-            chunk = path.parent / "chunks" / name.hex()[:2] / name.hex()
-            assert chunk_hash(chunk.read_bytes()) == name.hex()
+            assert chunk_hash(stored[name.hex()]) == name.hex()
         entries += len(manifest)
     return entries

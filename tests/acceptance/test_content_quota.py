@@ -15,12 +15,12 @@ LIMIT = 1 << 20
 
 
 def bytes_used(root: Path, folder: str = FOLDER) -> int:
-    chunks = (root / "folders" / folder / "chunks").rglob("*")
-    return sum(path.stat().st_size for path in chunks if path.is_file())
+    segments = (root / "folders" / folder / "segments").iterdir()
+    return sum(path.stat().st_size for path in segments)
 
 
 def age(root: Path, seconds: float) -> None:
-    for path in (root / "folders" / FOLDER / "chunks").rglob("*"):
+    for path in (root / "folders" / FOLDER / "segments").iterdir():
         before = path.stat().st_mtime - seconds
         os.utime(path, (before, before))
 

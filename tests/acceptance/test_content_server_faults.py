@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from midwatch.content.errors import ContentFull
-from midwatch.content.server.volume import map_disk_error
+from midwatch.content.server.manifest import Manifest, load
+from midwatch.content.server.objects import map_disk_error
+from midwatch.content.server.segments import MANY
 from midwatch.content.tree import EMPTY, MEDIA_TYPE, chunk_hash, encode_frame
 
 from ..waiting import PATIENCE
 from .cli import comes_true
-from .content_proxy import FOLDER, Caller, Proxy, bearer, check_whole, file, proxy
+from .content_proxy import (
+    FOLDER,
+    Caller,
+    Proxy,
+    bearer,
+    check_whole,
+    file,
+    proxy,
+    segment_of,
+)
 
 _until = partial(comes_true, timeout=PATIENCE)
 
@@ -156,7 +169,8 @@ async def test_a_damaged_chunk_can_be_sent_again(tmp_path: Path) -> None:
         caller = running.caller()
         await caller.write({"workspace/a": b"content"})
         name = chunk_hash(b"content")
-        place(running, "chunks", name[:2], name).write_bytes(b"another")
+        segment = segment_of(place(running), b"content")
+        segment.write_bytes(segment.read_bytes().replace(b"content", b"another"))
         plain = "/content/file?path=workspace/a"
         answer = await running.http.get(plain, headers=caller.headers)
         assert answer.status_code == 409
@@ -164,6 +178,11 @@ async def test_a_damaged_chunk_can_be_sent_again(tmp_path: Path) -> None:
         await caller.put(b"content")
         answer = await running.http.get(plain, headers=caller.headers)
         assert answer.content == b"content"
+    # It is in a segment of its own now, and stays when the damaged one is collected.
+    async with proxy(tmp_path, collect_grace=0.0, collect_interval=0.01) as running:
+        await _until(lambda: not segment.exists())
+        caller = running.caller()
+        assert await caller.content(file(b"content")) == b"content"
         assert check_whole(running.root) == 1
 
 
@@ -177,18 +196,19 @@ def test_a_full_disk_is_mapped_to_content_full() -> None:
 
 
 def _aged(running: Proxy, data: bytes, seconds: float) -> Path:
-    name = chunk_hash(data)
-    path = place(running, "chunks", name[:2], name)
+    path = segment_of(place(running), data)
     os.utime(path, (time.time() - seconds,) * 2)
     return path
 
 
-async def test_only_chunks_that_nothing_needs_are_removed(tmp_path: Path) -> None:
+async def test_only_content_that_nothing_needs_is_removed(tmp_path: Path) -> None:
     async with proxy(tmp_path, collect_grace=1000.0) as running:
         await running.until_collected()  # nothing yet: the next pass is that of another process
         caller = running.caller()
-        await caller.write({"workspace/a": b"kept", "workspace/b": b"replaced"})
-        await caller.put(b"idle", b"young", b"asked for")
+        await caller.write({"workspace/a": b"kept"})
+        await caller.write({"workspace/b": b"replaced"})
+        for data in (b"idle", b"young", b"asked for"):
+            await caller.put(data)
         kept = _aged(running, b"kept", 5000)
         asked = _aged(running, b"asked for", 5000)
         assert await caller.missing(chunk_hash(b"asked for")) == []
@@ -201,10 +221,57 @@ async def test_only_chunks_that_nothing_needs_are_removed(tmp_path: Path) -> Non
                 lambda: any(line["event"] == "collected" for line in other.lines())
             )
             [collected] = [x for x in other.lines() if x["event"] == "collected"]
-        assert collected["chunks"] == 1 and not idle.exists()
+        assert collected["segments"] == 1 and not idle.exists()
         assert all(path.exists() for path in (kept, asked, young))
         assert replaced.exists(), "a reader of the version before may still come for it"
         assert check_whole(running.root) == 2
+        manifest = await _manifest_until(running, lambda now: bool(now.retired))
+        assert list(manifest.retired) == [f"segments/{replaced.name}"]
+        # Once another commit needs it again, it is not on its way out any more.
+        version, _ = await caller.manifest()
+        assert (await caller.commit(version, {"c": file(b"replaced")})).is_success
+        manifest = await _manifest_until(running, lambda now: not now.retired)
+        assert f"segments/{replaced.name}" in manifest.segments
+
+
+async def _manifest_until(
+    running: Proxy, wanted: Callable[[Manifest], bool]
+) -> Manifest:
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            with place(running, "manifest.jsonl").open("rb") as opened:
+                if wanted(found := load(opened)):
+                    return found
+            await asyncio.sleep(0.01)
+
+
+async def test_small_segments_are_merged_and_replaced_content_goes(
+    tmp_path: Path,
+) -> None:
+    async with proxy(tmp_path, collect_grace=0.0, collect_interval=0.01) as running:
+        caller = running.caller()
+        large = os.urandom(2 << 20)
+        await caller.write({"workspace/large": large, "workspace/first": b"first"})
+        for number in range(MANY + 8):
+            await caller.write(
+                {
+                    f"workspace/{number}": os.urandom(500),
+                    "workspace/head": b"%d" % number,
+                }
+            )
+        await caller.write({"workspace/large": b"now small"})
+        await _until(lambda: len(os.listdir(place(running, "segments"))) < MANY)
+        await _until(lambda: bytes_of(place(running, "segments")) < 100_000)
+        _, tree = await caller.manifest()
+        assert await caller.content(tree["workspace/first"]) == b"first"
+        assert await caller.content(tree["workspace/large"]) == b"now small"
+        assert check_whole(running.root) == MANY + 8 + 3
+
+
+def bytes_of(folder: Path) -> int:
+    with contextlib.suppress(FileNotFoundError):  # it was removed just now
+        return sum(path.stat().st_size for path in folder.iterdir())
+    return 1 << 62
 
 
 async def test_a_folder_that_nobody_uses_is_removed(tmp_path: Path) -> None:
@@ -250,9 +317,7 @@ async def test_without_a_limit_every_folder_is_kept(tmp_path: Path) -> None:
         await caller.write({"workspace/a": b"a"})
         await caller.put(b"idle")
         os.utime(place(running), (0, 0))
-        name = chunk_hash(b"idle")
-        chunk = place(running, "chunks", name[:2], name)
-        await _until(lambda: not chunk.exists())
+        await _until(lambda: len(os.listdir(place(running, "segments"))) == 1)
         assert check_whole(running.root) == 1
 
 
@@ -266,9 +331,7 @@ async def test_nothing_is_collected_from_under_a_commit(tmp_path: Path) -> None:
             data = f"content {number}".encode()
             await caller.put(data)
             if not number:  # once for certain
-                name = chunk_hash(data)
-                chunk = place(running, "chunks", name[:2], name)
-                await _until(lambda: not chunk.exists())
+                await _until(lambda: not list(place(running).glob("segments/*")))
             while (
                 answer := await caller.commit(base, {f"f{number}": file(data)})
             ).status_code == 409:

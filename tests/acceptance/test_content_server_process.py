@@ -34,7 +34,16 @@ from midwatch.content.tree import (
 
 from ..waiting import PATIENCE, alive, wait_until
 from .cli import refused, said
-from .content_proxy import FOLDER, KEY, bearer, check_whole, file, process, waits
+from .content_proxy import (
+    FOLDER,
+    KEY,
+    bearer,
+    check_whole,
+    file,
+    process,
+    stored_chunks,
+    waits,
+)
 
 AT = f"/v1/folders/{FOLDER}"
 HEADERS = bearer()
@@ -196,9 +205,8 @@ def test_a_stop_lets_an_upload_finish_and_ends_a_wait(tmp_path: Path) -> None:
             told.set()
             assert upload.result(PATIENCE).json() == {"stored": 2}
         wait_until(lambda: not alive(pid))
-    name = chunk_hash(b"last")
-    chunk = tmp_path / "volume" / "folders" / FOLDER / "chunks" / name[:2] / name
-    assert chunk.read_bytes() == b"last"
+    stored = stored_chunks(tmp_path / "volume" / "folders" / FOLDER)
+    assert stored[chunk_hash(b"last")] == b"last"
 
 
 def test_an_upload_that_never_ends_is_cut_at_the_grace(tmp_path: Path) -> None:
@@ -273,7 +281,7 @@ hostile = st.text(
 def test_no_path_touches_a_file_outside(tmp_path: Path) -> None:
     allowed = re.compile(
         rf"key|log-[0-9a-f]{{32}}|volume(/\.midwatch-content|/folders(/team(/{FOLDER[5:]}(/manifest\.jsonl|/lock"
-        r"|/chunks(/[0-9a-f]{2}(/[0-9a-f]{64})?)?)?)?)?|/beside(/[0-9a-f]{32}(/lock)?)?)?"
+        r"|/segments(/[0-9a-f]{32}\.[0-9]+)?)?)?)?|/beside(/[0-9a-f]{32}(/lock)?)?)?"
     )
 
     def attempt(http: httpx2.Client, path: str, target: str, plain: str) -> None:

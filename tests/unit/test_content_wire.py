@@ -95,9 +95,7 @@ def made(tree: dict[str, Entry]) -> Manifest:
 
 
 def saved(manifest: Manifest) -> bytes:
-    file = io.BytesIO()
-    manifest.save(file)
-    return file.getvalue()
+    return b"".join(manifest.save())
 
 
 @given(trees, trees)

@@ -22,7 +22,7 @@ from midwatch.units import parse_duration
 
 app = typer.Typer()
 
-_EXTRA = ("jwt", "prometheus_client", "starlette", "uvicorn")
+_EXTRA = ("jwt", "obstore", "prometheus_client", "starlette", "uvicorn")
 """The packages of the extra `content`."""
 _MARGIN = 5.0
 """Seconds after `content.grace` until the process exits, even if a disk hangs."""
@@ -62,7 +62,7 @@ def key_file(settings: Settings) -> Path:
 
 @app.command()
 def serve(context: typer.Context) -> None:
-    """Serve the volume at `content.root` over HTTP until SIGTERM."""
+    """Serve the folders at `content.root` or in the bucket `content.url` over HTTP until SIGTERM."""
     with needs_content():
         asyncio.run(_serve(context.obj))
 

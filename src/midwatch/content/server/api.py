@@ -34,6 +34,7 @@ from midwatch.content.server.http import (
     version_in,
 )
 from midwatch.content.server.manifest import Manifest
+from midwatch.content.server.segments import SEGMENT
 from midwatch.content.server.store import Edit
 from midwatch.content.tree import (
     ATTEMPT,
@@ -52,9 +53,6 @@ from midwatch.content.tree import (
 MAX_LINE = 500_000
 """Bytes of a message: the reader of the mailbox rejects more."""
 _LONGEST_NAME = 200
-_BATCH_BYTES = 4 << 20
-_BATCH_FRAMES = 256
-"""A batch is synced at once; many small files would wait for the disk one by one."""
 _HASHES_BODY = MAX_HASHES * 80
 _GZIP_LEVEL = 4
 
@@ -117,10 +115,10 @@ class FolderApi:
 
         async def done() -> bool:
             nonlocal last
-            stamp = await state.in_thread(self._store.stamp, folder)
-            if stamp != last:
+            tag = await state.in_thread(self._store.tag, folder)
+            if tag != last:
                 found = await state.in_thread(self._store.manifest, folder)
-                last = stamp
+                last = tag
                 if found.version != version:
                     return True
             return await request.is_disconnected()
@@ -151,7 +149,7 @@ class FolderApi:
             ):
                 batch.append((name, data))
                 size += len(data)
-                if size >= _BATCH_BYTES or len(batch) >= _BATCH_FRAMES:
+                if size >= SEGMENT:
                     full, batch, size = batch, [], 0
                     stored += await self._write(folder, full)
         finally:
@@ -161,7 +159,7 @@ class FolderApi:
         return JsonResponse({"stored": stored})
 
     async def _write(self, folder: str, batch: Sequence[tuple[str, bytes]]) -> int:
-        return len(await self._state.in_thread(self._store.write_chunks, folder, batch))
+        return await self._state.in_thread(self._store.write_chunks, folder, batch)
 
     async def read_chunks(self, request: Request) -> Response:
         state = self._state
@@ -171,13 +169,13 @@ class FolderApi:
         await state.hold_stream(request, folder)
         if absent := await state.in_thread(self._store.absent, folder, names):
             raise ChunksMissing(absent)
-        return StreamingResponse(self._frames(folder, names), media_type=MEDIA_TYPE)
+        return StreamingResponse(
+            state.in_thread.each(self._frames(folder, names)), media_type=MEDIA_TYPE
+        )
 
-    async def _frames(self, folder: str, names: Sequence[str]) -> AsyncIterator[bytes]:
-        for name in names:
-            yield await self._state.in_thread(
-                lambda: frame_of(name, self._store.read_chunk(folder, name))
-            )
+    def _frames(self, folder: str, names: Sequence[str]) -> Iterator[bytes]:
+        for part in self._store.read_chunks(folder, names):
+            yield b"".join(frame_of(name, data) for name, data in part)
 
     # -------------------------------------------------- changes
 
@@ -402,17 +400,19 @@ class LegacyApi:
 
     async def _content(self, folder: str, entry: Entry) -> AsyncIterator[bytes]:
         """Return the chunks. The first is read before the response begins, so that a failure has a status."""
-        first = await self._read(folder, entry.chunks[0]) if entry.chunks else b""
+        chunks = self._state.in_thread.each(self._chunks(folder, entry))
+        first = await anext(chunks, b"")
 
         async def stream() -> AsyncIterator[bytes]:
             yield first
-            for name in entry.chunks[1:]:
-                yield await self._read(folder, name)
+            async for piece in chunks:
+                yield piece
 
         return stream()
 
-    async def _read(self, folder: str, name: str) -> bytes:
-        return await self._state.in_thread(self._store.read_chunk, folder, name)
+    def _chunks(self, folder: str, entry: Entry) -> Iterator[bytes]:
+        for part in self._store.read_chunks(folder, entry.chunks):
+            yield b"".join(data for _, data in part)
 
     async def list(self, request: Request) -> Response:
         state = self._state

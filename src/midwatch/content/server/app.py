@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import uvicorn
@@ -30,8 +28,9 @@ from midwatch.content.server.http import (
     on_http_error,
     on_midwatch_error,
 )
+from midwatch.content.server.objects import Objects, Overview, map_disk_errors
 from midwatch.content.server.store import ContentStore
-from midwatch.content.server.volume import Volume, map_disk_errors
+from midwatch.content.server.volume import Volume
 from midwatch.content.tokens import Keys
 from midwatch.errors import MidwatchError, SettingsError
 from midwatch.exposition import Exposition
@@ -73,7 +72,8 @@ async def serve(
 ) -> None:
     """Serve until the stop, then let requests in flight finish within `content.grace`."""
     async with serving(settings, keys, stop, log, clock) as address:
-        log.info("content proxy started", address=address, root=str(settings.root))
+        where = settings.url or str(settings.root)
+        log.info("content proxy started", address=address, store=where)
         await stop.wait()
         log.info("content proxy stopping", reason=stop.reason)
 
@@ -89,8 +89,10 @@ async def serving(
     """Run a server while the block runs. Yields its address. Raises SettingsError if it cannot start."""
     clock = clock or SystemClock()
     socket = listening(settings.host, settings.port, setting="content.port")
-    with _volume(settings) as volume, socket as opened:
-        store = ContentStore(volume, settings, clock.now)
+    async with AsyncExitStack() as stack:
+        objects = await stack.enter_async_context(_objects(settings))
+        opened = stack.enter_context(socket)
+        store = ContentStore(objects, settings, clock.now)
         state = ServerState(store, settings, keys, clock)
         health, metrics = HealthApi(state, stop), MetricsApi(state)
         app = _application(state, [*health.routes(), *metrics.routes()], log)
@@ -144,21 +146,39 @@ def _config(app: ASGIApp, settings: ContentSettings) -> uvicorn.Config:
     )
 
 
-@contextlib.contextmanager
-def _volume(settings: ContentSettings) -> Iterator[Volume]:
+@contextlib.asynccontextmanager
+async def _objects(settings: ContentSettings) -> AsyncIterator[Objects]:
+    objects = await asyncio.to_thread(_bucket if settings.url else _volume, settings)
+    try:
+        yield objects
+    finally:
+        objects.close()
+
+
+def _volume(settings: ContentSettings) -> Objects:
     try:
         with map_disk_errors():
-            volume = Volume(settings.root.absolute())
+            return Volume(settings.root.absolute())
     except MidwatchError as error:
         raise SettingsError(
             f"{settings.root}: {error.message}",
             path="content.root",
             hint="name a folder that this user may write",
         ) from error
+
+
+def _bucket(settings: ContentSettings) -> Objects:
+    from midwatch.content.server.bucket import Bucket  # a package of 15 MB
+
+    assert settings.url is not None
+    bucket = Bucket(settings.url, settings.keep_for)
     try:
-        yield volume
-    finally:
-        volume.close()
+        bucket.open()
+    except MidwatchError as error:
+        raise SettingsError(
+            error.message, path="content.url", hint=error.hint
+        ) from error
+    return bucket
 
 
 # ------------------------------------------------------------------ around every request
@@ -369,9 +389,9 @@ _FOLDERS = Family(
     "midwatch_content_folders", "gauge", "Folders at the last pass of the collector."
 )
 _COLLECTED = Family(
-    "midwatch_content_collected_chunks_total",
+    "midwatch_content_collected_segments_total",
     "counter",
-    "Chunks removed because no manifest named them.",
+    "Segments removed because no manifest needed them.",
 )
 _USED = Family(
     "midwatch_content_volume_used_bytes", "gauge", "Bytes used on the volume."
@@ -398,8 +418,7 @@ class MetricsApi:
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
-        root = state.settings.root.absolute()
-        self._disk_usage = _SharedCall(state.in_thread, lambda: _used_and_free(root))
+        self._disk_usage = _SharedCall(state.in_thread, state.store.disk_usage)
         self._exposition = Exposition(CONTENT, self._samples)
 
     def routes(self) -> list[Route]:
@@ -430,30 +449,21 @@ class MetricsApi:
         await self._disk_usage.close()
 
 
-def _used_and_free(root: Path) -> tuple[int, int] | None:
-    """Return the bytes of the file system, or None if they cannot be read."""
-    try:
-        usage = shutil.disk_usage(root)
-    except OSError:
-        return None
-    return usage.used, usage.free
-
-
 # ------------------------------------------------------------------ the collector
 
 
 async def collect_until(stop: StopEvent, state: ServerState, log: Log) -> None:
-    """Remove unneeded chunks, unused folders and incomplete files, at once and every `content.collect_interval`.
+    """Remove unneeded content, unused folders and incomplete files, at once and every `content.collect_interval`.
 
     A folder that fails does not stop the collection of the others.
     """
     while not stop:
         try:
             await state.in_thread(state.store.clean)
-            folders = await state.in_thread(state.store.folders)
+            folders = await state.in_thread(state.store.overview)
             state.stats.folders = len(folders)
-            for folder in folders:
-                await _collect(state, folder, log)
+            for seen in folders:
+                await _collect(state, seen, log)
                 if stop:
                     return
         except MidwatchError as error:
@@ -461,14 +471,15 @@ async def collect_until(stop: StopEvent, state: ServerState, log: Log) -> None:
         await stop.pause(state.settings.collect_interval)
 
 
-async def _collect(state: ServerState, folder: str, log: Log) -> None:
+async def _collect(state: ServerState, seen: Overview, log: Log) -> None:
+    folder = seen.folder
     try:
-        if await state.in_thread(state.store.expire, folder):
+        if await state.in_thread(state.store.expire, seen):
             keep_for = state.settings.keep_for
             log.info("removed an unused folder", folder=folder, unused_for=keep_for)
             return
-        if count := await state.in_thread(state.store.collect, folder):
+        if count := await state.in_thread(state.store.collect, seen):
             state.stats.collected += count
-            log.info("collected", folder=folder, chunks=count)
+            log.info("collected", folder=folder, segments=count)
     except MidwatchError as error:
         log.warning("cannot collect", folder=folder, error=error.one_line())

@@ -59,8 +59,6 @@ _ONE_TAG = re.compile(r'"([0-9a-f]{64})"', re.ASCII)
 _THREADS = 8
 _SLOT_TIMEOUT = 10.0
 """Seconds that a request waits for a slot before it is answered 429."""
-_POLL = 2.0
-"""Seconds between two checks of a folder: another process's change is noticed within this time."""
 
 
 # ------------------------------------------------------------------ responses and errors
@@ -411,9 +409,13 @@ class ChangeNotifier:
     """Lets requests wait for a change of a folder, without a thread or a lock.
 
     Changes by this process are notified; those by other processes are found by polling.
+
+    Args:
+        poll: Seconds between two checks of a folder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, poll: float) -> None:
+        self._poll = poll
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._closed = False
 
@@ -442,7 +444,9 @@ class ChangeNotifier:
         try:
             while not self._closed and loop.time() < deadline and not await done():
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout_at(min(loop.time() + _POLL, deadline)):
+                    async with asyncio.timeout_at(
+                        min(loop.time() + self._poll, deadline)
+                    ):
                         await event.wait()
                 event.clear()
         finally:
@@ -462,7 +466,7 @@ class ServerStats:
         requests: By route (the template of the address, without names of folders) and status.
         received: Bytes of request bodies.
         sent: Bytes of response bodies.
-        collected: Chunks that were removed.
+        collected: Segments that were removed.
         folders: As the last pass of the collector found them; None before the first.
     """
 
@@ -482,12 +486,13 @@ class ServerState:
     keys: Keys
     clock: Clock
     in_thread: Workers = field(default_factory=Workers)
-    changes: ChangeNotifier = field(default_factory=ChangeNotifier)
     stats: ServerStats = field(default_factory=ServerStats)
+    changes: ChangeNotifier = field(init=False)
     streams: RequestLimit = field(init=False)
     commits: RequestLimit = field(init=False)
 
     def __post_init__(self) -> None:
+        self.changes = ChangeNotifier(self.store.poll)
         self.streams = RequestLimit(self.settings.max_streams)
         # One per folder: the others would wait for its lock in threads that all need.
         self.commits = RequestLimit(self.settings.max_streams, of_one=1)

@@ -1,8 +1,9 @@
 """A manifest as the server holds it: compact, since half a million entries may be in memory at once.
 
-On the volume it is one JSON document a line: a head ``{"format", "version", "entries", "bytes", "cause", "attempt"}``,
-then ``[path, entry, seconds]`` for each entry, sorted by path; `seconds` is the time of its last change.
-The version is computed again when the file is read, so that a damaged file is never taken for a tree.
+It is stored as one JSON document a line: a head ``{"format", "version", "entries", "bytes", "cause", "attempt", "serial",
+"segments", "retired", "dropped", "lost"}``, then ``[path, entry, seconds]`` for each entry, sorted by path; `seconds` is the
+time of its last change. The version is computed again when the file is read, so that a damaged file is never taken for
+a tree. Format 1 of an earlier version has nothing about segments: each chunk is a file of its own.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from midwatch.content.errors import ContentDamaged
+from midwatch.content.server.segments import chunk_file
 from midwatch.content.tree import EMPTY, Delta, Entry, Kind, entry_from_json, version_of
 
-_FORMAT = 1
+_FORMAT = 2
+_FORMAT_OF_CHUNK_FILES = 1
 _TIME = 10
 """Digits of the seconds: enough from 2001 until 2286."""
 _PIECE = 4096
@@ -42,6 +45,11 @@ class Manifest:
         cause: The id of the commit that made it; recognises a commit that is repeated because its response was lost.
         slots: By sorted path, an entry's JSON followed by its ten digits of seconds.
         attempt: The highest attempt that has claimed the folder; 0 without any. Not part of the version.
+        serial: Grows with every manifest of the folder, so that none is ever the same as an earlier one.
+        segments: The segments that have its chunks, in the order in which they came.
+        retired: Segments that nothing needs any more, and since when, in seconds since the epoch.
+        dropped: Segments that are being deleted: nothing may name them again.
+        lost: Chunks whose bytes in the segments are damaged.
     """
 
     version: str = EMPTY
@@ -49,6 +57,11 @@ class Manifest:
     cause: str = ""
     slots: Mapping[str, bytes] = field(default_factory=dict)
     attempt: int = 0
+    serial: int = 0
+    segments: tuple[str, ...] = ()
+    retired: Mapping[str, int] = field(default_factory=dict)
+    dropped: frozenset[str] = frozenset()
+    lost: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -79,7 +92,30 @@ class Manifest:
             size += entry.size
             slots[path] = (_compact(entry.to_json()) + seconds).encode("ascii")
         slots = {path: slots[path] for path in sorted(slots)}
-        return Manifest(_version(slots), size, cause, slots, self.attempt)
+        return replace(
+            self, version=_version(slots), size=size, cause=cause, slots=slots
+        )
+
+    def using(self, segments: Iterable[str]) -> Manifest:
+        """Return the manifest that needs these segments as well."""
+        more = [name for name in segments if name not in self.segments]
+        if not more:
+            return self
+        retired = {n: at for n, at in self.retired.items() if n not in more}
+        return replace(self, segments=(*self.segments, *more), retired=retired)
+
+    def without(self, segments: Collection[str], now: float) -> Manifest:
+        """Return the manifest that does not need these segments any more."""
+        return replace(
+            self,
+            segments=tuple(name for name in self.segments if name not in segments),
+            retired={**self.retired, **dict.fromkeys(segments, int(now))},
+        )
+
+    @property
+    def is_blank(self) -> bool:
+        """Return whether it says nothing that no manifest would not say."""
+        return not (self.slots or self.attempt or self.segments)
 
     def _size(self, path: str) -> int:
         entry = self.get(path)
@@ -113,8 +149,8 @@ class Manifest:
         yield from _entries(put)
         yield b"}}"
 
-    def save(self, file: BinaryIO) -> None:
-        """Write the manifest. Raises OSError."""
+    def save(self) -> Iterator[bytes]:
+        """Yield the stored form in pieces."""
         head = {
             "format": _FORMAT,
             "version": self.version,
@@ -122,14 +158,17 @@ class Manifest:
             "bytes": self.size,
             "cause": self.cause,
             "attempt": self.attempt,
+            "serial": self.serial,
+            "segments": self.segments,
+            "retired": self.retired,
+            "dropped": sorted(self.dropped),
+            "lost": sorted(self.lost),
         }
-        file.write(_compact(head).encode("ascii") + b"\n")
+        yield _compact(head).encode("ascii") + b"\n"
         for piece in _pieces(self.slots):
-            file.write(
-                b"".join(
-                    b"[%b,%b,%b]\n" % (_text(p).encode(), s[:-_TIME], s[-_TIME:])
-                    for p, s in piece
-                )
+            yield b"".join(
+                b"[%b,%b,%b]\n" % (_text(p).encode(), s[:-_TIME], s[-_TIME:])
+                for p, s in piece
             )
 
 
@@ -137,22 +176,43 @@ def load(file: BinaryIO) -> Manifest:
     """Read a manifest that `save` has written. Raises ContentDamaged if it is not whole."""
     try:
         head = json.loads(file.readline(_MAX_LINE))
-        if head["format"] != _FORMAT:
+        if head["format"] not in (_FORMAT, _FORMAT_OF_CHUNK_FILES):
             raise ContentDamaged(
-                "a manifest on the volume has an unknown format",
+                "a manifest of the content proxy has an unknown format",
                 hint="run the version of Midwatch that wrote it, or a later one",
             )
         slots = dict(
             _slot(line) for line in iter(lambda: file.readline(_MAX_LINE), b"")
         )
-        attempt = int(head.get("attempt", 0))  # earlier versions wrote none
-        found = Manifest(_version(slots), head["bytes"], head["cause"], slots, attempt)
+        found = Manifest(_version(slots), head["bytes"], head["cause"], slots)
+        found = replace(
+            found,
+            attempt=int(head.get("attempt", 0)),  # earlier versions wrote none
+            **(_segments(head) if head["format"] == _FORMAT else _chunk_files(found)),
+        )
         whole = head["version"] == found.version and head["entries"] == len(slots)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ContentDamaged("a manifest on the volume cannot be read") from error
+        raise ContentDamaged(
+            "a manifest of the content proxy cannot be read"
+        ) from error
     if not whole:
-        raise ContentDamaged("a manifest on the volume is not what was written")
+        raise ContentDamaged("a manifest of the content proxy is not what was written")
     return found
+
+
+def _segments(head: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "serial": int(head["serial"]),
+        "segments": tuple(head["segments"]),
+        "retired": {name: int(at) for name, at in head["retired"].items()},
+        "dropped": frozenset(head["dropped"]),
+        "lost": frozenset(head["lost"]),
+    }
+
+
+def _chunk_files(manifest: Manifest) -> dict[str, Any]:
+    names = sorted(chunk.hex() for chunk in manifest.chunks())
+    return {"segments": tuple(map(chunk_file, names))}
 
 
 def _slot(line: bytes) -> tuple[str, bytes]:

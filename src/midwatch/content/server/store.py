@@ -1,188 +1,42 @@
-"""Folders on a volume: one manifest each, and the chunks that it names.
+"""Folders as clients see them: versions, commits, attempts and quotas.
 
-The manifest's file is replaced as the last step of a commit, when all chunks that it names are on the disk. So a
-folder has one whole version at every instant, also after a crash. All methods block: they run in threads, and
-several processes may share one volume.
+The manifest is replaced as the last step of a commit, when all chunks that it names are durable. So a folder has one
+whole version at every instant, also after a crash. All methods block: they run in threads, and several processes may
+share one volume or bucket.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
-from typing import NamedTuple
 
 from midwatch.content.errors import (
     ChunksMissing,
     ContentRefused,
     ContentTooLarge,
     PathRefused,
+    StreamBroken,
     Superseded,
     VersionConflict,
 )
-from midwatch.content.server.manifest import Manifest, cause_of, load
-from midwatch.content.server.volume import (
-    FRESH,
-    Chunks,
-    Quota,
-    Volume,
+from midwatch.content.server.cache import History, ManifestCache
+from midwatch.content.server.folders import Folders, contended
+from midwatch.content.server.manifest import Manifest, cause_of
+from midwatch.content.server.objects import (
+    ManifestChanged,
+    Objects,
+    Overview,
+    Tag,
     map_disk_errors,
-    usage_of,
 )
-from midwatch.content.tree import CHUNK, Delta, check_entries, check_shape
-from midwatch.files import sync_all
+from midwatch.content.server.quota import FRESH, DiskUsage, Quota, usage_of
+from midwatch.content.server.segments import SEGMENT, Place, new_segment
+from midwatch.content.tree import CHUNK, Delta, check_entries, check_shape, verify_chunk
 from midwatch.settings import ContentSettings
 
-_MANIFEST = "manifest.jsonl"
-_HISTORY_BYTES = 16 << 20
-_FOLDER_HISTORY_BYTES = 1 << 20
-"""Enough for the last 5,000 or so changed paths of a folder."""
-_ITEM_BYTES = 120
-"""Approximate bytes that a path or a step takes in addition to its characters."""
-
-
-# ------------------------------------------------------------------ in memory
-
-
-class Stamp(NamedTuple):
-    """Identifies a version of a manifest's file: each version is a new file."""
-
-    inode: int
-    changed: int
-    size: int
-
-
-def _stamp(stat: os.stat_result) -> Stamp:
-    return Stamp(stat.st_ino, stat.st_mtime_ns, stat.st_size)
-
-
-class ManifestCache:
-    """The manifests that were used last, up to `limit` bytes. Thread-safe.
-
-    A manifest is valid while its file has the stamp that it had when it was read or written.
-    """
-
-    def __init__(self, limit: float) -> None:
-        self._limit = limit
-        self._held: OrderedDict[str, tuple[Stamp, Manifest, int]] = OrderedDict()
-        self._cost = 0
-        self._lock = threading.Lock()
-
-    def get(self, folder: str, stamp: Stamp) -> Manifest | None:
-        """Return the manifest, or None if it is not cached or its file has changed."""
-        with self._lock:
-            held = self._held.get(folder)
-            if held is None or held[0] != stamp:
-                return None
-            self._held.move_to_end(folder)
-            return held[1]
-
-    def put(self, folder: str, stamp: Stamp, manifest: Manifest) -> None:
-        """Keep a manifest, and drop those that were used least recently."""
-        cost = manifest.cost
-        with self._lock:
-            self._drop(folder)
-            self._held[folder] = (stamp, manifest, cost)
-            self._cost += cost
-            # The last one stays whatever its size: it would be read for every request.
-            while self._cost > self._limit and len(self._held) > 1:
-                self._drop(next(iter(self._held)))
-
-    def drop(self, folder: str) -> None:
-        """Forget a folder."""
-        with self._lock:
-            self._drop(folder)
-
-    def _drop(self, folder: str) -> None:
-        if folder in self._held:
-            self._cost -= self._held.pop(folder)[2]
-
-
-class _Step(NamedTuple):
-    before: str
-    after: str
-    paths: frozenset[str]
-    cost: int
-
-
-@dataclass(slots=True)
-class _Steps:
-    """The steps of one folder: each begins at the version where the one before it ended."""
-
-    held: deque[_Step] = field(default_factory=deque)
-    cost: int = 0
-
-
-class History:
-    """The last changes of folders, so that a client with a recent version is sent the difference only. Thread-safe.
-
-    It is in memory, bounded, and of this process: the whole manifest is sent if the commits in between are not recorded.
-
-    Args:
-        limit: Bytes for all folders.
-        of_one: Bytes for one folder.
-    """
-
-    def __init__(
-        self, limit: int = _HISTORY_BYTES, of_one: int = _FOLDER_HISTORY_BYTES
-    ) -> None:
-        self._limit = limit
-        self._of_one = of_one
-        self._folders: OrderedDict[str, _Steps] = OrderedDict()
-        self._cost = 0
-        self._lock = threading.Lock()
-
-    def add(self, folder: str, before: str, after: str, paths: frozenset[str]) -> None:
-        """Record a commit that changed these paths of version `before` and made version `after`."""
-        cost = _ITEM_BYTES + sum(map(len, paths)) + _ITEM_BYTES * len(paths)
-        with self._lock:
-            steps = self._folders.setdefault(folder, _Steps())
-            if steps.held and steps.held[-1].after != before:
-                self._shorten(steps, 0)  # another process committed in between
-            steps.held.append(_Step(before, after, paths, cost))
-            steps.cost += cost
-            self._cost += cost
-            self._shorten(steps, self._of_one)
-            self._folders.move_to_end(folder)
-            while self._cost > self._limit:
-                self._drop(next(iter(self._folders)))
-
-    def since(self, folder: str, known: str, current: str) -> frozenset[str] | None:
-        """Return the paths that changed from version `known` to `current`; None if some commits in between are not recorded."""
-        with self._lock:
-            found = self._folders.get(folder)
-            steps = list(found.held) if found else []
-        if not steps or steps[-1].after != current:
-            return None
-        paths: set[str] = set()
-        for step in reversed(steps):
-            paths |= step.paths
-            if step.before == known:
-                return frozenset(paths)
-        return None
-
-    def drop(self, folder: str) -> None:
-        """Forget a folder."""
-        with self._lock:
-            self._drop(folder)
-
-    def _drop(self, folder: str) -> None:
-        if steps := self._folders.pop(folder, None):
-            self._cost -= steps.cost
-
-    def _shorten(self, steps: _Steps, limit: int) -> None:
-        while steps.cost > limit:
-            cost = steps.held.popleft().cost
-            steps.cost -= cost
-            self._cost -= cost
-
-
-# ------------------------------------------------------------------ on the volume
+_RENEW_AFTER = 4
+"""A segment is kept for longer once a quarter of the grace period is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,33 +48,33 @@ class Edit:
 
 
 class ContentStore:
-    """All folders of a volume. Methods raise the errors of this package, and PathRefused for an invalid id.
+    """All folders. Methods raise the errors of this package, and PathRefused for an invalid id.
 
     Wherever `attempt` is given, a lower one than the folder has is refused with Superseded; 0 is no attempt.
     """
 
     def __init__(
         self,
-        volume: Volume,
+        objects: Objects,
         settings: ContentSettings,
         now: Callable[[], datetime],
     ) -> None:
-        self._volume = volume
+        self.poll = objects.poll
+        self.disk_usage = objects.disk_usage
+        self._objects = objects
         self._settings = settings
         self._now = now
-        self._cache = ManifestCache(settings.cache_size)
+        self._folders = Folders(objects, ManifestCache(settings.cache_size), now)
         self._history = History()
         self._quota = Quota(settings)
+        self._settled: dict[str, tuple[Tag | None, frozenset[str]]] = {}
 
     # -------------------------------------------------- reading
 
     @map_disk_errors()
-    def stamp(self, folder: str) -> Stamp | None:
-        """Return what changes with every version; None without a manifest. Costs one `stat`."""
-        try:
-            return _stamp(os.stat(self._file(folder)))
-        except FileNotFoundError:
-            return None
+    def tag(self, folder: str) -> Tag | None:
+        """Return what changes with every manifest; None without one."""
+        return self._objects.tag(folder)
 
     @map_disk_errors()
     def manifest(self, folder: str, attempt: int = 0) -> Manifest:
@@ -228,23 +82,15 @@ class ContentStore:
 
         A manifest that exists and cannot be read is an error, never an empty one.
         """
-        self._volume.use(folder)
-        return self._manifest(folder, attempt)
-
-    def _manifest(self, folder: str, attempt: int = 0) -> Manifest:
-        try:
-            with self._file(folder).open("rb") as file:
-                stamp = _stamp(os.fstat(file.fileno()))
-                found = self._cache.get(folder, stamp)
-                if found is None:
-                    found = load(file)
-                    self._cache.put(folder, stamp, found)
-        except FileNotFoundError:
-            self._volume.check_mounted()
-            found = Manifest()
-        if 0 < attempt < found.attempt:
-            raise Superseded(found.attempt)
+        self._objects.use(folder)
+        found = self._folders.current(folder)[1]
+        _check_attempt(found, attempt)
         return found
+
+    def check_attempt(self, folder: str, attempt: int) -> None:
+        """Raise Superseded if the attempt is over."""
+        if attempt:
+            self.manifest(folder, attempt)
 
     def changed_since(
         self, folder: str, version: str, now: Manifest
@@ -253,66 +99,139 @@ class ContentStore:
         return self._history.since(folder, version, now.version)
 
     @map_disk_errors()
-    def missing(self, folder: str, names: Iterable[str]) -> list[str]:
+    def missing(self, folder: str, names: Sequence[str]) -> list[str]:
         """Return the chunks that do not exist, and keep the others for a while."""
-        return self._chunks(folder).missing(names)
+        manifest = self._folders.current(folder)[1]
+        listed = self._folders.stored(folder)
+        found = self._folders.find(folder, manifest, names, listed)
+        before = self._now().timestamp() - self._settings.collect_grace / _RENEW_AFTER
+        for name in {place.segment for place in found.values()}:
+            if name not in manifest.segments and listed[name].modified < before:
+                self._objects.renew(folder, listed[name])
+        return [name for name in names if name not in found]
 
     @map_disk_errors()
-    def absent(self, folder: str, names: Iterable[str]) -> list[str]:
+    def absent(self, folder: str, names: Sequence[str]) -> list[str]:
         """Return the chunks that do not exist."""
-        chunks = self._chunks(folder)
-        return [name for name in names if chunks.size(name) is None]
+        manifest = self._folders.current(folder)[1]
+        found = self._folders.find(folder, manifest, names)
+        return [name for name in names if name not in found]
 
-    @map_disk_errors()
     def read_chunk(self, folder: str, name: str) -> bytes:
         """Return the bytes of a chunk. Raises ChunksMissing."""
-        return self._chunks(folder).read(name)
+        [(_, data)] = next(self.read_chunks(folder, [name]))
+        return data
+
+    def read_chunks(
+        self, folder: str, names: Sequence[str]
+    ) -> Iterator[list[tuple[str, bytes]]]:
+        """Yield chunks with their names, in order, about a segment's bytes at a time. Raises ChunksMissing."""
+        with map_disk_errors():
+            manifest = self._folders.current(folder)[1]
+            found = self._folders.find(folder, manifest, names)
+        if absent := [name for name in names if name not in found]:
+            raise ChunksMissing(absent)
+        for part in _parts(names, found):
+            with map_disk_errors():
+                data = self._folders.read(folder, [found[name] for name in part])
+                yield [
+                    (name, self._verify(folder, name, found[name], data[found[name]]))
+                    for name in part
+                ]
+
+    def _verify(self, folder: str, name: str, place: Place, data: bytes) -> bytes:
+        """Return the bytes of a chunk. One that is damaged is from then on missing: a client that has it can send it."""
+
+        def change(now: Manifest) -> Manifest:
+            places = self._folders.index(folder, now).places
+            if places.get(bytes.fromhex(name)) != place:
+                return now  # moved or removed meanwhile
+            return replace(now, lost=now.lost | {name})
+
+        try:
+            return verify_chunk(name, data)
+        except StreamBroken:
+            self._folders.update(folder, change)
+            raise ChunksMissing([name], "a stored chunk is gone or damaged") from None
 
     # -------------------------------------------------- writing
 
     @map_disk_errors()
-    def write_chunks(
-        self, folder: str, frames: Collection[tuple[str, bytes]]
-    ) -> frozenset[str]:
-        """Store chunks. Return the new ones. Raises ContentFull if the folder's quota is used up."""
-        self._volume.check_mounted()
-        self._volume.use(folder)
-        return self._write(folder, frames)
+    def write_chunks(self, folder: str, frames: Collection[tuple[str, bytes]]) -> int:
+        """Store chunks. Return how many are new. Raises ContentFull if the folder's quota is used up."""
+        self._objects.use(folder)
+        manifest = self._folders.current(folder)[1]
+        segment, new = self._write(folder, manifest, frames)
+        if not manifest.lost.isdisjoint(new):
+            self._replace_lost(folder, segment, new)
+        return len(new)
+
+    def _replace_lost(self, folder: str, segment: str, new: frozenset[str]) -> None:
+        """Let the manifest name a segment that has chunks again which were damaged."""
+
+        def change(now: Manifest) -> Manifest:
+            stored = self._folders.stored(folder)
+            if segment not in stored or segment in now.dropped:
+                return now
+            return replace(now.using([segment]), lost=now.lost - new)
+
+        self._folders.update(folder, change, [segment])
 
     def _write(
-        self,
-        folder: str,
-        frames: Collection[tuple[str, bytes]],
-        *,
-        locked: bool = False,
-    ) -> frozenset[str]:
-        chunks = self._chunks(folder)
-        if not self._quota.fits(folder, usage_of(frames), chunks.usage):
-            lock = self._volume.locked(folder)
-            with contextlib.nullcontext() if locked else lock:
-                absent = [one for one in frames if chunks.size(one[0]) is None]
-                before = self._now().timestamp() - FRESH
-                unused = chunks.unused(self._manifest(folder).chunks(), before)
-                self._quota.free(folder, usage_of(absent), chunks.usage, unused)
-        new = chunks.write(frames)
-        added = [(name, data) for name, data in dict(frames).items() if name in new]
-        self._quota.record(folder, usage_of(added))
-        return new
+        self, folder: str, manifest: Manifest, frames: Iterable[tuple[str, bytes]]
+    ) -> tuple[str, frozenset[str]]:
+        """Verify and store the chunks that the manifest does not have. Return their segment and their names."""
+        places = self._folders.index(folder, manifest).places
+        new = {
+            name: data
+            for name, data in frames
+            if verify_chunk(name, data)
+            and (name in manifest.lost or bytes.fromhex(name) not in places)
+        }
+        if not new:
+            return "", frozenset()
+        segment, content = new_segment(list(new.items()))
+        more = DiskUsage(len(content), 1)
+        if not self._quota.fits(folder, more, lambda: self._usage(folder)):
+            self._make_room(folder, more)
+        self._folders.put(folder, segment, content)
+        self._quota.record(folder, more)
+        return segment, frozenset(new)
 
+    def _usage(self, folder: str) -> DiskUsage:
+        return usage_of(self._objects.segments(folder))
+
+    def _make_room(self, folder: str, more: DiskUsage) -> None:
+        """Delete what nothing needs, the oldest first, and move the rest together. Raises ContentFull."""
+        tag, manifest = self._folders.current(folder)
+        listed = self._folders.stored(folder)
+        if plan := self._folders.plan(folder, manifest, listed):
+            self._folders.compact(folder, tag, manifest, plan)
+            manifest = self._folders.current(folder)[1]
+            listed = self._folders.stored(folder)
+        before = self._now().timestamp() - FRESH
+        unused = [
+            one
+            for one in listed.values()
+            if one.name not in manifest.segments and one.modified < before
+        ]
+        freed = self._quota.to_free(usage_of(listed.values()), more, unused)
+        self._folders.drop(folder, {one.name for one in freed})
+        self._quota.drop(folder)
+        self._quota.check(usage_of(listed.values()) - usage_of(freed), more)
+
+    @map_disk_errors()
     def claim(self, folder: str, attempt: int) -> int:
         """Refuse changes of lower attempts from now on. Return the attempt."""
-        with map_disk_errors(), self._volume.locked(folder):
-            current = self._manifest(folder, attempt)
-            if attempt > current.attempt:
-                self._volume.sync_new(folder)
-                self._replace(folder, replace(current, attempt=attempt))
-            return attempt
 
-    def check_attempt(self, folder: str, attempt: int) -> None:
-        """Raise Superseded if the attempt is over."""
-        if attempt:
-            self.manifest(folder, attempt)
+        def change(now: Manifest) -> Manifest:
+            _check_attempt(now, attempt)
+            return replace(now, attempt=attempt)
 
+        self._folders.update(folder, change)
+        return attempt
+
+    @map_disk_errors()
     def commit(self, folder: str, base: str, delta: Delta, attempt: int = 0) -> str:
         """Apply a change to version `base`. Return the new version.
 
@@ -322,145 +241,176 @@ class ContentStore:
         """
         _check_delta(delta)
         cause = cause_of(base, delta)
-        with map_disk_errors(), self._volume.locked(folder):
-            current = self._manifest(folder, attempt)
-            current = replace(current, attempt=max(attempt, current.attempt))
+
+        def make(current: Manifest) -> Edit | None:
+            _check_attempt(current, attempt)
             if current.version == base:
-                return self._commit(folder, current, delta, cause)
+                return Edit(delta)
             if current.cause == cause:
-                return current.version
+                return None
             raise VersionConflict(current.version)
 
+        return self._commit(folder, make, attempt)
+
+    @map_disk_errors()
     def edit(self, folder: str, make: Callable[[Manifest], Edit]) -> str:
-        """Commit the change that `make` returns for the current manifest, under the lock. Return the new version."""
-        with map_disk_errors(), self._volume.locked(folder):
-            current = self._manifest(folder)
+        """Commit the change that `make` returns for the current manifest. Return the new version."""
+        tried = set()
+
+        def once(current: Manifest) -> Edit | None:
+            if current.cause in tried:
+                # A request to the bucket was repeated, and refused because it had been carried out.
+                return None
             edit = make(current)
             _check_delta(edit.delta)
-            self._write(folder, edit.chunks, locked=True)
-            cause = cause_of(current.version, edit.delta)
-            return self._commit(folder, current, edit.delta, cause)
+            tried.add(cause_of(current.version, edit.delta))
+            return edit
 
-    def _commit(self, folder: str, current: Manifest, delta: Delta, cause: str) -> str:
-        new = current.changed(delta, cause, self._now())
-        if new.version == current.version:
-            return current.version
-        self._check_limits(new)
+        return self._commit(folder, once)
+
+    def _commit(
+        self, folder: str, make: Callable[[Manifest], Edit | None], attempt: int = 0
+    ) -> str:
+        """Commit what `make` returns, computed again whenever another process was quicker."""
+        for tag, current in self._folders.attempts(folder):
+            edit = make(current)
+            if edit is None:
+                return current.version
+            delta = edit.delta
+            self._write(folder, current, edit.chunks)
+            new = self._changed(current, delta, attempt)
+            if new.version == current.version:
+                return current.version
+            needed = self._needed(folder, current, delta)
+            try:
+                self._folders.replace(folder, tag, new.using(needed), needed)
+            except ManifestChanged:
+                continue
+            changed = frozenset((*delta.put, *delta.removed))
+            self._history.add(folder, current.version, new.version, changed)
+            return new.version
+        raise contended()
+
+    def _changed(self, current: Manifest, delta: Delta, attempt: int) -> Manifest:
+        """Return the manifest after a change, if that is within the limits."""
+        cause = cause_of(current.version, delta)
+        new = replace(
+            current.changed(delta, cause, self._now()),
+            attempt=max(attempt, current.attempt),
+        )
+        limits = self._settings
+        if len(new) > limits.max_entries:
+            raise ContentTooLarge(
+                f"{len(new)} entries are more than content.max_entries, {limits.max_entries}"
+            )
+        if new.size > limits.max_size:
+            raise ContentTooLarge(
+                f"{new.size} bytes are more than content.max_size, {limits.max_size:.0f}"
+            )
         check_shape(new.slots, new.kind)
-        chunks = self._chunks(folder)
-        _check_chunks(chunks, delta)
-        chunks.sync(delta.chunks)
-        if not current.cause:
-            self._volume.sync_new(folder)
-        self._replace(folder, new)
-        changed = frozenset((*delta.put, *delta.removed))
-        self._history.add(folder, current.version, new.version, changed)
-        for path in changed:
-            # Clients that read the old version still get its chunks for a while.
-            if entry := current.get(path):
-                for name in entry.chunks:
-                    chunks.renew(name)
-        return new.version
+        return new
 
-    def _check_limits(self, new: Manifest) -> None:
-        if len(new) > self._settings.max_entries:
-            raise ContentTooLarge(
-                f"{len(new)} entries are more than content.max_entries, {self._settings.max_entries}"
-            )
-        if new.size > self._settings.max_size:
-            raise ContentTooLarge(
-                f"{new.size} bytes are more than content.max_size, {self._settings.max_size:.0f}"
-            )
+    def _needed(self, folder: str, current: Manifest, delta: Delta) -> list[str]:
+        """Return the segments that the manifest needs after this change and does not name yet.
 
-    def _replace(self, folder: str, new: Manifest) -> None:
-        temporary, file = self._volume.temporary_path(), self._file(folder)
-        try:
-            with temporary.open("xb") as opened:
-                new.save(opened)
-                opened.flush()
-                os.fsync(opened.fileno())
-                stamp = _stamp(os.fstat(opened.fileno()))
-            temporary.replace(file)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_all([file.parent])
-        self._cache.put(folder, stamp, new)
+        Raises ChunksMissing, and PathRefused if a chunk has another size than its place in its file says.
+        """
+        found = self._folders.find(folder, current, delta.chunks)
+        if missing := delta.chunks - found.keys():
+            raise ChunksMissing(sorted(missing))
+        for path, entry in delta.put.items():
+            for number, name in enumerate(entry.chunks):
+                if found[name].length != min(CHUNK, entry.size - number * CHUNK):
+                    raise PathRefused(path, "has another size than its chunks")
+        return sorted(
+            {place.segment for place in found.values()}.difference(current.segments)
+        )
 
     # -------------------------------------------------- removing
 
     @map_disk_errors()
     def delete(self, folder: str, attempt: int = 0) -> bool:
         """Delete a folder. Return whether it existed."""
+        for tag, manifest in self._folders.attempts(folder):
+            _check_attempt(manifest, attempt)
+            try:
+                return self._remove(folder, tag, manifest)
+            except ManifestChanged:
+                continue
+        raise contended()
 
-        def check() -> None:
-            if attempt:
-                self._manifest(folder, attempt)
-
-        deleted = self._volume.remove(folder, check=check)
-        self._forget(folder)
-        return deleted
-
-    @map_disk_errors()
-    def expire(self, folder: str) -> bool:
-        """Delete a folder that was not used for `content.keep_for`. Return whether it was deleted."""
-        keep_for = self._settings.keep_for
-        if keep_for is None:
-            return False
-        before = self._now().timestamp() - keep_for
-        if self._volume.used(folder) >= before:
-            return False
-        self._forget(folder)
-        return self._volume.remove(folder, before)
-
-    def _forget(self, folder: str) -> None:
-        self._cache.drop(folder)
+    def _remove(self, folder: str, tag: Tag | None, manifest: Manifest) -> bool:
+        removed = self._folders.remove(folder, tag, manifest)
         self._history.drop(folder)
         self._quota.drop(folder)
+        return removed
 
     @map_disk_errors()
-    def collect(self, folder: str) -> int:
-        """Remove chunks that the manifest does not name and that were not requested within the grace period.
+    def overview(self) -> list[Overview]:
+        """Return all folders."""
+        return list(self._objects.overview())
 
-        An upload under way requests its chunks. Should one take longer, its commit names the missing
-        chunks, and only those are sent again.
+    @map_disk_errors()
+    def expire(self, seen: Overview) -> bool:
+        """Delete a folder that was not used for `content.keep_for`. Return whether it was deleted."""
+        keep_for = self._settings.keep_for
+        if keep_for is None or seen.used >= self._now().timestamp() - keep_for:
+            return False
+        try:
+            tag, manifest = self._folders.current(seen.folder)
+            return tag == seen.tag and self._remove(seen.folder, tag, manifest)
+        except ManifestChanged:
+            return False
+
+    @map_disk_errors()
+    def collect(self, seen: Overview) -> int:
+        """Compact a folder, and delete the segments that nothing has needed for the grace period.
+
+        An upload under way writes segments that no manifest names yet. Should it take longer, its commit names
+        the missing chunks, and only those are sent again.
 
         Returns:
-            The number of chunks that were removed.
+            The number of segments that were deleted.
         """
-        chunks = self._chunks(folder)
-        before = self._now().timestamp() - self._settings.collect_grace
-        if not chunks.unused(self._manifest(folder).chunks(), before):
+        folder = seen.folder
+        state = seen.tag, frozenset(one.name for one in seen.segments)
+        if self._settled.get(folder) == state:
             return 0
-        with self._volume.locked(folder):
-            unused = chunks.unused(self._manifest(folder).chunks(), before)
-            for path in unused:
-                path.unlink(missing_ok=True)
-            if unused:
-                self._quota.drop(folder)
-            return len(unused)
-
-    @map_disk_errors()
-    def folders(self) -> list[str]:
-        """Return the ids of all folders."""
-        return self._volume.names()
+        tag, manifest = self._folders.current(folder)
+        listed = self._folders.stored(folder)
+        if plan := self._folders.plan(folder, manifest, listed):
+            self._folders.compact(folder, tag, manifest, plan)
+            manifest = self._folders.current(folder)[1]
+        loose = {n: one for n, one in listed.items() if n not in manifest.segments}
+        before = self._now().timestamp() - self._settings.collect_grace
+        unused = {
+            name
+            for name, one in loose.items()
+            if manifest.retired.get(name, one.modified) < before
+        }
+        dropped = self._folders.drop(folder, unused)
+        if dropped:
+            self._quota.drop(folder)
+        elif manifest.is_blank and not listed:
+            self._objects.forget(folder, tag, before)
+        elif not plan and not loose:
+            self._settled[folder] = state
+        return dropped
 
     @map_disk_errors()
     def clean(self) -> None:
-        """Remove the incomplete files of processes that have ended."""
-        self._volume.clean()
+        """Remove what processes that have ended did not complete."""
+        self._objects.clean()
 
     @map_disk_errors()
     def probe(self) -> None:
         """Raise ContentFull or ContentUnavailable if a commit could not be written."""
-        self._volume.probe()
+        self._objects.probe()
 
-    def _file(self, folder: str) -> Path:
-        return self._volume.path(folder) / _MANIFEST
 
-    def _chunks(self, folder: str) -> Chunks:
-        path = self._volume.path(folder) / "chunks"
-        return Chunks(path, self._volume.temporary_path)
+def _check_attempt(manifest: Manifest, attempt: int) -> None:
+    if 0 < attempt < manifest.attempt:
+        raise Superseded(manifest.attempt)
 
 
 def _check_delta(delta: Delta) -> None:
@@ -470,12 +420,15 @@ def _check_delta(delta: Delta) -> None:
             raise ContentRefused(f"{ascii(path[:200])} is both put and removed")
 
 
-def _check_chunks(chunks: Chunks, delta: Delta) -> None:
-    """Check that all chunks exist and match the sizes of their files."""
-    sizes = {name: chunks.size(name) for name in delta.chunks}
-    if missing := [name for name, size in sizes.items() if size is None]:
-        raise ChunksMissing(sorted(missing))
-    for path, entry in delta.put.items():
-        for number, name in enumerate(entry.chunks):
-            if sizes[name] != min(CHUNK, entry.size - number * CHUNK):
-                raise PathRefused(path, "has another size than its chunks")
+def _parts(names: Iterable[str], found: dict[str, Place]) -> Iterator[list[str]]:
+    """Yield parts of about a segment's bytes."""
+    part: list[str] = []
+    size = 0
+    for name in names:
+        part.append(name)
+        size += found[name].length
+        if size >= SEGMENT:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

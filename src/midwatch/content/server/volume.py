@@ -1,12 +1,13 @@
-"""The layout of the volume: folders, their locks, chunks and quotas, and leftovers of crashes.
+"""Folders on a volume, which several processes may share.
 
 ::
 
     .midwatch-content                    exists while the volume is mounted
     folders/NAMESPACE/NAME.UID/
         manifest.jsonl                   the one commit point: replaced as a whole
-        lock                             held by the process that changes the folder
-        chunks/ab/abcdef…                immutable, named by their SHA-256
+        lock                             held by the process that replaces the manifest or deletes the folder
+        segments/ID.COUNT                immutable: many chunks each
+        chunks/ab/abcdef…                immutable: a chunk each, of an earlier version
     beside/RANDOM/                       incomplete files of one process, which holds its `lock` while it lives
 """
 
@@ -16,73 +17,46 @@ import contextlib
 import itertools
 import os
 import shutil
-import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
-from midwatch.content.errors import (
-    ChunksMissing,
-    ContentFull,
-    ContentUnavailable,
-    StreamBroken,
+from midwatch.content.errors import ContentUnavailable
+from midwatch.content.server.objects import ManifestChanged, Overview, Tag
+from midwatch.content.server.segments import (
+    Place,
+    Stored,
+    chunk_of,
+    head_length,
+    parse_head,
 )
-from midwatch.content.tree import CHUNK, check_folder, verify_chunk
-from midwatch.errors import MidwatchError
-from midwatch.files import is_disk_full, locked_if_free, sync_all, try_lock
-from midwatch.settings import ContentSettings
+from midwatch.content.tree import check_folder
+from midwatch.files import locked_if_free, sync_all, try_lock, write_all
 
 _MARKER = ".midwatch-content"
+_MANIFEST = "manifest.jsonl"
 _LOCK = "lock"
-_DAMAGED = ".damaged"
+_SEGMENTS = "segments"
+_CHUNKS = "chunks"
 _POLL = 0.01
 _USE_PRECISION = 60.0
 """Seconds: the time of use of a folder is not updated more often."""
 _LOCK_TIMEOUT = 20.0
-"""Seconds: some ten times what a small commit to half a million entries takes, twice the first."""
-_QUOTA_FACTOR = 2
-"""The chunks of a folder may take this many times `content.max_size`: enough to replace all of it."""
-FRESH = 60.0
-"""Seconds that a chunk is kept after a request for it, however full the folder is: an upload is about to name it."""
-_MEASURE_AFTER = 8
-"""Usage is measured again after an eighth of the quota was written, to see the writes of other processes."""
-_GOAL = 0.75
-"""Fraction of the quota that may be used after space was freed, so that it is not full again at once."""
+"""Seconds: some hundred times what it takes to replace a large manifest."""
 
 
-# ------------------------------------------------------------------ the disk
-
-
-@contextlib.contextmanager
-def map_disk_errors() -> Iterator[None]:
-    """Turn an OSError into ContentFull or ContentUnavailable."""
-    try:
-        yield
-    except OSError as error:
-        raise map_disk_error(error) from error
-
-
-def map_disk_error(error: OSError) -> MidwatchError:
-    """Return the error for a client. It does not contain paths."""
-    why = error.strerror or type(error).__name__
-    if is_disk_full(error):
-        return ContentFull(f"the volume is full: {why}")
-    return ContentUnavailable(
-        f"the volume cannot be used: {why}",
-        hint="check the volume of the content proxy, its mount and its owner",
-    )
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def _write_new(path: Path, data: bytes) -> None:
-    """Write a new file, not synced. Raises OSError, also if it exists."""
+    """Write and sync a new file. Raises OSError, also if it exists."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     file = os.open(path, flags, 0o600)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(file, rest) :]
+        write_all(file, data)
+        os.fsync(file)
     finally:
         os.close(file)
 
@@ -91,7 +65,12 @@ def _write_new(path: Path, data: bytes) -> None:
 
 
 class Volume:
-    """The folders on one volume, which several processes may share. All methods may raise OSError."""
+    """The folders on one volume, which several processes may share: `Objects` as files.
+
+    Methods raise OSError, which `map_disk_errors` translates, and ContentUnavailable if the volume is gone.
+    """
+
+    poll = 2.0
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -113,15 +92,14 @@ class Volume:
         shutil.rmtree(self._temporary, ignore_errors=True)
         os.close(self._alive)
 
-    def path(self, folder: str) -> Path:
-        """Return the path of a folder. Raises PathRefused if the id is not valid."""
+    def _path(self, folder: str) -> Path:
         return self._folders / check_folder(folder)
 
-    def temporary_path(self) -> Path:
+    def _new_path(self) -> Path:
         """Return a new path for an incomplete file or a folder to delete; it is removed with this process."""
         return self._temporary / str(next(self._names))
 
-    def check_mounted(self) -> None:
+    def _check_mounted(self) -> None:
         """Raise ContentUnavailable if the volume is gone: only while it is there, a missing file means empty."""
         if not (self.root / _MARKER).exists():
             raise ContentUnavailable(
@@ -129,15 +107,193 @@ class Volume:
                 hint="check that it is mounted, then restart the proxy",
             )
 
+    # -------------------------------------------------- the manifest
+
+    def tag(self, folder: str) -> Tag | None:
+        """Return the tag of a folder's manifest: each one is a new file."""
+        try:
+            return _tag(os.stat(self._path(folder) / _MANIFEST))
+        except FileNotFoundError:
+            return None
+
+    def manifest(self, folder: str, known: Tag | None) -> tuple[Tag, BinaryIO | None]:
+        """Return the manifest and its tag, as `Objects` says."""
+        try:
+            file = (self._path(folder) / _MANIFEST).open("rb")
+        except FileNotFoundError:
+            self._check_mounted()
+            raise
+        tag = _tag(os.fstat(file.fileno()))
+        if tag != known:
+            return tag, file
+        file.close()
+        return tag, None
+
+    def replace(
+        self,
+        folder: str,
+        pieces: Iterable[bytes],
+        expected: Tag | None,
+        needed: Collection[str],
+    ) -> Tag:
+        """Replace the manifest under the folder's lock, as `Objects` says."""
+        temporary = self._new_path()
+        try:
+            with temporary.open("xb") as opened:
+                opened.writelines(pieces)
+                opened.flush()
+                os.fsync(opened.fileno())
+                tag = _tag(os.fstat(opened.fileno()))
+            with self._locked(folder) as path:
+                self._check(folder, expected, needed)
+                if needed:
+                    sync_all([*{(path / name).parent for name in needed}, path])
+                if expected is None:
+                    self._sync_new(path)
+                temporary.replace(path / _MANIFEST)
+                sync_all([path])
+        finally:
+            temporary.unlink(missing_ok=True)
+        return tag
+
+    def _check(
+        self, folder: str, expected: Tag | None, needed: Collection[str] = ()
+    ) -> None:
+        path = self._path(folder)
+        if self.tag(folder) != expected:
+            raise ManifestChanged
+        if not all((path / name).exists() for name in needed):
+            raise ManifestChanged
+
+    def _sync_new(self, path: Path) -> None:
+        """Return when a new folder will survive a crash of the machine."""
+        inside = [path / name for name in (_SEGMENTS, _CHUNKS)]
+        exist = [folder for folder in inside if folder.exists()]
+        sync_all([*exist, path, path.parent, self._folders, self.root])
+
+    # -------------------------------------------------- segments
+
+    def write(self, folder: str, name: str, data: bytes) -> None:
+        """Write a segment to a temporary file, sync it and rename it, so that a file with its name has its bytes."""
+        self._check_mounted()
+        temporary, path = self._new_path(), self._path(folder) / name
+        try:
+            _write_new(temporary, data)
+            try:
+                temporary.replace(path)
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def read(
+        self, folder: str, name: str, ranges: Sequence[tuple[int, int]]
+    ) -> list[bytes]:
+        """Return ranges of a segment, as (start, length). Raises FileNotFoundError."""
+        file = os.open(self._path(folder) / name, _READ)
+        try:
+            return [os.pread(file, length, start) for start, length in ranges]
+        finally:
+            os.close(file)
+
+    def heads(
+        self, folder: str, names: Sequence[str]
+    ) -> Mapping[str, Mapping[bytes, Place]]:
+        """Return where the chunks of these segments are; nothing for a segment that is gone."""
+        return {name: self._head(folder, name) for name in names}
+
+    def _head(self, folder: str, name: str) -> Mapping[bytes, Place]:
+        try:
+            if chunk := chunk_of(name):
+                size = os.lstat(self._path(folder) / name).st_size
+                return {bytes.fromhex(chunk): Place(name, 0, size)}
+            return parse_head(
+                name, self.read(folder, name, [(0, head_length(name))])[0]
+            )
+        except FileNotFoundError:
+            return {}
+
+    def segments(self, folder: str) -> list[Stored]:
+        """Return the segments that exist, and the chunks of an earlier version."""
+        path = self._path(folder)
+        found = list(_files(path / _SEGMENTS, f"{_SEGMENTS}/"))
+        with contextlib.suppress(FileNotFoundError):
+            for below in sorted(os.listdir(path / _CHUNKS)):
+                found += _files(path / _CHUNKS / below, f"{_CHUNKS}/{below}/")
+        return found
+
+    def delete(self, folder: str, names: Collection[str]) -> None:
+        """Delete segments, and the folders of an earlier version that are empty then."""
+        path = self._path(folder)
+        for name in names:
+            (path / name).unlink(missing_ok=True)
+        for above in {name.rpartition("/")[0] for name in names} - {_SEGMENTS}:
+            with contextlib.suppress(OSError):
+                (path / above).rmdir()
+                (path / _CHUNKS).rmdir()
+
+    def renew(self, folder: str, segment: Stored) -> None:
+        """Set the time of a segment, which its age is counted from."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self._path(folder) / segment.name, follow_symlinks=False)
+
+    # -------------------------------------------------- folders
+
+    def overview(self) -> Iterator[Overview]:
+        """Yield all folders."""
+        for namespace in sorted(os.listdir(self._folders)):
+            for name in sorted(os.listdir(self._folders / namespace)):
+                folder = f"{namespace}/{name}"
+                with contextlib.suppress(FileNotFoundError):
+                    used = self._path(folder).stat().st_mtime
+                    yield Overview(
+                        folder, self.tag(folder), self.segments(folder), used
+                    )
+
+    def remove(
+        self,
+        folder: str,
+        tag: Tag | None,
+        tombstone: Iterable[bytes],
+        names: Collection[str],
+    ) -> bool:
+        """Rename the folder under its lock, then remove what is in it. Return whether it existed."""
+        if not self._path(folder).exists():
+            self._check_mounted()
+            return False
+        deleted = self._new_path()
+        with self._locked(folder) as path:
+            self._check(folder, tag)
+            path.replace(deleted)
+            sync_all([path.parent])
+        shutil.rmtree(deleted, ignore_errors=True)
+        return True
+
+    def forget(self, folder: str, tag: Tag | None, before: float) -> None:
+        """Delete a folder with nothing in it that was not used since this time, unless it has changed."""
+        with contextlib.suppress(FileNotFoundError, ManifestChanged):
+            if self._path(folder).stat().st_mtime < before:
+                self.remove(folder, tag, (), ())
+
+    def use(self, folder: str) -> None:
+        """Record that a folder is read or written, if it exists, in its modification time."""
+        path = self._path(folder)
+        with contextlib.suppress(OSError):  # a read must not fail because of this
+            if path.stat().st_mtime < time.time() - _USE_PRECISION:
+                os.utime(path)
+
+    # -------------------------------------------------- the whole volume
+
     def probe(self) -> None:
         """Write, sync and remove a file, as a commit does."""
-        path = self.temporary_path()
+        path = self._new_path()
         try:
             _write_new(path, b"probe")
-            sync_all([path])
         finally:
             path.unlink(missing_ok=True)
-        self.check_mounted()
+        self._check_mounted()
 
     def clean(self) -> None:
         """Remove the incomplete files of processes that have ended."""
@@ -149,69 +305,37 @@ class Volume:
                     if ended:
                         shutil.rmtree(folder, ignore_errors=True)
 
-    def names(self) -> list[str]:
-        """Return the ids of all folders."""
-        return sorted(
-            f"{namespace.name}/{folder.name}"
-            for namespace in self._folders.iterdir()
-            for folder in namespace.iterdir()
-        )
+    def disk_usage(self) -> tuple[int, int] | None:
+        """Return the bytes of the file system, or None if they cannot be read."""
+        try:
+            usage = shutil.disk_usage(self.root)
+        except OSError:
+            return None
+        return usage.used, usage.free
 
     @contextlib.contextmanager
-    def locked(self, folder: str) -> Iterator[Path]:
+    def _locked(self, folder: str) -> Iterator[Path]:
         """Hold the folder's lock; the folder is made if it is missing. Yields its path. Raises ContentUnavailable."""
-        self.check_mounted()
-        path = self.path(folder)
+        self._check_mounted()
+        path = self._path(folder)
         lock = _lock_folder(path)
         try:
             yield path
         finally:
             os.close(lock)
 
-    def use(self, folder: str) -> None:
-        """Record that a folder is read or written, if it exists, in its modification time."""
-        path = self.path(folder)
-        with contextlib.suppress(OSError):  # a read must not fail because of this
-            if path.stat().st_mtime < time.time() - _USE_PRECISION:
-                os.utime(path)
 
-    def used(self, folder: str) -> float:
-        """Return when a folder was last used, in seconds since the epoch; infinity if it does not exist."""
-        try:
-            return self.path(folder).stat().st_mtime
-        except FileNotFoundError:
-            return float("inf")
+def _tag(stat: os.stat_result) -> Tag:
+    return Tag(f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}")
 
-    def remove(
-        self,
-        folder: str,
-        before: float = float("inf"),
-        check: Callable[[], object] = lambda: None,
-    ) -> bool:
-        """Delete a folder: rename it, then remove what is in it. Return whether it was deleted.
 
-        Args:
-            folder: Its id.
-            before: Delete it only if it was last used before this time, in seconds since the epoch.
-            check: Called while the lock is held; an error that it raises keeps the folder.
-        """
-        if not self.path(folder).exists():
-            self.check_mounted()
-            return False
-        deleted = self.temporary_path()
-        with self.locked(folder) as path:
-            check()
-            if self.used(folder) >= before:
-                return False
-            path.replace(deleted)
-            sync_all([path.parent])
-        shutil.rmtree(deleted, ignore_errors=True)
-        return True
-
-    def sync_new(self, folder: str) -> None:
-        """Return when a new folder will survive a crash of the machine."""
-        path = self.path(folder)
-        sync_all([path, path.parent, self._folders, self.root])
+def _files(path: Path, prefix: str) -> Iterator[Stored]:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        with os.scandir(path) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    stat = entry.stat(follow_symlinks=False)
+                    yield Stored(prefix + entry.name, stat.st_size, stat.st_mtime)
 
 
 def _lock_folder(folder: Path) -> int:
@@ -247,240 +371,3 @@ def _is_at(file: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(file), os.lstat(path))
     except FileNotFoundError:
         return False
-
-
-# ------------------------------------------------------------------ chunks
-
-
-@dataclass(frozen=True, slots=True)
-class DiskUsage:
-    """Bytes and files of chunks."""
-
-    bytes: int = 0
-    files: int = 0
-
-    def __add__(self, other: DiskUsage) -> DiskUsage:
-        return DiskUsage(self.bytes + other.bytes, self.files + other.files)
-
-    def __sub__(self, other: DiskUsage) -> DiskUsage:
-        return DiskUsage(self.bytes - other.bytes, self.files - other.files)
-
-    def within(self, limit: DiskUsage, part: float = 1.0) -> bool:
-        """Return whether this is at most that part of the limit."""
-        return self.bytes <= limit.bytes * part and self.files <= limit.files * part
-
-
-NOTHING = DiskUsage()
-
-
-def usage_of(frames: Collection[tuple[str, bytes]]) -> DiskUsage:
-    """Return what these chunks take on the disk."""
-    return DiskUsage(sum(len(data) for _, data in frames), len(frames))
-
-
-class Chunks:
-    """The chunks of one folder. All methods block and may raise OSError.
-
-    A chunk is written to a temporary file, synced and renamed, so that a file with its name has its bytes.
-    The modification time of the file is the time of the last request for it: chunks that are not named by a
-    manifest are kept for a while after that.
-
-    Args:
-        folder: Their folder.
-        temporary_path: Returns a path for an incomplete file, on the same file system.
-    """
-
-    def __init__(self, folder: Path, temporary_path: Callable[[], Path]) -> None:
-        self.folder = folder
-        self._temporary_path = temporary_path
-
-    def size(self, name: str) -> int | None:
-        """Return the bytes of a chunk, or None if there is no such chunk."""
-        try:
-            return os.lstat(self._path(name)).st_size
-        except FileNotFoundError:
-            return None
-
-    def missing(self, names: Iterable[str]) -> list[str]:
-        """Return the chunks that do not exist, and keep the others for a while."""
-        return [name for name in names if not self.renew(name)]
-
-    def renew(self, name: str) -> bool:
-        """Keep a chunk for a while. Return whether it exists."""
-        try:
-            os.utime(self._path(name), follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def write(self, frames: Collection[tuple[str, bytes]]) -> frozenset[str]:
-        """Verify and store chunks. Return the names of the new ones. Raises StreamBroken."""
-        new = {
-            n: data for n, data in frames if verify_chunk(n, data) and not self.renew(n)
-        }
-        temporary = {name: self._temporary_path() for name in new}
-        try:
-            for name, data in new.items():
-                _write_new(temporary[name], data)
-            sync_all(temporary.values())
-            for name, path in temporary.items():
-                self._rename(path, name)
-        except OSError:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
-            raise
-        return frozenset(new)
-
-    def _rename(self, path: Path, name: str) -> None:
-        target = self._path(name)
-        try:
-            path.replace(target)
-        except FileNotFoundError:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(target)
-
-    def sync(self, names: Iterable[str]) -> None:
-        """Return when these chunks will survive a crash of the machine."""
-        folders = {self._path(name).parent for name in names}
-        if folders:
-            sync_all([*folders, self.folder])
-
-    def read(self, name: str) -> bytes:
-        """Return the bytes of a chunk. Raises ChunksMissing, also for a damaged one, which is set aside."""
-        path = self._path(name)
-        try:
-            return verify_chunk(name, path.read_bytes())
-        except FileNotFoundError:
-            raise ChunksMissing([name]) from None
-        except StreamBroken:
-            # Renamed, so that a client that has the content can send it again.
-            path.replace(path.with_name(name + _DAMAGED))
-            raise ChunksMissing([name], "a chunk on the volume is damaged") from None
-
-    def unused(self, named: Collection[bytes], before: float) -> list[Path]:
-        """Return the files that are not `named` and were last requested before that time (seconds, epoch)."""
-        return [
-            path
-            for path in self._files()
-            if not _is_named(path.name, named) and _requested_at(path) < before
-        ]
-
-    def usage(self) -> DiskUsage:
-        """Return what all chunks take, also damaged ones."""
-        total = NOTHING
-        for path in self._files():
-            with contextlib.suppress(FileNotFoundError):
-                total += DiskUsage(path.lstat().st_size, 1)
-        return total
-
-    def _files(self) -> Iterator[Path]:
-        with contextlib.suppress(FileNotFoundError):
-            for folder in sorted(self.folder.iterdir()):
-                with os.scandir(folder) as entries:
-                    yield from [folder / entry.name for entry in entries]
-
-    def _path(self, name: str) -> Path:
-        return self.folder / name[:2] / name
-
-
-def _requested_at(path: Path) -> float:
-    """Return when a chunk was last requested, in seconds since the epoch; infinity if it is gone."""
-    try:
-        return path.lstat().st_mtime
-    except FileNotFoundError:
-        return float("inf")
-
-
-def _is_named(name: str, named: Collection[bytes]) -> bool:
-    try:
-        return bytes.fromhex(name) in named
-    except ValueError:
-        return False
-
-
-# ------------------------------------------------------------------ quotas
-
-
-@dataclass(slots=True)
-class _Measured:
-    usage: DiskUsage
-    written: int = 0
-
-
-class Quota:
-    """Bounds the chunks of each folder, named by a manifest or not. Thread-safe.
-
-    `content.max_size` bounds what a manifest names. Chunks that were replaced or never committed stay for a
-    while as well; without a quota one session could fill the volume of all. Each process measures a folder
-    once, then counts.
-    """
-
-    def __init__(self, settings: ContentSettings) -> None:
-        size = int(settings.max_size)
-        files = settings.max_entries + size // CHUNK
-        self.limit = DiskUsage(_QUOTA_FACTOR * size, _QUOTA_FACTOR * files)
-        self._folders: dict[str, _Measured] = {}
-        self._lock = threading.Lock()
-
-    def fits(
-        self, folder: str, more: DiskUsage, measure: Callable[[], DiskUsage]
-    ) -> bool:
-        """Return whether the folder may take `more`. Raises what `measure` raises."""
-        with self._lock:
-            known = self._folders.get(folder)
-        if known is None or known.written * _MEASURE_AFTER > self.limit.bytes:
-            known = self._measure(folder, measure)
-        return (known.usage + more).within(self.limit)
-
-    def record(
-        self, folder: str, added: DiskUsage = NOTHING, removed: DiskUsage = NOTHING
-    ) -> None:
-        """Count chunks that were written or removed."""
-        with self._lock:
-            if known := self._folders.get(folder):
-                known.usage = known.usage + added - removed
-                known.written += added.bytes
-
-    def free(
-        self,
-        folder: str,
-        more: DiskUsage,
-        measure: Callable[[], DiskUsage],
-        unused: Collection[Path],
-    ) -> None:
-        """Remove unused chunks, the oldest first, until `more` fits well. Raises ContentFull, OSError."""
-        usage = self._measure(folder, measure).usage
-        for _, size, path in sorted(_files_by_age(unused)):
-            if (usage + more).within(self.limit, _GOAL):
-                break
-            path.unlink(missing_ok=True)
-            removed = DiskUsage(size, 1)
-            usage -= removed
-            self.record(folder, removed=removed)
-        if not (usage + more).within(self.limit):
-            raise ContentFull(
-                f"the session's folder takes {usage.bytes} bytes in {usage.files} chunks, including replaced and "
-                f"uncommitted ones; its limit is {self.limit.bytes} bytes in {self.limit.files} chunks",
-                hint="other sessions are not affected; leave out files that need not be kept, or raise "
-                "content.max_size; the write is retried",
-                retry_after=FRESH / 2,
-            )
-
-    def drop(self, folder: str) -> None:
-        """Forget a folder; it is measured again when it is needed."""
-        with self._lock:
-            self._folders.pop(folder, None)
-
-    def _measure(self, folder: str, measure: Callable[[], DiskUsage]) -> _Measured:
-        known = _Measured(measure())
-        with self._lock:
-            self._folders[folder] = known
-        return known
-
-
-def _files_by_age(paths: Iterable[Path]) -> Iterator[tuple[float, int, Path]]:
-    """Yield the modification time, bytes and path of each file that still exists."""
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            stat = path.lstat()
-            yield stat.st_mtime, stat.st_size, path
