@@ -26,7 +26,7 @@ from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, Too
 from tests.cluster import ContainerExits, ContainerRuns
 from tests.cluster.local import TEAM, Daemon, LocalCluster
 
-from .report import Row, against_bound, against_floor, show
+from .report import Row, against_bound, against_floor
 
 SESSIONS = 1000
 PER_LIFE = 30.0
@@ -242,7 +242,3 @@ def _floor(cluster: LocalCluster, what: str, number: int) -> Daemon:
         {"PYTHONPATH": str(Path(__file__).parents[1])},
         code=code,
     )
-
-
-if __name__ == "__main__":
-    show(asyncio.run(run()), as_json=False)

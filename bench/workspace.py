@@ -9,7 +9,6 @@ after many files were removed by any process, which would be most of the measure
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import shutil
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
 
-from .report import Row, against_floor, show
+from .report import Row, against_floor
 
 REPOSITORIES = 5
 COMMITS = 1500
@@ -139,7 +138,3 @@ def _megabytes(repo: Path) -> int:
 
 def _git(*args: str) -> None:
     subprocess.run(["git", *args], check=True, env=_ENV, stdout=subprocess.DEVNULL)
-
-
-if __name__ == "__main__":
-    show(asyncio.run(run()), as_json=False)
