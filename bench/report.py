@@ -255,4 +255,4 @@ def table(rows: Iterable[Mapping[str, object]], *, judge: bool = True) -> None:
         line = cells(row)[: len(shown.columns)]
         missed = judge and row["met"] is False
         shown.add_row(*line, style="bold red" if missed else "")
-    Console(width=max(Console().width, 160)).print(shown)
+    Console(width=max(Console().width, 200)).print(shown)
