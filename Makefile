@@ -11,7 +11,7 @@ export UV_SYSTEM_CERTS ?= true
 # Imports are several times slower without cached bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo session-demo demo-kubernetes test test-fast test-pythons test-busy eval check format bench docs manifests lock clean
+.PHONY: help demo session-demo demo-kubernetes test test-fast test-pythons test-busy eval check format bench bench-quick docs manifests lock clean
 
 help:
 	@echo "make demo    watch a real PostgreSQL break and recover   (ARGS='--fault deadlocks --serve')"
@@ -23,7 +23,8 @@ help:
 	@echo "make test-busy     the tests twice, beside four busy loops"
 	@echo "make eval    score first aid, evidence and answers on all scenarios, into docs/evaluation.md"
 	@echo "make check   black, isort, flake8, mypy, import-linter, words"
-	@echo "make bench   speed and memory, as ratios to a floor"
+	@echo "make bench   speed and memory beside the least work and other queues (ARGS='store kube')"
+	@echo "make bench-quick   the same in two minutes: small, and without a verdict"
 	@echo "make format  rewrite the code as check wants it"
 	@echo "make docs    generate pages and tables of docs/"
 	@echo "make manifests  generate the CRD and deploy/manifests"
@@ -47,6 +48,12 @@ $(VENV)/.dev: pyproject.toml requirements-dev.lock | $(BIN)/python
 	@$(INSTALL) --require-hashes -r requirements-dev.lock
 	@$(INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.demo
+
+# What the benchmarks run beside.
+$(VENV)/.bench: requirements-bench.lock $(VENV)/.dev
+	@echo "==> installing what the benchmarks need"
+	@$(INSTALL) --require-hashes -r requirements-bench.lock
+	@touch $@
 
 # The page needs what the server needs.
 demo: $(if $(findstring --serve,$(ARGS)),$(VENV)/.dev,$(VENV)/.demo)
@@ -85,8 +92,11 @@ format: $(VENV)/.dev
 	@$(BIN)/isort --quiet src tests bench deploy tools
 	@$(BIN)/black --quiet src tests bench deploy tools
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-quick: $(VENV)/.bench
+	@$(BIN)/python -m bench --quick $(ARGS)
 
 docs: $(VENV)/.dev
 	@$(BIN)/python -m tools.settings_page docs/settings.md
@@ -101,6 +111,7 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 lock: $(BIN)/python
 	@$(COMPILE) --extra build --extra demo -o requirements.lock
 	@$(COMPILE) --all-extras -o requirements-dev.lock
+	@$(subst pyproject.toml,,$(COMPILE)) --group bench -c requirements-dev.lock -o requirements-bench.lock
 	@$(COMPILE) --extra build --extra sessions --extra kubernetes --extra bedrock --extra vertex --extra server --extra notify --extra mcp --extra otel -o requirements-image.lock
 
 clean:

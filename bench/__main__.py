@@ -1,18 +1,29 @@
-"""`python -m bench [NAME …] [--json]`: run all benchmarks, or those named."""
+"""`python -m bench [NAME …] [--quick] [--json]`: run all benchmarks, or those named, each in a process of its own."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import importlib
+import json
+import os
 import pkgutil
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from .report import Row, show
+from ._machine import machine
+from .report import as_json, table
 
 FRAME = {"__main__", "report"}
+LIMIT = 3600.0
+"""Seconds that one benchmark may take."""
 
 
 def available() -> list[str]:
@@ -24,23 +35,73 @@ def available() -> list[str]:
     )
 
 
-async def measure(names: Sequence[str]) -> list[Row]:
-    rows: list[Row] = []
-    for name in names:
-        print(f"==> {name}", file=sys.stderr, flush=True)
-        rows += await importlib.import_module(f"bench.{name}").run()
-    return rows
+def measure(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Run one benchmark. Return its name, date, seconds and rows; without rows, with `error`, if it crashed."""
+    print(f"==> {name}", file=sys.stderr, flush=True)
+    date, began = datetime.now(UTC), time.monotonic()
+    found: dict[str, Any] = {"name": name, "date": date.date().isoformat(), "rows": []}
+    with tempfile.NamedTemporaryFile("r") as file:
+        command = [sys.executable, "-m", "bench", name, "--rows", file.name]
+        process = subprocess.Popen(command, env=environ, stdout=sys.stderr)
+        try:
+            code: int | str = process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            code = f"the time limit of {LIMIT:g} s"
+        finally:
+            _end(process)
+        if code:
+            found["error"] = f"ended with {code}"
+        else:
+            found["rows"] = json.load(file)
+    return found | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a benchmark that still runs: as Ctrl-C does, so that it ends its servers, and then for good."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def main() -> int:
+    """Return 1 if a benchmark crashed; a missed target is no error."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=", ".join(available()))
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, few rounds, no verdict"
+    )
+    parser.add_argument("--rows", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if unknown := set(options.names) - set(available()):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}")
-    rows = asyncio.run(measure(options.names or available()))
-    show(rows, options.json)
+    if options.rows:
+        return _run(options.names[0], Path(options.rows))
+    environ = os.environ | ({"BENCH_QUICK": "1"} if options.quick else {})
+    names: Sequence[str] = options.names or available()
+    results = [measure(name, environ) for name in names]
+    if options.json:
+        found = {"machine": machine(), "benchmarks": results}
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        rows = [row for result in results for row in result["rows"]]
+        table(rows, judge=not options.quick)
+    crashed = [result for result in results if "error" in result]
+    for result in crashed:
+        print(f"{result['name']} {result['error']}", file=sys.stderr)
+    return 1 if crashed else 0
+
+
+def _run(name: str, file: Path) -> int:
+    """Run one benchmark in this process and write its rows."""
+    module = importlib.import_module(f"bench.{name}")
+    rows = asyncio.run(module.run())
+    file.write_text(json.dumps([as_json(row) for row in rows]))
     return 0
 
 

@@ -12,6 +12,9 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
+DURABLE = {"fsync": True, "synchronous_commit": True, "full_page_writes": True}
+"""Settings of a `PrivatePostgres` that loses no commit when the machine loses power, as a real server is set."""
+
 
 @contextlib.asynccontextmanager
 async def serving(folder: Path) -> AsyncIterator[tuple[int, int]]:

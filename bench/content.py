@@ -30,7 +30,7 @@ from midwatch.content.sync.scan import Scanner
 from midwatch.content.sync.session import WorkspaceSync
 from midwatch.content.tokens import issue
 
-from .report import Row, against_bound, against_floor, paired, show
+from .report import Row, against_bound, against_floor, paired
 
 FOLDERS, FILES, FILE_BYTES = 100, 100, 2000
 CHANGES = 10
@@ -319,8 +319,5 @@ async def _peak() -> float:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        size = int(sys.argv[3]) if len(sys.argv) > 3 else LARGE_BYTES
-        print(asyncio.run(_send_large(sys.argv[1], Path(sys.argv[2]), size)))
-    else:
-        show(asyncio.run(run()), as_json=False)
+    size = int(sys.argv[3]) if len(sys.argv) > 3 else LARGE_BYTES
+    print(asyncio.run(_send_large(sys.argv[1], Path(sys.argv[2]), size)))

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -31,13 +30,23 @@ from midwatch.session.options import SessionOptions
 from midwatch.testing.fakes import KEY, make_repository, post, run_git, session_in
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
 
-from .report import Round, Row, against_bound, against_floor, paired, show
+from ._meter import Cost, command_cost
+from .report import (
+    Round,
+    Row,
+    Spread,
+    against_bound,
+    against_floor,
+    compared,
+    paired,
+    sized,
+    turns,
+)
 
 ROUNDS = 7
-EVENTS = 100_000
+EVENTS = sized(100_000, 10_000)
 SAMPLE = 2_000
-MESSAGES = 21
-_MEASURE = "_processor_time.py"
+MESSAGES = sized(21, 5)
 
 
 async def run() -> Sequence[Row]:
@@ -78,14 +87,14 @@ async def _start(root: Path) -> list[Row]:
             return await _first_event(session, time.perf_counter())
 
         mine, floor = await paired(side("session"), side("query"), ROUNDS)
-        ready = [await prepared() for _ in range(ROUNDS)]
+        ready = Spread([await prepared() for _ in range(sized(ROUNDS, 2))])
     return [
         against_floor(
             "session: first event / bare query()", mine * 1000, floor * 1000, 1.1
         ),
         against_bound(
             "session: first event, prepared program",
-            statistics.median(ready) * 1000,
+            ready * 1000,
             100,
             "ms",
         ),
@@ -131,15 +140,15 @@ async def _command(root: Path) -> list[Row]:
     clone = root / "clone"
     run_git(root, "clone", "-q", str(remote), str(clone))
     async with ScriptedMessagesAPI(Rule("Done.", tools=True)) as api:
-        rows = [await _command_row(desk, clone, remote, api, sandbox=False)]
+        rows = await _command_rows(desk, clone, remote, api, sandbox=False)
         if all(map(shutil.which, ("bwrap", "socat"))):
-            rows.append(await _command_row(desk, clone, remote, api, sandbox=True))
+            rows += await _command_rows(desk, clone, remote, api, sandbox=True)
     return rows
 
 
-async def _command_row(
+async def _command_rows(
     desk: Path, clone: Path, remote: Path, api: ScriptedMessagesAPI, *, sandbox: bool
-) -> Row:
+) -> list[Row]:
     (desk / "midwatch.yaml").write_text(
         f"sessions:\n  folder: {desk}/state\n  cache_folder: {desk}/cache\n"
         f"  sandbox: '{'on' if sandbox else 'off'}'\n"
@@ -155,7 +164,6 @@ async def _command_row(
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "DISABLE_AUTOUPDATER": "1",
     }
-    measure = [sys.executable, "-I", "-S", str(Path(__file__).parent / _MEASURE)]
     midwatch = str(Path(sys.executable).with_name("midwatch"))
     asked = ["session", "run", "--prompt", "Hello.", "--repo", str(remote)]
     program = [
@@ -170,18 +178,16 @@ async def _command_row(
         program += ["--settings", json.dumps({"sandbox": wanted})]
     configs = (desk / f"config-{sandbox}-{number}" for number in itertools.count())
 
-    async def ours() -> float:
-        return await _printed(desk, env, *measure, midwatch, *asked)
+    async def ours() -> Cost:
+        return await command_cost(midwatch, *asked, cwd=desk, env=env)
 
-    async def bare() -> float:  # a new session has a new folder of the program too
+    async def bare() -> Cost:  # a new session has a new folder of the program too
         config = {"CLAUDE_CONFIG_DIR": str(next(configs))}
-        return await _printed(clone, {**env, **quiet, **config}, *measure, *program)
+        return await command_cost(*program, cwd=clone, env={**env, **quiet, **config})
 
-    mine, floor = await paired(ours, bare, ROUNDS)
-    name = "session run / claude -p, processor time"
-    return against_floor(
-        f"{name}, sandbox" if sandbox else name, mine * 1000, floor * 1000, 1.5
-    )
+    samples = await turns({"session run": ours, "claude -p": bare}, ROUNDS)
+    name = "session run, with a sandbox" if sandbox else "session run"
+    return compared(name, samples, {"claude -p": 1.5})
 
 
 # ------------------------------------------------------------------ the event log
@@ -202,13 +208,13 @@ def _log(root: Path) -> list[Row]:
     last = _appends(log, EventReader(path, log.last_seq), text)
     log.close()
     return [
-        against_floor("outbox: 100,000th append / first", last, first, 1.25, "µs"),
+        against_floor(f"outbox: {EVENTS:,}th append / first", last, first, 1.25, "µs"),
         against_bound("outbox: append and read one event", last, 200, "µs"),
     ]
 
 
-def _appends(log: EventLog, reader: EventReader, text: str) -> float:
-    """Return the microseconds per event, the median of ten parts."""
+def _appends(log: EventLog, reader: EventReader, text: str) -> Spread:
+    """Return the microseconds per event, of ten parts."""
     pieces = []
     for _ in range(10):
         began = time.perf_counter()
@@ -216,7 +222,7 @@ def _appends(log: EventLog, reader: EventReader, text: str) -> float:
             log.append(Message(text=text))
             reader.poll()
         pieces.append((time.perf_counter() - began) / (SAMPLE // 10) * 1e6)
-    return statistics.median(pieces)
+    return Spread(pieces)
 
 
 # ------------------------------------------------------------------ the mailbox
@@ -240,13 +246,10 @@ async def _mailbox(root: Path) -> Row:
                 await asyncio.sleep(0.02 + random.uniform(0, 0.03))
                 posted = time.perf_counter()
                 post(session, "user_message", "Hello.", f"m{len(waits)}")
-    median = statistics.median(waits) * 1000
-    return against_bound("mailbox: median latency of a message", median, 50, "ms")
+    return against_bound(
+        "mailbox: latency of a message", Spread(waits) * 1000, 50, "ms"
+    )
 
 
 def _running(event: Event) -> bool:
     return isinstance(event, PhaseChanged) and event.phase is Phase.RUNNING
-
-
-if __name__ == "__main__":
-    show(asyncio.run(run()), as_json=False)

@@ -1,106 +1,69 @@
-"""Claim, begin and finish through the store, compared with its statements on the bare driver.
+"""The life of a ticket in the store, from claim to finish, against the least durable work.
 
-"One by one" claims one batch of one ticket at a time. "50 claims at once" claims fifty such batches
-in one call; each is begun and finished separately, as the protocol requires. "batch of 50" is one
-incident of fifty tickets: one claim, one call, one finish. The first claim of each run is not
-measured: a daemon runs long, and compiles and prepares its statements once.
+The floor is the bare driver with one commit a batch, which writes as many bytes: the answer, its rendering and the evidence of a real
+diagnosis. `bench.tickets` has the same through the agent, beside other queues.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
+import sqlite3
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 import psycopg
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 
-from midwatch.model import Key, Severity, Violation
+from midwatch.model import Evidence, Json, Key, Severity, Violation
 from midwatch.store.cycles import save_cycle, watch
-from midwatch.store.engine import (
-    PostgresTransactions,
-    Transaction,
-    open_transactions,
-    parse_database,
-)
+from midwatch.store.engine import Transaction, open_transactions, parse_database
 from midwatch.store.protocol import Budget, Changes, Finish, Opening
 from midwatch.store.schema import database_now
 from midwatch.store.sql import SqlStore, open_store, upgrade
-from midwatch.store.sqlite import SqliteTransactions
 from midwatch.testing.postgres import PrivatePostgres
 
-from ._replay import Trace, record, replay_on_postgres, replay_on_sqlite
-from .report import Row, against_floor, paired
+from ._meter import Cost, Meter
+from ._server import DURABLE
+from .report import Row, compared, sized, turns
 
-TICKETS = 200
-ROUNDS = 3
-AIM = 3.0
+TICKETS = sized(200, 100)
+ROUNDS = 5
 CASES = {"one by one": (1, 1), "50 claims at once": (50, 1), "batch of 50": (1, 50)}
 """By name: batches per claim, tickets per batch."""
-ANSWER = {"summary": "a lock", "root_cause": "an idle transaction", "claims": [1, 2, 3]}
-
-
-class Server(Protocol):
-    """Makes copies of one database."""
-
-    name: str
-
-    async def prepare(self, tickets_per_batch: int) -> None: ...
-
-    def copy(self) -> str: ...
-
-    async def replay(self, database: str, trace: Trace, warm: int) -> float: ...
-
-
-class Sqlite:
-    name = "SQLite"
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._numbers = itertools.count()
-        self._template = folder / "none"
-
-    async def prepare(self, tickets_per_batch: int) -> None:
-        self._template = self._folder / f"template-{tickets_per_batch}"
-        await fill(f"sqlite:///{self._template}", tickets_per_batch)
-
-    def copy(self) -> str:
-        copy = self._folder / f"copy-{next(self._numbers)}"
-        shutil.copy(self._template, copy)
-        return f"sqlite:///{copy}"
-
-    async def replay(self, database: str, trace: Trace, warm: int) -> float:
-        return replay_on_sqlite(database.removeprefix("sqlite:///"), trace, warm)
-
-
-class Postgres:
-    name = "PostgreSQL"
-
-    def __init__(self, server: PrivatePostgres) -> None:
-        self._server = server
-        self._numbers = itertools.count()
-        self._template = "none"
-
-    async def prepare(self, tickets_per_batch: int) -> None:
-        self._template = f"template_{tickets_per_batch}"
-        self._create(self._template)
-        await fill(self._server.dsn(self._template), tickets_per_batch)
-
-    def copy(self) -> str:
-        name = f"copy_{next(self._numbers)}"
-        self._create(f"{name} TEMPLATE {self._template}")
-        return self._server.dsn(name)
-
-    def _create(self, what: str) -> None:
-        with psycopg.connect(self._server.dsn(), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {what}".encode())
-
-    async def replay(self, database: str, trace: Trace, warm: int) -> float:
-        return await replay_on_postgres(database, trace, warm)
+EVIDENCE = tuple(
+    Evidence(
+        f"E{number}",
+        f"Source {number}",
+        "bench",
+        datetime(2026, 1, 1, tzinfo=UTC),
+        f"2026-01-01 12:00:0{number} UTC [4711] LOG:  process 4711 still waits for ShareLock\n"
+        * 50,
+    )
+    for number in range(1, 7)
+)
+"""Some 24 kB, as a diagnosis on PostgreSQL has."""
+ANSWER: Json = {
+    "summary": "A transaction that is idle holds a lock, and others queue up behind it. "
+    * 3,
+    "root_cause": "The checkout service updates an order, then waits for a payment. "
+    * 5,
+    "claims": [
+        {
+            "text": f"claim {n}: process 4711 waits",
+            "evidence": "E1",
+            "quote": "process 4711 still waits for ShareLock",
+        }
+        for n in range(8)
+    ],
+}
+MARKDOWN = (
+    "# The cause\n\n"
+    + "Process 4711 waits for a lock that an idle transaction holds. " * 50
+)
 
 
 async def fill(database: str, tickets_per_batch: int) -> None:
@@ -126,78 +89,156 @@ def _opening(number: int) -> Opening:
     return Opening(Violation(key, Severity.WARNING, "97 of 100 connections", 97, 90))
 
 
-async def diagnose_all(store: SqlStore, batches_per_claim: int) -> float:
-    """Return the seconds until no batch is due."""
-    start = time.perf_counter()
-    while await diagnose_some(store, batches_per_claim):
-        pass
-    return time.perf_counter() - start
+async def diagnose_all(store: SqlStore, batches_per_claim: int) -> None:
+    """Claim, begin and finish until no batch is due."""
+    while claims := await store.claim("bench", lease=30, limit=batches_per_claim):
+        for claim in claims:
+            call = await store.begin(
+                claim,
+                model="claude-sonnet-5-5",
+                prompt_version="1",
+                reserve_usd=0.1,
+                budget=Budget(1000.0),
+            )
+            assert call is not None
+            finish = Finish(
+                "answered", answer=ANSWER, markdown=MARKDOWN, evidence=EVIDENCE
+            )
+            assert await store.finish(claim, call, finish)
 
 
-async def diagnose_some(store: SqlStore, batches: int) -> bool:
-    """Claim once. Return false if no batch was due."""
-    claims = await store.claim("bench", lease=30, limit=batches)
-    for claim in claims:
-        call = await store.begin(
-            claim,
-            model="claude-sonnet-5-5",
-            prompt_version="1",
-            reserve_usd=0.1,
-            budget=Budget(1000.0),
-        )
-        assert call is not None
-        await store.finish(claim, call, Finish("answered", answer=ANSWER))
-    return bool(claims)
+def _written() -> str:
+    """Return what the floor writes for a batch: as many bytes as a diagnosis has."""
+    evidence = [[one.id, one.title, one.source, one.text] for one in EVIDENCE]
+    return json.dumps([ANSWER, MARKDOWN, evidence])
 
 
-def _engine(store: SqlStore) -> Engine:
-    transactions = store.transactions
-    if isinstance(transactions, SqliteTransactions):
-        return transactions.engine
-    assert isinstance(transactions, PostgresTransactions)
-    return transactions.engine.sync_engine
+def _openings(number: int, size: int) -> list[tuple[int, int]]:
+    """Return ticket and batch for the floor."""
+    return [(ticket, ticket // size) for ticket in range(number)]
 
 
-async def _case(server: Server, name: str) -> Row:
-    batches_per_claim, tickets_per_batch = CASES[name]
-    await server.prepare(tickets_per_batch)
+CREATE = (
+    "CREATE TABLE diagnoses (batch INTEGER PRIMARY KEY, written TEXT)",
+    "CREATE TABLE tickets (id INTEGER PRIMARY KEY, batch INTEGER, status TEXT)",
+    "CREATE INDEX by_batch ON tickets (batch)",
+)
 
-    async def through_store() -> float:
-        store = await open_store(server.copy())
-        await diagnose_some(store, batches_per_claim)
-        seconds = await diagnose_all(store, batches_per_claim)
-        await store.close()
-        return seconds
 
-    store = await open_store(server.copy())
-    trace, end = record(_engine(store))
-    await diagnose_some(store, batches_per_claim)
-    warm = len(trace)
-    await diagnose_all(store, batches_per_claim)
-    end()
-    await store.close()
-
-    async def floor() -> float:
-        return await server.replay(server.copy(), trace, warm)
-
-    store_median, floor_median = await paired(through_store, floor, ROUNDS)
-    per_ticket = 1000 / (TICKETS - batches_per_claim * tickets_per_batch)
-    return against_floor(
-        f"{server.name}, {name}, per ticket",
-        store_median * per_ticket,
-        floor_median * per_ticket,
-        AIM,
+async def _bare_sqlite(file: Path, size: int) -> Cost:
+    database = sqlite3.connect(file, isolation_level=None)
+    for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL", *CREATE):
+        database.execute(statement)
+    database.execute("BEGIN")
+    database.executemany(
+        "INSERT INTO tickets VALUES (?, ?, 'open')", _openings(TICKETS, size)
     )
+    database.execute("COMMIT")
+    written = _written()
+    with Meter() as meter:
+        for batch in range(TICKETS // size):
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("INSERT INTO diagnoses VALUES (?, ?)", (batch, written))
+            database.execute(
+                "UPDATE tickets SET status = 'diagnosed' WHERE batch = ?", (batch,)
+            )
+            database.execute("COMMIT")
+    database.close()
+    return meter.cost
+
+
+async def _bare_postgres(dsn: str, size: int) -> Cost:
+    async with await psycopg.AsyncConnection.connect(dsn) as database:
+        for statement in CREATE:
+            await database.execute(statement.encode())
+        async with database.cursor() as cursor:
+            await cursor.executemany(
+                "INSERT INTO tickets VALUES (%s, %s, 'open')", _openings(TICKETS, size)
+            )
+        await database.commit()
+        written = _written()
+        with Meter() as meter:
+            for batch in range(TICKETS // size):
+                await database.execute(
+                    "INSERT INTO diagnoses VALUES (%s, %s)", (batch, written)
+                )
+                await database.execute(
+                    "UPDATE tickets SET status = 'diagnosed' WHERE batch = %s", (batch,)
+                )
+                await database.commit()
+    return meter.cost
+
+
+async def _through_store(database: str, batches_per_claim: int) -> Cost:
+    store = await open_store(database)
+    with Meter() as meter:
+        await diagnose_all(store, batches_per_claim)
+    await store.close()
+    return meter.cost
+
+
+async def _rows(
+    kind: str,
+    name: str,
+    copy: Callable[[], str],
+    bare: Callable[[int], Awaitable[Cost]],
+) -> list[Row]:
+    batches_per_claim, tickets_per_batch = CASES[name]
+    samples = await turns(
+        {
+            "store": lambda: _through_store(copy(), batches_per_claim),
+            "bare driver, one commit a batch": lambda: bare(tickets_per_batch),
+        },
+        ROUNDS,
+    )
+    return compared(f"store: {kind}, {name}, a ticket", samples, {}, each=TICKETS)
+
+
+async def _on_sqlite(folder: Path, name: str) -> list[Row]:
+    numbers, template = itertools.count(), folder / "template"
+    await fill(f"sqlite:///{template}", CASES[name][1])
+
+    def copy() -> str:
+        made = folder / f"copy-{next(numbers)}"
+        shutil.copy(template, made)
+        return f"sqlite:///{made}"
+
+    return await _rows(
+        "SQLite",
+        name,
+        copy,
+        lambda size: _bare_sqlite(folder / f"bare-{next(numbers)}", size),
+    )
+
+
+async def _on_postgres(server: PrivatePostgres, name: str) -> list[Row]:
+    numbers, template = itertools.count(), "template_" + name.replace(" ", "_")
+
+    def create(what: str) -> None:
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {what}".encode())
+
+    def copy() -> str:
+        made = f"{template}_copy_{next(numbers)}"
+        create(f"{made} TEMPLATE {template}")
+        return server.dsn(made)
+
+    def bare(size: int) -> Awaitable[Cost]:
+        made = f"{template}_bare_{next(numbers)}"
+        create(made)
+        return _bare_postgres(server.dsn(made), size)
+
+    create(template)
+    await fill(server.dsn(template), CASES[name][1])
+    return await _rows("PostgreSQL", name, copy, bare)
 
 
 async def run() -> Sequence[Row]:
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="midwatch-bench-") as folder:
-        for name in CASES:
-            Path(folder, name).mkdir()
-            rows.append(await _case(Sqlite(Path(folder, name)), name))
-    durable = {"fsync": True, "synchronous_commit": True, "full_page_writes": True}
     for name in CASES:
-        with PrivatePostgres(settings=durable) as server:
-            rows.append(await _case(Postgres(server), name))
+        with tempfile.TemporaryDirectory(prefix="midwatch-bench-") as folder:
+            rows += await _on_sqlite(Path(folder), name)
+    with PrivatePostgres(settings=DURABLE) as server:
+        for name in CASES:
+            rows += await _on_postgres(server, name)
     return rows

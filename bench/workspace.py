@@ -9,23 +9,22 @@ after many files were removed by any process, which would be most of the measure
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import os
 import random
 import shutil
-import statistics
 import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from midwatch.workspace.setup import WorkspaceOptions, setup_workspace_async
 
-from .report import Row, against_floor, show
+from ._meter import Cost, Meter
+from .report import Row, compared, sized, turns
 
 REPOSITORIES = 5
-COMMITS = 1500
+COMMITS = sized(1500, 100)
 FILES_PER_COMMIT = 15
 BLOB_BYTES = 2000
 FILES = 900
@@ -56,46 +55,46 @@ async def _measured(root: Path) -> list[Row]:
     repos = _make_repositories(root)
     bases = [_linked(repo, root / "bases" / repo.name) for repo in repos]
     await _setup(root, repos, "warm-up")
-    setups, clones, worktrees = [], [], []
-    for number in range(ROUNDS):
-        setups.append(await _setup(root, repos, str(number)))
-        clones.append(_clones(root, repos, number))
-        worktrees.append(_worktrees(root, bases, number))
-        # No file is removed in between: see above.
-    value = statistics.median(setups) * 1000
-    clone, worktree = (statistics.median(s) * 1000 for s in (clones, worktrees))
+    numbers = itertools.count()
+    # No file is removed in between: see above.
+    samples = await turns(
+        {
+            "setup": lambda: _setup(root, repos, str(next(numbers))),
+            "git clone, one by one": lambda: _clones(root, repos, next(numbers)),
+            "git worktree add": lambda: _worktrees(root, bases, next(numbers)),
+        },
+        ROUNDS,
+    )
     place = "in memory" if MEMORY in root.parents else "on disk"
     size = f"{_megabytes(repos[0])} MB, {place}"
     what = f"workspace: {REPOSITORIES} warm clones of {size}"
-    return [
-        against_floor(f"{what} / git clone, one by one", value, clone, 1 / 15),
-        against_floor(f"{what} / git worktree add", value, worktree, 2),
-    ]
+    aims = {"git clone, one by one": 1 / 15, "git worktree add": 2.0}
+    return compared(what, samples, aims, judged=("wall",))
 
 
-async def _setup(root: Path, repos: Sequence[Path], name: str) -> float:
+async def _setup(root: Path, repos: Sequence[Path], name: str) -> Cost:
     options = WorkspaceOptions(cache=root / "cache", state=root / f"state-{name}")
     urls = [f"file://{repo}" for repo in repos]
-    start = time.perf_counter()
-    await setup_workspace_async(urls, root / f"setup-{name}", options=options)
-    return time.perf_counter() - start
+    with Meter() as meter:
+        await setup_workspace_async(urls, root / f"setup-{name}", options=options)
+    return meter.cost
 
 
-def _clones(root: Path, repos: Sequence[Path], number: int) -> float:
+async def _clones(root: Path, repos: Sequence[Path], number: int) -> Cost:
     folder = root / f"clones-{number}"
-    start = time.perf_counter()
-    for repo in repos:
-        _git("clone", "-q", f"file://{repo}", str(folder / repo.name))
-    return time.perf_counter() - start
+    with Meter() as meter:
+        for repo in repos:
+            _git("clone", "-q", f"file://{repo}", str(folder / repo.name))
+    return meter.cost
 
 
-def _worktrees(root: Path, bases: Sequence[Path], number: int) -> float:
-    start = time.perf_counter()
-    for base in bases:
-        target = root / f"worktrees-{number}" / base.name
-        add = ["worktree", "add", "-q", "-b", f"w{number}", str(target), "main"]
-        _git("-C", str(base), *add)
-    return time.perf_counter() - start
+async def _worktrees(root: Path, bases: Sequence[Path], number: int) -> Cost:
+    with Meter() as meter:
+        for base in bases:
+            target = root / f"worktrees-{number}" / base.name
+            add = ["worktree", "add", "-q", "-b", f"w{number}", str(target), "main"]
+            _git("-C", str(base), *add)
+    return meter.cost
 
 
 def _linked(repo: Path, target: Path) -> Path:
@@ -139,7 +138,3 @@ def _megabytes(repo: Path) -> int:
 
 def _git(*args: str) -> None:
     subprocess.run(["git", *args], check=True, env=_ENV, stdout=subprocess.DEVNULL)
-
-
-if __name__ == "__main__":
-    show(asyncio.run(run()), as_json=False)

@@ -370,6 +370,28 @@ async def test_a_job_that_cannot_be_is_told_once_and_not_tried_again(
     assert stand.events("shop") == ["Failed"]
 
 
+async def test_a_session_starts_with_one_request_for_each_thing_it_needs(
+    stand: Stand,
+) -> None:
+    names = [f"shop-{number}" for number in range(8)]
+    for name in names:
+        stand.create(name)
+    before = len(stand.server.requests.where(asking()))
+    async with stand.operator():
+        for name in names:
+            await stand.phase(name, "Creating")
+        asked = stand.server.requests.where(asking())[before:]
+    made = Counter((one.verb, one.resource) for one in asked if one.verb != "watch")
+    helpers = ("serviceaccounts", "roles", "rolebindings", "jobs", "events")
+    kinds = ("agenticsessions", "jobs", "pods")
+    assert made == {
+        **{("create", kind): len(names) for kind in helpers},
+        ("patch", "agenticsessions"): len(names),
+        ("patch", "agenticsessions/status"): len(names),
+        **{("list", kind): 1 for kind in kinds},
+    }
+
+
 async def test_a_job_that_is_refused_is_all_that_is_tried_again(stand: Stand) -> None:
     def made(resource: str) -> int:
         return len(stand.server.requests.where(asking("create", resource)))

@@ -470,8 +470,9 @@ def _is_defined(step: str, modules: Mapping[str, ast.AST]) -> bool:
 
 
 def test_every_dependency_has_its_reason() -> None:
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
+    settings = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    project = settings["project"]
+    extras = project["optional-dependencies"] | settings["dependency-groups"]
     needed = [
         one
         for extra, them in {"": project["dependencies"], **extras}.items()

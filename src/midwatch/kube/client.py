@@ -34,7 +34,6 @@ from lightkube.generic_resource import (
     create_namespaced_resource,
 )
 from lightkube.operators import exists
-from lightkube.types import CascadeType, PatchType
 
 from midwatch.documents import BAD_VALUES, MAX_BYTES, DocumentError, read_yaml
 from midwatch.errors import SettingsError
@@ -50,6 +49,7 @@ from midwatch.kube.errors import (
     NameTaken,
     ResourceGone,
 )
+from midwatch.kube.request_sender import RequestSender
 from midwatch.kube.rules import (
     FINALIZER,
     GROUP,
@@ -70,7 +70,7 @@ _PROGRAMS = tuple(
 
 
 class Login:
-    """The HTTP clients of one login.
+    """The HTTP clients of one login: `client` for lists, `requests` for single objects.
 
     Args:
         config: Address and credentials.
@@ -85,6 +85,10 @@ class Login:
         self._timeout = httpx2.Timeout(timeout)
         try:
             self.client = AsyncClient(config, timeout=self._timeout, trust_env=False)
+            params = self._params()
+            self.requests = RequestSender(
+                params["base_url"], params["verify"], params["auth"], timeout
+            )
         except (ConfigError, OSError, ValueError, httpx2.InvalidURL) as error:
             raise SettingsError(
                 f"cannot connect to {config.cluster.server}: {error}",
@@ -95,12 +99,16 @@ class Login:
     @cached_property
     def streams(self) -> httpx2.AsyncClient:
         """The client for watches. Each watch keeps a connection open, so their number is not limited."""
-        params = ConnectionParams(timeout=self._timeout, trust_env=False)
         limits = httpx2.Limits(max_connections=None)
-        return httpx2.AsyncClient(**params.httpx_params(self.config), limits=limits)
+        return httpx2.AsyncClient(**self._params(), limits=limits)
+
+    def _params(self) -> dict[str, Any]:
+        params = ConnectionParams(timeout=self._timeout, trust_env=False)
+        return params.httpx_params(self.config)
 
     async def close(self) -> None:
         await self.client.close()
+        await self.requests.close()
         if "streams" in vars(self):
             await self.streams.aclose()
 
@@ -320,7 +328,7 @@ class Cluster:
         doing = f"create the {kind} {namespace}/{name}"
         resource = _KINDS[kind]
         try:
-            await self._call("create", self._client.create(resource(manifest)), doing)
+            await self._create(resource, manifest, doing)
         except Conflict as error:
             found = await self._get(resource, namespace, name)
             if found is None:  # deleted in between
@@ -354,17 +362,9 @@ class Cluster:
     async def delete_job(self, namespace: str, name: str) -> bool:
         """Delete a Job and its pods. Return False if it does not exist."""
         doing = f"delete the Job {namespace}/{name}"
+        path = f"{_address(_JOB, namespace, name)}?propagationPolicy=Background"
         try:
-            await self._call(
-                "delete",
-                self._client.delete(
-                    _JOB,
-                    _checked_name(name),
-                    namespace=_checked_name(namespace),
-                    cascade=CascadeType.BACKGROUND,
-                ),
-                doing,
-            )
+            await self._call("delete", self._requests.send("DELETE", path), doing)
         except ResourceGone:
             return False
         return True
@@ -386,11 +386,7 @@ class Cluster:
         meta = manifest["metadata"]
         doing = f"record an event in {meta['namespace']}"
         try:
-            await self._call(
-                "create",
-                self._client.create(_KINDS["Event"](manifest)),
-                doing,
-            )
+            await self._create(_EVENT, manifest, doing)
         except Conflict:
             pass
 
@@ -460,6 +456,10 @@ class Cluster:
     def _client(self) -> AsyncClient:
         return self._logins[-1].client
 
+    @property
+    def _requests(self) -> RequestSender:
+        return self._logins[-1].requests
+
     async def _write_until_accepted(
         self,
         namespace: str,
@@ -500,10 +500,8 @@ class Cluster:
     async def _get(self, resource: type[Any], namespace: str, name: str) -> Json | None:
         doing = f"read {resource.__name__} {namespace}/{name}"
         try:
-            got = self._client.get(
-                resource, _checked_name(name), namespace=_checked_name(namespace)
-            )
-            return dict(await self._call("get", got, doing))
+            path = _address(resource, namespace, name)
+            return await self._call("get", self._requests.send("GET", path), doing)
         except ResourceGone:
             return None
 
@@ -511,14 +509,15 @@ class Cluster:
         self, resource: type[Any], namespace: str, name: str, patch: Json
     ) -> Json:
         doing = f"write {resource.__name__} {namespace}/{name}"
-        patching = self._client.patch(
-            resource,
-            _checked_name(name),
-            patch,
-            namespace=_checked_name(namespace),
-            patch_type=PatchType.MERGE,
-        )
-        return dict(await self._call("patch", patching, doing))
+        path = _address(resource, namespace, name)
+        kind = "application/merge-patch+json"
+        patching = self._requests.send("PATCH", path, patch, kind)
+        return await self._call("patch", patching, doing)
+
+    async def _create(self, resource: type[Any], manifest: Json, doing: str) -> Json:
+        path = _address(resource, manifest["metadata"]["namespace"])
+        creating = self._requests.send("POST", path, manifest)
+        return await self._call("create", creating, doing)
 
     async def _list(
         self,
@@ -615,12 +614,16 @@ async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
                 yield line
 
 
-def _address(kind: type[Any], namespace: str | None) -> str:
+def _address(kind: type[Any], namespace: str | None, name: str | None = None) -> str:
     info = api_info(kind)
-    group, version = info.resource.group, info.resource.version
-    root = f"apis/{group}" if group else "api"
+    resource = info.parent or info.resource
+    root = f"apis/{resource.group}" if resource.group else "api"
     within = "" if namespace is None else f"namespaces/{_checked_name(namespace)}/"
-    return f"{root}/{version}/{within}{info.plural}"
+    collection = f"{root}/{resource.version}/{within}{info.plural}"
+    if name is None:
+        return collection
+    action = f"/{info.action}" if info.action else ""
+    return f"{collection}/{_checked_name(name)}{action}"
 
 
 def _session_labels(session: str | None) -> Json:
