@@ -8,6 +8,7 @@
     │   ├── StoreBusy                 it answers, but a lock or a conflict was in the way
     │   ├── StoreFull                 no space for a write; nothing was lost
     │   ├── StaleWatch                another writer changed the subject's tickets meanwhile
+    │   ├── SubjectTaken              another monitor watches the subject now
     │   └── ObservationFailed         a subject could not be observed
     └── PermanentError            a retry without a change cannot help
         ├── SettingsError             path: the setting that is wrong
@@ -101,6 +102,10 @@ class StoreFull(TemporaryError):
 
 class StaleWatch(TemporaryError):
     """The tickets of this subject were changed by another writer meanwhile."""
+
+
+class SubjectTaken(TemporaryError):
+    """Another monitor watches this subject now."""
 
 
 class ObservationFailed(TemporaryError):

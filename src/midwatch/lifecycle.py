@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
 from midwatch._moved import renamed
@@ -145,6 +146,17 @@ async def background(*work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
         yield
     finally:
         await cancel(*tasks)
+
+
+_loaded: set[str] = set()
+
+
+async def load_modules(*names: str) -> None:
+    """Import modules, on a thread where that is still to do: a large one takes longer than the event loop may wait."""
+    for name in names:
+        if name not in _loaded:
+            await asyncio.to_thread(import_module, name)
+            _loaded.add(name)
 
 
 class Backoff:

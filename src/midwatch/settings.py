@@ -132,6 +132,11 @@ class MonitorSettings(Group):
     """The daemon that checks subjects and opens tickets."""
 
     interval: Seconds = Field(30.0, gt=0, description="Wait between two cycles.")
+    lease: Seconds = Field(
+        90.0,
+        ge=1,
+        description="How long a monitor that does not answer keeps its subjects before other monitors take them over.",
+    )
     group_wait: Seconds = Field(
         10.0,
         ge=0,

@@ -168,14 +168,17 @@ def test_an_agent_without_a_key_says_so(tmp_path: Path) -> None:
 
 
 class Stuck:
-    """A store that does all but one thing, which never ends while `held`."""
+    """A store that does all but one thing: a lease that was given is not renewed before `free` is set."""
 
     def __init__(self, store: SqlStore) -> None:
         self._store = store
-        self.free = asyncio.Event()
+        self.free, self.hangs = asyncio.Event(), asyncio.Event()
 
-    async def beat(self, *args: Any) -> None:
-        await self.free.wait()
+    async def share(self, member: Any, last: Any, *args: Any, **more: Any) -> Any:
+        if last is not None:
+            self.hangs.set()
+            await self.free.wait()
+        return await self._store.share(member, last, *args, **more)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -212,7 +215,7 @@ async def test_a_monitor_that_hangs_is_not_healthy(
         ANY_PORT, quiet_log(), loop.progress, store=store, monitor=loop
     ) as url:
         async with at_work(loop.run(StopEvent(clock))):
-            await eventually(lambda: loop.monitors[0].stats.known)
+            await asyncio.wait_for(stuck.hangs.wait(), PATIENCE)
             within = loop.settings.interval + subject.timeout + 180
             await clock.advance(within - 1)
             assert (await asked(f"{url}/healthz"))[0] == 200

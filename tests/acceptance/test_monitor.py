@@ -301,9 +301,10 @@ async def test_the_loop_beats_and_ends_at_once(
     loop, _ = watching(store, clock, broken("alive", "db"))
     stop = StopEvent(clock)
     running = asyncio.create_task(loop.run(stop))
-    while not clock.sleeping or clock.sleeping[0] < 20:
-        await asyncio.sleep(0.01)
-    [beat] = await store.daemons(within=60)
+    async with asyncio.timeout(PATIENCE):
+        while not (beats := await store.daemons(60)) or not beats[0].info.get("opened"):
+            await asyncio.sleep(0.01)
+    [beat] = beats
     assert beat.kind == "monitor" and beat.info["opened"] == 1
     stop.set()
     await asyncio.wait_for(running, PATIENCE)

@@ -5,6 +5,7 @@ A function imports what only some commands need, so that `midwatch tickets list`
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import socket
@@ -307,20 +308,14 @@ def _gatherer(
     )
 
 
-@asynccontextmanager
-async def open_app(
-    edge: Edge, log_to: TextIO, *, create: bool = False
-) -> AsyncIterator[App]:
-    """Build everything from the settings, and close it at the end of the block.
-
-    A daemon creates a missing SQLite database, and again if it is deleted meanwhile; a command does not, because
-    its path may be wrong.
-    """
+def _read(
+    edge: Edge, log_to: TextIO
+) -> tuple[Settings, list[Subject], Links, Redactor, Telemetry, Log]:
+    """Read the settings, and build what needs nothing else. Raises SettingsError."""
+    import midwatch.store.sql  # noqa: F401  # slow to import
     from midwatch.agent.links import Links
-    from midwatch.logs import forward_library_logs, open_log
-    from midwatch.received import TakesAlerts
+    from midwatch.logs import open_log
     from midwatch.redaction import Redactor
-    from midwatch.store.sql import open_store
     from midwatch.subjects.base import build_subjects, dependencies
     from midwatch.telemetry.opening import open_telemetry
 
@@ -334,6 +329,25 @@ async def open_app(
     telemetry = open_telemetry(settings.telemetry, redactor)
     log = open_log(settings.log, log_to, redactor, telemetry.trace_ids)
     telemetry.report_to(log)
+    return settings, subjects, links, redactor, telemetry, log
+
+
+@asynccontextmanager
+async def open_app(
+    edge: Edge, log_to: TextIO, *, create: bool = False
+) -> AsyncIterator[App]:
+    """Build everything from the settings, and close it at the end of the block.
+
+    A daemon creates a missing SQLite database, and again if it is deleted meanwhile; a command does not, because
+    its path may be wrong.
+    """
+    # Hundreds of subjects take seconds of it, and a loop that stands still spoils what it observes.
+    settings, subjects, links, redactor, telemetry, log = await asyncio.to_thread(
+        _read, edge, log_to
+    )
+    from midwatch.logs import forward_library_logs
+    from midwatch.received import TakesAlerts
+    from midwatch.store.sql import open_store
 
     def renewed(what: str) -> None:
         log.error("database made again", reason=what)
@@ -383,7 +397,6 @@ async def open_database(edge: Edge) -> AsyncIterator[Store]:
 
 def use_store(edge: Edge, use: Callable[[Store], Awaitable[T]]) -> T:
     """Open the store, use it once, close it."""
-    import asyncio
 
     async def run() -> T:
         async with open_database(edge) as store:

@@ -59,7 +59,7 @@ def monitor(context: typer.Context, once: Once = False) -> None:
 
 async def _monitor(edge: Edge, once: bool) -> None:
     async with open_app(edge, sys.stdout, create=True) as opened:
-        loop = opened.monitor()
+        loop = await asyncio.to_thread(opened.monitor)
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
             if once:
@@ -130,7 +130,7 @@ def _pending(loop: MonitorLoop) -> str:
     """Return what is broken and not a ticket yet, as it has to last for a while; empty if nothing is."""
     left = {
         f"{key.subject} {key.invariant}": one.invariants[key.invariant].hold_for
-        for one in loop.monitors
+        for one in loop.watched
         for key in one.pending
         if key not in one.tickets
         and key not in one.silent
@@ -226,8 +226,8 @@ async def notifying(opened: App, stop: StopEvent) -> AsyncIterator[Sequence[Meas
 
 async def run_both(opened: App, stop: StopEvent) -> None:
     """Run monitor and agent, the server if it has an address, and notifications if there is a route."""
-    monitor = opened.monitor()
-    agent = opened.agent(monitor.progress)
+    monitor = await asyncio.to_thread(opened.monitor)
+    agent = await asyncio.to_thread(opened.agent, monitor.progress)
     async with AsyncExitStack() as stack:
         more = [*await stack.enter_async_context(notifying(opened, stop))]
         if opened.settings.server.listen is not None:

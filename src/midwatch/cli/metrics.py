@@ -73,7 +73,13 @@ _OBSERVED_AT = Family(
     "Time of the last check that was observed and saved.",
     ("subject",),
 )
+_SUBJECTS = Family(
+    "midwatch_monitor_subjects",
+    "gauge",
+    "Subjects that this monitor watches, out of those that monitors on one database share.",
+)
 MONITOR = (
+    _SUBJECTS,
     _CYCLES,
     _SECONDS,
     _UNOBSERVABLE,
@@ -148,7 +154,8 @@ _REASONS = tuple(
 
 def monitor_samples(monitor: MonitorLoop) -> Iterator[Sample]:
     """Return the values of a monitor."""
-    for one in monitor.monitors:
+    yield _SUBJECTS(len(monitor.watched))
+    for one in monitor.watched:
         name, stats = one.subject.name, one.stats
         for result in get_args(Result):
             yield _CYCLES(stats.cycles[result], name, result)

@@ -1,4 +1,4 @@
-"""The monitor daemon: poll every subject, check its invariants, reconcile its tickets, save."""
+"""The monitor daemon: poll its share of the subjects, check their invariants, reconcile their tickets, save."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from midwatch.agent.first_aid import FirstAidWriter
 from midwatch.agent.links import Links
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock, first
+from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock
 from midwatch.logs import Log, quiet_log
+from midwatch.model import Json
+from midwatch.monitor.membership import Membership
+from midwatch.monitor.saving import GroupSaver
 from midwatch.monitor.standstill import Standstill
 from midwatch.monitor.subject import Cycle, SubjectMonitor
+from midwatch.monitor.watching import Watching
 from midwatch.redaction import Redactor, Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import Store, with_notice
@@ -21,12 +25,12 @@ from midwatch.telemetry.spans import Attributes, NoTelemetry, Telemetry
 _SLACK = 180.0
 """Seconds beyond the interval and the slowest poll until a cycle counts as stuck: more than the
 transactions of a cycle take on a store that can hardly be reached, or polls that are made again."""
-_GRACE = 1.0
-"""Seconds that a running cycle gets after a stop: enough to save a poll that has ended."""
 
 
 class MonitorLoop:
-    """Polls all subjects at once, every `settings.interval` seconds, until it is stopped.
+    """Polls its share of the subjects, each once in `settings.interval` seconds, until it is stopped.
+
+    All monitors on one store share the subjects. `cycle` and `once` poll all of them, whoever watches them.
 
     Args:
         store: Where tickets and heartbeats are saved.
@@ -73,6 +77,8 @@ class MonitorLoop:
         if standstill is None and isinstance(self.clock, SystemClock):
             standstill = Standstill()
         self.standstill = standstill
+        self.membership: Membership | None = None
+        self._saver = GroupSaver(store, self.clock)
         self.monitors = [
             SubjectMonitor(
                 subject,
@@ -82,26 +88,62 @@ class MonitorLoop:
                 self.clock,
                 self.log,
                 self.links,
+                self._saver,
                 standstill,
             )
             for subject in subjects
         ]
 
     async def run(self, stop: StopEvent) -> None:
-        """Run cycles until `stop` is set. Errors of subjects and of the store are logged, never raised."""
-        within = self.settings.interval + self._longest + _SLACK
-        while not stop:
-            self.progress.expect("cycle", within)
-            cycle = await first(self.cycle(), stop.wait(), grace=_GRACE)
-            if cycle is None:
-                return
-            await self._report(cycle)
-            await stop.pause(max(0.0, self.settings.interval - cycle.seconds))
+        """Watch this monitor's share of the subjects until `stop` is set.
+
+        Each is observed at its own time in the interval. Errors of subjects and of the store are logged, never raised.
+        """
+        if self.standstill is not None:
+            self.standstill.start()
+        by_name = {monitor.subject.name: monitor for monitor in self.monitors}
+        self.membership = membership = Membership(
+            self.store,
+            self.name,
+            list(by_name),
+            self.settings.lease,
+            self.clock,
+            self.standstill,
+        )
+        for monitor in self.monitors:
+            monitor.watcher = membership.member.id
+        watching = Watching(
+            by_name,
+            membership,
+            self._saver,
+            self.settings.interval,
+            self._traced,
+            self._ended_round,
+            self.clock,
+            self.log,
+        )
+        self._begin_round()
+        await watching.run(stop)
+
+    @property
+    def watched(self) -> list[SubjectMonitor]:
+        """The monitors of the subjects that this process watches: all of them, unless others have a share."""
+        if self.membership is None:
+            return self.monitors
+        own = self.membership.subjects
+        return [one for one in self.monitors if one.subject.name in own]
 
     async def once(self) -> Cycle:
-        """Run one cycle, log it and save its heartbeat. Errors are logged, never raised."""
+        """Run one cycle of all subjects, log it and save its heartbeat. Errors are logged, never raised.
+
+        It is what a person asked for, so subjects that another monitor watches are observed too.
+        """
         cycle = await self.cycle()
-        await self._report(cycle)
+        facts = self._report(cycle)
+        try:
+            await self.store.beat(self.name, "monitor", facts)
+        except MidwatchError as error:
+            self.log.warning("heartbeat not saved", error=error.one_line())
         return cycle
 
     async def cycle(self) -> Cycle:
@@ -113,21 +155,13 @@ class MonitorLoop:
         with self.telemetry.span("monitor cycle") as span:
             parts = await asyncio.gather(*map(self._traced, self.monitors))
             span.set(_attributes(*parts))
-        return Cycle(
-            subjects=len(parts),
-            unobservable=sum(part.unobservable for part in parts),
-            unsaved=sum(part.unsaved for part in parts),
-            open=sum(part.open for part in parts),
-            opened=tuple(ticket for part in parts for ticket in part.opened),
-            resolved=sum(part.resolved for part in parts),
-            silenced=sum(part.silenced for part in parts),
-            seconds=self.clock.monotonic() - began,
-        )
+        return _together(parts, self.clock.monotonic() - began)
 
     async def close(self) -> None:
         """Close all subjects."""
         if self.standstill is not None:
             self.standstill.stop()
+        await self._saver.close()
         await asyncio.gather(*(monitor.close() for monitor in self.monitors))
 
     async def _traced(self, monitor: SubjectMonitor) -> Cycle:
@@ -157,12 +191,24 @@ class MonitorLoop:
             self.log.warning("first aid not saved", error=error.one_line())
         except Exception:  # a bug here or in a playbook must not end the daemon
             self.log.exception("cycle failed", subject=monitor.subject.name)
-        monitor.stats.add(cycle, self.clock.monotonic() - began, self.clock.now())
+        if cycle.subjects:
+            seconds = self.clock.monotonic() - began
+            monitor.stats.add(cycle, seconds, self.clock.now())
         return cycle
 
-    async def _report(self, cycle: Cycle) -> None:
-        """Log a cycle and save it as the heartbeat."""
-        facts = {
+    def _begin_round(self) -> None:
+        self.links.refresh()
+        within = self.settings.interval + self._longest + _SLACK
+        self.progress.expect("cycle", within)
+
+    def _ended_round(self, parts: Sequence[Cycle], seconds: float) -> Json:
+        """Log what was done since the last report. Return what the heartbeat says of it."""
+        self._begin_round()
+        return self._report(_together(parts, seconds))
+
+    def _report(self, cycle: Cycle) -> Json:
+        """Log a cycle. Return what the heartbeat says of it."""
+        facts: Json = {
             "subjects": cycle.subjects,
             "unobservable": cycle.unobservable,
             "unsaved": cycle.unsaved,
@@ -173,10 +219,21 @@ class MonitorLoop:
             "seconds": round(cycle.seconds, 3),
         }
         self.log.info("cycle", **facts)
-        try:
-            await self.store.beat(self.name, "monitor", with_notice(self.store, facts))
-        except MidwatchError as error:
-            self.log.warning("heartbeat not saved", error=error.one_line())
+        return with_notice(self.store, facts)
+
+
+def _together(parts: Sequence[Cycle], seconds: float) -> Cycle:
+    """Return what the cycles of several subjects did."""
+    return Cycle(
+        subjects=sum(part.subjects for part in parts),
+        unobservable=sum(part.unobservable for part in parts),
+        unsaved=sum(part.unsaved for part in parts),
+        open=sum(part.open for part in parts),
+        opened=tuple(ticket for part in parts for ticket in part.opened),
+        resolved=sum(part.resolved for part in parts),
+        silenced=sum(part.silenced for part in parts),
+        seconds=seconds,
+    )
 
 
 def _attributes(*cycles: Cycle) -> Attributes:

@@ -74,6 +74,11 @@ class Standstill:
         self._count()
         return self._late
 
+    def suspended(self) -> float:
+        """Return the seconds for which the machine was suspended, since the first start: monotonic time has none of them."""
+        self._count()
+        return self._suspended
+
     def mark(self) -> Mark:
         """Return the mark of this moment, for `spoils`."""
         self._count()

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from midwatch.agent.links import Links
-from midwatch.errors import MidwatchError, StaleWatch
+from midwatch.errors import MidwatchError, StaleWatch, SubjectTaken
 from midwatch.lifecycle import Clock, first
 from midwatch.logs import Log
 from midwatch.model import UNDIAGNOSED, Json, Key, Observation, Severity, Ticket
@@ -27,13 +27,15 @@ from midwatch.monitor.rules import (
     reconcile,
     unobservable,
 )
+from midwatch.monitor.saving import GroupSaver
 from midwatch.monitor.silencing import Silenced, silence
 from midwatch.monitor.standstill import MOST_ATTEMPTS, Mark, Standstill
 from midwatch.received import TakesAlerts
 from midwatch.redaction import Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.silences import Silencing, in_force, unusable
-from midwatch.store.protocol import Changes, Opening, Store, Watch
+from midwatch.store.protocol import Changes, Opening, SavedCycle, Store, Watch
+from midwatch.store.shares_protocol import Unchanged
 from midwatch.subjects.base import Subject
 
 _TRIES = 3
@@ -112,7 +114,10 @@ def _result(cycle: Cycle) -> Result:
 
 
 class SubjectMonitor:
-    """Runs the cycles of one subject and remembers between them what the store does not have."""
+    """Runs the cycles of one subject and remembers between them what the store does not have.
+
+    `watcher` is the id of this monitor while several share the subjects: only the one that watches a subject saves then.
+    """
 
     def __init__(
         self,
@@ -123,6 +128,7 @@ class SubjectMonitor:
         clock: Clock,
         log: Log,
         links: Links,
+        saver: GroupSaver,
         standstill: Standstill | None = None,
     ) -> None:
         self.subject = subject
@@ -149,6 +155,8 @@ class SubjectMonitor:
         self._stuck: asyncio.Task[Poll] | None = None
         self._takes_alerts = isinstance(subject, TakesAlerts)
         self._found: dict[Key, Ticket] = {}
+        self.saver = saver
+        self.watcher: str | None = None
 
     async def cycle(self) -> Cycle:
         """Poll once and save what changed. What cannot be saved is computed again in the next cycle."""
@@ -158,12 +166,23 @@ class SubjectMonitor:
             if poll is None:
                 return Cycle(1, unobservable=1, open=len(self.tickets))
             return await self._save(poll)
+        except SubjectTaken:
+            self.log.info("another monitor watches it", subject=self.subject.name)
+            return Cycle()
         except MidwatchError as error:
             self.log.warning(
                 "cycle not saved", subject=self.subject.name, error=error.one_line()
             )
             self._watch = None  # what was written is not known: read it again
             return Cycle(1, unsaved=1, open=len(self.tickets))
+
+    def forget(self) -> None:
+        """Forget what the store has too: another monitor watches the subject from now on."""
+        self._watch = None
+        self.tickets, self.pending, self.silent = {}, {}, frozenset()
+        self._baselines = Baselines()
+        self._found = {}
+        self._spoiled_since = None
 
     async def close(self) -> None:
         if self._stuck is not None:
@@ -433,15 +452,16 @@ class SubjectMonitor:
             audible=silenced.audible,
         )
         state = self._state(watch, observation)
-        saved = await self.store.save_cycle(
-            self.subject.name,
-            watch.revision,
+        saved = await self._saved(
             changes,
-            state=None if state == watch.state else state,
-            error=poll.error or None,
-            group_wait=self.settings.group_wait,
-            linked=self._linked(changes.openings),
-            silences=watch.silences_revision,
+            Unchanged(
+                self.subject.name,
+                watch.revision,
+                None if state == watch.state else state,
+                poll.error or None,
+                watch.silences_revision,
+                self.watcher,
+            ),
         )
         self.pending, self.silent = checked.pending, silenced.quiet
         self._set_time(saved.now)
@@ -465,6 +485,22 @@ class SubjectMonitor:
             changed=changed,
             silenced=len(self.silent),
             found=self._take_found(),
+        )
+
+    async def _saved(self, changes: Changes, observed: Unchanged) -> SavedCycle:
+        """Save an observation: at once where it changes a ticket, else with those of other subjects."""
+        if not changes:
+            return await self.saver.save(observed)
+        return await self.store.save_cycle(
+            observed.subject,
+            observed.revision,
+            changes,
+            state=observed.state,
+            error=observed.error,
+            group_wait=self.settings.group_wait,
+            linked=self._linked(changes.openings),
+            silences=observed.silences,
+            watcher=observed.watcher,
         )
 
     def _silence(

@@ -21,6 +21,7 @@ from midwatch.errors import (
     SchemaMismatch,
     StaleWatch,
     StoreRejected,
+    SubjectTaken,
     TemporaryError,
 )
 from midwatch.matchers import InvalidMatcher
@@ -91,6 +92,7 @@ STATUS: tuple[tuple[type[MidwatchError], int], ...] = (
     (Conflict, 409),
     (ClaimLost, 409),
     (StaleWatch, 409),
+    (SubjectTaken, 409),
     (InvalidMatcher, 422),
     (InvalidSilence, 422),
     (NoRecurrences, 422),

@@ -6,10 +6,18 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import and_, case, exists, func, select, text, update
+from sqlalchemy import (
+    and_,
+    case,
+    exists,
+    func,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
-from midwatch.errors import StaleWatch
+from midwatch.errors import StaleWatch, SubjectTaken
 from midwatch.model import Json, Key, Severity, Ticket, TicketStatus
 from midwatch.store.engine import Transaction, audit_row
 from midwatch.store.memory import remember
@@ -87,24 +95,29 @@ def save_cycle(
     group_wait: float = 0.0,
     linked: Collection[str] = (),
     silences: int | None = None,
+    watcher: str | None = None,
 ) -> SavedCycle:
-    """Save an observation. Raises StaleWatch if `revision` or `silences` is not the present one."""
+    """Save an observation. Raises StaleWatch if `revision` or `silences` is not the present one, and SubjectTaken."""
     if changes:
         share_silences(tx)
     before = tx.one(
         select(
             subjects.c.cycle,
             subjects.c.last_good_at,
+            subjects.c.revision,
+            subjects.c.watcher,
             LAST_CHANGE_OF_SILENCES.label("silences"),
         )
-        .where(subjects.c.name == subject, subjects.c.revision == revision)
+        .where(subjects.c.name == subject)
         .with_for_update()
     )
-    if before is None or silences not in (None, before.silences or 0):
+    if before is None or is_taken(before, watcher):
+        raise StaleWatch() if before is None else SubjectTaken()
+    if before.revision != revision or silences not in (None, before.silences or 0):
         raise StaleWatch()
     after = revision + bool(changes)
     cycle = before.cycle + (error is None)
-    observed = _succeeded(tx, cycle) if error is None else _failed(tx, error)
+    observed = succeeded(tx, cycle) if error is None else failed(tx, error)
     if state is not None:
         observed["state"] = state
     tx.execute(
@@ -131,7 +144,13 @@ def save_cycle(
     return SavedCycle(after, opened, tx.now)
 
 
-def _succeeded(tx: Transaction, cycle: int) -> Json:
+def is_taken(row: Any, watcher: str | None) -> bool:
+    """Return whether another monitor watches a subject than the one that saves; None saves for nobody in particular."""
+    return watcher is not None and row.watcher != watcher
+
+
+def succeeded(tx: Transaction, cycle: int) -> Json:
+    """Return the values of a subject's row after its observation number `cycle`."""
     return {
         "cycle": cycle,
         "failures": 0,
@@ -141,7 +160,8 @@ def _succeeded(tx: Transaction, cycle: int) -> Json:
     }
 
 
-def _failed(tx: Transaction, error: str) -> Json:
+def failed(tx: Transaction, error: str) -> Json:
+    """Return the values of a subject's row after an observation that failed."""
     return {
         "failures": subjects.c.failures + 1,
         "last_error": error,

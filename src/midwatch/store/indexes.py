@@ -21,6 +21,7 @@ from midwatch.store.schema import (
     sessions,
     silenced,
     silences,
+    subjects,
     tickets,
     transcript_entries,
 )
@@ -35,6 +36,7 @@ Index(
     sqlite_where=text("queued"),
     postgresql_where=text("queued"),
 )
+Index("subjects_watcher", subjects.c.watcher)
 Index("batches_subject", batches.c.subject, batches.c.id)
 Index(
     "tickets_one_unresolved_per_key",

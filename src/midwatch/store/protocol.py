@@ -33,6 +33,7 @@ from midwatch.store.figures import Past as Past
 from midwatch.store.figures import Stats as Stats
 from midwatch.store.on_call import OnCallStore
 from midwatch.store.overview_protocol import OverviewStore
+from midwatch.store.shares_protocol import SharesStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +302,7 @@ def with_notice(store: Store, info: Json) -> Json:
     return {**info, "notice": notice} if notice else info
 
 
-class Store(OnCallStore, OverviewStore, Protocol):
+class Store(OnCallStore, OverviewStore, SharesStore, Protocol):
     """Tickets, diagnoses, audit rows, shared pauses and heartbeats.
 
     A store may have a property `notice`: what a person has to know of the database since it was opened.
@@ -336,6 +337,7 @@ class Store(OnCallStore, OverviewStore, Protocol):
         group_wait: float = 0.0,
         linked: Collection[str] = (),
         silences: int | None = None,
+        watcher: str | None = None,
     ) -> SavedCycle:
         """Save one observation of a subject and the changes that follow from it.
 
@@ -353,9 +355,11 @@ class Store(OnCallStore, OverviewStore, Protocol):
             linked: Names of the subjects whose tickets may be of one incident with those of this one.
             silences: The number of the last change of a silence that `changes` know of; None if there are no silences
                 for them.
+            watcher: The id of the monitor that saves, if only the one that watches the subject may.
 
         Raises:
             StaleWatch: `revision` or `silences` is not the present one; nothing was saved.
+            SubjectTaken: `watcher` does not watch the subject; nothing was saved.
         """
         ...
 

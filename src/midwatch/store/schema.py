@@ -88,7 +88,7 @@ def _sanitized(value: Any) -> Any:
     return value
 
 
-REVISION = "0006"
+REVISION = "0009"
 """The migration that creates these tables."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -164,6 +164,24 @@ subjects = Table(
     Column("state", Document, nullable=False, default=dict),
     # What kind of system it is, from the settings of the monitor that watches it.
     Column("kind", SanitizedText),
+    # The id of the monitor that watches it, while that one has a row with a lease.
+    Column("watcher", SanitizedText),
+)
+
+# The monitors that share the subjects.
+monitors = Table(
+    "monitors",
+    metadata,
+    Column("id", SanitizedText, primary_key=True),
+    Column("name", SanitizedText, nullable=False),
+    Column("process", SanitizedText, nullable=False),
+    # The subjects in its settings, and their digest.
+    Column("knows", Document, nullable=False),
+    Column("digest", SanitizedText, nullable=False),
+    Column("renewed_at", Instant, nullable=False),
+    Column("lease", Float, nullable=False),
+    # How often others gave it subjects: while that stays, it need not read which ones it has.
+    Column("given", Integer, nullable=False, default=0),
 )
 
 batches = Table(

@@ -24,9 +24,10 @@ from midwatch.store import api_tokens, cycles
 from midwatch.store import deliveries as delivery_functions
 from midwatch.store import feed
 from midwatch.store import investigations as asked
-from midwatch.store import memory, overview, queue, received_alerts
+from midwatch.store import memory, overview, queue, received_alerts, shares
 from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
+from midwatch.store import unchanged
 from midwatch.store.engine import (
     UPGRADE_SECONDS,
     DatabaseClock,
@@ -108,6 +109,9 @@ class SqlStore(TransactionalStore):
     earlier = read(cycles.earlier)
     openings = read(cycles.openings)
     save_first_aid = write(cycles.save_first_aid)
+    save_unchanged = write(unchanged.save_unchanged)
+    share = write(shares.share)
+    leave = write(shares.leave)
 
     # The agent.
     claim = write(queue.claim)

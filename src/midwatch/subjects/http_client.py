@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from midwatch.errors import ObservationFailed
-from midwatch.lifecycle import Clock, SystemClock
+from midwatch.lifecycle import Clock, SystemClock, load_modules
 from midwatch.subjects import tls
 from midwatch.subjects.content_coding import Decompressor, decode
 from midwatch.text import ticket_line
@@ -139,8 +139,8 @@ class WebClient:
     """The HTTP client of one subject. It keeps no cookies, uses no proxy but its own, and bounds bodies.
 
     Without `keep_alive` every request makes a connection of its own: an old one proves little. The
-    connections are prepared at the first request, so that an idle monitor stays small. `server_name` is the
-    name that a certificate must have, instead of the host of the URL.
+    connections are prepared at the first request, so that an idle monitor stays small, and the clients with the same
+    settings for TLS share its context. `server_name` is the name that a certificate must have, instead of the host.
     """
 
     def __init__(
@@ -158,12 +158,12 @@ class WebClient:
     ) -> None:
         self._keep_alive = keep_alive
         self._server_name = server_name
-        self._verify, self._ca_file = verify, ca_file
-        self._client_certificate, self._client_key = client_certificate, client_key
+        self._tls = tls.TlsSettings(verify, ca_file, client_certificate, client_key)
         self._proxy, self._path = proxy, path
         self._clock = clock or SystemClock()
-        self._tls = self._context() if ca_file or client_certificate else None
-        self._transport: Transport | None = None
+        if self._tls.has_files:
+            self._tls.shared_context(path)  # raises for files that cannot be used
+        self._transports: dict[bool, Transport] = {}
 
     async def fetch(
         self,
@@ -192,7 +192,8 @@ class WebClient:
         Raises:
             WebFailure: There is no complete answer; `cause` has the reason.
         """
-        trace = self._trace()
+        await load_modules("midwatch.subjects.http_transport")
+        trace = _Trace(self._clock, bool(self._proxy))
         try:
             async with asyncio.timeout(timeout):
                 return await self._follow(
@@ -230,7 +231,7 @@ class WebClient:
 
         try:
             async with asyncio.timeout(timeout):
-                return await tls.examine(handshake, self._context)
+                return await tls.examine(handshake, partial(self._tls.new, self._path))
         except TimeoutError:
             raise WebFailure(
                 "timeout", f"no TLS handshake within {timeout:.3g} s"
@@ -244,7 +245,7 @@ class WebClient:
         A `hop.name` that is an IP address is not sent: the server then shows the certificate of a client without SNI
         (RFC 6066, section 3). `timeout` is in seconds. Raises WebFailure.
         """
-        context = self._context()
+        context = await self._tls.new(self._path)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         try:
@@ -258,7 +259,7 @@ class WebClient:
     async def _handshake(self, hop: Hop, context: ssl.SSLContext) -> tuple[bytes, ...]:
         """Connect as a request would, and return the certificates. Raises Refused and WebFailure."""
         transport = self._new_transport(context)
-        trace = self._trace(handshake_only=True)
+        trace = _Trace(self._clock, bool(self._proxy), handshake_only=True)
         try:
             await self._send(
                 transport, "HEAD", show_origin(hop.origin), {}, trace, hop.name
@@ -274,9 +275,6 @@ class WebClient:
             await transport.aclose()
         raise WebFailure("tls", "the server does not speak TLS")
 
-    def _trace(self, handshake_only: bool = False) -> _Trace:
-        return _Trace(self._clock, bool(self._proxy), handshake_only)
-
     async def _follow(
         self,
         method: str,
@@ -290,9 +288,6 @@ class WebClient:
     ) -> Answer:
         import httpx2
 
-        if self._transport is None:
-            self._tls = self._tls or self._context()
-            self._transport = self._new_transport(self._tls)
         cookies = httpx2.Cookies()
         address = httpx2.URL(url)
         if params:
@@ -308,8 +303,9 @@ class WebClient:
                 "user-agent": "midwatch",
                 **(headers if at_home else {}),
             }
+            transport = await self._transport(secure=address.scheme == "https")
             response = await self._send(
-                self._transport, method, address, given, trace, name, cookies
+                transport, method, address, given, trace, name, cookies
             )
             try:
                 following = _location(response) if redirects else None
@@ -400,25 +396,24 @@ class WebClient:
             slowest=trace.slowest(),
         )
 
-    def _context(self) -> ssl.SSLContext:
-        context = tls.ssl_context(self._verify, self._ca_file, f"{self._path}.ca_file")
-        if self._client_certificate is not None:
-            tls.load_client_certificate(
-                context,
-                self._client_certificate,
-                self._client_key,
-                f"{self._path}.client_certificate",
-            )
-        return context
+    async def _transport(self, *, secure: bool) -> Transport:
+        """Return what connects to the addresses with TLS, or to those without."""
+        if secure not in self._transports:
+            context = None
+            if secure or self._proxy:  # the connection to a proxy may have TLS too
+                context = await self._tls.shared(self._path)
+            if secure not in self._transports:
+                self._transports[secure] = self._new_transport(context)
+        return self._transports[secure]
 
-    def _new_transport(self, context: ssl.SSLContext) -> Transport:
+    def _new_transport(self, context: ssl.SSLContext | None) -> Transport:
         from midwatch.subjects.http_transport import Transport
 
         return Transport(context, self._keep_alive, self._proxy)
 
     async def close(self) -> None:
-        transport, self._transport = self._transport, None
-        if transport is not None:
+        transports, self._transports = self._transports, {}
+        for transport in transports.values():
             await transport.aclose()
 
 
@@ -454,7 +449,9 @@ class _Handshaken(Exception):
 class _Trace:
     """Times of the phases of a request, and where it went, from the events of the HTTP client."""
 
-    def __init__(self, clock: Clock, by_proxy: bool, handshake_only: bool) -> None:
+    def __init__(
+        self, clock: Clock, by_proxy: bool, handshake_only: bool = False
+    ) -> None:
         self._clock = clock
         # The connection to a proxy may have TLS too.
         self._tls_event = f"{'proxy' if by_proxy else 'connection'}.start_tls.complete"

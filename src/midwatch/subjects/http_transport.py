@@ -330,10 +330,10 @@ class _Body(httpx2.AsyncByteStream):
 
 
 class Transport(httpx2.AsyncBaseTransport):
-    """A pool of connections with HTTP/1.1. Raises the errors of httpcore2."""
+    """A pool of connections with HTTP/1.1. Raises the errors of httpcore2. Without a context it has no TLS."""
 
     def __init__(
-        self, context: ssl.SSLContext, keep_alive: bool, proxy: str = ""
+        self, context: ssl.SSLContext | None, keep_alive: bool, proxy: str = ""
     ) -> None:
         via = urlsplit(proxy)
         login = unquote(via.username or ""), unquote(via.password or "")

@@ -6,7 +6,9 @@ that it refused. `cryptography` reads their fields (RFC 5280, section 4.1).
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+import threading
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -186,7 +188,7 @@ class Problems:
 
 async def examine(
     handshake: Callable[[ssl.SSLContext], Awaitable[tuple[bytes, ...]]],
-    context: Callable[[], ssl.SSLContext],
+    context: Callable[[], Awaitable[ssl.SSLContext]],
 ) -> Problems:
     """Return all the reasons for which a certificate is not accepted: one does not hide the others.
 
@@ -194,15 +196,15 @@ async def examine(
         handshake: Connects with a context and returns the chain. Raises Refused.
         context: Makes a context that trusts the authorities of the settings, which is changed here.
     """
-    anything = context()
+    anything = await context()
     anything.check_hostname = False
     anything.verify_mode = ssl.CERT_NONE
     sent = await handshake(anything)
-    trusting = context()
+    trusting = await context()
     trusting.check_hostname = False
     trusting.verify_flags |= _NO_CHECK_TIME
     # This one trusts the certificate itself, whatever its dates, but still compares its names.
-    naming = context()
+    naming = await context()
     naming.load_verify_locations(cadata=sent[0])
     naming.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
     untrusted = misnamed = ""
@@ -216,6 +218,88 @@ async def examine(
     except Refused as refused:
         misnamed = str(refused) if refused.code in _NAME_CODES else ""
     return Problems(untrusted, misnamed, verified or sent)
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """How a client verifies servers, and shows itself to them.
+
+    Attributes:
+        verify: Whether certificates are verified at all.
+        ca_file: A PEM file of certificates to trust besides the system's authorities.
+        client_certificate: A PEM file with what is presented to servers that ask for one.
+        client_key: The PEM file of its key, if the first has none.
+    """
+
+    verify: bool = True
+    ca_file: Path | None = None
+    client_certificate: Path | None = None
+    client_key: Path | None = None
+
+    @property
+    def has_files(self) -> bool:
+        return self.ca_file is not None or self.client_certificate is not None
+
+    async def new(self, path: str) -> ssl.SSLContext:
+        """Do the same as `new_context` on a thread."""
+        return await asyncio.to_thread(self.new_context, path)
+
+    async def shared(self, path: str) -> ssl.SSLContext:
+        """Do the same as `shared_context` on a thread, unless it is made already."""
+        if (known := self._ready()) is not None:
+            return known
+        return await asyncio.to_thread(self.shared_context, path)
+
+    def new_context(self, path: str) -> ssl.SSLContext:
+        """Return a context that may be changed; it takes 15 ms and 1 MB.
+
+        `path` is that of the settings, which an error names. Raises SettingsError for files that cannot be used.
+        """
+        context = ssl_context(self.verify, self.ca_file, f"{path}.ca_file")
+        if self.client_certificate is not None:
+            load_client_certificate(
+                context,
+                self.client_certificate,
+                self.client_key,
+                f"{path}.client_certificate",
+            )
+        return context
+
+    def shared_context(self, path: str) -> ssl.SSLContext:
+        """Return the context that all clients with these settings and files share, and must not change.
+
+        It blocks while it is made. Raises as `new_context`.
+        """
+        with _making:
+            if (known := self._ready()) is not None:
+                return known
+            made = self.new_context(path)
+            _shared[self] = self._versions(), made
+            return made
+
+    def _ready(self) -> ssl.SSLContext | None:
+        """Return the shared context if it is made already, and the files are as they were."""
+        versions, context = _shared.get(self, (None, None))
+        return context if versions == self._versions() else None
+
+    def _versions(self) -> Sequence[object]:
+        """Return what changes when one of the files is written again."""
+        given = (self.ca_file, self.client_certificate, self.client_key)
+        return tuple(map(_version, filter(None, given)))
+
+
+_making = threading.Lock()
+_shared: dict[TlsSettings, tuple[Sequence[object], ssl.SSLContext]] = {}
+"""The contexts of this process. They hold no connection and no session, and are as many as there are settings."""
+
+
+def _version(file: Path) -> tuple[int, int, int] | None:
+    """Return the version of a file; None without it."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def ssl_context(verify: bool, ca_file: Path | None, path: str) -> ssl.SSLContext:

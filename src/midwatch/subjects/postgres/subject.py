@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from midwatch.errors import ObservationFailed
-from midwatch.lifecycle import Clock, SystemClock
+from midwatch.lifecycle import Clock, SystemClock, load_modules
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
 from midwatch.subjects.base import Address, EvidenceSource, configure
 from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from midwatch.subjects.postgres.observation import Findings, ObservationContext
 
 SERVER = "server"
+_OBSERVING = (
+    "midwatch.subjects.postgres.checks",
+    "midwatch.subjects.postgres.log",
+)
 
 
 class PostgresSubject:
@@ -55,6 +59,7 @@ class PostgresSubject:
         On a server that is down or full, other invariants are neither in `covered` nor in `unavailable`:
         they are unknown, and the one violation explains it.
         """
+        await load_modules(*_OBSERVING)
         from midwatch.subjects.postgres.connection import (
             Connection,
             Exhausted,

@@ -1,0 +1,92 @@
+"""The place of this monitor among those that share the subjects: its lease, and what it watches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from uuid import uuid4
+
+from midwatch.lifecycle import Clock
+from midwatch.model import Json
+from midwatch.monitor.standstill import Standstill
+from midwatch.processes import has_ended, this_process
+from midwatch.shares import Member, Share
+from midwatch.store.protocol import Store
+
+_RETRY = 5.0
+"""Seconds until a lease is renewed again when that failed."""
+_RENEWALS = 2
+"""How often a lease is renewed while it lasts, when nothing else writes the heartbeat."""
+
+
+class Membership:
+    """Renews the lease of this process, and knows what it may observe.
+
+    A lease counts from before its renewal was sent, with the seconds in which the machine was suspended. So a process
+    that stood still stops observing no later than others take over.
+
+    Args:
+        store: Where monitors meet.
+        name: The name of this monitor, which is shown.
+        subjects: The names of all subjects of its settings.
+        lease: Seconds.
+        clock: The source of time.
+        standstill: Knows for how long the machine was suspended.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        subjects: Sequence[str],
+        lease: float,
+        clock: Clock,
+        standstill: Standstill | None = None,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._standstill = standstill
+        self.member = Member(
+            uuid4().hex, name, this_process(), frozenset(subjects), lease
+        )
+        self.share: Share | None = None
+        self._until = self._next = self._time()
+
+    @property
+    def subjects(self) -> frozenset[str]:
+        """What this monitor watches, whether its lease holds or not; all that it knows before it had one."""
+        return self.member.knows if self.share is None else self.share.subjects
+
+    @property
+    def holds(self) -> bool:
+        """Whether its lease is not over: else it must not observe."""
+        return self._time() < self._until
+
+    @property
+    def renewal_in(self) -> float:
+        """Seconds until the lease is due to be renewed, or that of another one ends."""
+        return max(0.0, self._next - self._time())
+
+    async def renew(self, info: Json, busy: Collection[str]) -> None:
+        """Renew the lease, and learn what this monitor watches now.
+
+        `info` is what its heartbeat says; subjects in `busy` are being observed. Raises the errors of the store.
+        """
+        began = self._time()
+        self._next = began + min(_RETRY, self.member.lease / _RENEWALS)
+        self.share = share = await self._store.share(
+            self.member, self.share, info, busy=busy, ended=has_ended
+        )
+        self._until = began + self.member.lease
+        self._next = began + self.member.lease / _RENEWALS
+        if share.next_end is not None:
+            self._next = min(self._next, self._time() + share.next_end)
+
+    async def leave(self) -> None:
+        """Let others take over at once. Raises the errors of the store."""
+        if self.share is not None:
+            await self._store.leave(self.member.id)
+
+    def _time(self) -> float:
+        """Return monotonic seconds with those in which the machine was suspended."""
+        suspended = self._standstill.suspended() if self._standstill else 0.0
+        return self._clock.monotonic() + suspended
