@@ -194,7 +194,7 @@ class _Child:
         self._send(("ask", number, prompt, max_tokens))
         try:
             reply: Reply | None = await asyncio.shield(answer)
-            if reply is None:  # it was cancelled by nobody
+            if reply is None:  # cancelled, though no one asked for that
                 raise ChildEnded
             return reply
         except asyncio.CancelledError:

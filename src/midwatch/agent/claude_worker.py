@@ -60,7 +60,7 @@ class _Worker:
         logging.getLogger().addHandler(_Forwarder(self))
 
     def _read(self, requests: IO[bytes]) -> None:
-        """Take in messages. The end of the pipe ends the process, whatever it does: nobody waits any more."""
+        """Take in messages. The end of the pipe ends the process, whatever it does: no daemon waits any more."""
         while len(head := requests.read(4)) == 4:
             data = requests.read(int.from_bytes(head, "big"))
             if len(data) != int.from_bytes(head, "big"):
