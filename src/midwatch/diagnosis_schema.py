@@ -137,6 +137,7 @@ class Reply:
     in seconds, where the API named a time. `model` is as the API names it. `text` is what the model wrote.
     `message_id` and `stop_reason` are those of the message.
     For ASKED, `calls` are the tools to run and `content` is the whole message, to be sent back unchanged.
+    `lost` is true where the call was cut off from outside, so that the API may have billed it.
     """
 
     kind: Kind
@@ -152,6 +153,7 @@ class Reply:
     retry_after: float | None = None
     calls: tuple[ToolCall, ...] = ()
     content: tuple[Json, ...] = ()
+    lost: bool = False
 
     def show(self) -> str:
         """Return the answer as a person reads it."""

@@ -2,17 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import threading
 from collections.abc import Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
 from typing import Any, TextIO
-
-import structlog
-from structlog.typing import FilteringBoundLogger, Processor
 
 from midwatch.redaction import Redactor, redacting
 from midwatch.settings import LogSettings
+from midwatch.text import one_line
 
-Log = FilteringBoundLogger
+Line = MutableMapping[str, Any]
+_COLOURS = {"warning": "33", "error": "31", "critical": "31", "info": "32"}
+_EVENT_WIDTH = 30  # columns
+
+
+class Log:
+    """Writes events with their fields, from a level on.
+
+    Args:
+        write: Gets the fields of an event, among them `event` and `level`.
+        level: A level of `logging`.
+    """
+
+    def __init__(self, write: Callable[[Line], object], level: int) -> None:
+        self._write = write
+        self._level = level
+
+    def debug(self, event: str, **fields: Any) -> None:
+        self.log(logging.DEBUG, event, **fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.log(logging.INFO, event, **fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.log(logging.WARNING, event, **fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        """`exc_info` is an exception, or true for the one that is being handled."""
+        self.log(logging.ERROR, event, **fields)
+
+    def exception(self, event: str, **fields: Any) -> None:
+        """Log the exception that is being handled as an error."""
+        self.log(logging.ERROR, event, **{"exc_info": True, **fields})
+
+    def log(self, level: int, event: str, **fields: Any) -> None:
+        if level >= self._level:
+            name = logging.getLevelName(level).lower()
+            self._write({**fields, "event": event, "level": name})
 
 
 def open_log(
@@ -25,31 +63,54 @@ def open_log(
 
     `trace_ids` returns the ids of the current trace, which each line gets.
     """
-
-    def with_trace(
-        logger: Any, name: str, line: MutableMapping[str, Any]
-    ) -> MutableMapping[str, Any]:
-        line.update(trace_ids())
-        return line
-
     pretty = settings.format == "console" or (
         settings.format == "auto" and stream.isatty()
     )
-    processors: list[Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(
-            fmt="%H:%M:%S" if pretty else "iso", utc=not pretty
-        ),
-        structlog.processors.format_exc_info,
-        redacting(redactor),
-        with_trace,  # ids are random, as keys are
+    colours = stream.isatty()
+    redact = redacting(redactor)
+    writing = threading.Lock()
+
+    def write(line: Line) -> None:
+        now = datetime.now(UTC)
+        if pretty:
+            line["timestamp"] = now.astimezone().strftime("%H:%M:%S")
+        else:
+            line["timestamp"] = f"{now:%Y-%m-%dT%H:%M:%S.%f}Z"
+        line = redact(None, "", line)
+        line.update(trace_ids())  # they are random, as keys are
+        text = _for_people(line, colours) if pretty else _as_json(line)
+        with writing:
+            stream.write(f"{text}\n")
+            stream.flush()
+
+    return Log(write, logging.getLevelNamesMapping()[settings.level.upper()])
+
+
+def _as_json(line: Line) -> str:
+    return json.dumps(line, ensure_ascii=False, default=repr)
+
+
+def _for_people(line: Line, colours: bool) -> str:
+    """Return time, level and event in columns, then the fields by name; a traceback follows below."""
+
+    def styled(text: str, style: str) -> str:
+        return f"\x1b[{style}m{text}\x1b[0m" if colours else text
+
+    time, level, event = line.pop("timestamp"), line.pop("level"), line.pop("event")
+    event, trace = one_line(str(event)), line.pop("exception", "")
+    columns = [
+        styled(time, "2"),
+        styled(f"{level:<8}", _COLOURS.get(level, "2")),
+        styled(f"{event:<{_EVENT_WIDTH}}", "1") if line else styled(event, "1"),
+        *(f"{styled(name, '36')}={_field(line[name])}" for name in sorted(line)),
     ]
-    if pretty:
-        processors.append(structlog.dev.ConsoleRenderer(colors=stream.isatty()))
-    else:
-        processors.append(structlog.processors.JSONRenderer(ensure_ascii=False))
-    level = logging.getLevelNamesMapping()[settings.level.upper()]
-    return _wrap(structlog.PrintLogger(stream), processors, level)
+    return " ".join(columns) + (f"\n{trace}" if trace else "")
+
+
+def _field(value: Any) -> str:
+    """Return a value as it stands in a line: a text of one word bare, all else as Python writes it."""
+    plain = isinstance(value, str) and value.isprintable() and " " not in value
+    return value if plain and value else repr(value)
 
 
 class _Forwarder(logging.Handler):
@@ -77,19 +138,4 @@ def forward_library_logs(log: Log) -> None:
 
 def quiet_log() -> Log:
     """Return a log that drops every event: the default for users of the library."""
-    return _wrap(structlog.ReturnLogger(), [_drop], logging.CRITICAL)
-
-
-def _drop(logger: Any, name: str, event: MutableMapping[str, Any]) -> Any:
-    raise structlog.DropEvent
-
-
-def _wrap(logger: Any, processors: list[Processor], level: int) -> Log:
-    bound: Log = structlog.wrap_logger(
-        logger,
-        processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        context_class=dict,
-        cache_logger_on_first_use=True,
-    )
-    return bound
+    return Log(lambda line: None, logging.CRITICAL + 1)

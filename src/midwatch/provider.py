@@ -116,6 +116,11 @@ class ApiAccess:
         }
 
     @property
+    def needs_trust(self) -> bool:
+        """Whether the variables name certificates."""
+        return any(self.environ.get(name) for name in CERTIFICATE_VARIABLES)
+
+    @property
     def has_credentials(self) -> bool:
         """Whether there is something to log in with; those of a cloud are found when they are used."""
         named = {name.lower() for name in self.headers}
@@ -232,17 +237,40 @@ def access_of(client: Any) -> ApiAccess:
     return ApiAccess(key, base_url, None if key else token, headers)
 
 
+def check_access(access: ApiAccess) -> None:
+    """Raise SettingsError for what can be seen to be wrong without the SDK: addresses, certificates, a cloud's needs."""
+    check_addresses(access)
+    if access.needs_trust:
+        trust(access.environ)
+    if access.client is None:
+        check_cloud(access)
+
+
+def check_cloud(access: ApiAccess) -> None:
+    """Raise SettingsError for a library or a variable that the provider needs and that is missing."""
+    environ = access.environ
+    if access.provider == "bedrock" and not environ.get("AWS_BEARER_TOKEN_BEDROCK"):
+        _need("boto3", access.provider)
+    if access.provider == "vertex":
+        _need("google.auth", access.provider)
+        for name, hint in (
+            ("CLOUD_ML_REGION", "the region, such as global or europe-west1"),
+            ("ANTHROPIC_VERTEX_PROJECT_ID", "the project on Google Cloud"),
+        ):
+            if not environ.get(name):
+                raise _missing(name, hint)
+
+
 def cloud_client(access: ApiAccess, **options: Any) -> Any:
     """Return the SDK's asynchronous client of a cloud. Raises SettingsError, which names what is missing."""
     if access.client is not None:
         return access.client
+    check_cloud(access)
     environ = access.environ
     if access.provider == "bedrock":
         from anthropic import AsyncAnthropicBedrock
 
         token = environ.get("AWS_BEARER_TOKEN_BEDROCK") or None
-        if token is None:
-            _need("boto3", access.provider)
         try:
             return AsyncAnthropicBedrock(
                 api_key=token,
@@ -260,13 +288,6 @@ def cloud_client(access: ApiAccess, **options: Any) -> Any:
             raise _missing("AWS_REGION", "the region, such as us-east-1") from None
     from anthropic import AsyncAnthropicVertex
 
-    _need("google.auth", access.provider)
-    for name, hint in (
-        ("CLOUD_ML_REGION", "the region, such as global or europe-west1"),
-        ("ANTHROPIC_VERTEX_PROJECT_ID", "the project on Google Cloud"),
-    ):
-        if not environ.get(name):
-            raise _missing(name, hint)
     return AsyncAnthropicVertex(
         region=environ["CLOUD_ML_REGION"],
         project_id=environ["ANTHROPIC_VERTEX_PROJECT_ID"],
@@ -354,11 +375,12 @@ def check_addresses(access: ApiAccess) -> None:
 
 def check_proxies(access: ApiAccess) -> None:
     """Raise SettingsError for a proxy that cannot be used; its URL, which may have a password, is not repeated."""
+    proxies = {n: url for n, url in access.network.items() if n.upper() in PROXIES}
+    if not proxies:
+        return
     import httpx2
 
-    for name, url in access.network.items():
-        if name.upper() not in PROXIES:
-            continue
+    for name, url in proxies.items():
         hint = "use one such as http://proxy.example:3128"
         try:
             httpx2.AsyncHTTPTransport(verify=False, proxy=with_scheme(url))

@@ -6,6 +6,7 @@ The corpus in `redaction_corpus` has secrets and harmless texts as people, progr
 from __future__ import annotations
 
 import base64
+import io
 import json
 import logging
 import re
@@ -16,11 +17,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-import structlog
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from midwatch.logs import open_log
 from midwatch.redaction import Redactor, redacting
+from midwatch.settings import LogSettings
 
 R = Redactor()
 CORPUS = Path(__file__).parent / "redaction_corpus"
@@ -395,21 +397,15 @@ def test_nesting_has_an_end() -> None:
 
 
 def test_log_events_and_their_exceptions() -> None:
-    lines: list[str] = []
-    logger = structlog.wrap_logger(
-        type("Sink", (), {"info": staticmethod(lines.append)})(),
-        processors=[
-            structlog.processors.add_log_level,
-            redacting(Redactor(["knownsecret"])),
-            structlog.processors.JSONRenderer(),
-        ],
-    )
+    stream = io.StringIO()
+    logger = open_log(LogSettings(format="json"), stream, Redactor(["knownsecret"]))
     try:
         raise ValueError("cannot reach postgres://u:hunter2@h with knownsecret")
     except ValueError:
         logger.info("calling", exc_info=True, dsn="postgres://u:hunter2@h", tokens=5)
-    assert "hunter2" not in lines[0] and "knownsecret" not in lines[0]
-    event = json.loads(lines[0])
+    (line,) = stream.getvalue().splitlines()
+    assert "hunter2" not in line and "knownsecret" not in line
+    event = json.loads(line)
     assert event["tokens"] == 5
     assert (
         "ValueError: cannot reach postgres://u:[redacted:url-password]@h"

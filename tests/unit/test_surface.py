@@ -245,6 +245,7 @@ async def test_no_error_of_the_sdk_or_its_transport_escapes(
 
 # The outermost guards of daemons, and the places where plug-ins are called.
 GUARDS = {
+    "agent/claude_worker.py": 1,
     "agent/surroundings.py": 1,
     "cli/check.py": 1,
     "content/server/app.py": 1,
@@ -263,6 +264,7 @@ GUARDS = {
 
 ENVIRONMENT_READERS = {
     "cli/main.py",
+    "agent/claude_worker.py",  # it takes over the environment of the daemon that started it
     "tests/cluster/demo.py",
     # For library users: as `anthropic.Anthropic()` reads it, and HOME and XDG_*.
     "workspace/environment.py",

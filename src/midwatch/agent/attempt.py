@@ -238,14 +238,26 @@ class Attempt:
                 self.claim.holder,
             )
         elif self.claim.attempt >= settings.max_attempts:
-            failed = paid(reply, "error", step.known)
-            return await self._finish(replace(failed, given_up=True))
+            failed = self._unanswered(step, reply)
+            given_up = replace(failed, outcome="error", given_up=True)
+            return await self._finish(given_up)
         wait = min(
             settings.backoff * 2 ** (self.claim.attempt - 1), settings.backoff_max
         )
         jittered = wait * (0.5 + self.shared.random() / 2)
-        retry = paid(reply, "retry", step.known)
+        retry = self._unanswered(step, reply)
         return await self._finish(replace(retry, retry_in=jittered, counted=not outage))
+
+    def _unanswered(self, step: Step, reply: Reply) -> Finish:
+        """Return the end of a call without an answer. Where the API may have billed it, its worst case stays."""
+        if not reply.lost:
+            return paid(reply, "retry", step.known)
+        return Finish(
+            "lost",
+            cost_usd=self.reserved,
+            error=reply.error,
+            evidence=step.known.evidence,
+        )
 
     async def _give_up(self) -> AttemptOutcome:
         """Give the tickets up: the daemon ended in the middle of every attempt so far."""

@@ -35,7 +35,6 @@ from midwatch.errors import SettingsError
 from midwatch.model import Usage
 from midwatch.pricing import names_of
 from midwatch.provider import (
-    CERTIFICATE_VARIABLES,
     ApiAccess,
     check_addresses,
     cloud_client,
@@ -395,7 +394,7 @@ def open_client(
     check_addresses(access)
     options: dict[str, Any] = {"max_retries": 0, "timeout": timeout}
     http: dict[str, Any] = {}
-    if any(access.environ.get(name) for name in CERTIFICATE_VARIABLES):
+    if access.needs_trust:
         http["verify"] = trust(access.environ)
     if on_request is not None and access.client is None:
         http["event_hooks"] = {"request": [on_request]}

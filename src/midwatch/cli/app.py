@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 from midwatch.errors import SettingsError
 
 if TYPE_CHECKING:
-    from midwatch.agent.claude import Claude
+    from midwatch.agent.claude_process import ClaudeProcess
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.agent.investigation import Investigator
     from midwatch.agent.links import Links
@@ -98,10 +98,10 @@ class ModelFromKey:
         self.environ = environ
         self.problem = ""
         self._access: ApiAccess | None = None
-        self._model: Claude | None = None
-        self._old: list[Claude] = []
+        self._model: ClaudeProcess | None = None
+        self._old: list[ClaudeProcess] = []
 
-    def __call__(self) -> Claude | None:
+    def __call__(self) -> ClaudeProcess | None:
         try:
             access = api_access(self._settings, self.environ)
             if access != self._access:
@@ -115,11 +115,11 @@ class ModelFromKey:
             return None
         return self._model
 
-    def _open(self, access: ApiAccess) -> Claude:
-        from midwatch.agent.claude import Claude
+    def _open(self, access: ApiAccess) -> ClaudeProcess:
+        from midwatch.agent.claude_process import ClaudeProcess
 
         settings = self._settings.anthropic
-        return Claude(settings.model, settings.timeout, access)
+        return ClaudeProcess(settings.model, settings.timeout, access)
 
     async def close(self) -> None:
         for model in (*self._old, self._model):
