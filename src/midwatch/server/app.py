@@ -45,10 +45,18 @@ def create_app(context: ServerContext) -> FastAPI:
     )
     app.state.context = context
     problems.add_handlers(app)
-    for part in (probes, sign_in, hooks, api, mcp, page):
+    # Routes are tried in their order: alerts come by the hundred a second.
+    for part in (hooks, probes, sign_in, api, mcp, page):
         app.include_router(part.router(context))
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]
+    _match_once(app)
     return app
+
+
+def _match_once(app: FastAPI) -> None:
+    """Match an address of no route. FastAPI makes what included routes need for that once: else the first request waits."""
+    for route in app.routes:
+        route.matches({"type": "http", "method": "GET", "path": "", "headers": []})
 
 
 @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ from sqlalchemy import and_, case, exists, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from midwatch.errors import StaleWatch
-from midwatch.model import Json, Key, Severity, Ticket, TicketStatus
+from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, keepable
 from midwatch.store.engine import Transaction, audit_row
 from midwatch.store.memory import remember
 from midwatch.store.protocol import Changes, Earlier, Opening, SavedCycle, Watch
@@ -248,12 +248,20 @@ def _insert(
     if not openings:
         return []
     rows = [_ticket_row(tx, opening, cycle, batch, last) for opening in openings]
-    ids = [
-        row.id
+    # By their keys: to return rows in the order of the parameters, SQLite would need a statement for each.
+    of_key = {
+        (row.subject, row.invariant, row.component): row.id
         for row in tx.execute(
-            tickets.insert().returning(tickets.c.id, sort_by_parameter_order=True), rows
+            tickets.insert().returning(
+                tickets.c.id,
+                tickets.c.subject,
+                tickets.c.invariant,
+                tickets.c.component,
+            ),
+            rows,
         )
-    ]
+    }
+    ids = [of_key[_stored_key(opening.violation.key)] for opening in openings]
     tx.note(
         [
             audit_row(ticket_id, actor, "open", None, TicketStatus.OPEN, row["message"])
@@ -261,6 +269,10 @@ def _insert(
         ]
     )
     return ids
+
+
+def _stored_key(key: Key) -> tuple[str, str, str]:
+    return keepable(key.subject), keepable(key.invariant), keepable(key.component)
 
 
 def open_in_batch(

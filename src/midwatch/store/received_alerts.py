@@ -36,7 +36,6 @@ from midwatch.store.schema import (
 )
 from midwatch.store.silences import (
     keep_silent,
-    list_silenced,
     save_audible,
     share_silences,
 )
@@ -274,8 +273,8 @@ def _open_tickets(
     """Open tickets of violations that have none: the most urgent first, while there is room for them."""
     if not loud:
         return {}
-    most = pushes[-1].most_tickets - _count_unresolved(tx, subject.name)
-    chosen = sorted(loud, key=lambda one: one.severity)[: max(most, 0)]
+    room = _room(tx, subject.name, pushes[-1].most_tickets)
+    chosen = sorted(loud, key=lambda one: one.severity)[:room]
     past = earlier(tx, subject.name, [one.key for one in chosen], rules.flapping_window)
     openings = [
         Opening.after(past.get(one.key), one, rules.flapping_openings) for one in chosen
@@ -317,22 +316,24 @@ def _by_silence(
     new = {key: one for key, one in new.items() if key not in ticketed}
     if not new:
         return [], again
-    known = {one.key for one in list_silenced(tx, subject.name)}
-    silent = keep_silent(tx, list(new.values()), kind)
+    silent, recorded = keep_silent(tx, list(new.values()), kind)
     loud = [one for key, one in new.items() if key not in silent]
-    return loud, again or bool(silent - known)
+    return loud, again or recorded
 
 
-def _count_unresolved(tx: Transaction, name: str) -> int:
-    return int(
-        tx.connection.scalar(
-            select(func.count()).where(
-                tickets.c.subject == name,
-                tickets.c.status != TicketStatus.RESOLVED.value,
-            )
+def _room(tx: Transaction, name: str, most: int) -> int:
+    """Return how many more tickets a subject may have. Of a storm no more than `most` are counted."""
+    unresolved = (
+        select(tickets.c.id)
+        .where(
+            tickets.c.subject == name,
+            tickets.c.status != TicketStatus.RESOLVED.value,
         )
-        or 0
+        .limit(most)
+        .subquery()
     )
+    counted = tx.connection.scalar(select(func.count()).select_from(unresolved))
+    return most - int(counted or 0)
 
 
 # ------------------------------------------------------------------ the monitor

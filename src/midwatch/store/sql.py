@@ -125,6 +125,7 @@ class SqlStore(TransactionalStore):
     # The page.
     unresolved_counts = read(overview.unresolved_counts)
     subject_states = read(overview.subject_states)
+    most_urgent = read(overview.most_urgent)
     figures = read(overview.figures)
 
     # People.
