@@ -131,6 +131,18 @@ def save_cycle(
     return SavedCycle(after, opened, tx.now)
 
 
+def save_look(tx: Transaction, subject: str, error: str | None = None) -> None:
+    """Save that a subject was observed, or that this failed with `error`, and nothing that follows from it."""
+    before = tx.one(
+        select(subjects.c.cycle).where(subjects.c.name == subject).with_for_update()
+    )
+    if before is not None:
+        observed = (
+            _succeeded(tx, before.cycle + 1) if error is None else _failed(tx, error)
+        )
+        tx.execute(update(subjects).where(subjects.c.name == subject).values(observed))
+
+
 def _succeeded(tx: Transaction, cycle: int) -> Json:
     return {
         "cycle": cycle,

@@ -325,6 +325,13 @@ class Store(OnCallStore, OverviewStore, Protocol):
         """Return the present revision of a subject, 0 for an unknown one."""
         ...
 
+    async def save_look(self, subject: str, error: str | None = None) -> None:
+        """Save that a subject was observed, whatever its revision; with `error`, that the observation failed.
+
+        It is for an observation that is older than what was pushed to the subject: nothing follows from it for tickets.
+        """
+        ...
+
     async def save_cycle(
         self,
         subject: str,

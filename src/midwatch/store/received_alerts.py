@@ -41,6 +41,8 @@ from midwatch.store.silences import (
 )
 
 _FIRING, _RESOLVED = "firing", "resolved"
+_DOUBTED = "doubted"
+"""Reported as resolved while the heartbeat of the sender was overdue."""
 _MOST_GROUPS = 200  # with alerts that were left out
 _GROUP_SECONDS = 24 * 3600.0
 """A group that was not pushed again for this long is gone: senders repeat what fires every few hours."""
@@ -80,7 +82,8 @@ def _receive_of(
     received = [alert for push in pushes for alert in push.alerts]
     if not received:
         return Accepted()
-    episodes = Episodes(tx.now, _rows_of(tx, subject.name, received))
+    known = _rows_of(tx, subject.name, received)
+    episodes = Episodes(tx.now, known, alive=alive)
     for alert in received:
         episodes.apply(alert)
     _save(tx, subject.name, episodes.changed)
@@ -140,7 +143,7 @@ def _rows_of(
     unknown = alerts.c.starts_at == UNKNOWN_START
     recent = alerts.c.received_at > tx.now - Episodes.LATE
     for chunk in chunks(found):
-        matters = or_(alerts.c.status == _FIRING, recent, unknown)
+        matters = or_(alerts.c.status.in_((_FIRING, _DOUBTED)), recent, unknown)
         if len(starts) <= 500:
             matters = or_(matters, alerts.c.starts_at.in_(starts))
         else:
@@ -154,6 +157,7 @@ def _rows_of(
                 alert=_alert_of(row),
                 starts_at=row.starts_at,
                 received_at=row.received_at,
+                doubted=row.status == _DOUBTED,
             )
 
 
@@ -185,7 +189,7 @@ def _row(name: str, episode: Episode) -> Json:
         "subject": name,
         "fingerprint": alert.fingerprint,
         "starts_at": episode.starts_at,
-        "status": _FIRING if alert.firing else _RESOLVED,
+        "status": _status(episode),
         "ends_at": alert.ends_at,
         "changed_at": alert.changed_at,
         "received_at": episode.received_at,
@@ -196,6 +200,12 @@ def _row(name: str, episode: Episode) -> Json:
         "facts": dict(alert.facts),
         "silenced_by": alert.silenced_by or None,
     }
+
+
+def _status(episode: Episode) -> str:
+    if episode.alert.firing:
+        return _FIRING
+    return _DOUBTED if episode.doubted else _RESOLVED
 
 
 def _not_firing(tx: Transaction, name: str, ended: Collection[Key]) -> list[Key]:
@@ -353,11 +363,18 @@ def pushed_alerts(tx: Transaction, subject: str) -> PushedAlerts:
     sender = tx.one(select(senders).where(senders.c.subject == subject))
     if sender is None:
         return PushedAlerts((), tx.now, ticketed)
-    rows = tx.all(
+    kept = tx.all(
         select(alerts)
-        .where(alerts.c.subject == subject, alerts.c.status == _FIRING)
+        .where(alerts.c.subject == subject, alerts.c.status.in_((_FIRING, _DOUBTED)))
         .order_by(alerts.c.severity, alerts.c.starts_at, alerts.c.fingerprint)
     )
+    rows = [row for row in kept if row.status == _FIRING]
+    firing = {(row.invariant, row.component) for row in rows}
+    doubted = [
+        row
+        for row in kept
+        if (key := (row.invariant, row.component)) in ticketed and key not in firing
+    ]
     now = tx.now.timestamp()
     return PushedAlerts(
         alerts=tuple(map(_alert_of, rows)),
@@ -365,6 +382,10 @@ def pushed_alerts(tx: Transaction, subject: str) -> PushedAlerts:
         ticketed=ticketed,
         recent=frozenset(
             row.fingerprint for row in rows if row.received_at > tx.now - Episodes.LATE
+        ),
+        doubted=tuple(map(_alert_of, doubted)),
+        doubted_for=min(
+            (now - row.received_at.timestamp() for row in doubted), default=0.0
         ),
         silent_for=_age(tx.now, sender.received_at),
         heartbeat_age=_age(tx.now, sender.heartbeat_at),
@@ -384,8 +405,6 @@ def forget_alerts(tx: Transaction, older_than: float) -> int:
     """Remove alerts that were resolved more than `older_than` seconds ago. Return how many."""
     before = tx.now - timedelta(seconds=older_than)
     done = tx.execute(
-        delete(alerts).where(
-            alerts.c.received_at < before, alerts.c.status == _RESOLVED
-        )
+        delete(alerts).where(alerts.c.received_at < before, alerts.c.status != _FIRING)
     )
     return int(done.rowcount)

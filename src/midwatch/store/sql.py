@@ -103,6 +103,7 @@ class SqlStore(TransactionalStore):
     # The monitor.
     watch = write(cycles.watch)
     revision = read(cycles.revision)
+    save_look = write(cycles.save_look)
     save_cycle = write(cycles.save_cycle)
     join = write(cycles.join)
     earlier = read(cycles.earlier)
