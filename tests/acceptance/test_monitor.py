@@ -359,7 +359,6 @@ async def test_a_stream_of_pushes_does_not_make_a_subject_look_unobserved() -> N
     [state] = await store.subject_states()
     assert state.last_good_at is not None and state.failures == 0
     assert len(await store.tickets(TicketFilter(subject="team"))) == 4
-    assert len(cycle.found) == 3, "each of those that were seen gets first aid"
     subject.read_pushed_from(store)  # the stream has ended
     assert (await MonitorLoop(store, [subject], MonitorSettings()).cycle()).open == 4
     await store.close()
