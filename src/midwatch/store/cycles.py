@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import and_, case, exists, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from midwatch.errors import StaleWatch
 from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, keepable
-from midwatch.store.engine import Transaction, audit_row
+from midwatch.store.deliveries import call_back
+from midwatch.store.engine import Transaction, audit_row, chunks
 from midwatch.store.memory import remember
 from midwatch.store.protocol import Changes, Earlier, Opening, SavedCycle, Watch
 from midwatch.store.schema import (
@@ -35,8 +36,6 @@ from midwatch.store.silences import (
 )
 
 _UNRESOLVED = tickets.c.status != TicketStatus.RESOLVED.value
-_CHUNK = 500  # ids in one statement
-T = TypeVar("T")
 
 
 def watch(tx: Transaction, subject: str, kind: str | None = None) -> Watch:
@@ -161,11 +160,6 @@ def _failed(tx: Transaction, error: str) -> Json:
     }
 
 
-def chunks(items: Sequence[T]) -> list[Sequence[T]]:
-    """Return `items` in parts that one statement can take."""
-    return [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
-
-
 def store_derived(tx: Transaction, ids: Sequence[int], before: Any) -> None:
     """Store the count and the time that tickets derive from their subject while they are observed.
 
@@ -209,7 +203,7 @@ def _resolve(tx: Transaction, ids: Sequence[int]) -> None:
 
 
 def resolve_rows(tx: Transaction, rows: Sequence[Any], actor: str, why: str) -> None:
-    """Resolve tickets, and take batches with nothing left to diagnose off the queue.
+    """Resolve tickets, take batches with nothing left to diagnose off the queue, and call back who asked for an investigation.
 
     `rows` have the columns id, status and batch_id.
     """
@@ -226,6 +220,7 @@ def resolve_rows(tx: Transaction, rows: Sequence[Any], actor: str, why: str) -> 
         [audit_row(row.id, actor, "resolve", row.status, resolved, why) for row in rows]
     )
     end_silenced_of(tx, ids)
+    call_back(tx, ids)
     _leave_queue(tx, {row.batch_id for row in rows})
     remember(tx, ids)
 

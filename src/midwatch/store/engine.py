@@ -388,6 +388,14 @@ def _replacing(table: Table, dialect: str) -> Insert:
     return replacing
 
 
+_CHUNK = 500  # ids in one statement
+
+
+def chunks(items: Sequence[T]) -> list[Sequence[T]]:
+    """Return `items` in parts that one statement can take."""
+    return [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+
+
 def audit_row(
     ticket_id: int,
     actor: str,

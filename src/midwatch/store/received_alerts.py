@@ -17,7 +17,6 @@ from midwatch.model import Json, Key, Severity, TicketStatus, Violation
 from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
 from midwatch.store.alert_episodes import UNKNOWN_START, Episode, Episodes
 from midwatch.store.cycles import (
-    chunks,
     earlier,
     increase_revision,
     open_in_batch,
@@ -25,7 +24,7 @@ from midwatch.store.cycles import (
     store_derived,
     watch,
 )
-from midwatch.store.engine import Transaction
+from midwatch.store.engine import Transaction, chunks
 from midwatch.store.protocol import Opening
 from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
