@@ -80,6 +80,8 @@ class PushedAlerts:
         now: The time by the store's clock.
         ticketed: Invariant and component of each unresolved ticket of the subject.
         recent: Fingerprints of the alerts that were received in the last minute.
+        doubted: Alerts with an unresolved ticket that were reported as resolved while the heartbeat was overdue.
+        doubted_for: Seconds since the last such report.
         silent_for: Seconds since the last request of its sender; None before the first.
         heartbeat_age: Seconds since its heartbeat alert was last pushed; None before the first.
         truncated: How many alerts were left out of the last request of each group, by group, and the seconds
@@ -90,6 +92,8 @@ class PushedAlerts:
     now: datetime
     ticketed: frozenset[tuple[str, str]] = frozenset()
     recent: frozenset[str] = frozenset()
+    doubted: tuple[KeptAlert, ...] = ()
+    doubted_for: float = 0.0
     silent_for: float | None = None
     heartbeat_age: float | None = None
     truncated: Mapping[str, tuple[int, float]] = field(default_factory=dict)

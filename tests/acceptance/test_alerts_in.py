@@ -167,7 +167,8 @@ def test_killed_between_receipt_and_commit_it_loses_and_doubles_nothing(
                 sender.sendall(request(body))
                 wait_until(lambda: not unread(server.pid))
                 os.kill(server.pid, signal.SIGKILL)
-                assert received(sender) == b""
+                # On a machine so busy that the wait for the lock is over first, it is a refusal.
+                assert not received(sender).startswith(b"HTTP/1.1 200")
             other.execute("ROLLBACK")
         other.close()
     assert tickets_in(tmp_path) == []

@@ -188,3 +188,26 @@ async def test_an_api_that_hangs_is_not_waited_for(api: ScriptedMessagesAPI) -> 
     api.script(Rule(Hang(), path=CARD, method="GET"))
     result = await probe(KEY, "claude-sonnet-5-5", api.base_url, seconds=0.3)
     assert not result.works and "did not answer within 0.3 s" in result.message
+
+
+def test_a_collector_and_a_sender_that_cannot_push_have_lines(tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    from .trace_collector import Collector
+
+    with Collector() as collector:
+        written = {
+            "subjects": [{"name": "team", "kind": "alerts", "sender": "alertmanager"}],
+            "telemetry": {"endpoint": collector.url, "timeout": "1s"},
+        }
+        file = tmp_path / "midwatch.yaml"
+        file.write_text(json.dumps(written))
+        lines = midwatch(tmp_path, "check").stdout.splitlines()
+        assert f"✔ telemetry: traces go to {collector.url}" in lines
+        [pushed] = [line for line in lines if "nothing can be pushed" in line]
+        assert pushed.startswith("! subject team (alerts)")
+        collector.status = 400
+        written["server"] = {"listen": "127.0.0.1:0"}
+        file.write_text(json.dumps(written))
+        lines = midwatch(tmp_path, "check").stdout.splitlines()
+    assert any(line.startswith("! telemetry: the collector at") for line in lines)
+    assert not any("nothing can be pushed" in line for line in lines)

@@ -8,10 +8,12 @@ from midwatch.errors import ObservationFailed, StoreFull
 from midwatch.lifecycle import StopEvent
 from midwatch.model import Json, Observation, Severity, Signal, Ticket, TicketStatus
 from midwatch.monitor.loop import MonitorLoop
+from midwatch.received import KeptAlert, Push, PushedAlerts, PushRules
 from midwatch.redaction import Redactor
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import TicketFilter
-from midwatch.store.sql import SqlStore
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.subjects.pushed import PushedSettings, PushedSubject
 from midwatch.testing.fakes import (
     FakeSubject,
     Hang,
@@ -315,3 +317,49 @@ async def test_severity_of_the_signal_wins(store: SqlStore, clock: ManualClock) 
     loop, _ = watching(store, clock, broken("alive", "db", severity=Severity.INFO))
     await cycles(loop, clock, 1)
     assert (await everything(store))[0].severity is Severity.INFO
+
+
+class PushedToMeanwhile:
+    """A store to which a sender pushes a new alert after each look at what was pushed."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self.store = store
+        self.pushes = 0
+
+    async def push(self) -> None:
+        self.pushes += 1
+        alert = KeptAlert(
+            f"fp-{self.pushes}",
+            True,
+            "alert:Down",
+            f"c{self.pushes}",
+            Severity.WARNING,
+            "down",
+            {"alertname": "Down"},
+        )
+        await self.store.receive(
+            [Push("team", "alerts", "generic", (alert,))], PushRules()
+        )
+
+    async def pushed_alerts(self, subject: str) -> PushedAlerts:
+        found = await self.store.pushed_alerts(subject)
+        await self.push()
+        return found
+
+
+async def test_a_stream_of_pushes_does_not_make_a_subject_look_unobserved() -> None:
+    store = await open_store("sqlite://")
+    settings = PushedSettings.model_validate({"name": "team", "sender": "alertmanager"})
+    subject = PushedSubject(settings)
+    stream = PushedToMeanwhile(store)
+    await stream.push()
+    subject.read_pushed_from(stream)
+    cycle = await MonitorLoop(store, [subject], MonitorSettings()).cycle()
+    assert (cycle.unsaved, cycle.unobservable) == (0, 0)
+    assert stream.pushes == 4, "each try was overtaken"
+    [state] = await store.subject_states()
+    assert state.last_good_at is not None and state.failures == 0
+    assert len(await store.tickets(TicketFilter(subject="team"))) == 4
+    subject.read_pushed_from(store)  # the stream has ended
+    assert (await MonitorLoop(store, [subject], MonitorSettings()).cycle()).open == 4
+    await store.close()

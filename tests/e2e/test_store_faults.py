@@ -11,9 +11,11 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from midwatch.agent.claude import Claude
@@ -34,6 +36,7 @@ from midwatch.testing.messages_api import (
 )
 from midwatch.testing.postgres import PrivatePostgres
 
+from ..acceptance.alert_bodies import alertmanager_alert, alertmanager_body
 from ..acceptance.cli import said, said_json
 from ..acceptance.server_process import server_process
 from ..waiting import PATIENCE
@@ -250,6 +253,53 @@ def test_a_full_disk_is_503_and_says_when_to_try_again(
         before = len(said_json(tmp_path, "tokens", "list"))
         assert server.http.post("/sign-in", data=form).is_redirect
         assert len(said_json(tmp_path, "tokens", "list")) == before + 1
+
+
+@pytest.mark.needs_root
+def test_alerts_on_a_full_disk_are_all_or_nothing_until_they_are_sent_again(
+    tiny_disk: Path, tmp_path: Path
+) -> None:
+    """Several senders at once, with more than fits into what SQLite had at hand."""
+    file = tiny_disk / "midwatch.db"
+    subject = {"name": "team", "kind": "alerts", "sender": "alertmanager"}
+    settings = {"database": f"sqlite:///{file}", "subjects": [subject]}
+    bodies = [
+        alertmanager_body(
+            *(alertmanager_alert(f"h{sender}-{n}", note="s" * 400) for n in range(20))
+        )
+        for sender in range(6)
+    ]
+
+    def rows() -> tuple[int, int]:
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            [counts] = connection.execute(
+                "SELECT (SELECT count(*) FROM alerts), (SELECT count(*) FROM tickets)"
+            )
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            return int(counts[0]), int(counts[1])
+
+    with (
+        server_process(tmp_path, settings) as server,
+        ThreadPoolExecutor(len(bodies)) as senders,
+    ):
+
+        def send(body: dict[str, Any]) -> httpx2.Response:
+            return server.http.post("/hooks/alertmanager", json=body)
+
+        with full(tiny_disk):
+            answers = list(senders.map(send, bodies))
+            refused = [one for one in answers if one.status_code == 503]
+            taken = len(answers) - len(refused)
+            assert refused, "120 alerts do not fit"
+            for answer in refused:
+                assert int(answer.headers["retry-after"]) > 0
+                assert "free some disk space" in answer.json()["hint"]
+            assert {one.status_code for one in answers} <= {200, 503}
+        assert rows() == (20 * taken, 20 * taken)
+        assert [one.status_code for one in senders.map(send, bodies)] == [200] * 6
+        assert rows() == (120, 120)
+        failures = [one for one in server.log() if one["event"] == "alerts not saved"]
+        assert failures and not any("exception" in one for one in server.log())
 
 
 # ------------------------------------------------------------------ PostgreSQL

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from midwatch.errors import ObservationFailed
 from midwatch.model import Key, Severity
 from midwatch.monitor.rules import check
-from midwatch.received import KeptAlert, PushedAlerts
+from midwatch.received import KeptAlert, PushedAlerts, ReceivedAlert
 from midwatch.subjects.alertmanager import (
     AlertmanagerSettings,
     AlertmanagerSubject,
@@ -76,6 +77,49 @@ async def test_a_heartbeat_that_has_not_come_yet_is_awaited_once() -> None:
     assert came.covers("alert:Down") and came.state == {}
     with pytest.raises(ObservationFailed, match="last received 1m 1s ago"):
         await pushed(Pushed(heartbeat_age=61.0), **heard).observe({})
+
+
+async def test_a_doubted_resolution_is_believed_once_the_heartbeat_has_been_back_for_a_while() -> (
+    None
+):
+    """Each look keeps since when; a gap in the looks, and a later doubt, begin anew."""
+    heard = {"heartbeat": {"alert": "Watchdog", "within": "60s", "settle": "3m"}}
+    state: dict[str, object] = {}
+
+    async def at(seconds: int, doubted_at: int = 0) -> list[bool | None]:
+        nonlocal state
+        reader = Pushed(
+            now=NOW + timedelta(seconds=seconds),
+            heartbeat_age=1.0,
+            doubted=(replace(kept("a"), firing=False),),
+            doubted_for=seconds - doubted_at,
+        )
+        observed = await pushed(reader, **heard).observe(state)
+        state = dict(observed.state)
+        return [one.holds for one in observed.signals]
+
+    assert await at(100) == [None], "neither broken nor well: its ticket stays"
+    assert [await at(seconds) for seconds in (150, 200, 250)] == [[None]] * 3
+    assert await at(280) == [], "it is resolved"
+    assert await at(290, doubted_at=285) == [None]
+    assert await at(400, doubted_at=285) == [None], "a gap"
+    for seconds in range(450, 560, 50):
+        assert await at(seconds, doubted_at=285) == [None]
+    assert await at(580, doubted_at=285) == []
+
+
+def test_a_resolution_counts_although_the_settings_leave_its_alert_out() -> None:
+    """It may have fired before they did."""
+    for left_out in (
+        {"ignore": ["Down"]},
+        {"invariants": {"alert": {"ignore": [{"instance": "a*"}]}}},
+        {"invariants": {"alert": {"enabled": False}}},
+    ):
+        read = pushed(**left_out).alerts
+        fires = ReceivedAlert("Down", True, {"instance": "a1"})
+        assert read.signal(fires) is None
+        assert (resolved := read.signal(replace(fires, firing=False))) is not None
+        assert (resolved.invariant, resolved.holds) == ("alert:Down", True)
 
 
 async def test_what_was_left_out_of_a_request_is_unknown() -> None:

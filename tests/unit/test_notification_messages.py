@@ -60,6 +60,16 @@ def incident(
     return views.view("incident-1", some, [told], {1: known}, NOW)
 
 
+def test_the_thread_of_what_joined_another_incident_ends() -> None:
+    """Its alert is resolved at services that have one; the message says where it goes on."""
+    joined = incident("it is broken", event="joined")
+    assert (joined.status, joined.tickets[0].status) == ("resolved", "open")
+    message = Writer(TemplateSettings()).write("k", joined, Limits("text", 0))
+    assert message.title.startswith("JOINED db")
+    assert "#1 goes on in the incident that it belongs to" in message.body
+    assert incident("it is broken", tickets=2, event="joined").status == "open"
+
+
 @pytest.mark.parametrize("name", ["text", "html", "markdown", "slack"])
 def test_text_from_outside_stays_text_and_keeps_no_secret(name: Any) -> None:
     message = Writer(TemplateSettings()).write(

@@ -135,6 +135,21 @@ def test_who_was_told_hears_the_end_at_any_hour_in_the_same_thread() -> None:
     assert (one.target, one.thread, one.event) == ("x", "incident-5", "resolved")
 
 
+def test_a_ticket_that_joins_another_incident_goes_on_in_its_thread() -> None:
+    """The first thread ends with a message; all that follows is in the other, also if that was planned before."""
+    told = (Told(3, "all", "x", "incident-5"), Told(3, "all", "y", "incident-7"))
+    all_ = routes({"name": "all", "to": ["x", "y"]})
+    found = planned(all_, "join", "resolve", told=told)
+    assert [(one.target, one.thread, one.event) for one in found] == [
+        ("x", "incident-5", "joined"),
+        ("x", "incident-7", "added"),
+        ("x", "incident-7", "resolved"),
+        ("y", "incident-7", "resolved"),
+    ]
+    later = planned(all_, "resolve", told=(*told, Told(3, "all", "x", "incident-7")))
+    assert {one.thread for one in later} == {"incident-7"}
+
+
 def test_only_events_that_the_route_names_are_told() -> None:
     all_ = routes({"name": "a", "to": ["x"], "events": ["diagnosed"]})
     found = planned(all_, "open", "join", "acknowledge", "diagnose", "give up")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,14 +16,15 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message
 
 from midwatch.agent.links import Links
+from midwatch.errors import StoreUnavailable
 from midwatch.lifecycle import StopEvent
-from midwatch.logs import quiet_log
+from midwatch.logs import open_log, quiet_log
 from midwatch.redaction import Redactor
 from midwatch.server import problems
 from midwatch.server.authentication import digest_of, new_secret
 from midwatch.server.context import ServerContext
 from midwatch.server.guard import Guard
-from midwatch.settings import Settings
+from midwatch.settings import LogSettings, Settings
 from midwatch.store.on_call import NewToken
 from midwatch.store.sql import open_store
 from midwatch.testing.fakes import ManualClock
@@ -165,3 +168,28 @@ async def test_a_failure_is_told_without_its_text(context: ServerContext) -> Non
     assert client.status == 500
     assert b"hunter2" not in client.sent[1]["body"]
     assert context.stats.requests == {("/stream", 500): 1}
+
+
+async def test_an_outage_in_the_middle_of_a_stream_is_one_line(
+    context: ServerContext,
+) -> None:
+    """The router cannot answer an error once the response has begun; that is no fault of the server."""
+    lines = io.StringIO()
+    context.log = open_log(LogSettings(format="json"), lines, Redactor([]))
+    app, more = FastAPI(), asyncio.Event()
+
+    async def events() -> AsyncIterator[str]:
+        yield "event\n\n"
+        await more.wait()
+        raise StoreUnavailable("the database is away")
+
+    def route() -> StreamingResponse:
+        return StreamingResponse(events())
+
+    app.add_api_route("/stream", route, response_model=None)
+    client = Client(context, app, accept="text/event-stream")
+    async with client.running():
+        more.set()
+    [line] = [json.loads(one) for one in lines.getvalue().splitlines()]
+    assert (line["event"], line["status"]) == ("request", 200)
+    assert line["error"].startswith("the database is away")

@@ -122,6 +122,8 @@ async def findings(edge: Edge) -> AsyncIterator[Finding]:
         yield finding
     for finding in await _claude(edge, settings):
         yield finding
+    for finding in await _telemetry(settings):
+        yield finding
 
 
 def _packages(settings: Settings) -> list[Finding]:
@@ -237,11 +239,25 @@ async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
             *(_check_awake(one, redactor, standstill) for one in subjects)
         )
         await asyncio.to_thread(links.wait, _RESOLVE_SECONDS)
-        return [*checked, *_linked(links)]
+        return [*checked, *_unreached(settings, subjects), *_linked(links)]
     finally:
         standstill.stop()
         for subject in subjects:
             await subject.close()
+
+
+def _unreached(settings: Settings, subjects: Sequence[Subject]) -> list[Finding]:
+    """Return a warning for each subject that only pushes can reach, where no server takes them."""
+    if settings.server.listen is not None:
+        return []
+    return [
+        warning(
+            f"subject {one.name} ({one.kind})",
+            "nothing can be pushed to it: set server.listen, and run `midwatch serve` or `midwatch up`",
+        )
+        for one in subjects
+        if one.kind == "alerts"
+    ]
 
 
 class _Pushed:
@@ -337,6 +353,23 @@ async def _observe(subject: Subject) -> Finding:
     if down or (invariants and not covered and not broken and not waiting):
         return Finding("", Grade.FAILED, text)
     return warning("", text) if unseen or broken or waiting else ok("", text)
+
+
+async def _telemetry(settings: Settings) -> list[Finding]:
+    """Send the collector a request without spans, if one is set."""
+    endpoint = settings.telemetry.endpoint
+    if endpoint is None or not _is_installed("opentelemetry-sdk"):
+        return []
+    from midwatch.telemetry.otlp import takes_spans
+
+    try:
+        takes = await asyncio.to_thread(takes_spans, settings.telemetry)
+    except SettingsError as error:
+        return [failed("telemetry", error)]
+    if takes:
+        return [ok("telemetry", f"traces go to {endpoint}")]
+    text = f"the collector at {endpoint} takes no traces: they are lost until it does"
+    return [warning("telemetry", text)]
 
 
 def _names(names: Iterable[str]) -> str:

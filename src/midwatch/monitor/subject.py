@@ -417,19 +417,36 @@ class SubjectMonitor:
     # ------------------------------------------------------------------ save
 
     async def _save(self, poll: Poll) -> Cycle:
-        for _ in range(_TRIES):
+        for left in reversed(range(_TRIES)):
             watch = self._watch or await self._load()
             try:
                 return await self._write(watch, poll, self._check(watch, poll))
             except StaleWatch:
                 self._watch = None
-            if self._takes_alerts:
+            if self._takes_alerts and left:
                 # What was pushed meanwhile is not in the observation: its ticket would be resolved.
                 again = await self._poll_awake(await self._load())
                 if again is None:
                     return Cycle(1, unobservable=1, open=len(self.tickets))
                 poll = again
+        if self._takes_alerts:
+            return await self._save_look(poll)
         raise StaleWatch()
+
+    async def _save_look(self, poll: Poll) -> Cycle:
+        """Save that the subject was observed, or was not: pushes change its tickets faster than a cycle is computed.
+
+        They open and resolve by themselves; what only the monitor decides waits for the next cycle.
+        """
+        await self.store.save_look(self.subject.name, poll.error or None, self.watcher)
+        self._watch = None
+        return Cycle(
+            subjects=1,
+            unobservable=poll.observation is None,
+            open=len(self.tickets),
+            silenced=len(self.silent),
+            found=self._take_found(),
+        )
 
     async def _write(self, watch: Watch, poll: Poll, checked: CheckResult) -> Cycle:
         observation = poll.observation

@@ -21,6 +21,8 @@ _VERBS = {
     "diagnosed": "diagnosed",
     "acknowledged": "acknowledged",
     "resolved": "resolved",
+    "joined": "goes on in the incident that it belongs to",
+    "added": "belongs to this incident",
     "held_too_long": "held for too long",
     "escalated": "not acknowledged in time",
 }
@@ -83,7 +85,7 @@ class EventView:
 class IncidentView:
     """An incident for one target, and the events that a message tells.
 
-    `status` is open, acknowledged or resolved; `severity` that of its most urgent ticket which is not resolved.
+    `status` is open, acknowledged or resolved, the latter too where all its tickets belong to another incident by now; `severity` that of its most urgent ticket which is not resolved.
     """
 
     thread: str
@@ -126,7 +128,10 @@ class IncidentViews:
             diagnoses: The diagnoses of the tickets, by id.
             at: The time.
         """
-        unresolved = [ticket for ticket in tickets if not ticket.resolved]
+        moved = {one.ticket_id for one in deliveries if one.event == "joined"}
+        unresolved = [
+            one for one in tickets if not one.resolved and one.id not in moved
+        ]
         lead = (unresolved or list(tickets))[0]
         return IncidentView(
             thread=thread,

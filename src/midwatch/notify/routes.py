@@ -27,6 +27,7 @@ EVENT_OF = {
     "acknowledge": "acknowledged",
     "resolve": "resolved",
     "hold": "held_too_long",
+    "join": "joined",
 }
 """The event that a change of a ticket is, by its action. Other changes are not sent."""
 _ASKED_FOR = INVESTIGATION
@@ -158,7 +159,7 @@ def plan(
         known += [
             Told(ticket.id, one.route, one.target, one.thread)
             for one in new
-            if one.event == event and event != "held_too_long"
+            if one.event in (event, "added") and event != "held_too_long"
         ]
         found += new
     return found
@@ -174,8 +175,14 @@ def _of_change(
 ) -> Iterator[NewDelivery]:
     mine = [one for one in told if one.ticket_id == ticket.id]
     content = {"at": change.at.isoformat(), "by": change.actor, "why": change.why}
+    if event == "joined":
+        yield from _joined(change, ticket, mine, routes, content)
+        return
     if mine:
-        pairs = [(one.target, one.thread, routes.named(one.route)) for one in mine]
+        # The last one first: an incident may have joined another since.
+        pairs = [
+            (one.target, one.thread, routes.named(one.route)) for one in reversed(mine)
+        ]
         chosen = [(target, thread, route) for target, thread, route in pairs if route]
     else:
         chosen = [
@@ -201,6 +208,35 @@ def _of_change(
     if event == "opened" and not mine:
         for first in dict.fromkeys(one.name for _, _, one in chosen):
             yield from _escalations(change, ticket, first, routes, now, told_now)
+
+
+def _joined(
+    change: Change,
+    ticket: Ticket,
+    mine: Sequence[Told],
+    routes: Routes,
+    content: Mapping[str, object],
+) -> Iterator[NewDelivery]:
+    """Yield, where targets were notified of a ticket, that its thread ends, and that the one of its incident has it now."""
+    last = {one.target: one for one in mine}
+    for target, told in last.items():
+        route = routes.named(told.route)
+        if route is None or told.thread.startswith(DIGEST):
+            continue
+        thread = _thread(route, ticket)
+        if thread == told.thread:
+            continue
+        for event, where in (("joined", told.thread), ("added", thread)):
+            yield NewDelivery(
+                f"{change.cursor}/{target}/{event}",
+                route.name,
+                target,
+                event,
+                where,
+                ticket.id,
+                content,
+                routes.settings.group_wait,
+            )
 
 
 def _thread(route: Route, ticket: Ticket) -> str:

@@ -29,11 +29,11 @@ _FORBIDDEN = (
 ).split()
 
 TITLE = (
-    "{{ 'RESOLVED' if status == 'resolved' else severity|upper }} {{ tickets[0].subject }}: {{ tickets[0].message }}"
+    "{{ severity|upper if status != 'resolved' else 'RESOLVED' if tickets[0].status == 'resolved' else 'JOINED' }} {{ tickets[0].subject }}: {{ tickets[0].message }}"
     "{% if tickets|length > 1 %} (and {{ (tickets|length)|count_but_one('other ticket') }}){% endif %}"
 )
 BODY = """\
-{% for event in events %}{% if event.name in ('resolved', 'acknowledged', 'held_too_long', 'escalated') %}\
+{% for event in events %}{% if event.name in ('resolved', 'acknowledged', 'held_too_long', 'escalated', 'joined', 'added') %}\
 #{{ event.ticket }} {{ event.text }}{% if event.by %} by {{ event.by }}{% endif %}{% if event.why %}: {{ event.why }}{% endif %}
 
 {% endif %}{% endfor %}\

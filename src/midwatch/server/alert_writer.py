@@ -16,6 +16,8 @@ from midwatch.store.protocol import Store
 MOST_WAITING = 20_000
 """Alerts that wait to be saved; more are refused for now."""
 _MOST_AT_ONCE = 2000  # alerts in one transaction, unless one request has more
+_QUIET_PASSES = 4
+"""Passes of the event loop without a new request after which a group is complete: one has a few steps until it is here."""
 _MOST_LOGGED = 20
 _DEADLOCK_WITHIN = 2.0  # seconds; the wait for a lock that is held takes longer
 _KEPT = 7 * 24 * 3600.0
@@ -69,12 +71,21 @@ class AlertWriter:
     async def _drain(self) -> None:
         try:
             while self._waiting:
+                await self._gather()
                 await self._save(self._next())
             await self._forget()
         finally:
             self._task = None
             if self._waiting:  # it came during the last steps
                 self._task = asyncio.create_task(self._drain(), name="save alerts")
+
+    async def _gather(self) -> None:
+        """Let requests that have arrived join the group: the senders of the last one answer all at once."""
+        size, quiet = self._size, 0
+        while quiet < _QUIET_PASSES and self._size < _MOST_AT_ONCE:
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if self._size == size else 0
+            size = self._size
 
     def _next(self) -> list[_Waiting]:
         group: list[_Waiting] = []

@@ -25,6 +25,9 @@ from midwatch.server.authentication import is_loopback
 from midwatch.server.context import ServerContext
 from midwatch.server.guard import Guard
 from midwatch.server.limits import LONGEST_HEAD
+from midwatch.server.page.page_routes import add_error_pages
+from midwatch.server.page.rendering import Pages
+from midwatch.server.page.static_files import StaticFiles
 from midwatch.server_settings import ServerSettings
 
 _KEEP_ALIVE = 75
@@ -45,10 +48,20 @@ def create_app(context: ServerContext) -> FastAPI:
     )
     app.state.context = context
     problems.add_handlers(app)
-    for part in (probes, sign_in, hooks, api, mcp, page):
+    context.pages = Pages(context.clock, StaticFiles())
+    add_error_pages(app, context.pages)
+    # Routes are tried in their order: alerts come by the hundred a second.
+    for part in (hooks, probes, sign_in, api, mcp, page):
         app.include_router(part.router(context))
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]
+    _match_once(app)
     return app
+
+
+def _match_once(app: FastAPI) -> None:
+    """Match an address of no route. FastAPI makes what included routes need for that once: else the first request waits."""
+    for route in app.routes:
+        route.matches({"type": "http", "method": "GET", "path": "", "headers": []})
 
 
 @contextlib.asynccontextmanager

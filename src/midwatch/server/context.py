@@ -20,6 +20,7 @@ from midwatch.subjects.base import Subject
 
 if TYPE_CHECKING:
     from midwatch.server.actions import Actions
+    from midwatch.server.page.rendering import Pages
     from midwatch.session.manager import SessionManager
 
 
@@ -35,6 +36,7 @@ class ServerContext:
         feed: The feed of changes.
         actions: What people and programs do to tickets.
         sessions: Sessions of Claude Code.
+        pages: The templates of the page, once the application is made.
     """
 
     settings: Settings
@@ -54,6 +56,7 @@ class ServerContext:
     feed: ChangeFeed = field(init=False)
     actions: Actions = field(init=False)
     sessions: SessionManager = field(init=False)
+    pages: Pages | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.authenticator = Authenticator(

@@ -15,6 +15,7 @@ from midwatch.lifecycle import cancel
 from midwatch.server.auth import Principal
 from midwatch.server.context import ServerContext
 from midwatch.server.limits import BoundedBody, Limits, is_stream
+from midwatch.server.page.page_routes import error_page, wants_page
 from midwatch.server.problems import Unauthenticated, problem, problem_of
 from midwatch.server.sign_in import sign_in_path
 
@@ -147,13 +148,17 @@ class Guard:
         except MidwatchError as error:
             request.state.error = error.one_line()
             if not exchange.status:
-                await _answer_to(error, request)(scope, body, in_time)
+                await self._answer_to(error, request)(scope, body, in_time)
         except (ClientDisconnect, _NotRead):
             # Nothing more is sent: the server closes a connection whose response has no end.
             exchange.status = _CLIENT_GONE
         except _NoLongerAdmitted:
             request.state.error = "the sign-in or the token has ended"
         except Exception as error:  # the outermost guard: one request, not the server
+            if isinstance(error.__cause__, MidwatchError):
+                # The router has no answer for it: the response had begun, such as a stream of events.
+                request.state.error = error.__cause__.one_line()
+                return
             self._context.log.error("request failed", path=_path(scope), exc_info=error)
             if not exchange.status:
                 failed = problem(500, "the server failed", "see its log")
@@ -165,6 +170,15 @@ class Guard:
         request.state.principal = principal
         if principal is None and not _is_public(request.url.path):
             raise Unauthenticated(hint="sign in, or send Authorization: Bearer TOKEN")
+
+    def _answer_to(self, error: MidwatchError, request: Request) -> Response:
+        """Return the answer: for a browser a page, or where to sign in; a problem for a program."""
+        pages = self._context.pages
+        if pages is None or not wants_page(request):
+            return problem_of(error)
+        if isinstance(error, Unauthenticated) and request.method == "GET":
+            return RedirectResponse(sign_in_path(request), 303)
+        return error_page(pages, request, error)
 
     async def _check_again(self, request: Request) -> None:
         """Raise _NoLongerAdmitted if the reader of a long answer may no longer read it."""
@@ -195,9 +209,10 @@ class Guard:
         path = scope["path"]
         # Alerts come by the hundred a second, and are rows in the database.
         often = scope["method"] in ("GET", "HEAD") or path.startswith("/hooks/")
-        quiet = path in _PROBES or (often and exchange.status < 400)
-        log = self._context.log.debug if quiet else self._context.log.info
         state: dict[str, Any] = scope["state"]
+        failed = exchange.status >= 400 or "error" in state
+        quiet = path in _PROBES or (often and not failed)
+        log = self._context.log.debug if quiet else self._context.log.info
         principal: Principal | None = state["principal"]
         # The query and headers are left out: a token may be in either.
         log(
@@ -240,14 +255,6 @@ class _EndingWith:
             return {"type": "http.disconnect"}
         finally:
             await cancel(stopped, message)
-
-
-def _answer_to(error: MidwatchError, request: Request) -> Response:
-    """Return the answer: where to sign in for a person who asks for a page, else a problem."""
-    for_page = "text/html" in request.headers.get("accept", "")
-    if isinstance(error, Unauthenticated) and request.method == "GET" and for_page:
-        return RedirectResponse(sign_in_path(request), 303)
-    return problem_of(error)
 
 
 def _is_public(path: str) -> bool:

@@ -147,7 +147,8 @@ async def _on_midwatch_error(request: Request, error: Exception) -> JSONResponse
     return problem_of(error)
 
 
-async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer an error of the router."""
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, MidwatchError):
         # FastAPI wraps what is raised while it reads a body.
@@ -171,6 +172,6 @@ async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
 def add_handlers(app: FastAPI) -> None:
     """Answer the errors of Midwatch, of the router and of validation as problems."""
     app.add_exception_handler(MidwatchError, _on_midwatch_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(Exception, _on_unexpected)

@@ -17,8 +17,6 @@ from midwatch.provider import trust
 from midwatch.server.auth import Role
 from midwatch.server.authentication import role_of
 from midwatch.server.context import ServerContext
-from midwatch.server.page.rendering import Pages
-from midwatch.server.page.static_files import StaticFiles
 from midwatch.server.problems import RequestRefused, status_of
 from midwatch.server_settings import OidcSettings
 from midwatch.text import one_line
@@ -65,7 +63,8 @@ class _SignIn:
         self._auth = context.authenticator
         self._oidc: OidcClient | None = None
         settings = context.settings.server
-        self._pages = Pages(context.clock, StaticFiles())
+        assert context.pages is not None
+        self._pages = context.pages
         self._redirect = f"{settings.url}/sign-in/done"
         self._cookie = f"{self._auth.cookie}-sign-in"
         if settings.oidc is not None:

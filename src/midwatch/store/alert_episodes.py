@@ -8,6 +8,8 @@ An episode is one time that an alert fired, from its start to its end. Reports o
 - What is reported as firing just after it was reported as resolved is late, and fires no more. Where the sender says when each
   state began, that decides; else it is late within `LATE` of the resolution, and has begun to fire again after that.
 - A resolution of what was never seen is kept, so that its report of firing is late. One without a start is kept once.
+- While the heartbeat of the sender is overdue, what it reports as resolved is doubted: a report of firing is never late after that, and
+  the same resolution counts once the heartbeat is back.
 - A time that is more than `SKEW` in the future is not known: clocks differ, and some senders have no good one.
 """
 
@@ -27,11 +29,15 @@ UNKNOWN_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One time that an alert fired, and when it was last reported."""
+    """One time that an alert fired, and when it was last reported.
+
+    `doubted`: it was reported as resolved while the heartbeat of its sender was overdue.
+    """
 
     alert: KeptAlert
     starts_at: datetime
     received_at: datetime
+    doubted: bool = False
 
 
 class Episodes:
@@ -46,7 +52,10 @@ class Episodes:
     LATE: ClassVar[timedelta] = timedelta(seconds=60)
     SKEW: ClassVar[timedelta] = timedelta(minutes=5)
 
-    def __init__(self, now: datetime, known: Iterable[Episode]) -> None:
+    def __init__(
+        self, now: datetime, known: Iterable[Episode], *, alive: bool = True
+    ) -> None:
+        self._alive = alive
         # As exact as a database stores it, or a start would not be found again.
         self._now = now.replace(microsecond=now.microsecond // 1000 * 1000)
         self._of: dict[str, dict[datetime, Episode]] = {}
@@ -106,7 +115,7 @@ class Episodes:
     def _is_late(self, alert: KeptAlert, start: datetime, known: Episode) -> bool:
         """Return whether an alert reported the end of an episode that `known` reports as ended."""
         ended = known.alert
-        if ended.firing:
+        if ended.firing or known.doubted:
             return False
         if known.starts_at != start and (
             ended.ends_at is None or start >= ended.ends_at
@@ -121,7 +130,7 @@ class Episodes:
         end = alert.ends_at or self._now
         until = max(end, alert.starts_at or self._now + self.SKEW)
         for one in list(own.values()):
-            if one.alert.firing and one.starts_at <= until:
+            if (one.alert.firing or one.doubted) and one.starts_at <= until:
                 if not _is_older(alert, one.alert):
                     self._end(one, own, end, alert.changed_at)
         start = alert.starts_at or UNKNOWN_START
@@ -138,7 +147,8 @@ class Episodes:
     ) -> None:
         alert = replace(episode.alert, firing=False, ends_at=at, changed_at=changed_at)
         self._ended[alert.invariant, alert.component] = None
-        self._put(Episode(alert, episode.starts_at, self._now), own)
+        ended = Episode(alert, episode.starts_at, self._now, doubted=not self._alive)
+        self._put(ended, own)
 
     def _put(self, episode: Episode, own: dict[datetime, Episode]) -> None:
         own[episode.starts_at] = episode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import (
     and_,
@@ -18,8 +18,9 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from midwatch.errors import StaleWatch, SubjectTaken
-from midwatch.model import Json, Key, Severity, Ticket, TicketStatus
-from midwatch.store.engine import Transaction, audit_row
+from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, keepable
+from midwatch.store.deliveries import call_back
+from midwatch.store.engine import Transaction, audit_row, chunks
 from midwatch.store.memory import remember
 from midwatch.store.protocol import Changes, Earlier, Opening, SavedCycle, Watch
 from midwatch.store.schema import (
@@ -43,8 +44,6 @@ from midwatch.store.silences import (
 )
 
 _UNRESOLVED = tickets.c.status != TicketStatus.RESOLVED.value
-_CHUNK = 500  # ids in one statement
-T = TypeVar("T")
 
 
 def watch(tx: Transaction, subject: str, kind: str | None = None) -> Watch:
@@ -149,6 +148,29 @@ def is_taken(row: Any, watcher: str | None) -> bool:
     return watcher is not None and row.watcher != watcher
 
 
+def save_look(
+    tx: Transaction,
+    subject: str,
+    error: str | None = None,
+    watcher: str | None = None,
+) -> None:
+    """Save that a subject was observed, or that this failed with `error`, and nothing that follows from it.
+
+    Raises SubjectTaken.
+    """
+    before = tx.one(
+        select(subjects.c.cycle, subjects.c.watcher)
+        .where(subjects.c.name == subject)
+        .with_for_update()
+    )
+    if before is None:
+        return
+    if is_taken(before, watcher):
+        raise SubjectTaken()
+    observed = succeeded(tx, before.cycle + 1) if error is None else failed(tx, error)
+    tx.execute(update(subjects).where(subjects.c.name == subject).values(observed))
+
+
 def succeeded(tx: Transaction, cycle: int) -> Json:
     """Return the values of a subject's row after its observation number `cycle`."""
     return {
@@ -167,11 +189,6 @@ def failed(tx: Transaction, error: str) -> Json:
         "last_error": error,
         "last_look_at": tx.now,
     }
-
-
-def chunks(items: Sequence[T]) -> list[Sequence[T]]:
-    """Return `items` in parts that one statement can take."""
-    return [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
 
 
 def store_derived(tx: Transaction, ids: Sequence[int], before: Any) -> None:
@@ -217,7 +234,7 @@ def _resolve(tx: Transaction, ids: Sequence[int]) -> None:
 
 
 def resolve_rows(tx: Transaction, rows: Sequence[Any], actor: str, why: str) -> None:
-    """Resolve tickets, and take batches with nothing left to diagnose off the queue.
+    """Resolve tickets, take batches with nothing left to diagnose off the queue, and call back who asked for an investigation.
 
     `rows` have the columns id, status and batch_id.
     """
@@ -234,6 +251,7 @@ def resolve_rows(tx: Transaction, rows: Sequence[Any], actor: str, why: str) -> 
         [audit_row(row.id, actor, "resolve", row.status, resolved, why) for row in rows]
     )
     end_silenced_of(tx, ids)
+    call_back(tx, ids)
     _leave_queue(tx, {row.batch_id for row in rows})
     remember(tx, ids)
 
@@ -268,12 +286,20 @@ def _insert(
     if not openings:
         return []
     rows = [_ticket_row(tx, opening, cycle, batch, last) for opening in openings]
-    ids = [
-        row.id
+    # By their keys: to return rows in the order of the parameters, SQLite would need a statement for each.
+    of_key = {
+        (row.subject, row.invariant, row.component): row.id
         for row in tx.execute(
-            tickets.insert().returning(tickets.c.id, sort_by_parameter_order=True), rows
+            tickets.insert().returning(
+                tickets.c.id,
+                tickets.c.subject,
+                tickets.c.invariant,
+                tickets.c.component,
+            ),
+            rows,
         )
-    ]
+    }
+    ids = [of_key[_stored_key(opening.violation.key)] for opening in openings]
     tx.note(
         [
             audit_row(ticket_id, actor, "open", None, TicketStatus.OPEN, row["message"])
@@ -281,6 +307,10 @@ def _insert(
         ]
     )
     return ids
+
+
+def _stored_key(key: Key) -> tuple[str, str, str]:
+    return keepable(key.subject), keepable(key.invariant), keepable(key.component)
 
 
 def open_in_batch(

@@ -28,8 +28,7 @@ from sqlalchemy import (
 )
 
 from midwatch.model import Json, Ticket, TicketStatus
-from midwatch.store.cycles import chunks
-from midwatch.store.engine import Transaction, audit_row
+from midwatch.store.engine import Transaction, audit_row, chunks
 from midwatch.store.on_call import (
     Cursor,
     Delivery,
@@ -42,6 +41,7 @@ from midwatch.store.schema import (
     cursors,
     deliveries,
     delivery_threads,
+    investigations,
     select_tickets,
     ticket_of,
     tickets,
@@ -142,6 +142,33 @@ def insert_deliveries(tx: Transaction, new: Sequence[NewDelivery]) -> None:
     ]
     if rows:
         tx.insert_new(deliveries, rows)
+
+
+def call_back(tx: Transaction, ticket_ids: Collection[int]) -> None:
+    """Write what is sent of those of the resolved tickets that were investigations with an address to call back."""
+    found = tx.all(
+        select(
+            investigations.c.id,
+            investigations.c.ticket_id,
+            investigations.c.callback_url,
+        ).where(
+            investigations.c.ticket_id.in_(ticket_ids),
+            investigations.c.callback_url.is_not(None),
+        )
+    )
+    new = [
+        NewDelivery(
+            dedup_key=f"callback {row.id}",
+            route=CALLBACK,
+            target=row.callback_url,
+            event="investigation",
+            thread=f"investigation {row.id}",
+            ticket_id=row.ticket_id,
+            content={"investigation": row.id},
+        )
+        for row in found
+    ]
+    insert_deliveries(tx, new)
 
 
 # ------------------------------------------------------------------ sending
@@ -247,9 +274,10 @@ def _tickets_of(
     ids = select(column.ticket_id).where(
         column.target == target, column.thread == thread, column.ticket_id.is_not(None)
     )
+    gone = ids.where(column.event == "joined", column.state != "due")
     rows = tx.all(
         select_tickets()
-        .where(tickets.c.id.in_(ids))
+        .where(tickets.c.id.in_(ids), tickets.c.id.not_in(gone))
         .order_by(
             tickets.c.status == TicketStatus.RESOLVED.value,
             tickets.c.severity,

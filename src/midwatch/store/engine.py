@@ -346,27 +346,14 @@ class Transaction:
 
     def insert_or_replace(self, table: Table, rows: Sequence[Json]) -> None:
         """Insert rows. Where a primary key exists, the row takes the place of the one that has it."""
-        insert: Any = self._insert(table)
-        key = list(table.primary_key.columns)
-        others = {
-            column.name: insert.excluded[column.name]
-            for column in table.columns
-            if not column.primary_key
-        }
-        statement = insert.on_conflict_do_update(index_elements=key, set_=others)
-        self.execute(statement, rows)
+        self.execute(_replacing(table, self.connection.dialect.name), rows)
 
     def insert_new(self, table: Table, rows: Sequence[Json]) -> None:
         """Insert rows, without those that a unique index already has."""
         self.execute(self._insert(table).on_conflict_do_nothing(), rows)
 
     def _insert(self, table: Table) -> Any:
-        """Return an insert that has ON CONFLICT."""
-        if self.connection.dialect.name == "postgresql":
-            from sqlalchemy.dialects import postgresql  # slow to import
-
-            return postgresql.insert(table)
-        return sqlite.insert(table)
+        return _insert(table, self.connection.dialect.name)
 
     def note(self, rows: Sequence[Json]) -> None:
         """Append audit rows, at the time of the transaction."""
@@ -376,6 +363,37 @@ class Transaction:
             self.execute(_LOCK_AUDIT)
         self.noted = True
         self.execute(audit.insert(), [{"at": self.now, **row} for row in rows])
+
+
+def _insert(table: Table, dialect: str) -> Any:
+    """Return an insert that has ON CONFLICT."""
+    if dialect == "postgresql":
+        from sqlalchemy.dialects import postgresql  # slow to import
+
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
+@functools.cache
+def _replacing(table: Table, dialect: str) -> Insert:
+    """Return an insert of a row that takes the place of the one with its primary key."""
+    insert = _insert(table, dialect)
+    others = {
+        column.name: insert.excluded[column.name]
+        for column in table.columns
+        if not column.primary_key
+    }
+    key = list(table.primary_key.columns)
+    replacing: Insert = insert.on_conflict_do_update(index_elements=key, set_=others)
+    return replacing
+
+
+_CHUNK = 500  # ids in one statement
+
+
+def chunks(items: Sequence[T]) -> list[Sequence[T]]:
+    """Return `items` in parts that one statement can take."""
+    return [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
 
 
 def audit_row(

@@ -19,9 +19,8 @@ from midwatch.model import (
     Violation,
 )
 from midwatch.store.cycles import increase_revision, open_ticket, resolve_rows
-from midwatch.store.deliveries import CALLBACK, insert_deliveries
 from midwatch.store.engine import Transaction
-from midwatch.store.on_call import Answered, Investigation, NewDelivery
+from midwatch.store.on_call import Answered, Investigation
 from midwatch.store.protocol import Opening
 from midwatch.store.schema import (
     diagnoses,
@@ -135,15 +134,13 @@ def cancel_investigation(tx: Transaction, id_: str, actor: str) -> Investigation
     )
     resolve_rows(tx, [row], actor, "the investigation was cancelled")
     increase_revision(tx, row.subject)
-    ended = investigation(tx, id_)
-    _call_back(tx, [ended])
-    return ended
+    return investigation(tx, id_)
 
 
 def end_investigations(
     tx: Transaction, ticket_ids: Iterable[int], actor: str, diagnosis_id: int
 ) -> None:
-    """Resolve those of the tickets that were investigations, now that they are diagnosed, and call back."""
+    """Resolve those of the tickets that were investigations, now that they are diagnosed."""
     rows = tx.all(
         select(tickets.c.id, tickets.c.status, tickets.c.batch_id, tickets.c.subject)
         .join(investigations, investigations.c.ticket_id == tickets.c.id)
@@ -160,27 +157,6 @@ def end_investigations(
     resolve_rows(tx, rows, actor, f"diagnosis {diagnosis_id}: {outcome}")
     for subject in sorted({row.subject for row in rows}):
         increase_revision(tx, subject)
-    ids = [row.id for row in rows]
-    ended = tx.all(_select().where(investigations.c.ticket_id.in_(ids)))
-    _call_back(tx, map(_investigation_of, ended))
-
-
-def _call_back(tx: Transaction, ended: Iterable[Investigation]) -> None:
-    """Write what is sent of investigations with an address to call back."""
-    new = [
-        NewDelivery(
-            dedup_key=f"callback {one.id}",
-            route=CALLBACK,
-            target=one.callback_url,
-            event="investigation",
-            thread=f"investigation {one.id}",
-            ticket_id=one.ticket_id,
-            content={"investigation": one.id},
-        )
-        for one in ended
-        if one.callback_url is not None
-    ]
-    insert_deliveries(tx, new)
 
 
 # ------------------------------------------------------------------ idempotent requests

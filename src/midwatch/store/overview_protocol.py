@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Protocol
 
-from midwatch.model import Severity
+from midwatch.model import Severity, Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,13 @@ class OverviewStore(Protocol):
 
     async def subject_states(self) -> list[SubjectState]:
         """Return every subject that was ever observed, by name."""
+        ...
+
+    async def most_urgent(self, each: int) -> list[Ticket]:
+        """Return the `each` most urgent unresolved tickets of every subject, without those of investigations.
+
+        The most urgent come first, the oldest of equal ones.
+        """
         ...
 
     async def figures(self, days: int) -> Figures:

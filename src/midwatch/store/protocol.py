@@ -326,6 +326,16 @@ class Store(OnCallStore, OverviewStore, SharesStore, Protocol):
         """Return the present revision of a subject, 0 for an unknown one."""
         ...
 
+    async def save_look(
+        self, subject: str, error: str | None = None, watcher: str | None = None
+    ) -> None:
+        """Save that a subject was observed, whatever its revision; with `error`, that the observation failed.
+
+        It is for an observation that is older than what was pushed to the subject: nothing follows from it for tickets.
+        Raises SubjectTaken as `save_cycle` does.
+        """
+        ...
+
     async def save_cycle(
         self,
         subject: str,

@@ -17,7 +17,6 @@ from midwatch.model import Json, Key, Severity, TicketStatus, Violation
 from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
 from midwatch.store.alert_episodes import UNKNOWN_START, Episode, Episodes
 from midwatch.store.cycles import (
-    chunks,
     earlier,
     increase_revision,
     open_in_batch,
@@ -25,7 +24,7 @@ from midwatch.store.cycles import (
     store_derived,
     watch,
 )
-from midwatch.store.engine import Transaction
+from midwatch.store.engine import Transaction, chunks
 from midwatch.store.protocol import Opening
 from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
@@ -36,12 +35,13 @@ from midwatch.store.schema import (
 )
 from midwatch.store.silences import (
     keep_silent,
-    list_silenced,
     save_audible,
     share_silences,
 )
 
 _FIRING, _RESOLVED = "firing", "resolved"
+_DOUBTED = "doubted"
+"""Reported as resolved while the heartbeat of the sender was overdue."""
 _MOST_GROUPS = 200  # with alerts that were left out
 _GROUP_SECONDS = 24 * 3600.0
 """A group that was not pushed again for this long is gone: senders repeat what fires every few hours."""
@@ -81,7 +81,8 @@ def _receive_of(
     received = [alert for push in pushes for alert in push.alerts]
     if not received:
         return Accepted()
-    episodes = Episodes(tx.now, _rows_of(tx, subject.name, received))
+    known = _rows_of(tx, subject.name, received)
+    episodes = Episodes(tx.now, known, alive=alive)
     for alert in received:
         episodes.apply(alert)
     _save(tx, subject.name, episodes.changed)
@@ -141,7 +142,7 @@ def _rows_of(
     unknown = alerts.c.starts_at == UNKNOWN_START
     recent = alerts.c.received_at > tx.now - Episodes.LATE
     for chunk in chunks(found):
-        matters = or_(alerts.c.status == _FIRING, recent, unknown)
+        matters = or_(alerts.c.status.in_((_FIRING, _DOUBTED)), recent, unknown)
         if len(starts) <= 500:
             matters = or_(matters, alerts.c.starts_at.in_(starts))
         else:
@@ -155,6 +156,7 @@ def _rows_of(
                 alert=_alert_of(row),
                 starts_at=row.starts_at,
                 received_at=row.received_at,
+                doubted=row.status == _DOUBTED,
             )
 
 
@@ -186,7 +188,7 @@ def _row(name: str, episode: Episode) -> Json:
         "subject": name,
         "fingerprint": alert.fingerprint,
         "starts_at": episode.starts_at,
-        "status": _FIRING if alert.firing else _RESOLVED,
+        "status": _status(episode),
         "ends_at": alert.ends_at,
         "changed_at": alert.changed_at,
         "received_at": episode.received_at,
@@ -197,6 +199,12 @@ def _row(name: str, episode: Episode) -> Json:
         "facts": dict(alert.facts),
         "silenced_by": alert.silenced_by or None,
     }
+
+
+def _status(episode: Episode) -> str:
+    if episode.alert.firing:
+        return _FIRING
+    return _DOUBTED if episode.doubted else _RESOLVED
 
 
 def _not_firing(tx: Transaction, name: str, ended: Collection[Key]) -> list[Key]:
@@ -274,8 +282,8 @@ def _open_tickets(
     """Open tickets of violations that have none: the most urgent first, while there is room for them."""
     if not loud:
         return {}
-    most = pushes[-1].most_tickets - _count_unresolved(tx, subject.name)
-    chosen = sorted(loud, key=lambda one: one.severity)[: max(most, 0)]
+    room = _room(tx, subject.name, pushes[-1].most_tickets)
+    chosen = sorted(loud, key=lambda one: one.severity)[:room]
     past = earlier(tx, subject.name, [one.key for one in chosen], rules.flapping_window)
     openings = [
         Opening.after(past.get(one.key), one, rules.flapping_openings) for one in chosen
@@ -317,22 +325,24 @@ def _by_silence(
     new = {key: one for key, one in new.items() if key not in ticketed}
     if not new:
         return [], again
-    known = {one.key for one in list_silenced(tx, subject.name)}
-    silent = keep_silent(tx, list(new.values()), kind)
+    silent, recorded = keep_silent(tx, list(new.values()), kind)
     loud = [one for key, one in new.items() if key not in silent]
-    return loud, again or bool(silent - known)
+    return loud, again or recorded
 
 
-def _count_unresolved(tx: Transaction, name: str) -> int:
-    return int(
-        tx.connection.scalar(
-            select(func.count()).where(
-                tickets.c.subject == name,
-                tickets.c.status != TicketStatus.RESOLVED.value,
-            )
+def _room(tx: Transaction, name: str, most: int) -> int:
+    """Return how many more tickets a subject may have. Of a storm no more than `most` are counted."""
+    unresolved = (
+        select(tickets.c.id)
+        .where(
+            tickets.c.subject == name,
+            tickets.c.status != TicketStatus.RESOLVED.value,
         )
-        or 0
+        .limit(most)
+        .subquery()
     )
+    counted = tx.connection.scalar(select(func.count()).select_from(unresolved))
+    return most - int(counted or 0)
 
 
 # ------------------------------------------------------------------ the monitor
@@ -352,11 +362,18 @@ def pushed_alerts(tx: Transaction, subject: str) -> PushedAlerts:
     sender = tx.one(select(senders).where(senders.c.subject == subject))
     if sender is None:
         return PushedAlerts((), tx.now, ticketed)
-    rows = tx.all(
+    kept = tx.all(
         select(alerts)
-        .where(alerts.c.subject == subject, alerts.c.status == _FIRING)
+        .where(alerts.c.subject == subject, alerts.c.status.in_((_FIRING, _DOUBTED)))
         .order_by(alerts.c.severity, alerts.c.starts_at, alerts.c.fingerprint)
     )
+    rows = [row for row in kept if row.status == _FIRING]
+    firing = {(row.invariant, row.component) for row in rows}
+    doubted = [
+        row
+        for row in kept
+        if (key := (row.invariant, row.component)) in ticketed and key not in firing
+    ]
     now = tx.now.timestamp()
     return PushedAlerts(
         alerts=tuple(map(_alert_of, rows)),
@@ -364,6 +381,10 @@ def pushed_alerts(tx: Transaction, subject: str) -> PushedAlerts:
         ticketed=ticketed,
         recent=frozenset(
             row.fingerprint for row in rows if row.received_at > tx.now - Episodes.LATE
+        ),
+        doubted=tuple(map(_alert_of, doubted)),
+        doubted_for=min(
+            (now - row.received_at.timestamp() for row in doubted), default=0.0
         ),
         silent_for=_age(tx.now, sender.received_at),
         heartbeat_age=_age(tx.now, sender.heartbeat_at),
@@ -383,8 +404,6 @@ def forget_alerts(tx: Transaction, older_than: float) -> int:
     """Remove alerts that were resolved more than `older_than` seconds ago. Return how many."""
     before = tx.now - timedelta(seconds=older_than)
     done = tx.execute(
-        delete(alerts).where(
-            alerts.c.received_at < before, alerts.c.status == _RESOLVED
-        )
+        delete(alerts).where(alerts.c.received_at < before, alerts.c.status != _FIRING)
     )
     return int(done.rowcount)

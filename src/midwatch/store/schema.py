@@ -55,6 +55,7 @@ from midwatch.model import (
     keepable,
 )
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _SUSPECT = re.compile(r"\\u0000|NaN|Infinity|[\ud800-\udfff]")
 
 
@@ -70,9 +71,9 @@ class SanitizedText(TypeDecorator[str]):
 
 def dump_json(value: Any) -> str:
     """Return `value` as JSON that any database takes; NaN and infinities become text."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _ENCODER.encode(value)
     if _SUSPECT.search(text):  # rare, and sometimes in vain
-        text = json.dumps(_sanitized(value), ensure_ascii=False, separators=(",", ":"))
+        text = _ENCODER.encode(_sanitized(value))
     return text
 
 

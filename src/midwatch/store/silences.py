@@ -263,8 +263,8 @@ def _silenced_of(row: Any) -> SilencedViolation:
 
 def save_silenced(
     tx: Transaction, changes: Sequence[Silencing], actor: str = "monitor"
-) -> None:
-    """Record that violations are silent, or what keeps them so from now on.
+) -> bool:
+    """Record that violations are silent, or what keeps them so from now on. Return whether one was not so before.
 
     Raises IntegrityError where another transaction does the same at the same time.
     """
@@ -281,6 +281,7 @@ def save_silenced(
     why = {one.ticket_id: one.why for one in new if one.ticket_id is not None}
     _note(tx, "silence", actor, why)
     _free_claims(tx, sorted(why))
+    return bool(new)
 
 
 def _update_silenced(tx: Transaction, ids: Sequence[int], values: Json) -> None:
@@ -311,13 +312,14 @@ def _silenced_row(tx: Transaction, one: Silencing) -> Json:
 
 def keep_silent(
     tx: Transaction, violations: Sequence[Violation], kind: str
-) -> frozenset[Key]:
-    """Record those of new violations that a silence keeps silent now, and return their keys.
+) -> tuple[frozenset[Key], bool]:
+    """Record those of new violations that a silence keeps silent now.
 
     It is for what opens tickets outside of the monitor, which looks at silences itself. `share_silences` comes first.
+
+    Returns:
+        Their keys, and whether one of them was not silent before.
     """
-    if not violations:
-        return frozenset()
     known = list_silences(tx) if silences_revision(tx) else []
     current = in_force(known, tx.now)
     silent = []
@@ -326,8 +328,10 @@ def keep_silent(
         if held is not None:
             why = why_silent(held, current)
             silent.append(Silencing(one.key, one.severity, one.message, held, why))
-    save_silenced(tx, silent)
-    return frozenset(one.key for one in silent)
+    if not silent:
+        return frozenset(), False
+    recorded = save_silenced(tx, silent)
+    return frozenset(one.key for one in silent), recorded
 
 
 def save_audible(

@@ -104,6 +104,7 @@ class SqlStore(TransactionalStore):
     # The monitor.
     watch = write(cycles.watch)
     revision = read(cycles.revision)
+    save_look = write(cycles.save_look)
     save_cycle = write(cycles.save_cycle)
     join = write(cycles.join)
     earlier = read(cycles.earlier)
@@ -129,6 +130,7 @@ class SqlStore(TransactionalStore):
     # The page.
     unresolved_counts = read(overview.unresolved_counts)
     subject_states = read(overview.subject_states)
+    most_urgent = read(overview.most_urgent)
     figures = read(overview.figures)
 
     # People.

@@ -27,13 +27,12 @@ from midwatch.model import (
     keepable,
 )
 from midwatch.store.cycles import (
-    chunks,
     increase_revision,
     new_batch,
     resolve_rows,
     store_derived,
 )
-from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
+from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row, chunks
 from midwatch.store.memory import remember
 from midwatch.store.protocol import (
     Brief,

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 
 from midwatch.model import Json
-from midwatch.store.cycles import chunks, failed, is_taken, succeeded
-from midwatch.store.engine import Transaction
+from midwatch.store.cycles import failed, is_taken, succeeded
+from midwatch.store.engine import Transaction, chunks
 from midwatch.store.schema import subjects
 from midwatch.store.shares_protocol import SavedTogether, Unchanged
 from midwatch.store.silences import LAST_CHANGE_OF_SILENCES

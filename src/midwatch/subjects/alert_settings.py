@@ -32,6 +32,17 @@ class HeartbeatSettings(Group):
     )
 
 
+class PushedHeartbeatSettings(HeartbeatSettings):
+    """An alert that always fires, and shows that the sender works."""
+
+    settle: Seconds = Field(
+        600.0,
+        ge=0,
+        description="How long it is heard of again before a resolution is believed that came while it was overdue: by then the "
+        "sender has reported what still fires. Twice the group_interval of Alertmanager, which is 5 minutes by default.",
+    )
+
+
 class AlertSettings(SubjectSettings):
     """Alerts that another system raises."""
 

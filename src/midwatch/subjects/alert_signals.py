@@ -49,13 +49,14 @@ class AlertReader:
         return heartbeat is not None and alert.name == heartbeat.alert
 
     def signal(self, alert: ReceivedAlert) -> Signal | None:
-        """Return the signal of an alert; None for one that does not count."""
+        """Return the signal of an alert; None for one that does not count.
+
+        A resolution always counts: the alert may have fired before the settings left it out.
+        """
         invariant, settings = self._invariant, self._settings
-        if invariant is None or self.is_heartbeat(alert):
+        if self.is_heartbeat(alert):
             return None
-        if alert.name in settings.ignore:
-            return None
-        if invariant.ignores({**alert.labels, "alertname": alert.name}):
+        if alert.firing and not self._counts(alert.name, alert.labels):
             return None
         labels = self._own_labels(alert.labels)
         severity = settings.severity(
@@ -69,18 +70,18 @@ class AlertReader:
             message=ticket_line(f"{alert.name}: {text}"),
             holds=not alert.firing,
             facts=self._facts(alert),
-            severity=invariant.severity if severity is None else severity,
-            hold_for=invariant.hold_for,
+            severity=invariant.severity if severity is None and invariant else severity,
+            hold_for=invariant.hold_for if invariant else 0.0,
             silenced_by=ticket_line(alert.silenced_by, 200),
         )
 
     def kept_signal(self, alert: KeptAlert) -> Signal:
-        """Return the signal of an alert that was kept as firing."""
+        """Return the signal of an alert that was kept; of one that is not known to fire, it is unknown."""
         return Signal(
             alert.invariant,
             alert.component,
             message=alert.message,
-            holds=False,
+            holds=False if alert.firing else None,
             facts=alert.facts,
             severity=alert.severity,
             hold_for=self._invariant.hold_for if self._invariant else 0.0,
@@ -89,17 +90,19 @@ class AlertReader:
 
     def counts(self, alert: KeptAlert) -> bool:
         """Return whether an alert that was kept counts by the settings of now."""
-        if self._invariant is None:
-            return False
         name = str(alert.facts.get("alertname", ""))
         labels = {
-            fact.removeprefix("label_"): value
+            fact.removeprefix("label_"): str(value)
             for fact, value in alert.facts.items()
             if fact.startswith("label_")
         }
-        return name not in self._settings.ignore and not self._invariant.ignores(
-            {**labels, "alertname": name}
-        )
+        return self._counts(name, labels)
+
+    def _counts(self, name: str, labels: Mapping[str, str]) -> bool:
+        invariant = self._invariant
+        if invariant is None or name in self._settings.ignore:
+            return False
+        return not invariant.ignores({**labels, "alertname": name})
 
     def within_storm(
         self, signals: Sequence[Signal], ticketed: Collection[tuple[str, str]]

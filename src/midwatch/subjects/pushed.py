@@ -10,9 +10,13 @@ from pydantic import Field, SecretStr, model_validator
 
 from midwatch.errors import ObservationFailed
 from midwatch.model import Invariant, Json, Observation, Ticket
-from midwatch.received import PushedAlerts, PushedAlertsReader
+from midwatch.received import KeptAlert, PushedAlerts, PushedAlertsReader
 from midwatch.settings import Group
-from midwatch.subjects.alert_settings import INVARIANTS, AlertSettings
+from midwatch.subjects.alert_settings import (
+    INVARIANTS,
+    AlertSettings,
+    PushedHeartbeatSettings,
+)
 from midwatch.subjects.alert_signals import AlertReader
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.prometheus_evidence import LABELS
@@ -89,6 +93,10 @@ class PushedSettings(AlertSettings):
 
     kind: str = "alerts"
     sender: Sender = Field(description="What pushes them.")
+    heartbeat: PushedHeartbeatSettings | None = Field(
+        None,
+        description="The alert that always fires. Without one, a sender that is down is taken for a quiet one.",
+    )
     signing_secrets: list[SecretStr] = Field(
         default_factory=list,
         description="Secrets with which the sender signs its requests; several while one is replaced. With them a "
@@ -144,18 +152,42 @@ class PushedSubject:
         """Return what fires. Raises ObservationFailed while the heartbeat alert is overdue."""
         pushed = await self._pushed()
         waiting = self._check_heartbeat(pushed, previous)
+        doubted, state = self._doubted(pushed, previous)
         found = [
             self.alerts.kept_signal(one)
-            for one in pushed.alerts
+            for one in (*pushed.alerts, *doubted)
             if self.alerts.counts(one)
         ]
-        unavailable = unavailable_of(pushed)
         return Observation(
             signals=self.alerts.within_storm(found, pushed.ticketed),
             covered=frozenset() if waiting else frozenset({"*"}),
-            unavailable=unavailable,
-            state=waiting,
+            unavailable=unavailable_of(pushed),
+            state={**waiting, **state},
         )
+
+    def _doubted(
+        self, pushed: PushedAlerts, previous: Json
+    ) -> tuple[Sequence[KeptAlert], Json]:
+        """Return the alerts whose resolution is not believed yet, and the state to keep.
+
+        They were resolved while the heartbeat was overdue: perhaps as the sender heard of them no more. Their tickets stay until
+        the heartbeat has been there again for a while.
+        """
+        heartbeat = self.settings.heartbeat
+        if heartbeat is None or not pushed.doubted:
+            return (), {}
+        heard_at = _time_of(previous.get("heard_at"))
+        since = _time_of(previous.get("heard_since"))
+        if (
+            since is None
+            or heard_at is None
+            or (pushed.now - heard_at).total_seconds() > heartbeat.within
+            or (pushed.now - since).total_seconds() > pushed.doubted_for
+        ):
+            since = pushed.now
+        state = {"heard_since": since.isoformat(), "heard_at": pushed.now.isoformat()}
+        believed = (pushed.now - since).total_seconds() >= heartbeat.settle
+        return () if believed else pushed.doubted, state
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
         return pushed_sources(self._pushed, f"alerts pushed by {self.sender}")

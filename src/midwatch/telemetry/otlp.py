@@ -25,7 +25,7 @@ from opentelemetry.trace import SpanKind as OtelKind
 from opentelemetry.trace import Status, StatusCode
 
 from midwatch.errors import SettingsError
-from midwatch.logs import Log
+from midwatch.logs import Log, quiet_log
 from midwatch.redaction import Redactor
 from midwatch.telemetry.spans import Attributes, Span, SpanKind, Value
 from midwatch.telemetry_settings import TelemetrySettings
@@ -204,6 +204,16 @@ class _Exporter(SpanExporter):
 
     def shutdown(self) -> None:
         self._inner.shutdown()  # type: ignore[no-untyped-call]
+
+
+def takes_spans(settings: TelemetrySettings) -> bool:
+    """Return whether the collector takes spans, asked with none. Raises SettingsError as `OtlpTelemetry` does."""
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    exporter = _Exporter(settings, quiet_log())
+    try:
+        return exporter.export(()) is SpanExportResult.SUCCESS
+    finally:
+        exporter.shutdown()
 
 
 def _existing(file: Path | None) -> str | None:

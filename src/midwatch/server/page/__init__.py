@@ -11,16 +11,14 @@ from midwatch.server.page import (
     subject_routes,
     ticket_routes,
 )
-from midwatch.server.page.rendering import Pages
-from midwatch.server.page.static_files import StaticFiles
 
 
 def router(context: ServerContext) -> APIRouter:
     """Return the routes."""
-    static = StaticFiles()
-    pages = Pages(context.clock, static)
+    pages = context.pages
+    assert pages is not None
     whole = APIRouter(include_in_schema=False)
     for part in (ticket_routes, session_routes, subject_routes, chart_routes):
         whole.include_router(part.router(context, pages))
-    whole.include_router(static.router())
+    whole.include_router(pages.static.router())
     return whole

@@ -1,4 +1,4 @@
-"""Routes of the page: an error is a page too, for a browser that asked for one."""
+"""Routes of the page, and errors as pages, for a browser that asked for one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from midwatch.errors import MidwatchError
 from midwatch.server.page.rendering import Pages
-from midwatch.server.problems import problem_of, status_of
+from midwatch.server.problems import on_http_error, problem_of, status_of
 
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -29,11 +30,11 @@ def page_routes(pages: Pages) -> APIRouter:
                 try:
                     return await handle(request)
                 except MidwatchError as error:
-                    if not _wants_page(request):
+                    if not wants_page(request):
                         raise
                     return error_page(pages, request, error)
                 except RequestValidationError as error:
-                    if not _wants_page(request):
+                    if not wants_page(request):
                         raise
                     first = error.errors()[0]
                     name = ".".join(map(str, first["loc"][1:]))
@@ -44,8 +45,28 @@ def page_routes(pages: Pages) -> APIRouter:
     return APIRouter(include_in_schema=False, route_class=PageRoute)
 
 
-def _wants_page(request: Request) -> bool:
-    return "text/html" in request.headers.get("accept", "")
+_OF_PROGRAMS = ("/api/", "/hooks/", "/mcp")
+
+
+def wants_page(request: Request) -> bool:
+    """Return whether a request comes from a person's browser."""
+    for_page = "text/html" in request.headers.get("accept", "")
+    return for_page and not request.url.path.startswith(_OF_PROGRAMS)
+
+
+def add_error_pages(app: FastAPI, pages: Pages) -> None:
+    """Answer a browser that asks for an address that does not exist with a page, and a program with a problem."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if wants_page(request) and not isinstance(error.__cause__, MidwatchError):
+            status, detail = error.status_code, "there is no such page"
+            return _page(
+                pages, request, status, detail if status == 404 else error.detail, ""
+            )
+        return await on_http_error(request, error)
+
+    app.add_exception_handler(HTTPException, answer)
 
 
 def error_page(pages: Pages, request: Request, error: MidwatchError) -> Response:

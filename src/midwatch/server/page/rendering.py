@@ -28,6 +28,7 @@ class Pages:
 
     def __init__(self, clock: Clock, static: StaticFiles) -> None:
         self._clock = clock
+        self.static = static
         self._environment = Environment(
             loader=FileSystemLoader(_TEMPLATES),
             autoescape=True,
@@ -111,7 +112,11 @@ def permissions(who: Principal | None) -> Mapping[str, bool]:
     """Return which buttons a person gets. The routes behind them check it again."""
     operator = who is not None and who.role >= Role.OPERATOR
     scopes = who.scopes if operator and who is not None else frozenset()
-    return {"change": "tickets:write" in scopes, "fix": "sessions:write" in scopes}
+    return {
+        "change": "tickets:write" in scopes,
+        "silence": "silences:write" in scopes,
+        "fix": "sessions:write" in scopes,
+    }
 
 
 def _visible(value: Any) -> Any:

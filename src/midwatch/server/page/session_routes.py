@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Form, Query, Request
 from starlette.responses import RedirectResponse, Response
 
-from midwatch.errors import Conflict, MidwatchError, NotFound
+from midwatch.errors import Conflict, MidwatchError, NotFound, TemporaryError
 from midwatch.lifecycle import first
 from midwatch.server.auth import Principal, reads, steers_sessions
 from midwatch.server.context import ServerContext
@@ -183,7 +184,8 @@ class SessionPages:
                 sent = now
             if now - looked >= _STATUS_INTERVAL or (found and _asks(found)):
                 looked = now
-                session = await self._manager.get(session.id)
+                with contextlib.suppress(TemporaryError):  # its events are in a file
+                    session = await self._manager.get(session.id)
                 if (status := _shown_status(session)) != shown:
                     shown, sent = status, now
                     yield event_text("status", "changed")

@@ -10,17 +10,15 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from midwatch.model import INVESTIGATION, UNRESOLVED, Ticket
+from midwatch.model import Ticket
 from midwatch.server.auth import Principal, reads
 from midwatch.server.context import ServerContext
 from midwatch.server.page.page_routes import page_routes
 from midwatch.server.page.rendering import Pages
 from midwatch.store.overview_protocol import SubjectState
-from midwatch.store.protocol import TicketFilter
 from midwatch.subjects.base import Subject
 
 _MOST_TICKETS = 10
-_MOST_READ = 500
 _STALE_CYCLES = 3
 """Intervals without an observation after which what a subject sees is unknown."""
 
@@ -49,10 +47,8 @@ def router(context: ServerContext, pages: Pages) -> APIRouter:
         cursor = await context.store.last_cursor()
         states = {one.name: one for one in await context.store.subject_states()}
         found: dict[str, list[Ticket]] = {}
-        # The most urgent ones; of the rest only the number is shown.
-        for ticket in await context.store.tickets(
-            TicketFilter(UNRESOLVED, limit=_MOST_READ)
-        ):
+        # Of the rest only the number is shown.
+        for ticket in await context.store.most_urgent(_MOST_TICKETS):
             found.setdefault(ticket.key.subject, []).append(ticket)
         views = [
             _view(
@@ -79,13 +75,10 @@ def _view(
     state: SubjectState | None,
     tickets: Sequence[Ticket],
 ) -> SubjectView:
-    # A question about a subject is nothing that is broken there.
-    tickets = [one for one in tickets if one.key.invariant != INVESTIGATION]
     number = sum(state.unresolved.values()) if state else 0
     number = max(number, len(tickets))
     # An alert's invariant is `alert:NAME`; the subject lists `alert`.
     broken = {one.key.invariant.partition(":")[0] for one in tickets}
-    tickets = tickets[:_MOST_TICKETS]
     stale_after = _STALE_CYCLES * context.settings.monitor.interval
     unknown = _unknown(context, subject, state, stale_after)
     every = subject.invariants if subject else ()

@@ -24,7 +24,7 @@ from midwatch.server.page.live_changes import LiveChanges, stream
 from midwatch.server.page.page_routes import page_routes
 from midwatch.server.page.rendering import Pages, stamp
 from midwatch.server.page.ticket_query import PAGE, STATUSES, TicketQuery
-from midwatch.server.problems import status_of
+from midwatch.server.problems import RequestRefused, status_of
 from midwatch.store.on_call import Cursor
 from midwatch.store.protocol import Brief, TicketFilter
 from midwatch.text import one_line
@@ -112,7 +112,10 @@ class TicketPages:
         try:
             cursor = Cursor.parse(text) if text else None
         except ValueError:
-            cursor = None
+            raise RequestRefused(
+                f"{text!r:.60} is no place in the changes",
+                hint="leave `after` out to begin with what comes from now on",
+            ) from None
         base = request.scope.get("root_path", "")
         return stream(self._live.events(cursor, ticket, base))
 

@@ -25,6 +25,7 @@ from midwatch.server.senders.reading import (
 )
 
 _LINKS = ("generatorURL", "silenceURL", "dashboardURL", "panelURL", "valueString")
+_TEXT = json.JSONEncoder(ensure_ascii=False)
 
 
 def read_alertmanager(body: bytes) -> Delivery:
@@ -93,7 +94,6 @@ def _facts(
 def silence_url(manager: str, labels: Mapping[str, str]) -> str:
     """Return the page of an Alertmanager on which an alert with these labels can be silenced."""
     matchers = ",".join(
-        f"{name}={json.dumps(value, ensure_ascii=False)}"
-        for name, value in sorted(labels.items())[:20]
+        f"{name}={_TEXT.encode(value)}" for name, value in sorted(labels.items())[:20]
     )
     return f"{manager.rstrip('/')}/#/silences/new?filter={quote(f'{{{matchers}}}')}"

@@ -180,7 +180,24 @@ async def check_old_deliveries_of_resolved_tickets_are_removed(
     assert [one.ticket_id for one in await on.store.deliveries()] != [ticket.id]
 
 
+async def check_what_joined_another_incident_leaves_its_thread(
+    on: StoreFixture,
+) -> None:
+    """It is shown in the message that says so, and not in later ones of the thread."""
+    first, second = await on.open("a", "b")
+    await saved(on, of(first), of(second), of(first, "joined"))
+    claim = await on.store.claim_delivery("ops", lease=LEASE)
+    assert claim is not None and len(claim.tickets) == 2
+    ids = tuple(one.id for one in claim.deliveries)
+    assert await on.store.finish_delivery(claim, DeliveryEnd(sent=ids))
+    await saved(on, of(second, "resolved"))
+    claim = await on.store.claim_delivery("ops", lease=LEASE)
+    assert claim is not None
+    assert [one.id for one in claim.tickets] == [second.id]
+
+
 CHECKS: tuple[Check, ...] = (
+    check_what_joined_another_incident_leaves_its_thread,
     check_deliveries_and_cursor_move_together,
     check_what_is_due_in_a_thread_is_claimed_together,
     check_a_failed_delivery_holds_its_thread,

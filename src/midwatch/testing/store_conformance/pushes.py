@@ -191,6 +191,26 @@ async def an_overdue_heartbeat_resolves_nothing(at: StoreFixture) -> None:
     assert await _open(at) == ["a"], "the monitor resolves what was left"
 
 
+async def a_doubted_resolution_counts_when_it_is_repeated(at: StoreFixture) -> None:
+    """What was resolved while the heartbeat was overdue is doubted, and a report of firing after that is not late."""
+    await _send(at, alert(), alert("b"), heartbeat=True, heartbeat_within=60.0)
+    at.clock.move(61)
+    gone = alert(firing=False), alert("b", firing=False)
+    await _send(at, *gone, heartbeat_within=60.0)
+    at.clock.move(1)
+    doubted = await at.store.pushed_alerts("team")
+    assert [one.component for one in doubted.doubted] == ["a", "b"]
+    assert (doubted.alerts, doubted.doubted_for) == ((), 1.0)
+    assert not any(one.firing for one in doubted.doubted)
+    await _send(at, alert(), heartbeat=True, heartbeat_within=60.0)
+    found = await at.store.pushed_alerts("team")
+    assert [one.component for one in found.alerts] == ["a"], "it fires"
+    assert [one.component for one in found.doubted] == ["b"]
+    await _send(at, alert("b", firing=False), heartbeat_within=60.0)
+    assert await _open(at) == ["a"]
+    assert (await at.store.pushed_alerts("team")).doubted == ()
+
+
 async def a_push_makes_the_monitor_read_again(at: StoreFixture) -> None:
     """A cycle that was computed before a push is refused; a push that changes no ticket refuses none."""
     watch = await at.store.watch("team")
@@ -306,6 +326,7 @@ CHECKS: tuple[Check, ...] = (
     an_alert_without_a_start_is_the_one_that_fires,
     a_held_ticket_stays,
     an_overdue_heartbeat_resolves_nothing,
+    a_doubted_resolution_counts_when_it_is_repeated,
     a_push_makes_the_monitor_read_again,
     what_fires_again_is_not_resolved_by_an_older_look,
     what_has_a_ticket_gets_no_second_one,

@@ -108,6 +108,22 @@ async def an_investigation_is_answered_and_ends(fixture: StoreFixture) -> None:
     await raises(Conflict, store.cancel_investigation("i-1", "ann"))
 
 
+async def an_investigation_that_is_resolved_by_hand_calls_back(
+    fixture: StoreFixture,
+) -> None:
+    """However it ends, who asked learns of it, once."""
+    where = "https://ci.example.org/done"
+    asked = [
+        await fixture.store.investigate(id_, "db", "Why?", by="ci", callback_url=url)
+        for id_, url in (("i-1", where), ("i-2", None))
+    ]
+    for one in asked:
+        await fixture.store.resolve(one.ticket_id, "ann", "known")
+    [called] = await fixture.store.deliveries()
+    assert (called.target, called.event) == (where, "investigation")
+    assert called.content == {"investigation": "i-1"}
+
+
 async def an_investigation_is_opened_once(fixture: StoreFixture) -> None:
     """The same id again changes nothing, even after it has ended."""
     made = await fixture.store.investigate("i-1", "db", "Why?", by="ann")
@@ -175,6 +191,7 @@ CHECKS = (
     pages_are_stable_while_tickets_open,
     what_was_changed_meanwhile_is_not_changed,
     an_investigation_is_answered_and_ends,
+    an_investigation_that_is_resolved_by_hand_calls_back,
     an_investigation_is_opened_once,
     investigations_are_listed_in_pages,
     an_answer_is_stored_for_its_request,
