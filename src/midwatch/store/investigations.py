@@ -24,6 +24,7 @@ from midwatch.store.engine import Transaction
 from midwatch.store.on_call import Answered, Investigation, NewDelivery
 from midwatch.store.protocol import Opening
 from midwatch.store.schema import (
+    UNRESOLVED,
     diagnoses,
     idempotency_keys,
     investigations,
@@ -149,7 +150,7 @@ def end_investigations(
         .join(investigations, investigations.c.ticket_id == tickets.c.id)
         .where(
             tickets.c.id.in_(list(ticket_ids)),
-            tickets.c.status != TicketStatus.RESOLVED.value,
+            UNRESOLVED,
         )
     )
     if not rows:

@@ -1,28 +1,20 @@
-"""What the page shows of the whole store: counts, subjects, and figures by day."""
+"""What the page shows of the whole store: counts and subjects."""
 
 from __future__ import annotations
 
-from collections import Counter
-from datetime import date, timedelta
-from statistics import median
-from typing import Any
-
 from sqlalchemy import func, select
 
-from midwatch.model import INVESTIGATION, Severity, TicketStatus
+from midwatch.model import INVESTIGATION, Severity
 from midwatch.store.engine import Transaction
-from midwatch.store.overview_protocol import Day, Figures, SubjectState
-from midwatch.store.schema import diagnoses, subjects, tickets
-
-_UNRESOLVED = tickets.c.status != TicketStatus.RESOLVED.value
-_MOST_INVARIANTS = 12
+from midwatch.store.overview_protocol import SubjectState
+from midwatch.store.schema import UNRESOLVED, subjects, tickets
 
 
 def unresolved_counts(tx: Transaction) -> dict[Severity, int]:
     """Return how many tickets are unresolved, by severity. Severities without any are left out."""
     rows = tx.all(
         select(tickets.c.severity, func.count().label("number"))
-        .where(_UNRESOLVED)
+        .where(UNRESOLVED)
         .group_by(tickets.c.severity)
         .order_by(tickets.c.severity)
     )
@@ -34,7 +26,7 @@ def subject_states(tx: Transaction) -> list[SubjectState]:
     counts: dict[str, dict[Severity, int]] = {}
     for row in tx.all(
         select(tickets.c.subject, tickets.c.severity, func.count().label("number"))
-        .where(_UNRESOLVED, tickets.c.invariant != INVESTIGATION)
+        .where(UNRESOLVED, tickets.c.invariant != INVESTIGATION)
         .group_by(tickets.c.subject, tickets.c.severity)
     ):
         counts.setdefault(row.subject, {})[Severity(row.severity)] = row.number
@@ -56,59 +48,3 @@ def subject_states(tx: Transaction) -> list[SubjectState]:
         )
         for row in tx.all(select(*columns).order_by(subjects.c.name))
     ]
-
-
-def figures(tx: Transaction, days: int) -> Figures:
-    """Return the figures of the last `days` days in UTC, today included."""
-    today = tx.now.date()
-    since = tx.now.replace(hour=0, minute=0, second=0, microsecond=0)
-    since -= timedelta(days=days - 1)
-    rows = tx.all(
-        select(
-            tickets.c.invariant,
-            tickets.c.unseen_since,
-            tickets.c.opened_at,
-            tickets.c.resolved_at,
-            diagnoses.c.finished_at,
-            diagnoses.c.outcome,
-        )
-        .outerjoin(diagnoses, diagnoses.c.id == tickets.c.diagnosis_id)
-        .where(tickets.c.opened_at >= since)
-    )
-    calls = tx.all(
-        select(diagnoses.c.started_at, diagnoses.c.cost_usd).where(
-            diagnoses.c.started_at >= since
-        )
-    )
-    spent: Counter[date] = Counter()
-    for call in calls:
-        spent[call.started_at.date()] += call.cost_usd
-    by_day: dict[date, list[Any]] = {}
-    for row in rows:
-        by_day.setdefault(row.opened_at.date(), []).append(row)
-    every = [today - timedelta(days=back) for back in reversed(range(days))]
-    named = Counter(row.invariant for row in rows).most_common()
-    kept, rest = named[:_MOST_INVARIANTS], named[_MOST_INVARIANTS:]
-    others = [("others", sum(number for _, number in rest))] if rest else []
-    return Figures(
-        tuple(_day(one, by_day.get(one, ()), spent[one]) for one in every),
-        (*kept, *others),
-    )
-
-
-def _day(day: date, rows: Any, spent: float) -> Day:
-    return Day(
-        day,
-        len(rows),
-        _median(one.opened_at - one.unseen_since for one in rows if one.unseen_since),
-        _median(
-            one.finished_at - one.opened_at for one in rows if one.outcome == "answered"
-        ),
-        _median(one.resolved_at - one.opened_at for one in rows if one.resolved_at),
-        spent,
-    )
-
-
-def _median(spans: Any) -> float | None:
-    seconds = [span.total_seconds() for span in spans]
-    return median(seconds) if seconds else None

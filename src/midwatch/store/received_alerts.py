@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import delete, func, or_, select
 
-from midwatch.model import Json, Key, Severity, TicketStatus, Violation
+from midwatch.model import Json, Key, Severity, Violation
 from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
 from midwatch.store.alert_episodes import UNKNOWN_START, Episode, Episodes
 from midwatch.store.cycles import (
@@ -28,7 +28,9 @@ from midwatch.store.cycles import (
 from midwatch.store.engine import Transaction
 from midwatch.store.protocol import Opening
 from midwatch.store.schema import (
+    FIRING,
     RESOLVED_BY_OBSERVATION,
+    UNRESOLVED,
     alerts,
     senders,
     subjects,
@@ -141,7 +143,7 @@ def _rows_of(
     unknown = alerts.c.starts_at == UNKNOWN_START
     recent = alerts.c.received_at > tx.now - Episodes.LATE
     for chunk in chunks(found):
-        matters = or_(alerts.c.status == _FIRING, recent, unknown)
+        matters = or_(FIRING, recent, unknown)
         if len(starts) <= 500:
             matters = or_(matters, alerts.c.starts_at.in_(starts))
         else:
@@ -208,7 +210,7 @@ def _not_firing(tx: Transaction, name: str, ended: Collection[Key]) -> list[Key]
             for row in tx.all(
                 select(alerts.c.invariant, alerts.c.component).where(
                     alerts.c.subject == name,
-                    alerts.c.status == _FIRING,
+                    FIRING,
                     alerts.c.invariant.in_({key.invariant for key in chunk}),
                     alerts.c.component.in_({key.component for key in chunk}),
                 )
@@ -240,7 +242,7 @@ def _unresolved(tx: Transaction, name: str, keys: Iterable[Key]) -> dict[Key, An
             )
             .where(
                 tickets.c.subject == name,
-                tickets.c.status != TicketStatus.RESOLVED.value,
+                UNRESOLVED,
                 tickets.c.invariant.in_({key.invariant for key in chunk}),
                 tickets.c.component.in_({key.component for key in chunk}),
             )
@@ -328,7 +330,7 @@ def _count_unresolved(tx: Transaction, name: str) -> int:
         tx.connection.scalar(
             select(func.count()).where(
                 tickets.c.subject == name,
-                tickets.c.status != TicketStatus.RESOLVED.value,
+                UNRESOLVED,
             )
         )
         or 0
@@ -345,7 +347,7 @@ def pushed_alerts(tx: Transaction, subject: str) -> PushedAlerts:
         for row in tx.all(
             select(tickets.c.invariant, tickets.c.component).where(
                 tickets.c.subject == subject,
-                tickets.c.status != TicketStatus.RESOLVED.value,
+                UNRESOLVED,
             )
         )
     )
@@ -354,7 +356,7 @@ def pushed_alerts(tx: Transaction, subject: str) -> PushedAlerts:
         return PushedAlerts((), tx.now, ticketed)
     rows = tx.all(
         select(alerts)
-        .where(alerts.c.subject == subject, alerts.c.status == _FIRING)
+        .where(alerts.c.subject == subject, FIRING)
         .order_by(alerts.c.severity, alerts.c.starts_at, alerts.c.fingerprint)
     )
     now = tx.now.timestamp()

@@ -34,6 +34,8 @@ from sqlalchemy import (
     TypeDecorator,
     and_,
     case,
+    literal_column,
+    or_,
     select,
     text,
 )
@@ -88,7 +90,7 @@ def _sanitized(value: Any) -> Any:
     return value
 
 
-REVISION = "0006"
+REVISION = "0007"
 """The migration that creates these tables."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -498,6 +500,29 @@ idempotency_keys = Table(
     Column("answer", Document, nullable=False),
     Column("created_at", Instant, nullable=False),
 )
+
+
+# Conditions of partial indexes. They are literal in statements too: a plan that is made for any value of a parameter
+# cannot use such an index.
+RESOLVED: ColumnElement[bool] = tickets.c.status == literal_column("'resolved'")
+UNRESOLVED: ColumnElement[bool] = tickets.c.status != literal_column("'resolved'")
+WAITING: ColumnElement[bool] = and_(
+    UNRESOLVED,  # has an index
+    or_(
+        *(
+            tickets.c.status == literal_column(f"'{one.value}'")
+            for one in model.UNDIAGNOSED
+        )
+    ),
+)
+"""Tickets that wait for their diagnosis."""
+FIRING: ColumnElement[bool] = alerts.c.status == literal_column("'firing'")
+
+
+def is_due(column: Any) -> ColumnElement[bool]:
+    """Return the condition of deliveries that are to be sent; `column` are the columns of the table or an alias."""
+    due: ColumnElement[bool] = column.state == literal_column("'due'")
+    return due
 
 
 RESOLVED_BY_OBSERVATION = "the invariant was observed to hold again"
