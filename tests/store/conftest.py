@@ -16,7 +16,8 @@ from midwatch.store.sql import upgrade_database
 from midwatch.testing.postgres import PrivatePostgres
 
 _numbers = itertools.count()
-_CLEAR = f"TRUNCATE {', '.join(metadata.tables)} RESTART IDENTITY".encode()
+_TABLES = ", ".join((*metadata.tables, "past_words"))
+_CLEAR = f"TRUNCATE {_TABLES} RESTART IDENTITY".encode()
 
 
 @pytest.fixture(scope="session")

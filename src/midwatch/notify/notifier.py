@@ -123,8 +123,9 @@ class Notifier:
                     await self.follow()
                     await self._dispatch()
                     if self._clock.monotonic() - pruned > _PRUNE:
-                        await self.store.prune_deliveries(self.settings.keep_for)
-                        pruned = self._clock.monotonic()
+                        keep_for = self.settings.keep_for
+                        if not await self.store.prune_deliveries(keep_for):
+                            pruned = self._clock.monotonic()
                     failing = False
                     backoff.reset()
                 except MidwatchError as error:

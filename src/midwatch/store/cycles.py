@@ -6,15 +6,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import (
-    and_,
-    case,
-    exists,
-    func,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import bindparam, exists, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from midwatch.errors import StaleWatch, SubjectTaken
@@ -25,8 +17,11 @@ from midwatch.store.memory import remember
 from midwatch.store.protocol import Changes, Earlier, Opening, SavedCycle, Watch
 from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
-    UNDIAGNOSED,
+    UNRESOLVED,
+    WAITING,
+    Instant,
     batches,
+    dump_json,
     select_tickets,
     subjects,
     ticket_of,
@@ -43,8 +38,6 @@ from midwatch.store.silences import (
     silences_revision,
 )
 
-_UNRESOLVED = tickets.c.status != TicketStatus.RESOLVED.value
-
 
 def watch(tx: Transaction, subject: str, kind: str | None = None) -> Watch:
     """Return a subject's unresolved tickets and state; a new subject is created."""
@@ -60,7 +53,7 @@ def watch(tx: Transaction, subject: str, kind: str | None = None) -> Watch:
         tx.execute(update(subjects).where(subjects.c.name == subject).values(kind=kind))
     found = tx.all(
         select_tickets()
-        .where(tickets.c.subject == subject, _UNRESOLVED)
+        .where(tickets.c.subject == subject, UNRESOLVED)
         .order_by(tickets.c.id)
     )
     return Watch(
@@ -214,7 +207,7 @@ def _seen_again(tx: Transaction, ids: Sequence[int], cycle: int | None) -> None:
     for chunk in chunks(ids):
         tx.execute(
             update(tickets)
-            .where(tickets.c.id.in_(chunk), tickets.c.seen_cycle.is_(None), _UNRESOLVED)
+            .where(tickets.c.id.in_(chunk), tickets.c.seen_cycle.is_(None), UNRESOLVED)
             .values(
                 occurrence_count=tickets.c.occurrence_count + 1,
                 last_seen_at=tx.now,
@@ -227,7 +220,7 @@ def _resolve(tx: Transaction, ids: Sequence[int]) -> None:
     for chunk in chunks(ids):
         open_rows = tx.all(
             select(tickets.c.id, tickets.c.status, tickets.c.batch_id)
-            .where(tickets.c.id.in_(chunk), _UNRESOLVED, tickets.c.held.is_(False))
+            .where(tickets.c.id.in_(chunk), UNRESOLVED, tickets.c.held.is_(False))
             .with_for_update()
         )
         resolve_rows(tx, open_rows, "monitor", RESOLVED_BY_OBSERVATION)
@@ -359,7 +352,7 @@ def join(
     own = select(tickets.c.id).where(
         tickets.c.subject == subject,
         tickets.c.batch_id.in_([row.id for row in waiting]),
-        tickets.c.status.in_(UNDIAGNOSED),
+        WAITING,
     )
     if len(waiting) > 1 and tx.one(own.limit(1)) is not None:
         _merge(tx, waiting, Severity.INFO)
@@ -374,7 +367,7 @@ def _waiting(
     of_incident = exists().where(
         tickets.c.batch_id == batches.c.id,
         tickets.c.subject.in_({subject, *linked}),
-        tickets.c.status.in_(UNDIAGNOSED),
+        WAITING,
     )
     return tx.all(
         select(batches.c.id, batches.c.severity)
@@ -421,7 +414,7 @@ def _move(tx: Transaction, sources: Sequence[int], batch: int) -> None:
         return
     rows = tx.all(
         select(tickets.c.id, tickets.c.status)
-        .where(tickets.c.batch_id.in_(sources), tickets.c.status.in_(UNDIAGNOSED))
+        .where(tickets.c.batch_id.in_(sources), WAITING)
         .with_for_update(skip_locked=True)
     )
     for chunk in chunks([row.id for row in rows]):
@@ -440,9 +433,7 @@ def _move(tx: Transaction, sources: Sequence[int], batch: int) -> None:
 
 def _leave_queue(tx: Transaction, ids: Collection[int]) -> None:
     """Take batches with nothing left to diagnose off the queue."""
-    left = exists().where(
-        and_(tickets.c.batch_id == batches.c.id, tickets.c.status.in_(UNDIAGNOSED))
-    )
+    left = exists().where(tickets.c.batch_id == batches.c.id, WAITING)
     tx.execute(update(batches).where(batches.c.id.in_(ids), ~left).values(queued=False))
 
 
@@ -521,7 +512,7 @@ def open_ticket(tx: Transaction, opening: Opening, actor: str) -> Ticket:
             tickets.c.subject == key.subject,
             tickets.c.invariant == key.invariant,
             tickets.c.component == key.component,
-            _UNRESOLVED,
+            UNRESOLVED,
         )
     )
     if present is None:
@@ -545,30 +536,43 @@ def increase_revision(tx: Transaction, subject: str) -> None:
     )
 
 
+_OF_KEY = (
+    "tickets WHERE tickets.subject = :subject AND tickets.invariant = wanted.invariant"
+    " AND tickets.component = wanted.component"
+)
+_EARLIER = (
+    "SELECT wanted.number,"
+    f" (SELECT id FROM {_OF_KEY} ORDER BY opened_at DESC, id DESC LIMIT 1) AS last,"
+    f" (SELECT count(*) FROM {_OF_KEY} AND opened_at > :since) AS recent FROM "
+)
+_EARLIER_SQLITE = text(
+    _EARLIER
+    + "(SELECT key AS number, json_extract(value, '$[0]') AS invariant, json_extract(value, '$[1]') AS component"
+    " FROM json_each(:keys)) AS wanted"
+).bindparams(bindparam("since", type_=Instant))
+_EARLIER_POSTGRES = text(
+    _EARLIER
+    + "(SELECT number - 1 AS number, key->>0 AS invariant, key->>1 AS component"
+    " FROM jsonb_array_elements(CAST(:keys AS jsonb)) WITH ORDINALITY AS one(key, number)) AS wanted"
+).bindparams(bindparam("since", type_=Instant))
+
+
 def earlier(
     tx: Transaction, subject: str, keys: Sequence[Key], within: float
 ) -> dict[Key, Earlier]:
     """Return the history of keys; a key without one is left out."""
-    recent = tickets.c.opened_at > tx.now - timedelta(seconds=within)
-    found: dict[Key, Earlier] = {}
-    for chunk in chunks(sorted({key.component for key in keys})):
-        for row in tx.all(
-            select(
-                tickets.c.invariant,
-                tickets.c.component,
-                func.max(tickets.c.id).label("last"),
-                func.sum(case((recent, 1), else_=0)).label("recent"),
-            )
-            .where(
-                tickets.c.subject == subject,
-                tickets.c.invariant.in_({key.invariant for key in keys}),
-                tickets.c.component.in_(chunk),
-            )
-            .group_by(tickets.c.invariant, tickets.c.component)
-        ):
-            key = Key(subject, row.invariant, row.component)
-            found[key] = Earlier(row.last, int(row.recent))
-    return {key: found[key] for key in keys if key in found}
+    sqlite = tx.connection.dialect.name == "sqlite"
+    values: Json = {
+        "subject": keepable(subject),
+        "keys": dump_json([[key.invariant, key.component] for key in keys]),
+        "since": tx.now - timedelta(seconds=within),
+    }
+    rows = tx.all(_EARLIER_SQLITE if sqlite else _EARLIER_POSTGRES, values)
+    return {
+        keys[row.number]: Earlier(row.last, row.recent)
+        for row in rows
+        if row.last is not None
+    }
 
 
 def openings(tx: Transaction, key: Key, within: float) -> list[Ticket]:

@@ -9,7 +9,7 @@ while something earlier is being sent or waits for its next attempt.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -37,11 +37,14 @@ from midwatch.store.on_call import (
     NewDelivery,
     Told,
 )
+from midwatch.store.overview import tickets_by_id
 from midwatch.store.schema import (
+    UNRESOLVED,
     cursors,
     deliveries,
     delivery_threads,
     investigations,
+    is_due,
     select_tickets,
     ticket_of,
     tickets,
@@ -57,19 +60,12 @@ CALLBACK = "callback"
 """The route of what calls back the one who asked for an investigation; its target is a URL."""
 TIMED = ("escalated", "held_too_long")
 """Events that are written before they come true; a thread is not notified of one until it is sent."""
+STATES = ("due", "sent", "given_up", "dropped")
+_MOST_PRUNED = 10_000
 _later = deliveries.alias("later")
 
 
 # ------------------------------------------------------------------ writing
-
-
-def tickets_by_id(tx: Transaction, ids: Collection[int]) -> dict[int, Ticket]:
-    """Return tickets by id; an unknown one is left out."""
-    return {
-        row.id: ticket_of(row)
-        for some in chunks(sorted(set(ids)))
-        for row in tx.all(select_tickets().where(tickets.c.id.in_(some)))
-    }
 
 
 def told(tx: Transaction, ids: Collection[int]) -> list[Told]:
@@ -84,7 +80,7 @@ def told(tx: Transaction, ids: Collection[int]) -> list[Told]:
                 column.route != CALLBACK,
                 or_(
                     column.state.in_(("sent", "given_up")),
-                    and_(column.state == "due", column.event.not_in(TIMED)),
+                    and_(is_due(column), column.event.not_in(TIMED)),
                 ),
             )
             .order_by(column.id)
@@ -178,7 +174,7 @@ def targets_due(tx: Transaction) -> list[str]:
     """Return the targets that something is due for."""
     column = deliveries.c
     due = select(column.target).where(
-        column.state == "due", column.due_at <= tx.now, _unclaimed(tx, column)
+        is_due(column), column.due_at <= tx.now, _unclaimed(tx, column)
     )
     return sorted(row.target for row in tx.all(due.distinct()))
 
@@ -237,7 +233,7 @@ def _claimable(tx: Transaction, target: str) -> Select[Any]:
     blocked = exists().where(
         other.target == column.target,
         other.thread == column.thread,
-        other.state == "due",
+        is_due(other),
         or_(
             and_(other.claim_token.is_not(None), other.claim_until > tx.now),
             and_(other.attempts > 0, other.due_at > tx.now),
@@ -247,7 +243,7 @@ def _claimable(tx: Transaction, target: str) -> Select[Any]:
         select(deliveries)
         .where(
             column.target == target,
-            column.state == "due",
+            is_due(column),
             column.due_at <= tx.now + _NEAR,
             _unclaimed(tx, column),
             ~blocked,
@@ -295,7 +291,7 @@ def finish_delivery(tx: Transaction, claim: DeliveryClaim, end: DeliveryEnd) -> 
     """Store how an attempt ended. Return false, and change nothing, if the claim was lost."""
     held = and_(
         deliveries.c.id.in_([one.id for one in claim.deliveries]),
-        deliveries.c.state == "due",
+        is_due(deliveries.c),
         deliveries.c.claim_token == claim.token,
     )
     if tx.one(select(deliveries.c.id).where(held).limit(1).with_for_update()) is None:
@@ -386,7 +382,7 @@ def give_up_deliveries(
     column = deliveries.c
     old = and_(
         column.target == target,
-        column.state == "due",
+        is_due(column),
         column.due_since < tx.now - timedelta(seconds=older),
         _unclaimed(tx, column),
     )
@@ -403,12 +399,21 @@ def list_deliveries(
     limit: int = 50,
 ) -> list[Delivery]:
     """Return deliveries, the newest first."""
-    found = select(deliveries).order_by(deliveries.c.id.desc()).limit(limit)
+    place = (deliveries.c.created_at.desc(), deliveries.c.id.desc())
+    found = select(deliveries).order_by(*place).limit(limit)
     if ticket_id is not None:
         found = found.where(deliveries.c.ticket_id == ticket_id)
-    if states:
-        found = found.where(deliveries.c.state.in_(states))
-    return [_delivery_of(row) for row in tx.all(found)]
+        if states:
+            found = found.where(deliveries.c.state.in_(states))
+        return [_delivery_of(row) for row in tx.all(found)]
+    # An index has those of each state in this order.
+    rows = [
+        row
+        for state in sorted(set(states or STATES))
+        for row in tx.all(found.where(deliveries.c.state == state))
+    ]
+    rows.sort(key=lambda row: (row.created_at, row.id), reverse=True)
+    return [_delivery_of(row) for row in rows[:limit]]
 
 
 def _delivery_of(row: Row[Any]) -> Delivery:
@@ -436,36 +441,42 @@ def delivery_counts(tx: Transaction, within: float) -> dict[str, int]:
     What is written for a moment to come (an escalation, a digest) is "planned".
     """
     column = deliveries.c
-    since = tx.now - timedelta(seconds=within)
-    planned = and_(column.state == "due", column.due_at > tx.now, column.attempts == 0)
-    counts: Mapping[str, int] = {
-        row.state: row.number
-        for row in tx.all(
-            select(column.state, func.count().label("number"))
-            .where(column.created_at > since, ~planned)
-            .group_by(column.state)
-        )
+    recent = column.created_at > tx.now - timedelta(seconds=within)
+    planned = and_(column.due_at > tx.now, column.attempts == 0)
+    conditions = {
+        **{
+            state: and_(column.state == state, recent)
+            for state in STATES
+            if state != "due"
+        },
+        "due": and_(is_due(column), recent, ~planned),
+        "planned": and_(is_due(column), planned),
     }
-    ahead = tx.one(select(func.count().label("number")).where(planned))
-    return {**counts, **({"planned": ahead.number} if ahead and ahead.number else {})}
+    counts = {
+        state: tx.connection.scalar(select(func.count()).where(condition)) or 0
+        for state, condition in conditions.items()
+    }
+    return {state: number for state, number in counts.items() if number}
 
 
 def prune_deliveries(tx: Transaction, older: float) -> int:
-    """Remove what ended more than `older` seconds ago, of resolved tickets alone. Return how many."""
+    """Remove what ended more than `older` seconds ago, of resolved tickets alone. Return how many.
+
+    At most `_MOST_PRUNED` are removed at once.
+    """
     column = deliveries.c
-    gone = select(tickets.c.id).where(tickets.c.status == TicketStatus.RESOLVED.value)
+    unresolved = exists().where(tickets.c.id == column.ticket_id, UNRESOLVED)
     before = tx.now - timedelta(seconds=older)
-    removed = tx.execute(
-        delete(deliveries).where(
-            column.state != "due",
-            column.created_at < before,
-            or_(column.ticket_id.is_(None), column.ticket_id.in_(gone)),
-        )
+    old = (
+        select(column.id)
+        .where(~is_due(column), column.created_at < before, ~unresolved)
+        .order_by(column.created_at)
+        .limit(_MOST_PRUNED)
     )
+    removed = tx.execute(delete(deliveries).where(column.id.in_(old)))
+    thread = delivery_threads.c
     left = exists().where(
-        column.target == delivery_threads.c.target,
-        column.thread == delivery_threads.c.thread,
+        column.target == thread.target, column.thread == thread.thread
     )
-    old = delivery_threads.c.updated_at < before
-    tx.execute(delete(delivery_threads).where(old, ~left))
+    tx.execute(delete(delivery_threads).where(thread.updated_at < before, ~left))
     return int(removed.rowcount)

@@ -13,6 +13,7 @@ from midwatch.store.schema import (
     audit,
     batches,
     deliveries,
+    delivery_threads,
     diagnoses,
     diagnosis_tickets,
     idempotency_keys,
@@ -23,17 +24,20 @@ from midwatch.store.schema import (
     silences,
     subjects,
     tickets,
+    tokens,
     transcript_entries,
 )
 
+# A partial index is used only where a statement has its condition, as `midwatch.store.schema` has these.
 _UNRESOLVED = text("status <> 'resolved'")
+_UNSETTLED = text("outcome IN ('running', 'lost', 'late')")
 
 Index(
     "batches_queue",
     batches.c.severity,
     batches.c.opened_at,
     batches.c.id,
-    sqlite_where=text("queued"),
+    sqlite_where=text("queued = 1"),
     postgresql_where=text("queued"),
 )
 Index("subjects_watcher", subjects.c.watcher)
@@ -56,7 +60,15 @@ Index(
     postgresql_where=_UNRESOLVED,
 )
 Index("tickets_batch", tickets.c.batch_id)
-Index("tickets_past", tickets.c.invariant, tickets.c.subject, tickets.c.opened_at)
+_PLACE = (tickets.c.opened_at, tickets.c.id)
+_KEY = (tickets.c.subject, tickets.c.invariant)
+Index("tickets_opened", *_PLACE)
+# With the severity, so that both orders of a list are read from them: see `midwatch.store.tickets.list_tickets`.
+Index("tickets_urgency", tickets.c.severity, *_PLACE)
+Index("tickets_subject", tickets.c.subject, tickets.c.severity, *_PLACE)
+Index("tickets_invariant", tickets.c.invariant, tickets.c.severity, *_PLACE)
+Index("tickets_subject_invariant", *_KEY, tickets.c.severity, *_PLACE)
+Index("tickets_key", *_KEY, tickets.c.component, *_PLACE)
 _PAST = past_incidents.c
 Index(
     "past_incidents_key",
@@ -67,9 +79,14 @@ Index(
 )
 Index("past_incidents_subject", _PAST.subject, _PAST.invariant, _PAST.ticket_id)
 Index("past_incidents_invariant", _PAST.invariant, _PAST.ticket_id)
-Index("tickets_opened", tickets.c.opened_at)
 Index("diagnoses_batch", diagnoses.c.batch_id)
 Index("diagnoses_started", diagnoses.c.started_at)
+Index(
+    "diagnoses_unsettled",
+    diagnoses.c.started_at,
+    sqlite_where=_UNSETTLED,
+    postgresql_where=_UNSETTLED,
+)
 Index("diagnosis_tickets_ticket", diagnosis_tickets.c.ticket_id)
 Index("audit_ticket", audit.c.ticket_id, audit.c.id)
 Index("silences_revision", silences.c.revision, unique=True)
@@ -86,12 +103,12 @@ Index(
 Index("silenced_seen", silenced.c.first_seen_at)
 Index("silenced_ticket", silenced.c.ticket_id)
 Index(
-    "alerts_firing",
+    "alerts_in_question",
     alerts.c.subject,
     alerts.c.invariant,
     alerts.c.component,
-    sqlite_where=text("status = 'firing'"),
-    postgresql_where=text("status = 'firing'"),
+    sqlite_where=text("status != 'resolved'"),
+    postgresql_where=text("status != 'resolved'"),
 )
 Index("alerts_received", alerts.c.received_at)
 Index(
@@ -105,10 +122,16 @@ Index(
 Index("deliveries_thread", deliveries.c.target, deliveries.c.thread)
 Index("deliveries_ticket", deliveries.c.ticket_id)
 Index("deliveries_created", deliveries.c.created_at)
+Index("deliveries_state", deliveries.c.state, deliveries.c.created_at, deliveries.c.id)
+Index("delivery_threads_updated", delivery_threads.c.updated_at)
 Index("investigations_ticket", investigations.c.ticket_id)
+Index("investigations_created", investigations.c.created_at, investigations.c.id)
 Index("idempotency_keys_created", idempotency_keys.c.created_at)
 Index("sessions_created", sessions.c.created_at, sessions.c.id)
 Index("sessions_ticket", sessions.c.ticket_id)
+Index("sessions_phase", sessions.c.phase, sessions.c.created_at, sessions.c.id)
+Index("tokens_parent", tokens.c.parent_id)
+Index("tokens_end", tokens.c.expires_at)
 _TRANSCRIPT = (
     transcript_entries.c.project_key,
     transcript_entries.c.session_id,

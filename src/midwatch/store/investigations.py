@@ -23,6 +23,7 @@ from midwatch.store.engine import Transaction
 from midwatch.store.on_call import Answered, Investigation
 from midwatch.store.protocol import Opening
 from midwatch.store.schema import (
+    UNRESOLVED,
     diagnoses,
     idempotency_keys,
     investigations,
@@ -146,7 +147,7 @@ def end_investigations(
         .join(investigations, investigations.c.ticket_id == tickets.c.id)
         .where(
             tickets.c.id.in_(list(ticket_ids)),
-            tickets.c.status != TicketStatus.RESOLVED.value,
+            UNRESOLVED,
         )
     )
     if not rows:

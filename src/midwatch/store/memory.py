@@ -1,28 +1,43 @@
 """Past incidents: resolved tickets from which later ones can be understood, found by key and by the words of their text.
 
 A ticket is one once it is resolved and has an answered diagnosis or was resolved by hand. Each search looks at
-a bounded number of them, whatever their number. SQLite finds words by FTS5, PostgreSQL by an index of tsvectors; a
-SQLite without FTS5 finds by key alone.
+a bounded number of them, whatever their number. SQLite finds words by FTS5, PostgreSQL by a table that has the newest incidents of
+each word; a SQLite without FTS5 finds by key alone.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from heapq import nlargest
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, or_, select, text
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.sql.expression import TextClause
 
-from midwatch.model import Grounded, Json, Key, Ticket, TicketStatus
+from midwatch.model import Grounded, Json, Key, Ticket
 from midwatch.store.engine import Transaction
 from midwatch.store.protocol import Past
 from midwatch.store.schema import (
+    RESOLVED,
     RESOLVED_BY_OBSERVATION,
     diagnoses,
+    dump_json,
     past_incidents,
     select_tickets,
     ticket_of,
@@ -43,7 +58,9 @@ _MOST_STORED = 300
 _MOST_SEARCHED = 24
 _PER_WORD = 40
 _PER_KEY = 20
-"""Words that are stored of an incident and searched at once, and candidates by each word and by each kind of key."""
+_MOST_COMPARED = 50
+"""Words that are stored of an incident and searched at once, candidates by each word and by each kind of key, and how many of
+both are compared in full."""
 _MOST_OF_A_KEY = 3
 """Incidents of one key in a result: a hundred openings of one ticket teach little more than the latest."""
 _LEAST_WORDS = 2
@@ -77,11 +94,14 @@ def texts_of(row: Any, answer: Json | None) -> list[str]:
     ]
 
 
+_KeyParts = tuple[str, str, str]
+
+
 @dataclass(slots=True)
 class _Candidate:
     id: int
-    key: Key
-    words: frozenset[str]
+    key: _KeyParts
+    words: set[str]
     score: float = 0.0
 
 
@@ -103,30 +123,50 @@ def remember(tx: Transaction, ids: Sequence[int]) -> None:
         )
         .where(
             tickets.c.id.in_(ids),
-            tickets.c.status == TicketStatus.RESOLVED.value,
+            RESOLVED,
             or_(
                 diagnoses.c.id.is_not(None),
                 tickets.c.resolution != RESOLVED_BY_OBSERVATION,
             ),
         )
     )
-    indexed = bool(rows) and has_words(tx)
     for row in rows:
-        words = " ".join(words_of(texts_of(row, row.answer)))
+        words = words_of(texts_of(row, row.answer))
         values = {
             "subject": row.subject,
             "invariant": row.invariant,
             "component": row.component,
-            "words": words,
+            "words": " ".join(words),
         }
         tx.insert_or_update(past_incidents, {"ticket_id": row.id, **values}, values)
-        if indexed:
-            word_row = {"id": row.id, "words": words}
-            tx.execute(text("DELETE FROM past_words WHERE rowid = :id"), word_row)
-            tx.execute(
-                text("INSERT INTO past_words (rowid, words) VALUES (:id, :words)"),
-                word_row,
-            )
+        _index_words(tx, row.id, words)
+
+
+_ADD_WORDS = text(
+    "INSERT INTO past_words (word, ticket_id) SELECT unnest(CAST(:words AS text[])), :id ON CONFLICT DO NOTHING"
+)
+_FORGET_WORDS = text(
+    "WITH newest AS (SELECT one AS word, (SELECT ticket_id FROM past_words WHERE word = one"
+    " ORDER BY ticket_id DESC OFFSET :most - 1 LIMIT 1) AS least FROM unnest(CAST(:words AS text[])) AS one),"
+    " older AS (SELECT p.word, p.ticket_id FROM newest JOIN past_words AS p ON p.word = newest.word"
+    " AND p.ticket_id < newest.least FOR UPDATE OF p SKIP LOCKED)"
+    " DELETE FROM past_words AS p USING older WHERE p.word = older.word AND p.ticket_id = older.ticket_id"
+)
+"""A search reads the newest of a word alone, so that others would only take space."""
+_FORGET_EVERY = 16
+
+
+def _index_words(tx: Transaction, id_: int, words: Sequence[str]) -> None:
+    if tx.connection.dialect.name == "postgresql":
+        values: Json = {"id": id_, "words": sorted(words)}
+        tx.execute(_ADD_WORDS, values)
+        if id_ % _FORGET_EVERY == 0:
+            tx.execute(_FORGET_WORDS, {**values, "most": _PER_WORD})
+    elif has_words(tx):
+        row = {"id": id_, "words": " ".join(words)}
+        tx.execute(text("DELETE FROM past_words WHERE rowid = :id"), row)
+        insert = "INSERT INTO past_words (rowid, words) VALUES (:id, :words)"
+        tx.execute(text(insert), row)
 
 
 def create_words(connection: Connection) -> None:
@@ -149,6 +189,27 @@ def has_words(tx: Transaction) -> bool:
 
 
 # ------------------------------------------------------------------ search
+
+_IDS: BindParameter[Any] = bindparam("p_ids", expanding=True)
+_SELECT_CANDIDATES = select(past_incidents).where(past_incidents.c.ticket_id.in_(_IDS))
+_SELECT_PAST = (
+    select_tickets()
+    .add_columns(
+        diagnoses.c.answer,
+        diagnoses.c.confidence,
+        diagnoses.c.verified_claims,
+        diagnoses.c.total_claims,
+    )
+    .outerjoin(
+        diagnoses,
+        and_(
+            diagnoses.c.id == tickets.c.diagnosis_id,
+            diagnoses.c.outcome == "answered",
+        ),
+    )
+    .where(tickets.c.id.in_(_IDS))
+)
+"""Tickets with their answered diagnosis."""
 
 
 def past(tx: Transaction, similar_to: Sequence[Ticket], limit: int = 5) -> list[Past]:
@@ -173,47 +234,83 @@ def search_past(tx: Transaction, query: str, limit: int = 5) -> list[Past]:
 def _found(
     tx: Transaction, keys: Sequence[Key], words: Sequence[str], limit: int
 ) -> list[Past]:
-    by_word = _ids_by_word(tx, words)
-    ids = {id_ for found in by_word.values() for id_ in found} | _ids_by_key(tx, keys)
-    rows = tx.all(select(past_incidents).where(past_incidents.c.ticket_id.in_(ids)))
-    candidates = [
+    by_word = _ids_by_word(tx, words) if words else {}
+    by_key = _ids_by_key(tx, keys) if keys else []
+    weight = _weights(by_word)
+    candidates = _read(tx, _candidates(by_word, by_key, weight, limit), weight)
+    best = _best(candidates, keys, weight, limit)
+    rows = tx.all(_SELECT_PAST, {"p_ids": [one.id for one in best]}) if best else ()
+    known = {row.id: row for row in rows}
+    same = _Kin(keys).keys
+    return [_past_of(known[one.id], one.key in same) for one in best]
+
+
+def _weights(by_word: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Return what each word counts for that a past incident has: a rare one more."""
+    return {
+        word: 1 / math.log2(2 + len(found)) for word, found in by_word.items() if found
+    }
+
+
+def _candidates(
+    by_word: Mapping[str, Sequence[int]],
+    by_key: Sequence[Sequence[int]],
+    weight_of: Mapping[str, float],
+    limit: int,
+) -> list[int]:
+    """Return the incidents to compare in full: those with the most weight of the words, of each key and of all."""
+    weight: defaultdict[int, float] = defaultdict(float)
+    for word, found in by_word.items():
+        for id_ in found:
+            weight[id_] += weight_of[word]
+    most = max(_MOST_COMPARED, 4 * limit)
+
+    def best(ids: Iterable[int], count: int) -> list[int]:
+        return nlargest(count, ids, key=lambda id_: (weight.get(id_, 0.0), id_))
+
+    of_keys = [id_ for found in by_key for id_ in best(found, 2 * _MOST_OF_A_KEY)]
+    return list({*best(weight, most), *list(dict.fromkeys(of_keys))[:most]})
+
+
+def _read(
+    tx: Transaction, ids: Sequence[int], words: Collection[str]
+) -> list[_Candidate]:
+    """Return the candidates with these ids, with those of the words that they have."""
+    rows = tx.all(_SELECT_CANDIDATES, {"p_ids": ids}) if ids else ()
+    searched = set(words)
+    return [
         _Candidate(
             row.ticket_id,
-            Key(row.subject, row.invariant, row.component),
-            frozenset(row.words.split()),
+            (row.subject, row.invariant, row.component),
+            searched.intersection(row.words.split()),
         )
         for row in rows
     ]
-    hits = {word: len(found) for word, found in by_word.items()}
-    best = _best(candidates, keys, hits, limit)
-    known = _rows(tx, [one.id for one in best])
-    return [_past_of(known[one.id], one.key in keys) for one in best]
 
 
 def _best(
     candidates: Sequence[_Candidate],
     keys: Sequence[Key],
-    hits: dict[str, int],
+    weight: Mapping[str, float],
     limit: int,
 ) -> list[_Candidate]:
     """Return the candidates that are like the present, the best first: by key, by words, then the newest.
 
-    A rare word weighs more; one that no past incident has counts for nothing. `hits` has the number of
-    candidates by each word.
+    `weight` has what each of the words that are known counts for.
     """
-    weight = {word: 1 / math.log2(2 + count) for word, count in hits.items() if count}
+    kin = _Kin(keys)
     whole = sum(weight.values()) or 1.0
     least = _LEAST_WORDS if keys else 1
+    least_share = _LEAST_SHARE if keys else 0.0
     chosen = []
     for one in candidates:
-        shared = one.words & weight.keys()
-        share = sum(weight[word] for word in shared) / whole
-        kin = _kinship(one.key, keys)
-        if kin or (len(shared) >= least and share >= (_LEAST_SHARE if keys else 0)):
-            one.score = kin + share
+        share = sum(weight[word] for word in one.words) / whole
+        near = kin.near(one.key)
+        if near or (len(one.words) >= least and share >= least_share):
+            one.score = near + share
             chosen.append(one)
     chosen.sort(key=lambda one: (-one.score, -one.id))
-    seen: Counter[Key] = Counter()
+    seen: Counter[_KeyParts] = Counter()
     kept = []
     for one in chosen:
         seen[one.key] += 1
@@ -222,94 +319,94 @@ def _best(
     return kept[: max(limit, 0)]
 
 
-def _kinship(key: Key, keys: Sequence[Key]) -> float:
-    """Return how near a key is to the present ones: the same, of the same subject and invariant, of the invariant."""
-    if key in keys:
-        return 4.0
-    if any(
-        (key.subject, key.invariant) == (one.subject, one.invariant) for one in keys
-    ):
-        return 2.5
-    return 1.0 if any(key.invariant == one.invariant for one in keys) else 0.0
+class _Kin:
+    """How near a key is to the present ones: the same, of the same subject and invariant, of the invariant."""
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self.keys = {(one.subject, one.invariant, one.component) for one in keys}
+        self._of_subject = {key[:2] for key in self.keys}
+        self._invariants = {key[1] for key in self.keys}
+
+    def near(self, key: _KeyParts) -> float:
+        if key in self.keys:
+            return 4.0
+        if key[:2] in self._of_subject:
+            return 2.5
+        return 1.0 if key[1] in self._invariants else 0.0
 
 
-def _ids_by_key(tx: Transaction, keys: Sequence[Key]) -> set[int]:
-    """Return the newest incidents of each key, of each subject and invariant, and of each invariant."""
-    table = past_incidents.c
-    of_subject = {
-        (key.subject, key.invariant): and_(
-            table.subject == key.subject, table.invariant == key.invariant
-        )
-        for key in keys
-    }
-    conditions = [
-        *(
-            and_(
-                of_subject[key.subject, key.invariant], table.component == key.component
-            )
-            for key in keys
-        ),
-        *of_subject.values(),
-        *(table.invariant == one for one in sorted({key.invariant for key in keys})),
-    ]
-    return {
-        row.ticket_id
-        for condition in conditions
-        for row in tx.all(
-            select(table.ticket_id)
-            .where(condition)
-            .order_by(table.ticket_id.desc())
-            .limit(_PER_KEY)
-        )
-    }
-
-
-_BY_WORD_SQLITE = text(
-    "SELECT rowid FROM past_words WHERE past_words MATCH :word ORDER BY rowid DESC LIMIT :most"
+# The same of both databases: for each row of a list, the newest incidents that match it, in the order of the list.
+_SQLITE = (
+    "SELECT (SELECT json_group_array(id) FROM ({newest})) AS ids"
+    " FROM json_each(:wanted) AS wanted ORDER BY wanted.key"
 )
-_BY_WORD_POSTGRES = text(
-    "SELECT word, found.ticket_id FROM unnest(CAST(:words AS text[])) AS word CROSS JOIN LATERAL"
-    " (SELECT ticket_id FROM past_incidents WHERE array_to_tsvector(string_to_array(words, ' '))"
-    " @@ CAST(word AS tsquery) LIMIT :most) AS found"
+_POSTGRES = (
+    "SELECT array(SELECT id FROM ({newest}) AS newest) AS ids"
+    " FROM jsonb_array_elements(CAST(:wanted AS jsonb)) WITH ORDINALITY AS wanted(value, key) ORDER BY wanted.key"
 )
+_NEWEST_OF_KEY = "SELECT ticket_id AS id FROM past_incidents WHERE {same} ORDER BY ticket_id DESC LIMIT :most"
+_KINDS_OF_KEY = (
+    ("subject", "invariant", "component"),
+    ("subject", "invariant"),
+    ("invariant",),
+)
+"""Columns of which a past incident shares the values, the nearest kind first."""
 
 
-def _ids_by_word(tx: Transaction, words: Sequence[str]) -> dict[str, list[int]]:
-    """Return incidents by each word, a bounded number of them."""
-    found: dict[str, list[int]] = {word: [] for word in words}
-    if tx.connection.dialect.name == "postgresql":
-        # Of a frequent word the index returns about so many entries, and not all.
-        tx.execute(text("SELECT set_config('gin_fuzzy_search_limit', '1000', true)"))
-        values: Json = {"words": list(words), "most": _PER_WORD}
-        for row in tx.all(_BY_WORD_POSTGRES, values) if words else ():
-            found[row.word].append(row.ticket_id)
-    elif has_words(tx):
-        for word in words:
-            query = {"word": f'"{word}"', "most": _PER_WORD}
-            found[word] = [row.rowid for row in tx.all(_BY_WORD_SQLITE, query)]
+@lru_cache(maxsize=16)
+def _for_each(newest: str, sqlite: bool) -> TextClause:
+    """Return the statement that has the ids that a query finds for each of the wanted values."""
+    return text((_SQLITE if sqlite else _POSTGRES).format(newest=newest))
+
+
+def _newest(
+    tx: Transaction, newest: str, wanted: Sequence[Any], most: int
+) -> list[list[int]]:
+    sqlite = tx.connection.dialect.name == "sqlite"
+    values = {"wanted": dump_json(wanted), "most": most}
+    rows = tx.all(_for_each(newest, sqlite), values)
+    return [json.loads(row.ids) if sqlite else row.ids for row in rows]
+
+
+def _part(place: int, sqlite: bool) -> str:
+    """Return the value at a place of what is wanted, as SQL."""
+    return (
+        f"json_extract(wanted.value, '$[{place}]')"
+        if sqlite
+        else f"wanted.value->>{place}"
+    )
+
+
+def _ids_by_key(tx: Transaction, keys: Sequence[Key]) -> list[list[int]]:
+    """Return the newest incidents of each key, of each subject and invariant, and of each invariant, in this order."""
+    sqlite = tx.connection.dialect.name == "sqlite"
+    found: list[list[int]] = []
+    for kind in _KINDS_OF_KEY:
+        every = (tuple(getattr(key, name) for name in kind) for key in keys)
+        same = " AND ".join(
+            f"{name} = {_part(place, sqlite)}" for place, name in enumerate(kind)
+        )
+        newest = _NEWEST_OF_KEY.format(same=same)
+        found += _newest(tx, newest, list(dict.fromkeys(every)), _PER_KEY)
     return found
 
 
-def _rows(tx: Transaction, ids: Sequence[int]) -> dict[int, Row[Any]]:
-    """Return tickets with their answered diagnosis, by id."""
-    statement = (
-        select_tickets()
-        .add_columns(
-            diagnoses.c.answer,
-            diagnoses.c.confidence,
-            diagnoses.c.verified_claims,
-            diagnoses.c.total_claims,
-        )
-        .outerjoin(
-            diagnoses,
-            and_(
-                diagnoses.c.id == tickets.c.diagnosis_id,
-                diagnoses.c.outcome == "answered",
-            ),
-        )
-        .where(tickets.c.id.in_(ids))
-    )
-    return {row.id: row for row in tx.all(statement)}
+_WITH_WORD_SQLITE = (
+    "SELECT rowid AS id FROM past_words WHERE past_words MATCH '\"' || wanted.value || '\"'"
+    " ORDER BY rowid DESC LIMIT :most"
+)
+_WITH_WORD_POSTGRES = "SELECT ticket_id AS id FROM past_words WHERE word = wanted.value->>0 ORDER BY ticket_id DESC LIMIT :most"
+
+
+def _ids_by_word(tx: Transaction, words: Sequence[str]) -> dict[str, list[int]]:
+    """Return the newest incidents with each word."""
+    if tx.connection.dialect.name == "postgresql":
+        found = _newest(tx, _WITH_WORD_POSTGRES, [[word] for word in words], _PER_WORD)
+    elif has_words(tx):
+        found = _newest(tx, _WITH_WORD_SQLITE, words, _PER_WORD)
+    else:
+        return {}
+    return dict(zip(words, found, strict=True))
 
 
 def _past_of(row: Row[Any], same: bool) -> Past:

@@ -43,6 +43,7 @@ from midwatch.store.memory import remember
 from midwatch.store.protocol import Budget, Claim, Daemon, Finish, Pause, PauseKind
 from midwatch.store.schema import (
     UNDIAGNOSED,
+    WAITING,
     Instant,
     batches,
     daemons,
@@ -56,6 +57,7 @@ from midwatch.store.schema import (
     tickets,
 )
 from midwatch.store.silences import not_silent
+from midwatch.store.sums import sum_hours
 
 NO_CLAIM = {"claim_holder": None, "claim_token": None, "claim_until": None}
 
@@ -95,7 +97,7 @@ MARK_LOST = (
 )
 SELECT_UNDIAGNOSED = (
     select_tickets()
-    .where(tickets.c.batch_id.in_(_IDS), tickets.c.status.in_(UNDIAGNOSED))
+    .where(tickets.c.batch_id.in_(_IDS), WAITING)
     .order_by(tickets.c.severity, tickets.c.id)
 )
 
@@ -570,9 +572,10 @@ def list_pauses(tx: Transaction) -> list[Pause]:
 
 
 def beat(tx: Transaction, name: str, kind: str, info: Json) -> None:
-    """Save the heartbeat of a daemon."""
+    """Save the heartbeat of a daemon, and sum hours that have ended."""
     values = {"kind": kind, "beat_at": tx.now, "info": info}
     tx.insert_or_update(daemons, {"name": name, **values}, values)
+    sum_hours(tx)
 
 
 def list_daemons(tx: Transaction, within: float) -> list[Daemon]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import delete, func, or_, select
 
-from midwatch.model import Json, Key, Severity, TicketStatus, Violation
+from midwatch.model import Json, Key, Severity, Violation
 from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
 from midwatch.store.alert_episodes import UNKNOWN_START, Episode, Episodes
 from midwatch.store.cycles import (
@@ -27,7 +27,9 @@ from midwatch.store.cycles import (
 from midwatch.store.engine import Transaction, chunks
 from midwatch.store.protocol import Opening
 from midwatch.store.schema import (
+    IN_QUESTION,
     RESOLVED_BY_OBSERVATION,
+    UNRESOLVED,
     alerts,
     senders,
     subjects,
@@ -142,7 +144,7 @@ def _rows_of(
     unknown = alerts.c.starts_at == UNKNOWN_START
     recent = alerts.c.received_at > tx.now - Episodes.LATE
     for chunk in chunks(found):
-        matters = or_(alerts.c.status.in_((_FIRING, _DOUBTED)), recent, unknown)
+        matters = or_(IN_QUESTION, recent, unknown)
         if len(starts) <= 500:
             matters = or_(matters, alerts.c.starts_at.in_(starts))
         else:
@@ -217,6 +219,7 @@ def _not_firing(tx: Transaction, name: str, ended: Collection[Key]) -> list[Key]
                 select(alerts.c.invariant, alerts.c.component).where(
                     alerts.c.subject == name,
                     alerts.c.status == _FIRING,
+                    IN_QUESTION,
                     alerts.c.invariant.in_({key.invariant for key in chunk}),
                     alerts.c.component.in_({key.component for key in chunk}),
                 )
@@ -248,7 +251,7 @@ def _unresolved(tx: Transaction, name: str, keys: Iterable[Key]) -> dict[Key, An
             )
             .where(
                 tickets.c.subject == name,
-                tickets.c.status != TicketStatus.RESOLVED.value,
+                UNRESOLVED,
                 tickets.c.invariant.in_({key.invariant for key in chunk}),
                 tickets.c.component.in_({key.component for key in chunk}),
             )
@@ -336,7 +339,7 @@ def _room(tx: Transaction, name: str, most: int) -> int:
         select(tickets.c.id)
         .where(
             tickets.c.subject == name,
-            tickets.c.status != TicketStatus.RESOLVED.value,
+            UNRESOLVED,
         )
         .limit(most)
         .subquery()
@@ -355,7 +358,7 @@ def pushed_alerts(tx: Transaction, subject: str) -> PushedAlerts:
         for row in tx.all(
             select(tickets.c.invariant, tickets.c.component).where(
                 tickets.c.subject == subject,
-                tickets.c.status != TicketStatus.RESOLVED.value,
+                UNRESOLVED,
             )
         )
     )
@@ -364,7 +367,7 @@ def pushed_alerts(tx: Transaction, subject: str) -> PushedAlerts:
         return PushedAlerts((), tx.now, ticketed)
     kept = tx.all(
         select(alerts)
-        .where(alerts.c.subject == subject, alerts.c.status.in_((_FIRING, _DOUBTED)))
+        .where(alerts.c.subject == subject, IN_QUESTION)
         .order_by(alerts.c.severity, alerts.c.starts_at, alerts.c.fingerprint)
     )
     rows = [row for row in kept if row.status == _FIRING]

@@ -34,6 +34,8 @@ from sqlalchemy import (
     TypeDecorator,
     and_,
     case,
+    literal_column,
+    or_,
     select,
     text,
 )
@@ -517,6 +519,30 @@ idempotency_keys = Table(
     Column("answer", Document, nullable=False),
     Column("created_at", Instant, nullable=False),
 )
+
+
+# Conditions of partial indexes. They are literal in statements too: a plan that is made for any value of a parameter
+# cannot use such an index.
+RESOLVED: ColumnElement[bool] = tickets.c.status == literal_column("'resolved'")
+UNRESOLVED: ColumnElement[bool] = tickets.c.status != literal_column("'resolved'")
+WAITING: ColumnElement[bool] = and_(
+    UNRESOLVED,  # has an index
+    or_(
+        *(
+            tickets.c.status == literal_column(f"'{one.value}'")
+            for one in model.UNDIAGNOSED
+        )
+    ),
+)
+"""Tickets that wait for their diagnosis."""
+IN_QUESTION: ColumnElement[bool] = alerts.c.status != literal_column("'resolved'")
+"""Alerts that fire, or whose sender fell silent before it resolved them."""
+
+
+def is_due(column: Any) -> ColumnElement[bool]:
+    """Return the condition of deliveries that are to be sent; `column` are the columns of the table or an alias."""
+    due: ColumnElement[bool] = column.state == literal_column("'due'")
+    return due
 
 
 RESOLVED_BY_OBSERVATION = "the invariant was observed to hold again"

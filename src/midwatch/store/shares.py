@@ -14,8 +14,7 @@ from sqlalchemy import delete, select, text, update
 
 from midwatch.model import Json
 from midwatch.shares import Member, Share, fair_shares, version_of
-from midwatch.store.cycles import chunks
-from midwatch.store.engine import CLOCK_SLACK, Transaction
+from midwatch.store.engine import CLOCK_SLACK, Transaction, chunks
 from midwatch.store.queue import beat
 from midwatch.store.schema import monitors, subjects
 

@@ -16,7 +16,6 @@ from sqlalchemy import (
     and_,
     exists,
     func,
-    literal_column,
     or_,
     select,
     text,
@@ -24,7 +23,7 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import Conflict, NotFound
-from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, Violation
+from midwatch.model import Json, Key, Severity, Ticket, Violation
 from midwatch.silences import (
     Hold,
     InvalidSilence,
@@ -42,7 +41,8 @@ from midwatch.silences import (
 from midwatch.store.engine import Transaction, audit_row
 from midwatch.store.schema import (
     LARGEST_ID,
-    UNDIAGNOSED,
+    UNRESOLVED,
+    WAITING,
     batches,
     diagnoses,
     select_tickets,
@@ -230,12 +230,11 @@ def list_silenced(
 
 def count_silenced(tx: Transaction, since: datetime) -> tuple[int, int]:
     """Return how many violations became silent since a time, and how many are silent now."""
-    counts = select(
-        func.count().filter(silenced.c.first_seen_at > since).label("since"),
-        func.count().filter(_PRESENT).label("now"),
-    ).where(or_(silenced.c.first_seen_at > since, _PRESENT))
-    row = tx.connection.execute(counts).one()
-    return int(row.since), int(row.now)
+    began, now = (
+        tx.connection.scalar(select(func.count()).where(condition))
+        for condition in (silenced.c.first_seen_at > since, _PRESENT)
+    )
+    return int(began or 0), int(now or 0)
 
 
 def was_silent_before() -> Any:
@@ -404,7 +403,7 @@ def _apply(tx: Transaction, actor: str) -> None:
     rows = tx.all(
         select_tickets()
         .add_columns(subjects.c.kind, silenced.c.silence_id)
-        .where(tickets.c.status != TicketStatus.RESOLVED.value)
+        .where(UNRESOLVED)
     )
     silent: list[Silencing] = []
     audible: list[Key] = []
@@ -425,12 +424,6 @@ def _apply(tx: Transaction, actor: str) -> None:
 # ------------------------------------------------------------------ the queue
 
 
-# Literal, as a list in parameters is written into the statement each time.
-_UNDIAGNOSED = or_(
-    *(tickets.c.status == literal_column(f"'{one}'") for one in UNDIAGNOSED)
-)
-
-
 def not_silent(now: Any) -> Any:
     """Return the condition of batches that are not silent as a whole at a time, a value or a parameter."""
     lasts = and_(_PRESENT, or_(silenced.c.until.is_(None), silenced.c.until > now))
@@ -440,7 +433,7 @@ def not_silent(now: Any) -> Any:
         silenced.c.invariant == tickets.c.invariant,
         silenced.c.component == tickets.c.component,
     )
-    undiagnosed = and_(tickets.c.batch_id == batches.c.id, _UNDIAGNOSED)
+    undiagnosed = and_(tickets.c.batch_id == batches.c.id, WAITING)
     return or_(
         ~exists().where(lasts),  # mostly nothing is silent, and this is asked once
         ~exists().where(undiagnosed, is_silent),

@@ -24,7 +24,7 @@ from midwatch.store import api_tokens, cycles
 from midwatch.store import deliveries as delivery_functions
 from midwatch.store import feed
 from midwatch.store import investigations as asked
-from midwatch.store import memory, overview, queue, received_alerts, shares
+from midwatch.store import memory, overview, periods, queue, received_alerts, shares
 from midwatch.store import silences as silence_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store import unchanged
@@ -41,6 +41,7 @@ from midwatch.store.engine import (
 )
 from midwatch.store.schema import REVISION, database_now, metadata
 from midwatch.store.sqlite import Renewal
+from midwatch.store.statistics import write_statistics
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -131,7 +132,7 @@ class SqlStore(TransactionalStore):
     unresolved_counts = read(overview.unresolved_counts)
     subject_states = read(overview.subject_states)
     most_urgent = read(overview.most_urgent)
-    figures = read(overview.figures)
+    figures = read(periods.figures)
 
     # People.
     ticket = read(ticket_functions.ticket)
@@ -148,7 +149,7 @@ class SqlStore(TransactionalStore):
     retry = write(ticket_functions.retry)
     open_ticket = write(cycles.open_ticket)
     update_diagnosis = write(ticket_functions.update_diagnosis)
-    stats = read(ticket_functions.stats)
+    stats = read(periods.stats)
 
     # Pushed alerts.
     receive = write(received_alerts.receive)
@@ -179,7 +180,7 @@ class SqlStore(TransactionalStore):
     begin_request = write(asked.begin_request)
     end_request = write(asked.end_request)
     # Notifications.
-    tickets_by_id = read(delivery_functions.tickets_by_id)
+    tickets_by_id = read(overview.tickets_by_id)
     told = read(delivery_functions.told)
     save_deliveries = write(delivery_functions.save_deliveries)
     targets_due = read(delivery_functions.targets_due)
@@ -263,7 +264,10 @@ def _upgrade(connection: Connection) -> str | None:
             return before
         if before is None and not inspect(connection).get_table_names():
             _create(connection)
-            return None
+        else:
+            _migrate(connection)
+        write_statistics(connection)
+        return before
     return _migrate(connection)
 
 

@@ -5,14 +5,21 @@ Each command appends an audit row.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import timedelta
-from statistics import median
 from typing import Any
 
-from sqlalchemy import Row, func, literal, or_, select, tuple_, update
+from sqlalchemy import (
+    Row,
+    Select,
+    func,
+    literal,
+    or_,
+    select,
+    tuple_,
+    union_all,
+    update,
+)
 from sqlalchemy.sql import ColumnElement
 
 from midwatch.errors import Conflict, NotFound, Outdated
@@ -23,7 +30,6 @@ from midwatch.model import (
     Severity,
     Ticket,
     TicketStatus,
-    Usage,
     keepable,
 )
 from midwatch.store.cycles import (
@@ -34,10 +40,11 @@ from midwatch.store.cycles import (
 )
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row, chunks
 from midwatch.store.memory import remember
+from midwatch.store.overview import tickets_by_id
 from midwatch.store.protocol import (
     Brief,
     Finish,
-    Stats,
+    Place,
     TicketFilter,
     TicketSession,
 )
@@ -45,6 +52,8 @@ from midwatch.store.queue import insert_diagnosis
 from midwatch.store.schema import (
     LARGEST_ID,
     UNDIAGNOSED,
+    UNRESOLVED,
+    WAITING,
     audit,
     batches,
     diagnoses,
@@ -55,9 +64,8 @@ from midwatch.store.schema import (
     subjects,
     ticket_of,
     tickets,
-    usage_of,
 )
-from midwatch.store.silences import count_silenced, share_silences, was_silent_before
+from midwatch.store.silences import share_silences
 
 
 def ticket(tx: Transaction, ticket_id: int) -> Ticket:
@@ -71,24 +79,81 @@ def ticket(tx: Transaction, ticket_id: int) -> Ticket:
     return ticket_of(row)
 
 
+_PLACE = (tickets.c.opened_at, tickets.c.id)
+_EVERY_SEVERITY = tuple(sorted(Severity))
+
+
 def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
     """Return the tickets that match."""
-    statement = select_tickets()
+    limit = max(query.limit, 0)
     # In a history the newest matters most; open tickets are worked on oldest first.
     newest_first = query.newest_first or not query.statuses
-    place = (tickets.c.opened_at, tickets.c.id)
-    order = place if newest_first else (tickets.c.severity, *place)
-    statement = statement.order_by(
-        *(one.desc() if newest_first else one for one in order)
-    )
+    conditions = list(_conditions(query))
+    if not _reads_history(query):
+        return _in_order(tx, select_tickets().where(*conditions), query, newest_first)
+    # Resolved tickets are many. Of each severity, and of each subject and invariant with it, an index has them in
+    # either order, so the first of the list are among the first of each severity.
+    parts = [
+        _of_severity(severity, conditions, query.after, newest_first).limit(limit)
+        for severity in _EVERY_SEVERITY
+        if query.severity in (None, severity)
+        and (newest_first or query.after is None or severity >= query.after.severity)
+    ]
+    if not parts:
+        return []
+    found = union_all(*(select(part.subquery()) for part in parts)).subquery()
+    place = _order(found.c, newest_first)
+    ids = [row.id for row in tx.all(select(found.c.id).order_by(*place).limit(limit))]
+    by_id = tickets_by_id(tx, ids)
+    return [by_id[id_] for id_ in ids]
+
+
+def _reads_history(query: TicketFilter) -> bool:
+    """Return whether resolved tickets are asked for, and not only those of a batch."""
+    resolved = not query.statuses or TicketStatus.RESOLVED in query.statuses
+    return resolved and query.batch is None
+
+
+def _of_severity(
+    severity: Severity,
+    conditions: Sequence[ColumnElement[bool]],
+    after: Place | None,
+    newest_first: bool,
+) -> Select[Any]:
+    own = tickets.c.severity == severity
+    found = select(tickets.c.id, tickets.c.severity, tickets.c.opened_at)
+    found = found.where(own, *conditions)
+    found = found.order_by(*(one.desc() if newest_first else one for one in _PLACE))
+    if after is not None and (newest_first or severity == after.severity):
+        found = found.where(_behind(_PLACE, after, newest_first))
+    return found
+
+
+def _in_order(
+    tx: Transaction, statement: Select[Any], query: TicketFilter, newest_first: bool
+) -> list[Ticket]:
+    place = _PLACE if newest_first else (tickets.c.severity, *_PLACE)
     if query.after is not None:
-        values = asdict(query.after)
-        after = tuple_(*(literal(values[one.name], one.type) for one in order))
-        behind = tuple_(*order) < after if newest_first else tuple_(*order) > after
-        statement = statement.where(behind)
-    for condition in _conditions(query):
-        statement = statement.where(condition)
+        statement = statement.where(_behind(place, query.after, newest_first))
+    if query.severity is not None:
+        statement = statement.where(tickets.c.severity == query.severity)
+    statement = statement.order_by(*_order(tickets.c, newest_first))
     return list(map(ticket_of, tx.all(statement.limit(max(query.limit, 0)))))
+
+
+def _order(column: Any, newest_first: bool) -> list[Any]:
+    if newest_first:
+        return [column.opened_at.desc(), column.id.desc()]
+    return [column.severity, column.opened_at, column.id]
+
+
+def _behind(
+    place: Sequence[ColumnElement[Any]], after: Place, newest_first: bool
+) -> ColumnElement[bool]:
+    """Return the condition of tickets behind a place of the order by these columns."""
+    values = asdict(after)
+    last = tuple_(*(literal(values[str(one.key)], one.type) for one in place))
+    return tuple_(*place) < last if newest_first else tuple_(*place) > last
 
 
 _SEARCHED = (
@@ -104,12 +169,11 @@ _MOST_WORDS = 20
 def _conditions(query: TicketFilter) -> Iterator[ColumnElement[bool]]:
     if query.statuses:
         if TicketStatus.RESOLVED not in query.statuses:
-            yield tickets.c.status != TicketStatus.RESOLVED.value  # has an index
+            yield UNRESOLVED  # has an index
         yield tickets.c.status.in_(list(query.statuses))
     for column, value in (
         (tickets.c.subject, query.subject),
         (tickets.c.invariant, query.invariant),
-        (tickets.c.severity, query.severity),
         (tickets.c.batch_id, query.batch),
     ):
         if value is not None:
@@ -185,71 +249,6 @@ def sessions_of(tx: Transaction, ticket_id: int) -> list[TicketSession]:
     return [
         TicketSession(row.id, row.phase, row.created_at, row.cost_usd) for row in rows
     ]
-
-
-def stats(tx: Transaction, within: float) -> Stats:
-    """Return the figures of the last `within` seconds."""
-    since = tx.now - timedelta(seconds=within)
-    rows = tx.all(
-        select(
-            tickets.c.unseen_since,
-            tickets.c.first_seen_at,
-            tickets.c.opened_at,
-            tickets.c.resolved_at,
-            tickets.c.status,
-            diagnoses.c.finished_at,
-            diagnoses.c.outcome,
-            was_silent_before().label("kept_back"),
-        )
-        .outerjoin(diagnoses, diagnoses.c.id == tickets.c.diagnosis_id)
-        .where(tickets.c.opened_at > since)
-    )
-    calls = tx.all(
-        select(
-            diagnoses.c.outcome,
-            func.count().label("calls"),
-            *(func.sum(diagnoses.c[name]).label(name) for name in _SUMS),
-        )
-        .where(diagnoses.c.started_at > since)
-        .group_by(diagnoses.c.outcome)
-    )
-    silent, silent_now = count_silenced(tx, since)
-    resolved = [row for row in rows if row.status == TicketStatus.RESOLVED]
-    prompt = [row for row in rows if not row.kept_back]
-    dated = [row for row in prompt if row.unseen_since is not None]
-    return Stats(
-        since=since,
-        opened=len(rows),
-        unresolved=len(rows) - len(resolved),
-        resolved=len(resolved),
-        given_up=sum(row.status == TicketStatus.GIVEN_UP for row in rows),
-        outcomes=Counter({row.outcome: row.calls for row in calls}),
-        to_detect=_median(row.opened_at - row.unseen_since for row in dated),
-        to_see=_median(row.first_seen_at - row.unseen_since for row in dated),
-        to_confirm=_median(row.opened_at - row.first_seen_at for row in prompt),
-        to_diagnose=_median(
-            row.finished_at - row.opened_at for row in rows if row.outcome == "answered"
-        ),
-        to_resolve=_median(row.resolved_at - row.opened_at for row in resolved),
-        usage=sum((usage_of(row) for row in calls), Usage()),
-        cost_usd=sum(row.cost_usd for row in calls),
-        silenced=silent,
-        silent_now=silent_now,
-    )
-
-
-_SUMS = (
-    "input_tokens",
-    "output_tokens",
-    "cache_read_tokens",
-    "cache_write_tokens",
-    "cost_usd",
-)
-
-
-def _median(spans: Any) -> float | None:
-    seconds = [span.total_seconds() for span in spans]
-    return median(seconds) if seconds else None
 
 
 def version(tx: Transaction, ticket_id: int) -> int:
@@ -409,8 +408,6 @@ def _change(
 
 
 def _unqueue_if_empty(tx: Transaction, batch: int) -> None:
-    left = select(tickets.c.id).where(
-        tickets.c.batch_id == batch, tickets.c.status.in_(UNDIAGNOSED)
-    )
+    left = select(tickets.c.id).where(tickets.c.batch_id == batch, WAITING)
     if tx.one(left.limit(1)) is None:
         tx.execute(update(batches).where(batches.c.id == batch).values(queued=False))
