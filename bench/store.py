@@ -66,7 +66,7 @@ MARKDOWN = (
 )
 
 
-async def fill(database: str, tickets_per_batch: int) -> None:
+async def fill(database: str, tickets_per_batch: int, tickets: int = TICKETS) -> None:
     """Migrate a new database and open the tickets."""
     transactions = open_transactions(parse_database(database))
     await upgrade(transactions)
@@ -74,7 +74,7 @@ async def fill(database: str, tickets_per_batch: int) -> None:
     def open_all(connection: Connection) -> None:
         tx = Transaction(connection, database_now)
         revision = watch(tx, "db").revision
-        for start in range(0, TICKETS, tickets_per_batch):
+        for start in range(0, tickets, tickets_per_batch):
             numbers = range(start, start + tickets_per_batch)
             changes = Changes(tuple(map(_opening, numbers)))
             saved = save_cycle(tx, "db", revision, changes)

@@ -19,7 +19,7 @@ class Member:
     Attributes:
         id: Unlike that of any other process, also of one with the same name.
         name: Its name in heartbeats, which is shown.
-        process: Which process of which machine it is (`midwatch.processes.this_process`); "" if unknown.
+        process: Which process of which machine it is (`midwatch.process_identity`); "" if unknown.
         knows: The names of the subjects in its settings.
         lease: Seconds from a renewal until its subjects may be given to others.
     """

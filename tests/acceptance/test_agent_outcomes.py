@@ -263,7 +263,7 @@ async def test_a_rate_limit_pauses_every_worker_of_the_store(
     script(reply, GOOD)
     ticket = await one_ticket(bench)
     assert (await bench.drain()) == Blocked(
-        (await bench.agent()._blocked()).reason, seconds  # type: ignore[union-attr]
+        (await bench.agent()._paused()).reason, seconds  # type: ignore[union-attr]
     )
     after = await bench.store.ticket(ticket.id)
     assert after.attempts == 0 and after.status is TicketStatus.OPEN

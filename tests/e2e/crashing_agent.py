@@ -75,7 +75,7 @@ def arm(store: SqlStore, point: str) -> None:
 
 
 async def main(
-    database: str, base_url: str, point: str, lease: float, ahead: float
+    database: str, base_url: str, point: str, lease: float, ahead: float, poll: float
 ) -> None:
 
     def clock_of_store(connection: Connection) -> datetime:
@@ -91,7 +91,7 @@ async def main(
         store,
         gatherer,
         lambda: model,
-        AgentSettings(lease=lease, poll_interval=0.05),
+        AgentSettings(lease=lease, poll_interval=poll),
         name=f"agent {os.getpid()}",
         investigator=Investigator(gatherer, subjects),
     )
@@ -102,7 +102,14 @@ async def main(
     await store.close()
 
 
-def run(database: str, base_url: str, point: str, lease: float, ahead: float) -> None:
+def run(
+    database: str,
+    base_url: str,
+    point: str,
+    lease: float,
+    ahead: float,
+    poll: float = 0.05,
+) -> None:
     """Run an agent until a signal ends it.
 
     Args:
@@ -111,5 +118,6 @@ def run(database: str, base_url: str, point: str, lease: float, ahead: float) ->
         point: Where it kills itself, such as "after claim", or "none".
         lease: Seconds.
         ahead: Seconds that the clock of its store is ahead.
+        poll: Seconds between two polls of an empty queue.
     """
-    asyncio.run(main(database, base_url, point, lease, ahead))
+    asyncio.run(main(database, base_url, point, lease, ahead, poll))

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from multiprocessing.context import ForkServerProcess
@@ -52,10 +53,16 @@ async def shared(database: str) -> AsyncIterator[SqlStore]:
 
 @contextlib.contextmanager
 def agent(
-    database: str, api: ScriptedMessagesAPI, point: str = "none", ahead: float = 0
+    database: str,
+    api: ScriptedMessagesAPI,
+    point: str = "none",
+    ahead: float = 0,
+    lease: float = LEASE,
+    poll: float = 0.05,
 ) -> Iterator[ForkServerProcess]:
     process = FORKS.Process(
-        target=crashing_agent.run, args=(database, api.base_url, point, LEASE, ahead)
+        target=crashing_agent.run,
+        args=(database, api.base_url, point, lease, ahead, poll),
     )
     process.start()
     try:
@@ -93,9 +100,9 @@ async def until_diagnosed(store: SqlStore, ticket: Ticket) -> list[Diagnosis]:
         ("after claim", 1),
         ("before begin", 1),
         ("after begin", 1),
-        ("before finish", 2),
+        ("before finish_and_claim", 2),
         ("before the commit", 2),
-        ("after finish", 1),
+        ("after finish_and_claim", 1),
     ],
 )
 async def test_kill_9_costs_at_most_one_call(
@@ -123,6 +130,45 @@ async def test_kill_9_during_the_call(shared: SqlStore, database: str) -> None:
     assert len(api.calls) == 2
     assert [one.outcome for one in stored] == ["lost", "answered"]
     assert stored[0].cost_usd > 0, "what may have been billed stays on the day's bill"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_an_agent_of_the_same_host_takes_over_at_once(
+    shared: SqlStore, database: str
+) -> None:
+    """It waits neither for the lease nor for its next poll: both are an hour away."""
+    hour = 3600.0
+    [ticket] = await open_tickets(shared, "db")
+    hold = Hold(GOOD)
+    with ScriptedMessagesAPI(Rule([hold, GOOD])) as api:
+        with agent(database, api, lease=hour) as dying:
+            await hold.arrived()
+            with agent(database, api, lease=hour, poll=hour):
+                await until_agents(shared, 2)
+                assert len(api.calls) == 1
+                dying.kill()
+                stored = await until_diagnosed(shared, ticket)
+    assert [one.outcome for one in stored] == ["lost", "answered"]
+
+
+async def test_an_agent_elsewhere_wakes_when_the_lease_ends(
+    shared: SqlStore, database: str
+) -> None:
+    """Its next poll is an hour away. Of the holder nothing is known, as of one on another host."""
+    [ticket] = await open_tickets(shared, "db")
+    elsewhere = "host other pid:[1] time:[1] 1 1"
+    assert await shared.claim("elsewhere", lease=1, process=elsewhere)
+    with ScriptedMessagesAPI(Rule(GOOD)) as api, agent(database, api, poll=3600):
+        stored = await until_diagnosed(shared, ticket)
+    assert [one.outcome for one in stored] == ["answered"]
+    assert (await shared.ticket(ticket.id)).attempts == 2
+
+
+async def until_agents(store: SqlStore, count: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while len(await store.daemons(3600)) < count:
+        assert time.monotonic() < deadline, "not all agents started"
+        await asyncio.sleep(0.05)
 
 
 async def test_kill_9_in_a_round_costs_that_round(

@@ -85,3 +85,9 @@ def _shared(request: pytest.FixtureRequest, kind: str) -> str:
         shutil.copy(request.getfixturevalue("migrated_file"), file)
         return f"sqlite:///{file}"
     return str(request.getfixturevalue("postgres_database"))
+
+
+@pytest.fixture
+def shared_sqlite(request: pytest.FixtureRequest) -> str:
+    """Return the URL of an empty SQLite database in a file."""
+    return _shared(request, "sqlite")

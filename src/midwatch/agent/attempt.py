@@ -21,7 +21,7 @@ from midwatch.diagnosis_schema import Kind, NotSent, Reply
 from midwatch.errors import ClaimLost, MidwatchError, TemporaryError
 from midwatch.lifecycle import Alive, Backoff, Clock, StopEvent, background, cancel
 from midwatch.logs import Log
-from midwatch.model import Context
+from midwatch.model import Context, Severity
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
 from midwatch.store.protocol import Budget, Claim, Finish, PauseKind, Store
@@ -77,17 +77,31 @@ class AttemptContext:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is claimed in the transaction that ends an attempt, as `Store.finish_and_claim` has it."""
+
+    lease: float
+    least: Severity
+    gone: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptOutcome:
-    """How an attempt ended: the outcome of its diagnosis, or "given_up", "lost", "stopped", "budget", "failed"."""
+    """How an attempt ended: the outcome of its diagnosis, or "given_up", "lost", "stopped", "budget", "failed".
+
+    `following` is the claim that was made with its last write.
+    """
 
     outcome: str
     cost_usd: float = 0.0
+    following: Claim | None = None
 
 
 @dataclass(slots=True)
 class Attempt:
     """The work on one claim.
 
+    `wanted` returns what is claimed next, asked with the last write; None for nothing.
     `call` is the diagnosis row of the call in flight; `unsaved` is how that call ended, until it is
     stored; `reserved` is the part of the budget, in US dollars, that was reserved for it.
     """
@@ -96,6 +110,7 @@ class Attempt:
     claim: Claim
     model: Model
     alive: Alive = lambda within: None
+    wanted: Callable[[], Wanted | None] = lambda: None
     call: int | None = None
     unsaved: Finish | None = None
     reserved: float = 0.0
@@ -165,6 +180,8 @@ class Attempt:
         """Return the investigation of the batch, as attempts that were interrupted left it."""
         shared, tickets = self.shared, self.claim.tickets
         investigator = shared.investigator or Investigator(shared.gatherer, {})
+        if not self.claim.begun:
+            return investigator.begin(tickets)
         past = await shared.store.diagnoses(tickets[0].id)
         of_batch = [one for one in past if one.batch == self.claim.batch]
         return investigator.resume(tickets, of_batch, shared.clock.now())
@@ -279,7 +296,7 @@ class Attempt:
         for tries in range(1, _WRITE_TRIES + 1):
             self.alive(_LONGEST_WRITE_WAIT + SLACK)
             try:
-                stored = await self.shared.store.finish(self.claim, call, finish)
+                stored, following = await self._store(call, finish)
                 break
             except TemporaryError as error:
                 self.shared.log.warning(
@@ -293,7 +310,22 @@ class Attempt:
         self.call = self.unsaved = None
         self._report(finish, stored)
         outcome = "given_up" if finish.given_up else finish.outcome
-        return AttemptOutcome(outcome if stored else "lost", finish.cost_usd)
+        return AttemptOutcome(outcome if stored else "lost", finish.cost_usd, following)
+
+    async def _store(self, call: int, finish: Finish) -> tuple[bool, Claim | None]:
+        """Store how the call ended; with an end of the claim, make the next one in the same transaction."""
+        store, wanted = self.shared.store, None if finish.keep else self.wanted()
+        if wanted is None:
+            return await store.finish(self.claim, call, finish), None
+        stored, claims = await store.finish_and_claim(
+            self.claim,
+            call,
+            finish,
+            lease=wanted.lease,
+            least=wanted.least,
+            gone=wanted.gone,
+        )
+        return stored, claims[0] if claims else None
 
     async def _abandon(self) -> AttemptOutcome:
         """Make the last write of a cancelled attempt, which does not count against the ticket."""

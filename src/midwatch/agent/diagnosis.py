@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from midwatch.agent.evidence import halve
@@ -260,7 +261,7 @@ LONGEST_ANSWER = 32_000
 """Most tokens that a second call after a cut answer asks for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Step:
     """One call of an attempt: what is sent, and which remedies were used before it.
 
@@ -277,7 +278,7 @@ class Step:
     schema: bool = True
     no_tools: bool = False
 
-    @property
+    @cached_property
     def prompt(self) -> Prompt:
         return compose(
             self.context,
@@ -294,6 +295,7 @@ class Step:
         found = (one for each in self.rounds for one in each.evidence)
         return replace(self.context, evidence=(*self.context.evidence, *found))
 
+    @cached_property
     def worst_case_tokens(self) -> int:
         """Return the most tokens that the prompt can have."""
         prompt = self.prompt
@@ -308,7 +310,7 @@ class Step:
 
         What is written into the cache costs more than other input.
         """
-        tokens, longest = self.worst_case_tokens(), self.max_tokens
+        tokens, longest = self.worst_case_tokens, self.max_tokens
         cached = tokens if self.prompt.tools else 0
         usage = Usage(tokens - cached, longest, cache_write_tokens=cached)
         return cost_usd(model, usage)

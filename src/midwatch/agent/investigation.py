@@ -269,7 +269,7 @@ class Investigation:
             and self.rounds < limits.rounds
             and self.calls < limits.calls
             and self.seconds < limits.time
-            and self.tokens + 2 * step.worst_case_tokens() <= limits.tokens
+            and self.tokens + 2 * step.worst_case_tokens <= limits.tokens
             and self.usd + 2 * worst <= limits.usd
         )
         return replace(step, may_ask=may_ask)
@@ -298,7 +298,7 @@ class Investigation:
     def _affordable(self, step: Step, reply: Reply) -> int:
         """Return how many calls can have their longest evidence in a last request, with the longest answer to it."""
         each, written = self.limits.call_tokens, reply.usage.output_tokens
-        tokens = step.worst_case_tokens() + written + step.max_tokens
+        tokens = step.worst_case_tokens + written + step.max_tokens
         by_tokens = (self.limits.tokens - self.tokens - tokens) // each
         model = reply.asked_model
         usd = step.worst_case_usd(model)

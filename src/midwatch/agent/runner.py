@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from midwatch.agent.attempt import SLACK, Attempt, AttemptContext, AttemptOutcome, Model
+from midwatch.agent.attempt import (
+    SLACK,
+    Attempt,
+    AttemptContext,
+    AttemptOutcome,
+    Model,
+    Wanted,
+)
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.investigation import Investigator
 from midwatch.agent.traced_model import TracedModel
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Alive, Clock, Liveness, StopEvent, SystemClock
+from midwatch.lifecycle import Alive, Clock, Liveness, StopEvent, SystemClock, first
 from midwatch.logs import Log, quiet_log
 from midwatch.model import Severity
+from midwatch.process_identity import has_ended, process_name
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
 from midwatch.store.protocol import Claim, PauseKind, Store, with_notice
@@ -27,6 +36,9 @@ from midwatch.telemetry.spans import Attributes, NoTelemetry, Telemetry
 _BUDGET_RECHECK = 60.0
 """Seconds until a spent budget is checked again: calls that cost less than was reserved free a part of
 it, and a new day renews it."""
+
+_LOOK_SECONDS = 1.0
+"""Seconds between two looks at the claims of other agents: how late one is taken that has become free."""
 
 _ANSWERED = ("answered", "cut", "stopped", "budget")
 """Outcomes of an attempt that are no failure."""
@@ -113,14 +125,16 @@ class AgentRunner:
         )
         self._blocked_by = ""
         self._budget_spent_until: dict[Severity, float] = {}
+        self._wake = asyncio.Event()
+        self._free_claims: frozenset[str] = frozenset()
+        self._ended: frozenset[str] = frozenset()
 
     async def run(self, stop: StopEvent) -> None:
         """Diagnose batches until `stop` is set. Errors of calls and of the store are logged, never raised."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._beat(stop), name="agent heartbeat")
-            for number in range(self.settings.concurrency):
-                name = f"agent worker {number}"
-                group.create_task(self._work(stop, name), name=name)
+            group.create_task(self._watch_claims(stop), name="agent watch of claims")
+            group.create_task(self._work(stop, group), name="agent queue")
 
     async def drain(self, stop: StopEvent) -> Blocked | None:
         """Diagnose all batches that are due now.
@@ -131,13 +145,14 @@ class AgentRunner:
         Raises:
             MidwatchError: The store cannot be used.
         """
+        await self._look()
         while not stop:
-            if blocked := await self._blocked():
+            if blocked := self._blocked() or await self._paused():
                 return blocked
-            claim = await self._claim()
-            if claim is None:
+            claims = await self._claim(1)
+            if not claims:
                 return None
-            await self._attempt(claim, stop)
+            await self._attempts(claims[0], stop)
         return Blocked("stopped", 0.0)
 
     async def diagnose(
@@ -152,49 +167,109 @@ class AgentRunner:
         Raises:
             MidwatchError: The store cannot be used.
         """
-        if blocked := await self._blocked():
+        if blocked := self._blocked() or await self._paused():
             return blocked
+        await self._look()
         claims = await self.store.claim(
-            self.name, lease=self.settings.lease, batch=batch
+            self.name,
+            lease=self.settings.lease,
+            batch=batch,
+            process=process_name(os.getpid()),
+            ended=self._ended,
         )
         return await self._attempt(claims[0], stop) if claims else None
 
-    async def _work(self, stop: StopEvent, name: str) -> None:
-        def alive(within: float) -> None:
-            self.progress.expect(name, within)
+    async def _work(self, stop: StopEvent, group: asyncio.TaskGroup) -> None:
+        """Claim batches for as many workers as are free, and start these."""
+        free = [f"agent worker {n}" for n in range(self.settings.concurrency)]
+        await self._safely(self._look())
+
+        async def attempts(claim: Claim, name: str) -> None:
+            def alive(within: float) -> None:
+                self.progress.expect(name, within)
+
+            failed = await self._safely(self._attempts(claim, stop, alive))
+            if failed:
+                alive(self.settings.poll_interval + SLACK)
+                await stop.pause(self.settings.poll_interval)
+            self.progress.expect_nothing(name)
+            free.append(name)
+            self._wake.set()
 
         while not stop:
-            alive(SLACK)
-            try:
-                wait = await self._turn(stop, alive)
-            except Exception:  # a bug here must not end the daemon
-                self.log.exception("turn failed")
-                wait = self.settings.poll_interval
-            alive(wait + SLACK)
-            await stop.pause(wait)
+            self._wake.clear()
+            wait = self.settings.poll_interval
+            if free:
+                self.progress.expect("agent queue", SLACK)
+                claims, wait = await self._turn(len(free))
+                for claim in claims:
+                    name = free.pop(0)
+                    group.create_task(attempts(claim, name), name=name)
+            self.progress.expect("agent queue", wait + SLACK)
+            await first(stop.pause(wait), self._wake.wait())
 
-    async def _turn(self, stop: StopEvent, alive: Alive) -> float:
-        """Diagnose one batch if one is due. Return the seconds to wait before the next turn."""
+    async def _turn(self, limit: int) -> tuple[list[Claim], float]:
+        """Claim up to `limit` batches that are due. Return them and the seconds to wait before the next turn."""
         idle = self.settings.poll_interval
         try:
-            if blocked := await self._blocked():
-                self._report(blocked.reason, blocked.kind)
-                return min(blocked.seconds, idle)
-            claim = await self._claim()
+            blocked = self._blocked()
+            claims = [] if blocked else await self._claim(limit)
+            if not blocked and not claims:
+                blocked = await self._paused()
         except MidwatchError as error:
             self._report(f"the store is unavailable: {error.one_line()}", "store")
-            return idle
+            return [], idle
+        if blocked:
+            self._report(blocked.reason, blocked.kind)
+            return [], min(blocked.seconds, idle)
         self._report("", None)
         self.last_success = self.clock.now()
-        if claim is None:
-            return idle
-        await self._attempt(claim, stop, alive)
-        return 0.0
+        return claims, idle
+
+    async def _safely(self, work: Awaitable[object]) -> bool:
+        """Wait for work whose bugs must not end the daemon. Return whether it failed."""
+        try:
+            await work
+        except MidwatchError as error:
+            self.log.warning("turn failed", error=error.one_line())
+        except Exception:
+            self.log.exception("turn failed")
+        else:
+            return False
+        return True
+
+    async def _watch_claims(self, stop: StopEvent) -> None:
+        """Wake the queue when a claim of another agent has become free, without a wait for the next poll."""
+        while not stop:
+            wait = _LOOK_SECONDS
+            try:
+                wait = await self._look()
+            except MidwatchError:
+                pass  # the queue reports that the store is unavailable
+            await stop.pause(wait)
+
+    async def _look(self) -> float:
+        """Look at the claims of others: which are over, and which were of a process of this host that has ended.
+
+        Returns:
+            The seconds until the next look.
+        """
+        own = process_name(os.getpid())
+        held = [one for one in await self.store.claims_held() if one.process != own]
+        named = {one.process for one in held if one.process is not None}
+        self._ended = frozenset(filter(has_ended, named))
+        over = (one for one in held if one.seconds <= 0 or one.process in self._ended)
+        tokens = frozenset(one.token for one in over)
+        if tokens - self._free_claims:
+            self._wake.set()
+        self._free_claims = tokens
+        ends = (one.seconds for one in held if one.seconds > 0)
+        return min(_LOOK_SECONDS, *ends, _LOOK_SECONDS)
 
     # ------------------------------------------------------------------ claim and attempt
 
-    async def _blocked(self) -> Blocked | None:
-        """Return why no call may be made now, or None."""
+    def _blocked(self) -> Blocked | None:
+        """Return why this runner may make no call now, or None."""
         if self.model() is None:
             return Blocked(
                 getattr(self.model, "problem", "")
@@ -202,10 +277,6 @@ class AgentRunner:
                 self.settings.auth_probe_interval,
                 "no_key",
             )
-        if pauses := await self.store.pauses():
-            longest = pauses[0]
-            reason = f"{longest.kind}: {longest.reason}"
-            return Blocked(reason, longest.seconds, longest.kind)
         wait = (
             self._budget_spent_until.get(Severity.CRITICAL, 0.0)
             - self.clock.monotonic()
@@ -214,32 +285,76 @@ class AgentRunner:
             return Blocked("the budget of the day is spent", wait, "budget")
         return None
 
-    async def _claim(self) -> Claim | None:
-        tight = (
-            self._budget_spent_until.get(Severity.INFO, 0.0) > self.clock.monotonic()
+    async def _paused(self) -> Blocked | None:
+        """Return why no agent may make a call now, or None."""
+        if pauses := await self.store.pauses():
+            longest = pauses[0]
+            reason = f"{longest.kind}: {longest.reason}"
+            return Blocked(reason, longest.seconds, longest.kind)
+        return None
+
+    def _wanted(self) -> Wanted:
+        until = self._budget_spent_until.get(Severity.INFO, 0.0)
+        tight = until > self.clock.monotonic()
+        return Wanted(
+            self.settings.lease,
+            Severity.CRITICAL if tight else Severity.INFO,
+            self._ended,
         )
-        claims = await self.store.claim(
+
+    async def _claim(self, limit: int) -> list[Claim]:
+        wanted = self._wanted()
+        return await self.store.claim(
             self.name,
-            lease=self.settings.lease,
-            least=Severity.CRITICAL if tight else Severity.INFO,
+            lease=wanted.lease,
+            limit=limit,
+            least=wanted.least,
+            process=process_name(os.getpid()),
+            ended=wanted.gone,
         )
-        return claims[0] if claims else None
+
+    async def _attempts(
+        self, claim: Claim, stop: StopEvent, alive: Alive = lambda within: None
+    ) -> None:
+        """Attempt a claim, and then each that was made with the last write of the one before."""
+
+        def wanted() -> Wanted | None:
+            return None if stop or self._blocked() else self._wanted()
+
+        following: Claim | None = claim
+        while following is not None:
+            ended = await self._attempt(following, stop, alive, wanted)
+            following = ended.following if ended else None
+            if following is not None:
+                self.last_success = self.clock.now()
+                if stop:
+                    await self.store.release(following)
+                    return
 
     async def _attempt(
-        self, claim: Claim, stop: StopEvent, alive: Alive = lambda within: None
+        self,
+        claim: Claim,
+        stop: StopEvent,
+        alive: Alive = lambda within: None,
+        wanted: Callable[[], Wanted | None] = lambda: None,
     ) -> AttemptOutcome | None:
         model = self.model()
-        if model is None:  # the key was removed since `_blocked`
+        if model is None:  # the key was removed since the claim
             await self.store.release(claim)
             return None
-        ended = await self._traced(claim, model, stop, alive)
+        ended = await self._traced(claim, model, stop, alive, wanted)
         self.outcomes[ended.outcome] += 1
         if ended.outcome == "budget":
             self._note_spent_budget(claim.severity)
         return ended
 
     async def _traced(
-        self, claim: Claim, model: Model, stop: StopEvent, alive: Alive
+        self,
+        claim: Claim,
+        model: Model,
+        stop: StopEvent,
+        alive: Alive,
+        wanted: Callable[[], Wanted | None],
     ) -> AttemptOutcome:
         """Make an attempt, and record it as a trace."""
         telemetry = self._shared.telemetry
@@ -253,7 +368,7 @@ class AgentRunner:
             "midwatch.attempt": claim.attempt,
         }
         with telemetry.span("invoke_agent diagnosis", attributes) as span:
-            ended = await Attempt(self._shared, claim, traced, alive).run(stop)
+            ended = await Attempt(self._shared, claim, traced, alive, wanted).run(stop)
             cost = {"midwatch.cost_usd": ended.cost_usd}
             span.set({"midwatch.outcome": ended.outcome, **cost})
             if ended.outcome not in _ANSWERED:

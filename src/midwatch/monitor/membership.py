@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from uuid import uuid4
 
 from midwatch.lifecycle import Clock
 from midwatch.model import Json
 from midwatch.monitor.standstill import Standstill
-from midwatch.processes import has_ended, this_process
+from midwatch.process_identity import has_ended, process_name
 from midwatch.shares import Member, Share
 from midwatch.store.protocol import Store
 
@@ -46,7 +47,11 @@ class Membership:
         self._clock = clock
         self._standstill = standstill
         self.member = Member(
-            uuid4().hex, name, this_process(), frozenset(subjects), lease
+            uuid4().hex,
+            name,
+            (process_name(os.getpid()) or ""),
+            frozenset(subjects),
+            lease,
         )
         self.share: Share | None = None
         self._until = self._next = self._time()

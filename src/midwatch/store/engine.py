@@ -36,7 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from midwatch.errors import SettingsError, StoreUnavailable
 from midwatch.model import Json
@@ -158,6 +158,7 @@ class _Answers:
 
     def __init__(self) -> None:
         self._last = time.monotonic()
+        self.any = False
 
     @property
     def silence(self) -> float:
@@ -170,10 +171,15 @@ class _Answers:
         answers = connection.info.get(_Answers)
         if answers is not None:
             answers._last = time.monotonic()
+            answers.any = True
 
 
 class PostgresTransactions:
-    """Transactions on a small pool. Connections are checked before use, so a server may restart."""
+    """Transactions on a small pool.
+
+    A transaction whose connection turns out to be gone with its first statement, as after a restart of the server, is
+    begun once more on a new one: nothing of it was done. So no connection is asked whether it lives before it is used.
+    """
 
     dialect = "postgresql"
     notice = ""
@@ -204,7 +210,6 @@ class PostgresTransactions:
                 pool_size=4,
                 max_overflow=4,
                 pool_timeout=POSTGRES_SECONDS,
-                pool_pre_ping=True,
                 json_serializer=dump_json,
                 connect_args={
                     "connect_timeout": int(POSTGRES_SECONDS / 2),
@@ -251,9 +256,23 @@ class PostgresTransactions:
         **kwargs: P.kwargs,
     ) -> T:
         with map_database_errors():
-            async with self.engine.begin() as connection:
-                (await connection.get_raw_connection()).info[_Answers] = answers
-                return await connection.run_sync(function, *args, **kwargs)
+            try:
+                return await self._attempt(answers, function, *args, **kwargs)
+            except DBAPIError as error:
+                if answers.any or not error.connection_invalidated:
+                    raise
+            return await self._attempt(answers, function, *args, **kwargs)
+
+    async def _attempt(
+        self,
+        answers: _Answers,
+        function: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        async with self.engine.begin() as connection:
+            (await connection.get_raw_connection()).info[_Answers] = answers
+            return await connection.run_sync(function, *args, **kwargs)
 
     def _abandon(self, task: asyncio.Task[Any]) -> None:
         """Cancel without waiting: on a frozen server psycopg needs ten seconds to end."""
@@ -291,10 +310,11 @@ class PostgresTransactions:
 
 AUDIT_LOCK = 0x6D77
 """The upper 16 bits of the advisory locks of transactions that write audit rows; see `midwatch.store.feed`."""
-_LOCK_AUDIT = text(
+LOCK_AUDIT = (
     f"SELECT pg_advisory_xact_lock_shared({AUDIT_LOCK}::bigint << 48 |"
     " coalesce(pg_sequence_last_value(pg_get_serial_sequence('audit', 'id')::regclass), 0))"
 )
+_LOCK_AUDIT = text(LOCK_AUDIT)
 
 DatabaseClock = Callable[[Connection], datetime]
 CLOCK_SLACK = timedelta(seconds=5)
@@ -314,6 +334,22 @@ class Transaction:
     def now(self) -> datetime:
         """The time by the database's clock, read once in a transaction."""
         return self.clock(self.connection)
+
+    @property
+    def known_now(self) -> datetime | None:
+        """The time, or None for a statement on PostgreSQL to read it: `read_now` takes what it returns."""
+        if "now" in self.__dict__ or not self.postgres or self.clock != database_now:
+            return self.now
+        return None
+
+    def read_now(self, now: datetime) -> None:
+        """Take the time that a statement has read as that of the transaction."""
+        self.__dict__.setdefault("now", now)
+
+    @property
+    def postgres(self) -> bool:
+        """Whether the database is PostgreSQL."""
+        return self.connection.dialect.name == "postgresql"
 
     def execute(
         self, statement: Executable, values: Json | Sequence[Json] | None = None
@@ -359,7 +395,7 @@ class Transaction:
         """Append audit rows, at the time of the transaction."""
         if not rows:
             return
-        if not self.noted and self.connection.dialect.name == "postgresql":
+        if not self.noted and self.postgres:
             self.execute(_LOCK_AUDIT)
         self.noted = True
         self.execute(audit.insert(), [{"at": self.now, **row} for row in rows])

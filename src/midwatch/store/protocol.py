@@ -148,7 +148,7 @@ class SavedCycle:
 class Claim:
     """A batch that one agent holds for diagnosis. Every write that ends it carries the token.
 
-    `attempt` is 1 for the first claim of the batch.
+    `attempt` is 1 for the first claim of the batch. `begun` is false if no call was made for it before.
     """
 
     batch: int
@@ -156,11 +156,22 @@ class Claim:
     holder: str
     attempt: int
     tickets: tuple[Ticket, ...]
+    process: str | None = None
+    begun: bool = True
 
     @property
     def severity(self) -> Severity:
         """The severity of the most urgent ticket."""
         return min(ticket.severity for ticket in self.tickets)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A claim that some agent has: its token, its process, where that has a name, and the seconds left of its lease."""
+
+    token: str
+    process: str | None
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,17 +427,35 @@ class Store(OnCallStore, OverviewStore, SharesStore, Protocol):
         limit: int = 1,
         least: Severity = Severity.INFO,
         batch: int | None = None,
+        process: str | None = None,
+        ended: Collection[str] = (),
     ) -> list[Claim]:
-        """Claim batches that are due: the most severe first, then the oldest.
+        """Claim batches that are due: the most severe first, then the oldest. While a pause lasts, none is.
 
         Args:
             holder: Name of the claiming agent.
             lease: Seconds until the claim ends if it is not renewed.
             limit: The largest number of batches.
             least: Batches below this severity are not claimed.
-            batch: Claim this batch or none. It need not be due: a person who asks for a batch
-                does not wait for its next attempt.
+            batch: Claim this batch or none. It need not be due, as a person asked for it.
+            process: The claiming process, as `midwatch.process_identity` names it.
+            ended: Processes that are known to have ended: their claims are free before the lease is over.
         """
+        ...
+
+    async def claims_held(self) -> list[Held]: ...
+
+    async def finish_and_claim(
+        self,
+        ended: Claim,
+        diagnosis_id: int,
+        how: Finish,
+        *,
+        lease: float,
+        least: Severity = Severity.INFO,
+        gone: Collection[str] = (),
+    ) -> tuple[bool, list[Claim]]:
+        """Do what `finish` does, and `claim` for one batch and the same holder, whose `ended` is `gone`, as one."""
         ...
 
     async def renew(self, claim: Claim, *, lease: float) -> bool:

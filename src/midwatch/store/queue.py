@@ -10,7 +10,7 @@ run it (`make bench`). Parameters named p_… stand in conditions; all others ar
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,11 +18,10 @@ from typing import Any
 from sqlalchemy import (
     BindParameter,
     Float,
-    Integer,
+    Row,
     and_,
     bindparam,
     delete,
-    or_,
     select,
     update,
 )
@@ -36,11 +35,21 @@ from midwatch.model import (
     Ticket,
     TicketStatus,
 )
+from midwatch.store import queue_postgres
 from midwatch.store.cycles import new_batch
+from midwatch.store.due import COUNT_ATTEMPT, NO_CLAIM, due
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
 from midwatch.store.investigations import end_investigations
 from midwatch.store.memory import remember
-from midwatch.store.protocol import Budget, Claim, Daemon, Finish, Pause, PauseKind
+from midwatch.store.protocol import (
+    Budget,
+    Claim,
+    Daemon,
+    Finish,
+    Held,
+    Pause,
+    PauseKind,
+)
 from midwatch.store.schema import (
     UNDIAGNOSED,
     WAITING,
@@ -49,6 +58,7 @@ from midwatch.store.schema import (
     daemons,
     diagnoses,
     diagnosis_tickets,
+    dump_json,
     evidence_document,
     pauses,
     select_tickets,
@@ -56,39 +66,16 @@ from midwatch.store.schema import (
     ticket_of,
     tickets,
 )
-from midwatch.store.silences import not_silent
 from midwatch.store.sums import sum_hours
 
-NO_CLAIM = {"claim_holder": None, "claim_token": None, "claim_until": None}
-
-_NOW = bindparam("p_now", type_=Instant)
 _IDS: BindParameter[Any] = bindparam("p_ids", expanding=True)
-_UNCLAIMED = or_(batches.c.claim_token.is_(None), batches.c.claim_until <= _NOW)
-_RESTED = or_(batches.c.next_attempt_at.is_(None), batches.c.next_attempt_at <= _NOW)
-# The clock went back since these times were set.
-_VOID = batches.c.set_at > bindparam("p_ahead", type_=Instant)
-_QUEUED = (
-    select(batches.c.id, batches.c.claim_token)
-    .where(batches.c.queued, batches.c.severity <= bindparam("p_least"))
-    .order_by(batches.c.severity, batches.c.opened_at, batches.c.id)
-    .limit(bindparam("p_limit", type_=Integer))
-    .with_for_update(skip_locked=True)
-)
-SELECT_DUE = _QUEUED.where(
-    or_(and_(_UNCLAIMED, _RESTED), _VOID),
-    not_silent(_NOW),
-)
-"""Batches that are queued, due, not claimed, and not silent as a whole."""
-SELECT_ASKED_FOR = _QUEUED.where(
-    batches.c.id == bindparam("p_batch"), or_(_UNCLAIMED, _VOID)
-)
-"""One batch if it is queued and not claimed. It need not be due."""
-TAKE = (
-    update(batches)
-    .where(batches.c.id.in_(_IDS))
-    .values(attempts=batches.c.attempts + 1, next_attempt_at=None)
-    .returning(batches.c.id, batches.c.attempts)
-)
+_NOW, _AHEAD = (bindparam(name, type_=Instant) for name in ("p_now", "p_ahead"))
+SELECT_DUE = due(_NOW, _AHEAD)
+SELECT_ASKED_FOR = due(_NOW, _AHEAD, asked_for=True)
+TAKE = COUNT_ATTEMPT.where(batches.c.id.in_(_IDS))
+SELECT_CLAIMS = select(
+    batches.c.claim_token, batches.c.claim_process, batches.c.claim_until
+).where(batches.c.queued, batches.c.claim_token.is_not(None))
 UNQUEUE = update(batches).where(batches.c.id.in_(_IDS)).values(queued=False, **NO_CLAIM)
 MARK_LOST = (
     update(diagnoses)
@@ -163,39 +150,74 @@ def claim(
     limit: int = 1,
     least: Severity = Severity.INFO,
     batch: int | None = None,
+    process: str | None = None,
+    ended: Collection[str] = (),
 ) -> list[Claim]:
     """Claim up to `limit` batches that are due, or `batch` even if it is not."""
-    now = tx.now
-    wanted = {"p_now": now, "p_ahead": now + CLOCK_SLACK, "p_least": least}
-    due = (
-        tx.all(SELECT_DUE, {**wanted, "p_limit": limit})
-        if batch is None
-        else tx.all(SELECT_ASKED_FOR, {**wanted, "p_limit": 1, "p_batch": batch})
-    )
-    if not due:
-        return []
-    ids = [row.id for row in due]
     token = uuid.uuid4().hex
-    values: Json = {
+    taken: Json = {
         "claim_holder": holder,
         "claim_token": token,
-        "claim_until": now + timedelta(seconds=lease),
-        "set_at": now,
+        "claim_process": process,
     }
-    taken = tx.all(TAKE, {"p_ids": ids, **values})
-    _mark_lost(tx, [row.id for row in due if row.claim_token is not None])
+    wanted: Json = {"p_least": least, "p_limit": limit, "p_ended": list(ended)}
+    if batch is not None:
+        wanted |= {"p_limit": 1, "p_batch": batch}
+    found: Sequence[Row[Any]]
+    if tx.postgres and batch is None:
+        found = queue_postgres.take(tx, {**wanted, **taken}, lease)
+    else:
+        found = _take(tx, wanted, taken, lease)
+    if not found:
+        return []
+    ids = [row.id for row in found]
+    _mark_lost(tx, [row.id for row in found if row.claim_token is not None])
     by_batch = _undiagnosed(tx, ids)
-    attempts = {row.id: row.attempts for row in taken}
     if batch is None:  # who asks for a batch asks for all of it
         by_batch = {
-            id_: _without_silent(tx, found, holder) for id_, found in by_batch.items()
+            id_: _without_silent(tx, tickets_, holder)
+            for id_, tickets_ in by_batch.items()
         }
     if empty := set(ids) - set(by_batch):
         tx.execute(UNQUEUE, {"p_ids": list(empty)})
     return [
-        Claim(found, token, holder, attempts[found], tuple(by_batch[found]))
-        for found in ids
-        if found in by_batch
+        Claim(
+            row.id,
+            token,
+            holder,
+            row.attempts + 1,
+            tuple(by_batch[row.id]),
+            process,
+            row.begun,
+        )
+        for row in found
+        if row.id in by_batch
+    ]
+
+
+def _take(
+    tx: Transaction, wanted: Json, values: Json, lease: float
+) -> Sequence[Row[Any]]:
+    """Claim what is due, and return the batches as they were before."""
+    now = tx.now
+    statement = SELECT_ASKED_FOR if "p_batch" in wanted else SELECT_DUE
+    times = {"p_now": now, "p_ahead": now + CLOCK_SLACK}
+    if found := tx.all(statement, {**wanted, **times}):
+        until = now + timedelta(seconds=lease)
+        taken = {**values, "claim_until": until, "set_at": now}
+        tx.execute(TAKE, {"p_ids": [row.id for row in found], **taken})
+    return found
+
+
+def claims_held(tx: Transaction) -> list[Held]:
+    """Return the claims that batches have, in no order."""
+    return [
+        Held(
+            row.claim_token,
+            row.claim_process,
+            (row.claim_until - tx.now).total_seconds(),
+        )
+        for row in tx.all(SELECT_CLAIMS)
     ]
 
 
@@ -262,22 +284,32 @@ def begin(
     evidence: Sequence[Evidence] = (),
 ) -> int | None:
     """Record a call and reserve its cost; None if the budget does not allow it. Raises ClaimLost."""
+    share = 1.0 if claim.severity is Severity.CRITICAL else 1 - budget.critical_reserve
+    room = None if budget.daily_usd is None else budget.daily_usd * share
+    ids = [ticket.id for ticket in claim.tickets]
+    if tx.postgres:
+        call = {"model": model, "prompt_version": prompt_version}
+        call["evidence"] = dump_json(evidence_document(tuple(evidence)))
+        return queue_postgres.begin(tx, claim, call, ids, reserve_usd, room)
     if tx.one(SELECT_HELD, _held(claim)) is None:
         raise ClaimLost()
-    if not _reserve(tx, reserve_usd, budget, claim.severity):
+    if not _reserve(tx, reserve_usd, room):
         return None
-    call = {
-        "batch_id": claim.batch,
-        "token": claim.token,
-        "outcome": "running",
-        "model": model,
-        "prompt_version": prompt_version,
-        "started_at": tx.now,
-        "cost_usd": reserve_usd,
-        "evidence": evidence_document(tuple(evidence)),
-        "explains": [],
-    }
-    return _insert_call(tx, call, [ticket.id for ticket in claim.tickets])
+    return _insert_call(
+        tx,
+        {
+            "batch_id": claim.batch,
+            "token": claim.token,
+            "outcome": "running",
+            "model": model,
+            "prompt_version": prompt_version,
+            "started_at": tx.now,
+            "cost_usd": reserve_usd,
+            "evidence": evidence_document(tuple(evidence)),
+            "explains": [],
+        },
+        ids,
+    )
 
 
 def _insert_call(tx: Transaction, call: Json, ticket_ids: Sequence[int]) -> int:
@@ -310,12 +342,11 @@ def insert_diagnosis(
     return _insert_call(tx, call, ticket_ids)
 
 
-def _reserve(tx: Transaction, usd: float, budget: Budget, severity: Severity) -> bool:
+def _reserve(tx: Transaction, usd: float, room: float | None) -> bool:
     values: Json = {"p_day": _day(tx.now), "p_usd": usd}
     statement = SPEND
-    if budget.daily_usd is not None:
-        share = 1.0 if severity is Severity.CRITICAL else 1 - budget.critical_reserve
-        statement, values["p_room"] = SPEND_WITHIN, budget.daily_usd * share
+    if room is not None:
+        statement, values["p_room"] = SPEND_WITHIN, room
     if tx.execute(statement, values).rowcount == 1:
         return True
     # Too little left, or the first call of the day.
@@ -336,6 +367,12 @@ def spent_today(tx: Transaction) -> float:
 
 def finish(tx: Transaction, claim: Claim, diagnosis_id: int, finish: Finish) -> bool:
     """Store how a call ended. Return false if the claim was lost."""
+    ids = [ticket.id for ticket in claim.tickets]
+    settles = not finish.keep and finish.outcome in FINAL_OUTCOMES
+    if tx.postgres and settles and not finish.given_up:
+        if len(finish.settled(ids)) == len(ids):
+            if queue_postgres.finish_usual(tx, claim, diagnosis_id, finish, ids):
+                return True
     row = tx.one(SELECT_CALL, {"p_id": diagnosis_id})
     if row is None or row.outcome not in ("running", "lost"):
         # The commit of an earlier try succeeded although its client saw an error.
@@ -354,6 +391,24 @@ def finish(tx: Transaction, claim: Claim, diagnosis_id: int, finish: Finish) -> 
         else:
             _free(tx, claim, finish.retry_in, finish.error, finish.counted)
     return True
+
+
+def finish_and_claim(
+    tx: Transaction,
+    ended: Claim,
+    diagnosis_id: int,
+    how: Finish,
+    *,
+    lease: float,
+    least: Severity = Severity.INFO,
+    gone: Collection[str] = (),
+) -> tuple[bool, list[Claim]]:
+    """Store how a call ended, and claim the next batch for the same holder."""
+    stored = finish(tx, ended, diagnosis_id, how)
+    following = claim(
+        tx, ended.holder, lease=lease, least=least, process=ended.process, ended=gone
+    )
+    return stored, following
 
 
 def _settle_lost(tx: Transaction, batch: int, model: str, usd: float) -> None:

@@ -201,6 +201,8 @@ batches = Table(
     Column("claim_holder", SanitizedText),
     Column("claim_token", SanitizedText),
     Column("claim_until", Instant),
+    # See `midwatch.process_identity`; null if others cannot see whether the holder still runs.
+    Column("claim_process", SanitizedText),
     # When the times above were set. If that is in the future, the clock went back since, and
     # they are void.
     Column("set_at", Instant, nullable=False),

@@ -469,6 +469,7 @@ def _free_claims(tx: Transaction, ticket_ids: Sequence[int]) -> None:
                 claim_holder=None,
                 claim_token=None,
                 claim_until=None,
+                claim_process=None,
                 attempts=batches.c.attempts - 1,
             )
         )

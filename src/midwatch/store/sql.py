@@ -120,6 +120,8 @@ class SqlStore(TransactionalStore):
     renew = write(queue.renew)
     begin = write(queue.begin)
     finish = write(queue.finish)
+    finish_and_claim = write(queue.finish_and_claim)
+    claims_held = read(queue.claims_held)
     release = write(queue.release)
     pause = write(queue.pause)
     unpause = write(queue.unpause)

@@ -6,7 +6,7 @@ import asyncio
 
 from midwatch.errors import ClaimLost, Conflict
 from midwatch.model import Evidence, Grounded, Severity, TicketStatus, Usage
-from midwatch.store.protocol import Budget, Changes, Finish
+from midwatch.store.protocol import Budget, Changes, Finish, Held
 from midwatch.testing.store_conformance.fixture import LEASE, StoreFixture, ids, raises
 
 
@@ -94,6 +94,49 @@ async def a_lost_claim_changes_nothing(fixture: StoreFixture) -> None:
     assert (untouched.last_error, untouched.attempts) == (None, 2)
     assert await fixture.actions(ticket) == ["open"]
     assert await fixture.store.finish(new, await fixture.begin(new), Finish("answered"))
+
+
+async def the_claim_of_a_process_that_ended_is_free(fixture: StoreFixture) -> None:
+    """Before its lease is over; of any other process, and of one without a name, it is not."""
+    await fixture.open("a")
+    await fixture.open("b")
+    store = fixture.store
+    [dead] = await store.claim("dead", lease=LEASE, process="host 7 100")
+    diagnosis = await fixture.begin(dead, usd=0.5)
+    nameless = await fixture.claim("nameless")
+    assert await store.claim("heir", lease=LEASE, ended=["host 7 99"]) == []
+    held = {one.token: one for one in await store.claims_held()}
+    assert held[dead.token] == Held(dead.token, "host 7 100", LEASE)
+    assert held[nameless.token].process is None
+    [claim] = await store.claim("heir", lease=LEASE, limit=5, ended=["host 7 100"])
+    assert (claim.batch, claim.attempt, claim.begun) == (dead.batch, 2, True)
+    lost = await store.diagnosis(diagnosis)
+    assert (lost.outcome, lost.cost_usd) == ("lost", 0.5)
+    await raises(ClaimLost, fixture.begin(dead))
+
+
+async def an_end_and_the_next_claim_are_one(fixture: StoreFixture) -> None:
+    """Whether the end is stored or refused; while a pause lasts, nothing is claimed."""
+    await fixture.open_apart(4)
+    store = fixture.store
+    [first] = await store.claim("agent", lease=LEASE, process="host 7 100")
+    assert not first.begun
+    call, good = await fixture.begin(first), Finish("answered")
+    stored, [second] = await store.finish_and_claim(first, call, good, lease=LEASE)
+    assert stored and (second.holder, second.process) == ("agent", "host 7 100")
+    assert (await store.ticket(first.tickets[0].id)).diagnosis_id == call
+    late = await fixture.begin(second)
+    fixture.clock.move(LEASE)
+    taken = await fixture.claim("other")
+    assert taken.batch == second.batch
+    stored, [third] = await store.finish_and_claim(second, late, good, lease=LEASE)
+    assert not stored and third.batch not in (first.batch, second.batch)
+    await store.pause("outage", 60, "529", "agent")
+    call = await fixture.begin(third)
+    assert await store.finish_and_claim(third, call, good, lease=LEASE) == (True, [])
+    assert await fixture.nothing_due()
+    await store.unpause("outage")
+    assert not await fixture.nothing_due()
 
 
 async def renewing_keeps_a_claim(fixture: StoreFixture) -> None:
@@ -445,6 +488,8 @@ CHECKS = (
     a_batch_is_claimed_once,
     a_lease_that_ran_out_is_free_again,
     a_lost_claim_changes_nothing,
+    the_claim_of_a_process_that_ended_is_free,
+    an_end_and_the_next_claim_are_one,
     renewing_keeps_a_claim,
     a_late_heartbeat_saves_what_nobody_took,
     a_short_lease_does_not_shorten_a_long_one,

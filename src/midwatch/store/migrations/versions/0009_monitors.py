@@ -9,7 +9,7 @@ from sqlalchemy.dialects import postgresql
 from midwatch.store.schema import Instant
 
 revision = "0009"
-down_revision = "0007"
+down_revision = "0008"
 
 
 def upgrade() -> None:
