@@ -8,6 +8,7 @@ round, the lateness of a timer, and the memory.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-TICK = 0.005
+TICK = 0.02
 """Seconds between two looks at how late the event loop is."""
 
 
@@ -90,6 +91,7 @@ async def ours(interval: float, rounds: int) -> None:
     from midwatch.cli.app import Edge
     from midwatch.cli.daemons import _up
 
+    gc.disable()  # as `midwatch` does
     edge = Edge(dict(os.environ), Path("midwatch.yaml"))
     await measured(lambda: _up(edge), interval, rounds, 0.0)
 

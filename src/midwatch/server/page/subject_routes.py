@@ -27,7 +27,7 @@ _STALE_CYCLES = 3
 
 @dataclass(frozen=True, slots=True)
 class SubjectView:
-    """A subject. `unknown` is why its state is unknown, "" where it is known; `holds` are titles of invariants."""
+    """A subject, and the monitor that watches it. `unknown` is why its state is unknown, "" where it is known; `holds` are titles of invariants."""
 
     name: str
     kind: str
@@ -36,6 +36,7 @@ class SubjectView:
     tickets: Sequence[Ticket]
     more: int
     holds: Sequence[str]
+    watcher: str
 
 
 def router(context: ServerContext, pages: Pages) -> APIRouter:
@@ -98,6 +99,7 @@ def _view(
         tickets,
         number - len(tickets),
         [] if unknown or number > len(tickets) else holds,
+        (state.watcher if state else None) or "",
     )
 
 
