@@ -1,13 +1,15 @@
 """The processes of `bench.up`: what watches, what it is compared with, and the servers that are watched.
 
 `python -m bench._up_child ours INTERVAL ROUNDS` runs `midwatch up` in the present folder, and `bare … URLS` requests the
-same URLs and runs the same statements, with sockets and psycopg alone. Both print a line of JSON: processor seconds by
+same URLs and runs the same statements, with httpx2 and psycopg alone, over a
+new connection each time. Both print a line of JSON: processor seconds by
 round, the lateness of a timer, and the memory.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -17,9 +19,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-TICK = 0.005
+TICK = 0.02
 """Seconds between two looks at how late the event loop is."""
 
 
@@ -90,6 +91,7 @@ async def ours(interval: float, rounds: int) -> None:
     from midwatch.cli.app import Edge
     from midwatch.cli.daemons import _up
 
+    gc.disable()  # as `midwatch` does
     edge = Edge(dict(os.environ), Path("midwatch.yaml"))
     await measured(lambda: _up(edge), interval, rounds, 0.0)
 
@@ -118,21 +120,17 @@ async def observed(dsn: str) -> list[tuple[str, Mapping[str, object] | None]]:
 
 
 async def bare(interval: float, rounds: int, urls: Path) -> None:
+    import httpx2
     import psycopg
 
     given = json.loads(urls.read_text())
     statements = await observed(given["postgres"][0])
 
+    limits = httpx2.Limits(max_keepalive_connections=0)
+    client = httpx2.AsyncClient(verify=False, trust_env=False, limits=limits)
+
     async def get(url: str) -> None:
-        parts = urlsplit(url)
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        head = f"GET {parts.path} HTTP/1.1\r\nhost: {parts.netloc}\r\nconnection: close\r\n\r\n"
-        writer.write(head.encode())
-        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
-        while await reader.readline() != b"\r\n":
-            pass
-        assert await reader.readexactly(3)
-        writer.close()
+        assert (await client.get(url)).status_code == 200
 
     async def select(dsn: str) -> None:
         connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True)

@@ -1,4 +1,4 @@
-"""`midwatch up` with 200 http and 20 postgres subjects, against the same GETs and SELECTs by sockets and psycopg alone.
+"""`midwatch up` with 200 http and 20 postgres subjects, against the same GETs and SELECTs by httpx2 and psycopg alone.
 
 Both run in processes of their own, one after the other, and their processor time counts. The servers that they watch
 are real: one of HTTP on loopback, and a PostgreSQL with its own cluster.

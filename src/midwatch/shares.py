@@ -66,7 +66,7 @@ def fair_shares(
 
     Args:
         knows: The subjects that each member knows, by its id.
-        held: Who holds each subject now; anything but a member that knows it counts as nobody.
+        held: Who holds each subject now; anything but a member that knows it counts as no one.
     """
     able = _able(knows)
     load: Counter[str] = Counter(dict.fromkeys(knows, 0))

@@ -360,6 +360,8 @@ async def open_app(
             subject.read_pushed_from(store)
     gatherer = _gatherer(subjects, redactor, store, links)
     model = ModelFromKey(settings, edge.environ)
+    # What is there now stays until the end. To look through it again and again would stop the loop for 0.1 s each time.
+    gc.freeze()
     gc.enable()  # `main` turned it off for the start
     forward_library_logs(log)
     try:

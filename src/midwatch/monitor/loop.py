@@ -30,7 +30,7 @@ transactions of a cycle take on a store that can hardly be reached, or polls tha
 class MonitorLoop:
     """Polls its share of the subjects, each once in `settings.interval` seconds, until it is stopped.
 
-    All monitors on one store share the subjects. `cycle` and `once` poll all of them, whoever watches them.
+    All monitors on one store share the subjects. `cycle` and `once` poll all of them, also those of other monitors.
 
     Args:
         store: Where tickets and heartbeats are saved.

@@ -35,9 +35,8 @@ class Schedule:
         """Return a subject that is due, and plan its next observation; None if it is not time for one."""
         if self.wait(now) > 0:
             return None
-        due, name = heapq.heappop(self._queue)
-        late = now - due >= self._interval
-        self._put(name, now + self._interval if late else due + self._interval)
+        _, name = heapq.heappop(self._queue)
+        self._put(name, now + self._interval)
         self._not_before = now + min(_PACE, self._interval / (len(self._due) + 1))
         return name
 

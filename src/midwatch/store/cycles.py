@@ -137,7 +137,7 @@ def save_cycle(
 
 
 def is_taken(row: Any, watcher: str | None) -> bool:
-    """Return whether another monitor watches a subject than the one that saves; None saves for nobody in particular."""
+    """Return whether another monitor watches a subject than the one that saves; None saves in any case."""
     return watcher is not None and row.watcher != watcher
 
 

@@ -16,6 +16,7 @@ from midwatch.store.schema import (
     ticket_of,
     tickets,
 )
+from midwatch.store.shares import watchers
 
 
 def unresolved_counts(tx: Transaction) -> dict[Severity, int]:
@@ -38,6 +39,7 @@ def subject_states(tx: Transaction) -> list[SubjectState]:
         .group_by(tickets.c.subject, tickets.c.severity)
     ):
         counts.setdefault(row.subject, {})[Severity(row.severity)] = row.number
+    watched_by = watchers(tx)
     columns = (
         subjects.c.name,
         subjects.c.last_good_at,
@@ -53,6 +55,7 @@ def subject_states(tx: Transaction) -> list[SubjectState]:
             row.failures,
             row.last_error,
             counts.get(row.name, {}),
+            watched_by.get(row.name),
         )
         for row in tx.all(select(*columns).order_by(subjects.c.name))
     ]

@@ -23,6 +23,7 @@ class SubjectState:
         failures: Failed observations since the last one that succeeded.
         last_error: Why the last failed one failed.
         unresolved: Numbers of unresolved tickets by severity, without those of investigations.
+        watcher: The name of the monitor that watches it, None while none does.
     """
 
     name: str
@@ -31,6 +32,7 @@ class SubjectState:
     failures: int
     last_error: str | None
     unresolved: Mapping[Severity, int] = field(default_factory=dict)
+    watcher: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,7 @@ def _renew(tx: Transaction, member: Member) -> int:
 def _give(
     tx: Transaction, member: Member, present: Sequence[_Known], busy: frozenset[str]
 ) -> bool:
-    """Give what nobody watches to all, and what this monitor has too much to the others. Return whether that is all.
+    """Give what no one watches to all, and what this monitor has too much to the others. Return whether that is all.
 
     What another one has too much it gives away itself.
     """
@@ -174,7 +174,7 @@ def _knows(tx: Transaction, present: Sequence[_Known]) -> dict[str, frozenset[st
 
 
 def _lock(tx: Transaction, names: Sequence[str]) -> None:
-    """Lock subjects in the order of their names, as whoever saves several observations does."""
+    """Lock subjects in the order of their names, as `save_unchanged` does."""
     for chunk in chunks(names):
         tx.all(
             select(subjects.c.name)
@@ -193,8 +193,8 @@ def _one_at_a_time(tx: Transaction) -> None:
         tx.execute(text("SELECT pg_advisory_xact_lock(7305616)"))
 
 
-def watchers(tx: Transaction, now: datetime) -> dict[str, str]:
-    """Return the name of the monitor that watches each subject; those that nobody watches are left out."""
+def watchers(tx: Transaction) -> dict[str, str]:
+    """Return the name of the monitor that watches each subject; those that no one watches are left out."""
     rows = tx.all(
         select(
             subjects.c.name,
@@ -206,5 +206,5 @@ def watchers(tx: Transaction, now: datetime) -> dict[str, str]:
     return {
         row.name: row.watcher
         for row in rows
-        if lease_left(now, row.renewed_at, row.lease)
+        if lease_left(tx.now, row.renewed_at, row.lease)
     }

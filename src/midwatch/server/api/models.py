@@ -209,7 +209,8 @@ class InvariantShape(BaseModel):
 class SubjectShape(BaseModel):
     """A watched system. `state` is `unknown` where the last observation failed or there was none.
 
-    `kind` is null, and there are no invariants, for a subject that is not in the settings of the server.
+    `kind` is null, and there are no invariants, for a subject that is not in the settings of the server. `watched_by` is
+    the monitor that has it in its share.
     """
 
     name: str
@@ -217,6 +218,7 @@ class SubjectShape(BaseModel):
     state: Literal["ok", "broken", "unknown"]
     last_seen_at: datetime | None
     last_polled_at: datetime | None
+    watched_by: str | None
     failures: int
     last_error: str | None
     unresolved: dict[SeverityName, int]

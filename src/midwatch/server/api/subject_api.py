@@ -119,6 +119,7 @@ def _shape(
         "state": broken if known else "unknown",
         "last_seen_at": seen_at,
         "last_polled_at": state.last_look_at if state else None,
+        "watched_by": state.watcher if state else None,
         "failures": state.failures if state else 0,
         "last_error": state.last_error if state else None,
         "unresolved": {one.label: count for one, count in sorted(unresolved.items())},

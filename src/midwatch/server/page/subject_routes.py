@@ -25,7 +25,7 @@ _STALE_CYCLES = 3
 
 @dataclass(frozen=True, slots=True)
 class SubjectView:
-    """A subject. `unknown` is why its state is unknown, "" where it is known; `holds` are titles of invariants."""
+    """A subject, and the monitor that watches it. `unknown` is why its state is unknown, "" where it is known; `holds` are titles of invariants."""
 
     name: str
     kind: str
@@ -34,6 +34,7 @@ class SubjectView:
     tickets: Sequence[Ticket]
     more: int
     holds: Sequence[str]
+    watcher: str
 
 
 def router(context: ServerContext, pages: Pages) -> APIRouter:
@@ -91,6 +92,7 @@ def _view(
         tickets,
         number - len(tickets),
         [] if unknown or number > len(tickets) else holds,
+        (state.watcher if state else None) or "",
     )
 
 

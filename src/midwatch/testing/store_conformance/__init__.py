@@ -31,6 +31,7 @@ from midwatch.testing.store_conformance import (
     overview,
     pushes,
     requests,
+    shares,
     silences,
     text,
     tickets,
@@ -57,6 +58,7 @@ CHECKS: tuple[Check, ...] = (
     *api_tokens.CHECKS,
     *pushes.CHECKS,
     *overview.CHECKS,
+    *shares.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]
