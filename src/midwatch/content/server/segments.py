@@ -144,11 +144,15 @@ class Compaction:
     def __bool__(self) -> bool:
         return bool(self.unneeded or self.moved)
 
+    def without_moves(self) -> Compaction:
+        """Return what can be done without any space."""
+        return Compaction(self.unneeded)
+
 
 def plan_compaction(
     index: Index, named: Collection[bytes], sizes: Mapping[str, int]
 ) -> Compaction:
-    """Plan for segments that are mostly replaced content, and for small ones when they are many.
+    """Plan for segments that are mostly replaced content, for small ones when they are many, and for chunks' own files.
 
     Args:
         index: The segments of the manifest.
@@ -164,7 +168,11 @@ def plan_compaction(
     unneeded = frozenset(name for name, length in used.items() if not length)
     kept = [name for name in index.segments if name not in unneeded]
     small = [name for name in kept if sizes.get(name, SMALL) < SMALL]
-    emptied = [n for n in kept if used[n] * 2 < sizes.get(n, 0) - head_length(n)]
+    emptied = [
+        name
+        for name in kept
+        if chunk_of(name) or used[name] * 2 < sizes.get(name, 0) - head_length(name)
+    ]
     if len(small) >= MANY:
         emptied = list(dict.fromkeys([*small, *emptied]))
     emptied = list(_up_to(emptied, used, MOVED))
