@@ -22,6 +22,8 @@ MANY = 32
 """Small segments of a folder before they are merged."""
 MOVED = 256 << 20
 """Bytes that are moved in one pass over a folder, a segment more at most."""
+PLACE_BYTES = 300
+"""Approximate bytes of memory that a chunk takes in an index."""
 _MAGIC = b"MWSEG\0\0\1"
 _ITEM = struct.Struct(">32sI")
 _NAME = re.compile(r"segments/[0-9a-f]{32}\.([0-9]{1,7})", re.ASCII)
@@ -97,7 +99,7 @@ class Index:
     @property
     def cost(self) -> int:
         """Return the approximate bytes of memory."""
-        return 300 * len(self.places)
+        return PLACE_BYTES * len(self.places)
 
     def lacks(self, segments: Sequence[str]) -> list[str]:
         """Return those of the segments whose heads are needed to index them instead."""
