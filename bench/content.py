@@ -1,13 +1,15 @@
-"""The sync of ten changes in a workspace of 10,000 files with the content proxy.
+"""A workspace of 10,000 files with the content proxy: its first push, and the sync of ten changes.
 
-Floors: the plain endpoints, where every folder is listed and every file is read; and `rsync -a --delete` of the
-same tree on this machine. The proxy is a separate process. Files are in memory if possible: no disk is measured.
+Floors: the plain endpoints, where every folder is listed and every file is read; and `rsync -a --delete` and `tar` of the
+same tree on this machine, the first push in processor time of all processes that take part. The proxy is a
+separate process. Files are in memory if possible: no disk is measured. On an object store requests and bytes are counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -29,8 +31,9 @@ from midwatch.content.sync.roots import Roots
 from midwatch.content.sync.scan import Scanner
 from midwatch.content.sync.session import WorkspaceSync
 from midwatch.content.tokens import issue
+from tests.acceptance.s3_server import URL, s3
 
-from .report import Row, against_bound, against_floor, paired
+from .report import Round, Row, against_bound, against_floor, paired
 
 FOLDERS, FILES, FILE_BYTES = 100, 100, 2000
 CHANGES = 10
@@ -41,6 +44,8 @@ LARGE_BYTES = 256 << 20
 MEMORY = Path("/dev/shm")
 KEY = "0123456789abcdef0123456789abcdef"
 FOLDER = "bench/tree.00000000"
+FIRST_ROUNDS = 3
+_BUCKET = {"MIDWATCH_CONTENT__URL": URL}
 
 
 async def run() -> Sequence[Row]:
@@ -49,17 +54,19 @@ async def run() -> Sequence[Row]:
         root = Path(name)
         with _proxy(root) as url:
             rows = [*await _tree(root, url), await _on_disk(url)]
-            return [*rows, await _large(root, url)]
+            rows += [*await _first(root), await _large(root, url)]
+        return [*rows, *await _bucket(root)]
 
 
 @contextlib.contextmanager
-def _proxy(root: Path) -> Iterator[str]:
+def _proxy(root: Path, **more: str) -> Iterator[str]:
     (root / "key").write_text(KEY)
     environ = {
         "PATH": os.defpath,
         "MIDWATCH_CONTENT__ROOT": str(root / "volume"),
         "MIDWATCH_CONTENT__PORT": "0",
         "MIDWATCH_CONTENT__KEY_FILE": str(root / "key"),
+        **more,
     }
     command = [str(Path(sys.executable).with_name("midwatch")), "content", "serve"]
     with (
@@ -112,8 +119,8 @@ class _Counted(httpx2.AsyncByteStream):
             await self._inner.aclose()
 
 
-def _token() -> str:
-    return issue(KEY.encode(), FOLDER, now=datetime.now(UTC))
+def _token(folder: str = FOLDER) -> str:
+    return issue(KEY.encode(), folder, now=datetime.now(UTC))
 
 
 # ------------------------------------------------------------------ the tree
@@ -274,6 +281,96 @@ def _scan(work: Path) -> Row:
         taken.append(time.perf_counter() - began)
     value = statistics.median(taken) * 1000
     return against_bound("content: scan of 10,000 unchanged files", value, 150, "ms")
+
+
+# ------------------------------------------------------------------ the first push
+
+
+async def _first(root: Path) -> list[Row]:
+    """Compare the processor time of a first push, of client and proxy, with rsync's and tar's."""
+    if not shutil.which("rsync"):
+        return []
+    here = psutil.Process()
+    [proxy] = [p for p in here.children() if "content" in p.cmdline()]
+    numbers = itertools.count(1)
+    work = root / "work"
+
+    async def pushed() -> float:
+        folder, state = f"bench/first.{next(numbers):08x}", root / "first-state"
+        before = _used(here) + _used(proxy)
+        async with ContentClient(_url_of(root), _token(folder), folder) as client:
+            await WorkspaceSync(client, {"workspace": work}, state).push()
+        shutil.rmtree(state)
+        return _used(here) + _used(proxy) - before
+
+    def program(*command: str) -> Round:
+        async def run() -> float:
+            shutil.rmtree(root / "first-copy", ignore_errors=True)
+            before = os.times()
+            subprocess.run([*command, str(root / "first-copy")], check=True)
+            after = os.times()
+            (root / "first-copy").is_file() and (root / "first-copy").unlink()
+            user = after.children_user - before.children_user
+            return user + after.children_system - before.children_system
+
+        return run
+
+    rsync = program("rsync", "-a", "--delete", f"{work}/")
+    push, floor = await paired(pushed, rsync, FIRST_ROUNDS)
+    again, packed = await paired(
+        pushed, program("tar", "-C", str(work), "-c", ".", "-f"), FIRST_ROUNDS
+    )
+    name = "content: processor time of the first push of 10,000 files"
+    return [
+        against_floor(f"{name} / rsync", push * 1000, floor * 1000, 1.5),
+        against_floor(f"{name} / tar", again * 1000, packed * 1000, 10),
+    ]
+
+
+def _used(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _url_of(root: Path) -> str:
+    found = re.search(r"http://[\w.:\[\]]+:\d+", (root / "log").read_text())
+    assert found, "the proxy has started"
+    return found.group()
+
+
+# ------------------------------------------------------------------ on an object store
+
+
+async def _bucket(root: Path) -> list[Row]:
+    """Count the requests to the object store, and the bytes, of the first push and of a push of ten changes."""
+    work, state = root / "work", root / "bucket-state"
+    with s3() as service, _proxy(root, **service.environ, **_BUCKET) as url:
+        async with ContentClient(url, _token(), FOLDER) as client:
+            sync = WorkspaceSync(client, {"workspace": work}, state)
+            counts = []
+            for _ in range(2):
+                before = service.requests.total(), service.sent
+                await sync.push()
+                _change(work)
+                counts.append(
+                    (service.requests.total() - before[0], service.sent - before[1])
+                )
+    (requests, sent), (few, little) = counts
+    content = FOLDERS * FILES * FILE_BYTES / 1000
+    return [
+        against_bound("content: store requests, first push", requests, 20, "requests"),
+        against_floor(
+            "content: bytes to the store, first push / content",
+            sent / 1000,
+            content,
+            1.2,
+            "kB",
+        ),
+        against_bound("content: store requests, ten changes", few, 6, "requests"),
+        against_bound(
+            "content: bytes to the store, ten changes", little / 1000, 2000, "kB"
+        ),
+    ]
 
 
 # ------------------------------------------------------------------ one large file

@@ -133,6 +133,20 @@ CASES: dict[str, dict[str, Any]] = {
     "proxy elsewhere": {
         "content": {"enabled": False, "url": "https://content.example.com"}
     },
+    "object store": {
+        "content": {
+            "objectStore": {
+                "url": "s3://midwatch-content/team",
+                "replicas": 3,
+                "env": [{"name": "AWS_REGION", "value": "eu-central-1"}],
+                "secret": "midwatch-bucket",
+                "egress": {"ports": [443, 80]},
+            },
+            "serviceAccount": {
+                "annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/x"}
+            },
+        }
+    },
     "claim of one's own": {"content": {"persistence": {"existingClaim": "big-disk"}}},
     "without a key": {**WATCH, "anthropic": {"secret": {"name": ""}}},
     "own accounts": {

@@ -31,6 +31,7 @@ THEIRS = {
     "Secret": {
         *("midwatch-database", "midwatch-owner", "midwatch-anthropic"),
         *("midwatch-content-key", "midwatch-subjects", "images"),
+        "midwatch-bucket",
     },
     "ConfigMap": {"company-ca"},
     "PersistentVolumeClaim": {"big-disk"},
@@ -345,6 +346,36 @@ def test_what_a_pod_names_is_there(case: str) -> None:
         for container in containers(template):
             used = {mount["name"] for mount in container["volumeMounts"]}
             assert used <= declared, f"{name}: {used - declared}"
+
+
+def test_with_an_object_store_the_proxy_has_replicas_and_no_volume(
+    tmp_path: Path,
+) -> None:
+    documents = rendered("object store")
+    assert not of_kind(documents, "PersistentVolumeClaim", "StatefulSet")
+    [proxy] = [
+        one
+        for one in of_kind(documents, "Deployment")
+        if one["metadata"]["name"] == "midwatch-content"
+    ]
+    assert proxy["spec"]["replicas"] == 3
+    template = proxy["spec"]["template"]
+    found = settings_of(template, documents, tmp_path)
+    assert found.content.url == "s3://midwatch-content/team"
+    [container] = containers(template)
+    assert container["envFrom"] == [{"secretRef": {"name": "midwatch-bucket"}}]
+    # The credentials are the proxy's alone.
+    for name, other in pods(documents):
+        if name != "midwatch-content":
+            assert ("Secret", "midwatch-bucket") not in references(other)
+            assert "AWS_REGION" not in str(other)
+    assert any(
+        one["metadata"]["name"] == "midwatch-content"
+        for one in of_kind(documents, "PodDisruptionBudget")
+    )
+    # By default there is one, on its own volume.
+    [proxy] = of_kind(rendered("defaults"), "StatefulSet")
+    assert proxy["spec"]["replicas"] == 1 and "envFrom" not in str(proxy)
 
 
 def test_a_hook_needs_nothing_that_comes_after_it() -> None:

@@ -23,7 +23,7 @@ from midwatch.content.tree import (
     delta_between,
     encode_frame,
     tree_from_json,
-    tree_to_json,
+    tree_text,
     version_of,
 )
 
@@ -107,8 +107,12 @@ def test_the_servers_manifest_is_the_tree(
     assert manifest.version == version_of(new)
     assert manifest.size == sum(entry.size for entry in new.values())
     document = json.loads(b"".join(manifest.document()))
-    assert document == {"version": version_of(new), "tree": tree_to_json(new)}
+    assert document == {"version": version_of(new), "tree": json.loads(tree_text(new))}
     assert tree_from_json(document["tree"]) == new
+    assert json.loads(delta.to_bytes(version="v")) == {
+        **delta.to_json(),
+        "version": "v",
+    }
     back = load(io.BytesIO(saved(manifest)))
     assert (back.version, back.cause, back.slots) == (
         manifest.version,

@@ -24,6 +24,8 @@ app = typer.Typer()
 
 _EXTRA = ("jwt", "obstore", "prometheus_client", "starlette", "uvicorn")
 """The packages of the extra `content`."""
+_YOUNG = 20_000
+"""Objects until the collector runs: a commit makes tens of thousands, and nearly all of them stay or go without it."""
 _MARGIN = 5.0
 """Seconds after `content.grace` until the process exits, even if a disk hangs."""
 
@@ -77,7 +79,9 @@ async def _serve(edge: Edge) -> None:
     settings = edge.settings()
     keys = keys_of(settings)
     redactor = Redactor([key.decode("latin-1") for key in keys])
-    gc.enable()  # `main` turned it off for the start
+    gc.freeze()  # what the imports made stays; `main` turned the collector off for the start
+    gc.set_threshold(_YOUNG)
+    gc.enable()
     stop = StopEvent()
     longest = settings.content.grace + _MARGIN
     with stop_on_signals(stop, lambda: end_in(longest, 1)):

@@ -44,7 +44,7 @@ import re
 import struct
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from midwatch.content.errors import PathRefused, StreamBroken
 from midwatch.model import Json
@@ -70,7 +70,8 @@ _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = r"[a-z0-9](?:[a-z0-9.-]{0,98}[a-z0-9])?"
 _FOLDER = re.compile(f"{_LABEL}/{_NAME}", re.ASCII)
 _HEAD = struct.Struct(">32sI")
-_text = json.JSONEncoder().encode
+json_text: Callable[[str], str] = json.encoder.encode_basestring_ascii
+"""Returns a text as JSON in ASCII."""
 Kind = Literal["file", "folder", "symlink"]
 Tree = Mapping[str, "Entry"]
 """Entries by path."""
@@ -104,7 +105,7 @@ class Entry:
 def entry_from_json(data: Any) -> Entry:
     """Parse the form of `Entry.to_json`. Paths and targets are not checked. Raises ValueError."""
     match data:
-        case ["f", int(mode), int(size), [*chunks]] if (
+        case ["f", mode, size, list(chunks)] if (
             _is_mode(mode)
             and type(size) is int
             and size >= 0
@@ -113,14 +114,14 @@ def entry_from_json(data: Any) -> Entry:
             if len(chunks) != -(-size // CHUNK):
                 raise ValueError(f"{size} bytes are not {len(chunks)} chunks")
             return Entry("file", mode, size, tuple(chunks))
-        case ["d", int(mode)] if _is_mode(mode):
+        case ["d", mode] if _is_mode(mode):
             return Entry("folder", mode)
         case ["l", str(target)] if target:
             return Entry("symlink", 0o777, target=target)
     raise ValueError("not an entry of a manifest")
 
 
-def _is_mode(number: int) -> bool:
+def _is_mode(number: object) -> TypeGuard[int]:
     return type(number) is int and 0 <= number <= 0o777  # a bool is an int as well
 
 
@@ -134,13 +135,15 @@ def compact(data: Any) -> bytes:
     return json.dumps(data, separators=(",", ":")).encode("ascii")
 
 
-def tree_to_json(tree: Tree) -> Json:
-    """Return the entries as JSON data, in order of their paths."""
-    return {path: tree[path].to_json() for path in sorted(tree)}
+def tree_text(tree: Tree) -> str:
+    """Return the entries as compact JSON in ASCII: what `compact` makes of `to_json`, five times as fast."""
+    return "{%s}" % ",".join(
+        [f"{json_text(path)}:{entry_text(entry)}" for path, entry in tree.items()]
+    )
 
 
 def tree_from_json(data: Any) -> dict[str, Entry]:
-    """Parse the form of `tree_to_json`. Raises ValueError."""
+    """Parse the form of `tree_text`. Raises ValueError."""
     if not isinstance(data, dict):
         raise ValueError("not a manifest")
     return {path: entry_from_json(entry) for path, entry in data.items()}
@@ -150,19 +153,19 @@ def version_of(tree: Tree) -> str:
     """Return the version of a tree: a hash of all of it. Equal trees have equal versions."""
     digest = hashlib.sha256()
     for path in sorted(tree):
-        line = f"[{_text(path)},{_entry_text(tree[path])}]\n"
+        line = f"[{json_text(path)},{entry_text(tree[path])}]\n"
         digest.update(line.encode("ascii"))
     return digest.hexdigest()
 
 
-def _entry_text(entry: Entry) -> str:
+def entry_text(entry: Entry) -> str:
     """Return `to_json` as compact JSON, five times as fast as the encoder: each sync does it for all entries."""
     if entry.kind == "file":
         chunks = ",".join([f'"{chunk}"' for chunk in entry.chunks])
         return f'["f",{entry.mode},{entry.size},[{chunks}]]'
     if entry.kind == "folder":
         return f'["d",{entry.mode}]'
-    return f'["l",{_text(entry.target)}]'
+    return f'["l",{json_text(entry.target)}]'
 
 
 EMPTY = version_of({})
@@ -202,6 +205,14 @@ class Delta:
         put = {path: entry.to_json() for path, entry in self.put.items()}
         return {"put": put, "removed": sorted(self.removed)}
 
+    def to_bytes(self, **more: str) -> bytes:
+        """Return `to_json` and `more` members as compact JSON."""
+        rest = {**more, "removed": sorted(self.removed)}
+        return b'{"put":%b,%b' % (
+            tree_text(self.put).encode("ascii"),
+            compact(rest)[1:],
+        )
+
 
 NO_CHANGE = Delta({}, frozenset())
 
@@ -220,7 +231,7 @@ def delta_between(old: Tree, new: Tree) -> Delta:
 
 
 def delta_from_json(data: Any) -> Delta:
-    """Parse the form of `Delta.to_json`. Raises ValueError, KeyError, TypeError or AttributeError."""
+    """Parse the form of `Delta.to_bytes`. Raises ValueError, KeyError, TypeError or AttributeError."""
     put = {path: entry_from_json(entry) for path, entry in data["put"].items()}
     return Delta(put, frozenset(data["removed"]))
 

@@ -43,7 +43,12 @@ groups: a subject's ${PASSWORD} would otherwise have to be in the environment of
 {{- end -}}
 
 {{- define "midwatch.settings.content" -}}
-{{- $own := dict "root" "/var/lib/midwatch" "host" "0.0.0.0" "port" 8080 "key_file" "/run/midwatch/content/key" -}}
+{{- $own := dict "host" "0.0.0.0" "port" 8080 "key_file" "/run/midwatch/content/key" -}}
+{{- if .Values.content.objectStore.url -}}
+{{- $_ := set $own "url" .Values.content.objectStore.url -}}
+{{- else -}}
+{{- $_ := set $own "root" "/var/lib/midwatch" -}}
+{{- end -}}
 {{- $content := mergeOverwrite (default dict .Values.settings.content | deepCopy) $own -}}
 {{- $known := dict "log" (dict "format" "json") -}}
 {{- mergeOverwrite $known (pick .Values.settings "log" | deepCopy) (dict "content" $content) | toYaml -}}
@@ -51,7 +56,7 @@ groups: a subject's ${PASSWORD} would otherwise have to be in the environment of
 
 {{/* What belongs to other values must not stand in `settings` as well. */}}
 {{- define "midwatch.checkSettings" -}}
-{{- $belongs := dict "operator.namespaces" "operator.namespaces" "operator.host" "" "operator.port" "" "operator.content_url" "content.url" "operator.content_key_file" "content.keySecret" "operator.kubeconfig" "" "operator.context" "" "anthropic.api_key_file" "anthropic.secret" "content.root" "content.persistence" "content.host" "" "content.port" "" "content.key_file" "content.keySecret" "metrics.host" "" "metrics.port" "" "server.listen" "server.enabled" -}}
+{{- $belongs := dict "operator.namespaces" "operator.namespaces" "operator.host" "" "operator.port" "" "operator.content_url" "content.url" "operator.content_key_file" "content.keySecret" "operator.kubeconfig" "" "operator.context" "" "anthropic.api_key_file" "anthropic.secret" "content.root" "content.persistence" "content.url" "content.objectStore.url" "content.host" "" "content.port" "" "content.key_file" "content.keySecret" "metrics.host" "" "metrics.port" "" "server.listen" "server.enabled" -}}
 {{- range $path, $instead := $belongs -}}
 {{- $parts := splitList "." $path -}}
 {{- if hasKey (default dict (get $.Values.settings (first $parts))) (last $parts) -}}

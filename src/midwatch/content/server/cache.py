@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from midwatch.content.server.manifest import Manifest
 from midwatch.content.server.objects import Tag
-from midwatch.content.server.segments import Index, Place
+from midwatch.content.server.segments import PLACE_BYTES, Index, Place
 
 _HISTORY_BYTES = 16 << 20
 _FOLDER_HISTORY_BYTES = 1 << 20
@@ -31,6 +31,7 @@ class Known:
         manifest: The manifest.
         index: Where the chunks of some segments are, mostly those of the manifest.
         loose: Where the chunks of other segments are, by segment. They may be gone.
+        weight: Approximate bytes of the manifest.
     """
 
     tag: Tag | None = None
@@ -38,11 +39,13 @@ class Known:
     index: Index = Index()
     loose: Mapping[str, Mapping[bytes, Place]] = field(default_factory=dict)
 
+    weight: int = 0
+
     @property
     def cost(self) -> int:
         """Return the approximate bytes of memory."""
         loose = sum(map(len, self.loose.values()))
-        return self.manifest.cost + self.index.cost + 300 * loose
+        return self.weight + self.index.cost + PLACE_BYTES * loose
 
 
 class ManifestCache:
@@ -67,7 +70,7 @@ class ManifestCache:
 
     def put_manifest(self, folder: str, tag: Tag, manifest: Manifest) -> None:
         """Keep a manifest."""
-        self._update(folder, tag=tag, manifest=manifest)
+        self._update(folder, tag=tag, manifest=manifest, weight=manifest.cost)
 
     def put_index(
         self,

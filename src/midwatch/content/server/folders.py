@@ -13,6 +13,7 @@ from midwatch.content.server.cache import ManifestCache
 from midwatch.content.server.manifest import Manifest, load
 from midwatch.content.server.objects import ManifestChanged, Objects, Tag
 from midwatch.content.server.segments import (
+    MOVED,
     SEGMENT,
     Compaction,
     Index,
@@ -201,10 +202,14 @@ class Folders:
     def plan(
         self, folder: str, manifest: Manifest, listed: Mapping[str, Stored]
     ) -> Compaction:
-        """Plan the compaction of a folder."""
+        """Plan the compaction of a folder, as far as there is space for it."""
         index = self.index(folder, manifest)
         sizes = {name: one.size for name, one in listed.items()}
-        return plan_compaction(index, manifest.chunks(), sizes)
+        plan = plan_compaction(index, manifest.chunks(), sizes)
+        usage = self.objects.disk_usage() if plan.moved else None
+        if usage is not None and usage[1] < 2 * MOVED:
+            return plan.without_moves()
+        return plan
 
     def compact(
         self, folder: str, tag: Tag | None, manifest: Manifest, plan: Compaction

@@ -19,7 +19,16 @@ from typing import Any, BinaryIO
 
 from midwatch.content.errors import ContentDamaged
 from midwatch.content.server.segments import chunk_file
-from midwatch.content.tree import EMPTY, Delta, Entry, Kind, entry_from_json, version_of
+from midwatch.content.tree import (
+    EMPTY,
+    Delta,
+    Entry,
+    Kind,
+    entry_from_json,
+    entry_text,
+    json_text,
+    version_of,
+)
 
 _FORMAT = 2
 _FORMAT_OF_CHUNK_FILES = 1
@@ -30,7 +39,6 @@ _PIECE = 4096
 _MAX_LINE = 64_000_000  # a file of some 900 GB
 _KINDS: dict[bytes, Kind] = {b"f": "file", b"d": "folder", b"l": "symlink"}
 _HASH = re.compile(rb'"([0-9a-f]{64})"')
-_text = json.JSONEncoder().encode
 _compact = json.JSONEncoder(separators=(",", ":")).encode
 _decode = json.JSONDecoder().raw_decode
 
@@ -90,7 +98,7 @@ class Manifest:
         seconds = f"{max(int(now.timestamp()), 10 ** (_TIME - 1)):0{_TIME}}"
         for path, entry in delta.put.items():
             size += entry.size
-            slots[path] = (_compact(entry.to_json()) + seconds).encode("ascii")
+            slots[path] = (entry_text(entry) + seconds).encode("ascii")
         slots = {path: slots[path] for path in sorted(slots)}
         return replace(
             self, version=_version(slots), size=size, cause=cause, slots=slots
@@ -167,7 +175,7 @@ class Manifest:
         yield _compact(head).encode("ascii") + b"\n"
         for piece in _pieces(self.slots):
             yield b"".join(
-                b"[%b,%b,%b]\n" % (_text(p).encode(), s[:-_TIME], s[-_TIME:])
+                b"[%b,%b,%b]\n" % (json_text(p).encode(), s[:-_TIME], s[-_TIME:])
                 for p, s in piece
             )
 
@@ -227,7 +235,9 @@ def _version(slots: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256()
     for piece in _pieces(slots):
         digest.update(
-            b"".join(b"[%b,%b]\n" % (_text(p).encode(), s[:-_TIME]) for p, s in piece)
+            b"".join(
+                b"[%b,%b]\n" % (json_text(p).encode(), s[:-_TIME]) for p, s in piece
+            )
         )
     return digest.hexdigest()
 
@@ -236,7 +246,7 @@ def _entries(slots: Mapping[str, bytes]) -> Iterator[bytes]:
     """Yield the members of a JSON object: paths and entries."""
     comma = b""
     for piece in _pieces(slots):
-        entries = (_text(p).encode() + b":" + s[:-_TIME] for p, s in piece)
+        entries = (json_text(p).encode() + b":" + s[:-_TIME] for p, s in piece)
         yield comma + b",".join(entries)
         comma = b","
 
@@ -252,5 +262,5 @@ def cause_of(base: str, delta: Delta) -> str:
     digest = hashlib.sha256(base.encode())
     digest.update(version_of(delta.put).encode())
     for path in sorted(delta.removed):
-        digest.update(_text(path).encode() + b"\n")
+        digest.update(json_text(path).encode() + b"\n")
     return digest.hexdigest()

@@ -22,6 +22,8 @@ MANY = 32
 """Small segments of a folder before they are merged."""
 MOVED = 256 << 20
 """Bytes that are moved in one pass over a folder, a segment more at most."""
+PLACE_BYTES = 300
+"""Approximate bytes of memory that a chunk takes in an index."""
 _MAGIC = b"MWSEG\0\0\1"
 _ITEM = struct.Struct(">32sI")
 _NAME = re.compile(r"segments/[0-9a-f]{32}\.([0-9]{1,7})", re.ASCII)
@@ -97,7 +99,7 @@ class Index:
     @property
     def cost(self) -> int:
         """Return the approximate bytes of memory."""
-        return 300 * len(self.places)
+        return PLACE_BYTES * len(self.places)
 
     def lacks(self, segments: Sequence[str]) -> list[str]:
         """Return those of the segments whose heads are needed to index them instead."""
@@ -144,11 +146,15 @@ class Compaction:
     def __bool__(self) -> bool:
         return bool(self.unneeded or self.moved)
 
+    def without_moves(self) -> Compaction:
+        """Return what can be done without any space."""
+        return Compaction(self.unneeded)
+
 
 def plan_compaction(
     index: Index, named: Collection[bytes], sizes: Mapping[str, int]
 ) -> Compaction:
-    """Plan for segments that are mostly replaced content, and for small ones when they are many.
+    """Plan for segments that are mostly replaced content, for small ones when they are many, and for chunks' own files.
 
     Args:
         index: The segments of the manifest.
@@ -164,7 +170,11 @@ def plan_compaction(
     unneeded = frozenset(name for name, length in used.items() if not length)
     kept = [name for name in index.segments if name not in unneeded]
     small = [name for name in kept if sizes.get(name, SMALL) < SMALL]
-    emptied = [n for n in kept if used[n] * 2 < sizes.get(n, 0) - head_length(n)]
+    emptied = [
+        name
+        for name in kept
+        if chunk_of(name) or used[name] * 2 < sizes.get(name, 0) - head_length(name)
+    ]
     if len(small) >= MANY:
         emptied = list(dict.fromkeys([*small, *emptied]))
     emptied = list(_up_to(emptied, used, MOVED))

@@ -41,10 +41,11 @@ _RENEW_AFTER = 4
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A change that the server makes itself: entries, and their new chunks with their hashes."""
+    """A change of one version: entries, the new chunks that the server adds itself, and the id of the commit if it is known."""
 
     delta: Delta
     chunks: Sequence[tuple[str, bytes]] = ()
+    cause: str = ""
 
 
 class ContentStore:
@@ -245,7 +246,7 @@ class ContentStore:
         def make(current: Manifest) -> Edit | None:
             _check_attempt(current, attempt)
             if current.version == base:
-                return Edit(delta)
+                return Edit(delta, cause=cause)
             if current.cause == cause:
                 return None
             raise VersionConflict(current.version)
@@ -278,7 +279,7 @@ class ContentStore:
                 return current.version
             delta = edit.delta
             self._write(folder, current, edit.chunks)
-            new = self._changed(current, delta, attempt)
+            new = self._changed(current, edit, attempt)
             if new.version == current.version:
                 return current.version
             needed = self._needed(folder, current, delta)
@@ -291,11 +292,11 @@ class ContentStore:
             return new.version
         raise contended()
 
-    def _changed(self, current: Manifest, delta: Delta, attempt: int) -> Manifest:
+    def _changed(self, current: Manifest, edit: Edit, attempt: int) -> Manifest:
         """Return the manifest after a change, if that is within the limits."""
-        cause = cause_of(current.version, delta)
+        cause = edit.cause or cause_of(current.version, edit.delta)
         new = replace(
-            current.changed(delta, cause, self._now()),
+            current.changed(edit.delta, cause, self._now()),
             attempt=max(attempt, current.attempt),
         )
         limits = self._settings

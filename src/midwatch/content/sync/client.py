@@ -244,7 +244,7 @@ class ContentClient:
 
         It may be repeated: a commit that was applied already succeeds.
         """
-        content = await asyncio.to_thread(compact, delta.to_json())
+        content = await asyncio.to_thread(delta.to_bytes)
         headers = _JSON | {"if-match": f'"{base}"'}
 
         async def ask() -> str:

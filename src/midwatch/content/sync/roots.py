@@ -254,23 +254,22 @@ def _read(
 ) -> Entry | None:
     """Return the entry, or None if the file has another size than its stat."""
     chunks, size = [], 0
-    while data := read_at(file, size):
+    while size < stat.st_size:
+        data = read_at(file, size, min(CHUNK, stat.st_size - size))
+        if not data:
+            return None
         name = chunk_hash(data)
         captured.offer(name, data, wanted=wanted)
         chunks.append(name)
         size += len(data)
-        if size > stat.st_size:
-            return None
-    if size != stat.st_size:
-        return None
     return Entry("file", stat.st_mode & 0o777, size, tuple(chunks))
 
 
-def read_at(file: int, offset: int) -> bytes:
-    """Return up to a chunk from this offset; less only at the end of the file. Raises OSError."""
-    data = os.pread(file, CHUNK, offset)
-    while data and len(data) < CHUNK:
-        more = os.pread(file, CHUNK - len(data), offset + len(data))
+def read_at(file: int, offset: int, length: int) -> bytes:
+    """Return so many bytes from this offset; less only at the end of the file. Raises OSError."""
+    data = os.pread(file, length, offset)
+    while data and len(data) < length:
+        more = os.pread(file, length - len(data), offset + len(data))
         if not more:
             break
         data += more

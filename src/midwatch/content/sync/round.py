@@ -47,11 +47,10 @@ from midwatch.content.tree import (
     Delta,
     Entry,
     Tree,
-    compact,
     delta_between,
     delta_from_json,
     tree_from_json,
-    tree_to_json,
+    tree_text,
 )
 from midwatch.files import open_regular, read_regular, replace_file
 
@@ -129,10 +128,9 @@ class BaseFile:
         if not delta and version == self.version:
             return
         tree = delta.apply(self.tree)
-        data = delta.to_json() | {"version": version}
-        line = compact(data) + b"\n"
+        line = delta.to_bytes(version=version) + b"\n" if self._whole else b""
         changes = self._size - self._whole + len(line)
-        if not self._whole or changes > max(self._whole, _REWRITE_BYTES):
+        if not line or changes > max(self._whole, _REWRITE_BYTES):
             self._rewrite(tree, version)
         else:
             self._append(line)
@@ -149,8 +147,7 @@ class BaseFile:
         self._size += len(line)
 
     def _rewrite(self, tree: Mapping[str, Entry], version: str) -> None:
-        data = {"version": version, "tree": tree_to_json(tree)}
-        line = compact(data) + b"\n"
+        line = f'{{"version":"{version}","tree":{tree_text(tree)}}}\n'.encode("ascii")
         replace_file(self._path, line)
         self._whole = self._size = len(line)
 

@@ -68,7 +68,7 @@ class LocalChunks:
         self._walker = walker
         self._captured = captured or {}
         self._places = {
-            chunk: (path, number)
+            chunk: (path, number * CHUNK, min(CHUNK, entry.size - number * CHUNK))
             for path, entry in entries.items()
             for number, chunk in enumerate(entry.chunks)
         }
@@ -99,11 +99,11 @@ class LocalChunks:
     def _read(self, chunk: str) -> bytes | None:
         if data := self._captured.get(chunk):
             return data
-        path, number = self._places[chunk]
+        path, offset, length = self._places[chunk]
         if path in self.changed:
             return None
         try:
-            data = self._at(path, number * CHUNK)
+            data = self._at(path, offset, length)
         except OSError:
             data = b""
         if chunk_hash(data) == chunk:
@@ -111,11 +111,11 @@ class LocalChunks:
         self.changed.add(path)
         return None
 
-    def _at(self, path: str, offset: int) -> bytes:
+    def _at(self, path: str, offset: int, length: int) -> bytes:
         folder, name = self._walker.parent(path)
         file = os.open(name, _READ, dir_fd=folder)
         try:
-            return read_at(file, offset)
+            return read_at(file, offset, length)
         finally:
             os.close(file)
 
