@@ -214,7 +214,16 @@ def tab_to(page: Page, selector: str) -> None:
     raise AssertionError(f"{selector} is not reached")
 
 
-PAGES = ("/tickets", "/tickets/1", "/tickets/2", "/subjects", "/sessions", "/charts")
+PAGES = (
+    "/tickets",
+    "/tickets/1",
+    "/tickets/2",
+    "/subjects",
+    "/sessions",
+    "/silences",
+    "/deliveries",
+    "/charts",
+)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from midwatch.silences import Matcher
+from midwatch.store.sql import SqlStore
+
 from .cli import in_store, said
 from .page_data import opening
 from .server_process import Running, server_process
@@ -70,3 +73,35 @@ def test_buttons_are_those_of_the_token(tmp_path: Path, server: Running) -> None
         )
         assert ("/tickets/1/silence" in page.text) is silences
         assert ("/tickets/1/hold" in page.text) is not silences
+
+
+def test_silences_and_deliveries_are_listed_and_a_silence_is_ended(
+    server: Running,
+) -> None:
+    folder, hostile = server.log_file.parent, "<b>why</b>"
+    matchers = [Matcher("subject", "=", "other")]
+
+    async def seed(store: SqlStore) -> int:
+        silence = await store.add_silence(
+            matchers, author="ann", reason=hostile, seconds=600
+        )
+        asked = await store.investigate(
+            "i-1", "db", "Why?", by="ci", callback_url="https://ci.example/?key=hidden1"
+        )
+        await store.resolve(asked.ticket_id, "ann", "known")
+        return silence.id
+
+    silence_id = in_store(folder, seed)
+    page = server.http.get("/silences", headers=BROWSER).text
+    assert "&lt;b&gt;why&lt;/b&gt;" in page and hostile not in page
+    end = f"/silences/{silence_id}/expire"
+    assert end in page
+    assert server.http.post(end, headers=BROWSER).status_code == 303
+    assert end not in server.http.get("/silences?ended=true", headers=BROWSER).text
+    assert server.http.post(end, headers=BROWSER).status_code == 409
+    page = server.http.get("/deliveries?state=due", headers=BROWSER).text
+    assert "investigation" in page and "hidden1" not in page
+    page = server.http.get("/deliveries?state=given_up", headers=BROWSER).text
+    assert "There are none" in page
+    answer = server.http.get("/deliveries?state=lost", headers=BROWSER)
+    assert answer.status_code == 422

@@ -23,9 +23,18 @@ class StartsSessions(Protocol):
     """Starts sessions that fix tickets."""
 
     async def fix(
-        self, ticket_id: int, *, by: str, prompt: str, interactive: bool
+        self,
+        ticket_id: int,
+        *,
+        by: str,
+        prompt: str,
+        interactive: bool,
+        session_id: str | None = None,
     ) -> str:
-        """Start a session for a ticket and return its id. Raises MidwatchError if it does not start."""
+        """Start a session for a ticket and return its id. Raises MidwatchError if it does not start.
+
+        With `session_id` that is its id; a session that has it already is returned.
+        """
         ...
 
 
@@ -130,6 +139,7 @@ class Actions:
         prompt: str = "",
         *,
         interactive: bool = True,
+        session_id: str | None = None,
     ) -> str:
         """Start a session that works on a ticket, in the repositories of its subject.
 
@@ -138,6 +148,7 @@ class Actions:
             ticket_id: The ticket; a resolved one may still have its cause in the code.
             prompt: What is added to the task.
             interactive: Whether the session waits for answers to its requests for permission, and for messages.
+            session_id: The id that it gets, for a request that may come again; by default a new one.
 
         Returns:
             The id of the session.
@@ -153,7 +164,11 @@ class Actions:
             raise Conflict("this process starts no sessions", hint="use midwatch serve")
         text = self._redactor.text(clean(prompt[:MAX_PROMPT], longest=None))
         return await self._sessions.fix(
-            ticket_id, by=who.name, prompt=text.strip(), interactive=interactive
+            ticket_id,
+            by=who.name,
+            prompt=text.strip(),
+            interactive=interactive,
+            session_id=session_id,
         )
 
     def _text(self, why: str) -> str:

@@ -56,21 +56,29 @@ class FixProcesses:
         self._watchers: set[asyncio.Task[str]] = set()
 
     async def fix(
-        self, ticket_id: int, *, by: str, prompt: str, interactive: bool
+        self,
+        ticket_id: int,
+        *,
+        by: str,
+        prompt: str,
+        interactive: bool,
+        session_id: str | None = None,
     ) -> str:
-        """Start a session for a ticket and return its id once it is in the store.
+        """Start a session for a ticket and return its id once it is in the store; one with `session_id` may be there already.
 
         Raises:
             Conflict: As many sessions run as this process starts at most.
             SessionNotStarted: The process ended; the message is what it output.
             TemporaryError: It did not start in time.
         """
+        if session_id is not None and await self._is_there(session_id):
+            return session_id  # the server that started it has died since
         if len(self._watchers) >= _MOST_AT_ONCE:
             raise Conflict(
                 f"{_MOST_AT_ONCE} sessions that were started here are running",
                 hint="wait for the end of one, or end it",
             )
-        session_id = new_session_id()
+        session_id = session_id or new_session_id()
         output = (
             tempfile.TemporaryFile()
         )  # a pipe would break with the end of the server
@@ -112,18 +120,20 @@ class FixProcesses:
         limit = self._clock.monotonic() + START_SECONDS
         while self._clock.monotonic() < limit:
             over = ended.done()  # asked first: the session is stored before the end
-            try:
-                await self._sessions.get(session_id)
+            if await self._is_there(session_id):
                 return
-            except NotFound:
-                if over:
-                    reason = ended.result()
-                    raise SessionNotStarted(
-                        f"the session did not start: {reason}"
-                    ) from None
+            if over:
+                raise SessionNotStarted(f"the session did not start: {ended.result()}")
             await asyncio.wait({ended}, timeout=_POLL)
         process.terminate()
         raise TemporaryError(f"the session did not start within {START_SECONDS:g} s")
+
+    async def _is_there(self, session_id: str) -> bool:
+        try:
+            await self._sessions.get(session_id)
+        except NotFound:
+            return False
+        return True
 
     async def _watch(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from datetime import datetime
 from typing import Annotated
@@ -22,6 +21,7 @@ from midwatch.server.api.answers import (
     Once,
     Reader,
     answer,
+    digest_of_key,
     problems,
     text_answer,
     written,
@@ -161,8 +161,7 @@ def _id_of(who: Principal, key: str | None) -> str:
     """Return a new id; with an idempotency key that of the request, so that a crash does not double it."""
     if key is None:
         return f"i-{uuid.uuid4().hex[:16]}"
-    owner = f"{who.via}\n{who.name}\n{key}"
-    return f"i-{hashlib.sha256(owner.encode()).hexdigest()[:16]}"
+    return f"i-{digest_of_key(who, key)[:16]}"
 
 
 def _check(

@@ -28,12 +28,14 @@ from midwatch.server.api.answers import (
     Reader,
     StartsSessions,
     answer,
+    digest_of_key,
     problems,
     version_in,
     written,
 )
 from midwatch.server.api.paging import Cursor, Limit, page_of, read_cursor, whole
 from midwatch.server.api.silence_api import silence_shape
+from midwatch.server.auth import Principal
 from midwatch.server.context import ServerContext
 from midwatch.store.protocol import Brief, Place, Store, TicketFilter
 from midwatch.store.schema import LARGEST_ID
@@ -255,9 +257,18 @@ def _add_more(routes: APIRouter, context: ServerContext) -> None:
 
         async def act() -> Response:
             started = await actions.fix(
-                who, ticket_id, asked.prompt, interactive=asked.interactive
+                who,
+                ticket_id,
+                asked.prompt,
+                interactive=asked.interactive,
+                session_id=_session_of(who, ticket_id, idempotency_key),
             )
             where = {"location": f"/api/v1/sessions/{started}"}
             return answer({"session": started}, status=202, headers=where)
 
         return await once(request, who, idempotency_key, act)
+
+
+def _session_of(who: Principal, ticket_id: int, key: str | None) -> str | None:
+    """Return the id of the session that a request with an idempotency key starts: a crash does not double it."""
+    return None if key is None else f"s-{digest_of_key(who, f'{ticket_id} {key}')[:12]}"

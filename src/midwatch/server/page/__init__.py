@@ -1,4 +1,4 @@
-"""The page for people: tickets, sessions, subjects and charts, readable without JavaScript."""
+"""The page for people: tickets, sessions, subjects, silences, deliveries and charts, readable without JavaScript."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from fastapi import APIRouter
 from midwatch.server.context import ServerContext
 from midwatch.server.page import (
     chart_routes,
+    delivery_routes,
     session_routes,
+    silence_routes,
     subject_routes,
     ticket_routes,
 )
@@ -18,7 +20,14 @@ def router(context: ServerContext) -> APIRouter:
     pages = context.pages
     assert pages is not None
     whole = APIRouter(include_in_schema=False)
-    for part in (ticket_routes, session_routes, subject_routes, chart_routes):
+    for part in (
+        ticket_routes,
+        session_routes,
+        subject_routes,
+        silence_routes,
+        delivery_routes,
+        chart_routes,
+    ):
         whole.include_router(part.router(context, pages))
     whole.include_router(pages.static.router())
     return whole

@@ -1,0 +1,79 @@
+"""A session that fixes a ticket is started once, also when the server dies between its start and the answer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from midwatch.errors import NotFound
+from midwatch.lifecycle import SystemClock
+from midwatch.logs import quiet_log
+from midwatch.redaction import Redactor
+from midwatch.server.fix_processes import FixProcesses, SessionNotStarted
+from midwatch.session.records import SessionStore
+
+pytestmark = pytest.mark.integration
+
+
+class Stored:
+    """The records of sessions, as a folder with a file for each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    async def get(self, session_id: str) -> Path:
+        if not (file := self.folder / session_id).exists():
+            raise NotFound("no session")
+        return file
+
+
+STARTS = """
+import pathlib, sys
+ids = sys.argv[sys.argv.index("--id") + 1]
+with open(pathlib.Path(sys.argv[1]) / ids, "a") as file:
+    file.write("started\\n")
+"""
+
+
+def processes(folder: Path, script: str) -> FixProcesses:
+    """A server that has just started."""
+    return FixProcesses(
+        [sys.executable, "-c", script, str(folder)],
+        {},
+        cast(SessionStore, Stored(folder)),
+        Redactor([]),
+        quiet_log(),
+        SystemClock(),
+    )
+
+
+async def test_a_request_that_comes_again_after_a_crash_starts_nothing(
+    tmp_path: Path,
+) -> None:
+    for _ in range(2):
+        server = processes(tmp_path, STARTS)
+        started = await server.fix(
+            3, by="ann", prompt="", interactive=False, session_id="s-0123456789ab"
+        )
+        assert started == "s-0123456789ab"
+    assert (tmp_path / started).read_text() == "started\n"
+    other = await processes(tmp_path, STARTS).fix(
+        3, by="ann", prompt="", interactive=False
+    )
+    assert other != started
+
+
+async def test_a_session_that_did_not_start_is_started_when_it_is_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(SessionNotStarted, match="no repositories"):
+        await processes(tmp_path, "raise SystemExit('no repositories')").fix(
+            3, by="ann", prompt="", interactive=False, session_id="s-1"
+        )
+    again = processes(tmp_path, STARTS)
+    assert "s-1" == await again.fix(
+        3, by="ann", prompt="", interactive=False, session_id="s-1"
+    )
