@@ -102,7 +102,10 @@ def _base64_forms(secret: bytes) -> Iterator[str]:
             yield stable.replace("+", "-").replace("/", "_")
 
 
-_NAMES_SECRET = ("pass", "token", "secret", "key", "cred", "pw", "psk")
+_NAMES_SECRET = (
+    *("pass", "token", "secret", "key", "cred", "pw", "psk", "otp", "mdp"),
+    *("contrase", "wachtwoord", "kennwort", "parola", "senha", "heslo", "haslo"),
+)
 _SQL_WORDS = (
     "insert",
     "values",
