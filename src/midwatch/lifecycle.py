@@ -18,6 +18,23 @@ from midwatch._moved import renamed
 T = TypeVar("T")
 
 
+LARGE_TEXT = 50_000
+"""Characters of text that are handled on the event loop, within a few milliseconds."""
+
+
+async def off_loop(size: int, work: Callable[..., T], *args: Any) -> T:
+    """Return `work(*args)`. A thread does it if that handles more than `LARGE_TEXT` characters of text.
+
+    Args:
+        size: How many characters that is, about.
+        work: Pure, or at least nothing that the event loop changes meanwhile.
+        args: Its arguments.
+    """
+    if size <= LARGE_TEXT:
+        return work(*args)
+    return await asyncio.to_thread(work, *args)
+
+
 class Clock(Protocol):
     """The source of time. Tests inject one that they set themselves."""
 

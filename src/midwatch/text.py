@@ -7,11 +7,12 @@ fields of a ticket.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 LONGEST_LINE = 4000
 """Default length, in characters, of the longest line that `clean` returns."""
@@ -29,11 +30,14 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 _CONTROLS = re.compile("[\x01-\x08\x0b-\x1f\x7f]")
 # C1, line separators, and everything that is there without being seen: directions (bidi),
 # zero widths, fillers, tags, and variation selectors beyond the two that emoji need.
-_UNSEEN = re.compile(
-    "([\x80-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+_IS_UNSEEN = (
+    "\x80-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
     "\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb"
-    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff])\\1*+"
+    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
+_UNSEEN = re.compile(f"([{_IS_UNSEEN}])\\1*+")
+_PIECE = 50_000  # characters that are cleaned at a time, so that other threads run in between
+_SHORT = 1000  # characters that are cleaned without a look at whether they need it
 
 
 def clean(text: str | bytes, *, longest: int | None = LONGEST_LINE) -> str:
@@ -48,11 +52,44 @@ def clean(text: str | bytes, *, longest: int | None = LONGEST_LINE) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", "replace")
     if not (text.isascii() and text.isprintable()):  # else there is nothing to do
-        text = _RETURNS.sub("\n", text)
-        text = _TERMINAL.sub("", text).replace("\0", "")
-        text = _SURROGATES.sub("\ufffd", text)
-        text = show_unseen(_CONTROLS.sub(_picture, text))
+        text = "".join(map(_cleaned, _pieces(text)))
     return text if longest is None else cut_lines(text, longest)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Yield the lines of a text, some at a time."""
+    at = 0
+    while len(text) - at > _PIECE and (end := text.find("\n", at + _PIECE)) >= 0:
+        yield text[at : end + 1]
+        at = end + 1
+    yield text[at:] if at else text
+
+
+def _cleaned(text: str) -> str:
+    if len(text) > _SHORT and not _is_odd(text):
+        return text
+    text = _RETURNS.sub("\n", text)
+    text = _TERMINAL.sub("", text).replace("\0", "")
+    text = _SURROGATES.sub("\ufffd", text)
+    return show_unseen(_CONTROLS.sub(_picture, text))
+
+
+def _is_odd(text: str) -> bool:
+    """Return whether a text has anything that `clean` takes out or replaces."""
+    try:
+        return _odd()(text.encode()) is not None
+    except UnicodeEncodeError:  # a surrogate
+        return True
+
+
+@functools.cache
+def _odd() -> Callable[[bytes], object]:
+    import re2  # faster than Python's engine by far
+
+    found: Callable[[bytes], object] = re2.compile(
+        rf"[\x00-\x08\x0b-\x1f\x7f{_IS_UNSEEN}]"
+    ).search
+    return found
 
 
 def show_unseen(text: str) -> str:

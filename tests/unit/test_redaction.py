@@ -343,6 +343,13 @@ def test_hostile_repetition_ends(piece: str) -> None:
     assert time.process_time() - began < 20
 
 
+@pytest.mark.parametrize(
+    "name", "wachtwoord contrasena kennwort parola senha heslo haslo".split()
+)
+def test_a_name_in_another_language_needs_no_english_word_beside_it(name: str) -> None:
+    assert R.text(f"{name}=Hunter2x") == f"{name}=[redacted:password]"
+
+
 def test_a_line_of_a_megabyte() -> None:
     line = "x1 " * 330_000 + "password=hunter2"
     assert R.text(line).endswith("x1 password=[redacted:password]")

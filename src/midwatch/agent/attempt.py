@@ -19,7 +19,15 @@ from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.investigation import Investigation, Investigator
 from midwatch.diagnosis_schema import Kind, NotSent, Reply
 from midwatch.errors import ClaimLost, MidwatchError, TemporaryError
-from midwatch.lifecycle import Alive, Backoff, Clock, StopEvent, background, cancel
+from midwatch.lifecycle import (
+    Alive,
+    Backoff,
+    Clock,
+    StopEvent,
+    background,
+    cancel,
+    off_loop,
+)
 from midwatch.logs import Log
 from midwatch.model import Context, Severity
 from midwatch.redaction import Redactor
@@ -222,7 +230,9 @@ class Attempt:
         self.shared.failures = 0
         pause = self._pause_for(reply)
         if pause is None:
-            return await self._finish(conclude(reply, step, self.shared.redactor))
+            size = sum(len(one.text) for one in step.known.evidence)
+            finish = await off_loop(size, conclude, reply, step, self.shared.redactor)
+            return await self._finish(finish)
         kind, seconds = pause
         # The pause comes first: between the two writes no runner may claim and call again.
         await self.shared.store.pause(

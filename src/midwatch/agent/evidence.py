@@ -23,7 +23,7 @@ from midwatch.agent.surroundings import (
     Surroundings,
 )
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Clock
+from midwatch.lifecycle import Clock, off_loop
 from midwatch.log_shapes import collapse, is_note
 from midwatch.model import Context, Evidence, Invariant, Origin, Ticket
 from midwatch.redaction import Redactor
@@ -279,13 +279,14 @@ class ContextGatherer:
         violations = self._piece(VIOLATIONS, "midwatch", self._violations(tickets))
         onset = min((ticket.first_seen_at for ticket in tickets), default=None)
         fetched = await self._fetched(tickets, timeout, linked, onset)
-        opening = self._as_they_opened(tickets, fetched)
+        size = sum(len(one.text) for one in fetched)
+        opening = await off_loop(size, self._as_they_opened, tickets, fetched)
         if changed:
             opening.append(self._piece(CHANGED, "midwatch", changed, rank=OPENING_RANK))
         pieces = [violations, *self._absent(tickets), *opening, *fetched]
         return Context(
             tickets=tuple(tickets),
-            evidence=within(pieces, tokens, self._clock.now()),
+            evidence=await off_loop(size, within, pieces, tokens, self._clock.now()),
             gathered_at=self._clock.now(),
         )
 
@@ -294,8 +295,15 @@ class ContextGatherer:
         """Returns a past incident as text."""
         return self._around.past_incident
 
-    def answered(self, tool: str, subject: str, answer: Answer, *, ok: bool) -> Piece:
+    async def answered(
+        self, tool: str, subject: str, answer: Answer, *, ok: bool
+    ) -> Piece:
         """Return what a call of a tool returned as a piece of evidence. A text that is empty says so."""
+        return await off_loop(
+            len(answer.text), self._answered, tool, subject, answer, ok
+        )
+
+    def _answered(self, tool: str, subject: str, answer: Answer, ok: bool) -> Piece:
         shown = self._redactor.text(clean(answer.command, longest=None))
         piece = self._piece(
             f"{tool} on {subject}",
@@ -441,7 +449,7 @@ class ContextGatherer:
             if unfinished:
                 await asyncio.wait(unfinished, timeout=_STOPPING)
         return [
-            self._result(source, task, min(source.timeout, timeout), onset)
+            await self._result(source, task, min(source.timeout, timeout), onset)
             for source, task in zip(sources, tasks, strict=True)
         ]
 
@@ -450,7 +458,7 @@ class ContextGatherer:
             text = await source.fetch()
         return text, self._clock.now()
 
-    def _result(
+    async def _result(
         self,
         source: EvidenceSource,
         task: asyncio.Task[_Answer],
@@ -459,6 +467,14 @@ class ContextGatherer:
     ) -> Piece:
         failure = failure_of(task, limit)
         text, at = task.result() if not failure else (f"Unavailable: {failure}", None)
+        piece = await off_loop(
+            len(text), self._fetched_piece, source, text, failure, onset
+        )
+        return replace(piece, at=at or piece.at)
+
+    def _fetched_piece(
+        self, source: EvidenceSource, text: str, failure: str, onset: datetime | None
+    ) -> Piece:
         piece = self._piece(
             source.title,
             source.source,
@@ -470,8 +486,7 @@ class ContextGatherer:
         text = piece.text
         if source.log and not failure:
             text = shorten(collapse(text, onset), LOG_TOKENS)
-        marked = mark_matches(text, source.reported)
-        return replace(piece, text=marked, at=at or piece.at)
+        return replace(piece, text=mark_matches(text, source.reported))
 
     # ------------------------------------------------------------------ the violations
 

@@ -22,7 +22,7 @@ from midwatch.agent.diagnosis import Round, Step, ToolResult
 from midwatch.agent.evidence import ContextGatherer, failure_of
 from midwatch.config import explain
 from midwatch.diagnosis_schema import Reply, ToolCall
-from midwatch.lifecycle import cancel
+from midwatch.lifecycle import cancel, off_loop
 from midwatch.model import Context, Diagnosis, Evidence, Json, Ticket, Usage
 from midwatch.pricing import cost_usd
 from midwatch.settings import InvestigationSettings
@@ -185,8 +185,9 @@ class Toolbox:
                         answer, ok = await _run(tool, arguments, command, left)
             if problem:
                 answer = Answer(command, f"Refused: {one_line(problem, 300)}")
-        piece = self._gatherer.answered(name, subject, answer, ok=ok)
-        return piece.numbered(number, self._call_tokens)
+        piece = await self._gatherer.answered(name, subject, answer, ok=ok)
+        size = len(piece.text)
+        return await off_loop(size, piece.numbered, number, self._call_tokens)
 
 
 def _offers(offered: Mapping[str, Sequence[Tool]]) -> dict[str, _Offer]:

@@ -15,6 +15,7 @@ from midwatch.agent.diagnosis import Step, conclude
 from midwatch.config import explain
 from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply
 from midwatch.errors import NotFound, PermanentError, SettingsError
+from midwatch.lifecycle import off_loop
 from midwatch.model import (
     UNRESOLVED,
     AuditRow,
@@ -31,7 +32,7 @@ from midwatch.model import (
 )
 from midwatch.redaction import Redactor, Sanitizer
 from midwatch.settings import MonitorSettings
-from midwatch.store.protocol import Opening, Store, TicketFilter
+from midwatch.store.protocol import Finish, Opening, Store, TicketFilter
 from midwatch.store.sql import open_store
 from midwatch.text import clean
 
@@ -224,16 +225,22 @@ class TicketDB:
                 path="evidence",
                 hint="use midwatch.model.Evidence(id, title, source, at, text)",
             )
-        sanitized = tuple(map(self._sanitized, evidence))
-        context = Context((ticket,), sanitized, datetime.now(UTC))
-        reply = Reply(Kind.ANSWERED, output)
+        size = sum(len(one.text) for one in evidence)
         return await self._store.update_diagnosis(
             ticket_id,
-            conclude(reply, Step(context, 0), self._redactor),
+            await off_loop(size, self._concluded, ticket, output, evidence),
             actor=self._actor,
             model=model or self._actor,
             prompt_version=_PROMPT_VERSION,
         )
+
+    def _concluded(
+        self, ticket: Ticket, output: DiagnosisOutput, evidence: Sequence[Evidence]
+    ) -> Finish:
+        sanitized = tuple(map(self._sanitized, evidence))
+        context = Context((ticket,), sanitized, datetime.now(UTC))
+        reply = Reply(Kind.ANSWERED, output)
+        return conclude(reply, Step(context, 0), self._redactor)
 
     def _sanitized(self, evidence: Evidence) -> Evidence:
         text = self._redactor.text(clean(evidence.text, longest=None))

@@ -102,7 +102,10 @@ def _base64_forms(secret: bytes) -> Iterator[str]:
             yield stable.replace("+", "-").replace("/", "_")
 
 
-_NAMES_SECRET = ("pass", "token", "secret", "key", "cred", "pw", "psk")
+_NAMES_SECRET = (
+    *("pass", "token", "secret", "key", "cred", "pw", "psk", "otp", "mdp"),
+    *("contrase", "wachtwoord", "kennwort", "parola", "senha", "heslo", "haslo"),
+)
 _SQL_WORDS = (
     "insert",
     "values",
@@ -117,8 +120,8 @@ _SQL_WORDS = (
 
 def _hide_named(text: str, hints: Set[str]) -> str:
     """Return the text without what is secret because of a name: of a setting, a column, a manifest."""
-    if hints.isdisjoint(_BESIDE_NAMES) and hints.isdisjoint(_BEFORE_NAMES):
-        return text  # a name without anything that has a place for its value
+    if not _has_named(hints):
+        return text
     lower = lowered(text)
     if text.isascii() and not any(word in lower for word in _NAMES_SECRET):
         return text
@@ -138,7 +141,14 @@ def _hide_named(text: str, hints: Set[str]) -> str:
 
 
 _BESIDE_NAMES = frozenset({"name", "literal", "into", "manifest"})
-_BEFORE_NAMES = frozenset({"value", "tag"})  # these count only beside "core"
+_VALUES_OF_CORES = frozenset({"value", "tag"})
+
+
+def _has_named(hints: Set[str]) -> bool:
+    """Return whether there can be the value of a name, or a name elsewhere and a place for its value."""
+    if "core" in hints and not hints.isdisjoint(_VALUES_OF_CORES):
+        return True
+    return not hints.isdisjoint(_BESIDE_NAMES)
 
 
 def _hide_arguments(text: str) -> str:
@@ -160,6 +170,7 @@ HINTS = Hints(
     | {"sql": f"(?i){'|'.join(map(re.escape, _SQL_WORDS))}"}
     | NAME_HINTS
 )
+_BY_ITSELF = HINTS.all.difference(NAME_HINTS, {"sql", "manifest"})
 
 # The closing quote is optional: what does not match would be read again from the next quote.
 _JSON_STRING = re.compile(r'"(?<=[:,\[{ ]")[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"?')
@@ -181,18 +192,13 @@ class Redactor:
         self._keys: dict[str, tuple[str, str | None]] = {}
         self._hints_of = HINTS.of
 
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        alternatives = "|".join(re.escape(form) for form in self._forms)
-        return re.compile(f"({MARKER})|{alternatives}")
-
     def with_known(self, *known: str) -> Redactor:
         """Return a redactor that also knows these values."""
         return Redactor(self._known.union(known))
 
     def text(self, text: str) -> str:
         """Return `text` without its secrets. Pass whole strings: a cut secret has no shape."""
-        for _ in range(_PASSES):
+        for _ in range(_PASSES if text else 0):
             redacted = self._pass(text)
             if redacted is text or redacted == text:
                 break
@@ -221,11 +227,14 @@ class Redactor:
         if "\\" in text:
             text = _JSON_STRING.sub(self._in_json, text)
         if self._has_known(text):
-            text = self._pattern.sub(lambda found: found[1] or marker("secret"), text)
+            text = self._hide_known(text)
         if len(text) < _SHORTEST_TOKEN and text.isidentifier():
             return text
-        hints: Set[str] | None = self._hints_of(text)
-        for names, rule in _RULES if hints else ():
+        found = self._hints_of(text)
+        if found.isdisjoint(_BY_ITSELF) and not _has_named(found):
+            return text
+        hints: Set[str] | None = found
+        for names, rule in _RULES:
             if hints is None:  # the rule before has changed the text
                 hints = self._hints_of(text)
             if not hints.isdisjoint(names):
@@ -241,6 +250,11 @@ class Redactor:
             if form in text:
                 return True
         return False
+
+    def _hide_known(self, text: str) -> str:
+        there = (re.escape(form) for form in self._forms if form in text)
+        pattern = re.compile(f"({MARKER})|{'|'.join(there)}")
+        return pattern.sub(lambda found: found[1] or marker("secret"), text)
 
     @cached_property
     def _search(self) -> Callable[[bytes], object]:

@@ -8,7 +8,7 @@ however many hints there are, and other threads run meanwhile.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -99,3 +99,19 @@ def unless_hidden(ends: str, but: str = "", markers: str = MARKERS) -> str:
         markers: The bytes of the markers, in the same way.
     """
     return f"(?:[^{markers}{but}]|[{markers}][^{ends}])"
+
+
+_WINDOW = 100_000  # characters that Python's engine searches at a time: other threads run in between
+
+
+def windows(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the parts of a text, each up to a comma or the end of a line: no word or token goes on there."""
+    at = 0
+    while len(text) - at > _WINDOW:
+        end = at + _WINDOW
+        end = max(text.rfind("\n", at, end), text.rfind(",", at, end))
+        if end <= at:
+            break
+        yield at, end
+        at = end
+    yield at, len(text)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from operator import itemgetter
 from typing import NamedTuple
 
+from midwatch.redaction.hints import windows
 from midwatch.redaction.markers import IS_MARKER, MARKER, marker
 from midwatch.redaction.names import (
     begins_sentence,
@@ -172,7 +173,9 @@ def words_in(text: str, foreign: bool = False) -> list[Word]:
     pattern = _WORDS_AND_MARKERS if marked else _WORDS
     if foreign:
         pattern = _FOREIGN_WORDS
-    for found in pattern.finditer(text):
+    for found in (
+        one for part in windows(text) for one in pattern.finditer(text, *part)
+    ):
         if found.lastindex:
             continue
         at, end = found.span()

@@ -16,6 +16,7 @@ from midwatch.redaction.hints import (
     MARKERS,
     SPACE,
     unless_hidden,
+    windows,
 )
 from midwatch.redaction.markers import IS_MARKER, MARKER, marker
 from midwatch.redaction.pairs import (
@@ -177,16 +178,18 @@ class _Tokens:
 
     def spans(self, text: str) -> Iterator[Span]:
         at = 0
-        while found := self.quick.search(text, at):
-            at = found.start() + 1
-            for prefix, offset, label, pattern in self.whole[found[0][0]]:
-                start = at - 1 - offset
-                if text.startswith(prefix, start) and (
-                    token := pattern.match(text, start)
-                ):
-                    yield Span(start, token.end(), label)
-                    at = token.end()
-                    break
+        for begin, end in windows(text):
+            at = max(at, begin)
+            while found := self.quick.search(text, at, end):
+                at = found.start() + 1
+                for prefix, offset, label, pattern in self.whole[found[0][0]]:
+                    start = at - 1 - offset
+                    if text.startswith(prefix, start) and (
+                        token := pattern.match(text, start)
+                    ):
+                        yield Span(start, token.end(), label)
+                        at = token.end()
+                        break
 
 
 _tokens = _Tokens()
