@@ -7,7 +7,6 @@ fields of a ticket.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter
@@ -459,6 +458,8 @@ def component_name(text: str) -> str:
     clean = ticket_line(text, len(text) + 1)
     if len(clean) <= COMPONENT_LENGTH:
         return clean
+    import hashlib  # loads OpenSSL
+
     digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:12]
     return f"{clean[: COMPONENT_LENGTH - 14]}…~{digest}"
 

@@ -14,13 +14,13 @@ from midwatch.model import Json, Key, Severity, Ticket, TicketStatus
 from midwatch.store.engine import Transaction, audit_row
 from midwatch.store.memory import remember
 from midwatch.store.protocol import Changes, Earlier, Opening, SavedCycle, Watch
+from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
     UNDIAGNOSED,
     batches,
     select_tickets,
     subjects,
-    ticket_of,
     tickets,
 )
 from midwatch.store.silences import (

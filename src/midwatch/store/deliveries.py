@@ -38,12 +38,12 @@ from midwatch.store.on_call import (
     NewDelivery,
     Told,
 )
+from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     cursors,
     deliveries,
     delivery_threads,
     select_tickets,
-    ticket_of,
     tickets,
 )
 

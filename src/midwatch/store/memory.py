@@ -20,12 +20,12 @@ from sqlalchemy.exc import OperationalError
 from midwatch.model import Grounded, Json, Key, Ticket, TicketStatus
 from midwatch.store.engine import Transaction
 from midwatch.store.protocol import Past
+from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
     diagnoses,
     past_incidents,
     select_tickets,
-    ticket_of,
     tickets,
 )
 

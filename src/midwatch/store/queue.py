@@ -41,6 +41,7 @@ from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
 from midwatch.store.investigations import end_investigations
 from midwatch.store.memory import remember
 from midwatch.store.protocol import Budget, Claim, Daemon, Finish, Pause, PauseKind
+from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     UNDIAGNOSED,
     Instant,
@@ -52,7 +53,6 @@ from midwatch.store.schema import (
     pauses,
     select_tickets,
     spending,
-    ticket_of,
     tickets,
 )
 from midwatch.store.silences import not_silent

@@ -43,6 +43,7 @@ from midwatch.store.protocol import (
     TicketSession,
 )
 from midwatch.store.queue import insert_diagnosis
+from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     LARGEST_ID,
     UNDIAGNOSED,
@@ -54,7 +55,6 @@ from midwatch.store.schema import (
     select_tickets,
     sessions,
     subjects,
-    ticket_of,
     tickets,
     usage_of,
 )
