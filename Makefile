@@ -101,6 +101,7 @@ bench-quick: $(VENV)/.bench
 docs: $(VENV)/.dev
 	@$(BIN)/python -m tools.settings_page docs/settings.md
 	@$(BIN)/python -m tools.tables
+	@$(BIN)/python -m tools.prepared
 	@$(BIN)/python -m tools.openapi docs/openapi.json
 
 manifests: $(VENV)/.dev

@@ -1,23 +1,26 @@
-"""`midwatch tickets list` on 10,000 tickets, against a Python that does nothing."""
+"""Short commands against a Python that does nothing, in processor time: `tickets list` on 10,000 tickets, and `--help`."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from midwatch.store.sql import open_store
 from midwatch.testing.fakes import open_tickets
 
-from .report import Round, Row, paired
+from .report import Round, Row, against_floor, paired
 
 TICKETS = 10_000
 ROUNDS = 11
-AIM = 300.0  # ms
+COMMANDS = (
+    ("tickets list, the first 50 of 10,000", ("tickets", "list"), 9.0),
+    ("--help", ("--help",), 8.0),
+)
 
 
 async def run() -> Sequence[Row]:
@@ -26,18 +29,13 @@ async def run() -> Sequence[Row]:
         await _seed(folder)
         midwatch = str(Path(sys.executable).with_name("midwatch"))
         nothing = process(folder, sys.executable, "-c", "pass")
-        listed = process(folder, midwatch, "tickets", "list")
-        everything = process(folder, midwatch, "tickets", "list", "--limit", "10000")
-        return [
-            await _row("tickets list, the first 50 of 10,000", listed, nothing, AIM),
-            await _row("tickets list, all 10,000 of them", everything, nothing, None),
-        ]
-
-
-async def _row(name: str, ours: Round, floor: Round, aim: float | None) -> Row:
-    taken, least = (1000 * seconds for seconds in await paired(ours, floor, ROUNDS))
-    target = "" if aim is None else f"≤ {aim:g} ms"
-    return Row(name, taken, least, taken / least, target, aim is None or taken <= aim)
+        rows = []
+        for what, arguments, at_most in COMMANDS:
+            ours = process(folder, midwatch, *arguments)
+            taken, least = await paired(ours, nothing, ROUNDS)
+            name = f"{what}: processor time / python -c pass"
+            rows.append(against_floor(name, taken * 1000, least * 1000, at_most))
+        return rows
 
 
 async def _seed(folder: Path) -> None:
@@ -49,19 +47,20 @@ async def _seed(folder: Path) -> None:
 
 
 def process(folder: Path, *command: str) -> Round:
-    """Return a round that runs a command to its end and drops its output."""
+    """Return a round that runs a command to its end, and returns its processor seconds."""
 
-    async def once() -> float:
-        began = time.perf_counter()
-        started = await asyncio.create_subprocess_exec(
-            *command,
+    def once() -> float:
+        started = subprocess.Popen(
+            command,
             cwd=folder,
             env={"PATH": os.defpath, "HOME": str(folder), "LANG": "C.UTF-8"},
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        if code := await started.wait():
-            raise RuntimeError(f"{' '.join(command)} ended with {code}")
-        return time.perf_counter() - began
+        _, status, used = os.wait4(started.pid, 0)
+        started.returncode = os.waitstatus_to_exitcode(status)
+        if started.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {started.returncode}")
+        return used.ru_utime + used.ru_stime
 
-    return once
+    return lambda: asyncio.to_thread(once)

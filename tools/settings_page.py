@@ -12,9 +12,10 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
 from midwatch.cli.stats import known_invariants, limit, load_kinds, row, unit
-from midwatch.config import PREFIX, format_setting
+from midwatch.config import format_setting
 from midwatch.model import Invariant
 from midwatch.settings import Group, InvariantSettings, Settings, SubjectSettings
+from midwatch.settings_file import PREFIX
 from midwatch.units import parse_duration, parse_listen, parse_ratio, parse_size
 
 _HEAD = """\

@@ -6,10 +6,10 @@ A public name is imported when it is first used, so that a short command starts 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from midwatch._moved import install
 
+TYPE_CHECKING = False  # as in typing, which is slow to import
 if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner as AgentRunner
     from midwatch.agent.ticket_db import TicketDB as TicketDB

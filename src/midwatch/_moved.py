@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Sequence
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+
+TYPE_CHECKING = (
+    False  # as in typing, whose import takes as long as that of all else here
+)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
 
 MODULES = {
     "midwatch.answer": "midwatch.diagnosis_schema",
@@ -56,7 +59,7 @@ def install() -> None:
         sys.meta_path.append(_MovedFinder())
 
 
-class _MovedFinder(MetaPathFinder):
+class _MovedFinder:
     def find_spec(
         self,
         fullname: str,
@@ -64,10 +67,13 @@ class _MovedFinder(MetaPathFinder):
         target: ModuleType | None = None,
     ) -> ModuleSpec | None:
         new = MODULES.get(fullname)
-        return ModuleSpec(fullname, _MovedLoader(fullname, new)) if new else None
+        if new is None:
+            return None
+        # Without importlib.abc.Loader as its base, which is slow to import.
+        return ModuleSpec(fullname, _MovedLoader(fullname, new))  # type: ignore[arg-type]
 
 
-class _MovedLoader(Loader):
+class _MovedLoader:
     """Load the module of the new name, which is the same object under both names."""
 
     def __init__(self, old: str, new: str) -> None:
@@ -84,6 +90,8 @@ class _MovedLoader(Loader):
 
 
 def _warn(old: str, new: str) -> None:
+    import warnings
+
     warnings.warn(
         f"{old} is now {new}; the old name ends with the next release",
         DeprecationWarning,

@@ -13,13 +13,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from midwatch.errors import SettingsError
-from midwatch.settings import DEFAULT_FILE, Settings
+from midwatch.settings import Settings
+from midwatch.settings_file import PREFIX, expand, read_file
 from midwatch.units import format_duration, format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
-
-PREFIX = "MIDWATCH_"
 
 
 def load(environ: Mapping[str, str], file: Path | None = None) -> Settings:
@@ -33,17 +32,14 @@ def load(environ: Mapping[str, str], file: Path | None = None) -> Settings:
     Raises:
         SettingsError: A setting is wrong. `path` names it, `hint` says what to write.
     """
-    named = file or (
-        Path(environ["MIDWATCH_CONFIG"]) if environ.get("MIDWATCH_CONFIG") else None
-    )
-    written = _read_file(named or Path(DEFAULT_FILE), must_exist=named is not None)
+    written = read_file(environ, file)
     variables = {
         name: value
         for name, value in environ.items()
         if name.upper().startswith(PREFIX) and name.upper() != "MIDWATCH_CONFIG"
         if _is_meant(_parts(name))
     }
-    overridden = _override(_expand(written, environ, ""), variables)
+    overridden = _override(expand(written, environ, ""), variables)
     try:
         return Settings.model_validate(overridden)
     except ValidationError as error:
@@ -142,68 +138,6 @@ def _naming_variable(
             path = f"{name} ({error.path})"
             return SettingsError(message, path=path, hint=error.hint)
     return error
-
-
-# ------------------------------------------------------------------ the file
-
-
-def _read_file(file: Path, *, must_exist: bool) -> dict[str, Any]:
-    if not must_exist and not file.exists():
-        return {}
-    from midwatch.documents import MAX_BYTES, DocumentError, read_yaml
-
-    try:
-        with file.open("rb") as opened:
-            document = read_yaml(opened.read(MAX_BYTES + 1))
-    except FileNotFoundError:
-        raise SettingsError(
-            f"there is no settings file {file}",
-            hint="check --config or MIDWATCH_CONFIG",
-        ) from None
-    except OSError as error:
-        raise SettingsError(f"cannot read {file}: {error.strerror}") from None
-    except DocumentError as error:
-        raise SettingsError(
-            f"{file} is not valid YAML: {error.message}", hint=error.hint
-        ) from None
-    if document is None:
-        return {}
-    if not isinstance(document, dict) or not all(
-        isinstance(key, str) for key in document
-    ):
-        raise SettingsError(f"{file} must hold names and values, such as `database: …`")
-    return document
-
-
-_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-
-
-def _expand(value: Any, environ: Mapping[str, str], path: str) -> Any:
-    """Replace ${NAME} in the file by the variable NAME, so that secrets can stay out of the file."""
-    if isinstance(value, dict):
-        return {
-            name: _expand(inner, environ, f"{path}.{name}".lstrip("."))
-            for name, inner in value.items()
-        }
-    if isinstance(value, list):
-        return [
-            _expand(inner, environ, f"{path}[{index}]")
-            for index, inner in enumerate(value)
-        ]
-    if not isinstance(value, str):
-        return value
-
-    def replacement(match: re.Match[str]) -> str:
-        name = match.group(1)
-        if name not in environ:
-            raise SettingsError(
-                f"the environment has no {name}",
-                path=path,
-                hint=f"set {name}, or write $ without braces",
-            )
-        return environ[name]
-
-    return _REFERENCE.sub(replacement, value)
 
 
 # ------------------------------------------------------------------ what is wrong

@@ -11,15 +11,14 @@ from dataclasses import asdict, fields, is_dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from midwatch.model import AuditRow, Diagnosis, Json, Ticket
-from midwatch.silences import Silence
-from midwatch.store.on_call import Change
-from midwatch.store.protocol import Brief, TicketSession
 from midwatch.text import one_line
 
 if TYPE_CHECKING:
+    from midwatch.model import AuditRow, Diagnosis, Json, Ticket
     from midwatch.session.records import StoredSession
-    from midwatch.store.protocol import Daemon, Pause, Stats
+    from midwatch.silences import Silence
+    from midwatch.store.on_call import Change
+    from midwatch.store.protocol import Brief, Daemon, Pause, Stats, TicketSession
 
 
 def iso(at: datetime) -> str:

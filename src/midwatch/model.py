@@ -6,7 +6,6 @@ dollars, sizes are bytes, shares are ratios between 0 and 1, unless a name says 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -191,6 +190,8 @@ def _key_part(text: str) -> str:
     data = clean.encode()
     if len(data) <= _KEY_BYTES:
         return clean
+    import hashlib  # loads OpenSSL
+
     start = data[: _KEY_BYTES - 20].decode(errors="ignore")
     return f"{start}…~{hashlib.sha256(data).hexdigest()[:16]}"
 

@@ -10,8 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, model_validator
 
-from midwatch.setting_group import Group, Name
-from midwatch.units import Seconds, Url
+from midwatch.setting_group import Group, Name, Seconds, Url
 
 Event = Literal[
     "opened",

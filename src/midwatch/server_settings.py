@@ -7,8 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from midwatch.errors import SettingsError
-from midwatch.setting_group import Group
-from midwatch.units import Bytes, Listen, Network, Origin, Seconds, Url
+from midwatch.setting_group import Bytes, Group, Listen, Network, Origin, Seconds, Url
 
 
 class RoleSettings(Group):

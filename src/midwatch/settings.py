@@ -10,12 +10,13 @@ from pydantic import BeforeValidator, Field
 from midwatch.notification_settings import NotificationSettings
 from midwatch.provider import Provider
 from midwatch.server_settings import ServerSettings
+from midwatch.setting_group import Bytes
 from midwatch.setting_group import Group as Group
 from midwatch.setting_group import Name as Name
+from midwatch.setting_group import PortChecked, Ratio, Seconds, Url
+from midwatch.settings_file import DEFAULT_DATABASE
 from midwatch.telemetry_settings import TelemetrySettings
-from midwatch.units import Bytes, PortChecked, Ratio, Seconds, Url
 
-DEFAULT_FILE = "midwatch.yaml"
 DEFAULT_MODEL = "claude-sonnet-5-5"
 
 
@@ -604,7 +605,7 @@ class Settings(Group):
     """All settings. `subjects` stay unparsed until their kinds are loaded."""
 
     database: str = Field(
-        "sqlite:///midwatch.db",
+        DEFAULT_DATABASE,
         description="sqlite:///FILE, sqlite:// (memory) or postgresql://USER@HOST/DB.",
     )
     anthropic: AnthropicSettings = AnthropicSettings()

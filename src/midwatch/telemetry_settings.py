@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from midwatch.setting_group import Group
-from midwatch.units import Ratio, Seconds, Url
+from midwatch.setting_group import Group, Ratio, Seconds, Url
 
 
 class TelemetrySettings(Group):

@@ -8,7 +8,6 @@ fields of a ticket.
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 import re
 from collections import Counter
@@ -496,6 +495,8 @@ def component_name(text: str) -> str:
     clean = ticket_line(text, len(text) + 1)
     if len(clean) <= COMPONENT_LENGTH:
         return clean
+    import hashlib  # loads OpenSSL
+
     digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:12]
     return f"{clean[: COMPONENT_LENGTH - 14]}…~{digest}"
 

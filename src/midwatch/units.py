@@ -1,15 +1,13 @@
-"""Read and write durations, sizes, shares and times as people and programs write them."""
+"""Read and write durations, sizes, shares and times as people and programs write them.
+
+Every command writes durations, few check an address: the functions that do import what they need.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from datetime import datetime, timedelta
-from ipaddress import ip_network
-from typing import Annotated
-from urllib.parse import urlsplit
-
-from pydantic import AfterValidator, BeforeValidator
 
 from midwatch.model import Unit
 
@@ -146,6 +144,8 @@ def check_url(value: str) -> str:
     """Return `value` if it is a URL of http or https with a host. Raises ValueError, which does not repeat it."""
     if any(char.isspace() or not char.isprintable() for char in value):
         raise ValueError("a URL has no spaces and no control characters")
+    from urllib.parse import urlsplit
+
     check_url_port(value)
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -155,6 +155,8 @@ def check_url(value: str) -> str:
 
 def check_origin(value: str) -> str:
     """Return a URL of http or https without its last slash. Raises ValueError if it has a path or a query."""
+    from urllib.parse import urlsplit
+
     parts = urlsplit(check_url(value))
     if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("a URL with more than a host; use https://HOST")
@@ -163,6 +165,8 @@ def check_origin(value: str) -> str:
 
 def check_network(value: str) -> str:
     """Return an address or a network such as 10.1.0.0/16. Raises ValueError."""
+    from ipaddress import ip_network
+
     try:
         return str(ip_network(value))
     except ValueError:
@@ -173,6 +177,8 @@ def check_network(value: str) -> str:
 
 def check_url_port(value: str) -> str:
     """Return `value` unless the host or the port of a URL cannot be one. Raises ValueError, which does not repeat it."""
+    from urllib.parse import urlsplit
+
     try:
         netloc = urlsplit(value).netloc
     except ValueError:  # an IPv6 address that is none
@@ -235,19 +241,3 @@ def parse_time(value: object) -> datetime | None:
         return datetime.fromisoformat(match[1] + match[2].replace("Z", "+00:00"))
     except ValueError:
         return None
-
-
-Seconds = Annotated[float, BeforeValidator(parse_duration)]
-"""A duration setting, in seconds once read."""
-Url = Annotated[str, AfterValidator(check_url)]
-"""The address of something that speaks HTTP."""
-Listen = Annotated[tuple[str, int], BeforeValidator(parse_listen)]
-"""Where a server listens: host and port."""
-Origin = Annotated[str, AfterValidator(check_origin)]
-"""Scheme, host and port under which a server is reached."""
-Network = Annotated[str, AfterValidator(check_network)]
-"""An address, or a network of addresses."""
-PortChecked = Annotated[str, AfterValidator(check_url_port)]
-"""The address of a repository, which may be one of SSH or a path."""
-Bytes = Annotated[float, BeforeValidator(parse_size)]
-Ratio = Annotated[float, BeforeValidator(parse_ratio)]

@@ -10,17 +10,21 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tools.prepared import prepared
 
 from midwatch.model import Key, Severity, Ticket, Violation
+from midwatch.settings import Settings
+from midwatch.settings_file import GROUPS
 from midwatch.store.protocol import Changes, Opening
+from midwatch.store.quick import PREPARED
 from midwatch.store.sql import SqlStore
 from midwatch.testing.fakes import open_tickets
 
 from ..waiting import PATIENCE
 from .cli import (
+    KEY,
     MIDWATCH,
     environ,
     in_store,
@@ -175,28 +179,89 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert piped.stdout.startswith("ID") and piped.stderr == ""
 
 
-def test_a_list_imports_no_more_than_it_needs(one: Path) -> None:
-    (one / "midwatch.yaml").write_text("database: sqlite:///midwatch.db\n")
+def imported(folder: Path, *arguments: str) -> tuple[str, set[str]]:
+    """What a command prints, and the modules that it has imported at its end."""
     program = (
         "import sys; from midwatch.cli.main import main\n"
-        "sys.argv = ['midwatch', 'tickets', 'list']\n"
+        f"sys.argv = ['midwatch', *{arguments!r}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         "print(*sys.modules, file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
-        cwd=one,
-        env=environ(one),
+        cwd=folder,
+        env=environ(folder, ANTHROPIC_API_KEY=KEY),
         capture_output=True,
         text=True,
         timeout=PATIENCE,
     )
-    imported = {name.partition(".")[0] for name in done.stderr.split()}
-    modules: set[Any] = set(done.stderr.split())
-    heavy = {"anthropic", "alembic", "psycopg", "structlog", "rich", "genai_prices"}
-    assert "sqlalchemy" in imported and "queue-1" in done.stdout
-    assert not imported & {*heavy, "pydantic_settings", "httpx2", "psutil"}
-    assert not modules & {"sqlalchemy.dialects.postgresql", "midwatch.redaction"}
+    assert done.returncode == 0, done.stderr
+    modules = set(done.stderr.splitlines()[-1].split())
+    return done.stdout, modules | {name.partition(".")[0] for name in modules}
+
+
+SLOW = {"anthropic", "pydantic", "sqlalchemy", "typer", "asyncio", "rich", "mcp_types"}
+
+
+def test_a_list_imports_no_more_than_it_needs(one: Path) -> None:
+    (one / "midwatch.yaml").write_text("database: sqlite:///midwatch.db\n")
+    printed, modules = imported(one, "tickets", "list", "--limit", "7")
+    assert "queue-1" in printed
+    assert not modules & {*SLOW, "hashlib", "typing_extensions"}
+    printed, modules = imported(one, "--help")
+    assert "silences" in printed
+    assert not modules & (SLOW - {"typer"} | {"midwatch.cli.tickets"})
+
+
+def test_an_idle_daemon_imports_no_more_than_it_needs(tmp_path: Path) -> None:
+    subjects = '[{name: job, kind: command, command: ["true"]}]'
+    (tmp_path / "midwatch.yaml").write_text(f"subjects: {subjects}\n")
+    imported(tmp_path, "db", "upgrade")
+    unused = SLOW - {"pydantic", "sqlalchemy", "typer", "asyncio"}
+    for daemon in ("agent", "monitor"):
+        _, modules = imported(tmp_path, daemon, "--once")
+        assert not modules & {*unused, "genai_prices", "httpx2", "cryptography"}
+        assert not modules & {"alembic", "psycopg", "sqlalchemy.ext.asyncio"}
+
+
+def test_a_quick_list_is_as_the_store_gives_it(one: Path) -> None:
+    """With each option, and whether the statement was prepared or not."""
+
+    async def change(store: SqlStore) -> None:
+        await open_tickets(store, "disk", "cpu", subject="box")
+        await store.acknowledge(1, "ann")
+        await store.hold(2, True, "ann")
+        await store.resolve(3, "ann", "done")
+
+    in_store(one, change)
+    plain = (), ("--all",), ("--subject", "box"), ("--batch", "1"), ("--limit", "2")
+    for options in (*plain, ("--all", "--subject", "box", "--batch", "2")):
+        quick, modules = imported(one, "tickets", "list", "--json", *options)
+        assert not modules & SLOW
+        (one / "midwatch.yaml").write_text(
+            "database: sqlite:///midwatch.db?timeout=5\n"
+        )
+        slow, modules = imported(one, "tickets", "list", "--json", *options)
+        assert "sqlalchemy" in modules and json.loads(quick) == json.loads(slow)
+        (one / "midwatch.yaml").unlink()
+    assert len(json.loads(slow)) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "variables"),
+    [("databse: sqlite:///midwatch.db\n", {}), ("", {"MIDWATCH_DATABSE": "x"})],
+)
+def test_a_quick_list_overlooks_no_misspelt_setting(
+    one: Path, settings: str, variables: dict[str, str]
+) -> None:
+    (one / "midwatch.yaml").write_text(settings)
+    line = refused(one, "tickets", "list", env=variables, code=2)
+    assert "databse" in line.lower() and "database" in line
+
+
+def test_the_prepared_statements_are_current() -> None:
+    assert PREPARED.read_text() == prepared(), "run `python -m tools.prepared`"
+    assert GROUPS == Settings.model_fields.keys()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from kubernetes_validate.utils import schema_contents
 from typer.main import get_command
 
 from midwatch import __version__
-from midwatch.cli.main import app
+from midwatch.cli.command_table import app
 from midwatch.config import load
 from midwatch.kube.rules import SESSION_LABEL
 from midwatch.settings import Settings

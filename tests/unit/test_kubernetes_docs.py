@@ -23,7 +23,7 @@ from tools.tables import (
 from typer.main import get_command
 
 import midwatch
-from midwatch.cli.main import app
+from midwatch.cli.command_table import app
 from midwatch.kube.crd import crd
 from midwatch.kube.operator import DISRUPTION_REASONS, REASONS
 from midwatch.kube.resource import read_resource

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -54,9 +53,17 @@ class Edge:
 
         return load(self.environ, self.config)
 
+    def quick_database(self) -> str | None:
+        """Return the SQLite file if that is clear without a check of all settings. Raises SettingsError."""
+        from midwatch.settings_file import sqlite_file
+
+        return sqlite_file(self.environ, self.config)
+
 
 def process_name() -> str:
     """Return the name of this process in claims and heartbeats: HOST:PID."""
+    import socket
+
     return f"{socket.gethostname()}:{os.getpid()}"
 
 

@@ -6,6 +6,7 @@ docs/json.md lists the fields of the JSON, which are stable.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from midwatch.cli.output import (
     BOLD,
@@ -25,8 +26,10 @@ from midwatch.model import (
     Ticket,
     TicketStatus,
 )
-from midwatch.store.protocol import Brief, TicketSession
 from midwatch.text import one_line
+
+if TYPE_CHECKING:
+    from midwatch.store.protocol import Brief, TicketSession
 
 _STATUS_STYLES = {
     TicketStatus.OPEN: BOLD,

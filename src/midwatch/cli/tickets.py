@@ -16,11 +16,11 @@ import typer
 
 from midwatch.cli.app import App, Edge, open_app, use_store
 from midwatch.cli.output import Output
+from midwatch.cli.ticket_list import Shown, list_tickets
 from midwatch.cli.ticket_view import (
     history_table,
     show_ticket,
     status_text,
-    ticket_table,
 )
 from midwatch.errors import Conflict, MidwatchError, NotFound, raise_together
 from midwatch.json_shapes import (
@@ -39,15 +39,14 @@ from midwatch.model import (
     TicketStatus,
 )
 from midwatch.store.on_call import Cursor
-from midwatch.store.protocol import Brief, TicketFilter, TicketSession
+from midwatch.store.protocol import TicketFilter, TicketSession
 
 if TYPE_CHECKING:
     from midwatch.agent.diagnosis import Prompt
     from midwatch.store.protocol import Store
 
 app = typer.Typer()
-tickets = typer.Typer(help="List, show and change tickets.", no_args_is_help=True)
-app.add_typer(tickets, name="tickets")
+tickets = typer.Typer()
 
 _MAX_BATCH = 10_000  # tickets of one incident that are read
 
@@ -95,32 +94,8 @@ def list_(
     statuses = tuple(status or ()) or (() if all_ else UNRESOLVED)
     level = None if severity is None else Severity.parse(severity)
     query = TicketFilter(statuses, subject, level, batch, limit + 1)
-    edge: Edge = context.obj
-    found, briefs = use_store(edge, lambda store: _with_briefs(store, query))
-    output = Output.standard(edge.environ)
-    shown = found[:limit]
-    if as_json:
-        output.json([ticket_summary(one, briefs.get(one.id)) for one in shown])
-    elif shown:
-        ticket_table(output, shown, briefs)
-    else:
-        typer.echo("no such tickets" if status else "no tickets", err=True)
-    if len(found) > limit:
-        typer.echo(f"the first {limit} are shown; use --limit to see more", err=True)
-
-
-async def _with_briefs(
-    store: Store, query: TicketFilter
-) -> tuple[list[Ticket], dict[int, Brief]]:
-    """Return the tickets, and the outcome of each diagnosis by the ticket's id."""
-    found = await store.tickets(query)
-    wanted = {one.diagnosis_id for one in found if one.diagnosis_id is not None}
-    briefs = await store.briefs(sorted(wanted)) if wanted else {}
-    return found, {
-        one.id: briefs[one.diagnosis_id]
-        for one in found
-        if one.diagnosis_id is not None and one.diagnosis_id in briefs
-    }
+    shown = Shown(query, limit, as_json, named=bool(status))
+    list_tickets(context.obj, shown)
 
 
 @tickets.command()

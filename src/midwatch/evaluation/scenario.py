@@ -27,7 +27,7 @@ from midwatch.diagnosis_schema import (
 from midwatch.documents import DocumentError, read_yaml
 from midwatch.errors import NotFound, SettingsError
 from midwatch.model import Context
-from midwatch.units import Seconds
+from midwatch.setting_group import Seconds
 
 LIBRARY = Path(__file__).parent / "scenarios"
 FILE = "scenario.yaml"

@@ -15,6 +15,7 @@ from midwatch.store.deliveries import call_back
 from midwatch.store.engine import Transaction, audit_row, chunks
 from midwatch.store.memory import remember
 from midwatch.store.protocol import Changes, Earlier, Opening, SavedCycle, Watch
+from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
     UNRESOLVED,
@@ -24,7 +25,6 @@ from midwatch.store.schema import (
     dump_json,
     select_tickets,
     subjects,
-    ticket_of,
     tickets,
 )
 from midwatch.store.silences import (

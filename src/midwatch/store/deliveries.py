@@ -37,7 +37,7 @@ from midwatch.store.on_call import (
     NewDelivery,
     Told,
 )
-from midwatch.store.overview import tickets_by_id
+from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     UNRESOLVED,
     cursors,
@@ -46,7 +46,6 @@ from midwatch.store.schema import (
     investigations,
     is_due,
     select_tickets,
-    ticket_of,
     tickets,
 )
 
@@ -66,6 +65,15 @@ _later = deliveries.alias("later")
 
 
 # ------------------------------------------------------------------ writing
+
+
+def tickets_by_id(tx: Transaction, ids: Collection[int]) -> dict[int, Ticket]:
+    """Return tickets by id; an unknown one is left out."""
+    return {
+        row.id: ticket_of(row)
+        for some in chunks(sorted(set(ids)))
+        for row in tx.all(select_tickets().where(tickets.c.id.in_(some)))
+    }
 
 
 def told(tx: Transaction, ids: Collection[int]) -> list[Told]:

@@ -1,12 +1,68 @@
-"""Past incidents and figures, as a store returns them."""
+"""What lists of tickets ask for and what they show, past incidents, and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from midwatch.model import Grounded, Ticket, Usage
+from midwatch.model import (
+    DiagnosisOutcome,
+    Grounded,
+    Severity,
+    Ticket,
+    TicketStatus,
+    Usage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The place of a ticket in a list: the next page begins behind it, whatever opened meanwhile."""
+
+    severity: Severity
+    opened_at: datetime
+    id: int
+
+    @classmethod
+    def of(cls, ticket: Ticket) -> Place:
+        return cls(ticket.severity, ticket.opened_at, ticket.id)
+
+
+@dataclass(frozen=True, slots=True)
+class TicketFilter:
+    """Which tickets to list. None or an empty sequence matches any.
+
+    Attributes:
+        newest_first: The order; without statuses it is always this one. Else the most severe and then the oldest
+            come first.
+        text: Words, each of which is part of the message, the subject, the invariant, the component or the
+            resolution, in lower or upper case (of ASCII letters, on SQLite).
+        after: Only tickets behind this place.
+    """
+
+    statuses: Sequence[TicketStatus] = ()
+    subject: str | None = None
+    severity: Severity | None = None
+    batch: int | None = None
+    limit: int = 50
+    invariant: str | None = None
+    text: str = ""
+    newest_first: bool = False
+    after: Place | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Brief:
+    """The summary of a diagnosis, for lists."""
+
+    outcome: DiagnosisOutcome
+    verdict: str | None = None
+    confidence: str | None = None
+
+
+Listed = tuple[list[Ticket], dict[int, Brief]]
+"""Tickets, and the summary of the diagnosis of each that has one, by the ticket's id."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from sqlalchemy.sql.expression import TextClause
 from midwatch.model import Grounded, Json, Key, Ticket
 from midwatch.store.engine import Transaction
 from midwatch.store.protocol import Past
+from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     RESOLVED,
     RESOLVED_BY_OBSERVATION,
@@ -40,7 +41,6 @@ from midwatch.store.schema import (
     dump_json,
     past_incidents,
     select_tickets,
-    ticket_of,
     tickets,
 )
 

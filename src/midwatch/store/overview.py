@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from sqlalchemy import func, select
 
 from midwatch.model import INVESTIGATION, Severity, Ticket
-from midwatch.store.engine import Transaction, chunks
+from midwatch.store.engine import Transaction
 from midwatch.store.overview_protocol import SubjectState
+from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     UNRESOLVED,
     select_tickets,
     subjects,
-    ticket_of,
     tickets,
 )
 from midwatch.store.shares import watchers
@@ -73,12 +71,3 @@ def most_urgent(tx: Transaction, each: int) -> list[Ticket]:
     wanted = select(ranked.c.id).where(ranked.c.rank <= each)
     rows = tx.all(select_tickets().where(tickets.c.id.in_(wanted)).order_by(*order))
     return list(map(ticket_of, rows))
-
-
-def tickets_by_id(tx: Transaction, ids: Collection[int]) -> dict[int, Ticket]:
-    """Return tickets by id; an unknown one is left out."""
-    return {
-        row.id: ticket_of(row)
-        for some in chunks(sorted(set(ids)))
-        for row in tx.all(select_tickets().where(tickets.c.id.in_(some)))
-    }

@@ -24,13 +24,14 @@ from midwatch.model import (
     Key,
     Severity,
     Ticket,
-    TicketStatus,
     Usage,
     Violation,
 )
 from midwatch.silences import Silence, SilencedViolation, Silencing
+from midwatch.store.figures import Brief as Brief
 from midwatch.store.figures import Past as Past
 from midwatch.store.figures import Stats as Stats
+from midwatch.store.figures import TicketFilter as TicketFilter
 from midwatch.store.on_call import OnCallStore
 from midwatch.store.overview_protocol import OverviewStore
 from midwatch.store.shares_protocol import SharesStore
@@ -245,51 +246,6 @@ class Daemon:
     kind: str
     beat_at: datetime
     info: Json
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The place of a ticket in a list: the next page begins behind it, whatever opened meanwhile."""
-
-    severity: Severity
-    opened_at: datetime
-    id: int
-
-    @classmethod
-    def of(cls, ticket: Ticket) -> Place:
-        return cls(ticket.severity, ticket.opened_at, ticket.id)
-
-
-@dataclass(frozen=True, slots=True)
-class TicketFilter:
-    """Which tickets to list. None or an empty sequence matches any.
-
-    Attributes:
-        newest_first: The order; without statuses it is always this one. Else the most severe and then the oldest
-            come first.
-        text: Words, each of which is part of the message, the subject, the invariant, the component or the
-            resolution, in lower or upper case (of ASCII letters, on SQLite).
-        after: Only tickets behind this place.
-    """
-
-    statuses: Sequence[TicketStatus] = ()
-    subject: str | None = None
-    severity: Severity | None = None
-    batch: int | None = None
-    limit: int = 50
-    invariant: str | None = None
-    text: str = ""
-    newest_first: bool = False
-    after: Place | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Brief:
-    """The summary of a diagnosis, for lists."""
-
-    outcome: DiagnosisOutcome
-    verdict: str | None = None
-    confidence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ from midwatch.store.protocol import (
     Pause,
     PauseKind,
 )
+from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     UNDIAGNOSED,
     WAITING,
@@ -63,7 +64,6 @@ from midwatch.store.schema import (
     pauses,
     select_tickets,
     spending,
-    ticket_of,
     tickets,
 )
 from midwatch.store.sums import sum_hours

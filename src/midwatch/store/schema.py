@@ -48,14 +48,11 @@ from midwatch.model import (
     Evidence,
     Grounded,
     Json,
-    Key,
     Origin,
-    Severity,
-    Ticket,
-    TicketStatus,
     Usage,
     keepable,
 )
+from midwatch.store.rows import EPOCH, MILLISECOND, instant_of
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _SUSPECT = re.compile(r"\\u0000|NaN|Infinity|[\ud800-\udfff]")
@@ -94,9 +91,6 @@ def _sanitized(value: Any) -> Any:
 REVISION = "0009"
 """The migration that creates these tables."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND = timedelta(milliseconds=1)
-
 
 class Instant(TypeDecorator[datetime]):
     """An aware datetime in UTC."""
@@ -112,14 +106,14 @@ class Instant(TypeDecorator[datetime]):
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
         if value is None or dialect.name == "postgresql":
             return value
-        return (value - _EPOCH) // _MILLISECOND
+        return (value - EPOCH) // MILLISECOND
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
         if isinstance(value, datetime):
             return value.astimezone(UTC)
-        return _EPOCH + int(value) * _MILLISECOND
+        return instant_of(value)
 
 
 class Document(TypeDecorator[Any]):
@@ -582,39 +576,6 @@ def select_tickets() -> Select[Any]:
         tickets.join(batches, batches.c.id == tickets.c.batch_id)
         .join(subjects, subjects.c.name == tickets.c.subject)
         .outerjoin(silenced, _silenced_now)
-    )
-
-
-def ticket_of(row: Row[Any]) -> Ticket:
-    """Return the ticket of a row of `select_tickets`."""
-    return Ticket(
-        id=row.id,
-        key=Key(row.subject, row.invariant, row.component),
-        severity=Severity(row.severity),
-        status=TicketStatus(row.status),
-        held=row.held,
-        message=row.message,
-        facts=row.facts,
-        first_seen_at=row.first_seen_at,
-        opened_at=row.opened_at,
-        last_seen_at=row.last_seen_now,
-        occurrence_count=row.count_now,
-        batch=row.batch_id,
-        seen=row.seen_cycle is not None,
-        flapping=row.flapping,
-        previous_id=row.previous_id,
-        acknowledged_at=row.acknowledged_at,
-        acknowledged_by=row.acknowledged_by,
-        resolved_at=row.resolved_at,
-        resolution=row.resolution,
-        first_aid=row.first_aid,
-        diagnosis_id=row.diagnosis_id,
-        left_out_by=row.left_out_by,
-        attempts=row.attempts,
-        next_attempt_at=row.next_attempt_at,
-        last_error=row.last_error,
-        silenced_by=row.silenced_by,
-        silenced_until=row.silenced_until,
     )
 
 

@@ -39,6 +39,7 @@ from midwatch.silences import (
     why_silent,
 )
 from midwatch.store.engine import Transaction, audit_row
+from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     LARGEST_ID,
     UNRESOLVED,
@@ -49,7 +50,6 @@ from midwatch.store.schema import (
     silenced,
     silences,
     subjects,
-    ticket_of,
     tickets,
 )
 from midwatch.units import LONGEST_DURATION

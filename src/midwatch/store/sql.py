@@ -182,7 +182,7 @@ class SqlStore(TransactionalStore):
     begin_request = write(asked.begin_request)
     end_request = write(asked.end_request)
     # Notifications.
-    tickets_by_id = read(overview.tickets_by_id)
+    tickets_by_id = read(delivery_functions.tickets_by_id)
     told = read(delivery_functions.told)
     save_deliveries = write(delivery_functions.save_deliveries)
     targets_due = read(delivery_functions.targets_due)

@@ -38,17 +38,18 @@ from midwatch.store.cycles import (
     resolve_rows,
     store_derived,
 )
+from midwatch.store.deliveries import tickets_by_id
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row, chunks
+from midwatch.store.figures import Place
 from midwatch.store.memory import remember
-from midwatch.store.overview import tickets_by_id
 from midwatch.store.protocol import (
     Brief,
     Finish,
-    Place,
     TicketFilter,
     TicketSession,
 )
 from midwatch.store.queue import insert_diagnosis
+from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     LARGEST_ID,
     UNDIAGNOSED,
@@ -62,7 +63,6 @@ from midwatch.store.schema import (
     select_tickets,
     sessions,
     subjects,
-    ticket_of,
     tickets,
 )
 from midwatch.store.silences import share_silences

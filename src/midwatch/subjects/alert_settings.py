@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from midwatch.model import Invariant, Severity
+from midwatch.setting_group import Seconds
 from midwatch.settings import Group, SubjectSettings
 from midwatch.subjects.prometheus_settings import DEFAULT_SEVERITIES, SeverityName
-from midwatch.units import Seconds
 
 ALERT = Invariant(
     "alert",

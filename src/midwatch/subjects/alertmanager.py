@@ -17,6 +17,7 @@ from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Invariant, Json, Observation, Signal, Ticket
 from midwatch.received import PushedAlerts, PushedAlertsReader, ReceivedAlert
+from midwatch.setting_group import Seconds, Url
 from midwatch.subjects.alert_settings import (
     INVARIANTS,
     AlertSettings,
@@ -30,7 +31,7 @@ from midwatch.subjects.prometheus_evidence import LABELS
 from midwatch.subjects.pushed import unavailable_of
 from midwatch.subjects.web_login import LoginSettings, WebLogin
 from midwatch.text import ticket_line
-from midwatch.units import Seconds, Url, format_duration
+from midwatch.units import format_duration
 
 _SHARE_OF_TIMEOUT = 0.8  # the rest is for the report
 _MOST_READ = 20_000

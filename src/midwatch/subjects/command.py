@@ -46,12 +46,12 @@ from midwatch.config import explain
 from midwatch.documents import DocumentError, NotJson, read_json
 from midwatch.errors import ObservationFailed
 from midwatch.model import Invariant, Json, Observation, Severity, Signal, Ticket
+from midwatch.setting_group import Bytes
 from midwatch.settings import SubjectSettings
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.command_tools import CommandToolSettings, command_tools
 from midwatch.subjects.tools import Tool
 from midwatch.text import component_name, ticket_line
-from midwatch.units import Bytes
 
 # ------------------------------------------------------------------ the process
 

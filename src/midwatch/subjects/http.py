@@ -28,6 +28,7 @@ from midwatch.model import (
     Ticket,
     Unit,
 )
+from midwatch.setting_group import Bytes, Url
 from midwatch.subjects import tls
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.certificates import (
@@ -51,7 +52,7 @@ from midwatch.subjects.http_tools import HttpTools
 from midwatch.subjects.tools import Tool
 from midwatch.subjects.web_settings import WebSettings
 from midwatch.text import component_name
-from midwatch.units import Bytes, Url, format_duration
+from midwatch.units import format_duration
 
 # ------------------------------------------------------------------ settings and invariants
 

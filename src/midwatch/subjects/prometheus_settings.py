@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from midwatch.model import Invariant, Severity, Unit
+from midwatch.setting_group import Seconds, Url
 from midwatch.settings import Group, Name
 from midwatch.subjects.web_login import LoginSettings
-from midwatch.units import Seconds, Url, format_value, parse_limit
+from midwatch.units import format_value, parse_limit
 
 SeverityName = Literal["critical", "warning", "info"]
 DEFAULT_SEVERITIES: dict[str, SeverityName] = {

@@ -11,10 +11,10 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from midwatch.lifecycle import Clock
+from midwatch.setting_group import Url
 from midwatch.settings import SubjectSettings
 from midwatch.subjects.base import Address
 from midwatch.subjects.http_client import WebClient
-from midwatch.units import Url
 
 _HOST = re.compile(r"[\w-]+(\.[\w-]+)*")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2

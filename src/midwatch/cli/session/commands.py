@@ -33,6 +33,7 @@ from midwatch.errors import (
     raise_together,
 )
 from midwatch.lifecycle import set_nondumpable
+from midwatch.session.agent_sdk import import_without_mcp
 from midwatch.units import format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ def run_request(
     set_nondumpable()
 
     async def run(sessions: SessionContext) -> None:
+        import_without_mcp()
         from midwatch.cli.session.run import traced_runner
         from midwatch.cli.session.view import EventPrinter, print_notice
 
@@ -192,6 +194,7 @@ def fix(
 
     The session does not resolve the ticket: it resolves when its invariant is observed to hold again.
     """
+    import_without_mcp()
     from midwatch.cli.session.run import fix_request, fix_summary, run_fix
 
     set_nondumpable()
@@ -518,6 +521,7 @@ async def _serve(edge: Edge) -> int:
 async def _run(
     edge: Edge, settings: Settings, task: PodTask, cluster: StatusCluster
 ) -> int:
+    import_without_mcp()
     from midwatch.cli.session.run import TerminalEvents
     from midwatch.cli.session.view import EventPrinter, print_notice
     from midwatch.kube.runner import Dependencies, pod_runner

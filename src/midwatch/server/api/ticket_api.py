@@ -37,7 +37,8 @@ from midwatch.server.api.paging import Cursor, Limit, page_of, read_cursor, whol
 from midwatch.server.api.silence_api import silence_shape
 from midwatch.server.auth import Principal
 from midwatch.server.context import ServerContext
-from midwatch.store.protocol import Brief, Place, Store, TicketFilter
+from midwatch.store.figures import Place
+from midwatch.store.protocol import Brief, Store, TicketFilter
 from midwatch.store.schema import LARGEST_ID
 
 TicketId = Annotated[int, Path(ge=1, le=LARGEST_ID, description="Its number.")]

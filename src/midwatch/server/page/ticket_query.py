@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import urlencode
 
 from midwatch.model import UNRESOLVED, Severity, Ticket, TicketStatus
-from midwatch.store.protocol import Place, TicketFilter
+from midwatch.store.figures import Place
+from midwatch.store.protocol import TicketFilter
 
 PAGE = 50
 """Tickets of one page."""

@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 
 from midwatch.model import Invariant, Severity, Unit
+from midwatch.setting_group import Bytes, Seconds
 from midwatch.settings import SubjectSettings
-from midwatch.units import Bytes, Seconds
 
 
 class PostgresSettings(SubjectSettings):

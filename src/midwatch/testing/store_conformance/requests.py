@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from midwatch.errors import Conflict, NotFound, Outdated
 from midwatch.model import INVESTIGATION, UNRESOLVED, Severity, Ticket, TicketStatus
-from midwatch.store.protocol import Changes, Finish, Place, TicketFilter
+from midwatch.store.figures import Place
+from midwatch.store.protocol import Changes, Finish, TicketFilter
 from midwatch.testing.store_conformance.fixture import (
     StoreFixture,
     ids,
