@@ -358,7 +358,7 @@ async def _bucket(root: Path) -> list[Row]:
     (requests, sent), (few, little) = counts
     content = FOLDERS * FILES * FILE_BYTES / 1000
     return [
-        against_bound("content: store requests, first push", requests, 20, "requests"),
+        against_bound("content: store requests, first push", requests, 30, "requests"),
         against_floor(
             "content: bytes to the store, first push / content",
             sent / 1000,

@@ -20,6 +20,8 @@ from moto.server import DomainDispatcherApplication, create_backend_app
 from obstore.store import S3Store
 from werkzeug.serving import WSGIRequestHandler, make_server
 
+from ..waiting import PATIENCE
+
 BUCKET = "content"
 URL = f"s3://{BUCKET}/team"
 KEY_ID, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -126,7 +128,7 @@ def s3(bucket: str | None = BUCKET) -> Iterator[S3]:
 
 
 def _make_bucket(service: S3, bucket: str) -> None:
-    with httpx2.Client(verify=False) as http:
+    with httpx2.Client(verify=False, timeout=PATIENCE) as http:
         # moto keeps its buckets as long as the process lives.
         http.post(f"{service.address}/moto-api/reset").raise_for_status()
         http.put(f"{service.address}/{bucket}").raise_for_status()
