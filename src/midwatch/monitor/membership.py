@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from uuid import uuid4
 
+from midwatch.fair_shares import Member, Share
 from midwatch.lifecycle import Clock
 from midwatch.model import Json
 from midwatch.monitor.standstill import Standstill
 from midwatch.processes import has_ended, this_process
-from midwatch.shares import Member, Share
 from midwatch.store.protocol import Store
 
 _RETRY = 5.0

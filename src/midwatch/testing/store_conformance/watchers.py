@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from midwatch.errors import SubjectTaken
-from midwatch.shares import Member
+from midwatch.fair_shares import Member
 from midwatch.store.protocol import Changes
 from midwatch.store.shares_protocol import Unchanged
 from midwatch.testing.store_conformance.fixture import LEASE, StoreFixture, raises
@@ -60,7 +60,7 @@ async def only_the_watcher_saves(fixture: StoreFixture) -> None:
             Unchanged("web", revision, watcher=a.id),
         ]
     )
-    assert (saved.taken, saved.stale) == ({"db"}, frozenset())
+    assert (saved.taken, saved.stale) == (frozenset({"db"}), frozenset())
     await store.save_cycle("db", revision, Changes())
 
 
@@ -83,7 +83,7 @@ async def observations_without_changes_are_saved_together(
             Unchanged("host", 7),
         ]
     )
-    assert (saved.stale, saved.taken) == ({"host"}, frozenset())
+    assert (saved.stale, saved.taken) == (frozenset({"host"}), frozenset())
     assert saved.now == fixture.clock.now
     again = await store.ticket(ticket.id)
     assert (again.occurrence_count, again.last_seen_at) == (2, fixture.clock.now)
