@@ -6,8 +6,8 @@ import math
 import random
 from collections import Counter
 
+from midwatch.fair_shares import fair_shares
 from midwatch.monitor.schedule import Schedule
-from midwatch.shares import fair_shares
 
 ALL = frozenset(f"s{number}" for number in range(100))
 

@@ -6,11 +6,11 @@ import os
 from collections.abc import Collection, Sequence
 from uuid import uuid4
 
+from midwatch.fair_shares import Member, Share
 from midwatch.lifecycle import Clock
 from midwatch.model import Json
 from midwatch.monitor.standstill import Standstill
 from midwatch.process_identity import has_ended, process_name
-from midwatch.shares import Member, Share
 from midwatch.store.protocol import Store
 
 _RETRY = 5.0

@@ -12,8 +12,8 @@ from datetime import datetime
 
 from sqlalchemy import delete, select, text, update
 
+from midwatch.fair_shares import Member, Share, fair_shares, version_of
 from midwatch.model import Json
-from midwatch.shares import Member, Share, fair_shares, version_of
 from midwatch.store.engine import CLOCK_SLACK, Transaction, chunks
 from midwatch.store.queue import beat
 from midwatch.store.schema import monitors, subjects

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from midwatch.fair_shares import Member, Share
 from midwatch.model import Json
-from midwatch.shares import Member, Share
 
 
 @dataclass(frozen=True, slots=True)

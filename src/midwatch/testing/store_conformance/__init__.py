@@ -31,10 +31,10 @@ from midwatch.testing.store_conformance import (
     overview,
     pushes,
     requests,
-    shares,
     silences,
     text,
     tickets,
+    watchers,
 )
 from midwatch.testing.store_conformance.fixture import (
     Check,
@@ -58,7 +58,7 @@ CHECKS: tuple[Check, ...] = (
     *api_tokens.CHECKS,
     *pushes.CHECKS,
     *overview.CHECKS,
-    *shares.CHECKS,
+    *watchers.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]

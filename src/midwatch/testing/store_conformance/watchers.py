@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from midwatch.errors import SubjectTaken
-from midwatch.shares import Member
+from midwatch.fair_shares import Member
 from midwatch.store.protocol import Changes
 from midwatch.store.shares_protocol import Unchanged
 from midwatch.testing.store_conformance.fixture import LEASE, StoreFixture, raises
