@@ -11,7 +11,7 @@ export UV_SYSTEM_CERTS ?= true
 # Imports are several times slower without cached bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo session-demo demo-kubernetes test test-fast test-pythons test-busy eval check format bench bench-quick docs manifests lock clean
+.PHONY: help demo session-demo demo-kubernetes test test-fast test-pythons test-busy eval check format bench bench-quick performance docs manifests lock clean
 
 help:
 	@echo "make demo    watch a real PostgreSQL break and recover   (ARGS='--fault deadlocks --serve')"
@@ -25,6 +25,7 @@ help:
 	@echo "make check   black, isort, flake8, mypy, import-linter, words"
 	@echo "make bench   speed and memory beside the least work and other queues (ARGS='store kube')"
 	@echo "make bench-quick   the same in two minutes: small, and without a verdict"
+	@echo "make performance   all benchmarks, into docs/performance.md and docs/scaling.md"
 	@echo "make format  rewrite the code as check wants it"
 	@echo "make docs    generate pages and tables of docs/"
 	@echo "make manifests  generate the CRD and deploy/manifests"
@@ -97,6 +98,11 @@ bench: $(VENV)/.bench
 
 bench-quick: $(VENV)/.bench
 	@$(BIN)/python -m bench --quick $(ARGS)
+
+# A benchmark that crashed keeps its last figures.
+performance: $(VENV)/.bench
+	@mkdir -p build
+	@$(BIN)/python -m bench --json $(ARGS) > build/bench.json; code=$$?; $(BIN)/python -m tools.performance build/bench.json && exit $$code
 
 docs: $(VENV)/.dev
 	@$(BIN)/python -m tools.settings_page docs/settings.md

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import statistics
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -54,7 +55,7 @@ class Spread(float):
     def __truediv__(self, divisor: float) -> Spread:
         """Divide by a number, or turn by turn by what was measured in the same turns."""
         if isinstance(divisor, Spread) and len(divisor.values) == len(self.values):
-            return Spread(map(float.__truediv__, self.values, divisor.values))
+            return Spread(map(operator.truediv, self.values, divisor.values))
         return Spread(value / float(divisor) for value in self.values)
 
 

@@ -33,17 +33,17 @@ def main() -> None:
 
 def with_variables(page: str) -> str:
     """Return docs/kubernetes.md with a current table of the runner's variables."""
-    return _replaced(page, "variables", environment_table())
+    return replaced(page, "variables", environment_table())
 
 
 def with_metrics(page: str) -> str:
     """Return docs/metrics.md with a current table of metrics."""
-    return _replaced(page, "metrics", metrics_table(METRICS))
+    return replaced(page, "metrics", metrics_table(METRICS))
 
 
 def with_map(page: str) -> str:
     """Return docs/architecture.md with the current map of modules."""
-    return _replaced(page, "map", module_table())
+    return replaced(page, "map", module_table())
 
 
 def module_table() -> str:
@@ -57,12 +57,15 @@ def module_table() -> str:
     return "\n".join(rows)
 
 
-def _replaced(page: str, name: str, table: str) -> str:
-    """Return the page with the table between the marks of that name replaced."""
+def replaced(page: str, name: str, table: str) -> str:
+    """Return the page with the table between the marks of that name replaced. Raises ValueError without the marks."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     pattern = re.escape(begin) + r".*?" + re.escape(end)
     whole = f"{begin}\n{table}\n{end}"
-    return re.sub(pattern, lambda _: whole, page, count=1, flags=re.S)
+    made, found = re.subn(pattern, lambda _: whole, page, count=1, flags=re.S)
+    if not found:
+        raise ValueError(f"the page has no {begin}")
+    return made
 
 
 def environment_table() -> str:
