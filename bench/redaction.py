@@ -122,6 +122,6 @@ async def _events(redactor: Redactor) -> list[Row]:
     return [
         against_bound(name, taken * each, 30, "µs"),
         against_floor(
-            f"{name} / JSON and write", taken * each, least * each, 6.0, "µs"
+            f"{name} / JSON and write", taken * each, least * each, 8.0, "µs"
         ),
     ]
