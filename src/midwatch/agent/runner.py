@@ -198,15 +198,18 @@ class AgentRunner:
 
         while not stop:
             self._wake.clear()
-            wait = self.settings.poll_interval
+            if not free:
+                self.progress.expect_nothing("agent queue")
+                await first(stop.wait(), self._wake.wait())
+                continue
+            self.progress.expect("agent queue", SLACK)
+            claims, wait = await self._turn(len(free))
+            for claim in claims:
+                name = free.pop(0)
+                group.create_task(attempts(claim, name), name=name)
             if free:
-                self.progress.expect("agent queue", SLACK)
-                claims, wait = await self._turn(len(free))
-                for claim in claims:
-                    name = free.pop(0)
-                    group.create_task(attempts(claim, name), name=name)
-            self.progress.expect("agent queue", wait + SLACK)
-            await first(stop.pause(wait), self._wake.wait())
+                self.progress.expect("agent queue", wait + SLACK)
+                await first(stop.pause(wait), self._wake.wait())
 
     async def _turn(self, limit: int) -> tuple[list[Claim], float]:
         """Claim up to `limit` batches that are due. Return them and the seconds to wait before the next turn."""
