@@ -122,6 +122,14 @@ def _statements(connection: Connection, count: int) -> Iterator[str]:
         " WHERE n % 10 = 0"
     )
     yield (
+        f"{numbers} INSERT INTO investigations (id, ticket_id, question, requested_by, created_at)"
+        f" SELECT 'i' || n, n, 'Why?', 'ann', {at(0)} FROM numbers WHERE n % 10 = 0"
+    )
+    yield (
+        f"{numbers} INSERT INTO delivery_threads (target, thread, reference, updated_at)"
+        f" SELECT 'slack', 'batch ' || n, {document('{}')}, {at(0)} FROM numbers"
+    )
+    yield (
         f"{numbers} INSERT INTO past_incidents (ticket_id, subject, invariant, component, words)"
         f" SELECT n, {subject}, {invariant}, {component}, {words} FROM numbers"
     )

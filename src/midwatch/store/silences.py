@@ -239,10 +239,15 @@ def count_silenced(tx: Transaction, since: datetime) -> tuple[int, int]:
 
 def was_silent_before() -> Any:
     """Return the condition of tickets that a silence kept from opening."""
-    return exists().where(
-        silenced.c.ticket_id == tickets.c.id,
-        silenced.c.ended_at == tickets.c.opened_at,
+    kept = (
+        select(silenced.c.id)
+        .where(
+            silenced.c.ticket_id == tickets.c.id,
+            silenced.c.ended_at == tickets.c.opened_at,
+        )
+        .limit(1)  # PostgreSQL would read all of an EXISTS once, into a hash table
     )
+    return kept.scalar_subquery().is_not(None)
 
 
 def _silenced_of(row: Any) -> SilencedViolation:

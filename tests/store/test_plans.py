@@ -1,0 +1,143 @@
+"""No statement of a store reads a whole table that grows: the plans of all that the conformance suite runs."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from bench._aged import age
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from midwatch.store.sql import open_store
+from midwatch.testing.store_conformance import CHECKS, run_check
+
+TICKETS = 5_000
+GROWING = frozenset(
+    "tickets batches diagnoses diagnosis_tickets past_incidents past_words audit sessions transcript_entries silenced"
+    " alerts deliveries delivery_threads investigations idempotency_keys tokens hourly_tickets hourly_calls".split()
+)
+WHOLE = {
+    "SELECT tokens.id": "who lists tokens wants all of them; what ended is removed after 90 days",
+}
+"""Statements that may read a whole table, by their beginning, and why."""
+Statements = dict[str, Any]
+
+
+@contextmanager
+def recorded() -> Iterator[Statements]:
+    """Collect the statements of all engines, each with the parameters of its first execution."""
+    found: Statements = {}
+
+    def note(_: Any, cursor: Any, statement: str, values: Any, *others: Any) -> None:
+        if re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", statement):
+            found.setdefault(
+                statement, values[0] if isinstance(values, list) else values
+            )
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+async def statements_on(database: str, clear: Any) -> Statements:
+    with recorded() as found:
+        for check in CHECKS:
+            clear()
+            await run_check(check, lambda clock: open_store(database, clock=clock))
+    return {
+        statement: values
+        for statement, values in found.items()
+        if not statement.startswith(tuple(WHOLE))
+        and not re.search(r"sqlite_|pg_catalog|alembic_version", statement)
+    }
+
+
+async def test_no_plan_on_sqlite_scans_what_grows(tmp_path: Path) -> None:
+    statements = await statements_on("sqlite://", lambda: None)
+    file = tmp_path / "aged.db"
+    await age(f"sqlite:///{file}", TICKETS)
+    wrong = []
+    with closing(sqlite3.connect(file)) as connection:
+        partial = {
+            name
+            for (name,) in connection.execute(
+                "SELECT name FROM sqlite_schema WHERE type = 'index' AND sql LIKE '% WHERE %'"
+            )
+        }
+        for statement, values in statements.items():
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)
+            steps = [row[3] for row in plan]
+            wrong += [
+                f"{step}: {statement}"
+                for step in steps
+                if scans_on_sqlite(step, partial, "\n".join(steps), statement)
+            ]
+    assert len(statements) > 200 and not wrong, "\n\n".join(wrong)
+
+
+def scans_on_sqlite(step: str, partial: set[str], plan: str, statement: str) -> bool:
+    found = re.match(r"SCAN (\w+)(?: .*INDEX (\w+))?", step)
+    if found is None:
+        return False
+    name = re.search(rf"\b(\w+) AS {found[1]}\b", statement)
+    table = name[1] if name else found[1]
+    if table not in GROWING or found[2] in partial or "VIRTUAL TABLE" in step:
+        return False
+    # In the order of an index, up to the limit.
+    return "LIMIT" not in statement or "FOR ORDER BY" in plan
+
+
+async def test_no_plan_on_postgres_scans_what_grows(
+    postgres_database: str, empty_postgres: str
+) -> None:
+    from .conftest import _CLEAR
+
+    def clear() -> None:
+        with psycopg.connect(postgres_database, autocommit=True) as connection:
+            connection.execute(_CLEAR)
+
+    statements = await statements_on(postgres_database, clear)
+    await age(empty_postgres, TICKETS)
+    wrong = []
+    # What is left is what no index serves, whatever the sizes and values.
+    only_indexes = (
+        "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
+    )
+    with psycopg.connect(empty_postgres, options=only_indexes) as connection:
+        partial = {
+            row[0]
+            for row in connection.execute(
+                "SELECT indexname FROM pg_indexes WHERE indexdef LIKE '% WHERE %'"
+            )
+        }
+        for statement, values in statements.items():
+            asked = f"EXPLAIN (FORMAT JSON) {statement}"
+            try:
+                rows = connection.execute(asked.encode(), values).fetchall()
+            except psycopg.DataError:  # what the suite wants to be refused
+                connection.rollback()
+                continue
+            root = rows[0][0][0]["Plan"]
+            wrong += [f"{one}: {statement}" for one in scans(root, partial, False)]
+    assert len(statements) > 200 and not wrong, "\n\n".join(wrong)
+
+
+def scans(node: Mapping[str, Any], partial: set[str], limited: bool) -> Iterator[str]:
+    """Yield the nodes of a plan that read a whole table or index, and are not ended by a limit."""
+    kind, table = node["Node Type"], node.get("Relation Name", "")
+    # An order by something that no index has reads all before the limit.
+    limited = kind == "Limit" or (limited and kind not in ("Sort", "Aggregate", "Hash"))
+    whole = kind.startswith("Index") and "Index Cond" not in node
+    whole = whole and node["Index Name"] not in partial
+    if table in GROWING and (kind == "Seq Scan" or whole) and not limited:
+        yield f"{kind} of {table}"
+    for child in node.get("Plans", ()):
+        yield from scans(child, partial, limited)
