@@ -46,7 +46,7 @@ async def watch(kubeconfig: Path, sessions: int) -> None:
     seen = set[str]()
 
     async def follow(client: AsyncClient, kind: type[Any]) -> None:
-        labels = None if kind is _SESSIONS else {SESSION_LABEL: exists()}
+        labels: Any = None if kind is _SESSIONS else {SESSION_LABEL: exists()}
         listed = client.list(kind, namespace="*", labels=labels, chunk_size=500)
         async for one in listed:
             note(kind, one)

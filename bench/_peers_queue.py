@@ -12,7 +12,7 @@ import json
 import sqlite3
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import psycopg
@@ -111,7 +111,7 @@ async def huey(database: str, jobs: int, concurrency: int) -> Figures:
     results.execute("PRAGMA synchronous=FULL")
     results.execute(_TABLE)
 
-    @queue.task()  # type: ignore[untyped-decorator]
+    @queue.task()
     def job(number: int) -> None:
         results.execute(_STORE.replace("%s", "?"), (number, DOCUMENT))
 
@@ -139,7 +139,7 @@ async def _check(results: psycopg.AsyncConnection[Any], jobs: int) -> None:
     await results.close()
 
 
-PEERS: dict[str, Callable[[str, int, int], Awaitable[Figures]]] = {
+PEERS: dict[str, Callable[[str, int, int], Coroutine[Any, Any, Figures]]] = {
     "procrastinate": procrastinate,
     "pgqueuer": pgqueuer,
     "huey": huey,

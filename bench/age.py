@@ -19,7 +19,7 @@ import psutil
 import psycopg
 
 from midwatch.model import UNDIAGNOSED, Key, Severity, Ticket, TicketStatus
-from midwatch.store.protocol import Place, TicketFilter
+from midwatch.store.figures import Place, TicketFilter
 from midwatch.store.sessions import SqlSessions
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.postgres import PrivatePostgres

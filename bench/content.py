@@ -309,7 +309,8 @@ async def _first(root: Path) -> list[Row]:
             before = os.times()
             subprocess.run([*command, str(root / "first-copy")], check=True)
             after = os.times()
-            (root / "first-copy").is_file() and (root / "first-copy").unlink()
+            if (root / "first-copy").is_file():
+                (root / "first-copy").unlink()
             user = after.children_user - before.children_user
             return user + after.children_system - before.children_system
 

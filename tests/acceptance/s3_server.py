@@ -16,7 +16,10 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 
 import httpx2
 import obstore
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import (
+    DomainDispatcherApplication,
+    create_backend_app,
+)
 from obstore.store import S3Store
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -112,7 +115,9 @@ def s3(bucket: str | None = BUCKET) -> Iterator[S3]:
         start(*given)
         return answer
 
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=_Quiet)
+    server: Any = make_server(
+        "127.0.0.1", 0, app, threaded=True, request_handler=_Quiet
+    )
     server.daemon_threads = True
     service = S3(f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
