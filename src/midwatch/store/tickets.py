@@ -38,7 +38,6 @@ from midwatch.store.cycles import (
     resolve_rows,
     store_derived,
 )
-from midwatch.store.deliveries import tickets_by_id
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row, chunks
 from midwatch.store.figures import Place
 from midwatch.store.memory import remember
@@ -102,10 +101,11 @@ def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
     if not parts:
         return []
     found = union_all(*(select(part.subquery()) for part in parts)).subquery()
-    place = _order(found.c, newest_first)
-    ids = [row.id for row in tx.all(select(found.c.id).order_by(*place).limit(limit))]
-    by_id = tickets_by_id(tx, ids)
-    return [by_id[id_] for id_ in ids]
+    first = select(found.c.id).order_by(*_order(found.c, newest_first)).limit(limit)
+    wanted = select_tickets().where(tickets.c.id.in_(first))
+    return list(
+        map(ticket_of, tx.all(wanted.order_by(*_order(tickets.c, newest_first))))
+    )
 
 
 def _reads_history(query: TicketFilter) -> bool:
