@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Fact = str | int | float | bool | None
 Facts = Mapping[str, Fact]
@@ -168,24 +168,32 @@ class Observation:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """The identity of a problem: at most one unresolved ticket exists per key."""
-
+class _Parts(NamedTuple):
     subject: str
     invariant: str
     component: str
 
-    def __post_init__(self) -> None:
+
+class Key(_Parts):
+    """The identity of a problem: at most one unresolved ticket exists per key.
+
+    It is a tuple, as a hundred thousand of them are compared in each cycle of the monitor.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, subject: str, invariant: str, component: str) -> Key:
         # A key that changed on its way through a store would never be found again.
-        for name in ("subject", "invariant", "component"):
-            part = getattr(self, name)
-            if len(part) > _KEY_BYTES // 4 or not part.isascii() or "\0" in part:
-                object.__setattr__(self, name, _key_part(part))
+        text = subject + invariant + component
+        if len(text) <= _KEY_BYTES // 4 and text.isascii() and "\0" not in text:
+            return tuple.__new__(cls, (subject, invariant, component))
+        return tuple.__new__(cls, map(_key_part, (subject, invariant, component)))
 
 
 def _key_part(text: str) -> str:
     """Return a storable, short text; two long texts stay different when they are cut."""
+    if len(text) <= _KEY_BYTES and text.isascii() and "\0" not in text:
+        return text
     clean = keepable(text)
     data = clean.encode()
     if len(data) <= _KEY_BYTES:

@@ -307,7 +307,7 @@ async def _follow(
         assert cycle.unsaved == 0
         fold.poll(poll, 0.0)
         found = [one for one in await _tickets(store, name) if not one.resolved]
-        keys = [replace(one.key, subject="db") for one in found]
+        keys = [one.key._replace(subject="db") for one in found]
         assert sorted(map(str, keys)) == sorted(map(str, fold.tickets))
         for one, key in zip(found, keys, strict=True):
             assert (one.held, one.seen) == (
@@ -327,7 +327,7 @@ async def _act(store: SqlStore, name: str, fold: Fold, act: Act, key: Key) -> No
     [stored] = [
         one
         for one in await _tickets(store, name)
-        if replace(one.key, subject="db") == key and not one.resolved
+        if one.key._replace(subject="db") == key and not one.resolved
     ]
     if act == "resolve":
         await store.resolve(stored.id, "me", "by hand")

@@ -31,7 +31,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from midwatch._moved import renamed
-from midwatch.model import Observation, Violation
+from midwatch.model import Observation, Signal, Violation
 from midwatch.redaction.contexts import (
     FUNCTION_HINT,
     MANIFEST_HINT,
@@ -429,22 +429,26 @@ class Sanitizer:
 
     def observation(self, observation: Observation) -> Observation:
         """Return the observation with component names that are safe in a key."""
-        if len(self._components) > 4 * len(observation.signals) + 1000:
-            self._components.clear()
-        signals = tuple(
-            (
-                signal
-                if (name := self._component(signal.component)) == signal.component
-                and not signal.silenced_by
-                else replace(
-                    signal,
-                    component=name,
-                    silenced_by=self._component(signal.silenced_by),
-                )
-            )
-            for signal in observation.signals
-        )
-        return replace(observation, signals=signals)
+        signals = observation.signals
+        safe = tuple(map(self.signal, signals, self.components(signals)))
+        return replace(observation, signals=safe)
+
+    def components(self, signals: Sequence[Signal]) -> list[str]:
+        """Return the component names of an observation's signals as they are safe in a key."""
+        known = self._components
+        if len(known) > 4 * len(signals) + 1000:
+            known.clear()
+        return [
+            known.get(one.component) or self._component(one.component)
+            for one in signals
+        ]
+
+    def signal(self, signal: Signal, component: str) -> Signal:
+        """Return a signal of which the safe name of its component is known."""
+        if component == signal.component and not signal.silenced_by:
+            return signal
+        by = self._component(signal.silenced_by)
+        return replace(signal, component=component, silenced_by=by)
 
     def _component(self, raw: str) -> str:
         name = self._components.get(raw)
