@@ -37,12 +37,15 @@ class Severity(IntEnum):
 
     @property
     def label(self) -> str:
-        return self.name.lower()
+        return _LABELS[self]
 
     @classmethod
     def parse(cls, label: str) -> Severity:
         """Return the severity with this label. Raises KeyError for an unknown one."""
         return cls[label.upper()]
+
+
+_LABELS = tuple(one.name.lower() for one in Severity)
 
 
 class TicketStatus(StrEnum):

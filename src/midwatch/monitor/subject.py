@@ -19,6 +19,7 @@ from midwatch.model import (
     Observation,
     Severity,
     Ticket,
+    Violation,
 )
 from midwatch.monitor.result import Cycle, Poll, SubjectStats
 from midwatch.monitor.rules import (
@@ -560,23 +561,28 @@ class SubjectMonitor:
         earlier = await self.store.earlier(
             self.subject.name, keys, self.settings.flapping_window
         )
+        safe = await self._safe([one.violation for one in firing])
+        most = self.settings.flapping_openings
         return tuple(
-            Opening.after(
-                earlier.get(one.violation.key),
-                self.sanitizer.violation(one.violation),
-                self.settings.flapping_openings,
-                one.seen_for,
-            )
-            for one in firing
+            Opening.after(earlier.get(key), violation, most, one.seen_for)
+            for key, violation, one in zip(keys, safe, firing, strict=True)
         )
+
+    async def _safe(self, violations: Sequence[Violation]) -> list[Violation]:
+        """Return violations with texts that are safe to store."""
+        if len(violations) < _MANY // 10:
+            return self.sanitizer.violations(violations)
+        return await asyncio.to_thread(self.sanitizer.violations, violations)
 
     def _linked(self, openings: Sequence[Opening]) -> frozenset[str]:
         """Return the subjects whose tickets belong to the same incident as these openings."""
         if not openings:
             return frozenset()
-        for violation in (opening.violation for opening in openings):
-            text = f"{violation.message}\n{violation.key.component}"
-            self.links.learn_opening(self.subject.name, text, violation.facts)
+        found = (opening.violation for opening in openings)
+        self.links.learn_openings(
+            self.subject.name,
+            ((f"{one.message}\n{one.key.component}", one.facts) for one in found),
+        )
         self._linked_to = self.links.related(self.subject.name)
         return self._linked_to
 

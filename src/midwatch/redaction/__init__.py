@@ -458,23 +458,20 @@ class Sanitizer:
 
     def violation(self, violation: Violation) -> Violation:
         """Return the violation with a message and facts that are safe to store and to show."""
-        names = list(violation.facts)
-        texts = {
-            name: str(one) for name, one in violation.facts.items() if _is_text(one)
-        }
-        limits = [_MESSAGE, *[100] * len(names), *[_FACT] * len(texts)]
-        message, *others = self._sanitize_all(
-            [violation.message, *names, *texts.values()], limits
-        )
-        shown = dict(zip(texts, others[len(names) :], strict=True))
-        facts = {
-            new: shown.get(name, violation.facts[name])
-            for name, new in zip(names, others, strict=False)
-        }
-        return replace(violation, message=message, facts=facts)
+        return self.violations([violation])[0]
 
-    def _sanitize_all(self, texts: Sequence[str], limits: Sequence[int]) -> list[str]:
-        """Return `sanitize` of each text.
+    def violations(self, violations: Sequence[Violation]) -> list[Violation]:
+        """Do the same for many: short texts are redacted together."""
+        found: list[Violation] = []
+        for start in range(0, len(violations), _TOGETHER):
+            some = violations[start : start + _TOGETHER]
+            texts = {text for one in some for text in _texts_of(one)}
+            safe = self._sanitize_all(list(texts))
+            found += [_with_texts(one, safe) for one in some]
+        return found
+
+    def _sanitize_all(self, texts: Sequence[str]) -> dict[str, str]:
+        """Return each text cleaned and redacted, not shortened yet.
 
         Each call of the redactor has its price. So short texts of one line, without quotes and braces, are first redacted
         as paragraphs of one text: where nothing is hidden then, nothing would be hidden in one of them.
@@ -483,10 +480,36 @@ class Sanitizer:
         plain = [text for text in cleaned if _PLAIN.fullmatch(text)]
         together = "\n\n".join(plain)
         known = set(plain) if self._redactor.text(together) == together else set()
-        return [
-            one_line(text if text in known else self._redactor.text(text), limit)
-            for text, limit in zip(cleaned, limits, strict=True)
-        ]
+        return {
+            raw: text if text in known else self._redactor.text(text)
+            for raw, text in zip(texts, cleaned, strict=True)
+        }
+
+
+_TOGETHER = 100
+"""Violations whose texts are redacted together: a secret in one of them costs a call for each text."""
+
+
+def _texts_of(violation: Violation) -> Iterator[str]:
+    yield violation.message
+    for name, fact in violation.facts.items():
+        yield name
+        if _is_text(fact):
+            yield str(fact)
+
+
+def _with_texts(violation: Violation, safe: Mapping[str, str]) -> Violation:
+    """Return a violation with the safe form of each of its texts, shortened."""
+    message = one_line(safe[violation.message], _MESSAGE)
+    facts = {
+        one_line(safe[name], 100): (
+            one_line(safe[str(fact)], _FACT) if _is_text(fact) else fact
+        )
+        for name, fact in violation.facts.items()
+    }
+    if not facts and message == violation.message:
+        return violation
+    return replace(violation, message=message, facts=facts)
 
 
 _PLAIN = re.compile(r"[\w .,:;/()%@+=?&#~!*|-]{0,400}")
