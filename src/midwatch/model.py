@@ -277,6 +277,36 @@ class Ticket:
         return self.silenced_until is None or now < self.silenced_until
 
 
+_NO_FACTS: Facts = {}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTicket:
+    """What a cycle has to know of an unresolved ticket: there may be a hundred thousand.
+
+    Attributes:
+        new: Whether it waits for a diagnosis and has no first aid.
+        message: Empty unless silences may match it, as `facts`.
+    """
+
+    id: int
+    key: Key
+    severity: Severity
+    held: bool = False
+    seen: bool = True
+    new: bool = False
+    message: str = ""
+    facts: Facts = field(default_factory=lambda: _NO_FACTS)
+
+    @classmethod
+    def of(cls, ticket: Ticket, texts: bool) -> OpenTicket:
+        """Return it for a ticket that has just opened, with message and facts if `texts`."""
+        brief = (ticket.id, ticket.key, ticket.severity, ticket.held, ticket.seen)
+        if texts:
+            return cls(*brief, message=ticket.message, facts=ticket.facts)
+        return cls(*brief)
+
+
 @dataclass(frozen=True, slots=True)
 class AuditRow:
     """One change of a ticket: when, by whom or what, from which state to which, and why."""

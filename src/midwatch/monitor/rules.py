@@ -21,9 +21,9 @@ from midwatch.model import (
     Invariant,
     Key,
     Observation,
+    OpenTicket,
     Severity,
     Signal,
-    Ticket,
     Unit,
     Violation,
 )
@@ -216,19 +216,19 @@ class Reconciled:
     """The changes to save; the openings still lack the history that the store has of their keys."""
 
     openings: tuple[Firing, ...] = ()
-    missing: tuple[Ticket, ...] = ()
-    returned: tuple[Ticket, ...] = ()
-    resolved: tuple[Ticket, ...] = ()
+    missing: tuple[OpenTicket, ...] = ()
+    returned: tuple[OpenTicket, ...] = ()
+    resolved: tuple[OpenTicket, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.openings or self.missing or self.returned or self.resolved)
 
 
-def reconcile(tickets: Mapping[Key, Ticket], checked: CheckResult) -> Reconciled:
+def reconcile(tickets: Mapping[Key, OpenTicket], checked: CheckResult) -> Reconciled:
     """Compare the unresolved tickets of a subject with one check of it."""
-    missing: list[Ticket] = []
-    returned: list[Ticket] = []
-    resolved: list[Ticket] = []
+    missing: list[OpenTicket] = []
+    returned: list[OpenTicket] = []
+    resolved: list[OpenTicket] = []
     for key, ticket in tickets.items():
         if key.invariant == INVESTIGATION:
             continue
@@ -243,7 +243,7 @@ def reconcile(tickets: Mapping[Key, Ticket], checked: CheckResult) -> Reconciled
     return Reconciled(openings, tuple(missing), tuple(returned), tuple(resolved))
 
 
-def by_key(tickets: Iterable[Ticket]) -> dict[Key, Ticket]:
+def by_key(tickets: Iterable[OpenTicket]) -> dict[Key, OpenTicket]:
     return {ticket.key: ticket for ticket in tickets}
 
 

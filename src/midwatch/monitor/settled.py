@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from midwatch.model import Invariant, Key, Observation, Severity, Ticket
+from midwatch.model import Invariant, Key, Observation, OpenTicket, Severity
 from midwatch.monitor.rules import CheckResult, by_key, check, holds
 from midwatch.redaction import Sanitizer
 
@@ -104,7 +104,7 @@ class Step:
     """What follows from one poll for the keys that it can change: for all of them unless `of` names them."""
 
     checked: CheckResult
-    tickets: Mapping[Key, Ticket]
+    tickets: Mapping[Key, OpenTicket]
     looks: Settled | None = None
     of: Collection[Key] | None = None
 
@@ -118,7 +118,7 @@ def check_changed(
     sanitizer: Sanitizer,
     pending: Mapping[Key, float],
     now: float,
-    tickets: Mapping[Key, Ticket],
+    tickets: Mapping[Key, OpenTicket],
 ) -> Step:
     """Check what an observation can change after `settled`, which covered the same invariants.
 
@@ -159,5 +159,5 @@ def check_changed(
     return Step(checked, by_key(found), looks, keys)
 
 
-def _id(ticket: Ticket) -> int:
+def _id(ticket: OpenTicket) -> int:
     return ticket.id

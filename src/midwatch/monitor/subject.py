@@ -13,10 +13,10 @@ from midwatch.errors import MidwatchError, StaleWatch, SubjectTaken
 from midwatch.lifecycle import Clock, first
 from midwatch.logs import Log
 from midwatch.model import (
-    UNDIAGNOSED,
     Json,
     Key,
     Observation,
+    OpenTicket,
     Severity,
     Ticket,
     Violation,
@@ -43,7 +43,13 @@ from midwatch.received import TakesAlerts
 from midwatch.redaction import Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.silences import Silencing, in_force, unusable
-from midwatch.store.protocol import Changes, Opening, SavedCycle, Store, Watch
+from midwatch.store.protocol import (
+    Changes,
+    Opening,
+    SavedCycle,
+    Store,
+    Watch,
+)
 from midwatch.store.shares_protocol import Unchanged
 from midwatch.subjects.base import Subject
 
@@ -87,7 +93,7 @@ class SubjectMonitor:
         self.links = links
         self.standstill = standstill
         self.invariants = {item.id: item for item in subject.invariants}
-        self.tickets: dict[Key, Ticket] = {}
+        self.tickets: dict[Key, OpenTicket] = {}
         self.pending: dict[Key, float] = {}
         self.silent: frozenset[Key] = frozenset()
         self.kind = str(getattr(subject, "kind", ""))
@@ -102,7 +108,7 @@ class SubjectMonitor:
         self._spoiled_since: float | None = None
         self._stuck: asyncio.Task[Poll] | None = None
         self._takes_alerts = isinstance(subject, TakesAlerts)
-        self._found: dict[Key, Ticket] = {}
+        self._found: dict[Key, int] = {}
         self.saver = saver
         self.watcher: str | None = None
 
@@ -139,16 +145,15 @@ class SubjectMonitor:
 
     async def _load(self) -> Watch:
         self._settled = None
-        self._watch = watch = await self.store.watch(self.subject.name, self.kind)
+        watch = await self.store.watch(self.subject.name, self.kind)
+        self._watch = replace(watch, tickets=())  # `self.tickets` has them
         known, self.tickets = self.tickets, by_key(watch.tickets)
         if self._takes_alerts:
             seen = {ticket.id for ticket in known.values()}
             self._found |= {
-                key: ticket
+                key: ticket.id
                 for key, ticket in self.tickets.items()
-                if ticket.id not in seen
-                and ticket.status in UNDIAGNOSED
-                and ticket.first_aid is None
+                if ticket.new and ticket.id not in seen
             }
         self._unavailable_for = Counter(watch.state.get(_UNSEEN, {}))
         self._set_time(watch.now)
@@ -425,7 +430,7 @@ class SubjectMonitor:
             unobservable=poll.observation is None,
             open=len(self.tickets),
             silenced=len(self.silent),
-            found=self._take_found(),
+            found=await self._take_found(),
         )
 
     def _keep_pending(self, step: Step) -> None:
@@ -482,7 +487,8 @@ class SubjectMonitor:
         self._watch = replace(
             watch, revision=saved.revision, state=state, failures=failures
         )
-        self._remember(poll, reconciled, saved.opened)
+        texts = bool(watch.silences or watch.silenced)
+        self._remember(poll, reconciled, saved.opened, texts)
         self._log_changes(poll, reconciled, saved.opened, changes.silenced)
         if changes.silenced or changes.audible:
             self._watch = None  # read again what is silent
@@ -500,7 +506,7 @@ class SubjectMonitor:
             resolved=len(changes.resolved),
             changed=changed,
             silenced=len(self.silent),
-            found=self._take_found(),
+            found=await self._take_found(),
         )
 
     async def _saved(self, changes: Changes, observed: Unchanged) -> SavedCycle:
@@ -536,11 +542,12 @@ class SubjectMonitor:
         )
         return replace(found, silent=safe)
 
-    def _take_found(self) -> tuple[Ticket, ...]:
+    async def _take_found(self) -> tuple[Ticket, ...]:
         """Return, once, the unresolved tickets that pushed alerts opened and that have no first aid."""
-        found = [one for key, one in self._found.items() if key in self.tickets]
+        ids = [id_ for key, id_ in self._found.items() if key in self.tickets]
         self._found = {}
-        return tuple(found)
+        found = await self.store.tickets_by_id(ids) if ids else {}
+        return tuple(found[id_] for id_ in ids if id_ in found)
 
     def _changed_since_baseline(self, now: Observation | None) -> str:
         baseline = self._baselines.oldest
@@ -593,7 +600,7 @@ class SubjectMonitor:
             await self.store.join(name, linked, self.settings.group_wait)
 
     def _remember(
-        self, poll: Poll, changes: Reconciled, opened: Iterable[Ticket]
+        self, poll: Poll, changes: Reconciled, opened: Iterable[Ticket], texts: bool
     ) -> None:
         """Update what is remembered between cycles from what was saved."""
         if poll.observation is not None:
@@ -603,7 +610,7 @@ class SubjectMonitor:
         for seen, some in ((False, changes.missing), (True, changes.returned)):
             for ticket in some:
                 self.tickets[ticket.key] = replace(ticket, seen=seen)
-        self.tickets |= by_key(opened)
+        self.tickets |= by_key(OpenTicket.of(one, texts) for one in opened)
 
     def _log_changes(
         self,
@@ -634,9 +641,9 @@ class SubjectMonitor:
                 by=one.held.by,
                 until=one.held.until and one.held.until.isoformat(),
             )
-        for ticket in reconciled.resolved:
-            self.log.info("ticket resolved", ticket=ticket.id, subject=name)
+        for id_ in _ids(reconciled.resolved):
+            self.log.info("ticket resolved", ticket=id_, subject=name)
 
 
-def _ids(tickets: Iterable[Ticket]) -> tuple[int, ...]:
+def _ids(tickets: Iterable[OpenTicket]) -> tuple[int, ...]:
     return tuple(ticket.id for ticket in tickets)

@@ -10,12 +10,26 @@ from sqlalchemy import bindparam, exists, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from midwatch.errors import StaleWatch, SubjectTaken
-from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, keepable
+from midwatch.model import (
+    Json,
+    Key,
+    OpenTicket,
+    Severity,
+    Ticket,
+    TicketStatus,
+    keepable,
+)
 from midwatch.store.deliveries import call_back
 from midwatch.store.engine import Transaction, audit_row, chunks
 from midwatch.store.memory import remember
-from midwatch.store.opening import insert_tickets, open_tickets
-from midwatch.store.protocol import Changes, Earlier, Opening, SavedCycle, Watch
+from midwatch.store.opened_tickets import insert_tickets, open_tickets
+from midwatch.store.protocol import (
+    Changes,
+    Earlier,
+    Opening,
+    SavedCycle,
+    Watch,
+)
 from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
@@ -52,20 +66,50 @@ def watch(tx: Transaction, subject: str, kind: str | None = None) -> Watch:
         return Watch(0, silences=silences, silences_revision=known, now=tx.now)
     if kind is not None and kind != row.kind:
         tx.execute(update(subjects).where(subjects.c.name == subject).values(kind=kind))
-    found = tx.all(
-        select_tickets()
-        .where(tickets.c.subject == subject, UNRESOLVED)
-        .order_by(tickets.c.id)
-    )
+    silenced = tuple(list_silenced(tx, subject))
     return Watch(
         row.revision,
-        tuple(map(ticket_of, found)),
+        _unresolved(tx, subject, texts=bool(silences or silenced)),
         row.state,
         row.failures,
         silences,
         known,
-        tuple(list_silenced(tx, subject)),
+        silenced,
         tx.now,
+    )
+
+
+_BRIEF = (
+    tickets.c.id,
+    tickets.c.invariant,
+    tickets.c.component,
+    tickets.c.severity,
+    tickets.c.held,
+    tickets.c.seen_cycle.is_not(None).label("seen"),
+    (WAITING & tickets.c.first_aid.is_(None)).label("new"),
+)
+
+
+def _unresolved(tx: Transaction, subject: str, texts: bool) -> tuple[OpenTicket, ...]:
+    """Return the unresolved tickets of a subject, read some at a time; with message and facts if `texts`."""
+    columns = (*_BRIEF, tickets.c.message, tickets.c.facts) if texts else _BRIEF
+    statement = (
+        select(*columns)
+        .where(tickets.c.subject == subject, UNRESOLVED)
+        .order_by(tickets.c.id)
+    )
+    rows: Any = tx.execute(statement)
+    severities = tuple(Severity)
+    names: dict[str, str] = {}
+    return tuple(
+        OpenTicket(
+            row[0],
+            Key(subject, names.setdefault(row[1], row[1]), row[2]),
+            severities[row[3]],
+            *row[4:],
+        )
+        for some in rows.partitions(1000)
+        for row in some
     )
 
 
